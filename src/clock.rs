@@ -1,0 +1,320 @@
+//! Time enters here: the wall and boot clocks, the clock of a store, and deadlines of waits.
+
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A TTL that never lapses.
+pub const FOREVER: Duration = Duration::MAX;
+
+/// No point in store time: "never".
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// Where an engine gets its time from.
+///
+/// Expiry is decided by the time that passed, measured by [`boot`](Clock::boot), so that steps of the wall clock have no
+/// effect. The wall clock is only shown to people, and bounds what counts between two opens.
+pub trait Clock: Debug + Send + Sync {
+    /// The wall clock.
+    fn wall(&self) -> SystemTime;
+
+    /// The time since the machine booted, suspends included; `None` where there is none, and then forward steps of the wall
+    /// clock count as time.
+    fn boot(&self) -> Option<BootTime> {
+        None
+    }
+}
+
+/// Time since boot, and which boot it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootTime {
+    /// Differs from boot to boot.
+    pub id: [u8; 16],
+    /// The time since that boot.
+    pub elapsed: Duration,
+}
+
+/// The clocks of the operating system: `CLOCK_REALTIME` and, on Linux, `CLOCK_BOOTTIME` with the kernel's boot id.
+/// Elsewhere each process counts as a boot of its own, measured by its monotonic clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place where the wall clock is read")]
+    fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn boot(&self) -> Option<BootTime> {
+        system_boot()
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn system_boot() -> Option<BootTime> {
+    static ID: OnceLock<Option<[u8; 16]>> = OnceLock::new();
+    let id = *ID.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        uuid::Uuid::parse_str(text.trim()).ok().map(uuid::Uuid::into_bytes)
+    });
+    // Without an id this process counts as a boot of its own: late at worst.
+    let id = id.unwrap_or_else(process_id);
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let elapsed = Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?);
+    Some(BootTime { id, elapsed })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn system_boot() -> Option<BootTime> {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(monotonic);
+    Some(BootTime { id: process_id(), elapsed: monotonic().saturating_duration_since(start) })
+}
+
+/// An id that no other process of this machine has at another time.
+fn process_id() -> [u8; 16] {
+    static ID: OnceLock<[u8; 16]> = OnceLock::new();
+    *ID.get_or_init(|| {
+        let started = SystemClock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        ((started.as_nanos() << 32) | u128::from(std::process::id())).to_le_bytes()
+    })
+}
+
+/// A clock that stands still until it is moved, for tests. Clones share the time.
+///
+/// ```
+/// # use oncekey::{Engine, ManualClock};
+/// # use std::time::Duration;
+/// let clock = ManualClock::new();
+/// let engine = Engine::options().clock(clock.clone()).temporary()?;
+/// clock.advance(Duration::from_secs(86_400));
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ManualClock(Arc<Mutex<Manual>>);
+
+#[derive(Debug)]
+struct Manual {
+    wall: SystemTime,
+    boot: BootTime,
+}
+
+impl Default for ManualClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ManualClock {
+    /// A clock at 2020-01-01 00:00 UTC, one hour after boot.
+    #[must_use]
+    pub fn new() -> Self {
+        let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_577_836_800);
+        let boot = BootTime { id: [0; 16], elapsed: Duration::from_secs(3600) };
+        Self(Arc::new(Mutex::new(Manual { wall, boot })))
+    }
+
+    /// Lets time pass, on the wall and since boot.
+    pub fn advance(&self, by: Duration) {
+        self.with(|now| {
+            now.wall = now.wall.checked_add(by).unwrap_or(now.wall);
+            now.boot.elapsed = now.boot.elapsed.saturating_add(by);
+        });
+    }
+
+    /// Sets the wall clock alone, as an operator or NTP would.
+    pub fn set_wall(&self, to: SystemTime) {
+        self.with(|now| now.wall = to);
+    }
+
+    /// Boots anew: another boot id, time since boot from zero. The wall clock stays.
+    pub fn reboot(&self) {
+        self.with(|now| {
+            let id = u128::from_le_bytes(now.boot.id).wrapping_add(1);
+            now.boot = BootTime { id: id.to_le_bytes(), elapsed: Duration::ZERO };
+        });
+    }
+
+    fn with<R>(&self, f: impl FnOnce(&mut Manual) -> R) -> R {
+        f(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+}
+
+impl Clock for ManualClock {
+    fn wall(&self) -> SystemTime {
+        self.with(|now| now.wall)
+    }
+
+    fn boot(&self) -> Option<BootTime> {
+        Some(self.with(|now| now.boot))
+    }
+}
+
+/// The monotonic clock, for waits only.
+#[expect(clippy::disallowed_methods, reason = "the one place where the monotonic clock is read")]
+pub(crate) fn monotonic() -> Instant {
+    Instant::now()
+}
+
+/// The absolute end of a wait; `None` is for ever, as is a timeout too large for an `Instant`.
+pub(crate) fn deadline(timeout: Duration) -> Option<Instant> {
+    monotonic().checked_add(timeout)
+}
+
+/// Milliseconds, rounded up so that nothing expires early; [`FOREVER`] is [`NEVER`].
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
+}
+
+pub(crate) fn wall_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(NEVER)
+}
+
+pub(crate) fn wall_time(millis: u64) -> SystemTime {
+    // A platform whose SystemTime ends earlier shows its epoch: display only.
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// A point of store time together with the clocks it was read from. It travels in every journal group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Anchor {
+    /// Store time in milliseconds.
+    pub(crate) store: u64,
+    /// Wall clock, milliseconds since 1970.
+    pub(crate) wall: u64,
+    pub(crate) boot_id: [u8; 16],
+    /// Time since boot in milliseconds.
+    pub(crate) boot: u64,
+}
+
+/// The clock that TTLs are measured by: milliseconds that never go back, across restarts and steps of the wall clock.
+///
+/// Expiring early runs an operation twice, expiring late costs bytes; so every doubt makes it slower, never faster.
+#[derive(Debug)]
+pub(crate) struct StoreClock {
+    clock: Arc<dyn Clock>,
+    base: u64,
+    origin: Origin,
+    highest: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Origin {
+    Boot(BootTime),
+    /// Wall milliseconds.
+    Wall(u64),
+}
+
+impl StoreClock {
+    /// Continues from `found`. Within one boot the lesser of boot time and wall time counts; across boots, wall time up to
+    /// `max_offline`.
+    pub(crate) fn start(clock: Arc<dyn Clock>, found: Anchor, max_offline: Duration) -> Self {
+        let wall = wall_millis(clock.wall());
+        let boot = clock.boot();
+        let wall_delta = wall.saturating_sub(found.wall);
+        let passed = match boot {
+            Some(now) if now.id == found.boot_id && duration_millis(now.elapsed) >= found.boot => {
+                wall_delta.min(duration_millis(now.elapsed) - found.boot)
+            }
+            // Another boot, a time namespace of its own, or no boot clock.
+            _ => wall_delta.min(duration_millis(max_offline)),
+        };
+        let base = found.store.saturating_add(passed).min(NEVER - 1);
+        let origin = boot.map_or(Origin::Wall(wall), Origin::Boot);
+        Self { clock, base, origin, highest: AtomicU64::new(base) }
+    }
+
+    /// Store time in milliseconds.
+    pub(crate) fn now(&self) -> u64 {
+        let passed = match &self.origin {
+            Origin::Boot(start) => self
+                .clock
+                .boot()
+                .filter(|now| now.id == start.id)
+                .map_or(0, |now| duration_millis(now.elapsed.saturating_sub(start.elapsed))),
+            Origin::Wall(start) => wall_millis(self.clock.wall()).saturating_sub(*start),
+        };
+        // One below "never", so that a clock gone mad cannot expire what never expires.
+        let now = self.base.saturating_add(passed).min(NEVER - 1);
+        self.highest.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+
+    pub(crate) fn wall(&self) -> u64 {
+        wall_millis(self.clock.wall())
+    }
+
+    pub(crate) fn anchor(&self) -> Anchor {
+        // Store time is read first and the others are rounded up, so that what passes in between is lost, not counted twice.
+        let store = self.now();
+        let boot = self.clock.boot().unwrap_or(BootTime { id: [0; 16], elapsed: Duration::ZERO });
+        let wall = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Anchor { store, wall: millis(wall), boot_id: boot.id, boot: millis(boot.elapsed) }
+    }
+}
+
+fn duration_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(NEVER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn start(clock: &ManualClock, found: Anchor, max_offline: Duration) -> StoreClock {
+        StoreClock::start(Arc::new(clock.clone()), found, max_offline)
+    }
+
+    #[test]
+    fn steps_of_the_wall_clock_have_no_effect() {
+        let clock = ManualClock::new();
+        let store = start(&clock, Anchor::default(), Duration::ZERO);
+        let before = store.now();
+        clock.set_wall(clock.wall() + DAY);
+        assert_eq!(store.now(), before);
+        clock.set_wall(SystemTime::UNIX_EPOCH);
+        assert_eq!(store.now(), before);
+        clock.advance(Duration::from_millis(7));
+        assert_eq!(store.now(), before + 7);
+    }
+
+    #[test]
+    fn between_two_opens_of_one_boot_the_lesser_clock_counts() {
+        let clock = ManualClock::new();
+        let anchor = start(&clock, Anchor::default(), Duration::ZERO).anchor();
+        clock.advance(Duration::from_millis(50));
+        assert_eq!(start(&clock, anchor, Duration::ZERO).now(), anchor.store + 50);
+        clock.set_wall(SystemTime::UNIX_EPOCH);
+        assert_eq!(start(&clock, anchor, Duration::ZERO).now(), anchor.store);
+    }
+
+    #[test]
+    fn across_boots_time_counts_up_to_max_offline() {
+        let clock = ManualClock::new();
+        let anchor = start(&clock, Anchor::default(), Duration::ZERO).anchor();
+        clock.reboot();
+        clock.set_wall(clock.wall() + DAY);
+        assert_eq!(start(&clock, anchor, Duration::ZERO).now(), anchor.store);
+        assert_eq!(start(&clock, anchor, Duration::from_secs(5)).now(), anchor.store + 5000);
+        assert_eq!(start(&clock, anchor, 2 * DAY).now(), anchor.store + 86_400_000);
+    }
+
+    #[test]
+    fn never_is_never_reached() {
+        let found = Anchor { store: NEVER - 3, ..Anchor::default() };
+        let clock = ManualClock::new();
+        let store = start(&clock, found, Duration::ZERO);
+        clock.advance(DAY);
+        assert_eq!(store.now(), NEVER - 1);
+    }
+
+    #[test]
+    fn milliseconds_round_up_and_forever_saturates() {
+        assert_eq!(millis(Duration::from_nanos(1)), 1);
+        assert_eq!(millis(Duration::from_millis(3)), 3);
+        assert_eq!(millis(FOREVER), NEVER);
+    }
+}

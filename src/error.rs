@@ -1,0 +1,134 @@
+//! The one error of this crate.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The result of most calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, as one cheap-to-clone value.
+///
+/// Expected answers of the protocol (in progress, mismatch, timed out, …) are values, never errors.
+/// An `Error` says that a call could not do its work; [`kind`](Error::kind) says what to do next.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    io_kind: Option<io::ErrorKind>,
+}
+
+/// What a caller does next about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A key is empty, too long or malformed. Refuse the request; nothing changed.
+    InvalidKey,
+    /// A manager, table, context or recovery-point name is not allowed. Fix the program.
+    InvalidName,
+    /// An option or an argument has a value that is not allowed. Fix the program.
+    InvalidOptions,
+    /// A value is over a limit. Store less, or raise the limit; nothing changed.
+    TooLarge,
+    /// Another process, or this one, has the store open. Stop it, or wait until it has ended.
+    StoreInUse,
+    /// The engine was closed. Open it again.
+    Closed,
+    /// An earlier write or sync failed and nothing can be promised any more, not even for reads. Stop the process, look at
+    /// the disk, start again: what was answered before is there.
+    Poisoned,
+    /// The operating system refused a read, a write or a directory.
+    Io,
+    /// There is no room for the journal to grow. Make room and call again; nothing changed.
+    Full,
+    /// What is on disk is damaged. Nothing was guessed and nothing was changed: restore it, or look at it with the tools.
+    Corrupt,
+    /// The directory is not a store, or one of a newer format. Check the path and the version of this crate.
+    UnsupportedFormat,
+    /// A value could not be encoded, or not be read back as it was. Nothing was stored; fix the type, or wrap it in `Json`.
+    Codec,
+    /// A record or a manager is used with other types or another schema than it was made with. Fix the program or migrate.
+    TypeMismatch,
+    /// The claim no longer owns its record: it ended otherwise, or another claim took over. Do not act on it; read the record.
+    ClaimLost,
+    /// A by-key call on a record that a live [`Claim`](crate::Claim) or process owns. Use the claim, or wait for its end.
+    OwnedByClaim,
+    /// There is no such record.
+    NotFound,
+    /// The record is not in progress, so it cannot be ended or changed so.
+    NotInProgress,
+    /// Only an interrupted record can be resolved.
+    NotInterrupted,
+    /// More than one record matches.
+    Ambiguous,
+    /// A transaction met others too often. Run it again.
+    Conflict,
+    /// A call into the engine from inside a transaction's closure. Fix the program.
+    InsideTransaction,
+    /// No stage is known for the record's recovery point. Fix the program or resolve the record.
+    UnknownRecoveryPoint,
+    /// A stage ended without an advance. Fix the stage.
+    Stalled,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner { kind, message: message.into(), io_kind: None }))
+    }
+
+    /// `action` is a verb with what it concerns, e.g. "write journal segment".
+    pub(crate) fn io(action: &str, path: &Path, cause: &io::Error) -> Self {
+        Self::io_as(ErrorKind::Io, action, path, cause)
+    }
+
+    pub(crate) fn io_as(kind: ErrorKind, action: &str, path: &Path, cause: &io::Error) -> Self {
+        let message = format!("{action} {}: {cause}", path.display());
+        Self(Arc::new(Inner { kind, message, io_kind: Some(cause.kind()) }))
+    }
+
+    /// The same cause under another kind, with a prefix that says what it means now.
+    pub(crate) fn wrap(&self, kind: ErrorKind, prefix: &str) -> Self {
+        Self(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), io_kind: self.0.io_kind }))
+    }
+
+    /// What the caller does next.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The operating system's kind of error, where it was one.
+    #[must_use]
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.0.io_kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {})", self.0.kind, self.0.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = error.io_kind().unwrap_or(match error.kind() {
+            ErrorKind::InvalidKey | ErrorKind::InvalidName | ErrorKind::InvalidOptions => io::ErrorKind::InvalidInput,
+            ErrorKind::Corrupt | ErrorKind::UnsupportedFormat | ErrorKind::Codec => io::ErrorKind::InvalidData,
+            ErrorKind::NotFound => io::ErrorKind::NotFound,
+            _ => io::ErrorKind::Other,
+        });
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,85 @@
+//! What happens in an engine, told to whoever listens.
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::Mutex;
+
+use crate::error::Error;
+use crate::record::RecordInfo;
+use crate::stats::Counter;
+
+/// How many events a subscriber's queue holds; what comes when it is full is dropped and counted.
+pub const EVENT_QUEUE: usize = 1024;
+
+/// Something that happened. Told after it is durable and with no lock held.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A claim was made.
+    Began(RecordInfo),
+    /// A stored outcome was given as an answer.
+    Replayed(RecordInfo),
+    /// A claim ended, or an operator settled a record; see its [`status`](RecordInfo::status).
+    Ended(RecordInfo),
+    /// Records were found past their TTL and deleted.
+    Expired {
+        /// How many.
+        count: u64,
+    },
+    /// A compaction ended.
+    Compacted(Compacted),
+    /// The engine can promise nothing any more.
+    Poisoned(Error),
+}
+
+/// What a compaction did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Compacted {
+    /// Records deleted.
+    pub removed: u64,
+    /// Encoded bytes of their outcomes.
+    pub bytes: u64,
+    /// How long it took.
+    pub took: std::time::Duration,
+}
+
+/// The subscribers. Each has a queue of its own: two receivers of one channel would get half each.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    subscribers: Mutex<Vec<Sender<Event>>>,
+    dropped: Counter,
+}
+
+impl Hub {
+    pub(crate) fn subscribe(&self) -> Receiver<Event> {
+        let (sender, receiver) = crossbeam_channel::bounded(EVENT_QUEUE);
+        self.subscribers.lock().push(sender);
+        receiver
+    }
+
+    /// Makes the event only if somebody listens.
+    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+        let mut subscribers = self.subscribers.lock();
+        if subscribers.is_empty() {
+            return;
+        }
+        let event = event();
+        subscribers.retain(|subscriber| match subscriber.try_send(event.clone()) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                self.dropped.add(1);
+                true
+            }
+            Err(TrySendError::Disconnected(_)) => false,
+        });
+    }
+
+    /// Ends every subscription: receivers see the channel disconnect once they have read what is in it.
+    pub(crate) fn close(&self) {
+        self.subscribers.lock().clear();
+    }
+
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.get()
+    }
+}

@@ -1,0 +1,551 @@
+//! Group commit: many commits, one sync. Knows no key, record or store.
+//!
+//! Commits fill one group under a short lock. One writer takes what is filled, writes and syncs it, and publishes its number;
+//! meanwhile the next group fills. There are never more than two groups that somebody can wait for, the one being synced and
+//! the one being filled, so two condition variables, by parity of the number, let a sync wake only its own. The shape is that
+//! of okaywal's `log_file.rs` with the leader made a thread, so that no caller's early return can leave others asleep.
+//!
+//! The group also accounts for room, so that a commit is refused before it changes anything: in the region that is being
+//! written, in a spare region that somebody prepares ahead, and in what may lie unapplied behind the sync.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::stats::Counter;
+
+/// Fixed properties of a group.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// Bytes that a group of so many payload bytes takes in its region.
+    pub(crate) sized: fn(u64) -> u64,
+    /// Room in a region that only exempt commits may use.
+    pub(crate) reserve: u64,
+    /// Payload bytes that may be committed and not applied.
+    pub(crate) max_unapplied: u64,
+    /// Payload bytes that may be committed since the last checkpoint.
+    pub(crate) max_unchecked: u64,
+    /// How long after its first commit a group is taken; `None` is at once.
+    pub(crate) interval: Option<Duration>,
+    /// How long a call waits for the disk.
+    pub(crate) timeout: Duration,
+    /// How long the writer sleeps when nothing is committed.
+    pub(crate) idle: Duration,
+}
+
+/// `C` is what travels with a frame to whoever applies it, `S` a spare region.
+#[derive(Debug)]
+pub(crate) struct Group<C, S> {
+    config: Config,
+    state: Mutex<State<C, S>>,
+    /// Something was committed, or is wanted sooner, or the end has come.
+    work_arrived: Condvar,
+    /// There is more room than before, or it was refused.
+    room_changed: Condvar,
+    /// A spare region is wanted.
+    spare_wanted: Condvar,
+    /// Held only to check `durable` before parking: the commit lock stays out of the way of those who are woken.
+    waiters: Mutex<()>,
+    synced: [Condvar; 2],
+    /// The last group that is durable.
+    durable: AtomicU64,
+    poison: OnceLock<Error>,
+    on_poison: OnceLock<OnPoison>,
+    pub(crate) waits: Counter,
+}
+
+struct OnPoison(Box<dyn Fn(&Error) + Send + Sync>);
+
+impl std::fmt::Debug for OnPoison {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnPoison")
+    }
+}
+
+/// Who wants to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entrant {
+    /// Waits for room, leaves the reserve.
+    User,
+    /// Gives something up and must not wait: may use the reserve, and is `Full` beyond.
+    GivingUp,
+    /// The store itself: as above, and let in while it closes.
+    Store,
+}
+
+#[derive(Debug)]
+struct State<C, S> {
+    /// The number of the group that is being filled.
+    filling: u64,
+    next_frame: u64,
+    payload: Vec<u8>,
+    frames: Vec<C>,
+    /// When the group that is being filled got its first frame; only kept where an interval counts from it.
+    since: Option<Instant>,
+    /// Somebody waits for the group that is being filled.
+    urgent: bool,
+    phase: Phase,
+    /// Room in the current region behind the last group taken.
+    region: u64,
+    spare: Option<(u64, S)>,
+    /// The size of the spare region that is wanted, 0 if none is.
+    wanted: u64,
+    refusals: u64,
+    refused: Option<Error>,
+    unapplied: u64,
+    /// The last group that was applied.
+    applied: u64,
+    /// Payload bytes ever committed, and those up to the last checkpoint.
+    committed: u64,
+    checked: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Only exempt commits are let in.
+    Closing,
+    /// The writer was told that no user's commit will come.
+    Draining,
+    /// Nothing is let in.
+    Closed,
+}
+
+/// What the writer is to do.
+#[derive(Debug)]
+pub(crate) enum Work<C, S> {
+    Write(Batch<C>, Place<S>),
+    /// Nothing was committed for a long time.
+    Idle,
+    /// Every user's commit was taken. Told once.
+    Draining,
+    /// Nothing will come any more.
+    Ended,
+}
+
+/// A group that is full of frames.
+#[derive(Debug)]
+pub(crate) struct Batch<C> {
+    pub(crate) group: u64,
+    pub(crate) first_frame: u64,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) frames: Vec<C>,
+}
+
+/// Where a group goes.
+#[derive(Debug)]
+pub(crate) enum Place<S> {
+    Current,
+    /// This region becomes the current one.
+    Next(S),
+}
+
+/// The right to commit one frame, with the commit lock held: short.
+#[derive(Debug)]
+pub(crate) struct Admission<'a, C, S> {
+    group: &'a Group<C, S>,
+    state: MutexGuard<'a, State<C, S>>,
+}
+
+impl<C, S> Admission<'_, C, S> {
+    /// The number that the frame will have.
+    pub(crate) fn number(&self) -> u64 {
+        self.state.next_frame
+    }
+
+    /// The group that it will be in.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.state.filling
+    }
+
+    /// Puts the frame into the group.
+    pub(crate) fn commit(mut self, bytes: &[u8], frame: C) -> u64 {
+        let state = &mut *self.state;
+        let was_empty = state.frames.is_empty();
+        state.payload.extend_from_slice(bytes);
+        state.frames.push(frame);
+        state.next_frame = state.next_frame.saturating_add(1);
+        state.committed += bytes.len() as u64;
+        state.unapplied += bytes.len() as u64;
+        if was_empty {
+            state.since = self.group.config.interval.map(|_| clock::monotonic());
+            self.group.work_arrived.notify_one();
+        }
+        state.filling
+    }
+}
+
+impl<C, S> Group<C, S> {
+    /// `durable` is the last group there is, `region` the room behind it.
+    pub(crate) fn new(config: Config, durable: u64, next_frame: u64, region: u64) -> Self {
+        let state = State {
+            filling: durable + 1,
+            next_frame,
+            payload: Vec::new(),
+            frames: Vec::new(),
+            since: None,
+            urgent: false,
+            phase: Phase::Open,
+            region,
+            spare: None,
+            wanted: 1,
+            refusals: 0,
+            refused: None,
+            unapplied: 0,
+            applied: durable,
+            committed: 0,
+            checked: 0,
+        };
+        Self {
+            config,
+            state: Mutex::new(state),
+            work_arrived: Condvar::new(),
+            room_changed: Condvar::new(),
+            spare_wanted: Condvar::new(),
+            waiters: Mutex::new(()),
+            synced: [Condvar::new(), Condvar::new()],
+            durable: AtomicU64::new(durable),
+            poison: OnceLock::new(),
+            on_poison: OnceLock::new(),
+            waits: Counter::default(),
+        }
+    }
+
+    /// Waits until a frame of `len` bytes has room, and takes the commit lock.
+    pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
+        let len = len as u64;
+        let exempt = who != Entrant::User;
+        let reserve = if exempt { 0 } else { self.config.reserve };
+        let mut state = self.state.lock();
+        let mut deadline = None;
+        let refusals = state.refusals;
+        loop {
+            self.check()?;
+            if state.phase == Phase::Closed || (state.phase != Phase::Open && who != Entrant::Store) {
+                return Err(closed());
+            }
+            let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.room();
+            if fits && (exempt || self.has_credit(&state)) {
+                return Ok(Admission { group: self, state });
+            }
+            if !fits {
+                self.want_spare(&mut state, (self.config.sized)(len) + self.config.reserve);
+                if who == Entrant::GivingUp || state.refusals != refusals {
+                    let why = state.refused.clone();
+                    return Err(why.unwrap_or_else(|| Error::new(ErrorKind::Full, "the journal has no room left")));
+                }
+            }
+            let until = *deadline.get_or_insert_with(|| clock::deadline(self.config.timeout));
+            if wait_until(&self.room_changed, &mut state, until) {
+                drop(state);
+                return Err(self.poison(stalled("a commit waited for room", self.config.timeout)));
+            }
+        }
+    }
+
+    /// Runs with the commit lock held: short, and without a call that could wait.
+    pub(crate) fn exclusive<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _state = self.state.lock();
+        f()
+    }
+
+    fn has_credit(&self, state: &State<C, S>) -> bool {
+        state.unapplied < self.config.max_unapplied && state.committed - state.checked < self.config.max_unchecked
+    }
+
+    fn want_spare(&self, state: &mut State<C, S>, need: u64) {
+        if state.spare.as_ref().is_none_or(|(size, _)| *size < need) && state.wanted < need {
+            state.wanted = need;
+            self.spare_wanted.notify_one();
+        }
+    }
+
+    /// For the writer: the next group, as soon as there is one.
+    pub(crate) fn take(&self) -> Work<C, S> {
+        let mut state = self.state.lock();
+        let idle_until = clock::deadline(self.config.idle);
+        loop {
+            if self.poison.get().is_some() {
+                return Work::Ended;
+            }
+            if state.frames.is_empty() {
+                match state.phase {
+                    Phase::Closing => {
+                        state.phase = Phase::Draining;
+                        return Work::Draining;
+                    }
+                    Phase::Closed => return Work::Ended,
+                    Phase::Open | Phase::Draining => {}
+                }
+                if wait_until(&self.work_arrived, &mut state, idle_until) {
+                    return Work::Idle;
+                }
+                continue;
+            }
+            let due = state.since.and_then(|since| since.checked_add(self.config.interval?));
+            let waits = due.is_some() && !state.urgent && state.phase == Phase::Open;
+            let full = state.payload.len() as u64 >= self.config.max_unapplied / 4;
+            if !waits || full || wait_until(&self.work_arrived, &mut state, due) {
+                if let Some(work) = self.take_filled(&mut state) {
+                    return work;
+                }
+                drop(state);
+                // `admit` lets nothing in that has no room.
+                self.poison(Error::new(ErrorKind::Poisoned, "a journal group has no room although it was accepted"));
+                return Work::Ended;
+            }
+        }
+    }
+
+    fn take_filled(&self, state: &mut State<C, S>) -> Option<Work<C, S>> {
+        let need = (self.config.sized)(state.payload.len() as u64);
+        let place = if need <= state.region {
+            state.region -= need;
+            Place::Current
+        } else if let Some((size, spare)) = state.spare.take() {
+            state.region = size.saturating_sub(need);
+            self.want_spare(state, 1);
+            Place::Next(spare)
+        } else {
+            return None;
+        };
+        let frames = std::mem::take(&mut state.frames);
+        let batch = Batch {
+            group: state.filling,
+            first_frame: state.next_frame - frames.len() as u64,
+            payload: std::mem::take(&mut state.payload),
+            frames,
+        };
+        state.filling += 1;
+        state.urgent = false;
+        state.since = None;
+        self.room_changed.notify_all();
+        Some(Work::Write(batch, place))
+    }
+
+    /// For the writer: the anchor group of an idle store, if it fits; it has no frames.
+    pub(crate) fn take_empty(&self) -> Option<Batch<C>> {
+        let mut state = self.state.lock();
+        let need = (self.config.sized)(0);
+        if !state.frames.is_empty() || need > state.region {
+            return None;
+        }
+        state.region -= need;
+        let batch =
+            Batch { group: state.filling, first_frame: state.next_frame, payload: Vec::new(), frames: Vec::new() };
+        state.filling += 1;
+        Some(batch)
+    }
+
+    /// For the writer: everything up to `group` is durable.
+    pub(crate) fn publish(&self, group: u64) {
+        self.durable.store(group, Ordering::Release);
+        // Whoever saw the old number holds this lock until it is parked.
+        drop(self.waiters.lock());
+        self.condvar(group).notify_all();
+    }
+
+    /// Waits until `group` is durable.
+    pub(crate) fn wait(&self, group: u64) -> Result<()> {
+        if self.is_durable(group) {
+            return self.check();
+        }
+        if self.config.interval.is_some() {
+            let mut state = self.state.lock();
+            if state.filling == group {
+                state.urgent = true;
+                self.work_arrived.notify_one();
+            }
+        }
+        self.waits.add(1);
+        let deadline = clock::deadline(self.config.timeout);
+        let mut waiters = self.waiters.lock();
+        loop {
+            self.check()?;
+            if self.is_durable(group) {
+                return Ok(());
+            }
+            if wait_until(self.condvar(group), &mut waiters, deadline) && !self.is_durable(group) {
+                drop(waiters);
+                return Err(self.poison(stalled("a commit waited for its sync", self.config.timeout)));
+            }
+        }
+    }
+
+    pub(crate) fn is_durable(&self, group: u64) -> bool {
+        self.durable.load(Ordering::Acquire) >= group
+    }
+
+    /// The newest group that has a frame, for those who want everything durable.
+    pub(crate) fn newest(&self) -> u64 {
+        let state = self.state.lock();
+        if state.frames.is_empty() { state.filling - 1 } else { state.filling }
+    }
+
+    /// A group with so many payload bytes was applied.
+    pub(crate) fn applied(&self, group: u64, bytes: u64) {
+        let mut state = self.state.lock();
+        state.unapplied = state.unapplied.saturating_sub(bytes);
+        state.applied = group;
+        self.room_changed.notify_all();
+    }
+
+    /// Waits until `group` is applied.
+    pub(crate) fn wait_applied(&self, group: u64) -> Result<()> {
+        self.wait(group)?;
+        let deadline = clock::deadline(self.config.timeout);
+        let mut state = self.state.lock();
+        while state.applied < group {
+            self.check()?;
+            if state.phase == Phase::Closed {
+                return Err(closed());
+            }
+            if wait_until(&self.room_changed, &mut state, deadline) && state.applied < group {
+                drop(state);
+                return Err(self.poison(stalled("a group waited to be applied", self.config.timeout)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Payload bytes ever committed: take it, make a checkpoint of at least that, then call [`Self::checkpointed`].
+    pub(crate) fn committed(&self) -> u64 {
+        self.state.lock().committed
+    }
+
+    pub(crate) fn checkpointed(&self, committed: u64) {
+        let mut state = self.state.lock();
+        state.checked = state.checked.max(committed);
+        self.room_changed.notify_all();
+    }
+
+    pub(crate) fn unapplied(&self) -> u64 {
+        self.state.lock().unapplied
+    }
+
+    /// For whoever prepares spare regions: the size that is wanted, at least; `None` at the end.
+    pub(crate) fn wait_wanted(&self) -> Option<u64> {
+        let mut state = self.state.lock();
+        loop {
+            if state.phase == Phase::Closed || self.poison.get().is_some() {
+                return None;
+            }
+            if state.wanted > 0 {
+                return Some(state.wanted);
+            }
+            self.spare_wanted.wait(&mut state);
+        }
+    }
+
+    /// A spare region, or why there is none. Gives back the one it replaces, or itself if a larger one is there.
+    pub(crate) fn offer(&self, offer: Result<(u64, S)>) -> Option<S> {
+        let mut state = self.state.lock();
+        state.wanted = 0;
+        let unused = match offer {
+            Ok((size, spare)) if state.spare.as_ref().is_none_or(|(old, _)| *old < size) => {
+                state.spare.replace((size, spare)).map(|(_, old)| old)
+            }
+            Ok((_, spare)) => Some(spare),
+            Err(error) => {
+                state.refusals += 1;
+                state.refused = Some(error);
+                None
+            }
+        };
+        self.room_changed.notify_all();
+        unused
+    }
+
+    /// Lets no user's commit in any more; those that wait for room get `Closed`.
+    pub(crate) fn close(&self) {
+        self.set_phase(Phase::Closing);
+    }
+
+    /// Lets nothing in; the writer ends when it has written what there is.
+    pub(crate) fn end(&self) {
+        self.set_phase(Phase::Closed);
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        let mut state = self.state.lock();
+        state.phase = phase;
+        self.notify_everything();
+    }
+
+    /// Called once, with no lock held, when the group is poisoned.
+    pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
+        // Set once, at open.
+        let _ = self.on_poison.set(OnPoison(Box::new(f)));
+    }
+
+    /// The first error stays, and is what every call gets from now on. Returns it.
+    pub(crate) fn poison(&self, error: Error) -> Error {
+        let mut is_first = false;
+        let first = self.poison.get_or_init(|| {
+            is_first = true;
+            match error.kind() {
+                ErrorKind::Poisoned => error,
+                _ => error.wrap(ErrorKind::Poisoned, "the engine is poisoned"),
+            }
+        });
+        let state = self.state.lock();
+        self.notify_everything();
+        drop(state);
+        drop(self.waiters.lock());
+        for condvar in &self.synced {
+            condvar.notify_all();
+        }
+        if is_first {
+            if let Some(tell) = self.on_poison.get() {
+                (tell.0)(first);
+            }
+        }
+        first.clone()
+    }
+
+    fn notify_everything(&self) {
+        self.work_arrived.notify_all();
+        self.room_changed.notify_all();
+        self.spare_wanted.notify_all();
+    }
+
+    /// `Poisoned` once anything went wrong for good.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.poison.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    fn condvar(&self, group: u64) -> &Condvar {
+        let [even, odd] = &self.synced;
+        if group % 2 == 0 { even } else { odd }
+    }
+}
+
+impl<C, S> State<C, S> {
+    /// Room for the group that is being filled: it goes behind the last one, or into the spare region.
+    fn room(&self) -> u64 {
+        self.region.max(self.spare.as_ref().map_or(0, |(size, _)| *size))
+    }
+}
+
+/// Whether the deadline has passed; `None` is never.
+fn wait_until<T>(condvar: &Condvar, guard: &mut MutexGuard<'_, T>, deadline: Option<Instant>) -> bool {
+    match deadline {
+        Some(deadline) => condvar.wait_until(guard, deadline).timed_out(),
+        None => {
+            condvar.wait(guard);
+            false
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the engine is closed")
+}
+
+fn stalled(what: &str, timeout: Duration) -> Error {
+    Error::new(ErrorKind::Poisoned, format!("the engine is poisoned: {what} for {timeout:?}"))
+}

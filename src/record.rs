@@ -1,0 +1,264 @@
+//! A record as it is stored, and as it is shown.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{NEVER, wall_time};
+use crate::context::Context;
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::options::OnInterrupted;
+use crate::value::Value;
+
+/// The recovery point of a record at which no stage has ended yet.
+pub const STARTED: &str = "started";
+/// The recovery point of a record that has succeeded or failed.
+pub const FINISHED: &str = "finished";
+
+/// In an image that is about to be committed: the number of the frame that will carry it.
+pub(crate) const THIS_FRAME: u64 = 0;
+
+/// The state of a record, as any reader sees it now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Status {
+    /// A live owner of this process is at work.
+    InProgress,
+    /// It ended with a value, which is replayed until its TTL.
+    Succeeded,
+    /// It ended with a failure, which is replayed until its TTL.
+    Failed,
+    /// Its owner gave it up, saying that nothing happened: the next `begin` runs it.
+    Released,
+    /// Its owner ended without an answer: it is not known whether the operation happened.
+    Interrupted,
+}
+
+/// Why a record was interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Interruption {
+    /// The process that owned it ended.
+    ProcessEnded,
+    /// Its claim was dropped.
+    Dropped,
+    /// A panic unwound through its claim.
+    Panicked,
+    /// Its owner said so: [`Claim::interrupt`](crate::Claim::interrupt), or `execute` with
+    /// [`OnError::Interrupt`](crate::OnError::Interrupt).
+    Reported,
+}
+
+/// All of a record. One image replaces another whole; nothing is ever changed in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) state: Status,
+    /// Begun by `initiate`: owned by the process, not by a claim.
+    pub(crate) by_key: bool,
+    /// Of the last attempt that was interrupted.
+    pub(crate) interruption: Option<Interruption>,
+    pub(crate) policy: OnInterrupted,
+    pub(crate) schema: u32,
+    pub(crate) attempt: u32,
+    /// Number of the frame that started this life of the key.
+    pub(crate) generation: u64,
+    /// Number of the frame that carries this image.
+    pub(crate) revision: u64,
+    /// Fencing token: number of the frame that made the current or last claim.
+    pub(crate) token: u64,
+    /// Wall clock, milliseconds since 1970: for people.
+    pub(crate) created_at: u64,
+    pub(crate) updated_at: u64,
+    /// Store time of this image.
+    pub(crate) updated: u64,
+    /// Store time at which it is absent, or [`NEVER`].
+    pub(crate) expires: u64,
+    /// Milliseconds, [`NEVER`] for ever.
+    pub(crate) success_ttl: u64,
+    pub(crate) failure_ttl: u64,
+    pub(crate) unfinished_ttl: u64,
+    pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) context: Context,
+    pub(crate) recovery_point: String,
+    pub(crate) checkpoint: Option<Value>,
+    /// Length of the encoded outcome.
+    pub(crate) outcome_len: u32,
+    /// The encoded outcome; `None` where there is none, and where only the head was read.
+    pub(crate) outcome: Option<Value>,
+}
+
+/// What the rules look at besides a record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Now {
+    /// Store time.
+    pub(crate) store: u64,
+    /// Wall clock, milliseconds since 1970.
+    pub(crate) wall: u64,
+    /// The first frame number of this open: an owner with a lower token is dead.
+    pub(crate) first: u64,
+    /// Store time of this open.
+    pub(crate) opened: u64,
+}
+
+impl Image {
+    /// The status for a reader: a record in progress whose owner is dead is interrupted, an expired one is absent.
+    pub(crate) fn seen(&self, now: &Now) -> Option<(Status, Option<Interruption>)> {
+        if self.expires_at(now) <= now.store {
+            return None;
+        }
+        if self.state == Status::InProgress && self.token < now.first {
+            return Some((Status::Interrupted, Some(Interruption::ProcessEnded)));
+        }
+        let interruption = (self.state != Status::Succeeded && self.state != Status::Failed).then_some(self.interruption);
+        Some((self.state, interruption.flatten()))
+    }
+
+    /// Store time at which it is absent. What is in progress and alive never is.
+    pub(crate) fn expires_at(&self, now: &Now) -> u64 {
+        if self.state != Status::InProgress {
+            self.expires
+        } else if self.token < now.first {
+            // When its process died is not known; this open is the latest it can have been.
+            self.updated.max(now.opened).saturating_add(self.unfinished_ttl)
+        } else {
+            NEVER
+        }
+    }
+}
+
+/// What is known of a record, without its outcome.
+///
+/// A snapshot: it does not change when the record does.
+#[derive(Clone)]
+pub struct RecordInfo(Arc<Shown>);
+
+struct Shown {
+    manager: Arc<str>,
+    key: Key,
+    image: Arc<Image>,
+    status: Status,
+    interruption: Option<Interruption>,
+    expires_at: Option<SystemTime>,
+}
+
+impl RecordInfo {
+    /// `None` if the record is absent at `now`.
+    pub(crate) fn new(manager: &Arc<str>, key: &Key, image: &Arc<Image>, now: &Now) -> Option<Self> {
+        let (status, interruption) = image.seen(now)?;
+        let expires = image.expires_at(now);
+        let expires_at = (expires != NEVER).then(|| wall_time(now.wall.saturating_add(expires - now.store.min(expires))));
+        let (manager, key, image) = (Arc::clone(manager), key.clone(), Arc::clone(image));
+        Some(Self(Arc::new(Shown { manager, key, image, status, interruption, expires_at })))
+    }
+
+    pub(crate) fn image(&self) -> &Arc<Image> {
+        &self.0.image
+    }
+
+    /// The name of its manager.
+    #[must_use]
+    pub fn manager(&self) -> &str {
+        &self.0.manager
+    }
+
+    /// The whole key, the scope included.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    /// Its state when this was read.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.0.status
+    }
+
+    /// Which life of the key this is: unique, and larger for a later one.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.0.image.generation
+    }
+
+    /// How many claims this generation has had, from 1; 0 if it was only created.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.image.attempt
+    }
+
+    /// The policy that was fixed when this generation started.
+    #[must_use]
+    pub fn policy(&self) -> OnInterrupted {
+        self.0.image.policy
+    }
+
+    /// Why the record is interrupted; of a released record or one in progress, why its last attempt was.
+    #[must_use]
+    pub fn interruption(&self) -> Option<Interruption> {
+        self.0.interruption
+    }
+
+    /// What "the same request" means.
+    #[must_use]
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.0.image.fingerprint
+    }
+
+    /// The facts kept with it.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.0.image.context
+    }
+
+    /// The last stage that ended.
+    #[must_use]
+    pub fn recovery_point(&self) -> &str {
+        &self.0.image.recovery_point
+    }
+
+    /// What the last stage kept for the next.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&[u8]> {
+        self.0.image.checkpoint.as_deref()
+    }
+
+    /// When this generation started, by the wall clock.
+    #[must_use]
+    pub fn created_at(&self) -> SystemTime {
+        wall_time(self.0.image.created_at)
+    }
+
+    /// When the record last changed, by the wall clock.
+    #[must_use]
+    pub fn updated_at(&self) -> SystemTime {
+        wall_time(self.0.image.updated_at)
+    }
+
+    /// When it will be absent, by the wall clock as it was when this was read; `None` is never.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.0.expires_at
+    }
+
+    /// The length of the encoded outcome, 0 if there is none.
+    #[must_use]
+    pub fn outcome_bytes(&self) -> u64 {
+        u64::from(self.0.image.outcome_len)
+    }
+}
+
+impl fmt::Debug for RecordInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordInfo")
+            .field("manager", &self.manager())
+            .field("key", &self.key())
+            .field("status", &self.status())
+            .field("generation", &self.generation())
+            .field("attempt", &self.attempt())
+            .field("interruption", &self.interruption())
+            .field("recovery_point", &self.recovery_point())
+            .field("outcome_bytes", &self.outcome_bytes())
+            .finish_non_exhaustive()
+    }
+}

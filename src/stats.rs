@@ -1,0 +1,70 @@
+//! What an engine counts.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// A reading of an engine's counters and gauges, since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Frames committed.
+    pub commits: u64,
+    /// Commits refused because a key had changed since it was read; each was decided anew.
+    pub conflicts: u64,
+    /// Groups written to the journal: each holds the commits that shared one sync.
+    pub groups: u64,
+    /// Syncs of the journal.
+    pub syncs: u64,
+    /// Bytes written to the journal, headers and padding included.
+    pub journal_bytes: u64,
+    /// Calls that had to wait for a sync.
+    pub sync_waits: u64,
+    /// Journal segments in use or ready for use.
+    pub segments: u64,
+    /// Bytes committed that sled does not have yet.
+    pub unapplied_bytes: u64,
+    /// Store checkpoints completed.
+    pub store_checkpoints: u64,
+    /// Records in progress with a live owner.
+    pub in_progress: u64,
+    /// Interrupted records.
+    pub interrupted: u64,
+    /// Calls that wait for another owner now.
+    pub waiting: u64,
+    /// Answers replayed.
+    pub replays: u64,
+    /// Events that a subscriber missed because its queue was full.
+    pub events_dropped: u64,
+    /// Claims whose drop could not be recorded, because the journal had no room or the engine was closed: their records stay
+    /// in progress until the next open finds them interrupted.
+    pub drops_not_recorded: u64,
+    /// Whether sled's files are synced write by write; elsewhere, by a barrier every few changes.
+    pub sled_sync_flag: bool,
+}
+
+/// A counter that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A level. Signed inside, so that a reading between two halves of a change cannot wrap.
+#[derive(Debug, Default)]
+pub(crate) struct Gauge(AtomicI64);
+
+impl Gauge {
+    pub(crate) fn add(&self, n: i64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        u64::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+}

@@ -1,0 +1,372 @@
+//! Keeps records: durable before anyone is told, read back as they were.
+//!
+//! A commit goes into the journal's next group and into the overlay, under one short lock; its caller waits for the group's
+//! sync. Behind it one thread brings what is durable into sled. Reads look into the overlay first and into sled second; apply
+//! puts into sled first and drops from the overlay second, so a read cannot miss both, and what it finds in sled is durable.
+//!
+//! No call to sled is made under the lock. A fixed table of version stripes stands for all keys: a read notes its key's
+//! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved.
+
+mod apply;
+mod checkpoint;
+mod files;
+mod format;
+mod journal;
+mod open;
+mod overlay;
+mod tables;
+mod threads;
+mod values;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::Sender;
+use parking_lot::Mutex;
+
+pub(crate) use format::frame::{Change, Content, StoreKey};
+pub(crate) use open::OpenReport;
+pub(crate) use values::Depth;
+
+use crate::clock::StoreClock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Entrant, Group};
+use crate::record::{Image, Now};
+use crate::stats::{Counter, Stats};
+use apply::{Deleted, Message};
+use format::frame::{self, Frame};
+use journal::{JournalStats, Pool, Spare};
+use overlay::{Entry, Overlay};
+use tables::{Name, Tables};
+use threads::Running;
+
+const STRIPES: usize = 1 << 16;
+
+/// An open store. Dropped, it closes.
+#[derive(Debug)]
+pub(crate) struct Store {
+    inner: Arc<Inner>,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    pid: u32,
+    eventual: bool,
+    first: u64,
+    opened: u64,
+    clock: StoreClock,
+    group: Group<Frame, Spare>,
+    stripes: Vec<AtomicU64>,
+    overlay: Arc<Overlay>,
+    tables: Arc<Tables>,
+    pool: Arc<Pool>,
+    apply: Sender<Message>,
+    journal: Arc<JournalStats>,
+    commits: Counter,
+    conflicts: Counter,
+    checkpoints: Arc<Counter>,
+}
+
+/// What a key held, and what to show for it at the commit.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) content: Option<Content>,
+    pub(crate) seen: Seen,
+    /// To be waited for before anyone is told of the content.
+    pub(crate) ticket: Ticket,
+}
+
+impl Read {
+    pub(crate) fn record(&self) -> Option<&Arc<Image>> {
+        match &self.content {
+            Some(Content::Record(image)) => Some(image),
+            Some(Content::Row(_)) | None => None,
+        }
+    }
+}
+
+/// The version of a key's stripe before it was read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    stripe: usize,
+    version: u64,
+}
+
+/// A group that something is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+/// A commit that was accepted.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub(crate) ticket: Ticket,
+    /// What was written, with its numbers.
+    pub(crate) changes: Vec<Change>,
+}
+
+/// Which records to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Index {
+    All,
+    /// In progress, released or interrupted, and now and then one that was.
+    Unfinished,
+}
+
+impl Store {
+    /// What a key holds now. `Whole` also reads the outcome.
+    pub(crate) fn read(&self, key: &StoreKey, depth: Depth) -> Result<Read> {
+        self.inner.check()?;
+        self.inner.read(key, depth)
+    }
+
+    /// Commits all the changes or nothing; `None` if something that was read has changed. One that gives something up never
+    /// waits. The caller waits for the ticket.
+    pub(crate) fn commit(&self, changes: Vec<Change>, reads: &[Seen], gives_up: bool) -> Result<Option<Committed>> {
+        self.inner.check()?;
+        self.inner.commit(changes, reads, if gives_up { Entrant::GivingUp } else { Entrant::User })
+    }
+
+    /// Waits until what has this ticket survives a power cut. Under `Eventual` it does not wait.
+    pub(crate) fn wait(&self, ticket: Ticket) -> Result<()> {
+        if self.inner.eventual { self.inner.group.check() } else { self.inner.group.wait(ticket.0) }
+    }
+
+    /// Waits until everything committed so far is durable, under `Eventual` too.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.inner.check()?;
+        self.inner.group.wait(self.inner.group.newest())
+    }
+
+    /// The keys of records at or behind `from` and before `end`, in order, and where to go on. Each is to be read by itself:
+    /// right at one moment per key, not a snapshot.
+    pub(crate) fn keys(
+        &self,
+        index: Index,
+        from: &StoreKey,
+        end: Option<&StoreKey>,
+        limit: usize,
+    ) -> Result<(Vec<StoreKey>, Option<StoreKey>)> {
+        self.inner.check()?;
+        let mut keys = self.inner.overlay.keys(from, end, limit);
+        let name = if index == Index::All { Name::Records } else { Name::Unfinished };
+        let stored = self.inner.tables.range(name, from.in_record_tree(), end.map(StoreKey::in_record_tree), limit)?;
+        keys.extend(stored.iter().map(|(raw, _)| StoreKey::from_record_tree(raw)));
+        keys.sort();
+        keys.dedup();
+        // Both sides were read this far at least.
+        keys.truncate(limit);
+        let next = if keys.len() < limit { None } else { keys.last().map(StoreKey::successor) };
+        Ok((keys, next))
+    }
+
+    /// Deletes up to `limit` records that are expired, and entries of the index that lead nowhere. `None` when there are no
+    /// more.
+    pub(crate) fn compact(&self, limit: usize) -> Result<Option<Deleted>> {
+        self.inner.check()?;
+        self.inner.compact_due(limit)
+    }
+
+    /// Deletes unfinished records that are expired because their process died. Looks at all that are unfinished.
+    pub(crate) fn compact_dead(&self, limit: usize) -> Result<Deleted> {
+        let (mut from, mut deleted) = (Some(StoreKey::first_record()), Deleted::default());
+        let end = from.as_ref().and_then(StoreKey::behind_prefix);
+        while let Some(at) = from {
+            let (keys, next) = self.keys(Index::Unfinished, &at, end.as_ref(), limit)?;
+            let now = self.now();
+            let mut due = Vec::new();
+            for key in keys {
+                if let Some(image) = self.inner.read(&key, Depth::Head)?.record().filter(|image| image.seen(&now).is_none()) {
+                    due.push((key, image.revision));
+                }
+            }
+            let some = self.inner.delete(due)?;
+            deleted.records += some.records;
+            deleted.bytes += some.bytes;
+            from = next;
+        }
+        Ok(deleted)
+    }
+
+    /// Waits until sled has everything that is committed now.
+    pub(crate) fn drain(&self) -> Result<()> {
+        self.inner.check()?;
+        self.inner.group.wait_applied(self.inner.group.newest())
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        let inner = &self.inner;
+        Now { store: inner.clock.now(), wall: inner.clock.wall(), first: inner.first, opened: inner.opened }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Called once, with no lock held, when the store can promise nothing any more.
+    pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
+        self.inner.group.on_poison(f);
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let inner = &self.inner;
+        Stats {
+            commits: inner.commits.get(),
+            conflicts: inner.conflicts.get(),
+            groups: inner.journal.groups.get(),
+            syncs: inner.journal.syncs.get(),
+            journal_bytes: inner.journal.bytes.get(),
+            sync_waits: inner.group.waits.get(),
+            segments: inner.pool.files(),
+            unapplied_bytes: inner.group.unapplied(),
+            store_checkpoints: inner.checkpoints.get(),
+            sled_sync_flag: inner.tables.sync_flag,
+            ..Stats::default()
+        }
+    }
+
+    /// Waits for what was committed, lets no more in, and frees the directory. Once; later calls do nothing.
+    pub(crate) fn close(&self) -> Result<()> {
+        let Some(running) = self.running.lock().take() else { return Ok(()) };
+        running.close(&self.inner)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // Whoever wants to know how it went calls `close`.
+        let _ = self.close();
+    }
+}
+
+impl Inner {
+    /// A child of `fork` has no threads of ours and shares the lock: it must not touch anything.
+    fn check(&self) -> Result<()> {
+        if std::process::id() != self.pid {
+            let message = format!("the store {} was opened by the parent of this process", self.path.display());
+            return Err(Error::new(ErrorKind::StoreInUse, message));
+        }
+        self.group.check()
+    }
+
+    fn stripe(&self, key: &StoreKey) -> (usize, Option<&AtomicU64>) {
+        let index = usize::try_from(crc32fast::hash(key.bytes())).unwrap_or_default() % STRIPES;
+        (index, self.stripes.get(index))
+    }
+
+    fn version(&self, stripe: usize) -> u64 {
+        self.stripes.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
+    }
+
+    fn read(&self, key: &StoreKey, depth: Depth) -> Result<Read> {
+        // Before the content: a commit moves the stripe after it has put the content into the overlay.
+        let (stripe, _) = self.stripe(key);
+        let seen = Seen { stripe, version: self.version(stripe) };
+        if let Some(entry) = self.overlay.get(key) {
+            return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
+        }
+        Ok(Read { content: values::read(&self.tables, key, depth)?, seen, ticket: Ticket(0) })
+    }
+
+    fn commit(&self, mut changes: Vec<Change>, reads: &[Seen], who: Entrant) -> Result<Option<Committed>> {
+        let mut frame = Frame::Changes(changes);
+        let bytes = frame::encode(&frame)?;
+        let admission = self.group.admit(bytes.len(), who)?;
+        if reads.iter().any(|seen| self.version(seen.stripe) != seen.version) {
+            drop(admission);
+            self.conflicts.add(1);
+            return Ok(None);
+        }
+        let (number, ticket) = (admission.number(), admission.ticket());
+        changes = match &mut frame {
+            Frame::Changes(changes) => {
+                for change in &mut *changes {
+                    if let Some(Content::Record(image)) = &mut change.content {
+                        frame::number(Arc::make_mut(image), number);
+                    }
+                }
+                changes.clone()
+            }
+            Frame::Opening | Frame::Checkpointed(_) | Frame::Closing | Frame::Anchor => Vec::new(),
+        };
+        for change in &changes {
+            let entry = Entry { number, ticket, content: change.content.clone() };
+            self.overlay.put(change.key.clone(), entry);
+        }
+        for change in &changes {
+            self.move_stripe(&change.key);
+        }
+        admission.commit(&bytes, frame);
+        self.commits.add(1);
+        Ok(Some(Committed { ticket: Ticket(ticket), changes }))
+    }
+
+    fn move_stripe(&self, key: &StoreKey) {
+        if let (_, Some(version)) = self.stripe(key) {
+            version.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// A frame of the store's own, durable when this returns.
+    fn mark(&self, frame: Frame) -> Result<()> {
+        let bytes = frame::encode(&frame)?;
+        let ticket = self.group.admit(bytes.len(), Entrant::Store)?.commit(&bytes, frame);
+        self.group.wait(ticket)
+    }
+
+    fn compact_due(&self, limit: usize) -> Result<Option<Deleted>> {
+        let now = self.clock.now();
+        let end = now.saturating_add(1).to_be_bytes();
+        let hints = self.tables.range(Name::Expiry, &[], Some(&end), limit)?;
+        let (mut due, mut astray) = (Vec::new(), Vec::new());
+        for (hint, _) in &hints {
+            let Some((time, raw)) = values::split_expiry_key(hint) else {
+                astray.push(hint.to_vec());
+                continue;
+            };
+            let key = StoreKey::from_record_tree(raw);
+            // After the hint was read, before the record is: what is being applied is still here.
+            if self.overlay.contains(&key) {
+                continue;
+            }
+            match values::read(&self.tables, &key, Depth::Head)? {
+                Some(Content::Record(image)) if image.expires == time => due.push((key, image.revision)),
+                _ => astray.push(hint.to_vec()),
+            }
+        }
+        if due.is_empty() && astray.is_empty() {
+            return Ok(None);
+        }
+        if !astray.is_empty() {
+            self.tell_apply(Message::DropHints { keys: astray })?;
+        }
+        self.delete(due).map(Some)
+    }
+
+    /// Deletes records that are absent for every reader already, unless somebody has begun them anew.
+    fn delete(&self, mut due: Vec<(StoreKey, u64)>) -> Result<Deleted> {
+        self.group.exclusive(|| {
+            due.retain(|(key, _)| !self.overlay.contains(key));
+            for (key, _) in &due {
+                self.move_stripe(key);
+            }
+        });
+        if due.is_empty() {
+            return Ok(Deleted::default());
+        }
+        let (reply, deleted) = crossbeam_channel::bounded(1);
+        self.tell_apply(Message::Delete { records: due, reply })?;
+        deleted.recv().map_err(|_| self.ended())
+    }
+
+    fn tell_apply(&self, message: Message) -> Result<()> {
+        self.apply.send(message).map_err(|_| self.ended())
+    }
+
+    /// Why the apply thread does not answer.
+    fn ended(&self) -> Error {
+        self.group.check().err().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the engine is closed"))
+    }
+}

@@ -1,0 +1,46 @@
+//! Makes what sled was given durable, and tells the journal what it may forget.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::journal::Pool;
+use super::tables::Tables;
+use crate::error::Result;
+use crate::stats::Counter;
+
+/// sled was made the state after this frame.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) frame: u64,
+    /// Payload bytes that had been committed then.
+    pub(crate) committed: u64,
+    pub(crate) reply: Option<Sender<()>>,
+}
+
+pub(crate) struct Surroundings {
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) count: Arc<Counter>,
+    /// Says in the journal that sled has everything up to a frame, and waits until that is durable.
+    pub(crate) record: Box<dyn Fn(u64) -> Result<()> + Send>,
+    /// Payload bytes that need not be replayed any more.
+    pub(crate) done: Box<dyn Fn(u64) + Send>,
+}
+
+/// The checkpoint thread's life, off the path of commits and of their application.
+pub(crate) fn run(jobs: &Receiver<Job>, around: &Surroundings) -> Result<()> {
+    for job in jobs {
+        debug_assert_eq!(around.tables.blobs()?, 0, "a value went where sled never syncs");
+        around.tables.flush()?;
+        (around.record)(job.frame)?;
+        around.pool.release(job.frame);
+        around.count.add(1);
+        (around.done)(job.committed);
+        if let Some(reply) = job.reply {
+            // Whoever asked may have gone.
+            let _ = reply.send(());
+        }
+    }
+    Ok(())
+}

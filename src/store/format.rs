@@ -1,0 +1,147 @@
+//! What is on disk, byte by byte. Version 1.
+//!
+//! Numbers are little-endian, except in keys, which are big-endian so that they sort. Checksums are CRC-32 (IEEE).
+//!
+//! # The journal
+//!
+//! A directory of segment files of a fixed size each, numbered by their headers (the file's name is only a name).
+//!
+//! | offset | bytes | segment header, in the first 512 bytes of a segment |
+//! |---|---|---|
+//! | 0 | 8 | `oncekeyJ` |
+//! | 8 | 4 | format version |
+//! | 12 | 4 | checksum of bytes 16 to 76 |
+//! | 16 | 16 | id of the store |
+//! | 32 | 8 | number of the segment; later is larger |
+//! | 40 | 8 | salt: all checksums of this segment's groups begin with it |
+//! | 48 | 8 | size of the file |
+//! | 56 | 8 | number of its first group: groups of earlier segments with this number or a higher one do not count |
+//! | 64 | 8 | number of its first frame |
+//! | 72 | 4 | header checksum of the group before |
+//! | 76 | | zeros |
+//!
+//! A file whose first 512 bytes are zeros is a spare. Groups follow, each at a multiple of 512:
+//!
+//! | offset | bytes | group header |
+//! |---|---|---|
+//! | 0 | 4 | `okG1`, or `okS1` for the seal |
+//! | 4 | 4 | checksum of the salt and bytes 8 to 88 |
+//! | 8 | 8 | number of the group: one more than the one before; a seal: the last durable one |
+//! | 16 | 8 | number of its first frame; a seal: number of the next segment |
+//! | 24 | 4 | count of its frames |
+//! | 28 | 4 | length of the payload behind the header |
+//! | 32 | 4 | checksum of the salt and the payload |
+//! | 36 | 4 | header checksum of the group before |
+//! | 40 | 8 | the last group known durable when this one was written |
+//! | 48 | 8 | clock anchor: store time, ms |
+//! | 56 | 8 | clock anchor: wall clock, ms since 1970 |
+//! | 64 | 8 | clock anchor: time since boot, ms |
+//! | 72 | 16 | clock anchor: boot id |
+//!
+//! A *seal* ends a segment once the next one is durable, so that a missing last segment is noticed. A group without frames is
+//! the anchor of an idle store.
+//!
+//! The payload is its frames one behind the other: length of the rest (4), kind (1), then by kind: 1 *changes*, to the end of
+//! the frame; 2 *opening*, nothing; 3 *checkpointed*, number of the last frame that sled has (8); 4 *closing*, nothing;
+//! 5 *anchor*, nothing. A change: kind (1: 1 record, 2 row, 3 no record, 4 no row), length of the name (1), name, length of the
+//! key (2), key, and for 1 and 2 length of the value (4), value. In a record's generation, revision and token, 0 stands for
+//! the number of the frame. Chunks and the entries of `expiry` and `unfinished` are derived from the records.
+//!
+//! # Records
+//!
+//! | offset | bytes | |
+//! |---|---|---|
+//! | 0 | 1 | state: 1 in progress, 2 succeeded, 3 failed, 4 released, 5 interrupted |
+//! | 1 | 1 | flags: 1 begun by key, 2 resumes when interrupted |
+//! | 2 | 1 | interruption: 0 none, 1 process ended, 2 dropped, 3 panicked, 4 reported |
+//! | 3 | 1 | 0 |
+//! | 4 | 4 | schema |
+//! | 8 | 4 | attempt |
+//! | 12 | 4 | length of the outcome |
+//! | 16 | 4 | length of the rest |
+//! | 20 | 8 | generation |
+//! | 28 | 8 | revision |
+//! | 36 | 8 | token |
+//! | 44 | 8 | created at, wall clock, ms since 1970 |
+//! | 52 | 8 | updated at, wall clock, ms since 1970 |
+//! | 60 | 8 | updated, store time, ms |
+//! | 68 | 8 | expires, store time, ms; all ones is never |
+//! | 76 | | the rest: bincode 1 (fixed integers, little-endian) of `RestV1`; then the outcome |
+//!
+//! # sled
+//!
+//! | tree | key | value |
+//! |---|---|---|
+//! | `meta` | `stamp` | envelope of: id of the store (16), number of the last frame that is applied (8) |
+//! | `records` | manager, 0, key | envelope of a record |
+//! | `table/` name | key | envelope of a value |
+//! | `unfinished` | as in `records` | empty: a record that is in progress, released or interrupted |
+//! | `expiry` | expires (8), as in `records` | empty |
+//! | `chunks` | number of the frame (8), place of the change in it (4), piece (4) | piece |
+//!
+//! An envelope: version (1), kind (1), checksum of the key and what follows it (4). Kind 1, the content follows. Kind 2, the
+//! content is in pieces: number of the frame (8), place of the change (4), length of the content in pieces (4), and of a record
+//! its first 76 bytes. A piece: version (1), 0 (1), checksum of its key and what follows (4), length of the owner (2), owner
+//! (its tree's key, with `r` or the table's name and 0 before it; only in piece 0), content.
+
+pub(crate) mod envelope;
+pub(crate) mod frame;
+pub(crate) mod record;
+pub(crate) mod segment;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The version of everything above.
+pub(crate) const VERSION: u8 = 1;
+
+/// Takes fields off the front of a slice; nothing panics and nothing is allocated by a length that is not there.
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Fields<'a> {
+    pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(len)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    pub(crate) fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    pub(crate) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn len(&mut self) -> Option<usize> {
+        self.u32().and_then(|len| usize::try_from(len).ok())
+    }
+}
+
+pub(crate) fn checksum(parts: &[&[u8]]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize()
+}
+
+/// A length as the format keeps it. Limits are checked long before; this only keeps a mistake from being written.
+pub(crate) fn length(what: &str, len: usize) -> Result<u32> {
+    u32::try_from(len).map_err(|_| Error::new(ErrorKind::TooLarge, format!("{what} is {len} bytes long")))
+}
+
+pub(crate) fn corrupt(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Corrupt, what)
+}

@@ -1,0 +1,295 @@
+//! Frames as bytes, and the keys of what they change.
+
+use std::sync::Arc;
+
+use super::{Fields, corrupt, length, record};
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Image, THIS_FRAME};
+use crate::value::Value;
+
+/// The largest frame: it bounds a group, and what recovery reads at once.
+pub(crate) const MAX_FRAME: usize = 32 << 20;
+
+/// Where a record or a row is: a tag, the name of its manager or table, 0, its key. Sorts by name, then key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StoreKey(Arc<[u8]>);
+
+const RECORD: u8 = b'r';
+const ROW: u8 = b't';
+
+impl StoreKey {
+    pub(crate) fn record(manager: &str, key: &[u8]) -> Self {
+        Self::join(RECORD, manager, key)
+    }
+
+    pub(crate) fn row(table: &str, key: &[u8]) -> Self {
+        Self::join(ROW, table, key)
+    }
+
+    fn join(tag: u8, name: &str, key: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(2 + name.len() + key.len());
+        bytes.push(tag);
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.push(0);
+        bytes.extend_from_slice(key);
+        Self(bytes.into())
+    }
+
+    /// From the key of the `records` tree.
+    pub(crate) fn from_record_tree(bytes: &[u8]) -> Self {
+        let mut all = Vec::with_capacity(1 + bytes.len());
+        all.push(RECORD);
+        all.extend_from_slice(bytes);
+        Self(all.into())
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The name of the manager or table, and the key.
+    pub(crate) fn split(&self) -> Option<(&str, &[u8])> {
+        let (_, rest) = self.0.split_first()?;
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let (name, key) = rest.split_at(end);
+        Some((std::str::from_utf8(name).ok()?, key.get(1..)?))
+    }
+
+    pub(crate) fn is_record(&self) -> bool {
+        self.0.first() == Some(&RECORD)
+    }
+
+    /// The key in the `records` tree.
+    pub(crate) fn in_record_tree(&self) -> &[u8] {
+        self.0.get(1..).unwrap_or_default()
+    }
+
+    /// What lies behind every key of the same tag that begins with this one; `None` if nothing does.
+    pub(crate) fn behind_prefix(&self) -> Option<Self> {
+        let mut bytes = self.0.to_vec();
+        while let Some(last) = bytes.pop() {
+            if last < u8::MAX {
+                bytes.push(last + 1);
+                return Some(Self(bytes.into()));
+            }
+        }
+        None
+    }
+
+    /// The next key there can be.
+    pub(crate) fn successor(&self) -> Self {
+        let mut bytes = self.0.to_vec();
+        bytes.push(0);
+        Self(bytes.into())
+    }
+
+    /// Before every record of every manager.
+    pub(crate) fn first_record() -> Self {
+        Self([RECORD].as_slice().into())
+    }
+}
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Record(Arc<Image>),
+    Row(Value),
+}
+
+/// One key's new content; `None` is absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) key: StoreKey,
+    pub(crate) content: Option<Content>,
+}
+
+/// What one commit says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    Changes(Vec<Change>),
+    /// An open begins; its number is the first of a new range.
+    Opening,
+    /// sled has, durably, all frames up to this one.
+    Checkpointed(u64),
+    /// A clean close.
+    Closing,
+    Anchor,
+}
+
+/// Images that carry [`THIS_FRAME`] are written so: the number is known only later.
+pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>> {
+    let mut out = vec![0; 4];
+    match frame {
+        Frame::Changes(changes) => {
+            out.push(1);
+            for change in changes {
+                encode_change(change, &mut out)?;
+            }
+        }
+        Frame::Opening => out.push(2),
+        Frame::Checkpointed(number) => {
+            out.push(3);
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        Frame::Closing => out.push(4),
+        Frame::Anchor => out.push(5),
+    }
+    if out.len() > MAX_FRAME {
+        let message = format!("a commit is {} bytes long, the limit is {MAX_FRAME}", out.len());
+        return Err(Error::new(ErrorKind::TooLarge, message));
+    }
+    let len = length("a commit", out.len() - 4)?.to_le_bytes();
+    out.iter_mut().zip(len).for_each(|(byte, value)| *byte = value);
+    Ok(out)
+}
+
+fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<()> {
+    let Some((name, key)) = change.key.split() else { return Err(corrupt("a key has no name")) };
+    out.push(match (&change.content, change.key.is_record()) {
+        (Some(Content::Record(_)), _) => 1,
+        (Some(Content::Row(_)), _) => 2,
+        (None, true) => 3,
+        (None, false) => 4,
+    });
+    let too_long = |_| Error::new(ErrorKind::TooLarge, format!("a key of {name} is {} bytes long", key.len()));
+    out.push(u8::try_from(name.len()).map_err(too_long)?);
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(&u16::try_from(key.len()).map_err(too_long)?.to_le_bytes());
+    out.extend_from_slice(key);
+    let value = match &change.content {
+        Some(Content::Record(image)) => record::encode(image)?.into(),
+        Some(Content::Row(value)) => value.clone(),
+        None => return Ok(()),
+    };
+    out.extend_from_slice(&length("a value", value.len())?.to_le_bytes());
+    out.extend_from_slice(&value);
+    Ok(())
+}
+
+/// Gives an image the number of the frame that carries it.
+pub(crate) fn number(image: &mut Image, number: u64) {
+    for field in [&mut image.generation, &mut image.revision, &mut image.token] {
+        if *field == THIS_FRAME {
+            *field = number;
+        }
+    }
+}
+
+/// The frames of a group, numbered from `first`.
+pub(crate) fn decode_all(payload: &[u8], first: u64, count: u32) -> Result<Vec<(u64, Frame)>> {
+    let mut fields = Fields(payload);
+    let mut frames = Vec::new();
+    for index in 0..u64::from(count) {
+        let number = first.saturating_add(index);
+        let frame = fields.len().and_then(|len| fields.take(len)).and_then(|bytes| decode(bytes, number));
+        frames.push((number, frame.unwrap_or_else(|| Err(corrupt(format!("frame {number} is malformed"))))?));
+    }
+    if fields.0.is_empty() { Ok(frames) } else { Err(corrupt(format!("a group at frame {first} has bytes left over"))) }
+}
+
+fn decode(bytes: &[u8], number: u64) -> Option<Result<Frame>> {
+    let mut fields = Fields(bytes);
+    let frame = match fields.u8()? {
+        1 => {
+            let mut changes = Vec::new();
+            while !fields.0.is_empty() {
+                match decode_change(&mut fields, number)? {
+                    Ok(change) => changes.push(change),
+                    Err(error) => return Some(Err(error)),
+                }
+            }
+            Frame::Changes(changes)
+        }
+        2 => Frame::Opening,
+        3 => Frame::Checkpointed(fields.u64()?),
+        4 => Frame::Closing,
+        5 => Frame::Anchor,
+        _ => return None,
+    };
+    fields.0.is_empty().then_some(Ok(frame))
+}
+
+fn decode_change(fields: &mut Fields<'_>, number: u64) -> Option<Result<Change>> {
+    let kind = fields.u8()?;
+    let name_len = fields.u8()?;
+    let name = std::str::from_utf8(fields.take(usize::from(name_len))?).ok()?;
+    let key_len = fields.u16()?;
+    let key = fields.take(usize::from(key_len))?;
+    let key = if kind % 2 == 1 { StoreKey::record(name, key) } else { StoreKey::row(name, key) };
+    let content = match kind {
+        1 => {
+            let len = fields.len()?;
+            match record::decode(fields.take(len)?, Some(number)) {
+                Ok(image) => Some(Content::Record(Arc::new(image))),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        2 => {
+            let len = fields.len()?;
+            Some(Content::Row(Value::from(fields.take(len)?)))
+        }
+        3 | 4 => None,
+        _ => return None,
+    };
+    Some(Ok(Change { key, content }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::format::record::tests::sample;
+
+    fn all_kinds() -> Vec<Frame> {
+        let record = Content::Record(Arc::new(sample()));
+        let changes = vec![
+            Change { key: StoreKey::record("pay", b"k\0"), content: Some(record) },
+            Change { key: StoreKey::row("stock", b"apple"), content: Some(Content::Row(Value::from("7"))) },
+            Change { key: StoreKey::record("pay", b"k"), content: None },
+            Change { key: StoreKey::row("stock", b"pear"), content: None },
+        ];
+        vec![Frame::Changes(changes), Frame::Opening, Frame::Checkpointed(513), Frame::Closing, Frame::Anchor]
+    }
+
+    #[test]
+    fn golden_bytes_of_every_kind() {
+        let encoded: Vec<_> = all_kinds().iter().map(|frame| encode(frame).unwrap()).collect();
+        let record = record::encode(&sample()).unwrap();
+        let mut changes = vec![1, 1, 3, b'p', b'a', b'y', 2, 0, b'k', 0];
+        changes.extend_from_slice(&u32::try_from(record.len()).unwrap().to_le_bytes());
+        changes.extend_from_slice(&record);
+        changes.extend_from_slice(b"\x02\x05stock\x05\x00apple\x01\x00\x00\x007");
+        changes.extend_from_slice(b"\x03\x03pay\x01\x00k");
+        changes.extend_from_slice(b"\x04\x05stock\x04\x00pear");
+        let mut framed = u32::try_from(changes.len()).unwrap().to_le_bytes().to_vec();
+        framed.extend_from_slice(&changes);
+        assert_eq!(encoded[0], framed);
+        assert_eq!(encoded[1], [1, 0, 0, 0, 2]);
+        assert_eq!(encoded[2], [9, 0, 0, 0, 3, 1, 2, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(encoded[3], [1, 0, 0, 0, 4]);
+        assert_eq!(encoded[4], [1, 0, 0, 0, 5]);
+    }
+
+    #[test]
+    fn decode_is_the_inverse_and_gives_numbers() {
+        let payload: Vec<u8> = all_kinds().iter().flat_map(|frame| encode(frame).unwrap()).collect();
+        let decoded = decode_all(&payload, 1_000, 5).unwrap();
+        assert_eq!(decoded.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1_000, 1_001, 1_002, 1_003, 1_004]);
+        let Frame::Changes(changes) = &decoded[0].1 else { panic!("not changes") };
+        let Some(Content::Record(image)) = &changes[0].content else { panic!("not a record") };
+        assert_eq!(image.revision, 1_000);
+        assert_eq!(decoded[1..].iter().map(|(_, frame)| frame.clone()).collect::<Vec<_>>(), all_kinds()[1..]);
+        for cut in 0..payload.len() {
+            assert!(decode_all(&payload[..cut], 1_000, 5).is_err());
+        }
+    }
+
+    #[test]
+    fn keys_sort_by_name_then_key_and_split_again() {
+        let key = StoreKey::record("pay", b"a\0b");
+        assert_eq!(key.split(), Some(("pay", b"a\0b".as_slice())));
+        assert!(StoreKey::record("pay", &[255]) < StoreKey::record("pay.x", b"a"));
+        assert_eq!(StoreKey::from_record_tree(key.in_record_tree()), key);
+        let end = StoreKey::record("pay", b"").behind_prefix().unwrap();
+        assert!(StoreKey::record("pay", &[255; 9]) < end && end < StoreKey::record("pay.", b"a"));
+    }
+}

@@ -1,0 +1,249 @@
+//! Records as bytes.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fields, corrupt, length};
+use crate::codec;
+use crate::context::Context;
+use crate::error::Result;
+use crate::fingerprint::Fingerprint;
+use crate::options::OnInterrupted;
+use crate::record::{Image, Interruption, Status, THIS_FRAME};
+use crate::value::Value;
+
+/// The fixed part, which needs no decoder.
+pub(crate) const HEAD: usize = 76;
+
+const BY_KEY: u8 = 1;
+const RESUMES: u8 = 2;
+
+/// The part of a record that varies in length, but for the outcome. Frozen: another layout is another struct.
+#[derive(Serialize, Deserialize)]
+struct RestV1 {
+    success_ttl: u64,
+    failure_ttl: u64,
+    unfinished_ttl: u64,
+    fingerprint: Option<[u8; 32]>,
+    context: Context,
+    recovery_point: String,
+    checkpoint: Option<Value>,
+}
+
+/// The largest rest that is read: context, recovery point and checkpoint are far below.
+const MAX_REST: u64 = 32 << 20;
+
+pub(crate) fn encode(image: &Image) -> Result<Vec<u8>> {
+    let rest = RestV1 {
+        success_ttl: image.success_ttl,
+        failure_ttl: image.failure_ttl,
+        unfinished_ttl: image.unfinished_ttl,
+        fingerprint: image.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
+        context: image.context.clone(),
+        recovery_point: image.recovery_point.clone(),
+        checkpoint: image.checkpoint.clone(),
+    };
+    let rest = codec::encode("record", &rest, MAX_REST)?;
+    let outcome = image.outcome.as_deref().unwrap_or_default();
+    let mut out = Vec::with_capacity(HEAD + rest.len() + outcome.len());
+    out.push(match image.state {
+        Status::InProgress => 1,
+        Status::Succeeded => 2,
+        Status::Failed => 3,
+        Status::Released => 4,
+        Status::Interrupted => 5,
+    });
+    let by_key = if image.by_key { BY_KEY } else { 0 };
+    out.push(by_key | if image.policy == OnInterrupted::Resume { RESUMES } else { 0 });
+    out.push(match image.interruption {
+        None => 0,
+        Some(Interruption::ProcessEnded) => 1,
+        Some(Interruption::Dropped) => 2,
+        Some(Interruption::Panicked) => 3,
+        Some(Interruption::Reported) => 4,
+    });
+    out.push(0);
+    for field in [image.schema, image.attempt, length("an outcome", outcome.len())?, length("a record", rest.len())?] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    let numbers = [image.generation, image.revision, image.token];
+    let times = [image.created_at, image.updated_at, image.updated, image.expires];
+    for field in numbers.into_iter().chain(times) {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    out.extend_from_slice(&rest);
+    out.extend_from_slice(outcome);
+    Ok(out)
+}
+
+/// What can be known without the rest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    pub(crate) state: Status,
+    pub(crate) generation: u64,
+    pub(crate) revision: u64,
+    pub(crate) expires: u64,
+    pub(crate) outcome_len: u32,
+    pub(crate) rest_len: usize,
+}
+
+pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
+    let mut fields = Fields(bytes);
+    let state = state(fields.u8()?)?;
+    fields.take(11)?;
+    let outcome_len = fields.u32()?;
+    let rest_len = fields.len()?;
+    let generation = fields.u64()?;
+    let revision = fields.u64()?;
+    fields.take(32)?;
+    Some(Head { state, generation, revision, expires: fields.u64()?, outcome_len, rest_len })
+}
+
+/// `bytes` may end behind the rest: then the image has no outcome, only its length. `number` is the frame that carries it.
+pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<Image> {
+    decode_fields(bytes, number).unwrap_or_else(|| Err(corrupt("a record is malformed")))
+}
+
+fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
+    let mut fields = Fields(bytes);
+    let state = state(fields.u8()?)?;
+    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES)?;
+    let interruption = interruption(fields.u8()?)?;
+    fields.u8().filter(|zero| *zero == 0)?;
+    let (schema, attempt, outcome_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
+    let rest_len = fields.len()?;
+    let mut this = |field: u64| if field == THIS_FRAME { number } else { Some(field) };
+    let (generation, revision, token) = (this(fields.u64()?)?, this(fields.u64()?)?, this(fields.u64()?)?);
+    let (created_at, updated_at, updated, expires) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+    let rest: RestV1 = match codec::decode("record", fields.take(rest_len)?) {
+        Ok(rest) => rest,
+        Err(error) => return Some(Err(corrupt(format!("a record is malformed: {error}")))),
+    };
+    let finished = matches!(state, Status::Succeeded | Status::Failed);
+    let outcome = match fields.0.len() {
+        0 if !finished || outcome_len > 0 => None,
+        len if finished && len == usize::try_from(outcome_len).ok()? => Some(Value::from(fields.0)),
+        _ => return None,
+    };
+    Some(Ok(Image {
+        state,
+        by_key: flags & BY_KEY != 0,
+        interruption,
+        policy: if flags & RESUMES != 0 { OnInterrupted::Resume } else { OnInterrupted::Hold },
+        schema,
+        attempt,
+        generation,
+        revision,
+        token,
+        created_at,
+        updated_at,
+        updated,
+        expires,
+        success_ttl: rest.success_ttl,
+        failure_ttl: rest.failure_ttl,
+        unfinished_ttl: rest.unfinished_ttl,
+        fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
+        context: rest.context,
+        recovery_point: rest.recovery_point,
+        checkpoint: rest.checkpoint,
+        outcome_len,
+        outcome,
+    }))
+}
+
+fn state(byte: u8) -> Option<Status> {
+    Some(match byte {
+        1 => Status::InProgress,
+        2 => Status::Succeeded,
+        3 => Status::Failed,
+        4 => Status::Released,
+        5 => Status::Interrupted,
+        _ => return None,
+    })
+}
+
+fn interruption(byte: u8) -> Option<Option<Interruption>> {
+    Some(match byte {
+        0 => None,
+        1 => Some(Interruption::ProcessEnded),
+        2 => Some(Interruption::Dropped),
+        3 => Some(Interruption::Panicked),
+        4 => Some(Interruption::Reported),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> Image {
+        Image {
+            state: Status::Succeeded,
+            by_key: true,
+            interruption: Some(Interruption::Dropped),
+            policy: OnInterrupted::Resume,
+            schema: 7,
+            attempt: 2,
+            generation: 0x1_0000_0001,
+            revision: THIS_FRAME,
+            token: 0x1_0000_0002,
+            created_at: 1_000,
+            updated_at: 2_000,
+            updated: 30,
+            expires: u64::MAX,
+            success_ttl: 1,
+            failure_ttl: 2,
+            unfinished_ttl: u64::MAX,
+            fingerprint: Some(Fingerprint::from_bytes([9; 32])),
+            context: Context::new().with("user", "ada"),
+            recovery_point: "finished".to_owned(),
+            checkpoint: None,
+            outcome_len: 3,
+            outcome: Some(Value::from("abc")),
+        }
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let bytes = encode(&sample()).unwrap();
+        let mut expected = vec![2, 3, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
+        let rest_len = u32::try_from(bytes.len() - HEAD - 3).unwrap();
+        expected.extend_from_slice(&rest_len.to_le_bytes());
+        for number in [0x1_0000_0001_u64, 0, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {
+            expected.extend_from_slice(&number.to_le_bytes());
+        }
+        for ttl in [1_u64, 2, u64::MAX] {
+            expected.extend_from_slice(&ttl.to_le_bytes());
+        }
+        expected.push(1);
+        expected.extend_from_slice(&[9; 32]);
+        expected.extend_from_slice(&1_u64.to_le_bytes());
+        for text in ["user", "ada", "finished"] {
+            expected.extend_from_slice(&(text.len() as u64).to_le_bytes());
+            expected.extend_from_slice(text.as_bytes());
+        }
+        expected.push(0);
+        expected.extend_from_slice(b"abc");
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn decode_is_the_inverse_and_every_cut_is_an_error_or_a_head() {
+        let image = sample();
+        let bytes = encode(&image).unwrap();
+        let numbered = Image { revision: 99, ..image };
+        assert_eq!(decode(&bytes, Some(99)).unwrap(), numbered);
+        assert!(decode(&bytes, None).is_err(), "a number is missing");
+        for cut in 0..bytes.len() {
+            match decode(&bytes[..cut], Some(99)) {
+                Ok(head) => {
+                    assert_eq!(cut, bytes.len() - 3);
+                    assert_eq!(head, Image { outcome: None, ..numbered.clone() });
+                }
+                Err(error) => assert_eq!(error.kind(), crate::ErrorKind::Corrupt),
+            }
+        }
+        let head = decode_head(&bytes).unwrap();
+        assert_eq!((head.state, head.revision, head.expires), (Status::Succeeded, 0, u64::MAX));
+    }
+}

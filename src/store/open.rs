@@ -1,0 +1,242 @@
+//! Opens a store: finds it or makes it, brings sled up to the journal, and starts the threads.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::apply::Applier;
+use super::format::corrupt;
+use super::format::frame::{self, Frame, MAX_FRAME};
+use super::format::segment::{SECTOR, sized};
+use super::journal::{self, Recovered, Writer, segment_for};
+use super::overlay::Overlay;
+use super::tables::{Stamp, Tables};
+use super::{Depth, Index, Inner, STRIPES, Store, StoreKey, files, threads};
+use crate::clock::{self, StoreClock};
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Batch, Config, Group, Place};
+use crate::key;
+use crate::options::{Durability, EngineOptions};
+use crate::record::Status;
+use crate::stats::Counter;
+
+/// Each open numbers its frames from the next multiple of this: what carries a lower number is from an open that has ended.
+const RANGE: u64 = 1 << 32;
+/// Payload that may be committed and not yet be in sled.
+const MAX_UNAPPLIED: u64 = 64 << 20;
+/// Payload that may be committed since the last store checkpoint: what recovery has to replay at most, but for one group.
+const MAX_UNCHECKED: u64 = 256 << 20;
+/// How often an idle store notes the time.
+const ANCHOR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Recovery makes a barrier of its own at least this often: it is off every path.
+const OPENING_GROUP: u64 = SECTOR as u64;
+
+/// What an open found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenReport {
+    /// There was no store; now there is.
+    pub created: bool,
+    /// The last owner closed it.
+    pub clean: bool,
+    /// Interrupted records, those whose process has died included.
+    pub interrupted: u64,
+    /// Commits that the journal had and sled did not.
+    pub frames_replayed: u64,
+    /// Bytes of a last write that was cut off. It was never answered.
+    pub torn_bytes: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Store {
+    /// Opens the store in `path`, or makes one where nothing is.
+    pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
+        let began = clock::monotonic();
+        options.check()?;
+        let (lock, created) = find_or_create(path, options)?;
+        let dir = path.join("store");
+        let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
+        let stamp = tables.stamp()?.ok_or_else(|| corrupt(format!("the record store in {} is empty", dir.display())))?;
+        let recovered = journal::recover(&dir.join("journal"), stamp.store_id, options.segment_bytes)?;
+        check_stamp(&dir, stamp, &recovered)?;
+        let mut report = OpenReport { created, clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
+        let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
+        let (tables, overlay) = (Arc::new(tables), Arc::new(Overlay::default()));
+        let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp.store_id, stamp.frame);
+        recovered.replay(&mut |number, frame| {
+            report.frames_replayed += u64::from(matches!(frame, Frame::Changes(_)));
+            applier.apply(number, frame)
+        })?;
+        let first = (recovered.last_frame.max(stamp.frame) / RANGE + 1).saturating_mul(RANGE);
+        let (mut writer, pool, mut group) = start_journal(recovered, stamp.store_id, first, &clock)?;
+        let mut next_frame = first + 1;
+        if report.frames_replayed > 0 {
+            // Before anything is served. The opening changes nothing, so that sled is also the state after it.
+            applier.apply(first, Frame::Opening)?;
+            applier.settle()?;
+            tables.flush()?;
+            group += 1;
+            write_mark(&mut writer, group, next_frame, Frame::Checkpointed(first), &clock)?;
+            next_frame += 1;
+            pool.release(first);
+        }
+        applier.forget_live();
+        let group = Group::new(config(options), group, next_frame, writer.room());
+        let (apply, messages) = threads::apply_channel();
+        let inner = Arc::new(Inner {
+            path: path.to_owned(),
+            pid: std::process::id(),
+            eventual: options.durability != Durability::Immediate,
+            first,
+            opened: clock.now(),
+            clock,
+            group,
+            stripes: std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect(),
+            overlay,
+            tables,
+            pool,
+            apply,
+            journal: writer.stats(),
+            commits: Counter::default(),
+            conflicts: Counter::default(),
+            checkpoints: Arc::default(),
+        });
+        let running = threads::start(&inner, writer, applier, messages, lock, options.sync_timeout)?;
+        let store = Self { inner, running: Mutex::new(Some(running)) };
+        report.interrupted = store.count_interrupted()?;
+        report.took = clock::monotonic().saturating_duration_since(began);
+        Ok((store, report))
+    }
+
+    fn count_interrupted(&self) -> Result<u64> {
+        let (mut from, mut count) = (Some(StoreKey::first_record()), 0);
+        let end = from.as_ref().and_then(StoreKey::behind_prefix);
+        while let Some(at) = from {
+            let (keys, next) = self.keys(Index::Unfinished, &at, end.as_ref(), 1024)?;
+            let now = self.now();
+            for key in keys {
+                let read = self.read(&key, Depth::Head)?;
+                let seen = read.record().and_then(|image| image.seen(&now));
+                count += u64::from(seen.is_some_and(|(status, _)| status == Status::Interrupted));
+            }
+            from = next;
+        }
+        Ok(count)
+    }
+}
+
+/// The lock, and whether the store was made.
+fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, bool)> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(Error::io("open store", path, &io::ErrorKind::NotADirectory.into())),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(path).map_err(|cause| Error::io("create store", path, &cause))?;
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                files::sync_dir(parent)?;
+            }
+        }
+        Err(cause) => return Err(Error::io("open store", path, &cause)),
+    }
+    if !options.any_file_system {
+        files::check_file_system(path)?;
+    }
+    let store = path.join("store");
+    if !files::is_dir(&store) {
+        check_ours(path)?;
+    }
+    let lock = files::Lock::take(&path.join("LOCK"), path)?;
+    let half_made = path.join("store.new");
+    if half_made.exists() {
+        std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
+    }
+    // Looked at again: somebody may have made it before the lock was ours.
+    if files::is_dir(&store) {
+        return Ok((lock, false));
+    }
+    create(&half_made, options)?;
+    std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
+    files::sync_dir(path)?;
+    Ok((lock, true))
+}
+
+/// A directory that holds anything else is not ours to fill. `lost+found` is what a fresh file system comes with.
+fn check_ours(path: &Path) -> Result<()> {
+    for (entry, _) in files::entries(path)? {
+        let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !["LOCK", "store.new", "lost+found"].contains(&name) {
+            let message = format!("{} is not a store and not empty: it holds {}", path.display(), entry.display());
+            return Err(Error::new(ErrorKind::UnsupportedFormat, message));
+        }
+    }
+    Ok(())
+}
+
+/// Built aside and renamed when every byte is durable, so that a crash leaves no store or a whole one.
+fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
+    files::create_dir(dir)?;
+    let store_id = key::random();
+    let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;
+    tables.set_stamp(Stamp { store_id, frame: 0 })?;
+    tables.flush()?;
+    tables.close()?;
+    let anchor = StoreClock::start(Arc::clone(&options.clock), clock::Anchor::default(), Duration::ZERO).anchor();
+    journal::create(&dir.join("journal"), store_id, options.segment_bytes, anchor)?;
+    files::sync_tree(dir)
+}
+
+/// sled and the journal must know the same past.
+fn check_stamp(dir: &Path, stamp: Stamp, recovered: &Recovered) -> Result<()> {
+    let (sled, journal) = (stamp.frame, recovered.checkpointed);
+    if sled < journal {
+        let message = format!("the record store in {} ends at frame {sled}, it had frame {journal}", dir.display());
+        return Err(corrupt(message));
+    }
+    if sled > recovered.last_frame {
+        let last = recovered.last_frame;
+        return Err(corrupt(format!("the journal in {} ends at frame {last}, it had frame {sled}", dir.display())));
+    }
+    Ok(())
+}
+
+/// A fresh segment behind everything found, with the opening frame durable in it. Also the number of the last group.
+fn start_journal(
+    recovered: Recovered,
+    store_id: [u8; 16],
+    first: u64,
+    clock: &StoreClock,
+) -> Result<(Writer, Arc<journal::Pool>, u64)> {
+    let (pool, chain) = (Arc::clone(&recovered.pool), recovered.chain);
+    let spare = pool.prepare(segment_for(4 * OPENING_GROUP))?;
+    let tail = recovered.into_tail()?;
+    let mut writer = Writer::start(store_id, Arc::clone(&pool), chain, tail, spare, first)?;
+    let group = chain.group + 1;
+    write_mark(&mut writer, group, first, Frame::Opening, clock)?;
+    writer.seal()?;
+    Ok((writer, pool, group))
+}
+
+fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: Frame, clock: &StoreClock) -> Result<()> {
+    let batch = Batch { group, first_frame: number, payload: frame::encode(&frame)?, frames: vec![frame] };
+    writer.write(&batch, Place::Current, clock.anchor()).map(|_| ())
+}
+
+fn config(options: &EngineOptions) -> Config {
+    Config {
+        sized,
+        reserve: options.segment_bytes / 8,
+        max_unapplied: MAX_UNAPPLIED,
+        max_unchecked: MAX_UNCHECKED.max(4 * MAX_FRAME as u64),
+        interval: match options.durability {
+            Durability::Immediate => None,
+            Durability::Eventual { interval } => Some(interval),
+        },
+        timeout: options.sync_timeout,
+        idle: ANCHOR_INTERVAL,
+    }
+}

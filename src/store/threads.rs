@@ -1,0 +1,192 @@
+//! The store's threads: one writes the journal, one applies, one makes checkpoints, one prepares segments.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::apply::{self, Applier, Message};
+use super::format::frame::Frame;
+use super::journal::{Writer, segment_for, usable};
+use super::{Inner, checkpoint, files};
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::group::{Place, Work};
+use crate::worker::Worker;
+
+/// Groups that may wait for the apply thread; the limit that counts is in bytes.
+const APPLY_QUEUE: usize = 1024;
+
+/// The threads, and the lock on the directory, which each of them shares: one that hangs in the operating system keeps it.
+#[derive(Debug)]
+pub(crate) struct Running {
+    workers: Vec<Worker>,
+    /// Disconnected when the last of them has ended.
+    ended: Receiver<()>,
+    timeout: Duration,
+    lock: Arc<files::Lock>,
+}
+
+pub(crate) fn apply_channel() -> (Sender<Message>, Receiver<Message>) {
+    crossbeam_channel::bounded(APPLY_QUEUE)
+}
+
+pub(crate) fn start(
+    inner: &Arc<Inner>,
+    writer: Writer,
+    applier: Applier,
+    messages: Receiver<Message>,
+    lock: files::Lock,
+    timeout: Duration,
+) -> Result<Running> {
+    let (alive, ended) = crossbeam_channel::bounded(0);
+    let lock = Arc::new(lock);
+    let mut running = Running { workers: Vec::new(), ended, timeout, lock };
+    let (checkpoints, jobs) = crossbeam_channel::bounded(1);
+    running.spawn(inner, &alive, "oncekey-journal", move |inner| write(&inner, writer))?;
+    running.spawn(inner, &alive, "oncekey-apply", move |inner| {
+        let (a, b, c) = (Arc::clone(&inner), Arc::clone(&inner), inner);
+        let around = apply::Surroundings {
+            applied: Box::new(move |group, bytes| a.group.applied(group, bytes)),
+            committed: Box::new(move || b.group.committed()),
+            checkpoints,
+            closed: Box::new(move || {
+                let said = c.mark(Frame::Closing);
+                c.group.end();
+                said
+            }),
+        };
+        apply::run(applier, &messages, &around)
+    })?;
+    running.spawn(inner, &alive, "oncekey-checkpoint", move |inner| {
+        let (a, b) = (Arc::clone(&inner), Arc::clone(&inner));
+        let around = checkpoint::Surroundings {
+            tables: Arc::clone(&inner.tables),
+            pool: Arc::clone(&inner.pool),
+            count: Arc::clone(&inner.checkpoints),
+            record: Box::new(move |frame| a.mark(Frame::Checkpointed(frame))),
+            done: Box::new(move |committed| b.group.checkpointed(committed)),
+        };
+        checkpoint::run(&jobs, &around)
+    })?;
+    running.spawn(inner, &alive, "oncekey-segments", move |inner| {
+        prepare(&inner);
+        Ok(())
+    })?;
+    Ok(running)
+}
+
+impl Running {
+    /// A thread whose error or panic poisons the store.
+    fn spawn(
+        &mut self,
+        inner: &Arc<Inner>,
+        alive: &Sender<()>,
+        name: &'static str,
+        body: impl FnOnce(Arc<Inner>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let (mine, for_panic) = (Arc::clone(inner), Arc::clone(inner));
+        let held = (alive.clone(), Arc::clone(&self.lock));
+        let work = move || {
+            let _held = held;
+            if let Err(error) = body(Arc::clone(&mine)) {
+                mine.group.poison(error);
+            }
+        };
+        let on_panic = move |why: String| {
+            let message = format!("the engine is poisoned: its thread {name} panicked: {why}");
+            for_panic.group.poison(Error::new(ErrorKind::Poisoned, message));
+            // It may have been the writer, which says so when it ends.
+            let _ = for_panic.apply.send(Message::End);
+        };
+        let worker = Worker::spawn(name, work, on_panic).inspect_err(|error| {
+            // Those that run already must end.
+            inner.group.poison(error.clone());
+        })?;
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Ends the threads and lets go of sled and the lock.
+    pub(crate) fn close(self, inner: &Inner) -> Result<()> {
+        let Self { mut workers, ended, timeout, lock } = self;
+        if std::process::id() != inner.pid {
+            // After a fork there is nothing to end here, and nothing to free: the parent has it.
+            std::mem::forget((workers, lock));
+            return Ok(());
+        }
+        inner.group.close();
+        let deadline = clock::deadline(timeout);
+        let all_ended = match deadline {
+            Some(deadline) => ended.recv_deadline(deadline) == Err(crossbeam_channel::RecvTimeoutError::Disconnected),
+            None => ended.recv().is_err(),
+        };
+        if !all_ended {
+            // A thread hangs in the operating system; it keeps the lock until it comes back.
+            let message = format!("the engine is poisoned: it could not be closed in {timeout:?}");
+            let error = inner.group.poison(Error::new(ErrorKind::Poisoned, message));
+            std::mem::forget(workers);
+            return Err(error);
+        }
+        workers.iter_mut().for_each(Worker::join);
+        let closed = inner.tables.close();
+        drop(lock);
+        inner.group.check().and(closed)
+    }
+}
+
+/// The writer's life.
+fn write(inner: &Inner, mut writer: Writer) -> Result<()> {
+    let written = write_groups(inner, &mut writer);
+    if let Err(error) = &written {
+        inner.group.poison(error.clone());
+    }
+    // Nothing more will come. An apply thread that is gone does not mind.
+    let _ = inner.apply.send(Message::End);
+    written
+}
+
+fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
+    loop {
+        match inner.group.take() {
+            Work::Write(batch, place) => {
+                let entered = writer.write(&batch, place, inner.clock.anchor())?;
+                inner.group.publish(batch.group);
+                let message = Message::Group {
+                    group: batch.group,
+                    first_frame: batch.first_frame,
+                    bytes: batch.payload.len() as u64,
+                    frames: batch.frames,
+                    checkpoint: entered,
+                };
+                // The apply thread is gone while the store closes, and then what comes now changes nothing; or it failed, and
+                // has said so.
+                let _ = inner.apply.send(message);
+                if entered {
+                    writer.seal()?;
+                }
+            }
+            Work::Idle => {
+                if let Some(batch) = inner.group.take_empty() {
+                    writer.write(&batch, Place::Current, inner.clock.anchor())?;
+                    inner.group.publish(batch.group);
+                }
+            }
+            Work::Draining => {
+                let _ = inner.apply.send(Message::Close);
+            }
+            Work::Ended => return Ok(()),
+        }
+    }
+}
+
+/// Keeps a spare segment ready.
+fn prepare(inner: &Inner) {
+    while let Some(need) = inner.group.wait_wanted() {
+        let spare = inner.pool.prepare(segment_for(need));
+        let offer = spare.map(|spare| (usable(spare.size), spare));
+        if let Some(unused) = inner.group.offer(offer) {
+            inner.pool.give_back(unused);
+        }
+    }
+}

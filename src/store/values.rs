@@ -1,0 +1,218 @@
+//! Records and rows in sled: long ones in pieces, and the hints that lead to them.
+//!
+//! The order of writes makes every crash harmless: hints and pieces first, then the value by compare-and-swap, then what the
+//! old value had. A hint that leads nowhere, or pieces that nobody names, cost bytes; a value without them would be damage.
+
+use ::sled::IVec;
+
+use super::format::corrupt;
+use super::format::envelope::{self, Envelope, MAX_INLINE, PIECE, PiecesId};
+use super::format::frame::{Content, StoreKey};
+use super::format::record::{self, HEAD, Head};
+use super::tables::{Name, Tables};
+use crate::clock::NEVER;
+use crate::error::Result;
+use crate::record::{Image, Status};
+use crate::value::Value;
+
+/// How much of a record is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    Whole,
+    /// All but the outcome.
+    Head,
+}
+
+/// The content of a key in sled.
+pub(crate) fn read(tables: &Tables, key: &StoreKey, depth: Depth) -> Result<Option<Content>> {
+    let (name, raw) = place(key)?;
+    let mut bytes = tables.get(name, raw)?;
+    while let Some(found) = &bytes {
+        let content = if key.is_record() {
+            read_record(tables, raw, found, depth)?.map(|image| Content::Record(image.into()))
+        } else {
+            body(tables, raw, found, |_| None)?.map(|body| Content::Row(Value::from(body)))
+        };
+        if content.is_some() {
+            return Ok(content);
+        }
+        // A piece is gone: either the value was replaced meanwhile, or it is damaged.
+        let again = tables.get(name, raw)?;
+        if again == bytes {
+            return Err(corrupt(format!("a piece of the value of {} is missing", raw.escape_ascii())));
+        }
+        bytes = again;
+    }
+    Ok(None)
+}
+
+fn read_record(tables: &Tables, raw: &[u8], found: &[u8], depth: Depth) -> Result<Option<Image>> {
+    let wanted = |head: &[u8]| match depth {
+        Depth::Whole => None,
+        Depth::Head => record::decode_head(head).map(|head| head.rest_len),
+    };
+    let Some(body) = body(tables, raw, found, wanted)? else { return Ok(None) };
+    let mut image = record::decode(&body, None)?;
+    if depth == Depth::Head {
+        image.outcome = None;
+    }
+    Ok(Some(image))
+}
+
+/// What an envelope holds; `None` if a piece is missing. `wanted` may say how much of the pieces is enough.
+fn body(
+    tables: &Tables,
+    raw: &[u8],
+    found: &[u8],
+    wanted: impl FnOnce(&[u8]) -> Option<usize>,
+) -> Result<Option<Vec<u8>>> {
+    let (id, len, head) = match envelope::decode(raw, found)? {
+        Envelope::Inline(content) => return Ok(Some(content.to_vec())),
+        Envelope::Pieces { id, len, head } => (id, len, head),
+    };
+    let wanted = wanted(head).unwrap_or(len).min(len);
+    let mut body = head.to_vec();
+    for piece in 0..wanted.div_ceil(PIECE) {
+        let key = envelope::piece_key(id, piece)?;
+        let Some(bytes) = tables.get(Name::Chunks, &key)? else { return Ok(None) };
+        let (_, content) = envelope::decode_piece(&key, &bytes)?;
+        body.extend_from_slice(content);
+    }
+    // Of a record whose outcome is not wanted, no part of it either.
+    body.truncate(head.len() + wanted);
+    if body.len() < head.len() + wanted {
+        return Err(corrupt(format!("the pieces of {} are too short", raw.escape_ascii())));
+    }
+    Ok(Some(body))
+}
+
+/// Makes sled hold this content, or nothing, under the key. `id` is where the change is in the journal.
+pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, id: PiecesId) -> Result<()> {
+    let (name, raw) = place(key)?;
+    let old = tables.get(name, raw)?;
+    if old.is_none() && content.is_none() {
+        return Ok(());
+    }
+    let old_hints = if key.is_record() { hints_of(raw, old.as_ref())? } else { Hints::default() };
+    let (new_hints, encoded) = match content {
+        None => (Hints::default(), None),
+        Some(Content::Record(image)) => (Hints::new(image.state, image.expires), Some(encode_record(tables, key, image, id)?)),
+        Some(Content::Row(value)) => (Hints::default(), Some(encode_body(tables, key, value, 0, id)?)),
+    };
+    new_hints.insert_missing(&old_hints, tables, raw)?;
+    tables.swap(name, raw, old.as_deref(), encoded)?;
+    drop_pieces(tables, raw, old.as_ref(), Some(id))?;
+    old_hints.remove_missing(&new_hints, tables, raw)?;
+    tables.changed()
+}
+
+/// Deletes a record that is still at this revision, with all that belongs to it. Says how long its outcome was.
+pub(crate) fn delete_revision(tables: &Tables, key: &StoreKey, revision: u64) -> Result<Option<u64>> {
+    let raw = key.in_record_tree();
+    let Some(old) = tables.get(Name::Records, raw)? else { return Ok(None) };
+    let head = head_of(raw, &old)?;
+    if head.revision != revision {
+        return Ok(None);
+    }
+    tables.swap(Name::Records, raw, Some(&old), None)?;
+    drop_pieces(tables, raw, Some(&old), None)?;
+    Hints::new(head.state, head.expires).remove_missing(&Hints::default(), tables, raw)?;
+    tables.changed()?;
+    Ok(Some(u64::from(head.outcome_len)))
+}
+
+/// The tree and the key in it.
+fn place(key: &StoreKey) -> Result<(Name<'_>, &[u8])> {
+    if key.is_record() {
+        return Ok((Name::Records, key.in_record_tree()));
+    }
+    let (table, raw) = key.split().ok_or_else(|| corrupt("a row has no table"))?;
+    Ok((Name::Table(table), raw))
+}
+
+fn encode_record(tables: &Tables, key: &StoreKey, image: &Image, id: PiecesId) -> Result<Vec<u8>> {
+    encode_body(tables, key, &record::encode(image)?, HEAD, id)
+}
+
+/// The envelope of a body whose first `head_len` bytes stay in it; the pieces are written.
+fn encode_body(tables: &Tables, key: &StoreKey, body: &[u8], head_len: usize, id: PiecesId) -> Result<Vec<u8>> {
+    let (_, raw) = place(key)?;
+    let inline = envelope::encode(raw, &Envelope::Inline(body))?;
+    if inline.len() <= MAX_INLINE {
+        return Ok(inline);
+    }
+    let (head, rest) = body.split_at(head_len.min(body.len()));
+    for (piece, content) in rest.chunks(PIECE).enumerate() {
+        let piece_key = envelope::piece_key(id, piece)?;
+        let owner = if piece == 0 { key.bytes() } else { &[] };
+        tables.insert(Name::Chunks, &piece_key, envelope::encode_piece(&piece_key, owner, content)?)?;
+        tables.changed()?;
+    }
+    envelope::encode(raw, &Envelope::Pieces { id, len: rest.len(), head })
+}
+
+fn drop_pieces(tables: &Tables, raw: &[u8], old: Option<&IVec>, kept: Option<PiecesId>) -> Result<()> {
+    let Some(old) = old else { return Ok(()) };
+    let Envelope::Pieces { id, len, .. } = envelope::decode(raw, old)? else { return Ok(()) };
+    if Some(id) == kept {
+        return Ok(());
+    }
+    for piece in 0..len.div_ceil(PIECE) {
+        tables.remove(Name::Chunks, &envelope::piece_key(id, piece)?)?;
+        tables.changed()?;
+    }
+    Ok(())
+}
+
+fn head_of(raw: &[u8], found: &[u8]) -> Result<Head> {
+    let (Envelope::Inline(head) | Envelope::Pieces { head, .. }) = envelope::decode(raw, found)?;
+    record::decode_head(head).ok_or_else(|| corrupt(format!("the record of {} is malformed", raw.escape_ascii())))
+}
+
+fn hints_of(raw: &[u8], found: Option<&IVec>) -> Result<Hints> {
+    let Some(found) = found else { return Ok(Hints::default()) };
+    let head = head_of(raw, found)?;
+    Ok(Hints::new(head.state, head.expires))
+}
+
+/// The entries that lead to a record.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Hints {
+    unfinished: bool,
+    expires: Option<u64>,
+}
+
+impl Hints {
+    fn new(state: Status, expires: u64) -> Self {
+        let unfinished = matches!(state, Status::InProgress | Status::Released | Status::Interrupted);
+        Self { unfinished, expires: (expires != NEVER).then_some(expires) }
+    }
+
+    fn insert_missing(&self, old: &Self, tables: &Tables, raw: &[u8]) -> Result<()> {
+        if self.unfinished && !old.unfinished {
+            tables.insert(Name::Unfinished, raw, Vec::new())?;
+        }
+        match self.expires {
+            Some(expires) if old.expires != Some(expires) => tables.insert(Name::Expiry, &expiry_key(expires, raw), Vec::new()),
+            _ => Ok(()),
+        }
+    }
+
+    fn remove_missing(&self, new: &Self, tables: &Tables, raw: &[u8]) -> Result<()> {
+        match self.expires {
+            Some(expires) if new.expires != Some(expires) => tables.remove(Name::Expiry, &expiry_key(expires, raw))?,
+            _ => {}
+        }
+        if self.unfinished && !new.unfinished { tables.remove(Name::Unfinished, raw) } else { Ok(()) }
+    }
+}
+
+pub(crate) fn expiry_key(expires: u64, raw: &[u8]) -> Vec<u8> {
+    [expires.to_be_bytes().as_slice(), raw].concat()
+}
+
+/// What an entry of the expiry tree names: the time, and the key in the records tree.
+pub(crate) fn split_expiry_key(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (time, raw) = bytes.split_at_checked(8)?;
+    Some((u64::from_be_bytes(time.try_into().ok()?), raw))
+}
