@@ -103,16 +103,23 @@ pub(crate) struct Now {
 }
 
 impl Image {
-    /// The status for a reader: a record in progress whose owner is dead is interrupted, an expired one is absent.
+    /// The status and the interruption for a reader; an expired record is absent.
     pub(crate) fn seen(&self, now: &Now) -> Option<(Status, Option<Interruption>)> {
         if self.expires_at(now) <= now.store {
             return None;
         }
-        if self.state == Status::InProgress && self.token < now.first {
-            return Some((Status::Interrupted, Some(Interruption::ProcessEnded)));
-        }
-        let interruption = (self.state != Status::Succeeded && self.state != Status::Failed).then_some(self.interruption);
-        Some((self.state, interruption.flatten()))
+        let status = self.status(now);
+        let interruption = match status {
+            Status::Succeeded | Status::Failed => None,
+            Status::Interrupted if self.state == Status::InProgress => Some(Interruption::ProcessEnded),
+            Status::InProgress | Status::Released | Status::Interrupted => self.interruption,
+        };
+        Some((status, interruption))
+    }
+
+    /// A record in progress whose owner is dead is interrupted.
+    pub(crate) fn status(&self, now: &Now) -> Status {
+        if self.state == Status::InProgress && self.token < now.first { Status::Interrupted } else { self.state }
     }
 
     /// Store time at which it is absent. What is in progress and alive never is.

@@ -142,6 +142,12 @@ impl<K> Default for Slots<K> {
     }
 }
 
+impl<K> std::fmt::Debug for Slots<K> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slots").finish_non_exhaustive()
+    }
+}
+
 impl<K: Eq + Hash + Clone> Slots<K> {
     /// Sits down at the back of the key's queue. Read the record again before parking.
     pub(crate) fn enter(&self, key: K, role: Role) -> Seat<'_, K> {

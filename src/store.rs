@@ -26,7 +26,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 pub(crate) use format::frame::{Change, Content, StoreKey};
-pub(crate) use open::OpenReport;
+pub use open::OpenReport;
 pub(crate) use values::Depth;
 
 use crate::clock::StoreClock;
@@ -53,6 +53,7 @@ pub(crate) struct Store {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
+    store_id: [u8; 16],
     pid: u32,
     eventual: bool,
     first: u64,
@@ -199,6 +200,11 @@ impl Store {
     pub(crate) fn now(&self) -> Now {
         let inner = &self.inner;
         Now { store: inner.clock.now(), wall: inner.clock.wall(), first: inner.first, opened: inner.opened }
+    }
+
+    /// Unique to this store, for its whole life.
+    pub(crate) fn id(&self) -> [u8; 16] {
+        self.inner.store_id
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -90,6 +90,7 @@ impl Store {
         let (apply, messages) = threads::apply_channel();
         let inner = Arc::new(Inner {
             path: path.to_owned(),
+            store_id: stamp.store_id,
             pid: std::process::id(),
             eventual: options.durability != Durability::Immediate,
             first,

@@ -111,7 +111,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
     fields.u8().filter(|zero| *zero == 0)?;
     let (schema, attempt, outcome_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let rest_len = fields.len()?;
-    let mut this = |field: u64| if field == THIS_FRAME { number } else { Some(field) };
+    let this = |field: u64| if field == THIS_FRAME { number } else { Some(field) };
     let (generation, revision, token) = (this(fields.u64()?)?, this(fields.u64()?)?, this(fields.u64()?)?);
     let (created_at, updated_at, updated, expires) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
     let rest: RestV1 = match codec::decode("record", fields.take(rest_len)?) {

@@ -1,0 +1,252 @@
+//! The right to execute, held by one owner.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec;
+use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::outcome::Finished;
+use crate::protocol::{Place, Protocol, panicked_or_dropped};
+use crate::record::{Interruption, RecordInfo};
+use crate::transition::Ending;
+use crate::value::Value;
+
+/// The right to execute the operation of one key.
+///
+/// Exactly one claim of a key is alive at a time. It ends by [`succeed`](Claim::succeed), [`fail`](Claim::fail),
+/// [`release`](Claim::release) or [`interrupt`](Claim::interrupt); dropped, it interrupts the record, because nobody knows
+/// how far the operation came. A `?` between `begin` and the ending is such a drop: validate before `begin`, or say
+/// [`release_on_drop`](Claim::release_on_drop) until the first effect.
+///
+/// A claim that is forgotten (`mem::forget`, a static, a thread that never ends) stays in progress for the life of the
+/// process. It keeps the engine open; after [`Engine::close`](crate::Engine::close) its verbs answer `Closed`.
+#[must_use = "a claim that is dropped interrupts its record"]
+pub struct Claim<T, E> {
+    inner: Box<Inner>,
+    types: PhantomData<fn() -> (T, E)>,
+}
+
+struct Inner {
+    protocol: Arc<Protocol>,
+    place: Place,
+    info: RecordInfo,
+    release_on_drop: bool,
+    /// It has not ended.
+    live: bool,
+    /// A fault of the engine reached the operation through this claim.
+    faulted: AtomicBool,
+}
+
+impl<T, E> Claim<T, E> {
+    pub(crate) fn new(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
+        let faulted = AtomicBool::new(false);
+        let inner = Inner { protocol, place, info, release_on_drop: false, live: true, faulted };
+        Self { inner: Box::new(inner), types: PhantomData }
+    }
+
+    /// The whole key, the scope included.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        self.inner.info.key()
+    }
+
+    /// The fencing token: larger than that of every earlier claim in this store, for downstream systems that can compare.
+    #[must_use]
+    pub fn token(&self) -> u64 {
+        self.inner.info.image().token
+    }
+
+    /// Which life of the key this is.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.inner.info.generation()
+    }
+
+    /// How many claims this generation has had, this one included.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.inner.info.attempt()
+    }
+
+    /// Why the attempt before was interrupted, if it was.
+    #[must_use]
+    pub fn interruption(&self) -> Option<Interruption> {
+        self.inner.info.interruption()
+    }
+
+    /// What was given when the generation started.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        self.inner.info.context()
+    }
+
+    /// The last stage that ended; [`STARTED`](crate::STARTED) at first.
+    #[must_use]
+    pub fn recovery_point(&self) -> &str {
+        self.inner.info.recovery_point()
+    }
+
+    /// What the last stage kept for this one.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&[u8]> {
+        self.inner.info.checkpoint()
+    }
+
+    /// The checkpoint as the type it was encoded from.
+    pub fn decode_checkpoint<C: DeserializeOwned>(&self) -> Result<Option<C>> {
+        let decoded = self.checkpoint().map(|bytes| codec::decode("a checkpoint", bytes)).transpose();
+        if decoded.is_err() {
+            self.inner.faulted.store(true, Ordering::Relaxed);
+        }
+        decoded
+    }
+
+    /// A name for one effect of this operation, the same in every attempt of this generation: to be passed downstream as an
+    /// idempotency key, so that an attempt after an interruption does not repeat the effect. 32 hexadecimal digits.
+    #[must_use]
+    pub fn effect_id(&self, label: &str) -> String {
+        let Inner { protocol, place, info, .. } = &*self.inner;
+        let digest = Fingerprint::builder()
+            .part(protocol.store_id())
+            .part(place.manager.as_bytes())
+            .part(place.key.as_bytes())
+            .part(info.generation().to_be_bytes())
+            .part(label)
+            .finish();
+        digest.as_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Whether a drop, by a panic too, releases the record instead of interrupting it: true while nothing has happened yet.
+    /// The death of the process interrupts all the same. Defaults to false.
+    pub fn release_on_drop(&mut self, release: bool) {
+        self.inner.release_on_drop = release;
+    }
+
+    /// Gives the key up: nothing has happened, and whoever comes next runs the operation.
+    pub fn release(self) -> Result<RecordInfo, EndError<Self>> {
+        self.end(&Ending::Release)
+    }
+
+    /// Gives the key up: it is not known whether anything has happened. What a drop does, with an answer.
+    pub fn interrupt(self) -> Result<RecordInfo, EndError<Self>> {
+        self.end(&Ending::Interrupt(Interruption::Reported))
+    }
+
+    pub(crate) fn is_faulted(&self) -> bool {
+        self.inner.faulted.load(Ordering::Relaxed)
+    }
+
+    /// Ends it; on error the claim is as alive as before.
+    fn end(mut self, ending: &Ending) -> Result<RecordInfo, EndError<Self>> {
+        let Inner { protocol, place, .. } = &*self.inner;
+        match protocol.end(place, self.token(), ending) {
+            Ok(info) => {
+                self.inner.live = false;
+                Ok(info)
+            }
+            Err(error) => Err(EndError { error, claim: self }),
+        }
+    }
+
+    /// The bytes, and the value as every replay will read it.
+    fn encode<S: Serialize + DeserializeOwned>(&self, what: &str, value: &S) -> Result<(Value, S)> {
+        let Inner { protocol, place, .. } = &*self.inner;
+        let what = format!("the {what} of key {} of {}", place.key, place.manager);
+        let bytes = codec::encode_checked(&what, value, protocol.max_value_bytes())?;
+        let read_back = codec::decode(&what, &bytes)?;
+        Ok((Value::from(bytes), read_back))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
+    /// Stores a success, which every retry gets from now on until its TTL.
+    ///
+    /// # Errors
+    ///
+    /// The claim comes back, alive, with why: nothing was stored. `Codec` and `TooLarge` say that this value cannot be;
+    /// `ClaimLost`, that the record is no longer this claim's.
+    pub fn succeed(self, value: &T) -> Result<Finished<T, E>, EndError<Self>> {
+        match self.encode("success", value) {
+            Ok((bytes, value)) => self.end(&Ending::Succeed(bytes)).map(|info| Finished::new(Ok(value), info)),
+            Err(error) => Err(EndError { error, claim: self }),
+        }
+    }
+
+    /// Stores a failure, which every retry gets from now on until its TTL.
+    ///
+    /// # Errors
+    ///
+    /// As [`succeed`](Claim::succeed).
+    pub fn fail(self, error: &E) -> Result<Finished<T, E>, EndError<Self>> {
+        match self.encode("failure", error) {
+            Ok((bytes, failure)) => self.end(&Ending::Fail(bytes)).map(|info| Finished::new(Err(failure), info)),
+            Err(error) => Err(EndError { error, claim: self }),
+        }
+    }
+}
+
+impl<T, E> Drop for Claim<T, E> {
+    fn drop(&mut self) {
+        if self.inner.live {
+            let ending = if self.inner.release_on_drop {
+                Ending::Release
+            } else {
+                Ending::Interrupt(panicked_or_dropped())
+            };
+            self.inner.protocol.abandon(&self.inner.place, self.token(), &ending);
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Claim<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").field("token", &self.token()).field("info", &self.inner.info).finish_non_exhaustive()
+    }
+}
+
+/// An ending that was not stored, and the claim, which is still alive.
+///
+/// Turned into an [`Error`], e.g. by `?`, it drops the claim, and so interrupts the record. Kept in an `anyhow::Error` or a
+/// box, it keeps the claim alive and the key in progress.
+pub struct EndError<C> {
+    /// Why it was not stored.
+    pub error: Error,
+    /// To try again with, or to end otherwise.
+    pub claim: C,
+}
+
+impl<C> EndError<C> {
+    /// The kind of the error.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.error.kind()
+    }
+}
+
+impl<C> fmt::Debug for EndError<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndError").field("error", &self.error).finish_non_exhaustive()
+    }
+}
+
+impl<C> fmt::Display for EndError<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<C> std::error::Error for EndError<C> {}
+
+impl<C> From<EndError<C>> for Error {
+    fn from(end: EndError<C>) -> Self {
+        end.error
+    }
+}

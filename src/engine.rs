@@ -1,0 +1,230 @@
+//! A store that is open.
+
+use std::any::type_name;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Compacted, Event};
+use crate::key::check_name;
+use crate::manager::{Manager, RawManager};
+use crate::options::{EngineOptions, ManagerOptions};
+use crate::protocol::{ListRange, OpenReport, Protocol};
+use crate::record::Status;
+use crate::records::{RecordFilter, Records};
+use crate::stats::Stats;
+
+/// An open store.
+///
+/// Cheap to clone, and used from any number of threads. The last handle dropped (managers, claims and pending operations
+/// hold one) closes it as [`close`](Engine::close) does.
+///
+/// ```
+/// use oncekey::{Engine, Manager};
+///
+/// let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// let first = payments.execute("order-42", |_claim| Ok(1999))?;
+/// let again = payments.execute("order-42", |_claim| unreachable!())?;
+/// assert_eq!((first.replayed(), again.replayed(), *again.value()), (false, true, 1999));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Engine {
+    protocol: Arc<Protocol>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    report: OpenReport,
+    compaction_batch: usize,
+    /// The types of each manager's name and schema in this process.
+    types: Mutex<HashMap<(String, u32), Types>>,
+}
+
+type Types = (&'static str, &'static str);
+
+impl Engine {
+    /// Opens the store in `path`, with the defaults; creates what is missing.
+    ///
+    /// # Errors
+    ///
+    /// `StoreInUse` if it is open already; `UnsupportedFormat` if `path` holds something else, or a newer store; `Corrupt` if
+    /// it is damaged. Nothing is changed then.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        EngineOptions::default().open(path)
+    }
+
+    /// A store in a directory of its own, which is removed with the last handle: for tests and examples.
+    pub fn temporary() -> Result<Self> {
+        EngineOptions::default().temporary()
+    }
+
+    /// Options, to be set and then opened.
+    pub fn options() -> EngineOptions {
+        EngineOptions::default()
+    }
+
+    /// The manager of that name. Its types are those that its records were stored with.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if this process has used the name and
+    /// schema with other types.
+    pub fn manager<T, E>(&self, name: &str) -> Result<Manager<T, E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Serialize + DeserializeOwned,
+    {
+        self.manager_with(name, ManagerOptions::new())
+    }
+
+    /// As [`manager`](Engine::manager), with options, which are this handle's.
+    ///
+    /// # Errors
+    ///
+    /// Also `InvalidOptions` for a TTL of zero.
+    pub fn manager_with<T, E>(&self, name: &str, options: ManagerOptions) -> Result<Manager<T, E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Serialize + DeserializeOwned,
+    {
+        check_name("manager", name)?;
+        options.check()?;
+        let types = (type_name::<T>(), type_name::<E>());
+        let known = *self.shared.types.lock().entry((name.to_owned(), options.schema)).or_insert(types);
+        if known != types {
+            let message = format!(
+                "manager {name} has the types {} and {}, it is asked for with {} and {}",
+                known.0, known.1, types.0, types.1
+            );
+            return Err(Error::new(ErrorKind::TypeMismatch, message));
+        }
+        Ok(Manager::new(self.clone(), name, options))
+    }
+
+    /// The manager of that name for tools that do not know its types.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName`.
+    pub fn raw(&self, name: &str) -> Result<RawManager> {
+        check_name("manager", name)?;
+        Ok(RawManager::new(self.clone(), name))
+    }
+
+    /// The names of all managers that have a record.
+    pub fn managers(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = Vec::new();
+        let mut range = Some(ListRange::new(None, &[], false));
+        while let Some(at) = range {
+            let (infos, next) = self.protocol.list(&at, 1)?;
+            range = match infos.first() {
+                // The first key of a batch may be one that is absent by now.
+                None => next,
+                Some(info) => {
+                    names.push(info.manager().to_owned());
+                    ListRange::behind(info.manager())
+                }
+            };
+        }
+        Ok(names)
+    }
+
+    /// Every interrupted record: right after open, the exact list of what an earlier process left unfinished.
+    pub fn interrupted(&self) -> Result<Records> {
+        self.records(RecordFilter::new().status(Status::Interrupted))
+    }
+
+    /// The records that match, in the order of their managers' names and keys. Each is read as it is then; not a snapshot.
+    pub fn records(&self, filter: RecordFilter) -> Result<Records> {
+        Records::new(self.share(), filter)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.protocol.path()
+    }
+
+    /// What its open found.
+    #[must_use]
+    pub fn opened(&self) -> &OpenReport {
+        &self.shared.report
+    }
+
+    /// Its counters, since it was opened, and gauges.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.protocol.stats()
+    }
+
+    /// What happens from now on. Each call is a subscriber of its own, with a queue of [`EVENT_QUEUE`](crate::EVENT_QUEUE);
+    /// what does not fit is dropped, and counted in [`Stats::events_dropped`].
+    #[must_use]
+    pub fn events(&self) -> Receiver<Event> {
+        self.protocol.hub().subscribe()
+    }
+
+    /// Deletes everything that has expired. Expired records are absent for every reader anyway: this frees their room.
+    pub fn compact_now(&self) -> Result<Compacted> {
+        self.protocol.compact(self.shared.compaction_batch)
+    }
+
+    /// Waits until everything committed so far survives a power cut: for
+    /// [`Durability::Eventual`](crate::Durability::Eventual).
+    pub fn sync(&self) -> Result<()> {
+        self.protocol.sync()
+    }
+
+    /// Waits for what was committed, wakes every waiter, ends the threads and frees the lock, although other handles live:
+    /// they answer `Closed` from now on. Claims that are alive stay in progress, and the next open finds them interrupted.
+    ///
+    /// # Errors
+    ///
+    /// Whatever went wrong on the way; what was answered before is safe all the same.
+    pub fn close(self) -> Result<()> {
+        self.protocol.close()
+    }
+
+    pub(crate) fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    pub(crate) fn share(&self) -> Arc<Protocol> {
+        Arc::clone(&self.protocol)
+    }
+}
+
+impl EngineOptions {
+    /// Opens the store in `path`; creates what is missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::open`], and `InvalidOptions`.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Engine> {
+        self.open_in(path.as_ref(), None)
+    }
+
+    /// A store in a directory of its own, which is removed with the last handle.
+    pub fn temporary(&self) -> Result<Engine> {
+        let directory = tempfile::Builder::new().prefix("oncekey-").tempdir();
+        let directory = directory.map_err(|cause| Error::io("create directory in", &std::env::temp_dir(), &cause))?;
+        let path = directory.path().to_owned();
+        self.open_in(&path, Some(directory))
+    }
+
+    fn open_in(&self, path: &Path, directory: Option<tempfile::TempDir>) -> Result<Engine> {
+        let (protocol, report) = Protocol::open(path, self, directory)?;
+        let shared =
+            Shared { report, compaction_batch: self.compaction_batch.get(), types: Mutex::new(HashMap::new()) };
+        Ok(Engine { protocol: Arc::new(protocol), shared: Arc::new(shared) })
+    }
+}

@@ -1,0 +1,203 @@
+//! One call: run the operation once, or get what came of it.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::claim::{Claim, EndError};
+use crate::error::{Error, Result};
+use crate::manager::{Begin, Manager, Pending};
+use crate::options::{ExecuteOptions, OnError};
+use crate::outcome::Finished;
+use crate::record::RecordInfo;
+
+/// What `execute` answers when the operation succeeded, now or before.
+#[derive(Clone)]
+pub struct Executed<T> {
+    value: T,
+    replayed: bool,
+    info: RecordInfo,
+}
+
+impl<T> Executed<T> {
+    /// The value.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// The value, by value.
+    pub fn into_value(self) -> T {
+        self.value
+    }
+
+    /// Whether the operation had run before, and this is what came of it then.
+    pub fn replayed(&self) -> bool {
+        self.replayed
+    }
+
+    /// All but the value.
+    pub fn info(&self) -> &RecordInfo {
+        &self.info
+    }
+}
+
+impl<T> fmt::Debug for Executed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Executed");
+        debug.field("replayed", &self.replayed).field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Why `execute` has no value. Exhaustive on purpose.
+pub enum ExecuteError<T, E> {
+    /// The operation failed, now or before.
+    Failed {
+        /// Its failure.
+        error: E,
+        /// Whether it failed before, and this is the stored failure.
+        replayed: bool,
+    },
+    /// Another owner is still at work.
+    InProgress(Pending<T, E>),
+    /// An earlier owner ended without an answer, and the record is held until someone resolves it.
+    Interrupted(RecordInfo),
+    /// The key belongs to another request.
+    Mismatch(RecordInfo),
+    /// The operation ran, but what came of it is not stored, so nobody may be told. The claim is alive: try the ending again,
+    /// or drop it to interrupt the record.
+    NotStored {
+        /// What the operation returned.
+        outcome: Result<T, E>,
+        /// Why it is not stored, and the claim.
+        error: EndError<Claim<T, E>>,
+    },
+    /// The engine could not answer. The operation did not run.
+    Engine(Error),
+}
+
+impl<T, E> From<Error> for ExecuteError<T, E> {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { error, .. } => error.fmt(f),
+            Self::InProgress(pending) => write!(f, "key {} is in progress", pending.info().key()),
+            Self::Interrupted(info) => write!(f, "key {} is interrupted: it is not known what became of it", info.key()),
+            Self::Mismatch(info) => write!(f, "key {} belongs to another request", info.key()),
+            Self::NotStored { error, .. } => write!(f, "the operation ran and its outcome is not stored: {error}"),
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for ExecuteError<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { replayed, .. } => f.debug_struct("Failed").field("replayed", replayed).finish_non_exhaustive(),
+            Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
+            Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
+            Self::Mismatch(info) => f.debug_tuple("Mismatch").field(info).finish(),
+            Self::NotStored { error, .. } => f.debug_struct("NotStored").field("error", error).finish_non_exhaustive(),
+            Self::Engine(error) => f.debug_tuple("Engine").field(error).finish(),
+        }
+    }
+}
+
+impl<T, E: fmt::Display> std::error::Error for ExecuteError<T, E> {}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Runs the operation if the key is new, and stores what it returns; otherwise gives what came of it before. Waits up to
+    /// 30 s for another owner.
+    ///
+    /// | the operation | the record |
+    /// |---|---|
+    /// | returns `Ok` | succeeded: every retry gets the value until its TTL |
+    /// | returns `Err` | as [`on_error`](Manager::on_error) says; by default failed: every retry gets the failure |
+    /// | panics | interrupted, and the panic goes on |
+    /// | returns `Err` after a fault of the engine reached it through its claim | interrupted: never stored |
+    /// | the process ends meanwhile | interrupted |
+    ///
+    /// On a key that this thread is executing already it waits for itself, and answers `InProgress`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExecuteError`].
+    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
+    pub fn execute(
+        &self,
+        key: impl AsRef<[u8]>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+    ) -> Result<Executed<T>, ExecuteError<T, E>> {
+        self.execute_with(key, ExecuteOptions::new(), operation)
+    }
+
+    /// As [`execute`](Manager::execute), with more to say.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExecuteError`].
+    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
+    pub fn execute_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: impl Into<ExecuteOptions>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+    ) -> Result<Executed<T>, ExecuteError<T, E>> {
+        let ExecuteOptions { begin, wait } = options.into();
+        let begun =
+            if wait.is_zero() { self.begin_with(key, begin)? } else { self.begin_or_wait(key, begin, wait)? };
+        match begun {
+            Begin::Claimed(claim) => self.run(claim, operation),
+            Begin::Replay(done) => replayed(done),
+            Begin::InProgress(pending) => Err(ExecuteError::InProgress(pending)),
+            Begin::Interrupted(info) => Err(ExecuteError::Interrupted(info)),
+            Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info)),
+        }
+    }
+
+    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
+    fn run(
+        &self,
+        mut claim: Claim<T, E>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+    ) -> Result<Executed<T>, ExecuteError<T, E>> {
+        let failure = match operation(&mut claim) {
+            Ok(value) => {
+                return match claim.succeed(&value) {
+                    Ok(done) => Ok(Executed { value, replayed: false, info: done.info().clone() }),
+                    Err(error) => Err(ExecuteError::NotStored { outcome: Ok(value), error }),
+                };
+            }
+            Err(failure) => failure,
+        };
+        let on_error = if claim.is_faulted() {
+            // What the operation made of the engine's fault is not its own failure.
+            OnError::Interrupt
+        } else {
+            self.on_error.as_ref().map_or(OnError::Store, |classify| classify(&failure))
+        };
+        let ended = match on_error {
+            OnError::Store => claim.fail(&failure).map(|_| ()),
+            OnError::Release => claim.release().map(|_| ()),
+            OnError::Interrupt => claim.interrupt().map(|_| ()),
+        };
+        Err(match ended {
+            Ok(()) => ExecuteError::Failed { error: failure, replayed: false },
+            Err(error) => ExecuteError::NotStored { outcome: Err(failure), error },
+        })
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
+fn replayed<T, E>(done: Finished<T, E>) -> Result<Executed<T>, ExecuteError<T, E>> {
+    let (outcome, info) = done.into_parts();
+    match outcome {
+        Ok(value) => Ok(Executed { value, replayed: true, info }),
+        Err(error) => Err(ExecuteError::Failed { error, replayed: true }),
+    }
+}

@@ -1,0 +1,445 @@
+//! A named, typed scope of keys.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::claim::Claim;
+use crate::clock::{deadline, millis};
+use crate::codec;
+use crate::context::Context;
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::failure::Failure;
+use crate::key::{Key, check_key};
+use crate::options::{BeginOptions, ManagerOptions, OnError, check_ttl};
+use crate::outcome::{Finished, Record};
+use crate::protocol::{Awaited, Begun, Depth, Place};
+use crate::record::RecordInfo;
+use crate::transition::{Ending, Start};
+use crate::value::Value;
+
+/// What `begin` answers. Exhaustive on purpose: a new answer must be a compile error in every `match`.
+#[derive(Debug)]
+#[must_use = "dropping a claim interrupts its record"]
+pub enum Begin<T, E> {
+    /// The caller owns the key and runs the operation.
+    Claimed(Claim<T, E>),
+    /// It has run; this is what came of it.
+    Replay(Finished<T, E>),
+    /// Another owner of this process is at work.
+    InProgress(Pending<T, E>),
+    /// Its owner ended without an answer, and it is held until someone resolves it.
+    Interrupted(RecordInfo),
+    /// The key belongs to another request. Nothing of that request's outcome is told.
+    Mismatch(RecordInfo),
+}
+
+impl<T, E> Begin<T, E> {
+    /// The claim, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Every other answer, unchanged.
+    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that a replay needs no allocation")]
+    pub fn into_claim(self) -> Result<Claim<T, E>, Self> {
+        if let Self::Claimed(claim) = self { Ok(claim) } else { Err(self) }
+    }
+}
+
+/// What a wait answers.
+#[derive(Debug)]
+#[must_use]
+pub enum Waited<T, E> {
+    /// The operation ended with this outcome.
+    Finished(Finished<T, E>),
+    /// There is no record.
+    Absent,
+    /// Its owner gave it up: nothing has happened.
+    Released,
+    /// Its owner ended without an answer.
+    Interrupted,
+    /// It is still in progress.
+    TimedOut,
+    /// The engine was closed meanwhile.
+    Closed,
+}
+
+/// What became of an interrupted operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolution<T, E> {
+    /// Nothing has happened: run it again.
+    Retry,
+    /// It has happened, with this value.
+    Succeed(T),
+    /// It has failed for good.
+    Fail(E),
+}
+
+/// Another owner's operation. Holds no place in a queue and no claim: keep it as long as you like.
+pub struct Pending<T, E> {
+    inner: Box<(Manager<T, E>, Place, RecordInfo)>,
+}
+
+impl<T, E> Pending<T, E> {
+    /// The record when it was met.
+    #[must_use]
+    pub fn info(&self) -> &RecordInfo {
+        &self.inner.2
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Pending<T, E> {
+    /// Waits until nobody is at work on the key.
+    pub fn wait(&self, timeout: Duration) -> Result<Waited<T, E>> {
+        let (manager, place, _) = &*self.inner;
+        manager.wait_at(place, timeout)
+    }
+}
+
+impl<T, E> fmt::Debug for Pending<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").field("info", self.info()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) type Classify<E> = Arc<dyn Fn(&E) -> OnError + Send + Sync>;
+
+/// A named, typed scope of keys: the same key in two managers is two records.
+///
+/// Cheap to clone; clones share everything.
+///
+/// ```
+/// # use oncekey::{Begin, Engine, Manager};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// match payments.begin("order-42")? {
+///     Begin::Claimed(claim) => println!("{:?}", claim.succeed(&1999)?.outcome()),
+///     Begin::Replay(done) => println!("replayed {:?}", done.outcome()),
+///     Begin::InProgress(pending) => println!("since {:?}", pending.info().updated_at()),
+///     Begin::Interrupted(info) => println!("unknown since {:?}", info.updated_at()),
+///     Begin::Mismatch(info) => println!("{} was another request", info.key()),
+/// }
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+pub struct Manager<T, E = Failure> {
+    engine: Engine,
+    name: Arc<str>,
+    options: ManagerOptions,
+    scope: Arc<[Box<[u8]>]>,
+    pub(crate) on_error: Option<Classify<E>>,
+    types: PhantomData<fn() -> (T, E)>,
+}
+
+impl<T, E> Clone for Manager<T, E> {
+    fn clone(&self) -> Self {
+        Self {
+            engine: self.engine.clone(),
+            name: Arc::clone(&self.name),
+            options: self.options.clone(),
+            scope: Arc::clone(&self.scope),
+            on_error: self.on_error.clone(),
+            types: PhantomData,
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Manager<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager").field("name", &self.name).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<T, E> Manager<T, E> {
+    pub(crate) fn new(engine: Engine, name: &str, options: ManagerOptions) -> Self {
+        let (name, scope) = (name.into(), Arc::new([]));
+        Self { engine, name, options, scope, on_error: None, types: PhantomData }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its engine.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What [`execute`](Manager::execute) does with an operation's `Err`; clones made afterwards share it. Defaults to
+    /// [`OnError::Store`].
+    #[must_use]
+    pub fn on_error(mut self, classify: impl Fn(&E) -> OnError + Send + Sync + 'static) -> Self {
+        self.on_error = Some(Arc::new(classify));
+        self
+    }
+
+    /// The keys of one tenant or user: keys that clients choose must not meet those of another's. Records report the whole
+    /// key, and that works on the unscoped manager. A scope inside a scope adds to it.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey` if the scope is empty or leaves no room for a key.
+    pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
+        check_key(scope.as_ref())?;
+        let scope: Vec<Box<[u8]>> = self.scope.iter().cloned().chain([scope.as_ref().into()]).collect();
+        // With the shortest key there is.
+        Key::from_parts(scope.iter().map(|part| &**part).chain([&[0][..]]))?;
+        Ok(Self { scope: scope.into(), ..self.clone() })
+    }
+
+    fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
+        let key = key.as_ref();
+        let key = if self.scope.is_empty() {
+            Key::new(key)?
+        } else {
+            check_key(key)?;
+            Key::from_parts(self.scope.iter().map(|part| &**part).chain([key]))?
+        };
+        Ok(Place::new(&self.name, key))
+    }
+
+    fn start(&self, options: BeginOptions, by_key: bool) -> Result<Start> {
+        let success_ttl = options.success_ttl.unwrap_or(self.options.success_ttl);
+        let failure_ttl = options.failure_ttl.unwrap_or(self.options.failure_ttl);
+        check_ttl("success_ttl", success_ttl)?;
+        check_ttl("failure_ttl", failure_ttl)?;
+        let context = options.context.unwrap_or_default();
+        context.check()?;
+        Ok(Start {
+            by_key,
+            fingerprint: options.fingerprint,
+            context,
+            policy: options.on_interrupted.unwrap_or(self.options.on_interrupted),
+            schema: self.options.schema,
+            success_ttl: millis(success_ttl),
+            failure_ttl: millis(failure_ttl),
+            unfinished_ttl: millis(self.options.unfinished_ttl),
+        })
+    }
+
+    /// Releases what [`initiate`](Manager::initiate) began: nothing has happened, and whoever comes next runs it.
+    ///
+    /// # Errors
+    ///
+    /// As [`success`](Manager::success).
+    pub fn release(&self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.engine.protocol().end_by_key(&self.place(key)?, &Ending::Release, self.options.schema)
+    }
+
+    /// Forgets a finished record, so that the operation can run again. False if there is no finished one.
+    ///
+    /// # Errors
+    ///
+    /// `OwnedByClaim` while it is in progress.
+    pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().reopen(&self.place(key)?)
+    }
+
+    /// Forgets a record, unless a live claim owns it. False if there is none.
+    ///
+    /// # Errors
+    ///
+    /// `OwnedByClaim` while a claim owns it.
+    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().remove(&self.place(key)?)
+    }
+
+    /// Keeps a finished record at least `ttl` from now; never shortens. False if there is no finished one.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if `ttl` is zero.
+    pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
+        check_ttl("ttl", ttl)?;
+        self.engine.protocol().extend(&self.place(key)?, millis(ttl))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Asks for the right to run the operation of a key. Never waits for another owner.
+    pub fn begin(&self, key: impl AsRef<[u8]>) -> Result<Begin<T, E>> {
+        self.begin_with(key, BeginOptions::new())
+    }
+
+    /// As [`begin`](Manager::begin), with more to say.
+    pub fn begin_with(&self, key: impl AsRef<[u8]>, options: BeginOptions) -> Result<Begin<T, E>> {
+        let (place, start) = (self.place(key)?, self.start(options, false)?);
+        let begun = self.engine.protocol().begin(&place, &start)?;
+        self.answer(place, begun)
+    }
+
+    /// As [`begin_with`](Manager::begin_with), but waits for another owner up to `timeout`, and takes the key over if that
+    /// gives it up. On a key that this thread owns it waits for itself, and answers `InProgress` at the end.
+    pub fn begin_or_wait(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: BeginOptions,
+        timeout: Duration,
+    ) -> Result<Begin<T, E>> {
+        let (place, start) = (self.place(key)?, self.start(options, false)?);
+        let begun = self.engine.protocol().begin_or_wait(&place, &start, deadline(timeout))?;
+        self.answer(place, begun)
+    }
+
+    /// True: the record was created, or taken over, and this *process* now owns it, until [`success`](Manager::success),
+    /// [`fail`](Manager::fail) or [`release`](Manager::release). False: do not run the operation.
+    ///
+    /// A caller that ignores the answer runs the operation twice, and a thread that ends in between leaves the key in
+    /// progress until the process ends: prefer [`begin`](Manager::begin).
+    pub fn initiate(&self, key: impl AsRef<[u8]>, context: Option<&Context>) -> Result<bool> {
+        let options = BeginOptions { context: context.cloned(), ..BeginOptions::new() };
+        let (place, start) = (self.place(key)?, self.start(options, true)?);
+        Ok(matches!(self.engine.protocol().begin(&place, &start)?, Begun::Claimed(_)))
+    }
+
+    /// Stores the success of what [`initiate`](Manager::initiate) began.
+    ///
+    /// # Errors
+    ///
+    /// `NotInProgress` if this process has not begun it, or it has ended; `OwnedByClaim` if a [`Claim`] did. Nothing is
+    /// created or overwritten then.
+    pub fn success(&self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = Ending::Succeed(self.encode(&place, value)?);
+        self.engine.protocol().end_by_key(&place, &ending, self.options.schema)
+    }
+
+    /// Stores the failure of what [`initiate`](Manager::initiate) began.
+    ///
+    /// # Errors
+    ///
+    /// As [`success`](Manager::success).
+    pub fn fail(&self, key: impl AsRef<[u8]>, error: &E) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = Ending::Fail(self.encode(&place, error)?);
+        self.engine.protocol().end_by_key(&place, &ending, self.options.schema)
+    }
+
+    /// The record of a key, in whatever state it is.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<T, E>>> {
+        let info = self.engine.protocol().get(&self.place(key)?, Depth::Whole)?;
+        info.map(|info| Record::decode(info, self.options.schema)).transpose()
+    }
+
+    /// Waits until nobody is at work on the key; answers at once if nobody is.
+    pub fn wait(&self, key: impl AsRef<[u8]>, timeout: Duration) -> Result<Waited<T, E>> {
+        self.wait_at(&self.place(key)?, timeout)
+    }
+
+    /// Settles an interrupted record, once it is known what became of the operation.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `OwnedByClaim` while it is in progress, `NotInterrupted` in any other state.
+    pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<T, E>) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = match &resolution {
+            Resolution::Retry => Ending::Release,
+            Resolution::Succeed(value) => Ending::Succeed(self.encode(&place, value)?),
+            Resolution::Fail(error) => Ending::Fail(self.encode(&place, error)?),
+        };
+        self.engine.protocol().resolve(&place, &ending, Some(self.options.schema))
+    }
+
+    fn wait_at(&self, place: &Place, timeout: Duration) -> Result<Waited<T, E>> {
+        Ok(match self.engine.protocol().wait(place, deadline(timeout))? {
+            Awaited::Finished(info) => Waited::Finished(Finished::decode(info, self.options.schema)?),
+            Awaited::Absent => Waited::Absent,
+            Awaited::Released => Waited::Released,
+            Awaited::Interrupted => Waited::Interrupted,
+            Awaited::TimedOut => Waited::TimedOut,
+            Awaited::Closed => Waited::Closed,
+        })
+    }
+
+    fn answer(&self, place: Place, begun: Begun) -> Result<Begin<T, E>> {
+        Ok(match begun {
+            Begun::Claimed(info) => Begin::Claimed(Claim::new(self.engine.share(), place, info)),
+            Begun::Replay(info) => Begin::Replay(Finished::decode(info, self.options.schema)?),
+            Begun::InProgress(info) => Begin::InProgress(Pending { inner: Box::new((self.clone(), place, info)) }),
+            Begun::Interrupted(info) => Begin::Interrupted(info),
+            Begun::Mismatch(info) => Begin::Mismatch(info),
+        })
+    }
+
+    fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
+        let what = format!("the outcome of key {} of {}", place.key, self.name);
+        codec::encode_checked(&what, value, self.engine.protocol().max_value_bytes()).map(Value::from)
+    }
+}
+
+/// A manager for tools that do not know the types: outcomes are bytes.
+#[derive(Clone, Debug)]
+pub struct RawManager {
+    engine: Engine,
+    name: Arc<str>,
+}
+
+impl RawManager {
+    pub(crate) fn new(engine: Engine, name: &str) -> Self {
+        Self { engine, name: name.into() }
+    }
+
+    fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
+        Ok(Place::new(&self.name, Key::new(key)?))
+    }
+
+    /// The record of a whole key, with its outcome as it is encoded.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Value, Value>>> {
+        Ok(self.engine.protocol().get(&self.place(key)?, Depth::Whole)?.map(Record::raw))
+    }
+
+    /// As [`Manager::resolve`], with an outcome that is encoded already. The record keeps its schema.
+    pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<Value, Value>) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = match resolution {
+            Resolution::Retry => Ending::Release,
+            Resolution::Succeed(bytes) => Ending::Succeed(self.checked(bytes)?),
+            Resolution::Fail(bytes) => Ending::Fail(self.checked(bytes)?),
+        };
+        self.engine.protocol().resolve(&place, &ending, None)
+    }
+
+    fn checked(&self, bytes: Value) -> Result<Value> {
+        let limit = self.engine.protocol().max_value_bytes();
+        if bytes.len() as u64 > limit {
+            let message = format!("an outcome is {} bytes long, the limit is {limit}", bytes.len());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        Ok(bytes)
+    }
+
+    /// As [`Manager::reopen`].
+    pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().reopen(&self.place(key)?)
+    }
+
+    /// As [`Manager::remove`].
+    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().remove(&self.place(key)?)
+    }
+
+    /// As [`Manager::extend`].
+    pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
+        check_ttl("ttl", ttl)?;
+        self.engine.protocol().extend(&self.place(key)?, millis(ttl))
+    }
+
+    /// Takes over a record that another store's [`get`](RawManager::get) gave, under the same key, unless that key has a
+    /// record here: then false. Its TTL starts again; one in progress there is interrupted here.
+    pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
+        let info = record.info();
+        let place = Place::new(&self.name, info.key().clone());
+        if let Some(bytes) = info.image().outcome.clone() {
+            self.checked(bytes)?;
+        }
+        self.engine.protocol().import(&place, info.image())
+    }
+}

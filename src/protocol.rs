@@ -1,0 +1,429 @@
+//! Where rules, mechanisms and store meet: begin, end, wait, expire.
+//!
+//! Every change goes the same way: decide (`transition`), commit (`store`), wait until durable, wake (`slots`), tell
+//! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
+
+mod wait;
+
+pub(crate) use wait::Awaited;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Compacted, Event as Told, Hub};
+use crate::key::Key;
+use crate::options::{EngineOptions, OnInterrupted};
+use crate::record::{Image, Interruption, Now, RecordInfo, Status};
+use crate::slots::Slots;
+use crate::stats::{Counter, Gauge, Stats};
+use crate::store::{Change, Content, Index, Read, Store, StoreKey};
+pub use crate::store::OpenReport;
+pub(crate) use crate::store::Depth;
+use crate::transition::{Because, Decision, Ending, Event, Start, decide};
+
+/// One key of one manager.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) manager: Arc<str>,
+    pub(crate) key: Key,
+    at: StoreKey,
+}
+
+impl Place {
+    pub(crate) fn new(manager: &Arc<str>, key: Key) -> Self {
+        let at = StoreKey::record(manager, key.as_bytes());
+        Self { manager: Arc::clone(manager), key, at }
+    }
+
+    fn from_store(at: StoreKey) -> Option<Self> {
+        let (manager, key) = at.split()?;
+        Some(Self { manager: manager.into(), key: Key::new(key).ok()?, at })
+    }
+
+    /// How messages name it.
+    fn named(&self) -> String {
+        format!("key {} of {}", self.key, self.manager)
+    }
+}
+
+/// Whether the caller is told only when it is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Haste {
+    Durable,
+    /// The caller must not wait: a drop.
+    Committed,
+}
+
+/// What `begin` found or made.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Claimed(RecordInfo),
+    Replay(RecordInfo),
+    InProgress(RecordInfo),
+    Interrupted(RecordInfo),
+    Mismatch(RecordInfo),
+}
+
+/// What an event made of a record.
+#[derive(Debug)]
+enum Changed {
+    Written(RecordInfo),
+    Deleted,
+    Kept(Because, Option<RecordInfo>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Protocol {
+    store: Store,
+    /// Removed with the last handle, after the store is closed: the order of these fields.
+    _directory: Option<tempfile::TempDir>,
+    max_value_bytes: usize,
+    slots: Arc<Slots<StoreKey>>,
+    hub: Arc<Hub>,
+    closed: AtomicBool,
+    in_progress: Gauge,
+    interrupted: Gauge,
+    replays: Counter,
+    drops_not_recorded: Counter,
+}
+
+impl Protocol {
+    /// Opens the store in `path`; `directory` is removed with the last handle.
+    pub(crate) fn open(
+        path: &Path,
+        options: &EngineOptions,
+        directory: Option<tempfile::TempDir>,
+    ) -> Result<(Self, OpenReport)> {
+        let (store, report) = Store::open(path, options)?;
+        let (slots, hub) = (Arc::new(Slots::default()), Arc::new(Hub::default()));
+        let (woken, told) = (Arc::clone(&slots), Arc::clone(&hub));
+        store.on_poison(move |error| {
+            woken.close();
+            told.tell(|| Told::Poisoned(error.clone()));
+        });
+        let count = Gauge::default();
+        count.add(i64::try_from(report.interrupted).unwrap_or(i64::MAX));
+        let protocol = Self {
+            store,
+            _directory: directory,
+            max_value_bytes: options.max_value_bytes,
+            slots,
+            hub,
+            closed: AtomicBool::new(false),
+            in_progress: Gauge::default(),
+            interrupted: count,
+            replays: Counter::default(),
+            drops_not_recorded: Counter::default(),
+        };
+        Ok((protocol, report))
+    }
+
+    /// Asks for the right to run the operation. Never waits for another owner.
+    pub(crate) fn begin(&self, place: &Place, start: &Start) -> Result<Begun> {
+        match self.change(place, &Event::Begin(start), Haste::Durable)? {
+            Changed::Written(info) => {
+                self.hub.tell(|| Told::Began(info.clone()));
+                Ok(Begun::Claimed(info))
+            }
+            Changed::Kept(Because::Finished, Some(info)) => {
+                self.replays.add(1);
+                self.hub.tell(|| Told::Replayed(info.clone()));
+                Ok(Begun::Replay(info))
+            }
+            Changed::Kept(Because::InProgress, Some(info)) => Ok(Begun::InProgress(info)),
+            Changed::Kept(Because::Interrupted, Some(info)) => Ok(Begun::Interrupted(info)),
+            Changed::Kept(Because::Mismatch, Some(info)) => Ok(Begun::Mismatch(info)),
+            other => Err(unexpected(place, &other)),
+        }
+    }
+
+    /// Ends a claim, fenced by its token.
+    pub(crate) fn end(&self, place: &Place, token: u64, ending: &Ending) -> Result<RecordInfo> {
+        match self.change(place, &Event::End { token, ending }, Haste::Durable)? {
+            Changed::Written(info) => {
+                self.hub.tell(|| Told::Ended(info.clone()));
+                Ok(info)
+            }
+            Changed::Kept(Because::Already, Some(info)) => Ok(info),
+            Changed::Kept(because, _) => Err(lost(place, because)),
+            other @ Changed::Deleted => Err(unexpected(place, &other)),
+        }
+    }
+
+    /// Ends a claim without an answer and without waiting: for a drop. What could not be recorded is found by the next open.
+    pub(crate) fn abandon(&self, place: &Place, token: u64, ending: &Ending) {
+        match self.change(place, &Event::End { token, ending }, Haste::Committed) {
+            Ok(Changed::Written(info)) => self.hub.tell(|| Told::Ended(info)),
+            // Somebody else ended it, or removed it.
+            Ok(_) => {}
+            Err(_) => self.drops_not_recorded.add(1),
+        }
+    }
+
+    /// Ends what this process began by key.
+    pub(crate) fn end_by_key(&self, place: &Place, ending: &Ending, schema: u32) -> Result<()> {
+        match self.change(place, &Event::EndByKey { ending, schema }, Haste::Durable)? {
+            Changed::Written(info) => {
+                self.hub.tell(|| Told::Ended(info));
+                Ok(())
+            }
+            Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
+            Changed::Kept(Because::Unfit(status), _) => Err(not_in_progress(place, &format!("it is {status:?}"))),
+            Changed::Kept(Because::Absent, _) => Err(not_in_progress(place, "there is no such record")),
+            other => Err(unexpected(place, &other)),
+        }
+    }
+
+    /// Settles an interrupted record.
+    pub(crate) fn resolve(&self, place: &Place, ending: &Ending, schema: Option<u32>) -> Result<()> {
+        match self.change(place, &Event::Resolve { ending, schema }, Haste::Durable)? {
+            Changed::Written(info) => {
+                self.hub.tell(|| Told::Ended(info));
+                Ok(())
+            }
+            Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
+            Changed::Kept(Because::Unfit(status), _) => {
+                Err(Error::new(ErrorKind::NotInterrupted, format!("{} is not interrupted, it is {status:?}", place.named())))
+            }
+            Changed::Kept(Because::Absent, _) => Err(not_found(place)),
+            other => Err(unexpected(place, &other)),
+        }
+    }
+
+    /// Forgets a finished record.
+    pub(crate) fn reopen(&self, place: &Place) -> Result<bool> {
+        self.forget(place, &Event::Reopen)
+    }
+
+    /// Forgets a record that no claim owns.
+    pub(crate) fn remove(&self, place: &Place) -> Result<bool> {
+        self.forget(place, &Event::Remove)
+    }
+
+    fn forget(&self, place: &Place, event: &Event<'_>) -> Result<bool> {
+        match self.change(place, event, Haste::Durable)? {
+            Changed::Deleted => Ok(true),
+            Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
+            Changed::Kept(..) => Ok(false),
+            other @ Changed::Written(_) => Err(unexpected(place, &other)),
+        }
+    }
+
+    /// Keeps a finished record at least so many milliseconds from now.
+    pub(crate) fn extend(&self, place: &Place, ttl: u64) -> Result<bool> {
+        let changed = self.change(place, &Event::Extend(ttl), Haste::Durable)?;
+        Ok(matches!(changed, Changed::Written(_) | Changed::Kept(Because::Already, _)))
+    }
+
+    /// Takes over a record of another store, unless the key has one here.
+    pub(crate) fn import(&self, place: &Place, image: &Image) -> Result<bool> {
+        Ok(matches!(self.change(place, &Event::Import(image), Haste::Durable)?, Changed::Written(_)))
+    }
+
+    /// The record, as it is durably now.
+    pub(crate) fn get(&self, place: &Place, depth: Depth) -> Result<Option<RecordInfo>> {
+        self.check()?;
+        let read = self.store.read(&place.at, depth)?;
+        self.store.wait(read.ticket)?;
+        Ok(show(place, read.record(), &self.store.now()))
+    }
+
+    /// Records at or behind `from`, as many as are in a batch of `limit`, and where to go on.
+    pub(crate) fn list(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
+        self.check()?;
+        let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;
+        let mut infos = Vec::new();
+        for place in keys.into_iter().filter_map(Place::from_store) {
+            infos.extend(self.get(&place, Depth::Head)?);
+        }
+        let next = next.map(|from| ListRange { from, end: range.end.clone(), index: range.index });
+        Ok((infos, next))
+    }
+
+    /// The one way to change a record.
+    fn change(&self, place: &Place, event: &Event<'_>, haste: Haste) -> Result<Changed> {
+        loop {
+            self.check()?;
+            let read = self.store.read(&place.at, Depth::Whole)?;
+            let now = self.store.now();
+            let before = read.record().map(|image| image.status(&now));
+            let content = match decide(read.record().map(Arc::as_ref), event, &now) {
+                Decision::Write(image) => Some(Content::Record(Arc::new(*image))),
+                Decision::Delete => None,
+                Decision::Keep(because) => return self.keep(place, &read, because, &now),
+            };
+            let change = Change { key: place.at.clone(), content };
+            let gives_up = matches!(event, Event::End { ending: Ending::Release | Ending::Interrupt(_), .. });
+            let Some(committed) = self.store.commit(vec![change], &[read.seen], gives_up)? else { continue };
+            let written = committed.changes.into_iter().next().and_then(|change| change.content);
+            let image = match &written {
+                Some(Content::Record(image)) => Some(image),
+                Some(Content::Row(_)) | None => None,
+            };
+            self.count(before, image.map(|image| image.state));
+            let durable = if haste == Haste::Durable { self.store.wait(committed.ticket) } else { Ok(()) };
+            self.wake(place, image.map(Arc::as_ref));
+            durable?;
+            return Ok(show(place, image, &now).map_or(Changed::Deleted, Changed::Written));
+        }
+    }
+
+    /// An answer reveals what was read, so it waits until that is durable.
+    fn keep(&self, place: &Place, read: &Read, because: Because, now: &Now) -> Result<Changed> {
+        self.store.wait(read.ticket)?;
+        Ok(Changed::Kept(because, show(place, read.record(), now)))
+    }
+
+    /// Tells those who wait, as the new state asks for.
+    fn wake(&self, place: &Place, image: Option<&Image>) {
+        match image.map(|image| (image.state, image.policy)) {
+            Some((Status::InProgress, _)) => {}
+            Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => self.slots.hand_over(&place.at),
+            Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
+                self.slots.wake_all(&place.at);
+            }
+        }
+    }
+
+    fn count(&self, before: Option<Status>, after: Option<Status>) {
+        for (status, by) in [(before, -1), (after, 1)] {
+            match status {
+                Some(Status::InProgress) => self.in_progress.add(by),
+                Some(Status::Interrupted) => self.interrupted.add(by),
+                Some(Status::Succeeded | Status::Failed | Status::Released) | None => {}
+            }
+        }
+    }
+
+    /// One full pass over what is expired.
+    pub(crate) fn compact(&self, batch: usize) -> Result<Compacted> {
+        self.check()?;
+        let began = clock::monotonic();
+        // What was committed before this call is looked at too.
+        self.store.drain()?;
+        let dead = self.store.compact_dead(batch)?;
+        let mut done = Compacted { removed: dead.records, bytes: dead.bytes, ..Compacted::default() };
+        // `compact_dead` only finds what its process left behind, and those were counted as interrupted.
+        self.interrupted.add(-i64::try_from(dead.records).unwrap_or(0));
+        while let Some(deleted) = self.store.compact(batch)? {
+            done.removed += deleted.records;
+            done.bytes += deleted.bytes;
+        }
+        done.took = clock::monotonic().saturating_duration_since(began);
+        if done.removed > 0 {
+            self.hub.tell(|| Told::Expired { count: done.removed });
+        }
+        self.hub.tell(|| Told::Compacted(done));
+        Ok(done)
+    }
+
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.check()?;
+        self.store.sync()
+    }
+
+    /// The largest encoded outcome.
+    pub(crate) fn max_value_bytes(&self) -> u64 {
+        self.max_value_bytes as u64
+    }
+
+    pub(crate) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    pub(crate) fn store_id(&self) -> [u8; 16] {
+        self.store.id()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.store.path()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            in_progress: self.in_progress.get(),
+            interrupted: self.interrupted.get(),
+            waiting: u64::try_from(self.slots.waiting()).unwrap_or(u64::MAX),
+            replays: self.replays.get(),
+            events_dropped: self.hub.dropped(),
+            drops_not_recorded: self.drops_not_recorded.get(),
+            ..self.store.stats()
+        }
+    }
+
+    /// Wakes everyone, then ends the store.
+    pub(crate) fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        self.slots.close();
+        let closed = self.store.close();
+        self.hub.close();
+        closed
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::new(ErrorKind::Closed, "the engine is closed")) } else { Ok(()) }
+    }
+}
+
+/// What a listing still has to go through.
+#[derive(Clone, Debug)]
+pub(crate) struct ListRange {
+    from: StoreKey,
+    end: Option<StoreKey>,
+    index: Index,
+}
+
+impl ListRange {
+    /// Of one manager, or all; with keys that begin with the prefix.
+    pub(crate) fn new(manager: Option<&str>, prefix: &[u8], unfinished: bool) -> Self {
+        let from = manager.map_or_else(StoreKey::first_record, |manager| StoreKey::record(manager, prefix));
+        let end = from.behind_prefix();
+        Self { from, end, index: if unfinished { Index::Unfinished } else { Index::All } }
+    }
+
+    /// The managers behind this one.
+    pub(crate) fn behind(manager: &str) -> Option<Self> {
+        let end = StoreKey::first_record().behind_prefix();
+        Some(Self { from: StoreKey::record(manager, &[]).behind_prefix()?, end, index: Index::All })
+    }
+}
+
+/// As it was at `now`: a moment later it may have expired.
+fn show(place: &Place, image: Option<&Arc<Image>>, now: &Now) -> Option<RecordInfo> {
+    RecordInfo::new(&place.manager, &place.key, image?, now)
+}
+
+pub(crate) fn panicked_or_dropped() -> Interruption {
+    if std::thread::panicking() { Interruption::Panicked } else { Interruption::Dropped }
+}
+
+fn lost(place: &Place, because: Because) -> Error {
+    let why = match because {
+        Because::Superseded(token) => format!("another claim took it over with token {token}"),
+        Because::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
+        Because::Absent => "its record was removed or has expired".to_owned(),
+        other => format!("{other:?}"),
+    };
+    Error::new(ErrorKind::ClaimLost, format!("the claim on {} is lost: {why}", place.named()))
+}
+
+fn owned(place: &Place) -> Error {
+    Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", place.named()))
+}
+
+fn not_in_progress(place: &Place, why: &str) -> Error {
+    let message = format!("{} was not begun by key in this process: {why}", place.named());
+    Error::new(ErrorKind::NotInProgress, message)
+}
+
+fn not_found(place: &Place) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{} has no record", place.named()))
+}
+
+/// An answer that the rules do not give to this event.
+fn unexpected(place: &Place, changed: &Changed) -> Error {
+    Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", place.named()))
+}

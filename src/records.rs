@@ -1,0 +1,126 @@
+//! Listing records.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::error::Result;
+use crate::key::check_name;
+use crate::protocol::{ListRange, Protocol};
+use crate::record::{RecordInfo, Status};
+use crate::value::Value;
+
+/// Records read at once.
+const BATCH: usize = 256;
+
+/// Which records to list; without a condition, all.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct RecordFilter {
+    manager: Option<String>,
+    key_prefix: Vec<u8>,
+    status: Option<Status>,
+    recovery_point: Option<String>,
+    context: Vec<(String, Value)>,
+    updated_before: Option<SystemTime>,
+}
+
+impl RecordFilter {
+    /// All records.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only those of this manager.
+    pub fn manager(mut self, name: impl Into<String>) -> Self {
+        self.manager = Some(name.into());
+        self
+    }
+
+    /// Only those whose key begins so.
+    pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
+        self.key_prefix = prefix.as_ref().to_vec();
+        self
+    }
+
+    /// Only those in this state.
+    pub fn status(mut self, status: Status) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Only those at this recovery point.
+    pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
+        self.recovery_point = Some(point.into());
+        self
+    }
+
+    /// Only those whose context has this value under this name. Several must all hold.
+    pub fn context(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.context.push((name.into(), value.into()));
+        self
+    }
+
+    /// Only those that last changed before, by the wall clock.
+    pub fn updated_before(mut self, time: SystemTime) -> Self {
+        self.updated_before = Some(time);
+        self
+    }
+
+    fn matches(&self, info: &RecordInfo) -> bool {
+        info.key().as_bytes().starts_with(&self.key_prefix)
+            && self.status.is_none_or(|status| status == info.status())
+            && self.recovery_point.as_ref().is_none_or(|point| point == info.recovery_point())
+            && self.context.iter().all(|(name, value)| info.context().get(name) == Some(value))
+            && self.updated_before.is_none_or(|time| info.updated_at() < time)
+    }
+
+    /// A state that only unfinished records have, of which there are few.
+    fn is_unfinished(&self) -> bool {
+        matches!(self.status, Some(Status::InProgress | Status::Released | Status::Interrupted))
+    }
+}
+
+/// Records, one by one. After an error it ends.
+pub struct Records {
+    protocol: Arc<Protocol>,
+    filter: RecordFilter,
+    rest: Option<ListRange>,
+    batch: VecDeque<RecordInfo>,
+}
+
+impl Records {
+    pub(crate) fn new(protocol: Arc<Protocol>, filter: RecordFilter) -> Result<Self> {
+        if let Some(manager) = &filter.manager {
+            check_name("manager", manager)?;
+        }
+        let rest = ListRange::new(filter.manager.as_deref(), &filter.key_prefix, filter.is_unfinished());
+        Ok(Self { protocol, filter, rest: Some(rest), batch: VecDeque::new() })
+    }
+}
+
+impl Iterator for Records {
+    type Item = Result<RecordInfo>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(info) = self.batch.pop_front() {
+                return Some(Ok(info));
+            }
+            match self.protocol.list(&self.rest.take()?, BATCH) {
+                Ok((infos, rest)) => {
+                    self.batch.extend(infos.into_iter().filter(|info| self.filter.matches(info)));
+                    self.rest = rest;
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Records").field("filter", &self.filter).finish_non_exhaustive()
+    }
+}

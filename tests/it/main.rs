@@ -1,0 +1,3 @@
+//! Everything that can be seen from outside the crate.
+
+mod programs;

@@ -1,0 +1,78 @@
+//! The users' programs that the public surface was designed against: they compile, and do what they say.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+mod a_readme;
+#[allow(dead_code, unused, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
+mod b_execute_errors;
+#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
+mod c_claims;
+#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
+mod clock;
+#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
+mod g_operator;
+
+const PROGRAM: &str = "ONCEKEY_PROGRAM";
+
+/// Not a test: what `run` starts in a process and directory of its own.
+#[test]
+#[ignore = "started by other tests"]
+fn child() {
+    match std::env::var(PROGRAM).as_deref() {
+        Ok("a") => a_readme::main().unwrap(),
+        Ok("b") => b_execute_errors::main(),
+        Ok("c") => c_claims::main().unwrap(),
+        Ok("g") => println!("exit: {:?}", g_operator::main()),
+        _ => {}
+    }
+}
+
+fn run(program: &str, dir: &Path) -> String {
+    let Output { status, stdout, stderr } = Command::new(std::env::current_exe().unwrap())
+        .args(["programs::child", "--exact", "--ignored", "--nocapture"])
+        .env(PROGRAM, program)
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{text}{}", String::from_utf8_lossy(&stderr));
+    text
+}
+
+#[test]
+fn a_charges_once_and_replays_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = run("a", dir.path());
+    assert!(first.contains("charging the card") && first.contains("replayed: false"), "{first}");
+    let second = run("a", dir.path());
+    assert!(!second.contains("charging the card") && second.contains("replayed: true"), "{second}");
+    assert!(second.contains(r#"Receipt { charge: "ch_1", cents: 1999 }"#), "{second}");
+}
+
+#[test]
+fn b_takes_four_kinds_of_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    run("b", dir.path());
+}
+
+#[test]
+fn c_answers_every_arm_and_litert_s_verbs() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = run("c", dir.path());
+    assert!(text.contains("(201,"), "{text}");
+    // The verbs meet the record that the arms have made under the same key.
+    assert!(text.contains(r#"Succeeded Some(Ok(Receipt { n: 7 })) Some("ada")"#), "{text}");
+}
+
+#[test]
+fn g_reconciles_and_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = run("g", dir.path());
+    assert!(text.contains("created: true") && text.contains("exit: ExitCode(unix_exit_status(0))"), "{text}");
+}
