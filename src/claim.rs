@@ -121,7 +121,9 @@ impl<T, E> Claim<T, E> {
             .part(info.generation().to_be_bytes())
             .part(label)
             .finish();
-        digest.as_bytes().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        let mut hexadecimal = digest.to_string();
+        hexadecimal.truncate(32);
+        hexadecimal
     }
 
     /// Whether a drop, by a panic too, releases the record instead of interrupting it: true while nothing has happened yet.
@@ -196,11 +198,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
 impl<T, E> Drop for Claim<T, E> {
     fn drop(&mut self) {
         if self.inner.live {
-            let ending = if self.inner.release_on_drop {
-                Ending::Release
-            } else {
-                Ending::Interrupt(panicked_or_dropped())
-            };
+            let ending =
+                if self.inner.release_on_drop { Ending::Release } else { Ending::Interrupt(panicked_or_dropped()) };
             self.inner.protocol.abandon(&self.inner.place, self.token(), &ending);
         }
     }

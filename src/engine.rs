@@ -7,14 +7,10 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Compacted, Event};
-use crate::key::check_name;
-use crate::manager::{Manager, RawManager};
-use crate::options::{EngineOptions, ManagerOptions};
+use crate::options::EngineOptions;
 use crate::protocol::{ListRange, OpenReport, Protocol};
 use crate::record::Status;
 use crate::records::{RecordFilter, Records};
@@ -70,54 +66,6 @@ impl Engine {
     /// Options, to be set and then opened.
     pub fn options() -> EngineOptions {
         EngineOptions::default()
-    }
-
-    /// The manager of that name. Its types are those that its records were stored with.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if this process has used the name and
-    /// schema with other types.
-    pub fn manager<T, E>(&self, name: &str) -> Result<Manager<T, E>>
-    where
-        T: Serialize + DeserializeOwned,
-        E: Serialize + DeserializeOwned,
-    {
-        self.manager_with(name, ManagerOptions::new())
-    }
-
-    /// As [`manager`](Engine::manager), with options, which are this handle's.
-    ///
-    /// # Errors
-    ///
-    /// Also `InvalidOptions` for a TTL of zero.
-    pub fn manager_with<T, E>(&self, name: &str, options: ManagerOptions) -> Result<Manager<T, E>>
-    where
-        T: Serialize + DeserializeOwned,
-        E: Serialize + DeserializeOwned,
-    {
-        check_name("manager", name)?;
-        options.check()?;
-        let types = (type_name::<T>(), type_name::<E>());
-        let known = *self.shared.types.lock().entry((name.to_owned(), options.schema)).or_insert(types);
-        if known != types {
-            let message = format!(
-                "manager {name} has the types {} and {}, it is asked for with {} and {}",
-                known.0, known.1, types.0, types.1
-            );
-            return Err(Error::new(ErrorKind::TypeMismatch, message));
-        }
-        Ok(Manager::new(self.clone(), name, options))
-    }
-
-    /// The manager of that name for tools that do not know its types.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidName`.
-    pub fn raw(&self, name: &str) -> Result<RawManager> {
-        check_name("manager", name)?;
-        Ok(RawManager::new(self.clone(), name))
     }
 
     /// The names of all managers that have a record.
@@ -192,6 +140,18 @@ impl Engine {
     /// Whatever went wrong on the way; what was answered before is safe all the same.
     pub fn close(self) -> Result<()> {
         self.protocol.close()
+    }
+
+    /// Notes the types of a manager's outcomes, and refuses others under the same name and schema.
+    pub(crate) fn register<T, E>(&self, name: &str, schema: u32) -> Result<()> {
+        let types = (type_name::<T>(), type_name::<E>());
+        let known = *self.shared.types.lock().entry((name.to_owned(), schema)).or_insert(types);
+        if known == types {
+            return Ok(());
+        }
+        let ((t, e), (other_t, other_e)) = (known, types);
+        let message = format!("manager {name} has the types {t} and {e}, it is asked for with {other_t} and {other_e}");
+        Err(Error::new(ErrorKind::TypeMismatch, message))
     }
 
     pub(crate) fn protocol(&self) -> &Protocol {

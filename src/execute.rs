@@ -87,7 +87,9 @@ impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
         match self {
             Self::Failed { error, .. } => error.fmt(f),
             Self::InProgress(pending) => write!(f, "key {} is in progress", pending.info().key()),
-            Self::Interrupted(info) => write!(f, "key {} is interrupted: it is not known what became of it", info.key()),
+            Self::Interrupted(info) => {
+                write!(f, "key {} is interrupted: it is not known what became of it", info.key())
+            }
             Self::Mismatch(info) => write!(f, "key {} belongs to another request", info.key()),
             Self::NotStored { error, .. } => write!(f, "the operation ran and its outcome is not stored: {error}"),
             Self::Engine(error) => error.fmt(f),
@@ -98,7 +100,9 @@ impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
 impl<T, E> fmt::Debug for ExecuteError<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed { replayed, .. } => f.debug_struct("Failed").field("replayed", replayed).finish_non_exhaustive(),
+            Self::Failed { replayed, .. } => {
+                f.debug_struct("Failed").field("replayed", replayed).finish_non_exhaustive()
+            }
             Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
             Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
             Self::Mismatch(info) => f.debug_tuple("Mismatch").field(info).finish(),
@@ -127,7 +131,6 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # Errors
     ///
     /// See [`ExecuteError`].
-    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
     pub fn execute(
         &self,
         key: impl AsRef<[u8]>,
@@ -141,7 +144,6 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # Errors
     ///
     /// See [`ExecuteError`].
-    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
     pub fn execute_with(
         &self,
         key: impl AsRef<[u8]>,
@@ -149,8 +151,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
         let ExecuteOptions { begin, wait } = options.into();
-        let begun =
-            if wait.is_zero() { self.begin_with(key, begin)? } else { self.begin_or_wait(key, begin, wait)? };
+        let begun = if wait.is_zero() { self.begin_with(key, begin)? } else { self.begin_or_wait(key, begin, wait)? };
         match begun {
             Begin::Claimed(claim) => self.run(claim, operation),
             Begin::Replay(done) => replayed(done),
@@ -160,7 +161,6 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         }
     }
 
-    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
     fn run(
         &self,
         mut claim: Claim<T, E>,
@@ -193,7 +193,6 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 }
 
-#[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that it costs no allocation")]
 fn replayed<T, E>(done: Finished<T, E>) -> Result<Executed<T>, ExecuteError<T, E>> {
     let (outcome, info) = done.into_parts();
     match outcome {

@@ -19,6 +19,7 @@ mod manager;
 mod options;
 mod outcome;
 mod protocol;
+mod raw;
 mod record;
 mod records;
 mod slots;
@@ -40,12 +41,13 @@ pub use fingerprint::{Fingerprint, FingerprintBuilder};
 #[cfg(feature = "json")]
 pub use json::Json;
 pub use key::{Key, MAX_KEY_BYTES};
-pub use manager::{Begin, Manager, Pending, RawManager, Resolution, Waited};
+pub use manager::{Begin, Manager, Pending, Resolution, Waited};
 pub use options::{
     BeginOptions, Durability, EngineOptions, ExecuteOptions, MAX_VALUE_BYTES, ManagerOptions, OnError, OnInterrupted,
 };
 pub use outcome::{Finished, Record};
 pub use protocol::OpenReport;
+pub use raw::RawManager;
 pub use record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
 pub use records::{RecordFilter, Records};
 pub use stats::Stats;

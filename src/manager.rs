@@ -13,9 +13,9 @@ use crate::clock::{deadline, millis};
 use crate::codec;
 use crate::context::Context;
 use crate::engine::Engine;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::failure::Failure;
-use crate::key::{Key, check_key};
+use crate::key::{Key, check_key, check_name};
 use crate::options::{BeginOptions, ManagerOptions, OnError, check_ttl};
 use crate::outcome::{Finished, Record};
 use crate::protocol::{Awaited, Begun, Depth, Place};
@@ -45,7 +45,6 @@ impl<T, E> Begin<T, E> {
     /// # Errors
     ///
     /// Every other answer, unchanged.
-    #[expect(clippy::result_large_err, reason = "an outcome is kept inline, so that a replay needs no allocation")]
     pub fn into_claim(self) -> Result<Claim<T, E>, Self> {
         if let Self::Claimed(claim) = self { Ok(claim) } else { Err(self) }
     }
@@ -135,6 +134,39 @@ pub struct Manager<T, E = Failure> {
     types: PhantomData<fn() -> (T, E)>,
 }
 
+impl Engine {
+    /// The manager of that name. Its types are those that its records were stored with.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if this process has used the name and
+    /// schema with other types.
+    pub fn manager<T, E>(&self, name: &str) -> Result<Manager<T, E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Serialize + DeserializeOwned,
+    {
+        self.manager_with(name, ManagerOptions::new())
+    }
+
+    /// As [`manager`](Engine::manager), with options, which are this handle's.
+    ///
+    /// # Errors
+    ///
+    /// Also `InvalidOptions` for a TTL of zero.
+    pub fn manager_with<T, E>(&self, name: &str, options: ManagerOptions) -> Result<Manager<T, E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Serialize + DeserializeOwned,
+    {
+        check_name("manager", name)?;
+        options.check()?;
+        self.register::<T, E>(name, options.schema)?;
+        let (engine, name, scope) = (self.clone(), name.into(), Arc::new([]));
+        Ok(Manager { engine, name, options, scope, on_error: None, types: PhantomData })
+    }
+}
+
 impl<T, E> Clone for Manager<T, E> {
     fn clone(&self) -> Self {
         Self {
@@ -155,11 +187,6 @@ impl<T, E> fmt::Debug for Manager<T, E> {
 }
 
 impl<T, E> Manager<T, E> {
-    pub(crate) fn new(engine: Engine, name: &str, options: ManagerOptions) -> Self {
-        let (name, scope) = (name.into(), Arc::new([]));
-        Self { engine, name, options, scope, on_error: None, types: PhantomData }
-    }
-
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -338,6 +365,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # Errors
     ///
     /// `NotFound`, `OwnedByClaim` while it is in progress, `NotInterrupted` in any other state.
+    #[expect(clippy::needless_pass_by_value, reason = "a caller has no more use for it")]
     pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<T, E>) -> Result<()> {
         let place = self.place(key)?;
         let ending = match &resolution {
@@ -372,74 +400,5 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
         let what = format!("the outcome of key {} of {}", place.key, self.name);
         codec::encode_checked(&what, value, self.engine.protocol().max_value_bytes()).map(Value::from)
-    }
-}
-
-/// A manager for tools that do not know the types: outcomes are bytes.
-#[derive(Clone, Debug)]
-pub struct RawManager {
-    engine: Engine,
-    name: Arc<str>,
-}
-
-impl RawManager {
-    pub(crate) fn new(engine: Engine, name: &str) -> Self {
-        Self { engine, name: name.into() }
-    }
-
-    fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
-        Ok(Place::new(&self.name, Key::new(key)?))
-    }
-
-    /// The record of a whole key, with its outcome as it is encoded.
-    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Value, Value>>> {
-        Ok(self.engine.protocol().get(&self.place(key)?, Depth::Whole)?.map(Record::raw))
-    }
-
-    /// As [`Manager::resolve`], with an outcome that is encoded already. The record keeps its schema.
-    pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<Value, Value>) -> Result<()> {
-        let place = self.place(key)?;
-        let ending = match resolution {
-            Resolution::Retry => Ending::Release,
-            Resolution::Succeed(bytes) => Ending::Succeed(self.checked(bytes)?),
-            Resolution::Fail(bytes) => Ending::Fail(self.checked(bytes)?),
-        };
-        self.engine.protocol().resolve(&place, &ending, None)
-    }
-
-    fn checked(&self, bytes: Value) -> Result<Value> {
-        let limit = self.engine.protocol().max_value_bytes();
-        if bytes.len() as u64 > limit {
-            let message = format!("an outcome is {} bytes long, the limit is {limit}", bytes.len());
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-        Ok(bytes)
-    }
-
-    /// As [`Manager::reopen`].
-    pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.engine.protocol().reopen(&self.place(key)?)
-    }
-
-    /// As [`Manager::remove`].
-    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.engine.protocol().remove(&self.place(key)?)
-    }
-
-    /// As [`Manager::extend`].
-    pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
-        check_ttl("ttl", ttl)?;
-        self.engine.protocol().extend(&self.place(key)?, millis(ttl))
-    }
-
-    /// Takes over a record that another store's [`get`](RawManager::get) gave, under the same key, unless that key has a
-    /// record here: then false. Its TTL starts again; one in progress there is interrupted here.
-    pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
-        let info = record.info();
-        let place = Place::new(&self.name, info.key().clone());
-        if let Some(bytes) = info.image().outcome.clone() {
-            self.checked(bytes)?;
-        }
-        self.engine.protocol().import(&place, info.image())
     }
 }

@@ -46,7 +46,8 @@ impl<T: DeserializeOwned, E: DeserializeOwned> Finished<T, E> {
     /// Reads an outcome that was stored under this schema.
     pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
         let outcome = decode(&info, schema)?;
-        let outcome = outcome.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{} has no outcome", named(&info))))?;
+        let outcome =
+            outcome.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{} has no outcome", named(&info))))?;
         Ok(Self { outcome, info })
     }
 }

@@ -19,9 +19,9 @@ use crate::options::{EngineOptions, OnInterrupted};
 use crate::record::{Image, Interruption, Now, RecordInfo, Status};
 use crate::slots::Slots;
 use crate::stats::{Counter, Gauge, Stats};
-use crate::store::{Change, Content, Index, Read, Store, StoreKey};
-pub use crate::store::OpenReport;
 pub(crate) use crate::store::Depth;
+pub use crate::store::OpenReport;
+use crate::store::{Change, Content, Index, Read, Store, StoreKey};
 use crate::transition::{Because, Decision, Ending, Event, Start, decide};
 
 /// One key of one manager.
@@ -185,9 +185,10 @@ impl Protocol {
                 Ok(())
             }
             Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
-            Changed::Kept(Because::Unfit(status), _) => {
-                Err(Error::new(ErrorKind::NotInterrupted, format!("{} is not interrupted, it is {status:?}", place.named())))
-            }
+            Changed::Kept(Because::Unfit(status), _) => Err(Error::new(
+                ErrorKind::NotInterrupted,
+                format!("{} is not interrupted, it is {status:?}", place.named()),
+            )),
             Changed::Kept(Because::Absent, _) => Err(not_found(place)),
             other => Err(unexpected(place, &other)),
         }
@@ -281,7 +282,9 @@ impl Protocol {
     fn wake(&self, place: &Place, image: Option<&Image>) {
         match image.map(|image| (image.state, image.policy)) {
             Some((Status::InProgress, _)) => {}
-            Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => self.slots.hand_over(&place.at),
+            Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => {
+                self.slots.hand_over(&place.at)
+            }
             Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
                 self.slots.wake_all(&place.at);
             }
@@ -364,7 +367,11 @@ impl Protocol {
     }
 
     fn check(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::new(ErrorKind::Closed, "the engine is closed")) } else { Ok(()) }
+        if self.closed.load(Ordering::Acquire) {
+            Err(Error::new(ErrorKind::Closed, "the engine is closed"))
+        } else {
+            Ok(())
+        }
     }
 }
 

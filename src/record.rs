@@ -155,7 +155,8 @@ impl RecordInfo {
     pub(crate) fn new(manager: &Arc<str>, key: &Key, image: &Arc<Image>, now: &Now) -> Option<Self> {
         let (status, interruption) = image.seen(now)?;
         let expires = image.expires_at(now);
-        let expires_at = (expires != NEVER).then(|| wall_time(now.wall.saturating_add(expires - now.store.min(expires))));
+        let expires_at =
+            (expires != NEVER).then(|| wall_time(now.wall.saturating_add(expires - now.store.min(expires))));
         let (manager, key, image) = (Arc::clone(manager), key.clone(), Arc::clone(image));
         Some(Self(Arc::new(Shown { manager, key, image, status, interruption, expires_at })))
     }

@@ -179,7 +179,9 @@ impl Store {
             let now = self.now();
             let mut due = Vec::new();
             for key in keys {
-                if let Some(image) = self.inner.read(&key, Depth::Head)?.record().filter(|image| image.seen(&now).is_none()) {
+                if let Some(image) =
+                    self.inner.read(&key, Depth::Head)?.record().filter(|image| image.seen(&now).is_none())
+                {
                     due.push((key, image.revision));
                 }
             }

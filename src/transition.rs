@@ -34,11 +34,20 @@ pub(crate) enum Event<'a> {
     /// Somebody wants to run the operation.
     Begin(&'a Start),
     /// A claim ends; its token is the fence.
-    End { token: u64, ending: &'a Ending },
+    End {
+        token: u64,
+        ending: &'a Ending,
+    },
     /// The process ends a record that it began by key.
-    EndByKey { ending: &'a Ending, schema: u32 },
+    EndByKey {
+        ending: &'a Ending,
+        schema: u32,
+    },
     /// Somebody found out what became of an interrupted operation. Without a schema the record keeps its own.
-    Resolve { ending: &'a Ending, schema: Option<u32> },
+    Resolve {
+        ending: &'a Ending,
+        schema: Option<u32>,
+    },
     Reopen,
     Remove,
     /// Keep a finished record at least this many milliseconds from now.
@@ -78,7 +87,8 @@ pub(crate) enum Because {
     Unfit(Status),
 }
 
-/// The whole of the rules, in the order of the states.
+/// The whole of the rules, in the order of the events.
+#[expect(clippy::match_same_arms, reason = "a line for each rule")]
 pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Decision {
     use Because::{Absent, Already, EndedOtherwise, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
     use Decision::{Delete, Keep};
@@ -364,7 +374,10 @@ mod tests {
         assert!(image.seen(&now(109)).is_some());
         assert!(image.seen(&now(110)).is_none());
         let begin = start(OnInterrupted::Hold, Some(3));
-        assert!(matches!(decide(Some(&image), &Event::Begin(&begin), &now(109)), Decision::Keep(Because::Mismatch | Because::Finished)));
+        assert!(matches!(
+            decide(Some(&image), &Event::Begin(&begin), &now(109)),
+            Decision::Keep(Because::Mismatch | Because::Finished)
+        ));
         let fresh = numbered(decide(Some(&image), &Event::Begin(&begin), &now(110)), FIRST + 9);
         assert_eq!((fresh.generation, fresh.attempt), (FIRST + 9, 1));
     }

@@ -17,7 +17,9 @@ pub(crate) fn sync_tree(dir: &Path) -> Result<()> {
         if kind.is_dir() {
             sync_tree(&path)?;
         } else {
-            File::open(&path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("sync file", &path, &cause))?;
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(|cause| Error::io("sync file", &path, &cause))?;
         }
     }
     sync_dir(dir)
@@ -73,13 +75,8 @@ impl Lock {
 #[cfg(target_os = "linux")]
 pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
     // From linux/magic.h, and fs/smb and fs/9p of the kernel.
-    const REFUSED: [(u32, &str); 5] = [
-        (0x6969, "NFS"),
-        (0x0102_1997, "9p"),
-        (0x6573_5546, "FUSE"),
-        (0xFF53_4D42, "SMB"),
-        (0xFE53_4D42, "SMB"),
-    ];
+    const REFUSED: [(u32, &str); 5] =
+        [(0x6969, "NFS"), (0x0102_1997, "9p"), (0x6573_5546, "FUSE"), (0xFF53_4D42, "SMB"), (0xFE53_4D42, "SMB")];
     let found = rustix::fs::statfs(dir).map_err(|cause| Error::io("look at file system of", dir, &cause.into()))?;
     // The field's type differs between platforms; magic numbers have 32 bits.
     let magic = found.f_type as u64 & u64::from(u32::MAX);
@@ -88,7 +85,9 @@ pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
         Some((_, name)) => {
             let cause = io::Error::new(
                 io::ErrorKind::Unsupported,
-                format!("it is on {name}, where locks and syncs may not hold; any_file_system(true) opens it all the same"),
+                format!(
+                    "it is on {name}, where locks and syncs may not hold; any_file_system(true) opens it all the same"
+                ),
             );
             Err(Error::io("open store", dir, &cause))
         }

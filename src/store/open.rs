@@ -61,10 +61,12 @@ impl Store {
         let (lock, created) = find_or_create(path, options)?;
         let dir = path.join("store");
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
-        let stamp = tables.stamp()?.ok_or_else(|| corrupt(format!("the record store in {} is empty", dir.display())))?;
+        let stamp =
+            tables.stamp()?.ok_or_else(|| corrupt(format!("the record store in {} is empty", dir.display())))?;
         let recovered = journal::recover(&dir.join("journal"), stamp.store_id, options.segment_bytes)?;
         check_stamp(&dir, stamp, &recovered)?;
-        let mut report = OpenReport { created, clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
+        let mut report =
+            OpenReport { created, clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let (tables, overlay) = (Arc::new(tables), Arc::new(Overlay::default()));
         let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp.store_id, stamp.frame);

@@ -107,9 +107,8 @@ impl Tables {
     /// Replaces what is there, which must be `old`: nobody else writes.
     pub(crate) fn swap(&self, name: Name<'_>, key: &[u8], old: Option<&[u8]>, new: Option<Vec<u8>>) -> Result<()> {
         self.create_table(name, new.is_some())?;
-        let swapped = self.with(name, |tree| {
-            tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.map(IVec::from)))
-        })?;
+        let swapped = self
+            .with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.map(IVec::from))))?;
         swapped.map_err(|_| corrupt(format!("somebody else wrote {} in {}", key.escape_ascii(), self.dir.display())))
     }
 
@@ -155,7 +154,8 @@ impl Tables {
 
     /// To be called after each change: where the file system does not sync by itself, a barrier is due now and then.
     pub(crate) fn changed(&self) -> Result<()> {
-        if self.sync_flag || self.changes.fetch_add(1, Ordering::Relaxed) + 1 < self.changes_per_barrier.load(Ordering::Relaxed)
+        if self.sync_flag
+            || self.changes.fetch_add(1, Ordering::Relaxed) + 1 < self.changes_per_barrier.load(Ordering::Relaxed)
         {
             return Ok(());
         }
@@ -300,7 +300,9 @@ fn wait_until_unlocked(dir: &Path) -> Result<()> {
             return Ok(());
         }
         match files::Lock::take(&path, dir) {
-            Err(error) if error.kind() == ErrorKind::StoreInUse && until.is_some_and(|until| clock::monotonic() < until) => {
+            Err(error)
+                if error.kind() == ErrorKind::StoreInUse && until.is_some_and(|until| clock::monotonic() < until) =>
+            {
                 never.wait_for(&mut mutex.lock(), Duration::from_millis(1));
             }
             other => return other.map(drop),

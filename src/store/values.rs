@@ -96,7 +96,9 @@ pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, 
     let old_hints = if key.is_record() { hints_of(raw, old.as_ref())? } else { Hints::default() };
     let (new_hints, encoded) = match content {
         None => (Hints::default(), None),
-        Some(Content::Record(image)) => (Hints::new(image.state, image.expires), Some(encode_record(tables, key, image, id)?)),
+        Some(Content::Record(image)) => {
+            (Hints::new(image.state, image.expires), Some(encode_record(tables, key, image, id)?))
+        }
         Some(Content::Row(value)) => (Hints::default(), Some(encode_body(tables, key, value, 0, id)?)),
     };
     new_hints.insert_missing(&old_hints, tables, raw)?;
@@ -193,7 +195,9 @@ impl Hints {
             tables.insert(Name::Unfinished, raw, Vec::new())?;
         }
         match self.expires {
-            Some(expires) if old.expires != Some(expires) => tables.insert(Name::Expiry, &expiry_key(expires, raw), Vec::new()),
+            Some(expires) if old.expires != Some(expires) => {
+                tables.insert(Name::Expiry, &expiry_key(expires, raw), Vec::new())
+            }
             _ => Ok(()),
         }
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 #[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
 mod a_readme;
 #[allow(dead_code, unused, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]

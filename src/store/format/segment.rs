@@ -138,12 +138,7 @@ impl GroupHeader {
             payload_checksum: fields.u32()?,
             previous: fields.u32()?,
             synced_through: fields.u64()?,
-            anchor: Anchor {
-                store: fields.u64()?,
-                wall: fields.u64()?,
-                boot: fields.u64()?,
-                boot_id: fields.array()?,
-            },
+            anchor: Anchor { store: fields.u64()?, wall: fields.u64()?, boot: fields.u64()?, boot_id: fields.array()? },
         };
         Some((header, stored))
     }

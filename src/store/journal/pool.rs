@@ -44,8 +44,14 @@ impl Pool {
     pub(crate) fn new(dir: &Path, first_size: u64, next_name: u64) -> Self {
         // A header, a group and the seal at least.
         let first_size = first_size.max(8 * SECTOR as u64).next_multiple_of(SECTOR as u64);
-        let state =
-            State { free: Vec::new(), retired: Vec::new(), next_name, next_size: first_size, prepared_at: None, files: 0 };
+        let state = State {
+            free: Vec::new(),
+            retired: Vec::new(),
+            next_name,
+            next_size: first_size,
+            prepared_at: None,
+            files: 0,
+        };
         Self { dir: dir.to_owned(), max_size: first_size.saturating_mul(MAX_GROWTH), state: Mutex::new(state) }
     }
 

@@ -260,14 +260,17 @@ fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentHeader>) -> 
                 walk.stop = Stop::Sealed(header.first_frame);
                 return Ok(walk);
             }
-            Some((header, checksum)) if is_next(bytes, walk.end, &header, segment.salt, (group, frame, walk.previous)) => {
+            Some((header, checksum))
+                if is_next(bytes, walk.end, &header, segment.salt, (group, frame, walk.previous)) =>
+            {
                 (header, checksum)
             }
             other => {
                 if next.is_none() {
                     refuse_durable(bytes, walk.end, segment, group)?;
                 }
-                walk.stop = Stop::Bad { torn_bytes: other.map_or(0, |(header, _)| sized(u64::from(header.payload_len))) };
+                walk.stop =
+                    Stop::Bad { torn_bytes: other.map_or(0, |(header, _)| sized(u64::from(header.payload_len))) };
                 return Ok(walk);
             }
         };
