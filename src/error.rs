@@ -10,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, as one cheap-to-clone value.
 ///
-/// Expected answers of the protocol (in progress, mismatch, timed out, …) are values, never errors.
+/// Expected answers of the protocol (in progress, mismatch, timed out, ...) are values, never errors.
 /// An `Error` says that a call could not do its work; [`kind`](Error::kind) says what to do next.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);

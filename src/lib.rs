@@ -1,5 +1,51 @@
-//! Embedded, synchronous, crash-safe engine for idempotency keys: an operation that carries a key runs once, and every retry
-//! gets the same answer: at once, after a wait, after a restart, after a power cut.
+//! Embedded, synchronous, crash-safe engine for idempotency keys.
+//!
+//! An operation that carries a key runs once, and every retry of it gets the same answer: at once, after a wait, after a
+//! restart, after a power cut. There is no server, no async runtime, no external database: a service links this crate in and
+//! opens a directory.
+//!
+//! - **Answers are durable before anyone is told**: owner, waiter or replay. Many threads share one sync.
+//! - **Owners are proved alive or dead**, by numbers and not by clocks: a slow one is never overrun.
+//! - **Interrupted is a state**: what nobody knows is held for a decision, or resumed, never guessed.
+//! - **Waiters park on condition variables**, and one inherits the key when its owner gives up.
+//!
+//! It is not for several processes at once, not for network file systems, and not async.
+//!
+//! ```
+//! use oncekey::{Engine, Manager};
+//!
+//! let engine = Engine::temporary()?; // or Engine::open("payments.oncekey")
+//! let payments: Manager<String> = engine.manager("payments")?;
+//! let first = payments.execute("order-42", |_claim| Ok("ch_1".to_owned()))?;
+//! let retry = payments.execute("order-42", |_claim| unreachable!("it has run"))?;
+//! assert!(!first.replayed() && retry.replayed());
+//! assert_eq!(first.value(), retry.value());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Which call do I need?
+//!
+//! | I want to | call |
+//! |---|---|
+//! | run an operation once, in one call | [`Manager::execute`] |
+//! | say what "the same request" is, wait less, keep facts | [`Manager::execute_with`] |
+//! | own the key across functions or threads | [`Manager::begin`], [`Claim`] |
+//! | wait for another owner, and take over from it | [`Manager::begin_or_wait`] |
+//! | know what became of a key | [`Manager::get`], [`Manager::wait`] |
+//! | see what the last crash left, and settle it | [`Engine::interrupted`], [`Manager::resolve`] |
+//! | keep tenants apart | [`Manager::scoped`] |
+//! | test with time | [`ManualClock`], [`Engine::temporary`] |
+//!
+//! # Features
+//!
+//! - `json`: `Json<T>`, for outcomes that bincode cannot read back.
+//!
+//! # Platforms
+//!
+//! Unix; made for and tested on Linux. Needs Rust 1.85.
+
+#[cfg(not(unix))]
+compile_error!("oncekey needs the file locks and positioned writes of a Unix");
 
 mod claim;
 mod clock;
@@ -52,3 +98,12 @@ pub use record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
 pub use records::{RecordFilter, Records};
 pub use stats::Stats;
 pub use value::Value;
+
+/// The README's example is compiled and run as written.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+/// The design, for those who read the code.
+#[doc = include_str!("../ARCHITECTURE.md")]
+pub mod architecture {}

@@ -1,3 +1,4 @@
 //! Everything that can be seen from outside the crate.
 
 mod programs;
+mod tidy;

@@ -1,0 +1,244 @@
+//! The shape of the sources: who imports whom, how long things are, and that the documents say what is so.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file imports only from rows above its own. `lib.rs` is a title page and may name all.
+const ROWS: &[(&str, &[&str])] = &[
+    ("L0 vocabulary", &["error", "clock", "stats"]),
+    ("L1 nouns: bytes", &["value", "fingerprint", "failure"]),
+    ("L1 nouns: keys and codecs", &["key", "codec", "json"]),
+    ("L1 nouns: context", &["context"]),
+    ("L1 nouns: options", &["options"]),
+    ("L2 rules: records", &["record"]),
+    ("L2 rules", &["transition", "event"]),
+    ("M mechanisms", MECHANISMS),
+    ("L3 persistence", &["store"]),
+    ("L4 protocol", &["protocol"]),
+    ("L5 roles: outcomes, listings", &["outcome", "records"]),
+    ("L5 roles", &["claim"]),
+    ("L6 handles: engine", &["engine"]),
+    ("L6 handles", &["manager"]),
+    ("L7 conveniences", &["execute", "raw"]),
+];
+
+const MECHANISMS: &[&str] = &["slots", "group", "worker"];
+/// All that a mechanism may know.
+const MECHANISMS_KNOW: &[&str] = &["error", "clock", "stats"];
+
+/// The same inside the store; `open` and `threads` are parts of its root.
+const STORE_ROWS: &[&[&str]] =
+    &[&["format", "files"], &["tables", "overlay", "journal"], &["values", "checkpoint"], &["apply"]];
+
+const MAX_FILE_LINES: usize = 500;
+const MAX_FUNCTION_LINES: usize = 70;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()))
+}
+
+fn sources(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![root().join(dir)];
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The path below `src`, as the names of its modules.
+fn modules(path: &Path) -> Vec<String> {
+    let below = path.strip_prefix(root().join("src")).unwrap().with_extension("");
+    below.iter().map(|part| part.to_str().unwrap().to_owned()).collect()
+}
+
+/// What is compiled into the library: without tests and comments.
+fn product(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap();
+    let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
+    code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn is_test(path: &Path) -> bool {
+    modules(path).iter().any(|module| module == "tests")
+}
+
+/// The first name behind each `prefix`, e.g. `crate::`.
+fn names_behind(code: &str, prefix: &str) -> BTreeSet<String> {
+    let is_name = |character: &char| character.is_ascii_alphanumeric() || *character == '_';
+    code.match_indices(prefix)
+        .map(|(at, _)| code[at + prefix.len()..].chars().take_while(is_name).collect())
+        .filter(|name: &String| name.starts_with(|first: char| first.is_ascii_lowercase()))
+        .collect()
+}
+
+#[test]
+fn imports_only_go_down() {
+    let row_of: BTreeMap<&str, usize> =
+        ROWS.iter().enumerate().flat_map(|(row, (_, names))| names.iter().map(move |name| (*name, row))).collect();
+    let mut seen = BTreeSet::new();
+    for path in sources("src").into_iter().filter(|path| !is_test(path)) {
+        let module = modules(&path).remove(0);
+        if module == "lib" || module == "bin" {
+            continue;
+        }
+        let row = *row_of.get(module.as_str()).unwrap_or_else(|| panic!("{module} is in no row"));
+        for imported in names_behind(&product(&path), "crate::").into_iter().filter(|imported| *imported != module) {
+            let from = *row_of.get(imported.as_str()).unwrap_or_else(|| panic!("{imported} is in no row"));
+            assert!(from < row, "{} imports {imported}, which is not below it", path.display());
+            let forbidden = MECHANISMS.contains(&module.as_str()) && !MECHANISMS_KNOW.contains(&imported.as_str());
+            assert!(!forbidden, "the mechanism {module} knows {imported}");
+        }
+        seen.insert(module);
+    }
+    let rows: BTreeSet<String> = row_of.keys().map(|name| (*name).to_owned()).collect();
+    assert_eq!(seen, rows, "a row names a module that is not there");
+}
+
+#[test]
+fn imports_inside_the_store_only_go_down() {
+    let row_of: BTreeMap<&str, usize> =
+        STORE_ROWS.iter().enumerate().flat_map(|(row, names)| names.iter().map(move |name| (*name, row))).collect();
+    for path in sources("src/store").into_iter().filter(|path| !is_test(path)) {
+        let modules = modules(&path);
+        let Some(row) = row_of.get(modules[1].as_str()) else { continue };
+        let code = product(&path);
+        let mut imported = names_behind(&code, "crate::store::");
+        if modules.len() == 2 {
+            imported.extend(names_behind(&code, "super::"));
+        }
+        for name in imported.into_iter().filter(|name| *name != modules[1]) {
+            let from = row_of.get(name.as_str()).unwrap_or_else(|| panic!("{} imports {name}", path.display()));
+            assert!(from < row, "{} imports {name}, which is not below it", path.display());
+        }
+    }
+}
+
+#[test]
+fn nothing_above_the_store_names_sled_or_the_journal() {
+    for path in sources("src").into_iter().filter(|path| !is_test(path)) {
+        if modules(&path)[0] == "store" || modules(&path)[0] == "lib" {
+            continue;
+        }
+        let code = product(&path);
+        for word in ["sled::", "journal::"] {
+            assert!(!code.contains(word), "{} names {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn files_and_functions_are_short() {
+    let mut faults = Vec::new();
+    for path in ["src", "tests", "benches", "examples"].into_iter().flat_map(sources) {
+        let text = fs::read_to_string(&path).unwrap();
+        // The unit tests below a module are counted apart: they are its other half.
+        for half in text.split("\n#[cfg(test)]\n") {
+            let lines = half.lines().count();
+            if lines > MAX_FILE_LINES {
+                faults.push(format!("{} has {lines} lines", path.display()));
+            }
+        }
+        for (start, length) in functions(&text) {
+            if length > MAX_FUNCTION_LINES {
+                faults.push(format!("{}:{start} is a function of {length} lines", path.display()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Where each function begins, and how long it is. Formatted code closes a body at the indentation of its `fn`.
+fn functions(text: &str) -> Vec<(usize, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let body = line.trim_start();
+        let is_function = body.starts_with("fn ") || (body.starts_with("pub") && body.contains(" fn "));
+        if !is_function || body.ends_with(['}', ';']) {
+            continue;
+        }
+        let closing = format!("{}}}", &line[..line.len() - body.len()]);
+        if let Some(length) = lines[at..].iter().position(|line| *line == closing) {
+            found.push((at + 1, length + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn sources_are_ascii_and_leave_nothing_behind() {
+    for path in ["src", "tests", "benches", "examples"].into_iter().flat_map(sources) {
+        let text = fs::read_to_string(&path).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            assert!(line.is_ascii(), "{}:{} is not ASCII", path.display(), number + 1);
+        }
+        if !path.ends_with("tidy.rs") {
+            for word in ["todo!(", "unimplemented!(", "dbg!(", "XXX", "FIXME"] {
+                assert!(!text.contains(word), "{} has {word}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_changelog_has_this_version() {
+    let heading = format!("## {}", env!("CARGO_PKG_VERSION"));
+    assert!(read("CHANGELOG.md").lines().any(|line| line.starts_with(&heading)), "no heading {heading}");
+}
+
+#[test]
+fn ci_runs_the_commands_of_the_readme() {
+    let (readme, ci) = (read("README.md"), read(".ci/run"));
+    let commands: Vec<&str> = code_blocks(&readme, "sh").flat_map(str::lines).filter(|line| line.starts_with("cargo ")).collect();
+    assert!(commands.len() >= 2, "README gives {commands:?}");
+    for command in commands {
+        let command = command.split(" #").next().unwrap().trim();
+        assert!(ci.lines().any(|line| line.trim() == command), ".ci/run does not run `{command}`");
+    }
+    assert!(read("src/lib.rs").contains("include_str!(\"../README.md\")"), "README is not doctested");
+}
+
+fn code_blocks<'a>(text: &'a str, language: &str) -> impl Iterator<Item = &'a str> {
+    let fence = format!("```{language}\n");
+    let starts: Vec<usize> = text.match_indices(&fence).map(|(at, _)| at + fence.len()).collect();
+    starts.into_iter().map(move |start| text[start..].split("```").next().unwrap())
+}
+
+#[test]
+fn the_architecture_page_shows_every_row() {
+    let page = read("ARCHITECTURE.md");
+    for (row, modules) in ROWS {
+        let layer = row.split_whitespace().next().unwrap();
+        for module in *modules {
+            let shown = page.lines().any(|line| line.starts_with(&format!("| {layer} ")) && line.contains(&format!("`{module}`")));
+            assert!(shown, "ARCHITECTURE.md does not show `{module}` in {layer}");
+        }
+    }
+}
+
+#[test]
+fn the_readme_lists_every_limit() {
+    let readme = read("README.md");
+    for path in sources("src") {
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            if let Some(name) = line.strip_prefix("pub const MAX_").and_then(|rest| rest.split(':').next()) {
+                assert!(readme.contains(&format!("`MAX_{name}`")), "README does not list MAX_{name}");
+            }
+        }
+    }
+}
