@@ -4,7 +4,13 @@
 //! `cargo bench --bench cycle [-- DIRECTORY]`; the directory must be on a real disk.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
-#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a benchmark")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a benchmark"
+)]
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -39,7 +45,11 @@ struct Log {
 
 impl IdealLog {
     fn start(path: &Path) -> (Arc<Self>, std::thread::JoinHandle<()>) {
-        let log = Arc::new(Self { state: Mutex::new(Log { group: 1, ..Log::default() }), work: Condvar::new(), synced: Condvar::new() });
+        let log = Arc::new(Self {
+            state: Mutex::new(Log { group: 1, ..Log::default() }),
+            work: Condvar::new(),
+            synced: Condvar::new(),
+        });
         let mut file = File::create(path).unwrap();
         let writer = Arc::clone(&log);
         let thread = std::thread::spawn(move || {

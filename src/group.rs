@@ -8,7 +8,9 @@
 //! The group also accounts for room, so that a commit is refused before it changes anything: in the region that is being
 //! written, in a spare region that somebody prepares ahead, and in what may lie unapplied behind the sync.
 
-use std::sync::OnceLock;
+mod poison;
+mod state;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,13 +19,15 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::Counter;
+use poison::Poison;
+use state::{Phase, State};
 
 /// Fixed properties of a group.
 #[derive(Debug)]
 pub(crate) struct Config {
     /// Bytes that a group of so many payload bytes takes in its region.
     pub(crate) sized: fn(u64) -> u64,
-    /// Room in a region that only exempt commits may use.
+    /// Room in a region that only exempt commits may use; half of it is the store's alone.
     pub(crate) reserve: u64,
     /// Payload bytes that may be committed and not applied.
     pub(crate) max_unapplied: u64,
@@ -53,17 +57,8 @@ pub(crate) struct Group<C, S> {
     synced: [Condvar; 2],
     /// The last group that is durable.
     durable: AtomicU64,
-    poison: OnceLock<Error>,
-    on_poison: OnceLock<OnPoison>,
+    poison: Poison,
     pub(crate) waits: Counter,
-}
-
-struct OnPoison(Box<dyn Fn(&Error) + Send + Sync>);
-
-impl std::fmt::Debug for OnPoison {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OnPoison")
-    }
 }
 
 /// Who wants to commit.
@@ -71,48 +66,10 @@ impl std::fmt::Debug for OnPoison {
 pub(crate) enum Entrant {
     /// Waits for room, leaves the reserve.
     User,
-    /// Gives something up and must not wait: may use the reserve, and is `Full` beyond.
+    /// Gives something up and must not wait: may use half of the reserve, and is `Full` beyond.
     GivingUp,
-    /// The store itself: as above, and let in while it closes.
+    /// The store itself: may use all of the reserve, and is let in while it closes. What it says makes room.
     Store,
-}
-
-#[derive(Debug)]
-struct State<C, S> {
-    /// The number of the group that is being filled.
-    filling: u64,
-    next_frame: u64,
-    payload: Vec<u8>,
-    frames: Vec<C>,
-    /// When the group that is being filled got its first frame; only kept where an interval counts from it.
-    since: Option<Instant>,
-    /// Somebody waits for the group that is being filled.
-    urgent: bool,
-    phase: Phase,
-    /// Room in the current region behind the last group taken.
-    region: u64,
-    spare: Option<(u64, S)>,
-    /// The size of the spare region that is wanted, 0 if none is.
-    wanted: u64,
-    refusals: u64,
-    refused: Option<Error>,
-    unapplied: u64,
-    /// The last group that was applied.
-    applied: u64,
-    /// Payload bytes ever committed, and those up to the last checkpoint.
-    committed: u64,
-    checked: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// Only exempt commits are let in.
-    Closing,
-    /// The writer was told that no user's commit will come.
-    Draining,
-    /// Nothing is let in.
-    Closed,
 }
 
 /// What the writer is to do.
@@ -182,35 +139,16 @@ impl<C, S> Admission<'_, C, S> {
 impl<C, S> Group<C, S> {
     /// `durable` is the last group there is, `region` the room behind it.
     pub(crate) fn new(config: Config, durable: u64, next_frame: u64, region: u64) -> Self {
-        let state = State {
-            filling: durable + 1,
-            next_frame,
-            payload: Vec::new(),
-            frames: Vec::new(),
-            since: None,
-            urgent: false,
-            phase: Phase::Open,
-            region,
-            spare: None,
-            wanted: 1,
-            refusals: 0,
-            refused: None,
-            unapplied: 0,
-            applied: durable,
-            committed: 0,
-            checked: 0,
-        };
         Self {
             config,
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(durable, next_frame, region)),
             work_arrived: Condvar::new(),
             room_changed: Condvar::new(),
             spare_wanted: Condvar::new(),
             waiters: Mutex::new(()),
             synced: [Condvar::new(), Condvar::new()],
             durable: AtomicU64::new(durable),
-            poison: OnceLock::new(),
-            on_poison: OnceLock::new(),
+            poison: Poison::default(),
             waits: Counter::default(),
         }
     }
@@ -219,9 +157,13 @@ impl<C, S> Group<C, S> {
     pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
         let len = len as u64;
         let exempt = who != Entrant::User;
-        let reserve = if exempt { 0 } else { self.config.reserve };
+        let reserve = match who {
+            Entrant::User => self.config.reserve,
+            Entrant::GivingUp => self.config.reserve / 2,
+            Entrant::Store => 0,
+        };
         let mut state = self.state.lock();
-        let mut deadline = None;
+        let (mut deadline, mut timed_out) = (None, false);
         let refusals = state.refusals;
         loop {
             self.check()?;
@@ -239,11 +181,14 @@ impl<C, S> Group<C, S> {
                     return Err(why.unwrap_or_else(|| Error::new(ErrorKind::Full, "the journal has no room left")));
                 }
             }
-            let until = *deadline.get_or_insert_with(|| clock::deadline(self.config.timeout));
-            if wait_until(&self.room_changed, &mut state, until) {
+            if timed_out {
                 drop(state);
                 return Err(self.poison(stalled("a commit waited for room", self.config.timeout)));
             }
+            // What fills the room may only wait for its interval.
+            self.hurry(&mut state);
+            let until = *deadline.get_or_insert_with(|| clock::deadline(self.config.timeout));
+            timed_out = wait_until(&self.room_changed, &mut state, until);
         }
     }
 
@@ -255,6 +200,14 @@ impl<C, S> Group<C, S> {
 
     fn has_credit(&self, state: &State<C, S>) -> bool {
         state.unapplied < self.config.max_unapplied && state.committed - state.checked < self.config.max_unchecked
+    }
+
+    /// The group that is being filled is not to wait for its interval.
+    fn hurry(&self, state: &mut State<C, S>) {
+        if !state.frames.is_empty() {
+            state.urgent = true;
+            self.work_arrived.notify_one();
+        }
     }
 
     fn want_spare(&self, state: &mut State<C, S>, need: u64) {
@@ -269,7 +222,7 @@ impl<C, S> Group<C, S> {
         let mut state = self.state.lock();
         let idle_until = clock::deadline(self.config.idle);
         loop {
-            if self.poison.get().is_some() {
+            if self.poison.check().is_err() {
                 return Work::Ended;
             }
             if state.frames.is_empty() {
@@ -357,8 +310,7 @@ impl<C, S> Group<C, S> {
         if self.config.interval.is_some() {
             let mut state = self.state.lock();
             if state.filling == group {
-                state.urgent = true;
-                self.work_arrived.notify_one();
+                self.hurry(&mut state);
             }
         }
         self.waits.add(1);
@@ -412,14 +364,15 @@ impl<C, S> Group<C, S> {
         Ok(())
     }
 
-    /// Payload bytes ever committed: take it, make a checkpoint of at least that, then call [`Self::checkpointed`].
-    pub(crate) fn committed(&self) -> u64 {
-        self.state.lock().committed
+    /// Payload bytes ever applied: take it, make a checkpoint of at least that, then call [`Self::checkpointed`].
+    pub(crate) fn applied_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        state.committed.saturating_sub(state.unapplied)
     }
 
-    pub(crate) fn checkpointed(&self, committed: u64) {
+    pub(crate) fn checkpointed(&self, applied: u64) {
         let mut state = self.state.lock();
-        state.checked = state.checked.max(committed);
+        state.checked = state.checked.max(applied);
         self.room_changed.notify_all();
     }
 
@@ -431,7 +384,7 @@ impl<C, S> Group<C, S> {
     pub(crate) fn wait_wanted(&self) -> Option<u64> {
         let mut state = self.state.lock();
         loop {
-            if state.phase == Phase::Closed || self.poison.get().is_some() {
+            if state.phase == Phase::Closed || self.poison.check().is_err() {
                 return None;
             }
             if state.wanted > 0 {
@@ -476,22 +429,17 @@ impl<C, S> Group<C, S> {
         self.notify_everything();
     }
 
-    /// Called once, with no lock held, when the group is poisoned.
+    /// Called once, with no lock held, when the group is poisoned, or now if it is.
     pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
-        // Set once, at open.
-        let _ = self.on_poison.set(OnPoison(Box::new(f)));
+        self.poison.listen(f);
+        // Whoever poisons meanwhile takes this lock too: one of both sees what the other has set.
+        drop(self.state.lock());
+        self.poison.tell();
     }
 
     /// The first error stays, and is what every call gets from now on. Returns it.
     pub(crate) fn poison(&self, error: Error) -> Error {
-        let mut is_first = false;
-        let first = self.poison.get_or_init(|| {
-            is_first = true;
-            match error.kind() {
-                ErrorKind::Poisoned => error,
-                _ => error.wrap(ErrorKind::Poisoned, "the engine is poisoned"),
-            }
-        });
+        let first = self.poison.set(error);
         let state = self.state.lock();
         self.notify_everything();
         drop(state);
@@ -499,11 +447,7 @@ impl<C, S> Group<C, S> {
         for condvar in &self.synced {
             condvar.notify_all();
         }
-        if is_first {
-            if let Some(tell) = self.on_poison.get() {
-                (tell.0)(first);
-            }
-        }
+        self.poison.tell();
         first.clone()
     }
 
@@ -515,7 +459,7 @@ impl<C, S> Group<C, S> {
 
     /// `Poisoned` once anything went wrong for good.
     pub(crate) fn check(&self) -> Result<()> {
-        self.poison.get().map_or(Ok(()), |error| Err(error.clone()))
+        self.poison.check()
     }
 
     fn condvar(&self, group: u64) -> &Condvar {
@@ -524,22 +468,13 @@ impl<C, S> Group<C, S> {
     }
 }
 
-impl<C, S> State<C, S> {
-    /// Room for the group that is being filled: it goes behind the last one, or into the spare region.
-    fn room(&self) -> u64 {
-        self.region.max(self.spare.as_ref().map_or(0, |(size, _)| *size))
-    }
-}
-
 /// Whether the deadline has passed; `None` is never.
 fn wait_until<T>(condvar: &Condvar, guard: &mut MutexGuard<'_, T>, deadline: Option<Instant>) -> bool {
-    match deadline {
-        Some(deadline) => condvar.wait_until(guard, deadline).timed_out(),
-        None => {
-            condvar.wait(guard);
-            false
-        }
+    if let Some(deadline) = deadline {
+        return condvar.wait_until(guard, deadline).timed_out();
     }
+    condvar.wait(guard);
+    false
 }
 
 fn closed() -> Error {
@@ -549,3 +484,6 @@ fn closed() -> Error {
 fn stalled(what: &str, timeout: Duration) -> Error {
     Error::new(ErrorKind::Poisoned, format!("the engine is poisoned: {what} for {timeout:?}"))
 }
+
+#[cfg(test)]
+mod tests;

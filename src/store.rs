@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam_channel::Sender;
+use ::sled::IVec;
 use parking_lot::Mutex;
 
 pub(crate) use format::frame::{Change, Content, StoreKey};
@@ -39,7 +39,7 @@ use format::frame::{self, Frame};
 use journal::{JournalStats, Pool, Spare};
 use overlay::{Entry, Overlay};
 use tables::{Name, Tables};
-use threads::Running;
+use threads::{Apply, Running};
 
 const STRIPES: usize = 1 << 16;
 
@@ -64,7 +64,7 @@ struct Inner {
     overlay: Arc<Overlay>,
     tables: Arc<Tables>,
     pool: Arc<Pool>,
-    apply: Sender<Message>,
+    apply: Apply,
     journal: Arc<JournalStats>,
     commits: Counter,
     conflicts: Counter,
@@ -107,6 +107,9 @@ pub(crate) struct Committed {
     /// What was written, with its numbers.
     pub(crate) changes: Vec<Change>,
 }
+
+/// A record to delete, if it is still at this revision.
+type Due = (StoreKey, u64);
 
 /// Which records to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +156,9 @@ impl Store {
         self.inner.check()?;
         let mut keys = self.inner.overlay.keys(from, end, limit);
         let name = if index == Index::All { Name::Records } else { Name::Unfinished };
-        let stored = self.inner.tables.range(name, from.in_record_tree(), end.map(StoreKey::in_record_tree), limit)?;
+        // Behind every record there is no end in their tree.
+        let last = end.filter(|end| end.is_record()).map(StoreKey::in_record_tree);
+        let stored = self.inner.tables.range(name, from.in_record_tree(), last, limit)?;
         keys.extend(stored.iter().map(|(raw, _)| StoreKey::from_record_tree(raw)));
         keys.sort();
         keys.dedup();
@@ -185,7 +190,7 @@ impl Store {
                     due.push((key, image.revision));
                 }
             }
-            let some = self.inner.delete(due)?;
+            let some = self.inner.delete(due, Vec::new())?;
             deleted.records += some.records;
             deleted.bytes += some.bytes;
             from = next;
@@ -325,13 +330,26 @@ impl Inner {
     }
 
     fn compact_due(&self, limit: usize) -> Result<Option<Deleted>> {
-        let now = self.clock.now();
-        let end = now.saturating_add(1).to_be_bytes();
-        let hints = self.tables.range(Name::Expiry, &[], Some(&end), limit)?;
+        let end = self.clock.now().saturating_add(1).to_be_bytes();
+        let mut from = Vec::new();
+        loop {
+            let hints = self.tables.range(Name::Expiry, &from, Some(&end), limit)?;
+            let Some((last, _)) = hints.last() else { return Ok(None) };
+            // Where to go on if all of these are of keys that were begun anew.
+            from = [last, [0].as_slice()].concat();
+            let (due, astray) = self.sort_hints(hints)?;
+            if !due.is_empty() || !astray.is_empty() {
+                return self.delete(due, astray).map(Some);
+            }
+        }
+    }
+
+    /// The records that are due, and the entries that lead nowhere.
+    fn sort_hints(&self, hints: Vec<(IVec, IVec)>) -> Result<(Vec<Due>, Vec<IVec>)> {
         let (mut due, mut astray) = (Vec::new(), Vec::new());
-        for (hint, _) in &hints {
-            let Some((time, raw)) = values::split_expiry_key(hint) else {
-                astray.push(hint.to_vec());
+        for (hint, _) in hints {
+            let Some((time, raw)) = values::split_expiry_key(&hint) else {
+                astray.push(hint);
                 continue;
             };
             let key = StoreKey::from_record_tree(raw);
@@ -341,36 +359,30 @@ impl Inner {
             }
             match values::read(&self.tables, &key, Depth::Head)? {
                 Some(Content::Record(image)) if image.expires == time => due.push((key, image.revision)),
-                _ => astray.push(hint.to_vec()),
+                _ => astray.push(hint),
             }
         }
-        if due.is_empty() && astray.is_empty() {
-            return Ok(None);
-        }
-        if !astray.is_empty() {
-            self.tell_apply(Message::DropHints { keys: astray })?;
-        }
-        self.delete(due).map(Some)
+        Ok((due, astray))
     }
 
     /// Deletes records that are absent for every reader already, unless somebody has begun them anew.
-    fn delete(&self, mut due: Vec<(StoreKey, u64)>) -> Result<Deleted> {
+    fn delete(&self, mut due: Vec<Due>, astray: Vec<IVec>) -> Result<Deleted> {
         self.group.exclusive(|| {
             due.retain(|(key, _)| !self.overlay.contains(key));
             for (key, _) in &due {
                 self.move_stripe(key);
             }
         });
-        if due.is_empty() {
+        if due.is_empty() && astray.is_empty() {
             return Ok(Deleted::default());
         }
         let (reply, deleted) = crossbeam_channel::bounded(1);
-        self.tell_apply(Message::Delete { records: due, reply })?;
-        deleted.recv().map_err(|_| self.ended())
-    }
-
-    fn tell_apply(&self, message: Message) -> Result<()> {
-        self.apply.send(message).map_err(|_| self.ended())
+        let message = Message::Delete { records: due, hints: astray, reply };
+        self.apply.messages.send(message).map_err(|_| self.ended())?;
+        crossbeam_channel::select! {
+            recv(deleted) -> deleted => deleted.map_err(|_| self.ended()),
+            recv(self.apply.ended) -> _ => Err(self.ended()),
+        }
     }
 
     /// Why the apply thread does not answer.
@@ -378,3 +390,6 @@ impl Inner {
         self.group.check().err().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the engine is closed"))
     }
 }
+
+#[cfg(test)]
+mod tests;

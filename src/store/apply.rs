@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ::sled::IVec;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::checkpoint::Job;
 use super::format::envelope::PiecesId;
 use super::format::frame::{Change, Content, Frame, StoreKey};
 use super::overlay::Overlay;
-use super::tables::{Name, Stamp, Tables};
+use super::tables::{Stamp, Tables};
 use super::values;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Status;
@@ -26,11 +27,10 @@ pub(crate) enum Message {
         /// The journal has grown by a segment.
         checkpoint: bool,
     },
-    /// Delete these records if they are still at that revision.
-    Delete { records: Vec<(StoreKey, u64)>, reply: Sender<Deleted> },
-    /// Delete these entries of the expiry tree: they lead nowhere.
-    DropHints { keys: Vec<Vec<u8>> },
+    /// Delete these records if they are still at that revision, and these entries of the expiry tree if they lead nowhere.
+    Delete { records: Vec<(StoreKey, u64)>, hints: Vec<IVec>, reply: Sender<Deleted> },
     /// Make a store checkpoint now.
+    #[cfg(test)]
     Checkpoint { reply: Sender<()> },
     /// Every user's commit has come: make the last store checkpoint and say so in the journal.
     Close,
@@ -124,8 +124,8 @@ impl Applier {
 pub(crate) struct Surroundings {
     /// A group with so many payload bytes was applied.
     pub(crate) applied: Box<dyn Fn(u64, u64) + Send>,
-    /// Payload bytes ever committed.
-    pub(crate) committed: Box<dyn Fn() -> u64 + Send>,
+    /// Payload bytes ever applied.
+    pub(crate) applied_bytes: Box<dyn Fn() -> u64 + Send>,
     pub(crate) checkpoints: Sender<Job>,
     /// Says in the journal that the store was closed.
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
@@ -144,16 +144,15 @@ pub(crate) fn run(mut applier: Applier, messages: &Receiver<Message>, around: &S
                     send_job(&mut applier, around, None)?;
                 }
             }
-            Message::Delete { records, reply } => {
-                // Whoever asked may have gone.
-                let _ = reply.send(applier.delete(&records)?);
-            }
-            Message::DropHints { keys } => {
-                for key in keys {
-                    applier.tables.remove(Name::Expiry, &key)?;
-                    applier.tables.changed()?;
+            Message::Delete { records, hints, reply } => {
+                let deleted = applier.delete(&records)?;
+                for hint in hints {
+                    values::drop_hint(&applier.tables, &hint)?;
                 }
+                // Whoever asked may have gone.
+                let _ = reply.send(deleted);
             }
+            #[cfg(test)]
             Message::Checkpoint { reply } => send_job(&mut applier, around, Some(reply))?,
             Message::Close => {
                 let (reply, done) = crossbeam_channel::bounded(1);
@@ -170,9 +169,8 @@ pub(crate) fn run(mut applier: Applier, messages: &Receiver<Message>, around: &S
 }
 
 fn send_job(applier: &mut Applier, around: &Surroundings, reply: Option<Sender<()>>) -> Result<()> {
-    // Taken first: what is committed meanwhile counts for the next one.
-    let committed = (around.committed)();
+    let bytes = (around.applied_bytes)();
     let frame = applier.settle()?;
     let gone = |_| Error::new(ErrorKind::Closed, "the checkpoint thread has ended");
-    around.checkpoints.send(Job { frame, committed, reply }).map_err(gone)
+    around.checkpoints.send(Job { frame, applied: bytes, reply }).map_err(gone)
 }

@@ -13,8 +13,8 @@ use crate::stats::Counter;
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) frame: u64,
-    /// Payload bytes that had been committed then.
-    pub(crate) committed: u64,
+    /// Payload bytes that had been applied then.
+    pub(crate) applied: u64,
     pub(crate) reply: Option<Sender<()>>,
 }
 
@@ -30,14 +30,17 @@ pub(crate) struct Surroundings {
 
 /// The checkpoint thread's life, off the path of commits and of their application.
 pub(crate) fn run(jobs: &Receiver<Job>, around: &Surroundings) -> Result<()> {
-    for job in jobs {
+    while let Ok(next) = jobs.recv() {
+        // A later state has all of an earlier one.
+        let waiting: Vec<Job> = std::iter::once(next).chain(jobs.try_iter()).collect();
+        let Some(job) = waiting.last() else { break };
         debug_assert_eq!(around.tables.blobs()?, 0, "a value went where sled never syncs");
         around.tables.flush()?;
         (around.record)(job.frame)?;
         around.pool.release(job.frame);
         around.count.add(1);
-        (around.done)(job.committed);
-        if let Some(reply) = job.reply {
+        (around.done)(job.applied);
+        for reply in waiting.into_iter().filter_map(|job| job.reply) {
             // Whoever asked may have gone.
             let _ = reply.send(());
         }

@@ -42,15 +42,44 @@ pub(crate) fn create_dir(dir: &Path) -> Result<()> {
     fs::create_dir(dir).map_err(|cause| Error::io("create directory", dir, &cause))
 }
 
+/// Makes a directory and what is missing above it, durably.
+pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
+    let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    fs::create_dir_all(dir).map_err(|cause| Error::io("create directory", dir, &cause))?;
+    for made in missing {
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty());
+        sync_dir(above.unwrap_or_else(|| Path::new(".")))?;
+    }
+    Ok(())
+}
+
 pub(crate) fn is_dir(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// An exclusive lock on a file, held until it is dropped. The kernel frees it when the process ends, however it does.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "held for its lock")] File);
+pub(crate) struct Lock {
+    file: File,
+    pid: u32,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child that is between its fork and its exec has it open too. A child that is
+        // not has no right to unlock what is its parent's.
+        if std::process::id() == self.pid {
+            let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
+        }
+    }
+}
 
 impl Lock {
+    #[cfg(test)]
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Creates the file if it is missing. `store` is what the caller asked for.
     pub(crate) fn take(path: &Path, store: &Path) -> Result<Self> {
         let file = File::options()
@@ -61,7 +90,7 @@ impl Lock {
             .open(path)
             .map_err(|cause| Error::io("open lock file", path, &cause))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self(file)),
+            Ok(()) => Ok(Self { file, pid: std::process::id() }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let message = format!("the store {} is open already, in this process or another", store.display());
                 Err(Error::new(ErrorKind::StoreInUse, message))
@@ -79,6 +108,7 @@ pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
         [(0x6969, "NFS"), (0x0102_1997, "9p"), (0x6573_5546, "FUSE"), (0xFF53_4D42, "SMB"), (0xFE53_4D42, "SMB")];
     let found = rustix::fs::statfs(dir).map_err(|cause| Error::io("look at file system of", dir, &cause.into()))?;
     // The field's type differs between platforms; magic numbers have 32 bits.
+    #[allow(clippy::cast_sign_loss, reason = "only the bits count")]
     let magic = found.f_type as u64 & u64::from(u32::MAX);
     match REFUSED.iter().find(|(refused, _)| u64::from(*refused) == magic) {
         None => Ok(()),

@@ -32,8 +32,8 @@ const MAX_UNAPPLIED: u64 = 64 << 20;
 const MAX_UNCHECKED: u64 = 256 << 20;
 /// How often an idle store notes the time.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-/// Recovery makes a barrier of its own at least this often: it is off every path.
-const OPENING_GROUP: u64 = SECTOR as u64;
+/// What a group takes that only has a frame of the store's own.
+const MARK_GROUP: u64 = SECTOR as u64;
 
 /// What an open found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,9 +77,10 @@ impl Store {
         let first = (recovered.last_frame.max(stamp.frame) / RANGE + 1).saturating_mul(RANGE);
         let (mut writer, pool, mut group) = start_journal(recovered, stamp.store_id, first, &clock)?;
         let mut next_frame = first + 1;
-        if report.frames_replayed > 0 {
-            // Before anything is served. The opening changes nothing, so that sled is also the state after it.
-            applier.apply(first, Frame::Opening)?;
+        // It changes nothing, so that sled is also the state after it.
+        applier.apply(first, Frame::Opening)?;
+        if report.frames_replayed > 0 || !report.clean {
+            // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
             applier.settle()?;
             tables.flush()?;
             group += 1;
@@ -89,7 +90,7 @@ impl Store {
         }
         applier.forget_live();
         let group = Group::new(config(options), group, next_frame, writer.room());
-        let (apply, messages) = threads::apply_channel();
+        let (apply, thread_end) = threads::apply_channel();
         let inner = Arc::new(Inner {
             path: path.to_owned(),
             store_id: stamp.store_id,
@@ -109,7 +110,7 @@ impl Store {
             conflicts: Counter::default(),
             checkpoints: Arc::default(),
         });
-        let running = threads::start(&inner, writer, applier, messages, lock, options.sync_timeout)?;
+        let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
         let store = Self { inner, running: Mutex::new(Some(running)) };
         report.interrupted = store.count_interrupted()?;
         report.took = clock::monotonic().saturating_duration_since(began);
@@ -139,10 +140,7 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, 
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => return Err(Error::io("open store", path, &io::ErrorKind::NotADirectory.into())),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
-            std::fs::create_dir_all(path).map_err(|cause| Error::io("create store", path, &cause))?;
-            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                files::sync_dir(parent)?;
-            }
+            files::create_dirs(path)?;
         }
         Err(cause) => return Err(Error::io("open store", path, &cause)),
     }
@@ -215,8 +213,8 @@ fn start_journal(
     clock: &StoreClock,
 ) -> Result<(Writer, Arc<journal::Pool>, u64)> {
     let (pool, chain) = (Arc::clone(&recovered.pool), recovered.chain);
-    let spare = pool.prepare(segment_for(4 * OPENING_GROUP))?;
     let tail = recovered.into_tail()?;
+    let spare = pool.prepare(segment_for(4 * MARK_GROUP))?;
     let mut writer = Writer::start(store_id, Arc::clone(&pool), chain, tail, spare, first)?;
     let group = chain.group + 1;
     write_mark(&mut writer, group, first, Frame::Opening, clock)?;
@@ -232,7 +230,8 @@ fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: Frame, clock:
 fn config(options: &EngineOptions) -> Config {
     Config {
         sized,
-        reserve: options.segment_bytes / 8,
+        // For what the store says of itself when it closes, half of it at least.
+        reserve: (options.segment_bytes / 8).max(4 * MARK_GROUP),
         max_unapplied: MAX_UNAPPLIED,
         max_unchecked: MAX_UNCHECKED.max(4 * MAX_FRAME as u64),
         interval: match options.durability {

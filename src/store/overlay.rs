@@ -52,6 +52,7 @@ impl Overlay {
         self.0.write().clear();
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.0.read().len()
     }

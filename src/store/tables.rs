@@ -51,6 +51,9 @@ pub(crate) struct Tables {
     pub(crate) sync_flag: bool,
     changes: AtomicU64,
     changes_per_barrier: AtomicU64,
+    /// Whoever holds it keeps every flush waiting.
+    #[cfg(test)]
+    pub(crate) flush_gate: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -97,6 +100,8 @@ impl Tables {
             sync_flag: flagged,
             changes: AtomicU64::new(0),
             changes_per_barrier: AtomicU64::new(64),
+            #[cfg(test)]
+            flush_gate: Mutex::new(()),
         })
     }
 
@@ -175,6 +180,8 @@ impl Tables {
 
     /// Makes everything written so far durable. Says how many bytes sled had left to write.
     pub(crate) fn flush(&self) -> Result<usize> {
+        #[cfg(test)]
+        let _gate = self.flush_gate.lock();
         let written = self.with_trees(|trees| trees.db.flush())?;
         let trees = self.trees.read();
         let trees = trees.as_ref().ok_or_else(closed)?;
@@ -233,6 +240,13 @@ impl Tables {
         let trees = self.trees.read();
         let trees = trees.as_ref().ok_or_else(closed)?;
         guard(&self.dir, || f(trees))
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        // After an open that failed: there is nobody to tell.
+        let _ = self.close();
     }
 }
 

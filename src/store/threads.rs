@@ -1,5 +1,6 @@
 //! The store's threads: one writes the journal, one applies, one makes checkpoints, one prepares segments.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::journal::{Writer, segment_for, usable};
 use super::{Inner, checkpoint, files};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::{Place, Work};
+use crate::group::{Batch, Place, Work};
 use crate::worker::Worker;
 
 /// Groups that may wait for the apply thread; the limit that counts is in bytes.
@@ -27,28 +28,41 @@ pub(crate) struct Running {
     lock: Arc<files::Lock>,
 }
 
-pub(crate) fn apply_channel() -> (Sender<Message>, Receiver<Message>) {
-    crossbeam_channel::bounded(APPLY_QUEUE)
+/// What the callers have of the apply thread.
+#[derive(Debug)]
+pub(crate) struct Apply {
+    pub(crate) messages: Sender<Message>,
+    /// Disconnected when it has ended. What it left in its queue is not dropped then: a reply to that never comes.
+    pub(crate) ended: Receiver<Infallible>,
+}
+
+/// Both ends: the callers' and the thread's.
+pub(crate) fn apply_channel() -> (Apply, (Receiver<Message>, Sender<Infallible>)) {
+    let (messages, received) = crossbeam_channel::bounded(APPLY_QUEUE);
+    let (alive, ended) = crossbeam_channel::bounded(0);
+    (Apply { messages, ended }, (received, alive))
 }
 
 pub(crate) fn start(
     inner: &Arc<Inner>,
     writer: Writer,
     applier: Applier,
-    messages: Receiver<Message>,
+    (messages, apply_alive): (Receiver<Message>, Sender<Infallible>),
     lock: files::Lock,
     timeout: Duration,
 ) -> Result<Running> {
     let (alive, ended) = crossbeam_channel::bounded(0);
     let lock = Arc::new(lock);
     let mut running = Running { workers: Vec::new(), ended, timeout, lock };
-    let (checkpoints, jobs) = crossbeam_channel::bounded(1);
+    // Not bounded: apply must never wait for a checkpoint, which waits for the writer, which waits for apply. One job for
+    // each segment that was filled meanwhile is all there can be.
+    let (checkpoints, jobs) = crossbeam_channel::unbounded();
     running.spawn(inner, &alive, "oncekey-journal", move |inner| write(&inner, writer))?;
     running.spawn(inner, &alive, "oncekey-apply", move |inner| {
         let (a, b, c) = (Arc::clone(&inner), Arc::clone(&inner), inner);
         let around = apply::Surroundings {
             applied: Box::new(move |group, bytes| a.group.applied(group, bytes)),
-            committed: Box::new(move || b.group.committed()),
+            applied_bytes: Box::new(move || b.group.applied_bytes()),
             checkpoints,
             closed: Box::new(move || {
                 let said = c.mark(Frame::Closing);
@@ -56,6 +70,7 @@ pub(crate) fn start(
                 said
             }),
         };
+        let _alive = apply_alive;
         apply::run(applier, &messages, &around)
     })?;
     running.spawn(inner, &alive, "oncekey-checkpoint", move |inner| {
@@ -65,7 +80,7 @@ pub(crate) fn start(
             pool: Arc::clone(&inner.pool),
             count: Arc::clone(&inner.checkpoints),
             record: Box::new(move |frame| a.mark(Frame::Checkpointed(frame))),
-            done: Box::new(move |committed| b.group.checkpointed(committed)),
+            done: Box::new(move |applied| b.group.checkpointed(applied)),
         };
         checkpoint::run(&jobs, &around)
     })?;
@@ -97,7 +112,7 @@ impl Running {
             let message = format!("the engine is poisoned: its thread {name} panicked: {why}");
             for_panic.group.poison(Error::new(ErrorKind::Poisoned, message));
             // It may have been the writer, which says so when it ends.
-            let _ = for_panic.apply.send(Message::End);
+            let _ = for_panic.apply.messages.send(Message::End);
         };
         let worker = Worker::spawn(name, work, on_panic).inspect_err(|error| {
             // Those that run already must end.
@@ -130,6 +145,8 @@ impl Running {
         }
         workers.iter_mut().for_each(Worker::join);
         let closed = inner.tables.close();
+        // What is still there must not be answered when it may be another process's.
+        inner.overlay.clear();
         drop(lock);
         inner.group.check().and(closed)
     }
@@ -142,7 +159,7 @@ fn write(inner: &Inner, mut writer: Writer) -> Result<()> {
         inner.group.poison(error.clone());
     }
     // Nothing more will come. An apply thread that is gone does not mind.
-    let _ = inner.apply.send(Message::End);
+    let _ = inner.apply.messages.send(Message::End);
     written
 }
 
@@ -152,16 +169,9 @@ fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
             Work::Write(batch, place) => {
                 let entered = writer.write(&batch, place, inner.clock.anchor())?;
                 inner.group.publish(batch.group);
-                let message = Message::Group {
-                    group: batch.group,
-                    first_frame: batch.first_frame,
-                    bytes: batch.payload.len() as u64,
-                    frames: batch.frames,
-                    checkpoint: entered,
-                };
                 // The apply thread is gone while the store closes, and then what comes now changes nothing; or it failed, and
                 // has said so.
-                let _ = inner.apply.send(message);
+                let _ = inner.apply.messages.send(message(batch, entered));
                 if entered {
                     writer.seal()?;
                 }
@@ -170,14 +180,20 @@ fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
                 if let Some(batch) = inner.group.take_empty() {
                     writer.write(&batch, Place::Current, inner.clock.anchor())?;
                     inner.group.publish(batch.group);
+                    let _ = inner.apply.messages.send(message(batch, false));
                 }
             }
             Work::Draining => {
-                let _ = inner.apply.send(Message::Close);
+                let _ = inner.apply.messages.send(Message::Close);
             }
             Work::Ended => return Ok(()),
         }
     }
+}
+
+pub(crate) fn message(batch: Batch<Frame>, checkpoint: bool) -> Message {
+    let Batch { group, first_frame, payload, frames } = batch;
+    Message::Group { group, first_frame, frames, bytes: payload.len() as u64, checkpoint }
 }
 
 /// Keeps a spare segment ready.

@@ -123,6 +123,17 @@ pub(crate) fn delete_revision(tables: &Tables, key: &StoreKey, revision: u64) ->
     Ok(Some(u64::from(head.outcome_len)))
 }
 
+/// Deletes an entry of the expiry tree unless it leads to a record after all.
+pub(crate) fn drop_hint(tables: &Tables, hint: &[u8]) -> Result<()> {
+    if let Some((time, raw)) = split_expiry_key(hint) {
+        if hints_of(raw, tables.get(Name::Records, raw)?.as_ref())?.expires == Some(time) {
+            return Ok(());
+        }
+    }
+    tables.remove(Name::Expiry, hint)?;
+    tables.changed()
+}
+
 /// The tree and the key in it.
 fn place(key: &StoreKey) -> Result<(Name<'_>, &[u8])> {
     if key.is_record() {

@@ -187,7 +187,8 @@ fn sources_are_ascii_and_leave_nothing_behind() {
         for (number, line) in text.lines().enumerate() {
             assert!(line.is_ascii(), "{}:{} is not ASCII", path.display(), number + 1);
         }
-        if !path.ends_with("tidy.rs") {
+        // This file names the words, and the programs are as their users wrote them.
+        if !path.ends_with("tidy.rs") && !path.parent().is_some_and(|dir| dir.ends_with("programs")) {
             for word in ["todo!(", "unimplemented!(", "dbg!(", "XXX", "FIXME"] {
                 assert!(!text.contains(word), "{} has {word}", path.display());
             }
@@ -204,7 +205,8 @@ fn the_changelog_has_this_version() {
 #[test]
 fn ci_runs_the_commands_of_the_readme() {
     let (readme, ci) = (read("README.md"), read(".ci/run"));
-    let commands: Vec<&str> = code_blocks(&readme, "sh").flat_map(str::lines).filter(|line| line.starts_with("cargo ")).collect();
+    let commands: Vec<&str> =
+        code_blocks(&readme, "sh").flat_map(str::lines).filter(|line| line.starts_with("cargo ")).collect();
     assert!(commands.len() >= 2, "README gives {commands:?}");
     for command in commands {
         let command = command.split(" #").next().unwrap().trim();
@@ -225,7 +227,9 @@ fn the_architecture_page_shows_every_row() {
     for (row, modules) in ROWS {
         let layer = row.split_whitespace().next().unwrap();
         for module in *modules {
-            let shown = page.lines().any(|line| line.starts_with(&format!("| {layer} ")) && line.contains(&format!("`{module}`")));
+            let shown = page
+                .lines()
+                .any(|line| line.starts_with(&format!("| {layer} ")) && line.contains(&format!("`{module}`")));
             assert!(shown, "ARCHITECTURE.md does not show `{module}` in {layer}");
         }
     }

@@ -161,6 +161,7 @@ fn state(byte: u8) -> Option<Status> {
     })
 }
 
+#[expect(clippy::option_option, reason = "a byte that is not known, none, or which")]
 fn interruption(byte: u8) -> Option<Option<Interruption>> {
     Some(match byte {
         0 => None,

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::segment::SegmentFile;
 use crate::clock;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::store::files;
 use crate::store::format::segment::SECTOR;
 
@@ -24,6 +24,7 @@ const MAX_FREE: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Pool {
     dir: PathBuf,
+    min_size: u64,
     max_size: u64,
     state: Mutex<State>,
 }
@@ -35,68 +36,90 @@ struct State {
     retired: Vec<(u64, SegmentFile)>,
     next_name: u64,
     next_size: u64,
-    prepared_at: Option<Instant>,
+    retired_at: Option<Instant>,
     files: u64,
 }
 
 impl Pool {
-    /// `first_size` is rounded up to whole sectors; names continue behind those in use.
-    pub(crate) fn new(dir: &Path, first_size: u64, next_name: u64) -> Self {
+    /// `first_size` is rounded up to whole sectors; names continue behind those of the files that are there.
+    pub(crate) fn new(dir: &Path, first_size: u64, next_name: u64, files: u64) -> Self {
         // A header, a group and the seal at least.
         let first_size = first_size.max(8 * SECTOR as u64).next_multiple_of(SECTOR as u64);
-        let state = State {
-            free: Vec::new(),
-            retired: Vec::new(),
-            next_name,
-            next_size: first_size,
-            prepared_at: None,
-            files: 0,
-        };
-        Self { dir: dir.to_owned(), max_size: first_size.saturating_mul(MAX_GROWTH), state: Mutex::new(state) }
+        let state =
+            State { free: Vec::new(), retired: Vec::new(), next_name, next_size: first_size, retired_at: None, files };
+        Self {
+            dir: dir.to_owned(),
+            min_size: first_size,
+            max_size: first_size.saturating_mul(MAX_GROWTH),
+            state: Mutex::new(state),
+        }
     }
 
     /// A file in which so many bytes fit: a free one, or a new one.
     pub(crate) fn prepare(&self, need: u64) -> Result<Spare> {
-        let (spare, path, size) = {
-            let mut state = self.state.lock();
-            let now = clock::monotonic();
-            if state.prepared_at.is_some_and(|before| now.saturating_duration_since(before) < BUSY) {
-                state.next_size = (state.next_size * 2).min(self.max_size);
-            }
-            state.prepared_at = Some(now);
-            let size = state.next_size.max(need.next_multiple_of(SECTOR as u64));
-            let fitting = state.free.iter().position(|spare| spare.size >= size);
-            let spare = fitting.map(|index| state.free.swap_remove(index));
-            let path = self.dir.join(format!("{:08}.journal", state.next_name));
-            if spare.is_none() {
-                state.next_name += 1;
-            }
-            (spare, path, size)
-        };
-        if let Some(spare) = spare {
+        let least = need.next_multiple_of(SECTOR as u64).max(self.min_size);
+        let wanted = self.state.lock().next_size.max(least);
+        if let Some(spare) = self.take_free(wanted) {
             return Ok(spare);
         }
-        // What is free is too small for the pace: its room is better in one file.
-        let small = std::mem::take(&mut self.state.lock().free);
-        for spare in small {
+        match self.create(wanted) {
+            Ok(spare) => {
+                // What is free is too small for the pace.
+                self.discard_free();
+                Ok(spare)
+            }
+            // Rather a small one than none.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                if let Some(spare) = self.take_free(least) {
+                    return Ok(spare);
+                }
+                self.discard_free();
+                self.create(least)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_free(&self, size: u64) -> Option<Spare> {
+        let free = &mut self.state.lock().free;
+        let fitting = free.iter().position(|spare| spare.size >= size)?;
+        Some(free.swap_remove(fitting))
+    }
+
+    fn create(&self, size: u64) -> Result<Spare> {
+        let path = {
+            let mut state = self.state.lock();
+            let path = self.dir.join(format!("{:08}.journal", state.next_name));
+            state.next_name += 1;
+            path
+        };
+        let spare = SegmentFile::create(&path, size)?;
+        self.state.lock().files += 1;
+        files::sync_dir(&self.dir)?;
+        Ok(spare)
+    }
+
+    fn discard_free(&self) {
+        let free = std::mem::take(&mut self.state.lock().free);
+        for spare in free {
             self.discard(spare);
         }
-        let spare = SegmentFile::create(&path, size)?;
-        files::sync_dir(&self.dir)?;
-        self.state.lock().files += 1;
-        Ok(spare)
     }
 
     /// A segment that is full; its last frame is `last_frame`.
     pub(crate) fn retire(&self, last_frame: u64, file: SegmentFile) {
-        self.state.lock().retired.push((last_frame, file));
+        let mut state = self.state.lock();
+        let now = clock::monotonic();
+        if state.retired_at.is_some_and(|before| now.saturating_duration_since(before) < BUSY) {
+            state.next_size = (state.next_size * 2).min(self.max_size);
+        }
+        state.retired_at = Some(now);
+        state.retired.push((last_frame, file));
     }
 
-    /// A file found at open that is in use.
+    /// A file found at open that holds frames up to `last_frame`, or 0 if it holds none that count.
     pub(crate) fn adopt(&self, last_frame: u64, file: SegmentFile) {
-        let mut state = self.state.lock();
-        state.files += 1;
-        state.retired.push((last_frame, file));
+        self.state.lock().retired.push((last_frame, file));
     }
 
     /// sled has everything up to `frame`, durably, and the journal says so durably: what holds nothing later is free.

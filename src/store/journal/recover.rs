@@ -4,7 +4,7 @@
 //! a later group, a later segment, a seal. Then it is damage, and nothing is served. What lies before the last checkpoint is
 //! in sled, and does not matter here.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::pool::Pool;
@@ -21,6 +21,8 @@ use crate::store::format::segment::{Found, GROUP_HEADER, GroupHeader, SECTOR, Se
 #[derive(Debug)]
 pub(crate) struct Recovered {
     segments: Vec<Surveyed>,
+    /// Files that hold nothing that counts: spares, and segments that were free to be written over.
+    unneeded: Vec<SegmentFile>,
     /// sled has everything up to this frame, or should.
     pub(crate) checkpointed: u64,
     /// The highest frame number that anything names.
@@ -63,9 +65,13 @@ enum Stop {
 struct Walk {
     groups: Vec<GroupAt>,
     end: usize,
+    /// The number that the next group has.
+    next_group: u64,
     previous: u32,
     checkpointed: Option<u64>,
     closed: bool,
+    /// The last group of which the seal says that it was durable.
+    sealed_through: u64,
     stop: Stop,
 }
 
@@ -86,12 +92,17 @@ impl Recovered {
         Ok(())
     }
 
-    /// The last segment's end, where it is to be sealed; the others wait for the next checkpoint in the pool.
+    /// The last segment's end, where it is to be sealed. The others are the pool's: free up to the last checkpoint, or
+    /// waiting for the next.
     pub(crate) fn into_tail(mut self) -> Result<Tail> {
         let Some(last) = self.segments.pop() else { return Err(corrupt("the journal has no segment")) };
         for segment in self.segments {
             self.pool.adopt(segment.last_frame, segment.file);
         }
+        for file in self.unneeded {
+            self.pool.adopt(0, file);
+        }
+        self.pool.release(self.checkpointed);
         Ok(Tail { file: last.file, salt: last.header.salt, offset: last.end, last_frame: last.last_frame })
     }
 }
@@ -100,19 +111,11 @@ pub(crate) fn recover(dir: &Path, store_id: [u8; 16], first_size: u64) -> Result
     if !files::is_dir(dir) {
         return Err(corrupt(format!("the journal {} is missing", dir.display())));
     }
-    let (found, spares, next_name) = open_all(dir, store_id)?;
-    let run = last_run(dir, found)?;
-    let recovered = survey(dir, run, Arc::new(Pool::new(dir, first_size, next_name)))?;
-    for spare in spares {
-        // One that a crash left half made is not worth keeping.
-        if spare.size >= first_size && spare.size % SECTOR as u64 == 0 {
-            recovered.pool.adopt(0, spare);
-        } else {
-            spare.delete()?;
-        }
-    }
-    recovered.pool.release(0);
-    Ok(recovered)
+    let (found, mut unneeded, next_name) = open_all(dir, store_id)?;
+    let files = found.len() as u64 + unneeded.len() as u64;
+    let run = last_run(dir, found, &mut unneeded)?;
+    let pool = Arc::new(Pool::new(dir, first_size, next_name, files));
+    Ok(Recovered { unneeded, ..survey(dir, run, pool)? })
 }
 
 type Headed = (SegmentHeader, SegmentFile);
@@ -153,7 +156,7 @@ fn head(file: &SegmentFile) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn check_header(header: &SegmentHeader, file: &SegmentFile, store_id: [u8; 16], path: &PathBuf) -> Result<()> {
+fn check_header(header: &SegmentHeader, file: &SegmentFile, store_id: [u8; 16], path: &Path) -> Result<()> {
     if header.store_id != store_id {
         return Err(corrupt(format!("{} belongs to another store", path.display())));
     }
@@ -165,7 +168,7 @@ fn check_header(header: &SegmentHeader, file: &SegmentFile, store_id: [u8; 16], 
 }
 
 /// The segments that follow each other without a gap up to the last. Older ones were free to be written over at any time.
-fn last_run(dir: &Path, mut found: Vec<Headed>) -> Result<Vec<Headed>> {
+fn last_run(dir: &Path, mut found: Vec<Headed>, older: &mut Vec<SegmentFile>) -> Result<Vec<Headed>> {
     found.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
     let mut run: Vec<Headed> = Vec::new();
     for (header, file) in found {
@@ -174,7 +177,8 @@ fn last_run(dir: &Path, mut found: Vec<Headed>) -> Result<Vec<Headed>> {
                 let (a, b) = (file.path.display(), other.path.display());
                 return Err(corrupt(format!("{a} and {b} are the same journal segment")));
             }
-            Some((next, _)) if next.number != header.number + 1 => break,
+            // From the first gap on: `run` does not grow any more, so none behind it follows.
+            Some((next, _)) if next.number != header.number.saturating_add(1) => older.push(file),
             _ => run.push((header, file)),
         }
     }
@@ -193,10 +197,11 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
     let mut damaged_before = None;
     let (mut anchor, mut clean, mut torn) = (Anchor::default(), false, 0);
     let mut chain = Chain { segment: 0, group: 0, previous: 0 };
-    let mut last_frame = 0;
+    let (mut last_frame, mut sealed_through) = (0, 0);
     for ((header, file), next) in run.into_iter().zip(bounds) {
         let bytes = file.read_all()?;
-        let walk = walk(&bytes, &header, next.as_ref())?;
+        let walk = walk(&bytes, &header, next.as_ref())
+            .map_err(|error| error.wrap(error.kind(), &file.path.display().to_string()))?;
         match (&walk.stop, next) {
             (Stop::Complete, Some(next)) if next.previous == walk.previous => {}
             (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), Some(next)) => {
@@ -205,15 +210,16 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
             (Stop::Sealed(number), None) => {
                 return Err(corrupt(format!("segment {number} of the journal {} is missing", dir.display())));
             }
+            (Stop::Bad { .. }, None) if walk.next_group <= sealed_through => {
+                let (group, path) = (walk.next_group, file.path.display());
+                return Err(corrupt(format!("group {group} in {path} is damaged")));
+            }
             (Stop::Bad { torn_bytes }, None) => torn = *torn_bytes,
             (Stop::Complete, None) => {}
         }
+        sealed_through = sealed_through.max(walk.sealed_through);
         checkpointed = walk.checkpointed.or(checkpointed);
-        chain = Chain {
-            segment: header.number,
-            group: walk.groups.last().map_or(header.first_group - 1, |group| group.header.group),
-            previous: walk.previous,
-        };
+        chain = Chain { segment: header.number, group: walk.next_group.saturating_sub(1), previous: walk.previous };
         let last = walk.groups.iter().rev().find(|group| group.header.frames > 0);
         let segment_last = last.map_or(0, |group| group.header.first_frame + u64::from(group.header.frames) - 1);
         last_frame = last_frame.max(segment_last).max(header.first_frame.saturating_sub(1));
@@ -235,7 +241,8 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
         return Err(corrupt(format!("the journal {} misses the segments before frame {first}", dir.display())));
     }
     clean &= torn == 0;
-    Ok(Recovered { segments, checkpointed, last_frame, anchor, clean, torn_bytes: torn, chain, pool })
+    let unneeded = Vec::new();
+    Ok(Recovered { segments, unneeded, checkpointed, last_frame, anchor, clean, torn_bytes: torn, chain, pool })
 }
 
 /// Reads groups until one is bad, or the next segment takes over.
@@ -243,31 +250,34 @@ fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentHeader>) -> 
     let mut walk = Walk {
         groups: Vec::new(),
         end: SECTOR,
+        next_group: segment.first_group,
         previous: segment.previous,
         checkpointed: None,
         closed: false,
+        sealed_through: 0,
         stop: Stop::Complete,
     };
-    let mut group = segment.first_group;
     let mut frame = segment.first_frame;
     loop {
-        if next.is_some_and(|next| next.first_group == group) {
+        let at = bytes.get(walk.end..).unwrap_or_default();
+        if next.is_some_and(|next| next.first_group == walk.next_group) {
+            let seal = GroupHeader::decode(at, segment.salt).filter(|(header, _)| header.is_seal);
+            walk.sealed_through = seal.map_or(0, |(header, _)| header.synced_through);
             return Ok(walk);
         }
-        let at = bytes.get(walk.end..).unwrap_or_default();
         let (header, checksum) = match GroupHeader::decode(at, segment.salt) {
             Some((header, _)) if header.is_seal => {
                 walk.stop = Stop::Sealed(header.first_frame);
                 return Ok(walk);
             }
             Some((header, checksum))
-                if is_next(bytes, walk.end, &header, segment.salt, (group, frame, walk.previous)) =>
+                if is_next(bytes, walk.end, &header, segment.salt, (walk.next_group, frame, walk.previous)) =>
             {
                 (header, checksum)
             }
             other => {
                 if next.is_none() {
-                    refuse_durable(bytes, walk.end, segment, group)?;
+                    refuse_durable(bytes, walk.end, segment, walk.next_group)?;
                 }
                 walk.stop =
                     Stop::Bad { torn_bytes: other.map_or(0, |(header, _)| sized(u64::from(header.payload_len))) };
@@ -283,7 +293,7 @@ fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentHeader>) -> 
         walk.groups.push(GroupAt { offset: walk.end, header });
         walk.previous = checksum;
         walk.end += usize::try_from(sized(u64::from(header.payload_len))).unwrap_or(bytes.len());
-        group += 1;
+        walk.next_group += 1;
         frame = header.first_frame + u64::from(header.frames);
     }
 }
@@ -317,7 +327,7 @@ fn refuse_durable(bytes: &[u8], offset: usize, segment: &SegmentHeader, group: u
         .filter_map(|sector| GroupHeader::decode(sector, segment.salt))
         .any(|(header, _)| header.is_seal || header.synced_through >= group);
     if proof {
-        return Err(corrupt(format!("group {group} in segment {} of the journal is damaged", segment.number)));
+        return Err(corrupt(format!("group {group} is damaged")));
     }
     Ok(())
 }

@@ -149,8 +149,7 @@ impl Writer {
     /// Begins a segment: its header becomes durable with its first group.
     fn enter(&mut self, spare: Spare, first_frame: u64) -> Result<()> {
         self.seal()?;
-        let [a, b, c, d, e, f, g, h, ..] = key::random();
-        let salt = [a, b, c, d, e, f, g, h];
+        let salt = new_salt();
         let header = SegmentHeader {
             store_id: self.store_id,
             number: self.chain.segment + 1,
@@ -168,6 +167,10 @@ impl Writer {
     }
 }
 
+fn new_salt() -> [u8; 8] {
+    key::random().first_chunk().copied().unwrap_or_default()
+}
+
 /// Room for groups in a segment of that size.
 pub(crate) fn usable(size: u64) -> u64 {
     size.saturating_sub(SECTOR as u64 + SEAL)
@@ -181,11 +184,10 @@ pub(crate) fn segment_for(group: u64) -> u64 {
 /// The journal of a store that has nothing: one segment that says so.
 pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, anchor: Anchor) -> Result<()> {
     files::create_dir(dir)?;
-    let pool = Pool::new(dir, size, 1);
+    let pool = Pool::new(dir, size, 1, 0);
     let file = pool.prepare(0)?;
     let payload = [frame::encode(&Frame::Checkpointed(0))?, frame::encode(&Frame::Closing)?].concat();
-    let [a, b, c, d, e, f, g, h, ..] = key::random();
-    let salt = [a, b, c, d, e, f, g, h];
+    let salt = new_salt();
     let header =
         SegmentHeader { store_id, number: 1, salt, size: file.size, first_group: 1, first_frame: 1, previous: 0 };
     let group = GroupHeader {

@@ -1,0 +1,204 @@
+//! A payment service that charges once per `Idempotency-Key`, whatever clients, threads and crashes do.
+//!
+//! `cargo run --release --example payments` serves it on loopback and prints what to try with curl;
+//! `-- --self-test` lets 64 clients loose on it, kills it three times on the way, and audits the ledger.
+//!
+//! Read `desk.rs` first: it is what an application has to write. `reconcile.rs` is what it does after a crash.
+
+mod client;
+mod desk;
+mod ledger;
+mod reconcile;
+mod self_test;
+
+use std::ffi::OsString;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+
+use anyhow::Context as _;
+use oncekey::Engine;
+
+use crate::desk::Desk;
+use crate::ledger::Ledger;
+
+/// A thread that waits for the disk costs little, and the commits of many threads share one sync.
+const WORKERS: usize = 64;
+
+const USAGE: &str = "\
+Serves POST /payments on loopback, charging once per Idempotency-Key.
+
+Usage: payments [--dir PATH] [--port N]
+       payments --self-test
+
+  --dir PATH   the engine's store; the ledger is PATH.ledger (default: payments.oncekey)
+  --port N     the port on 127.0.0.1; 0 takes a free one (default: 8080)
+  --self-test  serve 64 concurrent clients from a temporary directory, with three kills; exit status 1 if anybody was
+               charged twice or was told two different things
+  --help       this text
+";
+
+#[derive(Debug)]
+enum Command {
+    Serve(Options),
+    SelfTest,
+    Help,
+}
+
+#[derive(Debug)]
+struct Options {
+    store: PathBuf,
+    port: u16,
+    /// Started by the self-test: make it likely that a kill interrupts a charge, and do not outlive the test.
+    under_test: bool,
+}
+
+fn main() -> ExitCode {
+    let command = match parse(std::env::args_os().skip(1)) {
+        Ok(command) => command,
+        Err(problem) => {
+            log(&format!("{problem}\n\n{USAGE}"));
+            return ExitCode::from(2);
+        }
+    };
+    let ended = match command {
+        Command::Help => {
+            say(USAGE);
+            Ok(true)
+        }
+        Command::Serve(options) => serve(&options).map(|()| true),
+        Command::SelfTest => self_test::run(),
+    };
+    match ended {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            log(&format!("payments: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
+    let mut options = Options { store: PathBuf::from("payments.oncekey"), port: 8080, under_test: false };
+    let mut self_test = false;
+    let mut configured = false;
+    while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--help" | "-h") => return Ok(Command::Help),
+            Some("--self-test") => self_test = true,
+            Some("--under-test") => options.under_test = true,
+            Some("--dir") => {
+                let store = args.next().map(PathBuf::from).filter(|path| path.file_name().is_some());
+                options.store = store.ok_or("--dir needs the path of a directory by its name")?;
+                configured = true;
+            }
+            Some("--port") => {
+                let port = args.next().and_then(|port| port.to_str()?.parse().ok());
+                options.port = port.ok_or("--port needs a number from 0 to 65535")?;
+                configured = true;
+            }
+            _ => return Err(format!("unknown argument: {}", arg.to_string_lossy())),
+        }
+    }
+    match (self_test, configured) {
+        (true, true) => Err("--self-test chooses its own directory and port".to_owned()),
+        (true, false) => Ok(Command::SelfTest),
+        (false, _) => Ok(Command::Serve(options)),
+    }
+}
+
+/// Serves until the process is killed, Ctrl-C included. There is no shutdown to get right: whatever was going on is found by
+/// the next start.
+fn serve(options: &Options) -> anyhow::Result<()> {
+    if options.under_test {
+        end_with_parent();
+    }
+    let engine = Engine::open(&options.store)?;
+    let payments = desk::payments(&engine)?;
+    // Behind the engine's lock, so that no other process appends to this ledger.
+    let ledger = Ledger::open(&ledger_path(&options.store), options.under_test)?;
+    let settled = reconcile::settle(&payments, &ledger)?;
+
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
+    let server = tiny_http::Server::http(address)
+        .map_err(|why| anyhow::anyhow!(why))
+        .with_context(|| format!("cannot listen on {address} (choose another port with --port)"))?;
+    let address = server.server_addr().to_ip().context("the server has no address")?;
+    say(&format!("store in {}, ledger in {}\n", options.store.display(), ledger.path().display()));
+    say(&format!("{settled}\n"));
+    say(&format!("{}{address}\n{}", self_test::LISTENING, what_to_try(address, ledger.path())));
+    answer_with(&server, &Desk::new(payments, ledger))
+}
+
+fn answer_with(server: &tiny_http::Server, desk: &Desk) -> anyhow::Result<()> {
+    thread::scope(|scope| {
+        let worker = || -> io::Result<()> {
+            let ended = loop {
+                match server.recv() {
+                    Ok(request) => desk.answer(request),
+                    Err(error) => break error,
+                }
+            };
+            // Only one worker is told that the socket is gone; each wakes the next.
+            server.unblock();
+            Err(ended)
+        };
+        for _ in 1..WORKERS {
+            scope.spawn(worker);
+        }
+        worker().context("cannot accept connections any more")
+    })
+}
+
+/// Next to the store and not in it: it stands for somebody else's system.
+fn ledger_path(store: &Path) -> PathBuf {
+    let mut name = store.file_name().unwrap_or_default().to_owned();
+    name.push(".ledger");
+    store.with_file_name(name)
+}
+
+fn what_to_try(address: SocketAddr, ledger: &Path) -> String {
+    let (once, at_once) = (oncekey::Key::generate(), oncekey::Key::generate());
+    let curl = |key| format!("curl http://{address}/payments -H 'Idempotency-Key: {key}'");
+    let body = |amount| format!("-d '{{\"amount_cents\": {amount}, \"card\": \"tok_visa\"}}'");
+    format!(
+        "
+# charged once: 201; again: the same answer, with `Idempotent-Replayed: true`
+{first} -i {small}
+{first} -i {small}
+# another body under that key: 422
+{first} -i {large}
+# eight at the same time: each gets the same 201, or 409 for `ask again`, and the ledger has one charge
+seq 8 | xargs -P 8 -I {{}} {second} -s -w '  %{{http_code}}\\n' {small}
+grep -c {at_once} {ledger}
+",
+        first = curl(&once),
+        second = curl(&at_once),
+        small = body(1999),
+        large = body(2999),
+        ledger = ledger.display(),
+    )
+}
+
+/// The self-test holds the other end of our standard input; it closes when the test ends, however it does.
+#[expect(clippy::disallowed_methods, reason = "the library's threads start in one place; an application's need not")]
+fn end_with_parent() {
+    thread::spawn(|| {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(1);
+    });
+}
+
+/// To standard output. That nobody reads it (any more) is no reason to stop taking payments.
+fn say(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// To standard error, likewise.
+fn log(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

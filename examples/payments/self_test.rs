@@ -1,0 +1,301 @@
+//! The main job on real input: many clients, many duplicates, and a server that is killed again and again.
+
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use parking_lot::RwLock;
+
+use crate::client::{self, Request, Response, Tries};
+use crate::desk::Answer;
+use crate::ledger::{self, Charge};
+use crate::reconcile::Settled;
+use crate::{ledger_path, say};
+
+/// What the server's line with its address begins with.
+pub(crate) const LISTENING: &str = "listening on http://";
+
+const CLIENTS: usize = 64;
+const KEYS: usize = 2_000;
+const DUPLICATES: usize = 4;
+const REQUESTS: usize = KEYS * DUPLICATES;
+const KILLS: usize = 3;
+/// Long past what it takes; then what is missing is counted.
+const PATIENCE: Duration = Duration::from_secs(50);
+
+/// What came of one of the requests.
+#[derive(Debug)]
+struct Answered {
+    payment: usize,
+    response: Response,
+    tries: Tries,
+}
+
+#[derive(Debug, Default)]
+struct Run {
+    answers: Vec<Answered>,
+    kills: usize,
+    settled: Settled,
+}
+
+/// False if anything is wrong.
+#[expect(clippy::disallowed_methods, reason = "the clients share a deadline, and the time it took is printed")]
+pub(crate) fn run() -> anyhow::Result<bool> {
+    let started = Instant::now();
+    let directory = tempfile::Builder::new().prefix("payments-").tempdir()?;
+    let store = directory.path().join("store");
+    say(&format!(
+        "{CLIENTS} clients, {KEYS} keys, {DUPLICATES} requests each, {KILLS} kills, in {}\n",
+        store.display()
+    ));
+    let run = drive(&store, started + PATIENCE)?;
+    let rows = audit(&run, &ledger::read(&ledger_path(&store))?);
+    for row in &rows {
+        say(&format!("{row}\n"));
+    }
+    say(&format!("took {:.1} s\n", started.elapsed().as_secs_f64()));
+    let good = rows.iter().all(Row::is_good);
+    if !good {
+        say(&format!("FAILED; the store and the ledger are kept in {}\n", directory.path().display()));
+        std::mem::forget(directory);
+    }
+    Ok(good)
+}
+
+/// All clients, and the one who kills the server.
+fn drive(store: &Path, deadline: Instant) -> anyhow::Result<Run> {
+    let mut server = ServerProcess::start(store)?;
+    // `None` when it is over, so that no client goes on without a server.
+    let address = RwLock::new(Some(server.address));
+    let (order, next) = (order(), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let (sender, answers) = mpsc::channel();
+        let (order, next, address) = (&order, &next, &address);
+        for _ in 0..CLIENTS {
+            let sender = sender.clone();
+            scope.spawn(move || be_a_client(order, next, address, deadline, &sender));
+        }
+        drop(sender);
+        let run = kill_and_restart(store, &mut server, address, &answers);
+        *address.write() = None;
+        run
+    })
+}
+
+fn be_a_client(
+    order: &[usize],
+    next: &AtomicUsize,
+    address: &RwLock<Option<SocketAddr>>,
+    deadline: Instant,
+    answers: &mpsc::Sender<Answered>,
+) {
+    while let Some(&payment) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+        let answer = client::ask_until_final(|| *address.read(), &request(payment), deadline);
+        let sent = answer.map(|(response, tries)| answers.send(Answered { payment, response, tries }));
+        if !matches!(sent, Some(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// The numbers of the payments in the order in which they are asked for: two duplicates at once, the others when one and when
+/// three eighths of the payments have been begun since; so there are replays before and after every kill.
+fn order() -> Vec<usize> {
+    let places = |payment| [0, 1, REQUESTS / 8, REQUESTS * 3 / 8].map(|later| (payment * DUPLICATES + later, payment));
+    let mut order: Vec<(usize, usize)> = (0..KEYS).flat_map(places).collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, payment)| payment).collect()
+}
+
+fn is_declined(payment: usize) -> bool {
+    payment % 10 == 7
+}
+
+fn amount(payment: usize) -> u64 {
+    100 + payment as u64
+}
+
+fn request(payment: usize) -> Request {
+    let (amount, card) = (amount(payment), if is_declined(payment) { "tok_declined" } else { "tok_visa" });
+    let body = format!("{{\"amount_cents\": {amount}, \"card\": \"{card}\"}}");
+    Request { key: format!("self-test-{payment:04}"), body }
+}
+
+fn kill_and_restart(
+    store: &Path,
+    server: &mut ServerProcess,
+    address: &RwLock<Option<SocketAddr>>,
+    answers: &mpsc::Receiver<Answered>,
+) -> anyhow::Result<Run> {
+    let mut run = Run::default();
+    for answer in answers {
+        run.answers.push(answer);
+        if run.kills < KILLS && run.answers.len() == REQUESTS / (KILLS + 1) * (run.kills + 1) {
+            server.kill()?;
+            run.kills += 1;
+            *server = ServerProcess::start(store)?;
+            run.settled.charged += server.settled.charged;
+            run.settled.not_charged += server.settled.not_charged;
+            *address.write() = Some(server.address);
+        }
+    }
+    Ok(run)
+}
+
+/// This program again, as the server.
+#[derive(Debug)]
+struct ServerProcess {
+    child: Child,
+    address: SocketAddr,
+    settled: Settled,
+}
+
+impl ServerProcess {
+    /// On a port of its own each time: the old one may be taken meanwhile, by one of the clients' ends even.
+    fn start(store: &Path) -> anyhow::Result<Self> {
+        let child = Command::new(std::env::current_exe()?)
+            .args(["--under-test", "--port", "0", "--dir"])
+            .arg(store)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the server")?;
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Self { child, address, settled: Settled::default() };
+        server.wait_until_it_listens()?;
+        Ok(server)
+    }
+
+    fn wait_until_it_listens(&mut self) -> anyhow::Result<()> {
+        let stdout = self.child.stdout.take().context("the server has no standard output")?;
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            if let Some(settled) = Settled::parse(&line) {
+                self.settled = settled;
+            } else if let Some(address) = line.strip_prefix(LISTENING) {
+                self.address = address.parse()?;
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the server ended before it listened")
+    }
+
+    /// SIGKILL: it has no say in it.
+    fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill().context("cannot kill the server")?;
+        self.child.wait().context("cannot wait for the server's end")?;
+        Ok(())
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// A line of the table.
+#[derive(Debug)]
+struct Row {
+    what: &'static str,
+    count: usize,
+    must_be: Option<usize>,
+}
+
+impl Row {
+    fn is_good(&self) -> bool {
+        self.must_be.is_none_or(|count| self.count == count)
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:<42}{:>6}", self.what, self.count)?;
+        match self.must_be {
+            Some(count) => write!(f, "  must be {count}{}", if self.is_good() { "" } else { ", WRONG" }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Compares what clients were told with what was charged.
+fn audit(run: &Run, charges: &[Charge]) -> Vec<Row> {
+    let tries = |count: fn(&Tries) -> usize| run.answers.iter().map(|answer| count(&answer.tries)).sum();
+    let replays = run.answers.iter().filter(|answer| answer.response.replayed).count();
+    let payments = by_payment(run, charges);
+    let count = |is: fn(&Audited<'_>) -> bool| payments.iter().filter(|payment| is(payment)).count();
+    let declined = (0..KEYS).filter(|&payment| is_declined(payment)).count();
+    let row = |what, count| Row { what, count, must_be: None };
+    let exactly = |what, count, must_be| Row { what, count, must_be: Some(must_be) };
+    vec![
+        row("requests", REQUESTS),
+        row("  sent, with retries", tries(|tries| tries.sent)),
+        row("  connections refused or broken", tries(|tries| tries.broken)),
+        row("  told to ask again (409, 503)", tries(|tries| tries.not_yet)),
+        exactly("answers", run.answers.len(), REQUESTS),
+        row("  replays", replays),
+        exactly("kills", run.kills, KILLS),
+        row("interrupted", run.settled.charged + run.settled.not_charged),
+        row("  resolved as charged", run.settled.charged),
+        row("  resolved to be retried", run.settled.not_charged),
+        exactly("charges", charges.len(), KEYS - declined),
+        exactly("double charges", count(|p| p.charges.len() > 1), 0),
+        exactly("answers that differ between retries", count(has_different_answers), 0),
+        exactly("keys answered as new more than once", count(is_new_twice), 0),
+        exactly("keys without a charge", count(|p| !p.declined && p.charges.is_empty()), 0),
+        exactly("declined and charged", count(|p| p.declined && !p.charges.is_empty()), 0),
+        exactly("answers that do not fit the charge", count(is_told_wrong), 0),
+    ]
+}
+
+/// One key, as the ledger and as its clients see it.
+#[derive(Debug, Default)]
+struct Audited<'a> {
+    declined: bool,
+    charges: Vec<&'a Charge>,
+    answers: Vec<&'a Response>,
+}
+
+fn has_different_answers(payment: &Audited<'_>) -> bool {
+    let told = |response: &Response| (response.status, response.body.clone());
+    payment.answers.windows(2).any(|two| matches!(two, [a, b] if told(a) != told(b)))
+}
+
+fn is_new_twice(payment: &Audited<'_>) -> bool {
+    payment.answers.iter().filter(|answer| !answer.replayed).count() > 1
+}
+
+fn is_told_wrong(payment: &Audited<'_>) -> bool {
+    let right = match payment.charges.first() {
+        Some(charge) => Answer::charged(charge),
+        None => Answer::declined(),
+    };
+    payment.answers.iter().any(|told| (told.status, told.body.as_slice()) != (right.status, right.body.as_bytes()))
+}
+
+fn by_payment<'a>(run: &'a Run, charges: &'a [Charge]) -> Vec<Audited<'a>> {
+    let mut of_key: HashMap<&str, Vec<&Charge>> = HashMap::new();
+    for charge in charges {
+        // As a record shows it: the user, then the key that the client sent.
+        of_key.entry(charge.key.rsplit('/').next().unwrap_or_default()).or_default().push(charge);
+    }
+    let mut payments: Vec<Audited<'_>> = (0..KEYS)
+        .map(|payment| {
+            let charges = of_key.remove(request(payment).key.as_str()).unwrap_or_default();
+            Audited { declined: is_declined(payment), charges, answers: Vec::new() }
+        })
+        .collect();
+    for answered in &run.answers {
+        if let Some(payment) = payments.get_mut(answered.payment) {
+            payment.answers.push(&answered.response);
+        }
+    }
+    payments
+}

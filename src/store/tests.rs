@@ -1,0 +1,191 @@
+//! The store as a whole, over real files.
+
+mod commits;
+mod contents;
+mod damage;
+mod failures;
+mod kill;
+mod open;
+mod rotation;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::format::record::tests::sample;
+use super::format::segment::{Found, GroupHeader, SECTOR, SegmentHeader, sized};
+use super::tables::Name;
+use super::*;
+use crate::clock::{ManualClock, NEVER};
+use crate::options::EngineOptions;
+use crate::record::{Status, THIS_FRAME};
+use crate::value::Value;
+
+const SMALL_SEGMENT: u64 = 8 << 10;
+
+fn options() -> EngineOptions {
+    EngineOptions::default().clock(ManualClock::new()).segment_bytes(SMALL_SEGMENT)
+}
+
+fn temp() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn open(dir: &Path) -> (Store, OpenReport) {
+    open_with(dir, &options())
+}
+
+fn open_with(dir: &Path, options: &EngineOptions) -> (Store, OpenReport) {
+    Store::open(dir, options).unwrap()
+}
+
+fn key(name: impl AsRef<[u8]>) -> StoreKey {
+    StoreKey::record("m", name.as_ref())
+}
+
+/// A record that has ended with this outcome, for ever.
+fn done(outcome: &[u8]) -> Image {
+    Image {
+        generation: THIS_FRAME,
+        token: THIS_FRAME,
+        expires: NEVER,
+        outcome_len: u32::try_from(outcome.len()).unwrap(),
+        outcome: Some(Value::from(outcome)),
+        ..sample()
+    }
+}
+
+fn at_work() -> Image {
+    Image { state: Status::InProgress, ..unfinished(Status::InProgress) }
+}
+
+fn unfinished(state: Status) -> Image {
+    Image { state, interruption: None, outcome_len: 0, outcome: None, ..done(b"") }
+}
+
+fn set(key: &StoreKey, image: Image) -> Change {
+    Change { key: key.clone(), content: Some(Content::Record(Arc::new(image))) }
+}
+
+/// Commits whatever was there, waits until it is durable, and says its number.
+fn put(store: &Store, key: &StoreKey, image: Image) -> u64 {
+    let committed = store.commit(vec![set(key, image)], &[], false).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+    match &committed.changes[0].content {
+        Some(Content::Record(image)) => image.revision,
+        other => panic!("not a record: {other:?}"),
+    }
+}
+
+fn remove(store: &Store, key: &StoreKey) {
+    let change = Change { key: key.clone(), content: None };
+    let committed = store.commit(vec![change], &[], false).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+}
+
+fn image(store: &Store, key: &StoreKey) -> Option<Image> {
+    store.read(key, Depth::Whole).unwrap().record().map(|image| Image::clone(image))
+}
+
+fn outcome(store: &Store, key: &StoreKey) -> Option<Vec<u8>> {
+    image(store, key).map(|image| image.outcome.map(|outcome| outcome.to_vec()).unwrap_or_default())
+}
+
+fn count(store: &Store, name: Name<'_>) -> usize {
+    store.inner.tables.range(name, &[], None, usize::MAX).unwrap().len()
+}
+
+/// Makes a store checkpoint and waits until it is durable.
+fn checkpoint(store: &Store) {
+    let (reply, done) = crossbeam_channel::bounded(1);
+    store.inner.apply.messages.send(apply::Message::Checkpoint { reply }).unwrap();
+    done.recv().unwrap();
+}
+
+/// Ends the threads as a crash would, without a checkpoint or a closing group, and frees the directory.
+fn crash(store: Store) {
+    store.inner.group.poison(Error::new(ErrorKind::Io, "a crash"));
+    assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Poisoned);
+    drop(store);
+}
+
+/// What the disk has while the store is open, and sled has written all it has.
+fn copy(store: &Store) -> TempDir {
+    store.drain().unwrap();
+    store.inner.tables.flush().unwrap();
+    copy_unflushed(store)
+}
+
+/// What the disk has: of little that was committed since the last checkpoint, sled has written nothing.
+fn copy_unflushed(store: &Store) -> TempDir {
+    store.drain().unwrap();
+    let to = temp();
+    copy_tree(&store.path().join("store"), &to.path().join("store"));
+    to
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for (path, kind) in files::entries(from).unwrap() {
+        let to = to.join(path.file_name().unwrap());
+        if kind.is_dir() {
+            copy_tree(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+fn journal_dir(dir: &Path) -> PathBuf {
+    dir.join("store/journal")
+}
+
+/// A segment file, and where its groups are.
+struct Segment {
+    path: PathBuf,
+    header: SegmentHeader,
+    groups: Vec<(usize, GroupHeader)>,
+    seal: Option<usize>,
+}
+
+/// All segments that were ever begun, by number.
+fn segments(dir: &Path) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    for (path, _) in files::entries(&journal_dir(dir)).unwrap() {
+        let bytes = std::fs::read(&path).unwrap();
+        let Found::Segment(header) = SegmentHeader::decode(&bytes) else { continue };
+        let (mut groups, mut seal, mut at) = (Vec::new(), None, SECTOR);
+        while let Some((group, _)) = bytes.get(at..).and_then(|bytes| GroupHeader::decode(bytes, header.salt)) {
+            if group.is_seal {
+                seal = Some(at);
+                break;
+            }
+            groups.push((at, group));
+            at += usize::try_from(sized(u64::from(group.payload_len))).unwrap();
+        }
+        segments.push(Segment { path, header, groups, seal });
+    }
+    segments.sort_by_key(|segment| segment.header.number);
+    segments
+}
+
+fn journal_files(dir: &Path) -> usize {
+    files::entries(&journal_dir(dir)).unwrap().len()
+}
+
+/// Flips a bit; again, and it is as it was.
+fn flip(path: &Path, offset: usize) {
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[offset] ^= 4;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// `Store::open` gives this error, which names that.
+#[track_caller]
+fn refused(dir: &Path, kind: ErrorKind, names: &str) -> Error {
+    let error = Store::open(dir, &options()).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(names), "{error} does not name {names}");
+    error
+}

@@ -1,0 +1,164 @@
+//! Commits against each other: stripes, conflicts, and what a reader sees.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use super::*;
+
+fn counter(store: &Store, key: &StoreKey) -> u64 {
+    outcome(store, key).map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
+}
+
+/// Two keys of different stripes.
+fn apart(store: &Store) -> (StoreKey, StoreKey) {
+    let first = key("0");
+    let other = (1..9)
+        .map(|index| key(index.to_string()))
+        .find(|other| store.inner.stripe(other).0 != store.inner.stripe(&first).0);
+    (first, other.unwrap())
+}
+
+#[test]
+fn a_commit_whose_reads_are_stale_is_refused() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let (a, b) = apart(&store);
+    let seen = store.read(&a, Depth::Head).unwrap().seen;
+    assert!(store.commit(vec![set(&a, done(b"1"))], &[seen], false).unwrap().is_some());
+    assert!(store.commit(vec![set(&a, done(b"2"))], &[seen], false).unwrap().is_none());
+    assert!(store.commit(vec![set(&b, done(b"2"))], &[seen], false).unwrap().is_none(), "whatever it writes");
+    assert_eq!(outcome(&store, &a).unwrap(), b"1");
+    let seen = store.read(&a, Depth::Head).unwrap().seen;
+    put(&store, &b, done(b"3"));
+    assert!(store.commit(vec![set(&a, done(b"4"))], &[seen], false).unwrap().is_some(), "another key has moved");
+    assert_eq!((store.stats().commits, store.stats().conflicts), (3, 2));
+}
+
+#[test]
+fn a_commit_over_many_keys_is_one_frame() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let row = StoreKey::row("stock", b"apple");
+    let changes = vec![
+        set(&key("a"), at_work()),
+        set(&key("b"), done(b"b")),
+        Change { key: row.clone(), content: Some(Content::Row(Value::from("7"))) },
+    ];
+    let committed = store.commit(changes, &[], false).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+    let revision = image(&store, &key("a")).unwrap().revision;
+    assert_eq!(image(&store, &key("b")).unwrap().revision, revision);
+    crash(store);
+    let (store, report) = open(dir.path());
+    assert_eq!(report.frames_replayed, 1);
+    assert_eq!(image(&store, &key("a")).unwrap().token, revision);
+    assert_eq!(outcome(&store, &key("b")).unwrap(), b"b");
+    let read = store.read(&row, Depth::Whole).unwrap();
+    assert_eq!(read.content, Some(Content::Row(Value::from("7"))));
+}
+
+#[test]
+fn what_is_read_before_it_is_durable_has_its_ticket() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let committed = store.commit(vec![set(&key("k"), at_work())], &[], false).unwrap().unwrap();
+    let read = store.read(&key("k"), Depth::Whole).unwrap();
+    assert_eq!(read.ticket, committed.ticket);
+    store.wait(read.ticket).unwrap();
+    put(&store, &key("k"), done(b"x"));
+    store.drain().unwrap();
+    let read = store.read(&key("k"), Depth::Whole).unwrap();
+    assert_eq!(read.ticket, Ticket(0));
+    store.wait(read.ticket).unwrap();
+}
+
+#[test]
+fn eight_threads_that_increment_one_record_lose_nothing() {
+    const EACH: u64 = 100;
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let k = key("counter");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..EACH {
+                    loop {
+                        let read = store.read(&k, Depth::Whole).unwrap();
+                        let value = read.record().and_then(|image| image.outcome.clone());
+                        let value = value.map_or(0, |value| u64::from_le_bytes(value.as_ref().try_into().unwrap())) + 1;
+                        let change = set(&k, done(&value.to_le_bytes()));
+                        if let Some(committed) = store.commit(vec![change], &[read.seen], false).unwrap() {
+                            store.wait(committed.ticket).unwrap();
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(counter(&store, &k), 8 * EACH);
+    crash(store);
+    assert_eq!(counter(&open(dir.path()).0, &k), 8 * EACH);
+}
+
+#[test]
+fn a_reader_never_sees_an_older_value_than_before() {
+    let dir = temp();
+    // Long ones, so that apply replaces pieces under the reader.
+    let value = |index: u64| [index.to_le_bytes().as_slice(), &[7; 9_000]].concat();
+    let (store, _) = open(dir.path());
+    let k = key("k");
+    put(&store, &k, done(&value(0)));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for index in 1..300 {
+                let committed = store.commit(vec![set(&k, done(&value(index)))], &[], false).unwrap().unwrap();
+                if index % 8 == 0 {
+                    store.wait(committed.ticket).unwrap();
+                    store.drain().unwrap();
+                }
+            }
+            is_over.store(true, Ordering::SeqCst);
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    let bytes = outcome(&store, &k).unwrap();
+                    let index = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                    assert!(bytes == value(index) && index >= last, "{index} after {last}");
+                    last = index;
+                }
+            });
+        }
+    });
+    store.drain().unwrap();
+    assert_eq!(count(&store, Name::Chunks), 3);
+}
+
+#[test]
+fn eventual_commits_are_durable_after_a_sync_and_after_close() {
+    let dir = temp();
+    let options = options().durability(crate::options::Durability::Eventual { interval: Duration::from_secs(3600) });
+    let (store, _) = open_with(dir.path(), &options);
+    let syncs = store.stats().syncs;
+    put(&store, &key("a"), done(b"a"));
+    assert_eq!(store.stats().syncs, syncs, "nobody waited");
+    store.sync().unwrap();
+    put(&store, &key("b"), done(b"b"));
+    store.drain().unwrap();
+    put(&store, &key("c"), done(b"c"));
+    store.close().unwrap();
+    let (store, report) = open_with(dir.path(), &options);
+    assert!(report.clean);
+    // More than the segment holds: what is in the way is written at once.
+    for index in 0..200 {
+        put(&store, &key(format!("{index}")), done(&[7; 1_000]));
+    }
+    crash(store);
+    let (store, _) = open_with(dir.path(), &options);
+    for name in ["a", "b", "c", "0"] {
+        assert!(image(&store, &key(name)).is_some());
+    }
+}

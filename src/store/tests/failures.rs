@@ -1,0 +1,233 @@
+//! Faults: a full disk, a broken one, threads that panic. Every call ends, nothing is promised that is not so.
+
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::thread;
+use std::time::SystemTime;
+
+use super::*;
+use crate::clock::{BootTime, Clock};
+
+/// A file system of its own in memory, unmounted at the end.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(at: &Path, bytes: u64) -> Option<Self> {
+        let mount = |at: &Path| {
+            let size = format!("size={bytes}");
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "oncekey-test"]).arg(at).output()
+        };
+        mount(at).is_ok_and(|output| output.status.success()).then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// Takes all room but so many bytes.
+fn fill(path: &Path, but: u64) {
+    let mut len = 0_u64;
+    let mut bytes = Vec::new();
+    while std::fs::write(path, &bytes).is_ok() {
+        len = bytes.len() as u64;
+        bytes.resize(bytes.len() + 4096, 7);
+    }
+    std::fs::write(path, vec![7; usize::try_from(len.saturating_sub(but)).unwrap()]).unwrap();
+}
+
+#[test]
+fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() {
+    let dir = temp();
+    let options = options().segment_bytes(32 << 10);
+    let (store, _) = open_with(dir.path(), &options);
+    put(&store, &key("k"), done(b"before"));
+    store.close().unwrap();
+    // The journal alone: sled on a full disk fails for good.
+    let journal = journal_dir(dir.path());
+    let aside = dir.path().join("aside");
+    std::fs::rename(&journal, &aside).unwrap();
+    std::fs::create_dir(&journal).unwrap();
+    let Some(_mount) = Mount::new(&journal, 1 << 20) else {
+        println!("skipped: nothing can be mounted here");
+        return;
+    };
+    for (path, _) in files::entries(&aside).unwrap() {
+        std::fs::copy(&path, journal.join(path.file_name().unwrap())).unwrap();
+    }
+    let (store, _) = open_with(dir.path(), &options);
+    // No checkpoint gets through, so that no segment becomes free.
+    let gate = store.inner.tables.flush_gate.lock();
+    let filler = journal.join("filler");
+    fill(&filler, 40 << 10);
+    let mut last = 0_u64;
+    let refused = loop {
+        let change = set(&key("k"), done(&[&last.to_le_bytes(), [7; 500].as_slice()].concat()));
+        match store.commit(vec![change], &[], false) {
+            Ok(committed) => store.wait(committed.unwrap().ticket).unwrap(),
+            Err(error) => break error,
+        }
+        last += 1;
+    };
+    assert_eq!(refused.kind(), ErrorKind::Full, "{refused}");
+    assert!(refused.to_string().contains(".journal"), "{refused}");
+    let read = outcome(&store, &key("k")).unwrap();
+    assert_eq!(read[..8], (last - 1).to_le_bytes(), "nothing has changed");
+    // What gives up has a reserve.
+    let given_up = store.commit(vec![set(&key("r"), unfinished(Status::Released))], &[], true).unwrap().unwrap();
+    store.wait(given_up.ticket).unwrap();
+    // Room for one more of the first size, but not for one of the next size.
+    fill(&filler, 33 << 10);
+    put(&store, &key("k"), done(b"small"));
+    std::fs::remove_file(&filler).unwrap();
+    for _ in 0..100 {
+        put(&store, &key("k"), done(&[7; 500]));
+    }
+    drop(gate);
+    checkpoint(&store);
+    store.close().unwrap();
+    let (store, _) = open_with(dir.path(), &options);
+    assert_eq!(outcome(&store, &key("k")).unwrap(), [7; 500]);
+}
+
+/// Panics in the thread that writes the journal, once told so.
+#[derive(Debug)]
+struct Bomb(Arc<AtomicBool>);
+
+impl Clock for Bomb {
+    fn wall(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+
+    fn boot(&self) -> Option<BootTime> {
+        assert!(!self.0.load(Ordering::SeqCst), "the bomb");
+        None
+    }
+}
+
+#[test]
+fn a_panic_of_the_writer_poisons_and_close_returns() {
+    let dir = temp();
+    let (told, poisoned) = mpsc::channel();
+    let lit = Arc::new(AtomicBool::new(false));
+    let (store, _) = open_with(dir.path(), &options().clock(Bomb(Arc::clone(&lit))));
+    store.on_poison(move |error| told.send(error.to_string()).unwrap());
+    put(&store, &key("k"), done(b"x"));
+    thread::scope(|scope| {
+        lit.store(true, Ordering::SeqCst);
+        for index in 0..8_u32 {
+            let store = &store;
+            scope.spawn(move || {
+                let name = key(index.to_string());
+                let ticket =
+                    store.commit(vec![set(&name, at_work())], &[], false).map(|committed| committed.unwrap().ticket);
+                let error = ticket.and_then(|ticket| store.wait(ticket)).unwrap_err();
+                assert!(error.kind() == ErrorKind::Poisoned && error.to_string().contains("the bomb"), "{error}");
+            });
+        }
+    });
+    assert!(poisoned.recv().unwrap().contains("oncekey-journal panicked"));
+    assert!(poisoned.try_recv().is_err());
+    for error in [
+        store.read(&key("k"), Depth::Whole).map(|_| ()).unwrap_err(),
+        store.sync().unwrap_err(),
+        store.drain().unwrap_err(),
+        store.compact(10).map(|_| ()).unwrap_err(),
+        store.close().unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Poisoned);
+    }
+    assert_eq!(outcome(&open(dir.path()).0, &key("k")).unwrap(), b"x");
+}
+
+#[test]
+fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    store.drain().unwrap();
+    let good = store.inner.tables.get(Name::Records, key("k").in_record_tree()).unwrap().unwrap();
+    store.inner.tables.insert(Name::Records, key("k").in_record_tree(), b"junk".to_vec()).unwrap();
+    let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], false).unwrap().unwrap().ticket;
+    store.inner.group.wait_applied(ticket.0).unwrap_err();
+    // Asked although it has ended: what lies in its queue is never answered.
+    assert_eq!(store.inner.delete(Vec::new(), vec![b"hint".into()]).unwrap_err().kind(), ErrorKind::Poisoned);
+    store.inner.tables.insert(Name::Records, key("k").in_record_tree(), good.to_vec()).unwrap();
+    assert!(store.close().unwrap_err().to_string().contains("the value of m"));
+    let (store, report) = open(dir.path());
+    assert!(!report.clean);
+    assert_eq!(outcome(&store, &key("k")).unwrap(), b"y");
+}
+
+#[test]
+fn a_deletion_that_waits_behind_close_is_told() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    store.drain().unwrap();
+    thread::scope(|scope| {
+        let gate = store.inner.tables.flush_gate.lock();
+        let closing = scope.spawn(|| store.close());
+        // Until the apply thread has come to the close: then it takes nothing more.
+        while store.inner.group.admit(1, Entrant::User).is_ok() || !store.inner.apply.messages.is_empty() {
+            thread::yield_now();
+        }
+        let deleting = scope.spawn(|| store.inner.delete(vec![(key("k"), 1)], Vec::new()));
+        while !deleting.is_finished() && store.inner.apply.messages.is_empty() {
+            thread::yield_now();
+        }
+        drop(gate);
+        closing.join().unwrap().unwrap();
+        // It may have come before the close.
+        match deleting.join().unwrap() {
+            Ok(deleted) => assert_eq!(deleted.records, 0, "another revision"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Closed),
+        }
+    });
+    assert_eq!(outcome(&open(dir.path()).0, &key("k")).unwrap(), b"x");
+}
+
+#[test]
+fn close_lets_waiting_commits_out() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for index in 0_u64.. {
+                    let change = set(&key(format!("{thread}")), done(&index.to_le_bytes()));
+                    let ended = match store.commit(vec![change], &[], false) {
+                        Ok(committed) => store.wait(committed.unwrap().ticket),
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = ended {
+                        assert_eq!(error.kind(), ErrorKind::Closed);
+                        break;
+                    }
+                }
+            });
+        }
+        while store.stats().commits < 200 {
+            thread::yield_now();
+        }
+        store.close().unwrap();
+    });
+    let (store, report) = open(dir.path());
+    assert!(report.clean && image(&store, &key("0")).is_some());
+}
+
+#[test]
+fn an_idle_anchor_does_not_stop_a_drain() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().sync_timeout(Duration::from_secs(5)));
+    put(&store, &key("k"), done(b"x"));
+    // As the writer does when nothing was committed for a day.
+    let batch = store.inner.group.take_empty().unwrap();
+    store.inner.group.publish(batch.group);
+    store.inner.apply.messages.send(threads::message(batch, false)).unwrap();
+    store.drain().unwrap();
+}

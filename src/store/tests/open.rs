@@ -1,0 +1,219 @@
+//! Opening, closing, and what an open finds.
+
+use super::*;
+
+#[test]
+fn a_new_store_is_empty_and_a_closed_one_is_as_it_was() {
+    let dir = temp();
+    let path = dir.path().join("a/b");
+    let (store, report) = open(&path);
+    assert!(report.created && report.clean && report.torn_bytes == 0);
+    assert!(image(&store, &key("k")).is_none());
+    let revision = put(&store, &key("k"), done(b"answer"));
+    store.close().unwrap();
+    store.close().unwrap();
+    assert_eq!(store.read(&key("k"), Depth::Whole).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(store.commit(Vec::new(), &[], true).unwrap_err().kind(), ErrorKind::Closed);
+    let (store, report) = open(&path);
+    assert!(!report.created && report.clean);
+    assert_eq!((report.frames_replayed, report.torn_bytes, report.interrupted), (0, 0, 0));
+    let found = image(&store, &key("k")).unwrap();
+    assert_eq!((found.revision, found.generation, found.token), (revision, revision, revision));
+    assert_eq!(found.outcome.as_deref(), Some(b"answer".as_slice()));
+}
+
+#[test]
+fn an_unclean_store_is_as_it_was() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("done"), done(b"answer"));
+    put(&store, &key("live"), at_work());
+    put(&store, &key("gone"), done(b"x"));
+    remove(&store, &key("gone"));
+    let copy = copy(&store);
+    crash(store);
+    for dir in [dir.path(), copy.path()] {
+        let (store, report) = open(dir);
+        assert!(!report.created && !report.clean);
+        assert_eq!((report.frames_replayed, report.torn_bytes, report.interrupted), (4, 0, 1));
+        assert_eq!(outcome(&store, &key("done")).as_deref(), Some(b"answer".as_slice()));
+        assert_eq!(image(&store, &key("live")).unwrap().state, Status::InProgress);
+        assert!(image(&store, &key("live")).unwrap().token < store.now().first);
+        assert!(image(&store, &key("gone")).is_none());
+        store.close().unwrap();
+        let (_store, report) = open(dir);
+        assert!(report.clean && report.frames_replayed == 0 && report.interrupted == 1);
+    }
+}
+
+#[test]
+fn what_is_in_progress_reaches_sled_at_a_checkpoint_only() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("live"), at_work());
+    put(&store, &key("short"), at_work());
+    put(&store, &key("short"), done(b"x"));
+    store.drain().unwrap();
+    assert_eq!((count(&store, Name::Records), count(&store, Name::Unfinished)), (1, 0));
+    assert_eq!(store.inner.overlay.len(), 1);
+    checkpoint(&store);
+    assert_eq!((count(&store, Name::Records), count(&store, Name::Unfinished)), (2, 1));
+    assert_eq!(image(&store, &key("live")).unwrap().state, Status::InProgress);
+    crash(store);
+    let (store, report) = open(dir.path());
+    assert_eq!((report.frames_replayed, report.interrupted), (0, 1));
+    assert_eq!((count(&store, Name::Records), store.inner.overlay.len()), (2, 0));
+    put(&store, &key("live"), done(b"x"));
+    store.close().unwrap();
+    assert_eq!(open(dir.path()).1.interrupted, 0);
+}
+
+#[test]
+fn nothing_is_answered_after_close() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("live"), at_work());
+    store.close().unwrap();
+    // Not even what lay in memory: the directory may be another process's by now.
+    assert_eq!(store.read(&key("live"), Depth::Head).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(store.compact(10).unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[test]
+fn every_open_has_numbers_of_its_own() {
+    let dir = temp();
+    let mut last = 0;
+    for round in 1..=6_u64 {
+        let (store, _) = open(dir.path());
+        assert_eq!(store.now().first, round << 32);
+        for _ in 0..3 {
+            let revision = put(&store, &key("k"), done(b"x"));
+            assert!(revision > last && revision >> 32 == round, "{revision:x} after {last:x}");
+            last = revision;
+        }
+        if round % 2 == 0 { crash(store) } else { store.close().unwrap() }
+    }
+}
+
+#[test]
+fn numbers_do_not_come_again_when_a_tail_is_cut() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"kept"));
+    let cut = put(&store, &key("k"), done(b"cut"));
+    crash(store);
+    let newest = segments(dir.path()).pop().unwrap();
+    flip(&newest.path, newest.groups.last().unwrap().0 + 100);
+    let (store, report) = open(dir.path());
+    assert!(report.torn_bytes > 0);
+    assert_eq!(outcome(&store, &key("k")).as_deref(), Some(b"kept".as_slice()));
+    assert!(put(&store, &key("k"), done(b"new")) > cut);
+}
+
+#[test]
+fn closing_and_opening_again_and_again_takes_no_room() {
+    let dir = temp();
+    let clock = ManualClock::new();
+    let options = options().clock(clock.clone());
+    for round in 0..100_u64 {
+        clock.advance(Duration::from_secs(60));
+        let (store, report) = open_with(dir.path(), &options);
+        assert!(report.clean);
+        if round % 3 == 0 {
+            put(&store, &key("k"), done(&round.to_le_bytes()));
+        }
+        store.close().unwrap();
+        assert_eq!(store.inner.pool.files(), journal_files(dir.path()) as u64);
+        assert!(journal_files(dir.path()) <= 5, "round {round}: {}", journal_files(dir.path()));
+    }
+    let (store, _) = open(dir.path());
+    assert_eq!(outcome(&store, &key("k")).unwrap(), 99_u64.to_le_bytes());
+}
+
+#[test]
+fn crashing_again_and_again_takes_no_room() {
+    let dir = temp();
+    for round in 0..30 {
+        let (store, _) = open(dir.path());
+        if round % 10 == 0 {
+            put(&store, &key("k"), done(b"x"));
+        }
+        crash(store);
+        assert!(journal_files(dir.path()) <= 6, "round {round}: {}", journal_files(dir.path()));
+    }
+    assert_eq!(outcome(&open(dir.path()).0, &key("k")).unwrap(), b"x");
+}
+
+#[test]
+fn a_store_has_one_owner() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    refused(dir.path(), ErrorKind::StoreInUse, &dir.path().display().to_string());
+    put(&store, &key("k"), done(b"y"));
+    drop(store);
+    assert_eq!(outcome(&open(dir.path()).0, &key("k")).unwrap(), b"y");
+}
+
+#[test]
+fn a_lock_is_free_although_somebody_else_has_its_file_open() {
+    let dir = temp();
+    let path = dir.path().join("LOCK");
+    let lock = files::Lock::take(&path, dir.path()).unwrap();
+    // As a child has that was forked and has not come to its exec.
+    let inherited = lock.file().try_clone().unwrap();
+    assert_eq!(files::Lock::take(&path, dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
+    drop(lock);
+    files::Lock::take(&path, dir.path()).unwrap();
+    drop(inherited);
+}
+
+#[test]
+fn a_directory_that_is_not_ours_is_not_touched() {
+    let dir = temp();
+    std::fs::write(dir.path().join("photo.jpg"), b"x").unwrap();
+    refused(dir.path(), ErrorKind::UnsupportedFormat, "photo.jpg");
+    assert_eq!(files::entries(dir.path()).unwrap().len(), 1);
+    let error = refused(&dir.path().join("photo.jpg"), ErrorKind::Io, "photo.jpg");
+    assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotADirectory));
+    std::fs::remove_file(dir.path().join("photo.jpg")).unwrap();
+    std::fs::create_dir(dir.path().join("lost+found")).unwrap();
+    assert!(open(dir.path()).1.created);
+}
+
+#[test]
+fn a_half_made_store_goes_away() {
+    let dir = temp();
+    std::fs::create_dir_all(dir.path().join("store.new/sled")).unwrap();
+    std::fs::write(dir.path().join("store.new/sled/conf"), b"x").unwrap();
+    std::fs::write(dir.path().join("LOCK"), b"").unwrap();
+    let (store, report) = open(dir.path());
+    assert!(report.created);
+    put(&store, &key("k"), done(b"x"));
+    store.close().unwrap();
+    std::fs::create_dir(dir.path().join("store.new")).unwrap();
+    let (store, report) = open(dir.path());
+    assert!(!report.created && !dir.path().join("store.new").exists());
+    assert_eq!(outcome(&store, &key("k")).unwrap(), b"x");
+}
+
+#[test]
+fn a_directory_made_for_it_may_be_relative() {
+    assert!(files::create_dirs(Path::new("target/../target")).is_ok());
+    let dir = temp();
+    files::create_dirs(&dir.path().join("a/b/c")).unwrap();
+    assert!(files::is_dir(&dir.path().join("a/b/c")));
+}
+
+#[test]
+fn torn_snapshots_of_sled_go_away() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    store.close().unwrap();
+    let torn = dir.path().join("store/sled/snap.ffffffffffffffff.generating");
+    std::fs::write(&torn, b"torn").unwrap();
+    let (store, _) = open(dir.path());
+    assert_eq!(outcome(&store, &key("k")).unwrap(), b"x");
+    assert!(!torn.exists());
+}
