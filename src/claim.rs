@@ -11,7 +11,6 @@ use serde::de::DeserializeOwned;
 use crate::codec;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::outcome::Finished;
 use crate::protocol::{Place, Protocol, panicked_or_dropped};
@@ -109,21 +108,11 @@ impl<T, E> Claim<T, E> {
         decoded
     }
 
-    /// A name for one effect of this operation, the same in every attempt of this generation: to be passed downstream as an
-    /// idempotency key, so that an attempt after an interruption does not repeat the effect. 32 hexadecimal digits.
+    /// See [`RecordInfo::effect_id`]: to be passed downstream, so that an attempt after an interruption does not repeat the
+    /// effect.
     #[must_use]
     pub fn effect_id(&self, label: &str) -> String {
-        let Inner { protocol, place, info, .. } = &*self.inner;
-        let digest = Fingerprint::builder()
-            .part(protocol.store_id())
-            .part(place.manager.as_bytes())
-            .part(place.key.as_bytes())
-            .part(info.generation().to_be_bytes())
-            .part(label)
-            .finish();
-        let mut hexadecimal = digest.to_string();
-        hexadecimal.truncate(32);
-        hexadecimal
+        self.inner.info.effect_id(label)
     }
 
     /// Whether a drop, by a panic too, releases the record instead of interrupting it: true while nothing has happened yet.

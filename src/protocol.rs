@@ -229,7 +229,7 @@ impl Protocol {
         self.check()?;
         let read = self.store.read(&place.at, depth)?;
         self.store.wait(read.ticket)?;
-        Ok(show(place, read.record(), &self.store.now()))
+        Ok(self.show(place, read.record(), &self.store.now()))
     }
 
     /// Records at or behind `from`, as many as are in a batch of `limit`, and where to go on.
@@ -268,14 +268,14 @@ impl Protocol {
             let durable = if haste == Haste::Durable { self.store.wait(committed.ticket) } else { Ok(()) };
             self.wake(place, image.map(Arc::as_ref));
             durable?;
-            return Ok(show(place, image, &now).map_or(Changed::Deleted, Changed::Written));
+            return Ok(self.show(place, image, &now).map_or(Changed::Deleted, Changed::Written));
         }
     }
 
     /// An answer reveals what was read, so it waits until that is durable.
     fn keep(&self, place: &Place, read: &Read, because: Because, now: &Now) -> Result<Changed> {
         self.store.wait(read.ticket)?;
-        Ok(Changed::Kept(because, show(place, read.record(), now)))
+        Ok(Changed::Kept(because, self.show(place, read.record(), now)))
     }
 
     /// Tells those who wait, as the new state asks for.
@@ -283,7 +283,7 @@ impl Protocol {
         match image.map(|image| (image.state, image.policy)) {
             Some((Status::InProgress, _)) => {}
             Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => {
-                self.slots.hand_over(&place.at)
+                self.slots.hand_over(&place.at);
             }
             Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
                 self.slots.wake_all(&place.at);
@@ -299,6 +299,11 @@ impl Protocol {
                 Some(Status::Succeeded | Status::Failed | Status::Released) | None => {}
             }
         }
+    }
+
+    /// As it was at `now`: a moment later it may have expired.
+    fn show(&self, place: &Place, image: Option<&Arc<Image>>, now: &Now) -> Option<RecordInfo> {
+        RecordInfo::new(self.store.id(), &place.manager, &place.key, image?, now)
     }
 
     /// One full pass over what is expired.
@@ -335,10 +340,6 @@ impl Protocol {
 
     pub(crate) fn hub(&self) -> &Hub {
         &self.hub
-    }
-
-    pub(crate) fn store_id(&self) -> [u8; 16] {
-        self.store.id()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -396,11 +397,6 @@ impl ListRange {
         let end = StoreKey::first_record().behind_prefix();
         Some(Self { from: StoreKey::record(manager, &[]).behind_prefix()?, end, index: Index::All })
     }
-}
-
-/// As it was at `now`: a moment later it may have expired.
-fn show(place: &Place, image: Option<&Arc<Image>>, now: &Now) -> Option<RecordInfo> {
-    RecordInfo::new(&place.manager, &place.key, image?, now)
 }
 
 pub(crate) fn panicked_or_dropped() -> Interruption {

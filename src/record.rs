@@ -142,6 +142,7 @@ impl Image {
 pub struct RecordInfo(Arc<Shown>);
 
 struct Shown {
+    store_id: [u8; 16],
     manager: Arc<str>,
     key: Key,
     image: Arc<Image>,
@@ -152,13 +153,19 @@ struct Shown {
 
 impl RecordInfo {
     /// `None` if the record is absent at `now`.
-    pub(crate) fn new(manager: &Arc<str>, key: &Key, image: &Arc<Image>, now: &Now) -> Option<Self> {
+    pub(crate) fn new(
+        store_id: [u8; 16],
+        manager: &Arc<str>,
+        key: &Key,
+        image: &Arc<Image>,
+        now: &Now,
+    ) -> Option<Self> {
         let (status, interruption) = image.seen(now)?;
         let expires = image.expires_at(now);
         let expires_at =
             (expires != NEVER).then(|| wall_time(now.wall.saturating_add(expires - now.store.min(expires))));
         let (manager, key, image) = (Arc::clone(manager), key.clone(), Arc::clone(image));
-        Some(Self(Arc::new(Shown { manager, key, image, status, interruption, expires_at })))
+        Some(Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at })))
     }
 
     pub(crate) fn image(&self) -> &Arc<Image> {
@@ -247,6 +254,22 @@ impl RecordInfo {
     #[must_use]
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.0.expires_at
+    }
+
+    /// A name for one effect of this operation, the same in every attempt of this generation: to be passed downstream as an
+    /// idempotency key, and, after an interruption, to ask there whether the effect has happened. 32 hexadecimal digits.
+    #[must_use]
+    pub fn effect_id(&self, label: &str) -> String {
+        let digest = Fingerprint::builder()
+            .part(self.0.store_id)
+            .part(self.0.manager.as_bytes())
+            .part(self.0.key.as_bytes())
+            .part(self.generation().to_be_bytes())
+            .part(label)
+            .finish();
+        let mut hexadecimal = digest.to_string();
+        hexadecimal.truncate(32);
+        hexadecimal
     }
 
     /// The length of the encoded outcome, 0 if there is none.

@@ -7,7 +7,7 @@ use oncekey::{Claim, Engine, ExecuteError, ExecuteOptions, Executed, Fingerprint
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::ledger::{Charge, Ledger};
+use crate::ledger::{CHARGE, Charge, Ledger};
 use crate::log;
 
 const MAX_BODY_BYTES: u64 = 16 << 10;
@@ -125,9 +125,8 @@ impl Desk {
             return Err(NotCharged::Declined(Answer::declined()));
         }
         let charge = Charge {
-            effect_id: claim.effect_id("charge"),
+            effect_id: claim.effect_id(CHARGE),
             key: claim.key().to_string(),
-            generation: claim.generation(),
             amount_cents: payment.amount_cents,
         };
         self.ledger.append(&charge).map_err(NotCharged::Unknown)?;

@@ -7,29 +7,19 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use oncekey::{Key, RecordInfo};
 use serde::{Deserialize, Serialize};
+
+/// What a payment's effect is called: `effect_id` of this is the charge's name at the processor.
+pub(crate) const CHARGE: &str = "charge";
 
 /// One line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Charge {
-    /// What a real processor would take as its own idempotency key: the same in every attempt of a payment.
+    /// What a real processor would take as its own idempotency key: the same in every attempt of a payment, and
+    /// another when the key is used again after its record has expired.
     pub(crate) effect_id: String,
     pub(crate) key: String,
-    /// Which life of the key: after its record has expired, the same key is another payment.
-    pub(crate) generation: u64,
     pub(crate) amount_cents: u64,
-}
-
-/// By what a charge is found again from the engine's record: an effect id can be had from a live claim only.
-pub(crate) type Reference = (String, u64);
-
-pub(crate) fn reference(key: &Key, generation: u64) -> Reference {
-    (key.to_string(), generation)
-}
-
-pub(crate) fn reference_of(record: &RecordInfo) -> Reference {
-    reference(record.key(), record.generation())
 }
 
 #[derive(Debug)]
@@ -76,9 +66,9 @@ impl Ledger {
         self.file.sync_data()
     }
 
-    pub(crate) fn charges(&self) -> anyhow::Result<HashMap<Reference, Charge>> {
-        let charges = read(&self.path)?.into_iter();
-        Ok(charges.map(|charge| ((charge.key.clone(), charge.generation), charge)).collect())
+    /// By their effect ids.
+    pub(crate) fn charges(&self) -> anyhow::Result<HashMap<String, Charge>> {
+        Ok(read(&self.path)?.into_iter().map(|charge| (charge.effect_id.clone(), charge)).collect())
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use oncekey::{RecordFilter, Resolution, Status};
 
 use crate::desk::{Answer, Payments};
-use crate::ledger::{Ledger, reference_of};
+use crate::ledger::{CHARGE, Ledger};
 
 /// What became of the payments that were interrupted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,7 +28,7 @@ pub(crate) fn settle(payments: &Payments, ledger: &Ledger) -> anyhow::Result<Set
     let mut settled = Settled::default();
     for record in payments.engine().records(held)? {
         let record = record?;
-        let resolution = if let Some(charge) = charges.get(&reference_of(&record)) {
+        let resolution = if let Some(charge) = charges.get(&record.effect_id(CHARGE)) {
             settled.charged += 1;
             Resolution::Succeed(Answer::charged(charge))
         } else {

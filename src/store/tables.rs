@@ -195,10 +195,6 @@ impl Tables {
         if files::is_dir(&blobs) { Ok(files::entries(&blobs)?.len()) } else { Ok(0) }
     }
 
-    pub(crate) fn table_names(&self) -> Result<Vec<String>> {
-        self.with_trees(|trees| Ok(trees.tables.lock().keys().cloned().collect()))
-    }
-
     /// Lets go of sled. Its own drop syncs, and panics when that fails.
     pub(crate) fn close(&self) -> Result<()> {
         let Some(trees) = self.trees.write().take() else { return Ok(()) };

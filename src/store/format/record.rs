@@ -79,7 +79,6 @@ pub(crate) fn encode(image: &Image) -> Result<Vec<u8>> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     pub(crate) state: Status,
-    pub(crate) generation: u64,
     pub(crate) revision: u64,
     pub(crate) expires: u64,
     pub(crate) outcome_len: u32,
@@ -92,10 +91,10 @@ pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
     fields.take(11)?;
     let outcome_len = fields.u32()?;
     let rest_len = fields.len()?;
-    let generation = fields.u64()?;
+    fields.take(8)?;
     let revision = fields.u64()?;
     fields.take(32)?;
-    Some(Head { state, generation, revision, expires: fields.u64()?, outcome_len, rest_len })
+    Some(Head { state, revision, expires: fields.u64()?, outcome_len, rest_len })
 }
 
 /// `bytes` may end behind the rest: then the image has no outcome, only its length. `number` is the frame that carries it.
