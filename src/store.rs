@@ -240,10 +240,11 @@ impl Store {
         }
     }
 
-    /// Waits for what was committed, lets no more in, and frees the directory. Once; later calls do nothing.
+    /// Waits for what was committed, lets no more in, and frees the directory. Once; later calls only wait for that.
     pub(crate) fn close(&self) -> Result<()> {
-        let Some(running) = self.running.lock().take() else { return Ok(()) };
-        running.close(&self.inner)
+        // Held to the end: whoever closes too may rely on the directory being free then, and nobody else takes it.
+        let mut running = self.running.lock();
+        running.take().map_or(Ok(()), |running| running.close(&self.inner))
     }
 }
 

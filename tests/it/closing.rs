@@ -1,0 +1,336 @@
+//! The end of an engine while others are at work: everybody returns, and what was answered stays answered.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use oncekey::{
+    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Interruption, Manager, Resolution, Status,
+    Waited,
+};
+
+use crate::threads::{LATE, Rng, until, within};
+
+const FOR_EVER: Duration = Duration::MAX;
+
+type Ops = Manager<u64, u64>;
+
+/// What one thread was told, and the claims that it could not end.
+#[derive(Default)]
+struct Told {
+    outcomes: Vec<(String, Result<u64, u64>)>,
+    kept: Vec<Claim<u64, u64>>,
+}
+
+impl Told {
+    /// An ending that was refused gives the claim back alive.
+    fn ended<R>(&mut self, ended: Result<R, oncekey::EndError<Claim<u64, u64>>>) -> Result<(), Error> {
+        ended.map(|_| ()).map_err(|refused| {
+            self.kept.push(refused.claim);
+            refused.error
+        })
+    }
+
+    fn execute(&mut self, ops: &Ops, key: &str, value: u64) -> Result<(), Error> {
+        let outcome = if value % 2 == 0 { Ok(value) } else { Err(value) };
+        match ops.execute(key, |_| outcome) {
+            Ok(done) => self.outcomes.push((key.to_owned(), Ok(*done.value()))),
+            Err(ExecuteError::Failed { error, .. }) => self.outcomes.push((key.to_owned(), Err(error))),
+            // Another thread's, which was closed, or dropped.
+            Err(ExecuteError::Interrupted(_)) => {}
+            Err(ExecuteError::NotStored { outcome: back, error }) => {
+                assert_eq!(back, outcome, "another value came back");
+                return self.ended::<()>(Err(error));
+            }
+            Err(ExecuteError::Engine(error)) => return Err(error),
+            Err(other) => panic!("{other:?}"),
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, begun: Begin<u64, u64>, key: &str, value: u64) -> Result<(), Error> {
+        match begun {
+            Begin::Claimed(claim) => match value % 5 {
+                0 | 1 => {
+                    let ended = claim.succeed(&value);
+                    self.ended(ended)?;
+                    self.outcomes.push((key.to_owned(), Ok(value)));
+                }
+                2 => {
+                    let ended = claim.fail(&value);
+                    self.ended(ended)?;
+                    self.outcomes.push((key.to_owned(), Err(value)));
+                }
+                3 => {
+                    let ended = claim.release();
+                    self.ended(ended)?;
+                }
+                _ => drop(claim),
+            },
+            Begin::Replay(done) => self.outcomes.push((key.to_owned(), done.into_outcome())),
+            Begin::InProgress(_) | Begin::Interrupted(_) => {}
+            Begin::Mismatch(info) => panic!("{info:?}"),
+        }
+        Ok(())
+    }
+
+    fn by_key(&mut self, ops: &Ops, key: &str, value: u64) -> Result<(), Error> {
+        if ops.initiate(key, None)? {
+            ops.success(key, &value)?;
+            self.outcomes.push((key.to_owned(), Ok(value)));
+        }
+        Ok(())
+    }
+
+    fn verb(&mut self, ops: &Ops, held: &str, rng: &mut Rng) -> Result<(), Error> {
+        let (key, value) = (&format!("key-{}", rng.below(2_000)), rng.next());
+        // Keys that are forgotten again keep no outcome that could be asked for.
+        let brief = &format!("brief-{}", rng.below(50));
+        let short = Duration::from_micros(value % 1_000);
+        match rng.below(16) {
+            0..=2 => self.execute(ops, key, value),
+            3 | 4 => self.begin(ops.begin(key)?, key, value),
+            5 => self.begin(ops.begin_or_wait(key, BeginOptions::new(), short)?, key, value),
+            6 => self.by_key(ops, key, value),
+            7 => ops.get(key).map(|record| {
+                let outcome = record.and_then(oncekey::Record::into_outcome);
+                self.outcomes.extend(outcome.map(|outcome| (key.clone(), outcome)));
+            }),
+            8 => match ops.wait(held, short)? {
+                Waited::TimedOut => Ok(()),
+                Waited::Closed => Err(ops.begin(held).unwrap_err()),
+                other => panic!("{other:?}"),
+            },
+            9 => self.begin(ops.begin(brief)?, brief, 3 + value % 2).inspect_err(|_| drop(self.kept.pop())),
+            10 => ops.remove(brief).map(|_| ()),
+            11 => ops.resolve(brief, Resolution::Succeed(value)),
+            12 => ops.reopen(brief).map(|_| ()),
+            13 => ops.extend(key, FOR_EVER).map(|_| ()),
+            14 => ops.engine().interrupted()?.take(3).try_for_each(|info| info.map(|_| ())),
+            _ if value % 8 == 0 => ops.engine().compact_now().map(|_| ()),
+            _ => ops.engine().sync(),
+        }
+    }
+
+    /// Until the engine is closed.
+    fn work(mut self, ops: &Ops, held: &str, mut rng: Rng, answers: &AtomicU64) -> Self {
+        let unfit = [ErrorKind::NotFound, ErrorKind::OwnedByClaim, ErrorKind::NotInterrupted];
+        loop {
+            match self.verb(ops, held, &mut rng) {
+                Err(error) if error.kind() == ErrorKind::Closed => return self,
+                Err(error) => assert!(unfit.contains(&error.kind()), "{error:?}"),
+                Ok(()) => drop(answers.fetch_add(1, SeqCst)),
+            }
+        }
+    }
+}
+
+fn close_under_load(path: &Path, round: u64, known: &mut HashMap<String, Result<u64, u64>>) {
+    let engine = Engine::open(path).unwrap();
+    let ops: &Ops = &engine.manager("ops").unwrap();
+    let (held, answers) = (&format!("held-{round}"), &AtomicU64::new(0));
+    let owner = ops.begin(held).unwrap().into_claim().unwrap();
+    let mut kept = vec![owner];
+    thread::scope(|scope| {
+        let heir = scope.spawn(move || ops.begin_or_wait(held, BeginOptions::new(), FOR_EVER));
+        let observer = scope.spawn(move || ops.wait(held, FOR_EVER));
+        let start = |me| scope.spawn(move || Told::default().work(ops, held, Rng::new(round * 100 + me), answers));
+        let threads: Vec<_> = (0..32).map(start).collect();
+        let enough = 200 + Rng::new(round).below(1_000);
+        until("they work", || answers.load(SeqCst) >= enough && engine.stats().waiting >= 2);
+        engine.clone().close().unwrap();
+        assert_eq!(heir.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+        assert!(matches!(observer.join().unwrap().unwrap(), Waited::Closed));
+        for told in threads.into_iter().map(|thread| thread.join().unwrap()) {
+            kept.extend(told.kept);
+            for (key, outcome) in told.outcomes.into_iter().filter(|(key, _)| key.starts_with("key-")) {
+                assert_eq!(*known.entry(key.clone()).or_insert(outcome), outcome, "{key} was answered in two ways");
+            }
+        }
+    });
+    assert_eq!(engine.stats().waiting, 0);
+    reopened(path, known, &kept);
+    // Only now, behind the back of an engine that is closed: nothing may come of it.
+    drop(kept);
+    reopened(path, known, &[]);
+}
+
+/// All that was answered is there, and what could not be ended is interrupted.
+fn reopened(path: &Path, known: &HashMap<String, Result<u64, u64>>, kept: &[Claim<u64, u64>]) {
+    let engine = Engine::open(path).unwrap();
+    let ops: &Ops = &engine.manager("ops").unwrap();
+    for (key, outcome) in known {
+        let record = ops.get(key).unwrap().unwrap();
+        assert_eq!(record.into_outcome(), Some(*outcome), "{key}");
+    }
+    for claim in kept {
+        let record = ops.get(claim.key()).unwrap().unwrap();
+        let seen = (record.status(), record.info().interruption(), record.info().generation());
+        let ended = (Status::Interrupted, Some(Interruption::ProcessEnded), claim.generation());
+        assert_eq!(seen, ended, "{}", claim.key());
+    }
+    engine.close().unwrap();
+}
+
+#[test]
+fn close_in_the_middle_of_all_verbs_returns_to_all_and_keeps_every_answer() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut known = HashMap::new();
+        for round in 0..8 {
+            close_under_load(dir.path(), round, &mut known);
+        }
+        assert!(known.len() > 500, "{}", known.len());
+    });
+}
+
+/// `close` returns when the engine is closed, and not before because another thread has called it too.
+#[test]
+fn whoever_calls_close_finds_the_directory_free() {
+    within(LATE, || {
+        for round in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = Engine::open(dir.path()).unwrap();
+            let ops: Ops = engine.manager("ops").unwrap();
+            ops.execute("key", |_| Ok(1)).unwrap();
+            let line = &Barrier::new(2);
+            let opened = thread::scope(|scope| {
+                let both = [engine.clone(), engine].map(|engine| {
+                    let path = dir.path();
+                    scope.spawn(move || {
+                        line.wait();
+                        engine.close().unwrap();
+                        Engine::open(path).map(drop).map_err(|error| error.kind())
+                    })
+                });
+                both.map(|one| one.join().unwrap())
+            });
+            // One may meet the other's new engine; that both see it in use means that neither had it free.
+            assert!(opened.contains(&Ok(())), "round {round}: {opened:?}");
+            drop(ops);
+        }
+    });
+}
+
+/// As above, without a second open that could be in the way.
+#[test]
+fn a_second_close_waits_for_the_first() {
+    within(LATE, || {
+        for round in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = Engine::open(dir.path()).unwrap();
+            let ops: Ops = engine.manager("ops").unwrap();
+            ops.execute("key", |_| Ok(1)).unwrap();
+            let second = engine.clone();
+            thread::scope(|scope| {
+                let first = scope.spawn(move || engine.close());
+                // The first has begun when calls answer `Closed`.
+                until("it closes", || ops.get("key").is_err());
+                second.close().unwrap();
+                if let Err(error) = Engine::open(dir.path()) {
+                    panic!("round {round}: close has returned, and {error}");
+                }
+                first.join().unwrap().unwrap();
+            });
+        }
+    });
+}
+
+/// What an open and a close write by themselves must not make the next open refuse the store.
+#[test]
+fn opened_and_closed_again_and_again_it_still_opens() {
+    within(LATE, || {
+        for seed in 0..4 {
+            let (dir, mut rng) = (tempfile::tempdir().unwrap(), Rng::new(seed));
+            for round in 0..20 {
+                let engine = Engine::open(dir.path()).unwrap_or_else(|error| panic!("open {round}: {error}"));
+                assert!(engine.opened().clean);
+                let ops: Ops = engine.manager("ops").unwrap();
+                // The first store is opened and closed with nothing done in between.
+                for n in 0..rng.below(seed + 1) {
+                    ops.execute(format!("{round}-{n}"), |_| Ok(n)).unwrap();
+                }
+                engine.close().unwrap();
+            }
+        }
+    });
+}
+
+/// The list is exact right after open: it is read from what is stored, which no call of this process has touched.
+#[test]
+fn the_next_open_lists_every_claim_that_was_alive_at_close() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut left = Vec::new();
+        for round in 0..4 {
+            let engine = Engine::open(dir.path()).unwrap();
+            assert_eq!(engine.opened().interrupted, left.len() as u64);
+            let keys = engine.interrupted().unwrap().map(|info| info.unwrap().key().as_str().unwrap().to_owned());
+            assert_eq!(keys.collect::<Vec<_>>(), left);
+            let ops: Ops = engine.manager("ops").unwrap();
+            let key = format!("key-{round}");
+            let claim = ops.begin(&key).unwrap().into_claim().unwrap();
+            ops.execute(format!("other-{round}"), |_| Ok(1)).unwrap();
+            left.push(key);
+            engine.close().unwrap();
+            drop(claim);
+        }
+    });
+}
+
+#[test]
+fn the_last_handle_may_go_with_a_claim_in_another_thread() {
+    within(LATE, || {
+        for (key, releases) in [("dropped", false), ("released", true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let engine = Engine::open(dir.path()).unwrap();
+            let ops: Ops = engine.manager("ops").unwrap();
+            let mut claim = ops.begin(key).unwrap().into_claim().unwrap();
+            drop((ops, engine));
+            // It keeps the engine open.
+            assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
+            claim.release_on_drop(releases);
+            thread::spawn(move || drop(claim)).join().unwrap();
+            let engine = Engine::open(dir.path()).unwrap();
+            assert!(engine.opened().clean);
+            let ops: Ops = engine.manager("ops").unwrap();
+            let record = ops.get(key).unwrap().unwrap();
+            let seen = (record.status(), record.info().interruption());
+            let interrupted = (Status::Interrupted, Some(Interruption::Dropped));
+            assert_eq!(seen, if releases { (Status::Released, None) } else { interrupted });
+        }
+    });
+}
+
+#[test]
+fn a_claim_that_is_the_last_handle_still_succeeds() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let ops: Ops = engine.manager("ops").unwrap();
+        let claim = ops.begin("key").unwrap().into_claim().unwrap();
+        drop((ops, engine));
+        let done = thread::spawn(move || claim.succeed(&5).unwrap()).join().unwrap();
+        // What was stored is no handle.
+        let engine = Engine::open(dir.path()).unwrap();
+        let ops: Ops = engine.manager("ops").unwrap();
+        assert_eq!(ops.get("key").unwrap().unwrap().outcome(), Some(done.outcome()));
+    });
+}
+
+#[test]
+fn the_directory_of_a_temporary_engine_goes_with_its_last_handle() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let path = engine.path().to_owned();
+        let ops: Ops = engine.manager("ops").unwrap();
+        let claim = ops.begin("key").unwrap().into_claim().unwrap();
+        drop((ops, engine));
+        assert!(path.exists());
+        thread::spawn(move || drop(claim)).join().unwrap();
+        assert!(!path.exists());
+    });
+}

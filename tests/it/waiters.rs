@@ -1,0 +1,410 @@
+//! Waiting for another owner: who is woken, by what, in which order, and that nobody is forgotten.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Barrier, Mutex};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use oncekey::{
+    Begin, BeginOptions, Claim, Durability, Engine, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted,
+    Status, Waited,
+};
+
+use crate::threads::{LATE, Rng, Sleeper, until, within};
+
+const KEY: &str = "key";
+const FOR_EVER: Duration = Duration::MAX;
+
+type Ops = Manager<u64, u64>;
+
+fn ops(engine: &Engine, policy: OnInterrupted) -> Ops {
+    engine.manager_with("ops", ManagerOptions::new().on_interrupted(policy)).unwrap()
+}
+
+fn claim(ops: &Ops) -> Claim<u64, u64> {
+    ops.begin(KEY).unwrap().into_claim().unwrap()
+}
+
+fn begin_or_wait(ops: &Ops, timeout: Duration) -> oncekey::Result<Begin<u64, u64>> {
+    ops.begin_or_wait(KEY, BeginOptions::new(), timeout)
+}
+
+/// Starts a thread that waits as `call` does, and returns when it is parked: when the engine counts one waiter more, and the
+/// thread sleeps.
+fn parked<'scope, R: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    ops: &'scope Ops,
+    call: impl FnOnce(&Ops) -> R + Send + 'scope,
+) -> ScopedJoinHandle<'scope, R> {
+    let waiting = ops.engine().stats().waiting;
+    let (tell, told) = channel();
+    let handle = scope.spawn(move || {
+        tell.send(Sleeper::me()).unwrap();
+        call(ops)
+    });
+    let sleeper = told.recv().unwrap();
+    until("it is parked", || ops.engine().stats().waiting == waiting + 1 && sleeper.sleeps());
+    handle
+}
+
+fn nobody_waits(engine: &Engine) {
+    let stats = engine.stats();
+    assert_eq!((stats.waiting, stats.in_progress), (0, 0));
+}
+
+/// `ONCEKEY_WAITERS=10000` makes them more.
+#[test]
+fn a_thousand_waiters_get_one_outcome_of_one_execution() {
+    let waiters: u64 = std::env::var("ONCEKEY_WAITERS").map_or(1_000, |n| n.parse().unwrap());
+    within(LATE * 2, move || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        let runs = &AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..=waiters)
+                .map(|me| {
+                    let call = move || {
+                        let run = || {
+                            runs.fetch_add(1, SeqCst);
+                            // The first to come keeps the key until all others wait for it.
+                            until("all wait", || ops.engine().stats().waiting == waiters);
+                            Ok(me)
+                        };
+                        // Both ways to wait, in one queue.
+                        if me % 2 == 0 || runs.load(SeqCst) == 0 {
+                            return ops.execute(KEY, |_| run()).unwrap().into_value();
+                        }
+                        match ops.wait(KEY, LATE).unwrap() {
+                            Waited::Finished(done) => done.into_outcome().unwrap(),
+                            other => panic!("{other:?}"),
+                        }
+                    };
+                    thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, call).unwrap()
+                })
+                .collect();
+            let values: Vec<u64> = all.into_iter().map(|one| one.join().unwrap()).collect();
+            assert!(values.iter().all(|value| Some(value) == values.first()));
+        });
+        assert_eq!(runs.load(SeqCst), 1);
+        nobody_waits(&engine);
+    });
+}
+
+#[test]
+fn heirs_take_over_in_the_order_in_which_they_came() {
+    const HEIRS: usize = 24;
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Resume);
+        let order = &Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            let owner = claim(ops);
+            let heirs: Vec<_> = (0..HEIRS)
+                .map(|me| {
+                    parked(scope, ops, move |ops| {
+                        let claim = begin_or_wait(ops, FOR_EVER).unwrap().into_claim().unwrap();
+                        order.lock().unwrap().push((me, claim.attempt()));
+                        // The three ways to give a key up, in turn.
+                        match me % 3 {
+                            0 => drop(claim.release().unwrap()),
+                            1 => drop(claim.interrupt().unwrap()),
+                            _ => drop(claim),
+                        }
+                    })
+                })
+                .collect();
+            owner.release().unwrap();
+            for heir in heirs {
+                heir.join().unwrap();
+            }
+        });
+        let in_order: Vec<_> = (0..HEIRS).map(|me| (me, u32::try_from(me).unwrap() + 2)).collect();
+        assert_eq!(*order.lock().unwrap(), in_order);
+        nobody_waits(&engine);
+    });
+}
+
+/// Heirs that send their claims away, so that the test holds them.
+fn heirs<'scope>(scope: &'scope Scope<'scope, '_>, ops: &'scope Ops, n: usize) -> Receiver<(usize, Begin<u64, u64>)> {
+    let (send, claims) = channel();
+    for me in 0..n {
+        let send = send.clone();
+        parked(scope, ops, move |ops| send.send((me, begin_or_wait(ops, FOR_EVER).unwrap())).unwrap());
+    }
+    claims
+}
+
+#[test]
+fn a_released_key_goes_to_one_heir_and_the_others_wait_on() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        thread::scope(|scope| {
+            let mut owner = claim(ops);
+            let answers = heirs(scope, ops, 8);
+            for turn in 0..8 {
+                owner.release().unwrap();
+                let (heir, begun) = answers.recv().unwrap();
+                let waiting = ops.engine().stats().waiting;
+                assert_eq!((heir, waiting), (turn, 7 - turn as u64));
+                owner = begun.into_claim().unwrap();
+                assert_eq!(owner.attempt() as usize, turn + 2);
+                // Nobody else got an answer: one would be on its way by the time that two commits more are durable.
+                ops.begin("other").unwrap().into_claim().unwrap().release().unwrap();
+                assert!(answers.try_recv().is_err());
+            }
+            owner.succeed(&7).unwrap();
+        });
+        nobody_waits(&engine);
+    });
+}
+
+/// An owner that panics while it holds the key.
+fn panics_with(claim: Claim<u64, u64>) {
+    let panicking = std::panic::AssertUnwindSafe(|| {
+        let _claim = claim;
+        // Without the hook, which would print it.
+        std::panic::resume_unwind(Box::new("on purpose"));
+    });
+    std::panic::catch_unwind(panicking).unwrap_err();
+}
+
+#[test]
+fn under_resume_a_dropped_and_a_panicked_claim_hand_over() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Resume);
+        thread::scope(|scope| {
+            let first = claim(ops);
+            let answers = heirs(scope, ops, 3);
+            drop(first);
+            let (heir, begun) = answers.recv().unwrap();
+            let second = begun.into_claim().unwrap();
+            assert_eq!((heir, second.interruption()), (0, Some(Interruption::Dropped)));
+            panics_with(second);
+            let (heir, begun) = answers.recv().unwrap();
+            let mut third = begun.into_claim().unwrap();
+            assert_eq!((heir, third.interruption()), (1, Some(Interruption::Panicked)));
+            third.release_on_drop(true);
+            panics_with(third);
+            let (heir, begun) = answers.recv().unwrap();
+            assert_eq!(heir, 2);
+            begun.into_claim().unwrap().succeed(&1).unwrap();
+        });
+        nobody_waits(&engine);
+    });
+}
+
+#[test]
+fn under_hold_a_dropped_and_a_panicked_claim_tell_all_waiters() {
+    within(LATE, || {
+        for panics in [false, true] {
+            let engine = Engine::temporary().unwrap();
+            let ops = &ops(&engine, OnInterrupted::Hold);
+            thread::scope(|scope| {
+                let owner = claim(ops);
+                let heirs: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER))).collect();
+                let others: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER))).collect();
+                if panics {
+                    panics_with(owner);
+                } else {
+                    drop(owner);
+                }
+                for heir in heirs {
+                    let Begin::Interrupted(info) = heir.join().unwrap().unwrap() else { panic!("not interrupted") };
+                    let cause = if panics { Interruption::Panicked } else { Interruption::Dropped };
+                    assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(cause)));
+                }
+                for other in others {
+                    assert!(matches!(other.join().unwrap().unwrap(), Waited::Interrupted));
+                }
+            });
+            nobody_waits(&engine);
+        }
+    });
+}
+
+#[test]
+fn removing_a_record_begun_by_key_wakes_all() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        assert!(ops.initiate(KEY, None).unwrap());
+        thread::scope(|scope| {
+            let others: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER))).collect();
+            assert!(ops.remove(KEY).unwrap());
+            for other in others {
+                assert!(matches!(other.join().unwrap().unwrap(), Waited::Absent));
+            }
+            assert!(ops.initiate(KEY, None).unwrap());
+            let answers = heirs(scope, ops, 8);
+            assert!(ops.remove(KEY).unwrap());
+            // One begins anew, the others wait for that one.
+            for left in (0..8).rev() {
+                let (_, begun) = answers.recv().unwrap();
+                let claim = begun.into_claim().unwrap();
+                until("the others are back", || ops.engine().stats().waiting == left);
+                claim.release().unwrap();
+            }
+        });
+        nobody_waits(&engine);
+    });
+}
+
+/// Rounds in which impatient heirs give up at about the moment of an ending, and one patient heir must get the key whatever
+/// they do. The time-outs sweep over the time that an ending takes.
+fn time_out_at_an_ending(engine: &Engine, rounds: u32, sweep: Duration) -> [u64; 2] {
+    let ops = &ops(engine, OnInterrupted::Resume);
+    let counts = [AtomicU64::new(0), AtomicU64::new(0)];
+    let [taken, missed] = &counts;
+    for round in 0..rounds {
+        let owner = claim(ops);
+        let line = &Barrier::new(4);
+        thread::scope(|scope| {
+            for nth in 0..2 {
+                scope.spawn(move || {
+                    line.wait();
+                    match begin_or_wait(ops, sweep * (round % 50 + nth) / 50).unwrap() {
+                        Begin::Claimed(claim) => {
+                            taken.fetch_add(1, SeqCst);
+                            drop(claim);
+                        }
+                        Begin::InProgress(_) => drop(missed.fetch_add(1, SeqCst)),
+                        other => panic!("round {round}: {other:?}"),
+                    }
+                });
+            }
+            scope.spawn(move || {
+                line.wait();
+                let claim = begin_or_wait(ops, FOR_EVER).unwrap().into_claim().unwrap();
+                if round % 2 == 0 { drop(claim) } else { drop(claim.release().unwrap()) }
+            });
+            line.wait();
+            if round % 3 == 0 { drop(owner) } else { drop(owner.release().unwrap()) }
+        });
+        // All have gone: nobody has a turn that he does not use.
+        let start = Instant::now();
+        let next = begin_or_wait(ops, LATE).unwrap().into_claim().unwrap();
+        assert!(start.elapsed() < LATE / 4, "round {round}: a turn was lost");
+        next.release().unwrap();
+        nobody_waits(engine);
+    }
+    counts.map(AtomicU64::into_inner)
+}
+
+#[test]
+fn a_time_out_at_an_ending_loses_no_turn() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let start = Instant::now();
+        claim(&ops(&engine, OnInterrupted::Resume)).release().unwrap();
+        let sweep = start.elapsed();
+        let [taken, missed] = time_out_at_an_ending(&engine, 200, sweep);
+        // Without a disk in between the same moments are hundreds of times closer.
+        let eventual = Engine::options().durability(Durability::Eventual { interval: LATE }).temporary().unwrap();
+        let [also, not] = time_out_at_an_ending(&eventual, 1_000, Duration::from_micros(100));
+        println!("durable: {taken} took over, {missed} timed out; eventual: {also}, {not}");
+        assert!(taken.min(missed).min(also).min(not) > 0, "only one side of the race was met");
+    });
+}
+
+#[test]
+fn an_observer_that_times_out_at_an_ending_sees_either_side() {
+    within(LATE, || {
+        let eventual = Engine::options().durability(Durability::Eventual { interval: LATE });
+        let engine = eventual.temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        let mut rng = Rng::new(1);
+        for round in 0..500_u64 {
+            let key = &format!("key-{round}");
+            let owner = ops.begin(key).unwrap().into_claim().unwrap();
+            let (line, timeout) = (&Barrier::new(2), Duration::from_micros(rng.below(200)));
+            thread::scope(|scope| {
+                scope.spawn(move || {
+                    line.wait();
+                    match ops.wait(key, timeout).unwrap() {
+                        Waited::Finished(done) => assert_eq!(done.outcome(), Ok(&round)),
+                        Waited::TimedOut => {}
+                        other => panic!("{other:?}"),
+                    }
+                });
+                line.wait();
+                owner.succeed(&round).unwrap();
+            });
+            let Waited::Finished(done) = ops.wait(key, Duration::ZERO).unwrap() else { panic!("round {round}") };
+            assert_eq!(done.outcome(), Ok(&round));
+        }
+        nobody_waits(&engine);
+    });
+}
+
+#[test]
+fn a_wait_for_what_is_not_in_progress_answers_at_once() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        assert!(matches!(ops.wait(KEY, FOR_EVER).unwrap(), Waited::Absent));
+        claim(ops).release().unwrap();
+        assert!(matches!(ops.wait(KEY, FOR_EVER).unwrap(), Waited::Released));
+        claim(ops).succeed(&1).unwrap();
+        assert!(matches!(ops.wait(KEY, FOR_EVER).unwrap(), Waited::Finished(done) if done.outcome() == Ok(&1)));
+        assert!(ops.remove(KEY).unwrap());
+        claim(ops).fail(&2).unwrap();
+        assert!(matches!(ops.wait(KEY, FOR_EVER).unwrap(), Waited::Finished(done) if done.outcome() == Err(&2)));
+        assert!(ops.remove(KEY).unwrap());
+        drop(claim(ops));
+        assert!(matches!(ops.wait(KEY, FOR_EVER).unwrap(), Waited::Interrupted));
+        assert!(matches!(begin_or_wait(ops, FOR_EVER).unwrap(), Begin::Interrupted(_)));
+        nobody_waits(&engine);
+    });
+}
+
+#[test]
+fn a_wait_for_ever_ends_at_the_ending_and_a_short_one_before() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        let owner = claim(ops);
+        // One that this thread owns is waited for like any other.
+        assert!(matches!(ops.wait(KEY, Duration::from_millis(5)).unwrap(), Waited::TimedOut));
+        let Begin::InProgress(pending) = begin_or_wait(ops, Duration::from_millis(5)).unwrap() else { panic!() };
+        assert!(matches!(pending.wait(Duration::ZERO).unwrap(), Waited::TimedOut));
+        thread::scope(|scope| {
+            let observer = parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER));
+            let heir = parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER));
+            let holder = parked(scope, ops, |_| pending.wait(FOR_EVER));
+            assert!(!observer.is_finished() && !heir.is_finished() && !holder.is_finished());
+            owner.succeed(&9).unwrap();
+            for waited in [observer, holder] {
+                assert!(matches!(waited.join().unwrap().unwrap(), Waited::Finished(done) if done.outcome() == Ok(&9)));
+            }
+            assert!(matches!(heir.join().unwrap().unwrap(), Begin::Replay(done) if done.outcome() == Ok(&9)));
+        });
+        nobody_waits(&engine);
+    });
+}
+
+#[test]
+fn close_wakes_everyone_who_waits() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        thread::scope(|scope| {
+            let owner = claim(ops);
+            let observers: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER))).collect();
+            let heirs: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER))).collect();
+            engine.clone().close().unwrap();
+            for observer in observers {
+                assert!(matches!(observer.join().unwrap().unwrap(), Waited::Closed));
+            }
+            for heir in heirs {
+                assert_eq!(heir.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+            }
+            let kept = owner.succeed(&1).unwrap_err();
+            assert_eq!((kept.kind(), kept.claim.attempt()), (ErrorKind::Closed, 1));
+        });
+        assert_eq!(engine.stats().waiting, 0);
+        assert_eq!(ops.wait(KEY, FOR_EVER).unwrap_err().kind(), ErrorKind::Closed);
+    });
+}
