@@ -24,6 +24,12 @@ pub trait Clock: Debug + Send + Sync {
     fn boot(&self) -> Option<BootTime> {
         None
     }
+
+    /// Whether it stands still until it is moved. Nothing is compacted in the background then, so that a test sees what
+    /// [`compact_now`](crate::Engine::compact_now) does.
+    fn is_manual(&self) -> bool {
+        false
+    }
 }
 
 /// Time since boot, and which boot it was.
@@ -149,6 +155,10 @@ impl Clock for ManualClock {
     fn boot(&self) -> Option<BootTime> {
         Some(self.with(|now| now.boot))
     }
+
+    fn is_manual(&self) -> bool {
+        true
+    }
 }
 
 /// The monotonic clock, for waits only.
@@ -243,6 +253,10 @@ impl StoreClock {
 
     pub(crate) fn wall(&self) -> u64 {
         wall_millis(self.clock.wall())
+    }
+
+    pub(crate) fn is_manual(&self) -> bool {
+        self.clock.is_manual()
     }
 
     pub(crate) fn anchor(&self) -> Anchor {

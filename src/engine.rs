@@ -2,12 +2,14 @@
 
 use std::any::type_name;
 use std::collections::HashMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
+use crate::compactor::Compactor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Compacted, Event};
 use crate::options::EngineOptions;
@@ -31,18 +33,25 @@ use crate::stats::Stats;
 /// assert_eq!((first.replayed(), again.replayed(), *again.value()), (false, true, 1999));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Engine {
     protocol: Arc<Protocol>,
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     report: OpenReport,
     compaction_batch: usize,
+    /// Ended with the last handle, or before the engine is closed.
+    compactor: Compactor,
     /// The types of each manager's name and schema in this process.
     types: Mutex<HashMap<(String, u32), Types>>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("path", &self.path()).finish_non_exhaustive()
+    }
 }
 
 type Types = (&'static str, &'static str);
@@ -123,7 +132,7 @@ impl Engine {
 
     /// Deletes everything that has expired. Expired records are absent for every reader anyway: this frees their room.
     pub fn compact_now(&self) -> Result<Compacted> {
-        self.protocol.compact(self.shared.compaction_batch)
+        self.protocol.compact(self.shared.compaction_batch, &|| true)
     }
 
     /// Waits until everything committed so far survives a power cut: for
@@ -139,7 +148,10 @@ impl Engine {
     ///
     /// Whatever went wrong on the way; what was answered before is safe all the same.
     pub fn close(self) -> Result<()> {
-        self.protocol.close()
+        // First, so that a pass of the compaction ends at once.
+        let closed = self.protocol.close();
+        self.shared.compactor.end();
+        closed
     }
 
     /// Notes the types of a manager's outcomes, and refuses others under the same name and schema.
@@ -183,8 +195,10 @@ impl EngineOptions {
 
     fn open_in(&self, path: &Path, directory: Option<tempfile::TempDir>) -> Result<Engine> {
         let (protocol, report) = Protocol::open(path, self, directory)?;
-        let shared =
-            Shared { report, compaction_batch: self.compaction_batch.get(), types: Mutex::new(HashMap::new()) };
-        Ok(Engine { protocol: Arc::new(protocol), shared: Arc::new(shared) })
+        let protocol = Arc::new(protocol);
+        let compaction_batch = self.compaction_batch.get();
+        let compactor = Compactor::start(&protocol, compaction_batch, self.compaction_interval)?;
+        let shared = Shared { report, compaction_batch, compactor, types: Mutex::new(HashMap::new()) };
+        Ok(Engine { protocol, shared: Arc::new(shared) })
     }
 }

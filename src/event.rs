@@ -27,6 +27,8 @@ pub enum Event {
     },
     /// A compaction ended.
     Compacted(Compacted),
+    /// The background compaction has ended, because of this.
+    CompactionFailed(Error),
     /// The engine can promise nothing any more.
     Poisoned(Error),
 }
@@ -39,6 +41,8 @@ pub struct Compacted {
     pub removed: u64,
     /// Encoded bytes of their outcomes.
     pub bytes: u64,
+    /// Leftovers of a crash that were deleted.
+    pub leftovers: u64,
     /// How long it took.
     pub took: std::time::Duration,
 }

@@ -50,6 +50,7 @@ compile_error!("oncekey needs the file locks and positioned writes of a Unix");
 mod claim;
 mod clock;
 mod codec;
+mod compactor;
 mod context;
 mod engine;
 mod error;

@@ -24,7 +24,6 @@ use crate::transition::{Ending, Start};
 use crate::value::Value;
 
 /// What `begin` answers. Exhaustive on purpose: a new answer must be a compile error in every `match`.
-#[derive(Debug)]
 #[must_use = "dropping a claim interrupts its record"]
 pub enum Begin<T, E> {
     /// The caller owns the key and runs the operation.
@@ -51,7 +50,6 @@ impl<T, E> Begin<T, E> {
 }
 
 /// What a wait answers.
-#[derive(Debug)]
 #[must_use]
 pub enum Waited<T, E> {
     /// The operation ended with this outcome.
@@ -69,7 +67,7 @@ pub enum Waited<T, E> {
 }
 
 /// What became of an interrupted operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Resolution<T, E> {
     /// Nothing has happened: run it again.
     Retry,
@@ -77,6 +75,43 @@ pub enum Resolution<T, E> {
     Succeed(T),
     /// It has failed for good.
     Fail(E),
+}
+
+// By hand, because no payload is printed, and the types need no `Debug`.
+
+impl<T, E> fmt::Debug for Begin<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claimed(claim) => f.debug_tuple("Claimed").field(claim).finish(),
+            Self::Replay(finished) => f.debug_tuple("Replay").field(finished).finish(),
+            Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
+            Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
+            Self::Mismatch(info) => f.debug_tuple("Mismatch").field(info).finish(),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Waited<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished(finished) => f.debug_tuple("Finished").field(finished).finish(),
+            Self::Absent => f.write_str("Absent"),
+            Self::Released => f.write_str("Released"),
+            Self::Interrupted => f.write_str("Interrupted"),
+            Self::TimedOut => f.write_str("TimedOut"),
+            Self::Closed => f.write_str("Closed"),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Resolution<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Retry => "Retry",
+            Self::Succeed(_) => "Succeed(..)",
+            Self::Fail(_) => "Fail(..)",
+        })
+    }
 }
 
 /// Another owner's operation. Holds no place in a queue and no claim: keep it as long as you like.
@@ -390,7 +425,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     fn answer(&self, place: Place, begun: Begun) -> Result<Begin<T, E>> {
         Ok(match begun {
             Begun::Claimed(info) => Begin::Claimed(Claim::new(self.engine.share(), place, info)),
-            Begun::Replay(info) => Begin::Replay(Finished::decode(info, self.options.schema)?),
+            Begun::Replay(info) => {
+                let finished = Finished::decode(info, self.options.schema)?;
+                self.engine.protocol().replayed(finished.info());
+                Begin::Replay(finished)
+            }
             Begun::InProgress(info) => Begin::InProgress(Pending { inner: Box::new((self.clone(), place, info)) }),
             Begun::Interrupted(info) => Begin::Interrupted(info),
             Begun::Mismatch(info) => Begin::Mismatch(info),

@@ -63,6 +63,7 @@ pub enum OnError {
 pub struct EngineOptions {
     pub(crate) cache_capacity: u64,
     pub(crate) durability: Durability,
+    pub(crate) compaction_interval: Duration,
     pub(crate) compaction_batch: NonZeroUsize,
     pub(crate) max_value_bytes: usize,
     pub(crate) max_offline: Duration,
@@ -78,6 +79,7 @@ impl Default for EngineOptions {
         Self {
             cache_capacity: 64 << 20,
             durability: Durability::Immediate,
+            compaction_interval: Duration::from_secs(1),
             compaction_batch: NonZeroUsize::MIN.saturating_add(1023),
             max_value_bytes: 1 << 20,
             max_offline: Duration::ZERO,
@@ -100,6 +102,13 @@ impl EngineOptions {
     /// When a commit counts as done. Defaults to [`Durability::Immediate`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
+        self
+    }
+
+    /// The least time between two passes of the background compaction, which otherwise sleeps until something expires.
+    /// Defaults to 1 s; for ever leaves everything to [`compact_now`](crate::Engine::compact_now).
+    pub fn compaction_interval(mut self, interval: Duration) -> Self {
+        self.compaction_interval = interval;
         self
     }
 
@@ -160,6 +169,9 @@ impl EngineOptions {
                 "max_value_bytes is {}, the limit is {MAX_VALUE_BYTES}",
                 self.max_value_bytes
             )));
+        }
+        if self.compaction_interval.is_zero() {
+            return Err(invalid("compaction_interval is zero"));
         }
         if self.sync_timeout.is_zero() {
             return Err(invalid("sync_timeout is zero"));

@@ -3,6 +3,7 @@
 //! Every change goes the same way: decide (`transition`), commit (`store`), wait until durable, wake (`slots`), tell
 //! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
 
+mod expire;
 mod wait;
 
 pub(crate) use wait::Awaited;
@@ -11,9 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::clock;
+use crate::clock::NEVER;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Compacted, Event as Told, Hub};
+use crate::event::{Event as Told, Hub};
 use crate::key::Key;
 use crate::options::{EngineOptions, OnInterrupted};
 use crate::record::{Image, Interruption, Now, RecordInfo, Status};
@@ -23,6 +24,7 @@ pub(crate) use crate::store::Depth;
 pub use crate::store::OpenReport;
 use crate::store::{Change, Content, Index, Read, Store, StoreKey};
 use crate::transition::{Because, Decision, Ending, Event, Start, decide};
+use expire::Due;
 
 /// One key of one manager.
 #[derive(Clone, Debug)]
@@ -84,6 +86,7 @@ pub(crate) struct Protocol {
     slots: Arc<Slots<StoreKey>>,
     hub: Arc<Hub>,
     closed: AtomicBool,
+    due: Due,
     in_progress: Gauge,
     interrupted: Gauge,
     replays: Counter,
@@ -113,11 +116,13 @@ impl Protocol {
             slots,
             hub,
             closed: AtomicBool::new(false),
+            due: Due::default(),
             in_progress: Gauge::default(),
             interrupted: count,
             replays: Counter::default(),
             drops_not_recorded: Counter::default(),
         };
+        protocol.due.lower(protocol.store.next_due()?);
         Ok((protocol, report))
     }
 
@@ -128,16 +133,18 @@ impl Protocol {
                 self.hub.tell(|| Told::Began(info.clone()));
                 Ok(Begun::Claimed(info))
             }
-            Changed::Kept(Because::Finished, Some(info)) => {
-                self.replays.add(1);
-                self.hub.tell(|| Told::Replayed(info.clone()));
-                Ok(Begun::Replay(info))
-            }
+            Changed::Kept(Because::Finished, Some(info)) => Ok(Begun::Replay(info)),
             Changed::Kept(Because::InProgress, Some(info)) => Ok(Begun::InProgress(info)),
             Changed::Kept(Because::Interrupted, Some(info)) => Ok(Begun::Interrupted(info)),
             Changed::Kept(Because::Mismatch, Some(info)) => Ok(Begun::Mismatch(info)),
             other => Err(unexpected(place, &other)),
         }
+    }
+
+    /// To be called when a stored outcome could be read and is given as an answer.
+    pub(crate) fn replayed(&self, info: &RecordInfo) {
+        self.replays.add(1);
+        self.hub.tell(|| Told::Replayed(info.clone()));
     }
 
     /// Ends a claim, fenced by its token.
@@ -267,6 +274,7 @@ impl Protocol {
             self.count(before, image.map(|image| image.state));
             let durable = if haste == Haste::Durable { self.store.wait(committed.ticket) } else { Ok(()) };
             self.wake(place, image.map(Arc::as_ref));
+            self.due.lower(image.map_or(NEVER, |image| image.expires));
             durable?;
             return Ok(self.show(place, image, &now).map_or(Changed::Deleted, Changed::Written));
         }
@@ -306,28 +314,6 @@ impl Protocol {
         RecordInfo::new(self.store.id(), &place.manager, &place.key, image?, now)
     }
 
-    /// One full pass over what is expired.
-    pub(crate) fn compact(&self, batch: usize) -> Result<Compacted> {
-        self.check()?;
-        let began = clock::monotonic();
-        // What was committed before this call is looked at too.
-        self.store.drain()?;
-        let dead = self.store.compact_dead(batch)?;
-        let mut done = Compacted { removed: dead.records, bytes: dead.bytes, ..Compacted::default() };
-        // `compact_dead` only finds what its process left behind, and those were counted as interrupted.
-        self.interrupted.add(-i64::try_from(dead.records).unwrap_or(0));
-        while let Some(deleted) = self.store.compact(batch)? {
-            done.removed += deleted.records;
-            done.bytes += deleted.bytes;
-        }
-        done.took = clock::monotonic().saturating_duration_since(began);
-        if done.removed > 0 {
-            self.hub.tell(|| Told::Expired { count: done.removed });
-        }
-        self.hub.tell(|| Told::Compacted(done));
-        Ok(done)
-    }
-
     pub(crate) fn sync(&self) -> Result<()> {
         self.check()?;
         self.store.sync()
@@ -354,6 +340,8 @@ impl Protocol {
             replays: self.replays.get(),
             events_dropped: self.hub.dropped(),
             drops_not_recorded: self.drops_not_recorded.get(),
+            expired: self.due.expired(),
+            compaction_failures: self.due.failures(),
             ..self.store.stats()
         }
     }

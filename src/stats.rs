@@ -37,6 +37,11 @@ pub struct Stats {
     /// Claims whose drop could not be recorded, because the journal had no room or the engine was closed: their records stay
     /// in progress until the next open finds them interrupted.
     pub drops_not_recorded: u64,
+    /// Records deleted because they had expired.
+    pub expired: u64,
+    /// Times that the background compaction gave up: it has ended, and only
+    /// [`compact_now`](crate::Engine::compact_now) deletes what expires.
+    pub compaction_failures: u64,
     /// Whether sled's files are synced write by write; elsewhere, by a barrier every few changes.
     pub sled_sync_flag: bool,
 }

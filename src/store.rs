@@ -9,6 +9,7 @@
 
 mod apply;
 mod checkpoint;
+mod compact;
 mod files;
 mod format;
 mod journal;
@@ -22,7 +23,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ::sled::IVec;
 use parking_lot::Mutex;
 
 pub(crate) use format::frame::{Change, Content, StoreKey};
@@ -34,7 +34,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Entrant, Group};
 use crate::record::{Image, Now};
 use crate::stats::{Counter, Stats};
-use apply::{Deleted, Message};
+use compact::Leftovers;
 use format::frame::{self, Frame};
 use journal::{JournalStats, Pool, Spare};
 use overlay::{Entry, Overlay};
@@ -48,6 +48,7 @@ const STRIPES: usize = 1 << 16;
 pub(crate) struct Store {
     inner: Arc<Inner>,
     running: Mutex<Option<Running>>,
+    leftovers: Leftovers,
 }
 
 #[derive(Debug)]
@@ -108,9 +109,6 @@ pub(crate) struct Committed {
     pub(crate) changes: Vec<Change>,
 }
 
-/// A record to delete, if it is still at this revision.
-type Due = (StoreKey, u64);
-
 /// Which records to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Index {
@@ -166,36 +164,6 @@ impl Store {
         keys.truncate(limit);
         let next = if keys.len() < limit { None } else { keys.last().map(StoreKey::successor) };
         Ok((keys, next))
-    }
-
-    /// Deletes up to `limit` records that are expired, and entries of the index that lead nowhere. `None` when there are no
-    /// more.
-    pub(crate) fn compact(&self, limit: usize) -> Result<Option<Deleted>> {
-        self.inner.check()?;
-        self.inner.compact_due(limit)
-    }
-
-    /// Deletes unfinished records that are expired because their process died. Looks at all that are unfinished.
-    pub(crate) fn compact_dead(&self, limit: usize) -> Result<Deleted> {
-        let (mut from, mut deleted) = (Some(StoreKey::first_record()), Deleted::default());
-        let end = from.as_ref().and_then(StoreKey::behind_prefix);
-        while let Some(at) = from {
-            let (keys, next) = self.keys(Index::Unfinished, &at, end.as_ref(), limit)?;
-            let now = self.now();
-            let mut due = Vec::new();
-            for key in keys {
-                if let Some(image) =
-                    self.inner.read(&key, Depth::Head)?.record().filter(|image| image.seen(&now).is_none())
-                {
-                    due.push((key, image.revision));
-                }
-            }
-            let some = self.inner.delete(due, Vec::new())?;
-            deleted.records += some.records;
-            deleted.bytes += some.bytes;
-            from = next;
-        }
-        Ok(deleted)
     }
 
     /// Waits until sled has everything that is committed now.
@@ -328,62 +296,6 @@ impl Inner {
         let bytes = frame::encode(&frame)?;
         let ticket = self.group.admit(bytes.len(), Entrant::Store)?.commit(&bytes, frame);
         self.group.wait(ticket)
-    }
-
-    fn compact_due(&self, limit: usize) -> Result<Option<Deleted>> {
-        let end = self.clock.now().saturating_add(1).to_be_bytes();
-        let mut from = Vec::new();
-        loop {
-            let hints = self.tables.range(Name::Expiry, &from, Some(&end), limit)?;
-            let Some((last, _)) = hints.last() else { return Ok(None) };
-            // Where to go on if all of these are of keys that were begun anew.
-            from = [last, [0].as_slice()].concat();
-            let (due, astray) = self.sort_hints(hints)?;
-            if !due.is_empty() || !astray.is_empty() {
-                return self.delete(due, astray).map(Some);
-            }
-        }
-    }
-
-    /// The records that are due, and the entries that lead nowhere.
-    fn sort_hints(&self, hints: Vec<(IVec, IVec)>) -> Result<(Vec<Due>, Vec<IVec>)> {
-        let (mut due, mut astray) = (Vec::new(), Vec::new());
-        for (hint, _) in hints {
-            let Some((time, raw)) = values::split_expiry_key(&hint) else {
-                astray.push(hint);
-                continue;
-            };
-            let key = StoreKey::from_record_tree(raw);
-            // After the hint was read, before the record is: what is being applied is still here.
-            if self.overlay.contains(&key) {
-                continue;
-            }
-            match values::read(&self.tables, &key, Depth::Head)? {
-                Some(Content::Record(image)) if image.expires == time => due.push((key, image.revision)),
-                _ => astray.push(hint),
-            }
-        }
-        Ok((due, astray))
-    }
-
-    /// Deletes records that are absent for every reader already, unless somebody has begun them anew.
-    fn delete(&self, mut due: Vec<Due>, astray: Vec<IVec>) -> Result<Deleted> {
-        self.group.exclusive(|| {
-            due.retain(|(key, _)| !self.overlay.contains(key));
-            for (key, _) in &due {
-                self.move_stripe(key);
-            }
-        });
-        if due.is_empty() && astray.is_empty() {
-            return Ok(Deleted::default());
-        }
-        let (reply, deleted) = crossbeam_channel::bounded(1);
-        let message = Message::Delete { records: due, hints: astray, reply };
-        self.apply.messages.send(message).map_err(|_| self.ended())?;
-        crossbeam_channel::select! {
-            recv(deleted) -> deleted => deleted.map_err(|_| self.ended()),
-            recv(self.apply.ended) -> _ => Err(self.ended()),
-        }
     }
 
     /// Why the apply thread does not answer.

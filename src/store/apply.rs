@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ::sled::IVec;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::checkpoint::Job;
@@ -11,7 +10,7 @@ use super::format::envelope::PiecesId;
 use super::format::frame::{Change, Content, Frame, StoreKey};
 use super::overlay::Overlay;
 use super::tables::{Stamp, Tables};
-use super::values;
+use super::values::{self, Stray};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Status;
 
@@ -27,8 +26,8 @@ pub(crate) enum Message {
         /// The journal has grown by a segment.
         checkpoint: bool,
     },
-    /// Delete these records if they are still at that revision, and these entries of the expiry tree if they lead nowhere.
-    Delete { records: Vec<(StoreKey, u64)>, hints: Vec<IVec>, reply: Sender<Deleted> },
+    /// Delete these records if they are still at that revision, and these leftovers if they are.
+    Delete { records: Vec<(StoreKey, u64)>, strays: Vec<Stray>, reply: Sender<Deleted> },
     /// Make a store checkpoint now.
     #[cfg(test)]
     Checkpoint { reply: Sender<()> },
@@ -41,7 +40,21 @@ pub(crate) enum Message {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Deleted {
     pub(crate) records: u64,
+    /// Of the records, those that were interrupted.
+    pub(crate) interrupted: u64,
+    /// Encoded bytes of their outcomes.
     pub(crate) bytes: u64,
+    /// What a crash had left behind.
+    pub(crate) strays: u64,
+}
+
+impl std::ops::AddAssign for Deleted {
+    fn add_assign(&mut self, other: Self) {
+        self.records += other.records;
+        self.interrupted += other.interrupted;
+        self.bytes += other.bytes;
+        self.strays += other.strays;
+    }
 }
 
 /// Applies frames. Also used, without its thread, to replay them at open.
@@ -111,9 +124,10 @@ impl Applier {
     fn delete(&self, records: &[(StoreKey, u64)]) -> Result<Deleted> {
         let mut deleted = Deleted::default();
         for (key, revision) in records {
-            if let Some(bytes) = values::delete_revision(&self.tables, key, *revision)? {
+            if let Some(head) = values::delete_revision(&self.tables, key, *revision)? {
                 deleted.records += 1;
-                deleted.bytes += bytes;
+                deleted.interrupted += u64::from(matches!(head.state, Status::InProgress | Status::Interrupted));
+                deleted.bytes += u64::from(head.outcome_len);
             }
         }
         Ok(deleted)
@@ -144,10 +158,10 @@ pub(crate) fn run(mut applier: Applier, messages: &Receiver<Message>, around: &S
                     send_job(&mut applier, around, None)?;
                 }
             }
-            Message::Delete { records, hints, reply } => {
-                let deleted = applier.delete(&records)?;
-                for hint in hints {
-                    values::drop_hint(&applier.tables, &hint)?;
+            Message::Delete { records, strays, reply } => {
+                let mut deleted = applier.delete(&records)?;
+                for stray in &strays {
+                    deleted.strays += u64::from(values::drop_stray(&applier.tables, stray)?);
                 }
                 // Whoever asked may have gone.
                 let _ = reply.send(deleted);

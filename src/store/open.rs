@@ -9,19 +9,19 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::apply::Applier;
+use super::compact::Leftovers;
 use super::format::corrupt;
 use super::format::frame::{self, Frame, MAX_FRAME};
 use super::format::segment::{SECTOR, sized};
 use super::journal::{self, Recovered, Writer, segment_for};
 use super::overlay::Overlay;
 use super::tables::{Stamp, Tables};
-use super::{Depth, Index, Inner, STRIPES, Store, StoreKey, files, threads};
+use super::{Inner, STRIPES, Store, files, threads};
 use crate::clock::{self, StoreClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Batch, Config, Group, Place};
 use crate::key;
 use crate::options::{Durability, EngineOptions};
-use crate::record::Status;
 use crate::stats::Counter;
 
 /// Each open numbers its frames from the next multiple of this: what carries a lower number is from an open that has ended.
@@ -34,6 +34,9 @@ const MAX_UNCHECKED: u64 = 256 << 20;
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// What a group takes that only has a frame of the store's own.
 const MARK_GROUP: u64 = SECTOR as u64;
+
+/// Unfinished records looked at in one step.
+const SURVEY_BATCH: usize = 1024;
 
 /// What an open found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,26 +114,11 @@ impl Store {
             checkpoints: Arc::default(),
         });
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
-        let store = Self { inner, running: Mutex::new(Some(running)) };
-        report.interrupted = store.count_interrupted()?;
+        let leftovers = Leftovers::new(report.clean);
+        let store = Self { inner, running: Mutex::new(Some(running)), leftovers };
+        report.interrupted = store.survey_unfinished(SURVEY_BATCH)?.interrupted;
         report.took = clock::monotonic().saturating_duration_since(began);
         Ok((store, report))
-    }
-
-    fn count_interrupted(&self) -> Result<u64> {
-        let (mut from, mut count) = (Some(StoreKey::first_record()), 0);
-        let end = from.as_ref().and_then(StoreKey::behind_prefix);
-        while let Some(at) = from {
-            let (keys, next) = self.keys(Index::Unfinished, &at, end.as_ref(), 1024)?;
-            let now = self.now();
-            for key in keys {
-                let read = self.read(&key, Depth::Head)?;
-                let seen = read.record().and_then(|image| image.seen(&now));
-                count += u64::from(seen.is_some_and(|(status, _)| status == Status::Interrupted));
-            }
-            from = next;
-        }
-        Ok(count)
     }
 }
 

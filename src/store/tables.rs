@@ -54,6 +54,9 @@ pub(crate) struct Tables {
     /// Whoever holds it keeps every flush waiting.
     #[cfg(test)]
     pub(crate) flush_gate: Mutex<()>,
+    /// So many writes succeed, the others fail.
+    #[cfg(test)]
+    pub(crate) writes_left: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -102,6 +105,8 @@ impl Tables {
             changes_per_barrier: AtomicU64::new(64),
             #[cfg(test)]
             flush_gate: Mutex::new(()),
+            #[cfg(test)]
+            writes_left: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -111,6 +116,7 @@ impl Tables {
 
     /// Replaces what is there, which must be `old`: nobody else writes.
     pub(crate) fn swap(&self, name: Name<'_>, key: &[u8], old: Option<&[u8]>, new: Option<Vec<u8>>) -> Result<()> {
+        self.count_write()?;
         self.create_table(name, new.is_some())?;
         let swapped = self
             .with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.map(IVec::from))))?;
@@ -118,11 +124,23 @@ impl Tables {
     }
 
     pub(crate) fn insert(&self, name: Name<'_>, key: &[u8], value: Vec<u8>) -> Result<()> {
+        self.count_write()?;
         self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.insert(key, value))).map(|_| ())
     }
 
     pub(crate) fn remove(&self, name: Name<'_>, key: &[u8]) -> Result<()> {
+        self.count_write()?;
         self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.remove(key))).map(|_| ())
+    }
+
+    /// In tests, the write that fails.
+    #[cfg_attr(not(test), expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "for tests"))]
+    fn count_write(&self) -> Result<()> {
+        #[cfg(test)]
+        if self.writes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+            return Err(Error::new(ErrorKind::Io, "this write was to fail"));
+        }
+        Ok(())
     }
 
     /// The first entries at or behind `from`, and before `end`.

@@ -1,6 +1,7 @@
 //! The store as a whole, over real files.
 
 mod commits;
+mod compaction;
 mod contents;
 mod damage;
 mod failures;
@@ -54,6 +55,10 @@ fn done(outcome: &[u8]) -> Image {
         outcome: Some(Value::from(outcome)),
         ..sample()
     }
+}
+
+fn bytes(size: usize) -> Vec<u8> {
+    (0..size).map(|index| u8::try_from(index * 7 % 251).unwrap()).collect()
 }
 
 fn at_work() -> Image {

@@ -58,6 +58,7 @@ pub(crate) fn start(
     // each segment that was filled meanwhile is all there can be.
     let (checkpoints, jobs) = crossbeam_channel::unbounded();
     running.spawn(inner, &alive, "oncekey-journal", move |inner| write(&inner, writer))?;
+    let for_apply = Arc::clone(inner);
     running.spawn(inner, &alive, "oncekey-apply", move |inner| {
         let (a, b, c) = (Arc::clone(&inner), Arc::clone(&inner), inner);
         let around = apply::Surroundings {
@@ -70,8 +71,13 @@ pub(crate) fn start(
                 said
             }),
         };
-        let _alive = apply_alive;
-        apply::run(applier, &messages, &around)
+        let ended = apply::run(applier, &messages, &around);
+        if let Err(error) = &ended {
+            // Before anyone sees that this thread has ended, and takes it for a close.
+            for_apply.group.poison(error.clone());
+        }
+        drop(apply_alive);
+        ended
     })?;
     running.spawn(inner, &alive, "oncekey-checkpoint", move |inner| {
         let (a, b) = (Arc::clone(&inner), Arc::clone(&inner));

@@ -108,8 +108,8 @@ pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, 
     tables.changed()
 }
 
-/// Deletes a record that is still at this revision, with all that belongs to it. Says how long its outcome was.
-pub(crate) fn delete_revision(tables: &Tables, key: &StoreKey, revision: u64) -> Result<Option<u64>> {
+/// Deletes a record that is still at this revision, with all that belongs to it. Says what it was.
+pub(crate) fn delete_revision(tables: &Tables, key: &StoreKey, revision: u64) -> Result<Option<Head>> {
     let raw = key.in_record_tree();
     let Some(old) = tables.get(Name::Records, raw)? else { return Ok(None) };
     let head = head_of(raw, &old)?;
@@ -120,18 +120,67 @@ pub(crate) fn delete_revision(tables: &Tables, key: &StoreKey, revision: u64) ->
     drop_pieces(tables, raw, Some(&old), None)?;
     Hints::new(head.state, head.expires).remove_missing(&Hints::default(), tables, raw)?;
     tables.changed()?;
-    Ok(Some(u64::from(head.outcome_len)))
+    Ok(Some(head))
 }
 
-/// Deletes an entry of the expiry tree unless it leads to a record after all.
-pub(crate) fn drop_hint(tables: &Tables, hint: &[u8]) -> Result<()> {
-    if let Some((time, raw)) = split_expiry_key(hint) {
-        if hints_of(raw, tables.get(Name::Records, raw)?.as_ref())?.expires == Some(time) {
-            return Ok(());
+/// What a crash between two writes may leave behind: it leads nowhere, or nobody leads to it.
+#[derive(Clone, Debug)]
+pub(crate) enum Stray {
+    /// A key of the expiry tree.
+    Expiry(IVec),
+    /// Whose key is in the tree of unfinished records.
+    Unfinished(StoreKey),
+    /// Pieces, and whose they were.
+    Pieces(PiecesId, StoreKey),
+}
+
+/// Whether it is one. Right for good only if nobody writes meanwhile.
+pub(crate) fn is_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
+    Ok(match stray {
+        Stray::Expiry(hint) => match split_expiry_key(hint) {
+            Some((time, raw)) => hints_of(raw, tables.get(Name::Records, raw)?.as_ref())?.expires != Some(time),
+            None => true,
+        },
+        Stray::Unfinished(key) => {
+            let raw = key.in_record_tree();
+            !hints_of(raw, tables.get(Name::Records, raw)?.as_ref())?.unfinished
+        }
+        Stray::Pieces(id, owner) => {
+            // Without an owner, because the first piece is gone, this is damage and not a leftover: it stays to be seen.
+            let Ok((name, raw)) = place(owner) else { return Ok(false) };
+            let found = tables.get(name, raw)?;
+            let envelope = found.as_ref().map(|found| envelope::decode(raw, found)).transpose()?;
+            !matches!(envelope, Some(Envelope::Pieces { id: named, .. }) if named == *id)
+        }
+    })
+}
+
+/// Deletes a leftover, if it is one. For sled's only writer.
+pub(crate) fn drop_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
+    if !is_stray(tables, stray)? {
+        return Ok(false);
+    }
+    match stray {
+        Stray::Expiry(hint) => tables.remove(Name::Expiry, hint)?,
+        Stray::Unfinished(key) => tables.remove(Name::Unfinished, key.in_record_tree())?,
+        Stray::Pieces(id, _) => {
+            let (from, end) = (envelope::piece_key(*id, 0)?, envelope::behind_pieces(*id));
+            for (key, _) in tables.range(Name::Chunks, &from, Some(&end), usize::MAX)?.into_iter().rev() {
+                tables.remove(Name::Chunks, &key)?;
+                tables.changed()?;
+            }
         }
     }
-    tables.remove(Name::Expiry, hint)?;
-    tables.changed()
+    tables.changed()?;
+    Ok(true)
+}
+
+/// The first pieces at or behind `from`: whose they say they are, and where to go on.
+pub(crate) fn next_pieces(tables: &Tables, from: &[u8]) -> Result<Option<(Stray, Vec<u8>)>> {
+    let Some((key, bytes)) = tables.range(Name::Chunks, from, None, 1)?.pop() else { return Ok(None) };
+    let id = envelope::piece_id(&key).ok_or_else(|| corrupt(format!("piece {} is malformed", key.escape_ascii())))?;
+    let (owner, _) = envelope::decode_piece(&key, &bytes)?;
+    Ok(Some((Stray::Pieces(id, StoreKey::from_bytes(owner)), envelope::behind_pieces(id).to_vec())))
 }
 
 /// The tree and the key in it.
@@ -170,7 +219,8 @@ fn drop_pieces(tables: &Tables, raw: &[u8], old: Option<&IVec>, kept: Option<Pie
     if Some(id) == kept {
         return Ok(());
     }
-    for piece in 0..len.div_ceil(PIECE) {
+    // The first last: it says whose they are, should a crash come in between.
+    for piece in (0..len.div_ceil(PIECE)).rev() {
         tables.remove(Name::Chunks, &envelope::piece_key(id, piece)?)?;
         tables.changed()?;
     }

@@ -3,19 +3,19 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]
 mod a_readme;
-#[allow(dead_code, unused, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[allow(dead_code, unused, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]
 mod b_execute_errors;
-#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]
 mod c_claims;
-#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]
 mod clock;
-#[allow(dead_code, clippy::all, clippy::pedantic, reason = "a user's program, kept as it is")]
+#[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]
 mod g_operator;
 

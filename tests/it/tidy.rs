@@ -17,7 +17,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("L3 persistence", &["store"]),
     ("L4 protocol", &["protocol"]),
     ("L5 roles: outcomes, listings", &["outcome", "records"]),
-    ("L5 roles", &["claim"]),
+    ("L5 roles", &["claim", "compactor"]),
     ("L6 handles: engine", &["engine"]),
     ("L6 handles", &["manager"]),
     ("L7 conveniences", &["execute", "raw"]),

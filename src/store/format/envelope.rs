@@ -74,6 +74,22 @@ pub(crate) fn piece_key(id: PiecesId, piece: usize) -> Result<[u8; 16]> {
     Ok(key)
 }
 
+/// Which value a piece belongs to.
+pub(crate) fn piece_id(key: &[u8]) -> Option<PiecesId> {
+    let (frame, rest) = key.split_at_checked(8)?;
+    let (place, _) = rest.split_at_checked(4)?;
+    Some(PiecesId {
+        frame: u64::from_be_bytes(frame.try_into().ok()?),
+        place: u32::from_be_bytes(place.try_into().ok()?),
+    })
+}
+
+/// Behind every piece of a value.
+pub(crate) fn behind_pieces(id: PiecesId) -> [u8; 16] {
+    let next = (u128::from(id.frame) << 64 | u128::from(id.place) << 32).saturating_add(1 << 32);
+    next.to_be_bytes()
+}
+
 /// `owner` is whose value it is, kept in the first piece so that a lost one can be told from a live one.
 pub(crate) fn encode_piece(key: &[u8], owner: &[u8], content: &[u8]) -> Result<Vec<u8>> {
     let too_long = |_| Error::new(ErrorKind::TooLarge, "the owner of a piece is too long");
@@ -132,6 +148,15 @@ mod tests {
         let piece = encode_piece(b"p", b"rm\0k", b"xyz").unwrap();
         assert_eq!(&piece[6..], b"\x04\0rm\0kxyz");
         assert_eq!(decode_piece(b"p", &piece).unwrap(), (b"rm\0k".as_slice(), b"xyz".as_slice()));
+    }
+
+    #[test]
+    fn a_piece_names_its_value_and_the_next_value_is_behind_it() {
+        let id = PiecesId { frame: 9, place: u32::MAX };
+        let last = piece_key(id, usize::try_from(u32::MAX).unwrap()).unwrap();
+        assert_eq!(piece_id(&last), Some(id));
+        assert!(last < behind_pieces(id));
+        assert_eq!(behind_pieces(id), piece_key(PiecesId { frame: 10, place: 0 }, 0).unwrap());
     }
 
     #[test]

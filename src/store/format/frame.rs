@@ -43,6 +43,11 @@ impl StoreKey {
         Self(all.into())
     }
 
+    /// From what [`bytes`](Self::bytes) gave.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }

@@ -1,12 +1,8 @@
-//! Values of every length, what belongs to them in sled, and compaction.
+//! Values of every length, and what belongs to them in sled.
 
 use super::*;
 
 const SIZES: [usize; 7] = [0, 300, 4_000, 4 << 10, 100 << 10, 1 << 20, 16 << 20];
-
-fn bytes(size: usize) -> Vec<u8> {
-    (0..size).map(|index| u8::try_from(index * 7 % 251).unwrap()).collect()
-}
 
 fn row(size: usize) -> StoreKey {
     StoreKey::row("stock", &size.to_be_bytes())
@@ -112,110 +108,6 @@ fn what_belongs_to_a_record_goes_with_it() {
     assert_eq!(counts(&store), [0, 0, 0]);
     crash(store);
     assert_eq!(counts(&open(dir.path()).0), [0, 0, 0]);
-}
-
-fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {
-    let clock = ManualClock::new();
-    let (store, _) = open_with(dir, &options().clock(clock.clone()));
-    let now = store.now().store;
-    (store, clock, now)
-}
-
-#[test]
-fn compaction_deletes_exactly_what_is_expired() {
-    let dir = temp();
-    let (store, clock, now) = with_clock(dir.path());
-    let expires = |index: u64| if index % 3 == 0 { NEVER } else { now + index };
-    for index in 0..60 {
-        put(&store, &key(index.to_string()), Image { expires: expires(index), ..done(&bytes(5_000)) });
-    }
-    store.drain().unwrap();
-    assert!(store.compact(7).unwrap().is_none(), "nothing is due");
-    clock.advance(Duration::from_millis(30));
-    let mut deleted = Deleted::default();
-    while let Some(some) = store.compact(7).unwrap() {
-        assert!(some.records <= 7);
-        deleted.records += some.records;
-        deleted.bytes += some.bytes;
-    }
-    let due = (0..60).filter(|index| expires(*index) <= now + 30).count();
-    assert_eq!((deleted.records, deleted.bytes), (due as u64, due as u64 * 5_000));
-    for index in 0..60 {
-        assert_eq!(image(&store, &key(index.to_string())).is_some(), expires(index) > now + 30, "{index}");
-    }
-    assert_eq!(
-        count(&store, Name::Expiry),
-        (0..60).filter(|index| (now + 31..NEVER).contains(&expires(*index))).count()
-    );
-    assert_eq!(count(&store, Name::Records), 60 - due);
-}
-
-#[test]
-fn compaction_leaves_what_was_begun_anew_and_goes_on_behind_it() {
-    let dir = temp();
-    let (store, clock, now) = with_clock(dir.path());
-    for name in ["a", "b", "c"] {
-        put(&store, &key(name), Image { expires: now + 1, ..done(b"old") });
-    }
-    store.drain().unwrap();
-    clock.advance(Duration::from_millis(5));
-    put(&store, &key("a"), at_work());
-    put(&store, &key("b"), Image { expires: now + 100, ..done(b"new") });
-    // One at a time, so that the first look meets what is at work.
-    assert_eq!(store.compact(1).unwrap().unwrap().records, 1);
-    assert!(store.compact(1).unwrap().is_none());
-    assert_eq!(image(&store, &key("a")).unwrap().state, Status::InProgress);
-    assert_eq!(outcome(&store, &key("b")).unwrap(), b"new");
-    assert!(image(&store, &key("c")).is_none());
-}
-
-#[test]
-fn compaction_moves_the_stripe_of_what_it_deletes() {
-    let dir = temp();
-    let (store, clock, now) = with_clock(dir.path());
-    put(&store, &key("k"), Image { expires: now + 1, ..done(b"old") });
-    store.drain().unwrap();
-    let seen = store.read(&key("k"), Depth::Head).unwrap().seen;
-    clock.advance(Duration::from_millis(5));
-    assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
-    assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], false).unwrap().is_none());
-}
-
-#[test]
-fn entries_that_lead_nowhere_go_away_and_others_stay() {
-    let dir = temp();
-    let (store, clock, now) = with_clock(dir.path());
-    put(&store, &key("k"), Image { expires: now + 2, ..done(b"x") });
-    store.drain().unwrap();
-    let hint = |time: u64, key: &StoreKey| values::expiry_key(time, key.in_record_tree());
-    let tables = &store.inner.tables;
-    tables.insert(Name::Expiry, &hint(now + 1, &key("k")), Vec::new()).unwrap();
-    tables.insert(Name::Expiry, &hint(now + 1, &key("none")), Vec::new()).unwrap();
-    tables.insert(Name::Expiry, b"short", Vec::new()).unwrap();
-    values::drop_hint(tables, &hint(now + 2, &key("k"))).unwrap();
-    clock.advance(Duration::from_millis(1));
-    assert_eq!(store.compact(10).unwrap().unwrap().records, 0);
-    assert!(store.compact(10).unwrap().is_none());
-    assert_eq!(count(&store, Name::Expiry), 2, "the record's, and the one whose time has not come");
-    clock.advance(Duration::from_millis(1));
-    assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
-}
-
-#[test]
-fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
-    let dir = temp();
-    let (store, clock, _) = with_clock(dir.path());
-    put(&store, &key("dead"), Image { unfinished_ttl: 10, ..at_work() });
-    put(&store, &key("held"), at_work());
-    store.close().unwrap();
-    let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
-    put(&store, &key("live"), Image { unfinished_ttl: 10, ..at_work() });
-    clock.advance(Duration::from_millis(9));
-    assert_eq!(store.compact_dead(1).unwrap().records, 0);
-    clock.advance(Duration::from_millis(1));
-    assert_eq!(store.compact_dead(1).unwrap().records, 1);
-    assert!(image(&store, &key("dead")).is_none());
-    assert!(image(&store, &key("held")).is_some() && image(&store, &key("live")).is_some());
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
     let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], false).unwrap().unwrap().ticket;
     store.inner.group.wait_applied(ticket.0).unwrap_err();
     // Asked although it has ended: what lies in its queue is never answered.
-    assert_eq!(store.inner.delete(Vec::new(), vec![b"hint".into()]).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(store.inner.delete(compact::Found::of(key("other"), 1)).unwrap_err().kind(), ErrorKind::Poisoned);
     store.inner.tables.insert(Name::Records, key("k").in_record_tree(), good.to_vec()).unwrap();
     assert!(store.close().unwrap_err().to_string().contains("the value of m"));
     let (store, report) = open(dir.path());
@@ -175,7 +175,7 @@ fn a_deletion_that_waits_behind_close_is_told() {
         while store.inner.group.admit(1, Entrant::User).is_ok() || !store.inner.apply.messages.is_empty() {
             thread::yield_now();
         }
-        let deleting = scope.spawn(|| store.inner.delete(vec![(key("k"), 1)], Vec::new()));
+        let deleting = scope.spawn(|| store.inner.delete(compact::Found::of(key("k"), 1)));
         while !deleting.is_finished() && store.inner.apply.messages.is_empty() {
             thread::yield_now();
         }

@@ -1,0 +1,101 @@
+//! Forgetting: when something is due, and a pass over it.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::Protocol;
+use crate::clock::{NEVER, monotonic};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Compacted, Event};
+use crate::stats::Counter;
+
+/// The earliest expiry that is known of, in store time.
+pub(super) struct Due {
+    earliest: AtomicU64,
+    /// Tells whoever sleeps until then that it is earlier now.
+    on_lower: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    expired: Counter,
+    failures: Counter,
+}
+
+impl Default for Due {
+    fn default() -> Self {
+        let (expired, failures) = (Counter::default(), Counter::default());
+        Self { earliest: AtomicU64::new(NEVER), on_lower: OnceLock::new(), expired, failures }
+    }
+}
+
+impl fmt::Debug for Due {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Due").field("earliest", &self.earliest).finish_non_exhaustive()
+    }
+}
+
+impl Due {
+    /// Something expires then. Most endings expire later than one before, and cost a comparison.
+    pub(super) fn lower(&self, expires: u64) {
+        if expires < self.earliest.load(Ordering::Relaxed)
+            && expires < self.earliest.fetch_min(expires, Ordering::AcqRel)
+        {
+            if let Some(tell) = self.on_lower.get() {
+                tell();
+            }
+        }
+    }
+
+    pub(super) fn expired(&self) -> u64 {
+        self.expired.get()
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.get()
+    }
+}
+
+impl Protocol {
+    /// Called, with no lock held, when something expires earlier than all that was known of.
+    pub(crate) fn on_due(&self, tell: impl Fn() + Send + Sync + 'static) {
+        // Set once, when the compaction starts.
+        let _ = self.due.on_lower.set(Box::new(tell));
+    }
+
+    /// How long until the next pass has something to do; `None` if nothing is known of.
+    pub(crate) fn compaction_due(&self) -> Option<Duration> {
+        self.store.time_until(self.due.earliest.load(Ordering::Acquire))
+    }
+
+    /// One full pass over what is expired now, unless it is to stop. `batch` records are deleted at a time.
+    pub(crate) fn compact(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
+        self.check()?;
+        let began = monotonic();
+        // Whatever ends from here on says so itself; what ended before is in sled once that is drained.
+        self.due.earliest.store(NEVER, Ordering::Release);
+        self.store.drain()?;
+        let mut done = Compacted::default();
+        while goes_on() {
+            self.check()?;
+            let Some(deleted) = self.store.compact(batch)? else { break };
+            self.interrupted.add(-i64::try_from(deleted.interrupted).unwrap_or(0));
+            done.removed += deleted.records;
+            done.bytes += deleted.bytes;
+            done.leftovers += deleted.strays;
+        }
+        self.due.lower(self.store.next_due()?);
+        self.due.expired.add(done.removed);
+        done.took = monotonic().saturating_duration_since(began);
+        if done.removed > 0 {
+            self.hub.tell(|| Event::Expired { count: done.removed });
+        }
+        self.hub.tell(|| Event::Compacted(done));
+        Ok(done)
+    }
+
+    /// The background compaction has ended, and not because the engine was closed.
+    pub(crate) fn compaction_failed(&self, why: &str) {
+        self.due.failures.add(1);
+        let error = Error::new(ErrorKind::Io, format!("the background compaction has ended: {why}"));
+        self.hub.tell(|| Event::CompactionFailed(error));
+    }
+}

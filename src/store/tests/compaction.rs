@@ -1,0 +1,223 @@
+//! What is deleted when its time has come, what a crash leaves behind, and what stays.
+
+use super::*;
+use crate::context::Context;
+use crate::store::apply::Deleted;
+use crate::store::format::envelope::{self, PiecesId};
+
+fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {
+    let clock = ManualClock::new();
+    let (store, _) = open_with(dir, &options().clock(clock.clone()));
+    let now = store.now().store;
+    (store, clock, now)
+}
+
+#[test]
+fn compaction_deletes_exactly_what_is_expired() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    let expires = |index: u64| if index % 3 == 0 { NEVER } else { now + index };
+    for index in 0..60 {
+        put(&store, &key(index.to_string()), Image { expires: expires(index), ..done(&bytes(5_000)) });
+    }
+    store.drain().unwrap();
+    assert!(store.compact(7).unwrap().is_none(), "nothing is due");
+    clock.advance(Duration::from_millis(30));
+    let mut deleted = Deleted::default();
+    while let Some(some) = store.compact(7).unwrap() {
+        assert!(some.records <= 7);
+        deleted.records += some.records;
+        deleted.bytes += some.bytes;
+    }
+    let due = (0..60).filter(|index| expires(*index) <= now + 30).count();
+    assert_eq!((deleted.records, deleted.bytes), (due as u64, due as u64 * 5_000));
+    for index in 0..60 {
+        assert_eq!(image(&store, &key(index.to_string())).is_some(), expires(index) > now + 30, "{index}");
+    }
+    assert_eq!(
+        count(&store, Name::Expiry),
+        (0..60).filter(|index| (now + 31..NEVER).contains(&expires(*index))).count()
+    );
+    assert_eq!(count(&store, Name::Records), 60 - due);
+}
+
+#[test]
+fn compaction_leaves_what_was_begun_anew_and_goes_on_behind_it() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    for name in ["a", "b", "c"] {
+        put(&store, &key(name), Image { expires: now + 1, ..done(b"old") });
+    }
+    store.drain().unwrap();
+    clock.advance(Duration::from_millis(5));
+    put(&store, &key("a"), at_work());
+    put(&store, &key("b"), Image { expires: now + 100, ..done(b"new") });
+    // One at a time, so that the first look meets what is at work.
+    assert_eq!(store.compact(1).unwrap().unwrap().records, 1);
+    assert!(store.compact(1).unwrap().is_none());
+    assert_eq!(image(&store, &key("a")).unwrap().state, Status::InProgress);
+    assert_eq!(outcome(&store, &key("b")).unwrap(), b"new");
+    assert!(image(&store, &key("c")).is_none());
+}
+
+#[test]
+fn compaction_moves_the_stripe_of_what_it_deletes() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    put(&store, &key("k"), Image { expires: now + 1, ..done(b"old") });
+    store.drain().unwrap();
+    let seen = store.read(&key("k"), Depth::Head).unwrap().seen;
+    clock.advance(Duration::from_millis(5));
+    assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
+    assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], false).unwrap().is_none());
+}
+
+#[test]
+fn entries_that_lead_nowhere_go_away_and_others_stay() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    put(&store, &key("k"), Image { expires: now + 2, ..done(b"x") });
+    store.drain().unwrap();
+    let hint = |time: u64, key: &StoreKey| values::expiry_key(time, key.in_record_tree());
+    let tables = &store.inner.tables;
+    tables.insert(Name::Expiry, &hint(now + 1, &key("k")), Vec::new()).unwrap();
+    tables.insert(Name::Expiry, &hint(now + 1, &key("none")), Vec::new()).unwrap();
+    tables.insert(Name::Expiry, b"short", Vec::new()).unwrap();
+    let good = values::Stray::Expiry(hint(now + 2, &key("k")).into());
+    assert!(!values::drop_stray(tables, &good).unwrap());
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(store.compact(10).unwrap().unwrap().records, 0);
+    assert!(store.compact(10).unwrap().is_none());
+    assert_eq!(count(&store, Name::Expiry), 2, "the record's, and the one whose time has not come");
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
+}
+
+#[test]
+fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
+    let dir = temp();
+    let (store, clock, _) = with_clock(dir.path());
+    put(&store, &key("dead"), Image { unfinished_ttl: 10, ..at_work() });
+    put(&store, &key("held"), at_work());
+    store.close().unwrap();
+    let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
+    put(&store, &key("live"), Image { unfinished_ttl: 10, ..at_work() });
+    clock.advance(Duration::from_millis(9));
+    assert!(store.compact(1).unwrap().is_none());
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(store.compact(1).unwrap().unwrap().records, 1);
+    assert!(store.compact(1).unwrap().is_none());
+    assert!(image(&store, &key("dead")).is_none());
+    assert!(image(&store, &key("held")).is_some() && image(&store, &key("live")).is_some());
+}
+
+/// Everything that is due, and everything that a crash has left.
+fn compact_all(store: &Store) -> Deleted {
+    let mut all = Deleted::default();
+    while let Some(deleted) = store.compact(4).unwrap() {
+        all += deleted;
+    }
+    all
+}
+
+const TREES: [Name<'_>; 4] = [Name::Records, Name::Unfinished, Name::Expiry, Name::Chunks];
+
+#[test]
+fn leftovers_of_a_crash_are_found_and_what_is_named_stays() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("kept"), Image { expires: 1 << 40, ..done(&bytes(9_000)) });
+    put(
+        &store,
+        &key("held"),
+        Image { context: Context::new().with("c", bytes(9_000)), ..unfinished(Status::Released) },
+    );
+    store.drain().unwrap();
+    let before = TREES.map(|name| count(&store, name));
+    // As if the process had died between two writes: hints before their record, pieces before theirs or after it has gone.
+    let tables = &store.inner.tables;
+    tables.insert(Name::Unfinished, b"m\0gone", Vec::new()).unwrap();
+    tables.insert(Name::Unfinished, key("kept").in_record_tree(), Vec::new()).unwrap();
+    for (frame, owner) in [(5, key("gone")), (6, key("kept")), (7, StoreKey::row("stock", b"none"))] {
+        let id = PiecesId { frame, place: 0 };
+        for piece in 0..2 {
+            let at = envelope::piece_key(id, piece).unwrap();
+            let owner = if piece == 0 { owner.bytes() } else { &[] };
+            tables.insert(Name::Chunks, &at, envelope::encode_piece(&at, owner, b"x").unwrap()).unwrap();
+        }
+    }
+    crash(store);
+    let (store, report) = open(dir.path());
+    assert!(!report.clean);
+    assert_eq!(count(&store, Name::Unfinished), before[1], "found by the open");
+    assert_eq!(compact_all(&store).strays, 3);
+    assert_eq!(TREES.map(|name| count(&store, name)), before);
+    assert_eq!(outcome(&store, &key("kept")).unwrap(), bytes(9_000));
+    assert_eq!(image(&store, &key("held")).unwrap().context.get("c").unwrap(), bytes(9_000));
+    assert_eq!(compact_all(&store).strays, 0, "looked for once");
+}
+
+/// The writes of a pass are counted down, and the one that is due fails: sled has all before it and none behind.
+#[test]
+fn a_pass_that_ends_at_any_write_leaves_nothing_wrong_and_nothing_for_ever() {
+    for step in 0.. {
+        let dir = temp();
+        let (store, clock, now) = with_clock(dir.path());
+        put(&store, &key("short"), Image { expires: now + 1, ..done(b"x") });
+        put(&store, &key("long"), Image { expires: now + 1, ..done(&bytes(9_000)) });
+        put(&store, &key("given up"), Image { expires: now + 1, ..unfinished(Status::Released) });
+        put(&store, &key("kept"), Image { expires: now + 9, ..done(&bytes(9_000)) });
+        store.drain().unwrap();
+        // So that a replay cannot write anew what the pass deletes.
+        checkpoint(&store);
+        clock.advance(Duration::from_millis(2));
+        store.inner.tables.writes_left.store(step, Ordering::Relaxed);
+        let finished = loop {
+            match store.compact(4) {
+                Ok(Some(_)) => {}
+                Ok(None) => break true,
+                Err(error) => break error.kind() != ErrorKind::Poisoned,
+            }
+        };
+        store.inner.tables.writes_left.store(u64::MAX, Ordering::Relaxed);
+        crash(store);
+        let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
+        for gone in ["short", "long", "given up"] {
+            let image = image(&store, &key(gone));
+            assert!(image.is_none_or(|image| image.seen(&store.now()).is_none()), "{gone} at step {step}");
+        }
+        compact_all(&store);
+        assert_eq!(TREES.map(|name| count(&store, name)), [1, 0, 1, 3], "step {step}");
+        assert_eq!(outcome(&store, &key("kept")).unwrap(), bytes(9_000), "step {step}");
+        if finished {
+            assert!(step > 8, "the pass wrote only {step} times");
+            return;
+        }
+    }
+}
+
+/// Between the look at what is due and its deletion the key is begun anew, extended, or taken over.
+#[test]
+fn what_changes_between_look_and_deletion_stays() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    let names = ["begun", "extended", "removed"];
+    for name in names {
+        put(&store, &key(name), Image { expires: now + 1, ..done(&bytes(9_000)) });
+    }
+    store.drain().unwrap();
+    clock.advance(Duration::from_millis(2));
+    let found = store.inner.find_expired(store.now().store, 10).unwrap().unwrap();
+    put(&store, &key("begun"), at_work());
+    put(&store, &key("extended"), Image { expires: NEVER, ..done(&bytes(8_000)) });
+    remove(&store, &key("removed"));
+    // Applied, so that the overlay does not tell: what sled holds has another revision.
+    store.drain().unwrap();
+    assert_eq!(store.inner.delete(found).unwrap().records, 0);
+    assert_eq!(image(&store, &key("begun")).unwrap().state, Status::InProgress);
+    assert_eq!(outcome(&store, &key("extended")).unwrap(), bytes(8_000));
+    assert!(image(&store, &key("removed")).is_none());
+    checkpoint(&store);
+    assert_eq!(compact_all(&store).records, 0);
+    assert_eq!(TREES.map(|name| count(&store, name)), [2, 1, 0, 3]);
+}

@@ -1,0 +1,386 @@
+//! Bad input, as far as it is visible from outside: a typed error that names the thing, and nothing changed.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use oncekey::{
+    BeginOptions, Context, Durability, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Interruption,
+    Key, MAX_CONTEXT_BYTES, MAX_CONTEXT_ENTRIES, MAX_CONTEXT_NAME_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Manager,
+    ManagerOptions, ManualClock, RecordFilter, Resolution, Status,
+};
+
+use crate::common::*;
+
+#[track_caller]
+fn is(error: &Error, kind: ErrorKind, named: &str) {
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(named), "{error} does not name {named}");
+}
+
+/// Every call that takes a key.
+fn refusals(manager: &Texts, key: &[u8]) -> Vec<Error> {
+    let (v, raw) = ("v".to_owned(), manager.engine().raw("m").unwrap());
+    let executed = match manager.execute(key, |_| panic!("it has run")) {
+        Err(ExecuteError::Engine(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    vec![
+        manager.begin(key).unwrap_err(),
+        manager.begin_with(key, BeginOptions::new()).unwrap_err(),
+        manager.begin_or_wait(key, BeginOptions::new(), FOREVER).unwrap_err(),
+        executed,
+        manager.initiate(key, None).unwrap_err(),
+        manager.success(key, &v).unwrap_err(),
+        manager.fail(key, &v).unwrap_err(),
+        manager.release(key).unwrap_err(),
+        manager.get(key).unwrap_err(),
+        manager.wait(key, FOREVER).unwrap_err(),
+        manager.resolve(key, Resolution::Retry).unwrap_err(),
+        manager.reopen(key).unwrap_err(),
+        manager.remove(key).unwrap_err(),
+        manager.extend(key, DAY).unwrap_err(),
+        raw.get(key).unwrap_err(),
+        raw.resolve(key, Resolution::Retry).unwrap_err(),
+        raw.reopen(key).unwrap_err(),
+        raw.remove(key).unwrap_err(),
+        raw.extend(key, DAY).unwrap_err(),
+        manager.scoped(key).unwrap_err(),
+        Key::new(key).unwrap_err(),
+    ]
+}
+
+#[test]
+fn empty_and_oversized_keys() {
+    let (manager, _) = fresh();
+    let commits = manager.engine().stats().commits;
+    for error in refusals(&manager, b"") {
+        is(&error, ErrorKind::InvalidKey, "key is empty");
+    }
+    for error in refusals(&manager, &[b'k'; MAX_KEY_BYTES + 1]) {
+        is(&error, ErrorKind::InvalidKey, "513");
+    }
+    assert_eq!(manager.engine().stats().commits, commits);
+    // The longest there is, of bytes that are no text.
+    let longest = [0xff_u8; MAX_KEY_BYTES];
+    manager.execute(longest, |_| Ok("v".to_owned())).unwrap();
+    assert_eq!(manager.engine().records(RecordFilter::new().key_prefix(longest)).unwrap().count(), 1);
+}
+
+#[test]
+fn empty_oversized_and_malformed_names() {
+    let (engine, _) = engine();
+    let long = "n".repeat(65);
+    for (name, named) in [("", "empty"), (&*long, "65"), ("Pay", "\"Pay\""), ("a/b", "a/b"), ("a\0b", "\\u{0}")] {
+        is(&engine.manager::<u64, u64>(name).unwrap_err(), ErrorKind::InvalidName, named);
+        is(&engine.raw(name).unwrap_err(), ErrorKind::InvalidName, named);
+        is(&engine.records(RecordFilter::new().manager(name)).unwrap_err(), ErrorKind::InvalidName, named);
+    }
+    let manager: Manager<u64, u64> = engine.manager(&"n".repeat(64)).unwrap();
+    claim(&manager, "k").succeed(&1).unwrap();
+    assert_eq!(engine.managers().unwrap(), ["n".repeat(64)]);
+}
+
+#[test]
+fn oversized_contexts() {
+    let (manager, _) = fresh();
+    let many: Context = (0..=MAX_CONTEXT_ENTRIES).map(|n| (format!("n{n}"), "")).collect();
+    let bad = [
+        (many, ErrorKind::TooLarge, "65 entries"),
+        (Context::new().with("", "x"), ErrorKind::InvalidName, "empty name"),
+        (Context::new().with("n".repeat(MAX_CONTEXT_NAME_BYTES + 1), "x"), ErrorKind::InvalidName, "65 bytes"),
+        (Context::new().with("n", vec![0; MAX_CONTEXT_BYTES]), ErrorKind::TooLarge, "16385 bytes"),
+    ];
+    for (context, kind, named) in bad {
+        is(&manager.initiate("k", Some(&context)).unwrap_err(), kind, named);
+        let options = BeginOptions::new().context(context);
+        is(&manager.begin_with("k", options.clone()).unwrap_err(), kind, named);
+        is(&manager.begin_or_wait("k", options.clone(), FOREVER).unwrap_err(), kind, named);
+        let executed = manager.execute_with("k", options, |_| panic!("it has run"));
+        assert!(matches!(executed, Err(ExecuteError::Engine(error)) if error.kind() == kind));
+        assert_eq!(status(&manager, "k"), None);
+    }
+    let fullest = Context::new().with("n", vec![7; MAX_CONTEXT_BYTES - 1]);
+    claimed(manager.begin_with("k", BeginOptions::new().context(fullest.clone())).unwrap()).release().unwrap();
+    assert_eq!(*manager.get("k").unwrap().unwrap().info().context(), fullest);
+}
+
+#[test]
+fn empty_and_oversized_values() {
+    let clock = ManualClock::new();
+    let engine = options(&clock).max_value_bytes(0).temporary().unwrap();
+    // A unit has no bytes, and is a value all the same.
+    let unit: Manager<(), u8> = engine.manager("unit").unwrap();
+    let info = claim(&unit, "k").succeed(&()).unwrap().info().clone();
+    assert_eq!((info.status(), info.outcome_bytes(), outcome(&unit, "k")), (Status::Succeeded, 0, Some(Ok(()))));
+    is(&claim(&unit, "l").fail(&1).unwrap_err().error, ErrorKind::TooLarge, "the failure of key l of unit");
+    assert_eq!(status(&unit, "l"), Some(Status::Interrupted));
+
+    let error = options(&clock).max_value_bytes(MAX_VALUE_BYTES + 1).temporary().unwrap_err();
+    is(&error, ErrorKind::InvalidOptions, "max_value_bytes is 16777217");
+    let engine = options(&clock).max_value_bytes(MAX_VALUE_BYTES).temporary().unwrap();
+    let (manager, largest) = (texts(&engine), "x".repeat(MAX_VALUE_BYTES - 8));
+    claim(&manager, "k").succeed(&largest).unwrap();
+    assert!(outcome(&manager, "k") == Some(Ok(largest.clone())), "it is not what was stored");
+    let error = claim(&manager, "l").succeed(&(largest + "x")).unwrap_err().error;
+    is(&error, ErrorKind::TooLarge, "16777217 bytes long");
+}
+
+#[test]
+fn an_import_over_the_limit_is_refused() {
+    let ((here, _), clock) = (engine(), ManualClock::new());
+    let there = options(&clock).max_value_bytes(16).temporary().unwrap();
+    claim(&texts(&here), "k").succeed(&"x".repeat(9)).unwrap();
+    let record = here.raw("m").unwrap().get("k").unwrap().unwrap();
+    is(&there.raw("m").unwrap().import(&record).unwrap_err(), ErrorKind::TooLarge, "17");
+    assert_eq!(there.records(RecordFilter::new()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_record_of_another_schema() {
+    let (engine, _) = engine();
+    let old: Texts = texts(&engine);
+    let new: Manager<(u8, u8), String> = engine.manager_with("m", ManagerOptions::new().schema(2)).unwrap();
+    claim(&old, "k").succeed(&"v".to_owned()).unwrap();
+    let commits = engine.stats().commits;
+    let named = "key k of m was stored with schema 0 and is read with 2";
+    is(&new.get("k").unwrap_err(), ErrorKind::TypeMismatch, named);
+    is(&new.begin("k").unwrap_err(), ErrorKind::TypeMismatch, named);
+    is(&new.begin_or_wait("k", BeginOptions::new(), FOREVER).unwrap_err(), ErrorKind::TypeMismatch, named);
+    is(&new.wait("k", FOREVER).unwrap_err(), ErrorKind::TypeMismatch, named);
+    assert!(matches!(new.execute("k", |_| panic!("it has run")), Err(ExecuteError::Engine(_))));
+    assert_eq!(engine.stats().commits, commits);
+    assert_eq!(outcome(&old, "k"), Some(Ok("v".to_owned())));
+    // What has no outcome yet is taken over by the program that runs now.
+    claim(&old, "l").release().unwrap();
+    claim(&new, "l").succeed(&(1, 2)).unwrap();
+    assert_eq!(outcome(&new, "l"), Some(Ok((1, 2))));
+    assert_eq!(old.get("l").unwrap_err().kind(), ErrorKind::TypeMismatch);
+}
+
+#[test]
+fn zero_durations() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new();
+    let eventual = Durability::Eventual { interval: Duration::ZERO };
+    for (options, named) in [
+        (options(&clock).sync_timeout(Duration::ZERO), "sync_timeout"),
+        (options(&clock).durability(eventual), "interval"),
+    ] {
+        is(&options.open(dir.path()).unwrap_err(), ErrorKind::InvalidOptions, named);
+        is(&options.temporary().unwrap_err(), ErrorKind::InvalidOptions, named);
+    }
+    assert_eq!(tree(dir.path()), []);
+    // A wait of zero is one look.
+    let (manager, _) = fresh();
+    let _owner = claim(&manager, "k");
+    assert_eq!(waited(&manager.wait("k", Duration::ZERO).unwrap()), "timed out");
+    assert_eq!(arm(&manager.begin_or_wait("k", BeginOptions::new(), Duration::ZERO).unwrap()), "in progress");
+    assert_eq!(arm(&manager.begin_or_wait("l", BeginOptions::new(), Duration::ZERO).unwrap()), "claimed");
+}
+
+#[test]
+fn endless_durations() {
+    let clock = ManualClock::new();
+    let endless = options(&clock).sync_timeout(Duration::MAX).max_offline(Duration::MAX);
+    for durability in [Durability::Immediate, Durability::Eventual { interval: Duration::MAX }] {
+        let engine = endless.clone().durability(durability).temporary().unwrap();
+        // Longer than the clock can count, but not said to be for ever: it saturates.
+        for ttl in [FOREVER, Duration::from_secs(u64::MAX), Duration::from_millis(u64::MAX - 1)] {
+            let options = ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).unfinished_ttl(ttl);
+            let manager = texts_with(&engine, options);
+            let done = manager.execute_with("k", ExecuteOptions::new().wait(Duration::MAX), |_| Ok("v".to_owned()));
+            assert!(!done.unwrap().replayed());
+            drop(claim(&manager, "dropped"));
+            assert!(manager.extend("k", Duration::from_secs(u64::MAX)).unwrap());
+            clock.advance(1000 * YEAR);
+            assert_eq!(engine.compact_now().unwrap().removed, 0);
+            assert_eq!(manager.get("k").unwrap().unwrap().info().expires_at(), None);
+            assert_eq!(status(&manager, "dropped"), Some(Status::Interrupted));
+            assert!(manager.remove("k").unwrap() && manager.remove("dropped").unwrap());
+        }
+        engine.sync().unwrap();
+        engine.close().unwrap();
+    }
+}
+
+#[test]
+fn a_claim_that_was_forgotten() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let manager = texts(&first);
+    std::mem::forget(claim(&manager, "k"));
+    clock.advance(YEAR);
+    // For this process it is in progress, and can be found by its age.
+    assert_eq!(answer(&manager, "k"), "in progress");
+    let old = RecordFilter::new().status(Status::InProgress).updated_before(oncekey::Clock::wall(&clock) - DAY);
+    assert_eq!(keys(first.records(old).unwrap()), ["k"]);
+    // It is a handle that is never dropped: only `close` frees the directory.
+    drop(manager);
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    let info = texts(&second).get("k").unwrap().unwrap().info().clone();
+    assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::ProcessEnded)));
+}
+
+#[test]
+fn waiting_for_oneself() {
+    let (manager, _) = fresh();
+    let owner = claim(&manager, "k");
+    assert_eq!(arm(&manager.begin_or_wait("k", BeginOptions::new(), 20 * MS).unwrap()), "in progress");
+    assert_eq!(waited(&manager.wait("k", 20 * MS).unwrap()), "timed out");
+    assert_eq!(manager.engine().stats().waiting, 0);
+    owner.succeed(&"v".to_owned()).unwrap();
+}
+
+#[test]
+fn every_call_after_close() {
+    let (engine, _) = engine();
+    let manager = texts(&engine);
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    let records = engine.records(RecordFilter::new()).unwrap();
+    engine.clone().close().unwrap();
+    let mut refused =
+        vec![engine.managers().unwrap_err(), engine.compact_now().unwrap_err(), engine.sync().unwrap_err()];
+    refused.extend(records.filter_map(Result::err));
+    refused.extend([
+        manager.begin("k").unwrap_err(),
+        manager.get("k").unwrap_err(),
+        manager.initiate("l", None).unwrap_err(),
+    ]);
+    refused.extend([manager.wait("k", FOREVER).unwrap_err(), manager.remove("k").unwrap_err()]);
+    refused.extend([manager.extend("k", DAY).unwrap_err(), manager.resolve("k", Resolution::Retry).unwrap_err()]);
+    assert_eq!(refused.len(), 11);
+    for error in refused {
+        is(&error, ErrorKind::Closed, "closed");
+    }
+    engine.close().unwrap();
+}
+
+// Paths.
+
+/// Opens what cannot be opened: the error names the path, and what is there stays as it is.
+#[track_caller]
+fn refused(path: &Path, watched: &Path, kind: ErrorKind, io_kind: Option<io::ErrorKind>) {
+    let before = tree(watched);
+    let error = Engine::open(path).unwrap_err();
+    is(&error, kind, path.to_str().unwrap());
+    assert_eq!(error.io_kind(), io_kind, "{error}");
+    assert_eq!(tree(watched), before);
+}
+
+#[test]
+fn a_path_that_is_a_file_or_below_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    refused(&file, dir.path(), ErrorKind::Io, Some(io::ErrorKind::NotADirectory));
+    refused(&file.join("below"), dir.path(), ErrorKind::Io, Some(io::ErrorKind::NotADirectory));
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+}
+
+#[test]
+fn a_directory_that_holds_something_else() {
+    for (name, is_dir) in
+        [("notes.txt", false), ("sled", true), ("journal", true), ("store", false), (".hidden", false)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = dir.path().join(name);
+        if is_dir { fs::create_dir(&inside) } else { fs::write(&inside, "mine") }.unwrap();
+        refused(dir.path(), dir.path(), ErrorKind::UnsupportedFormat, None);
+    }
+}
+
+#[test]
+fn a_store_without_its_parts() {
+    for part in ["journal", "sled"] {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+        open(dir.path(), &clock).close().unwrap();
+        fs::remove_dir_all(dir.path().join("store").join(part)).unwrap();
+        let error = Engine::open(dir.path()).unwrap_err();
+        is(&error, ErrorKind::Corrupt, dir.path().join("store").join(part).to_str().unwrap());
+        assert!(!dir.path().join("store").join(part).exists(), "nothing is made in its place");
+    }
+}
+
+#[test]
+fn a_store_that_is_open_already() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let owner = claim(&texts(&first), "k");
+    // Its files are not compared: the engine that has it open prepares segments in the background.
+    let in_use = || is(&Engine::open(dir.path()).unwrap_err(), ErrorKind::StoreInUse, dir.path().to_str().unwrap());
+    in_use();
+    drop(first);
+    // The claim keeps it open.
+    in_use();
+    owner.succeed(&"v".to_owned()).unwrap();
+    let second = open(dir.path(), &clock);
+    assert_eq!(outcome(&texts(&second), "k"), Some(Ok("v".to_owned())));
+}
+
+#[test]
+fn missing_parents_an_empty_directory_and_a_fresh_mount_point_are_made_a_store() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    for path in ["a/b/c", "empty", "mount"].map(|path| dir.path().join(path)) {
+        if !path.ends_with("c") {
+            fs::create_dir(&path).unwrap();
+        }
+        if path.ends_with("mount") {
+            fs::create_dir(path.join("lost+found")).unwrap();
+        }
+        assert!(open(&path, &clock).opened().created);
+        assert!(!open(&path, &clock).opened().created);
+    }
+}
+
+const DIRECTORY: &str = "ONCEKEY_READ_ONLY";
+
+/// Not a test: what `a_directory_that_is_read_only` starts as somebody who may not write there.
+#[test]
+#[ignore = "started by another test"]
+fn read_only_child() {
+    let Ok(dir) = std::env::var(DIRECTORY) else { return };
+    for path in ["empty", "store", "empty/below"].map(|name| Path::new(&dir).join(name)) {
+        refused(&path, Path::new(&dir), ErrorKind::Io, Some(io::ErrorKind::PermissionDenied));
+    }
+    println!("refused");
+}
+
+#[test]
+fn a_directory_that_is_read_only() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    open(&dir.path().join("store"), &clock).close().unwrap();
+    // A copy, because the build directory may be nobody else's to read.
+    let program = dir.path().join("it");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let paths: Vec<_> = tree(dir.path()).into_iter().map(|(path, _)| path).chain([dir.path().to_owned()]).collect();
+    let allow = |directories, files| {
+        for path in &paths {
+            let mode = if path.is_dir() || *path == program { directories } else { files };
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    allow(0o555, 0o444);
+    // Root may write everywhere, so somebody else has to try.
+    let may_write = fs::write(dir.path().join("probe"), "").is_ok();
+    let mut child = Command::new(if may_write { Path::new("setpriv") } else { &program });
+    if may_write {
+        fs::remove_file(dir.path().join("probe")).unwrap();
+        child.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+    }
+    child.args(["bad_input::read_only_child", "--exact", "--ignored", "--nocapture"]).env(DIRECTORY, dir.path());
+    let output = child.current_dir("/").output();
+    allow(0o755, 0o644);
+    match output {
+        Err(cause) => println!("skipped: root, and no setpriv to be somebody else with: {cause}"),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && text.contains("refused"), "{text}");
+        }
+    }
+}

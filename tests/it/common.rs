@@ -1,0 +1,173 @@
+//! What these tests share: engines on a clock that stands still, and short names for answers.
+
+use std::path::Path;
+use std::time::Duration;
+
+use oncekey::{
+    Begin, BeginOptions, Claim, Context, Engine, EngineOptions, Fingerprint, Manager, ManagerOptions, ManualClock,
+    OnInterrupted, Records, Status, Waited,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+/// The last millisecond of a time.
+pub(crate) fn just_before(time: Duration) -> Duration {
+    time.checked_sub(MS).unwrap()
+}
+
+/// Stands in outcomes, contexts and failures, and must not be seen anywhere else.
+pub(crate) const MARKER: &str = "4111-1111";
+
+/// The manager that most tests use.
+pub(crate) type Texts = Manager<String, String>;
+
+pub(crate) fn options(clock: &ManualClock) -> EngineOptions {
+    Engine::options().clock(clock.clone())
+}
+
+pub(crate) fn open(path: &Path, clock: &ManualClock) -> Engine {
+    options(clock).open(path).unwrap()
+}
+
+pub(crate) fn engine() -> (Engine, ManualClock) {
+    let clock = ManualClock::new();
+    (options(&clock).temporary().unwrap(), clock)
+}
+
+pub(crate) fn texts_with(engine: &Engine, options: ManagerOptions) -> Texts {
+    engine.manager_with("m", options).unwrap()
+}
+
+pub(crate) fn texts(engine: &Engine) -> Texts {
+    texts_with(engine, ManagerOptions::new())
+}
+
+pub(crate) fn resuming(engine: &Engine) -> Texts {
+    texts_with(engine, ManagerOptions::new().on_interrupted(OnInterrupted::Resume))
+}
+
+/// A manager in an engine of its own.
+pub(crate) fn fresh() -> (Texts, ManualClock) {
+    let (engine, clock) = engine();
+    (texts(&engine), clock)
+}
+
+pub(crate) trait Stored: Serialize + DeserializeOwned {}
+impl<T: Serialize + DeserializeOwned> Stored for T {}
+
+#[track_caller]
+pub(crate) fn claimed<T, E>(begin: Begin<T, E>) -> Claim<T, E> {
+    begin.into_claim().unwrap_or_else(|other| panic!("expected a claim, got {}", arm(&other)))
+}
+
+#[track_caller]
+pub(crate) fn claim<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -> Claim<T, E> {
+    claimed(manager.begin(key).unwrap())
+}
+
+/// Which answer it is.
+pub(crate) fn arm<T, E>(begin: &Begin<T, E>) -> &'static str {
+    match begin {
+        Begin::Claimed(_) => "claimed",
+        Begin::Replay(_) => "replay",
+        Begin::InProgress(_) => "in progress",
+        Begin::Interrupted(_) => "interrupted",
+        Begin::Mismatch(_) => "mismatch",
+    }
+}
+
+/// What `begin` answers; a claim is released again, so that asking changes little.
+#[track_caller]
+pub(crate) fn answer<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -> &'static str {
+    answer_with(manager, key, BeginOptions::new())
+}
+
+#[track_caller]
+pub(crate) fn answer_with<T: Stored, E: Stored>(
+    manager: &Manager<T, E>,
+    key: &str,
+    options: BeginOptions,
+) -> &'static str {
+    let begin = manager.begin_with(key, options).unwrap();
+    let arm = arm(&begin);
+    if let Ok(claim) = begin.into_claim() {
+        claim.release().unwrap();
+    }
+    arm
+}
+
+pub(crate) fn waited<T, E>(waited: &Waited<T, E>) -> &'static str {
+    match waited {
+        Waited::Finished(_) => "finished",
+        Waited::Absent => "absent",
+        Waited::Released => "released",
+        Waited::Interrupted => "interrupted",
+        Waited::TimedOut => "timed out",
+        Waited::Closed => "closed",
+    }
+}
+
+#[track_caller]
+pub(crate) fn status<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -> Option<Status> {
+    manager.get(key).unwrap().map(|record| record.status())
+}
+
+/// The stored outcome.
+#[track_caller]
+pub(crate) fn outcome<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -> Option<Result<T, E>> {
+    manager.get(key).unwrap().and_then(oncekey::Record::into_outcome)
+}
+
+/// The keys of a listing, in its order.
+#[track_caller]
+pub(crate) fn keys(records: Records) -> Vec<String> {
+    records.map(|info| info.unwrap().key().to_string()).collect()
+}
+
+pub(crate) fn same(request: &str) -> BeginOptions {
+    BeginOptions::new().fingerprint(Fingerprint::of(request).unwrap())
+}
+
+pub(crate) fn about(name: &str, value: &str) -> Context {
+    Context::new().with(name, value)
+}
+
+/// bincode writes it and cannot read it: the skipped field is missing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Holed {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
+    pub(crate) cents: u64,
+}
+
+/// bincode writes `Declined` and reads `Fraud`: a skipped variant shifts those behind it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Shifted {
+    #[serde(skip)]
+    #[expect(dead_code, reason = "only its place matters")]
+    Internal,
+    Declined(u64),
+    Fraud(u64),
+}
+
+/// Every file below a directory, with its size; what "nothing changed" is measured by.
+pub(crate) fn tree(dir: &Path) -> Vec<(std::path::PathBuf, u64)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let metadata = path.symlink_metadata().unwrap();
+        if metadata.is_dir() {
+            found.extend(tree(&path));
+        }
+        let len = if metadata.is_dir() { 0 } else { metadata.len() };
+        found.push((path, len));
+    }
+    found.sort();
+    found
+}

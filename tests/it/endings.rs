@@ -1,0 +1,295 @@
+//! The rules of design.md, section 3, about how claims end, and what becomes of a result that cannot be stored.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use oncekey::{
+    Begin, Claim, EndError, ErrorKind, ExecuteError, Interruption, Manager, ManagerOptions, ManualClock, OnError,
+    Resolution, Status,
+};
+
+use crate::common::*;
+
+#[test]
+fn the_four_endings_say_what_they_mean() {
+    let (manager, _) = fresh();
+    let won = claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
+    assert_eq!((won.outcome(), won.info().status()), (Ok(&"v".to_owned()), Status::Succeeded));
+    let lost = claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
+    assert_eq!((lost.outcome(), lost.info().status()), (Err(&"e".to_owned()), Status::Failed));
+    let released = claim(&manager, "released").release().unwrap();
+    assert_eq!((released.status(), released.interruption()), (Status::Released, None));
+    let reported = claim(&manager, "reported").interrupt().unwrap();
+    assert_eq!((reported.status(), reported.interruption()), (Status::Interrupted, Some(Interruption::Reported)));
+    // And what they said is what is there.
+    assert_eq!(outcome(&manager, "won"), Some(Ok("v".to_owned())));
+    assert_eq!(outcome(&manager, "lost"), Some(Err("e".to_owned())));
+    assert_eq!(status(&manager, "released"), Some(Status::Released));
+    assert_eq!(status(&manager, "reported"), Some(Status::Interrupted));
+}
+
+#[test]
+fn an_ended_claim_is_ended_and_its_drop_changes_nothing() {
+    let (engine, _) = engine();
+    let manager = texts(&engine);
+    let events = engine.events();
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    claim(&manager, "l").release().unwrap();
+    assert_eq!(events.try_iter().count(), 4, "one began and one ended each");
+    assert_eq!((status(&manager, "k"), status(&manager, "l")), (Some(Status::Succeeded), Some(Status::Released)));
+    assert_eq!(engine.stats().drops_not_recorded, 0);
+}
+
+#[test]
+fn a_claim_of_an_earlier_open_cannot_end_a_later_one() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let old = ["succeed", "fail", "release", "interrupt", "drop"].map(|key| claim(&resuming(&first), key));
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    let manager = resuming(&second);
+    let new = ["succeed", "fail", "release", "interrupt", "drop"].map(|key| claim(&manager, key));
+    let [succeeds, fails, releases, interrupts, drops] = old;
+    assert_eq!(succeeds.succeed(&"old".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(fails.fail(&"old".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(releases.release().unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(interrupts.interrupt().unwrap_err().kind(), ErrorKind::Closed);
+    drop(drops);
+    for claim in new {
+        let key = claim.key().to_string();
+        assert_eq!(status(&manager, &key), Some(Status::InProgress), "{key}");
+        claim.succeed(&"new".to_owned()).unwrap();
+        assert_eq!(outcome(&manager, &key), Some(Ok("new".to_owned())), "{key}");
+    }
+}
+
+#[test]
+fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
+    let (manager, _) = fresh();
+    assert!(manager.initiate("k", None).unwrap());
+    assert!(manager.remove("k").unwrap());
+    let later = claim(&manager, "k");
+    assert_eq!(manager.success("k", &"old".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
+    later.succeed(&"new".to_owned()).unwrap();
+    assert_eq!(manager.fail("k", &"old".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+    assert_eq!(outcome(&manager, "k"), Some(Ok("new".to_owned())));
+}
+
+#[test]
+fn a_by_key_owner_that_died_cannot_end_its_record() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    assert!(texts(&first).initiate("k", None).unwrap());
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    let manager = texts(&second);
+    assert_eq!(manager.success("k", &"v".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+    let info = manager.get("k").unwrap().unwrap().info().clone();
+    assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::ProcessEnded)));
+}
+
+#[test]
+fn dropping_a_claim_interrupts_the_record() {
+    let (manager, _) = fresh();
+    drop(claim(&manager, "k"));
+    let info = manager.get("k").unwrap().unwrap().info().clone();
+    assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Dropped)));
+}
+
+#[test]
+fn unwinding_through_a_claim_interrupts_the_record_and_the_panic_goes_on() {
+    let (manager, _) = fresh();
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let _claim = claim(&manager, "begun");
+        panic!("on purpose");
+    }));
+    assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"on purpose"));
+    let panic = catch_unwind(AssertUnwindSafe(|| manager.execute("executed", |_| panic!("on purpose")).is_ok()));
+    assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"on purpose"));
+    for key in ["begun", "executed"] {
+        let info = manager.get(key).unwrap().unwrap().info().clone();
+        assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Panicked)), "{key}");
+    }
+}
+
+#[test]
+fn dropping_a_claim_after_close_neither_blocks_nor_panics_and_is_counted() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let late = claim(&texts(&first), "k");
+    first.clone().close().unwrap();
+    drop(late);
+    assert_eq!(first.stats().drops_not_recorded, 1);
+    let second = open(dir.path(), &clock);
+    assert_eq!(second.opened().interrupted, 1);
+    let info = texts(&second).get("k").unwrap().unwrap().info().clone();
+    assert_eq!(info.interruption(), Some(Interruption::ProcessEnded));
+}
+
+#[test]
+fn a_saved_failure_is_replayed_like_a_success() {
+    let (manager, _) = fresh();
+    let first = manager.execute("k", |_| Err("declined".to_owned())).unwrap_err();
+    assert!(matches!(first, ExecuteError::Failed { replayed: false, .. }));
+    let again = manager.execute("k", |_| panic!("it has run")).unwrap_err();
+    let ExecuteError::Failed { error, replayed: true } = again else { panic!("{again:?}") };
+    assert_eq!(error, "declined");
+    let Begin::Replay(done) = manager.begin("k").unwrap() else { panic!("no replay") };
+    assert_eq!(done.into_outcome(), Err("declined".to_owned()));
+}
+
+#[test]
+fn a_release_means_that_nothing_happened_and_runs_again() {
+    let (engine, _) = engine();
+    // Under the policy that fails closed, too.
+    let manager = texts_with(&engine, ManagerOptions::new());
+    let first = claim(&manager, "k");
+    let (generation, effect) = (first.generation(), first.effect_id("charge"));
+    first.release().unwrap();
+    assert_eq!(waited(&manager.wait("k", oncekey::FOREVER).unwrap()), "released");
+    let done = manager.execute("k", |claim| Ok(claim.effect_id("charge"))).unwrap();
+    assert_eq!((done.info().generation(), done.info().attempt()), (generation, 2));
+    assert_eq!(*done.value(), effect);
+}
+
+// A failure to store a result never turns into a stored failure, and the value comes back.
+
+/// The claim that comes back is alive: nothing was stored, the key is not free, and another value can be.
+#[track_caller]
+fn comes_back_alive<T: Stored, E: Stored>(
+    manager: &Manager<T, E>,
+    error: EndError<Claim<T, E>>,
+    kind: ErrorKind,
+    value: &T,
+) {
+    let EndError { error, claim } = error;
+    let key = claim.key().to_string();
+    assert_eq!(error.kind(), kind);
+    assert!(error.to_string().contains(&format!("key {key} of m")), "{error}");
+    assert_eq!(status(manager, &key), Some(Status::InProgress));
+    assert_eq!(answer(manager, &key), "in progress");
+    claim.succeed(value).unwrap();
+    assert_eq!(status(manager, &key), Some(Status::Succeeded));
+}
+
+#[test]
+fn a_result_that_cannot_be_read_back_is_codec_and_comes_back() {
+    let (engine, _) = engine();
+    let manager: Manager<Holed, Holed> = engine.manager("m").unwrap();
+    let (bad, good) = (Holed { note: None, cents: 1 }, Holed { note: Some("x".to_owned()), cents: 1 });
+    comes_back_alive(&manager, claim(&manager, "won").succeed(&bad).unwrap_err(), ErrorKind::Codec, &good);
+    comes_back_alive(&manager, claim(&manager, "lost").fail(&bad).unwrap_err(), ErrorKind::Codec, &good);
+    for (key, result) in [("ok", Ok(bad.clone())), ("err", Err(bad.clone()))] {
+        let answer = manager.execute(key, |_| result.clone()).unwrap_err();
+        let ExecuteError::NotStored { outcome, error } = answer else { panic!("{answer:?}") };
+        assert_eq!(outcome, result);
+        comes_back_alive(&manager, error, ErrorKind::Codec, &good);
+    }
+}
+
+#[test]
+fn a_result_that_is_read_back_as_another_is_codec_and_names_the_wrapper() {
+    let (engine, _) = engine();
+    let manager: Manager<Shifted, String> = engine.manager("m").unwrap();
+    let error = claim(&manager, "k").succeed(&Shifted::Declined(1)).unwrap_err();
+    assert!(error.to_string().contains("`Json<T>`"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Codec);
+    drop(error);
+    // The wrapper keeps its word.
+    let wrapped: Manager<oncekey::Json<Shifted>, String> = engine.manager("wrapped").unwrap();
+    let done = claim(&wrapped, "k").succeed(&oncekey::Json(Shifted::Declined(1))).unwrap();
+    assert_eq!(done.into_outcome(), Ok(oncekey::Json(Shifted::Declined(1))));
+    assert_eq!(outcome(&wrapped, "k"), Some(Ok(oncekey::Json(Shifted::Declined(1)))));
+}
+
+#[test]
+fn a_result_over_the_limit_is_too_large_and_comes_back() {
+    let clock = ManualClock::new();
+    let engine = options(&clock).max_value_bytes(64).temporary().unwrap();
+    let manager = texts(&engine);
+    // bincode puts 8 bytes of length before a text.
+    let (fits, over) = ("x".repeat(56), "x".repeat(57));
+    comes_back_alive(&manager, claim(&manager, "won").succeed(&over).unwrap_err(), ErrorKind::TooLarge, &fits);
+    comes_back_alive(&manager, claim(&manager, "lost").fail(&over).unwrap_err(), ErrorKind::TooLarge, &fits);
+    let answer = manager.execute("k", |_| Ok(over.clone())).unwrap_err();
+    let ExecuteError::NotStored { outcome, error } = answer else { panic!("{answer:?}") };
+    assert_eq!(outcome, Ok(over.clone()));
+    comes_back_alive(&manager, error, ErrorKind::TooLarge, &fits);
+
+    assert!(manager.initiate("by key", None).unwrap());
+    assert_eq!(manager.success("by key", &over).unwrap_err().kind(), ErrorKind::TooLarge);
+    assert_eq!(manager.fail("by key", &over).unwrap_err().kind(), ErrorKind::TooLarge);
+    manager.success("by key", &fits).unwrap();
+
+    drop(claim(&manager, "held"));
+    let resolved = manager.resolve("held", Resolution::Succeed(over.clone())).unwrap_err();
+    assert_eq!(resolved.kind(), ErrorKind::TooLarge);
+    let raw = engine.raw("m").unwrap().resolve("held", Resolution::Succeed(vec![0; 65].into())).unwrap_err();
+    assert_eq!(raw.kind(), ErrorKind::TooLarge);
+    assert_eq!(status(&manager, "held"), Some(Status::Interrupted));
+}
+
+#[test]
+fn a_result_after_close_is_closed_and_comes_back() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let manager = texts(&first);
+    let claims = ["succeed", "fail", "release", "interrupt"].map(|key| claim(&manager, key));
+    let answer = manager.execute("ok", |_| {
+        first.clone().close().unwrap();
+        Ok("v".to_owned())
+    });
+    let Err(ExecuteError::NotStored { outcome, error }) = answer else { panic!("{answer:?}") };
+    assert_eq!((outcome, error.kind()), (Ok("v".to_owned()), ErrorKind::Closed));
+    drop(error);
+    let [succeeds, fails, releases, interrupts] = claims;
+    // Tried twice, to no other effect: the claim that comes back is the same.
+    let kept = succeeds.succeed(&"v".to_owned()).unwrap_err();
+    assert_eq!(kept.kind(), ErrorKind::Closed);
+    assert_eq!(kept.claim.succeed(&"v".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(fails.fail(&"e".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(releases.release().unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(interrupts.interrupt().unwrap_err().kind(), ErrorKind::Closed);
+    drop((manager, first));
+    let second = open(dir.path(), &clock);
+    for key in ["succeed", "fail", "release", "interrupt", "ok"] {
+        let record = texts(&second).get(key).unwrap().unwrap();
+        assert_eq!(record.info().interruption(), Some(Interruption::ProcessEnded), "{key}");
+        assert!(record.outcome().is_none(), "{key}");
+    }
+}
+
+#[test]
+fn a_failure_after_close_is_closed_and_comes_back_whatever_on_error_says() {
+    for on_error in [OnError::Store, OnError::Release, OnError::Interrupt] {
+        let (manager, _) = fresh();
+        let manager = manager.on_error(move |_| on_error);
+        let answer = manager.execute("k", |_| {
+            manager.engine().clone().close().unwrap();
+            Err("declined".to_owned())
+        });
+        let Err(ExecuteError::NotStored { outcome, error }) = answer else { panic!("{answer:?}") };
+        assert_eq!((outcome, error.kind()), (Err("declined".to_owned()), ErrorKind::Closed), "{on_error:?}");
+    }
+}
+
+#[test]
+fn the_value_that_was_stored_is_the_one_that_is_given_to_everyone() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    // Over every limit at which values are kept in another way.
+    let values = [0, 1, 4_000, 4_100, 70_000, 1_000_000].map(|len| "x".repeat(len));
+    let first = open(dir.path(), &clock);
+    for value in &values {
+        let key = format!("k{}", value.len());
+        let done = texts(&first).execute(&key, |_| Ok(value.clone())).unwrap();
+        assert_eq!(done.value(), value);
+        assert_eq!(done.info().outcome_bytes(), value.len() as u64 + 8);
+        assert!(texts(&first).extend(&key, 2 * DAY).unwrap());
+    }
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    clock.advance(DAY + MINUTE);
+    for value in &values {
+        let again = texts(&second).execute(format!("k{}", value.len()), |_| panic!("it has run")).unwrap();
+        assert!(again.replayed() && again.value() == value);
+    }
+}

@@ -1,0 +1,310 @@
+//! What an engine tells about its records: listings, events, gauges, and what an open found.
+
+use oncekey::{
+    Context, EVENT_QUEUE, Event, Interruption, Manager, ManagerOptions, ManualClock, RecordFilter, Resolution, Status,
+};
+
+use crate::common::*;
+
+fn listed(engine: &oncekey::Engine, filter: RecordFilter) -> Vec<String> {
+    keys(engine.records(filter).unwrap())
+}
+
+/// Every listing is asked twice: of what is only in memory still, and of what was reopened from disk.
+fn before_and_after_reopen(make: impl Fn(&oncekey::Engine, &ManualClock), check: impl Fn(&oncekey::Engine)) {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    make(&first, &clock);
+    check(&first);
+    first.close().unwrap();
+    check(&open(dir.path(), &clock));
+}
+
+#[test]
+fn records_are_listed_by_manager_and_key() {
+    before_and_after_reopen(
+        |engine, _| {
+            for (name, key) in [("b", "2"), ("a-b", "1"), ("b", "1"), ("a", "z"), ("a", "\u{e9}")] {
+                let manager: Manager<String, String> = engine.manager(name).unwrap();
+                claim(&manager, key).succeed(&"v".to_owned()).unwrap();
+            }
+        },
+        |engine| {
+            let all = engine.records(RecordFilter::new()).unwrap().map(|info| {
+                let info = info.unwrap();
+                (info.manager().to_owned(), info.key().as_str().unwrap().to_owned())
+            });
+            let expected = [("a", "z"), ("a", "\u{e9}"), ("a-b", "1"), ("b", "1"), ("b", "2")];
+            assert_eq!(all.collect::<Vec<_>>(), expected.map(|(name, key)| (name.to_owned(), key.to_owned())));
+            assert_eq!(engine.managers().unwrap(), ["a", "a-b", "b"]);
+            assert_eq!(listed(engine, RecordFilter::new().manager("a")), ["z", "\\xc3\\xa9"]);
+            assert_eq!(listed(engine, RecordFilter::new().manager("none")), Vec::<String>::new());
+        },
+    );
+}
+
+#[test]
+fn records_are_filtered_by_everything_that_a_filter_has() {
+    before_and_after_reopen(
+        |engine, clock| {
+            let manager = texts(engine);
+            let begin = |key: &str, context: Context| {
+                let options = oncekey::BeginOptions::new().context(context);
+                claimed(manager.begin_with(key, options).unwrap())
+            };
+            begin("a1", about("user", "ada")).succeed(&"v".to_owned()).unwrap();
+            begin("a2", about("user", "ada").with("city", "bonn")).fail(&"e".to_owned()).unwrap();
+            clock.advance(SECOND);
+            begin("b1", about("user", "eve").with("city", "bonn")).release().unwrap();
+            drop(begin("b2", Context::new()));
+            begin("\u{ff}", about("user", "")).succeed(&"v".to_owned()).unwrap();
+        },
+        |engine| {
+            let is = |filter: RecordFilter, expected: &[&str]| {
+                assert_eq!(listed(engine, filter.clone()), expected, "{filter:?}");
+            };
+            let all = RecordFilter::new;
+            is(all().key_prefix("a"), &["a1", "a2"]);
+            is(all().key_prefix("a1").manager("m"), &["a1"]);
+            is(all().key_prefix([0xc3]).manager("m"), &["\\xc3\\xbf"]);
+            is(all().status(Status::Succeeded), &["a1", "\\xc3\\xbf"]);
+            is(all().status(Status::Failed).manager("m"), &["a2"]);
+            is(all().status(Status::Released), &["b1"]);
+            is(all().status(Status::Interrupted).key_prefix("b"), &["b2"]);
+            is(all().status(Status::InProgress), &[]);
+            is(all().recovery_point("finished"), &["a1", "a2", "\\xc3\\xbf"]);
+            is(all().recovery_point("started"), &["b1", "b2"]);
+            is(all().context("user", "ada"), &["a1", "a2"]);
+            is(all().context("user", ""), &["\\xc3\\xbf"]);
+            is(all().context("city", "bonn").context("user", "ada"), &["a2"]);
+            is(all().context("city", "bonn").key_prefix("b").status(Status::Released), &["b1"]);
+            let later = engine.raw("m").unwrap().get("b1").unwrap().unwrap().info().updated_at();
+            is(all().updated_before(later), &["a1", "a2"]);
+            is(all().updated_before(later + MS), &["a1", "a2", "b1", "b2", "\\xc3\\xbf"]);
+        },
+    );
+}
+
+#[test]
+fn a_listing_longer_than_a_batch_has_every_record_once() {
+    before_and_after_reopen(
+        |engine, _| {
+            let manager: Manager<u64, String> = engine.manager("m").unwrap();
+            // Half of them are by key and stay in progress, so that both places where records are kept are asked.
+            for n in 0..600_u64 {
+                if n % 2 == 0 {
+                    assert!(manager.initiate(format!("{n:04}"), None).unwrap());
+                } else {
+                    claim(&manager, &format!("{n:04}")).succeed(&n).unwrap();
+                }
+            }
+        },
+        |engine| {
+            let all: Vec<String> = (0..600).map(|n| format!("{n:04}")).collect();
+            assert_eq!(listed(engine, RecordFilter::new()), all);
+            assert_eq!(listed(engine, RecordFilter::new().recovery_point("started")).len(), 300);
+        },
+    );
+}
+
+#[test]
+fn interrupted_after_reopen_is_exactly_what_was_alive() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let (manager, other): (Texts, Manager<u64, u64>) = (texts(&first), first.manager("other").unwrap());
+    let _live = [claim(&manager, "b"), claim(&manager, "a"), claim(&manager.scoped("s").unwrap(), "a")];
+    let _other = claim(&other, "z");
+    assert!(other.initiate("by key", None).unwrap());
+    claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
+    claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
+    claim(&manager, "released").release().unwrap();
+    assert_eq!(first.interrupted().unwrap().count(), 0);
+    first.close().unwrap();
+
+    let second = open(dir.path(), &clock);
+    let found: Vec<_> = second.interrupted().unwrap().map(|info| info.unwrap()).collect();
+    let named: Vec<_> = found.iter().map(|info| format!("{}:{}", info.manager(), info.key())).collect();
+    assert_eq!(named, ["m:s/a", "m:a", "m:b", "other:by key", "other:z"]);
+    assert!(found.iter().all(|info| info.interruption() == Some(Interruption::ProcessEnded)));
+    assert_eq!((second.opened().interrupted, second.stats().interrupted, second.stats().in_progress), (5, 5, 0));
+    // Settled, they are gone from the list, and stay so.
+    for info in &found {
+        second.raw(info.manager()).unwrap().resolve(info.key(), Resolution::Retry).unwrap();
+    }
+    assert_eq!((second.interrupted().unwrap().count(), second.stats().interrupted), (0, 0));
+    second.close().unwrap();
+    let third = open(dir.path(), &clock);
+    assert_eq!((third.opened().interrupted, third.interrupted().unwrap().count()), (0, 0));
+}
+
+#[test]
+fn an_open_reports_what_it_found() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    assert!(first.opened().created && first.path() == dir.path());
+    assert_eq!((first.opened().interrupted, first.opened().frames_replayed, first.opened().torn_bytes), (0, 0, 0));
+    claim(&texts(&first), "k").succeed(&"v".to_owned()).unwrap();
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    assert!(!second.opened().created && second.opened().clean);
+    assert_eq!((second.opened().interrupted, second.opened().torn_bytes), (0, 0));
+}
+
+#[test]
+fn a_temporary_store_is_removed_with_its_last_handle() {
+    let (engine, _) = engine();
+    let path = engine.path().to_owned();
+    let claim = claim(&texts(&engine), "k");
+    drop(engine);
+    assert!(path.exists(), "the claim is a handle");
+    drop(claim);
+    assert!(!path.exists());
+}
+
+fn told(event: &Event) -> String {
+    match event {
+        Event::Began(info) => format!("began {}", info.key()),
+        Event::Replayed(info) => format!("replayed {}", info.key()),
+        Event::Ended(info) => format!("ended {} {:?}", info.key(), info.status()),
+        Event::Expired { count } => format!("expired {count}"),
+        Event::Compacted(done) => format!("compacted {}", done.removed),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn events_tell_what_happened_to_every_subscriber() {
+    let (engine, clock) = engine();
+    let manager = texts(&engine);
+    let (one, two) = (engine.events(), engine.events());
+    claim(&manager, "a").succeed(&"v".to_owned()).unwrap();
+    assert_eq!(answer(&manager, "a"), "replay");
+    drop(claim(&manager, "b"));
+    assert_eq!(answer(&manager, "b"), "interrupted");
+    manager.resolve("b", Resolution::Fail("e".to_owned())).unwrap();
+    assert!(manager.initiate("c", None).unwrap());
+    manager.release("c").unwrap();
+    clock.advance(DAY);
+    engine.compact_now().unwrap();
+    let expected = [
+        "began a",
+        "ended a Succeeded",
+        "replayed a",
+        "began b",
+        "ended b Interrupted",
+        "ended b Failed",
+        "began c",
+        "ended c Released",
+        "expired 2",
+        "compacted 2",
+    ];
+    for subscriber in [one, two] {
+        assert_eq!(subscriber.try_iter().map(|event| told(&event)).collect::<Vec<_>>(), expected);
+    }
+    // A late one gets what comes from now on, and the end when the engine is closed.
+    let late = engine.events();
+    claim(&manager, "d").release().unwrap();
+    engine.close().unwrap();
+    assert_eq!(late.iter().map(|event| told(&event)).collect::<Vec<_>>(), ["began d", "ended d Released"]);
+}
+
+#[test]
+fn events_that_do_not_fit_are_dropped_and_counted_for_that_subscriber_alone() {
+    let (engine, _) = engine();
+    let manager = texts(&engine);
+    let (slow, fast) = (engine.events(), engine.events());
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    for _ in 0..EVENT_QUEUE {
+        assert_eq!(answer(&manager, "k"), "replay");
+        assert!(fast.try_recv().is_ok());
+    }
+    assert_eq!(fast.try_iter().count(), 2);
+    assert_eq!((engine.stats().events_dropped, slow.try_iter().count()), (2, EVENT_QUEUE));
+    drop(slow);
+    assert_eq!(answer(&manager, "k"), "replay");
+    assert_eq!(engine.stats().events_dropped, 2, "nobody misses what nobody reads");
+}
+
+#[test]
+fn gauges_follow_the_records() {
+    let (engine, _) = engine();
+    let manager = texts(&engine);
+    let gauges = || (engine.stats().in_progress, engine.stats().interrupted);
+    assert_eq!(gauges(), (0, 0));
+    let first = claim(&manager, "a");
+    let second = claim(&manager, "b");
+    assert!(manager.initiate("c", None).unwrap());
+    assert_eq!(gauges(), (3, 0));
+    first.succeed(&"v".to_owned()).unwrap();
+    drop(second);
+    assert_eq!(gauges(), (1, 1));
+    assert!(manager.remove("c").unwrap());
+    assert_eq!(gauges(), (0, 1));
+    manager.resolve("b", Resolution::Retry).unwrap();
+    assert_eq!(gauges(), (0, 0));
+    claim(&manager, "b").interrupt().unwrap();
+    assert!(manager.remove("b").unwrap());
+    assert_eq!(gauges(), (0, 0));
+    assert_eq!(answer(&manager, "a"), "replay");
+    assert_eq!(engine.stats().replays, 1);
+}
+
+#[test]
+fn the_gauge_of_interrupted_records_is_right_after_a_compaction() {
+    let (engine, clock) = engine();
+    let (lapsing, lasting) = (ManagerOptions::new().unfinished_ttl(SECOND), ManagerOptions::new());
+    let (lapsing, lasting) = (texts_with(&engine, lapsing), texts_with(&engine, lasting));
+    claim(&lapsing, "released").release().unwrap();
+    drop(claim(&lapsing, "dropped"));
+    drop(claim(&lasting, "held"));
+    assert_eq!(engine.stats().interrupted, 2);
+    clock.advance(SECOND);
+    assert_eq!(engine.compact_now().unwrap().removed, 2);
+    assert_eq!((engine.interrupted().unwrap().count(), engine.stats().interrupted), (1, 1));
+}
+
+#[test]
+fn a_compaction_with_only_released_records_leaves_the_gauge_of_interrupted_ones() {
+    let (engine, clock) = engine();
+    claim(&texts_with(&engine, ManagerOptions::new().unfinished_ttl(SECOND)), "released").release().unwrap();
+    drop(claim(&texts(&engine), "held"));
+    clock.advance(SECOND);
+    assert_eq!(engine.compact_now().unwrap().removed, 1);
+    assert_eq!((engine.interrupted().unwrap().count(), engine.stats().interrupted), (1, 1));
+}
+
+#[test]
+fn a_store_can_be_opened_and_closed_any_number_of_times() {
+    let (idle, used, clock) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), ManualClock::new());
+    for n in 0..40_usize {
+        let reopened = options(&clock).open(idle.path()).unwrap_or_else(|error| panic!("idle, open {n}: {error}"));
+        reopened.close().unwrap();
+        let reopened = options(&clock).open(used.path()).unwrap_or_else(|error| panic!("used, open {n}: {error}"));
+        // Dropped, not closed: the last handle does the same.
+        texts(&reopened).execute(format!("{n:02}"), |_| Ok("v".to_owned())).unwrap();
+    }
+    assert_eq!(listed(&open(used.path(), &clock), RecordFilter::new()).len(), 40);
+}
+
+// A child has copies of all descriptors from its fork to its exec, the lock's among them: closing ours does not free it.
+#[test]
+fn a_closed_store_is_free_although_another_thread_starts_processes() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (done, mut refused) = (AtomicBool::new(false), Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::process::Command::new("true").status().unwrap();
+                }
+            });
+        }
+        for _ in 0..8 {
+            let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+            open(dir.path(), &clock).close().unwrap();
+            refused.extend(options(&clock).open(dir.path()).err());
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(refused.is_empty(), "{refused:?}");
+}

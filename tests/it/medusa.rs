@@ -1,0 +1,234 @@
+//! The defects of Medusa v1's `IdempotencyKeyService` that concern claims, each with a test that fails on what it does.
+//! Those of its stages have theirs beside the stages.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use oncekey::{
+    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FINISHED, Manager, ManagerOptions, ManualClock,
+    OnError, RecordFilter, STARTED, Status,
+};
+
+use crate::common::*;
+
+// "An unknown client key is silently replaced by a server uuid": after a lost response the client cannot find its own.
+#[test]
+fn medusa_1_the_client_s_own_key_is_kept() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let key = "client's key \u{e9}\u{0} 1";
+    let first = open(dir.path(), &clock);
+    let done = texts(&first).execute(key, |claim| Ok(claim.key().as_str().unwrap().to_owned())).unwrap();
+    assert_eq!((done.value().as_str(), done.info().key().as_str()), (key, Some(key)));
+    // The response is lost, and so is the server.
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    let again = texts(&second).execute(key, |_| Ok("again".to_owned())).unwrap();
+    assert_eq!((again.value().as_str(), again.replayed()), (key, true));
+    assert_eq!(second.records(RecordFilter::new()).unwrap().count(), 1);
+}
+
+// "`lock()` has zero call sites: there is no in-progress exclusion at all." And had it one, it would lapse after 1 s.
+#[test]
+fn medusa_2_a_key_in_progress_excludes_everyone_whatever_the_time() {
+    let (manager, clock) = fresh();
+    let owner = claim(&manager, "k");
+    let ran = AtomicU32::new(0);
+    for passed in [MS, SECOND, MINUTE, DAY, 10 * YEAR] {
+        clock.advance(passed);
+        assert_eq!(answer(&manager, "k"), "in progress");
+        assert!(!manager.initiate("k", None).unwrap());
+        let refused = manager.execute_with("k", ExecuteOptions::new().wait(MS), |_| {
+            ran.fetch_add(1, Ordering::Relaxed);
+            Ok(String::new())
+        });
+        assert!(matches!(refused, Err(ExecuteError::InProgress(_))));
+    }
+    assert_eq!(ran.into_inner(), 0);
+    owner.succeed(&"mine".to_owned()).unwrap();
+}
+
+// "Nothing ever clears `locked_at`": ours ends with the claim.
+#[test]
+fn medusa_2_an_ending_frees_the_key_at_once() {
+    let (engine, _) = engine();
+    let manager = resuming(&engine);
+    claim(&manager, "k").release().unwrap();
+    claim(&manager, "k").interrupt().unwrap();
+    drop(claim(&manager, "k"));
+    assert_eq!(claim(&manager, "k").attempt(), 4);
+}
+
+// "`initializeIdempotencyRequest` opens no transaction, SERIALIZABLE is ignored; check-then-save is not atomic."
+#[test]
+fn medusa_3_of_many_first_requests_one_begins() {
+    let (manager, _) = fresh();
+    let (start, ran) = (Barrier::new(8), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                start.wait();
+                let done = manager.execute("k", |_| {
+                    ran.fetch_add(1, Ordering::Relaxed);
+                    Ok("once".to_owned())
+                });
+                assert_eq!(done.unwrap().value(), "once");
+            });
+        }
+    });
+    assert_eq!(ran.into_inner(), 1);
+}
+
+// "Keys are not scoped by path": a key of another operation was driven as if it were this one's.
+#[test]
+fn medusa_4_the_same_key_in_two_managers_is_two_records() {
+    let (engine, _) = engine();
+    let carts: Manager<String, String> = engine.manager("carts").unwrap();
+    let items: Manager<u64, String> = engine.manager("items").unwrap();
+    carts.execute("k", |_| Ok("cart".to_owned())).unwrap();
+    assert!(items.get("k").unwrap().is_none());
+    assert!(!items.execute("k", |_| Ok(7)).unwrap().replayed());
+    assert_eq!(outcome(&carts, "k"), Some(Ok("cart".to_owned())));
+}
+
+// "Non-terminal answers terminate the key: retries replay a stale cart."
+#[test]
+fn medusa_5_what_is_not_final_does_not_finish_the_key() {
+    let (manager, _) = fresh();
+    let manager =
+        manager.on_error(|error: &String| if error == "requires_more" { OnError::Release } else { OnError::Store });
+    let more = manager.execute("k", |_| Err("requires_more".to_owned())).unwrap_err();
+    assert!(matches!(more, ExecuteError::Failed { replayed: false, .. }), "{more:?}");
+    assert_eq!(manager.get("k").unwrap().unwrap().info().recovery_point(), STARTED);
+    let done = manager.execute("k", |_| Ok("order".to_owned())).unwrap();
+    assert_eq!((done.value().as_str(), done.replayed()), ("order", false));
+}
+
+// "No guard that the key is unfinished: `workStage` may run after `finished`."
+#[test]
+fn medusa_6_a_finished_key_is_never_ended_again() {
+    let (manager, _) = fresh();
+    for (key, ends_well) in [("won", true), ("lost", false)] {
+        let claim = claim(&manager, key);
+        let finished = if ends_well { claim.succeed(&"v".to_owned()) } else { claim.fail(&"e".to_owned()) }.unwrap();
+        assert_eq!(finished.info().recovery_point(), FINISHED);
+        let before = manager.get(key).unwrap().unwrap();
+        // Every way in: none of them hands out a claim or writes.
+        assert_eq!(answer(&manager, key), "replay");
+        assert!(!manager.initiate(key, None).unwrap());
+        assert_eq!(manager.success(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+        assert_eq!(manager.fail(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+        assert_eq!(manager.release(key).unwrap_err().kind(), ErrorKind::NotInProgress);
+        let resolved = manager.resolve(key, oncekey::Resolution::Succeed("w".to_owned()));
+        assert_eq!(resolved.unwrap_err().kind(), ErrorKind::NotInterrupted);
+        let after = manager.get(key).unwrap().unwrap();
+        assert_eq!(before.outcome(), after.outcome());
+        assert_eq!(before.info().updated_at(), after.info().updated_at());
+    }
+}
+
+// "Two drivers of the same key both run a stage; one loses at commit, after foreign effects."
+#[test]
+fn medusa_6_a_second_driver_does_not_run_and_tokens_grow() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let manager = resuming(&first);
+    let driver = claim(&manager, "k");
+    assert_eq!(answer(&manager, "k"), "in progress");
+    let mut last = driver.token();
+    driver.interrupt().unwrap();
+    for _ in 0..3 {
+        let next = claim(&manager, "k");
+        assert!(next.token() > last, "a token that does not grow fences nobody");
+        last = next.token();
+        next.release().unwrap();
+    }
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    assert!(claim(&resuming(&second), "k").token() > last);
+    assert!(claim(&resuming(&second), "other").token() > last);
+}
+
+// "`recovery_point: \"\"` is stored *and* the response is": the record is finished and is not.
+#[test]
+fn medusa_8_finished_is_said_exactly_where_there_is_an_outcome() {
+    let (manager, _) = fresh();
+    claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
+    claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
+    claim(&manager, "released").release().unwrap();
+    drop(claim(&manager, "dropped"));
+    let _live = claim(&manager, "live");
+    for key in ["won", "lost", "released", "dropped", "live"] {
+        let record = manager.get(key).unwrap().unwrap();
+        let finished = matches!(record.status(), Status::Succeeded | Status::Failed);
+        assert_eq!(record.outcome().is_some(), finished, "{key}");
+        assert_eq!(record.info().recovery_point() == FINISHED, finished, "{key}");
+        assert_eq!(record.info().outcome_bytes() > 0, finished, "{key}");
+    }
+}
+
+// "Shared mutable `manager_` on singleton services": one caller's settings reached another's calls.
+#[test]
+fn medusa_9_setting_up_a_clone_does_not_change_the_original() {
+    let (original, _) = fresh();
+    let releasing = original.clone().on_error(|_| OnError::Release);
+    let scoped = original.scoped("tenant").unwrap();
+    let _ = original.execute("k", |_| Err("e".to_owned())).unwrap_err();
+    assert_eq!(status(&original, "k"), Some(Status::Failed));
+    let _ = releasing.execute("l", |_| Err("e".to_owned())).unwrap_err();
+    assert_eq!(status(&original, "l"), Some(Status::Released));
+    assert_eq!(status(&scoped, "k"), None);
+}
+
+// "Any error of `retrieve` is swallowed, and a new row is created" (and #4025: created only if it throws).
+#[test]
+fn medusa_11_a_fault_while_looking_is_not_taken_for_a_new_key() {
+    let (engine, _) = engine();
+    let manager = texts(&engine);
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    let before = manager.get("k").unwrap().unwrap();
+    let other_schema = texts_with(&engine, ManagerOptions::new().schema(2));
+    assert_eq!(other_schema.begin("k").unwrap_err().kind(), ErrorKind::TypeMismatch);
+    let refused = other_schema.execute("k", |_| panic!("it has run"));
+    assert!(matches!(refused, Err(ExecuteError::Engine(error)) if error.kind() == ErrorKind::TypeMismatch));
+    let after = manager.get("k").unwrap().unwrap();
+    assert_eq!(before.info().generation(), after.info().generation());
+    engine.close().unwrap();
+    assert_eq!(manager.begin("k").unwrap_err().kind(), ErrorKind::Closed);
+    assert!(matches!(manager.execute("k", |_| panic!("it has run")), Err(ExecuteError::Engine(_))));
+}
+
+// "Method, path and params are stored, never compared."
+#[test]
+fn medusa_a_stored_request_is_compared() {
+    let (manager, _) = fresh();
+    let owner = claimed(manager.begin_with("k", same("POST /carts")).unwrap());
+    assert_eq!(answer_with(&manager, "k", same("POST /orders")), "mismatch");
+    owner.succeed(&"v".to_owned()).unwrap();
+    assert_eq!(answer_with(&manager, "k", same("POST /orders")), "mismatch");
+    assert_eq!(answer_with(&manager, "k", same("POST /carts")), "replay");
+}
+
+// "`update(key, patch)`: field by field, no invariants." A retry changes nothing of what was fixed at the start.
+#[test]
+fn medusa_a_retry_does_not_patch_the_record() {
+    let (manager, _) = fresh();
+    let first = BeginOptions::new().context(about("user", "ada"));
+    claimed(manager.begin_with("k", first).unwrap()).succeed(&"v".to_owned()).unwrap();
+    let second = BeginOptions::new().context(about("user", "eve"));
+    let Begin::Replay(done) = manager.begin_with("k", second).unwrap() else { panic!("no replay") };
+    assert_eq!(done.info().context().text("user"), Some("ada"));
+}
+
+// "No TTL column, no delete, no collection: rows live for ever."
+#[test]
+fn medusa_rows_do_not_live_for_ever() {
+    let (engine, clock) = engine();
+    let manager = texts(&engine);
+    for n in 0..20 {
+        claim(&manager, &format!("k{n}")).succeed(&"v".to_owned()).unwrap();
+    }
+    assert_eq!(engine.compact_now().unwrap().removed, 0);
+    clock.advance(DAY);
+    assert_eq!(engine.compact_now().unwrap().removed, 20);
+    assert_eq!(engine.managers().unwrap(), Vec::<String>::new());
+}

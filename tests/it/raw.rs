@@ -1,0 +1,82 @@
+//! Managers whose types are not known, and types that are not the known ones.
+
+use oncekey::{Begin, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Resolution, Status, Value};
+
+use crate::common::*;
+
+#[test]
+fn the_same_name_with_other_types_is_a_type_mismatch() {
+    let (engine, _) = engine();
+    let _known: Manager<u64, String> = engine.manager("m").unwrap();
+    let error = engine.manager::<u32, String>("m").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TypeMismatch);
+    assert!(error.to_string().contains("manager m has the types u64"), "{error}");
+    assert!(engine.manager::<u64, u8>("m").is_err() && engine.manager::<u64, String>("m").is_ok());
+    assert!(engine.manager_with::<u32, String>("m", ManagerOptions::new().schema(1)).is_ok());
+    assert!(engine.manager::<u32, String>("n").is_ok());
+}
+
+#[test]
+fn raw_shows_and_settles_records_without_their_types() {
+    let (engine, _) = engine();
+    let manager: Manager<u64, u8> = engine.manager_with("m", ManagerOptions::new().schema(7)).unwrap();
+    let raw = engine.raw("m").unwrap();
+    claim(&manager, "won").succeed(&258).unwrap();
+    claim(&manager, "lost").fail(&3).unwrap();
+    assert_eq!(raw.get("won").unwrap().unwrap().into_outcome(), Some(Ok(Value::from(&[2, 1, 0, 0, 0, 0, 0, 0]))));
+    assert_eq!(raw.get("lost").unwrap().unwrap().into_outcome(), Some(Err(Value::from(&[3]))));
+    for key in ["a", "b", "c"] {
+        drop(claim(&manager, key));
+    }
+    assert!(raw.get("a").unwrap().unwrap().outcome().is_none());
+    raw.resolve("a", Resolution::Retry).unwrap();
+    raw.resolve("b", Resolution::Succeed(Value::from(&[1, 0, 0, 0, 0, 0, 0, 0]))).unwrap();
+    raw.resolve("c", Resolution::Fail(Value::from(&[9]))).unwrap();
+    // The record keeps its schema, so that its own manager reads it.
+    assert_eq!(
+        (status(&manager, "a"), outcome(&manager, "b"), outcome(&manager, "c")),
+        (Some(Status::Released), Some(Ok(1)), Some(Err(9)))
+    );
+    assert_eq!(raw.resolve("b", Resolution::Retry).unwrap_err().kind(), ErrorKind::NotInterrupted);
+    assert!(raw.extend("b", 2 * DAY).unwrap() && raw.reopen("b").unwrap() && raw.remove("c").unwrap());
+    assert_eq!((status(&manager, "b"), status(&manager, "c")), (None, None));
+}
+
+#[test]
+fn import_takes_records_over_into_another_store() {
+    let ((here, _), (there, clock)) = (engine(), engine());
+    let (source, target) = (texts_with(&here, ManagerOptions::new().success_ttl(MINUTE)), resuming(&there));
+    let begin = same("a").context(about("user", "ada"));
+    claimed(source.begin_with("won", begin).unwrap()).succeed(&"v".repeat(9000)).unwrap();
+    claim(&source, "lost").fail(&"e".to_owned()).unwrap();
+    drop(claim(&source, "dropped"));
+    claim(&source, "released").release().unwrap();
+    let _live = claim(&source, "live");
+    let keys = ["won", "lost", "dropped", "released", "live"];
+    for key in keys {
+        let record = here.raw("m").unwrap().get(key).unwrap().unwrap();
+        assert!(there.raw("m").unwrap().import(&record).unwrap(), "{key}");
+        assert!(!there.raw("m").unwrap().import(&record).unwrap(), "{key} is there already");
+    }
+    let won = claimed_replay(target.begin_with("won", same("a")).unwrap());
+    assert_eq!((won.outcome(), won.info().context().text("user")), (Ok(&"v".repeat(9000)), Some("ada")));
+    assert_eq!(answer(&target, "won"), "mismatch");
+    assert_eq!(outcome(&target, "lost"), Some(Err("e".to_owned())));
+    assert_eq!(status(&target, "released"), Some(Status::Released));
+    for (key, interruption) in [("dropped", Interruption::Dropped), ("live", Interruption::ProcessEnded)] {
+        let info = target.get(key).unwrap().unwrap().info().clone();
+        assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(interruption)), "{key}");
+        // Its policy came along: it is held here as it was there.
+        assert_eq!((info.policy(), answer(&target, key)), (OnInterrupted::Hold, "interrupted"), "{key}");
+    }
+    // Its time starts again.
+    clock.advance(just_before(MINUTE));
+    assert!(status(&target, "won").is_some());
+    clock.advance(MS);
+    assert!(status(&target, "won").is_none());
+}
+
+fn claimed_replay<T, E>(begin: Begin<T, E>) -> oncekey::Finished<T, E> {
+    let Begin::Replay(done) = begin else { panic!("expected a replay, got {}", arm(&begin)) };
+    done
+}

@@ -1,0 +1,373 @@
+//! The rules of design.md, section 3, as a user sees them: what `begin` answers, and when a record is absent. How claims
+//! end is in `endings`.
+
+use oncekey::{
+    Begin, BeginOptions, Engine, ErrorKind, FOREVER, Fingerprint, Interruption, ManagerOptions, ManualClock,
+    OnInterrupted, RecordFilter, Resolution, Status, Waited,
+};
+
+use crate::common::*;
+
+// The order of checks in `begin`.
+
+#[test]
+fn begin_checks_the_key_before_anything_else() {
+    let (manager, _) = fresh();
+    let options = BeginOptions::new().success_ttl(std::time::Duration::ZERO);
+    assert_eq!(manager.begin_with("", options.clone()).unwrap_err().kind(), ErrorKind::InvalidKey);
+    assert_eq!(manager.begin_with("k", options).unwrap_err().kind(), ErrorKind::InvalidOptions);
+}
+
+#[test]
+fn begin_looks_at_expiry_before_the_fingerprint() {
+    let (manager, clock) = fresh();
+    let first = claimed(manager.begin_with("k", same("a")).unwrap());
+    let generation = first.generation();
+    first.succeed(&"v".to_owned()).unwrap();
+    clock.advance(just_before(DAY));
+    assert_eq!(answer_with(&manager, "k", same("b")), "mismatch");
+    clock.advance(MS);
+    let second = claimed(manager.begin_with("k", same("b")).unwrap());
+    assert!(second.generation() > generation && second.attempt() == 1);
+}
+
+#[test]
+fn begin_tells_a_mismatch_before_in_progress_and_every_other_answer() {
+    let (manager, _) = fresh();
+    let start = |key: &str| claimed(manager.begin_with(key, same("a")).unwrap());
+    let _live = start("live");
+    start("won").succeed(&"v".to_owned()).unwrap();
+    start("lost").fail(&"e".to_owned()).unwrap();
+    start("released").release().unwrap();
+    start("held").interrupt().unwrap();
+    let free = BeginOptions::new().on_interrupted(OnInterrupted::Resume).fingerprint(Fingerprint::of("a").unwrap());
+    claimed(manager.begin_with("free", free).unwrap()).interrupt().unwrap();
+    for key in ["live", "won", "lost", "released", "held", "free"] {
+        assert_eq!(answer_with(&manager, key, same("b")), "mismatch", "{key}");
+    }
+    let right = [("live", "in progress"), ("won", "replay"), ("lost", "replay"), ("held", "interrupted")];
+    for (key, expected) in right.into_iter().chain([("released", "claimed"), ("free", "claimed")]) {
+        assert_eq!(answer_with(&manager, key, same("a")), expected, "{key}");
+    }
+}
+
+#[test]
+fn begin_looks_for_a_live_owner_before_the_interrupted_policy() {
+    let (engine, _) = engine();
+    let manager = resuming(&engine);
+    // Its second owner lives although its first one was interrupted.
+    claim(&manager, "k").interrupt().unwrap();
+    let _owner = claim(&manager, "k");
+    assert_eq!(answer(&manager, "k"), "in progress");
+}
+
+#[test]
+fn begin_follows_the_interrupted_policy() {
+    let (engine, _) = engine();
+    drop(claim(&texts(&engine), "held"));
+    drop(claim(&resuming(&engine), "free"));
+    let Begin::Interrupted(info) = texts(&engine).begin("held").unwrap() else { panic!("it is not held") };
+    assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Dropped)));
+    let heir = claim(&resuming(&engine), "free");
+    assert_eq!((heir.attempt(), heir.interruption()), (2, Some(Interruption::Dropped)));
+}
+
+#[test]
+fn answers_of_the_protocol_are_no_errors() {
+    let (manager, _) = fresh();
+    let _live = claim(&manager, "live");
+    assert!(manager.begin("live").is_ok() && manager.wait("live", MS).is_ok());
+    drop(claim(&manager, "held"));
+    assert!(manager.begin("held").is_ok() && manager.wait("held", MS).is_ok());
+    let _other = manager.begin_with("mismatch", same("a")).unwrap();
+    assert!(manager.begin_with("mismatch", same("b")).is_ok());
+    assert!(manager.wait("absent", MS).is_ok() && manager.get("absent").is_ok());
+    assert!(!manager.remove("absent").unwrap() && !manager.reopen("absent").unwrap());
+}
+
+// Fingerprints.
+
+#[test]
+fn a_retry_without_the_fingerprint_that_the_record_has_is_a_mismatch() {
+    let (manager, _) = fresh();
+    claimed(manager.begin_with("k", same("a")).unwrap()).succeed(&"v".to_owned()).unwrap();
+    assert_eq!(answer(&manager, "k"), "mismatch");
+    assert!(!manager.initiate("k", None).unwrap());
+}
+
+#[test]
+fn where_the_record_has_no_fingerprint_none_is_compared() {
+    let (manager, _) = fresh();
+    let owner = claim(&manager, "k");
+    assert_eq!(answer_with(&manager, "k", same("a")), "in progress");
+    owner.succeed(&"v".to_owned()).unwrap();
+    assert_eq!(answer_with(&manager, "k", same("a")), "replay");
+    assert_eq!(answer_with(&manager, "k", same("b")), "replay");
+}
+
+// What is fixed when a generation starts.
+
+#[test]
+fn fingerprint_context_and_policy_are_fixed_when_a_generation_starts() {
+    let (engine, _) = engine();
+    let (holds, resumes) = (texts(&engine), resuming(&engine));
+    let first = BeginOptions::new().context(about("user", "ada")).on_interrupted(OnInterrupted::Resume);
+    claimed(holds.begin_with("k", first).unwrap()).release().unwrap();
+    let second = same("a").context(about("user", "eve")).on_interrupted(OnInterrupted::Hold);
+    let again = claimed(holds.begin_with("k", second).unwrap());
+    assert_eq!((again.attempt(), again.context().text("user")), (2, Some("ada")));
+    let info = again.interrupt().unwrap();
+    assert_eq!((info.policy(), info.fingerprint()), (OnInterrupted::Resume, None));
+    // The record is still one without a fingerprint, and still one that resumes.
+    assert_eq!(answer_with(&holds, "k", same("b")), "claimed");
+
+    // And the other way: a manager that resumes does not free what was begun to be held.
+    drop(claim(&holds, "held"));
+    assert_eq!(answer(&resumes, "held"), "interrupted");
+    assert_eq!(resumes.get("held").unwrap().unwrap().info().policy(), OnInterrupted::Hold);
+}
+
+#[test]
+fn ttls_are_fixed_when_a_generation_starts() {
+    let (engine, clock) = engine();
+    let ttl = |ttl| ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).unfinished_ttl(ttl);
+    let (short, long) = (texts_with(&engine, ttl(SECOND)), texts_with(&engine, ttl(MINUTE)));
+    for key in ["won", "lost", "released"] {
+        claim(&short, key).release().unwrap();
+    }
+    let options = BeginOptions::new().success_ttl(DAY).failure_ttl(DAY);
+    claimed(long.begin_with("won", options.clone()).unwrap()).succeed(&"v".to_owned()).unwrap();
+    claimed(long.begin_with("lost", options).unwrap()).fail(&"e".to_owned()).unwrap();
+    claim(&long, "released").release().unwrap();
+    clock.advance(just_before(SECOND));
+    for key in ["won", "lost", "released"] {
+        assert!(status(&long, key).is_some(), "{key}");
+    }
+    clock.advance(MS);
+    for key in ["won", "lost", "released"] {
+        assert_eq!(status(&long, key), None, "{key}");
+    }
+}
+
+#[test]
+fn a_new_generation_fixes_everything_anew() {
+    let (manager, clock) = fresh();
+    let first = same("a").context(about("user", "ada"));
+    claimed(manager.begin_with("k", first).unwrap()).succeed(&"v".to_owned()).unwrap();
+    clock.advance(DAY);
+    let second = same("b").context(about("user", "eve")).on_interrupted(OnInterrupted::Resume);
+    let info = claimed(manager.begin_with("k", second).unwrap()).release().unwrap();
+    assert_eq!((info.attempt(), info.context().text("user")), (1, Some("eve")));
+    assert_eq!((info.policy(), info.fingerprint()), (OnInterrupted::Resume, Some(Fingerprint::of("b").unwrap())));
+}
+
+// TTLs.
+
+#[test]
+fn the_ttl_runs_from_the_ending() {
+    let (engine, clock) = engine();
+    let manager = texts_with(&engine, ManagerOptions::new().success_ttl(SECOND));
+    let owner = claim(&manager, "k");
+    clock.advance(DAY);
+    owner.succeed(&"v".to_owned()).unwrap();
+    clock.advance(just_before(SECOND));
+    assert_eq!(status(&manager, "k"), Some(Status::Succeeded));
+    clock.advance(MS);
+    assert_eq!(status(&manager, "k"), None);
+}
+
+#[test]
+fn success_and_failure_have_their_own_ttl() {
+    let (engine, clock) = engine();
+    let manager = texts_with(&engine, ManagerOptions::new().success_ttl(2 * SECOND).failure_ttl(SECOND));
+    let options = || BeginOptions::new().success_ttl(3 * SECOND).failure_ttl(4 * SECOND);
+    claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
+    claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
+    claimed(manager.begin_with("won, own", options()).unwrap()).succeed(&"v".to_owned()).unwrap();
+    claimed(manager.begin_with("lost, own", options()).unwrap()).fail(&"e".to_owned()).unwrap();
+    let alive = || keys(engine.records(RecordFilter::new()).unwrap());
+    assert_eq!(alive(), ["lost", "lost, own", "won", "won, own"]);
+    for left in [&["lost, own", "won", "won, own"][..], &["lost, own", "won, own"], &["lost, own"], &[]] {
+        clock.advance(SECOND);
+        assert_eq!(alive(), left);
+    }
+}
+
+#[test]
+fn what_is_not_finished_never_expires_by_the_result_ttl() {
+    let (engine, clock) = engine();
+    let manager = texts_with(&engine, ManagerOptions::new().success_ttl(MS).failure_ttl(MS));
+    let _live = claim(&manager, "live");
+    assert!(manager.initiate("by key", None).unwrap());
+    claim(&manager, "released").release().unwrap();
+    drop(claim(&manager, "dropped"));
+    clock.advance(100 * YEAR);
+    assert_eq!(engine.compact_now().unwrap().removed, 0);
+    let expected = [
+        ("live", Status::InProgress),
+        ("by key", Status::InProgress),
+        ("released", Status::Released),
+        ("dropped", Status::Interrupted),
+    ];
+    for (key, expected) in expected {
+        let record = manager.get(key).unwrap().unwrap();
+        assert_eq!((record.status(), record.info().expires_at()), (expected, None), "{key}");
+    }
+}
+
+#[test]
+fn the_unfinished_ttl_removes_what_was_given_up_and_never_a_live_one() {
+    let (engine, clock) = engine();
+    let manager = texts_with(&engine, ManagerOptions::new().unfinished_ttl(SECOND));
+    let live = claim(&manager, "live");
+    assert!(manager.initiate("by key", None).unwrap());
+    clock.advance(DAY);
+    // It runs from the giving up, as the others run from the ending.
+    claim(&manager, "released").release().unwrap();
+    drop(claim(&manager, "dropped"));
+    clock.advance(just_before(SECOND));
+    assert_eq!(status(&manager, "released"), Some(Status::Released));
+    assert_eq!(status(&manager, "dropped"), Some(Status::Interrupted));
+    clock.advance(MS);
+    assert_eq!(keys(engine.records(RecordFilter::new()).unwrap()), ["by key", "live"]);
+    assert_eq!(engine.interrupted().unwrap().count(), 0);
+    assert_eq!(manager.resolve("dropped", Resolution::Retry).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(claim(&manager, "released").attempt(), 1);
+    live.succeed(&"v".to_owned()).unwrap();
+}
+
+#[test]
+fn the_unfinished_ttl_of_the_dead_runs_from_the_open_that_found_them() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let options = || ManagerOptions::new().unfinished_ttl(MINUTE);
+    let first = open(dir.path(), &clock);
+    let _dead = claim(&texts_with(&first, options()), "k");
+    clock.advance(DAY);
+    first.close().unwrap();
+    clock.advance(DAY);
+    let second = open(dir.path(), &clock);
+    let manager = texts_with(&second, options());
+    clock.advance(just_before(MINUTE));
+    assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
+    clock.advance(MS);
+    assert_eq!(status(&manager, "k"), None);
+    assert_eq!(second.compact_now().unwrap().removed, 1);
+}
+
+/// What every reader says of a key: all of them must say it.
+#[track_caller]
+fn everyone_sees(engine: &Engine, key: &str, alive: bool) {
+    let manager = texts_with(engine, ManagerOptions::new().success_ttl(SECOND));
+    assert_eq!(manager.get(key).unwrap().is_some(), alive, "get");
+    assert_eq!(matches!(manager.wait(key, FOREVER).unwrap(), Waited::Absent), !alive, "wait");
+    assert_eq!(engine.raw("m").unwrap().get(key).unwrap().is_some(), alive, "raw");
+    let listed =
+        |filter: RecordFilter| engine.records(filter).unwrap().any(|info| info.unwrap().key().as_str() == Some(key));
+    assert_eq!(listed(RecordFilter::new()), alive, "records");
+    assert_eq!(listed(RecordFilter::new().manager("m").key_prefix(key).status(Status::Succeeded)), alive, "filtered");
+    assert_eq!(engine.managers().unwrap().contains(&"m".to_owned()), alive, "managers");
+    if alive {
+        assert_eq!(answer(&manager, key), "replay", "begin");
+        assert_eq!(arm(&manager.begin_or_wait(key, BeginOptions::new(), FOREVER).unwrap()), "replay", "begin_or_wait");
+        return;
+    }
+    let resolved = manager.resolve(key, Resolution::Retry).unwrap_err();
+    assert_eq!(resolved.kind(), ErrorKind::NotFound, "resolve");
+    assert_eq!(manager.success(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress, "success");
+    assert!(!manager.extend(key, DAY).unwrap(), "extend");
+    assert!(!manager.reopen(key).unwrap(), "reopen");
+    assert!(!manager.remove(key).unwrap(), "remove");
+    assert_eq!(claim(&manager, key).attempt(), 1, "begin");
+}
+
+#[test]
+fn expired_is_absent_at_once_for_everyone_at_one_boundary() {
+    let (engine, clock) = engine();
+    let manager = texts_with(&engine, ManagerOptions::new().success_ttl(SECOND));
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    everyone_sees(&engine, "k", true);
+    clock.advance(just_before(SECOND));
+    everyone_sees(&engine, "k", true);
+    // Nothing was compacted: the record is still there for those who do not look at the time.
+    clock.advance(MS);
+    everyone_sees(&engine, "k", false);
+}
+
+#[test]
+fn the_boundary_is_the_same_after_close_and_reopen() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let manager = texts_with(&first, ManagerOptions::new().success_ttl(SECOND));
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    clock.advance(SECOND / 2);
+    first.close().unwrap();
+    // What passes while nothing is open counts.
+    clock.advance(just_before(SECOND / 2));
+    let second = open(dir.path(), &clock);
+    everyone_sees(&second, "k", true);
+    second.close().unwrap();
+    clock.advance(MS);
+    everyone_sees(&open(dir.path(), &clock), "k", false);
+}
+
+#[test]
+fn steps_of_the_wall_clock_expire_nothing() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let manager = texts_with(&first, ManagerOptions::new().success_ttl(SECOND));
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    let wall = oncekey::Clock::wall(&clock);
+    clock.set_wall(wall + 10 * YEAR);
+    everyone_sees(&first, "k", true);
+    first.close().unwrap();
+    // Neither while nothing is open: within one boot, no more counts than passed since boot.
+    clock.set_wall(wall + 15 * YEAR);
+    let between = open(dir.path(), &clock);
+    everyone_sees(&between, "k", true);
+    between.close().unwrap();
+    // Neither does a machine that was off for a year and is set right by it.
+    clock.reboot();
+    clock.set_wall(wall + 20 * YEAR);
+    let second = open(dir.path(), &clock);
+    everyone_sees(&second, "k", true);
+    clock.set_wall(wall);
+    clock.advance(just_before(SECOND));
+    everyone_sees(&second, "k", true);
+    clock.advance(MS);
+    everyone_sees(&second, "k", false);
+}
+
+#[test]
+fn time_when_the_machine_was_off_counts_up_to_max_offline() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let options = options(&clock).max_offline(MINUTE);
+    let first = options.open(dir.path()).unwrap();
+    let manager = texts_with(&first, ManagerOptions::new().success_ttl(2 * MINUTE));
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    first.close().unwrap();
+    clock.reboot();
+    clock.set_wall(oncekey::Clock::wall(&clock) + YEAR);
+    let second = options.open(dir.path()).unwrap();
+    clock.advance(just_before(MINUTE));
+    assert_eq!(status(&texts(&second), "k"), Some(Status::Succeeded));
+    clock.advance(MS);
+    assert_eq!(status(&texts(&second), "k"), None);
+}
+
+#[test]
+fn for_ever_is_for_ever() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let manager = texts_with(&first, ManagerOptions::new().success_ttl(FOREVER).failure_ttl(FOREVER));
+    claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
+    claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
+    clock.advance(1000 * YEAR);
+    first.close().unwrap();
+    clock.advance(1000 * YEAR);
+    let second = open(dir.path(), &clock);
+    assert_eq!(second.compact_now().unwrap().removed, 0);
+    for key in ["won", "lost"] {
+        let record = texts(&second).get(key).unwrap().unwrap();
+        assert_eq!((record.outcome().is_some(), record.info().expires_at()), (true, None), "{key}");
+    }
+}
