@@ -59,6 +59,27 @@ enum Haste {
     Committed,
 }
 
+/// Who of those that wait for a key is to look at it, now that it has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Nobody,
+    /// The one whose turn it is to take the key over, and those who only look.
+    Heir,
+    All,
+}
+
+impl Next {
+    fn after(image: Option<&Image>) -> Self {
+        match image.map(|image| (image.state, image.policy)) {
+            Some((Status::InProgress, _)) => Self::Nobody,
+            Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => Self::Heir,
+            Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
+                Self::All
+            }
+        }
+    }
+}
+
 /// What `begin` found or made.
 #[derive(Debug)]
 pub(crate) enum Begun {
@@ -272,8 +293,15 @@ impl Protocol {
                 Some(Content::Row(_)) | None => None,
             };
             self.count(before, image.map(|image| image.state));
+            let next = Next::after(image.map(Arc::as_ref));
+            if next == Next::Heir {
+                // At once: the heir's own commit lies behind this one, and its wait covers both.
+                self.slots.hand_over(&place.at);
+            }
             let durable = if haste == Haste::Durable { self.store.wait(committed.ticket) } else { Ok(()) };
-            self.wake(place, image.map(Arc::as_ref));
+            if next == Next::All {
+                self.slots.wake_all(&place.at);
+            }
             self.due.lower(image.map_or(NEVER, |image| image.expires));
             durable?;
             return Ok(self.show(place, image, &now).map_or(Changed::Deleted, Changed::Written));
@@ -284,19 +312,6 @@ impl Protocol {
     fn keep(&self, place: &Place, read: &Read, because: Because, now: &Now) -> Result<Changed> {
         self.store.wait(read.ticket)?;
         Ok(Changed::Kept(because, self.show(place, read.record(), now)))
-    }
-
-    /// Tells those who wait, as the new state asks for.
-    fn wake(&self, place: &Place, image: Option<&Image>) {
-        match image.map(|image| (image.state, image.policy)) {
-            Some((Status::InProgress, _)) => {}
-            Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => {
-                self.slots.hand_over(&place.at);
-            }
-            Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
-                self.slots.wake_all(&place.at);
-            }
-        }
     }
 
     fn count(&self, before: Option<Status>, after: Option<Status>) {

@@ -14,6 +14,7 @@ mod bad_input;
 mod closing;
 mod common;
 mod endings;
+mod forgetting;
 mod idle;
 mod kill;
 mod listings;

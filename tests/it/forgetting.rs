@@ -1,0 +1,118 @@
+//! Compaction as a user sees it: in the background, at once, and what it leaves alone.
+
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use oncekey::{Engine, EngineOptions, Event, ManagerOptions, ManualClock, OnInterrupted, Status};
+
+const SHORT: Duration = Duration::from_millis(30);
+/// Far beyond anything that passes: only a test that fails waits so long.
+const LATE: Duration = Duration::from_secs(60);
+
+fn eager() -> EngineOptions {
+    Engine::options().compaction_interval(Duration::from_millis(1))
+}
+
+/// Waits until so many have expired, and says how many passes that took.
+fn expired(events: &Receiver<Event>, mut wanted: u64) {
+    while wanted > 0 {
+        if let Event::Expired { count } = events.recv_timeout(LATE).unwrap() {
+            wanted = wanted.checked_sub(count).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_expires_goes_away_by_itself() {
+    let engine = eager().temporary().unwrap();
+    let options = ManagerOptions::new().success_ttl(SHORT);
+    let manager = engine.manager_with::<u64, String>("m", options).unwrap();
+    let events = engine.events();
+    for key in 0..50_u64 {
+        manager.execute(key.to_be_bytes(), |_| Ok(key)).unwrap();
+    }
+    expired(&events, 50);
+    assert_eq!(engine.stats().expired, 50);
+    assert_eq!(engine.records(oncekey::RecordFilter::new()).unwrap().count(), 0);
+    assert_eq!(engine.compact_now().unwrap().removed, 0);
+}
+
+#[test]
+fn an_earlier_expiry_wakes_a_thread_that_sleeps_until_a_later_one() {
+    let engine = eager().temporary().unwrap();
+    let day = engine.manager::<u64, String>("day").unwrap();
+    let short = engine.manager_with::<u64, String>("short", ManagerOptions::new().success_ttl(SHORT)).unwrap();
+    let events = engine.events();
+    day.execute("k", |_| Ok(1)).unwrap();
+    short.execute("k", |_| Ok(2)).unwrap();
+    expired(&events, 1);
+    assert!(day.get("k").unwrap().is_some());
+}
+
+#[test]
+fn what_expired_while_nobody_was_there_goes_away_after_the_next_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new();
+    let engine = Engine::options().clock(clock.clone()).open(dir.path()).unwrap();
+    let options = ManagerOptions::new().success_ttl(SHORT);
+    engine.manager_with::<u64, String>("m", options.clone()).unwrap().execute("k", |_| Ok(1)).unwrap();
+    engine.close().unwrap();
+    clock.advance(SHORT);
+    let engine = Engine::options().clock(clock).open(dir.path()).unwrap();
+    assert!(engine.manager_with::<u64, String>("m", options).unwrap().get("k").unwrap().is_none());
+    assert_eq!(engine.compact_now().unwrap().removed, 1);
+}
+
+#[test]
+fn what_has_a_live_owner_never_expires() {
+    let clock = ManualClock::new();
+    let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
+    let options = ManagerOptions::new().success_ttl(SHORT).unfinished_ttl(SHORT).on_interrupted(OnInterrupted::Resume);
+    let manager = engine.manager_with::<u64, String>("m", options).unwrap();
+    let alive = manager.begin("alive").unwrap().into_claim().unwrap();
+    manager.begin("released").unwrap().into_claim().unwrap().release().unwrap();
+    drop(manager.begin("dropped").unwrap());
+    assert_eq!(engine.stats().interrupted, 1);
+    clock.advance(SHORT * 1000);
+    assert_eq!(engine.compact_now().unwrap().removed, 2);
+    assert_eq!(engine.stats().interrupted, 0);
+    assert_eq!(manager.get("alive").unwrap().unwrap().status(), Status::InProgress);
+    alive.succeed(&1).unwrap();
+    clock.advance(SHORT);
+    assert_eq!(engine.compact_now().unwrap().removed, 1);
+}
+
+#[test]
+fn extended_and_begun_anew_stay() {
+    let clock = ManualClock::new();
+    let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
+    let manager = engine.manager_with::<u64, String>("m", ManagerOptions::new().success_ttl(SHORT)).unwrap();
+    for key in ["extended", "anew", "gone"] {
+        manager.execute(key, |_| Ok(1)).unwrap();
+    }
+    assert!(manager.extend("extended", SHORT * 2).unwrap());
+    clock.advance(SHORT);
+    let anew = manager.begin("anew").unwrap().into_claim().unwrap();
+    assert_eq!(engine.compact_now().unwrap().removed, 1);
+    assert_eq!(*manager.get("extended").unwrap().unwrap().outcome().unwrap().unwrap(), 1);
+    assert_eq!(anew.attempt(), 1);
+    anew.succeed(&2).unwrap();
+    clock.advance(SHORT);
+    assert_eq!(engine.compact_now().unwrap().removed, 2);
+}
+
+#[test]
+fn an_interval_without_end_leaves_everything_to_compact_now() {
+    let engine = Engine::options().compaction_interval(oncekey::FOREVER).temporary().unwrap();
+    let manager =
+        engine.manager_with::<u64, String>("m", ManagerOptions::new().success_ttl(Duration::from_nanos(1))).unwrap();
+    let events = engine.events();
+    manager.execute("k", |_| Ok(1)).unwrap();
+    // One millisecond is the least there is; the wait for another owner's end is one of some milliseconds.
+    let other = manager.begin("other").unwrap();
+    let _ = manager.wait("other", Duration::from_millis(5)).unwrap();
+    drop(other);
+    assert_eq!(engine.compact_now().unwrap().removed, 1);
+    let passes = events.try_iter().filter(|event| matches!(event, Event::Compacted(_))).count();
+    assert_eq!(passes, 1, "only the one that was asked for");
+}
