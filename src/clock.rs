@@ -350,7 +350,7 @@ mod tests {
         let mut store = start(&clock, Anchor::default(), max_offline);
         let began = store.now();
         let (mut anchor, mut since_anchor) = (store.anchor(), Duration::ZERO);
-        // How far the wall clock was set since the anchor, in milliseconds; its error, as far as the store can meet it.
+        // How far the wall clock was set since the anchor, in microseconds: its error, as far as the store can meet it.
         let mut set_by: i128 = 0;
         for step in 0..50 {
             let time = dice.time();
@@ -364,8 +364,8 @@ mod tests {
                     let forward = dice.below(2) == 0;
                     let to = if forward { clock.wall() + time } else { clock.wall() - time };
                     clock.set_wall(to);
-                    let millis = i128::try_from(time.as_millis()).unwrap() + 1;
-                    set_by += if forward { millis } else { -millis };
+                    let micros = i128::try_from(time.as_micros()).unwrap();
+                    set_by += if forward { micros } else { -micros };
                 }
                 3 => (anchor, since_anchor, set_by) = (store.anchor(), Duration::ZERO, 0),
                 4 => {
@@ -373,7 +373,7 @@ mod tests {
                     clock.advance(time);
                     truth.passed += time;
                     let lost = u64::try_from((-set_by).max(0)).unwrap();
-                    truth.may_be_late += Duration::from_millis(lost + 3);
+                    truth.may_be_late += Duration::from_micros(lost) + Duration::from_millis(3);
                     store = start(&clock, anchor, max_offline);
                     (anchor, since_anchor, set_by) = (store.anchor(), Duration::ZERO, 0);
                 }
@@ -382,7 +382,7 @@ mod tests {
                     clock.advance(time);
                     clock.reboot();
                     truth.passed += time;
-                    let error = Duration::from_millis(u64::try_from(set_by.max(0)).unwrap());
+                    let error = Duration::from_micros(u64::try_from(set_by.max(0)).unwrap());
                     truth.may_be_early += error.min(max_offline);
                     truth.may_be_late += since_anchor + time + Duration::from_millis(3);
                     store = start(&clock, anchor, max_offline);
