@@ -132,7 +132,7 @@ impl Engine {
 
     /// Deletes everything that has expired. Expired records are absent for every reader anyway: this frees their room.
     pub fn compact_now(&self) -> Result<Compacted> {
-        self.protocol.compact(self.shared.compaction_batch, &|| true)
+        self.protocol.compact_now(self.shared.compaction_batch)
     }
 
     /// Waits until everything committed so far survives a power cut: for

@@ -66,24 +66,31 @@ impl Protocol {
         self.store.time_until(self.due.earliest.load(Ordering::Acquire))
     }
 
-    /// One full pass over what is expired now, unless it is to stop. `batch` records are deleted at a time.
-    pub(crate) fn compact(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
+    /// One full pass over what is expired and committed now. `batch` records are deleted at a time.
+    pub(crate) fn compact_now(&self, batch: usize) -> Result<Compacted> {
         self.check()?;
-        let began = monotonic();
-        // Whatever ends from here on says so itself; what ended before is in sled once that is drained.
-        self.due.earliest.store(NEVER, Ordering::Release);
         self.store.drain()?;
+        self.compact(batch, &|| true)
+    }
+
+    /// One pass over what is expired and in sled, unless it is to stop.
+    pub(crate) fn compact(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
+        let began = monotonic();
+        // Whatever ends from here on says so itself.
+        self.due.earliest.store(NEVER, Ordering::Release);
         let mut done = Compacted::default();
         while goes_on() {
             self.check()?;
             let Some(deleted) = self.store.compact(batch)? else { break };
             self.interrupted.add(-i64::try_from(deleted.interrupted).unwrap_or(0));
+            self.due.expired.add(deleted.records);
             done.removed += deleted.records;
             done.bytes += deleted.bytes;
             done.leftovers += deleted.strays;
         }
-        self.due.lower(self.store.next_due()?);
-        self.due.expired.add(done.removed);
+        // What ended before and is not in sled yet is looked for again; asked first, for sled may get it meanwhile.
+        let drained = self.store.is_drained();
+        self.due.lower(if drained { self.store.next_due()? } else { 0 });
         done.took = monotonic().saturating_duration_since(began);
         if done.removed > 0 {
             self.hub.tell(|| Event::Expired { count: done.removed });

@@ -26,8 +26,6 @@ pub(crate) enum Message {
         /// The journal has grown by a segment.
         checkpoint: bool,
     },
-    /// Delete these records if they are still at that revision, and these leftovers if they are.
-    Delete { records: Vec<(StoreKey, u64)>, strays: Vec<Stray>, reply: Sender<Deleted> },
     /// Make a store checkpoint now.
     #[cfg(test)]
     Checkpoint { reply: Sender<()> },
@@ -35,6 +33,14 @@ pub(crate) enum Message {
     Close,
     /// The writer has ended.
     End,
+}
+
+/// Delete these records if they are still at that revision, and these leftovers if they are: in steps, between groups.
+#[derive(Debug)]
+pub(crate) struct Deletion {
+    pub(crate) records: Vec<(StoreKey, u64)>,
+    pub(crate) strays: Vec<Stray>,
+    pub(crate) reply: Sender<Deleted>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -121,16 +127,46 @@ impl Applier {
         self.overlay.clear();
     }
 
-    fn delete(&self, records: &[(StoreKey, u64)]) -> Result<Deleted> {
-        let mut deleted = Deleted::default();
-        for (key, revision) in records {
-            if let Some(head) = values::delete_revision(&self.tables, key, *revision)? {
-                deleted.records += 1;
-                deleted.interrupted += u64::from(matches!(head.state, Status::InProgress | Status::Interrupted));
-                deleted.bytes += u64::from(head.outcome_len);
+    fn delete(&self, (key, revision): &(StoreKey, u64)) -> Result<Deleted> {
+        Ok(match values::delete_revision(&self.tables, key, *revision)? {
+            Some(head) => Deleted {
+                records: 1,
+                interrupted: u64::from(matches!(head.state, Status::InProgress | Status::Interrupted)),
+                bytes: u64::from(head.outcome_len),
+                strays: 0,
+            },
+            None => Deleted::default(),
+        })
+    }
+}
+
+/// A deletion on its way.
+struct Deleting {
+    records: std::vec::IntoIter<(StoreKey, u64)>,
+    strays: std::vec::IntoIter<Stray>,
+    reply: Sender<Deleted>,
+    deleted: Deleted,
+}
+
+impl Deleting {
+    fn new(Deletion { records, strays, reply }: Deletion) -> Self {
+        Self { records: records.into_iter(), strays: strays.into_iter(), reply, deleted: Deleted::default() }
+    }
+
+    /// Deletes so many; gives itself back if there is more.
+    fn step(mut self, applier: &Applier, limit: usize) -> Result<Option<Self>> {
+        for _ in 0..limit {
+            if let Some(record) = self.records.next() {
+                self.deleted += applier.delete(&record)?;
+            } else if let Some(stray) = self.strays.next() {
+                self.deleted.strays += u64::from(values::drop_stray(&applier.tables, &stray)?);
+            } else {
+                // Whoever asked may have gone.
+                let _ = self.reply.send(self.deleted);
+                return Ok(None);
             }
         }
-        Ok(deleted)
+        Ok(Some(self))
     }
 }
 
@@ -145,41 +181,71 @@ pub(crate) struct Surroundings {
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
 }
 
+/// What the apply thread is fed from.
+pub(crate) struct Inbox {
+    pub(crate) messages: Receiver<Message>,
+    pub(crate) deletions: Receiver<Deletion>,
+}
+
+/// Records deleted at once while no group waits.
+const DELETE_IDLE: usize = 64;
+
 /// The apply thread's life: until it is told to close, or the writer is gone.
-pub(crate) fn run(mut applier: Applier, messages: &Receiver<Message>, around: &Surroundings) -> Result<()> {
-    for message in messages {
-        match message {
-            Message::Group { group, first_frame, frames, bytes, checkpoint } => {
-                for (number, frame) in (first_frame..).zip(frames) {
-                    applier.apply(number, frame)?;
-                }
-                (around.applied)(group, bytes);
-                if checkpoint {
-                    send_job(&mut applier, around, None)?;
+pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) -> Result<()> {
+    let mut deleting: Option<Deleting> = None;
+    loop {
+        let message = if deleting.is_some() {
+            inbox.messages.try_recv().ok()
+        } else {
+            crossbeam_channel::select! {
+                recv(inbox.messages) -> message => Some(message.unwrap_or(Message::End)),
+                recv(inbox.deletions) -> deletion => {
+                    deleting = deletion.ok().map(Deleting::new);
+                    None
                 }
             }
-            Message::Delete { records, strays, reply } => {
-                let mut deleted = applier.delete(&records)?;
-                for stray in &strays {
-                    deleted.strays += u64::from(values::drop_stray(&applier.tables, stray)?);
-                }
-                // Whoever asked may have gone.
-                let _ = reply.send(deleted);
-            }
-            #[cfg(test)]
-            Message::Checkpoint { reply } => send_job(&mut applier, around, Some(reply))?,
-            Message::Close => {
-                let (reply, done) = crossbeam_channel::bounded(1);
-                send_job(&mut applier, around, Some(reply))?;
-                if done.recv().is_err() {
-                    return Ok(());
-                }
-                return (around.closed)();
-            }
-            Message::End => return Ok(()),
+        };
+        let count = match message {
+            Some(Message::Close) => return close(&mut applier, around),
+            Some(Message::End) => return Ok(()),
+            Some(message) => apply(&mut applier, message, around)?,
+            None => DELETE_IDLE,
+        };
+        // Twice what was applied: so what expires is deleted as fast as it comes, however long the queue is, and a group
+        // does not wait long behind a deletion.
+        if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
+            deleting = more.step(&applier, 2 * count)?;
         }
     }
-    Ok(())
+}
+
+/// Says how many frames there were.
+fn apply(applier: &mut Applier, message: Message, around: &Surroundings) -> Result<usize> {
+    match message {
+        Message::Group { group, first_frame, frames, bytes, checkpoint } => {
+            let count = frames.len();
+            for (number, frame) in (first_frame..).zip(frames) {
+                applier.apply(number, frame)?;
+            }
+            (around.applied)(group, bytes);
+            if checkpoint {
+                send_job(applier, around, None)?;
+            }
+            Ok(count)
+        }
+        #[cfg(test)]
+        Message::Checkpoint { reply } => send_job(applier, around, Some(reply)).map(|()| 0),
+        Message::Close | Message::End => Ok(0),
+    }
+}
+
+fn close(applier: &mut Applier, around: &Surroundings) -> Result<()> {
+    let (reply, done) = crossbeam_channel::bounded(1);
+    send_job(applier, around, Some(reply))?;
+    if done.recv().is_err() {
+        return Ok(());
+    }
+    (around.closed)()
 }
 
 fn send_job(applier: &mut Applier, around: &Surroundings, reply: Option<Sender<()>>) -> Result<()> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::apply::{Deleted, Message};
+use super::apply::{Deleted, Deletion};
 use super::format::frame::{Content, StoreKey};
 use super::tables::Name;
 use super::values::{self, Depth, Stray};
@@ -72,6 +72,11 @@ impl Store {
     pub(crate) fn time_until(&self, due: u64) -> Option<Duration> {
         let clock = &self.inner.clock;
         (due != NEVER && !clock.is_manual()).then(|| Duration::from_millis(due.saturating_sub(clock.now())))
+    }
+
+    /// Whether everything committed is in sled.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.inner.group.unapplied() == 0
     }
 
     /// Deletes some of what is due, about `limit` records; `None` when there is no more.
@@ -186,8 +191,11 @@ impl Inner {
             return Ok(Deleted::default());
         }
         let (reply, deleted) = crossbeam_channel::bounded(1);
-        let message = Message::Delete { records: due, strays, reply };
-        self.apply.messages.send(message).map_err(|_| self.ended())?;
+        // A queue of one that is full is one more thing to wait for, and may never be emptied.
+        crossbeam_channel::select! {
+            send(self.apply.deletions, Deletion { records: due, strays, reply }) -> sent => sent.map_err(|_| self.ended())?,
+            recv(self.apply.ended) -> _ => return Err(self.ended()),
+        }
         crossbeam_channel::select! {
             recv(deleted) -> deleted => deleted.map_err(|_| {
                 // It failed at this very message, and says why before it has ended.

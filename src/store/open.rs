@@ -27,7 +27,7 @@ use crate::stats::Counter;
 /// Each open numbers its frames from the next multiple of this: what carries a lower number is from an open that has ended.
 const RANGE: u64 = 1 << 32;
 /// Payload that may be committed and not yet be in sled.
-const MAX_UNAPPLIED: u64 = 64 << 20;
+const MAX_UNAPPLIED: u64 = 16 << 20;
 /// Payload that may be committed since the last store checkpoint: what recovery has to replay at most, but for one group.
 const MAX_UNCHECKED: u64 = 256 << 20;
 /// How often an idle store notes the time.

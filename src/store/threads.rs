@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::apply::{self, Applier, Message};
+use super::apply::{self, Applier, Deletion, Inbox, Message};
 use super::format::frame::Frame;
 use super::journal::{Writer, segment_for, usable};
 use super::{Inner, checkpoint, files};
@@ -32,22 +32,25 @@ pub(crate) struct Running {
 #[derive(Debug)]
 pub(crate) struct Apply {
     pub(crate) messages: Sender<Message>,
+    pub(crate) deletions: Sender<Deletion>,
     /// Disconnected when it has ended. What it left in its queue is not dropped then: a reply to that never comes.
     pub(crate) ended: Receiver<Infallible>,
 }
 
 /// Both ends: the callers' and the thread's.
-pub(crate) fn apply_channel() -> (Apply, (Receiver<Message>, Sender<Infallible>)) {
+pub(crate) fn apply_channel() -> (Apply, (Inbox, Sender<Infallible>)) {
     let (messages, received) = crossbeam_channel::bounded(APPLY_QUEUE);
+    let (deletions, to_delete) = crossbeam_channel::bounded(1);
     let (alive, ended) = crossbeam_channel::bounded(0);
-    (Apply { messages, ended }, (received, alive))
+    let inbox = Inbox { messages: received, deletions: to_delete };
+    (Apply { messages, deletions, ended }, (inbox, alive))
 }
 
 pub(crate) fn start(
     inner: &Arc<Inner>,
     writer: Writer,
     applier: Applier,
-    (messages, apply_alive): (Receiver<Message>, Sender<Infallible>),
+    (inbox, apply_alive): (Inbox, Sender<Infallible>),
     lock: files::Lock,
     timeout: Duration,
 ) -> Result<Running> {
@@ -71,7 +74,7 @@ pub(crate) fn start(
                 said
             }),
         };
-        let ended = apply::run(applier, &messages, &around);
+        let ended = apply::run(applier, &inbox, &around);
         if let Err(error) = &ended {
             // Before anyone sees that this thread has ended, and takes it for a close.
             for_apply.group.poison(error.clone());

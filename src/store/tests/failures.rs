@@ -176,7 +176,7 @@ fn a_deletion_that_waits_behind_close_is_told() {
             thread::yield_now();
         }
         let deleting = scope.spawn(|| store.inner.delete(compact::Found::of(key("k"), 1)));
-        while !deleting.is_finished() && store.inner.apply.messages.is_empty() {
+        while !deleting.is_finished() && store.inner.apply.deletions.is_empty() {
             thread::yield_now();
         }
         drop(gate);
