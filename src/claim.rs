@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::codec;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind, Result};
+use crate::failure::Failure;
 use crate::key::Key;
 use crate::outcome::Finished;
 use crate::protocol::{Place, Protocol, panicked_or_dropped};
@@ -28,7 +29,7 @@ use crate::value::Value;
 /// A claim that is forgotten (`mem::forget`, a static, a thread that never ends) stays in progress for the life of the
 /// process. It keeps the engine open; after [`Engine::close`](crate::Engine::close) its verbs answer `Closed`.
 #[must_use = "a claim that is dropped interrupts its record"]
-pub struct Claim<T, E> {
+pub struct Claim<T, E = Failure> {
     inner: Box<Inner>,
     types: PhantomData<fn() -> (T, E)>,
 }
@@ -189,7 +190,7 @@ impl<T, E> Drop for Claim<T, E> {
         if self.inner.live {
             let ending =
                 if self.inner.release_on_drop { Ending::Release } else { Ending::Interrupt(panicked_or_dropped()) };
-            self.inner.protocol.abandon(&self.inner.place, self.token(), &ending);
+            self.inner.protocol.abandon(&self.inner.place, self.token(), ending);
         }
     }
 }

@@ -42,7 +42,8 @@ pub enum ErrorKind {
     Poisoned,
     /// The operating system refused a read, a write or a directory.
     Io,
-    /// There is no room for the journal to grow. Make room and call again; nothing changed.
+    /// There is no room for the journal to grow. Make room and call again; nothing changed. When the disk fills up while sled
+    /// writes what was committed before, it is `Poisoned` instead.
     Full,
     /// What is on disk is damaged. Nothing was guessed and nothing was changed: restore it, or look at it with the tools.
     Corrupt,

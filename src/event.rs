@@ -10,7 +10,8 @@ use crate::stats::Counter;
 /// How many events a subscriber's queue holds; what comes when it is full is dropped and counted.
 pub const EVENT_QUEUE: usize = 1024;
 
-/// Something that happened. Told after it is durable and with no lock held.
+/// Something that happened. Told with no lock of a record held, and after it is durable; only the end of a claim that was
+/// dropped is told when it is committed, because a drop waits for nothing.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::claim::{Claim, EndError};
 use crate::error::{Error, Result};
+use crate::failure::Failure;
 use crate::manager::{Begin, Manager, Pending};
 use crate::options::{ExecuteOptions, OnError};
 use crate::outcome::Finished;
@@ -50,7 +51,7 @@ impl<T> fmt::Debug for Executed<T> {
 }
 
 /// Why `execute` has no value. Exhaustive on purpose.
-pub enum ExecuteError<T, E> {
+pub enum ExecuteError<T, E = Failure> {
     /// The operation failed, now or before.
     Failed {
         /// Its failure.
@@ -154,7 +155,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let begun = if wait.is_zero() { self.begin_with(key, begin)? } else { self.begin_or_wait(key, begin, wait)? };
         match begun {
             Begin::Claimed(claim) => self.run(claim, operation),
-            Begin::Replay(done) => replayed(done),
+            Begin::Replay(done) => answer(done, true),
             Begin::InProgress(pending) => Err(ExecuteError::InProgress(pending)),
             Begin::Interrupted(info) => Err(ExecuteError::Interrupted(info)),
             Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info)),
@@ -169,7 +170,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let failure = match operation(&mut claim) {
             Ok(value) => {
                 return match claim.succeed(&value) {
-                    Ok(done) => Ok(Executed { value, replayed: false, info: done.info().clone() }),
+                    // As every replay will read it: a field that is not stored is the same for all.
+                    Ok(done) => answer(done, false),
                     Err(error) => Err(ExecuteError::NotStored { outcome: Ok(value), error }),
                 };
             }
@@ -193,10 +195,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 }
 
-fn replayed<T, E>(done: Finished<T, E>) -> Result<Executed<T>, ExecuteError<T, E>> {
+fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Result<Executed<T>, ExecuteError<T, E>> {
     let (outcome, info) = done.into_parts();
     match outcome {
-        Ok(value) => Ok(Executed { value, replayed: true, info }),
-        Err(error) => Err(ExecuteError::Failed { error, replayed: true }),
+        Ok(value) => Ok(Executed { value, replayed, info }),
+        Err(error) => Err(ExecuteError::Failed { error, replayed }),
     }
 }

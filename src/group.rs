@@ -66,7 +66,9 @@ pub(crate) struct Group<C, S> {
 pub(crate) enum Entrant {
     /// Waits for room, leaves the reserve.
     User,
-    /// Gives something up and must not wait: may use half of the reserve, and is `Full` beyond.
+    /// Ends a claim without an outcome: waits for room, but not until less lies unapplied, and may use half of the reserve.
+    Ending,
+    /// As `Ending`, but must not wait: `Full` if there is no room now.
     GivingUp,
     /// The store itself: may use all of the reserve, and is let in while it closes. What it says makes room.
     Store,
@@ -159,7 +161,7 @@ impl<C, S> Group<C, S> {
         let exempt = who != Entrant::User;
         let reserve = match who {
             Entrant::User => self.config.reserve,
-            Entrant::GivingUp => self.config.reserve / 2,
+            Entrant::Ending | Entrant::GivingUp => self.config.reserve / 2,
             Entrant::Store => 0,
         };
         let mut state = self.state.lock();

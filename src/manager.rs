@@ -25,7 +25,7 @@ use crate::value::Value;
 
 /// What `begin` answers. Exhaustive on purpose: a new answer must be a compile error in every `match`.
 #[must_use = "dropping a claim interrupts its record"]
-pub enum Begin<T, E> {
+pub enum Begin<T, E = Failure> {
     /// The caller owns the key and runs the operation.
     Claimed(Claim<T, E>),
     /// It has run; this is what came of it.
@@ -51,7 +51,7 @@ impl<T, E> Begin<T, E> {
 
 /// What a wait answers.
 #[must_use]
-pub enum Waited<T, E> {
+pub enum Waited<T, E = Failure> {
     /// The operation ended with this outcome.
     Finished(Finished<T, E>),
     /// There is no record.
@@ -68,7 +68,7 @@ pub enum Waited<T, E> {
 
 /// What became of an interrupted operation.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Resolution<T, E> {
+pub enum Resolution<T, E = Failure> {
     /// Nothing has happened: run it again.
     Retry,
     /// It has happened, with this value.
@@ -115,7 +115,7 @@ impl<T, E> fmt::Debug for Resolution<T, E> {
 }
 
 /// Another owner's operation. Holds no place in a queue and no claim: keep it as long as you like.
-pub struct Pending<T, E> {
+pub struct Pending<T, E = Failure> {
     inner: Box<(Manager<T, E>, Place, RecordInfo)>,
 }
 
@@ -242,7 +242,8 @@ impl<T, E> Manager<T, E> {
         self
     }
 
-    /// The keys of one tenant or user: keys that clients choose must not meet those of another's. Records report the whole
+    /// The keys of one tenant or user (rather than a manager for each): keys that clients choose must not meet those of
+    /// another's. Records report the whole
     /// key, and that works on the unscoped manager. A scope inside a scope adds to it.
     ///
     /// # Errors

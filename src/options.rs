@@ -93,7 +93,8 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// Bytes of sled's page cache; its real use of memory can be twice that. Defaults to 64 MiB.
+    /// Bytes of sled's page cache, as sled counts them; what it really uses can be several times that, most with large
+    /// values. Defaults to 64 MiB.
     pub fn cache_capacity(mut self, bytes: u64) -> Self {
         self.cache_capacity = bytes;
         self

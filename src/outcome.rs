@@ -6,12 +6,13 @@ use serde::de::DeserializeOwned;
 
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
+use crate::failure::Failure;
 use crate::record::{RecordInfo, Status};
 use crate::value::Value;
 
 /// A record that has ended with an outcome.
 #[derive(Clone)]
-pub struct Finished<T, E> {
+pub struct Finished<T, E = Failure> {
     outcome: Result<T, E>,
     info: RecordInfo,
 }
@@ -60,7 +61,7 @@ impl<T, E> fmt::Debug for Finished<T, E> {
 
 /// A record in any state, with its outcome if it has one.
 #[derive(Clone)]
-pub struct Record<T, E> {
+pub struct Record<T, E = Failure> {
     outcome: Option<Result<T, E>>,
     info: RecordInfo,
 }

@@ -3,14 +3,18 @@
 //! Every change goes the same way: decide (`transition`), commit (`store`), wait until durable, wake (`slots`), tell
 //! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
 
+mod abandon;
 mod expire;
 mod wait;
 
 pub(crate) use wait::Awaited;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::clock::NEVER;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,7 +26,7 @@ use crate::slots::Slots;
 use crate::stats::{Counter, Gauge, Stats};
 pub(crate) use crate::store::Depth;
 pub use crate::store::OpenReport;
-use crate::store::{Change, Content, Index, Read, Store, StoreKey};
+use crate::store::{Change, Content, Entrant, Index, Read, Store, StoreKey, Terms};
 use crate::transition::{Because, Decision, Ending, Event, Start, decide};
 use expire::Due;
 
@@ -98,16 +102,39 @@ enum Changed {
     Kept(Because, Option<RecordInfo>),
 }
 
+/// A directory that goes away with its engine, but not with a child of `fork`, which has a copy of it.
+#[derive(Debug)]
+struct OwnDirectory {
+    directory: Option<tempfile::TempDir>,
+    pid: u32,
+}
+
+impl OwnDirectory {
+    fn new(directory: tempfile::TempDir) -> Self {
+        Self { directory: Some(directory), pid: std::process::id() }
+    }
+}
+
+impl Drop for OwnDirectory {
+    fn drop(&mut self) {
+        if std::process::id() != self.pid {
+            let _ = self.directory.take().map(tempfile::TempDir::keep);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Protocol {
     store: Store,
     /// Removed with the last handle, after the store is closed: the order of these fields.
-    _directory: Option<tempfile::TempDir>,
+    _directory: Option<OwnDirectory>,
     max_value_bytes: usize,
     slots: Arc<Slots<StoreKey>>,
     hub: Arc<Hub>,
     closed: AtomicBool,
     due: Due,
+    /// Drops that the journal had no room for, with their tokens.
+    abandoned: Mutex<HashMap<StoreKey, (Place, u64, Ending)>>,
     in_progress: Gauge,
     interrupted: Gauge,
     replays: Counter,
@@ -132,12 +159,13 @@ impl Protocol {
         count.add(i64::try_from(report.interrupted).unwrap_or(i64::MAX));
         let protocol = Self {
             store,
-            _directory: directory,
+            _directory: directory.map(OwnDirectory::new),
             max_value_bytes: options.max_value_bytes,
             slots,
             hub,
             closed: AtomicBool::new(false),
             due: Due::default(),
+            abandoned: Mutex::default(),
             in_progress: Gauge::default(),
             interrupted: count,
             replays: Counter::default(),
@@ -151,7 +179,7 @@ impl Protocol {
     pub(crate) fn begin(&self, place: &Place, start: &Start) -> Result<Begun> {
         match self.change(place, &Event::Begin(start), Haste::Durable)? {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Began(info.clone()));
+                self.hub.tell(|| Told::Began(info.without_outcome()));
                 Ok(Begun::Claimed(info))
             }
             Changed::Kept(Because::Finished, Some(info)) => Ok(Begun::Replay(info)),
@@ -165,14 +193,14 @@ impl Protocol {
     /// To be called when a stored outcome could be read and is given as an answer.
     pub(crate) fn replayed(&self, info: &RecordInfo) {
         self.replays.add(1);
-        self.hub.tell(|| Told::Replayed(info.clone()));
+        self.hub.tell(|| Told::Replayed(info.without_outcome()));
     }
 
     /// Ends a claim, fenced by its token.
     pub(crate) fn end(&self, place: &Place, token: u64, ending: &Ending) -> Result<RecordInfo> {
         match self.change(place, &Event::End { token, ending }, Haste::Durable)? {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Ended(info.clone()));
+                self.hub.tell(|| Told::Ended(info.without_outcome()));
                 Ok(info)
             }
             Changed::Kept(Because::Already, Some(info)) => Ok(info),
@@ -181,21 +209,11 @@ impl Protocol {
         }
     }
 
-    /// Ends a claim without an answer and without waiting: for a drop. What could not be recorded is found by the next open.
-    pub(crate) fn abandon(&self, place: &Place, token: u64, ending: &Ending) {
-        match self.change(place, &Event::End { token, ending }, Haste::Committed) {
-            Ok(Changed::Written(info)) => self.hub.tell(|| Told::Ended(info)),
-            // Somebody else ended it, or removed it.
-            Ok(_) => {}
-            Err(_) => self.drops_not_recorded.add(1),
-        }
-    }
-
     /// Ends what this process began by key.
     pub(crate) fn end_by_key(&self, place: &Place, ending: &Ending, schema: u32) -> Result<()> {
         match self.change(place, &Event::EndByKey { ending, schema }, Haste::Durable)? {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Ended(info));
+                self.hub.tell(|| Told::Ended(info.without_outcome()));
                 Ok(())
             }
             Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
@@ -209,7 +227,7 @@ impl Protocol {
     pub(crate) fn resolve(&self, place: &Place, ending: &Ending, schema: Option<u32>) -> Result<()> {
         match self.change(place, &Event::Resolve { ending, schema }, Haste::Durable)? {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Ended(info));
+                self.hub.tell(|| Told::Ended(info.without_outcome()));
                 Ok(())
             }
             Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
@@ -274,6 +292,9 @@ impl Protocol {
 
     /// The one way to change a record.
     fn change(&self, place: &Place, event: &Event<'_>, haste: Haste) -> Result<Changed> {
+        if haste == Haste::Durable {
+            self.settle_at(place);
+        }
         loop {
             self.check()?;
             let read = self.store.read(&place.at, Depth::Whole)?;
@@ -286,7 +307,13 @@ impl Protocol {
             };
             let change = Change { key: place.at.clone(), content };
             let gives_up = matches!(event, Event::End { ending: Ending::Release | Ending::Interrupt(_), .. });
-            let Some(committed) = self.store.commit(vec![change], &[read.seen], gives_up)? else { continue };
+            let who = match haste {
+                Haste::Committed => Entrant::GivingUp,
+                Haste::Durable if gives_up => Entrant::Ending,
+                Haste::Durable => Entrant::User,
+            };
+            let terms = Terms { who, decided: Some(now.store) };
+            let Some(committed) = self.store.commit(vec![change], &[read.seen], terms)? else { continue };
             let written = committed.changes.into_iter().next().and_then(|change| change.content);
             let image = match &written {
                 Some(Content::Record(image)) => Some(image),

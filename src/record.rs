@@ -122,6 +122,12 @@ impl Image {
         if self.state == Status::InProgress && self.token < now.first { Status::Interrupted } else { self.state }
     }
 
+    /// It is committed that much later than it was decided.
+    pub(crate) fn delay(&mut self, millis: u64) {
+        self.updated = self.updated.saturating_add(millis);
+        self.expires = self.expires.saturating_add(millis);
+    }
+
     /// Store time at which it is absent. What is in progress and alive never is.
     pub(crate) fn expires_at(&self, now: &Now) -> u64 {
         if self.state != Status::InProgress {
@@ -166,6 +172,18 @@ impl RecordInfo {
             (expires != NEVER).then(|| wall_time(now.wall.saturating_add(expires - now.store.min(expires))));
         let (manager, key, image) = (Arc::clone(manager), key.clone(), Arc::clone(image));
         Some(Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at })))
+    }
+
+    /// For those who keep it long: an outcome may be large.
+    pub(crate) fn without_outcome(&self) -> Self {
+        let Shown { store_id, manager, key, image, status, interruption, expires_at } = &*self.0;
+        if image.outcome.is_none() {
+            return self.clone();
+        }
+        let image = Arc::new(Image { outcome: None, ..Image::clone(image) });
+        let (manager, key) = (Arc::clone(manager), key.clone());
+        let (store_id, status, interruption, expires_at) = (*store_id, *status, *interruption, *expires_at);
+        Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at }))
     }
 
     pub(crate) fn image(&self) -> &Arc<Image> {

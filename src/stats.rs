@@ -34,8 +34,8 @@ pub struct Stats {
     pub replays: u64,
     /// Events that a subscriber missed because its queue was full.
     pub events_dropped: u64,
-    /// Claims whose drop could not be recorded, because the journal had no room or the engine was closed: their records stay
-    /// in progress until the next open finds them interrupted.
+    /// Claims whose drop could not be recorded at once: because the journal had no room ready, and then it is recorded as soon
+    /// as there is, or because the engine was closed or poisoned, and then the next open finds the record interrupted.
     pub drops_not_recorded: u64,
     /// Records deleted because they had expired.
     pub expired: u64,

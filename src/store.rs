@@ -31,7 +31,8 @@ pub(crate) use values::Depth;
 
 use crate::clock::StoreClock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::{Entrant, Group};
+pub(crate) use crate::group::Entrant;
+use crate::group::Group;
 use crate::record::{Image, Now};
 use crate::stats::{Counter, Stats};
 use compact::Leftovers;
@@ -109,6 +110,20 @@ pub(crate) struct Committed {
     pub(crate) changes: Vec<Change>,
 }
 
+/// Who commits, and since when the times of what it commits count.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) who: Entrant,
+    /// Store time when the change was decided. Times that count from then are moved to the commit, which may have had to wait.
+    pub(crate) decided: Option<u64>,
+}
+
+impl From<Entrant> for Terms {
+    fn from(who: Entrant) -> Self {
+        Self { who, decided: None }
+    }
+}
+
 /// Which records to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Index {
@@ -124,11 +139,15 @@ impl Store {
         self.inner.read(key, depth)
     }
 
-    /// Commits all the changes or nothing; `None` if something that was read has changed. One that gives something up never
-    /// waits. The caller waits for the ticket.
-    pub(crate) fn commit(&self, changes: Vec<Change>, reads: &[Seen], gives_up: bool) -> Result<Option<Committed>> {
+    /// Commits all the changes or nothing; `None` if something that was read has changed. The caller waits for the ticket.
+    pub(crate) fn commit(
+        &self,
+        changes: Vec<Change>,
+        reads: &[Seen],
+        terms: impl Into<Terms>,
+    ) -> Result<Option<Committed>> {
         self.inner.check()?;
-        self.inner.commit(changes, reads, if gives_up { Entrant::GivingUp } else { Entrant::User })
+        self.inner.commit(changes, reads, terms.into())
     }
 
     /// Waits until what has this ticket survives a power cut. Under `Eventual` it does not wait.
@@ -252,27 +271,32 @@ impl Inner {
         Ok(Read { content: values::read(&self.tables, key, depth)?, seen, ticket: Ticket(0) })
     }
 
-    fn commit(&self, mut changes: Vec<Change>, reads: &[Seen], who: Entrant) -> Result<Option<Committed>> {
+    fn commit(&self, changes: Vec<Change>, reads: &[Seen], terms: Terms) -> Result<Option<Committed>> {
         let mut frame = Frame::Changes(changes);
-        let bytes = frame::encode(&frame)?;
-        let admission = self.group.admit(bytes.len(), who)?;
+        let (mut bytes, records) = frame::encode_with_records(&frame)?;
+        let admission = self.group.admit(bytes.len(), terms.who)?;
         if reads.iter().any(|seen| self.version(seen.stripe) != seen.version) {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
         }
         let (number, ticket) = (admission.number(), admission.ticket());
-        changes = match &mut frame {
-            Frame::Changes(changes) => {
-                for change in &mut *changes {
-                    if let Some(Content::Record(image)) = &mut change.content {
-                        frame::number(Arc::make_mut(image), number);
-                    }
+        let waited = terms.decided.map_or(0, |decided| self.clock.now().saturating_sub(decided));
+        let mut changes = Vec::new();
+        if let Frame::Changes(decided) = &mut frame {
+            let images = decided.iter_mut().filter_map(|change| match &mut change.content {
+                Some(Content::Record(image)) => Some(Arc::make_mut(image)),
+                Some(Content::Row(_)) | None => None,
+            });
+            for (image, at) in images.zip(records) {
+                frame::number(image, number);
+                if waited > 0 {
+                    image.delay(waited);
+                    frame::set_times(&mut bytes, at, image);
                 }
-                changes.clone()
             }
-            Frame::Opening | Frame::Checkpointed(_) | Frame::Closing | Frame::Anchor => Vec::new(),
-        };
+            changes.clone_from(decided);
+        }
         for change in &changes {
             let entry = Entry { number, ticket, content: change.content.clone() };
             self.overlay.put(change.key.clone(), entry);

@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct Worker {
     handle: Option<JoinHandle<()>>,
+    /// A child of `fork` has no such thread to join.
+    pid: u32,
 }
 
 impl Worker {
@@ -35,7 +37,7 @@ impl Worker {
         };
         let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
         let handle = spawned.map_err(|cause| Error::io("start thread", Path::new(name), &cause))?;
-        Ok(Self { handle: Some(handle) })
+        Ok(Self { handle: Some(handle), pid: std::process::id() })
     }
 
     /// Waits until the thread has ended; later calls return at once.
@@ -43,7 +45,7 @@ impl Worker {
     /// From the thread itself, as when it drops the last handle, there is no end to wait for: it is left to run out.
     pub(crate) fn join(&mut self) {
         if let Some(handle) = self.handle.take() {
-            if handle.thread().id() != thread::current().id() {
+            if handle.thread().id() != thread::current().id() && self.pid == std::process::id() {
                 // Its panics were caught and told inside.
                 let _ = handle.join();
             }

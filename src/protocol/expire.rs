@@ -78,6 +78,24 @@ impl Protocol {
         let began = monotonic();
         // Whatever ends from here on says so itself.
         self.due.earliest.store(NEVER, Ordering::Release);
+        self.settle_abandoned();
+        let done = self.pass(batch, goes_on);
+        let next = match &done {
+            // What ended before and is not in sled yet is looked for again; asked first, for sled may get it meanwhile.
+            Ok(_) if self.store.is_drained() && self.abandoned.lock().is_empty() => self.store.next_due()?,
+            _ => 0,
+        };
+        self.due.lower(next);
+        let mut done = done?;
+        done.took = monotonic().saturating_duration_since(began);
+        if done.removed > 0 {
+            self.hub.tell(|| Event::Expired { count: done.removed });
+        }
+        self.hub.tell(|| Event::Compacted(done));
+        Ok(done)
+    }
+
+    fn pass(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         let mut done = Compacted::default();
         while goes_on() {
             self.check()?;
@@ -88,14 +106,6 @@ impl Protocol {
             done.bytes += deleted.bytes;
             done.leftovers += deleted.strays;
         }
-        // What ended before and is not in sled yet is looked for again; asked first, for sled may get it meanwhile.
-        let drained = self.store.is_drained();
-        self.due.lower(if drained { self.store.next_due()? } else { 0 });
-        done.took = monotonic().saturating_duration_since(began);
-        if done.removed > 0 {
-            self.hub.tell(|| Event::Expired { count: done.removed });
-        }
-        self.hub.tell(|| Event::Compacted(done));
         Ok(done)
     }
 

@@ -17,6 +17,9 @@ use crate::clock::NEVER;
 use crate::error::Result;
 use crate::record::{Image, Status};
 
+/// Entries looked at in one step for the first that is due.
+const HINTS: usize = 64;
+
 /// A record to delete, if it is still at this revision.
 type Due = (StoreKey, u64);
 
@@ -44,9 +47,9 @@ pub(super) struct Leftovers {
 }
 
 impl Leftovers {
-    /// After a clean close there are none.
-    pub(super) fn new(clean: bool) -> Self {
-        Self { dead_due: AtomicU64::new(NEVER), pieces: Mutex::new((!clean).then(Vec::new)) }
+    /// There can only be some if a crash was noted, and not all was looked at since.
+    pub(super) fn new(noted: bool) -> Self {
+        Self { dead_due: AtomicU64::new(NEVER), pieces: Mutex::new(noted.then(Vec::new)) }
     }
 }
 
@@ -63,9 +66,18 @@ impl Store {
         if self.leftovers.pieces.lock().is_some() {
             return Ok(0);
         }
-        let first = self.inner.tables.range(Name::Expiry, &[], None, 1)?;
-        let time = first.first().and_then(|(hint, _)| values::split_expiry_key(hint)).map_or(NEVER, |(time, _)| time);
-        Ok(time.min(self.leftovers.dead_due.load(Ordering::Relaxed)))
+        let (mut from, dead_due) = (Vec::new(), self.leftovers.dead_due.load(Ordering::Relaxed));
+        loop {
+            let hints = self.inner.tables.range(Name::Expiry, &from, None, HINTS)?;
+            let Some((last, _)) = hints.last() else { return Ok(dead_due) };
+            from = [last, [0].as_slice()].concat();
+            // A key that was begun anew is not due; its next ending says when it is.
+            let mut due = hints.iter().filter_map(|(hint, _)| values::split_expiry_key(hint));
+            if let Some((time, _)) = due.find(|(_, raw)| !self.inner.overlay.contains(&StoreKey::from_record_tree(raw)))
+            {
+                return Ok(time.min(dead_due));
+            }
+        }
     }
 
     /// How long until then; `None` if nobody can tell, because time is moved by hand.
@@ -122,11 +134,11 @@ impl Store {
 
     /// Looks at the pieces of about `limit` values, and deletes those that nobody names.
     fn sweep_pieces(&self, limit: usize) -> Result<Option<Deleted>> {
-        let mut at = self.leftovers.pieces.lock();
-        let Some(mut from) = at.take() else { return Ok(None) };
+        let Some(mut from) = self.leftovers.pieces.lock().clone() else { return Ok(None) };
         let (mut found, mut ended) = (Found::default(), false);
         for _ in 0..limit {
             let Some((pieces, next)) = values::next_pieces(&self.inner.tables, &from)? else {
+                found.strays.push(Stray::SweepNote);
                 ended = true;
                 break;
             };
@@ -136,9 +148,10 @@ impl Store {
             }
             from = next;
         }
-        *at = (!ended).then_some(from);
-        drop(at);
-        self.inner.delete(found).map(Some)
+        let deleted = self.inner.delete(found)?;
+        // Two passes at once look at some twice.
+        *self.leftovers.pieces.lock() = (!ended).then_some(from);
+        Ok(Some(deleted))
     }
 }
 

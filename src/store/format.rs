@@ -73,6 +73,7 @@
 //! | tree | key | value |
 //! |---|---|---|
 //! | `meta` | `stamp` | envelope of: id of the store (16), number of the last frame that is applied (8) |
+//! | `meta` | `sweep` | envelope of nothing: there may be pieces that nobody names |
 //! | `records` | manager, 0, key | envelope of a record |
 //! | `table/` name | key | envelope of a value |
 //! | `unfinished` | as in `records` | empty: a record that is in progress, released or interrupted |

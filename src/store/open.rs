@@ -38,6 +38,9 @@ const MARK_GROUP: u64 = SECTOR as u64;
 /// Unfinished records looked at in one step.
 const SURVEY_BATCH: usize = 1024;
 
+/// What a store's directory holds.
+const PARTS: [&str; 2] = ["journal", "sled"];
+
 /// What an open found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -63,10 +66,11 @@ impl Store {
         options.check()?;
         let (lock, created) = find_or_create(path, options)?;
         let dir = path.join("store");
+        // Before sled, which writes when it is opened: a journal that is refused leaves everything as it was.
+        let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
         let stamp =
             tables.stamp()?.ok_or_else(|| corrupt(format!("the record store in {} is empty", dir.display())))?;
-        let recovered = journal::recover(&dir.join("journal"), stamp.store_id, options.segment_bytes)?;
         check_stamp(&dir, stamp, &recovered)?;
         let mut report =
             OpenReport { created, clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
@@ -82,6 +86,10 @@ impl Store {
         let mut next_frame = first + 1;
         // It changes nothing, so that sled is also the state after it.
         applier.apply(first, Frame::Opening)?;
+        if !report.clean {
+            // Found by the background compaction, which forgets it when it is through.
+            tables.set_sweep(true)?;
+        }
         if report.frames_replayed > 0 || !report.clean {
             // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
             applier.settle()?;
@@ -92,6 +100,7 @@ impl Store {
             pool.release(first);
         }
         applier.forget_live();
+        let store_has_leftovers = tables.sweep()?;
         let group = Group::new(config(options), group, next_frame, writer.room());
         let (apply, thread_end) = threads::apply_channel();
         let inner = Arc::new(Inner {
@@ -114,7 +123,7 @@ impl Store {
             checkpoints: Arc::default(),
         });
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
-        let leftovers = Leftovers::new(report.clean);
+        let leftovers = Leftovers::new(store_has_leftovers);
         let store = Self { inner, running: Mutex::new(Some(running)), leftovers };
         report.interrupted = store.survey_unfinished(SURVEY_BATCH)?.interrupted;
         report.took = clock::monotonic().saturating_duration_since(began);
@@ -136,15 +145,13 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, 
         files::check_file_system(path)?;
     }
     let store = path.join("store");
-    if !files::is_dir(&store) {
-        check_ours(path)?;
-    }
+    check_ours(path, &store)?;
     let lock = files::Lock::take(&path.join("LOCK"), path)?;
     let half_made = path.join("store.new");
-    if half_made.exists() {
+    if half_made.exists() && is_half_made(&half_made)? {
         std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
     }
-    // Looked at again: somebody may have made it before the lock was ours.
+    // Looked at under the lock: somebody may have made it before the lock was ours.
     if files::is_dir(&store) {
         return Ok((lock, false));
     }
@@ -155,15 +162,35 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, 
 }
 
 /// A directory that holds anything else is not ours to fill. `lost+found` is what a fresh file system comes with.
-fn check_ours(path: &Path) -> Result<()> {
+fn check_ours(path: &Path, store: &Path) -> Result<()> {
+    let foreign = |entry: &Path| {
+        let message = format!("{} is not a store and not empty: it holds {}", path.display(), entry.display());
+        Error::new(ErrorKind::UnsupportedFormat, message)
+    };
+    if files::is_dir(store) {
+        // With one of them gone it is a damaged store.
+        let is_ours = PARTS.iter().any(|part| files::is_dir(&store.join(part)));
+        return if is_ours { Ok(()) } else { Err(foreign(store)) };
+    }
     for (entry, _) in files::entries(path)? {
         let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !["LOCK", "store.new", "lost+found"].contains(&name) {
-            let message = format!("{} is not a store and not empty: it holds {}", path.display(), entry.display());
-            return Err(Error::new(ErrorKind::UnsupportedFormat, message));
+        let is_ours = match name {
+            "LOCK" | "lost+found" => true,
+            "store.new" => {
+                files::entries(&entry)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name)))
+            }
+            _ => false,
+        };
+        if !is_ours {
+            return Err(foreign(&entry));
         }
     }
     Ok(())
+}
+
+/// A store that was being made when its process died holds nothing but its parts.
+fn is_half_made(dir: &Path) -> Result<bool> {
+    Ok(files::entries(dir)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name))))
 }
 
 /// Built aside and renamed when every byte is durable, so that a crash leaves no store or a whole one.
@@ -181,6 +208,9 @@ fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
 
 /// sled and the journal must know the same past.
 fn check_stamp(dir: &Path, stamp: Stamp, recovered: &Recovered) -> Result<()> {
+    if stamp.store_id != recovered.store_id {
+        return Err(corrupt(format!("the journal and the record store in {} belong to two stores", dir.display())));
+    }
     let (sled, journal) = (stamp.frame, recovered.checkpointed);
     if sled < journal {
         let message = format!("the record store in {} ends at frame {sled}, it had frame {journal}", dir.display());

@@ -23,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// What sled may have written behind a barrier's back; more, and a power cut can take what an older barrier had made safe.
 const MAX_BARRIER_BYTES: usize = 256 << 10;
 const STAMP: &[u8] = b"stamp";
+const SWEEP: &[u8] = b"sweep";
 const TABLE_PREFIX: &str = "table/";
 
 /// One of sled's trees.
@@ -173,6 +174,20 @@ impl Tables {
         let content = [stamp.store_id.as_slice(), &stamp.frame.to_le_bytes()].concat();
         let bytes = envelope::encode(STAMP, &Envelope::Inline(&content))?;
         self.with_trees(|trees| trees.meta.insert(STAMP, bytes)).map(|_| ())
+    }
+
+    /// Whether a crash may have left pieces that nobody names, and not all were looked at since.
+    pub(crate) fn sweep(&self) -> Result<bool> {
+        self.with_trees(|trees| trees.meta.contains_key(SWEEP))
+    }
+
+    pub(crate) fn set_sweep(&self, wanted: bool) -> Result<()> {
+        if wanted {
+            let bytes = envelope::encode(SWEEP, &Envelope::Inline(&[]))?;
+            self.with_trees(|trees| trees.meta.insert(SWEEP, bytes)).map(|_| ())
+        } else {
+            self.with_trees(|trees| trees.meta.remove(SWEEP)).map(|_| ())
+        }
     }
 
     /// To be called after each change: where the file system does not sync by itself, a barrier is due now and then.

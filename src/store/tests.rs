@@ -75,7 +75,7 @@ fn set(key: &StoreKey, image: Image) -> Change {
 
 /// Commits whatever was there, waits until it is durable, and says its number.
 fn put(store: &Store, key: &StoreKey, image: Image) -> u64 {
-    let committed = store.commit(vec![set(key, image)], &[], false).unwrap().unwrap();
+    let committed = store.commit(vec![set(key, image)], &[], Entrant::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     match &committed.changes[0].content {
         Some(Content::Record(image)) => image.revision,
@@ -85,7 +85,7 @@ fn put(store: &Store, key: &StoreKey, image: Image) -> u64 {
 
 fn remove(store: &Store, key: &StoreKey) {
     let change = Change { key: key.clone(), content: None };
-    let committed = store.commit(vec![change], &[], false).unwrap().unwrap();
+    let committed = store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
 }
 

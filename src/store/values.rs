@@ -132,6 +132,8 @@ pub(crate) enum Stray {
     Unfinished(StoreKey),
     /// Pieces, and whose they were.
     Pieces(PiecesId, StoreKey),
+    /// The note that pieces are to be looked at: all were.
+    SweepNote,
 }
 
 /// Whether it is one. Right for good only if nobody writes meanwhile.
@@ -152,10 +154,11 @@ pub(crate) fn is_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
             let envelope = found.as_ref().map(|found| envelope::decode(raw, found)).transpose()?;
             !matches!(envelope, Some(Envelope::Pieces { id: named, .. }) if named == *id)
         }
+        Stray::SweepNote => true,
     })
 }
 
-/// Deletes a leftover, if it is one. For sled's only writer.
+/// Deletes a leftover, if it is one, and says whether it counts as one. For sled's only writer.
 pub(crate) fn drop_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
     if !is_stray(tables, stray)? {
         return Ok(false);
@@ -169,6 +172,10 @@ pub(crate) fn drop_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
                 tables.remove(Name::Chunks, &key)?;
                 tables.changed()?;
             }
+        }
+        Stray::SweepNote => {
+            tables.set_sweep(false)?;
+            return Ok(false);
         }
     }
     tables.changed()?;

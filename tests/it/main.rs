@@ -23,6 +23,7 @@ mod medusa;
 mod programs;
 mod races;
 mod raw;
+mod room;
 mod rules;
 mod shapes;
 mod surface;

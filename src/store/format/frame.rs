@@ -123,12 +123,17 @@ pub(crate) enum Frame {
 
 /// Images that carry [`THIS_FRAME`] are written so: the number is known only later.
 pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>> {
-    let mut out = vec![0; 4];
+    encode_with_records(frame).map(|(bytes, _)| bytes)
+}
+
+/// Also where each record begins, for [`set_times`].
+pub(crate) fn encode_with_records(frame: &Frame) -> Result<(Vec<u8>, Vec<usize>)> {
+    let (mut out, mut records) = (vec![0; 4], Vec::new());
     match frame {
         Frame::Changes(changes) => {
             out.push(1);
             for change in changes {
-                encode_change(change, &mut out)?;
+                records.extend(encode_change(change, &mut out)?);
             }
         }
         Frame::Opening => out.push(2),
@@ -145,10 +150,16 @@ pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>> {
     }
     let len = length("a commit", out.len() - 4)?.to_le_bytes();
     out.iter_mut().zip(len).for_each(|(byte, value)| *byte = value);
-    Ok(out)
+    Ok((out, records))
 }
 
-fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<()> {
+/// Gives a record that was encoded other times: they are known only when it is committed.
+pub(crate) fn set_times(bytes: &mut [u8], record: usize, image: &Image) {
+    let times = image.updated.to_le_bytes().into_iter().chain(image.expires.to_le_bytes());
+    bytes.iter_mut().skip(record + record::TIMES).zip(times).for_each(|(byte, value)| *byte = value);
+}
+
+fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<Option<usize>> {
     let Some((name, key)) = change.key.split() else { return Err(corrupt("a key has no name")) };
     out.push(match (&change.content, change.key.is_record()) {
         (Some(Content::Record(_)), _) => 1,
@@ -164,11 +175,12 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<()> {
     let value = match &change.content {
         Some(Content::Record(image)) => record::encode(image)?.into(),
         Some(Content::Row(value)) => value.clone(),
-        None => return Ok(()),
+        None => return Ok(None),
     };
     out.extend_from_slice(&length("a value", value.len())?.to_le_bytes());
+    let at = out.len();
     out.extend_from_slice(&value);
-    Ok(())
+    Ok(change.key.is_record().then_some(at))
 }
 
 /// Gives an image the number of the frame that carries it.

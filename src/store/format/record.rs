@@ -13,6 +13,8 @@ use crate::value::Value;
 
 /// The fixed part, which needs no decoder.
 pub(crate) const HEAD: usize = 76;
+/// Where `updated` and `expires` are in it.
+pub(crate) const TIMES: usize = 60;
 
 const BY_KEY: u8 = 1;
 const RESUMES: u8 = 2;

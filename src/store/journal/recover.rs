@@ -23,6 +23,7 @@ pub(crate) struct Recovered {
     segments: Vec<Surveyed>,
     /// Files that hold nothing that counts: spares, and segments that were free to be written over.
     unneeded: Vec<SegmentFile>,
+    pub(crate) store_id: [u8; 16],
     /// sled has everything up to this frame, or should.
     pub(crate) checkpointed: u64,
     /// The highest frame number that anything names.
@@ -107,21 +108,23 @@ impl Recovered {
     }
 }
 
-pub(crate) fn recover(dir: &Path, store_id: [u8; 16], first_size: u64) -> Result<Recovered> {
+/// Reads and syncs what there is; changes nothing.
+pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
     if !files::is_dir(dir) {
         return Err(corrupt(format!("the journal {} is missing", dir.display())));
     }
-    let (found, mut unneeded, next_name) = open_all(dir, store_id)?;
+    let (found, mut unneeded, next_name) = open_all(dir)?;
+    let store_id = one_store(&found)?;
     let files = found.len() as u64 + unneeded.len() as u64;
     let run = last_run(dir, found, &mut unneeded)?;
     let pool = Arc::new(Pool::new(dir, first_size, next_name, files));
-    Ok(Recovered { unneeded, ..survey(dir, run, pool)? })
+    Ok(Recovered { unneeded, store_id, ..survey(dir, run, pool)? })
 }
 
 type Headed = (SegmentHeader, SegmentFile);
 
 /// Every segment and every spare, and the next free name.
-fn open_all(dir: &Path, store_id: [u8; 16]) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
+fn open_all(dir: &Path) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
     let (mut found, mut spares, mut next_name) = (Vec::new(), Vec::new(), 1);
     for (path, _) in files::entries(dir)? {
         if path.extension().is_none_or(|extension| extension != "journal") {
@@ -140,7 +143,7 @@ fn open_all(dir: &Path, store_id: [u8; 16]) -> Result<(Vec<Headed>, Vec<SegmentF
                 return Err(Error::new(ErrorKind::UnsupportedFormat, message));
             }
             Found::Segment(header) => {
-                check_header(&header, &file, store_id, &path)?;
+                check_size(&header, &file)?;
                 found.push((header, file));
             }
         }
@@ -156,15 +159,25 @@ fn head(file: &SegmentFile) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn check_header(header: &SegmentHeader, file: &SegmentFile, store_id: [u8; 16], path: &Path) -> Result<()> {
-    if header.store_id != store_id {
-        return Err(corrupt(format!("{} belongs to another store", path.display())));
-    }
+fn check_size(header: &SegmentHeader, file: &SegmentFile) -> Result<()> {
     if header.size != file.size {
-        let (is, was) = (file.size, header.size);
-        return Err(corrupt(format!("{} is {is} bytes long and should be {was}", path.display())));
+        let (path, is, was) = (file.path.display(), file.size, header.size);
+        return Err(corrupt(format!("{path} is {is} bytes long and should be {was}")));
     }
     Ok(())
+}
+
+/// The store that all segments belong to.
+fn one_store(found: &[Headed]) -> Result<[u8; 16]> {
+    let mut all = found.iter();
+    let Some((first, file)) = all.next() else { return Ok([0; 16]) };
+    match all.find(|(header, _)| header.store_id != first.store_id) {
+        None => Ok(first.store_id),
+        Some((_, other)) => {
+            let (a, b) = (file.path.display(), other.path.display());
+            Err(corrupt(format!("one of {a} and {b} belongs to another store")))
+        }
+    }
 }
 
 /// The segments that follow each other without a gap up to the last. Older ones were free to be written over at any time.
@@ -241,8 +254,19 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
         return Err(corrupt(format!("the journal {} misses the segments before frame {first}", dir.display())));
     }
     clean &= torn == 0;
-    let unneeded = Vec::new();
-    Ok(Recovered { segments, unneeded, checkpointed, last_frame, anchor, clean, torn_bytes: torn, chain, pool })
+    let (unneeded, store_id) = (Vec::new(), [0; 16]);
+    Ok(Recovered {
+        segments,
+        unneeded,
+        store_id,
+        checkpointed,
+        last_frame,
+        anchor,
+        clean,
+        torn_bytes: torn,
+        chain,
+        pool,
+    })
 }
 
 /// Reads groups until one is bad, or the next segment takes over.

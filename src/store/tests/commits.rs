@@ -24,13 +24,16 @@ fn a_commit_whose_reads_are_stale_is_refused() {
     let (store, _) = open(dir.path());
     let (a, b) = apart(&store);
     let seen = store.read(&a, Depth::Head).unwrap().seen;
-    assert!(store.commit(vec![set(&a, done(b"1"))], &[seen], false).unwrap().is_some());
-    assert!(store.commit(vec![set(&a, done(b"2"))], &[seen], false).unwrap().is_none());
-    assert!(store.commit(vec![set(&b, done(b"2"))], &[seen], false).unwrap().is_none(), "whatever it writes");
+    assert!(store.commit(vec![set(&a, done(b"1"))], &[seen], Entrant::User).unwrap().is_some());
+    assert!(store.commit(vec![set(&a, done(b"2"))], &[seen], Entrant::User).unwrap().is_none());
+    assert!(store.commit(vec![set(&b, done(b"2"))], &[seen], Entrant::User).unwrap().is_none(), "whatever it writes");
     assert_eq!(outcome(&store, &a).unwrap(), b"1");
     let seen = store.read(&a, Depth::Head).unwrap().seen;
     put(&store, &b, done(b"3"));
-    assert!(store.commit(vec![set(&a, done(b"4"))], &[seen], false).unwrap().is_some(), "another key has moved");
+    assert!(
+        store.commit(vec![set(&a, done(b"4"))], &[seen], Entrant::User).unwrap().is_some(),
+        "another key has moved"
+    );
     assert_eq!((store.stats().commits, store.stats().conflicts), (3, 2));
 }
 
@@ -44,7 +47,7 @@ fn a_commit_over_many_keys_is_one_frame() {
         set(&key("b"), done(b"b")),
         Change { key: row.clone(), content: Some(Content::Row(Value::from("7"))) },
     ];
-    let committed = store.commit(changes, &[], false).unwrap().unwrap();
+    let committed = store.commit(changes, &[], Entrant::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     let revision = image(&store, &key("a")).unwrap().revision;
     assert_eq!(image(&store, &key("b")).unwrap().revision, revision);
@@ -61,7 +64,7 @@ fn a_commit_over_many_keys_is_one_frame() {
 fn what_is_read_before_it_is_durable_has_its_ticket() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    let committed = store.commit(vec![set(&key("k"), at_work())], &[], false).unwrap().unwrap();
+    let committed = store.commit(vec![set(&key("k"), at_work())], &[], Entrant::User).unwrap().unwrap();
     let read = store.read(&key("k"), Depth::Whole).unwrap();
     assert_eq!(read.ticket, committed.ticket);
     store.wait(read.ticket).unwrap();
@@ -87,7 +90,7 @@ fn eight_threads_that_increment_one_record_lose_nothing() {
                         let value = read.record().and_then(|image| image.outcome.clone());
                         let value = value.map_or(0, |value| u64::from_le_bytes(value.as_ref().try_into().unwrap())) + 1;
                         let change = set(&k, done(&value.to_le_bytes()));
-                        if let Some(committed) = store.commit(vec![change], &[read.seen], false).unwrap() {
+                        if let Some(committed) = store.commit(vec![change], &[read.seen], Entrant::User).unwrap() {
                             store.wait(committed.ticket).unwrap();
                             break;
                         }
@@ -113,7 +116,7 @@ fn a_reader_never_sees_an_older_value_than_before() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for index in 1..300 {
-                let committed = store.commit(vec![set(&k, done(&value(index)))], &[], false).unwrap().unwrap();
+                let committed = store.commit(vec![set(&k, done(&value(index)))], &[], Entrant::User).unwrap().unwrap();
                 if index % 8 == 0 {
                     store.wait(committed.ticket).unwrap();
                     store.drain().unwrap();
@@ -161,4 +164,31 @@ fn eventual_commits_are_durable_after_a_sync_and_after_close() {
     for name in ["a", "b", "c", "0"] {
         assert!(image(&store, &key(name)).is_some());
     }
+}
+
+/// A commit may have to wait for room after its times were decided; a TTL runs from the ending, not from the wait for it.
+#[test]
+fn times_count_from_the_commit_and_not_from_the_decision() {
+    let dir = temp();
+    let clock = ManualClock::new();
+    let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
+    let decided = store.now().store;
+    clock.advance(Duration::from_millis(400));
+    let change = set(&key("k"), Image { updated: decided, expires: decided + 100, ..done(b"x") });
+    let ever = set(&key("ever"), Image { updated: decided, ..done(&[7; 9_000]) });
+    let terms = Terms { who: Entrant::User, decided: Some(decided) };
+    let committed = store.commit(vec![change, ever], &[], terms).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+    let check = |store: &Store| {
+        let found = image(store, &key("k")).unwrap();
+        assert_eq!((found.updated, found.expires), (decided + 400, decided + 500));
+        assert_eq!(outcome(store, &key("k")).unwrap(), b"x");
+        let found = image(store, &key("ever")).unwrap();
+        assert_eq!((found.updated, found.expires), (decided + 400, NEVER));
+        assert_eq!(outcome(store, &key("ever")).unwrap(), [7; 9_000]);
+    };
+    check(&store);
+    // What the journal has says the same.
+    crash(store);
+    check(&open_with(dir.path(), &options().clock(clock)).0);
 }

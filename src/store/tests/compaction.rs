@@ -69,7 +69,7 @@ fn compaction_moves_the_stripe_of_what_it_deletes() {
     let seen = store.read(&key("k"), Depth::Head).unwrap().seen;
     clock.advance(Duration::from_millis(5));
     assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
-    assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], false).unwrap().is_none());
+    assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], Entrant::User).unwrap().is_none());
 }
 
 #[test]
@@ -220,4 +220,36 @@ fn what_changes_between_look_and_deletion_stays() {
     checkpoint(&store);
     assert_eq!(compact_all(&store).records, 0);
     assert_eq!(TREES.map(|name| count(&store, name)), [2, 1, 0, 3]);
+}
+
+#[test]
+fn a_key_that_was_begun_anew_is_not_due() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    for name in ["anew", "later"] {
+        put(&store, &key(name), Image { expires: now + if name == "anew" { 1 } else { 50 }, ..done(b"x") });
+    }
+    store.drain().unwrap();
+    clock.advance(Duration::from_millis(2));
+    put(&store, &key("anew"), at_work());
+    store.drain().unwrap();
+    assert_eq!(store.next_due().unwrap(), now + 50, "or an idle store would look again and again");
+}
+
+#[test]
+fn leftovers_are_looked_for_after_a_clean_close_too() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let at = envelope::piece_key(PiecesId { frame: 5, place: 0 }, 0).unwrap();
+    let piece = envelope::encode_piece(&at, key("gone").bytes(), b"x").unwrap();
+    store.inner.tables.insert(Name::Chunks, &at, piece).unwrap();
+    crash(store);
+    // Closed before anybody came to look.
+    open(dir.path()).0.close().unwrap();
+    let (store, report) = open(dir.path());
+    assert!(report.clean);
+    assert_eq!(compact_all(&store).strays, 1);
+    store.close().unwrap();
+    let (store, _) = open(dir.path());
+    assert_eq!(store.next_due().unwrap(), NEVER, "nothing is looked for any more");
 }

@@ -25,7 +25,7 @@ fn round_trip(options: &EngineOptions) {
     for size in SIZES {
         put(&store, &key(size.to_string()), done(&bytes(size)));
         let content = Some(Content::Row(Value::from(bytes(size))));
-        store.commit(vec![Change { key: row(size), content }], &[], false).unwrap().unwrap();
+        store.commit(vec![Change { key: row(size), content }], &[], Entrant::User).unwrap().unwrap();
     }
     check_all(&store);
     store.drain().unwrap();
@@ -37,7 +37,7 @@ fn round_trip(options: &EngineOptions) {
     for size in SIZES {
         remove(&store, &key(size.to_string()));
         let change = Change { key: row(size), content: None };
-        store.commit(vec![change], &[], false).unwrap().unwrap();
+        store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
     }
     crash(store);
     let (store, report) = open_with(dir.path(), options);
@@ -47,7 +47,7 @@ fn round_trip(options: &EngineOptions) {
         assert!(image(&store, &key(size.to_string())).is_none());
         remove(&store, &key(size.to_string()));
         let change = Change { key: row(size), content: None };
-        store.commit(vec![change], &[], false).unwrap().unwrap();
+        store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
     }
     store.drain().unwrap();
     for name in [Name::Records, Name::Chunks, Name::Expiry, Name::Unfinished, Name::Table("stock")] {
@@ -70,7 +70,7 @@ fn what_is_too_large_is_refused_before_anything_changes() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"before"));
-    let error = store.commit(vec![set(&key("k"), done(&bytes(33 << 20)))], &[], false).unwrap_err();
+    let error = store.commit(vec![set(&key("k"), done(&bytes(33 << 20)))], &[], Entrant::User).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert_eq!(outcome(&store, &key("k")).unwrap(), b"before");
     put(&store, &key("k"), done(b"after"));
@@ -118,7 +118,9 @@ fn keys_are_listed_in_order_from_both_sides() {
     for (index, key) in all.iter().enumerate() {
         put(&store, key, if index % 2 == 0 { done(b"x") } else { at_work() });
     }
-    store.commit(vec![Change { key: row(1), content: Some(Content::Row(Value::from("x"))) }], &[], false).unwrap();
+    store
+        .commit(vec![Change { key: row(1), content: Some(Content::Row(Value::from("x"))) }], &[], Entrant::User)
+        .unwrap();
     store.drain().unwrap();
     let (mut from, mut found) = (Some(StoreKey::first_record()), Vec::new());
     let end = StoreKey::first_record().behind_prefix();

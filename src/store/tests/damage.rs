@@ -311,3 +311,54 @@ fn a_damaged_record_is_an_error_and_never_absent() {
     tables.insert(Name::Records, key("k").in_record_tree(), b"junk".to_vec()).unwrap();
     assert_eq!(read(Depth::Head).unwrap_err().kind(), ErrorKind::Corrupt);
 }
+
+/// Every file below, and what is in it.
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for (path, kind) in files::entries(dir).unwrap() {
+        if kind.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            all.push((path.clone(), std::fs::read(&path).unwrap()));
+        }
+    }
+    all
+}
+
+/// sled writes when it is opened, so it is not opened before the journal is found sound.
+#[test]
+fn a_refused_open_after_a_kill_changes_nothing() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    for index in 0..40_u8 {
+        put(&store, &key([index]), done(&[index; 700]));
+    }
+    for damage in ["header", "missing"] {
+        let dir = copy(&store);
+        let journal = journal_dir(dir.path());
+        if damage == "missing" {
+            std::fs::rename(&journal, dir.path().join("store/elsewhere")).unwrap();
+        } else {
+            let (path, _) = files::entries(&journal).unwrap().remove(0);
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[20] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+        std::fs::write(dir.path().join("LOCK"), b"").unwrap();
+        let before = contents(dir.path());
+        assert_eq!(Store::open(dir.path(), &options()).unwrap_err().kind(), ErrorKind::Corrupt, "{damage}");
+        assert!(contents(dir.path()) == before, "{damage}");
+    }
+}
+
+#[test]
+fn a_foreign_directory_called_store_is_left_alone() {
+    let dir = temp();
+    for path in ["store/src", "store.new/precious"] {
+        std::fs::create_dir_all(dir.path().join(path)).unwrap();
+    }
+    assert_eq!(Store::open(dir.path(), &options()).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
+    std::fs::rename(dir.path().join("store"), dir.path().join("lost+found")).unwrap();
+    assert_eq!(Store::open(dir.path(), &options()).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
+    assert!(dir.path().join("store.new/precious").exists() && !dir.path().join("LOCK").exists());
+}

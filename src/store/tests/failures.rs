@@ -66,7 +66,7 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
     let mut last = 0_u64;
     let refused = loop {
         let change = set(&key("k"), done(&[&last.to_le_bytes(), [7; 500].as_slice()].concat()));
-        match store.commit(vec![change], &[], false) {
+        match store.commit(vec![change], &[], Entrant::User) {
             Ok(committed) => store.wait(committed.unwrap().ticket).unwrap(),
             Err(error) => break error,
         }
@@ -77,7 +77,8 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
     let read = outcome(&store, &key("k")).unwrap();
     assert_eq!(read[..8], (last - 1).to_le_bytes(), "nothing has changed");
     // What gives up has a reserve.
-    let given_up = store.commit(vec![set(&key("r"), unfinished(Status::Released))], &[], true).unwrap().unwrap();
+    let given_up =
+        store.commit(vec![set(&key("r"), unfinished(Status::Released))], &[], Entrant::GivingUp).unwrap().unwrap();
     store.wait(given_up.ticket).unwrap();
     // Room for one more of the first size, but not for one of the next size.
     fill(&filler, 33 << 10);
@@ -122,8 +123,9 @@ fn a_panic_of_the_writer_poisons_and_close_returns() {
             let store = &store;
             scope.spawn(move || {
                 let name = key(index.to_string());
-                let ticket =
-                    store.commit(vec![set(&name, at_work())], &[], false).map(|committed| committed.unwrap().ticket);
+                let ticket = store
+                    .commit(vec![set(&name, at_work())], &[], Entrant::User)
+                    .map(|committed| committed.unwrap().ticket);
                 let error = ticket.and_then(|ticket| store.wait(ticket)).unwrap_err();
                 assert!(error.kind() == ErrorKind::Poisoned && error.to_string().contains("the bomb"), "{error}");
             });
@@ -151,7 +153,7 @@ fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
     store.drain().unwrap();
     let good = store.inner.tables.get(Name::Records, key("k").in_record_tree()).unwrap().unwrap();
     store.inner.tables.insert(Name::Records, key("k").in_record_tree(), b"junk".to_vec()).unwrap();
-    let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], false).unwrap().unwrap().ticket;
+    let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], Entrant::User).unwrap().unwrap().ticket;
     store.inner.group.wait_applied(ticket.0).unwrap_err();
     // Asked although it has ended: what lies in its queue is never answered.
     assert_eq!(store.inner.delete(compact::Found::of(key("other"), 1)).unwrap_err().kind(), ErrorKind::Poisoned);
@@ -200,7 +202,7 @@ fn close_lets_waiting_commits_out() {
             scope.spawn(move || {
                 for index in 0_u64.. {
                     let change = set(&key(format!("{thread}")), done(&index.to_le_bytes()));
-                    let ended = match store.commit(vec![change], &[], false) {
+                    let ended = match store.commit(vec![change], &[], Entrant::User) {
                         Ok(committed) => store.wait(committed.unwrap().ticket),
                         Err(error) => Err(error),
                     };

@@ -38,7 +38,8 @@ fn child() {
                     let name = format!("{thread}.{}", round % KEYS);
                     let read = store.read(&key(&name), Depth::Head).unwrap();
                     let change = if round % 5 == 1 { at_work() } else { done(&value(round)) };
-                    let Some(committed) = store.commit(vec![set(&key(&name), change)], &[read.seen], false).unwrap()
+                    let Some(committed) =
+                        store.commit(vec![set(&key(&name), change)], &[read.seen], Entrant::User).unwrap()
                     else {
                         continue;
                     };

@@ -13,7 +13,7 @@ fn a_new_store_is_empty_and_a_closed_one_is_as_it_was() {
     store.close().unwrap();
     store.close().unwrap();
     assert_eq!(store.read(&key("k"), Depth::Whole).unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(store.commit(Vec::new(), &[], true).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(store.commit(Vec::new(), &[], Entrant::GivingUp).unwrap_err().kind(), ErrorKind::Closed);
     let (store, report) = open(&path);
     assert!(!report.created && report.clean);
     assert_eq!((report.frames_replayed, report.torn_bytes, report.interrupted), (0, 0, 0));

@@ -34,7 +34,7 @@ fn step(store: &Store, model: &mut Model, random: &mut Random) {
             changes.push(change);
         }
     }
-    let committed = store.commit(changes, &[], false).unwrap().unwrap();
+    let committed = store.commit(changes, &[], Entrant::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     for change in committed.changes {
         let outcome = change.content.map(|content| match content {

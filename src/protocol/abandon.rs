@@ -1,0 +1,51 @@
+//! Claims that were dropped: ended without an answer and without a wait.
+
+use super::{Changed, Event, Haste, Place, Protocol, Told};
+use crate::error::ErrorKind;
+use crate::transition::Ending;
+
+impl Protocol {
+    /// Ends a claim without an answer and without waiting: for a drop. What the journal has no room for now is recorded when
+    /// somebody asks for the key, or by the background compaction; what cannot be recorded at all is found by the next open.
+    pub(crate) fn abandon(&self, place: &Place, token: u64, ending: Ending) {
+        match self.change(place, &Event::End { token, ending: &ending }, Haste::Committed) {
+            Ok(Changed::Written(info)) => self.hub.tell(|| Told::Ended(info.without_outcome())),
+            // Somebody else ended it, or removed it.
+            Ok(_) => {}
+            Err(error) => {
+                self.drops_not_recorded.add(1);
+                if error.kind() == ErrorKind::Full {
+                    self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
+                    self.due.lower(0);
+                }
+            }
+        }
+    }
+
+    /// Records the drops that the journal had no room for.
+    pub(super) fn settle_abandoned(&self) {
+        let all: Vec<_> = self.abandoned.lock().drain().collect();
+        for (_, (place, token, ending)) in all {
+            self.settle(place, token, ending);
+        }
+    }
+
+    /// As [`settle_abandoned`](Self::settle_abandoned), for a key that somebody asks for.
+    pub(super) fn settle_at(&self, place: &Place) {
+        // Nearly always there is none.
+        let found = self.abandoned.lock().remove(&place.at);
+        if let Some((place, token, ending)) = found {
+            self.settle(place, token, ending);
+        }
+    }
+
+    fn settle(&self, place: Place, token: u64, ending: Ending) {
+        match self.change(&place, &Event::End { token, ending: &ending }, Haste::Durable) {
+            Ok(Changed::Written(info)) => self.hub.tell(|| Told::Ended(info.without_outcome())),
+            Ok(_) => {}
+            Err(_) => {
+                self.abandoned.lock().insert(place.at.clone(), (place, token, ending));
+            }
+        }
+    }
+}

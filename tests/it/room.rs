@@ -1,0 +1,59 @@
+//! Giving up under a load that outruns the preparation of the journal.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use oncekey::*;
+
+/// With segments this small, the next one is often not ready when a claim is given up.
+const SEGMENT: u64 = 64 << 10;
+
+#[test]
+fn a_claim_that_is_released_or_dropped_is_never_stranded() {
+    let engine = Engine::options().segment_bytes(SEGMENT).temporary().unwrap();
+    let manager: Manager<u64, String> =
+        engine.manager_with("m", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
+    let context = Context::new().with("large", vec![7_u8; 15 << 10]);
+    let next = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= 2_000 {
+                        return;
+                    }
+                    let options = BeginOptions::new().context(context.clone());
+                    let claim = manager.begin_with(number.to_be_bytes(), options).unwrap().into_claim().unwrap();
+                    // There is room on the disk: an answer is never refused, it may only take a while.
+                    match number % 3 {
+                        0 => drop(claim.release().unwrap()),
+                        1 => drop(claim.interrupt().unwrap()),
+                        _ => drop(claim),
+                    }
+                }
+            });
+        }
+    });
+    for number in 0..2_000_u64 {
+        let claim = manager.begin(number.to_be_bytes()).unwrap().into_claim().unwrap();
+        assert_eq!(claim.attempt(), 2);
+        claim.succeed(&number).unwrap();
+    }
+    assert_eq!(engine.stats().in_progress, 0);
+}
+
+#[test]
+fn the_first_answer_is_what_every_replay_reads() {
+    #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Receipt {
+        charge: String,
+        #[serde(skip)]
+        cached: u64,
+    }
+    let engine = Engine::temporary().unwrap();
+    let manager: Manager<Receipt> = engine.manager("m").unwrap();
+    let run = |_: &mut Claim<Receipt>| Ok(Receipt { charge: "ch_1".to_owned(), cached: 9 });
+    let first = manager.execute("k", run).unwrap().into_value();
+    assert_eq!(first, manager.execute("k", run).unwrap().into_value());
+}
