@@ -38,17 +38,19 @@ struct Inner {
     protocol: Arc<Protocol>,
     place: Place,
     info: RecordInfo,
+    context: Context,
     release_on_drop: bool,
     /// It has not ended.
     live: bool,
     /// A fault of the engine reached the operation through this claim.
-    faulted: AtomicBool,
+    faulted: Arc<AtomicBool>,
 }
 
 impl<T, E> Claim<T, E> {
     pub(crate) fn new(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
-        let faulted = AtomicBool::new(false);
-        let inner = Inner { protocol, place, info, release_on_drop: false, live: true, faulted };
+        let faulted = Arc::new(AtomicBool::new(false));
+        let context = info.context().watched(&faulted);
+        let inner = Inner { protocol, place, info, context, release_on_drop: false, live: true, faulted };
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
@@ -85,7 +87,7 @@ impl<T, E> Claim<T, E> {
     /// What was given when the generation started.
     #[must_use]
     pub fn context(&self) -> &Context {
-        self.inner.info.context()
+        &self.inner.context
     }
 
     /// The last stage that ended; [`STARTED`](crate::STARTED) at first.

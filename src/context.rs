@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The most entries in a [`Context`].
 pub const MAX_CONTEXT_ENTRIES: usize = 64;
@@ -31,10 +32,27 @@ pub const MAX_CONTEXT_BYTES: usize = 16 * 1024;
 /// assert_eq!(context.decode::<(u32, String)>("args")?, Some((1, "x".into())));
 /// # Ok::<(), oncekey::Error>(())
 /// ```
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Context(Arc<BTreeMap<String, Value>>);
+#[derive(Clone, Default)]
+pub struct Context {
+    entries: Arc<BTreeMap<String, Value>>,
+    /// Raised when an entry cannot be decoded: so a claim knows that its operation met a fault that is not its own.
+    fault: Option<Arc<AtomicBool>>,
+}
+
+impl PartialEq for Context {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl Eq for Context {}
 
 impl Context {
+    /// The same entries, with a flag that is raised when one cannot be decoded.
+    pub(crate) fn watched(&self, fault: &Arc<AtomicBool>) -> Self {
+        Self { entries: Arc::clone(&self.entries), fault: Some(Arc::clone(fault)) }
+    }
+
     /// An empty context.
     #[must_use]
     pub fn new() -> Self {
@@ -44,7 +62,7 @@ impl Context {
     /// The context with one entry more; an entry of this name is replaced.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        Arc::make_mut(&mut self.0).insert(name.into(), value.into());
+        Arc::make_mut(&mut self.entries).insert(name.into(), value.into());
         self
     }
 
@@ -63,7 +81,7 @@ impl Context {
     /// The bytes under this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.get(name).map(|value| &**value)
+        self.entries.get(name).map(|value| &**value)
     }
 
     /// The text under this name; `None` also when it is not UTF-8.
@@ -78,24 +96,28 @@ impl Context {
     ///
     /// [`Codec`](ErrorKind::Codec) when the bytes are not those of a `C`.
     pub fn decode<C: DeserializeOwned>(&self, name: &str) -> Result<Option<C>> {
-        self.get(name).map(|bytes| codec::decode(&entry(name), bytes)).transpose()
+        let decoded = self.get(name).map(|bytes| codec::decode(&entry(name), bytes)).transpose();
+        if let (Err(_), Some(fault)) = (&decoded, &self.fault) {
+            fault.store(true, Ordering::Relaxed);
+        }
+        decoded
     }
 
     /// The entries, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.iter().map(|(name, value)| (name.as_str(), &**value))
+        self.entries.iter().map(|(name, value)| (name.as_str(), &**value))
     }
 
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.entries.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.entries.is_empty()
     }
 
     /// Whether the context is within its limits.
@@ -132,26 +154,27 @@ fn entry(name: &str) -> String {
 
 impl<N: Into<String>, V: Into<Value>> FromIterator<(N, V)> for Context {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(entries: I) -> Self {
-        Self(Arc::new(entries.into_iter().map(|(name, value)| (name.into(), value.into())).collect()))
+        let entries = entries.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self { entries: Arc::new(entries), fault: None }
     }
 }
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Context ")?;
-        f.debug_map().entries(self.0.iter()).finish()
+        f.debug_map().entries(self.entries.iter()).finish()
     }
 }
 
 impl Serialize for Context {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.as_ref().serialize(serializer)
+        self.entries.as_ref().serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Context {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        BTreeMap::deserialize(deserializer).map(|entries| Self(Arc::new(entries)))
+        BTreeMap::deserialize(deserializer).map(|entries| Self { entries: Arc::new(entries), fault: None })
     }
 }
 

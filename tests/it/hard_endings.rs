@@ -1,4 +1,5 @@
-//! Giving up under a load that outruns the preparation of the journal.
+//! Endings that are not simple: given up while the journal has no room ready, read back other than written, ended by a fault
+//! of the engine.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -56,4 +57,17 @@ fn the_first_answer_is_what_every_replay_reads() {
     let run = |_: &mut Claim<Receipt>| Ok(Receipt { charge: "ch_1".to_owned(), cached: 9 });
     let first = manager.execute("k", run).unwrap().into_value();
     assert_eq!(first, manager.execute("k", run).unwrap().into_value());
+}
+
+/// What the operation makes of a fault of the engine is not its own failure: it is not known whether anything happened.
+#[test]
+fn a_fault_of_the_engine_that_the_operation_met_is_never_stored() {
+    let engine = Engine::temporary().unwrap();
+    let manager: Manager<u64> = engine.manager("m").unwrap();
+    let options = ExecuteOptions::new().context(Context::new().with("args", "not a number"));
+    let failed = manager.execute_with("k", options, |claim| Ok(claim.context().decode::<u64>("args")?.unwrap_or(0)));
+    assert!(matches!(failed, Err(ExecuteError::Failed { replayed: false, .. })));
+    assert_eq!(manager.get("k").unwrap().unwrap().status(), Status::Interrupted);
+    // Looked at from outside, it is nobody's fault.
+    assert!(manager.get("k").unwrap().unwrap().info().context().decode::<u64>("args").is_err());
 }
