@@ -1,6 +1,7 @@
 //! Segments that fill, wait for a store checkpoint, and are used again.
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use super::*;
 
@@ -51,7 +52,7 @@ fn check(store: &Store, model: &Model) {
     }
 }
 
-/// Rounds that end in a crash, a close, or a copy; files stay few.
+/// Rounds that end in a crash, a close, or a copy; files stay few. Says how many rounds led to a checkpoint.
 fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
     let mut random = Random(seed);
     let (mut dir, mut model, mut checkpoints) = (temp(), Model::new(), 0);
@@ -64,7 +65,17 @@ fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
         }
         check(&store, &model);
         store.drain().unwrap();
-        checkpoints += store.stats().store_checkpoints;
+        // Every segment that is left behind costs one sync more than there are groups; the open has left one.
+        let stats = store.stats();
+        if stats.syncs - stats.groups > 1 {
+            // A checkpoint follows, however slow the disk is; waiting ones become one.
+            let late = crate::clock::deadline(Duration::from_secs(120)).unwrap();
+            while store.stats().store_checkpoints == 0 {
+                assert!(crate::clock::monotonic() < late, "round {round}: no checkpoint");
+                thread::yield_now();
+            }
+            checkpoints += 1;
+        }
         // In use, spare, two free, and what waits for a checkpoint that is under way.
         assert!(journal_files(dir.path()) <= 12, "round {round}: {}", journal_files(dir.path()));
         match random.below(3) {
@@ -88,7 +99,7 @@ fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
 #[test]
 fn thousands_of_commits_over_many_segments_equal_a_model() {
     let checkpoints = model_run(1, 25, &options());
-    assert!(checkpoints > 20, "{checkpoints}");
+    assert!(checkpoints > 12, "only {checkpoints} rounds filled a segment");
 }
 
 #[test]
