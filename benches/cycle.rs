@@ -12,6 +12,8 @@
     reason = "a benchmark"
 )]
 
+mod shared;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
@@ -20,12 +22,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use oncekey::{Begin, Engine, Manager};
+use oncekey::{Engine, Manager};
+use shared::{VALUE, cycle, key};
 
 const THREADS: [usize; 3] = [1, 8, 64];
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
-const VALUE: [u8; 256] = [7; 256];
 
 /// The least that keeps the promise: what was answered is in the file, and synced.
 struct IdealLog {
@@ -112,11 +114,6 @@ fn measure(threads: usize, next: &AtomicU64, cycle: impl Fn(u64) + Sync) -> f64 
     done / began.elapsed().as_secs_f64()
 }
 
-/// Sixteen bytes that are spread like random ones.
-fn key(number: u64) -> [u8; 16] {
-    (u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_be_bytes()
-}
-
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -144,10 +141,7 @@ fn main() {
             }));
             log.end();
             thread.join().unwrap();
-            ours.push(measure(threads, &next, |number| match manager.begin(key(number)).unwrap() {
-                Begin::Claimed(claim) => drop(claim.succeed(&value).unwrap()),
-                other => unreachable!("a key that was never used: {other:?}"),
-            }));
+            ours.push(measure(threads, &next, |number| cycle(&manager, number, &value)));
         }
         let stats = engine.stats();
         let (ideal, ours) = (median(ideal), median(ours));

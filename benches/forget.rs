@@ -12,27 +12,18 @@
 )]
 #![allow(clippy::cast_precision_loss, reason = "rates")]
 
+mod shared;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use oncekey::{Begin, Compacted, Durability, Engine, Manager, ManagerOptions, ManualClock};
+use oncekey::{Compacted, Durability, Engine, Manager, ManagerOptions, ManualClock};
+use shared::{VALUE, cycle};
 
 const THREADS: u64 = 8;
 const BASELINE: Duration = Duration::from_secs(10);
 const TTL: Duration = Duration::from_secs(3600);
-const VALUE: [u8; 256] = [7; 256];
-
-fn key(number: u64) -> [u8; 16] {
-    (u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_be_bytes()
-}
-
-fn cycle(manager: &Manager<Vec<u8>, String>, number: u64, value: &Vec<u8>) {
-    match manager.begin(key(number)).unwrap() {
-        Begin::Claimed(claim) => drop(claim.succeed(value).unwrap()),
-        other => unreachable!("a key that was never used: {other:?}"),
-    }
-}
 
 /// A store with so many finished records, all in sled.
 fn fill(path: &Path, clock: &ManualClock, records: u64) {

@@ -14,6 +14,8 @@
 )]
 #![allow(clippy::cast_precision_loss, reason = "figures to look at")]
 
+mod shared;
+
 use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,10 +23,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use oncekey::{Begin, Engine, Manager, ManagerOptions};
+use oncekey::{Engine, Manager, ManagerOptions};
+use shared::{VALUE, cycle};
 
 const THREADS: usize = 64;
-const VALUE: [u8; 256] = [7; 256];
 const MIB: f64 = (1 << 20) as f64;
 
 /// What one second showed.
@@ -60,12 +62,8 @@ impl Churn {
             }
             let at = self.began + Duration::from_secs_f64(number as f64 / self.rate);
             std::thread::sleep(at.saturating_duration_since(Instant::now()));
-            let key = u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_be_bytes();
             let began = Instant::now();
-            match self.manager.begin(key).unwrap() {
-                Begin::Claimed(claim) => drop(claim.succeed(&value).unwrap()),
-                other => unreachable!("a key that was never used: {other:?}"),
-            }
+            cycle(&self.manager, number, &value);
             self.times.lock().unwrap().push(began.elapsed());
             self.done.fetch_add(1, Ordering::Relaxed);
         }

@@ -1,23 +1,18 @@
 //! Claims that were dropped: ended without an answer and without a wait.
 
 use super::{Changed, Event, Haste, Place, Protocol, Told};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Result};
 use crate::transition::Ending;
 
 impl Protocol {
     /// Ends a claim without an answer and without waiting: for a drop. What the journal has no room for now is recorded when
     /// somebody asks for the key, or by the background compaction; what cannot be recorded at all is found by the next open.
     pub(crate) fn abandon(&self, place: &Place, token: u64, ending: Ending) {
-        match self.change(place, &Event::End { token, ending: &ending }, Haste::Committed) {
-            Ok(Changed::Written(info)) => self.hub.tell(|| Told::Ended(info.without_outcome())),
-            // Somebody else ended it, or removed it.
-            Ok(_) => {}
-            Err(error) => {
-                self.drops_not_recorded.add(1);
-                if error.kind() == ErrorKind::Full {
-                    self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
-                    self.due.lower(0);
-                }
+        if let Err(error) = self.give_up(place, token, &ending, Haste::Committed) {
+            self.drops_not_recorded.add(1);
+            if error.kind() == ErrorKind::Full {
+                self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
+                self.due.lower(0);
             }
         }
     }
@@ -40,12 +35,16 @@ impl Protocol {
     }
 
     fn settle(&self, place: Place, token: u64, ending: Ending) {
-        match self.change(&place, &Event::End { token, ending: &ending }, Haste::Durable) {
-            Ok(Changed::Written(info)) => self.hub.tell(|| Told::Ended(info.without_outcome())),
-            Ok(_) => {}
-            Err(_) => {
-                self.abandoned.lock().insert(place.at.clone(), (place, token, ending));
-            }
+        if self.give_up(&place, token, &ending, Haste::Durable).is_err() {
+            self.abandoned.lock().insert(place.at.clone(), (place, token, ending));
         }
+    }
+
+    fn give_up(&self, place: &Place, token: u64, ending: &Ending, haste: Haste) -> Result<()> {
+        // Anything else says that somebody else ended it, or removed it.
+        if let Changed::Written(info) = self.change(place, &Event::End { token, ending }, haste)? {
+            self.hub.tell(|| Told::Ended(info.without_outcome()));
+        }
+        Ok(())
     }
 }

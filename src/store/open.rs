@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::apply::Applier;
 use super::compact::Leftovers;
 use super::format::corrupt;
-use super::format::frame::{self, Frame, MAX_FRAME};
+use super::format::frame::{self, Frame};
 use super::format::segment::{SECTOR, sized};
 use super::journal::{self, Recovered, Writer, segment_for};
 use super::overlay::Overlay;
@@ -251,7 +251,7 @@ fn config(options: &EngineOptions) -> Config {
         // For what the store says of itself when it closes, half of it at least.
         reserve: (options.segment_bytes / 8).max(4 * MARK_GROUP),
         max_unapplied: MAX_UNAPPLIED,
-        max_unchecked: MAX_UNCHECKED.max(4 * MAX_FRAME as u64),
+        max_unchecked: MAX_UNCHECKED,
         interval: match options.durability {
             Durability::Immediate => None,
             Durability::Eventual { interval } => Some(interval),
