@@ -17,13 +17,13 @@ mod shared;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use oncekey::{Engine, Manager};
-use shared::{VALUE, cycle, key};
+use shared::{VALUE, asked_directory, cycle, key, median};
 
 const THREADS: [usize; 3] = [1, 8, 64];
 const ROUNDS: usize = 3;
@@ -114,14 +114,8 @@ fn measure(threads: usize, next: &AtomicU64, cycle: impl Fn(u64) + Sync) -> f64 
     done / began.elapsed().as_secs_f64()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn main() {
-    let asked = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let base = asked.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    let base = asked_directory();
     let dir = tempfile::tempdir_in(&base).unwrap();
     println!("durable cycles per second, medians of {ROUNDS} rounds of {ROUND:?} in turns, in {}", base.display());
     println!("| threads | ideal log | oncekey | ratio | commits per sync |");

@@ -14,8 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Failure;
 use crate::key::Key;
 use crate::outcome::Finished;
-use crate::protocol::{Place, Protocol, panicked_or_dropped};
-use crate::record::{Interruption, RecordInfo};
+use crate::protocol::{Fence, Place, Protocol, panicked_or_dropped};
+use crate::record::{Interruption, RecordInfo, Status};
 use crate::transition::Ending;
 use crate::value::Value;
 
@@ -134,6 +134,34 @@ impl<T, E> Claim<T, E> {
         self.end(&Ending::Interrupt(Interruption::Reported))
     }
 
+    /// A stage, or an ending, has ended it.
+    pub(crate) fn is_ended(&self) -> bool {
+        !self.inner.live
+    }
+
+    pub(crate) fn info(&self) -> &RecordInfo {
+        &self.inner.info
+    }
+
+    pub(crate) fn protocol(&self) -> &Arc<Protocol> {
+        &self.inner.protocol
+    }
+
+    /// Where it is now.
+    pub(crate) fn fence(&self) -> Fence<'_> {
+        Fence { place: &self.inner.place, token: self.token(), point: self.recovery_point() }
+    }
+
+    pub(crate) fn fault_flag(&self) -> &AtomicBool {
+        &self.inner.faulted
+    }
+
+    /// A stage has changed its record, and perhaps ended it.
+    pub(crate) fn moved(&mut self, info: RecordInfo) {
+        self.inner.live = info.status() == Status::InProgress;
+        self.inner.info = info;
+    }
+
     pub(crate) fn is_faulted(&self) -> bool {
         self.inner.faulted.load(Ordering::Relaxed)
     }
@@ -151,7 +179,7 @@ impl<T, E> Claim<T, E> {
     }
 
     /// The bytes, and the value as every replay will read it.
-    fn encode<S: Serialize + DeserializeOwned>(&self, what: &str, value: &S) -> Result<(Value, S)> {
+    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, what: &str, value: &S) -> Result<(Value, S)> {
         let Inner { protocol, place, .. } = &*self.inner;
         let what = format!("the {what} of key {} of {}", place.key, place.manager);
         let bytes = codec::encode_checked(&what, value, protocol.max_value_bytes())?;

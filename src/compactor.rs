@@ -95,6 +95,8 @@ fn run(
                 let Some(protocol) = protocol.upgrade() else { return };
                 match protocol.compact(batch, &|| !stopping.load(Ordering::Relaxed)) {
                     Ok(_) => {}
+                    // It is still due: after the interval there may be room again.
+                    Err(error) if error.kind() == ErrorKind::Full => {}
                     Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned) => return,
                     Err(error) => {
                         protocol.compaction_failed(&error.to_string());

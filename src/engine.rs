@@ -13,10 +13,13 @@ use crate::compactor::Compactor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Compacted, Event};
 use crate::options::EngineOptions;
-use crate::protocol::{ListRange, OpenReport, Protocol};
+use crate::protocol::{ListRange, OpenReport, Protocol, VerifyReport};
 use crate::record::Status;
 use crate::records::{RecordFilter, Records};
 use crate::stats::Stats;
+use crate::table::Table;
+use crate::transaction::{self, Transaction};
+use crate::transition::Step;
 
 /// An open store.
 ///
@@ -77,6 +80,50 @@ impl Engine {
         EngineOptions::default()
     }
 
+    /// A table of the caller's own data in this store.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`.
+    pub fn table(&self, name: &str) -> Result<Table> {
+        Table::new(self.share(), name)
+    }
+
+    /// Changes several rows together or not at all; see [`Transaction`] for what the closure may do. It is run again when
+    /// another commit has changed what it read. `Err` and panics roll back.
+    ///
+    /// The closure's error is the caller's own type, as long as the engine's error can be turned into it: an enum with
+    /// `#[from] oncekey::Error`, `anyhow::Error`, [`Error`], or the ready-made [`PhaseError`](crate::PhaseError).
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Error, PhaseError};
+    /// # let engine = Engine::temporary()?;
+    /// engine.atomic_phase(|tx| tx.table("t")?.insert("a", "1"))?;
+    /// let moved = engine.atomic_phase(|tx| {
+    ///     let table = tx.table("t")?;
+    ///     let Some(value) = table.get("a")? else { return Err(PhaseError::User("nothing there")) };
+    ///     table.remove("a")?;
+    ///     table.insert("b", &value)?;
+    ///     Ok(value)
+    /// });
+    /// assert_eq!(moved.unwrap().as_ref(), b"1");
+    /// // With nothing to infer the error from, it is named:
+    /// engine.atomic_phase(|tx| {
+    ///     tx.table("t")?.remove("b")?;
+    ///     Ok::<_, Error>(())
+    /// })?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The closure's own; nothing was changed then. Of the engine's: `Conflict` after
+    /// [`MAX_TRANSACTION_RUNS`](crate::MAX_TRANSACTION_RUNS), `TooLarge` if all that is written does not fit into one frame of
+    /// 32 MiB.
+    pub fn atomic_phase<R, X: From<Error>>(&self, work: impl Fn(&Transaction) -> Result<R, X>) -> Result<R, X> {
+        transaction::run(&self.protocol, None, None, |tx| Ok((work(tx)?, Ok(Step::Stay)))).map(|(value, _)| value)
+    }
+
     /// The names of all managers that have a record.
     pub fn managers(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = Vec::new();
@@ -135,6 +182,31 @@ impl Engine {
         self.protocol.compact_now(self.shared.compaction_batch)
     }
 
+    /// Reads everything that is stored, and says what is damaged or missing: records and rows with all their pieces, what leads
+    /// to them, the journal's segments, and whether the record store holds exactly what was ever put into it.
+    ///
+    /// The engine stays in service: the scan goes on in small steps between commits, and changes made meanwhile give no false
+    /// alarm. It takes as long as reading the store. What the record store has in memory is looked at there, so right after
+    /// an open it sees most of the disk.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// payments.execute("order-42", |_claim| Ok(1999))?;
+    /// let report = engine.verify()?;
+    /// assert_eq!((report.records, report.problems.as_slice()), (1, [].as_slice()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `Io`, or `Corrupt` if the record store cannot be read to its end; `Closed` if the engine is closed meanwhile. What can be
+    /// read and is wrong is no error: it is in [`VerifyReport::problems`].
+    pub fn verify(&self) -> Result<VerifyReport> {
+        self.protocol.verify()
+    }
+
     /// Waits until everything committed so far survives a power cut: for
     /// [`Durability::Eventual`](crate::Durability::Eventual).
     pub fn sync(&self) -> Result<()> {
@@ -146,8 +218,11 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Whatever went wrong on the way; what was answered before is safe all the same.
+    /// `InsideTransaction` from a transaction's closure: nothing is closed then. Otherwise whatever went wrong on the way; what
+    /// was answered before is safe all the same.
     pub fn close(self) -> Result<()> {
+        // What is refused inside a transaction must not end the compaction.
+        self.protocol.check_outside()?;
         // First, so that a pass of the compaction ends at once.
         let closed = self.protocol.close();
         self.shared.compactor.end();

@@ -42,8 +42,8 @@ pub enum ErrorKind {
     Poisoned,
     /// The operating system refused a read, a write or a directory.
     Io,
-    /// There is no room for the journal to grow. Make room and call again; nothing changed. When the disk fills up while sled
-    /// writes what was committed before, it is `Poisoned` instead.
+    /// There is no room on the disk, for the journal to grow or for the record store behind it. Make room and call again;
+    /// nothing changed. From `close`: everything answered is in the journal, and the next open brings it into the record store.
     Full,
     /// What is on disk is damaged. Nothing was guessed and nothing was changed: restore it, or look at it with the tools.
     Corrupt,
@@ -57,6 +57,8 @@ pub enum ErrorKind {
     ClaimLost,
     /// A by-key call on a record that a live [`Claim`](crate::Claim) or process owns. Use the claim, or wait for its end.
     OwnedByClaim,
+    /// The key belongs to another request. Refuse this one, or give it a key of its own; nothing changed.
+    Mismatch,
     /// There is no such record.
     NotFound,
     /// The record is not in progress, so it cannot be ended or changed so.
@@ -78,6 +80,11 @@ pub enum ErrorKind {
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Arc::new(Inner { kind, message: message.into(), io_kind: None }))
+    }
+
+    /// What every call answers behind a close.
+    pub(crate) fn closed() -> Self {
+        Self::new(ErrorKind::Closed, "the engine is closed")
     }
 
     /// `action` is a verb with what it concerns, e.g. "write journal segment".

@@ -126,6 +126,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// | panics | interrupted, and the panic goes on |
     /// | returns `Err` after a fault of the engine reached it through its claim | interrupted: never stored |
     /// | the process ends meanwhile | interrupted |
+    /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage said, whatever it returns |
     ///
     /// On a key that this thread is executing already it waits for itself, and answers `InProgress`.
     ///
@@ -151,14 +152,24 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         options: impl Into<ExecuteOptions>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
-        let ExecuteOptions { begin, wait } = options.into();
-        let begun = if wait.is_zero() { self.begin_with(key, begin)? } else { self.begin_or_wait(key, begin, wait)? };
-        match begun {
-            Begin::Claimed(claim) => self.run(claim, operation),
-            Begin::Replay(done) => answer(done, true),
-            Begin::InProgress(pending) => Err(ExecuteError::InProgress(pending)),
-            Begin::Interrupted(info) => Err(ExecuteError::Interrupted(info)),
-            Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info)),
+        self.claim_and_run(key, options.into(), |claim| self.run(claim, operation))
+    }
+
+    /// Runs it with the claim, unless there is an answer already.
+    pub(crate) fn claim_and_run<X: From<ExecuteError<T, E>>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: ExecuteOptions,
+        run: impl FnOnce(Claim<T, E>) -> Result<Executed<T>, X>,
+    ) -> Result<Executed<T>, X> {
+        let ExecuteOptions { begin, wait } = options;
+        let begun = if wait.is_zero() { self.begin_with(key, begin) } else { self.begin_or_wait(key, begin, wait) };
+        match begun.map_err(ExecuteError::Engine)? {
+            Begin::Claimed(claim) => run(claim),
+            Begin::Replay(done) => Ok(answer(done, true)?),
+            Begin::InProgress(pending) => Err(ExecuteError::InProgress(pending).into()),
+            Begin::Interrupted(info) => Err(ExecuteError::Interrupted(info).into()),
+            Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info).into()),
         }
     }
 
@@ -168,6 +179,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
         let failure = match operation(&mut claim) {
+            // A stage has ended it, and every replay answers what that has stored.
+            _ if claim.is_ended() => return answer(claim.into_finished().map_err(Error::from)?, false),
             Ok(value) => {
                 return match claim.succeed(&value) {
                     // As every replay will read it: a field that is not stored is the same for all.
@@ -195,7 +208,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 }
 
-fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Result<Executed<T>, ExecuteError<T, E>> {
+pub(crate) fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Result<Executed<T>, ExecuteError<T, E>> {
     let (outcome, info) = done.into_parts();
     match outcome {
         Ok(value) => Ok(Executed { value, replayed, info }),

@@ -8,10 +8,12 @@
 //! The group also accounts for room, so that a commit is refused before it changes anything: in the region that is being
 //! written, in a spare region that somebody prepares ahead, and in what may lie unapplied behind the sync.
 
+mod entrant;
+mod hold;
 mod poison;
 mod state;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -19,6 +21,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::Counter;
+pub(crate) use entrant::Entrant;
 use poison::Poison;
 use state::{Phase, State};
 
@@ -57,21 +60,9 @@ pub(crate) struct Group<C, S> {
     synced: [Condvar; 2],
     /// The last group that is durable.
     durable: AtomicU64,
+    is_held: AtomicBool,
     poison: Poison,
     pub(crate) waits: Counter,
-}
-
-/// Who wants to commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Entrant {
-    /// Waits for room, leaves the reserve.
-    User,
-    /// Ends a claim without an outcome: waits for room, but not until less lies unapplied, and may use half of the reserve.
-    Ending,
-    /// As `Ending`, but must not wait: `Full` if there is no room now.
-    GivingUp,
-    /// The store itself: may use all of the reserve, and is let in while it closes. What it says makes room.
-    Store,
 }
 
 /// What the writer is to do.
@@ -150,6 +141,7 @@ impl<C, S> Group<C, S> {
             waiters: Mutex::new(()),
             synced: [Condvar::new(), Condvar::new()],
             durable: AtomicU64::new(durable),
+            is_held: AtomicBool::new(false),
             poison: Poison::default(),
             waits: Counter::default(),
         }
@@ -158,22 +150,21 @@ impl<C, S> Group<C, S> {
     /// Waits until a frame of `len` bytes has room, and takes the commit lock.
     pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
         let len = len as u64;
-        let exempt = who != Entrant::User;
-        let reserve = match who {
-            Entrant::User => self.config.reserve,
-            Entrant::Ending | Entrant::GivingUp => self.config.reserve / 2,
-            Entrant::Store => 0,
-        };
+        let reserve = who.leaves(self.config.reserve);
         let mut state = self.state.lock();
         let (mut deadline, mut timed_out) = (None, false);
         let refusals = state.refusals;
         loop {
             self.check()?;
             if state.phase == Phase::Closed || (state.phase != Phase::Open && who != Entrant::Store) {
-                return Err(closed());
+                return Err(Error::closed());
             }
             let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.room();
-            if fits && (exempt || self.has_credit(&state)) {
+            let may_enter = fits && (who.is_exempt() || self.has_credit(&state));
+            if let Some((why, _)) = state.hold.as_ref().filter(|_| who.is_held_back(may_enter)) {
+                return Err(why.clone());
+            }
+            if may_enter {
                 return Ok(Admission { group: self, state });
             }
             if !fits {
@@ -331,7 +322,12 @@ impl<C, S> Group<C, S> {
     }
 
     pub(crate) fn is_durable(&self, group: u64) -> bool {
-        self.durable.load(Ordering::Acquire) >= group
+        self.durable() >= group
+    }
+
+    /// The last group that is.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
     }
 
     /// The newest group that has a frame, for those who want everything durable.
@@ -356,7 +352,10 @@ impl<C, S> Group<C, S> {
         while state.applied < group {
             self.check()?;
             if state.phase == Phase::Closed {
-                return Err(closed());
+                return Err(Error::closed());
+            }
+            if let Some((why, _)) = state.hold.as_ref().filter(|(_, stops_applying)| *stops_applying) {
+                return Err(why.clone());
             }
             if wait_until(&self.room_changed, &mut state, deadline) && state.applied < group {
                 drop(state);
@@ -477,10 +476,6 @@ fn wait_until<T>(condvar: &Condvar, guard: &mut MutexGuard<'_, T>, deadline: Opt
     }
     condvar.wait(guard);
     false
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the engine is closed")
 }
 
 fn stalled(what: &str, timeout: Duration) -> Error {

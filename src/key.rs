@@ -1,5 +1,11 @@
 //! Idempotency keys, the names of managers and tables, and the one source of randomness.
 
+#[cfg(feature = "http")]
+mod header;
+
+#[cfg(feature = "http")]
+pub(crate) use header::from_header;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::value::Value;
 use serde::de::{Deserialize, Deserializer, Error as _};
@@ -80,6 +86,32 @@ impl Key {
         }
         check_key(&bytes)?;
         Ok(Self(bytes.into()))
+    }
+
+    /// The parts of a key [made of parts](Key::from_parts), or the whole key. The last part of a key in a scope is the one that
+    /// the client knows.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// let of_ada = engine.manager::<u64, String>("payments")?.scoped("ada")?;
+    /// let claim = of_ada.begin("order-17")?.into_claim().unwrap();
+    /// assert_eq!(claim.key().parts(), [&b"ada"[..], b"order-17"]);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn parts(&self) -> Vec<&[u8]> {
+        split(&self.0).unwrap_or_else(|| vec![self.as_bytes()])
+    }
+
+    /// The key as it is known inside a scope; `None` if it is not one of the scope's own.
+    pub(crate) fn within(&self, scope: &[Box<[u8]>]) -> Option<&[u8]> {
+        if scope.is_empty() {
+            return Some(self.as_bytes());
+        }
+        let parts = split(&self.0)?;
+        let (key, outer) = parts.split_last()?;
+        outer.iter().copied().eq(scope.iter().map(|part| &**part)).then_some(*key)
     }
 
     /// The bytes of the key.
@@ -224,6 +256,20 @@ mod tests {
         assert!(Key::from_parts([[1; 510]]).is_err());
         assert!(Key::from_parts([vec![1; 70_000]]).is_err());
         assert!(Key::from_parts(std::iter::repeat("endless")).is_err());
+    }
+
+    #[test]
+    fn parts_come_back_and_a_scope_knows_its_own() {
+        let key = Key::from_parts(["ab", "", "c"]).unwrap();
+        assert_eq!(key.parts(), [&b"ab"[..], b"", b"c"]);
+        assert_eq!(Key::new("abc").unwrap().parts(), [b"abc"]);
+        let scope = |parts: &[&str]| parts.iter().map(|part| part.as_bytes().into()).collect::<Vec<Box<[u8]>>>();
+        assert_eq!(key.within(&scope(&["ab", ""])), Some(&b"c"[..]));
+        assert_eq!(key.within(&[]), Some(key.as_bytes()));
+        for other in [&["ab"][..], &["ab", "", "c"], &["a", ""], &["", "ab"]] {
+            assert_eq!(key.within(&scope(other)), None, "{other:?}");
+        }
+        assert_eq!(Key::new("ab").unwrap().within(&scope(&["ab"])), None);
     }
 
     #[test]

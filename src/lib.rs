@@ -33,16 +33,24 @@
 //! | wait for another owner, and take over from it | [`Manager::begin_or_wait`] |
 //! | know what became of a key | [`Manager::get`], [`Manager::wait`] |
 //! | see what the last crash left, and settle it | [`Engine::interrupted`], [`Manager::resolve`] |
+//! | resume an operation of several steps where it stopped | [`Manager::drive`], [`Stages`], [`Claim::work_stage`] |
+//! | change my own data and the record in one commit | [`Claim::work_stage`], [`Engine::table`] |
+//! | change several rows together | [`Engine::atomic_phase`] |
+//! | know that nothing is damaged | [`Engine::verify`] |
 //! | keep tenants apart | [`Manager::scoped`] |
+//! | answer HTTP requests that carry a key | [`Requests::handle`], [`Key::from_headers`], [`ExecuteError::problem`] |
 //! | test with time | [`ManualClock`], [`Engine::temporary`] |
 //!
 //! # Features
 //!
+//! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate.
 //! - `json`: `Json<T>`, for outcomes that bincode cannot read back.
 //!
 //! # Platforms
 //!
 //! Unix; made for and tested on Linux. Needs Rust 1.85.
+
+#![forbid(unsafe_code)]
 
 #[cfg(not(unix))]
 compile_error!("oncekey needs the file locks and positioned writes of a Unix");
@@ -52,6 +60,7 @@ mod clock;
 mod codec;
 mod compactor;
 mod context;
+mod drive;
 mod engine;
 mod error;
 mod event;
@@ -62,16 +71,26 @@ mod group;
 #[cfg(feature = "json")]
 mod json;
 mod key;
+mod lanes;
 mod manager;
 mod options;
 mod outcome;
+#[cfg(feature = "http")]
+mod problem;
 mod protocol;
 mod raw;
 mod record;
 mod records;
+#[cfg(feature = "http")]
+mod requests;
+#[cfg(feature = "http")]
+mod response;
 mod slots;
+mod stage;
 mod stats;
 mod store;
+mod table;
+mod transaction;
 mod transition;
 mod value;
 mod worker;
@@ -79,6 +98,7 @@ mod worker;
 pub use claim::{Claim, EndError};
 pub use clock::{BootTime, Clock, FOREVER, ManualClock, SystemClock};
 pub use context::{Context, MAX_CONTEXT_BYTES, MAX_CONTEXT_ENTRIES, MAX_CONTEXT_NAME_BYTES};
+pub use drive::{DriveError, Stages};
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Compacted, EVENT_QUEUE, Event};
@@ -93,11 +113,18 @@ pub use options::{
     BeginOptions, Durability, EngineOptions, ExecuteOptions, MAX_VALUE_BYTES, ManagerOptions, OnError, OnInterrupted,
 };
 pub use outcome::{Finished, Record};
-pub use protocol::OpenReport;
+pub use protocol::{OpenReport, VerifyReport};
 pub use raw::RawManager;
-pub use record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
+pub use record::{FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES, RecordInfo, STARTED, Status};
 pub use records::{RecordFilter, Records};
+#[cfg(feature = "http")]
+pub use requests::{NewRequest, RequestPatch, Requests, TransactionRequests};
+#[cfg(feature = "http")]
+pub use response::Response;
+pub use stage::Next;
 pub use stats::Stats;
+pub use table::{Rows, Table};
+pub use transaction::{MAX_TRANSACTION_RUNS, PhaseError, Transaction, TransactionTable};
 pub use value::Value;
 
 /// The README's example is compiled and run as written.

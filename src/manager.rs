@@ -163,8 +163,8 @@ pub(crate) type Classify<E> = Arc<dyn Fn(&E) -> OnError + Send + Sync>;
 pub struct Manager<T, E = Failure> {
     engine: Engine,
     name: Arc<str>,
-    options: ManagerOptions,
-    scope: Arc<[Box<[u8]>]>,
+    pub(crate) options: ManagerOptions,
+    pub(crate) scope: Arc<[Box<[u8]>]>,
     pub(crate) on_error: Option<Classify<E>>,
     types: PhantomData<fn() -> (T, E)>,
 }
@@ -257,7 +257,7 @@ impl<T, E> Manager<T, E> {
         Ok(Self { scope: scope.into(), ..self.clone() })
     }
 
-    fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
+    pub(crate) fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
         let key = key.as_ref();
         let key = if self.scope.is_empty() {
             Key::new(key)?
@@ -268,7 +268,7 @@ impl<T, E> Manager<T, E> {
         Ok(Place::new(&self.name, key))
     }
 
-    fn start(&self, options: BeginOptions, by_key: bool) -> Result<Start> {
+    pub(crate) fn start(&self, options: BeginOptions, by_key: bool) -> Result<Start> {
         let success_ttl = options.success_ttl.unwrap_or(self.options.success_ttl);
         let failure_ttl = options.failure_ttl.unwrap_or(self.options.failure_ttl);
         check_ttl("success_ttl", success_ttl)?;
@@ -279,7 +279,7 @@ impl<T, E> Manager<T, E> {
             by_key,
             fingerprint: options.fingerprint,
             context,
-            policy: options.on_interrupted.unwrap_or(self.options.on_interrupted),
+            policy: options.on_interrupted.or(self.options.on_interrupted).unwrap_or_default(),
             schema: self.options.schema,
             success_ttl: millis(success_ttl),
             failure_ttl: millis(failure_ttl),
@@ -423,7 +423,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         })
     }
 
-    fn answer(&self, place: Place, begun: Begun) -> Result<Begin<T, E>> {
+    pub(crate) fn answer(&self, place: Place, begun: Begun) -> Result<Begin<T, E>> {
         Ok(match begun {
             Begun::Claimed(info) => Begin::Claimed(Claim::new(self.engine.share(), place, info)),
             Begun::Replay(info) => {
@@ -437,7 +437,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         })
     }
 
-    fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
+    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
         let what = format!("the outcome of key {} of {}", place.key, self.name);
         codec::encode_checked(&what, value, self.engine.protocol().max_value_bytes()).map(Value::from)
     }

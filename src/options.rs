@@ -191,7 +191,8 @@ pub struct ManagerOptions {
     pub(crate) success_ttl: Duration,
     pub(crate) failure_ttl: Duration,
     pub(crate) unfinished_ttl: Duration,
-    pub(crate) on_interrupted: OnInterrupted,
+    /// `None` until it is set: requests have another default.
+    pub(crate) on_interrupted: Option<OnInterrupted>,
     pub(crate) schema: u32,
 }
 
@@ -201,7 +202,7 @@ impl Default for ManagerOptions {
             success_ttl: 24 * HOUR,
             failure_ttl: 24 * HOUR,
             unfinished_ttl: FOREVER,
-            on_interrupted: OnInterrupted::Hold,
+            on_interrupted: None,
             schema: 0,
         }
     }
@@ -232,9 +233,10 @@ impl ManagerOptions {
         self
     }
 
-    /// What happens to a record whose owner ended without an answer. Defaults to [`OnInterrupted::Hold`].
+    /// What happens to a record whose owner ended without an answer. Defaults to [`OnInterrupted::Hold`], and for requests as
+    /// `Requests` says.
     pub fn on_interrupted(mut self, policy: OnInterrupted) -> Self {
-        self.on_interrupted = policy;
+        self.on_interrupted = Some(policy);
         self
     }
 

@@ -4,9 +4,17 @@
 //! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
 
 mod abandon;
+#[cfg(feature = "http")]
+mod care;
 mod expire;
+mod list;
+mod phase;
+mod rows;
 mod wait;
 
+pub(crate) use list::ListRange;
+pub(crate) use phase::{Draft, Drafted, Fence};
+pub(crate) use rows::RowRange;
 pub(crate) use wait::Awaited;
 
 use std::collections::HashMap;
@@ -20,13 +28,14 @@ use crate::clock::NEVER;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event as Told, Hub};
 use crate::key::Key;
+use crate::lanes::Lanes;
 use crate::options::{EngineOptions, OnInterrupted};
 use crate::record::{Image, Interruption, Now, RecordInfo, Status};
 use crate::slots::Slots;
 use crate::stats::{Counter, Gauge, Stats};
-pub(crate) use crate::store::Depth;
-pub use crate::store::OpenReport;
-use crate::store::{Change, Content, Entrant, Index, Read, Store, StoreKey, Terms};
+use crate::store::{Change, Content, Entrant, Read, Store, Terms, Ticket};
+pub(crate) use crate::store::{Depth, StoreKey};
+pub use crate::store::{OpenReport, VerifyReport};
 use crate::transition::{Because, Decision, Ending, Event, Start, decide};
 use expire::Due;
 
@@ -102,6 +111,14 @@ enum Changed {
     Kept(Because, Option<RecordInfo>),
 }
 
+/// A record that a commit wrote, or deleted.
+#[derive(Debug)]
+struct Written {
+    at: StoreKey,
+    before: Option<Status>,
+    after: Option<Arc<Image>>,
+}
+
 /// A directory that goes away with its engine, but not with a child of `fork`, which has a copy of it.
 #[derive(Debug)]
 struct OwnDirectory {
@@ -133,6 +150,10 @@ pub(crate) struct Protocol {
     hub: Arc<Hub>,
     closed: AtomicBool,
     due: Due,
+    /// For transactions that met others too often.
+    lanes: Lanes,
+    /// Transactions that were run again.
+    reruns: Counter,
     /// Drops that the journal had no room for, with their tokens.
     abandoned: Mutex<HashMap<StoreKey, (Place, u64, Ending)>>,
     in_progress: Gauge,
@@ -165,6 +186,8 @@ impl Protocol {
             hub,
             closed: AtomicBool::new(false),
             due: Due::default(),
+            lanes: Lanes::new(options.sync_timeout),
+            reruns: Counter::default(),
             abandoned: Mutex::default(),
             in_progress: Gauge::default(),
             interrupted: count,
@@ -177,7 +200,12 @@ impl Protocol {
 
     /// Asks for the right to run the operation. Never waits for another owner.
     pub(crate) fn begin(&self, place: &Place, start: &Start) -> Result<Begun> {
-        match self.change(place, &Event::Begin(start), Haste::Durable)? {
+        self.claimed(place, self.change(place, &Event::Begin(start), Haste::Durable)?)
+    }
+
+    /// What came of the wish to claim it.
+    fn claimed(&self, place: &Place, changed: Changed) -> Result<Begun> {
+        match changed {
             Changed::Written(info) => {
                 self.hub.tell(|| Told::Began(info.without_outcome()));
                 Ok(Begun::Claimed(info))
@@ -186,6 +214,7 @@ impl Protocol {
             Changed::Kept(Because::InProgress, Some(info)) => Ok(Begun::InProgress(info)),
             Changed::Kept(Because::Interrupted, Some(info)) => Ok(Begun::Interrupted(info)),
             Changed::Kept(Because::Mismatch, Some(info)) => Ok(Begun::Mismatch(info)),
+            Changed::Kept(Because::Absent, _) => Err(not_found(place)),
             other => Err(unexpected(place, &other)),
         }
     }
@@ -278,25 +307,13 @@ impl Protocol {
         Ok(self.show(place, read.record(), &self.store.now()))
     }
 
-    /// Records at or behind `from`, as many as are in a batch of `limit`, and where to go on.
-    pub(crate) fn list(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
-        self.check()?;
-        let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;
-        let mut infos = Vec::new();
-        for place in keys.into_iter().filter_map(Place::from_store) {
-            infos.extend(self.get(&place, Depth::Head)?);
-        }
-        let next = next.map(|from| ListRange { from, end: range.end.clone(), index: range.index });
-        Ok((infos, next))
-    }
-
     /// The one way to change a record.
     fn change(&self, place: &Place, event: &Event<'_>, haste: Haste) -> Result<Changed> {
         if haste == Haste::Durable {
+            self.check()?;
             self.settle_at(place);
         }
         loop {
-            self.check()?;
             let read = self.store.read(&place.at, Depth::Whole)?;
             let now = self.store.now();
             let before = read.record().map(|image| image.status(&now));
@@ -307,32 +324,39 @@ impl Protocol {
             };
             let change = Change { key: place.at.clone(), content };
             let gives_up = matches!(event, Event::End { ending: Ending::Release | Ending::Interrupt(_), .. });
+            let ends = matches!(event, Event::End { .. } | Event::EndByKey { .. });
             let who = match haste {
                 Haste::Committed => Entrant::GivingUp,
                 Haste::Durable if gives_up => Entrant::Ending,
+                Haste::Durable if ends => Entrant::Finishing,
                 Haste::Durable => Entrant::User,
             };
-            let terms = Terms { who, decided: Some(now.store) };
+            let terms = Terms { who, decided: Some(now.store), until: read.lapses(&now) };
             let Some(committed) = self.store.commit(vec![change], &[read.seen], terms)? else { continue };
-            let written = committed.changes.into_iter().next().and_then(|change| change.content);
-            let image = match &written {
-                Some(Content::Record(image)) => Some(image),
-                Some(Content::Row(_)) | None => None,
-            };
-            self.count(before, image.map(|image| image.state));
-            let next = Next::after(image.map(Arc::as_ref));
-            if next == Next::Heir {
-                // At once: the heir's own commit lies behind this one, and its wait covers both.
-                self.slots.hand_over(&place.at);
-            }
-            let durable = if haste == Haste::Durable { self.store.wait(committed.ticket) } else { Ok(()) };
-            if next == Next::All {
-                self.slots.wake_all(&place.at);
-            }
-            self.due.lower(image.map_or(NEVER, |image| image.expires));
-            durable?;
-            return Ok(self.show(place, image, &now).map_or(Changed::Deleted, Changed::Written));
+            let after = committed.changes.first().and_then(Change::record).cloned();
+            let written = Written { at: place.at.clone(), before, after };
+            self.publish(std::slice::from_ref(&written), committed.ticket, haste)?;
+            return Ok(self.show(place, written.after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written));
         }
+    }
+
+    /// Wakes and counts, now that this is committed, and waits until it is durable.
+    fn publish(&self, written: &[Written], ticket: Ticket, haste: Haste) -> Result<()> {
+        for Written { at, before, after } in written {
+            self.count(*before, after.as_ref().map(|image| image.state));
+            if Next::after(after.as_deref()) == Next::Heir {
+                // At once: the heir's own commit lies behind this one, and its wait covers both.
+                self.slots.hand_over(at);
+            }
+        }
+        let durable = if haste == Haste::Durable { self.store.wait(ticket) } else { Ok(()) };
+        for Written { at, after, .. } in written {
+            if Next::after(after.as_deref()) == Next::All {
+                self.slots.wake_all(at);
+            }
+            self.due.lower(after.as_ref().map_or(NEVER, |image| image.expires));
+        }
+        durable
     }
 
     /// An answer reveals what was read, so it waits until that is durable.
@@ -361,6 +385,12 @@ impl Protocol {
         self.store.sync()
     }
 
+    /// Reads everything, and says what is damaged.
+    pub(crate) fn verify(&self) -> Result<VerifyReport> {
+        self.check()?;
+        self.store.verify()
+    }
+
     /// The largest encoded outcome.
     pub(crate) fn max_value_bytes(&self) -> u64 {
         self.max_value_bytes as u64
@@ -384,11 +414,12 @@ impl Protocol {
             drops_not_recorded: self.drops_not_recorded.get(),
             expired: self.due.expired(),
             compaction_failures: self.due.failures(),
+            transaction_reruns: self.reruns.get(),
             ..self.store.stats()
         }
     }
 
-    /// Wakes everyone, then ends the store.
+    /// Wakes everyone, then ends the store. To be called outside of transactions.
     pub(crate) fn close(&self) -> Result<()> {
         self.closed.store(true, Ordering::Release);
         self.slots.close();
@@ -397,35 +428,9 @@ impl Protocol {
         closed
     }
 
-    fn check(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) {
-            Err(Error::new(ErrorKind::Closed, "the engine is closed"))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// What a listing still has to go through.
-#[derive(Clone, Debug)]
-pub(crate) struct ListRange {
-    from: StoreKey,
-    end: Option<StoreKey>,
-    index: Index,
-}
-
-impl ListRange {
-    /// Of one manager, or all; with keys that begin with the prefix.
-    pub(crate) fn new(manager: Option<&str>, prefix: &[u8], unfinished: bool) -> Self {
-        let from = manager.map_or_else(StoreKey::first_record, |manager| StoreKey::record(manager, prefix));
-        let end = from.behind_prefix();
-        Self { from, end, index: if unfinished { Index::Unfinished } else { Index::All } }
-    }
-
-    /// The managers behind this one.
-    pub(crate) fn behind(manager: &str) -> Option<Self> {
-        let end = StoreKey::first_record().behind_prefix();
-        Some(Self { from: StoreKey::record(manager, &[]).behind_prefix()?, end, index: Index::All })
+    pub(crate) fn check(&self) -> Result<()> {
+        self.check_outside()?;
+        if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
     }
 }
 
@@ -437,6 +442,7 @@ fn lost(place: &Place, because: Because) -> Error {
     let why = match because {
         Because::Superseded(token) => format!("another claim took it over with token {token}"),
         Because::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
+        Because::Elsewhere => "it is at another recovery point".to_owned(),
         Because::Absent => "its record was removed or has expired".to_owned(),
         other => format!("{other:?}"),
     };

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{NEVER, wall_time};
 use crate::context::Context;
+use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::options::OnInterrupted;
@@ -17,6 +18,30 @@ use crate::value::Value;
 pub const STARTED: &str = "started";
 /// The recovery point of a record that has succeeded or failed.
 pub const FINISHED: &str = "finished";
+
+/// The longest name of a recovery point, in bytes: every record keeps its own in memory.
+pub const MAX_RECOVERY_POINT_BYTES: usize = 128;
+
+/// Whether a stage can leave its record at this point.
+pub(crate) fn check_recovery_point(point: &str) -> Result<()> {
+    let problem = match point {
+        "" => "a recovery point has no name".to_owned(),
+        FINISHED => format!("the recovery point {FINISHED} is reached by an outcome, not by an advance"),
+        long if long.len() > MAX_RECOVERY_POINT_BYTES => {
+            format!("a recovery point is {} bytes long, the limit is {MAX_RECOVERY_POINT_BYTES}", long.len())
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::InvalidName, problem))
+}
+
+/// Whether a record can keep so long a checkpoint.
+pub(crate) fn check_checkpoint(len: usize, limit: u64) -> Result<()> {
+    if len as u64 <= limit {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::TooLarge, format!("the checkpoint is {len} bytes long, the limit is {limit}")))
+}
 
 /// In an image that is about to be committed: the number of the frame that will carry it.
 pub(crate) const THIS_FRAME: u64 = 0;

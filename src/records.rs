@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::error::Result;
-use crate::key::check_name;
+#[cfg(feature = "http")]
+use crate::error::{Error, ErrorKind};
+use crate::key::{Key, check_name};
 use crate::protocol::{ListRange, Protocol};
 use crate::record::{RecordInfo, Status};
 use crate::value::Value;
@@ -19,6 +21,8 @@ const BATCH: usize = 256;
 #[must_use]
 pub struct RecordFilter {
     manager: Option<String>,
+    /// Keys are those that are known in this scope, and prefixes of them too.
+    scope: Arc<[Box<[u8]>]>,
     key_prefix: Vec<u8>,
     status: Option<Status>,
     recovery_point: Option<String>,
@@ -68,8 +72,26 @@ impl RecordFilter {
         self
     }
 
-    fn matches(&self, info: &RecordInfo) -> bool {
-        info.key().as_bytes().starts_with(&self.key_prefix)
+    /// Only those that a manager's handle can name by their keys.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if the filter is for another manager.
+    #[cfg(feature = "http")]
+    pub(crate) fn limited_to(mut self, manager: &str, scope: &Arc<[Box<[u8]>]>) -> Result<Self> {
+        match &self.manager {
+            Some(other) if other != manager => {
+                let message = format!("the filter is for manager \"{}\", not for {manager}", other.escape_default());
+                return Err(Error::new(ErrorKind::InvalidOptions, message));
+            }
+            _ => self.manager = Some(manager.to_owned()),
+        }
+        self.scope = Arc::clone(scope);
+        Ok(self)
+    }
+
+    pub(crate) fn matches(&self, info: &RecordInfo) -> bool {
+        info.key().within(&self.scope).is_some_and(|key| key.starts_with(&self.key_prefix))
             && self.status.is_none_or(|status| status == info.status())
             && self.recovery_point.as_ref().is_none_or(|point| point == info.recovery_point())
             && self.context.iter().all(|(name, value)| info.context().get(name) == Some(value))
@@ -95,7 +117,9 @@ impl Records {
         if let Some(manager) = &filter.manager {
             check_name("manager", manager)?;
         }
-        let rest = ListRange::new(filter.manager.as_deref(), &filter.key_prefix, filter.is_unfinished());
+        let whole = if filter.scope.is_empty() { None } else { Some(Key::from_parts(filter.scope.iter())?) };
+        let prefix = whole.as_ref().map_or(&*filter.key_prefix, Key::as_bytes);
+        let rest = ListRange::new(filter.manager.as_deref(), prefix, filter.is_unfinished());
         Ok(Self { protocol, filter, rest: Some(rest), batch: VecDeque::new() })
     }
 }

@@ -34,6 +34,8 @@ pub struct Stats {
     pub replays: u64,
     /// Events that a subscriber missed because its queue was full.
     pub events_dropped: u64,
+    /// Runs of a transaction's closure that another commit made stale, and that were followed by another run.
+    pub transaction_reruns: u64,
     /// Claims whose drop could not be recorded at once: because the journal had no room ready, and then it is recorded as soon
     /// as there is, or because the engine was closed or poisoned, and then the next open finds the record interrupted.
     pub drops_not_recorded: u64,

@@ -8,16 +8,21 @@
 //! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved.
 
 mod apply;
+mod barrier;
 mod checkpoint;
 mod compact;
+mod digest;
 mod files;
 mod format;
 mod journal;
 mod open;
 mod overlay;
+mod room;
+mod snapshots;
 mod tables;
 mod threads;
 mod values;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,17 +33,21 @@ use parking_lot::Mutex;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 pub use open::OpenReport;
 pub(crate) use values::Depth;
+use verify::Problems;
+pub use verify::VerifyReport;
 
-use crate::clock::StoreClock;
+use crate::clock::{NEVER, StoreClock};
 use crate::error::{Error, ErrorKind, Result};
 pub(crate) use crate::group::Entrant;
 use crate::group::Group;
 use crate::record::{Image, Now};
 use crate::stats::{Counter, Stats};
+use apply::Message;
 use compact::Leftovers;
 use format::frame::{self, Frame};
 use journal::{JournalStats, Pool, Spare};
 use overlay::{Entry, Overlay};
+use room::{Look, Room};
 use tables::{Name, Tables};
 use threads::{Apply, Running};
 
@@ -66,6 +75,9 @@ struct Inner {
     overlay: Arc<Overlay>,
     tables: Arc<Tables>,
     pool: Arc<Pool>,
+    room: Room,
+    /// Why sled was left behind the journal when the store was closed, if it was.
+    left_behind: Mutex<Option<Error>>,
     apply: Apply,
     journal: Arc<JournalStats>,
     commits: Counter,
@@ -84,10 +96,12 @@ pub(crate) struct Read {
 
 impl Read {
     pub(crate) fn record(&self) -> Option<&Arc<Image>> {
-        match &self.content {
-            Some(Content::Record(image)) => Some(image),
-            Some(Content::Row(_)) | None => None,
-        }
+        self.content.as_ref().and_then(Content::record)
+    }
+
+    /// Store time at which the record that is there now is absent.
+    pub(crate) fn lapses(&self, now: &Now) -> u64 {
+        self.record().map(|image| image.expires_at(now)).filter(|expires| *expires > now.store).unwrap_or(NEVER)
     }
 }
 
@@ -99,7 +113,7 @@ pub(crate) struct Seen {
 }
 
 /// A group that something is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
 /// A commit that was accepted.
@@ -116,20 +130,50 @@ pub(crate) struct Terms {
     pub(crate) who: Entrant,
     /// Store time when the change was decided. Times that count from then are moved to the commit, which may have had to wait.
     pub(crate) decided: Option<u64>,
+    /// Store time from which something that was read is absent: then this is refused as if that had changed.
+    pub(crate) until: u64,
 }
 
 impl From<Entrant> for Terms {
     fn from(who: Entrant) -> Self {
-        Self { who, decided: None }
+        Self { who, decided: None, until: NEVER }
     }
 }
 
-/// Which records to list.
+/// Which keys to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Index {
+pub(crate) enum Index<'a> {
+    /// Of all records.
     All,
     /// In progress, released or interrupted, and now and then one that was.
     Unfinished,
+    /// Of the rows of a table.
+    Rows(&'a str),
+}
+
+impl<'a> Index<'a> {
+    fn tree(self) -> Name<'a> {
+        match self {
+            Self::All => Name::Records,
+            Self::Unfinished => Name::Unfinished,
+            Self::Rows(table) => Name::Table(table),
+        }
+    }
+
+    /// The key in that tree; `None` is behind all of them.
+    fn in_tree(self, key: &StoreKey) -> Option<&[u8]> {
+        match self {
+            Self::All | Self::Unfinished => key.is_record().then(|| key.in_record_tree()),
+            Self::Rows(table) => key.split().filter(|(name, _)| *name == table).map(|(_, key)| key),
+        }
+    }
+
+    fn key_of(self, raw: &[u8]) -> StoreKey {
+        match self {
+            Self::All | Self::Unfinished => StoreKey::from_record_tree(raw),
+            Self::Rows(table) => StoreKey::row(table, raw),
+        }
+    }
 }
 
 impl Store {
@@ -150,6 +194,16 @@ impl Store {
         self.inner.commit(changes, reads, terms.into())
     }
 
+    /// Whether nothing that was read has changed since.
+    pub(crate) fn are_current(&self, reads: &[Seen]) -> bool {
+        self.inner.are_current(reads)
+    }
+
+    /// A number that spreads keys evenly.
+    pub(crate) fn stripe(&self, key: &StoreKey) -> usize {
+        self.inner.stripe(key).0
+    }
+
     /// Waits until what has this ticket survives a power cut. Under `Eventual` it does not wait.
     pub(crate) fn wait(&self, ticket: Ticket) -> Result<()> {
         if self.inner.eventual { self.inner.group.check() } else { self.inner.group.wait(ticket.0) }
@@ -161,22 +215,20 @@ impl Store {
         self.inner.group.wait(self.inner.group.newest())
     }
 
-    /// The keys of records at or behind `from` and before `end`, in order, and where to go on. Each is to be read by itself:
-    /// right at one moment per key, not a snapshot.
+    /// The keys at or behind `from`, which is one of the index, and before `end`, in order, and where to go on. Each is to be
+    /// read by itself: right at one moment per key, not a snapshot.
     pub(crate) fn keys(
         &self,
-        index: Index,
+        index: Index<'_>,
         from: &StoreKey,
         end: Option<&StoreKey>,
         limit: usize,
     ) -> Result<(Vec<StoreKey>, Option<StoreKey>)> {
         self.inner.check()?;
         let mut keys = self.inner.overlay.keys(from, end, limit);
-        let name = if index == Index::All { Name::Records } else { Name::Unfinished };
-        // Behind every record there is no end in their tree.
-        let last = end.filter(|end| end.is_record()).map(StoreKey::in_record_tree);
-        let stored = self.inner.tables.range(name, from.in_record_tree(), last, limit)?;
-        keys.extend(stored.iter().map(|(raw, _)| StoreKey::from_record_tree(raw)));
+        let (first, last) = (index.in_tree(from).unwrap_or_default(), end.and_then(|end| index.in_tree(end)));
+        let stored = self.inner.tables.range(index.tree(), first, last, limit)?;
+        keys.extend(stored.iter().map(|(raw, _)| index.key_of(raw)));
         keys.sort();
         keys.dedup();
         // Both sides were read this far at least.
@@ -188,7 +240,32 @@ impl Store {
     /// Waits until sled has everything that is committed now.
     pub(crate) fn drain(&self) -> Result<()> {
         self.inner.check()?;
+        self.inner.look_for_room();
         self.inner.group.wait_applied(self.inner.group.newest())
+    }
+
+    /// Reads everything, beside everything else that goes on.
+    pub(crate) fn verify(&self) -> Result<VerifyReport> {
+        self.inner.check()?;
+        let mut problems = Problems::default();
+        let durable = self.inner.group.durable();
+        for problem in journal::check(&self.inner.path.join("store").join("journal"), durable)? {
+            problems.add(problem);
+        }
+        let (reply, report) = crossbeam_channel::bounded(1);
+        let ended = || {
+            // It says why before it has ended.
+            let Err(crossbeam_channel::RecvError) = self.inner.apply.ended.recv();
+            self.inner.ended()
+        };
+        crossbeam_channel::select! {
+            send(self.inner.apply.messages, Message::Verify { problems, reply }) -> sent => sent.map_err(|_| self.inner.ended())?,
+            recv(self.inner.apply.ended) -> _ => return Err(self.inner.ended()),
+        }
+        crossbeam_channel::select! {
+            recv(report) -> report => report.map_err(|_| ended())?,
+            recv(self.inner.apply.ended) -> _ => Err(self.inner.ended()),
+        }
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -222,7 +299,7 @@ impl Store {
             segments: inner.pool.files(),
             unapplied_bytes: inner.group.unapplied(),
             store_checkpoints: inner.checkpoints.get(),
-            sled_sync_flag: inner.tables.sync_flag,
+            sled_sync_flag: inner.tables.barriers.sync_flag,
             ..Stats::default()
         }
     }
@@ -261,8 +338,12 @@ impl Inner {
         self.stripes.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
     }
 
+    fn are_current(&self, reads: &[Seen]) -> bool {
+        reads.iter().all(|seen| self.version(seen.stripe) == seen.version)
+    }
+
     fn read(&self, key: &StoreKey, depth: Depth) -> Result<Read> {
-        // Before the content: a commit moves the stripe after it has put the content into the overlay.
+        // Before the content: a commit moves the stripe when it puts the content into the overlay.
         let (stripe, _) = self.stripe(key);
         let seen = Seen { stripe, version: self.version(stripe) };
         if let Some(entry) = self.overlay.get(key) {
@@ -274,8 +355,9 @@ impl Inner {
     fn commit(&self, changes: Vec<Change>, reads: &[Seen], terms: Terms) -> Result<Option<Committed>> {
         let mut frame = Frame::Changes(changes);
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
+        self.look_for_room();
         let admission = self.group.admit(bytes.len(), terms.who)?;
-        if reads.iter().any(|seen| self.version(seen.stripe) != seen.version) {
+        if !self.are_current(reads) || (terms.until != NEVER && self.clock.now() >= terms.until) {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
@@ -297,16 +379,46 @@ impl Inner {
             }
             changes.clone_from(decided);
         }
-        for change in &changes {
+        let entries = changes.iter().map(|change| {
             let entry = Entry { number, ticket, content: change.content.clone() };
-            self.overlay.put(change.key.clone(), entry);
-        }
-        for change in &changes {
-            self.move_stripe(&change.key);
-        }
+            (change.key.clone(), entry)
+        });
+        // The stripes with them: who sees one key as it is now must find out that another one, read before, is not current.
+        self.overlay.put_all(entries, || changes.iter().for_each(|change| self.move_stripe(&change.key)));
         admission.commit(&bytes, frame);
         self.commits.add(1);
         Ok(Some(Committed { ticket: Ticket(ticket), changes }))
+    }
+
+    /// Nothing tells when there is room again on a disk that was full: whoever comes looks.
+    fn look_for_room(&self) {
+        if self.group.is_held() {
+            if let Ok(Look::Enough) = self.room.claim(0) {
+                self.group.lift();
+            }
+            // It may go on with less than users need.
+            self.room.nudge();
+        }
+    }
+
+    /// For the apply thread: why so many bytes cannot be applied. Holds users back when it is about to be so.
+    fn short(&self, bytes: u64) -> Result<Option<Error>> {
+        match self.room.claim(bytes)? {
+            Look::Enough => {
+                if self.group.is_held() {
+                    self.group.lift();
+                }
+                Ok(None)
+            }
+            Look::Low(why) => {
+                self.group.hold(why, false);
+                Ok(None)
+            }
+            Look::Short(why) => {
+                self.group.hold(why.clone(), true);
+                Ok(Some(why))
+            }
+        }
     }
 
     fn move_stripe(&self, key: &StoreKey) {
@@ -324,7 +436,7 @@ impl Inner {
 
     /// Why the apply thread does not answer.
     fn ended(&self) -> Error {
-        self.group.check().err().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the engine is closed"))
+        self.group.check().err().unwrap_or_else(Error::closed)
     }
 }
 

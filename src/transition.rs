@@ -29,14 +29,51 @@ pub(crate) enum Ending {
     Interrupt(Interruption),
 }
 
+/// What a work stage makes of its record.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Nothing.
+    Stay,
+    /// It has come this far.
+    Advance {
+        point: String,
+        checkpoint: Option<Value>,
+    },
+    End(Ending),
+}
+
+/// What is set in a record that nobody owns; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Patch {
+    pub(crate) recovery_point: Option<String>,
+    pub(crate) checkpoint: Option<Value>,
+    /// Ends the record, as a success that is encoded under this schema.
+    pub(crate) success: Option<(Value, u32)>,
+}
+
 #[derive(Debug)]
+#[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only requests are created, locked and patched"))]
 pub(crate) enum Event<'a> {
     /// Somebody wants to run the operation.
     Begin(&'a Start),
+    /// Somebody announces the operation, for others to run.
+    Create(&'a Start),
+    /// Somebody wants to run an operation that was announced or begun, whatever its request was.
+    Lock {
+        schema: u32,
+    },
+    /// Somebody knows more about an operation that nobody owns.
+    Patch(&'a Patch),
     /// A claim ends; its token is the fence.
     End {
         token: u64,
         ending: &'a Ending,
+    },
+    /// A work stage of a claim ends, which began at this recovery point; token and point are the fence.
+    Stage {
+        token: u64,
+        point: &'a str,
+        step: &'a Step,
     },
     /// The process ends a record that it began by key.
     EndByKey {
@@ -81,6 +118,8 @@ pub(crate) enum Because {
     Mismatch,
     /// Another claim has this token.
     Superseded(u64),
+    /// The claim is at another recovery point.
+    Elsewhere,
     /// The claim was ended otherwise.
     EndedOtherwise(Status),
     /// The event does not apply to this status.
@@ -90,37 +129,43 @@ pub(crate) enum Because {
 /// The whole of the rules, in the order of the events.
 #[expect(clippy::match_same_arms, reason = "a line for each rule")]
 pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Decision {
-    use Because::{Absent, Already, EndedOtherwise, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
+    use Because::{Already, Elsewhere, EndedOtherwise, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
     use Decision::{Delete, Keep};
     use Status::{Failed, InProgress, Interrupted, Released, Succeeded};
 
     let seen = image.and_then(|image| image.seen(now).map(|(status, _)| (image, status)));
     let Some((record, status)) = seen else {
-        return match event {
-            Event::Begin(start) => write(begun(start, now)),
-            Event::Import(image) => write(imported(image, now)),
-            Event::End { .. }
-            | Event::EndByKey { .. }
-            | Event::Resolve { .. }
-            | Event::Reopen
-            | Event::Remove
-            | Event::Extend(_) => Keep(Absent),
-        };
+        return decide_absent(event, now);
     };
     match (status, event) {
         // A mismatch wins over everything else that a retry could be told: 422 before 409.
-        (_, Event::Begin(start)) if record.fingerprint.is_some() && record.fingerprint != start.fingerprint => {
+        (_, Event::Begin(start) | Event::Create(start))
+            if record.fingerprint.is_some() && record.fingerprint != start.fingerprint =>
+        {
             Keep(Mismatch)
         }
-        (Succeeded | Failed, Event::Begin(_)) => Keep(Finished),
-        (InProgress, Event::Begin(_)) => Keep(Because::InProgress),
-        (Interrupted, Event::Begin(_)) if record.policy == OnInterrupted::Hold => Keep(Because::Interrupted),
-        (Interrupted | Released, Event::Begin(start)) => write(claimed_again(record, start, now)),
+        (_, Event::Create(_)) => Keep(Already),
+        (Succeeded | Failed, Event::Begin(_) | Event::Lock { .. }) => Keep(Finished),
+        (InProgress, Event::Begin(_) | Event::Lock { .. }) => Keep(Because::InProgress),
+        (Interrupted, Event::Begin(_) | Event::Lock { .. }) if record.policy == OnInterrupted::Hold => {
+            Keep(Because::Interrupted)
+        }
+        (Interrupted | Released, Event::Begin(start)) => write(claimed_again(record, start.by_key, start.schema, now)),
+        (Interrupted | Released, Event::Lock { schema }) => write(claimed_again(record, false, *schema, now)),
 
         (_, Event::End { token, .. }) if record.token != *token => Keep(Superseded(record.token)),
         (InProgress, Event::End { ending, .. }) => write(ended(record, ending, now)),
         (_, Event::End { ending, .. }) if is_already(record, status, ending) => Keep(Already),
         (Succeeded | Failed | Released | Interrupted, Event::End { .. }) => Keep(EndedOtherwise(status)),
+
+        (_, Event::Stage { token, .. }) if record.token != *token => Keep(Superseded(record.token)),
+        (InProgress, Event::Stage { point, .. }) if record.recovery_point != *point => Keep(Elsewhere),
+        (InProgress, Event::Stage { step: Step::Stay, .. }) => Keep(Already),
+        (InProgress, Event::Stage { step: Step::Advance { point, checkpoint }, .. }) => {
+            write(advanced(record, point, checkpoint.as_ref(), now))
+        }
+        (InProgress, Event::Stage { step: Step::End(ending), .. }) => write(ended(record, ending, now)),
+        (Succeeded | Failed | Released | Interrupted, Event::Stage { .. }) => Keep(EndedOtherwise(status)),
 
         (InProgress, Event::EndByKey { ending, schema }) if record.by_key => {
             write(Image { schema: *schema, ..ended(record, ending, now) })
@@ -133,6 +178,10 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
         }
         (Succeeded | Failed | Released, Event::Resolve { .. }) => Keep(Unfit(status)),
 
+        (Released | Interrupted, Event::Patch(patch)) => write(patched(record, patch, now)),
+        (InProgress, Event::Patch(_)) => Keep(OwnedByClaim),
+        (Succeeded | Failed, Event::Patch(_)) => Keep(Unfit(status)),
+
         (Succeeded | Failed, Event::Reopen) => Delete,
         (Released | Interrupted, Event::Reopen) => Keep(Unfit(status)),
 
@@ -143,6 +192,24 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
         (InProgress | Released | Interrupted, Event::Extend(_)) => Keep(Unfit(status)),
 
         (_, Event::Import(_)) => Keep(Unfit(status)),
+    }
+}
+
+/// The rules for a key without a record, or with one that has expired.
+fn decide_absent(event: &Event<'_>, now: &Now) -> Decision {
+    match event {
+        Event::Begin(start) => write(begun(start, now)),
+        Event::Create(start) => write(created(start, now)),
+        Event::Import(image) => write(imported(image, now)),
+        Event::Lock { .. }
+        | Event::Patch(_)
+        | Event::End { .. }
+        | Event::Stage { .. }
+        | Event::EndByKey { .. }
+        | Event::Resolve { .. }
+        | Event::Reopen
+        | Event::Remove
+        | Event::Extend(_) => Decision::Keep(Because::Absent),
     }
 }
 
@@ -177,20 +244,37 @@ fn begun(start: &Start, now: &Now) -> Image {
     }
 }
 
+/// A generation that nobody has claimed yet. Its token is nobody's, so it fences as if one had been released.
+fn created(start: &Start, now: &Now) -> Image {
+    let expires = now.store.saturating_add(start.unfinished_ttl);
+    Image { state: Status::Released, attempt: 0, expires, ..begun(start, now) }
+}
+
 /// The next attempt of the same generation: what was fixed at its start stays.
-fn claimed_again(record: &Image, start: &Start, now: &Now) -> Image {
+fn claimed_again(record: &Image, by_key: bool, schema: u32, now: &Now) -> Image {
     let (_, interruption) = record.seen(now).unwrap_or((record.state, None));
     Image {
         state: Status::InProgress,
-        by_key: start.by_key,
+        by_key,
         interruption,
-        schema: start.schema,
+        schema,
         attempt: record.attempt.saturating_add(1),
         revision: THIS_FRAME,
         token: THIS_FRAME,
         updated_at: now.wall,
         updated: now.store,
         expires: NEVER,
+        ..record.clone()
+    }
+}
+
+fn advanced(record: &Image, point: &str, checkpoint: Option<&Value>, now: &Now) -> Image {
+    Image {
+        revision: THIS_FRAME,
+        updated_at: now.wall,
+        updated: now.store,
+        recovery_point: point.to_owned(),
+        checkpoint: checkpoint.cloned(),
         ..record.clone()
     }
 }
@@ -223,6 +307,26 @@ fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
     }
     image.outcome = outcome;
     image
+}
+
+/// Its TTL runs on from the time it got free.
+fn patched(record: &Image, patch: &Patch, now: &Now) -> Image {
+    if let Some((success, schema)) = &patch.success {
+        return Image { schema: *schema, ..ended(record, &Ending::Succeed(success.clone()), now) };
+    }
+    // What the death of its process made of it is written down: an image in progress would have an owner again.
+    let (state, interruption) = record.seen(now).unwrap_or((record.state, record.interruption));
+    Image {
+        state,
+        interruption,
+        revision: THIS_FRAME,
+        updated_at: now.wall,
+        updated: now.store,
+        expires: record.expires_at(now),
+        recovery_point: patch.recovery_point.clone().unwrap_or_else(|| record.recovery_point.clone()),
+        checkpoint: patch.checkpoint.clone().or_else(|| record.checkpoint.clone()),
+        ..record.clone()
+    }
 }
 
 fn is_already(record: &Image, status: Status, ending: &Ending) -> bool {
@@ -309,7 +413,7 @@ mod tests {
         numbered(decide(Some(image), &event, &now(10)), image.revision + 1)
     }
 
-    /// One record in every state: live, live by key, owner dead, and the four endings.
+    /// One record in every state: live, live by key, owner dead, the four endings, and one that nobody has claimed.
     fn every_state(policy: OnInterrupted) -> Vec<(&'static str, Image)> {
         let live = claimed(&start(policy, None));
         let bytes = Value::from("x");
@@ -321,6 +425,7 @@ mod tests {
             ("released", end(&live, &Ending::Release)),
             ("interrupted", end(&live, &Ending::Interrupt(Interruption::Dropped))),
             ("live", live),
+            ("created", numbered(decide(None, &Event::Create(&start(policy, None)), &now(0)), FIRST + 1)),
         ]
     }
 
@@ -399,24 +504,31 @@ mod tests {
     fn every_state_answers_every_event() {
         // The expected answer of each pair: W writes, D deletes, K keeps.
         let expected = [
-            // begin, end, by key, resolve, reopen, remove, extend, import
-            ("by key", "KWWKKDKK"),
-            ("dead", "WKKWKDKK"),
-            ("succeeded", "KKKKDDWK"),
-            ("failed", "KKKKDDWK"),
-            ("released", "WKKKKDKK"),
-            ("interrupted", "WKKWKDKK"),
-            ("live", "KWKKKKKK"),
+            // begin, create, lock, end, stage, by key, resolve, patch, reopen, remove, extend, import
+            ("by key", "KKKWWWKKKDKK"),
+            ("dead", "WKWKKKWWKDKK"),
+            ("succeeded", "KKKKKKKKDDWK"),
+            ("failed", "KKKKKKKKDDWK"),
+            ("released", "WKWKKKKWKDKK"),
+            ("interrupted", "WKWKKKWWKDKK"),
+            ("live", "KKKWWKKKKKKK"),
+            ("created", "WKWKKKKWKDKK"),
         ];
+        let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
         let begin = start(OnInterrupted::Resume, None);
         let ending = Ending::Fail("other".into());
+        let step = Step::Advance { point: "on".to_owned(), checkpoint: None };
         for ((name, image), (_, row)) in every_state(OnInterrupted::Resume).iter().zip(expected) {
-            let token = if *name == "dead" { 6 } else { image.token };
+            let token = if matches!(*name, "dead" | "created") { 6 } else { image.token };
             let events = [
                 Event::Begin(&begin),
+                Event::Create(&begin),
+                Event::Lock { schema: 0 },
                 Event::End { token, ending: &ending },
+                Event::Stage { token, point: &image.recovery_point, step: &step },
                 Event::EndByKey { ending: &ending, schema: 0 },
                 Event::Resolve { ending: &ending, schema: None },
+                Event::Patch(&patch),
                 Event::Reopen,
                 Event::Remove,
                 Event::Extend(1_000),
@@ -435,6 +547,66 @@ mod tests {
     }
 
     #[test]
+    fn what_is_created_waits_for_its_first_claim() {
+        let begin = Start { unfinished_ttl: 40, ..start(OnInterrupted::Resume, Some(1)) };
+        let created = numbered(decide(None, &Event::Create(&begin), &now(0)), FIRST + 1);
+        assert_eq!((created.state, created.attempt, created.expires), (Status::Released, 0, 40));
+        let other = start(OnInterrupted::Resume, Some(2));
+        assert_eq!(decide(Some(&created), &Event::Create(&begin), &now(39)), Decision::Keep(Because::Already));
+        assert_eq!(decide(Some(&created), &Event::Create(&other), &now(39)), Decision::Keep(Because::Mismatch));
+        let fresh = numbered(decide(Some(&created), &Event::Create(&other), &now(40)), FIRST + 2);
+        assert_eq!((fresh.generation, fresh.fingerprint), (FIRST + 2, other.fingerprint), "it had expired");
+        let claimed = numbered(decide(Some(&created), &Event::Lock { schema: 3 }, &now(39)), FIRST + 2);
+        assert_eq!((claimed.attempt, claimed.schema, claimed.generation), (1, 3, FIRST + 1));
+        assert_eq!((claimed.token, claimed.fingerprint), (FIRST + 2, begin.fingerprint));
+        assert!(claimed.seen(&now(1_000)).is_some());
+        for event in [Event::Lock { schema: 0 }, Event::Patch(&Patch::default())] {
+            assert_eq!(decide(Some(&created), &event, &now(40)), Decision::Keep(Because::Absent));
+            assert_eq!(decide(None, &event, &now(0)), Decision::Keep(Because::Absent));
+        }
+    }
+
+    #[test]
+    fn a_lock_holds_what_is_held() {
+        let states = every_state(OnInterrupted::Hold);
+        for name in ["dead", "interrupted"] {
+            let (_, image) = states.iter().find(|(state, _)| *state == name).unwrap();
+            let decision = decide(Some(image), &Event::Lock { schema: 0 }, &now(10));
+            assert_eq!(decision, Decision::Keep(Because::Interrupted), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_says_and_no_time() {
+        let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
+        let begin = Start { unfinished_ttl: 40, ..start(OnInterrupted::Hold, Some(1)) };
+        let released = end(&claimed(&begin), &Ending::Release);
+        let paid = numbered(decide(Some(&released), &Event::Patch(&patch), &now(20)), FIRST + 3);
+        let expected = Image {
+            recovery_point: "paid".to_owned(),
+            revision: FIRST + 3,
+            updated: 20,
+            updated_at: 1_000,
+            ..released.clone()
+        };
+        assert_eq!(paid, expected);
+        let noted = Patch { checkpoint: Some("ch_1".into()), ..Patch::default() };
+        let noted = numbered(decide(Some(&paid), &Event::Patch(&noted), &now(20)), FIRST + 4);
+        assert_eq!((&*noted.recovery_point, noted.checkpoint.as_deref()), ("paid", Some(&b"ch_1"[..])));
+
+        // A dead one stays interrupted, and in no later open is it taken for one with an owner.
+        let dead = Image { token: 7, ..claimed(&begin) };
+        let patched = numbered(decide(Some(&dead), &Event::Patch(&patch), &now(20)), FIRST + 3);
+        assert_eq!((patched.state, patched.interruption), (Status::Interrupted, Some(Interruption::ProcessEnded)));
+        assert_eq!((patched.expires, patched.token), (40, 7));
+
+        let success = Patch { success: Some(("ok".into(), 5)), ..Patch::default() };
+        let done = numbered(decide(Some(&noted), &Event::Patch(&success), &now(20)), FIRST + 5);
+        assert_eq!((done.state, &*done.recovery_point, done.schema), (Status::Succeeded, FINISHED, 5));
+        assert_eq!((done.expires, done.checkpoint, done.outcome_len), (120, None, 2));
+    }
+
+    #[test]
     fn unfinished_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
         let live = Image { unfinished_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
         assert!(live.seen(&now(1_000_000)).is_some());
@@ -442,6 +614,31 @@ mod tests {
         let reopened = |store| Now { store, wall: 0, first: FIRST, opened: 500 };
         assert_eq!(dead.seen(&reopened(504)), Some((Status::Interrupted, Some(Interruption::ProcessEnded))));
         assert_eq!(dead.seen(&reopened(505)), None);
+    }
+
+    #[test]
+    fn a_stage_is_fenced_by_token_and_recovery_point() {
+        let live = claimed(&start(OnInterrupted::Hold, None));
+        let advance = Step::Advance { point: "on".to_owned(), checkpoint: Some("kept".into()) };
+        let stage = |image: &Image, token, point, step: &Step| {
+            decide(Some(image), &Event::Stage { token, point, step }, &now(20))
+        };
+        let on = numbered(stage(&live, live.token, STARTED, &advance), FIRST + 2);
+        assert_eq!((on.recovery_point.as_str(), on.checkpoint.as_deref()), ("on", Some(&b"kept"[..])));
+        assert_eq!((on.state, on.token, on.revision), (Status::InProgress, live.token, FIRST + 2));
+        for step in [Step::Stay, advance, Step::End(Ending::Succeed("x".into()))] {
+            let token = live.token;
+            assert_eq!(stage(&on, token, STARTED, &step), Decision::Keep(Because::Elsewhere));
+            assert_eq!(stage(&on, token + 9, "on", &step), Decision::Keep(Because::Superseded(token)));
+            assert_eq!(
+                decide(None, &Event::Stage { token, point: "on", step: &step }, &now(20)),
+                Decision::Keep(Because::Absent)
+            );
+        }
+        assert_eq!(stage(&on, on.token, "on", &Step::Stay), Decision::Keep(Because::Already));
+        let ended = numbered(stage(&on, on.token, "on", &Step::End(Ending::Fail("x".into()))), FIRST + 3);
+        assert_eq!((ended.state, ended.recovery_point.as_str(), ended.expires), (Status::Failed, FINISHED, 70));
+        assert_eq!(ended.checkpoint, None);
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! What the benchmarks have in common.
 
+#![allow(dead_code, reason = "no benchmark uses all of it")]
+
+use std::path::PathBuf;
+
 use oncekey::{Begin, Manager};
 
 pub(crate) const VALUE: [u8; 256] = [7; 256];
@@ -15,4 +19,15 @@ pub(crate) fn cycle(manager: &Manager<Vec<u8>, String>, number: u64, value: &Vec
         Begin::Claimed(claim) => drop(claim.succeed(value).unwrap()),
         other => unreachable!("a key that was never used: {other:?}"),
     }
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Where to run: what the command line says, or a directory of the build's.
+pub(crate) fn asked_directory() -> PathBuf {
+    let asked = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    asked.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from)
 }

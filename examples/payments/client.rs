@@ -1,12 +1,12 @@
 //! A client as it should be: it sends the same request under the same key until it has a final answer.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use crate::http::{self, Response};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(32);
-const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Request {
@@ -14,11 +14,10 @@ pub(crate) struct Request {
     pub(crate) body: String,
 }
 
-#[derive(Debug)]
-pub(crate) struct Response {
-    pub(crate) status: u16,
-    pub(crate) replayed: bool,
-    pub(crate) body: Vec<u8>,
+impl Request {
+    fn to_http(&self) -> http::Request<'_> {
+        http::Request { line: "POST /payments", key: Some(&self.key), body: &self.body }
+    }
 }
 
 /// What it took to get an answer.
@@ -31,10 +30,8 @@ pub(crate) struct Tries {
     pub(crate) not_yet: usize,
 }
 
-impl Response {
-    fn is_final(&self) -> bool {
-        !matches!(self.status, 409 | 503)
-    }
+fn is_final(response: &Response) -> bool {
+    !matches!(response.status, 409 | 503)
 }
 
 /// `None` if there is no server any more, or no answer before the deadline.
@@ -48,8 +45,8 @@ pub(crate) fn ask_until_final(
     let mut pause = FIRST_PAUSE;
     while Instant::now() < deadline {
         tries.sent += 1;
-        match ask(server()?, request) {
-            Ok(response) if response.is_final() => return Some((response, tries)),
+        match http::send(server()?, request.to_http()).and_then(http::Sent::receive) {
+            Ok(response) if is_final(&response) => return Some((response, tries)),
             Ok(_) => tries.not_yet += 1,
             Err(_) => tries.broken += 1,
         }
@@ -57,30 +54,4 @@ pub(crate) fn ask_until_final(
         pause = LONGEST_PAUSE.min(pause * 2);
     }
     None
-}
-
-fn ask(server: SocketAddr, request: &Request) -> io::Result<Response> {
-    let Request { key, body } = request;
-    let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    let length = body.len();
-    let head = format!("POST /payments HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\nIdempotency-Key: {key}");
-    stream.write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes())?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    parse(&answer).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-}
-
-/// `None` unless it is whole: a server that is killed may have sent half of it.
-fn parse(answer: &[u8]) -> Option<Response> {
-    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
-    let (head, body) = (std::str::from_utf8(answer.get(..end)?).ok()?, answer.get(end + 4..)?);
-    let mut lines = head.lines();
-    let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    let headers: Vec<(&str, &str)> = lines.filter_map(|line| line.split_once(": ")).collect();
-    let header = |name: &str| headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|&(_, value)| value);
-    let whole = header("Content-Length")?.parse() == Ok(body.len());
-    let replayed = header("Idempotent-Replayed") == Some("true");
-    whole.then(|| Response { status, replayed, body: body.to_vec() })
 }

@@ -5,24 +5,29 @@
 //!
 //! Read `desk.rs` first: it is what an application has to write. `reconcile.rs` is what it does after a crash.
 
+#[path = "../shared/audit.rs"]
+mod audit;
 mod client;
 mod desk;
+#[path = "../shared/http.rs"]
+mod http;
 mod ledger;
+#[path = "../shared/process.rs"]
+mod process;
 mod reconcile;
 mod self_test;
 
 use std::ffi::OsString;
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
 
 use anyhow::Context as _;
 use oncekey::Engine;
 
 use crate::desk::Desk;
 use crate::ledger::Ledger;
+use crate::process::{log, say};
 
 /// A thread that waits for the disk costs little, and the commits of many threads share one sync.
 const WORKERS: usize = 64;
@@ -114,7 +119,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
 /// the next start.
 fn serve(options: &Options) -> anyhow::Result<()> {
     if options.under_test {
-        end_with_parent();
+        process::end_with_parent();
     }
     let engine = Engine::open(&options.store)?;
     let payments = desk::payments(&engine)?;
@@ -122,35 +127,12 @@ fn serve(options: &Options) -> anyhow::Result<()> {
     let ledger = Ledger::open(&ledger_path(&options.store), options.under_test)?;
     let settled = reconcile::settle(&payments, &ledger)?;
 
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, options.port));
-    let server = tiny_http::Server::http(address)
-        .map_err(|why| anyhow::anyhow!(why))
-        .with_context(|| format!("cannot listen on {address} (choose another port with --port)"))?;
-    let address = server.server_addr().to_ip().context("the server has no address")?;
+    let (server, address) = http::listen(options.port).context("choose another port with --port")?;
     say(&format!("store in {}, ledger in {}\n", options.store.display(), ledger.path().display()));
     say(&format!("{settled}\n"));
-    say(&format!("{}{address}\n{}", self_test::LISTENING, what_to_try(address, ledger.path())));
-    answer_with(&server, &Desk::new(payments, ledger))
-}
-
-fn answer_with(server: &tiny_http::Server, desk: &Desk) -> anyhow::Result<()> {
-    thread::scope(|scope| {
-        let worker = || -> io::Result<()> {
-            let ended = loop {
-                match server.recv() {
-                    Ok(request) => desk.answer(request),
-                    Err(error) => break error,
-                }
-            };
-            // Only one worker is told that the socket is gone; each wakes the next.
-            server.unblock();
-            Err(ended)
-        };
-        for _ in 1..WORKERS {
-            scope.spawn(worker);
-        }
-        worker().context("cannot accept connections any more")
-    })
+    say(&format!("{}{address}\n{}", http::LISTENING, what_to_try(address, ledger.path())));
+    let desk = Desk::new(payments, ledger);
+    http::serve(&server, WORKERS, |request| desk.answer(request))
 }
 
 /// Next to the store and not in it: it stands for somebody else's system.
@@ -181,24 +163,4 @@ grep -c {at_once} {ledger}
         large = body(2999),
         ledger = ledger.display(),
     )
-}
-
-/// The self-test holds the other end of our standard input; it closes when the test ends, however it does.
-#[expect(clippy::disallowed_methods, reason = "the library's threads start in one place; an application's need not")]
-fn end_with_parent() {
-    thread::spawn(|| {
-        let _ = io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(1);
-    });
-}
-
-/// To standard output. That nobody reads it (any more) is no reason to stop taking payments.
-fn say(text: &str) {
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-}
-
-/// To standard error, likewise.
-fn log(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
 }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use oncekey::{RecordFilter, Resolution, Status};
+use oncekey::{RecordFilter, Requests, Resolution, Status};
 
-use crate::desk::{Answer, Payments};
+use crate::desk::charged;
 use crate::ledger::{CHARGE, Ledger};
 
 /// What became of the payments that were interrupted.
@@ -22,15 +22,15 @@ pub(crate) struct Settled {
 /// It is sound because the store's lock was ours before the ledger was read: whoever could still have appended to it is dead.
 /// A remote processor may be at work on a dead process's request; it must be given `Charge::effect_id`, so that the retry
 /// repeats that request instead of making another.
-pub(crate) fn settle(payments: &Payments, ledger: &Ledger) -> anyhow::Result<Settled> {
-    let charges = ledger.charges()?;
+pub(crate) fn settle(payments: &Requests, ledger: &Ledger) -> anyhow::Result<Settled> {
+    let (charges, payments) = (ledger.charges()?, payments.manager());
     let held = RecordFilter::new().manager(payments.name()).status(Status::Interrupted);
     let mut settled = Settled::default();
     for record in payments.engine().records(held)? {
         let record = record?;
         let resolution = if let Some(charge) = charges.get(&record.effect_id(CHARGE)) {
             settled.charged += 1;
-            Resolution::Succeed(Answer::charged(charge))
+            Resolution::Succeed(charged(charge))
         } else {
             settled.not_charged += 1;
             Resolution::Retry

@@ -1,26 +1,26 @@
 //! The main job on real input: many clients, many duplicates, and a server that is killed again and again.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::ChildStdout;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use parking_lot::RwLock;
 
-use crate::client::{self, Request, Response, Tries};
-use crate::desk::Answer;
+use crate::audit::{self, Row, exactly, row};
+use crate::client::{self, Request, Tries};
+use crate::desk::{charged, declined};
+use crate::http::{LISTENING, Response};
 use crate::ledger::{self, Charge};
+use crate::ledger_path;
+use crate::process::{ChildProcess, say};
 use crate::reconcile::Settled;
-use crate::{ledger_path, say};
-
-/// What the server's line with its address begins with.
-pub(crate) const LISTENING: &str = "listening on http://";
 
 const CLIENTS: usize = 64;
 const KEYS: usize = 2_000;
@@ -56,12 +56,8 @@ pub(crate) fn run() -> anyhow::Result<bool> {
         store.display()
     ));
     let run = drive(&store, started + PATIENCE)?;
-    let rows = audit(&run, &ledger::read(&ledger_path(&store))?);
-    for row in &rows {
-        say(&format!("{row}\n"));
-    }
+    let good = audit::show(&rows(&run, &ledger::read(&ledger_path(&store))?));
     say(&format!("took {:.1} s\n", started.elapsed().as_secs_f64()));
-    let good = rows.iter().all(Row::is_good);
     if !good {
         say(&format!("FAILED; the store and the ledger are kept in {}\n", directory.path().display()));
         std::mem::forget(directory);
@@ -138,7 +134,7 @@ fn kill_and_restart(
     for answer in answers {
         run.answers.push(answer);
         if run.kills < KILLS && run.answers.len() == REQUESTS / (KILLS + 1) * (run.kills + 1) {
-            server.kill()?;
+            server.process.kill()?;
             run.kills += 1;
             *server = ServerProcess::start(store)?;
             run.settled.charged += server.settled.charged;
@@ -152,7 +148,7 @@ fn kill_and_restart(
 /// This program again, as the server.
 #[derive(Debug)]
 struct ServerProcess {
-    child: Child,
+    process: ChildProcess,
     address: SocketAddr,
     settled: Settled,
 }
@@ -160,80 +156,33 @@ struct ServerProcess {
 impl ServerProcess {
     /// On a port of its own each time: the old one may be taken meanwhile, by one of the clients' ends even.
     fn start(store: &Path) -> anyhow::Result<Self> {
-        let child = Command::new(std::env::current_exe()?)
-            .args(["--under-test", "--port", "0", "--dir"])
-            .arg(store)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start the server")?;
-        let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Self { child, address, settled: Settled::default() };
-        server.wait_until_it_listens()?;
-        Ok(server)
-    }
-
-    fn wait_until_it_listens(&mut self) -> anyhow::Result<()> {
-        let stdout = self.child.stdout.take().context("the server has no standard output")?;
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            if let Some(settled) = Settled::parse(&line) {
-                self.settled = settled;
-            } else if let Some(address) = line.strip_prefix(LISTENING) {
-                self.address = address.parse()?;
-                return Ok(());
-            }
-        }
-        anyhow::bail!("the server ended before it listened")
-    }
-
-    /// SIGKILL: it has no say in it.
-    fn kill(&mut self) -> anyhow::Result<()> {
-        self.child.kill().context("cannot kill the server")?;
-        self.child.wait().context("cannot wait for the server's end")?;
-        Ok(())
+        let args = ["--under-test", "--port", "0", "--dir"].map(OsStr::new);
+        let (process, said) = ChildProcess::start(args.into_iter().chain([store.as_os_str()]))?;
+        let (address, settled) = wait_until_it_listens(said)?;
+        Ok(Self { process, address, settled })
     }
 }
 
-impl Drop for ServerProcess {
-    fn drop(&mut self) {
-        let _ = self.kill();
-    }
-}
-
-/// A line of the table.
-#[derive(Debug)]
-struct Row {
-    what: &'static str,
-    count: usize,
-    must_be: Option<usize>,
-}
-
-impl Row {
-    fn is_good(&self) -> bool {
-        self.must_be.is_none_or(|count| self.count == count)
-    }
-}
-
-impl std::fmt::Display for Row {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:<42}{:>6}", self.what, self.count)?;
-        match self.must_be {
-            Some(count) => write!(f, "  must be {count}{}", if self.is_good() { "" } else { ", WRONG" }),
-            None => Ok(()),
+fn wait_until_it_listens(said: BufReader<ChildStdout>) -> anyhow::Result<(SocketAddr, Settled)> {
+    let mut settled = Settled::default();
+    for line in said.lines() {
+        let line = line?;
+        if let Some(said) = Settled::parse(&line) {
+            settled = said;
+        } else if let Some(address) = line.strip_prefix(LISTENING) {
+            return Ok((address.parse()?, settled));
         }
     }
+    anyhow::bail!("the server ended before it listened")
 }
 
 /// Compares what clients were told with what was charged.
-fn audit(run: &Run, charges: &[Charge]) -> Vec<Row> {
+fn rows(run: &Run, charges: &[Charge]) -> Vec<Row> {
     let tries = |count: fn(&Tries) -> usize| run.answers.iter().map(|answer| count(&answer.tries)).sum();
-    let replays = run.answers.iter().filter(|answer| answer.response.replayed).count();
+    let replays = run.answers.iter().filter(|answer| is_replay(&answer.response)).count();
     let payments = by_payment(run, charges);
     let count = |is: fn(&Audited<'_>) -> bool| payments.iter().filter(|payment| is(payment)).count();
     let declined = (0..KEYS).filter(|&payment| is_declined(payment)).count();
-    let row = |what, count| Row { what, count, must_be: None };
-    let exactly = |what, count, must_be| Row { what, count, must_be: Some(must_be) };
     vec![
         row("requests", REQUESTS),
         row("  sent, with retries", tries(|tries| tries.sent)),
@@ -268,16 +217,23 @@ fn has_different_answers(payment: &Audited<'_>) -> bool {
     payment.answers.windows(2).any(|two| matches!(two, [a, b] if told(a) != told(b)))
 }
 
+fn is_replay(response: &Response) -> bool {
+    response.header("Idempotent-Replayed") == Some("true")
+}
+
 fn is_new_twice(payment: &Audited<'_>) -> bool {
-    payment.answers.iter().filter(|answer| !answer.replayed).count() > 1
+    payment.answers.iter().filter(|answer| !is_replay(answer)).count() > 1
 }
 
 fn is_told_wrong(payment: &Audited<'_>) -> bool {
     let right = match payment.charges.first() {
-        Some(charge) => Answer::charged(charge),
-        None => Answer::declined(),
+        Some(charge) => charged(charge),
+        None => declined(),
     };
-    payment.answers.iter().any(|told| (told.status, told.body.as_slice()) != (right.status, right.body.as_bytes()))
+    payment
+        .answers
+        .iter()
+        .any(|told| (told.status, told.body.as_slice()) != (right.status().as_u16(), right.body_bytes()))
 }
 
 fn by_payment<'a>(run: &'a Run, charges: &'a [Charge]) -> Vec<Audited<'a>> {

@@ -23,6 +23,8 @@ pub(super) struct State<C, S> {
     pub(super) wanted: u64,
     pub(super) refusals: u64,
     pub(super) refused: Option<Error>,
+    /// Why users' commits are refused for now, and whether nothing is applied meanwhile.
+    pub(super) hold: Option<(Error, bool)>,
     pub(super) unapplied: u64,
     /// The last group that was applied.
     pub(super) applied: u64,
@@ -58,6 +60,7 @@ impl<C, S> State<C, S> {
             wanted: 1,
             refusals: 0,
             refused: None,
+            hold: None,
             unapplied: 0,
             applied: durable,
             committed: 0,

@@ -90,6 +90,6 @@ impl Protocol {
 
     /// Why the queues were closed.
     fn gone(&self, place: &Place) -> Error {
-        self.get(place, Depth::Head).err().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the engine is closed"))
+        self.get(place, Depth::Head).err().unwrap_or_else(Error::closed)
     }
 }

@@ -1,7 +1,8 @@
 //! Brings what is durable into sled. One thread runs it: sled's only writer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -9,8 +10,10 @@ use super::checkpoint::Job;
 use super::format::envelope::PiecesId;
 use super::format::frame::{Change, Content, Frame, StoreKey};
 use super::overlay::Overlay;
-use super::tables::{Stamp, Tables};
+use super::room::Nudges;
+use super::tables::{Name, Stamp, Tables};
 use super::values::{self, Stray};
+use super::verify::{Problems, Scans, VerifyReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Status;
 
@@ -26,6 +29,8 @@ pub(crate) enum Message {
         /// The journal has grown by a segment.
         checkpoint: bool,
     },
+    /// Read everything that sled holds, in steps, between groups.
+    Verify { problems: Problems, reply: Sender<Result<VerifyReport>> },
     /// Make a store checkpoint now.
     #[cfg(test)]
     Checkpoint { reply: Sender<()> },
@@ -35,12 +40,18 @@ pub(crate) enum Message {
     End,
 }
 
+impl Message {
+    fn is_last(&self) -> bool {
+        matches!(self, Self::Close | Self::End)
+    }
+}
+
 /// Delete these records if they are still at that revision, and these leftovers if they are: in steps, between groups.
 #[derive(Debug)]
 pub(crate) struct Deletion {
     pub(crate) records: Vec<(StoreKey, u64)>,
     pub(crate) strays: Vec<Stray>,
-    pub(crate) reply: Sender<Deleted>,
+    pub(crate) reply: Sender<Result<Deleted>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -117,8 +128,20 @@ impl Applier {
             values::write(&self.tables, key, Some(&live.content), live.id)?;
             live.in_sled = true;
         }
-        self.tables.set_stamp(Stamp { store_id: self.store_id, frame: self.last_frame })?;
+        let digest = self.tables.digest();
+        self.tables.set_stamp(Stamp { store_id: self.store_id, frame: self.last_frame, digest })?;
         Ok(self.last_frame)
+    }
+
+    /// About how much a message brings into sled.
+    fn bytes_of(&self, message: &Message) -> u64 {
+        let (bytes, checkpoint) = match message {
+            Message::Group { bytes, checkpoint, .. } => (*bytes, *checkpoint),
+            _ => (0, true),
+        };
+        // Looked through only when they are written: there may be very many.
+        let live = if checkpoint { self.live.values().filter(|live| !live.in_sled).count() } else { 0 };
+        bytes.saturating_add(LIVE_BYTES.saturating_mul(live as u64))
     }
 
     /// After a replay: everyone who was at work is dead, and sled has all there is.
@@ -127,10 +150,18 @@ impl Applier {
         self.overlay.clear();
     }
 
-    fn delete(&self, (key, revision): &(StoreKey, u64)) -> Result<Deleted> {
+    /// Records that sled will have at the next checkpoint and does not have yet.
+    fn waiting(&self) -> Result<u64> {
+        let mut count = 0;
+        for (key, _) in self.live.iter().filter(|(_, live)| !live.in_sled) {
+            count += u64::from(self.tables.get(Name::Records, key.in_record_tree())?.is_none());
+        }
+        Ok(count)
+    }
+
+    fn delete(&self, (key, revision): &(StoreKey, u64), around: &Surroundings) -> Result<Deleted> {
         // Begun anew meanwhile: whoever did that has counted it.
-        let anew = self.overlay.contains(key);
-        Ok(match values::delete_revision(&self.tables, key, *revision)?.filter(|_| !anew) {
+        Ok(match values::delete_revision(&self.tables, key, *revision)?.filter(|_| (around.forgotten)(key)) {
             Some(head) => Deleted {
                 records: 1,
                 interrupted: u64::from(matches!(head.state, Status::InProgress | Status::Interrupted)),
@@ -146,7 +177,7 @@ impl Applier {
 struct Deleting {
     records: std::vec::IntoIter<(StoreKey, u64)>,
     strays: std::vec::IntoIter<Stray>,
-    reply: Sender<Deleted>,
+    reply: Sender<Result<Deleted>>,
     deleted: Deleted,
 }
 
@@ -155,16 +186,22 @@ impl Deleting {
         Self { records: records.into_iter(), strays: strays.into_iter(), reply, deleted: Deleted::default() }
     }
 
+    /// Deletes nothing more, because there is no room.
+    fn refuse(self, full: Error) -> Option<Self> {
+        let _ = self.reply.send(Err(full));
+        None
+    }
+
     /// Deletes so many; gives itself back if there is more.
-    fn step(mut self, applier: &Applier, limit: usize) -> Result<Option<Self>> {
+    fn step(mut self, applier: &Applier, around: &Surroundings, limit: usize) -> Result<Option<Self>> {
         for _ in 0..limit {
             if let Some(record) = self.records.next() {
-                self.deleted += applier.delete(&record)?;
+                self.deleted += applier.delete(&record, around)?;
             } else if let Some(stray) = self.strays.next() {
                 self.deleted.strays += u64::from(values::drop_stray(&applier.tables, &stray)?);
             } else {
                 // Whoever asked may have gone.
-                let _ = self.reply.send(self.deleted);
+                let _ = self.reply.send(Ok(self.deleted));
                 return Ok(None);
             }
         }
@@ -179,24 +216,41 @@ pub(crate) struct Surroundings {
     /// Payload bytes ever applied.
     pub(crate) applied_bytes: Box<dyn Fn() -> u64 + Send>,
     pub(crate) checkpoints: Sender<Job>,
+    /// sled has no record of this key any more, and who has read it there commits nothing on it. False if somebody has begun
+    /// it anew before.
+    pub(crate) forgotten: Box<dyn Fn(&StoreKey) -> bool + Send>,
     /// Says in the journal that the store was closed.
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
+    /// Why there is no room to apply so many bytes, if there is none.
+    pub(crate) short: Box<dyn Fn(u64) -> Result<Option<Error>> + Send>,
+    /// The store is closed before there was room.
+    pub(crate) left_behind: Box<dyn Fn(Error) + Send>,
 }
 
 /// What the apply thread is fed from.
 pub(crate) struct Inbox {
     pub(crate) messages: Receiver<Message>,
     pub(crate) deletions: Receiver<Deletion>,
+    /// There may be room again.
+    pub(crate) nudges: Nudges,
 }
 
 /// Records deleted at once while no group waits.
 const DELETE_IDLE: usize = 64;
 
+/// Bytes counted for a record in progress that a store checkpoint brings into sled; most contexts are shorter.
+const LIVE_BYTES: u64 = 1024;
+
 /// The apply thread's life: until it is told to close, or the writer is gone.
 pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) -> Result<()> {
     let mut deleting: Option<Deleting> = None;
+    let mut scans = Scans::default();
+    // What came while there was no room: the writer never waits for that.
+    let mut backlog = VecDeque::new();
     loop {
-        let message = if deleting.is_some() {
+        let message = if !backlog.is_empty() {
+            backlog.pop_front()
+        } else if deleting.is_some() || !scans.is_empty() {
             inbox.messages.try_recv().ok()
         } else {
             crossbeam_channel::select! {
@@ -208,17 +262,63 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
             }
         };
         let count = match message {
-            Some(Message::Close) => return close(&mut applier, around),
             Some(Message::End) => return Ok(()),
-            Some(message) => apply(&mut applier, message, around)?,
+            Some(Message::Verify { problems, reply }) => {
+                scans.add(problems, reply);
+                1
+            }
+            Some(message) => {
+                if let Some(full) = wait_for_room(&applier, &message, inbox, &mut backlog, &mut scans, around)? {
+                    (around.left_behind)(full);
+                    return Ok(());
+                }
+                if matches!(message, Message::Close) {
+                    return close(&mut applier, around);
+                }
+                apply(&mut applier, message, around)?
+            }
             None => DELETE_IDLE,
         };
         // Twice what was applied: so what expires is deleted as fast as it comes, however long the queue is, and a group
         // does not wait long behind a deletion.
         if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
-            deleting = more.step(&applier, 2 * count)?;
+            deleting = match (around.short)(0)? {
+                None => more.step(&applier, around, 2 * count)?,
+                Some(full) => more.refuse(full),
+            };
+        }
+        scans.step(&applier.tables, || applier.waiting());
+    }
+}
+
+/// Waits until there is room for what the message brings; what only reads goes on meanwhile. Gives the reason back if the
+/// store is closed before.
+fn wait_for_room(
+    applier: &Applier,
+    message: &Message,
+    inbox: &Inbox,
+    backlog: &mut VecDeque<Message>,
+    scans: &mut Scans,
+    around: &Surroundings,
+) -> Result<Option<Error>> {
+    let bytes = applier.bytes_of(message);
+    while let Some(full) = (around.short)(bytes)? {
+        if std::iter::once(message).chain(&*backlog).any(Message::is_last) {
+            return Ok(Some(full));
+        }
+        let read_on =
+            if scans.is_empty() { crossbeam_channel::never() } else { crossbeam_channel::after(Duration::ZERO) };
+        crossbeam_channel::select! {
+            recv(read_on) -> _ => scans.step(&applier.tables, || applier.waiting()),
+            recv(inbox.nudges) -> _ => {}
+            recv(inbox.messages) -> message => match message {
+                Ok(Message::Verify { problems, reply }) => scans.add(problems, reply),
+                message => backlog.push_back(message.unwrap_or(Message::End)),
+            },
+            recv(inbox.deletions) -> deletion => drop(deletion.map(|deletion| Deleting::new(deletion).refuse(full))),
         }
     }
+    Ok(None)
 }
 
 /// Says how many frames there were.
@@ -237,7 +337,7 @@ fn apply(applier: &mut Applier, message: Message, around: &Surroundings) -> Resu
         }
         #[cfg(test)]
         Message::Checkpoint { reply } => send_job(applier, around, Some(reply)).map(|()| 0),
-        Message::Close | Message::End => Ok(0),
+        Message::Verify { .. } | Message::Close | Message::End => Ok(0),
     }
 }
 

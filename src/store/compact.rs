@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::apply::{Deleted, Deletion};
+use super::format::behind;
 use super::format::frame::{Content, StoreKey};
 use super::tables::Name;
 use super::values::{self, Depth, Stray};
@@ -70,7 +71,7 @@ impl Store {
         loop {
             let hints = self.inner.tables.range(Name::Expiry, &from, None, HINTS)?;
             let Some((last, _)) = hints.last() else { return Ok(dead_due) };
-            from = [last, [0].as_slice()].concat();
+            from = behind(last);
             // A key that was begun anew is not due; its next ending says when it is.
             let mut due = hints.iter().filter_map(|(hint, _)| values::split_expiry_key(hint));
             if let Some((time, _)) = due.find(|(_, raw)| !self.inner.overlay.contains(&StoreKey::from_record_tree(raw)))
@@ -168,7 +169,7 @@ impl Inner {
             let hints = self.tables.range(Name::Expiry, &from, Some(&end), limit)?;
             let Some((last, _)) = hints.last() else { return Ok(None) };
             // Where to go on if all of these are of keys that were begun anew.
-            from = [last, [0].as_slice()].concat();
+            from = behind(last);
             let mut found = Found::default();
             for (hint, _) in hints {
                 let Some((time, raw)) = values::split_expiry_key(&hint) else {
@@ -203,6 +204,7 @@ impl Inner {
         if due.is_empty() && strays.is_empty() {
             return Ok(Deleted::default());
         }
+        self.look_for_room();
         let (reply, deleted) = crossbeam_channel::bounded(1);
         // A queue of one that is full is one more thing to wait for, and may never be emptied.
         crossbeam_channel::select! {
@@ -210,10 +212,10 @@ impl Inner {
             recv(self.apply.ended) -> _ => return Err(self.ended()),
         }
         crossbeam_channel::select! {
-            recv(deleted) -> deleted => deleted.map_err(|_| {
+            recv(deleted) -> deleted => deleted.unwrap_or_else(|_| {
                 // It failed at this very message, and says why before it has ended.
                 let Err(crossbeam_channel::RecvError) = self.apply.ended.recv();
-                self.ended()
+                Err(self.ended())
             }),
             recv(self.apply.ended) -> _ => Err(self.ended()),
         }

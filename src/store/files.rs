@@ -11,15 +11,18 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync directory", dir, &cause))
 }
 
+/// Makes what is in a file durable.
+pub(crate) fn sync_file(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("sync file", path, &cause))
+}
+
 /// Syncs every file and directory below, innermost first, and the directory itself.
 pub(crate) fn sync_tree(dir: &Path) -> Result<()> {
     for (path, kind) in entries(dir)? {
         if kind.is_dir() {
             sync_tree(&path)?;
         } else {
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(|cause| Error::io("sync file", &path, &cause))?;
+            sync_file(&path)?;
         }
     }
     sync_dir(dir)
@@ -42,15 +45,40 @@ pub(crate) fn create_dir(dir: &Path) -> Result<()> {
     fs::create_dir(dir).map_err(|cause| Error::io("create directory", dir, &cause))
 }
 
-/// Makes a directory and what is missing above it, durably.
+/// Makes a directory and what is missing above it, durably: each before anything is in it, so that a process that is killed
+/// here leaves at most one that is not, the innermost.
 pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
-    let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
-    fs::create_dir_all(dir).map_err(|cause| Error::io("create directory", dir, &cause))?;
-    for made in missing {
-        let above = made.parent().filter(|above| !above.as_os_str().is_empty());
-        sync_dir(above.unwrap_or_else(|| Path::new(".")))?;
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<_> = dir.ancestors().take_while(is_missing).collect();
+    for missing in missing.into_iter().rev() {
+        if let Some(above) = missing.parent().filter(|above| !above.as_os_str().is_empty()) {
+            sync_entry(above)?;
+        }
+        // Another process may make it at the same time.
+        fs::create_dir_all(missing).map_err(|cause| Error::io("create directory", missing, &cause))?;
+        sync_dir(parent(missing))?;
     }
     Ok(())
+}
+
+/// Makes a directory's own entry durable, which whoever made it may not have lived to do. Where this process may not read, or
+/// nothing can be written, it has made nothing.
+pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
+    use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
+    let above = parent(dir);
+    match File::open(above).and_then(|above| above.sync_all()) {
+        Err(cause) if matches!(cause.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => Ok(()),
+        synced => synced.map_err(|cause| Error::io("sync directory", above, &cause)),
+    }
+}
+
+/// What is above the root is the root.
+fn parent(dir: &Path) -> &Path {
+    match dir.parent() {
+        Some(above) if above.as_os_str().is_empty() => Path::new("."),
+        Some(above) => above,
+        None => dir,
+    }
 }
 
 pub(crate) fn is_dir(path: &Path) -> bool {
@@ -127,6 +155,24 @@ pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn check_file_system(_dir: &Path) -> Result<()> {
     Ok(())
+}
+
+/// Bytes that may still be written to the file system that this directory is on; `u64::MAX` if it does not say.
+pub(crate) fn free_bytes(dir: &Path) -> Result<u64> {
+    let found = rustix::fs::statvfs(dir).map_err(|cause| Error::io("look at file system of", dir, &cause.into()))?;
+    let is_known = found.f_blocks > 0;
+    Ok(if is_known { found.f_bavail.saturating_mul(found.f_frsize) } else { u64::MAX })
+}
+
+/// Gives the file blocks for this range, behind its end too, and leaves its length and bytes as they are.
+#[cfg(target_os = "linux")]
+pub(crate) fn allocate(file: &File, start: u64, len: u64) -> io::Result<()> {
+    Ok(rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, start, len)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn allocate(_file: &File, _start: u64, _len: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Asks the file system to sync every write to this file or directory at once; says whether it will.

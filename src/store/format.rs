@@ -72,13 +72,18 @@
 //!
 //! | tree | key | value |
 //! |---|---|---|
-//! | `meta` | `stamp` | envelope of: id of the store (16), number of the last frame that is applied (8) |
+//! | `meta` | `stamp` | envelope of: id of the store (16), number of the last frame that is applied (8), 1 if the *digest* follows, else 0 (1) |
 //! | `meta` | `sweep` | envelope of nothing: there may be pieces that nobody names |
 //! | `records` | manager, 0, key | envelope of a record |
 //! | `table/` name | key | envelope of a value |
 //! | `unfinished` | as in `records` | empty: a record that is in progress, released or interrupted |
 //! | `expiry` | expires (8), as in `records` | empty |
 //! | `chunks` | number of the frame (8), place of the change in it (4), piece (4) | piece |
+//!
+//! The digest says what sled holds after that frame: count of records (8), of rows (8), of entries in `unfinished` (8), sum of
+//! the hashes of all records and rows (8), and of the entries in `unfinished` (8), modulo 2^64. A hash goes over three parts: the
+//! table's name or nothing, the key in its tree, the value as it is there. It begins as 0x9E3779B97F4A7C15; for each part these
+//! numbers are xored in, with a round of `SplitMix64` behind each: the length, each 8 bytes as one, each byte that is left.
 //!
 //! An envelope: version (1), kind (1), checksum of the key and what follows it (4). Kind 1, the content follows. Kind 2, the
 //! content is in pieces: number of the frame (8), place of the change (4), length of the content in pieces (4), and of a record
@@ -141,6 +146,11 @@ pub(crate) fn checksum(parts: &[&[u8]]) -> u32 {
 /// A length as the format keeps it. Limits are checked long before; this only keeps a mistake from being written.
 pub(crate) fn length(what: &str, len: usize) -> Result<u32> {
     u32::try_from(len).map_err(|_| Error::new(ErrorKind::TooLarge, format!("{what} is {len} bytes long")))
+}
+
+/// The next key there can be.
+pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
 }
 
 pub(crate) fn corrupt(what: impl Into<String>) -> Error {

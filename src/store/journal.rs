@@ -1,10 +1,12 @@
 //! The journal: what was committed, in order, durable before anyone is told.
 
+mod check;
 mod pool;
 mod recover;
 mod segment;
 mod writer;
 
+pub(crate) use check::check;
 pub(crate) use pool::{Pool, Spare};
 pub(crate) use recover::{Recovered, recover};
 pub(crate) use writer::{JournalStats, Writer, create, segment_for, usable};

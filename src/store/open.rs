@@ -10,13 +10,15 @@ use parking_lot::Mutex;
 
 use super::apply::Applier;
 use super::compact::Leftovers;
+use super::digest::Digest;
 use super::format::corrupt;
 use super::format::frame::{self, Frame};
 use super::format::segment::{SECTOR, sized};
 use super::journal::{self, Recovered, Writer, segment_for};
 use super::overlay::Overlay;
-use super::tables::{Stamp, Tables};
-use super::{Inner, STRIPES, Store, files, threads};
+use super::room::Room;
+use super::tables::{Name, Stamp, Tables};
+use super::{Inner, STRIPES, Store, files, threads, values};
 use crate::clock::{self, StoreClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Batch, Config, Group, Place};
@@ -35,6 +37,8 @@ const ANCHOR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// What a group takes that only has a frame of the store's own.
 const MARK_GROUP: u64 = SECTOR as u64;
 
+/// Records and rows that are counted at open, to be sure that sled has lost none.
+const MAX_COUNTED: usize = 20_000;
 /// Unfinished records looked at in one step.
 const SURVEY_BATCH: usize = 1024;
 
@@ -60,18 +64,27 @@ pub struct OpenReport {
 }
 
 impl Store {
-    /// Opens the store in `path`, or makes one where nothing is.
+    /// Opens the store in `path`, or makes one where nothing is. `Full` if the disk has not the room for what an open writes:
+    /// sled's snapshot, what is replayed. The next one begins with that again.
     pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
+        Self::find_and_open(path, options).map_err(|error| match error.io_kind() {
+            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                error.wrap(ErrorKind::Full, "no room to open the store")
+            }
+            _ => error,
+        })
+    }
+
+    fn find_and_open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
         let began = clock::monotonic();
         options.check()?;
         let (lock, created) = find_or_create(path, options)?;
         let dir = path.join("store");
         // Before sled, which writes when it is opened: a journal that is refused leaves everything as it was.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
+        let (room, nudges) = Room::new(&dir.join("sled"));
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
-        let stamp =
-            tables.stamp()?.ok_or_else(|| corrupt(format!("the record store in {} is empty", dir.display())))?;
-        check_stamp(&dir, stamp, &recovered)?;
+        let stamp = read_stamp(&dir, &tables, &recovered)?;
         let mut report =
             OpenReport { created, clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
@@ -91,6 +104,7 @@ impl Store {
             tables.set_sweep(true)?;
         }
         if report.frames_replayed > 0 || !report.clean {
+            recount(&tables)?;
             // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
             applier.settle()?;
             tables.flush()?;
@@ -100,9 +114,9 @@ impl Store {
             pool.release(first);
         }
         applier.forget_live();
-        let store_has_leftovers = tables.sweep()?;
+        let leftovers = Leftovers::new(tables.sweep()?);
         let group = Group::new(config(options), group, next_frame, writer.room());
-        let (apply, thread_end) = threads::apply_channel();
+        let (apply, thread_end) = threads::apply_channel(nudges);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
             store_id: stamp.store_id,
@@ -116,6 +130,8 @@ impl Store {
             overlay,
             tables,
             pool,
+            room,
+            left_behind: Mutex::default(),
             apply,
             journal: writer.stats(),
             commits: Counter::default(),
@@ -123,7 +139,6 @@ impl Store {
             checkpoints: Arc::default(),
         });
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
-        let leftovers = Leftovers::new(store_has_leftovers);
         let store = Self { inner, running: Mutex::new(Some(running)), leftovers };
         report.interrupted = store.survey_unfinished(SURVEY_BATCH)?.interrupted;
         report.took = clock::monotonic().saturating_duration_since(began);
@@ -151,10 +166,16 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, 
     if half_made.exists() && is_half_made(&half_made)? {
         std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
     }
+    // sled writes when it is opened, and what it cannot write it would leave half done.
+    let sled = store.join("sled");
+    Room::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
     // Looked at under the lock: somebody may have made it before the lock was ours.
     if files::is_dir(&store) {
+        // Whoever made it may have been killed before this.
+        files::sync_dir(path)?;
         return Ok((lock, false));
     }
+    files::sync_entry(path)?;
     create(&half_made, options)?;
     std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
     files::sync_dir(path)?;
@@ -198,7 +219,7 @@ fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     files::create_dir(dir)?;
     let store_id = key::random();
     let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;
-    tables.set_stamp(Stamp { store_id, frame: 0 })?;
+    tables.set_stamp(Stamp { store_id, frame: 0, digest: Some(Digest::default()) })?;
     tables.flush()?;
     tables.close()?;
     let anchor = StoreClock::start(Arc::clone(&options.clock), clock::Anchor::default(), Duration::ZERO).anchor();
@@ -223,6 +244,39 @@ fn check_stamp(dir: &Path, stamp: Stamp, recovered: &Recovered) -> Result<()> {
     Ok(())
 }
 
+/// Since the last stamp sled has got some of what came later, and nobody knows which: so it is counted anew.
+fn recount(tables: &Tables) -> Result<()> {
+    values::mend_hints(tables, MAX_COUNTED)?;
+    tables.set_digest(tables.count(MAX_COUNTED)?);
+    Ok(())
+}
+
+/// The stamp of a store, which belongs to this journal, and after a clean close says what sled holds.
+fn read_stamp(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<Stamp> {
+    let empty = || corrupt(format!("the record store in {} is empty", dir.display()));
+    let stamp = tables.stamp()?.ok_or_else(empty)?;
+    check_stamp(dir, stamp, recovered)?;
+    if recovered.clean {
+        check_digest(dir, tables, stamp)?;
+    }
+    Ok(stamp)
+}
+
+/// After a clean close sled holds exactly what it was stamped with. Counting takes time, so only small stores are; what is
+/// unfinished is read at every open anyway.
+fn check_digest(dir: &Path, tables: &Tables, stamp: Stamp) -> Result<()> {
+    tables.set_digest(stamp.digest);
+    let Some(mut was) = stamp.digest else { return Ok(()) };
+    let is = if was.records.saturating_add(was.rows) <= MAX_COUNTED as u64 {
+        tables.count(usize::MAX)?
+    } else {
+        was = Digest { unfinished: was.unfinished, unfinished_sum: was.unfinished_sum, ..Digest::default() };
+        tables.count_in([Name::Unfinished], usize::MAX)?
+    };
+    let is = is.unwrap_or_default();
+    if is == was { Ok(()) } else { Err(corrupt(format!("the record store in {} {}", dir.display(), is.differs(&was)))) }
+}
+
 /// A fresh segment behind everything found, with the opening frame durable in it. Also the number of the last group.
 fn start_journal(
     recovered: Recovered,
@@ -232,7 +286,7 @@ fn start_journal(
 ) -> Result<(Writer, Arc<journal::Pool>, u64)> {
     let (pool, chain) = (Arc::clone(&recovered.pool), recovered.chain);
     let tail = recovered.into_tail()?;
-    let spare = pool.prepare(segment_for(4 * MARK_GROUP))?;
+    let spare = pool.prepare(segment_for(4 * MARK_GROUP), u64::MAX)?;
     let mut writer = Writer::start(store_id, Arc::clone(&pool), chain, tail, spare, first)?;
     let group = chain.group + 1;
     write_mark(&mut writer, group, first, Frame::Opening, clock)?;

@@ -29,8 +29,11 @@ impl Overlay {
         self.0.read().contains_key(key)
     }
 
-    pub(crate) fn put(&self, key: StoreKey, entry: Entry) {
-        self.0.write().insert(key, entry);
+    /// Puts all of a commit at once. `moved` is run before anyone can see a part of it.
+    pub(crate) fn put_all(&self, entries: impl Iterator<Item = (StoreKey, Entry)>, moved: impl FnOnce()) {
+        let mut map = self.0.write();
+        map.extend(entries);
+        moved();
     }
 
     /// sled has what that frame wrote; something newer stays.
@@ -43,6 +46,9 @@ impl Overlay {
 
     /// The first keys at or behind `from`, and before `end`.
     pub(crate) fn keys(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
+        if end.is_some_and(|end| end <= from) {
+            return Vec::new();
+        }
         let end = end.map_or(Bound::Unbounded, Bound::Excluded);
         let map = self.0.read();
         map.range((Bound::Included(from), end)).take(limit).map(|(key, _)| key.clone()).collect()

@@ -8,39 +8,37 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+#[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::sled::{Db, IVec, Tree};
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use super::files;
+use super::barrier::Barriers;
+use super::digest::Digest;
+pub(crate) use super::digest::Name;
 use super::format::envelope::{self, Envelope};
-use super::format::{Fields, corrupt};
+use super::format::frame::StoreKey;
+use super::format::{Fields, behind, corrupt};
+use super::{files, snapshots};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 
-/// What sled may have written behind a barrier's back; more, and a power cut can take what an older barrier had made safe.
-const MAX_BARRIER_BYTES: usize = 256 << 10;
 const STAMP: &[u8] = b"stamp";
 const SWEEP: &[u8] = b"sweep";
 const TABLE_PREFIX: &str = "table/";
 
-/// One of sled's trees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Name<'a> {
-    Records,
-    Unfinished,
-    Expiry,
-    Chunks,
-    Table(&'a str),
-}
+/// Entries read at once when they are counted.
+const COUNT_BATCH: usize = 512;
 
-/// Up to which frame sled has everything, and whose it is.
+/// Up to which frame sled has everything, whose it is, and what it holds then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) store_id: [u8; 16],
     pub(crate) frame: u64,
+    /// `None` if nobody has counted.
+    pub(crate) digest: Option<Digest>,
 }
 
 #[derive(Debug)]
@@ -48,16 +46,23 @@ pub(crate) struct Tables {
     dir: PathBuf,
     /// `None` once closed.
     trees: RwLock<Option<Trees>>,
-    /// Every write is synced by the file system; else by a barrier every few changes.
-    pub(crate) sync_flag: bool,
-    changes: AtomicU64,
-    changes_per_barrier: AtomicU64,
+    pub(crate) barriers: Barriers,
+    ledger: Mutex<Ledger>,
     /// Whoever holds it keeps every flush waiting.
     #[cfg(test)]
     pub(crate) flush_gate: Mutex<()>,
     /// So many writes succeed, the others fail.
     #[cfg(test)]
     pub(crate) writes_left: AtomicU64,
+}
+
+/// What is in sled by every change that was made.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// `None` until something is known of it.
+    total: Option<Digest>,
+    /// What a scan has counted so far, and the place behind it: changes before that place are its business too.
+    scan: Option<(Vec<u8>, Digest)>,
 }
 
 #[derive(Debug)]
@@ -80,10 +85,12 @@ impl Tables {
         } else if !dir.join("db").is_file() || !dir.join("conf").is_file() {
             return Err(corrupt(format!("the record store {} is missing", dir.display())));
         }
-        remove_torn_snapshots(dir)?;
+        snapshots::settle(dir)?;
         // Before sled makes its files, so that they inherit the flag; btrfs does not inherit, hence again behind it.
         let flagged = sync_flag && files::set_sync_flag(dir);
         let db = open_db(dir, cache_capacity)?;
+        // Its new snapshot's name, before anything else is synced: the log may need it from here on.
+        files::sync_dir(dir)?;
         let file = dir.join("db");
         let flagged = flagged && files::set_sync_flag(&file) && set_blobs_flag(dir);
         let file = File::open(&file).map_err(|cause| Error::io("open", &file, &cause))?;
@@ -101,9 +108,8 @@ impl Tables {
         Ok(Self {
             dir: dir.to_owned(),
             trees: RwLock::new(Some(trees)),
-            sync_flag: flagged,
-            changes: AtomicU64::new(0),
-            changes_per_barrier: AtomicU64::new(64),
+            barriers: Barriers::new(flagged),
+            ledger: Mutex::default(),
             #[cfg(test)]
             flush_gate: Mutex::new(()),
             #[cfg(test)]
@@ -117,31 +123,150 @@ impl Tables {
 
     /// Replaces what is there, which must be `old`: nobody else writes.
     pub(crate) fn swap(&self, name: Name<'_>, key: &[u8], old: Option<&[u8]>, new: Option<Vec<u8>>) -> Result<()> {
-        self.count_write()?;
+        let _turn = self.turn(key, new.as_deref())?;
         self.create_table(name, new.is_some())?;
-        let swapped = self
-            .with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.map(IVec::from))))?;
-        swapped.map_err(|_| corrupt(format!("somebody else wrote {} in {}", key.escape_ascii(), self.dir.display())))
+        let new = new.map(IVec::from);
+        let swapped =
+            self.with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.clone())))?;
+        if swapped.is_err() {
+            let message = format!("somebody else wrote {} in {}", key.escape_ascii(), self.dir.display());
+            return Err(corrupt(message));
+        }
+        self.note(name, key, old, new.as_deref());
+        Ok(())
     }
 
     pub(crate) fn insert(&self, name: Name<'_>, key: &[u8], value: Vec<u8>) -> Result<()> {
-        self.count_write()?;
-        self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.insert(key, value))).map(|_| ())
+        let _turn = self.turn(key, Some(&value))?;
+        let value = IVec::from(value);
+        let old = self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.insert(key, value.clone())))?;
+        self.note(name, key, old.as_deref(), Some(&value));
+        Ok(())
     }
 
     pub(crate) fn remove(&self, name: Name<'_>, key: &[u8]) -> Result<()> {
-        self.count_write()?;
-        self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.remove(key))).map(|_| ())
+        let _turn = self.turn(key, None)?;
+        let old = self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.remove(key)))?;
+        self.note(name, key, old.as_deref(), None);
+        Ok(())
     }
 
-    /// In tests, the write that fails.
-    #[cfg_attr(not(test), expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "for tests"))]
-    fn count_write(&self) -> Result<()> {
+    /// An entry was replaced, has come or has gone.
+    fn note(&self, name: Name<'_>, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
+        let mut ledger = self.ledger.lock();
+        if let Some(total) = &mut ledger.total {
+            total.change(name, key, old, new);
+        }
+        if let Some((end, counted)) = &mut ledger.scan {
+            if place(name, key).is_some_and(|place| place < *end) {
+                counted.change(name, key, old, new);
+            }
+        }
+    }
+
+    /// Whoever holds it keeps sled's writer from ending its next change.
+    #[cfg(test)]
+    pub(crate) fn hold_ledger(&self) -> impl Drop + '_ {
+        self.ledger.lock()
+    }
+
+    /// What sled should hold.
+    pub(crate) fn digest(&self) -> Option<Digest> {
+        self.ledger.lock().total
+    }
+
+    /// What sled holds from here on is this, and what every change makes of it.
+    pub(crate) fn set_digest(&self, digest: Option<Digest>) {
+        self.ledger.lock().total = digest;
+    }
+
+    /// What sled holds, by reading it; `None` if that is more than so many entries.
+    pub(crate) fn count(&self, limit: usize) -> Result<Option<Digest>> {
+        let tables = self.table_names()?;
+        let tables = tables.iter().map(|table| Name::Table(table));
+        self.count_in([Name::Unfinished, Name::Records].into_iter().chain(tables), limit)
+    }
+
+    /// As [`count`](Self::count), of these trees only.
+    pub(crate) fn count_in<'a>(
+        &self,
+        names: impl IntoIterator<Item = Name<'a>>,
+        limit: usize,
+    ) -> Result<Option<Digest>> {
+        let (mut counted, mut left) = (Digest::default(), limit);
+        for name in names {
+            let mut from = Vec::new();
+            loop {
+                let batch = self.range(name, &from, None, COUNT_BATCH)?;
+                let Some((last, _)) = batch.last() else { break };
+                let Some(fewer) = left.checked_sub(batch.len()) else { return Ok(None) };
+                left = fewer;
+                from = behind(last);
+                for (key, value) in &batch {
+                    counted.change(name, key, None, Some(value));
+                }
+            }
+        }
+        Ok(Some(counted))
+    }
+
+    /// Of all tables that somebody has written, in order.
+    pub(crate) fn table_names(&self) -> Result<Vec<String>> {
+        self.with_trees(|trees| {
+            let mut names: Vec<String> = trees.tables.lock().keys().cloned().collect();
+            names.sort();
+            Ok(names)
+        })
+    }
+
+    /// Begins a scan that goes on beside changes.
+    pub(crate) fn begin_scan(&self) {
+        self.ledger.lock().scan = Some(Default::default());
+    }
+
+    /// The scan has read this entry; all before it in its tree, and all trees before, it has read too.
+    pub(crate) fn scanned(&self, name: Name<'_>, key: &[u8], value: &[u8]) {
+        if let Some((end, counted)) = &mut self.ledger.lock().scan {
+            counted.change(name, key, None, Some(value));
+            if let Some(mut place) = place(name, key) {
+                place.push(0);
+                *end = place;
+            }
+        }
+    }
+
+    /// The scan has read all of a tree: what comes into it from now on is the changes' business.
+    pub(crate) fn scanned_all(&self, name: Name<'_>) {
+        if let Some((end, _)) = &mut self.ledger.lock().scan {
+            if let Some(mut place) = place(name, &[]) {
+                if let Some(last) = place.last_mut() {
+                    *last = last.saturating_add(1);
+                }
+                *end = place;
+            }
+        }
+    }
+
+    /// The scan has read every table there is: those that come now are the changes' business too.
+    pub(crate) fn scanned_all_tables(&self) {
+        if let Some((end, _)) = &mut self.ledger.lock().scan {
+            *end = vec![u8::MAX];
+        }
+    }
+
+    /// The scan has read everything: what it has counted.
+    pub(crate) fn end_scan(&self) -> Option<Digest> {
+        self.ledger.lock().scan.take().map(|(_, counted)| counted)
+    }
+
+    /// To be held by whoever changes something, until it is done.
+    #[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "for tests"))]
+    fn turn(&self, key: &[u8], value: Option<&[u8]>) -> Result<Option<MutexGuard<'_, ()>>> {
         #[cfg(test)]
         if self.writes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
             return Err(Error::new(ErrorKind::Io, "this write was to fail"));
         }
-        Ok(())
+        Ok(self.barriers.change(key.len() + value.map_or(0, <[u8]>::len)))
     }
 
     /// The first entries at or behind `from`, and before `end`.
@@ -166,13 +291,21 @@ impl Tables {
         let Some(bytes) = self.with_trees(|trees| trees.meta.get(STAMP))? else { return Ok(None) };
         let Envelope::Inline(content) = envelope::decode(STAMP, &bytes)? else { return Ok(None) };
         let mut fields = Fields(content);
-        let stamp = fields.array().and_then(|store_id| Some(Stamp { store_id, frame: fields.u64()? }));
-        stamp.map(Some).ok_or_else(|| corrupt(format!("the stamp in {} is malformed", self.dir.display())))
+        let mut stamp = || -> Option<Stamp> {
+            let (store_id, frame, known) = (fields.array()?, fields.u64()?, fields.u8()?);
+            let digest = if known == 1 { Some(Digest::decode(&mut fields)?) } else { None };
+            fields.0.is_empty().then_some(Stamp { store_id, frame, digest })
+        };
+        stamp().map(Some).ok_or_else(|| corrupt(format!("the stamp in {} is malformed", self.dir.display())))
     }
 
     pub(crate) fn set_stamp(&self, stamp: Stamp) -> Result<()> {
-        let content = [stamp.store_id.as_slice(), &stamp.frame.to_le_bytes()].concat();
+        let digest = stamp.digest.map(|digest| digest.encode());
+        let known = [u8::from(digest.is_some())];
+        let digest = digest.as_ref().map_or(&[] as &[u8], |bytes| bytes);
+        let content = [stamp.store_id.as_slice(), &stamp.frame.to_le_bytes(), &known, digest].concat();
         let bytes = envelope::encode(STAMP, &Envelope::Inline(&content))?;
+        let _turn = self.turn(STAMP, Some(&bytes))?;
         self.with_trees(|trees| trees.meta.insert(STAMP, bytes)).map(|_| ())
     }
 
@@ -182,6 +315,7 @@ impl Tables {
     }
 
     pub(crate) fn set_sweep(&self, wanted: bool) -> Result<()> {
+        let _turn = self.turn(SWEEP, None)?;
         if wanted {
             let bytes = envelope::encode(SWEEP, &Envelope::Inline(&[]))?;
             self.with_trees(|trees| trees.meta.insert(SWEEP, bytes)).map(|_| ())
@@ -192,34 +326,23 @@ impl Tables {
 
     /// To be called after each change: where the file system does not sync by itself, a barrier is due now and then.
     pub(crate) fn changed(&self) -> Result<()> {
-        if self.sync_flag
-            || self.changes.fetch_add(1, Ordering::Relaxed) + 1 < self.changes_per_barrier.load(Ordering::Relaxed)
-        {
-            return Ok(());
+        if self.barriers.is_due() {
+            self.flush()?;
         }
-        self.changes.store(0, Ordering::Relaxed);
-        let written = self.flush()?;
-        let limit = self.changes_per_barrier.load(Ordering::Relaxed);
-        let limit = if written > MAX_BARRIER_BYTES {
-            (limit / 2).max(1)
-        } else if written < MAX_BARRIER_BYTES / 4 {
-            (limit * 2).min(4096)
-        } else {
-            limit
-        };
-        self.changes_per_barrier.store(limit, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Makes everything written so far durable. Says how many bytes sled had left to write.
-    pub(crate) fn flush(&self) -> Result<usize> {
+    /// Makes everything written so far durable.
+    pub(crate) fn flush(&self) -> Result<()> {
         #[cfg(test)]
         let _gate = self.flush_gate.lock();
-        let written = self.with_trees(|trees| trees.db.flush())?;
+        let _alone = self.barriers.alone();
+        self.with_trees(|trees| trees.db.flush())?;
         let trees = self.trees.read();
-        let trees = trees.as_ref().ok_or_else(closed)?;
+        let trees = trees.as_ref().ok_or_else(Error::closed)?;
         trees.file.sync_data().map_err(|cause| Error::io("sync", &self.dir.join("db"), &cause))?;
-        Ok(written)
+        self.barriers.done();
+        Ok(())
     }
 
     /// Files that sled never syncs: there must be none.
@@ -267,7 +390,7 @@ impl Tables {
 
     fn with_trees<R>(&self, f: impl FnOnce(&Trees) -> ::sled::Result<R>) -> Result<R> {
         let trees = self.trees.read();
-        let trees = trees.as_ref().ok_or_else(closed)?;
+        let trees = trees.as_ref().ok_or_else(Error::closed)?;
         guard(&self.dir, || f(trees))
     }
 }
@@ -277,10 +400,6 @@ impl Drop for Tables {
         // After an open that failed: there is nobody to tell.
         let _ = self.close();
     }
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the engine is closed")
 }
 
 /// A panic inside sled is an error outside.
@@ -298,27 +417,25 @@ fn convert(dir: &Path, cause: &::sled::Error) -> Error {
     }
 }
 
+/// In the order of a scan: records first, then tables by name. `None` where a scan counts nothing.
+fn place(name: Name<'_>, key: &[u8]) -> Option<Vec<u8>> {
+    let key = match name {
+        Name::Records => StoreKey::from_record_tree(key),
+        Name::Table(table) => StoreKey::row(table, key),
+        Name::Unfinished | Name::Expiry | Name::Chunks => return None,
+    };
+    Some(key.bytes().to_vec())
+}
+
 fn open_tables(db: &Db, dir: &Path) -> Result<HashMap<String, Tree>> {
     let mut tables = HashMap::new();
-    for name in db.tree_names() {
+    for name in guard(dir, || Ok(db.tree_names()))? {
         let name = String::from_utf8_lossy(&name).into_owned();
         if let Some(table) = name.strip_prefix(TABLE_PREFIX) {
             tables.insert(table.to_owned(), guard(dir, || db.open_tree(&name))?);
         }
     }
     Ok(tables)
-}
-
-/// sled takes a snapshot that was being written when the process was killed for the newest one, and refuses to open. The one
-/// before it, and the whole log, are only removed after the rename.
-fn remove_torn_snapshots(dir: &Path) -> Result<()> {
-    for (path, _) in files::entries(dir)? {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            std::fs::remove_file(&path).map_err(|cause| Error::io("remove torn snapshot", &path, &cause))?;
-        }
-    }
-    Ok(())
 }
 
 fn set_blobs_flag(dir: &Path) -> bool {

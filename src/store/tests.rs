@@ -8,6 +8,7 @@ mod failures;
 mod kill;
 mod open;
 mod rotation;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::apply::{self, Applier, Deletion, Inbox, Message};
 use super::format::frame::Frame;
 use super::journal::{Writer, segment_for, usable};
+use super::room::Nudges;
 use super::{Inner, checkpoint, files};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,11 +39,11 @@ pub(crate) struct Apply {
 }
 
 /// Both ends: the callers' and the thread's.
-pub(crate) fn apply_channel() -> (Apply, (Inbox, Sender<Infallible>)) {
+pub(crate) fn apply_channel(nudges: Nudges) -> (Apply, (Inbox, Sender<Infallible>)) {
     let (messages, received) = crossbeam_channel::bounded(APPLY_QUEUE);
     let (deletions, to_delete) = crossbeam_channel::bounded(1);
     let (alive, ended) = crossbeam_channel::bounded(0);
-    let inbox = Inbox { messages: received, deletions: to_delete };
+    let inbox = Inbox { messages: received, deletions: to_delete, nudges };
     (Apply { messages, deletions, ended }, (inbox, alive))
 }
 
@@ -63,17 +64,7 @@ pub(crate) fn start(
     running.spawn(inner, &alive, "oncekey-journal", move |inner| write(&inner, writer))?;
     let for_apply = Arc::clone(inner);
     running.spawn(inner, &alive, "oncekey-apply", move |inner| {
-        let (a, b, c) = (Arc::clone(&inner), Arc::clone(&inner), inner);
-        let around = apply::Surroundings {
-            applied: Box::new(move |group, bytes| a.group.applied(group, bytes)),
-            applied_bytes: Box::new(move || b.group.applied_bytes()),
-            checkpoints,
-            closed: Box::new(move || {
-                let said = c.mark(Frame::Closing);
-                c.group.end();
-                said
-            }),
-        };
+        let around = around_apply(&inner, checkpoints);
         let ended = apply::run(applier, &inbox, &around);
         if let Err(error) = &ended {
             // Before anyone sees that this thread has ended, and takes it for a close.
@@ -98,6 +89,53 @@ pub(crate) fn start(
         Ok(())
     })?;
     Ok(running)
+}
+
+fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> apply::Surroundings {
+    let shared = || Arc::clone(inner);
+    apply::Surroundings {
+        applied: Box::new({
+            let inner = shared();
+            move |group, bytes| inner.group.applied(group, bytes)
+        }),
+        applied_bytes: Box::new({
+            let inner = shared();
+            move || inner.group.applied_bytes()
+        }),
+        checkpoints,
+        forgotten: Box::new({
+            let inner = shared();
+            move |key| {
+                inner.group.exclusive(|| {
+                    let anew = inner.overlay.contains(key);
+                    if !anew {
+                        inner.move_stripe(key);
+                    }
+                    !anew
+                })
+            }
+        }),
+        closed: Box::new({
+            let inner = shared();
+            move || {
+                let said = inner.mark(Frame::Closing);
+                inner.group.end();
+                said
+            }
+        }),
+        short: Box::new({
+            let inner = shared();
+            move |bytes| inner.short(bytes)
+        }),
+        left_behind: Box::new({
+            let inner = shared();
+            move |why| {
+                let prefix = "the store is closed, and the next open brings the rest into the record store";
+                *inner.left_behind.lock() = Some(why.wrap(why.kind(), prefix));
+                inner.group.end();
+            }
+        }),
+    }
 }
 
 impl Running {
@@ -157,7 +195,8 @@ impl Running {
         // What is still there must not be answered when it may be another process's.
         inner.overlay.clear();
         drop(lock);
-        inner.group.check().and(closed)
+        let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
+        inner.group.check().and(left_behind).and(closed)
     }
 }
 
@@ -208,7 +247,7 @@ pub(crate) fn message(batch: Batch<Frame>, checkpoint: bool) -> Message {
 /// Keeps a spare segment ready.
 fn prepare(inner: &Inner) {
     while let Some(need) = inner.group.wait_wanted() {
-        let spare = inner.pool.prepare(segment_for(need));
+        let spare = inner.room.spare().and_then(|room| inner.pool.prepare(segment_for(need), room));
         let offer = spare.map(|spare| (usable(spare.size), spare));
         if let Some(unused) = inner.group.offer(offer) {
             inner.pool.give_back(unused);

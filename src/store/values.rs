@@ -5,15 +5,18 @@
 
 use ::sled::IVec;
 
-use super::format::corrupt;
 use super::format::envelope::{self, Envelope, MAX_INLINE, PIECE, PiecesId};
 use super::format::frame::{Content, StoreKey};
 use super::format::record::{self, HEAD, Head};
+use super::format::{behind, corrupt};
 use super::tables::{Name, Tables};
 use crate::clock::NEVER;
 use crate::error::Result;
 use crate::record::{Image, Status};
 use crate::value::Value;
+
+/// Records whose hints are looked at in one step.
+const MEND_BATCH: usize = 512;
 
 /// How much of a record is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +124,60 @@ pub(crate) fn delete_revision(tables: &Tables, key: &StoreKey, revision: u64) ->
     Hints::new(head.state, head.expires).remove_missing(&Hints::default(), tables, raw)?;
     tables.changed()?;
     Ok(Some(head))
+}
+
+/// Reads all of a value that was found under its key, and looks for the hints that should lead to it. Says how many bytes it
+/// read. Right only if nobody writes meanwhile.
+pub(crate) fn check(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<usize> {
+    let (_, raw) = place(key)?;
+    let named = || raw.escape_ascii();
+    let Some(body) = body(tables, raw, found, |_| None)? else {
+        return Err(corrupt(format!("a piece of the value of {} is missing", named())));
+    };
+    if key.is_record() {
+        record::decode(&body, None).map_err(|error| error.wrap(error.kind(), &named().to_string()))?;
+        let hints = hints_of(raw, Some(found))?;
+        if hints.unfinished && tables.get(Name::Unfinished, raw)?.is_none() {
+            return Err(corrupt(format!("{} is unfinished and not among the unfinished", named())));
+        }
+        if let Some(expires) = hints.expires {
+            if tables.get(Name::Expiry, &expiry_key(expires, raw))?.is_none() {
+                return Err(corrupt(format!("{} expires and is not among what expires", named())));
+            }
+        }
+    }
+    Ok(body.len())
+}
+
+/// Makes what leads to records anew where it is gone: a power cut may keep a record and not its hints. Looks at so many records;
+/// one that cannot be read is left to whoever asks for it.
+pub(crate) fn mend_hints(tables: &Tables, limit: usize) -> Result<()> {
+    let (mut from, mut left) = (Vec::new(), limit);
+    loop {
+        let batch = tables.range(Name::Records, &from, None, left.min(MEND_BATCH))?;
+        let Some((last, _)) = batch.last() else { return Ok(()) };
+        from = behind(last);
+        left -= batch.len();
+        for (raw, found) in &batch {
+            let Ok(hints) = hints_of(raw, Some(found)) else { continue };
+            let there = Hints {
+                unfinished: hints.unfinished && tables.get(Name::Unfinished, raw)?.is_some(),
+                expires: match hints.expires {
+                    Some(expires) if tables.get(Name::Expiry, &expiry_key(expires, raw))?.is_none() => None,
+                    kept => kept,
+                },
+            };
+            hints.insert_missing(&there, tables, raw)?;
+            tables.changed()?;
+        }
+    }
+}
+
+/// An entry of the expiry tree. One that leads nowhere is left by a crash, and harmless.
+pub(crate) fn check_expiry(hint: &[u8]) -> Result<()> {
+    let well_formed = split_expiry_key(hint).is_some_and(|(_, raw)| StoreKey::from_record_tree(raw).split().is_some());
+    let malformed = || corrupt(format!("the entry {} of what expires is malformed", hint.escape_ascii()));
+    if well_formed { Ok(()) } else { Err(malformed()) }
 }
 
 /// What a crash between two writes may leave behind: it leads nowhere, or nobody leads to it.

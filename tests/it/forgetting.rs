@@ -116,3 +116,14 @@ fn an_interval_without_end_leaves_everything_to_compact_now() {
     let passes = events.try_iter().filter(|event| matches!(event, Event::Compacted(_))).count();
     assert_eq!(passes, 1, "only the one that was asked for");
 }
+
+#[test]
+fn a_close_that_is_refused_inside_a_transaction_stops_nothing() {
+    let engine = eager().temporary().unwrap();
+    let manager = engine.manager_with::<u64, String>("m", ManagerOptions::new().success_ttl(SHORT)).unwrap();
+    let refused = engine.atomic_phase(|_| engine.clone().close());
+    assert_eq!(refused.unwrap_err().kind(), oncekey::ErrorKind::InsideTransaction);
+    let events = engine.events();
+    manager.execute("k", |_| Ok(1)).unwrap();
+    expired(&events, 1);
+}

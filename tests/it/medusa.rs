@@ -4,12 +4,25 @@
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use http::StatusCode;
 use oncekey::{
     Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FINISHED, Manager, ManagerOptions, ManualClock,
-    OnError, RecordFilter, STARTED, Status,
+    NewRequest, OnError, RecordFilter, RequestPatch, Requests, Response, STARTED, Status,
 };
 
 use crate::common::*;
+
+fn requests() -> Requests {
+    engine().0.requests("carts").unwrap()
+}
+
+fn start(requests: &Requests, key: &str) -> Begin<Response, Response> {
+    requests.initialize_request(Some(key), "POST", &("cart", 17), "/carts").unwrap()
+}
+
+fn order(body: &str) -> Response {
+    Response::new(StatusCode::OK).body(body)
+}
 
 // "An unknown client key is silently replaced by a server uuid": after a lost response the client cannot find its own.
 #[test]
@@ -25,6 +38,23 @@ fn medusa_1_the_client_s_own_key_is_kept() {
     let again = texts(&second).execute(key, |_| Ok("again".to_owned())).unwrap();
     assert_eq!((again.value().as_str(), again.replayed()), (key, true));
     assert_eq!(second.records(RecordFilter::new()).unwrap().count(), 1);
+}
+
+// The same, with the service's own verb: `create({method, params, path})` left the header's key out.
+#[test]
+fn medusa_1_initialize_request_keeps_the_client_s_key() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let claim = claimed(start(&first.requests("carts").unwrap(), "client-key-1"));
+    assert_eq!(claim.key().as_str(), Some("client-key-1"));
+    claim.succeed(&order("order 1")).unwrap();
+    // The response is lost, and so is the server.
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    let requests = second.requests("carts").unwrap();
+    let Begin::Replay(done) = start(&requests, "client-key-1") else { panic!("no replay") };
+    assert_eq!(done.into_outcome().unwrap(), order("order 1"));
+    assert_eq!(keys(requests.find(RecordFilter::new()).unwrap()), ["client-key-1"]);
 }
 
 // "`lock()` has zero call sites: there is no in-progress exclusion at all." And had it one, it would lapse after 1 s.
@@ -58,6 +88,31 @@ fn medusa_2_an_ending_frees_the_key_at_once() {
     assert_eq!(claim(&manager, "k").attempt(), 4);
 }
 
+// "Check-then-save at default isolation is not atomic": two threads that lock a request both held it.
+#[test]
+fn medusa_2_a_lock_excludes_the_other_thread() {
+    let requests = requests();
+    requests.create(NewRequest::new("POST", "/carts").key("k".parse().unwrap())).unwrap();
+    for round in 1..=100 {
+        let (start, asked) = (Barrier::new(2), Barrier::new(2));
+        let lock = || {
+            start.wait();
+            let begin = requests.lock("k").unwrap();
+            asked.wait();
+            begin
+        };
+        let (one, two) = std::thread::scope(|scope| {
+            let (one, two) = (scope.spawn(lock), scope.spawn(lock));
+            (one.join().unwrap(), two.join().unwrap())
+        });
+        let (claim, other) = if arm(&one) == "claimed" { (one, two) } else { (two, one) };
+        assert_eq!((arm(&claim), arm(&other)), ("claimed", "in progress"));
+        let claim = claimed(claim);
+        assert_eq!(claim.attempt(), round);
+        claim.release().unwrap();
+    }
+}
+
 // "`initializeIdempotencyRequest` opens no transaction, SERIALIZABLE is ignored; check-then-save is not atomic."
 #[test]
 fn medusa_3_of_many_first_requests_one_begins() {
@@ -78,6 +133,22 @@ fn medusa_3_of_many_first_requests_one_begins() {
     assert_eq!(ran.into_inner(), 1);
 }
 
+#[test]
+fn medusa_3_of_many_first_creations_one_is_made() {
+    let requests = requests();
+    let start = Barrier::new(8);
+    let made: Vec<u64> = std::thread::scope(|scope| {
+        let create = || {
+            start.wait();
+            let info = requests.create(NewRequest::new("POST", "/carts").key("k".parse().unwrap())).unwrap();
+            info.generation()
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(create)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(made.iter().all(|generation| *generation == made[0]), "{made:?}");
+}
+
 // "Keys are not scoped by path": a key of another operation was driven as if it were this one's.
 #[test]
 fn medusa_4_the_same_key_in_two_managers_is_two_records() {
@@ -88,6 +159,18 @@ fn medusa_4_the_same_key_in_two_managers_is_two_records() {
     assert!(items.get("k").unwrap().is_none());
     assert!(!items.execute("k", |_| Ok(7)).unwrap().replayed());
     assert_eq!(outcome(&carts, "k"), Some(Ok("cart".to_owned())));
+}
+
+// "Keys are not scoped by path": here another path under the key is refused, and what it would drive is not touched.
+#[test]
+fn medusa_4_the_key_of_another_path_is_not_driven() {
+    let requests = requests();
+    requests.create(NewRequest::new("POST", "/carts").key("k".parse().unwrap())).unwrap();
+    requests.update("k", RequestPatch::new().recovery_point("tax_lines_created")).unwrap();
+    let items = requests.initialize_request(Some("k"), "POST", &(), "/line-items").unwrap();
+    assert_eq!(arm(&items), "mismatch");
+    let record = requests.retrieve("k").unwrap().unwrap();
+    assert_eq!((record.info().recovery_point(), record.info().attempt()), ("tax_lines_created", 0));
 }
 
 // "Non-terminal answers terminate the key: retries replay a stale cart."
@@ -101,6 +184,26 @@ fn medusa_5_what_is_not_final_does_not_finish_the_key() {
     assert_eq!(manager.get("k").unwrap().unwrap().info().recovery_point(), STARTED);
     let done = manager.execute("k", |_| Ok("order".to_owned())).unwrap();
     assert_eq!((done.value().as_str(), done.replayed()), ("order", false));
+}
+
+// A payment that "requires more" was answered with a 200 that finished the key.
+#[test]
+fn medusa_5_an_answer_that_is_not_final_is_sent_and_not_stored() {
+    let requests = requests().on_error(|response| match response.status() {
+        StatusCode::OK => OnError::Release,
+        _ => OnError::Store,
+    });
+    let request = http::Request::post("/carts/17/complete").header("idempotency-key", "k").body("").unwrap();
+    let more = requests.handle(&request, |_, _| Err(order("requires_more")));
+    assert_eq!((more.status(), more.body().as_slice()), (StatusCode::OK, &b"requires_more"[..]));
+    let done = requests.handle(&request, |_, _| Ok(order("order")));
+    assert_eq!(done.body().as_slice(), b"order");
+    assert!(!done.headers().contains_key("idempotent-replayed"));
+    let again = requests.handle(&request, |_, _| panic!("it has run"));
+    assert_eq!(
+        (again.body().as_slice(), &again.headers()["idempotent-replayed"]),
+        (&b"order"[..], &"true".parse().unwrap())
+    );
 }
 
 // "No guard that the key is unfinished: `workStage` may run after `finished`."
@@ -124,6 +227,25 @@ fn medusa_6_a_finished_key_is_never_ended_again() {
         assert_eq!(before.outcome(), after.outcome());
         assert_eq!(before.info().updated_at(), after.info().updated_at());
     }
+}
+
+// "`update(key, patch)`: field-by-field overwrite, no invariants."
+#[test]
+fn medusa_6_a_finished_request_takes_no_patch_and_no_lock() {
+    let requests = requests();
+    claimed(start(&requests, "k")).succeed(&order("order 1")).unwrap();
+    let patches = [
+        RequestPatch::new().recovery_point("started"),
+        RequestPatch::new().checkpoint("c"),
+        RequestPatch::new().response(order("order 2")),
+    ];
+    for patch in patches {
+        assert_eq!(requests.update("k", patch).unwrap_err().kind(), ErrorKind::NotInProgress);
+    }
+    assert_eq!(arm(&requests.lock("k").unwrap()), "replay");
+    let record = requests.retrieve("k").unwrap().unwrap();
+    assert_eq!(record.info().recovery_point(), FINISHED);
+    assert_eq!(record.into_outcome(), Some(Ok(order("order 1"))));
 }
 
 // "Two drivers of the same key both run a stage; one loses at commit, after foreign effects."
@@ -166,6 +288,23 @@ fn medusa_8_finished_is_said_exactly_where_there_is_an_outcome() {
     }
 }
 
+#[test]
+fn medusa_8_a_recovery_point_has_a_name_and_excludes_a_response() {
+    let requests = requests();
+    requests.create(NewRequest::new("POST", "/carts").key("k".parse().unwrap())).unwrap();
+    let point = |point: &str| RequestPatch::new().recovery_point(point);
+    for (patch, kind) in [
+        (point(""), ErrorKind::InvalidName),
+        (point("").response(order("order 1")), ErrorKind::InvalidOptions),
+        (point("paid").response(order("order 1")), ErrorKind::InvalidOptions),
+        (point(FINISHED), ErrorKind::InvalidOptions),
+    ] {
+        assert_eq!(requests.update("k", patch).unwrap_err().kind(), kind);
+        let record = requests.retrieve("k").unwrap().unwrap();
+        assert_eq!((record.info().recovery_point(), record.outcome()), (STARTED, None));
+    }
+}
+
 // "Shared mutable `manager_` on singleton services": one caller's settings reached another's calls.
 #[test]
 fn medusa_9_setting_up_a_clone_does_not_change_the_original() {
@@ -177,6 +316,20 @@ fn medusa_9_setting_up_a_clone_does_not_change_the_original() {
     let _ = releasing.execute("l", |_| Err("e".to_owned())).unwrap_err();
     assert_eq!(status(&original, "l"), Some(Status::Released));
     assert_eq!(status(&scoped, "k"), None);
+}
+
+// "Stage output is not stored: later stages re-find their objects by columns in business tables."
+#[test]
+fn medusa_10_what_a_stage_found_out_is_kept_for_the_next() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let first = open(dir.path(), &clock);
+    let requests = first.requests("carts").unwrap();
+    claimed(start(&requests, "k")).release().unwrap();
+    requests.update("k", RequestPatch::new().recovery_point("payment_authorized").checkpoint("ch_1")).unwrap();
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    let claim = claimed(start(&second.requests("carts").unwrap(), "k"));
+    assert_eq!((claim.recovery_point(), claim.checkpoint()), ("payment_authorized", Some(&b"ch_1"[..])));
 }
 
 // "Any error of `retrieve` is swallowed, and a new row is created" (and #4025: created only if it throws).
@@ -195,6 +348,20 @@ fn medusa_11_a_fault_while_looking_is_not_taken_for_a_new_key() {
     engine.close().unwrap();
     assert_eq!(manager.begin("k").unwrap_err().kind(), ErrorKind::Closed);
     assert!(matches!(manager.execute("k", |_| panic!("it has run")), Err(ExecuteError::Engine(_))));
+}
+
+#[test]
+fn medusa_11_a_request_that_cannot_be_read_is_not_made_again() {
+    let (engine, _) = engine();
+    let requests = engine.requests("carts").unwrap();
+    claimed(start(&requests, "k")).succeed(&order("order 1")).unwrap();
+    let other_schema = engine.requests_with("carts", ManagerOptions::new().schema(2)).unwrap();
+    let refused = other_schema.initialize_request(Some("k"), "POST", &("cart", 17), "/carts");
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::TypeMismatch);
+    assert_eq!(other_schema.lock("k").unwrap_err().kind(), ErrorKind::TypeMismatch);
+    assert_eq!(other_schema.retrieve_one(RecordFilter::new()).unwrap_err().kind(), ErrorKind::TypeMismatch);
+    assert_eq!(keys(requests.find(RecordFilter::new()).unwrap()), ["k"]);
+    assert_eq!(requests.retrieve("k").unwrap().unwrap().info().attempt(), 1);
 }
 
 // "Method, path and params are stored, never compared."

@@ -17,6 +17,15 @@ mod c_claims;
 mod clock;
 #[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]
+mod d_checkout;
+#[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
+mod e_transfer;
+#[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
+mod f_http;
+#[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
+#[rustfmt::skip]
 mod g_operator;
 
 const PROGRAM: &str = "ONCEKEY_PROGRAM";
@@ -29,6 +38,8 @@ fn child() {
         Ok("a") => a_readme::main().unwrap(),
         Ok("b") => b_execute_errors::main(),
         Ok("c") => c_claims::main().unwrap(),
+        Ok("d") => d_checkout::main().unwrap(),
+        Ok("e") => e_transfer::main(),
         Ok("g") => println!("exit: {:?}", g_operator::main()),
         _ => {}
     }
@@ -69,6 +80,21 @@ fn c_answers_every_arm_and_litert_s_verbs() {
     assert!(text.contains("(201,"), "{text}");
     // The verbs meet the record that the arms have made under the same key.
     assert!(text.contains(r#"Succeeded Some(Ok(Receipt { n: 7 })) Some("ada")"#), "{text}");
+}
+
+#[test]
+fn d_checks_out_in_stages() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = run("d", dir.path());
+    // There is no stock.
+    assert!(text.contains("sold out"), "{text}");
+}
+
+#[test]
+fn e_rolls_back_by_itself_and_by_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = run("e", dir.path());
+    assert!(text.contains("Err(NoFunds(3))") && text.contains("rolled back: no"), "{text}");
 }
 
 #[test]

@@ -338,6 +338,39 @@ fn steps_of_the_wall_clock_expire_nothing() {
 }
 
 #[test]
+fn a_day_back_or_forward_across_restarts_expires_nothing_early_and_keeps_nothing_longer() {
+    for forward in [true, false] {
+        for reboots in [true, false] {
+            let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+            let step = || {
+                let wall = oncekey::Clock::wall(&clock);
+                clock.set_wall(if forward { wall + DAY } else { wall - DAY });
+            };
+            let first = open(dir.path(), &clock);
+            let manager = texts_with(&first, ManagerOptions::new().success_ttl(3 * MINUTE));
+            claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+            step();
+            clock.advance(MINUTE);
+            everyone_sees(&first, "k", true);
+            drop((manager, first));
+            step();
+            if reboots {
+                clock.reboot();
+            }
+            let second = open(dir.path(), &clock);
+            step();
+            clock.advance(MINUTE);
+            everyone_sees(&second, "k", true);
+            // The time of a step counts as long as it really took: all of it was in an open store.
+            clock.advance(just_before(MINUTE));
+            everyone_sees(&second, "k", true);
+            clock.advance(MS);
+            everyone_sees(&second, "k", false);
+        }
+    }
+}
+
+#[test]
 fn time_when_the_machine_was_off_counts_up_to_max_offline() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let options = options(&clock).max_offline(MINUTE);

@@ -10,6 +10,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("L1 nouns: bytes", &["value", "fingerprint", "failure"]),
     ("L1 nouns: keys and codecs", &["key", "codec", "json"]),
     ("L1 nouns: context", &["context"]),
+    ("L1 nouns: responses", &["response"]),
     ("L1 nouns: options", &["options"]),
     ("L2 rules: records", &["record"]),
     ("L2 rules", &["transition", "event"]),
@@ -17,19 +18,30 @@ const ROWS: &[(&str, &[&str])] = &[
     ("L3 persistence", &["store"]),
     ("L4 protocol", &["protocol"]),
     ("L5 roles: outcomes, listings", &["outcome", "records"]),
+    ("L5 roles: transactions", &["transaction", "table"]),
     ("L5 roles", &["claim", "compactor"]),
+    ("L5 roles: stages", &["stage"]),
     ("L6 handles: engine", &["engine"]),
     ("L6 handles", &["manager"]),
     ("L7 conveniences", &["execute", "raw"]),
+    ("L7 conveniences: stages", &["drive"]),
+    ("L7 conveniences: problem details", &["problem"]),
+    ("L7 conveniences: requests", &["requests"]),
 ];
 
-const MECHANISMS: &[&str] = &["slots", "group", "worker"];
+const MECHANISMS: &[&str] = &["slots", "group", "worker", "lanes"];
 /// All that a mechanism may know.
 const MECHANISMS_KNOW: &[&str] = &["error", "clock", "stats"];
 
 /// The same inside the store; `open` and `threads` are parts of its root.
-const STORE_ROWS: &[&[&str]] =
-    &[&["format", "files"], &["tables", "overlay", "journal"], &["values", "checkpoint"], &["apply"]];
+const STORE_ROWS: &[&[&str]] = &[
+    &["format", "files"],
+    &["digest", "barrier", "snapshots"],
+    &["tables", "overlay", "room", "journal"],
+    &["values", "checkpoint"],
+    &["verify"],
+    &["apply"],
+];
 
 const MAX_FILE_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;

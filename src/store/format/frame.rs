@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Fields, corrupt, length, record};
+use super::{Fields, behind, corrupt, length, record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Image, THIS_FRAME};
 use crate::value::Value;
@@ -83,9 +83,7 @@ impl StoreKey {
 
     /// The next key there can be.
     pub(crate) fn successor(&self) -> Self {
-        let mut bytes = self.0.to_vec();
-        bytes.push(0);
-        Self(bytes.into())
+        Self(behind(&self.0).into())
     }
 
     /// Before every record of every manager.
@@ -101,11 +99,34 @@ pub(crate) enum Content {
     Row(Value),
 }
 
+impl Content {
+    pub(crate) fn record(&self) -> Option<&Arc<Image>> {
+        match self {
+            Self::Record(image) => Some(image),
+            Self::Row(_) => None,
+        }
+    }
+
+    pub(crate) fn into_row(self) -> Option<Value> {
+        match self {
+            Self::Row(value) => Some(value),
+            Self::Record(_) => None,
+        }
+    }
+}
+
 /// One key's new content; `None` is absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) key: StoreKey,
     pub(crate) content: Option<Content>,
+}
+
+impl Change {
+    /// The record that it writes.
+    pub(crate) fn record(&self) -> Option<&Arc<Image>> {
+        self.content.as_ref().and_then(Content::record)
+    }
 }
 
 /// What one commit says.

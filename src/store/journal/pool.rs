@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::segment::SegmentFile;
 use crate::clock;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::files;
 use crate::store::format::segment::SECTOR;
 
@@ -55,14 +55,14 @@ impl Pool {
         }
     }
 
-    /// A file in which so many bytes fit: a free one, or a new one.
-    pub(crate) fn prepare(&self, need: u64) -> Result<Spare> {
+    /// A file in which so many bytes fit: a free one, or a new one of at most `room` bytes.
+    pub(crate) fn prepare(&self, need: u64, room: u64) -> Result<Spare> {
         let least = need.next_multiple_of(SECTOR as u64).max(self.min_size);
         let wanted = self.state.lock().next_size.max(least);
         if let Some(spare) = self.take_free(wanted) {
             return Ok(spare);
         }
-        match self.create(wanted) {
+        match self.create(wanted, room) {
             Ok(spare) => {
                 // What is free is too small for the pace.
                 self.discard_free();
@@ -74,7 +74,7 @@ impl Pool {
                     return Ok(spare);
                 }
                 self.discard_free();
-                self.create(least)
+                self.create(least, room)
             }
             Err(error) => Err(error),
         }
@@ -86,13 +86,17 @@ impl Pool {
         Some(free.swap_remove(fitting))
     }
 
-    fn create(&self, size: u64) -> Result<Spare> {
+    fn create(&self, size: u64, room: u64) -> Result<Spare> {
         let path = {
             let mut state = self.state.lock();
             let path = self.dir.join(format!("{:08}.journal", state.next_name));
             state.next_name += 1;
             path
         };
+        if size > room {
+            let message = format!("create journal segment {}: {size} bytes, and {room} are left", path.display());
+            return Err(Error::new(ErrorKind::Full, message));
+        }
         let spare = SegmentFile::create(&path, size)?;
         self.state.lock().files += 1;
         files::sync_dir(&self.dir)?;

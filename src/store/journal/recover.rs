@@ -54,7 +54,7 @@ struct GroupAt {
 }
 
 /// How the walk through a segment ended.
-enum Stop {
+pub(super) enum Stop {
     /// Everything that counts was read.
     Complete,
     /// The segment goes on in that one.
@@ -63,17 +63,17 @@ enum Stop {
     Bad { torn_bytes: u64 },
 }
 
-struct Walk {
+pub(super) struct Walk {
     groups: Vec<GroupAt>,
     end: usize,
     /// The number that the next group has.
-    next_group: u64,
-    previous: u32,
+    pub(super) next_group: u64,
+    pub(super) previous: u32,
     checkpointed: Option<u64>,
     closed: bool,
     /// The last group of which the seal says that it was durable.
     sealed_through: u64,
-    stop: Stop,
+    pub(super) stop: Stop,
 }
 
 impl Recovered {
@@ -113,6 +113,8 @@ pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
     if !files::is_dir(dir) {
         return Err(corrupt(format!("the journal {} is missing", dir.display())));
     }
+    // A process that was killed may have made files, and not their entries durable; they will be written to.
+    files::sync_dir(dir)?;
     let (found, mut unneeded, next_name) = open_all(dir)?;
     let store_id = one_store(&found)?;
     let files = found.len() as u64 + unneeded.len() as u64;
@@ -151,7 +153,7 @@ fn open_all(dir: &Path) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
     Ok((found, spares, next_name))
 }
 
-fn head(file: &SegmentFile) -> Result<Vec<u8>> {
+pub(super) fn head(file: &SegmentFile) -> Result<Vec<u8>> {
     use std::os::unix::fs::FileExt;
     let len = usize::try_from(file.size).map_or(SECTOR, |size| size.min(SECTOR));
     let mut bytes = vec![0; len];
@@ -270,7 +272,7 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
 }
 
 /// Reads groups until one is bad, or the next segment takes over.
-fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentHeader>) -> Result<Walk> {
+pub(super) fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentHeader>) -> Result<Walk> {
     let mut walk = Walk {
         groups: Vec::new(),
         end: SECTOR,

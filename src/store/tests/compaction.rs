@@ -3,6 +3,7 @@
 use super::*;
 use crate::context::Context;
 use crate::store::apply::Deleted;
+use crate::store::compact::Found;
 use crate::store::format::envelope::{self, PiecesId};
 
 fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {
@@ -70,6 +71,35 @@ fn compaction_moves_the_stripe_of_what_it_deletes() {
     clock.advance(Duration::from_millis(5));
     assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
     assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], Entrant::User).unwrap().is_none());
+}
+
+#[test]
+fn who_reads_what_is_being_deleted_does_not_commit_on_it() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    let revision = put(&store, &key("k"), Image { expires: now + 1, ..unfinished(Status::Interrupted) });
+    store.drain().unwrap();
+    clock.advance(Duration::from_millis(5));
+    let before = store.read(&key("k"), Depth::Head).unwrap().seen;
+    // The apply thread is kept at something else until the record was read.
+    let held = store.inner.tables.hold_ledger();
+    put(&store, &key("other"), done(b"x"));
+    while store.inner.tables.get(Name::Records, key("other").in_record_tree()).unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    let read = std::thread::scope(|scope| {
+        let deleted = scope.spawn(|| store.inner.delete(Found::of(key("k"), revision)).unwrap());
+        while store.are_current(&[before]) {
+            std::thread::yield_now();
+        }
+        let read = store.read(&key("k"), Depth::Head).unwrap();
+        drop(held);
+        assert_eq!(deleted.join().unwrap().interrupted, 1);
+        read
+    });
+    assert!(read.record().is_some());
+    // Both would count it.
+    assert!(store.commit(vec![set(&key("k"), at_work())], &[read.seen], Entrant::User).unwrap().is_none());
 }
 
 #[test]

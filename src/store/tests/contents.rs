@@ -134,3 +134,23 @@ fn keys_are_listed_in_order_from_both_sides() {
     let (unfinished, _) = store.keys(Index::Unfinished, &StoreKey::first_record(), end.as_ref(), 100).unwrap();
     assert_eq!(unfinished.len(), 10);
 }
+
+#[test]
+fn hints_that_are_made_anew_count_for_the_barriers() {
+    let dir = temp();
+    let options = options().sync_flag(false);
+    let (store, _) = open_with(dir.path(), &options);
+    let keys: Vec<_> = (0..200).map(|index| key(index.to_string())).collect();
+    for key in &keys {
+        put(&store, key, Image { expires: 1 << 50, ..done(b"x") });
+    }
+    store.drain().unwrap();
+    let tables = &store.inner.tables;
+    for (hint, _) in tables.range(Name::Expiry, &[], None, usize::MAX).unwrap() {
+        tables.remove(Name::Expiry, &hint).unwrap();
+    }
+    tables.flush().unwrap();
+    values::mend_hints(tables, usize::MAX).unwrap();
+    assert_eq!(count(&store, Name::Expiry), keys.len());
+    assert!(!tables.barriers.is_due());
+}

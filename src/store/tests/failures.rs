@@ -94,6 +94,51 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
     assert_eq!(outcome(&store, &key("k")).unwrap(), [7; 500]);
 }
 
+#[test]
+fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
+    put(&store, &key("k"), done(b"before"));
+    store.drain().unwrap();
+    let pretend = |free| store.inner.room.pretended.store(free, Ordering::SeqCst);
+    let user = || store.commit(vec![set(&key("k"), done(b"user"))], &[], Entrant::User).map(Option::unwrap);
+    pretend(0);
+    // Nobody has looked at the disk yet: it is durable, and stays in the journal.
+    put(&store, &key("a"), done(b"unseen"));
+    while !store.inner.group.is_held() {
+        thread::yield_now();
+    }
+    let commits = store.stats().commits;
+    assert_eq!(user().unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(store.stats().commits, commits);
+    for (name, who) in [("f", Entrant::Finishing), ("e", Entrant::Ending), ("g", Entrant::GivingUp)] {
+        let committed = store.commit(vec![set(&key(name), done(b"ended"))], &[], who).unwrap().unwrap();
+        store.wait(committed.ticket).unwrap();
+        assert_eq!(outcome(&store, &key(name)).unwrap(), b"ended");
+    }
+    assert_eq!(store.drain().unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(store.inner.delete(compact::Found::of(key("k"), 1)).unwrap_err().kind(), ErrorKind::Full);
+    // Enough for what waits, not for users.
+    pretend(6 << 20);
+    while store.inner.group.unapplied() > 0 {
+        store.inner.room.nudge();
+        thread::yield_now();
+    }
+    assert_eq!(user().unwrap_err().kind(), ErrorKind::Full);
+    pretend(1 << 30);
+    store.wait(user().unwrap().ticket).unwrap();
+    store.drain().unwrap();
+    // Closed before there is room, the store is whole at the next open.
+    pretend(0);
+    put(&store, &key("last"), done(b"behind"));
+    assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Full);
+    let (store, report) = open(dir.path());
+    assert!(!report.clean && report.frames_replayed > 0);
+    for (name, value) in [("k", "user"), ("a", "unseen"), ("f", "ended"), ("g", "ended"), ("last", "behind")] {
+        assert_eq!(outcome(&store, &key(name)).unwrap(), value.as_bytes(), "{name}");
+    }
+}
+
 /// Panics in the thread that writes the journal, once told so.
 #[derive(Debug)]
 struct Bomb(Arc<AtomicBool>);

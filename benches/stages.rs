@@ -1,0 +1,170 @@
+//! Work stages beside plain endings: each is one durable commit, a stage with a row of the caller's own in it. Then what a
+//! closure that sleeps costs those who do not conflict with it. In turns, in one process, on one disk.
+//!
+//! `cargo bench --bench stages [-- DIRECTORY]`; the directory must be on a real disk.
+
+#![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    reason = "a benchmark"
+)]
+
+mod shared;
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use oncekey::{Begin, Claim, Engine, Error, Manager, Next};
+use shared::{VALUE, asked_directory, key, median};
+
+const THREADS: [usize; 3] = [1, 8, 64];
+const ROUNDS: usize = 5;
+/// Of a round, over all threads.
+const COMMITS: usize = 6400;
+const SLEEP: Duration = Duration::from_secs(1);
+const SLEEPERS_ROUND: Duration = Duration::from_secs(4);
+
+type Payments = Manager<Vec<u8>, String>;
+
+fn claim(manager: &Payments, next: &AtomicU64) -> Claim<Vec<u8>, String> {
+    match manager.begin(key(next.fetch_add(1, Ordering::Relaxed))).unwrap() {
+        Begin::Claimed(claim) => claim,
+        other => unreachable!("a key that was never used: {other:?}"),
+    }
+}
+
+/// Commits per second of so many threads, each with what it has prepared before.
+fn measure<C>(threads: usize, prepare: impl Fn(usize) -> C + Sync, run: impl Fn(C) + Sync) -> f64 {
+    let start = Barrier::new(threads + 1);
+    let took = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| {
+                let (start, prepare, run) = (&start, &prepare, &run);
+                scope.spawn(move || {
+                    let prepared = prepare(thread);
+                    start.wait();
+                    run(prepared);
+                })
+            })
+            .collect();
+        start.wait();
+        let began = Instant::now();
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        began.elapsed()
+    });
+    (COMMITS / threads * threads) as f64 / took.as_secs_f64()
+}
+
+fn endings(manager: &Payments, next: &AtomicU64, threads: usize) -> f64 {
+    let prepare = |_| (0..COMMITS / threads).map(|_| claim(manager, next)).collect::<Vec<_>>();
+    let value = VALUE.to_vec();
+    measure(threads, prepare, |claims| {
+        for claim in claims {
+            claim.succeed(&value).unwrap();
+        }
+    })
+}
+
+/// Each stage reads and writes a row of 256 B and leaves a checkpoint.
+fn stages(manager: &Payments, next: &AtomicU64, threads: usize) -> f64 {
+    measure(
+        threads,
+        |thread| (claim(manager, next), format!("row-{thread}")),
+        |(mut claim, row)| {
+            for step in 0..COMMITS / threads {
+                claim
+                    .work_stage(|tx| {
+                        let table = tx.table("bench")?;
+                        assert_eq!(table.contains(&row)?, step > 0);
+                        table.insert(&row, VALUE)?;
+                        Next::advance_encoded("on", &step)
+                    })
+                    .unwrap();
+            }
+            claim.work_stage(|tx| tx.table("bench")?.remove(&row).map(|()| Next::Succeed(Vec::new()))).unwrap();
+        },
+    )
+}
+
+/// The 99th percentile of a durable phase on 8 threads, each with a row of its own.
+fn p99(engine: &Engine, with_sleeper: bool) -> Duration {
+    let done = AtomicBool::new(false);
+    let mut times: Vec<Duration> = std::thread::scope(|scope| {
+        if with_sleeper {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let slow = engine.atomic_phase(|tx| {
+                        let table = tx.table("bench")?;
+                        table.get("slow")?;
+                        std::thread::sleep(SLEEP);
+                        table.insert("slow", "x")
+                    });
+                    slow.unwrap();
+                }
+            });
+        }
+        let workers: Vec<_> = (0..8)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let (row, began, mut times) = (format!("fast-{thread}"), Instant::now(), Vec::new());
+                    while began.elapsed() < SLEEPERS_ROUND {
+                        let at = Instant::now();
+                        let fast = engine.atomic_phase(|tx| {
+                            let table = tx.table("bench")?;
+                            table.get(&row)?;
+                            table.insert(&row, VALUE)?;
+                            Ok::<_, Error>(())
+                        });
+                        fast.unwrap();
+                        times.push(at.elapsed());
+                    }
+                    times
+                })
+            })
+            .collect();
+        let times = workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect();
+        done.store(true, Ordering::Relaxed);
+        times
+    });
+    times.sort();
+    times[times.len() * 99 / 100]
+}
+
+fn main() {
+    let base = asked_directory();
+    let dir = tempfile::tempdir_in(&base).unwrap();
+    let engine = Engine::open(dir.path()).unwrap();
+    let manager: Payments = engine.manager("bench").unwrap();
+    let next = AtomicU64::new(0);
+    println!("durable commits per second, medians of {ROUNDS} rounds of {COMMITS} in turns, in {}", base.display());
+    println!("| threads | endings | stages | ratio |");
+    println!("|---|---|---|---|");
+    for threads in THREADS {
+        let (mut plain, mut staged) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            plain.push(endings(&manager, &next, threads));
+            staged.push(stages(&manager, &next, threads));
+        }
+        let (plain, staged) = (median(plain), median(staged));
+        println!("| {threads} | {plain:.0} | {staged:.0} | {:.2} |", staged / plain);
+    }
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        without.push(p99(&engine, false).as_secs_f64() * 1e3);
+        with.push(p99(&engine, true).as_secs_f64() * 1e3);
+    }
+    let (without, with) = (median(without), median(with));
+    println!();
+    println!(
+        "p99 of 8 threads' phases: {without:.2} ms; beside a closure that sleeps {SLEEP:?}: {with:.2} ms, {:.2} times",
+        with / without
+    );
+    engine.close().unwrap();
+}

@@ -1,0 +1,180 @@
+//! Operations of several stages, driven from wherever they are to their end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::claim::Claim;
+use crate::error::{Error, ErrorKind, Result};
+use crate::execute::{ExecuteError, Executed, answer};
+use crate::failure::Failure;
+use crate::manager::Manager;
+use crate::options::ExecuteOptions;
+use crate::outcome::Finished;
+
+type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a>;
+
+/// What to do at each recovery point of an operation.
+///
+/// A stage first causes its effect outside, under an [`effect_id`](Claim::effect_id) so that it may do so again in a later
+/// attempt, then calls [`Claim::work_stage`] once, which advances the record or ends it. A stage may leave the record at its
+/// own point, with another checkpoint, and is then called again.
+///
+/// ```
+/// # use oncekey::{Engine, Error, Manager, Next, STARTED, Stages};
+/// # let engine = Engine::temporary()?;
+/// # fn charge(_id: &str) -> String { "ch_1".into() }
+/// let orders: Manager<String> = engine.manager("orders")?;
+/// let stages = Stages::new()
+///     .stage(STARTED, |claim| {
+///         let charged = charge(&claim.effect_id("charge"));
+///         claim.work_stage(|_tx| Ok(Next::advance_with("charged", charged.as_str())))
+///     })
+///     .stage("charged", |claim| {
+///         let charged = String::from_utf8_lossy(claim.checkpoint().unwrap_or_default()).into_owned();
+///         claim.work_stage(|tx| {
+///             tx.table("orders")?.insert("1", &charged)?;
+///             Ok::<_, Error>(Next::Succeed(charged.clone()))
+///         })
+///     });
+/// let done = orders.drive("cart-1", oncekey::BeginOptions::new(), &stages)?;
+/// assert_eq!(done.value(), "ch_1");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+pub struct Stages<'a, T, E = Failure, X = Error> {
+    stages: BTreeMap<String, Run<'a, T, E, X>>,
+}
+
+impl<'a, T, E, X> Stages<'a, T, E, X> {
+    /// No stage yet.
+    pub fn new() -> Self {
+        Self { stages: BTreeMap::new() }
+    }
+
+    /// What to do at this recovery point; [`STARTED`](crate::STARTED) is the first. A second one for the same point replaces
+    /// the first.
+    pub fn stage(
+        mut self,
+        point: impl Into<String>,
+        run: impl Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a,
+    ) -> Self {
+        self.stages.insert(point.into(), Box::new(run));
+        self
+    }
+}
+
+impl<T, E, X> Default for Stages<'_, T, E, X> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Stages").field(&self.stages.keys()).finish()
+    }
+}
+
+/// Why `drive` has no value.
+pub enum DriveError<T, E, X> {
+    /// A stage ended with this. What it would have written is rolled back, and the record is released at its recovery point:
+    /// send it again. (Engine's faults inside a stage, an unknown recovery point and a stage that does not advance too.)
+    Stage(X),
+    /// The same answers as those of [`Manager::execute`].
+    Execute(ExecuteError<T, E>),
+}
+
+impl<T, E, X> From<ExecuteError<T, E>> for DriveError<T, E, X> {
+    fn from(error: ExecuteError<T, E>) -> Self {
+        Self::Execute(error)
+    }
+}
+
+impl<T, E, X> From<Error> for DriveError<T, E, X> {
+    fn from(error: Error) -> Self {
+        Self::Execute(error.into())
+    }
+}
+
+impl<T, E: fmt::Display, X: fmt::Display> fmt::Display for DriveError<T, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage(error) => error.fmt(f),
+            Self::Execute(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<T, E, X: fmt::Debug> fmt::Debug for DriveError<T, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage(error) => f.debug_tuple("Stage").field(error).finish(),
+            Self::Execute(error) => f.debug_tuple("Execute").field(error).finish(),
+        }
+    }
+}
+
+impl<T, E: fmt::Display, X: fmt::Debug + fmt::Display> std::error::Error for DriveError<T, E, X> {}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
+    /// Runs the stages from its recovery point to an outcome.
+    ///
+    /// # Errors
+    ///
+    /// A stage's own, or the engine's as the stage's: `UnknownRecoveryPoint` when there is no stage for the record's point,
+    /// `Stalled` when a stage has not changed the record. The claim is released, at the recovery point where it is, so that
+    /// the next attempt goes on from there. A panic interrupts the record.
+    pub fn drive<X: From<Error>>(mut self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+        while !self.is_ended() {
+            let revision = self.info().image().revision;
+            let ended = match stages.stages.get(self.recovery_point()) {
+                Some(stage) => stage(&mut self),
+                None => Err(X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"))),
+            };
+            let ended = match ended {
+                Ok(()) if self.info().image().revision == revision => {
+                    Err(X::from(self.stuck(ErrorKind::Stalled, "its stage has not advanced it")))
+                }
+                ended => ended,
+            };
+            match ended {
+                // What every replay will answer, whatever this returned.
+                _ if self.is_ended() => break,
+                Ok(()) => {}
+                Err(error) => {
+                    // Where that fails, the drop records what it can, and the error that came first is the one to tell.
+                    drop(self.release());
+                    return Err(error);
+                }
+            }
+        }
+        self.into_finished().map_err(|error| X::from(error.into()))
+    }
+
+    fn stuck(&self, kind: ErrorKind, why: &str) -> Error {
+        Error::new(kind, format!("key {} is at the recovery point {:?}: {why}", self.key(), self.recovery_point()))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Runs the stages that are left of an operation, unless it has an outcome; waits for another owner as
+    /// [`execute`](Manager::execute) does. For records that [resume](crate::OnInterrupted::Resume) when they were interrupted.
+    ///
+    /// # Errors
+    ///
+    /// See [`DriveError`] and [`Claim::drive`].
+    pub fn drive<X: From<Error>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: impl Into<ExecuteOptions>,
+        stages: &Stages<'_, T, E, X>,
+    ) -> Result<Executed<T>, DriveError<T, E, X>> {
+        self.claim_and_run(key, options.into(), |claim| {
+            let done = claim.drive(stages).map_err(DriveError::Stage)?;
+            Ok(answer(done, false)?)
+        })
+    }
+}

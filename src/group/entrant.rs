@@ -1,0 +1,41 @@
+//! Who wants to commit, and what it may do that others may not.
+
+/// Who wants to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entrant {
+    /// Waits for room, leaves the reserve.
+    User,
+    /// Ends what was begun, with an outcome: as `User`, but let in while those are held back.
+    Finishing,
+    /// Ends a claim without an outcome: waits for room, but not until less lies unapplied, and may use half of the reserve.
+    Ending,
+    /// As `Ending`, but must not wait: `Full` if there is no room now.
+    GivingUp,
+    /// The store itself: may use all of the reserve, and is let in while it closes. What it says makes room.
+    Store,
+}
+
+impl Entrant {
+    /// How much of the reserve it must not use.
+    pub(super) fn leaves(self, reserve: u64) -> u64 {
+        match self {
+            Self::User | Self::Finishing => reserve,
+            Self::Ending | Self::GivingUp => reserve / 2,
+            Self::Store => 0,
+        }
+    }
+
+    /// Whether it does not wait until less lies unapplied.
+    pub(super) fn is_exempt(self) -> bool {
+        !matches!(self, Self::User | Self::Finishing)
+    }
+
+    /// Whether a hold concerns it. What would have to wait meanwhile is refused, because nothing may come of the wait.
+    pub(super) fn is_held_back(self, may_enter: bool) -> bool {
+        match self {
+            Self::User => true,
+            Self::Finishing => !may_enter,
+            Self::Ending | Self::GivingUp | Self::Store => false,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What requests do beside running: they are announced, claimed by whoever knows their key, and patched.
+
+use super::{Begun, Changed, Draft, Haste, Place, Protocol, Told, not_found, owned, unexpected};
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{RecordInfo, Status};
+use crate::store::Content;
+use crate::transition::{Because, Event, Patch, Start};
+
+impl Protocol {
+    /// Makes a record that nobody owns; one of the same request that is there already stays as it is.
+    pub(crate) fn create(&self, place: &Place, start: &Start) -> Result<RecordInfo> {
+        created(place, self.change(place, &Event::Create(start), Haste::Durable)?)
+    }
+
+    /// As `begin`, whatever the request was, but makes no record.
+    pub(crate) fn lock(&self, place: &Place, schema: u32) -> Result<Begun> {
+        self.claimed(place, self.change(place, &Event::Lock { schema }, Haste::Durable)?)
+    }
+
+    /// Changes a record that nobody owns and that has not ended.
+    pub(crate) fn patch(&self, place: &Place, patch: &Patch) -> Result<RecordInfo> {
+        let info = patched(place, self.change(place, &Event::Patch(patch), Haste::Durable)?)?;
+        if info.status() == Status::Succeeded {
+            self.hub.tell(|| Told::Ended(info.clone()));
+        }
+        Ok(info)
+    }
+    /// The record of a key, as of the same moment as everything else that the draft has read.
+    pub(crate) fn get_in(&self, draft: &mut Draft, place: &Place) -> Result<Option<RecordInfo>> {
+        let content = self.read_in(draft, &place.at)?;
+        Ok(self.show(place, content.as_ref().and_then(Content::record), &self.now_in(draft)))
+    }
+
+    /// As [`create`](Self::create), along with the rest of a transaction.
+    pub(crate) fn create_in(&self, draft: &mut Draft, place: &Place, start: &Start) -> Result<()> {
+        created(place, self.change_in(draft, place, &Event::Create(start))?).map(drop)
+    }
+
+    /// As [`patch`](Self::patch), along with the rest of a transaction.
+    pub(crate) fn patch_in(&self, draft: &mut Draft, place: &Place, patch: &Patch) -> Result<()> {
+        patched(place, self.change_in(draft, place, &Event::Patch(patch))?).map(drop)
+    }
+}
+
+fn created(place: &Place, changed: Changed) -> Result<RecordInfo> {
+    match changed {
+        Changed::Written(info) | Changed::Kept(Because::Already, Some(info)) => Ok(info.without_outcome()),
+        Changed::Kept(Because::Mismatch, _) => {
+            Err(Error::new(ErrorKind::Mismatch, format!("{} belongs to another request", place.named())))
+        }
+        other => Err(unexpected(place, &other)),
+    }
+}
+
+fn patched(place: &Place, changed: Changed) -> Result<RecordInfo> {
+    match changed {
+        Changed::Written(info) => Ok(info.without_outcome()),
+        Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
+        Changed::Kept(Because::Unfit(status), _) => {
+            let message = format!("{} cannot be changed, it is {status:?}", place.named());
+            Err(Error::new(ErrorKind::NotInProgress, message))
+        }
+        Changed::Kept(Because::Absent, _) => Err(not_found(place)),
+        other => Err(unexpected(place, &other)),
+    }
+}

@@ -1,0 +1,43 @@
+//! Listing records, a batch at a time.
+
+use super::{Place, Protocol};
+use crate::error::Result;
+use crate::record::RecordInfo;
+use crate::store::{Depth, Index, StoreKey};
+
+/// What a listing still has to go through.
+#[derive(Clone, Debug)]
+pub(crate) struct ListRange {
+    from: StoreKey,
+    end: Option<StoreKey>,
+    index: Index<'static>,
+}
+
+impl ListRange {
+    /// Of one manager, or all; with keys that begin with the prefix.
+    pub(crate) fn new(manager: Option<&str>, prefix: &[u8], unfinished: bool) -> Self {
+        let from = manager.map_or_else(StoreKey::first_record, |manager| StoreKey::record(manager, prefix));
+        let end = from.behind_prefix();
+        Self { from, end, index: if unfinished { Index::Unfinished } else { Index::All } }
+    }
+
+    /// The managers behind this one.
+    pub(crate) fn behind(manager: &str) -> Option<Self> {
+        let end = StoreKey::first_record().behind_prefix();
+        Some(Self { from: StoreKey::record(manager, &[]).behind_prefix()?, end, index: Index::All })
+    }
+}
+
+impl Protocol {
+    /// Records at or behind `from`, as many as are in a batch of `limit`, and where to go on.
+    pub(crate) fn list(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
+        self.check()?;
+        let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;
+        let mut infos = Vec::new();
+        for place in keys.into_iter().filter_map(Place::from_store) {
+            infos.extend(self.get(&place, Depth::Head)?);
+        }
+        let next = next.map(|from| ListRange { from, end: range.end.clone(), index: range.index });
+        Ok((infos, next))
+    }
+}

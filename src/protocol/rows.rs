@@ -1,0 +1,99 @@
+//! Rows of the user's tables: one by one, and in the order of their keys.
+
+use std::ops::Bound;
+
+use super::Protocol;
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::check_key;
+use crate::lanes::LaneSet;
+use crate::store::{Change, Content, Depth, Entrant, Index, StoreKey};
+use crate::value::Value;
+
+/// What a listing of rows still has to go through.
+#[derive(Clone, Debug)]
+pub(crate) struct RowRange {
+    from: StoreKey,
+    end: Option<StoreKey>,
+}
+
+impl RowRange {
+    pub(crate) fn new(table: &str, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Self {
+        let row = |key| StoreKey::row(table, key);
+        let from = match from {
+            Bound::Included(key) => row(key),
+            Bound::Excluded(key) => row(key).successor(),
+            Bound::Unbounded => row(&[]),
+        };
+        let end = match to {
+            Bound::Included(key) => Some(row(key).successor()),
+            Bound::Excluded(key) => Some(row(key)),
+            Bound::Unbounded => row(&[]).behind_prefix(),
+        };
+        Self { from, end }
+    }
+
+    /// Of keys that begin so.
+    pub(crate) fn prefix(table: &str, prefix: &[u8]) -> Self {
+        let from = StoreKey::row(table, prefix);
+        let end = from.behind_prefix();
+        Self { from, end }
+    }
+}
+
+/// Keys and values.
+type Rows = Vec<(Value, Value)>;
+
+impl Protocol {
+    /// Where a row is.
+    pub(crate) fn row(table: &str, key: &[u8]) -> Result<StoreKey> {
+        check_key(key)?;
+        Ok(StoreKey::row(table, key))
+    }
+
+    /// A row's new value, or none.
+    pub(crate) fn row_change(&self, table: &str, key: &[u8], value: Option<&[u8]>) -> Result<Change> {
+        let at = Self::row(table, key)?;
+        let len = value.map_or(0, <[u8]>::len);
+        if len > self.max_value_bytes {
+            let (key, limit) = (key.escape_ascii(), self.max_value_bytes);
+            let message = format!("the value of {key} in table {table} is {len} bytes long, the limit is {limit}");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        Ok(Change { key: at, content: value.map(|value| Content::Row(Value::from(value))) })
+    }
+
+    /// The row, as it is durably now.
+    pub(crate) fn get_row(&self, at: &StoreKey) -> Result<Option<Value>> {
+        self.check()?;
+        let read = self.store.read(at, Depth::Whole)?;
+        self.store.wait(read.ticket)?;
+        Ok(read.content.and_then(Content::into_row))
+    }
+
+    /// Commits one row, whatever it was before.
+    pub(crate) fn put_row(&self, change: Change) -> Result<()> {
+        self.check()?;
+        let mut lane = LaneSet::default();
+        lane.add(self.store.stripe(&change.key));
+        let taken = self.lanes.is_taken(lane).then(|| self.lanes.take(lane));
+        let committed = self.store.commit(vec![change], &[], Entrant::User)?;
+        drop(taken);
+        // Nothing was read, so nothing can have changed.
+        committed.map_or(Ok(()), |committed| self.store.wait(committed.ticket))
+    }
+
+    /// As many rows as are in a batch of `limit`, and where to go on.
+    pub(crate) fn rows(&self, table: &str, range: &RowRange, limit: usize) -> Result<(Rows, Option<RowRange>)> {
+        self.check()?;
+        let (keys, next) = self.store.keys(Index::Rows(table), &range.from, range.end.as_ref(), limit)?;
+        let (mut rows, mut newest) = (Vec::new(), None);
+        for at in keys {
+            let read = self.store.read(&at, Depth::Whole)?;
+            newest = newest.max(Some(read.ticket));
+            let key = at.split().map(|(_, key)| Value::from(key));
+            rows.extend(key.zip(read.content.and_then(Content::into_row)));
+        }
+        newest.map_or(Ok(()), |newest| self.store.wait(newest))?;
+        Ok((rows, next.map(|from| RowRange { from, end: range.end.clone() })))
+    }
+}

@@ -1,0 +1,393 @@
+//! Requests: keys of operations that have a method, a path and parameters, and are answered with a response.
+
+mod handle;
+mod inside;
+mod request;
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::drive::{DriveError, Stages};
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+use crate::execute::Executed;
+use crate::key::{Key, from_header};
+use crate::manager::{Begin, Manager};
+use crate::options::{BeginOptions, ManagerOptions, OnError, OnInterrupted};
+use crate::outcome::Record;
+use crate::protocol::Place;
+use crate::record::{FINISHED, RecordInfo, check_checkpoint, check_recovery_point};
+use crate::records::{RecordFilter, Records};
+use crate::response::Response;
+use crate::transition::Patch;
+use crate::value::Value;
+pub use inside::TransactionRequests;
+use request::Described;
+pub use request::{NewRequest, RequestPatch};
+
+/// Operations that have a method, a path and parameters, and are answered with a [`Response`].
+///
+/// It is a [`Manager`] whose outcomes are responses, successes and failures alike. Method, path and parameters are the
+/// fingerprint, so another request under the same key is a mismatch, and they are kept in the context as `method`, `path` and
+/// `params`. With [`on_interrupted`](ManagerOptions::on_interrupted) not set, what is begun here resumes at its recovery point
+/// after an interruption, except what [`handle`](Requests::handle) begins, which is held: it has no recovery points.
+///
+/// Cheap to clone; clones share everything.
+///
+/// ```
+/// use http::StatusCode;
+/// use oncekey::{Begin, Engine, Response};
+///
+/// let engine = Engine::temporary()?;
+/// let requests = engine.requests("checkout")?.scoped("user-7")?;
+/// let params = ("cart", 17);
+/// let Begin::Claimed(claim) = requests.initialize_request(Some("k1"), "POST", &params, "/carts")? else { panic!() };
+/// claim.succeed(&Response::new(StatusCode::CREATED).body("order 1"))?;
+///
+/// let Begin::Replay(done) = requests.initialize_request(Some("k1"), "POST", &params, "/carts")? else { panic!() };
+/// assert_eq!(done.outcome().unwrap().body_bytes(), b"order 1");
+/// let other = requests.initialize_request(Some("k1"), "DELETE", &params, "/carts")?;
+/// assert!(matches!(other, Begin::Mismatch(_)));
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Requests {
+    manager: Manager<Response, Response>,
+}
+
+impl Engine {
+    /// The requests of that name; they share their records with the manager of this name.
+    ///
+    /// # Errors
+    ///
+    /// As [`manager`](Engine::manager).
+    pub fn requests(&self, name: &str) -> Result<Requests> {
+        self.requests_with(name, ManagerOptions::new())
+    }
+
+    /// As [`requests`](Engine::requests), with options, which are this handle's.
+    ///
+    /// # Errors
+    ///
+    /// As [`manager_with`](Engine::manager_with).
+    ///
+    /// ```
+    /// use oncekey::{Engine, ManagerOptions, NewRequest, OnInterrupted};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let held = engine.requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Hold))?;
+    /// assert_eq!(held.create(NewRequest::new("POST", "/orders"))?.policy(), OnInterrupted::Hold);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
+        Ok(Requests { manager: self.manager_with(name, options)? })
+    }
+}
+
+impl Requests {
+    /// The manager, for everything that it can do beside: wait, resolve, reopen, remove, extend.
+    ///
+    /// ```
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// assert!(!requests.manager().remove("k1")?);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn manager(&self) -> &Manager<Response, Response> {
+        &self.manager
+    }
+
+    /// The requests of one authenticated user or tenant; as [`Manager::scoped`]. Without it a client that guesses another's key
+    /// and request reads the other's response.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey` if the scope is empty or leaves no room for a key.
+    ///
+    /// ```
+    /// # use oncekey::NewRequest;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let info = requests.scoped("ada")?.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
+    /// assert!(requests.scoped("eve")?.retrieve("k1")?.is_none());
+    /// assert!(requests.retrieve(info.key())?.is_some());
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
+        Ok(Self { manager: self.manager.scoped(scope)? })
+    }
+
+    /// What [`handle`](Requests::handle) does with an operation's `Err`, as [`Manager::on_error`]. The default stores every
+    /// failure, a 503 too.
+    ///
+    /// ```
+    /// # use oncekey::OnError;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?.on_error(|response| {
+    ///     if response.status().is_server_error() { OnError::Release } else { OnError::Store }
+    /// });
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn on_error(self, classify: impl Fn(&Response) -> OnError + Send + Sync + 'static) -> Self {
+        Self { manager: self.manager.on_error(classify) }
+    }
+
+    /// Asks for the right to run a request. Never waits for another owner.
+    ///
+    /// `header_key` is what the client sent as `Idempotency-Key`, read as [`Key::from_headers`] does; without one, the request
+    /// gets a key of its own, which is the last of its claim's [`parts`](Key::parts).
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey` for a key that cannot be one; `InvalidOptions` for a method that is none in HTTP or a path that does not
+    /// begin with `/`; `Codec` for parameters that cannot be encoded, `TooLarge` for those that do not fit into a
+    /// [`Context`](crate::Context).
+    pub fn initialize_request(
+        &self,
+        header_key: Option<&str>,
+        method: impl AsRef<str>,
+        params: &impl Serialize,
+        path: &str,
+    ) -> Result<Begin<Response, Response>> {
+        let (key, options) = self.initial(header_key, method.as_ref(), params, path)?;
+        self.manager.begin_with(key, options)
+    }
+
+    /// Runs the stages that are left of a request, unless it has a response; waits for another owner as
+    /// [`Manager::execute`] does. The arguments are those of [`initialize_request`](Requests::initialize_request).
+    ///
+    /// # Errors
+    ///
+    /// See [`DriveError`] and [`Claim::drive`](crate::Claim::drive); refused arguments are an `Execute` with an `Engine`'s.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use oncekey::{Error, Next, Response, STARTED, Stages};
+    ///
+    /// let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let stages = Stages::new()
+    ///     .stage(STARTED, |claim| {
+    ///         claim.work_stage(|tx| {
+    ///             tx.table("orders")?.insert("1", "two apples")?;
+    ///             Ok::<_, Error>(Next::advance("ordered"))
+    ///         })
+    ///     })
+    ///     .stage("ordered", |claim| {
+    ///         claim.work_stage(|_tx| Ok::<_, Error>(Next::Succeed(Response::new(StatusCode::CREATED))))
+    ///     });
+    /// let done = requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?;
+    /// assert_eq!(done.value().status(), StatusCode::CREATED);
+    /// assert!(requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?.replayed());
+    /// # Ok::<(), oncekey::DriveError<Response, Response, Error>>(())
+    /// ```
+    pub fn drive<X: From<Error>>(
+        &self,
+        header_key: Option<&str>,
+        method: impl AsRef<str>,
+        params: &impl Serialize,
+        path: &str,
+        stages: &Stages<'_, Response, Response, X>,
+    ) -> Result<Executed<Response>, DriveError<Response, Response, X>> {
+        let (key, options) = self.initial(header_key, method.as_ref(), params, path)?;
+        self.manager.drive(key, options, stages)
+    }
+
+    /// The key of a request that a client sent, and how its generation starts.
+    fn initial(
+        &self,
+        header_key: Option<&str>,
+        method: &str,
+        params: &impl Serialize,
+        path: &str,
+    ) -> Result<(Key, BeginOptions)> {
+        let key = header_key.map_or_else(|| Ok(Key::generate()), |header| from_header(header.as_bytes()))?;
+        let request = Described::with_params(method, path, params)?;
+        Ok((key, self.options(request, OnInterrupted::Resume)))
+    }
+
+    /// Makes a request that nobody owns, for others to [`lock`](Requests::lock). One that is there already stays as it is, in
+    /// whatever state, if it is the same request.
+    ///
+    /// # Errors
+    ///
+    /// `Mismatch` if the key belongs to another request; otherwise as
+    /// [`initialize_request`](Requests::initialize_request).
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, Status};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let info = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
+    /// assert_eq!((info.status(), info.attempt()), (Status::Released, 0));
+    /// assert_eq!(info.context().decode::<(String, i32)>("params")?, Some(("cart".to_owned(), 17)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn create(&self, request: NewRequest) -> Result<RecordInfo> {
+        let (key, described) = request.described()?;
+        let place = self.manager.place(key)?;
+        let start = self.manager.start(self.options(described, OnInterrupted::Resume), false)?;
+        self.manager.engine().protocol().create(&place, &start)
+    }
+
+    /// The record of a request, in whatever state it is.
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, STARTED};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
+    /// let record = requests.retrieve(created.key())?.unwrap();
+    /// assert_eq!((record.info().recovery_point(), record.outcome()), (STARTED, None));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn retrieve(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Response, Response>>> {
+        self.manager.get(key)
+    }
+
+    /// The requests that match, of this name and scope; a prefix of keys is one inside the scope.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if the filter is for another manager.
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, RecordFilter};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// requests.create(NewRequest::new("POST", "/orders"))?;
+    /// assert_eq!(requests.find(RecordFilter::new().context("path", "/orders"))?.count(), 1);
+    /// assert_eq!(requests.find(RecordFilter::new().context("path", "/carts"))?.count(), 0);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn find(&self, filter: RecordFilter) -> Result<Records> {
+        self.manager.engine().records(filter.limited_to(self.manager.name(), &self.manager.scope)?)
+    }
+
+    /// The one request that matches, with its response.
+    ///
+    /// # Errors
+    ///
+    /// `Ambiguous` if several match; otherwise as [`find`](Requests::find).
+    ///
+    /// ```
+    /// # use oncekey::{ErrorKind, NewRequest, RecordFilter};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// assert!(requests.retrieve_one(RecordFilter::new())?.is_none());
+    /// requests.create(NewRequest::new("POST", "/orders"))?;
+    /// assert!(requests.retrieve_one(RecordFilter::new())?.is_some());
+    /// requests.create(NewRequest::new("POST", "/orders"))?;
+    /// assert_eq!(requests.retrieve_one(RecordFilter::new()).unwrap_err().kind(), ErrorKind::Ambiguous);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn retrieve_one(&self, filter: RecordFilter) -> Result<Option<Record<Response, Response>>> {
+        let filter = filter.limited_to(self.manager.name(), &self.manager.scope)?;
+        let mut found = self.manager.engine().records(filter.clone())?;
+        let Some(first) = found.next().transpose()? else { return Ok(None) };
+        if let Some(second) = found.next().transpose()? {
+            let message =
+                format!("more than one request of {} matches: {} and {}", first.manager(), first.key(), second.key());
+            return Err(Error::new(ErrorKind::Ambiguous, message));
+        }
+        let Some(key) = first.key().within(&self.manager.scope) else { return Ok(None) };
+        // It may have changed since it was listed.
+        Ok(self.manager.get(key)?.filter(|record| filter.matches(record.info())))
+    }
+
+    /// Asks for the right to run a request that is there, whatever its method, path and parameters are. Never waits for another
+    /// owner.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if there is none.
+    ///
+    /// ```
+    /// # use oncekey::{Begin, NewRequest};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
+    /// let Begin::Claimed(claim) = requests.lock(created.key())? else { panic!() };
+    /// assert_eq!(claim.context().text("path"), Some("/orders"));
+    /// assert!(matches!(requests.lock(created.key())?, Begin::InProgress(_)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn lock(&self, key: impl AsRef<[u8]>) -> Result<Begin<Response, Response>> {
+        let place = self.manager.place(key)?;
+        let begun = self.manager.engine().protocol().lock(&place, self.manager.options.schema)?;
+        self.manager.answer(place, begun)
+    }
+
+    /// Changes a request that is neither finished nor owned: sets how far it has come, or ends it with a response.
+    ///
+    /// A response ends it as a success, whatever its status. One that is held stays held: see
+    /// [`Manager::resolve`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `OwnedByClaim` while it is in progress; `NotInProgress` if it is finished. `InvalidOptions` for a patch that
+    /// says nothing, sets the recovery point [`FINISHED`](crate::FINISHED), or has a response beside anything else;
+    /// `InvalidName` for the name of a recovery point, `TooLarge` for a checkpoint or a response over the engine's limit.
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, RequestPatch};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
+    /// let info = requests.update(created.key(), RequestPatch::new().recovery_point("paid").checkpoint("ch_1"))?;
+    /// assert_eq!((info.recovery_point(), info.checkpoint()), ("paid", Some(&b"ch_1"[..])));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn update(&self, key: impl AsRef<[u8]>, patch: RequestPatch) -> Result<RecordInfo> {
+        let place = self.manager.place(key)?;
+        let patch = self.checked(&place, patch)?;
+        self.manager.engine().protocol().patch(&place, &patch)
+    }
+
+    /// A patch that is within all limits and says one thing.
+    fn checked(&self, place: &Place, patch: RequestPatch) -> Result<Patch> {
+        let RequestPatch { recovery_point, checkpoint, response } = patch;
+        if recovery_point.is_none() && checkpoint.is_none() && response.is_none() {
+            return Err(invalid("the patch says nothing"));
+        }
+        if response.is_some() && (recovery_point.is_some() || checkpoint.is_some()) {
+            return Err(invalid(
+                "the patch has a response, which ends the request, and a recovery point or checkpoint",
+            ));
+        }
+        if let Some(point) = &recovery_point {
+            if point == FINISHED {
+                return Err(invalid(
+                    "the patch sets the recovery point of requests that have a response, and has none",
+                ));
+            }
+            check_recovery_point(point)?;
+        }
+        let limit = self.manager.engine().protocol().max_value_bytes();
+        check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), limit)?;
+        let success = response.map(|response| self.manager.encode(place, &response)).transpose()?;
+        let success = success.map(|bytes| (bytes, self.manager.options.schema));
+        Ok(Patch { recovery_point, checkpoint: checkpoint.map(Value::from), success })
+    }
+
+    /// How a generation of this request starts; the policy is for the case that the options say nothing.
+    fn options(&self, request: Described, policy: OnInterrupted) -> BeginOptions {
+        BeginOptions::new()
+            .fingerprint(request.fingerprint)
+            .context(request.context)
+            .on_interrupted(self.manager.options.on_interrupted.unwrap_or(policy))
+    }
+}
+
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("manager", &self.manager).finish()
+    }
+}
+
+fn invalid(message: &str) -> Error {
+    Error::new(ErrorKind::InvalidOptions, message)
+}

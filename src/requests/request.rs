@@ -1,0 +1,194 @@
+//! What a request is, and what can be changed in one.
+
+use std::fmt;
+
+use http::Method;
+use serde::Serialize;
+
+use super::invalid;
+use crate::context::Context;
+use crate::error::Result;
+use crate::fingerprint::Fingerprint;
+use crate::key::Key;
+use crate::response::Response;
+
+const METHOD: &str = "method";
+const PATH: &str = "path";
+const PARAMS: &str = "params";
+
+/// A request as its record has it.
+pub(super) struct Described {
+    pub(super) fingerprint: Fingerprint,
+    pub(super) context: Context,
+}
+
+impl Described {
+    pub(super) fn with_params(method: &str, path: &str, params: &(impl Serialize + ?Sized)) -> Result<Self> {
+        Self::new(method, path, Params::of(params)?)
+    }
+
+    fn new(method: &str, path: &str, params: Params) -> Result<Self> {
+        check(method, path)?;
+        let fingerprint = digest(method, path, params.fingerprint);
+        Ok(Self { fingerprint, context: params.context.with(METHOD, method).with(PATH, path) })
+    }
+
+    /// The body is not kept, and the query is, as the text that it is.
+    pub(super) fn of<B: AsRef<[u8]>>(request: &http::Request<B>) -> Result<Self> {
+        let (method, uri) = (request.method().as_str(), request.uri());
+        check(method, uri.path())?;
+        let whole = uri.path_and_query().map_or(uri.path(), http::uri::PathAndQuery::as_str);
+        let body = Fingerprint::builder().part(request.body()).finish();
+        let context = Context::new().with(METHOD, method).with(PATH, uri.path());
+        let context = match uri.query() {
+            Some(query) => context.with_encoded(PARAMS, query)?,
+            None => context,
+        };
+        Ok(Self { fingerprint: digest(method, whole, body), context })
+    }
+}
+
+/// Both checks fail when the two are swapped.
+fn check(method: &str, path: &str) -> Result<()> {
+    if Method::from_bytes(method.as_bytes()).is_err() {
+        return Err(invalid(&format!("\"{}\" is not a method of HTTP", shown(method))));
+    }
+    if !path.starts_with('/') {
+        return Err(invalid(&format!("\"{}\" is not a path, it does not begin with a slash", shown(path))));
+    }
+    Ok(())
+}
+
+/// It may be of any length here.
+fn shown(text: &str) -> String {
+    text.chars().take(64).collect::<String>().escape_default().to_string()
+}
+
+fn digest(method: &str, path: &str, params: Fingerprint) -> Fingerprint {
+    Fingerprint::builder().part(method).part(path).part(params.as_bytes()).finish()
+}
+
+#[derive(Clone)]
+struct Params {
+    fingerprint: Fingerprint,
+    context: Context,
+}
+
+impl Params {
+    fn of(params: &(impl Serialize + ?Sized)) -> Result<Self> {
+        let fingerprint = Fingerprint::of(params)?;
+        Ok(Self { fingerprint, context: Context::new().with_encoded(PARAMS, params)? })
+    }
+}
+
+/// A request to be made by [`Requests::create`](crate::Requests::create). Without parameters it is the one whose parameters
+/// are `()`.
+///
+/// ```
+/// use oncekey::{Key, NewRequest};
+///
+/// let request = NewRequest::new("POST", "/orders").key(Key::new("order-17")?).params(&("cart", 17))?;
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct NewRequest {
+    method: String,
+    path: String,
+    key: Option<Key>,
+    params: Option<Params>,
+}
+
+impl NewRequest {
+    /// A request of this method and path, which are checked when it is made.
+    pub fn new(method: impl AsRef<str>, path: impl AsRef<str>) -> Self {
+        Self { method: method.as_ref().to_owned(), path: path.as_ref().to_owned(), key: None, params: None }
+    }
+
+    /// Under this key. Defaults to one of its own.
+    pub fn key(mut self, key: Key) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// With these parameters.
+    ///
+    /// # Errors
+    ///
+    /// `Codec` if they cannot be encoded, `TooLarge` if they do not fit into a [`Context`].
+    pub fn params(mut self, params: &(impl Serialize + ?Sized)) -> Result<Self> {
+        self.params = Some(Params::of(params)?);
+        Ok(self)
+    }
+
+    pub(super) fn described(self) -> Result<(Key, Described)> {
+        let params = self.params.map_or_else(|| Params::of(&()), Ok)?;
+        let described = Described::new(&self.method, &self.path, params)?;
+        Ok((self.key.unwrap_or_else(Key::generate), described))
+    }
+}
+
+/// Shows no parameters.
+impl fmt::Debug for NewRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewRequest")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What [`Requests::update`](crate::Requests::update) sets.
+///
+/// ```
+/// use http::StatusCode;
+/// use oncekey::{RequestPatch, Response};
+///
+/// let further = RequestPatch::new().recovery_point("paid").checkpoint("ch_1");
+/// let ended = RequestPatch::new().response(Response::new(StatusCode::CREATED));
+/// ```
+#[derive(Clone, Default)]
+#[must_use]
+pub struct RequestPatch {
+    pub(super) recovery_point: Option<String>,
+    pub(super) checkpoint: Option<Vec<u8>>,
+    pub(super) response: Option<Response>,
+}
+
+impl RequestPatch {
+    /// A patch that says nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The stage that has ended last: 1 to [`MAX_RECOVERY_POINT_BYTES`](crate::MAX_RECOVERY_POINT_BYTES) bytes, not
+    /// [`FINISHED`](crate::FINISHED).
+    pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
+        self.recovery_point = Some(point.into());
+        self
+    }
+
+    /// What the next stage needs to know.
+    pub fn checkpoint(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.checkpoint = Some(bytes.into());
+        self
+    }
+
+    /// The answer, which ends the request.
+    pub fn response(mut self, response: Response) -> Self {
+        self.response = Some(response);
+        self
+    }
+}
+
+/// Shows no checkpoint.
+impl fmt::Debug for RequestPatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestPatch")
+            .field("recovery_point", &self.recovery_point)
+            .field("checkpoint", &self.checkpoint.as_ref().map(Vec::len))
+            .field("response", &self.response)
+            .finish()
+    }
+}

@@ -1,0 +1,91 @@
+//! Looks through a journal that is being written, and says what is damaged.
+
+use std::path::Path;
+
+use super::recover::{Stop, head, walk};
+use super::segment::SegmentFile;
+use crate::error::{ErrorKind, Result};
+use crate::store::files;
+use crate::store::format::segment::{Found, SegmentHeader};
+
+/// What is wrong with the segments that follow each other up to the last. `durable` is a group that is.
+pub(crate) fn check(dir: &Path, durable: u64) -> Result<Vec<String>> {
+    let (mut found, mut problems) = (Vec::new(), Vec::new());
+    for (path, _) in files::entries(dir)? {
+        if path.extension().is_none_or(|extension| extension != "journal") {
+            continue;
+        }
+        // One that is gone was not needed any more.
+        let Some(file) = open(&path)? else { continue };
+        match header(&file)? {
+            Found::Segment(header) => found.push((header, file)),
+            Found::Spare => {}
+            // It may just be written.
+            Found::Damaged | Found::NewerFormat(_) => match header(&file)? {
+                Found::Segment(header) => found.push((header, file)),
+                _ => problems.push(format!("the header of {} is damaged", path.display())),
+            },
+        }
+    }
+    found.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
+    let mut next: Option<SegmentHeader> = None;
+    for (header, file) in &found {
+        if next.is_some_and(|next| next.number != header.number.saturating_add(1)) {
+            break;
+        }
+        problems.extend(damage(header, next.as_ref(), file, durable)?);
+        next = Some(*header);
+    }
+    Ok(problems)
+}
+
+fn open(path: &Path) -> Result<Option<SegmentFile>> {
+    match SegmentFile::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(_) if !path.exists() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A segment is written, and written over, while it is read: so what is bad at first must be bad at the same place again, and
+/// it must still be the same segment.
+fn damage(
+    segment: &SegmentHeader,
+    next: Option<&SegmentHeader>,
+    file: &SegmentFile,
+    durable: u64,
+) -> Result<Option<String>> {
+    let (first, second) = (bad_group(segment, next, file)?, bad_group(segment, next, file)?);
+    let is_same = header(file)? == Found::Segment(*segment);
+    Ok(match (first, second) {
+        (Some((group, why)), Some(again)) if is_same && (group, &why) == (again.0, &again.1) => {
+            let counts = next.is_some() || group <= durable;
+            counts.then(|| format!("{}: {why}", file.path.display()))
+        }
+        _ => None,
+    })
+}
+
+/// The first group that is not there, and how that is said.
+fn bad_group(
+    segment: &SegmentHeader,
+    next: Option<&SegmentHeader>,
+    file: &SegmentFile,
+) -> Result<Option<(u64, String)>> {
+    let walk = match walk(&file.read_all()?, segment, next) {
+        Ok(walk) => walk,
+        // Proved to be durable by what lies behind it.
+        Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(Some((0, error.to_string()))),
+        Err(error) => return Err(error),
+    };
+    let group = walk.next_group;
+    Ok(match (walk.stop, next) {
+        (Stop::Complete, Some(next)) if next.previous == walk.previous => None,
+        (Stop::Sealed(_), None) => None,
+        (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), _) => Some((group, format!("group {group} is damaged"))),
+    })
+}
+
+fn header(file: &SegmentFile) -> Result<Found> {
+    head(file).map(|bytes| SegmentHeader::decode(&bytes))
+}

@@ -1,0 +1,234 @@
+//! Room on the disk for what sled has still to write.
+//!
+//! The journal writes into files that are full of zeros, so a full disk cannot fail it. sled's file grows as it is written, and
+//! a write of sled that fails is the end: the store is poisoned. So nothing is given to sled before its file has the blocks
+//! for it, behind its end, where nobody else can take them: what is committed stays in the journal and in memory until there
+//! is room again, and before it comes to that, users' commits are refused. Where the file system gives no blocks ahead, one
+//! can only look at what is free, and hope that nobody takes it in the moment before sled does.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+#[cfg(test)]
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, Sender};
+use parking_lot::Mutex;
+
+use super::{files, snapshots};
+use crate::error::{Error, ErrorKind, Result};
+
+/// sled writes its file in segments of this size.
+const SLED_SEGMENT: u64 = 512 << 10;
+/// What sled may write at any moment without having been given anything: the buffers that it fills, 512 KiB each and a few
+/// at once, and its own snapshot of where its pages are.
+const FLOOR: u64 = 4 << 20;
+/// Bytes that sled writes for each byte it is given: a record rewrites the page that it is in, and leaves the old one behind
+/// for a while.
+const AMPLIFICATION: u64 = 8;
+/// What opening needs besides, for the snapshot that sled writes then.
+const SNAPSHOT: u64 = 1 << 20;
+/// With less than this above the floor users' commits are refused, so that what was committed before can still be applied.
+const RESERVED: u64 = 4 << 20;
+
+/// Knows how much there is, on the disk that sled is on, and keeps room behind the end of sled's file for what comes next.
+#[derive(Debug)]
+pub(crate) struct Room {
+    dir: PathBuf,
+    ahead: Mutex<Ahead>,
+    /// Tells the apply thread, if it waits, that there may be room.
+    nudge: Sender<()>,
+    #[cfg(test)]
+    pub(crate) pretended: AtomicU64,
+}
+
+/// Blocks that belong to sled's file already, behind its end: whoever else fills the disk cannot have them.
+#[derive(Debug, Default)]
+struct Ahead {
+    file: Option<File>,
+    /// Bytes of blocks that the file had when it was last looked at: they get fewer only when sled cuts it, and what lay behind
+    /// is lost with that, however long it has become again since.
+    allocated: u64,
+    end: u64,
+}
+
+/// What the apply thread is told.
+pub(crate) type Nudges = Receiver<()>;
+
+impl Room {
+    pub(crate) fn new(dir: &Path) -> (Self, Nudges) {
+        let (nudge, nudges) = crossbeam_channel::bounded(1);
+        let room = Self {
+            dir: dir.to_owned(),
+            ahead: Mutex::default(),
+            nudge,
+            #[cfg(test)]
+            pretended: AtomicU64::new(u64::MAX),
+        };
+        (room, nudges)
+    }
+
+    /// Bytes that are free; more than there can be if nobody knows.
+    fn free(&self) -> Result<u64> {
+        self.pretended().map_or_else(|| files::free_bytes(&self.dir), Ok)
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "for tests")]
+    fn pretended(&self) -> Option<u64> {
+        None
+    }
+
+    #[cfg(test)]
+    fn pretended(&self) -> Option<u64> {
+        Some(self.pretended.load(Ordering::SeqCst)).filter(|free| *free < u64::MAX)
+    }
+
+    /// What is short for applying so many bytes, if anything is. What is not short is sled's from now on,
+    /// where the file system gives blocks before they are written.
+    pub(crate) fn claim(&self, bytes: u64) -> Result<Look> {
+        if self.pretended().is_some() {
+            return self.look(bytes);
+        }
+        let needed = needed(bytes);
+        let claimed = self.ahead.lock().claim(&self.dir.join("db"), needed)?;
+        let free = self.free()?;
+        Ok(match claimed {
+            Claimed::Unsupported => self.judge(free, needed),
+            Claimed::Full => Look::Short(self.full(free, needed)),
+            Claimed::Yes if free < RESERVED => Look::Low(self.full(free, RESERVED)),
+            Claimed::Yes => Look::Enough,
+        })
+    }
+
+    /// What is short for applying so many bytes, as far as one can see.
+    pub(crate) fn look(&self, bytes: u64) -> Result<Look> {
+        Ok(self.judge(self.free()?, needed(bytes)))
+    }
+
+    fn judge(&self, free: u64, needed: u64) -> Look {
+        if free < needed {
+            Look::Short(self.full(free, needed))
+        } else if free < FLOOR + RESERVED {
+            Look::Low(self.full(free, FLOOR + RESERVED))
+        } else {
+            Look::Enough
+        }
+    }
+
+    /// `Full` unless sled can be opened. What it keeps behind the end of its file counts.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Look::Short(error) = self.claim(0)? {
+            return Err(error);
+        }
+        let (free, needed) = (self.free()?, SNAPSHOT.saturating_add(2 * snapshots::len(&self.dir)?));
+        if free < needed { Err(self.full(free, needed)) } else { Ok(()) }
+    }
+
+    /// Bytes that may be used for something else, such as a segment of the journal.
+    pub(crate) fn spare(&self) -> Result<u64> {
+        Ok(self.free()?.saturating_sub(FLOOR + RESERVED))
+    }
+
+    /// The apply thread, if it waits for room, looks again.
+    pub(crate) fn nudge(&self) {
+        // If one lies there already, it is enough.
+        let _ = self.nudge.try_send(());
+    }
+
+    fn full(&self, free: u64, needed: u64) -> Error {
+        let dir = self.dir.display();
+        let message = format!("the disk of {dir} has {free} bytes free and the record store needs {needed}");
+        Error::new(ErrorKind::Full, message)
+    }
+}
+
+fn needed(bytes: u64) -> u64 {
+    FLOOR.saturating_add(bytes.saturating_mul(AMPLIFICATION))
+}
+
+/// Whether the file has the blocks.
+enum Claimed {
+    Yes,
+    Full,
+    /// The file system gives none before they are written.
+    Unsupported,
+}
+
+impl Ahead {
+    fn claim(&mut self, path: &Path, needed: u64) -> Result<Claimed> {
+        let failed = |cause: &io::Error| Error::io("claim room for", path, cause);
+        if self.file.is_none() {
+            match File::options().write(true).open(path) {
+                Ok(file) => self.file = Some(file),
+                // There is none yet.
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Claimed::Unsupported),
+                Err(cause) => return Err(failed(&cause)),
+            }
+        }
+        let Some(file) = &self.file else { return Ok(Claimed::Unsupported) };
+        let metadata = file.metadata().map_err(|cause| failed(&cause))?;
+        let (len, blocks) = (metadata.len(), allocated(&metadata));
+        if blocks < self.allocated {
+            self.end = 0;
+        }
+        self.allocated = blocks;
+        if len.saturating_add(needed) <= self.end {
+            return Ok(Claimed::Yes);
+        }
+        // The buffer that sled writes last may not be full yet, and begins before the end.
+        let start = len.saturating_sub(SLED_SEGMENT);
+        match files::allocate(file, start, SLED_SEGMENT.saturating_add(needed).saturating_add(SLED_SEGMENT)) {
+            Ok(()) => {
+                self.end = start.saturating_add(needed).saturating_add(2 * SLED_SEGMENT);
+                let grown = file.metadata().map_err(|cause| failed(&cause))?;
+                self.allocated = allocated(&grown);
+                Ok(Claimed::Yes)
+            }
+            Err(cause) if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                Ok(Claimed::Full)
+            }
+            Err(_) => Ok(Claimed::Unsupported),
+        }
+    }
+}
+
+/// Bytes of blocks that a file has.
+fn allocated(metadata: &Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    metadata.blocks().saturating_mul(512)
+}
+
+#[derive(Debug)]
+pub(crate) enum Look {
+    Enough,
+    /// It can be applied, but users are to commit nothing more.
+    Low(Error),
+    /// It cannot be applied.
+    Short(Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_that_were_lost_with_a_cut_are_claimed_again_however_long_the_file_is_by_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let file = File::create(&path).unwrap();
+        let len = 4 * SLED_SEGMENT;
+        std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
+        let mut ahead = Ahead::default();
+        let mut claim = || match ahead.claim(&path, FLOOR).unwrap() {
+            Claimed::Yes => allocated(&file.metadata().unwrap()) >= len + FLOOR,
+            Claimed::Full => panic!("the disk is full"),
+            Claimed::Unsupported => true,
+        };
+        assert!(claim() && claim());
+        // As long again at the next look, but without what lay behind.
+        file.set_len(len / 2).unwrap();
+        std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
+        assert!(claim());
+    }
+}

@@ -1,0 +1,285 @@
+//! What is damaged is said, what is sound is not, whatever goes on meanwhile.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use super::*;
+use crate::store::verify::Scans;
+
+#[track_caller]
+fn problems(store: &Store) -> Vec<String> {
+    store.verify().unwrap().problems
+}
+
+/// Exactly one problem, and it names that.
+#[track_caller]
+fn one_problem(store: &Store, names: &str) {
+    let found = problems(store);
+    assert!(found.len() == 1 && found[0].contains(names), "{found:?} is not one that names {names}");
+}
+
+fn row(store: &Store, key: &[u8], value: Option<&[u8]>) {
+    let content = value.map(|value| Content::Row(Value::from(value)));
+    let change = Change { key: StoreKey::row("stock", key), content };
+    let committed = store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+}
+
+/// Records of several kinds, and a row; all of it in sled, but one record in progress.
+fn varied() -> (TempDir, Store) {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("short"), done(b"x"));
+    put(&store, &key("long"), done(&bytes(20_000)));
+    put(&store, &key("free"), unfinished(Status::Released));
+    put(&store, &key("expires"), Image { expires: 1 << 50, ..done(b"x") });
+    row(&store, b"bolt", Some(&bytes(9_000)));
+    put(&store, &key("at work"), at_work());
+    store.drain().unwrap();
+    (dir, store)
+}
+
+/// What sled does when it cannot read a part of its log: the entry is gone, and nobody is told.
+fn lose(store: &Store, name: Name<'_>, key: &[u8]) {
+    let tables = &store.inner.tables;
+    let digest = tables.digest();
+    assert!(tables.get(name, key).unwrap().is_some());
+    tables.remove(name, key).unwrap();
+    tables.set_digest(digest);
+}
+
+#[test]
+fn a_sound_store_has_no_problems_and_its_records_and_rows_are_counted() {
+    let (dir, store) = varied();
+    let sound = |store: &Store| {
+        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, tables: 1, problems: Vec::new() });
+    };
+    sound(&store);
+    checkpoint(&store);
+    sound(&store);
+    crash(store);
+    let (store, _) = open(dir.path());
+    sound(&store);
+    store.close().unwrap();
+    let (store, _) = open(dir.path());
+    sound(&store);
+    store.inner.group.poison(Error::new(ErrorKind::Io, "a failure"));
+    assert_eq!(store.verify().unwrap_err().kind(), ErrorKind::Poisoned);
+}
+
+#[test]
+fn load_gives_no_false_alarm() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    for index in 0..300_u32 {
+        put(&store, &key(index.to_string()), done(&bytes(index as usize * 20)));
+    }
+    let (store, stop) = (&store, &AtomicBool::new(false));
+    thread::scope(|scope| {
+        for me in 0..3_u32 {
+            scope.spawn(move || {
+                let mut round = 0_u32;
+                while !stop.load(Ordering::Relaxed) {
+                    round += 1;
+                    let index = (round * 7 + me * 100) % 400;
+                    let key = key(index.to_string());
+                    match round % 5 {
+                        0 => remove(store, &key),
+                        1 => drop(put(store, &key, at_work())),
+                        2 => drop(put(store, &key, Image { expires: 1 << 50, ..done(&bytes(8_000)) })),
+                        3 => row(store, &[u8::try_from(index % 250).unwrap()], (round % 2 == 0).then_some(b"row")),
+                        _ => drop(put(store, &key, done(b"short"))),
+                    }
+                }
+            });
+        }
+        let mut groups = store.stats().groups;
+        let found: Vec<_> = (0..30).map(|_| store.verify()).collect();
+        stop.store(true, Ordering::Relaxed);
+        for report in found {
+            assert_eq!(report.unwrap().problems, Vec::<String>::new());
+        }
+        groups = store.stats().groups - groups;
+        assert!(groups > 30, "commits went on meanwhile: {groups}");
+    });
+    assert_eq!(problems(store), Vec::<String>::new());
+}
+
+#[test]
+fn what_sled_has_lost_is_missed() {
+    for (name, lost, missed) in [
+        (Name::Records, b"m\0short".as_slice(), "holds 3 records, 1 rows"),
+        (Name::Records, b"m\0long", "holds 3 records, 1 rows"),
+        (Name::Table("stock"), b"bolt", "holds 4 records, 0 rows"),
+        (Name::Unfinished, b"m\0free", "m\\x00free is unfinished and not among the unfinished"),
+        (Name::Expiry, b"\0\x04\0\0\0\0\0\0m\0expires", "m\\x00expires expires and is not among what expires"),
+    ] {
+        let (dir, store) = varied();
+        lose(&store, name, lost);
+        one_problem(&store, missed);
+        // After a clean close the next open misses it too; what leads to an expiry is only needed to delete.
+        store.close().unwrap();
+        if name != Name::Expiry {
+            refused(dir.path(), ErrorKind::Corrupt, "the record store in");
+        }
+    }
+}
+
+#[test]
+fn an_older_state_is_missed_too() {
+    let (dir, store) = varied();
+    let tables = &store.inner.tables;
+    let older = tables.get(Name::Records, b"m\0short").unwrap().unwrap();
+    put(&store, &key("short"), done(b"newer"));
+    store.drain().unwrap();
+    let digest = tables.digest();
+    tables.insert(Name::Records, b"m\0short", older.to_vec()).unwrap();
+    tables.set_digest(digest);
+    one_problem(&store, "but not those that it had");
+    store.close().unwrap();
+    refused(dir.path(), ErrorKind::Corrupt, "but not those that it had");
+}
+
+#[test]
+fn damaged_values_and_missing_pieces_are_named() {
+    let (_dir, store) = varied();
+    let tables = &store.inner.tables;
+    let pieces = tables.range(Name::Chunks, &[], None, 10).unwrap();
+    tables.remove(Name::Chunks, &pieces[2].0).unwrap();
+    one_problem(&store, "m\\x00long");
+    tables.insert(Name::Chunks, &pieces[2].0, pieces[1].1.to_vec()).unwrap();
+    one_problem(&store, "checksum");
+    tables.insert(Name::Chunks, &pieces[2].0, pieces[2].1.to_vec()).unwrap();
+    assert_eq!(problems(&store), Vec::<String>::new());
+    tables.insert(Name::Records, b"m\0short", b"junk".to_vec()).unwrap();
+    one_problem(&store, "m\\x00short");
+    tables.insert(Name::Table("stock"), b"bolt", b"\x01\x01junk and more".to_vec()).unwrap();
+    tables.insert(Name::Expiry, b"short", Vec::new()).unwrap();
+    assert_eq!(problems(&store).len(), 3);
+}
+
+#[test]
+fn very_many_problems_are_counted() {
+    let (_dir, store) = varied();
+    for index in 0..130_u8 {
+        store.inner.tables.insert(Name::Records, &[b'm', 0, index], b"junk".to_vec()).unwrap();
+    }
+    let found = problems(&store);
+    assert_eq!((found.len(), found.last().unwrap().as_str()), (101, "and 30 more"));
+}
+
+#[test]
+fn damage_to_the_journal_is_named_while_it_is_written() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
+    let gate = store.inner.tables.flush_gate.lock();
+    for index in 0..120 {
+        put(&store, &key(index.to_string()), done(&[7; 700]));
+    }
+    let found = segments(dir.path());
+    assert!(found.len() >= 3);
+    for segment in &found[1..] {
+        let shown = segment.path.display().to_string();
+        // Of the last one too, and its last group: it was answered.
+        for (at, _) in [segment.groups[0], segment.groups[segment.groups.len() - 1]] {
+            for offset in [at + 9, at + 90] {
+                flip(&segment.path, offset);
+                one_problem(&store, &shown);
+                flip(&segment.path, offset);
+            }
+        }
+        flip(&segment.path, 20);
+        one_problem(&store, &format!("the header of {shown}"));
+        flip(&segment.path, 20);
+    }
+    assert_eq!(problems(&store), Vec::<String>::new());
+    drop(gate);
+}
+
+#[test]
+fn a_store_that_was_never_counted_is_counted_by_it() {
+    let (dir, store) = varied();
+    store.inner.tables.set_digest(None);
+    store.close().unwrap();
+    let (store, _) = open(dir.path());
+    assert_eq!(store.inner.tables.digest(), None);
+    assert_eq!(problems(&store), Vec::<String>::new());
+    let known = store.inner.tables.digest();
+    assert_eq!(known, store.inner.tables.count(usize::MAX).unwrap());
+    assert_eq!(known.map(|digest| (digest.records, digest.rows, digest.unfinished)), Some((5, 1, 2)));
+    lose(&store, Name::Records, b"m\0short");
+    assert_eq!(problems(&store).len(), 1);
+}
+
+#[test]
+fn a_close_ends_it() {
+    let (_dir, store) = varied();
+    thread::scope(|scope| {
+        let verifying = scope.spawn(|| {
+            loop {
+                match store.verify() {
+                    Ok(report) => assert_eq!(report.problems, Vec::<String>::new()),
+                    Err(error) => return error.kind(),
+                }
+            }
+        });
+        store.close().unwrap();
+        assert_eq!(verifying.join().unwrap(), ErrorKind::Closed);
+    });
+}
+
+#[test]
+fn what_becomes_unfinished_behind_a_scan_is_no_alarm() {
+    let (_dir, store) = varied();
+    for index in 0..40 {
+        put(&store, &key(index.to_string()), Image { expires: 1 << 50, ..done(b"x") });
+    }
+    let (reply, report) = crossbeam_channel::bounded(1);
+    let mut scans = Scans::default();
+    scans.add(Problems::default(), reply);
+    let mut steps = 0_u32;
+    while !scans.is_empty() {
+        put(&store, &key(format!("new {steps}")), unfinished(Status::Released));
+        // Nothing is written during a step.
+        store.drain().unwrap();
+        scans.step(&store.inner.tables, || Ok(0));
+        steps += 1;
+    }
+    assert_eq!(report.recv().unwrap().unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn several_at_once_are_all_answered() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    for index in 0..200 {
+        put(&store, &key(index.to_string()), done(b"x"));
+    }
+    store.drain().unwrap();
+    let ask = |_| {
+        let (reply, report) = crossbeam_channel::bounded(1);
+        let problems = Problems::default();
+        store.inner.apply.messages.send(Message::Verify { problems, reply }).unwrap();
+        report
+    };
+    let reports: Vec<_> = (0..5).map(ask).collect();
+    for report in reports {
+        // Nothing else comes that could wake the thread.
+        assert_eq!(report.recv_timeout(Duration::from_secs(60)).unwrap().unwrap().records, 200);
+    }
+}
+
+#[test]
+fn a_full_disk_does_not_keep_it_waiting() {
+    let (_dir, store) = varied();
+    store.inner.room.pretended.store(0, Ordering::SeqCst);
+    row(&store, b"nut", Some(b"in the journal only"));
+    while !store.inner.group.is_held() {
+        thread::yield_now();
+    }
+    for _ in 0..2 {
+        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, tables: 1, problems: Vec::new() });
+    }
+    assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(store.verify().unwrap_err().kind(), ErrorKind::Closed);
+}

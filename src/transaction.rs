@@ -1,0 +1,316 @@
+//! Several rows, and a claim's record, changed together or not at all.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::check_name;
+use crate::protocol::{Draft, Drafted, Fence, Protocol};
+use crate::record::RecordInfo;
+use crate::transition::Step;
+use crate::value::Value;
+
+/// How often a transaction's closure is run before it answers [`Conflict`](ErrorKind::Conflict).
+pub const MAX_TRANSACTION_RUNS: usize = 64;
+
+/// After so many runs that came to nothing, it keeps others off what it reads and writes.
+const FREE_RUNS: usize = 3;
+
+/// The inside of an [`atomic_phase`](crate::Engine::atomic_phase) or a [`work_stage`](crate::Claim::work_stage): what is read
+/// holds at one moment, what is written is committed with it, all or nothing.
+///
+/// It is optimistic. No lock is held while the closure runs, so it may be slow without stopping anyone who does not conflict
+/// with it; when another commit has changed what it read, it is run again, whatever it returned. It never sees two states at
+/// once: a read that no longer fits those before it answers `Conflict`, and the run comes to nothing. So it is when a record that
+/// it has seen expires before its end. After three runs that came to nothing, other transactions and writers of rows wait while
+/// it runs, and some that have nothing to do with it too: what is slow and meets others often delays them.
+///
+/// - Nothing that cannot be undone belongs inside: the closure may run several times.
+/// - Only its own tables may be used inside. Any other call into the engine answers
+///   [`InsideTransaction`](ErrorKind::InsideTransaction).
+/// - There are point reads and writes only; to scan, use [`Table`](crate::Table) outside.
+pub struct Transaction {
+    protocol: Arc<Protocol>,
+    draft: RefCell<Draft>,
+    tables: RefCell<Vec<Arc<str>>>,
+    /// A fault of the engine has reached the closure.
+    faulted: Cell<bool>,
+}
+
+impl fmt::Debug for Transaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").field("tables", &self.tables).finish_non_exhaustive()
+    }
+}
+
+impl Transaction {
+    /// A table inside the transaction; as many as you like at once.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`.
+    pub fn table(&self, name: &str) -> Result<TransactionTable<'_>> {
+        self.noted(check_name("table", name))?;
+        let mut tables = self.tables.borrow_mut();
+        let known = tables.iter().position(|known| **known == *name);
+        let index = known.unwrap_or(tables.len());
+        if known.is_none() {
+            tables.push(name.into());
+        }
+        Ok(TransactionTable { transaction: self, index })
+    }
+
+    /// Records of the same store, in the same transaction.
+    #[cfg(feature = "http")]
+    pub(crate) fn with_draft<R>(&self, protocol: &Protocol, f: impl FnOnce(&mut Draft) -> Result<R>) -> Result<R> {
+        if !std::ptr::eq(&raw const *self.protocol, protocol) {
+            let message = "the transaction is of another engine than the requests";
+            return self.noted(Err(Error::new(ErrorKind::InvalidOptions, message)));
+        }
+        let done = f(&mut self.draft.borrow_mut());
+        self.noted(done)
+    }
+
+    /// A fault that the operation meets here is not its own failure.
+    fn noted<R>(&self, result: Result<R>) -> Result<R> {
+        if result.is_err() {
+            self.faulted.set(true);
+        }
+        result
+    }
+}
+
+/// A table inside a [`Transaction`].
+#[derive(Clone, Copy)]
+pub struct TransactionTable<'tx> {
+    transaction: &'tx Transaction,
+    index: usize,
+}
+
+impl TransactionTable<'_> {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.shared_name().as_ref().to_owned()
+    }
+
+    fn shared_name(&self) -> Arc<str> {
+        self.transaction.tables.borrow().get(self.index).map_or_else(|| Arc::from(""), Arc::clone)
+    }
+
+    /// The value of a key, as this transaction has written it, or as it is committed.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey`; `Conflict` when it no longer fits what was read before: return it, and the closure is run again.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
+        let Transaction { protocol, draft, .. } = self.transaction;
+        let read = Protocol::row(&self.shared_name(), key.as_ref())
+            .and_then(|at| protocol.read_row(&mut draft.borrow_mut(), &at));
+        self.transaction.noted(read)
+    }
+
+    /// Whether the key has a value.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn contains(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.get(key).map(|value| value.is_some())
+    }
+
+    /// Gives a key a value, once the transaction is committed. Reads nothing, so by itself it conflicts with nobody.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey`, and `TooLarge` over [`EngineOptions::max_value_bytes`](crate::EngineOptions::max_value_bytes).
+    pub fn insert(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        self.write(key.as_ref(), Some(value.as_ref()))
+    }
+
+    /// Takes a key's value away, once the transaction is committed.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey`.
+    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.write(key.as_ref(), None)
+    }
+
+    fn write(&self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
+        let Transaction { protocol, draft, .. } = self.transaction;
+        let written = protocol
+            .row_change(&self.shared_name(), key, value)
+            .and_then(|change| protocol.write_row(&mut draft.borrow_mut(), change));
+        self.transaction.noted(written)
+    }
+}
+
+impl fmt::Debug for TransactionTable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionTable").field("name", &self.shared_name()).finish_non_exhaustive()
+    }
+}
+
+/// A ready-made error for phases of those who have none of their own: `-> Result<R, PhaseError<&str>>`.
+#[derive(Clone, Debug)]
+pub enum PhaseError<X> {
+    /// The closure's own.
+    User(X),
+    /// The engine's.
+    Engine(Error),
+}
+
+impl<X> From<Error> for PhaseError<X> {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl<X: fmt::Display> fmt::Display for PhaseError<X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(error) => error.fmt(f),
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<X: fmt::Debug + fmt::Display> std::error::Error for PhaseError<X> {}
+
+/// How a run ended, when everything that it read still holds.
+enum Ended<R, X> {
+    Committed(R, Drafted),
+    RolledBack(X),
+    Fault(Error),
+    Panicked(Box<dyn Any + Send>),
+}
+
+/// Runs the closure until what it read still holds when it ends, and commits what it wrote, with what it makes of the
+/// claim's record. `faulted` is raised when a fault of the engine is returned, or reaches the closure in the run that counts.
+pub(crate) fn run<R, X: From<Error>>(
+    protocol: &Arc<Protocol>,
+    fence: Option<Fence<'_>>,
+    faulted: Option<&AtomicBool>,
+    work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
+) -> Result<(R, Option<RecordInfo>), X> {
+    let raise = || faulted.map_or((), |faulted| faulted.store(true, Ordering::Relaxed));
+    let fault = |error: Error| {
+        raise();
+        X::from(error)
+    };
+    protocol.check().map_err(fault)?;
+    let mut taken = None;
+    for run in 1..=MAX_TRANSACTION_RUNS {
+        let transaction = Transaction {
+            protocol: Arc::clone(protocol),
+            draft: RefCell::default(),
+            tables: RefCell::default(),
+            faulted: Cell::default(),
+        };
+        let worked = begin(&transaction, fence, &work);
+        let met_fault = transaction.faulted.get();
+        let mut draft = transaction.draft.into_inner();
+        if taken.is_none() && matches!(worked, Ok(Ok(Ok(_)))) && protocol.is_in_a_taken_lane(&draft) {
+            taken = Some(protocol.take_lanes(&draft));
+        }
+        let ended = end(protocol, fence, &mut draft, worked);
+        let Some(ended) = ended else {
+            protocol.rerun();
+            if run >= FREE_RUNS {
+                // All at once and in order: those it has are given back first, so that no two wait for each other.
+                drop(taken.take());
+                taken = Some(protocol.take_lanes(&draft));
+            }
+            continue;
+        };
+        if met_fault {
+            raise();
+        }
+        // Not while others would have to wait for a sync too.
+        drop(taken);
+        let durable = protocol.wait_for(&draft);
+        return match ended {
+            Ended::Committed(value, drafted) => protocol.tell(&drafted, fence).map(|info| (value, info)).map_err(fault),
+            Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
+            Ended::Fault(error) => Err(fault(error)),
+            // Where the engine can promise nothing any more, the panic still goes on.
+            Ended::Panicked(panic) => resume_unwind(panic),
+        };
+    }
+    drop(taken);
+    let message =
+        format!("a transaction was run {MAX_TRANSACTION_RUNS} times; each time others changed what it had read");
+    Err(fault(Error::new(ErrorKind::Conflict, message)))
+}
+
+/// The closure's answer, if it did not panic, if the claim is where it was.
+type Worked<R, X> = Result<std::thread::Result<Result<(R, Result<Step>), X>>>;
+
+fn begin<R, X>(
+    transaction: &Transaction,
+    fence: Option<Fence<'_>>,
+    work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
+) -> Worked<R, X> {
+    let protocol = &transaction.protocol;
+    if let Some(fence) = fence {
+        protocol.step(&mut transaction.draft.borrow_mut(), fence, &Step::Stay)?;
+    }
+    // The closure's own state is its own: it is `Fn`, and what is rolled back here is thrown away.
+    Ok(catch_unwind(AssertUnwindSafe(|| protocol.inside(|| work(transaction)))))
+}
+
+/// `None` if something that was read has changed: then the run is judged by nothing that it returned.
+fn end<R, X>(
+    protocol: &Protocol,
+    fence: Option<Fence<'_>>,
+    draft: &mut Draft,
+    worked: Worked<R, X>,
+) -> Option<Ended<R, X>> {
+    if !protocol.holds(draft) {
+        return None;
+    }
+    let (value, step) = match worked {
+        Ok(Ok(Ok(worked))) => worked,
+        Ok(Ok(Err(error))) => return Some(Ended::RolledBack(error)),
+        Ok(Err(panic)) => return Some(Ended::Panicked(panic)),
+        Err(error) => return Some(Ended::Fault(error)),
+    };
+    let stepped = step.and_then(|step| fence.map_or(Ok(()), |fence| protocol.step(draft, fence, &step)));
+    match stepped.and_then(|()| protocol.commit(draft)) {
+        Ok(drafted) => drafted.map(|drafted| Ended::Committed(value, drafted)),
+        Err(_) if draft.is_stale() => None,
+        Err(error) => Some(Ended::Fault(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::EngineOptions;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn a_phase_that_meets_others_every_time_answers_conflict() {
+        let dir = tempfile::tempdir().unwrap();
+        let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
+        let protocol = Arc::new(protocol.impatient());
+        let runs = AtomicUsize::new(0);
+        let ended = run::<(), Error>(&protocol, None, None, |tx| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            tx.table("t")?.get("a")?;
+            let meanwhile = || protocol.put_row(protocol.row_change("t", b"a", Some(b"x"))?);
+            std::thread::scope(|scope| scope.spawn(meanwhile).join().unwrap())?;
+            tx.table("t")?.insert("b", "x")?;
+            Ok(((), Ok(Step::Stay)))
+        });
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::Conflict);
+        assert_eq!(runs.into_inner(), MAX_TRANSACTION_RUNS);
+        assert_eq!(protocol.stats().transaction_reruns, MAX_TRANSACTION_RUNS as u64);
+        assert_eq!(protocol.get_row(&Protocol::row("t", b"b").unwrap()).unwrap(), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! What is done to a file, and where.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::threads::Rng;
+
+/// One damage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Harm {
+    FlipBit,
+    ChangeByte,
+    Zero512,
+    Zero4096,
+    Truncate,
+    CutOut,
+    Append,
+    Delete,
+    Swap,
+}
+
+const HARMS: [Harm; 9] = [
+    Harm::FlipBit,
+    Harm::ChangeByte,
+    Harm::Zero512,
+    Harm::Zero4096,
+    Harm::Truncate,
+    Harm::CutOut,
+    Harm::Append,
+    Harm::Delete,
+    Harm::Swap,
+];
+
+/// What a file is to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Segment,
+    SpareSegment,
+    SledLog,
+    SledSnapshot,
+    SledConf,
+    Lock,
+}
+
+impl Part {
+    fn of(path: &Path) -> Self {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name == "LOCK" {
+            Self::Lock
+        } else if name.ends_with(".journal") {
+            let bytes = fs::read(path).unwrap();
+            if bytes.iter().take(512).all(|byte| *byte == 0) { Self::SpareSegment } else { Self::Segment }
+        } else if name == "db" {
+            Self::SledLog
+        } else if name.starts_with("snap.") {
+            Self::SledSnapshot
+        } else {
+            assert_eq!(name, "conf", "a file that nobody knows");
+            Self::SledConf
+        }
+    }
+
+    /// How often it is hit.
+    fn weight(self) -> usize {
+        match self {
+            Self::Segment => 12,
+            Self::SledLog => 16,
+            Self::SledSnapshot => 6,
+            Self::SpareSegment => 2,
+            Self::SledConf | Self::Lock => 1,
+        }
+    }
+}
+
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// Damages one thing below a directory, and says what and how.
+pub(crate) fn damage(dir: &Path, rng: &mut Rng) -> (Part, Harm, String) {
+    loop {
+        let files: Vec<_> = files(dir).into_iter().map(|path| (Part::of(&path), path)).collect();
+        let mut parts: Vec<_> = files.iter().map(|(part, _)| *part).collect();
+        parts.sort();
+        parts.dedup();
+        let weighted: Vec<Part> = parts.iter().flat_map(|part| std::iter::repeat_n(*part, part.weight())).collect();
+        let part = weighted[below(rng, weighted.len())];
+        let of_it: Vec<_> = files.iter().filter(|(other, _)| *other == part).map(|(_, path)| path).collect();
+        let path = of_it[below(rng, of_it.len())];
+        let harm = HARMS[below(rng, HARMS.len())];
+        if let Some(how) = inflict(path, &of_it, harm, rng) {
+            return (part, harm, format!("{harm:?} of {}: {how}", path.display()));
+        }
+    }
+}
+
+fn below(rng: &mut Rng, n: usize) -> usize {
+    usize::try_from(rng.below(n.max(1) as u64)).unwrap()
+}
+
+/// Nothing if it would change nothing.
+fn inflict(path: &Path, others: &[&PathBuf], harm: Harm, rng: &mut Rng) -> Option<String> {
+    let old = fs::read(path).unwrap();
+    let (mut bytes, at) = (old.clone(), place(&old, rng));
+    let how = match harm {
+        Harm::FlipBit => {
+            let bit = rng.below(8);
+            *bytes.get_mut(at)? ^= 1 << bit;
+            format!("bit {bit} at {at}")
+        }
+        Harm::ChangeByte => {
+            *bytes.get_mut(at)? = rng.next().to_be_bytes()[0];
+            format!("at {at}")
+        }
+        Harm::Zero512 | Harm::Zero4096 => {
+            let len = if harm == Harm::Zero512 { 512 } else { 4096 };
+            let from = at / len * len;
+            let end = bytes.len().min(from + len);
+            bytes.get_mut(from..end)?.fill(0);
+            format!("at {from}")
+        }
+        Harm::Truncate => {
+            bytes.truncate(at);
+            format!("to {at}")
+        }
+        Harm::CutOut => {
+            let end = bytes.len().min(at + 1 + below(rng, 4096));
+            bytes.drain(at..end);
+            format!("{at} to {end}")
+        }
+        Harm::Append => {
+            bytes.extend((0..=rng.below(4096)).map(|_| rng.next().to_be_bytes()[0]));
+            format!("{} to {}", old.len(), bytes.len())
+        }
+        Harm::Delete => {
+            fs::remove_file(path).unwrap();
+            return Some(String::new());
+        }
+        Harm::Swap => return swap(path, others, &old, rng),
+    };
+    if bytes == old {
+        return None;
+    }
+    fs::write(path, bytes).unwrap();
+    Some(how)
+}
+
+/// Two files change names; of one file, two pieces of sled's segment size change places.
+fn swap(path: &Path, others: &[&PathBuf], old: &[u8], rng: &mut Rng) -> Option<String> {
+    const SLED_SEGMENT: usize = 512 << 10;
+    let other = others[below(rng, others.len())];
+    if other.as_path() != path {
+        let theirs = fs::read(other).unwrap();
+        fs::write(other, old).unwrap();
+        fs::write(path, theirs).unwrap();
+        // The names of the journal's files mean nothing: this must be harmless.
+        return Some(format!("with {}", other.display()));
+    }
+    let pieces = old.len() / SLED_SEGMENT;
+    let (a, b) = (below(rng, pieces), below(rng, pieces));
+    if pieces < 2 || a == b {
+        return None;
+    }
+    let mut bytes = old.to_vec();
+    for index in 0..SLED_SEGMENT {
+        bytes.swap(a * SLED_SEGMENT + index, b * SLED_SEGMENT + index);
+    }
+    fs::write(path, bytes).unwrap();
+    Some(format!("pieces {a} and {b}"))
+}
+
+/// Mostly where something is: in a header, near the end of what is written, or anywhere in it.
+fn place(bytes: &[u8], rng: &mut Rng) -> usize {
+    let used: Vec<usize> = bytes
+        .chunks(512)
+        .enumerate()
+        .filter(|(_, sector)| sector.iter().any(|byte| *byte != 0))
+        .map(|(at, _)| at)
+        .collect();
+    let in_sector = |sector: usize, rng: &mut Rng| (sector * 512 + below(rng, 512)).min(bytes.len().saturating_sub(1));
+    match rng.below(10) {
+        0 => below(rng, bytes.len()),
+        // The first bytes of the file, or of one of sled's segments.
+        1 => (below(rng, bytes.len().div_ceil(512 << 10)) * (512 << 10) + below(rng, 100))
+            .min(bytes.len().saturating_sub(1)),
+        2 if !used.is_empty() => in_sector(used[used.len() - 1 - below(rng, used.len().min(6))], rng),
+        // The head of a sector, where headers of groups are.
+        3 if !used.is_empty() => {
+            (used[below(rng, used.len())] * 512 + below(rng, 88)).min(bytes.len().saturating_sub(1))
+        }
+        _ if !used.is_empty() => in_sector(used[below(rng, used.len())], rng),
+        _ => below(rng, bytes.len()),
+    }
+}

@@ -1,0 +1,233 @@
+//! Damage of every kind in every file: a typed error, or the right data, and never a wrong answer.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+mod harm;
+mod stores;
+#[path = "../it/threads.rs"]
+#[allow(dead_code, reason = "shared")]
+mod threads;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use harm::{Harm, Part};
+use oncekey::{Engine, Error, ErrorKind};
+use stores::{Name, Stopped, interrupted, list, open, see};
+use threads::{Rng, within};
+
+/// How a case ended, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// All the data, all of it right.
+    Intact,
+    /// An error at open.
+    Refused,
+    /// An error where something is read, and the right data elsewhere.
+    Unreadable,
+    /// The last group is cut, as if it had been torn.
+    Torn,
+    /// Something is missing or older than it was, and nothing says so.
+    Lost,
+    /// Something is there that never was.
+    Wrong,
+}
+
+const CLASSES: [Class; 6] = [Class::Intact, Class::Refused, Class::Unreadable, Class::Torn, Class::Lost, Class::Wrong];
+
+struct Case {
+    clean: bool,
+    part: Part,
+    harm: Harm,
+    class: Class,
+    /// What `verify` said of what was served.
+    verified: bool,
+    note: String,
+}
+
+#[track_caller]
+fn typed(error: &Error) {
+    let allowed = [ErrorKind::Corrupt, ErrorKind::UnsupportedFormat, ErrorKind::Io, ErrorKind::Poisoned];
+    assert!(allowed.contains(&error.kind()), "{error}: {:?}", error.kind());
+}
+
+/// Opens and reads everything.
+fn examine(path: &Path, store: &Stopped, part: Part) -> (Class, bool, String) {
+    let engine = match open(path) {
+        Ok(engine) => engine,
+        Err(error) => {
+            typed(&error);
+            return (Class::Refused, true, error.to_string());
+        }
+    };
+    let mut worst = (Class::Intact, String::new());
+    let mut note = |class: Class, why: String| {
+        if class > worst.0 {
+            worst = (class, why);
+        }
+    };
+    let last = if part == Part::Segment { &store.last } else { &BTreeSet::new() };
+    read_all(&engine, store, last, &mut note);
+    // It must go on working, or say that it does not.
+    if let Err(error) = write_one(&engine) {
+        typed(&error);
+        note(Class::Unreadable, error.to_string());
+    }
+    let report = engine.verify();
+    if let Err(error) = &report {
+        typed(error);
+    }
+    let found = report.as_ref().map_or(true, |report| !report.problems.is_empty());
+    if let Err(error) = engine.close() {
+        typed(&error);
+        note(Class::Unreadable, error.to_string());
+    }
+    if found && worst.0 == Class::Intact {
+        // Seen before anybody met it.
+        worst = (Class::Unreadable, format!("{report:?}"));
+    }
+    (worst.0, found, worst.1)
+}
+
+fn read_all(engine: &Engine, store: &Stopped, last: &BTreeSet<Name>, note: &mut impl FnMut(Class, String)) {
+    for (name, expected) in &store.expected {
+        let shown = format!("{} {}", name.0, name.1.escape_ascii());
+        match see(engine, name) {
+            Err(error) => {
+                typed(&error);
+                note(Class::Unreadable, format!("{shown}: {error}"));
+            }
+            Ok(Some(seen)) if seen == *expected => {}
+            Ok(_) if last.contains(name) => note(Class::Torn, shown),
+            Ok(None) => note(Class::Lost, format!("{shown} is absent")),
+            // Of the same life of the key and without an outcome that is not its own: an older state.
+            Ok(Some(seen)) if seen.is_older_than(expected) => note(Class::Lost, format!("{shown} is older: {seen:?}")),
+            Ok(Some(seen)) => note(Class::Wrong, format!("{shown}: {seen:?}, not {expected:?}")),
+        }
+    }
+    let lists = [
+        (list(engine), store.expected.keys().cloned().collect::<Vec<_>>()),
+        (interrupted(engine), store.interrupted()),
+    ];
+    for (found, expected) in lists {
+        match found {
+            Err(error) => {
+                typed(&error);
+                note(Class::Unreadable, format!("listing: {error}"));
+            }
+            Ok(found) => {
+                for name in expected.iter().filter(|name| !found.contains(name) && !last.contains(name)) {
+                    note(Class::Lost, format!("{name:?} is not listed"));
+                }
+                for name in found.iter().filter(|name| !expected.contains(name) && !last.contains(name)) {
+                    note(Class::Lost, format!("{name:?} is listed"));
+                }
+            }
+        }
+    }
+}
+
+fn write_one(engine: &Engine) -> Result<(), Error> {
+    let manager = engine.manager::<u64, u64>("after")?;
+    let done = manager.execute("new", |_| Ok(7)).map_err(|error| match error {
+        oncekey::ExecuteError::Engine(error) => error,
+        other => panic!("{other:?}"),
+    })?;
+    assert_eq!((*done.value(), done.replayed()), (7, false));
+    Ok(())
+}
+
+fn case(store: &Stopped, seed: u64) -> Case {
+    let mut rng = Rng::new(seed);
+    let copy = store.copy();
+    let path = copy.path().join("it");
+    let (part, harm, how) = harm::damage(&path, &mut rng);
+    let (class, verified, why) = examine(&path, store, part);
+    Case { clean: store.clean, part, harm, class, verified, note: format!("{}: seed {seed}: {how}: {why}", store.name) }
+}
+
+type Table = BTreeMap<(bool, Part, Harm), [u64; CLASSES.len() + 1]>;
+
+fn print(table: &Table) {
+    let mut out = format!("\n{:<14} {:<13} {:<11} {:>6}", "stopped", "file", "damage", "cases");
+    for class in CLASSES {
+        write!(out, " {:>10}", format!("{class:?}")).unwrap();
+    }
+    writeln!(out, " {:>10}", "by verify").unwrap();
+    let mut sum = [0; CLASSES.len() + 1];
+    for ((clean, part, harm), counts) in table {
+        let (stop, part, harm) =
+            (if *clean { "cleanly" } else { "uncleanly" }, format!("{part:?}"), format!("{harm:?}"));
+        write!(out, "{stop:<14} {part:<13} {harm:<11} {:>6}", counts[..CLASSES.len()].iter().sum::<u64>()).unwrap();
+        for count in counts {
+            write!(out, " {count:>10}").unwrap();
+        }
+        writeln!(out).unwrap();
+        sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    write!(out, "{:<40} {:>6}", "all", sum[..CLASSES.len()].iter().sum::<u64>()).unwrap();
+    for count in sum {
+        write!(out, " {count:>10}").unwrap();
+    }
+    println!("{out}");
+}
+
+/// `ONCEKEY_DAMAGE` is how many cases; `ONCEKEY_DAMAGE_SEED` the first one's seed.
+#[test]
+fn damage_is_an_error_or_the_right_data() {
+    let number = |name: &str, or: u64| std::env::var(name).map_or(or, |value| value.parse().unwrap());
+    let (cases, first) = (number("ONCEKEY_DAMAGE", 300), number("ONCEKEY_DAMAGE_SEED", 1));
+    let began = Instant::now();
+    let build = [stores::closed, stores::quiet].map(|build| [1, 3].map(build));
+    let mut stores: Vec<Arc<Stopped>> = build.into_iter().flatten().map(Arc::new).collect();
+    stores.push(Arc::new(stores::killed()));
+    println!("{} stores in {:?}", stores.len(), began.elapsed());
+    let next = AtomicU64::new(first);
+    let (table, bad) = (Mutex::new(Table::new()), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + cases {
+                        break;
+                    }
+                    let store = Arc::clone(&stores[usize::try_from(seed).unwrap() % stores.len()]);
+                    let case = within(Duration::from_secs(120), move || case(&store, seed));
+                    let mut table = table.lock().unwrap();
+                    let counts = table.entry((case.clean, case.part, case.harm)).or_default();
+                    counts[case.class as usize] += 1;
+                    counts[CLASSES.len()] += u64::from(case.verified && case.class > Class::Refused);
+                    if case.class >= Class::Torn {
+                        bad.lock().unwrap().push(case);
+                    }
+                }
+            });
+        }
+    });
+    let (table, bad) = (table.into_inner().unwrap(), bad.into_inner().unwrap());
+    print(&table);
+    println!("{cases} cases in {:?}", began.elapsed());
+    for case in &bad {
+        println!("{:?}: {}", case.class, case.note);
+        // What sled's log lost of a store that was not closed cannot be told from what it never had.
+        let allowed = match case.class {
+            Class::Torn => !case.clean && case.part == Part::Segment,
+            Class::Lost => !case.clean && case.part == Part::SledLog,
+            _ => false,
+        };
+        assert!(allowed, "{:?}: {}", case.class, case.note);
+    }
+}

@@ -1,0 +1,29 @@
+//! What the system may do to a store: power cuts, errors. This binary stands between the engine and libc.
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+mod check;
+mod disk;
+mod errors;
+mod fork;
+mod full_disk;
+mod history;
+mod inject;
+mod interpose;
+mod interposed;
+mod killed;
+mod power;
+mod record;
+#[path = "../it/threads.rs"]
+#[allow(dead_code, reason = "the other tests use the rest")]
+mod threads;
+mod wall;
+mod workload;

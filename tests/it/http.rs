@@ -1,0 +1,413 @@
+//! HTTP requests, answered by the IETF draft on the `Idempotency-Key` header.
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, StatusCode, header};
+use oncekey::{
+    BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager,
+    ManagerOptions, OnError, OnInterrupted, RecordFilter, Requests, Resolution, Response, Status,
+};
+use serde_json::Value as Json;
+
+use crate::common::*;
+
+type Request = http::Request<Vec<u8>>;
+type Answer = http::Response<Vec<u8>>;
+
+fn requests() -> Requests {
+    engine().0.requests("r").unwrap()
+}
+
+fn request(key: &str) -> Request {
+    of("POST", "/payments", key, "20 EUR")
+}
+
+fn of(method: &str, target: &str, key: &str, body: &str) -> Request {
+    http::Request::builder().method(method).uri(target).header("idempotency-key", key).body(body.into()).unwrap()
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it is an operation")]
+fn created(_: &Request, claim: &mut Claim<Response, Response>) -> Result<Response, Response> {
+    Ok(Response::new(StatusCode::CREATED).body(claim.effect_id("charge")))
+}
+
+fn never(_: &Request, _: &mut Claim<Response, Response>) -> Result<Response, Response> {
+    panic!("it has run")
+}
+
+/// A problem's status and code; everything that all problems have in common is checked.
+#[track_caller]
+fn problem(answer: &Answer) -> (u16, String) {
+    assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/problem+json");
+    assert!(!answer.headers().contains_key("idempotent-replayed"));
+    let details: Json = serde_json::from_slice(answer.body()).unwrap();
+    assert_eq!(details["status"], answer.status().as_u16());
+    assert_eq!(details["type"], "about:blank");
+    assert_eq!(details["title"], answer.status().canonical_reason().unwrap());
+    assert!(details["detail"].as_str().unwrap().ends_with('.'), "{details}");
+    assert!(!details.to_string().contains(MARKER), "{details}");
+    let retry = answer.headers().get(header::RETRY_AFTER).map(HeaderValue::as_bytes);
+    assert_eq!(retry.is_some(), details["code"] == "in_progress", "{details}");
+    assert!(retry.is_none_or(|seconds| seconds == b"1"));
+    (answer.status().as_u16(), details["code"].as_str().unwrap().to_owned())
+}
+
+#[track_caller]
+fn is(answer: &Answer, status: u16, code: &str) {
+    assert_eq!(problem(answer), (status, code.to_owned()));
+}
+
+#[track_caller]
+fn fault(answer: &Answer) -> ErrorKind {
+    answer.extensions().get::<Error>().expect("no error for the log").kind()
+}
+
+fn is_replayed(answer: &Answer) -> bool {
+    answer.headers().get("idempotent-replayed").is_some_and(|value| value == "true")
+}
+
+fn none(requests: &Requests) -> bool {
+    requests.manager().engine().records(RecordFilter::new()).unwrap().next().is_none()
+}
+
+#[test]
+fn an_answer_is_replayed_byte_for_byte_and_says_so() {
+    let requests = requests();
+    let full = Response::new(StatusCode::IM_A_TEAPOT)
+        .header(header::SET_COOKIE, HeaderValue::from_static("b=2"))
+        .header(header::SET_COOKIE, HeaderValue::from_static("a=1"))
+        .header("x-name".parse().unwrap(), HeaderValue::from_bytes(b"\xff\xc3\xa9").unwrap())
+        .header("idempotent-replayed".parse().unwrap(), HeaderValue::from_static("upstream"))
+        .body([0, 0xff, b'\n']);
+    let first = requests.handle(&request("k"), |_, _| Ok(full.clone()));
+    assert_eq!(Response::from(first.clone()), full);
+    let again = requests.handle(&request("\"k\""), never);
+    assert_eq!((again.status(), again.body()), (first.status(), first.body()));
+    assert_eq!(again.headers().get_all("idempotent-replayed").iter().collect::<Vec<_>>(), ["true"]);
+    assert_eq!(again.headers().len(), first.headers().len());
+    for name in ["set-cookie", "x-name"] {
+        assert!(again.headers().get_all(name).iter().eq(first.headers().get_all(name)), "{name}");
+    }
+    assert!(again.extensions().get::<Error>().is_none());
+}
+
+#[test]
+fn a_missing_key_is_400_and_nothing_runs() {
+    let requests = requests();
+    let without = http::Request::post("/payments").body(Vec::new()).unwrap();
+    let answer = requests.handle(&without, never);
+    is(&answer, 400, "missing_key");
+    assert!(answer.extensions().get::<Error>().is_none(), "it is no fault");
+    assert!(none(&requests));
+}
+
+#[test]
+fn a_malformed_key_is_400_and_nothing_runs() {
+    let requests = requests();
+    let long = "k".repeat(513);
+    let bad = [
+        &b""[..],
+        b"\"\"",
+        b"\"k",
+        b"k\"",
+        b"\"k\" l",
+        b"\"\\k\"",
+        b"k, l",
+        b"k\xc3\xa9",
+        b"k\tl",
+        b"\xff",
+        long.as_bytes(),
+    ];
+    for value in bad {
+        let mut request = request("k");
+        request.headers_mut().insert("idempotency-key", HeaderValue::from_bytes(value).unwrap());
+        let answer = requests.handle(&request, never);
+        is(&answer, 400, "invalid_key");
+        assert_eq!(fault(&answer), ErrorKind::InvalidKey);
+    }
+    let mut twice = request("k");
+    twice.headers_mut().append("idempotency-key", HeaderValue::from_static("k"));
+    is(&requests.handle(&twice, never), 400, "invalid_key");
+    // Short enough by itself, but not in its scope.
+    let scoped = requests.scoped("s".repeat(300)).unwrap();
+    is(&scoped.handle(&request(&"k".repeat(300)), never), 400, "invalid_key");
+    assert!(none(&requests));
+}
+
+#[test]
+fn a_target_that_is_no_path_is_400_and_a_huge_one_413() {
+    let requests = requests();
+    for (method, target) in [("OPTIONS", "*"), ("CONNECT", "example.com:443")] {
+        let answer = requests.handle(&of(method, target, "k", ""), never);
+        is(&answer, 400, "bad_target");
+        assert_eq!(fault(&answer), ErrorKind::InvalidOptions);
+    }
+    for target in [format!("/{}", "p".repeat(20_000)), format!("/?{}", "q".repeat(20_000))] {
+        let answer = requests.handle(&of("GET", &target, "k", ""), never);
+        is(&answer, 413, "too_large");
+        assert_eq!(fault(&answer), ErrorKind::TooLarge);
+    }
+    assert!(none(&requests));
+    // The absolute form has a path.
+    assert_eq!(requests.handle(&of("POST", "http://example.com/payments", "k", ""), created).status(), 201);
+}
+
+#[test]
+fn another_request_under_the_key_is_422_before_all_else() {
+    let requests = requests();
+    let others = || {
+        [
+            of("PUT", "/payments", "k", MARKER),
+            of("POST", "/refunds", "k", MARKER),
+            of("POST", "/payments?tip=1", "k", MARKER),
+            of("POST", "/payments", "k", "21 EUR"),
+            of("POST", "/payments", "k", ""),
+        ]
+    };
+    let same = || of("POST", "/payments", "k", MARKER);
+    let first = requests.handle(&same(), |_, _| {
+        for other in others() {
+            is(&requests.handle(&other, never), 422, "mismatch");
+        }
+        Err(Response::new(StatusCode::PAYMENT_REQUIRED).body(MARKER))
+    });
+    assert_eq!((first.status(), first.body()), (StatusCode::PAYMENT_REQUIRED, &MARKER.as_bytes().to_vec()));
+    for other in others() {
+        is(&requests.handle(&other, never), 422, "mismatch");
+    }
+    assert!(is_replayed(&requests.handle(&same(), never)));
+}
+
+#[test]
+fn a_request_in_progress_is_409_at_once() {
+    let requests = requests();
+    let first = requests.handle(&request("k"), |inner, claim| {
+        let asked = Instant::now();
+        let second = requests.handle(inner, never);
+        assert!(asked.elapsed() < 20 * SECOND, "it has waited for the 30 s of an `execute`");
+        is(&second, 409, "in_progress");
+        created(inner, claim)
+    });
+    assert_eq!((first.status(), is_replayed(&first)), (StatusCode::CREATED, false));
+}
+
+#[test]
+fn what_was_interrupted_is_held_with_409_until_it_is_settled() {
+    let requests = requests();
+    let panicked = catch_unwind(AssertUnwindSafe(|| requests.handle(&request("k"), |_, _| panic!("half done"))));
+    assert!(panicked.is_err(), "the panic goes on");
+    for _ in 0..2 {
+        is(&requests.handle(&request("k"), never), 409, "interrupted");
+    }
+    let settled = Response::new(StatusCode::ACCEPTED).body("found at the provider");
+    requests.manager().resolve("k", Resolution::Succeed(settled.clone())).unwrap();
+    let answer = requests.handle(&request("k"), never);
+    assert_eq!((answer.status(), answer.body().as_slice()), (StatusCode::ACCEPTED, settled.body_bytes()));
+    assert!(is_replayed(&answer));
+}
+
+#[test]
+fn the_options_may_say_that_it_resumes() {
+    let (engine, _) = engine();
+    let options = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
+    let requests = engine.requests_with("r", options).unwrap();
+    let panicked = catch_unwind(AssertUnwindSafe(|| requests.handle(&request("k"), |_, _| panic!("half done"))));
+    assert!(panicked.is_err());
+    let answer =
+        requests.handle(&request("k"), |_, claim| Ok(Response::new(StatusCode::OK).body(claim.attempt().to_string())));
+    assert_eq!(answer.body(), b"2");
+}
+
+#[test]
+fn failures_are_stored_or_not_as_on_error_says() {
+    let requests = requests().on_error(|response| match response.status() {
+        StatusCode::SERVICE_UNAVAILABLE => OnError::Release,
+        StatusCode::GATEWAY_TIMEOUT => OnError::Interrupt,
+        _ => OnError::Store,
+    });
+    let failing = |status: StatusCode| move |_: &Request, _: &mut Claim<_, _>| Err(Response::new(status).body("e"));
+    let declined = requests.handle(&request("stored"), failing(StatusCode::PAYMENT_REQUIRED));
+    assert_eq!((declined.status(), is_replayed(&declined)), (StatusCode::PAYMENT_REQUIRED, false));
+    let again = requests.handle(&request("stored"), never);
+    assert_eq!((again.status(), again.body(), is_replayed(&again)), (declined.status(), declined.body(), true));
+
+    let busy = requests.handle(&request("released"), failing(StatusCode::SERVICE_UNAVAILABLE));
+    assert_eq!((busy.status(), is_replayed(&busy)), (StatusCode::SERVICE_UNAVAILABLE, false));
+    assert_eq!(requests.handle(&request("released"), created).status(), StatusCode::CREATED);
+
+    assert_eq!(requests.handle(&request("unknown"), failing(StatusCode::GATEWAY_TIMEOUT)).status(), 504);
+    is(&requests.handle(&request("unknown"), never), 409, "interrupted");
+}
+
+#[test]
+fn what_cannot_be_stored_is_told_to_nobody_and_held() {
+    let clock = oncekey::ManualClock::new();
+    let requests = options(&clock).max_value_bytes(1_000).temporary().unwrap().requests("r").unwrap();
+    for (key, succeeds) in [("ok", true), ("failed", false)] {
+        let large = Response::new(StatusCode::OK).body(MARKER.repeat(1_000));
+        let answer = requests.handle(&request(key), |_, _| if succeeds { Ok(large) } else { Err(large) });
+        is(&answer, 500, "not_stored");
+        assert_eq!(fault(&answer), ErrorKind::TooLarge);
+        let record = requests.retrieve(key).unwrap().unwrap();
+        assert_eq!((record.status(), record.info().attempt()), (Status::Interrupted, 1));
+        is(&requests.handle(&request(key), never), 409, "interrupted");
+    }
+}
+
+#[test]
+fn faults_are_answered_and_told_to_the_log_only() {
+    let (engine, _) = engine();
+    let requests = engine.requests("r").unwrap();
+    requests.handle(&request("k"), created);
+    // A response of another time, with another layout.
+    let later = engine.requests_with("r", ManagerOptions::new().schema(2)).unwrap();
+    let answer = later.handle(&request("k"), never);
+    is(&answer, 500, "internal");
+    assert_eq!(fault(&answer), ErrorKind::TypeMismatch);
+    let path = engine.path().display().to_string();
+    engine.close().unwrap();
+    let answer = requests.handle(&request("k"), never);
+    is(&answer, 503, "unavailable");
+    assert_eq!(fault(&answer), ErrorKind::Closed);
+    assert!(!String::from_utf8_lossy(answer.body()).contains(&path));
+    // The engine's fault during the operation is not the operation's own answer.
+    let (engine, _) = crate::common::engine();
+    let requests = engine.requests("r").unwrap();
+    let answer = requests.handle(&request("k"), |_, _| {
+        engine.clone().close().unwrap();
+        Ok(Response::new(StatusCode::CREATED))
+    });
+    is(&answer, 500, "not_stored");
+    assert_eq!(fault(&answer), ErrorKind::Closed);
+}
+
+#[test]
+fn the_record_has_method_path_and_query_and_no_body() {
+    let requests = requests();
+    requests.handle(&of("POST", "/payments?tip=2&to=ada", "k", MARKER), created);
+    let record = requests.retrieve("k").unwrap().unwrap();
+    let context = record.info().context();
+    assert_eq!((context.text("method"), context.text("path")), (Some("POST"), Some("/payments")));
+    assert_eq!(context.decode::<String>("params").unwrap().as_deref(), Some("tip=2&to=ada"));
+    assert!(context.iter().all(|(_, value)| !String::from_utf8_lossy(value).contains(MARKER)));
+    let found = requests.find(RecordFilter::new().context("path", "/payments")).unwrap();
+    assert_eq!(keys(found), ["k"]);
+    requests.handle(&of("POST", "/payments", "l", ""), created);
+    assert!(requests.retrieve("l").unwrap().unwrap().info().context().get("params").is_none());
+}
+
+#[test]
+fn one_user_s_keys_never_meet_another_s() {
+    let requests = requests();
+    let (ada, eve) = (requests.scoped("ada").unwrap(), requests.scoped("eve").unwrap());
+    let first = ada.handle(&request("k"), created);
+    let second = eve.handle(&request("k"), created);
+    assert!(!is_replayed(&second) && first.body() != second.body());
+    assert!(is_replayed(&ada.handle(&request("k"), never)));
+    // No client can name a key of a scope.
+    let forged = Key::from_parts(["ada", "k"]).unwrap();
+    assert!(HeaderValue::from_bytes(forged.as_ref()).is_err());
+}
+
+/// It implements nothing but what is needed to be stored.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Plain(String);
+
+#[test]
+fn every_answer_of_execute_has_a_problem_but_the_failure() {
+    let (engine, _) = engine();
+    let manager: Manager<Plain, Plain> = engine.manager_with("m", ManagerOptions::new()).unwrap();
+    let ask = |key: &str, request: &str| {
+        let options = ExecuteOptions::new().fingerprint(Fingerprint::of(request).unwrap()).wait(Duration::ZERO);
+        manager.execute_with(key, options, |_| Err(Plain(MARKER.to_owned())))
+    };
+    let refused = |key: &str, request: &str| ask(key, request).err().unwrap().problem();
+    assert!(refused("failed", "a").is_none() && refused("failed", "a").is_none());
+    is(&refused("failed", "b").unwrap(), 422, "mismatch");
+    let claim = claimed(manager.begin_with(MARKER, same("a")).unwrap());
+    is(&refused(MARKER, "a").unwrap(), 409, "in_progress");
+    drop(claim);
+    is(&refused(MARKER, "a").unwrap(), 409, "interrupted");
+    is(&refused("", "a").unwrap(), 400, "invalid_key");
+    is(&refused(&MARKER.repeat(100), "a").unwrap(), 400, "invalid_key");
+
+    let options = ExecuteOptions::new().context(about("user", &MARKER.repeat(5_000)));
+    let error = manager.execute_with("k", options, |_| panic!("it has run")).err().unwrap();
+    is(&error.problem().unwrap(), 413, "too_large");
+    let options = BeginOptions::new().success_ttl(Duration::ZERO);
+    let error = manager.execute_with("k", options, |_| panic!("it has run")).err().unwrap();
+    is(&error.problem().unwrap(), 500, "internal");
+    let error = manager.execute("k", |_| Ok(Plain(MARKER.repeat(1 << 18)))).err().unwrap();
+    assert!(matches!(error, ExecuteError::NotStored { .. }));
+    is(&error.problem().unwrap(), 500, "not_stored");
+    engine.close().unwrap();
+    is(&refused("k", "a").unwrap(), 503, "unavailable");
+}
+
+/// One POST, and all that comes back.
+fn send(address: std::net::SocketAddr, path: &str, key: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nIdempotency-Key: {key}\r\n");
+    write!(stream, "{head}Content-Length: 6\r\n\r\n20 EUR").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.to_ascii_lowercase()
+}
+
+/// A thread of a server, until that is unblocked.
+fn serve(server: &tiny_http::Server, requests: &Requests) {
+    for mut incoming in server.incoming_requests() {
+        let mut body = Vec::new();
+        incoming.as_reader().read_to_end(&mut body).unwrap();
+        let mut request = http::Request::builder().method(incoming.method().as_str()).uri(incoming.url());
+        for header in incoming.headers() {
+            request = request.header(header.field.as_str().as_str(), header.value.as_str());
+        }
+        let request = request.body(body).unwrap();
+        let answer = requests.handle(&request, created);
+        let mut out =
+            tiny_http::Response::from_data(answer.body().as_slice()).with_status_code(answer.status().as_u16());
+        for (name, value) in answer.headers() {
+            out.add_header(tiny_http::Header::from_bytes(name.as_str(), value.as_bytes()).unwrap());
+        }
+        incoming.respond(out).unwrap();
+    }
+}
+
+/// Ends the server's thread, by a panic too.
+struct Unblock<'a>(&'a tiny_http::Server);
+
+impl Drop for Unblock<'_> {
+    fn drop(&mut self) {
+        self.0.unblock();
+    }
+}
+
+#[test]
+fn a_synchronous_server_answers_retries_over_the_wire() {
+    let engine = Engine::temporary().unwrap();
+    let requests = engine.requests("r").unwrap();
+    let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
+    let address = server.server_addr().to_ip().unwrap();
+    std::thread::scope(|scope| {
+        let _unblock = Unblock(&server);
+        scope.spawn(|| serve(&server, &requests));
+        let first = send(address, "/payments", "\"k\"");
+        assert!(first.starts_with("http/1.1 201"), "{first}");
+        assert!(!first.contains("idempotent-replayed"), "{first}");
+        let again = send(address, "/payments", "k");
+        assert!(again.starts_with("http/1.1 201") && again.contains("idempotent-replayed: true"), "{again}");
+        let bodies: HashSet<_> =
+            [&first, &again].iter().map(|answer| answer.split_once("\r\n\r\n").unwrap().1).collect();
+        assert!(bodies.len() == 1 && bodies.iter().all(|body| body.len() == 32), "{bodies:?}");
+        let other = send(address, "/refunds", "k");
+        assert!(other.starts_with("http/1.1 422") && other.contains("application/problem+json"), "{other}");
+        let malformed = send(address, "/payments", "\"k");
+        assert!(malformed.starts_with("http/1.1 400"), "{malformed}");
+    });
+    assert_eq!(keys(requests.find(RecordFilter::new()).unwrap()), ["k"]);
+}

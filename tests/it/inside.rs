@@ -1,0 +1,188 @@
+//! Requests inside transactions: together with rows, or not at all.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+use oncekey::{
+    Engine, Error, ErrorKind, Event, ManagerOptions, NewRequest, PhaseError, RequestPatch, Requests, Response, STARTED,
+    Status, Waited,
+};
+
+use crate::common::*;
+
+fn new(key: &str) -> NewRequest {
+    NewRequest::new("POST", "/orders").key(key.parse().unwrap())
+}
+
+fn gone() -> RequestPatch {
+    RequestPatch::new().response(Response::new(StatusCode::GONE))
+}
+
+fn requests(engine: &Engine) -> Requests {
+    engine.requests("r").unwrap()
+}
+
+fn state(requests: &Requests, key: &str) -> Option<Status> {
+    requests.retrieve(key).unwrap().map(|record| record.status())
+}
+
+#[test]
+fn a_request_and_a_row_are_made_together() {
+    let (engine, _) = engine();
+    let requests = requests(&engine).scoped("ada").unwrap();
+    let key = engine
+        .atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            assert!(inside.retrieve("k")?.is_none());
+            let key = inside.create(new("k"))?;
+            assert_eq!(inside.retrieve("k")?.unwrap().status(), Status::Released, "it reads what it has written");
+            inside.update("k", RequestPatch::new().recovery_point("paid").checkpoint("ch_1"))?;
+            assert_eq!(inside.retrieve("k")?.unwrap().info().recovery_point(), "paid");
+            tx.table("carts")?.insert("17", &key)?;
+            Ok::<_, Error>(key)
+        })
+        .unwrap();
+    assert_eq!(key.parts(), [&b"ada"[..], b"k"]);
+    let info = requests.retrieve("k").unwrap().unwrap().info().clone();
+    assert_eq!((info.recovery_point(), info.checkpoint(), info.attempt()), ("paid", Some(&b"ch_1"[..]), 0));
+    assert!(info.generation() > 0);
+    let claim = claimed(requests.lock("k").unwrap());
+    assert_eq!((claim.recovery_point(), claim.generation()), ("paid", info.generation()));
+    claim.release().unwrap();
+    assert_eq!(engine.table("carts").unwrap().get("17").unwrap().as_deref(), Some(key.as_ref()));
+}
+
+#[test]
+fn what_is_rolled_back_was_never_there() {
+    let (engine, _) = engine();
+    let requests = requests(&engine);
+    requests.create(new("old")).unwrap();
+    let refused: Result<(), _> = engine.atomic_phase(|tx| {
+        let inside = requests.with_transaction(tx);
+        inside.create(new("new"))?;
+        inside.update("old", gone())?;
+        assert_eq!(inside.retrieve("old")?.unwrap().status(), Status::Succeeded);
+        Err(PhaseError::User("no"))
+    });
+    assert!(matches!(refused, Err(PhaseError::User("no"))));
+    assert_eq!((state(&requests, "new"), state(&requests, "old")), (None, Some(Status::Released)));
+    assert_eq!(requests.retrieve("old").unwrap().unwrap().info().recovery_point(), STARTED);
+}
+
+#[test]
+fn an_end_inside_is_told_when_it_is_committed() {
+    let (engine, _) = engine();
+    let requests = requests(&engine);
+    let key = requests.create(new("k")).unwrap().key().clone();
+    let claim = claimed(requests.lock(&key).unwrap());
+    let events = engine.events();
+    claim.release().unwrap();
+    engine.atomic_phase(|tx| requests.with_transaction(tx).update(&key, gone())).unwrap();
+    let ended: Vec<Status> = events
+        .try_iter()
+        .filter_map(|event| if let Event::Ended(info) = event { Some(info.status()) } else { None })
+        .collect();
+    assert_eq!(ended, [Status::Released, Status::Succeeded]);
+    let Waited::Finished(done) = requests.manager().wait(&key, Duration::ZERO).unwrap() else { panic!("ended") };
+    assert_eq!(done.outcome().unwrap().status(), StatusCode::GONE);
+    assert_eq!((engine.stats().in_progress, engine.stats().interrupted), (0, 0));
+}
+
+#[test]
+fn the_rules_of_requests_hold_inside() {
+    let (engine, _) = engine();
+    let requests = requests(&engine);
+    requests.create(new("k")).unwrap();
+    let held = claimed(requests.lock("k").unwrap());
+    let refused = |work: &dyn Fn(&oncekey::TransactionRequests<'_>) -> oncekey::Result<()>| {
+        engine.atomic_phase(|tx| work(&requests.with_transaction(tx))).unwrap_err().kind()
+    };
+    assert_eq!(refused(&|inside| inside.update("k", gone())), ErrorKind::OwnedByClaim);
+    assert_eq!(refused(&|inside| inside.update("none", gone())), ErrorKind::NotFound);
+    assert_eq!(refused(&|inside| inside.update("k", RequestPatch::new())), ErrorKind::InvalidOptions);
+    let other = || NewRequest::new("POST", "/carts").key("k".parse().unwrap());
+    assert_eq!(refused(&|inside| inside.create(other()).map(|_| ())), ErrorKind::Mismatch);
+    assert_eq!(refused(&|inside| inside.retrieve("").map(|_| ())), ErrorKind::InvalidKey);
+    held.succeed(&Response::new(StatusCode::OK)).unwrap();
+    assert_eq!(refused(&|inside| inside.update("k", gone())), ErrorKind::NotInProgress);
+
+    let elsewhere = Engine::temporary().unwrap();
+    let wrong = elsewhere.atomic_phase(|tx| requests.with_transaction(tx).create(new("x")).map(|_| ()));
+    assert_eq!(wrong.unwrap_err().kind(), ErrorKind::InvalidOptions);
+    assert_eq!(state(&requests, "x"), None);
+}
+
+#[test]
+fn a_phase_that_read_a_request_which_has_changed_runs_again() {
+    let (engine, _) = engine();
+    let requests = requests(&engine);
+    requests.create(new("k")).unwrap();
+    let runs = std::sync::atomic::AtomicU32::new(0);
+    let seen = engine.atomic_phase(|tx| {
+        let found = requests.with_transaction(tx).retrieve("k")?.map(|record| record.status());
+        if runs.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            let remove = || requests.manager().remove("k");
+            assert!(std::thread::scope(|scope| scope.spawn(remove).join().unwrap())?);
+        }
+        tx.table("t")?.insert("seen", format!("{found:?}"))?;
+        Ok::<_, Error>(found)
+    });
+    assert_eq!((seen.unwrap(), runs.into_inner()), (None, 2));
+}
+
+#[test]
+fn what_expires_while_a_phase_runs_is_not_there_at_its_end() {
+    let (engine, clock) = engine();
+    let options = ManagerOptions::new().unfinished_ttl(MINUTE);
+    let requests = engine.requests_with("r", options).unwrap();
+    // Read twice.
+    requests.create(new("read")).unwrap();
+    let runs = AtomicU32::new(0);
+    engine
+        .atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            let first = inside.retrieve("read")?.is_some();
+            assert_eq!(first, runs.load(Ordering::Relaxed) == 0);
+            if runs.fetch_add(1, Ordering::Relaxed) == 0 {
+                clock.advance(MINUTE);
+            }
+            assert_eq!(inside.retrieve("read")?.is_some(), first, "two states at once");
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+    assert_eq!(runs.load(Ordering::Relaxed), 2);
+
+    // Changed: whoever saw it gone may rely on that.
+    requests.create(new("changed")).unwrap();
+    let runs = AtomicU32::new(0);
+    let changed = engine.atomic_phase(|tx| {
+        let changed = requests.with_transaction(tx).update("changed", RequestPatch::new().checkpoint("x"));
+        if runs.fetch_add(1, Ordering::Relaxed) == 0 {
+            clock.advance(MINUTE);
+            std::thread::scope(|scope| scope.spawn(|| assert_eq!(state(&requests, "changed"), None)).join().unwrap());
+        }
+        changed
+    });
+    assert_eq!(state(&requests, "changed"), None);
+    assert_eq!(changed.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn the_time_of_what_a_slow_phase_makes_runs_from_its_commit() {
+    let (engine, clock) = engine();
+    let requests = engine.requests_with("r", ManagerOptions::new().unfinished_ttl(MINUTE).success_ttl(MINUTE)).unwrap();
+    engine
+        .atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            inside.create(new("made"))?;
+            clock.advance(MINUTE);
+            assert!(inside.retrieve("made")?.is_some(), "it reads what it has written");
+            inside.update("made", gone())
+        })
+        .unwrap();
+    clock.advance(just_before(MINUTE));
+    assert_eq!(state(&requests, "made"), Some(Status::Succeeded));
+    clock.advance(MS);
+    assert_eq!(state(&requests, "made"), None);
+}

@@ -1,0 +1,337 @@
+//! What the parent knows of each key, from what its children said before they were killed.
+//!
+//! A child says a line before each call that changes something and one when it was answered. So at any moment a key's record
+//! is known, but for the calls that were said and not answered: those have happened wholly or not at all.
+
+use std::collections::{BTreeMap, HashMap};
+
+/// The life of a key, and which of its claims: later ones are larger.
+pub(crate) type Claimed = (u64, u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Finished { success: bool, value: u64 },
+    Released,
+    Interrupted,
+}
+
+impl End {
+    pub(crate) fn word(self) -> String {
+        match self {
+            Self::Finished { success: true, value } => format!("ok {value}"),
+            Self::Finished { success: false, value } => format!("err {value}"),
+            Self::Released => "release 0".to_owned(),
+            Self::Interrupted => "interrupt 0".to_owned(),
+        }
+    }
+
+    fn parse(how: &str, value: &str) -> Self {
+        match how {
+            "ok" | "err" => Self::Finished { success: how == "ok", value: value.parse().unwrap() },
+            "release" => Self::Released,
+            "interrupt" => Self::Interrupted,
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// The record of the newest claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Absent,
+    Live,
+    /// Its ending was begun and not answered.
+    Ending(End),
+    Ended(End),
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_key: bool,
+    claimed: Claimed,
+    phase: Phase,
+    /// Every outcome that was to be stored, by its claim. Two if the record was interrupted and resolved.
+    outcomes: HashMap<Claimed, Vec<End>>,
+    /// Calls under way that may begin it.
+    tries: u32,
+    /// A process died with such a call.
+    maybe_begun: bool,
+    /// A removal was under way, which may have taken it.
+    maybe_absent: bool,
+    /// The claim and phase when a removal began. A key has one thread that removes and resolves.
+    removing: Option<(Claimed, Phase)>,
+    resolving: Option<End>,
+}
+
+impl Known {
+    fn began(&mut self, claimed: Claimed) {
+        assert!(claimed > self.claimed, "{claimed:?} began after {self:?}");
+        self.tries -= 1;
+        assert!(self.may_begin(), "{claimed:?} began beside {self:?}");
+        self.newest(claimed, Phase::Live);
+    }
+
+    fn newest(&mut self, claimed: Claimed, phase: Phase) {
+        (self.claimed, self.phase) = (claimed, phase);
+        (self.maybe_absent, self.resolving) = (false, None);
+    }
+
+    /// Whether the engine may let somebody begin it.
+    fn may_begin(&self) -> bool {
+        let is_free = match self.phase {
+            Phase::Absent | Phase::Ending(End::Released) | Phase::Ended(End::Released) => true,
+            Phase::Ending(_) | Phase::Ended(_) => self.resolving == Some(End::Released) || self.removing.is_some(),
+            Phase::Live => false,
+        };
+        is_free || self.maybe_absent
+    }
+
+    fn ending(&mut self, claimed: Claimed, end: End) {
+        assert_eq!((claimed, self.phase), (self.claimed, Phase::Live), "{self:?}");
+        self.phase = Phase::Ending(end);
+        self.expect_outcome(claimed, end);
+    }
+
+    fn expect_outcome(&mut self, claimed: Claimed, end: End) {
+        if matches!(end, End::Finished { .. }) {
+            self.outcomes.entry(claimed).or_default().push(end);
+        }
+    }
+
+    /// Of an older claim it is no news: it was said late.
+    fn ended(&mut self, claimed: Claimed) {
+        if let (true, Phase::Ending(end)) = (claimed == self.claimed, self.phase) {
+            self.phase = Phase::Ended(end);
+        }
+    }
+
+    fn removed(&mut self, removed: bool) {
+        let (claimed, phase) = self.removing.take().unwrap();
+        if !removed {
+            return;
+        }
+        if claimed == self.claimed {
+            self.phase = Phase::Absent;
+        } else if !is_kept(phase) && self.phase != Phase::Live {
+            self.maybe_absent = true;
+        }
+    }
+
+    fn resolved(&mut self, claimed: Claimed) {
+        if let (true, Some(end)) = (claimed == self.claimed, self.resolving.take()) {
+            self.phase = Phase::Ended(end);
+        }
+    }
+
+    fn answered(&mut self, claimed: Claimed, end: End) {
+        let stored = self.outcomes.get(&claimed).is_some_and(|ends| ends.contains(&end));
+        assert!(stored, "answered with {end:?} of {claimed:?}, which nobody stored: {self:?}");
+        if claimed != self.claimed {
+            return;
+        }
+        match self.phase {
+            Phase::Ending(_) => self.phase = Phase::Ended(end),
+            Phase::Ended(End::Interrupted) if self.resolving == Some(end) => self.phase = Phase::Ended(end),
+            Phase::Ended(End::Finished { .. }) => {
+                assert_eq!(self.phase, Phase::Ended(end), "answered otherwise before");
+            }
+            // Said late.
+            Phase::Absent => {}
+            Phase::Live | Phase::Ended(_) => panic!("answered with {end:?}, and it was {self:?}"),
+        }
+    }
+
+    /// What was under way has happened or not.
+    fn killed(&mut self) {
+        self.maybe_begun |= std::mem::take(&mut self.tries) > 0;
+        let Some((claimed, phase)) = self.removing.take() else { return };
+        // One that a claim owns is never removed; what was begun by key can be.
+        let is_owned = self.phase == Phase::Live && !self.by_key;
+        self.maybe_absent |= !is_owned && (claimed == self.claimed || !is_kept(phase));
+    }
+
+    /// What the next open may list as interrupted: which claim, and whether it must be there.
+    fn listed(&mut self, found: Option<Claimed>) {
+        let same_claim = found.is_none_or(|found| found == self.claimed);
+        let may_be_newer = self.maybe_begun && self.may_begin();
+        let may_be_so = match (self.phase, found) {
+            // Resolved so, or removed.
+            (Phase::Live | Phase::Ending(End::Interrupted) | Phase::Ended(End::Interrupted), None) => {
+                self.resolving.is_some() || self.maybe_absent
+            }
+            (_, None) => true,
+            (Phase::Live | Phase::Ending(_) | Phase::Ended(End::Interrupted), Some(_)) if same_claim => true,
+            (_, Some(found)) => may_be_newer && found > self.claimed,
+        };
+        assert!(may_be_so, "listed as interrupted: {found:?}, known: {self:?}");
+        self.maybe_begun = false;
+        let resolving = self.resolving.take();
+        match (found, self.phase) {
+            (Some(found), _) => {
+                // What was to be stored and was not must not come back.
+                self.outcomes.remove(&found);
+                self.newest(found, Phase::Ended(End::Interrupted));
+            }
+            (None, Phase::Ending(End::Interrupted) | Phase::Ended(End::Interrupted)) => {
+                self.phase = resolving.map_or(Phase::Absent, Phase::Ended);
+            }
+            (None, Phase::Ending(end)) => self.phase = Phase::Ended(end),
+            (None, Phase::Live) => self.phase = Phase::Absent,
+            (None, Phase::Absent | Phase::Ended(_)) => {}
+        }
+    }
+
+    /// What the store has of it.
+    fn found(&mut self, found: Option<(Claimed, End)>) {
+        let expected = match self.phase {
+            Phase::Ended(end) => Some((self.claimed, end)),
+            Phase::Absent => None,
+            Phase::Live | Phase::Ending(_) => panic!("nobody has listed {self:?}"),
+        };
+        if found.is_none() && self.maybe_absent {
+            self.phase = Phase::Absent;
+        } else {
+            assert_eq!(found, expected, "{self:?}");
+        }
+        self.maybe_absent = false;
+    }
+}
+
+/// Only a removal or a resolution makes it free.
+fn is_kept(phase: Phase) -> bool {
+    matches!(phase, Phase::Ended(End::Finished { .. } | End::Interrupted))
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    keys: HashMap<String, Known>,
+    listing: BTreeMap<String, Claimed>,
+    pub(crate) counts: Counts,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    /// Calls that were answered.
+    pub(crate) answers: u64,
+    /// Claims that were listed as interrupted, and lists that were compared.
+    pub(crate) interrupted: u64,
+    pub(crate) lists: u64,
+    /// Records that were compared with what was said of them.
+    pub(crate) compared: u64,
+}
+
+impl Model {
+    /// Of a directory with nothing; the counts go on.
+    pub(crate) fn new(counts: Counts) -> Self {
+        Self { counts, ..Self::default() }
+    }
+
+    /// A line of the child.
+    pub(crate) fn line(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        if words[0] == "listed" {
+            return self.listed(words[1].parse().unwrap());
+        }
+        let key = words[1];
+        if words[0] == "interrupted" {
+            self.listing.insert(key.to_owned(), claimed(words[2], words[3]));
+            return;
+        }
+        let known = self.known(key);
+        let mut is_answer = true;
+        match words[..] {
+            ["not", _] => known.tries -= 1,
+            ["began", _, generation, attempt] => known.began(claimed(generation, attempt)),
+            ["ended", _, generation, attempt] => known.ended(claimed(generation, attempt)),
+            ["removed", _, removed] => known.removed(removed == "true"),
+            ["resolved", _, generation, attempt] => known.resolved(claimed(generation, attempt)),
+            ["answer", _, generation, attempt, how, value] => {
+                known.answered(claimed(generation, attempt), End::parse(how, value));
+            }
+            _ => {
+                is_answer = false;
+                known.call(&words);
+            }
+        }
+        self.counts.answers += u64::from(is_answer);
+    }
+
+    fn known(&mut self, key: &str) -> &mut Known {
+        if !self.keys.contains_key(key) {
+            self.keys.insert(key.to_owned(), Known { by_key: key.starts_with('k'), ..Known::default() });
+        }
+        self.keys.get_mut(key).unwrap()
+    }
+
+    pub(crate) fn killed(&mut self) {
+        self.listing.clear();
+        self.keys.values_mut().for_each(Known::killed);
+    }
+
+    /// The list of interrupted records is whole.
+    fn listed(&mut self, count: usize) {
+        let mut list = std::mem::take(&mut self.listing);
+        assert_eq!(list.len(), count);
+        self.counts.lists += 1;
+        self.counts.interrupted += list.len() as u64;
+        for (key, known) in &mut self.keys {
+            let found = list.remove(key);
+            // So that a panic names it.
+            let _key = Named(key);
+            known.listed(found);
+        }
+        assert!(list.is_empty(), "interrupted, and nobody has begun them: {list:?}");
+    }
+
+    /// Compares everything with what the store has.
+    pub(crate) fn compare(
+        &mut self,
+        interrupted: BTreeMap<String, Claimed>,
+        mut get: impl FnMut(&str) -> Option<(Claimed, End)>,
+    ) {
+        let count = interrupted.len();
+        self.listing = interrupted;
+        self.listed(count);
+        for (key, known) in &mut self.keys {
+            let _key = Named(key);
+            known.found(get(key));
+            self.counts.compared += 1;
+        }
+    }
+}
+
+impl Known {
+    /// A call that is made now.
+    fn call(&mut self, words: &[&str]) {
+        match words {
+            ["try", _] => self.tries += 1,
+            ["ending", _, generation, attempt, how, value] => {
+                self.ending(claimed(generation, attempt), End::parse(how, value));
+            }
+            ["removing", _] => self.removing = Some((self.claimed, self.phase)),
+            ["resolving", _, generation, attempt, how, value] => {
+                let (claimed, end) = (claimed(generation, attempt), End::parse(how, value));
+                assert_eq!(claimed, self.claimed, "{self:?}");
+                self.expect_outcome(claimed, end);
+                self.resolving = Some(end);
+            }
+            _ => panic!("{words:?}"),
+        }
+    }
+}
+
+/// Says on a panic which key it was.
+struct Named<'a>(&'a str);
+
+impl Drop for Named<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the key is {}", self.0);
+        }
+    }
+}
+
+fn claimed(generation: &str, attempt: &str) -> Claimed {
+    (generation.parse().unwrap(), attempt.parse().unwrap())
+}
