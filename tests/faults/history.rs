@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
-use oncekey::{Interruption, Record, Status};
+use oncekey::{Clock, Interruption, ManualClock, Record, Status};
 
 use crate::record::Recording;
 use crate::threads::Rng;
@@ -45,6 +46,8 @@ pub(crate) struct Seen {
     pub(crate) value: Option<u64>,
     /// What its last stage left in its checkpoint.
     pub(crate) stage: Option<u64>,
+    /// In seconds since the manual clock's beginning; nothing is as late as never.
+    pub(crate) expires: u64,
 }
 
 impl Seen {
@@ -55,7 +58,11 @@ impl Seen {
         let whole = |bytes: &[u8]| number(bytes).ok_or_else(|| format!("{} has other bytes", info.key()));
         let value = outcome.map(|bytes| whole(bytes)).transpose()?;
         let stage = info.checkpoint().map(whole).transpose()?;
-        Ok(Self { status: info.status(), attempt: info.attempt(), interruption: info.interruption(), value, stage })
+        let since_beginning =
+            |at: SystemTime| at.duration_since(ManualClock::new().wall()).map(|since| since.as_secs());
+        let expires = info.expires_at().map_or(Ok(u64::MAX), since_beginning).map_err(|error| error.to_string())?;
+        let (status, interruption) = (info.status(), info.interruption());
+        Ok(Self { status, attempt: info.attempt(), interruption, value, stage, expires })
     }
 }
 
@@ -79,9 +86,10 @@ impl Expected {
                 found == (Status::Interrupted, Some(why), None) && seen.attempt == attempt
             }
             Self::Released { attempt } => seen.status == Status::Released && seen.attempt == attempt,
-            Self::Ended { succeeded, value, .. } => {
+            Self::Ended { succeeded, value, expires } => {
                 let status = if succeeded { Status::Succeeded } else { Status::Failed };
-                (seen.status, seen.value) == (status, Some(value))
+                // Later where the store could not tell how long the machine was off.
+                (seen.status, seen.value) == (status, Some(value)) && seen.expires >= expires
             }
         }
     }
@@ -228,16 +236,21 @@ impl Known {
         }
     }
 
+    /// How many of a key's steps had happened, the most that agree with what is found, and what it holds. Of the states that
+    /// agree it is the one that promises least: after a restart a shorter time may look like a longer one.
+    pub(crate) fn holds(&self, key: &str, seen: Option<&Seen>, cut: usize, now: u64) -> (usize, Expected) {
+        let (least, most) = self.happened(key, seen, cut, now).unwrap();
+        let (initial, steps) = self.of(key);
+        let states = std::iter::once(initial).chain(steps.iter().map(|step| &step.expected));
+        let agreeing = states.take(most + 1).skip(least).filter(|state| state.is(seen, now));
+        let held = agreeing.min_by_key(|state| if let Expected::Ended { expires, .. } = state { *expires } else { 0 });
+        (most, held.unwrap().clone())
+    }
+
     /// What each key holds by what was found, to go on from there.
     pub(crate) fn at(&self, found: &BTreeMap<String, Seen>, cut: usize, now: u64) -> BTreeMap<String, Expected> {
-        let mut states = BTreeMap::new();
-        for key in self.keys() {
-            let (_, most) = self.happened(key, found.get(key), cut, now).unwrap();
-            let (initial, steps) = self.of(key);
-            let state = if most == 0 { initial } else { &steps[most - 1].expected };
-            states.insert(key.clone(), state.clone());
-        }
-        states
+        let held = |key: &String| (key.clone(), self.holds(key, found.get(key), cut, now).1);
+        self.keys().into_iter().map(held).collect()
     }
 }
 

@@ -18,11 +18,15 @@ pub(crate) fn joined(first: &Run, cut: usize, image: &Image, found: &Found, next
     let served = |at: usize| if at <= cut { at } else { opened };
     let mut steps = BTreeMap::new();
     for key in first.known.keys() {
-        let (_, happened) = first.known.happened(key, found.get(key), cut, first.now(cut)).unwrap();
+        let (happened, held) = first.known.holds(key, found.get(key), cut, first.now(cut));
         let old = first.known.steps.get(key).into_iter().flatten().take(happened);
-        let old =
-            old.map(|step| Step { answered: served(step.answered), durable: served(step.durable), ..step.clone() });
-        steps.insert(key.clone(), old.collect::<Vec<_>>());
+        let mut old: Vec<_> = old
+            .map(|step| Step { answered: served(step.answered), durable: served(step.durable), ..step.clone() })
+            .collect();
+        if let Some(last) = old.last_mut() {
+            last.expected = held;
+        }
+        steps.insert(key.clone(), old);
     }
     for (key, added) in &next.known.steps {
         let added = added.iter().map(|step| Step {
