@@ -6,7 +6,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::journal::Pool;
 use super::tables::Tables;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::stats::Counter;
 
 /// sled was made the state after this frame.
@@ -36,7 +36,11 @@ pub(crate) fn run(jobs: &Receiver<Job>, around: &Surroundings) -> Result<()> {
         let Some(job) = waiting.last() else { break };
         debug_assert_eq!(around.tables.blobs()?, 0, "a value went where sled never syncs");
         around.tables.flush()?;
-        (around.record)(job.frame)?;
+        match (around.record)(job.frame) {
+            // A full disk's close did not wait for this. What is not recorded is replayed.
+            Err(error) if error.kind() == ErrorKind::Closed => break,
+            recorded => recorded?,
+        }
         around.pool.release(job.frame);
         around.count.add(1);
         (around.done)(job.applied);

@@ -238,6 +238,31 @@ fn a_deletion_that_waits_behind_close_is_told() {
 }
 
 #[test]
+fn a_checkpoint_that_the_close_of_a_full_disk_overtakes_is_no_fault() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    thread::scope(|scope| {
+        let gate = store.inner.tables.flush_gate.lock();
+        let (reply, _ignored) = crossbeam_channel::bounded(1);
+        store.inner.apply.messages.send(apply::Message::Checkpoint { reply }).unwrap();
+        put(&store, &key("k"), done(b"x"));
+        store.drain().unwrap();
+        store.inner.room.pretended.store(0, Ordering::SeqCst);
+        put(&store, &key("k"), done(b"in the journal only"));
+        while !store.inner.group.is_held() {
+            thread::yield_now();
+        }
+        let closing = scope.spawn(|| store.close());
+        while store.inner.group.admit(1, Entrant::Store).is_ok() {
+            thread::yield_now();
+        }
+        drop(gate);
+        assert_eq!(closing.join().unwrap().unwrap_err().kind(), ErrorKind::Full);
+    });
+    assert_eq!(outcome(&open(dir.path()).0, &key("k")).unwrap(), b"in the journal only");
+}
+
+#[test]
 fn close_lets_waiting_commits_out() {
     let dir = temp();
     let (store, _) = open(dir.path());
