@@ -2,9 +2,11 @@
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use oncekey::{Begin, Manager};
+use oncekey::{Begin, Durability, Engine, Manager};
 
 pub(crate) const VALUE: [u8; 256] = [7; 256];
 
@@ -21,6 +23,34 @@ pub(crate) fn cycle(manager: &Manager<Vec<u8>, String>, number: u64, value: &Vec
     }
 }
 
+/// A store of finished records with these numbers, closed.
+pub(crate) fn fill(path: &Path, records: u64) {
+    let durability = Durability::Eventual { interval: Duration::from_millis(50) };
+    let engine = Engine::options().durability(durability).open(path).unwrap();
+    let manager = engine.manager("bench").unwrap();
+    fill_with(&manager, records);
+    drop(manager);
+    engine.close().unwrap();
+}
+
+/// Cycles of these numbers, on several threads.
+pub(crate) fn fill_with(manager: &Manager<Vec<u8>, String>, records: u64) {
+    let (next, value) = (AtomicU64::new(0), VALUE.to_vec());
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= records {
+                        return;
+                    }
+                    cycle(manager, number, &value);
+                }
+            });
+        }
+    });
+}
+
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -28,6 +58,22 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 
 /// Where to run: what the command line says, or a directory of the build's.
 pub(crate) fn asked_directory() -> PathBuf {
-    let asked = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    asked.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from)
+    on_disk(std::env::args().skip(1).find(|argument| !argument.starts_with("--")))
+}
+
+/// The same where the command line says something else: what `ONCEKEY_BENCH_DIR` names.
+pub(crate) fn named_directory() -> PathBuf {
+    on_disk(std::env::var("ONCEKEY_BENCH_DIR").ok())
+}
+
+/// Nothing is ever synced in memory: whoever measured there would measure nothing.
+fn on_disk(asked: Option<String>) -> PathBuf {
+    const TMPFS: u32 = 0x0102_1994;
+    const RAMFS: u32 = 0x8584_58F6;
+    let path = asked.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    let found = rustix::fs::statfs(&path).unwrap();
+    #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "magic numbers have 32 bits")]
+    let magic = found.f_type as u32;
+    assert!(![TMPFS, RAMFS].contains(&magic), "{} is in memory; name a directory on a disk", path.display());
+    path
 }
