@@ -30,6 +30,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+pub(crate) use apply::Deleted;
+pub(crate) use compact::Pass;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 pub use open::OpenReport;
 pub(crate) use values::Depth;

@@ -10,6 +10,7 @@ use crate::clock::{NEVER, monotonic};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Compacted, Event};
 use crate::stats::Counter;
+use crate::store::{Deleted, Pass};
 
 /// The earliest expiry that is known of, in store time.
 pub(super) struct Due {
@@ -96,17 +97,28 @@ impl Protocol {
     }
 
     fn pass(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
-        let mut done = Compacted::default();
+        let (mut done, mut pass) = (Compacted::default(), Pass::default());
+        let passed = self.pass_on(&mut pass, batch, goes_on, &mut done);
+        // Deleted all the same, whatever ended the pass.
+        let rest = self.store.end_pass(&mut pass).map(|deleted| self.forgot(deleted, &mut done));
+        passed.and(rest).map(|()| done)
+    }
+
+    fn pass_on(&self, pass: &mut Pass, batch: usize, goes_on: &dyn Fn() -> bool, done: &mut Compacted) -> Result<()> {
         while goes_on() {
             self.check()?;
-            let Some(deleted) = self.store.compact(batch)? else { break };
-            self.interrupted.add(-i64::try_from(deleted.interrupted).unwrap_or(0));
-            self.due.expired.add(deleted.records);
-            done.removed += deleted.records;
-            done.bytes += deleted.bytes;
-            done.leftovers += deleted.strays;
+            let Some(deleted) = self.store.compact(pass, batch)? else { break };
+            self.forgot(deleted, done);
         }
-        Ok(done)
+        Ok(())
+    }
+
+    fn forgot(&self, deleted: Deleted, done: &mut Compacted) {
+        self.interrupted.add(-i64::try_from(deleted.interrupted).unwrap_or(0));
+        self.due.expired.add(deleted.records);
+        done.removed += deleted.records;
+        done.bytes += deleted.bytes;
+        done.leftovers += deleted.strays;
     }
 
     /// The background compaction has ended, and not because the engine was closed.

@@ -9,10 +9,11 @@ use crossbeam_channel::{Receiver, Sender};
 use super::checkpoint::Job;
 use super::format::envelope::PiecesId;
 use super::format::frame::{Change, Content, Frame, StoreKey};
+use super::format::record::Head;
 use super::overlay::Overlay;
 use super::room::Nudges;
 use super::tables::{Name, Stamp, Tables};
-use super::values::{self, Stray};
+use super::values::{self, Due, Stray};
 use super::verify::{Problems, Scans, VerifyReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Status;
@@ -46,10 +47,10 @@ impl Message {
     }
 }
 
-/// Delete these records if they are still at that revision, and these leftovers if they are: in steps, between groups.
+/// Delete these records if they are still what they were, and these leftovers if they are: in steps, between groups.
 #[derive(Debug)]
 pub(crate) struct Deletion {
-    pub(crate) records: Vec<(StoreKey, u64)>,
+    pub(crate) records: Vec<Due>,
     pub(crate) strays: Vec<Stray>,
     pub(crate) reply: Sender<Result<Deleted>>,
 }
@@ -158,24 +159,11 @@ impl Applier {
         }
         Ok(count)
     }
-
-    fn delete(&self, (key, revision): &(StoreKey, u64), around: &Surroundings) -> Result<Deleted> {
-        // Begun anew meanwhile: whoever did that has counted it.
-        Ok(match values::delete_revision(&self.tables, key, *revision)?.filter(|_| (around.forgotten)(key)) {
-            Some(head) => Deleted {
-                records: 1,
-                interrupted: u64::from(matches!(head.state, Status::InProgress | Status::Interrupted)),
-                bytes: u64::from(head.outcome_len),
-                strays: 0,
-            },
-            None => Deleted::default(),
-        })
-    }
 }
 
 /// A deletion on its way.
 struct Deleting {
-    records: std::vec::IntoIter<(StoreKey, u64)>,
+    records: std::vec::IntoIter<Due>,
     strays: std::vec::IntoIter<Stray>,
     reply: Sender<Result<Deleted>>,
     deleted: Deleted,
@@ -194,20 +182,35 @@ impl Deleting {
 
     /// Deletes so many; gives itself back if there is more.
     fn step(mut self, applier: &Applier, around: &Surroundings, limit: usize) -> Result<Option<Self>> {
-        for _ in 0..limit {
-            if let Some(record) = self.records.next() {
-                self.deleted += applier.delete(&record, around)?;
-            } else if let Some(stray) = self.strays.next() {
-                self.deleted.strays += u64::from(values::drop_stray(&applier.tables, &stray)?);
-            } else {
-                // Whoever asked may have gone.
-                let _ = self.reply.send(Ok(self.deleted));
-                return Ok(None);
-            }
+        let mut gone = Vec::new();
+        for (key, found) in self.records.by_ref().take(limit) {
+            gone.extend(values::delete(&applier.tables, &key, &found)?.map(|head| (key, head)));
         }
-        Ok(Some(self))
+        if !gone.is_empty() {
+            (around.forgotten)(&mut gone);
+        }
+        for (_, head) in gone {
+            self.deleted.records += 1;
+            self.deleted.interrupted += u64::from(matches!(head.state, Status::InProgress | Status::Interrupted));
+            self.deleted.bytes += u64::from(head.outcome_len);
+        }
+        if !self.records.as_slice().is_empty() {
+            return Ok(Some(self));
+        }
+        for stray in self.strays.by_ref().take(limit) {
+            self.deleted.strays += u64::from(values::drop_stray(&applier.tables, &stray)?);
+        }
+        if !self.strays.as_slice().is_empty() {
+            return Ok(Some(self));
+        }
+        // Whoever asked may have gone.
+        let _ = self.reply.send(Ok(self.deleted));
+        Ok(None)
     }
 }
+
+/// Is given records that were deleted, and how they began.
+pub(crate) type Forget = Box<dyn Fn(&mut Vec<(StoreKey, Head)>) + Send>;
 
 /// What the apply thread needs of the rest.
 pub(crate) struct Surroundings {
@@ -216,9 +219,9 @@ pub(crate) struct Surroundings {
     /// Payload bytes ever applied.
     pub(crate) applied_bytes: Box<dyn Fn() -> u64 + Send>,
     pub(crate) checkpoints: Sender<Job>,
-    /// sled has no record of this key any more, and who has read it there commits nothing on it. False if somebody has begun
-    /// it anew before.
-    pub(crate) forgotten: Box<dyn Fn(&StoreKey) -> bool + Send>,
+    /// sled has these records no more, and who has read one there commits nothing on it. Those that somebody has begun anew
+    /// before, and so has counted, are taken out.
+    pub(crate) forgotten: Forget,
     /// Says in the journal that the store was closed.
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
     /// Why there is no room to apply so many bytes, if there is none.
@@ -283,7 +286,7 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
         // does not wait long behind a deletion.
         if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
             deleting = match (around.short)(0)? {
-                None => more.step(&applier, around, 2 * count)?,
+                None => more.step(&applier, around, 3 * count)?,
                 Some(full) => more.refuse(full),
             };
         }

@@ -6,13 +6,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ::sled::IVec;
+use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
 use super::apply::{Deleted, Deletion};
 use super::format::behind;
-use super::format::frame::{Content, StoreKey};
+use super::format::frame::StoreKey;
 use super::tables::Name;
-use super::values::{self, Depth, Stray};
+use super::values::{self, Depth, Due, Stray};
 use super::{Index, Inner, Store};
 use crate::clock::NEVER;
 use crate::error::Result;
@@ -21,8 +23,8 @@ use crate::record::{Image, Status};
 /// Entries looked at in one step for the first that is due.
 const HINTS: usize = 64;
 
-/// A record to delete, if it is still at this revision.
-type Due = (StoreKey, u64);
+/// Expiry entries that a pass takes at once, to go through them in the order of their keys.
+const AHEAD: usize = if cfg!(test) { 16 } else { 128 << 10 };
 
 /// What one step found to delete.
 #[derive(Debug, Default)]
@@ -33,10 +35,22 @@ pub(super) struct Found {
 
 #[cfg(test)]
 impl Found {
-    pub(super) fn of(key: StoreKey, revision: u64) -> Self {
-        Self { due: vec![(key, revision)], strays: Vec::new() }
+    pub(super) fn of(key: StoreKey, bytes: IVec) -> Self {
+        Self { due: vec![(key, bytes)], strays: Vec::new() }
     }
 }
+
+/// How far one pass has come. It takes many expiry entries at once and sorts them by key: records that are neighbours in sled
+/// are deleted together, or each would have its page read and written for itself. To be ended by [`Store::end_pass`].
+#[derive(Debug, Default)]
+pub(crate) struct Pass {
+    entries: std::vec::IntoIter<IVec>,
+    from: Vec<u8>,
+    under_way: Option<UnderWay>,
+}
+
+/// What the apply thread was given to delete, and answers when it has.
+type UnderWay = Receiver<Result<Deleted>>;
 
 /// What is known of expiries that no entry of the tree leads to, and of what a crash has left behind.
 #[derive(Debug)]
@@ -92,17 +106,29 @@ impl Store {
         self.inner.group.unapplied() == 0
     }
 
-    /// Deletes some of what is due, about `limit` records; `None` when there is no more.
-    pub(crate) fn compact(&self, limit: usize) -> Result<Option<Deleted>> {
+    /// Gives some of what is due to the apply thread to delete, about `limit` records, and says what came of those before;
+    /// `None` when there is no more.
+    pub(crate) fn compact(&self, pass: &mut Pass, limit: usize) -> Result<Option<Deleted>> {
         self.inner.check()?;
         let now = self.inner.clock.now();
-        if let Some(found) = self.inner.find_expired(now, limit)? {
-            return self.inner.delete(found).map(Some);
+        if let Some(found) = self.inner.find_expired(pass, now, limit)? {
+            // Found while those were being deleted.
+            let before = self.end_pass(pass)?;
+            pass.under_way = self.inner.begin_deletion(found)?;
+            return Ok(Some(before));
+        }
+        if pass.under_way.is_some() {
+            return self.end_pass(pass).map(Some);
         }
         if self.leftovers.dead_due.load(Ordering::Relaxed) <= now {
             return self.survey_unfinished(limit).map(|survey| Some(survey.deleted));
         }
         self.sweep_pieces(limit)
+    }
+
+    /// Waits for what the apply thread was given, and says what came of it.
+    pub(crate) fn end_pass(&self, pass: &mut Pass) -> Result<Deleted> {
+        pass.under_way.take().map_or(Ok(Deleted::default()), |under_way| self.inner.end_deletion(&under_way))
     }
 
     /// Counts what is interrupted, and deletes what is expired because its process died, and entries that lead nowhere. Looks
@@ -117,7 +143,12 @@ impl Store {
                 let in_overlay = self.inner.overlay.contains(&key);
                 let read = self.inner.read(&key, Depth::Head)?;
                 match read.record() {
-                    Some(image) if image.seen(&now).is_none() => found.due.push((key, image.revision)),
+                    Some(image) if image.seen(&now).is_none() => {
+                        // Sled may have another revision by now, which is not due.
+                        let held = values::found(&self.inner.tables, &key)?;
+                        let held = held.filter(|(head, _)| head.revision == image.revision);
+                        found.due.extend(held.map(|(_, bytes)| (key, bytes)));
+                    }
                     Some(image) if is_unfinished(image) => {
                         survey.interrupted += u64::from(image.status(&now) == Status::Interrupted);
                         dead_due = dead_due.min(image.expires_at(&now));
@@ -156,34 +187,36 @@ impl Store {
     }
 }
 
+/// Whose expiry it is; nobody's if it is malformed.
+fn key_in(entry: &[u8]) -> &[u8] {
+    values::split_expiry_key(entry).map_or(&[], |(_, raw)| raw)
+}
+
 fn is_unfinished(image: &Image) -> bool {
     matches!(image.state, Status::InProgress | Status::Released | Status::Interrupted)
 }
 
 impl Inner {
     /// What the expiry tree leads to, as far as it is due.
-    pub(super) fn find_expired(&self, now: u64, limit: usize) -> Result<Option<Found>> {
-        let end = now.saturating_add(1).to_be_bytes();
-        let mut from = Vec::new();
+    pub(super) fn find_expired(&self, pass: &mut Pass, now: u64, limit: usize) -> Result<Option<Found>> {
         loop {
-            let hints = self.tables.range(Name::Expiry, &from, Some(&end), limit)?;
-            let Some((last, _)) = hints.last() else { return Ok(None) };
-            // Where to go on if all of these are of keys that were begun anew.
-            from = behind(last);
+            if pass.entries.as_slice().is_empty() && !self.look_ahead(pass, now)? {
+                return Ok(None);
+            }
             let mut found = Found::default();
-            for (hint, _) in hints {
-                let Some((time, raw)) = values::split_expiry_key(&hint) else {
-                    found.strays.push(Stray::Expiry(hint));
+            for entry in pass.entries.by_ref().take(limit) {
+                let Some((time, raw)) = values::split_expiry_key(&entry) else {
+                    found.strays.push(Stray::Expiry(entry));
                     continue;
                 };
                 let key = StoreKey::from_record_tree(raw);
-                // After the hint was read, before the record is: what is being applied is still here.
+                // After the entry was read, before the record is: what is being applied is still here.
                 if self.overlay.contains(&key) {
                     continue;
                 }
-                match values::read(&self.tables, &key, Depth::Head)? {
-                    Some(Content::Record(image)) if image.expires == time => found.due.push((key, image.revision)),
-                    _ => found.strays.push(Stray::Expiry(hint)),
+                match values::found(&self.tables, &key)? {
+                    Some((head, bytes)) if head.expires == time => found.due.push((key, bytes)),
+                    _ => found.strays.push(Stray::Expiry(entry)),
                 }
             }
             if !found.due.is_empty() || !found.strays.is_empty() {
@@ -192,8 +225,25 @@ impl Inner {
         }
     }
 
+    /// Whether there is more that is due.
+    fn look_ahead(&self, pass: &mut Pass, now: u64) -> Result<bool> {
+        let end = now.saturating_add(1).to_be_bytes();
+        let hints = self.tables.range(Name::Expiry, &pass.from, Some(&end), AHEAD)?;
+        let Some((last, _)) = hints.last() else { return Ok(false) };
+        pass.from = behind(last);
+        let mut entries: Vec<IVec> = hints.into_iter().map(|(entry, _)| entry).collect();
+        entries.sort_unstable_by(|a, b| key_in(a).cmp(key_in(b)));
+        pass.entries = entries.into_iter();
+        Ok(true)
+    }
+
     /// Deletes records that are absent for every reader already, unless somebody has begun them anew.
     pub(super) fn delete(&self, found: Found) -> Result<Deleted> {
+        let under_way = self.begin_deletion(found)?;
+        under_way.map_or(Ok(Deleted::default()), |under_way| self.end_deletion(&under_way))
+    }
+
+    fn begin_deletion(&self, found: Found) -> Result<Option<UnderWay>> {
         let Found { mut due, strays } = found;
         self.group.exclusive(|| {
             due.retain(|(key, _)| !self.overlay.contains(key));
@@ -202,7 +252,7 @@ impl Inner {
             }
         });
         if due.is_empty() && strays.is_empty() {
-            return Ok(Deleted::default());
+            return Ok(None);
         }
         self.look_for_room();
         let (reply, deleted) = crossbeam_channel::bounded(1);
@@ -211,8 +261,12 @@ impl Inner {
             send(self.apply.deletions, Deletion { records: due, strays, reply }) -> sent => sent.map_err(|_| self.ended())?,
             recv(self.apply.ended) -> _ => return Err(self.ended()),
         }
+        Ok(Some(deleted))
+    }
+
+    fn end_deletion(&self, under_way: &UnderWay) -> Result<Deleted> {
         crossbeam_channel::select! {
-            recv(deleted) -> deleted => deleted.unwrap_or_else(|_| {
+            recv(under_way) -> deleted => deleted.unwrap_or_else(|_| {
                 // It failed at this very message, and says why before it has ended.
                 let Err(crossbeam_channel::RecvError) = self.apply.ended.recv();
                 Err(self.ended())

@@ -105,14 +105,13 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
         checkpoints,
         forgotten: Box::new({
             let inner = shared();
-            move |key| {
+            move |gone| {
                 inner.group.exclusive(|| {
-                    let anew = inner.overlay.contains(key);
-                    if !anew {
+                    gone.retain(|(key, _)| !inner.overlay.contains(key));
+                    for (key, _) in &*gone {
                         inner.move_stripe(key);
                     }
-                    !anew
-                })
+                });
             }
         }),
         closed: Box::new({

@@ -111,16 +111,24 @@ pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, 
     tables.changed()
 }
 
-/// Deletes a record that is still at this revision, with all that belongs to it. Says what it was.
-pub(crate) fn delete_revision(tables: &Tables, key: &StoreKey, revision: u64) -> Result<Option<Head>> {
+/// A record to delete, if sled still holds these very bytes.
+pub(crate) type Due = (StoreKey, IVec);
+
+/// A record as sled holds it: how it begins, and the bytes that tell it from every other revision.
+pub(crate) fn found(tables: &Tables, key: &StoreKey) -> Result<Option<(Head, IVec)>> {
     let raw = key.in_record_tree();
-    let Some(old) = tables.get(Name::Records, raw)? else { return Ok(None) };
-    let head = head_of(raw, &old)?;
-    if head.revision != revision {
+    let found = tables.get(Name::Records, raw)?;
+    found.map(|bytes| Ok((head_of(raw, &bytes)?, bytes))).transpose()
+}
+
+/// Deletes a record that sled still holds as it was found, with all that belongs to it. Says what it was.
+pub(crate) fn delete(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<Option<Head>> {
+    let raw = key.in_record_tree();
+    if !tables.remove_same(Name::Records, raw, found)? {
         return Ok(None);
     }
-    tables.swap(Name::Records, raw, Some(&old), None)?;
-    drop_pieces(tables, raw, Some(&old), None)?;
+    let head = head_of(raw, found)?;
+    drop_pieces(tables, raw, Some(found), None)?;
     Hints::new(head.state, head.expires).remove_missing(&Hints::default(), tables, raw)?;
     tables.changed()?;
     Ok(Some(head))

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::context::Context;
-use crate::store::apply::Deleted;
 use crate::store::compact::Found;
 use crate::store::format::envelope::{self, PiecesId};
 
@@ -11,6 +10,14 @@ fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {
     let (store, _) = open_with(dir, &options().clock(clock.clone()));
     let now = store.now().store;
     (store, clock, now)
+}
+
+/// One step of a pass of its own, and what came of it.
+fn compact(store: &Store, limit: usize) -> Result<Option<Deleted>> {
+    let mut pass = Pass::default();
+    let Some(mut deleted) = store.compact(&mut pass, limit)? else { return Ok(None) };
+    deleted += store.end_pass(&mut pass)?;
+    Ok(Some(deleted))
 }
 
 #[test]
@@ -22,10 +29,10 @@ fn compaction_deletes_exactly_what_is_expired() {
         put(&store, &key(index.to_string()), Image { expires: expires(index), ..done(&bytes(5_000)) });
     }
     store.drain().unwrap();
-    assert!(store.compact(7).unwrap().is_none(), "nothing is due");
+    assert!(compact(&store, 7).unwrap().is_none(), "nothing is due");
     clock.advance(Duration::from_millis(30));
-    let mut deleted = Deleted::default();
-    while let Some(some) = store.compact(7).unwrap() {
+    let (mut deleted, mut pass) = (Deleted::default(), Pass::default());
+    while let Some(some) = store.compact(&mut pass, 7).unwrap() {
         assert!(some.records <= 7);
         deleted.records += some.records;
         deleted.bytes += some.bytes;
@@ -54,8 +61,8 @@ fn compaction_leaves_what_was_begun_anew_and_goes_on_behind_it() {
     put(&store, &key("a"), at_work());
     put(&store, &key("b"), Image { expires: now + 100, ..done(b"new") });
     // One at a time, so that the first look meets what is at work.
-    assert_eq!(store.compact(1).unwrap().unwrap().records, 1);
-    assert!(store.compact(1).unwrap().is_none());
+    assert_eq!(compact(&store, 1).unwrap().unwrap().records, 1);
+    assert!(compact(&store, 1).unwrap().is_none());
     assert_eq!(image(&store, &key("a")).unwrap().state, Status::InProgress);
     assert_eq!(outcome(&store, &key("b")).unwrap(), b"new");
     assert!(image(&store, &key("c")).is_none());
@@ -69,7 +76,7 @@ fn compaction_moves_the_stripe_of_what_it_deletes() {
     store.drain().unwrap();
     let seen = store.read(&key("k"), Depth::Head).unwrap().seen;
     clock.advance(Duration::from_millis(5));
-    assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
+    assert_eq!(compact(&store, 10).unwrap().unwrap().records, 1);
     assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], Entrant::User).unwrap().is_none());
 }
 
@@ -77,8 +84,9 @@ fn compaction_moves_the_stripe_of_what_it_deletes() {
 fn who_reads_what_is_being_deleted_does_not_commit_on_it() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
-    let revision = put(&store, &key("k"), Image { expires: now + 1, ..unfinished(Status::Interrupted) });
+    put(&store, &key("k"), Image { expires: now + 1, ..unfinished(Status::Interrupted) });
     store.drain().unwrap();
+    let bytes = store.inner.tables.get(Name::Records, key("k").in_record_tree()).unwrap().unwrap();
     clock.advance(Duration::from_millis(5));
     let before = store.read(&key("k"), Depth::Head).unwrap().seen;
     // The apply thread is kept at something else until the record was read.
@@ -88,7 +96,7 @@ fn who_reads_what_is_being_deleted_does_not_commit_on_it() {
         std::thread::yield_now();
     }
     let read = std::thread::scope(|scope| {
-        let deleted = scope.spawn(|| store.inner.delete(Found::of(key("k"), revision)).unwrap());
+        let deleted = scope.spawn(|| store.inner.delete(Found::of(key("k"), bytes)).unwrap());
         while store.are_current(&[before]) {
             std::thread::yield_now();
         }
@@ -116,11 +124,11 @@ fn entries_that_lead_nowhere_go_away_and_others_stay() {
     let good = values::Stray::Expiry(hint(now + 2, &key("k")).into());
     assert!(!values::drop_stray(tables, &good).unwrap());
     clock.advance(Duration::from_millis(1));
-    assert_eq!(store.compact(10).unwrap().unwrap().records, 0);
-    assert!(store.compact(10).unwrap().is_none());
+    assert_eq!(compact(&store, 10).unwrap().unwrap().records, 0);
+    assert!(compact(&store, 10).unwrap().is_none());
     assert_eq!(count(&store, Name::Expiry), 2, "the record's, and the one whose time has not come");
     clock.advance(Duration::from_millis(1));
-    assert_eq!(store.compact(10).unwrap().unwrap().records, 1);
+    assert_eq!(compact(&store, 10).unwrap().unwrap().records, 1);
 }
 
 #[test]
@@ -133,18 +141,18 @@ fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
     let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
     put(&store, &key("live"), Image { unfinished_ttl: 10, ..at_work() });
     clock.advance(Duration::from_millis(9));
-    assert!(store.compact(1).unwrap().is_none());
+    assert!(compact(&store, 1).unwrap().is_none());
     clock.advance(Duration::from_millis(1));
-    assert_eq!(store.compact(1).unwrap().unwrap().records, 1);
-    assert!(store.compact(1).unwrap().is_none());
+    assert_eq!(compact(&store, 1).unwrap().unwrap().records, 1);
+    assert!(compact(&store, 1).unwrap().is_none());
     assert!(image(&store, &key("dead")).is_none());
     assert!(image(&store, &key("held")).is_some() && image(&store, &key("live")).is_some());
 }
 
 /// Everything that is due, and everything that a crash has left.
 fn compact_all(store: &Store) -> Deleted {
-    let mut all = Deleted::default();
-    while let Some(deleted) = store.compact(4).unwrap() {
+    let (mut all, mut pass) = (Deleted::default(), Pass::default());
+    while let Some(deleted) = store.compact(&mut pass, 4).unwrap() {
         all += deleted;
     }
     all
@@ -202,8 +210,9 @@ fn a_pass_that_ends_at_any_write_leaves_nothing_wrong_and_nothing_for_ever() {
         checkpoint(&store);
         clock.advance(Duration::from_millis(2));
         store.inner.tables.writes_left.store(step, Ordering::Relaxed);
+        let mut pass = Pass::default();
         let finished = loop {
-            match store.compact(4) {
+            match store.compact(&mut pass, 4) {
                 Ok(Some(_)) => {}
                 Ok(None) => break true,
                 Err(error) => break error.kind() != ErrorKind::Poisoned,
@@ -237,7 +246,7 @@ fn what_changes_between_look_and_deletion_stays() {
     }
     store.drain().unwrap();
     clock.advance(Duration::from_millis(2));
-    let found = store.inner.find_expired(store.now().store, 10).unwrap().unwrap();
+    let found = store.inner.find_expired(&mut Pass::default(), store.now().store, 10).unwrap().unwrap();
     put(&store, &key("begun"), at_work());
     put(&store, &key("extended"), Image { expires: NEVER, ..done(&bytes(8_000)) });
     remove(&store, &key("removed"));

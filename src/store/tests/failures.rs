@@ -117,7 +117,7 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
         assert_eq!(outcome(&store, &key(name)).unwrap(), b"ended");
     }
     assert_eq!(store.drain().unwrap_err().kind(), ErrorKind::Full);
-    assert_eq!(store.inner.delete(compact::Found::of(key("k"), 1)).unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(store.inner.delete(compact::Found::of(key("k"), b"other".into())).unwrap_err().kind(), ErrorKind::Full);
     // Enough for what waits, not for users.
     pretend(6 << 20);
     while store.inner.group.unapplied() > 0 {
@@ -182,7 +182,7 @@ fn a_panic_of_the_writer_poisons_and_close_returns() {
         store.read(&key("k"), Depth::Whole).map(|_| ()).unwrap_err(),
         store.sync().unwrap_err(),
         store.drain().unwrap_err(),
-        store.compact(10).map(|_| ()).unwrap_err(),
+        store.compact(&mut Pass::default(), 10).map(|_| ()).unwrap_err(),
         store.close().unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::Poisoned);
@@ -201,7 +201,10 @@ fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
     let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], Entrant::User).unwrap().unwrap().ticket;
     store.inner.group.wait_applied(ticket.0).unwrap_err();
     // Asked although it has ended: what lies in its queue is never answered.
-    assert_eq!(store.inner.delete(compact::Found::of(key("other"), 1)).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(
+        store.inner.delete(compact::Found::of(key("other"), b"other".into())).unwrap_err().kind(),
+        ErrorKind::Poisoned
+    );
     store.inner.tables.insert(Name::Records, key("k").in_record_tree(), good.to_vec()).unwrap();
     assert!(store.close().unwrap_err().to_string().contains("the value of m"));
     let (store, report) = open(dir.path());
@@ -222,7 +225,7 @@ fn a_deletion_that_waits_behind_close_is_told() {
         while store.inner.group.admit(1, Entrant::User).is_ok() || !store.inner.apply.messages.is_empty() {
             thread::yield_now();
         }
-        let deleting = scope.spawn(|| store.inner.delete(compact::Found::of(key("k"), 1)));
+        let deleting = scope.spawn(|| store.inner.delete(compact::Found::of(key("k"), b"other".into())));
         while !deleting.is_finished() && store.inner.apply.deletions.is_empty() {
             thread::yield_now();
         }

@@ -76,7 +76,7 @@ fn nothing_is_answered_after_close() {
     store.close().unwrap();
     // Not even what lay in memory: the directory may be another process's by now.
     assert_eq!(store.read(&key("live"), Depth::Head).unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(store.compact(10).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(store.compact(&mut Pass::default(), 10).unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[test]
