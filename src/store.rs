@@ -8,6 +8,7 @@
 //! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved.
 
 mod apply;
+mod aside;
 mod barrier;
 mod checkpoint;
 mod compact;

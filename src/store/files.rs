@@ -11,6 +11,11 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync directory", dir, &cause))
 }
 
+/// Makes the entry of a file or directory durable where it is.
+pub(crate) fn sync_parent(path: &Path) -> Result<()> {
+    sync_dir(parent(path))
+}
+
 /// Makes what is in a file durable.
 pub(crate) fn sync_file(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("sync file", path, &cause))
@@ -56,7 +61,7 @@ pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
         }
         // Another process may make it at the same time.
         fs::create_dir_all(missing).map_err(|cause| Error::io("create directory", missing, &cause))?;
-        sync_dir(parent(missing))?;
+        sync_parent(missing)?;
     }
     Ok(())
 }

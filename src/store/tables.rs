@@ -21,7 +21,7 @@ pub(crate) use super::digest::Name;
 use super::format::envelope::{self, Envelope};
 use super::format::frame::StoreKey;
 use super::format::{Fields, behind, corrupt};
-use super::{files, snapshots};
+use super::{aside, files, snapshots};
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -80,6 +80,7 @@ struct Trees {
 impl Tables {
     /// Opens what is there, or, if `create`, what is not.
     pub(crate) fn open(dir: &Path, cache_capacity: u64, sync_flag: bool, create: bool) -> Result<Self> {
+        aside::settle(dir)?;
         if create {
             files::create_dir(dir)?;
         } else if !dir.join("db").is_file() || !dir.join("conf").is_file() {
@@ -88,7 +89,9 @@ impl Tables {
         snapshots::settle(dir)?;
         // Before sled makes its files, so that they inherit the flag; btrfs does not inherit, hence again behind it.
         let flagged = sync_flag && files::set_sync_flag(dir);
-        let db = open_db(dir, cache_capacity)?;
+        let open = |dir: &Path| open_db(dir, cache_capacity);
+        let copied = if flagged || create { None } else { aside::open(dir, open)? };
+        let db = copied.map_or_else(|| open(dir), Ok)?;
         // Its new snapshot's name, before anything else is synced: the log may need it from here on.
         files::sync_dir(dir)?;
         let file = dir.join("db");

@@ -4,7 +4,6 @@
 //! with another seed.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -153,9 +152,6 @@ struct Figures {
     replayed: u64,
     /// States that miss something that was answered under `Eventual`, as they may.
     shorter: u64,
-    /// Opens refused where sled was zeroing segments, and the name of its snapshot was not durable: not covered without the
-    /// sync flag, as README says.
-    uncovered: u64,
     left: u64,
 }
 
@@ -177,9 +173,7 @@ impl Figures {
         println!("{states} states, {lost} lost, {refused} refused, {others} wrong otherwise: {modes:?}, {moments:?}");
         let (torn, replayed, shorter) = (self.torn, self.replayed, self.shorter);
         println!(
-            "{torn} opens cut a torn group, {replayed} replayed commits, {shorter} missed the last of what was eventual, \
-             {} were refused while sled opened, without the sync flag",
-            self.uncovered
+            "{torn} opens cut a torn group, {replayed} replayed commits, {shorter} missed the last of what was eventual"
         );
     }
 }
@@ -225,9 +219,7 @@ impl Campaign {
                 figures.torn += u64::from(report.torn_bytes > 0);
                 figures.replayed += u64::from(report.frames_replayed > 0);
             }
-            if matches!(examined, Err(Wrong::Refused(_))) && disk.0.from == usize::MAX && is_uncovered(run, state.cut) {
-                figures.uncovered += 1;
-            } else if let Err(wrong) = examined {
+            if let Err(wrong) = examined {
                 let nth = figures.wrong.len();
                 let kept = if nth < 3 && disk.0.from == usize::MAX { keep(&state, run.setup.seed) } else { None };
                 let State { cut, moment, how, .. } = state;
@@ -297,19 +289,6 @@ impl Campaign {
         let both = joined(life, state.cut, &state.image, &found, &next);
         self.examine(&both, (Lies::none(), keeps), count, &mut Rng::new(setup.seed));
     }
-}
-
-/// Whether sled is between the writing of a snapshot and the sync of its directory, and nothing orders the two: sled opens, and
-/// fills the segments that are free by that snapshot with zeros.
-fn is_uncovered(run: &Run, cut: usize) -> bool {
-    let events = run.log.events[..cut].iter();
-    let is_snapshot = |name: &OsString| name.to_string_lossy().starts_with("snap.");
-    let unsynced = events.fold(None, |unsynced, event| match event {
-        Event::Created { dir, name, .. } if is_snapshot(name) => Some(*dir),
-        Event::Synced { node, .. } if unsynced == Some(*node) => None,
-        _ => unsynced,
-    });
-    !run.setup.sync_flag && unsynced.is_some()
 }
 
 /// Keeps a crash state for whoever looks into it.

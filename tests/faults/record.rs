@@ -82,7 +82,7 @@ impl Log {
     }
 
     pub(crate) fn is_sled(&self, node: Node) -> bool {
-        self.nodes[node].path.components().any(|part| part.as_os_str() == "sled")
+        self.nodes[node].path.components().any(|part| part.as_os_str() == "sled" || part.as_os_str() == "sled.new")
     }
 }
 

@@ -36,7 +36,7 @@ const MECHANISMS_KNOW: &[&str] = &["error", "clock", "stats"];
 /// The same inside the store; `open` and `threads` are parts of its root.
 const STORE_ROWS: &[&[&str]] = &[
     &["format", "files"],
-    &["digest", "barrier", "snapshots"],
+    &["digest", "barrier", "snapshots", "aside"],
     &["tables", "overlay", "room", "journal"],
     &["values", "checkpoint"],
     &["verify"],
