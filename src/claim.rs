@@ -181,9 +181,11 @@ impl<T, E> Claim<T, E> {
     /// The bytes, and the value as every replay will read it.
     pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, what: &str, value: &S) -> Result<(Value, S)> {
         let Inner { protocol, place, .. } = &*self.inner;
-        let what = format!("the {what} of key {} of {}", place.key, place.manager);
-        let bytes = codec::encode_checked(&what, value, protocol.max_value_bytes())?;
-        let read_back = codec::decode(&what, &bytes)?;
+        let (bytes, read_back) = codec::encode_checked(
+            format_args!("the {what} of key {} of {}", place.key, place.manager),
+            value,
+            protocol.max_value_bytes(),
+        )?;
         Ok((Value::from(bytes), read_back))
     }
 }

@@ -1,5 +1,7 @@
 //! Values as bytes: bincode 1.3, fixed-width integers, little-endian, no trailing bytes.
 
+use std::fmt;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use bincode::{DefaultOptions, Options};
@@ -10,9 +12,26 @@ fn options(limit: u64) -> impl Options {
     DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(limit).reject_trailing_bytes()
 }
 
-/// The bytes of a value, at most `limit` of them. `what` names it in messages, e.g. "outcome".
-pub(crate) fn encode<S: Serialize + ?Sized>(what: &str, value: &S, limit: u64) -> Result<Vec<u8>> {
-    options(limit).serialize(value).map_err(|error| {
+/// The bytes of a value, at most `limit` of them. `what` names it in messages, e.g. "outcome"; it is written only into those.
+pub(crate) fn encode<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    encode_into(&mut bytes, what, value, limit)?;
+    Ok(bytes)
+}
+
+/// [`encode`], behind what is there.
+pub(crate) fn encode_into<S: Serialize + ?Sized>(
+    bytes: &mut Vec<u8>,
+    what: impl fmt::Display,
+    value: &S,
+    limit: u64,
+) -> Result<()> {
+    let reserved = |bytes: &mut Vec<u8>| -> bincode::Result<()> {
+        let len = options(limit).serialized_size(value)?;
+        bytes.reserve(usize::try_from(len).unwrap_or_default());
+        options(limit).with_no_limit().serialize_into(bytes, value)
+    };
+    reserved(bytes).map_err(|error| {
         if !matches!(*error, bincode::ErrorKind::SizeLimit) {
             return Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {error}"));
         }
@@ -25,7 +44,7 @@ pub(crate) fn encode<S: Serialize + ?Sized>(what: &str, value: &S, limit: u64) -
 }
 
 /// The value of these bytes, all of them. It reserves no more than the bytes can fill, up to 1 MiB for a collection.
-pub(crate) fn decode<D: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<D> {
+pub(crate) fn decode<D: DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<D> {
     options(bytes.len() as u64)
         .deserialize(bytes)
         .map_err(|error| Error::new(ErrorKind::Codec, format!("{what} cannot be decoded: {error}")))
@@ -35,8 +54,12 @@ pub(crate) fn decode<D: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<D>
 ///
 /// bincode writes what it cannot read, or reads it as something else: a variant behind a skipped one comes back as its
 /// neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash map or set may
-/// differ, since it is another in every instance.
-pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(what: &str, value: &T, limit: u64) -> Result<Vec<u8>> {
+/// differ, since it is another in every instance. Also gives the value that was read back.
+pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
+    what: impl fmt::Display + Copy,
+    value: &T,
+    limit: u64,
+) -> Result<(Vec<u8>, T)> {
     let bytes = encode(what, value, limit).map_err(|error| match error.kind() {
         ErrorKind::Codec => unreadable(what, &error),
         _ => error,
@@ -45,12 +68,12 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(what: &str, value:
     // A value that grew in between is not this one either, whatever its size.
     let again = encode(what, &read, limit).map_err(|error| unreadable(what, &error))?;
     if again == bytes || Fingerprint::unordered(value)? == Fingerprint::unordered(&read)? {
-        return Ok(bytes);
+        return Ok((bytes, read));
     }
     Err(unreadable(what, "it is read back as another value"))
 }
 
-fn unreadable(what: &str, cause: impl std::fmt::Display) -> Error {
+fn unreadable(what: impl fmt::Display, cause: impl fmt::Display) -> Error {
     let message = format!("{what} could not be read back once stored (wrap its type in `Json<T>`): {cause}");
     Error::new(ErrorKind::Codec, message)
 }
@@ -65,14 +88,14 @@ mod tests {
 
     #[track_caller]
     fn refused<T: Serialize + DeserializeOwned>(value: &T) {
-        let error = encode_checked("outcome", value, LIMIT).unwrap_err();
+        let error = encode_checked("outcome", value, LIMIT).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Codec);
         assert!(error.to_string().starts_with("outcome ") && error.to_string().contains("`Json<T>`"), "{error}");
     }
 
     #[track_caller]
     fn accepted<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
-        let bytes = encode_checked("outcome", value, LIMIT).unwrap();
+        let (bytes, _) = encode_checked("outcome", value, LIMIT).unwrap();
         assert_eq!(bytes, encode("outcome", value, LIMIT).unwrap());
         assert!(decode::<T>("outcome", &bytes).unwrap() == *value);
     }
@@ -169,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_skipped_field_is_the_users_choice() {
-        let bytes = encode_checked("outcome", &Defaulted { id: 1, cache: 9 }, LIMIT).unwrap();
+        let (bytes, _) = encode_checked("outcome", &Defaulted { id: 1, cache: 9 }, LIMIT).unwrap();
         assert!(decode::<Defaulted>("outcome", &bytes).unwrap() == Defaulted { id: 1, cache: 0 });
     }
 

@@ -74,7 +74,7 @@ impl Context {
     /// [`MAX_CONTEXT_BYTES`].
     pub fn with_encoded<S: Serialize + ?Sized>(self, name: impl Into<String>, value: &S) -> Result<Self> {
         let name = name.into();
-        let bytes = codec::encode(&entry(&name), value, MAX_CONTEXT_BYTES as u64)?;
+        let bytes = codec::encode(entry(&name), value, MAX_CONTEXT_BYTES as u64)?;
         Ok(self.with(name, bytes))
     }
 
@@ -96,7 +96,7 @@ impl Context {
     ///
     /// [`Codec`](ErrorKind::Codec) when the bytes are not those of a `C`.
     pub fn decode<C: DeserializeOwned>(&self, name: &str) -> Result<Option<C>> {
-        let decoded = self.get(name).map(|bytes| codec::decode(&entry(name), bytes)).transpose();
+        let decoded = self.get(name).map(|bytes| codec::decode(entry(name), bytes)).transpose();
         if let (Err(_), Some(fault)) = (&decoded, &self.fault) {
             fault.store(true, Ordering::Relaxed);
         }

@@ -110,14 +110,14 @@ mod tests {
     #[test]
     fn what_bincode_cannot_read_back_is_stored() {
         assert_eq!(codec::encode_checked("outcome", &hard(), 1 << 20).unwrap_err().kind(), ErrorKind::Codec);
-        let bytes = codec::encode_checked("outcome", &Json(hard()), 1 << 20).unwrap();
+        let (bytes, _) = codec::encode_checked("outcome", &Json(hard()), 1 << 20).unwrap();
         assert_eq!(codec::decode::<Json<Hard>>("outcome", &bytes).unwrap(), Json(hard()));
     }
 
     #[test]
     fn hash_maps_and_sets_inside_are_accepted() {
         let value = Json(((0..50).collect::<HashSet<u32>>(), (0..50).map(|i| (i, i)).collect::<HashMap<u32, u32>>()));
-        let bytes = codec::encode_checked("outcome", &value, 1 << 20).unwrap();
+        let (bytes, _) = codec::encode_checked("outcome", &value, 1 << 20).unwrap();
         assert_eq!(codec::decode::<Json<_>>("outcome", &bytes).unwrap(), value);
     }
 
@@ -126,7 +126,7 @@ mod tests {
         // Fails without serde_json's `float_roundtrip`: its quick parser is off by a bit in some of these numbers below 2.
         for seed in 1..2000_u64 {
             let number = f64::from_bits(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0xbfff_ffff_ffff_ffff);
-            let bytes = codec::encode_checked("outcome", &Json(number), 64).unwrap();
+            let (bytes, _) = codec::encode_checked("outcome", &Json(number), 64).unwrap();
             assert_eq!(codec::decode::<Json<f64>>("outcome", &bytes).unwrap().0.to_bits(), number.to_bits());
         }
         assert_eq!(codec::encode_checked("outcome", &Json(f64::NAN), 64).unwrap_err().kind(), ErrorKind::Codec);

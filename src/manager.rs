@@ -438,7 +438,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 
     pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
-        let what = format!("the outcome of key {} of {}", place.key, self.name);
-        codec::encode_checked(&what, value, self.engine.protocol().max_value_bytes()).map(Value::from)
+        let (bytes, _) = codec::encode_checked(
+            format_args!("the outcome of key {} of {}", place.key, self.name),
+            value,
+            self.engine.protocol().max_value_bytes(),
+        )?;
+        Ok(Value::from(bytes))
     }
 }

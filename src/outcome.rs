@@ -48,7 +48,7 @@ impl<T: DeserializeOwned, E: DeserializeOwned> Finished<T, E> {
     pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
         let outcome = decode(&info, schema)?;
         let outcome =
-            outcome.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{} has no outcome", named(&info))))?;
+            outcome.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{} has no outcome", Named(&info))))?;
         Ok(Self { outcome, info })
     }
 }
@@ -120,17 +120,21 @@ fn decode<T: DeserializeOwned, E: DeserializeOwned>(info: &RecordInfo, schema: u
     let image = info.image();
     let Some(bytes) = image.outcome.as_ref() else { return Ok(None) };
     if image.schema != schema {
-        let message = format!("{} was stored with schema {} and is read with {schema}", named(info), image.schema);
+        let message = format!("{} was stored with schema {} and is read with {schema}", Named(info), image.schema);
         return Err(Error::new(ErrorKind::TypeMismatch, message));
     }
-    let what = named(info);
     match info.status() {
-        Status::Succeeded => Ok(Some(Ok(codec::decode(&what, bytes)?))),
-        Status::Failed => Ok(Some(Err(codec::decode(&what, bytes)?))),
+        Status::Succeeded => Ok(Some(Ok(codec::decode(Named(info), bytes)?))),
+        Status::Failed => Ok(Some(Err(codec::decode(Named(info), bytes)?))),
         Status::InProgress | Status::Released | Status::Interrupted => Ok(None),
     }
 }
 
-fn named(info: &RecordInfo) -> String {
-    format!("the outcome of key {} of {}", info.key(), info.manager())
+/// How messages name an outcome.
+struct Named<'a>(&'a RecordInfo);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the outcome of key {} of {}", self.0.key(), self.0.manager())
+    }
 }

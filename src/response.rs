@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn it_comes_back_as_it_was() {
-        let bytes = encode_checked("outcome", &full(), 1 << 10).unwrap();
+        let (bytes, _) = encode_checked("outcome", &full(), 1 << 10).unwrap();
         let read: Response = decode("outcome", &bytes).unwrap();
         assert_eq!(read, full());
         assert_eq!(encode("outcome", &read, 1 << 10).unwrap(), bytes);
@@ -176,7 +176,7 @@ mod tests {
                 let name = format!("x-{}", if number % 3 == 0 { number / 6 } else { number });
                 response = response.header(name.parse().unwrap(), HeaderValue::from(number));
             }
-            let bytes = encode_checked("outcome", &response, 1 << 14).unwrap();
+            let (bytes, _) = encode_checked("outcome", &response, 1 << 14).unwrap();
             let read: Response = decode("outcome", &bytes).unwrap();
             assert_eq!(read, response);
             assert!(read.headers().iter().eq(response.headers().iter()), "{code}");

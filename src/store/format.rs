@@ -148,6 +148,11 @@ pub(crate) fn length(what: &str, len: usize) -> Result<u32> {
     u32::try_from(len).map_err(|_| Error::new(ErrorKind::TooLarge, format!("{what} is {len} bytes long")))
 }
 
+/// Writes a number where there was a place for it.
+pub(crate) fn patch(bytes: &mut [u8], at: usize, number: u32) {
+    bytes.iter_mut().skip(at).zip(number.to_le_bytes()).for_each(|(byte, value)| *byte = value);
+}
+
 /// The next key there can be.
 pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()

@@ -124,30 +124,27 @@ impl Tables {
         self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.get(key)))
     }
 
-    /// Replaces what is there, which must be `old`: nobody else writes.
-    pub(crate) fn swap(&self, name: Name<'_>, key: &[u8], old: Option<&[u8]>, new: Option<Vec<u8>>) -> Result<()> {
-        if self.swap_if(name, key, old, new)? {
-            return Ok(());
+    /// Replaces what is there if it is `old`; else says what it is.
+    pub(crate) fn swap(
+        &self,
+        name: Name<'_>,
+        key: &[u8],
+        old: Option<&[u8]>,
+        new: Option<&IVec>,
+    ) -> Result<std::result::Result<(), Option<IVec>>> {
+        let _turn = self.turn(key, new.map(AsRef::as_ref))?;
+        self.create_table(name, new.is_some())?;
+        let swapped =
+            self.with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.cloned())))?;
+        if swapped.is_ok() {
+            self.note(name, key, old, new.map(AsRef::as_ref));
         }
-        let message = format!("somebody else wrote {} in {}", key.escape_ascii(), self.dir.display());
-        Err(corrupt(message))
+        Ok(swapped.map_err(|other| other.current))
     }
 
     /// Removes what is there if it is still this.
     pub(crate) fn remove_same(&self, name: Name<'_>, key: &[u8], found: &[u8]) -> Result<bool> {
-        self.swap_if(name, key, Some(found), None)
-    }
-
-    fn swap_if(&self, name: Name<'_>, key: &[u8], old: Option<&[u8]>, new: Option<Vec<u8>>) -> Result<bool> {
-        let _turn = self.turn(key, new.as_deref())?;
-        self.create_table(name, new.is_some())?;
-        let new = new.map(IVec::from);
-        let swapped =
-            self.with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.clone())))?;
-        if swapped.is_ok() {
-            self.note(name, key, old, new.as_deref());
-        }
-        Ok(swapped.is_ok())
+        Ok(self.swap(name, key, Some(found), None)?.is_ok())
     }
 
     pub(crate) fn insert(&self, name: Name<'_>, key: &[u8], value: Vec<u8>) -> Result<()> {

@@ -92,23 +92,41 @@ fn body(
 /// Makes sled hold this content, or nothing, under the key. `id` is where the change is in the journal.
 pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, id: PiecesId) -> Result<()> {
     let (name, raw) = place(key)?;
-    let old = tables.get(name, raw)?;
-    if old.is_none() && content.is_none() {
-        return Ok(());
-    }
-    let old_hints = if key.is_record() { hints_of(raw, old.as_ref())? } else { Hints::default() };
-    let (new_hints, encoded) = match content {
+    let (hints, encoded) = match content {
         None => (Hints::default(), None),
         Some(Content::Record(image)) => {
             (Hints::new(image.state, image.expires), Some(encode_record(tables, key, image, id)?))
         }
         Some(Content::Row(value)) => (Hints::default(), Some(encode_body(tables, key, value, 0, id)?)),
     };
-    new_hints.insert_missing(&old_hints, tables, raw)?;
-    tables.swap(name, raw, old.as_deref(), encoded)?;
+    // All of them: a power cut may have kept a record and not its hints.
+    hints.insert(tables, raw)?;
+    let encoded = encoded.map(IVec::from);
+    // Most records are written once, and so are not looked for.
+    let expected = if key.is_record() && encoded.is_some() { None } else { tables.get(name, raw)? };
+    let old = replace(tables, (name, raw), expected, encoded.as_ref())?;
+    let old_hints = if key.is_record() { hints_of(raw, old.as_ref())? } else { Hints::default() };
     drop_pieces(tables, raw, old.as_ref(), Some(id))?;
-    old_hints.remove_missing(&new_hints, tables, raw)?;
+    old_hints.remove_missing(&hints, tables, raw)?;
     tables.changed()
+}
+
+/// Puts this in the place of what is there, and gives that back. If it is not what was expected it is what it is said to be:
+/// nobody else writes.
+fn replace(
+    tables: &Tables,
+    (name, raw): (Name<'_>, &[u8]),
+    expected: Option<IVec>,
+    new: Option<&IVec>,
+) -> Result<Option<IVec>> {
+    if expected.is_none() && new.is_none() {
+        return Ok(None);
+    }
+    let Err(there) = tables.swap(name, raw, expected.as_deref(), new)? else { return Ok(expected) };
+    match tables.swap(name, raw, there.as_deref(), new)? {
+        Ok(()) => Ok(there),
+        Err(_) => Err(corrupt(format!("somebody else wrote {} into the record store", raw.escape_ascii()))),
+    }
 }
 
 /// A record to delete, if sled still holds these very bytes.
@@ -168,14 +186,7 @@ pub(crate) fn mend_hints(tables: &Tables, limit: usize) -> Result<()> {
         left -= batch.len();
         for (raw, found) in &batch {
             let Ok(hints) = hints_of(raw, Some(found)) else { continue };
-            let there = Hints {
-                unfinished: hints.unfinished && tables.get(Name::Unfinished, raw)?.is_some(),
-                expires: match hints.expires {
-                    Some(expires) if tables.get(Name::Expiry, &expiry_key(expires, raw))?.is_none() => None,
-                    kept => kept,
-                },
-            };
-            hints.insert_missing(&there, tables, raw)?;
+            hints.insert(tables, raw)?;
             tables.changed()?;
         }
     }
@@ -265,7 +276,9 @@ fn place(key: &StoreKey) -> Result<(Name<'_>, &[u8])> {
 }
 
 fn encode_record(tables: &Tables, key: &StoreKey, image: &Image, id: PiecesId) -> Result<Vec<u8>> {
-    encode_body(tables, key, &record::encode(image)?, HEAD, id)
+    let mut body = Vec::new();
+    record::encode(image, &mut body)?;
+    encode_body(tables, key, &body, HEAD, id)
 }
 
 /// The envelope of a body whose first `head_len` bytes stay in it; the pieces are written.
@@ -323,15 +336,13 @@ impl Hints {
         Self { unfinished, expires: (expires != NEVER).then_some(expires) }
     }
 
-    fn insert_missing(&self, old: &Self, tables: &Tables, raw: &[u8]) -> Result<()> {
-        if self.unfinished && !old.unfinished {
+    fn insert(&self, tables: &Tables, raw: &[u8]) -> Result<()> {
+        if self.unfinished {
             tables.insert(Name::Unfinished, raw, Vec::new())?;
         }
         match self.expires {
-            Some(expires) if old.expires != Some(expires) => {
-                tables.insert(Name::Expiry, &expiry_key(expires, raw), Vec::new())
-            }
-            _ => Ok(()),
+            Some(expires) => tables.insert(Name::Expiry, &expiry_key(expires, raw), Vec::new()),
+            None => Ok(()),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Values in sled: a checksum over key and content, and content too long for one value in pieces.
 
-use super::{Fields, VERSION, checksum, corrupt, length};
+use super::{Fields, VERSION, checksum, corrupt, length, patch};
 use crate::error::{Error, ErrorKind, Result};
 
 /// sled keeps up to 17 values in a leaf, and writes a leaf of more than 128 KiB into a file that it never syncs.
@@ -32,21 +32,13 @@ pub(crate) enum Envelope<'a> {
 }
 
 pub(crate) fn encode(key: &[u8], envelope: &Envelope<'_>) -> Result<Vec<u8>> {
-    let mut content = Vec::new();
-    let kind = match envelope {
-        Envelope::Inline(bytes) => {
-            content.extend_from_slice(bytes);
-            INLINE
-        }
+    Ok(match envelope {
+        Envelope::Inline(bytes) => sealed(key, [VERSION, INLINE], &[bytes]),
         Envelope::Pieces { id, len, head } => {
-            content.extend_from_slice(&id.frame.to_le_bytes());
-            content.extend_from_slice(&id.place.to_le_bytes());
-            content.extend_from_slice(&length("a value", *len)?.to_le_bytes());
-            content.extend_from_slice(head);
-            PIECES
+            let len = length("a value", *len)?.to_le_bytes();
+            sealed(key, [VERSION, PIECES], &[&id.frame.to_le_bytes(), &id.place.to_le_bytes(), &len, head])
         }
-    };
-    Ok(sealed(key, [VERSION, kind], &content))
+    })
 }
 
 pub(crate) fn decode<'a>(key: &[u8], bytes: &'a [u8]) -> Result<Envelope<'a>> {
@@ -93,10 +85,8 @@ pub(crate) fn behind_pieces(id: PiecesId) -> [u8; 16] {
 /// `owner` is whose value it is, kept in the first piece so that a lost one can be told from a live one.
 pub(crate) fn encode_piece(key: &[u8], owner: &[u8], content: &[u8]) -> Result<Vec<u8>> {
     let too_long = |_| Error::new(ErrorKind::TooLarge, "the owner of a piece is too long");
-    let mut out = u16::try_from(owner.len()).map_err(too_long)?.to_le_bytes().to_vec();
-    out.extend_from_slice(owner);
-    out.extend_from_slice(content);
-    Ok(sealed(key, [VERSION, 0], &out))
+    let len = u16::try_from(owner.len()).map_err(too_long)?.to_le_bytes();
+    Ok(sealed(key, [VERSION, 0], &[&len, owner, content]))
 }
 
 /// The owner, in the first piece, and the content.
@@ -110,11 +100,15 @@ pub(crate) fn decode_piece<'a>(key: &[u8], bytes: &'a [u8]) -> Result<(&'a [u8],
     }
 }
 
-fn sealed(key: &[u8], kind: [u8; 2], content: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(PREFIX + content.len());
+fn sealed(key: &[u8], kind: [u8; 2], content: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(PREFIX + content.iter().map(|part| part.len()).sum::<usize>());
     out.extend_from_slice(&kind);
-    out.extend_from_slice(&checksum(&[key, &kind, content]).to_le_bytes());
-    out.extend_from_slice(content);
+    out.extend_from_slice(&[0; 4]);
+    for part in content {
+        out.extend_from_slice(part);
+    }
+    let checksum = checksum(&[key, &kind, out.get(PREFIX..).unwrap_or_default()]);
+    patch(&mut out, kind.len(), checksum);
     out
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Fields, behind, corrupt, length, record};
+use super::{Fields, behind, corrupt, length, patch, record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Image, THIS_FRAME};
 use crate::value::Value;
@@ -13,6 +13,9 @@ pub(crate) const MAX_FRAME: usize = 32 << 20;
 /// Where a record or a row is: a tag, the name of its manager or table, 0, its key. Sorts by name, then key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct StoreKey(Arc<[u8]>);
+
+/// Most frames of one record are shorter.
+const USUAL_FRAME: usize = 512;
 
 const RECORD: u8 = b'r';
 const ROW: u8 = b't';
@@ -149,7 +152,8 @@ pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>> {
 
 /// Also where each record begins, for [`set_times`].
 pub(crate) fn encode_with_records(frame: &Frame) -> Result<(Vec<u8>, Vec<usize>)> {
-    let (mut out, mut records) = (vec![0; 4], Vec::new());
+    let (mut out, mut records) = (Vec::with_capacity(USUAL_FRAME), Vec::new());
+    out.extend_from_slice(&[0; 4]);
     match frame {
         Frame::Changes(changes) => {
             out.push(1);
@@ -169,8 +173,8 @@ pub(crate) fn encode_with_records(frame: &Frame) -> Result<(Vec<u8>, Vec<usize>)
         let message = format!("a commit is {} bytes long, the limit is {MAX_FRAME}", out.len());
         return Err(Error::new(ErrorKind::TooLarge, message));
     }
-    let len = length("a commit", out.len() - 4)?.to_le_bytes();
-    out.iter_mut().zip(len).for_each(|(byte, value)| *byte = value);
+    let len = length("a commit", out.len() - 4)?;
+    patch(&mut out, 0, len);
     Ok((out, records))
 }
 
@@ -193,14 +197,15 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<Option<usize>> {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(&u16::try_from(key.len()).map_err(too_long)?.to_le_bytes());
     out.extend_from_slice(key);
-    let value = match &change.content {
-        Some(Content::Record(image)) => record::encode(image)?.into(),
-        Some(Content::Row(value)) => value.clone(),
-        None => return Ok(None),
-    };
-    out.extend_from_slice(&length("a value", value.len())?.to_le_bytes());
+    let Some(content) = &change.content else { return Ok(None) };
+    out.extend_from_slice(&[0; 4]);
     let at = out.len();
-    out.extend_from_slice(&value);
+    match content {
+        Content::Record(image) => record::encode(image, out)?,
+        Content::Row(value) => out.extend_from_slice(value),
+    }
+    let len = length("a value", out.len() - at)?;
+    patch(out, at - 4, len);
     Ok(change.key.is_record().then_some(at))
 }
 
@@ -291,7 +296,8 @@ mod tests {
     #[test]
     fn golden_bytes_of_every_kind() {
         let encoded: Vec<_> = all_kinds().iter().map(|frame| encode(frame).unwrap()).collect();
-        let record = record::encode(&sample()).unwrap();
+        let mut record = Vec::new();
+        record::encode(&sample(), &mut record).unwrap();
         let mut changes = vec![1, 1, 3, b'p', b'a', b'y', 2, 0, b'k', 0];
         changes.extend_from_slice(&u32::try_from(record.len()).unwrap().to_le_bytes());
         changes.extend_from_slice(&record);

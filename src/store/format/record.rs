@@ -1,8 +1,10 @@
 //! Records as bytes.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Fields, corrupt, length};
+use super::{Fields, corrupt, length, patch};
 use crate::codec;
 use crate::context::Context;
 use crate::error::Result;
@@ -15,38 +17,34 @@ use crate::value::Value;
 pub(crate) const HEAD: usize = 76;
 /// Where `updated` and `expires` are in it.
 pub(crate) const TIMES: usize = 60;
+/// Where the length of the rest is.
+const REST_LEN: usize = 16;
+/// The length of most rests.
+const USUAL_REST: usize = 128;
 
 const BY_KEY: u8 = 1;
 const RESUMES: u8 = 2;
 
 /// The part of a record that varies in length, but for the outcome. Frozen: another layout is another struct.
 #[derive(Serialize, Deserialize)]
-struct RestV1 {
+struct RestV1<'a> {
     success_ttl: u64,
     failure_ttl: u64,
     unfinished_ttl: u64,
     fingerprint: Option<[u8; 32]>,
-    context: Context,
-    recovery_point: String,
-    checkpoint: Option<Value>,
+    context: Cow<'a, Context>,
+    recovery_point: Cow<'a, str>,
+    checkpoint: Option<Cow<'a, Value>>,
 }
 
 /// The largest rest that is read: context, recovery point and checkpoint are far below.
 const MAX_REST: u64 = 32 << 20;
 
-pub(crate) fn encode(image: &Image) -> Result<Vec<u8>> {
-    let rest = RestV1 {
-        success_ttl: image.success_ttl,
-        failure_ttl: image.failure_ttl,
-        unfinished_ttl: image.unfinished_ttl,
-        fingerprint: image.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
-        context: image.context.clone(),
-        recovery_point: image.recovery_point.clone(),
-        checkpoint: image.checkpoint.clone(),
-    };
-    let rest = codec::encode("record", &rest, MAX_REST)?;
+/// Behind what is there.
+pub(crate) fn encode(image: &Image, out: &mut Vec<u8>) -> Result<()> {
     let outcome = image.outcome.as_deref().unwrap_or_default();
-    let mut out = Vec::with_capacity(HEAD + rest.len() + outcome.len());
+    out.reserve(HEAD + USUAL_REST + outcome.len());
+    let start = out.len();
     out.push(match image.state {
         Status::InProgress => 1,
         Status::Succeeded => 2,
@@ -64,7 +62,8 @@ pub(crate) fn encode(image: &Image) -> Result<Vec<u8>> {
         Some(Interruption::Reported) => 4,
     });
     out.push(0);
-    for field in [image.schema, image.attempt, length("an outcome", outcome.len())?, length("a record", rest.len())?] {
+    let rest_len = 0;
+    for field in [image.schema, image.attempt, length("an outcome", outcome.len())?, rest_len] {
         out.extend_from_slice(&field.to_le_bytes());
     }
     let numbers = [image.generation, image.revision, image.token];
@@ -72,9 +71,20 @@ pub(crate) fn encode(image: &Image) -> Result<Vec<u8>> {
     for field in numbers.into_iter().chain(times) {
         out.extend_from_slice(&field.to_le_bytes());
     }
-    out.extend_from_slice(&rest);
+    let rest = RestV1 {
+        success_ttl: image.success_ttl,
+        failure_ttl: image.failure_ttl,
+        unfinished_ttl: image.unfinished_ttl,
+        fingerprint: image.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
+        context: Cow::Borrowed(&image.context),
+        recovery_point: Cow::Borrowed(&image.recovery_point),
+        checkpoint: image.checkpoint.as_ref().map(Cow::Borrowed),
+    };
+    codec::encode_into(out, "record", &rest, MAX_REST)?;
+    let rest_len = length("a record", out.len() - start - HEAD)?;
+    patch(out, start + REST_LEN, rest_len);
     out.extend_from_slice(outcome);
-    Ok(out)
+    Ok(())
 }
 
 /// What can be known without the rest.
@@ -115,7 +125,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
     let this = |field: u64| if field == THIS_FRAME { number } else { Some(field) };
     let (generation, revision, token) = (this(fields.u64()?)?, this(fields.u64()?)?, this(fields.u64()?)?);
     let (created_at, updated_at, updated, expires) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
-    let rest: RestV1 = match codec::decode("record", fields.take(rest_len)?) {
+    let rest: RestV1<'_> = match codec::decode("record", fields.take(rest_len)?) {
         Ok(rest) => rest,
         Err(error) => return Some(Err(corrupt(format!("a record is malformed: {error}")))),
     };
@@ -143,9 +153,9 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
         failure_ttl: rest.failure_ttl,
         unfinished_ttl: rest.unfinished_ttl,
         fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
-        context: rest.context,
-        recovery_point: rest.recovery_point,
-        checkpoint: rest.checkpoint,
+        context: rest.context.into_owned(),
+        recovery_point: rest.recovery_point.into_owned(),
+        checkpoint: rest.checkpoint.map(Cow::into_owned),
         outcome_len,
         outcome,
     }))
@@ -178,6 +188,12 @@ fn interruption(byte: u8) -> Option<Option<Interruption>> {
 pub(crate) mod tests {
     use super::*;
 
+    fn encoded(image: &Image) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(image, &mut bytes).unwrap();
+        bytes
+    }
+
     pub(crate) fn sample() -> Image {
         Image {
             state: Status::Succeeded,
@@ -207,7 +223,7 @@ pub(crate) mod tests {
 
     #[test]
     fn golden_bytes() {
-        let bytes = encode(&sample()).unwrap();
+        let bytes = encoded(&sample());
         let mut expected = vec![2, 3, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
         let rest_len = u32::try_from(bytes.len() - HEAD - 3).unwrap();
         expected.extend_from_slice(&rest_len.to_le_bytes());
@@ -232,7 +248,7 @@ pub(crate) mod tests {
     #[test]
     fn decode_is_the_inverse_and_every_cut_is_an_error_or_a_head() {
         let image = sample();
-        let bytes = encode(&image).unwrap();
+        let bytes = encoded(&image);
         let numbered = Image { revision: 99, ..image };
         assert_eq!(decode(&bytes, Some(99)).unwrap(), numbered);
         assert!(decode(&bytes, None).is_err(), "a number is missing");
