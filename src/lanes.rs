@@ -3,9 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
-
 use crate::clock::deadline;
+use crate::sync::{Mutex, MutexGuard};
 
 /// As many as a [`LaneSet`] has bits.
 const LANES: usize = 64;
