@@ -73,6 +73,9 @@ impl Lanes {
     }
 }
 
+#[cfg(all(test, oncekey_shuttle))]
+mod models;
+
 #[cfg(test)]
 mod tests {
     use super::*;

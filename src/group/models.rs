@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use super::{Batch, Config, Entrant, Group, Work};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sync::models::{ANY_TIME, NEVER, fails, holds};
+use crate::sync::models::{ANY_TIME, NEVER, always_holds, fails, holds};
 use crate::sync::{atomic, thread};
 
 /// What shuttle says of tasks that wait for ever.
@@ -181,6 +181,25 @@ fn a_sync_in_flight_covers_nobody_who_came_later() {
 fn a_sync_wakes_all_that_it_covers() {
     holds(|| commits(Fault::None, |_| ()));
     fails(|| commits(Fault::NotifiesPastTheLock, |_| ()), LEFT_BEHIND);
+}
+
+/// One commit and one sync.
+fn one_waits(fault: Fault) {
+    let store = &store(1_000, |_| ());
+    let ticket = store.commit(1, Entrant::User).unwrap();
+    let Work::Write(batch, _) = store.group.take() else { unreachable!() };
+    thread::scope(|scope| {
+        scope.spawn(move || store.written(&batch, fault));
+        store.group.wait(ticket).unwrap();
+        assert!(store.disk.has(1), "an answer before its sync");
+    });
+}
+
+#[test]
+fn a_sync_wakes_one_who_waits_in_every_order() {
+    always_holds(|| one_waits(Fault::None));
+    fails(|| one_waits(Fault::NotifiesPastTheLock), LEFT_BEHIND);
+    fails(|| one_waits(Fault::PublishesBeforeTheSync), "an answer before its sync");
 }
 
 /// The interval never passes: whoever waits cuts it short.
