@@ -195,7 +195,6 @@ fn check_written(before: Option<&Image>, event: &Event<'_>, after: &Image, now: 
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "takes too long")]
 fn every_state_and_every_event_by_the_rules_said_twice() {
     let parts = Parts::new();
     let mut pairs = 0;
@@ -228,7 +227,6 @@ fn every_state_and_every_event_by_the_rules_said_twice() {
 
 /// A finished record has one life: what is written is the same but for a later expiry.
 #[test]
-#[cfg_attr(miri, ignore = "takes too long")]
 fn no_event_changes_what_a_finished_record_says() {
     let parts = Parts::new();
     for case in Case::all().into_iter().filter(|case| case.is_finished() && !case.is_expired) {
@@ -302,7 +300,7 @@ impl Life {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 1_000 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn on_random_walks_a_finished_record_stays_and_numbers_only_grow(
