@@ -13,14 +13,13 @@ mod hold;
 mod poison;
 mod state;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::Counter;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) use entrant::Entrant;
 use poison::Poison;
 use state::{Phase, State};
@@ -481,6 +480,9 @@ fn wait_until<T>(condvar: &Condvar, guard: &mut MutexGuard<'_, T>, deadline: Opt
 fn stalled(what: &str, timeout: Duration) -> Error {
     Error::new(ErrorKind::Poisoned, format!("the engine is poisoned: {what} for {timeout:?}"))
 }
+
+#[cfg(all(test, oncekey_shuttle))]
+mod models;
 
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
-
 use crate::clock::deadline;
+use crate::sync::{Mutex, MutexGuard};
 
 /// As many as a [`LaneSet`] has bits.
 const LANES: usize = 64;
@@ -73,6 +72,9 @@ impl Lanes {
         self.lanes.iter().enumerate().filter(move |(lane, _)| set.has(*lane)).map(|(_, mutex)| mutex)
     }
 }
+
+#[cfg(all(test, oncekey_shuttle))]
+mod models;
 
 #[cfg(test)]
 mod tests {

@@ -89,6 +89,7 @@ mod slots;
 mod stage;
 mod stats;
 mod store;
+mod sync;
 mod table;
 mod transaction;
 mod transition;

@@ -7,14 +7,13 @@
 //! Locks: a shard's, then a signal's, never the other way; neither is held while a thread is notified.
 
 use std::array;
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, Hash};
 use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::{Condvar, Mutex, RandomState};
 
 /// Enough that callers who wait for different keys seldom meet; a power of two, so that bytes spread evenly.
 const SHARDS: usize = 32;
@@ -286,6 +285,9 @@ impl<K: Eq + Hash + Clone> Drop for Seat<'_, K> {
         }
     }
 }
+
+#[cfg(all(test, oncekey_shuttle))]
+mod models;
 
 #[cfg(test)]
 mod tests {

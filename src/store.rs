@@ -20,6 +20,7 @@ mod open;
 mod overlay;
 mod room;
 mod snapshots;
+mod stripes;
 mod tables;
 mod threads;
 mod values;
@@ -27,7 +28,6 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -51,10 +51,10 @@ use format::frame::{self, Frame};
 use journal::{JournalStats, Pool, Spare};
 use overlay::{Entry, Overlay};
 use room::{Look, Room};
+pub(crate) use stripes::Seen;
+use stripes::Stripes;
 use tables::{Name, Tables};
 use threads::{Apply, Running};
-
-const STRIPES: usize = 1 << 16;
 
 /// An open store. Dropped, it closes.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ struct Inner {
     opened: u64,
     clock: StoreClock,
     group: Group<Frame, Spare>,
-    stripes: Vec<AtomicU64>,
+    stripes: Stripes,
     overlay: Arc<Overlay>,
     tables: Arc<Tables>,
     pool: Arc<Pool>,
@@ -106,13 +106,6 @@ impl Read {
     pub(crate) fn lapses(&self, now: &Now) -> u64 {
         self.record().map(|image| image.expires_at(now)).filter(|expires| *expires > now.store).unwrap_or(NEVER)
     }
-}
-
-/// The version of a key's stripe before it was read.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen {
-    stripe: usize,
-    version: u64,
 }
 
 /// A group that something is in.
@@ -199,12 +192,12 @@ impl Store {
 
     /// Whether nothing that was read has changed since.
     pub(crate) fn are_current(&self, reads: &[Seen]) -> bool {
-        self.inner.are_current(reads)
+        self.inner.stripes.are_current(reads)
     }
 
     /// A number that spreads keys evenly.
     pub(crate) fn stripe(&self, key: &StoreKey) -> usize {
-        self.inner.stripe(key).0
+        Stripes::of(key)
     }
 
     /// Waits until what has this ticket survives a power cut. Under `Eventual` it does not wait.
@@ -332,23 +325,9 @@ impl Inner {
         self.group.check()
     }
 
-    fn stripe(&self, key: &StoreKey) -> (usize, Option<&AtomicU64>) {
-        let index = usize::try_from(crc32fast::hash(key.bytes())).unwrap_or_default() % STRIPES;
-        (index, self.stripes.get(index))
-    }
-
-    fn version(&self, stripe: usize) -> u64 {
-        self.stripes.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
-    }
-
-    fn are_current(&self, reads: &[Seen]) -> bool {
-        reads.iter().all(|seen| self.version(seen.stripe) == seen.version)
-    }
-
     fn read(&self, key: &StoreKey, depth: Depth) -> Result<Read> {
         // Before the content: a commit moves the stripe when it puts the content into the overlay.
-        let (stripe, _) = self.stripe(key);
-        let seen = Seen { stripe, version: self.version(stripe) };
+        let seen = self.stripes.look(key);
         if let Some(entry) = self.overlay.get(key) {
             return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
         }
@@ -360,7 +339,7 @@ impl Inner {
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
         self.look_for_room();
         let admission = self.group.admit(bytes.len(), terms.who)?;
-        if !self.are_current(reads) || (terms.until != NEVER && self.clock.now() >= terms.until) {
+        if !self.stripes.are_current(reads) || (terms.until != NEVER && self.clock.now() >= terms.until) {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
@@ -387,7 +366,7 @@ impl Inner {
             (change.key.clone(), entry)
         });
         // The stripes with them: who sees one key as it is now must find out that another one, read before, is not current.
-        self.overlay.put_all(entries, || changes.iter().for_each(|change| self.move_stripe(&change.key)));
+        self.overlay.put_all(entries, || changes.iter().for_each(|change| self.stripes.advance(&change.key)));
         admission.commit(&bytes, frame);
         self.commits.add(1);
         Ok(Some(Committed { ticket: Ticket(ticket), changes }))
@@ -424,12 +403,6 @@ impl Inner {
         }
     }
 
-    fn move_stripe(&self, key: &StoreKey) {
-        if let (_, Some(version)) = self.stripe(key) {
-            version.fetch_add(1, Ordering::Release);
-        }
-    }
-
     /// A frame of the store's own, durable when this returns.
     fn mark(&self, frame: Frame) -> Result<()> {
         let bytes = frame::encode(&frame)?;
@@ -442,6 +415,9 @@ impl Inner {
         self.group.check().err().unwrap_or_else(Error::closed)
     }
 }
+
+#[cfg(all(test, oncekey_shuttle))]
+mod models;
 
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, Result};
+use crate::sync::thread::{self, JoinHandle};
 
 /// A named thread that is joined, at the latest when this is dropped.
 ///

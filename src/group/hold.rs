@@ -1,9 +1,8 @@
 //! Users' commits refused for a while, for a reason outside the group.
 
-use std::sync::atomic::Ordering;
-
 use super::Group;
 use crate::error::Error;
+use crate::sync::atomic::Ordering;
 
 impl<C, S> Group<C, S> {
     /// Refuses users' commits with this error until it is lifted. If nothing is applied meanwhile either, nobody waits for

@@ -1,10 +1,10 @@
 //! The first error, which is the last word, and who is to be told of it.
 
 use std::fmt;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::OnceLock;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, Default)]
 pub(super) struct Poison {

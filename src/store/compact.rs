@@ -248,7 +248,7 @@ impl Inner {
         self.group.exclusive(|| {
             due.retain(|(key, _)| !self.overlay.contains(key));
             for (key, _) in &due {
-                self.move_stripe(key);
+                self.stripes.advance(key);
             }
         });
         if due.is_empty() && strays.is_empty() {

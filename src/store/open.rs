@@ -3,7 +3,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -17,8 +16,9 @@ use super::format::segment::{SECTOR, sized};
 use super::journal::{self, Recovered, Writer, segment_for};
 use super::overlay::Overlay;
 use super::room::Room;
+use super::stripes::Stripes;
 use super::tables::{Name, Stamp, Tables};
-use super::{Inner, STRIPES, Store, files, threads, values};
+use super::{Inner, Store, files, threads, values};
 use crate::clock::{self, StoreClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Batch, Config, Group, Place};
@@ -126,7 +126,7 @@ impl Store {
             opened: clock.now(),
             clock,
             group,
-            stripes: std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect(),
+            stripes: Stripes::default(),
             overlay,
             tables,
             pool,

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use parking_lot::RwLock;
-
 use super::format::frame::{Content, StoreKey};
+use crate::sync::RwLock;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {

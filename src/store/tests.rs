@@ -11,6 +11,7 @@ mod rotation;
 mod verify;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tempfile::TempDir;

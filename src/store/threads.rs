@@ -109,7 +109,7 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
                 inner.group.exclusive(|| {
                     gone.retain(|(key, _)| !inner.overlay.contains(key));
                     for (key, _) in &*gone {
-                        inner.move_stripe(key);
+                        inner.stripes.advance(key);
                     }
                 });
             }

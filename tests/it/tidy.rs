@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// A file imports only from rows above its own. `lib.rs` is a title page and may name all.
 const ROWS: &[(&str, &[&str])] = &[
-    ("L0 vocabulary", &["error", "clock", "stats"]),
+    ("L0 vocabulary", &["error", "clock", "stats", "sync"]),
     ("L1 nouns: bytes", &["value", "fingerprint", "failure"]),
     ("L1 nouns: keys and codecs", &["key", "codec", "json"]),
     ("L1 nouns: context", &["context"]),
@@ -31,13 +31,19 @@ const ROWS: &[(&str, &[&str])] = &[
 
 const MECHANISMS: &[&str] = &["slots", "group", "worker", "lanes"];
 /// All that a mechanism may know.
-const MECHANISMS_KNOW: &[&str] = &["error", "clock", "stats"];
+const MECHANISMS_KNOW: &[&str] = &["error", "clock", "stats", "sync"];
+
+/// What is run under the models gets its primitives from `sync`: one that is not swapped would be no step of the scheduler.
+const MODELLED: &[&str] = &["slots", "group", "worker", "lanes", "store/overlay", "store/stripes"];
+/// What only `sync` may name for them.
+const PRIMITIVES: &[&str] =
+    &["parking_lot", "std::thread", "std::sync::atomic", "std::sync::OnceLock", "std::sync::{", "RandomState;"];
 
 /// The same inside the store; `open` and `threads` are parts of its root.
 const STORE_ROWS: &[&[&str]] = &[
     &["format", "files"],
     &["digest", "barrier", "snapshots", "aside"],
-    &["tables", "overlay", "room", "journal"],
+    &["tables", "overlay", "stripes", "room", "journal"],
     &["values", "checkpoint"],
     &["verify"],
     &["apply"],
@@ -86,7 +92,7 @@ fn product(path: &Path) -> String {
 }
 
 fn is_test(path: &Path) -> bool {
-    modules(path).iter().any(|module| module == "tests")
+    modules(path).iter().any(|module| module == "tests" || module == "models")
 }
 
 /// The first name behind each `prefix`, e.g. `crate::`.
@@ -149,6 +155,21 @@ fn nothing_above_the_store_names_sled_or_the_journal() {
         let code = product(&path);
         for word in ["sled::", "journal::"] {
             assert!(!code.contains(word), "{} names {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn what_is_modelled_gets_its_primitives_from_sync() {
+    for path in sources("src").into_iter().filter(|path| !is_test(path)) {
+        let place = modules(&path).join("/");
+        if !MODELLED.iter().any(|module| place == *module || place.starts_with(&format!("{module}/"))) {
+            continue;
+        }
+        for line in product(&path).lines().filter(|line| !line.starts_with("use crate::sync::")) {
+            for word in PRIMITIVES {
+                assert!(!line.contains(word), "{} names {word}: {line}", path.display());
+            }
         }
     }
 }

@@ -10,11 +10,9 @@ fn counter(store: &Store, key: &StoreKey) -> u64 {
 }
 
 /// Two keys of different stripes.
-fn apart(store: &Store) -> (StoreKey, StoreKey) {
+fn apart() -> (StoreKey, StoreKey) {
     let first = key("0");
-    let other = (1..9)
-        .map(|index| key(index.to_string()))
-        .find(|other| store.inner.stripe(other).0 != store.inner.stripe(&first).0);
+    let other = (1..9).map(|index| key(index.to_string())).find(|other| Stripes::of(other) != Stripes::of(&first));
     (first, other.unwrap())
 }
 
@@ -22,7 +20,7 @@ fn apart(store: &Store) -> (StoreKey, StoreKey) {
 fn a_commit_whose_reads_are_stale_is_refused() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    let (a, b) = apart(&store);
+    let (a, b) = apart();
     let seen = store.read(&a, Depth::Head).unwrap().seen;
     assert!(store.commit(vec![set(&a, done(b"1"))], &[seen], Entrant::User).unwrap().is_some());
     assert!(store.commit(vec![set(&a, done(b"2"))], &[seen], Entrant::User).unwrap().is_none());

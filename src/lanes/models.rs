@@ -1,0 +1,45 @@
+//! Who takes lanes gets them, under every order that is tried.
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::{LaneSet, Lanes};
+use crate::sync::models::{ANY_TIME, NEVER, fails, holds};
+use crate::sync::thread;
+
+fn set(numbers: [usize; 2]) -> LaneSet {
+    let mut set = LaneSet::default();
+    numbers.into_iter().for_each(|number| set.add(number));
+    set
+}
+
+/// Each two of them meet in a lane. The fault: one lane after the other, in the order of the caller.
+fn three_meet(patience: Duration, in_order: bool) {
+    let (lanes, inside) = (&Lanes::new(patience), &AtomicU32::new(0));
+    thread::scope(|scope| {
+        for numbers in [[1, 2], [2, 3], [3, 1]] {
+            scope.spawn(move || {
+                let taken = if in_order {
+                    vec![lanes.take(set(numbers))]
+                } else {
+                    numbers.map(|number| lanes.take(set([number; 2]))).into()
+                };
+                let count: usize = taken.iter().map(|taken| taken.0.len()).sum();
+                assert!(count == 2 || patience != NEVER, "went without a lane");
+                if count == 2 {
+                    assert_eq!(inside.fetch_add(1, SeqCst), 0, "two in one lane");
+                    thread::yield_now();
+                    inside.fetch_sub(1, SeqCst);
+                }
+            });
+        }
+    });
+    assert!(!lanes.is_taken(set([1, 2])) && !lanes.is_taken(set([2, 3])));
+}
+
+#[test]
+fn who_takes_lanes_has_them_alone_and_nobody_waits_in_a_ring() {
+    holds(|| three_meet(NEVER, true));
+    holds(|| three_meet(ANY_TIME, true));
+    fails(|| three_meet(NEVER, false), "deadlock");
+}

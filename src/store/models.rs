@@ -1,0 +1,248 @@
+//! Reads and commits beside apply, under every order that is tried: group, overlay and stripes are the store's own, disk and
+//! sled are not. Reads, commits and the apply thread take the steps of `Inner::read`, `Inner::commit` and `Applier` in their
+//! order; each fault is another order.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use super::overlay::{Entry, Overlay};
+use super::stripes::{Seen, Stripes};
+use super::{Content, Entrant, StoreKey};
+use crate::group::{Batch, Config, Group, Work};
+use crate::sync::models::{NEVER, fails, holds};
+use crate::sync::{Mutex, thread};
+use crate::value::Value;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    DropsBeforeItPuts,
+    DropsWhateverIsThere,
+    ReadsSledFirst,
+    LooksAtTheStripeLast,
+    MovesTheStripesLater,
+    DoesNotCheckTheStripes,
+    DoesNotWaitForItsTicket,
+}
+
+type Frame = Vec<(StoreKey, u8)>;
+
+struct Store {
+    fault: Fault,
+    group: Group<Frame, ()>,
+    overlay: Overlay,
+    stripes: Stripes,
+    sled: Mutex<BTreeMap<StoreKey, u8>>,
+    /// The last group whose sync has ended.
+    synced: AtomicU64,
+}
+
+struct Read {
+    value: u8,
+    seen: Seen,
+    ticket: u64,
+}
+
+fn key(name: u8) -> StoreKey {
+    StoreKey::row("t", &[name])
+}
+
+impl Store {
+    fn new(fault: Fault) -> Self {
+        let config = Config {
+            sized: |len| len,
+            reserve: 0,
+            max_unapplied: 1_000,
+            max_unchecked: 1_000,
+            interval: None,
+            timeout: NEVER,
+            idle: NEVER,
+        };
+        Self {
+            fault,
+            group: Group::new(config, 0, 1, 1_000),
+            overlay: Overlay::default(),
+            stripes: Stripes::default(),
+            sled: Mutex::default(),
+            synced: AtomicU64::default(),
+        }
+    }
+
+    fn sled(&self, key: &StoreKey) -> u8 {
+        self.sled.lock().get(key).copied().unwrap_or_default()
+    }
+
+    fn read(&self, key: &StoreKey) -> Read {
+        let early = (self.fault == Fault::ReadsSledFirst).then(|| self.sled(key));
+        let seen = self.stripes.look(key);
+        let (value, ticket) = match self.overlay.get(key) {
+            Some(entry) => {
+                let row = entry.content.and_then(Content::into_row).unwrap();
+                (row.first().copied().unwrap(), entry.ticket)
+            }
+            None => (early.unwrap_or_else(|| self.sled(key)), 0),
+        };
+        let seen = if self.fault == Fault::LooksAtTheStripeLast { self.stripes.look(key) } else { seen };
+        Read { value, seen, ticket }
+    }
+
+    /// A read that is told to somebody.
+    fn answer(&self, key: &StoreKey) -> u8 {
+        let read = self.read(key);
+        if self.fault != Fault::DoesNotWaitForItsTicket {
+            self.group.wait(read.ticket).unwrap();
+        }
+        assert!(self.synced.load(SeqCst) >= read.ticket, "an answer that a power cut could undo");
+        read.value
+    }
+
+    fn commit(&self, changes: &[(StoreKey, u8)], reads: &[Seen]) -> Option<u64> {
+        let admission = self.group.admit(changes.len(), Entrant::User).unwrap();
+        if self.fault != Fault::DoesNotCheckTheStripes && !self.stripes.are_current(reads) {
+            return None;
+        }
+        let (number, ticket) = (admission.number(), admission.ticket());
+        let entries = changes.iter().map(|(key, value)| {
+            let content = Some(Content::Row(Value::from([*value].as_slice())));
+            (key.clone(), Entry { number, ticket, content })
+        });
+        let advance = || changes.iter().for_each(|(key, _)| self.stripes.advance(key));
+        if self.fault == Fault::MovesTheStripesLater {
+            self.overlay.put_all(entries, || ());
+            advance();
+        } else {
+            self.overlay.put_all(entries, advance);
+        }
+        Some(admission.commit(&vec![0; changes.len()], changes.to_vec()))
+    }
+
+    /// Runs until everybody has ended: writes, syncs, publishes, applies.
+    fn write_and_apply(&self) {
+        loop {
+            match self.group.take() {
+                Work::Write(batch, _) => {
+                    self.synced.store(batch.group, SeqCst);
+                    self.group.publish(batch.group);
+                    self.apply(batch);
+                }
+                Work::Draining => self.group.end(),
+                Work::Ended => return,
+                Work::Idle => unreachable!(),
+            }
+        }
+    }
+
+    fn apply(&self, batch: Batch<Frame>) {
+        for (number, frame) in (batch.first_frame..).zip(batch.frames) {
+            for (key, value) in frame {
+                let number = match (self.fault, self.overlay.get(&key)) {
+                    (Fault::DropsWhateverIsThere, Some(entry)) => entry.number,
+                    _ => number,
+                };
+                if self.fault == Fault::DropsBeforeItPuts {
+                    self.overlay.drop_applied(&key, number);
+                }
+                self.sled.lock().insert(key.clone(), value);
+                self.overlay.drop_applied(&key, number);
+            }
+        }
+    }
+
+    /// Beside a writer.
+    fn with(&self, users: impl FnOnce()) {
+        thread::scope(|scope| {
+            scope.spawn(|| self.write_and_apply());
+            users();
+            self.group.close();
+        });
+        assert_eq!(self.overlay.len(), 0, "left in the overlay");
+    }
+}
+
+/// One writes a row again and again, another reads it: never anything older than it was, nor what is not durable.
+fn reads_beside_apply(fault: Fault) {
+    let store = &Store::new(fault);
+    store.with(|| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for value in 1..=3 {
+                    store.commit(&[(key(0), value)], &[]).unwrap();
+                }
+            });
+            let mut last = 0;
+            for _ in 0..4 {
+                let value = store.answer(&key(0));
+                assert!(value >= last, "an older value");
+                last = value;
+            }
+        });
+    });
+    assert_eq!(store.read(&key(0)).value, 3);
+}
+
+#[test]
+fn a_read_misses_nothing_while_it_is_applied() {
+    holds(|| reads_beside_apply(Fault::None));
+    fails(|| reads_beside_apply(Fault::DropsBeforeItPuts), "an older value");
+    fails(|| reads_beside_apply(Fault::DropsWhateverIsThere), "an older value");
+    fails(|| reads_beside_apply(Fault::ReadsSledFirst), "an older value");
+}
+
+#[test]
+fn no_answer_is_told_that_a_power_cut_could_undo() {
+    holds(|| reads_beside_apply(Fault::None));
+    fails(|| reads_beside_apply(Fault::DoesNotWaitForItsTicket), "an answer that a power cut could undo");
+}
+
+/// Three add one to the same row; who has read what changed meanwhile reads again.
+fn additions(fault: Fault) {
+    let store = &Store::new(fault);
+    store.with(|| {
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    loop {
+                        let read = store.read(&key(0));
+                        if let Some(ticket) = store.commit(&[(key(0), read.value + 1)], &[read.seen]) {
+                            return store.group.wait(ticket).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+    });
+    assert_eq!(store.read(&key(0)).value, 3, "the sum");
+}
+
+#[test]
+fn a_commit_on_something_stale_is_refused() {
+    holds(|| additions(Fault::None));
+    fails(|| additions(Fault::LooksAtTheStripeLast), "the sum");
+    fails(|| additions(Fault::DoesNotCheckTheStripes), "the sum");
+}
+
+/// Two rows change together: who finds that both are current has seen both from one moment.
+fn two_rows(fault: Fault) {
+    let store = &Store::new(fault);
+    store.with(|| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for value in 1..=2 {
+                    store.commit(&[(key(0), value), (key(1), value)], &[]).unwrap();
+                }
+            });
+            for _ in 0..3 {
+                let reads = [0, 1].map(|name| store.read(&key(name)));
+                if store.stripes.are_current(&reads.each_ref().map(|read| read.seen)) {
+                    assert_eq!(reads[0].value, reads[1].value, "two moments");
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn what_changes_together_is_seen_together() {
+    holds(|| two_rows(Fault::None));
+    fails(|| two_rows(Fault::MovesTheStripesLater), "two moments");
+}

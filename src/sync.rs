@@ -1,0 +1,19 @@
+//! The primitives of those who wait for each other. Under `--cfg oncekey_shuttle`, tests get them from a scheduler that picks
+//! who goes next, so that a model meets orders that a machine seldom shows.
+
+#[cfg(not(all(test, oncekey_shuttle)))]
+mod real {
+    pub(crate) use std::collections::hash_map::RandomState;
+    pub(crate) use std::sync::{OnceLock, atomic};
+    pub(crate) use std::thread;
+
+    pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+}
+
+#[cfg(all(test, oncekey_shuttle))]
+pub(crate) mod models;
+
+#[cfg(all(test, oncekey_shuttle))]
+pub(crate) use models::*;
+#[cfg(not(all(test, oncekey_shuttle)))]
+pub(crate) use real::*;

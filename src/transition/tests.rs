@@ -1,0 +1,278 @@
+//! The rules by example. All pairs and random walks are in `properties`.
+
+mod properties;
+
+use super::*;
+
+const FIRST: u64 = 1 << 32;
+
+fn now(store: u64) -> Now {
+    Now { store, wall: 1_000, first: FIRST, opened: 0 }
+}
+
+fn start(policy: OnInterrupted, fingerprint: Option<u8>) -> Start {
+    Start {
+        by_key: false,
+        fingerprint: fingerprint.map(|byte| Fingerprint::from_bytes([byte; 32])),
+        context: Context::new(),
+        policy,
+        schema: 0,
+        success_ttl: 100,
+        failure_ttl: 50,
+        unfinished_ttl: NEVER,
+    }
+}
+
+fn numbered(decision: Decision, number: u64) -> Image {
+    let Decision::Write(mut image) = decision else { panic!("no write: {decision:?}") };
+    for field in [&mut image.generation, &mut image.revision, &mut image.token] {
+        if *field == THIS_FRAME {
+            *field = number;
+        }
+    }
+    *image
+}
+
+fn claimed(start: &Start) -> Image {
+    numbered(decide(None, &Event::Begin(start), &now(0)), FIRST + 1)
+}
+
+fn end(image: &Image, ending: &Ending) -> Image {
+    let event = Event::End { token: image.token, ending };
+    numbered(decide(Some(image), &event, &now(10)), image.revision + 1)
+}
+
+/// One record in every state: live, live by key, owner dead, the four endings, and one that nobody has claimed.
+fn every_state(policy: OnInterrupted) -> Vec<(&'static str, Image)> {
+    let live = claimed(&start(policy, None));
+    let bytes = Value::from("x");
+    vec![
+        ("by key", Image { by_key: true, ..live.clone() }),
+        ("dead", Image { token: 7, ..live.clone() }),
+        ("succeeded", end(&live, &Ending::Succeed(bytes.clone()))),
+        ("failed", end(&live, &Ending::Fail(bytes))),
+        ("released", end(&live, &Ending::Release)),
+        ("interrupted", end(&live, &Ending::Interrupt(Interruption::Dropped))),
+        ("live", live),
+        ("created", numbered(decide(None, &Event::Create(&start(policy, None)), &now(0)), FIRST + 1)),
+    ]
+}
+
+#[test]
+fn mismatch_wins_over_every_state() {
+    let with = start(OnInterrupted::Hold, Some(1));
+    let live = claimed(&with);
+    let states = [live.clone(), end(&live, &Ending::Release), end(&live, &Ending::Succeed("x".into()))];
+    for image in states {
+        for other in [start(OnInterrupted::Hold, Some(2)), start(OnInterrupted::Hold, None)] {
+            let decision = decide(Some(&image), &Event::Begin(&other), &now(10));
+            assert_eq!(decision, Decision::Keep(Because::Mismatch), "{:?}", image.state);
+        }
+    }
+}
+
+#[test]
+fn without_a_fingerprint_none_is_compared() {
+    let image = claimed(&start(OnInterrupted::Hold, None));
+    let decision = decide(Some(&image), &Event::Begin(&start(OnInterrupted::Hold, Some(9))), &now(10));
+    assert_eq!(decision, Decision::Keep(Because::InProgress));
+}
+
+#[test]
+fn no_path_leads_out_of_a_finished_record_but_reopen_remove_and_time() {
+    let ending = Ending::Succeed("other".into());
+    let begin = start(OnInterrupted::Resume, None);
+    for (name, image) in every_state(OnInterrupted::Resume) {
+        if name != "succeeded" && name != "failed" {
+            continue;
+        }
+        let events = [
+            Event::Begin(&begin),
+            Event::End { token: image.token, ending: &ending },
+            Event::EndByKey { ending: &ending, schema: 0 },
+            Event::Resolve { ending: &ending, schema: None },
+            Event::Import(&image),
+        ];
+        for event in &events {
+            assert!(matches!(decide(Some(&image), event, &now(10)), Decision::Keep(_)), "{name} {event:?}");
+        }
+        assert_eq!(decide(Some(&image), &Event::Reopen, &now(10)), Decision::Delete);
+        assert_eq!(decide(Some(&image), &Event::Remove, &now(10)), Decision::Delete);
+    }
+}
+
+#[test]
+fn expired_at_the_very_millisecond_for_every_event() {
+    let image = end(&claimed(&start(OnInterrupted::Hold, None)), &Ending::Succeed("x".into()));
+    assert_eq!(image.expires, 110);
+    assert!(image.seen(&now(109)).is_some());
+    assert!(image.seen(&now(110)).is_none());
+    let begin = start(OnInterrupted::Hold, Some(3));
+    assert!(matches!(
+        decide(Some(&image), &Event::Begin(&begin), &now(109)),
+        Decision::Keep(Because::Mismatch | Because::Finished)
+    ));
+    let fresh = numbered(decide(Some(&image), &Event::Begin(&begin), &now(110)), FIRST + 9);
+    assert_eq!((fresh.generation, fresh.attempt), (FIRST + 9, 1));
+}
+
+#[test]
+fn a_claim_of_an_earlier_generation_never_ends_a_later_one() {
+    let old = claimed(&start(OnInterrupted::Resume, None));
+    let begin = start(OnInterrupted::Resume, None);
+    let interrupted = end(&old, &Ending::Interrupt(Interruption::Dropped));
+    let new = numbered(decide(Some(&interrupted), &Event::Begin(&begin), &now(20)), FIRST + 5);
+    assert_eq!(new.interruption, Some(Interruption::Dropped));
+    for ending in [Ending::Succeed("x".into()), Ending::Fail("x".into()), Ending::Release] {
+        let decision = decide(Some(&new), &Event::End { token: old.token, ending: &ending }, &now(20));
+        assert_eq!(decision, Decision::Keep(Because::Superseded(new.token)));
+    }
+}
+
+#[test]
+fn every_state_answers_every_event() {
+    // The expected answer of each pair: W writes, D deletes, K keeps.
+    let expected = [
+        // begin, create, lock, end, stage, by key, resolve, patch, reopen, remove, extend, import
+        ("by key", "KKKWWWKKKDKK"),
+        ("dead", "WKWKKKWWKDKK"),
+        ("succeeded", "KKKKKKKKDDWK"),
+        ("failed", "KKKKKKKKDDWK"),
+        ("released", "WKWKKKKWKDKK"),
+        ("interrupted", "WKWKKKWWKDKK"),
+        ("live", "KKKWWKKKKKKK"),
+        ("created", "WKWKKKKWKDKK"),
+    ];
+    let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
+    let begin = start(OnInterrupted::Resume, None);
+    let ending = Ending::Fail("other".into());
+    let step = Step::Advance { point: "on".to_owned(), checkpoint: None };
+    for ((name, image), (_, row)) in every_state(OnInterrupted::Resume).iter().zip(expected) {
+        let token = if matches!(*name, "dead" | "created") { 6 } else { image.token };
+        let events = [
+            Event::Begin(&begin),
+            Event::Create(&begin),
+            Event::Lock { schema: 0 },
+            Event::End { token, ending: &ending },
+            Event::Stage { token, point: &image.recovery_point, step: &step },
+            Event::EndByKey { ending: &ending, schema: 0 },
+            Event::Resolve { ending: &ending, schema: None },
+            Event::Patch(&patch),
+            Event::Reopen,
+            Event::Remove,
+            Event::Extend(1_000),
+            Event::Import(image),
+        ];
+        let got: String = events
+            .iter()
+            .map(|event| match decide(Some(image), event, &now(10)) {
+                Decision::Write(_) => 'W',
+                Decision::Delete => 'D',
+                Decision::Keep(_) => 'K',
+            })
+            .collect();
+        assert_eq!(got, row, "{name}");
+    }
+}
+
+#[test]
+fn what_is_created_waits_for_its_first_claim() {
+    let begin = Start { unfinished_ttl: 40, ..start(OnInterrupted::Resume, Some(1)) };
+    let created = numbered(decide(None, &Event::Create(&begin), &now(0)), FIRST + 1);
+    assert_eq!((created.state, created.attempt, created.expires), (Status::Released, 0, 40));
+    let other = start(OnInterrupted::Resume, Some(2));
+    assert_eq!(decide(Some(&created), &Event::Create(&begin), &now(39)), Decision::Keep(Because::Already));
+    assert_eq!(decide(Some(&created), &Event::Create(&other), &now(39)), Decision::Keep(Because::Mismatch));
+    let fresh = numbered(decide(Some(&created), &Event::Create(&other), &now(40)), FIRST + 2);
+    assert_eq!((fresh.generation, fresh.fingerprint), (FIRST + 2, other.fingerprint), "it had expired");
+    let claimed = numbered(decide(Some(&created), &Event::Lock { schema: 3 }, &now(39)), FIRST + 2);
+    assert_eq!((claimed.attempt, claimed.schema, claimed.generation), (1, 3, FIRST + 1));
+    assert_eq!((claimed.token, claimed.fingerprint), (FIRST + 2, begin.fingerprint));
+    assert!(claimed.seen(&now(1_000)).is_some());
+    for event in [Event::Lock { schema: 0 }, Event::Patch(&Patch::default())] {
+        assert_eq!(decide(Some(&created), &event, &now(40)), Decision::Keep(Because::Absent));
+        assert_eq!(decide(None, &event, &now(0)), Decision::Keep(Because::Absent));
+    }
+}
+
+#[test]
+fn a_lock_holds_what_is_held() {
+    let states = every_state(OnInterrupted::Hold);
+    for name in ["dead", "interrupted"] {
+        let (_, image) = states.iter().find(|(state, _)| *state == name).unwrap();
+        let decision = decide(Some(image), &Event::Lock { schema: 0 }, &now(10));
+        assert_eq!(decision, Decision::Keep(Because::Interrupted), "{name}");
+    }
+}
+
+#[test]
+fn a_patch_changes_what_it_says_and_no_time() {
+    let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
+    let begin = Start { unfinished_ttl: 40, ..start(OnInterrupted::Hold, Some(1)) };
+    let released = end(&claimed(&begin), &Ending::Release);
+    let paid = numbered(decide(Some(&released), &Event::Patch(&patch), &now(20)), FIRST + 3);
+    let expected = Image {
+        recovery_point: "paid".to_owned(),
+        revision: FIRST + 3,
+        updated: 20,
+        updated_at: 1_000,
+        ..released.clone()
+    };
+    assert_eq!(paid, expected);
+    let noted = Patch { checkpoint: Some("ch_1".into()), ..Patch::default() };
+    let noted = numbered(decide(Some(&paid), &Event::Patch(&noted), &now(20)), FIRST + 4);
+    assert_eq!((&*noted.recovery_point, noted.checkpoint.as_deref()), ("paid", Some(&b"ch_1"[..])));
+
+    // A dead one stays interrupted, and in no later open is it taken for one with an owner.
+    let dead = Image { token: 7, ..claimed(&begin) };
+    let patched = numbered(decide(Some(&dead), &Event::Patch(&patch), &now(20)), FIRST + 3);
+    assert_eq!((patched.state, patched.interruption), (Status::Interrupted, Some(Interruption::ProcessEnded)));
+    assert_eq!((patched.expires, patched.token), (40, 7));
+
+    let success = Patch { success: Some(("ok".into(), 5)), ..Patch::default() };
+    let done = numbered(decide(Some(&noted), &Event::Patch(&success), &now(20)), FIRST + 5);
+    assert_eq!((done.state, &*done.recovery_point, done.schema), (Status::Succeeded, FINISHED, 5));
+    assert_eq!((done.expires, done.checkpoint, done.outcome_len), (120, None, 2));
+}
+
+#[test]
+fn unfinished_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
+    let live = Image { unfinished_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
+    assert!(live.seen(&now(1_000_000)).is_some());
+    let dead = Image { token: 3, ..live };
+    let reopened = |store| Now { store, wall: 0, first: FIRST, opened: 500 };
+    assert_eq!(dead.seen(&reopened(504)), Some((Status::Interrupted, Some(Interruption::ProcessEnded))));
+    assert_eq!(dead.seen(&reopened(505)), None);
+}
+
+#[test]
+fn a_stage_is_fenced_by_token_and_recovery_point() {
+    let live = claimed(&start(OnInterrupted::Hold, None));
+    let advance = Step::Advance { point: "on".to_owned(), checkpoint: Some("kept".into()) };
+    let stage =
+        |image: &Image, token, point, step: &Step| decide(Some(image), &Event::Stage { token, point, step }, &now(20));
+    let on = numbered(stage(&live, live.token, STARTED, &advance), FIRST + 2);
+    assert_eq!((on.recovery_point.as_str(), on.checkpoint.as_deref()), ("on", Some(&b"kept"[..])));
+    assert_eq!((on.state, on.token, on.revision), (Status::InProgress, live.token, FIRST + 2));
+    for step in [Step::Stay, advance, Step::End(Ending::Succeed("x".into()))] {
+        let token = live.token;
+        assert_eq!(stage(&on, token, STARTED, &step), Decision::Keep(Because::Elsewhere));
+        assert_eq!(stage(&on, token + 9, "on", &step), Decision::Keep(Because::Superseded(token)));
+        assert_eq!(
+            decide(None, &Event::Stage { token, point: "on", step: &step }, &now(20)),
+            Decision::Keep(Because::Absent)
+        );
+    }
+    assert_eq!(stage(&on, on.token, "on", &Step::Stay), Decision::Keep(Because::Already));
+    let ended = numbered(stage(&on, on.token, "on", &Step::End(Ending::Fail("x".into()))), FIRST + 3);
+    assert_eq!((ended.state, ended.recovery_point.as_str(), ended.expires), (Status::Failed, FINISHED, 70));
+    assert_eq!(ended.checkpoint, None);
+}
+
+#[test]
+fn extend_never_shortens() {
+    let image = end(&claimed(&start(OnInterrupted::Hold, None)), &Ending::Succeed("x".into()));
+    assert_eq!(decide(Some(&image), &Event::Extend(1), &now(10)), Decision::Keep(Because::Already));
+    assert_eq!(numbered(decide(Some(&image), &Event::Extend(500), &now(10)), 1).expires, 510);
+    assert_eq!(numbered(decide(Some(&image), &Event::Extend(NEVER), &now(10)), 1).expires, NEVER);
+}

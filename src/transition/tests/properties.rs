@@ -1,0 +1,326 @@
+//! All pairs of a state and an event against the rules said once more in another form, and random walks.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: Now = Now { store: 1_000, wall: 77, first: FIRST, opened: 500 };
+const OTHER_POINT: &str = "elsewhere";
+
+/// What a record is, as far as the rules can tell records apart.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    state: Status,
+    by_key: bool,
+    owner_is_dead: bool,
+    /// At this very millisecond, or in the next.
+    is_expired: bool,
+    policy: OnInterrupted,
+    fingerprint: Option<u8>,
+}
+
+impl Case {
+    fn all() -> Vec<Self> {
+        use Status::{Failed, InProgress, Interrupted, Released, Succeeded};
+        let mut all = Vec::new();
+        for state in [InProgress, Succeeded, Failed, Released, Interrupted] {
+            for bits in 0..32_u8 {
+                let bit = |place: u8| bits & (1 << place) != 0;
+                let policy = if bit(3) { OnInterrupted::Hold } else { OnInterrupted::Resume };
+                let fingerprint = bit(4).then_some(1);
+                let (by_key, owner_is_dead, is_expired) = (bit(0), bit(1), bit(2));
+                all.push(Self { state, by_key, owner_is_dead, is_expired, policy, fingerprint });
+            }
+        }
+        all
+    }
+
+    fn is_finished(self) -> bool {
+        matches!(self.state, Status::Succeeded | Status::Failed)
+    }
+
+    fn image(self) -> Image {
+        let left = u64::from(!self.is_expired);
+        let outcome = self.is_finished().then(|| Value::from("x"));
+        Image {
+            state: self.state,
+            by_key: self.by_key,
+            interruption: (self.state == Status::Interrupted).then_some(Interruption::Dropped),
+            attempt: 3,
+            generation: 5,
+            revision: FIRST + 9,
+            token: if self.owner_is_dead { 7 } else { FIRST + 7 },
+            updated: 200,
+            expires: if self.state == Status::InProgress { NEVER } else { NOW.store + left },
+            unfinished_ttl: NOW.store - NOW.opened + left,
+            recovery_point: if self.is_finished() { FINISHED.to_owned() } else { "paid".to_owned() },
+            checkpoint: (!self.is_finished()).then(|| Value::from("kept")),
+            outcome_len: u32::from(outcome.is_some()),
+            outcome,
+            ..begun(&start(self.policy, self.fingerprint), &NOW)
+        }
+    }
+
+    /// What anyone sees of it; `None` is absent.
+    fn status(self) -> Option<Status> {
+        match self.state {
+            Status::InProgress if !self.owner_is_dead => Some(Status::InProgress),
+            _ if self.is_expired => None,
+            Status::InProgress => Some(Status::Interrupted),
+            state => Some(state),
+        }
+    }
+
+    /// The rules, said by event: W writes, D deletes, K keeps.
+    fn verdict(self, image: &Image, event: &Event<'_>) -> char {
+        let Some(status) = self.status() else {
+            return if matches!(event, Event::Begin(_) | Event::Create(_) | Event::Import(_)) { 'W' } else { 'K' };
+        };
+        let (running, finished) = (status == Status::InProgress, self.is_finished());
+        let idle = !running && !finished;
+        let resumes = status != Status::Interrupted || self.policy == OnInterrupted::Resume;
+        let mine = |token: u64| running && token == image.token;
+        let yes = match event {
+            Event::Begin(start) => idle && resumes && !self.is_other_request(start),
+            Event::Lock { .. } => idle && resumes,
+            Event::Create(_) | Event::Import(_) => false,
+            Event::Patch(_) => idle,
+            Event::End { token, .. } => mine(*token),
+            Event::Stage { token, point, step } => mine(*token) && *point != OTHER_POINT && !matches!(step, Step::Stay),
+            Event::EndByKey { .. } => running && self.by_key,
+            Event::Resolve { .. } => status == Status::Interrupted,
+            Event::Extend(ttl) => finished && *ttl > 1,
+            Event::Reopen => return if finished { 'D' } else { 'K' },
+            Event::Remove => return if running && !self.by_key { 'K' } else { 'D' },
+        };
+        if yes { 'W' } else { 'K' }
+    }
+
+    fn is_other_request(self, start: &Start) -> bool {
+        let other = start.fingerprint != self.fingerprint.map(|byte| Fingerprint::from_bytes([byte; 32]));
+        self.fingerprint.is_some() && other
+    }
+}
+
+/// What events are made of.
+struct Parts {
+    starts: Vec<Start>,
+    endings: Vec<Ending>,
+    steps: Vec<Step>,
+    patches: Vec<Patch>,
+    images: Vec<Image>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let mut starts = Vec::new();
+        for fingerprint in [None, Some(1), Some(2)] {
+            for (by_key, policy) in [(false, OnInterrupted::Hold), (true, OnInterrupted::Resume)] {
+                starts.push(Start { by_key, ..start(policy, fingerprint) });
+            }
+        }
+        let endings = vec![
+            Ending::Succeed("x".into()),
+            Ending::Succeed("other".into()),
+            Ending::Fail("x".into()),
+            Ending::Release,
+            Ending::Interrupt(Interruption::Reported),
+        ];
+        let mut steps: Vec<_> = endings.iter().cloned().map(Step::End).collect();
+        steps.extend([Step::Stay, Step::Advance { point: "sent".to_owned(), checkpoint: Some("new".into()) }]);
+        let patches = vec![
+            Patch::default(),
+            Patch { recovery_point: Some("sent".to_owned()), ..Patch::default() },
+            Patch { checkpoint: Some("new".into()), success: Some(("x".into(), 1)), ..Patch::default() },
+        ];
+        Self { starts, endings, steps, patches, images: Case::all().into_iter().map(Case::image).collect() }
+    }
+
+    /// Every event, as a caller who knows this record, or one who does not, would send it.
+    fn events(&self, token: u64, point: &str) -> Vec<Event<'_>> {
+        let own = if point == "paid" { "paid" } else { STARTED };
+        let mut all = vec![Event::Reopen, Event::Remove, Event::Lock { schema: 1 }];
+        all.extend([0, 1, 2, 500, NEVER].map(Event::Extend));
+        all.extend(self.starts.iter().flat_map(|start| [Event::Begin(start), Event::Create(start)]));
+        all.extend(self.patches.iter().map(Event::Patch));
+        all.extend(self.images.iter().map(Event::Import));
+        for ending in &self.endings {
+            all.push(Event::EndByKey { ending, schema: 1 });
+            all.extend([None, Some(1)].map(|schema| Event::Resolve { ending, schema }));
+            all.extend([token, token - 1, 0].map(|token| Event::End { token, ending }));
+        }
+        for step in &self.steps {
+            for token in [token, token - 1] {
+                all.extend([own, OTHER_POINT].map(|point| Event::Stage { token, point, step }));
+            }
+        }
+        all
+    }
+}
+
+fn letter(decision: &Decision) -> char {
+    match decision {
+        Decision::Write(_) => 'W',
+        Decision::Delete => 'D',
+        Decision::Keep(_) => 'K',
+    }
+}
+
+/// What is true of every image that is written.
+fn check_written(before: Option<&Image>, event: &Event<'_>, after: &Image, now: &Now) {
+    assert_eq!(after.revision, THIS_FRAME);
+    assert!(after.seen(now).is_some() || after.expires <= now.store, "{after:?}");
+    let finished = matches!(after.state, Status::Succeeded | Status::Failed);
+    assert_eq!(finished, after.outcome.is_some());
+    assert_eq!(after.outcome.as_ref().map_or(0, |value| value.len()), after.outcome_len as usize);
+    let Some(before) = before else {
+        assert_eq!((after.generation, after.token), (THIS_FRAME, THIS_FRAME), "a new life");
+        return;
+    };
+    let claims = matches!(event, Event::Begin(_) | Event::Lock { .. });
+    assert_eq!(after.token == THIS_FRAME, claims, "a token for a claim and for nothing else");
+    assert_eq!(after.attempt, before.attempt + u32::from(claims));
+    // What is fixed when a generation starts.
+    let fixed = |image: &Image| {
+        let ttls = (image.success_ttl, image.failure_ttl, image.unfinished_ttl);
+        (image.generation, image.fingerprint, image.context.clone(), image.policy, ttls, image.created_at)
+    };
+    assert_eq!(fixed(after), fixed(before));
+    if finished {
+        assert_eq!((&*after.recovery_point, &after.checkpoint), (FINISHED, &None));
+    }
+    if after.state == Status::InProgress {
+        assert_eq!(after.expires, NEVER, "what runs has no expiry");
+    }
+}
+
+#[test]
+fn every_state_and_every_event_by_the_rules_said_twice() {
+    let parts = Parts::new();
+    let mut pairs = 0;
+    for case in Case::all() {
+        let image = case.image();
+        for event in parts.events(image.token, &image.recovery_point) {
+            let decision = decide(Some(&image), &event, &NOW);
+            assert_eq!(letter(&decision), case.verdict(&image, &event), "{case:?} {event:?}: {decision:?}");
+            let there = case.status().map(|_| &image);
+            match (&decision, &event) {
+                _ if there.is_none() => assert_eq!(decision, decide(None, &event, &NOW), "expired is absent"),
+                (_, Event::Begin(start) | Event::Create(start)) if case.is_other_request(start) => {
+                    assert_eq!(decision, Decision::Keep(Because::Mismatch));
+                }
+                (Decision::Keep(because), Event::End { token, .. } | Event::Stage { token, .. })
+                    if *token != image.token =>
+                {
+                    assert_eq!(*because, Because::Superseded(image.token));
+                }
+                _ => (),
+            }
+            if let Decision::Write(after) = &decision {
+                check_written(there, &event, after, &NOW);
+            }
+            pairs += 1;
+        }
+    }
+    assert!(pairs > 30_000, "{pairs}");
+}
+
+/// A finished record has one life: what is written is the same but for a later expiry.
+#[test]
+fn no_event_changes_what_a_finished_record_says() {
+    let parts = Parts::new();
+    for case in Case::all().into_iter().filter(|case| case.is_finished() && !case.is_expired) {
+        let image = case.image();
+        for event in parts.events(image.token, &image.recovery_point) {
+            match decide(Some(&image), &event, &NOW) {
+                Decision::Write(after) => {
+                    let (expires, updated, updated_at) = (after.expires, after.updated, after.updated_at);
+                    assert!(expires > image.expires, "{event:?}");
+                    assert_eq!(*after, Image { expires, updated, updated_at, revision: THIS_FRAME, ..image.clone() });
+                }
+                Decision::Delete => assert!(matches!(event, Event::Reopen | Event::Remove), "{event:?}"),
+                Decision::Keep(_) => (),
+            }
+        }
+    }
+}
+
+/// One key's life: what is committed gets the next number, as the store gives it.
+struct Life {
+    image: Option<Image>,
+    now: Now,
+    next: u64,
+    /// The highest token, generation and revision that there ever were.
+    highest: [u64; 3],
+}
+
+impl Life {
+    /// Another process opens the store.
+    fn reopen(&mut self) {
+        self.now.first = (self.next >> 32 << 32) + FIRST;
+        self.now.opened = self.now.store;
+        self.next = self.now.first + 1;
+    }
+
+    fn apply(&mut self, event: &Event<'_>) {
+        let before = self.image.clone();
+        let seen = before.as_ref().filter(|image| image.seen(&self.now).is_some());
+        let finished = seen.filter(|image| image.outcome.is_some());
+        match decide(before.as_ref(), event, &self.now) {
+            Decision::Keep(_) => (),
+            Decision::Delete => {
+                let ends = matches!(event, Event::Reopen | Event::Remove);
+                assert!(ends && seen.is_some(), "{event:?} deleted {before:?}");
+                self.image = None;
+            }
+            Decision::Write(after) => {
+                check_written(seen, event, &after, &self.now);
+                let after = numbered(Decision::Write(after), self.next);
+                if let Some(finished) = finished {
+                    assert_eq!((&after.outcome, after.state), (&finished.outcome, finished.state), "{event:?}");
+                }
+                self.grow(before.as_ref(), &after);
+                self.next += 1;
+                self.image = Some(after);
+            }
+        }
+    }
+
+    /// Numbers stay or are higher than any before, those of records that are gone included.
+    fn grow(&mut self, before: Option<&Image>, after: &Image) {
+        let numbers = |image: &Image| [image.token, image.generation, image.revision];
+        let old = before.map_or([0; 3], numbers);
+        for ((highest, old), new) in self.highest.iter_mut().zip(old).zip(numbers(after)) {
+            assert!(new == old || new > *highest, "{new} after {highest}");
+            *highest = new.max(*highest);
+        }
+        assert_eq!(after.revision, self.next);
+        assert!(after.revision >= after.token && after.token >= after.generation);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn on_random_walks_a_finished_record_stays_and_numbers_only_grow(
+        steps in prop::collection::vec((any::<prop::sample::Index>(), 0..60_u64, 0..20_u8), 1..80),
+    ) {
+        let parts = Parts::new();
+        let mut life = Life { image: None, now: Now { opened: 0, store: 0, ..NOW }, next: FIRST + 1, highest: [0; 3] };
+        for (which, passed, chance) in steps {
+            life.now.store += passed;
+            if chance == 0 {
+                life.reopen();
+            }
+            let (token, point) = life.image.as_ref().map_or((1, STARTED.to_owned()), |image| {
+                (image.token, image.recovery_point.clone())
+            });
+            // Imports are as many as all others.
+            let events = parts.events(token, &point);
+            let others = |event: &Event<'_>| chance % 4 == 1 || !matches!(event, Event::Import(_));
+            let events: Vec<_> = events.into_iter().filter(others).collect();
+            life.apply(which.get(&events));
+        }
+    }
+}
