@@ -75,6 +75,8 @@ struct Inner {
     clock: StoreClock,
     group: Group<Frame, Spare>,
     stripes: Vec<AtomicU64>,
+    /// How often stripes have moved.
+    moves: AtomicU64,
     overlay: Arc<Overlay>,
     tables: Arc<Tables>,
     pool: Arc<Pool>,
@@ -109,10 +111,16 @@ impl Read {
 }
 
 /// The version of a key's stripe before it was read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seen {
     stripe: usize,
     version: u64,
+}
+
+impl Seen {
+    pub(crate) fn stripe(self) -> usize {
+        self.stripe
+    }
 }
 
 /// A group that something is in.
@@ -197,9 +205,14 @@ impl Store {
         self.inner.commit(changes, reads, terms.into())
     }
 
-    /// Whether nothing that was read has changed since.
-    pub(crate) fn are_current(&self, reads: &[Seen]) -> bool {
-        self.inner.are_current(reads)
+    /// Whether this has not changed since it was read.
+    pub(crate) fn is_current(&self, read: Seen) -> bool {
+        self.inner.is_current(read)
+    }
+
+    /// While it answers the same, nothing that was current has changed. To be asked before looking whether it is.
+    pub(crate) fn moves(&self) -> u64 {
+        self.inner.moves.load(Ordering::Acquire)
     }
 
     /// A number that spreads keys evenly.
@@ -341,8 +354,8 @@ impl Inner {
         self.stripes.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
     }
 
-    fn are_current(&self, reads: &[Seen]) -> bool {
-        reads.iter().all(|seen| self.version(seen.stripe) == seen.version)
+    fn is_current(&self, read: Seen) -> bool {
+        self.version(read.stripe) == read.version
     }
 
     fn read(&self, key: &StoreKey, depth: Depth) -> Result<Read> {
@@ -360,7 +373,8 @@ impl Inner {
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
         self.look_for_room();
         let admission = self.group.admit(bytes.len(), terms.who)?;
-        if !self.are_current(reads) || (terms.until != NEVER && self.clock.now() >= terms.until) {
+        if !reads.iter().all(|read| self.is_current(*read)) || (terms.until != NEVER && self.clock.now() >= terms.until)
+        {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
@@ -387,7 +401,7 @@ impl Inner {
             (change.key.clone(), entry)
         });
         // The stripes with them: who sees one key as it is now must find out that another one, read before, is not current.
-        self.overlay.put_all(entries, || changes.iter().for_each(|change| self.move_stripe(&change.key)));
+        self.overlay.put_all(entries, || self.move_stripes(changes.iter().map(|change| &change.key)));
         admission.commit(&bytes, frame);
         self.commits.add(1);
         Ok(Some(Committed { ticket: Ticket(ticket), changes }))
@@ -424,10 +438,12 @@ impl Inner {
         }
     }
 
-    fn move_stripe(&self, key: &StoreKey) {
-        if let (_, Some(version)) = self.stripe(key) {
+    fn move_stripes<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
+        for version in keys.filter_map(|key| self.stripe(key).1) {
             version.fetch_add(1, Ordering::Release);
         }
+        // Behind them: who has seen this has seen them.
+        self.moves.fetch_add(1, Ordering::Release);
     }
 
     /// A frame of the store's own, durable when this returns.

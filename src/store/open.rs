@@ -127,6 +127,7 @@ impl Store {
             clock,
             group,
             stripes: std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect(),
+            moves: AtomicU64::default(),
             overlay,
             tables,
             pool,
