@@ -68,6 +68,9 @@ impl Context {
 
     /// [`with`](Self::with) a value that [`decode`](Self::decode) reads back.
     ///
+    /// It takes what only borrows, such as `&str`, so it cannot find out whether the bytes are readable: types that bincode
+    /// writes and does not read, such as a `serde_json::Value`, are refused by `decode` only.
+    ///
     /// # Errors
     ///
     /// [`Codec`](ErrorKind::Codec) when the value cannot be encoded, [`TooLarge`](ErrorKind::TooLarge) over

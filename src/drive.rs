@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::manager::Manager;
 use crate::options::ExecuteOptions;
 use crate::outcome::Finished;
+use crate::record::RecordInfo;
 
 type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a>;
 
@@ -23,7 +24,7 @@ type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + S
 /// own point, with another checkpoint, and is then called again.
 ///
 /// ```
-/// # use oncekey::{Engine, Error, Manager, Next, STARTED, Stages};
+/// # use oncekey::{BeginOptions, Engine, Error, Manager, Next, OnInterrupted, STARTED, Stages};
 /// # let engine = Engine::temporary()?;
 /// # fn charge(_id: &str) -> String { "ch_1".into() }
 /// let orders: Manager<String> = engine.manager("orders")?;
@@ -39,7 +40,9 @@ type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + S
 ///             Ok::<_, Error>(Next::Succeed(charged.clone()))
 ///         })
 ///     });
-/// let done = orders.drive("cart-1", oncekey::BeginOptions::new(), &stages)?;
+/// // Whatever ends an attempt, the next one goes on from its recovery point.
+/// let options = BeginOptions::new().on_interrupted(OnInterrupted::Resume);
+/// let done = orders.drive("cart-1", options, &stages)?;
 /// assert_eq!(done.value(), "ch_1");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -125,17 +128,18 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// # Errors
     ///
     /// A stage's own, or the engine's as the stage's: `UnknownRecoveryPoint` when there is no stage for the record's point,
-    /// `Stalled` when a stage has not changed the record. The claim is released, at the recovery point where it is, so that
+    /// `Stalled` when a stage has left recovery point and checkpoint as they were, even if it named the point. The claim is released, at the recovery point where it is, so that
     /// the next attempt goes on from there. A panic interrupts the record.
     pub fn drive<X: From<Error>>(mut self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
         while !self.is_ended() {
-            let revision = self.info().image().revision;
+            let before = self.info().clone();
             let ended = match stages.stages.get(self.recovery_point()) {
                 Some(stage) => stage(&mut self),
                 None => Err(X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"))),
             };
             let ended = match ended {
-                Ok(()) if self.info().image().revision == revision => {
+                // Not by the revision: an advance on the spot makes a new one, and leads nowhere.
+                Ok(()) if self.is_where(&before) => {
                     Err(X::from(self.stuck(ErrorKind::Stalled, "its stage has not advanced it")))
                 }
                 ended => ended,
@@ -152,6 +156,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
             }
         }
         self.into_finished().map_err(|error| X::from(error.into()))
+    }
+
+    fn is_where(&self, before: &RecordInfo) -> bool {
+        (self.recovery_point(), self.checkpoint()) == (before.recovery_point(), before.checkpoint())
     }
 
     fn stuck(&self, kind: ErrorKind, why: &str) -> Error {

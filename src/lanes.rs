@@ -1,33 +1,40 @@
 //! Where those that met others too often go one after the other.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
 use crate::clock::deadline;
 use crate::sync::{Mutex, MutexGuard};
 
-/// As many as a [`LaneSet`] has bits.
-const LANES: usize = 64;
+/// A byte each, and so many that two things seldom share one: who has a lane stops nobody else.
+const LANES: usize = 1 << 16;
 
-/// Some of the lanes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LaneSet(u64);
+/// Some of the lanes, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LaneSet(BTreeSet<usize>);
 
 impl LaneSet {
-    /// Any number stands for a lane.
-    pub(crate) fn add(&mut self, number: usize) {
-        self.0 |= 1 << (number % LANES);
+    pub(crate) fn add(&mut self, more: Self) {
+        self.0.extend(more.0);
     }
 
-    fn has(self, lane: usize) -> bool {
-        self.0 & (1 << lane) != 0
+    fn without(&self, others: &Self) -> Self {
+        Self(self.0.difference(&others.0).copied().collect())
+    }
+}
+
+impl FromIterator<usize> for LaneSet {
+    /// Any number stands for a lane.
+    fn from_iter<I: IntoIterator<Item = usize>>(numbers: I) -> Self {
+        Self(numbers.into_iter().map(|number| number % LANES).collect())
     }
 }
 
 /// Who takes a lane keeps others off the things that stand for it. Nothing but progress depends on that: what is committed is
 /// checked all the same.
 pub(crate) struct Lanes {
-    lanes: [Mutex<()>; LANES],
+    lanes: Box<[Mutex<()>]>,
     patience: Duration,
 }
 
@@ -39,37 +46,70 @@ impl fmt::Debug for Lanes {
 
 /// Lanes that are given, when this is dropped, to whoever has waited longest.
 #[derive(Debug)]
-pub(crate) struct Taken<'a>(Vec<MutexGuard<'a, ()>>);
+pub(crate) struct Taken<'a> {
+    lanes: &'a Lanes,
+    wanted: LaneSet,
+    guards: Vec<MutexGuard<'a, ()>>,
+}
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(MutexGuard::unlock_fair);
+        self.give_back();
+    }
+}
+
+impl Taken<'_> {
+    fn give_back(&mut self) {
+        self.guards.drain(..).for_each(MutexGuard::unlock_fair);
+    }
+
+    /// Waits for these too. What it has is given back first, so that all are taken at once and in order.
+    pub(crate) fn widen(&mut self, more: &LaneSet) {
+        self.give_back();
+        self.wanted.0.extend(&more.0);
+        self.guards = self.lanes.lock(&self.wanted);
+    }
+
+    /// Waits for them only if somebody else has one: whoever has met others too often goes first.
+    pub(crate) fn give_way(&mut self, set: &LaneSet) {
+        if self.others_have(set) {
+            self.widen(set);
+        }
+    }
+
+    fn others_have(&self, set: &LaneSet) -> bool {
+        self.lanes.is_taken(&set.without(&self.wanted))
     }
 }
 
 impl Lanes {
     /// Nobody waits longer than `patience`.
     pub(crate) fn new(patience: Duration) -> Self {
-        Self { lanes: [(); LANES].map(Mutex::new), patience }
+        Self { lanes: std::iter::repeat_with(Mutex::default).take(LANES).collect(), patience }
+    }
+
+    /// None yet.
+    pub(crate) fn none(&self) -> Taken<'_> {
+        Taken { lanes: self, wanted: LaneSet::default(), guards: Vec::new() }
     }
 
     /// Whether anyone has one of them.
-    pub(crate) fn is_taken(&self, set: LaneSet) -> bool {
-        set != LaneSet::default() && self.chosen(set).any(Mutex::is_locked)
+    pub(crate) fn is_taken(&self, set: &LaneSet) -> bool {
+        self.chosen(set).any(Mutex::is_locked)
     }
 
     /// Waits for all of them, in order, so that no two wait for each other. Goes without those that it does not get in time.
-    pub(crate) fn take(&self, set: LaneSet) -> Taken<'_> {
+    fn lock(&self, set: &LaneSet) -> Vec<MutexGuard<'_, ()>> {
         let until = deadline(self.patience);
         let taken = self.chosen(set).filter_map(|lane| match until {
             Some(until) => lane.try_lock_until(until),
             None => Some(lane.lock()),
         });
-        Taken(taken.collect())
+        taken.collect()
     }
 
-    fn chosen(&self, set: LaneSet) -> impl Iterator<Item = &Mutex<()>> {
-        self.lanes.iter().enumerate().filter(move |(lane, _)| set.has(*lane)).map(|(_, mutex)| mutex)
+    fn chosen<'a>(&'a self, set: &LaneSet) -> impl Iterator<Item = &'a Mutex<()>> {
+        set.0.iter().filter_map(|lane| self.lanes.get(*lane))
     }
 }
 
@@ -81,22 +121,34 @@ mod tests {
     use super::*;
 
     fn set(numbers: &[usize]) -> LaneSet {
-        let mut set = LaneSet::default();
-        for number in numbers {
-            set.add(*number);
-        }
-        set
+        numbers.iter().copied().collect()
+    }
+
+    fn take<'a>(lanes: &'a Lanes, numbers: &[usize]) -> Taken<'a> {
+        let mut taken = lanes.none();
+        taken.widen(&set(numbers));
+        taken
     }
 
     #[test]
     fn a_lane_is_taken_until_it_is_given_back() {
         let lanes = Lanes::new(Duration::ZERO);
-        let taken = lanes.take(set(&[1, 66]));
-        assert!(lanes.is_taken(set(&[65])) && lanes.is_taken(set(&[2, 3])), "any number stands for one");
-        assert!(!lanes.is_taken(set(&[3])) && !lanes.is_taken(LaneSet::default()));
-        assert_eq!(lanes.take(set(&[1, 2])).0.len(), 0, "goes without");
+        let mut taken = take(&lanes, &[1, LANES + 2]);
+        assert!(lanes.is_taken(&set(&[LANES + 1])) && lanes.is_taken(&set(&[2, 3])), "any number stands for one");
+        assert!(!lanes.is_taken(&set(&[3])) && !lanes.is_taken(&LaneSet::default()));
+        assert_eq!(take(&lanes, &[1, 2, 3]).guards.len(), 1, "goes without");
+        taken.widen(&set(&[3]));
+        assert_eq!(taken.guards.len(), 3, "those it had, too");
         drop(taken);
-        assert!(!lanes.is_taken(set(&[1, 2])));
+        assert!(!lanes.is_taken(&set(&[1, 2, 3])));
+    }
+
+    #[test]
+    fn nobody_is_in_his_own_way() {
+        let lanes = Lanes::new(Duration::ZERO);
+        let (mine, _others) = (take(&lanes, &[1, 2]), take(&lanes, &[3]));
+        assert!(mine.others_have(&set(&[1, 3])) && lanes.none().others_have(&set(&[1])));
+        assert!(!mine.others_have(&set(&[1, 2, 4])));
     }
 
     #[test]
@@ -108,7 +160,7 @@ mod tests {
                 let (lanes, count) = (&lanes, &count);
                 scope.spawn(move || {
                     for _ in 0..1000 {
-                        let _taken = lanes.take(set(&numbers));
+                        let _taken = take(lanes, &numbers);
                         *count.lock() += 1;
                     }
                 });

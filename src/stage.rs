@@ -49,9 +49,18 @@ impl<T, E> Next<T, E> {
     ///
     /// # Errors
     ///
-    /// `Codec` when it cannot be encoded.
-    pub fn advance_encoded<C: Serialize + ?Sized>(point: impl Into<String>, checkpoint: &C) -> Result<Self> {
-        Ok(Self::advance_with(point, codec::encode("a checkpoint", checkpoint, u64::MAX)?))
+    /// `Codec` when it could not be read back, as for outcomes: an attempt after this one would be stuck behind its effect.
+    ///
+    /// ```
+    /// use oncekey::Next;
+    ///
+    /// let next = Next::<u64>::advance_encoded("charged", &("ch_1".to_owned(), 1999))?;
+    /// assert!(Next::<u64>::advance_encoded("charged", &serde_json::json!({ "charge": "ch_1" })).is_err());
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn advance_encoded<C: Serialize + DeserializeOwned>(point: impl Into<String>, checkpoint: &C) -> Result<Self> {
+        let (bytes, _) = codec::encode_checked("a checkpoint", checkpoint, u64::MAX)?;
+        Ok(Self::advance_with(point, bytes))
     }
 }
 

@@ -190,9 +190,14 @@ impl Store {
         self.inner.commit(changes, reads, terms.into())
     }
 
-    /// Whether nothing that was read has changed since.
-    pub(crate) fn are_current(&self, reads: &[Seen]) -> bool {
-        self.inner.stripes.are_current(reads)
+    /// Whether this has not changed since it was read.
+    pub(crate) fn is_current(&self, read: Seen) -> bool {
+        self.inner.stripes.is_current(read)
+    }
+
+    /// While it answers the same, nothing that was current has changed. To be asked before looking whether it is.
+    pub(crate) fn moves(&self) -> u64 {
+        self.inner.stripes.moves()
     }
 
     /// A number that spreads keys evenly.
@@ -366,7 +371,7 @@ impl Inner {
             (change.key.clone(), entry)
         });
         // The stripes with them: who sees one key as it is now must find out that another one, read before, is not current.
-        self.overlay.put_all(entries, || changes.iter().for_each(|change| self.stripes.advance(&change.key)));
+        self.overlay.put_all(entries, || self.stripes.advance(changes.iter().map(|change| &change.key)));
         admission.commit(&bytes, frame);
         self.commits.add(1);
         Ok(Some(Committed { ticket: Ticket(ticket), changes }))

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::check_name;
+use crate::lanes::LaneSet;
 use crate::protocol::{Draft, Drafted, Fence, Protocol};
 use crate::record::RecordInfo;
 use crate::transition::Step;
@@ -17,8 +18,11 @@ use crate::value::Value;
 /// How often a transaction's closure is run before it answers [`Conflict`](ErrorKind::Conflict).
 pub const MAX_TRANSACTION_RUNS: usize = 64;
 
-/// After so many runs that came to nothing, it keeps others off what it reads and writes.
+/// After so many runs that came to nothing, it keeps others off what they have changed under it.
 const FREE_RUNS: usize = 3;
+
+/// After so many, off all that it reads and writes: where it meets others somewhere else each time.
+const SPARING_RUNS: usize = 16;
 
 /// The inside of an [`atomic_phase`](crate::Engine::atomic_phase) or a [`work_stage`](crate::Claim::work_stage): what is read
 /// holds at one moment, what is written is committed with it, all or nothing.
@@ -26,8 +30,11 @@ const FREE_RUNS: usize = 3;
 /// It is optimistic. No lock is held while the closure runs, so it may be slow without stopping anyone who does not conflict
 /// with it; when another commit has changed what it read, it is run again, whatever it returned. It never sees two states at
 /// once: a read that no longer fits those before it answers `Conflict`, and the run comes to nothing. So it is when a record that
-/// it has seen expires before its end. After three runs that came to nothing, other transactions and writers of rows wait while
-/// it runs, and some that have nothing to do with it too: what is slow and meets others often delays them.
+/// it has seen expires before its end.
+///
+/// After three runs that came to nothing, it goes first on the keys that others have changed under it: other transactions and
+/// [`Table`](crate::Table)s that would write one of these wait until it has ended, and all others go on. What is slow and meets
+/// others often delays just those. After sixteen, whoever would write anything that it reads or writes waits.
 ///
 /// - Nothing that cannot be undone belongs inside: the closure may run several times.
 /// - Only its own tables may be used inside. Any other call into the engine answers
@@ -145,7 +152,7 @@ impl TransactionTable<'_> {
         let Transaction { protocol, draft, .. } = self.transaction;
         let written = protocol
             .row_change(&self.shared_name(), key, value)
-            .and_then(|change| protocol.write_row(&mut draft.borrow_mut(), change));
+            .and_then(|change| draft.borrow_mut().write_row(change));
         self.transaction.noted(written)
     }
 }
@@ -204,7 +211,7 @@ pub(crate) fn run<R, X: From<Error>>(
         X::from(error)
     };
     protocol.check().map_err(fault)?;
-    let mut taken = None;
+    let (mut taken, mut met) = (protocol.no_lanes(), LaneSet::default());
     for run in 1..=MAX_TRANSACTION_RUNS {
         let transaction = Transaction {
             protocol: Arc::clone(protocol),
@@ -215,16 +222,21 @@ pub(crate) fn run<R, X: From<Error>>(
         let worked = begin(&transaction, fence, &work);
         let met_fault = transaction.faulted.get();
         let mut draft = transaction.draft.into_inner();
-        if taken.is_none() && matches!(worked, Ok(Ok(Ok(_)))) && protocol.is_in_a_taken_lane(&draft) {
-            taken = Some(protocol.take_lanes(&draft));
+        let written = protocol.written_lanes(&draft, fence);
+        if matches!(worked, Ok(Ok(Ok(_)))) {
+            taken.give_way(&written);
         }
         let ended = end(protocol, fence, &mut draft, worked);
         let Some(ended) = ended else {
             protocol.rerun();
+            taken = protocol.no_lanes();
+            met.add(protocol.changed_lanes(&draft));
+            if run >= SPARING_RUNS {
+                met.add(draft.read_lanes());
+                met.add(written);
+            }
             if run >= FREE_RUNS {
-                // All at once and in order: those it has are given back first, so that no two wait for each other.
-                drop(taken.take());
-                taken = Some(protocol.take_lanes(&draft));
+                taken.widen(&met);
             }
             continue;
         };
@@ -289,28 +301,4 @@ fn end<R, X>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::options::EngineOptions;
-    use std::sync::atomic::AtomicUsize;
-
-    #[test]
-    fn a_phase_that_meets_others_every_time_answers_conflict() {
-        let dir = tempfile::tempdir().unwrap();
-        let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
-        let protocol = Arc::new(protocol.impatient());
-        let runs = AtomicUsize::new(0);
-        let ended = run::<(), Error>(&protocol, None, None, |tx| {
-            runs.fetch_add(1, Ordering::Relaxed);
-            tx.table("t")?.get("a")?;
-            let meanwhile = || protocol.put_row(protocol.row_change("t", b"a", Some(b"x"))?);
-            std::thread::scope(|scope| scope.spawn(meanwhile).join().unwrap())?;
-            tx.table("t")?.insert("b", "x")?;
-            Ok(((), Ok(Step::Stay)))
-        });
-        assert_eq!(ended.unwrap_err().kind(), ErrorKind::Conflict);
-        assert_eq!(runs.into_inner(), MAX_TRANSACTION_RUNS);
-        assert_eq!(protocol.stats().transaction_reruns, MAX_TRANSACTION_RUNS as u64);
-        assert_eq!(protocol.get_row(&Protocol::row("t", b"b").unwrap()).unwrap(), None);
-    }
-}
+mod tests;

@@ -73,9 +73,8 @@ impl Protocol {
     /// Commits one row, whatever it was before.
     pub(crate) fn put_row(&self, change: Change) -> Result<()> {
         self.check()?;
-        let mut lane = LaneSet::default();
-        lane.add(self.store.stripe(&change.key));
-        let taken = self.lanes.is_taken(lane).then(|| self.lanes.take(lane));
+        let mut taken = self.lanes.none();
+        taken.give_way(&LaneSet::from_iter([self.store.stripe(&change.key)]));
         let committed = self.store.commit(vec![change], &[], Entrant::User)?;
         drop(taken);
         // Nothing was read, so nothing can have changed.

@@ -106,7 +106,7 @@ impl Store {
             let content = Some(Content::Row(Value::from([*value].as_slice())));
             (key.clone(), Entry { number, ticket, content })
         });
-        let advance = || changes.iter().for_each(|(key, _)| self.stripes.advance(key));
+        let advance = || self.stripes.advance(changes.iter().map(|(key, _)| key));
         if self.fault == Fault::MovesTheStripesLater {
             self.overlay.put_all(entries, || ());
             advance();

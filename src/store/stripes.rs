@@ -7,18 +7,29 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 const STRIPES: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 << 16 };
 
 #[derive(Debug)]
-pub(crate) struct Stripes(Vec<AtomicU64>);
+pub(crate) struct Stripes {
+    versions: Vec<AtomicU64>,
+    /// How often any of them has moved.
+    moves: AtomicU64,
+}
 
 /// The version of a key's stripe before it was read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seen {
     stripe: usize,
     version: u64,
 }
 
+impl Seen {
+    pub(crate) fn stripe(self) -> usize {
+        self.stripe
+    }
+}
+
 impl Default for Stripes {
     fn default() -> Self {
-        Self(std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect())
+        let versions = std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect();
+        Self { versions, moves: AtomicU64::default() }
     }
 }
 
@@ -34,19 +45,30 @@ impl Stripes {
         Seen { stripe, version: self.version(stripe) }
     }
 
-    /// Whether no stripe has moved since.
-    pub(crate) fn are_current(&self, reads: &[Seen]) -> bool {
-        reads.iter().all(|seen| self.version(seen.stripe) == seen.version)
+    pub(crate) fn is_current(&self, seen: Seen) -> bool {
+        self.version(seen.stripe) == seen.version
     }
 
-    /// The key has changed.
-    pub(crate) fn advance(&self, key: &StoreKey) {
-        if let Some(version) = self.0.get(Self::of(key)) {
+    /// Whether no stripe has moved since.
+    pub(crate) fn are_current(&self, reads: &[Seen]) -> bool {
+        reads.iter().all(|seen| self.is_current(*seen))
+    }
+
+    /// While it answers the same, nothing that was current has changed. To be asked before looking whether it is.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+
+    /// These keys have changed.
+    pub(crate) fn advance<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
+        for version in keys.filter_map(|key| self.versions.get(Self::of(key))) {
             version.fetch_add(1, Ordering::Release);
         }
+        // Behind them: who has seen this has seen them.
+        self.moves.fetch_add(1, Ordering::Release);
     }
 
     fn version(&self, stripe: usize) -> u64 {
-        self.0.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
+        self.versions.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
     }
 }

@@ -108,9 +108,7 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
             move |gone| {
                 inner.group.exclusive(|| {
                     gone.retain(|(key, _)| !inner.overlay.contains(key));
-                    for (key, _) in &*gone {
-                        inner.stripes.advance(key);
-                    }
+                    inner.stripes.advance(gone.iter().map(|(key, _)| key));
                 });
             }
         }),

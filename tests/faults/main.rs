@@ -15,6 +15,7 @@ mod disk;
 mod errors;
 mod fork;
 mod full_disk;
+mod held;
 mod history;
 mod inject;
 mod interpose;

@@ -1,12 +1,16 @@
 //! Requests that are driven in stages.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oncekey::{
-    DriveError, Error, ErrorKind, ExecuteError, Key, Next, OnInterrupted, Requests, Response, STARTED, Stages, Status,
+    DriveError, Error, ErrorKind, ExecuteError, Key, ManualClock, Next, OnInterrupted, PhaseError, Requests, Response,
+    STARTED, Stages, Status,
 };
 
+use crate::common::*;
 use crate::requests::{ok, requests, state, status_of};
+use crate::threads::{LATE, until, within};
 
 /// Its second stage fails as long as it is told to.
 fn stages(fails: &AtomicBool) -> Stages<'_, Response, Response, Error> {
@@ -58,4 +62,106 @@ fn bad_requests_and_other_ones_are_not_driven() {
     drive(&requests, "k", "/orders", &fails).unwrap();
     let DriveError::Execute(other) = drive(&requests, "k", "/carts", &fails).unwrap_err() else { panic!("no answer") };
     assert_eq!(other.problem().unwrap().status(), 422);
+}
+
+/// Another one at each call, so that what is written twice is there twice.
+fn claim_number(tx: &oncekey::Transaction) -> oncekey::Result<Vec<u8>> {
+    let counters = tx.table("counters")?;
+    let number = counters.get("next")?.map_or(0, |value| u32::from_be_bytes(value.as_ref().try_into().unwrap()));
+    counters.insert("next", (number + 1).to_be_bytes())?;
+    Ok(number.to_be_bytes().to_vec())
+}
+
+// "Two drivers of the same key both run a stage; one loses at commit, after foreign effects."
+#[test]
+fn medusa_6_of_two_drivers_at_once_one_runs_the_stages_and_both_have_the_response() {
+    within(LATE, || {
+        let requests = requests();
+        let waiting = || requests.manager().engine().stats().waiting;
+        let effects = [AtomicU32::new(0), AtomicU32::new(0)];
+        let stages = Stages::new()
+            .stage(STARTED, |claim| {
+                effects[0].fetch_add(1, Ordering::Relaxed);
+                until("the other driver has come", || waiting() == 1);
+                claim.work_stage(|_| Ok(Next::advance("paid")))
+            })
+            .stage("paid", |claim| {
+                effects[1].fetch_add(1, Ordering::Relaxed);
+                claim.work_stage(|tx| {
+                    tx.table("orders")?.insert(claim_number(tx)?, "x")?;
+                    Ok::<_, Error>(Next::Succeed(ok("order")))
+                })
+            });
+        let drive = || requests.drive(Some("k"), "POST", &7, "/orders", &stages).unwrap();
+        let (one, two) = std::thread::scope(|scope| {
+            let (one, two) = (scope.spawn(drive), scope.spawn(drive));
+            (one.join().unwrap(), two.join().unwrap())
+        });
+        assert_eq!((one.value(), two.value()), (&ok("order"), &ok("order")));
+        assert_ne!(one.replayed(), two.replayed());
+        assert_eq!(effects.each_ref().map(|effect| effect.load(Ordering::Relaxed)), [1, 1]);
+        assert_eq!(requests.manager().engine().table("orders").unwrap().len().unwrap(), 1);
+    });
+}
+
+// "Stage output is not stored: later stages re-find their objects by columns in business tables."
+#[test]
+fn medusa_10_what_a_stage_has_stored_is_there_for_the_next_after_a_restart() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let charges = AtomicU32::new(0);
+    let broken = AtomicBool::new(true);
+    let stages = Stages::new()
+        .stage(STARTED, |claim| {
+            let charge = format!("ch_{}", charges.fetch_add(1, Ordering::Relaxed) + 1);
+            claim.work_stage(|_| Next::advance_encoded("payment_authorized", &(charge.clone(), 1999_u64)))?;
+            Ok(())
+        })
+        .stage("payment_authorized", |claim| {
+            if broken.load(Ordering::Relaxed) {
+                return Err(PhaseError::User("no answer"));
+            }
+            let (charge, cents): (String, u64) = claim.decode_checkpoint()?.unwrap();
+            claim.work_stage(|_| Ok(Next::Succeed(ok(&format!("{charge}: {cents}")))))
+        });
+    let first = open(dir.path(), &clock);
+    let failed = first.requests("carts").unwrap().drive(Some("k"), "POST", &7, "/carts", &stages);
+    assert!(matches!(failed, Err(DriveError::Stage(PhaseError::User("no answer")))));
+    first.close().unwrap();
+    broken.store(false, Ordering::Relaxed);
+    let second = open(dir.path(), &clock);
+    let done = second.requests("carts").unwrap().drive(Some("k"), "POST", &7, "/carts", &stages).unwrap();
+    assert_eq!((done.value(), charges.load(Ordering::Relaxed)), (&ok("ch_1: 1999"), 1));
+}
+
+// #2212, #2761, #1262: tax lines were duplicated or left over, because their cleanup was outside the stage.
+#[test]
+fn medusa_11_a_stage_that_fails_after_its_inserts_leaves_one_set_of_rows() {
+    let (engine, _) = engine();
+    let requests = engine.requests("carts").unwrap();
+    let attempts = AtomicU32::new(0);
+    let stages = Stages::new()
+        .stage(STARTED, |claim| {
+            let attempt = attempts.fetch_add(1, Ordering::Relaxed);
+            claim.work_stage(|tx| {
+                for line in 0..3 {
+                    tx.table("tax_lines")?.insert(format!("{attempt}-{line}"), claim_number(tx)?)?;
+                }
+                match attempt {
+                    0 => Err(PhaseError::User("the tax provider is down")),
+                    1 => panic!("on purpose"),
+                    _ => Ok(Next::advance("tax_lines_created")),
+                }
+            })
+        })
+        .stage("tax_lines_created", |claim| claim.work_stage(|_| Ok(Next::Succeed(ok("order")))));
+    let drive = || requests.drive(Some("k"), "POST", &7, "/carts", &stages);
+    let rows = || -> Vec<_> { engine.table("tax_lines").unwrap().iter().unwrap().map(Result::unwrap).collect() };
+    assert!(matches!(drive(), Err(DriveError::Stage(PhaseError::User(_)))));
+    assert!(rows().is_empty());
+    assert!(catch_unwind(AssertUnwindSafe(drive)).is_err());
+    assert!(rows().is_empty());
+    assert_eq!(drive().unwrap().value(), &ok("order"));
+    assert!(drive().unwrap().replayed());
+    let expected = (0..3_u32).map(|line| (format!("2-{line}").as_str().into(), (&line.to_be_bytes()).into()));
+    assert_eq!(rows(), expected.collect::<Vec<_>>());
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use http::StatusCode;
 use oncekey::{
     Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FINISHED, Manager, ManagerOptions, ManualClock,
-    NewRequest, OnError, RecordFilter, RequestPatch, Requests, Response, STARTED, Status,
+    NewRequest, OnError, PhaseError, RecordFilter, RequestPatch, Requests, Response, STARTED, Status,
 };
 
 use crate::common::*;
@@ -316,6 +316,37 @@ fn medusa_9_setting_up_a_clone_does_not_change_the_original() {
     let _ = releasing.execute("l", |_| Err("e".to_owned())).unwrap_err();
     assert_eq!(status(&original, "l"), Some(Status::Released));
     assert_eq!(status(&scoped, "k"), None);
+}
+
+// The same: a service bound to one caller's transaction was another caller's too.
+#[test]
+fn medusa_9_two_phases_at_once_with_one_service_do_not_meet() {
+    let (engine, _) = engine();
+    let requests = engine.requests("carts").unwrap();
+    let both = Barrier::new(2);
+    let phase = |key: &str, other: Option<&str>| {
+        engine.atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            inside.create(NewRequest::new("POST", "/carts").key(key.parse()?))?;
+            both.wait();
+            // Both are in their transactions now, and use what they share.
+            inside.update(key, RequestPatch::new().recovery_point(key))?;
+            tx.table("carts")?.insert(key, "x")?;
+            assert_eq!(inside.retrieve(key)?.unwrap().info().recovery_point(), key);
+            if let Some(other) = other {
+                assert!(inside.retrieve(other)?.is_none() && !tx.table("carts")?.contains(other)?);
+            }
+            both.wait();
+            if other.is_some() { Ok(()) } else { Err(PhaseError::User("rolled back")) }
+        })
+    };
+    let (kept, dropped) = std::thread::scope(|scope| {
+        let (kept, dropped) = (scope.spawn(|| phase("kept", Some("dropped"))), scope.spawn(|| phase("dropped", None)));
+        (kept.join().unwrap(), dropped.join().unwrap())
+    });
+    assert!(kept.is_ok() && matches!(dropped, Err(PhaseError::User("rolled back"))));
+    assert_eq!(keys(requests.find(RecordFilter::new()).unwrap()), ["kept"]);
+    assert_eq!(engine.table("carts").unwrap().len().unwrap(), 1);
 }
 
 // "Stage output is not stored: later stages re-find their objects by columns in business tables."

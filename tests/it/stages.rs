@@ -29,7 +29,7 @@ fn a_stage_moves_record_and_tables_together_and_both_survive_a_restart() {
     first
         .work_stage(|tx| {
             tx.table("stock")?.insert("apple", "2")?;
-            Next::advance_encoded("reserved", &(7_u32, "seven"))
+            Next::advance_encoded("reserved", &(7_u32, "seven".to_owned()))
         })
         .unwrap();
     assert_eq!(first.recovery_point(), "reserved");
@@ -120,6 +120,24 @@ fn what_cannot_be_stored_is_refused_and_nothing_changes() {
     let codec = held.work_stage(|_| Ok::<_, Error>(Next::Succeed(Holed { note: None, cents: 1 }))).unwrap_err();
     assert_eq!(codec.kind(), ErrorKind::Codec);
     assert_eq!(status(&holed, "k"), Some(Status::InProgress));
+}
+
+#[test]
+fn a_checkpoint_that_could_not_be_read_back_is_refused_and_the_claim_stays_where_it_is() {
+    let (engine, _) = engine();
+    let mut held = claim(&texts(&engine), "k");
+    let refused = held.work_stage(|tx| {
+        tx.table("t")?.insert("row", "x")?;
+        Next::advance_encoded("charged", &Holed { note: None, cents: 1 })
+    });
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::Codec);
+    let shifted = held.work_stage(|_| Next::advance_encoded("charged", &Shifted::Declined(1)));
+    assert_eq!(shifted.unwrap_err().kind(), ErrorKind::Codec);
+    assert_eq!((held.recovery_point(), held.checkpoint()), (STARTED, None));
+    assert!(engine.table("t").unwrap().is_empty().unwrap());
+    held.work_stage(|_| Next::advance_encoded("charged", &Holed { note: Some("n".to_owned()), cents: 1 })).unwrap();
+    assert_eq!(held.decode_checkpoint::<Holed>().unwrap().unwrap().cents, 1);
+    held.release().unwrap();
 }
 
 #[test]
@@ -238,9 +256,32 @@ fn an_unknown_recovery_point_is_an_error_and_never_a_spin() {
 fn a_stage_that_does_not_advance_is_stalled_and_one_that_moves_on_the_spot_is_not() {
     let (engine, _) = engine();
     let manager = texts(&engine);
-    let stalled: Stages<'_, String, String> =
-        Stages::new().stage(STARTED, |claim| claim.work_stage(|_| Ok(Next::Stay)));
-    let Err(DriveError::Stage(error)) = manager.drive("k", resume(), &stalled) else { panic!("it did not move") };
+    let runs = AtomicU32::new(0);
+    let idle: [(&str, Fault); 5] = [
+        ("stays", |claim| claim.work_stage(|_| Ok(Next::Stay))),
+        ("writes rows only", |claim| claim.work_stage(|tx| tx.table("t")?.insert("row", "x").map(|()| Next::Stay))),
+        ("never calls work_stage", |_| Ok(())),
+        ("names its own point", |claim| advance(claim, STARTED)),
+        ("names it twice", |claim| advance(claim, STARTED).and_then(|()| advance(claim, STARTED))),
+    ];
+    for (how, run) in idle {
+        let stalled: Stages<'_, String, String> = Stages::new().stage(STARTED, |claim| {
+            // It must end by itself; where it does not, this ends it.
+            if runs.fetch_add(1, Ordering::Relaxed) > 100 {
+                claim.work_stage(|_| Ok(Next::Fail(how.into())))
+            } else {
+                run(claim)
+            }
+        });
+        let Err(DriveError::Stage(error)) = manager.drive("k", resume(), &stalled) else { panic!("{how}") };
+        assert_eq!(error.kind(), ErrorKind::Stalled, "{how}");
+        assert_eq!(status(&manager, "k"), Some(Status::Released), "{how}");
+    }
+    assert_eq!(runs.into_inner(), 5, "each once");
+    // The same checkpoint again is no step either.
+    let kept: Stages<'_, String, String> =
+        Stages::new().stage(STARTED, |claim| claim.work_stage(|_| Ok(Next::advance_with(STARTED, "kept"))));
+    let Err(DriveError::Stage(error)) = manager.drive("k", resume(), &kept) else { panic!("it moved once, then not") };
     assert_eq!(error.kind(), ErrorKind::Stalled);
 
     let counting: Stages<'_, String, String> = Stages::new().stage(STARTED, |claim| {
@@ -249,7 +290,7 @@ fn a_stage_that_does_not_advance_is_stalled_and_one_that_moves_on_the_spot_is_no
             || if count < 3 { Next::advance_encoded(STARTED, &(count + 1)) } else { Ok(Next::Succeed("3".into())) };
         claim.work_stage(|_| next())
     });
-    assert_eq!(manager.drive("k", resume(), &counting).unwrap().value(), "3");
+    assert_eq!(manager.drive("counted", resume(), &counting).unwrap().value(), "3");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::sync::{Barrier, Mutex};
 use oncekey::{Engine, Error, ErrorKind, PhaseError, Table, Transaction, Value};
 
 use crate::common::*;
+use crate::threads::{LATE, until, within};
 
 fn number(value: Option<Value>) -> u64 {
     value.map_or(0, |value| u64::from_be_bytes(value.as_ref().try_into().unwrap()))
@@ -234,6 +235,55 @@ fn transfers_keep_the_sum_for_every_reader() {
         assert!(readers.into_iter().all(|reader| reader.join().unwrap() > 0));
     });
     assert_eq!(sum().unwrap(), ACCOUNTS * 1000);
+}
+
+/// Both ways to write a row.
+const WRITES: [fn(&Engine, &str); 2] = [
+    |engine, key| engine.table("t").unwrap().insert(key, "x").unwrap(),
+    |engine, key| engine.atomic_phase(|tx| tx.table("t")?.insert(key, "x")).unwrap(),
+];
+
+// It is overtaken in every run that is free, then it goes first; whoever writes something else never waits for it.
+#[test]
+fn a_long_reader_that_always_meets_a_writer_ends_and_stops_nobody_else() {
+    WRITES.into_iter().for_each(|write| within(LATE, move || read_long_beside(write)));
+}
+
+fn read_long_beside(write: fn(&Engine, &str)) {
+    let (engine, _) = engine();
+    let table = engine.table("t").unwrap();
+    let (done, runs) = (AtomicBool::new(false), AtomicU32::new(0));
+    let (hot, cold) = (AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for (key, count) in [("hot", &hot), ("cold", &cold)] {
+            let (engine, done) = (&engine, &done);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    write(engine, key);
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let ended = engine.atomic_phase(|tx| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            let t = tx.table("t")?;
+            t.get("hot")?;
+            for other in 0..100 {
+                t.get(format!("other-{other}"))?;
+            }
+            // As long as it takes others to write a few times: who is not kept off writes as often to what was read.
+            let written = cold.load(Ordering::Relaxed);
+            until("others go on", || cold.load(Ordering::Relaxed) >= written + 8);
+            t.insert("long", "x")
+        });
+        done.store(true, Ordering::Relaxed);
+        ended.unwrap();
+    });
+    assert!(table.contains("long").unwrap());
+    let runs = runs.into_inner();
+    // One more for a writer that had looked at the lane before it was taken.
+    assert!(runs <= 5, "{runs} runs");
+    assert!(hot.into_inner() > 0);
 }
 
 /// A thread's own, which looks into a table when the thread ends, and says what came of it.

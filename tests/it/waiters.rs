@@ -6,9 +6,10 @@ use std::sync::{Barrier, Mutex};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use http::StatusCode;
 use oncekey::{
-    Begin, BeginOptions, Claim, Durability, Engine, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted,
-    Status, Waited,
+    Begin, BeginOptions, Claim, Durability, Engine, Error, ErrorKind, Interruption, Manager, ManagerOptions, Next,
+    OnInterrupted, RequestPatch, Response, Status, Waited,
 };
 
 use crate::threads::{LATE, Rng, Sleeper, until, within};
@@ -222,6 +223,71 @@ fn under_hold_a_dropped_and_a_panicked_claim_tell_all_waiters() {
             });
             nobody_waits(&engine);
         }
+    });
+}
+
+// A stage's commit has a path of its own to those who wait.
+#[test]
+fn a_stage_that_ends_a_claim_wakes_all() {
+    for fails in [false, true] {
+        within(LATE, move || {
+            let engine = Engine::temporary().unwrap();
+            let ops = &ops(&engine, OnInterrupted::Hold);
+            let mut claim = claim(ops);
+            thread::scope(|scope| {
+                let looks: Vec<_> =
+                    (0..2).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER).unwrap())).collect();
+                let heirs: Vec<_> =
+                    (0..2).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER).unwrap())).collect();
+                claim.work_stage(|_| Ok::<_, Error>(Next::advance("on"))).unwrap();
+                assert_eq!(engine.stats().waiting, 4, "an advance is no end");
+                claim.work_stage(|_| Ok::<_, Error>(if fails { Next::Fail(7) } else { Next::Succeed(7) })).unwrap();
+                let expected = if fails { Err(7) } else { Ok(7) };
+                for look in looks {
+                    let Waited::Finished(done) = look.join().unwrap() else { panic!("it has ended") };
+                    assert_eq!(done.into_outcome(), expected);
+                }
+                for heir in heirs {
+                    let Begin::Replay(done) = heir.join().unwrap() else { panic!("it has ended") };
+                    assert_eq!(done.into_outcome(), expected);
+                }
+            });
+            nobody_waits(&engine);
+        });
+    }
+}
+
+// Whoever is parked waits for an owner, and an update is refused then: it comes between a release and the heirs' turns.
+#[test]
+fn an_update_in_a_transaction_ends_a_record_that_heirs_wait_for() {
+    within(LATE, || {
+        let engine = Engine::temporary().unwrap();
+        let requests = &engine.requests("r").unwrap();
+        let manager = requests.manager();
+        for round in 0..50 {
+            let key = &format!("k{round}");
+            let claim = manager.begin(key).unwrap().into_claim().unwrap();
+            thread::scope(|scope| {
+                let heirs: Vec<_> = (0..4)
+                    .map(|_| {
+                        scope.spawn(|| match manager.begin_or_wait(key, BeginOptions::new(), FOR_EVER).unwrap() {
+                            Begin::Claimed(claim) => drop(claim.release().unwrap()),
+                            Begin::Replay(done) => assert_eq!(done.into_outcome().unwrap().status(), StatusCode::GONE),
+                            other => panic!("{other:?}"),
+                        })
+                    })
+                    .collect();
+                until("all wait", || engine.stats().waiting == 4);
+                claim.release().unwrap();
+                let gone = || RequestPatch::new().response(Response::new(StatusCode::GONE));
+                let update = || engine.atomic_phase(|tx| requests.with_transaction(tx).update(key, gone()));
+                // An heir may have it for a moment.
+                until("nobody owns it", || update().is_ok());
+                heirs.into_iter().for_each(|heir| heir.join().unwrap());
+            });
+            assert_eq!(manager.get(key).unwrap().unwrap().status(), Status::Succeeded);
+        }
+        nobody_waits(&engine);
     });
 }
 
