@@ -5,18 +5,15 @@
 
 use ::sled::IVec;
 
+use super::format::corrupt;
 use super::format::envelope::{self, Envelope, MAX_INLINE, PIECE, PiecesId};
 use super::format::frame::{Content, StoreKey};
 use super::format::record::{self, HEAD, Head};
-use super::format::{behind, corrupt};
 use super::tables::{Name, Tables};
 use crate::clock::NEVER;
 use crate::error::Result;
 use crate::record::{Image, Status};
 use crate::value::Value;
-
-/// Records whose hints are looked at in one step.
-const MEND_BATCH: usize = 512;
 
 /// How much of a record is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +86,15 @@ fn body(
     Ok(Some(body))
 }
 
-/// Makes sled hold this content, or nothing, under the key. `id` is where the change is in the journal.
-pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, id: PiecesId) -> Result<()> {
+/// Makes sled hold this content, or nothing, under the key. `id` is where the change is in the journal. In a replay nothing is
+/// taken for there: a power cut may have kept a record and not its hints.
+pub(crate) fn write(
+    tables: &Tables,
+    key: &StoreKey,
+    content: Option<&Content>,
+    id: PiecesId,
+    replays: bool,
+) -> Result<()> {
     let (name, raw) = place(key)?;
     let old = tables.get(name, raw)?;
     if old.is_none() && content.is_none() {
@@ -104,7 +108,8 @@ pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, 
         }
         Some(Content::Row(value)) => (Hints::default(), Some(encode_body(tables, key, value, 0, id)?)),
     };
-    new_hints.insert_missing(&old_hints, tables, raw)?;
+    let none = Hints::default();
+    new_hints.insert_missing(if replays { &none } else { &old_hints }, tables, raw)?;
     tables.swap(name, raw, old.as_deref(), encoded)?;
     drop_pieces(tables, raw, old.as_ref(), Some(id))?;
     old_hints.remove_missing(&new_hints, tables, raw)?;
@@ -157,28 +162,19 @@ pub(crate) fn check(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<usi
     Ok(body.len())
 }
 
-/// Makes what leads to records anew where it is gone: a power cut may keep a record and not its hints. Looks at so many records;
-/// one that cannot be read is left to whoever asks for it.
-pub(crate) fn mend_hints(tables: &Tables, limit: usize) -> Result<()> {
-    let (mut from, mut left) = (Vec::new(), limit);
-    loop {
-        let batch = tables.range(Name::Records, &from, None, left.min(MEND_BATCH))?;
-        let Some((last, _)) = batch.last() else { return Ok(()) };
-        from = behind(last);
-        left -= batch.len();
-        for (raw, found) in &batch {
-            let Ok(hints) = hints_of(raw, Some(found)) else { continue };
-            let there = Hints {
-                unfinished: hints.unfinished && tables.get(Name::Unfinished, raw)?.is_some(),
-                expires: match hints.expires {
-                    Some(expires) if tables.get(Name::Expiry, &expiry_key(expires, raw))?.is_none() => None,
-                    kept => kept,
-                },
-            };
-            hints.insert_missing(&there, tables, raw)?;
-            tables.changed()?;
-        }
-    }
+/// Makes what leads to a record anew where it is gone: a power cut may undo a deletion and keep that of its hints. One that
+/// cannot be read is left to whoever asks for it. For sled's only writer.
+pub(crate) fn mend_hints(tables: &Tables, raw: &[u8], found: &IVec) -> Result<()> {
+    let Ok(hints) = hints_of(raw, Some(found)) else { return Ok(()) };
+    let there = Hints {
+        unfinished: hints.unfinished && tables.get(Name::Unfinished, raw)?.is_some(),
+        expires: match hints.expires {
+            Some(expires) if tables.get(Name::Expiry, &expiry_key(expires, raw))?.is_none() => None,
+            kept => kept,
+        },
+    };
+    hints.insert_missing(&there, tables, raw)?;
+    tables.changed()
 }
 
 /// An entry of the expiry tree. One that leads nowhere is left by a crash, and harmless.
