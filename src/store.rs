@@ -251,9 +251,12 @@ impl Store {
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
         self.inner.check()?;
         let mut problems = Problems::default();
-        let durable = self.inner.group.durable();
-        for problem in journal::check(&self.inner.path.join("store").join("journal"), durable)? {
-            problems.add(problem);
+        {
+            let pin = self.inner.pool.pin();
+            let durable = self.inner.group.durable();
+            for problem in journal::check(&self.inner.path.join("store").join("journal"), durable, pin.released)? {
+                problems.add(problem);
+            }
         }
         let (reply, report) = crossbeam_channel::bounded(1);
         let ended = || {

@@ -191,6 +191,61 @@ fn damage_to_the_journal_is_named_while_it_is_written() {
 }
 
 #[test]
+fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let aside = dir.path().join("aside");
+    let missing = |needed: bool| {
+        let found = segments(dir.path());
+        let newest = found.last().unwrap().header.number;
+        for segment in found {
+            std::fs::rename(&segment.path, &aside).unwrap();
+            let found = problems(&store);
+            assert_eq!(found.len(), usize::from(needed || segment.header.number == newest), "{found:?}");
+            assert!(found.iter().all(|problem| problem.contains(&format!("segment {}", segment.header.number))));
+            std::fs::rename(&aside, &segment.path).unwrap();
+        }
+        newest
+    };
+    checkpoint(&store);
+    let first = missing(false);
+    let gate = store.inner.tables.flush_gate.lock();
+    for index in 0..40 {
+        put(&store, &key(index.to_string()), done(&bytes(400)));
+    }
+    // What the first ones hold has been brought into sled.
+    let old: Vec<_> = segments(dir.path()).into_iter().filter(|segment| segment.header.number < first).collect();
+    for segment in &old {
+        std::fs::remove_file(&segment.path).unwrap();
+    }
+    assert!(missing(true) > first + 2);
+    for segment in segments(dir.path()) {
+        std::fs::rename(&segment.path, dir.path().join(segment.header.number.to_string())).unwrap();
+    }
+    one_problem(&store, "has no segment");
+    drop(gate);
+}
+
+#[test]
+fn what_is_looked_at_becomes_free_behind_that() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let (pin, other) = (store.inner.pool.pin(), store.inner.pool.pin());
+    for index in 0..100 {
+        put(&store, &key(index.to_string()), done(&bytes(400)));
+    }
+    checkpoint(&store);
+    let kept = store.stats().segments;
+    assert!(kept > 5, "{kept}");
+    drop(pin);
+    assert_eq!(store.stats().segments, kept);
+    drop(other);
+    assert!(store.stats().segments < kept);
+    store.close().unwrap();
+    assert!(open(dir.path()).1.clean);
+}
+
+#[test]
 fn a_close_ends_it() {
     let (_dir, store) = varied();
     thread::scope(|scope| {
