@@ -40,7 +40,8 @@ pub enum ErrorKind {
     /// An earlier write or sync failed and nothing can be promised any more, not even for reads. Stop the process, look at
     /// the disk, start again: what was answered before is there.
     Poisoned,
-    /// The operating system refused a read, a write or a directory.
+    /// The operating system refused a read, a write or a directory. A call that waited for that write may be undone or not, and
+    /// those that come later answer `Poisoned`.
     Io,
     /// There is no room on the disk, for the journal to grow or for the record store behind it. Make room and call again;
     /// nothing changed. From `close`: everything answered is in the journal, and the next open brings it into the record store.

@@ -294,7 +294,8 @@ impl<C, S> Group<C, S> {
         self.condvar(group).notify_all();
     }
 
-    /// Waits until `group` is durable.
+    /// Waits until `group` is durable. If that fails the error is the first one itself, which every call from now on gets as
+    /// `Poisoned`.
     pub(crate) fn wait(&self, group: u64) -> Result<()> {
         if self.is_durable(group) {
             return self.check();
@@ -309,13 +310,14 @@ impl<C, S> Group<C, S> {
         let deadline = clock::deadline(self.config.timeout);
         let mut waiters = self.waiters.lock();
         loop {
-            self.check()?;
+            self.check_waited()?;
             if self.is_durable(group) {
                 return Ok(());
             }
             if wait_until(self.condvar(group), &mut waiters, deadline) && !self.is_durable(group) {
                 drop(waiters);
-                return Err(self.poison(stalled("a commit waited for its sync", self.config.timeout)));
+                self.poison(stalled("a commit waited for its sync", self.config.timeout));
+                return self.check_waited();
             }
         }
     }
@@ -343,13 +345,13 @@ impl<C, S> Group<C, S> {
         self.room_changed.notify_all();
     }
 
-    /// Waits until `group` is applied.
+    /// Waits until `group` is applied. Errors as of [`wait`](Self::wait).
     pub(crate) fn wait_applied(&self, group: u64) -> Result<()> {
         self.wait(group)?;
         let deadline = clock::deadline(self.config.timeout);
         let mut state = self.state.lock();
         while state.applied < group {
-            self.check()?;
+            self.check_waited()?;
             if state.phase == Phase::Closed {
                 return Err(Error::closed());
             }
@@ -358,7 +360,8 @@ impl<C, S> Group<C, S> {
             }
             if wait_until(&self.room_changed, &mut state, deadline) && state.applied < group {
                 drop(state);
-                return Err(self.poison(stalled("a group waited to be applied", self.config.timeout)));
+                self.poison(stalled("a group waited to be applied", self.config.timeout));
+                return self.check_waited();
             }
         }
         Ok(())
@@ -460,6 +463,11 @@ impl<C, S> Group<C, S> {
     /// `Poisoned` once anything went wrong for good.
     pub(crate) fn check(&self) -> Result<()> {
         self.poison.check()
+    }
+
+    /// As [`check`](Self::check), for whoever waited for what failed: the error itself.
+    pub(crate) fn check_waited(&self) -> Result<()> {
+        self.poison.check_waited()
     }
 
     fn condvar(&self, group: u64) -> &Condvar {

@@ -201,7 +201,7 @@ impl Store {
     }
 
     /// A number that spreads keys evenly.
-    pub(crate) fn stripe(&self, key: &StoreKey) -> usize {
+    pub(crate) fn stripe(key: &StoreKey) -> usize {
         Stripes::of(key)
     }
 
@@ -249,9 +249,12 @@ impl Store {
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
         self.inner.check()?;
         let mut problems = Problems::default();
-        let durable = self.inner.group.durable();
-        for problem in journal::check(&self.inner.path.join("store").join("journal"), durable)? {
-            problems.add(problem);
+        {
+            let pin = self.inner.pool.pin();
+            let durable = self.inner.group.durable();
+            for problem in journal::check(&self.inner.path.join("store").join("journal"), durable, pin.released)? {
+                problems.add(problem);
+            }
         }
         let (reply, report) = crossbeam_channel::bounded(1);
         let ended = || {

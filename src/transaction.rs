@@ -222,7 +222,7 @@ pub(crate) fn run<R, X: From<Error>>(
         let worked = begin(&transaction, fence, &work);
         let met_fault = transaction.faulted.get();
         let mut draft = transaction.draft.into_inner();
-        let written = protocol.written_lanes(&draft, fence);
+        let written = Protocol::written_lanes(&draft, fence);
         if matches!(worked, Ok(Ok(Ok(_)))) {
             taken.give_way(&written);
         }

@@ -8,9 +8,16 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, Default)]
 pub(super) struct Poison {
-    first: OnceLock<Error>,
+    first: OnceLock<First>,
     listener: OnceLock<Listener>,
     told: AtomicBool,
+}
+
+/// What went wrong, and what that means for every call that comes later.
+#[derive(Debug)]
+struct First {
+    cause: Error,
+    poisoned: Error,
 }
 
 struct Listener(Box<dyn Fn(&Error) + Send + Sync>);
@@ -23,15 +30,21 @@ impl fmt::Debug for Listener {
 
 impl Poison {
     pub(super) fn check(&self) -> Result<()> {
-        self.first.get().map_or(Ok(()), |error| Err(error.clone()))
+        self.first.get().map_or(Ok(()), |first| Err(first.poisoned.clone()))
+    }
+
+    /// For those who waited for what failed.
+    pub(super) fn check_waited(&self) -> Result<()> {
+        self.first.get().map_or(Ok(()), |first| Err(first.cause.clone()))
     }
 
     /// The first error stays; it is returned.
     pub(super) fn set(&self, error: Error) -> &Error {
-        self.first.get_or_init(|| match error.kind() {
-            ErrorKind::Poisoned => error,
-            _ => error.wrap(ErrorKind::Poisoned, "the engine is poisoned"),
-        })
+        let first = self.first.get_or_init(|| match error.kind() {
+            ErrorKind::Poisoned => First { poisoned: error.clone(), cause: error },
+            _ => First { poisoned: error.wrap(ErrorKind::Poisoned, "the engine is poisoned"), cause: error },
+        });
+        &first.poisoned
     }
 
     /// Once, at open; others are ignored.
@@ -41,9 +54,9 @@ impl Poison {
 
     /// Tells the listener, once, if there are both an error and a listener. To be called with no lock held.
     pub(super) fn tell(&self) {
-        let (Some(error), Some(listener)) = (self.first.get(), self.listener.get()) else { return };
+        let (Some(first), Some(listener)) = (self.first.get(), self.listener.get()) else { return };
         if !self.told.swap(true, Ordering::Relaxed) {
-            (listener.0)(error);
+            (listener.0)(&first.poisoned);
         }
     }
 }

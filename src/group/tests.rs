@@ -299,8 +299,12 @@ fn poison_wakes_everyone() {
         assert_eq!(first.to_string(), "the engine is poisoned: write journal: broken");
         let second = group.poison(Error::new(ErrorKind::Io, "another"));
         assert_eq!(second.to_string(), first.to_string());
-        is(waiting.join().unwrap(), ErrorKind::Poisoned);
-        is(applying.join().unwrap(), ErrorKind::Poisoned);
+        // Those that waited for it get the error itself, and all that come later what it means.
+        for waited in [waiting.join().unwrap(), applying.join().unwrap()] {
+            let error = waited.unwrap_err();
+            assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Io, "write journal: broken"));
+        }
+        is(group.check(), ErrorKind::Poisoned);
         is(room.join().unwrap(), ErrorKind::Poisoned);
         assert!(writer.join().unwrap());
         preparer.join().unwrap();

@@ -9,7 +9,7 @@ use crate::clock::NEVER;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lanes::{LaneSet, Taken};
 use crate::record::{Now, RecordInfo, Status};
-use crate::store::{Change, Content, Depth, Entrant, Seen, StoreKey, Terms, Ticket};
+use crate::store::{Change, Content, Depth, Entrant, Seen, Store, StoreKey, Terms, Ticket};
 use crate::transition::{Decision, Event, Step, decide};
 use crate::value::Value;
 
@@ -234,13 +234,13 @@ impl Protocol {
     }
 
     /// The lanes of what a draft writes, the record of its claim included.
-    pub(crate) fn written_lanes(&self, draft: &Draft, fence: Option<Fence<'_>>) -> LaneSet {
-        draft.writes.keys().chain(fence.map(|fence| &fence.place.at)).map(|key| self.store.stripe(key)).collect()
+    pub(crate) fn written_lanes(draft: &Draft, fence: Option<Fence<'_>>) -> LaneSet {
+        draft.writes.keys().chain(fence.map(|fence| &fence.place.at)).map(Store::stripe).collect()
     }
 
     #[cfg(test)]
     pub(crate) fn is_lane_taken(&self, at: &StoreKey) -> bool {
-        self.lanes.is_taken(&LaneSet::from_iter([self.store.stripe(at)]))
+        self.lanes.is_taken(&LaneSet::from_iter([Store::stripe(at)]))
     }
 
     /// Nobody waits for a lane.
@@ -308,7 +308,7 @@ mod tests {
             put(&protocol, 0);
             assert_eq!(protocol.read_row(&mut draft, &at(next)).unwrap_err().kind(), ErrorKind::Conflict, "{next}");
             assert!(draft.is_stale() && !protocol.holds(&mut draft));
-            assert!(protocol.changed_lanes(&draft) == LaneSet::from_iter([protocol.store.stripe(&at(0))]));
+            assert!(protocol.changed_lanes(&draft) == LaneSet::from_iter([Store::stripe(&at(0))]));
         }
         let mut draft = Draft::default();
         protocol.read_row(&mut draft, &at(0)).unwrap();

@@ -6,7 +6,7 @@ use super::Protocol;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::check_key;
 use crate::lanes::LaneSet;
-use crate::store::{Change, Content, Depth, Entrant, Index, StoreKey};
+use crate::store::{Change, Content, Depth, Entrant, Index, Store, StoreKey};
 use crate::value::Value;
 
 /// What a listing of rows still has to go through.
@@ -74,7 +74,7 @@ impl Protocol {
     pub(crate) fn put_row(&self, change: Change) -> Result<()> {
         self.check()?;
         let mut taken = self.lanes.none();
-        taken.give_way(&LaneSet::from_iter([self.store.stripe(&change.key)]));
+        taken.give_way(&LaneSet::from_iter([Store::stripe(&change.key)]));
         let committed = self.store.commit(vec![change], &[], Entrant::User)?;
         drop(taken);
         // Nothing was read, so nothing can have changed.

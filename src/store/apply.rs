@@ -80,7 +80,8 @@ impl std::ops::AddAssign for Deleted {
 pub(crate) struct Applier {
     tables: Arc<Tables>,
     overlay: Arc<Overlay>,
-    store_id: [u8; 16],
+    /// The last one that sled was given.
+    stamp: Stamp,
     /// Every record in progress that was applied. They stay in the overlay and reach sled only at a checkpoint, so that a
     /// short operation costs sled one record.
     live: BTreeMap<StoreKey, Live>,
@@ -95,8 +96,8 @@ struct Live {
 }
 
 impl Applier {
-    pub(crate) fn new(tables: Arc<Tables>, overlay: Arc<Overlay>, store_id: [u8; 16], last_frame: u64) -> Self {
-        Self { tables, overlay, store_id, live: BTreeMap::new(), last_frame }
+    pub(crate) fn new(tables: Arc<Tables>, overlay: Arc<Overlay>, stamp: Stamp) -> Self {
+        Self { tables, overlay, stamp, live: BTreeMap::new(), last_frame: stamp.frame }
     }
 
     pub(crate) fn apply(&mut self, number: u64, frame: Frame) -> Result<()> {
@@ -123,15 +124,26 @@ impl Applier {
         Ok(())
     }
 
-    /// Makes sled exactly the state after the last frame applied, and stamps it so. Not durable yet.
-    pub(crate) fn settle(&mut self) -> Result<u64> {
+    /// Makes sled exactly the state after the last frame applied, and stamps it so. Not durable yet. Only the stamps of an open
+    /// and of a close say what sled holds: behind any other, deletions go on that no frame tells of.
+    pub(crate) fn settle(&mut self, says_what: bool) -> Result<u64> {
         for (key, live) in self.live.iter_mut().filter(|(_, live)| !live.in_sled) {
             values::write(&self.tables, key, Some(&live.content), live.id)?;
             live.in_sled = true;
         }
-        let digest = self.tables.digest();
-        self.tables.set_stamp(Stamp { store_id: self.store_id, frame: self.last_frame, digest })?;
+        let digest = self.tables.digest().filter(|_| says_what);
+        self.stamp = Stamp { frame: self.last_frame, digest, ..self.stamp };
+        self.tables.set_stamp(self.stamp)?;
         Ok(self.last_frame)
+    }
+
+    /// Before a deletion: the stamp is not to say any more what sled holds, or the next open would miss what is deleted.
+    fn unstamp(&mut self) -> Result<()> {
+        if self.stamp.digest.take().is_some() {
+            self.tables.set_stamp(self.stamp)?;
+            self.tables.flush()?;
+        }
+        Ok(())
     }
 
     /// About how much a message brings into sled.
@@ -247,7 +259,7 @@ const LIVE_BYTES: u64 = 1024;
 /// The apply thread's life: until it is told to close, or the writer is gone.
 pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) -> Result<()> {
     let mut deleting: Option<Deleting> = None;
-    let mut scans = Scans::default();
+    let mut scans = Scans::new(&applier.tables);
     // What came while there was no room: the writer never waits for that.
     let mut backlog = VecDeque::new();
     loop {
@@ -267,7 +279,7 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
         let count = match message {
             Some(Message::End) => return Ok(()),
             Some(Message::Verify { problems, reply }) => {
-                scans.add(problems, reply);
+                scans.add(&applier.tables, problems, reply);
                 1
             }
             Some(message) => {
@@ -286,11 +298,14 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
         // does not wait long behind a deletion.
         if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
             deleting = match (around.short)(0)? {
-                None => more.step(&applier, around, 3 * count)?,
+                None => {
+                    applier.unstamp()?;
+                    more.step(&applier, around, 3 * count)?
+                }
                 Some(full) => more.refuse(full),
             };
         }
-        scans.step(&applier.tables, || applier.waiting());
+        scans.step(&applier.tables, true, || applier.waiting());
     }
 }
 
@@ -312,10 +327,10 @@ fn wait_for_room(
         let read_on =
             if scans.is_empty() { crossbeam_channel::never() } else { crossbeam_channel::after(Duration::ZERO) };
         crossbeam_channel::select! {
-            recv(read_on) -> _ => scans.step(&applier.tables, || applier.waiting()),
+            recv(read_on) -> _ => scans.step(&applier.tables, false, || applier.waiting()),
             recv(inbox.nudges) -> _ => {}
             recv(inbox.messages) -> message => match message {
-                Ok(Message::Verify { problems, reply }) => scans.add(problems, reply),
+                Ok(Message::Verify { problems, reply }) => scans.add(&applier.tables, problems, reply),
                 message => backlog.push_back(message.unwrap_or(Message::End)),
             },
             recv(inbox.deletions) -> deletion => drop(deletion.map(|deletion| Deleting::new(deletion).refuse(full))),
@@ -334,28 +349,28 @@ fn apply(applier: &mut Applier, message: Message, around: &Surroundings) -> Resu
             }
             (around.applied)(group, bytes);
             if checkpoint {
-                send_job(applier, around, None)?;
+                send_job(applier, around, false, None)?;
             }
             Ok(count)
         }
         #[cfg(test)]
-        Message::Checkpoint { reply } => send_job(applier, around, Some(reply)).map(|()| 0),
+        Message::Checkpoint { reply } => send_job(applier, around, false, Some(reply)).map(|()| 0),
         Message::Verify { .. } | Message::Close | Message::End => Ok(0),
     }
 }
 
 fn close(applier: &mut Applier, around: &Surroundings) -> Result<()> {
     let (reply, done) = crossbeam_channel::bounded(1);
-    send_job(applier, around, Some(reply))?;
+    send_job(applier, around, true, Some(reply))?;
     if done.recv().is_err() {
         return Ok(());
     }
     (around.closed)()
 }
 
-fn send_job(applier: &mut Applier, around: &Surroundings, reply: Option<Sender<()>>) -> Result<()> {
+fn send_job(applier: &mut Applier, around: &Surroundings, closes: bool, reply: Option<Sender<()>>) -> Result<()> {
     let bytes = (around.applied_bytes)();
-    let frame = applier.settle()?;
+    let frame = applier.settle(closes)?;
     let gone = |_| Error::new(ErrorKind::Closed, "the checkpoint thread has ended");
     around.checkpoints.send(Job { frame, applied: bytes, reply }).map_err(gone)
 }

@@ -3,6 +3,7 @@
 mod commits;
 mod compaction;
 mod contents;
+mod counting;
 mod damage;
 mod failures;
 mod kill;
@@ -115,6 +116,15 @@ fn crash(store: Store) {
     store.inner.group.poison(Error::new(ErrorKind::Io, "a crash"));
     assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Poisoned);
     drop(store);
+}
+
+/// What sled does when it cannot read a part of its log: the entry is gone, and nobody is told.
+fn lose(store: &Store, name: Name<'_>, key: &[u8]) {
+    let tables = &store.inner.tables;
+    let digest = tables.digest();
+    assert!(tables.get(name, key).unwrap().is_some());
+    tables.remove(name, key).unwrap();
+    tables.set_digest(digest);
 }
 
 /// What the disk has while the store is open, and sled has written all it has.

@@ -174,6 +174,7 @@ impl Running {
             std::mem::forget((workers, lock));
             return Ok(());
         }
+        let was_sound = inner.group.check();
         inner.group.close();
         let deadline = clock::deadline(timeout);
         let all_ended = match deadline {
@@ -193,7 +194,8 @@ impl Running {
         inner.overlay.clear();
         drop(lock);
         let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
-        inner.group.check().and(left_behind).and(closed)
+        // What failed meanwhile is what this call waited for.
+        was_sound.and(inner.group.check_waited()).and(left_behind).and(closed)
     }
 }
 

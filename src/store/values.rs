@@ -5,18 +5,15 @@
 
 use ::sled::IVec;
 
+use super::format::corrupt;
 use super::format::envelope::{self, Envelope, MAX_INLINE, PIECE, PiecesId};
 use super::format::frame::{Content, StoreKey};
 use super::format::record::{self, HEAD, Head};
-use super::format::{behind, corrupt};
 use super::tables::{Name, Tables};
 use crate::clock::NEVER;
 use crate::error::Result;
 use crate::record::{Image, Status};
 use crate::value::Value;
-
-/// Records whose hints are looked at in one step.
-const MEND_BATCH: usize = 512;
 
 /// How much of a record is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,21 +172,12 @@ pub(crate) fn check(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<usi
     Ok(body.len())
 }
 
-/// Makes what leads to records anew where it is gone: a power cut may keep a record and not its hints. Looks at so many records;
-/// one that cannot be read is left to whoever asks for it.
-pub(crate) fn mend_hints(tables: &Tables, limit: usize) -> Result<()> {
-    let (mut from, mut left) = (Vec::new(), limit);
-    loop {
-        let batch = tables.range(Name::Records, &from, None, left.min(MEND_BATCH))?;
-        let Some((last, _)) = batch.last() else { return Ok(()) };
-        from = behind(last);
-        left -= batch.len();
-        for (raw, found) in &batch {
-            let Ok(hints) = hints_of(raw, Some(found)) else { continue };
-            hints.insert(tables, raw)?;
-            tables.changed()?;
-        }
-    }
+/// Makes what leads to a record anew where it is gone: a power cut may undo a deletion and keep that of its hints. One that
+/// cannot be read is left to whoever asks for it. For sled's only writer.
+pub(crate) fn mend_hints(tables: &Tables, raw: &[u8], found: &IVec) -> Result<()> {
+    let Ok(hints) = hints_of(raw, Some(found)) else { return Ok(()) };
+    hints.insert(tables, raw)?;
+    tables.changed()
 }
 
 /// An entry of the expiry tree. One that leads nowhere is left by a crash, and harmless.

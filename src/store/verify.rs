@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use ::sled::IVec;
 use crossbeam_channel::Sender;
 
 use super::digest::Digest;
@@ -29,6 +30,10 @@ pub struct VerifyReport {
     pub records: u64,
     /// Rows read, of all tables together.
     pub tables: u64,
+    /// Whether what was read could be compared with a checksum of what there should be. If not, the problems are those of what is
+    /// there, and nobody knows what is missing. So it is while a store of more than 20,000 records and rows is counted anew in
+    /// the background, after an unclean stop; what was lost with that stop is not known of afterwards either.
+    pub compared: bool,
     /// What is wrong, each with its manager and key, table and key, or file. If there are very many, the last one says how many
     /// more.
     pub problems: Vec<String>,
@@ -69,7 +74,7 @@ impl Problems {
     }
 }
 
-/// Scans that were asked for: one is on its way, the others come after it.
+/// A scan is on its way, the others come after it.
 #[derive(Debug, Default)]
 pub(crate) struct Scans {
     on_its_way: Option<Scan>,
@@ -77,19 +82,31 @@ pub(crate) struct Scans {
 }
 
 impl Scans {
+    /// Begins with one that nobody asked for, if nobody knows what there should be.
+    pub(crate) fn new(tables: &Tables) -> Self {
+        let mut scans = Self::default();
+        if tables.digest().is_none() {
+            scans.waiting.push_back(Scan::new(Purpose::Count));
+        }
+        scans
+    }
+
     /// `problems` are those that were found elsewhere.
-    pub(crate) fn add(&mut self, problems: Problems, reply: Sender<Result<VerifyReport>>) {
-        self.waiting.push_back(Scan::new(problems, reply));
+    pub(crate) fn add(&mut self, tables: &Tables, problems: Problems, reply: Sender<Result<VerifyReport>>) {
+        // A count that ends before it begins has only adopted what there is.
+        let compares = tables.digest().is_some();
+        self.waiting.push_back(Scan::new(Purpose::Verify { problems, compares, reply }));
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.on_its_way.is_none() && self.waiting.is_empty()
     }
 
-    /// Reads on, if there is anything to read. `waiting` is how many records are not in sled yet.
-    pub(crate) fn step(&mut self, tables: &Tables, waiting: impl FnOnce() -> Result<u64>) {
+    /// Reads on, if there is anything to read. `has_room` is whether sled may be given anything, `waiting` how many records are
+    /// not in it yet.
+    pub(crate) fn step(&mut self, tables: &Tables, has_room: bool, waiting: impl FnOnce() -> Result<u64>) {
         let scan = self.on_its_way.take().or_else(|| self.waiting.pop_front().map(|scan| scan.begin(tables)));
-        self.on_its_way = scan.and_then(|scan| scan.step(tables, waiting));
+        self.on_its_way = scan.and_then(|scan| scan.step(tables, has_room, waiting));
     }
 }
 
@@ -97,9 +114,15 @@ impl Scans {
 struct Scan {
     at: Tree,
     from: Vec<u8>,
-    counted: Digest,
-    problems: Problems,
-    reply: Sender<Result<VerifyReport>>,
+    purpose: Purpose,
+}
+
+#[derive(Debug)]
+enum Purpose {
+    /// Somebody wants to know what is wrong.
+    Verify { problems: Problems, compares: bool, reply: Sender<Result<VerifyReport>> },
+    /// Nobody knows what there should be: from its end on it is what there is. On its way hints are mended.
+    Count,
 }
 
 #[derive(Debug)]
@@ -120,8 +143,8 @@ impl Tree {
 }
 
 impl Scan {
-    fn new(problems: Problems, reply: Sender<Result<VerifyReport>>) -> Self {
-        Self { at: Tree::Records, from: Vec::new(), counted: Digest::default(), problems, reply }
+    fn new(purpose: Purpose) -> Self {
+        Self { at: Tree::Records, from: Vec::new(), purpose }
     }
 
     /// Before the first step.
@@ -131,32 +154,35 @@ impl Scan {
     }
 
     /// Gives itself back if there is more.
-    fn step(mut self, tables: &Tables, waiting: impl FnOnce() -> Result<u64>) -> Option<Self> {
-        match self.read_on(tables) {
-            Ok(true) => Some(self),
-            Ok(false) => {
-                let report = self.compare(tables).and_then(|()| waiting()).map(|waiting| VerifyReport {
-                    records: self.counted.records + waiting,
-                    tables: self.counted.rows,
-                    problems: std::mem::take(&mut self.problems).into_told(),
-                });
-                self.end(report)
-            }
-            Err(error) => {
-                tables.end_scan();
-                self.end(Err(error))
-            }
+    fn step(mut self, tables: &Tables, has_room: bool, waiting: impl FnOnce() -> Result<u64>) -> Option<Self> {
+        let error = match self.read_on(tables, has_room) {
+            Ok(true) => return Some(self),
+            Ok(false) => None,
+            Err(error) => Some(error),
+        };
+        let counted = tables.end_scan().unwrap_or_default();
+        let known = error.map_or_else(|| learn(tables, counted), Err);
+        // A count that failed leaves all unknown, as it was; whoever wants to know why asks.
+        if let Purpose::Verify { mut problems, compares, reply } = self.purpose {
+            let report = known.and_then(|known| {
+                if counted != known {
+                    problems.add(format!("the record store {}", counted.differs(&known)));
+                }
+                Ok(VerifyReport {
+                    records: counted.records + waiting()?,
+                    tables: counted.rows,
+                    compared: compares,
+                    problems: problems.into_told(),
+                })
+            });
+            // Whoever asked may have gone.
+            let _ = reply.send(report);
         }
-    }
-
-    fn end(self, result: Result<VerifyReport>) -> Option<Self> {
-        // Whoever asked may have gone.
-        let _ = self.reply.send(result);
         None
     }
 
     /// Whether there is more.
-    fn read_on(&mut self, tables: &Tables) -> Result<bool> {
+    fn read_on(&mut self, tables: &Tables, has_room: bool) -> Result<bool> {
         let batch = tables.range(self.at.name(), &self.from, None, STEP)?;
         if batch.is_empty() {
             tables.scanned_all(self.at.name());
@@ -166,19 +192,31 @@ impl Scan {
         let mut bytes = 0;
         for (key, value) in batch {
             tables.scanned(self.at.name(), &key, &value);
-            let checked = match &self.at {
-                Tree::Records => values::check(tables, &StoreKey::from_record_tree(&key), &value),
-                Tree::Table(table) => values::check(tables, &StoreKey::row(table, &key), &value),
-                Tree::Expiry => values::check_expiry(&key).map(|()| 0),
-            };
-            bytes += *checked.as_ref().unwrap_or(&0);
-            self.problems.sort(checked.map(drop))?;
+            bytes += self.look(tables, has_room, &key, &value)?;
             self.from = behind(&key);
             if bytes > STEP_BYTES {
                 break;
             }
         }
         Ok(true)
+    }
+
+    /// Says how many bytes it read.
+    fn look(&mut self, tables: &Tables, has_room: bool, key: &[u8], value: &IVec) -> Result<usize> {
+        let Purpose::Verify { problems, .. } = &mut self.purpose else {
+            if has_room && matches!(self.at, Tree::Records) {
+                values::mend_hints(tables, key, value)?;
+            }
+            return Ok(value.len());
+        };
+        let checked = match &self.at {
+            Tree::Records => values::check(tables, &StoreKey::from_record_tree(key), value),
+            Tree::Table(table) => values::check(tables, &StoreKey::row(table, key), value),
+            Tree::Expiry => values::check_expiry(key).map(|()| 0),
+        };
+        let bytes = *checked.as_ref().unwrap_or(&0);
+        problems.sort(checked.map(drop))?;
+        Ok(bytes)
     }
 
     /// Tables come while it goes on, so that each looks for the next.
@@ -191,25 +229,22 @@ impl Scan {
         let next = tables.table_names()?.into_iter().find(|name| name.as_str() > behind);
         if next.is_none() {
             tables.scanned_all_tables();
+            if matches!(self.purpose, Purpose::Count) {
+                return Ok(false);
+            }
         }
         self.at = next.map_or(Tree::Expiry, Tree::Table);
         Ok(true)
     }
+}
 
-    fn compare(&mut self, tables: &Tables) -> Result<()> {
-        let Some(counted) = tables.end_scan() else { return Ok(()) };
-        self.counted = counted;
-        if let Some(total) = tables.digest() {
-            let total = Digest { unfinished: 0, unfinished_sum: 0, ..total };
-            if counted != total {
-                self.problems.add(format!("the record store {}", counted.differs(&total)));
-            }
-            return Ok(());
-        }
-        // From now on it is known.
-        let unfinished = tables.count_in([Name::Unfinished], usize::MAX)?.unwrap_or_default();
-        let Digest { unfinished, unfinished_sum, .. } = unfinished;
-        tables.set_digest(Some(Digest { unfinished, unfinished_sum, ..counted }));
-        Ok(())
+/// What there should be of what a scan counts: if nobody knew, it is what was counted, and known from now on.
+fn learn(tables: &Tables, counted: Digest) -> Result<Digest> {
+    if let Some(total) = tables.digest() {
+        return Ok(Digest { unfinished: 0, unfinished_sum: 0, ..total });
     }
+    let unfinished = tables.count_in([Name::Unfinished], usize::MAX)?.unwrap_or_default();
+    let Digest { unfinished, unfinished_sum, .. } = unfinished;
+    tables.set_digest(Some(Digest { unfinished, unfinished_sum, ..counted }));
+    Ok(counted)
 }

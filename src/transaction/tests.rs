@@ -152,7 +152,7 @@ fn a_stage_of_another_token_or_at_another_point_is_lost_and_writes_nothing() {
         assert_eq!((ended.unwrap_err().kind(), runs), (ErrorKind::ClaimLost, 0), "{fence:?} {step:?}");
         let mut draft = Draft::default();
         assert_eq!(protocol.step(&mut draft, fence, &step).unwrap_err().kind(), ErrorKind::ClaimLost);
-        assert!(protocol.written_lanes(&draft, None) == LaneSet::default(), "it would write nothing");
+        assert!(Protocol::written_lanes(&draft, None) == LaneSet::default(), "it would write nothing");
         assert_eq!(row(&protocol, "row"), None);
     }
     let (ended, runs) = staged(&protocol, Fence { place: &place, token, point: STARTED }, &Step::Stay, || ());

@@ -8,8 +8,9 @@ use crate::error::{ErrorKind, Result};
 use crate::store::files;
 use crate::store::format::segment::{Found, SegmentHeader};
 
-/// What is wrong with the segments that follow each other up to the last. `durable` is a group that is.
-pub(crate) fn check(dir: &Path, durable: u64) -> Result<Vec<String>> {
+/// What is wrong with the segments that follow each other up to the last. `durable` is a group that is, and none that has frames
+/// behind `released` has become free since.
+pub(crate) fn check(dir: &Path, durable: u64, released: u64) -> Result<Vec<String>> {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for (path, _) in files::entries(dir)? {
         if path.extension().is_none_or(|extension| extension != "journal") {
@@ -28,7 +29,12 @@ pub(crate) fn check(dir: &Path, durable: u64) -> Result<Vec<String>> {
         }
     }
     found.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
+    // One whose header is damaged is not missing too.
+    let (durable, released) = if problems.is_empty() { (durable, released) } else { (0, u64::MAX) };
     let mut next: Option<SegmentHeader> = None;
+    if found.is_empty() && problems.is_empty() {
+        problems.push(format!("the journal {} has no segment", dir.display()));
+    }
     for (header, file) in &found {
         if next.is_some_and(|next| next.number != header.number.saturating_add(1)) {
             break;
@@ -36,6 +42,11 @@ pub(crate) fn check(dir: &Path, durable: u64) -> Result<Vec<String>> {
         problems.extend(damage(header, next.as_ref(), file, durable)?);
         next = Some(*header);
     }
+    // Those before the first that is left, or before a gap.
+    let missing = next.filter(|first| first.number > 1 && first.first_frame.saturating_sub(1) > released);
+    problems.extend(missing.map(|first| {
+        format!("the journal {} misses segment {} before frame {}", dir.display(), first.number - 1, first.first_frame)
+    }));
     Ok(problems)
 }
 
@@ -81,7 +92,7 @@ fn bad_group(
     let group = walk.next_group;
     Ok(match (walk.stop, next) {
         (Stop::Complete, Some(next)) if next.previous == walk.previous => None,
-        (Stop::Sealed(_), None) => None,
+        (Stop::Sealed(number), None) => Some((group, format!("segment {number} that follows it is missing"))),
         (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), _) => Some((group, format!("group {group} is damaged"))),
     })
 }

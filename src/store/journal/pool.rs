@@ -38,6 +38,30 @@ struct State {
     next_size: u64,
     retired_at: Option<Instant>,
     files: u64,
+    /// What holds nothing behind this frame is free.
+    released: u64,
+    /// How many keep everything that is not free as it is, and up to which frame it is to be free behind them.
+    pins: usize,
+    release_later: u64,
+}
+
+/// As long as it lives, no file becomes free.
+#[derive(Debug)]
+pub(crate) struct Pin<'a> {
+    pool: &'a Pool,
+    /// All that holds frames behind this one stays where it is.
+    pub(crate) released: u64,
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let later = {
+            let mut state = self.pool.state.lock();
+            state.pins -= 1;
+            state.release_later
+        };
+        self.pool.release(later);
+    }
 }
 
 impl Pool {
@@ -45,8 +69,17 @@ impl Pool {
     pub(crate) fn new(dir: &Path, first_size: u64, next_name: u64, files: u64) -> Self {
         // A header, a group and the seal at least.
         let first_size = first_size.max(8 * SECTOR as u64).next_multiple_of(SECTOR as u64);
-        let state =
-            State { free: Vec::new(), retired: Vec::new(), next_name, next_size: first_size, retired_at: None, files };
+        let state = State {
+            free: Vec::new(),
+            retired: Vec::new(),
+            next_name,
+            next_size: first_size,
+            retired_at: None,
+            files,
+            released: 0,
+            pins: 0,
+            release_later: 0,
+        };
         Self {
             dir: dir.to_owned(),
             min_size: first_size,
@@ -131,6 +164,11 @@ impl Pool {
         let mut excess = Vec::new();
         {
             let mut state = self.state.lock();
+            if state.pins > 0 {
+                state.release_later = state.release_later.max(frame);
+                return;
+            }
+            state.released = state.released.max(frame);
             let (done, kept): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut state.retired).into_iter().partition(|(last, _)| *last <= frame);
             state.retired = kept;
@@ -144,6 +182,13 @@ impl Pool {
         for spare in excess {
             self.discard(spare);
         }
+    }
+
+    /// For whoever looks at what there is.
+    pub(crate) fn pin(&self) -> Pin<'_> {
+        let mut state = self.state.lock();
+        state.pins += 1;
+        Pin { pool: self, released: state.released }
     }
 
     /// Gives back a file that was prepared and not used.

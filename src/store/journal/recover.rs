@@ -26,6 +26,8 @@ pub(crate) struct Recovered {
     pub(crate) store_id: [u8; 16],
     /// sled has everything up to this frame, or should.
     pub(crate) checkpointed: u64,
+    /// The last frame that changes anything.
+    pub(crate) last_change: u64,
     /// The highest frame number that anything names.
     pub(crate) last_frame: u64,
     pub(crate) anchor: Anchor,
@@ -70,6 +72,7 @@ pub(super) struct Walk {
     pub(super) next_group: u64,
     pub(super) previous: u32,
     checkpointed: Option<u64>,
+    last_change: u64,
     closed: bool,
     /// The last group of which the seal says that it was durable.
     sealed_through: u64,
@@ -212,7 +215,7 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
     let mut damaged_before = None;
     let (mut anchor, mut clean, mut torn) = (Anchor::default(), false, 0);
     let mut chain = Chain { segment: 0, group: 0, previous: 0 };
-    let (mut last_frame, mut sealed_through) = (0, 0);
+    let (mut last_frame, mut last_change, mut sealed_through) = (0, 0, 0);
     for ((header, file), next) in run.into_iter().zip(bounds) {
         let bytes = file.read_all()?;
         let walk = walk(&bytes, &header, next.as_ref())
@@ -234,6 +237,7 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
         }
         sealed_through = sealed_through.max(walk.sealed_through);
         checkpointed = walk.checkpointed.or(checkpointed);
+        last_change = last_change.max(walk.last_change);
         chain = Chain { segment: header.number, group: walk.next_group.saturating_sub(1), previous: walk.previous };
         let last = walk.groups.iter().rev().find(|group| group.header.frames > 0);
         let segment_last = last.map_or(0, |group| group.header.first_frame + u64::from(group.header.frames) - 1);
@@ -262,6 +266,7 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
         unneeded,
         store_id,
         checkpointed,
+        last_change,
         last_frame,
         anchor,
         clean,
@@ -279,6 +284,7 @@ pub(super) fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentH
         next_group: segment.first_group,
         previous: segment.previous,
         checkpointed: None,
+        last_change: 0,
         closed: false,
         sealed_through: 0,
         stop: Stop::Complete,
@@ -310,10 +316,13 @@ pub(super) fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentH
                 return Ok(walk);
             }
         };
-        for (_, frame) in frame::decode_all(payload(bytes, walk.end, &header), header.first_frame, header.frames)? {
+        for (number, frame) in frame::decode_all(payload(bytes, walk.end, &header), header.first_frame, header.frames)?
+        {
             walk.closed = frame == Frame::Closing;
-            if let Frame::Checkpointed(number) = frame {
-                walk.checkpointed = Some(number);
+            match frame {
+                Frame::Checkpointed(frame) => walk.checkpointed = Some(frame),
+                Frame::Changes(_) => walk.last_change = number,
+                _ => {}
             }
         }
         walk.groups.push(GroupAt { offset: walk.end, header });

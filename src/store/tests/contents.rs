@@ -150,7 +150,9 @@ fn hints_that_are_made_anew_count_for_the_barriers() {
         tables.remove(Name::Expiry, &hint).unwrap();
     }
     tables.flush().unwrap();
-    values::mend_hints(tables, usize::MAX).unwrap();
+    for (raw, found) in tables.range(Name::Records, &[], None, usize::MAX).unwrap() {
+        values::mend_hints(tables, &raw, &found).unwrap();
+    }
     assert_eq!(count(&store, Name::Expiry), keys.len());
     assert!(!tables.barriers.is_due());
 }
