@@ -6,20 +6,13 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use oncekey::{
-    Begin, BeginOptions, Claim, EndError, Engine, Error, ErrorKind, Fingerprint, Manager, ManagerOptions, ManualClock,
-    OnInterrupted, Resolution, Status, Waited,
-};
+use oncekey::{Engine, ErrorKind, ManualClock};
 use serde::{Deserialize, Serialize};
 
+use crate::calls::{Held, Ops, ask, hours, manager};
 use crate::faults::Fault;
-use crate::model::{
-    Answer, EXTENDED, Ending, FAILURE_TTL, Hour, Op, Outcome, Refusal, Request, SUCCESS_TTL, UNFINISHED_TTL, Unfinished,
-};
+use crate::model::{Answer, Ending, Hour, Op, Outcome, Request, SUCCESS_TTL};
 use crate::threads::Rng;
-
-pub(crate) type Ops = Manager<u64, u64>;
-pub(crate) type Held = (usize, Claim<u64, u64>);
 
 /// What is said of a history, in the order in which it is so.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -49,18 +42,6 @@ pub(crate) enum Line {
 pub(crate) fn say(line: Line) {
     let text = format!("@{}\n", serde_json::to_string(&line).unwrap());
     std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
-}
-
-pub(crate) const fn hours(hours: Hour) -> Duration {
-    Duration::from_secs(hours * 3600)
-}
-
-pub(crate) fn manager(engine: &Engine, name: &str, success_ttl: Hour) -> Ops {
-    let options = ManagerOptions::new()
-        .success_ttl(hours(success_ttl))
-        .failure_ttl(hours(FAILURE_TTL))
-        .unfinished_ttl(hours(UNFINISHED_TTL));
-    engine.manager_with(name, options).unwrap()
 }
 
 /// What all threads of a store share.
@@ -176,7 +157,6 @@ impl<'a> Caller<'a> {
             0..=11 => begin(false),
             12..=14 => begin(true),
             15 => Op::Wait,
-            16 => Op::Get,
             17..=19 => Op::Initiate,
             20..=22 => Op::EndByKey(settled),
             23..=25 => Op::Resolve(settled),
@@ -191,142 +171,20 @@ impl<'a> Caller<'a> {
 
     /// The answer of the engine; `None` if it is closed.
     pub(crate) fn ask(&mut self, key: usize, op: Op, claim: Option<Held>) -> Option<Answer> {
-        let (ops, name) = (self.world.ops.clone(), self.world.keys[key].as_str());
-        let answer = match op {
-            Op::Begin { .. } => return self.begin(&ops, key, op),
-            Op::End { token, ending } => return self.end(token, ending, claim?),
-            Op::Drop { releases, .. } => {
-                let (_, mut claim) = claim?;
-                claim.release_on_drop(releases);
-                drop(claim);
-                Ok(Answer::Done)
-            }
-            Op::Initiate => ops.initiate(name, None).map(Answer::Did),
-            Op::Wait => match ops.wait(name, Duration::from_micros(self.rng.below(2_000))) {
-                Ok(Waited::Closed) => return None,
-                Ok(Waited::Finished(done)) => Ok(Answer::Finished(outcome(done.outcome()))),
-                Ok(Waited::Absent) => Ok(Answer::Absent),
-                Ok(Waited::TimedOut) => Ok(Answer::Is(Unfinished::InProgress)),
-                Ok(Waited::Released) => Ok(Answer::Is(Unfinished::Released)),
-                Ok(Waited::Interrupted) => Ok(Answer::Is(Unfinished::Interrupted)),
-                Err(error) => Err(error),
-            },
-            Op::Get => ops.get(name).map(|record| {
-                record.map_or(Answer::Absent, |record| match record.outcome() {
-                    Some(done) => Answer::Finished(outcome(done)),
-                    None => unfinished(record.status(), record.info().attempt()),
-                })
-            }),
-            Op::EndByKey(ending) => done(match ending {
-                Ending::Finish(Outcome::Success(value)) => ops.success(name, &value),
-                Ending::Finish(Outcome::Failure(value)) => ops.fail(name, &value),
-                Ending::Release | Ending::Interrupt => ops.release(name),
-            }),
-            Op::Resolve(ending) => done(ops.resolve(
-                name,
-                match ending {
-                    Ending::Finish(Outcome::Success(value)) => Resolution::Succeed(value),
-                    Ending::Finish(Outcome::Failure(value)) => Resolution::Fail(value),
-                    Ending::Release | Ending::Interrupt => Resolution::Retry,
-                },
-            )),
-            Op::Extend => ops.extend(name, hours(EXTENDED)).map(Answer::Did),
-            Op::Remove => ops.remove(name).map(Answer::Did),
-            Op::Reopen => ops.reopen(name).map(Answer::Did),
-            Op::Later(by) => {
-                self.world.hour.fetch_add(by, Ordering::Relaxed);
-                self.world.clock.advance(hours(by));
-                Ok(Answer::Done)
-            }
-        };
-        answer.map_or_else(|error| refused(&error), Some)
+        self.ask_of(&self.world.ops, key, op, claim)
     }
 
-    pub(crate) fn begin(&mut self, ops: &Ops, key: usize, op: Op) -> Option<Answer> {
-        let Op::Begin { request, resumes, waits } = op else { panic!("{op:?}") };
-        let policy = if resumes { OnInterrupted::Resume } else { OnInterrupted::Hold };
-        let mut options = BeginOptions::new().on_interrupted(policy);
-        if request > 0 {
-            options = options.fingerprint(Fingerprint::of(&request).unwrap());
+    pub(crate) fn ask_of(&mut self, ops: &Ops, key: usize, op: Op, claim: Option<Held>) -> Option<Answer> {
+        if let Op::Later(by) = op {
+            self.world.hour.fetch_add(by, Ordering::Relaxed);
+            self.world.clock.advance(hours(by));
+            return Some(Answer::Done);
         }
-        let name = &self.world.keys[key];
-        let begun = match waits {
-            true => ops.begin_or_wait(name, options, Duration::from_micros(self.rng.below(4_000))),
-            false => ops.begin_with(name, options),
-        };
-        Some(match begun {
-            Ok(Begin::Claimed(claim)) => {
-                let (token, generation, attempt) = (claim.token(), claim.generation(), claim.attempt());
-                self.held.push((key, claim));
-                Answer::Claimed { token, generation, attempt }
-            }
-            Ok(Begin::Replay(done)) => Answer::Finished(outcome(done.outcome())),
-            Ok(Begin::InProgress(pending)) => unfinished(pending.info().status(), pending.info().attempt()),
-            Ok(Begin::Interrupted(info)) => unfinished(info.status(), info.attempt()),
-            Ok(Begin::Mismatch(_)) => Answer::Mismatch,
-            Err(error) => return refused(&error),
-        })
-    }
-
-    /// A claim that could not end is given back, and held on to.
-    pub(crate) fn end(&mut self, token: u64, ending: Ending, (key, claim): Held) -> Option<Answer> {
-        assert_eq!(claim.token(), token);
-        let lost: EndError<_> = match ending {
-            Ending::Finish(Outcome::Success(value)) => match claim.succeed(&value) {
-                Ok(_) => return Some(Answer::Done),
-                Err(lost) => lost,
-            },
-            Ending::Finish(Outcome::Failure(value)) => match claim.fail(&value) {
-                Ok(_) => return Some(Answer::Done),
-                Err(lost) => lost,
-            },
-            Ending::Release => match claim.release() {
-                Ok(_) => return Some(Answer::Done),
-                Err(lost) => lost,
-            },
-            Ending::Interrupt => match claim.interrupt() {
-                Ok(_) => return Some(Answer::Done),
-                Err(lost) => lost,
-            },
-        };
-        let answer = refused(&lost.error);
-        if answer.is_none() {
-            self.held.push((key, lost.claim));
+        let patience = Duration::from_micros(self.rng.below(4_000));
+        match ask(ops, (key, &self.world.keys[key]), op, claim, patience, &mut self.held) {
+            Ok(answer) => Some(answer),
+            Err(error) if error.kind() == ErrorKind::Closed => None,
+            Err(error) => panic!("{op:?}: {error}"),
         }
-        answer
     }
-}
-
-pub(crate) fn outcome(outcome: Result<&u64, &u64>) -> Outcome {
-    match outcome {
-        Ok(value) => Outcome::Success(*value),
-        Err(value) => Outcome::Failure(*value),
-    }
-}
-
-fn unfinished(status: Status, attempt: u32) -> Answer {
-    let status = match status {
-        Status::InProgress => Unfinished::InProgress,
-        Status::Released => Unfinished::Released,
-        Status::Interrupted => Unfinished::Interrupted,
-        Status::Succeeded | Status::Failed => panic!("{status:?} without an outcome"),
-    };
-    Answer::Unfinished { status, attempt }
-}
-
-fn done(answer: oncekey::Result<()>) -> oncekey::Result<Answer> {
-    answer.map(|()| Answer::Done)
-}
-
-/// `None` if the store is closed; any other fault ends the test.
-fn refused(error: &Error) -> Option<Answer> {
-    Some(Answer::Refused(match error.kind() {
-        ErrorKind::Closed => return None,
-        ErrorKind::OwnedByClaim => Refusal::OwnedByClaim,
-        ErrorKind::NotInProgress => Refusal::NotInProgress,
-        ErrorKind::NotInterrupted => Refusal::NotInterrupted,
-        ErrorKind::NotFound => Refusal::NotFound,
-        ErrorKind::ClaimLost => Refusal::ClaimLost,
-        kind => panic!("{kind:?}: {error}"),
-    }))
 }

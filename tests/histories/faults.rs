@@ -5,7 +5,8 @@ use std::time::Duration;
 use oncekey::{Durability, EngineOptions, Resolution, Status};
 use serde::{Deserialize, Serialize};
 
-use crate::caller::{Caller, Held, World};
+use crate::caller::{Caller, World};
+use crate::calls::Held;
 use crate::model::{Answer, Hour, Op, SUCCESS_TTL};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +76,7 @@ impl Caller<'_> {
                 Some(Answer::Done)
             }
             (Fault::TwoOwners, Op::Begin { .. }) => match self.ask(key, op, claim) {
-                Some(Answer::Unfinished { .. }) => self.begin(&self.world.behind.clone(), key, op),
+                Some(Answer::Unfinished { .. }) => self.ask_of(&self.world.behind, key, op, None),
                 answer => answer,
             },
             (Fault::StaleReplay, Op::Begin { .. } | Op::Get) => {
@@ -98,7 +99,8 @@ impl Caller<'_> {
     /// Makes the endings that were answered before.
     pub(crate) fn pay(&mut self) {
         for (claim, ending) in std::mem::take(&mut self.owed) {
-            self.end(claim.1.token(), ending, claim);
+            let op = Op::End { token: claim.1.token(), ending };
+            self.ask(claim.0, op, Some(claim));
         }
     }
 }

@@ -7,7 +7,8 @@ use std::thread;
 use oncekey::{Engine, ManualClock};
 use serde::{Deserialize, Serialize};
 
-use crate::caller::{Caller, Held, Line, World, hours, say};
+use crate::caller::{Caller, Line, World, say};
+use crate::calls::{Held, hours};
 use crate::faults::Fault;
 use crate::model::{Hour, Op};
 

@@ -11,6 +11,7 @@
 )]
 
 mod caller;
+mod calls;
 mod checker;
 mod faults;
 mod life;
