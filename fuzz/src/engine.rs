@@ -187,22 +187,26 @@ impl Run<'_> {
     }
 
     fn reopen(&mut self) {
-        if let Err(error) = self.engine.clone().close() {
-            return self.crashed(error.kind());
+        match self.engine.clone().close() {
+            Ok(()) => self.undone.clear(),
+            Err(error) => self.broke(error.kind()),
         }
-        self.undone.clear();
         self.open();
     }
 
     /// A sync has failed: everything answers so from here on, and the store is opened again.
     fn crashed(&mut self, kind: ErrorKind) {
-        assert!(matches!(kind, ErrorKind::Io | ErrorKind::Poisoned), "{kind:?}");
+        self.broke(kind);
         assert_eq!(self.engine.sync().unwrap_err().kind(), ErrorKind::Poisoned);
         assert_eq!(self.engine.clone().close().unwrap_err().kind(), ErrorKind::Poisoned);
+        self.open();
+    }
+
+    fn broke(&mut self, kind: ErrorKind) {
+        assert!(matches!(kind, ErrorKind::Io | ErrorKind::Poisoned), "{kind:?}");
         for (key, undone) in std::mem::take(&mut self.undone) {
             self.keys.entry(key).or_default().extend(undone);
         }
-        self.open();
     }
 
     fn open(&mut self) {

@@ -80,6 +80,7 @@ pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
 }
 
 /// Whether these are bytes of a value in sled.
+#[must_use]
 pub fn envelope(key: &[u8], bytes: &[u8]) -> bool {
     let piece = envelope::decode_piece(key, bytes).is_ok();
     envelope::decode(key, bytes).is_ok() || piece
@@ -147,9 +148,12 @@ pub fn segment(place: Place, salt: u8, size: u64, rows: &[u32]) -> Option<(Vec<u
     })
 }
 
+/// Frames as bytes, with their numbers.
+pub type Numbered = Vec<(u64, Vec<u8>)>;
+
 /// What the journal in this directory gives: the last frame that it names, and of each frame behind the last checkpoint its
 /// number and its bytes.
-pub fn recover(dir: &Path) -> Result<(u64, Vec<(u64, Vec<u8>)>)> {
+pub fn recover(dir: &Path) -> Result<(u64, Numbered)> {
     let recovered = journal::recover(dir, 4096)?;
     let mut frames = Vec::new();
     recovered.replay(&mut |number, frame| {
