@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -221,9 +220,7 @@ impl Run<'_> {
 
 /// No answer is another than the model's, whatever breaks and is opened again.
 pub fn engine_ops(data: &[u8]) {
-    // A sync that fails fails in all stores of the process.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = super::alone();
     SYNCS_LEFT.store(u64::MAX, Ordering::SeqCst);
     let (dir, clock) = (super::directory(), ManualClock::new());
     let path = dir.path().join("store");

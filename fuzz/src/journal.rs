@@ -93,7 +93,7 @@ pub fn journal_recover(data: &[u8]) {
     let Ok(journal) = Journal::arbitrary(&mut Unstructured::new(data)) else { return };
     let Some((mut files, behind)) = written(&journal) else { return };
     journal.damage.iter().for_each(|damage| harm(&mut files, damage));
-    let dir = super::directory();
+    let (_alone, dir) = (super::alone(), super::directory());
     for (name, bytes) in (1..).zip(&files).filter_map(|(name, file)| Some((name, file.as_ref()?))) {
         std::fs::write(dir.path().join(format!("{name:08}.journal")), bytes).unwrap();
     }

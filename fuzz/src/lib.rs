@@ -17,6 +17,14 @@ pub use journal::journal_recover;
 pub use record::{record_decode, record_roundtrip};
 pub use transaction::transaction_ops;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// For whatever opens a store: a sync that fails fails in all stores of the process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Where stores are made: nothing here is about a disk.
 fn directory() -> tempfile::TempDir {
     let memory = std::path::Path::new("/dev/shm");

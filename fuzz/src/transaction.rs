@@ -192,7 +192,7 @@ impl Run {
 
 /// What is read is what was written, all of a transaction or nothing, in the order of the keys.
 pub fn transaction_ops(data: &[u8]) {
-    let dir = super::directory();
+    let (_alone, dir) = (super::alone(), super::directory());
     let path = dir.path().join("store");
     let mut run = Run { engine: opened(&path), rows: BTreeMap::new(), ended: 0 };
     let mut bytes = Unstructured::new(data);
