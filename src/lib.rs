@@ -124,6 +124,9 @@ pub use requests::{NewRequest, RequestPatch, Requests, TransactionRequests};
 pub use response::Response;
 pub use stage::Next;
 pub use stats::Stats;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use store::fuzzing;
 pub use table::{Rows, Table};
 pub use transaction::{MAX_TRANSACTION_RUNS, PhaseError, Transaction, TransactionTable};
 pub use value::Value;

@@ -194,6 +194,7 @@ impl Protocol {
             replays: Counter::default(),
             drops_not_recorded: Counter::default(),
         };
+        protocol.record_deaths()?;
         protocol.due.lower(protocol.store.next_due()?);
         Ok((protocol, report))
     }
@@ -302,9 +303,11 @@ impl Protocol {
     /// The record, as it is durably now.
     pub(crate) fn get(&self, place: &Place, depth: Depth) -> Result<Option<RecordInfo>> {
         self.check()?;
+        // Asked before the record is read: later, what has changed since could seem to have expired.
+        let now = self.store.now();
         let read = self.store.read(&place.at, depth)?;
         self.store.wait(read.ticket)?;
-        Ok(self.show(place, read.record(), &self.store.now()))
+        Ok(self.show(place, read.record(), &now))
     }
 
     /// The one way to change a record.
@@ -314,8 +317,9 @@ impl Protocol {
             self.settle_at(place);
         }
         loop {
-            let read = self.store.read(&place.at, Depth::Whole)?;
+            // In this order, as in `get`.
             let now = self.store.now();
+            let read = self.store.read(&place.at, Depth::Whole)?;
             let before = read.record().map(|image| image.status(&now));
             let content = match decide(read.record().map(Arc::as_ref), event, &now) {
                 Decision::Write(image) => Some(Content::Record(Arc::new(*image))),

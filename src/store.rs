@@ -15,6 +15,9 @@ mod compact;
 mod digest;
 mod files;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod journal;
 mod open;
 mod overlay;

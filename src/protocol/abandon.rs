@@ -1,10 +1,36 @@
-//! Claims that were dropped: ended without an answer and without a wait.
+//! Claims that were dropped, or whose process died: ended without an answer and without a wait.
 
-use super::{Changed, Event, Haste, Place, Protocol, Told};
+use super::{Changed, Event, Haste, ListRange, Place, Protocol, Told};
+use crate::clock::NEVER;
 use crate::error::{ErrorKind, Result};
-use crate::transition::Ending;
+use crate::record::{RecordInfo, Status};
+use crate::transition::{Ending, Patch};
+
+/// Records that an open looks at in one step.
+const BATCH: usize = 1024;
 
 impl Protocol {
+    /// To be called before anybody can begin. Of the dead whose time runs out, it runs from the open that found them: kept in
+    /// memory only, it would start again with the next open, and who was told that a record is absent would see it again.
+    pub(super) fn record_deaths(&self) -> Result<()> {
+        let mut range = (self.store.dead_due() != NEVER).then(|| ListRange::new(None, &[], true));
+        let mut recorded = false;
+        while let Some(from) = range {
+            let (infos, next) = self.list(&from, BATCH)?;
+            let dead = |info: &&RecordInfo| info.image().state == Status::InProgress;
+            for info in infos.iter().filter(dead).filter(|info| info.image().unfinished_ttl != NEVER) {
+                let place = Place::new(&info.manager().into(), info.key().clone());
+                match self.change(&place, &Event::Patch(&Patch::default()), Haste::Committed) {
+                    // As late as the next open, but all can be read.
+                    Err(error) if error.kind() == ErrorKind::Full => return Ok(()),
+                    changed => recorded |= matches!(changed?, Changed::Written(_)),
+                }
+            }
+            range = next;
+        }
+        if recorded { self.store.sync() } else { Ok(()) }
+    }
+
     /// Ends a claim without an answer and without waiting: for a drop. What the journal has no room for now is recorded when
     /// somebody asks for the key, or by the background compaction; what cannot be recorded at all is found by the next open.
     pub(crate) fn abandon(&self, place: &Place, token: u64, ending: Ending) {

@@ -81,7 +81,7 @@ impl Store {
         if self.leftovers.pieces.lock().is_some() {
             return Ok(0);
         }
-        let (mut from, dead_due) = (Vec::new(), self.leftovers.dead_due.load(Ordering::Relaxed));
+        let (mut from, dead_due) = (Vec::new(), self.dead_due());
         loop {
             let hints = self.inner.tables.range(Name::Expiry, &from, None, HINTS)?;
             let Some((last, _)) = hints.last() else { return Ok(dead_due) };
@@ -93,6 +93,11 @@ impl Store {
                 return Ok(time.min(dead_due));
             }
         }
+    }
+
+    /// The earliest time at which something unfinished expires; [`NEVER`] if nothing does.
+    pub(crate) fn dead_due(&self) -> u64 {
+        self.leftovers.dead_due.load(Ordering::Relaxed)
     }
 
     /// How long until then; `None` if nobody can tell, because time is moved by hand.
@@ -120,7 +125,7 @@ impl Store {
         if pass.under_way.is_some() {
             return self.end_pass(pass).map(Some);
         }
-        if self.leftovers.dead_due.load(Ordering::Relaxed) <= now {
+        if self.dead_due() <= now {
             return self.survey_unfinished(limit).map(|survey| Some(survey.deleted));
         }
         self.sweep_pieces(limit)

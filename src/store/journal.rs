@@ -9,4 +9,6 @@ mod writer;
 pub(crate) use check::check;
 pub(crate) use pool::{Pool, Spare};
 pub(crate) use recover::{Recovered, recover};
+#[cfg(feature = "fuzzing")]
+pub use segment::SYNCS_LEFT;
 pub(crate) use writer::{JournalStats, Writer, create, segment_for, usable};

@@ -2,34 +2,42 @@
 //! that had been answered when it began.
 //!
 //! Wing and Gong's search with Lowe's memory of what was tried (Testing and verifying concurrent objects, 1993; Testing for
-//! linearizability, 2017), for each key alone: keys have nothing in common. A history is cut where all threads are joined, and
-//! there time passes or the process restarts; calls that a kill cut off have happened before it, or never.
+//! linearizability, 2017), for each key alone: keys have nothing in common but the time, which passes by calls that all of them
+//! have. A history is cut where the store was opened again; calls that were cut off have happened before that, or never.
 
 use std::collections::HashSet;
+use std::fmt;
 
 use crate::model::{Answer, Hour, Model, Op};
 
 /// One call on one key. Times are places in the record of the whole history.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
-    pub(crate) thread: usize,
     pub(crate) op: Op,
     pub(crate) began: usize,
-    /// Nothing if the process was killed before.
+    /// Nothing if the process was killed before, or it does not say when it is done.
     pub(crate) answer: Option<(usize, Answer)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Boundary {
-    Later(Hour),
-    Restart,
-}
-
-/// What happened to one key between two boundaries, and the boundary behind.
+/// What happened to one key between two opens of the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Phase {
+    /// The hour of the open.
+    pub(crate) opened: Hour,
     pub(crate) calls: Vec<Call>,
-    pub(crate) boundaries: Vec<Boundary>,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "opened at hour {}", self.opened)?;
+        for Call { op, began, answer } in &self.calls {
+            match answer {
+                Some((at, answer)) => writeln!(f, "  {began} to {at}: {op:?} -> {answer:?}")?,
+                None => writeln!(f, "  {began}: {op:?}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where a key's history stops to make sense: the phase that no order of its calls explains, and how the key may have been
@@ -40,22 +48,14 @@ pub(crate) struct Violation {
     pub(crate) before: HashSet<Model>,
 }
 
-pub(crate) fn check(start: Model, phases: &[Phase]) -> Result<(), Violation> {
-    let mut states = HashSet::from([start]);
-    for (phase, Phase { calls, boundaries }) in phases.iter().enumerate() {
-        let after = explain(calls, &states);
-        if after.is_empty() {
-            return Err(Violation { phase, before: states });
+pub(crate) fn check(phases: &[Phase]) -> Result<(), Violation> {
+    let mut states = HashSet::from([Model::default()]);
+    for (phase, Phase { opened, calls }) in phases.iter().enumerate() {
+        let before = states.iter().map(|state| state.restarted(*opened)).collect();
+        states = explain(calls, &before);
+        if states.is_empty() {
+            return Err(Violation { phase, before });
         }
-        states = after
-            .into_iter()
-            .map(|state| {
-                boundaries.iter().fold(state, |state, boundary| match boundary {
-                    Boundary::Later(hours) => state.later(*hours),
-                    Boundary::Restart => state.restarted(),
-                })
-            })
-            .collect();
     }
     Ok(())
 }
@@ -87,73 +87,100 @@ fn explain(calls: &[Call], before: &HashSet<Model>) -> HashSet<Model> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Outcome, Refusal, SUCCESS_TTL};
+    use crate::model::{Ending, Outcome, Refusal, SUCCESS_TTL, UNFINISHED_TTL, Unfinished};
 
-    const FIRST: Answer = Answer::Claimed { token: 7, attempt: 1 };
-    const SUCCEED: Op = Op::Succeed { token: 7, value: 1 };
+    const BEGIN: Op = Op::Begin { request: 0, resumes: false, waits: false };
+    const FIRST: Answer = claimed(7, 7, 1);
+    const SUCCEED: Op = Op::End { token: 7, ending: Ending::Finish(Outcome::Success(1)) };
+    const RELEASE: Op = Op::End { token: 7, ending: Ending::Release };
     const ONE: Answer = Answer::Finished(Outcome::Success(1));
+    const NEVER: usize = usize::MAX;
 
-    /// Calls with when they began and were answered.
-    fn phase(calls: &[(Op, usize, usize, Answer)]) -> Phase {
-        let call = |(op, began, at, answer): &(Op, usize, usize, Answer)| Call {
-            thread: 0,
-            op: *op,
-            began: *began,
-            answer: (*at != usize::MAX).then_some((*at, *answer)),
-        };
-        Phase { calls: calls.iter().map(call).collect(), boundaries: Vec::new() }
+    const fn claimed(token: u64, generation: u64, attempt: u32) -> Answer {
+        Answer::Claimed { token, generation, attempt }
     }
 
-    fn is_right(phases: &[Phase]) -> bool {
-        check(Model::new(false), phases).is_ok()
+    const fn is(status: Unfinished) -> Answer {
+        Answer::Unfinished { status, attempt: 1 }
+    }
+
+    /// Calls with when they began and were answered.
+    fn phase(opened: Hour, calls: &[(Op, usize, usize, Answer)]) -> Phase {
+        let call = |(op, began, at, answer): &(Op, usize, usize, Answer)| Call {
+            op: *op,
+            began: *began,
+            answer: (*at != NEVER).then_some((*at, *answer)),
+        };
+        Phase { opened, calls: calls.iter().map(call).collect() }
+    }
+
+    fn is_right(calls: &[(Op, usize, usize, Answer)]) -> bool {
+        check(&[phase(0, calls)]).is_ok()
     }
 
     #[test]
     fn one_after_the_other_and_side_by_side() {
-        let begun = (Op::Begin, 0, 1, FIRST);
-        assert!(is_right(&[phase(&[begun, (SUCCEED, 2, 3, Answer::Done), (Op::Get, 4, 5, ONE)])]));
+        let begun = (BEGIN, 0, 1, FIRST);
+        assert!(is_right(&[begun, (SUCCEED, 2, 3, Answer::Done), (Op::Get, 4, 5, ONE)]));
         // A look beside the ending may see it or not.
-        assert!(is_right(&[phase(&[begun, (SUCCEED, 2, 9, Answer::Done), (Op::Get, 4, 5, ONE)])]));
-        assert!(is_right(&[phase(&[begun, (SUCCEED, 2, 9, Answer::Done), (Op::Begin, 4, 5, Answer::InProgress)])]));
+        assert!(is_right(&[begun, (SUCCEED, 2, 9, Answer::Done), (Op::Get, 4, 5, ONE)]));
+        assert!(is_right(&[begun, (SUCCEED, 2, 9, Answer::Done), (BEGIN, 4, 5, is(Unfinished::InProgress))]));
     }
 
     #[test]
     fn what_no_order_explains() {
-        let begun = (Op::Begin, 0, 1, FIRST);
+        let begun = (BEGIN, 0, 1, FIRST);
         let ended = (SUCCEED, 2, 3, Answer::Done);
-        let second = Answer::Claimed { token: 8, attempt: 1 };
-        // Two owners; an ending that is not seen; a value from nowhere; one that is seen and then not; an older token.
-        assert!(!is_right(&[phase(&[begun, (Op::Begin, 2, 3, second)])]));
-        assert!(!is_right(&[phase(&[begun, ended, (Op::Wait, 4, 5, Answer::InProgress)])]));
-        assert!(!is_right(&[phase(&[begun, ended, (Op::Get, 4, 5, Answer::Finished(Outcome::Success(2)))])]));
-        let looks = [(Op::Get, 4, 5, ONE), (Op::Wait, 6, 7, Answer::InProgress)];
-        assert!(!is_right(&[phase(&[begun, (SUCCEED, 2, 9, Answer::Done), looks[0], looks[1]])]));
-        let again = (Op::Begin, 4, 5, Answer::Claimed { token: 6, attempt: 2 });
-        assert!(!is_right(&[phase(&[begun, (Op::Release { token: 7 }, 2, 3, Answer::Done), again])]));
-        assert!(!is_right(&[phase(&[begun, (SUCCEED, 2, 3, Answer::Refused(Refusal::ClaimLost))])]));
+        // Two owners; an ending that is not seen; a value from nowhere; one that is seen and then not; an older token; the
+        // next attempt in another generation; a claim that is lost to nobody; another request.
+        assert!(!is_right(&[begun, (BEGIN, 2, 3, claimed(8, 8, 1))]));
+        assert!(!is_right(&[begun, ended, (Op::Wait, 4, 5, Answer::Is(Unfinished::InProgress))]));
+        assert!(!is_right(&[begun, ended, (Op::Get, 4, 5, Answer::Finished(Outcome::Success(2)))]));
+        let seen_and_not = [(Op::Get, 4, 5, ONE), (Op::Wait, 6, 7, Answer::Is(Unfinished::InProgress))];
+        assert!(!is_right(&[begun, (SUCCEED, 2, 9, Answer::Done), seen_and_not[0], seen_and_not[1]]));
+        let released = (RELEASE, 2, 3, Answer::Done);
+        assert!(is_right(&[begun, released, (BEGIN, 4, 5, claimed(8, 7, 2))]));
+        assert!(!is_right(&[begun, released, (BEGIN, 4, 5, claimed(6, 7, 2))]));
+        assert!(!is_right(&[begun, released, (BEGIN, 4, 5, claimed(8, 8, 2))]));
+        assert!(!is_right(&[begun, (SUCCEED, 2, 3, Answer::Refused(Refusal::ClaimLost))]));
+        assert!(!is_right(&[begun, (BEGIN, 2, 3, Answer::Mismatch)]));
     }
 
     #[test]
     fn a_call_that_was_cut_off_has_happened_or_not() {
-        let cut = phase(&[(Op::Begin, 0, 1, FIRST), (SUCCEED, 2, usize::MAX, Answer::Done)]);
-        let killed = Phase { boundaries: vec![Boundary::Restart], ..cut };
-        let look = |answer| phase(&[(Op::Begin, 4, 5, answer)]);
-        assert!(is_right(&[killed.clone(), look(ONE)]));
-        assert!(is_right(&[killed.clone(), look(Answer::Interrupted)]));
-        assert!(!is_right(&[killed.clone(), look(Answer::InProgress)]));
-        assert!(!is_right(&[killed.clone(), look(Answer::Claimed { token: 9, attempt: 2 })]), "held for somebody to resolve");
-        assert!(!is_right(&[killed, look(ONE), look(Answer::Interrupted)]));
+        let cut = phase(0, &[(BEGIN, 0, 1, FIRST), (SUCCEED, 2, NEVER, Answer::Done)]);
+        let then = |answer| check(&[cut.clone(), phase(0, &[(BEGIN, 4, 5, answer)])]).is_ok();
+        assert!(then(ONE));
+        assert!(then(is(Unfinished::Interrupted)));
+        assert!(!then(is(Unfinished::InProgress)));
+        assert!(!then(claimed(9, 7, 2)), "held for somebody to resolve");
+        let both = [phase(0, &[(BEGIN, 4, 5, ONE)]), phase(0, &[(BEGIN, 6, 7, is(Unfinished::Interrupted))])];
+        assert!(check(&[cut, both[0].clone(), both[1].clone()]).is_err());
     }
 
     #[test]
-    fn time_passes_at_boundaries() {
-        let ended = phase(&[(Op::Begin, 0, 1, FIRST), (SUCCEED, 2, 3, Answer::Done)]);
-        let after = |hours| Phase { boundaries: vec![Boundary::Later(hours)], ..ended.clone() };
-        let replayed = phase(&[(Op::Begin, 4, 5, ONE)]);
-        let anew = phase(&[(Op::Begin, 4, 5, Answer::Claimed { token: 8, attempt: 1 })]);
-        assert!(is_right(&[after(SUCCESS_TTL - 1), replayed.clone()]));
-        assert!(!is_right(&[after(SUCCESS_TTL - 1), anew.clone()]), "early");
-        assert!(is_right(&[after(SUCCESS_TTL), anew]));
-        assert!(!is_right(&[after(SUCCESS_TTL), replayed]), "late");
+    fn time_passes_by_calls_and_while_nobody_looks() {
+        let (begun, ended) = ((BEGIN, 0, 1, FIRST), (SUCCEED, 2, 3, Answer::Done));
+        let anew = claimed(8, 8, 1);
+        for (hours, is_expired) in [(SUCCESS_TTL - 1, false), (SUCCESS_TTL, true)] {
+            let later = (Op::Later(hours), 4, 5, Answer::Done);
+            assert_eq!(is_right(&[begun, ended, later, (BEGIN, 6, 7, ONE)]), !is_expired);
+            assert_eq!(is_right(&[begun, ended, later, (BEGIN, 6, 7, anew)]), is_expired);
+            let reopened = |answer| check(&[phase(0, &[begun, ended]), phase(hours, &[(BEGIN, 6, 7, answer)])]).is_ok();
+            assert_eq!((reopened(ONE), reopened(anew)), (!is_expired, is_expired));
+        }
+        // Beside the call that lets it pass, either.
+        let beside = (Op::Later(SUCCESS_TTL), 4, 9, Answer::Done);
+        assert!(is_right(&[begun, ended, beside, (BEGIN, 6, 7, ONE)]));
+        assert!(is_right(&[begun, ended, beside, (BEGIN, 6, 7, anew)]));
+        // What has an owner never expires; what lost its owner does.
+        let long = (Op::Later(UNFINISHED_TTL), 2, 3, Answer::Done);
+        assert!(is_right(&[begun, long, (Op::Get, 4, 5, is(Unfinished::InProgress))]));
+        let found = |hours, answer| {
+            let calls = [(Op::Later(hours), 2, 3, Answer::Done), (Op::Get, 4, 5, answer)];
+            check(&[phase(0, &[begun]), phase(9, &calls)]).is_ok()
+        };
+        assert!(found(UNFINISHED_TTL - 1, is(Unfinished::Interrupted)));
+        assert!(found(UNFINISHED_TTL, Answer::Absent));
     }
 }

@@ -2,40 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Milliseconds would be too fine: every time-out here is a number of hours.
+/// Milliseconds would be too fine: every time-to-live here is a number of hours.
 pub(crate) type Hour = u64;
 
 pub(crate) const SUCCESS_TTL: Hour = 2;
 pub(crate) const FAILURE_TTL: Hour = 1;
+pub(crate) const UNFINISHED_TTL: Hour = 4;
 pub(crate) const EXTENDED: Hour = 5;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) enum Settled {
-    Retry,
-    Success(u64),
-    Failure(u64),
-}
-
-/// A call. Values are never used twice, so that each says where it comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) enum Op {
-    Begin,
-    /// With a time-out of some milliseconds.
-    BeginOrWait,
-    Wait,
-    Get,
-    Succeed { token: u64, value: u64 },
-    Fail { token: u64, value: u64 },
-    Release { token: u64 },
-    Interrupt { token: u64 },
-    Initiate,
-    SuccessByKey { value: u64 },
-    ReleaseByKey,
-    Resolve(Settled),
-    Extend,
-    Remove,
-    Reopen,
-}
+/// Which payload a retry carries; 0 is none.
+pub(crate) type Request = u8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Outcome {
@@ -43,18 +19,64 @@ pub(crate) enum Outcome {
     Failure(u64),
 }
 
+/// How a claim ends, or an interrupted record is resolved. Values are never used twice, so that each says where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) enum Ending {
+    Finish(Outcome),
+    Release,
+    Interrupt,
+}
+
+/// A call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) enum Op {
+    /// With a time-out or at once.
+    Begin {
+        request: Request,
+        resumes: bool,
+        waits: bool,
+    },
+    Initiate,
+    /// Until nobody is at work.
+    Wait,
+    Get,
+    /// With the token of a claim.
+    End {
+        token: u64,
+        ending: Ending,
+    },
+    /// As an ending, but nobody is told whether it was one, and it is not durable when it returns.
+    Drop {
+        token: u64,
+        releases: bool,
+    },
+    EndByKey(Ending),
+    Resolve(Ending),
+    Extend,
+    Remove,
+    Reopen,
+    /// Time passes, for all keys.
+    Later(Hour),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
-    Is(bool),
-    Claimed { token: u64, attempt: u32 },
+    Did(bool),
+    Claimed {
+        token: u64,
+        generation: u64,
+        attempt: u32,
+    },
     Finished(Outcome),
-    InProgress,
-    Released,
-    Interrupted,
+    Mismatch,
     Absent,
-    /// What `get` says of an unfinished record.
-    Unfinished { status: Unfinished, attempt: u32 },
+    Unfinished {
+        status: Unfinished,
+        attempt: u32,
+    },
+    /// What `wait` says: it does not say which attempt it is.
+    Is(Unfinished),
     Refused(Refusal),
 }
 
@@ -82,172 +104,170 @@ enum Owner {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum State {
-    Absent,
-    InProgress { owner: Owner, attempt: u32 },
-    Released { attempt: u32 },
-    Interrupted { attempt: u32 },
-    Finished { outcome: Outcome, expires: Hour },
+    InProgress(Owner),
+    Released,
+    Interrupted,
+    Finished(Outcome),
+}
+
+/// One generation of a key. Request and policy are fixed when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Life {
+    request: Request,
+    resumes: bool,
+    /// Nothing while only by-key verbs have seen it.
+    generation: Option<u64>,
+    attempt: u32,
+    state: State,
+    /// When it is absent again; never while it has an owner.
+    expires: Hour,
 }
 
 /// A key between two calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Model {
-    state: State,
+    life: Option<Life>,
     now: Hour,
     /// The largest token that a claim of the key had.
     newest: u64,
-    /// An interrupted record is claimed by whoever comes next.
-    resumes: bool,
 }
 
 impl Model {
-    pub(crate) fn new(resumes: bool) -> Self {
-        Self { state: State::Absent, now: 0, newest: 0, resumes }
-    }
-
     /// The key after a call that answered this; `None` if it cannot have answered this now. Without an answer the call was cut
     /// off, and happens all the same.
-    pub(crate) fn step(mut self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
-        let (right, next) = self.apply(op);
+    pub(crate) fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+        let (right, mut next) = self.apply(op);
         match (right, answer) {
-            (Answer::Claimed { attempt, .. }, Some(Answer::Claimed { token, attempt: told })) => {
-                if *told != attempt || *token <= self.newest {
+            (
+                Answer::Claimed { generation, attempt, .. },
+                Some(Answer::Claimed { token, generation: of, attempt: nth }),
+            ) => {
+                let same = if attempt == 1 { of == token } else { generation == 0 || generation == *of };
+                if !same || *nth != attempt || *token <= self.newest {
                     return None;
                 }
-                self.newest = *token;
-                self.state = State::InProgress { owner: Owner::Claim(*token), attempt };
+                next.newest = *token;
+                let life = next.life.as_mut()?;
+                (life.state, life.generation) = (State::InProgress(Owner::Claim(*token)), Some(*of));
+                Some(next)
             }
-            (right, answer) if answer.is_none_or(|answer| *answer == right) => self.state = next,
-            _ => return None,
+            (right, answer) => answer.is_none_or(|answer| *answer == right).then_some(next),
         }
-        Some(self)
     }
 
-    /// Time passes.
-    pub(crate) fn later(mut self, hours: Hour) -> Self {
+    /// The process ends, and at this hour another opens the store. What had an owner then has time from there on.
+    pub(crate) fn restarted(self, now: Hour) -> Self {
+        let mut next = self.later(now - self.now);
+        if let Some(life) = &mut next.life {
+            if matches!(life.state, State::InProgress(_)) {
+                (life.state, life.expires) = (State::Interrupted, now + UNFINISHED_TTL);
+            }
+        }
+        next
+    }
+
+    fn later(mut self, hours: Hour) -> Self {
         self.now += hours;
-        if matches!(self.state, State::Finished { expires, .. } if expires <= self.now) {
-            self.state = State::Absent;
-        }
+        let now = self.now;
+        self.life = self.life.filter(|life| matches!(life.state, State::InProgress(_)) || now < life.expires);
         self
     }
 
-    /// The process ends, and another opens the store.
-    pub(crate) fn restarted(mut self) -> Self {
-        if let State::InProgress { attempt, .. } = self.state {
-            self.state = State::Interrupted { attempt };
-        }
-        self
-    }
-
-    fn apply(&self, op: &Op) -> (Answer, State) {
-        match op {
-            Op::Begin | Op::BeginOrWait => self.begin(Owner::Claim(0)),
-            Op::Initiate => match self.begin(Owner::Process) {
-                (Answer::Claimed { .. }, next) => (Answer::Is(true), next),
-                (_, same) => (Answer::Is(false), same),
+    fn apply(self, op: &Op) -> (Answer, Self) {
+        match *op {
+            Op::Begin { request, resumes, .. } => self.begin(request, resumes, Owner::Claim(0)),
+            Op::Initiate => match self.begin(0, false, Owner::Process) {
+                (Answer::Claimed { .. }, next) => (Answer::Did(true), next),
+                (_, same) => (Answer::Did(false), same),
             },
-            Op::Wait => (self.seen(), self.state),
-            Op::Get => (self.got(), self.state),
-            Op::Succeed { token, value } => self.end(*token, self.finished(Outcome::Success(*value))),
-            Op::Fail { token, value } => self.end(*token, self.finished(Outcome::Failure(*value))),
-            Op::Release { token } => self.end(*token, State::Released { attempt: self.attempt() }),
-            Op::Interrupt { token } => self.end(*token, State::Interrupted { attempt: self.attempt() }),
-            Op::SuccessByKey { value } => self.end_by_key(self.finished(Outcome::Success(*value))),
-            Op::ReleaseByKey => self.end_by_key(State::Released { attempt: self.attempt() }),
-            Op::Resolve(settled) => self.resolve(*settled),
+            Op::Get => (self.seen(), self),
+            Op::Wait => match self.seen() {
+                Answer::Unfinished { status, .. } => (Answer::Is(status), self),
+                other => (other, self),
+            },
+            Op::End { token, ending } => match self.life {
+                Some(life) if life.state == State::InProgress(Owner::Claim(token)) => {
+                    (Answer::Done, self.ended(ending))
+                }
+                _ => self.refuse(Refusal::ClaimLost),
+            },
+            Op::Drop { token, releases } => {
+                let ending = if releases { Ending::Release } else { Ending::Interrupt };
+                (Answer::Done, self.apply(&Op::End { token, ending }).1)
+            }
+            Op::EndByKey(ending) => match self.life.map(|life| life.state) {
+                Some(State::InProgress(Owner::Process)) => (Answer::Done, self.ended(ending)),
+                Some(State::InProgress(Owner::Claim(_))) => self.refuse(Refusal::OwnedByClaim),
+                _ => self.refuse(Refusal::NotInProgress),
+            },
+            Op::Resolve(ending) => match self.life.map(|life| life.state) {
+                Some(State::Interrupted) => (Answer::Done, self.ended(ending)),
+                Some(State::InProgress(_)) => self.refuse(Refusal::OwnedByClaim),
+                Some(State::Released | State::Finished(_)) => self.refuse(Refusal::NotInterrupted),
+                None => self.refuse(Refusal::NotFound),
+            },
             Op::Extend => self.extend(),
-            Op::Remove => match self.state {
-                State::Absent => (Answer::Is(false), self.state),
-                State::InProgress { owner: Owner::Claim(_), .. } => self.refuse(Refusal::OwnedByClaim),
-                _ => (Answer::Is(true), State::Absent),
+            Op::Remove => match self.life.map(|life| life.state) {
+                Some(State::InProgress(Owner::Claim(_))) => self.refuse(Refusal::OwnedByClaim),
+                life => (Answer::Did(life.is_some()), Self { life: None, ..self }),
             },
-            Op::Reopen => match self.state {
-                State::Finished { .. } => (Answer::Is(true), State::Absent),
-                State::InProgress { .. } => self.refuse(Refusal::OwnedByClaim),
-                _ => (Answer::Is(false), self.state),
+            Op::Reopen => match self.life.map(|life| life.state) {
+                Some(State::InProgress(_)) => self.refuse(Refusal::OwnedByClaim),
+                Some(State::Finished(_)) => (Answer::Did(true), Self { life: None, ..self }),
+                Some(State::Released | State::Interrupted) | None => (Answer::Did(false), self),
             },
+            Op::Later(hours) => (Answer::Done, self.later(hours)),
         }
     }
 
-    fn begin(&self, owner: Owner) -> (Answer, State) {
-        let claimed = |attempt| (Answer::Claimed { token: 0, attempt }, State::InProgress { owner, attempt });
-        match self.state {
-            State::Absent => claimed(1),
-            State::Released { attempt } => claimed(attempt + 1),
-            State::Interrupted { attempt } if self.resumes => claimed(attempt + 1),
-            _ => (self.seen(), self.state),
-        }
+    fn begin(self, request: Request, resumes: bool, owner: Owner) -> (Answer, Self) {
+        let state = State::InProgress(owner);
+        let life = match self.life {
+            None => Life { request, resumes, generation: None, attempt: 1, state, expires: 0 },
+            Some(life) if life.request != 0 && life.request != request => return (Answer::Mismatch, self),
+            Some(life) => match life.state {
+                State::Interrupted if !life.resumes => return (self.seen(), self),
+                State::InProgress(_) | State::Finished(_) => return (self.seen(), self),
+                State::Released | State::Interrupted => Life { attempt: life.attempt + 1, state, ..life },
+            },
+        };
+        let (generation, attempt) = (life.generation.unwrap_or(0), life.attempt);
+        (Answer::Claimed { token: 0, generation, attempt }, Self { life: Some(life), ..self })
     }
 
     fn seen(&self) -> Answer {
-        match self.state {
-            State::Absent => Answer::Absent,
-            State::InProgress { .. } => Answer::InProgress,
-            State::Released { .. } => Answer::Released,
-            State::Interrupted { .. } => Answer::Interrupted,
-            State::Finished { outcome, .. } => Answer::Finished(outcome),
-        }
+        let Some(life) = &self.life else { return Answer::Absent };
+        let status = match life.state {
+            State::Finished(outcome) => return Answer::Finished(outcome),
+            State::InProgress(_) => Unfinished::InProgress,
+            State::Released => Unfinished::Released,
+            State::Interrupted => Unfinished::Interrupted,
+        };
+        Answer::Unfinished { status, attempt: life.attempt }
     }
 
-    fn got(&self) -> Answer {
-        let unfinished = |status| Answer::Unfinished { status, attempt: self.attempt() };
-        match self.state {
-            State::InProgress { .. } => unfinished(Unfinished::InProgress),
-            State::Released { .. } => unfinished(Unfinished::Released),
-            State::Interrupted { .. } => unfinished(Unfinished::Interrupted),
-            State::Absent | State::Finished { .. } => self.seen(),
-        }
+    fn ended(self, ending: Ending) -> Self {
+        let (state, ttl) = match ending {
+            Ending::Finish(outcome @ Outcome::Success(_)) => (State::Finished(outcome), SUCCESS_TTL),
+            Ending::Finish(outcome @ Outcome::Failure(_)) => (State::Finished(outcome), FAILURE_TTL),
+            Ending::Release => (State::Released, UNFINISHED_TTL),
+            Ending::Interrupt => (State::Interrupted, UNFINISHED_TTL),
+        };
+        let life = self.life.map(|life| Life { state, expires: self.now + ttl, ..life });
+        Self { life, ..self }
     }
 
-    fn attempt(&self) -> u32 {
-        match self.state {
-            State::InProgress { attempt, .. } | State::Released { attempt } | State::Interrupted { attempt } => attempt,
-            State::Absent | State::Finished { .. } => 0,
-        }
+    fn refuse(self, refusal: Refusal) -> (Answer, Self) {
+        (Answer::Refused(refusal), self)
     }
 
-    fn finished(&self, outcome: Outcome) -> State {
-        let ttl = if matches!(outcome, Outcome::Success(_)) { SUCCESS_TTL } else { FAILURE_TTL };
-        State::Finished { outcome, expires: self.now + ttl }
-    }
-
-    fn refuse(&self, refusal: Refusal) -> (Answer, State) {
-        (Answer::Refused(refusal), self.state)
-    }
-
-    fn end(&self, token: u64, next: State) -> (Answer, State) {
-        match self.state {
-            State::InProgress { owner, .. } if owner == Owner::Claim(token) => (Answer::Done, next),
-            _ => self.refuse(Refusal::ClaimLost),
-        }
-    }
-
-    fn end_by_key(&self, next: State) -> (Answer, State) {
-        match self.state {
-            State::InProgress { owner: Owner::Process, .. } => (Answer::Done, next),
-            State::InProgress { .. } => self.refuse(Refusal::OwnedByClaim),
-            _ => self.refuse(Refusal::NotInProgress),
-        }
-    }
-
-    fn resolve(&self, settled: Settled) -> (Answer, State) {
-        match (self.state, settled) {
-            (State::Interrupted { attempt }, Settled::Retry) => (Answer::Done, State::Released { attempt }),
-            (State::Interrupted { .. }, Settled::Success(value)) => {
-                (Answer::Done, self.finished(Outcome::Success(value)))
+    fn extend(self) -> (Answer, Self) {
+        match self.life {
+            Some(life) if matches!(life.state, State::Finished(_)) => {
+                let expires = life.expires.max(self.now + EXTENDED);
+                (Answer::Did(true), Self { life: Some(Life { expires, ..life }), ..self })
             }
-            (State::Interrupted { .. }, Settled::Failure(value)) => {
-                (Answer::Done, self.finished(Outcome::Failure(value)))
-            }
-            (State::Absent, _) => self.refuse(Refusal::NotFound),
-            (State::InProgress { .. }, _) => self.refuse(Refusal::OwnedByClaim),
-            _ => self.refuse(Refusal::NotInterrupted),
+            _ => (Answer::Did(false), self),
         }
-    }
-
-    fn extend(&self) -> (Answer, State) {
-        let State::Finished { outcome, expires } = self.state else { return (Answer::Is(false), self.state) };
-        (Answer::Is(true), State::Finished { outcome, expires: expires.max(self.now + EXTENDED) })
     }
 }

@@ -254,6 +254,32 @@ fn the_unfinished_ttl_of_the_dead_runs_from_the_open_that_found_them() {
     assert_eq!(second.compact_now().unwrap().removed, 1);
 }
 
+#[test]
+fn the_unfinished_ttl_of_the_dead_does_not_start_again_with_the_next_open() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let options = || ManagerOptions::new().unfinished_ttl(MINUTE);
+    let first = open(dir.path(), &clock);
+    let _dead = claim(&texts_with(&first, options()), "k");
+    first.close().unwrap();
+    let second = open(dir.path(), &clock);
+    assert_eq!((second.opened().interrupted, second.stats().interrupted), (1, 1));
+    clock.advance(just_before(MINUTE));
+    second.close().unwrap();
+    let third = open(dir.path(), &clock);
+    let manager = texts_with(&third, options());
+    let record = manager.get("k").unwrap().unwrap();
+    assert_eq!(
+        (record.status(), record.info().interruption()),
+        (Status::Interrupted, Some(Interruption::ProcessEnded))
+    );
+    clock.advance(MS);
+    assert_eq!(status(&manager, "k"), None);
+    third.close().unwrap();
+    let fourth = open(dir.path(), &clock);
+    assert_eq!(status(&texts_with(&fourth, options()), "k"), None, "absent, and there again");
+    assert_eq!(fourth.opened().interrupted, 0);
+}
+
 /// What every reader says of a key: all of them must say it.
 #[track_caller]
 fn everyone_sees(engine: &Engine, key: &str, alive: bool) {

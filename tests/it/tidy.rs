@@ -52,6 +52,9 @@ const STORE_ROWS: &[&[&str]] = &[
 const MAX_FILE_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;
 
+/// Everywhere that there is code of ours.
+const SOURCES: [&str; 6] = ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets"];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -177,7 +180,7 @@ fn what_is_modelled_gets_its_primitives_from_sync() {
 #[test]
 fn files_and_functions_are_short() {
     let mut faults = Vec::new();
-    for path in ["src", "tests", "benches", "examples"].into_iter().flat_map(sources) {
+    for path in SOURCES.into_iter().flat_map(sources) {
         let text = fs::read_to_string(&path).unwrap();
         // The unit tests below a module are counted apart: they are its other half.
         for half in text.split("\n#[cfg(test)]\n") {
@@ -215,7 +218,7 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
 
 #[test]
 fn sources_are_ascii_and_leave_nothing_behind() {
-    for path in ["src", "tests", "benches", "examples"].into_iter().flat_map(sources) {
+    for path in SOURCES.into_iter().flat_map(sources) {
         let text = fs::read_to_string(&path).unwrap();
         for (number, line) in text.lines().enumerate() {
             assert!(line.is_ascii(), "{}:{} is not ASCII", path.display(), number + 1);
@@ -227,6 +230,27 @@ fn sources_are_ascii_and_leave_nothing_behind() {
             }
         }
     }
+}
+
+#[test]
+fn every_fuzz_target_is_built_has_a_small_corpus_and_is_replayed() {
+    let (manifest, test, ci) = (read("fuzz/Cargo.toml"), read("tests/corpus.rs"), read(".ci/run"));
+    let targets: BTreeSet<String> = sources("fuzz/fuzz_targets").iter().map(|path| stem(path)).collect();
+    let corpora = fs::read_dir(root().join("fuzz/corpus")).unwrap();
+    assert_eq!(targets, corpora.map(|entry| stem(&entry.unwrap().path())).collect(), "a corpus without a target");
+    let mut bytes = 0;
+    for target in &targets {
+        assert!(manifest.contains(&format!("name = \"{target}\"")), "fuzz/Cargo.toml does not build {target}");
+        assert!(test.contains(&format!("replay(\"{target}\"")), "tests/corpus.rs does not replay {target}");
+        let files = fs::read_dir(root().join("fuzz/corpus").join(target)).unwrap();
+        bytes += files.map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>();
+    }
+    assert!(bytes < 300 << 10, "the corpus has {bytes} bytes");
+    assert!(ci.contains("fuzz_targets/*.rs"), ".ci/run does not go through the targets");
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap().to_str().unwrap().to_owned()
 }
 
 #[test]

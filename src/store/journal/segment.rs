@@ -4,8 +4,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "fuzzing")]
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// How many syncs succeed from here on, for a disk that breaks. Of all stores of the process.
+#[cfg(feature = "fuzzing")]
+pub static SYNCS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Zeros are written in pieces of this size.
 const FILL: usize = 256 << 10;
@@ -61,6 +67,10 @@ impl SegmentFile {
     }
 
     pub(crate) fn sync(&self) -> Result<()> {
+        #[cfg(feature = "fuzzing")]
+        if SYNCS_LEFT.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
+            return Err(self.error("sync", &io::ErrorKind::Other.into()));
+        }
         self.file.sync_data().map_err(|cause| self.error("sync", &cause))
     }
 

@@ -1,0 +1,32 @@
+//! What the fuzz targets do with their bytes. `tests/corpus.rs` does the same with all that the corpus holds.
+
+#[path = "../../tests/histories/calls.rs"]
+#[allow(dead_code, reason = "the histories use the rest")]
+mod calls;
+mod engine;
+mod header;
+mod journal;
+#[path = "../../tests/histories/model.rs"]
+mod model;
+mod record;
+mod transaction;
+
+pub use engine::engine_ops;
+pub use header::http_header;
+pub use journal::journal_recover;
+pub use record::{record_decode, record_roundtrip};
+pub use transaction::transaction_ops;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// For whatever opens a store: a sync that fails fails in all stores of the process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where stores are made: nothing here is about a disk.
+fn directory() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}

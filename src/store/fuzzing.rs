@@ -1,0 +1,164 @@
+//! For the fuzz targets: what reads bytes that nobody vouches for, and a disk that stops to sync.
+
+use std::path::Path;
+
+use super::format::segment::{GROUP_HEADER, GroupHeader, SegmentHeader, payload_checksum, sized};
+use super::format::{envelope, frame, record};
+use super::journal;
+pub use super::journal::SYNCS_LEFT;
+use crate::clock::Anchor;
+use crate::context::Context;
+use crate::error::Result;
+use crate::fingerprint::Fingerprint;
+use crate::options::OnInterrupted;
+use crate::record::{Image, Status};
+use crate::value::Value;
+
+/// What a record has that varies in length, and some of the rest.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "as in a record")]
+pub struct Parts {
+    pub finished: bool,
+    pub by_key: bool,
+    pub resumes: bool,
+    pub numbers: [u64; 10],
+    pub attempt: u32,
+    pub fingerprint: Option<[u8; 32]>,
+    pub context: Vec<(String, Vec<u8>)>,
+    pub point: String,
+    pub checkpoint: Option<Vec<u8>>,
+    pub outcome: Vec<u8>,
+}
+
+/// The bytes of a record, and whether they are read as what they were.
+pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
+    let [generation, revision, token, created_at, updated_at, updated, expires, a, b, c] = parts.numbers;
+    let image = Image {
+        state: if parts.finished { Status::Succeeded } else { Status::Released },
+        by_key: parts.by_key,
+        interruption: None,
+        policy: if parts.resumes { OnInterrupted::Resume } else { OnInterrupted::Hold },
+        schema: parts.attempt ^ 1,
+        attempt: parts.attempt,
+        generation,
+        revision,
+        token,
+        created_at,
+        updated_at,
+        updated,
+        expires,
+        success_ttl: a,
+        failure_ttl: b,
+        unfinished_ttl: c,
+        fingerprint: parts.fingerprint.map(Fingerprint::from_bytes),
+        context: parts.context.into_iter().fold(Context::new(), |context, (name, value)| context.with(name, value)),
+        recovery_point: parts.point,
+        checkpoint: parts.checkpoint.map(Value::from),
+        outcome_len: if parts.finished { u32::try_from(parts.outcome.len()).unwrap_or(u32::MAX) } else { 0 },
+        outcome: parts.finished.then(|| Value::from(parts.outcome)),
+    };
+    let bytes = record::encode(&image)?;
+    let mut numbered = image;
+    frame::number(&mut numbered, 7);
+    let same = record::decode(&bytes, Some(7))? == numbered;
+    Ok((bytes, same))
+}
+
+/// A record that can be read, written again.
+pub fn record(bytes: &[u8]) -> Result<Vec<u8>> {
+    let _ = record::decode_head(bytes);
+    record::encode(&record::decode(bytes, Some(7))?)
+}
+
+/// The frames of a group that can be read, written again.
+pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
+    frame::decode_all(payload, 7, count)?
+        .iter()
+        .map(|(_, frame)| frame::encode(frame))
+        .collect::<Result<Vec<_>>>()
+        .map(|frames| frames.concat())
+}
+
+/// Whether these are bytes of a value in sled.
+#[must_use]
+pub fn envelope(key: &[u8], bytes: &[u8]) -> bool {
+    let piece = envelope::decode_piece(key, bytes).is_ok();
+    envelope::decode(key, bytes).is_ok() || piece
+}
+
+/// Where a segment stands in its journal.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "as in its header")]
+pub struct Place {
+    pub number: u64,
+    pub group: u64,
+    pub frame: u64,
+    pub previous: u32,
+}
+
+/// A segment with these groups, each of rows of the table `t`, the key of each of which is the number of its frame; and where
+/// the next one stands.
+#[must_use]
+pub fn segment(place: Place, salt: u8, size: u64, rows: &[u32]) -> Option<(Vec<u8>, Place)> {
+    let (salt, mut next) = ([salt; 8], Place { number: place.number + 1, ..place });
+    let header = SegmentHeader {
+        store_id: [1; 16],
+        number: place.number,
+        salt,
+        size,
+        first_group: place.group,
+        first_frame: place.frame,
+        previous: place.previous,
+    };
+    let mut bytes = header.encode().to_vec();
+    for (nth, rows) in rows.iter().enumerate() {
+        let first = next.frame;
+        let mut payload = Vec::new();
+        for frame in first..first + u64::from(*rows) {
+            let row = frame::Change {
+                key: frame::StoreKey::row("t", &frame.to_be_bytes()),
+                content: Some(frame::Content::Row(Value::from("row"))),
+            };
+            let begins = place.number == 1 && nth == 0 && frame == first;
+            let frame = if begins { frame::Frame::Checkpointed(0) } else { frame::Frame::Changes(vec![row]) };
+            payload.extend(frame::encode(&frame).ok()?);
+        }
+        let header = GroupHeader {
+            is_seal: false,
+            group: next.group,
+            first_frame: first,
+            frames: *rows,
+            payload_len: u32::try_from(payload.len()).ok()?,
+            payload_checksum: payload_checksum(salt, &payload),
+            previous: next.previous,
+            synced_through: next.group.saturating_sub(1),
+            anchor: Anchor::default(),
+        };
+        let (encoded, checksum) = header.encode(salt);
+        let end = bytes.len() + usize::try_from(sized(payload.len() as u64)).ok()?;
+        bytes.extend_from_slice(encoded.get(..GROUP_HEADER)?);
+        bytes.extend_from_slice(&payload);
+        bytes.resize(end, 0);
+        next = Place { group: next.group + 1, frame: first + u64::from(*rows), previous: checksum, ..next };
+    }
+    let size = usize::try_from(size).ok()?;
+    (bytes.len() <= size).then(|| {
+        bytes.resize(size, 0);
+        (bytes, next)
+    })
+}
+
+/// Frames as bytes, with their numbers.
+pub type Numbered = Vec<(u64, Vec<u8>)>;
+
+/// What the journal in this directory gives: the last frame that it names, and of each frame behind the last checkpoint its
+/// number and its bytes.
+pub fn recover(dir: &Path) -> Result<(u64, Numbered)> {
+    let recovered = journal::recover(dir, 4096)?;
+    let mut frames = Vec::new();
+    recovered.replay(&mut |number, frame| {
+        frames.push((number, frame::encode(&frame)?));
+        Ok(())
+    })?;
+    Ok((recovered.last_frame, frames))
+}

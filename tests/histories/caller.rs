@@ -1,0 +1,190 @@
+//! Threads that call everything there is on few keys, and say what they call and what they are answered.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use oncekey::{Engine, ErrorKind, ManualClock};
+use serde::{Deserialize, Serialize};
+
+use crate::calls::{Held, Ops, ask, hours, manager};
+use crate::faults::Fault;
+use crate::model::{Answer, Ending, Hour, Op, Outcome, Request, SUCCESS_TTL};
+use crate::threads::Rng;
+
+/// What is said of a history, in the order in which it is so.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Line {
+    /// At this hour.
+    Opened(Hour),
+    Call {
+        thread: u64,
+        key: usize,
+        op: Op,
+    },
+    Answer {
+        thread: u64,
+        answer: Answer,
+    },
+    /// The store is closed: the call has not happened.
+    Closed {
+        thread: u64,
+    },
+    /// From here on calls may meet a store that is closed.
+    Closing,
+    /// All threads have stopped by themselves.
+    Stopped,
+}
+
+/// One line, one write: said before the call or after its answer.
+pub(crate) fn say(line: Line) {
+    let text = format!("@{}\n", serde_json::to_string(&line).unwrap());
+    std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
+}
+
+/// What all threads of a store share.
+#[derive(Debug)]
+pub(crate) struct World<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) ops: Ops,
+    /// Where a fault keeps what nobody may know.
+    pub(crate) behind: Ops,
+    pub(crate) keys: &'a [String],
+    pub(crate) clock: &'a ManualClock,
+    pub(crate) hour: &'a AtomicU64,
+    /// Held by whoever calls. Time moves while nobody does: between the moment when a commit asks what time it is and the one
+    /// when it is seen, hours can pass only by hand.
+    pub(crate) still: RwLock<()>,
+    pub(crate) fault: Fault,
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(
+        engine: &'a Engine,
+        keys: &'a [String],
+        (clock, hour): (&'a ManualClock, &'a AtomicU64),
+        fault: Fault,
+    ) -> Self {
+        let ops = manager(engine, "ops", fault.success_ttl().unwrap_or(SUCCESS_TTL));
+        let behind = manager(engine, "behind", SUCCESS_TTL);
+        Self { engine, ops, behind, keys, clock, hour, still: RwLock::new(()), fault }
+    }
+}
+
+/// A thread.
+#[derive(Debug)]
+pub(crate) struct Caller<'a> {
+    pub(crate) world: &'a World<'a>,
+    pub(crate) thread: u64,
+    pub(crate) rng: Rng,
+    pub(crate) held: Vec<Held>,
+    /// Endings that a fault has answered and not made.
+    pub(crate) owed: Vec<(Held, Ending)>,
+    /// Outcomes that a fault remembers.
+    pub(crate) cache: HashMap<usize, Outcome>,
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn new(world: &'a World<'a>, thread: u64, seed: u64) -> Self {
+        Self { world, thread, rng: Rng::new(seed), held: Vec::new(), owed: Vec::new(), cache: HashMap::new() }
+    }
+
+    /// Calls until the store is closed, or this often; then it closes the store if it is the one to do so. `old` are claims
+    /// that were alive when the store was closed before: they can do nothing.
+    pub(crate) fn run(mut self, calls: u64, closes: bool, old: Vec<Held>) -> Vec<Held> {
+        for (_, claim) in old {
+            assert_eq!(claim.succeed(&0).unwrap_err().kind(), ErrorKind::Closed);
+        }
+        for _ in 0..calls {
+            if !self.step() {
+                return self.held;
+            }
+        }
+        if closes {
+            say(Line::Closing);
+            self.world.engine.clone().close().unwrap();
+        }
+        self.held
+    }
+
+    /// False once the store is closed.
+    fn step(&mut self) -> bool {
+        self.pay();
+        let key = usize::try_from(self.rng.below(self.world.keys.len() as u64)).unwrap();
+        let (key, op, claim) = self.choose(key);
+        self.call(key, op, claim)
+    }
+
+    pub(crate) fn call(&mut self, key: usize, op: Op, claim: Option<Held>) -> bool {
+        let thread = self.thread;
+        let still = &self.world.still;
+        let (_moves, _calls) = match op {
+            Op::Later(_) => (Some(still.write().unwrap()), None),
+            _ => (None, Some(still.read().unwrap())),
+        };
+        say(Line::Call { thread, key, op });
+        let answer = self.answer(key, op, claim);
+        say(answer.map_or(Line::Closed { thread }, |answer| Line::Answer { thread, answer }));
+        answer.is_some()
+    }
+
+    /// What to call; an ending takes one of the claims that it holds.
+    fn choose(&mut self, key: usize) -> (usize, Op, Option<Held>) {
+        let (dice, number) = (self.rng.below(32), self.rng.next());
+        let outcome = if number % 3 == 0 { Outcome::Failure(number) } else { Outcome::Success(number) };
+        let ending = match number / 3 % 4 {
+            0 => Ending::Release,
+            1 => Ending::Interrupt,
+            _ => Ending::Finish(outcome),
+        };
+        if !self.held.is_empty() && (dice < 10 || self.held.len() > 2) {
+            let nth = usize::try_from(self.rng.below(self.held.len() as u64)).unwrap();
+            let (key, claim) = self.held.swap_remove(nth);
+            let token = claim.token();
+            let op = match dice % 4 {
+                0 => Op::Drop { token, releases: number % 2 == 0 },
+                _ => Op::End { token, ending },
+            };
+            return (key, op, Some((key, claim)));
+        }
+        let settled = if ending == Ending::Interrupt { Ending::Finish(outcome) } else { ending };
+        // Mostly the same request.
+        let request = Request::from(number % 16 == 0) + Request::from(number % 5 == 0);
+        let begin = |waits| Op::Begin { request, resumes: number / 5 % 2 == 0, waits };
+        let op = match dice {
+            0..=11 => begin(false),
+            12..=14 => begin(true),
+            15 => Op::Wait,
+            17..=19 => Op::Initiate,
+            20..=22 => Op::EndByKey(settled),
+            23..=25 => Op::Resolve(settled),
+            26 => Op::Extend,
+            27 => Op::Remove,
+            28 => Op::Reopen,
+            29 | 30 => Op::Later(1 + number % 3),
+            _ => Op::Get,
+        };
+        (key, op, None)
+    }
+
+    /// The answer of the engine; `None` if it is closed.
+    pub(crate) fn ask(&mut self, key: usize, op: Op, claim: Option<Held>) -> Option<Answer> {
+        self.ask_of(&self.world.ops, key, op, claim)
+    }
+
+    pub(crate) fn ask_of(&mut self, ops: &Ops, key: usize, op: Op, claim: Option<Held>) -> Option<Answer> {
+        if let Op::Later(by) = op {
+            self.world.hour.fetch_add(by, Ordering::Relaxed);
+            self.world.clock.advance(hours(by));
+            return Some(Answer::Done);
+        }
+        let patience = Duration::from_micros(self.rng.below(4_000));
+        match ask(ops, (key, &self.world.keys[key]), op, claim, patience, &mut self.held) {
+            Ok(answer) => Some(answer),
+            Err(error) if error.kind() == ErrorKind::Closed => None,
+            Err(error) => panic!("{op:?}: {error}"),
+        }
+    }
+}

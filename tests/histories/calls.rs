@@ -1,0 +1,172 @@
+//! The calls of the model, made to an engine.
+
+use std::time::Duration;
+
+use oncekey::{
+    Begin, BeginOptions, Claim, EndError, Engine, Error, ErrorKind, Fingerprint, Finished, Manager, ManagerOptions,
+    OnInterrupted, Resolution, Result, Status, Waited,
+};
+
+use super::model::{
+    Answer, EXTENDED, Ending, FAILURE_TTL, Hour, Op, Outcome, Refusal, Request, UNFINISHED_TTL, Unfinished,
+};
+
+pub(crate) type Ops = Manager<u64, u64>;
+/// A claim, and which key it is of.
+pub(crate) type Held = (usize, Claim<u64, u64>);
+
+pub(crate) const fn hours(hours: Hour) -> Duration {
+    Duration::from_secs(hours * 3600)
+}
+
+pub(crate) fn manager(engine: &Engine, name: &str, success_ttl: Hour) -> Ops {
+    let options = ManagerOptions::new()
+        .success_ttl(hours(success_ttl))
+        .failure_ttl(hours(FAILURE_TTL))
+        .unfinished_ttl(hours(UNFINISHED_TTL));
+    engine.manager_with(name, options).unwrap()
+}
+
+/// The engine's answer; `Err` is of no kind that the model has. A claim that is made, or could not end, is held.
+pub(crate) fn ask(
+    ops: &Ops,
+    (key, name): (usize, &str),
+    op: Op,
+    claim: Option<Held>,
+    patience: Duration,
+    held: &mut Vec<Held>,
+) -> Result<Answer> {
+    let answer = match op {
+        Op::Begin { request, resumes, waits } => {
+            begun(ops, (key, name), request, resumes, waits.then_some(patience), held)
+        }
+        Op::End { ending, .. } => {
+            let (key, claim) = claim.unwrap();
+            ended(claim, ending).map(|()| Answer::Done).map_err(|lost| {
+                if lost.kind() != ErrorKind::ClaimLost {
+                    held.push((key, lost.claim));
+                }
+                lost.error
+            })
+        }
+        Op::Drop { releases, .. } => {
+            let (_, mut claim) = claim.unwrap();
+            claim.release_on_drop(releases);
+            Ok(Answer::Done)
+        }
+        Op::Initiate => ops.initiate(name, None).map(Answer::Did),
+        Op::Wait => match ops.wait(name, patience)? {
+            // The error that says so is another call's.
+            Waited::Closed => ops.get(name).map(|_| Answer::Absent),
+            other => Ok(waited(&other)),
+        },
+        Op::Get => ops.get(name).map(|record| {
+            record.map_or(Answer::Absent, |record| match record.outcome() {
+                Some(done) => Answer::Finished(outcome(done)),
+                None => unfinished(record.status(), record.info().attempt()),
+            })
+        }),
+        Op::EndByKey(ending) => done(match ending {
+            Ending::Finish(Outcome::Success(value)) => ops.success(name, &value),
+            Ending::Finish(Outcome::Failure(value)) => ops.fail(name, &value),
+            Ending::Release | Ending::Interrupt => ops.release(name),
+        }),
+        Op::Resolve(ending) => done(ops.resolve(name, resolution(ending))),
+        Op::Extend => ops.extend(name, hours(EXTENDED)).map(Answer::Did),
+        Op::Remove => ops.remove(name).map(Answer::Did),
+        Op::Reopen => ops.reopen(name).map(Answer::Did),
+        Op::Later(_) => panic!("time is no call to the engine"),
+    };
+    answer.or_else(refused)
+}
+
+fn begun(
+    ops: &Ops,
+    (key, name): (usize, &str),
+    request: Request,
+    resumes: bool,
+    patience: Option<Duration>,
+    held: &mut Vec<Held>,
+) -> Result<Answer> {
+    let policy = if resumes { OnInterrupted::Resume } else { OnInterrupted::Hold };
+    let mut options = BeginOptions::new().on_interrupted(policy);
+    if request > 0 {
+        options = options.fingerprint(Fingerprint::of(&request)?);
+    }
+    let begun = match patience {
+        Some(patience) => ops.begin_or_wait(name, options, patience),
+        None => ops.begin_with(name, options),
+    };
+    Ok(match begun? {
+        Begin::Claimed(claim) => {
+            let (token, generation, attempt) = (claim.token(), claim.generation(), claim.attempt());
+            held.push((key, claim));
+            Answer::Claimed { token, generation, attempt }
+        }
+        Begin::Replay(done) => Answer::Finished(outcome(done.outcome())),
+        Begin::InProgress(pending) => unfinished(pending.info().status(), pending.info().attempt()),
+        Begin::Interrupted(info) => unfinished(info.status(), info.attempt()),
+        Begin::Mismatch(_) => Answer::Mismatch,
+    })
+}
+
+fn ended(claim: Claim<u64, u64>, ending: Ending) -> std::result::Result<(), EndError<Claim<u64, u64>>> {
+    let info = |done: Finished<u64, u64>| done.info().clone();
+    match ending {
+        Ending::Finish(Outcome::Success(value)) => claim.succeed(&value).map(info),
+        Ending::Finish(Outcome::Failure(value)) => claim.fail(&value).map(info),
+        Ending::Release => claim.release(),
+        Ending::Interrupt => claim.interrupt(),
+    }
+    .map(drop)
+}
+
+fn resolution(ending: Ending) -> Resolution<u64, u64> {
+    match ending {
+        Ending::Finish(Outcome::Success(value)) => Resolution::Succeed(value),
+        Ending::Finish(Outcome::Failure(value)) => Resolution::Fail(value),
+        Ending::Release | Ending::Interrupt => Resolution::Retry,
+    }
+}
+
+fn waited(waited: &Waited<u64, u64>) -> Answer {
+    match waited {
+        Waited::Finished(done) => Answer::Finished(outcome(done.outcome())),
+        Waited::Absent => Answer::Absent,
+        Waited::TimedOut | Waited::Closed => Answer::Is(Unfinished::InProgress),
+        Waited::Released => Answer::Is(Unfinished::Released),
+        Waited::Interrupted => Answer::Is(Unfinished::Interrupted),
+    }
+}
+
+fn outcome(outcome: std::result::Result<&u64, &u64>) -> Outcome {
+    match outcome {
+        Ok(value) => Outcome::Success(*value),
+        Err(value) => Outcome::Failure(*value),
+    }
+}
+
+fn unfinished(status: Status, attempt: u32) -> Answer {
+    let status = match status {
+        Status::InProgress => Unfinished::InProgress,
+        Status::Released => Unfinished::Released,
+        Status::Interrupted => Unfinished::Interrupted,
+        Status::Succeeded | Status::Failed => panic!("{status:?} without an outcome"),
+    };
+    Answer::Unfinished { status, attempt }
+}
+
+fn done(answer: Result<()>) -> Result<Answer> {
+    answer.map(|()| Answer::Done)
+}
+
+fn refused(error: Error) -> Result<Answer> {
+    Ok(Answer::Refused(match error.kind() {
+        ErrorKind::OwnedByClaim => Refusal::OwnedByClaim,
+        ErrorKind::NotInProgress => Refusal::NotInProgress,
+        ErrorKind::NotInterrupted => Refusal::NotInterrupted,
+        ErrorKind::NotFound => Refusal::NotFound,
+        ErrorKind::ClaimLost => Refusal::ClaimLost,
+        _ => return Err(error),
+    }))
+}

@@ -1,0 +1,78 @@
+//! A process that opens a store, lets threads call it, closes it and opens it again, until it is killed or done.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use oncekey::{Engine, ManualClock};
+use serde::{Deserialize, Serialize};
+
+use crate::caller::{Caller, Line, World, say};
+use crate::calls::{Held, hours};
+use crate::faults::Fault;
+use crate::model::{Hour, Op};
+
+pub(crate) const PLAN: &str = "ONCEKEY_HISTORY_PLAN";
+pub(crate) const KEYS: usize = 3;
+/// Of each thread between two opens.
+const CALLS: u64 = 9;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) path: PathBuf,
+    pub(crate) seed: u64,
+    /// What the clock says at first.
+    pub(crate) hour: Hour,
+    pub(crate) threads: u64,
+    /// How often the store is opened.
+    pub(crate) sessions: u64,
+    pub(crate) fault: Fault,
+}
+
+fn open(path: &Path, clock: &ManualClock, fault: Fault) -> Engine {
+    let options = Engine::options().segment_bytes(64 << 10).clock(clock.clone());
+    fault.options(options).open(path).unwrap()
+}
+
+fn live(plan: &Plan) {
+    let keys: Vec<String> = (0..KEYS).map(|key| format!("k-{key}")).collect();
+    let (clock, hour) = (ManualClock::new(), AtomicU64::new(plan.hour));
+    clock.advance(hours(plan.hour));
+    let mut held: Vec<Vec<Held>> = (0..plan.threads).map(|_| Vec::new()).collect();
+    for session in 0..plan.sessions {
+        let engine = open(&plan.path, &clock, plan.fault);
+        let world = World::new(&engine, &keys, (&clock, &hour), plan.fault);
+        plan.fault.opened(&world);
+        say(Line::Opened(hour.load(Ordering::Relaxed)));
+        let is_last = session + 1 == plan.sessions;
+        let seed = plan.seed ^ session << 8;
+        held = thread::scope(|scope| {
+            let threads: Vec<_> = (0..)
+                .zip(held)
+                .map(|(nth, old)| {
+                    // One closes the store while the others call it.
+                    let caller = Caller::new(&world, nth, seed ^ nth);
+                    scope.spawn(move || caller.run(CALLS, nth == 0 && !is_last, old))
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        if is_last {
+            let mut last = Caller::new(&world, plan.threads, 0);
+            (0..KEYS).for_each(|key| assert!(last.call(key, Op::Get, None)));
+        }
+        drop(world);
+        engine.close().unwrap();
+        say(Line::Stopped);
+    }
+}
+
+/// Not a test: what is killed.
+#[test]
+#[ignore = "started by another test"]
+fn child() {
+    let Ok(plan) = std::env::var(PLAN) else { return };
+    // libtest has begun a line with the test's name: here it ends.
+    println!();
+    live(&serde_json::from_str(&plan).unwrap());
+}

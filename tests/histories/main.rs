@@ -1,0 +1,223 @@
+//! Linearizable, and durably so: what threads are told of a few keys, across kills and reopenings, agrees with some order of
+//! their calls, one after the other.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+mod caller;
+mod calls;
+mod checker;
+mod faults;
+mod life;
+mod model;
+#[path = "../it/threads.rs"]
+#[allow(dead_code, reason = "shared")]
+mod threads;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use caller::Line;
+use checker::{Call, Phase, check};
+use faults::Fault;
+use life::{PLAN, Plan};
+use model::{Answer, Hour, Op};
+use threads::{LATE, Rng, within};
+
+/// Lets a process live by this plan, up to so many lines; what it said before it was killed was so.
+fn lived(plan: &Plan, lines_left: u64) -> Vec<Line> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "life::child", "--ignored", "--nocapture"])
+        .env(PLAN, serde_json::to_string(plan).unwrap())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    let (mut lines, mut text, mut left) = (Vec::new(), String::new(), lines_left);
+    if left == 0 {
+        let _ = child.kill();
+    }
+    while said.read_line(&mut text).unwrap() > 0 {
+        // A line that the kill has cut was not said.
+        if let Some(line) = text.strip_prefix('@').and_then(|text| text.strip_suffix('\n')) {
+            lines.push(serde_json::from_str(line).unwrap());
+            left = left.saturating_sub(1);
+            if left == 0 {
+                let _ = child.kill();
+            }
+        }
+        text.clear();
+    }
+    let status = child.wait().unwrap();
+    // A panic of the child is not a kill.
+    assert!(status.code().is_none_or(|code| code == 0), "the child failed: {status:?}");
+    lines
+}
+
+/// How often what happened.
+#[derive(Clone, Debug, Default)]
+struct Counts {
+    calls: u64,
+    answers: u64,
+    opens: u64,
+    /// The others were killed.
+    closes: u64,
+    /// Of what call was what answer.
+    kinds: BTreeSet<String>,
+}
+
+impl Counts {
+    fn add(&mut self, lines: &[Line]) {
+        let word = |text: String| text.split([' ', '(']).next().unwrap_or_default().to_owned();
+        let mut calls = BTreeMap::new();
+        for line in lines {
+            match line {
+                Line::Opened(_) => calls.clear(),
+                Line::Call { thread, op, .. } => {
+                    self.calls += 1;
+                    calls.insert(*thread, word(format!("{op:?}")));
+                }
+                Line::Answer { thread, answer } => {
+                    self.answers += 1;
+                    let answer = match answer {
+                        Answer::Claimed { .. } | Answer::Finished(_) => word(format!("{answer:?}")),
+                        Answer::Unfinished { status, .. } => format!("{status:?}"),
+                        _ => format!("{answer:?}"),
+                    };
+                    self.kinds.insert(format!("{}: {answer}", calls[thread]));
+                }
+                Line::Stopped => self.closes += 1,
+                Line::Closed { .. } | Line::Closing => {}
+            }
+        }
+        self.opens += lines.iter().filter(|line| matches!(line, Line::Opened(_))).count() as u64;
+    }
+}
+
+/// Some lives of a store, the last of which ends by itself.
+fn history(path: &Path, rng: &mut Rng, fault: Fault) -> Vec<Line> {
+    let kills = rng.below(3);
+    let threads = 4 + rng.below(5);
+    let mut lines = Vec::new();
+    for nth in 0..=kills {
+        let hour = lines.iter().map(passed).sum();
+        let plan = Plan { path: path.to_owned(), seed: rng.next(), hour, threads, sessions: 1 + rng.below(3), fault };
+        lines.extend(lived(&plan, if nth == kills { u64::MAX } else { rng.below(threads * 24) }));
+    }
+    lines
+}
+
+/// The time that passes with this call, answered or not: the next process begins behind it.
+fn passed(line: &Line) -> Hour {
+    match line {
+        Line::Call { op: Op::Later(hours), .. } => *hours,
+        _ => 0,
+    }
+}
+
+/// What happened to each key, from open to open.
+fn phases(lines: &[Line]) -> Vec<Vec<Phase>> {
+    let mut phases = vec![Vec::new(); life::KEYS];
+    for lines in lines.chunk_by(|_, line| !matches!(line, Line::Opened(_))) {
+        // Killed before it was open.
+        let Some((Line::Opened(opened), calls)) = lines.split_first() else { continue };
+        for (key, phases) in phases.iter_mut().enumerate() {
+            phases.push(Phase { opened: *opened, calls: calls_on(key, calls) });
+        }
+    }
+    phases
+}
+
+fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
+    // Of a drop nobody is told whether it met an open store, nor when it is durable.
+    let stopped = matches!(lines.last(), Some(Line::Stopped));
+    let closing = lines.iter().position(|line| matches!(line, Line::Closing)).unwrap_or(lines.len());
+    let recorded = if stopped { closing } else { 0 };
+    let mut calls = Vec::new();
+    for (began, line) in lines.iter().enumerate() {
+        let Line::Call { thread, key: of, op } = *line else { continue };
+        if of != key && passed(line) == 0 {
+            continue;
+        }
+        let answer = lines[began..].iter().enumerate().find_map(|(after, line)| match line {
+            Line::Answer { thread: of, answer } if *of == thread => Some((began + after, Some(*answer))),
+            Line::Closed { thread: of } if *of == thread => Some((began + after, None)),
+            _ => None,
+        });
+        let answer = match answer {
+            // The store was closed: it has not happened.
+            Some((_, None)) => continue,
+            Some((at, _)) if at >= recorded && matches!(op, Op::Drop { .. }) => None,
+            Some((at, Some(answer))) => Some((at, answer)),
+            None => None,
+        };
+        calls.push(Call { op, began, answer });
+    }
+    calls
+}
+
+/// What no order explains, if there is such a thing.
+fn fault_of(lines: &[Line]) -> Option<String> {
+    phases(lines).iter().enumerate().find_map(|(key, phases)| {
+        let violation = check(phases).err()?;
+        let until: Vec<_> = phases[..=violation.phase].iter().map(ToString::to_string).collect();
+        Some(format!("key {key}: no order explains the last of\n{}after {:?}", until.join("\n"), violation.before))
+    })
+}
+
+/// A kill needs no disk, and most histories do not wait for one.
+fn directory(nth: u64) -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if nth % 4 > 0 && memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().unwrap())
+}
+
+/// `ONCEKEY_HISTORIES=1000` makes them more, `ONCEKEY_SEED` others.
+#[test]
+fn some_order_of_the_calls_explains_every_answer_across_kills_and_reopenings() {
+    let (histories, seed) = (number("ONCEKEY_HISTORIES", 50), number("ONCEKEY_SEED", 1));
+    let time = LATE * (2 + u32::try_from(histories).unwrap() / 50);
+    within(time, move || {
+        let mut counts = Counts::default();
+        for nth in 0..histories {
+            let dir = directory(nth);
+            let mut rng = Rng::new(seed.wrapping_add(nth << 32));
+            let lines = history(&dir.path().join("store"), &mut rng, Fault::None);
+            counts.add(&lines);
+            if let Some(fault) = fault_of(&lines) {
+                panic!("history {nth} of seed {seed}: {fault}");
+            }
+        }
+        let Counts { calls, answers, opens, closes, kinds } = counts;
+        println!("{histories} histories: {calls} calls, {answers} answers, {opens} opens, {closes} closes: {kinds:#?}");
+        assert!(answers > 50 * histories && calls > answers, "there was little to explain");
+        assert!(closes > histories && opens > closes + histories / 4, "there were few kills");
+        assert!(kinds.len() > 30, "calls were answered in {} ways only", kinds.len());
+    });
+}
+
+#[test]
+fn every_seeded_fault_is_found() {
+    within(LATE * 3, || {
+        for fault in Fault::ALL {
+            let found = (1..=200).find(|nth| {
+                let dir = directory(*nth);
+                let lines = history(&dir.path().join("store"), &mut Rng::new(*nth), fault);
+                fault_of(&lines).is_some()
+            });
+            println!("{fault:?}: found in history {found:?}");
+            assert!(found.is_some(), "{fault:?} was not found");
+        }
+    });
+}
