@@ -30,7 +30,8 @@ struct Shared {
     kind: Ideal,
     state: Mutex<Log>,
     work: Condvar,
-    synced: Condvar,
+    /// By parity of the group's number, so that a sync wakes only its own: at most two groups can be waited for.
+    synced: [Condvar; 2],
 }
 
 #[derive(Default)]
@@ -50,7 +51,7 @@ impl IdealLog {
             file.sync_all().unwrap();
         }
         let state = Mutex::new(Log { group: 1, ..Log::default() });
-        let shared = Arc::new(Shared { kind, state, work: Condvar::new(), synced: Condvar::new() });
+        let shared = Arc::new(Shared { kind, state, work: Condvar::new(), synced: Default::default() });
         let its = Arc::clone(&shared);
         let writer = Some(std::thread::spawn(move || its.write(&file)));
         Self { shared, writer }
@@ -67,7 +68,7 @@ impl IdealLog {
         let mine = state.group;
         work.notify_one();
         while *kind != Ideal::Unsynced && state.durable < mine {
-            state = synced.wait(state).unwrap();
+            state = parity(synced, mine).wait(state).unwrap();
         }
         is_new
     }
@@ -79,6 +80,10 @@ impl IdealLog {
             state.map.remove(key.as_slice());
         }
     }
+}
+
+fn parity(synced: &[Condvar; 2], group: u64) -> &Condvar {
+    &synced[usize::from(group % 2 == 1)]
 }
 
 impl Shared {
@@ -105,7 +110,7 @@ impl Shared {
                 file.sync_data().unwrap();
             }
             self.state.lock().unwrap().durable = group;
-            self.synced.notify_all();
+            parity(&self.synced, group).notify_all();
         }
     }
 }

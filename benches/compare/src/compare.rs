@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::arguments::Arguments;
 use crate::chart;
-use crate::measure::{Column, Keys, Load, Row, best, in_turns};
+use crate::measure::{Column, Keys, Load, Row, best, in_turns, ours, settle};
 use crate::systems::{Candidate, DURABLE, Kind, Mode, RELAXED};
 use crate::table::{markdown, number, optional};
 
@@ -23,9 +23,22 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) const FULL: Self =
-        Self { rounds: 3, warm_up: Duration::from_millis(200), time: Duration::from_millis(1000) };
+        Self { rounds: 7, warm_up: Duration::from_millis(150), time: Duration::from_millis(400) };
     pub(crate) const QUICK: Self =
         Self { rounds: 1, warm_up: Duration::from_millis(50), time: Duration::from_millis(200) };
+
+    /// `--quick`, and `--rounds N`, `--warm-up MS`, `--time MS` for those who know what they look for.
+    fn asked(arguments: &Arguments) -> Result<Self> {
+        let plan = if arguments.flag("quick") { Self::QUICK } else { Self::FULL };
+        let milliseconds = |name, default: Duration| {
+            Ok::<_, anyhow::Error>(Duration::from_millis(arguments.number(name, u64::try_from(default.as_millis())?)?))
+        };
+        Ok(Self {
+            rounds: usize::try_from(arguments.number("rounds", plan.rounds as u64)?)?,
+            warm_up: milliseconds("warm-up", plan.warm_up)?,
+            time: milliseconds("time", plan.time)?,
+        })
+    }
 
     pub(crate) fn column(&self, threads: usize) -> Column {
         let load = Load { threads, keys: Keys::Random, warm_up: self.warm_up, time: self.time };
@@ -40,8 +53,8 @@ const RELAXED_THREADS: [usize; 2] = [1, 8];
 ///
 /// What an engine or the disk says.
 pub fn main() -> Result<()> {
-    let arguments = Arguments::read(&["dir", "out", "only"], &["quick"])?;
-    let plan = if arguments.flag("quick") { Plan::QUICK } else { Plan::FULL };
+    let arguments = Arguments::read(&["dir", "out", "only", "rounds", "warm-up", "time"], &["quick"])?;
+    let plan = Plan::asked(&arguments)?;
     let base = arguments.directory();
     let dir = tempfile::tempdir_in(&base)?;
     // A server may run as another user.
@@ -50,10 +63,11 @@ pub fn main() -> Result<()> {
         let wanted = |name: &str| arguments.value("only").is_none_or(|part| name.contains(part));
         all.iter().copied().filter(|candidate| candidate.kind == Kind::Ours || wanted(candidate.name)).collect()
     };
+    settle(dir.path())?;
     let (next, began) = (AtomicU64::new(0), Instant::now());
     let mut columns: Vec<Column> = THREADS.iter().map(|threads| plan.column(*threads)).collect();
     let many = plan.column(64);
-    columns.push(Column { load: Load { keys: Keys::Ordered, ..many.load }, rounds: 1 });
+    columns.push(Column { load: Load { keys: Keys::Ordered, ..many.load }, rounds: plan.rounds.min(3) });
     let durable = in_turns(dir.path(), Mode::Durable, &chosen(DURABLE), &columns, &next)?;
     let columns: Vec<Column> = RELAXED_THREADS.iter().map(|threads| plan.column(*threads)).collect();
     let relaxed = in_turns(dir.path(), Mode::Relaxed, &chosen(RELAXED), &columns, &next)?;
@@ -70,7 +84,8 @@ fn page(plan: &Plan, durable: &[Row], relaxed: &[Row], took: Duration) -> String
         text,
         "A cycle is two commits: insert a record in progress if its key is absent, then replace it by an outcome of 256 \
          bytes. Keys are 16 random bytes. Cycles per second, medians of {} rounds of {:?} in turns, in one process, on one \
-         disk and {cores} cores, in {:.0} s. `x` is oncekey divided by the other.\n",
+         disk and {cores} cores, in {:.0} s. `x` is oncekey divided by the other in \
+         the same round, the median of that.\n",
         plan.rounds,
         plan.time,
         took.as_secs_f64()
@@ -80,16 +95,14 @@ fn page(plan: &Plan, durable: &[Row], relaxed: &[Row], took: Duration) -> String
     text += &durable_table(durable);
     text.push('\n');
     for (column, threads) in THREADS.iter().enumerate() {
-        for (what, kinds) in [
-            ("as they are", &[Kind::Embedded][..]),
-            ("with a writer thread or without", &[Kind::Embedded, Kind::Grouped]),
-        ] {
+        for (what, kinds) in
+            [("as they are", &[Kind::Embedded][..]), ("a writer thread allowed", &[Kind::Embedded, Kind::Grouped])]
+        {
             let peer = best(durable, column, |candidate| candidate.is_durable && kinds.contains(&candidate.kind));
-            let ours = best(durable, column, |candidate| candidate.kind == Kind::Ours);
-            if let (Some((name, peer)), Some((_, ours))) = (peer, ours) {
-                writeln!(text, "- {threads} threads: oncekey / best embedded peer {what}, {name}: {:.2}", ours / peer)
-                    .unwrap();
-            }
+            let (Some(peer), Some(ours)) = (peer, ours(durable)) else { continue };
+            let ratio = optional(ours.over(peer, column), |ratio| format!("{ratio:.2}"));
+            let name = peer.candidate.name;
+            writeln!(text, "- At {threads}: oncekey / best embedded peer, {what}: {ratio} ({name})").unwrap();
         }
     }
     text += "\n## Relaxed: nobody waits for the disk\n\n";
@@ -113,8 +126,7 @@ fn name(row: &Row) -> String {
 
 /// The rates, and what oncekey's are divided by them.
 fn rates(rows: &[Row], row: &Row, columns: &[usize]) -> (Vec<String>, Vec<String>) {
-    let ours = rows.iter().find(|row| row.candidate.kind == Kind::Ours);
-    let ratio = |column| Some(ours?.rate(column)? / row.rate(column)?);
+    let ratio = |column| ours(rows)?.over(row, column);
     let rates = columns.iter().map(|column| optional(row.rate(*column), number)).collect();
     let ratios = columns.iter().map(|column| optional(ratio(*column), |ratio| format!("{ratio:.2}"))).collect();
     (rates, ratios)

@@ -9,7 +9,7 @@ use oncekey::{Begin, Engine, Manager};
 
 use crate::arguments::Arguments;
 use crate::compare::{Plan, THREADS};
-use crate::measure::{Row, best, in_turns, settle};
+use crate::measure::{Row, best, in_turns, ours, settle};
 use crate::scale;
 use crate::shared::files::copy;
 use crate::shared::waking::{bare, oncekey};
@@ -93,14 +93,18 @@ fn durable(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let rows = in_turns(dir.path(), Mode::Durable, &candidates, &columns, &AtomicU64::new(0))?;
     let mut found = Vec::new();
     let against = |rows: &[Row], column: usize, goal: f64, which: &dyn Fn(&Candidate) -> bool, what: &str| {
-        let (_, ours) = best(rows, column, |candidate| candidate.kind == Kind::Ours)?;
-        let (peer, theirs) = best(rows, column, which)?;
+        let (ours, theirs) = (ours(rows)?, best(rows, column, which)?);
         Some(Measure {
             name: format!("durable cycles, {} threads, divided by {what}", THREADS[column]),
             goal,
-            reached: ours / theirs,
+            reached: ours.over(theirs, column)?,
             is_cost: false,
-            note: format!("{} of oncekey, {} of {peer}", number(ours), number(theirs)),
+            note: format!(
+                "{} of oncekey, {} of {}",
+                number(ours.rate(column)?),
+                number(theirs.rate(column)?),
+                theirs.candidate.name
+            ),
         })
     };
     for (column, goal) in [1.0, 0.9, 0.7].into_iter().enumerate() {

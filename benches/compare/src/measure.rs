@@ -104,6 +104,14 @@ impl Row {
         self.middle(column, |reading| reading.p99)
     }
 
+    /// This one's rate divided by the other's, round by round, and of those the median: what disturbs the machine for longer
+    /// than a round disturbs both.
+    pub(crate) fn over(&self, other: &Self, column: usize) -> Option<f64> {
+        let (ours, theirs) = (self.readings.get(column)?, other.readings.get(column)?);
+        let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours.rate / theirs.rate).collect();
+        (!ratios.is_empty()).then(|| median(ratios))
+    }
+
     fn middle(&self, column: usize, of: fn(&Reading) -> f64) -> Option<f64> {
         let readings = self.readings.get(column).filter(|readings| !readings.is_empty())?;
         Some(median(readings.iter().map(of).collect()))
@@ -118,7 +126,7 @@ pub(crate) struct Column {
 }
 
 /// Every candidate under every load, in turns. Each has a directory for each column and opens it anew in each round, so that
-/// nobody works in the background of another; the order moves on by one from round to round.
+/// nobody works in the background of another; the order is another in each round.
 pub(crate) fn in_turns(
     base: &Path,
     mode: Mode,
@@ -132,8 +140,7 @@ pub(crate) fn in_turns(
         .collect();
     for round in 0..columns.iter().map(|column| column.rounds).max().unwrap_or(0) {
         for (number, column) in columns.iter().enumerate().filter(|(_, column)| round < column.rounds) {
-            for turn in 0..rows.len() {
-                let row_number = (turn + round) % rows.len();
+            for row_number in order(rows.len(), round) {
                 let row = &mut rows[row_number];
                 if row.absent.is_some() {
                     continue;
@@ -152,9 +159,22 @@ pub(crate) fn in_turns(
     Ok(rows)
 }
 
+/// Backwards every other time, and begun elsewhere each time: nobody always comes after the same one.
+fn order(count: usize, round: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.rotate_left(round * 5 % count);
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
 /// The fastest of those that `which` lets through.
-pub(crate) fn best(rows: &[Row], column: usize, which: impl Fn(&Candidate) -> bool) -> Option<(&'static str, f64)> {
-    let rates = rows.iter().filter(|row| which(&row.candidate));
-    let rates = rates.filter_map(|row| Some((row.candidate.name, row.rate(column)?)));
-    rates.max_by(|one, other| one.1.total_cmp(&other.1))
+pub(crate) fn best(rows: &[Row], column: usize, which: impl Fn(&Candidate) -> bool) -> Option<&Row> {
+    let rows = rows.iter().filter(|row| which(&row.candidate) && row.rate(column).is_some());
+    rows.max_by(|one, other| one.rate(column).unwrap_or(0.0).total_cmp(&other.rate(column).unwrap_or(0.0)))
+}
+
+pub(crate) fn ours(rows: &[Row]) -> Option<&Row> {
+    rows.iter().find(|row| row.candidate.kind == Kind::Ours)
 }
