@@ -95,7 +95,7 @@ fn durable(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let against = |rows: &[Row], column: usize, goal: f64, which: &dyn Fn(&Candidate) -> bool, what: &str| {
         let (ours, theirs) = (ours(rows)?, best(rows, column, which)?);
         Some(Measure {
-            name: format!("durable cycles, {} threads, divided by {what}", THREADS[column]),
+            name: format!("durable cycles at {}, divided by {what}", THREADS[column]),
             goal,
             reached: ours.over(theirs, column)?,
             is_cost: false,
@@ -210,12 +210,12 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let dir = tempfile::tempdir_in(base)?;
     let quick = arguments.flag("quick");
     let time = Duration::from_secs(arguments.number("seconds", if quick { 5 } else { 60 })?);
-    // The two fastest for a moment, then both for as long as oncekey.
+    // The three fastest for a moment, then each for as long as oncekey.
     let peers: Vec<Candidate> = RELAXED.iter().copied().filter(Candidate::is_peer).collect();
     let mut rows = in_turns(dir.path(), Mode::Relaxed, &peers, &[plan(arguments).column(8)], &AtomicU64::new(0))?;
     rows.sort_by(|one, other| other.rate(0).unwrap_or(0.0).total_cmp(&one.rate(0).unwrap_or(0.0)));
     let mut theirs = Vec::new();
-    for row in rows.iter().take(2) {
+    for row in rows.iter().take(3) {
         let system = (row.candidate.open)(&dir.path().join(format!("peer-{}", theirs.len())), Mode::Relaxed)?;
         let churned = sustained(&*system, WINDOW, time, |done| done >= WINDOW, |_| (0.0, 0.0));
         eprintln!("{}: {} a second", row.candidate.name, number(churned.rate));
@@ -253,7 +253,7 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
 /// oncekey's own forgetting goes by time: how long a record lives is what a run without any says.
 fn moving_window(dir: &Path, time: Duration) -> Result<Sustained> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let trial = Oncekey::open(&dir.join("trial"), Mode::Relaxed, Duration::from_secs(24 * 3600))?;
+    let trial = Oncekey::open(&dir.join("trial"), Mode::Relaxed, scale::DAY)?;
     let rate = sustained(&trial, WINDOW, Duration::from_secs(5), |done| done >= WINDOW, |_| (0.0, 0.0)).rate;
     drop(trial);
     settle(dir)?;

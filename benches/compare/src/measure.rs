@@ -68,7 +68,7 @@ pub(crate) fn run(system: &dyn System, load: Load, next: &AtomicU64) -> Reading 
                     return times;
                 }
                 if after > load.warm_up {
-                    times.record(u64::try_from((after - before).as_nanos()).unwrap()).unwrap();
+                    times.record(u64::try_from(after.saturating_sub(before).as_nanos()).unwrap()).unwrap();
                 }
             }
         };

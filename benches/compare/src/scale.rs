@@ -19,7 +19,7 @@ const SIZES: [u64; 5] = [10_000, 100_000, 1_000_000, 2_000_000, 5_000_000];
 pub(crate) const THREADS: [usize; 2] = [8, 64];
 const ROUNDS: usize = 3;
 const TIME: Duration = Duration::from_secs(3);
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What a store of some size showed, medians over the rounds.
 pub(crate) struct Size {

@@ -30,10 +30,10 @@ impl Lmdb {
         }
         let env = unsafe { options.open(path)? };
         let write = env.write_txn()?;
-        let made = env.create_databases_and_commit(write, |databases, write| -> heed::Result<_> {
+        let created = env.create_databases_and_commit(write, |databases, write| -> heed::Result<_> {
             databases.create_database(write, None).map(CommitOrAbort::<_, ()>::Commit)
         })?;
-        let records = made.unwrap_commit();
+        let records = created.unwrap_commit();
         Ok(Self { env: Some(env), records })
     }
 }
