@@ -204,12 +204,15 @@ fn waiters(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     }])
 }
 
-const WINDOW: u64 = 200_000;
+/// Live keys.
+fn window(arguments: &Arguments) -> u64 {
+    if arguments.flag("quick") { 20_000 } else { 200_000 }
+}
 
 fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let dir = tempfile::tempdir_in(base)?;
-    let quick = arguments.flag("quick");
-    let time = Duration::from_secs(arguments.number("seconds", if quick { 5 } else { 60 })?);
+    let live = window(arguments);
+    let time = Duration::from_secs(arguments.number("seconds", if arguments.flag("quick") { 5 } else { 60 })?);
     // The three fastest for a moment, then each for as long as oncekey.
     let peers: Vec<Candidate> = RELAXED.iter().copied().filter(Candidate::is_peer).collect();
     let mut rows = in_turns(dir.path(), Mode::Relaxed, &peers, &[plan(arguments).column(8)], &AtomicU64::new(0))?;
@@ -217,14 +220,14 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let mut theirs = Vec::new();
     for row in rows.iter().take(3) {
         let system = (row.candidate.open)(&dir.path().join(format!("peer-{}", theirs.len())), Mode::Relaxed)?;
-        let churned = sustained(&*system, WINDOW, time, |done| done >= WINDOW, |_| (0.0, 0.0));
+        let churned = sustained(&*system, live, time, |done| done >= live, |_| (0.0, 0.0));
         eprintln!("{}: {} a second", row.candidate.name, number(churned.rate));
         theirs.push((row.candidate.name, churned.rate));
         drop(system);
         settle(base)?;
     }
     let (peer, theirs) = theirs.into_iter().max_by(|one, other| one.1.total_cmp(&other.1)).unwrap();
-    let ours = moving_window(dir.path(), time)?;
+    let ours = moving_window(dir.path(), live, time)?;
     let [_, second, third] = [0, 1, 2].map(|third| {
         let seconds = ours.seconds.chunks(ours.seconds.len().div_ceil(3)).nth(third).unwrap_or(&[]);
         let sum = seconds.iter().fold((0.0, 0.0), |sum, at| (sum.0 + at.0, sum.1 + at.1));
@@ -251,17 +254,17 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
 }
 
 /// oncekey's own forgetting goes by time: how long a record lives is what a run without any says.
-fn moving_window(dir: &Path, time: Duration) -> Result<Sustained> {
+fn moving_window(dir: &Path, live: u64, time: Duration) -> Result<Sustained> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let trial = Oncekey::open(&dir.join("trial"), Mode::Relaxed, scale::DAY)?;
-    let rate = sustained(&trial, WINDOW, Duration::from_secs(5), |done| done >= WINDOW, |_| (0.0, 0.0)).rate;
+    let rate = sustained(&trial, live, Duration::from_secs(5), |done| done >= live, |_| (0.0, 0.0)).rate;
     drop(trial);
     settle(dir)?;
-    let ttl = Duration::from_secs_f64(WINDOW as f64 / rate);
+    let ttl = Duration::from_secs_f64(live as f64 / rate);
     let system = Oncekey::open(&dir.join("window"), Mode::Relaxed, ttl)?;
     let began = Instant::now();
     let full = |_| began.elapsed() > ttl + Duration::from_secs(1);
-    Ok(sustained(&system, WINDOW, time, full, |done| {
+    Ok(sustained(&system, live, time, full, |done| {
         let stats = system.engine.stats();
         (mib(stats.unapplied_bytes), done.saturating_sub(stats.expired) as f64)
     }))
