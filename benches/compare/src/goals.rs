@@ -8,7 +8,7 @@ use anyhow::Result;
 use oncekey::{Begin, Engine, Manager};
 
 use crate::arguments::Arguments;
-use crate::compare::{Plan, THREADS};
+use crate::compare::{LIMIT, Plan, THREADS};
 use crate::measure::{Row, best, in_turns, ours, settle};
 use crate::scale;
 use crate::shared::files::copy;
@@ -90,7 +90,7 @@ fn durable(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let candidates: Vec<Candidate> =
         DURABLE.iter().copied().filter(|candidate| candidate.kind != Kind::Server && candidate.is_durable).collect();
     let columns = THREADS.map(|threads| plan.column(threads));
-    let rows = in_turns(dir.path(), Mode::Durable, &candidates, &columns, &AtomicU64::new(0))?;
+    let rows = in_turns(dir.path(), Mode::Durable, &candidates, &columns, &AtomicU64::new(0), LIMIT)?;
     let mut found = Vec::new();
     let against = |rows: &[Row], column: usize, goal: f64, which: &dyn Fn(&Candidate) -> bool, what: &str| {
         let (ours, theirs) = (ours(rows)?, best(rows, column, which)?);
@@ -215,7 +215,8 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let time = Duration::from_secs(arguments.number("seconds", if arguments.flag("quick") { 5 } else { 60 })?);
     // The three fastest for a moment, then each for as long as oncekey.
     let peers: Vec<Candidate> = RELAXED.iter().copied().filter(Candidate::is_peer).collect();
-    let mut rows = in_turns(dir.path(), Mode::Relaxed, &peers, &[plan(arguments).column(8)], &AtomicU64::new(0))?;
+    let mut rows =
+        in_turns(dir.path(), Mode::Relaxed, &peers, &[plan(arguments).column(8)], &AtomicU64::new(0), LIMIT)?;
     rows.sort_by(|one, other| other.rate(0).unwrap_or(0.0).total_cmp(&one.rate(0).unwrap_or(0.0)));
     let mut theirs = Vec::new();
     for row in rows.iter().take(3) {

@@ -126,19 +126,27 @@ pub(crate) struct Column {
 }
 
 /// Every candidate under every load, in turns. Each has a directory for each column and opens it anew in each round, so that
-/// nobody works in the background of another; the order is another in each round.
+/// nobody works in the background of another; the order is another in each round. A round that would end after `limit` is not
+/// begun, save the first.
 pub(crate) fn in_turns(
     base: &Path,
     mode: Mode,
     candidates: &[Candidate],
     columns: &[Column],
     next: &AtomicU64,
+    limit: Duration,
 ) -> Result<Vec<Row>> {
     let mut rows: Vec<Row> = candidates
         .iter()
         .map(|candidate| Row { candidate: *candidate, readings: vec![Vec::new(); columns.len()], absent: None })
         .collect();
+    let began = Instant::now();
     for round in 0..columns.iter().map(|column| column.rounds).max().unwrap_or(0) {
+        let so_far = u32::try_from(round)?;
+        if so_far > 0 && began.elapsed() / so_far * (so_far + 1) > limit {
+            eprintln!("no time for round {round}");
+            break;
+        }
         for (number, column) in columns.iter().enumerate().filter(|(_, column)| round < column.rounds) {
             for row_number in order(rows.len(), round) {
                 let row = &mut rows[row_number];
