@@ -17,17 +17,16 @@
 mod shared;
 
 use std::fmt::Write as _;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use oncekey::{Engine, Manager, ManagerOptions};
+use shared::files::{disk, rss};
 use shared::{VALUE, cycle};
 
 const THREADS: usize = 64;
-const MIB: f64 = (1 << 20) as f64;
 
 /// What one second showed.
 struct Second {
@@ -100,22 +99,6 @@ impl Churn {
         }
         seconds
     }
-}
-
-fn disk(path: &Path) -> f64 {
-    let Ok(entries) = std::fs::read_dir(path) else { return 0.0 };
-    let sizes = entries.flatten().map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => disk(&entry.path()),
-        Ok(metadata) => metadata.blocks() as f64 * 512.0 / MIB,
-        Err(_) => 0.0,
-    });
-    sizes.sum()
-}
-
-fn rss() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
 }
 
 /// Five curves below each other, each from zero to its own highest value.

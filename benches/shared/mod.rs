@@ -2,6 +2,10 @@
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
+pub(crate) mod files;
+pub(crate) mod ideal;
+pub(crate) mod waking;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,19 +27,24 @@ pub(crate) fn cycle(manager: &Manager<Vec<u8>, String>, number: u64, value: &Vec
     }
 }
 
-/// A store of finished records with these numbers, closed.
+/// A store of finished records with numbers below this, closed.
 pub(crate) fn fill(path: &Path, records: u64) {
+    fill_from(path, 0, records);
+}
+
+/// The same where those below `first` are there already.
+pub(crate) fn fill_from(path: &Path, first: u64, records: u64) {
     let durability = Durability::Eventual { interval: Duration::from_millis(50) };
     let engine = Engine::options().durability(durability).open(path).unwrap();
     let manager = engine.manager("bench").unwrap();
-    fill_with(&manager, records);
+    fill_with(&manager, first, records);
     drop(manager);
     engine.close().unwrap();
 }
 
-/// Cycles of these numbers, on several threads.
-pub(crate) fn fill_with(manager: &Manager<Vec<u8>, String>, records: u64) {
-    let (next, value) = (AtomicU64::new(0), VALUE.to_vec());
+/// Cycles of the numbers from `first` to below `records`, on several threads.
+pub(crate) fn fill_with(manager: &Manager<Vec<u8>, String>, first: u64, records: u64) {
+    let (next, value) = (AtomicU64::new(first), VALUE.to_vec());
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -66,11 +75,15 @@ pub(crate) fn named_directory() -> PathBuf {
     on_disk(std::env::var("ONCEKEY_BENCH_DIR").ok())
 }
 
-/// Nothing is ever synced in memory: whoever measured there would measure nothing.
-fn on_disk(asked: Option<String>) -> PathBuf {
+/// What was asked for, or a directory of the build's. Nothing is ever synced in memory: whoever measured there would measure
+/// nothing.
+pub(crate) fn on_disk(asked: Option<String>) -> PathBuf {
     const TMPFS: u32 = 0x0102_1994;
     const RAMFS: u32 = 0x8584_58F6;
-    let path = asked.map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    // Only benchmarks are given one by cargo, programs are not.
+    let build = option_env!("CARGO_TARGET_TMPDIR").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/target/tmp"));
+    let path = asked.map_or_else(|| PathBuf::from(build), PathBuf::from);
+    std::fs::create_dir_all(&path).unwrap();
     let found = rustix::fs::statfs(&path).unwrap();
     #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "magic numbers have 32 bits")]
     let magic = found.f_type as u32;

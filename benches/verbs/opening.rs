@@ -7,6 +7,7 @@ use criterion::{BenchmarkId, Criterion};
 use oncekey::{Engine, Manager};
 
 use crate::number;
+use crate::shared::files::copy;
 use crate::shared::{VALUE, cycle, fill, named_directory};
 
 /// Cycles since the last close, before the kill.
@@ -18,19 +19,6 @@ fn opened(path: &Path) -> Duration {
     let took = began.elapsed();
     engine.close().unwrap();
     took
-}
-
-/// Files and directories as they are: of a store that is open, what a kill would leave.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            std::fs::copy(entry.path(), to).unwrap();
-        }
-    }
 }
 
 pub(crate) fn bench(criterion: &mut Criterion) {

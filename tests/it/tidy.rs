@@ -70,7 +70,8 @@ fn sources(dir: &str) -> Vec<PathBuf> {
     while let Some(dir) = left.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            if path.is_dir() {
+            // The benchmarks' own package has its build below it.
+            if path.is_dir() && !path.ends_with("target") {
                 left.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 found.push(path);

@@ -1,0 +1,5 @@
+//! Each goal and what was reached, in one run. See `README.md`.
+
+fn main() -> anyhow::Result<()> {
+    oncekey_compare::goals::main()
+}

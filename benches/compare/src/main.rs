@@ -1,0 +1,5 @@
+//! One table and one chart: oncekey, the ideal log, five embedded engines, two servers. See `README.md`.
+
+fn main() -> anyhow::Result<()> {
+    oncekey_compare::compare::main()
+}
