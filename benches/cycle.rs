@@ -12,88 +12,20 @@
     reason = "a benchmark"
 )]
 
+#[path = "../src/cli/ideal.rs"]
+mod ideal;
 mod shared;
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use ideal::IdealLog;
 use oncekey::{Engine, Manager};
 use shared::{VALUE, asked_directory, cycle, key, median};
 
 const THREADS: [usize; 3] = [1, 8, 64];
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
-
-/// The least that keeps the promise: what was answered is in the file, and synced.
-struct IdealLog {
-    state: Mutex<Log>,
-    work: Condvar,
-    synced: Condvar,
-}
-
-#[derive(Default)]
-struct Log {
-    map: HashMap<Vec<u8>, Vec<u8>>,
-    buffer: Vec<u8>,
-    group: u64,
-    durable: u64,
-    ended: bool,
-}
-
-impl IdealLog {
-    fn start(path: &Path) -> (Arc<Self>, std::thread::JoinHandle<()>) {
-        let log = Arc::new(Self {
-            state: Mutex::new(Log { group: 1, ..Log::default() }),
-            work: Condvar::new(),
-            synced: Condvar::new(),
-        });
-        let mut file = File::create(path).unwrap();
-        let writer = Arc::clone(&log);
-        let thread = std::thread::spawn(move || {
-            loop {
-                let (bytes, group) = {
-                    let mut state = writer.state.lock().unwrap();
-                    while state.buffer.is_empty() {
-                        if state.ended {
-                            return;
-                        }
-                        state = writer.work.wait(state).unwrap();
-                    }
-                    state.group += 1;
-                    (std::mem::take(&mut state.buffer), state.group - 1)
-                };
-                file.write_all(&bytes).unwrap();
-                file.sync_data().unwrap();
-                writer.state.lock().unwrap().durable = group;
-                writer.synced.notify_all();
-            }
-        });
-        (log, thread)
-    }
-
-    fn put(&self, key: &[u8], value: &[u8]) {
-        let mut state = self.state.lock().unwrap();
-        state.map.insert(key.to_vec(), value.to_vec());
-        state.buffer.extend_from_slice(&u32::try_from(key.len() + value.len()).unwrap().to_le_bytes());
-        state.buffer.extend_from_slice(key);
-        state.buffer.extend_from_slice(value);
-        let mine = state.group;
-        self.work.notify_one();
-        while state.durable < mine {
-            state = self.synced.wait(state).unwrap();
-        }
-    }
-
-    fn end(&self) {
-        self.state.lock().unwrap().ended = true;
-        self.work.notify_one();
-    }
-}
 
 /// Cycles per second of so many threads. `cycle` gets a number that is new each time.
 fn measure(threads: usize, next: &AtomicU64, cycle: impl Fn(u64) + Sync) -> f64 {
@@ -128,13 +60,15 @@ fn main() {
         let manager: Manager<Vec<u8>, String> = engine.manager("bench").unwrap();
         let value = VALUE.to_vec();
         for round in 0..ROUNDS {
-            let (log, thread) = IdealLog::start(&dir.path().join(format!("log-{threads}-{round}")));
-            ideal.push(measure(threads, &next, |number| {
-                log.put(&key(number), b"begun");
-                log.put(&key(number), &VALUE);
-            }));
-            log.end();
-            thread.join().unwrap();
+            let log = IdealLog::new();
+            std::thread::scope(|scope| {
+                scope.spawn(|| log.write(&dir.path().join(format!("log-{threads}-{round}"))));
+                ideal.push(measure(threads, &next, |number| {
+                    log.put(&key(number), b"begun").unwrap();
+                    log.put(&key(number), &VALUE).unwrap();
+                }));
+                log.end();
+            });
             ours.push(measure(threads, &next, |number| cycle(&manager, number, &value)));
         }
         let stats = engine.stats();

@@ -56,6 +56,8 @@
 compile_error!("oncekey needs the file locks and positioned writes of a Unix");
 
 mod claim;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod clock;
 mod codec;
 mod compactor;

@@ -198,6 +198,12 @@ impl Protocol {
         Ok((protocol, report))
     }
 
+    /// Opens a store without the snapshots of its record store, and closes it again.
+    pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<OpenReport> {
+        let (store, report) = Store::repair(path, options)?;
+        store.close().map(|()| report)
+    }
+
     /// Asks for the right to run the operation. Never waits for another owner.
     pub(crate) fn begin(&self, place: &Place, start: &Start) -> Result<Begun> {
         self.claimed(place, self.change(place, &Event::Begin(start), Haste::Durable)?)

@@ -18,7 +18,7 @@ use super::journal::{self, Recovered, Writer, segment_for};
 use super::overlay::Overlay;
 use super::room::Room;
 use super::tables::{Name, Stamp, Tables};
-use super::{Inner, STRIPES, Store, files, threads, values};
+use super::{Inner, STRIPES, Store, files, snapshots, threads, values};
 use crate::clock::{self, StoreClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Batch, Config, Group, Place};
@@ -59,6 +59,8 @@ pub struct OpenReport {
     pub frames_replayed: u64,
     /// Bytes of a last write that was cut off. It was never answered.
     pub torn_bytes: u64,
+    /// Snapshots of the record store that were moved aside, which only a repair does.
+    pub snapshots_moved: u64,
     /// How long it took.
     pub took: Duration,
 }
@@ -67,7 +69,25 @@ impl Store {
     /// Opens the store in `path`, or makes one where nothing is. `Full` if the disk has not the room for what an open writes:
     /// sled's snapshot, what is replayed. The next one begins with that again.
     pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
-        Self::find_and_open(path, options).map_err(|error| match error.io_kind() {
+        Self::find_and_open(path, options, false)
+    }
+
+    /// Opens the store in `path` without sled's snapshots, which are moved aside first: sled then reads its whole log.
+    pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
+        Self::find_and_open(path, &options.clone().create(false), true)
+    }
+
+    fn find_and_open(path: &Path, options: &EngineOptions, repairs: bool) -> Result<(Self, OpenReport)> {
+        let began = clock::monotonic();
+        options.check()?;
+        let open = || {
+            let (lock, created) = find_or_create(path, options)?;
+            let snapshots_moved = if repairs { snapshots::move_aside(&path.join("store"))? } else { 0 };
+            let (store, report) = Self::open_found(path, options, lock)?;
+            let took = clock::monotonic().saturating_duration_since(began);
+            Ok((store, OpenReport { created, snapshots_moved, took, ..report }))
+        };
+        open().map_err(|error: Error| match error.io_kind() {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 error.wrap(ErrorKind::Full, "no room to open the store")
             }
@@ -75,10 +95,7 @@ impl Store {
         })
     }
 
-    fn find_and_open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
-        let began = clock::monotonic();
-        options.check()?;
-        let (lock, created) = find_or_create(path, options)?;
+    fn open_found(path: &Path, options: &EngineOptions, lock: files::Lock) -> Result<(Self, OpenReport)> {
         let dir = path.join("store");
         // Before sled, which writes when it is opened: a journal that is refused leaves everything as it was.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
@@ -86,7 +103,7 @@ impl Store {
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
         let stamp = read_stamp(&dir, &tables, &recovered)?;
         let mut report =
-            OpenReport { created, clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
+            OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let (tables, overlay) = (Arc::new(tables), Arc::new(Overlay::default()));
         let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp.store_id, stamp.frame);
@@ -141,13 +158,15 @@ impl Store {
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
         let store = Self { inner, running: Mutex::new(Some(running)), leftovers };
         report.interrupted = store.survey_unfinished(SURVEY_BATCH)?.interrupted;
-        report.took = clock::monotonic().saturating_duration_since(began);
         Ok((store, report))
     }
 }
 
 /// The lock, and whether the store was made.
 fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, bool)> {
+    if !options.create && !files::is_dir(&path.join("store")) {
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
+    }
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => return Err(Error::io("open store", path, &io::ErrorKind::NotADirectory.into())),

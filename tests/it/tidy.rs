@@ -27,6 +27,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("L7 conveniences: stages", &["drive"]),
     ("L7 conveniences: problem details", &["problem"]),
     ("L7 conveniences: requests", &["requests"]),
+    ("L8 command line", &["cli"]),
 ];
 
 const MECHANISMS: &[&str] = &["slots", "group", "worker", "lanes"];
@@ -112,6 +113,8 @@ fn imports_only_go_down() {
         for imported in names_behind(&product(&path), "crate::").into_iter().filter(|imported| *imported != module) {
             let from = *row_of.get(imported.as_str()).unwrap_or_else(|| panic!("{imported} is in no row"));
             assert!(from < row, "{} imports {imported}, which is not below it", path.display());
+            // What a tool needs, every user has: only what the crate's root shows.
+            assert_ne!(module, "cli", "{} imports {imported}", path.display());
             let forbidden = MECHANISMS.contains(&module.as_str()) && !MECHANISMS_KNOW.contains(&imported.as_str());
             assert!(!forbidden, "the mechanism {module} knows {imported}");
         }
