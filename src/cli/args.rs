@@ -210,7 +210,7 @@ pub(super) fn parse(args: impl Iterator<Item = OsString>) -> Done<Asked> {
             Arg::Long("json") => json = true,
             Arg::Long("any-file-system") => any_file_system = true,
             Arg::Value(name) if spec.is_none() => {
-                let unknown = || Stop::Usage(format!("there is no command {}", name.display()));
+                let unknown = || Stop::Usage(format!("there is no command {}", name.to_string_lossy()));
                 spec = Some(SPECS.iter().find(|spec| *spec.name == *name).ok_or_else(unknown)?);
             }
             Arg::Value(value) => given.positional.push_back(value),
@@ -241,6 +241,7 @@ fn text(text: String) -> Asked {
     Asked { verb: Verb::Text(text), store: PathBuf::new(), json: false, any_file_system: false }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn wrong(error: lexopt::Error) -> Stop {
     Stop::Usage(error.to_string())
 }

@@ -156,10 +156,10 @@ fn facts(info: &RecordInfo, out: &mut Out<'_>) -> Done {
     let date = |at: SystemTime| format!("{} ({})", rfc3339(at), relative(at, now));
     out.field("manager", info.manager())?;
     out.field("key", info.key())?;
-    let why = info.interruption().map_or_else(String::new, |why| format!(", interrupted: {why:?}"));
+    let why = info.interruption().map_or_else(String::new, |why| format!(" ({why:?})"));
     let status = out.paint(&paint(info.status()), format_args!("{:?}", info.status()));
     out.field("status", format_args!("{status}{why}"))?;
-    out.field("if so", format_args!("{:?}", info.policy()))?;
+    out.field("policy", format_args!("{:?}", info.policy()))?;
     out.field("attempt", format_args!("{}, of generation {}", info.attempt(), info.generation()))?;
     out.field("created", date(info.created_at()))?;
     out.field("changed", date(info.updated_at()))?;

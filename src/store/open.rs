@@ -25,6 +25,7 @@ use crate::group::{Batch, Config, Group, Place};
 use crate::key;
 use crate::options::{Durability, EngineOptions};
 use crate::stats::Counter;
+use crate::telemetry::{self, Work};
 
 /// Each open numbers its frames from the next multiple of this: what carries a lower number is from an open that has ended.
 const RANGE: u64 = 1 << 32;
@@ -79,11 +80,15 @@ impl Store {
 
     fn find_and_open(path: &Path, options: &EngineOptions, repairs: bool) -> Result<(Self, OpenReport)> {
         let began = clock::monotonic();
+        let _working = telemetry::enter(Work::Open, path);
         options.check()?;
         let open = || {
             let (lock, created) = find_or_create(path, options)?;
             let snapshots_moved = if repairs { snapshots::move_aside(&path.join("store"))? } else { 0 };
             let (store, report) = Self::open_found(path, options, lock)?;
+            if report.torn_bytes > 0 {
+                telemetry::torn_tail(report.torn_bytes);
+            }
             let took = clock::monotonic().saturating_duration_since(began);
             Ok((store, OpenReport { created, snapshots_moved, took, ..report }))
         };
@@ -151,9 +156,9 @@ impl Store {
             left_behind: Mutex::default(),
             apply,
             journal: writer.stats(),
-            commits: Counter::default(),
-            conflicts: Counter::default(),
-            checkpoints: Arc::default(),
+            commits: Counter::new("oncekey_commits_total"),
+            conflicts: Counter::new("oncekey_commit_conflicts_total"),
+            checkpoints: Arc::new(Counter::new("oncekey_store_checkpoints_total")),
         });
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
         let store = Self { inner, running: Mutex::new(Some(running)), leftovers };

@@ -54,7 +54,7 @@ pub(crate) fn move_aside(store: &Path) -> Result<u64> {
     if snapshots.is_empty() {
         return Ok(0);
     }
-    let free = (1_u32..).map(|n| store.join(format!("snapshots.{n}"))).find(|dir| !dir.exists());
+    let free = (1..u32::MAX).map(|n| store.join(format!("snapshots.{n}"))).find(|dir| !dir.exists());
     let aside = free.unwrap_or_else(|| store.join("snapshots"));
     files::create_dir(&aside)?;
     files::sync_dir(store)?;

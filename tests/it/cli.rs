@@ -67,7 +67,7 @@ fn an_operator_finds_looks_at_and_settles_what_was_interrupted() {
     assert!(listed.lines().count() == 2 && listed.contains("user-7/order-42"), "{listed}");
 
     let record = printed(&["get", &path, "payments", "user-7/order-42", "--effect", "charge"]);
-    assert!(record.contains("Interrupted, interrupted: Dropped") && record.contains("outcome      none"), "{record}");
+    assert!(record.contains("Interrupted (Dropped)") && record.contains("outcome      none"), "{record}");
     let key = Key::from_parts(["user-7", "order-42"]).unwrap();
     let effect = {
         let engine = Engine::open(&path).unwrap();
