@@ -138,6 +138,7 @@ impl Timing {
     }
 
     /// From now until it is dropped.
+    #[cfg_attr(not(feature = "metrics"), expect(clippy::unused_self, reason = "it has nothing to tell then"))]
     pub(crate) fn start(&self) -> Timed {
         Timed {
             #[cfg(feature = "metrics")]
