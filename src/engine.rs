@@ -268,6 +268,19 @@ impl EngineOptions {
         self.open_in(&path, Some(directory))
     }
 
+    /// For a store whose open answers `Corrupt`: moves the snapshots of its record store aside, into a directory beside it, and
+    /// reads the whole log without them, which comes to the same state if only a snapshot was damaged. The store is closed
+    /// again; open it and ask [`Engine::verify`] what is left to be said. Nothing is ever deleted.
+    ///
+    /// Takes as long as reading the store. To be asked for by a person who has kept a copy, never by a program on its own.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); `NotFound` where there is no store. `Corrupt` says that the damage is elsewhere.
+    pub fn repair(&self, path: impl AsRef<Path>) -> Result<OpenReport> {
+        Protocol::repair(path.as_ref(), self)
+    }
+
     fn open_in(&self, path: &Path, directory: Option<tempfile::TempDir>) -> Result<Engine> {
         let (protocol, report) = Protocol::open(path, self, directory)?;
         let protocol = Arc::new(protocol);

@@ -49,10 +49,16 @@ pub struct Compacted {
 }
 
 /// The subscribers. Each has a queue of its own: two receivers of one channel would get half each.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hub {
     subscribers: Mutex<Vec<Sender<Event>>>,
     dropped: Counter,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self { subscribers: Mutex::default(), dropped: Counter::new("oncekey_events_dropped_total") }
+    }
 }
 
 impl Hub {

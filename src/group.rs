@@ -142,7 +142,7 @@ impl<C, S> Group<C, S> {
             durable: AtomicU64::new(durable),
             is_held: AtomicBool::new(false),
             poison: Poison::default(),
-            waits: Counter::default(),
+            waits: Counter::new("oncekey_sync_waits_total"),
         }
     }
 

@@ -39,12 +39,15 @@
 //! | know that nothing is damaged | [`Engine::verify`] |
 //! | keep tenants apart | [`Manager::scoped`] |
 //! | answer HTTP requests that carry a key | [`Requests::handle`], [`Key::from_headers`], [`ExecuteError::problem`] |
+//! | look into a store from a terminal | the binary `oncekey`, feature `cli` |
 //! | test with time | [`ManualClock`], [`Engine::temporary`] |
 //!
 //! # Features
 //!
 //! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate.
 //! - `json`: `Json<T>`, for outcomes that bincode cannot read back.
+//! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own; records as JSON.
+//! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; the README has the table.
 //!
 //! # Platforms
 //!
@@ -56,6 +59,8 @@
 compile_error!("oncekey needs the file locks and positioned writes of a Unix");
 
 mod claim;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod clock;
 mod codec;
 mod compactor;
@@ -91,6 +96,7 @@ mod stats;
 mod store;
 mod sync;
 mod table;
+mod telemetry;
 mod transaction;
 mod transition;
 mod value;

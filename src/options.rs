@@ -69,6 +69,7 @@ pub struct EngineOptions {
     pub(crate) max_offline: Duration,
     pub(crate) sync_timeout: Duration,
     pub(crate) any_file_system: bool,
+    pub(crate) create: bool,
     pub(crate) segment_bytes: u64,
     pub(crate) sync_flag: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -85,6 +86,7 @@ impl Default for EngineOptions {
             max_offline: Duration::ZERO,
             sync_timeout: Duration::from_secs(30),
             any_file_system: false,
+            create: true,
             segment_bytes: 1 << 20,
             sync_flag: true,
             clock: Arc::new(SystemClock),
@@ -141,6 +143,12 @@ impl EngineOptions {
     /// Also opens stores on NFS, 9p, SMB and FUSE, where locks and syncs may not do what they say. Defaults to no.
     pub fn any_file_system(mut self, allowed: bool) -> Self {
         self.any_file_system = allowed;
+        self
+    }
+
+    /// Whether a store is made where none is; otherwise that is `NotFound`, and nothing is touched. Defaults to yes.
+    pub fn create(mut self, allowed: bool) -> Self {
+        self.create = allowed;
         self
     }
 

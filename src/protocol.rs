@@ -36,6 +36,7 @@ use crate::stats::{Counter, Gauge, Stats};
 use crate::store::{Change, Content, Entrant, Read, Store, Terms, Ticket};
 pub(crate) use crate::store::{Depth, StoreKey};
 pub use crate::store::{OpenReport, VerifyReport};
+use crate::telemetry::{self, Work};
 use crate::transition::{Because, Decision, Ending, Event, Start, decide};
 use expire::Due;
 
@@ -173,10 +174,11 @@ impl Protocol {
         let (slots, hub) = (Arc::new(Slots::default()), Arc::new(Hub::default()));
         let (woken, told) = (Arc::clone(&slots), Arc::clone(&hub));
         store.on_poison(move |error| {
+            telemetry::poisoned(error);
             woken.close();
             told.tell(|| Told::Poisoned(error.clone()));
         });
-        let count = Gauge::default();
+        let count = Gauge::new("oncekey_interrupted");
         count.add(i64::try_from(report.interrupted).unwrap_or(i64::MAX));
         let protocol = Self {
             store,
@@ -187,16 +189,22 @@ impl Protocol {
             closed: AtomicBool::new(false),
             due: Due::default(),
             lanes: Lanes::new(options.sync_timeout),
-            reruns: Counter::default(),
+            reruns: Counter::new("oncekey_transaction_reruns_total"),
             abandoned: Mutex::default(),
-            in_progress: Gauge::default(),
+            in_progress: Gauge::new("oncekey_in_progress"),
             interrupted: count,
-            replays: Counter::default(),
-            drops_not_recorded: Counter::default(),
+            replays: Counter::new("oncekey_replays_total"),
+            drops_not_recorded: Counter::new("oncekey_drops_not_recorded_total"),
         };
         protocol.record_deaths()?;
         protocol.due.lower(protocol.store.next_due()?);
         Ok((protocol, report))
+    }
+
+    /// Opens a store without the snapshots of its record store, and closes it again.
+    pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<OpenReport> {
+        let (store, report) = Store::repair(path, options)?;
+        store.close().map(|()| report)
     }
 
     /// Asks for the right to run the operation. Never waits for another owner.
@@ -214,7 +222,10 @@ impl Protocol {
             Changed::Kept(Because::Finished, Some(info)) => Ok(Begun::Replay(info)),
             Changed::Kept(Because::InProgress, Some(info)) => Ok(Begun::InProgress(info)),
             Changed::Kept(Because::Interrupted, Some(info)) => Ok(Begun::Interrupted(info)),
-            Changed::Kept(Because::Mismatch, Some(info)) => Ok(Begun::Mismatch(info)),
+            Changed::Kept(Because::Mismatch, Some(info)) => {
+                telemetry::mismatch(&place.manager, &place.key);
+                Ok(Begun::Mismatch(info))
+            }
             Changed::Kept(Because::Absent, _) => Err(not_found(place)),
             other => Err(unexpected(place, &other)),
         }
@@ -338,6 +349,9 @@ impl Protocol {
             let terms = Terms { who, decided: Some(now.store), until: read.lapses(&now) };
             let Some(committed) = self.store.commit(vec![change], &[read.seen], terms)? else { continue };
             let after = committed.changes.first().and_then(Change::record).cloned();
+            if let Event::End { ending: Ending::Interrupt(why), .. } = event {
+                telemetry::interrupted(&place.manager, &place.key, why);
+            }
             let written = Written { at: place.at.clone(), before, after };
             self.publish(std::slice::from_ref(&written), committed.ticket, haste)?;
             return Ok(self.show(place, written.after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written));
@@ -392,6 +406,7 @@ impl Protocol {
     /// Reads everything, and says what is damaged.
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
         self.check()?;
+        let _working = telemetry::enter(Work::Verify, self.path());
         self.store.verify()
     }
 

@@ -1,5 +1,8 @@
 //! Records for tools that do not know their types.
 
+#[cfg(feature = "cli")]
+mod portable;
+
 use std::sync::Arc;
 use std::time::Duration;
 

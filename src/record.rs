@@ -199,6 +199,25 @@ impl RecordInfo {
         Some(Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at })))
     }
 
+    /// Of a record that is in no store, as it was shown by the one that it comes from.
+    #[cfg(feature = "cli")]
+    pub(crate) fn detached(
+        store_id: [u8; 16],
+        manager: &str,
+        key: Key,
+        image: Image,
+        expires_at: Option<SystemTime>,
+    ) -> Self {
+        let (status, interruption) = (image.state, image.interruption);
+        let (manager, image) = (manager.into(), Arc::new(image));
+        Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at }))
+    }
+
+    #[cfg(feature = "cli")]
+    pub(crate) fn store_id(&self) -> [u8; 16] {
+        self.0.store_id
+    }
+
     /// For those who keep it long: an outcome may be large.
     pub(crate) fn without_outcome(&self) -> Self {
         let Shown { store_id, manager, key, image, status, interruption, expires_at } = &*self.0;
@@ -249,6 +268,12 @@ impl RecordInfo {
     #[must_use]
     pub fn policy(&self) -> OnInterrupted {
         self.0.image.policy
+    }
+
+    /// The number that its manager wrote into it: see [`ManagerOptions::schema`](crate::ManagerOptions::schema).
+    #[must_use]
+    pub fn schema(&self) -> u32 {
+        self.0.image.schema
     }
 
     /// Why the record is interrupted; of a released record or one in progress, why its last attempt was.

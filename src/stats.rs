@@ -48,30 +48,118 @@ pub struct Stats {
     pub sled_sync_flag: bool,
 }
 
-/// A counter that only grows.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
+/// A counter that only grows; with feature `metrics` also a counter of that name there.
+#[derive(Debug)]
+pub(crate) struct Counter {
+    value: AtomicU64,
+    #[cfg(feature = "metrics")]
+    told: metrics::Counter,
+}
 
 impl Counter {
+    pub(crate) fn new(name: &'static str) -> Self {
+        let _ = name;
+        Self {
+            value: AtomicU64::new(0),
+            #[cfg(feature = "metrics")]
+            told: metrics::counter!(name),
+        }
+    }
+
     pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.value.fetch_add(n, Ordering::Relaxed);
+        #[cfg(feature = "metrics")]
+        self.told.increment(n);
     }
 
     pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.value.load(Ordering::Relaxed)
     }
 }
 
-/// A level. Signed inside, so that a reading between two halves of a change cannot wrap.
-#[derive(Debug, Default)]
-pub(crate) struct Gauge(AtomicI64);
+/// A level. Signed inside, so that a reading between two halves of a change cannot wrap. With feature `metrics` also a part of
+/// the gauge of that name there, which is the sum of those of all engines.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    value: AtomicI64,
+    #[cfg(feature = "metrics")]
+    told: metrics::Gauge,
+}
 
 impl Gauge {
+    pub(crate) fn new(name: &'static str) -> Self {
+        let _ = name;
+        Self {
+            value: AtomicI64::new(0),
+            #[cfg(feature = "metrics")]
+            told: metrics::gauge!(name),
+        }
+    }
+
     pub(crate) fn add(&self, n: i64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.value.fetch_add(n, Ordering::Relaxed);
+        #[cfg(feature = "metrics")]
+        self.told.increment(level(n));
     }
 
     pub(crate) fn get(&self) -> u64 {
-        u64::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(0)
+        u64::try_from(self.value.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+}
+
+/// An engine that is gone has nothing in progress.
+#[cfg(feature = "metrics")]
+impl Drop for Gauge {
+    fn drop(&mut self) {
+        self.told.decrement(level(*self.value.get_mut()));
+    }
+}
+
+#[cfg(feature = "metrics")]
+#[expect(clippy::cast_precision_loss, reason = "gauges are floating-point")]
+fn level(n: i64) -> f64 {
+    n as f64
+}
+
+/// How long something takes: with feature `metrics` a histogram of that name, else nothing, and no clock is read.
+#[derive(Debug)]
+pub(crate) struct Timing {
+    #[cfg(feature = "metrics")]
+    told: metrics::Histogram,
+}
+
+impl Timing {
+    pub(crate) fn new(name: &'static str) -> Self {
+        let _ = name;
+        Self {
+            #[cfg(feature = "metrics")]
+            told: metrics::histogram!(name),
+        }
+    }
+
+    /// From now until it is dropped.
+    #[cfg_attr(not(feature = "metrics"), expect(clippy::unused_self, reason = "it has nothing to tell then"))]
+    pub(crate) fn start(&self) -> Timed {
+        Timed {
+            #[cfg(feature = "metrics")]
+            began: crate::clock::monotonic(),
+            #[cfg(feature = "metrics")]
+            told: self.told.clone(),
+        }
+    }
+}
+
+#[must_use]
+pub(crate) struct Timed {
+    #[cfg(feature = "metrics")]
+    began: std::time::Instant,
+    #[cfg(feature = "metrics")]
+    told: metrics::Histogram,
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        #[cfg(feature = "metrics")]
+        self.told.record(crate::clock::monotonic().saturating_duration_since(self.began));
     }
 }

@@ -48,6 +48,7 @@ pub(crate) use crate::group::Entrant;
 use crate::group::Group;
 use crate::record::{Image, Now};
 use crate::stats::{Counter, Stats};
+use crate::telemetry::{self, Work};
 use apply::Message;
 use compact::Leftovers;
 use format::frame::{self, Frame};
@@ -315,7 +316,10 @@ impl Store {
     pub(crate) fn close(&self) -> Result<()> {
         // Held to the end: whoever closes too may rely on the directory being free then, and nobody else takes it.
         let mut running = self.running.lock();
-        running.take().map_or(Ok(()), |running| running.close(&self.inner))
+        running.take().map_or(Ok(()), |running| {
+            let _working = telemetry::enter(Work::Close, &self.inner.path);
+            running.close(&self.inner)
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Compacted, Event};
 use crate::stats::Counter;
 use crate::store::{Deleted, Pass};
+use crate::telemetry::{self, Work};
 
 /// The earliest expiry that is known of, in store time.
 pub(super) struct Due {
@@ -23,7 +24,8 @@ pub(super) struct Due {
 
 impl Default for Due {
     fn default() -> Self {
-        let (expired, failures) = (Counter::default(), Counter::default());
+        let (expired, failures) =
+            (Counter::new("oncekey_expired_total"), Counter::new("oncekey_compaction_failures_total"));
         Self { earliest: AtomicU64::new(NEVER), on_lower: OnceLock::new(), expired, failures }
     }
 }
@@ -76,6 +78,7 @@ impl Protocol {
 
     /// One pass over what is expired and in sled, unless it is to stop.
     pub(crate) fn compact(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
+        let _working = telemetry::enter(Work::Compact, self.path());
         let began = monotonic();
         // Whatever ends from here on says so itself.
         self.due.earliest.store(NEVER, Ordering::Release);
@@ -92,6 +95,7 @@ impl Protocol {
         if done.removed > 0 {
             self.hub.tell(|| Event::Expired { count: done.removed });
         }
+        telemetry::compacted(done.removed, done.bytes, done.leftovers);
         self.hub.tell(|| Event::Compacted(done));
         Ok(done)
     }
@@ -124,6 +128,7 @@ impl Protocol {
     /// The background compaction has ended, and not because the engine was closed.
     pub(crate) fn compaction_failed(&self, why: &str) {
         self.due.failures.add(1);
+        telemetry::compaction_failed(&why);
         let error = Error::new(ErrorKind::Io, format!("the background compaction has ended: {why}"));
         self.hub.tell(|| Event::CompactionFailed(error));
     }

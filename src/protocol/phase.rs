@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lanes::{LaneSet, Taken};
 use crate::record::{Now, RecordInfo, Status};
 use crate::store::{Change, Content, Depth, Entrant, Seen, Store, StoreKey, Terms, Ticket};
+use crate::telemetry;
 use crate::transition::{Decision, Event, Step, decide};
 use crate::value::Value;
 
@@ -253,6 +254,7 @@ impl Protocol {
     /// A run came to nothing and is followed by another.
     pub(crate) fn rerun(&self) {
         self.reruns.add(1);
+        telemetry::runs_again();
     }
 }
 

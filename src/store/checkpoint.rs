@@ -1,5 +1,6 @@
 //! Makes what sled was given durable, and tells the journal what it may forget.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -8,6 +9,7 @@ use super::journal::Pool;
 use super::tables::Tables;
 use crate::error::{ErrorKind, Result};
 use crate::stats::Counter;
+use crate::telemetry::{self, Work};
 
 /// sled was made the state after this frame.
 #[derive(Debug)]
@@ -19,6 +21,7 @@ pub(crate) struct Job {
 }
 
 pub(crate) struct Surroundings {
+    pub(crate) path: PathBuf,
     pub(crate) tables: Arc<Tables>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) count: Arc<Counter>,
@@ -34,6 +37,7 @@ pub(crate) fn run(jobs: &Receiver<Job>, around: &Surroundings) -> Result<()> {
         // A later state has all of an earlier one.
         let waiting: Vec<Job> = std::iter::once(next).chain(jobs.try_iter()).collect();
         let Some(job) = waiting.last() else { break };
+        let _working = telemetry::enter(Work::StoreCheckpoint, &around.path);
         debug_assert_eq!(around.tables.blobs()?, 0, "a value went where sled never syncs");
         around.tables.flush()?;
         match (around.record)(job.frame) {

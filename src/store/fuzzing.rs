@@ -57,7 +57,8 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         outcome_len: if parts.finished { u32::try_from(parts.outcome.len()).unwrap_or(u32::MAX) } else { 0 },
         outcome: parts.finished.then(|| Value::from(parts.outcome)),
     };
-    let bytes = record::encode(&image)?;
+    let mut bytes = Vec::new();
+    record::encode(&image, &mut bytes)?;
     let mut numbered = image;
     frame::number(&mut numbered, 7);
     let same = record::decode(&bytes, Some(7))? == numbered;
@@ -67,7 +68,9 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
 /// A record that can be read, written again.
 pub fn record(bytes: &[u8]) -> Result<Vec<u8>> {
     let _ = record::decode_head(bytes);
-    record::encode(&record::decode(bytes, Some(7))?)
+    let mut again = Vec::new();
+    record::encode(&record::decode(bytes, Some(7))?, &mut again)?;
+    Ok(again)
 }
 
 /// The frames of a group that can be read, written again.

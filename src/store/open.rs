@@ -18,13 +18,14 @@ use super::overlay::Overlay;
 use super::room::Room;
 use super::stripes::Stripes;
 use super::tables::{Name, Stamp, Tables};
-use super::{Inner, Store, files, threads, values};
+use super::{Inner, Store, files, snapshots, threads, values};
 use crate::clock::{self, StoreClock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Batch, Config, Group, Place};
 use crate::key;
 use crate::options::{Durability, EngineOptions};
 use crate::stats::Counter;
+use crate::telemetry::{self, Work};
 
 /// Each open numbers its frames from the next multiple of this: what carries a lower number is from an open that has ended.
 const RANGE: u64 = 1 << 32;
@@ -59,6 +60,8 @@ pub struct OpenReport {
     pub frames_replayed: u64,
     /// Bytes of a last write that was cut off. It was never answered.
     pub torn_bytes: u64,
+    /// Snapshots of the record store that were moved aside, which only a repair does.
+    pub snapshots_moved: u64,
     /// How long it took.
     pub took: Duration,
 }
@@ -67,7 +70,29 @@ impl Store {
     /// Opens the store in `path`, or makes one where nothing is. `Full` if the disk has not the room for what an open writes:
     /// sled's snapshot, what is replayed. The next one begins with that again.
     pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
-        Self::find_and_open(path, options).map_err(|error| match error.io_kind() {
+        Self::find_and_open(path, options, false)
+    }
+
+    /// Opens the store in `path` without sled's snapshots, which are moved aside first: sled then reads its whole log.
+    pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
+        Self::find_and_open(path, &options.clone().create(false), true)
+    }
+
+    fn find_and_open(path: &Path, options: &EngineOptions, repairs: bool) -> Result<(Self, OpenReport)> {
+        let began = clock::monotonic();
+        let _working = telemetry::enter(Work::Open, path);
+        options.check()?;
+        let open = || {
+            let (lock, created) = find_or_create(path, options)?;
+            let snapshots_moved = if repairs { snapshots::move_aside(&path.join("store"))? } else { 0 };
+            let (store, report) = Self::open_found(path, options, lock)?;
+            if report.torn_bytes > 0 {
+                telemetry::torn_tail(report.torn_bytes);
+            }
+            let took = clock::monotonic().saturating_duration_since(began);
+            Ok((store, OpenReport { created, snapshots_moved, took, ..report }))
+        };
+        open().map_err(|error: Error| match error.io_kind() {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 error.wrap(ErrorKind::Full, "no room to open the store")
             }
@@ -75,10 +100,7 @@ impl Store {
         })
     }
 
-    fn find_and_open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
-        let began = clock::monotonic();
-        options.check()?;
-        let (lock, created) = find_or_create(path, options)?;
+    fn open_found(path: &Path, options: &EngineOptions, lock: files::Lock) -> Result<(Self, OpenReport)> {
         let dir = path.join("store");
         // Before sled, which writes when it is opened: a journal that is refused leaves everything as it was.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
@@ -86,7 +108,7 @@ impl Store {
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
         let stamp = read_stamp(&dir, &tables, &recovered)?;
         let mut report =
-            OpenReport { created, clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
+            OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let (tables, overlay) = (Arc::new(tables), Arc::new(Overlay::default()));
         let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp);
@@ -136,20 +158,22 @@ impl Store {
             left_behind: Mutex::default(),
             apply,
             journal: writer.stats(),
-            commits: Counter::default(),
-            conflicts: Counter::default(),
-            checkpoints: Arc::default(),
+            commits: Counter::new("oncekey_commits_total"),
+            conflicts: Counter::new("oncekey_commit_conflicts_total"),
+            checkpoints: Arc::new(Counter::new("oncekey_store_checkpoints_total")),
         });
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
         let store = Self { inner, running: Mutex::new(Some(running)), leftovers };
         report.interrupted = store.survey_unfinished(SURVEY_BATCH)?.interrupted;
-        report.took = clock::monotonic().saturating_duration_since(began);
         Ok((store, report))
     }
 }
 
 /// The lock, and whether the store was made.
 fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, bool)> {
+    if !options.create && !files::is_dir(&path.join("store")) {
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
+    }
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => return Err(Error::io("open store", path, &io::ErrorKind::NotADirectory.into())),

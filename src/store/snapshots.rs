@@ -46,6 +46,27 @@ pub(crate) fn settle(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Moves every snapshot out of `store/sled`, into a directory of its own beside it, and says how many. They are in the way of
+/// a log that is whole: without them sled reads all of it, and comes to the same state. A crash in between does no harm.
+pub(crate) fn move_aside(store: &Path) -> Result<u64> {
+    let sled = store.join("sled");
+    let snapshots: Vec<_> = all(&sled)?.collect();
+    if snapshots.is_empty() {
+        return Ok(0);
+    }
+    let free = (1..u32::MAX).map(|n| store.join(format!("snapshots.{n}"))).find(|dir| !dir.exists());
+    let aside = free.unwrap_or_else(|| store.join("snapshots"));
+    files::create_dir(&aside)?;
+    files::sync_dir(store)?;
+    for (path, name) in &snapshots {
+        let moved = std::fs::rename(path, aside.join(name));
+        moved.map_err(|cause| Error::io("move snapshot aside", path, &cause))?;
+    }
+    files::sync_dir(&aside)?;
+    files::sync_dir(&sled)?;
+    Ok(snapshots.len() as u64)
+}
+
 /// Its last bytes are its length (8) and its checksum (4).
 fn is_whole(bytes: &[u8]) -> bool {
     let Some(at) = bytes.len().checked_sub(12) else { return false };

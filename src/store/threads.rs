@@ -76,6 +76,7 @@ pub(crate) fn start(
     running.spawn(inner, &alive, "oncekey-checkpoint", move |inner| {
         let (a, b) = (Arc::clone(&inner), Arc::clone(&inner));
         let around = checkpoint::Surroundings {
+            path: inner.path.clone(),
             tables: Arc::clone(&inner.tables),
             pool: Arc::clone(&inner.pool),
             count: Arc::clone(&inner.checkpoints),

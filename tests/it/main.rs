@@ -11,6 +11,7 @@
 )]
 
 mod bad_input;
+mod cli;
 mod closing;
 mod common;
 mod driven;

@@ -9,7 +9,7 @@ use crate::clock::Anchor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::group::{Batch, Place};
 use crate::key;
-use crate::stats::Counter;
+use crate::stats::{Counter, Timing};
 use crate::store::files;
 use crate::store::format::frame::{self, Frame};
 use crate::store::format::segment::{GROUP_HEADER, GroupHeader, SECTOR, SegmentHeader, payload_checksum, sized};
@@ -18,11 +18,23 @@ use crate::store::format::segment::{GROUP_HEADER, GroupHeader, SECTOR, SegmentHe
 const SEAL: u64 = SECTOR as u64;
 
 /// What the journal counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct JournalStats {
     pub(crate) groups: Counter,
     pub(crate) syncs: Counter,
     pub(crate) bytes: Counter,
+    sync_time: Timing,
+}
+
+impl Default for JournalStats {
+    fn default() -> Self {
+        Self {
+            groups: Counter::new("oncekey_groups_total"),
+            syncs: Counter::new("oncekey_syncs_total"),
+            bytes: Counter::new("oncekey_journal_bytes_total"),
+            sync_time: Timing::new("oncekey_sync_seconds"),
+        }
+    }
 }
 
 /// Where the chain of groups stands.
@@ -110,7 +122,9 @@ impl Writer {
         self.buffer.extend_from_slice(&batch.payload);
         self.buffer.resize(self.buffer.len().next_multiple_of(SECTOR), 0);
         self.current.file.write_at(&self.buffer, self.current.offset)?;
+        let timed = self.stats.sync_time.start();
         self.current.file.sync()?;
+        drop(timed);
         self.current.offset += self.buffer.len() as u64;
         self.current.last_frame = batch.first_frame + batch.frames.len() as u64 - u64::from(!batch.frames.is_empty());
         self.chain.group = batch.group;

@@ -1,0 +1,139 @@
+//! The operator's command line: what a person at a terminal, or a script, can ask of a store.
+//!
+//! The binary `oncekey` is nothing but `main(&Describers::new())`. It knows no types: of an outcome it shows the size, the
+//! schema and the bytes. A service that wants to see more builds a binary of its own and says how its outcomes read:
+//!
+//! ```no_run
+//! use oncekey::cli::{Describers, main as run};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     let describers = Describers::new().manager::<u64, String>("payments", 0, |outcome| match outcome {
+//!         Ok(cents) => format!("{cents} cents"),
+//!         Err(why) => format!("declined: {why}"),
+//!     });
+//!     run(&describers)
+//! }
+//! ```
+//!
+//! A store is one process's at a time: while a service has it open, every command answers so, with status 3, and nothing is
+//! touched. To look costs nothing: an open marks nothing, and no command but `compact` deletes what has expired.
+//!
+//! `oncekey --help` says what there is, with examples, and what the exit statuses mean.
+
+mod args;
+mod bench;
+mod change;
+mod describe;
+mod ideal;
+mod out;
+mod place;
+mod progress;
+mod show;
+mod transfer;
+
+use std::ffi::OsString;
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::process::ExitCode;
+
+pub use describe::Describers;
+
+use args::{Asked, Verb};
+use out::{Done, Out, Stop};
+use progress::Progress;
+
+use crate::{Engine, EngineOptions, FOREVER, MAX_VALUE_BYTES};
+
+/// Does what the process's arguments say, with its standard streams. For a binary's own `main`.
+#[must_use]
+pub fn main(describers: &Describers) -> ExitCode {
+    let stdout = io::stdout();
+    // The convention: set to anything but nothing, it means no.
+    let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let mut buffered = BufWriter::new(stdout.lock());
+    let mut out = Out::new(&mut buffered, colour, io::stderr().is_terminal());
+    ExitCode::from(run_with(describers, std::env::args_os().skip(1), &mut out, &mut io::stderr()))
+}
+
+/// The same with other arguments, which begin with the command, and other streams; returns the exit status. No colours and no
+/// progress bars.
+///
+/// ```
+/// use oncekey::cli::{Describers, run};
+///
+/// let (mut out, mut err) = (Vec::new(), Vec::new());
+/// assert_eq!(run(&Describers::new(), ["--help"], &mut out, &mut err), 0);
+/// assert!(String::from_utf8(out)?.contains("oncekey list"));
+/// # Ok::<(), std::string::FromUtf8Error>(())
+/// ```
+pub fn run(
+    describers: &Describers,
+    args: impl IntoIterator<Item = impl Into<OsString>>,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> u8 {
+    run_with(describers, args.into_iter().map(Into::into), &mut Out::new(out, false, false), err)
+}
+
+fn run_with(
+    describers: &Describers,
+    args: impl Iterator<Item = OsString>,
+    out: &mut Out<'_>,
+    err: &mut dyn Write,
+) -> u8 {
+    let ended = args::parse(args).and_then(|asked| {
+        out.json = asked.json;
+        obey(describers, &asked, out)
+    });
+    let Err(stop) = ended.and_then(|()| out.flush()) else { return 0 };
+    // What was printed before still counts; whoever reads it may have gone.
+    let _ = out.flush();
+    if let Some(message) = stop.message() {
+        let _ = writeln!(err, "oncekey: {message}");
+    }
+    stop.status()
+}
+
+fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
+    // Nothing is forgotten because somebody looked.
+    let options = Engine::options()
+        .compaction_interval(FOREVER)
+        .max_value_bytes(MAX_VALUE_BYTES)
+        .any_file_system(asked.any_file_system)
+        .create(matches!(asked.verb, Verb::Import { .. }));
+    let on = |out: &mut Out<'_>, work: &dyn Fn(&Engine, &mut Out<'_>) -> Done| opened(&options, asked, out, work);
+    match &asked.verb {
+        Verb::Text(text) => out.text(text),
+        Verb::Stats => on(out, &show::stats),
+        Verb::List(filter, limit) => on(out, &|engine, out| show::list(engine, filter, *limit, out)),
+        Verb::Get(place, shown) => on(out, &|engine, out| show::get(engine, describers, place, shown, out)),
+        Verb::Resolve(place, how) => on(out, &|engine, out| change::resolve(engine, place, how, out)),
+        Verb::Reopen(place) => on(out, &|engine, out| change::reopen(engine, place, out)),
+        Verb::Remove(place) => on(out, &|engine, out| change::remove(engine, place, out)),
+        Verb::Compact => on(out, &change::compact),
+        Verb::Verify => on(out, &show::verify),
+        Verb::Export(filter) => on(out, &|engine, out| transfer::export(engine, filter, out)),
+        Verb::Import(file) => {
+            let options = transfer::for_import(&options);
+            opened(&options, asked, out, &|engine, out| transfer::import(engine, file.as_deref(), out))
+        }
+        Verb::Bench(how) => bench::run(how, out),
+        Verb::Repair => {
+            change::repair(&options, &asked.store, out)?;
+            on(out, &show::verify)
+        }
+    }
+}
+
+/// Opens the store, works on it, and closes it.
+fn opened(
+    options: &EngineOptions,
+    asked: &Asked,
+    out: &mut Out<'_>,
+    work: &dyn Fn(&Engine, &mut Out<'_>) -> Done,
+) -> Done {
+    let progress = Progress::spinner(out, "opening the store");
+    let engine = options.open(&asked.store).map_err(Stop::open)?;
+    drop(progress);
+    let worked = work(&engine, out);
+    worked.and(engine.close().map_err(Stop::Engine))
+}

@@ -1,0 +1,103 @@
+//! Commands that change a store.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::out::{Done, Out, Stop, size};
+use super::place::Place;
+use super::progress::Progress;
+use crate::{Engine, EngineOptions, Key, MAX_VALUE_BYTES, Resolution, Value};
+
+/// What became of an interrupted operation.
+#[derive(Debug)]
+pub(super) enum How {
+    Retry,
+    /// With the file of the encoded outcome.
+    Succeed(PathBuf),
+    Fail(PathBuf),
+}
+
+pub(super) fn resolve(engine: &Engine, place: &Place, how: &How, out: &mut Out<'_>) -> Done {
+    let (raw, key) = place.find(engine)?;
+    let (resolution, result) = match how {
+        How::Retry => (Resolution::Retry, "released: the next request with this key runs it"),
+        How::Succeed(file) => (Resolution::Succeed(outcome(file)?), "succeeded: every request gets this outcome"),
+        How::Fail(file) => (Resolution::Fail(outcome(file)?), "failed: every request gets this failure"),
+    };
+    raw.resolve(&key, resolution)?;
+    done(place, &key, result, out)
+}
+
+fn outcome(file: &Path) -> Done<Value> {
+    let failed = |cause| Stop::Io(format!("read {}", file.display()), cause);
+    let mut bytes = Vec::new();
+    let limit = MAX_VALUE_BYTES as u64 + 1;
+    if file.as_os_str() == "-" {
+        io::stdin().take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    } else {
+        File::open(file).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(failed)?;
+    }
+    // One that is too long is refused as any other.
+    Ok(bytes.into())
+}
+
+pub(super) fn reopen(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
+    let (raw, key) = place.find(engine)?;
+    if !raw.reopen(&key)? {
+        return Err(Stop::Nothing(format!("key {key} of {} has no finished record", place.manager)));
+    }
+    done(place, &key, "forgotten: the next request with this key runs it", out)
+}
+
+pub(super) fn remove(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
+    let (raw, key) = place.find(engine)?;
+    if !raw.remove(&key)? {
+        return Err(Stop::Nothing(format!("key {key} of {} has no record", place.manager)));
+    }
+    done(place, &key, "removed", out)
+}
+
+fn done(place: &Place, key: &Key, result: &str, out: &mut Out<'_>) -> Done {
+    if out.json {
+        let word = result.split(':').next();
+        return out.json(&json!({ "manager": place.manager, "key": key.to_string(), "result": word }));
+    }
+    out.line(format_args!("key {key} of {} is {result}", place.manager))
+}
+
+pub(super) fn compact(engine: &Engine, out: &mut Out<'_>) -> Done {
+    let progress = Progress::spinner(out, "deleting what has expired");
+    let done = engine.compact_now()?;
+    drop(progress);
+    if out.json {
+        return out.json(&json!({ "removed": done.removed, "bytes": done.bytes, "leftovers": done.leftovers }));
+    }
+    out.line(format_args!("{} expired records deleted, {} of outcomes", done.removed, size(done.bytes)))?;
+    if done.leftovers > 0 {
+        out.line(format_args!("{} leftovers of a crash deleted", done.leftovers))?;
+    }
+    Ok(())
+}
+
+pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -> Done {
+    let progress = Progress::spinner(out, "reading the whole log");
+    let found = options.repair(store).map_err(Stop::open)?;
+    drop(progress);
+    if out.json {
+        return out.json(&json!({
+            "snapshots_moved": found.snapshots_moved,
+            "frames_replayed": found.frames_replayed,
+            "torn_bytes": found.torn_bytes,
+            "interrupted": found.interrupted,
+        }));
+    }
+    out.line(format_args!("{} snapshots moved aside; the whole log was read without them", found.snapshots_moved))?;
+    out.line(format_args!(
+        "{} commits replayed from the journal, {} of a torn last write cut off",
+        found.frames_replayed,
+        size(found.torn_bytes)
+    ))
+}

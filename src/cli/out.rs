@@ -1,0 +1,188 @@
+//! The one place that writes to standard output, and how a command ends early.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use console::Style;
+use serde::Serialize;
+
+use crate::{Error, ErrorKind};
+
+pub(super) type Done<T = ()> = Result<T, Stop>;
+
+/// Why a command ended before its end.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Not there, or not in a state in which it can be done.
+    Nothing(String),
+    /// The command line is wrong.
+    Usage(String),
+    /// What is stored is damaged, and the output says how.
+    Damaged,
+    Engine(Error),
+    /// With what was being done.
+    Io(String, io::Error),
+    /// Nobody reads the output any more, which is what `head` does: no fault.
+    ClosedPipe,
+}
+
+impl Stop {
+    /// A store that is missing must not look like a record that is.
+    pub(super) fn open(error: Error) -> Self {
+        if error.kind() == ErrorKind::NotFound { Self::Usage(error.to_string()) } else { Self::Engine(error) }
+    }
+
+    /// The exit status; [`super::args`] tells users.
+    pub(super) fn status(&self) -> u8 {
+        match self {
+            Self::ClosedPipe => 0,
+            Self::Nothing(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Damaged => 4,
+            Self::Io(..) => 5,
+            Self::Engine(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::NotInterrupted | ErrorKind::OwnedByClaim => 1,
+                ErrorKind::InvalidKey | ErrorKind::InvalidName | ErrorKind::InvalidOptions => 2,
+                ErrorKind::StoreInUse => 3,
+                ErrorKind::Corrupt => 4,
+                _ => 5,
+            },
+        }
+    }
+
+    pub(super) fn message(&self) -> Option<String> {
+        match self {
+            Self::ClosedPipe | Self::Damaged => None,
+            Self::Nothing(message) => Some(message.clone()),
+            Self::Usage(message) => Some(format!("{message}; see oncekey --help")),
+            Self::Io(doing, cause) => Some(format!("{doing}: {cause}")),
+            Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => Some(format!(
+                "{error}; a store is one process's at a time: stop the service, or ask it; nothing was touched"
+            )),
+            Self::Engine(error) => Some(error.to_string()),
+        }
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// Standard output.
+pub(super) struct Out<'a> {
+    to: &'a mut dyn Write,
+    colour: bool,
+    /// Somebody looks at standard error.
+    pub(super) progress: bool,
+    /// For machines.
+    pub(super) json: bool,
+}
+
+impl<'a> Out<'a> {
+    pub(super) fn new(to: &'a mut dyn Write, colour: bool, progress: bool) -> Self {
+        Self { to, colour, progress, json: false }
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Done {
+        self.to.write_all(bytes).map_err(failed)
+    }
+
+    pub(super) fn text(&mut self, text: &str) -> Done {
+        self.bytes(text.as_bytes())
+    }
+
+    pub(super) fn line(&mut self, line: impl fmt::Display) -> Done {
+        writeln!(self.to, "{line}").map_err(failed)
+    }
+
+    /// One value on one line.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Done {
+        serde_json::to_writer(&mut *self.to, value).map_err(|cause| failed(cause.into()))?;
+        self.bytes(b"\n")
+    }
+
+    pub(super) fn flush(&mut self) -> Done {
+        self.to.flush().map_err(failed)
+    }
+
+    pub(super) fn paint(&self, style: &Style, text: impl fmt::Display) -> String {
+        style.clone().force_styling(self.colour).apply_to(text).to_string()
+    }
+
+    /// A name and what it is.
+    pub(super) fn field(&mut self, name: &str, value: impl fmt::Display) -> Done {
+        let name = self.paint(&Style::new().bold(), format_args!("{name:<12}"));
+        self.line(format_args!("{name} {value}"))
+    }
+}
+
+fn failed(cause: io::Error) -> Stop {
+    if cause.kind() == io::ErrorKind::BrokenPipe {
+        return Stop::ClosedPipe;
+    }
+    Stop::Io("write standard output".to_owned(), cause)
+}
+
+/// Rows in columns, written as they come: the widths are those of the first rows.
+pub(super) struct Table {
+    head: Vec<&'static str>,
+    /// Not yet written.
+    rows: Vec<Vec<(String, Style)>>,
+    widths: Option<Vec<usize>>,
+}
+
+/// Rows that are looked at for their widths.
+const FIRST_ROWS: usize = 200;
+
+impl Table {
+    pub(super) fn new(head: impl IntoIterator<Item = &'static str>) -> Self {
+        Self { head: head.into_iter().collect(), rows: Vec::new(), widths: None }
+    }
+
+    pub(super) fn row(&mut self, row: Vec<(String, Style)>, out: &mut Out<'_>) -> Done {
+        self.rows.push(row);
+        if self.widths.is_some() || self.rows.len() >= FIRST_ROWS { self.write(out) } else { Ok(()) }
+    }
+
+    pub(super) fn end(mut self, out: &mut Out<'_>) -> Done {
+        self.write(out)
+    }
+
+    fn write(&mut self, out: &mut Out<'_>) -> Done {
+        let rows = std::mem::take(&mut self.rows);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        if self.widths.is_none() {
+            let width = |column: usize, head: &str| {
+                let cells = rows.iter().filter_map(|row| row.get(column)).map(|(cell, _)| cell.chars().count());
+                cells.fold(head.len(), usize::max)
+            };
+            let widths = self.head.iter().enumerate().map(|(column, head)| width(column, head)).collect();
+            self.widths = Some(widths);
+            let head = self.head.iter().map(|head| ((*head).to_owned(), Style::new().bold())).collect();
+            self.write_row(head, out)?;
+        }
+        rows.into_iter().try_for_each(|row| self.write_row(row, out))
+    }
+
+    fn write_row(&self, row: Vec<(String, Style)>, out: &mut Out<'_>) -> Done {
+        let last = row.len().saturating_sub(1);
+        let mut line = String::new();
+        for (column, (cell, style)) in row.into_iter().enumerate() {
+            let width = self.widths.as_ref().and_then(|widths| widths.get(column)).copied().unwrap_or_default();
+            // Painted last: what paints has no width.
+            let padding = if column == last { 0 } else { width.saturating_sub(cell.chars().count()) + 2 };
+            line.push_str(&out.paint(&style, cell));
+            line.extend(std::iter::repeat_n(' ', padding));
+        }
+        out.line(line)
+    }
+}
+
+/// Binary units, as file systems count.
+pub(super) fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}

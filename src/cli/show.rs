@@ -1,0 +1,248 @@
+//! Commands that only look.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use console::Style;
+use serde_json::json;
+
+use super::describe::Describers;
+use super::out::{Done, Out, Stop, Table, size};
+use super::place::Place;
+use super::progress::Progress;
+use crate::{Clock as _, Engine, FOREVER, Record, RecordFilter, RecordInfo, Status, SystemClock, Value};
+
+/// Bytes that are shown of what is no text.
+const PREVIEW_BYTES: usize = 256;
+/// Characters that are shown of what is.
+const PREVIEW_CHARS: usize = 400;
+
+/// What `get` shows.
+#[derive(Debug)]
+pub(super) struct Shown {
+    /// Of this effect, its name downstream.
+    pub(super) effect: Option<String>,
+    pub(super) only_outcome: bool,
+}
+
+const ALL: [Status; 5] = [Status::Succeeded, Status::Failed, Status::Released, Status::Interrupted, Status::InProgress];
+
+fn paint(status: Status) -> Style {
+    match status {
+        Status::Succeeded => Style::new().green(),
+        Status::Failed | Status::Interrupted => Style::new().red(),
+        Status::Released | Status::InProgress => Style::new().yellow(),
+    }
+}
+
+#[derive(Default)]
+struct Counted {
+    by_status: [u64; ALL.len()],
+    outcome_bytes: u64,
+}
+
+pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
+    let progress = Progress::count(out, "counting records");
+    let mut managers: BTreeMap<String, Counted> = BTreeMap::new();
+    for info in engine.records(RecordFilter::new())? {
+        let info = info?;
+        let counted = managers.entry(info.manager().to_owned()).or_default();
+        for (count, status) in counted.by_status.iter_mut().zip(ALL) {
+            *count += u64::from(status == info.status());
+        }
+        counted.outcome_bytes += info.outcome_bytes();
+        progress.add(1);
+    }
+    drop(progress);
+    let (opened, running) = (engine.opened(), engine.stats());
+    if out.json {
+        let managers = managers.iter().map(|(name, counted)| {
+            let by_status = ALL.iter().zip(counted.by_status).map(|(status, count)| (format!("{status:?}"), count));
+            let by_status: BTreeMap<_, _> = by_status.collect();
+            (name, json!({ "records": by_status, "outcome_bytes": counted.outcome_bytes }))
+        });
+        return out.json(&json!({
+            "path": engine.path(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
+            "torn_bytes": opened.torn_bytes, "open_ms": opened.took.as_millis(), "interrupted": opened.interrupted,
+            "journal_segments": running.segments, "sled_sync_flag": running.sled_sync_flag,
+            "managers": managers.collect::<BTreeMap<_, _>>(),
+        }));
+    }
+    out.field("store", engine.path().display())?;
+    if opened.clean {
+        out.field("last owner", "closed it")?;
+    } else {
+        let (frames, torn) = (opened.frames_replayed, opened.torn_bytes);
+        out.field(
+            "last owner",
+            format_args!("died; {frames} commits replayed, {} of a last write cut off", size(torn)),
+        )?;
+    }
+    out.field("opened in", format_args!("{:.1?}", opened.took))?;
+    out.field("interrupted", opened.interrupted)?;
+    out.line("")?;
+    let mut table =
+        Table::new(["MANAGER", "SUCCEEDED", "FAILED", "RELEASED", "INTERRUPTED", "IN PROGRESS", "OUTCOMES"]);
+    for (name, counted) in managers {
+        let counts = counted
+            .by_status
+            .iter()
+            .zip(ALL)
+            .map(|(count, status)| (count.to_string(), if *count > 0 { paint(status) } else { Style::new() }));
+        let mut row = vec![(name, Style::new())];
+        row.extend(counts);
+        row.push((size(counted.outcome_bytes), Style::new()));
+        table.row(row, out)?;
+    }
+    table.end(out)
+}
+
+pub(super) fn list(engine: &Engine, filter: &RecordFilter, limit: Option<usize>, out: &mut Out<'_>) -> Done {
+    let mut table = Table::new(["MANAGER", "STATUS", "TRIES", "CHANGED", "EXPIRES", "OUTCOME", "KEY"]);
+    let now = SystemClock.wall();
+    for info in engine.records(filter.clone())?.take(limit.unwrap_or(usize::MAX)) {
+        let info = info?;
+        if out.json {
+            out.json(&info)?;
+            continue;
+        }
+        let status = info.status();
+        let plain = |text: String| (text, Style::new());
+        let row = vec![
+            plain(info.manager().to_owned()),
+            (format!("{status:?}"), paint(status)),
+            plain(info.attempt().to_string()),
+            plain(relative(info.updated_at(), now)),
+            plain(info.expires_at().map_or_else(|| "never".to_owned(), |at| relative(at, now))),
+            plain(if info.outcome_bytes() == 0 { "-".to_owned() } else { size(info.outcome_bytes()) }),
+            plain(info.key().to_string()),
+        ];
+        table.row(row, out)?;
+    }
+    table.end(out)
+}
+
+pub(super) fn get(engine: &Engine, describers: &Describers, place: &Place, shown: &Shown, out: &mut Out<'_>) -> Done {
+    let (raw, key) = place.find(engine)?;
+    let missing = || Stop::Nothing(format!("key {key} of {} has no record", place.manager));
+    let record = raw.get(&key)?.ok_or_else(missing)?;
+    let info = record.info();
+    if shown.only_outcome {
+        let outcome = record.outcome().ok_or_else(|| Stop::Nothing(format!("key {key} has no outcome")))?;
+        let (Ok(bytes) | Err(bytes)) = outcome;
+        return out.bytes(bytes);
+    }
+    let described = describers.describe(engine, info.manager(), info.schema(), &key)?;
+    if out.json {
+        let mut value =
+            serde_json::to_value(&record).map_err(|cause| Stop::Io("show record".to_owned(), cause.into()))?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.extend(described.map(|text| ("described".to_owned(), text.into())));
+            let effect = shown.effect.as_ref().map(|label| json!({ label: info.effect_id(label) }));
+            fields.extend(effect.map(|effect| ("effect_ids".to_owned(), effect)));
+        }
+        return out.json(&value);
+    }
+    facts(info, out)?;
+    if let Some(label) = &shown.effect {
+        out.field("effect id", format_args!("{} ({label})", info.effect_id(label)))?;
+    }
+    payload(&record, described, out)
+}
+
+fn facts(info: &RecordInfo, out: &mut Out<'_>) -> Done {
+    let now = SystemClock.wall();
+    let date = |at: SystemTime| format!("{} ({})", rfc3339(at), relative(at, now));
+    out.field("manager", info.manager())?;
+    out.field("key", info.key())?;
+    let why = info.interruption().map_or_else(String::new, |why| format!(" ({why:?})"));
+    let status = out.paint(&paint(info.status()), format_args!("{:?}", info.status()));
+    out.field("status", format_args!("{status}{why}"))?;
+    out.field("policy", format_args!("{:?}", info.policy()))?;
+    out.field("attempt", format_args!("{}, of generation {}", info.attempt(), info.generation()))?;
+    out.field("created", date(info.created_at()))?;
+    out.field("changed", date(info.updated_at()))?;
+    out.field("expires", info.expires_at().map_or_else(|| "never".to_owned(), date))?;
+    if let Some(fingerprint) = info.fingerprint() {
+        out.field("fingerprint", fingerprint)?;
+    }
+    for (name, value) in info.context().iter() {
+        out.field("context", format_args!("{} = {}", name.escape_debug(), preview(value)))?;
+    }
+    out.field("reached", info.recovery_point().escape_debug())?;
+    if let Some(checkpoint) = info.checkpoint() {
+        out.field("checkpoint", format_args!("{} bytes: {}", checkpoint.len(), preview(checkpoint)))?;
+    }
+    Ok(())
+}
+
+fn payload(record: &Record<Value, Value>, described: Option<String>, out: &mut Out<'_>) -> Done {
+    let Some(Ok(bytes) | Err(bytes)) = record.outcome() else { return out.field("outcome", "none") };
+    let what = format!("{} bytes, schema {}", bytes.len(), record.info().schema());
+    out.field("outcome", format_args!("{what}: {}", described.unwrap_or_else(|| preview(bytes))))
+}
+
+pub(super) fn verify(engine: &Engine, out: &mut Out<'_>) -> Done {
+    let progress = Progress::spinner(out, "reading everything");
+    let report = engine.verify()?;
+    drop(progress);
+    if out.json {
+        out.json(&json!({ "records": report.records, "rows": report.tables, "problems": report.problems }))?;
+    } else {
+        for problem in &report.problems {
+            out.line(out.paint(&Style::new().red(), problem))?;
+        }
+        let problems = report.problems.len();
+        out.line(format_args!("{} records and {} rows read, {problems} problems", report.records, report.tables))?;
+    }
+    if report.problems.is_empty() { Ok(()) } else { Err(Stop::Damaged) }
+}
+
+/// Text on one line where it is text, else its first bytes.
+fn preview(bytes: &[u8]) -> String {
+    let readable = |text: &&str| !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'));
+    if let Some(text) = std::str::from_utf8(bytes).ok().filter(readable) {
+        let cut = text.chars().take(PREVIEW_CHARS).collect::<String>();
+        let more = if cut.len() < text.len() { " ..." } else { "" };
+        return format!("\"{}\"{more}", cut.escape_debug());
+    }
+    let mut dump = String::new();
+    for (line, row) in bytes.chunks(16).take(PREVIEW_BYTES / 16).enumerate() {
+        // Writing to a string cannot fail.
+        let _ = write!(dump, "\n  {:04x} ", 16 * line);
+        for byte in row {
+            let _ = write!(dump, " {byte:02x}");
+        }
+        let text =
+            row.iter().map(|byte| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' });
+        let gap = 3 * (16 - row.len()) + 2;
+        let _ = write!(dump, "{:gap$}{}", "", text.collect::<String>());
+    }
+    if bytes.len() > PREVIEW_BYTES {
+        dump.push_str("\n  ...");
+    }
+    dump
+}
+
+/// To the second; a year that the format cannot show is shown in seconds.
+fn rfc3339(at: SystemTime) -> String {
+    let mut text = String::new();
+    if write!(text, "{}", humantime::format_rfc3339_seconds(at)).is_err() {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(FOREVER);
+        text = format!("{} s since 1970", since.as_secs());
+    }
+    text
+}
+
+/// How long ago, or in how long, in its two largest units.
+fn relative(at: SystemTime, now: SystemTime) -> String {
+    let short = |distance: Duration| {
+        let text = humantime::format_duration(Duration::from_secs(distance.as_secs())).to_string();
+        text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    };
+    match now.duration_since(at) {
+        Ok(ago) => format!("{} ago", short(ago)),
+        Err(later) => format!("in {}", short(later.duration())),
+    }
+}

@@ -1,0 +1,75 @@
+//! Export and import.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::out::{Done, Out, Stop};
+use super::progress::Progress;
+use crate::{Durability, Engine, EngineOptions, MAX_VALUE_BYTES, Record, RecordFilter, Value};
+
+/// More than a record of the largest outcome and checkpoint takes, with every byte written as six.
+const MAX_LINE: u64 = 16 * MAX_VALUE_BYTES as u64;
+
+/// What is shared by the records of one sync costs each of them little.
+pub(super) fn for_import(options: &EngineOptions) -> EngineOptions {
+    options.clone().durability(Durability::Eventual { interval: Duration::from_millis(50) })
+}
+
+pub(super) fn export(engine: &Engine, filter: &RecordFilter, out: &mut Out<'_>) -> Done {
+    let progress = Progress::count(out, "exporting");
+    for info in engine.records(filter.clone())? {
+        let info = info?;
+        // Nobody else has the store open, but what is listed may expire before it is read.
+        if let Some(record) = engine.raw(info.manager())?.get(info.key())? {
+            out.json(&record)?;
+            progress.add(1);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn import(engine: &Engine, file: Option<&Path>, out: &mut Out<'_>) -> Done {
+    let (mut input, total, name): (Box<dyn BufRead>, Option<u64>, String) = match file {
+        None => (Box::new(BufReader::new(io::stdin())), None, "standard input".to_owned()),
+        Some(path) => {
+            let name = path.display().to_string();
+            let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+            let (length, file) = opened.map_err(|cause| Stop::Io(format!("open {name}"), cause))?;
+            (Box::new(BufReader::new(file)), Some(length), name)
+        }
+    };
+    let progress = match total {
+        Some(total) => Progress::bytes(out, total, "importing"),
+        None => Progress::count(out, "importing, bytes"),
+    };
+    let (mut imported, mut present, mut number) = (0_u64, 0_u64, 0_u64);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = input.by_ref().take(MAX_LINE).read_until(b'\n', &mut line);
+        let read = read.map_err(|cause| Stop::Io(format!("read {name}"), cause))?;
+        if read == 0 {
+            break;
+        }
+        number += 1;
+        progress.add(read as u64);
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        let bad = |cause: io::Error| Stop::Io(format!("line {number} of {name}, after {imported} imported"), cause);
+        let record: Record<Value, Value> = serde_json::from_slice(&line).map_err(|cause| bad(cause.into()))?;
+        let taken = engine.raw(record.info().manager())?.import(&record).map_err(|error| bad(error.into()))?;
+        imported += u64::from(taken);
+        present += u64::from(!taken);
+    }
+    engine.sync()?;
+    drop(progress);
+    if out.json {
+        return out.json(&json!({ "imported": imported, "present": present }));
+    }
+    out.line(format_args!("{imported} records imported, {present} left as they were here"))
+}

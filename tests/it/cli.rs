@@ -1,0 +1,368 @@
+//! The operator's command line, in this process and as a process of its own.
+
+use std::fs;
+use std::io::{self, Read as _, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use oncekey::cli::{Describers, run};
+use oncekey::{Engine, Failure, Key, Manager, ManagerOptions, OnInterrupted, Status};
+use serde_json::Value as Json;
+
+use crate::common::*;
+
+/// Exit status, standard output, standard error.
+type Ran = (u8, String, String);
+
+fn oncekey(args: &[&str]) -> Ran {
+    oncekey_with(&Describers::new(), args)
+}
+
+fn oncekey_with(describers: &Describers, args: &[&str]) -> Ran {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let status = run(describers, args, &mut out, &mut err);
+    (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+#[track_caller]
+fn printed(args: &[&str]) -> String {
+    let (status, out, err) = oncekey(args);
+    assert_eq!((status, err.as_str()), (0, ""), "{args:?} printed {out}");
+    out
+}
+
+/// Its first line as JSON.
+#[track_caller]
+fn json(args: &[&str]) -> Json {
+    let args = [args, &["--json"]].concat();
+    serde_json::from_str(printed(&args).lines().next().unwrap()).unwrap()
+}
+
+/// A store with a record in every state but in progress, closed.
+fn store(dir: &Path) -> String {
+    let path = dir.join("store");
+    let engine = Engine::open(&path).unwrap();
+    let options = ManagerOptions::new().schema(3).success_ttl(oncekey::FOREVER);
+    let payments: Manager<String> = engine.manager_with("payments", options).unwrap();
+    let begin = same("a").context(about("user", "ada").with("raw", vec![0, 159, 146]));
+    claimed(payments.begin_with("won", begin).unwrap()).succeed(&"receipt".to_owned()).unwrap();
+    claim(&payments, "lost").fail(&Failure::new("declined")).unwrap();
+    drop(claim(&payments.scoped("user-7").unwrap(), "order-42"));
+    claim(&payments, "tab\tkey").release().unwrap();
+    let resuming: Manager<u64> =
+        engine.manager_with("other", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
+    let mut staged = claim(&resuming, "staged");
+    staged.work_stage(|_| Ok::<_, oncekey::Error>(oncekey::Next::advance_with("half", vec![1, 2, 255]))).unwrap();
+    // As if its process had died.
+    std::mem::forget(staged);
+    engine.close().unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn an_operator_finds_looks_at_and_settles_what_was_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    let listed = printed(&["list", &path, "--manager", "payments", "--status", "interrupted"]);
+    assert!(listed.lines().count() == 2 && listed.contains("user-7/order-42"), "{listed}");
+
+    let record = printed(&["get", &path, "payments", "user-7/order-42", "--effect", "charge"]);
+    assert!(record.contains("Interrupted (Dropped)") && record.contains("outcome      none"), "{record}");
+    let key = Key::from_parts(["user-7", "order-42"]).unwrap();
+    let effect = {
+        let engine = Engine::open(&path).unwrap();
+        engine.raw("payments").unwrap().get(&key).unwrap().unwrap().info().effect_id("charge")
+    };
+    assert!(record.contains(&format!("effect id    {effect} (charge)")), "{record}");
+
+    let settled = printed(&["resolve", &path, "payments", "user-7/order-42", "--retry"]);
+    assert!(settled.contains("released"), "{settled}");
+    let (status, out, err) = oncekey(&["resolve", &path, "payments", "user-7/order-42", "--retry"]);
+    assert_eq!((status, out.as_str()), (1, ""));
+    assert!(err.contains("is not interrupted, it is Released"), "{err}");
+
+    // The outcome of one key is that of another now.
+    let encoded = dir.path().join("outcome");
+    let mut bytes = Vec::new();
+    assert_eq!(run(&Describers::new(), ["get", &path, "payments", "won", "--outcome"], &mut bytes, &mut io::sink()), 0);
+    fs::write(&encoded, &bytes).unwrap();
+    let engine = Engine::open(&path).unwrap();
+    let payments: Manager<String> = engine.manager_with("payments", ManagerOptions::new().schema(3)).unwrap();
+    drop(claim(&payments, "held"));
+    engine.close().unwrap();
+    drop(payments);
+    printed(&["resolve", &path, "payments", "held", "--succeed", encoded.to_str().unwrap()]);
+    let engine = Engine::open(&path).unwrap();
+    let payments: Manager<String> = engine.manager_with("payments", ManagerOptions::new().schema(3)).unwrap();
+    assert!(matches!(outcome(&payments, "held"), Some(Ok(text)) if text == "receipt"));
+    assert_eq!(answer(&payments.scoped("user-7").unwrap(), "order-42"), "claimed");
+}
+
+#[test]
+fn what_is_shown_is_what_is_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    let stats = json(&["stats", &path]);
+    assert_eq!((&stats["clean"], &stats["interrupted"]), (&Json::from(true), &Json::from(2)));
+    assert_eq!(stats["managers"]["payments"]["records"]["Released"], 1);
+    assert!(printed(&["stats", &path]).contains("closed it"));
+
+    let won = json(&["get", &path, "payments", "won"]);
+    assert_eq!((&won["status"], &won["schema"]), (&Json::from("Succeeded"), &Json::from(3)));
+    assert_eq!((&won["context"]["user"], &won["success_ttl_ms"]), (&Json::from("ada"), &Json::Null));
+    let text = printed(&["get", &path, "payments", "won"]);
+    assert!(text.contains("15 bytes, schema 3") && text.contains("72 65 63 65 69 70 74") && text.contains("receipt"));
+    let staged = json(&["get", &path, "other", "staged"]);
+    assert_eq!((&staged["recovery_point"], &staged["interruption"]), (&"half".into(), &"ProcessEnded".into()));
+    assert_eq!(staged["checkpoint"]["base64"], "AQL/");
+
+    // A key that no terminal should see, as it is printed and as it is.
+    assert_eq!(json(&["get", &path, "payments", "tab\\x09key"]), json(&["get", &path, "payments", "tab\tkey"]));
+    let keys = |args: &[&str]| printed(&[&["list", &path, "--json"], args].concat()).lines().count();
+    assert_eq!((keys(&[]), keys(&["--limit", "2"]), keys(&["--key-prefix", "lo"])), (5, 2, 1));
+    assert_eq!((keys(&["--older-than", "1h"]), keys(&["--status", "failed"])), (0, 1));
+    assert!(printed(&["verify", &path]).contains("5 records and 0 rows read, 0 problems"));
+    assert_eq!(json(&["compact", &path])["removed"], 0);
+
+    printed(&["reopen", &path, "payments", "won"]);
+    printed(&["remove", &path, "payments", "tab\tkey"]);
+    for gone in [["reopen", &path, "payments", "won"], ["remove", &path, "payments", "won"], ["get", &path, "m", "k"]] {
+        assert_eq!(oncekey(&gone).0, 1, "{gone:?}");
+    }
+}
+
+#[test]
+fn a_service_says_how_its_outcomes_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    let describers = Describers::new().manager::<String, Failure>("payments", 3, |outcome| match outcome {
+        Ok(text) => format!("<{text}>"),
+        Err(failure) => failure.message().to_owned(),
+    });
+    let shown = |key: &str, more: &str| oncekey_with(&describers, &["get", &path, "payments", key, more]).1;
+    assert!(shown("won", "--any-file-system").contains("15 bytes, schema 3: <receipt>"));
+    assert!(shown("lost", "--json").contains("\"described\":\"declined\""));
+    assert!(oncekey_with(&describers, &["get", &path, "other", "staged"]).1.contains("none"));
+}
+
+/// What an import cannot keep.
+const RENEWED: [&str; 4] = ["store", "generation", "token", "expires_at_ms"];
+
+fn without(fields: &[&str], export: &str) -> Vec<Json> {
+    let records = export.lines().map(|line| {
+        let mut record: Json = serde_json::from_str(line).unwrap();
+        for field in fields {
+            record.as_object_mut().unwrap().remove(*field).unwrap();
+        }
+        record
+    });
+    records.collect()
+}
+
+#[test]
+fn what_is_exported_is_imported_and_exported_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    let first = printed(&["export", &path]);
+    assert_eq!(first.lines().count(), 5);
+    let file = dir.path().join("export.jsonl");
+    fs::write(&file, &first).unwrap();
+    let copy = dir.path().join("copy").to_str().unwrap().to_owned();
+    let import = ["import", &copy, file.to_str().unwrap()];
+    assert_eq!(json(&import), serde_json::json!({ "imported": 5, "present": 0 }));
+    assert_eq!(without(&RENEWED, &printed(&["export", &copy])), without(&RENEWED, &first));
+    assert_eq!(json(&import), serde_json::json!({ "imported": 0, "present": 5 }));
+    let filtered = printed(&["export", &copy, "--manager", "other"]);
+    assert_eq!(filtered.lines().count(), 1);
+    // And it is the same to its service.
+    let engine = Engine::open(&copy).unwrap();
+    let payments: Manager<String> = engine.manager_with("payments", ManagerOptions::new().schema(3)).unwrap();
+    assert_eq!(arm(&payments.begin_with("won", same("a")).unwrap()), "replay");
+    assert_eq!(answer(&payments, "won"), "mismatch");
+    assert_eq!(status(&payments.scoped("user-7").unwrap(), "order-42"), Some(Status::Interrupted));
+}
+
+#[test]
+fn an_import_refuses_what_is_no_record_and_says_where() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    let good = printed(&["export", &path, "--key-prefix", "won"]);
+    let record: Json = serde_json::from_str(&good).unwrap();
+    let with = |field: &str, value: Json| {
+        let mut record = record.clone();
+        record[field] = value;
+        record.to_string()
+    };
+    let long = "x".repeat(600);
+    let bad = [
+        "{".to_owned(),
+        "null".to_owned(),
+        with("version", 2.into()),
+        with("surprise", 1.into()),
+        with("manager", "../x".into()),
+        with("key", "".into()),
+        with("key", long.as_str().into()),
+        with("status", "Interrupted".into()),
+        with("outcome", Json::Null),
+        with("outcome", serde_json::json!({ "base64": "?" })),
+        with("fingerprint", "abc".into()),
+        with("fingerprint", "\u{e9}".repeat(32).into()),
+        with("success_ttl_ms", 0.into()),
+        with("recovery_point", long.as_str().into()),
+        with("context", serde_json::json!({ "": "x" })),
+        with("created_at_ms", (-1).into()),
+    ];
+    let (file, copy) = (dir.path().join("bad"), dir.path().join("copy"));
+    let (file_name, copy_name) = (file.to_str().unwrap(), copy.to_str().unwrap());
+    for line in bad {
+        fs::write(&file, format!("{good}\n{line}\n")).unwrap();
+        let (status, _, err) = oncekey(&["import", copy_name, file_name]);
+        assert!(status == 5 && err.contains("line 3 of "), "{line}: {status} {err}");
+        assert_eq!(printed(&["export", copy_name]).lines().count(), 1, "{line}");
+    }
+}
+
+#[test]
+fn a_store_in_use_or_missing_is_said_and_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    let engine = Engine::open(&path).unwrap();
+    let before = tree(Path::new(&path));
+    for command in ["stats", "list", "verify", "compact", "export", "repair"] {
+        let (status, out, err) = oncekey(&[command, &path]);
+        assert_eq!((status, out.as_str()), (3, ""), "{command}");
+        assert!(err.contains("is open already") && err.contains("stop the service"), "{command}: {err}");
+    }
+    assert_eq!(tree(Path::new(&path)), before);
+    engine.close().unwrap();
+    let missing = dir.path().join("missing");
+    for command in ["stats", "list", "verify", "compact", "export", "repair"] {
+        let (status, _, err) = oncekey(&[command, missing.to_str().unwrap()]);
+        assert!(status == 2 && err.contains("there is no store in"), "{command}: {status} {err}");
+        assert!(!missing.exists(), "{command}");
+    }
+}
+
+fn snapshots(path: &str) -> Vec<PathBuf> {
+    let files = tree(Path::new(path)).into_iter().map(|(path, _)| path);
+    files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("snap.")).collect()
+}
+
+#[test]
+fn a_damaged_snapshot_is_moved_aside_when_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    // No time passes for a store while nobody has it open: what expires does so a little later each time, by the wall clock.
+    let exported = || without(&["expires_at_ms"], &printed(&["export", &path]));
+    let before = exported();
+    let [snapshot] = &snapshots(&path)[..] else { panic!("one snapshot is expected: {:?}", snapshots(&path)) };
+    let mut bytes = fs::read(snapshot).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(snapshot, &bytes).unwrap();
+    let (status, _, err) = oncekey(&["list", &path]);
+    assert_eq!(status, 4, "{err}");
+    let found = printed(&["repair", &path]);
+    assert!(found.contains("1 snapshots moved aside") && found.contains("0 problems"), "{found}");
+    assert_eq!(exported(), before);
+    let aside = Path::new(&path).join("store/snapshots.1").join(snapshot.file_name().unwrap());
+    assert_eq!(fs::read(aside).unwrap(), bytes);
+    // Of a store that is whole it changes nothing, and what is in the way is not overwritten.
+    assert!(printed(&["repair", &path]).contains("moved aside"));
+    assert_eq!(exported(), before);
+    assert!(Path::new(&path).join("store/snapshots.2").is_dir());
+}
+
+#[test]
+fn a_wrong_command_line_is_told_what_is_right() {
+    for (args, message) in [
+        (&[][..], "no command is given"),
+        (&["lst"], "there is no command lst"),
+        (&["list"], "oncekey list STORE"),
+        (&["list", "a", "b"], "oncekey list STORE"),
+        (&["list", "a", "--status", "gone"], "there is no status gone"),
+        (&["list", "a", "--limit", "0"], "--limit needs a number"),
+        (&["list", "a", "--older-than", "soon"], "--older-than"),
+        (&["list", "a", "--retry"], "list has no option --retry"),
+        (&["--retry"], "the command comes first"),
+        (&["list", "a", "--limit", "1", "--limit", "2"], "given twice"),
+        (&["resolve", "a", "m", "k"], "needs one of --retry"),
+        (&["resolve", "a", "m", "k", "--retry", "--fail", "x"], "needs one of --retry"),
+        (&["get", "a", "m", "k", "-x"], "-x"),
+    ] {
+        let (status, out, err) = oncekey(args);
+        assert_eq!((status, out.as_str()), (2, ""), "{args:?}");
+        assert!(err.contains(message) && err.contains("--help"), "{args:?}: {err}");
+    }
+    let help = printed(&["--help"]);
+    assert!(help.contains("Exit status: 0 done") && help.contains("Examples:"), "{help}");
+    for command in help.lines().filter_map(|line| line.strip_prefix("  oncekey ")?.split(' ').next()) {
+        assert!(printed(&[command, "--help"]).starts_with(&format!("oncekey {command}")), "{command}");
+    }
+    assert_eq!(printed(&["--version"]), format!("oncekey {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_bench_measures_both_and_leaves_nothing() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let measured = json(&["bench", dir.path().to_str().unwrap(), "--threads", "2"]);
+    for field in ["ideal_per_second", "cycles_per_second", "commits_per_sync"] {
+        assert!(measured[0][field].as_f64().unwrap() > 0.0, "{measured}");
+    }
+    assert_eq!(tree(dir.path()), []);
+}
+
+struct Closed;
+
+impl Write for Closed {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn that_nobody_reads_on_is_no_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    for args in [vec!["--help"], vec!["list", &path], vec!["export", &path], vec!["list", &path, "--json"]] {
+        let mut err = Vec::new();
+        assert_eq!((run(&Describers::new(), &args, &mut Closed, &mut err), err), (0, vec![]), "{args:?}");
+    }
+}
+
+fn process(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oncekey"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn the_binary_answers_by_its_status_and_survives_a_closed_pipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    let ran = |args: &[&str]| -> Output { process(args).output().unwrap() };
+    let listed = ran(&["list", &path]);
+    // No terminal, so no colours.
+    assert!(listed.status.success() && listed.stderr.is_empty() && !listed.stdout.contains(&0x1b));
+    assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().count(), 6);
+    assert_eq!(ran(&["get", &path, "payments", "nobody"]).status.code(), Some(1));
+    assert_eq!(ran(&["frobnicate"]).status.code(), Some(2));
+    let engine = Engine::open(&path).unwrap();
+    assert_eq!(ran(&["list", &path]).status.code(), Some(3));
+    // More than a pipe holds.
+    let texts: Manager<String> = engine.manager("large").unwrap();
+    for key in ["a", "b", "c", "d"] {
+        claim(&texts, key).succeed(&"x".repeat(100_000)).unwrap();
+    }
+    engine.close().unwrap();
+    let mut export = process(&["export", &path]).spawn().unwrap();
+    let mut stdout = export.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 10]).unwrap();
+    drop(stdout);
+    let ended = export.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8(ended.stderr).unwrap().as_str()), (Some(0), ""));
+}

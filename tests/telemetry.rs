@@ -1,0 +1,235 @@
+//! What is told to `tracing` and `metrics`. A process of its own, because both have one listener for all of it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
+use oncekey::{BeginOptions, Engine, Error, Fingerprint, Manager};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+
+/// Stands in outcomes and contexts.
+const MARKER: &str = "4111-1111";
+
+/// Everything that was told, by name.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<BTreeMap<String, f64>>>);
+
+impl Heard {
+    fn add(&self, name: &str, value: f64) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *heard.entry(name.to_owned()).or_default() += value;
+    }
+
+    fn get(&self, name: &str) -> f64 {
+        self.0.lock().unwrap().get(name).copied().unwrap_or_default()
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        self.0.lock().unwrap().keys().cloned().collect()
+    }
+}
+
+struct Named(Heard, String);
+
+#[expect(clippy::cast_precision_loss, reason = "small numbers")]
+impl CounterFn for Named {
+    fn increment(&self, value: u64) {
+        self.0.add(&self.1, value as f64);
+    }
+
+    fn absolute(&self, _: u64) {
+        unreachable!("nobody sets a counter");
+    }
+}
+
+impl GaugeFn for Named {
+    fn increment(&self, value: f64) {
+        self.0.add(&self.1, value);
+    }
+
+    fn decrement(&self, value: f64) {
+        self.0.add(&self.1, -value);
+    }
+
+    fn set(&self, _: f64) {
+        unreachable!("a gauge is shared by all engines");
+    }
+}
+
+impl HistogramFn for Named {
+    fn record(&self, value: f64) {
+        assert!((0.0..60.0).contains(&value), "{} took {value} s", self.1);
+        self.0.add(&self.1, 1.0);
+    }
+}
+
+impl Heard {
+    fn named(&self, key: &Key) -> Arc<Named> {
+        // Known from now on, whether or not anything happens.
+        self.add(key.name(), 0.0);
+        Arc::new(Named(self.clone(), key.name().to_owned()))
+    }
+}
+
+impl Recorder for Heard {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.named(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.named(key))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.named(key))
+    }
+}
+
+/// Counts spans by their names and events by their messages, and keeps all that was said.
+struct Listener {
+    heard: Heard,
+    said: Arc<Mutex<String>>,
+    next: AtomicU64,
+}
+
+struct Fields<'a>(&'a mut String, String);
+
+impl Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        write!(self.0, "{}={value:?} ", field.name()).unwrap();
+        if field.name() == "message" {
+            self.1 = format!("{value:?}");
+        }
+    }
+}
+
+impl tracing::Subscriber for Listener {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("oncekey")
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut said = self.said.lock().unwrap();
+        span.record(&mut Fields(&mut said, String::new()));
+        self.heard.add(span.metadata().name(), 1.0);
+        Id::from_u64(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut said = self.said.lock().unwrap();
+        let mut fields = Fields(&mut said, String::new());
+        event.record(&mut fields);
+        self.heard.add(&fields.1, 1.0);
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+fn claim(manager: &Manager<String, String>, key: &str) -> oncekey::Claim<String, String> {
+    manager.begin(key).unwrap().into_claim().unwrap()
+}
+
+#[track_caller]
+fn is(heard: &Heard, name: &str, count: u64) {
+    let was = heard.get(name);
+    assert!((was - f64::from(u32::try_from(count).unwrap())).abs() < 0.1, "{name}: {was}");
+}
+
+/// An engine's life; returns its commits.
+fn live(measured: &Heard) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Engine::options().compaction_interval(Duration::MAX);
+    let engine = options.open(dir.path()).unwrap();
+    let manager: Manager<String, String> = engine.manager("m").unwrap();
+    let one = || BeginOptions::new().fingerprint(Fingerprint::of("a").unwrap());
+    let held = manager.begin_with("won", one()).unwrap().into_claim().unwrap();
+    is(measured, "oncekey_in_progress", 1);
+    held.succeed(&MARKER.to_owned()).unwrap();
+    assert!(manager.begin_with("won", one()).unwrap().into_claim().is_err());
+    assert!(manager.begin("won").unwrap().into_claim().is_err());
+    drop(claim(&manager, "dropped"));
+    // A run that meets another's change is run again.
+    let runs = AtomicU64::new(0);
+    engine
+        .atomic_phase(|tx| {
+            tx.table("t")?.get("row")?;
+            if runs.fetch_add(1, Ordering::Relaxed) == 0 {
+                std::thread::scope(|scope| {
+                    scope.spawn(|| engine.table("t").unwrap().insert("row", MARKER).unwrap());
+                });
+            }
+            tx.table("t")?.insert("other", MARKER)?;
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+    engine.verify().unwrap();
+    engine.compact_now().unwrap();
+    let commits = engine.stats().commits;
+    drop(manager);
+    engine.close().unwrap();
+    commits
+}
+
+#[test]
+fn what_happens_is_told_and_payloads_are_not() {
+    let (measured, heard, said) = (Heard::default(), Heard::default(), Arc::new(Mutex::new(String::new())));
+    metrics::set_global_recorder(measured.clone()).unwrap();
+    let listener = Listener { heard: heard.clone(), said: Arc::clone(&said), next: AtomicU64::new(1) };
+    tracing::subscriber::set_global_default(listener).unwrap();
+
+    let commits = live(&measured);
+
+    for (name, count) in [
+        ("open", 1),
+        ("close", 1),
+        ("verify", 1),
+        ("compact", 1),
+        ("interrupted", 1),
+        ("mismatch", 1),
+        ("compacted", 1),
+        ("runs again", 1),
+    ] {
+        is(&heard, name, count);
+    }
+    assert!(heard.get("store_checkpoint") >= 1.0);
+    let said = said.lock().unwrap();
+    assert!(said.contains("key=dropped") && said.contains("why=Dropped"), "{said}");
+    assert!(!said.contains(MARKER), "{said}");
+
+    for (name, count) in [
+        ("oncekey_mismatches_total", 1),
+        ("oncekey_interruptions_total", 1),
+        ("oncekey_replays_total", 1),
+        ("oncekey_transaction_reruns_total", 1),
+        ("oncekey_commits_total", commits),
+        ("oncekey_open_seconds", 1),
+        ("oncekey_verify_seconds", 1),
+        // Of an engine that is gone nothing is left.
+        ("oncekey_in_progress", 0),
+        ("oncekey_interrupted", 0),
+    ] {
+        is(&measured, name, count);
+    }
+    assert!(measured.get("oncekey_sync_seconds") >= 3.0);
+    // The page shows them all, and no other.
+    let page = include_str!("../README.md");
+    let told = measured.names();
+    let shown: BTreeSet<String> =
+        page.split('`').filter(|word| word.starts_with("oncekey_")).map(str::to_owned).collect();
+    let poisoned = "oncekey_poisoned_total".to_owned();
+    assert_eq!(shown, told.into_iter().chain([poisoned]).collect());
+}
