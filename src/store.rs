@@ -195,7 +195,7 @@ impl Store {
     }
 
     /// A number that spreads keys evenly.
-    pub(crate) fn stripe(&self, key: &StoreKey) -> usize {
+    pub(crate) fn stripe(key: &StoreKey) -> usize {
         Stripes::of(key)
     }
 
