@@ -97,14 +97,14 @@ impl Protocol {
 
     pub(crate) fn write_row(&self, draft: &mut Draft, change: Change) -> Result<()> {
         draft.check()?;
-        draft.lanes.add(crate::store::Store::stripe(&change.key));
+        draft.lanes.add(self.store.stripe(&change.key));
         draft.writes.insert(change.key, change.content);
         Ok(())
     }
 
     pub(super) fn read_in(&self, draft: &mut Draft, at: &StoreKey) -> Result<Option<Content>> {
         draft.check()?;
-        draft.lanes.add(crate::store::Store::stripe(at));
+        draft.lanes.add(self.store.stripe(at));
         if let Some(content) = draft.writes.get(at) {
             return Ok(content.clone());
         }

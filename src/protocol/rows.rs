@@ -74,7 +74,7 @@ impl Protocol {
     pub(crate) fn put_row(&self, change: Change) -> Result<()> {
         self.check()?;
         let mut lane = LaneSet::default();
-        lane.add(crate::store::Store::stripe(&change.key));
+        lane.add(self.store.stripe(&change.key));
         let taken = self.lanes.is_taken(lane).then(|| self.lanes.take(lane));
         let committed = self.store.commit(vec![change], &[], Entrant::User)?;
         drop(taken);
