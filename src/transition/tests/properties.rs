@@ -223,6 +223,7 @@ fn every_state_and_every_event_by_the_rules_said_twice() {
         }
     }
     assert!(pairs > 30_000, "{pairs}");
+    println!("{pairs} pairs");
 }
 
 /// A finished record has one life: what is written is the same but for a later expiry.
