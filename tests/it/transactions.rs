@@ -246,7 +246,9 @@ const WRITES: [fn(&Engine, &str); 2] = [
 // It is overtaken in every run that is free, then it goes first; whoever writes something else never waits for it.
 #[test]
 fn a_long_reader_that_always_meets_a_writer_ends_and_stops_nobody_else() {
-    WRITES.into_iter().for_each(|write| within(LATE, move || read_long_beside(write)));
+    for write in WRITES {
+        within(LATE, move || read_long_beside(write));
+    }
 }
 
 fn read_long_beside(write: fn(&Engine, &str)) {

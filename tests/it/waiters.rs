@@ -283,7 +283,9 @@ fn an_update_in_a_transaction_ends_a_record_that_heirs_wait_for() {
                 let update = || engine.atomic_phase(|tx| requests.with_transaction(tx).update(key, gone()));
                 // An heir may have it for a moment.
                 until("nobody owns it", || update().is_ok());
-                heirs.into_iter().for_each(|heir| heir.join().unwrap());
+                for heir in heirs {
+                    heir.join().unwrap();
+                }
             });
             assert_eq!(manager.get(key).unwrap().unwrap().status(), Status::Succeeded);
         }
