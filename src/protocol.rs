@@ -346,7 +346,8 @@ impl Protocol {
                 Haste::Durable if ends => Entrant::Finishing,
                 Haste::Durable => Entrant::User,
             };
-            let terms = Terms { who, decided: Some(now.store), until: read.lapses(&now) };
+            let kept = if event.keeps_expiry() { std::slice::from_ref(&place.at) } else { &[] };
+            let terms = Terms { who, decided: Some(now.store), kept, until: read.lapses(&now) };
             let Some(committed) = self.store.commit(vec![change], &[read.seen], terms)? else { continue };
             let after = committed.changes.first().and_then(Change::record).cloned();
             if let Event::End { ending: Ending::Interrupt(why), .. } = event {

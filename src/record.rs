@@ -147,10 +147,12 @@ impl Image {
         if self.state == Status::InProgress && self.token < now.first { Status::Interrupted } else { self.state }
     }
 
-    /// It is committed that much later than it was decided.
-    pub(crate) fn delay(&mut self, millis: u64) {
+    /// It is committed that much later than it was decided. Its expiry may have been fixed before.
+    pub(crate) fn delay(&mut self, millis: u64, keeps_expiry: bool) {
         self.updated = self.updated.saturating_add(millis);
-        self.expires = self.expires.saturating_add(millis);
+        if !keeps_expiry {
+            self.expires = self.expires.saturating_add(millis);
+        }
     }
 
     /// Store time at which it is absent. What is in progress and alive never is.

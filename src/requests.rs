@@ -17,7 +17,7 @@ use crate::manager::{Begin, Manager};
 use crate::options::{BeginOptions, ManagerOptions, OnError, OnInterrupted};
 use crate::outcome::Record;
 use crate::protocol::Place;
-use crate::record::{FINISHED, RecordInfo, check_checkpoint, check_recovery_point};
+use crate::record::{FINISHED, RecordInfo, STARTED, Status, check_checkpoint, check_recovery_point};
 use crate::records::{RecordFilter, Records};
 use crate::response::Response;
 use crate::transition::Patch;
@@ -159,6 +159,11 @@ impl Requests {
     /// Runs the stages that are left of a request, unless it has a response; waits for another owner as
     /// [`Manager::execute`] does. The arguments are those of [`initialize_request`](Requests::initialize_request).
     ///
+    /// Without a `header_key`, nobody but the stages, by [`Claim::key`](crate::Claim::key), knows the key of a request that
+    /// fails, so nobody can send it again: one that is released before any stage has stored something is removed. One that is
+    /// further stays, at its recovery point, for whoever [finds](Requests::find) it, until its TTL. To be able to go on, send a
+    /// [`Key::generate`] of your own.
+    ///
     /// # Errors
     ///
     /// See [`DriveError`] and [`Claim::drive`](crate::Claim::drive); refused arguments are an `Execute` with an `Engine`'s.
@@ -193,7 +198,24 @@ impl Requests {
         stages: &Stages<'_, Response, Response, X>,
     ) -> Result<Executed<Response>, DriveError<Response, Response, X>> {
         let (key, options) = self.initial(header_key, method.as_ref(), params, path)?;
-        self.manager.drive(key, options, stages)
+        let driven = self.manager.drive(&key, options, stages);
+        if header_key.is_none() && matches!(driven, Err(DriveError::Stage(_))) {
+            self.forget_unstarted(key);
+        }
+        driven
+    }
+
+    /// Removes a request that was released where it began, and whose key nobody knows.
+    fn forget_unstarted(&self, key: Key) {
+        let unstarted = |info: &RecordInfo| {
+            info.status() == Status::Released && info.recovery_point() == STARTED && info.checkpoint().is_none()
+        };
+        // Where that fails, its TTL does it.
+        if let Ok(Some(record)) = self.manager.get(&key) {
+            if unstarted(record.info()) {
+                let _ = self.manager.remove(key);
+            }
+        }
     }
 
     /// The key of a request that a client sent, and how its generation starts.

@@ -126,17 +126,19 @@ pub(crate) struct Committed {
 
 /// Who commits, and since when the times of what it commits count.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms {
+pub(crate) struct Terms<'a> {
     pub(crate) who: Entrant,
     /// Store time when the change was decided. Times that count from then are moved to the commit, which may have had to wait.
     pub(crate) decided: Option<u64>,
+    /// The records whose expiry does not: it is what it was before.
+    pub(crate) kept: &'a [StoreKey],
     /// Store time from which something that was read is absent: then this is refused as if that had changed.
     pub(crate) until: u64,
 }
 
-impl From<Entrant> for Terms {
+impl From<Entrant> for Terms<'_> {
     fn from(who: Entrant) -> Self {
-        Self { who, decided: None, until: NEVER }
+        Self { who, decided: None, kept: &[], until: NEVER }
     }
 }
 
@@ -184,11 +186,11 @@ impl Store {
     }
 
     /// Commits all the changes or nothing; `None` if something that was read has changed. The caller waits for the ticket.
-    pub(crate) fn commit(
+    pub(crate) fn commit<'a>(
         &self,
         changes: Vec<Change>,
         reads: &[Seen],
-        terms: impl Into<Terms>,
+        terms: impl Into<Terms<'a>>,
     ) -> Result<Option<Committed>> {
         self.inner.check()?;
         self.inner.commit(changes, reads, terms.into())
@@ -349,7 +351,7 @@ impl Inner {
         Ok(Read { content: values::read(&self.tables, key, depth)?, seen, ticket: Ticket(0) })
     }
 
-    fn commit(&self, changes: Vec<Change>, reads: &[Seen], terms: Terms) -> Result<Option<Committed>> {
+    fn commit(&self, changes: Vec<Change>, reads: &[Seen], terms: Terms<'_>) -> Result<Option<Committed>> {
         let mut frame = Frame::Changes(changes);
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
         self.look_for_room();
@@ -364,13 +366,13 @@ impl Inner {
         let mut changes = Vec::new();
         if let Frame::Changes(decided) = &mut frame {
             let images = decided.iter_mut().filter_map(|change| match &mut change.content {
-                Some(Content::Record(image)) => Some(Arc::make_mut(image)),
+                Some(Content::Record(image)) => Some((&change.key, Arc::make_mut(image))),
                 Some(Content::Row(_)) | None => None,
             });
-            for (image, at) in images.zip(records) {
+            for ((key, image), at) in images.zip(records) {
                 frame::number(image, number);
                 if waited > 0 {
-                    image.delay(waited);
+                    image.delay(waited, terms.kept.contains(key));
                     frame::set_times(&mut bytes, at, image);
                 }
             }

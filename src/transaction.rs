@@ -211,6 +211,7 @@ pub(crate) fn run<R, X: From<Error>>(
         X::from(error)
     };
     protocol.check().map_err(fault)?;
+    protocol.settle_abandoned();
     let (mut taken, mut met) = (protocol.no_lanes(), LaneSet::default());
     for run in 1..=MAX_TRANSACTION_RUNS {
         let transaction = Transaction {

@@ -93,6 +93,13 @@ pub(crate) enum Event<'a> {
     Import(&'a Image),
 }
 
+impl Event<'_> {
+    /// Whether the time of a record that this changes runs on, instead of starting again.
+    pub(crate) fn keeps_expiry(&self) -> bool {
+        matches!(self, Self::Patch(Patch { success: None, .. }))
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// The record becomes this; numbers that are [`THIS_FRAME`] are given at the commit.

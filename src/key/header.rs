@@ -10,7 +10,8 @@ impl Key {
     /// The key in the `Idempotency-Key` header; `None` if there is no such header.
     ///
     /// Read are the IETF draft's string in quotes, in which a backslash escapes a quote or a backslash, and the bare text that
-    /// most clients send; `"k"` and `k` are the same key.
+    /// most clients send; `"k"` and `k` are the same key. A string may have parameters behind it, as every item of a structured
+    /// field (RFC 9651), which say nothing about the key: `"k";v=1` is `k`. Bare text is the key as it stands.
     ///
     /// # Errors
     ///
@@ -75,8 +76,7 @@ fn unquoted(quoted: &[u8]) -> Result<Vec<u8>> {
     let mut rest = quoted.iter();
     while let Some(&byte) = rest.next() {
         match byte {
-            b'"' if rest.as_slice().is_empty() => return Ok(key),
-            b'"' => return Err(malformed("goes on behind the closing quote of its key")),
+            b'"' => return check_parameters(rest.as_slice()).map(|()| key),
             b'\\' => match rest.next() {
                 Some(&escaped @ (b'"' | b'\\')) => key.push(escaped),
                 _ => return Err(malformed("has a backslash before neither a quote nor a backslash")),
@@ -86,6 +86,52 @@ fn unquoted(quoted: &[u8]) -> Result<Vec<u8>> {
         }
     }
     Err(malformed("has no closing quote"))
+}
+
+/// What stands behind the closing quote: parameters, each `;name` or `;name=value`, or nothing.
+fn check_parameters(mut rest: &[u8]) -> Result<()> {
+    let beyond = || malformed("goes on behind the closing quote of its key");
+    while let [b';', parameter @ ..] = rest {
+        let parameter = parameter.trim_ascii_start();
+        if !matches!(parameter, [b'a'..=b'z' | b'*', ..]) {
+            return Err(malformed("has a parameter without a name"));
+        }
+        let is_name = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b'*');
+        rest = behind(parameter, is_name);
+        if let [b'=', value @ ..] = rest {
+            rest = behind_value(value).ok_or_else(|| malformed("has a parameter whose value is malformed"))?;
+        }
+    }
+    if rest.is_empty() { Ok(()) } else { Err(beyond()) }
+}
+
+/// What is behind the bytes at the front that are so.
+fn behind(bytes: &[u8], are_so: impl Fn(u8) -> bool) -> &[u8] {
+    bytes.iter().position(|byte| !are_so(*byte)).map_or(&[], |end| bytes.get(end..).unwrap_or_default())
+}
+
+/// Behind one value of any type: a string, a display string, or what has neither quotes nor what could end a parameter.
+fn behind_value(value: &[u8]) -> Option<&[u8]> {
+    match value {
+        [b'"', string @ ..] => {
+            let mut rest = string;
+            loop {
+                rest = match rest {
+                    [b'"', rest @ ..] => return Some(rest),
+                    [b'\\', b'"' | b'\\', rest @ ..] | [b' '..=b'[' | b']'..=b'~', rest @ ..] => rest,
+                    _ => return None,
+                };
+            }
+        }
+        [b'%', b'"', text @ ..] => match behind(text, |byte| matches!(byte, b' ' | b'!' | b'#'..=b'~')) {
+            [b'"', rest @ ..] => Some(rest),
+            _ => None,
+        },
+        [b'!' | b'#'..=b'+' | b'-'..=b':' | b'<'..=b'~', ..] => {
+            Some(behind(value, |byte| matches!(byte, b'!' | b'#'..=b'+' | b'-'..=b':' | b'<'..=b'~')))
+        }
+        _ => None,
+    }
 }
 
 const NOT_PRINTABLE: &str = "has characters other than printable ASCII";
@@ -125,6 +171,15 @@ mod tests {
     }
 
     #[test]
+    fn parameters_of_a_string_say_nothing_about_its_key() {
+        accepted(b"\"k\";p=1", "k");
+        accepted(b"\"k\";p;q=?1;  *r.s-t_u=tok/en:1", "k");
+        accepted(b"\"k;p=1\";p=-12.5;p=@1659578233;b=:aGVsbG8=:\t", "k;p=1");
+        accepted(b"\"k\";s=\"a;b, \\\" \\\\ \";d=%\"f%c3%bc, ;r\";e", "k");
+        accepted(b"k;p=1", "k;p=1");
+    }
+
+    #[test]
     fn anything_else_is_refused() {
         refused(b"", "empty");
         refused(b" \t ", "empty");
@@ -134,7 +189,26 @@ mod tests {
         refused(b"\"k\\\"", "no closing quote");
         refused(b"\"k\\", "backslash");
         refused(b"\"\\k\"", "backslash");
-        refused(b"\"k\";p=1", "behind the closing quote");
+        refused(b"\"k\" ;p", "behind the closing quote");
+        refused(b"\"k\";p=1 ;q", "behind the closing quote");
+        refused(b"\"k\";p, \"l\"", "behind the closing quote");
+        refused(b"\"k\";p=1, \"l\"", "behind the closing quote");
+        refused(b"\"k\";p=\"a\"b", "behind the closing quote");
+        for unnamed in [&b"\"k\";"[..], b"\"k\";;p", b"\"k\";P=1", b"\"k\";1=1", b"\"k\";=1", b"\"k\"; ,"] {
+            refused(unnamed, "parameter without a name");
+        }
+        for value in [
+            &b"\"k\";p="[..],
+            b"\"k\";p= 1",
+            b"\"k\";p=,",
+            b"\"k\";p=\"a",
+            b"\"k\";p=\"\\a\"",
+            b"\"k\";p=%\"a",
+            b"\"k\";p=\xff",
+        ] {
+            refused(value, "value is malformed");
+        }
+        refused(b"\"\";p=1", "empty");
         refused(b"\"k\", \"l\"", "behind the closing quote");
         refused(b"k\"", "a quote");
         refused(b"k, l", "joined");

@@ -43,8 +43,8 @@ impl Protocol {
         }
     }
 
-    /// Records the drops that the journal had no room for.
-    pub(super) fn settle_abandoned(&self) {
+    /// Records the drops that the journal had no room for: before a transaction too, which may look at any record.
+    pub(crate) fn settle_abandoned(&self) {
         let all: Vec<_> = self.abandoned.lock().drain().collect();
         for (_, (place, token, ending)) in all {
             self.settle(place, token, ending);
@@ -64,6 +64,12 @@ impl Protocol {
         if self.give_up(&place, token, &ending, Haste::Durable).is_err() {
             self.abandoned.lock().insert(place.at.clone(), (place, token, ending));
         }
+    }
+
+    /// As a drop that the journal has no room for.
+    #[cfg(test)]
+    pub(crate) fn abandon_unrecorded(&self, place: &Place, token: u64, ending: Ending) {
+        self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
     }
 
     fn give_up(&self, place: &Place, token: u64, ending: &Ending, haste: Haste) -> Result<()> {

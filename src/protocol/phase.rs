@@ -39,6 +39,8 @@ pub(crate) struct Draft {
     writes: BTreeMap<StoreKey, Option<Content>>,
     /// The records among the writes, and what they were.
     records: Vec<(StoreKey, Option<Status>)>,
+    /// Those of them whose time runs on as before.
+    kept: Vec<StoreKey>,
     /// Of the newest thing that was read.
     ticket: Ticket,
     /// When the first record was looked at: the time of all that is seen and decided.
@@ -144,8 +146,14 @@ impl Protocol {
             Decision::Delete => None,
             Decision::Keep(because) => return Ok(Changed::Kept(because, self.show(place, image, &now))),
         };
-        if !draft.writes.contains_key(&place.at) {
+        let is_first = !draft.writes.contains_key(&place.at);
+        if is_first {
             draft.records.push((place.at.clone(), image.map(|image| image.status(&now))));
+        }
+        if !event.keeps_expiry() {
+            draft.kept.retain(|kept| *kept != place.at);
+        } else if is_first {
+            draft.kept.push(place.at.clone());
         }
         let changed = self.show(place, after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written);
         draft.writes.insert(place.at.clone(), after.map(Content::Record));
@@ -196,7 +204,8 @@ impl Protocol {
         let changes = std::mem::take(&mut draft.writes);
         let changes = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
         let decided = draft.began.map(|now| now.store);
-        let terms = Terms { who: Entrant::User, decided, until: draft.until.unwrap_or(NEVER) };
+        let until = draft.until.unwrap_or(NEVER);
+        let terms = Terms { who: Entrant::User, decided, kept: &draft.kept, until };
         let reads: Vec<Seen> = draft.reads.iter().copied().collect();
         let Some(committed) = self.store.commit(changes, &reads, terms)? else { return Ok(None) };
         let written = draft.records.drain(..).map(|(at, before)| {

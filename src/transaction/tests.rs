@@ -7,8 +7,8 @@ use crate::clock::NEVER;
 use crate::context::Context;
 use crate::key::Key;
 use crate::options::{EngineOptions, OnInterrupted};
-use crate::protocol::{Begun, Place};
-use crate::record::STARTED;
+use crate::protocol::{Begun, Depth, Place};
+use crate::record::{STARTED, Status};
 use crate::transition::{Ending, Start};
 
 fn open(dir: &TempDir) -> Arc<Protocol> {
@@ -196,4 +196,21 @@ fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
     }
     drop(protocol);
     assert_eq!(row(&open(&dir), "row"), None);
+}
+
+// A drop that a full disk kept out of the journal left its key in progress for those who met it in a transaction.
+#[cfg(feature = "http")]
+#[test]
+fn a_drop_that_was_not_recorded_is_settled_before_a_transaction_looks_at_it() {
+    let (_dir, protocol) = temp();
+    let (place, token) = claim(&protocol);
+    protocol.abandon_unrecorded(&place, token, Ending::Release);
+    let patch = crate::transition::Patch { recovery_point: Some("paid".to_owned()), ..Default::default() };
+    let patched = run::<(), Error>(&protocol, None, None, |tx| {
+        tx.with_draft(&protocol, |draft| protocol.patch_in(draft, &place, &patch))?;
+        Ok(((), Ok(Step::Stay)))
+    });
+    patched.unwrap();
+    let info = protocol.get(&place, Depth::Head).unwrap().unwrap();
+    assert_eq!((info.status(), info.recovery_point()), (Status::Released, "paid"));
 }

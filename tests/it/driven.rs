@@ -4,8 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oncekey::{
-    DriveError, Error, ErrorKind, ExecuteError, Key, ManualClock, Next, OnInterrupted, PhaseError, Requests, Response,
-    STARTED, Stages, Status,
+    DriveError, Error, ErrorKind, ExecuteError, Key, ManualClock, Next, OnInterrupted, PhaseError, RecordFilter,
+    Requests, Response, STARTED, Stages, Status,
 };
 
 use crate::common::*;
@@ -62,6 +62,46 @@ fn bad_requests_and_other_ones_are_not_driven() {
     drive(&requests, "k", "/orders", &fails).unwrap();
     let DriveError::Execute(other) = drive(&requests, "k", "/carts", &fails).unwrap_err() else { panic!("no answer") };
     assert_eq!(other.problem().unwrap().status(), 422);
+}
+
+#[test]
+fn a_request_without_a_key_that_fails_leaves_nothing_that_nobody_can_find() {
+    let (requests, fails) = (requests(), AtomicBool::new(true));
+    let all = || requests.find(RecordFilter::new()).unwrap().map(Result::unwrap).collect::<Vec<_>>();
+    // Its first stage has stored nothing: so it is gone.
+    let first = Stages::new().stage(STARTED, |claim: &mut oncekey::Claim<Response, Response>| {
+        claim.work_stage(|tx| {
+            tx.table("t")?.insert("row", "x")?;
+            Err(PhaseError::User("no"))
+        })
+    });
+    for _ in 0..2 {
+        let failed = requests.drive(None, "POST", &7, "/orders", &first);
+        assert!(matches!(failed, Err(DriveError::Stage(PhaseError::User("no")))));
+        assert!(all().is_empty());
+    }
+    // The client knows this key.
+    assert!(requests.drive(Some("known"), "POST", &7, "/orders", &first).is_err());
+    assert_eq!(status_of(&requests, "known"), Some(Status::Released));
+    requests.manager().remove("known").unwrap();
+    // Its first stage has: whoever looks for it goes on.
+    assert!(requests.drive(None, "POST", &7, "/orders", &stages(&fails)).is_err());
+    let [left] = &all()[..] else { panic!("one is left") };
+    assert_eq!((left.status(), left.recovery_point()), (Status::Released, "paid"));
+    fails.store(false, Ordering::Relaxed);
+    let key = left.key().as_str().unwrap();
+    assert_eq!(requests.drive(Some(key), "POST", &7, "/orders", &stages(&fails)).unwrap().value(), &ok("ch_1"));
+}
+
+// A panic is not a failure: what it did is not known, and it stays to be looked at.
+#[test]
+fn a_request_without_a_key_that_panics_stays_interrupted() {
+    let requests = requests();
+    let panics: Stages<'_, Response, Response> = Stages::new().stage(STARTED, |_| panic!("on purpose"));
+    let drive = || requests.drive(None, "POST", &7, "/orders", &panics);
+    assert!(catch_unwind(AssertUnwindSafe(drive)).is_err());
+    let left: Vec<_> = requests.find(RecordFilter::new()).unwrap().map(|info| info.unwrap().status()).collect();
+    assert_eq!(left, [Status::Interrupted]);
 }
 
 /// Another one at each call, so that what is written twice is there twice.

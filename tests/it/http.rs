@@ -411,3 +411,28 @@ fn a_synchronous_server_answers_retries_over_the_wire() {
     });
     assert_eq!(keys(requests.find(RecordFilter::new()).unwrap()), ["k"]);
 }
+
+// The map of headers panics where it has no room for one more.
+#[test]
+fn a_response_whose_headers_are_full_is_replayed_without_the_mark() {
+    let engine = Engine::options().max_value_bytes(4 << 20).temporary().unwrap();
+    let requests = engine.requests("r").unwrap();
+    let first = requests.handle(&request("k"), |_, _| {
+        let mut full = http::Response::new(Vec::new());
+        let mut name = 0;
+        while full
+            .headers_mut()
+            .try_insert(format!("x-{name}").parse::<header::HeaderName>().unwrap(), 1.into())
+            .is_ok()
+        {
+            name += 1;
+        }
+        Ok(full.into())
+    });
+    let again = requests.handle(&request("k"), never);
+    assert!(first.headers().len() > 20_000);
+    assert_eq!((again.status(), again.headers()), (StatusCode::OK, first.headers()));
+    // All others have it.
+    requests.handle(&request("l"), created);
+    assert!(requests.handle(&request("l"), never).headers().contains_key("idempotent-replayed"));
+}

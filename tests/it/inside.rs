@@ -186,3 +186,39 @@ fn the_time_of_what_a_slow_phase_makes_runs_from_its_commit() {
     clock.advance(MS);
     assert_eq!(state(&requests, "made"), None);
 }
+
+// A patch of a record that was there before gives it no time: not by the time that the phase took either.
+#[test]
+fn a_patch_in_a_slow_phase_lengthens_no_time() {
+    let (engine, clock) = engine();
+    let requests = engine.requests_with("r", ManagerOptions::new().unfinished_ttl(MINUTE).success_ttl(MINUTE)).unwrap();
+    let half = MINUTE / 2;
+    let patch = || RequestPatch::new().recovery_point("paid");
+    requests.create(new("patched")).unwrap();
+    requests.create(new("ended")).unwrap();
+    engine
+        .atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            inside.update("patched", patch())?;
+            inside.update("patched", patch())?;
+            inside.update("ended", patch())?;
+            inside.update("ended", gone())?;
+            inside.create(new("made"))?;
+            inside.update("made", patch())?;
+            clock.advance(half);
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+    clock.advance(just_before(half));
+    assert_eq!(state(&requests, "patched"), Some(Status::Released));
+    clock.advance(MS);
+    assert_eq!(state(&requests, "patched"), None, "a minute after it was made");
+    // What was made or ended inside has its time from the commit.
+    clock.advance(just_before(half));
+    assert_eq!(
+        (state(&requests, "made"), state(&requests, "ended")),
+        (Some(Status::Released), Some(Status::Succeeded))
+    );
+    clock.advance(MS);
+    assert_eq!((state(&requests, "made"), state(&requests, "ended")), (None, None));
+}

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use oncekey::{DriveError, Engine, ExecuteError, Manager};
+
 #[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]
 mod a_readme;
@@ -88,6 +90,58 @@ fn d_checks_out_in_stages() {
     let text = run("d", dir.path());
     // There is no stock.
     assert!(text.contains("sold out"), "{text}");
+}
+
+#[test]
+fn d_checks_out_what_is_there_once() {
+    let engine = Engine::temporary().unwrap();
+    let orders = engine.manager::<d_checkout::Order, String>("orders").unwrap();
+    let stock = engine.table("stock").unwrap();
+    for item in ["apple", "x"] {
+        stock.insert(item, "2").unwrap();
+    }
+    let left = |item: &str| stock.get(item).unwrap().unwrap().to_vec();
+    for _ in 0..2 {
+        let order = d_checkout::checkout(&orders, "cart-1", "apple").unwrap();
+        assert_eq!((order.id, order.charge.as_str(), left("apple")), (1, "ch_1", b"1".to_vec()));
+    }
+    assert_eq!(d_checkout::checkout(&orders, "cart-2", "apple").unwrap().id, 2);
+    let sold_out = d_checkout::checkout(&orders, "cart-3", "apple");
+    assert!(matches!(sold_out, Err(DriveError::Execute(ExecuteError::Failed { error, .. })) if error == "sold out"));
+    assert_eq!(engine.table("orders").unwrap().len().unwrap(), 2);
+    let claim = orders.begin("by hand").unwrap().into_claim().unwrap();
+    assert_eq!(d_checkout::by_hand(claim).unwrap().into_outcome().unwrap().charge, "c");
+    assert_eq!(left("x"), b"1");
+}
+
+#[test]
+fn f_answers_its_three_routes() {
+    let engine = Engine::temporary().unwrap();
+    let requests = engine.requests("http").unwrap();
+    let numbers: Manager<u64, String> = engine.manager("numbers").unwrap();
+    let of = |path: &str, body: &str| {
+        http::Request::post(path).header("idempotency-key", "k").body(body.as_bytes().to_vec()).unwrap()
+    };
+    let (pay, broken) = (of("/payments", r#"{"cents":5}"#), of("/payments", "{"));
+    let user = |name: &str| requests.scoped(name).unwrap();
+    let first = user("ada").handle(&pay, f_http::pay);
+    assert!(String::from_utf8_lossy(first.body()).contains(r#""cents":5"#) && first.status() == 201);
+    assert_eq!(user("ada").handle(&pay, f_http::pay).body(), first.body());
+    assert_eq!(user("eve").handle(&broken, f_http::pay).status(), 400);
+
+    let order = of("/checkout", "two apples");
+    for _ in 0..2 {
+        assert_eq!(f_http::checkout(&user("bob"), &order).status(), 201);
+    }
+    assert_eq!(f_http::checkout(&user("bob"), &of("/checkout", "three")).status(), 422);
+    assert_eq!(engine.table("orders").unwrap().get("1").unwrap().as_deref(), Some(&b"two apples"[..]));
+
+    for _ in 0..2 {
+        assert_eq!(f_http::typed(&numbers, &of("/number", "")).unwrap().body(), b"7");
+    }
+    assert_eq!(f_http::typed(&numbers, &of("/other", "")).unwrap().status(), 422);
+    let without = http::Request::post("/number").body(Vec::new()).unwrap();
+    assert_eq!(f_http::typed(&numbers, &without).unwrap().status(), 400);
 }
 
 #[test]

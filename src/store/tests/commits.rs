@@ -174,7 +174,7 @@ fn times_count_from_the_commit_and_not_from_the_decision() {
     clock.advance(Duration::from_millis(400));
     let change = set(&key("k"), Image { updated: decided, expires: decided + 100, ..done(b"x") });
     let ever = set(&key("ever"), Image { updated: decided, ..done(&[7; 9_000]) });
-    let terms = Terms { who: Entrant::User, decided: Some(decided), until: NEVER };
+    let terms = Terms { who: Entrant::User, decided: Some(decided), kept: &[], until: NEVER };
     let committed = store.commit(vec![change, ever], &[], terms).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     let check = |store: &Store| {

@@ -1,8 +1,8 @@
 //! A checkout in three work stages with tables.
 use oncekey::*;
 use serde::{Deserialize, Serialize};
-#[derive(Debug, Clone, Serialize, Deserialize)] struct Order { id: u64, charge: String }
-#[derive(Debug, thiserror::Error)] enum AppError {
+#[derive(Debug, Clone, Serialize, Deserialize)] pub(crate) struct Order { pub(crate) id: u64, pub(crate) charge: String }
+#[derive(Debug, thiserror::Error)] pub(crate) enum AppError {
     #[error(transparent)] Store(#[from] oncekey::Error), #[error("provider")] Provider(#[from] std::io::Error), #[error("number")] Number(#[from] std::num::ParseIntError), #[error("utf8")] Utf8(#[from] std::str::Utf8Error),
 }
 fn charge_card(_id: &str) -> std::io::Result<String> { Ok("ch_1".into()) }
@@ -13,7 +13,7 @@ fn reserve(tx: &Transaction, item: &str) -> Result<bool, AppError> {
     let left = number(stock.get(item)?)?; if left == 0 { return Ok(false) }
     stock.insert(item, (left - 1).to_string())?; log.insert(item, "reserved")?; Ok(true)
 }
-fn checkout(orders: &Manager<Order, String>, cart: &str, item: &str) -> Result<Order, DriveError<Order, String, AppError>> {
+pub(crate) fn checkout(orders: &Manager<Order, String>, cart: &str, item: &str) -> Result<Order, DriveError<Order, String, AppError>> {
     let stages = Stages::new()
         .stage(STARTED, |claim| claim.work_stage(|tx| Ok(if reserve(tx, item)? { Next::advance("reserved") } else { Next::Fail("sold out".into()) })))
         .stage("reserved", |claim| {
@@ -32,7 +32,7 @@ fn checkout(orders: &Manager<Order, String>, cart: &str, item: &str) -> Result<O
     orders.drive(cart, BeginOptions::new().on_interrupted(OnInterrupted::Resume), &stages).map(Executed::into_value)
 }
 /// The same by hand: what `drive` does.
-fn by_hand(mut claim: Claim<Order, String>) -> Result<Finished<Order, String>, AppError> {
+pub(crate) fn by_hand(mut claim: Claim<Order, String>) -> Result<Finished<Order, String>, AppError> {
     while claim.recovery_point() != FINISHED {
         match claim.recovery_point() {
             STARTED => claim.work_stage::<AppError>(|tx| Ok(if reserve(tx, "x")? { Next::advance("reserved") } else { Next::Fail("sold out".into()) }))?,
