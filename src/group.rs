@@ -19,7 +19,7 @@ use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Bell, Condvar, Gate, Mutex, MutexGuard};
 pub(crate) use entrant::Entrant;
 use poison::Poison;
 use state::{Phase, State};
@@ -55,8 +55,8 @@ pub(crate) struct Group<C, S> {
     /// A spare region is wanted.
     spare_wanted: Condvar,
     /// Held only to check `durable` before parking: the commit lock stays out of the way of those who are woken.
-    waiters: Mutex<()>,
-    synced: [Condvar; 2],
+    waiters: Gate,
+    synced: [Bell; 2],
     /// The last group that is durable.
     durable: AtomicU64,
     is_held: AtomicBool,
@@ -137,8 +137,8 @@ impl<C, S> Group<C, S> {
             work_arrived: Condvar::new(),
             room_changed: Condvar::new(),
             spare_wanted: Condvar::new(),
-            waiters: Mutex::new(()),
-            synced: [Condvar::new(), Condvar::new()],
+            waiters: Gate::default(),
+            synced: Default::default(),
             durable: AtomicU64::new(durable),
             is_held: AtomicBool::new(false),
             poison: Poison::default(),
@@ -291,7 +291,7 @@ impl<C, S> Group<C, S> {
         self.durable.store(group, Ordering::Release);
         // Whoever saw the old number holds this lock until it is parked.
         drop(self.waiters.lock());
-        self.condvar(group).notify_all();
+        self.bell(group).notify_all();
     }
 
     /// Waits until `group` is durable. If that fails the error is the first one itself, which every call from now on gets as
@@ -314,7 +314,7 @@ impl<C, S> Group<C, S> {
             if self.is_durable(group) {
                 return Ok(());
             }
-            if wait_until(self.condvar(group), &mut waiters, deadline) && !self.is_durable(group) {
+            if self.bell(group).wait_until(&mut waiters, deadline) && !self.is_durable(group) {
                 drop(waiters);
                 self.poison(stalled("a commit waited for its sync", self.config.timeout));
                 return self.check_waited();
@@ -447,8 +447,8 @@ impl<C, S> Group<C, S> {
         self.notify_everything();
         drop(state);
         drop(self.waiters.lock());
-        for condvar in &self.synced {
-            condvar.notify_all();
+        for bell in &self.synced {
+            bell.notify_all();
         }
         self.poison.tell();
         first.clone()
@@ -470,7 +470,7 @@ impl<C, S> Group<C, S> {
         self.poison.check_waited()
     }
 
-    fn condvar(&self, group: u64) -> &Condvar {
+    fn bell(&self, group: u64) -> &Bell {
         let [even, odd] = &self.synced;
         if group % 2 == 0 { even } else { odd }
     }

@@ -8,7 +8,12 @@ mod real {
     pub(crate) use std::thread;
 
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+
+    pub(crate) use super::crowd::{Bell, Gate};
 }
+
+#[cfg(not(all(test, oncekey_shuttle)))]
+mod crowd;
 
 #[cfg(all(test, oncekey_shuttle))]
 pub(crate) mod models;

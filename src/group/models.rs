@@ -101,7 +101,7 @@ impl Store {
             Fault::PublishesTheNewest => self.group.publish(self.group.newest()),
             Fault::NotifiesPastTheLock => {
                 self.group.durable.store(batch.group, SeqCst);
-                self.group.condvar(batch.group).notify_all();
+                self.group.bell(batch.group).notify_all();
             }
             _ => self.group.publish(batch.group),
         }
@@ -219,7 +219,7 @@ fn waits_for_an_interval(interval: std::time::Duration) {
         let ticket = store.commit(1, Entrant::User).unwrap();
         let mut waiters = store.group.waiters.lock();
         while !store.group.is_durable(ticket) {
-            store.group.condvar(ticket).wait(&mut waiters);
+            store.group.bell(ticket).wait_until(&mut waiters, None);
         }
         drop(waiters);
         store.group.close();

@@ -3,14 +3,18 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::{LaneSet, Lanes};
+use super::{LaneSet, Lanes, Taken};
 use crate::sync::models::{ANY_TIME, NEVER, fails, holds};
 use crate::sync::thread;
 
-fn set(numbers: [usize; 2]) -> LaneSet {
-    let mut set = LaneSet::default();
-    numbers.into_iter().for_each(|number| set.add(number));
-    set
+fn set(numbers: impl IntoIterator<Item = usize>) -> LaneSet {
+    numbers.into_iter().collect()
+}
+
+fn take(lanes: &Lanes, set: LaneSet) -> Taken<'_> {
+    let mut taken = lanes.none();
+    taken.widen(&set);
+    taken
 }
 
 /// Each two of them meet in a lane. The fault: one lane after the other, in the order of the caller.
@@ -20,11 +24,11 @@ fn three_meet(patience: Duration, in_order: bool) {
         for numbers in [[1, 2], [2, 3], [3, 1]] {
             scope.spawn(move || {
                 let taken = if in_order {
-                    vec![lanes.take(set(numbers))]
+                    vec![take(lanes, set(numbers))]
                 } else {
-                    numbers.map(|number| lanes.take(set([number; 2]))).into()
+                    numbers.map(|number| take(lanes, set([number]))).into()
                 };
-                let count: usize = taken.iter().map(|taken| taken.0.len()).sum();
+                let count: usize = taken.iter().map(|taken| taken.guards.len()).sum();
                 assert!(count == 2 || patience != NEVER, "went without a lane");
                 if count == 2 {
                     assert_eq!(inside.fetch_add(1, SeqCst), 0, "two in one lane");
@@ -34,7 +38,7 @@ fn three_meet(patience: Duration, in_order: bool) {
             });
         }
     });
-    assert!(!lanes.is_taken(set([1, 2])) && !lanes.is_taken(set([2, 3])));
+    assert!(!lanes.is_taken(&set([1, 2])) && !lanes.is_taken(&set([2, 3])));
 }
 
 #[test]

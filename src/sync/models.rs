@@ -90,6 +90,26 @@ impl<T: fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
     }
 }
 
+/// What is std's elsewhere.
+pub(crate) type Gate = Mutex<()>;
+
+#[derive(Debug, Default)]
+pub(crate) struct Bell(Condvar);
+
+impl Bell {
+    pub(crate) fn wait_until(&self, guard: &mut MutexGuard<'_, ()>, deadline: Option<Instant>) -> bool {
+        let Some(deadline) = deadline else {
+            self.0.wait(guard);
+            return false;
+        };
+        self.0.wait_until(guard, deadline).timed_out()
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Condvar {
     queue: Arc<Queue>,
