@@ -1,7 +1,8 @@
 //! Work stages beside plain endings: each is one durable commit, a stage with a row of the caller's own in it. Then what a
 //! closure that sleeps costs those who do not conflict with it. In turns, in one process, on one disk.
 //!
-//! `cargo bench --bench stages [-- DIRECTORY]`; the directory must be on a real disk.
+//! `cargo bench --bench stages [-- DIRECTORY]`; the directory must be on a real disk. `ONCEKEY_BENCH_SLEEPERS=1` runs the
+//! last part alone.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(
@@ -27,7 +28,8 @@ const ROUNDS: usize = 5;
 /// Of a round, over all threads.
 const COMMITS: usize = 6400;
 const SLEEP: Duration = Duration::from_secs(1);
-const SLEEPERS_ROUND: Duration = Duration::from_secs(4);
+/// Longer than the runs that the closure loses when it is overtaken.
+const SLEEPERS_ROUND: Duration = Duration::from_secs(6);
 
 type Payments = Manager<Vec<u8>, String>;
 
@@ -93,28 +95,53 @@ fn stages(manager: &Payments, next: &AtomicU64, threads: usize) -> f64 {
     )
 }
 
-/// The 99th percentile of a durable phase on 8 threads, each with a row of its own.
-fn p99(engine: &Engine, with_sleeper: bool) -> Duration {
+/// What goes on beside the phases that are measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    /// A closure that reads a hundred rows and sleeps.
+    Sleeper,
+    /// The same, and somebody who writes one of these rows meanwhile: after three lost runs it keeps that one off.
+    Overtaken,
+}
+
+fn sleep(engine: &Engine, done: &AtomicBool) {
+    while !done.load(Ordering::Relaxed) {
+        let slow = engine.atomic_phase(|tx| {
+            let table = tx.table("bench")?;
+            table.get("slow")?;
+            (0..100).try_for_each(|row| table.get(format!("other-{row}")).map(drop))?;
+            std::thread::sleep(SLEEP);
+            table.insert("slow", "x")
+        });
+        slow.unwrap();
+    }
+}
+
+fn overtake(engine: &Engine, done: &AtomicBool) {
+    let table = engine.table("bench").unwrap();
+    while !done.load(Ordering::Relaxed) {
+        table.insert("slow", "y").unwrap();
+        std::thread::sleep(SLEEP / 20);
+    }
+}
+
+/// The 99th percentile and the longest of the durable phases of 8 threads, each with rows of its own.
+fn percentile_and_max(engine: &Engine, beside: Beside) -> [f64; 2] {
     let done = AtomicBool::new(false);
     let mut times: Vec<Duration> = std::thread::scope(|scope| {
-        if with_sleeper {
-            scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    let slow = engine.atomic_phase(|tx| {
-                        let table = tx.table("bench")?;
-                        table.get("slow")?;
-                        std::thread::sleep(SLEEP);
-                        table.insert("slow", "x")
-                    });
-                    slow.unwrap();
-                }
-            });
+        if beside != Beside::Nothing {
+            scope.spawn(|| sleep(engine, &done));
+        }
+        if beside == Beside::Overtaken {
+            scope.spawn(|| overtake(engine, &done));
         }
         let workers: Vec<_> = (0..8)
             .map(|thread| {
                 scope.spawn(move || {
-                    let (row, began, mut times) = (format!("fast-{thread}"), Instant::now(), Vec::new());
+                    let (began, mut times) = (Instant::now(), Vec::new());
                     while began.elapsed() < SLEEPERS_ROUND {
+                        let row = format!("fast-{thread}-{}", times.len() % 64);
                         let at = Instant::now();
                         let fast = engine.atomic_phase(|tx| {
                             let table = tx.table("bench")?;
@@ -134,7 +161,22 @@ fn p99(engine: &Engine, with_sleeper: bool) -> Duration {
         times
     });
     times.sort();
-    times[times.len() * 99 / 100]
+    [times[times.len() * 99 / 100], times[times.len() - 1]].map(|time| time.as_secs_f64() * 1e3)
+}
+
+fn sleepers(engine: &Engine) {
+    let kinds = [Beside::Nothing, Beside::Sleeper, Beside::Overtaken];
+    let mut rounds: Vec<[[f64; 2]; 3]> = Vec::new();
+    for _ in 0..3 {
+        rounds.push(kinds.map(|beside| percentile_and_max(engine, beside)));
+    }
+    let of = |kind: usize, what: usize| median(rounds.iter().map(|round| round[kind][what]).collect());
+    println!("\nphases of 8 threads in ms, medians of 3 rounds in turns; the closure sleeps {SLEEP:?}");
+    println!("| beside | p99 | times | longest |");
+    println!("|---|---|---|---|");
+    for (kind, name) in ["nothing", "a closure that sleeps", "one that is overtaken"].into_iter().enumerate() {
+        println!("| {name} | {:.2} | {:.2} | {:.1} |", of(kind, 0), of(kind, 0) / of(0, 0), of(kind, 1));
+    }
 }
 
 fn main() {
@@ -143,6 +185,10 @@ fn main() {
     let engine = Engine::open(dir.path()).unwrap();
     let manager: Payments = engine.manager("bench").unwrap();
     let next = AtomicU64::new(0);
+    if std::env::var_os("ONCEKEY_BENCH_SLEEPERS").is_some() {
+        sleepers(&engine);
+        return;
+    }
     println!("durable commits per second, medians of {ROUNDS} rounds of {COMMITS} in turns, in {}", base.display());
     println!("| threads | endings | stages | ratio |");
     println!("|---|---|---|---|");
@@ -155,16 +201,6 @@ fn main() {
         let (plain, staged) = (median(plain), median(staged));
         println!("| {threads} | {plain:.0} | {staged:.0} | {:.2} |", staged / plain);
     }
-    let (mut without, mut with) = (Vec::new(), Vec::new());
-    for _ in 0..3 {
-        without.push(p99(&engine, false).as_secs_f64() * 1e3);
-        with.push(p99(&engine, true).as_secs_f64() * 1e3);
-    }
-    let (without, with) = (median(without), median(with));
-    println!();
-    println!(
-        "p99 of 8 threads' phases: {without:.2} ms; beside a closure that sleeps {SLEEP:?}: {with:.2} ms, {:.2} times",
-        with / without
-    );
+    sleepers(&engine);
     engine.close().unwrap();
 }

@@ -74,7 +74,7 @@ pub enum ErrorKind {
     InsideTransaction,
     /// No stage is known for the record's recovery point. Fix the program or resolve the record.
     UnknownRecoveryPoint,
-    /// A stage ended without an advance. Fix the stage.
+    /// A stage ended without an advance, or with one to where the record was already. Fix the stage.
     Stalled,
 }
 

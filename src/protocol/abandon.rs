@@ -45,9 +45,14 @@ impl Protocol {
 
     /// Records the drops that the journal had no room for: before a transaction too, which may look at any record.
     pub(crate) fn settle_abandoned(&self) {
-        let all: Vec<_> = self.abandoned.lock().drain().collect();
-        for (_, (place, token, ending)) in all {
-            self.settle(place, token, ending);
+        let mut all: Vec<_> = self.abandoned.lock().drain().collect();
+        while let Some((_, (place, token, ending))) = all.pop() {
+            let settled = self.settle(place, token, ending);
+            if settled.is_err_and(|error| error.kind() == ErrorKind::Full) {
+                // Nor is there room for the others.
+                self.abandoned.lock().extend(all);
+                return;
+            }
         }
     }
 
@@ -56,14 +61,19 @@ impl Protocol {
         // Nearly always there is none.
         let found = self.abandoned.lock().remove(&place.at);
         if let Some((place, token, ending)) = found {
-            self.settle(place, token, ending);
+            // What is still not recorded is there for the next to ask.
+            let _ = self.settle(place, token, ending);
         }
     }
 
-    fn settle(&self, place: Place, token: u64, ending: Ending) {
-        if self.give_up(&place, token, &ending, Haste::Durable).is_err() {
+    fn settle(&self, place: Place, token: u64, ending: Ending) -> Result<()> {
+        let settled = self.give_up(&place, token, &ending, Haste::Durable);
+        if settled.is_err() {
             self.abandoned.lock().insert(place.at.clone(), (place, token, ending));
+            // A pass of the compaction that ran meanwhile has not seen it.
+            self.due.lower(0);
         }
+        settled
     }
 
     /// As a drop that the journal has no room for.
