@@ -6,9 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
-use ::sled::Db;
-
 use super::files;
+use super::tables::Opened;
 use crate::error::{Error, Result};
 
 /// What else is written before sled itself asks for room.
@@ -34,7 +33,7 @@ pub(crate) fn settle(dir: &Path) -> Result<()> {
 }
 
 /// Opens a copy and puts it in place. `None`, with everything as it was, if there is no room for one.
-pub(crate) fn open(dir: &Path, open: impl FnOnce(&Path) -> Result<Db>) -> Result<Option<Db>> {
+pub(crate) fn open(dir: &Path, open: impl FnOnce(&Path) -> Result<Opened>) -> Result<Option<Opened>> {
     let db = dir.join("db");
     let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
     if files::free_bytes(dir)? < len.saturating_add(SLACK) {

@@ -91,7 +91,8 @@ impl Tables {
         let flagged = sync_flag && files::set_sync_flag(dir);
         let open = |dir: &Path| open_db(dir, cache_capacity);
         let copied = if flagged || create { None } else { aside::open(dir, open)? };
-        let db = copied.map_or_else(|| open(dir), Ok)?;
+        let opened = copied.map_or_else(|| open(dir), Ok)?;
+        let db = opened.db()?;
         // Its new snapshot's name, before anything else is synced: the log may need it from here on.
         files::sync_dir(dir)?;
         let file = dir.join("db");
@@ -457,10 +458,26 @@ fn set_blobs_flag(dir: &Path) -> bool {
     !files::is_dir(&blobs) || files::set_sync_flag(&blobs)
 }
 
-fn open_db(dir: &Path, cache_capacity: u64) -> Result<Db> {
+/// sled, until all that belongs to it is open: its own drop syncs, and panics when that fails.
+pub(super) struct Opened(Option<Db>);
+
+impl Opened {
+    fn db(&self) -> Result<Db> {
+        self.0.clone().ok_or_else(Error::closed)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // What failed before this is the news.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
+    }
+}
+
+fn open_db(dir: &Path, cache_capacity: u64) -> Result<Opened> {
     wait_until_unlocked(dir)?;
     let config = ::sled::Config::new().path(dir).cache_capacity(cache_capacity).flush_every_ms(None);
-    guard(dir, || config.open())
+    guard(dir, || config.open()).map(|db| Opened(Some(db)))
 }
 
 /// sled's threads let go of its lock a moment after the last handle is gone, and nothing tells when: the one place where
