@@ -136,7 +136,7 @@ impl Filler<'_> {
         self.note(manager, &key);
         if index % 5 < 2 {
             for step in 0..=index % 3 {
-                self.stage(&mut claim, manager, &key, bytes(seed + step, 20 + seed * 20 * step));
+                self.stage(&mut claim, manager, &key, &bytes(seed + step, 20 + seed * 20 * step));
             }
         }
         match index % 10 {
@@ -152,10 +152,10 @@ impl Filler<'_> {
         self.note(manager, &key);
     }
 
-    fn stage(&mut self, claim: &mut Claim<Vec<u8>, Vec<u8>>, manager: &str, key: &str, bytes: Vec<u8>) {
+    fn stage(&mut self, claim: &mut Claim<Vec<u8>, Vec<u8>>, manager: &str, key: &str, bytes: &[u8]) {
         let advanced = claim.work_stage(|tx| -> Result<_, Error> {
-            tx.table("rows")?.insert(key, &bytes)?;
-            Ok(Next::advance_with("staged", bytes.clone()))
+            tx.table("rows")?.insert(key, bytes)?;
+            Ok(Next::advance_with("staged", bytes))
         });
         advanced.unwrap();
         self.note(manager, key);
@@ -187,7 +187,7 @@ impl Filler<'_> {
             let mut claim = claim(&ops, &key, BeginOptions::new());
             self.note("last", &key);
             if index % 2 == 0 {
-                self.stage(&mut claim, "last", &key, vec![6; 700]);
+                self.stage(&mut claim, "last", &key, &[6; 700]);
                 last.insert(Name::row("rows", &key));
             }
             claim.succeed(&vec![7; 700]).unwrap();

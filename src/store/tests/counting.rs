@@ -141,9 +141,9 @@ fn what_is_lost_with_a_kill_that_followed_no_commit_is_missed() {
         put(&store, &key("k"), done(b"x"));
         put(&store, &key("free"), unfinished(Status::Released));
         if first_was_clean {
-            store.close().unwrap()
+            store.close().unwrap();
         } else {
-            crash(store)
+            crash(store);
         }
         for _ in 0..3 {
             let (store, _) = open(dir.path());
