@@ -92,7 +92,7 @@ impl Tables {
         let open = |dir: &Path| open_db(dir, cache_capacity);
         let copied = if flagged || create { None } else { aside::open(dir, open)? };
         let opened = copied.map_or_else(|| open(dir), Ok)?;
-        let db = opened.db()?;
+        let db = opened.0.clone().ok_or_else(Error::closed)?;
         // Its new snapshot's name, before anything else is synced: the log may need it from here on.
         files::sync_dir(dir)?;
         let file = dir.join("db");
@@ -460,12 +460,6 @@ fn set_blobs_flag(dir: &Path) -> bool {
 
 /// sled, until all that belongs to it is open: its own drop syncs, and panics when that fails.
 pub(super) struct Opened(Option<Db>);
-
-impl Opened {
-    fn db(&self) -> Result<Db> {
-        self.0.clone().ok_or_else(Error::closed)
-    }
-}
 
 impl Drop for Opened {
     fn drop(&mut self) {
