@@ -458,20 +458,10 @@ fn set_blobs_flag(dir: &Path) -> bool {
     !files::is_dir(&blobs) || files::set_sync_flag(&blobs)
 }
 
-/// sled, until all that belongs to it is open: its own drop syncs, and panics when that fails.
-pub(super) struct Opened(Option<Db>);
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        // What failed before this is the news.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
-    }
-}
-
-fn open_db(dir: &Path, cache_capacity: u64) -> Result<Opened> {
+fn open_db(dir: &Path, cache_capacity: u64) -> Result<aside::Opened> {
     wait_until_unlocked(dir)?;
     let config = ::sled::Config::new().path(dir).cache_capacity(cache_capacity).flush_every_ms(None);
-    guard(dir, || config.open()).map(|db| Opened(Some(db)))
+    guard(dir, || config.open()).map(|db| aside::Opened(Some(db)))
 }
 
 /// sled's threads let go of its lock a moment after the last handle is gone, and nothing tells when: the one place where
