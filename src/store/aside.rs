@@ -4,6 +4,7 @@
 //! the two: a power cut may leave the zeros and the old snapshot, by which the log goes through those segments, and such a
 //! store would be refused. Nobody can come in between, so what is found stays as it is until the copy is whole and durable.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use ::sled::Db;
@@ -33,8 +34,18 @@ pub(crate) fn settle(dir: &Path) -> Result<()> {
     remove(&old)
 }
 
+/// sled, until all that belongs to it is open: its own drop syncs, and panics when that fails.
+pub(super) struct Opened(pub(super) Option<Db>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // What failed before this is the news.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
+    }
+}
+
 /// Opens a copy and puts it in place. `None`, with everything as it was, if there is no room for one.
-pub(crate) fn open(dir: &Path, open: impl FnOnce(&Path) -> Result<Db>) -> Result<Option<Db>> {
+pub(crate) fn open(dir: &Path, open: impl FnOnce(&Path) -> Result<Opened>) -> Result<Option<Opened>> {
     let db = dir.join("db");
     let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
     if files::free_bytes(dir)? < len.saturating_add(SLACK) {

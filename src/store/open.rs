@@ -126,9 +126,7 @@ impl Store {
             tables.set_sweep(true)?;
         }
         if report.frames_replayed > 0 || !report.clean {
-            if report.frames_replayed > 0 || tables.digest().is_none() {
-                recount(&tables)?;
-            }
+            recount(&tables, report.frames_replayed > 0)?;
             // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
             applier.settle(true)?;
             tables.flush()?;
@@ -272,7 +270,10 @@ fn check_stamp(dir: &Path, stamp: Stamp, recovered: &Recovered) -> Result<()> {
 
 /// Since the last stamp sled has got some of what came later, and nobody knows which: so it is counted anew, a large one in the
 /// background.
-fn recount(tables: &Tables) -> Result<()> {
+fn recount(tables: &Tables, replayed: bool) -> Result<()> {
+    if !replayed && tables.digest().is_some() {
+        return Ok(());
+    }
     tables.set_digest(tables.count(MAX_COUNTED)?);
     if tables.digest().is_some() {
         for (raw, found) in tables.range(Name::Records, &[], None, MAX_COUNTED)? {

@@ -91,7 +91,8 @@ impl Tables {
         let flagged = sync_flag && files::set_sync_flag(dir);
         let open = |dir: &Path| open_db(dir, cache_capacity);
         let copied = if flagged || create { None } else { aside::open(dir, open)? };
-        let db = copied.map_or_else(|| open(dir), Ok)?;
+        let opened = copied.map_or_else(|| open(dir), Ok)?;
+        let db = opened.0.clone().ok_or_else(Error::closed)?;
         // Its new snapshot's name, before anything else is synced: the log may need it from here on.
         files::sync_dir(dir)?;
         let file = dir.join("db");
@@ -454,10 +455,10 @@ fn set_blobs_flag(dir: &Path) -> bool {
     !files::is_dir(&blobs) || files::set_sync_flag(&blobs)
 }
 
-fn open_db(dir: &Path, cache_capacity: u64) -> Result<Db> {
+fn open_db(dir: &Path, cache_capacity: u64) -> Result<aside::Opened> {
     wait_until_unlocked(dir)?;
     let config = ::sled::Config::new().path(dir).cache_capacity(cache_capacity).flush_every_ms(None);
-    guard(dir, || config.open())
+    guard(dir, || config.open()).map(|db| aside::Opened(Some(db)))
 }
 
 /// sled's threads let go of its lock a moment after the last handle is gone, and nothing tells when: the one place where

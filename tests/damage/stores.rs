@@ -8,11 +8,12 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use oncekey::{
-    BeginOptions, Claim, Context, Engine, Fingerprint, Manager, ManagerOptions, ManualClock, RecordFilter, Resolution,
-    Result, Status, Value,
+    BeginOptions, Claim, Context, Engine, Error, Fingerprint, Manager, ManagerOptions, ManualClock, Next, Resolution,
+    Result,
 };
 use tempfile::TempDir;
 
+use crate::states::{Content, Name, States, all, see};
 use crate::threads::{Rng, until};
 
 const CHILD_DIR: &str = "ONCEKEY_DAMAGE_DIR";
@@ -23,56 +24,22 @@ const THREADS: usize = 4;
 const LAST: usize = 8;
 
 type Ops = Manager<Vec<u8>, Vec<u8>>;
-/// Manager and key.
-pub(crate) type Name = (String, Vec<u8>);
-
-/// All that a caller can see of a record, but for times.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) status: Status,
-    outcome: Option<(bool, Vec<u8>)>,
-    rest: String,
-}
 
 /// A store that has stopped, and what must be in it.
 pub(crate) struct Stopped {
     pub(crate) name: &'static str,
     pub(crate) clean: bool,
     dir: TempDir,
-    pub(crate) expected: BTreeMap<Name, Seen>,
+    /// What is in it, records and rows.
+    pub(crate) expected: BTreeMap<Name, Content>,
+    /// What was ever in it, and was said to be.
+    pub(crate) states: States,
     /// What the very last groups of the journal may have held: if all of them are gone, an older state of these is right too.
     pub(crate) last: BTreeSet<Name>,
 }
 
 pub(crate) fn open(path: &Path) -> Result<Engine> {
     Engine::options().clock(ManualClock::new()).segment_bytes(32 << 10).open(path)
-}
-
-pub(crate) fn see(engine: &Engine, name: &Name) -> Result<Option<Seen>> {
-    Ok(engine.raw(&name.0)?.get(&name.1)?.map(|record| {
-        let info = record.info();
-        let context: Vec<_> = info.context().iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
-        let rest = (info.fingerprint(), context, info.attempt(), info.generation(), info.policy(), info.interruption());
-        let outcome = |value: &Value, is_ok| Some((is_ok, value.to_vec()));
-        Seen {
-            status: record.status(),
-            outcome: record.outcome().and_then(|it| it.map_or_else(|v| outcome(v, false), |v| outcome(v, true))),
-            rest: format!("{rest:?} {:?} {:?}", info.recovery_point(), info.checkpoint()),
-        }
-    }))
-}
-
-/// Everything that a listing gives.
-pub(crate) fn list(engine: &Engine) -> Result<Vec<Name>> {
-    let name =
-        |info: Result<oncekey::RecordInfo>| info.map(|info| (info.manager().to_owned(), info.key().as_ref().to_vec()));
-    engine.records(RecordFilter::new())?.map(name).collect()
-}
-
-pub(crate) fn interrupted(engine: &Engine) -> Result<Vec<Name>> {
-    let name =
-        |info: Result<oncekey::RecordInfo>| info.map(|info| (info.manager().to_owned(), info.key().as_ref().to_vec()));
-    engine.interrupted()?.map(name).collect()
 }
 
 pub(crate) fn copy_tree(from: &Path, to: &Path) {
@@ -88,30 +55,27 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-impl Seen {
-    /// Whether it may have been what `later` was before: without another outcome.
-    pub(crate) fn is_older_than(&self, later: &Self) -> bool {
-        self.outcome.is_none() || later.outcome.is_none() || self.outcome == later.outcome
-    }
-}
-
 impl Stopped {
-    pub(crate) fn interrupted(&self) -> Vec<Name> {
-        let interrupted = self.expected.iter().filter(|(_, seen)| seen.status == Status::Interrupted);
-        interrupted.map(|(name, _)| name.clone()).collect()
-    }
-
-    fn new(name: &'static str, clean: bool, dir: TempDir, last: BTreeSet<Name>) -> Self {
-        let mut stopped = Self { name, clean, dir, expected: BTreeMap::new(), last };
+    fn new(name: &'static str, clean: bool, dir: TempDir, states: States, last: BTreeSet<Name>) -> Self {
+        let mut stopped = Self { name, clean, dir, expected: BTreeMap::new(), states, last };
         let copy = stopped.copy();
         let engine = open(&copy.path().join("it")).unwrap();
         assert_eq!(engine.opened().clean, clean);
-        for name in list(&engine).unwrap() {
-            let seen = see(&engine, &name).unwrap().unwrap();
-            stopped.expected.insert(name, seen);
+        for name in all(&engine).unwrap() {
+            let content = see(&engine, &name).unwrap().unwrap();
+            stopped.expected.insert(name, content);
         }
         assert_eq!(engine.verify().unwrap().problems, Vec::<String>::new(), "{name}");
         stopped
+    }
+
+    /// It holds what was last said of each key.
+    fn has_all(self) -> Self {
+        for (name, last) in self.states.latest() {
+            assert_eq!(self.expected.get(name), last, "{name:?}");
+        }
+        assert!(self.expected.keys().all(|name| self.states.knows(name)));
+        self
     }
 
     /// A copy to be damaged, in `it`.
@@ -131,82 +95,149 @@ fn claim(ops: &Ops, key: &str, options: BeginOptions) -> Claim<Vec<u8>, Vec<u8>>
     ops.begin_with(key, options).unwrap().into_claim().unwrap_or_else(|_| panic!("{key} is not free"))
 }
 
-/// A round of everything: each state, long and short outcomes, contexts, fingerprints, expiry, changes of older records.
-fn fill(engine: &Engine, round: u64) {
-    let names = ["cards", "mail", "stock.moves"];
-    let managers: Vec<Ops> = names
-        .iter()
-        .map(|name| engine.manager_with(name, ManagerOptions::new().success_ttl(Duration::from_secs(86_400))).unwrap())
-        .collect();
-    for index in 0..KEYS {
-        let seed = round * KEYS + index;
-        let (ops, key) = (&managers[usize::try_from(index % 3).unwrap()], format!("{round}-{index}"));
+/// What is filled, and what is noted of it.
+struct Filler<'a> {
+    engine: &'a Engine,
+    states: &'a mut States,
+}
+
+impl Filler<'_> {
+    fn note(&mut self, manager: &str, key: &str) {
+        let name = Name::record(manager, key);
+        self.states.note(&name, see(self.engine, &name).unwrap());
+    }
+
+    fn note_row(&mut self, key: &str) {
+        let name = Name::row("rows", key);
+        self.states.note(&name, see(self.engine, &name).unwrap());
+    }
+
+    /// A round of everything: each state, long and short outcomes, contexts, fingerprints, expiry, stages with rows, changes of
+    /// older records and rows.
+    fn fill(&mut self, round: u64) {
+        for index in 0..KEYS {
+            let manager = ["cards", "mail", "stock.moves"][usize::try_from(index % 3).unwrap()];
+            let options = ManagerOptions::new().success_ttl(Duration::from_secs(86_400));
+            let ops: Ops = self.engine.manager_with(manager, options).unwrap();
+            self.one(&ops, manager, round, index);
+            if round > 0 {
+                self.change_older(&ops, manager, round - 1, index);
+            }
+        }
+    }
+
+    fn one(&mut self, ops: &Ops, manager: &str, round: u64, index: u64) {
+        let (seed, key) = (round * KEYS + index, format!("{round}-{index}"));
         let mut options = BeginOptions::new();
         if index % 4 == 0 {
             options = options.fingerprint(Fingerprint::of(&seed).unwrap()).context(Context::new().with("user", "ada"));
         }
-        let claim = claim(ops, &key, options);
+        let mut claim = claim(ops, &key, options);
+        self.note(manager, &key);
+        if index % 5 < 2 {
+            for step in 0..=index % 3 {
+                self.stage(&mut claim, manager, &key, &bytes(seed + step, 20 + seed * 20 * step));
+            }
+        }
         match index % 10 {
             0..=3 => drop(claim.succeed(&bytes(seed, seed % 300)).unwrap()),
             4 => drop(claim.fail(&bytes(seed, 50)).unwrap()),
-            5 | 6 => drop(claim.succeed(&bytes(seed, 5_000 + seed * 40)).unwrap()),
+            5 => drop(claim.succeed(&bytes(seed, 5_000 + seed * 40)).unwrap()),
+            6 if index % 20 == 6 => drop(claim.succeed(&bytes(seed, 5_000 + seed * 40)).unwrap()),
             7 => drop(claim.release().unwrap()),
             8 => drop(claim.interrupt().unwrap()),
             // Never dropped: its record stays in progress until the stop.
             _ => std::mem::forget(claim),
         }
-        if round > 0 {
-            let (older, old) = (&managers[usize::try_from(index % 3).unwrap()], format!("{}-{index}", round - 1));
-            match index % 20 {
-                2 => drop(older.remove(&old).unwrap()),
-                4 => drop(older.reopen(&old).unwrap()),
-                8 => older.resolve(&old, Resolution::Succeed(bytes(seed, 900))).unwrap(),
-                11 => drop(older.extend(&old, Duration::from_secs(9 * 86_400)).unwrap()),
-                _ => {}
-            }
+        self.note(manager, &key);
+    }
+
+    fn stage(&mut self, claim: &mut Claim<Vec<u8>, Vec<u8>>, manager: &str, key: &str, bytes: &[u8]) {
+        let advanced = claim.work_stage(|tx| -> Result<_, Error> {
+            tx.table("rows")?.insert(key, bytes)?;
+            Ok(Next::advance_with("staged", bytes))
+        });
+        advanced.unwrap();
+        self.note(manager, key);
+        self.note_row(key);
+    }
+
+    fn change_older(&mut self, ops: &Ops, manager: &str, round: u64, index: u64) {
+        let (seed, old) = (round * KEYS + index, format!("{round}-{index}"));
+        let rows = self.engine.table("rows").unwrap();
+        match index % 20 {
+            0 | 6 => rows.insert(&old, bytes(seed, 100)).unwrap(),
+            2 => drop(ops.remove(&old).unwrap()),
+            4 => drop(ops.reopen(&old).unwrap()),
+            8 => ops.resolve(&old, Resolution::Succeed(bytes(seed, 900))).unwrap(),
+            10 => rows.remove(&old).unwrap(),
+            11 => drop(ops.extend(&old, Duration::from_secs(9 * 86_400)).unwrap()),
+            _ => {}
         }
+        self.note(manager, &old);
+        self.note_row(&old);
+    }
+
+    /// The last ones before a stop; says what they wrote.
+    fn finish(&mut self) -> BTreeSet<Name> {
+        let ops: Ops = self.engine.manager("last").unwrap();
+        let mut last = BTreeSet::new();
+        for index in 0..LAST {
+            let key = index.to_string();
+            let mut claim = claim(&ops, &key, BeginOptions::new());
+            self.note("last", &key);
+            if index % 2 == 0 {
+                self.stage(&mut claim, "last", &key, &[6; 700]);
+                last.insert(Name::row("rows", &key));
+            }
+            claim.succeed(&vec![7; 700]).unwrap();
+            self.note("last", &key);
+            last.insert(Name::record("last", &key));
+        }
+        last
     }
 }
 
-fn filled(rounds: u64) -> (TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
+fn filled(rounds: u64) -> (TempDir, PathBuf, States) {
+    let (dir, mut states) = (tempfile::tempdir().unwrap(), States::default());
     let path = dir.path().to_owned();
     for round in 0..rounds {
         let engine = open(&path).unwrap();
-        fill(&engine, round);
+        Filler { engine: &engine, states: &mut states }.fill(round);
         engine.close().unwrap();
     }
-    (dir, path)
+    (dir, path, states)
 }
 
 /// Closed once, after one session and after several.
 pub(crate) fn closed(rounds: u64) -> Stopped {
-    let (dir, _) = filled(rounds);
+    let (dir, _, states) = filled(rounds);
     let name = if rounds == 1 { "closed after one session" } else { "closed after several" };
-    Stopped::new(name, true, dir, BTreeSet::new())
+    Stopped::new(name, true, dir, states, BTreeSet::new()).has_all()
 }
 
 /// Copied while it is open and nothing happens.
 pub(crate) fn quiet(rounds: u64) -> Stopped {
-    let (_dir, path) = filled(rounds - 1);
+    let (_dir, path, mut states) = filled(rounds - 1);
     let engine = open(&path).unwrap();
-    fill(&engine, rounds - 1);
-    let ops: Ops = engine.manager("last").unwrap();
-    let last = (0..LAST).map(|index| {
-        ops.execute(index.to_string(), |_| Ok(vec![7; 700])).unwrap();
-        ("last".to_owned(), index.to_string().into_bytes())
-    });
-    let last = last.collect();
+    let mut filler = Filler { engine: &engine, states: &mut states };
+    filler.fill(rounds - 1);
+    let last = filler.finish();
     until("everything is in sled", || engine.stats().unapplied_bytes == 0);
     let copy = tempfile::tempdir().unwrap();
     copy_tree(&path.join("store"), &copy.path().join("store"));
     let name = if rounds == 1 { "stopped in its first session" } else { "stopped in a later one" };
-    Stopped::new(name, false, copy, last)
+    Stopped::new(name, false, copy, states, last).has_all()
+}
+
+/// What the child stores under its keys.
+fn answer(index: u64) -> Vec<u8> {
+    bytes(index, index * 37 % 6_000)
 }
 
 /// Killed while it works.
 pub(crate) fn killed() -> Stopped {
-    let (dir, path) = filled(ROUNDS - 1);
+    let (dir, path, states) = filled(ROUNDS - 1);
     let exe = std::env::current_exe().unwrap();
     let mut child = Command::new(exe)
         .args(["stores::child", "--exact", "--ignored", "--nocapture"])
@@ -219,22 +250,31 @@ pub(crate) fn killed() -> Stopped {
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         let Some((_, answer)) = line.split_once('@') else { continue };
-        answered.push(("load".to_owned(), answer.as_bytes().to_vec()));
+        answered.push(Name::record("load", answer));
         if answered.len() == 400 {
             child.kill().unwrap();
         }
     }
     child.wait().unwrap();
-    let stopped = Stopped::new("killed under load", false, dir, BTreeSet::new());
+    let mut stopped = Stopped::new("killed under load", false, dir, states, BTreeSet::new());
     let latest: Vec<Name> = answered.iter().rev().take(LAST * THREADS).cloned().collect();
     let answered: BTreeSet<Name> = answered.into_iter().collect();
-    for name in &answered {
-        assert_eq!(stopped.expected[name].status, Status::Succeeded, "{name:?} was answered");
+    assert!(answered.iter().all(|name| stopped.expected.contains_key(name)), "what was answered is there");
+    let load = stopped.expected.iter().filter(|(name, _)| name.is_of("load"));
+    for (name, content) in load {
+        let index = std::str::from_utf8(name.key()).unwrap().split_once('-').unwrap().1.parse().unwrap();
+        let is_done = content.is_success(&answer(index));
+        assert!(is_done || (content.is_dead() && !answered.contains(name)), "{name:?} is {content:?}");
+        // It was begun before it ended.
+        stopped.states.note(name, Some(content.before_its_end()));
+        stopped.states.note(name, Some(content.clone()));
+        // What nobody was answered may be there, and be gone with the last group.
+        if !answered.contains(name) {
+            stopped.last.insert(name.clone());
+        }
     }
-    // What nobody was answered may be there, and be gone with the last group.
-    let others = stopped.expected.keys().filter(|name| name.0 == "load" && !answered.contains(*name));
-    let last = others.cloned().chain(latest).collect();
-    Stopped { last, ..stopped }
+    stopped.last.extend(latest);
+    stopped.has_all()
 }
 
 /// Not a test: what is killed.
@@ -250,7 +290,7 @@ fn child() {
             scope.spawn(move || {
                 for index in 0_u64.. {
                     let key = format!("{me}-{index}");
-                    ops.execute(&key, |_| Ok(bytes(index, index * 37 % 6_000))).unwrap();
+                    ops.execute(&key, |_| Ok(answer(index))).unwrap();
                     std::io::stdout().lock().write_all(format!("@{key}\n").as_bytes()).unwrap();
                 }
             });

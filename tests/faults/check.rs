@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use oncekey::{Engine, OpenReport, RecordFilter, Status};
@@ -35,6 +35,20 @@ const PROBE: &str = "probe";
 pub(crate) fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { TempDir::new_in(memory).unwrap() } else { TempDir::new().unwrap() }
+}
+
+/// Whether the directory for temporary files is where sled's files can have the sync flag. If not, what needs it is left out.
+pub(crate) fn has_sync_flag() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let dir = TempDir::new().unwrap();
+        let engine = Engine::options().sync_flag(true).open(dir.path()).unwrap();
+        let found = engine.stats().sled_sync_flag;
+        if !found {
+            println!("left out: the sync flag, which the file system of {} does not have", dir.path().display());
+        }
+        found
+    })
 }
 
 fn other(what: impl Into<String>) -> Wrong {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -27,6 +28,9 @@ impl Disk {
             return Some(Self(dir));
         }
         println!("skipped: nothing can be mounted here");
+        // Where changes are checked, root is there to mount.
+        let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+        assert!(!is_root || std::env::var("CI").is_err(), "root cannot mount a tmpfs");
         None
     }
 

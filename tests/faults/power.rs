@@ -3,13 +3,13 @@
 //! `ONCEKEY_STATES=10000 cargo test --release --test faults power -- --nocapture` checks more states; `ONCEKEY_SEED` starts
 //! with another seed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use crate::check::{Examined, examine};
+use crate::check::{Examined, examine, has_sync_flag};
 use crate::disk::{Disk, Image, Keep, Lies};
 use crate::history::Wrong;
 use crate::killed::joined;
@@ -21,6 +21,9 @@ use crate::workload::{Phase, Run, Setup, run};
 const STATES_OF_A_LIFE: u64 = 40;
 const STATES_OF_A_RECOVERY: u64 = 8;
 const RECOVERIES: u64 = 2;
+/// Lives in turn, each in another mode, and states of each of the first at least.
+const MODES: u64 = 4;
+const STATES_OF_A_MODE: u64 = 12;
 const KILLS: u64 = 2;
 
 /// What was going on when the power failed.
@@ -85,12 +88,8 @@ fn moments(run: &Run) -> Vec<Moment> {
 /// Lengths of the log to cut it at, in order: every kind of moment as often as any other, and two of three right before or
 /// behind a sync.
 fn cuts(run: &Run, moments: &[Moment], count: u64, rng: &mut Rng) -> Vec<usize> {
-    let is_sync = |at: usize| {
-        matches!(
-            run.log.events.get(at),
-            Some(Event::Synced { .. } | Event::WriteSynced { .. } | Event::RangePushed { .. })
-        )
-    };
+    let syncs: BTreeSet<usize> = run.log.syncs().collect();
+    let is_sync = |at: usize| syncs.contains(&at);
     let mut by_moment = BTreeMap::<(Moment, bool), Vec<usize>>::new();
     for (cut, moment) in moments.iter().enumerate().skip(run.from) {
         by_moment.entry((*moment, false)).or_default().push(cut);
@@ -152,6 +151,8 @@ struct Figures {
     replayed: u64,
     /// States that miss something that was answered under `Eventual`, as they may.
     shorter: u64,
+    /// States with records that a stage had left a checkpoint in.
+    staged: u64,
     left: u64,
 }
 
@@ -171,9 +172,10 @@ impl Figures {
         let others = self.wrong.len() - lost - refused;
         let states: u64 = self.states.values().sum();
         println!("{states} states, {lost} lost, {refused} refused, {others} wrong otherwise: {modes:?}, {moments:?}");
-        let (torn, replayed, shorter) = (self.torn, self.replayed, self.shorter);
+        let (torn, replayed, shorter, staged) = (self.torn, self.replayed, self.shorter, self.staged);
         println!(
-            "{torn} opens cut a torn group, {replayed} replayed commits, {shorter} missed the last of what was eventual"
+            "{torn} opens cut a torn group, {replayed} replayed commits, {shorter} missed the last of what was eventual, \
+             {staged} had records between two stages"
         );
     }
 }
@@ -209,40 +211,45 @@ impl Campaign {
     }
 
     fn examine(&self, run: &Run, disk: (Lies, Option<Keep>), count: u64, rng: &mut Rng) {
-        crashes(run, disk, count, rng, |state| {
-            let examined = examine(&state.image, run, state.cut);
-            let mut figures = self.figures.lock().unwrap();
-            *figures.states.entry((mode(run.setup), state.moment)).or_default() += 1;
-            figures.at_stake += usize::from(run.known.steps.values().flatten().any(|step| step.answered <= state.cut));
-            if let Ok(Examined { report, missing, .. }) = &examined {
-                figures.shorter += u64::from(*missing > 0);
-                figures.torn += u64::from(report.torn_bytes > 0);
-                figures.replayed += u64::from(report.frames_replayed > 0);
-            }
-            if let Err(wrong) = examined {
-                let nth = figures.wrong.len();
-                let kept = if nth < 3 && disk.0.from == usize::MAX { keep(&state, run.setup.seed) } else { None };
-                let State { cut, moment, how, .. } = state;
-                let how = format!(
-                    "seed {}, cut {cut} in {moment:?}, {how:?}, {:?}, kept in {kept:?}",
-                    self.first_seed, run.setup
-                );
-                figures.wrong.push((wrong, how));
-            }
-        });
+        crashes(run, disk, count, rng, |state| self.examine_one(run, disk, &state));
+    }
+
+    fn examine_one(&self, run: &Run, disk: (Lies, Option<Keep>), state: &State) {
+        let examined = examine(&state.image, run, state.cut);
+        let mut figures = self.figures.lock().unwrap();
+        *figures.states.entry((mode(run.setup), state.moment)).or_default() += 1;
+        figures.at_stake += usize::from(run.known.steps.values().flatten().any(|step| step.answered <= state.cut));
+        if let Ok(Examined { found, report, missing }) = &examined {
+            figures.staged += u64::from(found.values().any(|seen| seen.stage.is_some()));
+            figures.shorter += u64::from(*missing > 0);
+            figures.torn += u64::from(report.torn_bytes > 0);
+            figures.replayed += u64::from(report.frames_replayed > 0);
+        }
+        if let Err(wrong) = examined {
+            let nth = figures.wrong.len();
+            let kept = if nth < 3 && disk.0.from == usize::MAX { keep(state, run.setup.seed) } else { None };
+            let State { cut, moment, how, .. } = state;
+            let how = format!(
+                "seed {}, cut {cut} in {moment:?}, {how:?}, {:?}, kept in {kept:?}",
+                self.first_seed, run.setup
+            );
+            figures.wrong.push((wrong, how));
+        }
     }
 
     /// One recorded life with its states; false if there are enough.
     fn life(&self) -> bool {
         let nth = self.next.fetch_add(1, Ordering::Relaxed);
-        let count = self.take(STATES_OF_A_LIFE);
-        if count == 0 {
+        let taken = self.take(STATES_OF_A_LIFE);
+        if taken == 0 && nth >= MODES {
             return false;
         }
+        // Each mode has some of each moment, however few are wanted.
+        let count = if nth < MODES { taken.max(STATES_OF_A_MODE) } else { taken };
         // Everything follows from the seed, but for the order of threads.
         let seed = self.first_seed + nth;
         let mut rng = Rng::new(seed);
-        let (sync_flag, eventual) = (seed % 2 == 0, seed % 4 >= 2);
+        let (sync_flag, eventual) = (seed % 2 == 0 && has_sync_flag(), seed % 4 >= 2);
         // One in four, and each mode in turn.
         let heavy = (seed + seed / 4) % 4 == 1;
         // As small as they come, so that they are filled, sealed and written over all the time; or a little larger.
@@ -316,7 +323,46 @@ fn after_a_power_cut_everything_answered_is_there_and_nothing_is_half_there() {
         println!("{how}: {wrong:?}");
     }
     assert_eq!(figures.wrong.len(), 0, "the store broke its promise");
-    assert!(figures.states.keys().any(|(_, moment)| *moment == Moment::Recycling), "there was no load");
+    let modes = if has_sync_flag() { 4 } else { 2 };
+    assert_eq!(figures.states.keys().map(|(mode, _)| mode).collect::<BTreeSet<_>>().len(), modes);
+    for moment in
+        [Moment::Creation, Moment::Recovery, Moment::Commit, Moment::Checkpoint, Moment::Recycling, Moment::Closing]
+    {
+        assert!(figures.states.keys().any(|(_, other)| *other == moment), "{moment:?} was never cut");
+    }
+    assert!(figures.replayed > 20 && figures.staged > 20, "there was no load");
+    // A few in a hundred: some slice of so few may have none.
+    assert!(figures.torn > 0 || figures.states.values().sum::<u64>() < 1000, "nothing was torn");
+}
+
+/// Right before each sync, with half of what it was to make durable, and right behind it, with nothing but what is.
+#[test]
+fn every_sync_of_a_life_may_be_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let life = run(plain(false, 4096, 1), dir.path(), BTreeMap::new());
+    let (campaign, moments) = (Campaign::new(0, 7), moments(&life));
+    let syncs: Vec<usize> = life.log.syncs().collect();
+    thread::scope(|scope| {
+        for half in 0..2 {
+            let (campaign, life, moments, syncs) = (&campaign, &life, &moments, &syncs);
+            scope.spawn(move || {
+                let (mut disk, mut rng) = (Disk::new(&life.log, Lies::none(), false), Rng::new(half));
+                for at in syncs.iter().skip(usize::try_from(half).unwrap()).step_by(2) {
+                    for (cut, keep) in [(*at, Keep::Percent(50)), (at + 1, Keep::Nothing)] {
+                        disk.advance(cut);
+                        let image = disk.crash(keep, &mut rng);
+                        let state = State { cut, moment: moments[cut], how: (keep, false), image };
+                        campaign.examine_one(life, (Lies::none(), None), &state);
+                    }
+                }
+            });
+        }
+    });
+    let figures = campaign.figures.into_inner().unwrap();
+    figures.print();
+    assert_eq!(figures.wrong, []);
+    assert_eq!(figures.states.values().sum::<u64>(), 2 * syncs.len() as u64);
+    assert!(syncs.len() > 100, "{} syncs", syncs.len());
 }
 
 /// A process that makes a file or a directory and is killed before its entry is durable: whoever finds it makes it so.
@@ -361,10 +407,14 @@ fn plain(sync_flag: bool, segment_bytes: u64, sessions: u64) -> Setup {
     Setup { seed: 7, sync_flag, eventual: false, segment_bytes, heavy: false, sessions, life: 0, boots: 0, now: 0 }
 }
 
+fn with_and_without_flag() -> impl Iterator<Item = bool> {
+    [false, true].into_iter().take(1 + usize::from(has_sync_flag()))
+}
+
 /// With a large segment there is no store checkpoint before the store closes, so that only the journal has what was answered.
 #[test]
 fn syncs_of_the_journal_that_do_nothing_are_found_out() {
-    for sync_flag in [false, true] {
+    for sync_flag in with_and_without_flag() {
         let figures = with_lies(plain(sync_flag, 1 << 20, 1), Some(Keep::Nothing), Log::is_journal);
         assert!(figures.at_stake > 10, "{} states are of any interest", figures.at_stake);
         assert_eq!(figures.wrong.len(), figures.at_stake, "every one of them has lost something");
@@ -377,7 +427,7 @@ fn syncs_of_the_journal_that_do_nothing_are_found_out() {
 /// What the journal forgets at a store checkpoint only sled has.
 #[test]
 fn syncs_of_sled_that_do_nothing_are_found_out() {
-    for sync_flag in [false, true] {
+    for sync_flag in with_and_without_flag() {
         let figures = with_lies(plain(sync_flag, 4096, 2), None, Log::is_sled);
         assert!(figures.wrong.len() > 10, "{} states are wrong", figures.wrong.len());
     }

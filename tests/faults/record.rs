@@ -81,6 +81,14 @@ impl Log {
         self.nodes[node].path.extension().is_some_and(|extension| extension == "journal")
     }
 
+    /// Where something is made durable.
+    pub(crate) fn syncs(&self) -> impl Iterator<Item = usize> {
+        let is_sync = |event: &Event| {
+            matches!(event, Event::Synced { .. } | Event::WriteSynced { .. } | Event::RangePushed { .. })
+        };
+        self.events.iter().enumerate().filter(move |(_, event)| is_sync(event)).map(|(at, _)| at)
+    }
+
     pub(crate) fn is_sled(&self, node: Node) -> bool {
         self.nodes[node].path.components().any(|part| part.as_os_str() == "sled" || part.as_os_str() == "sled.new")
     }

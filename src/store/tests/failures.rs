@@ -1,5 +1,6 @@
 //! Faults: a full disk, a broken one, threads that panic. Every call ends, nothing is promised that is not so.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
@@ -53,6 +54,9 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
     std::fs::create_dir(&journal).unwrap();
     let Some(_mount) = Mount::new(&journal, 1 << 20) else {
         println!("skipped: nothing can be mounted here");
+        // Where changes are checked, root is there to mount.
+        let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+        assert!(!is_root || std::env::var("CI").is_err(), "root cannot mount a tmpfs");
         return;
     };
     for (path, _) in files::entries(&aside).unwrap() {
