@@ -83,7 +83,9 @@ fn bad_group(
     next: Option<&SegmentHeader>,
     file: &SegmentFile,
 ) -> Result<Option<(u64, String)>> {
-    let walk = match walk(&file.read_all()?, segment, next) {
+    let mut bytes = Vec::new();
+    file.read_all(&mut bytes)?;
+    let walk = match walk(&bytes, segment, next) {
         Ok(walk) => walk,
         // Proved to be durable by what lies behind it.
         Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(Some((0, error.to_string()))),

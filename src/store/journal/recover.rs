@@ -82,8 +82,9 @@ pub(super) struct Walk {
 impl Recovered {
     /// Gives every frame after the last checkpoint, in order.
     pub(crate) fn replay(&self, f: &mut dyn FnMut(u64, Frame) -> Result<()>) -> Result<()> {
+        let mut bytes = Vec::new();
         for segment in self.segments.iter().filter(|segment| segment.last_frame > self.checkpointed) {
-            let bytes = segment.file.read_all()?;
+            segment.file.read_all(&mut bytes)?;
             for group in &segment.groups {
                 let payload = payload(&bytes, group.offset, &group.header);
                 for (number, frame) in frame::decode_all(payload, group.header.first_frame, group.header.frames)? {
@@ -216,8 +217,9 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
     let (mut anchor, mut clean, mut torn) = (Anchor::default(), false, 0);
     let mut chain = Chain { segment: 0, group: 0, previous: 0 };
     let (mut last_frame, mut last_change, mut sealed_through) = (0, 0, 0);
+    let mut bytes = Vec::new();
     for ((header, file), next) in run.into_iter().zip(bounds) {
-        let bytes = file.read_all()?;
+        file.read_all(&mut bytes)?;
         let walk = walk(&bytes, &header, next.as_ref())
             .map_err(|error| error.wrap(error.kind(), &file.path.display().to_string()))?;
         match (&walk.stop, next) {

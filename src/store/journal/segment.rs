@@ -55,11 +55,11 @@ impl SegmentFile {
         Ok(Self { file, path: path.to_owned(), size })
     }
 
-    pub(crate) fn read_all(&self) -> Result<Vec<u8>> {
+    /// Into a buffer that the next one can use again: a segment may be large, and fresh memory costs more than the reading.
+    pub(crate) fn read_all(&self, bytes: &mut Vec<u8>) -> Result<()> {
         let len = usize::try_from(self.size).map_err(|_| self.error("read", &io::ErrorKind::FileTooLarge.into()))?;
-        let mut bytes = vec![0; len];
-        self.file.read_exact_at(&mut bytes, 0).map_err(|cause| self.error("read", &cause))?;
-        Ok(bytes)
+        bytes.resize(len, 0);
+        self.file.read_exact_at(bytes, 0).map_err(|cause| self.error("read", &cause))
     }
 
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
