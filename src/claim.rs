@@ -28,6 +28,20 @@ use crate::value::Value;
 ///
 /// A claim that is forgotten (`mem::forget`, a static, a thread that never ends) stays in progress for the life of the
 /// process. It keeps the engine open; after [`Engine::close`](crate::Engine::close) its verbs answer `Closed`.
+///
+/// ```
+/// # use oncekey::{Engine, Manager, Status};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64, String> = engine.manager("payments")?;
+/// let Ok(mut claim) = payments.begin("order-42")?.into_claim() else { return Ok(()) };
+/// claim.release_on_drop(true);
+/// let cents: u64 = "1999".parse().unwrap_or_default(); // until here, a `?` would free the key
+/// claim.release_on_drop(false);
+/// println!("charging {cents} as {}", claim.effect_id("charge")); // from here on, it would interrupt
+/// let done = claim.succeed(&cents)?;
+/// assert_eq!((done.outcome(), done.info().status()), (Ok(&1999), Status::Succeeded));
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 #[must_use = "a claim that is dropped interrupts its record"]
 pub struct Claim<T, E = Failure> {
     inner: Box<Inner>,
@@ -237,6 +251,18 @@ impl<T, E> fmt::Debug for Claim<T, E> {
 ///
 /// Turned into an [`Error`], e.g. by `?`, it drops the claim, and so interrupts the record. Kept in an `anyhow::Error` or a
 /// box, it keeps the claim alive and the key in progress.
+///
+/// ```
+/// # use oncekey::{Engine, EndError, ErrorKind, Manager};
+/// # let engine = Engine::options().max_value_bytes(100).temporary()?;
+/// let notes: Manager<String> = engine.manager("notes")?;
+/// let claim = notes.begin("k")?.into_claim().unwrap();
+/// if let Err(EndError { error, claim }) = claim.succeed(&"x".repeat(200)) {
+///     assert_eq!(error.kind(), ErrorKind::TooLarge);
+///     claim.succeed(&"a summary".to_owned())?;
+/// }
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 pub struct EndError<C> {
     /// Why it was not stored.
     pub error: Error,

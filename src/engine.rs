@@ -143,6 +143,18 @@ impl Engine {
     }
 
     /// Every interrupted record: right after open, the exact list of what an earlier process left unfinished.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Interruption, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// drop(payments.begin("order-42")?);
+    /// for info in engine.interrupted()? {
+    ///     let info = info?;
+    ///     assert_eq!((info.manager(), info.interruption()), ("payments", Some(Interruption::Dropped)));
+    /// }
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
     pub fn interrupted(&self) -> Result<Records> {
         self.records(RecordFilter::new().status(Status::Interrupted))
     }
@@ -171,7 +183,18 @@ impl Engine {
     }
 
     /// What happens from now on. Each call is a subscriber of its own, with a queue of [`EVENT_QUEUE`](crate::EVENT_QUEUE);
-    /// what does not fit is dropped, and counted in [`Stats::events_dropped`].
+    /// what does not fit is dropped, and counted in [`Stats::events_dropped`]. The channel disconnects when the engine is closed.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Event, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// let (payments, events) = (engine.manager::<u64, String>("payments")?, engine.events());
+    /// payments.execute("order-42", |_claim| Ok(1999)).unwrap();
+    /// engine.close()?;
+    /// let ended: Vec<_> = events.iter().filter(|event| matches!(event, Event::Ended(_))).collect();
+    /// assert_eq!(ended.len(), 1);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
     #[must_use]
     pub fn events(&self) -> Receiver<Event> {
         self.protocol.hub().subscribe()

@@ -51,6 +51,26 @@ impl<T> fmt::Debug for Executed<T> {
 }
 
 /// Why `execute` has no value. Exhaustive on purpose.
+///
+/// ```
+/// # use oncekey::{Engine, ExecuteError, Manager};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64, String> = engine.manager("payments")?;
+/// let status = match payments.execute("order-42", |_claim| Err("declined".to_owned())) {
+///     Ok(_) => 200,
+///     Err(ExecuteError::Failed { error, replayed }) => {
+///         assert_eq!((error.as_str(), replayed), ("declined", false));
+///         402
+///     }
+///     Err(ExecuteError::InProgress(_) | ExecuteError::Interrupted(_)) => 409,
+///     Err(ExecuteError::Mismatch(_)) => 422,
+///     // It has run: the claim in `error` is dropped here, and the key is interrupted.
+///     Err(ExecuteError::NotStored { .. }) => 500,
+///     Err(ExecuteError::Engine(_)) => 503,
+/// };
+/// assert_eq!(status, 402);
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 pub enum ExecuteError<T, E = Failure> {
     /// The operation failed, now or before.
     Failed {
@@ -142,6 +162,21 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 
     /// As [`execute`](Manager::execute), with more to say.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Manager};
+    /// # use std::time::Duration;
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let pay = |cents: u64| {
+    ///     let same = Fingerprint::of(&("EUR", cents))?;
+    ///     let options = ExecuteOptions::new().fingerprint(same).wait(Duration::from_secs(2));
+    ///     payments.execute_with("order-42", options, |_claim| Ok(cents))
+    /// };
+    /// assert_eq!(*pay(1999).unwrap().value(), 1999);
+    /// assert!(matches!(pay(2999), Err(ExecuteError::Mismatch(_))));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -42,18 +42,55 @@
 //! | look into a store from a terminal | the binary `oncekey`, feature `cli` |
 //! | test with time | [`ManualClock`], [`Engine::temporary`] |
 //!
+//! What becomes of the record on `Ok`, `Err`, panic, `?` and process death is a table in [`guides::crashes`].
+//!
+//! # States of a key
+//!
+#![doc = include_str!("guides/states.svg")]
+//!
+//! A key whose owner died, dropped its claim or panicked is *interrupted*: nobody knows whether the operation happened. Under
+//! [`OnInterrupted::Hold`], the default, it waits for someone to [resolve](Manager::resolve) it; under
+//! [`OnInterrupted::Resume`] the next `begin` goes on at its recovery point. A released key keeps its recovery point too.
+//!
+//! # What it promises
+//!
+//! On Linux with ext4, XFS or btrfs, on a disk that keeps what it was told to flush; [`guides::durability`] says what cannot be told.
+//!
+//! 1. An answer that was given is durable, and is given again until its TTL.
+//! 2. A key has at most one live owner, and a dead one is never waited for.
+//! 3. A claim that was superseded can neither end the record nor write rows.
+//! 4. A stage's rows, its recovery point and its outcome are one commit.
+//! 5. When an owner gives up, exactly one waiter inherits the key; an ending wakes all.
+//! 6. After the first failed write or sync nothing is acknowledged any more.
+//! 7. Nothing expires early, whatever the wall clock does.
+//! 8. Damage on disk is a typed error or the right data, but for what an unclean stop hides.
+//!
+//! # Limits
+//!
+//! Keys have up to [`MAX_KEY_BYTES`], outcomes 1 MiB unless [`max_value_bytes`](EngineOptions::max_value_bytes) says more, up to
+//! [`MAX_VALUE_BYTES`]; TTLs default to 24 h. One process owns a directory, calls block, and effects outside are not rolled
+//! back. All limits, with reasons: [`guides::limits`].
+//!
+//! # Guides
+//!
+//! [Crashes and the two policies](guides::crashes), [stages](guides::stages), [HTTP](guides::http),
+//! [durability](guides::durability), [limits](guides::limits), [tuning](guides::tuning), [operating](guides::operating),
+//! [migrating from litert, Medusa, Powertools](guides::migrating), [architecture](guides::architecture)
+//!
 //! # Features
 //!
 //! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate.
 //! - `json`: `Json<T>`, for outcomes that bincode cannot read back.
 //! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own; records as JSON.
-//! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; the README has the table.
+//! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!
 //! # Platforms
 //!
 //! Unix; made for and tested on Linux. Needs Rust 1.85.
 
 #![forbid(unsafe_code)]
+// On docs.rs, what needs a feature says so.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(unix))]
 compile_error!("oncekey needs the file locks and positioned writes of a Unix");
@@ -137,11 +174,9 @@ pub use table::{Rows, Table};
 pub use transaction::{MAX_TRANSACTION_RUNS, PhaseError, Transaction, TransactionTable};
 pub use value::Value;
 
-/// The README's example is compiled and run as written.
+/// The README's examples are compiled as written.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The design, for those who read the code.
-#[doc = include_str!("../ARCHITECTURE.md")]
-pub mod architecture {}
+pub mod guides;

@@ -236,6 +236,16 @@ impl<T, E> Manager<T, E> {
 
     /// What [`execute`](Manager::execute) does with an operation's `Err`; clones made afterwards share it. Defaults to
     /// [`OnError::Store`].
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, OnError};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64, String> = engine.manager("payments")?;
+    /// let payments = payments.on_error(|why| if why == "busy" { OnError::Release } else { OnError::Store });
+    /// assert!(payments.execute("order-42", |_claim| Err("busy".to_owned())).is_err());
+    /// assert!(payments.execute("order-42", |_claim| Ok(1999)).is_ok_and(|done| !done.replayed()));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
     #[must_use]
     pub fn on_error(mut self, classify: impl Fn(&E) -> OnError + Send + Sync + 'static) -> Self {
         self.on_error = Some(Arc::new(classify));
@@ -243,8 +253,7 @@ impl<T, E> Manager<T, E> {
     }
 
     /// The keys of one tenant or user (rather than a manager for each): keys that clients choose must not meet those of
-    /// another's. Records report the whole
-    /// key, and that works on the unscoped manager. A scope inside a scope adds to it.
+    /// another's. Records report the whole key, and that works on the unscoped manager. A scope inside a scope adds to it.
     ///
     /// # Errors
     ///
@@ -340,6 +349,20 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 
     /// As [`begin_with`](Manager::begin_with), but waits for another owner up to `timeout`, and takes the key over if that
     /// gives it up. On a key that this thread owns it waits for itself, and answers `InProgress` at the end.
+    ///
+    /// ```
+    /// # use oncekey::{BeginOptions, Engine, Manager};
+    /// # use std::time::Duration;
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let owner = payments.begin("order-42")?.into_claim().unwrap();
+    /// let heir = std::thread::scope(|scope| {
+    ///     let heir = scope.spawn(|| payments.begin_or_wait("order-42", BeginOptions::new(), Duration::from_secs(60)));
+    ///     owner.release().map(|_| heir.join().unwrap())
+    /// })??;
+    /// assert_eq!(heir.into_claim().unwrap().attempt(), 2);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
     pub fn begin_or_wait(
         &self,
         key: impl AsRef<[u8]>,
@@ -397,6 +420,16 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 
     /// Settles an interrupted record, once it is known what became of the operation.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, Resolution};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// drop(payments.begin("order-42")?); // nobody knows how far it came
+    /// payments.resolve("order-42", Resolution::Succeed(1999))?;
+    /// assert_eq!(payments.get("order-42")?.unwrap().into_outcome(), Some(Ok(1999)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
     ///
     /// # Errors
     ///

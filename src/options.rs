@@ -58,6 +58,17 @@ pub enum OnError {
 }
 
 /// How an engine is opened. Made by [`Engine::options`](crate::Engine::options).
+///
+/// ```
+/// use oncekey::{Durability, Engine};
+/// use std::time::Duration;
+///
+/// let engine = Engine::options()
+///     .cache_capacity(16 << 20)
+///     .durability(Durability::Eventual { interval: Duration::from_millis(50) })
+///     .temporary()?; // or .open("payments.oncekey")
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct EngineOptions {
@@ -193,6 +204,19 @@ impl EngineOptions {
 }
 
 /// How a manager treats its keys.
+///
+/// ```
+/// use oncekey::{Engine, FOREVER, Manager, ManagerOptions, OnInterrupted};
+/// use std::time::Duration;
+///
+/// # let engine = Engine::temporary()?;
+/// let options = ManagerOptions::new()
+///     .success_ttl(FOREVER)
+///     .failure_ttl(Duration::from_secs(600))
+///     .on_interrupted(OnInterrupted::Resume);
+/// let mails: Manager<()> = engine.manager_with("mails", options)?;
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ManagerOptions {
@@ -263,6 +287,21 @@ impl ManagerOptions {
 }
 
 /// What one `begin` adds to its manager's options. All of it is fixed when a generation starts.
+///
+/// ```
+/// use oncekey::{Begin, BeginOptions, Context, Engine, Fingerprint, Manager};
+///
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// let options = |cents: u64| {
+///     let context = Context::new().with("user", "ada");
+///     Ok::<_, oncekey::Error>(BeginOptions::new().fingerprint(Fingerprint::of(&cents)?).context(context))
+/// };
+/// let claim = payments.begin_with("order-42", options(1999)?)?.into_claim().unwrap();
+/// assert_eq!(claim.context().text("user"), Some("ada"));
+/// assert!(matches!(payments.begin_with("order-42", options(2999)?)?, Begin::Mismatch(_)));
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct BeginOptions {

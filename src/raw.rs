@@ -18,6 +18,19 @@ use crate::transition::Ending;
 use crate::value::Value;
 
 /// A manager for tools that do not know the types: outcomes are bytes.
+///
+/// ```
+/// # use oncekey::{Engine, Manager};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// payments.begin("order-42")?.into_claim().unwrap().succeed(&1999)?;
+/// for name in engine.managers()? {
+///     let raw = engine.raw(&name)?;
+///     let bytes = raw.get("order-42")?.and_then(|record| record.into_outcome()).unwrap().unwrap();
+///     assert_eq!(bytes.as_ref(), 1999_u64.to_le_bytes());
+/// }
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RawManager {
     engine: Engine,

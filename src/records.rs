@@ -17,6 +17,18 @@ use crate::value::Value;
 const BATCH: usize = 256;
 
 /// Which records to list; without a condition, all.
+///
+/// ```
+/// use oncekey::{RecordFilter, Status, SystemClock};
+/// use oncekey::Clock as _;
+/// use std::time::Duration;
+///
+/// # let engine = oncekey::Engine::temporary()?;
+/// let hour_ago = SystemClock.wall() - Duration::from_secs(3600);
+/// let stuck = RecordFilter::new().manager("payments").status(Status::InProgress).updated_before(hour_ago);
+/// assert_eq!(engine.records(stuck)?.count(), 0);
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct RecordFilter {

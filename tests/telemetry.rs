@@ -226,7 +226,7 @@ fn what_happens_is_told_and_payloads_are_not() {
     }
     assert!(measured.get("oncekey_sync_seconds") >= 3.0);
     // The page shows them all, and no other.
-    let page = include_str!("../README.md");
+    let page = include_str!("../src/guides/operating.md");
     let told = measured.names();
     let shown: BTreeSet<String> =
         page.split('`').filter(|word| word.starts_with("oncekey_")).map(str::to_owned).collect();

@@ -30,6 +30,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("L7 conveniences: problem details", &["problem"]),
     ("L7 conveniences: requests", &["requests"]),
     ("L8 command line", &["cli"]),
+    ("L8 documentation", &["guides"]),
 ];
 
 const MECHANISMS: &[&str] = &["slots", "group", "worker", "lanes"];
@@ -260,6 +261,25 @@ fn stem(path: &Path) -> String {
 }
 
 #[test]
+fn every_guide_is_shown_compiled_and_short() {
+    let (module, front) = (read("src/guides.rs"), read("src/lib.rs"));
+    let mut guides = 0;
+    for path in fs::read_dir(root().join("src/guides")).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let (name, text) = (stem(&path), fs::read_to_string(&path).unwrap());
+        assert!(module.contains(&format!("include_str!(\"guides/{name}.md\")")), "{name} is not shown");
+        assert!(front.contains(&format!("](guides::{name})")), "the crate's page does not lead to {name}");
+        assert!(text.lines().count() <= 130, "{name} has {} lines", text.lines().count());
+        let opens = text.lines().filter(|line| line.starts_with("```")).step_by(2);
+        assert!(opens.clone().all(|line| line == "```"), "{name} has code that is not run: {opens:?}");
+        guides += 1;
+    }
+    assert!(guides > 0);
+}
+
+#[test]
 fn the_changelog_has_this_version() {
     let heading = format!("## {}", env!("CARGO_PKG_VERSION"));
     assert!(read("CHANGELOG.md").lines().any(|line| line.starts_with(&heading)), "no heading {heading}");
@@ -299,12 +319,12 @@ fn the_architecture_page_shows_every_row() {
 }
 
 #[test]
-fn the_readme_lists_every_limit() {
-    let readme = read("README.md");
+fn the_guide_lists_every_limit() {
+    let guide = read("src/guides/limits.md");
     for path in sources("src") {
         for line in fs::read_to_string(&path).unwrap().lines() {
             if let Some(name) = line.strip_prefix("pub const MAX_").and_then(|rest| rest.split(':').next()) {
-                assert!(readme.contains(&format!("`MAX_{name}`")), "README does not list MAX_{name}");
+                assert!(guide.contains(&format!("[`MAX_{name}`]")), "the guide does not list MAX_{name}");
             }
         }
     }
