@@ -150,8 +150,6 @@ type Read = unsafe extern "C" fn(c_int, *mut c_void, size_t) -> ssize_t;
 type ReadAt = unsafe extern "C" fn(c_int, *mut c_void, size_t, off_t) -> ssize_t;
 type OnFd = unsafe extern "C" fn(c_int) -> c_int;
 type SyncRange = unsafe extern "C" fn(c_int, off_t, off_t, c_uint) -> c_int;
-type CopyRange = unsafe extern "C" fn(c_int, *mut off_t, c_int, *mut off_t, size_t, c_uint) -> ssize_t;
-type SendFile = unsafe extern "C" fn(c_int, c_int, *mut off_t, size_t) -> ssize_t;
 type Truncate = unsafe extern "C" fn(c_int, off_t) -> c_int;
 type Allocate = unsafe extern "C" fn(c_int, c_int, off_t, off_t) -> c_int;
 type AllocatePosix = unsafe extern "C" fn(c_int, off_t, off_t) -> c_int;
@@ -245,30 +243,18 @@ unsafe extern "C" fn sync_file_range(fd: c_int, at: off_t, len: off_t, flags: c_
     calling(Call::SyncRange, fd, real, |path, _| record::range_pushed(path))
 }
 
-/// Copies inside the kernel would go by unseen: whoever copies reads and writes instead.
+/// Copies inside the kernel would go by unseen: whoever copies reads and writes instead. Always, because a copy may begin before
+/// a recording does.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn copy_file_range(
-    from: c_int,
-    at: *mut off_t,
-    to: c_int,
-    to_at: *mut off_t,
-    len: size_t,
-    flags: c_uint,
-) -> ssize_t {
-    if watched() {
-        return fail(libc::ENOSYS) as ssize_t;
-    }
-    unsafe { real!(copy_file_range: CopyRange)(from, at, to, to_at, len, flags) }
+extern "C" fn copy_file_range(_: c_int, _: *mut off_t, _: c_int, _: *mut off_t, _: size_t, _: c_uint) -> ssize_t {
+    fail(libc::ENOSYS) as ssize_t
 }
 
 macro_rules! sendfile {
     ($($name:ident),*) => {$(
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name(to: c_int, from: c_int, at: *mut off_t, len: size_t) -> ssize_t {
-            if watched() {
-                return fail(libc::ENOSYS) as ssize_t;
-            }
-            unsafe { real!($name: SendFile)(to, from, at, len) }
+        extern "C" fn $name(_: c_int, _: c_int, _: *mut off_t, _: size_t) -> ssize_t {
+            fail(libc::ENOSYS) as ssize_t
         }
     )*};
 }
