@@ -1,5 +1,5 @@
 //! The least that keeps the promise of durability, to measure against: a hash map, and a file that is appended to with one
-//! `fdatasync` for each group. The benchmarks of this crate use it too.
+//! `fdatasync` for each group.
 
 use std::collections::HashMap;
 use std::fs::File;
