@@ -149,7 +149,7 @@ impl<C, S> Group<C, S> {
     /// Waits until a frame of `len` bytes has room, and takes the commit lock.
     pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
         let len = len as u64;
-        let reserve = who.leaves(self.config.reserve);
+        let reserve = who.leaves(self.config.reserve, len);
         let mut state = self.state.lock();
         let (mut deadline, mut timed_out) = (None, false);
         let refusals = state.refusals;

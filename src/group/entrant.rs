@@ -5,7 +5,8 @@
 pub(crate) enum Entrant {
     /// Waits for room, leaves the reserve.
     User,
-    /// Ends what was begun, with an outcome: as `User`, but let in while those are held back.
+    /// Ends what was begun, with an outcome: as `User`, but let in while those are held back; a small one may use as much as
+    /// `Ending`.
     Finishing,
     /// Ends a claim without an outcome: waits for room, but not until less lies unapplied, and may use half of the reserve.
     Ending,
@@ -16,11 +17,13 @@ pub(crate) enum Entrant {
 }
 
 impl Entrant {
-    /// How much of the reserve it must not use.
-    pub(super) fn leaves(self, reserve: u64) -> u64 {
+    /// How much of the reserve a frame of `len` bytes must not use.
+    pub(super) fn leaves(self, reserve: u64, len: u64) -> u64 {
         match self {
-            Self::User | Self::Finishing => reserve,
-            Self::Ending | Self::GivingUp => reserve / 2,
+            Self::User => reserve,
+            // A large outcome would leave nothing to the endings of others.
+            Self::Finishing if len > reserve / 16 => reserve,
+            Self::Finishing | Self::Ending | Self::GivingUp => reserve / 2,
             Self::Store => 0,
         }
     }

@@ -87,6 +87,19 @@ fn a_dropped_admission_changes_nothing() {
     assert_eq!((admission.number(), admission.ticket()), (100, 1));
 }
 
+/// It waits for room, and no spare can be had.
+fn is_refused(group: &Frames, len: usize, who: Entrant) {
+    thread::scope(|scope| {
+        let late = scope.spawn(|| commit(group, len, who));
+        assert!(group.wait_wanted().is_some());
+        // The one that was wanted from the beginning, and perhaps the one that the commit wanted.
+        while !late.is_finished() {
+            group.offer(Err(full()));
+        }
+        is(late.join().unwrap(), ErrorKind::Full);
+    });
+}
+
 #[test]
 fn each_entrant_leaves_its_part_of_the_reserve() {
     let group = group(100);
@@ -96,16 +109,22 @@ fn each_entrant_leaves_its_part_of_the_reserve() {
     commit(&group, 10, Entrant::GivingUp).unwrap();
     is(commit(&group, 1, Entrant::GivingUp), ErrorKind::Full);
     commit(&group, 10, Entrant::Store).unwrap();
-    thread::scope(|scope| {
-        let late = scope.spawn(|| commit(&group, 1, Entrant::Store));
-        assert!(group.wait_wanted().is_some());
-        // The one that was wanted from the beginning, and perhaps the one that the commit wanted.
-        while !late.is_finished() {
-            group.offer(Err(full()));
-        }
-        is(late.join().unwrap(), ErrorKind::Full);
-    });
+    is_refused(&group, 1, Entrant::Store);
     assert_eq!(taken(&group).0.payload.len(), 90);
+}
+
+#[test]
+fn a_small_outcome_may_use_of_the_reserve_what_an_ending_may() {
+    let group = group_with(420, |config| config.reserve = 320);
+    user(&group, 90).unwrap();
+    // A sixteenth of the reserve is small, and half of it is the store's alone.
+    for who in [Entrant::User, Entrant::Finishing] {
+        is_refused(&group, 21, who);
+    }
+    for _ in 0..8 {
+        commit(&group, 20, Entrant::Finishing).unwrap();
+    }
+    is(commit(&group, 1, Entrant::GivingUp), ErrorKind::Full);
 }
 
 #[test]

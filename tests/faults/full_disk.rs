@@ -54,6 +54,12 @@ impl Disk {
         file.set_len(len.saturating_sub(but)).unwrap();
     }
 
+    /// Makes the whole disk larger.
+    fn grow(&self, bytes: u64) {
+        let size = format!("remount,size={bytes}");
+        assert!(Command::new("mount").args(["-o", &size]).arg(self.0.path()).status().unwrap().success());
+    }
+
     fn make_room(&self) {
         fs::remove_file(self.0.path().join("filler")).unwrap();
     }
@@ -131,7 +137,7 @@ fn is_full(error: &Error) {
 
 /// Somebody else fills the disk up to the last bytes.
 fn filled_by_others(seed: u64) {
-    let Some(disk) = Disk::new(24 * MIB) else { return };
+    let Some(disk) = Disk::new(48 * MIB) else { return };
     let (mut known, mut rng) = (Known::default(), Rng::new(seed));
     let mut engine = open(&disk).unwrap();
     for round in 0..3 {
@@ -216,11 +222,17 @@ fn a_disk_that_the_store_fills_itself_is_full_and_not_the_end() {
         known.check(&keys);
         is_full(&known.commit(&keys, &mut rng, 10).unwrap());
         drop(keys);
-        engine.close().unwrap();
-        let engine = open(&disk).unwrap();
-        known.check(&ops(&engine));
-        is_full(&known.commit(&ops(&engine), &mut rng, 1_000).unwrap());
         println!("{} records before it was full", known.0.len());
+        // Where commits are faster than sled, some of them are in the journal alone, and stay there until there is room.
+        engine.close().err().iter().for_each(is_full);
+        let engine = open(&disk).unwrap_or_else(|error| {
+            is_full(&error);
+            disk.grow(96 * MIB);
+            open(&disk).unwrap()
+        });
+        known.check(&ops(&engine));
+        is_full(&known.commit(&ops(&engine), &mut rng, 1_000_000).unwrap());
+        known.check(&ops(&engine));
     });
 }
 
@@ -245,7 +257,13 @@ fn limited() {
     let error = known.commit(&ops, &mut rng, 100_000).expect("nothing is limited");
     // It is sled's file that is too long for it: nobody can tell before.
     assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::Full), "{error}");
-    assert_eq!(engine.close().unwrap_err().kind(), ErrorKind::Poisoned);
+    // The commit may have met it in reading, before the engine knew: then `close` waits for what fails, and has it as it is.
+    let closed = engine.close().unwrap_err();
+    let knew = error.kind() == ErrorKind::Poisoned;
+    assert!(
+        closed.kind() == ErrorKind::Poisoned || (closed.kind() == ErrorKind::Io && !knew),
+        "{error}, then {closed}"
+    );
     println!("\nkeys {}", known.0.keys().cloned().collect::<Vec<_>>().join(" "));
 }
 
