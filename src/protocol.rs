@@ -327,6 +327,11 @@ impl Protocol {
             self.check()?;
             self.settle_at(place);
         }
+        self.change_settled(place, event, haste)
+    }
+
+    /// As [`change`](Self::change), where no drop of this key waits to be recorded, or this is it.
+    fn change_settled(&self, place: &Place, event: &Event<'_>, haste: Haste) -> Result<Changed> {
         loop {
             // In this order, as in `get`.
             let now = self.store.now();

@@ -45,12 +45,10 @@ impl Protocol {
 
     /// Records the drops that the journal had no room for: before a transaction too, which may look at any record.
     pub(crate) fn settle_abandoned(&self) {
-        let mut all: Vec<_> = self.abandoned.lock().drain().collect();
-        while let Some((_, (place, token, ending))) = all.pop() {
-            let settled = self.settle(place, token, ending);
-            if settled.is_err_and(|error| error.kind() == ErrorKind::Full) {
-                // Nor is there room for the others.
-                self.abandoned.lock().extend(all);
+        let all: Vec<_> = self.abandoned.lock().values().cloned().collect();
+        for (place, token, ending) in all {
+            // Without room for one there is none for the others.
+            if self.settle(&place, token, &ending).is_err_and(|error| error.kind() == ErrorKind::Full) {
                 return;
             }
         }
@@ -59,17 +57,22 @@ impl Protocol {
     /// As [`settle_abandoned`](Self::settle_abandoned), for a key that somebody asks for.
     pub(super) fn settle_at(&self, place: &Place) {
         // Nearly always there is none.
-        let found = self.abandoned.lock().remove(&place.at);
+        let found = self.abandoned.lock().get(&place.at).cloned();
         if let Some((place, token, ending)) = found {
             // What is still not recorded is there for the next to ask.
-            let _ = self.settle(place, token, ending);
+            let _ = self.settle(&place, token, &ending);
         }
     }
 
-    fn settle(&self, place: Place, token: u64, ending: Ending) -> Result<()> {
-        let settled = self.give_up(&place, token, &ending, Haste::Durable);
-        if settled.is_err() {
-            self.abandoned.lock().insert(place.at.clone(), (place, token, ending));
+    /// It is known until it is recorded: whoever asks meanwhile must not find the key at work. Two may record it, one does.
+    fn settle(&self, place: &Place, token: u64, ending: &Ending) -> Result<()> {
+        let settled = self.give_up(place, token, ending, Haste::Durable);
+        if settled.is_ok() {
+            let mut abandoned = self.abandoned.lock();
+            if abandoned.get(&place.at).is_some_and(|(_, of, _)| *of == token) {
+                abandoned.remove(&place.at);
+            }
+        } else {
             // A pass of the compaction that ran meanwhile has not seen it.
             self.due.lower(0);
         }
@@ -84,9 +87,52 @@ impl Protocol {
 
     fn give_up(&self, place: &Place, token: u64, ending: &Ending, haste: Haste) -> Result<()> {
         // Anything else says that somebody else ended it, or removed it.
-        if let Changed::Written(info) = self.change(place, &Event::End { token, ending }, haste)? {
+        if let Changed::Written(info) = self.change_settled(place, &Event::End { token, ending }, haste)? {
             self.hub.tell(|| Told::Ended(info.without_outcome()));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::Context;
+    use crate::key::Key;
+    use crate::options::{EngineOptions, OnInterrupted};
+    use crate::protocol::Begun;
+    use crate::transition::Start;
+
+    #[test]
+    fn nobody_meets_a_drop_that_is_just_being_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
+        let start = Start {
+            by_key: false,
+            fingerprint: None,
+            context: Context::new(),
+            policy: OnInterrupted::Hold,
+            schema: 0,
+            success_ttl: NEVER,
+            failure_ttl: NEVER,
+            unfinished_ttl: NEVER,
+        };
+        let claim = |place: &Place| match protocol.begin(place, &start).unwrap() {
+            Begun::Claimed(info) => info.image().token,
+            other => panic!("{}: {other:?}", place.named()),
+        };
+        let places: Vec<_> = (0..64).map(|n| Place::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
+        for place in &places {
+            protocol.abandon_unrecorded(place, claim(place), Ending::Release);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| protocol.settle_abandoned());
+            // Each waits for a sync, so that the other is somewhere among them.
+            for place in &places {
+                claim(place);
+            }
+        });
+        assert!(protocol.abandoned.lock().is_empty());
+        assert_eq!(protocol.stats().in_progress, 64);
     }
 }
