@@ -13,6 +13,7 @@ mod barrier;
 mod checkpoint;
 mod compact;
 mod digest;
+mod expiries;
 mod files;
 mod format;
 #[cfg(feature = "fuzzing")]
@@ -31,6 +32,7 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
@@ -86,6 +88,8 @@ struct Inner {
     /// Why sled was left behind the journal when the store was closed, if it was.
     left_behind: Mutex<Option<Error>>,
     apply: Apply,
+    /// The earliest time of what expires and is not in the expiry tree yet.
+    not_listed: Arc<AtomicU64>,
     journal: Arc<JournalStats>,
     commits: Counter,
     conflicts: Counter,

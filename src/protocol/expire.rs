@@ -73,17 +73,21 @@ impl Protocol {
     pub(crate) fn compact_now(&self, batch: usize) -> Result<Compacted> {
         self.check()?;
         self.store.drain()?;
-        self.compact(batch, &|| true)
+        self.pass_over(Pass::exact(), batch, &|| true)
     }
 
-    /// One pass over what is expired and in sled, unless it is to stop.
+    /// One pass over what has been expired for a second and is in sled, unless it is to stop.
     pub(crate) fn compact(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
+        self.pass_over(Pass::default(), batch, goes_on)
+    }
+
+    fn pass_over(&self, pass: Pass, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         let _working = telemetry::enter(Work::Compact, self.path());
         let began = monotonic();
         // Whatever ends from here on says so itself.
         self.due.earliest.store(NEVER, Ordering::Release);
         self.settle_abandoned();
-        let done = self.pass(batch, goes_on);
+        let done = self.pass(pass, batch, goes_on);
         let next = match &done {
             // What ended before and is not in sled yet is looked for again; asked first, for sled may get it meanwhile.
             Ok(_) if self.store.is_drained() && self.abandoned.lock().is_empty() => self.store.next_due()?,
@@ -100,8 +104,8 @@ impl Protocol {
         Ok(done)
     }
 
-    fn pass(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
-        let (mut done, mut pass) = (Compacted::default(), Pass::default());
+    fn pass(&self, mut pass: Pass, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
+        let mut done = Compacted::default();
         let passed = self.pass_on(&mut pass, batch, goes_on, &mut done);
         // Deleted all the same, whatever ended the pass.
         let rest = self.store.end_pass(&mut pass).map(|deleted| self.forgot(deleted, &mut done));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::checkpoint::Job;
+use super::expiries::Expiries;
 use super::format::envelope::PiecesId;
 use super::format::frame::{Change, Content, Frame, StoreKey};
 use super::format::record::Head;
@@ -47,7 +48,8 @@ impl Message {
     }
 }
 
-/// Delete these records if they are still what they were, and these leftovers if they are: in steps, between groups.
+/// Delete these records if they are still what they were, and these leftovers if they are: in steps, between groups. If there
+/// are none, whatever leads to records that expire is to be written.
 #[derive(Debug)]
 pub(crate) struct Deletion {
     pub(crate) records: Vec<Due>,
@@ -80,6 +82,7 @@ impl std::ops::AddAssign for Deleted {
 pub(crate) struct Applier {
     tables: Arc<Tables>,
     overlay: Arc<Overlay>,
+    pub(crate) expiries: Expiries,
     /// The last one that sled was given.
     stamp: Stamp,
     /// Every record in progress that was applied. They stay in the overlay and reach sled only at a checkpoint, so that a
@@ -96,8 +99,9 @@ struct Live {
 }
 
 impl Applier {
-    pub(crate) fn new(tables: Arc<Tables>, overlay: Arc<Overlay>, stamp: Stamp) -> Self {
-        Self { tables, overlay, stamp, live: BTreeMap::new(), last_frame: stamp.frame }
+    pub(crate) fn new(tables: Arc<Tables>, overlay: Arc<Overlay>, stamp: Stamp, opening: u64) -> Self {
+        let expiries = Expiries::new(opening);
+        Self { tables, overlay, expiries, stamp, live: BTreeMap::new(), last_frame: stamp.frame }
     }
 
     pub(crate) fn apply(&mut self, number: u64, frame: Frame) -> Result<()> {
@@ -116,7 +120,7 @@ impl Applier {
                 self.live.insert(change.key, Live { content: Content::Record(image), id, in_sled: false });
             }
             content => {
-                values::write(&self.tables, &change.key, content.as_ref(), id)?;
+                values::write(&self.tables, &mut self.expiries, &change.key, content.as_ref(), id)?;
                 self.live.remove(&change.key);
                 self.overlay.drop_applied(&change.key, id.frame);
             }
@@ -128,9 +132,10 @@ impl Applier {
     /// and of a close say what sled holds: behind any other, deletions go on that no frame tells of.
     pub(crate) fn settle(&mut self, says_what: bool) -> Result<u64> {
         for (key, live) in self.live.iter_mut().filter(|(_, live)| !live.in_sled) {
-            values::write(&self.tables, key, Some(&live.content), live.id)?;
+            values::write(&self.tables, &mut self.expiries, key, Some(&live.content), live.id)?;
             live.in_sled = true;
         }
+        self.expiries.write_all(&self.tables)?;
         let digest = self.tables.digest().filter(|_| says_what);
         self.stamp = Stamp { frame: self.last_frame, digest, ..self.stamp };
         self.tables.set_stamp(self.stamp)?;
@@ -163,13 +168,17 @@ impl Applier {
         self.overlay.clear();
     }
 
-    /// Records that sled will have at the next checkpoint and does not have yet.
-    fn waiting(&self) -> Result<u64> {
-        let mut count = 0;
-        for (key, _) in self.live.iter().filter(|(_, live)| !live.in_sled) {
-            count += u64::from(self.tables.get(Name::Records, key.in_record_tree())?.is_none());
-        }
-        Ok(count)
+    /// Reads on what somebody wants verified or counted.
+    fn scan(&mut self, scans: &mut Scans, has_room: bool) {
+        let Self { tables, expiries, live, .. } = self;
+        scans.step(tables, expiries, has_room, || {
+            // What sled will have at the next checkpoint and does not have yet.
+            let mut waiting = 0;
+            for (key, _) in live.iter().filter(|(_, live)| !live.in_sled) {
+                waiting += u64::from(tables.get(Name::Records, key.in_record_tree())?.is_none());
+            }
+            Ok(waiting)
+        });
     }
 }
 
@@ -177,13 +186,16 @@ impl Applier {
 struct Deleting {
     records: std::vec::IntoIter<Due>,
     strays: std::vec::IntoIter<Stray>,
+    only_lists: bool,
     reply: Sender<Result<Deleted>>,
     deleted: Deleted,
 }
 
 impl Deleting {
     fn new(Deletion { records, strays, reply }: Deletion) -> Self {
-        Self { records: records.into_iter(), strays: strays.into_iter(), reply, deleted: Deleted::default() }
+        let only_lists = records.is_empty() && strays.is_empty();
+        let (records, strays) = (records.into_iter(), strays.into_iter());
+        Self { records, strays, only_lists, reply, deleted: Deleted::default() }
     }
 
     /// Deletes nothing more, because there is no room.
@@ -193,7 +205,10 @@ impl Deleting {
     }
 
     /// Deletes so many; gives itself back if there is more.
-    fn step(mut self, applier: &Applier, around: &Surroundings, limit: usize) -> Result<Option<Self>> {
+    fn step(mut self, applier: &mut Applier, around: &Surroundings, limit: usize) -> Result<Option<Self>> {
+        if self.only_lists {
+            applier.expiries.write_all(&applier.tables)?;
+        }
         let mut gone = Vec::new();
         for (key, found) in self.records.by_ref().take(limit) {
             gone.extend(values::delete(&applier.tables, &key, &found)?.map(|head| (key, head)));
@@ -283,7 +298,7 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
                 1
             }
             Some(message) => {
-                if let Some(full) = wait_for_room(&applier, &message, inbox, &mut backlog, &mut scans, around)? {
+                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut backlog, &mut scans, around)? {
                     (around.left_behind)(full);
                     return Ok(());
                 }
@@ -300,19 +315,19 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
             deleting = match (around.short)(0)? {
                 None => {
                     applier.unstamp()?;
-                    more.step(&applier, around, 3 * count)?
+                    more.step(&mut applier, around, 3 * count)?
                 }
                 Some(full) => more.refuse(full),
             };
         }
-        scans.step(&applier.tables, true, || applier.waiting());
+        applier.scan(&mut scans, true);
     }
 }
 
 /// Waits until there is room for what the message brings; what only reads goes on meanwhile. Gives the reason back if the
 /// store is closed before.
 fn wait_for_room(
-    applier: &Applier,
+    applier: &mut Applier,
     message: &Message,
     inbox: &Inbox,
     backlog: &mut VecDeque<Message>,
@@ -327,7 +342,7 @@ fn wait_for_room(
         let read_on =
             if scans.is_empty() { crossbeam_channel::never() } else { crossbeam_channel::after(Duration::ZERO) };
         crossbeam_channel::select! {
-            recv(read_on) -> _ => scans.step(&applier.tables, false, || applier.waiting()),
+            recv(read_on) -> _ => applier.scan(scans, false),
             recv(inbox.nudges) -> _ => {}
             recv(inbox.messages) -> message => match message {
                 Ok(Message::Verify { problems, reply }) => scans.add(&applier.tables, problems, reply),

@@ -1,18 +1,17 @@
 //! Finds what is expired, and what a crash has left behind, and has the apply thread delete it.
 //!
-//! What is due is led to by the expiry tree: the cost is that of what is deleted, not of what is kept. Leftovers can only come
-//! from a crash, so they are looked for after one, in the background, step by step.
+//! What is due is led to by the blocks of the expiry tree: the cost is that of what is deleted, not of what is kept. Leftovers
+//! can only come from a crash, so they are looked for after one, in the background, step by step.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ::sled::IVec;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
 use super::apply::{Deleted, Deletion};
-use super::format::behind;
 use super::format::frame::StoreKey;
+use super::format::{behind, block};
 use super::tables::Name;
 use super::values::{self, Depth, Due, Stray};
 use super::{Index, Inner, Store};
@@ -20,11 +19,8 @@ use crate::clock::NEVER;
 use crate::error::Result;
 use crate::record::{Image, Status};
 
-/// Entries looked at in one step for the first that is due.
-const HINTS: usize = 64;
-
-/// Expiry entries that a pass takes at once, to go through them in the order of their keys.
-const AHEAD: usize = if cfg!(test) { 16 } else { 128 << 10 };
+/// Blocks of the expiry tree that a pass takes at once, to go through their keys in order.
+const AHEAD: usize = if cfg!(test) { 2 } else { 1 << 10 };
 
 /// What one step found to delete.
 #[derive(Debug, Default)]
@@ -35,18 +31,34 @@ pub(super) struct Found {
 
 #[cfg(test)]
 impl Found {
-    pub(super) fn of(key: StoreKey, bytes: IVec) -> Self {
+    pub(super) fn of(key: StoreKey, bytes: ::sled::IVec) -> Self {
         Self { due: vec![(key, bytes)], strays: Vec::new() }
     }
 }
 
-/// How far one pass has come. It takes many expiry entries at once and sorts them by key: records that are neighbours in sled
-/// are deleted together, or each would have its page read and written for itself. To be ended by [`Store::end_pass`].
+/// How far one pass has come. It takes many blocks at once and sorts their keys: records that are neighbours in sled are
+/// deleted together, or each would have its page read and written for itself. To be ended by [`Store::end_pass`].
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
-    entries: std::vec::IntoIter<IVec>,
+    /// Blocks whose time has not come are looked at too, for those of their records that have expired.
+    is_exact: bool,
+    keys: std::vec::IntoIter<StoreKey>,
+    /// Those that the keys are from and whose time has come: deleted behind the records.
+    blocks: Vec<Stray>,
     from: Vec<u8>,
     under_way: Option<UnderWay>,
+}
+
+impl Pass {
+    /// Over all that has expired; else blocks are left until all their records have.
+    pub(crate) fn exact() -> Self {
+        Self { is_exact: true, ..Self::default() }
+    }
+
+    /// The last time of a block that it looks at.
+    fn until(&self, now: u64) -> u64 {
+        if self.is_exact { block::time(now) } else { now }
+    }
 }
 
 /// What the apply thread was given to delete, and answers when it has.
@@ -81,18 +93,11 @@ impl Store {
         if self.leftovers.pieces.lock().is_some() {
             return Ok(0);
         }
-        let (mut from, dead_due) = (Vec::new(), self.dead_due());
-        loop {
-            let hints = self.inner.tables.range(Name::Expiry, &from, None, HINTS)?;
-            let Some((last, _)) = hints.last() else { return Ok(dead_due) };
-            from = behind(last);
-            // A key that was begun anew is not due; its next ending says when it is.
-            let mut due = hints.iter().filter_map(|(hint, _)| values::split_expiry_key(hint));
-            if let Some((time, _)) = due.find(|(_, raw)| !self.inner.overlay.contains(&StoreKey::from_record_tree(raw)))
-            {
-                return Ok(time.min(dead_due));
-            }
-        }
+        // In this order: a block that is written meanwhile is seen twice.
+        let not_listed = self.inner.not_listed.load(Ordering::Acquire);
+        let first = self.inner.tables.range(Name::Expiry, &[], None, 1)?;
+        let first = first.first().map_or(NEVER, |(key, _)| block::time_of(key));
+        Ok(first.min(not_listed).min(self.dead_due()))
     }
 
     /// The earliest time at which something unfinished expires; [`NEVER`] if nothing does.
@@ -192,11 +197,6 @@ impl Store {
     }
 }
 
-/// Whose expiry it is; nobody's if it is malformed.
-fn key_in(entry: &[u8]) -> &[u8] {
-    values::split_expiry_key(entry).map_or(&[], |(_, raw)| raw)
-}
-
 fn is_unfinished(image: &Image) -> bool {
     matches!(image.state, Status::InProgress | Status::Released | Status::Interrupted)
 }
@@ -204,27 +204,29 @@ fn is_unfinished(image: &Image) -> bool {
 impl Inner {
     /// What the expiry tree leads to, as far as it is due.
     pub(super) fn find_expired(&self, pass: &mut Pass, now: u64, limit: usize) -> Result<Option<Found>> {
+        if pass.from.is_empty() && self.not_listed.load(Ordering::Acquire) <= pass.until(now) {
+            self.list_expiries()?;
+        }
         loop {
-            if pass.entries.as_slice().is_empty() && !self.look_ahead(pass, now)? {
-                return Ok(None);
+            if pass.keys.as_slice().is_empty() {
+                if !pass.blocks.is_empty() {
+                    return Ok(Some(Found { due: Vec::new(), strays: std::mem::take(&mut pass.blocks) }));
+                }
+                if !self.look_ahead(pass, now)? {
+                    return Ok(None);
+                }
             }
             let mut found = Found::default();
-            for entry in pass.entries.by_ref().take(limit) {
-                let Some((time, raw)) = values::split_expiry_key(&entry) else {
-                    found.strays.push(Stray::Expiry(entry));
-                    continue;
-                };
-                let key = StoreKey::from_record_tree(raw);
-                // After the entry was read, before the record is: what is being applied is still here.
+            for key in pass.keys.by_ref().take(limit) {
+                // What was begun anew is written anew, and named then if it expires; looked for before the record is read,
+                // for what is being applied is still here.
                 if self.overlay.contains(&key) {
                     continue;
                 }
-                match values::found(&self.tables, &key)? {
-                    Some((head, bytes)) if head.expires == time => found.due.push((key, bytes)),
-                    _ => found.strays.push(Stray::Expiry(entry)),
-                }
+                let held = values::found(&self.tables, &key)?;
+                found.due.extend(held.filter(|(head, _)| head.expires <= now).map(|(_, bytes)| (key, bytes)));
             }
-            if !found.due.is_empty() || !found.strays.is_empty() {
+            if !found.due.is_empty() {
                 return Ok(Some(found));
             }
         }
@@ -232,14 +234,32 @@ impl Inner {
 
     /// Whether there is more that is due.
     fn look_ahead(&self, pass: &mut Pass, now: u64) -> Result<bool> {
-        let end = now.saturating_add(1).to_be_bytes();
-        let hints = self.tables.range(Name::Expiry, &pass.from, Some(&end), AHEAD)?;
-        let Some((last, _)) = hints.last() else { return Ok(false) };
+        let end = pass.until(now).saturating_add(1).to_be_bytes();
+        let blocks = self.tables.range(Name::Expiry, &pass.from, Some(&end), AHEAD)?;
+        let Some((last, _)) = blocks.last() else { return Ok(false) };
         pass.from = behind(last);
-        let mut entries: Vec<IVec> = hints.into_iter().map(|(entry, _)| entry).collect();
-        entries.sort_unstable_by(|a, b| key_in(a).cmp(key_in(b)));
-        pass.entries = entries.into_iter();
+        let mut all = Vec::new();
+        for (at, bytes) in blocks {
+            match block::decode(&at, &bytes) {
+                Ok(keys) => {
+                    all.extend(keys.into_iter().map(StoreKey::from_record_tree));
+                    if block::time_of(&at) <= now {
+                        pass.blocks.push(Stray::Emptied(at));
+                    }
+                }
+                Err(_) => pass.blocks.push(Stray::Malformed(at)),
+            }
+        }
+        all.sort_unstable();
+        all.dedup();
+        pass.keys = all.into_iter();
         Ok(true)
+    }
+
+    /// Has the apply thread write the blocks that it is filling.
+    pub(super) fn list_expiries(&self) -> Result<()> {
+        let under_way = self.send_deletion(Found::default())?;
+        self.end_deletion(&under_way).map(drop)
     }
 
     /// Deletes records that are absent for every reader already, unless somebody has begun them anew.
@@ -257,6 +277,10 @@ impl Inner {
         if due.is_empty() && strays.is_empty() {
             return Ok(None);
         }
+        self.send_deletion(Found { due, strays }).map(Some)
+    }
+
+    fn send_deletion(&self, Found { due, strays }: Found) -> Result<UnderWay> {
         self.look_for_room();
         let (reply, deleted) = crossbeam_channel::bounded(1);
         // A queue of one that is full is one more thing to wait for, and may never be emptied.
@@ -264,7 +288,7 @@ impl Inner {
             send(self.apply.deletions, Deletion { records: due, strays, reply }) -> sent => sent.map_err(|_| self.ended())?,
             recv(self.apply.ended) -> _ => return Err(self.ended()),
         }
-        Ok(Some(deleted))
+        Ok(deleted)
     }
 
     fn end_deletion(&self, under_way: &UnderWay) -> Result<Deleted> {

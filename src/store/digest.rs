@@ -82,7 +82,7 @@ impl Digest {
 const START: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// The parts' lengths go in, so that no byte can move from one to the next.
-fn entry(tree: &str, key: &[u8], value: &[u8]) -> u64 {
+pub(super) fn entry(tree: &str, key: &[u8], value: &[u8]) -> u64 {
     let mut hash = START;
     for part in [tree.as_bytes(), key, value] {
         hash = mix(hash ^ part.len() as u64);

@@ -77,8 +77,12 @@
 //! | `records` | manager, 0, key | envelope of a record |
 //! | `table/` name | key | envelope of a value |
 //! | `unfinished` | as in `records` | empty: a record that is in progress, released or interrupted |
-//! | `expiry` | expires (8), as in `records` | empty |
+//! | `expiry` | time (8), number of the first frame of an open (8), number (8) | envelope of a *block* |
 //! | `chunks` | number of the frame (8), place of the change in it (4), piece (4) | piece |
+//!
+//! A block names records that expire at a time or up to 1,023 ms before it: for each the length of its key in `records` (2) and
+//! the key. Each record that expires is named by the block of the time that its own rounded up to a multiple of 1,024 ms, less
+//! one, is; what is named may also be gone, or expire later.
 //!
 //! The digest says what sled holds after that frame: count of records (8), of rows (8), of entries in `unfinished` (8), sum of
 //! the hashes of all records and rows (8), and of the entries in `unfinished` (8), modulo 2^64. A hash goes over three parts: the
@@ -90,6 +94,7 @@
 //! its first 76 bytes. A piece: version (1), 0 (1), checksum of its key and what follows (4), length of the owner (2), owner
 //! (its tree's key, with `r` or the table's name and 0 before it; only in piece 0), content.
 
+pub(crate) mod block;
 pub(crate) mod envelope;
 pub(crate) mod frame;
 pub(crate) mod record;

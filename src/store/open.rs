@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::apply::Applier;
 use super::compact::Leftovers;
 use super::digest::Digest;
+use super::expiries::Expiries;
 use super::format::corrupt;
 use super::format::frame::{self, Frame};
 use super::format::segment::{SECTOR, sized};
@@ -40,6 +41,8 @@ const MARK_GROUP: u64 = SECTOR as u64;
 
 /// Records and rows that are counted at open, to be sure that sled has lost none.
 const MAX_COUNTED: usize = if cfg!(test) { 100 } else { 20_000 };
+/// Blocks of the expiry tree that are read then, of up to 4 KiB each.
+const MAX_LISTED: usize = 1 << 10;
 /// Unfinished records looked at in one step.
 const SURVEY_BATCH: usize = 1024;
 
@@ -111,12 +114,12 @@ impl Store {
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let (tables, overlay) = (Arc::new(tables), Arc::new(Overlay::default()));
-        let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp);
+        let first = (recovered.last_frame.max(stamp.frame) / RANGE + 1).saturating_mul(RANGE);
+        let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp, first);
         recovered.replay(&mut |number, frame| {
             report.frames_replayed += u64::from(matches!(frame, Frame::Changes(_)));
             applier.apply(number, frame)
         })?;
-        let first = (recovered.last_frame.max(stamp.frame) / RANGE + 1).saturating_mul(RANGE);
         let (mut writer, pool, mut group) = start_journal(recovered, stamp.store_id, first, &clock)?;
         let mut next_frame = first + 1;
         // It changes nothing, so that sled is also the state after it.
@@ -126,7 +129,7 @@ impl Store {
             tables.set_sweep(true)?;
         }
         if report.frames_replayed > 0 || !report.clean {
-            recount(&tables, report.frames_replayed > 0)?;
+            recount(&tables, &mut applier.expiries, report.frames_replayed > 0)?;
             // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
             applier.settle(true)?;
             tables.flush()?;
@@ -138,6 +141,7 @@ impl Store {
         applier.forget_live();
         let leftovers = Leftovers::new(tables.sweep()?);
         let group = Group::new(config(options), group, next_frame, writer.room());
+        let not_listed = applier.expiries.earliest();
         let (apply, thread_end) = threads::apply_channel(nudges);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
@@ -155,6 +159,7 @@ impl Store {
             room,
             left_behind: Mutex::default(),
             apply,
+            not_listed,
             journal: writer.stats(),
             commits: Counter::new("oncekey_commits_total"),
             conflicts: Counter::new("oncekey_commit_conflicts_total"),
@@ -270,15 +275,23 @@ fn check_stamp(dir: &Path, stamp: Stamp, recovered: &Recovered) -> Result<()> {
 
 /// Since the last stamp sled has got some of what came later, and nobody knows which: so it is counted anew, a large one in the
 /// background.
-fn recount(tables: &Tables, replayed: bool) -> Result<()> {
+fn recount(tables: &Tables, expiries: &mut Expiries, replayed: bool) -> Result<()> {
     if !replayed && tables.digest().is_some() {
         return Ok(());
     }
-    tables.set_digest(tables.count(MAX_COUNTED)?);
+    let blocks = tables.range(Name::Expiry, &[], None, MAX_LISTED + 1)?;
+    let is_small = blocks.len() <= MAX_LISTED;
+    tables.set_digest(if is_small { tables.count(MAX_COUNTED)? } else { None });
     if tables.digest().is_some() {
-        for (raw, found) in tables.range(Name::Records, &[], None, MAX_COUNTED)? {
-            values::mend_hints(tables, &raw, &found)?;
+        expiries.begin_list();
+        for (key, bytes) in blocks {
+            // One that cannot be read leads nowhere.
+            let _ = expiries.list(&key, &bytes);
         }
+        for (raw, found) in tables.range(Name::Records, &[], None, MAX_COUNTED)? {
+            values::mend_hints(tables, expiries, &raw, &found)?;
+        }
+        expiries.end_list();
     }
     Ok(())
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::format::block;
 use super::format::record::tests::sample;
 use super::format::segment::{Found, GroupHeader, SECTOR, SegmentHeader, sized};
 use super::tables::Name;
@@ -102,6 +103,28 @@ fn outcome(store: &Store, key: &StoreKey) -> Option<Vec<u8>> {
 
 fn count(store: &Store, name: Name<'_>) -> usize {
     store.inner.tables.range(name, &[], None, usize::MAX).unwrap().len()
+}
+
+/// The keys that the blocks of what expires name, once all are written.
+fn named(store: &Store) -> Vec<String> {
+    store.inner.list_expiries().unwrap();
+    named_now(store)
+}
+
+fn named_now(store: &Store) -> Vec<String> {
+    let blocks = store.inner.tables.range(Name::Expiry, &[], None, usize::MAX).unwrap();
+    let keys = blocks.iter().flat_map(|(key, bytes)| block::decode(key, bytes).unwrap());
+    let mut keys: Vec<_> = keys.map(|raw| String::from_utf8_lossy(&raw[2..]).into_owned()).collect();
+    keys.sort();
+    keys
+}
+
+/// Loses all that leads to what expires.
+fn lose_blocks(store: &Store) {
+    store.inner.list_expiries().unwrap();
+    for (key, _) in store.inner.tables.range(Name::Expiry, &[], None, usize::MAX).unwrap() {
+        store.inner.tables.remove(Name::Expiry, &key).unwrap();
+    }
 }
 
 /// Makes a store checkpoint and waits until it is durable.

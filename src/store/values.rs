@@ -1,14 +1,16 @@
 //! Records and rows in sled: long ones in pieces, and the hints that lead to them.
 //!
 //! The order of writes makes every crash harmless: hints and pieces first, then the value by compare-and-swap, then what the
-//! old value had. A hint that leads nowhere, or pieces that nobody names, cost bytes; a value without them would be damage.
+//! old value had. A hint that leads nowhere, or pieces that nobody names, cost bytes; a value without them would be damage. Only
+//! what leads to records that expire is written later, before the next store checkpoint: till then the journal has the record.
 
 use ::sled::IVec;
 
-use super::format::corrupt;
+use super::expiries::Expiries;
 use super::format::envelope::{self, Envelope, MAX_INLINE, PIECE, PiecesId};
 use super::format::frame::{Content, StoreKey};
 use super::format::record::{self, HEAD, Head};
+use super::format::{block, corrupt};
 use super::tables::{Name, Tables};
 use crate::clock::NEVER;
 use crate::error::Result;
@@ -87,7 +89,13 @@ fn body(
 }
 
 /// Makes sled hold this content, or nothing, under the key. `id` is where the change is in the journal.
-pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, id: PiecesId) -> Result<()> {
+pub(crate) fn write(
+    tables: &Tables,
+    expiries: &mut Expiries,
+    key: &StoreKey,
+    content: Option<&Content>,
+    id: PiecesId,
+) -> Result<()> {
     let (name, raw) = place(key)?;
     let (hints, encoded) = match content {
         None => (Hints::default(), None),
@@ -97,14 +105,16 @@ pub(crate) fn write(tables: &Tables, key: &StoreKey, content: Option<&Content>, 
         Some(Content::Row(value)) => (Hints::default(), Some(encode_body(tables, key, value, 0, id)?)),
     };
     // All of them: a power cut may have kept a record and not its hints.
-    hints.insert(tables, raw)?;
+    hints.insert(tables, expiries, raw)?;
     let encoded = encoded.map(IVec::from);
     // Most records are written once, and so are not looked for.
     let expected = if key.is_record() && encoded.is_some() { None } else { tables.get(name, raw)? };
     let old = replace(tables, (name, raw), expected, encoded.as_ref())?;
     let old_hints = if key.is_record() { hints_of(raw, old.as_ref())? } else { Hints::default() };
     drop_pieces(tables, raw, old.as_ref(), Some(id))?;
-    old_hints.remove_missing(&hints, tables, raw)?;
+    if old_hints.unfinished && !hints.unfinished {
+        tables.remove(Name::Unfinished, raw)?;
+    }
     tables.changed()
 }
 
@@ -144,14 +154,16 @@ pub(crate) fn delete(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<Op
     }
     let head = head_of(raw, found)?;
     drop_pieces(tables, raw, Some(found), None)?;
-    Hints::new(head.state, head.expires).remove_missing(&Hints::default(), tables, raw)?;
+    if Hints::new(head.state, head.expires).unfinished {
+        tables.remove(Name::Unfinished, raw)?;
+    }
     tables.changed()?;
     Ok(Some(head))
 }
 
 /// Reads all of a value that was found under its key, and looks for the hints that should lead to it. Says how many bytes it
 /// read. Right only if nobody writes meanwhile.
-pub(crate) fn check(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<usize> {
+pub(crate) fn check(tables: &Tables, expiries: &Expiries, key: &StoreKey, found: &IVec) -> Result<usize> {
     let (_, raw) = place(key)?;
     let named = || raw.escape_ascii();
     let Some(body) = body(tables, raw, found, |_| None)? else {
@@ -163,10 +175,8 @@ pub(crate) fn check(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<usi
         if hints.unfinished && tables.get(Name::Unfinished, raw)?.is_none() {
             return Err(corrupt(format!("{} is unfinished and not among the unfinished", named())));
         }
-        if let Some(expires) = hints.expires {
-            if tables.get(Name::Expiry, &expiry_key(expires, raw))?.is_none() {
-                return Err(corrupt(format!("{} expires and is not among what expires", named())));
-            }
+        if hints.expires.is_some_and(|expires| !expiries.lead_to(expires, raw)) {
+            return Err(corrupt(format!("{} expires and is not among what expires", named())));
         }
     }
     Ok(body.len())
@@ -174,24 +184,20 @@ pub(crate) fn check(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<usi
 
 /// Makes what leads to a record anew where it is gone: a power cut may undo a deletion and keep that of its hints. One that
 /// cannot be read is left to whoever asks for it. For sled's only writer.
-pub(crate) fn mend_hints(tables: &Tables, raw: &[u8], found: &IVec) -> Result<()> {
-    let Ok(hints) = hints_of(raw, Some(found)) else { return Ok(()) };
-    hints.insert(tables, raw)?;
+pub(crate) fn mend_hints(tables: &Tables, expiries: &mut Expiries, raw: &[u8], found: &IVec) -> Result<()> {
+    let Ok(mut hints) = hints_of(raw, Some(found)) else { return Ok(()) };
+    hints.expires = hints.expires.filter(|expires| !expiries.lead_to(*expires, raw));
+    hints.insert(tables, expiries, raw)?;
     tables.changed()
-}
-
-/// An entry of the expiry tree. One that leads nowhere is left by a crash, and harmless.
-pub(crate) fn check_expiry(hint: &[u8]) -> Result<()> {
-    let well_formed = split_expiry_key(hint).is_some_and(|(_, raw)| StoreKey::from_record_tree(raw).split().is_some());
-    let malformed = || corrupt(format!("the entry {} of what expires is malformed", hint.escape_ascii()));
-    if well_formed { Ok(()) } else { Err(malformed()) }
 }
 
 /// What a crash between two writes may leave behind: it leads nowhere, or nobody leads to it.
 #[derive(Clone, Debug)]
 pub(crate) enum Stray {
-    /// A key of the expiry tree.
-    Expiry(IVec),
+    /// A block of the expiry tree that cannot be read.
+    Malformed(IVec),
+    /// A block of the expiry tree whose time has come and whose records are gone: no leftover.
+    Emptied(IVec),
     /// Whose key is in the tree of unfinished records.
     Unfinished(StoreKey),
     /// Pieces, and whose they were.
@@ -203,10 +209,10 @@ pub(crate) enum Stray {
 /// Whether it is one. Right for good only if nobody writes meanwhile.
 pub(crate) fn is_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
     Ok(match stray {
-        Stray::Expiry(hint) => match split_expiry_key(hint) {
-            Some((time, raw)) => hints_of(raw, tables.get(Name::Records, raw)?.as_ref())?.expires != Some(time),
-            None => true,
-        },
+        Stray::Malformed(block) => {
+            let found = tables.get(Name::Expiry, block)?;
+            found.is_some_and(|bytes| block::decode(block, &bytes).is_err())
+        }
         Stray::Unfinished(key) => {
             let raw = key.in_record_tree();
             !hints_of(raw, tables.get(Name::Records, raw)?.as_ref())?.unfinished
@@ -218,7 +224,7 @@ pub(crate) fn is_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
             let envelope = found.as_ref().map(|found| envelope::decode(raw, found)).transpose()?;
             !matches!(envelope, Some(Envelope::Pieces { id: named, .. }) if named == *id)
         }
-        Stray::SweepNote => true,
+        Stray::Emptied(_) | Stray::SweepNote => true,
     })
 }
 
@@ -228,7 +234,7 @@ pub(crate) fn drop_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
         return Ok(false);
     }
     match stray {
-        Stray::Expiry(hint) => tables.remove(Name::Expiry, hint)?,
+        Stray::Malformed(block) | Stray::Emptied(block) => tables.remove(Name::Expiry, block)?,
         Stray::Unfinished(key) => tables.remove(Name::Unfinished, key.in_record_tree())?,
         Stray::Pieces(id, _) => {
             let (from, end) = (envelope::piece_key(*id, 0)?, envelope::behind_pieces(*id));
@@ -243,7 +249,7 @@ pub(crate) fn drop_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
         }
     }
     tables.changed()?;
-    Ok(true)
+    Ok(!matches!(stray, Stray::Emptied(_)))
 }
 
 /// The first pieces at or behind `from`: whose they say they are, and where to go on.
@@ -324,31 +330,10 @@ impl Hints {
         Self { unfinished, expires: (expires != NEVER).then_some(expires) }
     }
 
-    fn insert(&self, tables: &Tables, raw: &[u8]) -> Result<()> {
+    fn insert(&self, tables: &Tables, expiries: &mut Expiries, raw: &[u8]) -> Result<()> {
         if self.unfinished {
             tables.insert(Name::Unfinished, raw, Vec::new())?;
         }
-        match self.expires {
-            Some(expires) => tables.insert(Name::Expiry, &expiry_key(expires, raw), Vec::new()),
-            None => Ok(()),
-        }
+        self.expires.map_or(Ok(()), |expires| expiries.add(tables, expires, raw))
     }
-
-    fn remove_missing(&self, new: &Self, tables: &Tables, raw: &[u8]) -> Result<()> {
-        match self.expires {
-            Some(expires) if new.expires != Some(expires) => tables.remove(Name::Expiry, &expiry_key(expires, raw))?,
-            _ => {}
-        }
-        if self.unfinished && !new.unfinished { tables.remove(Name::Unfinished, raw) } else { Ok(()) }
-    }
-}
-
-pub(crate) fn expiry_key(expires: u64, raw: &[u8]) -> Vec<u8> {
-    [expires.to_be_bytes().as_slice(), raw].concat()
-}
-
-/// What an entry of the expiry tree names: the time, and the key in the records tree.
-pub(crate) fn split_expiry_key(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let (time, raw) = bytes.split_at_checked(8)?;
-    Some((u64::from_be_bytes(time.try_into().ok()?), raw))
 }

@@ -10,6 +10,7 @@ use ::sled::IVec;
 use crossbeam_channel::Sender;
 
 use super::digest::Digest;
+use super::expiries::Expiries;
 use super::format::behind;
 use super::format::frame::StoreKey;
 use super::tables::{Name, Tables};
@@ -104,9 +105,20 @@ impl Scans {
 
     /// Reads on, if there is anything to read. `has_room` is whether sled may be given anything, `waiting` how many records are
     /// not in it yet.
-    pub(crate) fn step(&mut self, tables: &Tables, has_room: bool, waiting: impl FnOnce() -> Result<u64>) {
-        let scan = self.on_its_way.take().or_else(|| self.waiting.pop_front().map(|scan| scan.begin(tables)));
-        self.on_its_way = scan.and_then(|scan| scan.step(tables, has_room, waiting));
+    pub(crate) fn step(
+        &mut self,
+        tables: &Tables,
+        expiries: &mut Expiries,
+        has_room: bool,
+        waiting: impl FnOnce() -> Result<u64>,
+    ) {
+        let scan = self.on_its_way.take().or_else(|| {
+            let scan = self.waiting.pop_front()?;
+            tables.begin_scan();
+            expiries.begin_list();
+            Some(scan)
+        });
+        self.on_its_way = scan.and_then(|scan| scan.step(tables, expiries, has_room, waiting));
     }
 }
 
@@ -125,11 +137,12 @@ enum Purpose {
     Count,
 }
 
+/// In this order.
 #[derive(Debug)]
 enum Tree {
+    Expiry,
     Records,
     Table(String),
-    Expiry,
 }
 
 impl Tree {
@@ -144,22 +157,23 @@ impl Tree {
 
 impl Scan {
     fn new(purpose: Purpose) -> Self {
-        Self { at: Tree::Records, from: Vec::new(), purpose }
-    }
-
-    /// Before the first step.
-    fn begin(self, tables: &Tables) -> Self {
-        tables.begin_scan();
-        self
+        Self { at: Tree::Expiry, from: Vec::new(), purpose }
     }
 
     /// Gives itself back if there is more.
-    fn step(mut self, tables: &Tables, has_room: bool, waiting: impl FnOnce() -> Result<u64>) -> Option<Self> {
-        let error = match self.read_on(tables, has_room) {
+    fn step(
+        mut self,
+        tables: &Tables,
+        expiries: &mut Expiries,
+        has_room: bool,
+        waiting: impl FnOnce() -> Result<u64>,
+    ) -> Option<Self> {
+        let error = match self.read_on(tables, expiries, has_room) {
             Ok(true) => return Some(self),
             Ok(false) => None,
             Err(error) => Some(error),
         };
+        expiries.end_list();
         let counted = tables.end_scan().unwrap_or_default();
         let known = error.map_or_else(|| learn(tables, counted), Err);
         // A count that failed leaves all unknown, as it was; whoever wants to know why asks.
@@ -182,7 +196,7 @@ impl Scan {
     }
 
     /// Whether there is more.
-    fn read_on(&mut self, tables: &Tables, has_room: bool) -> Result<bool> {
+    fn read_on(&mut self, tables: &Tables, expiries: &mut Expiries, has_room: bool) -> Result<bool> {
         let batch = tables.range(self.at.name(), &self.from, None, STEP)?;
         if batch.is_empty() {
             tables.scanned_all(self.at.name());
@@ -192,7 +206,7 @@ impl Scan {
         let mut bytes = 0;
         for (key, value) in batch {
             tables.scanned(self.at.name(), &key, &value);
-            bytes += self.look(tables, has_room, &key, &value)?;
+            bytes += self.look(tables, expiries, has_room, &key, &value)?;
             self.from = behind(&key);
             if bytes > STEP_BYTES {
                 break;
@@ -202,18 +216,33 @@ impl Scan {
     }
 
     /// Says how many bytes it read.
-    fn look(&mut self, tables: &Tables, has_room: bool, key: &[u8], value: &IVec) -> Result<usize> {
+    fn look(
+        &mut self,
+        tables: &Tables,
+        expiries: &mut Expiries,
+        has_room: bool,
+        key: &[u8],
+        value: &IVec,
+    ) -> Result<usize> {
+        if let Tree::Expiry = self.at {
+            let listed = expiries.list(key, value);
+            // One that cannot be read leads nowhere: what it should lead to is mended, or told.
+            if let Purpose::Verify { problems, .. } = &mut self.purpose {
+                problems.sort(listed)?;
+            }
+            return Ok(value.len());
+        }
         let Purpose::Verify { problems, .. } = &mut self.purpose else {
             if has_room && matches!(self.at, Tree::Records) {
-                values::mend_hints(tables, key, value)?;
+                values::mend_hints(tables, expiries, key, value)?;
             }
             return Ok(value.len());
         };
-        let checked = match &self.at {
-            Tree::Records => values::check(tables, &StoreKey::from_record_tree(key), value),
-            Tree::Table(table) => values::check(tables, &StoreKey::row(table, key), value),
-            Tree::Expiry => values::check_expiry(key).map(|()| 0),
+        let key = match &self.at {
+            Tree::Table(table) => StoreKey::row(table, key),
+            Tree::Records | Tree::Expiry => StoreKey::from_record_tree(key),
         };
+        let checked = values::check(tables, expiries, &key, value);
         let bytes = *checked.as_ref().unwrap_or(&0);
         problems.sort(checked.map(drop))?;
         Ok(bytes)
@@ -222,19 +251,20 @@ impl Scan {
     /// Tables come while it goes on, so that each looks for the next.
     fn next_tree(&mut self, tables: &Tables) -> Result<bool> {
         let behind = match &self.at {
+            Tree::Expiry => {
+                self.at = Tree::Records;
+                return Ok(true);
+            }
             Tree::Records => "",
             Tree::Table(table) => table,
-            Tree::Expiry => return Ok(false),
         };
         let next = tables.table_names()?.into_iter().find(|name| name.as_str() > behind);
-        if next.is_none() {
-            tables.scanned_all_tables();
-            if matches!(self.purpose, Purpose::Count) {
-                return Ok(false);
-            }
+        let goes_on = next.is_some();
+        match next {
+            Some(next) => self.at = Tree::Table(next),
+            None => tables.scanned_all_tables(),
         }
-        self.at = next.map_or(Tree::Expiry, Tree::Table);
-        Ok(true)
+        Ok(goes_on)
     }
 }
 

@@ -48,7 +48,8 @@ const STORE_ROWS: &[&[&str]] = &[
     &["format", "files"],
     &["digest", "barrier", "snapshots", "aside"],
     &["tables", "overlay", "stripes", "room", "journal"],
-    &["values", "checkpoint"],
+    &["expiries", "checkpoint"],
+    &["values"],
     &["verify"],
     &["apply"],
 ];

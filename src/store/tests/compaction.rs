@@ -4,6 +4,8 @@ use super::*;
 use crate::context::Context;
 use crate::store::compact::Found;
 use crate::store::format::envelope::{self, PiecesId};
+use crate::store::values::Stray;
+use ::sled::IVec;
 
 fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {
     let clock = ManualClock::new();
@@ -14,7 +16,7 @@ fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {
 
 /// One step of a pass of its own, and what came of it.
 fn compact(store: &Store, limit: usize) -> Result<Option<Deleted>> {
-    let mut pass = Pass::default();
+    let mut pass = Pass::exact();
     let Some(mut deleted) = store.compact(&mut pass, limit)? else { return Ok(None) };
     deleted += store.end_pass(&mut pass)?;
     Ok(Some(deleted))
@@ -31,7 +33,7 @@ fn compaction_deletes_exactly_what_is_expired() {
     store.drain().unwrap();
     assert!(compact(&store, 7).unwrap().is_none(), "nothing is due");
     clock.advance(Duration::from_millis(30));
-    let (mut deleted, mut pass) = (Deleted::default(), Pass::default());
+    let (mut deleted, mut pass) = (Deleted::default(), Pass::exact());
     while let Some(some) = store.compact(&mut pass, 7).unwrap() {
         assert!(some.records <= 7);
         deleted.records += some.records;
@@ -42,11 +44,12 @@ fn compaction_deletes_exactly_what_is_expired() {
     for index in 0..60 {
         assert_eq!(image(&store, &key(index.to_string())).is_some(), expires(index) > now + 30, "{index}");
     }
-    assert_eq!(
-        count(&store, Name::Expiry),
-        (0..60).filter(|index| (now + 31..NEVER).contains(&expires(*index))).count()
-    );
     assert_eq!(count(&store, Name::Records), 60 - due);
+    // A block stays until its time has come, and goes then.
+    assert_eq!(named(&store).len(), 40);
+    clock.advance(Duration::from_secs(3));
+    assert_eq!(compact_all(&store).records, 40 - due as u64);
+    assert_eq!((count(&store, Name::Expiry), count(&store, Name::Records)), (0, 20));
 }
 
 #[test]
@@ -111,24 +114,80 @@ fn who_reads_what_is_being_deleted_does_not_commit_on_it() {
 }
 
 #[test]
-fn entries_that_lead_nowhere_go_away_and_others_stay() {
+fn blocks_that_lead_nowhere_go_away_and_others_stay() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
-    put(&store, &key("k"), Image { expires: now + 2, ..done(b"x") });
+    put(&store, &key("k"), Image { expires: now + 9_000, ..done(b"x") });
     store.drain().unwrap();
-    let hint = |time: u64, key: &StoreKey| values::expiry_key(time, key.in_record_tree());
+    assert_eq!(named(&store), ["k"]);
     let tables = &store.inner.tables;
-    tables.insert(Name::Expiry, &hint(now + 1, &key("k")), Vec::new()).unwrap();
-    tables.insert(Name::Expiry, &hint(now + 1, &key("none")), Vec::new()).unwrap();
-    tables.insert(Name::Expiry, b"short", Vec::new()).unwrap();
-    let good = values::Stray::Expiry(hint(now + 2, &key("k")).into());
-    assert!(!values::drop_stray(tables, &good).unwrap());
-    clock.advance(Duration::from_millis(1));
-    assert_eq!(compact(&store, 10).unwrap().unwrap().records, 0);
-    assert!(compact(&store, 10).unwrap().is_none());
+    let block = |time: u64, number: u64, keys: &[&str]| {
+        let (at, mut names) = (block::key(block::time(time), 1, number), Vec::new());
+        for name in keys {
+            block::push(&mut names, key(name).in_record_tree()).unwrap();
+        }
+        tables.insert(Name::Expiry, &at, block::encode(&at, &names).unwrap()).unwrap();
+        IVec::from(at)
+    };
+    block(now + 1, 1, &["none", "k"]);
+    let good = block(now + 9_000, 2, &["k", "none"]);
+    assert!(!values::drop_stray(tables, &Stray::Malformed(good)).unwrap());
+    tables.insert(Name::Expiry, b"\0\0\0\0\0\0short", Vec::new()).unwrap();
+    tables.insert(Name::Expiry, &block::key(block::time(now), 1, 3), b"junk".to_vec()).unwrap();
+    assert_eq!(store.next_due().unwrap(), 0, "what is malformed is not left to another time");
+    clock.advance(Duration::from_secs(2));
+    let deleted = compact_all(&store);
+    assert_eq!((deleted.records, deleted.strays), (0, 2));
     assert_eq!(count(&store, Name::Expiry), 2, "the record's, and the one whose time has not come");
-    clock.advance(Duration::from_millis(1));
-    assert_eq!(compact(&store, 10).unwrap().unwrap().records, 1);
+    clock.advance(Duration::from_secs(9));
+    assert_eq!(compact_all(&store).records, 1);
+    assert_eq!(TREES.map(|name| count(&store, name)), [0; 4]);
+}
+
+#[test]
+fn only_an_exact_pass_looks_at_blocks_whose_time_has_not_come() {
+    let dir = temp();
+    let (store, clock, _) = with_clock(dir.path());
+    // Two in one block.
+    let until = block::time(store.now().store + 2_000);
+    put(&store, &key("first"), Image { expires: until - 500, ..done(b"x") });
+    put(&store, &key("last"), Image { expires: until, ..done(b"x") });
+    store.drain().unwrap();
+    let advance_to = |time: u64| clock.advance(Duration::from_millis(time - store.now().store));
+    let pass = |mut pass: Pass| {
+        let mut all = Deleted::default();
+        while let Some(deleted) = store.compact(&mut pass, 4).unwrap() {
+            all += deleted;
+        }
+        all.records
+    };
+    assert_eq!(store.next_due().unwrap(), until);
+    advance_to(until - 1);
+    assert_eq!((pass(Pass::default()), count(&store, Name::Records)), (0, 2));
+    assert_eq!((pass(Pass::exact()), count(&store, Name::Records)), (1, 1));
+    assert_eq!(named(&store), ["first", "last"]);
+    assert_eq!(store.next_due().unwrap(), until);
+    advance_to(until);
+    assert_eq!((pass(Pass::default()), count(&store, Name::Records)), (1, 0));
+    assert_eq!((count(&store, Name::Expiry), store.next_due().unwrap()), (0, NEVER));
+}
+
+#[test]
+fn very_many_lifetimes_and_keys_all_find_their_blocks() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    let long = |name: String| key(format!("{name}{}", "-".repeat(500)));
+    for index in 0..60 {
+        put(&store, &long(format!("same {index:02}")), Image { expires: now + 5_000, ..done(b"x") });
+        put(&store, &key(format!("other {index:02}")), Image { expires: now + 1_000 + index * 2_000, ..done(b"x") });
+    }
+    store.drain().unwrap();
+    assert_eq!(named(&store).len(), 120);
+    let blocks = count(&store, Name::Expiry);
+    assert!((60 + 60 / 8..60 + 60 / 4).contains(&blocks), "{blocks}");
+    clock.advance(Duration::from_millis(121_500));
+    assert_eq!(compact_all(&store).records, 120);
+    assert_eq!(TREES.map(|name| count(&store, name)), [0; 4]);
 }
 
 #[test]
@@ -151,7 +210,7 @@ fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
 
 /// Everything that is due, and everything that a crash has left.
 fn compact_all(store: &Store) -> Deleted {
-    let (mut all, mut pass) = (Deleted::default(), Pass::default());
+    let (mut all, mut pass) = (Deleted::default(), Pass::exact());
     while let Some(deleted) = store.compact(&mut pass, 4).unwrap() {
         all += deleted;
     }
@@ -171,6 +230,7 @@ fn leftovers_of_a_crash_are_found_and_what_is_named_stays() {
         Image { context: Context::new().with("c", bytes(9_000)), ..unfinished(Status::Released) },
     );
     store.drain().unwrap();
+    assert_eq!(named(&store), ["kept"]);
     let before = TREES.map(|name| count(&store, name));
     // As if the process had died between two writes: hints before their record, pieces before theirs or after it has gone.
     let tables = &store.inner.tables;
@@ -204,13 +264,13 @@ fn a_pass_that_ends_at_any_write_leaves_nothing_wrong_and_nothing_for_ever() {
         put(&store, &key("short"), Image { expires: now + 1, ..done(b"x") });
         put(&store, &key("long"), Image { expires: now + 1, ..done(&bytes(9_000)) });
         put(&store, &key("given up"), Image { expires: now + 1, ..unfinished(Status::Released) });
-        put(&store, &key("kept"), Image { expires: now + 9, ..done(&bytes(9_000)) });
+        put(&store, &key("kept"), Image { expires: now + 9_000, ..done(&bytes(9_000)) });
         store.drain().unwrap();
         // So that a replay cannot write anew what the pass deletes.
         checkpoint(&store);
-        clock.advance(Duration::from_millis(2));
+        clock.advance(Duration::from_secs(2));
         store.inner.tables.writes_left.store(step, Ordering::Relaxed);
-        let mut pass = Pass::default();
+        let mut pass = Pass::exact();
         let finished = loop {
             match store.compact(&mut pass, 4) {
                 Ok(Some(_)) => {}
@@ -246,7 +306,7 @@ fn what_changes_between_look_and_deletion_stays() {
     }
     store.drain().unwrap();
     clock.advance(Duration::from_millis(2));
-    let found = store.inner.find_expired(&mut Pass::default(), store.now().store, 10).unwrap().unwrap();
+    let found = store.inner.find_expired(&mut Pass::exact(), store.now().store, 10).unwrap().unwrap();
     put(&store, &key("begun"), at_work());
     put(&store, &key("extended"), Image { expires: NEVER, ..done(&bytes(8_000)) });
     remove(&store, &key("removed"));
@@ -258,6 +318,8 @@ fn what_changes_between_look_and_deletion_stays() {
     assert!(image(&store, &key("removed")).is_none());
     checkpoint(&store);
     assert_eq!(compact_all(&store).records, 0);
+    clock.advance(Duration::from_secs(2));
+    assert_eq!(compact_all(&store).records, 0);
     assert_eq!(TREES.map(|name| count(&store, name)), [2, 1, 0, 3]);
 }
 
@@ -265,14 +327,18 @@ fn what_changes_between_look_and_deletion_stays() {
 fn a_key_that_was_begun_anew_is_not_due() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
-    for name in ["anew", "later"] {
-        put(&store, &key(name), Image { expires: now + if name == "anew" { 1 } else { 50 }, ..done(b"x") });
+    for (name, ttl) in [("anew", 1), ("later", 5_000)] {
+        put(&store, &key(name), Image { expires: now + ttl, ..done(b"x") });
     }
     store.drain().unwrap();
-    clock.advance(Duration::from_millis(2));
+    clock.advance(Duration::from_secs(2));
     put(&store, &key("anew"), at_work());
     store.drain().unwrap();
-    assert_eq!(store.next_due().unwrap(), now + 50, "or an idle store would look again and again");
+    assert_eq!(compact_all(&store).records, 0);
+    assert_eq!(store.next_due().unwrap(), block::time(now + 5_000), "or an idle store would look again and again");
+    put(&store, &key("anew"), Image { expires: now + 3_000, ..done(b"x") });
+    store.drain().unwrap();
+    assert_eq!(store.next_due().unwrap(), block::time(now + 3_000));
 }
 
 #[test]
