@@ -7,6 +7,7 @@
 //! No call to sled is made under the lock. A fixed table of version stripes stands for all keys: a read notes its key's
 //! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved.
 
+mod ahead;
 mod apply;
 mod aside;
 mod barrier;

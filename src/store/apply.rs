@@ -265,8 +265,15 @@ pub(crate) struct Inbox {
     pub(crate) nudges: Nudges,
 }
 
-/// Records deleted at once while no group waits.
+/// Records deleted at once while no group comes.
 const DELETE_IDLE: usize = 64;
+
+/// Records deleted for each two frames applied while groups come. A record takes two, so that what expires is deleted faster
+/// than it comes, however long the queue is; and not as fast as can be, because commits need the processor and the disk too.
+const DELETE_FOR_TWO: usize = 3;
+
+/// After so long without a group none is expected.
+const LULL: Duration = Duration::from_millis(5);
 
 /// Bytes counted for a record in progress that a store checkpoint brings into sled; most contexts are shorter.
 const LIVE_BYTES: u64 = 1024;
@@ -277,11 +284,16 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
     let mut scans = Scans::new(&applier.tables);
     // What came while there was no room: the writer never waits for that.
     let mut backlog = VecDeque::new();
+    let mut is_lull = true;
     loop {
         let message = if !backlog.is_empty() {
             backlog.pop_front()
-        } else if deleting.is_some() || !scans.is_empty() {
+        } else if !scans.is_empty() || (deleting.is_some() && is_lull) {
             inbox.messages.try_recv().ok()
+        } else if deleting.is_some() {
+            let message = inbox.messages.recv_timeout(LULL).ok();
+            is_lull = message.is_none();
+            message
         } else {
             crossbeam_channel::select! {
                 recv(inbox.messages) -> message => Some(message.unwrap_or(Message::End)),
@@ -291,11 +303,11 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
                 }
             }
         };
-        let count = match message {
+        let to_delete = match message {
             Some(Message::End) => return Ok(()),
             Some(Message::Verify { problems, reply }) => {
                 scans.add(&applier.tables, problems, reply);
-                1
+                0
             }
             Some(message) => {
                 if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut backlog, &mut scans, around)? {
@@ -305,17 +317,17 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
                 if matches!(message, Message::Close) {
                     return close(&mut applier, around);
                 }
-                apply(&mut applier, message, around)?
+                is_lull = false;
+                DELETE_FOR_TWO * apply(&mut applier, message, around)? / 2
             }
-            None => DELETE_IDLE,
+            None if is_lull || !scans.is_empty() => DELETE_IDLE,
+            None => 0,
         };
-        // Twice what was applied: so what expires is deleted as fast as it comes, however long the queue is, and a group
-        // does not wait long behind a deletion.
         if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
             deleting = match (around.short)(0)? {
                 None => {
                     applier.unstamp()?;
-                    more.step(&mut applier, around, 3 * count)?
+                    more.step(&mut applier, around, to_delete)?
                 }
                 Some(full) => more.refuse(full),
             };

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 
+use super::ahead::Ahead;
 use super::apply::{Deleted, Deletion};
 use super::format::frame::StoreKey;
 use super::format::{behind, block};
@@ -20,7 +21,7 @@ use crate::error::Result;
 use crate::record::{Image, Status};
 
 /// Blocks of the expiry tree that a pass takes at once, to go through their keys in order.
-const AHEAD: usize = if cfg!(test) { 2 } else { 1 << 10 };
+const AHEAD: usize = if cfg!(test) { 2 } else { 1 << 12 };
 
 /// What one step found to delete.
 #[derive(Debug, Default)]
@@ -36,15 +37,12 @@ impl Found {
     }
 }
 
-/// How far one pass has come. It takes many blocks at once and sorts their keys: records that are neighbours in sled are
-/// deleted together, or each would have its page read and written for itself. To be ended by [`Store::end_pass`].
+/// How far one pass has come. To be ended by [`Store::end_pass`].
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
     /// Blocks whose time has not come are looked at too, for those of their records that have expired.
     is_exact: bool,
-    keys: std::vec::IntoIter<StoreKey>,
-    /// Those that the keys are from and whose time has come: deleted behind the records.
-    blocks: Vec<Stray>,
+    ahead: Ahead,
     from: Vec<u8>,
     under_way: Option<UnderWay>,
 }
@@ -208,16 +206,17 @@ impl Inner {
             self.list_expiries()?;
         }
         loop {
-            if pass.keys.as_slice().is_empty() {
-                if !pass.blocks.is_empty() {
-                    return Ok(Some(Found { due: Vec::new(), strays: std::mem::take(&mut pass.blocks) }));
+            if pass.ahead.is_empty() {
+                let strays = pass.ahead.take_emptied();
+                if !strays.is_empty() {
+                    return Ok(Some(Found { due: Vec::new(), strays }));
                 }
                 if !self.look_ahead(pass, now)? {
                     return Ok(None);
                 }
             }
             let mut found = Found::default();
-            for key in pass.keys.by_ref().take(limit) {
+            for key in pass.ahead.take(limit) {
                 // What was begun anew is written anew, and named then if it expires; looked for before the record is read,
                 // for what is being applied is still here.
                 if self.overlay.contains(&key) {
@@ -238,21 +237,7 @@ impl Inner {
         let blocks = self.tables.range(Name::Expiry, &pass.from, Some(&end), AHEAD)?;
         let Some((last, _)) = blocks.last() else { return Ok(false) };
         pass.from = behind(last);
-        let mut all = Vec::new();
-        for (at, bytes) in blocks {
-            match block::decode(&at, &bytes) {
-                Ok(keys) => {
-                    all.extend(keys.into_iter().map(StoreKey::from_record_tree));
-                    if block::time_of(&at) <= now {
-                        pass.blocks.push(Stray::Emptied(at));
-                    }
-                }
-                Err(_) => pass.blocks.push(Stray::Malformed(at)),
-            }
-        }
-        all.sort_unstable();
-        all.dedup();
-        pass.keys = all.into_iter();
+        pass.ahead = Ahead::new(blocks, now);
         Ok(true)
     }
 

@@ -304,7 +304,9 @@ fn an_idle_anchor_does_not_stop_a_drain() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().sync_timeout(Duration::from_secs(5)));
     put(&store, &key("k"), done(b"x"));
-    // As the writer does when nothing was committed for a day.
+    // The writer sends groups in order.
+    store.drain().unwrap();
+    // As it does when nothing was committed for a day.
     let batch = store.inner.group.take_empty().unwrap();
     store.inner.group.publish(batch.group);
     store.inner.apply.messages.send(threads::message(batch, false)).unwrap();
