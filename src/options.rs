@@ -89,7 +89,7 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> Self {
         Self {
-            cache_capacity: 64 << 20,
+            cache_capacity: 128 << 20,
             durability: Durability::Immediate,
             compaction_interval: Duration::from_secs(1),
             compaction_batch: NonZeroUsize::MIN.saturating_add(1023),
@@ -107,7 +107,7 @@ impl Default for EngineOptions {
 
 impl EngineOptions {
     /// Bytes of sled's page cache, as sled counts them; what it really uses can be several times that, most with large
-    /// values. Defaults to 64 MiB.
+    /// values. Defaults to 128 MiB.
     pub fn cache_capacity(mut self, bytes: u64) -> Self {
         self.cache_capacity = bytes;
         self

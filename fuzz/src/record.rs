@@ -19,6 +19,10 @@ pub fn record_decode(data: &[u8]) {
         Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}"),
     }
     let _ = fuzzing::envelope(b"k", data);
+    match fuzzing::block(data) {
+        Ok(again) => assert_eq!(again, data),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}"),
+    }
     // A count that is not there.
     assert!(fuzzing::frames(rest, u32::MAX).is_err());
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::format::segment::{GROUP_HEADER, GroupHeader, SegmentHeader, payload_checksum, sized};
-use super::format::{envelope, frame, record};
+use super::format::{block, envelope, frame, record};
 use super::journal;
 pub use super::journal::SYNCS_LEFT;
 use crate::clock::Anchor;
@@ -87,6 +87,16 @@ pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
 pub fn envelope(key: &[u8], bytes: &[u8]) -> bool {
     let piece = envelope::decode_piece(key, bytes).is_ok();
     envelope::decode(key, bytes).is_ok() || piece
+}
+
+/// The keys of a block with this content, written again.
+pub fn block(content: &[u8]) -> Result<Vec<u8>> {
+    let (key, mut again) = (block::key(block::time(1), 1, 1), Vec::new());
+    let bytes = block::encode(&key, content)?;
+    for raw in block::decode(&key, &bytes)? {
+        block::push(&mut again, raw)?;
+    }
+    Ok(again)
 }
 
 /// Where a segment stands in its journal.
