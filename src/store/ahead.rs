@@ -8,6 +8,7 @@ use ::sled::IVec;
 use super::format::block;
 use super::format::frame::StoreKey;
 use super::values::Stray;
+use crate::error::{ErrorKind, Result};
 
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
@@ -26,12 +27,15 @@ struct Name {
 
 impl Ahead {
     /// Of these blocks; those whose time has come by `now` are to be deleted in the end.
-    pub(super) fn new(blocks: Vec<(IVec, IVec)>, now: u64) -> Self {
+    pub(super) fn new(blocks: Vec<(IVec, IVec)>, now: u64) -> Result<Self> {
         let (mut bytes, mut names, mut emptied) = (Vec::new(), Vec::new(), Vec::new());
         for (key, block) in blocks {
-            let Ok(keys) = block::decode(&key, &block) else {
-                emptied.push(Stray::Malformed(key));
-                continue;
+            let keys = match block::decode(&key, &block) {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    emptied.push(Stray::Malformed(key));
+                    continue;
+                }
+                keys => keys?,
             };
             for raw in keys {
                 let from = bytes.len();
@@ -45,7 +49,7 @@ impl Ahead {
         let key = |name: &Name| bytes.get(name.at.clone());
         names.sort_unstable_by(|a, b| a.prefix.cmp(&b.prefix).then_with(|| key(a).cmp(&key(b))));
         names.dedup_by(|a, b| key(a) == key(b));
-        Self { names: names.into_iter(), bytes, emptied }
+        Ok(Self { names: names.into_iter(), bytes, emptied })
     }
 
     /// Whether all its keys were taken.
@@ -93,7 +97,7 @@ mod tests {
         let mut expected = all.concat();
         expected.sort();
         expected.dedup();
-        let mut ahead = Ahead::new(blocks.collect(), 3_000);
+        let mut ahead = Ahead::new(blocks.collect(), 3_000).unwrap();
         assert_eq!(ahead.take_emptied().len(), 1);
         let mut found = Vec::new();
         while !ahead.is_empty() {

@@ -48,10 +48,11 @@ impl Message {
     }
 }
 
-/// Delete these records if they are still what they were, and these leftovers if they are: in steps, between groups. If there
-/// are none, whatever leads to records that expire is to be written.
+/// Delete these records if they are still what they were, and these leftovers if they are: in steps, between groups.
 #[derive(Debug)]
 pub(crate) struct Deletion {
+    /// First whatever leads to records that expire is to be written.
+    pub(crate) lists: bool,
     pub(crate) records: Vec<Due>,
     pub(crate) strays: Vec<Stray>,
     pub(crate) reply: Sender<Result<Deleted>>,
@@ -170,8 +171,8 @@ impl Applier {
 
     /// Reads on what somebody wants verified or counted.
     fn scan(&mut self, scans: &mut Scans, has_room: bool) {
-        let Self { tables, expiries, live, .. } = self;
-        scans.step(tables, expiries, has_room, || {
+        let Self { tables, overlay, expiries, live, .. } = self;
+        scans.step(tables, overlay, expiries, has_room, || {
             // What sled will have at the next checkpoint and does not have yet.
             let mut waiting = 0;
             for (key, _) in live.iter().filter(|(_, live)| !live.in_sled) {
@@ -186,27 +187,25 @@ impl Applier {
 struct Deleting {
     records: std::vec::IntoIter<Due>,
     strays: std::vec::IntoIter<Stray>,
-    only_lists: bool,
+    lists: bool,
     reply: Sender<Result<Deleted>>,
     deleted: Deleted,
 }
 
 impl Deleting {
-    fn new(Deletion { records, strays, reply }: Deletion) -> Self {
-        let only_lists = records.is_empty() && strays.is_empty();
+    fn new(Deletion { lists, records, strays, reply }: Deletion) -> Self {
         let (records, strays) = (records.into_iter(), strays.into_iter());
-        Self { records, strays, only_lists, reply, deleted: Deleted::default() }
+        Self { lists, records, strays, reply, deleted: Deleted::default() }
     }
 
     /// Deletes nothing more, because there is no room.
-    fn refuse(self, full: Error) -> Option<Self> {
+    fn refuse(self, full: Error) {
         let _ = self.reply.send(Err(full));
-        None
     }
 
     /// Deletes so many; gives itself back if there is more.
     fn step(mut self, applier: &mut Applier, around: &Surroundings, limit: usize) -> Result<Option<Self>> {
-        if self.only_lists {
+        if std::mem::take(&mut self.lists) {
             applier.expiries.write_all(&applier.tables)?;
         }
         let mut gone = Vec::new();
@@ -272,6 +271,9 @@ const DELETE_IDLE: usize = 64;
 /// than it comes, however long the queue is; and not as fast as can be, because commits need the processor and the disk too.
 const DELETE_FOR_TWO: usize = 3;
 
+/// Of a single frame it would take for ever.
+const DELETE_AT_LEAST: usize = 4;
+
 /// After so long without a group none is expected.
 const LULL: Duration = Duration::from_millis(5);
 
@@ -310,7 +312,8 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
                 0
             }
             Some(message) => {
-                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut backlog, &mut scans, around)? {
+                let mut waiting = Waiting { backlog: &mut backlog, scans: &mut scans, deleting: &mut deleting };
+                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut waiting, around)? {
                     (around.left_behind)(full);
                     return Ok(());
                 }
@@ -318,37 +321,45 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
                     return close(&mut applier, around);
                 }
                 is_lull = false;
-                DELETE_FOR_TWO * apply(&mut applier, message, around)? / 2
+                DELETE_AT_LEAST.max(DELETE_FOR_TWO * apply(&mut applier, message, around)? / 2)
             }
             None if is_lull || !scans.is_empty() => DELETE_IDLE,
             None => 0,
         };
         if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
-            deleting = match (around.short)(0)? {
-                None => {
-                    applier.unstamp()?;
-                    more.step(&mut applier, around, to_delete)?
-                }
-                Some(full) => more.refuse(full),
-            };
+            if let Some(full) = (around.short)(0)? {
+                more.refuse(full);
+            } else {
+                applier.unstamp()?;
+                deleting = more.step(&mut applier, around, to_delete)?;
+            }
         }
         applier.scan(&mut scans, true);
     }
 }
 
-/// Waits until there is room for what the message brings; what only reads goes on meanwhile. Gives the reason back if the
-/// store is closed before.
+/// What is there beside a message.
+struct Waiting<'a> {
+    backlog: &'a mut VecDeque<Message>,
+    scans: &'a mut Scans,
+    deleting: &'a mut Option<Deleting>,
+}
+
+/// Waits until there is room for what the message brings; what only reads goes on meanwhile, and what deletes is refused, for
+/// nobody knows how long that is. Gives the reason back if the store is closed before.
 fn wait_for_room(
     applier: &mut Applier,
     message: &Message,
     inbox: &Inbox,
-    backlog: &mut VecDeque<Message>,
-    scans: &mut Scans,
+    Waiting { backlog, scans, deleting }: &mut Waiting<'_>,
     around: &Surroundings,
 ) -> Result<Option<Error>> {
     let bytes = applier.bytes_of(message);
     while let Some(full) = (around.short)(bytes)? {
-        if std::iter::once(message).chain(&*backlog).any(Message::is_last) {
+        if let Some(deletion) = deleting.take() {
+            deletion.refuse(full.clone());
+        }
+        if std::iter::once(message).chain(backlog.iter()).any(Message::is_last) {
             return Ok(Some(full));
         }
         let read_on =
@@ -360,7 +371,11 @@ fn wait_for_room(
                 Ok(Message::Verify { problems, reply }) => scans.add(&applier.tables, problems, reply),
                 message => backlog.push_back(message.unwrap_or(Message::End)),
             },
-            recv(inbox.deletions) -> deletion => drop(deletion.map(|deletion| Deleting::new(deletion).refuse(full))),
+            recv(inbox.deletions) -> deletion => {
+                if let Ok(deletion) = deletion {
+                    Deleting::new(deletion).refuse(full);
+                }
+            }
         }
     }
     Ok(None)

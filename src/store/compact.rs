@@ -33,7 +33,11 @@ pub(super) struct Found {
 #[cfg(test)]
 impl Found {
     pub(super) fn of(key: StoreKey, bytes: ::sled::IVec) -> Self {
-        Self { due: vec![(key, bytes)], strays: Vec::new() }
+        Self::of_many(vec![(key, bytes)])
+    }
+
+    pub(super) fn of_many(due: Vec<Due>) -> Self {
+        Self { due, strays: Vec::new() }
     }
 }
 
@@ -200,35 +204,31 @@ fn is_unfinished(image: &Image) -> bool {
 }
 
 impl Inner {
-    /// What the expiry tree leads to, as far as it is due.
+    /// What the next so many keys of the expiry tree lead to, as far as it is due; `None` when there are no more.
     pub(super) fn find_expired(&self, pass: &mut Pass, now: u64, limit: usize) -> Result<Option<Found>> {
         if pass.from.is_empty() && self.not_listed.load(Ordering::Acquire) <= pass.until(now) {
             self.list_expiries()?;
         }
-        loop {
-            if pass.ahead.is_empty() {
-                let strays = pass.ahead.take_emptied();
-                if !strays.is_empty() {
-                    return Ok(Some(Found { due: Vec::new(), strays }));
-                }
-                if !self.look_ahead(pass, now)? {
-                    return Ok(None);
-                }
+        if pass.ahead.is_empty() {
+            let strays = pass.ahead.take_emptied();
+            if !strays.is_empty() {
+                return Ok(Some(Found { due: Vec::new(), strays }));
             }
-            let mut found = Found::default();
-            for key in pass.ahead.take(limit) {
-                // What was begun anew is written anew, and named then if it expires; looked for before the record is read,
-                // for what is being applied is still here.
-                if self.overlay.contains(&key) {
-                    continue;
-                }
-                let held = values::found(&self.tables, &key)?;
-                found.due.extend(held.filter(|(head, _)| head.expires <= now).map(|(_, bytes)| (key, bytes)));
-            }
-            if !found.due.is_empty() {
-                return Ok(Some(found));
+            if !self.look_ahead(pass, now)? {
+                return Ok(None);
             }
         }
+        let mut found = Found::default();
+        for key in pass.ahead.take(limit) {
+            // What was begun anew is written anew, and named then if it expires; looked for before the record is read, for
+            // what is being applied is still here.
+            if self.overlay.contains(&key) {
+                continue;
+            }
+            let held = values::found(&self.tables, &key)?;
+            found.due.extend(held.filter(|(head, _)| head.expires <= now).map(|(_, bytes)| (key, bytes)));
+        }
+        Ok(Some(found))
     }
 
     /// Whether there is more that is due.
@@ -237,13 +237,13 @@ impl Inner {
         let blocks = self.tables.range(Name::Expiry, &pass.from, Some(&end), AHEAD)?;
         let Some((last, _)) = blocks.last() else { return Ok(false) };
         pass.from = behind(last);
-        pass.ahead = Ahead::new(blocks, now);
+        pass.ahead = Ahead::new(blocks, now)?;
         Ok(true)
     }
 
     /// Has the apply thread write the blocks that it is filling.
     pub(super) fn list_expiries(&self) -> Result<()> {
-        let under_way = self.send_deletion(Found::default())?;
+        let under_way = self.send_deletion(Found::default(), true)?;
         self.end_deletion(&under_way).map(drop)
     }
 
@@ -262,15 +262,15 @@ impl Inner {
         if due.is_empty() && strays.is_empty() {
             return Ok(None);
         }
-        self.send_deletion(Found { due, strays }).map(Some)
+        self.send_deletion(Found { due, strays }, false).map(Some)
     }
 
-    fn send_deletion(&self, Found { due, strays }: Found) -> Result<UnderWay> {
+    fn send_deletion(&self, Found { due, strays }: Found, lists: bool) -> Result<UnderWay> {
         self.look_for_room();
         let (reply, deleted) = crossbeam_channel::bounded(1);
         // A queue of one that is full is one more thing to wait for, and may never be emptied.
         crossbeam_channel::select! {
-            send(self.apply.deletions, Deletion { records: due, strays, reply }) -> sent => sent.map_err(|_| self.ended())?,
+            send(self.apply.deletions, Deletion { lists, records: due, strays, reply }) -> sent => sent.map_err(|_| self.ended())?,
             recv(self.apply.ended) -> _ => return Err(self.ended()),
         }
         Ok(deleted)

@@ -26,7 +26,7 @@ pub(crate) struct Expiries {
     /// The first is written first when there are too many.
     open: VecDeque<Block>,
     earliest: Arc<AtomicU64>,
-    /// Hashes of all keys in blocks, with the times of these: kept while a scan goes on.
+    /// Hashes of all keys in blocks, with the times of these: kept while a scan goes on, some 16 bytes for each.
     listed: Option<HashSet<u64>>,
 }
 
@@ -81,11 +81,12 @@ impl Expiries {
     }
 
     fn write(&mut self, tables: &Tables, at: usize) -> Result<()> {
-        let Some(block) = self.open.remove(at) else { return Ok(()) };
+        let Some(block) = self.open.get(at) else { return Ok(()) };
         let key = block::key(block.time, self.opening, self.written);
-        self.written += 1;
         tables.insert(Name::Expiry, &key, block::encode(&key, &block.keys)?)?;
         // When sled has it: whoever looks here first and there second must not miss it.
+        self.open.remove(at);
+        self.written += 1;
         let earliest = self.open.iter().map(|block| block.time).min();
         self.earliest.store(earliest.unwrap_or(NEVER), Ordering::Release);
         tables.changed()

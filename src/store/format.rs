@@ -81,8 +81,8 @@
 //! | `chunks` | number of the frame (8), place of the change in it (4), piece (4) | piece |
 //!
 //! A block names records that expire at a time or up to 1,023 ms before it: for each the length of its key in `records` (2) and
-//! the key. Each record that expires is named by the block of the time that its own rounded up to a multiple of 1,024 ms, less
-//! one, is; what is named may also be gone, or expire later.
+//! the key. The time is that of each record with its ten lowest bits set. Each record that expires is named by a block of its
+//! time, but for those that are begun anew in the journal; what is named may also be gone, or expire later.
 //!
 //! The digest says what sled holds after that frame: count of records (8), of rows (8), of entries in `unfinished` (8), sum of
 //! the hashes of all records and rows (8), and of the entries in `unfinished` (8), modulo 2^64. A hash goes over three parts: the

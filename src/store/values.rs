@@ -2,7 +2,7 @@
 //!
 //! The order of writes makes every crash harmless: hints and pieces first, then the value by compare-and-swap, then what the
 //! old value had. A hint that leads nowhere, or pieces that nobody names, cost bytes; a value without them would be damage. Only
-//! what leads to records that expire is written later, before the next store checkpoint: till then the journal has the record.
+//! what leads to records that expire is written later, before the next stamp: till then it is made again after a crash.
 
 use ::sled::IVec;
 
@@ -11,9 +11,10 @@ use super::format::envelope::{self, Envelope, MAX_INLINE, PIECE, PiecesId};
 use super::format::frame::{Content, StoreKey};
 use super::format::record::{self, HEAD, Head};
 use super::format::{block, corrupt};
+use super::overlay::Overlay;
 use super::tables::{Name, Tables};
 use crate::clock::NEVER;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::record::{Image, Status};
 use crate::value::Value;
 
@@ -163,7 +164,13 @@ pub(crate) fn delete(tables: &Tables, key: &StoreKey, found: &IVec) -> Result<Op
 
 /// Reads all of a value that was found under its key, and looks for the hints that should lead to it. Says how many bytes it
 /// read. Right only if nobody writes meanwhile.
-pub(crate) fn check(tables: &Tables, expiries: &Expiries, key: &StoreKey, found: &IVec) -> Result<usize> {
+pub(crate) fn check(
+    tables: &Tables,
+    overlay: &Overlay,
+    expiries: &Expiries,
+    key: &StoreKey,
+    found: &IVec,
+) -> Result<usize> {
     let (_, raw) = place(key)?;
     let named = || raw.escape_ascii();
     let Some(body) = body(tables, raw, found, |_| None)? else {
@@ -175,7 +182,9 @@ pub(crate) fn check(tables: &Tables, expiries: &Expiries, key: &StoreKey, found:
         if hints.unfinished && tables.get(Name::Unfinished, raw)?.is_none() {
             return Err(corrupt(format!("{} is unfinished and not among the unfinished", named())));
         }
-        if hints.expires.is_some_and(|expires| !expiries.lead_to(expires, raw)) {
+        // What was begun anew need not be led to as it was before; it is named when it is written anew.
+        let is_led_to = |expires| expiries.lead_to(expires, raw) || overlay.contains(key);
+        if hints.expires.is_some_and(|expires| !is_led_to(expires)) {
             return Err(corrupt(format!("{} expires and is not among what expires", named())));
         }
     }
@@ -191,12 +200,13 @@ pub(crate) fn mend_hints(tables: &Tables, expiries: &mut Expiries, raw: &[u8], f
     tables.changed()
 }
 
-/// What a crash between two writes may leave behind: it leads nowhere, or nobody leads to it.
+/// What is deleted beside records. But for blocks that have served, and the note, it is what a crash between two writes may leave
+/// behind: it leads nowhere, or nobody leads to it.
 #[derive(Clone, Debug)]
 pub(crate) enum Stray {
     /// A block of the expiry tree that cannot be read.
     Malformed(IVec),
-    /// A block of the expiry tree whose time has come and whose records are gone: no leftover.
+    /// A block of the expiry tree whose time has come and whose records are gone, or begun anew.
     Emptied(IVec),
     /// Whose key is in the tree of unfinished records.
     Unfinished(StoreKey),
@@ -211,7 +221,9 @@ pub(crate) fn is_stray(tables: &Tables, stray: &Stray) -> Result<bool> {
     Ok(match stray {
         Stray::Malformed(block) => {
             let found = tables.get(Name::Expiry, block)?;
-            found.is_some_and(|bytes| block::decode(block, &bytes).is_err())
+            found.is_some_and(|bytes| {
+                block::decode(block, &bytes).is_err_and(|error| error.kind() == ErrorKind::Corrupt)
+            })
         }
         Stray::Unfinished(key) => {
             let raw = key.in_record_tree();

@@ -13,6 +13,7 @@ use super::digest::Digest;
 use super::expiries::Expiries;
 use super::format::behind;
 use super::format::frame::StoreKey;
+use super::overlay::Overlay;
 use super::tables::{Name, Tables};
 use super::values;
 use crate::error::{ErrorKind, Result};
@@ -108,6 +109,7 @@ impl Scans {
     pub(crate) fn step(
         &mut self,
         tables: &Tables,
+        overlay: &Overlay,
         expiries: &mut Expiries,
         has_room: bool,
         waiting: impl FnOnce() -> Result<u64>,
@@ -118,7 +120,7 @@ impl Scans {
             expiries.begin_list();
             Some(scan)
         });
-        self.on_its_way = scan.and_then(|scan| scan.step(tables, expiries, has_room, waiting));
+        self.on_its_way = scan.and_then(|scan| scan.step(tables, overlay, expiries, has_room, waiting));
     }
 }
 
@@ -126,6 +128,8 @@ impl Scans {
 struct Scan {
     at: Tree,
     from: Vec<u8>,
+    /// Hints that may be gone were not mended.
+    was_without_room: bool,
     purpose: Purpose,
 }
 
@@ -157,26 +161,28 @@ impl Tree {
 
 impl Scan {
     fn new(purpose: Purpose) -> Self {
-        Self { at: Tree::Expiry, from: Vec::new(), purpose }
+        Self { at: Tree::Expiry, from: Vec::new(), was_without_room: false, purpose }
     }
 
     /// Gives itself back if there is more.
     fn step(
         mut self,
         tables: &Tables,
+        overlay: &Overlay,
         expiries: &mut Expiries,
         has_room: bool,
         waiting: impl FnOnce() -> Result<u64>,
     ) -> Option<Self> {
-        let error = match self.read_on(tables, expiries, has_room) {
+        let error = match self.read_on(tables, overlay, expiries, has_room) {
             Ok(true) => return Some(self),
             Ok(false) => None,
             Err(error) => Some(error),
         };
         expiries.end_list();
         let counted = tables.end_scan().unwrap_or_default();
-        let known = error.map_or_else(|| learn(tables, counted), Err);
-        // A count that failed leaves all unknown, as it was; whoever wants to know why asks.
+        // A count that failed, or did not mend, leaves all unknown, as it was: the next open counts again.
+        let learns = matches!(self.purpose, Purpose::Count) && !self.was_without_room;
+        let known = error.map_or_else(|| known(tables, counted, learns), Err);
         if let Purpose::Verify { mut problems, compares, reply } = self.purpose {
             let report = known.and_then(|known| {
                 if counted != known {
@@ -196,7 +202,7 @@ impl Scan {
     }
 
     /// Whether there is more.
-    fn read_on(&mut self, tables: &Tables, expiries: &mut Expiries, has_room: bool) -> Result<bool> {
+    fn read_on(&mut self, tables: &Tables, overlay: &Overlay, expiries: &mut Expiries, has_room: bool) -> Result<bool> {
         let batch = tables.range(self.at.name(), &self.from, None, STEP)?;
         if batch.is_empty() {
             tables.scanned_all(self.at.name());
@@ -206,7 +212,7 @@ impl Scan {
         let mut bytes = 0;
         for (key, value) in batch {
             tables.scanned(self.at.name(), &key, &value);
-            bytes += self.look(tables, expiries, has_room, &key, &value)?;
+            bytes += self.look(tables, overlay, expiries, has_room, (&key, &value))?;
             self.from = behind(&key);
             if bytes > STEP_BYTES {
                 break;
@@ -219,10 +225,10 @@ impl Scan {
     fn look(
         &mut self,
         tables: &Tables,
+        overlay: &Overlay,
         expiries: &mut Expiries,
         has_room: bool,
-        key: &[u8],
-        value: &IVec,
+        (key, value): (&[u8], &IVec),
     ) -> Result<usize> {
         if let Tree::Expiry = self.at {
             let listed = expiries.list(key, value);
@@ -233,7 +239,9 @@ impl Scan {
             return Ok(value.len());
         }
         let Purpose::Verify { problems, .. } = &mut self.purpose else {
-            if has_room && matches!(self.at, Tree::Records) {
+            if !has_room {
+                self.was_without_room = true;
+            } else if matches!(self.at, Tree::Records) {
                 values::mend_hints(tables, expiries, key, value)?;
             }
             return Ok(value.len());
@@ -242,7 +250,7 @@ impl Scan {
             Tree::Table(table) => StoreKey::row(table, key),
             Tree::Records | Tree::Expiry => StoreKey::from_record_tree(key),
         };
-        let checked = values::check(tables, expiries, &key, value);
+        let checked = values::check(tables, overlay, expiries, &key, value);
         let bytes = *checked.as_ref().unwrap_or(&0);
         problems.sort(checked.map(drop))?;
         Ok(bytes)
@@ -268,10 +276,13 @@ impl Scan {
     }
 }
 
-/// What there should be of what a scan counts: if nobody knew, it is what was counted, and known from now on.
-fn learn(tables: &Tables, counted: Digest) -> Result<Digest> {
+/// What there should be of what a scan counts: if nobody knew, it is what was counted, and known from now on if it `learns`.
+fn known(tables: &Tables, counted: Digest, learns: bool) -> Result<Digest> {
     if let Some(total) = tables.digest() {
         return Ok(Digest { unfinished: 0, unfinished_sum: 0, ..total });
+    }
+    if !learns {
+        return Ok(counted);
     }
     let unfinished = tables.count_in([Name::Unfinished], usize::MAX)?.unwrap_or_default();
     let Digest { unfinished, unfinished_sum, .. } = unfinished;

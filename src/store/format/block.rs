@@ -8,6 +8,9 @@ use crate::error::Result;
 /// Keys that a block may hold, in bytes.
 pub(crate) const MAX_KEYS: usize = MAX_INLINE - 64;
 
+/// Bytes of a block's key.
+const KEY: usize = 24;
+
 /// Times are told apart by so many milliseconds: a block for each would hold a few keys.
 const WIDTH: u64 = 1 << 10;
 
@@ -16,15 +19,17 @@ pub(crate) fn time(expires: u64) -> u64 {
     expires | (WIDTH - 1)
 }
 
-/// No two blocks have the same key: `opening` is the first frame of an open, and each open has another.
+/// No two blocks have the same key: `opening` is the first frame of an open, and each open has another. Only one that fails
+/// before that is durable has the same, and the next one writes the same blocks again.
 pub(crate) fn key(time: u64, opening: u64, number: u64) -> Vec<u8> {
     [time, opening, number].map(u64::to_be_bytes).concat()
 }
 
-/// The time of the block with this key; of a malformed one it has come.
+/// The time of the block with this key; whatever the key is, it is found where this says.
 pub(crate) fn time_of(key: &[u8]) -> u64 {
-    let time = (key.len() == 24).then(|| Fields(key).array().map(u64::from_be_bytes));
-    time.flatten().unwrap_or_default()
+    let mut time = [0; 8];
+    time.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    u64::from_be_bytes(time)
 }
 
 /// Adds a key of the `records` tree.
@@ -57,7 +62,7 @@ pub(crate) fn decode<'a>(key: &[u8], bytes: &'a [u8]) -> Result<Vec<&'a [u8]>> {
     let keys: Vec<&[u8]> = keys(content).collect();
     let is_whole = keys.iter().copied().map(pushed).sum::<usize>() == content.len();
     let are_keys = !keys.is_empty() && keys.iter().all(|raw| StoreKey::from_record_tree(raw).split().is_some());
-    if is_whole && are_keys && time_of(key) > 0 { Ok(keys) } else { Err(malformed()) }
+    if is_whole && are_keys && key.len() == KEY { Ok(keys) } else { Err(malformed()) }
 }
 
 #[cfg(test)]
@@ -91,7 +96,7 @@ mod tests {
             assert!(decode(&key, &encode(&key, keys).unwrap()).is_err(), "{keys:?}");
         }
         let short = &key[..23];
-        assert_eq!(time_of(short), 0);
+        assert_eq!((time_of(short), time_of(&key[..7]), time_of(b"")), (5_119, 0x1300, 0));
         assert!(decode(short, &encode(short, b"\x02\0m\0").unwrap()).is_err());
     }
 

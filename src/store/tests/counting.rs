@@ -71,18 +71,18 @@ fn what_a_count_adopts_is_not_said_to_be_compared() {
     let tables = &store.inner.tables;
     tables.set_digest(None);
     let mut scans = Scans::new(tables);
-    let expiries = &mut Expiries::new(1);
+    let (overlay, expiries) = (&store.inner.overlay, &mut Expiries::new(1));
     // What nobody knows of is gone, and what leads to expiries is to be found again on the way.
     lose_blocks(&store);
     for _ in 0..3 {
-        scans.step(tables, expiries, true, || Ok(0));
+        scans.step(tables, overlay, expiries, true, || Ok(0));
     }
     tables.remove(Name::Records, b"m\0a001000").unwrap();
     let mut ask = || {
         let (reply, report) = crossbeam_channel::bounded(1);
         scans.add(tables, Problems::default(), reply);
         while !scans.is_empty() {
-            scans.step(tables, expiries, true, || Ok(0));
+            scans.step(tables, overlay, expiries, true, || Ok(0));
         }
         report.recv().unwrap().unwrap()
     };
@@ -107,10 +107,11 @@ fn a_count_mends_nothing_where_there_is_no_room() {
         tables.set_digest(None);
         let (mut scans, mut expiries) = (Scans::new(tables), Expiries::new(1));
         while !scans.is_empty() {
-            scans.step(tables, &mut expiries, has_room, || Ok(0));
+            scans.step(tables, &store.inner.overlay, &mut expiries, has_room, || Ok(0));
         }
         expiries.write_all(tables).unwrap();
         assert_eq!(named(&store).len(), mended);
+        assert_eq!(tables.digest().is_some(), has_room, "or the next open would not mend");
     }
 }
 

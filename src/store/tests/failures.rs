@@ -312,3 +312,28 @@ fn an_idle_anchor_does_not_stop_a_drain() {
     store.inner.apply.messages.send(threads::message(batch, false)).unwrap();
     store.drain().unwrap();
 }
+
+#[test]
+fn a_deletion_on_its_way_is_refused_when_a_group_has_no_room() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let keys: Vec<_> = (0..300).map(|index| key(index.to_string())).collect();
+    for key in &keys {
+        put(&store, key, done(b"x"));
+    }
+    store.drain().unwrap();
+    let bytes = |key: &StoreKey| store.inner.tables.get(Name::Records, key.in_record_tree()).unwrap().unwrap();
+    let due = keys.iter().map(|key| (key.clone(), bytes(key))).collect();
+    // Between its first step and the last a group comes that has no room; nobody comes later to look whether there is some.
+    let held = store.inner.tables.hold_ledger();
+    std::thread::scope(|scope| {
+        let deleted = scope.spawn(|| store.inner.delete(compact::Found::of_many(due)));
+        while store.inner.tables.get(Name::Records, keys[0].in_record_tree()).unwrap().is_some() {
+            std::thread::yield_now();
+        }
+        put(&store, &key("late"), done(b"x"));
+        store.inner.room.pretended.store(0, Ordering::SeqCst);
+        drop(held);
+        assert_eq!(deleted.join().unwrap().unwrap_err().kind(), ErrorKind::Full);
+    });
+}
