@@ -33,8 +33,9 @@ pub struct VerifyReport {
     /// Rows read, of all tables together.
     pub tables: u64,
     /// Whether what was read could be compared with a checksum of what there should be. If not, the problems are those of what is
-    /// there, and nobody knows what is missing. So it is while a store of more than 20,000 records and rows is counted anew in
-    /// the background, after an unclean stop; what was lost with that stop is not known of afterwards either.
+    /// there, and nobody knows what is missing. So it is while a store of more than 20,000 records and rows, or with expiries in
+    /// more than 1,024 blocks of keys, is counted anew in the background, after an unclean stop; what was lost with that stop is
+    /// not known of afterwards either.
     pub compared: bool,
     /// What is wrong, each with its manager and key, table and key, or file. If there are very many, the last one says how many
     /// more.
