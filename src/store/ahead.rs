@@ -14,12 +14,12 @@ use crate::error::{ErrorKind, Result};
 pub(super) struct Ahead {
     /// The keys one behind the other: an allocation for each would take longer than to sort them.
     bytes: Vec<u8>,
-    names: std::vec::IntoIter<Name>,
+    names: std::vec::IntoIter<Named>,
     emptied: Vec<Stray>,
 }
 
 #[derive(Debug)]
-struct Name {
+struct Named {
     /// How the key begins, so that few comparisons look at it.
     prefix: u128,
     at: Range<usize>,
@@ -40,13 +40,13 @@ impl Ahead {
             for raw in keys {
                 let from = bytes.len();
                 bytes.extend_from_slice(raw);
-                names.push(Name { prefix: prefix(raw), at: from..bytes.len() });
+                names.push(Named { prefix: prefix(raw), at: from..bytes.len() });
             }
             if block::time_of(&key) <= now {
                 emptied.push(Stray::Emptied(key));
             }
         }
-        let key = |name: &Name| bytes.get(name.at.clone());
+        let key = |name: &Named| bytes.get(name.at.clone());
         names.sort_unstable_by(|a, b| a.prefix.cmp(&b.prefix).then_with(|| key(a).cmp(&key(b))));
         names.dedup_by(|a, b| key(a) == key(b));
         Ok(Self { names: names.into_iter(), bytes, emptied })
