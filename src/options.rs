@@ -106,8 +106,7 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// Bytes of sled's page cache, as sled counts them; what it really uses can be several times that, most with large
-    /// values. Defaults to 128 MiB.
+    /// Bytes of memory for the record store's page cache, about: with large values it can be more. Defaults to 128 MiB.
     pub fn cache_capacity(mut self, bytes: u64) -> Self {
         self.cache_capacity = bytes;
         self

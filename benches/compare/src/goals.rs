@@ -174,7 +174,7 @@ fn open_sled(path: &Path) -> (sled::Db, Duration) {
     let patience = Instant::now();
     loop {
         let began = Instant::now();
-        match sled::Config::new().path(path).cache_capacity(128 << 20).open() {
+        match sled::Config::new().path(path).cache_capacity(96 << 20).open() {
             Ok(db) => return (db, began.elapsed()),
             Err(cause) => assert!(patience.elapsed() < Duration::from_secs(10), "{}: {cause}", path.display()),
         }
