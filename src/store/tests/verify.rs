@@ -210,7 +210,12 @@ fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
         let found = segments(dir.path());
         let newest = found.last().unwrap().header.number;
         for segment in found {
-            std::fs::rename(&segment.path, &aside).unwrap();
+            if let Err(cause) = std::fs::rename(&segment.path, &aside) {
+                // What is free may be deleted at any time.
+                let is_free = !needed && segment.header.number != newest;
+                assert!(is_free && cause.kind() == std::io::ErrorKind::NotFound, "{cause}");
+                continue;
+            }
             let found = problems(&store);
             assert_eq!(found.len(), usize::from(needed || segment.header.number == newest), "{found:?}");
             assert!(found.iter().all(|problem| problem.contains(&format!("segment {}", segment.header.number))));
