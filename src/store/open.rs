@@ -279,20 +279,22 @@ fn recount(tables: &Tables, expiries: &mut Expiries, replayed: bool) -> Result<(
     if !replayed && tables.digest().is_some() {
         return Ok(());
     }
+    tables.set_digest(None);
+    let Some(counted) = tables.count(MAX_COUNTED)? else { return Ok(()) };
     let blocks = tables.range(Name::Expiry, &[], None, MAX_LISTED + 1)?;
-    let is_small = blocks.len() <= MAX_LISTED;
-    tables.set_digest(if is_small { tables.count(MAX_COUNTED)? } else { None });
-    if tables.digest().is_some() {
-        expiries.begin_list();
-        for (key, bytes) in blocks {
-            // One that cannot be read leads nowhere.
-            let _ = expiries.list(&key, &bytes);
-        }
-        for (raw, found) in tables.range(Name::Records, &[], None, MAX_COUNTED)? {
-            values::mend_hints(tables, expiries, &raw, &found)?;
-        }
-        expiries.end_list();
+    if blocks.len() > MAX_LISTED {
+        return Ok(());
     }
+    tables.set_digest(Some(counted));
+    expiries.begin_list();
+    for (key, bytes) in blocks {
+        // One that cannot be read leads nowhere.
+        let _ = expiries.list(&key, &bytes);
+    }
+    for (raw, found) in tables.range(Name::Records, &[], None, MAX_COUNTED)? {
+        values::mend_hints(tables, expiries, &raw, &found)?;
+    }
+    expiries.end_list();
     Ok(())
 }
 
