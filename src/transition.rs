@@ -20,6 +20,23 @@ pub(crate) struct Start {
     pub(crate) unfinished_ttl: u64,
 }
 
+#[cfg(test)]
+impl Start {
+    /// Of a claim that names nothing, and whose record stays for ever.
+    pub(crate) fn plain(policy: OnInterrupted) -> Self {
+        Self {
+            by_key: false,
+            fingerprint: None,
+            context: Context::new(),
+            policy,
+            schema: 0,
+            success_ttl: NEVER,
+            failure_ttl: NEVER,
+            unfinished_ttl: NEVER,
+        }
+    }
+}
+
 /// The four endings of a claim.
 #[derive(Clone, Debug)]
 pub(crate) enum Ending {

@@ -97,7 +97,6 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::Context;
     use crate::key::Key;
     use crate::options::{EngineOptions, OnInterrupted};
     use crate::protocol::Begun;
@@ -107,16 +106,7 @@ mod tests {
     fn nobody_meets_a_drop_that_is_just_being_recorded() {
         let dir = tempfile::tempdir().unwrap();
         let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
-        let start = Start {
-            by_key: false,
-            fingerprint: None,
-            context: Context::new(),
-            policy: OnInterrupted::Hold,
-            schema: 0,
-            success_ttl: NEVER,
-            failure_ttl: NEVER,
-            unfinished_ttl: NEVER,
-        };
+        let start = Start::plain(OnInterrupted::Hold);
         let claim = |place: &Place| match protocol.begin(place, &start).unwrap() {
             Begun::Claimed(info) => info.image().token,
             other => panic!("{}: {other:?}", place.named()),

@@ -3,8 +3,6 @@ use std::sync::atomic::AtomicUsize;
 use tempfile::TempDir;
 
 use super::*;
-use crate::clock::NEVER;
-use crate::context::Context;
 use crate::key::Key;
 use crate::options::{EngineOptions, OnInterrupted};
 use crate::protocol::{Begun, Depth, Place};
@@ -107,17 +105,9 @@ fn who_meets_others_somewhere_else_each_time_keeps_them_off_everything_in_the_en
 /// A claim of this protocol's: where it is, and its token.
 fn claim(protocol: &Protocol) -> (Place, u64) {
     let place = Place::new(&"m".into(), Key::new("k").unwrap());
-    let start = Start {
-        by_key: false,
-        fingerprint: None,
-        context: Context::new(),
-        policy: OnInterrupted::Hold,
-        schema: 0,
-        success_ttl: NEVER,
-        failure_ttl: NEVER,
-        unfinished_ttl: NEVER,
+    let Begun::Claimed(info) = protocol.begin(&place, &Start::plain(OnInterrupted::Hold)).unwrap() else {
+        panic!("a new key")
     };
-    let Begun::Claimed(info) = protocol.begin(&place, &start).unwrap() else { panic!("a new key") };
     let token = info.image().token;
     (place, token)
 }

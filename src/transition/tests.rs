@@ -11,16 +11,8 @@ fn now(store: u64) -> Now {
 }
 
 fn start(policy: OnInterrupted, fingerprint: Option<u8>) -> Start {
-    Start {
-        by_key: false,
-        fingerprint: fingerprint.map(|byte| Fingerprint::from_bytes([byte; 32])),
-        context: Context::new(),
-        policy,
-        schema: 0,
-        success_ttl: 100,
-        failure_ttl: 50,
-        unfinished_ttl: NEVER,
-    }
+    let fingerprint = fingerprint.map(|byte| Fingerprint::from_bytes([byte; 32]));
+    Start { fingerprint, success_ttl: 100, failure_ttl: 50, ..Start::plain(policy) }
 }
 
 fn numbered(decision: Decision, number: u64) -> Image {
