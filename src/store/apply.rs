@@ -15,7 +15,7 @@ use super::overlay::Overlay;
 use super::room::Nudges;
 use super::tables::{Name, Stamp, Tables};
 use super::values::{self, Due, Stray};
-use super::verify::{Problems, Scans, VerifyReport};
+use super::verify::{Ground, Problems, Scans, VerifyReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::Status;
 
@@ -172,7 +172,7 @@ impl Applier {
     /// Reads on what somebody wants verified or counted.
     fn scan(&mut self, scans: &mut Scans, has_room: bool) {
         let Self { tables, overlay, expiries, live, .. } = self;
-        scans.step(tables, overlay, expiries, has_room, || {
+        scans.step(Ground { tables, overlay, expiries, has_room }, || {
             // What sled will have at the next checkpoint and does not have yet.
             let mut waiting = 0;
             for (key, _) in live.iter().filter(|(_, live)| !live.in_sled) {

@@ -77,6 +77,15 @@ impl Problems {
     }
 }
 
+/// What a scan reads, and what it mends.
+pub(crate) struct Ground<'a> {
+    pub(crate) tables: &'a Tables,
+    pub(crate) overlay: &'a Overlay,
+    pub(crate) expiries: &'a mut Expiries,
+    /// Whether sled may be given anything.
+    pub(crate) has_room: bool,
+}
+
 /// A scan is on its way, the others come after it.
 #[derive(Debug, Default)]
 pub(crate) struct Scans {
@@ -105,23 +114,15 @@ impl Scans {
         self.on_its_way.is_none() && self.waiting.is_empty()
     }
 
-    /// Reads on, if there is anything to read. `has_room` is whether sled may be given anything, `waiting` how many records are
-    /// not in it yet.
-    pub(crate) fn step(
-        &mut self,
-        tables: &Tables,
-        overlay: &Overlay,
-        expiries: &mut Expiries,
-        has_room: bool,
-        waiting: impl FnOnce() -> Result<u64>,
-    ) {
+    /// Reads on, if there is anything to read. `waiting` is how many records are not in sled yet.
+    pub(crate) fn step(&mut self, mut ground: Ground<'_>, waiting: impl FnOnce() -> Result<u64>) {
         let scan = self.on_its_way.take().or_else(|| {
             let scan = self.waiting.pop_front()?;
-            tables.begin_scan();
-            expiries.begin_list();
+            ground.tables.begin_scan();
+            ground.expiries.begin_list();
             Some(scan)
         });
-        self.on_its_way = scan.and_then(|scan| scan.step(tables, overlay, expiries, has_room, waiting));
+        self.on_its_way = scan.and_then(|scan| scan.step(&mut ground, waiting));
     }
 }
 
@@ -166,19 +167,13 @@ impl Scan {
     }
 
     /// Gives itself back if there is more.
-    fn step(
-        mut self,
-        tables: &Tables,
-        overlay: &Overlay,
-        expiries: &mut Expiries,
-        has_room: bool,
-        waiting: impl FnOnce() -> Result<u64>,
-    ) -> Option<Self> {
-        let error = match self.read_on(tables, overlay, expiries, has_room) {
+    fn step(mut self, ground: &mut Ground<'_>, waiting: impl FnOnce() -> Result<u64>) -> Option<Self> {
+        let error = match self.read_on(ground) {
             Ok(true) => return Some(self),
             Ok(false) => None,
             Err(error) => Some(error),
         };
+        let Ground { tables, expiries, .. } = ground;
         expiries.end_list();
         let counted = tables.end_scan().unwrap_or_default();
         // A count that failed, or did not mend, leaves all unknown, as it was: the next open counts again.
@@ -203,7 +198,8 @@ impl Scan {
     }
 
     /// Whether there is more.
-    fn read_on(&mut self, tables: &Tables, overlay: &Overlay, expiries: &mut Expiries, has_room: bool) -> Result<bool> {
+    fn read_on(&mut self, ground: &mut Ground<'_>) -> Result<bool> {
+        let tables = ground.tables;
         let batch = tables.range(self.at.name(), &self.from, None, STEP)?;
         if batch.is_empty() {
             tables.scanned_all(self.at.name());
@@ -213,7 +209,7 @@ impl Scan {
         let mut bytes = 0;
         for (key, value) in batch {
             tables.scanned(self.at.name(), &key, &value);
-            bytes += self.look(tables, overlay, expiries, has_room, (&key, &value))?;
+            bytes += self.look(ground, &key, &value)?;
             self.from = behind(&key);
             if bytes > STEP_BYTES {
                 break;
@@ -223,14 +219,8 @@ impl Scan {
     }
 
     /// Says how many bytes it read.
-    fn look(
-        &mut self,
-        tables: &Tables,
-        overlay: &Overlay,
-        expiries: &mut Expiries,
-        has_room: bool,
-        (key, value): (&[u8], &IVec),
-    ) -> Result<usize> {
+    fn look(&mut self, ground: &mut Ground<'_>, key: &[u8], value: &IVec) -> Result<usize> {
+        let Ground { tables, overlay, expiries, has_room } = ground;
         if let Tree::Expiry = self.at {
             let listed = expiries.list(key, value);
             // One that cannot be read leads nowhere: what it should lead to is mended, or told.
@@ -240,7 +230,7 @@ impl Scan {
             return Ok(value.len());
         }
         let Purpose::Verify { problems, .. } = &mut self.purpose else {
-            if !has_room {
+            if !*has_room {
                 self.was_without_room = true;
             } else if matches!(self.at, Tree::Records) {
                 values::mend_hints(tables, expiries, key, value)?;

@@ -4,7 +4,7 @@ use std::thread;
 
 use super::*;
 use crate::store::expiries::Expiries;
-use crate::store::verify::{Problems, Scans};
+use crate::store::verify::{Ground, Problems, Scans};
 
 /// More than an open counts here.
 const MANY: usize = 2_000;
@@ -75,14 +75,14 @@ fn what_a_count_adopts_is_not_said_to_be_compared() {
     // What nobody knows of is gone, and what leads to expiries is to be found again on the way.
     lose_blocks(&store);
     for _ in 0..3 {
-        scans.step(tables, overlay, expiries, true, || Ok(0));
+        scans.step(Ground { tables, overlay, expiries, has_room: true }, || Ok(0));
     }
     tables.remove(Name::Records, b"m\0a001000").unwrap();
     let mut ask = || {
         let (reply, report) = crossbeam_channel::bounded(1);
         scans.add(tables, Problems::default(), reply);
         while !scans.is_empty() {
-            scans.step(tables, overlay, expiries, true, || Ok(0));
+            scans.step(Ground { tables, overlay, expiries, has_room: true }, || Ok(0));
         }
         report.recv().unwrap().unwrap()
     };
@@ -107,7 +107,7 @@ fn a_count_mends_nothing_where_there_is_no_room() {
         tables.set_digest(None);
         let (mut scans, mut expiries) = (Scans::new(tables), Expiries::new(1));
         while !scans.is_empty() {
-            scans.step(tables, &store.inner.overlay, &mut expiries, has_room, || Ok(0));
+            scans.step(Ground { tables, overlay: &store.inner.overlay, expiries: &mut expiries, has_room }, || Ok(0));
         }
         expiries.write_all(tables).unwrap();
         assert_eq!(named(&store).len(), mended);

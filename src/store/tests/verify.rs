@@ -5,7 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::store::expiries::Expiries;
-use crate::store::verify::Scans;
+use crate::store::verify::{Ground, Scans};
 
 #[track_caller]
 fn problems(store: &Store) -> Vec<String> {
@@ -292,7 +292,8 @@ fn what_becomes_unfinished_behind_a_scan_is_no_alarm() {
         put(&store, &key(format!("new {steps}")), unfinished(Status::Released));
         // Nothing is written during a step.
         store.drain().unwrap();
-        scans.step(&store.inner.tables, &store.inner.overlay, &mut Expiries::new(1), true, || Ok(0));
+        let (tables, overlay) = (&store.inner.tables, &store.inner.overlay);
+        scans.step(Ground { tables, overlay, expiries: &mut Expiries::new(1), has_room: true }, || Ok(0));
         steps += 1;
     }
     assert_eq!(report.recv().unwrap().unwrap().problems, Vec::<String>::new());
