@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use ::sled::IVec;
 
-use super::format::block;
 use super::format::frame::StoreKey;
+use super::format::{block, first_of};
 use super::values::Stray;
 use crate::error::{ErrorKind, Result};
 
@@ -71,9 +71,7 @@ impl Ahead {
 }
 
 fn prefix(raw: &[u8]) -> u128 {
-    let mut bytes = [0; 16];
-    bytes.iter_mut().zip(raw).for_each(|(to, from)| *to = *from);
-    u128::from_be_bytes(bytes)
+    u128::from_be_bytes(first_of(raw.iter().copied()))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! sled leaves out what it cannot read of its own log, and says nothing. A sum changes by what is put in and taken out, in any
 //! order, so that the one thread that writes keeps it at the cost of two hashes a change. It tells damage, not malice.
 
-use super::format::Fields;
+use super::format::{Fields, first_of};
 
 /// One of sled's trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +60,8 @@ impl Digest {
     }
 
     pub(crate) fn encode(&self) -> [u8; DIGEST] {
-        let mut out = [0; DIGEST];
         let fields = [self.records, self.rows, self.unfinished, self.sum, self.unfinished_sum];
-        let bytes = fields.into_iter().flat_map(u64::to_le_bytes);
-        out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = byte);
-        out
+        first_of(fields.into_iter().flat_map(u64::to_le_bytes))
     }
 
     pub(crate) fn decode(fields: &mut Fields<'_>) -> Option<Self> {

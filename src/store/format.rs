@@ -158,6 +158,13 @@ pub(crate) fn patch(bytes: &mut [u8], at: usize, number: u32) {
     bytes.iter_mut().skip(at).zip(number.to_le_bytes()).for_each(|(byte, value)| *byte = value);
 }
 
+/// The first of these bytes, and zeros if there are too few.
+pub(crate) fn first_of<const N: usize>(bytes: impl IntoIterator<Item = u8>) -> [u8; N] {
+    let mut out = [0; N];
+    out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = byte);
+    out
+}
+
 /// The next key there can be.
 pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()

@@ -2,7 +2,7 @@
 
 use super::envelope::{self, Envelope, MAX_INLINE};
 use super::frame::StoreKey;
-use super::{Fields, corrupt};
+use super::{Fields, corrupt, first_of};
 use crate::error::Result;
 
 /// Keys that a block may hold, in bytes.
@@ -27,9 +27,7 @@ pub(crate) fn key(time: u64, opening: u64, number: u64) -> Vec<u8> {
 
 /// The time of the block with this key; whatever the key is, it is found where this says.
 pub(crate) fn time_of(key: &[u8]) -> u64 {
-    let mut time = [0; 8];
-    time.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
-    u64::from_be_bytes(time)
+    u64::from_be_bytes(first_of(key.iter().copied()))
 }
 
 /// Adds a key of the `records` tree.

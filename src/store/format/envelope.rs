@@ -1,6 +1,6 @@
 //! Values in sled: a checksum over key and content, and content too long for one value in pieces.
 
-use super::{Fields, VERSION, checksum, corrupt, length, patch};
+use super::{Fields, VERSION, checksum, corrupt, first_of, length, patch};
 use crate::error::{Error, ErrorKind, Result};
 
 /// sled keeps up to 17 values in a leaf, and writes a leaf of more than 128 KiB into a file that it never syncs.
@@ -60,10 +60,7 @@ fn pieces(content: &[u8]) -> Option<Envelope<'_>> {
 
 pub(crate) fn piece_key(id: PiecesId, piece: usize) -> Result<[u8; 16]> {
     let piece = length("a value", piece)?.to_be_bytes();
-    let mut key = [0; 16];
-    let bytes = id.frame.to_be_bytes().into_iter().chain(id.place.to_be_bytes()).chain(piece);
-    key.iter_mut().zip(bytes).for_each(|(out, byte)| *out = byte);
-    Ok(key)
+    Ok(first_of(id.frame.to_be_bytes().into_iter().chain(id.place.to_be_bytes()).chain(piece)))
 }
 
 /// Which value a piece belongs to.

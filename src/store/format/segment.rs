@@ -1,6 +1,6 @@
 //! Headers of segments and groups as bytes.
 
-use super::{Fields, VERSION, checksum};
+use super::{Fields, VERSION, checksum, first_of};
 use crate::clock::Anchor;
 
 /// What is written at once: a device keeps the old 512 bytes or the new ones, never a mixture.
@@ -155,10 +155,7 @@ pub(crate) fn payload_checksum(salt: [u8; 8], payload: &[u8]) -> u32 {
 
 /// The parts one behind the other, then zeros.
 fn sector(parts: &[&[u8]]) -> [u8; SECTOR] {
-    let mut out = [0; SECTOR];
-    let bytes = parts.iter().flat_map(|part| part.iter());
-    out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = *byte);
-    out
+    first_of(parts.iter().flat_map(|part| part.iter().copied()))
 }
 
 #[cfg(test)]
