@@ -253,7 +253,7 @@ impl Inner {
         under_way.map_or(Ok(Deleted::default()), |under_way| self.end_deletion(&under_way))
     }
 
-    fn begin_deletion(&self, found: Found) -> Result<Option<UnderWay>> {
+    pub(super) fn begin_deletion(&self, found: Found) -> Result<Option<UnderWay>> {
         let Found { mut due, strays } = found;
         self.group.exclusive(|| {
             due.retain(|(key, _)| !self.overlay.contains(key));
@@ -276,7 +276,7 @@ impl Inner {
         Ok(deleted)
     }
 
-    fn end_deletion(&self, under_way: &UnderWay) -> Result<Deleted> {
+    pub(super) fn end_deletion(&self, under_way: &UnderWay) -> Result<Deleted> {
         crossbeam_channel::select! {
             recv(under_way) -> deleted => deleted.unwrap_or_else(|_| {
                 // It failed at this very message, and says why before it has ended.

@@ -4,6 +4,7 @@ mod check;
 mod pool;
 mod recover;
 mod segment;
+mod walk;
 mod writer;
 
 pub(crate) use check::check;

@@ -4,6 +4,8 @@
 //! old value had. A hint that leads nowhere, or pieces that nobody names, cost bytes; a value without them would be damage. Only
 //! what leads to records that expire is written later, before the next stamp: till then it is made again after a crash.
 
+use std::borrow::Cow;
+
 use ::sled::IVec;
 
 use super::expiries::Expiries;
@@ -34,7 +36,7 @@ pub(crate) fn read(tables: &Tables, key: &StoreKey, depth: Depth) -> Result<Opti
         let content = if key.is_record() {
             read_record(tables, raw, found, depth)?.map(|image| Content::Record(image.into()))
         } else {
-            body(tables, raw, found, |_| None)?.map(|body| Content::Row(Value::from(body)))
+            body(tables, raw, found, |_| None)?.map(|body| Content::Row(Value::from(&*body)))
         };
         if content.is_some() {
             return Ok(content);
@@ -63,14 +65,14 @@ fn read_record(tables: &Tables, raw: &[u8], found: &[u8], depth: Depth) -> Resul
 }
 
 /// What an envelope holds; `None` if a piece is missing. `wanted` may say how much of the pieces is enough.
-fn body(
+fn body<'a>(
     tables: &Tables,
     raw: &[u8],
-    found: &[u8],
+    found: &'a [u8],
     wanted: impl FnOnce(&[u8]) -> Option<usize>,
-) -> Result<Option<Vec<u8>>> {
+) -> Result<Option<Cow<'a, [u8]>>> {
     let (id, len, head) = match envelope::decode(raw, found)? {
-        Envelope::Inline(content) => return Ok(Some(content.to_vec())),
+        Envelope::Inline(content) => return Ok(Some(content.into())),
         Envelope::Pieces { id, len, head } => (id, len, head),
     };
     let wanted = wanted(head).unwrap_or(len).min(len);
@@ -86,7 +88,7 @@ fn body(
     if body.len() < head.len() + wanted {
         return Err(corrupt(format!("the pieces of {} are too short", raw.escape_ascii())));
     }
-    Ok(Some(body))
+    Ok(Some(body.into()))
 }
 
 /// Makes sled hold this content, or nothing, under the key. `id` is where the change is in the journal.

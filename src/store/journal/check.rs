@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use super::recover::{Stop, head, walk};
-use super::segment::SegmentFile;
+use super::recover::head;
+use super::segment::{Reader, SegmentFile};
+use super::walk::{Stop, walk};
 use crate::error::{ErrorKind, Result};
 use crate::store::files;
 use crate::store::format::segment::{Found, SegmentHeader};
@@ -83,20 +84,32 @@ fn bad_group(
     next: Option<&SegmentHeader>,
     file: &SegmentFile,
 ) -> Result<Option<(u64, String)>> {
-    let mut bytes = Vec::new();
-    file.read_all(&mut bytes)?;
-    let walk = match walk(&bytes, segment, next) {
-        Ok(walk) => walk,
-        // Proved to be durable by what lies behind it.
-        Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(Some((0, error.to_string()))),
-        Err(error) => return Err(error),
-    };
-    let group = walk.next_group;
-    Ok(match (walk.stop, next) {
-        (Stop::Complete, Some(next)) if next.previous == walk.previous => None,
-        (Stop::Sealed(number), None) => Some((group, format!("segment {number} that follows it is missing"))),
-        (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), _) => Some((group, format!("group {group} is damaged"))),
-    })
+    match first_bad(segment, next, &mut Reader::new(file)) {
+        // Proved to be durable by what lies behind it, or not to be read.
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Some((0, error.to_string()))),
+        found => found,
+    }
+}
+
+fn first_bad(
+    segment: &SegmentHeader,
+    next: Option<&SegmentHeader>,
+    reader: &mut Reader<'_>,
+) -> Result<Option<(u64, String)>> {
+    let walk = walk(reader, segment, next)?;
+    let damaged = |group| Ok(Some((group, format!("group {group} is damaged"))));
+    for group in &walk.groups {
+        if group.frames(reader, segment)?.is_none() {
+            return damaged(group.header.group);
+        }
+    }
+    match (walk.stop, next) {
+        (Stop::Complete, Some(next)) if next.previous == walk.previous => Ok(None),
+        (Stop::Sealed(number), None) => {
+            Ok(Some((walk.next_group, format!("segment {number} that follows it is missing"))))
+        }
+        (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), _) => damaged(walk.next_group),
+    }
 }
 
 fn header(file: &SegmentFile) -> Result<Found> {

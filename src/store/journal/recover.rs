@@ -8,14 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::pool::Pool;
-use super::segment::SegmentFile;
+use super::segment::{Reader, SegmentFile};
+use super::walk::{GroupAt, Stop, Walk, walk};
 use super::writer::{Chain, Tail};
 use crate::clock::Anchor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::files;
 use crate::store::format::corrupt;
-use crate::store::format::frame::{self, Frame};
-use crate::store::format::segment::{Found, GROUP_HEADER, GroupHeader, SECTOR, SegmentHeader, payload_checksum, sized};
+use crate::store::format::frame::Frame;
+use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
 
 /// A journal that was read through once and is sound.
 #[derive(Debug)]
@@ -49,45 +50,14 @@ struct Surveyed {
     last_frame: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct GroupAt {
-    offset: usize,
-    header: GroupHeader,
-}
-
-/// How the walk through a segment ended.
-pub(super) enum Stop {
-    /// Everything that counts was read.
-    Complete,
-    /// The segment goes on in that one.
-    Sealed(u64),
-    /// No good group is here.
-    Bad { torn_bytes: u64 },
-}
-
-pub(super) struct Walk {
-    groups: Vec<GroupAt>,
-    end: usize,
-    /// The number that the next group has.
-    pub(super) next_group: u64,
-    pub(super) previous: u32,
-    checkpointed: Option<u64>,
-    last_change: u64,
-    closed: bool,
-    /// The last group of which the seal says that it was durable.
-    sealed_through: u64,
-    pub(super) stop: Stop,
-}
-
 impl Recovered {
     /// Gives every frame after the last checkpoint, in order.
     pub(crate) fn replay(&self, f: &mut dyn FnMut(u64, Frame) -> Result<()>) -> Result<()> {
-        let mut bytes = Vec::new();
-        for segment in self.segments.iter().filter(|segment| segment.last_frame > self.checkpointed) {
-            segment.file.read_all(&mut bytes)?;
-            for group in &segment.groups {
-                let payload = payload(&bytes, group.offset, &group.header);
-                for (number, frame) in frame::decode_all(payload, group.header.first_frame, group.header.frames)? {
+        for segment in &self.segments {
+            let mut reader = Reader::new(&segment.file);
+            for group in segment.groups.iter().filter(|group| group.last_frame() > self.checkpointed) {
+                let frames = group.sound_frames(&mut reader, &segment.header);
+                for (number, frame) in frames.map_err(|error| segment.file.named(&error))? {
                     if number > self.checkpointed {
                         f(number, frame)?;
                     }
@@ -124,7 +94,7 @@ pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
     let files = found.len() as u64 + unneeded.len() as u64;
     let run = last_run(dir, found, &mut unneeded)?;
     let pool = Arc::new(Pool::new(dir, first_size, next_name, files));
-    Ok(Recovered { unneeded, store_id, ..survey(dir, run, pool)? })
+    survey(dir, store_id, run, unneeded, pool)
 }
 
 type Headed = (SegmentHeader, SegmentFile);
@@ -208,61 +178,35 @@ fn last_run(dir: &Path, mut found: Vec<Headed>, older: &mut Vec<SegmentFile>) ->
     Ok(run)
 }
 
-fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
-    let bounds: Vec<_> = run.iter().skip(1).map(|(header, _)| Some(*header)).chain([None]).collect();
-    let mut segments = Vec::new();
-    let mut checkpointed = None;
-    // The first frame behind the last damage.
-    let mut damaged_before = None;
-    let (mut anchor, mut clean, mut torn) = (Anchor::default(), false, 0);
-    let mut chain = Chain { segment: 0, group: 0, previous: 0 };
-    let (mut last_frame, mut last_change, mut sealed_through) = (0, 0, 0);
-    let mut bytes = Vec::new();
-    for ((header, file), next) in run.into_iter().zip(bounds) {
-        file.read_all(&mut bytes)?;
-        let walk = walk(&bytes, &header, next.as_ref())
-            .map_err(|error| error.wrap(error.kind(), &file.path.display().to_string()))?;
-        match (&walk.stop, next) {
-            (Stop::Complete, Some(next)) if next.previous == walk.previous => {}
-            (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), Some(next)) => {
-                damaged_before = Some((next.first_frame, file.path.clone()));
+/// From the last segment back to the one that holds the first frame to be replayed.
+fn survey(
+    dir: &Path,
+    store_id: [u8; 16],
+    run: Vec<Headed>,
+    mut unneeded: Vec<SegmentFile>,
+    pool: Arc<Pool>,
+) -> Result<Recovered> {
+    let mut survey = Survey::default();
+    for (header, file) in run.into_iter().rev() {
+        let is_needed = !survey.is_complete();
+        if is_needed || survey.unproved.is_some() {
+            let walk = survey.walk(&header, &file).map_err(|error| file.named(&error))?;
+            if is_needed {
+                survey.take(header, file, walk)?;
+                continue;
             }
-            (Stop::Sealed(number), None) => {
-                return Err(corrupt(format!("segment {number} of the journal {} is missing", dir.display())));
-            }
-            (Stop::Bad { .. }, None) if walk.next_group <= sealed_through => {
-                let (group, path) = (walk.next_group, file.path.display());
-                return Err(corrupt(format!("group {group} in {path} is damaged")));
-            }
-            (Stop::Bad { torn_bytes }, None) => torn = *torn_bytes,
-            (Stop::Complete, None) => {}
         }
-        sealed_through = sealed_through.max(walk.sealed_through);
-        checkpointed = walk.checkpointed.or(checkpointed);
-        last_change = last_change.max(walk.last_change);
-        chain = Chain { segment: header.number, group: walk.next_group.saturating_sub(1), previous: walk.previous };
-        let last = walk.groups.iter().rev().find(|group| group.header.frames > 0);
-        let segment_last = last.map_or(0, |group| group.header.first_frame + u64::from(group.header.frames) - 1);
-        last_frame = last_frame.max(segment_last).max(header.first_frame.saturating_sub(1));
-        clean = if walk.groups.is_empty() { clean && next.is_some() } else { walk.closed };
-        anchor = walk.groups.last().map_or(anchor, |group| group.header.anchor);
-        let end = walk.end as u64;
-        // An empty one counts as full of what was before it: freed early, it would leave a gap in the run.
-        segments.push(Surveyed { file, header, groups: walk.groups, end, last_frame });
+        unneeded.push(file);
     }
+    let Survey { mut segments, checkpointed, last_change, last_frame, anchor, chain, clean, torn_bytes, .. } = survey;
+    segments.reverse();
     let Some(checkpointed) = checkpointed else {
         return Err(corrupt(format!("the journal {} has lost its beginning", dir.display())));
     };
-    if let Some((frame, path)) = damaged_before.filter(|(frame, _)| checkpointed.saturating_add(1) < *frame) {
-        return Err(corrupt(format!("{} is damaged before frame {frame}", path.display())));
-    }
     let first = segments.first().map_or(0, |segment| segment.header.first_frame);
-    let begins = segments.first().is_some_and(|segment| segment.header.number == 1);
-    if !begins && checkpointed.saturating_add(1) < first {
+    if checkpointed.saturating_add(1) < first {
         return Err(corrupt(format!("the journal {} misses the segments before frame {first}", dir.display())));
     }
-    clean &= torn == 0;
-    let (unneeded, store_id) = (Vec::new(), [0; 16]);
     Ok(Recovered {
         segments,
         unneeded,
@@ -270,101 +214,93 @@ fn survey(dir: &Path, run: Vec<Headed>, pool: Arc<Pool>) -> Result<Recovered> {
         checkpointed,
         last_change,
         last_frame,
-        anchor,
-        clean,
-        torn_bytes: torn,
+        anchor: anchor.unwrap_or_default(),
+        clean: clean && torn_bytes == 0,
+        torn_bytes,
         chain,
         pool,
     })
 }
 
-/// Reads groups until one is bad, or the next segment takes over.
-pub(super) fn walk(bytes: &[u8], segment: &SegmentHeader, next: Option<&SegmentHeader>) -> Result<Walk> {
-    let mut walk = Walk {
-        groups: Vec::new(),
-        end: SECTOR,
-        next_group: segment.first_group,
-        previous: segment.previous,
-        checkpointed: None,
-        last_change: 0,
-        closed: false,
-        sealed_through: 0,
-        stop: Stop::Complete,
-    };
-    let mut frame = segment.first_frame;
-    loop {
-        let at = bytes.get(walk.end..).unwrap_or_default();
-        if next.is_some_and(|next| next.first_group == walk.next_group) {
-            let seal = GroupHeader::decode(at, segment.salt).filter(|(header, _)| header.is_seal);
-            walk.sealed_through = seal.map_or(0, |(header, _)| header.synced_through);
-            return Ok(walk);
-        }
-        let (header, checksum) = match GroupHeader::decode(at, segment.salt) {
-            Some((header, _)) if header.is_seal => {
-                walk.stop = Stop::Sealed(header.first_frame);
-                return Ok(walk);
-            }
-            Some((header, checksum))
-                if is_next(bytes, walk.end, &header, segment.salt, (walk.next_group, frame, walk.previous)) =>
-            {
-                (header, checksum)
-            }
-            other => {
-                if next.is_none() {
-                    refuse_durable(bytes, walk.end, segment, walk.next_group)?;
+/// What the segments said that were read, the last of them first.
+#[derive(Default)]
+struct Survey {
+    segments: Vec<Surveyed>,
+    /// The first group that is bad or not there. The seal of the segment before may say that it was durable.
+    unproved: Option<u64>,
+    checkpointed: Option<u64>,
+    last_change: u64,
+    last_frame: u64,
+    anchor: Option<Anchor>,
+    chain: Chain,
+    clean: bool,
+    torn_bytes: u64,
+}
+
+impl Survey {
+    /// Every frame that is to be replayed was found.
+    fn is_complete(&self) -> bool {
+        let first = self.segments.last().map_or(u64::MAX, |segment| segment.header.first_frame);
+        self.checkpointed.is_some_and(|checkpointed| checkpointed.saturating_add(1) >= first)
+    }
+
+    fn walk(&mut self, header: &SegmentHeader, file: &SegmentFile) -> Result<Walk> {
+        let next = self.segments.last().map(|segment| segment.header);
+        let walk = walk(&mut Reader::new(file), header, next.as_ref())?;
+        match (&walk.stop, next) {
+            (Stop::Complete, Some(next)) if next.previous == walk.previous => {}
+            (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), Some(next)) => {
+                if !self.is_complete() {
+                    return Err(corrupt(format!("damaged before frame {}", next.first_frame)));
                 }
-                walk.stop =
-                    Stop::Bad { torn_bytes: other.map_or(0, |(header, _)| sized(u64::from(header.payload_len))) };
+            }
+            (Stop::Sealed(number), None) => {
+                let dir = file.path.parent().unwrap_or(&file.path).display();
+                return Err(corrupt(format!("segment {number} of the journal {dir} is missing")));
+            }
+            (Stop::Bad { torn_bytes }, None) => {
+                self.torn_bytes = *torn_bytes;
+                self.unproved = (!walk.closed).then_some(walk.next_group);
                 return Ok(walk);
             }
-        };
-        for (number, frame) in frame::decode_all(payload(bytes, walk.end, &header), header.first_frame, header.frames)?
-        {
-            walk.closed = frame == Frame::Closing;
-            match frame {
-                Frame::Checkpointed(frame) => walk.checkpointed = Some(frame),
-                Frame::Changes(_) => walk.last_change = number,
-                _ => {}
+            (Stop::Complete, None) => {}
+        }
+        match self.unproved.take() {
+            Some(group) if group <= walk.sealed_through => {
+                let path = self.segments.first().map_or(Path::new(""), |segment| &segment.file.path).display();
+                Err(corrupt(format!("the seal says that group {group} was durable, which is damaged in {path}")))
+            }
+            _ => Ok(walk),
+        }
+    }
+
+    /// Looks at the frames that are to be replayed.
+    fn take(&mut self, header: SegmentHeader, file: SegmentFile, walk: Walk) -> Result<()> {
+        let mut reader = Reader::new(&file);
+        for group in walk.groups.iter().rev() {
+            if self.checkpointed.is_some_and(|checkpointed| group.last_frame() <= checkpointed) {
+                break;
+            }
+            let frames = group.sound_frames(&mut reader, &header).map_err(|error| file.named(&error))?;
+            for (number, frame) in frames.into_iter().rev() {
+                match frame {
+                    Frame::Checkpointed(frame) => _ = self.checkpointed.get_or_insert(frame),
+                    Frame::Changes(_) => self.last_change = self.last_change.max(number),
+                    _ => {}
+                }
             }
         }
-        walk.groups.push(GroupAt { offset: walk.end, header });
-        walk.previous = checksum;
-        walk.end += usize::try_from(sized(u64::from(header.payload_len))).unwrap_or(bytes.len());
-        walk.next_group += 1;
-        frame = header.first_frame + u64::from(header.frames);
+        if self.segments.is_empty() {
+            self.chain =
+                Chain { segment: header.number, group: walk.next_group.saturating_sub(1), previous: walk.previous };
+            self.clean = walk.closed;
+        }
+        self.anchor = self.anchor.or(walk.groups.last().map(|group| group.header.anchor));
+        let last = walk.groups.iter().rev().find(|group| group.header.frames > 0);
+        // An empty one counts as full of what was before it: freed early, it would leave a gap in the run.
+        let last_frame = last.map_or(0, GroupAt::last_frame).max(header.first_frame.saturating_sub(1));
+        self.last_frame = self.last_frame.max(last_frame);
+        self.segments.push(Surveyed { file, header, groups: walk.groups, end: walk.end, last_frame });
+        Ok(())
     }
-}
-
-fn is_next(
-    bytes: &[u8],
-    offset: usize,
-    header: &GroupHeader,
-    salt: [u8; 8],
-    (group, frame, previous): (u64, u64, u32),
-) -> bool {
-    let payload = payload(bytes, offset, header);
-    header.group == group
-        && header.previous == previous
-        && header.first_frame >= frame
-        && payload.len() as u64 == u64::from(header.payload_len)
-        && header.payload_checksum == payload_checksum(salt, payload)
-}
-
-/// Shorter than its length says if the file ends before.
-fn payload<'a>(bytes: &'a [u8], offset: usize, header: &GroupHeader) -> &'a [u8] {
-    let start = offset.saturating_add(GROUP_HEADER);
-    let len = usize::try_from(header.payload_len).unwrap_or(usize::MAX);
-    bytes.get(start..).and_then(|rest| rest.get(..len)).unwrap_or_default()
-}
-
-/// If anything behind a bad group says that the group was durable, it is damage.
-fn refuse_durable(bytes: &[u8], offset: usize, segment: &SegmentHeader, group: u64) -> Result<()> {
-    let behind = bytes.get(offset..).unwrap_or_default().chunks(SECTOR).skip(1);
-    let proof = behind
-        .filter_map(|sector| GroupHeader::decode(sector, segment.salt))
-        .any(|(header, _)| header.is_seal || header.synced_through >= group);
-    if proof {
-        return Err(corrupt(format!("group {group} is damaged")));
-    }
-    Ok(())
 }

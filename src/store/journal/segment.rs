@@ -15,6 +15,8 @@ pub static SYNCS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 
 /// Zeros are written in pieces of this size.
 const FILL: usize = 256 << 10;
+/// Read at once, if a segment has so much.
+const READ_AHEAD: u64 = 64 << 10;
 
 /// An open file of the journal.
 #[derive(Debug)]
@@ -55,13 +57,6 @@ impl SegmentFile {
         Ok(Self { file, path: path.to_owned(), size })
     }
 
-    /// Into a buffer that the next one can use again: a segment may be large, and fresh memory costs more than the reading.
-    pub(crate) fn read_all(&self, bytes: &mut Vec<u8>) -> Result<()> {
-        let len = usize::try_from(self.size).map_err(|_| self.error("read", &io::ErrorKind::FileTooLarge.into()))?;
-        bytes.resize(len, 0);
-        self.file.read_exact_at(bytes, 0).map_err(|cause| self.error("read", &cause))
-    }
-
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file.write_all_at(bytes, offset).map_err(|cause| self.error("write", &cause))
     }
@@ -78,8 +73,51 @@ impl SegmentFile {
         std::fs::remove_file(&self.path).map_err(|cause| self.error("delete", &cause))
     }
 
+    /// The error, with the name of this file.
+    pub(crate) fn named(&self, error: &Error) -> Error {
+        error.wrap(error.kind(), &self.path.display().to_string())
+    }
+
     fn error(&self, verb: &str, cause: &io::Error) -> Error {
         Error::io(&format!("{verb} journal segment"), &self.path, cause)
+    }
+}
+
+/// Reads a segment through a small buffer: fresh memory for all of it would cost more than the reading.
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    file: &'a SegmentFile,
+    start: u64,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(file: &'a SegmentFile) -> Self {
+        Self { file, start: 0, buffer: Vec::new() }
+    }
+
+    /// So many bytes from there on, fewer if the file ends before.
+    pub(crate) fn bytes(&mut self, offset: u64, len: u64) -> Result<&[u8]> {
+        let end = offset.saturating_add(len).min(self.file.size).max(offset);
+        if offset < self.start {
+            // Whoever goes backwards goes on so.
+            self.fill(end.saturating_sub(READ_AHEAD).min(offset), end)?;
+        } else if end > self.start + self.buffer.len() as u64 {
+            self.fill(offset, offset.saturating_add(READ_AHEAD).min(self.file.size).max(end))?;
+        }
+        let [from, len] = [offset - self.start, end - offset].map(|part| usize::try_from(part).unwrap_or(usize::MAX));
+        Ok(self.buffer.get(from..).and_then(|rest| rest.get(..len)).unwrap_or_default())
+    }
+
+    fn fill(&mut self, start: u64, end: u64) -> Result<()> {
+        let failed = |cause: &io::Error| self.file.error("read", cause);
+        let len = usize::try_from(end - start).map_err(|_| failed(&io::ErrorKind::FileTooLarge.into()))?;
+        // After an error there is nothing in it.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(len, 0);
+        self.file.file.read_exact_at(&mut buffer, start).map_err(|cause| failed(&cause))?;
+        (self.start, self.buffer) = (start, buffer);
+        Ok(())
     }
 }
 

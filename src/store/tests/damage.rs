@@ -168,6 +168,30 @@ fn damage_before_the_last_checkpoint_does_not_matter() {
 }
 
 #[test]
+fn what_a_checkpoint_covers_is_not_read_but_for_the_chain_of_headers() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
+    for index in 0..RECORDS {
+        put(&store, &name(index), done(b"x"));
+    }
+    store.drain().unwrap();
+    checkpoint(&store);
+    put(&store, &key("later"), done(b"x"));
+    crash(store);
+    let Segment { path, groups, .. } = newest(dir.path());
+    assert!(groups.len() > RECORDS + 2);
+    flip(&path, groups[2].0 + 20);
+    refused(dir.path(), ErrorKind::Corrupt, &display(&path));
+    flip(&path, groups[2].0 + 20);
+    flip(&path, groups[2].0 + 100);
+    let (store, report) = open(dir.path());
+    assert_eq!(report.frames_replayed, 1);
+    assert!(image(&store, &key("later")).is_some());
+    store.close().unwrap();
+    has_all(dir.path());
+}
+
+#[test]
 fn lost_and_doubled_segments_are_named() {
     let dir = many_segments();
     let found = segments(dir.path());
