@@ -152,7 +152,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
     pub(crate) fn enter(&self, key: K, role: Role) -> Seat<'_, K> {
         let shard = self.shard(&key);
         let (place, signal) = shard.lock().sit(&key, role, None);
-        Seat { shard, key, role, place, signal, saw_turn: false }
+        Seat { shard, key, role, place, signal, saw: None }
     }
 
     /// An ending or a removal: everyone who waits for the key looks again.
@@ -219,7 +219,8 @@ pub(crate) struct Seat<'a, K: Eq + Hash + Clone> {
     /// Orders the queue, and is this seat's alone: what sits at it is this seat.
     place: u64,
     signal: Arc<Signal>,
-    saw_turn: bool,
+    /// What `park` found of this stay.
+    saw: Option<Woken>,
 }
 
 impl<K: Eq + Hash + Clone> Seat<'_, K> {
@@ -230,7 +231,7 @@ impl<K: Eq + Hash + Clone> Seat<'_, K> {
         let (mut told, mut timed_out) = (self.signal.told.lock(), false);
         loop {
             if let Some(woken) = *told {
-                self.saw_turn = woken == Woken::Turn;
+                self.saw = Some(woken);
                 return woken;
             }
             // Only after that look: a wake that raced with the time-out wins.
@@ -256,7 +257,7 @@ impl<K: Eq + Hash + Clone> Seat<'_, K> {
         let kept = self.signal.is_turn().then_some(self.place);
         // A fresh signal, because a `Look` for the last stay may still be on its way and would be taken for this one's.
         (self.place, self.signal) = shard.sit(&self.key, self.role, kept);
-        self.saw_turn = false;
+        self.saw = None;
     }
 
     /// This heir took the key: its turn is used and wakes nobody else.
@@ -264,7 +265,7 @@ impl<K: Eq + Hash + Clone> Seat<'_, K> {
     /// Only a turn that `park` returned: one that nobody saw may stem from an end of the very claim just made. Passed on
     /// in vain it costs one look; kept, it might be the only one.
     pub(crate) fn claimed(self) {
-        if self.saw_turn {
+        if self.saw == Some(Woken::Turn) {
             *self.signal.told.lock() = None;
         }
     }
@@ -272,6 +273,10 @@ impl<K: Eq + Hash + Clone> Seat<'_, K> {
 
 impl<K: Eq + Hash + Clone> Drop for Seat<'_, K> {
     fn drop(&mut self) {
+        // It is out of the queue, and nobody tells it anything more: thousands who were woken at once need not meet again.
+        if self.saw == Some(Woken::Look) {
+            return;
+        }
         let mut shard = self.shard.lock();
         if let Some(queue) = shard.queues.get_mut(&self.key) {
             queue.seats(self.role).remove(&self.place);

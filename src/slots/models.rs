@@ -127,14 +127,20 @@ impl Record {
     fn wait(&self, patience: Duration) -> Got {
         let deadline = deadline(patience);
         let mut seat = self.slots.enter(KEY, Role::Observer);
+        let mut overtaken = false;
         loop {
             match self.look() {
                 State::Free => return Got::Claimed,
                 State::Ended => return Got::Ended,
                 State::Owned => {}
             }
+            if overtaken {
+                seat.rejoin();
+                overtaken = false;
+                continue;
+            }
             match seat.park(deadline) {
-                Woken::Look | Woken::Turn => seat.rejoin(),
+                Woken::Look | Woken::Turn => overtaken = true,
                 Woken::TimedOut => return Got::TimedOut,
                 Woken::Closed => return Got::Closed,
             }
