@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::recover::head;
+use super::recover::{check_size, head};
 use super::segment::{Reader, SegmentFile};
-use super::walk::{Stop, walk};
+use super::walk::{Stop, Walk, damaged, missing};
 use crate::error::{ErrorKind, Result};
 use crate::store::files;
 use crate::store::format::segment::{Found, SegmentHeader};
@@ -40,6 +40,7 @@ pub(crate) fn check(dir: &Path, durable: u64, released: u64) -> Result<Vec<Strin
         if next.is_some_and(|next| next.number != header.number.saturating_add(1)) {
             break;
         }
+        problems.extend(check_size(header, file).err().map(|error| error.to_string()));
         problems.extend(damage(header, next.as_ref(), file, durable)?);
         next = Some(*header);
     }
@@ -72,7 +73,7 @@ fn damage(
     Ok(match (first, second) {
         (Some((group, why)), Some(again)) if is_same && (group, &why) == (again.0, &again.1) => {
             let counts = next.is_some() || group <= durable;
-            counts.then(|| format!("{}: {why}", file.path.display()))
+            counts.then_some(why)
         }
         _ => None,
     })
@@ -85,7 +86,7 @@ fn bad_group(
     file: &SegmentFile,
 ) -> Result<Option<(u64, String)>> {
     match first_bad(segment, next, &mut Reader::new(file)) {
-        // Proved to be durable by what lies behind it, or not to be read.
+        // Proved to be durable by what lies behind it.
         Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Some((0, error.to_string()))),
         found => found,
     }
@@ -96,19 +97,22 @@ fn first_bad(
     next: Option<&SegmentHeader>,
     reader: &mut Reader<'_>,
 ) -> Result<Option<(u64, String)>> {
-    let walk = walk(reader, segment, next)?;
-    let damaged = |group| Ok(Some((group, format!("group {group} is damaged"))));
-    for group in &walk.groups {
-        if group.frames(reader, segment)?.is_none() {
-            return damaged(group.header.group);
-        }
+    let mut walk = Walk::new(reader, segment, next)?;
+    // The last one may be on its way. Before the end is looked at, which moves while it is.
+    let proved = walk.groups.len() - usize::from(next.is_none() && !walk.groups.is_empty());
+    for group in walk.groups.iter().take(proved) {
+        group.frames(reader, segment)?;
     }
-    match (walk.stop, next) {
+    let bad = |what: String| Ok(Some((walk.next_group, reader.corrupt(what).to_string())));
+    match (&walk.stop, next) {
         (Stop::Complete, Some(next)) if next.previous == walk.previous => Ok(None),
-        (Stop::Sealed(number), None) => {
-            Ok(Some((walk.next_group, format!("segment {number} that follows it is missing"))))
+        (Stop::Sealed(number), None) => bad(missing(*number)),
+        (Stop::Complete | Stop::Bad | Stop::Sealed(_), Some(_)) => bad(damaged(walk.next_group)),
+        (Stop::Complete | Stop::Bad, None) => {
+            walk.settle_end(reader, segment)?;
+            let group = walk.next_group;
+            Ok(Some((group, reader.corrupt(damaged(group)).to_string())))
         }
-        (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), _) => damaged(walk.next_group),
     }
 }
 

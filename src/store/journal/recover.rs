@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::pool::Pool;
 use super::segment::{Reader, SegmentFile};
-use super::walk::{GroupAt, Stop, Walk, walk};
+use super::walk::{GroupAt, Stop, Walk, damaged, missing};
 use super::writer::{Chain, Tail};
 use crate::clock::Anchor;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +18,7 @@ use crate::store::format::corrupt;
 use crate::store::format::frame::Frame;
 use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
 
-/// A journal that was read through once and is sound.
+/// What counts of a journal, and is sound.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     segments: Vec<Surveyed>,
@@ -27,7 +27,7 @@ pub(crate) struct Recovered {
     pub(crate) store_id: [u8; 16],
     /// sled has everything up to this frame, or should.
     pub(crate) checkpointed: u64,
-    /// The last frame that changes anything.
+    /// The last frame that changes anything, of those that sled does not have or may not have.
     pub(crate) last_change: u64,
     /// The highest frame number that anything names.
     pub(crate) last_frame: u64,
@@ -48,6 +48,10 @@ struct Surveyed {
     /// Behind the last good group.
     end: u64,
     last_frame: u64,
+    /// Where the chain stands behind it.
+    chain: Chain,
+    /// The last thing it says is that the journal was closed.
+    closed: bool,
 }
 
 impl Recovered {
@@ -56,8 +60,7 @@ impl Recovered {
         for segment in &self.segments {
             let mut reader = Reader::new(&segment.file);
             for group in segment.groups.iter().filter(|group| group.last_frame() > self.checkpointed) {
-                let frames = group.sound_frames(&mut reader, &segment.header);
-                for (number, frame) in frames.map_err(|error| segment.file.named(&error))? {
+                for (number, frame) in group.frames(&mut reader, &segment.header)? {
                     if number > self.checkpointed {
                         f(number, frame)?;
                     }
@@ -135,7 +138,7 @@ pub(super) fn head(file: &SegmentFile) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn check_size(header: &SegmentHeader, file: &SegmentFile) -> Result<()> {
+pub(super) fn check_size(header: &SegmentHeader, file: &SegmentFile) -> Result<()> {
     if header.size != file.size {
         let (path, is, was) = (file.path.display(), file.size, header.size);
         return Err(corrupt(format!("{path} is {is} bytes long and should be {was}")));
@@ -188,25 +191,25 @@ fn survey(
 ) -> Result<Recovered> {
     let mut survey = Survey::default();
     for (header, file) in run.into_iter().rev() {
-        let is_needed = !survey.is_complete();
-        if is_needed || survey.unproved.is_some() {
-            let walk = survey.walk(&header, &file).map_err(|error| file.named(&error))?;
-            if is_needed {
-                survey.take(header, file, walk)?;
-                continue;
-            }
+        if survey.is_complete() {
+            unneeded.push(file);
+        } else {
+            survey.add(header, file)?;
         }
-        unneeded.push(file);
     }
-    let Survey { mut segments, checkpointed, last_change, last_frame, anchor, chain, clean, torn_bytes, .. } = survey;
-    segments.reverse();
+    let Survey { mut segments, checkpointed, last_change, torn_bytes } = survey;
     let Some(checkpointed) = checkpointed else {
         return Err(corrupt(format!("the journal {} has lost its beginning", dir.display())));
     };
-    let first = segments.first().map_or(0, |segment| segment.header.first_frame);
+    let first = segments.last().map_or(0, |segment| segment.header.first_frame);
     if checkpointed.saturating_add(1) < first {
         return Err(corrupt(format!("the journal {} misses the segments before frame {first}", dir.display())));
     }
+    let anchor = segments.iter().find_map(|segment| segment.groups.last()).map(|group| group.header.anchor);
+    let last = segments.first();
+    let (chain, closed) = last.map_or((Chain::default(), false), |last| (last.chain, last.closed));
+    let last_frame = segments.iter().map(|segment| segment.last_frame).max().unwrap_or(0);
+    segments.reverse();
     Ok(Recovered {
         segments,
         unneeded,
@@ -215,25 +218,19 @@ fn survey(
         last_change,
         last_frame,
         anchor: anchor.unwrap_or_default(),
-        clean: clean && torn_bytes == 0,
+        clean: closed && torn_bytes == 0,
         torn_bytes,
         chain,
         pool,
     })
 }
 
-/// What the segments said that were read, the last of them first.
 #[derive(Default)]
 struct Survey {
+    /// The last first.
     segments: Vec<Surveyed>,
-    /// The first group that is bad or not there. The seal of the segment before may say that it was durable.
-    unproved: Option<u64>,
     checkpointed: Option<u64>,
     last_change: u64,
-    last_frame: u64,
-    anchor: Option<Anchor>,
-    chain: Chain,
-    clean: bool,
     torn_bytes: u64,
 }
 
@@ -244,45 +241,14 @@ impl Survey {
         self.checkpointed.is_some_and(|checkpointed| checkpointed.saturating_add(1) >= first)
     }
 
-    fn walk(&mut self, header: &SegmentHeader, file: &SegmentFile) -> Result<Walk> {
-        let next = self.segments.last().map(|segment| segment.header);
-        let walk = walk(&mut Reader::new(file), header, next.as_ref())?;
-        match (&walk.stop, next) {
-            (Stop::Complete, Some(next)) if next.previous == walk.previous => {}
-            (Stop::Complete | Stop::Bad { .. } | Stop::Sealed(_), Some(next)) => {
-                if !self.is_complete() {
-                    return Err(corrupt(format!("damaged before frame {}", next.first_frame)));
-                }
-            }
-            (Stop::Sealed(number), None) => {
-                let dir = file.path.parent().unwrap_or(&file.path).display();
-                return Err(corrupt(format!("segment {number} of the journal {dir} is missing")));
-            }
-            (Stop::Bad { torn_bytes }, None) => {
-                self.torn_bytes = *torn_bytes;
-                self.unproved = (!walk.closed).then_some(walk.next_group);
-                return Ok(walk);
-            }
-            (Stop::Complete, None) => {}
-        }
-        match self.unproved.take() {
-            Some(group) if group <= walk.sealed_through => {
-                let path = self.segments.first().map_or(Path::new(""), |segment| &segment.file.path).display();
-                Err(corrupt(format!("the seal says that group {group} was durable, which is damaged in {path}")))
-            }
-            _ => Ok(walk),
-        }
-    }
-
-    /// Looks at the frames that are to be replayed.
-    fn take(&mut self, header: SegmentHeader, file: SegmentFile, walk: Walk) -> Result<()> {
+    fn add(&mut self, header: SegmentHeader, file: SegmentFile) -> Result<()> {
         let mut reader = Reader::new(&file);
+        let walk = self.follow(&header, &mut reader)?;
         for group in walk.groups.iter().rev() {
             if self.checkpointed.is_some_and(|checkpointed| group.last_frame() <= checkpointed) {
                 break;
             }
-            let frames = group.sound_frames(&mut reader, &header).map_err(|error| file.named(&error))?;
-            for (number, frame) in frames.into_iter().rev() {
+            for (number, frame) in group.frames(&mut reader, &header)?.into_iter().rev() {
                 match frame {
                     Frame::Checkpointed(frame) => _ = self.checkpointed.get_or_insert(frame),
                     Frame::Changes(_) => self.last_change = self.last_change.max(number),
@@ -290,17 +256,35 @@ impl Survey {
                 }
             }
         }
-        if self.segments.is_empty() {
-            self.chain =
-                Chain { segment: header.number, group: walk.next_group.saturating_sub(1), previous: walk.previous };
-            self.clean = walk.closed;
-        }
-        self.anchor = self.anchor.or(walk.groups.last().map(|group| group.header.anchor));
         let last = walk.groups.iter().rev().find(|group| group.header.frames > 0);
         // An empty one counts as full of what was before it: freed early, it would leave a gap in the run.
         let last_frame = last.map_or(0, GroupAt::last_frame).max(header.first_frame.saturating_sub(1));
-        self.last_frame = self.last_frame.max(last_frame);
-        self.segments.push(Surveyed { file, header, groups: walk.groups, end: walk.end, last_frame });
+        let Walk { groups, end, next_group, previous, closed, .. } = walk;
+        let chain = Chain { segment: header.number, group: next_group.saturating_sub(1), previous };
+        self.segments.push(Surveyed { file, header, groups, end, last_frame, chain, closed });
         Ok(())
+    }
+
+    /// The groups of a segment that is needed to its end.
+    fn follow(&mut self, header: &SegmentHeader, reader: &mut Reader<'_>) -> Result<Walk> {
+        let next = self.segments.last();
+        let mut walk = Walk::new(reader, header, next.map(|next| &next.header))?;
+        let Some(next) = next else {
+            if let Stop::Sealed(number) = walk.stop {
+                return Err(reader.corrupt(missing(number)));
+            }
+            walk.settle_end(reader, header)?;
+            self.torn_bytes = walk.torn_bytes;
+            return Ok(walk);
+        };
+        let first = &next.header;
+        if !matches!(walk.stop, Stop::Complete) || first.previous != walk.previous {
+            return Err(reader.corrupt(format!("damaged before frame {}", first.first_frame)));
+        }
+        // The seal was written behind the first group of the next segment.
+        if next.groups.is_empty() && walk.sealed_through >= first.first_group {
+            return Err(Reader::new(&next.file).corrupt(damaged(first.first_group)));
+        }
+        Ok(walk)
     }
 }

@@ -1,5 +1,6 @@
 //! One segment file.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::format::corrupt;
 
 /// How many syncs succeed from here on, for a disk that breaks. Of all stores of the process.
 #[cfg(feature = "fuzzing")]
@@ -73,11 +75,6 @@ impl SegmentFile {
         std::fs::remove_file(&self.path).map_err(|cause| self.error("delete", &cause))
     }
 
-    /// The error, with the name of this file.
-    pub(crate) fn named(&self, error: &Error) -> Error {
-        error.wrap(error.kind(), &self.path.display().to_string())
-    }
-
     fn error(&self, verb: &str, cause: &io::Error) -> Error {
         Error::io(&format!("{verb} journal segment"), &self.path, cause)
     }
@@ -96,11 +93,20 @@ impl<'a> Reader<'a> {
         Self { file, start: 0, buffer: Vec::new() }
     }
 
+    pub(crate) fn size(&self) -> u64 {
+        self.file.size
+    }
+
+    /// What is wrong in this file.
+    pub(crate) fn corrupt(&self, what: impl fmt::Display) -> Error {
+        corrupt(format!("{}: {what}", self.file.path.display()))
+    }
+
     /// So many bytes from there on, fewer if the file ends before.
     pub(crate) fn bytes(&mut self, offset: u64, len: u64) -> Result<&[u8]> {
         let end = offset.saturating_add(len).min(self.file.size).max(offset);
         if offset < self.start {
-            // Whoever goes backwards goes on so.
+            // Most of those who go back go on so.
             self.fill(end.saturating_sub(READ_AHEAD).min(offset), end)?;
         } else if end > self.start + self.buffer.len() as u64 {
             self.fill(offset, offset.saturating_add(READ_AHEAD).min(self.file.size).max(end))?;

@@ -201,7 +201,7 @@ fn lost_and_doubled_segments_are_named() {
     for lost in &found[1..] {
         fs::rename(&lost.path, &aside).unwrap();
         let names = if lost.header.number == newest.header.number {
-            format!("segment {} of the journal {}", newest.header.number, display(&journal_dir(dir.path())))
+            format!("segment {}, which follows, is missing", newest.header.number)
         } else {
             display(&journal_dir(dir.path()))
         };

@@ -202,6 +202,49 @@ fn damage_to_the_journal_is_named_while_it_is_written() {
 }
 
 #[test]
+fn damage_to_the_last_segment_is_named_whatever_else_is_wrong_and_goes_on() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(1 << 20));
+    let gate = store.inner.tables.flush_gate.lock();
+    for index in 0..40 {
+        put(&store, &key(index.to_string()), done(&[7; 700]));
+    }
+    let found = segments(dir.path());
+    let [.., before, last] = &found[..] else { panic!("not two segments") };
+    let harmed = last.groups[5].0 + 100;
+    flip(&last.path, harmed);
+    flip(&before.path, 20);
+    assert_eq!(problems(&store).len(), 2);
+    flip(&before.path, 20);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for index in (0..300).cycle().take_while(|_| !stop.load(Ordering::Relaxed)).take(600) {
+                put(&store, &key(index.to_string()), done(b"x"));
+            }
+        });
+        for _ in 0..10 {
+            one_problem(&store, &format!("{}: group {} is damaged", last.path.display(), last.groups[5].1.group));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    drop(gate);
+}
+
+#[test]
+fn a_segment_of_the_journal_that_is_too_short_is_named() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    let last = segments(dir.path()).pop().unwrap();
+    let bytes = std::fs::read(&last.path).unwrap();
+    std::fs::write(&last.path, &bytes[..bytes.len() - SECTOR]).unwrap();
+    one_problem(&store, &last.path.display().to_string());
+    std::fs::write(&last.path, &bytes).unwrap();
+    assert_eq!(problems(&store), Vec::<String>::new());
+}
+
+#[test]
 fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
     let dir = temp();
     let (store, _) = open(dir.path());
