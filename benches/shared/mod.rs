@@ -19,6 +19,11 @@ pub(crate) fn key(number: u64) -> [u8; 16] {
     (u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_be_bytes()
 }
 
+/// The same in sled's tree of records: the name of the manager, a zero, the key.
+pub(crate) fn stored_key(number: u64) -> Vec<u8> {
+    [b"bench\0".as_slice(), &key(number)].concat()
+}
+
 /// Begins and succeeds under a key that was never used.
 pub(crate) fn cycle(manager: &Manager<Vec<u8>, String>, number: u64, value: &Vec<u8>) {
     match manager.begin(key(number)).unwrap() {

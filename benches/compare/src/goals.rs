@@ -15,7 +15,7 @@ use crate::measure::{Row, best, in_turns, ours, settle};
 use crate::scale;
 use crate::shared::files::copy;
 use crate::shared::waking::{bare, oncekey};
-use crate::shared::{fill, key, median};
+use crate::shared::{fill, key, median, stored_key};
 use crate::sustained::{Sustained, sustained};
 use crate::systems::{Candidate, DURABLE, IDEAL, Kind, Mode, Oncekey, RELAXED};
 use crate::table::{markdown, number};
@@ -140,8 +140,7 @@ fn replay(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
         numbers.push(replays::<Vec<u8>>(dir.path())?);
         let (db, _) = open_sled(&sled);
         let tree = db.open_tree("records")?;
-        // Those of the same records: the manager's name, a zero, the key.
-        let keys: Vec<_> = (0..HOT).map(|number| [b"bench\0".as_slice(), &key(number)].concat()).collect();
+        let keys: Vec<_> = (0..HOT).map(stored_key).collect();
         raw.push(timed(READS, |number| {
             let value = tree.get(&keys[usize::try_from(number % HOT).unwrap()]).unwrap().unwrap().to_vec();
             assert!(value.len() >= 256);
