@@ -61,19 +61,18 @@ impl Protocol {
             return Ok(ended);
         }
         let mut seat = self.slots.enter(place.at.clone(), Role::Observer);
-        let mut overtaken = false;
         loop {
             if let Some(ended) = self.look(place)? {
                 return Ok(ended);
             }
-            // Somebody else has begun already.
-            if overtaken {
-                seat.rejoin();
-                overtaken = false;
-                continue;
-            }
             match seat.park(deadline) {
-                Woken::Look | Woken::Turn => overtaken = true,
+                Woken::Look | Woken::Turn => {
+                    if let Some(ended) = self.look(place)? {
+                        return Ok(ended);
+                    }
+                    // Somebody else has begun already.
+                    seat.rejoin();
+                }
                 Woken::TimedOut => return Ok(self.look(place)?.unwrap_or(Awaited::TimedOut)),
                 Woken::Closed => {
                     let error = self.gone(place);

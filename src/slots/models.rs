@@ -127,20 +127,22 @@ impl Record {
     fn wait(&self, patience: Duration) -> Got {
         let deadline = deadline(patience);
         let mut seat = self.slots.enter(KEY, Role::Observer);
-        let mut overtaken = false;
+        let ended = || match self.look() {
+            State::Free => Some(Got::Claimed),
+            State::Ended => Some(Got::Ended),
+            State::Owned => None,
+        };
         loop {
-            match self.look() {
-                State::Free => return Got::Claimed,
-                State::Ended => return Got::Ended,
-                State::Owned => {}
-            }
-            if overtaken {
-                seat.rejoin();
-                overtaken = false;
-                continue;
+            if let Some(ended) = ended() {
+                return ended;
             }
             match seat.park(deadline) {
-                Woken::Look | Woken::Turn => overtaken = true,
+                Woken::Look | Woken::Turn => {
+                    if let Some(ended) = ended() {
+                        return ended;
+                    }
+                    seat.rejoin();
+                }
                 Woken::TimedOut => return Got::TimedOut,
                 Woken::Closed => return Got::Closed,
             }
