@@ -209,8 +209,8 @@ impl Engine {
     /// to them, the journal's segments, and whether the record store holds exactly what was ever put into it.
     ///
     /// The engine stays in service: the scan goes on in small steps between commits, and changes made meanwhile give no false
-    /// alarm. It takes as long as reading the store, and meanwhile some 16 bytes of memory for each record that expires. What the record store has in memory is looked at there, so right after
-    /// an open it sees most of the disk.
+    /// alarm. It takes as long as reading the store, and meanwhile some 16 bytes of memory for each record that expires. What
+    /// the record store has in memory is looked at there, so right after an open it sees most of the disk.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};

@@ -103,7 +103,7 @@ fn first_bad(
     for group in walk.groups.iter().take(proved) {
         group.frames(reader, segment)?;
     }
-    let bad = |what: String| Ok(Some((walk.next_group, reader.corrupt(what).to_string())));
+    let bad = |what: String| Ok(Some((walk.next_group, reader.file.corrupt(what).to_string())));
     match (&walk.stop, next) {
         (Stop::Complete, Some(next)) if next.previous == walk.previous => Ok(None),
         (Stop::Sealed(number), None) => bad(missing(*number)),
@@ -111,7 +111,7 @@ fn first_bad(
         (Stop::Complete | Stop::Bad, None) => {
             walk.settle_end(reader, segment)?;
             let group = walk.next_group;
-            Ok(Some((group, reader.corrupt(damaged(group)).to_string())))
+            Ok(Some((group, reader.file.corrupt(damaged(group)).to_string())))
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::store::format::corrupt;
 use crate::store::format::frame::Frame;
 use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
 
+const NO_SEGMENT: &str = "the journal has no segment";
+
 /// What counts of a journal, and is sound.
 #[derive(Debug)]
 pub(crate) struct Recovered {
@@ -44,14 +46,15 @@ pub(crate) struct Recovered {
 struct Surveyed {
     file: SegmentFile,
     header: SegmentHeader,
-    groups: Vec<GroupAt>,
-    /// Behind the last good group.
-    end: u64,
-    last_frame: u64,
-    /// Where the chain stands behind it.
-    chain: Chain,
-    /// The last thing it says is that the journal was closed.
-    closed: bool,
+    walk: Walk,
+}
+
+impl Surveyed {
+    /// An empty one counts as full of what was before it: freed early, it would leave a gap in the run.
+    fn last_frame(&self) -> u64 {
+        let last = self.walk.groups.iter().rev().find(|group| group.header.frames > 0);
+        last.map_or(0, GroupAt::last_frame).max(self.header.first_frame.saturating_sub(1))
+    }
 }
 
 impl Recovered {
@@ -59,7 +62,7 @@ impl Recovered {
     pub(crate) fn replay(&self, f: &mut dyn FnMut(u64, Frame) -> Result<()>) -> Result<()> {
         for segment in &self.segments {
             let mut reader = Reader::new(&segment.file);
-            for group in segment.groups.iter().filter(|group| group.last_frame() > self.checkpointed) {
+            for group in segment.walk.groups.iter().filter(|group| group.last_frame() > self.checkpointed) {
                 for (number, frame) in group.frames(&mut reader, &segment.header)? {
                     if number > self.checkpointed {
                         f(number, frame)?;
@@ -73,15 +76,16 @@ impl Recovered {
     /// The last segment's end, where it is to be sealed. The others are the pool's: free up to the last checkpoint, or
     /// waiting for the next.
     pub(crate) fn into_tail(mut self) -> Result<Tail> {
-        let Some(last) = self.segments.pop() else { return Err(corrupt("the journal has no segment")) };
+        let Some(last) = self.segments.pop() else { return Err(corrupt(NO_SEGMENT)) };
         for segment in self.segments {
-            self.pool.adopt(segment.last_frame, segment.file);
+            self.pool.adopt(segment.last_frame(), segment.file);
         }
         for file in self.unneeded {
             self.pool.adopt(0, file);
         }
         self.pool.release(self.checkpointed);
-        Ok(Tail { file: last.file, salt: last.header.salt, offset: last.end, last_frame: last.last_frame })
+        let (salt, offset, last_frame) = (last.header.salt, last.walk.end, last.last_frame());
+        Ok(Tail { file: last.file, salt, offset, last_frame })
     }
 }
 
@@ -131,10 +135,9 @@ fn open_all(dir: &Path) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
 }
 
 pub(super) fn head(file: &SegmentFile) -> Result<Vec<u8>> {
-    use std::os::unix::fs::FileExt;
     let len = usize::try_from(file.size).map_or(SECTOR, |size| size.min(SECTOR));
     let mut bytes = vec![0; len];
-    file.file.read_exact_at(&mut bytes, 0).map_err(|cause| Error::io("read journal segment", &file.path, &cause))?;
+    file.read_at(&mut bytes, 0)?;
     Ok(bytes)
 }
 
@@ -197,7 +200,7 @@ fn survey(
             survey.add(header, file)?;
         }
     }
-    let Survey { mut segments, checkpointed, last_change, torn_bytes } = survey;
+    let Survey { mut segments, checkpointed, last_change } = survey;
     let Some(checkpointed) = checkpointed else {
         return Err(corrupt(format!("the journal {} has lost its beginning", dir.display())));
     };
@@ -205,11 +208,12 @@ fn survey(
     if checkpointed.saturating_add(1) < first {
         return Err(corrupt(format!("the journal {} misses the segments before frame {first}", dir.display())));
     }
-    let anchor = segments.iter().find_map(|segment| segment.groups.last()).map(|group| group.header.anchor);
-    let last = segments.first();
-    let (chain, closed) = last.map_or((Chain::default(), false), |last| (last.chain, last.closed));
-    let last_frame = segments.iter().map(|segment| segment.last_frame).max().unwrap_or(0);
+    let anchor = segments.iter().find_map(|segment| segment.walk.groups.last()).map(|group| group.header.anchor);
+    let last_frame = segments.iter().map(Surveyed::last_frame).max().unwrap_or(0);
     segments.reverse();
+    let Some(Surveyed { header, walk, .. }) = segments.last() else { return Err(corrupt(NO_SEGMENT)) };
+    let Walk { next_group, previous, closed, torn_bytes, .. } = *walk;
+    let chain = Chain { segment: header.number, group: next_group.saturating_sub(1), previous };
     Ok(Recovered {
         segments,
         unneeded,
@@ -231,7 +235,6 @@ struct Survey {
     segments: Vec<Surveyed>,
     checkpointed: Option<u64>,
     last_change: u64,
-    torn_bytes: u64,
 }
 
 impl Survey {
@@ -256,34 +259,28 @@ impl Survey {
                 }
             }
         }
-        let last = walk.groups.iter().rev().find(|group| group.header.frames > 0);
-        // An empty one counts as full of what was before it: freed early, it would leave a gap in the run.
-        let last_frame = last.map_or(0, GroupAt::last_frame).max(header.first_frame.saturating_sub(1));
-        let Walk { groups, end, next_group, previous, closed, .. } = walk;
-        let chain = Chain { segment: header.number, group: next_group.saturating_sub(1), previous };
-        self.segments.push(Surveyed { file, header, groups, end, last_frame, chain, closed });
+        self.segments.push(Surveyed { file, header, walk });
         Ok(())
     }
 
     /// The groups of a segment that is needed to its end.
-    fn follow(&mut self, header: &SegmentHeader, reader: &mut Reader<'_>) -> Result<Walk> {
+    fn follow(&self, header: &SegmentHeader, reader: &mut Reader<'_>) -> Result<Walk> {
         let next = self.segments.last();
         let mut walk = Walk::new(reader, header, next.map(|next| &next.header))?;
         let Some(next) = next else {
             if let Stop::Sealed(number) = walk.stop {
-                return Err(reader.corrupt(missing(number)));
+                return Err(reader.file.corrupt(missing(number)));
             }
             walk.settle_end(reader, header)?;
-            self.torn_bytes = walk.torn_bytes;
             return Ok(walk);
         };
         let first = &next.header;
         if !matches!(walk.stop, Stop::Complete) || first.previous != walk.previous {
-            return Err(reader.corrupt(format!("damaged before frame {}", first.first_frame)));
+            return Err(reader.file.corrupt(format!("damaged before frame {}", first.first_frame)));
         }
         // The seal was written behind the first group of the next segment.
-        if next.groups.is_empty() && walk.sealed_through >= first.first_group {
-            return Err(Reader::new(&next.file).corrupt(damaged(first.first_group)));
+        if next.walk.groups.is_empty() && walk.sealed_through >= first.first_group {
+            return Err(next.file.corrupt(damaged(first.first_group)));
         }
         Ok(walk)
     }

@@ -59,6 +59,10 @@ impl SegmentFile {
         Ok(Self { file, path: path.to_owned(), size })
     }
 
+    pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(bytes, offset).map_err(|cause| self.error("read", &cause))
+    }
+
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.file.write_all_at(bytes, offset).map_err(|cause| self.error("write", &cause))
     }
@@ -75,6 +79,11 @@ impl SegmentFile {
         std::fs::remove_file(&self.path).map_err(|cause| self.error("delete", &cause))
     }
 
+    /// What is wrong in this file.
+    pub(crate) fn corrupt(&self, what: impl fmt::Display) -> Error {
+        corrupt(format!("{}: {what}", self.path.display()))
+    }
+
     fn error(&self, verb: &str, cause: &io::Error) -> Error {
         Error::io(&format!("{verb} journal segment"), &self.path, cause)
     }
@@ -83,7 +92,7 @@ impl SegmentFile {
 /// Reads a segment through a small buffer: fresh memory for all of it would cost more than the reading.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
-    file: &'a SegmentFile,
+    pub(crate) file: &'a SegmentFile,
     start: u64,
     buffer: Vec<u8>,
 }
@@ -91,15 +100,6 @@ pub(crate) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(crate) fn new(file: &'a SegmentFile) -> Self {
         Self { file, start: 0, buffer: Vec::new() }
-    }
-
-    pub(crate) fn size(&self) -> u64 {
-        self.file.size
-    }
-
-    /// What is wrong in this file.
-    pub(crate) fn corrupt(&self, what: impl fmt::Display) -> Error {
-        corrupt(format!("{}: {what}", self.file.path.display()))
     }
 
     /// So many bytes from there on, fewer if the file ends before.
@@ -116,12 +116,12 @@ impl<'a> Reader<'a> {
     }
 
     fn fill(&mut self, start: u64, end: u64) -> Result<()> {
-        let failed = |cause: &io::Error| self.file.error("read", cause);
-        let len = usize::try_from(end - start).map_err(|_| failed(&io::ErrorKind::FileTooLarge.into()))?;
+        let too_large = |_| self.file.error("read", &io::ErrorKind::FileTooLarge.into());
+        let len = usize::try_from(end - start).map_err(too_large)?;
         // After an error there is nothing in it.
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(len, 0);
-        self.file.file.read_exact_at(&mut buffer, start).map_err(|cause| failed(&cause))?;
+        self.file.read_at(&mut buffer, start)?;
         (self.start, self.buffer) = (start, buffer);
         Ok(())
     }

@@ -25,13 +25,13 @@ impl GroupAt {
             return Ok(None);
         }
         let decoded = frame::decode_all(payload, first_frame, frames);
-        decoded.map(Some).map_err(|error| reader.corrupt(error))
+        decoded.map(Some).map_err(|error| reader.file.corrupt(error))
     }
 
     /// Where a payload that is not there is damage.
     pub(super) fn frames(&self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<Vec<(u64, Frame)>> {
         let frames = self.frames_if_whole(reader, segment)?;
-        frames.ok_or_else(|| reader.corrupt(damaged(self.header.group)))
+        frames.ok_or_else(|| reader.file.corrupt(damaged(self.header.group)))
     }
 }
 
@@ -44,6 +44,7 @@ pub(super) fn missing(segment: u64) -> String {
 }
 
 /// How the walk through a segment ended.
+#[derive(Debug)]
 pub(super) enum Stop {
     /// The next segment takes over.
     Complete,
@@ -54,6 +55,7 @@ pub(super) enum Stop {
 }
 
 /// The groups of a segment, by their headers. Payloads are not read.
+#[derive(Debug)]
 pub(super) struct Walk {
     pub(super) groups: Vec<GroupAt>,
     /// Behind the last good group.
@@ -102,7 +104,7 @@ impl Walk {
             let follows = header.group == walk.next_group
                 && header.previous == walk.previous
                 && header.first_frame >= frame
-                && walk.end + GROUP_HEADER as u64 + u64::from(header.payload_len) <= reader.size();
+                && walk.end + GROUP_HEADER as u64 + u64::from(header.payload_len) <= reader.file.size;
             if !follows {
                 walk.torn_bytes = len;
                 return Ok(walk);
@@ -118,9 +120,6 @@ impl Walk {
     /// For a segment that none follows: its last group may have been on its way to the disk. Cuts it if its payload is not
     /// there, and makes sure that what was cut was promised to nobody.
     pub(super) fn settle_end(&mut self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<()> {
-        if !matches!(self.stop, Stop::Bad) {
-            return Ok(());
-        }
         if let Some(last) = self.groups.last().copied() {
             if let Some(frames) = last.frames_if_whole(reader, segment)? {
                 self.closed = matches!(frames.last(), Some((_, Frame::Closing)));
@@ -139,10 +138,10 @@ impl Walk {
     /// If anything behind a bad group says that the group was durable, it is damage.
     fn refuse_durable(&self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<()> {
         let mut offset = self.end + SECTOR as u64;
-        while offset < reader.size() {
+        while offset < reader.file.size {
             let found = GroupHeader::decode(reader.bytes(offset, GROUP_HEADER as u64)?, segment.salt);
             if found.is_some_and(|(header, _)| header.is_seal || header.synced_through >= self.next_group) {
-                return Err(reader.corrupt(damaged(self.next_group)));
+                return Err(reader.file.corrupt(damaged(self.next_group)));
             }
             offset += SECTOR as u64;
         }

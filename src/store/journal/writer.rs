@@ -38,7 +38,7 @@ impl Default for JournalStats {
 }
 
 /// Where the chain of groups stands.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Chain {
     /// Number of the last segment.
     pub(crate) segment: u64,
