@@ -73,3 +73,11 @@ impl<C, S> State<C, S> {
         self.region.max(self.spare.as_ref().map_or(0, |(size, _)| *size))
     }
 }
+
+#[cfg(test)]
+impl<C, S> super::Group<C, S> {
+    /// A spare region is there: whoever prepares them rests until it is used.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.state.lock().spare.is_some()
+    }
+}
