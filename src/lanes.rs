@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::clock::deadline;
+use crate::clock::{deadline, monotonic};
 use crate::sync::{Mutex, MutexGuard};
 
 /// A byte each, and so many that two things seldom share one: who has a lane stops nobody else. A model makes a table for every
@@ -49,6 +49,8 @@ impl fmt::Debug for Lanes {
 #[derive(Debug)]
 pub(crate) struct Taken<'a> {
     lanes: &'a Lanes,
+    /// When it took lanes first, or waited for some: all its waits end so long after that as anybody's.
+    since: Option<Instant>,
     wanted: LaneSet,
     guards: Vec<MutexGuard<'a, ()>>,
 }
@@ -64,16 +66,41 @@ impl Taken<'_> {
         self.guards.drain(..).for_each(MutexGuard::unlock_fair);
     }
 
+    fn until(&mut self) -> Option<Instant> {
+        self.since.get_or_insert_with(monotonic).checked_add(self.lanes.patience)
+    }
+
     /// Waits for these too. What it has is given back first, so that all are taken at once and in order.
     pub(crate) fn widen(&mut self, more: &LaneSet) {
         self.give_back();
         self.wanted.0.extend(&more.0);
-        self.guards = self.lanes.lock(&self.wanted);
+        let until = self.until();
+        self.guards = self.lanes.lock(&self.wanted, until);
     }
 
-    /// Waits for them only if somebody else has one: whoever has met others too often goes first.
-    pub(crate) fn give_way(&mut self, set: &LaneSet) {
-        if self.others_have(set) {
+    /// Gives all back, to begin with none again. Its deadline stays.
+    pub(crate) fn clear(&mut self) {
+        self.give_back();
+        self.wanted = LaneSet::default();
+    }
+
+    /// Whether it has taken lanes, or waited for some, so long ago that it may not go on.
+    pub(crate) fn is_overdue(&self) -> bool {
+        // Where nobody waits there is nothing to end.
+        let until = self.since.and_then(|since| since.checked_add(self.lanes.patience));
+        !self.lanes.patience.is_zero() && until.is_some_and(|until| until <= monotonic())
+    }
+
+    /// Waits only if somebody else has one of them: whoever has met others too often goes first. `set` is taken then, `passed`
+    /// only waited for.
+    pub(crate) fn give_way(&mut self, set: &LaneSet, passed: &LaneSet) {
+        if self.others_have(passed) {
+            // With none of its own: two that wait for each other's would both wait in vain.
+            self.give_back();
+            let until = self.until();
+            self.lanes.wait(&passed.without(&self.wanted), until);
+            self.widen(set);
+        } else if self.others_have(set) {
             self.widen(set);
         }
     }
@@ -91,7 +118,7 @@ impl Lanes {
 
     /// None yet.
     pub(crate) fn none(&self) -> Taken<'_> {
-        Taken { lanes: self, wanted: LaneSet::default(), guards: Vec::new() }
+        Taken { lanes: self, since: None, wanted: LaneSet::default(), guards: Vec::new() }
     }
 
     /// Whether anyone has one of them.
@@ -100,17 +127,33 @@ impl Lanes {
     }
 
     /// Waits for all of them, in order, so that no two wait for each other. Goes without those that it does not get in time.
-    fn lock(&self, set: &LaneSet) -> Vec<MutexGuard<'_, ()>> {
-        let until = deadline(self.patience);
-        let taken = self.chosen(set).filter_map(|lane| match until {
-            Some(until) => lane.try_lock_until(until),
-            None => Some(lane.lock()),
-        });
-        taken.collect()
+    fn lock(&self, set: &LaneSet, until: Option<Instant>) -> Vec<MutexGuard<'_, ()>> {
+        self.chosen(set).filter_map(|lane| lock_until(lane, until)).collect()
+    }
+
+    /// For who has none: waits until each has been free, at most as long as anybody waits.
+    pub(crate) fn pass(&self, set: &LaneSet) {
+        if self.is_taken(set) {
+            self.wait(set, deadline(self.patience));
+        }
+    }
+
+    fn wait(&self, set: &LaneSet, until: Option<Instant>) {
+        for lane in self.chosen(set).filter(|lane| lane.is_locked()) {
+            // Not handed on: then newcomers would have to queue for as long as there are any.
+            drop(lock_until(lane, until));
+        }
     }
 
     fn chosen<'a>(&'a self, set: &LaneSet) -> impl Iterator<Item = &'a Mutex<()>> {
         set.0.iter().filter_map(|lane| self.lanes.get(*lane))
+    }
+}
+
+fn lock_until(lane: &Mutex<()>, until: Option<Instant>) -> Option<MutexGuard<'_, ()>> {
+    match until {
+        Some(until) => lane.try_lock_until(until),
+        None => Some(lane.lock()),
     }
 }
 
@@ -150,6 +193,47 @@ mod tests {
         let (mine, _others) = (take(&lanes, &[1, 2]), take(&lanes, &[3]));
         assert!(mine.others_have(&set(&[1, 3])) && lanes.none().others_have(&set(&[1])));
         assert!(!mine.others_have(&set(&[1, 2, 4])));
+    }
+
+    #[test]
+    fn all_waits_of_one_have_one_deadline() {
+        let lanes = Lanes::new(Duration::from_millis(50));
+        let _others = take(&lanes, &[1, 2, 3]);
+        let mut taken = lanes.none();
+        assert!(!taken.is_overdue());
+        let began = monotonic();
+        for numbers in [[1, 2], [2, 3], [3, 4]] {
+            taken.widen(&set(&numbers));
+            taken.give_way(&set(&[5]), &set(&numbers));
+            taken.clear();
+        }
+        assert!(taken.is_overdue() && monotonic() >= began + Duration::from_millis(50));
+        // The first wait took all of it: each of the others would have taken it again.
+        taken.widen(&set(&[4]));
+        assert_eq!(taken.guards.len(), 1, "what is free is had all the same");
+    }
+
+    #[test]
+    fn who_passes_waits_and_takes_nothing() {
+        let lanes = Lanes::new(crate::clock::FOREVER);
+        let passed = std::sync::atomic::AtomicBool::new(false);
+        let has_passed = || passed.load(std::sync::atomic::Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            let held = take(&lanes, &[1]);
+            scope.spawn(|| {
+                lanes.pass(&set(&[1, 2]));
+                passed.store(true, std::sync::atomic::Ordering::SeqCst);
+            });
+            for _ in 0..100 {
+                std::thread::yield_now();
+                assert!(!has_passed());
+            }
+            drop(held);
+        });
+        assert!(has_passed() && !lanes.is_taken(&set(&[1, 2])));
+        let mut one = take(&lanes, &[3]);
+        one.give_way(&set(&[4]), &set(&[3]));
+        assert_eq!(one.guards.len(), 1, "nothing was in the way");
     }
 
     #[test]

@@ -6,15 +6,18 @@
 mod abandon;
 #[cfg(feature = "http")]
 mod care;
+mod directory;
 mod expire;
 mod list;
 mod phase;
 mod rows;
+mod scan;
 mod wait;
 
 pub(crate) use list::ListRange;
 pub(crate) use phase::{Draft, Drafted, Fence};
 pub(crate) use rows::RowRange;
+pub(crate) use scan::Scan;
 pub(crate) use wait::Awaited;
 
 use std::collections::HashMap;
@@ -33,11 +36,12 @@ use crate::options::{EngineOptions, OnInterrupted};
 use crate::record::{Image, Interruption, Now, RecordInfo, Status};
 use crate::slots::Slots;
 use crate::stats::{Counter, Gauge, Stats};
-use crate::store::{Change, Content, Entrant, Read, Store, Terms, Ticket};
-pub(crate) use crate::store::{Depth, StoreKey};
+use crate::store::{Change, Entrant, Read, Store, Terms, Ticket};
+pub(crate) use crate::store::{Content, Depth, StoreKey};
 pub use crate::store::{OpenReport, VerifyReport};
 use crate::telemetry::{self, Work};
 use crate::transition::{Because, Decision, Ending, Event, Start, decide};
+use directory::OwnDirectory;
 use expire::Due;
 
 /// One key of one manager.
@@ -118,27 +122,6 @@ struct Written {
     at: StoreKey,
     before: Option<Status>,
     after: Option<Arc<Image>>,
-}
-
-/// A directory that goes away with its engine, but not with a child of `fork`, which has a copy of it.
-#[derive(Debug)]
-struct OwnDirectory {
-    directory: Option<tempfile::TempDir>,
-    pid: u32,
-}
-
-impl OwnDirectory {
-    fn new(directory: tempfile::TempDir) -> Self {
-        Self { directory: Some(directory), pid: std::process::id() }
-    }
-}
-
-impl Drop for OwnDirectory {
-    fn drop(&mut self) {
-        if std::process::id() != self.pid {
-            let _ = self.directory.take().map(tempfile::TempDir::keep);
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -327,6 +310,10 @@ impl Protocol {
             self.check()?;
             self.settle_at(place);
         }
+        // Endings never wait for a transaction.
+        if who(event, haste) == Entrant::User {
+            self.give_way(&place.at);
+        }
         self.change_settled(place, event, haste)
     }
 
@@ -343,16 +330,9 @@ impl Protocol {
                 Decision::Keep(because) => return self.keep(place, &read, because, &now),
             };
             let change = Change { key: place.at.clone(), content };
-            let gives_up = matches!(event, Event::End { ending: Ending::Release | Ending::Interrupt(_), .. });
-            let ends = matches!(event, Event::End { .. } | Event::EndByKey { .. });
-            let who = match haste {
-                Haste::Committed => Entrant::GivingUp,
-                Haste::Durable if gives_up => Entrant::Ending,
-                Haste::Durable if ends => Entrant::Finishing,
-                Haste::Durable => Entrant::User,
-            };
             let kept = if event.keeps_expiry() { std::slice::from_ref(&place.at) } else { &[] };
-            let terms = Terms { who, decided: Some(now.store), kept, until: read.lapses(&now) };
+            let (who, until) = (who(event, haste), read.lapses(&now));
+            let terms = Terms { who, decided: Some(now.store), kept, until, read_set: None };
             let Some(committed) = self.store.commit(vec![change], &[read.seen], terms)? else { continue };
             let after = committed.changes.first().and_then(Change::record).cloned();
             if let Event::End { ending: Ending::Interrupt(why), .. } = event {
@@ -456,6 +436,16 @@ impl Protocol {
     pub(crate) fn check(&self) -> Result<()> {
         self.check_outside()?;
         if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+    }
+}
+
+/// Who commits this.
+fn who(event: &Event<'_>, haste: Haste) -> Entrant {
+    match (haste, event) {
+        (Haste::Committed, _) => Entrant::GivingUp,
+        (Haste::Durable, Event::End { ending: Ending::Release | Ending::Interrupt(_), .. }) => Entrant::Ending,
+        (Haste::Durable, Event::End { .. } | Event::EndByKey { .. }) => Entrant::Finishing,
+        (Haste::Durable, _) => Entrant::User,
     }
 }
 

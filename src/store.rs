@@ -5,7 +5,8 @@
 //! puts into sled first and drops from the overlay second, so a read cannot miss both, and what it finds in sled is durable.
 //!
 //! No call to sled is made under the lock. A fixed table of version stripes stands for all keys: a read notes its key's
-//! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved.
+//! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved. What a
+//! transaction reads is in its read set: a commit marks each set that has one of its keys, and is refused if its own is marked.
 
 mod ahead;
 mod apply;
@@ -23,6 +24,7 @@ pub mod fuzzing;
 mod journal;
 mod open;
 mod overlay;
+mod read_sets;
 mod room;
 mod snapshots;
 mod stripes;
@@ -57,6 +59,8 @@ use compact::Leftovers;
 use format::frame::{self, Frame};
 use journal::{JournalStats, Pool, Spare};
 use overlay::{Entry, Overlay};
+pub(crate) use read_sets::ReadSet;
+use read_sets::ReadSets;
 use room::{Look, Room};
 pub(crate) use stripes::Seen;
 use stripes::Stripes;
@@ -82,6 +86,7 @@ struct Inner {
     clock: StoreClock,
     group: Group<Frame, Spare>,
     stripes: Stripes,
+    read_sets: Arc<ReadSets>,
     overlay: Arc<Overlay>,
     tables: Arc<Tables>,
     pool: Arc<Pool>,
@@ -139,11 +144,19 @@ pub(crate) struct Terms<'a> {
     pub(crate) kept: &'a [StoreKey],
     /// Store time from which something that was read is absent: then this is refused as if that had changed.
     pub(crate) until: u64,
+    /// What a transaction has read.
+    pub(crate) read_set: Option<&'a ReadSet>,
+}
+
+impl Terms<'_> {
+    fn hold(&self, clock: &StoreClock) -> bool {
+        self.read_set.is_none_or(ReadSet::is_current) && (self.until == NEVER || clock.now() < self.until)
+    }
 }
 
 impl From<Entrant> for Terms<'_> {
     fn from(who: Entrant) -> Self {
-        Self { who, decided: None, kept: &[], until: NEVER }
+        Self { who, decided: None, kept: &[], until: NEVER, read_set: None }
     }
 }
 
@@ -201,19 +214,14 @@ impl Store {
         self.inner.commit(changes, reads, terms.into())
     }
 
-    /// Whether this has not changed since it was read.
-    pub(crate) fn is_current(&self, read: Seen) -> bool {
-        self.inner.stripes.is_current(read)
+    /// For a run of a transaction, which has read nothing yet.
+    pub(crate) fn read_set(&self) -> ReadSet {
+        ReadSet::new(&self.inner.read_sets)
     }
 
-    /// While it answers the same, nothing that was current has changed. To be asked before looking whether it is.
-    pub(crate) fn moves(&self) -> u64 {
-        self.inner.stripes.moves()
-    }
-
-    /// A number that spreads keys evenly.
-    pub(crate) fn stripe(key: &StoreKey) -> usize {
-        Stripes::of(key)
+    /// A number that spreads keys evenly, and that nobody outside can foretell.
+    pub(crate) fn spread(&self, key: &[u8]) -> usize {
+        self.inner.stripes.spread(key)
     }
 
     /// Waits until what has this ticket survives a power cut. Under `Eventual` it does not wait.
@@ -361,7 +369,7 @@ impl Inner {
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
         self.look_for_room();
         let admission = self.group.admit(bytes.len(), terms.who)?;
-        if !self.stripes.are_current(reads) || (terms.until != NEVER && self.clock.now() >= terms.until) {
+        if !self.stripes.are_current(reads) || !terms.hold(&self.clock) {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
@@ -387,11 +395,19 @@ impl Inner {
             let entry = Entry { number, ticket, content: change.content.clone() };
             (change.key.clone(), entry)
         });
-        // The stripes with them: who sees one key as it is now must find out that another one, read before, is not current.
-        self.overlay.put_all(entries, || self.stripes.advance(changes.iter().map(|change| &change.key)));
+        // With them: who sees one key as it is now must find out that another one, read before, is not current.
+        self.overlay.put_all(entries, || self.changed(changes.iter().map(|change| &change.key)));
         admission.commit(&bytes, frame);
         self.commits.add(1);
         Ok(Some(Committed { ticket: Ticket(ticket), changes }))
+    }
+
+    /// These keys change: what was read of them is not current any more.
+    fn changed<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
+        for key in keys {
+            self.stripes.advance(key);
+            self.read_sets.mark(key);
+        }
     }
 
     /// Nothing tells when there is room again on a disk that was full: whoever comes looks.

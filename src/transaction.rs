@@ -1,5 +1,7 @@
 //! Several rows, and a claim's record, changed together or not at all.
 
+mod rows;
+
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -14,6 +16,7 @@ use crate::protocol::{Draft, Drafted, Fence, Protocol};
 use crate::record::RecordInfo;
 use crate::transition::Step;
 use crate::value::Value;
+pub use rows::TransactionRows;
 
 /// How often a transaction's closure is run before it answers [`Conflict`](ErrorKind::Conflict).
 pub const MAX_TRANSACTION_RUNS: usize = 64;
@@ -32,14 +35,17 @@ const SPARING_RUNS: usize = 16;
 /// once: a read that no longer fits those before it answers `Conflict`, and the run comes to nothing. So it is when a record that
 /// it has seen expires before its end.
 ///
-/// After three runs that came to nothing, it goes first on the keys that others have changed under it: other transactions and
-/// [`Table`](crate::Table)s that would write one of these wait until it has ended, and all others go on. What is slow and meets
-/// others often delays just those. After sixteen, whoever would write anything that it reads or writes waits.
+/// After three runs that came to nothing, it goes first on the keys that others have changed under it: other transactions,
+/// [`Table`](crate::Table)s and changes of records that would write one of these wait until it has ended, and all others go on.
+/// Endings of claims never wait. After a range it is the whole table that waits. What is slow and meets others often delays just
+/// those. After sixteen, whoever would write anything that it reads or writes waits. A transaction that has kept others waiting
+/// for [`sync_timeout`](crate::EngineOptions::sync_timeout) does not run again, and answers `Conflict`: so it ends, too, where its
+/// closure waits for a thread that waits for it.
 ///
 /// - Nothing that cannot be undone belongs inside: the closure may run several times.
 /// - Only its own tables may be used inside. Any other call into the engine answers
 ///   [`InsideTransaction`](ErrorKind::InsideTransaction).
-/// - There are point reads and writes only; to scan, use [`Table`](crate::Table) outside.
+/// - A range that was read is checked as a whole: a row that comes into it counts as a change of what was read.
 pub struct Transaction {
     protocol: Arc<Protocol>,
     draft: RefCell<Draft>,
@@ -213,30 +219,33 @@ pub(crate) fn run<R, X: From<Error>>(
     protocol.check().map_err(fault)?;
     protocol.settle_abandoned();
     let (mut taken, mut met) = (protocol.no_lanes(), LaneSet::default());
-    for run in 1..=MAX_TRANSACTION_RUNS {
+    let mut runs = 0;
+    // One deadline for all runs: a thread of the closure's own may wait for what this holds, in each of them.
+    while runs < MAX_TRANSACTION_RUNS && !taken.is_overdue() {
+        runs += 1;
         let transaction = Transaction {
             protocol: Arc::clone(protocol),
-            draft: RefCell::default(),
+            draft: RefCell::new(protocol.draft()),
             tables: RefCell::default(),
             faulted: Cell::default(),
         };
         let worked = begin(&transaction, fence, &work);
         let met_fault = transaction.faulted.get();
         let mut draft = transaction.draft.into_inner();
-        let written = Protocol::written_lanes(&draft, fence);
+        let (written, containers) = protocol.written_lanes(&draft, fence);
         if matches!(worked, Ok(Ok(Ok(_)))) {
-            taken.give_way(&written);
+            taken.give_way(&written, &containers);
         }
         let ended = end(protocol, fence, &mut draft, worked);
         let Some(ended) = ended else {
             protocol.rerun();
-            taken = protocol.no_lanes();
+            taken.clear();
             met.add(protocol.changed_lanes(&draft));
-            if run >= SPARING_RUNS {
-                met.add(draft.read_lanes());
+            if runs >= SPARING_RUNS {
+                met.add(protocol.read_lanes(&draft));
                 met.add(written);
             }
-            if run >= FREE_RUNS {
+            if runs >= FREE_RUNS {
                 taken.widen(&met);
             }
             continue;
@@ -256,8 +265,7 @@ pub(crate) fn run<R, X: From<Error>>(
         };
     }
     drop(taken);
-    let message =
-        format!("a transaction was run {MAX_TRANSACTION_RUNS} times; each time others changed what it had read");
+    let message = format!("a transaction was run {runs} times; each time others changed what it had read");
     Err(fault(Error::new(ErrorKind::Conflict, message)))
 }
 

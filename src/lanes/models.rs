@@ -47,3 +47,29 @@ fn who_takes_lanes_has_them_alone_and_nobody_waits_in_a_ring() {
     holds(|| three_meet(ANY_TIME, true));
     fails(|| three_meet(NEVER, false), "deadlock");
 }
+
+/// Each has a lane that the other passes. The fault: it waits there with its own.
+fn two_pass_each_other(keeps_its_own: bool) {
+    let lanes = &Lanes::new(NEVER);
+    thread::scope(|scope| {
+        for (mine, other) in [(1, 2), (2, 1)] {
+            scope.spawn(move || {
+                let mut taken = take(lanes, set([mine]));
+                thread::yield_now();
+                if keeps_its_own {
+                    lanes.pass(&set([other]));
+                } else {
+                    taken.give_way(&set([3]), &set([mine, other]));
+                    assert!(lanes.is_taken(&set([mine])), "it has its own again");
+                }
+            });
+        }
+    });
+    assert!(!lanes.is_taken(&set([1, 2, 3])));
+}
+
+#[test]
+fn who_passes_each_other_s_lanes_does_not_wait_in_a_ring() {
+    holds(|| two_pass_each_other(false));
+    fails(|| two_pass_each_other(true), "deadlock");
+}

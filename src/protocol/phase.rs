@@ -1,7 +1,7 @@
 //! Transactions: what a run has read and would write, as of one moment, and its commit.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{Because, Changed, Haste, Place, Protocol, Told, Written, lost, unexpected};
@@ -9,7 +9,7 @@ use crate::clock::NEVER;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lanes::{LaneSet, Taken};
 use crate::record::{Now, RecordInfo, Status};
-use crate::store::{Change, Content, Depth, Entrant, Seen, Store, StoreKey, Terms, Ticket};
+use crate::store::{Change, Content, Depth, Entrant, ReadSet, StoreKey, Terms, Ticket};
 use crate::telemetry;
 use crate::transition::{Decision, Event, Step, decide};
 use crate::value::Value;
@@ -28,15 +28,10 @@ pub(crate) struct Fence<'a> {
 }
 
 /// What one run of a transaction has read, and what it would write.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Draft {
-    reads: BTreeSet<Seen>,
-    /// The store's moves when all that was read was last looked at and was current.
-    as_of: Option<u64>,
-    /// How many of them were looked at for that, all times together.
-    #[cfg(test)]
-    looked: usize,
-    writes: BTreeMap<StoreKey, Option<Content>>,
+    pub(super) reads: ReadSet,
+    pub(super) writes: BTreeMap<StoreKey, Option<Content>>,
     /// The records among the writes, and what they were.
     records: Vec<(StoreKey, Option<Status>)>,
     /// Those of them whose time runs on as before.
@@ -48,7 +43,7 @@ pub(crate) struct Draft {
     /// Store time at which the first of the records that were seen is absent.
     until: Option<u64>,
     /// Something that was read has changed: this run comes to nothing.
-    stale: bool,
+    pub(super) stale: bool,
 }
 
 /// A draft that was committed.
@@ -70,17 +65,31 @@ impl Draft {
         Ok(())
     }
 
-    /// The lanes of all that was read.
-    pub(crate) fn read_lanes(&self) -> LaneSet {
-        self.reads.iter().map(|read| read.stripe()).collect()
+    /// What it would write there, or else what was read there.
+    pub(crate) fn newest(&self, at: &StoreKey, read: Content) -> Option<Content> {
+        self.writes.get(at).cloned().unwrap_or(Some(read))
     }
 
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         if self.stale { Err(stale()) } else { Ok(()) }
     }
 }
 
 impl Protocol {
+    /// For a run that has read nothing yet.
+    pub(crate) fn draft(&self) -> Draft {
+        Draft {
+            reads: self.store.read_set(),
+            writes: BTreeMap::new(),
+            records: Vec::new(),
+            kept: Vec::new(),
+            ticket: Ticket::default(),
+            began: None,
+            until: None,
+            stale: false,
+        }
+    }
+
     /// Runs a transaction's closure: meanwhile this thread may not call the engine otherwise.
     pub(crate) fn inside<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Leave;
@@ -117,16 +126,23 @@ impl Protocol {
         if let Some(content) = draft.writes.get(at) {
             return Ok(content.clone());
         }
-        let read = self.store.read(at, Depth::Whole)?;
+        // Before: a commit in between marks it.
+        draft.reads.add(at);
+        let content = self.fetch_in(draft, at, Depth::Whole)?;
+        // What was read before is as it was, so all of it held at the moment of this read.
+        draft.stale = !self.holds(draft);
+        draft.check()?;
+        Ok(content)
+    }
+
+    /// Reads something that is in the read set.
+    pub(super) fn fetch_in(&self, draft: &mut Draft, at: &StoreKey, depth: Depth) -> Result<Option<Content>> {
+        let read = self.store.read(at, depth)?;
         if read.record().is_some() {
             let lapses = read.lapses(&self.now_in(draft));
             draft.until = draft.until.into_iter().chain((lapses != NEVER).then_some(lapses)).min();
         }
-        draft.reads.insert(read.seen);
         draft.ticket = draft.ticket.max(read.ticket);
-        // What was read before is as it was, so all of it held at the moment of this read.
-        draft.stale = !self.holds(draft);
-        draft.check()?;
         Ok(read.content)
     }
 
@@ -170,23 +186,9 @@ impl Protocol {
         }
     }
 
-    /// Whether everything that was read is still so. Looks at all of it only when something has been committed meanwhile.
-    pub(crate) fn holds(&self, draft: &mut Draft) -> bool {
-        if draft.stale {
-            return false;
-        }
-        let moves = Some(self.store.moves());
-        if draft.as_of != moves {
-            #[cfg(test)]
-            {
-                draft.looked += draft.reads.len();
-            }
-            if !draft.reads.iter().all(|read| self.store.is_current(*read)) {
-                return false;
-            }
-            draft.as_of = moves;
-        }
-        draft.until.is_none_or(|until| self.store.now().store < until)
+    /// Whether everything that was read is still so.
+    pub(crate) fn holds(&self, draft: &Draft) -> bool {
+        !draft.stale && draft.reads.is_current() && draft.until.is_none_or(|until| self.store.now().store < until)
     }
 
     /// Waits until everything that was read is durable: before that, nobody may be told.
@@ -205,9 +207,8 @@ impl Protocol {
         let changes = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
         let decided = draft.began.map(|now| now.store);
         let until = draft.until.unwrap_or(NEVER);
-        let terms = Terms { who: Entrant::User, decided, kept: &draft.kept, until };
-        let reads: Vec<Seen> = draft.reads.iter().copied().collect();
-        let Some(committed) = self.store.commit(changes, &reads, terms)? else { return Ok(None) };
+        let terms = Terms { who: Entrant::User, decided, kept: &draft.kept, until, read_set: Some(&draft.reads) };
+        let Some(committed) = self.store.commit(changes, &[], terms)? else { return Ok(None) };
         let written = draft.records.drain(..).map(|(at, before)| {
             let change = committed.changes.iter().find(|change| change.key == at);
             let after = change.and_then(Change::record).cloned();
@@ -238,25 +239,42 @@ impl Protocol {
         self.lanes.none()
     }
 
-    /// The lanes of what a draft has read and somebody has changed since.
-    pub(crate) fn changed_lanes(&self, draft: &Draft) -> LaneSet {
-        draft.reads.iter().filter(|read| !self.store.is_current(**read)).map(|read| read.stripe()).collect()
+    fn lane(&self, key: &[u8]) -> usize {
+        self.store.spread(key)
     }
 
-    /// The lanes of what a draft writes, the record of its claim included.
-    pub(crate) fn written_lanes(draft: &Draft, fence: Option<Fence<'_>>) -> LaneSet {
-        draft.writes.keys().chain(fence.map(|fence| &fence.place.at)).map(Store::stripe).collect()
+    /// The lanes of what a draft has read and somebody has changed since; of a range, that of its table or manager.
+    pub(crate) fn changed_lanes(&self, draft: &Draft) -> LaneSet {
+        draft.reads.conflicts().iter().map(|key| self.lane(key.bytes())).collect()
+    }
+
+    /// The lanes of all that was read.
+    pub(crate) fn read_lanes(&self, draft: &Draft) -> LaneSet {
+        draft.reads.all().map(|key| self.lane(key.bytes())).collect()
+    }
+
+    /// The lanes of what a draft writes, the record of its claim included, and those of its tables and managers.
+    pub(crate) fn written_lanes(&self, draft: &Draft, fence: Option<Fence<'_>>) -> (LaneSet, LaneSet) {
+        let keys = || draft.writes.keys().chain(fence.map(|fence| &fence.place.at));
+        let lanes = keys().map(|key| self.lane(key.bytes())).collect();
+        (lanes, keys().map(|key| self.lane(key.container_bytes())).collect())
+    }
+
+    /// Lets transactions go first that have met others too often here. For who changes one key, and has read nothing yet.
+    pub(super) fn give_way(&self, at: &StoreKey) {
+        let lanes = [at.bytes(), at.container_bytes()].map(|key| self.lane(key));
+        self.lanes.pass(&lanes.into_iter().collect());
     }
 
     #[cfg(test)]
     pub(crate) fn is_lane_taken(&self, at: &StoreKey) -> bool {
-        self.lanes.is_taken(&LaneSet::from_iter([Store::stripe(at)]))
+        self.lanes.is_taken(&LaneSet::from_iter([self.lane(at.bytes())]))
     }
 
-    /// Nobody waits for a lane.
+    /// Nobody waits longer than this for lanes.
     #[cfg(test)]
-    pub(crate) fn impatient(mut self) -> Self {
-        self.lanes = crate::lanes::Lanes::new(std::time::Duration::ZERO);
+    pub(crate) fn with_patience(mut self, patience: std::time::Duration) -> Self {
+        self.lanes = crate::lanes::Lanes::new(patience);
         self
     }
 
@@ -273,8 +291,12 @@ fn stale() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::super::Begun;
     use super::*;
-    use crate::options::EngineOptions;
+    use crate::options::{EngineOptions, OnInterrupted};
+    use crate::transition::{Ending, Start};
 
     fn open() -> (tempfile::TempDir, Protocol) {
         let dir = tempfile::tempdir().unwrap();
@@ -290,21 +312,18 @@ mod tests {
         protocol.put_row(protocol.row_change("t", &number.to_be_bytes(), Some(b"x")).unwrap()).unwrap();
     }
 
-    // Each read looked at all before it: a phase of 32,000 took seconds.
+    // Stripes, which many keys share, have had a transaction run again for others' keys, and clients could choose theirs.
     #[test]
-    fn what_was_read_is_looked_at_again_only_after_a_commit() {
+    fn commits_of_other_keys_change_nothing_for_a_draft() {
         let (_dir, protocol) = open();
-        let mut draft = Draft::default();
+        let mut draft = protocol.draft();
         for number in 0..1000 {
             assert_eq!(protocol.read_row(&mut draft, &at(number)).unwrap(), None);
         }
-        assert_eq!(draft.looked, 1, "the first one");
-        let reads = draft.reads.len();
-        put(&protocol, 5000);
-        for number in 0..1000 {
-            protocol.read_row(&mut draft, &at(number)).unwrap();
-        }
-        assert_eq!((draft.looked, draft.reads.len()), (1 + reads, reads), "once more, and nothing is noted twice");
+        let changes = (1000..200_000_u32).map(|number| Change { key: at(number), content: None });
+        assert!(protocol.store.commit(changes.collect(), &[], Entrant::User).unwrap().is_some());
+        assert!(protocol.holds(&draft));
+        draft.write_row(protocol.row_change("t", b"mine", Some(b"x")).unwrap()).unwrap();
         assert!(protocol.commit(&mut draft).unwrap().is_some());
     }
 
@@ -312,18 +331,60 @@ mod tests {
     fn a_commit_is_met_by_the_very_next_read_and_by_the_end() {
         let (_dir, protocol) = open();
         for next in [0, 1, 2] {
-            let mut draft = Draft::default();
+            let mut draft = protocol.draft();
             for number in [0, 1] {
                 protocol.read_row(&mut draft, &at(number)).unwrap();
             }
             put(&protocol, 0);
             assert_eq!(protocol.read_row(&mut draft, &at(next)).unwrap_err().kind(), ErrorKind::Conflict, "{next}");
-            assert!(draft.is_stale() && !protocol.holds(&mut draft));
-            assert!(protocol.changed_lanes(&draft) == LaneSet::from_iter([Store::stripe(&at(0))]));
+            assert!(draft.is_stale() && !protocol.holds(&draft));
+            assert!(protocol.changed_lanes(&draft) == LaneSet::from_iter([protocol.lane(at(0).bytes())]));
         }
-        let mut draft = Draft::default();
+        let mut draft = protocol.draft();
         protocol.read_row(&mut draft, &at(0)).unwrap();
         put(&protocol, 0);
         assert!(protocol.commit(&mut draft).unwrap().is_none(), "a phase that only reads");
+    }
+
+    // Records gave way to nobody: a transaction that read one which others kept changing ran in vain to the end.
+    #[test]
+    fn changes_of_records_wait_for_the_locks_of_a_transaction_and_endings_do_not() {
+        let (_dir, protocol) = open();
+        let place = |key: &str| Place::new(&"m".into(), crate::key::Key::new(key).unwrap());
+        let start = Start::plain(OnInterrupted::Hold);
+        let begin = |key: &str| match protocol.begin(&place(key), &start).unwrap() {
+            Begun::Claimed(info) => info.image().token,
+            other => panic!("{other:?}"),
+        };
+        let k = place("k");
+        let changes: [&(dyn Fn() + Sync); 3] =
+            [&|| assert!(begin("k") > 0), &|| assert!(protocol.remove(&k).unwrap()), &|| {
+                protocol.import(&k, protocol.get(&k, Depth::Whole).unwrap().unwrap().image()).map(drop).unwrap();
+            }];
+        for held in [k.at.bytes(), k.at.container_bytes()] {
+            for change in changes {
+                let token = begin("k");
+                let mut locks = protocol.no_lanes();
+                locks.widen(&LaneSet::from_iter([protocol.lane(held)]));
+                protocol.end(&k, token, &Ending::Release).unwrap();
+                let given_back = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    let thread = scope.spawn(|| {
+                        change();
+                        assert!(given_back.load(Ordering::SeqCst), "it did not wait");
+                    });
+                    for _ in 0..100 {
+                        std::thread::yield_now();
+                    }
+                    given_back.store(true, Ordering::SeqCst);
+                    drop(locks);
+                    thread.join().unwrap();
+                });
+                if let Some(info) = protocol.get(&k, Depth::Head).unwrap() {
+                    let _ = protocol.end(&k, info.image().token, &Ending::Release);
+                    assert!(protocol.remove(&k).unwrap());
+                }
+            }
+        }
     }
 }

@@ -2,11 +2,10 @@
 
 use std::ops::Bound;
 
-use super::Protocol;
+use super::{Protocol, Scan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::check_key;
-use crate::lanes::LaneSet;
-use crate::store::{Change, Content, Depth, Entrant, Index, Store, StoreKey};
+use crate::store::{Change, Content, Depth, Entrant, Index, StoreKey};
 use crate::value::Value;
 
 /// What a listing of rows still has to go through.
@@ -30,6 +29,11 @@ impl RowRange {
             Bound::Unbounded => row(&[]).behind_prefix(),
         };
         Self { from, end }
+    }
+
+    /// For a transaction.
+    pub(crate) fn into_scan(self) -> Scan {
+        Scan::new(self.from, self.end, false)
     }
 
     /// Of keys that begin so.
@@ -73,10 +77,8 @@ impl Protocol {
     /// Commits one row, whatever it was before.
     pub(crate) fn put_row(&self, change: Change) -> Result<()> {
         self.check()?;
-        let mut taken = self.lanes.none();
-        taken.give_way(&LaneSet::from_iter([Store::stripe(&change.key)]));
+        self.give_way(&change.key);
         let committed = self.store.commit(vec![change], &[], Entrant::User)?;
-        drop(taken);
         // Nothing was read, so nothing can have changed.
         committed.map_or(Ok(()), |committed| self.store.wait(committed.ticket))
     }

@@ -257,7 +257,7 @@ impl Inner {
         let Found { mut due, strays } = found;
         self.group.exclusive(|| {
             due.retain(|(key, _)| !self.overlay.contains(key));
-            self.stripes.advance(due.iter().map(|(key, _)| key));
+            self.changed(due.iter().map(|(key, _)| key));
         });
         if due.is_empty() && strays.is_empty() {
             return Ok(None);

@@ -1,11 +1,13 @@
-//! Reads and commits beside apply, under every order that is tried: group, overlay and stripes are the store's own, disk and
-//! sled are not. Reads, commits and the apply thread take the steps of `Inner::read`, `Inner::commit` and `Applier` in their
+//! Reads and commits beside apply, under every order that is tried: group, overlay, stripes and read sets are the store's own,
+//! disk and sled are not. Reads, commits and the apply thread take the steps of `Inner::read`, `Inner::commit` and `Applier` in their
 //! order; each fault is another order.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::overlay::{Entry, Overlay};
+use super::read_sets::{ReadSet, ReadSets};
 use super::stripes::{Seen, Stripes};
 use super::{Content, Entrant, StoreKey};
 use crate::group::{Batch, Config, Group, Work};
@@ -22,6 +24,9 @@ enum Fault {
     LooksAtTheStripeLast,
     MovesTheStripesLater,
     DoesNotCheckTheStripes,
+    AddsToTheReadSetLast,
+    MarksTheReadSetsLater,
+    DoesNotCheckTheReadSet,
     DoesNotWaitForItsTicket,
 }
 
@@ -32,6 +37,7 @@ struct Store {
     group: Group<Frame, ()>,
     overlay: Overlay,
     stripes: Stripes,
+    read_sets: Arc<ReadSets>,
     sled: Mutex<BTreeMap<StoreKey, u8>>,
     /// The last group whose sync has ended.
     synced: AtomicU64,
@@ -63,6 +69,7 @@ impl Store {
             group: Group::new(config, 0, 1, 1_000),
             overlay: Overlay::default(),
             stripes: Stripes::default(),
+            read_sets: Arc::default(),
             sled: Mutex::default(),
             synced: AtomicU64::default(),
         }
@@ -96,9 +103,44 @@ impl Store {
         read.value
     }
 
+    /// A transaction's read.
+    fn read_in(&self, set: &mut ReadSet, key: &StoreKey) -> u8 {
+        if self.fault == Fault::AddsToTheReadSetLast {
+            let value = self.read(key).value;
+            set.add(key);
+            return value;
+        }
+        set.add(key);
+        self.read(key).value
+    }
+
+    /// How many of some keys there are, in a transaction.
+    fn count_in(&self, set: &mut ReadSet, keys: &[StoreKey]) -> usize {
+        let (from, end) = (key(0), key(9));
+        if self.fault != Fault::AddsToTheReadSetLast {
+            set.add_range(&from, Some(&end));
+        }
+        // As in `Store::keys`, the overlay first.
+        let mut found = self.overlay.keys(&from, Some(&end), 9);
+        found.extend(keys.iter().filter(|key| self.sled(key) > 0).cloned());
+        found.sort();
+        found.dedup();
+        if self.fault == Fault::AddsToTheReadSetLast {
+            set.add_range(&from, Some(&end));
+        }
+        found.len()
+    }
+
     fn commit(&self, changes: &[(StoreKey, u8)], reads: &[Seen]) -> Option<u64> {
+        self.commit_in(changes, reads, None)
+    }
+
+    fn commit_in(&self, changes: &[(StoreKey, u8)], reads: &[Seen], set: Option<&ReadSet>) -> Option<u64> {
         let admission = self.group.admit(changes.len(), Entrant::User).unwrap();
         if self.fault != Fault::DoesNotCheckTheStripes && !self.stripes.are_current(reads) {
+            return None;
+        }
+        if self.fault != Fault::DoesNotCheckTheReadSet && !set.is_none_or(ReadSet::is_current) {
             return None;
         }
         let (number, ticket) = (admission.number(), admission.ticket());
@@ -106,12 +148,20 @@ impl Store {
             let content = Some(Content::Row(Value::from([*value].as_slice())));
             (key.clone(), Entry { number, ticket, content })
         });
-        let advance = || self.stripes.advance(changes.iter().map(|(key, _)| key));
-        if self.fault == Fault::MovesTheStripesLater {
-            self.overlay.put_all(entries, || ());
-            advance();
-        } else {
-            self.overlay.put_all(entries, advance);
+        let advance = || changes.iter().for_each(|(key, _)| self.stripes.advance(key));
+        let mark = || changes.iter().for_each(|(key, _)| self.read_sets.mark(key));
+        self.overlay.put_all(entries, || {
+            if self.fault != Fault::MovesTheStripesLater {
+                advance();
+            }
+            if self.fault != Fault::MarksTheReadSetsLater {
+                mark();
+            }
+        });
+        match self.fault {
+            Fault::MovesTheStripesLater => advance(),
+            Fault::MarksTheReadSetsLater => mark(),
+            _ => {}
         }
         Some(admission.commit(&vec![0; changes.len()], changes.to_vec()))
     }
@@ -245,4 +295,64 @@ fn two_rows(fault: Fault) {
 fn what_changes_together_is_seen_together() {
     holds(|| two_rows(Fault::None));
     fails(|| two_rows(Fault::MovesTheStripesLater), "two moments");
+}
+
+/// As above, for a transaction that reads both: while its set has no mark, it has seen one moment.
+fn two_rows_in_a_transaction(fault: Fault) {
+    let store = &Store::new(fault);
+    store.with(|| {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for value in 1..=2 {
+                    store.commit(&[(key(0), value), (key(1), value)], &[]).unwrap();
+                }
+            });
+            for _ in 0..3 {
+                let mut set = ReadSet::new(&store.read_sets);
+                let reads = [0, 1].map(|name| store.read_in(&mut set, &key(name)));
+                if set.is_current() {
+                    assert_eq!(reads[0], reads[1], "two moments");
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn a_transaction_sees_one_moment() {
+    holds(|| two_rows_in_a_transaction(Fault::None));
+    fails(|| two_rows_in_a_transaction(Fault::AddsToTheReadSetLast), "two moments");
+    fails(|| two_rows_in_a_transaction(Fault::MarksTheReadSetsLater), "two moments");
+}
+
+/// Three transactions take the one seat, if none is taken: each writes a row of its own.
+fn one_seat(fault: Fault) {
+    let store = &Store::new(fault);
+    let seats = [1, 2, 3].map(key);
+    store.with(|| {
+        thread::scope(|scope| {
+            for seat in &seats {
+                let seats = &seats;
+                scope.spawn(move || {
+                    loop {
+                        let mut set = ReadSet::new(&store.read_sets);
+                        if store.count_in(&mut set, seats) > 0 {
+                            return;
+                        }
+                        if let Some(ticket) = store.commit_in(&[(seat.clone(), 1)], &[], Some(&set)) {
+                            return store.group.wait(ticket).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+    });
+    assert_eq!(seats.iter().filter(|seat| store.sled(seat) > 0).count(), 1, "one seat");
+}
+
+#[test]
+fn a_row_that_comes_into_a_range_refuses_the_commit() {
+    holds(|| one_seat(Fault::None));
+    fails(|| one_seat(Fault::AddsToTheReadSetLast), "one seat");
+    fails(|| one_seat(Fault::DoesNotCheckTheReadSet), "one seat");
 }

@@ -16,6 +16,7 @@ use super::format::frame::{self, Frame};
 use super::format::segment::{SECTOR, sized};
 use super::journal::{self, Recovered, Writer, segment_for};
 use super::overlay::Overlay;
+use super::read_sets::ReadSets;
 use super::room::Room;
 use super::stripes::Stripes;
 use super::tables::{Name, Stamp, Tables};
@@ -153,6 +154,7 @@ impl Store {
             clock,
             group,
             stripes: Stripes::default(),
+            read_sets: Arc::new(ReadSets::default()),
             overlay,
             tables,
             pool,

@@ -1,6 +1,11 @@
 //! Version stripes: a fixed table that stands for all keys.
+//!
+//! For changes of a single key, which read it again when its stripe has moved. Transactions have [`read_sets`](super::read_sets).
+
+use std::hash::BuildHasher;
 
 use super::format::frame::StoreKey;
+use crate::sync::RandomState;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// A model makes a table for every schedule.
@@ -8,18 +13,19 @@ const STRIPES: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 <
 
 #[derive(Debug)]
 pub(crate) struct Stripes {
+    /// Its seed is drawn at each open: clients choose keys, and must not be able to choose their stripe.
+    hasher: RandomState,
     versions: Vec<AtomicU64>,
-    /// How often any of them has moved.
-    moves: AtomicU64,
 }
 
 /// The version of a key's stripe before it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     stripe: usize,
     version: u64,
 }
 
+#[cfg(test)]
 impl Seen {
     pub(crate) fn stripe(self) -> usize {
         self.stripe
@@ -29,19 +35,23 @@ impl Seen {
 impl Default for Stripes {
     fn default() -> Self {
         let versions = std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect();
-        Self { versions, moves: AtomicU64::default() }
+        Self { hasher: RandomState::default(), versions }
     }
 }
 
 impl Stripes {
-    /// A number that spreads keys evenly.
-    pub(crate) fn of(key: &StoreKey) -> usize {
-        usize::try_from(crc32fast::hash(key.bytes())).unwrap_or_default() % STRIPES
+    /// A number that spreads keys evenly, and that nobody outside can foretell.
+    pub(crate) fn spread(&self, key: &[u8]) -> usize {
+        usize::try_from(self.hasher.hash_one(key) >> 1).unwrap_or_default()
+    }
+
+    fn of(&self, key: &StoreKey) -> usize {
+        self.spread(key.bytes()) % STRIPES
     }
 
     /// To be noted before the key is read.
     pub(crate) fn look(&self, key: &StoreKey) -> Seen {
-        let stripe = Self::of(key);
+        let stripe = self.of(key);
         Seen { stripe, version: self.version(stripe) }
     }
 
@@ -54,21 +64,29 @@ impl Stripes {
         reads.iter().all(|seen| self.is_current(*seen))
     }
 
-    /// While it answers the same, nothing that was current has changed. To be asked before looking whether it is.
-    pub(crate) fn moves(&self) -> u64 {
-        self.moves.load(Ordering::Acquire)
-    }
-
-    /// These keys have changed.
-    pub(crate) fn advance<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
-        for version in keys.filter_map(|key| self.versions.get(Self::of(key))) {
+    /// This key has changed.
+    pub(crate) fn advance(&self, key: &StoreKey) {
+        if let Some(version) = self.versions.get(self.of(key)) {
             version.fetch_add(1, Ordering::Release);
         }
-        // Behind them: who has seen this has seen them.
-        self.moves.fetch_add(1, Ordering::Release);
     }
 
     fn version(&self, stripe: usize) -> u64 {
         self.versions.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
+    }
+}
+
+#[cfg(all(test, not(oncekey_shuttle)))]
+mod tests {
+    use super::*;
+
+    // They were a plain checksum: clients could aim keys at the stripe of a row, and starve it.
+    #[test]
+    fn nobody_can_foretell_the_stripe_of_a_key() {
+        let (one, other) = (Stripes::default(), Stripes::default());
+        let keys: Vec<StoreKey> = (0..64_u8).map(|number| StoreKey::row("t", &[number])).collect();
+        let of = |stripes: &Stripes| keys.iter().map(|key| stripes.of(key)).collect::<Vec<_>>();
+        assert_eq!(of(&one), of(&one));
+        assert_ne!(of(&one), of(&other), "each open has its own seed");
     }
 }

@@ -109,7 +109,7 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
             move |gone| {
                 inner.group.exclusive(|| {
                     gone.retain(|(key, _)| !inner.overlay.contains(key));
-                    inner.stripes.advance(gone.iter().map(|(key, _)| key));
+                    inner.changed(gone.iter().map(|(key, _)| key));
                 });
             }
         }),

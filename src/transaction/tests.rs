@@ -1,4 +1,5 @@
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -10,8 +11,13 @@ use crate::record::{STARTED, Status};
 use crate::transition::{Ending, Start};
 
 fn open(dir: &TempDir) -> Arc<Protocol> {
+    open_with(dir, Duration::ZERO)
+}
+
+/// Nobody waits longer than this for lanes.
+fn open_with(dir: &TempDir, patience: Duration) -> Arc<Protocol> {
     let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
-    Arc::new(protocol.impatient())
+    Arc::new(protocol.with_patience(patience))
 }
 
 fn temp() -> (TempDir, Arc<Protocol>) {
@@ -54,6 +60,24 @@ fn a_phase_that_meets_others_every_time_answers_conflict() {
     assert_eq!(protocol.stats().transaction_reruns, MAX_TRANSACTION_RUNS as u64);
     assert_eq!(row(&protocol, "b"), None);
     assert!(!is_kept(&protocol, "a"), "nothing is left taken");
+}
+
+// A thread of the closure that waits for what the transaction itself holds cannot have it. It waited in each of 60 runs, for
+// minutes.
+#[test]
+fn a_transaction_whose_own_thread_waits_for_its_locks_ends_with_the_first_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let protocol = open_with(&dir, Duration::from_millis(100));
+    let runs = AtomicUsize::new(0);
+    let ended = run::<(), Error>(&protocol, None, None, |tx| {
+        runs.fetch_add(1, Ordering::Relaxed);
+        tx.table("t")?.get("a")?;
+        put(&protocol, "a");
+        Ok(((), Ok(Step::Stay)))
+    });
+    assert_eq!(ended.unwrap_err().kind(), ErrorKind::Conflict);
+    assert_eq!(runs.into_inner(), FREE_RUNS + 1, "the first run that holds locks is the last");
+    assert!(!is_kept(&protocol, "a") && row(&protocol, "a").is_some());
 }
 
 #[test]
@@ -140,9 +164,9 @@ fn a_stage_of_another_token_or_at_another_point_is_lost_and_writes_nothing() {
         let fence = Fence { place: &place, token, point };
         let (ended, runs) = staged(&protocol, fence, &step, || ());
         assert_eq!((ended.unwrap_err().kind(), runs), (ErrorKind::ClaimLost, 0), "{fence:?} {step:?}");
-        let mut draft = Draft::default();
+        let mut draft = protocol.draft();
         assert_eq!(protocol.step(&mut draft, fence, &step).unwrap_err().kind(), ErrorKind::ClaimLost);
-        assert!(Protocol::written_lanes(&draft, None) == LaneSet::default(), "it would write nothing");
+        assert!(protocol.written_lanes(&draft, None).0 == LaneSet::default(), "it would write nothing");
         assert_eq!(row(&protocol, "row"), None);
     }
     let (ended, runs) = staged(&protocol, Fence { place: &place, token, point: STARTED }, &Step::Stay, || ());
@@ -159,7 +183,7 @@ fn a_stage_whose_claim_ends_or_moves_on_while_it_runs_is_lost_and_writes_nothing
             let fence = Fence { place: &place, token, point: STARTED };
             let meanwhile = || {
                 if moves_on {
-                    let mut other = Draft::default();
+                    let mut other = protocol.draft();
                     protocol.step(&mut other, fence, &advance).unwrap();
                     assert!(protocol.commit(&mut other).unwrap().is_some());
                 } else {

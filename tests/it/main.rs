@@ -31,6 +31,7 @@ mod races;
 mod raw;
 mod requests;
 mod rules;
+mod scans;
 mod shapes;
 mod stages;
 mod surface;

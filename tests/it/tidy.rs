@@ -38,7 +38,7 @@ const MECHANISMS: &[&str] = &["slots", "group", "worker", "lanes"];
 const MECHANISMS_KNOW: &[&str] = &["error", "clock", "stats", "sync"];
 
 /// What is run under the models gets its primitives from `sync`: one that is not swapped would be no step of the scheduler.
-const MODELLED: &[&str] = &["slots", "group", "worker", "lanes", "store/overlay", "store/stripes"];
+const MODELLED: &[&str] = &["slots", "group", "worker", "lanes", "store/overlay", "store/stripes", "store/read_sets"];
 /// What only `sync` may name for them.
 const PRIMITIVES: &[&str] =
     &["parking_lot", "std::thread", "std::sync::atomic", "std::sync::OnceLock", "std::sync::{", "RandomState;"];
@@ -47,7 +47,7 @@ const PRIMITIVES: &[&str] =
 const STORE_ROWS: &[&[&str]] = &[
     &["format", "files"],
     &["digest", "barrier", "snapshots", "aside"],
-    &["tables", "overlay", "stripes", "room", "journal"],
+    &["tables", "overlay", "stripes", "read_sets", "room", "journal"],
     &["expiries", "checkpoint"],
     &["values"],
     &["verify"],

@@ -55,6 +55,17 @@ impl StoreKey {
         &self.0
     }
 
+    /// Up to the 0 behind the name: the same for all keys of a manager or table, and no key of its own.
+    pub(crate) fn container_bytes(&self) -> &[u8] {
+        let end = self.0.iter().position(|byte| *byte == 0).map_or(self.0.len(), |zero| zero + 1);
+        self.0.get(..end).unwrap_or_default()
+    }
+
+    /// The manager or table, as a key.
+    pub(crate) fn container(&self) -> Self {
+        Self::from_bytes(self.container_bytes())
+    }
+
     /// The name of the manager or table, and the key.
     pub(crate) fn split(&self) -> Option<(&str, &[u8])> {
         let (_, rest) = self.0.split_first()?;

@@ -10,9 +10,11 @@ fn counter(store: &Store, key: &StoreKey) -> u64 {
 }
 
 /// Two keys of different stripes.
-fn apart() -> (StoreKey, StoreKey) {
+fn apart(store: &Store) -> (StoreKey, StoreKey) {
+    let stripes = &store.inner.stripes;
     let first = key("0");
-    let other = (1..9).map(|index| key(index.to_string())).find(|other| Stripes::of(other) != Stripes::of(&first));
+    let mut others = (1..99).map(|index| key(index.to_string()));
+    let other = others.find(|other| stripes.look(other).stripe() != stripes.look(&first).stripe());
     (first, other.unwrap())
 }
 
@@ -20,7 +22,7 @@ fn apart() -> (StoreKey, StoreKey) {
 fn a_commit_whose_reads_are_stale_is_refused() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    let (a, b) = apart();
+    let (a, b) = apart(&store);
     let seen = store.read(&a, Depth::Head).unwrap().seen;
     assert!(store.commit(vec![set(&a, done(b"1"))], &[seen], Entrant::User).unwrap().is_some());
     assert!(store.commit(vec![set(&a, done(b"2"))], &[seen], Entrant::User).unwrap().is_none());
@@ -174,7 +176,7 @@ fn times_count_from_the_commit_and_not_from_the_decision() {
     clock.advance(Duration::from_millis(400));
     let change = set(&key("k"), Image { updated: decided, expires: decided + 100, ..done(b"x") });
     let ever = set(&key("ever"), Image { updated: decided, ..done(&[7; 9_000]) });
-    let terms = Terms { who: Entrant::User, decided: Some(decided), kept: &[], until: NEVER };
+    let terms = Terms { who: Entrant::User, decided: Some(decided), kept: &[], until: NEVER, read_set: None };
     let committed = store.commit(vec![change, ever], &[], terms).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     let check = |store: &Store| {

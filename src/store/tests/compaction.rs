@@ -99,7 +99,7 @@ fn who_reads_what_is_being_deleted_does_not_commit_on_it() {
     }
     let read = std::thread::scope(|scope| {
         let deleted = scope.spawn(|| store.inner.delete(Found::of(key("k"), bytes)).unwrap());
-        while store.is_current(before) {
+        while store.inner.stripes.is_current(before) {
             std::thread::yield_now();
         }
         let read = store.read(&key("k"), Depth::Head).unwrap();

@@ -1,0 +1,204 @@
+//! What open transactions have read. A commit marks each read set that has one of the keys that it changes.
+//!
+//! A transaction adds a key or a range to its set before it reads it. A commit marks the sets before anyone can see what it
+//! wrote. So everything in a set without a mark is still as it was read. The sets are exact: a commit of another key marks
+//! nothing, whatever the number of keys and commits.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use super::format::frame::StoreKey;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, RandomState};
+
+/// So many that transactions seldom meet at one. A model makes a table for every schedule.
+const SHARDS: usize = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 64 };
+
+/// The read sets of all open transactions.
+#[derive(Debug)]
+pub(crate) struct ReadSets {
+    hasher: RandomState,
+    shards: [Mutex<Readers>; SHARDS],
+    ranges: Mutex<Vec<RangeRead>>,
+}
+
+type Readers = HashMap<StoreKey, Vec<Arc<Mark>>>;
+
+/// Keys from `from` on and before `end`, read by one transaction.
+#[derive(Debug)]
+struct RangeRead {
+    id: usize,
+    from: StoreKey,
+    end: Option<StoreKey>,
+    mark: Arc<Mark>,
+}
+
+/// Whether something in a set has changed, and what.
+#[derive(Debug, Default)]
+struct Mark {
+    is_stale: AtomicBool,
+    conflicts: Mutex<BTreeSet<StoreKey>>,
+}
+
+impl Mark {
+    fn set(&self, conflict: StoreKey) {
+        self.conflicts.lock().insert(conflict);
+        self.is_stale.store(true, Ordering::Release);
+    }
+}
+
+/// What one run of a transaction has read. Dropped, it is forgotten.
+#[derive(Debug)]
+pub(crate) struct ReadSet {
+    sets: Arc<ReadSets>,
+    mark: Arc<Mark>,
+    keys: HashSet<StoreKey>,
+    /// The tables and managers of the ranges, by their ids.
+    ranges: Vec<StoreKey>,
+}
+
+impl Default for ReadSets {
+    fn default() -> Self {
+        let shards = std::array::from_fn(|_| Mutex::default());
+        Self { hasher: RandomState::default(), shards, ranges: Mutex::default() }
+    }
+}
+
+impl ReadSets {
+    fn shard(&self, key: &StoreKey) -> Option<&Mutex<Readers>> {
+        let number = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64);
+        self.shards.get(number.unwrap_or_default())
+    }
+
+    /// Marks every set that has this key. To be called before anyone can see its new content.
+    pub(crate) fn mark(&self, key: &StoreKey) {
+        if let Some(shard) = self.shard(key) {
+            for reader in shard.lock().get(key).into_iter().flatten() {
+                reader.set(key.clone());
+            }
+        }
+        for range in self.ranges.lock().iter() {
+            if range.from <= *key && range.end.as_ref().is_none_or(|end| key < end) {
+                // The next commit may be of another key of the range.
+                range.mark.set(key.container());
+            }
+        }
+    }
+}
+
+impl ReadSet {
+    pub(crate) fn new(sets: &Arc<ReadSets>) -> Self {
+        Self { sets: Arc::clone(sets), mark: Arc::default(), keys: HashSet::new(), ranges: Vec::new() }
+    }
+
+    /// To be called before the key is read.
+    pub(crate) fn add(&mut self, key: &StoreKey) {
+        if self.keys.insert(key.clone()) {
+            if let Some(shard) = self.sets.shard(key) {
+                shard.lock().entry(key.clone()).or_default().push(Arc::clone(&self.mark));
+            }
+        }
+    }
+
+    /// To be called before the range is read. Returns its id.
+    pub(crate) fn add_range(&mut self, from: &StoreKey, end: Option<&StoreKey>) -> usize {
+        let (id, mark) = (self.ranges.len(), Arc::clone(&self.mark));
+        self.ranges.push(from.container());
+        self.sets.ranges.lock().push(RangeRead { id, from: from.clone(), end: end.cloned(), mark });
+        id
+    }
+
+    /// Moves the end of a range: out before more of it is read, and back to what was read.
+    pub(crate) fn end_range_at(&self, id: usize, end: Option<&StoreKey>) {
+        let mut ranges = self.sets.ranges.lock();
+        let mine = |range: &&mut RangeRead| range.id == id && Arc::ptr_eq(&range.mark, &self.mark);
+        if let Some(range) = ranges.iter_mut().find(mine) {
+            range.end = end.cloned();
+        }
+    }
+
+    /// Whether everything that was read is still as it was.
+    pub(crate) fn is_current(&self) -> bool {
+        !self.mark.is_stale.load(Ordering::Acquire)
+    }
+
+    /// The keys that have changed, and the tables and managers of the ranges in which one has.
+    pub(crate) fn conflicts(&self) -> BTreeSet<StoreKey> {
+        self.mark.conflicts.lock().clone()
+    }
+
+    /// All keys that were read, and the tables and managers of the ranges.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &StoreKey> {
+        self.keys.iter().chain(&self.ranges)
+    }
+}
+
+impl Drop for ReadSet {
+    fn drop(&mut self) {
+        for key in &self.keys {
+            let Some(shard) = self.sets.shard(key) else { continue };
+            let mut readers = shard.lock();
+            if let Some(marks) = readers.get_mut(key) {
+                marks.retain(|mark| !Arc::ptr_eq(mark, &self.mark));
+                if marks.is_empty() {
+                    readers.remove(key);
+                }
+            }
+        }
+        if !self.ranges.is_empty() {
+            self.sets.ranges.lock().retain(|range| !Arc::ptr_eq(&range.mark, &self.mark));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(table: &str, key: &str) -> StoreKey {
+        StoreKey::row(table, key.as_bytes())
+    }
+
+    #[test]
+    fn a_change_marks_the_sets_that_have_its_key_and_no_other() {
+        let sets = Arc::new(ReadSets::default());
+        let (mut one, mut two, mut other) = (ReadSet::new(&sets), ReadSet::new(&sets), ReadSet::new(&sets));
+        for set in [&mut one, &mut two] {
+            set.add(&row("t", "a"));
+            set.add(&row("t", "a"));
+        }
+        (0..1000).for_each(|number| other.add(&row("t", &format!("b-{number}"))));
+        (0..100_000).for_each(|number| sets.mark(&row("t", &format!("c-{number}"))));
+        assert!(one.is_current() && two.is_current() && other.is_current());
+        sets.mark(&row("t", "a"));
+        assert!(!one.is_current() && !two.is_current() && other.is_current());
+        assert_eq!(one.conflicts(), BTreeSet::from([row("t", "a")]));
+        assert_eq!(one.all().count(), 1);
+        drop((one, two));
+        assert!(other.is_current(), "nothing of the others is left in it");
+        drop(other);
+        assert!(sets.shards.iter().all(|shard| shard.lock().is_empty()), "forgotten");
+    }
+
+    #[test]
+    fn a_range_is_marked_from_its_start_to_its_end() {
+        let sets = Arc::new(ReadSets::default());
+        let mut set = ReadSet::new(&sets);
+        let id = set.add_range(&row("t", "b"), Some(&row("t", "d")));
+        for (outside, why) in [(row("t", "a"), "before"), (row("t", "d"), "its end"), (row("u", "c"), "another table")]
+        {
+            sets.mark(&outside);
+            assert!(set.is_current(), "{why}");
+        }
+        set.end_range_at(id, Some(&row("t", "c")));
+        sets.mark(&row("t", "c"));
+        assert!(set.is_current(), "it was not read so far");
+        set.end_range_at(id, None);
+        sets.mark(&row("t", "c"));
+        assert!(!set.is_current());
+        assert_eq!(set.conflicts(), BTreeSet::from([row("t", "")]));
+        drop(set);
+        assert!(sets.ranges.lock().is_empty(), "forgotten");
+    }
+}
