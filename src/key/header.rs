@@ -1,23 +1,33 @@
 //! A key in the header that clients send it in.
 
+mod parameters;
+
 use super::Key;
 use crate::error::{Error, ErrorKind, Result};
 use http::HeaderMap;
+use parameters::Malformed;
 
 const NAME: &str = "idempotency-key";
 
 impl Key {
-    /// The key in the `Idempotency-Key` header; `None` if there is no such header.
+    /// Reads the key in the `Idempotency-Key` header; `None` if there is no such header.
     ///
-    /// Read are the IETF draft's string in quotes, in which a backslash escapes a quote or a backslash, and the bare text that
-    /// most clients send; `"k"` and `k` are the same key. A string may have parameters behind it, as every item of a structured
-    /// field (RFC 9651), which say nothing about the key: `"k";v=1` is `k`. Bare text is the key as it stands.
+    /// Two forms are read, and `"k"` and `k` are the same key:
+    ///
+    /// - **In quotes**, as the IETF draft says: a string of a structured field, strictly by RFC 9651. Between the quotes is
+    ///   printable ASCII; a backslash escapes a quote or a backslash and nothing else. Parameters may follow, and say nothing
+    ///   about the key: `"k";v=1` is `k`.
+    /// - **Bare**, as most clients send it: any printable ASCII but `"` and `,`, not beginning with a quote. All of it is the
+    ///   key as it stands, with its spaces, semicolons and backslashes: `k;v=1` is another key than `k`. So are the other
+    ///   types of structured fields: `:azE=:` and `?1` are keys of five and of two characters.
+    ///
+    /// Spaces and tabs around the whole value belong to the header, in both forms.
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are two such headers, when the key is empty or too long, has
-    /// characters other than printable ASCII, is quoted in another way, or is bare and has a quote, or a comma, which is where
-    /// a proxy has joined two headers.
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are two such headers, if the key is empty or longer than
+    /// [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES), or if it has neither form. A comma in a bare key is refused because a proxy may
+    /// have joined two headers there.
     ///
     /// ```
     /// use oncekey::Key;
@@ -88,50 +98,15 @@ fn unquoted(quoted: &[u8]) -> Result<Vec<u8>> {
     Err(malformed("has no closing quote"))
 }
 
-/// What stands behind the closing quote: parameters, each `;name` or `;name=value`, or nothing.
-fn check_parameters(mut rest: &[u8]) -> Result<()> {
-    let beyond = || malformed("goes on behind the closing quote of its key");
-    while let [b';', parameter @ ..] = rest {
-        let parameter = parameter.trim_ascii_start();
-        if !matches!(parameter, [b'a'..=b'z' | b'*', ..]) {
-            return Err(malformed("has a parameter without a name"));
-        }
-        let is_name = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' | b'.' | b'*');
-        rest = behind(parameter, is_name);
-        if let [b'=', value @ ..] = rest {
-            rest = behind_value(value).ok_or_else(|| malformed("has a parameter whose value is malformed"))?;
-        }
-    }
-    if rest.is_empty() { Ok(()) } else { Err(beyond()) }
-}
-
-/// What is behind the bytes at the front that are so.
-fn behind(bytes: &[u8], are_so: impl Fn(u8) -> bool) -> &[u8] {
-    bytes.iter().position(|byte| !are_so(*byte)).map_or(&[], |end| bytes.get(end..).unwrap_or_default())
-}
-
-/// Behind one value of any type: a string, a display string, or what has neither quotes nor what could end a parameter.
-fn behind_value(value: &[u8]) -> Option<&[u8]> {
-    match value {
-        [b'"', string @ ..] => {
-            let mut rest = string;
-            loop {
-                rest = match rest {
-                    [b'"', rest @ ..] => return Some(rest),
-                    [b'\\', b'"' | b'\\', rest @ ..] | [b' '..=b'[' | b']'..=b'~', rest @ ..] => rest,
-                    _ => return None,
-                };
-            }
-        }
-        [b'%', b'"', text @ ..] => match behind(text, |byte| matches!(byte, b' ' | b'!' | b'#'..=b'~')) {
-            [b'"', rest @ ..] => Some(rest),
-            _ => None,
-        },
-        [b'!' | b'#'..=b'+' | b'-'..=b':' | b'<'..=b'~', ..] => {
-            Some(behind(value, |byte| matches!(byte, b'!' | b'#'..=b'+' | b'-'..=b':' | b'<'..=b'~')))
-        }
-        _ => None,
-    }
+/// Checks what follows the closing quote.
+fn check_parameters(rest: &[u8]) -> Result<()> {
+    parameters::check(rest).map_err(|problem| {
+        malformed(match problem {
+            Malformed::Name => "has a parameter without a name",
+            Malformed::Value => "has a parameter whose value is malformed",
+            Malformed::Trailing => "goes on behind the closing quote of its key",
+        })
+    })
 }
 
 const NOT_PRINTABLE: &str = "has characters other than printable ASCII";
@@ -176,7 +151,13 @@ mod tests {
         accepted(b"\"k\";p;q=?1;  *r.s-t_u=tok/en:1", "k");
         accepted(b"\"k;p=1\";p=-12.5;p=@1659578233;b=:aGVsbG8=:\t", "k;p=1");
         accepted(b"\"k\";s=\"a;b, \\\" \\\\ \";d=%\"f%c3%bc, ;r\";e", "k");
-        accepted(b"k;p=1", "k;p=1");
+    }
+
+    #[test]
+    fn a_bare_key_is_its_text_whatever_type_of_structured_field_it_looks_like() {
+        for bare in ["k;p=1", ":a2s=:", "?1", "@1", "%20", "-1.5", "(a b)", "a\\b", "'k'", "k;"] {
+            accepted(bare.as_bytes(), bare);
+        }
     }
 
     #[test]
@@ -194,7 +175,9 @@ mod tests {
         refused(b"\"k\";p, \"l\"", "behind the closing quote");
         refused(b"\"k\";p=1, \"l\"", "behind the closing quote");
         refused(b"\"k\";p=\"a\"b", "behind the closing quote");
-        for unnamed in [&b"\"k\";"[..], b"\"k\";;p", b"\"k\";P=1", b"\"k\";1=1", b"\"k\";=1", b"\"k\"; ,"] {
+        refused(b"\"k\";p=1.2.3", "behind the closing quote");
+        for unnamed in [&b"\"k\";"[..], b"\"k\";;p", b"\"k\";P=1", b"\"k\";1=1", b"\"k\";=1", b"\"k\"; ,", b"\"k\";\tp"]
+        {
             refused(unnamed, "parameter without a name");
         }
         for value in [
@@ -205,6 +188,11 @@ mod tests {
             b"\"k\";p=\"\\a\"",
             b"\"k\";p=%\"a",
             b"\"k\";p=\xff",
+            b"\"k\";p=}",
+            b"\"k\";p=:!:",
+            b"\"k\";p=@x",
+            b"\"k\";p=?2",
+            b"\"k\";p=%\"%zz\"",
         ] {
             refused(value, "value is malformed");
         }

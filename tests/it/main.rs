@@ -21,6 +21,7 @@ mod hard_endings;
 mod http;
 mod idle;
 mod inside;
+mod key_syntax;
 mod kill;
 mod listings;
 mod litert;
