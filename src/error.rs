@@ -46,6 +46,10 @@ pub enum ErrorKind {
     /// There is no room on the disk, for the journal to grow or for the record store behind it. Make room and call again;
     /// nothing changed. From `close`: everything answered is in the journal, and the next open brings it into the record store.
     Full,
+    /// Too much was under way, and the call had waited for its turn as long as
+    /// [`sync_timeout`](crate::EngineOptions::sync_timeout). Call again later, with fewer at once; nothing changed. What ends an
+    /// operation that has run is never refused so.
+    Busy,
     /// What is on disk is damaged. Nothing was guessed and nothing was changed: restore it, or look at it with the tools.
     Corrupt,
     /// The directory is not a store, or one of a newer format. Check the path and the version of this crate.

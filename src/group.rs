@@ -8,11 +8,14 @@
 //! The group also accounts for room, so that a commit is refused before it changes anything: in the region that is being
 //! written, in a spare region that somebody prepares ahead, and in what may lie unapplied behind the sync.
 
+mod admission;
 mod entrant;
 mod hold;
+mod patience;
 mod poison;
 mod state;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock;
@@ -20,7 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::stats::Counter;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Bell, Condvar, Gate, Mutex, MutexGuard};
+use admission::busy;
 pub(crate) use entrant::Entrant;
+pub(crate) use patience::{Patience, Progress, Verdict};
 use poison::Poison;
 use state::{Phase, State};
 
@@ -37,8 +42,10 @@ pub(crate) struct Config {
     pub(crate) max_unchecked: u64,
     /// How long after its first commit a group is taken; `None` is at once.
     pub(crate) interval: Option<Duration>,
-    /// How long a call waits for the disk.
+    /// How long a call waits for others, and how long nothing may move before that is the end.
     pub(crate) timeout: Duration,
+    /// Counts what is applied; also by whoever applies, at every step.
+    pub(crate) applying: Arc<AtomicU64>,
     /// How long the writer sleeps when nothing is committed.
     pub(crate) idle: Duration,
 }
@@ -50,8 +57,8 @@ pub(crate) struct Group<C, S> {
     state: Mutex<State<C, S>>,
     /// Something was committed, or is wanted sooner, or the end has come.
     work_arrived: Condvar,
-    /// There is more room than before, or it was refused.
-    room_changed: Condvar,
+    /// More was applied than before, or nothing will be.
+    applied_changed: Condvar,
     /// A spare region is wanted.
     spare_wanted: Condvar,
     /// Held only to check `durable` before parking: the commit lock stays out of the way of those who are woken.
@@ -60,6 +67,8 @@ pub(crate) struct Group<C, S> {
     /// The last group that is durable.
     durable: AtomicU64,
     is_held: AtomicBool,
+    /// Counts what is written, and spare regions.
+    writing: AtomicU64,
     poison: Poison,
     pub(crate) waits: Counter,
 }
@@ -93,41 +102,6 @@ pub(crate) enum Place<S> {
     Next(S),
 }
 
-/// The right to commit one frame, with the commit lock held: short.
-#[derive(Debug)]
-pub(crate) struct Admission<'a, C, S> {
-    group: &'a Group<C, S>,
-    state: MutexGuard<'a, State<C, S>>,
-}
-
-impl<C, S> Admission<'_, C, S> {
-    /// The number that the frame will have.
-    pub(crate) fn number(&self) -> u64 {
-        self.state.next_frame
-    }
-
-    /// The group that it will be in.
-    pub(crate) fn ticket(&self) -> u64 {
-        self.state.filling
-    }
-
-    /// Puts the frame into the group.
-    pub(crate) fn commit(mut self, bytes: &[u8], frame: C) -> u64 {
-        let state = &mut *self.state;
-        let was_empty = state.frames.is_empty();
-        state.payload.extend_from_slice(bytes);
-        state.frames.push(frame);
-        state.next_frame = state.next_frame.saturating_add(1);
-        state.committed += bytes.len() as u64;
-        state.unapplied += bytes.len() as u64;
-        if was_empty {
-            state.since = self.group.config.interval.map(|_| clock::monotonic());
-            self.group.work_arrived.notify_one();
-        }
-        state.filling
-    }
-}
-
 impl<C, S> Group<C, S> {
     /// `durable` is the last group there is, `region` the room behind it.
     pub(crate) fn new(config: Config, durable: u64, next_frame: u64, region: u64) -> Self {
@@ -135,52 +109,15 @@ impl<C, S> Group<C, S> {
             config,
             state: Mutex::new(State::new(durable, next_frame, region)),
             work_arrived: Condvar::new(),
-            room_changed: Condvar::new(),
+            applied_changed: Condvar::new(),
             spare_wanted: Condvar::new(),
             waiters: Gate::default(),
             synced: Default::default(),
             durable: AtomicU64::new(durable),
             is_held: AtomicBool::new(false),
+            writing: AtomicU64::new(0),
             poison: Poison::default(),
             waits: Counter::new("oncekey_sync_waits_total"),
-        }
-    }
-
-    /// Waits until a frame of `len` bytes has room, and takes the commit lock.
-    pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
-        let len = len as u64;
-        let reserve = who.leaves(self.config.reserve, len);
-        let mut state = self.state.lock();
-        let (mut deadline, mut timed_out) = (None, false);
-        let refusals = state.refusals;
-        loop {
-            self.check()?;
-            if state.phase == Phase::Closed || (state.phase != Phase::Open && who != Entrant::Store) {
-                return Err(Error::closed());
-            }
-            let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.room();
-            let may_enter = fits && (who.is_exempt() || self.has_credit(&state));
-            if let Some((why, _)) = state.hold.as_ref().filter(|_| who.is_held_back(may_enter)) {
-                return Err(why.clone());
-            }
-            if may_enter {
-                return Ok(Admission { group: self, state });
-            }
-            if !fits {
-                self.want_spare(&mut state, (self.config.sized)(len) + self.config.reserve);
-                if who == Entrant::GivingUp || state.refusals != refusals {
-                    let why = state.refused.clone();
-                    return Err(why.unwrap_or_else(|| Error::new(ErrorKind::Full, "the journal has no room left")));
-                }
-            }
-            if timed_out {
-                drop(state);
-                return Err(self.poison(stalled("a commit waited for room", self.config.timeout)));
-            }
-            // What fills the room may only wait for its interval.
-            self.hurry(&mut state);
-            let until = *deadline.get_or_insert_with(|| clock::deadline(self.config.timeout));
-            timed_out = wait_until(&self.room_changed, &mut state, until);
         }
     }
 
@@ -188,10 +125,6 @@ impl<C, S> Group<C, S> {
     pub(crate) fn exclusive<R>(&self, f: impl FnOnce() -> R) -> R {
         let _state = self.state.lock();
         f()
-    }
-
-    fn has_credit(&self, state: &State<C, S>) -> bool {
-        state.unapplied < self.config.max_unapplied && state.committed - state.checked < self.config.max_unchecked
     }
 
     /// The group that is being filled is not to wait for its interval.
@@ -268,7 +201,7 @@ impl<C, S> Group<C, S> {
         state.filling += 1;
         state.urgent = false;
         state.since = None;
-        self.room_changed.notify_all();
+        state.wake_first();
         Some(Work::Write(batch, place))
     }
 
@@ -289,13 +222,14 @@ impl<C, S> Group<C, S> {
     /// For the writer: everything up to `group` is durable.
     pub(crate) fn publish(&self, group: u64) {
         self.durable.store(group, Ordering::Release);
+        self.writing.fetch_add(1, Ordering::Relaxed);
         // Whoever saw the old number holds this lock until it is parked.
         drop(self.waiters.lock());
         self.bell(group).notify_all();
     }
 
-    /// Waits until `group` is durable. If that fails the error is the first one itself, which every call from now on gets as
-    /// `Poisoned`.
+    /// Waits until `group` is durable, as long as the writer makes progress. If that fails the error is the first one itself,
+    /// which every call from now on gets as `Poisoned`.
     pub(crate) fn wait(&self, group: u64) -> Result<()> {
         if self.is_durable(group) {
             return self.check();
@@ -307,18 +241,20 @@ impl<C, S> Group<C, S> {
             }
         }
         self.waits.add(1);
-        let deadline = clock::deadline(self.config.timeout);
+        let mut patience = self.patience();
         let mut waiters = self.waiters.lock();
         loop {
             self.check_waited()?;
             if self.is_durable(group) {
                 return Ok(());
             }
-            if self.bell(group).wait_until(&mut waiters, deadline) && !self.is_durable(group) {
+            if patience.for_writing() == Verdict::Stalled {
                 drop(waiters);
                 self.poison(stalled("a commit waited for its sync", self.config.timeout));
                 return self.check_waited();
             }
+            let timed_out = self.bell(group).wait_until(&mut waiters, patience.deadline());
+            patience.waited(timed_out, self.progress());
         }
     }
 
@@ -342,13 +278,15 @@ impl<C, S> Group<C, S> {
         let mut state = self.state.lock();
         state.unapplied = state.unapplied.saturating_sub(bytes);
         state.applied = group;
-        self.room_changed.notify_all();
+        self.config.applying.fetch_add(1, Ordering::Relaxed);
+        state.wake_first();
+        self.applied_changed.notify_all();
     }
 
-    /// Waits until `group` is applied. Errors as of [`wait`](Self::wait).
+    /// Waits until `group` is applied. Errors as of [`wait`](Self::wait), and `Busy` if it takes longer than the timeout.
     pub(crate) fn wait_applied(&self, group: u64) -> Result<()> {
         self.wait(group)?;
-        let deadline = clock::deadline(self.config.timeout);
+        let mut patience = self.patience();
         let mut state = self.state.lock();
         while state.applied < group {
             self.check_waited()?;
@@ -358,11 +296,17 @@ impl<C, S> Group<C, S> {
             if let Some((why, _)) = state.hold.as_ref().filter(|(_, stops_applying)| *stops_applying) {
                 return Err(why.clone());
             }
-            if wait_until(&self.room_changed, &mut state, deadline) && state.applied < group {
-                drop(state);
-                self.poison(stalled("a group waited to be applied", self.config.timeout));
-                return self.check_waited();
+            match patience.for_applying() {
+                Verdict::WaitOn => {}
+                Verdict::Moves => return Err(busy("a group waited to be applied", self.config.timeout)),
+                Verdict::Stalled => {
+                    drop(state);
+                    self.poison(stalled("a group waited to be applied", self.config.timeout));
+                    return self.check_waited();
+                }
             }
+            let timed_out = wait_until(&self.applied_changed, &mut state, patience.deadline());
+            patience.waited(timed_out, self.progress());
         }
         Ok(())
     }
@@ -376,7 +320,8 @@ impl<C, S> Group<C, S> {
     pub(crate) fn checkpointed(&self, applied: u64) {
         let mut state = self.state.lock();
         state.checked = state.checked.max(applied);
-        self.room_changed.notify_all();
+        self.config.applying.fetch_add(1, Ordering::Relaxed);
+        state.wake_first();
     }
 
     pub(crate) fn unapplied(&self) -> u64 {
@@ -401,19 +346,24 @@ impl<C, S> Group<C, S> {
     pub(crate) fn offer(&self, offer: Result<(u64, S)>) -> Option<S> {
         let mut state = self.state.lock();
         state.wanted = 0;
-        let unused = match offer {
+        self.writing.fetch_add(1, Ordering::Relaxed);
+        match offer {
             Ok((size, spare)) if state.spare.as_ref().is_none_or(|(old, _)| *old < size) => {
-                state.spare.replace((size, spare)).map(|(_, old)| old)
+                let unused = state.spare.replace((size, spare)).map(|(_, old)| old);
+                state.wake_first();
+                unused
             }
-            Ok((_, spare)) => Some(spare),
+            Ok((_, spare)) => {
+                state.wake_first();
+                Some(spare)
+            }
             Err(error) => {
                 state.refusals += 1;
                 state.refused = Some(error);
+                state.wake_queue();
                 None
             }
-        };
-        self.room_changed.notify_all();
-        unused
+        }
     }
 
     /// Lets no user's commit in any more; those that wait for room get `Closed`.
@@ -429,7 +379,7 @@ impl<C, S> Group<C, S> {
     fn set_phase(&self, phase: Phase) {
         let mut state = self.state.lock();
         state.phase = phase;
-        self.notify_everything();
+        self.notify_everything(&state);
     }
 
     /// Called once, with no lock held, when the group is poisoned, or now if it is.
@@ -444,7 +394,7 @@ impl<C, S> Group<C, S> {
     pub(crate) fn poison(&self, error: Error) -> Error {
         let first = self.poison.set(error);
         let state = self.state.lock();
-        self.notify_everything();
+        self.notify_everything(&state);
         drop(state);
         drop(self.waiters.lock());
         for bell in &self.synced {
@@ -454,10 +404,21 @@ impl<C, S> Group<C, S> {
         first.clone()
     }
 
-    fn notify_everything(&self) {
+    fn notify_everything(&self, state: &State<C, S>) {
         self.work_arrived.notify_all();
-        self.room_changed.notify_all();
+        self.applied_changed.notify_all();
         self.spare_wanted.notify_all();
+        state.wake_queue();
+    }
+
+    /// For whoever waits for the threads behind the group.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(self.config.timeout, self.progress())
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        let written = self.writing.load(Ordering::Relaxed);
+        Progress { written, applied: self.config.applying.load(Ordering::Relaxed) }
     }
 
     /// `Poisoned` once anything went wrong for good.

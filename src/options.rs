@@ -144,7 +144,10 @@ impl EngineOptions {
         self
     }
 
-    /// How long a call waits for the disk before the engine gives up and is poisoned. Defaults to 30 s.
+    /// How long a call waits for others before it answers [`Busy`](crate::ErrorKind::Busy), and how long the disk may make no
+    /// progress at all before the engine is poisoned. Endings of operations that have run are never `Busy`: they wait as long as
+    /// the disk makes progress. Time in which this process did not run (stopped, paused, its machine frozen) does not count.
+    /// Defaults to 30 s.
     pub fn sync_timeout(mut self, time: Duration) -> Self {
         self.sync_timeout = time;
         self

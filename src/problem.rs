@@ -83,6 +83,11 @@ impl Problem {
                 "unavailable",
                 "Too many requests change the same data. Nothing was processed: send it again later.",
             ),
+            ErrorKind::Busy => Self::passing(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "unavailable",
+                "Too many requests are under way. Nothing was processed: send it again later.",
+            ),
             ErrorKind::Closed
             | ErrorKind::Poisoned
             | ErrorKind::Io

@@ -16,6 +16,16 @@ pub(crate) enum Entrant {
     Store,
 }
 
+/// Who is admitted first: the lower one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    Store,
+    /// Needs no credit, and so must not wait for those who do.
+    Ending,
+    Finishing,
+    User,
+}
+
 impl Entrant {
     /// How much of the reserve a frame of `len` bytes must not use.
     pub(super) fn leaves(self, reserve: u64, len: u64) -> u64 {
@@ -26,6 +36,23 @@ impl Entrant {
             Self::Finishing | Self::Ending | Self::GivingUp => reserve / 2,
             Self::Store => 0,
         }
+    }
+
+    /// Where it waits; `None` if it must not.
+    pub(super) fn class(self) -> Option<Class> {
+        match self {
+            Self::User => Some(Class::User),
+            Self::Finishing => Some(Class::Finishing),
+            Self::Ending => Some(Class::Ending),
+            Self::GivingUp => None,
+            Self::Store => Some(Class::Store),
+        }
+    }
+
+    /// Whether it is refused if it had to wait too long for others. What has run must be recorded: an ending waits on, as
+    /// long as anything moves.
+    pub(super) fn may_be_busy(self) -> bool {
+        self == Self::User
     }
 
     /// Whether it does not wait until less lies unapplied.

@@ -11,7 +11,8 @@ impl<C, S> Group<C, S> {
         let mut state = self.state.lock();
         state.hold = Some((why, stops_applying));
         self.is_held.store(true, Ordering::Release);
-        self.room_changed.notify_all();
+        state.wake_queue();
+        self.applied_changed.notify_all();
     }
 
     /// Lets users' commits in again.

@@ -5,9 +5,10 @@ mod endings;
 mod room;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use super::{Batch, Config, Entrant, Group, Work};
+use super::{AtomicU64, Batch, Config, Entrant, Group, Work};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::models::{ANY_TIME, NEVER, always_holds, fails, holds};
 use crate::sync::{atomic, thread};
@@ -33,6 +34,7 @@ enum Fault {
     PoisonsPastTheLock,
     ListensOnly,
     EndsAtOnce,
+    LeavesTheQueueInSilence,
 }
 
 /// What a power cut would leave: the frames of groups whose sync has ended.
@@ -71,6 +73,7 @@ fn store(region: u64, change: impl FnOnce(&mut Config)) -> Store {
         max_unchecked: 10_000,
         interval: None,
         timeout: NEVER,
+        applying: Arc::new(AtomicU64::new(0)),
         idle: NEVER,
     };
     change(&mut config);

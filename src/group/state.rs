@@ -1,8 +1,15 @@
 //! What the commit lock guards.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
+use super::entrant::Class;
 use crate::error::Error;
+use crate::sync::Condvar;
+
+/// Orders those that wait to be admitted: by class, and in each first come, first served.
+pub(super) type Place = (Class, u64);
 
 #[derive(Debug)]
 pub(super) struct State<C, S> {
@@ -21,6 +28,9 @@ pub(super) struct State<C, S> {
     pub(super) spare: Option<(u64, S)>,
     /// The size of the spare region that is wanted, 0 if none is.
     pub(super) wanted: u64,
+    /// Those that wait to be admitted. Only the first may be.
+    pub(super) queue: BTreeMap<Place, Arc<Condvar>>,
+    pub(super) last_place: u64,
     pub(super) refusals: u64,
     pub(super) refused: Option<Error>,
     /// Why users' commits are refused for now, and whether nothing is applied meanwhile.
@@ -58,6 +68,8 @@ impl<C, S> State<C, S> {
             region,
             spare: None,
             wanted: 1,
+            queue: BTreeMap::new(),
+            last_place: 0,
             refusals: 0,
             refused: None,
             hold: None,
@@ -71,6 +83,40 @@ impl<C, S> State<C, S> {
     /// Room for the group that is being filled: it goes behind the last one, or into the spare region.
     pub(super) fn room(&self) -> u64 {
         self.region.max(self.spare.as_ref().map_or(0, |(size, _)| *size))
+    }
+
+    /// Takes the last place of a class.
+    pub(super) fn enqueue(&mut self, class: Class) -> (Place, Arc<Condvar>) {
+        self.last_place += 1;
+        let (place, turn) = ((class, self.last_place), Arc::new(Condvar::new()));
+        self.queue.insert(place, Arc::clone(&turn));
+        (place, turn)
+    }
+
+    pub(super) fn leave(&mut self, place: Place) {
+        self.queue.remove(&place);
+        // Whoever is first now may have been let in before, had it not been for this one.
+        self.wake_first();
+    }
+
+    /// Whether nobody is to be admitted before this one, which waits at that place or has just come.
+    pub(super) fn is_first(&self, class: Class, place: Option<Place>) -> bool {
+        let first = self.queue.first_key_value().map(|(first, _)| *first);
+        first.is_none_or(|first| Some(first) == place || (place.is_none() && first.0 > class))
+    }
+
+    /// There is more room or credit than before.
+    pub(super) fn wake_first(&self) {
+        if let Some((_, turn)) = self.queue.first_key_value() {
+            turn.notify_one();
+        }
+    }
+
+    /// Something concerns all that wait.
+    pub(super) fn wake_queue(&self) {
+        for turn in self.queue.values() {
+            turn.notify_one();
+        }
     }
 }
 

@@ -1,3 +1,5 @@
+mod admission;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -18,6 +20,7 @@ fn group_with(region: u64, change: impl FnOnce(&mut Config)) -> Frames {
         max_unchecked: 10_000,
         interval: None,
         timeout: Duration::from_secs(20),
+        applying: Arc::new(AtomicU64::new(0)),
         idle: LONG,
     };
     change(&mut config);

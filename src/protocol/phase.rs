@@ -207,7 +207,10 @@ impl Protocol {
         let changes = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
         let decided = draft.began.map(|now| now.store);
         let until = draft.until.unwrap_or(NEVER);
-        let terms = Terms { who: Entrant::User, decided, kept: &draft.kept, until, read_set: Some(&draft.reads) };
+        // What a claim's operation has done is recorded as its ending is, whoever else waits.
+        let has_run = draft.records.iter().any(|(_, before)| *before == Some(Status::InProgress));
+        let who = if has_run { Entrant::Finishing } else { Entrant::User };
+        let terms = Terms { who, decided, kept: &draft.kept, until, read_set: Some(&draft.reads) };
         let Some(committed) = self.store.commit(changes, &[], terms)? else { return Ok(None) };
         let written = draft.records.drain(..).map(|(at, before)| {
             let change = committed.changes.iter().find(|change| change.key == at);

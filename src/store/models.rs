@@ -62,6 +62,7 @@ impl Store {
             max_unchecked: 1_000,
             interval: None,
             timeout: NEVER,
+            applying: Arc::new(crate::sync::atomic::AtomicU64::new(0)),
             idle: NEVER,
         };
         Self {

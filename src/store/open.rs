@@ -27,6 +27,7 @@ use crate::group::{Batch, Config, Group, Place};
 use crate::key;
 use crate::options::{Durability, EngineOptions};
 use crate::stats::Counter;
+use crate::sync::atomic::AtomicU64;
 use crate::telemetry::{self, Work};
 
 /// Each open numbers its frames from the next multiple of this: what carries a lower number is from an open that has ended.
@@ -141,7 +142,8 @@ impl Store {
         }
         applier.forget_live();
         let leftovers = Leftovers::new(tables.sweep()?);
-        let group = Group::new(config(options), group, next_frame, writer.room());
+        let config = config(options, Arc::clone(&tables.barriers.progress));
+        let group = Group::new(config, group, next_frame, writer.room());
         let not_listed = applier.expiries.earliest();
         let (apply, thread_end) = threads::apply_channel(nudges);
         let inner = Arc::new(Inner {
@@ -350,7 +352,7 @@ fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: Frame, clock:
     writer.write(&batch, Place::Current, clock.anchor()).map(|_| ())
 }
 
-fn config(options: &EngineOptions) -> Config {
+fn config(options: &EngineOptions, applying: Arc<AtomicU64>) -> Config {
     Config {
         sized,
         // For what the store says of itself when it closes, half of it at least.
@@ -362,6 +364,7 @@ fn config(options: &EngineOptions) -> Config {
             Durability::Eventual { interval } => Some(interval),
         },
         timeout: options.sync_timeout,
+        applying,
         idle: ANCHOR_INTERVAL,
     }
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use ::sled::{Db, IVec, Tree};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use super::barrier::Barriers;
+use super::barrier::{Barriers, Share};
 use super::digest::Digest;
 pub(crate) use super::digest::Name;
 use super::format::envelope::{self, Envelope};
@@ -75,6 +75,8 @@ struct Trees {
     expiry: Tree,
     chunks: Tree,
     tables: Mutex<HashMap<String, Tree>>,
+    /// Given back after sled is gone: the order of these fields.
+    _share: Share,
 }
 
 impl Tables {
@@ -89,6 +91,8 @@ impl Tables {
         snapshots::settle(dir)?;
         // Before sled makes its files, so that they inherit the flag; btrfs does not inherit, hence again behind it.
         let flagged = sync_flag && files::set_sync_flag(dir);
+        // Before sled is opened, which writes.
+        let share = Share::take();
         let open = |dir: &Path| open_db(dir, cache_capacity);
         let copied = if flagged || create { None } else { aside::open(dir, open)? };
         let opened = copied.map_or_else(|| open(dir), Ok)?;
@@ -108,6 +112,7 @@ impl Tables {
             tables: Mutex::new(open_tables(&db, dir)?),
             file,
             db,
+            _share: share,
         };
         Ok(Self {
             dir: dir.to_owned(),
@@ -139,6 +144,7 @@ impl Tables {
             self.with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.cloned())))?;
         if swapped.is_ok() {
             self.note(name, key, old, new.map(AsRef::as_ref));
+            self.barriers.changed(old.map_or(0, <[u8]>::len));
         }
         Ok(swapped.map_err(|other| other.current))
     }
@@ -153,6 +159,7 @@ impl Tables {
         let value = IVec::from(value);
         let old = self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.insert(key, value.clone())))?;
         self.note(name, key, old.as_deref(), Some(&value));
+        self.barriers.changed(old.map_or(0, |old| old.len()));
         Ok(())
     }
 
@@ -160,6 +167,7 @@ impl Tables {
         let _turn = self.turn(key, None)?;
         let old = self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.remove(key)))?;
         self.note(name, key, old.as_deref(), None);
+        self.barriers.changed(old.map_or(0, |old| old.len()));
         Ok(())
     }
 
@@ -336,11 +344,22 @@ impl Tables {
         }
     }
 
-    /// To be called after each change: where the file system does not sync by itself, a barrier is due now and then.
+    /// To be called after each change: a flush is due now and then, and a barrier where the file system does not sync by itself.
     pub(crate) fn changed(&self) -> Result<()> {
         if self.barriers.is_due() {
-            self.flush()?;
+            return self.flush();
         }
+        if self.barriers.is_flush_due() {
+            return if self.barriers.sync_flag { self.write_out() } else { self.flush() };
+        }
+        Ok(())
+    }
+
+    /// Has sled write everything that it was given so far.
+    fn write_out(&self) -> Result<()> {
+        let under_way = self.barriers.under_way();
+        self.with_trees(|trees| trees.db.flush())?;
+        self.barriers.flushed(under_way);
         Ok(())
     }
 
@@ -349,7 +368,7 @@ impl Tables {
         #[cfg(test)]
         let _gate = self.flush_gate.lock();
         let _alone = self.barriers.alone();
-        self.with_trees(|trees| trees.db.flush())?;
+        self.write_out()?;
         let trees = self.trees.read();
         let trees = trees.as_ref().ok_or_else(Error::closed)?;
         trees.file.sync_data().map_err(|cause| Error::io("sync", &self.dir.join("db"), &cause))?;

@@ -9,6 +9,7 @@ mod failures;
 mod kill;
 mod open;
 mod rotation;
+mod under_way;
 mod verify;
 
 use std::path::{Path, PathBuf};

@@ -4,16 +4,15 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::apply::{self, Applier, Deletion, Inbox, Message};
 use super::format::frame::Frame;
 use super::journal::{Writer, segment_for, usable};
 use super::room::Nudges;
 use super::{Inner, checkpoint, files};
-use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::group::{Batch, Place, Work};
+use crate::group::{Batch, Place, Verdict, Work};
 use crate::worker::Worker;
 
 /// Groups that may wait for the apply thread; the limit that counts is in bytes.
@@ -177,14 +176,9 @@ impl Running {
         }
         let was_sound = inner.group.check();
         inner.group.close();
-        let deadline = clock::deadline(timeout);
-        let all_ended = match deadline {
-            Some(deadline) => ended.recv_deadline(deadline) == Err(crossbeam_channel::RecvTimeoutError::Disconnected),
-            None => ended.recv().is_err(),
-        };
-        if !all_ended {
+        if !wait_until_ended(&ended, inner) {
             // A thread hangs in the operating system; it keeps the lock until it comes back.
-            let message = format!("the engine is poisoned: it could not be closed in {timeout:?}");
+            let message = format!("the engine is poisoned: while it was closed nothing moved for {timeout:?}");
             let error = inner.group.poison(Error::new(ErrorKind::Poisoned, message));
             std::mem::forget(workers);
             return Err(error);
@@ -197,6 +191,21 @@ impl Running {
         let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
         // What failed meanwhile is what this call waited for.
         was_sound.and(inner.group.check_waited()).and(left_behind).and(closed)
+    }
+}
+
+/// As long as the threads make progress: what was committed may take a while. False once they do not.
+fn wait_until_ended(ended: &Receiver<()>, inner: &Inner) -> bool {
+    let mut patience = inner.group.patience();
+    loop {
+        let Some(deadline) = patience.deadline() else { return ended.recv().is_err() };
+        if ended.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected) {
+            return true;
+        }
+        patience.waited(true, inner.group.progress());
+        if (patience.for_writing(), patience.for_applying()) == (Verdict::Stalled, Verdict::Stalled) {
+            return false;
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::interpose::WATCHERS;
 
@@ -33,6 +34,8 @@ pub(crate) enum Effect {
     Short(usize),
     /// It does not go on before [`Injected::release`].
     Hang,
+    /// It takes so much longer.
+    Slow(Duration),
 }
 
 /// Which calls: those of this kind on files whose path contains `path`, from the `nth` on, counted from 1.
@@ -127,6 +130,12 @@ impl AtWork {
         Some(match self.rule.effect {
             Effect::Errno(errno) => Verdict::Fail(errno),
             Effect::Short(len) => Verdict::Short(len),
+            Effect::Slow(time) => {
+                // Others are slow beside it, not after it.
+                drop(state);
+                std::thread::sleep(time);
+                Verdict::Pass
+            }
             Effect::Hang => {
                 drop(self.changed.wait_while(state, |state| !state.released).unwrap());
                 Verdict::Pass

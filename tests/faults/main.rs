@@ -23,6 +23,7 @@ mod interposed;
 mod killed;
 mod power;
 mod record;
+mod slow;
 #[path = "../it/threads.rs"]
 #[allow(dead_code, reason = "the other tests use the rest")]
 mod threads;

@@ -161,6 +161,9 @@ fn done(answer: Result<()>) -> Result<Answer> {
 }
 
 fn refused(error: Error) -> Result<Answer> {
+    if error.kind() == ErrorKind::Busy {
+        return Ok(Answer::Busy);
+    }
     Ok(Answer::Refused(match error.kind() {
         ErrorKind::OwnedByClaim => Refusal::OwnedByClaim,
         ErrorKind::NotInProgress => Refusal::NotInProgress,

@@ -147,6 +147,15 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_met_too_many_others_has_not_happened_and_no_ending_is_refused_so() {
+        let begun = (BEGIN, 0, 1, FIRST);
+        assert!(is_right(&[(BEGIN, 0, 1, Answer::Busy), (Op::Get, 2, 3, Answer::Absent)]));
+        assert!(!is_right(&[(BEGIN, 0, 1, Answer::Busy), (Op::Get, 2, 3, is(Unfinished::InProgress))]));
+        assert!(is_right(&[begun, (Op::Remove, 2, 3, Answer::Busy)]));
+        assert!(!is_right(&[begun, (RELEASE, 2, 3, Answer::Busy)]));
+    }
+
+    #[test]
     fn a_call_that_was_cut_off_has_happened_or_not() {
         let cut = phase(0, &[(BEGIN, 0, 1, FIRST), (SUCCEED, 2, NEVER, Answer::Done)]);
         let then = |answer| check(&[cut.clone(), phase(0, &[(BEGIN, 4, 5, answer)])]).is_ok();

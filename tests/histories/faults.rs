@@ -26,10 +26,12 @@ pub(crate) enum Fault {
     NoHold,
     /// An open frees what the death of a process left behind.
     FreesTheDead,
+    /// A call is made, and its caller is told that others were waiting.
+    BusyAndDone,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::AnswersBeforeSync,
         Self::AnswersBeforeCommit,
         Self::TwoOwners,
@@ -38,6 +40,7 @@ impl Fault {
         Self::ExpiresLate,
         Self::NoHold,
         Self::FreesTheDead,
+        Self::BusyAndDone,
     ];
 
     pub(crate) fn options(self, options: EngineOptions) -> EngineOptions {
@@ -89,6 +92,10 @@ impl Caller<'_> {
                 }
                 answer
             }
+            (Fault::BusyAndDone, Op::Begin { .. } | Op::Remove) => match self.ask(key, op, claim)? {
+                Answer::Claimed { .. } | Answer::Did(true) if self.rng.below(4) == 0 => Some(Answer::Busy),
+                answer => Some(answer),
+            },
             (Fault::NoHold, Op::Begin { request, waits, .. }) => {
                 self.ask(key, Op::Begin { request, waits, resumes: true }, claim)
             }

@@ -78,6 +78,8 @@ pub(crate) enum Answer {
     /// What `wait` says: it does not say which attempt it is.
     Is(Unfinished),
     Refused(Refusal),
+    /// Others were waiting: nothing has changed.
+    Busy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -136,6 +138,11 @@ impl Model {
     /// The key after a call that answered this; `None` if it cannot have answered this now. Without an answer the call was cut
     /// off, and happens all the same.
     pub(crate) fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+        if answer == Some(&Answer::Busy) {
+            // What has run is recorded, whoever waits.
+            let ends = matches!(op, Op::End { .. } | Op::Drop { .. } | Op::EndByKey(_));
+            return (!ends).then_some(self);
+        }
         let (right, mut next) = self.apply(op);
         match (right, answer) {
             (

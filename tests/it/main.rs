@@ -26,6 +26,7 @@ mod kill;
 mod listings;
 mod litert;
 mod medusa;
+mod overload;
 mod owners;
 mod programs;
 mod races;

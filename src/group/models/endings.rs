@@ -1,7 +1,6 @@
 //! Poison, time-outs, the writer's exits and the close.
 
 use std::panic::resume_unwind;
-use std::sync::Arc;
 
 use shuttle::rand::Rng;
 
@@ -12,7 +11,7 @@ use crate::worker::Worker;
 fn poison(group: &Frames, fault: Fault) {
     if fault == Fault::PoisonsPastTheLock {
         group.poison.set(broken());
-        group.notify_everything();
+        group.notify_everything(&group.state.lock());
         group.synced.iter().for_each(super::super::Bell::notify_all);
     } else {
         group.poison(broken());
@@ -91,15 +90,18 @@ fn told_once(fault: Fault) {
     assert_eq!(told.load(SeqCst), 1, "times told");
 }
 
-/// Deadlines pass when they like: whoever is answered has its sync, and once somebody was not, nobody is.
+/// Deadlines pass when they like: whoever is answered has its sync, who is refused as busy has changed nothing, and once
+/// somebody was not answered, nobody is.
 fn deadlines(fault: Fault) {
     let store = &store(60, |config| (config.timeout, config.max_unapplied) = (ANY_TIME, 15));
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
         let users = [1, 2, 3].map(|frame| {
             scope.spawn(move || {
-                let committed = store.commit_and_wait(frame, fault);
-                if let Err(error) = committed {
+                let Err(error) = store.commit_and_wait(frame, fault) else { return };
+                if error.kind() == ErrorKind::Busy {
+                    assert!(!store.disk.has(frame), "a change of a call that was refused");
+                } else {
                     assert_eq!(error.kind(), ErrorKind::Poisoned);
                     is(store.group.check(), ErrorKind::Poisoned);
                     is(store.commit(frame, Entrant::User), ErrorKind::Poisoned);

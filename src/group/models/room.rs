@@ -3,6 +3,7 @@
 use shuttle::rand::Rng;
 use shuttle::sync::mpsc;
 
+use super::super::entrant::Class;
 use super::*;
 
 /// The region holds one group beside the reserve; a preparer finds room for more, or none.
@@ -87,6 +88,52 @@ fn little_unapplied(fault: Fault) {
 fn what_is_applied_lets_the_next_in() {
     holds(|| little_unapplied(Fault::None));
     fails(|| little_unapplied(Fault::ForgetsToApply), LEFT_BEHIND);
+}
+
+/// As much may lie unapplied as one commits: the first of the queue goes, whoever gives up or comes later, and an ending before
+/// what begins.
+fn a_queue(fault: Fault) {
+    let store = &store(1_000, |config| config.max_unapplied = 10);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            loop {
+                match store.group.take() {
+                    Work::Write(batch, _) => {
+                        store.written(&batch, Fault::None);
+                        store.applied(&batch);
+                    }
+                    Work::Draining => store.group.end(),
+                    Work::Ended => return,
+                    Work::Idle => unreachable!(),
+                }
+            }
+        });
+        let gives_up = scope.spawn(move || {
+            let place = store.group.state.lock().enqueue(Class::Finishing).0;
+            let mut state = store.group.state.lock();
+            if fault == Fault::LeavesTheQueueInSilence {
+                state.queue.remove(&place);
+            } else {
+                state.leave(place);
+            }
+        });
+        let users = [(1, Entrant::User), (2, Entrant::User), (3, Entrant::Finishing)].map(|(frame, who)| {
+            scope.spawn(move || {
+                let ticket = store.commit(frame, who).unwrap();
+                store.group.wait(ticket).unwrap();
+            })
+        });
+        users.into_iter().for_each(|user| user.join().unwrap());
+        gives_up.join().unwrap();
+        store.group.close();
+    });
+    assert!(store.group.state.lock().queue.is_empty());
+}
+
+#[test]
+fn whoever_leaves_the_queue_wakes_the_next() {
+    holds(|| a_queue(Fault::None));
+    fails(|| a_queue(Fault::LeavesTheQueueInSilence), LEFT_BEHIND);
 }
 
 /// Users are refused from a hold on and let in from its end on; nobody waits for that.

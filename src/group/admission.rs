@@ -1,0 +1,170 @@
+//! Who may commit next: first come, first served within a class, and endings before what begins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::entrant::{Class, Entrant};
+use super::patience::{Patience, Verdict};
+use super::state::{Phase, Place, State};
+use super::{Group, stalled, wait_until};
+use crate::clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{Condvar, MutexGuard};
+
+/// The right to commit one frame, with the commit lock held: short.
+#[derive(Debug)]
+pub(crate) struct Admission<'a, C, S> {
+    group: &'a Group<C, S>,
+    state: MutexGuard<'a, State<C, S>>,
+}
+
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// Room in the journal, which the writer and whoever prepares spare regions make.
+    Room,
+    /// Less that is not applied, or not in a checkpoint.
+    Credit,
+    /// The others that came before.
+    Turn,
+}
+
+/// A commit that waits.
+struct Waiting {
+    place: Place,
+    turn: Arc<Condvar>,
+    patience: Patience,
+}
+
+impl<C, S> Admission<'_, C, S> {
+    /// The number that the frame will have.
+    pub(crate) fn number(&self) -> u64 {
+        self.state.next_frame
+    }
+
+    /// The group that it will be in.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.state.filling
+    }
+
+    /// Puts the frame into the group.
+    pub(crate) fn commit(mut self, bytes: &[u8], frame: C) -> u64 {
+        let state = &mut *self.state;
+        let was_empty = state.frames.is_empty();
+        state.payload.extend_from_slice(bytes);
+        state.frames.push(frame);
+        state.next_frame = state.next_frame.saturating_add(1);
+        state.committed += bytes.len() as u64;
+        state.unapplied += bytes.len() as u64;
+        if was_empty {
+            state.since = self.group.config.interval.map(|_| clock::monotonic());
+            self.group.work_arrived.notify_one();
+        }
+        state.filling
+    }
+}
+
+impl<C, S> Group<C, S> {
+    /// Waits until a frame of `len` bytes has room and nobody is to be admitted before it, and takes the commit lock.
+    ///
+    /// `Busy` if that takes longer than the timeout although the store makes progress; endings wait on then. Without progress
+    /// the group is poisoned.
+    pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
+        let len = len as u64;
+        let mut state = self.state.lock();
+        let (refusals, mut waiting) = (state.refusals, None::<Waiting>);
+        let ended = loop {
+            let place = waiting.as_ref().map(|waiting| waiting.place);
+            let lack = match self.lack(&mut state, len, who, place, refusals) {
+                Ok(None) => break Ok(()),
+                Ok(Some(lack)) => lack,
+                Err(error) => break Err(error),
+            };
+            // `lack` refuses whoever must not wait.
+            let Some(class) = who.class() else { break Err(no_room()) };
+            let Waiting { turn, patience, .. } = waiting.get_or_insert_with(|| {
+                let (place, turn) = state.enqueue(class);
+                Waiting { place, turn, patience: self.patience() }
+            });
+            match verdict(patience, lack) {
+                Verdict::Stalled => {
+                    // No lock is held when the listener is told. Nobody is admitted any more.
+                    drop(state);
+                    let error = self.poison(stalled("a commit waited for room", self.config.timeout));
+                    state = self.state.lock();
+                    break Err(error);
+                }
+                Verdict::Moves if who.may_be_busy() => {
+                    break Err(busy("a commit waited for its turn", self.config.timeout));
+                }
+                Verdict::Moves | Verdict::WaitOn => {}
+            }
+            let timed_out = wait_until(turn, &mut state, patience.deadline());
+            patience.waited(timed_out, self.progress());
+        };
+        if let Some(Waiting { place, .. }) = waiting {
+            state.leave(place);
+        }
+        ended.map(|()| Admission { group: self, state })
+    }
+
+    /// What keeps a frame from being committed now, if anything does. An error if waiting is of no use.
+    fn lack(
+        &self,
+        state: &mut State<C, S>,
+        len: u64,
+        who: Entrant,
+        place: Option<Place>,
+        refusals: u64,
+    ) -> Result<Option<Lack>> {
+        self.check()?;
+        if state.phase == Phase::Closed || (state.phase != Phase::Open && who != Entrant::Store) {
+            return Err(Error::closed());
+        }
+        let reserve = who.leaves(self.config.reserve, len);
+        let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.room();
+        let may_enter = fits && (who.is_exempt() || self.has_credit(state));
+        if let Some((why, _)) = state.hold.as_ref().filter(|_| who.is_held_back(may_enter)) {
+            return Err(why.clone());
+        }
+        let is_first = who.class().is_none_or(|class: Class| state.is_first(class, place));
+        if may_enter && is_first {
+            return Ok(None);
+        }
+        if !fits {
+            self.want_spare(state, (self.config.sized)(len) + self.config.reserve);
+            if who == Entrant::GivingUp || state.refusals != refusals {
+                return Err(state.refused.clone().unwrap_or_else(no_room));
+            }
+        }
+        // What fills the room may only wait for its interval.
+        self.hurry(state);
+        Ok(Some(match (fits, may_enter) {
+            (false, _) => Lack::Room,
+            (true, false) => Lack::Credit,
+            (true, true) => Lack::Turn,
+        }))
+    }
+
+    fn has_credit(&self, state: &State<C, S>) -> bool {
+        state.unapplied < self.config.max_unapplied && state.committed - state.checked < self.config.max_unchecked
+    }
+}
+
+fn verdict(patience: &Patience, lack: Lack) -> Verdict {
+    match lack {
+        Lack::Room => patience.for_writing(),
+        Lack::Credit => patience.for_applying(),
+        // Whether anything moves is seen by the first of the queue.
+        Lack::Turn if patience.is_over() => Verdict::Moves,
+        Lack::Turn => Verdict::WaitOn,
+    }
+}
+
+pub(super) fn busy(what: &str, timeout: Duration) -> Error {
+    Error::new(ErrorKind::Busy, format!("the engine is busy: {what} for {timeout:?}"))
+}
+
+fn no_room() -> Error {
+    Error::new(ErrorKind::Full, "the journal has no room left")
+}

@@ -1,0 +1,148 @@
+//! Who is admitted first, who has waited too long, and what that means.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+
+use super::*;
+
+/// One that waits to be admitted, whose place in the queue is taken when this returns.
+fn queued<'a>(
+    scope: &'a thread::Scope<'a, '_>,
+    group: &'a Frames,
+    who: Entrant,
+    admitted: &'a Mutex<Vec<(Entrant, u8)>>,
+    name: u8,
+) {
+    let before = group.state.lock().queue.len();
+    scope.spawn(move || {
+        let admission = group.admit(10, who).unwrap();
+        admitted.lock().unwrap().push((who, name));
+        admission.commit(&[0; 10], 1);
+    });
+    while group.state.lock().queue.len() == before {
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn admission_is_first_come_first_served_and_endings_go_before_begins() {
+    let group = group_with(100_000, |config| config.max_unapplied = 10);
+    user(&group, 10).unwrap();
+    let admitted = Mutex::default();
+    let (group, admitted) = (&group, &admitted);
+    thread::scope(|scope| {
+        for name in 0..5 {
+            queued(scope, group, Entrant::User, admitted, name);
+        }
+        for name in 0..5 {
+            queued(scope, group, Entrant::Finishing, admitted, name);
+        }
+        // What needs no credit waits for nobody who does.
+        commit(group, 1, Entrant::Ending).unwrap();
+        // There is credit for one at a time.
+        for count in 1..=10 {
+            let (batch, _) = taken(group);
+            group.publish(batch.group);
+            group.applied(batch.group, batch.payload.len() as u64);
+            while admitted.lock().unwrap().len() < count || group.state.lock().queue.len() > 10 - count {
+                thread::yield_now();
+            }
+        }
+    });
+    let finishing = (0..5).map(|name| (Entrant::Finishing, name));
+    let users = (0..5).map(|name| (Entrant::User, name));
+    assert_eq!(*admitted.lock().unwrap(), finishing.chain(users).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_newcomer_does_not_overtake_those_that_wait_for_more_room() {
+    let group = group(100);
+    group.offer(Err(full()));
+    thread::scope(|scope| {
+        let large = scope.spawn(|| user(&group, 200));
+        assert_eq!(group.wait_wanted(), Some(230));
+        let small = scope.spawn(|| user(&group, 1));
+        while group.state.lock().queue.len() < 2 {
+            thread::yield_now();
+        }
+        assert!(!small.is_finished() && group.newest() == 0, "it has room and waits");
+        group.offer(Ok((1_000, "spare")));
+        assert_eq!((large.join().unwrap().unwrap(), small.join().unwrap().unwrap()), (1, 1));
+    });
+    assert_eq!(taken(&group).0.payload.len(), 201);
+}
+
+/// Moves what is applied, or written, until this is dropped.
+fn moving<'a>(scope: &'a thread::Scope<'a, '_>, counter: &'a AtomicU64) -> Sender<()> {
+    let (end, ended) = channel::<()>();
+    scope.spawn(move || {
+        while ended.recv_timeout(Duration::from_millis(1)).is_err_and(|end| end != RecvTimeoutError::Disconnected) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    end
+}
+
+#[test]
+fn a_begin_that_waits_too_long_is_busy_while_anything_moves_and_nothing_has_changed() {
+    let group = group_with(100_000, |config| {
+        config.timeout = Duration::from_millis(100);
+        config.max_unapplied = 10;
+    });
+    let ticket = user(&group, 10).unwrap();
+    group.publish(ticket);
+    thread::scope(|scope| {
+        let end = moving(scope, &group.config.applying);
+        for _ in 0..2 {
+            let error = user(&group, 1).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Busy);
+            assert!(error.to_string().contains("waited for its turn for 100ms"), "{error}");
+        }
+        is(group.wait_applied(ticket), ErrorKind::Busy);
+        assert_eq!((group.unapplied(), group.state.lock().queue.len()), (10, 0));
+        group.check().unwrap();
+        drop(end);
+    });
+    group.applied(taken(&group).0.group, 10);
+    assert_eq!(user(&group, 1).unwrap(), 2);
+}
+
+#[test]
+fn an_ending_waits_as_long_as_anything_moves() {
+    let group = group_with(100_000, |config| {
+        config.timeout = Duration::from_millis(20);
+        config.max_unapplied = 10;
+    });
+    user(&group, 10).unwrap();
+    thread::scope(|scope| {
+        let end = moving(scope, &group.config.applying);
+        let ending = scope.spawn(|| commit(&group, 1, Entrant::Finishing));
+        // Many timeouts of others pass meanwhile.
+        for _ in 0..5 {
+            is(user(&group, 1), ErrorKind::Busy);
+        }
+        assert!(!ending.is_finished());
+        group.applied(taken(&group).0.group, 10);
+        ending.join().unwrap().unwrap();
+        drop(end);
+    });
+}
+
+#[test]
+fn a_wait_for_a_sync_goes_on_as_long_as_groups_are_written() {
+    let group = group_with(1_000, |config| config.timeout = Duration::from_millis(20));
+    let ticket = user(&group, 1).unwrap();
+    thread::scope(|scope| {
+        let end = moving(scope, &group.writing);
+        let waiting = scope.spawn(|| group.wait(ticket));
+        until_waiting(&group, 1);
+        let begun = clock::deadline(Duration::from_millis(200)).unwrap();
+        while clock::monotonic() < begun {
+            assert!(!waiting.is_finished());
+            thread::yield_now();
+        }
+        drop(end);
+        let error = waiting.join().unwrap().unwrap_err();
+        assert!(error.to_string().contains("waited for its sync"), "{error}");
+    });
+}

@@ -1,0 +1,55 @@
+//! What sled has under way stays below the number of its threads, whatever it is given: with more it hangs.
+
+use super::*;
+use crate::store::barrier::UNDER_WAY;
+
+/// One change, its old value and the key, at most.
+const ONE: usize = 16 << 10;
+
+#[track_caller]
+fn is_bounded(store: &Store) {
+    let most = store.inner.tables.barriers.most_under_way.load(Ordering::SeqCst);
+    assert!(most > UNDER_WAY / 64 && most <= UNDER_WAY + ONE, "{most}");
+}
+
+fn row(size: usize) -> Change {
+    Change { key: StoreKey::row("t", b"big"), content: Some(Content::Row(Value::from(bytes(size)))) }
+}
+
+#[test]
+fn what_sled_has_under_way_is_bounded_in_apply_checkpoints_deletions_and_replay() {
+    for sync_flag in [true, false] {
+        let dir = temp();
+        let clock = ManualClock::new();
+        let options = options().sync_flag(sync_flag).segment_bytes(4 << 20).clock(clock.clone());
+        let (store, _) = open_with(dir.path(), &options);
+        for _ in 0..4 {
+            let committed = store.commit(vec![row(1_000_000)], &[], Entrant::User).unwrap().unwrap();
+            store.wait(committed.ticket).unwrap();
+        }
+        let until = store.now().store + 1;
+        for index in 0..4 {
+            put(&store, &key(index.to_string()), Image { expires: until, ..done(&bytes(500_000)) });
+        }
+        // What is in progress comes into sled with a checkpoint, all at once.
+        let changes = (0..1_000).map(|index| set(&key(format!("at work {index}")), at_work())).collect();
+        store.commit(changes, &[], Entrant::User).unwrap().unwrap();
+        checkpoint(&store);
+        is_bounded(&store);
+        clock.advance(Duration::from_secs(2));
+        let (mut pass, mut deleted) = (Pass::exact(), 0);
+        while let Some(more) = store.compact(&mut pass, 10).unwrap() {
+            deleted += more.records;
+        }
+        assert_eq!(deleted, 4);
+        is_bounded(&store);
+        for index in 0..4 {
+            put(&store, &key(index.to_string()), done(&bytes(700_000)));
+        }
+        crash(store);
+        let (store, report) = open_with(dir.path(), &options);
+        assert!(report.frames_replayed >= 4);
+        assert_eq!(outcome(&store, &key("3")).unwrap(), bytes(700_000));
+        is_bounded(&store);
+    }
+}
