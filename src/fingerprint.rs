@@ -1,6 +1,8 @@
 //! What "the same request" means: a digest of it.
 
 mod canonical;
+#[cfg(feature = "http")]
+mod json;
 
 use crate::error::{Error, ErrorKind, Result};
 #[cfg(feature = "json")]

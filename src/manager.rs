@@ -287,6 +287,7 @@ impl<T, E> Manager<T, E> {
         Ok(Start {
             by_key,
             fingerprint: options.fingerprint,
+            accepted: options.accepted,
             context,
             policy: options.on_interrupted.or(self.options.on_interrupted).unwrap_or_default(),
             schema: self.options.schema,

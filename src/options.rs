@@ -308,6 +308,7 @@ impl ManagerOptions {
 #[must_use]
 pub struct BeginOptions {
     pub(crate) fingerprint: Option<Fingerprint>,
+    pub(crate) accepted: Vec<Fingerprint>,
     pub(crate) context: Option<Context>,
     pub(crate) success_ttl: Option<Duration>,
     pub(crate) failure_ttl: Option<Duration>,
@@ -323,6 +324,29 @@ impl BeginOptions {
     /// What "the same request" means. A record that has one answers `Mismatch` to every retry with another, or with none.
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// Also accepts a record with this fingerprint, which an older rule gives to the same request; may be called several
+    /// times. A new record gets [`fingerprint`](Self::fingerprint). So a deploy that changes the rule turns no retry into a
+    /// mismatch; drop the older rule once the records of its time have expired.
+    ///
+    /// ```
+    /// use oncekey::{Begin, BeginOptions, Engine, Fingerprint, Manager};
+    ///
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let body = r#"{"amount":20}"#;
+    /// let by_bytes = Fingerprint::builder().part(body).finish();
+    /// let claim = payments.begin_with("order-42", BeginOptions::new().fingerprint(by_bytes))?.into_claim().unwrap();
+    /// claim.succeed(&1999)?;
+    /// // The next version of the service compares values.
+    /// let by_value = BeginOptions::new().fingerprint(Fingerprint::of_json(body)?).also_accept(by_bytes);
+    /// assert!(matches!(payments.begin_with("order-42", by_value)?, Begin::Replay(_)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn also_accept(mut self, fingerprint: Fingerprint) -> Self {
+        self.accepted.push(fingerprint);
         self
     }
 
@@ -374,6 +398,12 @@ impl ExecuteOptions {
     /// See [`BeginOptions::fingerprint`].
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.begin.fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// See [`BeginOptions::also_accept`].
+    pub fn also_accept(mut self, fingerprint: Fingerprint) -> Self {
+        self.begin = self.begin.also_accept(fingerprint);
         self
     }
 

@@ -12,12 +12,21 @@ use crate::value::Value;
 pub(crate) struct Start {
     pub(crate) by_key: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
+    /// What older rules give to the same request.
+    pub(crate) accepted: Vec<Fingerprint>,
     pub(crate) context: Context,
     pub(crate) policy: OnInterrupted,
     pub(crate) schema: u32,
     pub(crate) success_ttl: u64,
     pub(crate) failure_ttl: u64,
     pub(crate) unfinished_ttl: u64,
+}
+
+impl Start {
+    /// Whether a record with this fingerprint is of the same request.
+    fn accepts(&self, recorded: Fingerprint) -> bool {
+        self.fingerprint == Some(recorded) || self.accepted.contains(&recorded)
+    }
 }
 
 #[cfg(test)]
@@ -27,6 +36,7 @@ impl Start {
         Self {
             by_key: false,
             fingerprint: None,
+            accepted: Vec::new(),
             context: Context::new(),
             policy,
             schema: 0,
@@ -164,7 +174,7 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
     match (status, event) {
         // A mismatch wins over everything else that a retry could be told: 422 before 409.
         (_, Event::Begin(start) | Event::Create(start))
-            if record.fingerprint.is_some() && record.fingerprint != start.fingerprint =>
+            if record.fingerprint.is_some_and(|recorded| !start.accepts(recorded)) =>
         {
             Keep(Mismatch)
         }

@@ -64,6 +64,23 @@ fn mismatch_wins_over_every_state() {
 }
 
 #[test]
+fn a_record_of_an_older_rule_is_the_same_request_and_keeps_its_fingerprint() {
+    let recorded = Fingerprint::from_bytes([1; 32]);
+    for (_, image) in every_state(OnInterrupted::Resume) {
+        let image = Image { fingerprint: Some(recorded), ..image };
+        let newer = Start { accepted: vec![recorded], ..start(OnInterrupted::Resume, Some(9)) };
+        match decide(Some(&image), &Event::Begin(&newer), &now(10)) {
+            Decision::Keep(because) => assert_ne!(because, Because::Mismatch),
+            written => assert_eq!(numbered(written, image.revision + 1).fingerprint, Some(recorded)),
+        }
+        assert!(!matches!(decide(Some(&image), &Event::Create(&newer), &now(10)), Decision::Keep(Because::Mismatch)));
+        // One of a third rule is not accepted.
+        let other = Start { accepted: vec![Fingerprint::from_bytes([8; 32])], ..newer };
+        assert_eq!(decide(Some(&image), &Event::Begin(&other), &now(10)), Decision::Keep(Because::Mismatch));
+    }
+}
+
+#[test]
 fn without_a_fingerprint_none_is_compared() {
     let image = claimed(&start(OnInterrupted::Hold, None));
     let decision = decide(Some(&image), &Event::Begin(&start(OnInterrupted::Hold, Some(9))), &now(10));
