@@ -18,8 +18,7 @@ use crate::record::Status;
 use crate::records::{RecordFilter, Records};
 use crate::stats::Stats;
 use crate::table::Table;
-use crate::transaction::{self, Transaction};
-use crate::transition::Step;
+use crate::transaction::{self, PhaseOptions, Transaction};
 
 /// An open store.
 ///
@@ -90,7 +89,8 @@ impl Engine {
     }
 
     /// Changes several rows together or not at all; see [`Transaction`] for what the closure may do. It is run again when
-    /// another commit has changed what it read. `Err` and panics roll back.
+    /// another commit has changed what it read. `Err` and panics roll back. Inside the closure of another transaction of this
+    /// engine, on the same thread, it is part of that one: it is run once, and what it writes is committed with the rest.
     ///
     /// The closure's error is the caller's own type, as long as the engine's error can be turned into it: an enum with
     /// `#[from] oncekey::Error`, `anyhow::Error`, [`Error`], or the ready-made [`PhaseError`](crate::PhaseError).
@@ -121,7 +121,20 @@ impl Engine {
     /// [`MAX_TRANSACTION_RUNS`](crate::MAX_TRANSACTION_RUNS), `TooLarge` if all that is written does not fit into one frame of
     /// 32 MiB.
     pub fn atomic_phase<R, X: From<Error>>(&self, work: impl Fn(&Transaction) -> Result<R, X>) -> Result<R, X> {
-        transaction::run(&self.protocol, None, None, |tx| Ok((work(tx)?, Ok(Step::Stay)))).map(|(value, _)| value)
+        self.atomic_phase_with(&PhaseOptions::new(), work)
+    }
+
+    /// As [`atomic_phase`](Self::atomic_phase), with options: what is done about errors, and how strict it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`atomic_phase`](Self::atomic_phase).
+    pub fn atomic_phase_with<R, X: From<Error>>(
+        &self,
+        options: &PhaseOptions<'_, X>,
+        work: impl Fn(&Transaction) -> Result<R, X>,
+    ) -> Result<R, X> {
+        transaction::phase(&self.protocol, options, work)
     }
 
     /// The names of all managers that have a record.

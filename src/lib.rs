@@ -171,7 +171,9 @@ pub use stats::Stats;
 #[doc(hidden)]
 pub use store::fuzzing;
 pub use table::{Rows, Table};
-pub use transaction::{MAX_TRANSACTION_RUNS, PhaseError, Transaction, TransactionRows, TransactionTable};
+pub use transaction::{
+    Isolation, MAX_TRANSACTION_RUNS, PhaseError, PhaseOptions, Transaction, TransactionRows, TransactionTable,
+};
 pub use value::Value;
 
 /// The README's examples are compiled as written.

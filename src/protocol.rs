@@ -15,7 +15,7 @@ mod scan;
 mod wait;
 
 pub(crate) use list::ListRange;
-pub(crate) use phase::{Draft, Drafted, Fence};
+pub(crate) use phase::{Draft, Drafted, Fence, Savepoint};
 pub(crate) use rows::RowRange;
 pub(crate) use scan::Scan;
 pub(crate) use wait::Awaited;

@@ -111,8 +111,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         work: impl Fn(&Transaction) -> Result<Next<T, E>, X>,
     ) -> Result<(), X> {
         let (fence, faulted) = (Some(self.fence()), Some(self.fault_flag()));
+        let setting = transaction::Setting { fence, faulted, should_retry: None };
         let stage = |tx: &Transaction| work(tx).map(|next| ((), self.encode_step(next)));
-        let ((), info) = transaction::run::<_, X>(self.protocol(), fence, faulted, stage)?;
+        let ((), info) = transaction::run::<_, X>(self.protocol(), &setting, stage)?;
         if let Some(info) = info {
             self.moved(info);
         }

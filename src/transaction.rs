@@ -1,11 +1,14 @@
 //! Several rows, and a claim's record, changed together or not at all.
 
+mod attached;
+mod options;
 mod rows;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,6 +19,8 @@ use crate::protocol::{Draft, Drafted, Fence, Protocol};
 use crate::record::RecordInfo;
 use crate::transition::Step;
 use crate::value::Value;
+use attached::{attach, attached, part};
+pub use options::{Isolation, PhaseOptions};
 pub use rows::TransactionRows;
 
 /// How often a transaction's closure is run before it answers [`Conflict`](ErrorKind::Conflict).
@@ -43,7 +48,9 @@ const SPARING_RUNS: usize = 16;
 /// closure waits for a thread that waits for it.
 ///
 /// - Nothing that cannot be undone belongs inside: the closure may run several times.
-/// - Only its own tables may be used inside. Any other call into the engine answers
+/// - Only its own tables may be used inside, and [`Requests::with_transaction`](crate::Requests::with_transaction). An
+///   `atomic_phase` of the same engine inside is part of the transaction: what it writes is committed with the rest, and what a
+///   part that fails has written is not. Any other call into the engine answers
 ///   [`InsideTransaction`](ErrorKind::InsideTransaction).
 /// - A range that was read is checked as a whole: a row that comes into it counts as a change of what was read.
 pub struct Transaction {
@@ -203,35 +210,71 @@ enum Ended<R, X> {
     Panicked(Box<dyn Any + Send>),
 }
 
+/// Beside its closure, what a transaction runs with.
+pub(crate) struct Setting<'a, X> {
+    pub(crate) fence: Option<Fence<'a>>,
+    /// Raised when a fault of the engine is returned, or reaches the closure in the run that counts.
+    pub(crate) faulted: Option<&'a AtomicBool>,
+    /// Whether the closure runs again after this error of its own.
+    pub(crate) should_retry: Option<&'a dyn Fn(&X) -> bool>,
+}
+
+impl<X: From<Error>> Setting<'_, X> {
+    fn raise(&self) {
+        if let Some(faulted) = self.faulted {
+            faulted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn fault(&self, error: Error) -> X {
+        self.raise();
+        X::from(error)
+    }
+
+    fn runs_again_after<R>(&self, ended: &Ended<R, X>) -> bool {
+        matches!((ended, self.should_retry), (Ended::RolledBack(error), Some(judge)) if judge(error))
+    }
+}
+
+/// An atomic phase; a part of the transaction of the same engine that this thread is in, if it is in one.
+pub(crate) fn phase<R, X: From<Error>>(
+    protocol: &Arc<Protocol>,
+    options: &PhaseOptions<'_, X>,
+    work: impl Fn(&Transaction) -> Result<R, X>,
+) -> Result<R, X> {
+    let ended = if let Some(outer) = attached(protocol) {
+        part(&outer, || work(&outer))
+    } else {
+        let setting = Setting { fence: None, faulted: None, should_retry: options.should_retry.as_deref() };
+        run(protocol, &setting, |tx| Ok((work(tx)?, Ok(Step::Stay)))).map(|(value, _)| value)
+    };
+    ended.map_err(|error| options.failed(error))
+}
+
 /// Runs the closure until what it read still holds when it ends, and commits what it wrote, with what it makes of the
-/// claim's record. `faulted` is raised when a fault of the engine is returned, or reaches the closure in the run that counts.
+/// claim's record.
 pub(crate) fn run<R, X: From<Error>>(
     protocol: &Arc<Protocol>,
-    fence: Option<Fence<'_>>,
-    faulted: Option<&AtomicBool>,
+    setting: &Setting<'_, X>,
     work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
 ) -> Result<(R, Option<RecordInfo>), X> {
-    let raise = || faulted.map_or((), |faulted| faulted.store(true, Ordering::Relaxed));
-    let fault = |error: Error| {
-        raise();
-        X::from(error)
-    };
-    protocol.check().map_err(fault)?;
+    let fence = setting.fence;
+    protocol.check().map_err(|error| setting.fault(error))?;
     protocol.settle_abandoned();
     let (mut taken, mut met) = (protocol.no_lanes(), LaneSet::default());
     let mut runs = 0;
     // One deadline for all runs: a thread of the closure's own may wait for what this holds, in each of them.
     while runs < MAX_TRANSACTION_RUNS && !taken.is_overdue() {
         runs += 1;
-        let transaction = Transaction {
+        let transaction = Rc::new(Transaction {
             protocol: Arc::clone(protocol),
             draft: RefCell::new(protocol.draft()),
             tables: RefCell::default(),
             faulted: Cell::default(),
-        };
+        });
         let worked = begin(&transaction, fence, &work);
         let met_fault = transaction.faulted.get();
-        let mut draft = transaction.draft.into_inner();
+        let mut draft = transaction.draft.replace(protocol.draft());
         let (written, containers) = protocol.written_lanes(&draft, fence);
         if matches!(worked, Ok(Ok(Ok(_)))) {
             taken.give_way(&written, &containers);
@@ -250,30 +293,46 @@ pub(crate) fn run<R, X: From<Error>>(
             }
             continue;
         };
+        if runs < MAX_TRANSACTION_RUNS && !taken.is_overdue() && setting.runs_again_after(&ended) {
+            continue;
+        }
         if met_fault {
-            raise();
+            setting.raise();
         }
         // Not while others would have to wait for a sync too.
         drop(taken);
-        let durable = protocol.wait_for(&draft);
-        return match ended {
-            Ended::Committed(value, drafted) => protocol.tell(&drafted, fence).map(|info| (value, info)).map_err(fault),
-            Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
-            Ended::Fault(error) => Err(fault(error)),
-            // Where the engine can promise nothing any more, the panic still goes on.
-            Ended::Panicked(panic) => resume_unwind(panic),
-        };
+        return conclude(protocol, setting, &draft, ended);
     }
     drop(taken);
     let message = format!("a transaction was run {runs} times; each time others changed what it had read");
-    Err(fault(Error::new(ErrorKind::Conflict, message)))
+    Err(setting.fault(Error::new(ErrorKind::Conflict, message)))
+}
+
+/// What the caller is told, once all that it can conclude anything from is durable.
+fn conclude<R, X: From<Error>>(
+    protocol: &Protocol,
+    setting: &Setting<'_, X>,
+    draft: &Draft,
+    ended: Ended<R, X>,
+) -> Result<(R, Option<RecordInfo>), X> {
+    let fault = |error: Error| setting.fault(error);
+    let durable = protocol.wait_for(draft);
+    match ended {
+        Ended::Committed(value, drafted) => {
+            protocol.tell(&drafted, setting.fence).map(|info| (value, info)).map_err(fault)
+        }
+        Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
+        Ended::Fault(error) => Err(fault(error)),
+        // Where the engine can promise nothing any more, the panic still goes on.
+        Ended::Panicked(panic) => resume_unwind(panic),
+    }
 }
 
 /// The closure's answer, if it did not panic, if the claim is where it was.
 type Worked<R, X> = Result<std::thread::Result<Result<(R, Result<Step>), X>>>;
 
 fn begin<R, X>(
-    transaction: &Transaction,
+    transaction: &Rc<Transaction>,
     fence: Option<Fence<'_>>,
     work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
 ) -> Worked<R, X> {
@@ -281,8 +340,9 @@ fn begin<R, X>(
     if let Some(fence) = fence {
         protocol.step(&mut transaction.draft.borrow_mut(), fence, &Step::Stay)?;
     }
+    let inside = || protocol.inside(|| attach(transaction, || work(transaction)));
     // The closure's own state is its own: it is `Fn`, and what is rolled back here is thrown away.
-    Ok(catch_unwind(AssertUnwindSafe(|| protocol.inside(|| work(transaction)))))
+    Ok(catch_unwind(AssertUnwindSafe(inside)))
 }
 
 /// `None` if something that was read has changed: then the run is judged by nothing that it returned.

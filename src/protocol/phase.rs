@@ -46,6 +46,14 @@ pub(crate) struct Draft {
     pub(super) stale: bool,
 }
 
+/// What a draft would write at some moment.
+#[derive(Debug)]
+pub(crate) struct Savepoint {
+    writes: BTreeMap<StoreKey, Option<Content>>,
+    records: Vec<(StoreKey, Option<Status>)>,
+    kept: Vec<StoreKey>,
+}
+
 /// A draft that was committed.
 #[derive(Debug)]
 pub(crate) struct Drafted {
@@ -63,6 +71,15 @@ impl Draft {
         self.check()?;
         self.writes.insert(change.key, change.content);
         Ok(())
+    }
+
+    pub(crate) fn savepoint(&self) -> Savepoint {
+        Savepoint { writes: self.writes.clone(), records: self.records.clone(), kept: self.kept.clone() }
+    }
+
+    /// Forgets what it would write since then. What was read since stays read.
+    pub(crate) fn roll_back(&mut self, Savepoint { writes, records, kept }: Savepoint) {
+        (self.writes, self.records, self.kept) = (writes, records, kept);
     }
 
     /// What it would write there, or else what was read there.

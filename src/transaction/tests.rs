@@ -20,6 +20,8 @@ fn open_with(dir: &TempDir, patience: Duration) -> Arc<Protocol> {
     Arc::new(protocol.with_patience(patience))
 }
 
+const PLAIN: Setting<'static, Error> = Setting { fence: None, faulted: None, should_retry: None };
+
 fn temp() -> (TempDir, Arc<Protocol>) {
     let dir = tempfile::tempdir().unwrap();
     let protocol = open(&dir);
@@ -48,7 +50,7 @@ fn is_kept(protocol: &Protocol, key: &str) -> bool {
 fn a_phase_that_meets_others_every_time_answers_conflict() {
     let (_dir, protocol) = temp();
     let runs = AtomicUsize::new(0);
-    let ended = run::<(), Error>(&protocol, None, None, |tx| {
+    let ended = run::<(), Error>(&protocol, &PLAIN, |tx| {
         runs.fetch_add(1, Ordering::Relaxed);
         tx.table("t")?.get("a")?;
         put(&protocol, "a");
@@ -69,7 +71,7 @@ fn a_transaction_whose_own_thread_waits_for_its_locks_ends_with_the_first_wait()
     let dir = tempfile::tempdir().unwrap();
     let protocol = open_with(&dir, Duration::from_millis(100));
     let runs = AtomicUsize::new(0);
-    let ended = run::<(), Error>(&protocol, None, None, |tx| {
+    let ended = run::<(), Error>(&protocol, &PLAIN, |tx| {
         runs.fetch_add(1, Ordering::Relaxed);
         tx.table("t")?.get("a")?;
         put(&protocol, "a");
@@ -85,7 +87,7 @@ fn who_met_others_too_often_keeps_them_off_what_they_changed_and_off_nothing_els
     let (_dir, protocol) = temp();
     let runs = AtomicUsize::new(0);
     let cold: Vec<String> = (0..400).map(|number| format!("cold-{number}")).collect();
-    let ended = run::<(), Error>(&protocol, None, None, |tx| {
+    let ended = run::<(), Error>(&protocol, &PLAIN, |tx| {
         let run = runs.fetch_add(1, Ordering::Relaxed) + 1;
         let t = tx.table("t")?;
         t.get("hot")?;
@@ -108,7 +110,7 @@ fn who_meets_others_somewhere_else_each_time_keeps_them_off_everything_in_the_en
     let (_dir, protocol) = temp();
     let runs = AtomicUsize::new(0);
     let keys: Vec<String> = (0..SPARING_RUNS * 2).map(|number| format!("k-{number}")).collect();
-    let ended = run::<(), Error>(&protocol, None, None, |tx| {
+    let ended = run::<(), Error>(&protocol, &PLAIN, |tx| {
         let run = runs.fetch_add(1, Ordering::Relaxed) + 1;
         let t = tx.table("t")?;
         keys.iter().try_for_each(|key| t.get(key).map(drop))?;
@@ -146,7 +148,7 @@ fn steps() -> [Step; 4] {
 /// What a stage with this fence comes to that writes a row, and how often it has run.
 fn staged(protocol: &Arc<Protocol>, fence: Fence<'_>, step: &Step, meanwhile: impl Fn()) -> (Result<()>, usize) {
     let runs = AtomicUsize::new(0);
-    let ended = run::<(), Error>(protocol, Some(fence), None, |tx| {
+    let ended = run::<(), Error>(protocol, &Setting { fence: Some(fence), ..PLAIN }, |tx| {
         runs.fetch_add(1, Ordering::Relaxed);
         tx.table("t")?.insert("row", "x")?;
         meanwhile();
@@ -220,7 +222,7 @@ fn a_drop_that_was_not_recorded_is_settled_before_a_transaction_looks_at_it() {
     let (place, token) = claim(&protocol);
     protocol.abandon_unrecorded(&place, token, Ending::Release);
     let patch = crate::transition::Patch { recovery_point: Some("paid".to_owned()), ..Default::default() };
-    let patched = run::<(), Error>(&protocol, None, None, |tx| {
+    let patched = run::<(), Error>(&protocol, &PLAIN, |tx| {
         tx.with_draft(&protocol, |draft| protocol.patch_in(draft, &place, &patch))?;
         Ok(((), Ok(Step::Stay)))
     });

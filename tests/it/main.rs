@@ -28,6 +28,7 @@ mod litert;
 mod medusa;
 mod overload;
 mod owners;
+mod phases;
 mod programs;
 mod races;
 mod raw;

@@ -99,7 +99,6 @@ fn the_engine_s_own_verbs_are_refused_inside() {
             refused(table.get("k").map(|_| ()));
             refused(table.insert("k", "v"));
             refused(table.iter().map(|_| ()));
-            refused(engine.atomic_phase(|_| Ok(())));
             refused(engine.sync());
             refused(engine.compact_now().map(|_| ()));
             refused(engine.interrupted().and_then(|mut found| found.next().transpose()).map(|_| ()));

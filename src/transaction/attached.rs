@@ -1,0 +1,47 @@
+//! The transactions that this thread is in: a phase inside a phase of the same engine is part of it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::Transaction;
+use crate::protocol::{Protocol, Savepoint};
+
+thread_local! {
+    static ATTACHED: RefCell<Vec<Rc<Transaction>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs a closure inside of a transaction: meanwhile a phase of the same engine on this thread is part of it.
+pub(super) fn attach<R>(transaction: &Rc<Transaction>, f: impl FnOnce() -> R) -> R {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            let _ = ATTACHED.try_with(|attached| attached.borrow_mut().pop());
+        }
+    }
+    // It is gone where the thread ends: then a phase inside is refused.
+    let _ = ATTACHED.try_with(|attached| attached.borrow_mut().push(Rc::clone(transaction)));
+    let _leave = Leave;
+    f()
+}
+
+/// The transaction of this engine that this thread is in.
+pub(super) fn attached(protocol: &Protocol) -> Option<Rc<Transaction>> {
+    let of_this = |transaction: &&Rc<Transaction>| std::ptr::eq(&raw const *transaction.protocol, protocol);
+    ATTACHED.try_with(|attached| attached.borrow().iter().find(of_this).map(Rc::clone)).ok().flatten()
+}
+
+/// Runs a part of a transaction, all or nothing by itself: what it would write is forgotten if it fails or panics.
+pub(crate) fn part<R, X>(transaction: &Transaction, work: impl FnOnce() -> Result<R, X>) -> Result<R, X> {
+    struct RollBack<'a>(&'a Transaction, Option<Savepoint>);
+    impl Drop for RollBack<'_> {
+        fn drop(&mut self) {
+            if let Some(savepoint) = self.1.take() {
+                self.0.draft.borrow_mut().roll_back(savepoint);
+            }
+        }
+    }
+    let mut unless_done = RollBack(transaction, Some(transaction.draft.borrow().savepoint()));
+    let done = work()?;
+    unless_done.1 = None;
+    Ok(done)
+}
