@@ -116,8 +116,13 @@ impl<T, E> Claim<T, E> {
         self.inner.info.checkpoint()
     }
 
-    /// The checkpoint as the type it was encoded from.
-    pub fn decode_checkpoint<C: DeserializeOwned>(&self) -> Result<Option<C>> {
+    /// The checkpoint as the type that [`Next::advance_encoded`](crate::Next::advance_encoded) encoded it from.
+    ///
+    /// # Errors
+    ///
+    /// `TypeMismatch` when it was encoded from another type, or that type has changed since:
+    /// [limits](crate::guides::limits) says what counts. `Codec` when it was not encoded.
+    pub fn decode_checkpoint<C: Serialize + DeserializeOwned>(&self) -> Result<Option<C>> {
         let decoded = self.checkpoint().map(|bytes| codec::decode("a checkpoint", bytes)).transpose();
         if decoded.is_err() {
             self.inner.faulted.store(true, Ordering::Relaxed);

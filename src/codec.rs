@@ -1,215 +1,248 @@
-//! Values as bytes: bincode 1.3, fixed-width integers, little-endian, no trailing bytes.
+//! Values as bytes.
+//!
+//! A stored value is the codec (1 byte), the digest of its shape (8, little-endian) and the value in that codec:
+//!
+//! | codec | the value | the digest is of |
+//! |---|---|---|
+//! | 0xC0 | bincode 1.3, fixed-width integers, little-endian, no trailing bytes | its kinds and names: see [`walk`](self::walk) |
+//! | 0xC1 | JSON text | its kinds, names and content |
+//!
+//! No UTF-8 text has these bytes, so a text that was not encoded is never taken for a value that was.
+//!
+//! Bincode has no names and no kinds: whoever reads a value as another type may get wrong numbers without an error. So what
+//! was read is walked as it was when it was written, and the digests must agree. Both are made by `Serialize`, so that it does
+//! not matter how a type's `Deserialize` asks for its parts. Types that bincode cannot read back are stored as JSON. It is
+//! the text for which attributes such as `flatten` and `untagged` are made: inside them serde takes every format for a
+//! human-readable one, and then compact forms of, for example, UUIDs and addresses are not found again in CBOR or
+//! `MessagePack`.
 
+mod walk;
+
+use std::cell::Cell;
 use std::fmt;
+use std::io;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::Fingerprint;
 use bincode::{DefaultOptions, Options};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use walk::{Bytes, Count, Nothing, Readable, Stop, walk};
+
+/// Bytes before a value: the codec and the digest.
+const HEADER: usize = 9;
+/// What most values fit into.
+const USUAL_LEN: usize = 256;
+/// The largest buffer that a thread keeps for its next value.
+const KEPT_BUFFER: usize = 64 << 10;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Codec {
+    Compact = 0xC0,
+    Json = 0xC1,
+}
+
+impl Codec {
+    fn header(self, shape: u64) -> [u8; HEADER] {
+        let mut header = [self as u8; HEADER];
+        if let Some(digest) = header.last_chunk_mut() {
+            *digest = shape.to_le_bytes();
+        }
+        header
+    }
+}
+
+thread_local! {
+    /// For the bytes that are only compared.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 fn options(limit: u64) -> impl Options {
     DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(limit).reject_trailing_bytes()
 }
 
-/// The bytes of a value, at most `limit` of them. `what` names it in messages, e.g. "outcome"; it is written only into those.
-pub(crate) fn encode<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    encode_into(&mut bytes, what, value, limit)?;
-    Ok(bytes)
+/// Appends a part of the store's own formats in bincode, of at most `limit` bytes. `what` names it in messages.
+pub(crate) fn encode_plain<S: Serialize + ?Sized>(bytes: &mut Vec<u8>, what: &str, part: &S, limit: u64) -> Result<()> {
+    let limit = limit.saturating_add(bytes.len() as u64);
+    let refused = |cause| Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {cause}"));
+    walk(part, Bytes { bytes, limit }).map(|_| ()).map_err(refused)
 }
 
-/// [`encode`], behind what is there.
-pub(crate) fn encode_into<S: Serialize + ?Sized>(
-    bytes: &mut Vec<u8>,
-    what: impl fmt::Display,
-    value: &S,
-    limit: u64,
-) -> Result<()> {
-    let reserved = |bytes: &mut Vec<u8>| -> bincode::Result<()> {
-        let len = options(limit).serialized_size(value)?;
-        bytes.reserve(usize::try_from(len).unwrap_or_default());
-        options(limit).with_no_limit().serialize_into(bytes, value)
-    };
-    reserved(bytes).map_err(|error| {
-        if !matches!(*error, bincode::ErrorKind::SizeLimit) {
-            return Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {error}"));
-        }
-        let size = match options(u64::MAX).serialized_size(value) {
-            Ok(size) => format!("{size} bytes long"),
-            Err(_) => "too large".to_owned(),
-        };
-        Error::new(ErrorKind::TooLarge, format!("{what} is {size}, the limit is {limit}"))
-    })
+/// Reads what [`encode_plain`] wrote, all of it. It reserves no more than the bytes can fill, up to 1 MiB for a collection.
+pub(crate) fn decode_plain<D: DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<D> {
+    compact(bytes).map_err(|cause| Error::new(ErrorKind::Codec, format!("{what} cannot be decoded: {cause}")))
 }
 
-/// The value of these bytes, all of them. It reserves no more than the bytes can fill, up to 1 MiB for a collection.
-pub(crate) fn decode<D: DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<D> {
-    options(bytes.len() as u64)
-        .deserialize(bytes)
-        .map_err(|error| Error::new(ErrorKind::Codec, format!("{what} cannot be decoded: {error}")))
+fn compact<D: DeserializeOwned>(bytes: &[u8]) -> bincode::Result<D> {
+    options(bytes.len() as u64).deserialize(bytes)
 }
 
-/// [`encode`], after making sure that the bytes can be read back as this value.
+/// Reads a stored value.
 ///
-/// bincode writes what it cannot read, or reads it as something else: a variant behind a skipped one comes back as its
+/// # Errors
+///
+/// `TypeMismatch` when it was stored as another type, as far as can be seen in this value; `Codec` when it is no stored value.
+pub(crate) fn decode<T: Serialize + DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<T> {
+    let Some((codec, shape, payload)) = split(bytes) else {
+        return Err(Error::new(
+            ErrorKind::Codec,
+            format!("{what} cannot be decoded: its bytes are not an encoded value"),
+        ));
+    };
+    let mismatch = |cause: &dyn fmt::Display| {
+        Error::new(ErrorKind::TypeMismatch, format!("{what} was stored as another type than it is read as: {cause}"))
+    };
+    let (value, read_as) = match codec {
+        Codec::Compact => {
+            let value: T = compact(payload).map_err(|cause| mismatch(&cause))?;
+            let read_as = walk(&value, Nothing).map_err(|cause| mismatch(&cause))?.0;
+            (value, read_as)
+        }
+        Codec::Json => {
+            let value: T = serde_json::from_slice(payload).map_err(|cause| mismatch(&place(&cause)))?;
+            let read_as = walk(&value, Readable).map_err(|cause| mismatch(&cause))?.0;
+            (value, read_as)
+        }
+    };
+    if read_as == shape { Ok(value) } else { Err(mismatch(&"the names, kinds or order of its parts differ")) }
+}
+
+fn split(bytes: &[u8]) -> Option<(Codec, u64, &[u8])> {
+    let (&[codec, ref shape @ ..], payload) = bytes.split_first_chunk::<HEADER>()?;
+    let codec = [Codec::Compact, Codec::Json].into_iter().find(|known| *known as u8 == codec)?;
+    Some((codec, u64::from_le_bytes(*shape), payload))
+}
+
+/// The bytes to store a value as, at most `limit` of them, after making sure that they can be read back as this value. Also
+/// gives the value that was read back.
+///
+/// Bincode writes what it cannot read, or reads it as something else: a variant behind a skipped one comes back as its
 /// neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash map or set may
-/// differ, since it is another in every instance. Also gives the value that was read back.
+/// differ, since it is another in every instance. What fails this is stored as JSON, if that can be read back.
 pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
-    what: impl fmt::Display + Copy,
+    what: impl fmt::Display,
     value: &T,
     limit: u64,
 ) -> Result<(Vec<u8>, T)> {
-    let bytes = encode(what, value, limit).map_err(|error| match error.kind() {
-        ErrorKind::Codec => unreadable(what, &error),
-        _ => error,
-    })?;
-    let read: T = decode(what, &bytes).map_err(|error| unreadable(what, &error))?;
-    // A value that grew in between is not this one either, whatever its size.
-    let again = encode(what, &read, limit).map_err(|error| unreadable(what, &error))?;
-    if again == bytes || Fingerprint::unordered(value)? == Fingerprint::unordered(&read)? {
-        return Ok((bytes, read));
+    let refused = |compact: &dyn fmt::Display| match json_checked(value, limit) {
+        Ok(stored) => Ok(stored),
+        Err(Stop::TooLarge) => Err(too_large(&what, value, limit)),
+        Err(Stop::Refused(json)) => {
+            let message = format!("{what} could not be read back once stored: {compact}; as JSON: {json}");
+            Err(Error::new(ErrorKind::Codec, message))
+        }
+    };
+    let mut bytes = Vec::with_capacity(USUAL_LEN);
+    let shape = match write_compact(&mut bytes, value, limit) {
+        Ok(shape) => shape,
+        // A value that bincode could not read back anyway may be short enough as JSON.
+        Err(Stop::TooLarge) => return json_checked(value, limit).map_err(|_| too_large(&what, value, limit)),
+        Err(cause) => return refused(&cause),
+    };
+    let payload = bytes.get(HEADER..).unwrap_or_default();
+    let read: T = match compact(payload) {
+        Ok(read) => read,
+        Err(cause) => return refused(&cause),
+    };
+    let mut again = BUFFER.take();
+    again.clear();
+    let as_read = write_compact(&mut again, &read, limit);
+    // The digest is in the bytes.
+    let same = as_read.is_ok_and(|as_read| as_read == shape)
+        && (again == bytes || Fingerprint::unordered(value)? == Fingerprint::unordered(&read)?);
+    if again.capacity() <= KEPT_BUFFER {
+        BUFFER.set(again);
     }
-    Err(unreadable(what, "it is read back as another value"))
+    if same { Ok((bytes, read)) } else { refused(&"it is read back as another value") }
 }
 
-fn unreadable(what: impl fmt::Display, cause: impl fmt::Display) -> Error {
-    let message = format!("{what} could not be read back once stored (wrap its type in `Json<T>`): {cause}");
-    Error::new(ErrorKind::Codec, message)
+/// The bytes of a value whose type may only borrow, so that they cannot be read back here. They are JSON where that can hold
+/// the value within the limit, because it can be read as every type with ordinary attributes, else bincode.
+pub(crate) fn encode<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u64) -> Result<Vec<u8>> {
+    if let Ok(bytes) = write_json(value, limit) {
+        return Ok(bytes);
+    }
+    let mut bytes = Vec::new();
+    match write_compact(&mut bytes, value, limit) {
+        Ok(_) => Ok(bytes),
+        Err(Stop::TooLarge) => Err(too_large(what, value, limit)),
+        Err(cause) => Err(Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {cause}"))),
+    }
+}
+
+/// Into an empty buffer; gives the digest.
+fn write_compact<S: Serialize + ?Sized>(bytes: &mut Vec<u8>, value: &S, limit: u64) -> Result<u64, Stop> {
+    bytes.extend_from_slice(&Codec::Compact.header(0));
+    let (shape, _) = walk(value, Bytes { bytes, limit })?;
+    if let Some(header) = bytes.first_chunk_mut() {
+        *header = Codec::Compact.header(shape);
+    }
+    Ok(shape)
+}
+
+fn write_json<S: Serialize + ?Sized>(value: &S, limit: u64) -> Result<Vec<u8>, Stop> {
+    let (shape, _) = walk(value, Readable)?;
+    let mut limited = Limited { bytes: Codec::Json.header(shape).to_vec(), limit };
+    match serde_json::to_writer(&mut limited, value) {
+        Ok(()) => Ok(limited.bytes),
+        Err(error) if error.is_io() => Err(Stop::TooLarge),
+        Err(error) => Err(Stop::Refused(error.to_string())),
+    }
+}
+
+fn json_checked<T: Serialize + DeserializeOwned>(value: &T, limit: u64) -> Result<(Vec<u8>, T), Stop> {
+    let bytes = write_json(value, limit)?;
+    let payload = bytes.get(HEADER..).unwrap_or_default();
+    let read: T = serde_json::from_slice(payload).map_err(|cause| Stop::Refused(place(&cause)))?;
+    let digest = |value| Fingerprint::readable(value).map_err(|cause| Stop::Refused(cause.to_string()));
+    if digest(value)? == digest(&read)? {
+        return Ok((bytes, read));
+    }
+    Err(Stop::Refused("it is read back as another value".to_owned()))
+}
+
+struct Limited {
+    bytes: Vec<u8>,
+    limit: u64,
+}
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.bytes.len() as u64).saturating_add(bytes.len() as u64) > self.limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Names the length of the shorter form.
+fn too_large<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u64) -> Error {
+    let compact = walk(value, Count(HEADER as u64)).ok().map(|(_, count)| count.0);
+    let json = serde_json::to_vec(value).ok().map(|text| (HEADER + text.len()) as u64);
+    let size = match compact.into_iter().chain(json).min() {
+        Some(size) => format!("{size} bytes long"),
+        None => "too large".to_owned(),
+    };
+    Error::new(ErrorKind::TooLarge, format!("{what} is {size}, the limit is {limit}"))
+}
+
+/// Where JSON could not be read. The error's own text may quote the value, which is not for logs.
+fn place(error: &serde_json::Error) -> String {
+    let problem = match error.classify() {
+        Category::Data => "JSON does not fit the type",
+        Category::Syntax => "JSON is malformed",
+        Category::Eof => "JSON is cut short",
+        Category::Io => "JSON cannot be read",
+    };
+    format!("{problem} at line {} column {}", error.line(), error.column())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde::Deserialize;
-    use std::collections::{BTreeMap, HashMap, HashSet};
-
-    const LIMIT: u64 = 1 << 16;
-
-    #[track_caller]
-    fn refused<T: Serialize + DeserializeOwned>(value: &T) {
-        let error = encode_checked("outcome", value, LIMIT).err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::Codec);
-        assert!(error.to_string().starts_with("outcome ") && error.to_string().contains("`Json<T>`"), "{error}");
-    }
-
-    #[track_caller]
-    fn accepted<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
-        let (bytes, _) = encode_checked("outcome", value, LIMIT).unwrap();
-        assert_eq!(bytes, encode("outcome", value, LIMIT).unwrap());
-        assert!(decode::<T>("outcome", &bytes).unwrap() == *value);
-    }
-
-    #[test]
-    fn the_format_is_fixed() {
-        let bytes = encode("value", &(1_u16, Some("ab"), -1_i64), LIMIT).unwrap();
-        assert_eq!(bytes, b"\x01\0\x01\x02\0\0\0\0\0\0\0ab\xff\xff\xff\xff\xff\xff\xff\xff");
-        assert!(decode::<(u16, Option<String>, i64)>("value", &bytes).is_ok());
-    }
-
-    #[test]
-    fn limits_name_the_sizes() {
-        assert_eq!(encode("checkpoint", &[0_u8; 8], 8).unwrap(), [0; 8]);
-        let error = encode("checkpoint", &[0_u8; 9], 8).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TooLarge);
-        assert_eq!(error.to_string(), "checkpoint is 9 bytes long, the limit is 8");
-        assert_eq!(encode_checked("outcome", &[0_u8; 9], 8).unwrap_err().kind(), ErrorKind::TooLarge);
-    }
-
-    #[test]
-    fn damaged_bytes_are_errors() {
-        let bytes = encode("value", &("text".to_owned(), vec![1_u64, 2]), LIMIT).unwrap();
-        for cut in 0..bytes.len() {
-            assert_eq!(decode::<(String, Vec<u64>)>("value", &bytes[..cut]).unwrap_err().kind(), ErrorKind::Codec);
-        }
-        let longer = [&bytes[..], &[0]].concat();
-        assert!(decode::<(String, Vec<u64>)>("value", &longer).is_err());
-        for junk in [[0xff; 8], [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]] {
-            assert!(decode::<String>("value", &junk).is_err());
-            assert!(decode::<Vec<u8>>("value", &junk).is_err());
-            assert!(decode::<Vec<[u64; 4]>>("value", &junk).is_err());
-            assert!(decode::<crate::value::Value>("value", &junk).is_err());
-            assert!(decode::<HashMap<u64, u64>>("value", &junk).is_err());
-        }
-    }
-
-    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-    enum Refusal {
-        #[serde(skip)]
-        #[expect(dead_code, reason = "the skipped variant is what is tested")]
-        Internal,
-        Declined(u8),
-        Fraud(u8),
-    }
-
-    #[test]
-    fn a_variant_behind_a_skipped_one_is_refused() {
-        let bytes = encode("outcome", &Refusal::Declined(1), LIMIT).unwrap();
-        assert_eq!(decode::<Refusal>("outcome", &bytes).unwrap(), Refusal::Fraud(1), "the lie this is about");
-        refused(&Refusal::Declined(1));
-        refused(&Refusal::Fraud(1));
-        refused(&vec![Refusal::Declined(1)]);
-        // Set against the digest: there, bytes that differ are not the end.
-        refused(&HashMap::from([(1, Refusal::Declined(1)), (2, Refusal::Declined(2))]));
-    }
-
-    #[derive(PartialEq, Serialize, Deserialize)]
-    struct Sparse {
-        #[serde(skip_serializing_if = "Option::is_none")]
-        note: Option<u8>,
-        amount: u64,
-    }
-
-    #[derive(PartialEq, Serialize, Deserialize)]
-    #[serde(untagged)]
-    enum Untagged {
-        Number(u64),
-    }
-
-    #[derive(PartialEq, Serialize, Deserialize)]
-    struct Flat {
-        id: u8,
-        #[serde(flatten)]
-        rest: BTreeMap<String, u8>,
-    }
-
-    #[derive(PartialEq, Serialize, Deserialize)]
-    struct Defaulted {
-        id: u8,
-        #[serde(skip)]
-        cache: u8,
-    }
-
-    #[test]
-    fn attributes_that_bincode_cannot_follow_are_refused() {
-        refused(&Sparse { note: None, amount: 7 });
-        accepted(&Sparse { note: Some(1), amount: 7 });
-        refused(&Untagged::Number(1));
-        refused(&Flat { id: 1, rest: BTreeMap::from([("a".into(), 2)]) });
-        refused(&serde_json::json!({ "a": 1 }));
-        refused(&serde_json::json!("text"));
-    }
-
-    #[test]
-    fn a_skipped_field_is_the_users_choice() {
-        let (bytes, _) = encode_checked("outcome", &Defaulted { id: 1, cache: 9 }, LIMIT).unwrap();
-        assert!(decode::<Defaulted>("outcome", &bytes).unwrap() == Defaulted { id: 1, cache: 0 });
-    }
-
-    #[test]
-    fn ordinary_values_are_accepted() {
-        accepted(&());
-        accepted(&(1_u8, 'x', '\u{1f600}', "text".to_owned(), -1_i128, u128::MAX));
-        accepted(&Ok::<Option<u8>, String>(None));
-        accepted(&vec![Some(f64::MIN_POSITIVE), None]);
-        assert!(encode_checked("outcome", &f64::NAN, LIMIT).is_ok());
-        accepted(&crate::failure::Failure::new("declined"));
-    }
-
-    #[test]
-    fn hash_maps_and_sets_are_accepted() {
-        let map: HashMap<String, HashSet<u32>> = (0..50).map(|i| (i.to_string(), (0..50).collect())).collect();
-        accepted(&map);
-        accepted(&(0..50).map(|i| vec![i; 3]).collect::<HashSet<Vec<u64>>>());
-    }
-}
+mod tests;

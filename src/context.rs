@@ -68,8 +68,10 @@ impl Context {
 
     /// [`with`](Self::with) a value that [`decode`](Self::decode) reads back.
     ///
-    /// It takes what only borrows, such as `&str`, so it cannot find out whether the bytes are readable: types that bincode
-    /// writes and does not read, such as a `serde_json::Value`, are refused by `decode` only.
+    /// It takes what only borrows, such as `&str`, so it cannot find out whether the bytes can be read back: a type that writes
+    /// itself otherwise than it reads itself is refused by `decode` only. The value is stored as JSON, or as bincode if JSON
+    /// cannot hold it, for example a map whose keys are pairs, or if it
+    /// would be too long.
     ///
     /// # Errors
     ///
@@ -97,8 +99,9 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// [`Codec`](ErrorKind::Codec) when the bytes are not those of a `C`.
-    pub fn decode<C: DeserializeOwned>(&self, name: &str) -> Result<Option<C>> {
+    /// [`TypeMismatch`](ErrorKind::TypeMismatch) when it was encoded from another type, or that type has changed since:
+    /// [limits](crate::guides::limits) says what counts. [`Codec`](ErrorKind::Codec) when it was not encoded.
+    pub fn decode<C: Serialize + DeserializeOwned>(&self, name: &str) -> Result<Option<C>> {
         let decoded = self.get(name).map(|bytes| codec::decode(entry(name), bytes)).transpose();
         if let (Err(_), Some(fault)) = (&decoded, &self.fault) {
             fault.store(true, Ordering::Relaxed);
@@ -208,10 +211,23 @@ mod tests {
         assert_eq!(context.decode::<(u8, String)>("args").unwrap(), Some((7, "x".to_owned())));
         assert_eq!(context.decode::<u8>("other").unwrap(), None);
         let error = context.decode::<u8>("args").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Codec);
+        assert_eq!(error.kind(), ErrorKind::TypeMismatch);
         assert!(error.to_string().contains("context entry \"args\""), "{error}");
+        assert_eq!(context.with("args", "7").decode::<u8>("args").unwrap_err().kind(), ErrorKind::Codec);
         let error = Context::new().with_encoded("args", &vec![0_u8; MAX_CONTEXT_BYTES]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn encoded_values_may_be_of_types_that_skip_fields_or_are_not_texts() {
+        let args = serde_json::json!({ "a": [1, null] });
+        let by_pair = BTreeMap::from([((1, 2), 3)]);
+        let long = vec![255_u8; MAX_CONTEXT_BYTES / 2];
+        let context = Context::new().with_encoded("args", &args).unwrap().with_encoded("pairs", &by_pair).unwrap();
+        let context = context.with_encoded("long", &long).unwrap();
+        assert_eq!(context.decode("args").unwrap(), Some(args));
+        assert_eq!(context.decode("pairs").unwrap(), Some(by_pair));
+        assert_eq!(context.decode("long").unwrap(), Some(long));
     }
 
     #[test]

@@ -54,9 +54,11 @@ pub enum ErrorKind {
     Corrupt,
     /// The directory is not a store, or one of a newer format. Check the path and the version of this crate.
     UnsupportedFormat,
-    /// A value could not be encoded, or not be read back as it was. Nothing was stored; fix the type, or wrap it in `Json`.
+    /// A value cannot be encoded, or not be read back as it was: nothing was stored. Or bytes that are read as an encoded value
+    /// were not encoded. Fix the type, or read the bytes as they are.
     Codec,
-    /// A record or a manager is used with other types or another schema than it was made with. Fix the program or migrate.
+    /// A record, a value or a manager is used with other types or another schema than it was made with. Fix the program or
+    /// migrate.
     TypeMismatch,
     /// The claim no longer owns its record: it ended otherwise, or another claim took over. Do not act on it; read the record.
     ClaimLost,

@@ -86,7 +86,8 @@ pub enum ExecuteError<T, E = Failure> {
     /// The key belongs to another request.
     Mismatch(RecordInfo),
     /// The operation ran, but what came of it is not stored, so nobody may be told. The claim is alive: try the ending again,
-    /// or drop it to interrupt the record.
+    /// or drop it to interrupt the record. That a type cannot be stored is known before the effect to a test, or a start of the
+    /// service, that calls [`Manager::encode_outcome`] with an example.
     NotStored {
         /// What the operation returned.
         outcome: Result<T, E>,

@@ -5,8 +5,6 @@ mod canonical;
 mod json;
 
 use crate::error::{Error, ErrorKind, Result};
-#[cfg(feature = "json")]
-pub(crate) use canonical::STRUCTURED;
 use canonical::{Order, digest};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -46,17 +44,22 @@ impl Fingerprint {
     ///
     /// [`Codec`](ErrorKind::Codec) when the value refuses to be serialized.
     pub fn of<S: Serialize + ?Sized>(value: &S) -> Result<Self> {
-        Self::with_order(value, Order::Sequences)
+        Self::digest(value, Order::Sequences, false)
     }
 
     /// [`of`](Self::of), but with the elements of sequences in any order, so that sets agree.
     pub(crate) fn unordered<S: Serialize + ?Sized>(value: &S) -> Result<Self> {
-        Self::with_order(value, Order::Nothing)
+        Self::digest(value, Order::Nothing, false)
     }
 
-    fn with_order<S: Serialize + ?Sized>(value: &S, order: Order) -> Result<Self> {
+    /// [`unordered`](Self::unordered), of the value's human-readable form.
+    pub(crate) fn readable<S: Serialize + ?Sized>(value: &S) -> Result<Self> {
+        Self::digest(value, Order::Nothing, true)
+    }
+
+    fn digest<S: Serialize + ?Sized>(value: &S, order: Order, readable: bool) -> Result<Self> {
         let refused = |cause| Error::new(ErrorKind::Codec, format!("value cannot be fingerprinted: {cause}"));
-        digest(value, order).map(Self).map_err(refused)
+        digest(value, order, readable).map(Self).map_err(refused)
     }
 
     /// Starts a fingerprint of chosen parts, for requests whose type changes from release to release.

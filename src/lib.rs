@@ -80,7 +80,6 @@
 //! # Features
 //!
 //! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate.
-//! - `json`: `Json<T>`, for outcomes that bincode cannot read back.
 //! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own; records as JSON.
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!
@@ -110,8 +109,6 @@ mod execute;
 mod failure;
 mod fingerprint;
 mod group;
-#[cfg(feature = "json")]
-mod json;
 mod key;
 mod lanes;
 mod manager;
@@ -149,8 +146,6 @@ pub use event::{Compacted, EVENT_QUEUE, Event};
 pub use execute::{ExecuteError, Executed};
 pub use failure::Failure;
 pub use fingerprint::{Fingerprint, FingerprintBuilder};
-#[cfg(feature = "json")]
-pub use json::Json;
 pub use key::{Key, MAX_KEY_BYTES};
 pub use manager::{Begin, Manager, Pending, Resolution, Waited};
 pub use options::{

@@ -131,7 +131,7 @@ impl EngineOptions {
         self
     }
 
-    /// The largest encoded outcome. Defaults to 1 MiB, at most [`MAX_VALUE_BYTES`].
+    /// The largest encoded outcome in bytes, with the nine that each begins with. Defaults to 1 MiB, at most [`MAX_VALUE_BYTES`].
     pub fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.max_value_bytes = bytes;
         self
@@ -274,8 +274,9 @@ impl ManagerOptions {
         self
     }
 
-    /// A number written into each record; read with another, an outcome is `TypeMismatch` instead of a wrong value. Raise it
-    /// when the types change. Defaults to 0.
+    /// A number written into each record; read with another, an outcome is `TypeMismatch`. Raise it when the same
+    /// fields change their meaning; changes of the types themselves are found without it:
+    /// [limits](crate::guides::limits) has the rules. Defaults to 0.
     pub fn schema(mut self, schema: u32) -> Self {
         self.schema = schema;
         self

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec;
@@ -43,7 +44,7 @@ impl<T, E> Finished<T, E> {
     }
 }
 
-impl<T: DeserializeOwned, E: DeserializeOwned> Finished<T, E> {
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Finished<T, E> {
     /// Reads an outcome that was stored under this schema.
     pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
         let outcome = decode(&info, schema)?;
@@ -88,7 +89,7 @@ impl<T, E> Record<T, E> {
     }
 }
 
-impl<T: DeserializeOwned, E: DeserializeOwned> Record<T, E> {
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Record<T, E> {
     pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
         Ok(Self { outcome: decode(&info, schema)?, info })
     }
@@ -116,7 +117,10 @@ impl<T, E> fmt::Debug for Record<T, E> {
     }
 }
 
-fn decode<T: DeserializeOwned, E: DeserializeOwned>(info: &RecordInfo, schema: u32) -> Result<Option<Result<T, E>>> {
+fn decode<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned>(
+    info: &RecordInfo,
+    schema: u32,
+) -> Result<Option<Result<T, E>>> {
     let image = info.image();
     let Some(bytes) = image.outcome.as_ref() else { return Ok(None) };
     if image.schema != schema {

@@ -6,18 +6,23 @@ mod portable;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use crate::clock::millis;
+use crate::codec;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, check_name};
-use crate::manager::Resolution;
+use crate::manager::{Manager, Resolution};
 use crate::options::check_ttl;
 use crate::outcome::Record;
 use crate::protocol::{Depth, Place};
 use crate::transition::Ending;
 use crate::value::Value;
 
-/// A manager for tools that do not know the types: outcomes are bytes.
+/// A manager for tools that do not know the types: outcomes are bytes as they are stored, and
+/// [limits](crate::guides::limits) describes these.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager};
@@ -27,7 +32,8 @@ use crate::value::Value;
 /// for name in engine.managers()? {
 ///     let raw = engine.raw(&name)?;
 ///     let bytes = raw.get("order-42")?.and_then(|record| record.into_outcome()).unwrap().unwrap();
-///     assert_eq!(bytes.as_ref(), 1999_u64.to_le_bytes());
+///     // Before them: the codec (1 byte) and the digest of the value's shape (8).
+///     assert_eq!(bytes.get(9..), Some(&1999_u64.to_le_bytes()[..]));
 /// }
 /// # Ok::<(), oncekey::Error>(())
 /// ```
@@ -49,6 +55,42 @@ impl Engine {
     }
 }
 
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Returns the bytes that this outcome would be stored as, after reading them back and comparing; nothing is stored.
+    ///
+    /// It finds out before an effect, or in a test, whether outcomes of these types can be stored at all: `execute` can only
+    /// say so when the operation has run. [`RawManager::resolve`] and the command line's `resolve`
+    /// take these bytes.
+    ///
+    /// # Errors
+    ///
+    /// `Codec` when the value could not be read back, `TooLarge` when it is over
+    /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ErrorKind, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Receipt {
+    ///     #[serde(skip_serializing)] // and so never read back
+    ///     charge: String,
+    /// }
+    /// let payments: Manager<Receipt> = engine.manager("payments")?;
+    /// let error = payments.encode_outcome(Ok(&Receipt { charge: "ch_1".into() })).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Codec);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn encode_outcome(&self, outcome: std::result::Result<&T, &E>) -> Result<Value> {
+        let what = format_args!("an outcome of {}", self.name());
+        let limit = self.engine().protocol().max_value_bytes();
+        let bytes = match outcome {
+            Ok(value) => codec::encode_checked(what, value, limit)?.0,
+            Err(failure) => codec::encode_checked(what, failure, limit)?.0,
+        };
+        Ok(Value::from(bytes))
+    }
+}
+
 impl RawManager {
     fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
         Ok(Place::new(&self.name, Key::new(key)?))
@@ -59,7 +101,7 @@ impl RawManager {
         Ok(self.engine.protocol().get(&self.place(key)?, Depth::Whole)?.map(Record::raw))
     }
 
-    /// As [`Manager::resolve`](crate::Manager::resolve), with an outcome that is encoded already. The record keeps its schema.
+    /// As [`Manager::resolve`], with an outcome as [`Manager::encode_outcome`] gives it. The record keeps its schema.
     pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<Value, Value>) -> Result<()> {
         let place = self.place(key)?;
         let ending = match resolution {
@@ -79,17 +121,17 @@ impl RawManager {
         Ok(bytes)
     }
 
-    /// As [`Manager::reopen`](crate::Manager::reopen).
+    /// As [`Manager::reopen`].
     pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.engine.protocol().reopen(&self.place(key)?)
     }
 
-    /// As [`Manager::remove`](crate::Manager::remove).
+    /// As [`Manager::remove`].
     pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.engine.protocol().remove(&self.place(key)?)
     }
 
-    /// As [`Manager::extend`](crate::Manager::extend).
+    /// As [`Manager::extend`].
     pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
         self.engine.protocol().extend(&self.place(key)?, millis(ttl))

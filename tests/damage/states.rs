@@ -85,10 +85,10 @@ impl Content {
         self.is_interrupted() && self.before_its_end() == *self
     }
 
-    /// With this value, behind its length.
+    /// With this value, behind its codec, the digest of its shape and its length.
     pub(crate) fn is_success(&self, value: &[u8]) -> bool {
         let Self::Record { status: Status::Succeeded, outcome: Some((true, bytes)), .. } = self else { return false };
-        bytes.get(8..) == Some(value)
+        bytes.get(17..) == Some(value)
     }
 }
 

@@ -110,18 +110,18 @@ fn oversized_contexts() {
 #[test]
 fn empty_and_oversized_values() {
     let clock = ManualClock::new();
-    let engine = options(&clock).max_value_bytes(0).temporary().unwrap();
-    // A unit has no bytes, and is a value all the same.
+    let engine = options(&clock).max_value_bytes(9).temporary().unwrap();
+    // A unit has no bytes but those that each value begins with, and is a value all the same.
     let unit: Manager<(), u8> = engine.manager("unit").unwrap();
     let info = claim(&unit, "k").succeed(&()).unwrap().info().clone();
-    assert_eq!((info.status(), info.outcome_bytes(), outcome(&unit, "k")), (Status::Succeeded, 0, Some(Ok(()))));
+    assert_eq!((info.status(), info.outcome_bytes(), outcome(&unit, "k")), (Status::Succeeded, 9, Some(Ok(()))));
     is(&claim(&unit, "l").fail(&1).unwrap_err().error, ErrorKind::TooLarge, "the failure of key l of unit");
     assert_eq!(status(&unit, "l"), Some(Status::Interrupted));
 
     let error = options(&clock).max_value_bytes(MAX_VALUE_BYTES + 1).temporary().unwrap_err();
     is(&error, ErrorKind::InvalidOptions, "max_value_bytes is 16777217");
     let engine = options(&clock).max_value_bytes(MAX_VALUE_BYTES).temporary().unwrap();
-    let (manager, largest) = (texts(&engine), "x".repeat(MAX_VALUE_BYTES - 8));
+    let (manager, largest) = (texts(&engine), "x".repeat(MAX_VALUE_BYTES - 11));
     claim(&manager, "k").succeed(&largest).unwrap();
     assert!(outcome(&manager, "k") == Some(Ok(largest.clone())), "it is not what was stored");
     let error = claim(&manager, "l").succeed(&(largest + "x")).unwrap_err().error;
@@ -134,7 +134,7 @@ fn an_import_over_the_limit_is_refused() {
     let there = options(&clock).max_value_bytes(16).temporary().unwrap();
     claim(&texts(&here), "k").succeed(&"x".repeat(9)).unwrap();
     let record = here.raw("m").unwrap().get("k").unwrap().unwrap();
-    is(&there.raw("m").unwrap().import(&record).unwrap_err(), ErrorKind::TooLarge, "17");
+    is(&there.raw("m").unwrap().import(&record).unwrap_err(), ErrorKind::TooLarge, "26");
     assert_eq!(there.records(RecordFilter::new()).unwrap().count(), 0);
 }
 

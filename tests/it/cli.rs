@@ -111,7 +111,7 @@ fn what_is_shown_is_what_is_stored() {
     assert_eq!((&won["status"], &won["schema"]), (&Json::from("Succeeded"), &Json::from(3)));
     assert_eq!((&won["context"]["user"], &won["success_ttl_ms"]), (&Json::from("ada"), &Json::Null));
     let text = printed(&["get", &path, "payments", "won"]);
-    assert!(text.contains("15 bytes, schema 3") && text.contains("72 65 63 65 69 70 74") && text.contains("receipt"));
+    assert!(text.contains("24 bytes, schema 3") && text.contains("72 65 63 65 69 70 74") && text.contains("receipt"));
     let staged = json(&["get", &path, "other", "staged"]);
     assert_eq!((&staged["recovery_point"], &staged["interruption"]), (&"half".into(), &"ProcessEnded".into()));
     assert_eq!(staged["checkpoint"]["base64"], "AQL/");
@@ -140,7 +140,7 @@ fn a_service_says_how_its_outcomes_read() {
         Err(failure) => failure.message().to_owned(),
     });
     let shown = |key: &str, more: &str| oncekey_with(&describers, &["get", &path, "payments", key, more]).1;
-    assert!(shown("won", "--any-file-system").contains("15 bytes, schema 3: <receipt>"));
+    assert!(shown("won", "--any-file-system").contains("24 bytes, schema 3: <receipt>"));
     assert!(shown("lost", "--json").contains("\"described\":\"declined\""));
     assert!(oncekey_with(&describers, &["get", &path, "other", "staged"]).1.contains("none"));
 }

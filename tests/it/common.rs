@@ -138,12 +138,20 @@ pub(crate) fn about(name: &str, value: &str) -> Context {
     Context::new().with(name, value)
 }
 
-/// bincode writes it and cannot read it: the skipped field is missing.
+/// No codec can read it back without a note: the field is skipped then, and it must be there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Holed {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "Option::deserialize")]
     pub(crate) note: Option<String>,
     pub(crate) cents: u64,
+}
+
+/// Every codec writes what it reads back as `Unsigned`, unless the number is negative.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Ambiguous {
+    Unsigned(u64),
+    Signed(i64),
 }
 
 /// bincode writes `Declined` and reads `Fraud`: a skipped variant shifts those behind it.

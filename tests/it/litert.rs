@@ -35,16 +35,16 @@ fn litert_1_a_key_taken_by_initiate_can_be_given_up() {
 #[test]
 fn litert_2_a_success_that_cannot_be_stored_is_not_a_failure() {
     let (engine, _) = engine();
-    let manager: Manager<Shifted, String> = engine.manager("m").unwrap();
-    let error = manager.execute("k", |_| Ok(Shifted::Declined(1))).unwrap_err();
+    let manager: Manager<Ambiguous, String> = engine.manager("m").unwrap();
+    let error = manager.execute("k", |_| Ok(Ambiguous::Signed(1))).unwrap_err();
     let ExecuteError::NotStored { outcome, error } = error else { panic!("{error:?}") };
-    assert_eq!((outcome, error.kind()), (Ok(Shifted::Declined(1)), ErrorKind::Codec));
+    assert_eq!((outcome, error.kind()), (Ok(Ambiguous::Signed(1)), ErrorKind::Codec));
     assert_eq!(status(&manager, "k"), Some(Status::InProgress));
     drop(error);
     assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
 
     assert!(manager.initiate("by key", None).unwrap());
-    assert_eq!(manager.success("by key", &Shifted::Declined(1)).unwrap_err().kind(), ErrorKind::Codec);
+    assert_eq!(manager.success("by key", &Ambiguous::Signed(1)).unwrap_err().kind(), ErrorKind::Codec);
     assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
 }
 

@@ -1,6 +1,6 @@
 //! Managers whose types are not known, and types that are not the known ones.
 
-use oncekey::{Begin, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Resolution, Status, Value};
+use oncekey::{Begin, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Resolution, Status};
 
 use crate::common::*;
 
@@ -23,15 +23,15 @@ fn raw_shows_and_settles_records_without_their_types() {
     let raw = engine.raw("m").unwrap();
     claim(&manager, "won").succeed(&258).unwrap();
     claim(&manager, "lost").fail(&3).unwrap();
-    assert_eq!(raw.get("won").unwrap().unwrap().into_outcome(), Some(Ok(Value::from(&[2, 1, 0, 0, 0, 0, 0, 0]))));
-    assert_eq!(raw.get("lost").unwrap().unwrap().into_outcome(), Some(Err(Value::from(&[3]))));
+    assert_eq!(raw.get("won").unwrap().unwrap().into_outcome(), Some(Ok(manager.encode_outcome(Ok(&258)).unwrap())));
+    assert_eq!(raw.get("lost").unwrap().unwrap().into_outcome(), Some(Err(manager.encode_outcome(Err(&3)).unwrap())));
     for key in ["a", "b", "c"] {
         drop(claim(&manager, key));
     }
     assert!(raw.get("a").unwrap().unwrap().outcome().is_none());
     raw.resolve("a", Resolution::Retry).unwrap();
-    raw.resolve("b", Resolution::Succeed(Value::from(&[1, 0, 0, 0, 0, 0, 0, 0]))).unwrap();
-    raw.resolve("c", Resolution::Fail(Value::from(&[9]))).unwrap();
+    raw.resolve("b", Resolution::Succeed(manager.encode_outcome(Ok(&1)).unwrap())).unwrap();
+    raw.resolve("c", Resolution::Fail(manager.encode_outcome(Err(&9)).unwrap())).unwrap();
     // The record keeps its schema, so that its own manager reads it.
     assert_eq!(
         (status(&manager, "a"), outcome(&manager, "b"), outcome(&manager, "c")),

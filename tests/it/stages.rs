@@ -131,8 +131,8 @@ fn a_checkpoint_that_could_not_be_read_back_is_refused_and_the_claim_stays_where
         Next::advance_encoded("charged", &Holed { note: None, cents: 1 })
     });
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Codec);
-    let shifted = held.work_stage(|_| Next::advance_encoded("charged", &Shifted::Declined(1)));
-    assert_eq!(shifted.unwrap_err().kind(), ErrorKind::Codec);
+    let another = held.work_stage(|_| Next::advance_encoded("charged", &Ambiguous::Signed(1)));
+    assert_eq!(another.unwrap_err().kind(), ErrorKind::Codec);
     assert_eq!((held.recovery_point(), held.checkpoint()), (STARTED, None));
     assert!(engine.table("t").unwrap().is_empty().unwrap());
     held.work_stage(|_| Next::advance_encoded("charged", &Holed { note: Some("n".to_owned()), cents: 1 })).unwrap();

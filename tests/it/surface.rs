@@ -15,16 +15,16 @@ use crate::common::*;
 #[test]
 fn a_value_is_read_back_and_encoded_again_before_anything_is_stored() {
     let (engine, _) = engine();
-    let manager: Manager<Shifted, Holed> = engine.manager("m").unwrap();
+    let manager: Manager<Ambiguous, Holed> = engine.manager("m").unwrap();
     let events = engine.events();
     let owner = claim(&manager, "k");
     let commits = engine.stats().commits;
-    let owner = owner.succeed(&Shifted::Declined(3)).unwrap_err().claim;
+    let owner = owner.succeed(&Ambiguous::Signed(3)).unwrap_err().claim;
     let owner = owner.fail(&Holed { note: None, cents: 3 }).unwrap_err().claim;
     assert_eq!((engine.stats().commits, events.try_iter().count()), (commits, 1), "nothing but the beginning");
     drop(owner);
     // An operator's answer is checked as an owner's is.
-    let resolved = manager.resolve("k", Resolution::Succeed(Shifted::Fraud(3))).unwrap_err();
+    let resolved = manager.resolve("k", Resolution::Succeed(Ambiguous::Signed(4))).unwrap_err();
     assert_eq!(resolved.kind(), ErrorKind::Codec);
     assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
 }
@@ -37,7 +37,7 @@ fn a_mismatch_tells_nothing_of_the_other_outcome() {
     assert!(!format!("{answer:?}").contains(MARKER));
     // Its type has no outcome to give: `RecordInfo` only counts the bytes.
     let Begin::Mismatch(info) = answer else { panic!("no mismatch") };
-    assert_eq!(info.outcome_bytes(), 8 + MARKER.len() as u64);
+    assert_eq!(info.outcome_bytes(), 17 + MARKER.len() as u64);
 }
 
 #[test]

@@ -10,7 +10,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("L0 vocabulary: counters", &["stats"]),
     ("L0 vocabulary: telemetry", &["telemetry"]),
     ("L1 nouns: bytes", &["value", "fingerprint", "failure"]),
-    ("L1 nouns: keys and codecs", &["key", "codec", "json"]),
+    ("L1 nouns: keys and codecs", &["key", "codec"]),
     ("L1 nouns: context", &["context"]),
     ("L1 nouns: responses", &["response"]),
     ("L1 nouns: options", &["options"]),

@@ -80,7 +80,7 @@ pub(crate) fn encode(image: &Image, out: &mut Vec<u8>) -> Result<()> {
         recovery_point: Cow::Borrowed(&image.recovery_point),
         checkpoint: image.checkpoint.as_ref().map(Cow::Borrowed),
     };
-    codec::encode_into(out, "record", &rest, MAX_REST)?;
+    codec::encode_plain(out, "record", &rest, MAX_REST)?;
     let rest_len = length("a record", out.len() - start - HEAD)?;
     patch(out, start + REST_LEN, rest_len);
     out.extend_from_slice(outcome);
@@ -125,7 +125,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
     let this = |field: u64| if field == THIS_FRAME { number } else { Some(field) };
     let (generation, revision, token) = (this(fields.u64()?)?, this(fields.u64()?)?, this(fields.u64()?)?);
     let (created_at, updated_at, updated, expires) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
-    let rest: RestV1<'_> = match codec::decode("record", fields.take(rest_len)?) {
+    let rest: RestV1<'_> = match codec::decode_plain("record", fields.take(rest_len)?) {
         Ok(rest) => rest,
         Err(error) => return Some(Err(corrupt(format!("a record is malformed: {error}")))),
     };

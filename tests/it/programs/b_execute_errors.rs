@@ -52,6 +52,6 @@ fn never(engine: &Engine) -> Result<Receipt> {
 }
 pub(crate) fn main() { let e = Engine::temporary().unwrap(); let _ = (plain(&e), typed(&e).map(|m| pay(&m, "o", b"{}")), text(&e), never(&e)); }
 #[allow(dead_code)] fn json(engine: &Engine) -> Result<(), Box<dyn std::error::Error>> {
-    let m: Manager<Json<serde_json::Value>> = engine.manager("pay5")?; // plain serde_json::Value would not read back
-    println!("{}", m.execute("k", |_| Ok(Json(serde_json::json!({ "a": 1 }))))?.value().0["a"]); Ok(())
+    let m: Manager<serde_json::Value> = engine.manager("pay5")?;
+    println!("{}", m.execute("k", |_| Ok(serde_json::json!({ "a": 1 })))?.value()["a"]); Ok(())
 }
