@@ -68,6 +68,14 @@ impl<T, E> Claim<T, E> {
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
+    /// A claim that has no record: as one that has ended, so that a drop changes nothing.
+    #[cfg(feature = "http")]
+    pub(crate) fn without_record(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
+        let mut claim = Self::new(protocol, place, info);
+        claim.inner.live = false;
+        claim
+    }
+
     /// The whole key, the scope included.
     #[must_use]
     pub fn key(&self) -> &Key {

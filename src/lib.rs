@@ -157,7 +157,7 @@ pub use raw::RawManager;
 pub use record::{FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES, RecordInfo, STARTED, Status};
 pub use records::{RecordFilter, Records};
 #[cfg(feature = "http")]
-pub use requests::{NewRequest, RequestPatch, Requests, TransactionRequests};
+pub use requests::{HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests};
 #[cfg(feature = "http")]
 pub use response::Response;
 pub use stage::Next;

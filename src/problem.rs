@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind};
 use crate::execute::ExecuteError;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 use std::borrow::Cow;
 
@@ -29,10 +29,13 @@ struct Details<'a> {
 }
 
 impl Problem {
-    pub(crate) const MISSING_KEY: Self =
-        Self::new(StatusCode::BAD_REQUEST, "missing_key", "This operation needs an Idempotency-Key header.");
     pub(crate) const BAD_TARGET: Self =
         Self::new(StatusCode::BAD_REQUEST, "bad_target", "The target of the request is not a path.");
+    pub(crate) const BAD_CONTENT: Self = Self::new(
+        StatusCode::BAD_REQUEST,
+        "bad_content",
+        "The request cannot be read, so that it cannot be told from other requests with its idempotency key.",
+    );
     pub(crate) const IN_PROGRESS: Self = Self::passing(
         StatusCode::CONFLICT,
         "in_progress",
@@ -62,6 +65,16 @@ impl Problem {
 
     const fn passing(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
         Self { status, code, detail: Cow::Borrowed(detail), passes: true }
+    }
+
+    /// There is no header of this name.
+    pub(crate) fn missing_key(header: &HeaderName) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code: "missing_key",
+            detail: Cow::Owned(format!("This operation needs an idempotency key, in the header {header}.")),
+            passes: false,
+        }
     }
 
     /// A fault because of which the operation did not run.

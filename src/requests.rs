@@ -2,7 +2,9 @@
 
 mod handle;
 mod inside;
+mod options;
 mod request;
+mod same;
 
 use std::fmt;
 
@@ -23,8 +25,10 @@ use crate::response::Response;
 use crate::transition::Patch;
 use crate::value::Value;
 pub use inside::TransactionRequests;
+pub use options::HandleOptions;
 use request::Described;
 pub use request::{NewRequest, RequestPatch};
+pub use same::SameRequest;
 
 /// Operations that have a method, a path and parameters, and are answered with a [`Response`].
 ///
@@ -54,6 +58,7 @@ pub use request::{NewRequest, RequestPatch};
 #[derive(Clone)]
 pub struct Requests {
     manager: Manager<Response, Response>,
+    handling: HandleOptions,
 }
 
 impl Engine {
@@ -81,7 +86,7 @@ impl Engine {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
-        Ok(Requests { manager: self.manager_with(name, options)? })
+        Ok(Requests { manager: self.manager_with(name, options)?, handling: HandleOptions::new() })
     }
 }
 
@@ -116,7 +121,7 @@ impl Requests {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
-        Ok(Self { manager: self.manager.scoped(scope)? })
+        Ok(Self { manager: self.manager.scoped(scope)?, handling: self.handling.clone() })
     }
 
     /// What [`handle`](Requests::handle) does with an operation's `Err`, as [`Manager::on_error`]. The default stores every
@@ -132,7 +137,21 @@ impl Requests {
     /// ```
     #[must_use]
     pub fn on_error(self, classify: impl Fn(&Response) -> OnError + Send + Sync + 'static) -> Self {
-        Self { manager: self.manager.on_error(classify) }
+        Self { manager: self.manager.on_error(classify), ..self }
+    }
+
+    /// These requests, with other options for [`handle`](Requests::handle).
+    ///
+    /// ```
+    /// # use oncekey::HandleOptions;
+    /// # use std::time::Duration;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let patient = engine.requests("checkout")?.with_handling(HandleOptions::new().wait(Duration::from_secs(2)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_handling(self, options: HandleOptions) -> Self {
+        Self { handling: options, ..self }
     }
 
     /// Asks for the right to run a request. Never waits for another owner.
@@ -397,16 +416,15 @@ impl Requests {
 
     /// How a generation of this request starts; the policy is for the case that the options say nothing.
     fn options(&self, request: Described, policy: OnInterrupted) -> BeginOptions {
-        BeginOptions::new()
-            .fingerprint(request.fingerprint)
-            .context(request.context)
-            .on_interrupted(self.manager.options.on_interrupted.unwrap_or(policy))
+        let begin = BeginOptions::new().fingerprint(request.fingerprint);
+        let begin = request.accepted.into_iter().fold(begin, BeginOptions::also_accept);
+        begin.context(request.context).on_interrupted(self.manager.options.on_interrupted.unwrap_or(policy))
     }
 }
 
 impl fmt::Debug for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Requests").field("manager", &self.manager).finish()
+        f.debug_struct("Requests").field("manager", &self.manager).field("handling", &self.handling).finish()
     }
 }
 

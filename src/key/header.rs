@@ -4,10 +4,13 @@ mod parameters;
 
 use super::Key;
 use crate::error::{Error, ErrorKind, Result};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use parameters::Malformed;
 
-const NAME: &str = "idempotency-key";
+const NAME: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// What is wrong with a value.
+type Problem = &'static str;
 
 impl Key {
     /// Reads the key in the `Idempotency-Key` header; `None` if there is no such header.
@@ -41,23 +44,36 @@ impl Key {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn from_headers(headers: &HeaderMap) -> Result<Option<Self>> {
-        let mut values = headers.get_all(NAME).iter();
+        Self::from_headers_named(headers, &NAME)
+    }
+
+    /// As [`from_headers`](Self::from_headers), from a header of another name.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_headers`](Self::from_headers).
+    pub fn from_headers_named(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>> {
+        let mut values = headers.get_all(name).iter();
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
-            return Err(malformed("is there twice"));
+            return Err(refused(name, "is there twice"));
         }
-        from_header(value.as_bytes()).map(Some)
+        read(value.as_bytes(), name).map(Some)
     }
 }
 
 /// The key in the value of such a header.
 pub(crate) fn from_header(value: &[u8]) -> Result<Key> {
+    read(value, &NAME)
+}
+
+fn read(value: &[u8], name: &HeaderName) -> Result<Key> {
     let value = trimmed(value);
     let key = match value.split_first() {
-        Some((b'"', quoted)) => unquoted(quoted)?,
-        _ => bare(value)?,
+        Some((b'"', quoted)) => unquoted(quoted),
+        _ => bare(value),
     };
-    Key::new(key)
+    Key::new(key.map_err(|problem| refused(name, problem))?)
 }
 
 /// Without the spaces and tabs that may stand around any header's value.
@@ -68,20 +84,20 @@ fn trimmed(mut value: &[u8]) -> &[u8] {
     value
 }
 
-fn bare(value: &[u8]) -> Result<Vec<u8>> {
+fn bare(value: &[u8]) -> Result<Vec<u8>, Problem> {
     for byte in value {
         match byte {
-            b'"' => return Err(malformed("has a quote in a key that does not begin with one")),
-            b',' => return Err(malformed("has a comma in a key without quotes: it may be two headers joined")),
+            b'"' => return Err("has a quote in a key that does not begin with one"),
+            b',' => return Err("has a comma in a key without quotes: it may be two headers joined"),
             b' '..=b'~' => {}
-            _ => return Err(malformed(NOT_PRINTABLE)),
+            _ => return Err(NOT_PRINTABLE),
         }
     }
     Ok(value.to_vec())
 }
 
 /// What stands between the opening quote, which is gone already, and the closing one.
-fn unquoted(quoted: &[u8]) -> Result<Vec<u8>> {
+fn unquoted(quoted: &[u8]) -> Result<Vec<u8>, Problem> {
     let mut key = Vec::with_capacity(quoted.len());
     let mut rest = quoted.iter();
     while let Some(&byte) = rest.next() {
@@ -89,30 +105,28 @@ fn unquoted(quoted: &[u8]) -> Result<Vec<u8>> {
             b'"' => return check_parameters(rest.as_slice()).map(|()| key),
             b'\\' => match rest.next() {
                 Some(&escaped @ (b'"' | b'\\')) => key.push(escaped),
-                _ => return Err(malformed("has a backslash before neither a quote nor a backslash")),
+                _ => return Err("has a backslash before neither a quote nor a backslash"),
             },
             b' '..=b'~' => key.push(byte),
-            _ => return Err(malformed(NOT_PRINTABLE)),
+            _ => return Err(NOT_PRINTABLE),
         }
     }
-    Err(malformed("has no closing quote"))
+    Err("has no closing quote")
 }
 
 /// Checks what follows the closing quote.
-fn check_parameters(rest: &[u8]) -> Result<()> {
-    parameters::check(rest).map_err(|problem| {
-        malformed(match problem {
-            Malformed::Name => "has a parameter without a name",
-            Malformed::Value => "has a parameter whose value is malformed",
-            Malformed::Trailing => "goes on behind the closing quote of its key",
-        })
+fn check_parameters(rest: &[u8]) -> Result<(), Problem> {
+    parameters::check(rest).map_err(|problem| match problem {
+        Malformed::Name => "has a parameter without a name",
+        Malformed::Value => "has a parameter whose value is malformed",
+        Malformed::Trailing => "goes on behind the closing quote of its key",
     })
 }
 
 const NOT_PRINTABLE: &str = "has characters other than printable ASCII";
 
-fn malformed(problem: &str) -> Error {
-    Error::new(ErrorKind::InvalidKey, format!("header Idempotency-Key {problem}"))
+fn refused(name: &HeaderName, problem: Problem) -> Error {
+    Error::new(ErrorKind::InvalidKey, format!("header {name} {problem}"))
 }
 
 #[cfg(test)]
@@ -127,7 +141,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(value: &[u8], why: &str) {
+    fn is_refused(value: &[u8], why: &str) {
         let error = from_header(value).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidKey, "{}", value.escape_ascii());
         assert!(error.to_string().contains(why), "{}: {error}", value.escape_ascii());
@@ -162,23 +176,23 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        refused(b"", "empty");
-        refused(b" \t ", "empty");
-        refused(b"\"\"", "empty");
-        refused(b"\"", "no closing quote");
-        refused(b"\"k", "no closing quote");
-        refused(b"\"k\\\"", "no closing quote");
-        refused(b"\"k\\", "backslash");
-        refused(b"\"\\k\"", "backslash");
-        refused(b"\"k\" ;p", "behind the closing quote");
-        refused(b"\"k\";p=1 ;q", "behind the closing quote");
-        refused(b"\"k\";p, \"l\"", "behind the closing quote");
-        refused(b"\"k\";p=1, \"l\"", "behind the closing quote");
-        refused(b"\"k\";p=\"a\"b", "behind the closing quote");
-        refused(b"\"k\";p=1.2.3", "behind the closing quote");
+        is_refused(b"", "empty");
+        is_refused(b" \t ", "empty");
+        is_refused(b"\"\"", "empty");
+        is_refused(b"\"", "no closing quote");
+        is_refused(b"\"k", "no closing quote");
+        is_refused(b"\"k\\\"", "no closing quote");
+        is_refused(b"\"k\\", "backslash");
+        is_refused(b"\"\\k\"", "backslash");
+        is_refused(b"\"k\" ;p", "behind the closing quote");
+        is_refused(b"\"k\";p=1 ;q", "behind the closing quote");
+        is_refused(b"\"k\";p, \"l\"", "behind the closing quote");
+        is_refused(b"\"k\";p=1, \"l\"", "behind the closing quote");
+        is_refused(b"\"k\";p=\"a\"b", "behind the closing quote");
+        is_refused(b"\"k\";p=1.2.3", "behind the closing quote");
         for unnamed in [&b"\"k\";"[..], b"\"k\";;p", b"\"k\";P=1", b"\"k\";1=1", b"\"k\";=1", b"\"k\"; ,", b"\"k\";\tp"]
         {
-            refused(unnamed, "parameter without a name");
+            is_refused(unnamed, "parameter without a name");
         }
         for value in [
             &b"\"k\";p="[..],
@@ -194,16 +208,16 @@ mod tests {
             b"\"k\";p=?2",
             b"\"k\";p=%\"%zz\"",
         ] {
-            refused(value, "value is malformed");
+            is_refused(value, "value is malformed");
         }
-        refused(b"\"\";p=1", "empty");
-        refused(b"\"k\", \"l\"", "behind the closing quote");
-        refused(b"k\"", "a quote");
-        refused(b"k, l", "joined");
+        is_refused(b"\"\";p=1", "empty");
+        is_refused(b"\"k\", \"l\"", "behind the closing quote");
+        is_refused(b"k\"", "a quote");
+        is_refused(b"k, l", "joined");
         for value in [&b"k\x00"[..], b"\x7f", b"k\tl", "k\u{e9}".as_bytes(), b"\"k\xff\"", b"\"k\tl\"", b"\nk"] {
-            refused(value, "printable ASCII");
+            is_refused(value, "printable ASCII");
         }
-        refused(&[b'k'; MAX_KEY_BYTES + 1], "513");
+        is_refused(&[b'k'; MAX_KEY_BYTES + 1], "513");
         accepted(&[b'k'; MAX_KEY_BYTES], &"k".repeat(MAX_KEY_BYTES));
         let longest = format!("\"{}\"", "\\\\".repeat(MAX_KEY_BYTES));
         accepted(longest.as_bytes(), &"\\".repeat(MAX_KEY_BYTES));

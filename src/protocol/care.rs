@@ -1,10 +1,12 @@
 //! What requests do beside running: they are announced, claimed by whoever knows their key, and patched.
 
+use std::sync::Arc;
+
 use super::{Begun, Changed, Draft, Haste, Place, Protocol, Told, not_found, owned, unexpected};
 use crate::error::{Error, ErrorKind, Result};
-use crate::record::{RecordInfo, Status};
+use crate::record::{Now, RecordInfo, Status};
 use crate::store::Content;
-use crate::transition::{Because, Event, Patch, Start};
+use crate::transition::{Because, Decision, Event, Patch, Start, decide};
 
 impl Protocol {
     /// Makes a record that nobody owns; one of the same request that is there already stays as it is.
@@ -15,6 +17,17 @@ impl Protocol {
     /// As `begin`, whatever the request was, but makes no record.
     pub(crate) fn lock(&self, place: &Place, schema: u32) -> Result<Begun> {
         self.claimed(place, self.change(place, &Event::Lock { schema }, Haste::Durable)?)
+    }
+
+    /// Returns the record that a `begin` of a new key would make, and stores nothing. Its token, generation and revision are 0.
+    pub(crate) fn unrecorded(&self, place: &Place, start: &Start) -> Result<RecordInfo> {
+        // An owner is alive if its token is not below `first`.
+        let now = Now { first: 0, ..self.store.now() };
+        let image = match decide(None, &Event::Begin(start), &now) {
+            Decision::Write(image) => Some(Arc::from(image)),
+            _ => None,
+        };
+        self.show(place, image.as_ref(), &now).ok_or_else(|| not_found(place))
     }
 
     /// Changes a record that nobody owns and that has not ended.

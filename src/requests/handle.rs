@@ -1,27 +1,33 @@
 //! A whole HTTP request, answered once, by the IETF draft on the `Idempotency-Key` header.
 
-use std::time::Duration;
-
 use http::HeaderValue;
 
 use super::Requests;
-use super::request::Described;
+use super::options::{HandleOptions, REPLAYED};
+use super::request::{Described, Refused};
 use crate::claim::Claim;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::execute::ExecuteError;
 use crate::key::Key;
-use crate::options::{ExecuteOptions, OnInterrupted};
+use crate::options::{BeginOptions, ExecuteOptions, OnInterrupted};
 use crate::problem::Problem;
+use crate::protocol::Place;
 use crate::response::Response;
+
+/// A request that is answered without the operation.
+type Rejected = (Problem, Error);
 
 impl Requests {
     /// Answers an HTTP request, by running the operation once for its `Idempotency-Key`. For any server that works with
-    /// threads; never waits for another owner.
+    /// threads.
+    ///
+    /// [`HandleOptions`] change what is said here. Requests of `GET`, `HEAD` and `OPTIONS` pass through: they need no key, run
+    /// each time, and nothing of them is stored. It never waits for another owner.
     ///
     /// | the key | the answer |
     /// |---|---|
     /// | is new | what the operation returns, stored; an `Err` as [`on_error`](Requests::on_error) says |
-    /// | has an outcome | that response, with `Idempotent-Replayed: true` if its headers have room for that |
+    /// | has an outcome | that response, with `Idempotent-Replayed: true` if its headers have room for that, and without `Set-Cookie`, `Date` and others |
     /// | is missing or malformed | 400 |
     /// | has another method, path, query or body | 422 |
     /// | is in progress | 409 with `Retry-After` |
@@ -58,19 +64,46 @@ impl Requests {
         request: &http::Request<B>,
         operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
     ) -> http::Response<Vec<u8>> {
-        let (key, options) = match self.asked(request) {
+        self.handle_with(request, &self.handling, operation)
+    }
+
+    /// As [`handle`](Requests::handle), with the options of this call, instead of those of
+    /// [`with_handling`](Requests::with_handling).
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use oncekey::{Engine, HandleOptions, Response};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let requests = engine.requests("payments")?;
+    /// // An end point whose older clients send no key.
+    /// let options = HandleOptions::new().key_required(false);
+    /// let request = http::Request::post("/feedback").body("fine").unwrap();
+    /// let answer = requests.handle_with(&request, &options, |_request, _claim| Ok(Response::new(StatusCode::ACCEPTED)));
+    /// assert_eq!(answer.status(), 202);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn handle_with<B: AsRef<[u8]>>(
+        &self,
+        request: &http::Request<B>,
+        options: &HandleOptions,
+        operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
+    ) -> http::Response<Vec<u8>> {
+        if options.passes(request.method()) {
+            return self.pass_through(request, operation);
+        }
+        let (key, execute) = match self.asked(request, options) {
             Ok(Some(asked)) => asked,
-            Ok(None) => return Problem::MISSING_KEY.response(),
-            // What a path may be is checked against the request here, and not against the program.
-            Err(error) if error.kind() == ErrorKind::InvalidOptions => return logged(&Problem::BAD_TARGET, error),
-            Err(error) => return logged(&Problem::fault(&error), error),
+            Ok(None) if !options.key_required => return self.pass_through(request, operation),
+            Ok(None) => return Problem::missing_key(&options.key_header).response(),
+            Err((problem, error)) => return logged(&problem, error),
         };
-        match self.manager.execute_with(key, options, |claim| operation(request, claim)) {
+        match self.manager.execute_with(key, execute, |claim| operation(request, claim)) {
             Ok(done) => {
                 let replayed = done.replayed();
-                sent(done.into_value(), replayed)
+                sent(done.into_value(), replayed, options)
             }
-            Err(ExecuteError::Failed { error: response, replayed }) => sent(response, replayed),
+            Err(ExecuteError::Failed { error: response, replayed }) => sent(response, replayed, options),
             Err(ExecuteError::InProgress(_)) => Problem::IN_PROGRESS.response(),
             Err(ExecuteError::Interrupted(_)) => Problem::INTERRUPTED.response(),
             Err(ExecuteError::Mismatch(_)) => Problem::MISMATCH.response(),
@@ -80,18 +113,57 @@ impl Requests {
         }
     }
 
-    fn asked<B: AsRef<[u8]>>(&self, request: &http::Request<B>) -> Result<Option<(Key, ExecuteOptions)>> {
-        let Some(key) = Key::from_headers(request.headers())? else { return Ok(None) };
-        let begin = self.options(Described::of(request)?, OnInterrupted::Hold);
-        Ok(Some((key, ExecuteOptions::from(begin).wait(Duration::ZERO))))
+    /// The key, and how it is executed; `None` without a key.
+    fn asked<B: AsRef<[u8]>>(
+        &self,
+        request: &http::Request<B>,
+        options: &HandleOptions,
+    ) -> Result<Option<(Key, ExecuteOptions)>, Rejected> {
+        let fault = |error| (Problem::fault(&error), error);
+        let Some(key) = Key::from_headers_named(request.headers(), &options.key_header).map_err(fault)? else {
+            return Ok(None);
+        };
+        let described = Described::of(request, options).map_err(|refused| match refused {
+            Refused::Target(error) => (Problem::BAD_TARGET, error),
+            Refused::Content(error) => (Problem::BAD_CONTENT, error),
+            Refused::Other(error) => fault(error),
+        })?;
+        let begin = self.options(described, OnInterrupted::Hold);
+        Ok(Some((key, ExecuteOptions::from(begin).wait(options.wait))))
+    }
+
+    /// Runs the operation with a claim that has no record, also while no record could be stored.
+    fn pass_through<B>(
+        &self,
+        request: &http::Request<B>,
+        operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
+    ) -> http::Response<Vec<u8>> {
+        match self.unrecorded() {
+            Ok(mut claim) => operation(request, &mut claim).unwrap_or_else(|response| response).into(),
+            Err(error) => logged(&Problem::fault(&error), error),
+        }
+    }
+
+    fn unrecorded(&self) -> Result<Claim<Response, Response>> {
+        let manager = &self.manager;
+        // A scope may be too long for a generated key; it only has to be new.
+        let place =
+            manager.place(Key::generate()).unwrap_or_else(|_| Place::new(&manager.name().into(), Key::generate()));
+        let start = manager.start(BeginOptions::new(), false)?;
+        let info = manager.engine().protocol().unrecorded(&place, &start)?;
+        Ok(Claim::without_record(manager.engine().share(), place, info))
     }
 }
 
-fn sent(response: Response, replayed: bool) -> http::Response<Vec<u8>> {
+fn sent(response: Response, replayed: bool, options: &HandleOptions) -> http::Response<Vec<u8>> {
     let mut sent: http::Response<Vec<u8>> = response.into();
+    let headers = sent.headers_mut();
+    // An upstream's own mark would make the first answer look like a replay.
+    headers.remove(REPLAYED);
     if replayed {
+        options.withhold(headers);
         // A map that is full, with over 24,000 names, has no room for one more: then the answer is what counts.
-        let _ = sent.headers_mut().try_insert("idempotent-replayed", HeaderValue::from_static("true"));
+        let _ = headers.try_insert(REPLAYED, HeaderValue::from_static("true"));
     }
     sent
 }

@@ -6,8 +6,9 @@ use http::Method;
 use serde::Serialize;
 
 use super::invalid;
+use super::options::HandleOptions;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
 use crate::response::Response;
@@ -19,7 +20,18 @@ const PARAMS: &str = "params";
 /// A request as its record has it.
 pub(super) struct Described {
     pub(super) fingerprint: Fingerprint,
+    /// What older rules make of it.
+    pub(super) accepted: Vec<Fingerprint>,
     pub(super) context: Context,
+}
+
+/// Why a request cannot be described.
+pub(super) enum Refused {
+    /// Its target is no path.
+    Target(Error),
+    /// The rule cannot read it.
+    Content(Error),
+    Other(Error),
 }
 
 impl Described {
@@ -30,21 +42,22 @@ impl Described {
     fn new(method: &str, path: &str, params: Params) -> Result<Self> {
         check(method, path)?;
         let fingerprint = digest(method, path, params.fingerprint);
-        Ok(Self { fingerprint, context: params.context.with(METHOD, method).with(PATH, path) })
+        Ok(Self { fingerprint, accepted: Vec::new(), context: params.context.with(METHOD, method).with(PATH, path) })
     }
 
     /// The body is not kept, and the query is, as the text that it is.
-    pub(super) fn of<B: AsRef<[u8]>>(request: &http::Request<B>) -> Result<Self> {
+    pub(super) fn of<B: AsRef<[u8]>>(request: &http::Request<B>, options: &HandleOptions) -> Result<Self, Refused> {
         let (method, uri) = (request.method().as_str(), request.uri());
-        check(method, uri.path())?;
-        let whole = uri.path_and_query().map_or(uri.path(), http::uri::PathAndQuery::as_str);
-        let body = Fingerprint::builder().part(request.body()).finish();
+        check(method, uri.path()).map_err(Refused::Target)?;
+        let fingerprint = options.same.fingerprint(request).map_err(Refused::Content)?;
+        // An older rule that cannot read it has no record of it.
+        let accepted = options.older.iter().filter_map(|rule| rule.fingerprint(request).ok()).collect();
         let context = Context::new().with(METHOD, method).with(PATH, uri.path());
         let context = match uri.query() {
-            Some(query) => context.with_encoded(PARAMS, query)?,
+            Some(query) => context.with_encoded(PARAMS, query).map_err(Refused::Other)?,
             None => context,
         };
-        Ok(Self { fingerprint: digest(method, whole, body), context })
+        Ok(Self { fingerprint, accepted, context })
     }
 }
 
@@ -64,7 +77,7 @@ fn shown(text: &str) -> String {
     text.chars().take(64).collect::<String>().escape_default().to_string()
 }
 
-fn digest(method: &str, path: &str, params: Fingerprint) -> Fingerprint {
+pub(super) fn digest(method: &str, path: &str, params: Fingerprint) -> Fingerprint {
     Fingerprint::builder().part(method).part(path).part(params.as_bytes()).finish()
 }
 

@@ -18,6 +18,7 @@ mod common;
 mod driven;
 mod endings;
 mod forgetting;
+mod handling;
 mod hard_endings;
 mod http;
 mod idle;

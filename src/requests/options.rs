@@ -1,0 +1,176 @@
+//! What `handle` can be told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, DATE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderName, Method};
+
+use super::same::SameRequest;
+
+/// The header that a replay is marked with.
+pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// What belongs to one connection or to the framing of one message: RFC 9110, section 7.6.1.
+const OF_THE_CONNECTION: [HeaderName; 11] = [
+    CONNECTION,
+    CONTENT_LENGTH,
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    REPLAYED,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// How [`Requests::handle`](crate::Requests::handle) treats requests: for a service by
+/// [`with_handling`](crate::Requests::with_handling), for one call by [`handle_with`](crate::Requests::handle_with). A clone is
+/// cheap.
+///
+/// ```
+/// use http::{Method, StatusCode, header};
+/// use oncekey::{Engine, HandleOptions, Response, SameRequest};
+/// use std::time::Duration;
+///
+/// let engine = Engine::temporary()?;
+/// let options = HandleOptions::new()
+///     .wait(Duration::from_secs(2))
+///     .same_request(SameRequest::by_content())
+///     .or_older_rule(SameRequest::by_bytes());
+/// let payments = engine.requests("payments")?.with_handling(options);
+/// let pay = |body: &'static str| {
+///     let request = http::Request::post("/payments")
+///         .header("idempotency-key", "k1")
+///         .header(header::CONTENT_TYPE, "application/json")
+///         .body(body)
+///         .unwrap();
+///     payments.handle(&request, |_request, _claim| Ok(Response::new(StatusCode::CREATED)))
+/// };
+/// assert_eq!(pay(r#"{"to":"ada","cents":1999}"#).status(), 201);
+/// assert_eq!(pay(r#"{"cents":1999.0,"to":"ada"}"#).headers()["idempotent-replayed"], "true");
+/// assert_eq!(pay(r#"{"cents":2999,"to":"ada"}"#).status(), 422);
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct HandleOptions {
+    pub(super) wait: Duration,
+    pub(super) key_required: bool,
+    pub(super) key_header: HeaderName,
+    pub(super) same: SameRequest,
+    pub(super) older: Vec<SameRequest>,
+    unkeyed: Arc<[Method]>,
+    withheld: Arc<[HeaderName]>,
+}
+
+impl Default for HandleOptions {
+    fn default() -> Self {
+        Self {
+            wait: Duration::ZERO,
+            key_required: true,
+            key_header: HeaderName::from_static("idempotency-key"),
+            same: SameRequest::by_bytes(),
+            older: Vec::new(),
+            unkeyed: [Method::GET, Method::HEAD, Method::OPTIONS].into(),
+            withheld: [DATE, SET_COOKIE, WWW_AUTHENTICATE].into(),
+        }
+    }
+}
+
+impl HandleOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Waits this long for another owner of the key before the answer is 409. Default 0: never waits. A request that waits
+    /// holds its thread.
+    pub fn wait(mut self, timeout: Duration) -> Self {
+        self.wait = timeout;
+        self
+    }
+
+    /// Whether a request without a key is refused, with 400. Default: yes. Otherwise it runs each time that it is sent, and
+    /// nothing is stored, as for [`without_key`](Self::without_key).
+    pub fn key_required(mut self, required: bool) -> Self {
+        self.key_required = required;
+        self
+    }
+
+    /// Reads the key in this header. Default: `Idempotency-Key`.
+    pub fn key_header(mut self, name: HeaderName) -> Self {
+        self.key_header = name;
+        self
+    }
+
+    /// What is the same request; another request under the key of one is 422. Default: [`SameRequest::by_bytes`].
+    pub fn same_request(mut self, rule: SameRequest) -> Self {
+        self.same = rule;
+        self
+    }
+
+    /// Also accepts a record that this older rule says is of the same request; may be called several times, newest first. So
+    /// a deploy with another [`same_request`](Self::same_request) turns no retry into a mismatch. Drop the older rule once
+    /// the records of its time have expired. Default: none.
+    pub fn or_older_rule(mut self, rule: SameRequest) -> Self {
+        self.older.push(rule);
+        self
+    }
+
+    /// Passes requests of these methods through: with or without a key, they run each time and nothing is stored. Replaces
+    /// the list. Default: `GET`, `HEAD` and `OPTIONS`. `PUT` and `DELETE` may be added where running twice does no harm.
+    ///
+    /// The operation's claim is then one that has no record: its token is 0, its
+    /// [`effect_id`](crate::Claim::effect_id) is another for each run, and its stages are `ClaimLost`.
+    ///
+    /// ```
+    /// use http::{Method, StatusCode};
+    /// use oncekey::{Engine, HandleOptions, Response};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let carts = engine.requests("carts")?.with_handling(HandleOptions::new().without_key([
+    ///     Method::GET,
+    ///     Method::HEAD,
+    ///     Method::OPTIONS,
+    ///     Method::PUT,
+    /// ]));
+    /// let put = http::Request::put("/carts/17").body("two apples").unwrap();
+    /// let answer = carts.handle(&put, |_request, _claim| Ok(Response::new(StatusCode::NO_CONTENT)));
+    /// assert_eq!(answer.status(), 204);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn without_key(mut self, methods: impl IntoIterator<Item = Method>) -> Self {
+        self.unkeyed = methods.into_iter().collect();
+        self
+    }
+
+    /// Leaves these headers out of replays. Replaces the list. Default: `Date`, `Set-Cookie` and `WWW-Authenticate`.
+    ///
+    /// Never replayed, whatever the list: headers of the connection (`Connection` and those that it names, `Keep-Alive`,
+    /// `Proxy-Authenticate`, `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`, `Transfer-Encoding`, `Upgrade`),
+    /// `Content-Length`, which the server sets, and an upstream's own `Idempotent-Replayed`.
+    pub fn not_replayed(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.withheld = names.into_iter().collect();
+        self
+    }
+
+    pub(super) fn passes(&self, method: &Method) -> bool {
+        self.unkeyed.contains(method)
+    }
+
+    /// Removes what belongs to the first answer only.
+    pub(super) fn withhold(&self, headers: &mut HeaderMap) {
+        let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let named: Vec<HeaderName> =
+            named.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+        for name in named.iter().chain(&OF_THE_CONNECTION).chain(&*self.withheld) {
+            headers.remove(name);
+        }
+    }
+}
