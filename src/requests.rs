@@ -33,8 +33,9 @@ pub use same::SameRequest;
 /// Operations that have a method, a path and parameters, and are answered with a [`Response`].
 ///
 /// It is a [`Manager`] whose outcomes are responses, successes and failures alike. Method, path and parameters are the
-/// fingerprint, so another request under the same key is a mismatch, and they are kept in the context as `method`, `path` and
-/// `params`. With [`on_interrupted`](ManagerOptions::on_interrupted) not set, what is begun here resumes at its recovery point
+/// fingerprint, so another request under the same key is a mismatch. Method and path are kept in the context, as `method` and
+/// `path`; of the parameters only the fingerprint is stored, unless [`keep_params`](Requests::keep_params) says otherwise.
+/// With [`on_interrupted`](ManagerOptions::on_interrupted) not set, what is begun here resumes at its recovery point
 /// after an interruption, except what [`handle`](Requests::handle) begins, which is held: it has no recovery points.
 ///
 /// Cheap to clone; clones share everything.
@@ -59,6 +60,7 @@ pub use same::SameRequest;
 pub struct Requests {
     manager: Manager<Response, Response>,
     handling: HandleOptions,
+    keep_params: bool,
 }
 
 impl Engine {
@@ -86,7 +88,8 @@ impl Engine {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
-        Ok(Requests { manager: self.manager_with(name, options)?, handling: HandleOptions::new() })
+        let manager = self.manager_with(name, options)?;
+        Ok(Requests { manager, handling: HandleOptions::new(), keep_params: false })
     }
 }
 
@@ -121,7 +124,7 @@ impl Requests {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
-        Ok(Self { manager: self.manager.scoped(scope)?, handling: self.handling.clone() })
+        Ok(Self { manager: self.manager.scoped(scope)?, ..self.clone() })
     }
 
     /// What [`handle`](Requests::handle) does with an operation's `Err`, as [`Manager::on_error`]. The default stores every
@@ -154,6 +157,24 @@ impl Requests {
         Self { handling: options, ..self }
     }
 
+    /// Whether parameters are kept, in clear, in the context of new records, as `params`: for workers that
+    /// [`lock`](Requests::lock) a request later and need them, and to [`find`](Requests::find) by them. Listings and the
+    /// command line show them. They must fit into a [`Context`](crate::Context) then, or are `TooLarge`, and be of a type that
+    /// can be encoded, or are `Codec`. Default: no; then they may be of any size.
+    ///
+    /// ```
+    /// # use oncekey::NewRequest;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?.keep_params(true);
+    /// let info = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
+    /// assert_eq!(info.context().decode::<(String, i32)>("params")?, Some(("cart".to_owned(), 17)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn keep_params(self, keep: bool) -> Self {
+        Self { keep_params: keep, ..self }
+    }
+
     /// Asks for the right to run a request. Never waits for another owner.
     ///
     /// `header_key` is what the client sent as `Idempotency-Key`, read as [`Key::from_headers`] does; without one, the request
@@ -162,8 +183,8 @@ impl Requests {
     /// # Errors
     ///
     /// `InvalidKey` for a key that cannot be one; `InvalidOptions` for a method that is none in HTTP or a path that does not
-    /// begin with `/`; `Codec` for parameters that cannot be encoded, `TooLarge` for those that do not fit into a
-    /// [`Context`](crate::Context).
+    /// begin with `/`; `Codec` for parameters that refuse to be serialized; with [`keep_params`](Requests::keep_params) also
+    /// what it says.
     pub fn initialize_request(
         &self,
         header_key: Option<&str>,
@@ -246,7 +267,7 @@ impl Requests {
         path: &str,
     ) -> Result<(Key, BeginOptions)> {
         let key = header_key.map_or_else(|| Ok(Key::generate()), |header| from_header(header.as_bytes()))?;
-        let request = Described::with_params(method, path, params)?;
+        let request = Described::with_params(method, path, params, self.keep_params)?;
         Ok((key, self.options(request, OnInterrupted::Resume)))
     }
 
@@ -264,11 +285,10 @@ impl Requests {
     /// let requests = engine.requests("checkout")?;
     /// let info = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
     /// assert_eq!((info.status(), info.attempt()), (Status::Released, 0));
-    /// assert_eq!(info.context().decode::<(String, i32)>("params")?, Some(("cart".to_owned(), 17)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn create(&self, request: NewRequest) -> Result<RecordInfo> {
-        let (key, described) = request.described()?;
+        let (key, described) = request.described(self.keep_params)?;
         let place = self.manager.place(key)?;
         let start = self.manager.start(self.options(described, OnInterrupted::Resume), false)?;
         self.manager.engine().protocol().create(&place, &start)
@@ -424,7 +444,11 @@ impl Requests {
 
 impl fmt::Debug for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Requests").field("manager", &self.manager).field("handling", &self.handling).finish()
+        f.debug_struct("Requests")
+            .field("manager", &self.manager)
+            .field("handling", &self.handling)
+            .field("keep_params", &self.keep_params)
+            .finish()
     }
 }
 

@@ -36,8 +36,9 @@ impl Requests {
     /// The last four, and faults of the engine, have a body of problem details, as [`ExecuteError::problem`] has. The
     /// [`Error`] of a fault, which clients are not told, is in the response's extensions, for the log.
     ///
-    /// An interruption is held unless the options say otherwise. A panic of the operation goes on through here. The context has
-    /// the query, if there is one, as `params`, a `String`; the body is not kept.
+    /// An interruption is held unless the options say otherwise. A panic of the operation goes on through here. The record has
+    /// method and path in its context; the query, as `params`, a `String`, only with
+    /// [`keep_params`](Requests::keep_params), and the body never.
     ///
     /// ```
     /// use http::StatusCode;
@@ -123,7 +124,7 @@ impl Requests {
         let Some(key) = Key::from_headers_named(request.headers(), &options.key_header).map_err(fault)? else {
             return Ok(None);
         };
-        let described = Described::of(request, options).map_err(|refused| match refused {
+        let described = Described::of(request, options, self.keep_params).map_err(|refused| match refused {
             Refused::Target(error) => (Problem::BAD_TARGET, error),
             Refused::Content(error) => (Problem::BAD_CONTENT, error),
             Refused::Other(error) => fault(error),

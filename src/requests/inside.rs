@@ -54,7 +54,7 @@ impl TransactionRequests<'_> {
     /// As [`Requests::create`]; `InvalidOptions` in the transaction of another engine.
     pub fn create(&self, request: NewRequest) -> Result<Key> {
         self.run(|protocol, draft| {
-            let (key, described) = request.described()?;
+            let (key, described) = request.described(self.requests.keep_params)?;
             let manager = &self.requests.manager;
             let place = manager.place(key)?;
             let start = manager.start(self.requests.options(described, OnInterrupted::Resume), false)?;

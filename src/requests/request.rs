@@ -35,25 +35,35 @@ pub(super) enum Refused {
 }
 
 impl Described {
-    pub(super) fn with_params(method: &str, path: &str, params: &(impl Serialize + ?Sized)) -> Result<Self> {
-        Self::new(method, path, Params::of(params)?)
+    pub(super) fn with_params(
+        method: &str,
+        path: &str,
+        params: &(impl Serialize + ?Sized),
+        keep_params: bool,
+    ) -> Result<Self> {
+        let context = if keep_params { kept(params)? } else { Context::new() };
+        Self::new(method, path, Fingerprint::of(params)?, context)
     }
 
-    fn new(method: &str, path: &str, params: Params) -> Result<Self> {
+    fn new(method: &str, path: &str, params: Fingerprint, context: Context) -> Result<Self> {
         check(method, path)?;
-        let fingerprint = digest(method, path, params.fingerprint);
-        Ok(Self { fingerprint, accepted: Vec::new(), context: params.context.with(METHOD, method).with(PATH, path) })
+        let fingerprint = digest(method, path, params);
+        Ok(Self { fingerprint, accepted: Vec::new(), context: context.with(METHOD, method).with(PATH, path) })
     }
 
-    /// The body is not kept, and the query is, as the text that it is.
-    pub(super) fn of<B: AsRef<[u8]>>(request: &http::Request<B>, options: &HandleOptions) -> Result<Self, Refused> {
+    /// The body is never kept, and the query as the text that it is.
+    pub(super) fn of<B: AsRef<[u8]>>(
+        request: &http::Request<B>,
+        options: &HandleOptions,
+        keep_params: bool,
+    ) -> Result<Self, Refused> {
         let (method, uri) = (request.method().as_str(), request.uri());
         check(method, uri.path()).map_err(Refused::Target)?;
         let fingerprint = options.same.fingerprint(request).map_err(Refused::Content)?;
         // An older rule that cannot read it has no record of it.
         let accepted = options.older.iter().filter_map(|rule| rule.fingerprint(request).ok()).collect();
         let context = Context::new().with(METHOD, method).with(PATH, uri.path());
-        let context = match uri.query() {
+        let context = match uri.query().filter(|_| keep_params) {
             Some(query) => context.with_encoded(PARAMS, query).map_err(Refused::Other)?,
             None => context,
         };
@@ -81,16 +91,20 @@ pub(super) fn digest(method: &str, path: &str, params: Fingerprint) -> Fingerpri
     Fingerprint::builder().part(method).part(path).part(params.as_bytes()).finish()
 }
 
+fn kept(params: &(impl Serialize + ?Sized)) -> Result<Context> {
+    Context::new().with_encoded(PARAMS, params)
+}
+
 #[derive(Clone)]
 struct Params {
     fingerprint: Fingerprint,
-    context: Context,
+    /// An error counts only if they are to be kept.
+    kept: Result<Context>,
 }
 
 impl Params {
     fn of(params: &(impl Serialize + ?Sized)) -> Result<Self> {
-        let fingerprint = Fingerprint::of(params)?;
-        Ok(Self { fingerprint, context: Context::new().with_encoded(PARAMS, params)? })
+        Ok(Self { fingerprint: Fingerprint::of(params)?, kept: kept(params) })
     }
 }
 
@@ -124,19 +138,21 @@ impl NewRequest {
         self
     }
 
-    /// With these parameters.
+    /// With these parameters, of which only the fingerprint is stored unless the requests
+    /// [keep them](crate::Requests::keep_params).
     ///
     /// # Errors
     ///
-    /// `Codec` if they cannot be encoded, `TooLarge` if they do not fit into a [`Context`].
+    /// `Codec` if they refuse to be serialized.
     pub fn params(mut self, params: &(impl Serialize + ?Sized)) -> Result<Self> {
         self.params = Some(Params::of(params)?);
         Ok(self)
     }
 
-    pub(super) fn described(self) -> Result<(Key, Described)> {
+    pub(super) fn described(self, keep_params: bool) -> Result<(Key, Described)> {
         let params = self.params.map_or_else(|| Params::of(&()), Ok)?;
-        let described = Described::new(&self.method, &self.path, params)?;
+        let context = if keep_params { params.kept? } else { Context::new() };
+        let described = Described::new(&self.method, &self.path, params.fingerprint, context)?;
         Ok((self.key.unwrap_or_else(Key::generate), described))
     }
 }

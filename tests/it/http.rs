@@ -145,12 +145,15 @@ fn a_target_that_is_no_path_is_400_and_a_huge_one_413() {
         is(&answer, 400, "bad_target");
         assert_eq!(fault(&answer), ErrorKind::InvalidOptions);
     }
+    let keeping = requests.clone().keep_params(true);
     for target in [format!("/{}", "p".repeat(20_000)), format!("/?{}", "q".repeat(20_000))] {
-        let answer = requests.handle(&of("POST", &target, "k", ""), never);
+        let answer = keeping.handle(&of("POST", &target, "k", ""), never);
         is(&answer, 413, "too_large");
         assert_eq!(fault(&answer), ErrorKind::TooLarge);
     }
     assert!(none(&requests));
+    // A query that is not kept may be of any length.
+    assert_eq!(requests.handle(&of("POST", &format!("/?{}", "q".repeat(20_000)), "q", ""), created).status(), 201);
     // The absolute form has a path.
     assert_eq!(requests.handle(&of("POST", "http://example.com/payments", "k", ""), created).status(), 201);
 }
@@ -285,8 +288,8 @@ fn faults_are_answered_and_told_to_the_log_only() {
 }
 
 #[test]
-fn the_record_has_method_path_and_query_and_no_body() {
-    let requests = requests();
+fn the_record_has_method_and_path_the_query_if_it_is_kept_and_no_body() {
+    let requests = requests().keep_params(true);
     requests.handle(&of("POST", "/payments?tip=2&to=ada", "k", MARKER), created);
     let record = requests.retrieve("k").unwrap().unwrap();
     let context = record.info().context();
@@ -297,6 +300,10 @@ fn the_record_has_method_path_and_query_and_no_body() {
     assert_eq!(keys(found), ["k"]);
     requests.handle(&of("POST", "/payments", "l", ""), created);
     assert!(requests.retrieve("l").unwrap().unwrap().info().context().get("params").is_none());
+    let by_default = self::requests();
+    by_default.handle(&of("POST", "/payments?token=secret", "k", MARKER), created);
+    let record = by_default.retrieve("k").unwrap().unwrap();
+    assert_eq!(record.info().context().iter().map(|(name, _)| name).collect::<Vec<_>>(), ["method", "path"]);
 }
 
 #[test]
