@@ -79,7 +79,8 @@
 //!
 //! # Features
 //!
-//! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate.
+//! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate;
+//!   `Fingerprint::of_json`.
 //! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own; records as JSON.
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!

@@ -337,13 +337,13 @@ impl BeginOptions {
     ///
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// let body = r#"{"amount":20}"#;
-    /// let by_bytes = Fingerprint::builder().part(body).finish();
-    /// let claim = payments.begin_with("order-42", BeginOptions::new().fingerprint(by_bytes))?.into_claim().unwrap();
+    /// let older = Fingerprint::of(&("EUR", 1999))?;
+    /// let claim = payments.begin_with("order-42", BeginOptions::new().fingerprint(older))?.into_claim().unwrap();
     /// claim.succeed(&1999)?;
-    /// // The next version of the service compares values.
-    /// let by_value = BeginOptions::new().fingerprint(Fingerprint::of_json(body)?).also_accept(by_bytes);
-    /// assert!(matches!(payments.begin_with("order-42", by_value)?, Begin::Replay(_)));
+    /// // The next version of the service also compares the payee.
+    /// let newer = Fingerprint::of(&("EUR", 1999, "ada"))?;
+    /// let options = BeginOptions::new().fingerprint(newer).also_accept(older);
+    /// assert!(matches!(payments.begin_with("order-42", options)?, Begin::Replay(_)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn also_accept(mut self, fingerprint: Fingerprint) -> Self {
