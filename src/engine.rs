@@ -1,16 +1,15 @@
 //! A store that is open.
 
-use std::any::type_name;
-use std::collections::HashMap;
+mod types;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
-use parking_lot::Mutex;
 
 use crate::compactor::Compactor;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::event::{Compacted, Event};
 use crate::options::EngineOptions;
 use crate::protocol::{ListRange, OpenReport, Protocol, VerifyReport};
@@ -19,6 +18,8 @@ use crate::records::{RecordFilter, Records};
 use crate::stats::Stats;
 use crate::table::Table;
 use crate::transaction::{self, PhaseOptions, Transaction};
+use types::KnownTypes;
+pub(crate) use types::Registered;
 
 /// An open store.
 ///
@@ -46,8 +47,7 @@ struct Shared {
     compaction_batch: usize,
     /// Ended with the last handle, or before the engine is closed.
     compactor: Compactor,
-    /// The types of each manager's name and schema in this process.
-    types: Mutex<HashMap<(String, u32), Types>>,
+    types: KnownTypes,
 }
 
 impl fmt::Debug for Engine {
@@ -55,8 +55,6 @@ impl fmt::Debug for Engine {
         f.debug_struct("Engine").field("path", &self.path()).finish_non_exhaustive()
     }
 }
-
-type Types = (&'static str, &'static str);
 
 impl Engine {
     /// Opens the store in `path`, with the defaults; creates what is missing.
@@ -265,16 +263,9 @@ impl Engine {
         closed
     }
 
-    /// Notes the types of a manager's outcomes, and refuses others under the same name and schema.
-    pub(crate) fn register<T, E>(&self, name: &str, schema: u32) -> Result<()> {
-        let types = (type_name::<T>(), type_name::<E>());
-        let known = *self.shared.types.lock().entry((name.to_owned(), schema)).or_insert(types);
-        if known == types {
-            return Ok(());
-        }
-        let ((t, e), (other_t, other_e)) = (known, types);
-        let message = format!("manager {name} has the types {t} and {e}, it is asked for with {other_t} and {other_e}");
-        Err(Error::new(ErrorKind::TypeMismatch, message))
+    /// Refuses a manager whose types are not those of another one, alive, of this name and schema.
+    pub(crate) fn register<T, E>(&self, name: &str, schema: u32) -> Result<Registered> {
+        self.shared.types.register::<T, E>(name, schema)
     }
 
     pub(crate) fn protocol(&self) -> &Protocol {
@@ -322,7 +313,7 @@ impl EngineOptions {
         let protocol = Arc::new(protocol);
         let compaction_batch = self.compaction_batch.get();
         let compactor = Compactor::start(&protocol, compaction_batch, self.compaction_interval)?;
-        let shared = Shared { report, compaction_batch, compactor, types: Mutex::new(HashMap::new()) };
+        let shared = Shared { report, compaction_batch, compactor, types: KnownTypes::default() };
         Ok(Engine { protocol, shared: Arc::new(shared) })
     }
 }

@@ -51,29 +51,31 @@ pub struct Compacted {
 /// The subscribers. Each has a queue of its own: two receivers of one channel would get half each.
 #[derive(Debug)]
 pub(crate) struct Hub {
-    subscribers: Mutex<Vec<Sender<Event>>>,
+    /// `None` once closed.
+    subscribers: Mutex<Option<Vec<Sender<Event>>>>,
     dropped: Counter,
 }
 
 impl Default for Hub {
     fn default() -> Self {
-        Self { subscribers: Mutex::default(), dropped: Counter::new("oncekey_events_dropped_total") }
+        Self { subscribers: Mutex::new(Some(Vec::new())), dropped: Counter::new("oncekey_events_dropped_total") }
     }
 }
 
 impl Hub {
     pub(crate) fn subscribe(&self) -> Receiver<Event> {
         let (sender, receiver) = crossbeam_channel::bounded(EVENT_QUEUE);
-        self.subscribers.lock().push(sender);
+        // Dropped, it disconnects the receiver.
+        if let Some(subscribers) = &mut *self.subscribers.lock() {
+            subscribers.push(sender);
+        }
         receiver
     }
 
     /// Makes the event only if somebody listens.
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
         let mut subscribers = self.subscribers.lock();
-        if subscribers.is_empty() {
-            return;
-        }
+        let Some(subscribers) = subscribers.as_mut().filter(|subscribers| !subscribers.is_empty()) else { return };
         let event = event();
         subscribers.retain(|subscriber| match subscriber.try_send(event.clone()) {
             Ok(()) => true,
@@ -85,9 +87,9 @@ impl Hub {
         });
     }
 
-    /// Ends every subscription: receivers see the channel disconnect once they have read what is in it.
+    /// Ends every subscription, now and later: receivers see the channel disconnect once they have read what is in it.
     pub(crate) fn close(&self) {
-        self.subscribers.lock().clear();
+        *self.subscribers.lock() = None;
     }
 
     pub(crate) fn dropped(&self) -> u64 {

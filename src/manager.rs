@@ -12,7 +12,7 @@ use crate::claim::Claim;
 use crate::clock::{deadline, millis};
 use crate::codec;
 use crate::context::Context;
-use crate::engine::Engine;
+use crate::engine::{Engine, Registered};
 use crate::error::Result;
 use crate::failure::Failure;
 use crate::key::{Key, check_key, check_name};
@@ -60,7 +60,7 @@ pub enum Waited<T, E = Failure> {
     Released,
     /// Its owner ended without an answer.
     Interrupted,
-    /// It is still in progress.
+    /// It is still in progress, or was not begun yet.
     TimedOut,
     /// The engine was closed meanwhile.
     Closed,
@@ -167,6 +167,7 @@ pub struct Manager<T, E = Failure> {
     pub(crate) scope: Arc<[Box<[u8]>]>,
     pub(crate) on_error: Option<Classify<E>>,
     types: PhantomData<fn() -> (T, E)>,
+    registered: Arc<Registered>,
 }
 
 impl Engine {
@@ -174,8 +175,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if this process has used the name and
-    /// schema with other types.
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if another manager of this name and schema is alive
+    /// and has other types.
     pub fn manager<T, E>(&self, name: &str) -> Result<Manager<T, E>>
     where
         T: Serialize + DeserializeOwned,
@@ -196,9 +197,9 @@ impl Engine {
     {
         check_name("manager", name)?;
         options.check()?;
-        self.register::<T, E>(name, options.schema)?;
+        let registered = Arc::new(self.register::<T, E>(name, options.schema)?);
         let (engine, name, scope) = (self.clone(), name.into(), Arc::new([]));
-        Ok(Manager { engine, name, options, scope, on_error: None, types: PhantomData })
+        Ok(Manager { engine, name, options, scope, on_error: None, types: PhantomData, registered })
     }
 }
 
@@ -211,6 +212,7 @@ impl<T, E> Clone for Manager<T, E> {
             scope: Arc::clone(&self.scope),
             on_error: self.on_error.clone(),
             types: PhantomData,
+            registered: Arc::clone(&self.registered),
         }
     }
 }
@@ -415,7 +417,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         info.map(|info| Record::decode(info, self.options.schema)).transpose()
     }
 
-    /// Waits until nobody is at work on the key; answers at once if nobody is.
+    /// Waits until nobody is at work on the key; answers at once if nobody is. A request that was created and not begun yet is
+    /// waited for.
     pub fn wait(&self, key: impl AsRef<[u8]>, timeout: Duration) -> Result<Waited<T, E>> {
         self.wait_at(&self.place(key)?, timeout)
     }

@@ -7,7 +7,7 @@
 //! Locks: a shard's, then a signal's, never the other way; neither is held while a thread is notified.
 
 use std::array;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, Hash};
 use std::mem;
 use std::sync::Arc;
@@ -66,6 +66,8 @@ type Seats = BTreeMap<u64, Arc<Signal>>;
 struct Queue {
     observers: Seats,
     heirs: Seats,
+    /// The places of heirs that have their turn and have neither used it nor passed it on.
+    turns: BTreeSet<u64>,
 }
 
 impl Queue {
@@ -78,6 +80,11 @@ impl Queue {
 
     fn len(&self) -> usize {
         self.observers.len() + self.heirs.len()
+    }
+
+    /// Whether somebody is there who takes the key over once it is free.
+    fn has_heir(&self) -> bool {
+        !self.heirs.is_empty() || !self.turns.is_empty()
     }
 
     fn tell(self, woken: Woken) {
@@ -112,15 +119,26 @@ impl<K: Eq + Hash + Clone> Shard<K> {
     /// Taking the heir out and telling it are one step under the shard's lock. Were they two, a seat that times out
     /// in between would find itself neither in the queue nor told, leave, and lose the turn.
     fn give_turn(&mut self, key: &K) -> Option<Arc<Signal>> {
-        let heir = self.queues.get_mut(key)?.heirs.pop_first();
-        self.forget_if_empty(key);
-        let (_, heir) = heir?;
+        let queue = self.queues.get_mut(key)?;
+        let (place, heir) = queue.heirs.pop_first()?;
+        queue.turns.insert(place);
         *heir.told.lock() = Some(Woken::Turn);
         Some(heir)
     }
 
+    /// The observers, if no heir is left: they look again, and the key may stay as it is. The caller unlocks the shard and tells
+    /// them.
+    fn observers_alone(&mut self, key: &K) -> Queue {
+        match self.queues.get_mut(key) {
+            Some(queue) if !queue.has_heir() => {
+                Queue { observers: mem::take(&mut queue.observers), ..Queue::default() }
+            }
+            Some(_) | None => Queue::default(),
+        }
+    }
+
     fn forget_if_empty(&mut self, key: &K) {
-        if self.queues.get(key).is_some_and(|queue| queue.len() == 0) {
+        if self.queues.get(key).is_some_and(|queue| queue.len() == 0 && queue.turns.is_empty()) {
             self.queues.remove(key);
         }
     }
@@ -152,7 +170,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
     pub(crate) fn enter(&self, key: K, role: Role) -> Seat<'_, K> {
         let shard = self.shard(&key);
         let (place, signal) = shard.lock().sit(&key, role, None);
-        Seat { shard, key, role, place, signal, saw: None }
+        Seat { shard, key, role, place, signal, saw: None, claimed: false }
     }
 
     /// An ending or a removal: everyone who waits for the key looks again.
@@ -164,17 +182,23 @@ impl<K: Eq + Hash + Clone> Slots<K> {
         }
     }
 
-    /// The owner gave up: the first heir has its turn, the observers look again, the other heirs wait on.
+    /// The owner gave up: the first heir has its turn, everyone else waits on. Without an heir the observers look again.
     pub(crate) fn hand_over(&self, key: &K) {
         let mut shard = self.shard(key).lock();
-        let Some(queue) = shard.queues.get_mut(key) else { return };
-        let observers = mem::take(&mut queue.observers);
         let heir = shard.give_turn(key);
+        let observers = shard.observers_alone(key);
+        shard.forget_if_empty(key);
         drop(shard);
         if let Some(heir) = heir {
             heir.was_told.notify_one();
         }
-        Queue { observers, heirs: Seats::new() }.tell(Woken::Look);
+        observers.tell(Woken::Look);
+    }
+
+    /// Whether an heir waits for the key, or has its turn and has not begun. An observer in the queue is told when the last heir
+    /// leaves without the key.
+    pub(crate) fn has_heir(&self, key: &K) -> bool {
+        self.shard(key).lock().queues.get(key).is_some_and(Queue::has_heir)
     }
 
     /// Every seat, now and later, gets `Closed`. One that was already woken learns it when it rejoins.
@@ -221,6 +245,7 @@ pub(crate) struct Seat<'a, K: Eq + Hash + Clone> {
     signal: Arc<Signal>,
     /// What `park` found of this stay.
     saw: Option<Woken>,
+    claimed: bool,
 }
 
 impl<K: Eq + Hash + Clone> Seat<'_, K> {
@@ -255,6 +280,9 @@ impl<K: Eq + Hash + Clone> Seat<'_, K> {
             return;
         }
         let kept = self.signal.is_turn().then_some(self.place);
+        if let Some(queue) = shard.queues.get_mut(&self.key) {
+            queue.turns.remove(&self.place);
+        }
         // A fresh signal, because a `Look` for the last stay may still be on its way and would be taken for this one's.
         (self.place, self.signal) = shard.sit(&self.key, self.role, kept);
         self.saw = None;
@@ -264,10 +292,11 @@ impl<K: Eq + Hash + Clone> Seat<'_, K> {
     ///
     /// Only a turn that `park` returned: one that nobody saw may stem from an end of the very claim just made. Passed on
     /// in vain it costs one look; kept, it might be the only one.
-    pub(crate) fn claimed(self) {
+    pub(crate) fn claimed(mut self) {
         if self.saw == Some(Woken::Turn) {
             *self.signal.told.lock() = None;
         }
+        self.claimed = true;
     }
 }
 
@@ -280,14 +309,19 @@ impl<K: Eq + Hash + Clone> Drop for Seat<'_, K> {
         let mut shard = self.shard.lock();
         if let Some(queue) = shard.queues.get_mut(&self.key) {
             queue.seats(self.role).remove(&self.place);
+            queue.turns.remove(&self.place);
         }
-        shard.forget_if_empty(&self.key);
         // Turns are given under the shard's lock to seats in the queue: this one has its turn by now, or never will.
         let heir = if self.signal.is_turn() { shard.give_turn(&self.key) } else { None };
+        // The last heir may have been what they waited for.
+        let leaves = self.role == Role::Heir && !self.claimed;
+        let observers = if leaves { shard.observers_alone(&self.key) } else { Queue::default() };
+        shard.forget_if_empty(&self.key);
         drop(shard);
         if let Some(heir) = heir {
             heir.was_told.notify_one();
         }
+        observers.tell(Woken::Look);
     }
 }
 
@@ -320,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_goes_to_one_heir_in_order_and_a_look_to_every_observer() {
+    fn a_turn_goes_to_one_heir_in_order_and_observers_look_when_none_is_left() {
         let slots = Slots::default();
         let mut heirs = heirs::<5>(&slots);
         let mut others = [slots.enter(7, Role::Observer), slots.enter(7, Role::Observer), slots.enter(8, Role::Heir)];
@@ -329,9 +363,34 @@ mod tests {
             for (i, heir) in heirs.iter_mut().enumerate() {
                 assert_eq!(told(heir), if i <= turn { Woken::Turn } else { Woken::TimedOut });
             }
+            assert_eq!(others.each_mut().map(told), [Woken::TimedOut; 3], "the heirs come first");
+        }
+        for (nth, heir) in heirs.into_iter().enumerate() {
+            assert!(slots.has_heir(&7));
+            drop(heir);
+            assert_eq!(told(&mut others[0]), if nth == 4 { Woken::Look } else { Woken::TimedOut });
         }
         let told = others.each_mut().map(told);
         assert_eq!((told, slots.waiting()), ([Woken::Look, Woken::Look, Woken::TimedOut], 1));
+        let [mut first, second, _other] = others;
+        first.rejoin();
+        slots.hand_over(&7);
+        assert_eq!(first.park(None), Woken::Look, "nobody takes it over");
+        drop((first, second));
+        assert!(!slots.has_heir(&7) && slots.has_heir(&8));
+    }
+
+    #[test]
+    fn an_observer_waits_on_when_the_heir_has_claimed() {
+        let slots = Slots::default();
+        let [mut heir] = heirs(&slots);
+        let mut observer = slots.enter(7, Role::Observer);
+        slots.hand_over(&7);
+        assert_eq!(heir.park(None), Woken::Turn);
+        heir.claimed();
+        assert_eq!((told(&mut observer), slots.has_heir(&7)), (Woken::TimedOut, false));
+        slots.wake_all(&7);
+        assert_eq!(observer.park(None), Woken::Look);
     }
 
     #[test]

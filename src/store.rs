@@ -149,8 +149,13 @@ pub(crate) struct Terms<'a> {
 }
 
 impl Terms<'_> {
-    fn hold(&self, clock: &StoreClock) -> bool {
-        self.read_set.is_none_or(ReadSet::is_current) && (self.until == NEVER || clock.now() < self.until)
+    fn hold(&self, now: u64) -> bool {
+        self.read_set.is_none_or(ReadSet::is_current) && (self.until == NEVER || now < self.until)
+    }
+
+    /// The time, if it makes a difference.
+    fn now(&self, clock: &StoreClock) -> u64 {
+        if self.until == NEVER && self.decided.is_none() { 0 } else { clock.now() }
     }
 }
 
@@ -368,14 +373,16 @@ impl Inner {
         let mut frame = Frame::Changes(changes);
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
         self.look_for_room();
-        let admission = self.group.admit(bytes.len(), terms.who)?;
-        if !self.stripes.are_current(reads) || !terms.hold(&self.clock) {
+        // Without the commit lock: the clock may be the caller's own.
+        let mut now = terms.now(&self.clock);
+        let admission = self.group.admit_after(bytes.len(), terms.who, || now = terms.now(&self.clock))?;
+        if !self.stripes.are_current(reads) || !terms.hold(now) {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
         }
         let (number, ticket) = (admission.number(), admission.ticket());
-        let waited = terms.decided.map_or(0, |decided| self.clock.now().saturating_sub(decided));
+        let waited = terms.decided.map_or(0, |decided| now.saturating_sub(decided));
         let mut changes = Vec::new();
         if let Frame::Changes(decided) = &mut frame {
             let images = decided.iter_mut().filter_map(|change| match &mut change.content {

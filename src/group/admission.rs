@@ -36,6 +36,18 @@ struct Waiting {
     patience: Patience,
 }
 
+/// Leaves the queue if it is dropped, by a panic of somebody else's code.
+struct KeepsPlace<'a, C, S> {
+    group: &'a Group<C, S>,
+    place: Place,
+}
+
+impl<C, S> Drop for KeepsPlace<'_, C, S> {
+    fn drop(&mut self) {
+        self.group.state.lock().leave(self.place);
+    }
+}
+
 impl<C, S> Admission<'_, C, S> {
     /// The number that the frame will have.
     pub(crate) fn number(&self) -> u64 {
@@ -70,12 +82,30 @@ impl<C, S> Group<C, S> {
     /// `Busy` if that takes longer than the timeout although the store makes progress; endings wait on then. Without progress
     /// the group is poisoned.
     pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
+        self.admit_after(len, who, || ())
+    }
+
+    /// As [`admit`](Self::admit). After a wait, `look` is called once more before the commit lock is taken: what the caller
+    /// knew before, such as the time, is old then.
+    pub(crate) fn admit_after(&self, len: usize, who: Entrant, mut look: impl FnMut()) -> Result<Admission<'_, C, S>> {
         let len = len as u64;
         let mut state = self.state.lock();
-        let (refusals, mut waiting) = (state.refusals, None::<Waiting>);
+        let (refusals, mut waiting, mut is_old) = (state.refusals, None::<Waiting>, false);
         let ended = loop {
             let place = waiting.as_ref().map(|waiting| waiting.place);
-            let lack = match self.lack(&mut state, len, who, place, refusals) {
+            let lack = match (self.lack(&mut state, len, who, place, refusals), place) {
+                (Ok(None), Some(place)) if std::mem::take(&mut is_old) => {
+                    // The place is kept meanwhile, so that nobody overtakes.
+                    drop(state);
+                    let keeps = KeepsPlace { group: self, place };
+                    look();
+                    std::mem::forget(keeps);
+                    state = self.state.lock();
+                    continue;
+                }
+                (lack, _) => lack,
+            };
+            let lack = match lack {
                 Ok(None) => break Ok(()),
                 Ok(Some(lack)) => lack,
                 Err(error) => break Err(error),
@@ -101,6 +131,7 @@ impl<C, S> Group<C, S> {
             }
             let timed_out = wait_until(turn, &mut state, patience.deadline());
             patience.waited(timed_out, self.progress());
+            is_old = true;
         };
         if let Some(Waiting { place, .. }) = waiting {
             state.leave(place);

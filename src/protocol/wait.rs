@@ -3,11 +3,21 @@
 use std::time::Instant;
 
 use super::{Begun, Place, Protocol};
+use crate::clock::monotonic;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{RecordInfo, Status};
 use crate::slots::{Role, Woken};
 use crate::store::Depth;
 use crate::transition::Start;
+
+/// What was created and not begun yet is not.
+fn is_released(info: &RecordInfo) -> bool {
+    info.status() == Status::Released && info.attempt() > 0
+}
+
+fn is_past(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= monotonic())
+}
 
 /// How a wait ended.
 #[derive(Debug)]
@@ -48,14 +58,15 @@ impl Protocol {
                 continue;
             }
             match seat.park(deadline) {
-                Woken::Look | Woken::Turn => overtaken = true,
+                // Looked at here too: others may wake this one again and again.
+                Woken::Look | Woken::Turn => (overtaken, timed_out) = (true, is_past(deadline)),
                 Woken::TimedOut => timed_out = true,
                 Woken::Closed => return Err(self.gone(place)),
             }
         }
     }
 
-    /// Waits until nobody is at work on the key.
+    /// Waits until nobody is at work on the key, and nobody is to begin it.
     pub(crate) fn wait(&self, place: &Place, deadline: Option<Instant>) -> Result<Awaited> {
         if let Some(ended) = self.look(place)? {
             return Ok(ended);
@@ -71,9 +82,12 @@ impl Protocol {
                         return Ok(ended);
                     }
                     // Somebody else has begun already.
+                    if is_past(deadline) {
+                        return self.look_late(place);
+                    }
                     seat.rejoin();
                 }
-                Woken::TimedOut => return Ok(self.look(place)?.unwrap_or(Awaited::TimedOut)),
+                Woken::TimedOut => return self.look_late(place),
                 Woken::Closed => {
                     let error = self.gone(place);
                     return if error.kind() == ErrorKind::Closed { Ok(Awaited::Closed) } else { Err(error) };
@@ -82,15 +96,38 @@ impl Protocol {
         }
     }
 
-    /// `None` while somebody is at work.
+    /// `None` while somebody is at work, or about to be.
     fn look(&self, place: &Place) -> Result<Option<Awaited>> {
-        let Some(info) = self.get(place, Depth::Whole)? else { return Ok(Some(Awaited::Absent)) };
-        Ok(match info.status() {
-            Status::InProgress => None,
-            Status::Succeeded | Status::Failed => Some(Awaited::Finished(info)),
-            Status::Released => Some(Awaited::Released),
-            Status::Interrupted => Some(Awaited::Interrupted),
-        })
+        let mut read = self.get(place, Depth::Whole)?;
+        loop {
+            let Some(info) = read else { return Ok(Some(Awaited::Absent)) };
+            return Ok(match info.status() {
+                Status::InProgress => None,
+                Status::Succeeded | Status::Failed => Some(Awaited::Finished(info)),
+                Status::Interrupted => Some(Awaited::Interrupted),
+                // Created, and not begun yet.
+                Status::Released if !is_released(&info) => None,
+                // Its heir has not begun yet.
+                Status::Released if self.slots.has_heir(&place.at) => None,
+                Status::Released => {
+                    // The heir may have begun in between: what is still the same was released while there was none.
+                    read = self.get(place, Depth::Whole)?;
+                    if read.as_ref().is_some_and(|again| again.image().revision == info.image().revision) {
+                        return Ok(Some(Awaited::Released));
+                    }
+                    continue;
+                }
+            });
+        }
+    }
+
+    /// As [`look`](Self::look), at the deadline: what is released is that, whoever is to take it over.
+    fn look_late(&self, place: &Place) -> Result<Awaited> {
+        if let Some(ended) = self.look(place)? {
+            return Ok(ended);
+        }
+        let released = self.get(place, Depth::Head)?.is_some_and(|info| is_released(&info));
+        Ok(if released { Awaited::Released } else { Awaited::TimedOut })
     }
 
     /// Why the queues were closed.

@@ -24,6 +24,8 @@ enum Fault {
     KeepsItsTurn,
     DoesNotSayItClaimed,
     WakesAtCloseOnly,
+    ForgetsTheHeir,
+    LooksOnce,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -37,6 +39,7 @@ enum State {
 #[derive(Debug, PartialEq, Eq)]
 enum Got {
     Claimed,
+    Released,
     Ended,
     TimedOut,
     Closed,
@@ -47,12 +50,15 @@ enum Got {
 struct Record {
     slots: Slots<u32>,
     state: Mutex<State>,
+    /// Counts changes, under the lock of the state.
+    revision: AtomicU32,
     owners: AtomicU32,
 }
 
 impl Record {
-    fn look(&self) -> State {
-        *self.state.lock()
+    fn look(&self) -> (State, u32) {
+        let state = self.state.lock();
+        (*state, self.revision.load(SeqCst))
     }
 
     /// One commit: either somebody owns it, or the caller does from now on.
@@ -61,6 +67,7 @@ impl Record {
         let found = *state;
         if found == State::Free {
             *state = State::Owned;
+            self.revision.fetch_add(1, SeqCst);
             assert_eq!(self.owners.fetch_add(1, SeqCst), 0, "two owners");
         }
         found
@@ -70,6 +77,7 @@ impl Record {
         let mut state = self.state.lock();
         self.owners.store(0, SeqCst);
         *state = becomes;
+        self.revision.fetch_add(1, SeqCst);
     }
 
     fn end(&self, fault: Fault) {
@@ -125,12 +133,30 @@ impl Record {
 
     /// As `Protocol::wait`.
     fn wait(&self, patience: Duration) -> Got {
+        self.wait_or(patience, Fault::None)
+    }
+
+    fn wait_or(&self, patience: Duration, fault: Fault) -> Got {
         let deadline = deadline(patience);
         let mut seat = self.slots.enter(KEY, Role::Observer);
-        let ended = || match self.look() {
-            State::Free => Some(Got::Claimed),
-            State::Ended => Some(Got::Ended),
-            State::Owned => None,
+        let ended = || {
+            let mut read = self.look();
+            loop {
+                return match read.0 {
+                    State::Free if fault == Fault::ForgetsTheHeir => Some(Got::Released),
+                    State::Free if self.slots.has_heir(&KEY) => None,
+                    State::Free => {
+                        let again = self.look();
+                        if again == read || fault == Fault::LooksOnce {
+                            return Some(Got::Released);
+                        }
+                        read = again;
+                        continue;
+                    }
+                    State::Ended => Some(Got::Ended),
+                    State::Owned => None,
+                };
+            }
         };
         loop {
             if let Some(ended) = ended() {
@@ -215,13 +241,56 @@ fn everybody_has_a_go(fault: Fault) {
         });
         record.give_up();
     });
-    assert!(record.slots.is_empty());
+    assert!(fault == Fault::KeepsItsTurn || record.slots.is_empty());
 }
 
 #[test]
 fn a_release_never_loses_the_turn() {
     holds(|| everybody_has_a_go(Fault::None));
     fails(|| everybody_has_a_go(Fault::KeepsItsTurn), LEFT_BEHIND);
+}
+
+/// An owner gives up beside an heir: whoever only waits is told what the heir has made of it, or that it has left.
+fn an_observer_beside_an_heir(patience: Duration, fault: Fault) {
+    let record = &Record::default();
+    let mut seat = record.slots.enter(KEY, Role::Heir);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            loop {
+                if record.begin() == State::Free {
+                    seat.claimed();
+                    return record.end(Fault::None);
+                }
+                match seat.park(deadline(patience)) {
+                    Woken::TimedOut if fault == Fault::KeepsItsTurn => std::mem::forget(seat),
+                    Woken::TimedOut => drop(seat),
+                    _ => {
+                        seat.rejoin();
+                        continue;
+                    }
+                }
+                return;
+            }
+        });
+        scope.spawn(move || {
+            let got = record.wait_or(NEVER, fault);
+            assert!(
+                got == Got::Ended || patience == ANY_TIME && got == Got::Released,
+                "not what the heir made: {got:?}"
+            );
+        });
+        record.give_up();
+    });
+    assert!(fault == Fault::KeepsItsTurn || record.slots.is_empty());
+}
+
+#[test]
+fn an_observer_learns_what_the_heir_made_of_it() {
+    holds(|| an_observer_beside_an_heir(NEVER, Fault::None));
+    holds(|| an_observer_beside_an_heir(ANY_TIME, Fault::None));
+    fails(|| an_observer_beside_an_heir(NEVER, Fault::ForgetsTheHeir), "not what the heir made");
+    fails(|| an_observer_beside_an_heir(NEVER, Fault::LooksOnce), "not what the heir made");
+    fails(|| an_observer_beside_an_heir(ANY_TIME, Fault::KeepsItsTurn), LEFT_BEHIND);
 }
 
 /// A turn for one of three; what it does not give on stays its own.

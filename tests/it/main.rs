@@ -46,3 +46,4 @@ mod tidy;
 mod transactions;
 mod updates;
 mod waiters;
+mod waits;

@@ -207,7 +207,7 @@ fn names_are_checked_and_types_are_responses() {
         ErrorKind::InvalidOptions,
         "success_ttl",
     );
-    engine.manager::<u64, u64>("numbers").unwrap();
+    let _numbers = engine.manager::<u64, u64>("numbers").unwrap();
     is(engine.requests("numbers"), ErrorKind::TypeMismatch, "numbers");
     let same: oncekey::Manager<Response, Response> = {
         engine.requests("r").unwrap();

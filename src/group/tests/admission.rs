@@ -146,3 +146,34 @@ fn a_wait_for_a_sync_goes_on_as_long_as_groups_are_written() {
         assert!(error.to_string().contains("waited for its sync"), "{error}");
     });
 }
+
+#[test]
+fn after_a_wait_the_caller_looks_again_without_a_lock_and_keeps_its_place() {
+    let group = &group_with(100_000, |config| config.max_unapplied = 10);
+    user(group, 10).unwrap();
+    let looked = &AtomicU32::new(0);
+    group.admit_after(1, Entrant::GivingUp, || unreachable!("it did not wait")).unwrap();
+    thread::scope(|scope| {
+        let first = scope.spawn(move || {
+            let admission = group.admit_after(10, Entrant::User, || {
+                assert!(group.state.try_lock().is_some_and(|state| state.queue.len() == 2), "it is in the queue");
+                looked.fetch_add(1, Ordering::SeqCst);
+            });
+            admission.unwrap().commit(&[0; 10], 1)
+        });
+        while group.state.lock().queue.is_empty() {
+            thread::yield_now();
+        }
+        let panics = scope.spawn(|| group.admit_after(10, Entrant::User, || panic!("on purpose")).map(drop));
+        while group.state.lock().queue.len() < 2 {
+            thread::yield_now();
+        }
+        group.applied(taken(group).0.group, 10);
+        assert_eq!(first.join().unwrap(), 2);
+        group.applied(taken(group).0.group, 10);
+        assert!(panics.join().is_err());
+    });
+    assert_eq!(looked.load(Ordering::SeqCst), 1);
+    assert!(group.state.lock().queue.is_empty(), "a panic leaves the queue");
+    user(group, 1).unwrap();
+}
