@@ -158,7 +158,7 @@ pub use raw::RawManager;
 pub use record::{FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES, RecordInfo, STARTED, Status};
 pub use records::{RecordFilter, Records};
 #[cfg(feature = "http")]
-pub use requests::{HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests};
+pub use requests::{Created, HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests};
 #[cfg(feature = "http")]
 pub use response::Response;
 pub use stage::Next;

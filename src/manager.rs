@@ -279,6 +279,12 @@ impl<T, E> Manager<T, E> {
         Ok(Place::new(&self.name, key))
     }
 
+    /// Of a record of this manager's.
+    #[cfg(feature = "http")]
+    pub(crate) fn place_of(&self, info: &RecordInfo) -> Place {
+        Place::new(&self.name, info.key().clone())
+    }
+
     pub(crate) fn start(&self, options: BeginOptions, by_key: bool) -> Result<Start> {
         let success_ttl = options.success_ttl.unwrap_or(self.options.success_ttl);
         let failure_ttl = options.failure_ttl.unwrap_or(self.options.failure_ttl);

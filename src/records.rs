@@ -40,6 +40,18 @@ pub struct RecordFilter {
     recovery_point: Option<String>,
     context: Vec<(String, Value)>,
     updated_before: Option<SystemTime>,
+    /// All must say so.
+    predicates: Vec<Predicate>,
+}
+
+/// What the caller says of a record.
+#[derive(Clone)]
+struct Predicate(Arc<dyn Fn(&RecordInfo) -> bool + Send + Sync>);
+
+impl fmt::Debug for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Predicate")
+    }
 }
 
 impl RecordFilter {
@@ -84,6 +96,22 @@ impl RecordFilter {
         self
     }
 
+    /// Only those of which this is true, by any field of theirs. Several must all be.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, RecordFilter};
+    /// # let engine = Engine::temporary()?;
+    /// # let payments: Manager<u64> = engine.manager("payments")?;
+    /// # payments.execute("k", |_| Ok(7)).unwrap();
+    /// let tried_often = RecordFilter::new().matching(|info| info.attempt() > 3);
+    /// assert_eq!(engine.records(tried_often)?.count(), 0);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn matching(mut self, predicate: impl Fn(&RecordInfo) -> bool + Send + Sync + 'static) -> Self {
+        self.predicates.push(Predicate(Arc::new(predicate)));
+        self
+    }
+
     /// Only those that a manager's handle can name by their keys.
     ///
     /// # Errors
@@ -108,6 +136,17 @@ impl RecordFilter {
             && self.recovery_point.as_ref().is_none_or(|point| point == info.recovery_point())
             && self.context.iter().all(|(name, value)| info.context().get(name) == Some(value))
             && self.updated_before.is_none_or(|time| info.updated_at() < time)
+            && self.predicates.iter().all(|Predicate(holds)| holds(info))
+    }
+
+    /// Where all records are that match.
+    pub(crate) fn range(&self) -> Result<ListRange> {
+        if let Some(manager) = &self.manager {
+            check_name("manager", manager)?;
+        }
+        let whole = if self.scope.is_empty() { None } else { Some(Key::from_parts(self.scope.iter())?) };
+        let prefix = whole.as_ref().map_or(&*self.key_prefix, Key::as_bytes);
+        Ok(ListRange::new(self.manager.as_deref(), prefix, self.is_unfinished()))
     }
 
     /// A state that only unfinished records have, of which there are few.
@@ -126,12 +165,7 @@ pub struct Records {
 
 impl Records {
     pub(crate) fn new(protocol: Arc<Protocol>, filter: RecordFilter) -> Result<Self> {
-        if let Some(manager) = &filter.manager {
-            check_name("manager", manager)?;
-        }
-        let whole = if filter.scope.is_empty() { None } else { Some(Key::from_parts(filter.scope.iter())?) };
-        let prefix = whole.as_ref().map_or(&*filter.key_prefix, Key::as_bytes);
-        let rest = ListRange::new(filter.manager.as_deref(), prefix, filter.is_unfinished());
+        let rest = filter.range()?;
         Ok(Self { protocol, filter, rest: Some(rest), batch: VecDeque::new() })
     }
 }

@@ -1,5 +1,6 @@
 //! Requests: keys of operations that have a method, a path and parameters, and are answered with a response.
 
+mod finding;
 mod handle;
 mod inside;
 mod options;
@@ -20,14 +21,13 @@ use crate::options::{BeginOptions, ManagerOptions, OnError, OnInterrupted};
 use crate::outcome::Record;
 use crate::protocol::Place;
 use crate::record::{FINISHED, RecordInfo, STARTED, Status, check_checkpoint, check_recovery_point};
-use crate::records::{RecordFilter, Records};
 use crate::response::Response;
-use crate::transition::Patch;
+use crate::transition::{Ending, Patch};
 use crate::value::Value;
 pub use inside::TransactionRequests;
 pub use options::HandleOptions;
 use request::Described;
-pub use request::{NewRequest, RequestPatch};
+pub use request::{Created, NewRequest, RequestPatch};
 pub use same::SameRequest;
 
 /// Operations that have a method, a path and parameters, and are answered with a [`Response`].
@@ -84,7 +84,7 @@ impl Engine {
     ///
     /// let engine = Engine::temporary()?;
     /// let held = engine.requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Hold))?;
-    /// assert_eq!(held.create(NewRequest::new("POST", "/orders"))?.policy(), OnInterrupted::Hold);
+    /// assert_eq!(held.create(NewRequest::new("POST", "/orders"))?.info().policy(), OnInterrupted::Hold);
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
@@ -118,9 +118,9 @@ impl Requests {
     /// # use oncekey::NewRequest;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
-    /// let info = requests.scoped("ada")?.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
+    /// let created = requests.scoped("ada")?.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
     /// assert!(requests.scoped("eve")?.retrieve("k1")?.is_none());
-    /// assert!(requests.retrieve(info.key())?.is_some());
+    /// assert!(requests.retrieve(created.key())?.is_some());
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
@@ -166,8 +166,8 @@ impl Requests {
     /// # use oncekey::NewRequest;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?.keep_params(true);
-    /// let info = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
-    /// assert_eq!(info.context().decode::<(String, i32)>("params")?, Some(("cart".to_owned(), 17)));
+    /// let created = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
+    /// assert_eq!(created.info().context().decode::<(String, i32)>("params")?, Some(("cart".to_owned(), 17)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     #[must_use]
@@ -272,7 +272,7 @@ impl Requests {
     }
 
     /// Makes a request that nobody owns, for others to [`lock`](Requests::lock). One that is there already stays as it is, in
-    /// whatever state, if it is the same request.
+    /// whatever state, if it is the same request; [`Created::is_new`] says which it was.
     ///
     /// # Errors
     ///
@@ -283,15 +283,17 @@ impl Requests {
     /// # use oncekey::{NewRequest, Status};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
-    /// let info = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
-    /// assert_eq!((info.status(), info.attempt()), (Status::Released, 0));
+    /// let request = NewRequest::new("POST", "/orders").key("k1".parse()?).params(&("cart", 17))?;
+    /// let created = requests.create(request.clone())?;
+    /// assert!(created.is_new() && !requests.create(request)?.is_new());
+    /// assert_eq!((created.info().status(), created.info().attempt()), (Status::Released, 0));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
-    pub fn create(&self, request: NewRequest) -> Result<RecordInfo> {
+    pub fn create(&self, request: NewRequest) -> Result<Created> {
         let (key, described) = request.described(self.keep_params)?;
         let place = self.manager.place(key)?;
         let start = self.manager.start(self.options(described, OnInterrupted::Resume), false)?;
-        self.manager.engine().protocol().create(&place, &start)
+        self.manager.engine().protocol().create(&place, &start).map(Created::new)
     }
 
     /// The record of a request, in whatever state it is.
@@ -307,56 +309,6 @@ impl Requests {
     /// ```
     pub fn retrieve(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Response, Response>>> {
         self.manager.get(key)
-    }
-
-    /// The requests that match, of this name and scope; a prefix of keys is one inside the scope.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidOptions` if the filter is for another manager.
-    ///
-    /// ```
-    /// # use oncekey::{NewRequest, RecordFilter};
-    /// # let engine = oncekey::Engine::temporary()?;
-    /// let requests = engine.requests("checkout")?;
-    /// requests.create(NewRequest::new("POST", "/orders"))?;
-    /// assert_eq!(requests.find(RecordFilter::new().context("path", "/orders"))?.count(), 1);
-    /// assert_eq!(requests.find(RecordFilter::new().context("path", "/carts"))?.count(), 0);
-    /// # Ok::<(), oncekey::Error>(())
-    /// ```
-    pub fn find(&self, filter: RecordFilter) -> Result<Records> {
-        self.manager.engine().records(filter.limited_to(self.manager.name(), &self.manager.scope)?)
-    }
-
-    /// The one request that matches, with its response.
-    ///
-    /// # Errors
-    ///
-    /// `Ambiguous` if several match; otherwise as [`find`](Requests::find).
-    ///
-    /// ```
-    /// # use oncekey::{ErrorKind, NewRequest, RecordFilter};
-    /// # let engine = oncekey::Engine::temporary()?;
-    /// let requests = engine.requests("checkout")?;
-    /// assert!(requests.retrieve_one(RecordFilter::new())?.is_none());
-    /// requests.create(NewRequest::new("POST", "/orders"))?;
-    /// assert!(requests.retrieve_one(RecordFilter::new())?.is_some());
-    /// requests.create(NewRequest::new("POST", "/orders"))?;
-    /// assert_eq!(requests.retrieve_one(RecordFilter::new()).unwrap_err().kind(), ErrorKind::Ambiguous);
-    /// # Ok::<(), oncekey::Error>(())
-    /// ```
-    pub fn retrieve_one(&self, filter: RecordFilter) -> Result<Option<Record<Response, Response>>> {
-        let filter = filter.limited_to(self.manager.name(), &self.manager.scope)?;
-        let mut found = self.manager.engine().records(filter.clone())?;
-        let Some(first) = found.next().transpose()? else { return Ok(None) };
-        if let Some(second) = found.next().transpose()? {
-            let message =
-                format!("more than one request of {} matches: {} and {}", first.manager(), first.key(), second.key());
-            return Err(Error::new(ErrorKind::Ambiguous, message));
-        }
-        let Some(key) = first.key().within(&self.manager.scope) else { return Ok(None) };
-        // It may have changed since it was listed.
-        Ok(self.manager.get(key)?.filter(|record| filter.matches(record.info())))
     }
 
     /// Asks for the right to run a request that is there, whatever its method, path and parameters are. Never waits for another
@@ -430,8 +382,8 @@ impl Requests {
         let limit = self.manager.engine().protocol().max_value_bytes();
         check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), limit)?;
         let success = response.map(|response| self.manager.encode(place, &response)).transpose()?;
-        let success = success.map(|bytes| (bytes, self.manager.options.schema));
-        Ok(Patch { recovery_point, checkpoint: checkpoint.map(Value::from), success })
+        let ending = success.map(|bytes| (Ending::Succeed(bytes), self.manager.options.schema));
+        Ok(Patch { recovery_point, checkpoint: checkpoint.map(Value::from), forgets_checkpoint: false, ending })
     }
 
     /// How a generation of this request starts; the policy is for the case that the options say nothing.

@@ -19,7 +19,11 @@ use crate::protocol::{Draft, Drafted, Fence, Protocol};
 use crate::record::RecordInfo;
 use crate::transition::Step;
 use crate::value::Value;
-use attached::{attach, attached, part};
+#[cfg(feature = "http")]
+pub(crate) use attached::part;
+#[cfg(not(feature = "http"))]
+use attached::part;
+use attached::{attach, attached};
 pub use options::{Isolation, PhaseOptions};
 pub use rows::TransactionRows;
 

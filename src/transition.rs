@@ -74,8 +74,10 @@ pub(crate) enum Step {
 pub(crate) struct Patch {
     pub(crate) recovery_point: Option<String>,
     pub(crate) checkpoint: Option<Value>,
-    /// Ends the record, as a success that is encoded under this schema.
-    pub(crate) success: Option<(Value, u32)>,
+    /// Without a checkpoint of its own, the one that is there goes too.
+    pub(crate) forgets_checkpoint: bool,
+    /// Ends the record, with an outcome that is encoded under this schema.
+    pub(crate) ending: Option<(Ending, u32)>,
 }
 
 #[derive(Debug)]
@@ -123,7 +125,7 @@ pub(crate) enum Event<'a> {
 impl Event<'_> {
     /// Whether the time of a record that this changes runs on, instead of starting again.
     pub(crate) fn keeps_expiry(&self) -> bool {
-        matches!(self, Self::Patch(Patch { success: None, .. }))
+        matches!(self, Self::Patch(Patch { ending: None, .. }))
     }
 }
 
@@ -345,8 +347,8 @@ fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
 
 /// Its TTL runs on from the time it got free.
 fn patched(record: &Image, patch: &Patch, now: &Now) -> Image {
-    if let Some((success, schema)) = &patch.success {
-        return Image { schema: *schema, ..ended(record, &Ending::Succeed(success.clone()), now) };
+    if let Some((ending, schema)) = &patch.ending {
+        return Image { schema: *schema, ..ended(record, ending, now) };
     }
     // What the death of its process made of it is written down: an image in progress would have an owner again.
     let (state, interruption) = record.seen(now).unwrap_or((record.state, record.interruption));
@@ -358,7 +360,10 @@ fn patched(record: &Image, patch: &Patch, now: &Now) -> Image {
         updated: now.store,
         expires: record.expires_at(now),
         recovery_point: patch.recovery_point.clone().unwrap_or_else(|| record.recovery_point.clone()),
-        checkpoint: patch.checkpoint.clone().or_else(|| record.checkpoint.clone()),
+        checkpoint: patch
+            .checkpoint
+            .clone()
+            .or_else(|| record.checkpoint.clone().filter(|_| !patch.forgets_checkpoint)),
         ..record.clone()
     }
 }

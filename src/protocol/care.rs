@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use super::{Begun, Changed, Draft, Haste, Place, Protocol, Told, not_found, owned, unexpected};
+use super::{Begun, Changed, Depth, Draft, Haste, Place, Protocol, Scan, Told, not_found, owned, unexpected};
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::OnInterrupted;
 use crate::record::{Now, RecordInfo, Status};
 use crate::store::Content;
 use crate::transition::{Because, Decision, Event, Patch, Start, decide};
 
 impl Protocol {
-    /// Makes a record that nobody owns; one of the same request that is there already stays as it is.
-    pub(crate) fn create(&self, place: &Place, start: &Start) -> Result<RecordInfo> {
+    /// Makes a record that nobody owns; one of the same request that is there already stays as it is. Says whether it made one.
+    pub(crate) fn create(&self, place: &Place, start: &Start) -> Result<(RecordInfo, bool)> {
         created(place, self.change(place, &Event::Create(start), Haste::Durable)?)
     }
 
@@ -45,19 +46,42 @@ impl Protocol {
     }
 
     /// As [`create`](Self::create), along with the rest of a transaction.
-    pub(crate) fn create_in(&self, draft: &mut Draft, place: &Place, start: &Start) -> Result<()> {
-        created(place, self.change_in(draft, place, &Event::Create(start))?).map(drop)
+    pub(crate) fn create_in(&self, draft: &mut Draft, place: &Place, start: &Start) -> Result<(RecordInfo, bool)> {
+        created(place, self.change_in(draft, place, &Event::Create(start))?)
+    }
+
+    /// The next records of a scan, as of the same moment as everything else that the draft has read; `None` behind the last.
+    pub(crate) fn list_in(&self, draft: &mut Draft, scan: &mut Scan) -> Result<Option<Vec<RecordInfo>>> {
+        let Some(found) = self.scan_in(draft, scan, Depth::Head)? else { return Ok(None) };
+        let now = self.now_in(draft);
+        let shown = found.into_iter().filter_map(|(at, content)| {
+            let info = self.show(&Place::from_store(at)?, content.record(), &now)?;
+            Some(info.without_outcome())
+        });
+        Ok(Some(shown.collect()))
+    }
+
+    /// A record that a stage can be run on without a claim: nobody owns it, and it is neither finished nor held.
+    pub(crate) fn unowned_in(&self, draft: &mut Draft, place: &Place) -> Result<RecordInfo> {
+        let info = self.get_in(draft, place)?.ok_or_else(|| not_found(place))?;
+        match info.status() {
+            Status::InProgress => Err(owned(place)),
+            Status::Released => Ok(info),
+            Status::Interrupted if info.policy() == OnInterrupted::Resume => Ok(info),
+            status => Err(unfit(place, status)),
+        }
     }
 
     /// As [`patch`](Self::patch), along with the rest of a transaction.
-    pub(crate) fn patch_in(&self, draft: &mut Draft, place: &Place, patch: &Patch) -> Result<()> {
-        patched(place, self.change_in(draft, place, &Event::Patch(patch))?).map(drop)
+    pub(crate) fn patch_in(&self, draft: &mut Draft, place: &Place, patch: &Patch) -> Result<RecordInfo> {
+        patched(place, self.change_in(draft, place, &Event::Patch(patch))?)
     }
 }
 
-fn created(place: &Place, changed: Changed) -> Result<RecordInfo> {
+fn created(place: &Place, changed: Changed) -> Result<(RecordInfo, bool)> {
     match changed {
-        Changed::Written(info) | Changed::Kept(Because::Already, Some(info)) => Ok(info.without_outcome()),
+        Changed::Written(info) => Ok((info, true)),
+        Changed::Kept(Because::Already, Some(info)) => Ok((info.without_outcome(), false)),
         Changed::Kept(Because::Mismatch, _) => {
             Err(Error::new(ErrorKind::Mismatch, format!("{} belongs to another request", place.named())))
         }
@@ -65,14 +89,15 @@ fn created(place: &Place, changed: Changed) -> Result<RecordInfo> {
     }
 }
 
+fn unfit(place: &Place, status: Status) -> Error {
+    Error::new(ErrorKind::NotInProgress, format!("{} cannot be changed, it is {status:?}", place.named()))
+}
+
 fn patched(place: &Place, changed: Changed) -> Result<RecordInfo> {
     match changed {
         Changed::Written(info) => Ok(info.without_outcome()),
         Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
-        Changed::Kept(Because::Unfit(status), _) => {
-            let message = format!("{} cannot be changed, it is {status:?}", place.named());
-            Err(Error::new(ErrorKind::NotInProgress, message))
-        }
+        Changed::Kept(Because::Unfit(status), _) => Err(unfit(place, status)),
         Changed::Kept(Because::Absent, _) => Err(not_found(place)),
         other => Err(unexpected(place, &other)),
     }

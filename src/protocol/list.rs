@@ -1,5 +1,7 @@
 //! Listing records, a batch at a time.
 
+#[cfg(feature = "http")]
+use super::Scan;
 use super::{Place, Protocol};
 use crate::error::Result;
 use crate::record::RecordInfo;
@@ -19,6 +21,12 @@ impl ListRange {
         let from = manager.map_or_else(StoreKey::first_record, |manager| StoreKey::record(manager, prefix));
         let end = from.behind_prefix();
         Self { from, end, index: if unfinished { Index::Unfinished } else { Index::All } }
+    }
+
+    /// For a transaction.
+    #[cfg(feature = "http")]
+    pub(crate) fn into_scan(self) -> Scan {
+        Scan::new(self.from, self.end, self.index == Index::Unfinished)
     }
 
     /// The managers behind this one.

@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
+use crate::record::RecordInfo;
 use crate::response::Response;
 
 const METHOD: &str = "method";
@@ -165,6 +166,43 @@ impl fmt::Debug for NewRequest {
             .field("path", &self.path)
             .field("key", &self.key)
             .finish_non_exhaustive()
+    }
+}
+
+/// A request that [`Requests::create`](crate::Requests::create) was asked for, and whether it was there already.
+#[derive(Clone, Debug)]
+pub struct Created {
+    info: RecordInfo,
+    is_new: bool,
+}
+
+impl Created {
+    pub(super) fn new((info, is_new): (RecordInfo, bool)) -> Self {
+        Self { info, is_new }
+    }
+
+    /// Whether this call made it. Of one that was there, somebody has taken care already.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Its whole key, the scope included.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        self.info.key()
+    }
+
+    /// Its record.
+    #[must_use]
+    pub fn info(&self) -> &RecordInfo {
+        &self.info
+    }
+
+    /// Its record.
+    #[must_use]
+    pub fn into_info(self) -> RecordInfo {
+        self.info
     }
 }
 

@@ -238,7 +238,7 @@ fn a_patch_changes_what_it_says_and_no_time() {
     assert_eq!((patched.state, patched.interruption), (Status::Interrupted, Some(Interruption::ProcessEnded)));
     assert_eq!((patched.expires, patched.token), (40, 7));
 
-    let success = Patch { success: Some(("ok".into(), 5)), ..Patch::default() };
+    let success = Patch { ending: Some((Ending::Succeed("ok".into()), 5)), ..Patch::default() };
     let done = numbered(decide(Some(&noted), &Event::Patch(&success), &now(20)), FIRST + 5);
     assert_eq!((done.state, &*done.recovery_point, done.schema), (Status::Succeeded, FINISHED, 5));
     assert_eq!((done.expires, done.checkpoint, done.outcome_len), (120, None, 2));

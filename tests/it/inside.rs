@@ -35,7 +35,7 @@ fn a_request_and_a_row_are_made_together() {
         .atomic_phase(|tx| {
             let inside = requests.with_transaction(tx);
             assert!(inside.retrieve("k")?.is_none());
-            let key = inside.create(new("k"))?;
+            let key = inside.create(new("k"))?.key().clone();
             assert_eq!(inside.retrieve("k")?.unwrap().status(), Status::Released, "it reads what it has written");
             inside.update("k", RequestPatch::new().recovery_point("paid").checkpoint("ch_1"))?;
             assert_eq!(inside.retrieve("k")?.unwrap().info().recovery_point(), "paid");

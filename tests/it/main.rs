@@ -23,6 +23,7 @@ mod hard_endings;
 mod http;
 mod idle;
 mod inside;
+mod inside_stages;
 mod key_syntax;
 mod kill;
 mod listings;

@@ -140,7 +140,8 @@ fn medusa_3_of_many_first_creations_one_is_made() {
     let made: Vec<u64> = std::thread::scope(|scope| {
         let create = || {
             start.wait();
-            let info = requests.create(NewRequest::new("POST", "/carts").key("k".parse().unwrap())).unwrap();
+            let info =
+                requests.create(NewRequest::new("POST", "/carts").key("k".parse().unwrap())).unwrap().into_info();
             info.generation()
         };
         let threads: Vec<_> = (0..8).map(|_| scope.spawn(create)).collect();

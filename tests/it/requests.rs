@@ -223,14 +223,14 @@ fn what_is_interrupted_resumes_unless_the_options_hold_it() {
     drop(claimed(post(&resumes, "k")));
     let again = claimed(post(&resumes, "k"));
     assert_eq!((again.attempt(), again.interruption()), (2, Some(Interruption::Dropped)));
-    assert_eq!(resumes.create(new("c")).unwrap().policy(), OnInterrupted::Resume);
+    assert_eq!(resumes.create(new("c")).unwrap().into_info().policy(), OnInterrupted::Resume);
 
     let holding = ManagerOptions::new().on_interrupted(OnInterrupted::Hold);
     let holds = engine.requests_with("r", holding).unwrap();
     drop(claimed(post(&holds, "held")));
     assert_eq!(arm(&post(&holds, "held")), "interrupted");
     assert_eq!(arm(&holds.lock("held").unwrap()), "interrupted");
-    assert_eq!(holds.create(new("d")).unwrap().policy(), OnInterrupted::Hold);
+    assert_eq!(holds.create(new("d")).unwrap().into_info().policy(), OnInterrupted::Hold);
     // A manager's own default is another.
     let begun = claimed(resumes.manager().begin("m").unwrap()).release().unwrap();
     assert_eq!(begun.policy(), OnInterrupted::Hold);
@@ -241,7 +241,7 @@ fn a_created_request_waits_for_its_first_owner() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
     let first = open(dir.path(), &clock);
     let requests = first.requests("r").unwrap();
-    let info = requests.create(new("k")).unwrap();
+    let info = requests.create(new("k")).unwrap().into_info();
     assert_eq!((info.status(), info.attempt(), info.recovery_point()), (Status::Released, 0, STARTED));
     assert_eq!((info.interruption(), info.outcome_bytes(), info.expires_at()), (None, 0, None));
     first.close().unwrap();
@@ -260,17 +260,17 @@ fn a_created_request_waits_for_its_first_owner() {
 #[test]
 fn creating_twice_gives_the_first_and_another_request_is_refused() {
     let requests = requests();
-    let first = requests.create(new("k")).unwrap();
-    let again = requests.create(new("k")).unwrap();
+    let first = requests.create(new("k")).unwrap().into_info();
+    let again = requests.create(new("k")).unwrap().into_info();
     assert_eq!((again.generation(), again.updated_at()), (first.generation(), first.updated_at()));
     claimed(requests.lock("k").unwrap()).succeed(&ok("done")).unwrap();
     let before = state(&requests);
-    assert_eq!(requests.create(new("k")).unwrap().status(), Status::Succeeded);
+    assert_eq!(requests.create(new("k")).unwrap().into_info().status(), Status::Succeeded);
     let other = NewRequest::new("PUT", "/orders").key("k".parse().unwrap());
     is(requests.create(other.clone()), ErrorKind::Mismatch, "key k of r");
     assert_eq!(state(&requests), before);
     requests.manager().remove("k").unwrap();
-    assert_eq!(requests.create(other).unwrap().status(), Status::Released);
+    assert_eq!(requests.create(other).unwrap().into_info().status(), Status::Released);
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn what_is_retrieved_matches_although_it_changes_meanwhile() {
 fn scopes_are_apart_and_the_whole_key_works_without() {
     let requests = requests();
     let (ada, eve) = (requests.scoped("ada").unwrap(), requests.scoped("eve").unwrap());
-    let info = ada.create(new("k")).unwrap();
+    let info = ada.create(new("k")).unwrap().into_info();
     assert_eq!(info.key(), &Key::from_parts(["ada", "k"]).unwrap());
     is(eve.lock("k").map(|_| ()), ErrorKind::NotFound, "eve/k");
     is(eve.update("k", to("paid")), ErrorKind::NotFound, "eve/k");

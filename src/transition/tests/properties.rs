@@ -131,7 +131,11 @@ impl Parts {
         let patches = vec![
             Patch::default(),
             Patch { recovery_point: Some("sent".to_owned()), ..Patch::default() },
-            Patch { checkpoint: Some("new".into()), success: Some(("x".into(), 1)), ..Patch::default() },
+            Patch {
+                checkpoint: Some("new".into()),
+                ending: Some((Ending::Succeed("x".into()), 1)),
+                ..Patch::default()
+            },
         ];
         Self { starts, endings, steps, patches, images: Case::all().into_iter().map(Case::image).collect() }
     }
