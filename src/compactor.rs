@@ -30,6 +30,8 @@ pub(crate) struct Compactor {
     /// The pass that runs is to end too.
     stopping: Arc<AtomicBool>,
     worker: Mutex<Worker>,
+    /// A child of `fork` has no such thread: what it sends stays in the queue.
+    pid: u32,
 }
 
 impl Compactor {
@@ -53,11 +55,14 @@ impl Compactor {
                 }
             },
         )?;
-        Ok(Self { commands, stopping, worker: Mutex::new(worker) })
+        Ok(Self { commands, stopping, worker: Mutex::new(worker), pid: std::process::id() })
     }
 
     /// Ends the thread, after the batch it is at.
     pub(crate) fn end(&self) {
+        if std::process::id() != self.pid {
+            return;
+        }
         self.stopping.store(true, Ordering::Relaxed);
         // An error says that it has ended.
         let _ = self.commands.send(Command::End);

@@ -138,7 +138,7 @@ pub(crate) struct Protocol {
     lanes: Lanes,
     /// Transactions that were run again.
     reruns: Counter,
-    /// Drops that the journal had no room for, with their tokens.
+    /// Drops that could not be recorded at once, with their tokens.
     abandoned: Mutex<HashMap<StoreKey, (Place, u64, Ending)>>,
     in_progress: Gauge,
     interrupted: Gauge,
@@ -426,6 +426,9 @@ impl Protocol {
 
     /// Wakes everyone, then ends the store. To be called outside of transactions.
     pub(crate) fn close(&self) -> Result<()> {
+        if self.store.is_forked() {
+            return Ok(());
+        }
         self.closed.store(true, Ordering::Release);
         self.slots.close();
         let closed = self.store.close();

@@ -36,8 +36,8 @@ pub struct Stats {
     pub events_dropped: u64,
     /// Runs of a transaction's closure that another commit made stale, and that were followed by another run.
     pub transaction_reruns: u64,
-    /// Claims whose drop could not be recorded at once: because the journal had no room ready, and then it is recorded as soon
-    /// as there is, or because the engine was closed or poisoned, and then the next open finds the record interrupted.
+    /// Claims whose drop could not be recorded at once. If the engine was closed or poisoned, the next open finds the record
+    /// interrupted; after any other error, such as a journal without room, the drop is recorded later.
     pub drops_not_recorded: u64,
     /// Records deleted because they had expired.
     pub expired: u64,

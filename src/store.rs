@@ -12,6 +12,7 @@ mod ahead;
 mod apply;
 mod aside;
 mod barrier;
+mod blobs;
 mod checkpoint;
 mod compact;
 mod digest;
@@ -276,7 +277,7 @@ impl Store {
         {
             let pin = self.inner.pool.pin();
             let durable = self.inner.group.durable();
-            for problem in journal::check(&self.inner.path.join("store").join("journal"), durable, pin.released)? {
+            for problem in journal::check(self.inner.pool.dir(), durable, pin.released)? {
                 problems.add(problem);
             }
         }
@@ -332,8 +333,21 @@ impl Store {
         }
     }
 
+    /// Whether this process is a child of the one that opened the store: none of the threads is here, and any lock may be held
+    /// by one of them for ever.
+    pub(crate) fn is_forked(&self) -> bool {
+        std::process::id() != self.inner.pid
+    }
+
     /// Waits for what was committed, lets no more in, and frees the directory. Once; later calls only wait for that.
     pub(crate) fn close(&self) -> Result<()> {
+        if self.is_forked() {
+            // There is nothing to end here, and nothing to free: the parent has it. A thread of the parent may have had the lock.
+            if let Some(mut running) = self.running.try_lock() {
+                std::mem::forget(running.take());
+            }
+            return Ok(());
+        }
         // Held to the end: whoever closes too may rely on the directory being free then, and nobody else takes it.
         let mut running = self.running.lock();
         running.take().map_or(Ok(()), |running| {
@@ -420,7 +434,7 @@ impl Inner {
     /// Nothing tells when there is room again on a disk that was full: whoever comes looks.
     fn look_for_room(&self) {
         if self.group.is_held() {
-            if let Ok(Look::Enough) = self.room.claim(0) {
+            if let Look::Enough = self.room.claim(0) {
                 self.group.lift();
             }
             // It may go on with less than users need.
@@ -429,21 +443,21 @@ impl Inner {
     }
 
     /// For the apply thread: why so many bytes cannot be applied. Holds users back when it is about to be so.
-    fn short(&self, bytes: u64) -> Result<Option<Error>> {
-        match self.room.claim(bytes)? {
+    fn short(&self, bytes: u64) -> Option<Error> {
+        match self.room.claim(bytes) {
             Look::Enough => {
                 if self.group.is_held() {
                     self.group.lift();
                 }
-                Ok(None)
+                None
             }
             Look::Low(why) => {
                 self.group.hold(why, false);
-                Ok(None)
+                None
             }
             Look::Short(why) => {
                 self.group.hold(why.clone(), true);
-                Ok(Some(why))
+                Some(why)
             }
         }
     }

@@ -96,6 +96,13 @@ pub(crate) fn torn_tail(bytes: u64) {
     let _ = bytes;
 }
 
+/// Other users have rights on a store's files.
+pub(crate) fn open_to_others(store: &Path) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(store = %store.display(), "open to others");
+    let _ = store;
+}
+
 /// A transaction or a work stage runs again because others changed what it had read.
 pub(crate) fn runs_again() {
     #[cfg(feature = "tracing")]

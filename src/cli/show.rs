@@ -65,7 +65,7 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
         return out.json(&json!({
             "path": engine.path(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
             "torn_bytes": opened.torn_bytes, "open_ms": opened.took.as_millis(), "interrupted": opened.interrupted,
-            "journal_segments": running.segments, "sled_sync_flag": running.sled_sync_flag,
+            "open_to_others": opened.open_to_others, "journal_segments": running.segments, "sled_sync_flag": running.sled_sync_flag,
             "managers": managers.collect::<BTreeMap<_, _>>(),
         }));
     }
@@ -78,6 +78,9 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
             "last owner",
             format_args!("died; {frames} commits replayed, {} of a last write cut off", size(torn)),
         )?;
+    }
+    if opened.open_to_others {
+        out.field("open to", "other users, who may read it or lock it: chmod -R go= takes their rights away")?;
     }
     out.field("opened in", format_args!("{:.1?}", opened.took))?;
     out.field("interrupted", opened.interrupted)?;

@@ -31,24 +31,26 @@ impl Protocol {
         if recorded { self.store.sync() } else { Ok(()) }
     }
 
-    /// Ends a claim without an answer and without waiting: for a drop. What the journal has no room for now is recorded when
-    /// somebody asks for the key, or by the background compaction; what cannot be recorded at all is found by the next open.
+    /// Ends a claim without an answer and without waiting: for a drop. What cannot be recorded now is recorded when somebody asks
+    /// for the key, before a transaction, or by the background compaction. If the engine is closed, poisoned, or the parent's,
+    /// nothing more is recorded, and the next open finds the claim interrupted.
     pub(crate) fn abandon(&self, place: &Place, token: u64, ending: Ending) {
         if let Err(error) = self.give_up(place, token, &ending, Haste::Committed) {
             self.drops_not_recorded.add(1);
-            if error.kind() == ErrorKind::Full {
+            if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::StoreInUse) {
                 self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
                 self.due.lower(0);
             }
         }
     }
 
-    /// Records the drops that the journal had no room for: before a transaction too, which may look at any record.
+    /// Records the drops that could not be recorded at once: before a transaction too, which may look at any record.
     pub(crate) fn settle_abandoned(&self) {
         let all: Vec<_> = self.abandoned.lock().values().cloned().collect();
         for (place, token, ending) in all {
-            // Without room for one there is none for the others.
-            if self.settle(&place, token, &ending).is_err_and(|error| error.kind() == ErrorKind::Full) {
+            // What the journal refuses to one, it refuses to the others. Other errors are of one record.
+            let settled = self.settle(&place, token, &ending).map_err(|error| error.kind());
+            if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = settled {
                 return;
             }
         }
@@ -79,7 +81,7 @@ impl Protocol {
         settled
     }
 
-    /// As a drop that the journal has no room for.
+    /// As a drop that could not be recorded at once.
     #[cfg(test)]
     pub(crate) fn abandon_unrecorded(&self, place: &Place, token: u64, ending: Ending) {
         self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
@@ -124,5 +126,48 @@ mod tests {
         });
         assert!(protocol.abandoned.lock().is_empty());
         assert_eq!(protocol.stats().in_progress, 64);
+    }
+
+    #[test]
+    fn a_drop_that_any_error_keeps_from_being_recorded_is_recorded_later() {
+        let dir = tempfile::tempdir().unwrap();
+        // One group fills a segment, and no other is to be had.
+        let options = EngineOptions::default().segment_bytes(4096).compaction_interval(std::time::Duration::MAX);
+        let (protocol, _) = Protocol::open(dir.path(), &options, None).unwrap();
+        let start = Start::plain(OnInterrupted::Hold);
+        let places: Vec<_> = (0..200).map(|n| Place::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
+        // The names of the next segments are taken: that is no lack of room.
+        let taken: Vec<_> = (2..2000).map(|n| dir.path().join(format!("store/journal/{n:08}.journal"))).collect();
+        let mut claims = Vec::new();
+        for place in &places {
+            match protocol.begin(place, &start) {
+                Ok(Begun::Claimed(info)) => claims.push((place, info.image().token)),
+                Ok(other) => panic!("{}: {other:?}", place.named()),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+                    break;
+                }
+            }
+            if claims.len() == 10 {
+                for path in &taken {
+                    let _ = std::fs::create_dir(path);
+                }
+            }
+        }
+        assert!((10..200).contains(&claims.len()));
+        for (place, token) in &claims {
+            protocol.abandon(place, *token, Ending::Release);
+        }
+        assert!(!protocol.abandoned.lock().is_empty());
+        for path in &taken {
+            let _ = std::fs::remove_dir(path);
+        }
+        protocol.settle_abandoned();
+        for (place, _) in &claims {
+            // Each may have to ask once more: the first only asks for a segment.
+            let begun = (0..5).find_map(|_| protocol.begin(place, &start).ok());
+            assert!(matches!(begun, Some(Begun::Claimed(_))), "{} is still in progress", place.named());
+        }
+        assert!(protocol.abandoned.lock().is_empty());
     }
 }

@@ -57,9 +57,6 @@ impl Requests {
 impl TransactionRequests<'_> {
     /// As [`Requests::create`]; made once the transaction is committed.
     ///
-    /// The generation of a new request is the number of its commit. So its effect ids are known only after that: take them from
-    /// [`Requests::retrieve`] outside, not from [`Created::info`] here.
-    ///
     /// # Errors
     ///
     /// As [`Requests::create`]; `InvalidOptions` in the transaction of another engine.

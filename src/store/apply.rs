@@ -251,7 +251,7 @@ pub(crate) struct Surroundings {
     /// Says in the journal that the store was closed.
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
     /// Why there is no room to apply so many bytes, if there is none.
-    pub(crate) short: Box<dyn Fn(u64) -> Result<Option<Error>> + Send>,
+    pub(crate) short: Box<dyn Fn(u64) -> Option<Error> + Send>,
     /// The store is closed before there was room.
     pub(crate) left_behind: Box<dyn Fn(Error) + Send>,
 }
@@ -313,7 +313,7 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
             }
             Some(message) => {
                 let mut waiting = Waiting { backlog: &mut backlog, scans: &mut scans, deleting: &mut deleting };
-                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut waiting, around)? {
+                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut waiting, around) {
                     (around.left_behind)(full);
                     return Ok(());
                 }
@@ -327,7 +327,7 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
             None => 0,
         };
         if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
-            if let Some(full) = (around.short)(0)? {
+            if let Some(full) = (around.short)(0) {
                 more.refuse(full);
             } else {
                 applier.unstamp()?;
@@ -353,14 +353,14 @@ fn wait_for_room(
     inbox: &Inbox,
     Waiting { backlog, scans, deleting }: &mut Waiting<'_>,
     around: &Surroundings,
-) -> Result<Option<Error>> {
+) -> Option<Error> {
     let bytes = applier.bytes_of(message);
-    while let Some(full) = (around.short)(bytes)? {
+    while let Some(full) = (around.short)(bytes) {
         if let Some(deletion) = deleting.take() {
             deletion.refuse(full.clone());
         }
         if std::iter::once(message).chain(backlog.iter()).any(Message::is_last) {
-            return Ok(Some(full));
+            return Some(full);
         }
         let read_on =
             if scans.is_empty() { crossbeam_channel::never() } else { crossbeam_channel::after(Duration::ZERO) };
@@ -378,7 +378,7 @@ fn wait_for_room(
             }
         }
     }
-    Ok(None)
+    None
 }
 
 /// Says how many frames there were.

@@ -1,10 +1,106 @@
 //! Files and directories: what std leaves out, and errors that name the path.
 
-use std::fs::{self, File};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+#[cfg(target_os = "linux")]
+use rustix::fs::IFlags;
+
 use crate::error::{Error, ErrorKind, Result};
+
+/// What a store holds is for its owner only.
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// An open directory. What is done through it goes on when the directory is moved or another one takes its path, when the
+/// process changes its working directory, and it needs no further descriptor.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    file: File,
+    path: PathBuf,
+}
+
+impl Dir {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|cause| Error::io("open directory", path, &cause))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Where it was when it was opened: for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names in it, in order.
+    pub(crate) fn names(&self) -> Result<Vec<PathBuf>> {
+        let read = || -> io::Result<Vec<_>> {
+            let mut names = Vec::new();
+            for entry in rustix::fs::Dir::read_from(&self.file)? {
+                let name = entry?.file_name().to_bytes().to_vec();
+                if name != b"." && name != b".." {
+                    names.push(PathBuf::from(OsString::from_vec(name)));
+                }
+            }
+            names.sort();
+            Ok(names)
+        };
+        read().map_err(|cause| Error::io("read directory", &self.path, &cause))
+    }
+
+    /// Creates a file that was not there, and that only its owner may read.
+    pub(crate) fn create_file(&self, name: &Path) -> io::Result<File> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::openat(&self.file, name, flags, Mode::from_raw_mode(0o600))?);
+        set_mode(&file, FILE_MODE)?;
+        Ok(file)
+    }
+
+    pub(crate) fn open_file(&self, name: &Path) -> io::Result<File> {
+        use rustix::fs::{Mode, OFlags};
+        Ok(File::from(rustix::fs::openat(&self.file, name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    pub(crate) fn remove_file(&self, name: &Path) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.file, name, rustix::fs::AtFlags::empty())?)
+    }
+
+    /// Makes its entries durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|cause| Error::io("sync directory", &self.path, &cause))
+    }
+}
+
+/// Sets a mode that the umask has taken bits from; nothing if it is as wanted.
+fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    if file.metadata()?.mode() & 0o7777 == mode {
+        return Ok(());
+    }
+    file.set_permissions(Permissions::from_mode(mode))
+}
+
+/// Takes the rights of others from every file in a directory, and below. Best effort: what belongs to another user stays.
+pub(crate) fn make_private(dir: &Path) -> Result<()> {
+    for (path, kind) in entries(dir)? {
+        let mode = if kind.is_dir() { DIR_MODE } else { FILE_MODE };
+        if kind.is_dir() {
+            make_private(&path)?;
+        }
+        if !kind.is_symlink() && is_open_to_others(&path) {
+            let _ = fs::set_permissions(&path, Permissions::from_mode(mode));
+        }
+    }
+    Ok(())
+}
+
+/// Whether its mode gives other users, or the group, any right.
+pub(crate) fn is_open_to_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o077 != 0)
+}
 
 /// Makes the entries of a directory durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
@@ -47,7 +143,20 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<(PathBuf, fs::FileType)>> {
 }
 
 pub(crate) fn create_dir(dir: &Path) -> Result<()> {
-    fs::create_dir(dir).map_err(|cause| Error::io("create directory", dir, &cause))
+    make_dir(dir).map_err(|cause| Error::io("create directory", dir, &cause))?;
+    // Files made in it inherit that on btrfs. Otherwise writing over a file there would take new blocks, and fail on a full disk;
+    // everything here has checksums of its own.
+    set_flag(dir, IFlags::NOCOW);
+    Ok(())
+}
+
+/// For its owner only, whatever the umask.
+fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(DIR_MODE).create(dir)?;
+    if fs::metadata(dir)?.mode() & 0o777 == DIR_MODE {
+        return Ok(());
+    }
+    fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
 }
 
 /// Makes a directory and what is missing above it, durably: each before anything is in it, so that a process that is killed
@@ -59,8 +168,11 @@ pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
         if let Some(above) = missing.parent().filter(|above| !above.as_os_str().is_empty()) {
             sync_entry(above)?;
         }
-        // Another process may make it at the same time.
-        fs::create_dir_all(missing).map_err(|cause| Error::io("create directory", missing, &cause))?;
+        match make_dir(missing) {
+            // Another process made it at the same time.
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && is_dir(missing) => {}
+            made => made.map_err(|cause| Error::io("create directory", missing, &cause))?,
+        }
         sync_parent(missing)?;
     }
     Ok(())
@@ -90,11 +202,20 @@ pub(crate) fn is_dir(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// An exclusive lock on a file, held until it is dropped. The kernel frees it when the process ends, however it does.
+/// An exclusive lock on a file or a directory, held until it is dropped. The kernel frees it when the process ends, however
+/// it does.
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
     pid: u32,
+}
+
+/// A store that is open: its lock file, and the directory that holds all its data. Without the directory, a lock file that is
+/// deleted under its owner would let a second owner in.
+#[derive(Debug)]
+pub(crate) struct StoreLock {
+    pub(crate) _file: Lock,
+    pub(crate) _dir: Lock,
 }
 
 impl Drop for Lock {
@@ -102,7 +223,7 @@ impl Drop for Lock {
         // Closing the file is not enough: a child that is between its fork and its exec has it open too. A child that is
         // not has no right to unlock what is its parent's.
         if std::process::id() == self.pid {
-            let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
+            unlock(&self.file);
         }
     }
 }
@@ -115,22 +236,60 @@ impl Lock {
 
     /// Creates the file if it is missing. `store` is what the caller asked for.
     pub(crate) fn take(path: &Path, store: &Path) -> Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(|cause| Error::io("open lock file", path, &cause))?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { file, pid: std::process::id() }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let message = format!("the store {} is open already, in this process or another", store.display());
-                Err(Error::new(ErrorKind::StoreInUse, message))
-            }
-            Err(cause) => Err(Error::io("lock", path, &cause.into())),
+        let open = |is_new: bool| File::options().read(true).write(true).create_new(is_new).mode(FILE_MODE).open(path);
+        let made = open(true).and_then(|file| set_mode(&file, FILE_MODE).map(|()| file));
+        let opened = match made {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => open(false),
+            made => made,
+        };
+        Self::of(opened.map_err(|cause| Error::io("open lock file", path, &cause))?, path, store)
+    }
+
+    /// Locks a directory that is there.
+    pub(crate) fn take_dir(path: &Path, store: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|cause| Error::io("open directory", path, &cause))?;
+        Self::of(file, path, store)
+    }
+
+    fn of(file: File, path: &Path, store: &Path) -> Result<Self> {
+        let in_use = |what: &str| {
+            let message = format!("the store {} {what}", store.display());
+            Error::new(ErrorKind::StoreInUse, message)
+        };
+        if !try_lock(&file).map_err(|cause| Error::io("lock", path, &cause))? {
+            return Err(in_use("is open already, in this process or another"));
+        }
+        let lock = Self { file, pid: std::process::id() };
+        // What is locked may have been deleted, or moved away, since it was opened: then another process locks another one.
+        if lock.is_at(path).map_err(|cause| Error::io("look at", path, &cause))? {
+            Ok(lock)
+        } else {
+            Err(in_use(&format!("was replaced while it was opened: {}", path.display())))
         }
     }
+
+    pub(crate) fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let open = self.file.metadata()?;
+        match fs::metadata(path) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (open.dev(), open.ino())),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(cause) => Err(cause),
+        }
+    }
+}
+
+/// Locks an open file, without waiting. `false` if it is locked already.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(cause) => Err(cause.into()),
+    }
+}
+
+pub(crate) fn unlock(file: &File) {
+    // It cannot fail for a file that is open.
+    let _ = rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock);
 }
 
 /// Refuses file systems on which a lock or a sync may not do what it says.
@@ -140,10 +299,7 @@ pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
     const REFUSED: [(u32, &str); 5] =
         [(0x6969, "NFS"), (0x0102_1997, "9p"), (0x6573_5546, "FUSE"), (0xFF53_4D42, "SMB"), (0xFE53_4D42, "SMB")];
     let found = rustix::fs::statfs(dir).map_err(|cause| Error::io("look at file system of", dir, &cause.into()))?;
-    // The field's type differs between platforms; magic numbers have 32 bits.
-    #[allow(clippy::cast_sign_loss, reason = "only the bits count")]
-    let magic = found.f_type as u64 & u64::from(u32::MAX);
-    match REFUSED.iter().find(|(refused, _)| u64::from(*refused) == magic) {
+    match REFUSED.iter().find(|(refused, _)| *refused == magic(&found)) {
         None => Ok(()),
         Some((_, name)) => {
             let cause = io::Error::new(
@@ -164,7 +320,13 @@ pub(crate) fn check_file_system(_dir: &Path) -> Result<()> {
 
 /// Bytes that may still be written to the file system that this directory is on; `u64::MAX` if it does not say.
 pub(crate) fn free_bytes(dir: &Path) -> Result<u64> {
-    let found = rustix::fs::statvfs(dir).map_err(|cause| Error::io("look at file system of", dir, &cause.into()))?;
+    let free = File::open(dir).and_then(|dir| free_bytes_of(&dir));
+    free.map_err(|cause| Error::io("look at file system of", dir, &cause))
+}
+
+/// As [`free_bytes`], of a directory that is open.
+pub(crate) fn free_bytes_of(dir: &File) -> io::Result<u64> {
+    let found = rustix::fs::fstatvfs(dir)?;
     let is_known = found.f_blocks > 0;
     Ok(if is_known { found.f_bavail.saturating_mul(found.f_frsize) } else { u64::MAX })
 }
@@ -181,21 +343,51 @@ pub(crate) fn allocate(_file: &File, _start: u64, _len: u64) -> io::Result<()> {
 }
 
 /// Asks the file system to sync every write to this file or directory at once; says whether it will.
-#[cfg(target_os = "linux")]
 pub(crate) fn set_sync_flag(path: &Path) -> bool {
-    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    set_flag(path, IFlags::SYNC)
+}
+
+/// Whether files that are made in a directory with that flag have it too: not on btrfs, and elsewhere nobody knows.
+#[cfg(target_os = "linux")]
+pub(crate) fn inherits_sync_flag(dir: &Path) -> bool {
+    // From linux/magic.h: ext4, XFS.
+    const INHERIT: [u32; 2] = [0xEF53, 0x5846_5342];
+    rustix::fs::statfs(dir).is_ok_and(|found| INHERIT.contains(&magic(&found)))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn inherits_sync_flag(_dir: &Path) -> bool {
+    false
+}
+
+/// The field's type differs between platforms; magic numbers have 32 bits.
+#[cfg(target_os = "linux")]
+#[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "only the low bits count")]
+fn magic(found: &rustix::fs::StatFs) -> u32 {
+    found.f_type as u32
+}
+
+#[cfg(target_os = "linux")]
+fn set_flag(path: &Path, flag: IFlags) -> bool {
+    use rustix::fs::{ioctl_getflags, ioctl_setflags};
     let set = || -> io::Result<bool> {
         let file = File::open(path)?;
         let flags = ioctl_getflags(&file)?;
-        if !flags.contains(IFlags::SYNC) {
-            ioctl_setflags(&file, flags | IFlags::SYNC)?;
+        if !flags.contains(flag) {
+            ioctl_setflags(&file, flags | flag)?;
         }
-        Ok(ioctl_getflags(&file)?.contains(IFlags::SYNC))
+        Ok(ioctl_getflags(&file)?.contains(flag))
     };
     set().unwrap_or(false)
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn set_sync_flag(_path: &Path) -> bool {
+enum IFlags {
+    NOCOW,
+    SYNC,
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_flag(_path: &Path, _flag: IFlags) -> bool {
     false
 }

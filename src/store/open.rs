@@ -65,6 +65,10 @@ pub struct OpenReport {
     pub frames_replayed: u64,
     /// Bytes of a last write that was cut off. It was never answered.
     pub torn_bytes: u64,
+    /// Other users, or the group, have rights on the store's directory and on what is in it: they may read answers, or keep
+    /// the store from being opened by locking it. A store that this version makes is for its owner only; for one that was
+    /// made otherwise, `chmod -R go= DIRECTORY` takes those rights away. Nothing is changed by the open itself.
+    pub open_to_others: bool,
     /// Snapshots of the record store that were moved aside, which only a repair does.
     pub snapshots_moved: u64,
     /// How long it took.
@@ -85,6 +89,8 @@ impl Store {
 
     fn find_and_open(path: &Path, options: &EngineOptions, repairs: bool) -> Result<(Self, OpenReport)> {
         let began = clock::monotonic();
+        // The working directory may be another one by the time that a path is needed again.
+        let path = &std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
         let _working = telemetry::enter(Work::Open, path);
         options.check()?;
         let open = || {
@@ -94,8 +100,12 @@ impl Store {
             if report.torn_bytes > 0 {
                 telemetry::torn_tail(report.torn_bytes);
             }
+            let open_to_others = is_open_to_others(path);
+            if open_to_others {
+                telemetry::open_to_others(path);
+            }
             let took = clock::monotonic().saturating_duration_since(began);
-            Ok((store, OpenReport { created, snapshots_moved, took, ..report }))
+            Ok((store, OpenReport { created, open_to_others, snapshots_moved, took, ..report }))
         };
         open().map_err(|error: Error| match error.io_kind() {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
@@ -105,12 +115,12 @@ impl Store {
         })
     }
 
-    fn open_found(path: &Path, options: &EngineOptions, lock: files::Lock) -> Result<(Self, OpenReport)> {
+    fn open_found(path: &Path, options: &EngineOptions, lock: files::StoreLock) -> Result<(Self, OpenReport)> {
         let dir = path.join("store");
         // Before sled, which writes when it is opened: a journal that is refused leaves everything as it was.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
-        let (room, nudges) = Room::new(&dir.join("sled"));
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
+        let (room, nudges) = Room::new(&dir.join("sled"));
         let stamp = read_stamp(&dir, &tables, &recovered)?;
         let mut report =
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
@@ -135,6 +145,7 @@ impl Store {
             // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
             applier.settle(true)?;
             tables.flush()?;
+            tables.blobs.sync()?;
             group += 1;
             write_mark(&mut writer, group, next_frame, Frame::Checkpointed(first), &clock)?;
             next_frame += 1;
@@ -177,7 +188,7 @@ impl Store {
 }
 
 /// The lock, and whether the store was made.
-fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, bool)> {
+fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreLock, bool)> {
     if !options.create && !files::is_dir(&path.join("store")) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
     }
@@ -194,25 +205,37 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::Lock, 
     }
     let store = path.join("store");
     check_ours(path, &store)?;
-    let lock = files::Lock::take(&path.join("LOCK"), path)?;
+    let file = files::Lock::take(&path.join("LOCK"), path)?;
     let half_made = path.join("store.new");
     if half_made.exists() && is_half_made(&half_made)? {
+        // Its maker lives if it has it locked.
+        let _dir = files::Lock::take_dir(&half_made, path)?;
         std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
     }
     // sled writes when it is opened, and what it cannot write it would leave half done.
     let sled = store.join("sled");
-    Room::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
     // Looked at under the lock: somebody may have made it before the lock was ours.
     if files::is_dir(&store) {
+        let dir = files::Lock::take_dir(&store, path)?;
+        Room::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
         // Whoever made it may have been killed before this.
         files::sync_dir(path)?;
-        return Ok((lock, false));
+        return Ok((files::StoreLock { _file: file, _dir: dir }, false));
     }
+    Room::new(path).0.check()?;
     files::sync_entry(path)?;
+    files::create_dir(&half_made)?;
+    let dir = files::Lock::take_dir(&half_made, path)?;
     create(&half_made, options)?;
     std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
     files::sync_dir(path)?;
-    Ok((lock, true))
+    Ok((files::StoreLock { _file: file, _dir: dir }, true))
+}
+
+/// Whether others get as far as the data or the lock file. Nobody gets past a directory that is for its owner only.
+fn is_open_to_others(path: &Path) -> bool {
+    let parts = [path.join("store"), path.join("LOCK")];
+    files::is_open_to_others(path) && parts.iter().any(|part| files::is_open_to_others(part))
 }
 
 /// A directory that holds anything else is not ours to fill. `lost+found` is what a fresh file system comes with.
@@ -249,7 +272,6 @@ fn is_half_made(dir: &Path) -> Result<bool> {
 
 /// Built aside and renamed when every byte is durable, so that a crash leaves no store or a whole one.
 fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
-    files::create_dir(dir)?;
     let store_id = key::random();
     let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;
     tables.set_stamp(Stamp { store_id, frame: 0, digest: Some(Digest::default()) })?;

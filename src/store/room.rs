@@ -28,6 +28,9 @@ const FLOOR: u64 = 4 << 20;
 const AMPLIFICATION: u64 = 8;
 /// What opening needs besides, for the snapshot that sled writes then.
 const SNAPSHOT: u64 = 1 << 20;
+/// Blocks are claimed in pieces of this size: so much is taken at most by a claim that then finds the disk full, and it counts
+/// for the next one.
+const PIECE: u64 = 1 << 20;
 /// With less than this above the floor users' commits are refused, so that what was committed before can still be applied.
 const RESERVED: u64 = 4 << 20;
 
@@ -35,6 +38,8 @@ const RESERVED: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Room {
     dir: PathBuf,
+    /// The directory, open: neither a path nor a right is needed to ask what is free.
+    opened: Option<File>,
     ahead: Mutex<Ahead>,
     /// Tells the apply thread, if it waits, that there may be room.
     nudge: Sender<()>,
@@ -60,7 +65,12 @@ impl Room {
         let (nudge, nudges) = crossbeam_channel::bounded(1);
         let room = Self {
             dir: dir.to_owned(),
-            ahead: Mutex::default(),
+            opened: File::open(dir).ok(),
+            // There may be none yet.
+            ahead: Mutex::new(Ahead {
+                file: File::options().write(true).open(dir.join("db")).ok(),
+                ..Ahead::default()
+            }),
             nudge,
             #[cfg(test)]
             pretended: AtomicU64::new(u64::MAX),
@@ -68,9 +78,10 @@ impl Room {
         (room, nudges)
     }
 
-    /// Bytes that are free; more than there can be if nobody knows.
-    fn free(&self) -> Result<u64> {
-        self.pretended().map_or_else(|| files::free_bytes(&self.dir), Ok)
+    /// Bytes that are free; `u64::MAX` if that cannot be found out, which is no reason to refuse anything.
+    fn free(&self) -> u64 {
+        let known = || self.opened.as_ref().and_then(|dir| files::free_bytes_of(dir).ok());
+        self.pretended().or_else(known).unwrap_or(u64::MAX)
     }
 
     #[cfg(not(test))]
@@ -86,24 +97,30 @@ impl Room {
 
     /// What is short for applying so many bytes, if anything is. What is not short is sled's from now on,
     /// where the file system gives blocks before they are written.
-    pub(crate) fn claim(&self, bytes: u64) -> Result<Look> {
+    pub(crate) fn claim(&self, bytes: u64) -> Look {
         if self.pretended().is_some() {
             return self.look(bytes);
         }
         let needed = needed(bytes);
-        let claimed = self.ahead.lock().claim(&self.dir.join("db"), needed)?;
-        let free = self.free()?;
-        Ok(match claimed {
+        let claimed = self.ahead.lock().claim(needed, self.free());
+        let free = self.free();
+        match claimed {
             Claimed::Unsupported => self.judge(free, needed),
             Claimed::Full => Look::Short(self.full(free, needed)),
             Claimed::Yes if free < RESERVED => Look::Low(self.full(free, RESERVED)),
             Claimed::Yes => Look::Enough,
-        })
+        }
     }
 
     /// What is short for applying so many bytes, as far as one can see.
-    pub(crate) fn look(&self, bytes: u64) -> Result<Look> {
-        Ok(self.judge(self.free()?, needed(bytes)))
+    pub(crate) fn look(&self, bytes: u64) -> Look {
+        self.judge(self.free(), needed(bytes))
+    }
+
+    /// Gives back what lies behind the end of sled's file beyond what the next open needs. Only while sled has the file closed:
+    /// it would cut off what is just being written.
+    pub(crate) fn give_back(&self) {
+        self.ahead.lock().give_back(needed(0));
     }
 
     fn judge(&self, free: u64, needed: u64) -> Look {
@@ -116,18 +133,19 @@ impl Room {
         }
     }
 
-    /// `Full` unless sled can be opened. What it keeps behind the end of its file counts.
+    /// `Full` unless sled can be opened; it is not yet. What it keeps behind the end of its file counts.
     pub(crate) fn check(&self) -> Result<()> {
-        if let Look::Short(error) = self.claim(0)? {
+        self.give_back();
+        if let Look::Short(error) = self.claim(0) {
             return Err(error);
         }
-        let (free, needed) = (self.free()?, SNAPSHOT.saturating_add(2 * snapshots::len(&self.dir)?));
+        let (free, needed) = (self.free(), SNAPSHOT.saturating_add(2 * snapshots::len(&self.dir)?));
         if free < needed { Err(self.full(free, needed)) } else { Ok(()) }
     }
 
     /// Bytes that may be used for something else, such as a segment of the journal.
-    pub(crate) fn spare(&self) -> Result<u64> {
-        Ok(self.free()?.saturating_sub(FLOOR + RESERVED))
+    pub(crate) fn spare(&self) -> u64 {
+        self.free().saturating_sub(FLOOR + RESERVED)
     }
 
     /// The apply thread, if it waits for room, looks again.
@@ -156,39 +174,61 @@ enum Claimed {
 }
 
 impl Ahead {
-    fn claim(&mut self, path: &Path, needed: u64) -> Result<Claimed> {
-        let failed = |cause: &io::Error| Error::io("claim room for", path, cause);
-        if self.file.is_none() {
-            match File::options().write(true).open(path) {
-                Ok(file) => self.file = Some(file),
-                // There is none yet.
-                Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Claimed::Unsupported),
-                Err(cause) => return Err(failed(&cause)),
-            }
-        }
-        let Some(file) = &self.file else { return Ok(Claimed::Unsupported) };
-        let metadata = file.metadata().map_err(|cause| failed(&cause))?;
-        let (len, blocks) = (metadata.len(), allocated(&metadata));
+    /// Sees to blocks for so many bytes behind the end. With less than that free nothing is taken.
+    fn claim(&mut self, needed: u64, free: u64) -> Claimed {
+        let Some(found) = self.file.as_ref().and_then(|file| file.metadata().ok()) else { return Claimed::Unsupported };
+        let Some(file) = &self.file else { return Claimed::Unsupported };
+        let (len, blocks) = (found.len(), allocated(&found));
         if blocks < self.allocated {
             self.end = 0;
         }
         self.allocated = blocks;
         if len.saturating_add(needed) <= self.end {
-            return Ok(Claimed::Yes);
+            return Claimed::Yes;
         }
         // The buffer that sled writes last may not be full yet, and begins before the end.
         let start = len.saturating_sub(SLED_SEGMENT);
-        match files::allocate(file, start, SLED_SEGMENT.saturating_add(needed).saturating_add(SLED_SEGMENT)) {
-            Ok(()) => {
-                self.end = start.saturating_add(needed).saturating_add(2 * SLED_SEGMENT);
-                let grown = file.metadata().map_err(|cause| failed(&cause))?;
-                self.allocated = allocated(&grown);
-                Ok(Claimed::Yes)
+        let end = len.saturating_add(needed).saturating_add(SLED_SEGMENT);
+        // An earlier owner may have left some, too.
+        let behind = blocks.saturating_sub(start);
+        if free < (end - start).saturating_sub(behind) {
+            return Claimed::Full;
+        }
+        let mut at = start.max(self.end.min(end));
+        while at < end {
+            let piece = PIECE.min(end - at);
+            match files::allocate(file, at, piece) {
+                Ok(()) => at += piece,
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
+                Err(cause) if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                    return Claimed::Full;
+                }
+                Err(_) => return Claimed::Unsupported,
             }
-            Err(cause) if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                Ok(Claimed::Full)
-            }
-            Err(_) => Ok(Claimed::Unsupported),
+            self.end = at;
+            self.allocated = file.metadata().map_or(self.allocated, |found| allocated(&found));
+        }
+        Claimed::Yes
+    }
+
+    fn give_back(&mut self, needed: u64) {
+        let Some(file) = &self.file else { return };
+        if !files::try_lock(file).is_ok_and(|locked| locked) {
+            // sled, of an engine that has just ended, has not let go of it.
+            return;
+        }
+        self.cut(needed);
+        self.file.as_ref().map(files::unlock);
+    }
+
+    fn cut(&mut self, needed: u64) {
+        let Some(file) = &self.file else { return };
+        let Ok(found) = file.metadata() else { return };
+        let kept = needed.saturating_add(2 * SLED_SEGMENT);
+        // A cut at its own length frees what lies behind. If it fails, what is behind is used by and by.
+        if allocated(&found).saturating_sub(found.len()) > kept && file.set_len(found.len()).is_ok() {
+            (self.allocated, self.end) = (0, 0);
+            self.claim(needed, u64::MAX);
         }
     }
 }
@@ -219,8 +259,8 @@ mod tests {
         let file = File::create(&path).unwrap();
         let len = 4 * SLED_SEGMENT;
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
-        let mut ahead = Ahead::default();
-        let mut claim = || match ahead.claim(&path, FLOOR).unwrap() {
+        let mut ahead = Ahead { file: Some(File::options().write(true).open(&path).unwrap()), ..Ahead::default() };
+        let mut claim = || match ahead.claim(FLOOR, u64::MAX) {
             Claimed::Yes => allocated(&file.metadata().unwrap()) >= len + FLOOR,
             Claimed::Full => panic!("the disk is full"),
             Claimed::Unsupported => true,
@@ -230,5 +270,51 @@ mod tests {
         file.set_len(len / 2).unwrap();
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
         assert!(claim());
+    }
+
+    /// A file of `len` bytes, and a claim on blocks behind it.
+    fn ahead(dir: &Path, len: u64) -> (File, Ahead) {
+        let path = dir.join("db");
+        std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
+        let open = || File::options().write(true).open(&path).unwrap();
+        (open(), Ahead { file: Some(open()), ..Ahead::default() })
+    }
+
+    #[test]
+    fn a_claim_that_the_disk_has_no_room_for_takes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, mut ahead) = ahead(dir.path(), SLED_SEGMENT);
+        let before = allocated(&file.metadata().unwrap());
+        for needed in [FLOOR, 1 << 40, u64::MAX] {
+            assert!(matches!(ahead.claim(needed, FLOOR - 1), Claimed::Full));
+        }
+        assert_eq!(allocated(&file.metadata().unwrap()), before);
+    }
+
+    #[test]
+    fn claims_do_not_add_up_and_are_given_back_while_nobody_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, mut ahead) = ahead(dir.path(), SLED_SEGMENT);
+        let behind = || allocated(&file.metadata().unwrap()).saturating_sub(SLED_SEGMENT);
+        if matches!(ahead.claim(4 * FLOOR, u64::MAX), Claimed::Unsupported) {
+            println!("skipped: this file system gives no blocks ahead");
+            return;
+        }
+        let most = 4 * FLOOR + 2 * SLED_SEGMENT;
+        for needed in [FLOOR, 4 * FLOOR, 2 * FLOOR] {
+            assert!(matches!(ahead.claim(needed, u64::MAX), Claimed::Yes));
+            assert!((4 * FLOOR..=most).contains(&behind()));
+        }
+        ahead.give_back(FLOOR);
+        assert!((FLOOR..=FLOOR + 2 * SLED_SEGMENT).contains(&behind()), "{} bytes are left", behind());
+        assert_eq!(std::fs::read(dir.path().join("db")).unwrap(), vec![7; usize::try_from(SLED_SEGMENT).unwrap()]);
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_not_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let (room, _nudges) = Room::new(&dir.path().join("missing"));
+        assert!(matches!(room.claim(1 << 20), Look::Enough));
+        assert_eq!(room.free(), u64::MAX);
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 #[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use ::sled::{Db, IVec, Tree};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use super::barrier::{Barriers, Share};
+use super::blobs::Blobs;
 use super::digest::Digest;
 pub(crate) use super::digest::Name;
 use super::format::envelope::{self, Envelope};
@@ -47,6 +49,7 @@ pub(crate) struct Tables {
     /// `None` once closed.
     trees: RwLock<Option<Trees>>,
     pub(crate) barriers: Barriers,
+    pub(crate) blobs: Blobs,
     ledger: Mutex<Ledger>,
     /// Whoever holds it keeps every flush waiting.
     #[cfg(test)]
@@ -68,7 +71,7 @@ struct Ledger {
 #[derive(Debug)]
 struct Trees {
     db: Db,
-    file: File,
+    file: Arc<File>,
     meta: Tree,
     records: Tree,
     unfinished: Tree,
@@ -97,10 +100,11 @@ impl Tables {
         let copied = if flagged || create { None } else { aside::open(dir, open)? };
         let opened = copied.map_or_else(|| open(dir), Ok)?;
         let db = opened.0.clone().ok_or_else(Error::closed)?;
+        files::make_private(dir)?;
         // Its new snapshot's name, before anything else is synced: the log may need it from here on.
         files::sync_dir(dir)?;
         let file = dir.join("db");
-        let flagged = flagged && files::set_sync_flag(&file) && set_blobs_flag(dir);
+        let (blobs, flagged) = Blobs::open(dir, flagged && files::set_sync_flag(&file))?;
         let file = File::open(&file).map_err(|cause| Error::io("open", &file, &cause))?;
         let tree = |name: &str| guard(dir, || db.open_tree(name));
         let trees = Trees {
@@ -110,12 +114,13 @@ impl Tables {
             expiry: tree("expiry")?,
             chunks: tree("chunks")?,
             tables: Mutex::new(open_tables(&db, dir)?),
-            file,
+            file: Arc::new(file),
             db,
             _share: share,
         };
         Ok(Self {
             dir: dir.to_owned(),
+            blobs,
             trees: RwLock::new(Some(trees)),
             barriers: Barriers::new(flagged),
             ledger: Mutex::default(),
@@ -376,18 +381,13 @@ impl Tables {
         Ok(())
     }
 
-    /// Files that sled never syncs: there must be none.
-    pub(crate) fn blobs(&self) -> Result<usize> {
-        let blobs = self.dir.join("blobs");
-        if files::is_dir(&blobs) { Ok(files::entries(&blobs)?.len()) } else { Ok(0) }
-    }
-
     /// Lets go of sled. Its own drop syncs, and panics when that fails.
     pub(crate) fn close(&self) -> Result<()> {
         let Some(trees) = self.trees.write().take() else { return Ok(()) };
+        let file = Arc::clone(&trees.file);
         catch_unwind(AssertUnwindSafe(|| drop(trees)))
             .map_err(|_| Error::new(ErrorKind::Io, format!("close {}: sled panicked", self.dir.display())))?;
-        wait_until_unlocked(&self.dir)
+        wait_until_unlocked(&file, &self.dir)
     }
 
     fn create_table(&self, name: Name<'_>, wanted: bool) -> Result<()> {
@@ -469,14 +469,13 @@ fn open_tables(db: &Db, dir: &Path) -> Result<HashMap<String, Tree>> {
     Ok(tables)
 }
 
-fn set_blobs_flag(dir: &Path) -> bool {
-    let blobs = dir.join("blobs");
-    !files::is_dir(&blobs) || files::set_sync_flag(&blobs)
-}
-
 /// sled counts its pages as they are on disk; in memory they were seen to take about four thirds of that.
 fn open_db(dir: &Path, cache_capacity: u64) -> Result<aside::Opened> {
-    wait_until_unlocked(dir)?;
+    let path = dir.join("db");
+    if path.exists() {
+        let file = File::open(&path).map_err(|cause| Error::io("open", &path, &cause))?;
+        wait_until_unlocked(&file, dir)?;
+    }
     let counted = cache_capacity / 4 * 3;
     let config = ::sled::Config::new().path(dir).cache_capacity(counted).flush_every_ms(None);
     guard(dir, || config.open()).map(|db| aside::Opened(Some(db)))
@@ -484,21 +483,16 @@ fn open_db(dir: &Path, cache_capacity: u64) -> Result<aside::Opened> {
 
 /// sled's threads let go of its lock a moment after the last handle is gone, and nothing tells when: the one place where
 /// something is tried again and again. The store's own lock is held, so only this process can be meant.
-fn wait_until_unlocked(dir: &Path) -> Result<()> {
-    let path = dir.join("db");
+fn wait_until_unlocked(db: &File, dir: &Path) -> Result<()> {
     let until = clock::deadline(Duration::from_secs(2));
     let (mutex, never) = (Mutex::new(()), Condvar::new());
-    loop {
-        if !path.exists() {
-            return Ok(());
+    while !files::try_lock(db).map_err(|cause| Error::io("lock", &dir.join("db"), &cause))? {
+        if until.is_none_or(|until| clock::monotonic() >= until) {
+            let message = format!("the record store {} is open already, in this process or another", dir.display());
+            return Err(Error::new(ErrorKind::StoreInUse, message));
         }
-        match files::Lock::take(&path, dir) {
-            Err(error)
-                if error.kind() == ErrorKind::StoreInUse && until.is_some_and(|until| clock::monotonic() < until) =>
-            {
-                never.wait_for(&mut mutex.lock(), Duration::from_millis(1));
-            }
-            other => return other.map(drop),
-        }
+        never.wait_for(&mut mutex.lock(), Duration::from_millis(1));
     }
+    files::unlock(db);
+    Ok(())
 }

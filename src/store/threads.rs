@@ -25,7 +25,7 @@ pub(crate) struct Running {
     /// Disconnected when the last of them has ended.
     ended: Receiver<()>,
     timeout: Duration,
-    lock: Arc<files::Lock>,
+    lock: Arc<files::StoreLock>,
 }
 
 /// What the callers have of the apply thread.
@@ -51,7 +51,7 @@ pub(crate) fn start(
     writer: Writer,
     applier: Applier,
     (inbox, apply_alive): (Inbox, Sender<Infallible>),
-    lock: files::Lock,
+    lock: files::StoreLock,
     timeout: Duration,
 ) -> Result<Running> {
     let (alive, ended) = crossbeam_channel::bounded(0);
@@ -169,11 +169,6 @@ impl Running {
     /// Ends the threads and lets go of sled and the lock.
     pub(crate) fn close(self, inner: &Inner) -> Result<()> {
         let Self { mut workers, ended, timeout, lock } = self;
-        if std::process::id() != inner.pid {
-            // After a fork there is nothing to end here, and nothing to free: the parent has it.
-            std::mem::forget((workers, lock));
-            return Ok(());
-        }
         let was_sound = inner.group.check();
         inner.group.close();
         if !wait_until_ended(&ended, inner) {
@@ -185,6 +180,9 @@ impl Running {
         }
         workers.iter_mut().for_each(Worker::join);
         let closed = inner.tables.close();
+        if closed.is_ok() {
+            inner.room.give_back();
+        }
         // What is still there must not be answered when it may be another process's.
         inner.overlay.clear();
         drop(lock);
@@ -256,7 +254,7 @@ pub(crate) fn message(batch: Batch<Frame>, checkpoint: bool) -> Message {
 /// Keeps a spare segment ready.
 fn prepare(inner: &Inner) {
     while let Some(need) = inner.group.wait_wanted() {
-        let spare = inner.room.spare().and_then(|room| inner.pool.prepare(segment_for(need), room));
+        let spare = inner.pool.prepare(segment_for(need), inner.room.spare());
         let offer = spare.map(|spare| (usable(spare.size), spare));
         if let Some(unused) = inner.group.offer(offer) {
             inner.pool.give_back(unused);

@@ -89,6 +89,16 @@ fn process() {
     assert!(was_refused, "the child was not refused as it should be");
     let (clones, clone, claims) = handles.take().unwrap();
     drop((clones, clone));
+    // More often than its queue to the compaction is long.
+    let engines = vec![engine.clone(); 4];
+    assert!(forked(AssertUnwindSafe(|| {
+        // SAFETY: no handler is replaced; one that hangs is killed, and that is asserted against.
+        unsafe { libc::alarm(60) };
+        for engine in engines.iter().cloned() {
+            engine.close().unwrap();
+        }
+    })));
+    drop(engines);
     // Others end with nothing dropped, or unwind.
     assert!(forked(|| ()));
     assert!(!forked(|| panic!("as a child may")));

@@ -1,5 +1,5 @@
 //! A disk that fills up: said before anything changes, and over when there is room. On small file systems in memory of their
-//! own, which only root can mount.
+//! own, and on images of those that stores are kept on, which only root can mount.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -34,6 +34,33 @@ impl Disk {
         None
     }
 
+    /// A file system of this kind in a file of that size, if it can be made here; says what is missing if not.
+    fn image(kind: &str, bytes: u64) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        // Beside the mount point, and gone from its directory as soon as it is mounted.
+        let image = dir.path().with_extension(kind);
+        File::create_new(&image).unwrap().set_len(bytes).unwrap();
+        let run = |program: &str, args: &[&str]| match Command::new(program).args(args).output() {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim())),
+            Err(cause) => Err(format!("{program} is missing: {cause}")),
+        };
+        let (image, at) = (image.to_str().unwrap(), dir.path().to_str().unwrap());
+        let mounted =
+            run(&format!("mkfs.{kind}"), &["-q", image]).and_then(|()| run("mount", &["-o", "loop", image, at]));
+        fs::remove_file(image).unwrap();
+        if let Err(why) = mounted {
+            println!("skipped: no {kind} here: {why}");
+            return None;
+        }
+        Some(Self(dir))
+    }
+
+    fn free(&self) -> u64 {
+        let found = rustix::fs::statvfs(self.0.path()).unwrap();
+        found.f_bavail * found.f_frsize
+    }
+
     fn store(&self) -> PathBuf {
         self.0.path().join("store")
     }
@@ -52,6 +79,12 @@ impl Disk {
         }
         let len = file.metadata().unwrap().len();
         file.set_len(len.saturating_sub(but)).unwrap();
+        self.sync();
+    }
+
+    /// Some count what was given back only then.
+    fn sync(&self) {
+        rustix::fs::syncfs(File::open(self.0.path()).unwrap()).unwrap();
     }
 
     /// Makes the whole disk larger.
@@ -62,6 +95,7 @@ impl Disk {
 
     fn make_room(&self) {
         fs::remove_file(self.0.path().join("filler")).unwrap();
+        self.sync();
     }
 }
 
@@ -136,10 +170,9 @@ fn is_full(error: &Error) {
 }
 
 /// Somebody else fills the disk up to the last bytes.
-fn filled_by_others(seed: u64) {
-    let Some(disk) = Disk::new(48 * MIB) else { return };
+fn filled_by_others(seed: u64, disk: &Disk) {
     let (mut known, mut rng) = (Known::default(), Rng::new(seed));
-    let mut engine = open(&disk).unwrap();
+    let mut engine = open(disk).unwrap();
     for round in 0..3 {
         let ops = ops(&engine);
         let free = known.commit(&ops, &mut rng, 50 + seed % 100);
@@ -172,11 +205,11 @@ fn filled_by_others(seed: u64) {
             // Closed while it is full: what sled has not the next open brings in.
             let closed = engine.close();
             closed.as_ref().err().into_iter().for_each(is_full);
-            if let Err(error) = open(&disk) {
+            if let Err(error) = open(disk) {
                 is_full(&error);
             }
             disk.make_room();
-            engine = open(&disk).unwrap();
+            engine = open(disk).unwrap();
             // An open that failed on the way is no close either.
             assert!(closed.is_ok() || !engine.opened().clean);
         } else {
@@ -192,12 +225,12 @@ fn filled_by_others(seed: u64) {
         drop(ops);
         if round == 0 {
             engine.close().unwrap();
-            engine = open(&disk).unwrap();
+            engine = open(disk).unwrap();
             known.check(&self::ops(&engine));
         }
     }
     engine.close().unwrap();
-    known.check(&ops(&open(&disk).unwrap()));
+    known.check(&ops(&open(disk).unwrap()));
 }
 
 /// `ONCEKEY_FULL_DISKS=100` fills more.
@@ -205,9 +238,63 @@ fn filled_by_others(seed: u64) {
 fn a_disk_that_others_fill_is_full_and_not_the_end() {
     let disks: u64 = std::env::var("ONCEKEY_FULL_DISKS").map_or(4, |n| n.parse().unwrap());
     for seed in 0..disks {
-        within(LATE, move || filled_by_others(seed));
+        within(LATE, move || {
+            if let Some(disk) = Disk::new(48 * MIB) {
+                filled_by_others(seed, &disk);
+            }
+        });
     }
     println!("{disks} disks filled by others");
+}
+
+/// What stores are kept on, and the smallest that there is of it.
+const KINDS: [(&str, u64); 3] = [("ext4", 64 * MIB), ("xfs", 320 * MIB), ("btrfs", 128 * MIB)];
+
+/// Each claims blocks, and takes new ones for what is written over, in its own way.
+#[test]
+fn a_full_ext4_xfs_or_btrfs_is_full_and_not_the_end() {
+    for (kind, bytes) in KINDS {
+        within(LATE, move || {
+            if let Some(disk) = Disk::image(kind, bytes) {
+                for seed in 0..2 {
+                    filled_by_others(seed, &disk);
+                    fs::remove_dir_all(disk.store()).unwrap();
+                }
+                println!("{kind} filled by others");
+            }
+        });
+    }
+}
+
+/// A commit that needs more room than there is must leave it to others, and to the next open.
+#[test]
+fn a_commit_too_large_for_the_disk_does_not_take_what_is_free() {
+    for (kind, bytes) in KINDS {
+        within(LATE, move || {
+            let Some(disk) = Disk::image(kind, bytes) else { return };
+            let engine = open(&disk).unwrap();
+            let table = engine.table("t").unwrap();
+            table.insert("first", "x").unwrap();
+            engine.compact_now().unwrap();
+            disk.fill(24 * MIB);
+            let before = disk.free();
+            println!("{kind}: {before} bytes are free");
+            let put = |n: u64| table.insert(format!("{n}"), vec![7; 1 << 20]);
+            let refused = (0..64).find_map(|n| put(n).err()).expect("there is room for all of it");
+            is_full(&refused);
+            // Users are refused from 4 MiB on; endings, and what the file system notes of itself, may take some of that.
+            assert!(disk.free() >= 2 * MIB, "{kind}: {} of {before} bytes are left", disk.free());
+            assert_eq!(table.get("first").unwrap().as_deref(), Some(b"x".as_slice()));
+            drop(table);
+            engine.close().err().iter().for_each(is_full);
+            let engine = open(&disk).unwrap_or_else(|error| {
+                is_full(&error);
+                disk.make_room();
+                open(&disk).unwrap()
+            });
+            assert_eq!(engine.table("t").unwrap().get("first").unwrap().as_deref(), Some(b"x".as_slice()));
+        });
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod interpose;
 mod interposed;
 mod killed;
 mod power;
+mod process;
 mod record;
 mod slow;
 #[path = "../it/threads.rs"]

@@ -46,7 +46,7 @@ const PRIMITIVES: &[&str] =
 /// The same inside the store; `open` and `threads` are parts of its root.
 const STORE_ROWS: &[&[&str]] = &[
     &["format", "files"],
-    &["digest", "barrier", "snapshots", "aside"],
+    &["digest", "barrier", "blobs", "snapshots", "aside"],
     &["tables", "overlay", "stripes", "read_sets", "room", "journal"],
     &["expiries", "checkpoint"],
     &["values"],

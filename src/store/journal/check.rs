@@ -1,31 +1,29 @@
 //! Looks through a journal that is being written, and says what is damaged.
 
-use std::path::Path;
-
 use super::recover::{check_size, head};
 use super::segment::{Reader, SegmentFile};
 use super::walk::{Stop, Walk, damaged, missing};
 use crate::error::{ErrorKind, Result};
-use crate::store::files;
+use crate::store::files::Dir;
 use crate::store::format::segment::{Found, SegmentHeader};
 
 /// What is wrong with the segments that follow each other up to the last. `durable` is a group that is, and none that has frames
 /// behind `released` has become free since.
-pub(crate) fn check(dir: &Path, durable: u64, released: u64) -> Result<Vec<String>> {
+pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String>> {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
-    for (path, _) in files::entries(dir)? {
+    for path in dir.names()? {
         if path.extension().is_none_or(|extension| extension != "journal") {
             continue;
         }
         // One that is gone was not needed any more.
-        let Some(file) = open(&path)? else { continue };
+        let Some(file) = SegmentFile::open_if_there(dir, &path)? else { continue };
         match header(&file)? {
             Found::Segment(header) => found.push((header, file)),
             Found::Spare => {}
             // It may just be written.
             Found::Damaged | Found::NewerFormat(_) => match header(&file)? {
                 Found::Segment(header) => found.push((header, file)),
-                _ => problems.push(format!("the header of {} is damaged", path.display())),
+                _ => problems.push(format!("the header of {} is damaged", file.path.display())),
             },
         }
     }
@@ -34,7 +32,7 @@ pub(crate) fn check(dir: &Path, durable: u64, released: u64) -> Result<Vec<Strin
     let (durable, released) = if problems.is_empty() { (durable, released) } else { (0, u64::MAX) };
     let mut next: Option<SegmentHeader> = None;
     if found.is_empty() && problems.is_empty() {
-        problems.push(format!("the journal {} has no segment", dir.display()));
+        problems.push(format!("the journal {} has no segment", dir.path().display()));
     }
     for (header, file) in &found {
         if next.is_some_and(|next| next.number != header.number.saturating_add(1)) {
@@ -47,17 +45,14 @@ pub(crate) fn check(dir: &Path, durable: u64, released: u64) -> Result<Vec<Strin
     // Those before the first that is left, or before a gap.
     let missing = next.filter(|first| first.number > 1 && first.first_frame.saturating_sub(1) > released);
     problems.extend(missing.map(|first| {
-        format!("the journal {} misses segment {} before frame {}", dir.display(), first.number - 1, first.first_frame)
+        format!(
+            "the journal {} misses segment {} before frame {}",
+            dir.path().display(),
+            first.number - 1,
+            first.first_frame
+        )
     }));
     Ok(problems)
-}
-
-fn open(path: &Path) -> Result<Option<SegmentFile>> {
-    match SegmentFile::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(_) if !path.exists() => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// A segment is written, and written over, while it is read: so what is bad at first must be bad at the same place again, and

@@ -1,6 +1,6 @@
 //! The files behind the journal: which are free, which wait for a store checkpoint, and how large the next one is.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::segment::SegmentFile;
 use crate::clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::files;
+use crate::store::files::Dir;
 use crate::store::format::segment::SECTOR;
 
 /// A file that may be written over.
@@ -23,7 +23,7 @@ const MAX_FREE: usize = 2;
 
 #[derive(Debug)]
 pub(crate) struct Pool {
-    dir: PathBuf,
+    dir: Dir,
     min_size: u64,
     max_size: u64,
     state: Mutex<State>,
@@ -66,7 +66,7 @@ impl Drop for Pin<'_> {
 
 impl Pool {
     /// `first_size` is rounded up to whole sectors; names continue behind those of the files that are there.
-    pub(crate) fn new(dir: &Path, first_size: u64, next_name: u64, files: u64) -> Self {
+    pub(crate) fn new(dir: Dir, first_size: u64, next_name: u64, files: u64) -> Self {
         // A header, a group and the seal at least.
         let first_size = first_size.max(8 * SECTOR as u64).next_multiple_of(SECTOR as u64);
         let state = State {
@@ -80,12 +80,7 @@ impl Pool {
             pins: 0,
             release_later: 0,
         };
-        Self {
-            dir: dir.to_owned(),
-            min_size: first_size,
-            max_size: first_size.saturating_mul(MAX_GROWTH),
-            state: Mutex::new(state),
-        }
+        Self { dir, min_size: first_size, max_size: first_size.saturating_mul(MAX_GROWTH), state: Mutex::new(state) }
     }
 
     /// A file in which so many bytes fit: a free one, or a new one of at most `room` bytes.
@@ -120,20 +115,30 @@ impl Pool {
     }
 
     fn create(&self, size: u64, room: u64) -> Result<Spare> {
-        let path = {
+        let name = {
             let mut state = self.state.lock();
-            let path = self.dir.join(format!("{:08}.journal", state.next_name));
+            let name = PathBuf::from(format!("{:08}.journal", state.next_name));
             state.next_name += 1;
-            path
+            name
         };
         if size > room {
+            let path = self.dir.path().join(name);
             let message = format!("create journal segment {}: {size} bytes, and {room} are left", path.display());
             return Err(Error::new(ErrorKind::Full, message));
         }
-        let spare = SegmentFile::create(&path, size)?;
+        let spare = SegmentFile::create(&self.dir, &name, size)?;
+        if let Err(error) = self.dir.sync() {
+            // It would stay behind, once for each try.
+            let _ = spare.delete(&self.dir);
+            return Err(error);
+        }
         self.state.lock().files += 1;
-        files::sync_dir(&self.dir)?;
         Ok(spare)
+    }
+
+    /// The directory that all of them are in.
+    pub(crate) fn dir(&self) -> &Dir {
+        &self.dir
     }
 
     fn discard_free(&self) {
@@ -202,7 +207,7 @@ impl Pool {
 
     fn discard(&self, spare: Spare) {
         // One that stays, or comes back after a crash, is older than the last checkpoint and does not count.
-        let _ = spare.delete();
+        let _ = spare.delete(&self.dir);
         let mut state = self.state.lock();
         state.files = state.files.saturating_sub(1);
     }

@@ -13,7 +13,7 @@ use super::walk::{GroupAt, Stop, Walk, damaged, missing};
 use super::writer::{Chain, Tail};
 use crate::clock::Anchor;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::files;
+use crate::store::files::{self, Dir};
 use crate::store::format::corrupt;
 use crate::store::format::frame::Frame;
 use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
@@ -95,34 +95,36 @@ pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
         return Err(corrupt(format!("the journal {} is missing", dir.display())));
     }
     // A process that was killed may have made files, and not their entries durable; they will be written to.
-    files::sync_dir(dir)?;
-    let (found, mut unneeded, next_name) = open_all(dir)?;
+    let opened = Dir::open(dir)?;
+    opened.sync()?;
+    let (found, mut unneeded, next_name) = open_all(&opened)?;
     let store_id = one_store(&found)?;
     let files = found.len() as u64 + unneeded.len() as u64;
     let run = last_run(dir, found, &mut unneeded)?;
-    let pool = Arc::new(Pool::new(dir, first_size, next_name, files));
+    let pool = Arc::new(Pool::new(opened, first_size, next_name, files));
     survey(dir, store_id, run, unneeded, pool)
 }
 
 type Headed = (SegmentHeader, SegmentFile);
 
 /// Every segment and every spare, and the next free name.
-fn open_all(dir: &Path) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
+fn open_all(dir: &Dir) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
     let (mut found, mut spares, mut next_name) = (Vec::new(), Vec::new(), 1);
-    for (path, _) in files::entries(dir)? {
+    for path in dir.names()? {
         if path.extension().is_none_or(|extension| extension != "journal") {
             continue;
         }
         let name = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
         next_name = next_name.max(name.unwrap_or(0).saturating_add(1));
-        let file = SegmentFile::open(&path)?;
+        let file = SegmentFile::open(dir, &path)?;
         // What the page cache shows may never have reached the disk; from here on it has.
         file.sync()?;
         match SegmentHeader::decode(&head(&file)?) {
             Found::Spare => spares.push(file),
-            Found::Damaged => return Err(corrupt(format!("the header of {} is damaged", path.display()))),
+            Found::Damaged => return Err(corrupt(format!("the header of {} is damaged", file.path.display()))),
             Found::NewerFormat(version) => {
-                let message = format!("{} has format {version}, which this version does not know", path.display());
+                let path = file.path.display();
+                let message = format!("{path} has format {version}, which this version does not know");
                 return Err(Error::new(ErrorKind::UnsupportedFormat, message));
             }
             Found::Segment(header) => {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::files::Dir;
 use crate::store::format::corrupt;
 
 /// How many syncs succeed from here on, for a disk that breaks. Of all stores of the process.
@@ -31,32 +32,42 @@ pub(crate) struct SegmentFile {
 impl SegmentFile {
     /// Makes a file full of zeros, so that a sync of what is written into it later changes no metadata. If there is no room
     /// the file goes away again and the error is `Full`.
-    pub(crate) fn create(path: &Path, size: u64) -> Result<Self> {
-        let filled = fill(path, size);
+    pub(crate) fn create(dir: &Dir, name: &Path, size: u64) -> Result<Self> {
+        let (path, filled) = (dir.path().join(name), fill(dir, name, size));
         match filled {
-            Ok(file) => Ok(Self { file, path: path.to_owned(), size }),
+            Ok(file) => Ok(Self { file, path, size }),
             Err(cause) => {
                 // Best effort: what stays is zeros, which the next open deletes.
-                let _ = std::fs::remove_file(path);
+                let _ = dir.remove_file(name);
                 let kind = match cause.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                         ErrorKind::Full
                     }
                     _ => ErrorKind::Io,
                 };
-                Err(Error::io_as(kind, "create journal segment", path, &cause))
+                Err(Error::io_as(kind, "create journal segment", &path, &cause))
             }
         }
     }
 
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(dir: &Dir, name: &Path) -> Result<Self> {
+        Self::open_if_there(dir, name)?
+            .ok_or_else(|| Error::io("open journal segment", &dir.path().join(name), &io::ErrorKind::NotFound.into()))
+    }
+
+    /// Opens a file of the journal, unless it has been deleted.
+    pub(crate) fn open_if_there(dir: &Dir, name: &Path) -> Result<Option<Self>> {
+        let path = dir.path().join(name);
         let open = || -> io::Result<(File, u64)> {
-            let file = File::options().read(true).write(true).open(path)?;
+            let file = dir.open_file(name)?;
             let size = file.metadata()?.len();
             Ok((file, size))
         };
-        let (file, size) = open().map_err(|cause| Error::io("open journal segment", path, &cause))?;
-        Ok(Self { file, path: path.to_owned(), size })
+        match open() {
+            Ok((file, size)) => Ok(Some(Self { file, path, size })),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(Error::io("open journal segment", &path, &cause)),
+        }
     }
 
     pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
@@ -75,8 +86,10 @@ impl SegmentFile {
         self.file.sync_data().map_err(|cause| self.error("sync", &cause))
     }
 
-    pub(crate) fn delete(self) -> Result<()> {
-        std::fs::remove_file(&self.path).map_err(|cause| self.error("delete", &cause))
+    /// Deletes it from the directory that it is in.
+    pub(crate) fn delete(self, dir: &Dir) -> Result<()> {
+        let name = self.path.file_name().map_or(self.path.as_path(), Path::new);
+        dir.remove_file(name).map_err(|cause| self.error("delete", &cause))
     }
 
     /// What is wrong in this file.
@@ -127,8 +140,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-fn fill(path: &Path, size: u64) -> io::Result<File> {
-    let file = File::options().read(true).write(true).create_new(true).open(path)?;
+fn fill(dir: &Dir, name: &Path, size: u64) -> io::Result<File> {
+    let file = dir.create_file(name)?;
     let zeros = vec![0; FILL];
     let mut offset = 0;
     while offset < size {

@@ -198,7 +198,7 @@ pub(crate) fn segment_for(group: u64) -> u64 {
 /// The journal of a store that has nothing: one segment that says so.
 pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, anchor: Anchor) -> Result<()> {
     files::create_dir(dir)?;
-    let pool = Pool::new(dir, size, 1, 0);
+    let pool = Pool::new(files::Dir::open(dir)?, size, 1, 0);
     let file = pool.prepare(0, u64::MAX)?;
     let payload = [frame::encode(&Frame::Checkpointed(0))?, frame::encode(&Frame::Closing)?].concat();
     let salt = new_salt();

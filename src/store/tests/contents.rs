@@ -17,7 +17,7 @@ fn check_all(store: &Store) {
         let read = store.read(&row(size), Depth::Whole).unwrap();
         assert!(matches!(read.content, Some(Content::Row(value)) if *value == bytes(size)), "{size}");
     }
-    assert_eq!(store.inner.tables.blobs().unwrap(), 0);
+    assert_eq!(store.inner.tables.blobs.count().unwrap(), 0);
 }
 
 fn round_trip(options: &EngineOptions) {

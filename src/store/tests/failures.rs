@@ -334,3 +334,19 @@ fn a_deletion_on_its_way_is_refused_when_a_group_has_no_room() {
         assert_eq!(deleted.join().unwrap().unwrap_err().kind(), ErrorKind::Full);
     });
 }
+
+#[test]
+fn values_that_nobody_syncs_poison_before_the_journal_gives_anything_up() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().sync_flag(false));
+    put(&store, &key("k"), done(b"x"));
+    store.drain().unwrap();
+    let before = store.stats().store_checkpoints;
+    std::fs::write(dir.path().join("store/sled/blobs/1000000000"), b"x").unwrap();
+    let (reply, done) = crossbeam_channel::bounded(1);
+    store.inner.apply.messages.send(apply::Message::Checkpoint { reply }).unwrap();
+    done.recv().unwrap_err();
+    let error = store.close().unwrap_err();
+    assert!(error.to_string().contains("1 values in files of their own"), "{error}");
+    assert_eq!(store.stats().store_checkpoints, before);
+}

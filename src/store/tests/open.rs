@@ -169,6 +169,117 @@ fn a_lock_is_free_although_somebody_else_has_its_file_open() {
 }
 
 #[test]
+fn a_lock_file_that_is_deleted_under_its_owner_lets_no_second_owner_in() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    for replaced in [false, true] {
+        std::fs::remove_file(dir.path().join("LOCK")).unwrap();
+        if replaced {
+            std::fs::write(dir.path().join("LOCK"), b"").unwrap();
+        }
+        refused(dir.path(), ErrorKind::StoreInUse, "is open already");
+        put(&store, &key("k"), done(b"y"));
+    }
+    store.close().unwrap();
+    assert_eq!(outcome(&open(dir.path()).0, &key("k")).unwrap(), b"y");
+}
+
+#[test]
+fn a_lock_on_a_file_that_is_not_at_its_path_any_more_is_none() {
+    let dir = temp();
+    let path = dir.path().join("LOCK");
+    let lock = files::Lock::take(&path, dir.path()).unwrap();
+    std::fs::rename(&path, dir.path().join("moved")).unwrap();
+    assert!(!lock.is_at(&path).unwrap());
+    std::fs::write(&path, b"").unwrap();
+    assert!(!lock.is_at(&path).unwrap());
+    std::fs::rename(dir.path().join("moved"), &path).unwrap();
+    assert!(lock.is_at(&path).unwrap());
+}
+
+/// Every file and directory below, itself too, that gives others any right.
+fn open_to_others(dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = files::entries(dir).unwrap();
+    let below = found.iter().filter(|(_, kind)| kind.is_dir()).flat_map(|(path, _)| open_to_others(path));
+    let below: Vec<_> = below.collect();
+    found.retain(|(path, _)| files::is_open_to_others(path));
+    found.into_iter().map(|(path, _)| path).chain(below).collect()
+}
+
+#[test]
+fn every_file_and_directory_of_a_store_is_for_its_owner_only() {
+    for sync_flag in [true, false] {
+        let dir = temp();
+        let path = dir.path().join("above/store");
+        // Open, then reopened after a stop, when sled makes another snapshot.
+        for _ in 0..3 {
+            let (store, report) = open_with(&path, &options().sync_flag(sync_flag));
+            assert!(!report.open_to_others);
+            for n in 0..20 {
+                put(&store, &key(format!("{n}")), done(&bytes(2000)));
+            }
+            assert_eq!(open_to_others(dir.path()), Vec::<PathBuf>::new());
+            store.close().unwrap();
+            assert_eq!(open_to_others(dir.path()), Vec::<PathBuf>::new());
+        }
+    }
+}
+
+#[test]
+fn a_store_that_is_open_to_others_is_reported_and_left_as_it_is() {
+    use std::os::unix::fs::PermissionsExt;
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let dir = temp();
+    let path = dir.path().join("store");
+    open(&path).0.close().unwrap();
+    let modes = [
+        (0o700, 0o755, 0o644, false),
+        (0o755, 0o700, 0o600, false),
+        (0o750, 0o700, 0o640, true),
+        (0o711, 0o705, 0o600, true),
+    ];
+    for (outer, inner, lock, is_open) in modes {
+        set(&path.join("LOCK"), lock);
+        set(&path.join("store"), inner);
+        set(&path, outer);
+        let (store, report) = open(&path);
+        assert_eq!(report.open_to_others, is_open, "{outer:o} {inner:o} {lock:o}");
+        store.close().unwrap();
+        assert_eq!(path.join("store").metadata().unwrap().permissions().mode() & 0o777, inner);
+    }
+}
+
+#[test]
+fn a_store_whose_directory_is_moved_goes_on_beside_a_new_one_in_its_place() {
+    let dir = temp();
+    let (path, moved) = (dir.path().join("store"), dir.path().join("moved"));
+    let (old, _) = open(&path);
+    put(&old, &key("old"), done(b"1"));
+    std::fs::rename(&path, &moved).unwrap();
+    let (new, report) = open(&path);
+    assert!(report.created);
+    // Segments are made, filled and freed on both sides.
+    for n in 0..200 {
+        put(&old, &key(format!("old {n}")), done(&bytes(500)));
+        put(&new, &key(format!("new {n}")), done(&bytes(500)));
+    }
+    for store in [&old, &new] {
+        store.drain().unwrap();
+        assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+        assert!(store.stats().store_checkpoints > 1);
+        store.close().unwrap();
+    }
+    for (path, name) in [(&path, "new"), (&moved, "old")] {
+        let (store, report) = open(path);
+        assert!(report.clean);
+        for n in 0..200 {
+            assert_eq!(outcome(&store, &key(format!("{name} {n}"))).unwrap(), bytes(500));
+        }
+    }
+}
+
+#[test]
 fn a_directory_that_is_not_ours_is_not_touched() {
     let dir = temp();
     std::fs::write(dir.path().join("photo.jpg"), b"x").unwrap();

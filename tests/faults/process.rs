@@ -1,0 +1,75 @@
+//! What may change about a process while it has a store open: its working directory, and how many descriptors it has left.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Command;
+
+use oncekey::{Begin, Engine, ErrorKind, Manager, Status};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::threads::{LATE, within};
+
+const DIR: &str = "ONCEKEY_PROCESS_DIR";
+
+type Ops = Manager<Vec<u8>>;
+
+/// Every descriptor that is left.
+fn all_descriptors() -> Vec<File> {
+    setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum: Some(200) }).unwrap();
+    std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
+}
+
+/// Not a test: a process of its own.
+#[test]
+#[ignore = "started by another test"]
+fn elsewhere() {
+    let Ok(dir) = std::env::var(DIR) else { return };
+    std::env::set_current_dir(&dir).unwrap();
+    let engine = Engine::options().segment_bytes(64 << 10).open("store").unwrap();
+    assert_eq!(engine.path(), Path::new(&dir).join("store"));
+    std::env::set_current_dir("/").unwrap();
+    let ops: Ops = engine.manager("m").unwrap();
+    let finish = |name: String| ops.execute(name, |_| Ok(vec![1; 1000])).map(|_| ());
+    // Segments are made, and store checkpoints.
+    (0..300).for_each(|n| finish(format!("moved {n}")).unwrap());
+    engine.compact_now().unwrap();
+
+    let claims: Vec<_> = (0..100).map(|n| ops.begin(format!("claim {n}")).unwrap().into_claim().unwrap()).collect();
+    let held = all_descriptors();
+    let mut refused = 0;
+    for n in 0..2000 {
+        if let Err(oncekey::ExecuteError::Engine(error)) = finish(format!("held {n}")) {
+            assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Full), "{error}");
+            refused += 1;
+        }
+    }
+    drop(claims);
+    drop(held);
+    let files = std::fs::read_dir(Path::new(&dir).join("store/store/journal")).unwrap().count();
+    assert!(files < 100, "{files} journal files are left");
+    // The first may only say that one was refused.
+    let again = (0..10).find(|n| finish(format!("again {n}")).is_ok());
+    assert!(again.is_some());
+    for n in 0..100 {
+        let name = format!("claim {n}");
+        assert!(!matches!(ops.begin(&name), Ok(Begin::InProgress(_))), "{name} is in progress for ever");
+        assert_eq!(ops.get(&name).unwrap().unwrap().status(), Status::Interrupted);
+    }
+    drop(ops);
+    engine.close().unwrap();
+    println!("\nrefused {refused}, survived");
+}
+
+#[test]
+fn another_working_directory_and_no_descriptors_are_not_the_end() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::elsewhere", "--ignored", "--nocapture"])
+            .env(DIR, dir.path().canonicalize().unwrap())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("survived"), "{said}");
+    });
+}
