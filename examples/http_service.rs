@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::{error, thread};
 
-use oncekey::{Engine, OnError, Requests, Response};
+use oncekey::{Engine, Requests, Response};
 use tiny_http::{Header, Server};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;
@@ -44,9 +44,7 @@ fn post(to: SocketAddr) -> io::Result<String> {
 
 fn main() -> Result {
     let engine = Engine::temporary()?;
-    // After a 5xx it is unknown whether the charge happened: the key is held until someone finds out.
-    let on_error = |it: &Response| if it.status().is_server_error() { OnError::Interrupt } else { OnError::Store };
-    let (payments, server) = (engine.requests("payments")?.on_error(on_error), Server::http("127.0.0.1:0")?);
+    let (payments, server) = (engine.requests("payments")?, Server::http("127.0.0.1:0")?);
     let to = server.server_addr().to_ip().ok_or("no address")?;
     let [first, second] = thread::scope(|scope| {
         let client = scope.spawn(|| [post(to), post(to)]);

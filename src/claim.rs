@@ -36,7 +36,6 @@ use crate::value::Value;
 /// let Ok(mut claim) = payments.begin("order-42")?.into_claim() else { return Ok(()) };
 /// claim.release_on_drop(true);
 /// let cents: u64 = "1999".parse().unwrap_or_default(); // until here, a `?` would free the key
-/// claim.release_on_drop(false);
 /// println!("charging {cents} as {}", claim.effect_id("charge")); // from here on, it would interrupt
 /// let done = claim.succeed(&cents)?;
 /// assert_eq!((done.outcome(), done.info().status()), (Ok(&1999), Status::Succeeded));
@@ -53,7 +52,10 @@ struct Inner {
     place: Place,
     info: RecordInfo,
     context: Context,
-    release_on_drop: bool,
+    /// An atomic, because naming an effect takes the claim by reference.
+    release_on_drop: AtomicBool,
+    /// An effect was named: it may have happened from then on.
+    named_effect: AtomicBool,
     /// It has not ended.
     live: bool,
     /// A fault of the engine reached the operation through this claim.
@@ -64,7 +66,8 @@ impl<T, E> Claim<T, E> {
     pub(crate) fn new(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
         let faulted = Arc::new(AtomicBool::new(false));
         let context = info.context().watched(&faulted);
-        let inner = Inner { protocol, place, info, context, release_on_drop: false, live: true, faulted };
+        let (release_on_drop, named_effect) = Default::default();
+        let inner = Inner { protocol, place, info, context, release_on_drop, named_effect, live: true, faulted };
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
@@ -139,16 +142,24 @@ impl<T, E> Claim<T, E> {
     }
 
     /// See [`RecordInfo::effect_id`]: to be passed downstream, so that an attempt after an interruption does not repeat the
-    /// effect.
+    /// effect. From here on the effect may have happened, so that [`release_on_drop`](Claim::release_on_drop) is turned off.
     #[must_use]
     pub fn effect_id(&self, label: &str) -> String {
+        self.inner.release_on_drop.store(false, Ordering::Relaxed);
+        self.inner.named_effect.store(true, Ordering::Relaxed);
         self.inner.info.effect_id(label)
     }
 
     /// Whether a drop, by a panic too, releases the record instead of interrupting it: true while nothing has happened yet.
-    /// The death of the process interrupts all the same. Defaults to false.
+    /// The death of the process interrupts all the same. Defaults to false; [`effect_id`](Claim::effect_id) and a
+    /// [`work_stage`](Claim::work_stage) that commits turn it off.
     pub fn release_on_drop(&mut self, release: bool) {
-        self.inner.release_on_drop = release;
+        self.inner.release_on_drop.store(release, Ordering::Relaxed);
+    }
+
+    /// Whether an effect outside may have happened under this claim.
+    pub(crate) fn has_named_effect(&self) -> bool {
+        self.inner.named_effect.load(Ordering::Relaxed)
     }
 
     /// Gives the key up: nothing has happened, and whoever comes next runs the operation.
@@ -159,6 +170,14 @@ impl<T, E> Claim<T, E> {
     /// Gives the key up: it is not known whether anything has happened. What a drop does, with an answer.
     pub fn interrupt(self) -> Result<RecordInfo, EndError<Self>> {
         self.end(&Ending::Interrupt(Interruption::Reported))
+    }
+
+    /// Removes its record, so that nothing is left of the operation. Where that fails it is as alive as before.
+    pub(crate) fn discard(mut self) -> Result<()> {
+        let Inner { protocol, place, .. } = &*self.inner;
+        protocol.discard(place, self.token())?;
+        self.inner.live = false;
+        Ok(())
     }
 
     /// A stage, or an ending, has ended it.
@@ -187,6 +206,7 @@ impl<T, E> Claim<T, E> {
     pub(crate) fn moved(&mut self, info: RecordInfo) {
         self.inner.live = info.status() == Status::InProgress;
         self.inner.info = info;
+        self.inner.release_on_drop.store(false, Ordering::Relaxed);
     }
 
     pub(crate) fn is_faulted(&self) -> bool {
@@ -247,8 +267,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
 impl<T, E> Drop for Claim<T, E> {
     fn drop(&mut self) {
         if self.inner.live {
-            let ending =
-                if self.inner.release_on_drop { Ending::Release } else { Ending::Interrupt(panicked_or_dropped()) };
+            let releases = self.inner.release_on_drop.load(Ordering::Relaxed);
+            let ending = if releases { Ending::Release } else { Ending::Interrupt(panicked_or_dropped()) };
             self.inner.protocol.abandon(&self.inner.place, self.token(), ending);
         }
     }

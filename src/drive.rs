@@ -11,11 +11,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::execute::{ExecuteError, Executed, answer};
 use crate::failure::Failure;
 use crate::manager::Manager;
-use crate::options::ExecuteOptions;
+use crate::options::{ExecuteOptions, OnInterrupted};
 use crate::outcome::Finished;
 use crate::record::RecordInfo;
 
 type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a>;
+
+type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 
 /// What to do at each recovery point of an operation.
 ///
@@ -49,12 +51,13 @@ type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + S
 #[must_use]
 pub struct Stages<'a, T, E = Failure, X = Error> {
     stages: BTreeMap<String, Run<'a, T, E, X>>,
+    nothing_happened: Option<IsCertain<'a, X>>,
 }
 
 impl<'a, T, E, X> Stages<'a, T, E, X> {
     /// No stage yet.
     pub fn new() -> Self {
-        Self { stages: BTreeMap::new() }
+        Self { stages: BTreeMap::new(), nothing_happened: None }
     }
 
     /// What to do at this recovery point; [`STARTED`](crate::STARTED) is the first. A second one for the same point replaces
@@ -65,6 +68,16 @@ impl<'a, T, E, X> Stages<'a, T, E, X> {
         run: impl Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a,
     ) -> Self {
         self.stages.insert(point.into(), Box::new(run));
+        self
+    }
+}
+
+impl<'a, T, E, X> Stages<'a, T, E, X> {
+    /// Says for which errors of a stage it is certain that its effect has not happened, e.g. because a card was declined before
+    /// it was charged. Under [`OnInterrupted::Hold`] such an error releases the record, every other interrupts it. Without this
+    /// no error is certain.
+    pub fn nothing_happened(mut self, is_certain: impl Fn(&X) -> bool + Send + Sync + 'a) -> Self {
+        self.nothing_happened = Some(Box::new(is_certain));
         self
     }
 }
@@ -83,8 +96,9 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 
 /// Why `drive` has no value.
 pub enum DriveError<T, E, X> {
-    /// A stage ended with this. What it would have written is rolled back, and the record is released at its recovery point:
-    /// send it again. (Engine's faults inside a stage, an unknown recovery point and a stage that does not advance too.)
+    /// A stage ended with this, or a fault of the engine inside it, an unknown recovery point, or no advance. What it would have
+    /// written is rolled back, and the record stays at its recovery point. [`Claim::drive`] says whether it is released, and may
+    /// be sent again, or interrupted.
     Stage(X),
     /// The same answers as those of [`Manager::execute`].
     Execute(ExecuteError<T, E>),
@@ -128,16 +142,46 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// # Errors
     ///
     /// A stage's own, or the engine's as the stage's: `UnknownRecoveryPoint` when there is no stage for the record's point,
-    /// `Stalled` when a stage has left recovery point and checkpoint as they were, even if it named the point. The claim is released, at the recovery point where it is, so that
-    /// the next attempt goes on from there. A panic interrupts the record.
-    pub fn drive<X: From<Error>>(mut self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+    /// `Stalled` when a stage has left recovery point and checkpoint as they were, even if it named the point. The record stays at
+    /// its recovery point:
+    ///
+    /// | the error | under `Resume` | under `Hold` |
+    /// |---|---|---|
+    /// | of a stage, or `Stalled` | released: the next attempt goes on from there | interrupted: its effect may have happened |
+    /// | of a stage for which [`Stages::nothing_happened`] is true | released | released |
+    /// | `UnknownRecoveryPoint` | released | released: no stage has run there |
+    /// | a panic | interrupted, which resumes | interrupted |
+    pub fn drive<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+        self.drive_or(stages, |claim| drop(claim.release()))
+    }
+
+    /// As [`drive`](Claim::drive), for a key that nobody will send again: a record of which nothing is left to know is removed
+    /// instead of released.
+    #[cfg(feature = "http")]
+    pub(crate) fn drive_unkeyed<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+        self.drive_or(stages, |claim| {
+            if claim.info().image().is_at_start() && !claim.has_named_effect() {
+                drop(claim.discard());
+            } else {
+                drop(claim.release());
+            }
+        })
+    }
+
+    /// Where an ending fails, the drop records what it can, and the error that came first is the one to return.
+    fn drive_or<X: From<Error>>(
+        mut self,
+        stages: &Stages<'_, T, E, X>,
+        release: impl FnOnce(Self),
+    ) -> Result<Finished<T, E>, X> {
         while !self.is_ended() {
-            let before = self.info().clone();
-            let ended = match stages.stages.get(self.recovery_point()) {
-                Some(stage) => stage(&mut self),
-                None => Err(X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"))),
+            let Some(stage) = stages.stages.get(self.recovery_point()) else {
+                let error = X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"));
+                release(self);
+                return Err(error);
             };
-            let ended = match ended {
+            let before = self.info().clone();
+            let ended = match stage(&mut self) {
                 // Not by the revision: an advance on the spot makes a new one, and leads nowhere.
                 Ok(()) if self.is_where(&before) => {
                     Err(X::from(self.stuck(ErrorKind::Stalled, "its stage has not advanced it")))
@@ -149,8 +193,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
                 _ if self.is_ended() => break,
                 Ok(()) => {}
                 Err(error) => {
-                    // Where that fails, the drop records what it can, and the error that came first is the one to tell.
-                    drop(self.release());
+                    let is_certain = stages.nothing_happened.as_ref().is_some_and(|is_certain| is_certain(&error));
+                    if is_certain || self.info().policy() == OnInterrupted::Resume {
+                        release(self);
+                    } else {
+                        drop(self.interrupt());
+                    }
                     return Err(error);
                 }
             }

@@ -1,5 +1,6 @@
 //! The one error of this crate.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -12,8 +13,35 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// Expected answers of the protocol (in progress, mismatch, timed out, ...) are values, never errors.
 /// An `Error` says that a call could not do its work; [`kind`](Error::kind) says what to do next.
-#[derive(Clone)]
 pub struct Error(Arc<Inner>);
+
+thread_local! {
+    /// The number of errors that this thread has been given.
+    static MET: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The errors of this engine that this thread has been given so far. If the number grows while an operation runs, a failure that
+/// the operation returns may be one of them in disguise.
+pub(crate) fn met() -> u64 {
+    MET.get()
+}
+
+/// One more: an answer that is no [`Error`] and no failure of an operation either.
+pub(crate) fn meet() {
+    MET.set(MET.get().wrapping_add(1));
+}
+
+/// What was met since then was dealt with.
+pub(crate) fn forget_met_since(then: u64) {
+    MET.set(then);
+}
+
+/// A copy that is handed out counts like a new one: a poisoned engine keeps its error.
+impl Clone for Error {
+    fn clone(&self) -> Self {
+        Self::met(Arc::clone(&self.0))
+    }
+}
 
 struct Inner {
     kind: ErrorKind,
@@ -86,7 +114,12 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Arc::new(Inner { kind, message: message.into(), io_kind: None }))
+        Self::met(Arc::new(Inner { kind, message: message.into(), io_kind: None }))
+    }
+
+    fn met(inner: Arc<Inner>) -> Self {
+        meet();
+        Self(inner)
     }
 
     /// What every call answers behind a close.
@@ -101,12 +134,12 @@ impl Error {
 
     pub(crate) fn io_as(kind: ErrorKind, action: &str, path: &Path, cause: &io::Error) -> Self {
         let message = format!("{action} {}: {cause}", path.display());
-        Self(Arc::new(Inner { kind, message, io_kind: Some(cause.kind()) }))
+        Self::met(Arc::new(Inner { kind, message, io_kind: Some(cause.kind()) }))
     }
 
     /// The same cause under another kind, with a prefix that says what it means now.
     pub(crate) fn wrap(&self, kind: ErrorKind, prefix: &str) -> Self {
-        Self(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), io_kind: self.0.io_kind }))
+        Self::met(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), io_kind: self.0.io_kind }))
     }
 
     /// What the caller does next.

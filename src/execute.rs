@@ -6,12 +6,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::claim::{Claim, EndError};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::failure::Failure;
 use crate::manager::{Begin, Manager, Pending};
 use crate::options::{ExecuteOptions, OnError};
 use crate::outcome::Finished;
-use crate::record::RecordInfo;
+use crate::record::{RecordInfo, Status};
 
 /// What `execute` answers when the operation succeeded, now or before.
 #[derive(Clone)]
@@ -53,15 +53,20 @@ impl<T> fmt::Debug for Executed<T> {
 /// Why `execute` has no value. Exhaustive on purpose.
 ///
 /// ```
-/// # use oncekey::{Engine, ExecuteError, Manager};
+/// # use oncekey::{Engine, ExecuteError, Manager, Status};
 /// # let engine = Engine::temporary()?;
 /// let payments: Manager<u64, String> = engine.manager("payments")?;
 /// let status = match payments.execute("order-42", |_claim| Err("declined".to_owned())) {
 ///     Ok(_) => 200,
-///     Err(ExecuteError::Failed { error, replayed }) => {
-///         assert_eq!((error.as_str(), replayed), ("declined", false));
+///     // The answer of every retry.
+///     Err(ExecuteError::Failed { error, status: Status::Failed, .. }) => {
+///         assert_eq!(error, "declined");
 ///         402
 ///     }
+///     // Nothing has happened: send it again.
+///     Err(ExecuteError::Failed { status: Status::Released, .. }) => 503,
+///     // It is not known whether it has happened.
+///     Err(ExecuteError::Failed { .. }) => 500,
 ///     Err(ExecuteError::InProgress(_) | ExecuteError::Interrupted(_)) => 409,
 ///     Err(ExecuteError::Mismatch(_)) => 422,
 ///     // It has run: the claim in `error` is dropped here, and the key is interrupted.
@@ -76,6 +81,9 @@ pub enum ExecuteError<T, E = Failure> {
     Failed {
         /// Its failure.
         error: E,
+        /// What became of the record: `Failed`, this is the answer of every retry until its TTL; `Released`, nothing has
+        /// happened, and the next call runs the operation; `Interrupted`, it is not known whether it has happened.
+        status: Status,
         /// Whether it failed before, and this is the stored failure.
         replayed: bool,
     },
@@ -122,8 +130,8 @@ impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
 impl<T, E> fmt::Debug for ExecuteError<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed { replayed, .. } => {
-                f.debug_struct("Failed").field("replayed", replayed).finish_non_exhaustive()
+            Self::Failed { status, replayed, .. } => {
+                f.debug_struct("Failed").field("status", status).field("replayed", replayed).finish_non_exhaustive()
             }
             Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
             Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
@@ -145,15 +153,19 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// | returns `Ok` | succeeded: every retry gets the value until its TTL |
     /// | returns `Err` | as [`on_error`](Manager::on_error) says; by default failed: every retry gets the failure |
     /// | panics | interrupted, and the panic goes on |
-    /// | returns `Err` after a fault of the engine reached it through its claim | interrupted: never stored |
+    /// | returns `Err` after it met an [`Error`] of this crate, or `InProgress` or `Interrupted` in an `execute` inside it | interrupted: never stored |
     /// | the process ends meanwhile | interrupted |
     /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage said, whatever it returns |
+    ///
+    /// After [`OnError::Release`] a waiter takes the key over and runs the operation in its turn: with many waiters an operation
+    /// that fails at once for all is run once for each of them.
     ///
     /// On a key that this thread is executing already it waits for itself, and answers `InProgress`.
     ///
     /// # Errors
     ///
-    /// See [`ExecuteError`].
+    /// See [`ExecuteError`]. `UnknownRecoveryPoint` for a record on which a stage has committed: running the operation from its
+    /// start would repeat that stage, so go on with [`drive`](Manager::drive).
     pub fn execute(
         &self,
         key: impl AsRef<[u8]>,
@@ -188,7 +200,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         options: impl Into<ExecuteOptions>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
-        self.claim_and_run(key, options.into(), |claim| self.run(claim, operation))
+        let mut options = options.into();
+        options.begin.only_from_start = true;
+        self.claim_and_run(key, options, |claim| self.run(claim, operation))
     }
 
     /// Runs it with the claim, unless there is an answer already.
@@ -203,8 +217,15 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         match begun.map_err(ExecuteError::Engine)? {
             Begin::Claimed(claim) => run(claim),
             Begin::Replay(done) => Ok(answer(done, true)?),
-            Begin::InProgress(pending) => Err(ExecuteError::InProgress(pending).into()),
-            Begin::Interrupted(info) => Err(ExecuteError::Interrupted(info).into()),
+            // In an operation that runs inside another one, these are no failures of the outer one.
+            Begin::InProgress(pending) => {
+                error::meet();
+                Err(ExecuteError::InProgress(pending).into())
+            }
+            Begin::Interrupted(info) => {
+                error::meet();
+                Err(ExecuteError::Interrupted(info).into())
+            }
             Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info).into()),
         }
     }
@@ -214,6 +235,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         mut claim: Claim<T, E>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
+        let met = error::met();
         let failure = match operation(&mut claim) {
             // A stage has ended it, and every replay answers what that has stored.
             _ if claim.is_ended() => return answer(claim.into_finished().map_err(Error::from)?, false),
@@ -226,19 +248,19 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             }
             Err(failure) => failure,
         };
-        let on_error = if claim.is_faulted() {
-            // What the operation made of the engine's fault is not its own failure.
+        let on_error = if claim.is_faulted() || error::met() != met {
+            // A failure that the operation made of a fault of the engine is not its own, and passes.
             OnError::Interrupt
         } else {
             self.on_error.as_ref().map_or(OnError::Store, |classify| classify(&failure))
         };
         let ended = match on_error {
-            OnError::Store => claim.fail(&failure).map(|_| ()),
-            OnError::Release => claim.release().map(|_| ()),
-            OnError::Interrupt => claim.interrupt().map(|_| ()),
+            OnError::Store => claim.fail(&failure).map(|_| Status::Failed),
+            OnError::Release => claim.release().map(|_| Status::Released),
+            OnError::Interrupt => claim.interrupt().map(|_| Status::Interrupted),
         };
         Err(match ended {
-            Ok(()) => ExecuteError::Failed { error: failure, replayed: false },
+            Ok(status) => ExecuteError::Failed { error: failure, status, replayed: false },
             Err(error) => ExecuteError::NotStored { outcome: Err(failure), error },
         })
     }
@@ -248,6 +270,6 @@ pub(crate) fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Result<Execu
     let (outcome, info) = done.into_parts();
     match outcome {
         Ok(value) => Ok(Executed { value, replayed, info }),
-        Err(error) => Err(ExecuteError::Failed { error, replayed }),
+        Err(error) => Err(ExecuteError::Failed { error, status: Status::Failed, replayed }),
     }
 }

@@ -20,7 +20,7 @@ use crate::options::{BeginOptions, ManagerOptions, OnError, check_ttl};
 use crate::outcome::{Finished, Record};
 use crate::protocol::{Awaited, Begun, Depth, Place};
 use crate::record::RecordInfo;
-use crate::transition::{Ending, Start};
+use crate::transition::{Ending, Resume, Start};
 use crate::value::Value;
 
 /// What `begin` answers. Exhaustive on purpose: a new answer must be a compile error in every `match`.
@@ -301,7 +301,9 @@ impl<T, E> Manager<T, E> {
             schema: self.options.schema,
             success_ttl: millis(success_ttl),
             failure_ttl: millis(failure_ttl),
-            unfinished_ttl: millis(self.options.unfinished_ttl),
+            released_ttl: millis(self.options.released_ttl),
+            interrupted_ttl: millis(self.options.interrupted_ttl),
+            resume: Resume { max_attempts: self.options.max_attempts.get(), only_from_start: options.only_from_start },
         })
     }
 

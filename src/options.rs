@@ -1,6 +1,6 @@
 //! How an engine, a manager and a single call are set up.
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -224,9 +224,11 @@ impl EngineOptions {
 pub struct ManagerOptions {
     pub(crate) success_ttl: Duration,
     pub(crate) failure_ttl: Duration,
-    pub(crate) unfinished_ttl: Duration,
+    pub(crate) released_ttl: Duration,
+    pub(crate) interrupted_ttl: Duration,
     /// `None` until it is set: requests have another default.
     pub(crate) on_interrupted: Option<OnInterrupted>,
+    pub(crate) max_attempts: NonZeroU32,
     pub(crate) schema: u32,
 }
 
@@ -235,8 +237,10 @@ impl Default for ManagerOptions {
         Self {
             success_ttl: 24 * HOUR,
             failure_ttl: 24 * HOUR,
-            unfinished_ttl: FOREVER,
+            released_ttl: 24 * HOUR,
+            interrupted_ttl: FOREVER,
             on_interrupted: None,
+            max_attempts: NonZeroU32::MAX,
             schema: 0,
         }
     }
@@ -260,17 +264,34 @@ impl ManagerOptions {
         self
     }
 
-    /// How long a released or interrupted record is kept, from the time it became so; where its process died, from the open
-    /// that found it. A record with a live owner never expires. Defaults to [`FOREVER`].
-    pub fn unfinished_ttl(mut self, ttl: Duration) -> Self {
-        self.unfinished_ttl = ttl;
+    /// How long a released record is kept, from its release or its creation by `Requests::create`. Nothing has happened under such
+    /// a key since its recovery point, so forgetting it repeats nothing but what stages before that point did. Defaults to 24 h.
+    pub fn released_ttl(mut self, ttl: Duration) -> Self {
+        self.released_ttl = ttl;
         self
     }
 
-    /// What happens to a record whose owner ended without an answer. Defaults to [`OnInterrupted::Hold`], and for requests as
-    /// `Requests` says.
+    /// How long an interrupted record is kept, from its interruption; if its process died, from the open that found it. When the
+    /// time is over, the next `begin` runs the operation again, although it may have happened. A record with a live owner never
+    /// expires. Defaults to [`FOREVER`].
+    pub fn interrupted_ttl(mut self, ttl: Duration) -> Self {
+        self.interrupted_ttl = ttl;
+        self
+    }
+
+    /// What happens to a record whose owner ended without an answer. Defaults to [`OnInterrupted::Hold`]; `Requests::drive`
+    /// resumes unless this is set.
     pub fn on_interrupted(mut self, policy: OnInterrupted) -> Self {
         self.on_interrupted = Some(policy);
+        self
+    }
+
+    /// The number of claims of one generation after which an interrupted record is held under
+    /// [`OnInterrupted::Resume`] too: an operation that kills its process each time must not do so for ever. A held record is
+    /// [resolved](crate::Manager::resolve) as under `Hold`; `Retry` allows one more attempt. Read by each `begin`, not stored
+    /// with the record. Defaults to no limit.
+    pub fn max_attempts(mut self, attempts: NonZeroU32) -> Self {
+        self.max_attempts = attempts;
         self
     }
 
@@ -285,7 +306,8 @@ impl ManagerOptions {
     pub(crate) fn check(&self) -> Result<()> {
         check_ttl("success_ttl", self.success_ttl)?;
         check_ttl("failure_ttl", self.failure_ttl)?;
-        check_ttl("unfinished_ttl", self.unfinished_ttl)
+        check_ttl("released_ttl", self.released_ttl)?;
+        check_ttl("interrupted_ttl", self.interrupted_ttl)
     }
 }
 
@@ -314,6 +336,8 @@ pub struct BeginOptions {
     pub(crate) success_ttl: Option<Duration>,
     pub(crate) failure_ttl: Option<Duration>,
     pub(crate) on_interrupted: Option<OnInterrupted>,
+    /// A record on which a stage has committed is an error.
+    pub(crate) only_from_start: bool,
 }
 
 impl BeginOptions {

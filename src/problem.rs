@@ -77,7 +77,8 @@ impl Problem {
         }
     }
 
-    /// A fault because of which the operation did not run.
+    /// A fault because of which there is no answer. None says that nothing was processed: an earlier request may have been, and a
+    /// client that believes it takes another key and repeats the effect.
     pub(crate) fn fault(error: &Error) -> Self {
         match error.kind() {
             ErrorKind::InvalidKey => Self {
@@ -94,7 +95,7 @@ impl Problem {
             ErrorKind::Conflict => Self::passing(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",
-                "Too many requests change the same data. Nothing was processed: send it again later.",
+                "Too many requests change the same data. Send the request again later, with the same key.",
             ),
             ErrorKind::Busy => Self::passing(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -106,15 +107,22 @@ impl Problem {
             | ErrorKind::Io
             | ErrorKind::Full
             | ErrorKind::Corrupt
-            | ErrorKind::StoreInUse => Self::new(
+            | ErrorKind::StoreInUse => Self::passing(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",
-                "Idempotency keys cannot be looked up at present. The request was not processed.",
+                "Idempotency keys cannot be looked up at present. Send the request again later, with the same key.",
+            ),
+            // There is a record, so something may have been processed.
+            ErrorKind::Codec | ErrorKind::TypeMismatch | ErrorKind::UnknownRecoveryPoint => Self::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "unreadable",
+                "This service cannot read what it knows of this idempotency key. The request may have been processed: do not \
+                 send it under another key.",
             ),
             _ => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
-                "The idempotency key cannot be handled by this service. The request was not processed.",
+                "The idempotency key cannot be handled by this service. Do not send the request under another key.",
             ),
         }
     }
@@ -151,7 +159,8 @@ impl<T, E> ExecuteError<T, E> {
     /// | `NotStored` | 500 | `not_stored`: it has run |
     /// | `Engine`, `InvalidKey` | 400 | `invalid_key` |
     /// | `Engine`, `TooLarge` | 413 | `too_large` |
-    /// | `Engine`, a fault of the store | 503 | `unavailable` |
+    /// | `Engine`, a fault of the store | 503, with `Retry-After` | `unavailable` |
+    /// | `Engine`, `Codec`, `TypeMismatch`, `UnknownRecoveryPoint` | 500 | `unreadable`: it may have run |
     /// | `Engine`, any other | 500 | `internal` |
     ///
     /// It names no key, tells nothing of the outcome of any request, and nothing of the error but for `InvalidKey`.

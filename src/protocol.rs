@@ -209,6 +209,11 @@ impl Protocol {
                 telemetry::mismatch(&place.manager, &place.key);
                 Ok(Begun::Mismatch(info))
             }
+            Changed::Kept(Because::Elsewhere, Some(info)) => {
+                let (named, point) = (place.named(), info.recovery_point());
+                let message = format!("{named} is at the recovery point {point:?}, and this operation has no stages");
+                Err(Error::new(ErrorKind::UnknownRecoveryPoint, message))
+            }
             Changed::Kept(Because::Absent, _) => Err(not_found(place)),
             other => Err(unexpected(place, &other)),
         }
@@ -447,7 +452,7 @@ fn who(event: &Event<'_>, haste: Haste) -> Entrant {
     match (haste, event) {
         (Haste::Committed, _) => Entrant::GivingUp,
         (Haste::Durable, Event::End { ending: Ending::Release | Ending::Interrupt(_), .. }) => Entrant::Ending,
-        (Haste::Durable, Event::End { .. } | Event::EndByKey { .. }) => Entrant::Finishing,
+        (Haste::Durable, Event::End { .. } | Event::Discard { .. } | Event::EndByKey { .. }) => Entrant::Finishing,
         (Haste::Durable, _) => Entrant::User,
     }
 }

@@ -103,7 +103,8 @@ pub(crate) struct Image {
     /// Milliseconds, [`NEVER`] for ever.
     pub(crate) success_ttl: u64,
     pub(crate) failure_ttl: u64,
-    pub(crate) unfinished_ttl: u64,
+    pub(crate) released_ttl: u64,
+    pub(crate) interrupted_ttl: u64,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) context: Context,
     pub(crate) recovery_point: String,
@@ -155,13 +156,18 @@ impl Image {
         }
     }
 
+    /// No stage has left anything on it.
+    pub(crate) fn is_at_start(&self) -> bool {
+        self.recovery_point == STARTED && self.checkpoint.is_none()
+    }
+
     /// Store time at which it is absent. What is in progress and alive never is.
     pub(crate) fn expires_at(&self, now: &Now) -> u64 {
         if self.state != Status::InProgress {
             self.expires
         } else if self.token < now.first {
             // When its process died is not known; this open is the latest it can have been.
-            self.updated.max(now.opened).saturating_add(self.unfinished_ttl)
+            self.updated.max(now.opened).saturating_add(self.interrupted_ttl)
         } else {
             NEVER
         }

@@ -14,13 +14,13 @@ use serde::Serialize;
 use crate::drive::{DriveError, Stages};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::execute::Executed;
+use crate::execute::{Executed, answer};
 use crate::key::{Key, from_header};
 use crate::manager::{Begin, Manager};
 use crate::options::{BeginOptions, ManagerOptions, OnError, OnInterrupted};
 use crate::outcome::Record;
 use crate::protocol::Place;
-use crate::record::{FINISHED, RecordInfo, STARTED, Status, check_checkpoint, check_recovery_point};
+use crate::record::{FINISHED, RecordInfo, check_checkpoint, check_recovery_point};
 use crate::response::Response;
 use crate::transition::{Ending, Patch};
 use crate::value::Value;
@@ -35,8 +35,8 @@ pub use same::SameRequest;
 /// It is a [`Manager`] whose outcomes are responses, successes and failures alike. Method, path and parameters are the
 /// fingerprint, so another request under the same key is a mismatch. Method and path are kept in the context, as `method` and
 /// `path`; of the parameters only the fingerprint is stored, unless [`keep_params`](Requests::keep_params) says otherwise.
-/// With [`on_interrupted`](ManagerOptions::on_interrupted) not set, what is begun here resumes at its recovery point
-/// after an interruption, except what [`handle`](Requests::handle) begins, which is held: it has no recovery points.
+/// With [`on_interrupted`](ManagerOptions::on_interrupted) not set, a request is held after an interruption; only one that
+/// [`drive`](Requests::drive) begins resumes, at its recovery point.
 ///
 /// Cheap to clone; clones share everything.
 ///
@@ -88,7 +88,7 @@ impl Engine {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
-        let manager = self.manager_with(name, options)?;
+        let manager = self.manager_with(name, options)?.on_error(store_unless_server_error);
         Ok(Requests { manager, handling: HandleOptions::new(), keep_params: false })
     }
 }
@@ -127,14 +127,20 @@ impl Requests {
         Ok(Self { manager: self.manager.scoped(scope)?, ..self.clone() })
     }
 
-    /// What [`handle`](Requests::handle) does with an operation's `Err`, as [`Manager::on_error`]. The default stores every
-    /// failure, a 503 too.
+    /// What [`handle`](Requests::handle) does with the response of an operation, whether that is an `Ok` or an `Err`, as
+    /// [`Manager::on_error`]. The default stores every response below 500. After a 5xx it is not known whether the effect has
+    /// happened, so the default interrupts: the client gets this response, and its retries a 409 until the key is
+    /// [resolved](Manager::resolve).
+    ///
+    /// Release only what says for certain that nothing has happened.
     ///
     /// ```
     /// # use oncekey::OnError;
     /// # let engine = oncekey::Engine::temporary()?;
-    /// let requests = engine.requests("checkout")?.on_error(|response| {
-    ///     if response.status().is_server_error() { OnError::Release } else { OnError::Store }
+    /// let requests = engine.requests("checkout")?.on_error(|response| match response.status().as_u16() {
+    ///     429 => OnError::Release, // refused before anything was done
+    ///     500.. => OnError::Interrupt,
+    ///     _ => OnError::Store,
     /// });
     /// # Ok::<(), oncekey::Error>(())
     /// ```
@@ -199,10 +205,12 @@ impl Requests {
     /// Runs the stages that are left of a request, unless it has a response; waits for another owner as
     /// [`Manager::execute`] does. The arguments are those of [`initialize_request`](Requests::initialize_request).
     ///
-    /// Without a `header_key`, nobody but the stages, by [`Claim::key`](crate::Claim::key), knows the key of a request that
-    /// fails, so nobody can send it again: one that is released before any stage has stored something is removed. One that is
-    /// further stays, at its recovery point, for whoever [finds](Requests::find) it, until its TTL. To be able to go on, send a
-    /// [`Key::generate`] of your own.
+    /// A request that this begins resumes after an interruption, unless the options say otherwise.
+    ///
+    /// Without a `header_key` only the stages, by [`Claim::key`](crate::Claim::key), know the key of a request that fails, so it
+    /// cannot be sent again. If no stage has stored anything and no [`effect_id`](crate::Claim::effect_id) was asked for, its
+    /// record is removed instead of released. Otherwise the record stays, at its recovery point, to be [found](Requests::find)
+    /// until its TTL. To be able to go on, send a [`Key::generate`] of your own.
     ///
     /// # Errors
     ///
@@ -237,25 +245,12 @@ impl Requests {
         path: &str,
         stages: &Stages<'_, Response, Response, X>,
     ) -> Result<Executed<Response>, DriveError<Response, Response, X>> {
-        let (key, options) = self.initial(header_key, method.as_ref(), params, path)?;
-        let driven = self.manager.drive(&key, options, stages);
-        if header_key.is_none() && matches!(driven, Err(DriveError::Stage(_))) {
-            self.forget_unstarted(key);
-        }
-        driven
-    }
-
-    /// Removes a request that was released where it began, and whose key nobody knows.
-    fn forget_unstarted(&self, key: Key) {
-        let unstarted = |info: &RecordInfo| {
-            info.status() == Status::Released && info.recovery_point() == STARTED && info.checkpoint().is_none()
-        };
-        // Where that fails, its TTL does it.
-        if let Ok(Some(record)) = self.manager.get(&key) {
-            if unstarted(record.info()) {
-                let _ = self.manager.remove(key);
-            }
-        }
+        let (key, begin) = self.initial(header_key, method.as_ref(), params, path)?;
+        let policy = self.manager.options.on_interrupted.unwrap_or(OnInterrupted::Resume);
+        self.manager.claim_and_run(key, begin.on_interrupted(policy).into(), |claim| {
+            let driven = if header_key.is_some() { claim.drive(stages) } else { claim.drive_unkeyed(stages) };
+            Ok(answer(driven.map_err(DriveError::Stage)?, false)?)
+        })
     }
 
     /// The key of a request that a client sent, and how its generation starts.
@@ -267,8 +262,7 @@ impl Requests {
         path: &str,
     ) -> Result<(Key, BeginOptions)> {
         let key = header_key.map_or_else(|| Ok(Key::generate()), |header| from_header(header.as_bytes()))?;
-        let request = Described::with_params(method, path, params, self.keep_params)?;
-        Ok((key, self.options(request, OnInterrupted::Resume)))
+        Ok((key, Described::with_params(method, path, params, self.keep_params)?.into()))
     }
 
     /// Makes a request that nobody owns, for others to [`lock`](Requests::lock). One that is there already stays as it is, in
@@ -292,7 +286,7 @@ impl Requests {
     pub fn create(&self, request: NewRequest) -> Result<Created> {
         let (key, described) = request.described(self.keep_params)?;
         let place = self.manager.place(key)?;
-        let start = self.manager.start(self.options(described, OnInterrupted::Resume), false)?;
+        let start = self.manager.start(described.into(), false)?;
         self.manager.engine().protocol().create(&place, &start).map(Created::new)
     }
 
@@ -330,7 +324,8 @@ impl Requests {
     /// ```
     pub fn lock(&self, key: impl AsRef<[u8]>) -> Result<Begin<Response, Response>> {
         let place = self.manager.place(key)?;
-        let begun = self.manager.engine().protocol().lock(&place, self.manager.options.schema)?;
+        let options = &self.manager.options;
+        let begun = self.manager.engine().protocol().lock(&place, options.schema, options.max_attempts.get())?;
         self.manager.answer(place, begun)
     }
 
@@ -385,13 +380,6 @@ impl Requests {
         let ending = success.map(|bytes| (Ending::Succeed(bytes), self.manager.options.schema));
         Ok(Patch { recovery_point, checkpoint: checkpoint.map(Value::from), forgets_checkpoint: false, ending })
     }
-
-    /// How a generation of this request starts; the policy is for the case that the options say nothing.
-    fn options(&self, request: Described, policy: OnInterrupted) -> BeginOptions {
-        let begin = BeginOptions::new().fingerprint(request.fingerprint);
-        let begin = request.accepted.into_iter().fold(begin, BeginOptions::also_accept);
-        begin.context(request.context).on_interrupted(self.manager.options.on_interrupted.unwrap_or(policy))
-    }
 }
 
 impl fmt::Debug for Requests {
@@ -402,6 +390,10 @@ impl fmt::Debug for Requests {
             .field("keep_params", &self.keep_params)
             .finish()
     }
+}
+
+fn store_unless_server_error(response: &Response) -> OnError {
+    if response.status().is_server_error() { OnError::Interrupt } else { OnError::Store }
 }
 
 fn invalid(message: &str) -> Error {

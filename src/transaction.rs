@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{self, Error, ErrorKind, Result};
 use crate::key::check_name;
 use crate::lanes::LaneSet;
 use crate::protocol::{Draft, Drafted, Fence, Protocol};
@@ -266,10 +266,13 @@ pub(crate) fn run<R, X: From<Error>>(
     protocol.check().map_err(|error| setting.fault(error))?;
     protocol.settle_abandoned();
     let (mut taken, mut met) = (protocol.no_lanes(), LaneSet::default());
+    let met_before = error::met();
     let mut runs = 0;
     // One deadline for all runs: a thread of the closure's own may wait for what this holds, in each of them.
     while runs < MAX_TRANSACTION_RUNS && !taken.is_overdue() {
         runs += 1;
+        // Errors of a run that is run again are told to nobody.
+        error::forget_met_since(met_before);
         let transaction = Rc::new(Transaction {
             protocol: Arc::clone(protocol),
             draft: RefCell::new(protocol.draft()),

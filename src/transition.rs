@@ -19,7 +19,24 @@ pub(crate) struct Start {
     pub(crate) schema: u32,
     pub(crate) success_ttl: u64,
     pub(crate) failure_ttl: u64,
-    pub(crate) unfinished_ttl: u64,
+    pub(crate) released_ttl: u64,
+    pub(crate) interrupted_ttl: u64,
+    pub(crate) resume: Resume,
+}
+
+/// Limits on going on with a record that has had an owner.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Resume {
+    /// Claims of one generation after which an interrupted record is held under either policy.
+    pub(crate) max_attempts: u32,
+    /// The operation has no stages: a record on which one has committed is not its own.
+    pub(crate) only_from_start: bool,
+}
+
+impl Default for Resume {
+    fn default() -> Self {
+        Self { max_attempts: u32::MAX, only_from_start: false }
+    }
 }
 
 impl Start {
@@ -42,7 +59,9 @@ impl Start {
             schema: 0,
             success_ttl: NEVER,
             failure_ttl: NEVER,
-            unfinished_ttl: NEVER,
+            released_ttl: NEVER,
+            interrupted_ttl: NEVER,
+            resume: Resume::default(),
         }
     }
 }
@@ -90,6 +109,7 @@ pub(crate) enum Event<'a> {
     /// Somebody wants to run an operation that was announced or begun, whatever its request was.
     Lock {
         schema: u32,
+        max_attempts: u32,
     },
     /// Somebody knows more about an operation that nobody owns.
     Patch(&'a Patch),
@@ -97,6 +117,10 @@ pub(crate) enum Event<'a> {
     End {
         token: u64,
         ending: &'a Ending,
+    },
+    /// A claim takes back that its operation was ever begun.
+    Discard {
+        token: u64,
     },
     /// A work stage of a claim ends, which began at this recovery point; token and point are the fence.
     Stage {
@@ -165,7 +189,7 @@ pub(crate) enum Because {
 /// The whole of the rules, in the order of the events.
 #[expect(clippy::match_same_arms, reason = "a line for each rule")]
 pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Decision {
-    use Because::{Already, Elsewhere, EndedOtherwise, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
+    use Because::{Already, Elsewhere, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
     use Decision::{Delete, Keep};
     use Status::{Failed, InProgress, Interrupted, Released, Succeeded};
 
@@ -186,22 +210,23 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
         (Interrupted, Event::Begin(_) | Event::Lock { .. }) if record.policy == OnInterrupted::Hold => {
             Keep(Because::Interrupted)
         }
-        (Interrupted | Released, Event::Begin(start)) => write(claimed_again(record, start.by_key, start.schema, now)),
-        (Interrupted | Released, Event::Lock { schema }) => write(claimed_again(record, false, *schema, now)),
-
-        (_, Event::End { token, .. }) if record.token != *token => Keep(Superseded(record.token)),
-        (InProgress, Event::End { ending, .. }) => write(ended(record, ending, now)),
-        (_, Event::End { ending, .. }) if is_already(record, status, ending) => Keep(Already),
-        (Succeeded | Failed | Released | Interrupted, Event::End { .. }) => Keep(EndedOtherwise(status)),
-
-        (_, Event::Stage { token, .. }) if record.token != *token => Keep(Superseded(record.token)),
-        (InProgress, Event::Stage { point, .. }) if record.recovery_point != *point => Keep(Elsewhere),
-        (InProgress, Event::Stage { step: Step::Stay, .. }) => Keep(Already),
-        (InProgress, Event::Stage { step: Step::Advance { point, checkpoint }, .. }) => {
-            write(advanced(record, point, checkpoint.as_ref(), now))
+        (
+            Interrupted,
+            Event::Begin(Start { resume: Resume { max_attempts, .. }, .. }) | Event::Lock { max_attempts, .. },
+        ) if record.attempt >= *max_attempts => Keep(Because::Interrupted),
+        (Interrupted | Released, Event::Begin(start)) if start.resume.only_from_start && !record.is_at_start() => {
+            Keep(Elsewhere)
         }
-        (InProgress, Event::Stage { step: Step::End(ending), .. }) => write(ended(record, ending, now)),
-        (Succeeded | Failed | Released | Interrupted, Event::Stage { .. }) => Keep(EndedOtherwise(status)),
+        (Interrupted | Released, Event::Begin(start)) => write(claimed_again(record, start.by_key, start.schema, now)),
+        (Interrupted | Released, Event::Lock { schema, .. }) => write(claimed_again(record, false, *schema, now)),
+
+        (_, Event::End { token, .. } | Event::Discard { token } | Event::Stage { token, .. }) => {
+            if record.token == *token {
+                decide_owned(record, status, event, now)
+            } else {
+                Keep(Superseded(record.token))
+            }
+        }
 
         (InProgress, Event::EndByKey { ending, schema }) if record.by_key => {
             write(Image { schema: *schema, ..ended(record, ending, now) })
@@ -231,6 +256,27 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
     }
 }
 
+/// The rules for a claim with the token of the record.
+fn decide_owned(record: &Image, status: Status, event: &Event<'_>, now: &Now) -> Decision {
+    use Because::{Already, Elsewhere, EndedOtherwise, Unfit};
+    use Decision::{Delete, Keep};
+    use Status::InProgress;
+
+    match (status, event) {
+        (InProgress, Event::End { ending, .. }) => write(ended(record, ending, now)),
+        (_, Event::End { ending, .. }) if is_already(record, status, ending) => Keep(Already),
+        (InProgress, Event::Discard { .. }) => Delete,
+        (InProgress, Event::Stage { point, .. }) if record.recovery_point != *point => Keep(Elsewhere),
+        (InProgress, Event::Stage { step: Step::Stay, .. }) => Keep(Already),
+        (InProgress, Event::Stage { step: Step::Advance { point, checkpoint }, .. }) => {
+            write(advanced(record, point, checkpoint.as_ref(), now))
+        }
+        (InProgress, Event::Stage { step: Step::End(ending), .. }) => write(ended(record, ending, now)),
+        (_, Event::End { .. } | Event::Discard { .. } | Event::Stage { .. }) => Keep(EndedOtherwise(status)),
+        _ => Keep(Unfit(status)),
+    }
+}
+
 /// The rules for a key without a record, or with one that has expired.
 fn decide_absent(event: &Event<'_>, now: &Now) -> Decision {
     match event {
@@ -240,6 +286,7 @@ fn decide_absent(event: &Event<'_>, now: &Now) -> Decision {
         Event::Lock { .. }
         | Event::Patch(_)
         | Event::End { .. }
+        | Event::Discard { .. }
         | Event::Stage { .. }
         | Event::EndByKey { .. }
         | Event::Resolve { .. }
@@ -270,7 +317,8 @@ fn begun(start: &Start, now: &Now) -> Image {
         expires: NEVER,
         success_ttl: start.success_ttl,
         failure_ttl: start.failure_ttl,
-        unfinished_ttl: start.unfinished_ttl,
+        released_ttl: start.released_ttl,
+        interrupted_ttl: start.interrupted_ttl,
         fingerprint: start.fingerprint,
         context: start.context.clone(),
         recovery_point: STARTED.to_owned(),
@@ -282,7 +330,7 @@ fn begun(start: &Start, now: &Now) -> Image {
 
 /// A generation that nobody has claimed yet. Its token is nobody's, so it fences as if one had been released.
 fn created(start: &Start, now: &Now) -> Image {
-    let expires = now.store.saturating_add(start.unfinished_ttl);
+    let expires = now.store.saturating_add(start.released_ttl);
     Image { state: Status::Released, attempt: 0, expires, ..begun(start, now) }
 }
 
@@ -320,8 +368,8 @@ fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
     let (state, ttl, interruption) = match ending {
         Ending::Succeed(_) => (Status::Succeeded, record.success_ttl, None),
         Ending::Fail(_) => (Status::Failed, record.failure_ttl, None),
-        Ending::Release => (Status::Released, record.unfinished_ttl, seen),
-        Ending::Interrupt(cause) => (Status::Interrupted, record.unfinished_ttl, Some(*cause)),
+        Ending::Release => (Status::Released, record.released_ttl, seen),
+        Ending::Interrupt(cause) => (Status::Interrupted, record.interrupted_ttl, Some(*cause)),
     };
     let outcome = match ending {
         Ending::Succeed(bytes) | Ending::Fail(bytes) => Some(bytes.clone()),
@@ -394,7 +442,8 @@ fn imported(image: &Image, now: &Now) -> Image {
     let ttl = match state {
         Status::Succeeded => image.success_ttl,
         Status::Failed => image.failure_ttl,
-        Status::InProgress | Status::Released | Status::Interrupted => image.unfinished_ttl,
+        Status::Released => image.released_ttl,
+        Status::InProgress | Status::Interrupted => image.interrupted_ttl,
     };
     Image {
         state,

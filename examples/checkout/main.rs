@@ -85,7 +85,7 @@ fn show() -> anyhow::Result<()> {
         let cart = Cart { id: id.to_owned(), item: "lamp".to_owned(), cents: 4900 };
         match shop.check_out(&cart) {
             Ok(done) => say(&format!("  {:?}, replayed: {}\n", done.value(), done.replayed())),
-            Err(DriveError::Execute(ExecuteError::Failed { error, replayed })) => {
+            Err(DriveError::Execute(ExecuteError::Failed { error, replayed, .. })) => {
                 say(&format!("  {error}, replayed: {replayed}\n"));
             }
             Err(other) => return Err(other.into()),

@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use ::http::StatusCode;
 use ::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use oncekey::{Claim, Engine, OnError, Requests, Response};
+use oncekey::{Claim, Engine, Requests, Response};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -16,13 +16,10 @@ const MAX_USER_BYTES: usize = 64;
 
 type Request = ::http::Request<Vec<u8>>;
 
-/// An interrupted payment is held, which is the default: see `reconcile`.
+/// With the defaults: a refused card is an outcome like any other, stored and replayed to every retry. A ledger that failed with a
+/// 5xx may have charged all the same, so that payment is held: see `reconcile`.
 pub(crate) fn payments(engine: &Engine) -> oncekey::Result<Requests> {
-    Ok(engine.requests("payments")?.on_error(|response| {
-        // The card was refused: an outcome like any other, stored and replayed to every retry. A ledger that failed may have
-        // charged all the same: neither stored nor released.
-        if response.status() == StatusCode::PAYMENT_REQUIRED { OnError::Store } else { OnError::Interrupt }
-    }))
+    engine.requests("payments")
 }
 
 /// Made of nothing but the charge, so that it can be made again after a crash.

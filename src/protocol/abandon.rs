@@ -1,6 +1,6 @@
 //! Claims that were dropped, or whose process died: ended without an answer and without a wait.
 
-use super::{Changed, Event, Haste, ListRange, Place, Protocol, Told};
+use super::{Changed, Event, Haste, ListRange, Place, Protocol, Told, lost, unexpected};
 use crate::clock::NEVER;
 use crate::error::{ErrorKind, Result};
 use crate::record::{RecordInfo, Status};
@@ -18,7 +18,7 @@ impl Protocol {
         while let Some(from) = range {
             let (infos, next) = self.list(&from, BATCH)?;
             let dead = |info: &&RecordInfo| info.image().state == Status::InProgress;
-            for info in infos.iter().filter(dead).filter(|info| info.image().unfinished_ttl != NEVER) {
+            for info in infos.iter().filter(dead).filter(|info| info.image().interrupted_ttl != NEVER) {
                 let place = Place::new(&info.manager().into(), info.key().clone());
                 match self.change(&place, &Event::Patch(&Patch::default()), Haste::Committed) {
                     // As late as the next open, but all can be read.
@@ -41,6 +41,15 @@ impl Protocol {
                 self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
                 self.due.lower(0);
             }
+        }
+    }
+
+    /// Removes the record of a claim under which nothing has happened.
+    pub(crate) fn discard(&self, place: &Place, token: u64) -> Result<()> {
+        match self.change(place, &Event::Discard { token }, Haste::Durable)? {
+            Changed::Deleted => Ok(()),
+            Changed::Kept(because, _) => Err(lost(place, because)),
+            other @ Changed::Written(_) => Err(unexpected(place, &other)),
         }
     }
 

@@ -16,8 +16,8 @@ impl Protocol {
     }
 
     /// As `begin`, whatever the request was, but makes no record.
-    pub(crate) fn lock(&self, place: &Place, schema: u32) -> Result<Begun> {
-        self.claimed(place, self.change(place, &Event::Lock { schema }, Haste::Durable)?)
+    pub(crate) fn lock(&self, place: &Place, schema: u32, max_attempts: u32) -> Result<Begun> {
+        self.claimed(place, self.change(place, &Event::Lock { schema, max_attempts }, Haste::Durable)?)
     }
 
     /// Returns the record that a `begin` of a new key would make, and stores nothing. Its token, generation and revision are 0.

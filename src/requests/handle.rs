@@ -9,7 +9,7 @@ use crate::claim::Claim;
 use crate::error::{Error, Result};
 use crate::execute::ExecuteError;
 use crate::key::Key;
-use crate::options::{BeginOptions, ExecuteOptions, OnInterrupted};
+use crate::options::{BeginOptions, ExecuteOptions, OnError};
 use crate::problem::Problem;
 use crate::protocol::Place;
 use crate::response::Response;
@@ -26,7 +26,7 @@ impl Requests {
     ///
     /// | the key | the answer |
     /// |---|---|
-    /// | is new | what the operation returns, stored; an `Err` as [`on_error`](Requests::on_error) says |
+    /// | is new | what the operation returns, `Ok` or `Err`: stored, released or interrupted as [`on_error`](Requests::on_error) says |
     /// | has an outcome | that response, with `Idempotent-Replayed: true` if its headers have room for that, and without `Set-Cookie`, `Date` and others |
     /// | is missing or malformed | 400 |
     /// | has another method, path, query or body | 422 |
@@ -42,12 +42,10 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, OnError, Response};
+    /// use oncekey::{Engine, Response};
     ///
     /// let engine = Engine::temporary()?;
-    /// let requests = engine.requests("payments")?.on_error(|response| {
-    ///     if response.status().is_server_error() { OnError::Release } else { OnError::Store }
-    /// });
+    /// let requests = engine.requests("payments")?;
     /// let request = http::Request::post("/payments").header("idempotency-key", "k1").body("20 EUR").unwrap();
     /// // Whoever the session says: one user's keys never meet another's.
     /// let of_ada = requests.scoped("ada")?;
@@ -99,12 +97,20 @@ impl Requests {
             Ok(None) => return Problem::missing_key(&options.key_header).response(),
             Err((problem, error)) => return logged(&problem, error),
         };
-        match self.manager.execute_with(key, execute, |claim| operation(request, claim)) {
+        let is_stored = |response: &Response| {
+            self.manager.on_error.as_ref().is_none_or(|classify| classify(response) == OnError::Store)
+        };
+        // A response that is not to be stored is a failure, in whichever arm it comes.
+        let run = |claim: &mut Claim<_, _>| {
+            operation(request, claim)
+                .and_then(|response| if is_stored(&response) { Ok(response) } else { Err(response) })
+        };
+        match self.manager.execute_with(key, execute, run) {
             Ok(done) => {
                 let replayed = done.replayed();
                 sent(done.into_value(), replayed, options)
             }
-            Err(ExecuteError::Failed { error: response, replayed }) => sent(response, replayed, options),
+            Err(ExecuteError::Failed { error: response, replayed, .. }) => sent(response, replayed, options),
             Err(ExecuteError::InProgress(_)) => Problem::IN_PROGRESS.response(),
             Err(ExecuteError::Interrupted(_)) => Problem::INTERRUPTED.response(),
             Err(ExecuteError::Mismatch(_)) => Problem::MISMATCH.response(),
@@ -129,7 +135,7 @@ impl Requests {
             Refused::Content(error) => (Problem::BAD_CONTENT, error),
             Refused::Other(error) => fault(error),
         })?;
-        let begin = self.options(described, OnInterrupted::Hold);
+        let begin = BeginOptions::from(described);
         Ok(Some((key, ExecuteOptions::from(begin).wait(options.wait))))
     }
 

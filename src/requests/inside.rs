@@ -8,7 +8,7 @@ use super::finding::choose;
 use super::{Created, NewRequest, RequestPatch, Requests};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::Key;
-use crate::options::{BeginOptions, OnInterrupted};
+use crate::options::BeginOptions;
 use crate::outcome::Record;
 use crate::protocol::{Draft, Place, Protocol};
 use crate::record::{RecordInfo, check_checkpoint, check_recovery_point};
@@ -63,7 +63,7 @@ impl TransactionRequests<'_> {
     pub fn create(&self, request: NewRequest) -> Result<Created> {
         self.run(|protocol, draft| {
             let (key, described) = request.described(self.requests.keep_params)?;
-            self.create_in(protocol, draft, key, self.requests.options(described, OnInterrupted::Resume))
+            self.create_in(protocol, draft, key, described.into())
         })
     }
 

@@ -11,6 +11,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::key::Key;
+use crate::options::BeginOptions;
 use crate::record::RecordInfo;
 use crate::response::Response;
 
@@ -33,6 +34,14 @@ pub(super) enum Refused {
     /// The rule cannot read it.
     Content(Error),
     Other(Error),
+}
+
+/// How a generation of this request starts.
+impl From<Described> for BeginOptions {
+    fn from(request: Described) -> Self {
+        let begin = Self::new().fingerprint(request.fingerprint).context(request.context);
+        request.accepted.into_iter().fold(begin, Self::also_accept)
+    }
 }
 
 impl Described {

@@ -161,7 +161,7 @@ fn every_state_answers_every_event() {
         let events = [
             Event::Begin(&begin),
             Event::Create(&begin),
-            Event::Lock { schema: 0 },
+            Event::Lock { schema: 0, max_attempts: u32::MAX },
             Event::End { token, ending: &ending },
             Event::Stage { token, point: &image.recovery_point, step: &step },
             Event::EndByKey { ending: &ending, schema: 0 },
@@ -186,7 +186,7 @@ fn every_state_answers_every_event() {
 
 #[test]
 fn what_is_created_waits_for_its_first_claim() {
-    let begin = Start { unfinished_ttl: 40, ..start(OnInterrupted::Resume, Some(1)) };
+    let begin = Start { released_ttl: 40, interrupted_ttl: 40, ..start(OnInterrupted::Resume, Some(1)) };
     let created = numbered(decide(None, &Event::Create(&begin), &now(0)), FIRST + 1);
     assert_eq!((created.state, created.attempt, created.expires), (Status::Released, 0, 40));
     let other = start(OnInterrupted::Resume, Some(2));
@@ -194,11 +194,12 @@ fn what_is_created_waits_for_its_first_claim() {
     assert_eq!(decide(Some(&created), &Event::Create(&other), &now(39)), Decision::Keep(Because::Mismatch));
     let fresh = numbered(decide(Some(&created), &Event::Create(&other), &now(40)), FIRST + 2);
     assert_eq!((fresh.generation, fresh.fingerprint), (FIRST + 2, other.fingerprint), "it had expired");
-    let claimed = numbered(decide(Some(&created), &Event::Lock { schema: 3 }, &now(39)), FIRST + 2);
+    let claimed =
+        numbered(decide(Some(&created), &Event::Lock { schema: 3, max_attempts: u32::MAX }, &now(39)), FIRST + 2);
     assert_eq!((claimed.attempt, claimed.schema, claimed.generation), (1, 3, FIRST + 1));
     assert_eq!((claimed.token, claimed.fingerprint), (FIRST + 2, begin.fingerprint));
     assert!(claimed.seen(&now(1_000)).is_some());
-    for event in [Event::Lock { schema: 0 }, Event::Patch(&Patch::default())] {
+    for event in [Event::Lock { schema: 0, max_attempts: u32::MAX }, Event::Patch(&Patch::default())] {
         assert_eq!(decide(Some(&created), &event, &now(40)), Decision::Keep(Because::Absent));
         assert_eq!(decide(None, &event, &now(0)), Decision::Keep(Because::Absent));
     }
@@ -209,7 +210,7 @@ fn a_lock_holds_what_is_held() {
     let states = every_state(OnInterrupted::Hold);
     for name in ["dead", "interrupted"] {
         let (_, image) = states.iter().find(|(state, _)| *state == name).unwrap();
-        let decision = decide(Some(image), &Event::Lock { schema: 0 }, &now(10));
+        let decision = decide(Some(image), &Event::Lock { schema: 0, max_attempts: u32::MAX }, &now(10));
         assert_eq!(decision, Decision::Keep(Because::Interrupted), "{name}");
     }
 }
@@ -217,7 +218,7 @@ fn a_lock_holds_what_is_held() {
 #[test]
 fn a_patch_changes_what_it_says_and_no_time() {
     let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
-    let begin = Start { unfinished_ttl: 40, ..start(OnInterrupted::Hold, Some(1)) };
+    let begin = Start { released_ttl: 40, interrupted_ttl: 40, ..start(OnInterrupted::Hold, Some(1)) };
     let released = end(&claimed(&begin), &Ending::Release);
     let paid = numbered(decide(Some(&released), &Event::Patch(&patch), &now(20)), FIRST + 3);
     let expected = Image {
@@ -245,8 +246,8 @@ fn a_patch_changes_what_it_says_and_no_time() {
 }
 
 #[test]
-fn unfinished_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
-    let live = Image { unfinished_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
+fn interrupted_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
+    let live = Image { interrupted_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
     assert!(live.seen(&now(1_000_000)).is_some());
     let dead = Image { token: 3, ..live };
     let reopened = |store| Now { store, wall: 0, first: FIRST, opened: 500 };

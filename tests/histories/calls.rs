@@ -23,7 +23,8 @@ pub(crate) fn manager(engine: &Engine, name: &str, success_ttl: Hour) -> Ops {
     let options = ManagerOptions::new()
         .success_ttl(hours(success_ttl))
         .failure_ttl(hours(FAILURE_TTL))
-        .unfinished_ttl(hours(UNFINISHED_TTL));
+        .released_ttl(hours(UNFINISHED_TTL))
+        .interrupted_ttl(hours(UNFINISHED_TTL));
     engine.manager_with(name, options).unwrap()
 }
 

@@ -189,7 +189,8 @@ fn endless_durations() {
         let engine = endless.clone().durability(durability).temporary().unwrap();
         // Longer than the clock can count, but not said to be for ever: it saturates.
         for ttl in [FOREVER, Duration::from_secs(u64::MAX), Duration::from_millis(u64::MAX - 1)] {
-            let options = ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).unfinished_ttl(ttl);
+            let options =
+                ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).released_ttl(ttl).interrupted_ttl(ttl);
             let manager = texts_with(&engine, options);
             let done = manager.execute_with("k", ExecuteOptions::new().wait(Duration::MAX), |_| Ok("v".to_owned()));
             assert!(!done.unwrap().replayed());

@@ -42,7 +42,7 @@ fn json(args: &[&str]) -> Json {
 fn store(dir: &Path) -> String {
     let path = dir.join("store");
     let engine = Engine::open(&path).unwrap();
-    let options = ManagerOptions::new().schema(3).success_ttl(oncekey::FOREVER);
+    let options = ManagerOptions::new().schema(3).success_ttl(oncekey::FOREVER).released_ttl(oncekey::FOREVER);
     let payments: Manager<String> = engine.manager_with("payments", options).unwrap();
     let begin = same("a").context(about("user", "ada").with("raw", vec![0, 159, 146]));
     claimed(payments.begin_with("won", begin).unwrap()).succeed(&"receipt".to_owned()).unwrap();

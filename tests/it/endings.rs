@@ -131,7 +131,7 @@ fn a_saved_failure_is_replayed_like_a_success() {
     let first = manager.execute("k", |_| Err("declined".to_owned())).unwrap_err();
     assert!(matches!(first, ExecuteError::Failed { replayed: false, .. }));
     let again = manager.execute("k", |_| panic!("it has run")).unwrap_err();
-    let ExecuteError::Failed { error, replayed: true } = again else { panic!("{again:?}") };
+    let ExecuteError::Failed { error, replayed: true, .. } = again else { panic!("{again:?}") };
     assert_eq!(error, "declined");
     let Begin::Replay(done) = manager.begin("k").unwrap() else { panic!("no replay") };
     assert_eq!(done.into_outcome(), Err("declined".to_owned()));

@@ -67,7 +67,11 @@ fn what_expired_while_nobody_was_there_goes_away_after_the_next_open() {
 fn what_has_a_live_owner_never_expires() {
     let clock = ManualClock::new();
     let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
-    let options = ManagerOptions::new().success_ttl(SHORT).unfinished_ttl(SHORT).on_interrupted(OnInterrupted::Resume);
+    let options = ManagerOptions::new()
+        .success_ttl(SHORT)
+        .released_ttl(SHORT)
+        .interrupted_ttl(SHORT)
+        .on_interrupted(OnInterrupted::Resume);
     let manager = engine.manager_with::<u64, String>("m", options).unwrap();
     let alive = manager.begin("alive").unwrap().into_claim().unwrap();
     manager.begin("released").unwrap().into_claim().unwrap().release().unwrap();

@@ -134,7 +134,7 @@ fn a_phase_that_read_a_request_which_has_changed_runs_again() {
 #[test]
 fn what_expires_while_a_phase_runs_is_not_there_at_its_end() {
     let (engine, clock) = engine();
-    let options = ManagerOptions::new().unfinished_ttl(MINUTE);
+    let options = ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let requests = engine.requests_with("r", options).unwrap();
     // Read twice.
     requests.create(new("read")).unwrap();
@@ -171,7 +171,9 @@ fn what_expires_while_a_phase_runs_is_not_there_at_its_end() {
 #[test]
 fn the_time_of_what_a_slow_phase_makes_runs_from_its_commit() {
     let (engine, clock) = engine();
-    let requests = engine.requests_with("r", ManagerOptions::new().unfinished_ttl(MINUTE).success_ttl(MINUTE)).unwrap();
+    let requests = engine
+        .requests_with("r", ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE).success_ttl(MINUTE))
+        .unwrap();
     engine
         .atomic_phase(|tx| {
             let inside = requests.with_transaction(tx);
@@ -191,7 +193,9 @@ fn the_time_of_what_a_slow_phase_makes_runs_from_its_commit() {
 #[test]
 fn a_patch_in_a_slow_phase_lengthens_no_time() {
     let (engine, clock) = engine();
-    let requests = engine.requests_with("r", ManagerOptions::new().unfinished_ttl(MINUTE).success_ttl(MINUTE)).unwrap();
+    let requests = engine
+        .requests_with("r", ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE).success_ttl(MINUTE))
+        .unwrap();
     let half = MINUTE / 2;
     let patch = || RequestPatch::new().recovery_point("paid");
     requests.create(new("patched")).unwrap();

@@ -195,8 +195,8 @@ fn events_tell_what_happened_to_every_subscriber() {
         "ended b Failed",
         "began c",
         "ended c Released",
-        "expired 2",
-        "compacted 2",
+        "expired 3",
+        "compacted 3",
     ];
     for subscriber in [one, two] {
         assert_eq!(subscriber.try_iter().map(|event| told(&event)).collect::<Vec<_>>(), expected);
@@ -252,7 +252,8 @@ fn gauges_follow_the_records() {
 #[test]
 fn the_gauge_of_interrupted_records_is_right_after_a_compaction() {
     let (engine, clock) = engine();
-    let (lapsing, lasting) = (ManagerOptions::new().unfinished_ttl(SECOND), ManagerOptions::new());
+    let (lapsing, lasting) =
+        (ManagerOptions::new().released_ttl(SECOND).interrupted_ttl(SECOND), ManagerOptions::new());
     let (lapsing, lasting) = (texts_with(&engine, lapsing), texts_with(&engine, lasting));
     claim(&lapsing, "released").release().unwrap();
     drop(claim(&lapsing, "dropped"));
@@ -266,7 +267,9 @@ fn the_gauge_of_interrupted_records_is_right_after_a_compaction() {
 #[test]
 fn a_compaction_with_only_released_records_leaves_the_gauge_of_interrupted_ones() {
     let (engine, clock) = engine();
-    claim(&texts_with(&engine, ManagerOptions::new().unfinished_ttl(SECOND)), "released").release().unwrap();
+    claim(&texts_with(&engine, ManagerOptions::new().released_ttl(SECOND).interrupted_ttl(SECOND)), "released")
+        .release()
+        .unwrap();
     drop(claim(&texts(&engine), "held"));
     clock.advance(SECOND);
     assert_eq!(engine.compact_now().unwrap().removed, 1);

@@ -100,7 +100,7 @@ fn litert_4_a_dead_owner_is_known_at_once() {
 #[test]
 fn litert_4_a_slow_live_owner_is_never_overrun() {
     let (engine, clock) = engine();
-    let short = ManagerOptions::new().success_ttl(MS).failure_ttl(MS).unfinished_ttl(MS);
+    let short = ManagerOptions::new().success_ttl(MS).failure_ttl(MS).released_ttl(MS).interrupted_ttl(MS);
     let manager = texts_with(&engine, short);
     let slow = claim(&manager, "k");
     clock.advance(100 * YEAR);

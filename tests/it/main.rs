@@ -20,6 +20,7 @@ mod endings;
 mod forgetting;
 mod handling;
 mod hard_endings;
+mod held;
 mod http;
 mod idle;
 mod inside;

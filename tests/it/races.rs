@@ -160,7 +160,7 @@ fn execute_at_random(ops: &Manager<u64, u64>, key: u64, model: &Model, rng: &mut
     }));
     match executed {
         Ok(Ok(done)) => model.answered(Ok(*done.value())),
-        Ok(Err(ExecuteError::Failed { error, replayed })) => {
+        Ok(Err(ExecuteError::Failed { error, replayed, .. })) => {
             if classify(error) == OnError::Store {
                 model.answered(Err(error));
             }

@@ -217,22 +217,21 @@ fn names_are_checked_and_types_are_responses() {
 }
 
 #[test]
-fn what_is_interrupted_resumes_unless_the_options_hold_it() {
+fn what_is_interrupted_is_held_unless_the_options_resume_it() {
     let (engine, _) = engine();
-    let resumes = engine.requests("r").unwrap();
+    let resuming = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
+    let resumes = engine.requests_with("r", resuming).unwrap();
     drop(claimed(post(&resumes, "k")));
     let again = claimed(post(&resumes, "k"));
     assert_eq!((again.attempt(), again.interruption()), (2, Some(Interruption::Dropped)));
     assert_eq!(resumes.create(new("c")).unwrap().into_info().policy(), OnInterrupted::Resume);
 
-    let holding = ManagerOptions::new().on_interrupted(OnInterrupted::Hold);
-    let holds = engine.requests_with("r", holding).unwrap();
+    let holds = engine.requests("r").unwrap();
     drop(claimed(post(&holds, "held")));
     assert_eq!(arm(&post(&holds, "held")), "interrupted");
     assert_eq!(arm(&holds.lock("held").unwrap()), "interrupted");
     assert_eq!(holds.create(new("d")).unwrap().into_info().policy(), OnInterrupted::Hold);
-    // A manager's own default is another.
-    let begun = claimed(resumes.manager().begin("m").unwrap()).release().unwrap();
+    let begun = claimed(holds.manager().begin("m").unwrap()).release().unwrap();
     assert_eq!(begun.policy(), OnInterrupted::Hold);
 }
 
@@ -243,7 +242,7 @@ fn a_created_request_waits_for_its_first_owner() {
     let requests = first.requests("r").unwrap();
     let info = requests.create(new("k")).unwrap().into_info();
     assert_eq!((info.status(), info.attempt(), info.recovery_point()), (Status::Released, 0, STARTED));
-    assert_eq!((info.interruption(), info.outcome_bytes(), info.expires_at()), (None, 0, None));
+    assert_eq!((info.interruption(), info.outcome_bytes(), info.expires_at().is_some()), (None, 0, true));
     first.close().unwrap();
 
     let second = open(dir.path(), &clock);
@@ -276,7 +275,8 @@ fn creating_twice_gives_the_first_and_another_request_is_refused() {
 #[test]
 fn what_was_created_expires_as_what_was_released() {
     let (engine, clock) = engine();
-    let requests = engine.requests_with("r", ManagerOptions::new().unfinished_ttl(MINUTE)).unwrap();
+    let requests =
+        engine.requests_with("r", ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE)).unwrap();
     requests.create(new("k")).unwrap();
     clock.advance(just_before(MINUTE));
     // It does not live longer for being changed.

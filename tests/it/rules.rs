@@ -130,7 +130,7 @@ fn fingerprint_context_and_policy_are_fixed_when_a_generation_starts() {
 #[test]
 fn ttls_are_fixed_when_a_generation_starts() {
     let (engine, clock) = engine();
-    let ttl = |ttl| ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).unfinished_ttl(ttl);
+    let ttl = |ttl| ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).released_ttl(ttl).interrupted_ttl(ttl);
     let (short, long) = (texts_with(&engine, ttl(SECOND)), texts_with(&engine, ttl(MINUTE)));
     for key in ["won", "lost", "released"] {
         claim(&short, key).release().unwrap();
@@ -194,21 +194,19 @@ fn success_and_failure_have_their_own_ttl() {
 }
 
 #[test]
-fn what_is_not_finished_never_expires_by_the_result_ttl() {
+fn what_is_held_or_at_work_never_expires_and_what_is_released_does_after_a_day() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(MS).failure_ttl(MS));
     let _live = claim(&manager, "live");
     assert!(manager.initiate("by key", None).unwrap());
     claim(&manager, "released").release().unwrap();
     drop(claim(&manager, "dropped"));
+    clock.advance(just_before(DAY));
+    assert_eq!(status(&manager, "released"), Some(Status::Released));
     clock.advance(100 * YEAR);
-    assert_eq!(engine.compact_now().unwrap().removed, 0);
-    let expected = [
-        ("live", Status::InProgress),
-        ("by key", Status::InProgress),
-        ("released", Status::Released),
-        ("dropped", Status::Interrupted),
-    ];
+    assert_eq!(status(&manager, "released"), None);
+    assert_eq!(engine.compact_now().unwrap().removed, 1);
+    let expected = [("live", Status::InProgress), ("by key", Status::InProgress), ("dropped", Status::Interrupted)];
     for (key, expected) in expected {
         let record = manager.get(key).unwrap().unwrap();
         assert_eq!((record.status(), record.info().expires_at()), (expected, None), "{key}");
@@ -216,9 +214,9 @@ fn what_is_not_finished_never_expires_by_the_result_ttl() {
 }
 
 #[test]
-fn the_unfinished_ttl_removes_what_was_given_up_and_never_a_live_one() {
+fn released_and_interrupted_ttls_remove_what_was_given_up_and_never_a_live_one() {
     let (engine, clock) = engine();
-    let manager = texts_with(&engine, ManagerOptions::new().unfinished_ttl(SECOND));
+    let manager = texts_with(&engine, ManagerOptions::new().released_ttl(SECOND).interrupted_ttl(SECOND));
     let live = claim(&manager, "live");
     assert!(manager.initiate("by key", None).unwrap());
     clock.advance(DAY);
@@ -237,9 +235,9 @@ fn the_unfinished_ttl_removes_what_was_given_up_and_never_a_live_one() {
 }
 
 #[test]
-fn the_unfinished_ttl_of_the_dead_runs_from_the_open_that_found_them() {
+fn the_interrupted_ttl_of_the_dead_runs_from_the_open_that_found_them() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let options = || ManagerOptions::new().unfinished_ttl(MINUTE);
+    let options = || ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let first = open(dir.path(), &clock);
     let _dead = claim(&texts_with(&first, options()), "k");
     clock.advance(DAY);
@@ -255,9 +253,9 @@ fn the_unfinished_ttl_of_the_dead_runs_from_the_open_that_found_them() {
 }
 
 #[test]
-fn the_unfinished_ttl_of_the_dead_does_not_start_again_with_the_next_open() {
+fn the_interrupted_ttl_of_the_dead_does_not_start_again_with_the_next_open() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let options = || ManagerOptions::new().unfinished_ttl(MINUTE);
+    let options = || ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let first = open(dir.path(), &clock);
     let _dead = claim(&texts_with(&first, options()), "k");
     first.close().unwrap();

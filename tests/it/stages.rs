@@ -183,7 +183,7 @@ fn execute_answers_what_a_stage_stored_whatever_the_closure_returns() {
         claim.work_stage(|_| Ok::<_, Error>(Next::Fail("stored".to_owned()))).unwrap();
         Ok("other".to_owned())
     });
-    assert!(matches!(failed, Err(ExecuteError::Failed { error, replayed: false }) if error == "stored"));
+    assert!(matches!(failed, Err(ExecuteError::Failed { error, replayed: false, .. }) if error == "stored"));
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn a_ttl_of_zero_is_invalid() {
     let (engine, _) = engine();
     let zero = Duration::ZERO;
     let new = ManagerOptions::new;
-    for options in [new().success_ttl(zero), new().failure_ttl(zero), new().unfinished_ttl(zero)] {
+    for options in [new().success_ttl(zero), new().failure_ttl(zero), new().released_ttl(zero).interrupted_ttl(zero)] {
         let error = engine.manager_with::<String, String>("m", options).unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidOptions && error.to_string().contains("_ttl is zero"), "{error}");
     }
@@ -96,7 +96,7 @@ fn on_error_stores_releases_or_interrupts() {
     });
     let fail = |key: &str, error: &str| {
         let failed = manager.execute(key, |_| Err(error.to_owned())).unwrap_err();
-        let ExecuteError::Failed { error: told, replayed: false } = failed else { panic!("{failed:?}") };
+        let ExecuteError::Failed { error: told, replayed: false, .. } = failed else { panic!("{failed:?}") };
         assert_eq!(told, error);
         manager.get(key).unwrap().unwrap()
     };

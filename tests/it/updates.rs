@@ -9,11 +9,15 @@ use oncekey::{
 use crate::common::*;
 use crate::requests::*;
 
+fn resuming() -> ManagerOptions {
+    ManagerOptions::new().on_interrupted(OnInterrupted::Resume)
+}
+
 #[test]
 fn an_update_moves_what_nobody_owns() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
     let first = open(dir.path(), &clock);
-    let requests = first.requests("r").unwrap();
+    let requests = first.requests_with("r", resuming()).unwrap();
     requests.create(new("k")).unwrap();
     let info = requests.update("k", to("paid").checkpoint("ch_1")).unwrap();
     assert_eq!((info.status(), info.recovery_point()), (Status::Released, "paid"));

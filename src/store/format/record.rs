@@ -30,7 +30,8 @@ const RESUMES: u8 = 2;
 struct RestV1<'a> {
     success_ttl: u64,
     failure_ttl: u64,
-    unfinished_ttl: u64,
+    released_ttl: u64,
+    interrupted_ttl: u64,
     fingerprint: Option<[u8; 32]>,
     context: Cow<'a, Context>,
     recovery_point: Cow<'a, str>,
@@ -74,7 +75,8 @@ pub(crate) fn encode(image: &Image, out: &mut Vec<u8>) -> Result<()> {
     let rest = RestV1 {
         success_ttl: image.success_ttl,
         failure_ttl: image.failure_ttl,
-        unfinished_ttl: image.unfinished_ttl,
+        released_ttl: image.released_ttl,
+        interrupted_ttl: image.interrupted_ttl,
         fingerprint: image.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
         context: Cow::Borrowed(&image.context),
         recovery_point: Cow::Borrowed(&image.recovery_point),
@@ -151,7 +153,8 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
         expires,
         success_ttl: rest.success_ttl,
         failure_ttl: rest.failure_ttl,
-        unfinished_ttl: rest.unfinished_ttl,
+        released_ttl: rest.released_ttl,
+        interrupted_ttl: rest.interrupted_ttl,
         fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
         context: rest.context.into_owned(),
         recovery_point: rest.recovery_point.into_owned(),
@@ -211,7 +214,8 @@ pub(crate) mod tests {
             expires: u64::MAX,
             success_ttl: 1,
             failure_ttl: 2,
-            unfinished_ttl: u64::MAX,
+            released_ttl: 3,
+            interrupted_ttl: u64::MAX,
             fingerprint: Some(Fingerprint::from_bytes([9; 32])),
             context: Context::new().with("user", "ada"),
             recovery_point: "finished".to_owned(),
@@ -230,7 +234,7 @@ pub(crate) mod tests {
         for number in [0x1_0000_0001_u64, 0, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {
             expected.extend_from_slice(&number.to_le_bytes());
         }
-        for ttl in [1_u64, 2, u64::MAX] {
+        for ttl in [1_u64, 2, 3, u64::MAX] {
             expected.extend_from_slice(&ttl.to_le_bytes());
         }
         expected.push(1);

@@ -193,11 +193,11 @@ fn very_many_lifetimes_and_keys_all_find_their_blocks() {
 fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
     let dir = temp();
     let (store, clock, _) = with_clock(dir.path());
-    put(&store, &key("dead"), Image { unfinished_ttl: 10, ..at_work() });
+    put(&store, &key("dead"), Image { interrupted_ttl: 10, ..at_work() });
     put(&store, &key("held"), at_work());
     store.close().unwrap();
     let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
-    put(&store, &key("live"), Image { unfinished_ttl: 10, ..at_work() });
+    put(&store, &key("live"), Image { interrupted_ttl: 10, ..at_work() });
     clock.advance(Duration::from_millis(9));
     assert!(compact(&store, 1).unwrap().is_none());
     clock.advance(Duration::from_millis(1));

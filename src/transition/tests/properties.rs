@@ -52,7 +52,7 @@ impl Case {
             token: if self.owner_is_dead { 7 } else { FIRST + 7 },
             updated: 200,
             expires: if self.state == Status::InProgress { NEVER } else { NOW.store + left },
-            unfinished_ttl: NOW.store - NOW.opened + left,
+            interrupted_ttl: NOW.store - NOW.opened + left,
             recovery_point: if self.is_finished() { FINISHED.to_owned() } else { "paid".to_owned() },
             checkpoint: (!self.is_finished()).then(|| Value::from("kept")),
             outcome_len: u32::from(outcome.is_some()),
@@ -91,6 +91,7 @@ impl Case {
             Event::Resolve { .. } => status == Status::Interrupted,
             Event::Extend(ttl) => finished && *ttl > 1,
             Event::Reopen => return if finished { 'D' } else { 'K' },
+            Event::Discard { token } => return if mine(*token) { 'D' } else { 'K' },
             Event::Remove => return if running && !self.by_key { 'K' } else { 'D' },
         };
         if yes { 'W' } else { 'K' }
@@ -143,7 +144,7 @@ impl Parts {
     /// Every event, as a caller who knows this record, or one who does not, would send it.
     fn events(&self, token: u64, point: &str) -> Vec<Event<'_>> {
         let own = if point == "paid" { "paid" } else { STARTED };
-        let mut all = vec![Event::Reopen, Event::Remove, Event::Lock { schema: 1 }];
+        let mut all = vec![Event::Reopen, Event::Remove, Event::Lock { schema: 1, max_attempts: u32::MAX }];
         all.extend([0, 1, 2, 500, NEVER].map(Event::Extend));
         all.extend(self.starts.iter().flat_map(|start| [Event::Begin(start), Event::Create(start)]));
         all.extend(self.patches.iter().map(Event::Patch));
@@ -186,7 +187,7 @@ fn check_written(before: Option<&Image>, event: &Event<'_>, after: &Image, now: 
     assert_eq!(after.attempt, before.attempt + u32::from(claims));
     // What is fixed when a generation starts.
     let fixed = |image: &Image| {
-        let ttls = (image.success_ttl, image.failure_ttl, image.unfinished_ttl);
+        let ttls = (image.success_ttl, image.failure_ttl, image.released_ttl, image.interrupted_ttl);
         (image.generation, image.fingerprint, image.context.clone(), image.policy, ttls, image.created_at)
     };
     assert_eq!(fixed(after), fixed(before));

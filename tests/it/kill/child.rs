@@ -98,7 +98,7 @@ impl Caller<'_> {
                 assert_eq!(done.replayed(), is_replay);
                 assert!(is_replay || finished(Ok(done.value())) == end);
             }
-            Err(ExecuteError::Failed { error, replayed }) => {
+            Err(ExecuteError::Failed { error, replayed, .. }) => {
                 assert_eq!(replayed, is_replay);
                 assert!(is_replay || finished(Err(&error)) == end);
             }

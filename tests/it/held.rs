@@ -1,0 +1,323 @@
+//! What may have happened is held, and nothing that passes is stored as an answer.
+
+use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use http::StatusCode;
+use oncekey::{
+    Begin, BeginOptions, Claim, DriveError, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Failure, Manager,
+    ManagerOptions, Next, OnError, OnInterrupted, PhaseError, RecordFilter, Requests, Resolution, Response, STARTED,
+    Stages, Status,
+};
+
+use crate::common::*;
+use crate::requests::ok;
+
+type Numbers = Manager<u64>;
+
+fn numbers(options: ManagerOptions) -> (Engine, Numbers) {
+    let (engine, _) = engine();
+    let manager = engine.manager_with("n", options).unwrap();
+    (engine, manager)
+}
+
+fn resuming() -> ManagerOptions {
+    ManagerOptions::new().on_interrupted(OnInterrupted::Resume)
+}
+
+#[derive(Debug, PartialEq)]
+enum StageError {
+    Declined,
+    TimedOut,
+    Engine(ErrorKind),
+}
+
+impl From<Error> for StageError {
+    fn from(error: Error) -> Self {
+        Self::Engine(error.kind())
+    }
+}
+
+fn failing(error: fn() -> StageError) -> Stages<'static, u64, Failure, StageError> {
+    Stages::new()
+        .stage(STARTED, move |_: &mut Claim<u64>| Err(error()))
+        .nothing_happened(|error| *error == StageError::Declined)
+}
+
+fn drive<X: From<Error>>(
+    manager: &Numbers,
+    key: &str,
+    stages: &Stages<'_, u64, Failure, X>,
+) -> Result<u64, DriveError<u64, Failure, X>> {
+    manager.drive(key, ExecuteOptions::new().wait(Duration::ZERO), stages).map(oncekey::Executed::into_value)
+}
+
+#[test]
+fn a_stage_error_under_hold_interrupts_unless_nothing_happened() {
+    let (_engine, manager) = numbers(ManagerOptions::new());
+    let stages = failing(|| StageError::TimedOut);
+    assert!(matches!(drive(&manager, "k", &stages), Err(DriveError::Stage(StageError::TimedOut))));
+    assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
+    let again = drive(&manager, "k", &stages);
+    assert!(matches!(again, Err(DriveError::Execute(ExecuteError::Interrupted(_)))), "{again:?}");
+
+    let declined = failing(|| StageError::Declined);
+    assert!(drive(&manager, "declined", &declined).is_err());
+    assert_eq!(status(&manager, "declined"), Some(Status::Released));
+}
+
+#[test]
+fn a_fault_of_the_engine_after_the_effect_interrupts_under_hold() {
+    let (_engine, manager) = numbers(ManagerOptions::new());
+    let too_large = vec![0; (1 << 20) + 1];
+    let stages = Stages::new().stage(STARTED, |claim: &mut Claim<u64>| {
+        claim.work_stage(|tx| {
+            tx.table("orders")?.insert("1", &too_large)?;
+            Ok::<_, Error>(Next::Succeed(1))
+        })
+    });
+    assert!(drive(&manager, "k", &stages).is_err());
+    assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
+    // A stage that did not advance has run too.
+    let stalls: Stages<'_, u64> = Stages::new().stage(STARTED, |_| Ok(()));
+    assert!(drive(&manager, "stalls", &stalls).is_err());
+    assert_eq!(status(&manager, "stalls"), Some(Status::Interrupted));
+    // Where there is no stage, none has run.
+    let none: Stages<'_, u64> = Stages::new();
+    assert!(drive(&manager, "none", &none).is_err());
+    assert_eq!(status(&manager, "none"), Some(Status::Released));
+}
+
+#[test]
+fn a_stage_error_under_resume_releases() {
+    let (_engine, manager) = numbers(resuming());
+    assert!(drive(&manager, "k", &failing(|| StageError::TimedOut)).is_err());
+    assert_eq!(status(&manager, "k"), Some(Status::Released));
+}
+
+#[test]
+fn execute_refuses_a_record_on_which_a_stage_has_committed() {
+    let (_engine, manager) = numbers(resuming());
+    let mut claim = claim(&manager, "k");
+    claim.work_stage(|_| Ok::<_, Error>(Next::advance("charged"))).unwrap();
+    claim.release().unwrap();
+    let refused = manager.execute("k", |_| unreachable!("it would charge again")).unwrap_err();
+    let ExecuteError::Engine(error) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::UnknownRecoveryPoint);
+    assert!(error.to_string().contains("charged"), "{error}");
+    let record = manager.get("k").unwrap().unwrap();
+    assert_eq!((record.status(), record.info().attempt()), (Status::Released, 1));
+    // A checkpoint at the first point is as much.
+    let mut claim = crate::common::claim(&manager, "l");
+    claim.work_stage(|_| Ok::<_, Error>(Next::advance_with(STARTED, "half"))).unwrap();
+    drop(claim);
+    assert!(matches!(manager.execute("l", |_| Ok(1)), Err(ExecuteError::Engine(_))));
+    // Whoever knows the stages goes on.
+    let stages =
+        Stages::new().stage("charged", |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::Succeed(7))));
+    assert_eq!(drive(&manager, "k", &stages).unwrap(), 7);
+    assert_eq!(manager.execute("k", |_| Ok(1)).unwrap().into_value(), 7);
+}
+
+#[test]
+fn an_operation_that_ends_its_owner_each_time_is_held_after_max_attempts() {
+    let (engine, manager) = numbers(resuming().max_attempts(NonZeroU32::new(3).unwrap()));
+    for attempt in 1..=3 {
+        let claim = claim(&manager, "pill");
+        assert_eq!(claim.attempt(), attempt);
+    }
+    assert_eq!(arm(&manager.begin("pill").unwrap()), "interrupted");
+    assert!(matches!(manager.execute("pill", |_| Ok(1)), Err(ExecuteError::Interrupted(_))));
+    assert_eq!(engine.interrupted().unwrap().count(), 1);
+    // `Retry` allows one more.
+    manager.resolve("pill", Resolution::Retry).unwrap();
+    assert_eq!(claim(&manager, "pill").attempt(), 4);
+    assert_eq!(arm(&manager.begin("pill").unwrap()), "interrupted");
+
+    let requests = engine.requests_with("r", resuming().max_attempts(NonZeroU32::MIN)).unwrap();
+    let created = requests.create(oncekey::NewRequest::new("POST", "/")).unwrap();
+    drop(claimed(requests.lock(created.info().key()).unwrap()));
+    assert_eq!(arm(&requests.lock(created.info().key()).unwrap()), "interrupted");
+}
+
+#[test]
+fn waiters_are_told_when_the_attempts_are_used_up() {
+    crate::threads::within(crate::threads::LATE, || {
+        let (engine, manager) = numbers(resuming().max_attempts(NonZeroU32::MIN));
+        let owner = claim(&manager, "pill");
+        std::thread::scope(|scope| {
+            let wait = || manager.begin_or_wait("pill", BeginOptions::new(), crate::threads::LATE).unwrap();
+            let waiters: Vec<_> = (0..8).map(|_| scope.spawn(wait)).collect();
+            crate::threads::until("all wait", || engine.stats().waiting == 8);
+            drop(owner);
+            for waiter in waiters {
+                assert_eq!(arm(&waiter.join().unwrap()), "interrupted");
+            }
+        });
+    });
+}
+
+#[test]
+fn naming_an_effect_or_committing_a_stage_turns_release_on_drop_off() {
+    let (_engine, manager) = numbers(ManagerOptions::new());
+    let panicking = |key: &str, work: &dyn Fn(&mut Claim<u64>)| {
+        let mut claim = claim(&manager, key);
+        claim.release_on_drop(true);
+        let panicked = catch_unwind(AssertUnwindSafe(move || {
+            work(&mut claim);
+            panic!("on purpose");
+        }));
+        assert!(panicked.is_err());
+        status(&manager, key).unwrap()
+    };
+    assert_eq!(panicking("nothing", &|_| {}), Status::Released);
+    assert_eq!(panicking("effect", &|claim| drop(claim.effect_id("charge"))), Status::Interrupted);
+    let stage = |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::advance("charged"))).unwrap();
+    assert_eq!(panicking("stage", &stage), Status::Interrupted);
+    // Said again afterwards, it is meant.
+    let again = |claim: &mut Claim<u64>| {
+        drop(claim.effect_id("charge"));
+        claim.release_on_drop(true);
+    };
+    assert_eq!(panicking("again", &again), Status::Released);
+}
+
+#[test]
+fn a_failure_says_what_became_of_the_record() {
+    let (engine, _) = engine();
+    let manager: Manager<u64, String> = engine.manager("m").unwrap();
+    let manager = manager.on_error(|error| match error.as_str() {
+        "again" => OnError::Release,
+        "unknown" => OnError::Interrupt,
+        _ => OnError::Store,
+    });
+    for (error, expected) in [("final", Status::Failed), ("again", Status::Released), ("unknown", Status::Interrupted)]
+    {
+        let failed = manager.execute(error, |_| Err(error.to_owned())).unwrap_err();
+        let ExecuteError::Failed { status: told, replayed: false, .. } = failed else { panic!("{failed:?}") };
+        assert_eq!((told, status(&manager, error)), (expected, Some(expected)));
+    }
+    let replayed = manager.execute("final", |_| unreachable!("it has run")).unwrap_err();
+    assert!(matches!(replayed, ExecuteError::Failed { status: Status::Failed, replayed: true, .. }));
+}
+
+#[test]
+fn faults_of_the_engine_are_never_stored_as_a_failure() {
+    let (engine, manager) = numbers(ManagerOptions::new());
+    let table = engine.table("t").unwrap();
+    let too_large = vec![0; (1 << 20) + 1];
+    let failed = manager.execute("row", |_| {
+        table.insert("row", &too_large)?;
+        Ok(1)
+    });
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
+    // In a type of the user's own, that says nothing of where it comes from.
+    let own: Manager<u64, String> = engine.manager("own").unwrap();
+    let own = own.on_error(|_| OnError::Store);
+    let failed = own.execute("row", |_| table.insert("row", &too_large).map(|()| 1).map_err(|_| "no".to_owned()));
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
+
+    // An operation inside another one that meets another owner, or what is held.
+    let _owner = claim(&manager, "at work");
+    drop(claim(&manager, "held"));
+    for inner in ["at work", "held"] {
+        let failed = manager.execute(format!("around {inner}"), |_| {
+            let part = manager.execute_with(inner, ExecuteOptions::new().wait(Duration::ZERO), |_| Ok(1))?;
+            Ok(part.into_value() + 1)
+        });
+        assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
+    }
+
+    // What the operation itself says is stored as before, and so is a failure after a conflict that was settled.
+    let failed = manager.execute("declined", |_| Err(Failure::new("declined")));
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })));
+    let failed = manager.execute("conflict", |_| {
+        let runs = std::cell::Cell::new(0);
+        engine.atomic_phase(|tx| {
+            let rows = tx.table("t")?;
+            rows.get("contended")?;
+            if runs.replace(runs.get() + 1) == 0 {
+                std::thread::scope(|scope| scope.spawn(|| table.insert("contended", "x").unwrap()).join().unwrap());
+                rows.get("another")?;
+            }
+            rows.insert("contended", "y")
+        })?;
+        assert_eq!(runs.get(), 2);
+        Err(Failure::new("declined"))
+    });
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })), "{failed:?}");
+}
+
+fn request(key: &str) -> http::Request<&'static str> {
+    http::Request::post("/pay").header("idempotency-key", key).body("20 EUR").unwrap()
+}
+
+#[test]
+fn a_server_error_interrupts_in_whichever_arm_it_comes() {
+    let (engine, _) = engine();
+    let requests = engine.requests("r").unwrap();
+    let unavailable = || Response::new(StatusCode::SERVICE_UNAVAILABLE);
+    for (key, is_ok) in [("ok", true), ("err", false)] {
+        let answer = requests.handle(&request(key), |_, _| if is_ok { Ok(unavailable()) } else { Err(unavailable()) });
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status(requests.manager(), key), Some(Status::Interrupted));
+        let again = requests.handle(&request(key), |_, _| unreachable!("it may have charged"));
+        assert_eq!(again.status(), StatusCode::CONFLICT);
+    }
+    let declined = requests.handle(&request("declined"), |_, _| Ok(Response::new(StatusCode::PAYMENT_REQUIRED)));
+    assert_eq!(declined.status(), StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(status(requests.manager(), "declined"), Some(Status::Succeeded));
+
+    // One classifier for both.
+    let released = requests.on_error(|_| OnError::Release);
+    released.handle(&request("ok arm"), |_, _| Ok(unavailable()));
+    assert_eq!(status(released.manager(), "ok arm"), Some(Status::Released));
+}
+
+#[test]
+fn requests_are_held_and_only_driven_ones_resume() {
+    let (engine, _) = engine();
+    let requests = engine.requests("r").unwrap();
+    let begin = |key| requests.initialize_request(Some(key), "POST", &7, "/orders").unwrap();
+    drop(claimed(begin("k")));
+    assert!(matches!(begin("k"), Begin::Interrupted(_)));
+    let created = requests.create(oncekey::NewRequest::new("POST", "/orders")).unwrap();
+    drop(claimed(requests.lock(created.info().key()).unwrap()));
+    assert!(matches!(requests.lock(created.info().key()).unwrap(), Begin::Interrupted(_)));
+
+    let stages =
+        Stages::new().stage(STARTED, |_: &mut Claim<Response, Response>| Err::<(), _>(PhaseError::<&str>::User("no")));
+    assert!(requests.drive(Some("driven"), "POST", &7, "/orders", &stages).is_err());
+    let record = requests.retrieve("driven").unwrap().unwrap();
+    assert_eq!((record.status(), record.info().policy()), (Status::Released, OnInterrupted::Resume));
+}
+
+fn all(requests: &Requests) -> Vec<Status> {
+    requests.find(RecordFilter::new()).unwrap().map(|info| info.unwrap().status()).collect()
+}
+
+#[test]
+fn a_request_without_a_key_keeps_the_trace_of_an_effect() {
+    let (engine, _) = engine();
+    let requests = engine.requests("r").unwrap();
+    let fails = |names_effect: bool| {
+        Stages::new().stage(STARTED, move |claim: &mut Claim<Response, Response>| {
+            if names_effect {
+                drop(claim.effect_id("charge"));
+            }
+            Err::<(), _>(PhaseError::<&str>::User("the provider timed out"))
+        })
+    };
+    let removed = engine.stats().commits;
+    assert!(requests.drive(None, "POST", &7, "/orders", &fails(false)).is_err());
+    assert!(all(&requests).is_empty());
+    // A begin and a removal: it is never seen released.
+    assert_eq!(engine.stats().commits - removed, 2);
+    assert!(requests.drive(None, "POST", &7, "/orders", &fails(true)).is_err());
+    assert_eq!(all(&requests), [Status::Released]);
+    let succeeds = Stages::new().stage(STARTED, |claim: &mut Claim<Response, Response>| {
+        claim.work_stage(|_| Ok::<_, Error>(Next::Succeed(ok("x"))))
+    });
+    assert!(requests.drive(None, "POST", &7, "/orders", &succeeds).is_ok());
+}
