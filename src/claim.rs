@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failure::Failure;
 use crate::key::Key;
 use crate::outcome::Finished;
-use crate::protocol::{Fence, Place, Protocol, panicked_or_dropped};
+use crate::protocol::{Fence, Place, Protocol, Running, panicked_or_dropped};
 use crate::record::{Interruption, RecordInfo, Status};
 use crate::transition::Ending;
 use crate::value::Value;
@@ -27,7 +27,8 @@ use crate::value::Value;
 /// [`release_on_drop`](Claim::release_on_drop) until the first effect.
 ///
 /// A claim that is forgotten (`mem::forget`, a static, a thread that never ends) stays in progress for the life of the
-/// process. It keeps the engine open; after [`Engine::close`](crate::Engine::close) its verbs answer `Closed`.
+/// process, or until [`Manager::revoke`](crate::Manager::revoke). A live claim keeps the directory locked: after
+/// [`Engine::close`](crate::Engine::close) it can still end, and no other engine opens the store before that.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager, Status};
@@ -54,20 +55,34 @@ struct Inner {
     context: Context,
     /// An atomic, because naming an effect takes the claim by reference.
     release_on_drop: AtomicBool,
-    /// An effect was named: it may have happened from then on.
-    named_effect: AtomicBool,
     /// It has not ended.
     live: bool,
+    /// An effect may have been caused: an effect id was asked for, or a stage was committed.
+    touched: AtomicBool,
     /// A fault of the engine reached the operation through this claim.
     faulted: Arc<AtomicBool>,
+}
+
+/// Which claim one is.
+pub(crate) struct Identity {
+    protocol: Arc<Protocol>,
+    place: Place,
+    token: u64,
+}
+
+impl Identity {
+    /// Marks this thread as running the claim's operation.
+    pub(crate) fn running(&self) -> Running {
+        self.protocol.running(&self.place)
+    }
 }
 
 impl<T, E> Claim<T, E> {
     pub(crate) fn new(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
         let faulted = Arc::new(AtomicBool::new(false));
         let context = info.context().watched(&faulted);
-        let (release_on_drop, named_effect) = Default::default();
-        let inner = Inner { protocol, place, info, context, release_on_drop, named_effect, live: true, faulted };
+        let (release_on_drop, touched) = Default::default();
+        let inner = Inner { protocol, place, info, context, release_on_drop, touched, live: true, faulted };
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
@@ -146,7 +161,7 @@ impl<T, E> Claim<T, E> {
     #[must_use]
     pub fn effect_id(&self, label: &str) -> String {
         self.inner.release_on_drop.store(false, Ordering::Relaxed);
-        self.inner.named_effect.store(true, Ordering::Relaxed);
+        self.inner.touched.store(true, Ordering::Relaxed);
         self.inner.info.effect_id(label)
     }
 
@@ -158,13 +173,14 @@ impl<T, E> Claim<T, E> {
     }
 
     /// Whether an effect outside may have happened under this claim.
-    pub(crate) fn has_named_effect(&self) -> bool {
-        self.inner.named_effect.load(Ordering::Relaxed)
+    pub(crate) fn is_touched(&self) -> bool {
+        self.inner.touched.load(Ordering::Relaxed)
     }
 
     /// Gives the key up: nothing has happened, and whoever comes next runs the operation.
     pub fn release(self) -> Result<RecordInfo, EndError<Self>> {
-        self.end(&Ending::Release)
+        let ending = self.releasing();
+        self.end(&ending)
     }
 
     /// Gives the key up: it is not known whether anything has happened. What a drop does, with an answer.
@@ -173,11 +189,16 @@ impl<T, E> Claim<T, E> {
     }
 
     /// Removes its record, so that nothing is left of the operation. Where that fails it is as alive as before.
+    #[cfg(feature = "http")]
     pub(crate) fn discard(mut self) -> Result<()> {
         let Inner { protocol, place, .. } = &*self.inner;
         protocol.discard(place, self.token())?;
         self.inner.live = false;
         Ok(())
+    }
+
+    fn releasing(&self) -> Ending {
+        if self.is_touched() { Ending::Release } else { Ending::ReleaseUntouched }
     }
 
     /// A stage, or an ending, has ended it.
@@ -198,6 +219,30 @@ impl<T, E> Claim<T, E> {
         Fence { place: &self.inner.place, token: self.token(), point: self.recovery_point() }
     }
 
+    /// A stage was committed.
+    pub(crate) fn touch(&self) {
+        self.inner.touched.store(true, Ordering::Relaxed);
+    }
+
+    /// Which claim it is, to be compared after a `&mut` of it was lent.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { protocol: Arc::clone(&self.inner.protocol), place: self.inner.place.clone(), token: self.token() }
+    }
+
+    /// The claim, if it is the one that was lent. Otherwise the operation has exchanged it, and nobody knows which operation an
+    /// outcome belongs to: both records are interrupted.
+    pub(crate) fn returned(self, lent: &Identity) -> Result<Self> {
+        let Inner { protocol, place, .. } = &*self.inner;
+        if Arc::ptr_eq(protocol, &lent.protocol) && place.is(&lent.place) && self.token() == lent.token {
+            return Ok(self);
+        }
+        let message =
+            format!("the operation of key {} exchanged its claim with that of key {}", lent.place.key, place.key);
+        // Whoever holds it now has lost it; if it ended before, it stays as it ended.
+        drop(lent.protocol.end(&lent.place, lent.token, &Ending::Interrupt(Interruption::Reported)));
+        Err(Error::new(ErrorKind::ClaimLost, message))
+    }
+
     pub(crate) fn fault_flag(&self) -> &AtomicBool {
         &self.inner.faulted
     }
@@ -207,6 +252,9 @@ impl<T, E> Claim<T, E> {
         self.inner.live = info.status() == Status::InProgress;
         self.inner.info = info;
         self.inner.release_on_drop.store(false, Ordering::Relaxed);
+        if !self.inner.live {
+            self.inner.protocol.leave_owner(self.token());
+        }
     }
 
     pub(crate) fn is_faulted(&self) -> bool {
@@ -268,9 +316,10 @@ impl<T, E> Drop for Claim<T, E> {
     fn drop(&mut self) {
         if self.inner.live {
             let releases = self.inner.release_on_drop.load(Ordering::Relaxed);
-            let ending = if releases { Ending::Release } else { Ending::Interrupt(panicked_or_dropped()) };
+            let ending = if releases { self.releasing() } else { Ending::Interrupt(panicked_or_dropped()) };
             self.inner.protocol.abandon(&self.inner.place, self.token(), ending);
         }
+        self.inner.protocol.leave_owner(self.token());
     }
 }
 

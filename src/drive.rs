@@ -160,7 +160,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     #[cfg(feature = "http")]
     pub(crate) fn drive_unkeyed<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
         self.drive_or(stages, |claim| {
-            if claim.info().image().is_at_start() && !claim.has_named_effect() {
+            if claim.info().image().is_at_start() && !claim.is_touched() {
                 drop(claim.discard());
             } else {
                 drop(claim.release());
@@ -180,8 +180,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
                 release(self);
                 return Err(error);
             };
-            let before = self.info().clone();
-            let ended = match stage(&mut self) {
+            let (before, lent) = (self.info().clone(), self.identity());
+            let ended = stage(&mut self);
+            self = self.returned(&lent).map_err(X::from)?;
+            let ended = match ended {
                 // Not by the revision: an advance on the spot makes a new one, and leads nowhere.
                 Ok(()) if self.is_where(&before) => {
                     Err(X::from(self.stuck(ErrorKind::Stalled, "its stage has not advanced it")))

@@ -5,9 +5,11 @@ mod types;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use crate::clock::deadline;
 use crate::compactor::Compactor;
 use crate::error::{Error, Result};
 use crate::event::{Compacted, Event};
@@ -248,13 +250,56 @@ impl Engine {
     }
 
     /// Waits for what was committed, wakes every waiter, ends the threads and frees the lock, although other handles live:
-    /// they answer `Closed` from now on. Claims that are alive stay in progress, and the next open finds them interrupted.
+    /// they answer `Closed` from now on.
+    ///
+    /// A live [`Claim`](crate::Claim) keeps the lock, so that its operation never runs elsewhere at the same time: it can still
+    /// end and commit stages, and the last one to end or to be dropped frees the lock. What was begun by key has no claim: it
+    /// keeps nothing, and the next open finds it interrupted.
     ///
     /// # Errors
     ///
+    /// `ClaimsAlive` with the number of live claims: the engine is closed all the same, and what was committed is durable.
     /// `InsideTransaction` from a transaction's closure: nothing is closed then. Otherwise whatever went wrong on the way; what
     /// was answered before is safe all the same.
     pub fn close(self) -> Result<()> {
+        self.close_now()
+    }
+
+    /// Refuses new claims with `Closed`, waits up to `timeout` until no claim is alive, and then does as
+    /// [`close`](Engine::close). Meanwhile all else goes on: replays, tables, and claims that running operations of
+    /// [`execute`](crate::Manager::execute) ask for.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ErrorKind, Manager};
+    /// # use std::time::Duration;
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let claim = payments.begin("order-42")?.into_claim().unwrap();
+    /// let error = engine.close_when_idle(Duration::ZERO).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::ClaimsAlive);
+    /// claim.succeed(&1999)?; // stored, and the store is free
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`close`](Engine::close): `ClaimsAlive` if the timeout was too short.
+    pub fn close_when_idle(self, timeout: Duration) -> Result<()> {
+        self.protocol.check_outside()?;
+        self.protocol.drain(deadline(timeout));
+        self.close_now()
+    }
+
+    /// Ends the engine and leaves its claims behind, as the death of the process does: for tests of what comes after that.
+    #[cfg(feature = "fuzzing")]
+    #[doc(hidden)]
+    pub fn abort(self) -> Result<()> {
+        let ended = self.protocol.abort();
+        self.shared.compactor.end();
+        ended
+    }
+
+    fn close_now(&self) -> Result<()> {
         // What is refused inside a transaction must not end the compaction.
         self.protocol.check_outside()?;
         // First, so that a pass of the compaction ends at once.

@@ -65,6 +65,11 @@ pub enum ErrorKind {
     StoreInUse,
     /// The engine was closed. Open it again.
     Closed,
+    /// From `close`: the engine is closed, and everything committed is durable, but live claims keep the directory locked. End or
+    /// drop them, or end the process.
+    ClaimsAlive,
+    /// The thread would wait for an operation that it runs itself. Fix the program; nothing changed.
+    Deadlock,
     /// An earlier write or sync failed and nothing can be promised any more, not even for reads. Stop the process, look at
     /// the disk, start again: what was answered before is there.
     Poisoned,

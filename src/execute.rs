@@ -102,7 +102,7 @@ pub enum ExecuteError<T, E = Failure> {
         /// Why it is not stored, and the claim.
         error: EndError<Claim<T, E>>,
     },
-    /// The engine could not answer. The operation did not run.
+    /// The engine could not answer. The operation did not run, unless the error is `ClaimLost`: then it exchanged its claim.
     Engine(Error),
 }
 
@@ -160,7 +160,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// After [`OnError::Release`] a waiter takes the key over and runs the operation in its turn: with many waiters an operation
     /// that fails at once for all is run once for each of them.
     ///
-    /// On a key that this thread is executing already it waits for itself, and answers `InProgress`.
+    /// On a key that this thread is executing already it answers `Deadlock` at once. The operation must give back the claim that
+    /// it was lent: exchanged with another (`mem::swap`), both records are interrupted, and the answer is `ClaimLost`.
     ///
     /// # Errors
     ///
@@ -215,7 +216,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let ExecuteOptions { begin, wait } = options;
         let begun = if wait.is_zero() { self.begin_with(key, begin) } else { self.begin_or_wait(key, begin, wait) };
         match begun.map_err(ExecuteError::Engine)? {
-            Begin::Claimed(claim) => run(claim),
+            Begin::Claimed(claim) => {
+                let _running = claim.identity().running();
+                run(claim)
+            }
             Begin::Replay(done) => Ok(answer(done, true)?),
             // In an operation that runs inside another one, these are no failures of the outer one.
             Begin::InProgress(pending) => {
@@ -235,8 +239,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         mut claim: Claim<T, E>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
-        let met = error::met();
-        let failure = match operation(&mut claim) {
+        let (met, lent) = (error::met(), claim.identity());
+        let returned = operation(&mut claim);
+        let claim = claim.returned(&lent)?;
+        let failure = match returned {
             // A stage has ended it, and every replay answers what that has stored.
             _ if claim.is_ended() => return answer(claim.into_finished().map_err(Error::from)?, false),
             Ok(value) => {

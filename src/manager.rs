@@ -304,6 +304,7 @@ impl<T, E> Manager<T, E> {
             released_ttl: millis(self.options.released_ttl),
             interrupted_ttl: millis(self.options.interrupted_ttl),
             resume: Resume { max_attempts: self.options.max_attempts.get(), only_from_start: options.only_from_start },
+            strict_fingerprint: self.options.strict_fingerprint,
         })
     }
 
@@ -325,11 +326,11 @@ impl<T, E> Manager<T, E> {
         self.engine.protocol().reopen(&self.place(key)?)
     }
 
-    /// Forgets a record, unless a live claim owns it. False if there is none.
+    /// Forgets a record, unless it has a live owner. False if there is none.
     ///
     /// # Errors
     ///
-    /// `OwnedByClaim` while a claim owns it.
+    /// `OwnedByClaim` while it is in progress, by a claim or by key; [`revoke`](Manager::revoke) it first.
     pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.engine.protocol().remove(&self.place(key)?)
     }
@@ -359,7 +360,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 
     /// As [`begin_with`](Manager::begin_with), but waits for another owner up to `timeout`, and takes the key over if that
-    /// gives it up. On a key that this thread owns it waits for itself, and answers `InProgress` at the end.
+    /// gives it up. A claim may be on any thread, so on a key whose claim the caller itself holds it waits in vain; inside
+    /// [`execute`](Manager::execute) and [`drive`](Manager::drive) the wait for their own key answers `Deadlock` at once.
     ///
     /// ```
     /// # use oncekey::{BeginOptions, Engine, Manager};

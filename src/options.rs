@@ -230,6 +230,7 @@ pub struct ManagerOptions {
     pub(crate) on_interrupted: Option<OnInterrupted>,
     pub(crate) max_attempts: NonZeroU32,
     pub(crate) schema: u32,
+    pub(crate) strict_fingerprint: bool,
 }
 
 impl Default for ManagerOptions {
@@ -242,6 +243,7 @@ impl Default for ManagerOptions {
             on_interrupted: None,
             max_attempts: NonZeroU32::MAX,
             schema: 0,
+            strict_fingerprint: false,
         }
     }
 }
@@ -300,6 +302,13 @@ impl ManagerOptions {
     /// [limits](crate::guides::limits) has the rules. Defaults to 0.
     pub fn schema(mut self, schema: u32) -> Self {
         self.schema = schema;
+        self
+    }
+
+    /// Whether a retry that brings a fingerprint to a record that has none is another request, and answers `Mismatch`. Otherwise
+    /// such a record answers everybody. Defaults to false.
+    pub fn strict_fingerprint(mut self, strict: bool) -> Self {
+        self.strict_fingerprint = strict;
         self
     }
 

@@ -9,12 +9,14 @@ mod care;
 mod directory;
 mod expire;
 mod list;
+mod owners;
 mod phase;
 mod rows;
 mod scan;
 mod wait;
 
 pub(crate) use list::ListRange;
+pub(crate) use owners::Running;
 pub(crate) use phase::{Draft, Drafted, Fence, Savepoint};
 pub(crate) use rows::RowRange;
 pub(crate) use scan::Scan;
@@ -43,6 +45,7 @@ use crate::telemetry::{self, Work};
 use crate::transition::{Because, Decision, Ending, Event, Start, decide};
 use directory::OwnDirectory;
 use expire::Due;
+use owners::Owners;
 
 /// One key of one manager.
 #[derive(Clone, Debug)]
@@ -56,6 +59,11 @@ impl Place {
     pub(crate) fn new(manager: &Arc<str>, key: Key) -> Self {
         let at = StoreKey::record(manager, key.as_bytes());
         Self { manager: Arc::clone(manager), key, at }
+    }
+
+    /// Whether it is the same key of the same manager.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.at == other.at
     }
 
     fn from_store(at: StoreKey) -> Option<Self> {
@@ -133,6 +141,7 @@ pub(crate) struct Protocol {
     slots: Arc<Slots<StoreKey>>,
     hub: Arc<Hub>,
     closed: AtomicBool,
+    owners: Owners,
     due: Due,
     /// For transactions that met others too often.
     lanes: Lanes,
@@ -170,6 +179,7 @@ impl Protocol {
             slots,
             hub,
             closed: AtomicBool::new(false),
+            owners: Owners::default(),
             due: Due::default(),
             lanes: Lanes::new(options.sync_timeout),
             reruns: Counter::new("oncekey_transaction_reruns_total"),
@@ -312,7 +322,9 @@ impl Protocol {
     /// The one way to change a record.
     fn change(&self, place: &Place, event: &Event<'_>, haste: Haste) -> Result<Changed> {
         if haste == Haste::Durable {
-            self.check()?;
+            // A claim may end after a close: its store is open as long as it lives.
+            let checked = if matches!(event, Event::End { .. }) { self.check_outside() } else { self.check() };
+            checked?;
             self.settle_at(place);
         }
         // Endings never wait for a transaction.
@@ -338,6 +350,8 @@ impl Protocol {
             let kept = if event.keeps_expiry() { std::slice::from_ref(&place.at) } else { &[] };
             let (who, until) = (who(event, haste), read.lapses(&now));
             let terms = Terms { who, decided: Some(now.store), kept, until, read_set: None };
+            let claims = matches!(event, Event::Begin(_) | Event::Lock { .. });
+            let entering = if claims { Some(self.enter_owner()?) } else { None };
             let Some(committed) = self.store.commit(vec![change], &[read.seen], terms)? else { continue };
             let after = committed.changes.first().and_then(Change::record).cloned();
             if let Event::End { ending: Ending::Interrupt(why), .. } = event {
@@ -345,6 +359,9 @@ impl Protocol {
             }
             let written = Written { at: place.at.clone(), before, after };
             self.publish(std::slice::from_ref(&written), committed.ticket, haste)?;
+            if let (Some(entering), Some(image)) = (entering, written.after.as_ref().filter(|image| !image.by_key)) {
+                entering.live(image.token);
+            }
             return Ok(self.show(place, written.after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written));
         }
     }
@@ -429,18 +446,6 @@ impl Protocol {
         }
     }
 
-    /// Wakes everyone, then ends the store. To be called outside of transactions.
-    pub(crate) fn close(&self) -> Result<()> {
-        if self.store.is_forked() {
-            return Ok(());
-        }
-        self.closed.store(true, Ordering::Release);
-        self.slots.close();
-        let closed = self.store.close();
-        self.hub.close();
-        closed
-    }
-
     pub(crate) fn check(&self) -> Result<()> {
         self.check_outside()?;
         if self.closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
@@ -451,7 +456,11 @@ impl Protocol {
 fn who(event: &Event<'_>, haste: Haste) -> Entrant {
     match (haste, event) {
         (Haste::Committed, _) => Entrant::GivingUp,
-        (Haste::Durable, Event::End { ending: Ending::Release | Ending::Interrupt(_), .. }) => Entrant::Ending,
+        (
+            Haste::Durable,
+            Event::Revoke { .. }
+            | Event::End { ending: Ending::Release | Ending::ReleaseUntouched | Ending::Interrupt(_), .. },
+        ) => Entrant::Ending,
         (Haste::Durable, Event::End { .. } | Event::Discard { .. } | Event::EndByKey { .. }) => Entrant::Finishing,
         (Haste::Durable, _) => Entrant::User,
     }
@@ -463,7 +472,7 @@ pub(crate) fn panicked_or_dropped() -> Interruption {
 
 fn lost(place: &Place, because: Because) -> Error {
     let why = match because {
-        Because::Superseded(token) => format!("another claim took it over with token {token}"),
+        Because::Superseded(token) => format!("it was revoked or another claim took it over, the token is {token} now"),
         Because::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
         Because::Elsewhere => "it is at another recovery point".to_owned(),
         Because::Absent => "its record was removed or has expired".to_owned(),

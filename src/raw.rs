@@ -18,6 +18,7 @@ use crate::manager::{Manager, Resolution};
 use crate::options::check_ttl;
 use crate::outcome::Record;
 use crate::protocol::{Depth, Place};
+use crate::record::RecordInfo;
 use crate::transition::Ending;
 use crate::value::Value;
 
@@ -91,6 +92,18 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 }
 
+impl<T, E> Manager<T, E> {
+    /// Takes a key in progress away from its owner, e.g. a thread that hangs: the record becomes interrupted. The old claim is
+    /// lost: it can neither end the record nor write, but what its operation does outside the store goes on.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `NotInProgress` if it has no live owner.
+    pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
+        self.engine().protocol().revoke(&self.place(key)?)
+    }
+}
+
 impl RawManager {
     fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
         Ok(Place::new(&self.name, Key::new(key)?))
@@ -131,7 +144,12 @@ impl RawManager {
         self.engine.protocol().remove(&self.place(key)?)
     }
 
-    /// As [`Manager::extend`].
+    /// As [`Manager::revoke`](crate::Manager::revoke).
+    pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
+        self.engine.protocol().revoke(&self.place(key)?)
+    }
+
+    /// As [`Manager::extend`](crate::Manager::extend).
     pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
         self.engine.protocol().extend(&self.place(key)?, millis(ttl))

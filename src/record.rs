@@ -74,6 +74,8 @@ pub enum Interruption {
     /// Its owner said so: [`Claim::interrupt`](crate::Claim::interrupt), or `execute` with
     /// [`OnError::Interrupt`](crate::OnError::Interrupt).
     Reported,
+    /// An operator took it away from its live owner: [`Manager::revoke`](crate::Manager::revoke).
+    Revoked,
 }
 
 /// All of a record. One image replaces another whole; nothing is ever changed in place.
@@ -82,6 +84,8 @@ pub(crate) struct Image {
     pub(crate) state: Status,
     /// Begun by `initiate`: owned by the process, not by a claim.
     pub(crate) by_key: bool,
+    /// An effect may have been caused for this request: released, the record accepts no other fingerprint.
+    pub(crate) bound: bool,
     /// Of the last attempt that was interrupted.
     pub(crate) interruption: Option<Interruption>,
     pub(crate) policy: OnInterrupted,

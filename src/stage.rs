@@ -114,6 +114,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         let setting = transaction::Setting { fence, faulted, should_retry: None };
         let stage = |tx: &Transaction| work(tx).map(|next| ((), self.encode_step(next)));
         let ((), info) = transaction::run::<_, X>(self.protocol(), &setting, stage)?;
+        self.touch();
         if let Some(info) = info {
             self.moved(info);
         }

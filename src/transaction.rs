@@ -263,7 +263,9 @@ pub(crate) fn run<R, X: From<Error>>(
     work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
 ) -> Result<(R, Option<RecordInfo>), X> {
     let fence = setting.fence;
-    protocol.check().map_err(|error| setting.fault(error))?;
+    // A claim may go on after a close: its store is open as long as it lives.
+    let checked = if fence.is_some() { protocol.check_outside() } else { protocol.check() };
+    checked.map_err(|error| setting.fault(error))?;
     protocol.settle_abandoned();
     let (mut taken, mut met) = (protocol.no_lanes(), LaneSet::default());
     let met_before = error::met();

@@ -22,6 +22,8 @@ pub(crate) struct Start {
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
     pub(crate) resume: Resume,
+    /// Whether a fingerprint does not match a record that has none.
+    pub(crate) strict_fingerprint: bool,
 }
 
 /// Limits on going on with a record that has had an owner.
@@ -40,6 +42,15 @@ impl Default for Resume {
 }
 
 impl Start {
+    /// Whether the record belongs to another request, as far as fingerprints tell.
+    fn differs(&self, record: &Image) -> bool {
+        (record.fingerprint.is_some() || self.strict_fingerprint) && self.is_other_request(record)
+    }
+
+    fn is_other_request(&self, record: &Image) -> bool {
+        record.fingerprint.map_or(self.fingerprint.is_some(), |recorded| !self.accepts(recorded))
+    }
+
     /// Whether a record with this fingerprint is of the same request.
     fn accepts(&self, recorded: Fingerprint) -> bool {
         self.fingerprint == Some(recorded) || self.accepted.contains(&recorded)
@@ -62,16 +73,20 @@ impl Start {
             released_ttl: NEVER,
             interrupted_ttl: NEVER,
             resume: Resume::default(),
+            strict_fingerprint: false,
         }
     }
 }
 
-/// The four endings of a claim.
+/// The endings of a claim.
 #[derive(Clone, Debug)]
 pub(crate) enum Ending {
     Succeed(Value),
     Fail(Value),
+    /// Nothing has happened.
     Release,
+    /// Nothing has happened, and nothing can have: this attempt asked for no effect id.
+    ReleaseUntouched,
     Interrupt(Interruption),
 }
 
@@ -138,6 +153,10 @@ pub(crate) enum Event<'a> {
         ending: &'a Ending,
         schema: Option<u32>,
     },
+    /// An operator takes the record away from its live owner, who has this token.
+    Revoke {
+        token: u64,
+    },
     Reopen,
     Remove,
     /// Keep a finished record at least this many milliseconds from now.
@@ -198,12 +217,12 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
         return decide_absent(event, now);
     };
     match (status, event) {
-        // A mismatch wins over everything else that a retry could be told: 422 before 409.
-        (_, Event::Begin(start) | Event::Create(start))
-            if record.fingerprint.is_some_and(|recorded| !start.accepts(recorded)) =>
-        {
-            Keep(Mismatch)
+        // Nothing has happened under the request before, so this one starts a generation of its own.
+        (Released, Event::Begin(start) | Event::Create(start)) if !record.bound && start.is_other_request(record) => {
+            decide_absent(event, now)
         }
+        // A mismatch wins over everything else that a retry could be told: 422 before 409.
+        (_, Event::Begin(start) | Event::Create(start)) if start.differs(record) => Keep(Mismatch),
         (_, Event::Create(_)) => Keep(Already),
         (Succeeded | Failed, Event::Begin(_) | Event::Lock { .. }) => Keep(Finished),
         (InProgress, Event::Begin(_) | Event::Lock { .. }) => Keep(Because::InProgress),
@@ -231,8 +250,12 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
         (InProgress, Event::EndByKey { ending, schema }) if record.by_key => {
             write(Image { schema: *schema, ..ended(record, ending, now) })
         }
-        (InProgress, Event::EndByKey { .. } | Event::Resolve { .. } | Event::Reopen) => Keep(OwnedByClaim),
-        (Succeeded | Failed | Released | Interrupted, Event::EndByKey { .. }) => Keep(Unfit(status)),
+        (InProgress, Event::EndByKey { .. } | Event::Resolve { .. } | Event::Reopen | Event::Remove) => {
+            Keep(OwnedByClaim)
+        }
+        (Succeeded | Failed | Released | Interrupted, Event::EndByKey { .. } | Event::Revoke { .. }) => {
+            Keep(Unfit(status))
+        }
 
         (Interrupted, Event::Resolve { ending, schema }) => {
             write(Image { schema: schema.unwrap_or(record.schema), ..ended(record, ending, now) })
@@ -243,12 +266,11 @@ pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Dec
         (InProgress, Event::Patch(_)) => Keep(OwnedByClaim),
         (Succeeded | Failed, Event::Patch(_)) => Keep(Unfit(status)),
 
+        (InProgress, Event::Revoke { token }) if record.token == *token => write(revoked(record, now)),
+        (InProgress, Event::Revoke { .. }) => Keep(Superseded(record.token)),
         (Succeeded | Failed, Event::Reopen) => Delete,
         (Released | Interrupted, Event::Reopen) => Keep(Unfit(status)),
-
-        (InProgress, Event::Remove) if !record.by_key => Keep(OwnedByClaim),
         (_, Event::Remove) => Delete,
-
         (Succeeded | Failed, Event::Extend(ttl)) => extended(record, *ttl, now),
         (InProgress | Released | Interrupted, Event::Extend(_)) => Keep(Unfit(status)),
 
@@ -290,6 +312,7 @@ fn decide_absent(event: &Event<'_>, now: &Now) -> Decision {
         | Event::Stage { .. }
         | Event::EndByKey { .. }
         | Event::Resolve { .. }
+        | Event::Revoke { .. }
         | Event::Reopen
         | Event::Remove
         | Event::Extend(_) => Decision::Keep(Because::Absent),
@@ -304,6 +327,7 @@ fn begun(start: &Start, now: &Now) -> Image {
     Image {
         state: Status::InProgress,
         by_key: start.by_key,
+        bound: false,
         interruption: None,
         policy: start.policy,
         schema: start.schema,
@@ -331,7 +355,7 @@ fn begun(start: &Start, now: &Now) -> Image {
 /// A generation that nobody has claimed yet. Its token is nobody's, so it fences as if one had been released.
 fn created(start: &Start, now: &Now) -> Image {
     let expires = now.store.saturating_add(start.released_ttl);
-    Image { state: Status::Released, attempt: 0, expires, ..begun(start, now) }
+    Image { state: Status::Released, bound: true, attempt: 0, expires, ..begun(start, now) }
 }
 
 /// The next attempt of the same generation: what was fixed at its start stays.
@@ -340,6 +364,7 @@ fn claimed_again(record: &Image, by_key: bool, schema: u32, now: &Now) -> Image 
     Image {
         state: Status::InProgress,
         by_key,
+        bound: record.bound || interruption.is_some(),
         interruption,
         schema,
         attempt: record.attempt.saturating_add(1),
@@ -354,6 +379,7 @@ fn claimed_again(record: &Image, by_key: bool, schema: u32, now: &Now) -> Image 
 
 fn advanced(record: &Image, point: &str, checkpoint: Option<&Value>, now: &Now) -> Image {
     Image {
+        bound: true,
         revision: THIS_FRAME,
         updated_at: now.wall,
         updated: now.store,
@@ -368,15 +394,16 @@ fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
     let (state, ttl, interruption) = match ending {
         Ending::Succeed(_) => (Status::Succeeded, record.success_ttl, None),
         Ending::Fail(_) => (Status::Failed, record.failure_ttl, None),
-        Ending::Release => (Status::Released, record.released_ttl, seen),
+        Ending::Release | Ending::ReleaseUntouched => (Status::Released, record.released_ttl, seen),
         Ending::Interrupt(cause) => (Status::Interrupted, record.interrupted_ttl, Some(*cause)),
     };
     let outcome = match ending {
         Ending::Succeed(bytes) | Ending::Fail(bytes) => Some(bytes.clone()),
-        Ending::Release | Ending::Interrupt(_) => None,
+        Ending::Release | Ending::ReleaseUntouched | Ending::Interrupt(_) => None,
     };
     let mut image = Image {
         state,
+        bound: record.bound || !matches!(ending, Ending::ReleaseUntouched),
         interruption,
         revision: THIS_FRAME,
         updated_at: now.wall,
@@ -393,6 +420,11 @@ fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
     image
 }
 
+/// The new token is that of no claim, so the old claim can neither end the record nor write.
+fn revoked(record: &Image, now: &Now) -> Image {
+    Image { token: THIS_FRAME, ..ended(record, &Ending::Interrupt(Interruption::Revoked), now) }
+}
+
 /// Its TTL runs on from the time it got free.
 fn patched(record: &Image, patch: &Patch, now: &Now) -> Image {
     if let Some((ending, schema)) = &patch.ending {
@@ -402,6 +434,7 @@ fn patched(record: &Image, patch: &Patch, now: &Now) -> Image {
     let (state, interruption) = record.seen(now).unwrap_or((record.state, record.interruption));
     Image {
         state,
+        bound: true,
         interruption,
         revision: THIS_FRAME,
         updated_at: now.wall,
@@ -420,7 +453,7 @@ fn is_already(record: &Image, status: Status, ending: &Ending) -> bool {
     match ending {
         Ending::Succeed(bytes) => status == Status::Succeeded && record.outcome.as_ref() == Some(bytes),
         Ending::Fail(bytes) => status == Status::Failed && record.outcome.as_ref() == Some(bytes),
-        Ending::Release => status == Status::Released,
+        Ending::Release | Ending::ReleaseUntouched => status == Status::Released,
         Ending::Interrupt(_) => status == Status::Interrupted,
     }
 }
@@ -448,6 +481,7 @@ fn imported(image: &Image, now: &Now) -> Image {
     Image {
         state,
         by_key: false,
+        bound: true,
         interruption,
         generation: THIS_FRAME,
         revision: THIS_FRAME,

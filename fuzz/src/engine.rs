@@ -186,7 +186,7 @@ impl Run<'_> {
     }
 
     fn reopen(&mut self) {
-        match self.engine.clone().close() {
+        match self.engine.clone().abort() {
             Ok(()) => self.undone.clear(),
             Err(error) => self.broke(error.kind()),
         }
@@ -197,7 +197,7 @@ impl Run<'_> {
     fn crashed(&mut self, kind: ErrorKind) {
         self.broke(kind);
         assert_eq!(self.engine.sync().unwrap_err().kind(), ErrorKind::Poisoned);
-        assert_eq!(self.engine.clone().close().unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(self.engine.clone().abort().unwrap_err().kind(), ErrorKind::Poisoned);
         self.open();
     }
 

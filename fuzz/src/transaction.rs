@@ -133,7 +133,7 @@ impl Run {
                 self.compare(*table, found, |key| key.starts_with(prefix));
             }
             Step::Reopen => {
-                self.engine.clone().close().unwrap();
+                self.engine.clone().abort().unwrap();
                 self.engine = opened(path);
             }
         }

@@ -34,6 +34,7 @@ pub(super) enum Verb {
     List(RecordFilter, Option<usize>),
     Get(Place, Shown),
     Resolve(Place, How),
+    Revoke(Place),
     Reopen(Place),
     Remove(Place),
     Compact,
@@ -100,13 +101,21 @@ read are found out when it replays them: where it has a program of its own for t
 ",
     },
     Spec {
+        name: "revoke", args: "STORE MANAGER KEY", values: &[], flags: &[],
+        about: "takes a key in progress away from its owner: the record becomes interrupted",
+        more: "\
+An owner lives only as long as the process that has the store open. So where the store can be opened here, its owners are
+dead and their keys are interrupted already, which this says. In a running service, call `Manager::revoke`.
+",
+    },
+    Spec {
         name: "reopen", args: "STORE MANAGER KEY", values: &[], flags: &[],
         about: "forgets a finished record, so that the next request runs it again",
         more: "",
     },
     Spec {
         name: "remove", args: "STORE MANAGER KEY", values: &[], flags: &[],
-        about: "forgets a record in any state",
+        about: "forgets a record without a live owner",
         more: "",
     },
     Spec {
@@ -255,6 +264,7 @@ fn verb(spec: &Spec, mut given: Given) -> Done<Verb> {
             Verb::Get(given.place()?, shown)
         }
         "resolve" => Verb::Resolve(given.place()?, given.how()?),
+        "revoke" => Verb::Revoke(given.place()?),
         "reopen" => Verb::Reopen(given.place()?),
         "remove" => Verb::Remove(given.place()?),
         "compact" => Verb::Compact,

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::out::{Done, Out, Stop, size};
 use super::place::Place;
 use super::progress::Progress;
-use crate::{Engine, EngineOptions, Key, MAX_VALUE_BYTES, Resolution, Value};
+use crate::{Engine, EngineOptions, Key, MAX_VALUE_BYTES, Resolution, Status, Value};
 
 /// What became of an interrupted operation.
 #[derive(Debug)]
@@ -42,6 +42,16 @@ fn outcome(file: &Path) -> Done<Value> {
     }
     // One that is too long is refused as any other.
     Ok(bytes.into())
+}
+
+/// The owner of a record that was in progress when its process ended is dead: then nothing is left to be taken away.
+pub(super) fn revoke(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
+    let (raw, key) = place.find(engine)?;
+    if raw.get(&key)?.is_some_and(|record| record.status() == Status::Interrupted) {
+        return done(place, &key, "interrupted: it has no live owner", out);
+    }
+    raw.revoke(&key)?;
+    done(place, &key, "interrupted: its owner has lost it", out)
 }
 
 pub(super) fn reopen(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {

@@ -41,7 +41,10 @@ impl Stop {
             Self::Damaged => 4,
             Self::Io(..) => 5,
             Self::Engine(error) => match error.kind() {
-                ErrorKind::NotFound | ErrorKind::NotInterrupted | ErrorKind::OwnedByClaim => 1,
+                ErrorKind::NotFound
+                | ErrorKind::NotInterrupted
+                | ErrorKind::NotInProgress
+                | ErrorKind::OwnedByClaim => 1,
                 ErrorKind::InvalidKey | ErrorKind::InvalidName | ErrorKind::InvalidOptions => 2,
                 ErrorKind::StoreInUse => 3,
                 ErrorKind::Corrupt => 4,

@@ -1,6 +1,6 @@
 //! Claims that were dropped, or whose process died: ended without an answer and without a wait.
 
-use super::{Changed, Event, Haste, ListRange, Place, Protocol, Told, lost, unexpected};
+use super::{Changed, Event, Haste, ListRange, Place, Protocol, Told};
 use crate::clock::NEVER;
 use crate::error::{ErrorKind, Result};
 use crate::record::{RecordInfo, Status};
@@ -41,15 +41,6 @@ impl Protocol {
                 self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
                 self.due.lower(0);
             }
-        }
-    }
-
-    /// Removes the record of a claim under which nothing has happened.
-    pub(crate) fn discard(&self, place: &Place, token: u64) -> Result<()> {
-        match self.change(place, &Event::Discard { token }, Haste::Durable)? {
-            Changed::Deleted => Ok(()),
-            Changed::Kept(because, _) => Err(lost(place, because)),
-            other @ Changed::Written(_) => Err(unexpected(place, &other)),
         }
     }
 

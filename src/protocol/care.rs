@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Begun, Changed, Depth, Draft, Haste, Place, Protocol, Scan, Told, not_found, owned, unexpected};
+use super::{Begun, Changed, Depth, Draft, Haste, Place, Protocol, Scan, Told, lost, not_found, owned, unexpected};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::OnInterrupted;
 use crate::record::{Now, RecordInfo, Status};
@@ -13,6 +13,15 @@ impl Protocol {
     /// Makes a record that nobody owns; one of the same request that is there already stays as it is. Says whether it made one.
     pub(crate) fn create(&self, place: &Place, start: &Start) -> Result<(RecordInfo, bool)> {
         created(place, self.change(place, &Event::Create(start), Haste::Durable)?)
+    }
+
+    /// Removes the record of a claim under which nothing has happened.
+    pub(crate) fn discard(&self, place: &Place, token: u64) -> Result<()> {
+        match self.change(place, &Event::Discard { token }, Haste::Durable)? {
+            Changed::Deleted => Ok(()),
+            Changed::Kept(because, _) => Err(lost(place, because)),
+            other @ Changed::Written(_) => Err(unexpected(place, &other)),
+        }
     }
 
     /// As `begin`, whatever the request was, but makes no record.

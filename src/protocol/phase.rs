@@ -129,7 +129,7 @@ impl Protocol {
         Ok(())
     }
 
-    fn address(&self) -> usize {
+    pub(super) fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
 

@@ -37,6 +37,7 @@ impl Protocol {
         if !matches!(first, Begun::InProgress(_)) {
             return Ok(first);
         }
+        self.check_wait(place)?;
         let mut seat = self.slots.enter(place.at.clone(), Role::Heir);
         let mut overtaken = false;
         let mut timed_out = false;
@@ -71,6 +72,7 @@ impl Protocol {
         if let Some(ended) = self.look(place)? {
             return Ok(ended);
         }
+        self.check_wait(place)?;
         let mut seat = self.slots.enter(place.at.clone(), Role::Observer);
         loop {
             if let Some(ended) = self.look(place)? {

@@ -150,6 +150,7 @@ impl Portable {
         let image = Image {
             state: self.status,
             by_key: false,
+            bound: true,
             interruption: self.interruption,
             policy: self.policy,
             schema: self.schema,

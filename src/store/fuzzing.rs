@@ -36,6 +36,7 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
     let image = Image {
         state: if parts.finished { Status::Succeeded } else { Status::Released },
         by_key: parts.by_key,
+        bound: parts.by_key ^ parts.resumes,
         interruption: None,
         policy: if parts.resumes { OnInterrupted::Resume } else { OnInterrupted::Hold },
         schema: parts.attempt ^ 1,

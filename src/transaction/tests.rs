@@ -207,7 +207,7 @@ fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
     let fence = Fence { place: &place, token, point: STARTED };
     // Closed under the closure, and before.
     for runs in [1, 0] {
-        let (ended, ran) = staged(&protocol, fence, &Step::Stay, || elsewhere(|| protocol.close().unwrap()));
+        let (ended, ran) = staged(&protocol, fence, &Step::Stay, || elsewhere(|| protocol.abort().unwrap()));
         assert_eq!((ended.unwrap_err().kind(), ran), (ErrorKind::Closed, runs));
     }
     drop(protocol);

@@ -142,15 +142,15 @@ fn a_claim_of_an_earlier_generation_never_ends_a_later_one() {
 fn every_state_answers_every_event() {
     // The expected answer of each pair: W writes, D deletes, K keeps.
     let expected = [
-        // begin, create, lock, end, stage, by key, resolve, patch, reopen, remove, extend, import
-        ("by key", "KKKWWWKKKDKK"),
-        ("dead", "WKWKKKWWKDKK"),
-        ("succeeded", "KKKKKKKKDDWK"),
-        ("failed", "KKKKKKKKDDWK"),
-        ("released", "WKWKKKKWKDKK"),
-        ("interrupted", "WKWKKKWWKDKK"),
-        ("live", "KKKWWKKKKKKK"),
-        ("created", "WKWKKKKWKDKK"),
+        // begin, create, lock, end, stage, by key, resolve, patch, reopen, remove, extend, import, revoke
+        ("by key", "KKKWWWKKKKKKW"),
+        ("dead", "WKWKKKWWKDKKK"),
+        ("succeeded", "KKKKKKKKDDWKK"),
+        ("failed", "KKKKKKKKDDWKK"),
+        ("released", "WKWKKKKWKDKKK"),
+        ("interrupted", "WKWKKKWWKDKKK"),
+        ("live", "KKKWWKKKKKKKW"),
+        ("created", "WKWKKKKWKDKKK"),
     ];
     let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
     let begin = start(OnInterrupted::Resume, None);
@@ -171,6 +171,7 @@ fn every_state_answers_every_event() {
             Event::Remove,
             Event::Extend(1_000),
             Event::Import(image),
+            Event::Revoke { token },
         ];
         let got: String = events
             .iter()
@@ -285,4 +286,65 @@ fn extend_never_shortens() {
     assert_eq!(decide(Some(&image), &Event::Extend(1), &now(10)), Decision::Keep(Because::Already));
     assert_eq!(numbered(decide(Some(&image), &Event::Extend(500), &now(10)), 1).expires, 510);
     assert_eq!(numbered(decide(Some(&image), &Event::Extend(NEVER), &now(10)), 1).expires, NEVER);
+}
+
+#[test]
+fn a_released_record_is_bound_to_its_fingerprint_once_an_effect_is_possible() {
+    let (first, other) = (start(OnInterrupted::Hold, Some(1)), start(OnInterrupted::Hold, Some(2)));
+    let live = claimed(&first);
+    let stage = Step::Advance { point: "paid".to_owned(), checkpoint: None };
+    let staged = Event::Stage { token: live.token, point: STARTED, step: &stage };
+    let staged = numbered(decide(Some(&live), &staged, &now(5)), FIRST + 2);
+    let interrupted = end(&live, &Ending::Interrupt(Interruption::Dropped));
+    let resolved = Event::Resolve { ending: &Ending::ReleaseUntouched, schema: None };
+    let bound = [
+        end(&live, &Ending::Release),
+        end(&staged, &Ending::ReleaseUntouched),
+        numbered(decide(Some(&interrupted), &resolved, &now(10)), FIRST + 3),
+        numbered(decide(None, &Event::Create(&first), &now(0)), FIRST + 1),
+    ];
+    for image in bound {
+        assert_eq!(
+            decide(Some(&image), &Event::Begin(&other), &now(20)),
+            Decision::Keep(Because::Mismatch),
+            "{image:?}"
+        );
+    }
+    let untouched = end(&live, &Ending::ReleaseUntouched);
+    let fresh = numbered(decide(Some(&untouched), &Event::Begin(&other), &now(20)), FIRST + 5);
+    assert_eq!((fresh.generation, fresh.attempt, fresh.fingerprint), (FIRST + 5, 1, other.fingerprint));
+    let again = numbered(decide(Some(&untouched), &Event::Begin(&first), &now(20)), FIRST + 5);
+    assert_eq!((again.generation, again.attempt), (live.generation, 2));
+    // Of later attempts too, whatever the first one was.
+    let touched = numbered(decide(Some(&end(&again, &Ending::Release)), &Event::Begin(&first), &now(30)), FIRST + 7);
+    let released = end(&touched, &Ending::ReleaseUntouched);
+    assert_eq!(decide(Some(&released), &Event::Begin(&other), &now(40)), Decision::Keep(Because::Mismatch));
+}
+
+#[test]
+fn strict_a_fingerprint_does_not_match_a_record_without_one() {
+    let without = start(OnInterrupted::Resume, None);
+    let with = start(OnInterrupted::Resume, Some(1));
+    let strict = Start { strict_fingerprint: true, ..with.clone() };
+    let live = claimed(&without);
+    let done = end(&live, &Ending::Succeed("x".into()));
+    for image in [&live, &done, &end(&live, &Ending::Interrupt(Interruption::Dropped))] {
+        assert_eq!(decide(Some(image), &Event::Begin(&strict), &now(10)), Decision::Keep(Because::Mismatch));
+    }
+    assert_eq!(decide(Some(&done), &Event::Begin(&with), &now(10)), Decision::Keep(Because::Finished));
+    let none = Start { strict_fingerprint: true, ..without };
+    assert_eq!(decide(Some(&done), &Event::Begin(&none), &now(10)), Decision::Keep(Because::Finished));
+}
+
+#[test]
+fn a_revoke_is_fenced_and_fences_the_old_owner() {
+    let live = claimed(&start(OnInterrupted::Hold, None));
+    let stale = Event::Revoke { token: live.token - 1 };
+    assert_eq!(decide(Some(&live), &stale, &now(10)), Decision::Keep(Because::Superseded(live.token)));
+    let revoked = numbered(decide(Some(&live), &Event::Revoke { token: live.token }, &now(10)), FIRST + 4);
+    assert_eq!(revoked.seen(&now(10)), Some((Status::Interrupted, Some(Interruption::Revoked))));
+    for ending in [Ending::Succeed("x".into()), Ending::Release, Ending::Interrupt(Interruption::Dropped)] {
+        let decision = decide(Some(&revoked), &Event::End { token: live.token, ending: &ending }, &now(20));
+        assert_eq!(decision, Decision::Keep(Because::Superseded(FIRST + 4)));
+    }
 }

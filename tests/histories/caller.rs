@@ -104,7 +104,7 @@ impl<'a> Caller<'a> {
         }
         if closes {
             say(Line::Closing);
-            self.world.engine.clone().close().unwrap();
+            self.world.engine.clone().abort().unwrap();
         }
         self.held
     }
@@ -157,6 +157,7 @@ impl<'a> Caller<'a> {
             0..=11 => begin(false),
             12..=14 => begin(true),
             15 => Op::Wait,
+            16 => Op::Revoke,
             17..=19 => Op::Initiate,
             20..=22 => Op::EndByKey(settled),
             23..=25 => Op::Resolve(settled),

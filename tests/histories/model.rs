@@ -55,6 +55,8 @@ pub(crate) enum Op {
     Extend,
     Remove,
     Reopen,
+    /// Takes it away from its owner.
+    Revoke,
     /// Time passes, for all keys.
     Later(Hour),
 }
@@ -117,6 +119,8 @@ enum State {
 struct Life {
     request: Request,
     resumes: bool,
+    /// Something may have happened under its request.
+    bound: bool,
     /// Nothing while only by-key verbs have seen it.
     generation: Option<u64>,
     attempt: u32,
@@ -167,7 +171,7 @@ impl Model {
         let mut next = self.later(now - self.now);
         if let Some(life) = &mut next.life {
             if matches!(life.state, State::InProgress(_)) {
-                (life.state, life.expires) = (State::Interrupted, now + UNFINISHED_TTL);
+                (life.state, life.expires, life.bound) = (State::Interrupted, now + UNFINISHED_TTL, true);
             }
         }
         next
@@ -215,7 +219,7 @@ impl Model {
             },
             Op::Extend => self.extend(),
             Op::Remove => match self.life.map(|life| life.state) {
-                Some(State::InProgress(Owner::Claim(_))) => self.refuse(Refusal::OwnedByClaim),
+                Some(State::InProgress(_)) => self.refuse(Refusal::OwnedByClaim),
                 life => (Answer::Did(life.is_some()), Self { life: None, ..self }),
             },
             Op::Reopen => match self.life.map(|life| life.state) {
@@ -223,14 +227,21 @@ impl Model {
                 Some(State::Finished(_)) => (Answer::Did(true), Self { life: None, ..self }),
                 Some(State::Released | State::Interrupted) | None => (Answer::Did(false), self),
             },
+            Op::Revoke => match self.life.map(|life| life.state) {
+                Some(State::InProgress(_)) => (Answer::Done, self.ended(Ending::Interrupt)),
+                Some(_) => self.refuse(Refusal::NotInProgress),
+                None => self.refuse(Refusal::NotFound),
+            },
             Op::Later(hours) => (Answer::Done, self.later(hours)),
         }
     }
 
     fn begin(self, request: Request, resumes: bool, owner: Owner) -> (Answer, Self) {
         let state = State::InProgress(owner);
+        let fresh = Life { request, resumes, bound: false, generation: None, attempt: 1, state, expires: 0 };
         let life = match self.life {
-            None => Life { request, resumes, generation: None, attempt: 1, state, expires: 0 },
+            None => fresh,
+            Some(life) if life.state == State::Released && !life.bound && life.request != request => fresh,
             Some(life) if life.request != 0 && life.request != request => return (Answer::Mismatch, self),
             Some(life) => match life.state {
                 State::Interrupted if !life.resumes => return (self.seen(), self),
@@ -260,7 +271,11 @@ impl Model {
             Ending::Release => (State::Released, UNFINISHED_TTL),
             Ending::Interrupt => (State::Interrupted, UNFINISHED_TTL),
         };
-        let life = self.life.map(|life| Life { state, expires: self.now + ttl, ..life });
+        // No claim here asks for an effect id; what was begun by key may have had any effect.
+        let life = self.life.map(|life| {
+            let untouched = matches!((life.state, ending), (State::InProgress(Owner::Claim(_)), Ending::Release));
+            Life { state, bound: life.bound || !untouched, expires: self.now + ttl, ..life }
+        });
         Self { life, ..self }
     }
 

@@ -218,9 +218,11 @@ fn a_claim_that_was_forgotten() {
     assert_eq!(answer(&manager, "k"), "in progress");
     let old = RecordFilter::new().status(Status::InProgress).updated_before(oncekey::Clock::wall(&clock) - DAY);
     assert_eq!(keys(first.records(old).unwrap()), ["k"]);
-    // It is a handle that is never dropped: only `close` frees the directory.
+    // It keeps the directory, until it is revoked or the process ends.
     drop(manager);
-    first.close().unwrap();
+    assert_eq!(first.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
+    assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
+    first.abort().unwrap();
     let second = open(dir.path(), &clock);
     let info = texts(&second).get("k").unwrap().unwrap().info().clone();
     assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::ProcessEnded)));

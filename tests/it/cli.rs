@@ -55,7 +55,7 @@ fn store(dir: &Path) -> String {
     staged.work_stage(|_| Ok::<_, oncekey::Error>(oncekey::Next::advance_with("half", vec![1, 2, 255]))).unwrap();
     // As if its process had died.
     std::mem::forget(staged);
-    engine.close().unwrap();
+    engine.abort().unwrap();
     path.to_str().unwrap().to_owned()
 }
 

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Interruption, Manager, Resolution, Status,
+    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Interruption, Key, Manager, Resolution, Status,
     Waited,
 };
 
@@ -141,7 +141,7 @@ fn close_under_load(path: &Path, round: u64, known: &mut HashMap<String, Result<
         let threads: Vec<_> = (0..32).map(start).collect();
         let enough = 200 + Rng::new(round).below(1_000);
         until("they work", || answers.load(SeqCst) >= enough && engine.stats().waiting >= 2);
-        engine.clone().close().unwrap();
+        assert_eq!(engine.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
         assert_eq!(heir.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
         assert!(matches!(observer.join().unwrap().unwrap(), Waited::Closed));
         for told in threads.into_iter().map(|thread| thread.join().unwrap()) {
@@ -152,25 +152,26 @@ fn close_under_load(path: &Path, round: u64, known: &mut HashMap<String, Result<
         }
     });
     assert_eq!(engine.stats().waiting, 0);
-    reopened(path, known, &kept);
-    // Only now, behind the back of an engine that is closed: nothing may come of it.
+    // The claims keep the store locked, and their drops are recorded.
+    assert_eq!(Engine::open(path).unwrap_err().kind(), ErrorKind::StoreInUse);
+    let keys: Vec<_> = kept.iter().map(|claim| (claim.key().clone(), claim.generation())).collect();
     drop(kept);
-    reopened(path, known, &[]);
+    reopened(path, known, &keys);
 }
 
 /// All that was answered is there, and what could not be ended is interrupted.
-fn reopened(path: &Path, known: &HashMap<String, Result<u64, u64>>, kept: &[Claim<u64, u64>]) {
+fn reopened(path: &Path, known: &HashMap<String, Result<u64, u64>>, kept: &[(Key, u64)]) {
     let engine = Engine::open(path).unwrap();
     let ops: &Ops = &engine.manager("ops").unwrap();
     for (key, outcome) in known {
         let record = ops.get(key).unwrap().unwrap();
         assert_eq!(record.into_outcome(), Some(*outcome), "{key}");
     }
-    for claim in kept {
-        let record = ops.get(claim.key()).unwrap().unwrap();
+    for (key, generation) in kept {
+        let record = ops.get(key).unwrap().unwrap();
         let seen = (record.status(), record.info().interruption(), record.info().generation());
-        let ended = (Status::Interrupted, Some(Interruption::ProcessEnded), claim.generation());
-        assert_eq!(seen, ended, "{}", claim.key());
+        let ended = (Status::Interrupted, Some(Interruption::Dropped), *generation);
+        assert_eq!(seen, ended, "{key}");
     }
     engine.close().unwrap();
 }
@@ -275,7 +276,7 @@ fn the_next_open_lists_every_claim_that_was_alive_at_close() {
             let claim = ops.begin(&key).unwrap().into_claim().unwrap();
             ops.execute(format!("other-{round}"), |_| Ok(1)).unwrap();
             left.push(key);
-            engine.close().unwrap();
+            assert_eq!(engine.close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
             drop(claim);
         }
     });

@@ -1,10 +1,11 @@
 //! The rules of design.md, section 3, about how claims end, and what becomes of a result that cannot be stored.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use oncekey::{
-    Begin, Claim, EndError, ErrorKind, ExecuteError, Interruption, Manager, ManagerOptions, ManualClock, OnError,
-    Resolution, Status,
+    Begin, BeginOptions, Claim, EndError, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, Interruption, Manager,
+    ManagerOptions, ManualClock, Next, OnError, Resolution, Status, Waited,
 };
 
 use crate::common::*;
@@ -40,32 +41,151 @@ fn an_ended_claim_is_ended_and_its_drop_changes_nothing() {
 }
 
 #[test]
-fn a_claim_of_an_earlier_open_cannot_end_a_later_one() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let first = open(dir.path(), &clock);
-    let old = ["succeed", "fail", "release", "interrupt", "drop"].map(|key| claim(&resuming(&first), key));
-    first.close().unwrap();
-    let second = open(dir.path(), &clock);
-    let manager = resuming(&second);
-    let new = ["succeed", "fail", "release", "interrupt", "drop"].map(|key| claim(&manager, key));
-    let [succeeds, fails, releases, interrupts, drops] = old;
-    assert_eq!(succeeds.succeed(&"old".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(fails.fail(&"old".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(releases.release().unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(interrupts.interrupt().unwrap_err().kind(), ErrorKind::Closed);
-    drop(drops);
-    for claim in new {
-        let key = claim.key().to_string();
-        assert_eq!(status(&manager, &key), Some(Status::InProgress), "{key}");
-        claim.succeed(&"new".to_owned()).unwrap();
-        assert_eq!(outcome(&manager, &key), Some(Ok("new".to_owned())), "{key}");
+fn a_claim_keeps_the_store_locked_after_close_until_it_ends() {
+    for (key, ends) in [("succeeds", 0), ("stays", 1), ("drops", 2), ("stage", 3)] {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+        let first = open(dir.path(), &clock);
+        let (mut claim, other) = (claim(&resuming(&first), key), claim(&resuming(&first), "other"));
+        let error = first.clone().close().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ClaimsAlive);
+        assert!(error.to_string().starts_with("2 claims are alive"), "{error}");
+        assert_eq!(resuming(&first).begin("new").unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
+        other.release().unwrap();
+        assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
+        match ends {
+            0 => drop(claim.succeed(&"v".to_owned()).unwrap()),
+            1 => drop(claim.interrupt().unwrap()),
+            2 => drop(claim),
+            _ => claim.work_stage(|_| Ok::<_, oncekey::Error>(Next::Succeed("v".to_owned()))).unwrap(),
+        }
+        let second = open(dir.path(), &clock);
+        assert!(second.opened().clean);
+        let expected = if ends % 3 == 0 { Status::Succeeded } else { Status::Interrupted };
+        assert_eq!(status(&resuming(&second), key), Some(expected), "{key}");
+        first.close().unwrap();
     }
+}
+
+#[test]
+fn close_when_idle_lets_running_operations_end() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let engine = open(dir.path(), &clock);
+    let manager = texts(&engine);
+    let (started, draining) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            manager.execute("k", |_| {
+                started.wait();
+                draining.wait();
+                // What it needs to come to its end goes on.
+                manager.engine().table("t").unwrap().insert("a", "b").unwrap();
+                manager.execute("inner", |_| Ok("in".to_owned())).unwrap();
+                Ok("v".to_owned())
+            })
+        });
+        started.wait();
+        let closing = scope.spawn(|| engine.clone().close_when_idle(Duration::from_secs(600)));
+        // New keys are refused once it drains.
+        let refused = (0..).find_map(|n| texts(&engine).begin(format!("new-{n}")).err()).unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Closed);
+        draining.wait();
+        assert_eq!(running.join().unwrap().unwrap().value(), "v");
+        closing.join().unwrap().unwrap();
+    });
+    let second = open(dir.path(), &clock);
+    assert_eq!(outcome(&texts(&second), "k"), Some(Ok("v".to_owned())));
+    assert_eq!(outcome(&texts(&second), "inner"), Some(Ok("in".to_owned())));
+}
+
+#[test]
+fn revoke_takes_a_key_from_a_claim_that_hangs() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let engine = open(dir.path(), &clock);
+    let manager = texts(&engine);
+    let mut hung = claim(&manager, "k");
+    std::mem::forget(claim(&manager, "forgotten"));
+    assert!(manager.initiate("by key", None).unwrap());
+    for key in ["k", "forgotten", "by key"] {
+        let info = manager.revoke(key).unwrap();
+        assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Revoked)), "{key}");
+        assert_eq!(manager.revoke(key).unwrap_err().kind(), ErrorKind::NotInProgress);
+    }
+    assert_eq!(engine.raw("m").unwrap().revoke("absent").unwrap_err().kind(), ErrorKind::NotFound);
+    let staged = hung.work_stage(|tx| tx.table("t")?.insert("a", "b").map(|()| Next::Stay));
+    assert_eq!(staged.unwrap_err().kind(), ErrorKind::ClaimLost);
+    assert_eq!(engine.table("t").unwrap().get("a").unwrap(), None);
+    assert_eq!(hung.succeed(&"old".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
+    assert_eq!(manager.success("by key", &"old".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+    manager.resolve("k", Resolution::Retry).unwrap();
+    claim(&manager, "k").succeed(&"new".to_owned()).unwrap();
+    // A revoked claim keeps nothing.
+    engine.close().unwrap();
+}
+
+#[test]
+fn an_operation_that_waits_for_its_own_key_is_answered_at_once() {
+    let (manager, _) = fresh();
+    let done = manager.execute("k", |_| {
+        let Err(ExecuteError::Engine(error)) = manager.execute("k", |_| panic!("it runs")) else { panic!("no error") };
+        assert_eq!(error.kind(), ErrorKind::Deadlock);
+        assert_eq!(manager.wait("k", FOREVER).unwrap_err().kind(), ErrorKind::Deadlock);
+        let begun = manager.begin_or_wait("k", BeginOptions::new(), FOREVER);
+        assert_eq!(begun.unwrap_err().kind(), ErrorKind::Deadlock);
+        // Another key, and another manager's key of the same name, are no wait for oneself.
+        manager.execute("l", |_| Ok("l".to_owned())).unwrap();
+        manager.engine().manager::<String, String>("other").unwrap().execute("k", |_| Ok("o".to_owned())).unwrap();
+        Ok("v".to_owned())
+    });
+    assert_eq!(done.unwrap().value(), "v");
+    assert!(matches!(manager.wait("k", FOREVER).unwrap(), Waited::Finished(_)));
+}
+
+#[test]
+fn an_exchanged_claim_stores_no_outcome_under_the_wrong_key() {
+    let (manager, _) = fresh();
+    let mut kept = None;
+    let answer = manager.execute("a", |lent| {
+        let mut other = claim(&manager, "b");
+        std::mem::swap(lent, &mut other);
+        kept = Some(other);
+        Ok("a's".to_owned())
+    });
+    assert!(matches!(answer, Err(ExecuteError::Engine(error)) if error.kind() == ErrorKind::ClaimLost));
+    assert_eq!((status(&manager, "a"), status(&manager, "b")), (Some(Status::Interrupted), Some(Status::Interrupted)));
+    assert_eq!(kept.unwrap().succeed(&"a's".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
+}
+
+#[test]
+fn a_key_released_before_any_effect_accepts_another_payload() {
+    let (manager, _) = fresh();
+    let print = |n: u8| BeginOptions::new().fingerprint(Fingerprint::of(&n).unwrap());
+    let begin = |n| manager.begin_with("k", print(n)).unwrap();
+    begin(1).into_claim().unwrap().release().unwrap();
+    let second = begin(2).into_claim().unwrap();
+    assert_eq!(second.attempt(), 1);
+    let _ = second.effect_id("charge");
+    second.release().unwrap();
+    assert!(matches!(begin(3), Begin::Mismatch(_)));
+    begin(2).into_claim().unwrap().succeed(&"v".to_owned()).unwrap();
+}
+
+#[test]
+fn strict_fingerprints_refuse_a_payload_for_a_record_without_one() {
+    let (engine, _) = engine();
+    let manager = texts_with(&engine, ManagerOptions::new().strict_fingerprint(true));
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    let begun = manager.begin_with("k", BeginOptions::new().fingerprint(Fingerprint::of(&1).unwrap())).unwrap();
+    assert!(matches!(begun, Begin::Mismatch(_)));
+    assert!(matches!(manager.begin("k").unwrap(), Begin::Replay(_)));
 }
 
 #[test]
 fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
     let (manager, _) = fresh();
     assert!(manager.initiate("k", None).unwrap());
+    assert_eq!(manager.remove("k").unwrap_err().kind(), ErrorKind::OwnedByClaim);
+    manager.revoke("k").unwrap();
     assert!(manager.remove("k").unwrap());
     let later = claim(&manager, "k");
     assert_eq!(manager.success("k", &"old".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
@@ -112,11 +232,11 @@ fn unwinding_through_a_claim_interrupts_the_record_and_the_panic_goes_on() {
 }
 
 #[test]
-fn dropping_a_claim_after_close_neither_blocks_nor_panics_and_is_counted() {
+fn dropping_a_claim_of_an_engine_that_has_ended_neither_blocks_nor_panics_and_is_counted() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let late = claim(&texts(&first), "k");
-    first.clone().close().unwrap();
+    first.clone().abort().unwrap();
     drop(late);
     assert_eq!(first.stats().drops_not_recorded, 1);
     let second = open(dir.path(), &clock);
@@ -231,46 +351,19 @@ fn a_result_over_the_limit_is_too_large_and_comes_back() {
 }
 
 #[test]
-fn a_result_after_close_is_closed_and_comes_back() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let first = open(dir.path(), &clock);
-    let manager = texts(&first);
-    let claims = ["succeed", "fail", "release", "interrupt"].map(|key| claim(&manager, key));
-    let answer = manager.execute("ok", |_| {
-        first.clone().close().unwrap();
-        Ok("v".to_owned())
-    });
-    let Err(ExecuteError::NotStored { outcome, error }) = answer else { panic!("{answer:?}") };
-    assert_eq!((outcome, error.kind()), (Ok("v".to_owned()), ErrorKind::Closed));
-    drop(error);
-    let [succeeds, fails, releases, interrupts] = claims;
-    // Tried twice, to no other effect: the claim that comes back is the same.
-    let kept = succeeds.succeed(&"v".to_owned()).unwrap_err();
-    assert_eq!(kept.kind(), ErrorKind::Closed);
-    assert_eq!(kept.claim.succeed(&"v".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(fails.fail(&"e".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(releases.release().unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(interrupts.interrupt().unwrap_err().kind(), ErrorKind::Closed);
-    drop((manager, first));
-    let second = open(dir.path(), &clock);
-    for key in ["succeed", "fail", "release", "interrupt", "ok"] {
-        let record = texts(&second).get(key).unwrap().unwrap();
-        assert_eq!(record.info().interruption(), Some(Interruption::ProcessEnded), "{key}");
-        assert!(record.outcome().is_none(), "{key}");
-    }
-}
-
-#[test]
-fn a_failure_after_close_is_closed_and_comes_back_whatever_on_error_says() {
-    for on_error in [OnError::Store, OnError::Release, OnError::Interrupt] {
-        let (manager, _) = fresh();
-        let manager = manager.on_error(move |_| on_error);
-        let answer = manager.execute("k", |_| {
-            manager.engine().clone().close().unwrap();
-            Err("declined".to_owned())
+fn an_operation_that_closes_the_engine_is_stored_unless_it_fails_after_that_fault() {
+    for (fails, on_error) in [(false, OnError::Store), (true, OnError::Store), (true, OnError::Release)] {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+        let first = open(dir.path(), &clock);
+        let answer = texts(&first).on_error(move |_| on_error).execute("k", |_| {
+            assert_eq!(first.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
+            if fails { Err("declined".to_owned()) } else { Ok("v".to_owned()) }
         });
-        let Err(ExecuteError::NotStored { outcome, error }) = answer else { panic!("{answer:?}") };
-        assert_eq!((outcome, error.kind()), (Err("declined".to_owned()), ErrorKind::Closed), "{on_error:?}");
+        assert_eq!(answer.is_err(), fails);
+        let second = open(dir.path(), &clock);
+        // The operation has met a fault of the engine, so that its failure may be that.
+        let expected = if fails { Status::Interrupted } else { Status::Succeeded };
+        assert_eq!(status(&texts(&second), "k"), Some(expected));
     }
 }
 

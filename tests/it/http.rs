@@ -289,12 +289,10 @@ fn faults_are_answered_and_told_to_the_log_only() {
     // The engine's fault during the operation is not the operation's own answer.
     let (engine, _) = crate::common::engine();
     let requests = engine.requests("r").unwrap();
-    let answer = requests.handle(&request("k"), |_, _| {
-        engine.clone().close().unwrap();
-        Ok(Response::new(StatusCode::CREATED))
-    });
+    let answer =
+        requests.handle(&request("k"), |_, _| Ok(Response::new(StatusCode::CREATED).body(vec![b'x'; 2 << 20])));
     is(&answer, 500, "not_stored");
-    assert_eq!(fault(&answer), ErrorKind::Closed);
+    assert_eq!(fault(&answer), ErrorKind::TooLarge);
 }
 
 #[test]
@@ -360,6 +358,7 @@ fn every_answer_of_execute_has_a_problem_but_the_failure() {
     let error = manager.execute("k", |_| Ok(Plain(MARKER.repeat(1 << 18)))).err().unwrap();
     assert!(matches!(error, ExecuteError::NotStored { .. }));
     is(&error.problem().unwrap(), 500, "not_stored");
+    drop(error);
     engine.close().unwrap();
     is(&refused("k", "a").unwrap(), 503, "unavailable");
 }

@@ -119,7 +119,7 @@ fn interrupted_after_reopen_is_exactly_what_was_alive() {
     claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
     claim(&manager, "released").release().unwrap();
     assert_eq!(first.interrupted().unwrap().count(), 0);
-    first.close().unwrap();
+    first.abort().unwrap();
 
     let second = open(dir.path(), &clock);
     let found: Vec<_> = second.interrupted().unwrap().map(|info| info.unwrap()).collect();
@@ -238,6 +238,7 @@ fn gauges_follow_the_records() {
     first.succeed(&"v".to_owned()).unwrap();
     drop(second);
     assert_eq!(gauges(), (1, 1));
+    manager.release("c").unwrap();
     assert!(manager.remove("c").unwrap());
     assert_eq!(gauges(), (0, 1));
     manager.resolve("b", Resolution::Retry).unwrap();

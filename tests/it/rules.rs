@@ -38,7 +38,9 @@ fn begin_tells_a_mismatch_before_in_progress_and_every_other_answer() {
     let _live = start("live");
     start("won").succeed(&"v".to_owned()).unwrap();
     start("lost").fail(&"e".to_owned()).unwrap();
-    start("released").release().unwrap();
+    let released = start("released");
+    let _ = released.effect_id("charge");
+    released.release().unwrap();
     start("held").interrupt().unwrap();
     let free = BeginOptions::new().on_interrupted(OnInterrupted::Resume).fingerprint(Fingerprint::of("a").unwrap());
     claimed(manager.begin_with("free", free).unwrap()).interrupt().unwrap();
@@ -112,7 +114,9 @@ fn fingerprint_context_and_policy_are_fixed_when_a_generation_starts() {
     let (engine, _) = engine();
     let (holds, resumes) = (texts(&engine), resuming(&engine));
     let first = BeginOptions::new().context(about("user", "ada")).on_interrupted(OnInterrupted::Resume);
-    claimed(holds.begin_with("k", first).unwrap()).release().unwrap();
+    let first = claimed(holds.begin_with("k", first).unwrap());
+    let _ = first.effect_id("charge");
+    first.release().unwrap();
     let second = same("a").context(about("user", "eve")).on_interrupted(OnInterrupted::Hold);
     let again = claimed(holds.begin_with("k", second).unwrap());
     assert_eq!((again.attempt(), again.context().text("user")), (2, Some("ada")));
@@ -241,7 +245,7 @@ fn the_interrupted_ttl_of_the_dead_runs_from_the_open_that_found_them() {
     let first = open(dir.path(), &clock);
     let _dead = claim(&texts_with(&first, options()), "k");
     clock.advance(DAY);
-    first.close().unwrap();
+    first.abort().unwrap();
     clock.advance(DAY);
     let second = open(dir.path(), &clock);
     let manager = texts_with(&second, options());
@@ -258,7 +262,7 @@ fn the_interrupted_ttl_of_the_dead_does_not_start_again_with_the_next_open() {
     let options = || ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let first = open(dir.path(), &clock);
     let _dead = claim(&texts_with(&first, options()), "k");
-    first.close().unwrap();
+    first.abort().unwrap();
     let second = open(dir.path(), &clock);
     assert_eq!((second.opened().interrupted, second.stats().interrupted), (1, 1));
     clock.advance(just_before(MINUTE));

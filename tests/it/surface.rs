@@ -129,33 +129,6 @@ fn execute_with_no_wait_answers_at_once_and_takes_begin_options() {
     assert_eq!(done.unwrap().value(), "ada");
 }
 
-#[test]
-fn execute_inside_execute_on_the_same_key_is_in_progress() {
-    let (manager, _) = fresh();
-    let done = manager.execute("k", |_| {
-        let inner = manager.execute_with("k", ExecuteOptions::new().wait(MS), |_| panic!("it has run"));
-        assert!(matches!(inner, Err(ExecuteError::InProgress(_))));
-        Ok("outer".to_owned())
-    });
-    assert_eq!(done.unwrap().value(), "outer");
-}
-
-#[test]
-fn a_claim_that_its_operation_replaces_by_another_ends_the_other() {
-    let (manager, _) = fresh();
-    // The worst a closure can do to the claim it is lent: swap it away. What is stored, is stored under that claim's key.
-    let done = manager.execute("k", |claim| {
-        let other = claimed(manager.begin("other").unwrap());
-        drop(std::mem::replace(claim, other));
-        Ok("v".to_owned())
-    });
-    assert_eq!(done.unwrap().info().key().as_str(), Some("other"));
-    assert_eq!(
-        (status(&manager, "k"), status(&manager, "other")),
-        (Some(Status::Interrupted), Some(Status::Succeeded))
-    );
-}
-
 // Claims.
 
 #[test]
@@ -285,11 +258,14 @@ fn reopen_forgets_what_is_finished_and_remove_all_but_a_live_claim_s() {
         [true, true, false, false, false].map(Ok)
     );
     assert_eq!(["live", "by key"].map(reopened), [Err(by_key), Err(by_key)]);
-    manager.remove("by key").unwrap();
+    assert_eq!(manager.remove("by key").map_err(|error| error.kind()), Err(by_key));
+    manager.release("by key").unwrap();
+    assert!(manager.remove("by key").unwrap());
     for key in ["released", "dropped"] {
         assert!(manager.remove(key).unwrap(), "{key}");
     }
     make();
+    manager.release("by key").unwrap();
     for key in ["won", "lost", "released", "dropped", "by key"] {
         assert!(manager.remove(key).unwrap() && status(&manager, key).is_none(), "{key}");
         assert!(!manager.remove(key).unwrap(), "{key}");

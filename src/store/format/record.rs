@@ -24,6 +24,7 @@ const USUAL_REST: usize = 128;
 
 const BY_KEY: u8 = 1;
 const RESUMES: u8 = 2;
+const BOUND: u8 = 4;
 
 /// The part of a record that varies in length, but for the outcome. Frozen: another layout is another struct.
 #[derive(Serialize, Deserialize)]
@@ -54,13 +55,15 @@ pub(crate) fn encode(image: &Image, out: &mut Vec<u8>) -> Result<()> {
         Status::Interrupted => 5,
     });
     let by_key = if image.by_key { BY_KEY } else { 0 };
-    out.push(by_key | if image.policy == OnInterrupted::Resume { RESUMES } else { 0 });
+    let resumes = if image.policy == OnInterrupted::Resume { RESUMES } else { 0 };
+    out.push(by_key | resumes | if image.bound { BOUND } else { 0 });
     out.push(match image.interruption {
         None => 0,
         Some(Interruption::ProcessEnded) => 1,
         Some(Interruption::Dropped) => 2,
         Some(Interruption::Panicked) => 3,
         Some(Interruption::Reported) => 4,
+        Some(Interruption::Revoked) => 5,
     });
     out.push(0);
     let rest_len = 0;
@@ -119,7 +122,7 @@ pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<Image> {
 fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
-    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES)?;
+    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND)?;
     let interruption = interruption(fields.u8()?)?;
     fields.u8().filter(|zero| *zero == 0)?;
     let (schema, attempt, outcome_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -140,6 +143,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
     Some(Ok(Image {
         state,
         by_key: flags & BY_KEY != 0,
+        bound: flags & BOUND != 0,
         interruption,
         policy: if flags & RESUMES != 0 { OnInterrupted::Resume } else { OnInterrupted::Hold },
         schema,
@@ -183,6 +187,7 @@ fn interruption(byte: u8) -> Option<Option<Interruption>> {
         2 => Some(Interruption::Dropped),
         3 => Some(Interruption::Panicked),
         4 => Some(Interruption::Reported),
+        5 => Some(Interruption::Revoked),
         _ => return None,
     })
 }
@@ -201,6 +206,7 @@ pub(crate) mod tests {
         Image {
             state: Status::Succeeded,
             by_key: true,
+            bound: true,
             interruption: Some(Interruption::Dropped),
             policy: OnInterrupted::Resume,
             schema: 7,
@@ -228,7 +234,7 @@ pub(crate) mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encoded(&sample());
-        let mut expected = vec![2, 3, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
+        let mut expected = vec![2, 7, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
         let rest_len = u32::try_from(bytes.len() - HEAD - 3).unwrap();
         expected.extend_from_slice(&rest_len.to_le_bytes());
         for number in [0x1_0000_0001_u64, 0, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {

@@ -1,0 +1,245 @@
+//! Live claims: as long as one lives, the directory stays locked, so that no other owner can be at work elsewhere.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::{Changed, Haste, Place, Protocol, Told, not_found, unexpected};
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::RecordInfo;
+use crate::store::{Depth, StoreKey};
+use crate::transition::{Because, Event};
+
+thread_local! {
+    /// The keys whose operations this thread is running, each with its engine.
+    static RUNNING: RefCell<Vec<(usize, StoreKey)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The claims of one engine.
+#[derive(Debug)]
+pub(super) struct Owners {
+    /// A child of `fork` owns none of the claims that it has a copy of.
+    pid: u32,
+    state: Mutex<State>,
+    /// The number of claims has become zero.
+    idle: Condvar,
+}
+
+impl Default for Owners {
+    fn default() -> Self {
+        Self { pid: std::process::id(), state: Mutex::default(), idle: Condvar::new() }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    /// Claims that are being committed.
+    entering: usize,
+    /// The tokens of the live claims.
+    live: HashSet<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Open,
+    /// Only operations that are running may claim further keys.
+    Draining,
+    Closed,
+}
+
+impl State {
+    fn count(&self) -> usize {
+        self.entering + self.live.len()
+    }
+}
+
+/// A claim that is being committed.
+#[derive(Debug)]
+pub(super) struct Entering<'a> {
+    protocol: &'a Protocol,
+    committed: bool,
+}
+
+impl Entering<'_> {
+    /// Its commit is durable: from now on it is a live claim with this token.
+    pub(super) fn live(mut self, token: u64) {
+        let mut state = self.protocol.owners.state.lock();
+        state.entering -= 1;
+        state.live.insert(token);
+        self.committed = true;
+    }
+}
+
+impl Drop for Entering<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            self.protocol.forget_owner(|state| {
+                state.entering -= 1;
+                true
+            });
+        }
+    }
+}
+
+/// While it lives, this thread runs the operation of a key.
+#[derive(Debug)]
+pub(crate) struct Running(());
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = RUNNING.try_with(|running| running.borrow_mut().pop());
+    }
+}
+
+impl Protocol {
+    /// Counts a claim before it is committed, so that a close does not miss it.
+    pub(super) fn enter_owner(&self) -> Result<Entering<'_>> {
+        // Looked at before the lock is taken: it reads thread-local state only.
+        let nested = self.is_running(None);
+        let mut state = self.owners.state.lock();
+        match state.phase {
+            Phase::Open => {}
+            Phase::Draining if nested => {}
+            Phase::Draining | Phase::Closed => return Err(Error::closed()),
+        }
+        state.entering += 1;
+        Ok(Entering { protocol: self, committed: false })
+    }
+
+    /// A claim has ended or was dropped. The last one of a closed engine ends the store.
+    pub(crate) fn leave_owner(&self, token: u64) {
+        self.forget_owner(|state| state.live.remove(&token));
+    }
+
+    fn forget_owner(&self, forget: impl FnOnce(&mut State) -> bool) {
+        if std::process::id() != self.owners.pid {
+            return;
+        }
+        let mut state = self.owners.state.lock();
+        if !forget(&mut state) || state.count() > 0 {
+            return;
+        }
+        let closed = state.phase == Phase::Closed;
+        drop(state);
+        self.owners.idle.notify_all();
+        if closed {
+            // Whoever closed the engine has its answer. What fails here is found by the next open.
+            let _ = self.end_store();
+        }
+    }
+
+    /// Refuses new claims, but for those of running operations, and waits until no claim is alive.
+    pub(crate) fn drain(&self, deadline: Option<Instant>) {
+        let mut state = self.owners.state.lock();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Draining;
+        }
+        while state.count() > 0 {
+            match deadline {
+                None => self.owners.idle.wait(&mut state),
+                Some(deadline) => {
+                    if self.owners.idle.wait_until(&mut state, deadline).timed_out() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses all claims from now on, wakes every waiter, and ends the store, unless claims are alive: then the last of them
+    /// ends it. To be called outside of transactions.
+    pub(crate) fn close(&self) -> Result<()> {
+        if self.store.is_forked() {
+            return Ok(());
+        }
+        self.closed.store(true, Ordering::Release);
+        let alive = || {
+            let mut state = self.owners.state.lock();
+            state.phase = Phase::Closed;
+            state.count()
+        };
+        let any = alive() > 0;
+        self.slots.close();
+        if any {
+            match self.store.sync() {
+                // The last claim has ended meanwhile.
+                Err(error) if error.kind() == ErrorKind::Closed => {}
+                synced => synced?,
+            }
+            let alive = alive();
+            if alive > 0 {
+                let directory = self.path().display();
+                let message = format!("{alive} claims are alive: the store {directory} stays locked until they end");
+                return Err(Error::new(ErrorKind::ClaimsAlive, message));
+            }
+        }
+        self.end_store()
+    }
+
+    /// Ends the store as the death of the process would: live claims keep nothing.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn abort(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        let mut state = self.owners.state.lock();
+        state.phase = Phase::Closed;
+        state.live.clear();
+        drop(state);
+        self.slots.close();
+        self.end_store()
+    }
+
+    fn end_store(&self) -> Result<()> {
+        let ended = self.store.close();
+        self.hub.close();
+        ended
+    }
+
+    /// Marks this thread as running the operation of a key, until the guard is dropped.
+    pub(crate) fn running(&self, place: &Place) -> Running {
+        // Thread-local state is gone where the thread ends: what runs there cannot be marked.
+        let _ = RUNNING.try_with(|running| running.borrow_mut().push((self.address(), place.at.clone())));
+        Running(())
+    }
+
+    /// Whether this thread runs the operation of a key, or of any key.
+    fn is_running(&self, at: Option<&StoreKey>) -> bool {
+        let is = |(engine, key): &(usize, StoreKey)| *engine == self.address() && at.is_none_or(|at| at == key);
+        RUNNING.try_with(|running| running.borrow().iter().any(is)).unwrap_or(false)
+    }
+
+    /// Refuses a wait that only the waiting thread itself could end.
+    pub(super) fn check_wait(&self, place: &Place) -> Result<()> {
+        if !self.is_running(Some(&place.at)) {
+            return Ok(());
+        }
+        let message = format!("this thread runs the operation of {}: waiting for it would never end", place.named());
+        Err(Error::new(ErrorKind::Deadlock, message))
+    }
+
+    /// Takes a record in progress away from its owner, whose claim is lost then.
+    pub(crate) fn revoke(&self, place: &Place) -> Result<RecordInfo> {
+        loop {
+            // Only the owner that was seen is revoked, never one that came after it.
+            let token = self.get(place, Depth::Head)?.map_or(0, |info| info.image().token);
+            return match self.change(place, &Event::Revoke { token }, Haste::Durable)? {
+                Changed::Written(info) => {
+                    self.leave_owner(token);
+                    self.hub.tell(|| Told::Ended(info.without_outcome()));
+                    Ok(info)
+                }
+                Changed::Kept(Because::Superseded(_), _) => continue,
+                Changed::Kept(Because::Unfit(status), _) => {
+                    let message = format!("{} has no live owner to revoke, it is {status:?}", place.named());
+                    Err(Error::new(ErrorKind::NotInProgress, message))
+                }
+                Changed::Kept(Because::Absent, _) => Err(not_found(place)),
+                other => Err(unexpected(place, &other)),
+            };
+        }
+    }
+}
