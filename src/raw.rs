@@ -82,11 +82,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn encode_outcome(&self, outcome: std::result::Result<&T, &E>) -> Result<Value> {
-        let what = format_args!("an outcome of {}", self.name());
+        let what = format!("an outcome of {}", self.name());
         let limit = self.engine().protocol().max_value_bytes();
         let bytes = match outcome {
-            Ok(value) => codec::encode_checked(what, value, limit)?.0,
-            Err(failure) => codec::encode_checked(what, failure, limit)?.0,
+            Ok(value) => codec::encode_checked(&what, value, limit)?.0,
+            Err(failure) => codec::encode_checked(&what, failure, limit)?.0,
         };
         Ok(Value::from(bytes))
     }
