@@ -160,8 +160,7 @@ impl<T, E> Claim<T, E> {
     /// effect. From here on the effect may have happened, so that [`release_on_drop`](Claim::release_on_drop) is turned off.
     #[must_use]
     pub fn effect_id(&self, label: &str) -> String {
-        self.inner.release_on_drop.store(false, Ordering::Relaxed);
-        self.inner.touched.store(true, Ordering::Relaxed);
+        self.touch();
         self.inner.info.effect_id(label)
     }
 
@@ -219,8 +218,9 @@ impl<T, E> Claim<T, E> {
         Fence { place: &self.inner.place, token: self.token(), point: self.recovery_point() }
     }
 
-    /// A stage was committed.
+    /// An effect may have happened: it was named, or a stage was committed.
     pub(crate) fn touch(&self) {
+        self.inner.release_on_drop.store(false, Ordering::Relaxed);
         self.inner.touched.store(true, Ordering::Relaxed);
     }
 
@@ -251,7 +251,6 @@ impl<T, E> Claim<T, E> {
     pub(crate) fn moved(&mut self, info: RecordInfo) {
         self.inner.live = info.status() == Status::InProgress;
         self.inner.info = info;
-        self.inner.release_on_drop.store(false, Ordering::Relaxed);
         if !self.inner.live {
             self.inner.protocol.leave_owner(self.token());
         }

@@ -100,7 +100,7 @@ impl Problem {
             ErrorKind::Busy => Self::passing(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "unavailable",
-                "Too many requests are under way. Nothing was processed: send it again later.",
+                "Too many requests are under way. Send the request again later, with the same key.",
             ),
             ErrorKind::Closed
             | ErrorKind::Poisoned

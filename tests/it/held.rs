@@ -175,6 +175,9 @@ fn naming_an_effect_or_committing_a_stage_turns_release_on_drop_off() {
     assert_eq!(panicking("effect", &|claim| drop(claim.effect_id("charge"))), Status::Interrupted);
     let stage = |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::advance("charged"))).unwrap();
     assert_eq!(panicking("stage", &stage), Status::Interrupted);
+    // One that leaves the record as it is may have written rows.
+    let stays = |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::Stay)).unwrap();
+    assert_eq!(panicking("stays", &stays), Status::Interrupted);
     // Said again afterwards, it is meant.
     let again = |claim: &mut Claim<u64>| {
         drop(claim.effect_id("charge"));
