@@ -147,19 +147,26 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ///
     /// | the error | under `Resume` | under `Hold` |
     /// |---|---|---|
-    /// | of a stage, or `Stalled` | released: the next attempt goes on from there | interrupted: its effect may have happened |
+    /// | of a stage, or `Stalled`, after an [`effect_id`](Claim::effect_id) or a committed stage of this attempt | interrupted, which resumes: it is kept for `interrupted_ttl` | interrupted: its effect may have happened |
+    /// | of a stage, or `Stalled`, before | released: the next attempt begins there | interrupted |
     /// | of a stage for which [`Stages::nothing_happened`] is true | released | released |
     /// | `UnknownRecoveryPoint` | released | released: no stage has run there |
     /// | a panic | interrupted, which resumes | interrupted |
     pub fn drive<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
-        self.drive_or(stages, |claim| drop(claim.release()))
+        self.drive_or(stages, |claim, is_certain| {
+            if !is_certain {
+                // An effect that has no name of ours may have happened: the record stays bound to its request.
+                claim.touch();
+            }
+            drop(claim.release());
+        })
     }
 
     /// As [`drive`](Claim::drive), for a key that nobody will send again: a record of which nothing is left to know is removed
     /// instead of released.
     #[cfg(feature = "http")]
     pub(crate) fn drive_unkeyed<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
-        self.drive_or(stages, |claim| {
+        self.drive_or(stages, |claim, _| {
             if claim.info().image().is_at_start() && !claim.is_touched() {
                 drop(claim.discard());
             } else {
@@ -172,12 +179,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     fn drive_or<X: From<Error>>(
         mut self,
         stages: &Stages<'_, T, E, X>,
-        release: impl FnOnce(Self),
+        release: impl FnOnce(Self, bool),
     ) -> Result<Finished<T, E>, X> {
         while !self.is_ended() {
             let Some(stage) = stages.stages.get(self.recovery_point()) else {
                 let error = X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"));
-                release(self);
+                release(self, true);
                 return Err(error);
             };
             let (before, lent) = (self.info().clone(), self.identity());
@@ -196,10 +203,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
                 Ok(()) => {}
                 Err(error) => {
                     let is_certain = stages.nothing_happened.as_ref().is_some_and(|is_certain| is_certain(&error));
-                    if is_certain || self.info().policy() == OnInterrupted::Resume {
-                        release(self);
-                    } else {
+                    let may_have_happened = self.is_touched() || self.info().policy() == OnInterrupted::Hold;
+                    if !is_certain && may_have_happened {
                         drop(self.interrupt());
+                    } else {
+                        release(self, is_certain);
                     }
                     return Err(error);
                 }

@@ -286,6 +286,7 @@ impl Engine {
     /// As [`close`](Engine::close): `ClaimsAlive` if the timeout was too short.
     pub fn close_when_idle(self, timeout: Duration) -> Result<()> {
         self.protocol.check_outside()?;
+        self.protocol.check_not_running()?;
         self.protocol.drain(deadline(timeout));
         self.close_now()
     }

@@ -162,6 +162,8 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // It may come from another thread, and is being made part of a failure on this one.
+        meet();
         f.write_str(&self.0.message)
     }
 }

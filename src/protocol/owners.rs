@@ -133,8 +133,20 @@ impl Protocol {
         }
     }
 
-    /// Refuses new claims, but for those of running operations, and waits until no claim is alive.
+    /// `Deadlock` on a thread that runs an operation: it would wait for its own claim.
+    pub(crate) fn check_not_running(&self) -> Result<()> {
+        if self.is_running(None) {
+            let message = "an operation waits for the end of all operations, and so for itself";
+            return Err(Error::new(ErrorKind::Deadlock, message));
+        }
+        Ok(())
+    }
+
+    /// Refuses new claims, but for those of running operations, and waits until no claim is alive. A child of `fork` has none.
     pub(crate) fn drain(&self, deadline: Option<Instant>) {
+        if self.store.is_forked() {
+            return;
+        }
         let mut state = self.owners.state.lock();
         if state.phase == Phase::Open {
             state.phase = Phase::Draining;

@@ -6,7 +6,7 @@ use super::Requests;
 use super::options::{HandleOptions, REPLAYED};
 use super::request::{Described, Refused};
 use crate::claim::Claim;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::execute::ExecuteError;
 use crate::key::Key;
 use crate::options::{BeginOptions, ExecuteOptions, OnError};
@@ -100,10 +100,14 @@ impl Requests {
         let is_stored = |response: &Response| {
             self.manager.on_error.as_ref().is_none_or(|classify| classify(response) == OnError::Store)
         };
-        // A response that is not to be stored is a failure, in whichever arm it comes.
+        // A response that is not to be stored is a failure, in whichever arm it comes; so is an error's that may be made of a
+        // fault of the engine.
         let run = |claim: &mut Claim<_, _>| {
-            operation(request, claim)
-                .and_then(|response| if is_stored(&response) { Ok(response) } else { Err(response) })
+            let met = error::met();
+            operation(request, claim).and_then(|response| {
+                let is_fault = error::met() != met && response.status().as_u16() >= 400;
+                if is_stored(&response) && !is_fault { Ok(response) } else { Err(response) }
+            })
         };
         match self.manager.execute_with(key, execute, run) {
             Ok(done) => {

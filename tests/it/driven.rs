@@ -41,7 +41,7 @@ fn a_driven_request_goes_on_where_it_stopped_and_is_replayed() {
     let failed = drive(&requests, "\"k\"", "/orders", &fails).unwrap_err();
     assert!(matches!(failed, DriveError::Stage(error) if error.kind() == ErrorKind::InvalidKey));
     let record = requests.retrieve("k").unwrap().unwrap();
-    assert_eq!((record.status(), record.info().recovery_point()), (Status::Released, "paid"));
+    assert_eq!((record.status(), record.info().recovery_point()), (Status::Interrupted, "paid"));
     assert_eq!(record.info().policy(), OnInterrupted::Resume);
     fails.store(false, Ordering::Relaxed);
     let done = drive(&requests, "k", "/orders", &fails).unwrap();
@@ -87,7 +87,7 @@ fn a_request_without_a_key_that_fails_leaves_nothing_that_nobody_can_find() {
     // Its first stage has: whoever looks for it goes on.
     assert!(requests.drive(None, "POST", &7, "/orders", &stages(&fails)).is_err());
     let [left] = &all()[..] else { panic!("one is left") };
-    assert_eq!((left.status(), left.recovery_point()), (Status::Released, "paid"));
+    assert_eq!((left.status(), left.recovery_point()), (Status::Interrupted, "paid"));
     fails.store(false, Ordering::Relaxed);
     let key = left.key().as_str().unwrap();
     assert_eq!(requests.drive(Some(key), "POST", &7, "/orders", &stages(&fails)).unwrap().value(), &ok("ch_1"));

@@ -252,6 +252,49 @@ fn faults_of_the_engine_are_never_stored_as_a_failure() {
     assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })), "{failed:?}");
 }
 
+#[test]
+fn a_fault_that_another_thread_met_is_no_failure_either() {
+    let (engine, manager) = numbers(ManagerOptions::new());
+    let table = engine.table("t").unwrap();
+    let too_large = vec![0; (1 << 20) + 1];
+    let failed = manager.execute("k", |_| {
+        std::thread::scope(|scope| scope.spawn(|| table.insert("row", &too_large)).join().unwrap())?;
+        Ok(1)
+    });
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
+}
+
+#[test]
+fn an_operation_that_waits_for_all_operations_is_answered_at_once() {
+    let (engine, manager) = numbers(ManagerOptions::new());
+    let done = manager.execute("k", |_| {
+        let refused = engine.clone().close_when_idle(Duration::MAX).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Deadlock);
+        Ok(1)
+    });
+    assert_eq!(done.unwrap().into_value(), 1);
+    assert!(manager.execute("another", |_| Ok(2)).is_ok(), "nothing has changed");
+}
+
+#[test]
+fn an_answer_made_of_a_fault_is_not_stored_in_either_arm() {
+    let (engine, manager) = numbers(ManagerOptions::new());
+    let _owner = claim(&manager, "at work");
+    let requests = engine.requests("r").unwrap();
+    for (key, is_ok) in [("ok", true), ("err", false)] {
+        let answer = requests.handle(&request(key), |_, _| {
+            let wait = ExecuteOptions::new().wait(Duration::ZERO);
+            assert!(manager.execute_with("at work", wait, |_| Ok(1)).is_err());
+            let busy = Response::new(StatusCode::CONFLICT);
+            if is_ok { Ok(busy) } else { Err(busy) }
+        });
+        assert_eq!(
+            (answer.status(), status(requests.manager(), key)),
+            (StatusCode::CONFLICT, Some(Status::Interrupted))
+        );
+    }
+}
+
 fn request(key: &str) -> http::Request<&'static str> {
     http::Request::post("/pay").header("idempotency-key", key).body("20 EUR").unwrap()
 }
@@ -318,7 +361,8 @@ fn a_request_without_a_key_keeps_the_trace_of_an_effect() {
     // A begin and a removal: it is never seen released.
     assert_eq!(engine.stats().commits - removed, 2);
     assert!(requests.drive(None, "POST", &7, "/orders", &fails(true)).is_err());
-    assert_eq!(all(&requests), [Status::Released]);
+    // Under `Resume` too: a released record would be forgotten after a day, and with it the name of the effect.
+    assert_eq!(all(&requests), [Status::Interrupted]);
     let succeeds = Stages::new().stage(STARTED, |claim: &mut Claim<Response, Response>| {
         claim.work_stage(|_| Ok::<_, Error>(Next::Succeed(ok("x"))))
     });
