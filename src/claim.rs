@@ -70,13 +70,6 @@ pub(crate) struct Identity {
     token: u64,
 }
 
-impl Identity {
-    /// Marks this thread as running the claim's operation.
-    pub(crate) fn running(&self) -> Running {
-        self.protocol.running(&self.place)
-    }
-}
-
 impl<T, E> Claim<T, E> {
     pub(crate) fn new(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
         let faulted = Arc::new(AtomicBool::new(false));
@@ -192,8 +185,14 @@ impl<T, E> Claim<T, E> {
     pub(crate) fn discard(mut self) -> Result<()> {
         let Inner { protocol, place, .. } = &*self.inner;
         protocol.discard(place, self.token())?;
-        self.inner.live = false;
+        self.over();
         Ok(())
+    }
+
+    /// It has ended, and keeps the directory no more.
+    fn over(&mut self) {
+        self.inner.live = false;
+        self.inner.protocol.leave_owner(self.token());
     }
 
     fn releasing(&self) -> Ending {
@@ -224,6 +223,11 @@ impl<T, E> Claim<T, E> {
         self.inner.touched.store(true, Ordering::Relaxed);
     }
 
+    /// Marks this thread as running the claim's operation.
+    pub(crate) fn running(&self) -> Running {
+        self.inner.protocol.running(&self.inner.place)
+    }
+
     /// Which claim it is, to be compared after a `&mut` of it was lent.
     pub(crate) fn identity(&self) -> Identity {
         Identity { protocol: Arc::clone(&self.inner.protocol), place: self.inner.place.clone(), token: self.token() }
@@ -249,10 +253,9 @@ impl<T, E> Claim<T, E> {
 
     /// A stage has changed its record, and perhaps ended it.
     pub(crate) fn moved(&mut self, info: RecordInfo) {
-        self.inner.live = info.status() == Status::InProgress;
         self.inner.info = info;
-        if !self.inner.live {
-            self.inner.protocol.leave_owner(self.token());
+        if self.inner.info.status() != Status::InProgress {
+            self.over();
         }
     }
 
@@ -265,7 +268,7 @@ impl<T, E> Claim<T, E> {
         let Inner { protocol, place, .. } = &*self.inner;
         match protocol.end(place, self.token(), ending) {
             Ok(info) => {
-                self.inner.live = false;
+                self.over();
                 Ok(info)
             }
             Err(error) => Err(EndError { error, claim: self }),
@@ -317,8 +320,8 @@ impl<T, E> Drop for Claim<T, E> {
             let releases = self.inner.release_on_drop.load(Ordering::Relaxed);
             let ending = if releases { self.releasing() } else { Ending::Interrupt(panicked_or_dropped()) };
             self.inner.protocol.abandon(&self.inner.place, self.token(), ending);
+            self.over();
         }
-        self.inner.protocol.leave_owner(self.token());
     }
 }
 

@@ -70,12 +70,10 @@ impl<'a, T, E, X> Stages<'a, T, E, X> {
         self.stages.insert(point.into(), Box::new(run));
         self
     }
-}
 
-impl<'a, T, E, X> Stages<'a, T, E, X> {
-    /// Says for which errors of a stage it is certain that its effect has not happened, e.g. because a card was declined before
-    /// it was charged. Under [`OnInterrupted::Hold`] such an error releases the record, every other interrupts it. Without this
-    /// no error is certain.
+    /// Names the errors of a stage after which it is certain that its effect has not happened, e.g. because a card was declined
+    /// before it was charged. Such an error releases the record. After any other, [`Claim::drive`] says what becomes of it.
+    /// Default: no error is certain.
     pub fn nothing_happened(mut self, is_certain: impl Fn(&X) -> bool + Send + Sync + 'a) -> Self {
         self.nothing_happened = Some(Box::new(is_certain));
         self
@@ -181,13 +179,14 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         stages: &Stages<'_, T, E, X>,
         release: impl FnOnce(Self, bool),
     ) -> Result<Finished<T, E>, X> {
+        let lent = self.identity();
         while !self.is_ended() {
             let Some(stage) = stages.stages.get(self.recovery_point()) else {
                 let error = X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"));
                 release(self, true);
                 return Err(error);
             };
-            let (before, lent) = (self.info().clone(), self.identity());
+            let before = self.info().clone();
             let ended = stage(&mut self);
             self = self.returned(&lent).map_err(X::from)?;
             let ended = match ended {

@@ -217,19 +217,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let begun = if wait.is_zero() { self.begin_with(key, begin) } else { self.begin_or_wait(key, begin, wait) };
         match begun.map_err(ExecuteError::Engine)? {
             Begin::Claimed(claim) => {
-                let _running = claim.identity().running();
+                let _running = claim.running();
                 run(claim)
             }
             Begin::Replay(done) => Ok(answer(done, true)?),
-            // In an operation that runs inside another one, these are no failures of the outer one.
-            Begin::InProgress(pending) => {
-                error::meet();
-                Err(ExecuteError::InProgress(pending).into())
-            }
-            Begin::Interrupted(info) => {
-                error::meet();
-                Err(ExecuteError::Interrupted(info).into())
-            }
+            Begin::InProgress(pending) => Err(passing(ExecuteError::InProgress(pending)).into()),
+            Begin::Interrupted(info) => Err(passing(ExecuteError::Interrupted(info)).into()),
             Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info).into()),
         }
     }
@@ -270,6 +263,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             Err(error) => ExecuteError::NotStored { outcome: Err(failure), error },
         })
     }
+}
+
+/// Counts as a fault: for an operation that runs around this one it is no failure of its own.
+fn passing<T, E>(answer: ExecuteError<T, E>) -> ExecuteError<T, E> {
+    error::meet();
+    answer
 }
 
 pub(crate) fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Result<Executed<T>, ExecuteError<T, E>> {

@@ -19,19 +19,11 @@ thread_local! {
 }
 
 /// The claims of one engine.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Owners {
-    /// A child of `fork` owns none of the claims that it has a copy of.
-    pid: u32,
     state: Mutex<State>,
     /// The number of claims has become zero.
     idle: Condvar,
-}
-
-impl Default for Owners {
-    fn default() -> Self {
-        Self { pid: std::process::id(), state: Mutex::default(), idle: Condvar::new() }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -117,7 +109,8 @@ impl Protocol {
     }
 
     fn forget_owner(&self, forget: impl FnOnce(&mut State) -> bool) {
-        if std::process::id() != self.owners.pid {
+        // A child of `fork` owns none of the claims that it has a copy of.
+        if self.store.is_forked() {
             return;
         }
         let mut state = self.owners.state.lock();
