@@ -1,6 +1,6 @@
 //! A named, typed scope of keys.
 
-use std::fmt;
+use std::fmt::{self, Display};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -485,11 +485,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 
     pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
-        let (bytes, _) = codec::encode_checked(
-            format_args!("the outcome of key {} of {}", place.key, self.name),
-            value,
-            self.engine.protocol().max_value_bytes(),
-        )?;
+        self.encode_as(format_args!("the outcome of key {} of {}", place.key, self.name), value)
+    }
+
+    pub(crate) fn encode_as<S: Serialize + DeserializeOwned>(&self, what: impl Display, value: &S) -> Result<Value> {
+        let (bytes, _) = codec::encode_checked(what, value, self.engine.protocol().max_value_bytes())?;
         Ok(Value::from(bytes))
     }
 }

@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::clock::millis;
-use crate::codec;
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, check_name};
@@ -83,12 +82,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// ```
     pub fn encode_outcome(&self, outcome: std::result::Result<&T, &E>) -> Result<Value> {
         let what = format!("an outcome of {}", self.name());
-        let limit = self.engine().protocol().max_value_bytes();
-        let bytes = match outcome {
-            Ok(value) => codec::encode_checked(&what, value, limit)?.0,
-            Err(failure) => codec::encode_checked(&what, failure, limit)?.0,
-        };
-        Ok(Value::from(bytes))
+        outcome.map_or_else(|failure| self.encode_as(&what, failure), |value| self.encode_as(&what, value))
     }
 }
 

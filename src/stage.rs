@@ -64,6 +64,27 @@ impl<T, E> Next<T, E> {
     }
 }
 
+impl<T, E> Next<T, E> {
+    /// What it makes of a record, checked and encoded. A checkpoint may have `limit` bytes.
+    pub(crate) fn into_step(
+        self,
+        limit: u64,
+        success: impl FnOnce(&T) -> Result<Value>,
+        failure: impl FnOnce(&E) -> Result<Value>,
+    ) -> Result<Step> {
+        Ok(match self {
+            Self::Stay => Step::Stay,
+            Self::Advance { point, checkpoint } => {
+                check_recovery_point(&point)?;
+                check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), limit)?;
+                Step::Advance { point, checkpoint: checkpoint.map(Value::from) }
+            }
+            Self::Succeed(value) => Step::End(Ending::Succeed(success(&value)?)),
+            Self::Fail(error) => Step::End(Ending::Fail(failure(&error)?)),
+        })
+    }
+}
+
 impl<T, E> fmt::Debug for Next<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -122,16 +143,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     }
 
     fn encode_step(&self, next: Next<T, E>) -> Result<Step> {
-        Ok(match next {
-            Next::Stay => Step::Stay,
-            Next::Advance { point, checkpoint } => {
-                check_recovery_point(&point)?;
-                check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), self.protocol().max_value_bytes())?;
-                Step::Advance { point, checkpoint: checkpoint.map(Value::from) }
-            }
-            Next::Succeed(value) => Step::End(Ending::Succeed(self.encode("success", &value)?.0)),
-            Next::Fail(error) => Step::End(Ending::Fail(self.encode("failure", &error)?.0)),
-        })
+        let success = |value: &T| self.encode("success", value).map(|(bytes, _)| bytes);
+        let failure = |error: &E| self.encode("failure", error).map(|(bytes, _)| bytes);
+        next.into_step(self.protocol().max_value_bytes(), success, failure)
     }
 
     /// What was stored, after a stage has ended the claim.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::ops::{Bound, RangeBounds};
+use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use crate::error::Result;
@@ -101,10 +101,7 @@ impl Table {
 
     /// The rows whose keys are in the range, in order; none if its start lies behind its end.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<Rows> {
-        let bytes = |bound: Bound<&K>| bound.map(|key| key.as_ref().to_vec());
-        let (from, to) = (bytes(range.start_bound()), bytes(range.end_bound()));
-        let range = RowRange::new(&self.name, from.as_ref().map(Vec::as_slice), to.as_ref().map(Vec::as_slice));
-        self.rows(range)
+        self.rows(RowRange::new(&self.name, &range))
     }
 
     /// The rows whose keys begin so, in order; all with an empty prefix.

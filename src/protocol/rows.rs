@@ -1,6 +1,6 @@
 //! Rows of the user's tables: one by one, and in the order of their keys.
 
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 
 use super::{Protocol, Scan};
 use crate::error::{Error, ErrorKind, Result};
@@ -16,16 +16,16 @@ pub(crate) struct RowRange {
 }
 
 impl RowRange {
-    pub(crate) fn new(table: &str, from: Bound<&[u8]>, to: Bound<&[u8]>) -> Self {
-        let row = |key| StoreKey::row(table, key);
-        let from = match from {
-            Bound::Included(key) => row(key),
-            Bound::Excluded(key) => row(key).successor(),
+    pub(crate) fn new<K: AsRef<[u8]>>(table: &str, keys: &impl RangeBounds<K>) -> Self {
+        let row = |key: &[u8]| StoreKey::row(table, key);
+        let from = match keys.start_bound() {
+            Bound::Included(key) => row(key.as_ref()),
+            Bound::Excluded(key) => row(key.as_ref()).successor(),
             Bound::Unbounded => row(&[]),
         };
-        let end = match to {
-            Bound::Included(key) => Some(row(key).successor()),
-            Bound::Excluded(key) => Some(row(key)),
+        let end = match keys.end_bound() {
+            Bound::Included(key) => Some(row(key.as_ref()).successor()),
+            Bound::Excluded(key) => Some(row(key.as_ref())),
             Bound::Unbounded => row(&[]).behind_prefix(),
         };
         Self { from, end }

@@ -11,13 +11,12 @@ use crate::key::Key;
 use crate::options::BeginOptions;
 use crate::outcome::Record;
 use crate::protocol::{Draft, Place, Protocol};
-use crate::record::{RecordInfo, check_checkpoint, check_recovery_point};
+use crate::record::RecordInfo;
 use crate::records::RecordFilter;
 use crate::response::Response;
 use crate::stage::Next;
 use crate::transaction::{self, Transaction};
-use crate::transition::{Ending, Patch};
-use crate::value::Value;
+use crate::transition::{Patch, Step};
 
 /// [`Requests`] inside a [`Transaction`]: what is done here is committed with the rows that it writes, or not at all.
 #[derive(Clone)]
@@ -162,24 +161,17 @@ impl TransactionRequests<'_> {
         })
     }
 
-    /// What a stage makes of a record that nobody owns, if anything.
+    /// Returns the change that a stage makes of a record without an owner; `None` for [`Next::Stay`].
     fn patch(&self, place: &Place, next: Next<Response, Response>) -> Result<Option<Patch>> {
         let manager = &self.requests.manager;
         let encode = |response: &Response| manager.encode(place, response);
-        let ending = match next {
-            Next::Stay => return Ok(None),
-            Next::Advance { point, checkpoint } => {
-                check_recovery_point(&point)?;
-                let limit = manager.engine().protocol().max_value_bytes();
-                check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), limit)?;
-                let checkpoint = checkpoint.map(Value::from);
-                let recovery_point = Some(point);
-                return Ok(Some(Patch { recovery_point, checkpoint, forgets_checkpoint: true, ending: None }));
+        Ok(match next.into_step(manager.engine().protocol().max_value_bytes(), encode, encode)? {
+            Step::Stay => None,
+            Step::Advance { point, checkpoint } => {
+                Some(Patch { recovery_point: Some(point), checkpoint, forgets_checkpoint: true, ending: None })
             }
-            Next::Succeed(response) => Ending::Succeed(encode(&response)?),
-            Next::Fail(response) => Ending::Fail(encode(&response)?),
-        };
-        Ok(Some(Patch { ending: Some((ending, manager.options.schema)), ..Patch::default() }))
+            Step::End(ending) => Some(Patch { ending: Some((ending, manager.options.schema)), ..Patch::default() }),
+        })
     }
 
     /// As [`Requests::retrieve`], with what this transaction has made of it. The generation of a request that it has created is

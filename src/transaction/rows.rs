@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::{BTreeMap, IntoIter};
 use std::fmt;
-use std::ops::{Bound, RangeBounds};
+use std::ops::RangeBounds;
 
 use super::TransactionTable;
 use crate::error::Result;
@@ -38,10 +38,7 @@ impl<'tx> TransactionTable<'tx> {
     /// The rows whose keys are in the range, in order; as [`iter`](Self::iter).
     #[must_use]
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> TransactionRows<'tx> {
-        let bytes = |bound: Bound<&K>| bound.map(|key| key.as_ref().to_vec());
-        let (from, to) = (bytes(range.start_bound()), bytes(range.end_bound()));
-        let (from, to) = (from.as_ref().map(Vec::as_slice), to.as_ref().map(Vec::as_slice));
-        self.rows(RowRange::new(&self.shared_name(), from, to))
+        self.rows(RowRange::new(&self.shared_name(), &range))
     }
 
     /// The rows whose keys begin so, in order; as [`iter`](Self::iter).
