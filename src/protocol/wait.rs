@@ -103,23 +103,19 @@ impl Protocol {
         let mut read = self.get(place, Depth::Whole)?;
         loop {
             let Some(info) = read else { return Ok(Some(Awaited::Absent)) };
-            return Ok(match info.status() {
-                Status::InProgress => None,
-                Status::Succeeded | Status::Failed => Some(Awaited::Finished(info)),
-                Status::Interrupted => Some(Awaited::Interrupted),
-                // Created, and not begun yet.
-                Status::Released if !is_released(&info) => None,
-                // Its heir has not begun yet.
-                Status::Released if self.slots.has_heir(&place.at) => None,
-                Status::Released => {
-                    // The heir may have begun in between: what is still the same was released while there was none.
-                    read = self.get(place, Depth::Whole)?;
-                    if read.as_ref().is_some_and(|again| again.image().revision == info.image().revision) {
-                        return Ok(Some(Awaited::Released));
-                    }
-                    continue;
-                }
-            });
+            match info.status() {
+                Status::InProgress => return Ok(None),
+                Status::Succeeded | Status::Failed => return Ok(Some(Awaited::Finished(info))),
+                Status::Interrupted => return Ok(Some(Awaited::Interrupted)),
+                // Created and not begun yet, or its successor has not begun yet.
+                Status::Released if !is_released(&info) || self.slots.has_heir(&place.at) => return Ok(None),
+                Status::Released => {}
+            }
+            // The successor may have begun in between. A record that is still the same was released while there was none.
+            read = self.get(place, Depth::Whole)?;
+            if read.as_ref().is_some_and(|again| again.image().revision == info.image().revision) {
+                return Ok(Some(Awaited::Released));
+            }
         }
     }
 

@@ -176,8 +176,8 @@ enum Claimed {
 impl Ahead {
     /// Sees to blocks for so many bytes behind the end. With less than that free nothing is taken.
     fn claim(&mut self, needed: u64, free: u64) -> Claimed {
-        let Some(found) = self.file.as_ref().and_then(|file| file.metadata().ok()) else { return Claimed::Unsupported };
         let Some(file) = &self.file else { return Claimed::Unsupported };
+        let Ok(found) = file.metadata() else { return Claimed::Unsupported };
         let (len, blocks) = (found.len(), allocated(&found));
         if blocks < self.allocated {
             self.end = 0;
@@ -213,7 +213,7 @@ impl Ahead {
 
     fn give_back(&mut self, needed: u64) {
         let Some(file) = &self.file else { return };
-        if !files::try_lock(file).is_ok_and(|locked| locked) {
+        if !matches!(files::try_lock(file), Ok(true)) {
             // sled, of an engine that has just ended, has not let go of it.
             return;
         }
