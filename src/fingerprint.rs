@@ -5,6 +5,7 @@ mod canonical;
 mod json;
 
 use crate::error::{Error, ErrorKind, Result};
+pub(crate) use canonical::in_order;
 use canonical::{Order, digest};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};

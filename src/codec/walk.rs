@@ -9,6 +9,8 @@ use std::fmt;
 
 use serde::ser::{self, Serialize};
 
+use crate::fingerprint::in_order;
+
 const UNIT: u8 = 0;
 const NONE: u8 = 1;
 const SOME: u8 = 2;
@@ -386,31 +388,7 @@ impl<O: Output> Items<'_, O> {
     }
 }
 
-macro_rules! items {
-    ($($kind:ident $method:ident($($name:ident: $type:ty)?) = $call:ident;)*) => {
-        $(impl<O: Output> ser::$kind for Items<'_, O> {
-            type Ok = ();
-            type Error = Stop;
-
-            fn $method<T: Serialize + ?Sized>(&mut self, $($name: $type,)? value: &T) -> Result<(), Stop> {
-                self.$call($($name,)? value)
-            }
-
-            fn end(self) -> Result<(), Stop> {
-                self.finish();
-                Ok(())
-            }
-        })*
-    };
-}
-
-items! {
-    SerializeTuple serialize_element() = item;
-    SerializeTupleStruct serialize_field() = item;
-    SerializeTupleVariant serialize_field() = item;
-    SerializeStruct serialize_field(name: &'static str) = field;
-    SerializeStructVariant serialize_field(name: &'static str) = field;
-}
+in_order!([O: Output] Items<'_, O>, Stop);
 
 /// Items, or keys and values, whose order does not count. They are counted here: announced lengths may be absent or wrong.
 struct Unordered<'a, O> {

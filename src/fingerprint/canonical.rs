@@ -302,31 +302,37 @@ impl Items<'_> {
     }
 }
 
-macro_rules! items {
-    ($($kind:ident $method:ident($($name:ident: $type:ty)?) = $call:ident;)*) => {
-        $(impl ser::$kind for Items<'_> {
+/// Implements serde's five traits of items in a fixed order by a type's `item`, `field` and `finish`.
+macro_rules! in_order {
+    ([$($generics:tt)*] $items:ty, $error:ty) => {
+        in_order!([$($generics)*] $items, $error, SerializeTuple, serialize_element() = item);
+        in_order!([$($generics)*] $items, $error, SerializeTupleStruct, serialize_field() = item);
+        in_order!([$($generics)*] $items, $error, SerializeTupleVariant, serialize_field() = item);
+        in_order!([$($generics)*] $items, $error, SerializeStruct, serialize_field(name: &'static str) = field);
+        in_order!([$($generics)*] $items, $error, SerializeStructVariant, serialize_field(name: &'static str) = field);
+    };
+    (
+        [$($generics:tt)*] $items:ty, $error:ty, $kind:ident,
+        $method:ident($($name:ident: $type:ty)?) = $call:ident
+    ) => {
+        impl<$($generics)*> serde::ser::$kind for $items {
             type Ok = ();
-            type Error = Refused;
+            type Error = $error;
 
-            fn $method<T: Serialize + ?Sized>(&mut self, $($name: $type,)? value: &T) -> Result<(), Refused> {
+            fn $method<T: serde::Serialize + ?Sized>(&mut self, $($name: $type,)? value: &T) -> Result<(), $error> {
                 self.$call($($name,)? value)
             }
 
-            fn end(self) -> Result<(), Refused> {
+            fn end(self) -> Result<(), $error> {
                 self.finish();
                 Ok(())
             }
-        })*
+        }
     };
 }
+pub(crate) use in_order;
 
-items! {
-    SerializeTuple serialize_element() = item;
-    SerializeTupleStruct serialize_field() = item;
-    SerializeTupleVariant serialize_field() = item;
-    SerializeStruct serialize_field(name: &'static str) = field;
-    SerializeStructVariant serialize_field(name: &'static str) = field;
-}
+in_order!([] Items<'_>, Refused);
 
 enum Sequence<'a> {
     Ordered(Items<'a>),
