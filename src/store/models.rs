@@ -272,8 +272,8 @@ fn a_commit_on_something_stale_is_refused() {
     fails(|| additions(Fault::DoesNotCheckTheStripes), "the sum");
 }
 
-/// Two rows change together: who finds that both are current has seen both from one moment.
-fn two_rows(fault: Fault) {
+/// Two rows change together, while a reader looks at both several times. `read` gives what it has seen if all of it is current.
+fn two_rows(fault: Fault, read: impl Fn(&Store) -> Option<[u8; 2]>) {
     let store = &Store::new(fault);
     store.with(|| {
         thread::scope(|scope| {
@@ -283,47 +283,38 @@ fn two_rows(fault: Fault) {
                 }
             });
             for _ in 0..3 {
-                let reads = [0, 1].map(|name| store.read(&key(name)));
-                if store.stripes.are_current(&reads.each_ref().map(|read| read.seen)) {
-                    assert_eq!(reads[0].value, reads[1].value, "two moments");
+                if let Some([one, other]) = read(store) {
+                    assert_eq!(one, other, "two moments");
                 }
             }
         });
     });
+}
+
+/// A reader that finds that both are current has seen both from one moment.
+fn by_stripes(store: &Store) -> Option<[u8; 2]> {
+    let reads = [0, 1].map(|name| store.read(&key(name)));
+    store.stripes.are_current(&reads.each_ref().map(|read| read.seen)).then(|| reads.map(|read| read.value))
+}
+
+/// A transaction whose read set has no mark has seen one moment.
+fn by_read_set(store: &Store) -> Option<[u8; 2]> {
+    let mut set = ReadSet::new(&store.read_sets);
+    let reads = [0, 1].map(|name| store.read_in(&mut set, &key(name)));
+    set.is_current().then_some(reads)
 }
 
 #[test]
 fn what_changes_together_is_seen_together() {
-    holds(|| two_rows(Fault::None));
-    fails(|| two_rows(Fault::MovesTheStripesLater), "two moments");
-}
-
-/// As above, for a transaction that reads both: while its set has no mark, it has seen one moment.
-fn two_rows_in_a_transaction(fault: Fault) {
-    let store = &Store::new(fault);
-    store.with(|| {
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                for value in 1..=2 {
-                    store.commit(&[(key(0), value), (key(1), value)], &[]).unwrap();
-                }
-            });
-            for _ in 0..3 {
-                let mut set = ReadSet::new(&store.read_sets);
-                let reads = [0, 1].map(|name| store.read_in(&mut set, &key(name)));
-                if set.is_current() {
-                    assert_eq!(reads[0], reads[1], "two moments");
-                }
-            }
-        });
-    });
+    holds(|| two_rows(Fault::None, by_stripes));
+    fails(|| two_rows(Fault::MovesTheStripesLater, by_stripes), "two moments");
 }
 
 #[test]
 fn a_transaction_sees_one_moment() {
-    holds(|| two_rows_in_a_transaction(Fault::None));
-    fails(|| two_rows_in_a_transaction(Fault::AddsToTheReadSetLast), "two moments");
-    fails(|| two_rows_in_a_transaction(Fault::MarksTheReadSetsLater), "two moments");
+    holds(|| two_rows(Fault::None, by_read_set));
+    fails(|| two_rows(Fault::AddsToTheReadSetLast, by_read_set), "two moments");
+    fails(|| two_rows(Fault::MarksTheReadSetsLater, by_read_set), "two moments");
 }
 
 /// Three transactions take the one seat, if none is taken: each writes a row of its own.

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use oncekey::{
-    Claim, Error, ErrorKind, Fingerprint, HandleOptions, Next, RecordFilter, Requests, Response, SameRequest, Status,
+    Error, ErrorKind, Fingerprint, HandleOptions, Next, RecordFilter, Requests, Response, SameRequest, Status,
 };
 
 use crate::common::*;
+use crate::http::{created, never};
 
 type Request = http::Request<String>;
 type Answer = http::Response<Vec<u8>>;
@@ -25,15 +26,6 @@ fn of_kind(kind: &'static str, body: &str) -> Request {
     let mut request = post(body);
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     request
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "it is an operation")]
-fn created(_: &Request, claim: &mut Claim<Response, Response>) -> Result<Response, Response> {
-    Ok(Response::new(StatusCode::CREATED).body(claim.effect_id("charge")))
-}
-
-fn never(_: &Request, _: &mut Claim<Response, Response>) -> Result<Response, Response> {
-    panic!("it has run")
 }
 
 #[track_caller]

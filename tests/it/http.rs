@@ -31,11 +31,11 @@ fn of(method: &str, target: &str, key: &str, body: &str) -> Request {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "it is an operation")]
-fn created(_: &Request, claim: &mut Claim<Response, Response>) -> Result<Response, Response> {
+pub(crate) fn created<B>(_: &http::Request<B>, claim: &mut Claim<Response, Response>) -> Result<Response, Response> {
     Ok(Response::new(StatusCode::CREATED).body(claim.effect_id("charge")))
 }
 
-fn never(_: &Request, _: &mut Claim<Response, Response>) -> Result<Response, Response> {
+pub(crate) fn never<B>(_: &http::Request<B>, _: &mut Claim<Response, Response>) -> Result<Response, Response> {
     panic!("it has run")
 }
 

@@ -95,19 +95,7 @@ fn what_is_applied_lets_the_next_in() {
 fn a_queue(fault: Fault) {
     let store = &store(1_000, |config| config.max_unapplied = 10);
     thread::scope(|scope| {
-        scope.spawn(move || {
-            loop {
-                match store.group.take() {
-                    Work::Write(batch, _) => {
-                        store.written(&batch, Fault::None);
-                        store.applied(&batch);
-                    }
-                    Work::Draining => store.group.end(),
-                    Work::Ended => return,
-                    Work::Idle => unreachable!(),
-                }
-            }
-        });
+        scope.spawn(move || store.write_groups(Fault::None).unwrap());
         let gives_up = scope.spawn(move || {
             let place = store.group.state.lock().enqueue(Class::Finishing).0;
             let mut state = store.group.state.lock();
