@@ -180,7 +180,7 @@ impl<T, E> Claim<T, E> {
         self.end(&Ending::Interrupt(Interruption::Reported))
     }
 
-    /// Removes its record, so that nothing is left of the operation. Where that fails it is as alive as before.
+    /// Removes its record. If that fails, its drop interrupts the record.
     #[cfg(feature = "http")]
     pub(crate) fn discard(mut self) -> Result<()> {
         let Inner { protocol, place, .. } = &*self.inner;
@@ -233,8 +233,8 @@ impl<T, E> Claim<T, E> {
         Identity { protocol: Arc::clone(&self.inner.protocol), place: self.inner.place.clone(), token: self.token() }
     }
 
-    /// The claim, if it is the one that was lent. Otherwise the operation has exchanged it, and nobody knows which operation an
-    /// outcome belongs to: both records are interrupted.
+    /// Returns the claim if it is the one that was lent. If the operation has exchanged it, an outcome could belong to either
+    /// record: both are interrupted.
     pub(crate) fn returned(self, lent: &Identity) -> Result<Self> {
         let Inner { protocol, place, .. } = &*self.inner;
         if Arc::ptr_eq(protocol, &lent.protocol) && place.is(&lent.place) && self.token() == lent.token {
@@ -242,7 +242,7 @@ impl<T, E> Claim<T, E> {
         }
         let message =
             format!("the operation of key {} exchanged its claim with that of key {}", lent.place.key, place.key);
-        // Whoever holds it now has lost it; if it ended before, it stays as it ended.
+        // The lent claim is lost, wherever it is now. A record that has ended already stays as it is.
         drop(lent.protocol.end(&lent.place, lent.token, &Ending::Interrupt(Interruption::Reported)));
         Err(Error::new(ErrorKind::ClaimLost, message))
     }

@@ -9,9 +9,9 @@
 //!
 //! No UTF-8 text has these bytes, so a text that was not encoded is never taken for a value that was.
 //!
-//! Bincode has no names and no kinds: whoever reads a value as another type may get wrong numbers without an error. So what
-//! was read is walked as it was when it was written, and the digests must agree. Both are made by `Serialize`, so that it does
-//! not matter how a type's `Deserialize` asks for its parts. Types that bincode cannot read back are stored as JSON. It is
+//! Bincode stores no names and no kinds: a value that is read as another type may become wrong numbers without an error. So
+//! a decoded value is walked in the same way as the encoded one, and the two digests must be equal. `Serialize` makes both, so
+//! a type's `Deserialize` has no influence on them. Types that bincode cannot read back are stored as JSON. It is
 //! the text for which attributes such as `flatten` and `untagged` are made: inside them serde takes every format for a
 //! human-readable one, and then compact forms of, for example, UUIDs and addresses are not found again in CBOR or
 //! `MessagePack`.
@@ -32,7 +32,7 @@ use walk::{Bytes, Count, Nothing, Readable, Stop, walk};
 
 /// Bytes before a value: the codec and the digest.
 const HEADER: usize = 9;
-/// What most values fit into.
+/// The size of a new buffer, in bytes: most values fit.
 const USUAL_LEN: usize = 256;
 /// The largest buffer that a thread keeps for its next value.
 const KEPT_BUFFER: usize = 64 << 10;
@@ -120,7 +120,7 @@ fn split(bytes: &[u8]) -> Option<(Codec, u64, &[u8])> {
 ///
 /// Bincode writes what it cannot read, or reads it as something else: a variant behind a skipped one comes back as its
 /// neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash map or set may
-/// differ, since it is another in every instance. What fails this is stored as JSON, if that can be read back.
+/// differ, because each instance has its own. A value that fails this check is stored as JSON, if JSON can be read back.
 pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     what: impl fmt::Display,
     value: &T,
@@ -233,7 +233,7 @@ fn too_large<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u
     Error::new(ErrorKind::TooLarge, format!("{what} is {size}, the limit is {limit}"))
 }
 
-/// Where JSON could not be read. The error's own text may quote the value, which is not for logs.
+/// Describes where JSON could not be read. The error's own text is not used: it may quote the value, and ends in logs.
 fn place(error: &serde_json::Error) -> String {
     let problem = match error.classify() {
         Category::Data => "JSON does not fit the type",

@@ -94,9 +94,9 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 
 /// Why `drive` has no value.
 pub enum DriveError<T, E, X> {
-    /// A stage ended with this, or a fault of the engine inside it, an unknown recovery point, or no advance. What it would have
-    /// written is rolled back, and the record stays at its recovery point. [`Claim::drive`] says whether it is released, and may
-    /// be sent again, or interrupted.
+    /// The error of a stage; also a fault of the engine inside a stage, an unknown recovery point, or a stage that does not
+    /// advance. The stage's rows are rolled back, and the record stays at its recovery point. The table of [`Claim::drive`] says
+    /// whether the record is released or interrupted.
     Stage(X),
     /// The same answers as those of [`Manager::execute`].
     Execute(ExecuteError<T, E>),
@@ -173,7 +173,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         })
     }
 
-    /// Where an ending fails, the drop records what it can, and the error that came first is the one to return.
+    /// If the release or the interruption fails, the claim's drop records it later; the stage's error is returned in any case.
     fn drive_or<X: From<Error>>(
         mut self,
         stages: &Stages<'_, T, E, X>,

@@ -252,9 +252,9 @@ impl Engine {
     /// Waits for what was committed, wakes every waiter, ends the threads and frees the lock, although other handles live:
     /// they answer `Closed` from now on.
     ///
-    /// A live [`Claim`](crate::Claim) keeps the lock, so that its operation never runs elsewhere at the same time: it can still
-    /// end and commit stages, and the last one to end or to be dropped frees the lock. What was begun by key has no claim: it
-    /// keeps nothing, and the next open finds it interrupted.
+    /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The claim
+    /// can still end and commit stages. The last claim frees the lock when it ends or is dropped. A key begun by
+    /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///
     /// # Errors
     ///

@@ -26,12 +26,12 @@ pub(crate) fn met() -> u64 {
     MET.get()
 }
 
-/// One more: an answer that is no [`Error`] and no failure of an operation either.
+/// Counts one more: an answer that is neither an [`Error`] nor the failure of an operation.
 pub(crate) fn meet() {
     MET.set(MET.get().wrapping_add(1));
 }
 
-/// What was met since then was dealt with.
+/// Resets the count to an earlier one: the errors since then were handled.
 pub(crate) fn forget_met_since(then: u64) {
     MET.set(then);
 }
@@ -79,9 +79,8 @@ pub enum ErrorKind {
     /// There is no room on the disk, for the journal to grow or for the record store behind it. Make room and call again;
     /// nothing changed. From `close`: everything answered is in the journal, and the next open brings it into the record store.
     Full,
-    /// Too much was under way, and the call had waited for its turn as long as
-    /// [`sync_timeout`](crate::EngineOptions::sync_timeout). Call again later, with fewer at once; nothing changed. What ends an
-    /// operation that has run is never refused so.
+    /// The engine is overloaded, and the call has waited for [`sync_timeout`](crate::EngineOptions::sync_timeout). Nothing
+    /// changed: call again later, with fewer calls at once. The ending of an operation that has run never gets this.
     Busy,
     /// What is on disk is damaged. Nothing was guessed and nothing was changed: restore it, or look at it with the tools.
     Corrupt,

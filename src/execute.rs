@@ -81,8 +81,8 @@ pub enum ExecuteError<T, E = Failure> {
     Failed {
         /// Its failure.
         error: E,
-        /// What became of the record: `Failed`, this is the answer of every retry until its TTL; `Released`, nothing has
-        /// happened, and the next call runs the operation; `Interrupted`, it is not known whether it has happened.
+        /// The state of the record. `Failed`: every retry gets this failure until its TTL ends. `Released`: nothing has happened,
+        /// and the next call runs the operation. `Interrupted`: it is not known whether the operation has happened.
         status: Status,
         /// Whether it failed before, and this is the stored failure.
         replayed: bool,

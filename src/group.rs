@@ -44,7 +44,7 @@ pub(crate) struct Config {
     pub(crate) interval: Option<Duration>,
     /// How long a call waits for others, and how long nothing may move before that is the end.
     pub(crate) timeout: Duration,
-    /// Counts what is applied; also by whoever applies, at every step.
+    /// Counts the steps of the apply thread, which also increments it within a group.
     pub(crate) applying: Arc<AtomicU64>,
     /// How long the writer sleeps when nothing is committed.
     pub(crate) idle: Duration,
@@ -67,9 +67,9 @@ pub(crate) struct Group<C, S> {
     /// The last group that is durable.
     durable: AtomicU64,
     is_held: AtomicBool,
-    /// Counts what is written, and spare regions.
+    /// Counts the steps of the writer and of the preparation of segments.
     writing: AtomicU64,
-    /// Everything has moved each time that somebody looks: a test's own thread could be too late for that.
+    /// Every look at the progress finds some: a test's own thread could be scheduled too late to make it.
     #[cfg(test)]
     moves_at_each_look: AtomicBool,
     poison: Poison,
@@ -416,7 +416,7 @@ impl<C, S> Group<C, S> {
         state.wake_queue();
     }
 
-    /// For whoever waits for the threads behind the group.
+    /// Starts the time-out of a wait for the writer or the apply thread.
     pub(crate) fn patience(&self) -> Patience {
         Patience::new(self.config.timeout, self.progress())
     }

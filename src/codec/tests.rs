@@ -1,4 +1,4 @@
-//! What is stored comes back, or is refused; what has changed is a mismatch.
+//! A stored value is read back as it was, or is rejected. A type that has changed is a mismatch.
 
 use super::*;
 use serde::Deserialize;

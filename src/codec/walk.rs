@@ -44,7 +44,7 @@ const STRUCT_VARIANT: u8 = 29;
 const NAME: u8 = 30;
 const END: u8 = 31;
 
-/// What a shape, and each item of a sequence, begins as. These numbers are in stores.
+/// The initial hash of a shape, and of each item of a sequence. Changing these constants would change stored digests.
 const SEED: u64 = 0x243f_6a88_85a3_08d3;
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -74,7 +74,7 @@ impl ser::Error for Stop {
     }
 }
 
-/// Where the bytes go: in the form of bincode 1, with fixed-width integers, little-endian.
+/// The destination of the bytes, which have the form of bincode 1: fixed-width integers, little-endian.
 pub(super) trait Output {
     /// Whether the value is asked for its human-readable form, and its content counts too.
     const READABLE: bool = false;
@@ -83,7 +83,7 @@ pub(super) trait Output {
         Ok(())
     }
 
-    /// Leaves room for the number of items, which is known behind them.
+    /// Reserves 8 bytes for the number of items, which is known after the last one.
     fn begin_items(&mut self) -> Result<usize, Stop> {
         self.put(&[0; 8]).map(|()| 0)
     }
@@ -113,7 +113,7 @@ impl Output for Count {
     }
 }
 
-/// Behind what is there.
+/// Appends to a buffer.
 pub(super) struct Bytes<'a> {
     pub(super) bytes: &'a mut Vec<u8>,
     /// The most that may be there in the end.

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 type Types = (&'static str, &'static str);
 type Name = (String, u32);
 
-/// What is known, and how many managers were made with it.
+/// The types of a manager, and the number of live managers that use them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KnownTypes(Arc<Mutex<HashMap<Name, (Types, usize)>>>);
 

@@ -1,4 +1,4 @@
-//! Who may commit next: first come, first served within a class, and endings before what begins.
+//! Admission of commits: first come, first served within a class, and endings before begins.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +18,14 @@ pub(crate) struct Admission<'a, C, S> {
     state: MutexGuard<'a, State<C, S>>,
 }
 
-/// What a commit waits for.
+/// The reason why a commit waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lack {
-    /// Room in the journal, which the writer and whoever prepares spare regions make.
+    /// The journal has no room until the writer takes a group or the next segment is prepared.
     Room,
-    /// Less that is not applied, or not in a checkpoint.
+    /// Too many bytes are not applied yet, or not in a checkpoint.
     Credit,
-    /// The others that came before.
+    /// Earlier commits of the same class, or of a class that goes first, wait too.
     Turn,
 }
 
@@ -36,7 +36,7 @@ struct Waiting {
     patience: Patience,
 }
 
-/// Leaves the queue if it is dropped, by a panic of somebody else's code.
+/// Leaves the queue when dropped: the caller's closure may panic.
 struct KeepsPlace<'a, C, S> {
     group: &'a Group<C, S>,
     place: Place,
@@ -110,7 +110,7 @@ impl<C, S> Group<C, S> {
                 Ok(Some(lack)) => lack,
                 Err(error) => break Err(error),
             };
-            // `lack` refuses whoever must not wait.
+            // `lack` has returned an error for a commit that must not wait.
             let Some(class) = who.class() else { break Err(no_room()) };
             let Waiting { turn, patience, .. } = waiting.get_or_insert_with(|| {
                 let (place, turn) = state.enqueue(class);
@@ -139,7 +139,7 @@ impl<C, S> Group<C, S> {
         ended.map(|()| Admission { group: self, state })
     }
 
-    /// What keeps a frame from being committed now, if anything does. An error if waiting is of no use.
+    /// Returns the reason why a frame cannot be committed now, or `None` if it can. An error means that waiting is of no use.
     fn lack(
         &self,
         state: &mut State<C, S>,
@@ -186,7 +186,7 @@ fn verdict(patience: &Patience, lack: Lack) -> Verdict {
     match lack {
         Lack::Room => patience.for_writing(),
         Lack::Credit => patience.for_applying(),
-        // Whether anything moves is seen by the first of the queue.
+        // The first of the queue finds out whether anything moves.
         Lack::Turn if patience.is_over() => Verdict::Moves,
         Lack::Turn => Verdict::WaitOn,
     }

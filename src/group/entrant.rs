@@ -16,7 +16,7 @@ pub(crate) enum Entrant {
     Store,
 }
 
-/// Who is admitted first: the lower one.
+/// The order of admission: a lower class goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     Store,
@@ -38,7 +38,7 @@ impl Entrant {
         }
     }
 
-    /// Where it waits; `None` if it must not.
+    /// Returns the class that it waits in, or `None` if it must not wait.
     pub(super) fn class(self) -> Option<Class> {
         match self {
             Self::User => Some(Class::User),
@@ -49,7 +49,7 @@ impl Entrant {
         }
     }
 
-    /// Whether it is refused if it had to wait too long for others. What has run must be recorded: an ending waits on, as
+    /// Whether it gets `Busy` after a long wait. An ending never does: its operation has run and must be recorded, so it waits as
     /// long as anything moves.
     pub(super) fn may_be_busy(self) -> bool {
         self == Self::User

@@ -95,7 +95,7 @@ impl<C, S> State<C, S> {
 
     pub(super) fn leave(&mut self, place: Place) {
         self.queue.remove(&place);
-        // Whoever is first now may have been let in before, had it not been for this one.
+        // The one that is first now may fit, and only this one was in its way.
         self.wake_first();
     }
 

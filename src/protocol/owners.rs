@@ -121,7 +121,7 @@ impl Protocol {
         drop(state);
         self.owners.idle.notify_all();
         if closed {
-            // Whoever closed the engine has its answer. What fails here is found by the next open.
+            // `close` has returned already. An error here is found by the next open.
             let _ = self.end_store();
         }
     }

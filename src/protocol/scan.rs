@@ -29,7 +29,7 @@ impl Scan {
     /// From `from` on, which says of which table or manager, and before `end`.
     pub(crate) fn new(from: StoreKey, end: Option<StoreKey>, unfinished: bool) -> Self {
         let rest = end.as_ref().is_none_or(|end| from < *end).then_some(from);
-        // Whoever wants only the first is in nobody's way behind it.
+        // A small first batch: a transaction that wants only the first row conflicts with no later one.
         Self { rest, end, unfinished, id: None, batch: 1 }
     }
 

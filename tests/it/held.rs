@@ -113,7 +113,7 @@ fn execute_refuses_a_record_on_which_a_stage_has_committed() {
     claim.work_stage(|_| Ok::<_, Error>(Next::advance_with(STARTED, "half"))).unwrap();
     drop(claim);
     assert!(matches!(manager.execute("l", |_| Ok(1)), Err(ExecuteError::Engine(_))));
-    // Whoever knows the stages goes on.
+    // A caller that knows the stages goes on.
     let stages =
         Stages::new().stage("charged", |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::Succeed(7))));
     assert_eq!(drive(&manager, "k", &stages).unwrap(), 7);

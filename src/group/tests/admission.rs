@@ -1,4 +1,4 @@
-//! Who is admitted first, who has waited too long, and what that means.
+//! The order of admission, and the end of a wait that is too long.
 
 use std::sync::Mutex;
 
