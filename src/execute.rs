@@ -255,8 +255,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         };
         let ended = match on_error {
             OnError::Store => claim.fail(&failure).map(|_| Status::Failed),
+            OnError::ReleaseUnlessEffect if !claim.is_touched() => claim.release().map(|_| Status::Released),
             OnError::Release => claim.release().map(|_| Status::Released),
-            OnError::Interrupt => claim.interrupt().map(|_| Status::Interrupted),
+            OnError::Interrupt | OnError::ReleaseUnlessEffect => claim.interrupt().map(|_| Status::Interrupted),
         };
         Err(match ended {
             Ok(status) => ExecuteError::Failed { error: failure, status, replayed: false },

@@ -55,6 +55,10 @@ pub enum OnError {
     Release,
     /// It is not known whether anything happened: the record is interrupted, and its policy decides.
     Interrupt,
+    /// Interrupts if this attempt asked for an [`effect_id`](crate::Claim::effect_id) or committed a
+    /// [`work_stage`](crate::Claim::work_stage), and releases otherwise. For operations that ask for an effect id before each
+    /// effect outside, and write rows only in stages: then an error before the first of these proves that nothing happened.
+    ReleaseUnlessEffect,
 }
 
 /// How an engine is opened. Made by [`Engine::options`](crate::Engine::options).

@@ -88,7 +88,7 @@ impl Engine {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
-        let manager = self.manager_with(name, options)?.on_error(store_unless_server_error);
+        let manager = self.manager_with(name, options)?.on_error(default_rule);
         Ok(Requests { manager, handling: HandleOptions::new(), keep_params: false })
     }
 }
@@ -127,19 +127,21 @@ impl Requests {
         Ok(Self { manager: self.manager.scoped(scope)?, ..self.clone() })
     }
 
-    /// What [`handle`](Requests::handle) does with the response of an operation, whether that is an `Ok` or an `Err`, as
-    /// [`Manager::on_error`]. The default stores every response below 500. After a 5xx it is not known whether the effect has
-    /// happened, so the default interrupts: the client gets this response, and its retries a 409 until the key is
-    /// [resolved](Manager::resolve).
+    /// Sets what [`handle`](Requests::handle) does with the response of an operation, whether that is an `Ok` or an `Err`, as
+    /// [`Manager::on_error`]. The default stores every response below 500. A 5xx is
+    /// [`ReleaseUnlessEffect`](OnError::ReleaseUnlessEffect): it interrupts if the operation asked for an
+    /// [`effect_id`](crate::Claim::effect_id) or committed a stage, because the effect may have happened. The client gets this
+    /// response then, and its retries a 409 until the key is [resolved](Manager::resolve). Otherwise it releases the key.
     ///
-    /// Release only what says for certain that nothing has happened.
+    /// If effects do not take their `effect_id` from the claim, classify a 5xx as [`Interrupt`](OnError::Interrupt). Release a
+    /// response only if it proves that nothing happened.
     ///
     /// ```
     /// # use oncekey::OnError;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?.on_error(|response| match response.status().as_u16() {
-    ///     429 => OnError::Release, // refused before anything was done
-    ///     500.. => OnError::Interrupt,
+    ///     // Validation, conflicts and rate limits: the client may correct the request, or send it again.
+    ///     400 | 409 | 422 | 429 | 500.. => OnError::ReleaseUnlessEffect,
     ///     _ => OnError::Store,
     /// });
     /// # Ok::<(), oncekey::Error>(())
@@ -392,8 +394,8 @@ impl fmt::Debug for Requests {
     }
 }
 
-fn store_unless_server_error(response: &Response) -> OnError {
-    if response.status().is_server_error() { OnError::Interrupt } else { OnError::Store }
+fn default_rule(response: &Response) -> OnError {
+    if response.status().is_server_error() { OnError::ReleaseUnlessEffect } else { OnError::Store }
 }
 
 fn invalid(message: &str) -> Error {

@@ -16,8 +16,8 @@ const MAX_USER_BYTES: usize = 64;
 
 type Request = ::http::Request<Vec<u8>>;
 
-/// With the defaults: a refused card is an outcome like any other, stored and replayed to every retry. A ledger that failed with a
-/// 5xx may have charged all the same, so that payment is held: see `reconcile`.
+/// With the defaults: a refused card is an outcome like any other, stored and replayed to every retry. A ledger that failed may
+/// have charged all the same: that is a 5xx after an effect id, so the payment is held. See `reconcile`.
 pub(crate) fn payments(engine: &Engine) -> oncekey::Result<Requests> {
     engine.requests("payments")
 }

@@ -299,26 +299,98 @@ fn request(key: &str) -> http::Request<&'static str> {
     http::Request::post("/pay").header("idempotency-key", key).body("20 EUR").unwrap()
 }
 
+/// What the operation does before its response.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Before {
+    Nothing,
+    NamesAnEffect,
+    CommitsAStage,
+}
+
 #[test]
-fn a_server_error_interrupts_in_whichever_arm_it_comes() {
+fn the_default_rule_stores_interrupts_or_releases_in_whichever_arm_it_comes() {
+    use Before::{CommitsAStage, NamesAnEffect, Nothing};
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
-    let unavailable = || Response::new(StatusCode::SERVICE_UNAVAILABLE);
-    for (key, is_ok) in [("ok", true), ("err", false)] {
-        let answer = requests.handle(&request(key), |_, _| if is_ok { Ok(unavailable()) } else { Err(unavailable()) });
-        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(status(requests.manager(), key), Some(Status::Interrupted));
-        let again = requests.handle(&request(key), |_, _| unreachable!("it may have charged"));
-        assert_eq!(again.status(), StatusCode::CONFLICT);
+    for (nth, (status_code, before, expected)) in [
+        (201, Nothing, Status::Succeeded),
+        (400, Nothing, Status::Succeeded),
+        (429, Nothing, Status::Succeeded),
+        (402, NamesAnEffect, Status::Succeeded),
+        (503, Nothing, Status::Released),
+        (500, NamesAnEffect, Status::Interrupted),
+        (504, CommitsAStage, Status::Interrupted),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for is_ok in [true, false] {
+            let key = format!("{nth} {is_ok}");
+            let response = Response::new(StatusCode::from_u16(status_code).unwrap());
+            let answer = requests.handle(&request(&key), |_, claim| {
+                match before {
+                    Nothing => {}
+                    NamesAnEffect => drop(claim.effect_id("charge")),
+                    CommitsAStage => claim.work_stage(|_| Ok::<_, Error>(Next::advance("charged"))).unwrap(),
+                }
+                if is_ok { Ok(response.clone()) } else { Err(response.clone()) }
+            });
+            assert_eq!(answer.status(), status_code);
+            let expected = if expected == Status::Succeeded && !is_ok { Status::Failed } else { expected };
+            assert_eq!(status(requests.manager(), &key), Some(expected), "{status_code} {before:?}");
+            let mut ran = false;
+            let again = requests.handle(&request(&key), |_, _| {
+                ran = true;
+                Ok(Response::new(StatusCode::CREATED))
+            });
+            let retried = match expected {
+                Status::Released => 201,
+                Status::Interrupted => 409,
+                _ => status_code,
+            };
+            assert_eq!((again.status().as_u16(), ran), (retried, expected == Status::Released), "{status_code}");
+        }
     }
-    let declined = requests.handle(&request("declined"), |_, _| Ok(Response::new(StatusCode::PAYMENT_REQUIRED)));
-    assert_eq!(declined.status(), StatusCode::PAYMENT_REQUIRED);
-    assert_eq!(status(requests.manager(), "declined"), Some(Status::Succeeded));
+}
 
-    // One classifier for both.
-    let released = requests.on_error(|_| OnError::Release);
-    released.handle(&request("ok arm"), |_, _| Ok(unavailable()));
-    assert_eq!(status(released.manager(), "ok arm"), Some(Status::Released));
+#[test]
+fn a_refusal_before_any_effect_can_be_released_and_corrected_under_the_same_key() {
+    let (engine, _) = engine();
+    let requests = engine.requests("r").unwrap().on_error(|response| match response.status().as_u16() {
+        400 | 409 | 429 | 500.. => OnError::ReleaseUnlessEffect,
+        _ => OnError::Store,
+    });
+    let pay = |key: &str, cents: &'static str| {
+        let request = http::Request::post("/pay").header("idempotency-key", key).body(cents).unwrap();
+        requests.handle(&request, |request, claim| {
+            if *request.body() == "-1" {
+                return Err(Response::new(StatusCode::BAD_REQUEST));
+            }
+            let _charge = claim.effect_id("charge");
+            if *request.body() == "13" { Ok(Response::new(StatusCode::CONFLICT)) } else { Ok(ok("paid")) }
+        })
+    };
+    assert_eq!((pay("k", "-1").status(), pay("k", "1").status()), (StatusCode::BAD_REQUEST, StatusCode::OK));
+    assert_eq!(pay("k", "-1").status(), StatusCode::UNPROCESSABLE_ENTITY);
+    // The same status after the effect was named is no refusal.
+    assert_eq!(pay("l", "13").status(), StatusCode::CONFLICT);
+    assert_eq!(status(requests.manager(), "l"), Some(Status::Interrupted));
+}
+
+#[test]
+fn release_unless_effect_works_for_managers_of_all_types() {
+    let (engine, _) = engine();
+    let manager: Manager<u64, String> = engine.manager("m").unwrap();
+    let manager = manager.on_error(|_| OnError::ReleaseUnlessEffect);
+    for (key, names_effect, expected) in [("before", false, Status::Released), ("after", true, Status::Interrupted)] {
+        let error = manager.execute(key, |claim| {
+            if names_effect {
+                drop(claim.effect_id("charge"));
+            }
+            Err("the connection is lost".to_owned())
+        });
+        assert!(matches!(error, Err(ExecuteError::Failed { status, .. }) if status == expected), "{key}");
+    }
 }
 
 #[test]
