@@ -95,82 +95,52 @@
 #[cfg(not(unix))]
 compile_error!("oncekey needs the file locks and positioned writes of a Unix");
 
-mod claim;
+mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
-mod clock;
-mod codec;
-mod compactor;
-mod context;
-mod drive;
-mod engine;
-mod error;
-mod event;
-mod execute;
-mod failure;
-mod fingerprint;
-mod group;
-mod key;
-mod lanes;
-mod manager;
-mod options;
-mod outcome;
 #[cfg(feature = "http")]
-mod problem;
+mod http;
 mod protocol;
-mod raw;
-mod record;
-mod records;
-#[cfg(feature = "http")]
-mod requests;
-#[cfg(feature = "http")]
-mod response;
-mod slots;
-mod stage;
-mod stats;
 mod store;
 mod sync;
-mod table;
-mod telemetry;
-mod transaction;
-mod transition;
-mod value;
-mod worker;
+mod types;
 
-pub use claim::{Claim, EndError};
-pub use clock::{BootTime, Clock, FOREVER, ManualClock, SystemClock};
-pub use context::{Context, MAX_CONTEXT_BYTES, MAX_CONTEXT_ENTRIES, MAX_CONTEXT_NAME_BYTES};
-pub use drive::{DriveError, Stages};
-pub use engine::Engine;
-pub use error::{Error, ErrorKind, Result};
-pub use event::{Compacted, EVENT_QUEUE, Event};
-pub use execute::{ExecuteError, Executed};
-pub use failure::Failure;
-pub use fingerprint::{Fingerprint, FingerprintBuilder};
-pub use key::{Key, MAX_KEY_BYTES};
-pub use manager::{Begin, Manager, Pending, Resolution, Waited};
-pub use options::{
-    BeginOptions, Durability, EngineOptions, ExecuteOptions, MAX_VALUE_BYTES, ManagerOptions, OnError, OnInterrupted,
+pub use api::claim::stage::Next;
+pub use api::claim::{Claim, EndError};
+pub use api::engine::Engine;
+pub use api::manager::drive::{DriveError, Stages};
+pub use api::manager::execute::{ExecuteError, Executed};
+pub use api::manager::{Begin, Manager, Pending, Resolution, Waited};
+pub use api::raw::RawManager;
+pub use api::records::{RecordFilter, Records};
+pub use api::table::{Rows, Table};
+pub use api::transaction::{
+    Isolation, MAX_TRANSACTION_RUNS, PhaseError, PhaseOptions, Transaction, TransactionRows, TransactionTable,
 };
-pub use outcome::{Finished, Record};
+#[cfg(feature = "http")]
+pub use http::requests::{
+    Created, HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests,
+};
+#[cfg(feature = "http")]
+pub use http::response::Response;
+pub use protocol::event::{Compacted, EVENT_QUEUE, Event};
 pub use protocol::{OpenReport, VerifyReport};
-pub use raw::RawManager;
-pub use record::{FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES, RecordInfo, STARTED, Status};
-pub use records::{RecordFilter, Records};
-#[cfg(feature = "http")]
-pub use requests::{Created, HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests};
-#[cfg(feature = "http")]
-pub use response::Response;
-pub use stage::Next;
-pub use stats::Stats;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use store::fuzzing;
-pub use table::{Rows, Table};
-pub use transaction::{
-    Isolation, MAX_TRANSACTION_RUNS, PhaseError, PhaseOptions, Transaction, TransactionRows, TransactionTable,
+pub use types::clock::{BootTime, Clock, FOREVER, ManualClock, SystemClock};
+pub use types::context::{Context, MAX_CONTEXT_BYTES, MAX_CONTEXT_ENTRIES, MAX_CONTEXT_NAME_BYTES};
+pub use types::error::{Error, ErrorKind, Result};
+pub use types::failure::Failure;
+pub use types::fingerprint::{Fingerprint, FingerprintBuilder};
+pub use types::key::{Key, MAX_KEY_BYTES};
+pub use types::options::{
+    BeginOptions, Durability, EngineOptions, ExecuteOptions, MAX_VALUE_BYTES, ManagerOptions, OnError, OnInterrupted,
 };
-pub use value::Value;
+pub use types::outcome::{Finished, Record};
+pub use types::record::{FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES, RecordInfo, STARTED, Status};
+pub use types::stats::Stats;
+pub use types::value::Value;
 
 /// The README's examples are compiled as written.
 #[cfg(doctest)]

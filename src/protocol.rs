@@ -4,22 +4,25 @@
 //! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
 
 mod abandon;
-#[cfg(feature = "http")]
-mod care;
-mod directory;
+pub(crate) mod compactor;
+pub(crate) mod event;
 mod expire;
 mod list;
 mod owners;
-mod phase;
+#[cfg(feature = "http")]
+mod requests;
 mod rows;
+pub(crate) mod rules;
 mod scan;
+mod temporary;
+mod transaction;
 mod wait;
 
 pub(crate) use list::ListRange;
 pub(crate) use owners::Running;
-pub(crate) use phase::{Draft, Drafted, Fence, Savepoint};
 pub(crate) use rows::RowRange;
 pub(crate) use scan::Scan;
+pub(crate) use transaction::{Draft, Drafted, Fence, Savepoint};
 pub(crate) use wait::Awaited;
 
 use std::collections::HashMap;
@@ -29,23 +32,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::clock::NEVER;
-use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Event as Told, Hub};
-use crate::key::Key;
-use crate::lanes::Lanes;
-use crate::options::{EngineOptions, OnInterrupted};
-use crate::record::{Image, Interruption, Now, RecordInfo, Status};
-use crate::slots::Slots;
-use crate::stats::{Counter, Gauge, Stats};
+use crate::protocol::event::{Event as Told, Hub};
+use crate::protocol::rules::{Because, Decision, Ending, Event, Start, decide};
 use crate::store::{Change, Entrant, Read, Store, Terms, Ticket};
 pub(crate) use crate::store::{Content, Depth, StoreKey};
 pub use crate::store::{OpenReport, VerifyReport};
-use crate::telemetry::{self, Work};
-use crate::transition::{Because, Decision, Ending, Event, Start, decide};
-use directory::OwnDirectory;
+use crate::sync::key_locks::Lanes;
+use crate::sync::wait_queue::Slots;
+use crate::types::clock::NEVER;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::Key;
+use crate::types::options::{EngineOptions, OnInterrupted};
+use crate::types::record::{Image, Interruption, Now, RecordInfo, Status};
+use crate::types::stats::{Counter, Gauge, Stats};
+use crate::types::telemetry::{self, Work};
 use expire::Due;
 use owners::Owners;
+use temporary::OwnDirectory;
 
 /// One key of one manager.
 #[derive(Clone, Debug)]

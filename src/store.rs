@@ -10,9 +10,6 @@
 
 mod ahead;
 mod apply;
-mod aside;
-mod barrier;
-mod blobs;
 mod checkpoint;
 mod compact;
 mod digest;
@@ -26,13 +23,11 @@ mod journal;
 mod open;
 mod overlay;
 mod read_sets;
-mod room;
-mod snapshots;
-mod stripes;
-mod tables;
+mod sled;
 mod threads;
 mod values;
 mod verify;
+mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,13 +43,13 @@ pub(crate) use values::Depth;
 use verify::Problems;
 pub use verify::VerifyReport;
 
-use crate::clock::{NEVER, StoreClock};
-use crate::error::{Error, ErrorKind, Result};
-pub(crate) use crate::group::Entrant;
-use crate::group::Group;
-use crate::record::{Image, Now};
-use crate::stats::{Counter, Stats};
-use crate::telemetry::{self, Work};
+pub(crate) use crate::sync::group_commit::Entrant;
+use crate::sync::group_commit::Group;
+use crate::types::clock::{NEVER, StoreClock};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::{Image, Now};
+use crate::types::stats::{Counter, Stats};
+use crate::types::telemetry::{self, Work};
 use apply::Message;
 use compact::Leftovers;
 use format::frame::{self, Frame};
@@ -62,11 +57,11 @@ use journal::{JournalStats, Pool, Spare};
 use overlay::{Entry, Overlay};
 pub(crate) use read_sets::ReadSet;
 use read_sets::ReadSets;
-use room::{Look, Room};
-pub(crate) use stripes::Seen;
-use stripes::Stripes;
-use tables::{Name, Tables};
+use sled::disk_space::{Look, Room};
+use sled::tables::{Name, Tables};
 use threads::{Apply, Running};
+pub(crate) use versions::Seen;
+use versions::Stripes;
 
 /// An open store. Dropped, it closes.
 #[derive(Debug)]

@@ -9,11 +9,15 @@ mod real {
 
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-    pub(crate) use super::crowd::{Bell, Gate};
+    pub(crate) use crate::sync::std_sync::{Bell, Gate};
 }
 
+pub(crate) mod group_commit;
+pub(crate) mod key_locks;
 #[cfg(not(all(test, oncekey_shuttle)))]
-mod crowd;
+mod std_sync;
+pub(crate) mod wait_queue;
+pub(crate) mod worker;
 
 #[cfg(all(test, oncekey_shuttle))]
 pub(crate) mod models;

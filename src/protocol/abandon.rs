@@ -1,10 +1,10 @@
 //! Claims that were dropped, or whose process died: ended without an answer and without a wait.
 
 use super::{Changed, Event, Haste, ListRange, Place, Protocol, Told};
-use crate::clock::NEVER;
-use crate::error::{ErrorKind, Result};
-use crate::record::{RecordInfo, Status};
-use crate::transition::{Ending, Patch};
+use crate::protocol::rules::{Ending, Patch};
+use crate::types::clock::NEVER;
+use crate::types::error::{ErrorKind, Result};
+use crate::types::record::{RecordInfo, Status};
 
 /// Records that an open looks at in one step.
 const BATCH: usize = 1024;
@@ -99,10 +99,10 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::Key;
-    use crate::options::{EngineOptions, OnInterrupted};
     use crate::protocol::Begun;
-    use crate::transition::Start;
+    use crate::protocol::rules::Start;
+    use crate::types::key::Key;
+    use crate::types::options::{EngineOptions, OnInterrupted};
 
     #[test]
     fn nobody_meets_a_drop_that_is_just_being_recorded() {

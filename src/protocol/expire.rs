@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Protocol;
-use crate::clock::{NEVER, monotonic};
-use crate::error::{Error, ErrorKind, Result};
-use crate::event::{Compacted, Event};
-use crate::stats::Counter;
+use crate::protocol::event::{Compacted, Event};
 use crate::store::{Deleted, Pass};
-use crate::telemetry::{self, Work};
+use crate::types::clock::{NEVER, monotonic};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::stats::Counter;
+use crate::types::telemetry::{self, Work};
 
 /// The earliest expiry that is known of, in store time.
 pub(super) struct Due {

@@ -3,9 +3,9 @@
 #[cfg(feature = "http")]
 use super::Scan;
 use super::{Place, Protocol};
-use crate::error::Result;
-use crate::record::RecordInfo;
 use crate::store::{Depth, Index, StoreKey};
+use crate::types::error::Result;
+use crate::types::record::RecordInfo;
 
 /// What a listing still has to go through.
 #[derive(Clone, Debug)]

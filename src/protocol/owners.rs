@@ -8,10 +8,10 @@ use std::time::Instant;
 use parking_lot::{Condvar, Mutex};
 
 use super::{Changed, Haste, Place, Protocol, Told, not_found, unexpected};
-use crate::error::{Error, ErrorKind, Result};
-use crate::record::RecordInfo;
+use crate::protocol::rules::{Because, Event};
 use crate::store::{Depth, StoreKey};
-use crate::transition::{Because, Event};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::RecordInfo;
 
 thread_local! {
     /// The keys whose operations this thread is running, each with its engine.

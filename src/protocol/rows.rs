@@ -3,10 +3,10 @@
 use std::ops::{Bound, RangeBounds};
 
 use super::{Protocol, Scan};
-use crate::error::{Error, ErrorKind, Result};
-use crate::key::check_key;
 use crate::store::{Change, Content, Depth, Entrant, Index, StoreKey};
-use crate::value::Value;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::check_key;
+use crate::types::value::Value;
 
 /// What a listing of rows still has to go through.
 #[derive(Clone, Debug)]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::{Draft, Protocol};
-use crate::error::Result;
 use crate::store::{Content, Depth, Index, StoreKey};
+use crate::types::error::Result;
 
 /// Entries read at once, after the first few.
 const BATCH: usize = 256;

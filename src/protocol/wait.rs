@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use super::{Begun, Place, Protocol};
-use crate::clock::monotonic;
-use crate::error::{Error, ErrorKind, Result};
-use crate::record::{RecordInfo, Status};
-use crate::slots::{Role, Woken};
+use crate::protocol::rules::Start;
 use crate::store::Depth;
-use crate::transition::Start;
+use crate::sync::wait_queue::{Role, Woken};
+use crate::types::clock::monotonic;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::{RecordInfo, Status};
 
 /// What was created and not begun yet is not.
 fn is_released(info: &RecordInfo) -> bool {

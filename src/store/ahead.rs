@@ -8,7 +8,7 @@ use ::sled::IVec;
 use super::format::frame::StoreKey;
 use super::format::{block, first_of};
 use super::values::Stray;
-use crate::error::{ErrorKind, Result};
+use crate::types::error::{ErrorKind, Result};
 
 #[derive(Debug, Default)]
 pub(super) struct Ahead {

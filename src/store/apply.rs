@@ -12,12 +12,12 @@ use super::format::envelope::PiecesId;
 use super::format::frame::{Change, Content, Frame, StoreKey};
 use super::format::record::Head;
 use super::overlay::Overlay;
-use super::room::Nudges;
-use super::tables::{Name, Stamp, Tables};
 use super::values::{self, Due, Stray};
 use super::verify::{Ground, Problems, Scans, VerifyReport};
-use crate::error::{Error, ErrorKind, Result};
-use crate::record::Status;
+use crate::store::sled::disk_space::Nudges;
+use crate::store::sled::tables::{Name, Stamp, Tables};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::Status;
 
 /// What the apply thread is asked to do, in this order.
 #[derive(Debug)]

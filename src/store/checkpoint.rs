@@ -6,10 +6,10 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::journal::Pool;
-use super::tables::Tables;
-use crate::error::{Error, ErrorKind, Result};
-use crate::stats::Counter;
-use crate::telemetry::{self, Work};
+use crate::store::sled::tables::Tables;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::stats::Counter;
+use crate::types::telemetry::{self, Work};
 
 /// sled was made the state after this frame.
 #[derive(Debug)]

@@ -13,12 +13,12 @@ use super::ahead::Ahead;
 use super::apply::{Deleted, Deletion};
 use super::format::frame::StoreKey;
 use super::format::{behind, block};
-use super::tables::Name;
 use super::values::{self, Depth, Due, Stray};
 use super::{Index, Inner, Store};
-use crate::clock::NEVER;
-use crate::error::Result;
-use crate::record::{Image, Status};
+use crate::store::sled::tables::Name;
+use crate::types::clock::NEVER;
+use crate::types::error::Result;
+use crate::types::record::{Image, Status};
 
 /// Blocks of the expiry tree that a pass takes at once, to go through their keys in order.
 const AHEAD: usize = if cfg!(test) { 2 } else { 1 << 12 };

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::digest;
 use super::format::block;
-use super::tables::{Name, Tables};
-use crate::clock::NEVER;
-use crate::error::Result;
+use crate::store::sled::tables::{Name, Tables};
+use crate::types::clock::NEVER;
+use crate::types::error::Result;
 
 /// Blocks that are filled at a time: about as many lifetimes may be in use side by side.
 const MAX_OPEN: usize = 16;

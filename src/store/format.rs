@@ -100,7 +100,7 @@ pub(crate) mod frame;
 pub(crate) mod record;
 pub(crate) mod segment;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::types::error::{Error, ErrorKind, Result};
 
 /// The version of everything above.
 pub(crate) const VERSION: u8 = 1;

@@ -6,13 +6,13 @@ use super::format::segment::{GROUP_HEADER, GroupHeader, SegmentHeader, payload_c
 use super::format::{block, envelope, frame, record};
 use super::journal;
 pub use super::journal::SYNCS_LEFT;
-use crate::clock::Anchor;
-use crate::context::Context;
-use crate::error::Result;
-use crate::fingerprint::Fingerprint;
-use crate::options::OnInterrupted;
-use crate::record::{Image, Status};
-use crate::value::Value;
+use crate::types::clock::Anchor;
+use crate::types::context::Context;
+use crate::types::error::Result;
+use crate::types::fingerprint::Fingerprint;
+use crate::types::options::OnInterrupted;
+use crate::types::record::{Image, Status};
+use crate::types::value::Value;
 
 /// What a record has that varies in length, and some of the rest.
 #[derive(Clone, Debug)]

@@ -3,8 +3,8 @@
 mod check;
 mod pool;
 mod recover;
+mod scan;
 mod segment;
-mod walk;
 mod writer;
 
 pub(crate) use check::check;

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::overlay::{Entry, Overlay};
 use super::read_sets::{ReadSet, ReadSets};
-use super::stripes::{Seen, Stripes};
 use super::{Content, Entrant, StoreKey};
-use crate::group::{Batch, Config, Group, Work};
+use crate::store::versions::{Seen, Stripes};
+use crate::sync::group_commit::{Batch, Config, Group, Work};
 use crate::sync::models::{NEVER, fails, holds};
 use crate::sync::{Mutex, thread};
-use crate::value::Value;
+use crate::types::value::Value;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {

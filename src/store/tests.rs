@@ -21,12 +21,12 @@ use tempfile::TempDir;
 use super::format::block;
 use super::format::record::tests::sample;
 use super::format::segment::{Found, GroupHeader, SECTOR, SegmentHeader, sized};
-use super::tables::Name;
 use super::*;
-use crate::clock::{ManualClock, NEVER};
-use crate::options::EngineOptions;
-use crate::record::{Status, THIS_FRAME};
-use crate::value::Value;
+use crate::store::sled::tables::Name;
+use crate::types::clock::{ManualClock, NEVER};
+use crate::types::options::EngineOptions;
+use crate::types::record::{Status, THIS_FRAME};
+use crate::types::value::Value;
 
 const SMALL_SEGMENT: u64 = 8 << 10;
 

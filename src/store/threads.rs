@@ -9,11 +9,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::apply::{self, Applier, Deletion, Inbox, Message};
 use super::format::frame::Frame;
 use super::journal::{Writer, segment_for, usable};
-use super::room::Nudges;
 use super::{Inner, checkpoint, files};
-use crate::error::{Error, ErrorKind, Result};
-use crate::group::{Batch, Place, Verdict, Work};
-use crate::worker::Worker;
+use crate::store::sled::disk_space::Nudges;
+use crate::sync::group_commit::{Batch, Place, Verdict, Work};
+use crate::sync::worker::Worker;
+use crate::types::error::{Error, ErrorKind, Result};
 
 /// Groups that may wait for the apply thread; the limit that counts is in bytes.
 const APPLY_QUEUE: usize = 1024;

@@ -14,11 +14,11 @@ use super::format::frame::{Content, StoreKey};
 use super::format::record::{self, HEAD, Head};
 use super::format::{block, corrupt};
 use super::overlay::Overlay;
-use super::tables::{Name, Tables};
-use crate::clock::NEVER;
-use crate::error::{ErrorKind, Result};
-use crate::record::{Image, Status};
-use crate::value::Value;
+use crate::store::sled::tables::{Name, Tables};
+use crate::types::clock::NEVER;
+use crate::types::error::{ErrorKind, Result};
+use crate::types::record::{Image, Status};
+use crate::types::value::Value;
 
 /// How much of a record is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,9 +14,9 @@ use super::expiries::Expiries;
 use super::format::behind;
 use super::format::frame::StoreKey;
 use super::overlay::Overlay;
-use super::tables::{Name, Tables};
 use super::values;
-use crate::error::{ErrorKind, Result};
+use crate::store::sled::tables::{Name, Tables};
+use crate::types::error::{ErrorKind, Result};
 
 /// Problems that are told one by one.
 const MAX_PROBLEMS: usize = 100;

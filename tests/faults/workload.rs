@@ -151,7 +151,7 @@ pub(crate) fn run(setup: Setup, dir: &Path, initial: BTreeMap<String, Expected>)
         for step in steps.iter_mut().filter(|step| step.answered != usize::MAX) {
             let asked = syncs.iter().filter(|(began, _)| began.0 >= step.answered).map(|(_, answered)| *answered).min();
             // The group on its way, a seal, and the group that has it at the latest: by groups and not by time, because the
-            // recorder slows everything down. That a group is taken within the interval is shown in `src/group/tests.rs`.
+            // recorder slows everything down. That a group is taken within the interval is shown in `src/sync/group_commit/tests.rs`.
             let written = journal.iter().filter(|(began, _)| *began >= step.answered).nth(2).map(|(_, ended)| *ended);
             step.durable = asked.into_iter().chain(written).min().unwrap_or(usize::MAX);
         }

@@ -3,7 +3,7 @@
 use super::envelope::{self, Envelope, MAX_INLINE};
 use super::frame::StoreKey;
 use super::{Fields, corrupt, first_of};
-use crate::error::Result;
+use crate::types::error::Result;
 
 /// Keys that a block may hold, in bytes.
 pub(crate) const MAX_KEYS: usize = MAX_INLINE - 64;

@@ -1,7 +1,7 @@
 //! Values in sled: a checksum over key and content, and content too long for one value in pieces.
 
 use super::{Fields, VERSION, checksum, corrupt, first_of, length, patch};
-use crate::error::{Error, ErrorKind, Result};
+use crate::types::error::{Error, ErrorKind, Result};
 
 /// sled keeps up to 17 values in a leaf, and writes a leaf of more than 128 KiB into a file that it never syncs.
 pub(crate) const MAX_INLINE: usize = 4096;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{Fields, behind, corrupt, length, patch, record};
-use crate::error::{Error, ErrorKind, Result};
-use crate::record::{Image, THIS_FRAME};
-use crate::value::Value;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::{Image, THIS_FRAME};
+use crate::types::value::Value;
 
 /// The largest frame: it bounds a group, and what recovery reads at once.
 pub(crate) const MAX_FRAME: usize = 32 << 20;

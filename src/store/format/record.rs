@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{Fields, corrupt, length, patch};
-use crate::codec;
-use crate::context::Context;
-use crate::error::Result;
-use crate::fingerprint::Fingerprint;
-use crate::options::OnInterrupted;
-use crate::record::{Image, Interruption, Status, THIS_FRAME};
-use crate::value::Value;
+use crate::types::codec;
+use crate::types::context::Context;
+use crate::types::error::Result;
+use crate::types::fingerprint::Fingerprint;
+use crate::types::options::OnInterrupted;
+use crate::types::record::{Image, Interruption, Status, THIS_FRAME};
+use crate::types::value::Value;
 
 /// The fixed part, which needs no decoder.
 pub(crate) const HEAD: usize = 76;

@@ -1,7 +1,7 @@
 //! Headers of segments and groups as bytes.
 
 use super::{Fields, VERSION, checksum, first_of};
-use crate::clock::Anchor;
+use crate::types::clock::Anchor;
 
 /// What is written at once: a device keeps the old 512 bytes or the new ones, never a mixture.
 pub(crate) const SECTOR: usize = 512;

@@ -2,10 +2,10 @@
 
 use super::recover::{check_size, head};
 use super::segment::{Reader, SegmentFile};
-use super::walk::{Stop, Walk, damaged, missing};
-use crate::error::{ErrorKind, Result};
 use crate::store::files::Dir;
 use crate::store::format::segment::{Found, SegmentHeader};
+use crate::store::journal::scan::{Stop, Walk, damaged, missing};
+use crate::types::error::{ErrorKind, Result};
 
 /// What is wrong with the segments that follow each other up to the last. `durable` is a group that is, and none that has frames
 /// behind `released` has become free since.

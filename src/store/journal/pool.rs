@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::segment::SegmentFile;
-use crate::clock;
-use crate::error::{Error, ErrorKind, Result};
 use crate::store::files::Dir;
 use crate::store::format::segment::SECTOR;
+use crate::types::clock;
+use crate::types::error::{Error, ErrorKind, Result};
 
 /// A file that may be written over.
 pub(crate) type Spare = SegmentFile;

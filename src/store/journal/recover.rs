@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use super::pool::Pool;
 use super::segment::{Reader, SegmentFile};
-use super::walk::{GroupAt, Stop, Walk, damaged, missing};
 use super::writer::{Chain, Tail};
-use crate::clock::Anchor;
-use crate::error::{Error, ErrorKind, Result};
 use crate::store::files::{self, Dir};
 use crate::store::format::corrupt;
 use crate::store::format::frame::Frame;
 use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
+use crate::store::journal::scan::{GroupAt, Stop, Walk, damaged, missing};
+use crate::types::clock::Anchor;
+use crate::types::error::{Error, ErrorKind, Result};
 
 const NO_SEGMENT: &str = "the journal has no segment";
 

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 #[cfg(feature = "fuzzing")]
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, ErrorKind, Result};
 use crate::store::files::Dir;
 use crate::store::format::corrupt;
+use crate::types::error::{Error, ErrorKind, Result};
 
 /// How many syncs succeed from here on, for a disk that breaks. Of all stores of the process.
 #[cfg(feature = "fuzzing")]

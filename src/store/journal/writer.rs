@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use super::pool::{Pool, Spare};
 use super::segment::SegmentFile;
-use crate::clock::Anchor;
-use crate::error::{Error, ErrorKind, Result};
-use crate::group::{Batch, Place};
-use crate::key;
-use crate::stats::{Counter, Timing};
 use crate::store::files;
 use crate::store::format::frame::{self, Frame};
 use crate::store::format::segment::{GROUP_HEADER, GroupHeader, SECTOR, SegmentHeader, payload_checksum, sized};
+use crate::sync::group_commit::{Batch, Place};
+use crate::types::clock::Anchor;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key;
+use crate::types::stats::{Counter, Timing};
 
 /// Kept at the end of a segment for its seal.
 const SEAL: u64 = SECTOR as u64;

@@ -143,7 +143,8 @@ fn a_reader_never_sees_an_older_value_than_before() {
 #[test]
 fn eventual_commits_are_durable_after_a_sync_and_after_close() {
     let dir = temp();
-    let options = options().durability(crate::options::Durability::Eventual { interval: Duration::from_secs(3600) });
+    let options =
+        options().durability(crate::types::options::Durability::Eventual { interval: Duration::from_secs(3600) });
     let (store, _) = open_with(dir.path(), &options);
     let syncs = store.stats().syncs;
     put(&store, &key("a"), done(b"a"));

@@ -1,10 +1,10 @@
 //! What is deleted when its time has come, what a crash leaves behind, and what stays.
 
 use super::*;
-use crate::context::Context;
 use crate::store::compact::Found;
 use crate::store::format::envelope::{self, PiecesId};
 use crate::store::values::Stray;
+use crate::types::context::Context;
 use ::sled::IVec;
 
 fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::SystemTime;
 
 use super::*;
-use crate::clock::{BootTime, Clock};
+use crate::types::clock::{BootTime, Clock};
 
 /// A file system of its own in memory, unmounted at the end.
 struct Mount(PathBuf);

@@ -19,7 +19,7 @@ fn value(round: u64) -> Vec<u8> {
 }
 
 fn random(end: u64) -> u64 {
-    let [a, b, c, d, ..] = crate::key::random();
+    let [a, b, c, d, ..] = crate::types::key::random();
     u64::from(u32::from_le_bytes([a, b, c, d])) % end
 }
 

@@ -69,9 +69,9 @@ fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
         let stats = store.stats();
         if stats.syncs - stats.groups > 1 {
             // A checkpoint follows, however slow the disk is; waiting ones become one.
-            let late = crate::clock::deadline(Duration::from_secs(120)).unwrap();
+            let late = crate::types::clock::deadline(Duration::from_secs(120)).unwrap();
             while store.stats().store_checkpoints == 0 {
-                assert!(crate::clock::monotonic() < late, "round {round}: no checkpoint");
+                assert!(crate::types::clock::monotonic() < late, "round {round}: no checkpoint");
                 thread::yield_now();
             }
             checkpoints += 1;

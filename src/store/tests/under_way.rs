@@ -1,7 +1,7 @@
 //! What sled has under way stays below the number of its threads, whatever it is given: with more it hangs.
 
 use super::*;
-use crate::store::barrier::UNDER_WAY;
+use crate::store::sled::write_barrier::UNDER_WAY;
 
 /// One change, its old value and the key, at most.
 const ONE: usize = 16 << 10;

@@ -1,0 +1,9 @@
+//! The handles that a service holds: engine, managers, claims, tables, transactions, listings.
+
+pub(crate) mod claim;
+pub(crate) mod engine;
+pub(crate) mod manager;
+pub(crate) mod raw;
+pub(crate) mod records;
+pub(crate) mod table;
+pub(crate) mod transaction;

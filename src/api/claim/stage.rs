@@ -1,0 +1,166 @@
+//! One stage of a claimed operation: its effects on tables and its record in one commit.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::claim::{Claim, EndError};
+use crate::api::transaction::{self, Transaction};
+use crate::protocol::rules::{Ending, Step};
+use crate::types::codec;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::failure::Failure;
+use crate::types::outcome::Finished;
+use crate::types::record::{check_checkpoint, check_recovery_point};
+use crate::types::value::Value;
+
+/// What a work stage makes of its record.
+pub enum Next<T, E = Failure> {
+    /// Nothing: only the tables change.
+    Stay,
+    /// It has come this far.
+    Advance {
+        /// Where an attempt after this one begins.
+        point: String,
+        /// What that needs to know; what an earlier stage left is gone.
+        checkpoint: Option<Vec<u8>>,
+    },
+    /// It is done, with this value.
+    Succeed(T),
+    /// It has failed for good.
+    Fail(E),
+}
+
+impl<T, E> Next<T, E> {
+    /// To this recovery point, without a checkpoint.
+    #[must_use]
+    pub fn advance(point: impl Into<String>) -> Self {
+        Self::Advance { point: point.into(), checkpoint: None }
+    }
+
+    /// To this recovery point, with a checkpoint for the next stage.
+    #[must_use]
+    pub fn advance_with(point: impl Into<String>, checkpoint: impl Into<Vec<u8>>) -> Self {
+        Self::Advance { point: point.into(), checkpoint: Some(checkpoint.into()) }
+    }
+
+    /// To this recovery point, with a checkpoint that [`Claim::decode_checkpoint`] reads.
+    ///
+    /// # Errors
+    ///
+    /// `Codec` when it could not be read back, as for outcomes: an attempt after this one would be stuck behind its effect.
+    ///
+    /// ```
+    /// use oncekey::Next;
+    ///
+    /// let next = Next::<u64>::advance_encoded("charged", &("ch_1".to_owned(), 1999))?;
+    /// let also = Next::<u64>::advance_encoded("charged", &serde_json::json!({ "charge": "ch_1" }))?;
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn advance_encoded<C: Serialize + DeserializeOwned>(point: impl Into<String>, checkpoint: &C) -> Result<Self> {
+        let (bytes, _) = codec::encode_checked("a checkpoint", checkpoint, u64::MAX)?;
+        Ok(Self::advance_with(point, bytes))
+    }
+}
+
+impl<T, E> Next<T, E> {
+    /// What it makes of a record, checked and encoded. A checkpoint may have `limit` bytes.
+    pub(crate) fn into_step(
+        self,
+        limit: u64,
+        success: impl FnOnce(&T) -> Result<Value>,
+        failure: impl FnOnce(&E) -> Result<Value>,
+    ) -> Result<Step> {
+        Ok(match self {
+            Self::Stay => Step::Stay,
+            Self::Advance { point, checkpoint } => {
+                check_recovery_point(&point)?;
+                check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), limit)?;
+                Step::Advance { point, checkpoint: checkpoint.map(Value::from) }
+            }
+            Self::Succeed(value) => Step::End(Ending::Succeed(success(&value)?)),
+            Self::Fail(error) => Step::End(Ending::Fail(failure(&error)?)),
+        })
+    }
+}
+
+impl<T, E> fmt::Debug for Next<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stay => f.write_str("Stay"),
+            Self::Advance { point, .. } => f.debug_struct("Advance").field("point", point).finish_non_exhaustive(),
+            Self::Succeed(_) => f.write_str("Succeed(..)"),
+            Self::Fail(_) => f.write_str("Fail(..)"),
+        }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
+    /// Runs a stage: what the closure writes into tables, and what it makes of the record, are committed together or not at
+    /// all, and only if this claim still owns the record at the recovery point where it was.
+    ///
+    /// The closure is run again when another commit has changed what it read, so no effect that cannot be undone belongs
+    /// into it: cause those before, under an [`effect_id`](Claim::effect_id). `Err` and panics roll back. The limits and rules
+    /// of a [`Transaction`] hold.
+    ///
+    /// A stage that answers [`Next::Succeed`] or [`Next::Fail`] ends the claim: dropping it does nothing then, and
+    /// [`into_finished`](Claim::into_finished) gives what was stored.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Error, Manager, Next};
+    /// # let engine = Engine::temporary()?;
+    /// let orders: Manager<u64> = engine.manager("orders")?;
+    /// let Ok(mut claim) = orders.begin("cart-1")?.into_claim() else { panic!("new") };
+    /// claim.work_stage(|tx| {
+    ///     tx.table("stock")?.insert("apple", "2")?;
+    ///     Ok::<_, Error>(Next::advance("reserved"))
+    /// })?;
+    /// assert_eq!(claim.recovery_point(), "reserved");
+    /// claim.work_stage(|_tx| Ok::<_, Error>(Next::Succeed(7)))?;
+    /// assert_eq!(claim.into_finished()?.into_outcome()?, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The closure's own; nothing was changed then. Of the engine's: `ClaimLost` if the record is no longer this claim's or
+    /// has ended; `Codec` and `TooLarge` for what cannot be stored; `InvalidName` for a recovery point; `Conflict` after
+    /// [`MAX_TRANSACTION_RUNS`](crate::MAX_TRANSACTION_RUNS).
+    pub fn work_stage<X: From<Error>>(
+        &mut self,
+        work: impl Fn(&Transaction) -> Result<Next<T, E>, X>,
+    ) -> Result<(), X> {
+        let (fence, faulted) = (Some(self.fence()), Some(self.fault_flag()));
+        let setting = transaction::Setting { fence, faulted, should_retry: None };
+        let stage = |tx: &Transaction| work(tx).map(|next| ((), self.encode_step(next)));
+        let ((), info) = transaction::run::<_, X>(self.protocol(), &setting, stage)?;
+        self.touch();
+        if let Some(info) = info {
+            self.moved(info);
+        }
+        Ok(())
+    }
+
+    fn encode_step(&self, next: Next<T, E>) -> Result<Step> {
+        let success = |value: &T| self.encode("success", value).map(|(bytes, _)| bytes);
+        let failure = |error: &E| self.encode("failure", error).map(|(bytes, _)| bytes);
+        next.into_step(self.protocol().max_value_bytes(), success, failure)
+    }
+
+    /// What was stored, after a stage has ended the claim.
+    ///
+    /// # Errors
+    ///
+    /// `Stalled` if no stage has: the claim comes back, alive. `TypeMismatch` and `Codec` as for every replay.
+    pub fn into_finished(self) -> Result<Finished<T, E>, EndError<Self>> {
+        if !self.is_ended() {
+            let message =
+                format!("no stage has ended the claim on key {}, it is at {}", self.key(), self.recovery_point());
+            return Err(EndError { error: Error::new(ErrorKind::Stalled, message), claim: self });
+        }
+        let info = self.info().clone();
+        let schema = info.image().schema;
+        Finished::decode(info, schema).map_err(|error| EndError { error, claim: self })
+    }
+}

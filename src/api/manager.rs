@@ -1,0 +1,498 @@
+//! A named, typed scope of keys.
+
+pub(crate) mod drive;
+pub(crate) mod execute;
+
+use std::fmt::{self, Display};
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::claim::Claim;
+use crate::api::engine::{Engine, Registered};
+use crate::protocol::rules::{Ending, Resume, Start};
+use crate::protocol::{Awaited, Begun, Depth, Place};
+use crate::types::clock::{deadline, millis};
+use crate::types::codec;
+use crate::types::context::Context;
+use crate::types::error::Result;
+use crate::types::failure::Failure;
+use crate::types::key::{Key, check_key, check_name};
+use crate::types::options::{BeginOptions, ManagerOptions, OnError, check_ttl};
+use crate::types::outcome::{Finished, Record};
+use crate::types::record::RecordInfo;
+use crate::types::value::Value;
+
+/// What `begin` answers. Exhaustive on purpose: a new answer must be a compile error in every `match`.
+#[must_use = "dropping a claim interrupts its record"]
+pub enum Begin<T, E = Failure> {
+    /// The caller owns the key and runs the operation.
+    Claimed(Claim<T, E>),
+    /// It has run; this is what came of it.
+    Replay(Finished<T, E>),
+    /// Another owner of this process is at work.
+    InProgress(Pending<T, E>),
+    /// Its owner ended without an answer, and it is held until someone resolves it.
+    Interrupted(RecordInfo),
+    /// The key belongs to another request. Nothing of that request's outcome is told.
+    Mismatch(RecordInfo),
+}
+
+impl<T, E> Begin<T, E> {
+    /// The claim, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Every other answer, unchanged.
+    pub fn into_claim(self) -> Result<Claim<T, E>, Self> {
+        if let Self::Claimed(claim) = self { Ok(claim) } else { Err(self) }
+    }
+}
+
+/// What a wait answers.
+#[must_use]
+pub enum Waited<T, E = Failure> {
+    /// The operation ended with this outcome.
+    Finished(Finished<T, E>),
+    /// There is no record.
+    Absent,
+    /// Its owner gave it up: nothing has happened.
+    Released,
+    /// Its owner ended without an answer.
+    Interrupted,
+    /// It is still in progress, or was not begun yet.
+    TimedOut,
+    /// The engine was closed meanwhile.
+    Closed,
+}
+
+/// What became of an interrupted operation.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Resolution<T, E = Failure> {
+    /// Nothing has happened: run it again.
+    Retry,
+    /// It has happened, with this value.
+    Succeed(T),
+    /// It has failed for good.
+    Fail(E),
+}
+
+// By hand, because no payload is printed, and the types need no `Debug`.
+
+impl<T, E> fmt::Debug for Begin<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Claimed(claim) => f.debug_tuple("Claimed").field(claim).finish(),
+            Self::Replay(finished) => f.debug_tuple("Replay").field(finished).finish(),
+            Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
+            Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
+            Self::Mismatch(info) => f.debug_tuple("Mismatch").field(info).finish(),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Waited<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished(finished) => f.debug_tuple("Finished").field(finished).finish(),
+            Self::Absent => f.write_str("Absent"),
+            Self::Released => f.write_str("Released"),
+            Self::Interrupted => f.write_str("Interrupted"),
+            Self::TimedOut => f.write_str("TimedOut"),
+            Self::Closed => f.write_str("Closed"),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Resolution<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Retry => "Retry",
+            Self::Succeed(_) => "Succeed(..)",
+            Self::Fail(_) => "Fail(..)",
+        })
+    }
+}
+
+/// Another owner's operation. Holds no place in a queue and no claim: keep it as long as you like.
+pub struct Pending<T, E = Failure> {
+    inner: Box<(Manager<T, E>, Place, RecordInfo)>,
+}
+
+impl<T, E> Pending<T, E> {
+    /// The record when it was met.
+    #[must_use]
+    pub fn info(&self) -> &RecordInfo {
+        &self.inner.2
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Pending<T, E> {
+    /// Waits until nobody is at work on the key.
+    pub fn wait(&self, timeout: Duration) -> Result<Waited<T, E>> {
+        let (manager, place, _) = &*self.inner;
+        manager.wait_at(place, timeout)
+    }
+}
+
+impl<T, E> fmt::Debug for Pending<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").field("info", self.info()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) type Classify<E> = Arc<dyn Fn(&E) -> OnError + Send + Sync>;
+
+/// A named, typed scope of keys: the same key in two managers is two records.
+///
+/// Cheap to clone; clones share everything.
+///
+/// ```
+/// # use oncekey::{Begin, Engine, Manager};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// match payments.begin("order-42")? {
+///     Begin::Claimed(claim) => println!("{:?}", claim.succeed(&1999)?.outcome()),
+///     Begin::Replay(done) => println!("replayed {:?}", done.outcome()),
+///     Begin::InProgress(pending) => println!("since {:?}", pending.info().updated_at()),
+///     Begin::Interrupted(info) => println!("unknown since {:?}", info.updated_at()),
+///     Begin::Mismatch(info) => println!("{} was another request", info.key()),
+/// }
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+pub struct Manager<T, E = Failure> {
+    engine: Engine,
+    name: Arc<str>,
+    pub(crate) options: ManagerOptions,
+    pub(crate) scope: Arc<[Box<[u8]>]>,
+    pub(crate) on_error: Option<Classify<E>>,
+    types: PhantomData<fn() -> (T, E)>,
+    registered: Arc<Registered>,
+}
+
+impl Engine {
+    /// The manager of that name. Its types are those that its records were stored with.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if another manager of this name and schema is alive
+    /// and has other types.
+    pub fn manager<T, E>(&self, name: &str) -> Result<Manager<T, E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Serialize + DeserializeOwned,
+    {
+        self.manager_with(name, ManagerOptions::new())
+    }
+
+    /// As [`manager`](Engine::manager), with options, which are this handle's.
+    ///
+    /// # Errors
+    ///
+    /// Also `InvalidOptions` for a TTL of zero.
+    pub fn manager_with<T, E>(&self, name: &str, options: ManagerOptions) -> Result<Manager<T, E>>
+    where
+        T: Serialize + DeserializeOwned,
+        E: Serialize + DeserializeOwned,
+    {
+        check_name("manager", name)?;
+        options.check()?;
+        let registered = Arc::new(self.register::<T, E>(name, options.schema)?);
+        let (engine, name, scope) = (self.clone(), name.into(), Arc::new([]));
+        Ok(Manager { engine, name, options, scope, on_error: None, types: PhantomData, registered })
+    }
+}
+
+impl<T, E> Clone for Manager<T, E> {
+    fn clone(&self) -> Self {
+        Self {
+            engine: self.engine.clone(),
+            name: Arc::clone(&self.name),
+            options: self.options.clone(),
+            scope: Arc::clone(&self.scope),
+            on_error: self.on_error.clone(),
+            types: PhantomData,
+            registered: Arc::clone(&self.registered),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Manager<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Manager").field("name", &self.name).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<T, E> Manager<T, E> {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its engine.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What [`execute`](Manager::execute) does with an operation's `Err`; clones made afterwards share it. Defaults to
+    /// [`OnError::Store`].
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, OnError};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64, String> = engine.manager("payments")?;
+    /// let payments = payments.on_error(|why| if why == "busy" { OnError::Release } else { OnError::Store });
+    /// assert!(payments.execute("order-42", |_claim| Err("busy".to_owned())).is_err());
+    /// assert!(payments.execute("order-42", |_claim| Ok(1999)).is_ok_and(|done| !done.replayed()));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn on_error(mut self, classify: impl Fn(&E) -> OnError + Send + Sync + 'static) -> Self {
+        self.on_error = Some(Arc::new(classify));
+        self
+    }
+
+    /// The keys of one tenant or user (rather than a manager for each): keys that clients choose must not meet those of
+    /// another's. Records report the whole key, and that works on the unscoped manager. A scope inside a scope adds to it.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey` if the scope is empty or leaves no room for a key.
+    pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
+        check_key(scope.as_ref())?;
+        let scope: Vec<Box<[u8]>> = self.scope.iter().cloned().chain([scope.as_ref().into()]).collect();
+        // With the shortest key there is.
+        Key::from_parts(scope.iter().map(|part| &**part).chain([&[0][..]]))?;
+        Ok(Self { scope: scope.into(), ..self.clone() })
+    }
+
+    pub(crate) fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
+        let key = key.as_ref();
+        let key = if self.scope.is_empty() {
+            Key::new(key)?
+        } else {
+            check_key(key)?;
+            Key::from_parts(self.scope.iter().map(|part| &**part).chain([key]))?
+        };
+        Ok(Place::new(&self.name, key))
+    }
+
+    /// Of a record of this manager's.
+    #[cfg(feature = "http")]
+    pub(crate) fn place_of(&self, info: &RecordInfo) -> Place {
+        Place::new(&self.name, info.key().clone())
+    }
+
+    pub(crate) fn start(&self, options: BeginOptions, by_key: bool) -> Result<Start> {
+        let success_ttl = options.success_ttl.unwrap_or(self.options.success_ttl);
+        let failure_ttl = options.failure_ttl.unwrap_or(self.options.failure_ttl);
+        check_ttl("success_ttl", success_ttl)?;
+        check_ttl("failure_ttl", failure_ttl)?;
+        let context = options.context.unwrap_or_default();
+        context.check()?;
+        Ok(Start {
+            by_key,
+            fingerprint: options.fingerprint,
+            accepted: options.accepted,
+            context,
+            policy: options.on_interrupted.or(self.options.on_interrupted).unwrap_or_default(),
+            schema: self.options.schema,
+            success_ttl: millis(success_ttl),
+            failure_ttl: millis(failure_ttl),
+            released_ttl: millis(self.options.released_ttl),
+            interrupted_ttl: millis(self.options.interrupted_ttl),
+            resume: Resume { max_attempts: self.options.max_attempts.get(), only_from_start: options.only_from_start },
+            strict_fingerprint: self.options.strict_fingerprint,
+        })
+    }
+
+    /// Releases what [`initiate`](Manager::initiate) began: nothing has happened, and whoever comes next runs it.
+    ///
+    /// # Errors
+    ///
+    /// As [`success`](Manager::success).
+    pub fn release(&self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.engine.protocol().end_by_key(&self.place(key)?, &Ending::Release, self.options.schema)
+    }
+
+    /// Forgets a finished record, so that the operation can run again. False if there is no finished one.
+    ///
+    /// # Errors
+    ///
+    /// `OwnedByClaim` while it is in progress.
+    pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().reopen(&self.place(key)?)
+    }
+
+    /// Forgets a record, unless it has a live owner. False if there is none.
+    ///
+    /// # Errors
+    ///
+    /// `OwnedByClaim` while it is in progress, by a claim or by key; [`revoke`](Manager::revoke) it first.
+    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().remove(&self.place(key)?)
+    }
+
+    /// Keeps a finished record at least `ttl` from now; never shortens. False if there is no finished one.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if `ttl` is zero.
+    pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
+        check_ttl("ttl", ttl)?;
+        self.engine.protocol().extend(&self.place(key)?, millis(ttl))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Asks for the right to run the operation of a key. Never waits for another owner.
+    pub fn begin(&self, key: impl AsRef<[u8]>) -> Result<Begin<T, E>> {
+        self.begin_with(key, BeginOptions::new())
+    }
+
+    /// As [`begin`](Manager::begin), with more to say.
+    pub fn begin_with(&self, key: impl AsRef<[u8]>, options: BeginOptions) -> Result<Begin<T, E>> {
+        let (place, start) = (self.place(key)?, self.start(options, false)?);
+        let begun = self.engine.protocol().begin(&place, &start)?;
+        self.answer(place, begun)
+    }
+
+    /// As [`begin_with`](Manager::begin_with), but waits for another owner up to `timeout`, and takes the key over if that
+    /// gives it up. A claim may be on any thread, so on a key whose claim the caller itself holds it waits in vain; inside
+    /// [`execute`](Manager::execute) and [`drive`](Manager::drive) the wait for their own key answers `Deadlock` at once.
+    ///
+    /// ```
+    /// # use oncekey::{BeginOptions, Engine, Manager};
+    /// # use std::time::Duration;
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let owner = payments.begin("order-42")?.into_claim().unwrap();
+    /// let heir = std::thread::scope(|scope| {
+    ///     let heir = scope.spawn(|| payments.begin_or_wait("order-42", BeginOptions::new(), Duration::from_secs(60)));
+    ///     owner.release().map(|_| heir.join().unwrap())
+    /// })??;
+    /// assert_eq!(heir.into_claim().unwrap().attempt(), 2);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn begin_or_wait(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: BeginOptions,
+        timeout: Duration,
+    ) -> Result<Begin<T, E>> {
+        let (place, start) = (self.place(key)?, self.start(options, false)?);
+        let begun = self.engine.protocol().begin_or_wait(&place, &start, deadline(timeout))?;
+        self.answer(place, begun)
+    }
+
+    /// True: the record was created, or taken over, and this *process* now owns it, until [`success`](Manager::success),
+    /// [`fail`](Manager::fail) or [`release`](Manager::release). False: do not run the operation.
+    ///
+    /// A caller that ignores the answer runs the operation twice, and a thread that ends in between leaves the key in
+    /// progress until the process ends: prefer [`begin`](Manager::begin).
+    pub fn initiate(&self, key: impl AsRef<[u8]>, context: Option<&Context>) -> Result<bool> {
+        let options = BeginOptions { context: context.cloned(), ..BeginOptions::new() };
+        let (place, start) = (self.place(key)?, self.start(options, true)?);
+        Ok(matches!(self.engine.protocol().begin(&place, &start)?, Begun::Claimed(_)))
+    }
+
+    /// Stores the success of what [`initiate`](Manager::initiate) began.
+    ///
+    /// # Errors
+    ///
+    /// `NotInProgress` if this process has not begun it, or it has ended; `OwnedByClaim` if a [`Claim`] did. Nothing is
+    /// created or overwritten then.
+    pub fn success(&self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = Ending::Succeed(self.encode(&place, value)?);
+        self.engine.protocol().end_by_key(&place, &ending, self.options.schema)
+    }
+
+    /// Stores the failure of what [`initiate`](Manager::initiate) began.
+    ///
+    /// # Errors
+    ///
+    /// As [`success`](Manager::success).
+    pub fn fail(&self, key: impl AsRef<[u8]>, error: &E) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = Ending::Fail(self.encode(&place, error)?);
+        self.engine.protocol().end_by_key(&place, &ending, self.options.schema)
+    }
+
+    /// The record of a key, in whatever state it is.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<T, E>>> {
+        let info = self.engine.protocol().get(&self.place(key)?, Depth::Whole)?;
+        info.map(|info| Record::decode(info, self.options.schema)).transpose()
+    }
+
+    /// Waits until nobody is at work on the key; answers at once if nobody is. A request that was created and not begun yet is
+    /// waited for.
+    pub fn wait(&self, key: impl AsRef<[u8]>, timeout: Duration) -> Result<Waited<T, E>> {
+        self.wait_at(&self.place(key)?, timeout)
+    }
+
+    /// Settles an interrupted record, once it is known what became of the operation.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, Resolution};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// drop(payments.begin("order-42")?); // nobody knows how far it came
+    /// payments.resolve("order-42", Resolution::Succeed(1999))?;
+    /// assert_eq!(payments.get("order-42")?.unwrap().into_outcome(), Some(Ok(1999)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `OwnedByClaim` while it is in progress, `NotInterrupted` in any other state.
+    #[expect(clippy::needless_pass_by_value, reason = "a caller has no more use for it")]
+    pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<T, E>) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = match &resolution {
+            Resolution::Retry => Ending::Release,
+            Resolution::Succeed(value) => Ending::Succeed(self.encode(&place, value)?),
+            Resolution::Fail(error) => Ending::Fail(self.encode(&place, error)?),
+        };
+        self.engine.protocol().resolve(&place, &ending, Some(self.options.schema))
+    }
+
+    fn wait_at(&self, place: &Place, timeout: Duration) -> Result<Waited<T, E>> {
+        Ok(match self.engine.protocol().wait(place, deadline(timeout))? {
+            Awaited::Finished(info) => Waited::Finished(Finished::decode(info, self.options.schema)?),
+            Awaited::Absent => Waited::Absent,
+            Awaited::Released => Waited::Released,
+            Awaited::Interrupted => Waited::Interrupted,
+            Awaited::TimedOut => Waited::TimedOut,
+            Awaited::Closed => Waited::Closed,
+        })
+    }
+
+    pub(crate) fn answer(&self, place: Place, begun: Begun) -> Result<Begin<T, E>> {
+        Ok(match begun {
+            Begun::Claimed(info) => Begin::Claimed(Claim::new(self.engine.share(), place, info)),
+            Begun::Replay(info) => {
+                let finished = Finished::decode(info, self.options.schema)?;
+                self.engine.protocol().replayed(finished.info());
+                Begin::Replay(finished)
+            }
+            Begun::InProgress(info) => Begin::InProgress(Pending { inner: Box::new((self.clone(), place, info)) }),
+            Begun::Interrupted(info) => Begin::Interrupted(info),
+            Begun::Mismatch(info) => Begin::Mismatch(info),
+        })
+    }
+
+    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
+        self.encode_as(format_args!("the outcome of key {} of {}", place.key, self.name), value)
+    }
+
+    pub(crate) fn encode_as<S: Serialize + DeserializeOwned>(&self, what: impl Display, value: &S) -> Result<Value> {
+        let (bytes, _) = codec::encode_checked(what, value, self.engine.protocol().max_value_bytes())?;
+        Ok(Value::from(bytes))
+    }
+}

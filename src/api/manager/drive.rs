@@ -1,0 +1,245 @@
+//! Operations of several stages, driven from wherever they are to their end.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::claim::Claim;
+use crate::api::manager::Manager;
+use crate::api::manager::execute::{ExecuteError, Executed, answer};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::failure::Failure;
+use crate::types::options::{ExecuteOptions, OnInterrupted};
+use crate::types::outcome::Finished;
+use crate::types::record::RecordInfo;
+
+type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a>;
+
+type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
+
+/// What to do at each recovery point of an operation.
+///
+/// A stage first causes its effect outside, under an [`effect_id`](Claim::effect_id) so that it may do so again in a later
+/// attempt, then calls [`Claim::work_stage`] once, which advances the record or ends it. A stage may leave the record at its
+/// own point, with another checkpoint, and is then called again.
+///
+/// ```
+/// # use oncekey::{BeginOptions, Engine, Error, Manager, Next, OnInterrupted, STARTED, Stages};
+/// # let engine = Engine::temporary()?;
+/// # fn charge(_id: &str) -> String { "ch_1".into() }
+/// let orders: Manager<String> = engine.manager("orders")?;
+/// let stages = Stages::new()
+///     .stage(STARTED, |claim| {
+///         let charged = charge(&claim.effect_id("charge"));
+///         claim.work_stage(|_tx| Ok(Next::advance_with("charged", charged.as_str())))
+///     })
+///     .stage("charged", |claim| {
+///         let charged = String::from_utf8_lossy(claim.checkpoint().unwrap_or_default()).into_owned();
+///         claim.work_stage(|tx| {
+///             tx.table("orders")?.insert("1", &charged)?;
+///             Ok::<_, Error>(Next::Succeed(charged.clone()))
+///         })
+///     });
+/// // Whatever ends an attempt, the next one goes on from its recovery point.
+/// let options = BeginOptions::new().on_interrupted(OnInterrupted::Resume);
+/// let done = orders.drive("cart-1", options, &stages)?;
+/// assert_eq!(done.value(), "ch_1");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+pub struct Stages<'a, T, E = Failure, X = Error> {
+    stages: BTreeMap<String, Run<'a, T, E, X>>,
+    nothing_happened: Option<IsCertain<'a, X>>,
+}
+
+impl<'a, T, E, X> Stages<'a, T, E, X> {
+    /// No stage yet.
+    pub fn new() -> Self {
+        Self { stages: BTreeMap::new(), nothing_happened: None }
+    }
+
+    /// What to do at this recovery point; [`STARTED`](crate::STARTED) is the first. A second one for the same point replaces
+    /// the first.
+    pub fn stage(
+        mut self,
+        point: impl Into<String>,
+        run: impl Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a,
+    ) -> Self {
+        self.stages.insert(point.into(), Box::new(run));
+        self
+    }
+
+    /// Names the errors of a stage after which it is certain that its effect has not happened, e.g. because a card was declined
+    /// before it was charged. Such an error releases the record. After any other, [`Claim::drive`] says what becomes of it.
+    /// Default: no error is certain.
+    pub fn nothing_happened(mut self, is_certain: impl Fn(&X) -> bool + Send + Sync + 'a) -> Self {
+        self.nothing_happened = Some(Box::new(is_certain));
+        self
+    }
+}
+
+impl<T, E, X> Default for Stages<'_, T, E, X> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Stages").field(&self.stages.keys()).finish()
+    }
+}
+
+/// Why `drive` has no value.
+pub enum DriveError<T, E, X> {
+    /// The error of a stage; also a fault of the engine inside a stage, an unknown recovery point, or a stage that does not
+    /// advance. The stage's rows are rolled back, and the record stays at its recovery point. The table of [`Claim::drive`] says
+    /// whether the record is released or interrupted.
+    Stage(X),
+    /// The same answers as those of [`Manager::execute`].
+    Execute(ExecuteError<T, E>),
+}
+
+impl<T, E, X> From<ExecuteError<T, E>> for DriveError<T, E, X> {
+    fn from(error: ExecuteError<T, E>) -> Self {
+        Self::Execute(error)
+    }
+}
+
+impl<T, E, X> From<Error> for DriveError<T, E, X> {
+    fn from(error: Error) -> Self {
+        Self::Execute(error.into())
+    }
+}
+
+impl<T, E: fmt::Display, X: fmt::Display> fmt::Display for DriveError<T, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage(error) => error.fmt(f),
+            Self::Execute(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<T, E, X: fmt::Debug> fmt::Debug for DriveError<T, E, X> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage(error) => f.debug_tuple("Stage").field(error).finish(),
+            Self::Execute(error) => f.debug_tuple("Execute").field(error).finish(),
+        }
+    }
+}
+
+impl<T, E: fmt::Display, X: fmt::Debug + fmt::Display> std::error::Error for DriveError<T, E, X> {}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
+    /// Runs the stages from its recovery point to an outcome.
+    ///
+    /// # Errors
+    ///
+    /// A stage's own, or the engine's as the stage's: `UnknownRecoveryPoint` when there is no stage for the record's point,
+    /// `Stalled` when a stage has left recovery point and checkpoint as they were, even if it named the point. The record stays at
+    /// its recovery point:
+    ///
+    /// | the error | under `Resume` | under `Hold` |
+    /// |---|---|---|
+    /// | of a stage, or `Stalled`, after an [`effect_id`](Claim::effect_id) or a committed stage of this attempt | interrupted, which resumes: it is kept for `interrupted_ttl` | interrupted: its effect may have happened |
+    /// | of a stage, or `Stalled`, before | released: the next attempt begins there | interrupted |
+    /// | of a stage for which [`Stages::nothing_happened`] is true | released | released |
+    /// | `UnknownRecoveryPoint` | released | released: no stage has run there |
+    /// | a panic | interrupted, which resumes | interrupted |
+    pub fn drive<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+        self.drive_or(stages, |claim, is_certain| {
+            if !is_certain {
+                // An effect that has no name of ours may have happened: the record stays bound to its request.
+                claim.touch();
+            }
+            drop(claim.release());
+        })
+    }
+
+    /// As [`drive`](Claim::drive), for a key that nobody will send again: a record of which nothing is left to know is removed
+    /// instead of released.
+    #[cfg(feature = "http")]
+    pub(crate) fn drive_unkeyed<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+        self.drive_or(stages, |claim, _| {
+            if claim.info().image().is_at_start() && !claim.is_touched() {
+                drop(claim.discard());
+            } else {
+                drop(claim.release());
+            }
+        })
+    }
+
+    /// If the release or the interruption fails, the claim's drop records it later; the stage's error is returned in any case.
+    fn drive_or<X: From<Error>>(
+        mut self,
+        stages: &Stages<'_, T, E, X>,
+        release: impl FnOnce(Self, bool),
+    ) -> Result<Finished<T, E>, X> {
+        let lent = self.identity();
+        while !self.is_ended() {
+            let Some(stage) = stages.stages.get(self.recovery_point()) else {
+                let error = X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"));
+                release(self, true);
+                return Err(error);
+            };
+            let before = self.info().clone();
+            let ended = stage(&mut self);
+            self = self.returned(&lent).map_err(X::from)?;
+            let ended = match ended {
+                // Not by the revision: an advance on the spot makes a new one, and leads nowhere.
+                Ok(()) if self.is_where(&before) => {
+                    Err(X::from(self.stuck(ErrorKind::Stalled, "its stage has not advanced it")))
+                }
+                ended => ended,
+            };
+            match ended {
+                // What every replay will answer, whatever this returned.
+                _ if self.is_ended() => break,
+                Ok(()) => {}
+                Err(error) => {
+                    let is_certain = stages.nothing_happened.as_ref().is_some_and(|is_certain| is_certain(&error));
+                    let may_have_happened = self.is_touched() || self.info().policy() == OnInterrupted::Hold;
+                    if !is_certain && may_have_happened {
+                        drop(self.interrupt());
+                    } else {
+                        release(self, is_certain);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        self.into_finished().map_err(|error| X::from(error.into()))
+    }
+
+    fn is_where(&self, before: &RecordInfo) -> bool {
+        (self.recovery_point(), self.checkpoint()) == (before.recovery_point(), before.checkpoint())
+    }
+
+    fn stuck(&self, kind: ErrorKind, why: &str) -> Error {
+        Error::new(kind, format!("key {} is at the recovery point {:?}: {why}", self.key(), self.recovery_point()))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Runs the stages that are left of an operation, unless it has an outcome; waits for another owner as
+    /// [`execute`](Manager::execute) does. For records that [resume](crate::OnInterrupted::Resume) when they were interrupted.
+    ///
+    /// # Errors
+    ///
+    /// See [`DriveError`] and [`Claim::drive`].
+    pub fn drive<X: From<Error>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: impl Into<ExecuteOptions>,
+        stages: &Stages<'_, T, E, X>,
+    ) -> Result<Executed<T>, DriveError<T, E, X>> {
+        self.claim_and_run(key, options.into(), |claim| {
+            let done = claim.drive(stages).map_err(DriveError::Stage)?;
+            Ok(answer(done, false)?)
+        })
+    }
+}

@@ -1,0 +1,281 @@
+//! One call: run the operation once, or get what came of it.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::claim::{Claim, EndError};
+use crate::api::manager::{Begin, Manager, Pending};
+use crate::types::error::{self, Error, Result};
+use crate::types::failure::Failure;
+use crate::types::options::{ExecuteOptions, OnError};
+use crate::types::outcome::Finished;
+use crate::types::record::{RecordInfo, Status};
+
+/// What `execute` answers when the operation succeeded, now or before.
+#[derive(Clone)]
+pub struct Executed<T> {
+    value: T,
+    replayed: bool,
+    info: RecordInfo,
+}
+
+impl<T> Executed<T> {
+    /// The value.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// The value, by value.
+    pub fn into_value(self) -> T {
+        self.value
+    }
+
+    /// Whether the operation had run before, and this is what came of it then.
+    pub fn replayed(&self) -> bool {
+        self.replayed
+    }
+
+    /// All but the value.
+    pub fn info(&self) -> &RecordInfo {
+        &self.info
+    }
+}
+
+impl<T> fmt::Debug for Executed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Executed");
+        debug.field("replayed", &self.replayed).field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Why `execute` has no value. Exhaustive on purpose.
+///
+/// ```
+/// # use oncekey::{Engine, ExecuteError, Manager, Status};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64, String> = engine.manager("payments")?;
+/// let status = match payments.execute("order-42", |_claim| Err("declined".to_owned())) {
+///     Ok(_) => 200,
+///     // The answer of every retry.
+///     Err(ExecuteError::Failed { error, status: Status::Failed, .. }) => {
+///         assert_eq!(error, "declined");
+///         402
+///     }
+///     // Nothing has happened: send it again.
+///     Err(ExecuteError::Failed { status: Status::Released, .. }) => 503,
+///     // It is not known whether it has happened.
+///     Err(ExecuteError::Failed { .. }) => 500,
+///     Err(ExecuteError::InProgress(_) | ExecuteError::Interrupted(_)) => 409,
+///     Err(ExecuteError::Mismatch(_)) => 422,
+///     // It has run: the claim in `error` is dropped here, and the key is interrupted.
+///     Err(ExecuteError::NotStored { .. }) => 500,
+///     Err(ExecuteError::Engine(_)) => 503,
+/// };
+/// assert_eq!(status, 402);
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+pub enum ExecuteError<T, E = Failure> {
+    /// The operation failed, now or before.
+    Failed {
+        /// Its failure.
+        error: E,
+        /// The state of the record. `Failed`: every retry gets this failure until its TTL ends. `Released`: nothing has happened,
+        /// and the next call runs the operation. `Interrupted`: it is not known whether the operation has happened.
+        status: Status,
+        /// Whether it failed before, and this is the stored failure.
+        replayed: bool,
+    },
+    /// Another owner is still at work.
+    InProgress(Pending<T, E>),
+    /// An earlier owner ended without an answer, and the record is held until someone resolves it.
+    Interrupted(RecordInfo),
+    /// The key belongs to another request.
+    Mismatch(RecordInfo),
+    /// The operation ran, but what came of it is not stored, so nobody may be told. The claim is alive: try the ending again,
+    /// or drop it to interrupt the record. That a type cannot be stored is known before the effect to a test, or a start of the
+    /// service, that calls [`Manager::encode_outcome`] with an example.
+    NotStored {
+        /// What the operation returned.
+        outcome: Result<T, E>,
+        /// Why it is not stored, and the claim.
+        error: EndError<Claim<T, E>>,
+    },
+    /// The engine could not answer. The operation did not run, unless the error is `ClaimLost`: then it exchanged its claim.
+    Engine(Error),
+}
+
+impl<T, E> From<Error> for ExecuteError<T, E> {
+    fn from(error: Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { error, .. } => error.fmt(f),
+            Self::InProgress(pending) => write!(f, "key {} is in progress", pending.info().key()),
+            Self::Interrupted(info) => {
+                write!(f, "key {} is interrupted: it is not known what became of it", info.key())
+            }
+            Self::Mismatch(info) => write!(f, "key {} belongs to another request", info.key()),
+            Self::NotStored { error, .. } => write!(f, "the operation ran and its outcome is not stored: {error}"),
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for ExecuteError<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { status, replayed, .. } => {
+                f.debug_struct("Failed").field("status", status).field("replayed", replayed).finish_non_exhaustive()
+            }
+            Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
+            Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
+            Self::Mismatch(info) => f.debug_tuple("Mismatch").field(info).finish(),
+            Self::NotStored { error, .. } => f.debug_struct("NotStored").field("error", error).finish_non_exhaustive(),
+            Self::Engine(error) => f.debug_tuple("Engine").field(error).finish(),
+        }
+    }
+}
+
+impl<T, E: fmt::Display> std::error::Error for ExecuteError<T, E> {}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Runs the operation if the key is new, and stores what it returns; otherwise gives what came of it before. Waits up to
+    /// 30 s for another owner.
+    ///
+    /// | the operation | the record |
+    /// |---|---|
+    /// | returns `Ok` | succeeded: every retry gets the value until its TTL |
+    /// | returns `Err` | as [`on_error`](Manager::on_error) says; by default failed: every retry gets the failure |
+    /// | panics | interrupted, and the panic goes on |
+    /// | returns `Err` after it met an [`Error`] of this crate, or `InProgress` or `Interrupted` in an `execute` inside it | interrupted: never stored |
+    /// | the process ends meanwhile | interrupted |
+    /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage said, whatever it returns |
+    ///
+    /// After [`OnError::Release`] a waiter takes the key over and runs the operation in its turn: with many waiters an operation
+    /// that fails at once for all is run once for each of them.
+    ///
+    /// On a key that this thread is executing already it answers `Deadlock` at once. The operation must give back the claim that
+    /// it was lent: exchanged with another (`mem::swap`), both records are interrupted, and the answer is `ClaimLost`.
+    ///
+    /// # Errors
+    ///
+    /// See [`ExecuteError`]. `UnknownRecoveryPoint` for a record on which a stage has committed: running the operation from its
+    /// start would repeat that stage, so go on with [`drive`](Manager::drive).
+    pub fn execute(
+        &self,
+        key: impl AsRef<[u8]>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+    ) -> Result<Executed<T>, ExecuteError<T, E>> {
+        self.execute_with(key, ExecuteOptions::new(), operation)
+    }
+
+    /// As [`execute`](Manager::execute), with more to say.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Manager};
+    /// # use std::time::Duration;
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let pay = |cents: u64| {
+    ///     let same = Fingerprint::of(&("EUR", cents))?;
+    ///     let options = ExecuteOptions::new().fingerprint(same).wait(Duration::from_secs(2));
+    ///     payments.execute_with("order-42", options, |_claim| Ok(cents))
+    /// };
+    /// assert_eq!(*pay(1999).unwrap().value(), 1999);
+    /// assert!(matches!(pay(2999), Err(ExecuteError::Mismatch(_))));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ExecuteError`].
+    pub fn execute_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: impl Into<ExecuteOptions>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+    ) -> Result<Executed<T>, ExecuteError<T, E>> {
+        let mut options = options.into();
+        options.begin.only_from_start = true;
+        self.claim_and_run(key, options, |claim| self.run(claim, operation))
+    }
+
+    /// Runs it with the claim, unless there is an answer already.
+    pub(crate) fn claim_and_run<X: From<ExecuteError<T, E>>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        options: ExecuteOptions,
+        run: impl FnOnce(Claim<T, E>) -> Result<Executed<T>, X>,
+    ) -> Result<Executed<T>, X> {
+        let ExecuteOptions { begin, wait } = options;
+        let begun = if wait.is_zero() { self.begin_with(key, begin) } else { self.begin_or_wait(key, begin, wait) };
+        match begun.map_err(ExecuteError::Engine)? {
+            Begin::Claimed(claim) => {
+                let _running = claim.running();
+                run(claim)
+            }
+            Begin::Replay(done) => Ok(answer(done, true)?),
+            Begin::InProgress(pending) => Err(passing(ExecuteError::InProgress(pending)).into()),
+            Begin::Interrupted(info) => Err(passing(ExecuteError::Interrupted(info)).into()),
+            Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info).into()),
+        }
+    }
+
+    fn run(
+        &self,
+        mut claim: Claim<T, E>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+    ) -> Result<Executed<T>, ExecuteError<T, E>> {
+        let (met, lent) = (error::met(), claim.identity());
+        let returned = operation(&mut claim);
+        let claim = claim.returned(&lent)?;
+        let failure = match returned {
+            // A stage has ended it, and every replay answers what that has stored.
+            _ if claim.is_ended() => return answer(claim.into_finished().map_err(Error::from)?, false),
+            Ok(value) => {
+                return match claim.succeed(&value) {
+                    // As every replay will read it: a field that is not stored is the same for all.
+                    Ok(done) => answer(done, false),
+                    Err(error) => Err(ExecuteError::NotStored { outcome: Ok(value), error }),
+                };
+            }
+            Err(failure) => failure,
+        };
+        let on_error = if claim.is_faulted() || error::met() != met {
+            // A failure that the operation made of a fault of the engine is not its own, and passes.
+            OnError::Interrupt
+        } else {
+            self.on_error.as_ref().map_or(OnError::Store, |classify| classify(&failure))
+        };
+        let ended = match on_error {
+            OnError::Store => claim.fail(&failure).map(|_| Status::Failed),
+            OnError::ReleaseUnlessEffect if !claim.is_touched() => claim.release().map(|_| Status::Released),
+            OnError::Release => claim.release().map(|_| Status::Released),
+            OnError::Interrupt | OnError::ReleaseUnlessEffect => claim.interrupt().map(|_| Status::Interrupted),
+        };
+        Err(match ended {
+            Ok(status) => ExecuteError::Failed { error: failure, status, replayed: false },
+            Err(error) => ExecuteError::NotStored { outcome: Err(failure), error },
+        })
+    }
+}
+
+/// Counts as a fault: for an operation that runs around this one it is no failure of its own.
+fn passing<T, E>(answer: ExecuteError<T, E>) -> ExecuteError<T, E> {
+    error::meet();
+    answer
+}
+
+pub(crate) fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Result<Executed<T>, ExecuteError<T, E>> {
+    let (outcome, info) = done.into_parts();
+    match outcome {
+        Ok(value) => Ok(Executed { value, replayed, info }),
+        Err(error) => Err(ExecuteError::Failed { error, status: Status::Failed, replayed }),
+    }
+}

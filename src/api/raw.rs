@@ -1,0 +1,162 @@
+//! Records for tools that do not know their types.
+
+#[cfg(feature = "cli")]
+mod portable;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::engine::Engine;
+use crate::api::manager::{Manager, Resolution};
+use crate::protocol::rules::Ending;
+use crate::protocol::{Depth, Place};
+use crate::types::clock::millis;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::{Key, check_name};
+use crate::types::options::check_ttl;
+use crate::types::outcome::Record;
+use crate::types::record::RecordInfo;
+use crate::types::value::Value;
+
+/// A manager for tools that do not know the types: outcomes are bytes as they are stored, and
+/// [limits](crate::guides::limits) describes these.
+///
+/// ```
+/// # use oncekey::{Engine, Manager};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// payments.begin("order-42")?.into_claim().unwrap().succeed(&1999)?;
+/// for name in engine.managers()? {
+///     let raw = engine.raw(&name)?;
+///     let bytes = raw.get("order-42")?.and_then(|record| record.into_outcome()).unwrap().unwrap();
+///     // Before them: the codec (1 byte) and the digest of the value's shape (8).
+///     assert_eq!(bytes.get(9..), Some(&1999_u64.to_le_bytes()[..]));
+/// }
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RawManager {
+    engine: Engine,
+    name: Arc<str>,
+}
+
+impl Engine {
+    /// The manager of that name for tools that do not know its types.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName`.
+    pub fn raw(&self, name: &str) -> Result<RawManager> {
+        check_name("manager", name)?;
+        Ok(RawManager { engine: self.clone(), name: name.into() })
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Returns the bytes that this outcome would be stored as, after reading them back and comparing; nothing is stored.
+    ///
+    /// It finds out before an effect, or in a test, whether outcomes of these types can be stored at all: `execute` can only
+    /// say so when the operation has run. [`RawManager::resolve`] and the command line's `resolve`
+    /// take these bytes.
+    ///
+    /// # Errors
+    ///
+    /// `Codec` when the value could not be read back, `TooLarge` when it is over
+    /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ErrorKind, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Receipt {
+    ///     #[serde(skip_serializing)] // and so never read back
+    ///     charge: String,
+    /// }
+    /// let payments: Manager<Receipt> = engine.manager("payments")?;
+    /// let error = payments.encode_outcome(Ok(&Receipt { charge: "ch_1".into() })).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Codec);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn encode_outcome(&self, outcome: std::result::Result<&T, &E>) -> Result<Value> {
+        let what = format!("an outcome of {}", self.name());
+        outcome.map_or_else(|failure| self.encode_as(&what, failure), |value| self.encode_as(&what, value))
+    }
+}
+
+impl<T, E> Manager<T, E> {
+    /// Takes a key in progress away from its owner, e.g. a thread that hangs: the record becomes interrupted. The old claim is
+    /// lost: it can neither end the record nor write, but what its operation does outside the store goes on.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `NotInProgress` if it has no live owner.
+    pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
+        self.engine().protocol().revoke(&self.place(key)?)
+    }
+}
+
+impl RawManager {
+    fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
+        Ok(Place::new(&self.name, Key::new(key)?))
+    }
+
+    /// The record of a whole key, with its outcome as it is encoded.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Value, Value>>> {
+        Ok(self.engine.protocol().get(&self.place(key)?, Depth::Whole)?.map(Record::raw))
+    }
+
+    /// As [`Manager::resolve`], with an outcome as [`Manager::encode_outcome`] gives it. The record keeps its schema.
+    pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<Value, Value>) -> Result<()> {
+        let place = self.place(key)?;
+        let ending = match resolution {
+            Resolution::Retry => Ending::Release,
+            Resolution::Succeed(bytes) => Ending::Succeed(self.checked(bytes)?),
+            Resolution::Fail(bytes) => Ending::Fail(self.checked(bytes)?),
+        };
+        self.engine.protocol().resolve(&place, &ending, None)
+    }
+
+    fn checked(&self, bytes: Value) -> Result<Value> {
+        let limit = self.engine.protocol().max_value_bytes();
+        if bytes.len() as u64 > limit {
+            let message = format!("an outcome is {} bytes long, the limit is {limit}", bytes.len());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        Ok(bytes)
+    }
+
+    /// As [`Manager::reopen`].
+    pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().reopen(&self.place(key)?)
+    }
+
+    /// As [`Manager::remove`].
+    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().remove(&self.place(key)?)
+    }
+
+    /// As [`Manager::revoke`](crate::Manager::revoke).
+    pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
+        self.engine.protocol().revoke(&self.place(key)?)
+    }
+
+    /// As [`Manager::extend`](crate::Manager::extend).
+    pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
+        check_ttl("ttl", ttl)?;
+        self.engine.protocol().extend(&self.place(key)?, millis(ttl))
+    }
+
+    /// Takes over a record that another store's [`get`](RawManager::get) gave, under the same key, unless that key has a
+    /// record here: then false. Its TTL starts again; one in progress there is interrupted here.
+    pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
+        let info = record.info();
+        let place = Place::new(&self.name, info.key().clone());
+        if let Some(bytes) = info.image().outcome.clone() {
+            self.checked(bytes)?;
+        }
+        self.engine.protocol().import(&place, info.image())
+    }
+}

@@ -1,0 +1,216 @@
+//! Records outside of a store: as JSON, with every field.
+//!
+//! Bytes are a string where they are text that can be read, else `{"base64": ...}`. Times are milliseconds since 1970; no
+//! TTL and no expiry is for ever. What a newer version writes and this one does not know is refused.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::ser::{Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::types::clock::{NEVER, wall_millis, wall_time};
+use crate::types::context::Context;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::fingerprint::Fingerprint;
+use crate::types::key::{Key, check_name};
+use crate::types::options::{MAX_VALUE_BYTES, OnInterrupted};
+use crate::types::outcome::Record;
+use crate::types::record::{
+    FINISHED, Image, Interruption, RecordInfo, Status, THIS_FRAME, check_checkpoint, check_recovery_point,
+};
+use crate::types::value::Value;
+
+/// Raised when a field changes its meaning.
+const VERSION: u32 = 1;
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Portable {
+    version: u32,
+    /// Of the store that it comes from: with the generation it makes its effect ids.
+    store: Uuid,
+    manager: String,
+    key: Bytes,
+    status: Status,
+    interruption: Option<Interruption>,
+    policy: OnInterrupted,
+    schema: u32,
+    attempt: u32,
+    generation: u64,
+    token: u64,
+    created_at_ms: u64,
+    updated_at_ms: u64,
+    expires_at_ms: Option<u64>,
+    success_ttl_ms: Option<u64>,
+    failure_ttl_ms: Option<u64>,
+    released_ttl_ms: Option<u64>,
+    interrupted_ttl_ms: Option<u64>,
+    fingerprint: Option<String>,
+    context: BTreeMap<String, Bytes>,
+    recovery_point: String,
+    checkpoint: Option<Bytes>,
+    outcome_bytes: u32,
+    /// `None` where there is none, and where only the rest was read.
+    outcome: Option<Bytes>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+enum Bytes {
+    Text(String),
+    Binary { base64: String },
+}
+
+impl Bytes {
+    fn new(bytes: &[u8]) -> Self {
+        let readable = |text: &&str| !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'));
+        match std::str::from_utf8(bytes).ok().filter(readable) {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Binary { base64: BASE64_STANDARD.encode(bytes) },
+        }
+    }
+
+    fn read(self) -> Result<Value> {
+        match self {
+            Self::Text(text) => Ok(text.into()),
+            Self::Binary { base64 } => {
+                let bytes = BASE64_STANDARD.decode(base64).map_err(|cause| malformed(&format!("base64: {cause}")))?;
+                Ok(bytes.into())
+            }
+        }
+    }
+}
+
+fn malformed(why: &str) -> Error {
+    Error::new(ErrorKind::Codec, format!("the record is malformed: {why}"))
+}
+
+/// `None` is for ever.
+fn lasting(millis: u64) -> Option<u64> {
+    (millis != NEVER).then_some(millis)
+}
+
+impl Portable {
+    fn new(info: &RecordInfo) -> Self {
+        let image = info.image();
+        Self {
+            version: VERSION,
+            store: Uuid::from_bytes(info.store_id()),
+            manager: info.manager().to_owned(),
+            key: Bytes::new(info.key().as_bytes()),
+            status: info.status(),
+            interruption: info.interruption(),
+            policy: image.policy,
+            schema: image.schema,
+            attempt: image.attempt,
+            generation: image.generation,
+            token: image.token,
+            created_at_ms: image.created_at,
+            updated_at_ms: image.updated_at,
+            expires_at_ms: info.expires_at().map(wall_millis),
+            success_ttl_ms: lasting(image.success_ttl),
+            failure_ttl_ms: lasting(image.failure_ttl),
+            released_ttl_ms: lasting(image.released_ttl),
+            interrupted_ttl_ms: lasting(image.interrupted_ttl),
+            fingerprint: image.fingerprint.map(|fingerprint| fingerprint.to_string()),
+            context: image.context.iter().map(|(name, value)| (name.to_owned(), Bytes::new(value))).collect(),
+            recovery_point: image.recovery_point.clone(),
+            checkpoint: image.checkpoint.as_deref().map(Bytes::new),
+            outcome_bytes: image.outcome_len,
+            outcome: image.outcome.as_deref().map(Bytes::new),
+        }
+    }
+
+    fn read(self) -> Result<Record<Value, Value>> {
+        if self.version != VERSION {
+            let message = format!("the record has the format {}, known is {VERSION}", self.version);
+            return Err(Error::new(ErrorKind::UnsupportedFormat, message));
+        }
+        check_name("manager", &self.manager)?;
+        let key = Key::new(self.key.read()?)?;
+        let outcome = self.outcome.map(Bytes::read).transpose()?;
+        let is_finished = matches!(self.status, Status::Succeeded | Status::Failed);
+        if is_finished != outcome.is_some() {
+            let has = if is_finished { "no outcome" } else { "an outcome" };
+            return Err(malformed(&format!("it is {:?} and has {has}", self.status)));
+        }
+        if !is_finished || self.recovery_point != FINISHED {
+            check_recovery_point(&self.recovery_point)?;
+        }
+        let checkpoint = self.checkpoint.map(Bytes::read).transpose()?;
+        check_checkpoint(checkpoint.as_ref().map_or(0, |bytes| bytes.len()), MAX_VALUE_BYTES as u64)?;
+        let entries = self.context.into_iter().map(|(name, value)| Ok((name, value.read()?)));
+        let context = entries.collect::<Result<BTreeMap<_, _>>>()?.into_iter().collect::<Context>();
+        context.check()?;
+        let outcome_len = outcome.as_ref().map_or(0, |bytes| bytes.len());
+        let image = Image {
+            state: self.status,
+            by_key: false,
+            bound: true,
+            interruption: self.interruption,
+            policy: self.policy,
+            schema: self.schema,
+            attempt: self.attempt,
+            generation: self.generation,
+            revision: THIS_FRAME,
+            token: self.token,
+            created_at: self.created_at_ms,
+            updated_at: self.updated_at_ms,
+            updated: 0,
+            expires: NEVER,
+            success_ttl: ttl(self.success_ttl_ms)?,
+            failure_ttl: ttl(self.failure_ttl_ms)?,
+            released_ttl: ttl(self.released_ttl_ms)?,
+            interrupted_ttl: ttl(self.interrupted_ttl_ms)?,
+            fingerprint: self.fingerprint.as_deref().map(fingerprint).transpose()?,
+            context,
+            recovery_point: self.recovery_point,
+            checkpoint,
+            outcome_len: u32::try_from(outcome_len).map_err(|_| malformed("its outcome is too long"))?,
+            outcome,
+        };
+        let expires_at: Option<SystemTime> = self.expires_at_ms.map(wall_time);
+        Ok(Record::raw(RecordInfo::detached(self.store.into_bytes(), &self.manager, key, image, expires_at)))
+    }
+}
+
+fn ttl(millis: Option<u64>) -> Result<u64> {
+    if millis == Some(0) { Err(malformed("a TTL is zero")) } else { Ok(millis.unwrap_or(NEVER)) }
+}
+
+fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
+    let bad = || malformed("a fingerprint is 64 hexadecimal digits");
+    let mut bytes = [0; 32];
+    if hexadecimal.len() != 2 * bytes.len() || !hexadecimal.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        let digits = hexadecimal.get(2 * at..2 * at + 2).ok_or_else(bad)?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| bad())?;
+    }
+    Ok(Fingerprint::from_bytes(bytes))
+}
+
+/// All fields but the outcome, for JSON; feature `cli`.
+impl Serialize for RecordInfo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Portable::new(&self.without_outcome()).serialize(serializer)
+    }
+}
+
+/// All fields, for JSON, to be read back and [imported](crate::RawManager::import); feature `cli`.
+impl Serialize for Record<Value, Value> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Portable::new(self.info()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Record<Value, Value> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Portable::deserialize(deserializer)?.read().map_err(D::Error::custom)
+    }
+}

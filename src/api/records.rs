@@ -1,0 +1,196 @@
+//! Listing records.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::protocol::{ListRange, Protocol};
+use crate::types::error::Result;
+#[cfg(feature = "http")]
+use crate::types::error::{Error, ErrorKind};
+use crate::types::key::{Key, check_name};
+use crate::types::record::{RecordInfo, Status};
+use crate::types::value::Value;
+
+/// Records read at once.
+const BATCH: usize = 256;
+
+/// Which records to list; without a condition, all.
+///
+/// ```
+/// use oncekey::{RecordFilter, Status, SystemClock};
+/// use oncekey::Clock as _;
+/// use std::time::Duration;
+///
+/// # let engine = oncekey::Engine::temporary()?;
+/// let hour_ago = SystemClock.wall() - Duration::from_secs(3600);
+/// let stuck = RecordFilter::new().manager("payments").status(Status::InProgress).updated_before(hour_ago);
+/// assert_eq!(engine.records(stuck)?.count(), 0);
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct RecordFilter {
+    manager: Option<String>,
+    /// Keys are those that are known in this scope, and prefixes of them too.
+    scope: Arc<[Box<[u8]>]>,
+    key_prefix: Vec<u8>,
+    status: Option<Status>,
+    recovery_point: Option<String>,
+    context: Vec<(String, Value)>,
+    updated_before: Option<SystemTime>,
+    /// All must say so.
+    predicates: Vec<Predicate>,
+}
+
+/// What the caller says of a record.
+#[derive(Clone)]
+struct Predicate(Arc<dyn Fn(&RecordInfo) -> bool + Send + Sync>);
+
+impl fmt::Debug for Predicate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Predicate")
+    }
+}
+
+impl RecordFilter {
+    /// All records.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only those of this manager.
+    pub fn manager(mut self, name: impl Into<String>) -> Self {
+        self.manager = Some(name.into());
+        self
+    }
+
+    /// Only those whose key begins so.
+    pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
+        self.key_prefix = prefix.as_ref().to_vec();
+        self
+    }
+
+    /// Only those in this state.
+    pub fn status(mut self, status: Status) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Only those at this recovery point.
+    pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
+        self.recovery_point = Some(point.into());
+        self
+    }
+
+    /// Only those whose context has this value under this name. Several must all hold.
+    pub fn context(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.context.push((name.into(), value.into()));
+        self
+    }
+
+    /// Only those that last changed before, by the wall clock.
+    pub fn updated_before(mut self, time: SystemTime) -> Self {
+        self.updated_before = Some(time);
+        self
+    }
+
+    /// Only those of which this is true, by any field of theirs. Several must all be.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, RecordFilter};
+    /// # let engine = Engine::temporary()?;
+    /// # let payments: Manager<u64> = engine.manager("payments")?;
+    /// # payments.execute("k", |_| Ok(7)).unwrap();
+    /// let tried_often = RecordFilter::new().matching(|info| info.attempt() > 3);
+    /// assert_eq!(engine.records(tried_often)?.count(), 0);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn matching(mut self, predicate: impl Fn(&RecordInfo) -> bool + Send + Sync + 'static) -> Self {
+        self.predicates.push(Predicate(Arc::new(predicate)));
+        self
+    }
+
+    /// Only those that a manager's handle can name by their keys.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if the filter is for another manager.
+    #[cfg(feature = "http")]
+    pub(crate) fn limited_to(mut self, manager: &str, scope: &Arc<[Box<[u8]>]>) -> Result<Self> {
+        match &self.manager {
+            Some(other) if other != manager => {
+                let message = format!("the filter is for manager \"{}\", not for {manager}", other.escape_default());
+                return Err(Error::new(ErrorKind::InvalidOptions, message));
+            }
+            _ => self.manager = Some(manager.to_owned()),
+        }
+        self.scope = Arc::clone(scope);
+        Ok(self)
+    }
+
+    pub(crate) fn matches(&self, info: &RecordInfo) -> bool {
+        info.key().within(&self.scope).is_some_and(|key| key.starts_with(&self.key_prefix))
+            && self.status.is_none_or(|status| status == info.status())
+            && self.recovery_point.as_ref().is_none_or(|point| point == info.recovery_point())
+            && self.context.iter().all(|(name, value)| info.context().get(name) == Some(value))
+            && self.updated_before.is_none_or(|time| info.updated_at() < time)
+            && self.predicates.iter().all(|Predicate(holds)| holds(info))
+    }
+
+    /// Where all records are that match.
+    pub(crate) fn range(&self) -> Result<ListRange> {
+        if let Some(manager) = &self.manager {
+            check_name("manager", manager)?;
+        }
+        let whole = if self.scope.is_empty() { None } else { Some(Key::from_parts(self.scope.iter())?) };
+        let prefix = whole.as_ref().map_or(&*self.key_prefix, Key::as_bytes);
+        Ok(ListRange::new(self.manager.as_deref(), prefix, self.is_unfinished()))
+    }
+
+    /// A state that only unfinished records have, of which there are few.
+    fn is_unfinished(&self) -> bool {
+        matches!(self.status, Some(Status::InProgress | Status::Released | Status::Interrupted))
+    }
+}
+
+/// Records, one by one. After an error it ends.
+pub struct Records {
+    protocol: Arc<Protocol>,
+    filter: RecordFilter,
+    rest: Option<ListRange>,
+    batch: VecDeque<RecordInfo>,
+}
+
+impl Records {
+    pub(crate) fn new(protocol: Arc<Protocol>, filter: RecordFilter) -> Result<Self> {
+        let rest = filter.range()?;
+        Ok(Self { protocol, filter, rest: Some(rest), batch: VecDeque::new() })
+    }
+}
+
+impl Iterator for Records {
+    type Item = Result<RecordInfo>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(info) = self.batch.pop_front() {
+                return Some(Ok(info));
+            }
+            match self.protocol.list(&self.rest.take()?, BATCH) {
+                Ok((infos, rest)) => {
+                    self.batch.extend(infos.into_iter().filter(|info| self.filter.matches(info)));
+                    self.rest = rest;
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Records").field("filter", &self.filter).finish_non_exhaustive()
+    }
+}

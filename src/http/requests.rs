@@ -1,0 +1,404 @@
+//! Requests: keys of operations that have a method, a path and parameters, and are answered with a response.
+
+mod finding;
+mod handle;
+mod inside;
+mod options;
+mod request;
+mod same;
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::api::engine::Engine;
+use crate::api::manager::drive::{DriveError, Stages};
+use crate::api::manager::execute::{Executed, answer};
+use crate::api::manager::{Begin, Manager};
+use crate::http::header::from_header;
+use crate::http::response::Response;
+use crate::protocol::Place;
+use crate::protocol::rules::{Ending, Patch};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::Key;
+use crate::types::options::{BeginOptions, ManagerOptions, OnError, OnInterrupted};
+use crate::types::outcome::Record;
+use crate::types::record::{FINISHED, RecordInfo, check_checkpoint, check_recovery_point};
+use crate::types::value::Value;
+pub use inside::TransactionRequests;
+pub use options::HandleOptions;
+use request::Described;
+pub use request::{Created, NewRequest, RequestPatch};
+pub use same::SameRequest;
+
+/// Operations that have a method, a path and parameters, and are answered with a [`Response`].
+///
+/// It is a [`Manager`] whose outcomes are responses, successes and failures alike. Method, path and parameters are the
+/// fingerprint, so another request under the same key is a mismatch. Method and path are kept in the context, as `method` and
+/// `path`; of the parameters only the fingerprint is stored, unless [`keep_params`](Requests::keep_params) says otherwise.
+/// With [`on_interrupted`](ManagerOptions::on_interrupted) not set, a request is held after an interruption; only one that
+/// [`drive`](Requests::drive) begins resumes, at its recovery point.
+///
+/// Cheap to clone; clones share everything.
+///
+/// ```
+/// use http::StatusCode;
+/// use oncekey::{Begin, Engine, Response};
+///
+/// let engine = Engine::temporary()?;
+/// let requests = engine.requests("checkout")?.scoped("user-7")?;
+/// let params = ("cart", 17);
+/// let Begin::Claimed(claim) = requests.initialize_request(Some("k1"), "POST", &params, "/carts")? else { panic!() };
+/// claim.succeed(&Response::new(StatusCode::CREATED).body("order 1"))?;
+///
+/// let Begin::Replay(done) = requests.initialize_request(Some("k1"), "POST", &params, "/carts")? else { panic!() };
+/// assert_eq!(done.outcome().unwrap().body_bytes(), b"order 1");
+/// let other = requests.initialize_request(Some("k1"), "DELETE", &params, "/carts")?;
+/// assert!(matches!(other, Begin::Mismatch(_)));
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Requests {
+    manager: Manager<Response, Response>,
+    handling: HandleOptions,
+    keep_params: bool,
+}
+
+impl Engine {
+    /// The requests of that name; they share their records with the manager of this name.
+    ///
+    /// # Errors
+    ///
+    /// As [`manager`](Engine::manager).
+    pub fn requests(&self, name: &str) -> Result<Requests> {
+        self.requests_with(name, ManagerOptions::new())
+    }
+
+    /// As [`requests`](Engine::requests), with options, which are this handle's.
+    ///
+    /// # Errors
+    ///
+    /// As [`manager_with`](Engine::manager_with).
+    ///
+    /// ```
+    /// use oncekey::{Engine, ManagerOptions, NewRequest, OnInterrupted};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let held = engine.requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Hold))?;
+    /// assert_eq!(held.create(NewRequest::new("POST", "/orders"))?.info().policy(), OnInterrupted::Hold);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
+        let manager = self.manager_with(name, options)?.on_error(default_rule);
+        Ok(Requests { manager, handling: HandleOptions::new(), keep_params: false })
+    }
+}
+
+impl Requests {
+    /// The manager, for everything that it can do beside: wait, resolve, reopen, remove, extend.
+    ///
+    /// ```
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// assert!(!requests.manager().remove("k1")?);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn manager(&self) -> &Manager<Response, Response> {
+        &self.manager
+    }
+
+    /// The requests of one authenticated user or tenant; as [`Manager::scoped`]. Without it a client that guesses another's key
+    /// and request reads the other's response.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey` if the scope is empty or leaves no room for a key.
+    ///
+    /// ```
+    /// # use oncekey::NewRequest;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let created = requests.scoped("ada")?.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
+    /// assert!(requests.scoped("eve")?.retrieve("k1")?.is_none());
+    /// assert!(requests.retrieve(created.key())?.is_some());
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
+        Ok(Self { manager: self.manager.scoped(scope)?, ..self.clone() })
+    }
+
+    /// Sets what [`handle`](Requests::handle) does with the response of an operation, whether that is an `Ok` or an `Err`, as
+    /// [`Manager::on_error`]. The default stores every response below 500. A 5xx is
+    /// [`ReleaseUnlessEffect`](OnError::ReleaseUnlessEffect): it interrupts if the operation asked for an
+    /// [`effect_id`](crate::Claim::effect_id) or committed a stage, because the effect may have happened. The client gets this
+    /// response then, and its retries a 409 until the key is [resolved](Manager::resolve). Otherwise it releases the key.
+    ///
+    /// If effects do not take their `effect_id` from the claim, classify a 5xx as [`Interrupt`](OnError::Interrupt). Release a
+    /// response only if it proves that nothing happened.
+    ///
+    /// ```
+    /// # use oncekey::OnError;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?.on_error(|response| match response.status().as_u16() {
+    ///     // Validation, conflicts and rate limits: the client may correct the request, or send it again.
+    ///     400 | 409 | 422 | 429 | 500.. => OnError::ReleaseUnlessEffect,
+    ///     _ => OnError::Store,
+    /// });
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn on_error(self, classify: impl Fn(&Response) -> OnError + Send + Sync + 'static) -> Self {
+        Self { manager: self.manager.on_error(classify), ..self }
+    }
+
+    /// These requests, with other options for [`handle`](Requests::handle).
+    ///
+    /// ```
+    /// # use oncekey::HandleOptions;
+    /// # use std::time::Duration;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let patient = engine.requests("checkout")?.with_handling(HandleOptions::new().wait(Duration::from_secs(2)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_handling(self, options: HandleOptions) -> Self {
+        Self { handling: options, ..self }
+    }
+
+    /// Whether parameters are kept, in clear, in the context of new records, as `params`: for workers that
+    /// [`lock`](Requests::lock) a request later and need them, and to [`find`](Requests::find) by them. Listings and the
+    /// command line show them. They must fit into a [`Context`](crate::Context) then, or are `TooLarge`, and be of a type that
+    /// can be encoded, or are `Codec`. Default: no; then they may be of any size.
+    ///
+    /// ```
+    /// # use oncekey::NewRequest;
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?.keep_params(true);
+    /// let created = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
+    /// assert_eq!(created.info().context().decode::<(String, i32)>("params")?, Some(("cart".to_owned(), 17)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn keep_params(self, keep: bool) -> Self {
+        Self { keep_params: keep, ..self }
+    }
+
+    /// Asks for the right to run a request. Never waits for another owner.
+    ///
+    /// `header_key` is what the client sent as `Idempotency-Key`, read as [`Key::from_headers`] does; without one, the request
+    /// gets a key of its own, which is the last of its claim's [`parts`](Key::parts).
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey` for a key that cannot be one; `InvalidOptions` for a method that is none in HTTP or a path that does not
+    /// begin with `/`; `Codec` for parameters that refuse to be serialized; with [`keep_params`](Requests::keep_params) also
+    /// what it says.
+    pub fn initialize_request(
+        &self,
+        header_key: Option<&str>,
+        method: impl AsRef<str>,
+        params: &impl Serialize,
+        path: &str,
+    ) -> Result<Begin<Response, Response>> {
+        let (key, options) = self.initial(header_key, method.as_ref(), params, path)?;
+        self.manager.begin_with(key, options)
+    }
+
+    /// Runs the stages that are left of a request, unless it has a response; waits for another owner as
+    /// [`Manager::execute`] does. The arguments are those of [`initialize_request`](Requests::initialize_request).
+    ///
+    /// A request that this begins resumes after an interruption, unless the options say otherwise.
+    ///
+    /// Without a `header_key` only the stages, by [`Claim::key`](crate::Claim::key), know the key of a request that fails, so it
+    /// cannot be sent again. If no stage has stored anything and no [`effect_id`](crate::Claim::effect_id) was asked for, its
+    /// record is removed instead of released. Otherwise the record stays, at its recovery point, to be [found](Requests::find)
+    /// until its TTL. To be able to go on, send a [`Key::generate`] of your own.
+    ///
+    /// # Errors
+    ///
+    /// See [`DriveError`] and [`Claim::drive`](crate::Claim::drive); refused arguments are an `Execute` with an `Engine`'s.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use oncekey::{Error, Next, Response, STARTED, Stages};
+    ///
+    /// let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let stages = Stages::new()
+    ///     .stage(STARTED, |claim| {
+    ///         claim.work_stage(|tx| {
+    ///             tx.table("orders")?.insert("1", "two apples")?;
+    ///             Ok::<_, Error>(Next::advance("ordered"))
+    ///         })
+    ///     })
+    ///     .stage("ordered", |claim| {
+    ///         claim.work_stage(|_tx| Ok::<_, Error>(Next::Succeed(Response::new(StatusCode::CREATED))))
+    ///     });
+    /// let done = requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?;
+    /// assert_eq!(done.value().status(), StatusCode::CREATED);
+    /// assert!(requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?.replayed());
+    /// # Ok::<(), oncekey::DriveError<Response, Response, Error>>(())
+    /// ```
+    pub fn drive<X: From<Error>>(
+        &self,
+        header_key: Option<&str>,
+        method: impl AsRef<str>,
+        params: &impl Serialize,
+        path: &str,
+        stages: &Stages<'_, Response, Response, X>,
+    ) -> Result<Executed<Response>, DriveError<Response, Response, X>> {
+        let (key, begin) = self.initial(header_key, method.as_ref(), params, path)?;
+        let policy = self.manager.options.on_interrupted.unwrap_or(OnInterrupted::Resume);
+        self.manager.claim_and_run(key, begin.on_interrupted(policy).into(), |claim| {
+            let driven = if header_key.is_some() { claim.drive(stages) } else { claim.drive_unkeyed(stages) };
+            Ok(answer(driven.map_err(DriveError::Stage)?, false)?)
+        })
+    }
+
+    /// The key of a request that a client sent, and how its generation starts.
+    fn initial(
+        &self,
+        header_key: Option<&str>,
+        method: &str,
+        params: &impl Serialize,
+        path: &str,
+    ) -> Result<(Key, BeginOptions)> {
+        let key = header_key.map_or_else(|| Ok(Key::generate()), |header| from_header(header.as_bytes()))?;
+        Ok((key, Described::with_params(method, path, params, self.keep_params)?.into()))
+    }
+
+    /// Makes a request that nobody owns, for others to [`lock`](Requests::lock). One that is there already stays as it is, in
+    /// whatever state, if it is the same request; [`Created::is_new`] says which it was.
+    ///
+    /// # Errors
+    ///
+    /// `Mismatch` if the key belongs to another request; otherwise as
+    /// [`initialize_request`](Requests::initialize_request).
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, Status};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let request = NewRequest::new("POST", "/orders").key("k1".parse()?).params(&("cart", 17))?;
+    /// let created = requests.create(request.clone())?;
+    /// assert!(created.is_new() && !requests.create(request)?.is_new());
+    /// assert_eq!((created.info().status(), created.info().attempt()), (Status::Released, 0));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn create(&self, request: NewRequest) -> Result<Created> {
+        let (key, described) = request.described(self.keep_params)?;
+        let place = self.manager.place(key)?;
+        let start = self.manager.start(described.into(), false)?;
+        self.manager.engine().protocol().create(&place, &start).map(Created::new)
+    }
+
+    /// The record of a request, in whatever state it is.
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, STARTED};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
+    /// let record = requests.retrieve(created.key())?.unwrap();
+    /// assert_eq!((record.info().recovery_point(), record.outcome()), (STARTED, None));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn retrieve(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Response, Response>>> {
+        self.manager.get(key)
+    }
+
+    /// Asks for the right to run a request that is there, whatever its method, path and parameters are. Never waits for another
+    /// owner.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` if there is none.
+    ///
+    /// ```
+    /// # use oncekey::{Begin, NewRequest};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
+    /// let Begin::Claimed(claim) = requests.lock(created.key())? else { panic!() };
+    /// assert_eq!(claim.context().text("path"), Some("/orders"));
+    /// assert!(matches!(requests.lock(created.key())?, Begin::InProgress(_)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn lock(&self, key: impl AsRef<[u8]>) -> Result<Begin<Response, Response>> {
+        let place = self.manager.place(key)?;
+        let options = &self.manager.options;
+        let begun = self.manager.engine().protocol().lock(&place, options.schema, options.max_attempts.get())?;
+        self.manager.answer(place, begun)
+    }
+
+    /// Changes a request that is neither finished nor owned: sets how far it has come, or ends it with a response.
+    ///
+    /// A response ends it as a success, whatever its status. One that is held stays held: see
+    /// [`Manager::resolve`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`; `OwnedByClaim` while it is in progress; `NotInProgress` if it is finished. `InvalidOptions` for a patch that
+    /// says nothing, sets the recovery point [`FINISHED`](crate::FINISHED), or has a response beside anything else;
+    /// `InvalidName` for the name of a recovery point, `TooLarge` for a checkpoint or a response over the engine's limit.
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, RequestPatch};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
+    /// let info = requests.update(created.key(), RequestPatch::new().recovery_point("paid").checkpoint("ch_1"))?;
+    /// assert_eq!((info.recovery_point(), info.checkpoint()), ("paid", Some(&b"ch_1"[..])));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn update(&self, key: impl AsRef<[u8]>, patch: RequestPatch) -> Result<RecordInfo> {
+        let place = self.manager.place(key)?;
+        let patch = self.checked(&place, patch)?;
+        self.manager.engine().protocol().patch(&place, &patch)
+    }
+
+    /// A patch that is within all limits and says one thing.
+    fn checked(&self, place: &Place, patch: RequestPatch) -> Result<Patch> {
+        let RequestPatch { recovery_point, checkpoint, response } = patch;
+        if recovery_point.is_none() && checkpoint.is_none() && response.is_none() {
+            return Err(invalid("the patch says nothing"));
+        }
+        if response.is_some() && (recovery_point.is_some() || checkpoint.is_some()) {
+            return Err(invalid(
+                "the patch has a response, which ends the request, and a recovery point or checkpoint",
+            ));
+        }
+        if let Some(point) = &recovery_point {
+            if point == FINISHED {
+                return Err(invalid(
+                    "the patch sets the recovery point of requests that have a response, and has none",
+                ));
+            }
+            check_recovery_point(point)?;
+        }
+        let limit = self.manager.engine().protocol().max_value_bytes();
+        check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), limit)?;
+        let success = response.map(|response| self.manager.encode(place, &response)).transpose()?;
+        let ending = success.map(|bytes| (Ending::Succeed(bytes), self.manager.options.schema));
+        Ok(Patch { recovery_point, checkpoint: checkpoint.map(Value::from), forgets_checkpoint: false, ending })
+    }
+}
+
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests")
+            .field("manager", &self.manager)
+            .field("handling", &self.handling)
+            .field("keep_params", &self.keep_params)
+            .finish()
+    }
+}
+
+fn default_rule(response: &Response) -> OnError {
+    if response.status().is_server_error() { OnError::ReleaseUnlessEffect } else { OnError::Store }
+}
+
+fn invalid(message: &str) -> Error {
+    Error::new(ErrorKind::InvalidOptions, message)
+}

@@ -1,0 +1,101 @@
+//! Requests by what is known of them.
+
+use super::Requests;
+use crate::api::records::{RecordFilter, Records};
+use crate::http::response::Response;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::outcome::Record;
+
+impl Requests {
+    /// The requests that match, of this name and scope; a prefix of keys is one inside the scope.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if the filter is for another manager.
+    ///
+    /// ```
+    /// # use oncekey::{NewRequest, RecordFilter};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// requests.create(NewRequest::new("POST", "/orders"))?;
+    /// assert_eq!(requests.find(RecordFilter::new().context("path", "/orders"))?.count(), 1);
+    /// assert_eq!(requests.find(RecordFilter::new().context("path", "/carts"))?.count(), 0);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn find(&self, filter: RecordFilter) -> Result<Records> {
+        self.manager.engine().records(filter.limited_to(self.manager.name(), &self.manager.scope)?)
+    }
+
+    /// The one request that matches, with its response.
+    ///
+    /// # Errors
+    ///
+    /// `Ambiguous` if several match; otherwise as [`find`](Requests::find).
+    ///
+    /// ```
+    /// # use oncekey::{ErrorKind, NewRequest, RecordFilter};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// assert!(requests.retrieve_one(RecordFilter::new())?.is_none());
+    /// requests.create(NewRequest::new("POST", "/orders"))?;
+    /// assert!(requests.retrieve_one(RecordFilter::new())?.is_some());
+    /// requests.create(NewRequest::new("POST", "/orders"))?;
+    /// assert_eq!(requests.retrieve_one(RecordFilter::new()).unwrap_err().kind(), ErrorKind::Ambiguous);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn retrieve_one(&self, filter: RecordFilter) -> Result<Option<Record<Response, Response>>> {
+        self.retrieve_where(filter, |_record| true)
+    }
+
+    /// The one request that matches and of which this is true: by any field, of its response too. Reads all that match.
+    ///
+    /// # Errors
+    ///
+    /// As [`retrieve_one`](Requests::retrieve_one).
+    ///
+    /// ```
+    /// # use http::StatusCode;
+    /// # use oncekey::{NewRequest, RecordFilter, RequestPatch, Response};
+    /// # let engine = oncekey::Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// for status in [StatusCode::CREATED, StatusCode::PAYMENT_REQUIRED] {
+    ///     let created = requests.create(NewRequest::new("POST", "/orders"))?;
+    ///     requests.update(created.key(), RequestPatch::new().response(Response::new(status)))?;
+    /// }
+    /// let declined = requests.retrieve_where(RecordFilter::new(), |record| {
+    ///     matches!(record.outcome(), Some(Ok(response)) if response.status() == StatusCode::PAYMENT_REQUIRED)
+    /// })?;
+    /// assert!(declined.is_some());
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn retrieve_where(
+        &self,
+        filter: RecordFilter,
+        matches: impl Fn(&Record<Response, Response>) -> bool,
+    ) -> Result<Option<Record<Response, Response>>> {
+        let filter = filter.limited_to(self.manager.name(), &self.manager.scope)?;
+        let mut only = None;
+        for info in self.manager.engine().records(filter.clone())? {
+            let info = info?;
+            let Some(key) = info.key().within(&self.manager.scope) else { continue };
+            // It may have changed since it was listed.
+            let record = self.manager.get(key)?.filter(|record| filter.matches(record.info()));
+            if let Some(record) = record.filter(&matches) {
+                choose(&mut only, record)?;
+            }
+        }
+        Ok(only)
+    }
+}
+
+/// There may be only one.
+pub(super) fn choose(only: &mut Option<Record<Response, Response>>, record: Record<Response, Response>) -> Result<()> {
+    if let Some(first) = only {
+        let (first, second) = (first.info(), record.info());
+        let message =
+            format!("more than one request of {} matches: {} and {}", first.manager(), first.key(), second.key());
+        return Err(Error::new(ErrorKind::Ambiguous, message));
+    }
+    *only = Some(record);
+    Ok(())
+}

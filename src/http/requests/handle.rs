@@ -1,0 +1,186 @@
+//! A whole HTTP request, answered once, by the IETF draft on the `Idempotency-Key` header.
+
+use http::HeaderValue;
+
+use super::Requests;
+use super::options::{HandleOptions, REPLAYED};
+use super::request::{Described, Refused};
+use crate::api::claim::Claim;
+use crate::api::manager::execute::ExecuteError;
+use crate::http::problem::Problem;
+use crate::http::response::Response;
+use crate::protocol::Place;
+use crate::types::error::{self, Error, Result};
+use crate::types::key::Key;
+use crate::types::options::{BeginOptions, ExecuteOptions, OnError};
+
+/// A request that is answered without the operation.
+type Rejected = (Problem, Error);
+
+impl Requests {
+    /// Answers an HTTP request, by running the operation once for its `Idempotency-Key`. For any server that works with
+    /// threads.
+    ///
+    /// [`HandleOptions`] change what is said here. Requests of `GET`, `HEAD` and `OPTIONS` pass through: they need no key, run
+    /// each time, and nothing of them is stored. It never waits for another owner.
+    ///
+    /// | the key | the answer |
+    /// |---|---|
+    /// | is new | what the operation returns, `Ok` or `Err`: stored, released or interrupted as [`on_error`](Requests::on_error) says |
+    /// | has an outcome | that response, with `Idempotent-Replayed: true` if its headers have room for that, and without `Set-Cookie`, `Date` and others |
+    /// | is missing or malformed | 400 |
+    /// | has another method, path, query or body | 422 |
+    /// | is in progress | 409 with `Retry-After` |
+    /// | was interrupted, and is held | 409 |
+    ///
+    /// The last four, and faults of the engine, have a body of problem details, as [`ExecuteError::problem`] has. The
+    /// [`Error`] of a fault, which clients are not told, is in the response's extensions, for the log.
+    ///
+    /// An interruption is held unless the options say otherwise. A panic of the operation goes on through here. The record has
+    /// method and path in its context; the query, as `params`, a `String`, only with
+    /// [`keep_params`](Requests::keep_params), and the body never.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use oncekey::{Engine, Response};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let requests = engine.requests("payments")?;
+    /// let request = http::Request::post("/payments").header("idempotency-key", "k1").body("20 EUR").unwrap();
+    /// // Whoever the session says: one user's keys never meet another's.
+    /// let of_ada = requests.scoped("ada")?;
+    /// let first = of_ada.handle(&request, |request, claim| {
+    ///     let charge = claim.effect_id("charge");
+    ///     Ok(Response::new(StatusCode::CREATED).body(format!("{charge}: {}", request.body())))
+    /// });
+    /// let again = of_ada.handle(&request, |_request, _claim| unreachable!("it has run"));
+    /// assert_eq!((again.status(), again.body()), (first.status(), first.body()));
+    /// assert_eq!(again.headers()["idempotent-replayed"], "true");
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn handle<B: AsRef<[u8]>>(
+        &self,
+        request: &http::Request<B>,
+        operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
+    ) -> http::Response<Vec<u8>> {
+        self.handle_with(request, &self.handling, operation)
+    }
+
+    /// As [`handle`](Requests::handle), with the options of this call, instead of those of
+    /// [`with_handling`](Requests::with_handling).
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use oncekey::{Engine, HandleOptions, Response};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let requests = engine.requests("payments")?;
+    /// // An end point whose older clients send no key.
+    /// let options = HandleOptions::new().key_required(false);
+    /// let request = http::Request::post("/feedback").body("fine").unwrap();
+    /// let answer = requests.handle_with(&request, &options, |_request, _claim| Ok(Response::new(StatusCode::ACCEPTED)));
+    /// assert_eq!(answer.status(), 202);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn handle_with<B: AsRef<[u8]>>(
+        &self,
+        request: &http::Request<B>,
+        options: &HandleOptions,
+        operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
+    ) -> http::Response<Vec<u8>> {
+        if options.passes(request.method()) {
+            return self.pass_through(request, operation);
+        }
+        let (key, execute) = match self.asked(request, options) {
+            Ok(Some(asked)) => asked,
+            Ok(None) if !options.key_required => return self.pass_through(request, operation),
+            Ok(None) => return Problem::missing_key(&options.key_header).response(),
+            Err((problem, error)) => return logged(&problem, error),
+        };
+        let is_stored = |response: &Response| {
+            self.manager.on_error.as_ref().is_none_or(|classify| classify(response) == OnError::Store)
+        };
+        // A response that is not to be stored is a failure, in whichever arm it comes; so is an error's that may be made of a
+        // fault of the engine.
+        let run = |claim: &mut Claim<_, _>| {
+            let met = error::met();
+            operation(request, claim).and_then(|response| {
+                let is_fault = error::met() != met && response.status().as_u16() >= 400;
+                if is_stored(&response) && !is_fault { Ok(response) } else { Err(response) }
+            })
+        };
+        match self.manager.execute_with(key, execute, run) {
+            Ok(done) => {
+                let replayed = done.replayed();
+                sent(done.into_value(), replayed, options)
+            }
+            Err(ExecuteError::Failed { error: response, replayed, .. }) => sent(response, replayed, options),
+            Err(ExecuteError::InProgress(_)) => Problem::IN_PROGRESS.response(),
+            Err(ExecuteError::Interrupted(_)) => Problem::INTERRUPTED.response(),
+            Err(ExecuteError::Mismatch(_)) => Problem::MISMATCH.response(),
+            // Its claim ends here, so that the record is interrupted: nobody may be told what came of it.
+            Err(ExecuteError::NotStored { error, .. }) => logged(&Problem::NOT_STORED, error.into()),
+            Err(ExecuteError::Engine(error)) => logged(&Problem::fault(&error), error),
+        }
+    }
+
+    /// The key, and how it is executed; `None` without a key.
+    fn asked<B: AsRef<[u8]>>(
+        &self,
+        request: &http::Request<B>,
+        options: &HandleOptions,
+    ) -> Result<Option<(Key, ExecuteOptions)>, Rejected> {
+        let fault = |error| (Problem::fault(&error), error);
+        let Some(key) = Key::from_headers_named(request.headers(), &options.key_header).map_err(fault)? else {
+            return Ok(None);
+        };
+        let described = Described::of(request, options, self.keep_params).map_err(|refused| match refused {
+            Refused::Target(error) => (Problem::BAD_TARGET, error),
+            Refused::Content(error) => (Problem::BAD_CONTENT, error),
+            Refused::Other(error) => fault(error),
+        })?;
+        let begin = BeginOptions::from(described);
+        Ok(Some((key, ExecuteOptions::from(begin).wait(options.wait))))
+    }
+
+    /// Runs the operation with a claim that has no record, also while no record could be stored.
+    fn pass_through<B>(
+        &self,
+        request: &http::Request<B>,
+        operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
+    ) -> http::Response<Vec<u8>> {
+        match self.unrecorded() {
+            Ok(mut claim) => operation(request, &mut claim).unwrap_or_else(|response| response).into(),
+            Err(error) => logged(&Problem::fault(&error), error),
+        }
+    }
+
+    fn unrecorded(&self) -> Result<Claim<Response, Response>> {
+        let manager = &self.manager;
+        // A scope may be too long for a generated key; it only has to be new.
+        let place =
+            manager.place(Key::generate()).unwrap_or_else(|_| Place::new(&manager.name().into(), Key::generate()));
+        let start = manager.start(BeginOptions::new(), false)?;
+        let info = manager.engine().protocol().unrecorded(&place, &start)?;
+        Ok(Claim::without_record(manager.engine().share(), place, info))
+    }
+}
+
+fn sent(response: Response, replayed: bool, options: &HandleOptions) -> http::Response<Vec<u8>> {
+    let mut sent: http::Response<Vec<u8>> = response.into();
+    let headers = sent.headers_mut();
+    // An upstream's own mark would make the first answer look like a replay.
+    headers.remove(REPLAYED);
+    if replayed {
+        options.withhold(headers);
+        // A map that is full, with over 24,000 names, has no room for one more: then the answer is what counts.
+        let _ = headers.try_insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+    sent
+}
+
+fn logged(problem: &Problem, error: Error) -> http::Response<Vec<u8>> {
+    let mut response = problem.response();
+    response.extensions_mut().insert(error);
+    response
+}

@@ -1,0 +1,261 @@
+//! Requests inside a transaction.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::finding::choose;
+use super::{Created, NewRequest, RequestPatch, Requests};
+use crate::api::claim::stage::Next;
+use crate::api::records::RecordFilter;
+use crate::api::transaction::{self, Transaction};
+use crate::http::response::Response;
+use crate::protocol::rules::{Patch, Step};
+use crate::protocol::{Draft, Place, Protocol};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::Key;
+use crate::types::options::BeginOptions;
+use crate::types::outcome::Record;
+use crate::types::record::RecordInfo;
+
+/// [`Requests`] inside a [`Transaction`]: what is done here is committed with the rows that it writes, or not at all.
+#[derive(Clone)]
+pub struct TransactionRequests<'tx> {
+    requests: Requests,
+    transaction: &'tx Transaction,
+}
+
+impl Requests {
+    /// These requests, inside a transaction of the same engine.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use oncekey::{Engine, Error, NewRequest, RequestPatch, Response, Status};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// let key = engine.atomic_phase(|tx| {
+    ///     let created = requests.with_transaction(tx).create(NewRequest::new("POST", "/orders"))?;
+    ///     tx.table("carts")?.insert("17", created.key())?;
+    ///     Ok::<_, Error>(created.key().clone())
+    /// })?;
+    /// engine.atomic_phase(|tx| {
+    ///     tx.table("carts")?.remove("17")?;
+    ///     let gone = RequestPatch::new().response(Response::new(StatusCode::GONE));
+    ///     requests.with_transaction(tx).update(&key, gone)
+    /// })?;
+    /// assert_eq!(requests.retrieve(&key)?.unwrap().status(), Status::Succeeded);
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_transaction<'tx>(&self, transaction: &'tx Transaction) -> TransactionRequests<'tx> {
+        TransactionRequests { requests: self.clone(), transaction }
+    }
+}
+
+impl TransactionRequests<'_> {
+    /// As [`Requests::create`]; made once the transaction is committed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Requests::create`]; `InvalidOptions` in the transaction of another engine.
+    pub fn create(&self, request: NewRequest) -> Result<Created> {
+        self.run(|protocol, draft| {
+            let (key, described) = request.described(self.requests.keep_params)?;
+            self.create_in(protocol, draft, key, described.into())
+        })
+    }
+
+    /// The request that a client sent, or a new one: with the arguments of [`Requests::initialize_request`], but without a claim,
+    /// which nobody can have before the transaction is committed. [`work_stage`](Self::work_stage) needs none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Requests::initialize_request`]; `Mismatch` if the key belongs to another request; `InvalidOptions` in the transaction of
+    /// another engine.
+    pub fn initialize_request(
+        &self,
+        header_key: Option<&str>,
+        method: impl AsRef<str>,
+        params: &impl Serialize,
+        path: &str,
+    ) -> Result<Created> {
+        self.run(|protocol, draft| {
+            let (key, options) = self.requests.initial(header_key, method.as_ref(), params, path)?;
+            self.create_in(protocol, draft, key, options)
+        })
+    }
+
+    fn create_in(&self, protocol: &Protocol, draft: &mut Draft, key: Key, options: BeginOptions) -> Result<Created> {
+        let manager = &self.requests.manager;
+        let (place, start) = (manager.place(key)?, manager.start(options, false)?);
+        protocol.create_in(draft, &place, &start).map(Created::new)
+    }
+
+    /// As [`Requests::update`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Requests::update`]; `InvalidOptions` in the transaction of another engine.
+    pub fn update(&self, key: impl AsRef<[u8]>, patch: RequestPatch) -> Result<()> {
+        self.run(|protocol, draft| {
+            let place = self.requests.manager.place(key)?;
+            protocol.patch_in(draft, &place, &self.requests.checked(&place, patch)?).map(drop)
+        })
+    }
+
+    /// Runs a stage of a request that nobody owns: what the closure writes in this transaction and what it makes of the record are
+    /// committed together, with the rest. Two transactions that run the same stage do not both commit: one of them runs again, and
+    /// sees the recovery point that the other has left. So this needs no claim.
+    ///
+    /// What the closure has written is rolled back if it fails, whatever becomes of the rest.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use oncekey::{Engine, Error, NewRequest, Next, Response, STARTED};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// requests.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
+    /// for _ in 0..2 {
+    ///     engine.atomic_phase(|tx| {
+    ///         requests.with_transaction(tx).work_stage("k1", |info| {
+    ///             if info.recovery_point() == STARTED {
+    ///                 tx.table("stock")?.insert("apple", "2")?;
+    ///                 return Ok::<_, Error>(Next::advance("reserved"));
+    ///             }
+    ///             Ok(Next::Succeed(Response::new(StatusCode::CREATED)))
+    ///         })
+    ///     })?;
+    /// }
+    /// assert!(requests.retrieve("k1")?.unwrap().outcome().is_some());
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The closure's own. Of the engine's: `NotFound`; `OwnedByClaim` while it is in progress; `NotInProgress` if it is finished, or
+    /// held, or if the closure has changed it otherwise; `InvalidName` for a recovery point; `Codec` and `TooLarge` for what cannot be
+    /// stored; `InvalidOptions` in the transaction of another engine.
+    pub fn work_stage<X: From<Error>>(
+        &self,
+        key: impl AsRef<[u8]>,
+        work: impl FnOnce(&RecordInfo) -> Result<Next<Response, Response>, X>,
+    ) -> Result<RecordInfo, X> {
+        transaction::part(self.transaction, || {
+            let (place, info) = self.run(|protocol, draft| {
+                let place = self.requests.manager.place(key)?;
+                protocol.unowned_in(draft, &place).map(|info| (place, info))
+            })?;
+            let next = work(&info)?;
+            let staged = self.run(|protocol, draft| {
+                let still = protocol.unowned_in(draft, &place)?;
+                if still.recovery_point() != info.recovery_point() {
+                    let message = format!("the stage of key {} has moved its recovery point by itself", info.key());
+                    return Err(Error::new(ErrorKind::NotInProgress, message));
+                }
+                let patch = self.patch(&place, next)?;
+                patch.map_or(Ok(still), |patch| protocol.patch_in(draft, &place, &patch))
+            });
+            Ok(staged?)
+        })
+    }
+
+    /// Returns the change that a stage makes of a record without an owner; `None` for [`Next::Stay`].
+    fn patch(&self, place: &Place, next: Next<Response, Response>) -> Result<Option<Patch>> {
+        let manager = &self.requests.manager;
+        let encode = |response: &Response| manager.encode(place, response);
+        Ok(match next.into_step(manager.engine().protocol().max_value_bytes(), encode, encode)? {
+            Step::Stay => None,
+            Step::Advance { point, checkpoint } => {
+                Some(Patch { recovery_point: Some(point), checkpoint, forgets_checkpoint: true, ending: None })
+            }
+            Step::End(ending) => Some(Patch { ending: Some((ending, manager.options.schema)), ..Patch::default() }),
+        })
+    }
+
+    /// As [`Requests::retrieve`], with what this transaction has made of it. The generation of a request that it has created is
+    /// known only when it is committed.
+    ///
+    /// # Errors
+    ///
+    /// `Conflict` when it no longer fits what was read before: return it, and the closure is run again.
+    pub fn retrieve(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Response, Response>>> {
+        self.run(|protocol, draft| {
+            let place = self.requests.manager.place(key)?;
+            self.read(protocol, draft, &place)
+        })
+    }
+
+    fn read(
+        &self,
+        protocol: &Protocol,
+        draft: &mut Draft,
+        place: &Place,
+    ) -> Result<Option<Record<Response, Response>>> {
+        let info = protocol.get_in(draft, place)?;
+        info.map(|info| Record::decode(info, self.requests.manager.options.schema)).transpose()
+    }
+
+    /// As [`Requests::find`], all at once, with what this transaction has made of them. A request that another commit adds or
+    /// changes, of those that the filter's key prefix allows, makes the closure run again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Requests::find`]; `Conflict` as for [`retrieve`](Self::retrieve).
+    pub fn find(&self, filter: RecordFilter) -> Result<Vec<RecordInfo>> {
+        let manager = &self.requests.manager;
+        let (filter, mut scan) = self.run(|_protocol, _draft| {
+            let filter = filter.limited_to(manager.name(), &manager.scope)?;
+            let scan = filter.range()?.into_scan();
+            Ok((filter, scan))
+        })?;
+        let mut found = Vec::new();
+        while let Some(infos) = self.run(|protocol, draft| protocol.list_in(draft, &mut scan))? {
+            // The draft is free here: the filter may have a predicate of the caller's.
+            found.extend(infos.into_iter().filter(|info| filter.matches(info)));
+        }
+        Ok(found)
+    }
+
+    /// As [`Requests::retrieve_one`], as [`find`](Self::find) goes through them.
+    ///
+    /// # Errors
+    ///
+    /// `Ambiguous` if several match; otherwise as [`find`](Self::find).
+    pub fn retrieve_one(&self, filter: RecordFilter) -> Result<Option<Record<Response, Response>>> {
+        self.retrieve_where(filter, |_record| true)
+    }
+
+    /// As [`Requests::retrieve_where`], as [`find`](Self::find) goes through them.
+    ///
+    /// # Errors
+    ///
+    /// As [`retrieve_one`](Self::retrieve_one).
+    pub fn retrieve_where(
+        &self,
+        filter: RecordFilter,
+        matches: impl Fn(&Record<Response, Response>) -> bool,
+    ) -> Result<Option<Record<Response, Response>>> {
+        let mut only = None;
+        for info in self.find(filter)? {
+            let place = self.requests.manager.place_of(&info);
+            let record = self.run(|protocol, draft| self.read(protocol, draft, &place))?;
+            if let Some(record) = record.filter(&matches) {
+                self.run(|_protocol, _draft| choose(&mut only, record))?;
+            }
+        }
+        Ok(only)
+    }
+
+    fn run<R>(&self, f: impl FnOnce(&Protocol, &mut Draft) -> Result<R>) -> Result<R> {
+        let protocol = self.requests.manager.engine().protocol();
+        self.transaction.with_draft(protocol, |draft| f(protocol, draft))
+    }
+}
+
+impl fmt::Debug for TransactionRequests<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionRequests").field("requests", &self.requests).finish_non_exhaustive()
+    }
+}

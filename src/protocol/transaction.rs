@@ -1,0 +1,410 @@
+//! Transactions: what a run has read and would write, as of one moment, and its commit.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Because, Changed, Haste, Place, Protocol, Told, Written, lost, unexpected};
+use crate::protocol::rules::{Decision, Event, Step, decide};
+use crate::store::{Change, Content, Depth, Entrant, ReadSet, StoreKey, Terms, Ticket};
+use crate::sync::key_locks::{LaneSet, Taken};
+use crate::types::clock::NEVER;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::{Now, RecordInfo, Status};
+use crate::types::telemetry;
+use crate::types::value::Value;
+
+thread_local! {
+    /// The engines in whose transactions this thread is.
+    static INSIDE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A claim, as long as it is where it was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fence<'a> {
+    pub(crate) place: &'a Place,
+    pub(crate) token: u64,
+    pub(crate) point: &'a str,
+}
+
+/// What one run of a transaction has read, and what it would write.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(super) reads: ReadSet,
+    pub(super) writes: BTreeMap<StoreKey, Option<Content>>,
+    /// The records among the writes, and what they were.
+    records: Vec<(StoreKey, Option<Status>)>,
+    /// Those of them whose time runs on as before.
+    kept: Vec<StoreKey>,
+    /// Of the newest thing that was read.
+    ticket: Ticket,
+    /// When the first record was looked at: the time of all that is seen and decided.
+    began: Option<Now>,
+    /// Store time at which the first of the records that were seen is absent.
+    until: Option<u64>,
+    /// Something that was read has changed: this run comes to nothing.
+    pub(super) stale: bool,
+}
+
+/// What a draft would write at some moment.
+#[derive(Debug)]
+pub(crate) struct Savepoint {
+    writes: BTreeMap<StoreKey, Option<Content>>,
+    records: Vec<(StoreKey, Option<Status>)>,
+    kept: Vec<StoreKey>,
+}
+
+/// A draft that was committed.
+#[derive(Debug)]
+pub(crate) struct Drafted {
+    ticket: Ticket,
+    written: Vec<Written>,
+    decided: Option<Now>,
+}
+
+impl Draft {
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    pub(crate) fn write_row(&mut self, change: Change) -> Result<()> {
+        self.check()?;
+        self.writes.insert(change.key, change.content);
+        Ok(())
+    }
+
+    pub(crate) fn savepoint(&self) -> Savepoint {
+        Savepoint { writes: self.writes.clone(), records: self.records.clone(), kept: self.kept.clone() }
+    }
+
+    /// Forgets what it would write since then. What was read since stays read.
+    pub(crate) fn roll_back(&mut self, Savepoint { writes, records, kept }: Savepoint) {
+        (self.writes, self.records, self.kept) = (writes, records, kept);
+    }
+
+    /// What it would write there, or else what was read there.
+    pub(crate) fn newest(&self, at: &StoreKey, read: Content) -> Option<Content> {
+        self.writes.get(at).cloned().unwrap_or(Some(read))
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.stale { Err(stale()) } else { Ok(()) }
+    }
+}
+
+impl Protocol {
+    /// For a run that has read nothing yet.
+    pub(crate) fn draft(&self) -> Draft {
+        Draft {
+            reads: self.store.read_set(),
+            writes: BTreeMap::new(),
+            records: Vec::new(),
+            kept: Vec::new(),
+            ticket: Ticket::default(),
+            began: None,
+            until: None,
+            stale: false,
+        }
+    }
+
+    /// Runs a transaction's closure: meanwhile this thread may not call the engine otherwise.
+    pub(crate) fn inside<R>(&self, f: impl FnOnce() -> R) -> R {
+        struct Leave;
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                let _ = INSIDE.try_with(|inside| inside.borrow_mut().pop());
+            }
+        }
+        // It is gone where the thread ends: what runs there has nothing to be marked with.
+        let _ = INSIDE.try_with(|inside| inside.borrow_mut().push(self.address()));
+        let _leave = Leave;
+        f()
+    }
+
+    pub(crate) fn check_outside(&self) -> Result<()> {
+        if INSIDE.try_with(|inside| inside.borrow().contains(&self.address())).unwrap_or(false) {
+            let message = "the engine was called from inside a transaction, which can only use its own tables";
+            return Err(Error::new(ErrorKind::InsideTransaction, message));
+        }
+        Ok(())
+    }
+
+    pub(super) fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// What a row holds, as of the same moment as everything else that the draft has read.
+    pub(crate) fn read_row(&self, draft: &mut Draft, at: &StoreKey) -> Result<Option<Value>> {
+        Ok(self.read_in(draft, at)?.and_then(Content::into_row))
+    }
+
+    pub(super) fn read_in(&self, draft: &mut Draft, at: &StoreKey) -> Result<Option<Content>> {
+        draft.check()?;
+        if let Some(content) = draft.writes.get(at) {
+            return Ok(content.clone());
+        }
+        // Before: a commit in between marks it.
+        draft.reads.add(at);
+        let content = self.fetch_in(draft, at, Depth::Whole)?;
+        // What was read before is as it was, so all of it held at the moment of this read.
+        draft.stale = !self.holds(draft);
+        draft.check()?;
+        Ok(content)
+    }
+
+    /// Reads something that is in the read set.
+    pub(super) fn fetch_in(&self, draft: &mut Draft, at: &StoreKey, depth: Depth) -> Result<Option<Content>> {
+        let read = self.store.read(at, depth)?;
+        if read.record().is_some() {
+            let lapses = read.lapses(&self.now_in(draft));
+            draft.until = draft.until.into_iter().chain((lapses != NEVER).then_some(lapses)).min();
+        }
+        draft.ticket = draft.ticket.max(read.ticket);
+        Ok(read.content)
+    }
+
+    /// The time in a draft. It stands still: what expires meanwhile ends the run, and what is made is moved to the commit.
+    pub(super) fn now_in(&self, draft: &mut Draft) -> Now {
+        *draft.began.get_or_insert_with(|| self.store.now())
+    }
+
+    /// Changes a record along with the rest.
+    pub(super) fn change_in(&self, draft: &mut Draft, place: &Place, event: &Event<'_>) -> Result<Changed> {
+        let content = self.read_in(draft, &place.at)?;
+        let image = content.as_ref().and_then(Content::record);
+        // What is shown to people is when it was changed.
+        let now = Now { wall: self.store.now().wall, ..self.now_in(draft) };
+        let after = match decide(image.map(Arc::as_ref), event, &now) {
+            Decision::Write(image) => Some(Arc::new(*image)),
+            Decision::Delete => None,
+            Decision::Keep(because) => return Ok(Changed::Kept(because, self.show(place, image, &now))),
+        };
+        let is_first = !draft.writes.contains_key(&place.at);
+        if is_first {
+            draft.records.push((place.at.clone(), image.map(|image| image.status(&now))));
+        }
+        if !event.keeps_expiry() {
+            draft.kept.retain(|kept| *kept != place.at);
+        } else if is_first {
+            draft.kept.push(place.at.clone());
+        }
+        let changed = self.show(place, after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written);
+        draft.writes.insert(place.at.clone(), after.map(Content::Record));
+        Ok(changed)
+    }
+
+    /// What a stage makes of its record, which must be where it was, from now to the commit.
+    pub(crate) fn step(&self, draft: &mut Draft, fence: Fence<'_>, step: &Step) -> Result<()> {
+        let Fence { place, token, point } = fence;
+        match self.change_in(draft, place, &Event::Stage { token, point, step })? {
+            Changed::Written(_) | Changed::Kept(Because::Already, _) => Ok(()),
+            Changed::Kept(because, _) => Err(lost(place, because)),
+            other @ Changed::Deleted => Err(unexpected(place, &other)),
+        }
+    }
+
+    /// Whether everything that was read is still so.
+    pub(crate) fn holds(&self, draft: &Draft) -> bool {
+        !draft.stale && draft.reads.is_current() && draft.until.is_none_or(|until| self.store.now().store < until)
+    }
+
+    /// Waits until everything that was read is durable: before that, nobody may be told.
+    pub(crate) fn wait_for(&self, draft: &Draft) -> Result<()> {
+        self.store.wait(draft.ticket)
+    }
+
+    /// Commits all of a draft; `None` if something that it read has changed. To be followed by
+    /// [`tell`](Self::tell), once the lanes are given back.
+    pub(crate) fn commit(&self, draft: &mut Draft) -> Result<Option<Drafted>> {
+        if draft.writes.is_empty() {
+            let drafted = Drafted { ticket: draft.ticket, written: Vec::new(), decided: None };
+            return Ok(self.holds(draft).then_some(drafted));
+        }
+        let changes = std::mem::take(&mut draft.writes);
+        let changes = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
+        let decided = draft.began.map(|now| now.store);
+        let until = draft.until.unwrap_or(NEVER);
+        // What a claim's operation has done is recorded as its ending is, whoever else waits.
+        let has_run = draft.records.iter().any(|(_, before)| *before == Some(Status::InProgress));
+        let who = if has_run { Entrant::Finishing } else { Entrant::User };
+        let terms = Terms { who, decided, kept: &draft.kept, until, read_set: Some(&draft.reads) };
+        let Some(committed) = self.store.commit(changes, &[], terms)? else { return Ok(None) };
+        let written = draft.records.drain(..).map(|(at, before)| {
+            let change = committed.changes.iter().find(|change| change.key == at);
+            let after = change.and_then(Change::record).cloned();
+            Written { at, before, after }
+        });
+        Ok(Some(Drafted { ticket: committed.ticket, written: written.collect(), decided: draft.began }))
+    }
+
+    /// Waits until a commit is durable, and wakes those whom it concerns. The record of the fence, if it was written.
+    pub(crate) fn tell(&self, drafted: &Drafted, fence: Option<Fence<'_>>) -> Result<Option<RecordInfo>> {
+        self.publish(&drafted.written, drafted.ticket, Haste::Durable)?;
+        // As it was then: by now what was written may have expired.
+        let Some(now) = drafted.decided else { return Ok(None) };
+        for Written { at, after, .. } in &drafted.written {
+            let ended = after.as_ref().filter(|image| matches!(image.state, Status::Succeeded | Status::Failed));
+            let info = || self.show(&Place::from_store(at.clone())?, Some(ended?), &now);
+            if let Some(info) = info() {
+                self.hub.tell(|| Told::Ended(info.without_outcome()));
+            }
+        }
+        let Some(Fence { place, .. }) = fence else { return Ok(None) };
+        let written = drafted.written.iter().find(|written| written.at == place.at);
+        Ok(written.and_then(|written| self.show(place, written.after.as_ref(), &now)))
+    }
+
+    /// For a transaction that keeps others off what they have changed under it.
+    pub(crate) fn no_lanes(&self) -> Taken<'_> {
+        self.lanes.none()
+    }
+
+    fn lane(&self, key: &[u8]) -> usize {
+        self.store.spread(key)
+    }
+
+    /// The lanes of what a draft has read and somebody has changed since; of a range, that of its table or manager.
+    pub(crate) fn changed_lanes(&self, draft: &Draft) -> LaneSet {
+        draft.reads.conflicts().iter().map(|key| self.lane(key.bytes())).collect()
+    }
+
+    /// The lanes of all that was read.
+    pub(crate) fn read_lanes(&self, draft: &Draft) -> LaneSet {
+        draft.reads.all().map(|key| self.lane(key.bytes())).collect()
+    }
+
+    /// The lanes of what a draft writes, the record of its claim included, and those of its tables and managers.
+    pub(crate) fn written_lanes(&self, draft: &Draft, fence: Option<Fence<'_>>) -> (LaneSet, LaneSet) {
+        let keys = || draft.writes.keys().chain(fence.map(|fence| &fence.place.at));
+        let lanes = keys().map(|key| self.lane(key.bytes())).collect();
+        (lanes, keys().map(|key| self.lane(key.container_bytes())).collect())
+    }
+
+    /// Lets transactions go first that have met others too often here. For who changes one key, and has read nothing yet.
+    pub(super) fn give_way(&self, at: &StoreKey) {
+        let lanes = [at.bytes(), at.container_bytes()].map(|key| self.lane(key));
+        self.lanes.pass(&lanes.into_iter().collect());
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_lane_taken(&self, at: &StoreKey) -> bool {
+        self.lanes.is_taken(&LaneSet::from_iter([self.lane(at.bytes())]))
+    }
+
+    /// Nobody waits longer than this for lanes.
+    #[cfg(test)]
+    pub(crate) fn with_patience(mut self, patience: std::time::Duration) -> Self {
+        self.lanes = crate::sync::key_locks::Lanes::new(patience);
+        self
+    }
+
+    /// A run came to nothing and is followed by another.
+    pub(crate) fn rerun(&self) {
+        self.reruns.add(1);
+        telemetry::runs_again();
+    }
+}
+
+fn stale() -> Error {
+    Error::new(ErrorKind::Conflict, "what the transaction has read has changed: it runs again")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::super::Begun;
+    use super::*;
+    use crate::protocol::rules::{Ending, Start};
+    use crate::types::options::{EngineOptions, OnInterrupted};
+
+    fn open() -> (tempfile::TempDir, Protocol) {
+        let dir = tempfile::tempdir().unwrap();
+        let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
+        (dir, protocol)
+    }
+
+    fn at(number: u32) -> StoreKey {
+        Protocol::row("t", &number.to_be_bytes()).unwrap()
+    }
+
+    fn put(protocol: &Protocol, number: u32) {
+        protocol.put_row(protocol.row_change("t", &number.to_be_bytes(), Some(b"x")).unwrap()).unwrap();
+    }
+
+    // Stripes, which many keys share, have had a transaction run again for others' keys, and clients could choose theirs.
+    #[test]
+    fn commits_of_other_keys_change_nothing_for_a_draft() {
+        let (_dir, protocol) = open();
+        let mut draft = protocol.draft();
+        for number in 0..1000 {
+            assert_eq!(protocol.read_row(&mut draft, &at(number)).unwrap(), None);
+        }
+        let changes = (1000..200_000_u32).map(|number| Change { key: at(number), content: None });
+        assert!(protocol.store.commit(changes.collect(), &[], Entrant::User).unwrap().is_some());
+        assert!(protocol.holds(&draft));
+        draft.write_row(protocol.row_change("t", b"mine", Some(b"x")).unwrap()).unwrap();
+        assert!(protocol.commit(&mut draft).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_commit_is_met_by_the_very_next_read_and_by_the_end() {
+        let (_dir, protocol) = open();
+        for next in [0, 1, 2] {
+            let mut draft = protocol.draft();
+            for number in [0, 1] {
+                protocol.read_row(&mut draft, &at(number)).unwrap();
+            }
+            put(&protocol, 0);
+            assert_eq!(protocol.read_row(&mut draft, &at(next)).unwrap_err().kind(), ErrorKind::Conflict, "{next}");
+            assert!(draft.is_stale() && !protocol.holds(&draft));
+            assert!(protocol.changed_lanes(&draft) == LaneSet::from_iter([protocol.lane(at(0).bytes())]));
+        }
+        let mut draft = protocol.draft();
+        protocol.read_row(&mut draft, &at(0)).unwrap();
+        put(&protocol, 0);
+        assert!(protocol.commit(&mut draft).unwrap().is_none(), "a phase that only reads");
+    }
+
+    // Records gave way to nobody: a transaction that read one which others kept changing ran in vain to the end.
+    #[test]
+    fn changes_of_records_wait_for_the_locks_of_a_transaction_and_endings_do_not() {
+        let (_dir, protocol) = open();
+        let place = |key: &str| Place::new(&"m".into(), crate::types::key::Key::new(key).unwrap());
+        let start = Start::plain(OnInterrupted::Hold);
+        let begin = |key: &str| match protocol.begin(&place(key), &start).unwrap() {
+            Begun::Claimed(info) => info.image().token,
+            other => panic!("{other:?}"),
+        };
+        let k = place("k");
+        let changes: [&(dyn Fn() + Sync); 3] =
+            [&|| assert!(begin("k") > 0), &|| assert!(protocol.remove(&k).unwrap()), &|| {
+                protocol.import(&k, protocol.get(&k, Depth::Whole).unwrap().unwrap().image()).map(drop).unwrap();
+            }];
+        for held in [k.at.bytes(), k.at.container_bytes()] {
+            for change in changes {
+                let token = begin("k");
+                let mut locks = protocol.no_lanes();
+                locks.widen(&LaneSet::from_iter([protocol.lane(held)]));
+                protocol.end(&k, token, &Ending::Release).unwrap();
+                let given_back = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    let thread = scope.spawn(|| {
+                        change();
+                        assert!(given_back.load(Ordering::SeqCst), "it did not wait");
+                    });
+                    for _ in 0..100 {
+                        std::thread::yield_now();
+                    }
+                    given_back.store(true, Ordering::SeqCst);
+                    drop(locks);
+                    thread.join().unwrap();
+                });
+                if let Some(info) = protocol.get(&k, Depth::Head).unwrap() {
+                    let _ = protocol.end(&k, info.image().token, &Ending::Release);
+                    assert!(protocol.remove(&k).unwrap());
+                }
+            }
+        }
+    }
+}

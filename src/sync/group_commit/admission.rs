@@ -1,0 +1,201 @@
+//! Admission of commits: first come, first served within a class, and endings before begins.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::patience::{Patience, Verdict};
+use super::state::{Phase, Place, State};
+use super::{Group, stalled, wait_until};
+use crate::sync::group_commit::priority::{Class, Entrant};
+use crate::sync::{Condvar, MutexGuard};
+use crate::types::clock;
+use crate::types::error::{Error, ErrorKind, Result};
+
+/// The right to commit one frame, with the commit lock held: short.
+#[derive(Debug)]
+pub(crate) struct Admission<'a, C, S> {
+    group: &'a Group<C, S>,
+    state: MutexGuard<'a, State<C, S>>,
+}
+
+/// The reason why a commit waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// The journal has no room until the writer takes a group or the next segment is prepared.
+    Room,
+    /// Too many bytes are not applied yet, or not in a checkpoint.
+    Credit,
+    /// Earlier commits of the same class, or of a class that goes first, wait too.
+    Turn,
+}
+
+/// A commit that waits.
+struct Waiting {
+    place: Place,
+    turn: Arc<Condvar>,
+    patience: Patience,
+}
+
+/// Leaves the queue when dropped: the caller's closure may panic.
+struct KeepsPlace<'a, C, S> {
+    group: &'a Group<C, S>,
+    place: Place,
+}
+
+impl<C, S> Drop for KeepsPlace<'_, C, S> {
+    fn drop(&mut self) {
+        self.group.state.lock().leave(self.place);
+    }
+}
+
+impl<C, S> Admission<'_, C, S> {
+    /// The number that the frame will have.
+    pub(crate) fn number(&self) -> u64 {
+        self.state.next_frame
+    }
+
+    /// The group that it will be in.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.state.filling
+    }
+
+    /// Puts the frame into the group.
+    pub(crate) fn commit(mut self, bytes: &[u8], frame: C) -> u64 {
+        let state = &mut *self.state;
+        let was_empty = state.frames.is_empty();
+        state.payload.extend_from_slice(bytes);
+        state.frames.push(frame);
+        state.next_frame = state.next_frame.saturating_add(1);
+        state.committed += bytes.len() as u64;
+        state.unapplied += bytes.len() as u64;
+        if was_empty {
+            state.since = self.group.config.interval.map(|_| clock::monotonic());
+            self.group.work_arrived.notify_one();
+        }
+        state.filling
+    }
+}
+
+impl<C, S> Group<C, S> {
+    /// Waits until a frame of `len` bytes has room and nobody is to be admitted before it, and takes the commit lock.
+    ///
+    /// `Busy` if that takes longer than the timeout although the store makes progress; endings wait on then. Without progress
+    /// the group is poisoned.
+    pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
+        self.admit_after(len, who, || ())
+    }
+
+    /// As [`admit`](Self::admit). After a wait, `look` is called once more before the commit lock is taken: what the caller
+    /// knew before, such as the time, is old then.
+    pub(crate) fn admit_after(&self, len: usize, who: Entrant, mut look: impl FnMut()) -> Result<Admission<'_, C, S>> {
+        let len = len as u64;
+        let mut state = self.state.lock();
+        let (refusals, mut waiting, mut is_old) = (state.refusals, None::<Waiting>, false);
+        let ended = loop {
+            let place = waiting.as_ref().map(|waiting| waiting.place);
+            let lack = match (self.lack(&mut state, len, who, place, refusals), place) {
+                (Ok(None), Some(place)) if std::mem::take(&mut is_old) => {
+                    // The place is kept meanwhile, so that nobody overtakes.
+                    drop(state);
+                    let keeps = KeepsPlace { group: self, place };
+                    look();
+                    std::mem::forget(keeps);
+                    state = self.state.lock();
+                    continue;
+                }
+                (lack, _) => lack,
+            };
+            let lack = match lack {
+                Ok(None) => break Ok(()),
+                Ok(Some(lack)) => lack,
+                Err(error) => break Err(error),
+            };
+            // `lack` has returned an error for a commit that must not wait.
+            let Some(class) = who.class() else { break Err(no_room()) };
+            let Waiting { turn, patience, .. } = waiting.get_or_insert_with(|| {
+                let (place, turn) = state.enqueue(class);
+                Waiting { place, turn, patience: self.patience() }
+            });
+            match verdict(patience, lack) {
+                Verdict::Stalled => {
+                    // No lock is held when the listener is told. Nobody is admitted any more.
+                    drop(state);
+                    let error = self.poison(stalled("a commit waited for room", self.config.timeout));
+                    state = self.state.lock();
+                    break Err(error);
+                }
+                Verdict::Moves if who.may_be_busy() => {
+                    break Err(busy("a commit waited for its turn", self.config.timeout));
+                }
+                Verdict::Moves | Verdict::WaitOn => {}
+            }
+            let timed_out = wait_until(turn, &mut state, patience.deadline());
+            patience.waited(timed_out, self.progress());
+            is_old = true;
+        };
+        if let Some(Waiting { place, .. }) = waiting {
+            state.leave(place);
+        }
+        ended.map(|()| Admission { group: self, state })
+    }
+
+    /// Returns the reason why a frame cannot be committed now, or `None` if it can. An error means that waiting is of no use.
+    fn lack(
+        &self,
+        state: &mut State<C, S>,
+        len: u64,
+        who: Entrant,
+        place: Option<Place>,
+        refusals: u64,
+    ) -> Result<Option<Lack>> {
+        self.check()?;
+        if state.phase == Phase::Closed || (state.phase != Phase::Open && who != Entrant::Store) {
+            return Err(Error::closed());
+        }
+        let reserve = who.leaves(self.config.reserve, len);
+        let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.room();
+        let may_enter = fits && (who.is_exempt() || self.has_credit(state));
+        if let Some((why, _)) = state.hold.as_ref().filter(|_| who.is_held_back(may_enter)) {
+            return Err(why.clone());
+        }
+        let is_first = who.class().is_none_or(|class: Class| state.is_first(class, place));
+        if may_enter && is_first {
+            return Ok(None);
+        }
+        if !fits {
+            self.want_spare(state, (self.config.sized)(len) + self.config.reserve);
+            if who == Entrant::GivingUp || state.refusals != refusals {
+                return Err(state.refused.clone().unwrap_or_else(no_room));
+            }
+        }
+        // What fills the room may only wait for its interval.
+        self.hurry(state);
+        Ok(Some(match (fits, may_enter) {
+            (false, _) => Lack::Room,
+            (true, false) => Lack::Credit,
+            (true, true) => Lack::Turn,
+        }))
+    }
+
+    fn has_credit(&self, state: &State<C, S>) -> bool {
+        state.unapplied < self.config.max_unapplied && state.committed - state.checked < self.config.max_unchecked
+    }
+}
+
+fn verdict(patience: &Patience, lack: Lack) -> Verdict {
+    match lack {
+        Lack::Room => patience.for_writing(),
+        Lack::Credit => patience.for_applying(),
+        // The first of the queue finds out whether anything moves.
+        Lack::Turn if patience.is_over() => Verdict::Moves,
+        Lack::Turn => Verdict::WaitOn,
+    }
+}
+
+pub(super) fn busy(what: &str, timeout: Duration) -> Error {
+    Error::new(ErrorKind::Busy, format!("the engine is busy: {what} for {timeout:?}"))
+}
+
+fn no_room() -> Error {
+    Error::new(ErrorKind::Full, "the journal has no room left")
+}

@@ -1,0 +1,176 @@
+//! When a wait has taken too long, and when that means that the disk has failed.
+//!
+//! A wait ends in turns, an eighth of the timeout each. A turn counts only if it ended on time: a process that was stopped, or
+//! whose machine was, wakes much later than it asked for, and what happened meanwhile says nothing about the disk.
+
+use std::time::{Duration, Instant};
+
+use crate::types::clock;
+
+/// A model tries every order in which turns end.
+const TURNS: u32 = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 8 };
+
+/// How late a busy machine may wake somebody who asked for a short turn.
+const SLACK: Duration = Duration::from_millis(20);
+
+/// What the threads behind the callers have done so far, as counters that only grow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The journal: groups written, segments prepared.
+    pub(crate) written: u64,
+    /// The record store: changes applied, checkpoints made.
+    pub(crate) applied: u64,
+}
+
+/// One wait.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    turn: Duration,
+    began: Instant,
+    seen: Progress,
+    /// Turns that counted, since the wait began and since the last progress of each kind.
+    turns: u32,
+    not_written: u32,
+    not_applied: u32,
+}
+
+impl Patience {
+    pub(crate) fn new(timeout: Duration, seen: Progress) -> Self {
+        let turn = timeout / TURNS;
+        Self { turn, began: clock::monotonic(), seen, turns: 0, not_written: 0, not_applied: 0 }
+    }
+
+    /// The end of the current turn; `None` is never.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.began.checked_add(self.turn)
+    }
+
+    /// To be called after each wait, with whether its deadline has passed.
+    pub(crate) fn waited(&mut self, timed_out: bool, seen: Progress) {
+        if timed_out {
+            self.turn_ended(clock::monotonic(), seen);
+        }
+    }
+
+    fn turn_ended(&mut self, now: Instant, seen: Progress) {
+        let took = now.saturating_duration_since(self.began);
+        self.began = now;
+        // Late by half a turn: this process did not run all the time.
+        if took > self.turn.saturating_add(SLACK.max(self.turn / 2)) {
+            return;
+        }
+        self.turns += 1;
+        self.not_written = if seen.written == self.seen.written { self.not_written + 1 } else { 0 };
+        self.not_applied = if seen.applied == self.seen.applied { self.not_applied + 1 } else { 0 };
+        self.seen = seen;
+    }
+
+    /// Whether the wait has lasted for the timeout.
+    pub(crate) fn is_over(&self) -> bool {
+        self.turns >= TURNS
+    }
+
+    /// What the wait for something that the journal does has come to.
+    pub(crate) fn for_writing(&self) -> Verdict {
+        self.verdict(self.not_written)
+    }
+
+    /// What the wait for something that the record store does has come to.
+    pub(crate) fn for_applying(&self) -> Verdict {
+        self.verdict(self.not_applied)
+    }
+
+    fn verdict(&self, turns_without_progress: u32) -> Verdict {
+        match turns_without_progress {
+            TURNS.. => Verdict::Stalled,
+            0 if self.is_over() => Verdict::Moves,
+            _ => Verdict::WaitOn,
+        }
+    }
+}
+
+/// What a wait has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It was short, or it is long and nothing moved in the last turn: that may be a stall, or not.
+    WaitOn,
+    /// It has lasted for the timeout, and there is progress.
+    Moves,
+    /// There was no progress for the timeout.
+    Stalled,
+}
+
+#[cfg(all(test, not(oncekey_shuttle)))]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(8);
+    const TURN: Duration = Duration::from_secs(1);
+
+    fn progress(written: u64, applied: u64) -> Progress {
+        Progress { written, applied }
+    }
+
+    fn waiting() -> (Patience, Instant) {
+        let patience = Patience::new(TIMEOUT, progress(0, 0));
+        let began = patience.began;
+        (patience, began)
+    }
+
+    #[test]
+    fn a_timeout_without_progress_is_a_stall() {
+        let (mut patience, mut now) = waiting();
+        for _ in 0..TURNS {
+            assert!(!patience.is_over());
+            assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::WaitOn, Verdict::WaitOn));
+            now += TURN;
+            patience.turn_ended(now, progress(0, 0));
+        }
+        assert!(patience.is_over());
+        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Stalled, Verdict::Stalled));
+    }
+
+    #[test]
+    fn each_kind_of_progress_counts_for_itself() {
+        let (mut patience, mut now) = waiting();
+        for nth in 1..=u64::from(TURNS) {
+            now += TURN;
+            patience.turn_ended(now, progress(nth, nth / 8));
+        }
+        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Moves, Verdict::Moves));
+        now += TURN;
+        patience.turn_ended(now, progress(9, 1));
+        // Long enough for a timeout, but it may be a stall that has begun late.
+        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Moves, Verdict::WaitOn));
+        for _ in 1..TURNS {
+            now += TURN;
+            patience.turn_ended(now, progress(9, 1));
+        }
+        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::WaitOn, Verdict::Stalled));
+    }
+
+    #[test]
+    fn a_wait_that_was_woken_is_no_turn() {
+        let (mut patience, _) = waiting();
+        for _ in 0..100 {
+            patience.waited(false, progress(0, 0));
+        }
+        assert_eq!(patience.turns, 0);
+    }
+
+    #[test]
+    fn time_in_which_the_process_did_not_run_does_not_count() {
+        let (mut patience, mut now) = waiting();
+        for _ in 0..100 {
+            now += TIMEOUT * 10;
+            patience.turn_ended(now, progress(0, 0));
+        }
+        assert!(!patience.is_over());
+        assert_eq!(patience.for_writing(), Verdict::WaitOn);
+        for _ in 0..TURNS {
+            now += TURN;
+            patience.turn_ended(now, progress(0, 0));
+        }
+        assert_eq!(patience.for_writing(), Verdict::Stalled, "and what comes after it does");
+    }
+}

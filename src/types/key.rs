@@ -1,0 +1,317 @@
+//! Idempotency keys, the names of managers and tables, and the one source of randomness.
+
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::value::Value;
+use serde::de::{Deserialize, Deserializer, Error as _};
+use serde::{Serialize, Serializer};
+use std::fmt::{self, Write as _};
+use std::str::FromStr;
+use uuid::Uuid;
+
+/// The longest [`Key`], in bytes.
+pub const MAX_KEY_BYTES: usize = 512;
+
+/// The longest name of a manager or a table, in bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+/// The first byte of a key made of parts. No HTTP header can hold it, so that no client can send such a key.
+const PARTS: u8 = 0;
+
+/// An idempotency key: 1 to [`MAX_KEY_BYTES`] bytes, any bytes. A clone shares them.
+///
+/// `Display` escapes what is not printable ASCII and shows a key [made of parts](Key::from_parts) as `part/part`; it is for
+/// people, and only a key of plain text without a backslash can be read back from it.
+///
+/// ```
+/// use oncekey::Key;
+///
+/// let key = Key::new("order-17")?;
+/// assert_eq!(key.as_str(), Some("order-17"));
+///
+/// let of_a_tenant = Key::from_parts(["acme", "order-17"])?;
+/// assert_eq!(of_a_tenant.to_string(), "acme/order-17");
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Value);
+
+impl Key {
+    /// A key of these bytes, which are taken as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are none or more than [`MAX_KEY_BYTES`].
+    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
+        let bytes = bytes.as_ref();
+        check_key(bytes)?;
+        Ok(Self(bytes.into()))
+    }
+
+    /// A new key that nobody else has: a UUID of version 7 as text, so that later keys sort behind earlier ones.
+    #[must_use]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "randomness enters here, and its time is part of the identifier only"
+    )]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7().hyphenated().to_string().into())
+    }
+
+    /// A key that tells its parts apart: `["ab", "c"]` and `["a", "bc"]` are different keys, and neither is one that a
+    /// client can send in a header. Each part takes two bytes more than its own, and the key one byte more than these.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are no parts or the key is over [`MAX_KEY_BYTES`].
+    pub fn from_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
+        let mut bytes = vec![PARTS];
+        for part in parts {
+            let part = part.as_ref();
+            // A part whose length does not fit is over the limit by itself; so is an iterator that does not end.
+            let Some(length) = u16::try_from(part.len()).ok().filter(|_| bytes.len() <= MAX_KEY_BYTES) else {
+                let message = format!("key made of parts is longer than the limit of {MAX_KEY_BYTES} bytes");
+                return Err(Error::new(ErrorKind::InvalidKey, message));
+            };
+            bytes.extend_from_slice(&length.to_be_bytes());
+            bytes.extend_from_slice(part);
+        }
+        if bytes.len() == 1 {
+            return Err(Error::new(ErrorKind::InvalidKey, "key is made of no parts, it needs at least one"));
+        }
+        check_key(&bytes)?;
+        Ok(Self(bytes.into()))
+    }
+
+    /// The parts of a key [made of parts](Key::from_parts), or the whole key. The last part of a key in a scope is the one that
+    /// the client knows.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// let of_ada = engine.manager::<u64, String>("payments")?.scoped("ada")?;
+    /// let claim = of_ada.begin("order-17")?.into_claim().unwrap();
+    /// assert_eq!(claim.key().parts(), [&b"ada"[..], b"order-17"]);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn parts(&self) -> Vec<&[u8]> {
+        split(&self.0).unwrap_or_else(|| vec![self.as_bytes()])
+    }
+
+    /// The key as it is known inside a scope; `None` if it is not one of the scope's own.
+    pub(crate) fn within(&self, scope: &[Box<[u8]>]) -> Option<&[u8]> {
+        if scope.is_empty() {
+            return Some(self.as_bytes());
+        }
+        let parts = split(&self.0)?;
+        let (key, outer) = parts.split_last()?;
+        outer.iter().copied().eq(scope.iter().map(|part| &**part)).then_some(*key)
+    }
+
+    /// The bytes of the key.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The key as text, if its bytes are UTF-8. A key made of parts may be, and begins with a NUL then.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        std::str::from_utf8(&self.0).ok()
+    }
+}
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl FromStr for Key {
+    type Err = Error;
+
+    /// [`Key::new`] of the text; nothing in it is unescaped.
+    fn from_str(text: &str) -> Result<Self> {
+        Self::new(text)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::new();
+        if let Some(parts) = split(&self.0) {
+            for (index, part) in parts.into_iter().enumerate() {
+                if index > 0 {
+                    text.push('/');
+                }
+                escape(&mut text, part, b'/')?;
+            }
+        } else {
+            escape(&mut text, &self.0, b'\\')?;
+        }
+        f.pad(&text)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({self})")
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = Value::deserialize(deserializer)?;
+        check_key(&bytes).map_err(D::Error::custom)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// The parts of a key of [`Key::from_parts`]; `None` if the bytes are not exactly that.
+fn split(bytes: &[u8]) -> Option<Vec<&[u8]>> {
+    let (&PARTS, mut rest) = bytes.split_first()? else { return None };
+    let mut parts = Vec::new();
+    while !rest.is_empty() {
+        let (&length, tail) = rest.split_first_chunk::<2>()?;
+        let (part, tail) = tail.split_at_checked(usize::from(u16::from_be_bytes(length)))?;
+        parts.push(part);
+        rest = tail;
+    }
+    (!parts.is_empty()).then_some(parts)
+}
+
+/// Appends `bytes` with the backslash, `also` and everything but printable ASCII as `\xNN`.
+fn escape(text: &mut String, bytes: &[u8], also: u8) -> fmt::Result {
+    for &byte in bytes {
+        if (byte.is_ascii_graphic() || byte == b' ') && byte != b'\\' && byte != also {
+            text.push(char::from(byte));
+        } else {
+            write!(text, "\\x{byte:02x}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether these bytes can be a key.
+pub(crate) fn check_key(bytes: &[u8]) -> Result<()> {
+    match bytes.len() {
+        0 => Err(Error::new(ErrorKind::InvalidKey, format!("key is empty, it must have 1 to {MAX_KEY_BYTES} bytes"))),
+        1..=MAX_KEY_BYTES => Ok(()),
+        n => Err(Error::new(ErrorKind::InvalidKey, format!("key is {n} bytes long, the limit is {MAX_KEY_BYTES}"))),
+    }
+}
+
+/// Whether `name` can be that of `what`, "manager" or "table": it is text in file formats and in the command line.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
+    let problem = if name.is_empty() {
+        format!("{what} name is empty, it must have 1 to {MAX_NAME_BYTES} characters")
+    } else if name.len() > MAX_NAME_BYTES {
+        format!("{what} name is {} bytes long, the limit is {MAX_NAME_BYTES}", name.len())
+    } else if name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-')) {
+        return Ok(());
+    } else {
+        format!("{what} name \"{}\" has characters other than a-z, 0-9, '.', '_' and '-'", name.escape_default())
+    };
+    Err(Error::new(ErrorKind::InvalidName, problem))
+}
+
+/// 122 random bits in 16 bytes, for what must not be met twice: store and process identities, temporary names.
+#[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
+pub(crate) fn random() -> [u8; 16] {
+    Uuid::new_v4().into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_1_to_512_bytes() {
+        assert_eq!(Key::new("").unwrap_err().kind(), ErrorKind::InvalidKey);
+        assert!(Key::new([7; 512]).is_ok());
+        let error = Key::new(vec![7; 513]).unwrap_err();
+        assert_eq!(error.to_string(), "key is 513 bytes long, the limit is 512");
+    }
+
+    #[test]
+    fn parts_are_told_apart_and_marked() {
+        let key = Key::from_parts(["ab", "c"]).unwrap();
+        assert_eq!(key.as_bytes(), b"\0\0\x02ab\0\x01c");
+        assert_ne!(key, Key::from_parts(["a", "bc"]).unwrap());
+        assert_ne!(Key::from_parts([""]).unwrap(), Key::from_parts(["", ""]).unwrap());
+        assert_eq!(Key::from_parts([""; 0]).unwrap_err().kind(), ErrorKind::InvalidKey);
+        assert!(Key::from_parts([[1; 509]]).is_ok());
+        assert!(Key::from_parts([[1; 510]]).is_err());
+        assert!(Key::from_parts([vec![1; 70_000]]).is_err());
+        assert!(Key::from_parts(std::iter::repeat("endless")).is_err());
+    }
+
+    #[test]
+    fn parts_come_back_and_a_scope_knows_its_own() {
+        let key = Key::from_parts(["ab", "", "c"]).unwrap();
+        assert_eq!(key.parts(), [&b"ab"[..], b"", b"c"]);
+        assert_eq!(Key::new("abc").unwrap().parts(), [b"abc"]);
+        let scope = |parts: &[&str]| parts.iter().map(|part| part.as_bytes().into()).collect::<Vec<Box<[u8]>>>();
+        assert_eq!(key.within(&scope(&["ab", ""])), Some(&b"c"[..]));
+        assert_eq!(key.within(&[]), Some(key.as_bytes()));
+        for other in [&["ab"][..], &["ab", "", "c"], &["a", ""], &["", "ab"]] {
+            assert_eq!(key.within(&scope(other)), None, "{other:?}");
+        }
+        assert_eq!(Key::new("ab").unwrap().within(&scope(&["ab"])), None);
+    }
+
+    #[test]
+    fn display_escapes_and_joins() {
+        let show = |bytes: &[u8]| Key::new(bytes).unwrap().to_string();
+        assert_eq!(show(b"a b/c\\d\n\xff"), "a b/c\\x5cd\\x0a\\xff");
+        assert_eq!(Key::from_parts(["a/b", "c\\", ""]).unwrap().to_string(), "a\\x2fb/c\\x5c/");
+        assert_eq!(show(b"\0"), "\\x00");
+        assert_eq!(show(b"\0\0\x02a"), "\\x00\\x00\\x02a", "cut parts are not parts");
+        assert_eq!(format!("{:?}|{:>4}", Key::new("k").unwrap(), Key::new("k").unwrap()), "Key(k)|   k");
+    }
+
+    #[test]
+    fn text_goes_in_and_out() {
+        let key: Key = "a\\x41".parse().unwrap();
+        assert_eq!(key.as_str(), Some("a\\x41"));
+        assert_eq!(Key::new(b"\xff").unwrap().as_str(), None);
+        assert!("".parse::<Key>().is_err());
+    }
+
+    #[test]
+    fn serde_checks_what_it_reads() {
+        let key = Key::new("k").unwrap();
+        let bytes = bincode::serialize(&key).unwrap();
+        assert_eq!(bytes, [1, 0, 0, 0, 0, 0, 0, 0, b'k']);
+        assert_eq!(bincode::deserialize::<Key>(&bytes).unwrap(), key);
+        assert!(bincode::deserialize::<Key>(&[0; 8]).is_err());
+        assert_eq!(serde_json::from_str::<Key>("[107]").unwrap(), key);
+        assert!(serde_json::from_str::<Key>("[]").is_err());
+    }
+
+    #[test]
+    fn generated_keys_are_ordered_and_random_bytes_differ() {
+        let (first, second) = (Key::generate(), Key::generate());
+        assert!(first < second);
+        assert_eq!(Uuid::parse_str(first.as_str().unwrap()).unwrap().get_version_num(), 7);
+        assert_ne!(random(), random());
+    }
+
+    #[test]
+    fn names_are_short_and_plain() {
+        for name in ["a", "payments.v2_eu-1", &"x".repeat(64)] {
+            assert!(check_name("manager", name).is_ok());
+        }
+        for name in ["", "A", "a/b", "a b", "\u{e9}", &"x".repeat(65)] {
+            assert_eq!(check_name("manager", name).unwrap_err().kind(), ErrorKind::InvalidName);
+        }
+        let error = check_name("table", "Users\n").unwrap_err();
+        assert!(error.to_string().starts_with("table name \"Users\\n\" has"), "{error}");
+    }
+}

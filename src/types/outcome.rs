@@ -1,0 +1,144 @@
+//! What was stored, with its types.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::types::codec;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::failure::Failure;
+use crate::types::record::{RecordInfo, Status};
+use crate::types::value::Value;
+
+/// A record that has ended with an outcome.
+#[derive(Clone)]
+pub struct Finished<T, E = Failure> {
+    outcome: Result<T, E>,
+    info: RecordInfo,
+}
+
+impl<T, E> Finished<T, E> {
+    pub(crate) fn new(outcome: Result<T, E>, info: RecordInfo) -> Self {
+        Self { outcome, info }
+    }
+
+    /// The stored success or failure.
+    #[expect(clippy::missing_errors_doc, reason = "the error is the stored failure")]
+    pub fn outcome(&self) -> Result<&T, &E> {
+        self.outcome.as_ref()
+    }
+
+    /// The stored success or failure, by value.
+    pub fn into_outcome(self) -> Result<T, E> {
+        self.outcome
+    }
+
+    /// All but the outcome.
+    pub fn info(&self) -> &RecordInfo {
+        &self.info
+    }
+
+    pub(crate) fn into_parts(self) -> (Result<T, E>, RecordInfo) {
+        (self.outcome, self.info)
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Finished<T, E> {
+    /// Reads an outcome that was stored under this schema.
+    pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
+        let outcome = decode(&info, schema)?;
+        let outcome =
+            outcome.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{} has no outcome", Named(&info))))?;
+        Ok(Self { outcome, info })
+    }
+}
+
+impl<T, E> fmt::Debug for Finished<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finished").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// A record in any state, with its outcome if it has one.
+#[derive(Clone)]
+pub struct Record<T, E = Failure> {
+    outcome: Option<Result<T, E>>,
+    info: RecordInfo,
+}
+
+impl<T, E> Record<T, E> {
+    /// Its state when it was read.
+    pub fn status(&self) -> Status {
+        self.info.status()
+    }
+
+    /// The stored success or failure; `None` while there is none.
+    pub fn outcome(&self) -> Option<Result<&T, &E>> {
+        self.outcome.as_ref().map(Result::as_ref)
+    }
+
+    /// The stored success or failure, by value.
+    pub fn into_outcome(self) -> Option<Result<T, E>> {
+        self.outcome
+    }
+
+    /// All but the outcome.
+    pub fn info(&self) -> &RecordInfo {
+        &self.info
+    }
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Record<T, E> {
+    pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
+        Ok(Self { outcome: decode(&info, schema)?, info })
+    }
+}
+
+impl Record<Value, Value> {
+    /// The outcome as it is encoded, whatever its types.
+    pub(crate) fn raw(info: RecordInfo) -> Self {
+        let encoded = info.image().outcome.clone();
+        let outcome = encoded.map(|bytes| if info.status() == Status::Failed { Err(bytes) } else { Ok(bytes) });
+        Self { outcome, info }
+    }
+}
+
+impl<T, E> From<Finished<T, E>> for Record<T, E> {
+    fn from(finished: Finished<T, E>) -> Self {
+        let (outcome, info) = finished.into_parts();
+        Self { outcome: Some(outcome), info }
+    }
+}
+
+impl<T, E> fmt::Debug for Record<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+fn decode<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned>(
+    info: &RecordInfo,
+    schema: u32,
+) -> Result<Option<Result<T, E>>> {
+    let image = info.image();
+    let Some(bytes) = image.outcome.as_ref() else { return Ok(None) };
+    if image.schema != schema {
+        let message = format!("{} was stored with schema {} and is read with {schema}", Named(info), image.schema);
+        return Err(Error::new(ErrorKind::TypeMismatch, message));
+    }
+    match info.status() {
+        Status::Succeeded => Ok(Some(Ok(codec::decode(Named(info), bytes)?))),
+        Status::Failed => Ok(Some(Err(codec::decode(Named(info), bytes)?))),
+        Status::InProgress | Status::Released | Status::Interrupted => Ok(None),
+    }
+}
+
+/// How messages name an outcome.
+struct Named<'a>(&'a RecordInfo);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the outcome of key {} of {}", self.0.key(), self.0.manager())
+    }
+}
