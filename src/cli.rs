@@ -108,7 +108,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         Verb::Get(place, shown) => on(out, &|engine, out| show::get(engine, describers, place, shown, out)),
         Verb::Resolve(place, how) => on(out, &|engine, out| change::resolve(engine, place, how, out)),
         Verb::Revoke(place) => on(out, &|engine, out| change::revoke(engine, place, out)),
-        Verb::Reopen(place) => on(out, &|engine, out| change::reopen(engine, place, out)),
+        Verb::Forget(place) => on(out, &|engine, out| change::forget(engine, place, out)),
         Verb::Remove(place) => on(out, &|engine, out| change::remove(engine, place, out)),
         Verb::Compact => on(out, &change::compact),
         Verb::Verify => on(out, &show::verify),

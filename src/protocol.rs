@@ -1,6 +1,6 @@
 //! Where rules, mechanisms and store meet: begin, end, wait, expire.
 //!
-//! Every change goes the same way: decide (`transition`), commit (`store`), wait until durable, wake (`slots`), tell
+//! Every change goes the same way: decide (`transition`), commit (`store`), wait until durable, wake (`wait queue`), tell
 //! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
 
 mod abandon;
@@ -22,7 +22,7 @@ pub(crate) use list::ListRange;
 pub(crate) use owners::Running;
 pub(crate) use rows::RowRange;
 pub(crate) use scan::Scan;
-pub(crate) use transaction::{Draft, Drafted, Fence, Savepoint};
+pub(crate) use transaction::{CommittedWorkspace, Fence, Savepoint, Workspace};
 pub(crate) use wait::Awaited;
 
 use std::collections::HashMap;
@@ -32,18 +32,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::protocol::event::{Event as Told, Hub};
-use crate::protocol::rules::{Because, Decision, Ending, Event, Start, decide};
-use crate::store::{Change, Entrant, Read, Store, Terms, Ticket};
-pub(crate) use crate::store::{Content, Depth, StoreKey};
+use crate::protocol::event::{Event, Subscribers};
+use crate::protocol::rules::{Action, Decision, Ending, Reason, Start, decide};
+use crate::store::{Change, CommitOptions, Priority, Read, Store, Ticket};
+pub(crate) use crate::store::{Content, Load, StoreKey};
 pub use crate::store::{OpenReport, VerifyReport};
-use crate::sync::key_locks::Lanes;
-use crate::sync::wait_queue::Slots;
+use crate::sync::key_locks::KeyLocks;
+use crate::sync::wait_queue::WaitQueue;
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::Key;
 use crate::types::options::{EngineOptions, OnInterrupted};
-use crate::types::record::{Image, Interruption, Now, RecordInfo, Status};
+use crate::types::record::{Interruption, Now, RecordInfo, Status, StoredRecord};
 use crate::types::stats::{Counter, Gauge, Stats};
 use crate::types::telemetry::{self, Work};
 use expire::Due;
@@ -52,13 +52,13 @@ use temporary::OwnDirectory;
 
 /// One key of one manager.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct RecordId {
     pub(crate) manager: Arc<str>,
     pub(crate) key: Key,
     at: StoreKey,
 }
 
-impl Place {
+impl RecordId {
     pub(crate) fn new(manager: &Arc<str>, key: Key) -> Self {
         let at = StoreKey::record(manager, key.as_bytes());
         Self { manager: Arc::clone(manager), key, at }
@@ -82,10 +82,10 @@ impl Place {
 
 /// Whether the caller is told only when it is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Haste {
-    Durable,
+enum WaitFor {
+    Sync,
     /// The caller must not wait: a drop.
-    Committed,
+    Nothing,
 }
 
 /// Who of those that wait for a key is to look at it, now that it has changed.
@@ -93,15 +93,15 @@ enum Haste {
 enum Next {
     Nobody,
     /// The one whose turn it is to take the key over, and those who only look.
-    Heir,
+    Successor,
     All,
 }
 
 impl Next {
-    fn after(image: Option<&Image>) -> Self {
-        match image.map(|image| (image.state, image.policy)) {
+    fn after(stored: Option<&StoredRecord>) -> Self {
+        match stored.map(|stored| (stored.state, stored.policy)) {
             Some((Status::InProgress, _)) => Self::Nobody,
-            Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => Self::Heir,
+            Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => Self::Successor,
             Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
                 Self::All
             }
@@ -124,7 +124,7 @@ pub(crate) enum Begun {
 enum Changed {
     Written(RecordInfo),
     Deleted,
-    Kept(Because, Option<RecordInfo>),
+    Kept(Reason, Option<RecordInfo>),
 }
 
 /// A record that a commit wrote, or deleted.
@@ -132,7 +132,7 @@ enum Changed {
 struct Written {
     at: StoreKey,
     before: Option<Status>,
-    after: Option<Arc<Image>>,
+    after: Option<Arc<StoredRecord>>,
 }
 
 #[derive(Debug)]
@@ -141,17 +141,17 @@ pub(crate) struct Protocol {
     /// Removed with the last handle, after the store is closed: the order of these fields.
     _directory: Option<OwnDirectory>,
     max_value_bytes: usize,
-    slots: Arc<Slots<StoreKey>>,
-    hub: Arc<Hub>,
+    wait_queue: Arc<WaitQueue<StoreKey>>,
+    subscribers: Arc<Subscribers>,
     closed: AtomicBool,
     owners: Owners,
     due: Due,
     /// For transactions that met others too often.
-    lanes: Lanes,
+    key_locks: KeyLocks,
     /// Transactions that were run again.
     reruns: Counter,
     /// Drops that could not be recorded at once, with their tokens.
-    abandoned: Mutex<HashMap<StoreKey, (Place, u64, Ending)>>,
+    abandoned: Mutex<HashMap<StoreKey, (RecordId, u64, Ending)>>,
     in_progress: Gauge,
     interrupted: Gauge,
     replays: Counter,
@@ -166,12 +166,12 @@ impl Protocol {
         directory: Option<tempfile::TempDir>,
     ) -> Result<(Self, OpenReport)> {
         let (store, report) = Store::open(path, options)?;
-        let (slots, hub) = (Arc::new(Slots::default()), Arc::new(Hub::default()));
-        let (woken, told) = (Arc::clone(&slots), Arc::clone(&hub));
+        let (wait_queue, subscribers) = (Arc::new(WaitQueue::default()), Arc::new(Subscribers::default()));
+        let (woken, told) = (Arc::clone(&wait_queue), Arc::clone(&subscribers));
         store.on_poison(move |error| {
             telemetry::poisoned(error);
             woken.close();
-            told.tell(|| Told::Poisoned(error.clone()));
+            told.tell(|| Event::Poisoned(error.clone()));
         });
         let count = Gauge::new("oncekey_interrupted");
         count.add(i64::try_from(report.interrupted).unwrap_or(i64::MAX));
@@ -179,12 +179,12 @@ impl Protocol {
             store,
             _directory: directory.map(OwnDirectory::new),
             max_value_bytes: options.max_value_bytes,
-            slots,
-            hub,
+            wait_queue,
+            subscribers,
             closed: AtomicBool::new(false),
             owners: Owners::default(),
             due: Due::default(),
-            lanes: Lanes::new(options.sync_timeout),
+            key_locks: KeyLocks::new(options.sync_timeout),
             reruns: Counter::new("oncekey_transaction_reruns_total"),
             abandoned: Mutex::default(),
             in_progress: Gauge::new("oncekey_in_progress"),
@@ -204,194 +204,194 @@ impl Protocol {
     }
 
     /// Asks for the right to run the operation. Never waits for another owner.
-    pub(crate) fn begin(&self, place: &Place, start: &Start) -> Result<Begun> {
-        self.claimed(place, self.change(place, &Event::Begin(start), Haste::Durable)?)
+    pub(crate) fn begin(&self, id: &RecordId, start: &Start) -> Result<Begun> {
+        self.claimed(id, self.change(id, &Action::Begin(start), WaitFor::Sync)?)
     }
 
     /// What came of the wish to claim it.
-    fn claimed(&self, place: &Place, changed: Changed) -> Result<Begun> {
+    fn claimed(&self, id: &RecordId, changed: Changed) -> Result<Begun> {
         match changed {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Began(info.without_outcome()));
+                self.subscribers.tell(|| Event::Began(info.without_outcome()));
                 Ok(Begun::Claimed(info))
             }
-            Changed::Kept(Because::Finished, Some(info)) => Ok(Begun::Replay(info)),
-            Changed::Kept(Because::InProgress, Some(info)) => Ok(Begun::InProgress(info)),
-            Changed::Kept(Because::Interrupted, Some(info)) => Ok(Begun::Interrupted(info)),
-            Changed::Kept(Because::Mismatch, Some(info)) => {
-                telemetry::mismatch(&place.manager, &place.key);
+            Changed::Kept(Reason::Finished, Some(info)) => Ok(Begun::Replay(info)),
+            Changed::Kept(Reason::InProgress, Some(info)) => Ok(Begun::InProgress(info)),
+            Changed::Kept(Reason::Interrupted, Some(info)) => Ok(Begun::Interrupted(info)),
+            Changed::Kept(Reason::Mismatch, Some(info)) => {
+                telemetry::mismatch(&id.manager, &id.key);
                 Ok(Begun::Mismatch(info))
             }
-            Changed::Kept(Because::Elsewhere, Some(info)) => {
-                let (named, point) = (place.named(), info.recovery_point());
+            Changed::Kept(Reason::Elsewhere, Some(info)) => {
+                let (named, point) = (id.named(), info.recovery_point());
                 let message = format!("{named} is at the recovery point {point:?}, and this operation has no stages");
                 Err(Error::new(ErrorKind::UnknownRecoveryPoint, message))
             }
-            Changed::Kept(Because::Absent, _) => Err(not_found(place)),
-            other => Err(unexpected(place, &other)),
+            Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
+            other => Err(unexpected(id, &other)),
         }
     }
 
     /// To be called when a stored outcome could be read and is given as an answer.
     pub(crate) fn replayed(&self, info: &RecordInfo) {
         self.replays.add(1);
-        self.hub.tell(|| Told::Replayed(info.without_outcome()));
+        self.subscribers.tell(|| Event::Replayed(info.without_outcome()));
     }
 
     /// Ends a claim, fenced by its token.
-    pub(crate) fn end(&self, place: &Place, token: u64, ending: &Ending) -> Result<RecordInfo> {
-        match self.change(place, &Event::End { token, ending }, Haste::Durable)? {
+    pub(crate) fn end(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<RecordInfo> {
+        match self.change(id, &Action::End { token, ending }, WaitFor::Sync)? {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Ended(info.without_outcome()));
+                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
                 Ok(info)
             }
-            Changed::Kept(Because::Already, Some(info)) => Ok(info),
-            Changed::Kept(because, _) => Err(lost(place, because)),
-            other @ Changed::Deleted => Err(unexpected(place, &other)),
+            Changed::Kept(Reason::Already, Some(info)) => Ok(info),
+            Changed::Kept(reason, _) => Err(lost(id, reason)),
+            other @ Changed::Deleted => Err(unexpected(id, &other)),
         }
     }
 
     /// Ends what this process began by key.
-    pub(crate) fn end_by_key(&self, place: &Place, ending: &Ending, schema: u32) -> Result<()> {
-        match self.change(place, &Event::EndByKey { ending, schema }, Haste::Durable)? {
+    pub(crate) fn end_by_key(&self, id: &RecordId, ending: &Ending, schema: u32) -> Result<()> {
+        match self.change(id, &Action::EndByKey { ending, schema }, WaitFor::Sync)? {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Ended(info.without_outcome()));
+                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
                 Ok(())
             }
-            Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
-            Changed::Kept(Because::Unfit(status), _) => Err(not_in_progress(place, &format!("it is {status:?}"))),
-            Changed::Kept(Because::Absent, _) => Err(not_in_progress(place, "there is no such record")),
-            other => Err(unexpected(place, &other)),
+            Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),
+            Changed::Kept(Reason::Unfit(status), _) => Err(not_in_progress(id, &format!("it is {status:?}"))),
+            Changed::Kept(Reason::Absent, _) => Err(not_in_progress(id, "there is no such record")),
+            other => Err(unexpected(id, &other)),
         }
     }
 
     /// Settles an interrupted record.
-    pub(crate) fn resolve(&self, place: &Place, ending: &Ending, schema: Option<u32>) -> Result<()> {
-        match self.change(place, &Event::Resolve { ending, schema }, Haste::Durable)? {
+    pub(crate) fn resolve(&self, id: &RecordId, ending: &Ending, schema: Option<u32>) -> Result<()> {
+        match self.change(id, &Action::Resolve { ending, schema }, WaitFor::Sync)? {
             Changed::Written(info) => {
-                self.hub.tell(|| Told::Ended(info.without_outcome()));
+                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
                 Ok(())
             }
-            Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
-            Changed::Kept(Because::Unfit(status), _) => Err(Error::new(
+            Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),
+            Changed::Kept(Reason::Unfit(status), _) => Err(Error::new(
                 ErrorKind::NotInterrupted,
-                format!("{} is not interrupted, it is {status:?}", place.named()),
+                format!("{} is not interrupted, it is {status:?}", id.named()),
             )),
-            Changed::Kept(Because::Absent, _) => Err(not_found(place)),
-            other => Err(unexpected(place, &other)),
+            Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
+            other => Err(unexpected(id, &other)),
         }
     }
 
     /// Forgets a finished record.
-    pub(crate) fn reopen(&self, place: &Place) -> Result<bool> {
-        self.forget(place, &Event::Reopen)
+    pub(crate) fn forget(&self, id: &RecordId) -> Result<bool> {
+        self.forget_by(id, &Action::Forget)
     }
 
     /// Forgets a record that no claim owns.
-    pub(crate) fn remove(&self, place: &Place) -> Result<bool> {
-        self.forget(place, &Event::Remove)
+    pub(crate) fn remove(&self, id: &RecordId) -> Result<bool> {
+        self.forget_by(id, &Action::Remove)
     }
 
-    fn forget(&self, place: &Place, event: &Event<'_>) -> Result<bool> {
-        match self.change(place, event, Haste::Durable)? {
+    fn forget_by(&self, id: &RecordId, action: &Action<'_>) -> Result<bool> {
+        match self.change(id, action, WaitFor::Sync)? {
             Changed::Deleted => Ok(true),
-            Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
+            Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),
             Changed::Kept(..) => Ok(false),
-            other @ Changed::Written(_) => Err(unexpected(place, &other)),
+            other @ Changed::Written(_) => Err(unexpected(id, &other)),
         }
     }
 
     /// Keeps a finished record at least so many milliseconds from now.
-    pub(crate) fn extend(&self, place: &Place, ttl: u64) -> Result<bool> {
-        let changed = self.change(place, &Event::Extend(ttl), Haste::Durable)?;
-        Ok(matches!(changed, Changed::Written(_) | Changed::Kept(Because::Already, _)))
+    pub(crate) fn extend(&self, id: &RecordId, ttl: u64) -> Result<bool> {
+        let changed = self.change(id, &Action::Extend(ttl), WaitFor::Sync)?;
+        Ok(matches!(changed, Changed::Written(_) | Changed::Kept(Reason::Already, _)))
     }
 
     /// Takes over a record of another store, unless the key has one here.
-    pub(crate) fn import(&self, place: &Place, image: &Image) -> Result<bool> {
-        Ok(matches!(self.change(place, &Event::Import(image), Haste::Durable)?, Changed::Written(_)))
+    pub(crate) fn import(&self, id: &RecordId, stored: &StoredRecord) -> Result<bool> {
+        Ok(matches!(self.change(id, &Action::Import(stored), WaitFor::Sync)?, Changed::Written(_)))
     }
 
     /// The record, as it is durably now.
-    pub(crate) fn get(&self, place: &Place, depth: Depth) -> Result<Option<RecordInfo>> {
+    pub(crate) fn get(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         self.check()?;
         // Asked before the record is read: later, what has changed since could seem to have expired.
         let now = self.store.now();
-        let read = self.store.read(&place.at, depth)?;
+        let read = self.store.read(&id.at, load)?;
         self.store.wait(read.ticket)?;
-        Ok(self.show(place, read.record(), &now))
+        Ok(self.show(id, read.record(), &now))
     }
 
     /// The one way to change a record.
-    fn change(&self, place: &Place, event: &Event<'_>, haste: Haste) -> Result<Changed> {
-        if haste == Haste::Durable {
+    fn change(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
+        if wait_for == WaitFor::Sync {
             // A claim may end after a close: its store is open as long as it lives.
-            let checked = if matches!(event, Event::End { .. }) { self.check_outside() } else { self.check() };
+            let checked = if matches!(action, Action::End { .. }) { self.check_outside() } else { self.check() };
             checked?;
-            self.settle_at(place);
+            self.settle_at(id);
         }
         // Endings never wait for a transaction.
-        if who(event, haste) == Entrant::User {
-            self.give_way(&place.at);
+        if who(action, wait_for) == Priority::User {
+            self.yield_to(&id.at);
         }
-        self.change_settled(place, event, haste)
+        self.change_settled(id, action, wait_for)
     }
 
     /// As [`change`](Self::change), where no drop of this key waits to be recorded, or this is it.
-    fn change_settled(&self, place: &Place, event: &Event<'_>, haste: Haste) -> Result<Changed> {
+    fn change_settled(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         loop {
             // In this order, as in `get`.
             let now = self.store.now();
-            let read = self.store.read(&place.at, Depth::Whole)?;
-            let before = read.record().map(|image| image.status(&now));
-            let content = match decide(read.record().map(Arc::as_ref), event, &now) {
-                Decision::Write(image) => Some(Content::Record(Arc::new(*image))),
+            let read = self.store.read(&id.at, Load::All)?;
+            let before = read.record().map(|stored| stored.status(&now));
+            let content = match decide(read.record().map(Arc::as_ref), action, &now) {
+                Decision::Write(stored) => Some(Content::Record(Arc::new(*stored))),
                 Decision::Delete => None,
-                Decision::Keep(because) => return self.keep(place, &read, because, &now),
+                Decision::Keep(reason) => return self.keep(id, &read, reason, &now),
             };
-            let change = Change { key: place.at.clone(), content };
-            let kept = if event.keeps_expiry() { std::slice::from_ref(&place.at) } else { &[] };
-            let (who, until) = (who(event, haste), read.lapses(&now));
-            let terms = Terms { who, decided: Some(now.store), kept, until, read_set: None };
-            let claims = matches!(event, Event::Begin(_) | Event::Lock { .. });
+            let change = Change { key: id.at.clone(), content };
+            let kept = if action.keeps_expiry() { std::slice::from_ref(&id.at) } else { &[] };
+            let (priority, until) = (who(action, wait_for), read.lapses(&now));
+            let options = CommitOptions { priority, decided: Some(now.store), kept, until, read_set: None };
+            let claims = matches!(action, Action::Begin(_) | Action::Lock { .. });
             let entering = if claims { Some(self.enter_owner()?) } else { None };
-            let Some(committed) = self.store.commit(vec![change], &[read.seen], terms)? else { continue };
+            let Some(committed) = self.store.commit(vec![change], &[read.seen], options)? else { continue };
             let after = committed.changes.first().and_then(Change::record).cloned();
-            if let Event::End { ending: Ending::Interrupt(why), .. } = event {
-                telemetry::interrupted(&place.manager, &place.key, why);
+            if let Action::End { ending: Ending::Interrupt(why), .. } = action {
+                telemetry::interrupted(&id.manager, &id.key, why);
             }
-            let written = Written { at: place.at.clone(), before, after };
-            self.publish(std::slice::from_ref(&written), committed.ticket, haste)?;
-            if let (Some(entering), Some(image)) = (entering, written.after.as_ref().filter(|image| !image.by_key)) {
-                entering.live(image.token);
+            let written = Written { at: id.at.clone(), before, after };
+            self.publish(std::slice::from_ref(&written), committed.ticket, wait_for)?;
+            if let (Some(entering), Some(stored)) = (entering, written.after.as_ref().filter(|stored| !stored.by_key)) {
+                entering.live(stored.token);
             }
-            return Ok(self.show(place, written.after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written));
+            return Ok(self.show(id, written.after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written));
         }
     }
 
     /// Wakes and counts, now that this is committed, and waits until it is durable.
-    fn publish(&self, written: &[Written], ticket: Ticket, haste: Haste) -> Result<()> {
+    fn publish(&self, written: &[Written], ticket: Ticket, wait_for: WaitFor) -> Result<()> {
         for Written { at, before, after } in written {
-            self.count(*before, after.as_ref().map(|image| image.state));
-            if Next::after(after.as_deref()) == Next::Heir {
-                // At once: the heir's own commit lies behind this one, and its wait covers both.
-                self.slots.hand_over(at);
+            self.count(*before, after.as_ref().map(|stored| stored.state));
+            if Next::after(after.as_deref()) == Next::Successor {
+                // At once: the successor's own commit lies behind this one, and its wait covers both.
+                self.wait_queue.hand_over(at);
             }
         }
-        let durable = if haste == Haste::Durable { self.store.wait(ticket) } else { Ok(()) };
+        let durable = if wait_for == WaitFor::Sync { self.store.wait(ticket) } else { Ok(()) };
         for Written { at, after, .. } in written {
             if Next::after(after.as_deref()) == Next::All {
-                self.slots.wake_all(at);
+                self.wait_queue.wake_all(at);
             }
-            self.due.lower(after.as_ref().map_or(NEVER, |image| image.expires));
+            self.due.lower(after.as_ref().map_or(NEVER, |stored| stored.expires));
         }
         durable
     }
 
     /// An answer reveals what was read, so it waits until that is durable.
-    fn keep(&self, place: &Place, read: &Read, because: Because, now: &Now) -> Result<Changed> {
+    fn keep(&self, id: &RecordId, read: &Read, reason: Reason, now: &Now) -> Result<Changed> {
         self.store.wait(read.ticket)?;
-        Ok(Changed::Kept(because, self.show(place, read.record(), now)))
+        Ok(Changed::Kept(reason, self.show(id, read.record(), now)))
     }
 
     fn count(&self, before: Option<Status>, after: Option<Status>) {
@@ -405,8 +405,8 @@ impl Protocol {
     }
 
     /// As it was at `now`: a moment later it may have expired.
-    fn show(&self, place: &Place, image: Option<&Arc<Image>>, now: &Now) -> Option<RecordInfo> {
-        RecordInfo::new(self.store.id(), &place.manager, &place.key, image?, now)
+    fn show(&self, id: &RecordId, stored: Option<&Arc<StoredRecord>>, now: &Now) -> Option<RecordInfo> {
+        RecordInfo::new(self.store.id(), &id.manager, &id.key, stored?, now)
     }
 
     pub(crate) fn sync(&self) -> Result<()> {
@@ -426,8 +426,8 @@ impl Protocol {
         self.max_value_bytes as u64
     }
 
-    pub(crate) fn hub(&self) -> &Hub {
-        &self.hub
+    pub(crate) fn subscribers(&self) -> &Subscribers {
+        &self.subscribers
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -438,9 +438,9 @@ impl Protocol {
         Stats {
             in_progress: self.in_progress.get(),
             interrupted: self.interrupted.get(),
-            waiting: u64::try_from(self.slots.waiting()).unwrap_or(u64::MAX),
+            waiting: u64::try_from(self.wait_queue.waiting()).unwrap_or(u64::MAX),
             replays: self.replays.get(),
-            events_dropped: self.hub.dropped(),
+            events_dropped: self.subscribers.dropped(),
             drops_not_recorded: self.drops_not_recorded.get(),
             expired: self.due.expired(),
             compaction_failures: self.due.failures(),
@@ -456,16 +456,16 @@ impl Protocol {
 }
 
 /// Who commits this.
-fn who(event: &Event<'_>, haste: Haste) -> Entrant {
-    match (haste, event) {
-        (Haste::Committed, _) => Entrant::GivingUp,
+fn who(action: &Action<'_>, wait_for: WaitFor) -> Priority {
+    match (wait_for, action) {
+        (WaitFor::Nothing, _) => Priority::GivingUp,
         (
-            Haste::Durable,
-            Event::Revoke { .. }
-            | Event::End { ending: Ending::Release | Ending::ReleaseUntouched | Ending::Interrupt(_), .. },
-        ) => Entrant::Ending,
-        (Haste::Durable, Event::End { .. } | Event::Discard { .. } | Event::EndByKey { .. }) => Entrant::Finishing,
-        (Haste::Durable, _) => Entrant::User,
+            WaitFor::Sync,
+            Action::Revoke { .. }
+            | Action::End { ending: Ending::Release | Ending::ReleaseUntouched | Ending::Interrupt(_), .. },
+        ) => Priority::Ending,
+        (WaitFor::Sync, Action::End { .. } | Action::Discard { .. } | Action::EndByKey { .. }) => Priority::Finishing,
+        (WaitFor::Sync, _) => Priority::User,
     }
 }
 
@@ -473,31 +473,31 @@ pub(crate) fn panicked_or_dropped() -> Interruption {
     if std::thread::panicking() { Interruption::Panicked } else { Interruption::Dropped }
 }
 
-fn lost(place: &Place, because: Because) -> Error {
-    let why = match because {
-        Because::Superseded(token) => format!("it was revoked or another claim took it over, the token is {token} now"),
-        Because::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
-        Because::Elsewhere => "it is at another recovery point".to_owned(),
-        Because::Absent => "its record was removed or has expired".to_owned(),
+fn lost(id: &RecordId, reason: Reason) -> Error {
+    let why = match reason {
+        Reason::Superseded(token) => format!("it was revoked or another claim took it over, the token is {token} now"),
+        Reason::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
+        Reason::Elsewhere => "it is at another recovery point".to_owned(),
+        Reason::Absent => "its record was removed or has expired".to_owned(),
         other => format!("{other:?}"),
     };
-    Error::new(ErrorKind::ClaimLost, format!("the claim on {} is lost: {why}", place.named()))
+    Error::new(ErrorKind::ClaimLost, format!("the claim on {} is lost: {why}", id.named()))
 }
 
-fn owned(place: &Place) -> Error {
-    Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", place.named()))
+fn owned(id: &RecordId) -> Error {
+    Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", id.named()))
 }
 
-fn not_in_progress(place: &Place, why: &str) -> Error {
-    let message = format!("{} was not begun by key in this process: {why}", place.named());
+fn not_in_progress(id: &RecordId, why: &str) -> Error {
+    let message = format!("{} was not begun by key in this process: {why}", id.named());
     Error::new(ErrorKind::NotInProgress, message)
 }
 
-fn not_found(place: &Place) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{} has no record", place.named()))
+fn not_found(id: &RecordId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{} has no record", id.named()))
 }
 
 /// An answer that the rules do not give to this event.
-fn unexpected(place: &Place, changed: &Changed) -> Error {
-    Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", place.named()))
+fn unexpected(id: &RecordId, changed: &Changed) -> Error {
+    Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", id.named()))
 }

@@ -39,15 +39,15 @@ pub(crate) use apply::Deleted;
 pub(crate) use compact::Pass;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 pub use open::OpenReport;
-pub(crate) use values::Depth;
+pub(crate) use values::Load;
 use verify::Problems;
 pub use verify::VerifyReport;
 
-pub(crate) use crate::sync::group_commit::Entrant;
-use crate::sync::group_commit::Group;
+use crate::sync::group_commit::CommitQueue;
+pub(crate) use crate::sync::group_commit::Priority;
 use crate::types::clock::{NEVER, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::{Image, Now};
+use crate::types::record::{Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use crate::types::telemetry::{self, Work};
 use apply::Message;
@@ -57,11 +57,11 @@ use journal::{JournalStats, Pool, Spare};
 use overlay::{Entry, Overlay};
 pub(crate) use read_sets::ReadSet;
 use read_sets::ReadSets;
-use sled::disk_space::{Look, Room};
+use sled::disk_space::{DiskSpace, SpaceStatus};
 use sled::tables::{Name, Tables};
 use threads::{Apply, Running};
-pub(crate) use versions::Seen;
-use versions::Stripes;
+pub(crate) use versions::ReadVersion;
+use versions::Versions;
 
 /// An open store. Dropped, it closes.
 #[derive(Debug)]
@@ -80,13 +80,13 @@ struct Inner {
     first: u64,
     opened: u64,
     clock: StoreClock,
-    group: Group<Frame, Spare>,
-    stripes: Stripes,
+    commit_queue: CommitQueue<Frame, Spare>,
+    versions: Versions,
     read_sets: Arc<ReadSets>,
     overlay: Arc<Overlay>,
     tables: Arc<Tables>,
     pool: Arc<Pool>,
-    room: Room,
+    disk_space: DiskSpace,
     /// Why sled was left behind the journal when the store was closed, if it was.
     left_behind: Mutex<Option<Error>>,
     apply: Apply,
@@ -102,19 +102,19 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(crate) content: Option<Content>,
-    pub(crate) seen: Seen,
+    pub(crate) seen: ReadVersion,
     /// To be waited for before anyone is told of the content.
     pub(crate) ticket: Ticket,
 }
 
 impl Read {
-    pub(crate) fn record(&self) -> Option<&Arc<Image>> {
+    pub(crate) fn record(&self) -> Option<&Arc<StoredRecord>> {
         self.content.as_ref().and_then(Content::record)
     }
 
     /// Store time at which the record that is there now is absent.
     pub(crate) fn lapses(&self, now: &Now) -> u64 {
-        self.record().map(|image| image.expires_at(now)).filter(|expires| *expires > now.store).unwrap_or(NEVER)
+        self.record().map(|stored| stored.expires_at(now)).filter(|expires| *expires > now.store).unwrap_or(NEVER)
     }
 }
 
@@ -132,8 +132,8 @@ pub(crate) struct Committed {
 
 /// Who commits, and since when the times of what it commits count.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Terms<'a> {
-    pub(crate) who: Entrant,
+pub(crate) struct CommitOptions<'a> {
+    pub(crate) priority: Priority,
     /// Store time when the change was decided. Times that count from then are moved to the commit, which may have had to wait.
     pub(crate) decided: Option<u64>,
     /// The records whose expiry does not: it is what it was before.
@@ -144,7 +144,7 @@ pub(crate) struct Terms<'a> {
     pub(crate) read_set: Option<&'a ReadSet>,
 }
 
-impl Terms<'_> {
+impl CommitOptions<'_> {
     fn hold(&self, now: u64) -> bool {
         self.read_set.is_none_or(ReadSet::is_current) && (self.until == NEVER || now < self.until)
     }
@@ -155,9 +155,9 @@ impl Terms<'_> {
     }
 }
 
-impl From<Entrant> for Terms<'_> {
-    fn from(who: Entrant) -> Self {
-        Self { who, decided: None, kept: &[], until: NEVER, read_set: None }
+impl From<Priority> for CommitOptions<'_> {
+    fn from(priority: Priority) -> Self {
+        Self { priority, decided: None, kept: &[], until: NEVER, read_set: None }
     }
 }
 
@@ -199,20 +199,20 @@ impl<'a> Index<'a> {
 
 impl Store {
     /// What a key holds now. `Whole` also reads the outcome.
-    pub(crate) fn read(&self, key: &StoreKey, depth: Depth) -> Result<Read> {
+    pub(crate) fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
         self.inner.check()?;
-        self.inner.read(key, depth)
+        self.inner.read(key, load)
     }
 
     /// Commits all the changes or nothing; `None` if something that was read has changed. The caller waits for the ticket.
     pub(crate) fn commit<'a>(
         &self,
         changes: Vec<Change>,
-        reads: &[Seen],
-        terms: impl Into<Terms<'a>>,
+        reads: &[ReadVersion],
+        options: impl Into<CommitOptions<'a>>,
     ) -> Result<Option<Committed>> {
         self.inner.check()?;
-        self.inner.commit(changes, reads, terms.into())
+        self.inner.commit(changes, reads, options.into())
     }
 
     /// For a run of a transaction, which has read nothing yet.
@@ -222,18 +222,18 @@ impl Store {
 
     /// A number that spreads keys evenly, and that nobody outside can foretell.
     pub(crate) fn spread(&self, key: &[u8]) -> usize {
-        self.inner.stripes.spread(key)
+        self.inner.versions.spread(key)
     }
 
     /// Waits until what has this ticket survives a power cut. Under `Eventual` it does not wait.
     pub(crate) fn wait(&self, ticket: Ticket) -> Result<()> {
-        if self.inner.eventual { self.inner.group.check() } else { self.inner.group.wait(ticket.0) }
+        if self.inner.eventual { self.inner.commit_queue.check() } else { self.inner.commit_queue.wait(ticket.0) }
     }
 
     /// Waits until everything committed so far is durable, under `Eventual` too.
     pub(crate) fn sync(&self) -> Result<()> {
         self.inner.check()?;
-        self.inner.group.wait(self.inner.group.newest())
+        self.inner.commit_queue.wait(self.inner.commit_queue.newest())
     }
 
     /// The keys at or behind `from`, which is one of the index, and before `end`, in order, and where to go on. Each is to be
@@ -262,7 +262,7 @@ impl Store {
     pub(crate) fn drain(&self) -> Result<()> {
         self.inner.check()?;
         self.inner.look_for_room();
-        self.inner.group.wait_applied(self.inner.group.newest())
+        self.inner.commit_queue.wait_applied(self.inner.commit_queue.newest())
     }
 
     /// Reads everything, beside everything else that goes on.
@@ -271,7 +271,7 @@ impl Store {
         let mut problems = Problems::default();
         {
             let pin = self.inner.pool.pin();
-            let durable = self.inner.group.durable();
+            let durable = self.inner.commit_queue.durable();
             for problem in journal::check(self.inner.pool.dir(), durable, pin.released)? {
                 problems.add(problem);
             }
@@ -308,7 +308,7 @@ impl Store {
 
     /// Called once, with no lock held, when the store can promise nothing any more.
     pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
-        self.inner.group.on_poison(f);
+        self.inner.commit_queue.on_poison(f);
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -319,9 +319,9 @@ impl Store {
             groups: inner.journal.groups.get(),
             syncs: inner.journal.syncs.get(),
             journal_bytes: inner.journal.bytes.get(),
-            sync_waits: inner.group.waits.get(),
+            sync_waits: inner.commit_queue.waits.get(),
             segments: inner.pool.files(),
-            unapplied_bytes: inner.group.unapplied(),
+            unapplied_bytes: inner.commit_queue.unapplied(),
             store_checkpoints: inner.checkpoints.get(),
             sled_sync_flag: inner.tables.barriers.sync_flag,
             ..Stats::default()
@@ -366,43 +366,49 @@ impl Inner {
             let message = format!("the store {} was opened by the parent of this process", self.path.display());
             return Err(Error::new(ErrorKind::StoreInUse, message));
         }
-        self.group.check()
+        self.commit_queue.check()
     }
 
-    fn read(&self, key: &StoreKey, depth: Depth) -> Result<Read> {
+    fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
         // Before the content: a commit moves the stripe when it puts the content into the overlay.
-        let seen = self.stripes.look(key);
+        let seen = self.versions.look(key);
         if let Some(entry) = self.overlay.get(key) {
             return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
         }
-        Ok(Read { content: values::read(&self.tables, key, depth)?, seen, ticket: Ticket(0) })
+        Ok(Read { content: values::read(&self.tables, key, load)?, seen, ticket: Ticket(0) })
     }
 
-    fn commit(&self, changes: Vec<Change>, reads: &[Seen], terms: Terms<'_>) -> Result<Option<Committed>> {
+    fn commit(
+        &self,
+        changes: Vec<Change>,
+        reads: &[ReadVersion],
+        options: CommitOptions<'_>,
+    ) -> Result<Option<Committed>> {
         let mut frame = Frame::Changes(changes);
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
         self.look_for_room();
         // Without the commit lock: the clock may be the caller's own.
-        let mut now = terms.now(&self.clock);
-        let admission = self.group.admit_after(bytes.len(), terms.who, || now = terms.now(&self.clock))?;
-        if !self.stripes.are_current(reads) || !terms.hold(now) {
+        let mut now = options.now(&self.clock);
+        let admission =
+            self.commit_queue.admit_after(bytes.len(), options.priority, || now = options.now(&self.clock))?;
+        if !self.versions.are_current(reads) || !options.hold(now) {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
         }
         let (number, ticket) = (admission.number(), admission.ticket());
-        let waited = terms.decided.map_or(0, |decided| now.saturating_sub(decided));
+        let waited = options.decided.map_or(0, |decided| now.saturating_sub(decided));
         let mut changes = Vec::new();
         if let Frame::Changes(decided) = &mut frame {
             let images = decided.iter_mut().filter_map(|change| match &mut change.content {
-                Some(Content::Record(image)) => Some((&change.key, Arc::make_mut(image))),
+                Some(Content::Record(stored)) => Some((&change.key, Arc::make_mut(stored))),
                 Some(Content::Row(_)) | None => None,
             });
-            for ((key, image), at) in images.zip(records) {
-                frame::number(image, number);
+            for ((key, stored), at) in images.zip(records) {
+                frame::number(stored, number);
                 if waited > 0 {
-                    image.delay(waited, terms.kept.contains(key));
-                    frame::set_times(&mut bytes, at, image);
+                    stored.delay(waited, options.kept.contains(key));
+                    frame::set_times(&mut bytes, at, stored);
                 }
             }
             changes.clone_from(decided);
@@ -421,37 +427,37 @@ impl Inner {
     /// These keys change: what was read of them is not current any more.
     fn changed<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
         for key in keys {
-            self.stripes.advance(key);
+            self.versions.advance(key);
             self.read_sets.mark(key);
         }
     }
 
     /// Nothing tells when there is room again on a disk that was full: whoever comes looks.
     fn look_for_room(&self) {
-        if self.group.is_held() {
-            if let Look::Enough = self.room.claim(0) {
-                self.group.lift();
+        if self.commit_queue.is_stalled() {
+            if let SpaceStatus::Enough = self.disk_space.claim(0) {
+                self.commit_queue.resume();
             }
             // It may go on with less than users need.
-            self.room.nudge();
+            self.disk_space.wake();
         }
     }
 
     /// For the apply thread: why so many bytes cannot be applied. Holds users back when it is about to be so.
     fn short(&self, bytes: u64) -> Option<Error> {
-        match self.room.claim(bytes) {
-            Look::Enough => {
-                if self.group.is_held() {
-                    self.group.lift();
+        match self.disk_space.claim(bytes) {
+            SpaceStatus::Enough => {
+                if self.commit_queue.is_stalled() {
+                    self.commit_queue.resume();
                 }
                 None
             }
-            Look::Low(why) => {
-                self.group.hold(why, false);
+            SpaceStatus::Low(why) => {
+                self.commit_queue.stall(why, false);
                 None
             }
-            Look::Short(why) => {
-                self.group.hold(why.clone(), true);
+            SpaceStatus::Short(why) => {
+                self.commit_queue.stall(why.clone(), true);
                 Some(why)
             }
         }
@@ -460,13 +466,13 @@ impl Inner {
     /// A frame of the store's own, durable when this returns.
     fn mark(&self, frame: Frame) -> Result<()> {
         let bytes = frame::encode(&frame)?;
-        let ticket = self.group.admit(bytes.len(), Entrant::Store)?.commit(&bytes, frame);
-        self.group.wait(ticket)
+        let ticket = self.commit_queue.admit(bytes.len(), Priority::Store)?.commit(&bytes, frame);
+        self.commit_queue.wait(ticket)
     }
 
     /// Why the apply thread does not answer.
     fn ended(&self) -> Error {
-        self.group.check().err().unwrap_or_else(Error::closed)
+        self.commit_queue.check().err().unwrap_or_else(Error::closed)
     }
 }
 

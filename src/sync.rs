@@ -9,7 +9,7 @@ mod real {
 
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-    pub(crate) use crate::sync::std_sync::{Bell, Gate};
+    pub(crate) use crate::sync::std_sync::{StdCondvar, StdMutex};
 }
 
 pub(crate) mod group_commit;

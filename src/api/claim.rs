@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::protocol::rules::Ending;
-use crate::protocol::{Fence, Place, Protocol, Running, panicked_or_dropped};
+use crate::protocol::{Fence, Protocol, RecordId, Running, panicked_or_dropped};
 use crate::types::codec;
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -52,7 +52,7 @@ pub struct Claim<T, E = Failure> {
 
 struct Inner {
     protocol: Arc<Protocol>,
-    place: Place,
+    id: RecordId,
     info: RecordInfo,
     context: Context,
     /// An atomic, because naming an effect takes the claim by reference.
@@ -68,23 +68,23 @@ struct Inner {
 /// Which claim one is.
 pub(crate) struct Identity {
     protocol: Arc<Protocol>,
-    place: Place,
+    id: RecordId,
     token: u64,
 }
 
 impl<T, E> Claim<T, E> {
-    pub(crate) fn new(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
+    pub(crate) fn new(protocol: Arc<Protocol>, id: RecordId, info: RecordInfo) -> Self {
         let faulted = Arc::new(AtomicBool::new(false));
         let context = info.context().watched(&faulted);
         let (release_on_drop, touched) = Default::default();
-        let inner = Inner { protocol, place, info, context, release_on_drop, touched, live: true, faulted };
+        let inner = Inner { protocol, id, info, context, release_on_drop, touched, live: true, faulted };
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
     /// A claim that has no record: as one that has ended, so that a drop changes nothing.
     #[cfg(feature = "http")]
-    pub(crate) fn without_record(protocol: Arc<Protocol>, place: Place, info: RecordInfo) -> Self {
-        let mut claim = Self::new(protocol, place, info);
+    pub(crate) fn without_record(protocol: Arc<Protocol>, id: RecordId, info: RecordInfo) -> Self {
+        let mut claim = Self::new(protocol, id, info);
         claim.inner.live = false;
         claim
     }
@@ -98,7 +98,7 @@ impl<T, E> Claim<T, E> {
     /// The fencing token: larger than that of every earlier claim in this store, for downstream systems that can compare.
     #[must_use]
     pub fn token(&self) -> u64 {
-        self.inner.info.image().token
+        self.inner.info.stored().token
     }
 
     /// Which life of the key this is.
@@ -185,8 +185,8 @@ impl<T, E> Claim<T, E> {
     /// Removes its record. If that fails, its drop interrupts the record.
     #[cfg(feature = "http")]
     pub(crate) fn discard(mut self) -> Result<()> {
-        let Inner { protocol, place, .. } = &*self.inner;
-        protocol.discard(place, self.token())?;
+        let Inner { protocol, id, .. } = &*self.inner;
+        protocol.discard(id, self.token())?;
         self.over();
         Ok(())
     }
@@ -216,7 +216,7 @@ impl<T, E> Claim<T, E> {
 
     /// Where it is now.
     pub(crate) fn fence(&self) -> Fence<'_> {
-        Fence { place: &self.inner.place, token: self.token(), point: self.recovery_point() }
+        Fence { id: &self.inner.id, token: self.token(), point: self.recovery_point() }
     }
 
     /// An effect may have happened: it was named, or a stage was committed.
@@ -227,25 +227,24 @@ impl<T, E> Claim<T, E> {
 
     /// Marks this thread as running the claim's operation.
     pub(crate) fn running(&self) -> Running {
-        self.inner.protocol.running(&self.inner.place)
+        self.inner.protocol.running(&self.inner.id)
     }
 
     /// Which claim it is, to be compared after a `&mut` of it was lent.
     pub(crate) fn identity(&self) -> Identity {
-        Identity { protocol: Arc::clone(&self.inner.protocol), place: self.inner.place.clone(), token: self.token() }
+        Identity { protocol: Arc::clone(&self.inner.protocol), id: self.inner.id.clone(), token: self.token() }
     }
 
     /// Returns the claim if it is the one that was lent. If the operation has exchanged it, an outcome could belong to either
     /// record: both are interrupted.
     pub(crate) fn returned(self, lent: &Identity) -> Result<Self> {
-        let Inner { protocol, place, .. } = &*self.inner;
-        if Arc::ptr_eq(protocol, &lent.protocol) && place.is(&lent.place) && self.token() == lent.token {
+        let Inner { protocol, id, .. } = &*self.inner;
+        if Arc::ptr_eq(protocol, &lent.protocol) && id.is(&lent.id) && self.token() == lent.token {
             return Ok(self);
         }
-        let message =
-            format!("the operation of key {} exchanged its claim with that of key {}", lent.place.key, place.key);
+        let message = format!("the operation of key {} exchanged its claim with that of key {}", lent.id.key, id.key);
         // The lent claim is lost, wherever it is now. A record that has ended already stays as it is.
-        drop(lent.protocol.end(&lent.place, lent.token, &Ending::Interrupt(Interruption::Reported)));
+        drop(lent.protocol.end(&lent.id, lent.token, &Ending::Interrupt(Interruption::Reported)));
         Err(Error::new(ErrorKind::ClaimLost, message))
     }
 
@@ -267,8 +266,8 @@ impl<T, E> Claim<T, E> {
 
     /// Ends it; on error the claim is as alive as before.
     fn end(mut self, ending: &Ending) -> Result<RecordInfo, EndError<Self>> {
-        let Inner { protocol, place, .. } = &*self.inner;
-        match protocol.end(place, self.token(), ending) {
+        let Inner { protocol, id, .. } = &*self.inner;
+        match protocol.end(id, self.token(), ending) {
             Ok(info) => {
                 self.over();
                 Ok(info)
@@ -279,9 +278,9 @@ impl<T, E> Claim<T, E> {
 
     /// The bytes, and the value as every replay will read it.
     pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, what: &str, value: &S) -> Result<(Value, S)> {
-        let Inner { protocol, place, .. } = &*self.inner;
+        let Inner { protocol, id, .. } = &*self.inner;
         let (bytes, read_back) = codec::encode_checked(
-            format_args!("the {what} of key {} of {}", place.key, place.manager),
+            format_args!("the {what} of key {} of {}", id.key, id.manager),
             value,
             protocol.max_value_bytes(),
         )?;
@@ -321,7 +320,7 @@ impl<T, E> Drop for Claim<T, E> {
         if self.inner.live {
             let releases = self.inner.release_on_drop.load(Ordering::Relaxed);
             let ending = if releases { self.releasing() } else { Ending::Interrupt(panicked_or_dropped()) };
-            self.inner.protocol.abandon(&self.inner.place, self.token(), ending);
+            self.inner.protocol.abandon(&self.inner.id, self.token(), ending);
             self.over();
         }
     }

@@ -210,7 +210,7 @@ impl Engine {
     /// ```
     #[must_use]
     pub fn events(&self) -> Receiver<Event> {
-        self.protocol.hub().subscribe()
+        self.protocol.subscribers().subscribe()
     }
 
     /// Deletes everything that has expired. Expired records are absent for every reader anyway: this frees their room.

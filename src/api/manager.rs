@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::api::claim::Claim;
 use crate::api::engine::{Engine, Registered};
 use crate::protocol::rules::{Ending, Resume, Start};
-use crate::protocol::{Awaited, Begun, Depth, Place};
+use crate::protocol::{Awaited, Begun, Load, RecordId};
 use crate::types::clock::{deadline, millis};
 use crate::types::codec;
 use crate::types::context::Context;
@@ -119,7 +119,7 @@ impl<T, E> fmt::Debug for Resolution<T, E> {
 
 /// Another owner's operation. Holds no place in a queue and no claim: keep it as long as you like.
 pub struct Pending<T, E = Failure> {
-    inner: Box<(Manager<T, E>, Place, RecordInfo)>,
+    inner: Box<(Manager<T, E>, RecordId, RecordInfo)>,
 }
 
 impl<T, E> Pending<T, E> {
@@ -133,8 +133,8 @@ impl<T, E> Pending<T, E> {
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Pending<T, E> {
     /// Waits until nobody is at work on the key.
     pub fn wait(&self, timeout: Duration) -> Result<Waited<T, E>> {
-        let (manager, place, _) = &*self.inner;
-        manager.wait_at(place, timeout)
+        let (manager, id, _) = &*self.inner;
+        manager.wait_at(id, timeout)
     }
 }
 
@@ -271,7 +271,7 @@ impl<T, E> Manager<T, E> {
         Ok(Self { scope: scope.into(), ..self.clone() })
     }
 
-    pub(crate) fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
+    pub(crate) fn id(&self, key: impl AsRef<[u8]>) -> Result<RecordId> {
         let key = key.as_ref();
         let key = if self.scope.is_empty() {
             Key::new(key)?
@@ -279,13 +279,13 @@ impl<T, E> Manager<T, E> {
             check_key(key)?;
             Key::from_parts(self.scope.iter().map(|part| &**part).chain([key]))?
         };
-        Ok(Place::new(&self.name, key))
+        Ok(RecordId::new(&self.name, key))
     }
 
     /// Of a record of this manager's.
     #[cfg(feature = "http")]
-    pub(crate) fn place_of(&self, info: &RecordInfo) -> Place {
-        Place::new(&self.name, info.key().clone())
+    pub(crate) fn place_of(&self, info: &RecordInfo) -> RecordId {
+        RecordId::new(&self.name, info.key().clone())
     }
 
     pub(crate) fn start(&self, options: BeginOptions, by_key: bool) -> Result<Start> {
@@ -317,7 +317,7 @@ impl<T, E> Manager<T, E> {
     ///
     /// As [`success`](Manager::success).
     pub fn release(&self, key: impl AsRef<[u8]>) -> Result<()> {
-        self.engine.protocol().end_by_key(&self.place(key)?, &Ending::Release, self.options.schema)
+        self.engine.protocol().end_by_key(&self.id(key)?, &Ending::Release, self.options.schema)
     }
 
     /// Forgets a finished record, so that the operation can run again. False if there is no finished one.
@@ -325,8 +325,8 @@ impl<T, E> Manager<T, E> {
     /// # Errors
     ///
     /// `OwnedByClaim` while it is in progress.
-    pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.engine.protocol().reopen(&self.place(key)?)
+    pub fn forget(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().forget(&self.id(key)?)
     }
 
     /// Forgets a record, unless it has a live owner. False if there is none.
@@ -335,7 +335,7 @@ impl<T, E> Manager<T, E> {
     ///
     /// `OwnedByClaim` while it is in progress, by a claim or by key; [`revoke`](Manager::revoke) it first.
     pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.engine.protocol().remove(&self.place(key)?)
+        self.engine.protocol().remove(&self.id(key)?)
     }
 
     /// Keeps a finished record at least `ttl` from now; never shortens. False if there is no finished one.
@@ -345,7 +345,7 @@ impl<T, E> Manager<T, E> {
     /// `InvalidOptions` if `ttl` is zero.
     pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
-        self.engine.protocol().extend(&self.place(key)?, millis(ttl))
+        self.engine.protocol().extend(&self.id(key)?, millis(ttl))
     }
 }
 
@@ -357,9 +357,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 
     /// As [`begin`](Manager::begin), with more to say.
     pub fn begin_with(&self, key: impl AsRef<[u8]>, options: BeginOptions) -> Result<Begin<T, E>> {
-        let (place, start) = (self.place(key)?, self.start(options, false)?);
-        let begun = self.engine.protocol().begin(&place, &start)?;
-        self.answer(place, begun)
+        let (id, start) = (self.id(key)?, self.start(options, false)?);
+        let begun = self.engine.protocol().begin(&id, &start)?;
+        self.answer(id, begun)
     }
 
     /// As [`begin_with`](Manager::begin_with), but waits for another owner up to `timeout`, and takes the key over if that
@@ -385,9 +385,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         options: BeginOptions,
         timeout: Duration,
     ) -> Result<Begin<T, E>> {
-        let (place, start) = (self.place(key)?, self.start(options, false)?);
-        let begun = self.engine.protocol().begin_or_wait(&place, &start, deadline(timeout))?;
-        self.answer(place, begun)
+        let (id, start) = (self.id(key)?, self.start(options, false)?);
+        let begun = self.engine.protocol().begin_or_wait(&id, &start, deadline(timeout))?;
+        self.answer(id, begun)
     }
 
     /// True: the record was created, or taken over, and this *process* now owns it, until [`success`](Manager::success),
@@ -397,8 +397,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// progress until the process ends: prefer [`begin`](Manager::begin).
     pub fn initiate(&self, key: impl AsRef<[u8]>, context: Option<&Context>) -> Result<bool> {
         let options = BeginOptions { context: context.cloned(), ..BeginOptions::new() };
-        let (place, start) = (self.place(key)?, self.start(options, true)?);
-        Ok(matches!(self.engine.protocol().begin(&place, &start)?, Begun::Claimed(_)))
+        let (id, start) = (self.id(key)?, self.start(options, true)?);
+        Ok(matches!(self.engine.protocol().begin(&id, &start)?, Begun::Claimed(_)))
     }
 
     /// Stores the success of what [`initiate`](Manager::initiate) began.
@@ -408,9 +408,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// `NotInProgress` if this process has not begun it, or it has ended; `OwnedByClaim` if a [`Claim`] did. Nothing is
     /// created or overwritten then.
     pub fn success(&self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
-        let place = self.place(key)?;
-        let ending = Ending::Succeed(self.encode(&place, value)?);
-        self.engine.protocol().end_by_key(&place, &ending, self.options.schema)
+        let id = self.id(key)?;
+        let ending = Ending::Succeed(self.encode(&id, value)?);
+        self.engine.protocol().end_by_key(&id, &ending, self.options.schema)
     }
 
     /// Stores the failure of what [`initiate`](Manager::initiate) began.
@@ -419,21 +419,21 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// As [`success`](Manager::success).
     pub fn fail(&self, key: impl AsRef<[u8]>, error: &E) -> Result<()> {
-        let place = self.place(key)?;
-        let ending = Ending::Fail(self.encode(&place, error)?);
-        self.engine.protocol().end_by_key(&place, &ending, self.options.schema)
+        let id = self.id(key)?;
+        let ending = Ending::Fail(self.encode(&id, error)?);
+        self.engine.protocol().end_by_key(&id, &ending, self.options.schema)
     }
 
     /// The record of a key, in whatever state it is.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<T, E>>> {
-        let info = self.engine.protocol().get(&self.place(key)?, Depth::Whole)?;
+        let info = self.engine.protocol().get(&self.id(key)?, Load::All)?;
         info.map(|info| Record::decode(info, self.options.schema)).transpose()
     }
 
     /// Waits until nobody is at work on the key; answers at once if nobody is. A request that was created and not begun yet is
     /// waited for.
     pub fn wait(&self, key: impl AsRef<[u8]>, timeout: Duration) -> Result<Waited<T, E>> {
-        self.wait_at(&self.place(key)?, timeout)
+        self.wait_at(&self.id(key)?, timeout)
     }
 
     /// Settles an interrupted record, once it is known what became of the operation.
@@ -453,17 +453,17 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// `NotFound`, `OwnedByClaim` while it is in progress, `NotInterrupted` in any other state.
     #[expect(clippy::needless_pass_by_value, reason = "a caller has no more use for it")]
     pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<T, E>) -> Result<()> {
-        let place = self.place(key)?;
+        let id = self.id(key)?;
         let ending = match &resolution {
             Resolution::Retry => Ending::Release,
-            Resolution::Succeed(value) => Ending::Succeed(self.encode(&place, value)?),
-            Resolution::Fail(error) => Ending::Fail(self.encode(&place, error)?),
+            Resolution::Succeed(value) => Ending::Succeed(self.encode(&id, value)?),
+            Resolution::Fail(error) => Ending::Fail(self.encode(&id, error)?),
         };
-        self.engine.protocol().resolve(&place, &ending, Some(self.options.schema))
+        self.engine.protocol().resolve(&id, &ending, Some(self.options.schema))
     }
 
-    fn wait_at(&self, place: &Place, timeout: Duration) -> Result<Waited<T, E>> {
-        Ok(match self.engine.protocol().wait(place, deadline(timeout))? {
+    fn wait_at(&self, id: &RecordId, timeout: Duration) -> Result<Waited<T, E>> {
+        Ok(match self.engine.protocol().wait(id, deadline(timeout))? {
             Awaited::Finished(info) => Waited::Finished(Finished::decode(info, self.options.schema)?),
             Awaited::Absent => Waited::Absent,
             Awaited::Released => Waited::Released,
@@ -473,22 +473,22 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         })
     }
 
-    pub(crate) fn answer(&self, place: Place, begun: Begun) -> Result<Begin<T, E>> {
+    pub(crate) fn answer(&self, id: RecordId, begun: Begun) -> Result<Begin<T, E>> {
         Ok(match begun {
-            Begun::Claimed(info) => Begin::Claimed(Claim::new(self.engine.share(), place, info)),
+            Begun::Claimed(info) => Begin::Claimed(Claim::new(self.engine.share(), id, info)),
             Begun::Replay(info) => {
                 let finished = Finished::decode(info, self.options.schema)?;
                 self.engine.protocol().replayed(finished.info());
                 Begin::Replay(finished)
             }
-            Begun::InProgress(info) => Begin::InProgress(Pending { inner: Box::new((self.clone(), place, info)) }),
+            Begun::InProgress(info) => Begin::InProgress(Pending { inner: Box::new((self.clone(), id, info)) }),
             Begun::Interrupted(info) => Begin::Interrupted(info),
             Begun::Mismatch(info) => Begin::Mismatch(info),
         })
     }
 
-    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, place: &Place, value: &S) -> Result<Value> {
-        self.encode_as(format_args!("the outcome of key {} of {}", place.key, self.name), value)
+    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, id: &RecordId, value: &S) -> Result<Value> {
+        self.encode_as(format_args!("the outcome of key {} of {}", id.key, self.name), value)
     }
 
     pub(crate) fn encode_as<S: Serialize + DeserializeOwned>(&self, what: impl Display, value: &S) -> Result<Value> {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::api::engine::Engine;
 use crate::api::manager::{Manager, Resolution};
 use crate::protocol::rules::Ending;
-use crate::protocol::{Depth, Place};
+use crate::protocol::{Load, RecordId};
 use crate::types::clock::millis;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::{Key, check_name};
@@ -94,29 +94,29 @@ impl<T, E> Manager<T, E> {
     ///
     /// `NotFound`; `NotInProgress` if it has no live owner.
     pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
-        self.engine().protocol().revoke(&self.place(key)?)
+        self.engine().protocol().revoke(&self.id(key)?)
     }
 }
 
 impl RawManager {
-    fn place(&self, key: impl AsRef<[u8]>) -> Result<Place> {
-        Ok(Place::new(&self.name, Key::new(key)?))
+    fn id(&self, key: impl AsRef<[u8]>) -> Result<RecordId> {
+        Ok(RecordId::new(&self.name, Key::new(key)?))
     }
 
     /// The record of a whole key, with its outcome as it is encoded.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Value, Value>>> {
-        Ok(self.engine.protocol().get(&self.place(key)?, Depth::Whole)?.map(Record::raw))
+        Ok(self.engine.protocol().get(&self.id(key)?, Load::All)?.map(Record::raw))
     }
 
     /// As [`Manager::resolve`], with an outcome as [`Manager::encode_outcome`] gives it. The record keeps its schema.
     pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<Value, Value>) -> Result<()> {
-        let place = self.place(key)?;
+        let id = self.id(key)?;
         let ending = match resolution {
             Resolution::Retry => Ending::Release,
             Resolution::Succeed(bytes) => Ending::Succeed(self.checked(bytes)?),
             Resolution::Fail(bytes) => Ending::Fail(self.checked(bytes)?),
         };
-        self.engine.protocol().resolve(&place, &ending, None)
+        self.engine.protocol().resolve(&id, &ending, None)
     }
 
     fn checked(&self, bytes: Value) -> Result<Value> {
@@ -128,35 +128,35 @@ impl RawManager {
         Ok(bytes)
     }
 
-    /// As [`Manager::reopen`].
-    pub fn reopen(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.engine.protocol().reopen(&self.place(key)?)
+    /// As [`Manager::forget`].
+    pub fn forget(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        self.engine.protocol().forget(&self.id(key)?)
     }
 
     /// As [`Manager::remove`].
     pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
-        self.engine.protocol().remove(&self.place(key)?)
+        self.engine.protocol().remove(&self.id(key)?)
     }
 
     /// As [`Manager::revoke`](crate::Manager::revoke).
     pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
-        self.engine.protocol().revoke(&self.place(key)?)
+        self.engine.protocol().revoke(&self.id(key)?)
     }
 
     /// As [`Manager::extend`](crate::Manager::extend).
     pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
-        self.engine.protocol().extend(&self.place(key)?, millis(ttl))
+        self.engine.protocol().extend(&self.id(key)?, millis(ttl))
     }
 
     /// Takes over a record that another store's [`get`](RawManager::get) gave, under the same key, unless that key has a
     /// record here: then false. Its TTL starts again; one in progress there is interrupted here.
     pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
         let info = record.info();
-        let place = Place::new(&self.name, info.key().clone());
-        if let Some(bytes) = info.image().outcome.clone() {
+        let id = RecordId::new(&self.name, info.key().clone());
+        if let Some(bytes) = info.stored().outcome.clone() {
             self.checked(bytes)?;
         }
-        self.engine.protocol().import(&place, info.image())
+        self.engine.protocol().import(&id, info.stored())
     }
 }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::protocol::rules::Step;
-use crate::protocol::{Draft, Drafted, Fence, Protocol};
-use crate::sync::key_locks::LaneSet;
+use crate::protocol::{CommittedWorkspace, Fence, Protocol, Workspace};
+use crate::sync::key_locks::LockSet;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::key::check_name;
 use crate::types::record::RecordInfo;
@@ -59,7 +59,7 @@ const SPARING_RUNS: usize = 16;
 /// - A range that was read is checked as a whole: a row that comes into it counts as a change of what was read.
 pub struct Transaction {
     protocol: Arc<Protocol>,
-    draft: RefCell<Draft>,
+    workspace: RefCell<Workspace>,
     tables: RefCell<Vec<Arc<str>>>,
     /// A fault of the engine has reached the closure.
     faulted: Cell<bool>,
@@ -90,12 +90,12 @@ impl Transaction {
 
     /// Records of the same store, in the same transaction.
     #[cfg(feature = "http")]
-    pub(crate) fn with_draft<R>(&self, protocol: &Protocol, f: impl FnOnce(&mut Draft) -> Result<R>) -> Result<R> {
+    pub(crate) fn with_draft<R>(&self, protocol: &Protocol, f: impl FnOnce(&mut Workspace) -> Result<R>) -> Result<R> {
         if !std::ptr::eq(&raw const *self.protocol, protocol) {
             let message = "the transaction is of another engine than the requests";
             return self.noted(Err(Error::new(ErrorKind::InvalidOptions, message)));
         }
-        let done = f(&mut self.draft.borrow_mut());
+        let done = f(&mut self.workspace.borrow_mut());
         self.noted(done)
     }
 
@@ -132,9 +132,9 @@ impl TransactionTable<'_> {
     ///
     /// `InvalidKey`; `Conflict` when it no longer fits what was read before: return it, and the closure is run again.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
-        let Transaction { protocol, draft, .. } = self.transaction;
+        let Transaction { protocol, workspace, .. } = self.transaction;
         let read = Protocol::row(&self.shared_name(), key.as_ref())
-            .and_then(|at| protocol.read_row(&mut draft.borrow_mut(), &at));
+            .and_then(|at| protocol.read_row(&mut workspace.borrow_mut(), &at));
         self.transaction.noted(read)
     }
 
@@ -166,10 +166,10 @@ impl TransactionTable<'_> {
     }
 
     fn write(&self, key: &[u8], value: Option<&[u8]>) -> Result<()> {
-        let Transaction { protocol, draft, .. } = self.transaction;
+        let Transaction { protocol, workspace, .. } = self.transaction;
         let written = protocol
             .row_change(&self.shared_name(), key, value)
-            .and_then(|change| draft.borrow_mut().write_row(change));
+            .and_then(|change| workspace.borrow_mut().write_row(change));
         self.transaction.noted(written)
     }
 }
@@ -208,7 +208,7 @@ impl<X: fmt::Debug + fmt::Display> std::error::Error for PhaseError<X> {}
 
 /// How a run ended, when everything that it read still holds.
 enum Ended<R, X> {
-    Committed(R, Drafted),
+    Committed(R, CommittedWorkspace),
     RolledBack(X),
     Fault(Error),
     Panicked(Box<dyn Any + Send>),
@@ -267,7 +267,7 @@ pub(crate) fn run<R, X: From<Error>>(
     let checked = if fence.is_some() { protocol.check_outside() } else { protocol.check() };
     checked.map_err(|error| setting.fault(error))?;
     protocol.settle_abandoned();
-    let (mut taken, mut met) = (protocol.no_lanes(), LaneSet::default());
+    let (mut taken, mut met) = (protocol.no_locks(), LockSet::default());
     let met_before = error::met();
     let mut runs = 0;
     // One deadline for all runs: a thread of the closure's own may wait for what this holds, in each of them.
@@ -277,28 +277,28 @@ pub(crate) fn run<R, X: From<Error>>(
         error::forget_met_since(met_before);
         let transaction = Rc::new(Transaction {
             protocol: Arc::clone(protocol),
-            draft: RefCell::new(protocol.draft()),
+            workspace: RefCell::new(protocol.workspace()),
             tables: RefCell::default(),
             faulted: Cell::default(),
         });
         let worked = begin(&transaction, fence, &work);
         let met_fault = transaction.faulted.get();
-        let mut draft = transaction.draft.replace(protocol.draft());
-        let (written, containers) = protocol.written_lanes(&draft, fence);
+        let mut workspace = transaction.workspace.replace(protocol.workspace());
+        let (written, containers) = protocol.written_locks(&workspace, fence);
         if matches!(worked, Ok(Ok(Ok(_)))) {
-            taken.give_way(&written, &containers);
+            taken.yield_to(&written, &containers);
         }
-        let ended = end(protocol, fence, &mut draft, worked);
+        let ended = end(protocol, fence, &mut workspace, worked);
         let Some(ended) = ended else {
             protocol.rerun();
             taken.clear();
-            met.add(protocol.changed_lanes(&draft));
+            met.add(protocol.changed_locks(&workspace));
             if runs >= SPARING_RUNS {
-                met.add(protocol.read_lanes(&draft));
+                met.add(protocol.read_locks(&workspace));
                 met.add(written);
             }
             if runs >= FREE_RUNS {
-                taken.widen(&met);
+                taken.lock_more(&met);
             }
             continue;
         };
@@ -310,7 +310,7 @@ pub(crate) fn run<R, X: From<Error>>(
         }
         // Not while others would have to wait for a sync too.
         drop(taken);
-        return conclude(protocol, setting, &draft, ended);
+        return conclude(protocol, setting, &workspace, ended);
     }
     drop(taken);
     let message = format!("a transaction was run {runs} times; each time others changed what it had read");
@@ -321,14 +321,14 @@ pub(crate) fn run<R, X: From<Error>>(
 fn conclude<R, X: From<Error>>(
     protocol: &Protocol,
     setting: &Setting<'_, X>,
-    draft: &Draft,
+    workspace: &Workspace,
     ended: Ended<R, X>,
 ) -> Result<(R, Option<RecordInfo>), X> {
     let fault = |error: Error| setting.fault(error);
-    let durable = protocol.wait_for(draft);
+    let durable = protocol.wait_for(workspace);
     match ended {
-        Ended::Committed(value, drafted) => {
-            protocol.tell(&drafted, setting.fence).map(|info| (value, info)).map_err(fault)
+        Ended::Committed(value, committed) => {
+            protocol.tell(&committed, setting.fence).map(|info| (value, info)).map_err(fault)
         }
         Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
         Ended::Fault(error) => Err(fault(error)),
@@ -347,7 +347,7 @@ fn begin<R, X>(
 ) -> Worked<R, X> {
     let protocol = &transaction.protocol;
     if let Some(fence) = fence {
-        protocol.step(&mut transaction.draft.borrow_mut(), fence, &Step::Stay)?;
+        protocol.step(&mut transaction.workspace.borrow_mut(), fence, &Step::Stay)?;
     }
     let inside = || protocol.inside(|| attach(transaction, || work(transaction)));
     // The closure's own state is its own: it is `Fn`, and what is rolled back here is thrown away.
@@ -358,10 +358,10 @@ fn begin<R, X>(
 fn end<R, X>(
     protocol: &Protocol,
     fence: Option<Fence<'_>>,
-    draft: &mut Draft,
+    workspace: &mut Workspace,
     worked: Worked<R, X>,
 ) -> Option<Ended<R, X>> {
-    if !protocol.holds(draft) {
+    if !protocol.holds(workspace) {
         return None;
     }
     let (value, step) = match worked {
@@ -370,10 +370,10 @@ fn end<R, X>(
         Ok(Err(panic)) => return Some(Ended::Panicked(panic)),
         Err(error) => return Some(Ended::Fault(error)),
     };
-    let stepped = step.and_then(|step| fence.map_or(Ok(()), |fence| protocol.step(draft, fence, &step)));
-    match stepped.and_then(|()| protocol.commit(draft)) {
-        Ok(drafted) => drafted.map(|drafted| Ended::Committed(value, drafted)),
-        Err(_) if draft.is_stale() => None,
+    let stepped = step.and_then(|step| fence.map_or(Ok(()), |fence| protocol.step(workspace, fence, &step)));
+    match stepped.and_then(|()| protocol.commit(workspace)) {
+        Ok(committed) => committed.map(|committed| Ended::Committed(value, committed)),
+        Err(_) if workspace.is_stale() => None,
         Err(error) => Some(Ended::Fault(error)),
     }
 }

@@ -35,7 +35,7 @@ pub(super) enum Verb {
     Get(Place, Shown),
     Resolve(Place, How),
     Revoke(Place),
-    Reopen(Place),
+    Forget(Place),
     Remove(Place),
     Compact,
     Verify,
@@ -109,7 +109,7 @@ dead and their keys are interrupted already, which this says. In a running servi
 ",
     },
     Spec {
-        name: "reopen", args: "STORE MANAGER KEY", values: &[], flags: &[],
+        name: "forget", args: "STORE MANAGER KEY", values: &[], flags: &[],
         about: "forgets a finished record, so that the next request runs it again",
         more: "",
     },
@@ -265,7 +265,7 @@ fn verb(spec: &Spec, mut given: Given) -> Done<Verb> {
         }
         "resolve" => Verb::Resolve(given.place()?, given.how()?),
         "revoke" => Verb::Revoke(given.place()?),
-        "reopen" => Verb::Reopen(given.place()?),
+        "forget" => Verb::Forget(given.place()?),
         "remove" => Verb::Remove(given.place()?),
         "compact" => Verb::Compact,
         "verify" => Verb::Verify,

@@ -54,9 +54,9 @@ pub(super) fn revoke(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done 
     done(place, &key, "interrupted: its owner has lost it", out)
 }
 
-pub(super) fn reopen(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
+pub(super) fn forget(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
     let (raw, key) = place.find(engine)?;
-    if !raw.reopen(&key)? {
+    if !raw.forget(&key)? {
         return Err(Stop::Nothing(format!("key {key} of {} has no finished record", place.manager)));
     }
     done(place, &key, "forgotten: the next request with this key runs it", out)

@@ -17,7 +17,7 @@ use crate::api::manager::execute::{Executed, answer};
 use crate::api::manager::{Begin, Manager};
 use crate::http::header::from_header;
 use crate::http::response::Response;
-use crate::protocol::Place;
+use crate::protocol::RecordId;
 use crate::protocol::rules::{Ending, Patch};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::Key;
@@ -288,9 +288,9 @@ impl Requests {
     /// ```
     pub fn create(&self, request: NewRequest) -> Result<Created> {
         let (key, described) = request.described(self.keep_params)?;
-        let place = self.manager.place(key)?;
+        let id = self.manager.id(key)?;
         let start = self.manager.start(described.into(), false)?;
-        self.manager.engine().protocol().create(&place, &start).map(Created::new)
+        self.manager.engine().protocol().create(&id, &start).map(Created::new)
     }
 
     /// The record of a request, in whatever state it is.
@@ -326,10 +326,10 @@ impl Requests {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn lock(&self, key: impl AsRef<[u8]>) -> Result<Begin<Response, Response>> {
-        let place = self.manager.place(key)?;
+        let id = self.manager.id(key)?;
         let options = &self.manager.options;
-        let begun = self.manager.engine().protocol().lock(&place, options.schema, options.max_attempts.get())?;
-        self.manager.answer(place, begun)
+        let begun = self.manager.engine().protocol().lock(&id, options.schema, options.max_attempts.get())?;
+        self.manager.answer(id, begun)
     }
 
     /// Changes a request that is neither finished nor owned: sets how far it has come, or ends it with a response.
@@ -353,13 +353,13 @@ impl Requests {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn update(&self, key: impl AsRef<[u8]>, patch: RequestPatch) -> Result<RecordInfo> {
-        let place = self.manager.place(key)?;
-        let patch = self.checked(&place, patch)?;
-        self.manager.engine().protocol().patch(&place, &patch)
+        let id = self.manager.id(key)?;
+        let patch = self.checked(&id, patch)?;
+        self.manager.engine().protocol().patch(&id, &patch)
     }
 
     /// A patch that is within all limits and says one thing.
-    fn checked(&self, place: &Place, patch: RequestPatch) -> Result<Patch> {
+    fn checked(&self, id: &RecordId, patch: RequestPatch) -> Result<Patch> {
         let RequestPatch { recovery_point, checkpoint, response } = patch;
         if recovery_point.is_none() && checkpoint.is_none() && response.is_none() {
             return Err(invalid("the patch says nothing"));
@@ -379,7 +379,7 @@ impl Requests {
         }
         let limit = self.manager.engine().protocol().max_value_bytes();
         check_checkpoint(checkpoint.as_ref().map_or(0, Vec::len), limit)?;
-        let success = response.map(|response| self.manager.encode(place, &response)).transpose()?;
+        let success = response.map(|response| self.manager.encode(id, &response)).transpose()?;
         let ending = success.map(|bytes| (Ending::Succeed(bytes), self.manager.options.schema));
         Ok(Patch { recovery_point, checkpoint: checkpoint.map(Value::from), forgets_checkpoint: false, ending })
     }

@@ -1,6 +1,6 @@
 //! Claims that were dropped, or whose process died: ended without an answer and without a wait.
 
-use super::{Changed, Event, Haste, ListRange, Place, Protocol, Told};
+use super::{Action, Changed, Event, ListRange, Protocol, RecordId, WaitFor};
 use crate::protocol::rules::{Ending, Patch};
 use crate::types::clock::NEVER;
 use crate::types::error::{ErrorKind, Result};
@@ -17,10 +17,10 @@ impl Protocol {
         let mut recorded = false;
         while let Some(from) = range {
             let (infos, next) = self.list(&from, BATCH)?;
-            let dead = |info: &&RecordInfo| info.image().state == Status::InProgress;
-            for info in infos.iter().filter(dead).filter(|info| info.image().interrupted_ttl != NEVER) {
-                let place = Place::new(&info.manager().into(), info.key().clone());
-                match self.change(&place, &Event::Patch(&Patch::default()), Haste::Committed) {
+            let dead = |info: &&RecordInfo| info.stored().state == Status::InProgress;
+            for info in infos.iter().filter(dead).filter(|info| info.stored().interrupted_ttl != NEVER) {
+                let id = RecordId::new(&info.manager().into(), info.key().clone());
+                match self.change(&id, &Action::Patch(&Patch::default()), WaitFor::Nothing) {
                     // As late as the next open, but all can be read.
                     Err(error) if error.kind() == ErrorKind::Full => return Ok(()),
                     changed => recorded |= matches!(changed?, Changed::Written(_)),
@@ -34,11 +34,11 @@ impl Protocol {
     /// Ends a claim without an answer and without waiting: for a drop. What cannot be recorded now is recorded when somebody asks
     /// for the key, before a transaction, or by the background compaction. If the engine is closed, poisoned, or the parent's,
     /// nothing more is recorded, and the next open finds the claim interrupted.
-    pub(crate) fn abandon(&self, place: &Place, token: u64, ending: Ending) {
-        if let Err(error) = self.give_up(place, token, &ending, Haste::Committed) {
+    pub(crate) fn abandon(&self, id: &RecordId, token: u64, ending: Ending) {
+        if let Err(error) = self.give_up(id, token, &ending, WaitFor::Nothing) {
             self.drops_not_recorded.add(1);
             if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::StoreInUse) {
-                self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
+                self.abandoned.lock().insert(id.at.clone(), (id.clone(), token, ending));
                 self.due.lower(0);
             }
         }
@@ -47,9 +47,9 @@ impl Protocol {
     /// Records the drops that could not be recorded at once: before a transaction too, which may look at any record.
     pub(crate) fn settle_abandoned(&self) {
         let all: Vec<_> = self.abandoned.lock().values().cloned().collect();
-        for (place, token, ending) in all {
+        for (id, token, ending) in all {
             // What the journal refuses to one, it refuses to the others. Other errors are of one record.
-            let settled = self.settle(&place, token, &ending).map_err(|error| error.kind());
+            let settled = self.settle(&id, token, &ending).map_err(|error| error.kind());
             if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = settled {
                 return;
             }
@@ -57,22 +57,22 @@ impl Protocol {
     }
 
     /// As [`settle_abandoned`](Self::settle_abandoned), for a key that somebody asks for.
-    pub(super) fn settle_at(&self, place: &Place) {
+    pub(super) fn settle_at(&self, id: &RecordId) {
         // Nearly always there is none.
-        let found = self.abandoned.lock().get(&place.at).cloned();
-        if let Some((place, token, ending)) = found {
+        let found = self.abandoned.lock().get(&id.at).cloned();
+        if let Some((id, token, ending)) = found {
             // What is still not recorded is there for the next to ask.
-            let _ = self.settle(&place, token, &ending);
+            let _ = self.settle(&id, token, &ending);
         }
     }
 
     /// It is known until it is recorded: whoever asks meanwhile must not find the key at work. Two may record it, one does.
-    fn settle(&self, place: &Place, token: u64, ending: &Ending) -> Result<()> {
-        let settled = self.give_up(place, token, ending, Haste::Durable);
+    fn settle(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<()> {
+        let settled = self.give_up(id, token, ending, WaitFor::Sync);
         if settled.is_ok() {
             let mut abandoned = self.abandoned.lock();
-            if abandoned.get(&place.at).is_some_and(|(_, of, _)| *of == token) {
-                abandoned.remove(&place.at);
+            if abandoned.get(&id.at).is_some_and(|(_, of, _)| *of == token) {
+                abandoned.remove(&id.at);
             }
         } else {
             // A pass of the compaction that ran meanwhile has not seen it.
@@ -83,14 +83,14 @@ impl Protocol {
 
     /// As a drop that could not be recorded at once.
     #[cfg(test)]
-    pub(crate) fn abandon_unrecorded(&self, place: &Place, token: u64, ending: Ending) {
-        self.abandoned.lock().insert(place.at.clone(), (place.clone(), token, ending));
+    pub(crate) fn abandon_unrecorded(&self, id: &RecordId, token: u64, ending: Ending) {
+        self.abandoned.lock().insert(id.at.clone(), (id.clone(), token, ending));
     }
 
-    fn give_up(&self, place: &Place, token: u64, ending: &Ending, haste: Haste) -> Result<()> {
+    fn give_up(&self, id: &RecordId, token: u64, ending: &Ending, wait_for: WaitFor) -> Result<()> {
         // Anything else says that somebody else ended it, or removed it.
-        if let Changed::Written(info) = self.change_settled(place, &Event::End { token, ending }, haste)? {
-            self.hub.tell(|| Told::Ended(info.without_outcome()));
+        if let Changed::Written(info) = self.change_settled(id, &Action::End { token, ending }, wait_for)? {
+            self.subscribers.tell(|| Event::Ended(info.without_outcome()));
         }
         Ok(())
     }
@@ -109,19 +109,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
         let start = Start::plain(OnInterrupted::Hold);
-        let claim = |place: &Place| match protocol.begin(place, &start).unwrap() {
-            Begun::Claimed(info) => info.image().token,
-            other => panic!("{}: {other:?}", place.named()),
+        let claim = |id: &RecordId| match protocol.begin(id, &start).unwrap() {
+            Begun::Claimed(info) => info.stored().token,
+            other => panic!("{}: {other:?}", id.named()),
         };
-        let places: Vec<_> = (0..64).map(|n| Place::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
-        for place in &places {
-            protocol.abandon_unrecorded(place, claim(place), Ending::Release);
+        let ids: Vec<_> = (0..64).map(|n| RecordId::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
+        for id in &ids {
+            protocol.abandon_unrecorded(id, claim(id), Ending::Release);
         }
         std::thread::scope(|scope| {
             scope.spawn(|| protocol.settle_abandoned());
             // Each waits for a sync, so that the other is somewhere among them.
-            for place in &places {
-                claim(place);
+            for id in &ids {
+                claim(id);
             }
         });
         assert!(protocol.abandoned.lock().is_empty());
@@ -135,14 +135,14 @@ mod tests {
         let options = EngineOptions::default().segment_bytes(4096).compaction_interval(std::time::Duration::MAX);
         let (protocol, _) = Protocol::open(dir.path(), &options, None).unwrap();
         let start = Start::plain(OnInterrupted::Hold);
-        let places: Vec<_> = (0..200).map(|n| Place::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
+        let ids: Vec<_> = (0..200).map(|n| RecordId::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
         // The names of the next segments are taken: that is no lack of room.
         let taken: Vec<_> = (2..2000).map(|n| dir.path().join(format!("store/journal/{n:08}.journal"))).collect();
         let mut claims = Vec::new();
-        for place in &places {
-            match protocol.begin(place, &start) {
-                Ok(Begun::Claimed(info)) => claims.push((place, info.image().token)),
-                Ok(other) => panic!("{}: {other:?}", place.named()),
+        for id in &ids {
+            match protocol.begin(id, &start) {
+                Ok(Begun::Claimed(info)) => claims.push((id, info.stored().token)),
+                Ok(other) => panic!("{}: {other:?}", id.named()),
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
                     break;
@@ -155,18 +155,18 @@ mod tests {
             }
         }
         assert!((10..200).contains(&claims.len()));
-        for (place, token) in &claims {
-            protocol.abandon(place, *token, Ending::Release);
+        for (id, token) in &claims {
+            protocol.abandon(id, *token, Ending::Release);
         }
         assert!(!protocol.abandoned.lock().is_empty());
         for path in &taken {
             let _ = std::fs::remove_dir(path);
         }
         protocol.settle_abandoned();
-        for (place, _) in &claims {
+        for (id, _) in &claims {
             // Each may have to ask once more: the first only asks for a segment.
-            let begun = (0..5).find_map(|_| protocol.begin(place, &start).ok());
-            assert!(matches!(begun, Some(Begun::Claimed(_))), "{} is still in progress", place.named());
+            let begun = (0..5).find_map(|_| protocol.begin(id, &start).ok());
+            assert!(matches!(begun, Some(Begun::Claimed(_))), "{} is still in progress", id.named());
         }
         assert!(protocol.abandoned.lock().is_empty());
     }

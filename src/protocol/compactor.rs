@@ -19,7 +19,7 @@ use crate::types::error::{ErrorKind, Result};
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Look again at what is due.
-    Look,
+    SpaceStatus,
     End,
 }
 
@@ -41,7 +41,7 @@ impl Compactor {
         let look = commands.clone();
         protocol.on_due(move || {
             // A full queue wakes it as well.
-            let _ = look.try_send(Command::Look);
+            let _ = look.try_send(Command::SpaceStatus);
         });
         let (watched, told) = (Arc::downgrade(protocol), Arc::downgrade(protocol));
         let stopping = Arc::new(AtomicBool::new(false));
@@ -94,7 +94,7 @@ fn run(
             None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match command {
-            Ok(Command::Look) => {}
+            Ok(Command::SpaceStatus) => {}
             Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 let Some(protocol) = protocol.upgrade() else { return };

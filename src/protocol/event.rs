@@ -50,19 +50,19 @@ pub struct Compacted {
 
 /// The subscribers. Each has a queue of its own: two receivers of one channel would get half each.
 #[derive(Debug)]
-pub(crate) struct Hub {
+pub(crate) struct Subscribers {
     /// `None` once closed.
     subscribers: Mutex<Option<Vec<Sender<Event>>>>,
     dropped: Counter,
 }
 
-impl Default for Hub {
+impl Default for Subscribers {
     fn default() -> Self {
         Self { subscribers: Mutex::new(Some(Vec::new())), dropped: Counter::new("oncekey_events_dropped_total") }
     }
 }
 
-impl Hub {
+impl Subscribers {
     pub(crate) fn subscribe(&self) -> Receiver<Event> {
         let (sender, receiver) = crossbeam_channel::bounded(EVENT_QUEUE);
         // Dropped, it disconnects the receiver.

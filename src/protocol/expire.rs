@@ -97,10 +97,10 @@ impl Protocol {
         let mut done = done?;
         done.took = monotonic().saturating_duration_since(began);
         if done.removed > 0 {
-            self.hub.tell(|| Event::Expired { count: done.removed });
+            self.subscribers.tell(|| Event::Expired { count: done.removed });
         }
         telemetry::compacted(done.removed, done.bytes, done.leftovers);
-        self.hub.tell(|| Event::Compacted(done));
+        self.subscribers.tell(|| Event::Compacted(done));
         Ok(done)
     }
 
@@ -134,6 +134,6 @@ impl Protocol {
         self.due.failures.add(1);
         telemetry::compaction_failed(&why);
         let error = Error::new(ErrorKind::Io, format!("the background compaction has ended: {why}"));
-        self.hub.tell(|| Event::CompactionFailed(error));
+        self.subscribers.tell(|| Event::CompactionFailed(error));
     }
 }

@@ -2,8 +2,8 @@
 
 #[cfg(feature = "http")]
 use super::Scan;
-use super::{Place, Protocol};
-use crate::store::{Depth, Index, StoreKey};
+use super::{Protocol, RecordId};
+use crate::store::{Index, Load, StoreKey};
 use crate::types::error::Result;
 use crate::types::record::RecordInfo;
 
@@ -42,8 +42,8 @@ impl Protocol {
         self.check()?;
         let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;
         let mut infos = Vec::new();
-        for place in keys.into_iter().filter_map(Place::from_store) {
-            infos.extend(self.get(&place, Depth::Head)?);
+        for id in keys.into_iter().filter_map(RecordId::from_store) {
+            infos.extend(self.get(&id, Load::WithoutOutcome)?);
         }
         let next = next.map(|from| ListRange { from, end: range.end.clone(), index: range.index });
         Ok((infos, next))

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Changed, Haste, Place, Protocol, Told, not_found, unexpected};
-use crate::protocol::rules::{Because, Event};
-use crate::store::{Depth, StoreKey};
+use super::{Changed, Event, Protocol, RecordId, WaitFor, not_found, unexpected};
+use crate::protocol::rules::{Action, Reason};
+use crate::store::{Load, StoreKey};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::RecordInfo;
 
@@ -169,7 +169,7 @@ impl Protocol {
             state.count()
         };
         let any = alive() > 0;
-        self.slots.close();
+        self.wait_queue.close();
         if any {
             match self.store.sync() {
                 // The last claim has ended meanwhile.
@@ -194,20 +194,20 @@ impl Protocol {
         state.phase = Phase::Closed;
         state.live.clear();
         drop(state);
-        self.slots.close();
+        self.wait_queue.close();
         self.end_store()
     }
 
     fn end_store(&self) -> Result<()> {
         let ended = self.store.close();
-        self.hub.close();
+        self.subscribers.close();
         ended
     }
 
     /// Marks this thread as running the operation of a key, until the guard is dropped.
-    pub(crate) fn running(&self, place: &Place) -> Running {
+    pub(crate) fn running(&self, id: &RecordId) -> Running {
         // Thread-local state is gone where the thread ends: what runs there cannot be marked.
-        let _ = RUNNING.try_with(|running| running.borrow_mut().push((self.address(), place.at.clone())));
+        let _ = RUNNING.try_with(|running| running.borrow_mut().push((self.address(), id.at.clone())));
         Running(())
     }
 
@@ -218,32 +218,32 @@ impl Protocol {
     }
 
     /// Refuses a wait that only the waiting thread itself could end.
-    pub(super) fn check_wait(&self, place: &Place) -> Result<()> {
-        if !self.is_running(Some(&place.at)) {
+    pub(super) fn check_wait(&self, id: &RecordId) -> Result<()> {
+        if !self.is_running(Some(&id.at)) {
             return Ok(());
         }
-        let message = format!("this thread runs the operation of {}: waiting for it would never end", place.named());
+        let message = format!("this thread runs the operation of {}: waiting for it would never end", id.named());
         Err(Error::new(ErrorKind::Deadlock, message))
     }
 
     /// Takes a record in progress away from its owner, whose claim is lost then.
-    pub(crate) fn revoke(&self, place: &Place) -> Result<RecordInfo> {
+    pub(crate) fn revoke(&self, id: &RecordId) -> Result<RecordInfo> {
         loop {
             // Only the owner that was seen is revoked, never one that came after it.
-            let token = self.get(place, Depth::Head)?.map_or(0, |info| info.image().token);
-            return match self.change(place, &Event::Revoke { token }, Haste::Durable)? {
+            let token = self.get(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
+            return match self.change(id, &Action::Revoke { token }, WaitFor::Sync)? {
                 Changed::Written(info) => {
                     self.leave_owner(token);
-                    self.hub.tell(|| Told::Ended(info.without_outcome()));
+                    self.subscribers.tell(|| Event::Ended(info.without_outcome()));
                     Ok(info)
                 }
-                Changed::Kept(Because::Superseded(_), _) => continue,
-                Changed::Kept(Because::Unfit(status), _) => {
-                    let message = format!("{} has no live owner to revoke, it is {status:?}", place.named());
+                Changed::Kept(Reason::Superseded(_), _) => continue,
+                Changed::Kept(Reason::Unfit(status), _) => {
+                    let message = format!("{} has no live owner to revoke, it is {status:?}", id.named());
                     Err(Error::new(ErrorKind::NotInProgress, message))
                 }
-                Changed::Kept(Because::Absent, _) => Err(not_found(place)),
-                other => Err(unexpected(place, &other)),
+                Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
+                other => Err(unexpected(id, &other)),
             };
         }
     }

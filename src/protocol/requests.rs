@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Begun, Changed, Depth, Draft, Haste, Place, Protocol, Scan, Told, lost, not_found, owned, unexpected};
-use crate::protocol::rules::{Because, Decision, Event, Patch, Start, decide};
+use super::{
+    Begun, Changed, Event, Load, Protocol, RecordId, Scan, WaitFor, Workspace, lost, not_found, owned, unexpected,
+};
+use crate::protocol::rules::{Action, Decision, Patch, Reason, Start, decide};
 use crate::store::Content;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::options::OnInterrupted;
@@ -11,103 +13,108 @@ use crate::types::record::{Now, RecordInfo, Status};
 
 impl Protocol {
     /// Makes a record that nobody owns; one of the same request that is there already stays as it is. Says whether it made one.
-    pub(crate) fn create(&self, place: &Place, start: &Start) -> Result<(RecordInfo, bool)> {
-        created(place, self.change(place, &Event::Create(start), Haste::Durable)?)
+    pub(crate) fn create(&self, id: &RecordId, start: &Start) -> Result<(RecordInfo, bool)> {
+        created(id, self.change(id, &Action::Create(start), WaitFor::Sync)?)
     }
 
     /// Removes the record of a claim under which nothing has happened.
-    pub(crate) fn discard(&self, place: &Place, token: u64) -> Result<()> {
-        match self.change(place, &Event::Discard { token }, Haste::Durable)? {
+    pub(crate) fn discard(&self, id: &RecordId, token: u64) -> Result<()> {
+        match self.change(id, &Action::Discard { token }, WaitFor::Sync)? {
             Changed::Deleted => Ok(()),
-            Changed::Kept(because, _) => Err(lost(place, because)),
-            other @ Changed::Written(_) => Err(unexpected(place, &other)),
+            Changed::Kept(reason, _) => Err(lost(id, reason)),
+            other @ Changed::Written(_) => Err(unexpected(id, &other)),
         }
     }
 
     /// As `begin`, whatever the request was, but makes no record.
-    pub(crate) fn lock(&self, place: &Place, schema: u32, max_attempts: u32) -> Result<Begun> {
-        self.claimed(place, self.change(place, &Event::Lock { schema, max_attempts }, Haste::Durable)?)
+    pub(crate) fn lock(&self, id: &RecordId, schema: u32, max_attempts: u32) -> Result<Begun> {
+        self.claimed(id, self.change(id, &Action::Lock { schema, max_attempts }, WaitFor::Sync)?)
     }
 
     /// Returns the record that a `begin` of a new key would make, and stores nothing. Its token, generation and revision are 0.
-    pub(crate) fn unrecorded(&self, place: &Place, start: &Start) -> Result<RecordInfo> {
+    pub(crate) fn unrecorded(&self, id: &RecordId, start: &Start) -> Result<RecordInfo> {
         // An owner is alive if its token is not below `first`.
         let now = Now { first: 0, ..self.store.now() };
-        let image = match decide(None, &Event::Begin(start), &now) {
-            Decision::Write(image) => Some(Arc::from(image)),
+        let stored = match decide(None, &Action::Begin(start), &now) {
+            Decision::Write(stored) => Some(Arc::from(stored)),
             _ => None,
         };
-        self.show(place, image.as_ref(), &now).ok_or_else(|| not_found(place))
+        self.show(id, stored.as_ref(), &now).ok_or_else(|| not_found(id))
     }
 
     /// Changes a record that nobody owns and that has not ended.
-    pub(crate) fn patch(&self, place: &Place, patch: &Patch) -> Result<RecordInfo> {
-        let info = patched(place, self.change(place, &Event::Patch(patch), Haste::Durable)?)?;
+    pub(crate) fn patch(&self, id: &RecordId, patch: &Patch) -> Result<RecordInfo> {
+        let info = patched(id, self.change(id, &Action::Patch(patch), WaitFor::Sync)?)?;
         if info.status() == Status::Succeeded {
-            self.hub.tell(|| Told::Ended(info.clone()));
+            self.subscribers.tell(|| Event::Ended(info.clone()));
         }
         Ok(info)
     }
-    /// The record of a key, as of the same moment as everything else that the draft has read.
-    pub(crate) fn get_in(&self, draft: &mut Draft, place: &Place) -> Result<Option<RecordInfo>> {
-        let content = self.read_in(draft, &place.at)?;
-        Ok(self.show(place, content.as_ref().and_then(Content::record), &self.now_in(draft)))
+    /// The record of a key, as of the same moment as everything else that the workspace has read.
+    pub(crate) fn get_in(&self, workspace: &mut Workspace, id: &RecordId) -> Result<Option<RecordInfo>> {
+        let content = self.read_in(workspace, &id.at)?;
+        Ok(self.show(id, content.as_ref().and_then(Content::record), &self.now_in(workspace)))
     }
 
     /// As [`create`](Self::create), along with the rest of a transaction.
-    pub(crate) fn create_in(&self, draft: &mut Draft, place: &Place, start: &Start) -> Result<(RecordInfo, bool)> {
-        created(place, self.change_in(draft, place, &Event::Create(start))?)
+    pub(crate) fn create_in(
+        &self,
+        workspace: &mut Workspace,
+        id: &RecordId,
+        start: &Start,
+    ) -> Result<(RecordInfo, bool)> {
+        created(id, self.change_in(workspace, id, &Action::Create(start))?)
     }
 
-    /// The next records of a scan, as of the same moment as everything else that the draft has read; `None` behind the last.
-    pub(crate) fn list_in(&self, draft: &mut Draft, scan: &mut Scan) -> Result<Option<Vec<RecordInfo>>> {
-        let Some(found) = self.scan_in(draft, scan, Depth::Head)? else { return Ok(None) };
-        let now = self.now_in(draft);
+    /// The next records of a scan, as of the same moment as everything else that the workspace has read; `None` behind the last.
+    pub(crate) fn list_in(&self, workspace: &mut Workspace, scan: &mut Scan) -> Result<Option<Vec<RecordInfo>>> {
+        let Some(found) = self.scan_in(workspace, scan, Load::WithoutOutcome)? else { return Ok(None) };
+        let now = self.now_in(workspace);
         let shown = found.into_iter().filter_map(|(at, content)| {
-            let info = self.show(&Place::from_store(at)?, content.record(), &now)?;
+            let info = self.show(&RecordId::from_store(at)?, content.record(), &now)?;
             Some(info.without_outcome())
         });
         Ok(Some(shown.collect()))
     }
 
     /// A record that a stage can be run on without a claim: nobody owns it, and it is neither finished nor held.
-    pub(crate) fn unowned_in(&self, draft: &mut Draft, place: &Place) -> Result<RecordInfo> {
-        let info = self.get_in(draft, place)?.ok_or_else(|| not_found(place))?;
+    pub(crate) fn unowned_in(&self, workspace: &mut Workspace, id: &RecordId) -> Result<RecordInfo> {
+        let info = self.get_in(workspace, id)?.ok_or_else(|| not_found(id))?;
         match info.status() {
-            Status::InProgress => Err(owned(place)),
+            Status::InProgress => Err(owned(id)),
             Status::Released => Ok(info),
             Status::Interrupted if info.policy() == OnInterrupted::Resume => Ok(info),
-            status => Err(unfit(place, status)),
+            status => Err(unfit(id, status)),
         }
     }
 
     /// As [`patch`](Self::patch), along with the rest of a transaction.
-    pub(crate) fn patch_in(&self, draft: &mut Draft, place: &Place, patch: &Patch) -> Result<RecordInfo> {
-        patched(place, self.change_in(draft, place, &Event::Patch(patch))?)
+    pub(crate) fn patch_in(&self, workspace: &mut Workspace, id: &RecordId, patch: &Patch) -> Result<RecordInfo> {
+        patched(id, self.change_in(workspace, id, &Action::Patch(patch))?)
     }
 }
 
-fn created(place: &Place, changed: Changed) -> Result<(RecordInfo, bool)> {
+fn created(id: &RecordId, changed: Changed) -> Result<(RecordInfo, bool)> {
     match changed {
         Changed::Written(info) => Ok((info, true)),
-        Changed::Kept(Because::Already, Some(info)) => Ok((info.without_outcome(), false)),
-        Changed::Kept(Because::Mismatch, _) => {
-            Err(Error::new(ErrorKind::Mismatch, format!("{} belongs to another request", place.named())))
+        Changed::Kept(Reason::Already, Some(info)) => Ok((info.without_outcome(), false)),
+        Changed::Kept(Reason::Mismatch, _) => {
+            Err(Error::new(ErrorKind::Mismatch, format!("{} belongs to another request", id.named())))
         }
-        other => Err(unexpected(place, &other)),
+        other => Err(unexpected(id, &other)),
     }
 }
 
-fn unfit(place: &Place, status: Status) -> Error {
-    Error::new(ErrorKind::NotInProgress, format!("{} cannot be changed, it is {status:?}", place.named()))
+fn unfit(id: &RecordId, status: Status) -> Error {
+    Error::new(ErrorKind::NotInProgress, format!("{} cannot be changed, it is {status:?}", id.named()))
 }
 
-fn patched(place: &Place, changed: Changed) -> Result<RecordInfo> {
+fn patched(id: &RecordId, changed: Changed) -> Result<RecordInfo> {
     match changed {
         Changed::Written(info) => Ok(info.without_outcome()),
-        Changed::Kept(Because::OwnedByClaim, _) => Err(owned(place)),
-        Changed::Kept(Because::Unfit(status), _) => Err(unfit(place, status)),
-        Changed::Kept(Because::Absent, _) => Err(not_found(place)),
-        other => Err(unexpected(place, &other)),
+        Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),
+        Changed::Kept(Reason::Unfit(status), _) => Err(unfit(id, status)),
+        Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
+        other => Err(unexpected(id, &other)),
     }
 }

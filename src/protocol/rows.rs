@@ -3,7 +3,7 @@
 use std::ops::{Bound, RangeBounds};
 
 use super::{Protocol, Scan};
-use crate::store::{Change, Content, Depth, Entrant, Index, StoreKey};
+use crate::store::{Change, Content, Index, Load, Priority, StoreKey};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::check_key;
 use crate::types::value::Value;
@@ -69,7 +69,7 @@ impl Protocol {
     /// The row, as it is durably now.
     pub(crate) fn get_row(&self, at: &StoreKey) -> Result<Option<Value>> {
         self.check()?;
-        let read = self.store.read(at, Depth::Whole)?;
+        let read = self.store.read(at, Load::All)?;
         self.store.wait(read.ticket)?;
         Ok(read.content.and_then(Content::into_row))
     }
@@ -77,8 +77,8 @@ impl Protocol {
     /// Commits one row, whatever it was before.
     pub(crate) fn put_row(&self, change: Change) -> Result<()> {
         self.check()?;
-        self.give_way(&change.key);
-        let committed = self.store.commit(vec![change], &[], Entrant::User)?;
+        self.yield_to(&change.key);
+        let committed = self.store.commit(vec![change], &[], Priority::User)?;
         // Nothing was read, so nothing can have changed.
         committed.map_or(Ok(()), |committed| self.store.wait(committed.ticket))
     }
@@ -89,7 +89,7 @@ impl Protocol {
         let (keys, next) = self.store.keys(Index::Rows(table), &range.from, range.end.as_ref(), limit)?;
         let (mut rows, mut newest) = (Vec::new(), None);
         for at in keys {
-            let read = self.store.read(&at, Depth::Whole)?;
+            let read = self.store.read(&at, Load::All)?;
             newest = newest.max(Some(read.ticket));
             let key = at.split().map(|(_, key)| Value::from(key));
             rows.extend(key.zip(read.content.and_then(Content::into_row)));

@@ -4,7 +4,7 @@ use crate::types::clock::NEVER;
 use crate::types::context::Context;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
-use crate::types::record::{FINISHED, Image, Interruption, Now, STARTED, Status, THIS_FRAME};
+use crate::types::record::{FINISHED, Interruption, Now, STARTED, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
 /// What a generation is started with.
@@ -43,11 +43,11 @@ impl Default for Resume {
 
 impl Start {
     /// Whether the record belongs to another request, as far as fingerprints tell.
-    fn differs(&self, record: &Image) -> bool {
+    fn differs(&self, record: &StoredRecord) -> bool {
         (record.fingerprint.is_some() || self.strict_fingerprint) && self.is_other_request(record)
     }
 
-    fn is_other_request(&self, record: &Image) -> bool {
+    fn is_other_request(&self, record: &StoredRecord) -> bool {
         record.fingerprint.map_or(self.fingerprint.is_some(), |recorded| !self.accepts(recorded))
     }
 
@@ -116,7 +116,7 @@ pub(crate) struct Patch {
 
 #[derive(Debug)]
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only requests are created, locked and patched"))]
-pub(crate) enum Event<'a> {
+pub(crate) enum Action<'a> {
     /// Somebody wants to run the operation.
     Begin(&'a Start),
     /// Somebody announces the operation, for others to run.
@@ -157,15 +157,15 @@ pub(crate) enum Event<'a> {
     Revoke {
         token: u64,
     },
-    Reopen,
+    Forget,
     Remove,
     /// Keep a finished record at least this many milliseconds from now.
     Extend(u64),
     /// A record from another store.
-    Import(&'a Image),
+    Import(&'a StoredRecord),
 }
 
-impl Event<'_> {
+impl Action<'_> {
     /// Whether the time of a record that this changes runs on, instead of starting again.
     pub(crate) fn keeps_expiry(&self) -> bool {
         matches!(self, Self::Patch(Patch { ending: None, .. }))
@@ -175,14 +175,14 @@ impl Event<'_> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// The record becomes this; numbers that are [`THIS_FRAME`] are given at the commit.
-    Write(Box<Image>),
+    Write(Box<StoredRecord>),
     Delete,
     /// Nothing changes, because:
-    Keep(Because),
+    Keep(Reason),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Because {
+pub(crate) enum Reason {
     /// It is so already: the same ending by the same claim.
     Already,
     Absent,
@@ -207,124 +207,124 @@ pub(crate) enum Because {
 
 /// The whole of the rules, in the order of the events.
 #[expect(clippy::match_same_arms, reason = "a line for each rule")]
-pub(crate) fn decide(image: Option<&Image>, event: &Event<'_>, now: &Now) -> Decision {
-    use Because::{Already, Elsewhere, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
+pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &Now) -> Decision {
     use Decision::{Delete, Keep};
+    use Reason::{Already, Elsewhere, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
     use Status::{Failed, InProgress, Interrupted, Released, Succeeded};
 
-    let seen = image.and_then(|image| image.seen(now).map(|(status, _)| (image, status)));
+    let seen = stored.and_then(|stored| stored.seen(now).map(|(status, _)| (stored, status)));
     let Some((record, status)) = seen else {
-        return decide_absent(event, now);
+        return decide_absent(action, now);
     };
-    match (status, event) {
+    match (status, action) {
         // Nothing has happened under the request before, so this one starts a generation of its own.
-        (Released, Event::Begin(start) | Event::Create(start)) if !record.bound && start.is_other_request(record) => {
-            decide_absent(event, now)
+        (Released, Action::Begin(start) | Action::Create(start)) if !record.bound && start.is_other_request(record) => {
+            decide_absent(action, now)
         }
         // A mismatch wins over everything else that a retry could be told: 422 before 409.
-        (_, Event::Begin(start) | Event::Create(start)) if start.differs(record) => Keep(Mismatch),
-        (_, Event::Create(_)) => Keep(Already),
-        (Succeeded | Failed, Event::Begin(_) | Event::Lock { .. }) => Keep(Finished),
-        (InProgress, Event::Begin(_) | Event::Lock { .. }) => Keep(Because::InProgress),
-        (Interrupted, Event::Begin(_) | Event::Lock { .. }) if record.policy == OnInterrupted::Hold => {
-            Keep(Because::Interrupted)
+        (_, Action::Begin(start) | Action::Create(start)) if start.differs(record) => Keep(Mismatch),
+        (_, Action::Create(_)) => Keep(Already),
+        (Succeeded | Failed, Action::Begin(_) | Action::Lock { .. }) => Keep(Finished),
+        (InProgress, Action::Begin(_) | Action::Lock { .. }) => Keep(Reason::InProgress),
+        (Interrupted, Action::Begin(_) | Action::Lock { .. }) if record.policy == OnInterrupted::Hold => {
+            Keep(Reason::Interrupted)
         }
         (
             Interrupted,
-            Event::Begin(Start { resume: Resume { max_attempts, .. }, .. }) | Event::Lock { max_attempts, .. },
-        ) if record.attempt >= *max_attempts => Keep(Because::Interrupted),
-        (Interrupted | Released, Event::Begin(start)) if start.resume.only_from_start && !record.is_at_start() => {
+            Action::Begin(Start { resume: Resume { max_attempts, .. }, .. }) | Action::Lock { max_attempts, .. },
+        ) if record.attempt >= *max_attempts => Keep(Reason::Interrupted),
+        (Interrupted | Released, Action::Begin(start)) if start.resume.only_from_start && !record.is_at_start() => {
             Keep(Elsewhere)
         }
-        (Interrupted | Released, Event::Begin(start)) => write(claimed_again(record, start.by_key, start.schema, now)),
-        (Interrupted | Released, Event::Lock { schema, .. }) => write(claimed_again(record, false, *schema, now)),
+        (Interrupted | Released, Action::Begin(start)) => write(claimed_again(record, start.by_key, start.schema, now)),
+        (Interrupted | Released, Action::Lock { schema, .. }) => write(claimed_again(record, false, *schema, now)),
 
-        (_, Event::End { token, .. } | Event::Discard { token } | Event::Stage { token, .. }) => {
+        (_, Action::End { token, .. } | Action::Discard { token } | Action::Stage { token, .. }) => {
             if record.token == *token {
-                decide_owned(record, status, event, now)
+                decide_owned(record, status, action, now)
             } else {
                 Keep(Superseded(record.token))
             }
         }
 
-        (InProgress, Event::EndByKey { ending, schema }) if record.by_key => {
-            write(Image { schema: *schema, ..ended(record, ending, now) })
+        (InProgress, Action::EndByKey { ending, schema }) if record.by_key => {
+            write(StoredRecord { schema: *schema, ..ended(record, ending, now) })
         }
-        (InProgress, Event::EndByKey { .. } | Event::Resolve { .. } | Event::Reopen | Event::Remove) => {
+        (InProgress, Action::EndByKey { .. } | Action::Resolve { .. } | Action::Forget | Action::Remove) => {
             Keep(OwnedByClaim)
         }
-        (Succeeded | Failed | Released | Interrupted, Event::EndByKey { .. } | Event::Revoke { .. }) => {
+        (Succeeded | Failed | Released | Interrupted, Action::EndByKey { .. } | Action::Revoke { .. }) => {
             Keep(Unfit(status))
         }
 
-        (Interrupted, Event::Resolve { ending, schema }) => {
-            write(Image { schema: schema.unwrap_or(record.schema), ..ended(record, ending, now) })
+        (Interrupted, Action::Resolve { ending, schema }) => {
+            write(StoredRecord { schema: schema.unwrap_or(record.schema), ..ended(record, ending, now) })
         }
-        (Succeeded | Failed | Released, Event::Resolve { .. }) => Keep(Unfit(status)),
+        (Succeeded | Failed | Released, Action::Resolve { .. }) => Keep(Unfit(status)),
 
-        (Released | Interrupted, Event::Patch(patch)) => write(patched(record, patch, now)),
-        (InProgress, Event::Patch(_)) => Keep(OwnedByClaim),
-        (Succeeded | Failed, Event::Patch(_)) => Keep(Unfit(status)),
+        (Released | Interrupted, Action::Patch(patch)) => write(patched(record, patch, now)),
+        (InProgress, Action::Patch(_)) => Keep(OwnedByClaim),
+        (Succeeded | Failed, Action::Patch(_)) => Keep(Unfit(status)),
 
-        (InProgress, Event::Revoke { token }) if record.token == *token => write(revoked(record, now)),
-        (InProgress, Event::Revoke { .. }) => Keep(Superseded(record.token)),
-        (Succeeded | Failed, Event::Reopen) => Delete,
-        (Released | Interrupted, Event::Reopen) => Keep(Unfit(status)),
-        (_, Event::Remove) => Delete,
-        (Succeeded | Failed, Event::Extend(ttl)) => extended(record, *ttl, now),
-        (InProgress | Released | Interrupted, Event::Extend(_)) => Keep(Unfit(status)),
+        (InProgress, Action::Revoke { token }) if record.token == *token => write(revoked(record, now)),
+        (InProgress, Action::Revoke { .. }) => Keep(Superseded(record.token)),
+        (Succeeded | Failed, Action::Forget) => Delete,
+        (Released | Interrupted, Action::Forget) => Keep(Unfit(status)),
+        (_, Action::Remove) => Delete,
+        (Succeeded | Failed, Action::Extend(ttl)) => extended(record, *ttl, now),
+        (InProgress | Released | Interrupted, Action::Extend(_)) => Keep(Unfit(status)),
 
-        (_, Event::Import(_)) => Keep(Unfit(status)),
+        (_, Action::Import(_)) => Keep(Unfit(status)),
     }
 }
 
 /// The rules for a claim with the token of the record.
-fn decide_owned(record: &Image, status: Status, event: &Event<'_>, now: &Now) -> Decision {
-    use Because::{Already, Elsewhere, EndedOtherwise, Unfit};
+fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now: &Now) -> Decision {
     use Decision::{Delete, Keep};
+    use Reason::{Already, Elsewhere, EndedOtherwise, Unfit};
     use Status::InProgress;
 
-    match (status, event) {
-        (InProgress, Event::End { ending, .. }) => write(ended(record, ending, now)),
-        (_, Event::End { ending, .. }) if is_already(record, status, ending) => Keep(Already),
-        (InProgress, Event::Discard { .. }) => Delete,
-        (InProgress, Event::Stage { point, .. }) if record.recovery_point != *point => Keep(Elsewhere),
-        (InProgress, Event::Stage { step: Step::Stay, .. }) => Keep(Already),
-        (InProgress, Event::Stage { step: Step::Advance { point, checkpoint }, .. }) => {
+    match (status, action) {
+        (InProgress, Action::End { ending, .. }) => write(ended(record, ending, now)),
+        (_, Action::End { ending, .. }) if is_already(record, status, ending) => Keep(Already),
+        (InProgress, Action::Discard { .. }) => Delete,
+        (InProgress, Action::Stage { point, .. }) if record.recovery_point != *point => Keep(Elsewhere),
+        (InProgress, Action::Stage { step: Step::Stay, .. }) => Keep(Already),
+        (InProgress, Action::Stage { step: Step::Advance { point, checkpoint }, .. }) => {
             write(advanced(record, point, checkpoint.as_ref(), now))
         }
-        (InProgress, Event::Stage { step: Step::End(ending), .. }) => write(ended(record, ending, now)),
-        (_, Event::End { .. } | Event::Discard { .. } | Event::Stage { .. }) => Keep(EndedOtherwise(status)),
+        (InProgress, Action::Stage { step: Step::End(ending), .. }) => write(ended(record, ending, now)),
+        (_, Action::End { .. } | Action::Discard { .. } | Action::Stage { .. }) => Keep(EndedOtherwise(status)),
         _ => Keep(Unfit(status)),
     }
 }
 
 /// The rules for a key without a record, or with one that has expired.
-fn decide_absent(event: &Event<'_>, now: &Now) -> Decision {
-    match event {
-        Event::Begin(start) => write(begun(start, now)),
-        Event::Create(start) => write(created(start, now)),
-        Event::Import(image) => write(imported(image, now)),
-        Event::Lock { .. }
-        | Event::Patch(_)
-        | Event::End { .. }
-        | Event::Discard { .. }
-        | Event::Stage { .. }
-        | Event::EndByKey { .. }
-        | Event::Resolve { .. }
-        | Event::Revoke { .. }
-        | Event::Reopen
-        | Event::Remove
-        | Event::Extend(_) => Decision::Keep(Because::Absent),
+fn decide_absent(action: &Action<'_>, now: &Now) -> Decision {
+    match action {
+        Action::Begin(start) => write(begun(start, now)),
+        Action::Create(start) => write(created(start, now)),
+        Action::Import(stored) => write(imported(stored, now)),
+        Action::Lock { .. }
+        | Action::Patch(_)
+        | Action::End { .. }
+        | Action::Discard { .. }
+        | Action::Stage { .. }
+        | Action::EndByKey { .. }
+        | Action::Resolve { .. }
+        | Action::Revoke { .. }
+        | Action::Forget
+        | Action::Remove
+        | Action::Extend(_) => Decision::Keep(Reason::Absent),
     }
 }
 
-fn write(image: Image) -> Decision {
-    Decision::Write(Box::new(image))
+fn write(stored: StoredRecord) -> Decision {
+    Decision::Write(Box::new(stored))
 }
 
-fn begun(start: &Start, now: &Now) -> Image {
-    Image {
+fn begun(start: &Start, now: &Now) -> StoredRecord {
+    StoredRecord {
         state: Status::InProgress,
         by_key: start.by_key,
         bound: false,
@@ -353,15 +353,15 @@ fn begun(start: &Start, now: &Now) -> Image {
 }
 
 /// A generation that nobody has claimed yet. Its token is nobody's, so it fences as if one had been released.
-fn created(start: &Start, now: &Now) -> Image {
+fn created(start: &Start, now: &Now) -> StoredRecord {
     let expires = now.store.saturating_add(start.released_ttl);
-    Image { state: Status::Released, bound: true, attempt: 0, expires, ..begun(start, now) }
+    StoredRecord { state: Status::Released, bound: true, attempt: 0, expires, ..begun(start, now) }
 }
 
 /// The next attempt of the same generation: what was fixed at its start stays.
-fn claimed_again(record: &Image, by_key: bool, schema: u32, now: &Now) -> Image {
+fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, now: &Now) -> StoredRecord {
     let (_, interruption) = record.seen(now).unwrap_or((record.state, None));
-    Image {
+    StoredRecord {
         state: Status::InProgress,
         by_key,
         bound: record.bound || interruption.is_some(),
@@ -377,8 +377,8 @@ fn claimed_again(record: &Image, by_key: bool, schema: u32, now: &Now) -> Image 
     }
 }
 
-fn advanced(record: &Image, point: &str, checkpoint: Option<&Value>, now: &Now) -> Image {
-    Image {
+fn advanced(record: &StoredRecord, point: &str, checkpoint: Option<&Value>, now: &Now) -> StoredRecord {
+    StoredRecord {
         bound: true,
         revision: THIS_FRAME,
         updated_at: now.wall,
@@ -389,7 +389,7 @@ fn advanced(record: &Image, point: &str, checkpoint: Option<&Value>, now: &Now) 
     }
 }
 
-fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
+fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {
     let (_, seen) = record.seen(now).unwrap_or((record.state, None));
     let (state, ttl, interruption) = match ending {
         Ending::Succeed(_) => (Status::Succeeded, record.success_ttl, None),
@@ -401,7 +401,7 @@ fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
         Ending::Succeed(bytes) | Ending::Fail(bytes) => Some(bytes.clone()),
         Ending::Release | Ending::ReleaseUntouched | Ending::Interrupt(_) => None,
     };
-    let mut image = Image {
+    let mut stored = StoredRecord {
         state,
         bound: record.bound || !matches!(ending, Ending::ReleaseUntouched),
         interruption,
@@ -413,26 +413,26 @@ fn ended(record: &Image, ending: &Ending, now: &Now) -> Image {
         ..record.clone()
     };
     if outcome.is_some() {
-        FINISHED.clone_into(&mut image.recovery_point);
-        image.checkpoint = None;
+        FINISHED.clone_into(&mut stored.recovery_point);
+        stored.checkpoint = None;
     }
-    image.outcome = outcome;
-    image
+    stored.outcome = outcome;
+    stored
 }
 
 /// The new token is that of no claim, so the old claim can neither end the record nor write.
-fn revoked(record: &Image, now: &Now) -> Image {
-    Image { token: THIS_FRAME, ..ended(record, &Ending::Interrupt(Interruption::Revoked), now) }
+fn revoked(record: &StoredRecord, now: &Now) -> StoredRecord {
+    StoredRecord { token: THIS_FRAME, ..ended(record, &Ending::Interrupt(Interruption::Revoked), now) }
 }
 
 /// Its TTL runs on from the time it got free.
-fn patched(record: &Image, patch: &Patch, now: &Now) -> Image {
+fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
     if let Some((ending, schema)) = &patch.ending {
-        return Image { schema: *schema, ..ended(record, ending, now) };
+        return StoredRecord { schema: *schema, ..ended(record, ending, now) };
     }
-    // What the death of its process made of it is written down: an image in progress would have an owner again.
+    // What the death of its process made of it is written down: a stored record in progress would have an owner again.
     let (state, interruption) = record.seen(now).unwrap_or((record.state, record.interruption));
-    Image {
+    StoredRecord {
         state,
         bound: true,
         interruption,
@@ -449,7 +449,7 @@ fn patched(record: &Image, patch: &Patch, now: &Now) -> Image {
     }
 }
 
-fn is_already(record: &Image, status: Status, ending: &Ending) -> bool {
+fn is_already(record: &StoredRecord, status: Status, ending: &Ending) -> bool {
     match ending {
         Ending::Succeed(bytes) => status == Status::Succeeded && record.outcome.as_ref() == Some(bytes),
         Ending::Fail(bytes) => status == Status::Failed && record.outcome.as_ref() == Some(bytes),
@@ -458,27 +458,27 @@ fn is_already(record: &Image, status: Status, ending: &Ending) -> bool {
     }
 }
 
-fn extended(record: &Image, ttl: u64, now: &Now) -> Decision {
+fn extended(record: &StoredRecord, ttl: u64, now: &Now) -> Decision {
     let expires = now.store.saturating_add(ttl);
     if expires <= record.expires {
-        return Decision::Keep(Because::Already);
+        return Decision::Keep(Reason::Already);
     }
-    write(Image { expires, revision: THIS_FRAME, updated_at: now.wall, updated: now.store, ..record.clone() })
+    write(StoredRecord { expires, revision: THIS_FRAME, updated_at: now.wall, updated: now.store, ..record.clone() })
 }
 
 /// A copy with numbers of this store. What was in progress elsewhere has no owner here.
-fn imported(image: &Image, now: &Now) -> Image {
-    let (state, interruption) = match image.state {
+fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
+    let (state, interruption) = match stored.state {
         Status::InProgress => (Status::Interrupted, Some(Interruption::ProcessEnded)),
-        state => (state, image.interruption),
+        state => (state, stored.interruption),
     };
     let ttl = match state {
-        Status::Succeeded => image.success_ttl,
-        Status::Failed => image.failure_ttl,
-        Status::Released => image.released_ttl,
-        Status::InProgress | Status::Interrupted => image.interrupted_ttl,
+        Status::Succeeded => stored.success_ttl,
+        Status::Failed => stored.failure_ttl,
+        Status::Released => stored.released_ttl,
+        Status::InProgress | Status::Interrupted => stored.interrupted_ttl,
     };
-    Image {
+    StoredRecord {
         state,
         by_key: false,
         bound: true,
@@ -489,7 +489,7 @@ fn imported(image: &Image, now: &Now) -> Image {
         updated: now.store,
         // The clocks of two stores have nothing in common, so its time starts again: late, never early.
         expires: now.store.saturating_add(ttl),
-        ..image.clone()
+        ..stored.clone()
     }
 }
 

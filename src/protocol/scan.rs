@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::{Draft, Protocol};
-use crate::store::{Content, Depth, Index, StoreKey};
+use super::{Protocol, Workspace};
+use crate::store::{Content, Index, Load, StoreKey};
 use crate::types::error::Result;
 
 /// Entries read at once, after the first few.
@@ -43,31 +43,31 @@ impl Scan {
 }
 
 impl Protocol {
-    /// The next entries of a range, as of the same moment as everything else that the draft has read, with what it has written;
+    /// The next entries of a range, as of the same moment as everything else that the workspace has read, with what it has written;
     /// `None` behind the last.
-    pub(crate) fn scan_in(&self, draft: &mut Draft, scan: &mut Scan, depth: Depth) -> Result<Option<Found>> {
-        draft.check()?;
+    pub(crate) fn scan_in(&self, workspace: &mut Workspace, scan: &mut Scan, load: Load) -> Result<Option<Found>> {
+        workspace.check()?;
         let Some(from) = scan.rest.take() else { return Ok(None) };
         let end = scan.end.as_ref();
         // Before it is read: a commit in between marks it. Then only as far as it was read.
         let id = match scan.id {
             Some(id) => id,
-            None => draft.reads.add_range(&from, end),
+            None => workspace.reads.add_range(&from, end),
         };
         scan.id = Some(id);
-        draft.reads.end_range_at(id, end);
+        workspace.reads.end_range_at(id, end);
         let (keys, next) = self.store.keys(scan.index(&from), &from, end, scan.batch)?;
         let stop = next.as_ref().or(end);
-        draft.reads.end_range_at(id, stop);
+        workspace.reads.end_range_at(id, stop);
         let mut found = Found::new();
         for at in keys {
-            let content = self.fetch_in(draft, &at, depth)?;
+            let content = self.fetch_in(workspace, &at, load)?;
             found.extend(content.map(|content| (at, content)));
         }
-        draft.stale = !self.holds(draft);
-        draft.check()?;
+        workspace.stale = !self.holds(workspace);
+        workspace.check()?;
         let written = (Bound::Included(&from), stop.map_or(Bound::Unbounded, Bound::Excluded));
-        for (at, content) in draft.writes.range(written) {
+        for (at, content) in workspace.writes.range(written) {
             match content {
                 Some(content) => found.insert(at.clone(), content.clone()),
                 None => found.remove(at),

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Because, Changed, Haste, Place, Protocol, Told, Written, lost, unexpected};
-use crate::protocol::rules::{Decision, Event, Step, decide};
-use crate::store::{Change, Content, Depth, Entrant, ReadSet, StoreKey, Terms, Ticket};
-use crate::sync::key_locks::{LaneSet, Taken};
+use super::{Changed, Event, Protocol, Reason, RecordId, WaitFor, Written, lost, unexpected};
+use crate::protocol::rules::{Action, Decision, Step, decide};
+use crate::store::{Change, CommitOptions, Content, Load, Priority, ReadSet, StoreKey, Ticket};
+use crate::sync::key_locks::{HeldLocks, LockSet};
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{Now, RecordInfo, Status};
@@ -22,14 +22,14 @@ thread_local! {
 /// A claim, as long as it is where it was.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fence<'a> {
-    pub(crate) place: &'a Place,
+    pub(crate) id: &'a RecordId,
     pub(crate) token: u64,
     pub(crate) point: &'a str,
 }
 
 /// What one run of a transaction has read, and what it would write.
 #[derive(Debug)]
-pub(crate) struct Draft {
+pub(crate) struct Workspace {
     pub(super) reads: ReadSet,
     pub(super) writes: BTreeMap<StoreKey, Option<Content>>,
     /// The records among the writes, and what they were.
@@ -46,7 +46,7 @@ pub(crate) struct Draft {
     pub(super) stale: bool,
 }
 
-/// What a draft would write at some moment.
+/// What a workspace would write at some moment.
 #[derive(Debug)]
 pub(crate) struct Savepoint {
     writes: BTreeMap<StoreKey, Option<Content>>,
@@ -54,15 +54,15 @@ pub(crate) struct Savepoint {
     kept: Vec<StoreKey>,
 }
 
-/// A draft that was committed.
+/// A workspace that was committed.
 #[derive(Debug)]
-pub(crate) struct Drafted {
+pub(crate) struct CommittedWorkspace {
     ticket: Ticket,
     written: Vec<Written>,
     decided: Option<Now>,
 }
 
-impl Draft {
+impl Workspace {
     pub(crate) fn is_stale(&self) -> bool {
         self.stale
     }
@@ -94,8 +94,8 @@ impl Draft {
 
 impl Protocol {
     /// For a run that has read nothing yet.
-    pub(crate) fn draft(&self) -> Draft {
-        Draft {
+    pub(crate) fn workspace(&self) -> Workspace {
+        Workspace {
             reads: self.store.read_set(),
             writes: BTreeMap::new(),
             records: Vec::new(),
@@ -133,168 +133,171 @@ impl Protocol {
         std::ptr::from_ref(self).addr()
     }
 
-    /// What a row holds, as of the same moment as everything else that the draft has read.
-    pub(crate) fn read_row(&self, draft: &mut Draft, at: &StoreKey) -> Result<Option<Value>> {
-        Ok(self.read_in(draft, at)?.and_then(Content::into_row))
+    /// What a row holds, as of the same moment as everything else that the workspace has read.
+    pub(crate) fn read_row(&self, workspace: &mut Workspace, at: &StoreKey) -> Result<Option<Value>> {
+        Ok(self.read_in(workspace, at)?.and_then(Content::into_row))
     }
 
-    pub(super) fn read_in(&self, draft: &mut Draft, at: &StoreKey) -> Result<Option<Content>> {
-        draft.check()?;
-        if let Some(content) = draft.writes.get(at) {
+    pub(super) fn read_in(&self, workspace: &mut Workspace, at: &StoreKey) -> Result<Option<Content>> {
+        workspace.check()?;
+        if let Some(content) = workspace.writes.get(at) {
             return Ok(content.clone());
         }
         // Before: a commit in between marks it.
-        draft.reads.add(at);
-        let content = self.fetch_in(draft, at, Depth::Whole)?;
+        workspace.reads.add(at);
+        let content = self.fetch_in(workspace, at, Load::All)?;
         // What was read before is as it was, so all of it held at the moment of this read.
-        draft.stale = !self.holds(draft);
-        draft.check()?;
+        workspace.stale = !self.holds(workspace);
+        workspace.check()?;
         Ok(content)
     }
 
     /// Reads something that is in the read set.
-    pub(super) fn fetch_in(&self, draft: &mut Draft, at: &StoreKey, depth: Depth) -> Result<Option<Content>> {
-        let read = self.store.read(at, depth)?;
+    pub(super) fn fetch_in(&self, workspace: &mut Workspace, at: &StoreKey, load: Load) -> Result<Option<Content>> {
+        let read = self.store.read(at, load)?;
         if read.record().is_some() {
-            let lapses = read.lapses(&self.now_in(draft));
-            draft.until = draft.until.into_iter().chain((lapses != NEVER).then_some(lapses)).min();
+            let lapses = read.lapses(&self.now_in(workspace));
+            workspace.until = workspace.until.into_iter().chain((lapses != NEVER).then_some(lapses)).min();
         }
-        draft.ticket = draft.ticket.max(read.ticket);
+        workspace.ticket = workspace.ticket.max(read.ticket);
         Ok(read.content)
     }
 
-    /// The time in a draft. It stands still: what expires meanwhile ends the run, and what is made is moved to the commit.
-    pub(super) fn now_in(&self, draft: &mut Draft) -> Now {
-        *draft.began.get_or_insert_with(|| self.store.now())
+    /// The time in a workspace. It stands still: what expires meanwhile ends the run, and what is made is moved to the commit.
+    pub(super) fn now_in(&self, workspace: &mut Workspace) -> Now {
+        *workspace.began.get_or_insert_with(|| self.store.now())
     }
 
     /// Changes a record along with the rest.
-    pub(super) fn change_in(&self, draft: &mut Draft, place: &Place, event: &Event<'_>) -> Result<Changed> {
-        let content = self.read_in(draft, &place.at)?;
-        let image = content.as_ref().and_then(Content::record);
+    pub(super) fn change_in(&self, workspace: &mut Workspace, id: &RecordId, action: &Action<'_>) -> Result<Changed> {
+        let content = self.read_in(workspace, &id.at)?;
+        let stored = content.as_ref().and_then(Content::record);
         // What is shown to people is when it was changed.
-        let now = Now { wall: self.store.now().wall, ..self.now_in(draft) };
-        let after = match decide(image.map(Arc::as_ref), event, &now) {
-            Decision::Write(image) => Some(Arc::new(*image)),
+        let now = Now { wall: self.store.now().wall, ..self.now_in(workspace) };
+        let after = match decide(stored.map(Arc::as_ref), action, &now) {
+            Decision::Write(stored) => Some(Arc::new(*stored)),
             Decision::Delete => None,
-            Decision::Keep(because) => return Ok(Changed::Kept(because, self.show(place, image, &now))),
+            Decision::Keep(reason) => return Ok(Changed::Kept(reason, self.show(id, stored, &now))),
         };
-        let is_first = !draft.writes.contains_key(&place.at);
+        let is_first = !workspace.writes.contains_key(&id.at);
         if is_first {
-            draft.records.push((place.at.clone(), image.map(|image| image.status(&now))));
+            workspace.records.push((id.at.clone(), stored.map(|stored| stored.status(&now))));
         }
-        if !event.keeps_expiry() {
-            draft.kept.retain(|kept| *kept != place.at);
+        if !action.keeps_expiry() {
+            workspace.kept.retain(|kept| *kept != id.at);
         } else if is_first {
-            draft.kept.push(place.at.clone());
+            workspace.kept.push(id.at.clone());
         }
-        let changed = self.show(place, after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written);
-        draft.writes.insert(place.at.clone(), after.map(Content::Record));
+        let changed = self.show(id, after.as_ref(), &now).map_or(Changed::Deleted, Changed::Written);
+        workspace.writes.insert(id.at.clone(), after.map(Content::Record));
         Ok(changed)
     }
 
     /// What a stage makes of its record, which must be where it was, from now to the commit.
-    pub(crate) fn step(&self, draft: &mut Draft, fence: Fence<'_>, step: &Step) -> Result<()> {
-        let Fence { place, token, point } = fence;
-        match self.change_in(draft, place, &Event::Stage { token, point, step })? {
-            Changed::Written(_) | Changed::Kept(Because::Already, _) => Ok(()),
-            Changed::Kept(because, _) => Err(lost(place, because)),
-            other @ Changed::Deleted => Err(unexpected(place, &other)),
+    pub(crate) fn step(&self, workspace: &mut Workspace, fence: Fence<'_>, step: &Step) -> Result<()> {
+        let Fence { id, token, point } = fence;
+        match self.change_in(workspace, id, &Action::Stage { token, point, step })? {
+            Changed::Written(_) | Changed::Kept(Reason::Already, _) => Ok(()),
+            Changed::Kept(reason, _) => Err(lost(id, reason)),
+            other @ Changed::Deleted => Err(unexpected(id, &other)),
         }
     }
 
     /// Whether everything that was read is still so.
-    pub(crate) fn holds(&self, draft: &Draft) -> bool {
-        !draft.stale && draft.reads.is_current() && draft.until.is_none_or(|until| self.store.now().store < until)
+    pub(crate) fn holds(&self, workspace: &Workspace) -> bool {
+        !workspace.stale
+            && workspace.reads.is_current()
+            && workspace.until.is_none_or(|until| self.store.now().store < until)
     }
 
     /// Waits until everything that was read is durable: before that, nobody may be told.
-    pub(crate) fn wait_for(&self, draft: &Draft) -> Result<()> {
-        self.store.wait(draft.ticket)
+    pub(crate) fn wait_for(&self, workspace: &Workspace) -> Result<()> {
+        self.store.wait(workspace.ticket)
     }
 
-    /// Commits all of a draft; `None` if something that it read has changed. To be followed by
-    /// [`tell`](Self::tell), once the lanes are given back.
-    pub(crate) fn commit(&self, draft: &mut Draft) -> Result<Option<Drafted>> {
-        if draft.writes.is_empty() {
-            let drafted = Drafted { ticket: draft.ticket, written: Vec::new(), decided: None };
-            return Ok(self.holds(draft).then_some(drafted));
+    /// Commits all of a workspace; `None` if something that it read has changed. To be followed by
+    /// [`tell`](Self::tell), once the locks are given back.
+    pub(crate) fn commit(&self, workspace: &mut Workspace) -> Result<Option<CommittedWorkspace>> {
+        if workspace.writes.is_empty() {
+            let committed = CommittedWorkspace { ticket: workspace.ticket, written: Vec::new(), decided: None };
+            return Ok(self.holds(workspace).then_some(committed));
         }
-        let changes = std::mem::take(&mut draft.writes);
+        let changes = std::mem::take(&mut workspace.writes);
         let changes = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
-        let decided = draft.began.map(|now| now.store);
-        let until = draft.until.unwrap_or(NEVER);
+        let decided = workspace.began.map(|now| now.store);
+        let until = workspace.until.unwrap_or(NEVER);
         // What a claim's operation has done is recorded as its ending is, whoever else waits.
-        let has_run = draft.records.iter().any(|(_, before)| *before == Some(Status::InProgress));
-        let who = if has_run { Entrant::Finishing } else { Entrant::User };
-        let terms = Terms { who, decided, kept: &draft.kept, until, read_set: Some(&draft.reads) };
-        let Some(committed) = self.store.commit(changes, &[], terms)? else { return Ok(None) };
-        let written = draft.records.drain(..).map(|(at, before)| {
+        let has_run = workspace.records.iter().any(|(_, before)| *before == Some(Status::InProgress));
+        let priority = if has_run { Priority::Finishing } else { Priority::User };
+        let options =
+            CommitOptions { priority, decided, kept: &workspace.kept, until, read_set: Some(&workspace.reads) };
+        let Some(committed) = self.store.commit(changes, &[], options)? else { return Ok(None) };
+        let written = workspace.records.drain(..).map(|(at, before)| {
             let change = committed.changes.iter().find(|change| change.key == at);
             let after = change.and_then(Change::record).cloned();
             Written { at, before, after }
         });
-        Ok(Some(Drafted { ticket: committed.ticket, written: written.collect(), decided: draft.began }))
+        Ok(Some(CommittedWorkspace { ticket: committed.ticket, written: written.collect(), decided: workspace.began }))
     }
 
     /// Waits until a commit is durable, and wakes those whom it concerns. The record of the fence, if it was written.
-    pub(crate) fn tell(&self, drafted: &Drafted, fence: Option<Fence<'_>>) -> Result<Option<RecordInfo>> {
-        self.publish(&drafted.written, drafted.ticket, Haste::Durable)?;
+    pub(crate) fn tell(&self, committed: &CommittedWorkspace, fence: Option<Fence<'_>>) -> Result<Option<RecordInfo>> {
+        self.publish(&committed.written, committed.ticket, WaitFor::Sync)?;
         // As it was then: by now what was written may have expired.
-        let Some(now) = drafted.decided else { return Ok(None) };
-        for Written { at, after, .. } in &drafted.written {
-            let ended = after.as_ref().filter(|image| matches!(image.state, Status::Succeeded | Status::Failed));
-            let info = || self.show(&Place::from_store(at.clone())?, Some(ended?), &now);
+        let Some(now) = committed.decided else { return Ok(None) };
+        for Written { at, after, .. } in &committed.written {
+            let ended = after.as_ref().filter(|stored| matches!(stored.state, Status::Succeeded | Status::Failed));
+            let info = || self.show(&RecordId::from_store(at.clone())?, Some(ended?), &now);
             if let Some(info) = info() {
-                self.hub.tell(|| Told::Ended(info.without_outcome()));
+                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
             }
         }
-        let Some(Fence { place, .. }) = fence else { return Ok(None) };
-        let written = drafted.written.iter().find(|written| written.at == place.at);
-        Ok(written.and_then(|written| self.show(place, written.after.as_ref(), &now)))
+        let Some(Fence { id, .. }) = fence else { return Ok(None) };
+        let written = committed.written.iter().find(|written| written.at == id.at);
+        Ok(written.and_then(|written| self.show(id, written.after.as_ref(), &now)))
     }
 
     /// For a transaction that keeps others off what they have changed under it.
-    pub(crate) fn no_lanes(&self) -> Taken<'_> {
-        self.lanes.none()
+    pub(crate) fn no_locks(&self) -> HeldLocks<'_> {
+        self.key_locks.none()
     }
 
-    fn lane(&self, key: &[u8]) -> usize {
+    fn lock_number(&self, key: &[u8]) -> usize {
         self.store.spread(key)
     }
 
-    /// The lanes of what a draft has read and somebody has changed since; of a range, that of its table or manager.
-    pub(crate) fn changed_lanes(&self, draft: &Draft) -> LaneSet {
-        draft.reads.conflicts().iter().map(|key| self.lane(key.bytes())).collect()
+    /// The locks of what a workspace has read and somebody has changed since; of a range, that of its table or manager.
+    pub(crate) fn changed_locks(&self, workspace: &Workspace) -> LockSet {
+        workspace.reads.conflicts().iter().map(|key| self.lock_number(key.bytes())).collect()
     }
 
-    /// The lanes of all that was read.
-    pub(crate) fn read_lanes(&self, draft: &Draft) -> LaneSet {
-        draft.reads.all().map(|key| self.lane(key.bytes())).collect()
+    /// The locks of all that was read.
+    pub(crate) fn read_locks(&self, workspace: &Workspace) -> LockSet {
+        workspace.reads.all().map(|key| self.lock_number(key.bytes())).collect()
     }
 
-    /// The lanes of what a draft writes, the record of its claim included, and those of its tables and managers.
-    pub(crate) fn written_lanes(&self, draft: &Draft, fence: Option<Fence<'_>>) -> (LaneSet, LaneSet) {
-        let keys = || draft.writes.keys().chain(fence.map(|fence| &fence.place.at));
-        let lanes = keys().map(|key| self.lane(key.bytes())).collect();
-        (lanes, keys().map(|key| self.lane(key.container_bytes())).collect())
+    /// The locks of what a workspace writes, the record of its claim included, and those of its tables and managers.
+    pub(crate) fn written_locks(&self, workspace: &Workspace, fence: Option<Fence<'_>>) -> (LockSet, LockSet) {
+        let keys = || workspace.writes.keys().chain(fence.map(|fence| &fence.id.at));
+        let locks = keys().map(|key| self.lock_number(key.bytes())).collect();
+        (locks, keys().map(|key| self.lock_number(key.container_bytes())).collect())
     }
 
     /// Lets transactions go first that have met others too often here. For who changes one key, and has read nothing yet.
-    pub(super) fn give_way(&self, at: &StoreKey) {
-        let lanes = [at.bytes(), at.container_bytes()].map(|key| self.lane(key));
-        self.lanes.pass(&lanes.into_iter().collect());
+    pub(super) fn yield_to(&self, at: &StoreKey) {
+        let locks = [at.bytes(), at.container_bytes()].map(|key| self.lock_number(key));
+        self.key_locks.pass(&locks.into_iter().collect());
     }
 
     #[cfg(test)]
-    pub(crate) fn is_lane_taken(&self, at: &StoreKey) -> bool {
-        self.lanes.is_taken(&LaneSet::from_iter([self.lane(at.bytes())]))
+    pub(crate) fn is_key_locked(&self, at: &StoreKey) -> bool {
+        self.key_locks.is_taken(&LockSet::from_iter([self.lock_number(at.bytes())]))
     }
 
-    /// Nobody waits longer than this for lanes.
+    /// Nobody waits longer than this for locks.
     #[cfg(test)]
     pub(crate) fn with_patience(mut self, patience: std::time::Duration) -> Self {
-        self.lanes = crate::sync::key_locks::Lanes::new(patience);
+        self.key_locks = crate::sync::key_locks::KeyLocks::new(patience);
         self
     }
 
@@ -332,60 +335,60 @@ mod tests {
         protocol.put_row(protocol.row_change("t", &number.to_be_bytes(), Some(b"x")).unwrap()).unwrap();
     }
 
-    // Stripes, which many keys share, have had a transaction run again for others' keys, and clients could choose theirs.
+    // Versions, which many keys share, have had a transaction run again for others' keys, and clients could choose theirs.
     #[test]
     fn commits_of_other_keys_change_nothing_for_a_draft() {
         let (_dir, protocol) = open();
-        let mut draft = protocol.draft();
+        let mut workspace = protocol.workspace();
         for number in 0..1000 {
-            assert_eq!(protocol.read_row(&mut draft, &at(number)).unwrap(), None);
+            assert_eq!(protocol.read_row(&mut workspace, &at(number)).unwrap(), None);
         }
         let changes = (1000..200_000_u32).map(|number| Change { key: at(number), content: None });
-        assert!(protocol.store.commit(changes.collect(), &[], Entrant::User).unwrap().is_some());
-        assert!(protocol.holds(&draft));
-        draft.write_row(protocol.row_change("t", b"mine", Some(b"x")).unwrap()).unwrap();
-        assert!(protocol.commit(&mut draft).unwrap().is_some());
+        assert!(protocol.store.commit(changes.collect(), &[], Priority::User).unwrap().is_some());
+        assert!(protocol.holds(&workspace));
+        workspace.write_row(protocol.row_change("t", b"mine", Some(b"x")).unwrap()).unwrap();
+        assert!(protocol.commit(&mut workspace).unwrap().is_some());
     }
 
     #[test]
     fn a_commit_is_met_by_the_very_next_read_and_by_the_end() {
         let (_dir, protocol) = open();
         for next in [0, 1, 2] {
-            let mut draft = protocol.draft();
+            let mut workspace = protocol.workspace();
             for number in [0, 1] {
-                protocol.read_row(&mut draft, &at(number)).unwrap();
+                protocol.read_row(&mut workspace, &at(number)).unwrap();
             }
             put(&protocol, 0);
-            assert_eq!(protocol.read_row(&mut draft, &at(next)).unwrap_err().kind(), ErrorKind::Conflict, "{next}");
-            assert!(draft.is_stale() && !protocol.holds(&draft));
-            assert!(protocol.changed_lanes(&draft) == LaneSet::from_iter([protocol.lane(at(0).bytes())]));
+            assert_eq!(protocol.read_row(&mut workspace, &at(next)).unwrap_err().kind(), ErrorKind::Conflict, "{next}");
+            assert!(workspace.is_stale() && !protocol.holds(&workspace));
+            assert!(protocol.changed_locks(&workspace) == LockSet::from_iter([protocol.lock_number(at(0).bytes())]));
         }
-        let mut draft = protocol.draft();
-        protocol.read_row(&mut draft, &at(0)).unwrap();
+        let mut workspace = protocol.workspace();
+        protocol.read_row(&mut workspace, &at(0)).unwrap();
         put(&protocol, 0);
-        assert!(protocol.commit(&mut draft).unwrap().is_none(), "a phase that only reads");
+        assert!(protocol.commit(&mut workspace).unwrap().is_none(), "a phase that only reads");
     }
 
     // Records gave way to nobody: a transaction that read one which others kept changing ran in vain to the end.
     #[test]
     fn changes_of_records_wait_for_the_locks_of_a_transaction_and_endings_do_not() {
         let (_dir, protocol) = open();
-        let place = |key: &str| Place::new(&"m".into(), crate::types::key::Key::new(key).unwrap());
+        let id = |key: &str| RecordId::new(&"m".into(), crate::types::key::Key::new(key).unwrap());
         let start = Start::plain(OnInterrupted::Hold);
-        let begin = |key: &str| match protocol.begin(&place(key), &start).unwrap() {
-            Begun::Claimed(info) => info.image().token,
+        let begin = |key: &str| match protocol.begin(&id(key), &start).unwrap() {
+            Begun::Claimed(info) => info.stored().token,
             other => panic!("{other:?}"),
         };
-        let k = place("k");
+        let k = id("k");
         let changes: [&(dyn Fn() + Sync); 3] =
             [&|| assert!(begin("k") > 0), &|| assert!(protocol.remove(&k).unwrap()), &|| {
-                protocol.import(&k, protocol.get(&k, Depth::Whole).unwrap().unwrap().image()).map(drop).unwrap();
+                protocol.import(&k, protocol.get(&k, Load::All).unwrap().unwrap().stored()).map(drop).unwrap();
             }];
         for held in [k.at.bytes(), k.at.container_bytes()] {
             for change in changes {
                 let token = begin("k");
-                let mut locks = protocol.no_lanes();
-                locks.widen(&LaneSet::from_iter([protocol.lane(held)]));
+                let mut locks = protocol.no_locks();
+                locks.lock_more(&LockSet::from_iter([protocol.lock_number(held)]));
                 protocol.end(&k, token, &Ending::Release).unwrap();
                 let given_back = AtomicBool::new(false);
                 std::thread::scope(|scope| {
@@ -400,8 +403,8 @@ mod tests {
                     drop(locks);
                     thread.join().unwrap();
                 });
-                if let Some(info) = protocol.get(&k, Depth::Head).unwrap() {
-                    let _ = protocol.end(&k, info.image().token, &Ending::Release);
+                if let Some(info) = protocol.get(&k, Load::WithoutOutcome).unwrap() {
+                    let _ = protocol.end(&k, info.stored().token, &Ending::Release);
                     assert!(protocol.remove(&k).unwrap());
                 }
             }

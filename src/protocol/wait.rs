@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Begun, Place, Protocol};
+use super::{Begun, Protocol, RecordId};
 use crate::protocol::rules::Start;
-use crate::store::Depth;
+use crate::store::Load;
 use crate::sync::wait_queue::{Role, Woken};
 use crate::types::clock::monotonic;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -32,66 +32,66 @@ pub(crate) enum Awaited {
 
 impl Protocol {
     /// As `begin`, but waits for another owner until the deadline, and may take the key over when that gives up.
-    pub(crate) fn begin_or_wait(&self, place: &Place, start: &Start, deadline: Option<Instant>) -> Result<Begun> {
-        let first = self.begin(place, start)?;
+    pub(crate) fn begin_or_wait(&self, id: &RecordId, start: &Start, deadline: Option<Instant>) -> Result<Begun> {
+        let first = self.begin(id, start)?;
         if !matches!(first, Begun::InProgress(_)) {
             return Ok(first);
         }
-        self.check_wait(place)?;
-        let mut seat = self.slots.enter(place.at.clone(), Role::Heir);
+        self.check_wait(id)?;
+        let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Successor);
         let mut overtaken = false;
         let mut timed_out = false;
         loop {
             // Read after entering the queue: an ending in between was not missed.
-            let begun = self.begin(place, start)?;
+            let begun = self.begin(id, start)?;
             match begun {
                 Begun::Claimed(_) => {
-                    seat.claimed();
+                    waiter.claimed();
                     return Ok(begun);
                 }
                 Begun::InProgress(_) if !timed_out => {}
-                // A turn that this seat may have is passed on when it is dropped.
+                // A hand-over that this waiter may have is passed on when it is dropped.
                 other => return Ok(other),
             }
             if overtaken {
-                seat.rejoin();
+                waiter.rejoin();
                 overtaken = false;
                 continue;
             }
-            match seat.park(deadline) {
+            match waiter.park(deadline) {
                 // Looked at here too: others may wake this one again and again.
-                Woken::Look | Woken::Turn => (overtaken, timed_out) = (true, is_past(deadline)),
+                Woken::Changed | Woken::HandedOver => (overtaken, timed_out) = (true, is_past(deadline)),
                 Woken::TimedOut => timed_out = true,
-                Woken::Closed => return Err(self.gone(place)),
+                Woken::Closed => return Err(self.gone(id)),
             }
         }
     }
 
     /// Waits until nobody is at work on the key, and nobody is to begin it.
-    pub(crate) fn wait(&self, place: &Place, deadline: Option<Instant>) -> Result<Awaited> {
-        if let Some(ended) = self.look(place)? {
+    pub(crate) fn wait(&self, id: &RecordId, deadline: Option<Instant>) -> Result<Awaited> {
+        if let Some(ended) = self.look(id)? {
             return Ok(ended);
         }
-        self.check_wait(place)?;
-        let mut seat = self.slots.enter(place.at.clone(), Role::Observer);
+        self.check_wait(id)?;
+        let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Observer);
         loop {
-            if let Some(ended) = self.look(place)? {
+            if let Some(ended) = self.look(id)? {
                 return Ok(ended);
             }
-            match seat.park(deadline) {
-                Woken::Look | Woken::Turn => {
-                    if let Some(ended) = self.look(place)? {
+            match waiter.park(deadline) {
+                Woken::Changed | Woken::HandedOver => {
+                    if let Some(ended) = self.look(id)? {
                         return Ok(ended);
                     }
                     // Somebody else has begun already.
                     if is_past(deadline) {
-                        return self.look_late(place);
+                        return self.look_late(id);
                     }
-                    seat.rejoin();
+                    waiter.rejoin();
                 }
-                Woken::TimedOut => return self.look_late(place),
+                Woken::TimedOut => return self.look_late(id),
                 Woken::Closed => {
-                    let error = self.gone(place);
+                    let error = self.gone(id);
                     return if error.kind() == ErrorKind::Closed { Ok(Awaited::Closed) } else { Err(error) };
                 }
             }
@@ -99,8 +99,8 @@ impl Protocol {
     }
 
     /// `None` while somebody is at work, or about to be.
-    fn look(&self, place: &Place) -> Result<Option<Awaited>> {
-        let mut read = self.get(place, Depth::Whole)?;
+    fn look(&self, id: &RecordId) -> Result<Option<Awaited>> {
+        let mut read = self.get(id, Load::All)?;
         loop {
             let Some(info) = read else { return Ok(Some(Awaited::Absent)) };
             match info.status() {
@@ -108,28 +108,28 @@ impl Protocol {
                 Status::Succeeded | Status::Failed => return Ok(Some(Awaited::Finished(info))),
                 Status::Interrupted => return Ok(Some(Awaited::Interrupted)),
                 // Created and not begun yet, or its successor has not begun yet.
-                Status::Released if !is_released(&info) || self.slots.has_heir(&place.at) => return Ok(None),
+                Status::Released if !is_released(&info) || self.wait_queue.has_successor(&id.at) => return Ok(None),
                 Status::Released => {}
             }
             // The successor may have begun in between. A record that is still the same was released while there was none.
-            read = self.get(place, Depth::Whole)?;
-            if read.as_ref().is_some_and(|again| again.image().revision == info.image().revision) {
+            read = self.get(id, Load::All)?;
+            if read.as_ref().is_some_and(|again| again.stored().revision == info.stored().revision) {
                 return Ok(Some(Awaited::Released));
             }
         }
     }
 
     /// As [`look`](Self::look), at the deadline: what is released is that, whoever is to take it over.
-    fn look_late(&self, place: &Place) -> Result<Awaited> {
-        if let Some(ended) = self.look(place)? {
+    fn look_late(&self, id: &RecordId) -> Result<Awaited> {
+        if let Some(ended) = self.look(id)? {
             return Ok(ended);
         }
-        let released = self.get(place, Depth::Head)?.is_some_and(|info| is_released(&info));
+        let released = self.get(id, Load::WithoutOutcome)?.is_some_and(|info| is_released(&info));
         Ok(if released { Awaited::Released } else { Awaited::TimedOut })
     }
 
     /// Why the queues were closed.
-    fn gone(&self, place: &Place) -> Error {
-        self.get(place, Depth::Head).err().unwrap_or_else(Error::closed)
+    fn gone(&self, id: &RecordId) -> Error {
+        self.get(id, Load::WithoutOutcome).err().unwrap_or_else(Error::closed)
     }
 }

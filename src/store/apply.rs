@@ -14,7 +14,7 @@ use super::format::record::Head;
 use super::overlay::Overlay;
 use super::values::{self, Due, Stray};
 use super::verify::{Ground, Problems, Scans, VerifyReport};
-use crate::store::sled::disk_space::Nudges;
+use crate::store::sled::disk_space::Wakeups;
 use crate::store::sled::tables::{Name, Stamp, Tables};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::Status;
@@ -117,8 +117,8 @@ impl Applier {
 
     fn change(&mut self, id: PiecesId, change: Change) -> Result<()> {
         match change.content {
-            Some(Content::Record(image)) if image.state == Status::InProgress => {
-                self.live.insert(change.key, Live { content: Content::Record(image), id, in_sled: false });
+            Some(Content::Record(stored)) if stored.state == Status::InProgress => {
+                self.live.insert(change.key, Live { content: Content::Record(stored), id, in_sled: false });
             }
             content => {
                 values::write(&self.tables, &mut self.expiries, &change.key, content.as_ref(), id)?;
@@ -204,7 +204,7 @@ impl Deleting {
     }
 
     /// Deletes so many; gives itself back if there is more.
-    fn step(mut self, applier: &mut Applier, around: &Surroundings, limit: usize) -> Result<Option<Self>> {
+    fn step(mut self, applier: &mut Applier, callbacks: &Callbacks, limit: usize) -> Result<Option<Self>> {
         if std::mem::take(&mut self.lists) {
             applier.expiries.write_all(&applier.tables)?;
         }
@@ -213,7 +213,7 @@ impl Deleting {
             gone.extend(values::delete(&applier.tables, &key, &found)?.map(|head| (key, head)));
         }
         if !gone.is_empty() {
-            (around.forgotten)(&mut gone);
+            (callbacks.forgotten)(&mut gone);
         }
         for (_, head) in gone {
             self.deleted.records += 1;
@@ -239,7 +239,7 @@ impl Deleting {
 pub(crate) type Forget = Box<dyn Fn(&mut Vec<(StoreKey, Head)>) + Send>;
 
 /// What the apply thread needs of the rest.
-pub(crate) struct Surroundings {
+pub(crate) struct Callbacks {
     /// A group with so many payload bytes was applied.
     pub(crate) applied: Box<dyn Fn(u64, u64) + Send>,
     /// Payload bytes ever applied.
@@ -261,7 +261,7 @@ pub(crate) struct Inbox {
     pub(crate) messages: Receiver<Message>,
     pub(crate) deletions: Receiver<Deletion>,
     /// There may be room again.
-    pub(crate) nudges: Nudges,
+    pub(crate) wakeups: Wakeups,
 }
 
 /// Records deleted at once while no group comes.
@@ -281,7 +281,7 @@ const LULL: Duration = Duration::from_millis(5);
 const LIVE_BYTES: u64 = 1024;
 
 /// The apply thread's life: until it is told to close, or the writer is gone.
-pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) -> Result<()> {
+pub(crate) fn run(mut applier: Applier, inbox: &Inbox, callbacks: &Callbacks) -> Result<()> {
     let mut deleting: Option<Deleting> = None;
     let mut scans = Scans::new(&applier.tables);
     // What came while there was no room: the writer never waits for that.
@@ -313,25 +313,25 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, around: &Surroundings) ->
             }
             Some(message) => {
                 let mut waiting = Waiting { backlog: &mut backlog, scans: &mut scans, deleting: &mut deleting };
-                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut waiting, around) {
-                    (around.left_behind)(full);
+                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut waiting, callbacks) {
+                    (callbacks.left_behind)(full);
                     return Ok(());
                 }
                 if matches!(message, Message::Close) {
-                    return close(&mut applier, around);
+                    return close(&mut applier, callbacks);
                 }
                 is_lull = false;
-                DELETE_AT_LEAST.max(DELETE_FOR_TWO * apply(&mut applier, message, around)? / 2)
+                DELETE_AT_LEAST.max(DELETE_FOR_TWO * apply(&mut applier, message, callbacks)? / 2)
             }
             None if is_lull || !scans.is_empty() => DELETE_IDLE,
             None => 0,
         };
         if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
-            if let Some(full) = (around.short)(0) {
+            if let Some(full) = (callbacks.short)(0) {
                 more.refuse(full);
             } else {
                 applier.unstamp()?;
-                deleting = more.step(&mut applier, around, to_delete)?;
+                deleting = more.step(&mut applier, callbacks, to_delete)?;
             }
         }
         applier.scan(&mut scans, true);
@@ -352,10 +352,10 @@ fn wait_for_room(
     message: &Message,
     inbox: &Inbox,
     Waiting { backlog, scans, deleting }: &mut Waiting<'_>,
-    around: &Surroundings,
+    callbacks: &Callbacks,
 ) -> Option<Error> {
     let bytes = applier.bytes_of(message);
-    while let Some(full) = (around.short)(bytes) {
+    while let Some(full) = (callbacks.short)(bytes) {
         if let Some(deletion) = deleting.take() {
             deletion.refuse(full.clone());
         }
@@ -366,7 +366,7 @@ fn wait_for_room(
             if scans.is_empty() { crossbeam_channel::never() } else { crossbeam_channel::after(Duration::ZERO) };
         crossbeam_channel::select! {
             recv(read_on) -> _ => applier.scan(scans, false),
-            recv(inbox.nudges) -> _ => {}
+            recv(inbox.wakeups) -> _ => {}
             recv(inbox.messages) -> message => match message {
                 Ok(Message::Verify { problems, reply }) => scans.add(&applier.tables, problems, reply),
                 message => backlog.push_back(message.unwrap_or(Message::End)),
@@ -382,37 +382,37 @@ fn wait_for_room(
 }
 
 /// Says how many frames there were.
-fn apply(applier: &mut Applier, message: Message, around: &Surroundings) -> Result<usize> {
+fn apply(applier: &mut Applier, message: Message, callbacks: &Callbacks) -> Result<usize> {
     match message {
         Message::Group { group, first_frame, frames, bytes, checkpoint } => {
             let count = frames.len();
             for (number, frame) in (first_frame..).zip(frames) {
                 applier.apply(number, frame)?;
             }
-            (around.applied)(group, bytes);
+            (callbacks.applied)(group, bytes);
             if checkpoint {
-                send_job(applier, around, false, None)?;
+                send_job(applier, callbacks, false, None)?;
             }
             Ok(count)
         }
         #[cfg(test)]
-        Message::Checkpoint { reply } => send_job(applier, around, false, Some(reply)).map(|()| 0),
+        Message::Checkpoint { reply } => send_job(applier, callbacks, false, Some(reply)).map(|()| 0),
         Message::Verify { .. } | Message::Close | Message::End => Ok(0),
     }
 }
 
-fn close(applier: &mut Applier, around: &Surroundings) -> Result<()> {
+fn close(applier: &mut Applier, callbacks: &Callbacks) -> Result<()> {
     let (reply, done) = crossbeam_channel::bounded(1);
-    send_job(applier, around, true, Some(reply))?;
+    send_job(applier, callbacks, true, Some(reply))?;
     if done.recv().is_err() {
         return Ok(());
     }
-    (around.closed)()
+    (callbacks.closed)()
 }
 
-fn send_job(applier: &mut Applier, around: &Surroundings, closes: bool, reply: Option<Sender<()>>) -> Result<()> {
-    let bytes = (around.applied_bytes)();
+fn send_job(applier: &mut Applier, callbacks: &Callbacks, closes: bool, reply: Option<Sender<()>>) -> Result<()> {
+    let bytes = (callbacks.applied_bytes)();
     let frame = applier.settle(closes)?;
     let gone = |_| Error::new(ErrorKind::Closed, "the checkpoint thread has ended");
-    around.checkpoints.send(Job { frame, applied: bytes, reply }).map_err(gone)
+    callbacks.checkpoints.send(Job { frame, applied: bytes, reply }).map_err(gone)
 }

@@ -20,7 +20,7 @@ pub(crate) struct Job {
     pub(crate) reply: Option<Sender<()>>,
 }
 
-pub(crate) struct Surroundings {
+pub(crate) struct Callbacks {
     pub(crate) path: PathBuf,
     pub(crate) tables: Arc<Tables>,
     pub(crate) pool: Arc<Pool>,
@@ -32,30 +32,30 @@ pub(crate) struct Surroundings {
 }
 
 /// The checkpoint thread's life, off the path of commits and of their application.
-pub(crate) fn run(jobs: &Receiver<Job>, around: &Surroundings) -> Result<()> {
+pub(crate) fn run(jobs: &Receiver<Job>, callbacks: &Callbacks) -> Result<()> {
     while let Ok(next) = jobs.recv() {
         // A later state has all of an earlier one.
         let waiting: Vec<Job> = std::iter::once(next).chain(jobs.try_iter()).collect();
         let Some(job) = waiting.last() else { break };
-        let _working = telemetry::enter(Work::StoreCheckpoint, &around.path);
-        around.tables.flush()?;
+        let _working = telemetry::enter(Work::StoreCheckpoint, &callbacks.path);
+        callbacks.tables.flush()?;
         // Behind the flush, which may write some, and before any of the journal is given up: what is in them may go with a power
         // cut, and then only the journal has it.
-        let blobs = around.tables.blobs.unsynced()?;
+        let blobs = callbacks.tables.blobs.unsynced()?;
         if blobs > 0 {
-            let dir = around.path.display();
+            let dir = callbacks.path.display();
             let message =
                 format!("the record store in {dir} has {blobs} values in files of their own, which nobody syncs");
             return Err(Error::new(ErrorKind::Corrupt, message));
         }
-        match (around.record)(job.frame) {
+        match (callbacks.record)(job.frame) {
             // A full disk's close did not wait for this. What is not recorded is replayed.
             Err(error) if error.kind() == ErrorKind::Closed => break,
             recorded => recorded?,
         }
-        around.pool.release(job.frame);
-        around.count.add(1);
-        (around.done)(job.applied);
+        callbacks.pool.release(job.frame);
+        callbacks.count.add(1);
+        (callbacks.done)(job.applied);
         for reply in waiting.into_iter().filter_map(|job| job.reply) {
             // Whoever asked may have gone.
             let _ = reply.send(());

@@ -13,12 +13,12 @@ use super::ahead::Ahead;
 use super::apply::{Deleted, Deletion};
 use super::format::frame::StoreKey;
 use super::format::{behind, block};
-use super::values::{self, Depth, Due, Stray};
+use super::values::{self, Due, Load, Stray};
 use super::{Index, Inner, Store};
 use crate::store::sled::tables::Name;
 use crate::types::clock::NEVER;
 use crate::types::error::Result;
-use crate::types::record::{Image, Status};
+use crate::types::record::{Status, StoredRecord};
 
 /// Blocks of the expiry tree that a pass takes at once, to go through their keys in order.
 const AHEAD: usize = if cfg!(test) { 2 } else { 1 << 12 };
@@ -115,7 +115,7 @@ impl Store {
 
     /// Whether everything committed is in sled.
     pub(crate) fn is_drained(&self) -> bool {
-        self.inner.group.unapplied() == 0
+        self.inner.commit_queue.unapplied() == 0
     }
 
     /// Gives some of what is due to the apply thread to delete, about `limit` records, and says what came of those before;
@@ -153,17 +153,17 @@ impl Store {
             let (now, mut found) = (self.now(), Found::default());
             for key in keys {
                 let in_overlay = self.inner.overlay.contains(&key);
-                let read = self.inner.read(&key, Depth::Head)?;
+                let read = self.inner.read(&key, Load::WithoutOutcome)?;
                 match read.record() {
-                    Some(image) if image.seen(&now).is_none() => {
+                    Some(stored) if stored.seen(&now).is_none() => {
                         // Sled may have another revision by now, which is not due.
                         let held = values::found(&self.inner.tables, &key)?;
-                        let held = held.filter(|(head, _)| head.revision == image.revision);
+                        let held = held.filter(|(head, _)| head.revision == stored.revision);
                         found.due.extend(held.map(|(_, bytes)| (key, bytes)));
                     }
-                    Some(image) if is_unfinished(image) => {
-                        survey.interrupted += u64::from(image.status(&now) == Status::Interrupted);
-                        dead_due = dead_due.min(image.expires_at(&now));
+                    Some(stored) if is_unfinished(stored) => {
+                        survey.interrupted += u64::from(stored.status(&now) == Status::Interrupted);
+                        dead_due = dead_due.min(stored.expires_at(&now));
                     }
                     _ if in_overlay => {}
                     _ => found.strays.push(Stray::Unfinished(key)),
@@ -199,8 +199,8 @@ impl Store {
     }
 }
 
-fn is_unfinished(image: &Image) -> bool {
-    matches!(image.state, Status::InProgress | Status::Released | Status::Interrupted)
+fn is_unfinished(stored: &StoredRecord) -> bool {
+    matches!(stored.state, Status::InProgress | Status::Released | Status::Interrupted)
 }
 
 impl Inner {
@@ -255,7 +255,7 @@ impl Inner {
 
     pub(super) fn begin_deletion(&self, found: Found) -> Result<Option<UnderWay>> {
         let Found { mut due, strays } = found;
-        self.group.exclusive(|| {
+        self.commit_queue.exclusive(|| {
             due.retain(|(key, _)| !self.overlay.contains(key));
             self.changed(due.iter().map(|(key, _)| key));
         });

@@ -11,7 +11,7 @@ use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
-use crate::types::record::{Image, Status};
+use crate::types::record::{Status, StoredRecord};
 use crate::types::value::Value;
 
 /// What a record has that varies in length, and some of the rest.
@@ -33,7 +33,7 @@ pub struct Parts {
 /// The bytes of a record, and whether they are read as what they were.
 pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
     let [generation, revision, token, created_at, updated_at, updated, expires, a, b, c] = parts.numbers;
-    let image = Image {
+    let stored = StoredRecord {
         state: if parts.finished { Status::Succeeded } else { Status::Released },
         by_key: parts.by_key,
         bound: parts.by_key ^ parts.resumes,
@@ -60,8 +60,8 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         outcome: parts.finished.then(|| Value::from(parts.outcome)),
     };
     let mut bytes = Vec::new();
-    record::encode(&image, &mut bytes)?;
-    let mut numbered = image;
+    record::encode(&stored, &mut bytes)?;
+    let mut numbered = stored;
     frame::number(&mut numbered, 7);
     let same = record::decode(&bytes, Some(7))? == numbered;
     Ok((bytes, same))

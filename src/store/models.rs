@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::overlay::{Entry, Overlay};
 use super::read_sets::{ReadSet, ReadSets};
-use super::{Content, Entrant, StoreKey};
-use crate::store::versions::{Seen, Stripes};
-use crate::sync::group_commit::{Batch, Config, Group, Work};
+use super::{Content, Priority, StoreKey};
+use crate::store::versions::{ReadVersion, Versions};
+use crate::sync::group_commit::{Batch, CommitQueue, Config, Work};
 use crate::sync::models::{NEVER, fails, holds};
 use crate::sync::{Mutex, thread};
 use crate::types::value::Value;
@@ -34,9 +34,9 @@ type Frame = Vec<(StoreKey, u8)>;
 
 struct Store {
     fault: Fault,
-    group: Group<Frame, ()>,
+    commit_queue: CommitQueue<Frame, ()>,
     overlay: Overlay,
-    stripes: Stripes,
+    versions: Versions,
     read_sets: Arc<ReadSets>,
     sled: Mutex<BTreeMap<StoreKey, u8>>,
     /// The last group whose sync has ended.
@@ -45,7 +45,7 @@ struct Store {
 
 struct Read {
     value: u8,
-    seen: Seen,
+    seen: ReadVersion,
     ticket: u64,
 }
 
@@ -67,9 +67,9 @@ impl Store {
         };
         Self {
             fault,
-            group: Group::new(config, 0, 1, 1_000),
+            commit_queue: CommitQueue::new(config, 0, 1, 1_000),
             overlay: Overlay::default(),
-            stripes: Stripes::default(),
+            versions: Versions::default(),
             read_sets: Arc::default(),
             sled: Mutex::default(),
             synced: AtomicU64::default(),
@@ -82,7 +82,7 @@ impl Store {
 
     fn read(&self, key: &StoreKey) -> Read {
         let early = (self.fault == Fault::ReadsSledFirst).then(|| self.sled(key));
-        let seen = self.stripes.look(key);
+        let seen = self.versions.look(key);
         let (value, ticket) = match self.overlay.get(key) {
             Some(entry) => {
                 let row = entry.content.and_then(Content::into_row).unwrap();
@@ -90,7 +90,7 @@ impl Store {
             }
             None => (early.unwrap_or_else(|| self.sled(key)), 0),
         };
-        let seen = if self.fault == Fault::LooksAtTheStripeLast { self.stripes.look(key) } else { seen };
+        let seen = if self.fault == Fault::LooksAtTheStripeLast { self.versions.look(key) } else { seen };
         Read { value, seen, ticket }
     }
 
@@ -98,7 +98,7 @@ impl Store {
     fn answer(&self, key: &StoreKey) -> u8 {
         let read = self.read(key);
         if self.fault != Fault::DoesNotWaitForItsTicket {
-            self.group.wait(read.ticket).unwrap();
+            self.commit_queue.wait(read.ticket).unwrap();
         }
         assert!(self.synced.load(SeqCst) >= read.ticket, "an answer that a power cut could undo");
         read.value
@@ -132,13 +132,13 @@ impl Store {
         found.len()
     }
 
-    fn commit(&self, changes: &[(StoreKey, u8)], reads: &[Seen]) -> Option<u64> {
+    fn commit(&self, changes: &[(StoreKey, u8)], reads: &[ReadVersion]) -> Option<u64> {
         self.commit_in(changes, reads, None)
     }
 
-    fn commit_in(&self, changes: &[(StoreKey, u8)], reads: &[Seen], set: Option<&ReadSet>) -> Option<u64> {
-        let admission = self.group.admit(changes.len(), Entrant::User).unwrap();
-        if self.fault != Fault::DoesNotCheckTheStripes && !self.stripes.are_current(reads) {
+    fn commit_in(&self, changes: &[(StoreKey, u8)], reads: &[ReadVersion], set: Option<&ReadSet>) -> Option<u64> {
+        let admission = self.commit_queue.admit(changes.len(), Priority::User).unwrap();
+        if self.fault != Fault::DoesNotCheckTheStripes && !self.versions.are_current(reads) {
             return None;
         }
         if self.fault != Fault::DoesNotCheckTheReadSet && !set.is_none_or(ReadSet::is_current) {
@@ -149,7 +149,7 @@ impl Store {
             let content = Some(Content::Row(Value::from([*value].as_slice())));
             (key.clone(), Entry { number, ticket, content })
         });
-        let advance = || changes.iter().for_each(|(key, _)| self.stripes.advance(key));
+        let advance = || changes.iter().for_each(|(key, _)| self.versions.advance(key));
         let mark = || changes.iter().for_each(|(key, _)| self.read_sets.mark(key));
         self.overlay.put_all(entries, || {
             if self.fault != Fault::MovesTheStripesLater {
@@ -170,13 +170,13 @@ impl Store {
     /// Runs until everybody has ended: writes, syncs, publishes, applies.
     fn write_and_apply(&self) {
         loop {
-            match self.group.take() {
+            match self.commit_queue.take() {
                 Work::Write(batch, _) => {
                     self.synced.store(batch.group, SeqCst);
-                    self.group.publish(batch.group);
+                    self.commit_queue.publish(batch.group);
                     self.apply(batch);
                 }
-                Work::Draining => self.group.end(),
+                Work::Draining => self.commit_queue.end(),
                 Work::Ended => return,
                 Work::Idle => unreachable!(),
             }
@@ -204,7 +204,7 @@ impl Store {
         thread::scope(|scope| {
             scope.spawn(|| self.write_and_apply());
             users();
-            self.group.close();
+            self.commit_queue.close();
         });
         assert_eq!(self.overlay.len(), 0, "left in the overlay");
     }
@@ -255,7 +255,7 @@ fn additions(fault: Fault) {
                     loop {
                         let read = store.read(&key(0));
                         if let Some(ticket) = store.commit(&[(key(0), read.value + 1)], &[read.seen]) {
-                            return store.group.wait(ticket).unwrap();
+                            return store.commit_queue.wait(ticket).unwrap();
                         }
                     }
                 });
@@ -294,7 +294,7 @@ fn two_rows(fault: Fault, read: impl Fn(&Store) -> Option<[u8; 2]>) {
 /// A reader that finds that both are current has seen both from one moment.
 fn by_stripes(store: &Store) -> Option<[u8; 2]> {
     let reads = [0, 1].map(|name| store.read(&key(name)));
-    store.stripes.are_current(&reads.each_ref().map(|read| read.seen)).then(|| reads.map(|read| read.value))
+    store.versions.are_current(&reads.each_ref().map(|read| read.seen)).then(|| reads.map(|read| read.value))
 }
 
 /// A transaction whose read set has no mark has seen one moment.
@@ -317,34 +317,34 @@ fn a_transaction_sees_one_moment() {
     fails(|| two_rows(Fault::MarksTheReadSetsLater, by_read_set), "two moments");
 }
 
-/// Three transactions take the one seat, if none is taken: each writes a row of its own.
+/// Three transactions take the one waiter, if none is taken: each writes a row of its own.
 fn one_seat(fault: Fault) {
     let store = &Store::new(fault);
-    let seats = [1, 2, 3].map(key);
+    let waiters = [1, 2, 3].map(key);
     store.with(|| {
         thread::scope(|scope| {
-            for seat in &seats {
-                let seats = &seats;
+            for waiter in &waiters {
+                let waiters = &waiters;
                 scope.spawn(move || {
                     loop {
                         let mut set = ReadSet::new(&store.read_sets);
-                        if store.count_in(&mut set, seats) > 0 {
+                        if store.count_in(&mut set, waiters) > 0 {
                             return;
                         }
-                        if let Some(ticket) = store.commit_in(&[(seat.clone(), 1)], &[], Some(&set)) {
-                            return store.group.wait(ticket).unwrap();
+                        if let Some(ticket) = store.commit_in(&[(waiter.clone(), 1)], &[], Some(&set)) {
+                            return store.commit_queue.wait(ticket).unwrap();
                         }
                     }
                 });
             }
         });
     });
-    assert_eq!(seats.iter().filter(|seat| store.sled(seat) > 0).count(), 1, "one seat");
+    assert_eq!(waiters.iter().filter(|waiter| store.sled(waiter) > 0).count(), 1, "one waiter");
 }
 
 #[test]
 fn a_row_that_comes_into_a_range_refuses_the_commit() {
     holds(|| one_seat(Fault::None));
-    fails(|| one_seat(Fault::AddsToTheReadSetLast), "one seat");
-    fails(|| one_seat(Fault::DoesNotCheckTheReadSet), "one seat");
+    fails(|| one_seat(Fault::AddsToTheReadSetLast), "one waiter");
+    fails(|| one_seat(Fault::DoesNotCheckTheReadSet), "one waiter");
 }

@@ -18,12 +18,12 @@ use super::journal::{self, Recovered, Writer, segment_for};
 use super::overlay::Overlay;
 use super::read_sets::ReadSets;
 use super::{Inner, Store, files, threads, values};
-use crate::store::sled::disk_space::Room;
+use crate::store::sled::disk_space::DiskSpace;
 use crate::store::sled::snapshots;
 use crate::store::sled::tables::{Name, Stamp, Tables};
-use crate::store::versions::Stripes;
+use crate::store::versions::Versions;
 use crate::sync::atomic::AtomicU64;
-use crate::sync::group_commit::{Batch, Config, Group, Place};
+use crate::sync::group_commit::{Batch, CommitQueue, Config, Target};
 use crate::types::clock::{self, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
@@ -121,7 +121,7 @@ impl Store {
         // Before sled, which writes when it is opened: a journal that is refused leaves everything as it was.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
-        let (room, nudges) = Room::new(&dir.join("sled"));
+        let (room, wakeups) = DiskSpace::new(&dir.join("sled"));
         let stamp = read_stamp(&dir, &tables, &recovered)?;
         let mut report =
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
@@ -155,9 +155,9 @@ impl Store {
         applier.forget_live();
         let leftovers = Leftovers::new(tables.sweep()?);
         let config = config(options, Arc::clone(&tables.barriers.progress));
-        let group = Group::new(config, group, next_frame, writer.room());
+        let group = CommitQueue::new(config, group, next_frame, writer.room());
         let not_listed = applier.expiries.earliest();
-        let (apply, thread_end) = threads::apply_channel(nudges);
+        let (apply, thread_end) = threads::apply_channel(wakeups);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
             store_id: stamp.store_id,
@@ -166,13 +166,13 @@ impl Store {
             first,
             opened: clock.now(),
             clock,
-            group,
-            stripes: Stripes::default(),
+            commit_queue: group,
+            versions: Versions::default(),
             read_sets: Arc::new(ReadSets::default()),
             overlay,
             tables,
             pool,
-            room,
+            disk_space: room,
             left_behind: Mutex::default(),
             apply,
             not_listed,
@@ -218,12 +218,12 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     // Looked at under the lock: somebody may have made it before the lock was ours.
     if files::is_dir(&store) {
         let dir = files::Lock::take_dir(&store, path)?;
-        Room::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
+        DiskSpace::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
         // Whoever made it may have been killed before this.
         files::sync_dir(path)?;
         return Ok((files::StoreLock { _file: file, _dir: dir }, false));
     }
-    Room::new(path).0.check()?;
+    DiskSpace::new(path).0.check()?;
     files::sync_entry(path)?;
     files::create_dir(&half_made)?;
     let dir = files::Lock::take_dir(&half_made, path)?;
@@ -372,7 +372,7 @@ fn start_journal(
 
 fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: Frame, clock: &StoreClock) -> Result<()> {
     let batch = Batch { group, first_frame: number, payload: frame::encode(&frame)?, frames: vec![frame] };
-    writer.write(&batch, Place::Current, clock.anchor()).map(|_| ())
+    writer.write(&batch, Target::Current, clock.anchor()).map(|_| ())
 }
 
 fn config(options: &EngineOptions, applying: Arc<AtomicU64>) -> Config {

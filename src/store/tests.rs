@@ -51,8 +51,8 @@ fn key(name: impl AsRef<[u8]>) -> StoreKey {
 }
 
 /// A record that has ended with this outcome, for ever.
-fn done(outcome: &[u8]) -> Image {
-    Image {
+fn done(outcome: &[u8]) -> StoredRecord {
+    StoredRecord {
         generation: THIS_FRAME,
         token: THIS_FRAME,
         expires: NEVER,
@@ -66,40 +66,40 @@ fn bytes(size: usize) -> Vec<u8> {
     (0..size).map(|index| u8::try_from(index * 7 % 251).unwrap()).collect()
 }
 
-fn at_work() -> Image {
-    Image { state: Status::InProgress, ..unfinished(Status::InProgress) }
+fn at_work() -> StoredRecord {
+    StoredRecord { state: Status::InProgress, ..unfinished(Status::InProgress) }
 }
 
-fn unfinished(state: Status) -> Image {
-    Image { state, interruption: None, outcome_len: 0, outcome: None, ..done(b"") }
+fn unfinished(state: Status) -> StoredRecord {
+    StoredRecord { state, interruption: None, outcome_len: 0, outcome: None, ..done(b"") }
 }
 
-fn set(key: &StoreKey, image: Image) -> Change {
-    Change { key: key.clone(), content: Some(Content::Record(Arc::new(image))) }
+fn set(key: &StoreKey, stored: StoredRecord) -> Change {
+    Change { key: key.clone(), content: Some(Content::Record(Arc::new(stored))) }
 }
 
 /// Commits whatever was there, waits until it is durable, and says its number.
-fn put(store: &Store, key: &StoreKey, image: Image) -> u64 {
-    let committed = store.commit(vec![set(key, image)], &[], Entrant::User).unwrap().unwrap();
+fn put(store: &Store, key: &StoreKey, stored: StoredRecord) -> u64 {
+    let committed = store.commit(vec![set(key, stored)], &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     match &committed.changes[0].content {
-        Some(Content::Record(image)) => image.revision,
+        Some(Content::Record(stored)) => stored.revision,
         other => panic!("not a record: {other:?}"),
     }
 }
 
 fn remove(store: &Store, key: &StoreKey) {
     let change = Change { key: key.clone(), content: None };
-    let committed = store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
+    let committed = store.commit(vec![change], &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
 }
 
-fn image(store: &Store, key: &StoreKey) -> Option<Image> {
-    store.read(key, Depth::Whole).unwrap().record().map(|image| Image::clone(image))
+fn stored(store: &Store, key: &StoreKey) -> Option<StoredRecord> {
+    store.read(key, Load::All).unwrap().record().map(|stored| StoredRecord::clone(stored))
 }
 
 fn outcome(store: &Store, key: &StoreKey) -> Option<Vec<u8>> {
-    image(store, key).map(|image| image.outcome.map(|outcome| outcome.to_vec()).unwrap_or_default())
+    stored(store, key).map(|stored| stored.outcome.map(|outcome| outcome.to_vec()).unwrap_or_default())
 }
 
 fn count(store: &Store, name: Name<'_>) -> usize {
@@ -137,7 +137,7 @@ fn checkpoint(store: &Store) {
 
 /// Ends the threads as a crash would, without a checkpoint or a closing group, and frees the directory.
 fn crash(store: Store) {
-    store.inner.group.poison(Error::new(ErrorKind::Io, "a crash"));
+    store.inner.commit_queue.poison(Error::new(ErrorKind::Io, "a crash"));
     assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Poisoned);
     drop(store);
 }

@@ -10,8 +10,8 @@ use super::apply::{self, Applier, Deletion, Inbox, Message};
 use super::format::frame::Frame;
 use super::journal::{Writer, segment_for, usable};
 use super::{Inner, checkpoint, files};
-use crate::store::sled::disk_space::Nudges;
-use crate::sync::group_commit::{Batch, Place, Verdict, Work};
+use crate::store::sled::disk_space::Wakeups;
+use crate::sync::group_commit::{Batch, Target, Verdict, Work};
 use crate::sync::worker::Worker;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -38,11 +38,11 @@ pub(crate) struct Apply {
 }
 
 /// Both ends: the callers' and the thread's.
-pub(crate) fn apply_channel(nudges: Nudges) -> (Apply, (Inbox, Sender<Infallible>)) {
+pub(crate) fn apply_channel(wakeups: Wakeups) -> (Apply, (Inbox, Sender<Infallible>)) {
     let (messages, received) = crossbeam_channel::bounded(APPLY_QUEUE);
     let (deletions, to_delete) = crossbeam_channel::bounded(1);
     let (alive, ended) = crossbeam_channel::bounded(0);
-    let inbox = Inbox { messages: received, deletions: to_delete, nudges };
+    let inbox = Inbox { messages: received, deletions: to_delete, wakeups };
     (Apply { messages, deletions, ended }, (inbox, alive))
 }
 
@@ -63,26 +63,26 @@ pub(crate) fn start(
     running.spawn(inner, &alive, "oncekey-journal", move |inner| write(&inner, writer))?;
     let for_apply = Arc::clone(inner);
     running.spawn(inner, &alive, "oncekey-apply", move |inner| {
-        let around = around_apply(&inner, checkpoints);
-        let ended = apply::run(applier, &inbox, &around);
+        let callbacks = around_apply(&inner, checkpoints);
+        let ended = apply::run(applier, &inbox, &callbacks);
         if let Err(error) = &ended {
             // Before anyone sees that this thread has ended, and takes it for a close.
-            for_apply.group.poison(error.clone());
+            for_apply.commit_queue.poison(error.clone());
         }
         drop(apply_alive);
         ended
     })?;
     running.spawn(inner, &alive, "oncekey-checkpoint", move |inner| {
         let (a, b) = (Arc::clone(&inner), Arc::clone(&inner));
-        let around = checkpoint::Surroundings {
+        let callbacks = checkpoint::Callbacks {
             path: inner.path.clone(),
             tables: Arc::clone(&inner.tables),
             pool: Arc::clone(&inner.pool),
             count: Arc::clone(&inner.checkpoints),
             record: Box::new(move |frame| a.mark(Frame::Checkpointed(frame))),
-            done: Box::new(move |applied| b.group.checkpointed(applied)),
+            done: Box::new(move |applied| b.commit_queue.checkpointed(applied)),
         };
-        checkpoint::run(&jobs, &around)
+        checkpoint::run(&jobs, &callbacks)
     })?;
     running.spawn(inner, &alive, "oncekey-segments", move |inner| {
         prepare(&inner);
@@ -91,22 +91,22 @@ pub(crate) fn start(
     Ok(running)
 }
 
-fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> apply::Surroundings {
+fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> apply::Callbacks {
     let shared = || Arc::clone(inner);
-    apply::Surroundings {
+    apply::Callbacks {
         applied: Box::new({
             let inner = shared();
-            move |group, bytes| inner.group.applied(group, bytes)
+            move |group, bytes| inner.commit_queue.applied(group, bytes)
         }),
         applied_bytes: Box::new({
             let inner = shared();
-            move || inner.group.applied_bytes()
+            move || inner.commit_queue.applied_bytes()
         }),
         checkpoints,
         forgotten: Box::new({
             let inner = shared();
             move |gone| {
-                inner.group.exclusive(|| {
+                inner.commit_queue.exclusive(|| {
                     gone.retain(|(key, _)| !inner.overlay.contains(key));
                     inner.changed(gone.iter().map(|(key, _)| key));
                 });
@@ -116,7 +116,7 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
             let inner = shared();
             move || {
                 let said = inner.mark(Frame::Closing);
-                inner.group.end();
+                inner.commit_queue.end();
                 said
             }
         }),
@@ -129,7 +129,7 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
             move |why| {
                 let prefix = "the store is closed, and the next open brings the rest into the record store";
                 *inner.left_behind.lock() = Some(why.wrap(why.kind(), prefix));
-                inner.group.end();
+                inner.commit_queue.end();
             }
         }),
     }
@@ -149,18 +149,18 @@ impl Running {
         let work = move || {
             let _held = held;
             if let Err(error) = body(Arc::clone(&mine)) {
-                mine.group.poison(error);
+                mine.commit_queue.poison(error);
             }
         };
         let on_panic = move |why: String| {
             let message = format!("the engine is poisoned: its thread {name} panicked: {why}");
-            for_panic.group.poison(Error::new(ErrorKind::Poisoned, message));
+            for_panic.commit_queue.poison(Error::new(ErrorKind::Poisoned, message));
             // It may have been the writer, which says so when it ends.
             let _ = for_panic.apply.messages.send(Message::End);
         };
         let worker = Worker::spawn(name, work, on_panic).inspect_err(|error| {
             // Those that run already must end.
-            inner.group.poison(error.clone());
+            inner.commit_queue.poison(error.clone());
         })?;
         self.workers.push(worker);
         Ok(())
@@ -169,38 +169,38 @@ impl Running {
     /// Ends the threads and lets go of sled and the lock.
     pub(crate) fn close(self, inner: &Inner) -> Result<()> {
         let Self { mut workers, ended, timeout, lock } = self;
-        let was_sound = inner.group.check();
-        inner.group.close();
+        let was_sound = inner.commit_queue.check();
+        inner.commit_queue.close();
         if !wait_until_ended(&ended, inner) {
             // A thread hangs in the operating system; it keeps the lock until it comes back.
             let message = format!("the engine is poisoned: while it was closed nothing moved for {timeout:?}");
-            let error = inner.group.poison(Error::new(ErrorKind::Poisoned, message));
+            let error = inner.commit_queue.poison(Error::new(ErrorKind::Poisoned, message));
             std::mem::forget(workers);
             return Err(error);
         }
         workers.iter_mut().for_each(Worker::join);
         let closed = inner.tables.close();
         if closed.is_ok() {
-            inner.room.give_back();
+            inner.disk_space.give_back();
         }
         // What is still there must not be answered when it may be another process's.
         inner.overlay.clear();
         drop(lock);
         let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
         // What failed meanwhile is what this call waited for.
-        was_sound.and(inner.group.check_waited()).and(left_behind).and(closed)
+        was_sound.and(inner.commit_queue.check_waited()).and(left_behind).and(closed)
     }
 }
 
 /// As long as the threads make progress: what was committed may take a while. False once they do not.
 fn wait_until_ended(ended: &Receiver<()>, inner: &Inner) -> bool {
-    let mut patience = inner.group.patience();
+    let mut patience = inner.commit_queue.patience();
     loop {
         let Some(deadline) = patience.deadline() else { return ended.recv().is_err() };
         if ended.recv_deadline(deadline) == Err(RecvTimeoutError::Disconnected) {
             return true;
         }
-        patience.waited(true, inner.group.progress());
+        patience.waited(true, inner.commit_queue.progress());
         if (patience.for_writing(), patience.for_applying()) == (Verdict::Stalled, Verdict::Stalled) {
             return false;
         }
@@ -211,7 +211,7 @@ fn wait_until_ended(ended: &Receiver<()>, inner: &Inner) -> bool {
 fn write(inner: &Inner, mut writer: Writer) -> Result<()> {
     let written = write_groups(inner, &mut writer);
     if let Err(error) = &written {
-        inner.group.poison(error.clone());
+        inner.commit_queue.poison(error.clone());
     }
     // Nothing more will come. An apply thread that is gone does not mind.
     let _ = inner.apply.messages.send(Message::End);
@@ -220,10 +220,10 @@ fn write(inner: &Inner, mut writer: Writer) -> Result<()> {
 
 fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
     loop {
-        match inner.group.take() {
+        match inner.commit_queue.take() {
             Work::Write(batch, place) => {
                 let entered = writer.write(&batch, place, inner.clock.anchor())?;
-                inner.group.publish(batch.group);
+                inner.commit_queue.publish(batch.group);
                 // The apply thread is gone while the store closes, and then what comes now changes nothing; or it failed, and
                 // has said so.
                 let _ = inner.apply.messages.send(message(batch, entered));
@@ -232,9 +232,9 @@ fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
                 }
             }
             Work::Idle => {
-                if let Some(batch) = inner.group.take_empty() {
-                    writer.write(&batch, Place::Current, inner.clock.anchor())?;
-                    inner.group.publish(batch.group);
+                if let Some(batch) = inner.commit_queue.take_empty() {
+                    writer.write(&batch, Target::Current, inner.clock.anchor())?;
+                    inner.commit_queue.publish(batch.group);
                     let _ = inner.apply.messages.send(message(batch, false));
                 }
             }
@@ -253,10 +253,10 @@ pub(crate) fn message(batch: Batch<Frame>, checkpoint: bool) -> Message {
 
 /// Keeps a spare segment ready.
 fn prepare(inner: &Inner) {
-    while let Some(need) = inner.group.wait_wanted() {
-        let spare = inner.pool.prepare(segment_for(need), inner.room.spare());
+    while let Some(need) = inner.commit_queue.wait_wanted() {
+        let spare = inner.pool.prepare(segment_for(need), inner.disk_space.spare());
         let offer = spare.map(|spare| (usable(spare.size), spare));
-        if let Some(unused) = inner.group.offer(offer) {
+        if let Some(unused) = inner.commit_queue.provide_segment(offer) {
             inner.pool.give_back(unused);
         }
     }

@@ -17,24 +17,24 @@ use super::overlay::Overlay;
 use crate::store::sled::tables::{Name, Tables};
 use crate::types::clock::NEVER;
 use crate::types::error::{ErrorKind, Result};
-use crate::types::record::{Image, Status};
+use crate::types::record::{Status, StoredRecord};
 use crate::types::value::Value;
 
 /// How much of a record is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Depth {
-    Whole,
+pub(crate) enum Load {
+    All,
     /// All but the outcome.
-    Head,
+    WithoutOutcome,
 }
 
 /// The content of a key in sled.
-pub(crate) fn read(tables: &Tables, key: &StoreKey, depth: Depth) -> Result<Option<Content>> {
+pub(crate) fn read(tables: &Tables, key: &StoreKey, load: Load) -> Result<Option<Content>> {
     let (name, raw) = place(key)?;
     let mut bytes = tables.get(name, raw)?;
     while let Some(found) = &bytes {
         let content = if key.is_record() {
-            read_record(tables, raw, found, depth)?.map(|image| Content::Record(image.into()))
+            read_record(tables, raw, found, load)?.map(|stored| Content::Record(stored.into()))
         } else {
             body(tables, raw, found, |_| None)?.map(|body| Content::Row(Value::from(&*body)))
         };
@@ -51,17 +51,17 @@ pub(crate) fn read(tables: &Tables, key: &StoreKey, depth: Depth) -> Result<Opti
     Ok(None)
 }
 
-fn read_record(tables: &Tables, raw: &[u8], found: &[u8], depth: Depth) -> Result<Option<Image>> {
-    let wanted = |head: &[u8]| match depth {
-        Depth::Whole => None,
-        Depth::Head => record::decode_head(head).map(|head| head.rest_len),
+fn read_record(tables: &Tables, raw: &[u8], found: &[u8], load: Load) -> Result<Option<StoredRecord>> {
+    let wanted = |head: &[u8]| match load {
+        Load::All => None,
+        Load::WithoutOutcome => record::decode_head(head).map(|head| head.rest_len),
     };
     let Some(body) = body(tables, raw, found, wanted)? else { return Ok(None) };
-    let mut image = record::decode(&body, None)?;
-    if depth == Depth::Head {
-        image.outcome = None;
+    let mut stored = record::decode(&body, None)?;
+    if load == Load::WithoutOutcome {
+        stored.outcome = None;
     }
-    Ok(Some(image))
+    Ok(Some(stored))
 }
 
 /// What an envelope holds; `None` if a piece is missing. `wanted` may say how much of the pieces is enough.
@@ -102,8 +102,8 @@ pub(crate) fn write(
     let (name, raw) = place(key)?;
     let (hints, encoded) = match content {
         None => (Hints::default(), None),
-        Some(Content::Record(image)) => {
-            (Hints::new(image.state, image.expires), Some(encode_record(tables, key, image, id)?))
+        Some(Content::Record(stored)) => {
+            (Hints::new(stored.state, stored.expires), Some(encode_record(tables, key, stored, id)?))
         }
         Some(Content::Row(value)) => (Hints::default(), Some(encode_body(tables, key, value, 0, id)?)),
     };
@@ -283,9 +283,9 @@ fn place(key: &StoreKey) -> Result<(Name<'_>, &[u8])> {
     Ok((Name::Table(table), raw))
 }
 
-fn encode_record(tables: &Tables, key: &StoreKey, image: &Image, id: PiecesId) -> Result<Vec<u8>> {
+fn encode_record(tables: &Tables, key: &StoreKey, stored: &StoredRecord, id: PiecesId) -> Result<Vec<u8>> {
     let mut body = Vec::new();
-    record::encode(image, &mut body)?;
+    record::encode(stored, &mut body)?;
     encode_body(tables, key, &body, HEAD, id)
 }
 

@@ -12,7 +12,7 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 const STRIPES: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 << 16 };
 
 #[derive(Debug)]
-pub(crate) struct Stripes {
+pub(crate) struct Versions {
     /// Its seed is drawn at each open: clients choose keys, and must not be able to choose their stripe.
     hasher: RandomState,
     versions: Vec<AtomicU64>,
@@ -20,26 +20,26 @@ pub(crate) struct Stripes {
 
 /// The version of a key's stripe before it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct ReadVersion {
     stripe: usize,
     version: u64,
 }
 
 #[cfg(test)]
-impl Seen {
+impl ReadVersion {
     pub(crate) fn stripe(self) -> usize {
         self.stripe
     }
 }
 
-impl Default for Stripes {
+impl Default for Versions {
     fn default() -> Self {
         let versions = std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect();
         Self { hasher: RandomState::default(), versions }
     }
 }
 
-impl Stripes {
+impl Versions {
     /// A number that spreads keys evenly, and that nobody outside can foretell.
     pub(crate) fn spread(&self, key: &[u8]) -> usize {
         usize::try_from(self.hasher.hash_one(key) >> 1).unwrap_or_default()
@@ -50,17 +50,17 @@ impl Stripes {
     }
 
     /// To be noted before the key is read.
-    pub(crate) fn look(&self, key: &StoreKey) -> Seen {
+    pub(crate) fn look(&self, key: &StoreKey) -> ReadVersion {
         let stripe = self.of(key);
-        Seen { stripe, version: self.version(stripe) }
+        ReadVersion { stripe, version: self.version(stripe) }
     }
 
-    pub(crate) fn is_current(&self, seen: Seen) -> bool {
+    pub(crate) fn is_current(&self, seen: ReadVersion) -> bool {
         self.version(seen.stripe) == seen.version
     }
 
     /// Whether no stripe has moved since.
-    pub(crate) fn are_current(&self, reads: &[Seen]) -> bool {
+    pub(crate) fn are_current(&self, reads: &[ReadVersion]) -> bool {
         reads.iter().all(|seen| self.is_current(*seen))
     }
 
@@ -83,9 +83,9 @@ mod tests {
     // They were a plain checksum: clients could aim keys at the stripe of a row, and starve it.
     #[test]
     fn nobody_can_foretell_the_stripe_of_a_key() {
-        let (one, other) = (Stripes::default(), Stripes::default());
+        let (one, other) = (Versions::default(), Versions::default());
         let keys: Vec<StoreKey> = (0..64_u8).map(|number| StoreKey::row("t", &[number])).collect();
-        let of = |stripes: &Stripes| keys.iter().map(|key| stripes.of(key)).collect::<Vec<_>>();
+        let of = |versions: &Versions| keys.iter().map(|key| versions.of(key)).collect::<Vec<_>>();
         assert_eq!(of(&one), of(&one));
         assert_ne!(of(&one), of(&other), "each open has its own seed");
     }

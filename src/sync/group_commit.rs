@@ -19,14 +19,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Bell, Condvar, Gate, Mutex, MutexGuard};
+use crate::sync::{Condvar, Mutex, MutexGuard, StdCondvar, StdMutex};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::stats::Counter;
 use admission::busy;
 pub(crate) use patience::{Patience, Progress, Verdict};
 use poison::Poison;
-pub(crate) use priority::Entrant;
+pub(crate) use priority::Priority;
 use state::{Phase, State};
 
 /// Fixed properties of a group.
@@ -52,7 +52,7 @@ pub(crate) struct Config {
 
 /// `C` is what travels with a frame to whoever applies it, `S` a spare region.
 #[derive(Debug)]
-pub(crate) struct Group<C, S> {
+pub(crate) struct CommitQueue<C, S> {
     config: Config,
     state: Mutex<State<C, S>>,
     /// Something was committed, or is wanted sooner, or the end has come.
@@ -62,11 +62,11 @@ pub(crate) struct Group<C, S> {
     /// A spare region is wanted.
     spare_wanted: Condvar,
     /// Held only to check `durable` before parking: the commit lock stays out of the way of those who are woken.
-    waiters: Gate,
-    synced: [Bell; 2],
+    waiters: StdMutex,
+    synced: [StdCondvar; 2],
     /// The last group that is durable.
     durable: AtomicU64,
-    is_held: AtomicBool,
+    is_stalled: AtomicBool,
     /// Counts the steps of the writer and of the preparation of segments.
     writing: AtomicU64,
     /// Every look at the progress finds some: a test's own thread could be scheduled too late to make it.
@@ -79,7 +79,7 @@ pub(crate) struct Group<C, S> {
 /// What the writer is to do.
 #[derive(Debug)]
 pub(crate) enum Work<C, S> {
-    Write(Batch<C>, Place<S>),
+    Write(Batch<C>, Target<S>),
     /// Nothing was committed for a long time.
     Idle,
     /// Every user's commit was taken. Told once.
@@ -99,25 +99,25 @@ pub(crate) struct Batch<C> {
 
 /// Where a group goes.
 #[derive(Debug)]
-pub(crate) enum Place<S> {
+pub(crate) enum Target<S> {
     Current,
     /// This region becomes the current one.
     Next(S),
 }
 
-impl<C, S> Group<C, S> {
+impl<C, S> CommitQueue<C, S> {
     /// `durable` is the last group there is, `region` the room behind it.
-    pub(crate) fn new(config: Config, durable: u64, next_frame: u64, region: u64) -> Self {
+    pub(crate) fn new(config: Config, durable: u64, next_frame: u64, segment_space: u64) -> Self {
         Self {
             config,
-            state: Mutex::new(State::new(durable, next_frame, region)),
+            state: Mutex::new(State::new(durable, next_frame, segment_space)),
             work_arrived: Condvar::new(),
             applied_changed: Condvar::new(),
             spare_wanted: Condvar::new(),
-            waiters: Gate::default(),
+            waiters: StdMutex::default(),
             synced: Default::default(),
             durable: AtomicU64::new(durable),
-            is_held: AtomicBool::new(false),
+            is_stalled: AtomicBool::new(false),
             writing: AtomicU64::new(0),
             #[cfg(test)]
             moves_at_each_look: AtomicBool::new(false),
@@ -133,15 +133,15 @@ impl<C, S> Group<C, S> {
     }
 
     /// The group that is being filled is not to wait for its interval.
-    fn hurry(&self, state: &mut State<C, S>) {
+    fn flush_now(&self, state: &mut State<C, S>) {
         if !state.frames.is_empty() {
             state.urgent = true;
             self.work_arrived.notify_one();
         }
     }
 
-    fn want_spare(&self, state: &mut State<C, S>, need: u64) {
-        if state.spare.as_ref().is_none_or(|(size, _)| *size < need) && state.wanted < need {
+    fn request_segment(&self, state: &mut State<C, S>, need: u64) {
+        if state.next_segment.as_ref().is_none_or(|(size, _)| *size < need) && state.wanted < need {
             state.wanted = need;
             self.spare_wanted.notify_one();
         }
@@ -186,13 +186,13 @@ impl<C, S> Group<C, S> {
 
     fn take_filled(&self, state: &mut State<C, S>) -> Option<Work<C, S>> {
         let need = (self.config.sized)(state.payload.len() as u64);
-        let place = if need <= state.region {
-            state.region -= need;
-            Place::Current
-        } else if let Some((size, spare)) = state.spare.take() {
-            state.region = size.saturating_sub(need);
-            self.want_spare(state, 1);
-            Place::Next(spare)
+        let target = if need <= state.segment_space {
+            state.segment_space -= need;
+            Target::Current
+        } else if let Some((size, next_segment)) = state.next_segment.take() {
+            state.segment_space = size.saturating_sub(need);
+            self.request_segment(state, 1);
+            Target::Next(next_segment)
         } else {
             return None;
         };
@@ -207,17 +207,17 @@ impl<C, S> Group<C, S> {
         state.urgent = false;
         state.since = None;
         state.wake_first();
-        Some(Work::Write(batch, place))
+        Some(Work::Write(batch, target))
     }
 
     /// For the writer: the anchor group of an idle store, if it fits; it has no frames.
     pub(crate) fn take_empty(&self) -> Option<Batch<C>> {
         let mut state = self.state.lock();
         let need = (self.config.sized)(0);
-        if !state.frames.is_empty() || need > state.region {
+        if !state.frames.is_empty() || need > state.segment_space {
             return None;
         }
-        state.region -= need;
+        state.segment_space -= need;
         let batch =
             Batch { group: state.filling, first_frame: state.next_frame, payload: Vec::new(), frames: Vec::new() };
         state.filling += 1;
@@ -230,7 +230,7 @@ impl<C, S> Group<C, S> {
         self.writing.fetch_add(1, Ordering::Relaxed);
         // Whoever saw the old number holds this lock until it is parked.
         drop(self.waiters.lock());
-        self.bell(group).notify_all();
+        self.condvar(group).notify_all();
     }
 
     /// Waits until `group` is durable, as long as the writer makes progress. If that fails the error is the first one itself,
@@ -242,7 +242,7 @@ impl<C, S> Group<C, S> {
         if self.config.interval.is_some() {
             let mut state = self.state.lock();
             if state.filling == group {
-                self.hurry(&mut state);
+                self.flush_now(&mut state);
             }
         }
         self.waits.add(1);
@@ -258,7 +258,7 @@ impl<C, S> Group<C, S> {
                 self.poison(stalled("a commit waited for its sync", self.config.timeout));
                 return self.check_waited();
             }
-            let timed_out = self.bell(group).wait_until(&mut waiters, patience.deadline());
+            let timed_out = self.condvar(group).wait_until(&mut waiters, patience.deadline());
             patience.waited(timed_out, self.progress());
         }
     }
@@ -298,7 +298,7 @@ impl<C, S> Group<C, S> {
             if state.phase == Phase::Closed {
                 return Err(Error::closed());
             }
-            if let Some((why, _)) = state.hold.as_ref().filter(|(_, stops_applying)| *stops_applying) {
+            if let Some((why, _)) = state.stall.as_ref().filter(|(_, stops_applying)| *stops_applying) {
                 return Err(why.clone());
             }
             match patience.for_applying() {
@@ -348,19 +348,19 @@ impl<C, S> Group<C, S> {
     }
 
     /// A spare region, or why there is none. Gives back the one it replaces, or itself if a larger one is there.
-    pub(crate) fn offer(&self, offer: Result<(u64, S)>) -> Option<S> {
+    pub(crate) fn provide_segment(&self, provide_segment: Result<(u64, S)>) -> Option<S> {
         let mut state = self.state.lock();
         state.wanted = 0;
         self.writing.fetch_add(1, Ordering::Relaxed);
-        match offer {
-            Ok((size, spare)) if state.spare.as_ref().is_none_or(|(old, _)| *old < size) => {
-                let unused = state.spare.replace((size, spare)).map(|(_, old)| old);
+        match provide_segment {
+            Ok((size, next_segment)) if state.next_segment.as_ref().is_none_or(|(old, _)| *old < size) => {
+                let unused = state.next_segment.replace((size, next_segment)).map(|(_, old)| old);
                 state.wake_first();
                 unused
             }
-            Ok((_, spare)) => {
+            Ok((_, next_segment)) => {
                 state.wake_first();
-                Some(spare)
+                Some(next_segment)
             }
             Err(error) => {
                 state.refusals += 1;
@@ -402,8 +402,8 @@ impl<C, S> Group<C, S> {
         self.notify_everything(&state);
         drop(state);
         drop(self.waiters.lock());
-        for bell in &self.synced {
-            bell.notify_all();
+        for condvar in &self.synced {
+            condvar.notify_all();
         }
         self.poison.tell();
         first.clone()
@@ -441,7 +441,7 @@ impl<C, S> Group<C, S> {
         self.poison.check_waited()
     }
 
-    fn bell(&self, group: u64) -> &Bell {
+    fn condvar(&self, group: u64) -> &StdCondvar {
         let [even, odd] = &self.synced;
         if group % 2 == 0 { even } else { odd }
     }

@@ -91,12 +91,12 @@ impl<T: fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
 }
 
 /// What is std's elsewhere.
-pub(crate) type Gate = Mutex<()>;
+pub(crate) type StdMutex = Mutex<()>;
 
 #[derive(Debug, Default)]
-pub(crate) struct Bell(Condvar);
+pub(crate) struct StdCondvar(Condvar);
 
-impl Bell {
+impl StdCondvar {
     pub(crate) fn wait_until(&self, guard: &mut MutexGuard<'_, ()>, deadline: Option<Instant>) -> bool {
         let Some(deadline) = deadline else {
             self.0.wait(guard);
@@ -278,8 +278,8 @@ pub(crate) fn holds(model: impl Fn() + Send + Sync + Copy + 'static) {
         return run(ReplayScheduler::new_from_encoded(&schedule), FailurePersistence::None, model);
     }
     run(RandomScheduler::new_from_seed(seed(), schedules()), FailurePersistence::Print, model);
-    for depth in [2, 4] {
-        run(PctScheduler::new_from_seed(seed(), depth, schedules() / 2), FailurePersistence::Print, model);
+    for load in [2, 4] {
+        run(PctScheduler::new_from_seed(seed(), load, schedules() / 2), FailurePersistence::Print, model);
     }
 }
 

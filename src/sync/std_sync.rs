@@ -6,29 +6,29 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 #[derive(Debug, Default)]
-pub(crate) struct Gate(std::sync::Mutex<()>);
+pub(crate) struct StdMutex(std::sync::Mutex<()>);
 
 #[derive(Debug)]
-pub(crate) struct GateGuard<'a>(Option<std::sync::MutexGuard<'a, ()>>);
+pub(crate) struct StdMutexGuard<'a>(Option<std::sync::MutexGuard<'a, ()>>);
 
-impl Gate {
-    pub(crate) fn lock(&self) -> GateGuard<'_> {
-        GateGuard(Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)))
+impl StdMutex {
+    pub(crate) fn lock(&self) -> StdMutexGuard<'_> {
+        StdMutexGuard(Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     #[cfg(test)]
-    pub(crate) fn try_lock(&self) -> Option<GateGuard<'_>> {
-        self.0.try_lock().ok().map(|held| GateGuard(Some(held)))
+    pub(crate) fn try_lock(&self) -> Option<StdMutexGuard<'_>> {
+        self.0.try_lock().ok().map(|held| StdMutexGuard(Some(held)))
     }
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Bell(std::sync::Condvar);
+pub(crate) struct StdCondvar(std::sync::Condvar);
 
-impl Bell {
+impl StdCondvar {
     /// Until the next ring, the deadline, or a moment for no reason; says whether the deadline has passed. `None` is never.
     #[expect(clippy::disallowed_methods, reason = "std waits for a while, not until a moment")]
-    pub(crate) fn wait_until(&self, guard: &mut GateGuard<'_>, deadline: Option<Instant>) -> bool {
+    pub(crate) fn wait_until(&self, guard: &mut StdMutexGuard<'_>, deadline: Option<Instant>) -> bool {
         let Some(held) = guard.0.take() else { return true };
         let (held, late) = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
             Some(left) => {

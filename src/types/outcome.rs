@@ -98,7 +98,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Record<T,
 impl Record<Value, Value> {
     /// The outcome as it is encoded, whatever its types.
     pub(crate) fn raw(info: RecordInfo) -> Self {
-        let encoded = info.image().outcome.clone();
+        let encoded = info.stored().outcome.clone();
         let outcome = encoded.map(|bytes| if info.status() == Status::Failed { Err(bytes) } else { Ok(bytes) });
         Self { outcome, info }
     }
@@ -121,10 +121,10 @@ fn decode<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned>(
     info: &RecordInfo,
     schema: u32,
 ) -> Result<Option<Result<T, E>>> {
-    let image = info.image();
-    let Some(bytes) = image.outcome.as_ref() else { return Ok(None) };
-    if image.schema != schema {
-        let message = format!("{} was stored with schema {} and is read with {schema}", Named(info), image.schema);
+    let stored = info.stored();
+    let Some(bytes) = stored.outcome.as_ref() else { return Ok(None) };
+    if stored.schema != schema {
+        let message = format!("{} was stored with schema {} and is read with {schema}", Named(info), stored.schema);
         return Err(Error::new(ErrorKind::TypeMismatch, message));
     }
     match info.status() {

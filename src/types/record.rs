@@ -43,7 +43,7 @@ pub(crate) fn check_checkpoint(len: usize, limit: u64) -> Result<()> {
     Err(Error::new(ErrorKind::TooLarge, format!("the checkpoint is {len} bytes long, the limit is {limit}")))
 }
 
-/// In an image that is about to be committed: the number of the frame that will carry it.
+/// In an stored record that is about to be committed: the number of the frame that will carry it.
 pub(crate) const THIS_FRAME: u64 = 0;
 
 /// The state of a record, as any reader sees it now.
@@ -78,9 +78,9 @@ pub enum Interruption {
     Revoked,
 }
 
-/// All of a record. One image replaces another whole; nothing is ever changed in place.
+/// All of a record. One stored record replaces another whole; nothing is ever changed in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Image {
+pub(crate) struct StoredRecord {
     pub(crate) state: Status,
     /// Begun by `initiate`: owned by the process, not by a claim.
     pub(crate) by_key: bool,
@@ -93,14 +93,14 @@ pub(crate) struct Image {
     pub(crate) attempt: u32,
     /// Number of the frame that started this life of the key.
     pub(crate) generation: u64,
-    /// Number of the frame that carries this image.
+    /// Number of the frame that carries this stored record.
     pub(crate) revision: u64,
     /// Fencing token: number of the frame that made the current or last claim.
     pub(crate) token: u64,
     /// Wall clock, milliseconds since 1970: for people.
     pub(crate) created_at: u64,
     pub(crate) updated_at: u64,
-    /// Store time of this image.
+    /// Store time of this stored record.
     pub(crate) updated: u64,
     /// Store time at which it is absent, or [`NEVER`].
     pub(crate) expires: u64,
@@ -132,7 +132,7 @@ pub(crate) struct Now {
     pub(crate) opened: u64,
 }
 
-impl Image {
+impl StoredRecord {
     /// The status and the interruption for a reader; an expired record is absent.
     pub(crate) fn seen(&self, now: &Now) -> Option<(Status, Option<Interruption>)> {
         if self.expires_at(now) <= now.store {
@@ -188,7 +188,7 @@ struct Shown {
     store_id: [u8; 16],
     manager: Arc<str>,
     key: Key,
-    image: Arc<Image>,
+    stored: Arc<StoredRecord>,
     status: Status,
     interruption: Option<Interruption>,
     expires_at: Option<SystemTime>,
@@ -200,15 +200,15 @@ impl RecordInfo {
         store_id: [u8; 16],
         manager: &Arc<str>,
         key: &Key,
-        image: &Arc<Image>,
+        stored: &Arc<StoredRecord>,
         now: &Now,
     ) -> Option<Self> {
-        let (status, interruption) = image.seen(now)?;
-        let expires = image.expires_at(now);
+        let (status, interruption) = stored.seen(now)?;
+        let expires = stored.expires_at(now);
         let expires_at =
             (expires != NEVER).then(|| wall_time(now.wall.saturating_add(expires - now.store.min(expires))));
-        let (manager, key, image) = (Arc::clone(manager), key.clone(), Arc::clone(image));
-        Some(Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at })))
+        let (manager, key, stored) = (Arc::clone(manager), key.clone(), Arc::clone(stored));
+        Some(Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at })))
     }
 
     /// Of a record that is in no store, as it was shown by the one that it comes from.
@@ -217,12 +217,12 @@ impl RecordInfo {
         store_id: [u8; 16],
         manager: &str,
         key: Key,
-        image: Image,
+        stored: StoredRecord,
         expires_at: Option<SystemTime>,
     ) -> Self {
-        let (status, interruption) = (image.state, image.interruption);
-        let (manager, image) = (manager.into(), Arc::new(image));
-        Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at }))
+        let (status, interruption) = (stored.state, stored.interruption);
+        let (manager, stored) = (manager.into(), Arc::new(stored));
+        Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at }))
     }
 
     #[cfg(feature = "cli")]
@@ -232,18 +232,18 @@ impl RecordInfo {
 
     /// For those who keep it long: an outcome may be large.
     pub(crate) fn without_outcome(&self) -> Self {
-        let Shown { store_id, manager, key, image, status, interruption, expires_at } = &*self.0;
-        if image.outcome.is_none() {
+        let Shown { store_id, manager, key, stored, status, interruption, expires_at } = &*self.0;
+        if stored.outcome.is_none() {
             return self.clone();
         }
-        let image = Arc::new(Image { outcome: None, ..Image::clone(image) });
+        let stored = Arc::new(StoredRecord { outcome: None, ..StoredRecord::clone(stored) });
         let (manager, key) = (Arc::clone(manager), key.clone());
         let (store_id, status, interruption, expires_at) = (*store_id, *status, *interruption, *expires_at);
-        Self(Arc::new(Shown { store_id, manager, key, image, status, interruption, expires_at }))
+        Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at }))
     }
 
-    pub(crate) fn image(&self) -> &Arc<Image> {
-        &self.0.image
+    pub(crate) fn stored(&self) -> &Arc<StoredRecord> {
+        &self.0.stored
     }
 
     /// The name of its manager.
@@ -267,25 +267,25 @@ impl RecordInfo {
     /// Which life of the key this is: unique, and larger for a later one.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.0.image.generation
+        self.0.stored.generation
     }
 
     /// How many claims this generation has had, from 1; 0 if it was only created.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.0.image.attempt
+        self.0.stored.attempt
     }
 
     /// The policy that was fixed when this generation started.
     #[must_use]
     pub fn policy(&self) -> OnInterrupted {
-        self.0.image.policy
+        self.0.stored.policy
     }
 
     /// The number that its manager wrote into it: see [`ManagerOptions::schema`](crate::ManagerOptions::schema).
     #[must_use]
     pub fn schema(&self) -> u32 {
-        self.0.image.schema
+        self.0.stored.schema
     }
 
     /// Why the record is interrupted; of a released record or one in progress, why its last attempt was.
@@ -297,37 +297,37 @@ impl RecordInfo {
     /// What "the same request" means.
     #[must_use]
     pub fn fingerprint(&self) -> Option<Fingerprint> {
-        self.0.image.fingerprint
+        self.0.stored.fingerprint
     }
 
     /// The facts kept with it.
     #[must_use]
     pub fn context(&self) -> &Context {
-        &self.0.image.context
+        &self.0.stored.context
     }
 
     /// The last stage that ended.
     #[must_use]
     pub fn recovery_point(&self) -> &str {
-        &self.0.image.recovery_point
+        &self.0.stored.recovery_point
     }
 
     /// What the last stage kept for the next.
     #[must_use]
     pub fn checkpoint(&self) -> Option<&[u8]> {
-        self.0.image.checkpoint.as_deref()
+        self.0.stored.checkpoint.as_deref()
     }
 
     /// When this generation started, by the wall clock.
     #[must_use]
     pub fn created_at(&self) -> SystemTime {
-        wall_time(self.0.image.created_at)
+        wall_time(self.0.stored.created_at)
     }
 
     /// When the record last changed, by the wall clock.
     #[must_use]
     pub fn updated_at(&self) -> SystemTime {
-        wall_time(self.0.image.updated_at)
+        wall_time(self.0.stored.updated_at)
     }
 
     /// When it will be absent, by the wall clock as it was when this was read; `None` is never.
@@ -355,7 +355,7 @@ impl RecordInfo {
     /// The length of the encoded outcome, 0 if there is none.
     #[must_use]
     pub fn outcome_bytes(&self) -> u64 {
-        u64::from(self.0.image.outcome_len)
+        u64::from(self.0.stored.outcome_len)
     }
 }
 

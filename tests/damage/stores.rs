@@ -168,7 +168,7 @@ impl Filler<'_> {
         match index % 20 {
             0 | 6 => rows.insert(&old, bytes(seed, 100)).unwrap(),
             2 => drop(ops.remove(&old).unwrap()),
-            4 => drop(ops.reopen(&old).unwrap()),
+            4 => drop(ops.forget(&old).unwrap()),
             8 => ops.resolve(&old, Resolution::Succeed(bytes(seed, 900))).unwrap(),
             10 => rows.remove(&old).unwrap(),
             11 => drop(ops.extend(&old, Duration::from_secs(9 * 86_400)).unwrap()),

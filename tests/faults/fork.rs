@@ -48,7 +48,7 @@ fn all_refused(engine: Engine, ops: Ops, claims: Vec<Claim<u64>>, path: &Path) {
     refused(ops.initiate("by key", None));
     refused(ops.success("by key", &1));
     refused(ops.remove("done"));
-    refused(ops.reopen("done"));
+    refused(ops.forget("done"));
     refused(ops.resolve("live-0", Resolution::Retry));
     refused(ops.extend("done", Duration::from_secs(1)));
     assert!(ops.execute("new", |_| panic!("it must not run")).is_err());

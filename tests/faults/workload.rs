@@ -406,7 +406,7 @@ impl Worker<'_> {
                 }
             }
             1 => {
-                if self.ops.reopen(key).unwrap() {
+                if self.ops.forget(key).unwrap() {
                     self.history.answer(key, began, None, Expected::Absent);
                     self.claim(key).into_iter().for_each(|claim| self.end(claim, key, true, number));
                 }

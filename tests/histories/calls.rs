@@ -76,7 +76,7 @@ pub(crate) fn ask(
         Op::Extend => ops.extend(name, hours(EXTENDED)).map(Answer::Did),
         Op::Remove => ops.remove(name).map(Answer::Did),
         Op::Revoke => done(ops.revoke(name).map(drop)),
-        Op::Reopen => ops.reopen(name).map(Answer::Did),
+        Op::Reopen => ops.forget(name).map(Answer::Did),
         Op::Later(_) => panic!("time is no call to the engine"),
     };
     answer.or_else(refused)

@@ -124,9 +124,9 @@ fn what_is_shown_is_what_is_stored() {
     assert!(printed(&["verify", &path]).contains("5 records and 0 rows read, 0 problems"));
     assert_eq!(json(&["compact", &path])["removed"], 0);
 
-    printed(&["reopen", &path, "payments", "won"]);
+    printed(&["forget", &path, "payments", "won"]);
     printed(&["remove", &path, "payments", "tab\tkey"]);
-    for gone in [["reopen", &path, "payments", "won"], ["remove", &path, "payments", "won"], ["get", &path, "m", "k"]] {
+    for gone in [["forget", &path, "payments", "won"], ["remove", &path, "payments", "won"], ["get", &path, "m", "k"]] {
         assert_eq!(oncekey(&gone).0, 1, "{gone:?}");
     }
 }

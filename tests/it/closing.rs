@@ -107,7 +107,7 @@ impl Told {
             9 => self.begin(ops.begin(brief)?, brief, 3 + value % 2).inspect_err(|_| drop(self.kept.pop())),
             10 => ops.remove(brief).map(|_| ()),
             11 => ops.resolve(brief, Resolution::Succeed(value)),
-            12 => ops.reopen(brief).map(|_| ()),
+            12 => ops.forget(brief).map(|_| ()),
             13 => ops.extend(key, FOR_EVER).map(|_| ()),
             14 => ops.engine().interrupted()?.take(3).try_for_each(|info| info.map(|_| ())),
             _ if value % 8 == 0 => ops.engine().compact_now().map(|_| ()),

@@ -141,7 +141,7 @@ fn the_next_owner_is_let_in_right_after_a_kill() {
             let last = last.unwrap();
             (last.saturating_sub(50)..=last).for_each(|n| has(&engine, n));
             let ops = numbers(&engine);
-            ops.reopen("next").unwrap();
+            ops.forget("next").unwrap();
             ops.execute("next", |_| Ok(last + 2)).unwrap();
             // One that was not answered may be there, or half begun.
             ops.remove(format!("{}", last + 1)).unwrap();

@@ -291,7 +291,7 @@ impl Life {
         let owned = |result: oncekey::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::OwnedByClaim);
         match rng.below(6) {
             0 => owned(ops.remove(key).map(|_| ())),
-            1 => owned(ops.reopen(key).map(|_| ())),
+            1 => owned(ops.forget(key).map(|_| ())),
             2 => owned(ops.resolve(key, Resolution::Retry)),
             3 => assert!(!ops.extend(key, LATE).unwrap()),
             4 => {
@@ -327,7 +327,7 @@ impl Life {
             0..=2 => self.begun(&before, ops.begin_with(key, options).unwrap(), ops, key, rng),
             3 | 4 => self.begun(&before, ops.begin_or_wait(key, options, short).unwrap(), ops, key, rng),
             5 => self.deletes(|| ops.remove(key)),
-            6 => self.deletes(|| ops.reopen(key)),
+            6 => self.deletes(|| ops.forget(key)),
             7 => {
                 let resolution = match rng.below(3) {
                     0 => Resolution::Retry,

@@ -38,7 +38,7 @@ fn raw_shows_and_settles_records_without_their_types() {
         (Some(Status::Released), Some(Ok(1)), Some(Err(9)))
     );
     assert_eq!(raw.resolve("b", Resolution::Retry).unwrap_err().kind(), ErrorKind::NotInterrupted);
-    assert!(raw.extend("b", 2 * DAY).unwrap() && raw.reopen("b").unwrap() && raw.remove("c").unwrap());
+    assert!(raw.extend("b", 2 * DAY).unwrap() && raw.forget("b").unwrap() && raw.remove("c").unwrap());
     assert_eq!((status(&manager, "b"), status(&manager, "c")), (None, None));
 }
 

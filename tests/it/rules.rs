@@ -84,7 +84,7 @@ fn answers_of_the_protocol_are_no_errors() {
     let _other = manager.begin_with("mismatch", same("a")).unwrap();
     assert!(manager.begin_with("mismatch", same("b")).is_ok());
     assert!(manager.wait("absent", MS).is_ok() && manager.get("absent").is_ok());
-    assert!(!manager.remove("absent").unwrap() && !manager.reopen("absent").unwrap());
+    assert!(!manager.remove("absent").unwrap() && !manager.forget("absent").unwrap());
 }
 
 // Fingerprints.
@@ -303,7 +303,7 @@ fn everyone_sees(engine: &Engine, key: &str, alive: bool) {
     assert_eq!(resolved.kind(), ErrorKind::NotFound, "resolve");
     assert_eq!(manager.success(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress, "success");
     assert!(!manager.extend(key, DAY).unwrap(), "extend");
-    assert!(!manager.reopen(key).unwrap(), "reopen");
+    assert!(!manager.forget(key).unwrap(), "reopen");
     assert!(!manager.remove(key).unwrap(), "remove");
     assert_eq!(claim(&manager, key).attempt(), 1, "begin");
 }

@@ -150,7 +150,7 @@ fn a_claim_tells_what_it_is() {
     assert_eq!((second.generation(), second.attempt(), second.effect_id("charge")), (generation, 2, charge.clone()));
     assert_ne!(claim(&manager, "l").effect_id("charge"), charge);
     second.succeed(&"v".to_owned()).unwrap();
-    assert!(manager.reopen("k").unwrap());
+    assert!(manager.forget("k").unwrap());
     assert_ne!(claim(&manager, "k").effect_id("charge"), charge, "another generation is another charge");
 }
 
@@ -252,7 +252,7 @@ fn reopen_forgets_what_is_finished_and_remove_all_but_a_live_claim_s() {
     make();
     let _live = claim(&manager, "live");
     let by_key = ErrorKind::OwnedByClaim;
-    let reopened = |key: &str| manager.reopen(key).map_err(|error| error.kind());
+    let reopened = |key: &str| manager.forget(key).map_err(|error| error.kind());
     assert_eq!(
         ["won", "lost", "released", "dropped", "absent"].map(reopened),
         [true, true, false, false, false].map(Ok)

@@ -160,7 +160,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
             return Err(EndError { error: Error::new(ErrorKind::Stalled, message), claim: self });
         }
         let info = self.info().clone();
-        let schema = info.image().schema;
+        let schema = info.stored().schema;
         Finished::decode(info, schema).map_err(|error| EndError { error, claim: self })
     }
 }

@@ -165,7 +165,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     #[cfg(feature = "http")]
     pub(crate) fn drive_unkeyed<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
         self.drive_or(stages, |claim, _| {
-            if claim.info().image().is_at_start() && !claim.is_touched() {
+            if claim.info().stored().is_at_start() && !claim.is_touched() {
                 drop(claim.discard());
             } else {
                 drop(claim.release());

@@ -20,7 +20,7 @@ use crate::types::key::{Key, check_name};
 use crate::types::options::{MAX_VALUE_BYTES, OnInterrupted};
 use crate::types::outcome::Record;
 use crate::types::record::{
-    FINISHED, Image, Interruption, RecordInfo, Status, THIS_FRAME, check_checkpoint, check_recovery_point,
+    FINISHED, Interruption, RecordInfo, Status, StoredRecord, THIS_FRAME, check_checkpoint, check_recovery_point,
 };
 use crate::types::value::Value;
 
@@ -96,7 +96,7 @@ fn lasting(millis: u64) -> Option<u64> {
 
 impl Portable {
     fn new(info: &RecordInfo) -> Self {
-        let image = info.image();
+        let stored = info.stored();
         Self {
             version: VERSION,
             store: Uuid::from_bytes(info.store_id()),
@@ -104,24 +104,24 @@ impl Portable {
             key: Bytes::new(info.key().as_bytes()),
             status: info.status(),
             interruption: info.interruption(),
-            policy: image.policy,
-            schema: image.schema,
-            attempt: image.attempt,
-            generation: image.generation,
-            token: image.token,
-            created_at_ms: image.created_at,
-            updated_at_ms: image.updated_at,
+            policy: stored.policy,
+            schema: stored.schema,
+            attempt: stored.attempt,
+            generation: stored.generation,
+            token: stored.token,
+            created_at_ms: stored.created_at,
+            updated_at_ms: stored.updated_at,
             expires_at_ms: info.expires_at().map(wall_millis),
-            success_ttl_ms: lasting(image.success_ttl),
-            failure_ttl_ms: lasting(image.failure_ttl),
-            released_ttl_ms: lasting(image.released_ttl),
-            interrupted_ttl_ms: lasting(image.interrupted_ttl),
-            fingerprint: image.fingerprint.map(|fingerprint| fingerprint.to_string()),
-            context: image.context.iter().map(|(name, value)| (name.to_owned(), Bytes::new(value))).collect(),
-            recovery_point: image.recovery_point.clone(),
-            checkpoint: image.checkpoint.as_deref().map(Bytes::new),
-            outcome_bytes: image.outcome_len,
-            outcome: image.outcome.as_deref().map(Bytes::new),
+            success_ttl_ms: lasting(stored.success_ttl),
+            failure_ttl_ms: lasting(stored.failure_ttl),
+            released_ttl_ms: lasting(stored.released_ttl),
+            interrupted_ttl_ms: lasting(stored.interrupted_ttl),
+            fingerprint: stored.fingerprint.map(|fingerprint| fingerprint.to_string()),
+            context: stored.context.iter().map(|(name, value)| (name.to_owned(), Bytes::new(value))).collect(),
+            recovery_point: stored.recovery_point.clone(),
+            checkpoint: stored.checkpoint.as_deref().map(Bytes::new),
+            outcome_bytes: stored.outcome_len,
+            outcome: stored.outcome.as_deref().map(Bytes::new),
         }
     }
 
@@ -147,7 +147,7 @@ impl Portable {
         let context = entries.collect::<Result<BTreeMap<_, _>>>()?.into_iter().collect::<Context>();
         context.check()?;
         let outcome_len = outcome.as_ref().map_or(0, |bytes| bytes.len());
-        let image = Image {
+        let stored = StoredRecord {
             state: self.status,
             by_key: false,
             bound: true,
@@ -174,7 +174,7 @@ impl Portable {
             outcome,
         };
         let expires_at: Option<SystemTime> = self.expires_at_ms.map(wall_time);
-        Ok(Record::raw(RecordInfo::detached(self.store.into_bytes(), &self.manager, key, image, expires_at)))
+        Ok(Record::raw(RecordInfo::detached(self.store.into_bytes(), &self.manager, key, stored, expires_at)))
     }
 }
 

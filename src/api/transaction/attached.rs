@@ -36,11 +36,11 @@ pub(crate) fn part<R, X>(transaction: &Transaction, work: impl FnOnce() -> Resul
     impl Drop for RollBack<'_> {
         fn drop(&mut self) {
             if let Some(savepoint) = self.1.take() {
-                self.0.draft.borrow_mut().roll_back(savepoint);
+                self.0.workspace.borrow_mut().roll_back(savepoint);
             }
         }
     }
-    let mut unless_done = RollBack(transaction, Some(transaction.draft.borrow().savepoint()));
+    let mut unless_done = RollBack(transaction, Some(transaction.workspace.borrow().savepoint()));
     let done = work()?;
     unless_done.1 = None;
     Ok(done)

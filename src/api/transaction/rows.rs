@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::RangeBounds;
 
 use super::TransactionTable;
-use crate::protocol::{Content, Depth, RowRange, Scan, StoreKey};
+use crate::protocol::{Content, Load, RowRange, Scan, StoreKey};
 use crate::types::error::Result;
 use crate::types::value::Value;
 
@@ -89,7 +89,7 @@ pub struct TransactionRows<'tx> {
 impl TransactionRows<'_> {
     fn read_on(&mut self) -> Result<bool> {
         let transaction = self.table.transaction;
-        let read = transaction.protocol.scan_in(&mut transaction.draft.borrow_mut(), &mut self.scan, Depth::Whole);
+        let read = transaction.protocol.scan_in(&mut transaction.workspace.borrow_mut(), &mut self.scan, Load::All);
         let read = transaction.noted(read)?;
         let is_more = read.is_some();
         self.batch = read.unwrap_or_default().into_iter();
@@ -104,7 +104,7 @@ impl Iterator for TransactionRows<'_> {
         loop {
             if let Some((at, content)) = self.batch.next() {
                 // Since the batch was read, the closure may have written there.
-                let newest = self.table.transaction.draft.borrow().newest(&at, content);
+                let newest = self.table.transaction.workspace.borrow().newest(&at, content);
                 let row = newest.and_then(Content::into_row);
                 let key = at.split().map(|(_, key)| Value::from(key));
                 if let Some(row) = key.zip(row) {

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::protocol::rules::{Ending, Start};
-use crate::protocol::{Begun, Depth, Place};
+use crate::protocol::{Begun, Load, RecordId};
 use crate::types::key::Key;
 use crate::types::options::{EngineOptions, OnInterrupted};
 use crate::types::record::{STARTED, Status};
@@ -14,7 +14,7 @@ fn open(dir: &TempDir) -> Arc<Protocol> {
     open_with(dir, Duration::ZERO)
 }
 
-/// Nobody waits longer than this for lanes.
+/// Nobody waits longer than this for locks.
 fn open_with(dir: &TempDir, patience: Duration) -> Arc<Protocol> {
     let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
     Arc::new(protocol.with_patience(patience))
@@ -43,7 +43,7 @@ fn row(protocol: &Protocol, key: &str) -> Option<Value> {
 }
 
 fn is_kept(protocol: &Protocol, key: &str) -> bool {
-    protocol.is_lane_taken(&Protocol::row("t", key.as_bytes()).unwrap())
+    protocol.is_key_locked(&Protocol::row("t", key.as_bytes()).unwrap())
 }
 
 #[test]
@@ -129,13 +129,13 @@ fn who_meets_others_somewhere_else_each_time_keeps_them_off_everything_in_the_en
 }
 
 /// A claim of this protocol's: where it is, and its token.
-fn claim(protocol: &Protocol) -> (Place, u64) {
-    let place = Place::new(&"m".into(), Key::new("k").unwrap());
-    let Begun::Claimed(info) = protocol.begin(&place, &Start::plain(OnInterrupted::Hold)).unwrap() else {
+fn claim(protocol: &Protocol) -> (RecordId, u64) {
+    let id = RecordId::new(&"m".into(), Key::new("k").unwrap());
+    let Begun::Claimed(info) = protocol.begin(&id, &Start::plain(OnInterrupted::Hold)).unwrap() else {
         panic!("a new key")
     };
-    let token = info.image().token;
-    (place, token)
+    let token = info.stored().token;
+    (id, token)
 }
 
 /// All that a stage may make of its record.
@@ -160,18 +160,18 @@ fn staged(protocol: &Arc<Protocol>, fence: Fence<'_>, step: &Step, meanwhile: im
 #[test]
 fn a_stage_of_another_token_or_at_another_point_is_lost_and_writes_nothing() {
     let (_dir, protocol) = temp();
-    let (place, token) = claim(&protocol);
+    let (id, token) = claim(&protocol);
     let stale = [(token + 1, STARTED), (token - 1, STARTED), (token, "elsewhere"), (token + 1, "elsewhere")];
     for ((token, point), step) in stale.into_iter().flat_map(|fence| steps().map(|step| (fence, step))) {
-        let fence = Fence { place: &place, token, point };
+        let fence = Fence { id: &id, token, point };
         let (ended, runs) = staged(&protocol, fence, &step, || ());
         assert_eq!((ended.unwrap_err().kind(), runs), (ErrorKind::ClaimLost, 0), "{fence:?} {step:?}");
-        let mut draft = protocol.draft();
-        assert_eq!(protocol.step(&mut draft, fence, &step).unwrap_err().kind(), ErrorKind::ClaimLost);
-        assert!(protocol.written_lanes(&draft, None).0 == LaneSet::default(), "it would write nothing");
+        let mut workspace = protocol.workspace();
+        assert_eq!(protocol.step(&mut workspace, fence, &step).unwrap_err().kind(), ErrorKind::ClaimLost);
+        assert!(protocol.written_locks(&workspace, None).0 == LockSet::default(), "it would write nothing");
         assert_eq!(row(&protocol, "row"), None);
     }
-    let (ended, runs) = staged(&protocol, Fence { place: &place, token, point: STARTED }, &Step::Stay, || ());
+    let (ended, runs) = staged(&protocol, Fence { id: &id, token, point: STARTED }, &Step::Stay, || ());
     assert!(ended.is_ok() && runs == 1 && row(&protocol, "row").is_some(), "the right one");
 }
 
@@ -181,15 +181,15 @@ fn a_stage_whose_claim_ends_or_moves_on_while_it_runs_is_lost_and_writes_nothing
     for step in steps() {
         for moves_on in [false, true] {
             let (_dir, protocol) = temp();
-            let (place, token) = claim(&protocol);
-            let fence = Fence { place: &place, token, point: STARTED };
+            let (id, token) = claim(&protocol);
+            let fence = Fence { id: &id, token, point: STARTED };
             let meanwhile = || {
                 if moves_on {
-                    let mut other = protocol.draft();
+                    let mut other = protocol.workspace();
                     protocol.step(&mut other, fence, &advance).unwrap();
                     assert!(protocol.commit(&mut other).unwrap().is_some());
                 } else {
-                    elsewhere(|| protocol.end(&place, token, &Ending::Release)).unwrap();
+                    elsewhere(|| protocol.end(&id, token, &Ending::Release)).unwrap();
                 }
             };
             let (ended, runs) = staged(&protocol, fence, &step, meanwhile);
@@ -203,8 +203,8 @@ fn a_stage_whose_claim_ends_or_moves_on_while_it_runs_is_lost_and_writes_nothing
 fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let protocol = open(&dir);
-    let (place, token) = claim(&protocol);
-    let fence = Fence { place: &place, token, point: STARTED };
+    let (id, token) = claim(&protocol);
+    let fence = Fence { id: &id, token, point: STARTED };
     // Closed under the closure, and before.
     for runs in [1, 0] {
         let (ended, ran) = staged(&protocol, fence, &Step::Stay, || elsewhere(|| protocol.abort().unwrap()));
@@ -219,14 +219,14 @@ fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
 #[test]
 fn a_drop_that_was_not_recorded_is_settled_before_a_transaction_looks_at_it() {
     let (_dir, protocol) = temp();
-    let (place, token) = claim(&protocol);
-    protocol.abandon_unrecorded(&place, token, Ending::Release);
+    let (id, token) = claim(&protocol);
+    protocol.abandon_unrecorded(&id, token, Ending::Release);
     let patch = crate::protocol::rules::Patch { recovery_point: Some("paid".to_owned()), ..Default::default() };
     let patched = run::<(), Error>(&protocol, &PLAIN, |tx| {
-        tx.with_draft(&protocol, |draft| protocol.patch_in(draft, &place, &patch))?;
+        tx.with_draft(&protocol, |workspace| protocol.patch_in(workspace, &id, &patch))?;
         Ok(((), Ok(Step::Stay)))
     });
     patched.unwrap();
-    let info = protocol.get(&place, Depth::Head).unwrap().unwrap();
+    let info = protocol.get(&id, Load::WithoutOutcome).unwrap().unwrap();
     assert_eq!((info.status(), info.recovery_point()), (Status::Released, "paid"));
 }

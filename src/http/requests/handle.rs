@@ -9,7 +9,7 @@ use crate::api::claim::Claim;
 use crate::api::manager::execute::ExecuteError;
 use crate::http::problem::Problem;
 use crate::http::response::Response;
-use crate::protocol::Place;
+use crate::protocol::RecordId;
 use crate::types::error::{self, Error, Result};
 use crate::types::key::Key;
 use crate::types::options::{BeginOptions, ExecuteOptions, OnError};
@@ -158,11 +158,10 @@ impl Requests {
     fn unrecorded(&self) -> Result<Claim<Response, Response>> {
         let manager = &self.manager;
         // A scope may be too long for a generated key; it only has to be new.
-        let place =
-            manager.place(Key::generate()).unwrap_or_else(|_| Place::new(&manager.name().into(), Key::generate()));
+        let id = manager.id(Key::generate()).unwrap_or_else(|_| RecordId::new(&manager.name().into(), Key::generate()));
         let start = manager.start(BeginOptions::new(), false)?;
-        let info = manager.engine().protocol().unrecorded(&place, &start)?;
-        Ok(Claim::without_record(manager.engine().share(), place, info))
+        let info = manager.engine().protocol().unrecorded(&id, &start)?;
+        Ok(Claim::without_record(manager.engine().share(), id, info))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::api::records::RecordFilter;
 use crate::api::transaction::{self, Transaction};
 use crate::http::response::Response;
 use crate::protocol::rules::{Patch, Step};
-use crate::protocol::{Draft, Place, Protocol};
+use crate::protocol::{Protocol, RecordId, Workspace};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::Key;
 use crate::types::options::BeginOptions;
@@ -60,9 +60,9 @@ impl TransactionRequests<'_> {
     ///
     /// As [`Requests::create`]; `InvalidOptions` in the transaction of another engine.
     pub fn create(&self, request: NewRequest) -> Result<Created> {
-        self.run(|protocol, draft| {
+        self.run(|protocol, workspace| {
             let (key, described) = request.described(self.requests.keep_params)?;
-            self.create_in(protocol, draft, key, described.into())
+            self.create_in(protocol, workspace, key, described.into())
         })
     }
 
@@ -80,16 +80,22 @@ impl TransactionRequests<'_> {
         params: &impl Serialize,
         path: &str,
     ) -> Result<Created> {
-        self.run(|protocol, draft| {
+        self.run(|protocol, workspace| {
             let (key, options) = self.requests.initial(header_key, method.as_ref(), params, path)?;
-            self.create_in(protocol, draft, key, options)
+            self.create_in(protocol, workspace, key, options)
         })
     }
 
-    fn create_in(&self, protocol: &Protocol, draft: &mut Draft, key: Key, options: BeginOptions) -> Result<Created> {
+    fn create_in(
+        &self,
+        protocol: &Protocol,
+        workspace: &mut Workspace,
+        key: Key,
+        options: BeginOptions,
+    ) -> Result<Created> {
         let manager = &self.requests.manager;
-        let (place, start) = (manager.place(key)?, manager.start(options, false)?);
-        protocol.create_in(draft, &place, &start).map(Created::new)
+        let (id, start) = (manager.id(key)?, manager.start(options, false)?);
+        protocol.create_in(workspace, &id, &start).map(Created::new)
     }
 
     /// As [`Requests::update`].
@@ -98,9 +104,9 @@ impl TransactionRequests<'_> {
     ///
     /// As [`Requests::update`]; `InvalidOptions` in the transaction of another engine.
     pub fn update(&self, key: impl AsRef<[u8]>, patch: RequestPatch) -> Result<()> {
-        self.run(|protocol, draft| {
-            let place = self.requests.manager.place(key)?;
-            protocol.patch_in(draft, &place, &self.requests.checked(&place, patch)?).map(drop)
+        self.run(|protocol, workspace| {
+            let id = self.requests.manager.id(key)?;
+            protocol.patch_in(workspace, &id, &self.requests.checked(&id, patch)?).map(drop)
         })
     }
 
@@ -143,28 +149,28 @@ impl TransactionRequests<'_> {
         work: impl FnOnce(&RecordInfo) -> Result<Next<Response, Response>, X>,
     ) -> Result<RecordInfo, X> {
         transaction::part(self.transaction, || {
-            let (place, info) = self.run(|protocol, draft| {
-                let place = self.requests.manager.place(key)?;
-                protocol.unowned_in(draft, &place).map(|info| (place, info))
+            let (id, info) = self.run(|protocol, workspace| {
+                let id = self.requests.manager.id(key)?;
+                protocol.unowned_in(workspace, &id).map(|info| (id, info))
             })?;
             let next = work(&info)?;
-            let staged = self.run(|protocol, draft| {
-                let still = protocol.unowned_in(draft, &place)?;
+            let staged = self.run(|protocol, workspace| {
+                let still = protocol.unowned_in(workspace, &id)?;
                 if still.recovery_point() != info.recovery_point() {
                     let message = format!("the stage of key {} has moved its recovery point by itself", info.key());
                     return Err(Error::new(ErrorKind::NotInProgress, message));
                 }
-                let patch = self.patch(&place, next)?;
-                patch.map_or(Ok(still), |patch| protocol.patch_in(draft, &place, &patch))
+                let patch = self.patch(&id, next)?;
+                patch.map_or(Ok(still), |patch| protocol.patch_in(workspace, &id, &patch))
             });
             Ok(staged?)
         })
     }
 
     /// Returns the change that a stage makes of a record without an owner; `None` for [`Next::Stay`].
-    fn patch(&self, place: &Place, next: Next<Response, Response>) -> Result<Option<Patch>> {
+    fn patch(&self, id: &RecordId, next: Next<Response, Response>) -> Result<Option<Patch>> {
         let manager = &self.requests.manager;
-        let encode = |response: &Response| manager.encode(place, response);
+        let encode = |response: &Response| manager.encode(id, response);
         Ok(match next.into_step(manager.engine().protocol().max_value_bytes(), encode, encode)? {
             Step::Stay => None,
             Step::Advance { point, checkpoint } => {
@@ -181,19 +187,19 @@ impl TransactionRequests<'_> {
     ///
     /// `Conflict` when it no longer fits what was read before: return it, and the closure is run again.
     pub fn retrieve(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Response, Response>>> {
-        self.run(|protocol, draft| {
-            let place = self.requests.manager.place(key)?;
-            self.read(protocol, draft, &place)
+        self.run(|protocol, workspace| {
+            let id = self.requests.manager.id(key)?;
+            self.read(protocol, workspace, &id)
         })
     }
 
     fn read(
         &self,
         protocol: &Protocol,
-        draft: &mut Draft,
-        place: &Place,
+        workspace: &mut Workspace,
+        id: &RecordId,
     ) -> Result<Option<Record<Response, Response>>> {
-        let info = protocol.get_in(draft, place)?;
+        let info = protocol.get_in(workspace, id)?;
         info.map(|info| Record::decode(info, self.requests.manager.options.schema)).transpose()
     }
 
@@ -211,8 +217,8 @@ impl TransactionRequests<'_> {
             Ok((filter, scan))
         })?;
         let mut found = Vec::new();
-        while let Some(infos) = self.run(|protocol, draft| protocol.list_in(draft, &mut scan))? {
-            // The draft is free here: the filter may have a predicate of the caller's.
+        while let Some(infos) = self.run(|protocol, workspace| protocol.list_in(workspace, &mut scan))? {
+            // The workspace is free here: the filter may have a predicate of the caller's.
             found.extend(infos.into_iter().filter(|info| filter.matches(info)));
         }
         Ok(found)
@@ -239,8 +245,8 @@ impl TransactionRequests<'_> {
     ) -> Result<Option<Record<Response, Response>>> {
         let mut only = None;
         for info in self.find(filter)? {
-            let place = self.requests.manager.place_of(&info);
-            let record = self.run(|protocol, draft| self.read(protocol, draft, &place))?;
+            let id = self.requests.manager.place_of(&info);
+            let record = self.run(|protocol, workspace| self.read(protocol, workspace, &id))?;
             if let Some(record) = record.filter(&matches) {
                 self.run(|_protocol, _draft| choose(&mut only, record))?;
             }
@@ -248,9 +254,9 @@ impl TransactionRequests<'_> {
         Ok(only)
     }
 
-    fn run<R>(&self, f: impl FnOnce(&Protocol, &mut Draft) -> Result<R>) -> Result<R> {
+    fn run<R>(&self, f: impl FnOnce(&Protocol, &mut Workspace) -> Result<R>) -> Result<R> {
         let protocol = self.requests.manager.engine().protocol();
-        self.transaction.with_draft(protocol, |draft| f(protocol, draft))
+        self.transaction.with_draft(protocol, |workspace| f(protocol, workspace))
     }
 }
 

@@ -15,38 +15,38 @@ fn start(policy: OnInterrupted, fingerprint: Option<u8>) -> Start {
     Start { fingerprint, success_ttl: 100, failure_ttl: 50, ..Start::plain(policy) }
 }
 
-fn numbered(decision: Decision, number: u64) -> Image {
-    let Decision::Write(mut image) = decision else { panic!("no write: {decision:?}") };
-    for field in [&mut image.generation, &mut image.revision, &mut image.token] {
+fn numbered(decision: Decision, number: u64) -> StoredRecord {
+    let Decision::Write(mut stored) = decision else { panic!("no write: {decision:?}") };
+    for field in [&mut stored.generation, &mut stored.revision, &mut stored.token] {
         if *field == THIS_FRAME {
             *field = number;
         }
     }
-    *image
+    *stored
 }
 
-fn claimed(start: &Start) -> Image {
-    numbered(decide(None, &Event::Begin(start), &now(0)), FIRST + 1)
+fn claimed(start: &Start) -> StoredRecord {
+    numbered(decide(None, &Action::Begin(start), &now(0)), FIRST + 1)
 }
 
-fn end(image: &Image, ending: &Ending) -> Image {
-    let event = Event::End { token: image.token, ending };
-    numbered(decide(Some(image), &event, &now(10)), image.revision + 1)
+fn end(stored: &StoredRecord, ending: &Ending) -> StoredRecord {
+    let action = Action::End { token: stored.token, ending };
+    numbered(decide(Some(stored), &action, &now(10)), stored.revision + 1)
 }
 
 /// One record in every state: live, live by key, owner dead, the four endings, and one that nobody has claimed.
-fn every_state(policy: OnInterrupted) -> Vec<(&'static str, Image)> {
+fn every_state(policy: OnInterrupted) -> Vec<(&'static str, StoredRecord)> {
     let live = claimed(&start(policy, None));
     let bytes = Value::from("x");
     vec![
-        ("by key", Image { by_key: true, ..live.clone() }),
-        ("dead", Image { token: 7, ..live.clone() }),
+        ("by key", StoredRecord { by_key: true, ..live.clone() }),
+        ("dead", StoredRecord { token: 7, ..live.clone() }),
         ("succeeded", end(&live, &Ending::Succeed(bytes.clone()))),
         ("failed", end(&live, &Ending::Fail(bytes))),
         ("released", end(&live, &Ending::Release)),
         ("interrupted", end(&live, &Ending::Interrupt(Interruption::Dropped))),
         ("live", live),
-        ("created", numbered(decide(None, &Event::Create(&start(policy, None)), &now(0)), FIRST + 1)),
+        ("created", numbered(decide(None, &Action::Create(&start(policy, None)), &now(0)), FIRST + 1)),
     ]
 }
 
@@ -55,10 +55,10 @@ fn mismatch_wins_over_every_state() {
     let with = start(OnInterrupted::Hold, Some(1));
     let live = claimed(&with);
     let states = [live.clone(), end(&live, &Ending::Release), end(&live, &Ending::Succeed("x".into()))];
-    for image in states {
+    for stored in states {
         for other in [start(OnInterrupted::Hold, Some(2)), start(OnInterrupted::Hold, None)] {
-            let decision = decide(Some(&image), &Event::Begin(&other), &now(10));
-            assert_eq!(decision, Decision::Keep(Because::Mismatch), "{:?}", image.state);
+            let decision = decide(Some(&stored), &Action::Begin(&other), &now(10));
+            assert_eq!(decision, Decision::Keep(Reason::Mismatch), "{:?}", stored.state);
         }
     }
 }
@@ -66,62 +66,62 @@ fn mismatch_wins_over_every_state() {
 #[test]
 fn a_record_of_an_older_rule_is_the_same_request_and_keeps_its_fingerprint() {
     let recorded = Fingerprint::from_bytes([1; 32]);
-    for (_, image) in every_state(OnInterrupted::Resume) {
-        let image = Image { fingerprint: Some(recorded), ..image };
+    for (_, stored) in every_state(OnInterrupted::Resume) {
+        let stored = StoredRecord { fingerprint: Some(recorded), ..stored };
         let newer = Start { accepted: vec![recorded], ..start(OnInterrupted::Resume, Some(9)) };
-        match decide(Some(&image), &Event::Begin(&newer), &now(10)) {
-            Decision::Keep(because) => assert_ne!(because, Because::Mismatch),
-            written => assert_eq!(numbered(written, image.revision + 1).fingerprint, Some(recorded)),
+        match decide(Some(&stored), &Action::Begin(&newer), &now(10)) {
+            Decision::Keep(reason) => assert_ne!(reason, Reason::Mismatch),
+            written => assert_eq!(numbered(written, stored.revision + 1).fingerprint, Some(recorded)),
         }
-        assert!(!matches!(decide(Some(&image), &Event::Create(&newer), &now(10)), Decision::Keep(Because::Mismatch)));
+        assert!(!matches!(decide(Some(&stored), &Action::Create(&newer), &now(10)), Decision::Keep(Reason::Mismatch)));
         // One of a third rule is not accepted.
         let other = Start { accepted: vec![Fingerprint::from_bytes([8; 32])], ..newer };
-        assert_eq!(decide(Some(&image), &Event::Begin(&other), &now(10)), Decision::Keep(Because::Mismatch));
+        assert_eq!(decide(Some(&stored), &Action::Begin(&other), &now(10)), Decision::Keep(Reason::Mismatch));
     }
 }
 
 #[test]
 fn without_a_fingerprint_none_is_compared() {
-    let image = claimed(&start(OnInterrupted::Hold, None));
-    let decision = decide(Some(&image), &Event::Begin(&start(OnInterrupted::Hold, Some(9))), &now(10));
-    assert_eq!(decision, Decision::Keep(Because::InProgress));
+    let stored = claimed(&start(OnInterrupted::Hold, None));
+    let decision = decide(Some(&stored), &Action::Begin(&start(OnInterrupted::Hold, Some(9))), &now(10));
+    assert_eq!(decision, Decision::Keep(Reason::InProgress));
 }
 
 #[test]
 fn no_path_leads_out_of_a_finished_record_but_reopen_remove_and_time() {
     let ending = Ending::Succeed("other".into());
     let begin = start(OnInterrupted::Resume, None);
-    for (name, image) in every_state(OnInterrupted::Resume) {
+    for (name, stored) in every_state(OnInterrupted::Resume) {
         if name != "succeeded" && name != "failed" {
             continue;
         }
-        let events = [
-            Event::Begin(&begin),
-            Event::End { token: image.token, ending: &ending },
-            Event::EndByKey { ending: &ending, schema: 0 },
-            Event::Resolve { ending: &ending, schema: None },
-            Event::Import(&image),
+        let actions = [
+            Action::Begin(&begin),
+            Action::End { token: stored.token, ending: &ending },
+            Action::EndByKey { ending: &ending, schema: 0 },
+            Action::Resolve { ending: &ending, schema: None },
+            Action::Import(&stored),
         ];
-        for event in &events {
-            assert!(matches!(decide(Some(&image), event, &now(10)), Decision::Keep(_)), "{name} {event:?}");
+        for action in &actions {
+            assert!(matches!(decide(Some(&stored), action, &now(10)), Decision::Keep(_)), "{name} {action:?}");
         }
-        assert_eq!(decide(Some(&image), &Event::Reopen, &now(10)), Decision::Delete);
-        assert_eq!(decide(Some(&image), &Event::Remove, &now(10)), Decision::Delete);
+        assert_eq!(decide(Some(&stored), &Action::Forget, &now(10)), Decision::Delete);
+        assert_eq!(decide(Some(&stored), &Action::Remove, &now(10)), Decision::Delete);
     }
 }
 
 #[test]
 fn expired_at_the_very_millisecond_for_every_event() {
-    let image = end(&claimed(&start(OnInterrupted::Hold, None)), &Ending::Succeed("x".into()));
-    assert_eq!(image.expires, 110);
-    assert!(image.seen(&now(109)).is_some());
-    assert!(image.seen(&now(110)).is_none());
+    let stored = end(&claimed(&start(OnInterrupted::Hold, None)), &Ending::Succeed("x".into()));
+    assert_eq!(stored.expires, 110);
+    assert!(stored.seen(&now(109)).is_some());
+    assert!(stored.seen(&now(110)).is_none());
     let begin = start(OnInterrupted::Hold, Some(3));
     assert!(matches!(
-        decide(Some(&image), &Event::Begin(&begin), &now(109)),
-        Decision::Keep(Because::Mismatch | Because::Finished)
+        decide(Some(&stored), &Action::Begin(&begin), &now(109)),
+        Decision::Keep(Reason::Mismatch | Reason::Finished)
     ));
-    let fresh = numbered(decide(Some(&image), &Event::Begin(&begin), &now(110)), FIRST + 9);
+    let fresh = numbered(decide(Some(&stored), &Action::Begin(&begin), &now(110)), FIRST + 9);
     assert_eq!((fresh.generation, fresh.attempt), (FIRST + 9, 1));
 }
 
@@ -130,11 +130,11 @@ fn a_claim_of_an_earlier_generation_never_ends_a_later_one() {
     let old = claimed(&start(OnInterrupted::Resume, None));
     let begin = start(OnInterrupted::Resume, None);
     let interrupted = end(&old, &Ending::Interrupt(Interruption::Dropped));
-    let new = numbered(decide(Some(&interrupted), &Event::Begin(&begin), &now(20)), FIRST + 5);
+    let new = numbered(decide(Some(&interrupted), &Action::Begin(&begin), &now(20)), FIRST + 5);
     assert_eq!(new.interruption, Some(Interruption::Dropped));
     for ending in [Ending::Succeed("x".into()), Ending::Fail("x".into()), Ending::Release] {
-        let decision = decide(Some(&new), &Event::End { token: old.token, ending: &ending }, &now(20));
-        assert_eq!(decision, Decision::Keep(Because::Superseded(new.token)));
+        let decision = decide(Some(&new), &Action::End { token: old.token, ending: &ending }, &now(20));
+        assert_eq!(decision, Decision::Keep(Reason::Superseded(new.token)));
     }
 }
 
@@ -156,26 +156,26 @@ fn every_state_answers_every_event() {
     let begin = start(OnInterrupted::Resume, None);
     let ending = Ending::Fail("other".into());
     let step = Step::Advance { point: "on".to_owned(), checkpoint: None };
-    for ((name, image), (_, row)) in every_state(OnInterrupted::Resume).iter().zip(expected) {
-        let token = if matches!(*name, "dead" | "created") { 6 } else { image.token };
-        let events = [
-            Event::Begin(&begin),
-            Event::Create(&begin),
-            Event::Lock { schema: 0, max_attempts: u32::MAX },
-            Event::End { token, ending: &ending },
-            Event::Stage { token, point: &image.recovery_point, step: &step },
-            Event::EndByKey { ending: &ending, schema: 0 },
-            Event::Resolve { ending: &ending, schema: None },
-            Event::Patch(&patch),
-            Event::Reopen,
-            Event::Remove,
-            Event::Extend(1_000),
-            Event::Import(image),
-            Event::Revoke { token },
+    for ((name, stored), (_, row)) in every_state(OnInterrupted::Resume).iter().zip(expected) {
+        let token = if matches!(*name, "dead" | "created") { 6 } else { stored.token };
+        let actions = [
+            Action::Begin(&begin),
+            Action::Create(&begin),
+            Action::Lock { schema: 0, max_attempts: u32::MAX },
+            Action::End { token, ending: &ending },
+            Action::Stage { token, point: &stored.recovery_point, step: &step },
+            Action::EndByKey { ending: &ending, schema: 0 },
+            Action::Resolve { ending: &ending, schema: None },
+            Action::Patch(&patch),
+            Action::Forget,
+            Action::Remove,
+            Action::Extend(1_000),
+            Action::Import(stored),
+            Action::Revoke { token },
         ];
-        let got: String = events
+        let got: String = actions
             .iter()
-            .map(|event| match decide(Some(image), event, &now(10)) {
+            .map(|action| match decide(Some(stored), action, &now(10)) {
                 Decision::Write(_) => 'W',
                 Decision::Delete => 'D',
                 Decision::Keep(_) => 'K',
@@ -188,21 +188,21 @@ fn every_state_answers_every_event() {
 #[test]
 fn what_is_created_waits_for_its_first_claim() {
     let begin = Start { released_ttl: 40, interrupted_ttl: 40, ..start(OnInterrupted::Resume, Some(1)) };
-    let created = numbered(decide(None, &Event::Create(&begin), &now(0)), FIRST + 1);
+    let created = numbered(decide(None, &Action::Create(&begin), &now(0)), FIRST + 1);
     assert_eq!((created.state, created.attempt, created.expires), (Status::Released, 0, 40));
     let other = start(OnInterrupted::Resume, Some(2));
-    assert_eq!(decide(Some(&created), &Event::Create(&begin), &now(39)), Decision::Keep(Because::Already));
-    assert_eq!(decide(Some(&created), &Event::Create(&other), &now(39)), Decision::Keep(Because::Mismatch));
-    let fresh = numbered(decide(Some(&created), &Event::Create(&other), &now(40)), FIRST + 2);
+    assert_eq!(decide(Some(&created), &Action::Create(&begin), &now(39)), Decision::Keep(Reason::Already));
+    assert_eq!(decide(Some(&created), &Action::Create(&other), &now(39)), Decision::Keep(Reason::Mismatch));
+    let fresh = numbered(decide(Some(&created), &Action::Create(&other), &now(40)), FIRST + 2);
     assert_eq!((fresh.generation, fresh.fingerprint), (FIRST + 2, other.fingerprint), "it had expired");
     let claimed =
-        numbered(decide(Some(&created), &Event::Lock { schema: 3, max_attempts: u32::MAX }, &now(39)), FIRST + 2);
+        numbered(decide(Some(&created), &Action::Lock { schema: 3, max_attempts: u32::MAX }, &now(39)), FIRST + 2);
     assert_eq!((claimed.attempt, claimed.schema, claimed.generation), (1, 3, FIRST + 1));
     assert_eq!((claimed.token, claimed.fingerprint), (FIRST + 2, begin.fingerprint));
     assert!(claimed.seen(&now(1_000)).is_some());
-    for event in [Event::Lock { schema: 0, max_attempts: u32::MAX }, Event::Patch(&Patch::default())] {
-        assert_eq!(decide(Some(&created), &event, &now(40)), Decision::Keep(Because::Absent));
-        assert_eq!(decide(None, &event, &now(0)), Decision::Keep(Because::Absent));
+    for action in [Action::Lock { schema: 0, max_attempts: u32::MAX }, Action::Patch(&Patch::default())] {
+        assert_eq!(decide(Some(&created), &action, &now(40)), Decision::Keep(Reason::Absent));
+        assert_eq!(decide(None, &action, &now(0)), Decision::Keep(Reason::Absent));
     }
 }
 
@@ -210,9 +210,9 @@ fn what_is_created_waits_for_its_first_claim() {
 fn a_lock_holds_what_is_held() {
     let states = every_state(OnInterrupted::Hold);
     for name in ["dead", "interrupted"] {
-        let (_, image) = states.iter().find(|(state, _)| *state == name).unwrap();
-        let decision = decide(Some(image), &Event::Lock { schema: 0, max_attempts: u32::MAX }, &now(10));
-        assert_eq!(decision, Decision::Keep(Because::Interrupted), "{name}");
+        let (_, stored) = states.iter().find(|(state, _)| *state == name).unwrap();
+        let decision = decide(Some(stored), &Action::Lock { schema: 0, max_attempts: u32::MAX }, &now(10));
+        assert_eq!(decision, Decision::Keep(Reason::Interrupted), "{name}");
     }
 }
 
@@ -221,8 +221,8 @@ fn a_patch_changes_what_it_says_and_no_time() {
     let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
     let begin = Start { released_ttl: 40, interrupted_ttl: 40, ..start(OnInterrupted::Hold, Some(1)) };
     let released = end(&claimed(&begin), &Ending::Release);
-    let paid = numbered(decide(Some(&released), &Event::Patch(&patch), &now(20)), FIRST + 3);
-    let expected = Image {
+    let paid = numbered(decide(Some(&released), &Action::Patch(&patch), &now(20)), FIRST + 3);
+    let expected = StoredRecord {
         recovery_point: "paid".to_owned(),
         revision: FIRST + 3,
         updated: 20,
@@ -231,26 +231,26 @@ fn a_patch_changes_what_it_says_and_no_time() {
     };
     assert_eq!(paid, expected);
     let noted = Patch { checkpoint: Some("ch_1".into()), ..Patch::default() };
-    let noted = numbered(decide(Some(&paid), &Event::Patch(&noted), &now(20)), FIRST + 4);
+    let noted = numbered(decide(Some(&paid), &Action::Patch(&noted), &now(20)), FIRST + 4);
     assert_eq!((&*noted.recovery_point, noted.checkpoint.as_deref()), ("paid", Some(&b"ch_1"[..])));
 
     // A dead one stays interrupted, and in no later open is it taken for one with an owner.
-    let dead = Image { token: 7, ..claimed(&begin) };
-    let patched = numbered(decide(Some(&dead), &Event::Patch(&patch), &now(20)), FIRST + 3);
+    let dead = StoredRecord { token: 7, ..claimed(&begin) };
+    let patched = numbered(decide(Some(&dead), &Action::Patch(&patch), &now(20)), FIRST + 3);
     assert_eq!((patched.state, patched.interruption), (Status::Interrupted, Some(Interruption::ProcessEnded)));
     assert_eq!((patched.expires, patched.token), (40, 7));
 
     let success = Patch { ending: Some((Ending::Succeed("ok".into()), 5)), ..Patch::default() };
-    let done = numbered(decide(Some(&noted), &Event::Patch(&success), &now(20)), FIRST + 5);
+    let done = numbered(decide(Some(&noted), &Action::Patch(&success), &now(20)), FIRST + 5);
     assert_eq!((done.state, &*done.recovery_point, done.schema), (Status::Succeeded, FINISHED, 5));
     assert_eq!((done.expires, done.checkpoint, done.outcome_len), (120, None, 2));
 }
 
 #[test]
 fn interrupted_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
-    let live = Image { interrupted_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
+    let live = StoredRecord { interrupted_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
     assert!(live.seen(&now(1_000_000)).is_some());
-    let dead = Image { token: 3, ..live };
+    let dead = StoredRecord { token: 3, ..live };
     let reopened = |store| Now { store, wall: 0, first: FIRST, opened: 500 };
     assert_eq!(dead.seen(&reopened(504)), Some((Status::Interrupted, Some(Interruption::ProcessEnded))));
     assert_eq!(dead.seen(&reopened(505)), None);
@@ -260,21 +260,22 @@ fn interrupted_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
 fn a_stage_is_fenced_by_token_and_recovery_point() {
     let live = claimed(&start(OnInterrupted::Hold, None));
     let advance = Step::Advance { point: "on".to_owned(), checkpoint: Some("kept".into()) };
-    let stage =
-        |image: &Image, token, point, step: &Step| decide(Some(image), &Event::Stage { token, point, step }, &now(20));
+    let stage = |stored: &StoredRecord, token, point, step: &Step| {
+        decide(Some(stored), &Action::Stage { token, point, step }, &now(20))
+    };
     let on = numbered(stage(&live, live.token, STARTED, &advance), FIRST + 2);
     assert_eq!((on.recovery_point.as_str(), on.checkpoint.as_deref()), ("on", Some(&b"kept"[..])));
     assert_eq!((on.state, on.token, on.revision), (Status::InProgress, live.token, FIRST + 2));
     for step in [Step::Stay, advance, Step::End(Ending::Succeed("x".into()))] {
         let token = live.token;
-        assert_eq!(stage(&on, token, STARTED, &step), Decision::Keep(Because::Elsewhere));
-        assert_eq!(stage(&on, token + 9, "on", &step), Decision::Keep(Because::Superseded(token)));
+        assert_eq!(stage(&on, token, STARTED, &step), Decision::Keep(Reason::Elsewhere));
+        assert_eq!(stage(&on, token + 9, "on", &step), Decision::Keep(Reason::Superseded(token)));
         assert_eq!(
-            decide(None, &Event::Stage { token, point: "on", step: &step }, &now(20)),
-            Decision::Keep(Because::Absent)
+            decide(None, &Action::Stage { token, point: "on", step: &step }, &now(20)),
+            Decision::Keep(Reason::Absent)
         );
     }
-    assert_eq!(stage(&on, on.token, "on", &Step::Stay), Decision::Keep(Because::Already));
+    assert_eq!(stage(&on, on.token, "on", &Step::Stay), Decision::Keep(Reason::Already));
     let ended = numbered(stage(&on, on.token, "on", &Step::End(Ending::Fail("x".into()))), FIRST + 3);
     assert_eq!((ended.state, ended.recovery_point.as_str(), ended.expires), (Status::Failed, FINISHED, 70));
     assert_eq!(ended.checkpoint, None);
@@ -282,10 +283,10 @@ fn a_stage_is_fenced_by_token_and_recovery_point() {
 
 #[test]
 fn extend_never_shortens() {
-    let image = end(&claimed(&start(OnInterrupted::Hold, None)), &Ending::Succeed("x".into()));
-    assert_eq!(decide(Some(&image), &Event::Extend(1), &now(10)), Decision::Keep(Because::Already));
-    assert_eq!(numbered(decide(Some(&image), &Event::Extend(500), &now(10)), 1).expires, 510);
-    assert_eq!(numbered(decide(Some(&image), &Event::Extend(NEVER), &now(10)), 1).expires, NEVER);
+    let stored = end(&claimed(&start(OnInterrupted::Hold, None)), &Ending::Succeed("x".into()));
+    assert_eq!(decide(Some(&stored), &Action::Extend(1), &now(10)), Decision::Keep(Reason::Already));
+    assert_eq!(numbered(decide(Some(&stored), &Action::Extend(500), &now(10)), 1).expires, 510);
+    assert_eq!(numbered(decide(Some(&stored), &Action::Extend(NEVER), &now(10)), 1).expires, NEVER);
 }
 
 #[test]
@@ -293,32 +294,32 @@ fn a_released_record_is_bound_to_its_fingerprint_once_an_effect_is_possible() {
     let (first, other) = (start(OnInterrupted::Hold, Some(1)), start(OnInterrupted::Hold, Some(2)));
     let live = claimed(&first);
     let stage = Step::Advance { point: "paid".to_owned(), checkpoint: None };
-    let staged = Event::Stage { token: live.token, point: STARTED, step: &stage };
+    let staged = Action::Stage { token: live.token, point: STARTED, step: &stage };
     let staged = numbered(decide(Some(&live), &staged, &now(5)), FIRST + 2);
     let interrupted = end(&live, &Ending::Interrupt(Interruption::Dropped));
-    let resolved = Event::Resolve { ending: &Ending::ReleaseUntouched, schema: None };
+    let resolved = Action::Resolve { ending: &Ending::ReleaseUntouched, schema: None };
     let bound = [
         end(&live, &Ending::Release),
         end(&staged, &Ending::ReleaseUntouched),
         numbered(decide(Some(&interrupted), &resolved, &now(10)), FIRST + 3),
-        numbered(decide(None, &Event::Create(&first), &now(0)), FIRST + 1),
+        numbered(decide(None, &Action::Create(&first), &now(0)), FIRST + 1),
     ];
-    for image in bound {
+    for stored in bound {
         assert_eq!(
-            decide(Some(&image), &Event::Begin(&other), &now(20)),
-            Decision::Keep(Because::Mismatch),
-            "{image:?}"
+            decide(Some(&stored), &Action::Begin(&other), &now(20)),
+            Decision::Keep(Reason::Mismatch),
+            "{stored:?}"
         );
     }
     let untouched = end(&live, &Ending::ReleaseUntouched);
-    let fresh = numbered(decide(Some(&untouched), &Event::Begin(&other), &now(20)), FIRST + 5);
+    let fresh = numbered(decide(Some(&untouched), &Action::Begin(&other), &now(20)), FIRST + 5);
     assert_eq!((fresh.generation, fresh.attempt, fresh.fingerprint), (FIRST + 5, 1, other.fingerprint));
-    let again = numbered(decide(Some(&untouched), &Event::Begin(&first), &now(20)), FIRST + 5);
+    let again = numbered(decide(Some(&untouched), &Action::Begin(&first), &now(20)), FIRST + 5);
     assert_eq!((again.generation, again.attempt), (live.generation, 2));
     // Of later attempts too, whatever the first one was.
-    let touched = numbered(decide(Some(&end(&again, &Ending::Release)), &Event::Begin(&first), &now(30)), FIRST + 7);
+    let touched = numbered(decide(Some(&end(&again, &Ending::Release)), &Action::Begin(&first), &now(30)), FIRST + 7);
     let released = end(&touched, &Ending::ReleaseUntouched);
-    assert_eq!(decide(Some(&released), &Event::Begin(&other), &now(40)), Decision::Keep(Because::Mismatch));
+    assert_eq!(decide(Some(&released), &Action::Begin(&other), &now(40)), Decision::Keep(Reason::Mismatch));
 }
 
 #[test]
@@ -328,23 +329,23 @@ fn strict_a_fingerprint_does_not_match_a_record_without_one() {
     let strict = Start { strict_fingerprint: true, ..with.clone() };
     let live = claimed(&without);
     let done = end(&live, &Ending::Succeed("x".into()));
-    for image in [&live, &done, &end(&live, &Ending::Interrupt(Interruption::Dropped))] {
-        assert_eq!(decide(Some(image), &Event::Begin(&strict), &now(10)), Decision::Keep(Because::Mismatch));
+    for stored in [&live, &done, &end(&live, &Ending::Interrupt(Interruption::Dropped))] {
+        assert_eq!(decide(Some(stored), &Action::Begin(&strict), &now(10)), Decision::Keep(Reason::Mismatch));
     }
-    assert_eq!(decide(Some(&done), &Event::Begin(&with), &now(10)), Decision::Keep(Because::Finished));
+    assert_eq!(decide(Some(&done), &Action::Begin(&with), &now(10)), Decision::Keep(Reason::Finished));
     let none = Start { strict_fingerprint: true, ..without };
-    assert_eq!(decide(Some(&done), &Event::Begin(&none), &now(10)), Decision::Keep(Because::Finished));
+    assert_eq!(decide(Some(&done), &Action::Begin(&none), &now(10)), Decision::Keep(Reason::Finished));
 }
 
 #[test]
 fn a_revoke_is_fenced_and_fences_the_old_owner() {
     let live = claimed(&start(OnInterrupted::Hold, None));
-    let stale = Event::Revoke { token: live.token - 1 };
-    assert_eq!(decide(Some(&live), &stale, &now(10)), Decision::Keep(Because::Superseded(live.token)));
-    let revoked = numbered(decide(Some(&live), &Event::Revoke { token: live.token }, &now(10)), FIRST + 4);
+    let stale = Action::Revoke { token: live.token - 1 };
+    assert_eq!(decide(Some(&live), &stale, &now(10)), Decision::Keep(Reason::Superseded(live.token)));
+    let revoked = numbered(decide(Some(&live), &Action::Revoke { token: live.token }, &now(10)), FIRST + 4);
     assert_eq!(revoked.seen(&now(10)), Some((Status::Interrupted, Some(Interruption::Revoked))));
     for ending in [Ending::Succeed("x".into()), Ending::Release, Ending::Interrupt(Interruption::Dropped)] {
-        let decision = decide(Some(&revoked), &Event::End { token: live.token, ending: &ending }, &now(20));
-        assert_eq!(decision, Decision::Keep(Because::Superseded(FIRST + 4)));
+        let decision = decide(Some(&revoked), &Action::End { token: live.token, ending: &ending }, &now(20));
+        assert_eq!(decision, Decision::Keep(Reason::Superseded(FIRST + 4)));
     }
 }

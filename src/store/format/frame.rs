@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Fields, behind, corrupt, length, patch, record};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::{Image, THIS_FRAME};
+use crate::types::record::{StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
 /// The largest frame: it bounds a group, and what recovery reads at once.
@@ -109,14 +109,14 @@ impl StoreKey {
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    Record(Arc<Image>),
+    Record(Arc<StoredRecord>),
     Row(Value),
 }
 
 impl Content {
-    pub(crate) fn record(&self) -> Option<&Arc<Image>> {
+    pub(crate) fn record(&self) -> Option<&Arc<StoredRecord>> {
         match self {
-            Self::Record(image) => Some(image),
+            Self::Record(stored) => Some(stored),
             Self::Row(_) => None,
         }
     }
@@ -138,7 +138,7 @@ pub(crate) struct Change {
 
 impl Change {
     /// The record that it writes.
-    pub(crate) fn record(&self) -> Option<&Arc<Image>> {
+    pub(crate) fn record(&self) -> Option<&Arc<StoredRecord>> {
         self.content.as_ref().and_then(Content::record)
     }
 }
@@ -190,8 +190,8 @@ pub(crate) fn encode_with_records(frame: &Frame) -> Result<(Vec<u8>, Vec<usize>)
 }
 
 /// Gives a record that was encoded other times: they are known only when it is committed.
-pub(crate) fn set_times(bytes: &mut [u8], record: usize, image: &Image) {
-    let times = image.updated.to_le_bytes().into_iter().chain(image.expires.to_le_bytes());
+pub(crate) fn set_times(bytes: &mut [u8], record: usize, stored: &StoredRecord) {
+    let times = stored.updated.to_le_bytes().into_iter().chain(stored.expires.to_le_bytes());
     bytes.iter_mut().skip(record + record::TIMES).zip(times).for_each(|(byte, value)| *byte = value);
 }
 
@@ -212,7 +212,7 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<Option<usize>> {
     out.extend_from_slice(&[0; 4]);
     let at = out.len();
     match content {
-        Content::Record(image) => record::encode(image, out)?,
+        Content::Record(stored) => record::encode(stored, out)?,
         Content::Row(value) => out.extend_from_slice(value),
     }
     let len = length("a value", out.len() - at)?;
@@ -220,9 +220,9 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<Option<usize>> {
     Ok(change.key.is_record().then_some(at))
 }
 
-/// Gives an image the number of the frame that carries it.
-pub(crate) fn number(image: &mut Image, number: u64) {
-    for field in [&mut image.generation, &mut image.revision, &mut image.token] {
+/// Gives a stored record the number of the frame that carries it.
+pub(crate) fn number(stored: &mut StoredRecord, number: u64) {
+    for field in [&mut stored.generation, &mut stored.revision, &mut stored.token] {
         if *field == THIS_FRAME {
             *field = number;
         }
@@ -274,7 +274,7 @@ fn decode_change(fields: &mut Fields<'_>, number: u64) -> Option<Result<Change>>
         1 => {
             let len = fields.len()?;
             match record::decode(fields.take(len)?, Some(number)) {
-                Ok(image) => Some(Content::Record(Arc::new(image))),
+                Ok(stored) => Some(Content::Record(Arc::new(stored))),
                 Err(error) => return Some(Err(error)),
             }
         }
@@ -330,8 +330,8 @@ mod tests {
         let decoded = decode_all(&payload, 1_000, 5).unwrap();
         assert_eq!(decoded.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1_000, 1_001, 1_002, 1_003, 1_004]);
         let Frame::Changes(changes) = &decoded[0].1 else { panic!("not changes") };
-        let Some(Content::Record(image)) = &changes[0].content else { panic!("not a record") };
-        assert_eq!(image.revision, 1_000);
+        let Some(Content::Record(stored)) = &changes[0].content else { panic!("not a record") };
+        assert_eq!(stored.revision, 1_000);
         assert_eq!(decoded[1..].iter().map(|(_, frame)| frame.clone()).collect::<Vec<_>>(), all_kinds()[1..]);
         for cut in 0..payload.len() {
             assert!(decode_all(&payload[..cut], 1_000, 5).is_err());

@@ -10,7 +10,7 @@ use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
-use crate::types::record::{Image, Interruption, Status, THIS_FRAME};
+use crate::types::record::{Interruption, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
 /// The fixed part, which needs no decoder.
@@ -43,21 +43,21 @@ struct RestV1<'a> {
 const MAX_REST: u64 = 32 << 20;
 
 /// Behind what is there.
-pub(crate) fn encode(image: &Image, out: &mut Vec<u8>) -> Result<()> {
-    let outcome = image.outcome.as_deref().unwrap_or_default();
+pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
+    let outcome = stored.outcome.as_deref().unwrap_or_default();
     out.reserve(HEAD + USUAL_REST + outcome.len());
     let start = out.len();
-    out.push(match image.state {
+    out.push(match stored.state {
         Status::InProgress => 1,
         Status::Succeeded => 2,
         Status::Failed => 3,
         Status::Released => 4,
         Status::Interrupted => 5,
     });
-    let by_key = if image.by_key { BY_KEY } else { 0 };
-    let resumes = if image.policy == OnInterrupted::Resume { RESUMES } else { 0 };
-    out.push(by_key | resumes | if image.bound { BOUND } else { 0 });
-    out.push(match image.interruption {
+    let by_key = if stored.by_key { BY_KEY } else { 0 };
+    let resumes = if stored.policy == OnInterrupted::Resume { RESUMES } else { 0 };
+    out.push(by_key | resumes | if stored.bound { BOUND } else { 0 });
+    out.push(match stored.interruption {
         None => 0,
         Some(Interruption::ProcessEnded) => 1,
         Some(Interruption::Dropped) => 2,
@@ -67,23 +67,23 @@ pub(crate) fn encode(image: &Image, out: &mut Vec<u8>) -> Result<()> {
     });
     out.push(0);
     let rest_len = 0;
-    for field in [image.schema, image.attempt, length("an outcome", outcome.len())?, rest_len] {
+    for field in [stored.schema, stored.attempt, length("an outcome", outcome.len())?, rest_len] {
         out.extend_from_slice(&field.to_le_bytes());
     }
-    let numbers = [image.generation, image.revision, image.token];
-    let times = [image.created_at, image.updated_at, image.updated, image.expires];
+    let numbers = [stored.generation, stored.revision, stored.token];
+    let times = [stored.created_at, stored.updated_at, stored.updated, stored.expires];
     for field in numbers.into_iter().chain(times) {
         out.extend_from_slice(&field.to_le_bytes());
     }
     let rest = RestV1 {
-        success_ttl: image.success_ttl,
-        failure_ttl: image.failure_ttl,
-        released_ttl: image.released_ttl,
-        interrupted_ttl: image.interrupted_ttl,
-        fingerprint: image.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
-        context: Cow::Borrowed(&image.context),
-        recovery_point: Cow::Borrowed(&image.recovery_point),
-        checkpoint: image.checkpoint.as_ref().map(Cow::Borrowed),
+        success_ttl: stored.success_ttl,
+        failure_ttl: stored.failure_ttl,
+        released_ttl: stored.released_ttl,
+        interrupted_ttl: stored.interrupted_ttl,
+        fingerprint: stored.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
+        context: Cow::Borrowed(&stored.context),
+        recovery_point: Cow::Borrowed(&stored.recovery_point),
+        checkpoint: stored.checkpoint.as_ref().map(Cow::Borrowed),
     };
     codec::encode_plain(out, "record", &rest, MAX_REST)?;
     let rest_len = length("a record", out.len() - start - HEAD)?;
@@ -114,12 +114,12 @@ pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
     Some(Head { state, revision, expires: fields.u64()?, outcome_len, rest_len })
 }
 
-/// `bytes` may end behind the rest: then the image has no outcome, only its length. `number` is the frame that carries it.
-pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<Image> {
+/// `bytes` may end behind the rest: then the stored record has no outcome, only its length. `number` is the frame that carries it.
+pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<StoredRecord> {
     decode_fields(bytes, number).unwrap_or_else(|| Err(corrupt("a record is malformed")))
 }
 
-fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
+fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecord>> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
     let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND)?;
@@ -140,7 +140,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<Image>> {
         len if finished && len == usize::try_from(outcome_len).ok()? => Some(Value::from(fields.0)),
         _ => return None,
     };
-    Some(Ok(Image {
+    Some(Ok(StoredRecord {
         state,
         by_key: flags & BY_KEY != 0,
         bound: flags & BOUND != 0,
@@ -196,14 +196,14 @@ fn interruption(byte: u8) -> Option<Option<Interruption>> {
 pub(crate) mod tests {
     use super::*;
 
-    fn encoded(image: &Image) -> Vec<u8> {
+    fn encoded(stored: &StoredRecord) -> Vec<u8> {
         let mut bytes = Vec::new();
-        encode(image, &mut bytes).unwrap();
+        encode(stored, &mut bytes).unwrap();
         bytes
     }
 
-    pub(crate) fn sample() -> Image {
-        Image {
+    pub(crate) fn sample() -> StoredRecord {
+        StoredRecord {
             state: Status::Succeeded,
             by_key: true,
             bound: true,
@@ -257,16 +257,16 @@ pub(crate) mod tests {
 
     #[test]
     fn decode_is_the_inverse_and_every_cut_is_an_error_or_a_head() {
-        let image = sample();
-        let bytes = encoded(&image);
-        let numbered = Image { revision: 99, ..image };
+        let stored = sample();
+        let bytes = encoded(&stored);
+        let numbered = StoredRecord { revision: 99, ..stored };
         assert_eq!(decode(&bytes, Some(99)).unwrap(), numbered);
         assert!(decode(&bytes, None).is_err(), "a number is missing");
         for cut in 0..bytes.len() {
             match decode(&bytes[..cut], Some(99)) {
                 Ok(head) => {
                     assert_eq!(cut, bytes.len() - 3);
-                    assert_eq!(head, Image { outcome: None, ..numbered.clone() });
+                    assert_eq!(head, StoredRecord { outcome: None, ..numbered.clone() });
                 }
                 Err(error) => assert_eq!(error.kind(), crate::ErrorKind::Corrupt),
             }

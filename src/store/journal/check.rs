@@ -4,7 +4,7 @@ use super::recover::{check_size, head};
 use super::segment::{Reader, SegmentFile};
 use crate::store::files::Dir;
 use crate::store::format::segment::{Found, SegmentHeader};
-use crate::store::journal::scan::{Stop, Walk, damaged, missing};
+use crate::store::journal::scan::{ScanEnd, SegmentScan, damaged, missing};
 use crate::types::error::{ErrorKind, Result};
 
 /// What is wrong with the segments that follow each other up to the last. `durable` is a group that is, and none that has frames
@@ -92,7 +92,7 @@ fn first_bad(
     next: Option<&SegmentHeader>,
     reader: &mut Reader<'_>,
 ) -> Result<Option<(u64, String)>> {
-    let mut walk = Walk::new(reader, segment, next)?;
+    let mut walk = SegmentScan::new(reader, segment, next)?;
     // The last one may be on its way. Before the end is looked at, which moves while it is.
     let proved = walk.groups.len() - usize::from(next.is_none() && !walk.groups.is_empty());
     for group in walk.groups.iter().take(proved) {
@@ -100,10 +100,10 @@ fn first_bad(
     }
     let bad = |what: String| Ok(Some((walk.next_group, reader.file.corrupt(what).to_string())));
     match (&walk.stop, next) {
-        (Stop::Complete, Some(next)) if next.previous == walk.previous => Ok(None),
-        (Stop::Sealed(number), None) => bad(missing(*number)),
-        (Stop::Complete | Stop::Bad | Stop::Sealed(_), Some(_)) => bad(damaged(walk.next_group)),
-        (Stop::Complete | Stop::Bad, None) => {
+        (ScanEnd::Complete, Some(next)) if next.previous == walk.previous => Ok(None),
+        (ScanEnd::Sealed(number), None) => bad(missing(*number)),
+        (ScanEnd::Complete | ScanEnd::Bad | ScanEnd::Sealed(_), Some(_)) => bad(damaged(walk.next_group)),
+        (ScanEnd::Complete | ScanEnd::Bad, None) => {
             walk.settle_end(reader, segment)?;
             let group = walk.next_group;
             Ok(Some((group, reader.file.corrupt(damaged(group)).to_string())))

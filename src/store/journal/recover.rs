@@ -14,7 +14,7 @@ use crate::store::files::{self, Dir};
 use crate::store::format::corrupt;
 use crate::store::format::frame::Frame;
 use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
-use crate::store::journal::scan::{GroupAt, Stop, Walk, damaged, missing};
+use crate::store::journal::scan::{GroupAt, ScanEnd, SegmentScan, damaged, missing};
 use crate::types::clock::Anchor;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -46,7 +46,7 @@ pub(crate) struct Recovered {
 struct Surveyed {
     file: SegmentFile,
     header: SegmentHeader,
-    walk: Walk,
+    walk: SegmentScan,
 }
 
 impl Surveyed {
@@ -214,7 +214,7 @@ fn survey(
     let last_frame = segments.iter().map(Surveyed::last_frame).max().unwrap_or(0);
     segments.reverse();
     let Some(Surveyed { header, walk, .. }) = segments.last() else { return Err(corrupt(NO_SEGMENT)) };
-    let Walk { next_group, previous, closed, torn_bytes, .. } = *walk;
+    let SegmentScan { next_group, previous, closed, torn_bytes, .. } = *walk;
     let chain = Chain { segment: header.number, group: next_group.saturating_sub(1), previous };
     Ok(Recovered {
         segments,
@@ -266,18 +266,18 @@ impl Survey {
     }
 
     /// The groups of a segment that is needed to its end.
-    fn follow(&self, header: &SegmentHeader, reader: &mut Reader<'_>) -> Result<Walk> {
+    fn follow(&self, header: &SegmentHeader, reader: &mut Reader<'_>) -> Result<SegmentScan> {
         let next = self.segments.last();
-        let mut walk = Walk::new(reader, header, next.map(|next| &next.header))?;
+        let mut walk = SegmentScan::new(reader, header, next.map(|next| &next.header))?;
         let Some(next) = next else {
-            if let Stop::Sealed(number) = walk.stop {
+            if let ScanEnd::Sealed(number) = walk.stop {
                 return Err(reader.file.corrupt(missing(number)));
             }
             walk.settle_end(reader, header)?;
             return Ok(walk);
         };
         let first = &next.header;
-        if !matches!(walk.stop, Stop::Complete) || first.previous != walk.previous {
+        if !matches!(walk.stop, ScanEnd::Complete) || first.previous != walk.previous {
             return Err(reader.file.corrupt(format!("damaged before frame {}", first.first_frame)));
         }
         // The seal was written behind the first group of the next segment.

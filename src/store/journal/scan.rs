@@ -45,7 +45,7 @@ pub(super) fn missing(segment: u64) -> String {
 
 /// How the walk through a segment ended.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(super) enum ScanEnd {
     /// The next segment takes over.
     Complete,
     /// The segment goes on in that one, which is not there.
@@ -56,7 +56,7 @@ pub(super) enum Stop {
 
 /// The groups of a segment, by their headers. Payloads are not read.
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(super) struct SegmentScan {
     pub(super) groups: Vec<GroupAt>,
     /// Behind the last good group.
     pub(super) end: u64,
@@ -70,10 +70,10 @@ pub(super) struct Walk {
     pub(super) torn_bytes: u64,
     /// The last group of which the seal says that it was durable.
     pub(super) sealed_through: u64,
-    pub(super) stop: Stop,
+    pub(super) stop: ScanEnd,
 }
 
-impl Walk {
+impl SegmentScan {
     /// Follows the headers until one is bad, or the next segment takes over.
     pub(super) fn new(reader: &mut Reader<'_>, segment: &SegmentHeader, next: Option<&SegmentHeader>) -> Result<Self> {
         let mut walk = Self {
@@ -84,7 +84,7 @@ impl Walk {
             closed: false,
             torn_bytes: 0,
             sealed_through: 0,
-            stop: Stop::Bad,
+            stop: ScanEnd::Bad,
         };
         let mut frame = segment.first_frame;
         loop {
@@ -92,12 +92,12 @@ impl Walk {
             if next.is_some_and(|next| next.first_group == walk.next_group) {
                 let seal = found.filter(|(header, _)| header.is_seal);
                 walk.sealed_through = seal.map_or(0, |(header, _)| header.synced_through);
-                walk.stop = Stop::Complete;
+                walk.stop = ScanEnd::Complete;
                 return Ok(walk);
             }
             let Some((header, checksum)) = found else { return Ok(walk) };
             if header.is_seal {
-                walk.stop = Stop::Sealed(header.first_frame);
+                walk.stop = ScanEnd::Sealed(header.first_frame);
                 return Ok(walk);
             }
             let len = sized(u64::from(header.payload_len));

@@ -8,7 +8,7 @@ use super::segment::SegmentFile;
 use crate::store::files;
 use crate::store::format::frame::{self, Frame};
 use crate::store::format::segment::{GROUP_HEADER, GroupHeader, SECTOR, SegmentHeader, payload_checksum, sized};
-use crate::sync::group_commit::{Batch, Place};
+use crate::sync::group_commit::{Batch, Target};
 use crate::types::clock::Anchor;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
@@ -96,10 +96,10 @@ impl Writer {
 
     /// Writes the group and syncs it: when this returns it is durable. Says whether a segment was left behind. After an error
     /// nothing may be written any more.
-    pub(crate) fn write<C>(&mut self, batch: &Batch<C>, place: Place<Spare>, anchor: Anchor) -> Result<bool> {
+    pub(crate) fn write<C>(&mut self, batch: &Batch<C>, place: Target<Spare>, anchor: Anchor) -> Result<bool> {
         let entered = match place {
-            Place::Current => false,
-            Place::Next(spare) => {
+            Target::Current => false,
+            Target::Next(spare) => {
                 self.enter(spare, batch.first_frame)?;
                 true
             }

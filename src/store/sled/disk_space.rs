@@ -37,11 +37,11 @@ const RESERVED: u64 = 4 << 20;
 
 /// Knows how much there is, on the disk that sled is on, and keeps room behind the end of sled's file for what comes next.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct DiskSpace {
     dir: PathBuf,
     /// The directory, open: neither a path nor a right is needed to ask what is free.
     opened: Option<File>,
-    ahead: Mutex<Ahead>,
+    ahead: Mutex<Preallocation>,
     /// Tells the apply thread, if it waits, that there may be room.
     nudge: Sender<()>,
     #[cfg(test)]
@@ -50,7 +50,7 @@ pub(crate) struct Room {
 
 /// Blocks that belong to sled's file already, behind its end: whoever else fills the disk cannot have them.
 #[derive(Debug, Default)]
-struct Ahead {
+struct Preallocation {
     file: Option<File>,
     /// Bytes of blocks that the file had when it was last looked at: they get fewer only when sled cuts it, and what lay behind
     /// is lost with that, however long it has become again since.
@@ -59,24 +59,24 @@ struct Ahead {
 }
 
 /// What the apply thread is told.
-pub(crate) type Nudges = Receiver<()>;
+pub(crate) type Wakeups = Receiver<()>;
 
-impl Room {
-    pub(crate) fn new(dir: &Path) -> (Self, Nudges) {
-        let (nudge, nudges) = crossbeam_channel::bounded(1);
+impl DiskSpace {
+    pub(crate) fn new(dir: &Path) -> (Self, Wakeups) {
+        let (nudge, wakeups) = crossbeam_channel::bounded(1);
         let room = Self {
             dir: dir.to_owned(),
             opened: File::open(dir).ok(),
             // There may be none yet.
-            ahead: Mutex::new(Ahead {
+            ahead: Mutex::new(Preallocation {
                 file: File::options().write(true).open(dir.join("db")).ok(),
-                ..Ahead::default()
+                ..Preallocation::default()
             }),
             nudge,
             #[cfg(test)]
             pretended: AtomicU64::new(u64::MAX),
         };
-        (room, nudges)
+        (room, wakeups)
     }
 
     /// Bytes that are free; `u64::MAX` if that cannot be found out, which is no reason to refuse anything.
@@ -98,7 +98,7 @@ impl Room {
 
     /// What is short for applying so many bytes, if anything is. What is not short is sled's from now on,
     /// where the file system gives blocks before they are written.
-    pub(crate) fn claim(&self, bytes: u64) -> Look {
+    pub(crate) fn claim(&self, bytes: u64) -> SpaceStatus {
         if self.pretended().is_some() {
             return self.look(bytes);
         }
@@ -107,14 +107,14 @@ impl Room {
         let free = self.free();
         match claimed {
             Claimed::Unsupported => self.judge(free, needed),
-            Claimed::Full => Look::Short(self.full(free, needed)),
-            Claimed::Yes if free < RESERVED => Look::Low(self.full(free, RESERVED)),
-            Claimed::Yes => Look::Enough,
+            Claimed::Full => SpaceStatus::Short(self.full(free, needed)),
+            Claimed::Yes if free < RESERVED => SpaceStatus::Low(self.full(free, RESERVED)),
+            Claimed::Yes => SpaceStatus::Enough,
         }
     }
 
     /// What is short for applying so many bytes, as far as one can see.
-    pub(crate) fn look(&self, bytes: u64) -> Look {
+    pub(crate) fn look(&self, bytes: u64) -> SpaceStatus {
         self.judge(self.free(), needed(bytes))
     }
 
@@ -124,20 +124,20 @@ impl Room {
         self.ahead.lock().give_back(needed(0));
     }
 
-    fn judge(&self, free: u64, needed: u64) -> Look {
+    fn judge(&self, free: u64, needed: u64) -> SpaceStatus {
         if free < needed {
-            Look::Short(self.full(free, needed))
+            SpaceStatus::Short(self.full(free, needed))
         } else if free < FLOOR + RESERVED {
-            Look::Low(self.full(free, FLOOR + RESERVED))
+            SpaceStatus::Low(self.full(free, FLOOR + RESERVED))
         } else {
-            Look::Enough
+            SpaceStatus::Enough
         }
     }
 
     /// `Full` unless sled can be opened; it is not yet. What it keeps behind the end of its file counts.
     pub(crate) fn check(&self) -> Result<()> {
         self.give_back();
-        if let Look::Short(error) = self.claim(0) {
+        if let SpaceStatus::Short(error) = self.claim(0) {
             return Err(error);
         }
         let (free, needed) = (self.free(), SNAPSHOT.saturating_add(2 * snapshots::len(&self.dir)?));
@@ -150,7 +150,7 @@ impl Room {
     }
 
     /// The apply thread, if it waits for room, looks again.
-    pub(crate) fn nudge(&self) {
+    pub(crate) fn wake(&self) {
         // If one lies there already, it is enough.
         let _ = self.nudge.try_send(());
     }
@@ -174,7 +174,7 @@ enum Claimed {
     Unsupported,
 }
 
-impl Ahead {
+impl Preallocation {
     /// Sees to blocks for so many bytes behind the end. With less than that free nothing is taken.
     fn claim(&mut self, needed: u64, free: u64) -> Claimed {
         let Some(file) = &self.file else { return Claimed::Unsupported };
@@ -241,7 +241,7 @@ fn allocated(metadata: &Metadata) -> u64 {
 }
 
 #[derive(Debug)]
-pub(crate) enum Look {
+pub(crate) enum SpaceStatus {
     Enough,
     /// It can be applied, but users are to commit nothing more.
     Low(Error),
@@ -260,7 +260,8 @@ mod tests {
         let file = File::create(&path).unwrap();
         let len = 4 * SLED_SEGMENT;
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
-        let mut ahead = Ahead { file: Some(File::options().write(true).open(&path).unwrap()), ..Ahead::default() };
+        let mut ahead =
+            Preallocation { file: Some(File::options().write(true).open(&path).unwrap()), ..Preallocation::default() };
         let mut claim = || match ahead.claim(FLOOR, u64::MAX) {
             Claimed::Yes => allocated(&file.metadata().unwrap()) >= len + FLOOR,
             Claimed::Full => panic!("the disk is full"),
@@ -274,11 +275,11 @@ mod tests {
     }
 
     /// A file of `len` bytes, and a claim on blocks behind it.
-    fn ahead(dir: &Path, len: u64) -> (File, Ahead) {
+    fn ahead(dir: &Path, len: u64) -> (File, Preallocation) {
         let path = dir.join("db");
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
         let open = || File::options().write(true).open(&path).unwrap();
-        (open(), Ahead { file: Some(open()), ..Ahead::default() })
+        (open(), Preallocation { file: Some(open()), ..Preallocation::default() })
     }
 
     #[test]
@@ -314,8 +315,8 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_not_full() {
         let dir = tempfile::tempdir().unwrap();
-        let (room, _nudges) = Room::new(&dir.path().join("missing"));
-        assert!(matches!(room.claim(1 << 20), Look::Enough));
+        let (room, _nudges) = DiskSpace::new(&dir.path().join("missing"));
+        assert!(matches!(room.claim(1 << 20), SpaceStatus::Enough));
         assert_eq!(room.free(), u64::MAX);
     }
 }

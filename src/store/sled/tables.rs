@@ -25,7 +25,7 @@ use crate::store::format::{Fields, behind, corrupt};
 use crate::store::sled::blobs::Blobs;
 use crate::store::sled::open_on_copy;
 use crate::store::sled::snapshots;
-use crate::store::sled::write_barrier::{Barriers, Share};
+use crate::store::sled::write_barrier::{Share, WriteBarrier};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -50,7 +50,7 @@ pub(crate) struct Tables {
     dir: PathBuf,
     /// `None` once closed.
     trees: RwLock<Option<Trees>>,
-    pub(crate) barriers: Barriers,
+    pub(crate) barriers: WriteBarrier,
     pub(crate) blobs: Blobs,
     ledger: Mutex<Ledger>,
     /// Whoever holds it keeps every flush waiting.
@@ -124,7 +124,7 @@ impl Tables {
             dir: dir.to_owned(),
             blobs,
             trees: RwLock::new(Some(trees)),
-            barriers: Barriers::new(flagged),
+            barriers: WriteBarrier::new(flagged),
             ledger: Mutex::default(),
             #[cfg(test)]
             flush_gate: Mutex::new(()),

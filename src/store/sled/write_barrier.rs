@@ -46,7 +46,7 @@ impl Drop for Share {
 }
 
 #[derive(Debug)]
-pub(crate) struct Barriers {
+pub(crate) struct WriteBarrier {
     /// Every write is synced by the file system: there is nothing to do.
     pub(crate) sync_flag: bool,
     /// Given to sled since the last barrier.
@@ -62,7 +62,7 @@ pub(crate) struct Barriers {
     turn: Mutex<()>,
 }
 
-impl Barriers {
+impl WriteBarrier {
     pub(crate) fn new(sync_flag: bool) -> Self {
         Self {
             sync_flag,
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_barrier_is_due_by_what_was_given() {
-        let barriers = Barriers::new(false);
+        let barriers = WriteBarrier::new(false);
         for _ in 0..2 {
             drop(barriers.change(GIVEN - 2 * CHANGE - 1));
             assert!(!barriers.is_due());
@@ -147,14 +147,14 @@ mod tests {
 
     #[test]
     fn with_the_sync_flag_there_is_none_and_nobody_waits() {
-        let barriers = Barriers::new(true);
+        let barriers = WriteBarrier::new(true);
         let held = (barriers.alone(), barriers.change(1 << 20));
         assert!(held.0.is_none() && held.1.is_none() && !barriers.is_due());
     }
 
     #[test]
     fn a_flush_is_due_by_what_counts_for_the_threads_of_sled() {
-        let barriers = Barriers::new(true);
+        let barriers = WriteBarrier::new(true);
         let changes = UNDER_WAY / SMALLEST;
         for nth in 1..=changes {
             assert!(!barriers.is_flush_due_of(1), "{nth}");

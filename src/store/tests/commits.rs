@@ -11,10 +11,10 @@ fn counter(store: &Store, key: &StoreKey) -> u64 {
 
 /// Two keys of different stripes.
 fn apart(store: &Store) -> (StoreKey, StoreKey) {
-    let stripes = &store.inner.stripes;
+    let versions = &store.inner.versions;
     let first = key("0");
     let mut others = (1..99).map(|index| key(index.to_string()));
-    let other = others.find(|other| stripes.look(other).stripe() != stripes.look(&first).stripe());
+    let other = others.find(|other| versions.look(other).stripe() != versions.look(&first).stripe());
     (first, other.unwrap())
 }
 
@@ -23,15 +23,15 @@ fn a_commit_whose_reads_are_stale_is_refused() {
     let dir = temp();
     let (store, _) = open(dir.path());
     let (a, b) = apart(&store);
-    let seen = store.read(&a, Depth::Head).unwrap().seen;
-    assert!(store.commit(vec![set(&a, done(b"1"))], &[seen], Entrant::User).unwrap().is_some());
-    assert!(store.commit(vec![set(&a, done(b"2"))], &[seen], Entrant::User).unwrap().is_none());
-    assert!(store.commit(vec![set(&b, done(b"2"))], &[seen], Entrant::User).unwrap().is_none(), "whatever it writes");
+    let seen = store.read(&a, Load::WithoutOutcome).unwrap().seen;
+    assert!(store.commit(vec![set(&a, done(b"1"))], &[seen], Priority::User).unwrap().is_some());
+    assert!(store.commit(vec![set(&a, done(b"2"))], &[seen], Priority::User).unwrap().is_none());
+    assert!(store.commit(vec![set(&b, done(b"2"))], &[seen], Priority::User).unwrap().is_none(), "whatever it writes");
     assert_eq!(outcome(&store, &a).unwrap(), b"1");
-    let seen = store.read(&a, Depth::Head).unwrap().seen;
+    let seen = store.read(&a, Load::WithoutOutcome).unwrap().seen;
     put(&store, &b, done(b"3"));
     assert!(
-        store.commit(vec![set(&a, done(b"4"))], &[seen], Entrant::User).unwrap().is_some(),
+        store.commit(vec![set(&a, done(b"4"))], &[seen], Priority::User).unwrap().is_some(),
         "another key has moved"
     );
     assert_eq!((store.stats().commits, store.stats().conflicts), (3, 2));
@@ -47,16 +47,16 @@ fn a_commit_over_many_keys_is_one_frame() {
         set(&key("b"), done(b"b")),
         Change { key: row.clone(), content: Some(Content::Row(Value::from("7"))) },
     ];
-    let committed = store.commit(changes, &[], Entrant::User).unwrap().unwrap();
+    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
-    let revision = image(&store, &key("a")).unwrap().revision;
-    assert_eq!(image(&store, &key("b")).unwrap().revision, revision);
+    let revision = stored(&store, &key("a")).unwrap().revision;
+    assert_eq!(stored(&store, &key("b")).unwrap().revision, revision);
     crash(store);
     let (store, report) = open(dir.path());
     assert_eq!(report.frames_replayed, 1);
-    assert_eq!(image(&store, &key("a")).unwrap().token, revision);
+    assert_eq!(stored(&store, &key("a")).unwrap().token, revision);
     assert_eq!(outcome(&store, &key("b")).unwrap(), b"b");
-    let read = store.read(&row, Depth::Whole).unwrap();
+    let read = store.read(&row, Load::All).unwrap();
     assert_eq!(read.content, Some(Content::Row(Value::from("7"))));
 }
 
@@ -64,13 +64,13 @@ fn a_commit_over_many_keys_is_one_frame() {
 fn what_is_read_before_it_is_durable_has_its_ticket() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    let committed = store.commit(vec![set(&key("k"), at_work())], &[], Entrant::User).unwrap().unwrap();
-    let read = store.read(&key("k"), Depth::Whole).unwrap();
+    let committed = store.commit(vec![set(&key("k"), at_work())], &[], Priority::User).unwrap().unwrap();
+    let read = store.read(&key("k"), Load::All).unwrap();
     assert_eq!(read.ticket, committed.ticket);
     store.wait(read.ticket).unwrap();
     put(&store, &key("k"), done(b"x"));
     store.drain().unwrap();
-    let read = store.read(&key("k"), Depth::Whole).unwrap();
+    let read = store.read(&key("k"), Load::All).unwrap();
     assert_eq!(read.ticket, Ticket(0));
     store.wait(read.ticket).unwrap();
 }
@@ -86,11 +86,11 @@ fn eight_threads_that_increment_one_record_lose_nothing() {
             scope.spawn(|| {
                 for _ in 0..EACH {
                     loop {
-                        let read = store.read(&k, Depth::Whole).unwrap();
-                        let value = read.record().and_then(|image| image.outcome.clone());
+                        let read = store.read(&k, Load::All).unwrap();
+                        let value = read.record().and_then(|stored| stored.outcome.clone());
                         let value = value.map_or(0, |value| u64::from_le_bytes(value.as_ref().try_into().unwrap())) + 1;
                         let change = set(&k, done(&value.to_le_bytes()));
-                        if let Some(committed) = store.commit(vec![change], &[read.seen], Entrant::User).unwrap() {
+                        if let Some(committed) = store.commit(vec![change], &[read.seen], Priority::User).unwrap() {
                             store.wait(committed.ticket).unwrap();
                             break;
                         }
@@ -116,7 +116,7 @@ fn a_reader_never_sees_an_older_value_than_before() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for index in 1..300 {
-                let committed = store.commit(vec![set(&k, done(&value(index)))], &[], Entrant::User).unwrap().unwrap();
+                let committed = store.commit(vec![set(&k, done(&value(index)))], &[], Priority::User).unwrap().unwrap();
                 if index % 8 == 0 {
                     store.wait(committed.ticket).unwrap();
                     store.drain().unwrap();
@@ -163,7 +163,7 @@ fn eventual_commits_are_durable_after_a_sync_and_after_close() {
     crash(store);
     let (store, _) = open_with(dir.path(), &options);
     for name in ["a", "b", "c", "0"] {
-        assert!(image(&store, &key(name)).is_some());
+        assert!(stored(&store, &key(name)).is_some());
     }
 }
 
@@ -175,16 +175,17 @@ fn times_count_from_the_commit_and_not_from_the_decision() {
     let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
     let decided = store.now().store;
     clock.advance(Duration::from_millis(400));
-    let change = set(&key("k"), Image { updated: decided, expires: decided + 100, ..done(b"x") });
-    let ever = set(&key("ever"), Image { updated: decided, ..done(&[7; 9_000]) });
-    let terms = Terms { who: Entrant::User, decided: Some(decided), kept: &[], until: NEVER, read_set: None };
+    let change = set(&key("k"), StoredRecord { updated: decided, expires: decided + 100, ..done(b"x") });
+    let ever = set(&key("ever"), StoredRecord { updated: decided, ..done(&[7; 9_000]) });
+    let terms =
+        CommitOptions { priority: Priority::User, decided: Some(decided), kept: &[], until: NEVER, read_set: None };
     let committed = store.commit(vec![change, ever], &[], terms).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     let check = |store: &Store| {
-        let found = image(store, &key("k")).unwrap();
+        let found = stored(store, &key("k")).unwrap();
         assert_eq!((found.updated, found.expires), (decided + 400, decided + 500));
         assert_eq!(outcome(store, &key("k")).unwrap(), b"x");
-        let found = image(store, &key("ever")).unwrap();
+        let found = stored(store, &key("ever")).unwrap();
         assert_eq!((found.updated, found.expires), (decided + 400, NEVER));
         assert_eq!(outcome(store, &key("ever")).unwrap(), [7; 9_000]);
     };

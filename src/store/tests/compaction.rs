@@ -28,7 +28,7 @@ fn compaction_deletes_exactly_what_is_expired() {
     let (store, clock, now) = with_clock(dir.path());
     let expires = |index: u64| if index % 3 == 0 { NEVER } else { now + index };
     for index in 0..60 {
-        put(&store, &key(index.to_string()), Image { expires: expires(index), ..done(&bytes(5_000)) });
+        put(&store, &key(index.to_string()), StoredRecord { expires: expires(index), ..done(&bytes(5_000)) });
     }
     store.drain().unwrap();
     assert_eq!(compact_all(&store).records, 0, "nothing is due");
@@ -42,7 +42,7 @@ fn compaction_deletes_exactly_what_is_expired() {
     let due = (0..60).filter(|index| expires(*index) <= now + 30).count();
     assert_eq!((deleted.records, deleted.bytes), (due as u64, due as u64 * 5_000));
     for index in 0..60 {
-        assert_eq!(image(&store, &key(index.to_string())).is_some(), expires(index) > now + 30, "{index}");
+        assert_eq!(stored(&store, &key(index.to_string())).is_some(), expires(index) > now + 30, "{index}");
     }
     assert_eq!(count(&store, Name::Records), 60 - due);
     // A block stays until its time has come, and goes then.
@@ -57,40 +57,40 @@ fn compaction_leaves_what_was_begun_anew_and_goes_on_behind_it() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for name in ["a", "b", "c"] {
-        put(&store, &key(name), Image { expires: now + 1, ..done(b"old") });
+        put(&store, &key(name), StoredRecord { expires: now + 1, ..done(b"old") });
     }
     store.drain().unwrap();
     clock.advance(Duration::from_millis(5));
     put(&store, &key("a"), at_work());
-    put(&store, &key("b"), Image { expires: now + 100, ..done(b"new") });
+    put(&store, &key("b"), StoredRecord { expires: now + 100, ..done(b"new") });
     assert_eq!(compact_all(&store).records, 1);
     assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
-    assert_eq!(image(&store, &key("a")).unwrap().state, Status::InProgress);
+    assert_eq!(stored(&store, &key("a")).unwrap().state, Status::InProgress);
     assert_eq!(outcome(&store, &key("b")).unwrap(), b"new");
-    assert!(image(&store, &key("c")).is_none());
+    assert!(stored(&store, &key("c")).is_none());
 }
 
 #[test]
 fn compaction_moves_the_stripe_of_what_it_deletes() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
-    put(&store, &key("k"), Image { expires: now + 1, ..done(b"old") });
+    put(&store, &key("k"), StoredRecord { expires: now + 1, ..done(b"old") });
     store.drain().unwrap();
-    let seen = store.read(&key("k"), Depth::Head).unwrap().seen;
+    let seen = store.read(&key("k"), Load::WithoutOutcome).unwrap().seen;
     clock.advance(Duration::from_millis(5));
     assert_eq!(compact(&store, 10).unwrap().unwrap().records, 1);
-    assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], Entrant::User).unwrap().is_none());
+    assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], Priority::User).unwrap().is_none());
 }
 
 #[test]
 fn who_reads_what_is_being_deleted_does_not_commit_on_it() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
-    put(&store, &key("k"), Image { expires: now + 1, ..unfinished(Status::Interrupted) });
+    put(&store, &key("k"), StoredRecord { expires: now + 1, ..unfinished(Status::Interrupted) });
     store.drain().unwrap();
     let bytes = store.inner.tables.get(Name::Records, key("k").in_record_tree()).unwrap().unwrap();
     clock.advance(Duration::from_millis(5));
-    let before = store.read(&key("k"), Depth::Head).unwrap().seen;
+    let before = store.read(&key("k"), Load::WithoutOutcome).unwrap().seen;
     // The apply thread is kept at something else until the record was read.
     let held = store.inner.tables.hold_ledger();
     put(&store, &key("other"), done(b"x"));
@@ -99,24 +99,24 @@ fn who_reads_what_is_being_deleted_does_not_commit_on_it() {
     }
     let read = std::thread::scope(|scope| {
         let deleted = scope.spawn(|| store.inner.delete(Found::of(key("k"), bytes)).unwrap());
-        while store.inner.stripes.is_current(before) {
+        while store.inner.versions.is_current(before) {
             std::thread::yield_now();
         }
-        let read = store.read(&key("k"), Depth::Head).unwrap();
+        let read = store.read(&key("k"), Load::WithoutOutcome).unwrap();
         drop(held);
         assert_eq!(deleted.join().unwrap().interrupted, 1);
         read
     });
     assert!(read.record().is_some());
     // Both would count it.
-    assert!(store.commit(vec![set(&key("k"), at_work())], &[read.seen], Entrant::User).unwrap().is_none());
+    assert!(store.commit(vec![set(&key("k"), at_work())], &[read.seen], Priority::User).unwrap().is_none());
 }
 
 #[test]
 fn blocks_that_lead_nowhere_go_away_and_others_stay() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
-    put(&store, &key("k"), Image { expires: now + 9_000, ..done(b"x") });
+    put(&store, &key("k"), StoredRecord { expires: now + 9_000, ..done(b"x") });
     store.drain().unwrap();
     assert_eq!(named(&store), ["k"]);
     let tables = &store.inner.tables;
@@ -149,8 +149,8 @@ fn only_an_exact_pass_looks_at_blocks_whose_time_has_not_come() {
     let (store, clock, _) = with_clock(dir.path());
     // Two in one block.
     let until = block::time(store.now().store + 2_000);
-    put(&store, &key("first"), Image { expires: until - 500, ..done(b"x") });
-    put(&store, &key("last"), Image { expires: until, ..done(b"x") });
+    put(&store, &key("first"), StoredRecord { expires: until - 500, ..done(b"x") });
+    put(&store, &key("last"), StoredRecord { expires: until, ..done(b"x") });
     store.drain().unwrap();
     let advance_to = |time: u64| clock.advance(Duration::from_millis(time - store.now().store));
     let pass = |mut pass: Pass| {
@@ -177,8 +177,12 @@ fn very_many_lifetimes_and_keys_all_find_their_blocks() {
     let (store, clock, now) = with_clock(dir.path());
     let long = |name: String| key(format!("{name}{}", "-".repeat(500)));
     for index in 0..60 {
-        put(&store, &long(format!("same {index:02}")), Image { expires: now + 5_000, ..done(b"x") });
-        put(&store, &key(format!("other {index:02}")), Image { expires: now + 1_000 + index * 2_000, ..done(b"x") });
+        put(&store, &long(format!("same {index:02}")), StoredRecord { expires: now + 5_000, ..done(b"x") });
+        put(
+            &store,
+            &key(format!("other {index:02}")),
+            StoredRecord { expires: now + 1_000 + index * 2_000, ..done(b"x") },
+        );
     }
     store.drain().unwrap();
     assert_eq!(named(&store).len(), 120);
@@ -193,18 +197,18 @@ fn very_many_lifetimes_and_keys_all_find_their_blocks() {
 fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
     let dir = temp();
     let (store, clock, _) = with_clock(dir.path());
-    put(&store, &key("dead"), Image { interrupted_ttl: 10, ..at_work() });
+    put(&store, &key("dead"), StoredRecord { interrupted_ttl: 10, ..at_work() });
     put(&store, &key("held"), at_work());
     store.close().unwrap();
     let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
-    put(&store, &key("live"), Image { interrupted_ttl: 10, ..at_work() });
+    put(&store, &key("live"), StoredRecord { interrupted_ttl: 10, ..at_work() });
     clock.advance(Duration::from_millis(9));
     assert!(compact(&store, 1).unwrap().is_none());
     clock.advance(Duration::from_millis(1));
     assert_eq!(compact(&store, 1).unwrap().unwrap().records, 1);
     assert!(compact(&store, 1).unwrap().is_none());
-    assert!(image(&store, &key("dead")).is_none());
-    assert!(image(&store, &key("held")).is_some() && image(&store, &key("live")).is_some());
+    assert!(stored(&store, &key("dead")).is_none());
+    assert!(stored(&store, &key("held")).is_some() && stored(&store, &key("live")).is_some());
 }
 
 /// Everything that is due, and everything that a crash has left.
@@ -222,11 +226,11 @@ const TREES: [Name<'_>; 4] = [Name::Records, Name::Unfinished, Name::Expiry, Nam
 fn leftovers_of_a_crash_are_found_and_what_is_named_stays() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    put(&store, &key("kept"), Image { expires: 1 << 40, ..done(&bytes(9_000)) });
+    put(&store, &key("kept"), StoredRecord { expires: 1 << 40, ..done(&bytes(9_000)) });
     put(
         &store,
         &key("held"),
-        Image { context: Context::new().with("c", bytes(9_000)), ..unfinished(Status::Released) },
+        StoredRecord { context: Context::new().with("c", bytes(9_000)), ..unfinished(Status::Released) },
     );
     store.drain().unwrap();
     // So that a replay does not name it again.
@@ -252,7 +256,7 @@ fn leftovers_of_a_crash_are_found_and_what_is_named_stays() {
     assert_eq!(compact_all(&store).strays, 3);
     assert_eq!(TREES.map(|name| count(&store, name)), before);
     assert_eq!(outcome(&store, &key("kept")).unwrap(), bytes(9_000));
-    assert_eq!(image(&store, &key("held")).unwrap().context.get("c").unwrap(), bytes(9_000));
+    assert_eq!(stored(&store, &key("held")).unwrap().context.get("c").unwrap(), bytes(9_000));
     assert_eq!(compact_all(&store).strays, 0, "looked for once");
 }
 
@@ -262,10 +266,10 @@ fn a_pass_that_ends_at_any_write_leaves_nothing_wrong_and_nothing_for_ever() {
     for step in 0.. {
         let dir = temp();
         let (store, clock, now) = with_clock(dir.path());
-        put(&store, &key("short"), Image { expires: now + 1, ..done(b"x") });
-        put(&store, &key("long"), Image { expires: now + 1, ..done(&bytes(9_000)) });
-        put(&store, &key("given up"), Image { expires: now + 1, ..unfinished(Status::Released) });
-        put(&store, &key("kept"), Image { expires: now + 9_000, ..done(&bytes(9_000)) });
+        put(&store, &key("short"), StoredRecord { expires: now + 1, ..done(b"x") });
+        put(&store, &key("long"), StoredRecord { expires: now + 1, ..done(&bytes(9_000)) });
+        put(&store, &key("given up"), StoredRecord { expires: now + 1, ..unfinished(Status::Released) });
+        put(&store, &key("kept"), StoredRecord { expires: now + 9_000, ..done(&bytes(9_000)) });
         store.drain().unwrap();
         // So that a replay cannot write anew what the pass deletes.
         checkpoint(&store);
@@ -283,8 +287,8 @@ fn a_pass_that_ends_at_any_write_leaves_nothing_wrong_and_nothing_for_ever() {
         crash(store);
         let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
         for gone in ["short", "long", "given up"] {
-            let image = image(&store, &key(gone));
-            assert!(image.is_none_or(|image| image.seen(&store.now()).is_none()), "{gone} at step {step}");
+            let stored = stored(&store, &key(gone));
+            assert!(stored.is_none_or(|stored| stored.seen(&store.now()).is_none()), "{gone} at step {step}");
         }
         compact_all(&store);
         assert_eq!(TREES.map(|name| count(&store, name)), [1, 0, 1, 3], "step {step}");
@@ -303,20 +307,20 @@ fn what_changes_between_look_and_deletion_stays() {
     let (store, clock, now) = with_clock(dir.path());
     let names = ["begun", "extended", "removed"];
     for name in names {
-        put(&store, &key(name), Image { expires: now + 1, ..done(&bytes(9_000)) });
+        put(&store, &key(name), StoredRecord { expires: now + 1, ..done(&bytes(9_000)) });
     }
     store.drain().unwrap();
     clock.advance(Duration::from_millis(2));
     let found = store.inner.find_expired(&mut Pass::exact(), store.now().store, 10).unwrap().unwrap();
     put(&store, &key("begun"), at_work());
-    put(&store, &key("extended"), Image { expires: NEVER, ..done(&bytes(8_000)) });
+    put(&store, &key("extended"), StoredRecord { expires: NEVER, ..done(&bytes(8_000)) });
     remove(&store, &key("removed"));
     // Applied, so that the overlay does not tell: what sled holds has another revision.
     store.drain().unwrap();
     assert_eq!(store.inner.delete(found).unwrap().records, 0);
-    assert_eq!(image(&store, &key("begun")).unwrap().state, Status::InProgress);
+    assert_eq!(stored(&store, &key("begun")).unwrap().state, Status::InProgress);
     assert_eq!(outcome(&store, &key("extended")).unwrap(), bytes(8_000));
-    assert!(image(&store, &key("removed")).is_none());
+    assert!(stored(&store, &key("removed")).is_none());
     checkpoint(&store);
     assert_eq!(compact_all(&store).records, 0);
     clock.advance(Duration::from_secs(2));
@@ -329,7 +333,7 @@ fn a_key_that_was_begun_anew_is_not_due() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for (name, ttl) in [("anew", 1), ("later", 5_000)] {
-        put(&store, &key(name), Image { expires: now + ttl, ..done(b"x") });
+        put(&store, &key(name), StoredRecord { expires: now + ttl, ..done(b"x") });
     }
     store.drain().unwrap();
     clock.advance(Duration::from_secs(2));
@@ -338,7 +342,7 @@ fn a_key_that_was_begun_anew_is_not_due() {
     assert_eq!(compact_all(&store).records, 0);
     assert_eq!(store.verify().unwrap().problems, Vec::<String>::new(), "it is not named while it is at work");
     assert_eq!(store.next_due().unwrap(), block::time(now + 5_000), "or an idle store would look again and again");
-    put(&store, &key("anew"), Image { expires: now + 3_000, ..done(b"x") });
+    put(&store, &key("anew"), StoredRecord { expires: now + 3_000, ..done(b"x") });
     store.drain().unwrap();
     assert_eq!(store.next_due().unwrap(), block::time(now + 3_000));
 }

@@ -12,9 +12,9 @@ fn row(size: usize) -> StoreKey {
 fn check_all(store: &Store) {
     for size in SIZES {
         assert!(outcome(store, &key(size.to_string())).unwrap() == bytes(size), "{size}");
-        let head = store.read(&key(size.to_string()), Depth::Head).unwrap();
+        let head = store.read(&key(size.to_string()), Load::WithoutOutcome).unwrap();
         assert_eq!(head.record().unwrap().outcome_len as usize, size);
-        let read = store.read(&row(size), Depth::Whole).unwrap();
+        let read = store.read(&row(size), Load::All).unwrap();
         assert!(matches!(read.content, Some(Content::Row(value)) if *value == bytes(size)), "{size}");
     }
     assert_eq!(store.inner.tables.blobs.count().unwrap(), 0);
@@ -26,7 +26,7 @@ fn round_trip(options: &EngineOptions) {
     for size in SIZES {
         put(&store, &key(size.to_string()), done(&bytes(size)));
         let content = Some(Content::Row(Value::from(bytes(size))));
-        store.commit(vec![Change { key: row(size), content }], &[], Entrant::User).unwrap().unwrap();
+        store.commit(vec![Change { key: row(size), content }], &[], Priority::User).unwrap().unwrap();
     }
     check_all(&store);
     store.drain().unwrap();
@@ -38,17 +38,17 @@ fn round_trip(options: &EngineOptions) {
     for size in SIZES {
         remove(&store, &key(size.to_string()));
         let change = Change { key: row(size), content: None };
-        store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
+        store.commit(vec![change], &[], Priority::User).unwrap().unwrap();
     }
     crash(store);
     let (store, report) = open_with(dir.path(), options);
     // The last rows were waited for by nobody.
     assert!(report.frames_replayed > 0);
     for size in SIZES {
-        assert!(image(&store, &key(size.to_string())).is_none());
+        assert!(stored(&store, &key(size.to_string())).is_none());
         remove(&store, &key(size.to_string()));
         let change = Change { key: row(size), content: None };
-        store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
+        store.commit(vec![change], &[], Priority::User).unwrap().unwrap();
     }
     store.drain().unwrap();
     for name in [Name::Records, Name::Chunks, Name::Expiry, Name::Unfinished, Name::Table("stock")] {
@@ -71,7 +71,7 @@ fn what_is_too_large_is_refused_before_anything_changes() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"before"));
-    let error = store.commit(vec![set(&key("k"), done(&bytes(33 << 20)))], &[], Entrant::User).unwrap_err();
+    let error = store.commit(vec![set(&key("k"), done(&bytes(33 << 20)))], &[], Priority::User).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert_eq!(outcome(&store, &key("k")).unwrap(), b"before");
     put(&store, &key("k"), done(b"after"));
@@ -86,20 +86,20 @@ fn what_belongs_to_a_record_goes_with_it() {
         [Name::Chunks, Name::Unfinished].map(|name| count(store, name))
     };
     let k = key("k");
-    put(&store, &k, Image { expires: 50_000, ..done(&bytes(10_000)) });
+    put(&store, &k, StoredRecord { expires: 50_000, ..done(&bytes(10_000)) });
     let pieces = counts(&store)[0];
     assert!(pieces >= 3);
     assert_eq!((counts(&store), named(&store).len()), ([pieces, 0], 1));
-    put(&store, &k, Image { expires: 60_000, ..done(&bytes(10_000)) });
+    put(&store, &k, StoredRecord { expires: 60_000, ..done(&bytes(10_000)) });
     assert_eq!((counts(&store), named(&store).len()), ([pieces, 0], 2));
-    put(&store, &k, Image { expires: 60_000, ..unfinished(Status::Released) });
+    put(&store, &k, StoredRecord { expires: 60_000, ..unfinished(Status::Released) });
     assert_eq!(counts(&store), [0, 1]);
     put(&store, &k, unfinished(Status::Interrupted));
     assert_eq!(counts(&store), [0, 1]);
     put(&store, &k, at_work());
     checkpoint(&store);
     assert_eq!(counts(&store), [0, 1]);
-    put(&store, &k, Image { checkpoint: Some(Value::from(bytes(9_000))), ..at_work() });
+    put(&store, &k, StoredRecord { checkpoint: Some(Value::from(bytes(9_000))), ..at_work() });
     checkpoint(&store);
     assert_eq!(counts(&store)[1], 1);
     put(&store, &k, done(b"short"));
@@ -120,7 +120,7 @@ fn keys_are_listed_in_order_from_both_sides() {
         put(&store, key, if index % 2 == 0 { done(b"x") } else { at_work() });
     }
     store
-        .commit(vec![Change { key: row(1), content: Some(Content::Row(Value::from("x"))) }], &[], Entrant::User)
+        .commit(vec![Change { key: row(1), content: Some(Content::Row(Value::from("x"))) }], &[], Priority::User)
         .unwrap();
     store.drain().unwrap();
     let (mut from, mut found) = (Some(StoreKey::first_record()), Vec::new());
@@ -143,7 +143,7 @@ fn hints_that_are_made_anew_count_for_the_barriers() {
     let (store, _) = open_with(dir.path(), &options);
     let keys: Vec<_> = (0..200).map(|index| key(index.to_string())).collect();
     for key in &keys {
-        put(&store, key, Image { expires: 1 << 50, ..done(b"x") });
+        put(&store, key, StoredRecord { expires: 1 << 50, ..done(b"x") });
     }
     store.drain().unwrap();
     let tables = &store.inner.tables;

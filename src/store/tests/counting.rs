@@ -13,9 +13,9 @@ fn fill(store: &Store) {
     let mut last = None;
     for batch in 0..MANY / 500 {
         let named = |index| key(format!("a{:06}", batch * 500 + index));
-        let image = || Image { expires: 1 << 50, ..done(b"x") };
-        let changes = (0..500).map(|index| set(&named(index), image())).collect();
-        last = store.commit(changes, &[], Entrant::User).unwrap();
+        let stored = || StoredRecord { expires: 1 << 50, ..done(b"x") };
+        let changes = (0..500).map(|index| set(&named(index), stored())).collect();
+        last = store.commit(changes, &[], Priority::User).unwrap();
     }
     store.wait(last.unwrap().ticket).unwrap();
     store.drain().unwrap();
@@ -122,7 +122,7 @@ fn what_is_replayed_is_led_to_again_however_many_records_there_are() {
     let (store, _) = open_with(dir.path(), &options().segment_bytes(4 << 20));
     fill(&store);
     checkpoint(&store);
-    put(&store, &key("z"), Image { expires: 1 << 50, ..unfinished(Status::Interrupted) });
+    put(&store, &key("z"), StoredRecord { expires: 1 << 50, ..unfinished(Status::Interrupted) });
     store.drain().unwrap();
     let tables = &store.inner.tables;
     tables.remove(Name::Unfinished, b"m\0z").unwrap();
@@ -185,7 +185,7 @@ fn what_was_deleted_before_a_kill_is_not_missed() {
     let dir = temp();
     let (store, _) = open(dir.path());
     for name in ["a", "b", "c", "d", "e"] {
-        put(&store, &key(name), Image { expires: 1, ..done(b"x") });
+        put(&store, &key(name), StoredRecord { expires: 1, ..done(b"x") });
     }
     store.close().unwrap();
     // Behind a clean open, behind one that was not, and behind a checkpoint.

@@ -41,7 +41,7 @@ fn many_segments() -> TempDir {
 fn has_all(dir: &Path) {
     let (store, _) = open(dir);
     for index in 0..RECORDS {
-        assert!(image(&store, &name(index)).is_some(), "{index}");
+        assert!(stored(&store, &name(index)).is_some(), "{index}");
     }
 }
 
@@ -74,7 +74,7 @@ fn a_torn_tail_is_cut_and_reported() {
         assert_eq!(report.torn_bytes, if damage == 1 || damage == 2 { len as u64 } else { 0 });
         assert_eq!(report.frames_replayed, RECORDS as u64 - 1);
         for index in 0..RECORDS {
-            assert_eq!(image(&store, &name(index)).is_some(), index + 1 < RECORDS);
+            assert_eq!(stored(&store, &name(index)).is_some(), index + 1 < RECORDS);
         }
         put(&store, &name(RECORDS - 1), done(b"again"));
         crash(store);
@@ -116,7 +116,7 @@ fn every_byte_of_the_newest_segment_is_damage_or_a_tail_or_padding() {
             Ok((store, _)) => {
                 let kept = if offset < last { RECORDS } else { RECORDS - 1 };
                 for index in 0..kept {
-                    assert!(image(&store, &name(index)).is_some(), "record {index} after a flip at {offset}");
+                    assert!(stored(&store, &name(index)).is_some(), "record {index} after a flip at {offset}");
                 }
             }
             Err(error) => {
@@ -186,7 +186,7 @@ fn what_a_checkpoint_covers_is_not_read_but_for_the_chain_of_headers() {
     flip(&path, groups[2].0 + 100);
     let (store, report) = open(dir.path());
     assert_eq!(report.frames_replayed, 1);
-    assert!(image(&store, &key("later")).is_some());
+    assert!(stored(&store, &key("later")).is_some());
     store.close().unwrap();
     has_all(dir.path());
 }
@@ -325,15 +325,15 @@ fn a_damaged_record_is_an_error_and_never_absent() {
     let tables = &store.inner.tables;
     let pieces = tables.range(Name::Chunks, &[], None, 10).unwrap();
     tables.remove(Name::Chunks, &pieces[1].0).unwrap();
-    let read = |depth| store.read(&key("k"), depth).map(|read| read.content);
-    assert_eq!(read(Depth::Whole).unwrap_err().kind(), ErrorKind::Corrupt);
-    assert!(read(Depth::Head).unwrap().is_some());
+    let read = |load| store.read(&key("k"), load).map(|read| read.content);
+    assert_eq!(read(Load::All).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(read(Load::WithoutOutcome).unwrap().is_some());
     tables.insert(Name::Chunks, &pieces[1].0, pieces[0].1.to_vec()).unwrap();
-    assert_eq!(read(Depth::Whole).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(read(Load::All).unwrap_err().kind(), ErrorKind::Corrupt);
     tables.insert(Name::Chunks, &pieces[1].0, pieces[1].1.to_vec()).unwrap();
-    assert!(read(Depth::Whole).unwrap().is_some());
+    assert!(read(Load::All).unwrap().is_some());
     tables.insert(Name::Records, key("k").in_record_tree(), b"junk".to_vec()).unwrap();
-    assert_eq!(read(Depth::Head).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(read(Load::WithoutOutcome).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
 /// Every file below, and what is in it.

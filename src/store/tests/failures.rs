@@ -70,7 +70,7 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
     let mut last = 0_u64;
     let refused = loop {
         let change = set(&key("k"), done(&[&last.to_le_bytes(), [7; 500].as_slice()].concat()));
-        match store.commit(vec![change], &[], Entrant::User) {
+        match store.commit(vec![change], &[], Priority::User) {
             Ok(committed) => store.wait(committed.unwrap().ticket).unwrap(),
             Err(error) => break error,
         }
@@ -82,7 +82,7 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
     assert_eq!(read[..8], (last - 1).to_le_bytes(), "nothing has changed");
     // What gives up has a reserve.
     let given_up =
-        store.commit(vec![set(&key("r"), unfinished(Status::Released))], &[], Entrant::GivingUp).unwrap().unwrap();
+        store.commit(vec![set(&key("r"), unfinished(Status::Released))], &[], Priority::GivingUp).unwrap().unwrap();
     store.wait(given_up.ticket).unwrap();
     // Room for one more of the first size, but not for one of the next size.
     fill(&filler, 33 << 10);
@@ -104,19 +104,19 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
     let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
     put(&store, &key("k"), done(b"before"));
     store.drain().unwrap();
-    let pretend = |free| store.inner.room.pretended.store(free, Ordering::SeqCst);
-    let user = || store.commit(vec![set(&key("k"), done(b"user"))], &[], Entrant::User).map(Option::unwrap);
+    let pretend = |free| store.inner.disk_space.pretended.store(free, Ordering::SeqCst);
+    let user = || store.commit(vec![set(&key("k"), done(b"user"))], &[], Priority::User).map(Option::unwrap);
     pretend(0);
     // Nobody has looked at the disk yet: it is durable, and stays in the journal.
     put(&store, &key("a"), done(b"unseen"));
-    while !store.inner.group.is_held() {
+    while !store.inner.commit_queue.is_stalled() {
         thread::yield_now();
     }
     let commits = store.stats().commits;
     assert_eq!(user().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.stats().commits, commits);
-    for (name, who) in [("f", Entrant::Finishing), ("e", Entrant::Ending), ("g", Entrant::GivingUp)] {
-        let committed = store.commit(vec![set(&key(name), done(b"ended"))], &[], who).unwrap().unwrap();
+    for (name, priority) in [("f", Priority::Finishing), ("e", Priority::Ending), ("g", Priority::GivingUp)] {
+        let committed = store.commit(vec![set(&key(name), done(b"ended"))], &[], priority).unwrap().unwrap();
         store.wait(committed.ticket).unwrap();
         assert_eq!(outcome(&store, &key(name)).unwrap(), b"ended");
     }
@@ -124,8 +124,8 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
     assert_eq!(store.inner.delete(compact::Found::of(key("k"), b"other".into())).unwrap_err().kind(), ErrorKind::Full);
     // Enough for what waits, not for users.
     pretend(6 << 20);
-    while store.inner.group.unapplied() > 0 {
-        store.inner.room.nudge();
+    while store.inner.commit_queue.unapplied() > 0 {
+        store.inner.disk_space.wake();
         thread::yield_now();
     }
     assert_eq!(user().unwrap_err().kind(), ErrorKind::Full);
@@ -173,7 +173,7 @@ fn a_panic_of_the_writer_poisons_and_close_returns() {
             scope.spawn(move || {
                 let name = key(index.to_string());
                 let ticket = store
-                    .commit(vec![set(&name, at_work())], &[], Entrant::User)
+                    .commit(vec![set(&name, at_work())], &[], Priority::User)
                     .map(|committed| committed.unwrap().ticket);
                 let error = ticket.and_then(|ticket| store.wait(ticket)).unwrap_err();
                 assert!(error.kind() == ErrorKind::Poisoned && error.to_string().contains("the bomb"), "{error}");
@@ -183,7 +183,7 @@ fn a_panic_of_the_writer_poisons_and_close_returns() {
     assert!(poisoned.recv().unwrap().contains("oncekey-journal panicked"));
     assert!(poisoned.try_recv().is_err());
     for error in [
-        store.read(&key("k"), Depth::Whole).map(|_| ()).unwrap_err(),
+        store.read(&key("k"), Load::All).map(|_| ()).unwrap_err(),
         store.sync().unwrap_err(),
         store.drain().unwrap_err(),
         store.compact(&mut Pass::default(), 10).map(|_| ()).unwrap_err(),
@@ -202,8 +202,8 @@ fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
     store.drain().unwrap();
     let good = store.inner.tables.get(Name::Records, key("k").in_record_tree()).unwrap().unwrap();
     store.inner.tables.insert(Name::Records, key("k").in_record_tree(), b"junk".to_vec()).unwrap();
-    let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], Entrant::User).unwrap().unwrap().ticket;
-    store.inner.group.wait_applied(ticket.0).unwrap_err();
+    let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], Priority::User).unwrap().unwrap().ticket;
+    store.inner.commit_queue.wait_applied(ticket.0).unwrap_err();
     // Asked although it has ended: what lies in its queue is never answered.
     assert_eq!(
         store.inner.delete(compact::Found::of(key("other"), b"other".into())).unwrap_err().kind(),
@@ -226,7 +226,7 @@ fn a_deletion_that_waits_behind_close_is_told() {
         let gate = store.inner.tables.flush_gate.lock();
         let closing = scope.spawn(|| store.close());
         // Until the apply thread has come to the close, if it hurries: then it takes nothing more.
-        while store.inner.group.admit(1, Entrant::User).is_ok() || !store.inner.apply.messages.is_empty() {
+        while store.inner.commit_queue.admit(1, Priority::User).is_ok() || !store.inner.apply.messages.is_empty() {
             thread::yield_now();
         }
         let under_way = store.inner.begin_deletion(compact::Found::of(key("k"), b"other".into())).unwrap().unwrap();
@@ -251,13 +251,13 @@ fn a_checkpoint_that_the_close_of_a_full_disk_overtakes_is_no_fault() {
         store.inner.apply.messages.send(apply::Message::Checkpoint { reply }).unwrap();
         put(&store, &key("k"), done(b"x"));
         store.drain().unwrap();
-        store.inner.room.pretended.store(0, Ordering::SeqCst);
+        store.inner.disk_space.pretended.store(0, Ordering::SeqCst);
         put(&store, &key("k"), done(b"in the journal only"));
-        while !store.inner.group.is_held() {
+        while !store.inner.commit_queue.is_stalled() {
             thread::yield_now();
         }
         let closing = scope.spawn(|| store.close());
-        while store.inner.group.admit(1, Entrant::Store).is_ok() {
+        while store.inner.commit_queue.admit(1, Priority::Store).is_ok() {
             thread::yield_now();
         }
         drop(gate);
@@ -276,7 +276,7 @@ fn close_lets_waiting_commits_out() {
             scope.spawn(move || {
                 for index in 0_u64.. {
                     let change = set(&key(format!("{thread}")), done(&index.to_le_bytes()));
-                    let ended = match store.commit(vec![change], &[], Entrant::User) {
+                    let ended = match store.commit(vec![change], &[], Priority::User) {
                         Ok(committed) => store.wait(committed.unwrap().ticket),
                         Err(error) => Err(error),
                     };
@@ -293,7 +293,7 @@ fn close_lets_waiting_commits_out() {
         store.close().unwrap();
     });
     let (store, report) = open(dir.path());
-    assert!(report.clean && image(&store, &key("0")).is_some());
+    assert!(report.clean && stored(&store, &key("0")).is_some());
 }
 
 #[test]
@@ -304,8 +304,8 @@ fn an_idle_anchor_does_not_stop_a_drain() {
     // The writer sends groups in order.
     store.drain().unwrap();
     // As it does when nothing was committed for a day.
-    let batch = store.inner.group.take_empty().unwrap();
-    store.inner.group.publish(batch.group);
+    let batch = store.inner.commit_queue.take_empty().unwrap();
+    store.inner.commit_queue.publish(batch.group);
     store.inner.apply.messages.send(threads::message(batch, false)).unwrap();
     store.drain().unwrap();
 }
@@ -329,7 +329,7 @@ fn a_deletion_on_its_way_is_refused_when_a_group_has_no_room() {
             std::thread::yield_now();
         }
         put(&store, &key("late"), done(b"x"));
-        store.inner.room.pretended.store(0, Ordering::SeqCst);
+        store.inner.disk_space.pretended.store(0, Ordering::SeqCst);
         drop(held);
         assert_eq!(deleted.join().unwrap().unwrap_err().kind(), ErrorKind::Full);
     });

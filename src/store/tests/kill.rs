@@ -36,16 +36,16 @@ fn child() {
             scope.spawn(move || {
                 for round in 0.. {
                     let name = format!("{thread}.{}", round % KEYS);
-                    let read = store.read(&key(&name), Depth::Head).unwrap();
+                    let read = store.read(&key(&name), Load::WithoutOutcome).unwrap();
                     let change = if round % 5 == 1 { at_work() } else { done(&value(round)) };
                     let Some(committed) =
-                        store.commit(vec![set(&key(&name), change)], &[read.seen], Entrant::User).unwrap()
+                        store.commit(vec![set(&key(&name), change)], &[read.seen], Priority::User).unwrap()
                     else {
                         continue;
                     };
                     store.wait(committed.ticket).unwrap();
-                    let Some(Content::Record(image)) = &committed.changes[0].content else { unreachable!() };
-                    println!("ack {name} {}", image.revision);
+                    let Some(Content::Record(stored)) = &committed.changes[0].content else { unreachable!() };
+                    println!("ack {name} {}", stored.revision);
                 }
             });
         }
@@ -116,7 +116,7 @@ fn a_killed_process_loses_nothing_that_it_said() {
         assert!(store.now().first > last, "{report:?}");
         last = store.now().first;
         for (name, revision) in &said {
-            let found = image(&store, &key(name)).unwrap_or_else(|| panic!("{name} is lost in round {round}"));
+            let found = stored(&store, &key(name)).unwrap_or_else(|| panic!("{name} is lost in round {round}"));
             assert!(found.revision >= *revision, "{name} is older than was said in round {round}");
             if let Some(outcome) = found.outcome {
                 assert!(*outcome == value(u64::from_le_bytes(outcome[..8].try_into().unwrap())), "{name}");

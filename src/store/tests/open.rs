@@ -8,16 +8,16 @@ fn a_new_store_is_empty_and_a_closed_one_is_as_it_was() {
     let path = dir.path().join("a/b");
     let (store, report) = open(&path);
     assert!(report.created && report.clean && report.torn_bytes == 0);
-    assert!(image(&store, &key("k")).is_none());
+    assert!(stored(&store, &key("k")).is_none());
     let revision = put(&store, &key("k"), done(b"answer"));
     store.close().unwrap();
     store.close().unwrap();
-    assert_eq!(store.read(&key("k"), Depth::Whole).unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(store.commit(Vec::new(), &[], Entrant::GivingUp).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(store.read(&key("k"), Load::All).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(store.commit(Vec::new(), &[], Priority::GivingUp).unwrap_err().kind(), ErrorKind::Closed);
     let (store, report) = open(&path);
     assert!(!report.created && report.clean);
     assert_eq!((report.frames_replayed, report.torn_bytes, report.interrupted), (0, 0, 0));
-    let found = image(&store, &key("k")).unwrap();
+    let found = stored(&store, &key("k")).unwrap();
     assert_eq!((found.revision, found.generation, found.token), (revision, revision, revision));
     assert_eq!(found.outcome.as_deref(), Some(b"answer".as_slice()));
 }
@@ -37,9 +37,9 @@ fn an_unclean_store_is_as_it_was() {
         assert!(!report.created && !report.clean);
         assert_eq!((report.frames_replayed, report.torn_bytes, report.interrupted), (4, 0, 1));
         assert_eq!(outcome(&store, &key("done")).as_deref(), Some(b"answer".as_slice()));
-        assert_eq!(image(&store, &key("live")).unwrap().state, Status::InProgress);
-        assert!(image(&store, &key("live")).unwrap().token < store.now().first);
-        assert!(image(&store, &key("gone")).is_none());
+        assert_eq!(stored(&store, &key("live")).unwrap().state, Status::InProgress);
+        assert!(stored(&store, &key("live")).unwrap().token < store.now().first);
+        assert!(stored(&store, &key("gone")).is_none());
         store.close().unwrap();
         let (_store, report) = open(dir);
         assert!(report.clean && report.frames_replayed == 0 && report.interrupted == 1);
@@ -58,7 +58,7 @@ fn what_is_in_progress_reaches_sled_at_a_checkpoint_only() {
     assert_eq!(store.inner.overlay.len(), 1);
     checkpoint(&store);
     assert_eq!((count(&store, Name::Records), count(&store, Name::Unfinished)), (2, 1));
-    assert_eq!(image(&store, &key("live")).unwrap().state, Status::InProgress);
+    assert_eq!(stored(&store, &key("live")).unwrap().state, Status::InProgress);
     crash(store);
     let (store, report) = open(dir.path());
     assert_eq!((report.frames_replayed, report.interrupted), (0, 1));
@@ -75,7 +75,7 @@ fn nothing_is_answered_after_close() {
     put(&store, &key("live"), at_work());
     store.close().unwrap();
     // Not even what lay in memory: the directory may be another process's by now.
-    assert_eq!(store.read(&key("live"), Depth::Head).unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(store.read(&key("live"), Load::WithoutOutcome).unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(store.compact(&mut Pass::default(), 10).unwrap_err().kind(), ErrorKind::Closed);
 }
 

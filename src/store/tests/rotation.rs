@@ -35,11 +35,11 @@ fn step(store: &Store, model: &mut Model, random: &mut Random) {
             changes.push(change);
         }
     }
-    let committed = store.commit(changes, &[], Entrant::User).unwrap().unwrap();
+    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     for change in committed.changes {
         let outcome = change.content.map(|content| match content {
-            Content::Record(image) => image.outcome.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
+            Content::Record(stored) => stored.outcome.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
             Content::Row(_) => unreachable!(),
         });
         model.insert(change.key, outcome);

@@ -24,16 +24,16 @@ fn what_sled_has_under_way_is_bounded_in_apply_checkpoints_deletions_and_replay(
         let options = options().sync_flag(sync_flag).segment_bytes(4 << 20).clock(clock.clone());
         let (store, _) = open_with(dir.path(), &options);
         for _ in 0..4 {
-            let committed = store.commit(vec![row(1_000_000)], &[], Entrant::User).unwrap().unwrap();
+            let committed = store.commit(vec![row(1_000_000)], &[], Priority::User).unwrap().unwrap();
             store.wait(committed.ticket).unwrap();
         }
         let until = store.now().store + 1;
         for index in 0..4 {
-            put(&store, &key(index.to_string()), Image { expires: until, ..done(&bytes(500_000)) });
+            put(&store, &key(index.to_string()), StoredRecord { expires: until, ..done(&bytes(500_000)) });
         }
         // What is in progress comes into sled with a checkpoint, all at once.
         let changes = (0..1_000).map(|index| set(&key(format!("at work {index}")), at_work())).collect();
-        store.commit(changes, &[], Entrant::User).unwrap().unwrap();
+        store.commit(changes, &[], Priority::User).unwrap().unwrap();
         checkpoint(&store);
         is_bounded(&store);
         clock.advance(Duration::from_secs(2));

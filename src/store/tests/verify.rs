@@ -22,7 +22,7 @@ fn one_problem(store: &Store, names: &str) {
 fn row(store: &Store, key: &[u8], value: Option<&[u8]>) {
     let content = value.map(|value| Content::Row(Value::from(value)));
     let change = Change { key: StoreKey::row("stock", key), content };
-    let committed = store.commit(vec![change], &[], Entrant::User).unwrap().unwrap();
+    let committed = store.commit(vec![change], &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
 }
 
@@ -33,7 +33,7 @@ fn varied() -> (TempDir, Store) {
     put(&store, &key("short"), done(b"x"));
     put(&store, &key("long"), done(&bytes(20_000)));
     put(&store, &key("free"), unfinished(Status::Released));
-    put(&store, &key("expires"), Image { expires: 1 << 50, ..done(b"x") });
+    put(&store, &key("expires"), StoredRecord { expires: 1 << 50, ..done(b"x") });
     row(&store, b"bolt", Some(&bytes(9_000)));
     put(&store, &key("at work"), at_work());
     store.drain().unwrap();
@@ -58,7 +58,7 @@ fn a_sound_store_has_no_problems_and_its_records_and_rows_are_counted() {
     store.close().unwrap();
     let (store, _) = open(dir.path());
     sound(&store);
-    store.inner.group.poison(Error::new(ErrorKind::Io, "a failure"));
+    store.inner.commit_queue.poison(Error::new(ErrorKind::Io, "a failure"));
     assert_eq!(store.verify().unwrap_err().kind(), ErrorKind::Poisoned);
 }
 
@@ -81,8 +81,8 @@ fn load_gives_no_false_alarm() {
                     match round % 6 {
                         0 => remove(store, &key),
                         1 => drop(put(store, &key, at_work())),
-                        2 => drop(put(store, &key, Image { expires: 1 << 50, ..done(&bytes(8_000)) })),
-                        4 => drop(put(store, &key, Image { expires: store.now().store + 3, ..done(b"short") })),
+                        2 => drop(put(store, &key, StoredRecord { expires: 1 << 50, ..done(&bytes(8_000)) })),
+                        4 => drop(put(store, &key, StoredRecord { expires: store.now().store + 3, ..done(b"short") })),
                         3 => row(store, &[u8::try_from(index % 250).unwrap()], (round % 2 == 0).then_some(b"row")),
                         _ => drop(put(store, &key, done(b"short"))),
                     }
@@ -250,7 +250,7 @@ fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
     let (store, _) = open(dir.path());
     // What is free may be deleted while a spare is made, and is used or stays when there is one.
     let rest = || {
-        while !store.inner.group.has_spare() {
+        while !store.inner.commit_queue.has_next_segment() {
             thread::yield_now();
         }
     };
@@ -328,7 +328,7 @@ fn a_close_ends_it() {
 fn what_becomes_unfinished_behind_a_scan_is_no_alarm() {
     let (_dir, store) = varied();
     for index in 0..40 {
-        put(&store, &key(index.to_string()), Image { expires: 1 << 50, ..done(b"x") });
+        put(&store, &key(index.to_string()), StoredRecord { expires: 1 << 50, ..done(b"x") });
     }
     let (reply, report) = crossbeam_channel::bounded(1);
     let mut scans = Scans::default();
@@ -369,9 +369,9 @@ fn several_at_once_are_all_answered() {
 #[test]
 fn a_full_disk_does_not_keep_it_waiting() {
     let (_dir, store) = varied();
-    store.inner.room.pretended.store(0, Ordering::SeqCst);
+    store.inner.disk_space.pretended.store(0, Ordering::SeqCst);
     row(&store, b"nut", Some(b"in the journal only"));
-    while !store.inner.group.is_held() {
+    while !store.inner.commit_queue.is_stalled() {
         thread::yield_now();
     }
     for _ in 0..2 {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::patience::{Patience, Verdict};
-use super::state::{Phase, Place, State};
-use super::{Group, stalled, wait_until};
-use crate::sync::group_commit::priority::{Class, Entrant};
+use super::state::{Phase, QueuePosition, State};
+use super::{CommitQueue, stalled, wait_until};
+use crate::sync::group_commit::priority::{Class, Priority};
 use crate::sync::{Condvar, MutexGuard};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -14,7 +14,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 /// The right to commit one frame, with the commit lock held: short.
 #[derive(Debug)]
 pub(crate) struct Admission<'a, C, S> {
-    group: &'a Group<C, S>,
+    commit_queue: &'a CommitQueue<C, S>,
     state: MutexGuard<'a, State<C, S>>,
 }
 
@@ -31,20 +31,20 @@ enum Lack {
 
 /// A commit that waits.
 struct Waiting {
-    place: Place,
+    position: QueuePosition,
     turn: Arc<Condvar>,
     patience: Patience,
 }
 
 /// Leaves the queue when dropped: the caller's closure may panic.
-struct KeepsPlace<'a, C, S> {
-    group: &'a Group<C, S>,
-    place: Place,
+struct KeepsPosition<'a, C, S> {
+    commit_queue: &'a CommitQueue<C, S>,
+    position: QueuePosition,
 }
 
-impl<C, S> Drop for KeepsPlace<'_, C, S> {
+impl<C, S> Drop for KeepsPosition<'_, C, S> {
     fn drop(&mut self) {
-        self.group.state.lock().leave(self.place);
+        self.commit_queue.state.lock().leave(self.position);
     }
 }
 
@@ -69,35 +69,40 @@ impl<C, S> Admission<'_, C, S> {
         state.committed += bytes.len() as u64;
         state.unapplied += bytes.len() as u64;
         if was_empty {
-            state.since = self.group.config.interval.map(|_| clock::monotonic());
-            self.group.work_arrived.notify_one();
+            state.since = self.commit_queue.config.interval.map(|_| clock::monotonic());
+            self.commit_queue.work_arrived.notify_one();
         }
         state.filling
     }
 }
 
-impl<C, S> Group<C, S> {
+impl<C, S> CommitQueue<C, S> {
     /// Waits until a frame of `len` bytes has room and nobody is to be admitted before it, and takes the commit lock.
     ///
     /// `Busy` if that takes longer than the timeout although the store makes progress; endings wait on then. Without progress
     /// the group is poisoned.
-    pub(crate) fn admit(&self, len: usize, who: Entrant) -> Result<Admission<'_, C, S>> {
-        self.admit_after(len, who, || ())
+    pub(crate) fn admit(&self, len: usize, priority: Priority) -> Result<Admission<'_, C, S>> {
+        self.admit_after(len, priority, || ())
     }
 
     /// As [`admit`](Self::admit). After a wait, `look` is called once more before the commit lock is taken: what the caller
     /// knew before, such as the time, is old then.
-    pub(crate) fn admit_after(&self, len: usize, who: Entrant, mut look: impl FnMut()) -> Result<Admission<'_, C, S>> {
+    pub(crate) fn admit_after(
+        &self,
+        len: usize,
+        priority: Priority,
+        mut look: impl FnMut(),
+    ) -> Result<Admission<'_, C, S>> {
         let len = len as u64;
         let mut state = self.state.lock();
         let (refusals, mut waiting, mut is_old) = (state.refusals, None::<Waiting>, false);
         let ended = loop {
-            let place = waiting.as_ref().map(|waiting| waiting.place);
-            let lack = match (self.lack(&mut state, len, who, place, refusals), place) {
-                (Ok(None), Some(place)) if std::mem::take(&mut is_old) => {
+            let position = waiting.as_ref().map(|waiting| waiting.position);
+            let lack = match (self.lack(&mut state, len, priority, position, refusals), position) {
+                (Ok(None), Some(position)) if std::mem::take(&mut is_old) => {
                     // The place is kept meanwhile, so that nobody overtakes.
                     drop(state);
-                    let keeps = KeepsPlace { group: self, place };
+                    let keeps = KeepsPosition { commit_queue: self, position };
                     look();
                     std::mem::forget(keeps);
                     state = self.state.lock();
@@ -111,10 +116,10 @@ impl<C, S> Group<C, S> {
                 Err(error) => break Err(error),
             };
             // `lack` has returned an error for a commit that must not wait.
-            let Some(class) = who.class() else { break Err(no_room()) };
+            let Some(class) = priority.class() else { break Err(no_room()) };
             let Waiting { turn, patience, .. } = waiting.get_or_insert_with(|| {
-                let (place, turn) = state.enqueue(class);
-                Waiting { place, turn, patience: self.patience() }
+                let (position, turn) = state.enqueue(class);
+                Waiting { position, turn, patience: self.patience() }
             });
             match verdict(patience, lack) {
                 Verdict::Stalled => {
@@ -124,7 +129,7 @@ impl<C, S> Group<C, S> {
                     state = self.state.lock();
                     break Err(error);
                 }
-                Verdict::Moves if who.may_be_busy() => {
+                Verdict::Moves if priority.may_be_busy() => {
                     break Err(busy("a commit waited for its turn", self.config.timeout));
                 }
                 Verdict::Moves | Verdict::WaitOn => {}
@@ -133,10 +138,10 @@ impl<C, S> Group<C, S> {
             patience.waited(timed_out, self.progress());
             is_old = true;
         };
-        if let Some(Waiting { place, .. }) = waiting {
-            state.leave(place);
+        if let Some(Waiting { position, .. }) = waiting {
+            state.leave(position);
         }
-        ended.map(|()| Admission { group: self, state })
+        ended.map(|()| Admission { commit_queue: self, state })
     }
 
     /// Returns the reason why a frame cannot be committed now, or `None` if it can. An error means that waiting is of no use.
@@ -144,32 +149,32 @@ impl<C, S> Group<C, S> {
         &self,
         state: &mut State<C, S>,
         len: u64,
-        who: Entrant,
-        place: Option<Place>,
+        priority: Priority,
+        position: Option<QueuePosition>,
         refusals: u64,
     ) -> Result<Option<Lack>> {
         self.check()?;
-        if state.phase == Phase::Closed || (state.phase != Phase::Open && who != Entrant::Store) {
+        if state.phase == Phase::Closed || (state.phase != Phase::Open && priority != Priority::Store) {
             return Err(Error::closed());
         }
-        let reserve = who.leaves(self.config.reserve, len);
+        let reserve = priority.leaves(self.config.reserve, len);
         let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.room();
-        let may_enter = fits && (who.is_exempt() || self.has_credit(state));
-        if let Some((why, _)) = state.hold.as_ref().filter(|_| who.is_held_back(may_enter)) {
+        let may_enter = fits && (priority.is_exempt() || self.has_credit(state));
+        if let Some((why, _)) = state.stall.as_ref().filter(|_| priority.is_held_back(may_enter)) {
             return Err(why.clone());
         }
-        let is_first = who.class().is_none_or(|class: Class| state.is_first(class, place));
+        let is_first = priority.class().is_none_or(|class: Class| state.is_first(class, position));
         if may_enter && is_first {
             return Ok(None);
         }
         if !fits {
-            self.want_spare(state, (self.config.sized)(len) + self.config.reserve);
-            if who == Entrant::GivingUp || state.refusals != refusals {
+            self.request_segment(state, (self.config.sized)(len) + self.config.reserve);
+            if priority == Priority::GivingUp || state.refusals != refusals {
                 return Err(state.refused.clone().unwrap_or_else(no_room));
             }
         }
         // What fills the room may only wait for its interval.
-        self.hurry(state);
+        self.flush_now(state);
         Ok(Some(match (fits, may_enter) {
             (false, _) => Lack::Room,
             (true, false) => Lack::Credit,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use super::{AtomicU64, Batch, Config, Entrant, Group, Work};
+use super::{AtomicU64, Batch, CommitQueue, Config, Priority, Work};
 use crate::sync::models::{ANY_TIME, NEVER, always_holds, fails, holds};
 use crate::sync::{atomic, thread};
 use crate::types::error::{Error, ErrorKind, Result};
@@ -17,7 +17,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 const LEFT_BEHIND: &str = "deadlock";
 
 /// A frame is known by a number of its own.
-type Frames = Group<u32, u64>;
+type Frames = CommitQueue<u32, u64>;
 
 /// A fault in those around a group, or in a copy of one of its functions.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ struct Store {
 }
 
 /// A group of n bytes takes n + 10; 20 are reserved.
-fn store(region: u64, change: impl FnOnce(&mut Config)) -> Store {
+fn store(segment_space: u64, change: impl FnOnce(&mut Config)) -> Store {
     let mut config = Config {
         sized: |len| len + 10,
         reserve: 20,
@@ -77,17 +77,21 @@ fn store(region: u64, change: impl FnOnce(&mut Config)) -> Store {
         idle: NEVER,
     };
     change(&mut config);
-    Store { group: Group::new(config, 0, 100, region), disk: Disk::default(), drained: AtomicU32::new(0) }
+    Store {
+        commit_queue: CommitQueue::new(config, 0, 100, segment_space),
+        disk: Disk::default(),
+        drained: AtomicU32::new(0),
+    }
 }
 
 impl Store {
-    fn commit(&self, frame: u32, who: Entrant) -> Result<u64> {
-        Ok(self.group.admit(10, who)?.commit(&[7; 10], frame))
+    fn commit(&self, frame: u32, priority: Priority) -> Result<u64> {
+        Ok(self.group.admit(10, priority)?.commit(&[7; 10], frame))
     }
 
     /// Who is answered has what it committed.
     fn commit_and_wait(&self, frame: u32, fault: Fault) -> Result<()> {
-        let ticket = self.commit(frame, Entrant::User)?;
+        let ticket = self.commit(frame, Priority::User)?;
         let waited = self.group.wait(ticket);
         if waited.is_ok() || fault == Fault::AnswersOnATimeOut {
             assert!(self.disk.has(frame), "an answer before its sync");
@@ -104,7 +108,7 @@ impl Store {
             Fault::PublishesTheNewest => self.group.publish(self.group.newest()),
             Fault::NotifiesPastTheLock => {
                 self.group.durable.store(batch.group, SeqCst);
-                self.group.bell(batch.group).notify_all();
+                self.group.condvar(batch.group).notify_all();
             }
             _ => self.group.publish(batch.group),
         }
@@ -189,7 +193,7 @@ fn a_sync_wakes_all_that_it_covers() {
 /// One commit and one sync.
 fn one_waits(fault: Fault) {
     let store = &store(1_000, |_| ());
-    let ticket = store.commit(1, Entrant::User).unwrap();
+    let ticket = store.commit(1, Priority::User).unwrap();
     let Work::Write(batch, _) = store.group.take() else { unreachable!() };
     thread::scope(|scope| {
         scope.spawn(move || store.written(&batch, fault));
@@ -219,10 +223,10 @@ fn waits_for_an_interval(interval: std::time::Duration) {
     let store = &store(1_000, |config| config.interval = Some(interval));
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
-        let ticket = store.commit(1, Entrant::User).unwrap();
+        let ticket = store.commit(1, Priority::User).unwrap();
         let mut waiters = store.group.waiters.lock();
         while !store.group.is_durable(ticket) {
-            store.group.bell(ticket).wait_until(&mut waiters, None);
+            store.group.condvar(ticket).wait_until(&mut waiters, None);
         }
         drop(waiters);
         store.group.close();

@@ -2,7 +2,7 @@
 
 /// Who wants to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Entrant {
+pub(crate) enum Priority {
     /// Waits for room, leaves the reserve.
     User,
     /// Ends what was begun, with an outcome: as `User`, but let in while those are held back; a small one may use as much as
@@ -26,7 +26,7 @@ pub(super) enum Class {
     User,
 }
 
-impl Entrant {
+impl Priority {
     /// How much of the reserve a frame of `len` bytes must not use.
     pub(super) fn leaves(self, reserve: u64, len: u64) -> u64 {
         match self {

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use super::*;
 
-type Frames = Group<u32, &'static str>;
+type Frames = CommitQueue<u32, &'static str>;
 
 const LONG: Duration = Duration::from_secs(3600);
 
 /// A group of n bytes takes n + 10.
-fn group_with(region: u64, change: impl FnOnce(&mut Config)) -> Frames {
+fn group_with(segment_space: u64, change: impl FnOnce(&mut Config)) -> Frames {
     let mut config = Config {
         sized: |len| len + 10,
         reserve: 20,
@@ -24,25 +24,25 @@ fn group_with(region: u64, change: impl FnOnce(&mut Config)) -> Frames {
         idle: LONG,
     };
     change(&mut config);
-    Group::new(config, 0, 100, region)
+    CommitQueue::new(config, 0, 100, segment_space)
 }
 
-fn group(region: u64) -> Frames {
-    group_with(region, |_| ())
+fn group(segment_space: u64) -> Frames {
+    group_with(segment_space, |_| ())
 }
 
-fn commit(group: &Frames, len: usize, who: Entrant) -> Result<u64> {
-    Ok(group.admit(len, who)?.commit(&vec![7; len], 1))
+fn commit(group: &Frames, len: usize, priority: Priority) -> Result<u64> {
+    Ok(group.admit(len, priority)?.commit(&vec![7; len], 1))
 }
 
 fn user(group: &Frames, len: usize) -> Result<u64> {
-    commit(group, len, Entrant::User)
+    commit(group, len, Priority::User)
 }
 
 #[track_caller]
-fn taken(group: &Frames) -> (Batch<u32>, Place<&'static str>) {
+fn taken(group: &Frames) -> (Batch<u32>, Target<&'static str>) {
     match group.take() {
-        Work::Write(batch, place) => (batch, place),
+        Work::Write(batch, target) => (batch, target),
         other => panic!("not a group: {other:?}"),
     }
 }
@@ -67,13 +67,13 @@ fn until_waiting(group: &Frames, count: u64) {
 fn commits_share_a_group_in_order() {
     let group = group(1_000);
     for index in 0..3 {
-        let admission = group.admit(2, Entrant::User).unwrap();
+        let admission = group.admit(2, Priority::User).unwrap();
         assert_eq!((admission.number(), admission.ticket()), (100 + index, 1));
         assert_eq!(admission.commit(&[u8::try_from(index).unwrap(); 2], 0), 1);
     }
     assert_eq!(group.newest(), 1);
-    let (batch, place) = taken(&group);
-    assert!(matches!(place, Place::Current));
+    let (batch, target) = taken(&group);
+    assert!(matches!(target, Target::Current));
     assert_eq!((batch.group, batch.first_frame, batch.frames.len()), (1, 100, 3));
     assert_eq!(batch.payload, [0, 0, 1, 1, 2, 2]);
     assert_eq!(group.newest(), 1);
@@ -85,19 +85,19 @@ fn commits_share_a_group_in_order() {
 #[test]
 fn a_dropped_admission_changes_nothing() {
     let group = group(100);
-    drop(group.admit(70, Entrant::User).unwrap());
-    let admission = group.admit(70, Entrant::User).unwrap();
+    drop(group.admit(70, Priority::User).unwrap());
+    let admission = group.admit(70, Priority::User).unwrap();
     assert_eq!((admission.number(), admission.ticket()), (100, 1));
 }
 
 /// It waits for room, and no spare can be had.
-fn is_refused(group: &Frames, len: usize, who: Entrant) {
+fn is_refused(group: &Frames, len: usize, priority: Priority) {
     thread::scope(|scope| {
-        let late = scope.spawn(|| commit(group, len, who));
+        let late = scope.spawn(|| commit(group, len, priority));
         assert!(group.wait_wanted().is_some());
         // The one that was wanted from the beginning, and perhaps the one that the commit wanted.
         while !late.is_finished() {
-            group.offer(Err(full()));
+            group.provide_segment(Err(full()));
         }
         is(late.join().unwrap(), ErrorKind::Full);
     });
@@ -108,11 +108,11 @@ fn each_entrant_leaves_its_part_of_the_reserve() {
     let group = group(100);
     // 70 + 10 for the group, 20 are reserved.
     user(&group, 70).unwrap();
-    is(commit(&group, 11, Entrant::GivingUp), ErrorKind::Full);
-    commit(&group, 10, Entrant::GivingUp).unwrap();
-    is(commit(&group, 1, Entrant::GivingUp), ErrorKind::Full);
-    commit(&group, 10, Entrant::Store).unwrap();
-    is_refused(&group, 1, Entrant::Store);
+    is(commit(&group, 11, Priority::GivingUp), ErrorKind::Full);
+    commit(&group, 10, Priority::GivingUp).unwrap();
+    is(commit(&group, 1, Priority::GivingUp), ErrorKind::Full);
+    commit(&group, 10, Priority::Store).unwrap();
+    is_refused(&group, 1, Priority::Store);
     assert_eq!(taken(&group).0.payload.len(), 90);
 }
 
@@ -121,53 +121,53 @@ fn a_small_outcome_may_use_of_the_reserve_what_an_ending_may() {
     let group = group_with(420, |config| config.reserve = 320);
     user(&group, 90).unwrap();
     // A sixteenth of the reserve is small, and half of it is the store's alone.
-    for who in [Entrant::User, Entrant::Finishing] {
-        is_refused(&group, 21, who);
+    for priority in [Priority::User, Priority::Finishing] {
+        is_refused(&group, 21, priority);
     }
     for _ in 0..8 {
-        commit(&group, 20, Entrant::Finishing).unwrap();
+        commit(&group, 20, Priority::Finishing).unwrap();
     }
-    is(commit(&group, 1, Entrant::GivingUp), ErrorKind::Full);
+    is(commit(&group, 1, Priority::GivingUp), ErrorKind::Full);
 }
 
 #[test]
 fn a_refused_commit_is_full_and_works_when_there_is_room() {
     let group = group(50);
     assert_eq!(group.wait_wanted(), Some(1));
-    group.offer(Err(full()));
+    group.provide_segment(Err(full()));
     thread::scope(|scope| {
         let refused = scope.spawn(|| user(&group, 30));
         assert_eq!(group.wait_wanted(), Some(60));
-        assert!(group.offer(Err(full())).is_none());
+        assert!(group.provide_segment(Err(full())).is_none());
         is(refused.join().unwrap(), ErrorKind::Full);
         let accepted = scope.spawn(|| user(&group, 30));
         assert_eq!(group.wait_wanted(), Some(60));
-        assert!(group.offer(Ok((60, "spare"))).is_none());
+        assert!(group.provide_segment(Ok((60, "next_segment"))).is_none());
         assert_eq!(accepted.join().unwrap().unwrap(), 1);
     });
     assert!(group.check().is_ok());
     // Room for the group, but not beside the reserve: it was let in for the sake of the spare.
-    assert!(matches!(taken(&group).1, Place::Current));
+    assert!(matches!(taken(&group).1, Target::Current));
     user(&group, 30).unwrap();
-    assert!(matches!(taken(&group).1, Place::Next("spare")));
+    assert!(matches!(taken(&group).1, Target::Next("next_segment")));
     assert_eq!(group.wait_wanted(), Some(1));
 }
 
 #[test]
 fn the_larger_spare_stays() {
     let group = group(50);
-    assert_eq!(group.offer(Ok((100, "a"))), None);
-    assert_eq!(group.offer(Ok((100, "b"))), Some("b"));
-    assert_eq!(group.offer(Ok((200, "c"))), Some("a"));
+    assert_eq!(group.provide_segment(Ok((100, "a"))), None);
+    assert_eq!(group.provide_segment(Ok((100, "b"))), Some("b"));
+    assert_eq!(group.provide_segment(Ok((200, "c"))), Some("a"));
     user(&group, 150).unwrap();
-    assert!(matches!(taken(&group).1, Place::Next("c")));
+    assert!(matches!(taken(&group).1, Target::Next("c")));
 }
 
 #[test]
 fn users_wait_for_what_is_unapplied_and_others_do_not() {
     let group = group_with(100_000, |config| config.max_unapplied = 100);
     user(&group, 100).unwrap();
-    commit(&group, 1, Entrant::GivingUp).unwrap();
+    commit(&group, 1, Priority::GivingUp).unwrap();
     let (batch, _) = taken(&group);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| user(&group, 1));
@@ -302,7 +302,7 @@ fn waiting_for_room_or_apply_is_limited_too() {
 fn poison_wakes_everyone() {
     let group = group(40);
     // A spare is prepared already, and the group that was taken leaves no room.
-    group.offer(Err(full()));
+    group.provide_segment(Err(full()));
     let ticket = user(&group, 10).unwrap();
     taken(&group);
     thread::scope(|scope| {
@@ -347,14 +347,14 @@ fn close_drains_once_and_lets_only_the_store_in() {
         is(room.join().unwrap(), ErrorKind::Closed);
     });
     is(user(&group, 1), ErrorKind::Closed);
-    is(commit(&group, 1, Entrant::GivingUp), ErrorKind::Closed);
+    is(commit(&group, 1, Priority::GivingUp), ErrorKind::Closed);
     assert_eq!(taken(&group).0.payload.len(), 60);
     assert!(matches!(group.take(), Work::Draining));
-    commit(&group, 1, Entrant::Store).unwrap();
+    commit(&group, 1, Priority::Store).unwrap();
     assert_eq!(taken(&group).0.payload.len(), 1);
-    commit(&group, 2, Entrant::Store).unwrap();
+    commit(&group, 2, Priority::Store).unwrap();
     group.end();
-    is(commit(&group, 1, Entrant::Store), ErrorKind::Closed);
+    is(commit(&group, 1, Priority::Store), ErrorKind::Closed);
     // What was let in is still written.
     assert_eq!(taken(&group).0.payload.len(), 2);
     assert!(matches!(group.take(), Work::Ended));
@@ -375,8 +375,8 @@ fn close_wakes_a_writer_that_has_nothing_to_do() {
     });
 }
 
-fn eventual(region: u64) -> Frames {
-    group_with(region, |config| config.interval = Some(LONG))
+fn eventual(segment_space: u64) -> Frames {
+    group_with(segment_space, |config| config.interval = Some(LONG))
 }
 
 #[test]
@@ -397,16 +397,16 @@ fn an_interval_is_cut_short_by_a_wait() {
 #[test]
 fn an_interval_is_cut_short_by_a_commit_without_room() {
     let group = eventual(100);
-    group.offer(Ok((200, "spare")));
+    group.provide_segment(Ok((200, "next_segment")));
     user(&group, 150).unwrap();
     thread::scope(|scope| {
-        let writer = scope.spawn(|| matches!(taken(&group).1, Place::Next("spare")));
+        let writer = scope.spawn(|| matches!(taken(&group).1, Target::Next("next_segment")));
         let next = scope.spawn(|| user(&group, 150));
         assert!(writer.join().unwrap());
         while group.wait_wanted() != Some(180) {
             thread::yield_now();
         }
-        group.offer(Ok((180, "next")));
+        group.provide_segment(Ok((180, "next")));
         next.join().unwrap().unwrap();
     });
 }

@@ -1,44 +1,44 @@
-//! Who takes lanes gets them, under every order that is tried.
+//! Who takes locks gets them, under every order that is tried.
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::{LaneSet, Lanes, Taken};
+use super::{HeldLocks, KeyLocks, LockSet};
 use crate::sync::models::{ANY_TIME, NEVER, fails, holds};
 use crate::sync::thread;
 
-fn set(numbers: impl IntoIterator<Item = usize>) -> LaneSet {
+fn set(numbers: impl IntoIterator<Item = usize>) -> LockSet {
     numbers.into_iter().collect()
 }
 
-fn take(lanes: &Lanes, set: LaneSet) -> Taken<'_> {
-    let mut taken = lanes.none();
-    taken.widen(&set);
+fn take(locks: &KeyLocks, set: LockSet) -> HeldLocks<'_> {
+    let mut taken = locks.none();
+    taken.lock_more(&set);
     taken
 }
 
-/// Each two of them meet in a lane. The fault: one lane after the other, in the order of the caller.
+/// Each two of them meet in a lock. The fault: one lock after the other, in the order of the caller.
 fn three_meet(patience: Duration, in_order: bool) {
-    let (lanes, inside) = (&Lanes::new(patience), &AtomicU32::new(0));
+    let (locks, inside) = (&KeyLocks::new(patience), &AtomicU32::new(0));
     thread::scope(|scope| {
         for numbers in [[1, 2], [2, 3], [3, 1]] {
             scope.spawn(move || {
                 let taken = if in_order {
-                    vec![take(lanes, set(numbers))]
+                    vec![take(locks, set(numbers))]
                 } else {
-                    numbers.map(|number| take(lanes, set([number]))).into()
+                    numbers.map(|number| take(locks, set([number]))).into()
                 };
                 let count: usize = taken.iter().map(|taken| taken.guards.len()).sum();
-                assert!(count == 2 || patience != NEVER, "went without a lane");
+                assert!(count == 2 || patience != NEVER, "went without a lock");
                 if count == 2 {
-                    assert_eq!(inside.fetch_add(1, SeqCst), 0, "two in one lane");
+                    assert_eq!(inside.fetch_add(1, SeqCst), 0, "two in one lock");
                     thread::yield_now();
                     inside.fetch_sub(1, SeqCst);
                 }
             });
         }
     });
-    assert!(!lanes.is_taken(&set([1, 2])) && !lanes.is_taken(&set([2, 3])));
+    assert!(!locks.is_taken(&set([1, 2])) && !locks.is_taken(&set([2, 3])));
 }
 
 #[test]
@@ -48,24 +48,24 @@ fn who_takes_lanes_has_them_alone_and_nobody_waits_in_a_ring() {
     fails(|| three_meet(NEVER, false), "deadlock");
 }
 
-/// Each has a lane that the other passes. The fault: it waits there with its own.
+/// Each has a lock that the other passes. The fault: it waits there with its own.
 fn two_pass_each_other(keeps_its_own: bool) {
-    let lanes = &Lanes::new(NEVER);
+    let locks = &KeyLocks::new(NEVER);
     thread::scope(|scope| {
         for (mine, other) in [(1, 2), (2, 1)] {
             scope.spawn(move || {
-                let mut taken = take(lanes, set([mine]));
+                let mut taken = take(locks, set([mine]));
                 thread::yield_now();
                 if keeps_its_own {
-                    lanes.pass(&set([other]));
+                    locks.pass(&set([other]));
                 } else {
-                    taken.give_way(&set([3]), &set([mine, other]));
-                    assert!(lanes.is_taken(&set([mine])), "it has its own again");
+                    taken.yield_to(&set([3]), &set([mine, other]));
+                    assert!(locks.is_taken(&set([mine])), "it has its own again");
                 }
             });
         }
     });
-    assert!(!lanes.is_taken(&set([1, 2, 3])));
+    assert!(!locks.is_taken(&set([1, 2, 3])));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
-use super::{Role, Seat, Slots, Woken};
+use super::{Role, WaitQueue, Waiter, Woken};
 use crate::sync::models::{ANY_TIME, NEVER, always_holds, fails, holds};
 use crate::sync::{Mutex, thread};
 use crate::types::clock::deadline;
@@ -45,10 +45,10 @@ enum Got {
     Closed,
 }
 
-/// A record of one key, changed as `protocol` changes it: the commit decides, slots only wait.
+/// A record of one key, changed as `protocol` changes it: the commit decides, the wait queue only waits.
 #[derive(Default)]
 struct Record {
-    slots: Slots<u32>,
+    wait_queue: WaitQueue<u32>,
     state: Mutex<State>,
     /// Counts changes, under the lock of the state.
     revision: AtomicU32,
@@ -82,49 +82,49 @@ impl Record {
 
     fn end(&self, fault: Fault) {
         if fault == Fault::WakesBeforeCommitting {
-            self.slots.wake_all(&KEY);
+            self.wait_queue.wake_all(&KEY);
             return self.commit(State::Ended);
         }
         self.commit(State::Ended);
-        self.slots.wake_all(&KEY);
+        self.wait_queue.wake_all(&KEY);
     }
 
     fn give_up(&self) {
         self.commit(State::Free);
-        self.slots.hand_over(&KEY);
+        self.wait_queue.hand_over(&KEY);
     }
 
     /// As `Protocol::begin_or_wait`.
     fn begin_or_wait(&self, patience: Duration, fault: Fault) -> Got {
         let deadline = deadline(patience);
         let early = (fault == Fault::LooksBeforeEntering).then(|| self.begin());
-        let mut seat = self.slots.enter(KEY, Role::Heir);
+        let mut waiter = self.wait_queue.enter(KEY, Role::Successor);
         let (mut overtaken, mut timed_out, mut early) = (false, false, early);
         loop {
             match early.take().unwrap_or_else(|| self.begin()) {
                 State::Free => {
                     if fault != Fault::DoesNotSayItClaimed {
-                        seat.claimed();
+                        waiter.claimed();
                     }
                     return Got::Claimed;
                 }
                 State::Ended => return Got::Ended,
                 State::Owned if timed_out => {
-                    return if fault == Fault::KeepsItsTurn { keep(seat) } else { Got::TimedOut };
+                    return if fault == Fault::KeepsItsTurn { keep(waiter) } else { Got::TimedOut };
                 }
                 State::Owned => {}
             }
             if overtaken {
-                seat.rejoin();
+                waiter.rejoin();
                 overtaken = false;
                 continue;
             }
             if fault == Fault::LeavesBeforeParking {
-                drop(seat);
-                seat = self.slots.enter(KEY, Role::Heir);
+                drop(waiter);
+                waiter = self.wait_queue.enter(KEY, Role::Successor);
             }
-            match seat.park(deadline) {
-                Woken::Look | Woken::Turn => overtaken = true,
+            match waiter.park(deadline) {
+                Woken::Changed | Woken::HandedOver => overtaken = true,
                 Woken::TimedOut => timed_out = true,
                 Woken::Closed => return Got::Closed,
             }
@@ -138,13 +138,13 @@ impl Record {
 
     fn wait_or(&self, patience: Duration, fault: Fault) -> Got {
         let deadline = deadline(patience);
-        let mut seat = self.slots.enter(KEY, Role::Observer);
+        let mut waiter = self.wait_queue.enter(KEY, Role::Observer);
         let ended = || {
             let mut read = self.look();
             loop {
                 return match read.0 {
                     State::Free if fault == Fault::ForgetsTheHeir => Some(Got::Released),
-                    State::Free if self.slots.has_heir(&KEY) => None,
+                    State::Free if self.wait_queue.has_successor(&KEY) => None,
                     State::Free => {
                         let again = self.look();
                         if again == read || fault == Fault::LooksOnce {
@@ -162,12 +162,12 @@ impl Record {
             if let Some(ended) = ended() {
                 return ended;
             }
-            match seat.park(deadline) {
-                Woken::Look | Woken::Turn => {
+            match waiter.park(deadline) {
+                Woken::Changed | Woken::HandedOver => {
                     if let Some(ended) = ended() {
                         return ended;
                     }
-                    seat.rejoin();
+                    waiter.rejoin();
                 }
                 Woken::TimedOut => return Got::TimedOut,
                 Woken::Closed => return Got::Closed,
@@ -176,9 +176,9 @@ impl Record {
     }
 }
 
-/// A seat that nobody drops.
-fn keep(seat: Seat<'_, u32>) -> Got {
-    std::mem::forget(seat);
+/// A waiter that nobody drops.
+fn keep(waiter: Waiter<'_, u32>) -> Got {
+    std::mem::forget(waiter);
     Got::TimedOut
 }
 
@@ -195,7 +195,7 @@ fn everybody_learns_of_an_ending(fault: Fault) {
         });
         record.end(fault);
     });
-    assert!(record.slots.is_empty());
+    assert!(record.wait_queue.is_empty());
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn everybody_has_a_go(fault: Fault) {
         });
         record.give_up();
     });
-    assert!(fault == Fault::KeepsItsTurn || record.slots.is_empty());
+    assert!(fault == Fault::KeepsItsTurn || record.wait_queue.is_empty());
 }
 
 #[test]
@@ -250,22 +250,22 @@ fn a_release_never_loses_the_turn() {
     fails(|| everybody_has_a_go(Fault::KeepsItsTurn), LEFT_BEHIND);
 }
 
-/// An owner gives up beside an heir: whoever only waits is told what the heir has made of it, or that it has left.
+/// An owner gives up beside a successor: whoever only waits is told what the successor has made of it, or that it has left.
 fn an_observer_beside_an_heir(patience: Duration, fault: Fault) {
     let record = &Record::default();
-    let mut seat = record.slots.enter(KEY, Role::Heir);
+    let mut waiter = record.wait_queue.enter(KEY, Role::Successor);
     thread::scope(|scope| {
         scope.spawn(move || {
             loop {
                 if record.begin() == State::Free {
-                    seat.claimed();
+                    waiter.claimed();
                     return record.end(Fault::None);
                 }
-                match seat.park(deadline(patience)) {
-                    Woken::TimedOut if fault == Fault::KeepsItsTurn => std::mem::forget(seat),
-                    Woken::TimedOut => drop(seat),
+                match waiter.park(deadline(patience)) {
+                    Woken::TimedOut if fault == Fault::KeepsItsTurn => std::mem::forget(waiter),
+                    Woken::TimedOut => drop(waiter),
                     _ => {
-                        seat.rejoin();
+                        waiter.rejoin();
                         continue;
                     }
                 }
@@ -276,55 +276,55 @@ fn an_observer_beside_an_heir(patience: Duration, fault: Fault) {
             let got = record.wait_or(NEVER, fault);
             assert!(
                 got == Got::Ended || patience == ANY_TIME && got == Got::Released,
-                "not what the heir made: {got:?}"
+                "not what the successor made: {got:?}"
             );
         });
         record.give_up();
     });
-    assert!(fault == Fault::KeepsItsTurn || record.slots.is_empty());
+    assert!(fault == Fault::KeepsItsTurn || record.wait_queue.is_empty());
 }
 
 #[test]
 fn an_observer_learns_what_the_heir_made_of_it() {
     holds(|| an_observer_beside_an_heir(NEVER, Fault::None));
     holds(|| an_observer_beside_an_heir(ANY_TIME, Fault::None));
-    fails(|| an_observer_beside_an_heir(NEVER, Fault::ForgetsTheHeir), "not what the heir made");
-    fails(|| an_observer_beside_an_heir(NEVER, Fault::LooksOnce), "not what the heir made");
+    fails(|| an_observer_beside_an_heir(NEVER, Fault::ForgetsTheHeir), "not what the successor made");
+    fails(|| an_observer_beside_an_heir(NEVER, Fault::LooksOnce), "not what the successor made");
     fails(|| an_observer_beside_an_heir(ANY_TIME, Fault::KeepsItsTurn), LEFT_BEHIND);
 }
 
-/// A turn for one of three; what it does not give on stays its own.
+/// A hand-over for one of three; what it does not give on stays its own.
 fn one_of_three(fault: Fault) {
-    let (slots, turns) = (&Slots::default(), &AtomicU32::new(0));
-    let seats = [(); 3].map(|()| slots.enter(KEY, Role::Heir));
+    let (wait_queue, turns) = (&WaitQueue::default(), &AtomicU32::new(0));
+    let waiters = [(); 3].map(|()| wait_queue.enter(KEY, Role::Successor));
     thread::scope(|scope| {
-        for mut seat in seats {
-            scope.spawn(move || match seat.park(None) {
-                Woken::Turn => {
+        for mut waiter in waiters {
+            scope.spawn(move || match waiter.park(None) {
+                Woken::HandedOver => {
                     turns.fetch_add(1, SeqCst);
                     if fault != Fault::DoesNotSayItClaimed {
-                        seat.claimed();
+                        waiter.claimed();
                     }
                 }
                 other => assert_eq!(other, Woken::Closed),
             });
         }
-        slots.hand_over(&KEY);
-        slots.close();
+        wait_queue.hand_over(&KEY);
+        wait_queue.close();
     });
-    assert_eq!(turns.load(SeqCst), 1, "heirs");
+    assert_eq!(turns.load(SeqCst), 1, "successors");
 }
 
 #[test]
 fn an_owner_who_gives_up_has_exactly_one_heir() {
     holds(|| one_of_three(Fault::None));
-    fails(|| one_of_three(Fault::DoesNotSayItClaimed), "heirs");
+    fails(|| one_of_three(Fault::DoesNotSayItClaimed), "successors");
 }
 
-/// The first heir gets the turn, or its deadline passes, or it panics: the second has it in the end.
-fn a_turn_given_on(patience: Duration, panics: bool, fault: Fault) {
-    let slots = &Slots::default();
-    let [mut first, mut second] = [(); 2].map(|()| slots.enter(KEY, Role::Heir));
+/// The first successor gets the hand-over, or its deadline passes, or it panics: the second has it in the end.
+fn a_hand_over_given_on(patience: Duration, panics: bool, fault: Fault) {
+    let wait_queue = &WaitQueue::default();
+    let [mut first, mut second] = [(); 2].map(|()| wait_queue.enter(KEY, Role::Successor));
     thread::scope(|scope| {
         scope.spawn(move || {
             let ended = catch_unwind(AssertUnwindSafe(move || {
@@ -340,24 +340,24 @@ fn a_turn_given_on(patience: Duration, panics: bool, fault: Fault) {
             }));
             assert_eq!(ended.is_err(), panics);
         });
-        scope.spawn(|| slots.hand_over(&KEY));
-        assert_eq!(second.park(None), Woken::Turn);
+        scope.spawn(|| wait_queue.hand_over(&KEY));
+        assert_eq!(second.park(None), Woken::HandedOver);
     });
     second.claimed();
-    assert!(slots.is_empty());
+    assert!(wait_queue.is_empty());
 }
 
 #[test]
-fn a_turn_that_meets_a_time_out_goes_to_the_next() {
-    holds(|| a_turn_given_on(ANY_TIME, false, Fault::None));
-    fails(|| a_turn_given_on(ANY_TIME, false, Fault::KeepsItsTurn), LEFT_BEHIND);
+fn a_hand_over_that_meets_a_time_out_goes_to_the_next() {
+    holds(|| a_hand_over_given_on(ANY_TIME, false, Fault::None));
+    fails(|| a_hand_over_given_on(ANY_TIME, false, Fault::KeepsItsTurn), LEFT_BEHIND);
 }
 
 #[test]
-fn a_turn_that_meets_a_panic_goes_to_the_next() {
-    holds(|| a_turn_given_on(NEVER, true, Fault::None));
-    holds(|| a_turn_given_on(ANY_TIME, true, Fault::None));
-    fails(|| a_turn_given_on(NEVER, false, Fault::KeepsItsTurn), LEFT_BEHIND);
+fn a_hand_over_that_meets_a_panic_goes_to_the_next() {
+    holds(|| a_hand_over_given_on(NEVER, true, Fault::None));
+    holds(|| a_hand_over_given_on(ANY_TIME, true, Fault::None));
+    fails(|| a_hand_over_given_on(NEVER, false, Fault::KeepsItsTurn), LEFT_BEHIND);
 }
 
 fn a_close(fault: Fault) {
@@ -370,11 +370,11 @@ fn a_close(fault: Fault) {
             });
         }
         scope.spawn(|| assert_eq!(record.wait(NEVER), Got::Closed));
-        // A turn on its way does not keep an heir from learning of the close.
-        record.slots.hand_over(&KEY);
-        if fault == Fault::WakesAtCloseOnly { record.slots.wake_all(&KEY) } else { record.slots.close() }
+        // A hand-over on its way does not keep a successor from learning of the close.
+        record.wait_queue.hand_over(&KEY);
+        if fault == Fault::WakesAtCloseOnly { record.wait_queue.wake_all(&KEY) } else { record.wait_queue.close() }
     });
-    assert!(record.slots.is_empty());
+    assert!(record.wait_queue.is_empty());
 }
 
 #[test]

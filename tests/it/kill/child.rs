@@ -161,7 +161,7 @@ impl Caller<'_> {
 
     fn remove(&mut self, key: &str) {
         say(&format!("removing {key}"));
-        let removed = if self.rng.below(2) == 0 { self.ops.remove(key) } else { self.ops.reopen(key) };
+        let removed = if self.rng.below(2) == 0 { self.ops.remove(key) } else { self.ops.forget(key) };
         let removed = removed.unwrap_or_else(|error| not_mine(&error));
         say(&format!("removed {key} {removed}"));
     }

@@ -28,7 +28,7 @@ impl Case {
         let mut all = Vec::new();
         for state in [InProgress, Succeeded, Failed, Released, Interrupted] {
             for bits in 0..64_u8 {
-                let bit = |place: u8| bits & (1 << place) != 0;
+                let bit = |id: u8| bits & (1 << id) != 0;
                 let policy = if bit(3) { OnInterrupted::Hold } else { OnInterrupted::Resume };
                 let fingerprint = bit(4).then_some(1);
                 let (by_key, owner_is_dead, is_expired, bound) = (bit(0), bit(1), bit(2), bit(5));
@@ -42,10 +42,10 @@ impl Case {
         matches!(self.state, Status::Succeeded | Status::Failed)
     }
 
-    fn image(self) -> Image {
+    fn stored(self) -> StoredRecord {
         let left = u64::from(!self.is_expired);
         let outcome = self.is_finished().then(|| Value::from("x"));
-        Image {
+        StoredRecord {
             state: self.state,
             by_key: self.by_key,
             bound: self.bound,
@@ -76,28 +76,30 @@ impl Case {
     }
 
     /// The rules, said by event: W writes, D deletes, K keeps.
-    fn verdict(self, image: &Image, event: &Event<'_>) -> char {
+    fn verdict(self, stored: &StoredRecord, action: &Action<'_>) -> char {
         let Some(status) = self.status() else {
-            return if matches!(event, Event::Begin(_) | Event::Create(_) | Event::Import(_)) { 'W' } else { 'K' };
+            return if matches!(action, Action::Begin(_) | Action::Create(_) | Action::Import(_)) { 'W' } else { 'K' };
         };
         let (running, finished) = (status == Status::InProgress, self.is_finished());
         let idle = !running && !finished;
         let resumes = status != Status::Interrupted || self.policy == OnInterrupted::Resume;
-        let mine = |token: u64| running && token == image.token;
-        let yes = match event {
-            Event::Begin(start) => self.starts_anew(start) || idle && resumes && !self.is_other_request(start),
-            Event::Lock { .. } => idle && resumes,
-            Event::Create(start) => self.starts_anew(start),
-            Event::Import(_) => false,
-            Event::Patch(_) => idle,
-            Event::End { token, .. } | Event::Revoke { token } => mine(*token),
-            Event::Stage { token, point, step } => mine(*token) && *point != OTHER_POINT && !matches!(step, Step::Stay),
-            Event::EndByKey { .. } => running && self.by_key,
-            Event::Resolve { .. } => status == Status::Interrupted,
-            Event::Extend(ttl) => finished && *ttl > 1,
-            Event::Reopen => return if finished { 'D' } else { 'K' },
-            Event::Discard { token } => return if mine(*token) { 'D' } else { 'K' },
-            Event::Remove => return if running { 'K' } else { 'D' },
+        let mine = |token: u64| running && token == stored.token;
+        let yes = match action {
+            Action::Begin(start) => self.starts_anew(start) || idle && resumes && !self.is_other_request(start),
+            Action::Lock { .. } => idle && resumes,
+            Action::Create(start) => self.starts_anew(start),
+            Action::Import(_) => false,
+            Action::Patch(_) => idle,
+            Action::End { token, .. } | Action::Revoke { token } => mine(*token),
+            Action::Stage { token, point, step } => {
+                mine(*token) && *point != OTHER_POINT && !matches!(step, Step::Stay)
+            }
+            Action::EndByKey { .. } => running && self.by_key,
+            Action::Resolve { .. } => status == Status::Interrupted,
+            Action::Extend(ttl) => finished && *ttl > 1,
+            Action::Forget => return if finished { 'D' } else { 'K' },
+            Action::Discard { token } => return if mine(*token) { 'D' } else { 'K' },
+            Action::Remove => return if running { 'K' } else { 'D' },
         };
         if yes { 'W' } else { 'K' }
     }
@@ -122,7 +124,7 @@ struct Parts {
     endings: Vec<Ending>,
     steps: Vec<Step>,
     patches: Vec<Patch>,
-    images: Vec<Image>,
+    images: Vec<StoredRecord>,
 }
 
 impl Parts {
@@ -153,26 +155,26 @@ impl Parts {
                 ..Patch::default()
             },
         ];
-        Self { starts, endings, steps, patches, images: Case::all().into_iter().map(Case::image).collect() }
+        Self { starts, endings, steps, patches, images: Case::all().into_iter().map(Case::stored).collect() }
     }
 
     /// Every event, as a caller who knows this record, or one who does not, would send it.
-    fn events(&self, token: u64, point: &str) -> Vec<Event<'_>> {
+    fn actions(&self, token: u64, point: &str) -> Vec<Action<'_>> {
         let own = if point == "paid" { "paid" } else { STARTED };
-        let mut all = vec![Event::Reopen, Event::Remove, Event::Lock { schema: 1, max_attempts: u32::MAX }];
-        all.extend([0, 1, 2, 500, NEVER].map(Event::Extend));
-        all.extend(self.starts.iter().flat_map(|start| [Event::Begin(start), Event::Create(start)]));
-        all.extend(self.patches.iter().map(Event::Patch));
-        all.extend(self.images.iter().map(Event::Import));
+        let mut all = vec![Action::Forget, Action::Remove, Action::Lock { schema: 1, max_attempts: u32::MAX }];
+        all.extend([0, 1, 2, 500, NEVER].map(Action::Extend));
+        all.extend(self.starts.iter().flat_map(|start| [Action::Begin(start), Action::Create(start)]));
+        all.extend(self.patches.iter().map(Action::Patch));
+        all.extend(self.images.iter().map(Action::Import));
         for ending in &self.endings {
-            all.push(Event::EndByKey { ending, schema: 1 });
-            all.extend([None, Some(1)].map(|schema| Event::Resolve { ending, schema }));
-            all.extend([token, token - 1, 0].map(|token| Event::End { token, ending }));
+            all.push(Action::EndByKey { ending, schema: 1 });
+            all.extend([None, Some(1)].map(|schema| Action::Resolve { ending, schema }));
+            all.extend([token, token - 1, 0].map(|token| Action::End { token, ending }));
         }
-        all.extend([token, token - 1].map(|token| Event::Revoke { token }));
+        all.extend([token, token - 1].map(|token| Action::Revoke { token }));
         for step in &self.steps {
             for token in [token, token - 1] {
-                all.extend([own, OTHER_POINT].map(|point| Event::Stage { token, point, step }));
+                all.extend([own, OTHER_POINT].map(|point| Action::Stage { token, point, step }));
             }
         }
         all
@@ -187,8 +189,8 @@ fn letter(decision: &Decision) -> char {
     }
 }
 
-/// What is true of every image that is written.
-fn check_written(before: Option<&Image>, event: &Event<'_>, after: &Image, now: &Now) {
+/// What is true of every stored record that is written.
+fn check_written(before: Option<&StoredRecord>, action: &Action<'_>, after: &StoredRecord, now: &Now) {
     assert_eq!(after.revision, THIS_FRAME);
     assert!(after.seen(now).is_some() || after.expires <= now.store, "{after:?}");
     let finished = matches!(after.state, Status::Succeeded | Status::Failed);
@@ -198,18 +200,18 @@ fn check_written(before: Option<&Image>, event: &Event<'_>, after: &Image, now: 
         assert_eq!((after.generation, after.token), (THIS_FRAME, THIS_FRAME), "a new life");
         return;
     };
-    let claims = matches!(event, Event::Begin(_) | Event::Lock { .. });
+    let claims = matches!(action, Action::Begin(_) | Action::Lock { .. });
     if after.generation == THIS_FRAME {
         assert_eq!((before.state, before.bound, after.token), (Status::Released, false, THIS_FRAME), "a new life");
         return;
     }
-    let revokes = matches!(event, Event::Revoke { .. });
+    let revokes = matches!(action, Action::Revoke { .. });
     assert_eq!(after.token == THIS_FRAME, claims || revokes, "a token for a claim, or to end one");
     assert_eq!(after.attempt, before.attempt + u32::from(claims));
     // What is fixed when a generation starts.
-    let fixed = |image: &Image| {
-        let ttls = (image.success_ttl, image.failure_ttl, image.released_ttl, image.interrupted_ttl);
-        (image.generation, image.fingerprint, image.context.clone(), image.policy, ttls, image.created_at)
+    let fixed = |stored: &StoredRecord| {
+        let ttls = (stored.success_ttl, stored.failure_ttl, stored.released_ttl, stored.interrupted_ttl);
+        (stored.generation, stored.fingerprint, stored.context.clone(), stored.policy, ttls, stored.created_at)
     };
     assert_eq!(fixed(after), fixed(before));
     if finished {
@@ -225,26 +227,26 @@ fn every_state_and_every_event_by_the_rules_said_twice() {
     let parts = Parts::new();
     let mut pairs = 0;
     for case in Case::all() {
-        let image = case.image();
-        for event in parts.events(image.token, &image.recovery_point) {
-            let decision = decide(Some(&image), &event, &NOW);
-            assert_eq!(letter(&decision), case.verdict(&image, &event), "{case:?} {event:?}: {decision:?}");
-            let there = case.status().map(|_| &image);
-            match (&decision, &event) {
-                _ if there.is_none() => assert_eq!(decision, decide(None, &event, &NOW), "expired is absent"),
-                (Decision::Write(_), Event::Begin(start) | Event::Create(start)) if case.starts_anew(start) => {}
-                (_, Event::Begin(start) | Event::Create(start)) if case.is_other_request(start) => {
-                    assert_eq!(decision, Decision::Keep(Because::Mismatch));
+        let stored = case.stored();
+        for action in parts.actions(stored.token, &stored.recovery_point) {
+            let decision = decide(Some(&stored), &action, &NOW);
+            assert_eq!(letter(&decision), case.verdict(&stored, &action), "{case:?} {action:?}: {decision:?}");
+            let there = case.status().map(|_| &stored);
+            match (&decision, &action) {
+                _ if there.is_none() => assert_eq!(decision, decide(None, &action, &NOW), "expired is absent"),
+                (Decision::Write(_), Action::Begin(start) | Action::Create(start)) if case.starts_anew(start) => {}
+                (_, Action::Begin(start) | Action::Create(start)) if case.is_other_request(start) => {
+                    assert_eq!(decision, Decision::Keep(Reason::Mismatch));
                 }
-                (Decision::Keep(because), Event::End { token, .. } | Event::Stage { token, .. })
-                    if *token != image.token =>
+                (Decision::Keep(reason), Action::End { token, .. } | Action::Stage { token, .. })
+                    if *token != stored.token =>
                 {
-                    assert_eq!(*because, Because::Superseded(image.token));
+                    assert_eq!(*reason, Reason::Superseded(stored.token));
                 }
                 _ => (),
             }
             if let Decision::Write(after) = &decision {
-                check_written(there, &event, after, &NOW);
+                check_written(there, &action, after, &NOW);
             }
             pairs += 1;
         }
@@ -258,15 +260,18 @@ fn every_state_and_every_event_by_the_rules_said_twice() {
 fn no_event_changes_what_a_finished_record_says() {
     let parts = Parts::new();
     for case in Case::all().into_iter().filter(|case| case.is_finished() && !case.is_expired) {
-        let image = case.image();
-        for event in parts.events(image.token, &image.recovery_point) {
-            match decide(Some(&image), &event, &NOW) {
+        let stored = case.stored();
+        for action in parts.actions(stored.token, &stored.recovery_point) {
+            match decide(Some(&stored), &action, &NOW) {
                 Decision::Write(after) => {
                     let (expires, updated, updated_at) = (after.expires, after.updated, after.updated_at);
-                    assert!(expires > image.expires, "{event:?}");
-                    assert_eq!(*after, Image { expires, updated, updated_at, revision: THIS_FRAME, ..image.clone() });
+                    assert!(expires > stored.expires, "{action:?}");
+                    assert_eq!(
+                        *after,
+                        StoredRecord { expires, updated, updated_at, revision: THIS_FRAME, ..stored.clone() }
+                    );
                 }
-                Decision::Delete => assert!(matches!(event, Event::Reopen | Event::Remove), "{event:?}"),
+                Decision::Delete => assert!(matches!(action, Action::Forget | Action::Remove), "{action:?}"),
                 Decision::Keep(_) => (),
             }
         }
@@ -275,7 +280,7 @@ fn no_event_changes_what_a_finished_record_says() {
 
 /// One key's life: what is committed gets the next number, as the store gives it.
 struct Life {
-    image: Option<Image>,
+    stored: Option<StoredRecord>,
     now: Now,
     next: u64,
     /// The highest token, generation and revision that there ever were.
@@ -290,33 +295,33 @@ impl Life {
         self.next = self.now.first + 1;
     }
 
-    fn apply(&mut self, event: &Event<'_>) {
-        let before = self.image.clone();
-        let seen = before.as_ref().filter(|image| image.seen(&self.now).is_some());
-        let finished = seen.filter(|image| image.outcome.is_some());
-        match decide(before.as_ref(), event, &self.now) {
+    fn apply(&mut self, action: &Action<'_>) {
+        let before = self.stored.clone();
+        let seen = before.as_ref().filter(|stored| stored.seen(&self.now).is_some());
+        let finished = seen.filter(|stored| stored.outcome.is_some());
+        match decide(before.as_ref(), action, &self.now) {
             Decision::Keep(_) => (),
             Decision::Delete => {
-                let ends = matches!(event, Event::Reopen | Event::Remove);
-                assert!(ends && seen.is_some(), "{event:?} deleted {before:?}");
-                self.image = None;
+                let ends = matches!(action, Action::Forget | Action::Remove);
+                assert!(ends && seen.is_some(), "{action:?} deleted {before:?}");
+                self.stored = None;
             }
             Decision::Write(after) => {
-                check_written(seen, event, &after, &self.now);
+                check_written(seen, action, &after, &self.now);
                 let after = numbered(Decision::Write(after), self.next);
                 if let Some(finished) = finished {
-                    assert_eq!((&after.outcome, after.state), (&finished.outcome, finished.state), "{event:?}");
+                    assert_eq!((&after.outcome, after.state), (&finished.outcome, finished.state), "{action:?}");
                 }
                 self.grow(before.as_ref(), &after);
                 self.next += 1;
-                self.image = Some(after);
+                self.stored = Some(after);
             }
         }
     }
 
     /// Numbers stay or are higher than any before, those of records that are gone included.
-    fn grow(&mut self, before: Option<&Image>, after: &Image) {
-        let numbers = |image: &Image| [image.token, image.generation, image.revision];
+    fn grow(&mut self, before: Option<&StoredRecord>, after: &StoredRecord) {
+        let numbers = |stored: &StoredRecord| [stored.token, stored.generation, stored.revision];
         let old = before.map_or([0; 3], numbers);
         for ((highest, old), new) in self.highest.iter_mut().zip(old).zip(numbers(after)) {
             assert!(new == old || new > *highest, "{new} after {highest}");
@@ -335,20 +340,20 @@ proptest! {
         steps in prop::collection::vec((any::<prop::sample::Index>(), 0..60_u64, 0..20_u8), 1..80),
     ) {
         let parts = Parts::new();
-        let mut life = Life { image: None, now: Now { opened: 0, store: 0, ..NOW }, next: FIRST + 1, highest: [0; 3] };
+        let mut life = Life { stored: None, now: Now { opened: 0, store: 0, ..NOW }, next: FIRST + 1, highest: [0; 3] };
         for (which, passed, chance) in steps {
             life.now.store += passed;
             if chance == 0 {
                 life.reopen();
             }
-            let (token, point) = life.image.as_ref().map_or((1, STARTED.to_owned()), |image| {
-                (image.token, image.recovery_point.clone())
+            let (token, point) = life.stored.as_ref().map_or((1, STARTED.to_owned()), |stored| {
+                (stored.token, stored.recovery_point.clone())
             });
             // Imports are as many as all others.
-            let events = parts.events(token, &point);
-            let others = |event: &Event<'_>| chance % 4 == 1 || !matches!(event, Event::Import(_));
-            let events: Vec<_> = events.into_iter().filter(others).collect();
-            life.apply(which.get(&events));
+            let actions = parts.actions(token, &point);
+            let others = |action: &Action<'_>| chance % 4 == 1 || !matches!(action, Action::Import(_));
+            let actions: Vec<_> = actions.into_iter().filter(others).collect();
+            life.apply(which.get(&actions));
         }
     }
 }

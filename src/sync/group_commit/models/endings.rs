@@ -12,7 +12,7 @@ fn poison(group: &Frames, fault: Fault) {
     if fault == Fault::PoisonsPastTheLock {
         group.poison.set(broken());
         group.notify_everything(&group.state.lock());
-        group.synced.iter().for_each(super::super::Bell::notify_all);
+        group.synced.iter().for_each(super::super::StdCondvar::notify_all);
     } else {
         group.poison(broken());
     }
@@ -34,13 +34,13 @@ fn waits_of_all_kinds(fault: Fault) {
     let store = &store(40, |_| ());
     let told = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&told);
-    store.group.offer(Err(broken()));
-    let ticket = store.commit(1, Entrant::User).unwrap();
+    store.group.provide_segment(Err(broken()));
+    let ticket = store.commit(1, Priority::User).unwrap();
     assert!(matches!(store.group.take(), Work::Write(..)));
     thread::scope(|scope| {
         scope.spawn(|| assert!(ends_one_who_waits(&store.group.wait(ticket).unwrap_err())));
         scope.spawn(|| assert!(ends_one_who_waits(&store.group.wait_applied(ticket).unwrap_err())));
-        scope.spawn(|| is(store.commit(2, Entrant::User), ErrorKind::Poisoned));
+        scope.spawn(|| is(store.commit(2, Priority::User), ErrorKind::Poisoned));
         scope.spawn(|| assert!(matches!(store.group.take(), Work::Ended)));
         scope.spawn(|| prepare_nothing(store));
         scope.spawn(move || {
@@ -104,7 +104,7 @@ fn deadlines(fault: Fault) {
                 } else {
                     assert_eq!(error.kind(), ErrorKind::Poisoned);
                     is(store.group.check(), ErrorKind::Poisoned);
-                    is(store.commit(frame, Entrant::User), ErrorKind::Poisoned);
+                    is(store.commit(frame, Priority::User), ErrorKind::Poisoned);
                 }
             })
         });
@@ -184,7 +184,7 @@ fn a_close(fault: Fault) {
         scope.spawn(move || {
             store.write_groups(Fault::None).unwrap();
             // The end was the last word.
-            is(store.commit(20, Entrant::Store), ErrorKind::Closed);
+            is(store.commit(20, Priority::Store), ErrorKind::Closed);
         });
         for frame in [1, 2, 3] {
             scope.spawn(move || match store.commit_and_wait(frame, Fault::None) {

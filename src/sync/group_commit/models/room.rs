@@ -15,11 +15,11 @@ fn little_room(fault: Fault) {
             while let Some(need) = store.group.wait_wanted() {
                 if shuttle::rand::thread_rng().r#gen() {
                     // The larger spare stays; either would do.
-                    let _ = store.group.offer(Ok((need, need)));
+                    let _ = store.group.provide_segment(Ok((need, need)));
                 } else if fault == Fault::ForgetsToRefuse {
                     store.group.state.lock().wanted = 0;
                 } else {
-                    let _ = store.group.offer(Err(Error::new(ErrorKind::Full, "no room")));
+                    let _ = store.group.provide_segment(Err(Error::new(ErrorKind::Full, "no room")));
                 }
             }
         });
@@ -28,7 +28,7 @@ fn little_room(fault: Fault) {
                 if let Err(error) = store.commit_and_wait(frame, fault) {
                     assert_eq!(error.kind(), ErrorKind::Full);
                 }
-                if let Err(error) = store.commit(frame + 10, Entrant::GivingUp) {
+                if let Err(error) = store.commit(frame + 10, Priority::GivingUp) {
                     assert_eq!(error.kind(), ErrorKind::Full);
                 }
             })
@@ -97,17 +97,17 @@ fn a_queue(fault: Fault) {
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
         let gives_up = scope.spawn(move || {
-            let place = store.group.state.lock().enqueue(Class::Finishing).0;
+            let target = store.group.state.lock().enqueue(Class::Finishing).0;
             let mut state = store.group.state.lock();
             if fault == Fault::LeavesTheQueueInSilence {
-                state.queue.remove(&place);
+                state.queue.remove(&target);
             } else {
-                state.leave(place);
+                state.leave(target);
             }
         });
-        let users = [(1, Entrant::User), (2, Entrant::User), (3, Entrant::Finishing)].map(|(frame, who)| {
+        let users = [(1, Priority::User), (2, Priority::User), (3, Priority::Finishing)].map(|(frame, priority)| {
             scope.spawn(move || {
-                let ticket = store.commit(frame, who).unwrap();
+                let ticket = store.commit(frame, priority).unwrap();
                 store.group.wait(ticket).unwrap();
             })
         });
@@ -129,20 +129,20 @@ fn a_hold() {
     let store = &store(1_000, |_| ());
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
-        let users = [Entrant::User, Entrant::Finishing, Entrant::Ending].map(|who| {
-            scope.spawn(move || match store.commit(1, who) {
+        let users = [Priority::User, Priority::Finishing, Priority::Ending].map(|priority| {
+            scope.spawn(move || match store.commit(1, priority) {
                 Ok(ticket) => store.group.wait(ticket).unwrap(),
-                Err(error) => assert_eq!((error.kind(), who), (ErrorKind::Full, Entrant::User)),
+                Err(error) => assert_eq!((error.kind(), priority), (ErrorKind::Full, Priority::User)),
             })
         });
-        store.group.hold(Error::new(ErrorKind::Full, "no room"), true);
-        is(store.commit(2, Entrant::User), ErrorKind::Full);
-        store.group.lift();
+        store.group.stall(Error::new(ErrorKind::Full, "no room"), true);
+        is(store.commit(2, Priority::User), ErrorKind::Full);
+        store.group.resume();
         store.commit_and_wait(3, Fault::None).unwrap();
         users.into_iter().for_each(|user| user.join().unwrap());
         store.group.close();
     });
-    assert!(!store.group.is_held());
+    assert!(!store.group.is_stalled());
 }
 
 #[test]

@@ -8,14 +8,14 @@ use super::*;
 fn queued<'a>(
     scope: &'a thread::Scope<'a, '_>,
     group: &'a Frames,
-    who: Entrant,
-    admitted: &'a Mutex<Vec<(Entrant, u8)>>,
+    priority: Priority,
+    admitted: &'a Mutex<Vec<(Priority, u8)>>,
     name: u8,
 ) {
     let before = group.state.lock().queue.len();
     scope.spawn(move || {
-        let admission = group.admit(10, who).unwrap();
-        admitted.lock().unwrap().push((who, name));
+        let admission = group.admit(10, priority).unwrap();
+        admitted.lock().unwrap().push((priority, name));
         admission.commit(&[0; 10], 1);
     });
     while group.state.lock().queue.len() == before {
@@ -31,13 +31,13 @@ fn admission_is_first_come_first_served_and_endings_go_before_begins() {
     let (group, admitted) = (&group, &admitted);
     thread::scope(|scope| {
         for name in 0..5 {
-            queued(scope, group, Entrant::User, admitted, name);
+            queued(scope, group, Priority::User, admitted, name);
         }
         for name in 0..5 {
-            queued(scope, group, Entrant::Finishing, admitted, name);
+            queued(scope, group, Priority::Finishing, admitted, name);
         }
         // What needs no credit waits for nobody who does.
-        commit(group, 1, Entrant::Ending).unwrap();
+        commit(group, 1, Priority::Ending).unwrap();
         // There is credit for one at a time.
         for count in 1..=10 {
             let (batch, _) = taken(group);
@@ -48,15 +48,15 @@ fn admission_is_first_come_first_served_and_endings_go_before_begins() {
             }
         }
     });
-    let finishing = (0..5).map(|name| (Entrant::Finishing, name));
-    let users = (0..5).map(|name| (Entrant::User, name));
+    let finishing = (0..5).map(|name| (Priority::Finishing, name));
+    let users = (0..5).map(|name| (Priority::User, name));
     assert_eq!(*admitted.lock().unwrap(), finishing.chain(users).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_newcomer_does_not_overtake_those_that_wait_for_more_room() {
     let group = group(100);
-    group.offer(Err(full()));
+    group.provide_segment(Err(full()));
     thread::scope(|scope| {
         let large = scope.spawn(|| user(&group, 200));
         assert_eq!(group.wait_wanted(), Some(230));
@@ -65,7 +65,7 @@ fn a_newcomer_does_not_overtake_those_that_wait_for_more_room() {
             thread::yield_now();
         }
         assert!(!small.is_finished() && group.newest() == 0, "it has room and waits");
-        group.offer(Ok((1_000, "spare")));
+        group.provide_segment(Ok((1_000, "next_segment")));
         assert_eq!((large.join().unwrap().unwrap(), small.join().unwrap().unwrap()), (1, 1));
     });
     assert_eq!(taken(&group).0.payload.len(), 201);
@@ -106,7 +106,7 @@ fn an_ending_waits_as_long_as_anything_moves() {
     user(&group, 10).unwrap();
     moves(&group, true);
     thread::scope(|scope| {
-        let ending = scope.spawn(|| commit(&group, 1, Entrant::Finishing));
+        let ending = scope.spawn(|| commit(&group, 1, Priority::Finishing));
         // Many timeouts of others pass meanwhile.
         for _ in 0..5 {
             is(user(&group, 1), ErrorKind::Busy);
@@ -141,10 +141,10 @@ fn after_a_wait_the_caller_looks_again_without_a_lock_and_keeps_its_place() {
     let group = &group_with(100_000, |config| config.max_unapplied = 10);
     user(group, 10).unwrap();
     let looked = &AtomicU32::new(0);
-    group.admit_after(1, Entrant::GivingUp, || unreachable!("it did not wait")).unwrap();
+    group.admit_after(1, Priority::GivingUp, || unreachable!("it did not wait")).unwrap();
     thread::scope(|scope| {
         let first = scope.spawn(move || {
-            let admission = group.admit_after(10, Entrant::User, || {
+            let admission = group.admit_after(10, Priority::User, || {
                 assert!(group.state.try_lock().is_some_and(|state| state.queue.len() == 2), "it is in the queue");
                 looked.fetch_add(1, Ordering::SeqCst);
             });
@@ -153,7 +153,7 @@ fn after_a_wait_the_caller_looks_again_without_a_lock_and_keeps_its_place() {
         while group.state.lock().queue.is_empty() {
             thread::yield_now();
         }
-        let panics = scope.spawn(|| group.admit_after(10, Entrant::User, || panic!("on purpose")).map(drop));
+        let panics = scope.spawn(|| group.admit_after(10, Priority::User, || panic!("on purpose")).map(drop));
         while group.state.lock().queue.len() < 2 {
             thread::yield_now();
         }
