@@ -1,10 +1,11 @@
 //! Where rules, mechanisms and store meet: begin, end, wait, expire.
 //!
-//! Every change goes the same way: decide (`transition`), commit (`store`), wait until durable, wake (`wait queue`), tell
+//! Every change goes the same way: decide (`rules`), commit (`store`), wait until durable, wake (`wait_queue`), tell
 //! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
 
 mod abandon;
 pub(crate) mod compactor;
+mod errors;
 pub(crate) mod event;
 mod expire;
 mod list;
@@ -18,6 +19,7 @@ mod temporary;
 mod transaction;
 mod wait;
 
+use errors::{lost, not_found, not_in_progress, owned, unexpected};
 pub(crate) use list::ListRange;
 pub(crate) use owners::Running;
 pub(crate) use rows::RowRange;
@@ -471,33 +473,4 @@ fn who(action: &Action<'_>, wait_for: WaitFor) -> Priority {
 
 pub(crate) fn panicked_or_dropped() -> Interruption {
     if std::thread::panicking() { Interruption::Panicked } else { Interruption::Dropped }
-}
-
-fn lost(id: &RecordId, reason: Reason) -> Error {
-    let why = match reason {
-        Reason::Superseded(token) => format!("it was revoked or another claim took it over, the token is {token} now"),
-        Reason::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
-        Reason::Elsewhere => "it is at another recovery point".to_owned(),
-        Reason::Absent => "its record was removed or has expired".to_owned(),
-        other => format!("{other:?}"),
-    };
-    Error::new(ErrorKind::ClaimLost, format!("the claim on {} is lost: {why}", id.named()))
-}
-
-fn owned(id: &RecordId) -> Error {
-    Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", id.named()))
-}
-
-fn not_in_progress(id: &RecordId, why: &str) -> Error {
-    let message = format!("{} was not begun by key in this process: {why}", id.named());
-    Error::new(ErrorKind::NotInProgress, message)
-}
-
-fn not_found(id: &RecordId) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{} has no record", id.named()))
-}
-
-/// An answer that the rules do not give to this event.
-fn unexpected(id: &RecordId, changed: &Changed) -> Error {
-    Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", id.named()))
 }

@@ -4,55 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file imports only from rows above its own. `lib.rs` is a title page and may name all.
-const ROWS: &[(&str, &[&str])] = &[
-    ("L0 vocabulary", &["error", "clock", "sync"]),
-    ("L0 vocabulary: counters", &["stats"]),
-    ("L0 vocabulary: telemetry", &["telemetry"]),
-    ("L1 nouns: bytes", &["value", "fingerprint", "failure"]),
-    ("L1 nouns: keys and codecs", &["key", "codec"]),
-    ("L1 nouns: context", &["context"]),
-    ("L1 nouns: responses", &["response"]),
-    ("L1 nouns: options", &["options"]),
-    ("L2 rules: records", &["record"]),
-    ("L2 rules", &["transition", "event"]),
-    ("M mechanisms", MECHANISMS),
-    ("L3 persistence", &["store"]),
-    ("L4 protocol", &["protocol"]),
-    ("L5 roles: outcomes, listings", &["outcome", "records"]),
-    ("L5 roles: transactions", &["transaction", "table"]),
-    ("L5 roles", &["claim", "compactor"]),
-    ("L5 roles: stages", &["stage"]),
-    ("L6 handles: engine", &["engine"]),
-    ("L6 handles", &["manager"]),
-    ("L7 conveniences", &["execute", "raw"]),
-    ("L7 conveniences: stages", &["drive"]),
-    ("L7 conveniences: problem details", &["problem"]),
-    ("L7 conveniences: requests", &["requests"]),
-    ("L8 command line", &["cli"]),
-    ("L8 documentation", &["guides"]),
-];
+/// The folders of `src`. A file imports only from folders before its own; `lib.rs` is a title page and may name all.
+const LAYERS: [&str; 7] = ["types", "sync", "store", "protocol", "api", "http", "cli"];
 
-const MECHANISMS: &[&str] = &["slots", "group", "worker", "lanes"];
-/// All that a mechanism may know.
-const MECHANISMS_KNOW: &[&str] = &["error", "clock", "stats", "sync"];
+/// All that `sync` may know of ours: neither keys nor records nor the store.
+const SYNC_KNOWS: [&str; 4] = ["sync", "types::error", "types::clock", "types::stats"];
 
 /// What is run under the models gets its primitives from `sync`: one that is not swapped would be no step of the scheduler.
-const MODELLED: &[&str] = &["slots", "group", "worker", "lanes", "store/overlay", "store/stripes", "store/read_sets"];
+const MODELLED: &[&str] = &[
+    "sync/wait_queue",
+    "sync/group_commit",
+    "sync/worker",
+    "sync/key_locks",
+    "store/overlay",
+    "store/versions",
+    "store/read_sets",
+];
 /// What only `sync` may name for them.
 const PRIMITIVES: &[&str] =
     &["parking_lot", "std::thread", "std::sync::atomic", "std::sync::OnceLock", "std::sync::{", "RandomState;"];
-
-/// The same inside the store; `open` and `threads` are parts of its root.
-const STORE_ROWS: &[&[&str]] = &[
-    &["format", "files"],
-    &["digest", "barrier", "blobs", "snapshots", "aside"],
-    &["tables", "overlay", "stripes", "read_sets", "room", "journal"],
-    &["expiries", "checkpoint"],
-    &["values"],
-    &["verify"],
-    &["apply"],
-];
 
 const MAX_FILE_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;
@@ -104,56 +74,58 @@ fn is_test(path: &Path) -> bool {
     modules(path).iter().any(|module| module == "tests" || module == "models")
 }
 
-/// The first name behind each `prefix`, e.g. `crate::`.
-fn names_behind(code: &str, prefix: &str) -> BTreeSet<String> {
-    let is_name = |character: &char| character.is_ascii_alphanumeric() || *character == '_';
-    code.match_indices(prefix)
-        .map(|(at, _)| code[at + prefix.len()..].chars().take_while(is_name).collect())
-        .filter(|name: &String| name.starts_with(|first: char| first.is_ascii_lowercase()))
-        .collect()
+/// The modules below `crate::` that a file of the library names, e.g. `types::key`.
+fn imports(path: &Path) -> BTreeSet<String> {
+    let code = product(path);
+    let name = |text: &str| -> String {
+        text.chars().take_while(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '_').collect()
+    };
+    let imported = |from: usize| {
+        let folder = name(&code[from..]);
+        let module = code[from + folder.len()..].strip_prefix("::").map(name).unwrap_or_default();
+        if module.is_empty() { folder } else { format!("{folder}::{module}") }
+    };
+    code.match_indices("crate::").map(|(at, word)| imported(at + word.len())).filter(|name| !name.is_empty()).collect()
 }
 
 #[test]
 fn imports_only_go_down() {
-    let row_of: BTreeMap<&str, usize> =
-        ROWS.iter().enumerate().flat_map(|(row, (_, names))| names.iter().map(move |name| (*name, row))).collect();
-    let mut seen = BTreeSet::new();
     for path in sources("src").into_iter().filter(|path| !is_test(path)) {
-        let module = modules(&path).remove(0);
-        if module == "lib" || module == "bin" {
+        let folder = modules(&path).remove(0);
+        if ["lib", "bin", "guides"].contains(&folder.as_str()) {
             continue;
         }
-        let row = *row_of.get(module.as_str()).unwrap_or_else(|| panic!("{module} is in no row"));
-        for imported in names_behind(&product(&path), "crate::").into_iter().filter(|imported| *imported != module) {
-            let from = *row_of.get(imported.as_str()).unwrap_or_else(|| panic!("{imported} is in no row"));
-            assert!(from < row, "{} imports {imported}, which is not below it", path.display());
+        let layer = LAYERS.iter().position(|layer| *layer == folder).unwrap_or_else(|| panic!("{folder} is no layer"));
+        for imported in imports(&path) {
+            let (from, _) = imported.split_once("::").unwrap_or((&imported, ""));
+            let known = LAYERS.iter().position(|layer| *layer == from);
+            assert!(known.is_some_and(|known| known <= layer), "{} imports {imported}, not below it", path.display());
             // What a tool needs, every user has: only what the crate's root shows.
-            assert_ne!(module, "cli", "{} imports {imported}", path.display());
-            let forbidden = MECHANISMS.contains(&module.as_str()) && !MECHANISMS_KNOW.contains(&imported.as_str());
-            assert!(!forbidden, "the mechanism {module} knows {imported}");
+            assert!(folder != "cli" || from == "cli", "{} imports {imported}", path.display());
+            let may_know = SYNC_KNOWS.iter().any(|known| imported.starts_with(known));
+            assert!(folder != "sync" || may_know, "{} imports {imported}", path.display());
         }
-        seen.insert(module);
     }
-    let rows: BTreeSet<String> = row_of.keys().map(|name| (*name).to_owned()).collect();
-    assert_eq!(seen, rows, "a row names a module that is not there");
 }
 
 #[test]
-fn imports_inside_the_store_only_go_down() {
-    let row_of: BTreeMap<&str, usize> =
-        STORE_ROWS.iter().enumerate().flat_map(|(row, names)| names.iter().map(move |name| (*name, row))).collect();
-    for path in sources("src/store").into_iter().filter(|path| !is_test(path)) {
+fn inside_a_folder_imports_form_no_circle() {
+    let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in sources("src").into_iter().filter(|path| !is_test(path)) {
         let modules = modules(&path);
-        let Some(row) = row_of.get(modules[1].as_str()) else { continue };
-        let code = product(&path);
-        let mut imported = names_behind(&code, "crate::store::");
-        if modules.len() == 2 {
-            imported.extend(names_behind(&code, "super::"));
+        // The parent and the parts of its own that see its inside are one.
+        if let [folder, module, ..] = modules.as_slice() {
+            let module = format!("{folder}::{module}");
+            let siblings =
+                imports(&path).into_iter().filter(|name| name.starts_with(folder.as_str()) && *name != module);
+            edges.entry(module.clone()).or_default().extend(siblings);
         }
-        for name in imported.into_iter().filter(|name| *name != modules[1]) {
-            let from = row_of.get(name.as_str()).unwrap_or_else(|| panic!("{} imports {name}", path.display()));
-            assert!(from < row, "{} imports {name}, which is not below it", path.display());
-        }
+    }
+    // Whatever imports nothing that is left is taken away, until nothing is left.
+    while !edges.is_empty() {
+        let left: BTreeSet<String> = edges.keys().cloned().collect();
+        edges.retain(|_, imported| !imported.is_disjoint(&left));
+        assert!(edges.len() < left.len(), "a circle: {edges:#?}");
     }
 }
 
@@ -306,16 +278,10 @@ fn code_blocks<'a>(text: &'a str, language: &str) -> impl Iterator<Item = &'a st
 }
 
 #[test]
-fn the_architecture_page_shows_every_row() {
+fn the_architecture_page_shows_every_folder() {
     let page = read("ARCHITECTURE.md");
-    for (row, modules) in ROWS {
-        let layer = row.split_whitespace().next().unwrap();
-        for module in *modules {
-            let shown = page
-                .lines()
-                .any(|line| line.starts_with(&format!("| {layer} ")) && line.contains(&format!("`{module}`")));
-            assert!(shown, "ARCHITECTURE.md does not show `{module}` in {layer}");
-        }
+    for layer in LAYERS {
+        assert!(page.lines().any(|line| line.starts_with(&format!("| `{layer}/`"))), "ARCHITECTURE.md lacks {layer}");
     }
 }
 

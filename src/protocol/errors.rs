@@ -1,0 +1,34 @@
+//! What is answered where the rules refuse a change.
+
+use super::{Changed, RecordId};
+use crate::protocol::rules::Reason;
+use crate::types::error::{Error, ErrorKind};
+
+pub(super) fn lost(id: &RecordId, reason: Reason) -> Error {
+    let why = match reason {
+        Reason::Superseded(token) => format!("it was revoked or another claim took it over, the token is {token} now"),
+        Reason::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
+        Reason::Elsewhere => "it is at another recovery point".to_owned(),
+        Reason::Absent => "its record was removed or has expired".to_owned(),
+        other => format!("{other:?}"),
+    };
+    Error::new(ErrorKind::ClaimLost, format!("the claim on {} is lost: {why}", id.named()))
+}
+
+pub(super) fn owned(id: &RecordId) -> Error {
+    Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", id.named()))
+}
+
+pub(super) fn not_in_progress(id: &RecordId, why: &str) -> Error {
+    let message = format!("{} was not begun by key in this process: {why}", id.named());
+    Error::new(ErrorKind::NotInProgress, message)
+}
+
+pub(super) fn not_found(id: &RecordId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{} has no record", id.named()))
+}
+
+/// An answer that the rules do not give to this event.
+pub(super) fn unexpected(id: &RecordId, changed: &Changed) -> Error {
+    Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", id.named()))
+}
