@@ -78,7 +78,7 @@ fn store(segment_space: u64, change: impl FnOnce(&mut Config)) -> Store {
     };
     change(&mut config);
     Store {
-        commit_queue: CommitQueue::new(config, 0, 100, segment_space),
+        group: CommitQueue::new(config, 0, 100, segment_space),
         disk: Disk::default(),
         drained: AtomicU32::new(0),
     }
