@@ -59,6 +59,12 @@ impl Problem {
          under another key.",
     );
 
+    pub(crate) const RESPONSE_TOO_LARGE: Self = Self::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "response_too_large",
+        "The response could be larger than what this service keeps with an idempotency key.",
+    );
+
     const fn new(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
         Self { status, code, detail: Cow::Borrowed(detail), passes: false }
     }

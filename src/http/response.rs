@@ -1,15 +1,61 @@
 //! An HTTP response as it can be stored.
 
 use crate::types::value::Value;
+use http::header::{
+    CONNECTION, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    DATE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    WWW_AUTHENTICATE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::{Serialize, Serializer};
+use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
+
+/// The header that a replay is marked with.
+pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// The header that marks a response whose body was not stored; its value is the number of bytes.
+pub(crate) const BODY_OMITTED: HeaderName = HeaderName::from_static("idempotent-body-omitted");
+
+/// Headers of one connection or of the framing of one message (RFC 9110, section 7.6.1), and the mark of a replay.
+const OF_THE_CONNECTION: [HeaderName; 11] = [
+    CONNECTION,
+    CONTENT_LENGTH,
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-connection"),
+    REPLAYED,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Headers that describe the body, and say nothing without it.
+const OF_THE_BODY: [HeaderName; 6] = [
+    CONTENT_DISPOSITION,
+    CONTENT_ENCODING,
+    CONTENT_LANGUAGE,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    HeaderName::from_static("content-digest"),
+];
+
+/// Headers that are for the first client only, unless the service says otherwise.
+pub(crate) const OF_THE_FIRST_ANSWER: [HeaderName; 3] = [DATE, SET_COOKIE, WWW_AUTHENTICATE];
 
 /// An HTTP response as it can be stored: status, headers and body, which is replayed byte for byte.
 ///
 /// The version and the extensions of an [`http::Response`] are not kept. Of headers with the same name, all are kept, in their
 /// order. `Debug` shows neither the body nor the values of headers.
+///
+/// Some headers belong to one answer only, and are left out when the response is stored: those of the connection (`Connection`
+/// and those that it names, `Keep-Alive`, `Proxy-Authenticate`, `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`,
+/// `Transfer-Encoding`, `Upgrade`), `Content-Length`, which the server sets, an upstream's own `Idempotent-Replayed`, and
+/// those of [`not_stored`](Self::not_stored), by default `Date`, `Set-Cookie` and `WWW-Authenticate`.
 ///
 /// ```
 /// use http::{StatusCode, header};
@@ -22,19 +68,21 @@ use std::fmt;
 /// assert_eq!((sent.status(), &sent.body()[..]), (StatusCode::CREATED, &br#"{"charge":"ch_1"}"#[..]));
 /// assert_eq!(Response::from(sent), created);
 /// ```
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Response {
     status: StatusCode,
     /// In a box, because a large error is moved at every `?`.
     headers: Box<HeaderMap>,
     body: Value,
+    /// Instead of the default list.
+    not_stored: Option<Arc<[HeaderName]>>,
 }
 
 impl Response {
     /// A response with this status, no headers and an empty body.
     #[must_use]
     pub fn new(status: StatusCode) -> Self {
-        Self { status, headers: Box::default(), body: Value::default() }
+        Self { status, headers: Box::default(), body: Value::default(), not_stored: None }
     }
 
     /// The response with one header more; those of the same name stay.
@@ -52,6 +100,69 @@ impl Response {
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into().into();
+        self
+    }
+
+    /// Leaves these headers out when the response is stored. Replaces the default list: `Date`, `Set-Cookie` and
+    /// `WWW-Authenticate`. Headers of the connection are never stored. [`Requests::handle`](crate::Requests::handle) sets the list
+    /// of [`HandleOptions::not_replayed`](crate::HandleOptions::not_replayed) instead.
+    ///
+    /// ```
+    /// use http::header::{DATE, HeaderValue, SET_COOKIE};
+    /// use oncekey::{Engine, Manager, Response};
+    ///
+    /// let manager: Manager<Response> = Engine::temporary()?.manager("responses")?;
+    /// let dated = Response::new(http::StatusCode::OK)
+    ///     .header(DATE, HeaderValue::from_static("Tue, 15 Nov 1994 08:12:31 GMT"))
+    ///     .header(SET_COOKIE, HeaderValue::from_static("session=1"))
+    ///     .not_stored([SET_COOKIE]);
+    /// manager.execute("k", |_claim| Ok(dated)).unwrap();
+    /// let stored = manager.get("k")?.unwrap().into_outcome().unwrap().unwrap();
+    /// assert!(stored.headers().contains_key(DATE) && !stored.headers().contains_key(SET_COOKIE));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn not_stored(self, names: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.with_not_stored(names.into_iter().collect())
+    }
+
+    pub(crate) fn with_not_stored(mut self, names: Arc<[HeaderName]>) -> Self {
+        self.not_stored = Some(names);
+        self
+    }
+
+    /// Removes the body and the headers that describe it, and adds `Idempotent-Body-Omitted` with the number of bytes: a response
+    /// that fits where the whole one is too large.
+    ///
+    /// ```
+    /// let large = oncekey::Response::new(http::StatusCode::OK).body("x".repeat(5_000));
+    /// let bare = large.without_body();
+    /// assert!(bare.body_bytes().is_empty());
+    /// assert_eq!(bare.headers()["idempotent-body-omitted"], "5000");
+    /// ```
+    #[must_use]
+    pub fn without_body(mut self) -> Self {
+        for name in &OF_THE_BODY {
+            self.headers.remove(name);
+        }
+        // A full map has no room for one more name.
+        let _ = self.headers.try_insert(BODY_OMITTED, HeaderValue::from(self.body.len()));
+        self.body = Value::default();
+        self
+    }
+
+    /// The same without its headers, but for the mark of an omitted body.
+    pub(crate) fn without_headers(mut self) -> Self {
+        let mark = self.headers.remove(BODY_OMITTED);
+        self.headers.clear();
+        if let Some(mark) = mark {
+            self.headers.insert(BODY_OMITTED, mark);
+        }
+        self
+    }
+
+    pub(crate) fn without(mut self, name: &HeaderName) -> Self {
+        self.headers.remove(name);
         self
     }
 
@@ -77,9 +188,18 @@ impl Response {
 impl<B: Into<Vec<u8>>> From<http::Response<B>> for Response {
     fn from(response: http::Response<B>) -> Self {
         let (parts, body) = response.into_parts();
-        Self { status: parts.status, headers: Box::new(parts.headers), body: body.into().into() }
+        Self { status: parts.status, headers: Box::new(parts.headers), body: body.into().into(), not_stored: None }
     }
 }
+
+/// Two responses are equal if status, headers and body are.
+impl PartialEq for Response {
+    fn eq(&self, other: &Self) -> bool {
+        (self.status, &self.headers, &self.body) == (other.status, &other.headers, &other.body)
+    }
+}
+
+impl Eq for Response {}
 
 impl From<Response> for http::Response<Vec<u8>> {
     fn from(response: Response) -> Self {
@@ -97,7 +217,7 @@ impl fmt::Debug for Response {
             .field("status", &self.status)
             .field("headers", &names)
             .field("body", &self.body)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,7 +227,9 @@ type Written<H> = (u16, H, Value);
 
 impl Serialize for Response {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let headers = self.headers.iter().map(|(name, value)| (name.as_str(), Value::from(value.as_bytes())));
+        let left_out = left_out(&self.headers, self.not_stored.as_deref().unwrap_or(&OF_THE_FIRST_ANSWER));
+        let stored = self.headers.iter().filter(|(name, _)| !left_out.contains(*name));
+        let headers = stored.map(|(name, value)| (name.as_str(), Value::from(value.as_bytes())));
         let written: Written<Vec<(&str, Value)>> = (self.status.as_u16(), headers.collect(), self.body.clone());
         written.serialize(serializer)
     }
@@ -123,8 +245,24 @@ impl<'de> Deserialize<'de> for Response {
             let value = HeaderValue::from_bytes(&value).map_err(D::Error::custom)?;
             headers.try_append(name, value).map_err(D::Error::custom)?;
         }
-        Ok(Self { status, headers, body })
+        // What was stored is stored again as it is.
+        Ok(Self { status, headers, body, not_stored: Some([].into()) })
     }
+}
+
+/// Removes the headers that belong to one answer only.
+pub(crate) fn leave_out(headers: &mut HeaderMap, listed: &[HeaderName]) {
+    for name in left_out(headers, listed) {
+        headers.remove(name);
+    }
+}
+
+/// The names of the headers that are there and belong to one answer only.
+fn left_out(headers: &HeaderMap, listed: &[HeaderName]) -> HashSet<HeaderName> {
+    let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let named = values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
+    let all = named.chain(OF_THE_CONNECTION).chain(listed.iter().cloned());
+    all.filter(|name| headers.contains_key(name)).collect()
 }
 
 #[cfg(test)]
@@ -132,7 +270,7 @@ mod tests {
     use super::*;
     use crate::types::codec::{decode_plain as decode, encode_checked, encode_plain};
     use crate::types::error::ErrorKind;
-    use http::header::{CONTENT_TYPE, LOCATION, SET_COOKIE};
+    use http::header::{LOCATION, VARY};
 
     fn encode<S: Serialize>(value: &S) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -143,10 +281,10 @@ mod tests {
     fn full() -> Response {
         Response::new(StatusCode::CREATED)
             .header(LOCATION, HeaderValue::from_static("/charges/1"))
-            .header(SET_COOKIE, HeaderValue::from_static("a=4111"))
+            .header(VARY, HeaderValue::from_static("a=4111"))
             .header(CONTENT_TYPE, HeaderValue::from_bytes(b"caf\xc3\xa9\xff").unwrap())
-            .header(SET_COOKIE, HeaderValue::from_static("b=2"))
-            .header(SET_COOKIE, HeaderValue::from_static("a=4111"))
+            .header(VARY, HeaderValue::from_static("b=2"))
+            .header(VARY, HeaderValue::from_static("a=4111"))
             .body([0, 0xff, b'4', b'1', b'1', b'1'])
     }
 
@@ -156,13 +294,48 @@ mod tests {
         let read: Response = crate::types::codec::decode("outcome", &bytes).unwrap();
         assert_eq!(read, full());
         assert!(bytes.ends_with(&encode(&read)), "it is compact");
-        let cookies: Vec<_> = read.headers().get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes).collect();
-        assert_eq!(cookies, [&b"a=4111"[..], b"b=2", b"a=4111"]);
+        let several: Vec<_> = read.headers().get_all(VARY).iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(several, [&b"a=4111"[..], b"b=2", b"a=4111"]);
         assert_eq!(read.headers()[CONTENT_TYPE].as_bytes(), b"caf\xc3\xa9\xff");
         let names: Vec<_> = read.headers().keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["location", "set-cookie", "content-type"]);
+        assert_eq!(names, ["location", "vary", "content-type"]);
         let through: Response = http::Response::from(full()).into();
         assert_eq!(through, full());
+    }
+
+    #[test]
+    fn headers_of_one_answer_are_not_stored() {
+        let text = |text: &'static str| HeaderValue::from_static(text);
+        let stored = |response: &Response| -> Vec<String> {
+            let (bytes, _) = encode_checked("outcome", response, 1 << 10).unwrap();
+            let read: Response = crate::types::codec::decode("outcome", &bytes).unwrap();
+            let (again, _) = encode_checked("outcome", &read, 1 << 10).unwrap();
+            assert_eq!(again, bytes, "what was stored is stored again as it is");
+            read.headers().keys().map(ToString::to_string).collect()
+        };
+        let full = OF_THE_CONNECTION
+            .into_iter()
+            .chain(OF_THE_FIRST_ANSWER)
+            .fold(full(), |response, name| response.header(name, text("x")))
+            .header(CONNECTION, text("close, X-Hop,, ("))
+            .header(HeaderName::from_static("x-hop"), text("x"));
+        assert_eq!(stored(&full), ["location", "vary", "content-type"]);
+        let kept = full.clone().not_stored([LOCATION]);
+        assert_eq!(stored(&kept), ["vary", "content-type", "date", "set-cookie", "www-authenticate"]);
+        assert_eq!(kept, full, "they differ only in what is stored of them");
+    }
+
+    #[test]
+    fn a_response_without_its_body_says_so_and_keeps_the_other_headers() {
+        let described =
+            OF_THE_BODY.into_iter().fold(full(), |response, name| response.header(name, HeaderValue::from_static("x")));
+        let bare = described.without_body();
+        assert_eq!((bare.status(), bare.body_bytes()), (StatusCode::CREATED, &b""[..]));
+        let names: HashSet<_> = bare.headers().keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["location", "vary", "idempotent-body-omitted"].into());
+        assert_eq!(bare.headers()[BODY_OMITTED], "6");
+        let smallest = bare.without_headers();
+        assert_eq!((smallest.headers().len(), &smallest.headers()[BODY_OMITTED]), (1, &HeaderValue::from(6)));
     }
 
     // These bytes are in stores.
@@ -209,7 +382,7 @@ mod tests {
     #[test]
     fn debug_shows_no_payload() {
         let text = format!("{:?}", full());
-        assert!(text.contains("201") && text.contains("set-cookie") && text.contains("6 bytes"), "{text}");
+        assert!(text.contains("201") && text.contains("vary") && text.contains("6 bytes"), "{text}");
         assert!(!text.contains("4111") && !text.contains("charges"), "{text}");
     }
 }

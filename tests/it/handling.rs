@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use oncekey::{
-    Error, ErrorKind, Fingerprint, HandleOptions, Next, RecordFilter, Requests, Response, SameRequest, Status,
+    Claim, Error, ErrorKind, Fingerprint, HandleOptions, NewRequest, Next, RecordFilter, RequestPatch, Requests,
+    Resolution, Response, STARTED, SameRequest, Stages, Status,
 };
 
 use crate::common::*;
@@ -94,11 +95,107 @@ fn headers_of_one_connection_are_not_replayed_on_another() {
     for name in KEPT {
         assert_eq!(again.headers().get_all(name).iter().count(), 2, "{name}");
     }
-    // A stored failure and an answer that was given by hand are replayed in the same way.
     let mut failed = post("");
     failed.headers_mut().insert("idempotency-key", HeaderValue::from_static("failed"));
-    requests.handle(&failed, |_, _| Err(upstream()));
+    assert_eq!(Response::from(requests.handle(&failed, |_, _| Err(upstream()))), upstream());
     assert!(!requests.handle(&failed, never).headers().contains_key("set-cookie"));
+    for key in ["k", "failed"] {
+        assert_eq!(stored_names(&requests, key), KEPT, "{key}");
+    }
+}
+
+/// The names of the headers in a record, sorted.
+fn stored_names(requests: &Requests, key: &str) -> Vec<String> {
+    let (Ok(stored) | Err(stored)) = requests.retrieve(key).unwrap().unwrap().into_outcome().unwrap();
+    let mut names: Vec<_> = stored.headers().keys().map(ToString::to_string).collect();
+    names.sort();
+    names
+}
+
+// By whichever way it comes into the store.
+#[test]
+fn headers_of_one_answer_are_not_stored_by_stages_claims_updates_and_resolutions() {
+    let requests = requests(HandleOptions::new());
+    let stage = |claim: &mut Claim<Response, Response>| claim.work_stage(|_| Ok(Next::Succeed(upstream())));
+    requests.handle(&post(""), |_, claim| stage(claim).map(|()| upstream()).map_err(|_: Error| upstream()));
+    requests.drive(Some("driven"), "POST", &7, "/orders", &Stages::new().stage(STARTED, stage)).unwrap();
+    for key in ["by hand", "resolved"] {
+        let claim = claimed(requests.initialize_request(Some(key), "POST", &7, "/orders").unwrap());
+        if key == "by hand" {
+            claim.succeed(&upstream()).unwrap();
+        } else {
+            drop(claim);
+            requests.manager().resolve(key, Resolution::Fail(upstream())).unwrap();
+        }
+    }
+    requests.create(NewRequest::new("POST", "/orders").key("updated".parse().unwrap())).unwrap();
+    requests.update("updated", RequestPatch::new().response(upstream())).unwrap();
+    for key in ["k", "driven", "by hand", "resolved", "updated"] {
+        assert_eq!(stored_names(&requests, key), KEPT, "{key}");
+    }
+}
+
+fn limited(options: HandleOptions) -> Requests {
+    let clock = oncekey::ManualClock::new();
+    let engine = crate::common::options(&clock).max_value_bytes(2_000).temporary().unwrap();
+    engine.requests("r").unwrap().with_handling(options)
+}
+
+fn large() -> Response {
+    upstream().body("b".repeat(5_000))
+}
+
+#[test]
+fn a_response_over_the_limit_is_stored_without_its_body_and_says_so() {
+    let requests = limited(HandleOptions::new());
+    for is_ok in [true, false] {
+        let mut request = post("");
+        request.headers_mut().insert("idempotency-key", HeaderValue::from_static(if is_ok { "ok" } else { "err" }));
+        let first = requests.handle(&request, |_, _| if is_ok { Ok(large()) } else { Err(large()) });
+        assert_eq!(first.extensions().get::<Error>().unwrap().kind(), ErrorKind::TooLarge);
+        assert!(!first.headers().contains_key("idempotent-body-omitted"));
+        assert_eq!(Response::from(first), large());
+        let again = requests.handle(&request, never);
+        is_replay(&again);
+        assert_eq!((again.status(), again.body().len()), (StatusCode::CREATED, 0));
+        assert_eq!(again.headers()["idempotent-body-omitted"], "5000");
+        assert!(again.headers().contains_key("location") && !again.headers().contains_key("content-type"));
+    }
+    // Headers that are too large by themselves are left out too.
+    let mut request = post("");
+    request.headers_mut().insert("idempotency-key", HeaderValue::from_static("headers"));
+    let value = HeaderValue::from_str(&"h".repeat(5_000)).unwrap();
+    let headers = large().header(HeaderName::from_static("x-large"), value);
+    assert_eq!(Response::from(requests.handle(&request, |_, _| Ok(headers.clone()))), headers);
+    let again = requests.handle(&request, never);
+    is_replay(&again);
+    assert_eq!((again.status(), again.headers().len()), (StatusCode::CREATED, 2));
+    assert_eq!(again.headers()["idempotent-body-omitted"], "5000");
+}
+
+#[test]
+fn an_upstreams_mark_of_an_omitted_body_is_never_sent() {
+    let requests = requests(HandleOptions::new());
+    let marked = || upstream().without_body();
+    assert!(marked().headers().contains_key("idempotent-body-omitted"));
+    let first = requests.handle(&post(""), |_, _| Ok(marked()));
+    let again = requests.handle(&post(""), never);
+    for answer in [first, again] {
+        assert!(!answer.headers().contains_key("idempotent-body-omitted"));
+    }
+}
+
+#[test]
+fn a_response_that_could_be_too_large_is_refused_before_the_operation_runs() {
+    let requests = limited(HandleOptions::new().response_bytes(2_001));
+    let answer = requests.handle(&post(""), never);
+    is_problem(&answer, 500, "response_too_large");
+    assert_eq!(answer.extensions().get::<Error>().unwrap().kind(), ErrorKind::TooLarge);
+    // The key is free, also for another request.
+    let fitting = HandleOptions::new().response_bytes(2_000);
+    is_new(&requests.handle_with(&post("corrected"), &fitting, created));
+    // A stored response is replayed whatever could be returned by now.
+    is_replay(&requests.handle(&post("corrected"), never));
 }
 
 #[test]

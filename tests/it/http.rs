@@ -249,7 +249,8 @@ fn failures_are_stored_or_not_as_on_error_says() {
 #[test]
 fn what_cannot_be_stored_is_told_to_nobody_and_held() {
     let clock = oncekey::ManualClock::new();
-    let requests = options(&clock).max_value_bytes(1_000).temporary().unwrap().requests("r").unwrap();
+    // Not even for a status.
+    let requests = options(&clock).max_value_bytes(30).temporary().unwrap().requests("r").unwrap();
     for (key, succeeds) in [("ok", true), ("failed", false)] {
         let large = Response::new(StatusCode::OK).body(MARKER.repeat(1_000));
         let answer = requests.handle(&request(key), |_, _| if succeeds { Ok(large) } else { Err(large) });
@@ -286,13 +287,15 @@ fn faults_are_answered_and_told_to_the_log_only() {
     assert_eq!(fault(&answer), ErrorKind::Closed);
     says_nothing_of_what_was_processed(&answer);
     assert!(!String::from_utf8_lossy(answer.body()).contains(&path));
-    // The engine's fault during the operation is not the operation's own answer.
+    // What was decided under a claim that is lost by then is told to nobody.
     let (engine, _) = crate::common::engine();
     let requests = engine.requests("r").unwrap();
-    let answer =
-        requests.handle(&request("k"), |_, _| Ok(Response::new(StatusCode::CREATED).body(vec![b'x'; 2 << 20])));
+    let answer = requests.handle(&request("k"), |request, claim| {
+        requests.manager().revoke("k").unwrap();
+        created(request, claim)
+    });
     is(&answer, 500, "not_stored");
-    assert_eq!(fault(&answer), ErrorKind::TooLarge);
+    assert_eq!(fault(&answer), ErrorKind::ClaimLost);
 }
 
 #[test]

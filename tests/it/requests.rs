@@ -407,8 +407,8 @@ fn a_response_survives_a_restart_byte_for_byte() {
     // Larger than what is kept in one piece.
     let body: Vec<u8> = (0..300_000_u32).map(|i| i.to_le_bytes()[usize::from(i % 7 == 0)]).collect();
     let response = Response::new(StatusCode::from_u16(299).unwrap())
-        .header(header::SET_COOKIE, HeaderValue::from_static("b=2"))
-        .header(header::SET_COOKIE, HeaderValue::from_static("a=1"))
+        .header(header::VARY, HeaderValue::from_static("b=2"))
+        .header(header::VARY, HeaderValue::from_static("a=1"))
         .header("x-name".parse().unwrap(), HeaderValue::from_bytes(b"\xffr\xc3\xa9").unwrap())
         .body(body);
     let first = open(dir.path(), &clock);

@@ -227,7 +227,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         }
     }
 
-    fn run(
+    /// Runs it with the claim, and ends the claim with what it returns.
+    pub(crate) fn run(
         &self,
         mut claim: Claim<T, E>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,

@@ -3,14 +3,14 @@
 use http::HeaderValue;
 
 use super::Requests;
-use super::options::{HandleOptions, REPLAYED};
+use super::options::HandleOptions;
 use super::request::{Described, Refused};
-use crate::api::claim::Claim;
-use crate::api::manager::execute::ExecuteError;
+use crate::api::claim::{Claim, EndError};
+use crate::api::manager::execute::{ExecuteError, Executed};
 use crate::http::problem::Problem;
-use crate::http::response::Response;
+use crate::http::response::{BODY_OMITTED, REPLAYED, Response};
 use crate::protocol::RecordId;
-use crate::types::error::{self, Error, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::key::Key;
 use crate::types::options::{BeginOptions, ExecuteOptions, OnError};
 
@@ -27,7 +27,7 @@ impl Requests {
     /// | the key | the answer |
     /// |---|---|
     /// | is new | what the operation returns, `Ok` or `Err`: stored, released or interrupted as [`on_error`](Requests::on_error) says |
-    /// | has an outcome | that response, with `Idempotent-Replayed: true` if its headers have room for that, and without `Set-Cookie`, `Date` and others |
+    /// | has an outcome | that response, with `Idempotent-Replayed: true` if its headers have room for that, and without [those](HandleOptions::not_replayed) that are for the first client |
     /// | is missing or malformed | 400 |
     /// | has another method, path, query or body | 422 |
     /// | is in progress | 409 with `Retry-After` |
@@ -100,28 +100,46 @@ impl Requests {
         let is_stored = |response: &Response| {
             self.manager.on_error.as_ref().is_none_or(|classify| classify(response) == OnError::Store)
         };
+        let mut first = None;
         // A response that is not to be stored is a failure, in whichever arm it comes; so is an error's that may be made of a
         // fault of the engine.
         let run = |claim: &mut Claim<_, _>| {
             let met = error::met();
-            operation(request, claim).and_then(|response| {
-                let is_fault = error::met() != met && response.status().as_u16() >= 400;
-                if is_stored(&response) && !is_fault { Ok(response) } else { Err(response) }
-            })
-        };
-        match self.manager.execute_with(key, execute, run) {
-            Ok(done) => {
-                let replayed = done.replayed();
-                sent(done.into_value(), replayed, options)
+            let returned = operation(request, claim);
+            let (response, is_ok) = match returned {
+                Ok(response) => (response, true),
+                Err(response) => (response, false),
+            };
+            // An upstream's own marks would make the first answer look like a replay.
+            let response = response.without(&REPLAYED).without(&BODY_OMITTED);
+            // What a stage has stored is the answer, whatever the operation returns.
+            if !claim.is_ended() {
+                first = Some(response.clone());
             }
-            Err(ExecuteError::Failed { error: response, replayed, .. }) => sent(response, replayed, options),
-            Err(ExecuteError::InProgress(_)) => Problem::IN_PROGRESS.response(),
-            Err(ExecuteError::Interrupted(_)) => Problem::INTERRUPTED.response(),
-            Err(ExecuteError::Mismatch(_)) => Problem::MISMATCH.response(),
-            // Its claim ends here, so that the record is interrupted: nobody may be told what came of it.
-            Err(ExecuteError::NotStored { error, .. }) => logged(&Problem::NOT_STORED, error.into()),
-            Err(ExecuteError::Engine(error)) => logged(&Problem::fault(&error), error),
+            let is_fault = error::met() != met && response.status().as_u16() >= 400;
+            let is_success = is_ok && is_stored(&response) && !is_fault;
+            let response = options.storable(response);
+            if is_success { Ok(response) } else { Err(response) }
+        };
+        let done = self.manager.claim_and_run(key, execute, |mut claim| {
+            if let Err(error) = self.check_size(options) {
+                // Nothing has happened.
+                claim.release_on_drop(true);
+                return Err(Stopped::TooLarge(error));
+            }
+            Ok(self.manager.run(claim, run)?)
+        });
+        answered(done, first, options)
+    }
+
+    /// Checks that a response of the size that the options announce can be stored.
+    fn check_size(&self, options: &HandleOptions) -> Result<()> {
+        let limit = self.manager.engine().protocol().max_value_bytes();
+        if options.response_bytes as u64 <= limit {
+            return Ok(());
         }
+        let message = format!("a response may have {} bytes, and the limit is {limit}", options.response_bytes);
+        Err(Error::new(ErrorKind::TooLarge, message))
     }
 
     /// The key, and how it is executed; `None` without a key.
@@ -139,7 +157,8 @@ impl Requests {
             Refused::Content(error) => (Problem::BAD_CONTENT, error),
             Refused::Other(error) => fault(error),
         })?;
-        let begin = BeginOptions::from(described);
+        let mut begin = BeginOptions::from(described);
+        begin.only_from_start = true;
         Ok(Some((key, ExecuteOptions::from(begin).wait(options.wait))))
     }
 
@@ -165,13 +184,79 @@ impl Requests {
     }
 }
 
+/// Why `handle` has no outcome.
+enum Stopped {
+    Execute(ExecuteError<Response, Response>),
+    /// A response could be too large to be stored, so that the operation has not run.
+    TooLarge(Error),
+}
+
+impl From<ExecuteError<Response, Response>> for Stopped {
+    fn from(error: ExecuteError<Response, Response>) -> Self {
+        Self::Execute(error)
+    }
+}
+
+/// Stores as much of a response as fits, if that is why it was not stored; returns why the whole was not.
+fn stored_bare(
+    outcome: Result<Response, Response>,
+    unstored: EndError<Claim<Response, Response>>,
+) -> Result<Error, Error> {
+    let EndError { error, mut claim } = unstored;
+    if error.kind() != ErrorKind::TooLarge {
+        return Err(error);
+    }
+    let is_success = outcome.is_ok();
+    let bare = outcome.unwrap_or_else(|failure| failure).without_body();
+    let smallest = bare.clone().without_headers();
+    for response in [bare, smallest] {
+        let ended = if is_success { claim.succeed(&response) } else { claim.fail(&response) };
+        claim = match ended {
+            Ok(_) => return Ok(error),
+            Err(unstored) if unstored.kind() == ErrorKind::TooLarge => unstored.claim,
+            Err(unstored) => return Err(unstored.error),
+        };
+    }
+    Err(error)
+}
+
+/// The answer to the client. `first` is the response of the operation, if that has run now.
+fn answered(
+    done: Result<Executed<Response>, Stopped>,
+    first: Option<Response>,
+    options: &HandleOptions,
+) -> http::Response<Vec<u8>> {
+    let error = match done {
+        Ok(done) => {
+            let replayed = done.replayed();
+            return sent(first.unwrap_or_else(|| done.into_value()), replayed, options);
+        }
+        Err(Stopped::TooLarge(error)) => return logged(&Problem::RESPONSE_TOO_LARGE, error),
+        Err(Stopped::Execute(error)) => error,
+    };
+    match error {
+        ExecuteError::Failed { error: response, replayed, .. } => sent(first.unwrap_or(response), replayed, options),
+        ExecuteError::InProgress(_) => Problem::IN_PROGRESS.response(),
+        ExecuteError::Interrupted(_) => Problem::INTERRUPTED.response(),
+        ExecuteError::Mismatch(_) => Problem::MISMATCH.response(),
+        ExecuteError::NotStored { outcome, error } => match (stored_bare(outcome, error), first) {
+            (Ok(error), Some(first)) => {
+                let mut answer = sent(first, false, options);
+                answer.extensions_mut().insert(error);
+                answer
+            }
+            // Its claim has ended, so that the record is interrupted: nobody may be told what came of it.
+            (Ok(error) | Err(error), _) => logged(&Problem::NOT_STORED, error),
+        },
+        ExecuteError::Engine(error) => logged(&Problem::fault(&error), error),
+    }
+}
+
 fn sent(response: Response, replayed: bool, options: &HandleOptions) -> http::Response<Vec<u8>> {
     let mut sent: http::Response<Vec<u8>> = response.into();
     let headers = sent.headers_mut();
-    // An upstream's own mark would make the first answer look like a replay.
-    headers.remove(REPLAYED);
     if replayed {
-        options.withhold(headers);
+        options.leave_out(headers);
         // A map that is full, with over 24,000 names, has no room for one more: then the answer is what counts.
         let _ = headers.try_insert(REPLAYED, HeaderValue::from_static("true"));
     }

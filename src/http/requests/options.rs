@@ -3,31 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
-};
 use http::{HeaderMap, HeaderName, Method};
 
 use super::same::SameRequest;
-
-/// The header that a replay is marked with.
-pub(super) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-
-/// What belongs to one connection or to the framing of one message: RFC 9110, section 7.6.1.
-const OF_THE_CONNECTION: [HeaderName; 11] = [
-    CONNECTION,
-    CONTENT_LENGTH,
-    HeaderName::from_static("keep-alive"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    HeaderName::from_static("proxy-connection"),
-    REPLAYED,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
+use crate::http::response::{self, OF_THE_FIRST_ANSWER, Response};
 
 /// How [`Requests::handle`](crate::Requests::handle) treats requests: for a service by
 /// [`with_handling`](crate::Requests::with_handling), for one call by [`handle_with`](crate::Requests::handle_with). A clone is
@@ -66,7 +45,8 @@ pub struct HandleOptions {
     pub(super) same: SameRequest,
     pub(super) older: Vec<SameRequest>,
     unkeyed: Arc<[Method]>,
-    withheld: Arc<[HeaderName]>,
+    not_replayed: Arc<[HeaderName]>,
+    pub(super) response_bytes: usize,
 }
 
 impl Default for HandleOptions {
@@ -78,7 +58,8 @@ impl Default for HandleOptions {
             same: SameRequest::by_bytes(),
             older: Vec::new(),
             unkeyed: [Method::GET, Method::HEAD, Method::OPTIONS].into(),
-            withheld: [DATE, SET_COOKIE, WWW_AUTHENTICATE].into(),
+            not_replayed: OF_THE_FIRST_ANSWER.into(),
+            response_bytes: 0,
         }
     }
 }
@@ -150,13 +131,27 @@ impl HandleOptions {
         self
     }
 
-    /// Leaves these headers out of replays. Replaces the list. Default: `Date`, `Set-Cookie` and `WWW-Authenticate`.
+    /// Leaves these headers out of what is stored, and of replays. Replaces the list. Default: `Date`, `Set-Cookie` and
+    /// `WWW-Authenticate`. The first client gets them.
     ///
-    /// Never replayed, whatever the list: headers of the connection (`Connection` and those that it names, `Keep-Alive`,
-    /// `Proxy-Authenticate`, `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`, `Transfer-Encoding`, `Upgrade`),
-    /// `Content-Length`, which the server sets, and an upstream's own `Idempotent-Replayed`.
+    /// Neither stored nor replayed, whatever the list: headers of the connection (`Connection` and those that it names,
+    /// `Keep-Alive`, `Proxy-Authenticate`, `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`, `Transfer-Encoding`,
+    /// `Upgrade`), `Content-Length`, which the server sets, and an upstream's own `Idempotent-Replayed`. The response of a
+    /// [`work_stage`](crate::Claim::work_stage) is stored as [`Response::not_stored`] says, and also replayed without these.
     pub fn not_replayed(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
-        self.withheld = names.into_iter().collect();
+        self.not_replayed = names.into_iter().collect();
+        self
+    }
+
+    /// Says that the body of a response may have this many bytes. If that is over the engine's
+    /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes), a request is refused with 500 `response_too_large` before the
+    /// operation runs. Default 0: never refused.
+    ///
+    /// Whatever is said here, a response that turns out too large is sent to the first client, and stored without its body:
+    /// replays have its status, its headers but those that describe the body, and `Idempotent-Body-Omitted`, the number of bytes
+    /// of the body. The [`Error`](crate::Error) is in the first response's extensions, for the log.
+    pub fn response_bytes(mut self, bytes: usize) -> Self {
+        self.response_bytes = bytes;
         self
     }
 
@@ -164,13 +159,13 @@ impl HandleOptions {
         self.unkeyed.contains(method)
     }
 
+    /// The response as it is to be stored: without what belongs to the first answer only.
+    pub(super) fn storable(&self, response: Response) -> Response {
+        response.with_not_stored(Arc::clone(&self.not_replayed))
+    }
+
     /// Removes what belongs to the first answer only.
-    pub(super) fn withhold(&self, headers: &mut HeaderMap) {
-        let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        let named: Vec<HeaderName> =
-            named.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
-        for name in named.iter().chain(&OF_THE_CONNECTION).chain(&*self.withheld) {
-            headers.remove(name);
-        }
+    pub(super) fn leave_out(&self, headers: &mut HeaderMap) {
+        response::leave_out(headers, &self.not_replayed);
     }
 }
