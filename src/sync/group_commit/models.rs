@@ -77,11 +77,7 @@ fn store(segment_space: u64, change: impl FnOnce(&mut Config)) -> Store {
         idle: NEVER,
     };
     change(&mut config);
-    Store {
-        group: CommitQueue::new(config, 0, 100, segment_space),
-        disk: Disk::default(),
-        drained: AtomicU32::new(0),
-    }
+    Store { group: CommitQueue::new(config, 0, 100, segment_space), disk: Disk::default(), drained: AtomicU32::new(0) }
 }
 
 impl Store {
