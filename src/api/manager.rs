@@ -168,7 +168,7 @@ pub struct Manager<T, E = Failure> {
     name: Arc<str>,
     pub(crate) options: ManagerOptions,
     pub(crate) scope: Arc<[Box<[u8]>]>,
-    pub(crate) on_error: Option<Classify<E>>,
+    on_error: Option<Classify<E>>,
     types: PhantomData<fn() -> (T, E)>,
     registered: Arc<Registered>,
 }

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -390,6 +392,31 @@ fn release_unless_effect_works_for_managers_of_all_types() {
             Err("the connection is lost".to_owned())
         });
         assert!(matches!(error, Err(ExecuteError::Failed { status, .. }) if status == expected), "{key}");
+    }
+}
+
+#[test]
+fn a_response_is_classified_once_in_whichever_arm_it_comes() {
+    let (engine, _) = engine();
+    let classified = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&classified);
+    let requests = engine.requests("r").unwrap().on_error(move |response| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        match response.status().as_u16() {
+            503 => OnError::Release,
+            500 => OnError::Interrupt,
+            _ => OnError::Store,
+        }
+    });
+    let expected = [(200, Status::Succeeded, Status::Failed), (503, Status::Released, Status::Released)];
+    for (code, of_ok, of_err) in expected.into_iter().chain([(500, Status::Interrupted, Status::Interrupted)]) {
+        for (is_ok, expected) in [(true, of_ok), (false, of_err)] {
+            let key = format!("{code} {is_ok}");
+            let response = Response::new(StatusCode::from_u16(code).unwrap());
+            requests.handle(&request(&key), |_, _| if is_ok { Ok(response) } else { Err(response) });
+            assert_eq!(status(requests.manager(), &key), Some(expected), "{key}");
+            assert_eq!(classified.swap(0, Ordering::SeqCst), 1, "{key}");
+        }
     }
 }
 

@@ -203,7 +203,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
         let mut options = options.into();
         options.begin.only_from_start = true;
-        self.claim_and_run(key, options, |claim| self.run(claim, operation))
+        let unclassified = |error| Failed { error, on_error: None };
+        self.claim_and_run(key, options, |claim| self.run(claim, |claim| operation(claim).map_err(unclassified)))
     }
 
     /// Runs it with the claim, unless there is an answer already.
@@ -227,16 +228,20 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         }
     }
 
+    pub(crate) fn classify(&self, error: &E) -> OnError {
+        self.on_error.as_ref().map_or(OnError::Store, |classify| classify(error))
+    }
+
     /// Runs it with the claim, and ends the claim with what it returns.
     pub(crate) fn run(
         &self,
         mut claim: Claim<T, E>,
-        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, Failed<E>>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
         let (met, lent) = (error::met(), claim.identity());
         let returned = operation(&mut claim);
         let claim = claim.returned(&lent)?;
-        let failure = match returned {
+        let Failed { error: failure, on_error } = match returned {
             // A stage has ended it, and every replay answers what that has stored.
             _ if claim.is_ended() => return answer(claim.into_finished().map_err(Error::from)?, false),
             Ok(value) => {
@@ -252,7 +257,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             // A failure that the operation made of a fault of the engine is not its own, and passes.
             OnError::Interrupt
         } else {
-            self.on_error.as_ref().map_or(OnError::Store, |classify| classify(&failure))
+            on_error.unwrap_or_else(|| self.classify(&failure))
         };
         let ended = match on_error {
             OnError::Store => claim.fail(&failure).map(|_| Status::Failed),
@@ -265,6 +270,13 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             Err(error) => ExecuteError::NotStored { outcome: Err(failure), error },
         })
     }
+}
+
+/// The failure of an operation.
+pub(crate) struct Failed<E> {
+    pub(crate) error: E,
+    /// What becomes of the record, if that is decided already.
+    pub(crate) on_error: Option<OnError>,
 }
 
 /// Counts as a fault: for an operation that runs around this one it is no failure of its own.

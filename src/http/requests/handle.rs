@@ -6,7 +6,7 @@ use super::Requests;
 use super::options::HandleOptions;
 use super::request::{Described, Refused};
 use crate::api::claim::{Claim, EndError};
-use crate::api::manager::execute::{ExecuteError, Executed};
+use crate::api::manager::execute::{ExecuteError, Executed, Failed};
 use crate::http::problem::Problem;
 use crate::http::response::{BODY_OMITTED, REPLAYED, Response};
 use crate::protocol::RecordId;
@@ -97,12 +97,7 @@ impl Requests {
             Ok(None) => return Problem::missing_key(&options.key_header).response(),
             Err((problem, error)) => return logged(&problem, error),
         };
-        let is_stored = |response: &Response| {
-            self.manager.on_error.as_ref().is_none_or(|classify| classify(response) == OnError::Store)
-        };
         let mut first = None;
-        // A response that is not to be stored is a failure, in whichever arm it comes; so is an error's that may be made of a
-        // fault of the engine.
         let run = |claim: &mut Claim<_, _>| {
             let met = error::met();
             let returned = operation(request, claim);
@@ -116,10 +111,16 @@ impl Requests {
             if !claim.is_ended() {
                 first = Some(response.clone());
             }
+            // A response that is not to be stored is a failure, in whichever arm it comes; so is an error's that may be made of a
+            // fault of the engine.
             let is_fault = error::met() != met && response.status().as_u16() >= 400;
-            let is_success = is_ok && is_stored(&response) && !is_fault;
+            let on_error = if is_fault { OnError::Interrupt } else { self.manager.classify(&response) };
             let response = options.storable(response);
-            if is_success { Ok(response) } else { Err(response) }
+            if is_ok && on_error == OnError::Store {
+                Ok(response)
+            } else {
+                Err(Failed { error: response, on_error: Some(on_error) })
+            }
         };
         let done = self.manager.claim_and_run(key, execute, |mut claim| {
             if let Err(error) = self.check_size(options) {
