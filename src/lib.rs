@@ -118,6 +118,8 @@ pub use api::transaction::{
     Isolation, MAX_TRANSACTION_RUNS, PhaseError, PhaseOptions, Transaction, TransactionRows, TransactionTable,
 };
 #[cfg(feature = "http")]
+pub use http::problem::Problem;
+#[cfg(feature = "http")]
 pub use http::requests::{
     Created, HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests,
 };

@@ -1,178 +1,305 @@
 //! What a client is told where there is no response to give: problem details, RFC 9457.
 
-use crate::api::manager::execute::ExecuteError;
-use crate::types::error::{Error, ErrorKind};
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
-use std::borrow::Cow;
 
-/// One answer without a response of the operation's own. It names no key and tells nothing of any request's outcome, and
-/// nothing of the engine's paths and files: clients read it.
-pub(crate) struct Problem {
+use crate::api::manager::Begin;
+use crate::api::manager::execute::ExecuteError;
+use crate::types::error::{Error, ErrorKind};
+
+/// The answer to an HTTP client where there is no response of the operation: problem details (RFC 9457), in JSON.
+///
+/// [`Requests::handle`](crate::Requests::handle) answers with these. A handler of your own gets them from [`Begin::problem`],
+/// [`ExecuteError::problem`], [`Problem::missing_key`] and, for an [`Error`], by `From`.
+///
+/// | `code` | status | when | a fault |
+/// |---|---|---|---|
+/// | `missing_key` | 400 | there is no key | |
+/// | `invalid_key` | 400 | the key is malformed or too long | |
+/// | `bad_target` | 400 | the target of the request is not a path | |
+/// | `bad_content` | 400 | the rule of [`SameRequest`](crate::SameRequest) cannot read the request | |
+/// | `mismatch` | 422 | the key belongs to another request | |
+/// | `in_progress` | 409, with `Retry-After` | another request with this key is still running | |
+/// | `interrupted` | 409 | an earlier one was interrupted, and its record is held | |
+/// | `too_large` | 413 | what is kept of the request does not fit a context | |
+/// | `response_too_large` | 500 | the response could be too large to be stored; the operation did not run | yes |
+/// | `not_stored` | 500 | the operation ran, and its outcome could not be stored | yes |
+/// | `unreadable` | 500 | there is an outcome, or a stage, that this service cannot read | yes |
+/// | `unavailable` | 503, with `Retry-After` | the engine is closed, poisoned, full or overloaded | yes |
+/// | `internal` | 500 | any other error of the engine | yes |
+///
+/// The body names no key, tells nothing of the outcome of any request, and nothing of an error but for `invalid_key`. None says
+/// that nothing was processed: an earlier request may have been, and a client that believes it takes another key and repeats the
+/// effect.
+///
+/// ```
+/// use oncekey::{Begin, Engine, Manager};
+///
+/// let engine = Engine::temporary()?;
+/// let payments: Manager<String> = engine.manager("payments")?;
+/// let _owner = payments.begin("order-17")?;
+/// let problem = payments.begin("order-17")?.problem().unwrap();
+/// assert_eq!((problem.code(), problem.is_fault()), ("in_progress", false));
+/// let answer = problem.with_type("https://example.com/problems/").response();
+/// assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (409, &"1".parse().unwrap()));
+/// let body = String::from_utf8_lossy(answer.body());
+/// assert!(body.contains("\"type\":\"https://example.com/problems/in_progress\""));
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: Cow<'static, str>,
+    is_fault: bool,
     /// It goes away by itself.
     passes: bool,
+    error: Option<Error>,
+    type_prefix: Option<Arc<str>>,
 }
 
 /// The member `code` is an extension: the statuses alone do not tell one 409 from another.
 #[derive(Serialize)]
 struct Details<'a> {
     #[serde(rename = "type")]
-    kind: &'static str,
-    title: &'static str,
+    kind: &'a str,
+    title: &'a str,
     status: u16,
     detail: &'a str,
     code: &'static str,
 }
 
 impl Problem {
-    pub(crate) const BAD_TARGET: Self =
-        Self::new(StatusCode::BAD_REQUEST, "bad_target", "The target of the request is not a path.");
-    pub(crate) const BAD_CONTENT: Self = Self::new(
-        StatusCode::BAD_REQUEST,
-        "bad_content",
-        "The request cannot be read, so that it cannot be told from other requests with its idempotency key.",
-    );
-    pub(crate) const IN_PROGRESS: Self = Self::passing(
-        StatusCode::CONFLICT,
-        "in_progress",
-        "A request with this idempotency key is still being processed. Send it again later.",
-    );
-    pub(crate) const INTERRUPTED: Self = Self::new(
-        StatusCode::CONFLICT,
-        "interrupted",
-        "An earlier request with this idempotency key was interrupted, and it is not known whether it took effect. It is \
-         held until that is settled.",
-    );
-    pub(crate) const MISMATCH: Self = Self::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        "mismatch",
-        "This idempotency key was used for another request. Use another key for this one.",
-    );
-    pub(crate) const NOT_STORED: Self = Self::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "not_stored",
-        "The request was processed, but its outcome could not be stored and is not known for sure. Do not send it again \
-         under another key.",
-    );
+    /// How long a client should wait before it tries again, where that makes sense.
+    const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-    pub(crate) const RESPONSE_TOO_LARGE: Self = Self::new(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "response_too_large",
-        "The response could be larger than what this service keeps with an idempotency key.",
-    );
-
-    const fn new(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
-        Self { status, code, detail: Cow::Borrowed(detail), passes: false }
+    /// There is no key in this header.
+    pub fn missing_key(header: &HeaderName) -> Self {
+        let detail = format!("This operation needs an idempotency key, in the header {header}.");
+        Self::new(StatusCode::BAD_REQUEST, "missing_key", detail)
     }
 
-    const fn passing(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
-        Self { status, code, detail: Cow::Borrowed(detail), passes: true }
+    /// Sets the address of the problem's type: this prefix, and the code. Default: `about:blank`.
+    pub fn with_type(self, prefix: impl Into<Arc<str>>) -> Self {
+        Self { type_prefix: Some(prefix.into()), ..self }
     }
 
-    /// There is no header of this name.
-    pub(crate) fn missing_key(header: &HeaderName) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            code: "missing_key",
-            detail: Cow::Owned(format!("This operation needs an idempotency key, in the header {header}.")),
-            passes: false,
-        }
+    /// Returns its status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
     }
 
-    /// A fault because of which there is no answer. None says that nothing was processed: an earlier request may have been, and a
-    /// client that believes it takes another key and repeats the effect.
-    pub(crate) fn fault(error: &Error) -> Self {
-        match error.kind() {
-            ErrorKind::InvalidKey => Self {
-                status: StatusCode::BAD_REQUEST,
-                code: "invalid_key",
-                detail: Cow::Owned(format!("The idempotency key is refused: {error}.")),
-                passes: false,
-            },
-            ErrorKind::TooLarge => Self::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                "The request is too large to be kept with its idempotency key.",
-            ),
-            ErrorKind::Conflict => Self::passing(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "unavailable",
-                "Too many requests change the same data. Send the request again later, with the same key.",
-            ),
-            ErrorKind::Busy => Self::passing(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "unavailable",
-                "Too many requests are under way. Send the request again later, with the same key.",
-            ),
-            ErrorKind::Closed
-            | ErrorKind::Poisoned
-            | ErrorKind::Io
-            | ErrorKind::Full
-            | ErrorKind::Corrupt
-            | ErrorKind::StoreInUse => Self::passing(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "unavailable",
-                "Idempotency keys cannot be looked up at present. Send the request again later, with the same key.",
-            ),
-            // There is a record, so something may have been processed.
-            ErrorKind::Codec | ErrorKind::TypeMismatch | ErrorKind::UnknownRecoveryPoint => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "unreadable",
-                "This service cannot read what it knows of this idempotency key. The request may have been processed: do not \
-                 send it under another key.",
-            ),
-            _ => Self::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "The idempotency key cannot be handled by this service. Do not send the request under another key.",
-            ),
-        }
+    /// Returns its code, which is the member `code` of the body.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.code
     }
 
-    pub(crate) fn response(&self) -> http::Response<Vec<u8>> {
-        let details = Details {
-            kind: "about:blank",
-            title: self.status.canonical_reason().unwrap_or_default(),
-            status: self.status.as_u16(),
-            detail: &self.detail,
-            code: self.code,
+    /// Whether it is a fault of the service or its store, which its operators should look at. Otherwise it is a mistake of the
+    /// client, or the state of the key.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        self.is_fault
+    }
+
+    /// Returns the error behind it, for the log.
+    #[must_use]
+    pub fn error(&self) -> Option<&Error> {
+        self.error.as_ref()
+    }
+
+    /// Returns how long the client is asked to wait before it sends the request again, in `Retry-After`; `None` where another
+    /// try would get the same answer.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.passes.then_some(Self::RETRY_AFTER)
+    }
+
+    /// Returns the response. Its extensions have this problem, and, if it is a fault, its [`Error`].
+    #[must_use]
+    pub fn response(self) -> http::Response<Vec<u8>> {
+        let phrase = self.status.canonical_reason().unwrap_or_default();
+        let (kind, title) = match &self.type_prefix {
+            // What RFC 9457 wants as the title of this type.
+            None => (Cow::Borrowed("about:blank"), Cow::Borrowed(phrase)),
+            Some(prefix) => (format!("{prefix}{}", self.code).into(), self.code.replace('_', " ").into()),
         };
+        let status = self.status.as_u16();
+        let details = Details { kind: &kind, title: &title, status, detail: &self.detail, code: self.code };
         // Numbers and text can always be written.
         let mut response = http::Response::new(serde_json::to_vec(&details).unwrap_or_default());
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.passes {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(wait) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs()));
         }
+        if let Some(error) = self.error.as_ref().filter(|_| self.is_fault) {
+            response.extensions_mut().insert(error.clone());
+        }
+        response.extensions_mut().insert(self);
         response
+    }
+
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        let detail = detail.into();
+        Self { status, code, detail, is_fault: false, passes: false, error: None, type_prefix: None }
+    }
+
+    fn fault(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
+        Self { is_fault: true, ..Self::new(status, code, detail) }
+    }
+
+    fn unavailable(detail: &'static str) -> Self {
+        Self { passes: true, ..Self::fault(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail) }
+    }
+
+    fn because_of(self, error: Error) -> Self {
+        Self { error: Some(error), ..self }
+    }
+
+    pub(crate) fn bad_target(error: Error) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_target", "The target of the request is not a path.").because_of(error)
+    }
+
+    pub(crate) fn bad_content(error: Error) -> Self {
+        let detail =
+            "The request cannot be read, so that it cannot be told from other requests with its idempotency key.";
+        Self::new(StatusCode::BAD_REQUEST, "bad_content", detail).because_of(error)
+    }
+
+    pub(crate) fn in_progress() -> Self {
+        let detail = "A request with this idempotency key is still being processed. Send it again later.";
+        Self { passes: true, ..Self::new(StatusCode::CONFLICT, "in_progress", detail) }
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        let detail = "An earlier request with this idempotency key was interrupted, and it is not known whether it took \
+                      effect. It is held until that is settled.";
+        Self::new(StatusCode::CONFLICT, "interrupted", detail)
+    }
+
+    pub(crate) fn mismatch() -> Self {
+        let detail = "This idempotency key was used for another request. Use another key for this one.";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "mismatch", detail)
+    }
+
+    pub(crate) fn not_stored(error: Error) -> Self {
+        let detail = "The request was processed, but its outcome could not be stored and is not known for sure. Do not send \
+                      it again under another key.";
+        Self::fault(StatusCode::INTERNAL_SERVER_ERROR, "not_stored", detail).because_of(error)
+    }
+
+    pub(crate) fn response_too_large(error: Error) -> Self {
+        let detail = "The response could be larger than what this service keeps with an idempotency key.";
+        Self::fault(StatusCode::INTERNAL_SERVER_ERROR, "response_too_large", detail).because_of(error)
+    }
+}
+
+/// An error because of which there is no answer.
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let problem = match error.kind() {
+            ErrorKind::InvalidKey => {
+                let detail = format!("The idempotency key is refused: {error}.");
+                Self::new(StatusCode::BAD_REQUEST, "invalid_key", detail)
+            }
+            ErrorKind::TooLarge => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "The request is too large to be kept with its idempotency key.",
+            ),
+            ErrorKind::Mismatch => Self::mismatch(),
+            ErrorKind::Conflict => Self::unavailable(
+                "Too many requests change the same data. Send the request again later, with the same key.",
+            ),
+            ErrorKind::Busy => {
+                Self::unavailable("Too many requests are under way. Send the request again later, with the same key.")
+            }
+            ErrorKind::Closed
+            | ErrorKind::Poisoned
+            | ErrorKind::Io
+            | ErrorKind::Full
+            | ErrorKind::Corrupt
+            | ErrorKind::StoreInUse => Self::unavailable(
+                "Idempotency keys cannot be looked up at present. Send the request again later, with the same key.",
+            ),
+            // There is a record, so something may have been processed.
+            ErrorKind::Codec | ErrorKind::TypeMismatch | ErrorKind::UnknownRecoveryPoint => Self::fault(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "unreadable",
+                "This service cannot read what it knows of this idempotency key. The request may have been processed: do not \
+                 send it under another key.",
+            ),
+            _ => Self::fault(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "The idempotency key cannot be handled by this service. Do not send the request under another key.",
+            ),
+        };
+        problem.because_of(error)
+    }
+}
+
+impl From<Problem> for http::Response<Vec<u8>> {
+    fn from(problem: Problem) -> Self {
+        problem.response()
+    }
+}
+
+impl<T, E> Begin<T, E> {
+    /// Returns what to tell an HTTP client; `None` for [`Claimed`](Self::Claimed) and [`Replay`](Self::Replay), which have an
+    /// answer of their own. [`Problem`] has the table.
+    ///
+    /// ```
+    /// use oncekey::{Begin, Engine, Problem, Requests, Response};
+    ///
+    /// fn pay(payments: &Requests, request: &http::Request<&str>) -> Result<http::Response<Vec<u8>>, Problem> {
+    ///     let header = http::HeaderName::from_static("idempotency-key");
+    ///     let key = request.headers().get(&header).ok_or(Problem::missing_key(&header))?;
+    ///     let key = key.to_str().unwrap_or_default(); // no text is no key, and refused below
+    ///     Ok(match payments.initialize_request(Some(key), request.method(), request.body(), request.uri().path())? {
+    ///         Begin::Claimed(claim) => {
+    ///             let paid = Response::new(http::StatusCode::CREATED).body(claim.effect_id("charge"));
+    ///             claim.succeed(&paid).map_err(oncekey::Error::from)?;
+    ///             paid.into()
+    ///         }
+    ///         Begin::Replay(done) => done.into_outcome().unwrap_or_else(|failure| failure).into(),
+    ///         other => return Err(other.problem().expect("all others have one")),
+    ///     })
+    /// }
+    /// # let engine = Engine::temporary()?;
+    /// # let payments = engine.requests("payments")?;
+    /// let request = |key, body| http::Request::post("/").header("idempotency-key", key).body(body).unwrap();
+    /// assert_eq!(pay(&payments, &request("k", "20 EUR")).unwrap().status(), 201);
+    /// assert_eq!(pay(&payments, &request("k", "21 EUR")).unwrap_err().code(), "mismatch");
+    /// assert_eq!(pay(&payments, &request("", "20 EUR")).unwrap_err().code(), "invalid_key");
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use]
+    pub fn problem(&self) -> Option<Problem> {
+        match self {
+            Self::Claimed(_) | Self::Replay(_) => None,
+            Self::InProgress(_) => Some(Problem::in_progress()),
+            Self::Interrupted(_) => Some(Problem::interrupted()),
+            Self::Mismatch(_) => Some(Problem::mismatch()),
+        }
     }
 }
 
 impl<T, E> ExecuteError<T, E> {
-    /// The answer to an HTTP client, as problem details (RFC 9457) in JSON; `None` for [`Failed`](Self::Failed), whose failure
-    /// is the answer.
-    ///
-    /// | | status | `code` |
-    /// |---|---|---|
-    /// | `InProgress` | 409, with `Retry-After` | `in_progress` |
-    /// | `Interrupted` | 409 | `interrupted` |
-    /// | `Mismatch` | 422 | `mismatch` |
-    /// | `NotStored` | 500 | `not_stored`: it has run |
-    /// | `Engine`, `InvalidKey` | 400 | `invalid_key` |
-    /// | `Engine`, `TooLarge` | 413 | `too_large` |
-    /// | `Engine`, a fault of the store | 503, with `Retry-After` | `unavailable` |
-    /// | `Engine`, `Codec`, `TypeMismatch`, `UnknownRecoveryPoint` | 500 | `unreadable`: it may have run |
-    /// | `Engine`, any other | 500 | `internal` |
-    ///
-    /// It names no key, tells nothing of the outcome of any request, and nothing of the error but for `InvalidKey`.
+    /// Returns what to tell an HTTP client; `None` for [`Failed`](Self::Failed), whose failure is the answer. [`Problem`] has the
+    /// table.
     ///
     /// ```
-    /// use oncekey::{Begin, Engine, ExecuteError, ExecuteOptions, Manager};
+    /// use oncekey::{Engine, ExecuteError, ExecuteOptions, Manager};
     /// use std::time::Duration;
     ///
     /// let engine = Engine::temporary()?;
@@ -180,21 +307,18 @@ impl<T, E> ExecuteError<T, E> {
     /// let _owner = payments.begin("order-17")?;
     /// let options = ExecuteOptions::new().wait(Duration::ZERO);
     /// let refused = payments.execute_with("order-17", options, |_claim| unreachable!()).unwrap_err();
-    /// let answer = refused.problem().unwrap();
-    /// assert_eq!(answer.status(), 409);
-    /// assert_eq!(answer.headers()["retry-after"], "1");
+    /// assert_eq!(refused.problem().unwrap().response().status(), 409);
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     #[must_use]
-    pub fn problem(&self) -> Option<http::Response<Vec<u8>>> {
-        let problem = match self {
+    pub fn problem(&self) -> Option<Problem> {
+        Some(match self {
             Self::Failed { .. } => return None,
-            Self::InProgress(_) => Problem::IN_PROGRESS,
-            Self::Interrupted(_) => Problem::INTERRUPTED,
-            Self::Mismatch(_) => Problem::MISMATCH,
-            Self::NotStored { .. } => Problem::NOT_STORED,
-            Self::Engine(error) => Problem::fault(error),
-        };
-        Some(problem.response())
+            Self::InProgress(_) => Problem::in_progress(),
+            Self::Interrupted(_) => Problem::interrupted(),
+            Self::Mismatch(_) => Problem::mismatch(),
+            Self::NotStored { error, .. } => Problem::not_stored(error.error.clone()),
+            Self::Engine(error) => error.clone().into(),
+        })
     }
 }

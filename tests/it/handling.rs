@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use oncekey::{
-    Claim, Error, ErrorKind, Fingerprint, HandleOptions, NewRequest, Next, RecordFilter, RequestPatch, Requests,
-    Resolution, Response, STARTED, SameRequest, Stages, Status,
+    Claim, Error, ErrorKind, Fingerprint, HandleOptions, NewRequest, Next, Problem, RecordFilter, RequestPatch,
+    Requests, Resolution, Response, STARTED, SameRequest, Stages, Status,
 };
 
 use crate::common::*;
@@ -391,7 +391,8 @@ fn only_the_chosen_members_count_by_a_closure() {
     let mut junk = post("junk");
     let answer = requests.handle(&junk, never);
     is_problem(&answer, 400, "bad_content");
-    assert_eq!(answer.extensions().get::<Error>().unwrap().kind(), ErrorKind::Codec);
+    assert!(answer.extensions().get::<Error>().is_none(), "it is the client's mistake");
+    assert_eq!(answer.extensions().get::<Problem>().unwrap().error().unwrap().kind(), ErrorKind::Codec);
     // The path counts whatever the closure says.
     *junk.body_mut() = r#"{"payment":{"cents":1}}"#.to_owned();
     *junk.uri_mut() = "/refunds".parse().unwrap();

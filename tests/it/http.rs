@@ -1,15 +1,12 @@
 //! HTTP requests, answered by the IETF draft on the `Idempotency-Key` header.
 
-use std::collections::HashSet;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode, header};
 use oncekey::{
-    BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager,
-    ManagerOptions, OnError, OnInterrupted, RecordFilter, Requests, Resolution, Response, Status,
+    BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Fingerprint, HandleOptions, Key,
+    Manager, ManagerOptions, OnError, OnInterrupted, Problem, RecordFilter, Requests, Resolution, Response, Status,
 };
 use serde_json::Value as Json;
 
@@ -54,6 +51,13 @@ fn problem(answer: &Answer) -> (u16, String) {
     let passes = ["in_progress", "unavailable"].map(Json::from).contains(&details["code"]);
     assert_eq!(retry.is_some(), passes, "{details}");
     assert!(retry.is_none_or(|seconds| seconds == b"1"));
+    // The log is told the same, and of an error only if it is no mistake of the client.
+    let told = answer.extensions().get::<Problem>().expect("it is in the extensions");
+    assert_eq!((told.status(), told.code()), (answer.status(), details["code"].as_str().unwrap()));
+    assert_eq!(told.retry_after().is_some(), passes);
+    assert_eq!(told.is_fault(), answer.status().is_server_error());
+    let faulty = answer.extensions().get::<Error>().map(Error::kind);
+    assert_eq!(faulty, told.error().filter(|_| told.is_fault()).map(Error::kind));
     (answer.status().as_u16(), details["code"].as_str().unwrap().to_owned())
 }
 
@@ -65,6 +69,13 @@ fn is(answer: &Answer, status: u16, code: &str) {
 #[track_caller]
 fn fault(answer: &Answer) -> ErrorKind {
     answer.extensions().get::<Error>().expect("no error for the log").kind()
+}
+
+/// Of a client's mistake.
+#[track_caller]
+fn mistake(answer: &Answer) -> ErrorKind {
+    assert!(answer.extensions().get::<Error>().is_none(), "it is no fault");
+    answer.extensions().get::<Problem>().unwrap().error().expect("no error for the log").kind()
 }
 
 fn is_replayed(answer: &Answer) -> bool {
@@ -127,7 +138,7 @@ fn a_malformed_key_is_400_and_nothing_runs() {
         request.headers_mut().insert("idempotency-key", HeaderValue::from_bytes(value).unwrap());
         let answer = requests.handle(&request, never);
         is(&answer, 400, "invalid_key");
-        assert_eq!(fault(&answer), ErrorKind::InvalidKey);
+        assert_eq!(mistake(&answer), ErrorKind::InvalidKey);
     }
     let mut twice = request("k");
     twice.headers_mut().append("idempotency-key", HeaderValue::from_static("k"));
@@ -144,13 +155,13 @@ fn a_target_that_is_no_path_is_400_and_a_huge_one_413() {
     for (method, target) in [("POST", "*"), ("CONNECT", "example.com:443")] {
         let answer = requests.handle(&of(method, target, "k", ""), never);
         is(&answer, 400, "bad_target");
-        assert_eq!(fault(&answer), ErrorKind::InvalidOptions);
+        assert_eq!(mistake(&answer), ErrorKind::InvalidOptions);
     }
     let keeping = requests.clone().keep_params(true);
     for target in [format!("/{}", "p".repeat(20_000)), format!("/?{}", "q".repeat(20_000))] {
         let answer = keeping.handle(&of("POST", &target, "k", ""), never);
         is(&answer, 413, "too_large");
-        assert_eq!(fault(&answer), ErrorKind::TooLarge);
+        assert_eq!(mistake(&answer), ErrorKind::TooLarge);
     }
     assert!(none(&requests));
     // A query that is not kept may be of any length.
@@ -342,7 +353,7 @@ fn every_answer_of_execute_has_a_problem_but_the_failure() {
         let options = ExecuteOptions::new().fingerprint(Fingerprint::of(request).unwrap()).wait(Duration::ZERO);
         manager.execute_with(key, options, |_| Err(Plain(MARKER.to_owned())))
     };
-    let refused = |key: &str, request: &str| ask(key, request).err().unwrap().problem();
+    let refused = |key: &str, request: &str| ask(key, request).err().unwrap().problem().map(Problem::response);
     assert!(refused("failed", "a").is_none() && refused("failed", "a").is_none());
     is(&refused("failed", "b").unwrap(), 422, "mismatch");
     let claim = claimed(manager.begin_with(MARKER, same("a")).unwrap());
@@ -354,80 +365,55 @@ fn every_answer_of_execute_has_a_problem_but_the_failure() {
 
     let options = ExecuteOptions::new().context(about("user", &MARKER.repeat(5_000)));
     let error = manager.execute_with("k", options, |_| panic!("it has run")).err().unwrap();
-    is(&error.problem().unwrap(), 413, "too_large");
+    is(&error.problem().unwrap().response(), 413, "too_large");
     let options = BeginOptions::new().success_ttl(Duration::ZERO);
     let error = manager.execute_with("k", options, |_| panic!("it has run")).err().unwrap();
-    is(&error.problem().unwrap(), 500, "internal");
+    is(&error.problem().unwrap().response(), 500, "internal");
     let error = manager.execute("k", |_| Ok(Plain(MARKER.repeat(1 << 18)))).err().unwrap();
     assert!(matches!(error, ExecuteError::NotStored { .. }));
-    is(&error.problem().unwrap(), 500, "not_stored");
+    is(&error.problem().unwrap().response(), 500, "not_stored");
     drop(error);
     engine.close().unwrap();
     is(&refused("k", "a").unwrap(), 503, "unavailable");
 }
 
-/// One POST, and all that comes back.
-fn send(address: std::net::SocketAddr, path: &str, key: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nIdempotency-Key: {key}\r\n");
-    write!(stream, "{head}Content-Length: 6\r\n\r\n20 EUR").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer.to_ascii_lowercase()
-}
-
-/// A thread of a server, until that is unblocked.
-fn serve(server: &tiny_http::Server, requests: &Requests) {
-    for mut incoming in server.incoming_requests() {
-        let mut body = Vec::new();
-        incoming.as_reader().read_to_end(&mut body).unwrap();
-        let mut request = http::Request::builder().method(incoming.method().as_str()).uri(incoming.url());
-        for header in incoming.headers() {
-            request = request.header(header.field.as_str().as_str(), header.value.as_str());
-        }
-        let request = request.body(body).unwrap();
-        let answer = requests.handle(&request, created);
-        let mut out =
-            tiny_http::Response::from_data(answer.body().as_slice()).with_status_code(answer.status().as_u16());
-        for (name, value) in answer.headers() {
-            out.add_header(tiny_http::Header::from_bytes(name.as_str(), value.as_bytes()).unwrap());
-        }
-        incoming.respond(out).unwrap();
-    }
-}
-
-/// Ends the server's thread, by a panic too.
-struct Unblock<'a>(&'a tiny_http::Server);
-
-impl Drop for Unblock<'_> {
-    fn drop(&mut self) {
-        self.0.unblock();
-    }
+#[test]
+fn every_answer_of_begin_has_a_problem_but_a_claim_and_a_replay() {
+    let (engine, _) = engine();
+    let manager: Manager<Plain, Plain> = engine.manager("m").unwrap();
+    let ask = |request: &str| manager.begin_with(MARKER, same(request)).unwrap();
+    let begin = ask("a");
+    assert!(begin.problem().is_none());
+    is(&ask("a").problem().unwrap().response(), 409, "in_progress");
+    is(&ask("b").problem().unwrap().into(), 422, "mismatch");
+    drop(begin);
+    is(&ask("a").problem().unwrap().response(), 409, "interrupted");
+    manager.resolve(MARKER, Resolution::Succeed(Plain(MARKER.to_owned()))).unwrap();
+    assert!(ask("a").problem().is_none());
+    is(&Problem::missing_key(&header::HeaderName::from_static("x-key")).response(), 400, "missing_key");
+    is(&Problem::from(manager.begin("").unwrap_err()).response(), 400, "invalid_key");
 }
 
 #[test]
-fn a_synchronous_server_answers_retries_over_the_wire() {
-    let engine = Engine::temporary().unwrap();
-    let requests = engine.requests("r").unwrap();
-    let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
-    let address = server.server_addr().to_ip().unwrap();
-    std::thread::scope(|scope| {
-        let _unblock = Unblock(&server);
-        scope.spawn(|| serve(&server, &requests));
-        let first = send(address, "/payments", "\"k\"");
-        assert!(first.starts_with("http/1.1 201"), "{first}");
-        assert!(!first.contains("idempotent-replayed"), "{first}");
-        let again = send(address, "/payments", "k");
-        assert!(again.starts_with("http/1.1 201") && again.contains("idempotent-replayed: true"), "{again}");
-        let bodies: HashSet<_> =
-            [&first, &again].iter().map(|answer| answer.split_once("\r\n\r\n").unwrap().1).collect();
-        assert!(bodies.len() == 1 && bodies.iter().all(|body| body.len() == 32), "{bodies:?}");
-        let other = send(address, "/refunds", "k");
-        assert!(other.starts_with("http/1.1 422") && other.contains("application/problem+json"), "{other}");
-        let malformed = send(address, "/payments", "\"k");
-        assert!(malformed.starts_with("http/1.1 400"), "{malformed}");
+fn the_service_sets_the_addresses_of_problem_types() {
+    let options = HandleOptions::new().problem_type("https://example.com/problems/");
+    let requests = requests().with_handling(options);
+    let details = |answer: &Answer| -> [String; 2] {
+        let details: Json = serde_json::from_slice(answer.body()).unwrap();
+        ["type", "title"].map(|member| details[member].as_str().unwrap().to_owned())
+    };
+    let without = http::Request::post("/payments").body(Vec::new()).unwrap();
+    let missing = requests.handle(&without, never);
+    assert_eq!(details(&missing), ["https://example.com/problems/missing_key", "missing key"]);
+    let malformed = requests.handle(&request("\"k"), never);
+    assert_eq!(details(&malformed), ["https://example.com/problems/invalid_key", "invalid key"]);
+    requests.handle(&request("k"), |inner, claim| {
+        let second = requests.handle(inner, never);
+        assert_eq!(details(&second), ["https://example.com/problems/in_progress", "in progress"]);
+        created(inner, claim)
     });
-    assert_eq!(keys(requests.find(RecordFilter::new()).unwrap()), ["k"]);
+    let default = requests.handle_with(&without, &HandleOptions::new(), never);
+    assert_eq!(details(&default), ["about:blank", "Bad Request"]);
 }
 
 // The map of headers panics where it has no room for one more.

@@ -49,3 +49,4 @@ mod transactions;
 mod updates;
 mod waiters;
 mod waits;
+mod wire;

@@ -4,7 +4,7 @@ use http::HeaderValue;
 
 use super::Requests;
 use super::options::HandleOptions;
-use super::request::{Described, Refused};
+use super::request::Described;
 use crate::api::claim::{Claim, EndError};
 use crate::api::manager::execute::{ExecuteError, Executed, Failed};
 use crate::http::problem::Problem;
@@ -13,9 +13,6 @@ use crate::protocol::RecordId;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::key::Key;
 use crate::types::options::{BeginOptions, ExecuteOptions, OnError};
-
-/// A request that is answered without the operation.
-type Rejected = (Problem, Error);
 
 impl Requests {
     /// Answers an HTTP request, by running the operation once for its `Idempotency-Key`. For any server that works with
@@ -33,8 +30,8 @@ impl Requests {
     /// | is in progress | 409 with `Retry-After` |
     /// | was interrupted, and is held | 409 |
     ///
-    /// The last four, and faults of the engine, have a body of problem details, as [`ExecuteError::problem`] has. The
-    /// [`Error`] of a fault, which clients are not told, is in the response's extensions, for the log.
+    /// The last four, and faults of the engine, are a [`Problem`], which is also in the response's extensions. The [`Error`] of a
+    /// fault, which clients are not told, is there as well, for the log; a mistake of a client has none.
     ///
     /// An interruption is held unless the options say otherwise. A panic of the operation goes on through here. The record has
     /// method and path in its context; the query, as `params`, a `String`, only with
@@ -89,13 +86,13 @@ impl Requests {
         operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
     ) -> http::Response<Vec<u8>> {
         if options.passes(request.method()) {
-            return self.pass_through(request, operation);
+            return self.pass_through(request, options, operation);
         }
         let (key, execute) = match self.asked(request, options) {
             Ok(Some(asked)) => asked,
-            Ok(None) if !options.key_required => return self.pass_through(request, operation),
-            Ok(None) => return Problem::missing_key(&options.key_header).response(),
-            Err((problem, error)) => return logged(&problem, error),
+            Ok(None) if !options.key_required => return self.pass_through(request, options, operation),
+            Ok(None) => return options.told(Problem::missing_key(&options.key_header)),
+            Err(problem) => return options.told(problem),
         };
         let mut first = None;
         let run = |claim: &mut Claim<_, _>| {
@@ -148,16 +145,11 @@ impl Requests {
         &self,
         request: &http::Request<B>,
         options: &HandleOptions,
-    ) -> Result<Option<(Key, ExecuteOptions)>, Rejected> {
-        let fault = |error| (Problem::fault(&error), error);
-        let Some(key) = Key::from_headers_named(request.headers(), &options.key_header).map_err(fault)? else {
+    ) -> Result<Option<(Key, ExecuteOptions)>, Problem> {
+        let Some(key) = Key::from_headers_named(request.headers(), &options.key_header)? else {
             return Ok(None);
         };
-        let described = Described::of(request, options, self.keep_params).map_err(|refused| match refused {
-            Refused::Target(error) => (Problem::BAD_TARGET, error),
-            Refused::Content(error) => (Problem::BAD_CONTENT, error),
-            Refused::Other(error) => fault(error),
-        })?;
+        let described = Described::of(request, options, self.keep_params)?;
         let mut begin = BeginOptions::from(described);
         begin.only_from_start = true;
         Ok(Some((key, ExecuteOptions::from(begin).wait(options.wait))))
@@ -167,11 +159,12 @@ impl Requests {
     fn pass_through<B>(
         &self,
         request: &http::Request<B>,
+        options: &HandleOptions,
         operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
     ) -> http::Response<Vec<u8>> {
         match self.unrecorded() {
             Ok(mut claim) => operation(request, &mut claim).unwrap_or_else(|response| response).into(),
-            Err(error) => logged(&Problem::fault(&error), error),
+            Err(error) => options.told(error.into()),
         }
     }
 
@@ -232,14 +225,14 @@ fn answered(
             let replayed = done.replayed();
             return sent(first.unwrap_or_else(|| done.into_value()), replayed, options);
         }
-        Err(Stopped::TooLarge(error)) => return logged(&Problem::RESPONSE_TOO_LARGE, error),
+        Err(Stopped::TooLarge(error)) => return options.told(Problem::response_too_large(error)),
         Err(Stopped::Execute(error)) => error,
     };
     match error {
         ExecuteError::Failed { error: response, replayed, .. } => sent(first.unwrap_or(response), replayed, options),
-        ExecuteError::InProgress(_) => Problem::IN_PROGRESS.response(),
-        ExecuteError::Interrupted(_) => Problem::INTERRUPTED.response(),
-        ExecuteError::Mismatch(_) => Problem::MISMATCH.response(),
+        ExecuteError::InProgress(_) => options.told(Problem::in_progress()),
+        ExecuteError::Interrupted(_) => options.told(Problem::interrupted()),
+        ExecuteError::Mismatch(_) => options.told(Problem::mismatch()),
         ExecuteError::NotStored { outcome, error } => match (stored_bare(outcome, error), first) {
             (Ok(error), Some(first)) => {
                 let mut answer = sent(first, false, options);
@@ -247,9 +240,9 @@ fn answered(
                 answer
             }
             // Its claim has ended, so that the record is interrupted: nobody may be told what came of it.
-            (Ok(error) | Err(error), _) => logged(&Problem::NOT_STORED, error),
+            (Ok(error) | Err(error), _) => options.told(Problem::not_stored(error)),
         },
-        ExecuteError::Engine(error) => logged(&Problem::fault(&error), error),
+        ExecuteError::Engine(error) => options.told(error.into()),
     }
 }
 
@@ -262,10 +255,4 @@ fn sent(response: Response, replayed: bool, options: &HandleOptions) -> http::Re
         let _ = headers.try_insert(REPLAYED, HeaderValue::from_static("true"));
     }
     sent
-}
-
-fn logged(problem: &Problem, error: Error) -> http::Response<Vec<u8>> {
-    let mut response = problem.response();
-    response.extensions_mut().insert(error);
-    response
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, Method};
 
 use super::same::SameRequest;
+use crate::http::problem::Problem;
 use crate::http::response::{self, OF_THE_FIRST_ANSWER, Response};
 
 /// How [`Requests::handle`](crate::Requests::handle) treats requests: for a service by
@@ -47,6 +48,7 @@ pub struct HandleOptions {
     unkeyed: Arc<[Method]>,
     not_replayed: Arc<[HeaderName]>,
     pub(super) response_bytes: usize,
+    problem_type: Option<Arc<str>>,
 }
 
 impl Default for HandleOptions {
@@ -60,6 +62,7 @@ impl Default for HandleOptions {
             unkeyed: [Method::GET, Method::HEAD, Method::OPTIONS].into(),
             not_replayed: OF_THE_FIRST_ANSWER.into(),
             response_bytes: 0,
+            problem_type: None,
         }
     }
 }
@@ -153,6 +156,20 @@ impl HandleOptions {
     pub fn response_bytes(mut self, bytes: usize) -> Self {
         self.response_bytes = bytes;
         self
+    }
+
+    /// Sets the addresses of the types of [problems](Problem): this prefix, and the code, e.g.
+    /// `https://example.com/problems/in_progress`. Default: every type is `about:blank`.
+    pub fn problem_type(mut self, prefix: impl Into<Arc<str>>) -> Self {
+        self.problem_type = Some(prefix.into());
+        self
+    }
+
+    pub(super) fn told(&self, problem: Problem) -> http::Response<Vec<u8>> {
+        match &self.problem_type {
+            Some(prefix) => problem.with_type(Arc::clone(prefix)).response(),
+            None => problem.response(),
+        }
     }
 
     pub(super) fn passes(&self, method: &Method) -> bool {

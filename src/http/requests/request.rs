@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::invalid;
 use super::options::HandleOptions;
+use crate::http::problem::Problem;
 use crate::http::response::Response;
 use crate::types::context::Context;
-use crate::types::error::{Error, Result};
+use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::key::Key;
 use crate::types::options::BeginOptions;
@@ -25,15 +26,6 @@ pub(super) struct Described {
     /// What older rules make of it.
     pub(super) accepted: Vec<Fingerprint>,
     pub(super) context: Context,
-}
-
-/// Why a request cannot be described.
-pub(super) enum Refused {
-    /// Its target is no path.
-    Target(Error),
-    /// The rule cannot read it.
-    Content(Error),
-    Other(Error),
 }
 
 /// How a generation of this request starts.
@@ -66,15 +58,15 @@ impl Described {
         request: &http::Request<B>,
         options: &HandleOptions,
         keep_params: bool,
-    ) -> Result<Self, Refused> {
+    ) -> Result<Self, Problem> {
         let (method, uri) = (request.method().as_str(), request.uri());
-        check(method, uri.path()).map_err(Refused::Target)?;
-        let fingerprint = options.same.fingerprint(request).map_err(Refused::Content)?;
+        check(method, uri.path()).map_err(Problem::bad_target)?;
+        let fingerprint = options.same.fingerprint(request).map_err(Problem::bad_content)?;
         // An older rule that cannot read it has no record of it.
         let accepted = options.older.iter().filter_map(|rule| rule.fingerprint(request).ok()).collect();
         let context = Context::new().with(METHOD, method).with(PATH, uri.path());
         let context = match uri.query().filter(|_| keep_params) {
-            Some(query) => context.with_encoded(PARAMS, query).map_err(Refused::Other)?,
+            Some(query) => context.with_encoded(PARAMS, query)?,
             None => context,
         };
         Ok(Self { fingerprint, accepted, context })
