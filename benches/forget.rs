@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use oncekey::{Compacted, Durability, Engine, Manager, ManagerOptions, ManualClock};
+use oncekey::{Durability, Engine, Manager, ManagerOptions, admin::Compacted, clock::ManualClock};
 use shared::{VALUE, cycle};
 
 const THREADS: u64 = 8;

@@ -7,7 +7,10 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::{error, thread};
 
-use oncekey::{Engine, Requests, Response};
+use oncekey::{
+    Engine,
+    http::{Requests, Response},
+};
 use tiny_http::{Header, Server};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn error::Error + Send + Sync>>;

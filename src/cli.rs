@@ -41,7 +41,7 @@ use args::{Asked, Verb};
 use out::{Done, Out, Stop};
 use progress::Progress;
 
-use crate::{Engine, EngineOptions, FOREVER, MAX_VALUE_BYTES};
+use crate::{Engine, EngineOptions, FOREVER, Value};
 
 /// Does what the process's arguments say, with its standard streams. For a binary's own `main`.
 #[must_use]
@@ -97,7 +97,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
     // Nothing is forgotten because somebody looked.
     let options = Engine::options()
         .compaction_interval(FOREVER)
-        .max_value_bytes(MAX_VALUE_BYTES)
+        .max_value_bytes(Value::MAX_BYTES)
         .any_file_system(asked.any_file_system)
         .create(matches!(asked.verb, Verb::Import { .. }));
     let on = |out: &mut Out<'_>, work: &dyn Fn(&Engine, &mut Out<'_>) -> Done| opened(&options, asked, out, work);

@@ -1,6 +1,10 @@
-//! A whole HTTP request that carries a key, and its answer.
+//! HTTP requests that carry an idempotency key, and their answers.
 
 pub(crate) mod header;
 pub(crate) mod problem;
 pub(crate) mod requests;
 pub(crate) mod response;
+
+pub use problem::Problem;
+pub use requests::{Created, HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests};
+pub use response::Response;

@@ -38,9 +38,9 @@
 //! | change several rows together | [`Engine::atomic_phase`] |
 //! | know that nothing is damaged | [`Engine::verify`] |
 //! | keep tenants apart | [`Manager::scoped`] |
-//! | answer HTTP requests that carry a key | [`Requests::handle`], [`Key::from_headers`], [`ExecuteError::problem`] |
+//! | answer HTTP requests that carry a key | [`Requests::handle`](http::Requests::handle), [`Key::from_headers`], [`ExecuteError::problem`] |
 //! | look into a store from a terminal | the binary `oncekey`, feature `cli` |
-//! | test with time | [`ManualClock`], [`Engine::temporary`] |
+//! | test with time | [`ManualClock`](clock::ManualClock), [`Engine::temporary`] |
 //!
 //! What becomes of the record on `Ok`, `Err`, panic, `?` and process death is a table in [`guides::crashes`].
 //!
@@ -67,8 +67,8 @@
 //!
 //! # Limits
 //!
-//! Keys have up to [`MAX_KEY_BYTES`], outcomes 1 MiB unless [`max_value_bytes`](EngineOptions::max_value_bytes) says more, up to
-//! [`MAX_VALUE_BYTES`]; TTLs default to 24 h. One process owns a directory, calls block, and effects outside are not rolled
+//! Keys have up to [`Key::MAX_BYTES`], outcomes 1 MiB unless [`max_value_bytes`](EngineOptions::max_value_bytes) says more, up to
+//! [`Value::MAX_BYTES`]; TTLs default to 24 h. One process owns a directory, calls block, and effects outside are not rolled
 //! back. All limits, with reasons: [`guides::limits`].
 //!
 //! # Guides
@@ -76,6 +76,11 @@
 //! [Crashes and the two policies](guides::crashes), [stages](guides::stages), [HTTP](guides::http),
 //! [durability](guides::durability), [limits](guides::limits), [tuning](guides::tuning), [operating](guides::operating),
 //! [migrating from litert, Medusa, Powertools](guides::migrating), [architecture](guides::architecture)
+//!
+//! # Modules
+//!
+//! What most services need is at the root. [`table`] has the user's own rows, `http` requests that carry a key, [`admin`]
+//! reports, events, listings and settling by hand, [`clock`] the clock for tests.
 //!
 //! # Features
 //!
@@ -99,7 +104,7 @@ mod api;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "http")]
-mod http;
+pub mod http;
 mod protocol;
 mod store;
 mod sync;
@@ -110,39 +115,44 @@ pub use api::claim::{Claim, EndError};
 pub use api::engine::Engine;
 pub use api::manager::drive::{DriveError, Stages};
 pub use api::manager::execute::{ExecuteError, Executed};
-pub use api::manager::{Begin, Manager, Pending, Resolution, Waited};
-pub use api::raw::RawManager;
-pub use api::records::{RecordFilter, Records};
-pub use api::table::{Rows, Table};
-pub use api::transaction::{
-    Isolation, MAX_TRANSACTION_RUNS, PhaseError, PhaseOptions, Transaction, TransactionRows, TransactionTable,
-};
-#[cfg(feature = "http")]
-pub use http::problem::Problem;
-#[cfg(feature = "http")]
-pub use http::requests::{
-    Created, HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests,
-};
-#[cfg(feature = "http")]
-pub use http::response::Response;
-pub use protocol::event::{Compacted, EVENT_QUEUE, Event};
-pub use protocol::{OpenReport, VerifyReport};
+pub use api::manager::{Begin, Manager, Pending, Waited};
+pub use api::transaction::{PhaseError, Transaction};
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use store::fuzzing;
-pub use types::clock::{BootTime, Clock, FOREVER, ManualClock, SystemClock};
-pub use types::context::{Context, MAX_CONTEXT_BYTES, MAX_CONTEXT_ENTRIES, MAX_CONTEXT_NAME_BYTES};
+pub use types::clock::FOREVER;
+pub use types::context::Context;
 pub use types::error::{Error, ErrorKind, Result};
 pub use types::failure::Failure;
 pub use types::fingerprint::{Fingerprint, FingerprintBuilder};
-pub use types::key::{Key, MAX_KEY_BYTES};
+pub use types::key::Key;
 pub use types::options::{
-    BeginOptions, Durability, EngineOptions, ExecuteOptions, MAX_VALUE_BYTES, ManagerOptions, OnError, OnInterrupted,
+    BeginOptions, Durability, EngineOptions, ExecuteOptions, ManagerOptions, OnError, OnInterrupted,
 };
 pub use types::outcome::{Finished, Record};
-pub use types::record::{FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES, RecordInfo, STARTED, Status};
-pub use types::stats::Stats;
+pub use types::record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
 pub use types::value::Value;
+
+/// For the people who run a service: reports, counters, events, listings, records without their types, settling by hand.
+pub mod admin {
+    pub use crate::api::manager::Resolution;
+    pub use crate::api::raw::RawManager;
+    pub use crate::api::records::{RecordFilter, Records};
+    pub use crate::protocol::event::{Compacted, Event, Events};
+    pub use crate::protocol::{OpenReport, VerifyReport};
+    pub use crate::types::stats::Stats;
+}
+
+/// The time of an engine: the system's clock, and one for tests that is moved by hand.
+pub mod clock {
+    pub use crate::types::clock::{BootTime, Clock, ManualClock, SystemClock};
+}
+
+/// The user's own rows, changed alone or in one commit with records.
+pub mod table {
+    pub use crate::api::table::{Rows, Table};
+    pub use crate::api::transaction::{Isolation, PhaseOptions, TransactionRows, TransactionTable};
+}
 
 /// The README's examples are compiled as written.
 #[cfg(doctest)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
-use oncekey::{Engine, FOREVER, ManagerOptions, ManualClock};
+use oncekey::{Engine, FOREVER, ManagerOptions, clock::ManualClock};
 
 use crate::shared::{VALUE, cycle, named_directory};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oncekey::{Engine, FINISHED, RecordFilter, RecordInfo, STARTED, Status};
+use oncekey::{Engine, FINISHED, RecordInfo, STARTED, Status, admin::RecordFilter};
 use serde::de::DeserializeOwned;
 
 use crate::shop::{CARTS, CHARGED, DELIVERED, Fault, ORDERS, OrderRow, RESERVATIONS, RESERVED, STOCK};

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use oncekey::{
     Claim, DriveError, Engine, ExecuteOptions, Executed, Fingerprint, Manager, ManagerOptions, Next, OnInterrupted,
-    STARTED, Stages, TransactionTable,
+    STARTED, Stages, table::TransactionTable,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

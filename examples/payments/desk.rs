@@ -4,7 +4,10 @@ use std::io::Read as _;
 
 use ::http::StatusCode;
 use ::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use oncekey::{Claim, Engine, Requests, Response};
+use oncekey::{
+    Claim, Engine,
+    http::{Requests, Response},
+};
 use serde::Deserialize;
 use serde_json::json;
 

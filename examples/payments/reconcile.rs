@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use oncekey::{RecordFilter, Requests, Resolution, Status};
+use oncekey::{
+    Status,
+    admin::{RecordFilter, Resolution},
+    http::Requests,
+};
 
 use crate::desk::charged;
 use crate::ledger::{CHARGE, Ledger};

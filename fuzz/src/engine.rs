@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use oncekey::fuzzing::SYNCS_LEFT;
-use oncekey::{Engine, ErrorKind, ManualClock};
+use oncekey::{Engine, ErrorKind, clock::ManualClock};
 
 use super::calls::{Held, Ops, ask, hours, manager};
 use super::model::{Answer, Ending, Hour, Model, Op, Outcome, SUCCESS_TTL};

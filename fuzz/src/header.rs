@@ -1,7 +1,7 @@
 //! The header that clients send.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use oncekey::{ErrorKind, Key, MAX_KEY_BYTES};
+use oncekey::{ErrorKind, Key};
 
 const NAME: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -18,7 +18,7 @@ pub fn http_header(data: &[u8]) {
         Some(Err(kind)) => return assert_eq!(kind, ErrorKind::InvalidKey),
         Some(Ok(key)) => key.expect("the header is there"),
     };
-    assert!((1..=MAX_KEY_BYTES).contains(&key.as_bytes().len()));
+    assert!((1..=Key::MAX_BYTES).contains(&key.as_bytes().len()));
     let mut quoted = vec![b'"'];
     for byte in key.as_bytes() {
         assert!((b' '..=b'~').contains(byte));

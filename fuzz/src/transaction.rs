@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use oncekey::{Engine, ErrorKind, Manager, ManualClock, Next, PhaseError, Transaction};
+use oncekey::{Engine, ErrorKind, Manager, Next, PhaseError, Transaction, clock::ManualClock};
 
 const MAX_STEPS: usize = 30;
 const TABLES: [&str; 2] = ["a", "b"];
@@ -180,7 +180,7 @@ impl Run {
         self.rows = rows;
     }
 
-    fn compare(&self, table: bool, found: oncekey::Rows, is_in: impl Fn(&[u8]) -> bool) {
+    fn compare(&self, table: bool, found: oncekey::table::Rows, is_in: impl Fn(&[u8]) -> bool) {
         let found: Vec<_> = found.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec())).unwrap()).collect();
         let of = self.rows.iter().filter(|(place, _)| place.table == table);
         let mut rows: Vec<_> = of.map(|(place, value)| (place.key(), value.clone())).collect();

@@ -338,7 +338,7 @@ impl<T, E> fmt::Debug for Claim<T, E> {
 /// box, it keeps the claim alive and the key in progress.
 ///
 /// ```
-/// # use oncekey::{Engine, EndError, ErrorKind, Manager};
+/// # use oncekey::{EndError, Engine, ErrorKind, Manager};
 /// # let engine = Engine::options().max_value_bytes(100).temporary()?;
 /// let notes: Manager<String> = engine.manager("notes")?;
 /// let claim = notes.begin("k")?.into_claim().unwrap();

@@ -7,13 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-
 use crate::api::records::{RecordFilter, Records};
 use crate::api::table::Table;
 use crate::api::transaction::{self, PhaseOptions, Transaction};
 use crate::protocol::compactor::Compactor;
-use crate::protocol::event::{Compacted, Event};
+use crate::protocol::event::{Compacted, Events};
 use crate::protocol::{ListRange, OpenReport, Protocol, VerifyReport};
 use crate::types::clock::deadline;
 use crate::types::error::{Error, Result};
@@ -118,7 +116,7 @@ impl Engine {
     /// # Errors
     ///
     /// The closure's own; nothing was changed then. Of the engine's: `Conflict` after
-    /// [`MAX_TRANSACTION_RUNS`](crate::MAX_TRANSACTION_RUNS), `TooLarge` if all that is written does not fit into one frame of
+    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS), `TooLarge` if all that is written does not fit into one frame of
     /// 32 MiB.
     pub fn atomic_phase<R, X: From<Error>>(&self, work: impl Fn(&Transaction) -> Result<R, X>) -> Result<R, X> {
         self.atomic_phase_with(&PhaseOptions::new(), work)
@@ -195,21 +193,21 @@ impl Engine {
         self.protocol.stats()
     }
 
-    /// What happens from now on. Each call is a subscriber of its own, with a queue of [`EVENT_QUEUE`](crate::EVENT_QUEUE);
-    /// what does not fit is dropped, and counted in [`Stats::events_dropped`]. The channel disconnects when the engine is closed.
+    /// Subscribes to what happens from now on. Each subscription has a queue of [`Events::CAPACITY`]; what does not fit is dropped,
+    /// and counted in [`Stats::events_dropped`]. The subscription ends when the engine is closed.
     ///
     /// ```
-    /// # use oncekey::{Engine, Event, Manager};
+    /// # use oncekey::{Engine, Manager, admin::Event};
     /// # let engine = Engine::temporary()?;
     /// let (payments, events) = (engine.manager::<u64, String>("payments")?, engine.events());
     /// payments.execute("order-42", |_claim| Ok(1999)).unwrap();
     /// engine.close()?;
-    /// let ended: Vec<_> = events.iter().filter(|event| matches!(event, Event::Ended(_))).collect();
+    /// let ended: Vec<_> = events.filter(|event| matches!(event, Event::Ended(_))).collect();
     /// assert_eq!(ended.len(), 1);
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     #[must_use]
-    pub fn events(&self) -> Receiver<Event> {
+    pub fn events(&self) -> Events {
         self.protocol.subscribers().subscribe()
     }
 

@@ -439,7 +439,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// Settles an interrupted record, once it is known what became of the operation.
     ///
     /// ```
-    /// # use oncekey::{Engine, Manager, Resolution};
+    /// # use oncekey::{Engine, Manager, admin::Resolution};
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// drop(payments.begin("order-42")?); // nobody knows how far it came

@@ -19,8 +19,8 @@ const BATCH: usize = 256;
 /// Which records to list; without a condition, all.
 ///
 /// ```
-/// use oncekey::{RecordFilter, Status, SystemClock};
-/// use oncekey::Clock as _;
+/// use oncekey::{Status, admin::RecordFilter, clock::SystemClock};
+/// use oncekey::clock::Clock as _;
 /// use std::time::Duration;
 ///
 /// # let engine = oncekey::Engine::temporary()?;
@@ -99,7 +99,7 @@ impl RecordFilter {
     /// Only those of which this is true, by any field of theirs. Several must all be.
     ///
     /// ```
-    /// # use oncekey::{Engine, Manager, RecordFilter};
+    /// # use oncekey::{Engine, Manager, admin::RecordFilter};
     /// # let engine = Engine::temporary()?;
     /// # let payments: Manager<u64> = engine.manager("payments")?;
     /// # payments.execute("k", |_| Ok(7)).unwrap();

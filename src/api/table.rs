@@ -16,7 +16,7 @@ const BATCH: usize = 256;
 /// A named, ordered map of bytes to bytes, in the same store as the records, so that one commit can change both: see
 /// [`Claim::work_stage`](crate::Claim::work_stage) and [`Engine::atomic_phase`](crate::Engine::atomic_phase).
 ///
-/// Keys have 1 to [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES) bytes, values up to
+/// Keys have 1 to [`Key::MAX_BYTES`](crate::Key::MAX_BYTES) bytes, values up to
 /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes). A row has no TTL. Tables and managers of the same name have
 /// nothing to do with each other. Cheap to clone.
 ///

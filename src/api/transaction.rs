@@ -27,9 +27,6 @@ use attached::{attach, attached};
 pub use options::{Isolation, PhaseOptions};
 pub use rows::TransactionRows;
 
-/// How often a transaction's closure is run before it answers [`Conflict`](ErrorKind::Conflict).
-pub const MAX_TRANSACTION_RUNS: usize = 64;
-
 /// After so many runs that came to nothing, it keeps others off what they have changed under it.
 const FREE_RUNS: usize = 3;
 
@@ -45,14 +42,14 @@ const SPARING_RUNS: usize = 16;
 /// it has seen expires before its end.
 ///
 /// After three runs that came to nothing, it goes first on the keys that others have changed under it: other transactions,
-/// [`Table`](crate::Table)s and changes of records that would write one of these wait until it has ended, and all others go on.
+/// [`Table`](crate::table::Table)s and changes of records that would write one of these wait until it has ended, and all others go on.
 /// Endings of claims never wait. After a range it is the whole table that waits. What is slow and meets others often delays just
 /// those. After sixteen, whoever would write anything that it reads or writes waits. A transaction that has kept others waiting
 /// for [`sync_timeout`](crate::EngineOptions::sync_timeout) does not run again, and answers `Conflict`: so it ends, too, where its
 /// closure waits for a thread that waits for it.
 ///
 /// - Nothing that cannot be undone belongs inside: the closure may run several times.
-/// - Only its own tables may be used inside, and [`Requests::with_transaction`](crate::Requests::with_transaction). An
+/// - Only its own tables may be used inside, and [`Requests::with_transaction`](crate::http::Requests::with_transaction). An
 ///   `atomic_phase` of the same engine inside is part of the transaction: what it writes is committed with the rest, and what a
 ///   part that fails has written is not. Any other call into the engine answers
 ///   [`InsideTransaction`](ErrorKind::InsideTransaction).
@@ -72,6 +69,9 @@ impl fmt::Debug for Transaction {
 }
 
 impl Transaction {
+    /// How often the closure of a transaction is run before it answers [`Conflict`](ErrorKind::Conflict).
+    pub const MAX_RUNS: usize = 64;
+
     /// A table inside the transaction; as many as you like at once.
     ///
     /// # Errors
@@ -271,7 +271,7 @@ pub(crate) fn run<R, X: From<Error>>(
     let met_before = error::met();
     let mut runs = 0;
     // One deadline for all runs: a thread of the closure's own may wait for what this holds, in each of them.
-    while runs < MAX_TRANSACTION_RUNS && !taken.is_overdue() {
+    while runs < Transaction::MAX_RUNS && !taken.is_overdue() {
         runs += 1;
         // Errors of a run that is run again are told to nobody.
         error::forget_met_since(met_before);
@@ -302,7 +302,7 @@ pub(crate) fn run<R, X: From<Error>>(
             }
             continue;
         };
-        if runs < MAX_TRANSACTION_RUNS && !taken.is_overdue() && setting.runs_again_after(&ended) {
+        if runs < Transaction::MAX_RUNS && !taken.is_overdue() && setting.runs_again_after(&ended) {
             continue;
         }
         if met_fault {

@@ -14,7 +14,11 @@ use super::change::How;
 use super::out::{Done, Stop};
 use super::place::{Place, unescape};
 use super::show::Shown;
-use crate::{Clock as _, RecordFilter, Status, SystemClock};
+use crate::{
+    Status,
+    admin::RecordFilter,
+    clock::{Clock as _, SystemClock},
+};
 
 /// What was asked for.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::out::{Done, Out, Stop, size};
 use super::place::Place;
 use super::progress::Progress;
-use crate::{Engine, EngineOptions, Key, MAX_VALUE_BYTES, Resolution, Status, Value};
+use crate::{Engine, EngineOptions, Key, Status, Value, admin::Resolution};
 
 /// What became of an interrupted operation.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub(super) fn resolve(engine: &Engine, place: &Place, how: &How, out: &mut Out<'
 fn outcome(file: &Path) -> Done<Value> {
     let failed = |cause| Stop::Io(format!("read {}", file.display()), cause);
     let mut bytes = Vec::new();
-    let limit = MAX_VALUE_BYTES as u64 + 1;
+    let limit = Value::MAX_BYTES as u64 + 1;
     if file.as_os_str() == "-" {
         io::stdin().take(limit).read_to_end(&mut bytes).map_err(failed)?;
     } else {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::out::{Done, Stop};
-use crate::{Engine, Key, RawManager};
+use crate::{Engine, Key, admin::RawManager};
 
 /// A key of a manager, as `list` prints it.
 #[derive(Debug)]

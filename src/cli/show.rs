@@ -11,7 +11,11 @@ use super::describe::Describers;
 use super::out::{Done, Out, Stop, Table, size};
 use super::place::Place;
 use super::progress::Progress;
-use crate::{Clock as _, Engine, FOREVER, Record, RecordFilter, RecordInfo, Status, SystemClock, Value};
+use crate::{
+    Engine, FOREVER, Record, RecordInfo, Status, Value,
+    admin::RecordFilter,
+    clock::{Clock as _, SystemClock},
+};
 
 /// Bytes that are shown of what is no text.
 const PREVIEW_BYTES: usize = 256;

@@ -9,10 +9,10 @@ use serde_json::json;
 
 use super::out::{Done, Out, Stop};
 use super::progress::Progress;
-use crate::{Durability, Engine, EngineOptions, MAX_VALUE_BYTES, Record, RecordFilter, Value};
+use crate::{Durability, Engine, EngineOptions, Record, Value, admin::RecordFilter};
 
 /// More than a record of the largest outcome and checkpoint takes, with every byte written as six.
-const MAX_LINE: u64 = 16 * MAX_VALUE_BYTES as u64;
+const MAX_LINE: u64 = 16 * Value::MAX_BYTES as u64;
 
 /// What is shared by the records of one sync costs each of them little.
 pub(super) fn for_import(options: &EngineOptions) -> EngineOptions {

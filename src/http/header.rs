@@ -29,7 +29,7 @@ impl Key {
     /// # Errors
     ///
     /// [`InvalidKey`](ErrorKind::InvalidKey) if there are two such headers, if the key is empty or longer than
-    /// [`MAX_KEY_BYTES`](crate::MAX_KEY_BYTES), or if it has neither form. A comma in a bare key is refused because a proxy may
+    /// [`Key::MAX_BYTES`](crate::Key::MAX_BYTES), or if it has neither form. A comma in a bare key is refused because a proxy may
     /// have joined two headers there.
     ///
     /// ```
@@ -132,7 +132,7 @@ fn refused(name: &HeaderName, problem: Problem) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::key::MAX_KEY_BYTES;
+    use crate::types::key::Key;
     use http::HeaderValue;
 
     #[track_caller]
@@ -217,10 +217,10 @@ mod tests {
         for value in [&b"k\x00"[..], b"\x7f", b"k\tl", "k\u{e9}".as_bytes(), b"\"k\xff\"", b"\"k\tl\"", b"\nk"] {
             is_refused(value, "printable ASCII");
         }
-        is_refused(&[b'k'; MAX_KEY_BYTES + 1], "513");
-        accepted(&[b'k'; MAX_KEY_BYTES], &"k".repeat(MAX_KEY_BYTES));
-        let longest = format!("\"{}\"", "\\\\".repeat(MAX_KEY_BYTES));
-        accepted(longest.as_bytes(), &"\\".repeat(MAX_KEY_BYTES));
+        is_refused(&[b'k'; Key::MAX_BYTES + 1], "513");
+        accepted(&[b'k'; Key::MAX_BYTES], &"k".repeat(Key::MAX_BYTES));
+        let longest = format!("\"{}\"", "\\\\".repeat(Key::MAX_BYTES));
+        accepted(longest.as_bytes(), &"\\".repeat(Key::MAX_BYTES));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::types::error::{Error, ErrorKind};
 
 /// The answer to an HTTP client where there is no response of the operation: problem details (RFC 9457), in JSON.
 ///
-/// [`Requests::handle`](crate::Requests::handle) answers with these. A handler of your own gets them from [`Begin::problem`],
+/// [`Requests::handle`](crate::http::Requests::handle) answers with these. A handler of your own gets them from [`Begin::problem`],
 /// [`ExecuteError::problem`], [`Problem::missing_key`] and, for an [`Error`], by `From`.
 ///
 /// | `code` | status | when | a fault |
@@ -22,7 +22,7 @@ use crate::types::error::{Error, ErrorKind};
 /// | `missing_key` | 400 | there is no key | |
 /// | `invalid_key` | 400 | the key is malformed or too long | |
 /// | `bad_target` | 400 | the target of the request is not a path | |
-/// | `bad_content` | 400 | the rule of [`SameRequest`](crate::SameRequest) cannot read the request | |
+/// | `bad_content` | 400 | the rule of [`SameRequest`](crate::http::SameRequest) cannot read the request | |
 /// | `mismatch` | 422 | the key belongs to another request | |
 /// | `in_progress` | 409, with `Retry-After` | another request with this key is still running | |
 /// | `interrupted` | 409 | an earlier one was interrupted, and its record is held | |
@@ -259,7 +259,7 @@ impl<T, E> Begin<T, E> {
     /// answer of their own. [`Problem`] has the table.
     ///
     /// ```
-    /// use oncekey::{Begin, Engine, Problem, Requests, Response};
+    /// use oncekey::{Begin, Engine, http::{Problem, Requests, Response}};
     ///
     /// fn pay(payments: &Requests, request: &http::Request<&str>) -> Result<http::Response<Vec<u8>>, Problem> {
     ///     let header = http::HeaderName::from_static("idempotency-key");

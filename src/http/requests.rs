@@ -43,7 +43,7 @@ pub use same::SameRequest;
 ///
 /// ```
 /// use http::StatusCode;
-/// use oncekey::{Begin, Engine, Response};
+/// use oncekey::{Begin, Engine, http::Response};
 ///
 /// let engine = Engine::temporary()?;
 /// let requests = engine.requests("checkout")?.scoped("user-7")?;
@@ -81,7 +81,7 @@ impl Engine {
     /// As [`manager_with`](Engine::manager_with).
     ///
     /// ```
-    /// use oncekey::{Engine, ManagerOptions, NewRequest, OnInterrupted};
+    /// use oncekey::{Engine, ManagerOptions, OnInterrupted, http::NewRequest};
     ///
     /// let engine = Engine::temporary()?;
     /// let held = engine.requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Hold))?;
@@ -116,7 +116,7 @@ impl Requests {
     /// `InvalidKey` if the scope is empty or leaves no room for a key.
     ///
     /// ```
-    /// # use oncekey::NewRequest;
+    /// # use oncekey::http::NewRequest;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let created = requests.scoped("ada")?.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
@@ -155,7 +155,7 @@ impl Requests {
     /// These requests, with other options for [`handle`](Requests::handle).
     ///
     /// ```
-    /// # use oncekey::HandleOptions;
+    /// # use oncekey::http::HandleOptions;
     /// # use std::time::Duration;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let patient = engine.requests("checkout")?.with_handling(HandleOptions::new().wait(Duration::from_secs(2)));
@@ -172,7 +172,7 @@ impl Requests {
     /// can be encoded, or are `Codec`. Default: no; then they may be of any size.
     ///
     /// ```
-    /// # use oncekey::NewRequest;
+    /// # use oncekey::http::NewRequest;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?.keep_params(true);
     /// let created = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
@@ -221,7 +221,7 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Error, Next, Response, STARTED, Stages};
+    /// use oncekey::{Error, Next, STARTED, Stages, http::Response};
     ///
     /// let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
@@ -277,7 +277,7 @@ impl Requests {
     /// [`initialize_request`](Requests::initialize_request).
     ///
     /// ```
-    /// # use oncekey::{NewRequest, Status};
+    /// # use oncekey::{Status, http::NewRequest};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let request = NewRequest::new("POST", "/orders").key("k1".parse()?).params(&("cart", 17))?;
@@ -296,7 +296,7 @@ impl Requests {
     /// The record of a request, in whatever state it is.
     ///
     /// ```
-    /// # use oncekey::{NewRequest, STARTED};
+    /// # use oncekey::{STARTED, http::NewRequest};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
@@ -316,7 +316,7 @@ impl Requests {
     /// `NotFound` if there is none.
     ///
     /// ```
-    /// # use oncekey::{Begin, NewRequest};
+    /// # use oncekey::{Begin, http::NewRequest};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
@@ -344,7 +344,7 @@ impl Requests {
     /// `InvalidName` for the name of a recovery point, `TooLarge` for a checkpoint or a response over the engine's limit.
     ///
     /// ```
-    /// # use oncekey::{NewRequest, RequestPatch};
+    /// # use oncekey::http::{NewRequest, RequestPatch};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let created = requests.create(NewRequest::new("POST", "/orders"))?;

@@ -59,7 +59,7 @@ pub(crate) const OF_THE_FIRST_ANSWER: [HeaderName; 3] = [DATE, SET_COOKIE, WWW_A
 ///
 /// ```
 /// use http::{StatusCode, header};
-/// use oncekey::Response;
+/// use oncekey::http::Response;
 ///
 /// let created = Response::new(StatusCode::CREATED)
 ///     .header(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"))
@@ -104,12 +104,12 @@ impl Response {
     }
 
     /// Leaves these headers out when the response is stored. Replaces the default list: `Date`, `Set-Cookie` and
-    /// `WWW-Authenticate`. Headers of the connection are never stored. [`Requests::handle`](crate::Requests::handle) sets the list
-    /// of [`HandleOptions::not_replayed`](crate::HandleOptions::not_replayed) instead.
+    /// `WWW-Authenticate`. Headers of the connection are never stored. [`Requests::handle`](crate::http::Requests::handle) sets the list
+    /// of [`HandleOptions::not_replayed`](crate::http::HandleOptions::not_replayed) instead.
     ///
     /// ```
     /// use http::header::{DATE, HeaderValue, SET_COOKIE};
-    /// use oncekey::{Engine, Manager, Response};
+    /// use oncekey::{Engine, Manager, http::Response};
     ///
     /// let manager: Manager<Response> = Engine::temporary()?.manager("responses")?;
     /// let dated = Response::new(http::StatusCode::OK)
@@ -135,7 +135,7 @@ impl Response {
     /// that fits where the whole one is too large.
     ///
     /// ```
-    /// let large = oncekey::Response::new(http::StatusCode::OK).body("x".repeat(5_000));
+    /// let large = oncekey::http::Response::new(http::StatusCode::OK).body("x".repeat(5_000));
     /// let bare = large.without_body();
     /// assert!(bare.body_bytes().is_empty());
     /// assert_eq!(bare.headers()["idempotent-body-omitted"], "5000");

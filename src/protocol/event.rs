@@ -1,14 +1,13 @@
 //! What happens in an engine, told to whoever listens.
 
+use std::time::Duration;
+
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use parking_lot::Mutex;
 
 use crate::types::error::Error;
 use crate::types::record::RecordInfo;
 use crate::types::stats::Counter;
-
-/// How many events a subscriber's queue holds; what comes when it is full is dropped and counted.
-pub const EVENT_QUEUE: usize = 1024;
 
 /// Something that happened. Told with no lock of a record held, and after it is durable; only the end of a claim that was
 /// dropped is told when it is committed, because a drop waits for nothing.
@@ -45,7 +44,42 @@ pub struct Compacted {
     /// Leftovers of a crash that were deleted.
     pub leftovers: u64,
     /// How long it took.
-    pub took: std::time::Duration,
+    pub took: Duration,
+}
+
+/// A subscription to the events of an engine, as an iterator. `next` waits for the next event; after a
+/// [`close`](crate::Engine::close) the iterator ends once the queue is empty.
+#[derive(Debug)]
+pub struct Events(Receiver<Event>);
+
+impl Events {
+    /// The most events in the queue of one subscription; an event that comes when it is full is dropped and counted.
+    pub const CAPACITY: usize = 1024;
+
+    /// Returns the next event if there is one already.
+    #[must_use]
+    pub fn try_next(&self) -> Option<Event> {
+        self.0.try_recv().ok()
+    }
+
+    /// Returns the events that are there already, and ends where `next` would wait.
+    pub fn ready(&self) -> impl Iterator<Item = Event> {
+        self.0.try_iter()
+    }
+
+    /// Waits for the next event, up to `timeout`. Returns `None` when the time is over, or when the engine was closed.
+    #[must_use]
+    pub fn next_timeout(&self, timeout: Duration) -> Option<Event> {
+        self.0.recv_timeout(timeout).ok()
+    }
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        self.0.recv().ok()
+    }
 }
 
 /// The subscribers. Each has a queue of its own: two receivers of one channel would get half each.
@@ -63,13 +97,13 @@ impl Default for Subscribers {
 }
 
 impl Subscribers {
-    pub(crate) fn subscribe(&self) -> Receiver<Event> {
-        let (sender, receiver) = crossbeam_channel::bounded(EVENT_QUEUE);
+    pub(crate) fn subscribe(&self) -> Events {
+        let (sender, receiver) = crossbeam_channel::bounded(Events::CAPACITY);
         // Dropped, it disconnects the receiver.
         if let Some(subscribers) = &mut *self.subscribers.lock() {
             subscribers.push(sender);
         }
-        receiver
+        Events(receiver)
     }
 
     /// Makes the event only if somebody listens.

@@ -90,7 +90,7 @@ fn process_id() -> [u8; 16] {
 /// A clock that stands still until it is moved, for tests. Clones share the time.
 ///
 /// ```
-/// # use oncekey::{Engine, ManualClock};
+/// # use oncekey::{Engine, clock::ManualClock};
 /// # use std::time::Duration;
 /// let clock = ManualClock::new();
 /// let engine = Engine::options().clock(clock.clone()).temporary()?;

@@ -10,19 +10,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The most entries in a [`Context`].
-pub const MAX_CONTEXT_ENTRIES: usize = 64;
-
-/// The longest name in a [`Context`], in bytes.
-pub const MAX_CONTEXT_NAME_BYTES: usize = 64;
-
-/// The most bytes in a [`Context`], names and values together: every record keeps its own in memory.
-pub const MAX_CONTEXT_BYTES: usize = 16 * 1024;
-
 /// A small map of names to bytes, in the order of the names. A clone shares it; `Debug` shows names and sizes.
 ///
-/// It is checked when a record is made with it: at most [`MAX_CONTEXT_ENTRIES`] entries, names of 1 to
-/// [`MAX_CONTEXT_NAME_BYTES`] bytes, [`MAX_CONTEXT_BYTES`] in all.
+/// It is checked when a record is made with it: at most [`Context::MAX_ENTRIES`] entries, names of 1 to
+/// [`Context::MAX_NAME_BYTES`] bytes, [`Context::MAX_BYTES`] in all.
 ///
 /// ```
 /// use oncekey::Context;
@@ -48,6 +39,15 @@ impl PartialEq for Context {
 impl Eq for Context {}
 
 impl Context {
+    /// The most entries.
+    pub const MAX_ENTRIES: usize = 64;
+
+    /// The longest name, in bytes.
+    pub const MAX_NAME_BYTES: usize = 64;
+
+    /// The most bytes, names and values together: every record keeps its own in memory.
+    pub const MAX_BYTES: usize = 16 * 1024;
+
     /// The same entries, with a flag that is raised when one cannot be decoded.
     pub(crate) fn watched(&self, fault: &Arc<AtomicBool>) -> Self {
         Self { entries: Arc::clone(&self.entries), fault: Some(Arc::clone(fault)) }
@@ -76,10 +76,10 @@ impl Context {
     /// # Errors
     ///
     /// [`Codec`](ErrorKind::Codec) when the value cannot be encoded, [`TooLarge`](ErrorKind::TooLarge) over
-    /// [`MAX_CONTEXT_BYTES`].
+    /// [`Context::MAX_BYTES`].
     pub fn with_encoded<S: Serialize + ?Sized>(self, name: impl Into<String>, value: &S) -> Result<Self> {
         let name = name.into();
-        let bytes = codec::encode(entry(&name), value, MAX_CONTEXT_BYTES as u64)?;
+        let bytes = codec::encode(entry(&name), value, Context::MAX_BYTES as u64)?;
         Ok(self.with(name, bytes))
     }
 
@@ -128,24 +128,24 @@ impl Context {
 
     /// Whether the context is within its limits.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.len() > MAX_CONTEXT_ENTRIES {
-            let message = format!("context has {} entries, the limit is {MAX_CONTEXT_ENTRIES}", self.len());
+        if self.len() > Context::MAX_ENTRIES {
+            let message = format!("context has {} entries, the limit is {}", self.len(), Self::MAX_ENTRIES);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         let mut total = 0;
         for (name, value) in self.iter() {
             let problem = match name.len() {
-                0 => format!("context has an empty name, names have 1 to {MAX_CONTEXT_NAME_BYTES} bytes"),
-                1..=MAX_CONTEXT_NAME_BYTES => {
+                0 => format!("context has an empty name, names have 1 to {} bytes", Self::MAX_NAME_BYTES),
+                1..=Self::MAX_NAME_BYTES => {
                     total += name.len() + value.len();
                     continue;
                 }
-                n => format!("context has a name of {n} bytes, the limit is {MAX_CONTEXT_NAME_BYTES}"),
+                n => format!("context has a name of {n} bytes, the limit is {}", Self::MAX_NAME_BYTES),
             };
             return Err(Error::new(ErrorKind::InvalidName, problem));
         }
-        if total > MAX_CONTEXT_BYTES {
-            let message = format!("context is {total} bytes long, the limit is {MAX_CONTEXT_BYTES}");
+        if total > Context::MAX_BYTES {
+            let message = format!("context is {total} bytes long, the limit is {}", Self::MAX_BYTES);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         Ok(())
@@ -154,7 +154,7 @@ impl Context {
 
 /// What a message calls the entry of this name, which may be of any length here.
 fn entry(name: &str) -> String {
-    let shown: String = name.chars().take(MAX_CONTEXT_NAME_BYTES).collect();
+    let shown: String = name.chars().take(Context::MAX_NAME_BYTES).collect();
     format!("context entry \"{}\"", shown.escape_default())
 }
 
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::TypeMismatch);
         assert!(error.to_string().contains("context entry \"args\""), "{error}");
         assert_eq!(context.with("args", "7").decode::<u8>("args").unwrap_err().kind(), ErrorKind::Codec);
-        let error = Context::new().with_encoded("args", &vec![0_u8; MAX_CONTEXT_BYTES]).unwrap_err();
+        let error = Context::new().with_encoded("args", &vec![0_u8; Context::MAX_BYTES]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
     }
 
@@ -222,7 +222,7 @@ mod tests {
     fn encoded_values_may_be_of_types_that_skip_fields_or_are_not_texts() {
         let args = serde_json::json!({ "a": [1, null] });
         let by_pair = BTreeMap::from([((1, 2), 3)]);
-        let long = vec![255_u8; MAX_CONTEXT_BYTES / 2];
+        let long = vec![255_u8; Context::MAX_BYTES / 2];
         let context = Context::new().with_encoded("args", &args).unwrap().with_encoded("pairs", &by_pair).unwrap();
         let context = context.with_encoded("long", &long).unwrap();
         assert_eq!(context.decode("args").unwrap(), Some(args));
@@ -239,8 +239,8 @@ mod tests {
         assert_eq!(kind(Context::new().with("", "x")), Some(ErrorKind::InvalidName));
         assert_eq!(kind(Context::new().with("n".repeat(64), "x")), None);
         assert_eq!(kind(Context::new().with("n".repeat(65), "x")), Some(ErrorKind::InvalidName));
-        assert_eq!(kind(Context::new().with("n", vec![0; MAX_CONTEXT_BYTES - 1])), None);
-        assert_eq!(kind(Context::new().with("n", vec![0; MAX_CONTEXT_BYTES])), Some(ErrorKind::TooLarge));
+        assert_eq!(kind(Context::new().with("n", vec![0; Context::MAX_BYTES - 1])), None);
+        assert_eq!(kind(Context::new().with("n", vec![0; Context::MAX_BYTES])), Some(ErrorKind::TooLarge));
     }
 
     #[test]

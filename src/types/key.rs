@@ -8,16 +8,13 @@ use std::fmt::{self, Write as _};
 use std::str::FromStr;
 use uuid::Uuid;
 
-/// The longest [`Key`], in bytes.
-pub const MAX_KEY_BYTES: usize = 512;
-
 /// The longest name of a manager or a table, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
 /// The first byte of a key made of parts. No HTTP header can hold it, so that no client can send such a key.
 const PARTS: u8 = 0;
 
-/// An idempotency key: 1 to [`MAX_KEY_BYTES`] bytes, any bytes. A clone shares them.
+/// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes, any bytes. A clone shares them.
 ///
 /// `Display` escapes what is not printable ASCII and shows a key [made of parts](Key::from_parts) as `part/part`; it is for
 /// people, and only a key of plain text without a backslash can be read back from it.
@@ -36,11 +33,14 @@ const PARTS: u8 = 0;
 pub struct Key(Value);
 
 impl Key {
+    /// The longest key, in bytes.
+    pub const MAX_BYTES: usize = 512;
+
     /// A key of these bytes, which are taken as they are.
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are none or more than [`MAX_KEY_BYTES`].
+    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are none or more than [`Key::MAX_BYTES`].
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
         let bytes = bytes.as_ref();
         check_key(bytes)?;
@@ -62,14 +62,14 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are no parts or the key is over [`MAX_KEY_BYTES`].
+    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are no parts or the key is over [`Key::MAX_BYTES`].
     pub fn from_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
         let mut bytes = vec![PARTS];
         for part in parts {
             let part = part.as_ref();
             // A part whose length does not fit is over the limit by itself; so is an iterator that does not end.
-            let Some(length) = u16::try_from(part.len()).ok().filter(|_| bytes.len() <= MAX_KEY_BYTES) else {
-                let message = format!("key made of parts is longer than the limit of {MAX_KEY_BYTES} bytes");
+            let Some(length) = u16::try_from(part.len()).ok().filter(|_| bytes.len() <= Key::MAX_BYTES) else {
+                let message = format!("key made of parts is longer than the limit of {} bytes", Self::MAX_BYTES);
                 return Err(Error::new(ErrorKind::InvalidKey, message));
             };
             bytes.extend_from_slice(&length.to_be_bytes());
@@ -201,9 +201,11 @@ fn escape(text: &mut String, bytes: &[u8], also: u8) -> fmt::Result {
 /// Whether these bytes can be a key.
 pub(crate) fn check_key(bytes: &[u8]) -> Result<()> {
     match bytes.len() {
-        0 => Err(Error::new(ErrorKind::InvalidKey, format!("key is empty, it must have 1 to {MAX_KEY_BYTES} bytes"))),
-        1..=MAX_KEY_BYTES => Ok(()),
-        n => Err(Error::new(ErrorKind::InvalidKey, format!("key is {n} bytes long, the limit is {MAX_KEY_BYTES}"))),
+        0 => {
+            Err(Error::new(ErrorKind::InvalidKey, format!("key is empty, it must have 1 to {} bytes", Key::MAX_BYTES)))
+        }
+        1..=Key::MAX_BYTES => Ok(()),
+        n => Err(Error::new(ErrorKind::InvalidKey, format!("key is {n} bytes long, the limit is {}", Key::MAX_BYTES))),
     }
 }
 

@@ -10,9 +10,7 @@ use crate::types::clock::{Clock, FOREVER, SystemClock};
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::fingerprint::Fingerprint;
-
-/// The largest outcome that any engine stores: it must fit into one journal frame with room to spare.
-pub const MAX_VALUE_BYTES: usize = 16 << 20;
+use crate::types::value::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -135,7 +133,7 @@ impl EngineOptions {
         self
     }
 
-    /// The largest encoded outcome in bytes, with the nine that each begins with. Defaults to 1 MiB, at most [`MAX_VALUE_BYTES`].
+    /// The largest encoded outcome in bytes, with the nine that each begins with. Defaults to 1 MiB, at most [`Value::MAX_BYTES`].
     pub fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.max_value_bytes = bytes;
         self
@@ -190,10 +188,11 @@ impl EngineOptions {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if self.max_value_bytes > MAX_VALUE_BYTES {
+        if self.max_value_bytes > Value::MAX_BYTES {
             return Err(invalid(&format!(
-                "max_value_bytes is {}, the limit is {MAX_VALUE_BYTES}",
-                self.max_value_bytes
+                "max_value_bytes is {}, the limit is {}",
+                self.max_value_bytes,
+                Value::MAX_BYTES
             )));
         }
         if self.compaction_interval.is_zero() {

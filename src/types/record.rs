@@ -19,16 +19,17 @@ pub const STARTED: &str = "started";
 /// The recovery point of a record that has succeeded or failed.
 pub const FINISHED: &str = "finished";
 
-/// The longest name of a recovery point, in bytes: every record keeps its own in memory.
-pub const MAX_RECOVERY_POINT_BYTES: usize = 128;
-
 /// Whether a stage can leave its record at this point.
 pub(crate) fn check_recovery_point(point: &str) -> Result<()> {
     let problem = match point {
         "" => "a recovery point has no name".to_owned(),
         FINISHED => format!("the recovery point {FINISHED} is reached by an outcome, not by an advance"),
-        long if long.len() > MAX_RECOVERY_POINT_BYTES => {
-            format!("a recovery point is {} bytes long, the limit is {MAX_RECOVERY_POINT_BYTES}", long.len())
+        long if long.len() > RecordInfo::MAX_RECOVERY_POINT_BYTES => {
+            format!(
+                "a recovery point is {} bytes long, the limit is {}",
+                long.len(),
+                RecordInfo::MAX_RECOVERY_POINT_BYTES
+            )
         }
         _ => return Ok(()),
     };
@@ -195,6 +196,9 @@ struct Shown {
 }
 
 impl RecordInfo {
+    /// The longest name of a recovery point, in bytes: every record keeps its own in memory.
+    pub const MAX_RECOVERY_POINT_BYTES: usize = 128;
+
     /// `None` if the record is absent at `now`.
     pub(crate) fn new(
         store_id: [u8; 16],

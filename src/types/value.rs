@@ -24,6 +24,11 @@ const RESERVE_BYTES: usize = 4096;
 #[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Value(Arc<[u8]>);
 
+impl Value {
+    /// The largest outcome, checkpoint or row that any engine stores, in bytes: it must fit into one frame of the journal.
+    pub const MAX_BYTES: usize = 16 << 20;
+}
+
 impl Deref for Value {
     type Target = [u8];
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use oncekey::{Engine, Interruption, RecordFilter, RecordInfo, Result, Status, Value};
+use oncekey::{Engine, Interruption, RecordInfo, Result, Status, Value, admin::RecordFilter};
 
 /// Of a record or of a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use oncekey::{
-    BeginOptions, Claim, Context, Engine, Error, Fingerprint, Manager, ManagerOptions, ManualClock, Next, Resolution,
-    Result,
+    BeginOptions, Claim, Context, Engine, Error, Fingerprint, Manager, ManagerOptions, Next, Result, admin::Resolution,
+    clock::ManualClock,
 };
 use tempfile::TempDir;
 

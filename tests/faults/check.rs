@@ -7,7 +7,10 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
-use oncekey::{Engine, OpenReport, RecordFilter, Status};
+use oncekey::{
+    Engine, Status,
+    admin::{OpenReport, RecordFilter},
+};
 use tempfile::TempDir;
 
 use crate::disk::Image;

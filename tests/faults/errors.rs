@@ -10,8 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use oncekey::{
-    BootTime, Claim, Clock, Engine, Error, ErrorKind, Manager, ManagerOptions, ManualClock, Resolution, Result, Status,
-    Waited,
+    Claim, Engine, Error, ErrorKind, Manager, ManagerOptions, Result, Status, Waited,
+    admin::Resolution,
+    clock::{BootTime, Clock, ManualClock},
 };
 
 use crate::inject::{Call, Effect, Rule};

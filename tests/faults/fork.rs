@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use oncekey::{BeginOptions, Claim, Engine, ErrorKind, Manager, Resolution, Result, Status};
+use oncekey::{BeginOptions, Claim, Engine, ErrorKind, Manager, Result, Status, admin::Resolution};
 
 const DIR: &str = "ONCEKEY_FORKED_DIR";
 

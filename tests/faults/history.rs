@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use oncekey::{Clock, Interruption, ManualClock, Record, Status};
+use oncekey::{
+    Interruption, Record, Status,
+    clock::{Clock, ManualClock},
+};
 
 use crate::record::Recording;
 use crate::threads::Rng;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, BeginOptions, Claim, Durability, Engine, EngineOptions, FOREVER, Interruption, Manager, ManagerOptions,
-    ManualClock, Next, OnInterrupted, Resolution, Transaction, Value,
+    Next, OnInterrupted, Transaction, Value, admin::Resolution, clock::ManualClock,
 };
 
 use crate::history::{Began, Expected, History, Known, number, value};

@@ -6,7 +6,7 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use oncekey::{Engine, ErrorKind, ManualClock};
+use oncekey::{Engine, ErrorKind, clock::ManualClock};
 use serde::{Deserialize, Serialize};
 
 use crate::calls::{Held, Ops, ask, hours, manager};

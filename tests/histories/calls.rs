@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, BeginOptions, Claim, EndError, Engine, Error, ErrorKind, Fingerprint, Finished, Manager, ManagerOptions,
-    OnInterrupted, Resolution, Result, Status, Waited,
+    OnInterrupted, Result, Status, Waited, admin::Resolution,
 };
 
 use super::model::{

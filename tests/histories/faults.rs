@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use oncekey::{Durability, EngineOptions, Resolution, Status};
+use oncekey::{Durability, EngineOptions, Status, admin::Resolution};
 use serde::{Deserialize, Serialize};
 
 use crate::caller::{Caller, World};

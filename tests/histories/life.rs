@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use oncekey::{Engine, ManualClock};
+use oncekey::{Engine, clock::ManualClock};
 use serde::{Deserialize, Serialize};
 
 use crate::caller::{Caller, Line, World, say};

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use oncekey::{
     BeginOptions, Context, Durability, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Interruption,
-    Key, MAX_CONTEXT_BYTES, MAX_CONTEXT_ENTRIES, MAX_CONTEXT_NAME_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Manager,
-    ManagerOptions, ManualClock, RecordFilter, Resolution, Status,
+    Key, Manager, ManagerOptions, Status, Value,
+    admin::{RecordFilter, Resolution},
+    clock::ManualClock,
 };
 
 use crate::common::*;
@@ -59,12 +60,12 @@ fn empty_and_oversized_keys() {
     for error in refusals(&manager, b"") {
         is(&error, ErrorKind::InvalidKey, "key is empty");
     }
-    for error in refusals(&manager, &[b'k'; MAX_KEY_BYTES + 1]) {
+    for error in refusals(&manager, &[b'k'; Key::MAX_BYTES + 1]) {
         is(&error, ErrorKind::InvalidKey, "513");
     }
     assert_eq!(manager.engine().stats().commits, commits);
     // The longest there is, of bytes that are no text.
-    let longest = [0xff_u8; MAX_KEY_BYTES];
+    let longest = [0xff_u8; Key::MAX_BYTES];
     manager.execute(longest, |_| Ok("v".to_owned())).unwrap();
     assert_eq!(manager.engine().records(RecordFilter::new().key_prefix(longest)).unwrap().count(), 1);
 }
@@ -86,12 +87,12 @@ fn empty_oversized_and_malformed_names() {
 #[test]
 fn oversized_contexts() {
     let (manager, _) = fresh();
-    let many: Context = (0..=MAX_CONTEXT_ENTRIES).map(|n| (format!("n{n}"), "")).collect();
+    let many: Context = (0..=Context::MAX_ENTRIES).map(|n| (format!("n{n}"), "")).collect();
     let bad = [
         (many, ErrorKind::TooLarge, "65 entries"),
         (Context::new().with("", "x"), ErrorKind::InvalidName, "empty name"),
-        (Context::new().with("n".repeat(MAX_CONTEXT_NAME_BYTES + 1), "x"), ErrorKind::InvalidName, "65 bytes"),
-        (Context::new().with("n", vec![0; MAX_CONTEXT_BYTES]), ErrorKind::TooLarge, "16385 bytes"),
+        (Context::new().with("n".repeat(Context::MAX_NAME_BYTES + 1), "x"), ErrorKind::InvalidName, "65 bytes"),
+        (Context::new().with("n", vec![0; Context::MAX_BYTES]), ErrorKind::TooLarge, "16385 bytes"),
     ];
     for (context, kind, named) in bad {
         is(&manager.initiate("k", Some(&context)).unwrap_err(), kind, named);
@@ -102,7 +103,7 @@ fn oversized_contexts() {
         assert!(matches!(executed, Err(ExecuteError::Engine(error)) if error.kind() == kind));
         assert_eq!(status(&manager, "k"), None);
     }
-    let fullest = Context::new().with("n", vec![7; MAX_CONTEXT_BYTES - 1]);
+    let fullest = Context::new().with("n", vec![7; Context::MAX_BYTES - 1]);
     claimed(manager.begin_with("k", BeginOptions::new().context(fullest.clone())).unwrap()).release().unwrap();
     assert_eq!(*manager.get("k").unwrap().unwrap().info().context(), fullest);
 }
@@ -118,10 +119,10 @@ fn empty_and_oversized_values() {
     is(&claim(&unit, "l").fail(&1).unwrap_err().error, ErrorKind::TooLarge, "the failure of key l of unit");
     assert_eq!(status(&unit, "l"), Some(Status::Interrupted));
 
-    let error = options(&clock).max_value_bytes(MAX_VALUE_BYTES + 1).temporary().unwrap_err();
+    let error = options(&clock).max_value_bytes(Value::MAX_BYTES + 1).temporary().unwrap_err();
     is(&error, ErrorKind::InvalidOptions, "max_value_bytes is 16777217");
-    let engine = options(&clock).max_value_bytes(MAX_VALUE_BYTES).temporary().unwrap();
-    let (manager, largest) = (texts(&engine), "x".repeat(MAX_VALUE_BYTES - 11));
+    let engine = options(&clock).max_value_bytes(Value::MAX_BYTES).temporary().unwrap();
+    let (manager, largest) = (texts(&engine), "x".repeat(Value::MAX_BYTES - 11));
     claim(&manager, "k").succeed(&largest).unwrap();
     assert!(outcome(&manager, "k") == Some(Ok(largest.clone())), "it is not what was stored");
     let error = claim(&manager, "l").succeed(&(largest + "x")).unwrap_err().error;
@@ -216,7 +217,7 @@ fn a_claim_that_was_forgotten() {
     clock.advance(YEAR);
     // For this process it is in progress, and can be found by its age.
     assert_eq!(answer(&manager, "k"), "in progress");
-    let old = RecordFilter::new().status(Status::InProgress).updated_before(oncekey::Clock::wall(&clock) - DAY);
+    let old = RecordFilter::new().status(Status::InProgress).updated_before(oncekey::clock::Clock::wall(&clock) - DAY);
     assert_eq!(keys(first.records(old).unwrap()), ["k"]);
     // It keeps the directory, until it is revoked or the process ends.
     drop(manager);

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Interruption, Key, Manager, Resolution, Status,
-    Waited,
+    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Interruption, Key, Manager, Status, Waited,
+    admin::Resolution,
 };
 
 use crate::threads::{LATE, Rng, until, within};

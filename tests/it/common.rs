@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Context, Engine, EngineOptions, Fingerprint, Manager, ManagerOptions, ManualClock,
-    OnInterrupted, Records, Status, Waited,
+    Begin, BeginOptions, Claim, Context, Engine, EngineOptions, Fingerprint, Manager, ManagerOptions, OnInterrupted,
+    Status, Waited, admin::Records, clock::ManualClock,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

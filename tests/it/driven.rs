@@ -4,8 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oncekey::{
-    DriveError, Error, ErrorKind, ExecuteError, Key, ManualClock, Next, OnInterrupted, PhaseError, RecordFilter,
-    Requests, Response, STARTED, Stages, Status,
+    DriveError, Error, ErrorKind, ExecuteError, Key, Next, OnInterrupted, PhaseError, STARTED, Stages, Status,
+    admin::RecordFilter,
+    clock::ManualClock,
+    http::{Requests, Response},
 };
 
 use crate::common::*;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, BeginOptions, Claim, EndError, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, Interruption, Manager,
-    ManagerOptions, ManualClock, Next, OnError, Resolution, Status, Waited,
+    ManagerOptions, Next, OnError, Status, Waited, admin::Resolution, clock::ManualClock,
 };
 
 use crate::common::*;
@@ -35,7 +35,7 @@ fn an_ended_claim_is_ended_and_its_drop_changes_nothing() {
     let events = engine.events();
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
     claim(&manager, "l").release().unwrap();
-    assert_eq!(events.try_iter().count(), 4, "one began and one ended each");
+    assert_eq!(events.ready().count(), 4, "one began and one ended each");
     assert_eq!((status(&manager, "k"), status(&manager, "l")), (Some(Status::Succeeded), Some(Status::Released)));
     assert_eq!(engine.stats().drops_not_recorded, 0);
 }

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
-use oncekey::{Engine, EngineOptions, Event, ManagerOptions, ManualClock, OnInterrupted, Status};
+use oncekey::{
+    Engine, EngineOptions, ManagerOptions, OnInterrupted, Status,
+    admin::{Event, Events},
+    clock::ManualClock,
+};
 
 const SHORT: Duration = Duration::from_millis(30);
 /// Far beyond anything that passes: only a test that fails waits so long.
@@ -14,9 +17,9 @@ fn eager() -> EngineOptions {
 }
 
 /// Waits until so many have expired, and says how many passes that took.
-fn expired(events: &Receiver<Event>, mut wanted: u64) {
+fn expired(events: &Events, mut wanted: u64) {
     while wanted > 0 {
-        if let Event::Expired { count } = events.recv_timeout(LATE).unwrap() {
+        if let Event::Expired { count } = events.next_timeout(LATE).unwrap() {
             wanted = wanted.checked_sub(count).unwrap();
         }
     }
@@ -33,7 +36,7 @@ fn what_expires_goes_away_by_itself() {
     }
     expired(&events, 50);
     assert_eq!(engine.stats().expired, 50);
-    assert_eq!(engine.records(oncekey::RecordFilter::new()).unwrap().count(), 0);
+    assert_eq!(engine.records(oncekey::admin::RecordFilter::new()).unwrap().count(), 0);
     assert_eq!(engine.compact_now().unwrap().removed, 0);
 }
 
@@ -117,7 +120,7 @@ fn an_interval_without_end_leaves_everything_to_compact_now() {
     let _ = manager.wait("other", Duration::from_millis(5)).unwrap();
     drop(other);
     assert_eq!(engine.compact_now().unwrap().removed, 1);
-    let passes = events.try_iter().filter(|event| matches!(event, Event::Compacted(_))).count();
+    let passes = events.ready().filter(|event| matches!(event, Event::Compacted(_))).count();
     assert_eq!(passes, 1, "only the one that was asked for");
 }
 

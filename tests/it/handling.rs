@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use oncekey::{
-    Claim, Error, ErrorKind, Fingerprint, HandleOptions, NewRequest, Next, Problem, RecordFilter, RequestPatch,
-    Requests, Resolution, Response, STARTED, SameRequest, Stages, Status,
+    Claim, Error, ErrorKind, Fingerprint, Next, STARTED, Stages, Status,
+    admin::{RecordFilter, Resolution},
+    http::{HandleOptions, NewRequest, Problem, RequestPatch, Requests, Response, SameRequest},
 };
 
 use crate::common::*;
@@ -136,7 +137,7 @@ fn headers_of_one_answer_are_not_stored_by_stages_claims_updates_and_resolutions
 }
 
 fn limited(options: HandleOptions) -> Requests {
-    let clock = oncekey::ManualClock::new();
+    let clock = oncekey::clock::ManualClock::new();
     let engine = crate::common::options(&clock).max_value_bytes(2_000).temporary().unwrap();
     engine.requests("r").unwrap().with_handling(options)
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 use http::StatusCode;
 use oncekey::{
     Begin, BeginOptions, Claim, DriveError, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Failure, Manager,
-    ManagerOptions, Next, OnError, OnInterrupted, PhaseError, RecordFilter, Requests, Resolution, Response, STARTED,
-    Stages, Status,
+    ManagerOptions, Next, OnError, OnInterrupted, PhaseError, STARTED, Stages, Status,
+    admin::{RecordFilter, Resolution},
+    http::{Requests, Response},
 };
 
 use crate::common::*;
@@ -138,7 +139,7 @@ fn an_operation_that_ends_its_owner_each_time_is_held_after_max_attempts() {
     assert_eq!(arm(&manager.begin("pill").unwrap()), "interrupted");
 
     let requests = engine.requests_with("r", resuming().max_attempts(NonZeroU32::MIN)).unwrap();
-    let created = requests.create(oncekey::NewRequest::new("POST", "/")).unwrap();
+    let created = requests.create(oncekey::http::NewRequest::new("POST", "/")).unwrap();
     drop(claimed(requests.lock(created.info().key()).unwrap()));
     assert_eq!(arm(&requests.lock(created.info().key()).unwrap()), "interrupted");
 }
@@ -427,7 +428,7 @@ fn requests_are_held_and_only_driven_ones_resume() {
     let begin = |key| requests.initialize_request(Some(key), "POST", &7, "/orders").unwrap();
     drop(claimed(begin("k")));
     assert!(matches!(begin("k"), Begin::Interrupted(_)));
-    let created = requests.create(oncekey::NewRequest::new("POST", "/orders")).unwrap();
+    let created = requests.create(oncekey::http::NewRequest::new("POST", "/orders")).unwrap();
     drop(claimed(requests.lock(created.info().key()).unwrap()));
     assert!(matches!(requests.lock(created.info().key()).unwrap(), Begin::Interrupted(_)));
 

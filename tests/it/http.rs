@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode, header};
 use oncekey::{
-    BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Fingerprint, HandleOptions, Key,
-    Manager, ManagerOptions, OnError, OnInterrupted, Problem, RecordFilter, Requests, Resolution, Response, Status,
+    BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager,
+    ManagerOptions, OnError, OnInterrupted, Status,
+    admin::{RecordFilter, Resolution},
+    http::{HandleOptions, Problem, Requests, Response},
 };
 use serde_json::Value as Json;
 
@@ -259,7 +261,7 @@ fn failures_are_stored_or_not_as_on_error_says() {
 
 #[test]
 fn what_cannot_be_stored_is_told_to_nobody_and_held() {
-    let clock = oncekey::ManualClock::new();
+    let clock = oncekey::clock::ManualClock::new();
     // Not even for a status.
     let requests = options(&clock).max_value_bytes(30).temporary().unwrap().requests("r").unwrap();
     for (key, succeeds) in [("ok", true), ("failed", false)] {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 use oncekey::{
-    Engine, Error, ErrorKind, Event, ManagerOptions, NewRequest, PhaseError, RequestPatch, Requests, Response, STARTED,
-    Status, Waited,
+    Engine, Error, ErrorKind, ManagerOptions, PhaseError, STARTED, Status, Waited,
+    admin::Event,
+    http::{NewRequest, RequestPatch, Requests, Response},
 };
 
 use crate::common::*;
@@ -80,7 +81,7 @@ fn an_end_inside_is_told_when_it_is_committed() {
     claim.release().unwrap();
     engine.atomic_phase(|tx| requests.with_transaction(tx).update(&key, gone())).unwrap();
     let ended: Vec<Status> = events
-        .try_iter()
+        .ready()
         .filter_map(|event| if let Event::Ended(info) = event { Some(info.status()) } else { None })
         .collect();
     assert_eq!(ended, [Status::Released, Status::Succeeded]);
@@ -95,7 +96,7 @@ fn the_rules_of_requests_hold_inside() {
     let requests = requests(&engine);
     requests.create(new("k")).unwrap();
     let held = claimed(requests.lock("k").unwrap());
-    let refused = |work: &dyn Fn(&oncekey::TransactionRequests<'_>) -> oncekey::Result<()>| {
+    let refused = |work: &dyn Fn(&oncekey::http::TransactionRequests<'_>) -> oncekey::Result<()>| {
         engine.atomic_phase(|tx| work(&requests.with_transaction(tx))).unwrap_err().kind()
     };
     assert_eq!(refused(&|inside| inside.update("k", gone())), ErrorKind::OwnedByClaim);

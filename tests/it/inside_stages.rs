@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use oncekey::{
-    Engine, Error, ErrorKind, Key, ManagerOptions, NewRequest, Next, OnInterrupted, PhaseError, RecordFilter,
-    RequestPatch, Requests, Response, STARTED, Status,
+    Engine, Error, ErrorKind, Key, ManagerOptions, Next, OnInterrupted, PhaseError, STARTED, Status,
+    admin::RecordFilter,
+    http::{NewRequest, RequestPatch, Requests, Response},
 };
 
 use crate::common::*;

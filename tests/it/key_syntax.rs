@@ -48,7 +48,7 @@ fn strings_are_read_as_the_vectors_say() {
             continue;
         };
         let expected = vector.expected[0].as_str();
-        if vector.must_fail || expected.is_some_and(|text| text.is_empty() || text.len() > oncekey::MAX_KEY_BYTES) {
+        if vector.must_fail || expected.is_some_and(|text| text.is_empty() || text.len() > oncekey::Key::MAX_BYTES) {
             assert!(key.is_err(), "{}", vector.name);
             refused += 1;
         } else {

@@ -1,7 +1,9 @@
 //! What an engine tells about its records: listings, events, gauges, and what an open found.
 
 use oncekey::{
-    Context, EVENT_QUEUE, Event, Interruption, Manager, ManagerOptions, ManualClock, RecordFilter, Resolution, Status,
+    Context, Interruption, Manager, ManagerOptions, Status,
+    admin::{Event, Events, RecordFilter, Resolution},
+    clock::ManualClock,
 };
 
 use crate::common::*;
@@ -199,13 +201,13 @@ fn events_tell_what_happened_to_every_subscriber() {
         "compacted 3",
     ];
     for subscriber in [one, two] {
-        assert_eq!(subscriber.try_iter().map(|event| told(&event)).collect::<Vec<_>>(), expected);
+        assert_eq!(subscriber.ready().map(|event| told(&event)).collect::<Vec<_>>(), expected);
     }
     // A late one gets what comes from now on, and the end when the engine is closed.
     let late = engine.events();
     claim(&manager, "d").release().unwrap();
     engine.close().unwrap();
-    assert_eq!(late.iter().map(|event| told(&event)).collect::<Vec<_>>(), ["began d", "ended d Released"]);
+    assert_eq!(late.map(|event| told(&event)).collect::<Vec<_>>(), ["began d", "ended d Released"]);
 }
 
 #[test]
@@ -214,12 +216,12 @@ fn events_that_do_not_fit_are_dropped_and_counted_for_that_subscriber_alone() {
     let manager = texts(&engine);
     let (slow, fast) = (engine.events(), engine.events());
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
-    for _ in 0..EVENT_QUEUE {
+    for _ in 0..Events::CAPACITY {
         assert_eq!(answer(&manager, "k"), "replay");
-        assert!(fast.try_recv().is_ok());
+        assert!(fast.try_next().is_some());
     }
-    assert_eq!(fast.try_iter().count(), 2);
-    assert_eq!((engine.stats().events_dropped, slow.try_iter().count()), (2, EVENT_QUEUE));
+    assert_eq!(fast.ready().count(), 2);
+    assert_eq!((engine.stats().events_dropped, slow.ready().count()), (2, Events::CAPACITY));
     drop(slow);
     assert_eq!(answer(&manager, "k"), "replay");
     assert_eq!(engine.stats().events_dropped, 2, "nobody misses what nobody reads");

@@ -3,8 +3,8 @@
 use std::sync::Barrier;
 
 use oncekey::{
-    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Manager, ManagerOptions, OnError,
-    Resolution, Status, Value,
+    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Manager, ManagerOptions, OnError, Status,
+    Value, admin::Resolution,
 };
 
 use crate::common::*;
@@ -79,7 +79,7 @@ fn litert_3_an_ending_never_creates_a_record_nor_overwrites_one() {
 // "Crash while PENDING: blocked for the full result TTL."
 #[test]
 fn litert_4_a_dead_owner_is_known_at_once() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
+    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let dead = claim(&resuming(&first), "k");
     first.abort().unwrap();

@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use oncekey::{
-    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FINISHED, Manager, ManagerOptions, ManualClock,
-    NewRequest, OnError, PhaseError, RecordFilter, RequestPatch, Requests, Response, STARTED, Status,
+    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FINISHED, Manager, ManagerOptions, OnError,
+    PhaseError, STARTED, Status,
+    admin::RecordFilter,
+    clock::ManualClock,
+    http::{NewRequest, RequestPatch, Requests, Response},
 };
 
 use crate::common::*;
@@ -222,7 +225,7 @@ fn medusa_6_a_finished_key_is_never_ended_again() {
         assert_eq!(manager.success(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
         assert_eq!(manager.fail(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
         assert_eq!(manager.release(key).unwrap_err().kind(), ErrorKind::NotInProgress);
-        let resolved = manager.resolve(key, oncekey::Resolution::Succeed("w".to_owned()));
+        let resolved = manager.resolve(key, oncekey::admin::Resolution::Succeed("w".to_owned()));
         assert_eq!(resolved.unwrap_err().kind(), ErrorKind::NotInterrupted);
         let after = manager.get(key).unwrap().unwrap();
         assert_eq!(before.outcome(), after.outcome());

@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use oncekey::{
-    Engine, Error, ErrorKind, Isolation, MAX_TRANSACTION_RUNS, Next, PhaseError, PhaseOptions, Status, Transaction,
+    Engine, Error, ErrorKind, Next, PhaseError, Status, Transaction,
+    table::{Isolation, PhaseOptions},
 };
 
 use crate::common::*;
@@ -147,7 +148,7 @@ fn an_error_that_is_to_be_retried_runs_the_closure_again() {
         Err(PhaseError::User("busy"))
     });
     assert!(matches!(ended, Err(PhaseError::User("busy"))), "its own error in the end");
-    assert_eq!(runs.get(), MAX_TRANSACTION_RUNS);
+    assert_eq!(runs.get(), Transaction::MAX_RUNS);
     // Of a part, the whole decides.
     runs.set(0);
     let ended = engine.atomic_phase(|_tx| {

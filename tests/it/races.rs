@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, BeginOptions, Claim, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, OnError, OnInterrupted,
-    RecordInfo, Resolution, Status, Waited,
+    RecordInfo, Status, Waited, admin::Resolution,
 };
 
 use crate::threads::{LATE, Rng, within};

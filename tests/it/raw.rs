@@ -1,6 +1,6 @@
 //! Managers whose types are not known, and types that are not the known ones.
 
-use oncekey::{Begin, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Resolution, Status};
+use oncekey::{Begin, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Status, admin::Resolution};
 
 use crate::common::*;
 

@@ -5,8 +5,9 @@ use std::sync::Barrier;
 
 use http::{HeaderValue, StatusCode, header};
 use oncekey::{
-    Begin, Error, ErrorKind, Interruption, Key, MAX_CONTEXT_BYTES, ManagerOptions, NewRequest, OnInterrupted,
-    RecordFilter, RequestPatch, Requests, Response, STARTED, Status,
+    Begin, Context, Error, ErrorKind, Interruption, Key, ManagerOptions, OnInterrupted, STARTED, Status,
+    admin::RecordFilter,
+    http::{NewRequest, RequestPatch, Requests, Response},
 };
 use serde::{Serialize, Serializer};
 
@@ -187,7 +188,7 @@ fn bad_requests_are_refused_and_leave_nothing() {
         "the lock is poisoned",
     );
     is(NewRequest::new("POST", "/").params(&Refusing), ErrorKind::Codec, "the lock is poisoned");
-    let large = vec![0_u8; MAX_CONTEXT_BYTES];
+    let large = vec![0_u8; Context::MAX_BYTES];
     let keeping = requests.clone().keep_params(true);
     is(keeping.initialize_request(Some("k"), "POST", &large, "/").map(|_| ()), ErrorKind::TooLarge, "params");
     is(keeping.create(NewRequest::new("POST", "/").params(&large).unwrap()), ErrorKind::TooLarge, "params");
@@ -237,7 +238,7 @@ fn what_is_interrupted_is_held_unless_the_options_resume_it() {
 
 #[test]
 fn a_created_request_waits_for_its_first_owner() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
+    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let requests = first.requests("r").unwrap();
     let info = requests.create(new("k")).unwrap().into_info();
@@ -403,7 +404,7 @@ fn scopes_are_apart_and_the_whole_key_works_without() {
 
 #[test]
 fn a_response_survives_a_restart_byte_for_byte() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
+    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     // Larger than what is kept in one piece.
     let body: Vec<u8> = (0..300_000_u32).map(|i| i.to_le_bytes()[usize::from(i % 7 == 0)]).collect();
     let response = Response::new(StatusCode::from_u16(299).unwrap())

@@ -2,8 +2,10 @@
 //! end is in `endings`.
 
 use oncekey::{
-    Begin, BeginOptions, Engine, ErrorKind, FOREVER, Fingerprint, Interruption, ManagerOptions, ManualClock,
-    OnInterrupted, RecordFilter, Resolution, Status, Waited,
+    Begin, BeginOptions, Engine, ErrorKind, FOREVER, Fingerprint, Interruption, ManagerOptions, OnInterrupted, Status,
+    Waited,
+    admin::{RecordFilter, Resolution},
+    clock::ManualClock,
 };
 
 use crate::common::*;
@@ -344,7 +346,7 @@ fn steps_of_the_wall_clock_expire_nothing() {
     let first = open(dir.path(), &clock);
     let manager = texts_with(&first, ManagerOptions::new().success_ttl(SECOND));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
-    let wall = oncekey::Clock::wall(&clock);
+    let wall = oncekey::clock::Clock::wall(&clock);
     clock.set_wall(wall + 10 * YEAR);
     everyone_sees(&first, "k", true);
     first.close().unwrap();
@@ -371,7 +373,7 @@ fn a_day_back_or_forward_across_restarts_expires_nothing_early_and_keeps_nothing
         for reboots in [true, false] {
             let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
             let step = || {
-                let wall = oncekey::Clock::wall(&clock);
+                let wall = oncekey::clock::Clock::wall(&clock);
                 clock.set_wall(if forward { wall + DAY } else { wall - DAY });
             };
             let first = open(dir.path(), &clock);
@@ -407,7 +409,7 @@ fn time_when_the_machine_was_off_counts_up_to_max_offline() {
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
     first.close().unwrap();
     clock.reboot();
-    clock.set_wall(oncekey::Clock::wall(&clock) + YEAR);
+    clock.set_wall(oncekey::clock::Clock::wall(&clock) + YEAR);
     let second = options.open(dir.path()).unwrap();
     clock.advance(just_before(MINUTE));
     assert_eq!(status(&texts(&second), "k"), Some(Status::Succeeded));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use oncekey::{Engine, Error, TransactionRows};
+use oncekey::{Engine, Error, table::TransactionRows};
 
 use crate::common::*;
 use crate::threads::{LATE, until, within};
@@ -16,7 +16,7 @@ fn keys(rows: TransactionRows<'_>) -> oncekey::Result<Vec<String>> {
 #[test]
 fn a_range_is_in_order_and_has_what_was_written() {
     let dir = tempfile::tempdir().unwrap();
-    let clock = oncekey::ManualClock::new();
+    let clock = oncekey::clock::ManualClock::new();
     let engine = open(dir.path(), &clock);
     engine.table("u").unwrap().insert("b", "another table").unwrap();
     for key in ["d", "b", "f"] {
@@ -105,7 +105,7 @@ fn of_two_that_found_a_range_empty_only_one_fills_it() {
 
 /// How often a transaction runs that reads `t` from `b` to before `f`, where there are `b`, `c` and `d`, and beside which this
 /// is done in its first run.
-fn runs_beside(rows: usize, meanwhile: impl Fn(&oncekey::Table) + Sync) -> u32 {
+fn runs_beside(rows: usize, meanwhile: impl Fn(&oncekey::table::Table) + Sync) -> u32 {
     let engine = Engine::temporary().unwrap();
     let table = engine.table("t").unwrap();
     for key in ["b", "c", "d"] {

@@ -5,6 +5,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use oncekey::admin::*;
+use oncekey::clock::*;
 use oncekey::*;
 use serde::{Deserialize, Serialize};
 
@@ -130,7 +132,7 @@ fn debug_prints_no_payload() {
     hides(&manager);
     let event = engine.events();
     drop(claim(&manager, "last"));
-    hides(&event.try_iter().collect::<Vec<_>>());
+    hides(&event.ready().collect::<Vec<_>>());
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oncekey::{
-    BeginOptions, Claim, DriveError, Error, ErrorKind, ExecuteError, FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES,
-    Manager, ManagerOptions, ManualClock, Next, OnInterrupted, PhaseError, STARTED, Stages, Status,
+    BeginOptions, Claim, DriveError, Error, ErrorKind, ExecuteError, FINISHED, Interruption, Manager, ManagerOptions,
+    Next, OnInterrupted, PhaseError, RecordInfo, STARTED, Stages, Status, clock::ManualClock,
 };
 
 use crate::common::*;
@@ -107,12 +107,15 @@ fn what_cannot_be_stored_is_refused_and_nothing_changes() {
     };
     assert_eq!(refused(&|| Next::advance("")), ErrorKind::InvalidName);
     assert_eq!(refused(&|| Next::advance(FINISHED)), ErrorKind::InvalidName);
-    assert_eq!(refused(&|| Next::advance("x".repeat(MAX_RECOVERY_POINT_BYTES + 1))), ErrorKind::InvalidName);
+    assert_eq!(
+        refused(&|| Next::advance("x".repeat(RecordInfo::MAX_RECOVERY_POINT_BYTES + 1))),
+        ErrorKind::InvalidName
+    );
     assert_eq!(refused(&|| Next::advance_with("a", vec![0; (1 << 20) + 1])), ErrorKind::TooLarge);
     assert_eq!(refused(&|| Next::Succeed("x".repeat(1 << 20))), ErrorKind::TooLarge);
     assert_eq!(refused(&|| Next::Fail("x".repeat(1 << 20))), ErrorKind::TooLarge);
     assert!(engine.table("t").unwrap().is_empty().unwrap());
-    advance(&mut held, &"x".repeat(MAX_RECOVERY_POINT_BYTES)).unwrap();
+    advance(&mut held, &"x".repeat(RecordInfo::MAX_RECOVERY_POINT_BYTES)).unwrap();
     held.release().unwrap();
 
     let holed: Manager<Holed> = engine.manager("holed").unwrap();

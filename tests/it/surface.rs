@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Interruption, Key, Manager, ManagerOptions,
-    OnError, Resolution, STARTED, Status, Waited,
+    OnError, STARTED, Status, Waited, admin::Resolution,
 };
 
 use crate::common::*;
@@ -21,7 +21,7 @@ fn a_value_is_read_back_and_encoded_again_before_anything_is_stored() {
     let commits = engine.stats().commits;
     let owner = owner.succeed(&Ambiguous::Signed(3)).unwrap_err().claim;
     let owner = owner.fail(&Holed { note: None, cents: 3 }).unwrap_err().claim;
-    assert_eq!((engine.stats().commits, events.try_iter().count()), (commits, 1), "nothing but the beginning");
+    assert_eq!((engine.stats().commits, events.ready().count()), (commits, 1), "nothing but the beginning");
     drop(owner);
     // An operator's answer is checked as an owner's is.
     let resolved = manager.resolve("k", Resolution::Succeed(Ambiguous::Signed(4))).unwrap_err();

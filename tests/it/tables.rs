@@ -1,6 +1,6 @@
 //! The user's own tables.
 
-use oncekey::{ErrorKind, MAX_KEY_BYTES, Rows, Value};
+use oncekey::{ErrorKind, Key, Value, table::Rows};
 
 use crate::common::*;
 
@@ -15,7 +15,7 @@ fn names(found: oncekey::Result<Rows>) -> String {
 
 #[test]
 fn a_table_keeps_rows_in_the_order_of_their_keys_across_a_restart() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
+    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let table = first.table("t").unwrap();
     for key in ["b", "d", "a", "ba", "c"] {
@@ -64,14 +64,14 @@ fn tables_and_managers_of_one_name_do_not_meet() {
 
 #[test]
 fn long_values_empty_ones_and_any_bytes_are_kept() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
+    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let values: Vec<Vec<u8>> = [0, 1, 4096, 4097, 100_000, 1 << 20].map(|len| vec![7; len]).into();
     let engine = open(dir.path(), &clock);
     let table = engine.table("t").unwrap();
     for value in &values {
         table.insert((value.len() as u64).to_be_bytes(), value).unwrap();
     }
-    table.insert([0xff; MAX_KEY_BYTES], "last").unwrap();
+    table.insert([0xff; Key::MAX_BYTES], "last").unwrap();
     engine.close().unwrap();
     let engine = open(dir.path(), &clock);
     let table = engine.table("t").unwrap();
@@ -88,7 +88,7 @@ fn bad_names_keys_and_values_are_refused_and_nothing_changes() {
         assert_eq!(engine.table(name).unwrap_err().kind(), ErrorKind::InvalidName);
     }
     let table = engine.table("t").unwrap();
-    for key in [&[][..], &[0; MAX_KEY_BYTES + 1]] {
+    for key in [&[][..], &[0; Key::MAX_BYTES + 1]] {
         assert_eq!(table.get(key).unwrap_err().kind(), ErrorKind::InvalidKey);
         assert_eq!(table.insert(key, "x").unwrap_err().kind(), ErrorKind::InvalidKey);
         assert_eq!(table.remove(key).unwrap_err().kind(), ErrorKind::InvalidKey);

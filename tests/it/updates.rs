@@ -2,8 +2,9 @@
 
 use http::StatusCode;
 use oncekey::{
-    Begin, ErrorKind, Event, FINISHED, Interruption, MAX_RECOVERY_POINT_BYTES, ManagerOptions, OnInterrupted,
-    RequestPatch, Resolution, Response, STARTED, Status,
+    Begin, ErrorKind, FINISHED, Interruption, ManagerOptions, OnInterrupted, RecordInfo, STARTED, Status,
+    admin::{Event, Resolution},
+    http::{RequestPatch, Response},
 };
 
 use crate::common::*;
@@ -15,7 +16,7 @@ fn resuming() -> ManagerOptions {
 
 #[test]
 fn an_update_moves_what_nobody_owns() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
+    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let requests = first.requests_with("r", resuming()).unwrap();
     requests.create(new("k")).unwrap();
@@ -37,7 +38,7 @@ fn an_update_moves_what_nobody_owns() {
 
 #[test]
 fn an_update_of_a_dead_one_leaves_it_interrupted_in_every_later_open() {
-    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::ManualClock::new());
+    let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let holding = ManagerOptions::new().on_interrupted(OnInterrupted::Hold);
     let first = open(dir.path(), &clock);
     let claim = claimed(post(&first.requests_with("r", holding.clone()).unwrap(), "k"));
@@ -70,10 +71,10 @@ fn an_update_with_a_response_ends_it() {
         requests.update(key, to("paid").checkpoint("ch_1")).unwrap();
         let info = requests.update(key, RequestPatch::new().response(Response::new(code).body("b"))).unwrap();
         assert_eq!((info.status(), info.recovery_point(), info.checkpoint()), (Status::Succeeded, FINISHED, None));
-        assert!(matches!(events.try_recv(), Ok(Event::Ended(info)) if info.status() == Status::Succeeded));
+        assert!(matches!(events.try_next(), Some(Event::Ended(info)) if info.status() == Status::Succeeded));
         let Begin::Replay(done) = post(&requests, key) else { panic!("no replay") };
         assert_eq!(done.into_outcome().unwrap(), Response::new(code).body("b"));
-        assert!(matches!(events.try_recv(), Ok(Event::Replayed(_))));
+        assert!(matches!(events.try_next(), Some(Event::Replayed(_))));
     }
     clock.advance(DAY);
     assert_eq!(status_of(&requests, "ok"), None, "its TTL is that of a success");
@@ -104,7 +105,7 @@ fn an_update_is_refused_where_someone_is_at_work_or_all_is_said() {
 
 #[test]
 fn patches_have_limits_and_say_one_thing() {
-    let clock = oncekey::ManualClock::new();
+    let clock = oncekey::clock::ManualClock::new();
     let engine = options(&clock).max_value_bytes(100).temporary().unwrap();
     let requests = engine.requests("r").unwrap();
     requests.create(new("k")).unwrap();
@@ -115,11 +116,11 @@ fn patches_have_limits_and_say_one_thing() {
     refused(to("paid").response(ok("")), ErrorKind::InvalidOptions, "ends the request");
     refused(RequestPatch::new().checkpoint("c").response(ok("")), ErrorKind::InvalidOptions, "ends the request");
     refused(to(""), ErrorKind::InvalidName, "no name");
-    refused(to(&"p".repeat(MAX_RECOVERY_POINT_BYTES + 1)), ErrorKind::InvalidName, "129");
+    refused(to(&"p".repeat(RecordInfo::MAX_RECOVERY_POINT_BYTES + 1)), ErrorKind::InvalidName, "129");
     refused(RequestPatch::new().checkpoint([0; 101]), ErrorKind::TooLarge, "101");
     refused(RequestPatch::new().response(ok(&"b".repeat(100))), ErrorKind::TooLarge, "key k of r");
     assert_eq!(state(&requests), before);
-    let longest = "p".repeat(MAX_RECOVERY_POINT_BYTES);
+    let longest = "p".repeat(RecordInfo::MAX_RECOVERY_POINT_BYTES);
     let info = requests.update("k", to(&longest).checkpoint([0; 100])).unwrap();
     assert_eq!((info.recovery_point(), info.checkpoint().map(<[u8]>::len)), (&*longest, Some(100)));
     // Back to the start is a recovery point as any.

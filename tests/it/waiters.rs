@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use oncekey::{
     Begin, BeginOptions, Claim, Durability, Engine, Error, ErrorKind, Interruption, Manager, ManagerOptions, Next,
-    OnInterrupted, RequestPatch, Response, Status, Waited,
+    OnInterrupted, Status, Waited,
+    http::{RequestPatch, Response},
 };
 
 use crate::threads::{LATE, Rng, Sleeper, until, within};

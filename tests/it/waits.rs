@@ -4,7 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use oncekey::{BootTime, Clock, Engine, Manager, NewRequest, SystemClock, Waited};
+use oncekey::{
+    Engine, Manager, Waited,
+    clock::{BootTime, Clock, SystemClock},
+    http::NewRequest,
+};
 
 use crate::common::*;
 use crate::threads::{LATE, until, within};
@@ -54,7 +58,7 @@ fn events_of_a_closed_engine_end() {
     let before = other.events();
     engine.close().unwrap();
     for events in [before, other.events()] {
-        assert_eq!(events.iter().count(), 0);
+        assert_eq!(events.count(), 0);
     }
 }
 

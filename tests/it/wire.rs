@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use oncekey::{Engine, RecordFilter, Requests};
+use oncekey::{Engine, admin::RecordFilter, http::Requests};
 
 use crate::common::*;
 use crate::http::created;

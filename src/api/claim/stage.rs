@@ -126,7 +126,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ///
     /// The closure's own; nothing was changed then. Of the engine's: `ClaimLost` if the record is no longer this claim's or
     /// has ended; `Codec` and `TooLarge` for what cannot be stored; `InvalidName` for a recovery point; `Conflict` after
-    /// [`MAX_TRANSACTION_RUNS`](crate::MAX_TRANSACTION_RUNS).
+    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS).
     pub fn work_stage<X: From<Error>>(
         &mut self,
         work: impl Fn(&Transaction) -> Result<Next<T, E>, X>,

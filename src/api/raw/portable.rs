@@ -17,7 +17,7 @@ use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::fingerprint::Fingerprint;
 use crate::types::key::{Key, check_name};
-use crate::types::options::{MAX_VALUE_BYTES, OnInterrupted};
+use crate::types::options::OnInterrupted;
 use crate::types::outcome::Record;
 use crate::types::record::{
     FINISHED, Interruption, RecordInfo, Status, StoredRecord, THIS_FRAME, check_checkpoint, check_recovery_point,
@@ -142,7 +142,7 @@ impl Portable {
             check_recovery_point(&self.recovery_point)?;
         }
         let checkpoint = self.checkpoint.map(Bytes::read).transpose()?;
-        check_checkpoint(checkpoint.as_ref().map_or(0, |bytes| bytes.len()), MAX_VALUE_BYTES as u64)?;
+        check_checkpoint(checkpoint.as_ref().map_or(0, |bytes| bytes.len()), Value::MAX_BYTES as u64)?;
         let entries = self.context.into_iter().map(|(name, value)| Ok((name, value.read()?)));
         let context = entries.collect::<Result<BTreeMap<_, _>>>()?.into_iter().collect::<Context>();
         context.check()?;
@@ -202,7 +202,7 @@ impl Serialize for RecordInfo {
     }
 }
 
-/// All fields, for JSON, to be read back and [imported](crate::RawManager::import); feature `cli`.
+/// All fields, for JSON, to be read back and [imported](crate::admin::RawManager::import); feature `cli`.
 impl Serialize for Record<Value, Value> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Portable::new(self.info()).serialize(serializer)

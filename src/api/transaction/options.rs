@@ -23,7 +23,7 @@ type OfError<'a, X, R> = Box<dyn Fn(&X) -> R + 'a>;
 /// How [`Engine::atomic_phase_with`](crate::Engine::atomic_phase_with) runs its closure, whose error is `X`.
 ///
 /// ```
-/// use oncekey::{Engine, Error, Isolation, PhaseError, PhaseOptions};
+/// use oncekey::{Engine, Error, PhaseError, table::{Isolation, PhaseOptions}};
 /// use std::cell::Cell;
 ///
 /// let engine = Engine::temporary()?;
@@ -69,7 +69,7 @@ impl<'a, X> PhaseOptions<'a, X> {
     }
 
     /// Whether the closure runs again after this error of its own, at most
-    /// [`MAX_TRANSACTION_RUNS`](crate::MAX_TRANSACTION_RUNS) times in all. Is asked after a rollback, and not in a phase that is part
+    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) times in all. Is asked after a rollback, and not in a phase that is part
     /// of another one, which runs again as a whole. Defaults to never. A conflict is no error of the closure's: the engine runs it
     /// again without asking.
     pub fn should_retry(mut self, judge: impl Fn(&X) -> bool + 'a) -> Self {

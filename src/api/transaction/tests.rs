@@ -58,8 +58,8 @@ fn a_phase_that_meets_others_every_time_answers_conflict() {
         Ok(((), Ok(Step::Stay)))
     });
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::Conflict);
-    assert_eq!(runs.into_inner(), MAX_TRANSACTION_RUNS);
-    assert_eq!(protocol.stats().transaction_reruns, MAX_TRANSACTION_RUNS as u64);
+    assert_eq!(runs.into_inner(), Transaction::MAX_RUNS);
+    assert_eq!(protocol.stats().transaction_reruns, Transaction::MAX_RUNS as u64);
     assert_eq!(row(&protocol, "b"), None);
     assert!(!is_kept(&protocol, "a"), "nothing is left taken");
 }

@@ -14,7 +14,7 @@ impl Requests {
     /// `InvalidOptions` if the filter is for another manager.
     ///
     /// ```
-    /// # use oncekey::{NewRequest, RecordFilter};
+    /// # use oncekey::{admin::RecordFilter, http::NewRequest};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// requests.create(NewRequest::new("POST", "/orders"))?;
@@ -33,7 +33,7 @@ impl Requests {
     /// `Ambiguous` if several match; otherwise as [`find`](Requests::find).
     ///
     /// ```
-    /// # use oncekey::{ErrorKind, NewRequest, RecordFilter};
+    /// # use oncekey::{ErrorKind, admin::RecordFilter, http::NewRequest};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// assert!(requests.retrieve_one(RecordFilter::new())?.is_none());
@@ -55,7 +55,7 @@ impl Requests {
     ///
     /// ```
     /// # use http::StatusCode;
-    /// # use oncekey::{NewRequest, RecordFilter, RequestPatch, Response};
+    /// # use oncekey::{admin::RecordFilter, http::{NewRequest, RequestPatch, Response}};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// for status in [StatusCode::CREATED, StatusCode::PAYMENT_REQUIRED] {

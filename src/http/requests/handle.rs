@@ -39,7 +39,7 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Response};
+    /// use oncekey::{Engine, http::Response};
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("payments")?;
@@ -68,7 +68,7 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, HandleOptions, Response};
+    /// use oncekey::{Engine, http::{HandleOptions, Response}};
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("payments")?;

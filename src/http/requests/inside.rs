@@ -30,7 +30,7 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Error, NewRequest, RequestPatch, Response, Status};
+    /// use oncekey::{Engine, Error, Status, http::{NewRequest, RequestPatch, Response}};
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
@@ -118,7 +118,7 @@ impl TransactionRequests<'_> {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Error, NewRequest, Next, Response, STARTED};
+    /// use oncekey::{Engine, Error, Next, STARTED, http::{NewRequest, Response}};
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;

@@ -9,13 +9,13 @@ use super::same::SameRequest;
 use crate::http::problem::Problem;
 use crate::http::response::{self, OF_THE_FIRST_ANSWER, Response};
 
-/// How [`Requests::handle`](crate::Requests::handle) treats requests: for a service by
-/// [`with_handling`](crate::Requests::with_handling), for one call by [`handle_with`](crate::Requests::handle_with). A clone is
+/// How [`Requests::handle`](crate::http::Requests::handle) treats requests: for a service by
+/// [`with_handling`](crate::http::Requests::with_handling), for one call by [`handle_with`](crate::http::Requests::handle_with). A clone is
 /// cheap.
 ///
 /// ```
 /// use http::{Method, StatusCode, header};
-/// use oncekey::{Engine, HandleOptions, Response, SameRequest};
+/// use oncekey::{Engine, http::{HandleOptions, Response, SameRequest}};
 /// use std::time::Duration;
 ///
 /// let engine = Engine::temporary()?;
@@ -115,7 +115,7 @@ impl HandleOptions {
     ///
     /// ```
     /// use http::{Method, StatusCode};
-    /// use oncekey::{Engine, HandleOptions, Response};
+    /// use oncekey::{Engine, http::{HandleOptions, Response}};
     ///
     /// let engine = Engine::temporary()?;
     /// let carts = engine.requests("carts")?.with_handling(HandleOptions::new().without_key([

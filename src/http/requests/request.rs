@@ -110,11 +110,11 @@ impl Params {
     }
 }
 
-/// A request to be made by [`Requests::create`](crate::Requests::create). Without parameters it is the one whose parameters
+/// A request to be made by [`Requests::create`](crate::http::Requests::create). Without parameters it is the one whose parameters
 /// are `()`.
 ///
 /// ```
-/// use oncekey::{Key, NewRequest};
+/// use oncekey::{Key, http::NewRequest};
 ///
 /// let request = NewRequest::new("POST", "/orders").key(Key::new("order-17")?).params(&("cart", 17))?;
 /// # Ok::<(), oncekey::Error>(())
@@ -141,7 +141,7 @@ impl NewRequest {
     }
 
     /// With these parameters, of which only the fingerprint is stored unless the requests
-    /// [keep them](crate::Requests::keep_params).
+    /// [keep them](crate::http::Requests::keep_params).
     ///
     /// # Errors
     ///
@@ -170,7 +170,7 @@ impl fmt::Debug for NewRequest {
     }
 }
 
-/// A request that [`Requests::create`](crate::Requests::create) was asked for, and whether it was there already.
+/// A request that [`Requests::create`](crate::http::Requests::create) was asked for, and whether it was there already.
 #[derive(Clone, Debug)]
 pub struct Created {
     info: RecordInfo,
@@ -207,11 +207,11 @@ impl Created {
     }
 }
 
-/// What [`Requests::update`](crate::Requests::update) sets.
+/// What [`Requests::update`](crate::http::Requests::update) sets.
 ///
 /// ```
 /// use http::StatusCode;
-/// use oncekey::{RequestPatch, Response};
+/// use oncekey::http::{RequestPatch, Response};
 ///
 /// let further = RequestPatch::new().recovery_point("paid").checkpoint("ch_1");
 /// let ended = RequestPatch::new().response(Response::new(StatusCode::CREATED));
@@ -230,7 +230,7 @@ impl RequestPatch {
         Self::default()
     }
 
-    /// The stage that has ended last: 1 to [`MAX_RECOVERY_POINT_BYTES`](crate::MAX_RECOVERY_POINT_BYTES) bytes, not
+    /// The stage that has ended last: 1 to [`RecordInfo::MAX_RECOVERY_POINT_BYTES`](crate::RecordInfo::MAX_RECOVERY_POINT_BYTES) bytes, not
     /// [`FINISHED`](crate::FINISHED).
     pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
         self.recovery_point = Some(point.into());

@@ -11,7 +11,7 @@ use super::request::digest;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::fingerprint::{Fingerprint, FingerprintBuilder};
 
-/// A rule for what is the same HTTP request, for [`HandleOptions::same_request`](crate::HandleOptions::same_request).
+/// A rule for what is the same HTTP request, for [`HandleOptions::same_request`](crate::http::HandleOptions::same_request).
 ///
 /// The method and the path count by every rule.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ impl SameRequest {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Fingerprint, HandleOptions, Response, SameRequest};
+    /// use oncekey::{Engine, Fingerprint, http::{HandleOptions, Response, SameRequest}};
     ///
     /// let engine = Engine::temporary()?;
     /// // An envelope has a fresh `attempt_id` each time; the amount is the payment.

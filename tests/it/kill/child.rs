@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Resolution, Status,
-    Waited,
+    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Status, Waited,
+    admin::Resolution,
 };
 
 use super::model::{Claimed, End};

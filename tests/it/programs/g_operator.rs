@@ -1,4 +1,5 @@
 use oncekey::*;
+use oncekey::admin::{Event, RecordFilter, Resolution};
 use std::{process::ExitCode, time::Duration};
 /// Right after open, before the first request: the exact work list.
 fn reconcile(engine: &Engine, charges: &Manager<String>) -> Result<()> {
