@@ -47,7 +47,7 @@ use crate::sync::group_commit::CommitQueue;
 pub(crate) use crate::sync::group_commit::Priority;
 use crate::types::clock::{NEVER, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::{Now, StoredRecord};
+use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use crate::types::telemetry::{self, Work};
 use apply::Message;
@@ -79,6 +79,7 @@ struct Inner {
     eventual: bool,
     first: u64,
     opened: u64,
+    effect_seeds: EffectSeeds,
     clock: StoreClock,
     commit_queue: CommitQueue<Frame, Spare>,
     versions: Versions,
@@ -294,7 +295,8 @@ impl Store {
 
     pub(crate) fn now(&self) -> Now {
         let inner = &self.inner;
-        Now { store: inner.clock.now(), wall: inner.clock.wall(), first: inner.first, opened: inner.opened }
+        let (store, wall) = (inner.clock.now(), inner.clock.wall());
+        Now { store, wall, first: inner.first, opened: inner.opened, effect_seed: inner.effect_seeds.draw() }
     }
 
     /// Unique to this store, for its whole life.

@@ -95,7 +95,8 @@ impl<T, E> Claim<T, E> {
         self.inner.info.key()
     }
 
-    /// The fencing token: larger than that of every earlier claim in this store, for downstream systems that can compare.
+    /// The fencing token: larger than that of every earlier claim in this store, for downstream systems that can compare. A
+    /// copy of the store has other tokens, in no order with these.
     #[must_use]
     pub fn token(&self) -> u64 {
         self.inner.info.stored().token

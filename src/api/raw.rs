@@ -150,7 +150,8 @@ impl RawManager {
     }
 
     /// Takes over a record that another store's [`get`](RawManager::get) gave, under the same key, unless that key has a
-    /// record here: then false. Its TTL starts again; one in progress there is interrupted here.
+    /// record here: then false. It gets another generation and token, and keeps its effect ids. Its TTL starts again; one in
+    /// progress there is interrupted here.
     pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
         let info = record.info();
         let id = RecordId::new(&self.name, info.key().clone());

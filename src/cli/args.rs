@@ -145,7 +145,7 @@ milliseconds since 1970, and null is for ever.
         about: "takes over what export wrote, from a file or standard input; makes the store if there is none",
         more: "\
 A key that has a record already is left as it is, and counted. Every record keeps its fields but those that number and time it
-in its store: it gets another generation, token and store, so other effect ids, and its TTL starts again. One in progress is
+in its store: it gets another generation, token and store, and its TTL starts again. It keeps its effect ids. One in progress is
 interrupted.
 ",
     },

@@ -333,6 +333,7 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
         schema: start.schema,
         attempt: 1,
         generation: THIS_FRAME,
+        effect_seed: now.effect_seed,
         revision: THIS_FRAME,
         token: THIS_FRAME,
         created_at: now.wall,
@@ -466,7 +467,7 @@ fn extended(record: &StoredRecord, ttl: u64, now: &Now) -> Decision {
     write(StoredRecord { expires, revision: THIS_FRAME, updated_at: now.wall, updated: now.store, ..record.clone() })
 }
 
-/// A copy with numbers of this store. What was in progress elsewhere has no owner here.
+/// A copy with numbers of this store, but with the effect ids that it had. What was in progress elsewhere has no owner here.
 fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
     let (state, interruption) = match stored.state {
         Status::InProgress => (Status::Interrupted, Some(Interruption::ProcessEnded)),

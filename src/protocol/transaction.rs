@@ -172,8 +172,9 @@ impl Protocol {
     pub(super) fn change_in(&self, workspace: &mut Workspace, id: &RecordId, action: &Action<'_>) -> Result<Changed> {
         let content = self.read_in(workspace, &id.at)?;
         let stored = content.as_ref().and_then(Content::record);
-        // What is shown to people is when it was changed.
-        let now = Now { wall: self.store.now().wall, ..self.now_in(workspace) };
+        // What is shown to people is when it was changed; and of the generations that a transaction starts, each has a seed of its own.
+        let Now { wall, effect_seed, .. } = self.store.now();
+        let now = Now { wall, effect_seed, ..self.now_in(workspace) };
         let after = match decide(stored.map(Arc::as_ref), action, &now) {
             Decision::Write(stored) => Some(Arc::new(*stored)),
             Decision::Delete => None,

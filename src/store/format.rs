@@ -66,7 +66,8 @@
 //! | 52 | 8 | updated at, wall clock, ms since 1970 |
 //! | 60 | 8 | updated, store time, ms |
 //! | 68 | 8 | expires, store time, ms; all ones is never |
-//! | 76 | | the rest: bincode 1 (fixed integers, little-endian) of `RestV1`; then the outcome |
+//! | 76 | 16 | what its effect ids are made from, with its key |
+//! | 92 | | the rest: bincode 1 (fixed integers, little-endian) of `RestV1`; then the outcome |
 //!
 //! # sled
 //!
@@ -91,7 +92,7 @@
 //!
 //! An envelope: version (1), kind (1), checksum of the key and what follows it (4). Kind 1, the content follows. Kind 2, the
 //! content is in pieces: number of the frame (8), place of the change (4), length of the content in pieces (4), and of a record
-//! its first 76 bytes. A piece: version (1), 0 (1), checksum of its key and what follows (4), length of the owner (2), owner
+//! its first 92 bytes. A piece: version (1), 0 (1), checksum of its key and what follows (4), length of the owner (2), owner
 //! (its tree's key, with `r` or the table's name and 0 before it; only in piece 0), content.
 
 pub(crate) mod block;

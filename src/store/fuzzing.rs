@@ -42,6 +42,7 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         schema: parts.attempt ^ 1,
         attempt: parts.attempt,
         generation,
+        effect_seed: u128::from(c).to_le_bytes(),
         revision,
         token,
         created_at,

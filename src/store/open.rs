@@ -28,10 +28,12 @@ use crate::types::clock::{self, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
 use crate::types::options::{Durability, EngineOptions};
+use crate::types::record::EffectSeeds;
 use crate::types::stats::Counter;
 use crate::types::telemetry::{self, Work};
 
-/// Each open numbers its frames from the next multiple of this: what carries a lower number is from an open that has ended.
+/// Each open numbers its frames from a random number between the next multiple of this and the one after it: what carries a
+/// lower number is from an open that has ended, and a restored copy does not give the fencing tokens of the original again.
 const RANGE: u64 = 1 << 32;
 /// Payload that may be committed and not yet be in sled.
 const MAX_UNAPPLIED: u64 = 16 << 20;
@@ -127,7 +129,7 @@ impl Store {
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let (tables, overlay) = (Arc::new(tables), Arc::new(Overlay::default()));
-        let first = (recovered.last_frame.max(stamp.frame) / RANGE + 1).saturating_mul(RANGE);
+        let first = first_number(recovered.last_frame.max(stamp.frame));
         let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp, first);
         recovered.replay(&mut |number, frame| {
             report.frames_replayed += u64::from(matches!(frame, Frame::Changes(_)));
@@ -156,7 +158,6 @@ impl Store {
         let leftovers = Leftovers::new(tables.sweep()?);
         let config = config(options, Arc::clone(&tables.barriers.progress));
         let group = CommitQueue::new(config, group, next_frame, writer.room());
-        let not_listed = applier.expiries.earliest();
         let (apply, thread_end) = threads::apply_channel(wakeups);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
@@ -165,6 +166,7 @@ impl Store {
             eventual: options.durability != Durability::Immediate,
             first,
             opened: clock.now(),
+            effect_seeds: EffectSeeds::of_this_open(),
             clock,
             commit_queue: group,
             versions: Versions::default(),
@@ -175,7 +177,7 @@ impl Store {
             disk_space: room,
             left_behind: Mutex::default(),
             apply,
-            not_listed,
+            not_listed: applier.expiries.earliest(),
             journal: writer.stats(),
             commits: Counter::new("oncekey_commits_total"),
             conflicts: Counter::new("oncekey_commit_conflicts_total"),
@@ -323,6 +325,13 @@ fn recount(tables: &Tables, expiries: &mut Expiries, replayed: bool) -> Result<(
     }
     expiries.end_list();
     Ok(())
+}
+
+/// The number of an open's first frame, behind the last one that there is.
+fn first_number(last: u64) -> u64 {
+    let [a, b, c, d, ..] = key::random();
+    let within = u64::from(u32::from_le_bytes([a, b, c, d]));
+    (last / RANGE + 1).saturating_mul(RANGE).saturating_add(within)
 }
 
 /// The stamp of a store, which belongs to this journal, and says what sled holds if nothing was committed behind it.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use crate::types::clock::{NEVER, wall_time};
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::fingerprint::Fingerprint;
-use crate::types::key::Key;
+use crate::types::key::{self, Key};
 use crate::types::options::OnInterrupted;
 use crate::types::value::Value;
 
@@ -94,6 +95,8 @@ pub(crate) struct StoredRecord {
     pub(crate) attempt: u32,
     /// Number of the frame that started this life of the key.
     pub(crate) generation: u64,
+    /// Drawn when the generation started, in this store or in the one that it was imported from.
+    pub(crate) effect_seed: EffectSeed,
     /// Number of the frame that carries this stored record.
     pub(crate) revision: u64,
     /// Fencing token: number of the frame that made the current or last claim.
@@ -120,6 +123,30 @@ pub(crate) struct StoredRecord {
     pub(crate) outcome: Option<Value>,
 }
 
+/// What the effect ids of a generation are made from, with its key. It stays the same as long as the record lives: in every open,
+/// and in every store that it is imported into.
+pub(crate) type EffectSeed = [u8; 16];
+
+/// Draws the seeds of one open. They begin at a random number, so that what runs in a restored copy of a store never has the
+/// effect ids of what ran in the original, although both number their frames from the same state.
+#[derive(Debug)]
+pub(crate) struct EffectSeeds {
+    first: u128,
+    drawn: AtomicU64,
+}
+
+impl EffectSeeds {
+    pub(crate) fn of_this_open() -> Self {
+        Self { first: u128::from_le_bytes(key::random()), drawn: AtomicU64::new(0) }
+    }
+
+    /// Never the same again.
+    pub(crate) fn draw(&self) -> EffectSeed {
+        let drawn = self.drawn.fetch_add(1, Ordering::Relaxed);
+        self.first.wrapping_add(u128::from(drawn)).to_le_bytes()
+    }
+}
+
 /// What the rules look at besides a record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
@@ -131,6 +158,8 @@ pub(crate) struct Now {
     pub(crate) first: u64,
     /// Store time of this open.
     pub(crate) opened: u64,
+    /// Of a generation that starts now: no other `Now` has it, so that at most one generation of each key starts with it.
+    pub(crate) effect_seed: EffectSeed,
 }
 
 impl StoredRecord {
@@ -340,17 +369,16 @@ impl RecordInfo {
         self.0.expires_at
     }
 
-    /// A name for one effect of this operation, the same in every attempt of this generation: to be passed downstream as an
-    /// idempotency key, and, after an interruption, to ask there whether the effect has happened. 32 hexadecimal digits.
+    /// Returns a name for one effect of this operation, the same in every attempt of this generation, in every open, and after
+    /// an import into another store. Pass it downstream as an idempotency key, and, after an interruption, ask there whether
+    /// the effect has happened. 32 hexadecimal digits.
+    ///
+    /// A generation that starts later, here or in a restored copy of the store, has other names. A transaction that creates a
+    /// record already sees its names.
     #[must_use]
     pub fn effect_id(&self, label: &str) -> String {
-        let digest = Fingerprint::builder()
-            .part(self.0.store_id)
-            .part(self.0.manager.as_bytes())
-            .part(self.0.key.as_bytes())
-            .part(self.generation().to_be_bytes())
-            .part(label)
-            .finish();
+        let digest =
+            Fingerprint::builder().part(self.0.stored.effect_seed).part(self.key().as_bytes()).part(label).finish();
         let mut hexadecimal = digest.to_string();
         hexadecimal.truncate(32);
         hexadecimal

@@ -55,6 +55,34 @@ fn a_request_and_a_row_are_made_together() {
 }
 
 #[test]
+fn effect_ids_inside_the_creating_transaction_are_those_that_are_seen_later() {
+    let (engine, _) = engine();
+    let requests = requests(&engine);
+    let phase = |keys: &[&str]| {
+        engine.atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            let named = |key: &&str| {
+                let created = inside.create(new(key))?.info().effect_id("charge");
+                assert_eq!(inside.retrieve(*key)?.unwrap().info().effect_id("charge"), created);
+                Ok(created)
+            };
+            keys.iter().map(named).collect::<Result<Vec<_>, Error>>()
+        })
+    };
+    let later = |key: &str| requests.retrieve(key).unwrap().unwrap().info().effect_id("charge");
+    let first = phase(&["a", "b"]).unwrap();
+    assert_eq!(first, [later("a"), later("b")]);
+    assert_ne!(first[0], first[1], "each generation has its own");
+    assert_eq!(claimed(requests.lock("a").unwrap()).effect_id("charge"), first[0]);
+    // The next generation of a key in the same transaction is another operation.
+    let manager = requests.manager();
+    assert!(manager.remove("a").unwrap() && manager.remove("b").unwrap());
+    let second = phase(&["a", "b"]).unwrap();
+    assert_eq!(second, [later("a"), later("b")]);
+    assert!(first.iter().all(|id| !second.contains(id)));
+}
+
+#[test]
 fn what_is_rolled_back_was_never_there() {
     let (engine, _) = engine();
     let requests = requests(&engine);

@@ -1,6 +1,8 @@
 //! Managers whose types are not known, and types that are not the known ones.
 
-use oncekey::{Begin, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Status, admin::Resolution};
+use oncekey::admin::Resolution;
+use oncekey::clock::ManualClock;
+use oncekey::{Begin, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Record, Status, Value};
 
 use crate::common::*;
 
@@ -79,4 +81,76 @@ fn import_takes_records_over_into_another_store() {
 fn claimed_replay<T, E>(begin: Begin<T, E>) -> oncekey::Finished<T, E> {
     let Begin::Replay(done) = begin else { panic!("expected a replay, got {}", arm(&begin)) };
     done
+}
+
+/// Effects that an attempt may repeat under the same name, wherever the record goes.
+#[test]
+fn an_imported_record_keeps_its_effect_ids_under_any_manager_and_in_every_open() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let ((here, _), there) = (engine(), open(dir.path(), &clock));
+    let source = resuming(&here);
+    let first = claim(&source, "k");
+    let (charge, mail) = (first.effect_id("charge"), first.effect_id("mail"));
+    drop(first);
+    let info = source.get("k").unwrap().unwrap().info().clone();
+    assert_eq!((info.effect_id("charge"), info.effect_id("mail")), (charge.clone(), mail));
+    // By the API, by the lines of an export, and on from there.
+    let record = here.raw("m").unwrap().get("k").unwrap().unwrap();
+    let line = serde_json::to_string(&record).unwrap();
+    let read: Record<Value, Value> = serde_json::from_str(&line).unwrap();
+    assert_eq!(read.info().effect_id("charge"), charge);
+    assert!(there.raw("m").unwrap().import(&read).unwrap() && there.raw("other").unwrap().import(&record).unwrap());
+    let again = there.raw("other").unwrap().get("k").unwrap().unwrap();
+    assert!(there.raw("third").unwrap().import(&again).unwrap());
+    there.close().unwrap();
+    let there = open(dir.path(), &clock);
+    for name in ["m", "other", "third"] {
+        let resume = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
+        let target: Manager<String, String> = there.manager_with(name, resume).unwrap();
+        let second = claim(&target, "k");
+        assert_eq!((second.attempt(), second.effect_id("charge")), (2, charge.clone()), "{name}");
+        second.release().unwrap();
+        // What starts here afterwards is something else.
+        assert!(target.remove("k").unwrap());
+        assert_ne!(claim(&target, "k").effect_id("charge"), charge);
+    }
+}
+
+#[test]
+fn what_runs_in_a_restored_copy_has_other_tokens_and_effect_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let (live, backup) = (dir.path().join("live"), dir.path().join("backup"));
+    let (store, clock) = (open(&live, &ManualClock::new()), ManualClock::new());
+    let unfinished = claim(&resuming(&store), "unfinished").effect_id("charge");
+    store.close().unwrap();
+    copy(&live, &backup);
+    let run = |path: &std::path::Path| {
+        let engine = open(path, &clock);
+        let manager = resuming(&engine);
+        // What was begun before the copy was made is the same operation in both.
+        assert_eq!(manager.get("unfinished").unwrap().unwrap().info().effect_id("charge"), unfinished);
+        let claim = claim(&manager, "k");
+        let said = (claim.token(), claim.effect_id("charge"));
+        claim.succeed(&"v".to_owned()).unwrap();
+        drop(manager);
+        engine.close().unwrap();
+        said
+    };
+    let ((first, first_effect), (second, second_effect)) = (run(&live), run(&backup));
+    assert!(first != second && first_effect != second_effect);
+    // In each of them they grow.
+    assert!(claim(&texts(&open(&live, &clock)), "later").token() > first);
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).unwrap();
+        }
+    }
 }

@@ -31,8 +31,10 @@ const VERSION: u32 = 1;
 #[serde(deny_unknown_fields)]
 struct Portable {
     version: u32,
-    /// Of the store that it comes from: with the generation it makes its effect ids.
+    /// Of the store that it comes from.
     store: Uuid,
+    /// What its effect ids are made from, with the key.
+    effect_seed: Uuid,
     manager: String,
     key: Bytes,
     status: Status,
@@ -100,6 +102,7 @@ impl Portable {
         Self {
             version: VERSION,
             store: Uuid::from_bytes(info.store_id()),
+            effect_seed: Uuid::from_bytes(stored.effect_seed),
             manager: info.manager().to_owned(),
             key: Bytes::new(info.key().as_bytes()),
             status: info.status(),
@@ -156,6 +159,7 @@ impl Portable {
             schema: self.schema,
             attempt: self.attempt,
             generation: self.generation,
+            effect_seed: self.effect_seed.into_bytes(),
             revision: THIS_FRAME,
             token: self.token,
             created_at: self.created_at_ms,

@@ -7,7 +7,7 @@ use super::*;
 const FIRST: u64 = 1 << 32;
 
 fn now(store: u64) -> Now {
-    Now { store, wall: 1_000, first: FIRST, opened: 0 }
+    Now { store, wall: 1_000, first: FIRST, opened: 0, effect_seed: [1; 16] }
 }
 
 fn start(policy: OnInterrupted, fingerprint: Option<u8>) -> Start {
@@ -251,7 +251,7 @@ fn interrupted_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
     let live = StoredRecord { interrupted_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
     assert!(live.seen(&now(1_000_000)).is_some());
     let dead = StoredRecord { token: 3, ..live };
-    let reopened = |store| Now { store, wall: 0, first: FIRST, opened: 500 };
+    let reopened = |store| Now { store, wall: 0, first: FIRST, opened: 500, effect_seed: [1; 16] };
     assert_eq!(dead.seen(&reopened(504)), Some((Status::Interrupted, Some(Interruption::ProcessEnded))));
     assert_eq!(dead.seen(&reopened(505)), None);
 }

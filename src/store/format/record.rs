@@ -14,7 +14,7 @@ use crate::types::record::{Interruption, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
 /// The fixed part, which needs no decoder.
-pub(crate) const HEAD: usize = 76;
+pub(crate) const HEAD: usize = 92;
 /// Where `updated` and `expires` are in it.
 pub(crate) const TIMES: usize = 60;
 /// Where the length of the rest is.
@@ -75,6 +75,7 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     for field in numbers.into_iter().chain(times) {
         out.extend_from_slice(&field.to_le_bytes());
     }
+    out.extend_from_slice(&stored.effect_seed);
     let rest = RestV1 {
         success_ttl: stored.success_ttl,
         failure_ttl: stored.failure_ttl,
@@ -130,6 +131,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
     let this = |field: u64| if field == THIS_FRAME { number } else { Some(field) };
     let (generation, revision, token) = (this(fields.u64()?)?, this(fields.u64()?)?, this(fields.u64()?)?);
     let (created_at, updated_at, updated, expires) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
+    let effect_seed = fields.array()?;
     let rest: RestV1<'_> = match codec::decode_plain("record", fields.take(rest_len)?) {
         Ok(rest) => rest,
         Err(error) => return Some(Err(corrupt(format!("a record is malformed: {error}")))),
@@ -149,6 +151,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
         schema,
         attempt,
         generation,
+        effect_seed,
         revision,
         token,
         created_at,
@@ -212,6 +215,7 @@ pub(crate) mod tests {
             schema: 7,
             attempt: 2,
             generation: 0x1_0000_0001,
+            effect_seed: [5; 16],
             revision: THIS_FRAME,
             token: 0x1_0000_0002,
             created_at: 1_000,
@@ -240,6 +244,7 @@ pub(crate) mod tests {
         for number in [0x1_0000_0001_u64, 0, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {
             expected.extend_from_slice(&number.to_le_bytes());
         }
+        expected.extend_from_slice(&[5; 16]);
         for ttl in [1_u64, 2, 3, u64::MAX] {
             expected.extend_from_slice(&ttl.to_le_bytes());
         }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const NOW: Now = Now { store: 1_000, wall: 77, first: FIRST, opened: 500 };
+const NOW: Now = Now { store: 1_000, wall: 77, first: FIRST, opened: 500, effect_seed: [1; 16] };
 const OTHER_POINT: &str = "elsewhere";
 
 /// What a record is, as far as the rules can tell records apart.
