@@ -46,7 +46,7 @@ impl Clone for Error {
 struct Inner {
     kind: ErrorKind,
     message: String,
-    io_kind: Option<io::ErrorKind>,
+    source: Option<io::Error>,
 }
 
 /// What a caller does next about an [`Error`].
@@ -118,7 +118,7 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self::met(Arc::new(Inner { kind, message: message.into(), io_kind: None }))
+        Self::met(Arc::new(Inner { kind, message: message.into(), source: None }))
     }
 
     fn met(inner: Arc<Inner>) -> Self {
@@ -138,12 +138,13 @@ impl Error {
 
     pub(crate) fn io_as(kind: ErrorKind, action: &str, path: &Path, cause: &io::Error) -> Self {
         let message = format!("{action} {}: {cause}", path.display());
-        Self::met(Arc::new(Inner { kind, message, io_kind: Some(cause.kind()) }))
+        Self::met(Arc::new(Inner { kind, message, source: Some(copy(cause)) }))
     }
 
     /// The same cause under another kind, with a prefix that says what it means now.
     pub(crate) fn wrap(&self, kind: ErrorKind, prefix: &str) -> Self {
-        Self::met(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), io_kind: self.0.io_kind }))
+        let source = self.0.source.as_ref().map(copy);
+        Self::met(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), source }))
     }
 
     /// What the caller does next.
@@ -155,7 +156,7 @@ impl Error {
     /// The operating system's kind of error, where it was one.
     #[must_use]
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
-        self.0.io_kind
+        self.0.source.as_ref().map(io::Error::kind)
     }
 }
 
@@ -173,7 +174,17 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    /// The operating system's error, where there was one. [`Display`](fmt::Display) ends with its text.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| source as _)
+    }
+}
+
+/// `io::Error` cannot be cloned.
+fn copy(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
+}
 
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {

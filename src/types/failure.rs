@@ -43,6 +43,27 @@ impl Failure {
         Self { message, causes: Vec::new() }
     }
 
+    /// A failure with the text of a boxed error and of its causes.
+    ///
+    /// For errors that do not implement [`std::error::Error`] themselves but convert into a box: `anyhow::Error`, a
+    /// `Box<dyn Error>`, a text.
+    ///
+    /// ```
+    /// use oncekey::Failure;
+    ///
+    /// type Boxed = Box<dyn std::error::Error + Send + Sync>;
+    /// fn parse(text: &str) -> Result<u32, Boxed> {
+    ///     Ok(text.parse()?)
+    /// }
+    /// let failure = parse("x").map_err(Failure::from_boxed).unwrap_err();
+    /// assert_eq!(failure.message(), "invalid digit found in string");
+    /// ```
+    #[must_use]
+    pub fn from_boxed(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let error: Box<dyn StdError + Send + Sync> = error.into();
+        Self::from(&*error)
+    }
+
     /// The text, without the causes.
     #[must_use]
     pub fn message(&self) -> &str {

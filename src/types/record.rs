@@ -391,6 +391,29 @@ impl RecordInfo {
     }
 }
 
+/// Prints one line: manager, key, status, and the interruption or the recovery point where there is one.
+///
+/// ```
+/// # use oncekey::{Engine, Manager};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// let done = payments.execute("order-42", |_claim| Ok(1999)).unwrap();
+/// assert_eq!(done.info().to_string(), "payments/order-42: Succeeded");
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+impl fmt::Display for RecordInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}: {:?}", self.manager(), self.key(), self.status())?;
+        if let Some(interruption) = self.interruption() {
+            write!(f, " ({interruption:?})")?;
+        }
+        match self.recovery_point() {
+            STARTED | FINISHED => Ok(()),
+            point => write!(f, " at {point}"),
+        }
+    }
+}
+
 impl fmt::Debug for RecordInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RecordInfo")

@@ -190,7 +190,11 @@ fn errors_become_io_errors_of_the_fitting_kind() {
     assert_eq!(kind(manager.success("k", &String::new()).unwrap_err()), io::ErrorKind::Other);
     let io = Engine::open(&file).unwrap_err();
     assert_eq!((io.kind(), io.io_kind()), (ErrorKind::Io, Some(io::ErrorKind::NotADirectory)));
-    assert_eq!(manager.begin("").unwrap_err().io_kind(), None);
+    let source = std::error::Error::source(&io).unwrap().to_string();
+    assert!(io.to_string().ends_with(&source), "{io} does not end with {source}");
+    assert_eq!(Failure::from(io.clone()).to_string(), io.to_string(), "the cause is printed once");
+    let bad_key = manager.begin("").unwrap_err();
+    assert!(bad_key.io_kind().is_none() && std::error::Error::source(&bad_key).is_none());
 }
 
 #[test]
