@@ -40,6 +40,7 @@ use crate::store::{Change, CommitOptions, Priority, Read, Store, Ticket};
 pub(crate) use crate::store::{Content, Load, StoreKey};
 pub use crate::store::{OpenReport, VerifyReport};
 use crate::sync::key_locks::KeyLocks;
+use crate::sync::wait_limit::WaitLimit;
 use crate::sync::wait_queue::WaitQueue;
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -144,6 +145,7 @@ pub(crate) struct Protocol {
     _directory: Option<OwnDirectory>,
     max_value_bytes: usize,
     wait_queue: Arc<WaitQueue<StoreKey>>,
+    wait_limit: WaitLimit<StoreKey>,
     subscribers: Arc<Subscribers>,
     closed: AtomicBool,
     owners: Owners,
@@ -182,6 +184,7 @@ impl Protocol {
             _directory: directory.map(OwnDirectory::new),
             max_value_bytes: options.max_value_bytes,
             wait_queue,
+            wait_limit: WaitLimit::new(options.max_waiting_per_key, options.max_waiting),
             subscribers,
             closed: AtomicBool::new(false),
             owners: Owners::default(),

@@ -16,6 +16,7 @@ pub(crate) mod group_commit;
 pub(crate) mod key_locks;
 #[cfg(not(all(test, oncekey_shuttle)))]
 mod std_sync;
+pub(crate) mod wait_limit;
 pub(crate) mod wait_queue;
 pub(crate) mod worker;
 

@@ -363,8 +363,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 
     /// As [`begin_with`](Manager::begin_with), but waits for another owner up to `timeout`, and takes the key over if that
-    /// gives it up. A claim may be on any thread, so on a key whose claim the caller itself holds it waits in vain; inside
-    /// [`execute`](Manager::execute) and [`drive`](Manager::drive) the wait for their own key answers `Deadlock` at once.
+    /// gives it up. Does not wait if [too many](crate::EngineOptions::max_waiting_per_key) do. A claim may be on any thread, so on a
+    /// key whose claim the caller itself holds it waits in vain; inside [`execute`](Manager::execute) and
+    /// [`drive`](Manager::drive) the wait for their own key answers `Deadlock` at once.
     ///
     /// ```
     /// # use oncekey::{BeginOptions, Engine, Manager};

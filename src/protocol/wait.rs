@@ -31,13 +31,16 @@ pub(crate) enum Awaited {
 }
 
 impl Protocol {
-    /// As `begin`, but waits for another owner until the deadline, and may take the key over when that gives up.
+    /// As `begin`, but waits for another owner until the deadline, and may take the key over when that gives up. If too many threads
+    /// wait already, answers at once.
     pub(crate) fn begin_or_wait(&self, id: &RecordId, start: &Start, deadline: Option<Instant>) -> Result<Begun> {
         let first = self.begin(id, start)?;
         if !matches!(first, Begun::InProgress(_)) {
             return Ok(first);
         }
         self.check_wait(id)?;
+        // Dropped after the waiter: as long as this thread may be parked.
+        let Some(_admitted) = self.wait_limit.admit(&id.at) else { return Ok(first) };
         let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Successor);
         let mut overtaken = false;
         let mut timed_out = false;

@@ -1,5 +1,7 @@
 //! How an engine, a manager and a single call are set up.
 
+mod waiting;
+
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +83,8 @@ pub struct EngineOptions {
     pub(crate) max_value_bytes: usize,
     pub(crate) max_offline: Duration,
     pub(crate) sync_timeout: Duration,
+    pub(crate) max_waiting_per_key: usize,
+    pub(crate) max_waiting: usize,
     pub(crate) any_file_system: bool,
     pub(crate) create: bool,
     pub(crate) segment_bytes: u64,
@@ -98,6 +102,8 @@ impl Default for EngineOptions {
             max_value_bytes: 1 << 20,
             max_offline: Duration::ZERO,
             sync_timeout: Duration::from_secs(30),
+            max_waiting_per_key: 32,
+            max_waiting: 512,
             any_file_system: false,
             create: true,
             segment_bytes: 1 << 20,
@@ -422,12 +428,12 @@ pub struct ExecuteOptions {
 
 impl Default for ExecuteOptions {
     fn default() -> Self {
-        Self { begin: BeginOptions::default(), wait: Duration::from_secs(30) }
+        Self { begin: BeginOptions::default(), wait: Duration::from_secs(2) }
     }
 }
 
 impl ExecuteOptions {
-    /// The manager's own, and a wait of 30 s.
+    /// The manager's own, and a wait of 2 s.
     pub fn new() -> Self {
         Self::default()
     }
@@ -468,7 +474,8 @@ impl ExecuteOptions {
         self
     }
 
-    /// How long to wait for another owner; zero never waits. Defaults to 30 s. A wait too long for the clock is for ever.
+    /// How long to wait for another owner; zero never waits. A thread that waits does nothing else, and
+    /// [`max_waiting`](EngineOptions::max_waiting) bounds their number. Default: 2 s. A wait too long for the clock is for ever.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = timeout;
         self

@@ -12,7 +12,7 @@ use oncekey::{
     admin::Resolution,
 };
 
-use crate::threads::{LATE, Rng, until, within};
+use crate::threads::{LATE, Rng, patient, until, within};
 
 const FOR_EVER: Duration = Duration::MAX;
 
@@ -36,7 +36,7 @@ impl Told {
 
     fn execute(&mut self, ops: &Ops, key: &str, value: u64) -> Result<(), Error> {
         let outcome = if value % 2 == 0 { Ok(value) } else { Err(value) };
-        match ops.execute(key, |_| outcome) {
+        match ops.execute_with(key, patient(), |_| outcome) {
             Ok(done) => self.outcomes.push((key.to_owned(), Ok(*done.value()))),
             Err(ExecuteError::Failed { error, .. }) => self.outcomes.push((key.to_owned(), Err(error))),
             // Another thread's, which was closed, or dropped.

@@ -12,6 +12,7 @@ use oncekey::{
 
 use crate::common::*;
 use crate::http::{created, never};
+use crate::threads::{LATE, until, within};
 
 type Request = http::Request<String>;
 type Answer = http::Response<Vec<u8>>;
@@ -352,6 +353,24 @@ fn a_second_request_waits_for_the_first_up_to_its_deadline() {
     is_problem(&requests.handle_with(&held, &short, never), 409, "in_progress");
     assert!(asked.elapsed() >= Duration::from_millis(20));
     drop(claim);
+}
+
+#[test]
+fn one_request_too_many_that_would_wait_is_409_at_once() {
+    within(LATE, || {
+        let engine = oncekey::Engine::options().max_waiting_per_key(1).temporary().unwrap();
+        let requests = engine.requests("r").unwrap().with_handling(HandleOptions::new().wait(LATE));
+        let claim = claimed(requests.manager().begin("k").unwrap());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| requests.handle(&post(""), never));
+            until("it waits", || engine.stats().waiting == 1);
+            let refused = requests.handle(&post(""), never);
+            is_problem(&refused, 409, "in_progress");
+            assert!(refused.headers().contains_key("retry-after"));
+            claim.succeed(&Response::new(StatusCode::CREATED)).unwrap();
+            is_replay(&waiting.join().unwrap());
+        });
+    });
 }
 
 #[test]

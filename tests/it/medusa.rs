@@ -14,6 +14,7 @@ use oncekey::{
 };
 
 use crate::common::*;
+use crate::threads::patient;
 
 fn requests() -> Requests {
     engine().0.requests("carts").unwrap()
@@ -125,7 +126,7 @@ fn medusa_3_of_many_first_requests_one_begins() {
         for _ in 0..8 {
             scope.spawn(|| {
                 start.wait();
-                let done = manager.execute("k", |_| {
+                let done = manager.execute_with("k", patient(), |_| {
                     ran.fetch_add(1, Ordering::Relaxed);
                     Ok("once".to_owned())
                 });

@@ -12,7 +12,7 @@ use oncekey::{
     RecordInfo, Status, Waited, admin::Resolution,
 };
 
-use crate::threads::{LATE, Rng, within};
+use crate::threads::{LATE, Rng, patient, within};
 
 /// One round: everyone begins, exactly one may. Half of the rounds the owner holds the key until all have begun.
 fn begin_round(ops: &Manager<u64, u64>, key: &str, round: u64, me: u64, line: &Barrier, claims: &AtomicUsize) -> u64 {
@@ -86,7 +86,7 @@ fn ten_thousand_keys_run_once_each_whoever_comes_first() {
                 scope.spawn(move || {
                     for key in (0..KEYS).map(|step| (start + step * stride) % KEYS) {
                         let mine = (me * KEYS + key + 1) as u64;
-                        let done = ops.execute(key.to_be_bytes(), |_| {
+                        let done = ops.execute_with(key.to_be_bytes(), patient(), |_| {
                             runs[key].fetch_add(1, SeqCst);
                             Ok(mine)
                         });
@@ -148,7 +148,7 @@ fn classify(error: u64) -> OnError {
 fn execute_at_random(ops: &Manager<u64, u64>, key: u64, model: &Model, rng: &mut Rng) {
     let (fate, value) = (rng.below(8), rng.next());
     let executed = catch_unwind(AssertUnwindSafe(|| {
-        ops.execute(key.to_be_bytes(), |claim| {
+        ops.execute_with(key.to_be_bytes(), patient(), |claim| {
             model.run(claim);
             match fate {
                 0 => Ok(value),

@@ -5,6 +5,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use oncekey::ExecuteOptions;
+
 /// Nothing here takes so long, except for ever.
 pub(crate) const LATE: Duration = Duration::from_secs(60);
 
@@ -57,6 +59,11 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(start.elapsed() < LATE, "not in {LATE:?}: {what}");
         thread::yield_now();
     }
+}
+
+/// Waits for another owner as long as a test may take.
+pub(crate) fn patient() -> ExecuteOptions {
+    ExecuteOptions::new().wait(LATE)
 }
 
 /// A thread that others can see asleep.

@@ -13,28 +13,28 @@ use oncekey::{
     http::{RequestPatch, Response},
 };
 
-use crate::threads::{LATE, Rng, Sleeper, until, within};
+use crate::threads::{LATE, Rng, Sleeper, patient, until, within};
 
-const KEY: &str = "key";
-const FOR_EVER: Duration = Duration::MAX;
+pub(crate) const KEY: &str = "key";
+pub(crate) const FOR_EVER: Duration = Duration::MAX;
 
-type Ops = Manager<u64, u64>;
+pub(crate) type Ops = Manager<u64, u64>;
 
-fn ops(engine: &Engine, policy: OnInterrupted) -> Ops {
+pub(crate) fn ops(engine: &Engine, policy: OnInterrupted) -> Ops {
     engine.manager_with("ops", ManagerOptions::new().on_interrupted(policy)).unwrap()
 }
 
-fn claim(ops: &Ops) -> Claim<u64, u64> {
+pub(crate) fn claim(ops: &Ops) -> Claim<u64, u64> {
     ops.begin(KEY).unwrap().into_claim().unwrap()
 }
 
-fn begin_or_wait(ops: &Ops, timeout: Duration) -> oncekey::Result<Begin<u64, u64>> {
+pub(crate) fn begin_or_wait(ops: &Ops, timeout: Duration) -> oncekey::Result<Begin<u64, u64>> {
     ops.begin_or_wait(KEY, BeginOptions::new(), timeout)
 }
 
 /// Starts a thread that waits as `call` does, and returns when it is parked: when the engine counts one waiter more, and the
 /// thread sleeps.
-fn parked<'scope, R: Send + 'scope>(
+pub(crate) fn parked<'scope, R: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     ops: &'scope Ops,
     call: impl FnOnce(&Ops) -> R + Send + 'scope,
@@ -50,7 +50,7 @@ fn parked<'scope, R: Send + 'scope>(
     handle
 }
 
-fn nobody_waits(engine: &Engine) {
+pub(crate) fn nobody_waits(engine: &Engine) {
     let stats = engine.stats();
     assert_eq!((stats.waiting, stats.in_progress), (0, 0));
 }
@@ -60,7 +60,8 @@ fn nobody_waits(engine: &Engine) {
 fn a_thousand_waiters_get_one_outcome_of_one_execution() {
     let waiters: u64 = std::env::var("ONCEKEY_WAITERS").map_or(1_000, |n| n.parse().unwrap());
     within(LATE * 2, move || {
-        let engine = Engine::temporary().unwrap();
+        let limit = usize::try_from(waiters).unwrap();
+        let engine = Engine::options().max_waiting_per_key(limit).max_waiting(limit).temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
         let runs = &AtomicUsize::new(0);
         thread::scope(|scope| {
@@ -75,7 +76,7 @@ fn a_thousand_waiters_get_one_outcome_of_one_execution() {
                         };
                         // Both ways to wait, in one queue.
                         if me % 2 == 0 || runs.load(SeqCst) == 0 {
-                            return ops.execute(KEY, |_| run()).unwrap().into_value();
+                            return ops.execute_with(KEY, patient(), |_| run()).unwrap().into_value();
                         }
                         match ops.wait(KEY, LATE).unwrap() {
                             Waited::Finished(done) => done.into_outcome().unwrap(),

@@ -1,17 +1,19 @@
 //! What a wait is told, and when.
 
+use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use oncekey::{
-    Engine, Manager, Waited,
+    Begin, Engine, ExecuteError, Manager, OnInterrupted, Waited,
     clock::{BootTime, Clock, SystemClock},
     http::NewRequest,
 };
 
 use crate::common::*;
-use crate::threads::{LATE, until, within};
+use crate::threads::{LATE, patient, until, within};
+use crate::waiters::{FOR_EVER, KEY, begin_or_wait, claim, nobody_waits, ops, parked};
 
 #[test]
 fn an_observer_is_told_what_the_heir_made_of_a_released_key() {
@@ -22,7 +24,7 @@ fn an_observer_is_told_what_the_heir_made_of_a_released_key() {
             let key = &format!("k{n}");
             let owner = ops.begin(key).unwrap().into_claim().unwrap();
             thread::scope(|scope| {
-                let heir = scope.spawn(|| ops.execute(key, |_| Ok(7)));
+                let heir = scope.spawn(|| ops.execute_with(key, patient(), |_| Ok(7)));
                 let observer = scope.spawn(|| ops.wait(key, LATE));
                 until("both wait", || engine.stats().waiting == 2);
                 owner.release().unwrap();
@@ -91,5 +93,69 @@ fn a_clock_is_asked_with_no_lock_held() {
         engine.atomic_phase(|tx| tx.table("t")?.insert("a", "b")).unwrap();
         engine.compact_now().unwrap();
         engine.close().unwrap();
+    });
+}
+
+/// What a call that waits is answered when it may not wait.
+#[track_caller]
+fn is_refused(begin: &oncekey::Result<Begin<u64, u64>>) {
+    assert!(matches!(begin, Ok(Begin::InProgress(_))), "{begin:?}");
+}
+
+#[test]
+fn one_thread_too_many_for_a_key_is_answered_at_once_and_other_keys_wait() {
+    within(LATE, || {
+        let engine = Engine::options().max_waiting_per_key(2).max_waiting(3).temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Hold);
+        let other = &engine.manager::<u64, u64>("other").unwrap();
+        let (owner, owner_of_other) = (claim(ops), claim(other));
+        thread::scope(|scope| {
+            let waiters = [(); 2].map(|()| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER)));
+            is_refused(&begin_or_wait(ops, FOR_EVER));
+            assert!(matches!(ops.execute_with(KEY, patient(), |_| Ok(1)), Err(ExecuteError::InProgress(_))));
+            // Retries of this key hold no thread that another key could use.
+            let third = parked(scope, other, |other| begin_or_wait(other, FOR_EVER));
+            is_refused(&begin_or_wait(other, FOR_EVER));
+            // Who only observes is not counted.
+            let observer = parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER));
+            owner.succeed(&7).unwrap();
+            for waiter in waiters {
+                assert!(matches!(waiter.join().unwrap(), Ok(Begin::Replay(_))));
+            }
+            assert!(matches!(observer.join().unwrap(), Ok(Waited::Finished(_))));
+            // Their places are free again.
+            let fourth = parked(scope, other, |other| begin_or_wait(other, FOR_EVER));
+            owner_of_other.succeed(&7).unwrap();
+            assert!([third, fourth].into_iter().all(|one| matches!(one.join().unwrap(), Ok(Begin::Replay(_)))));
+        });
+        nobody_waits(&engine);
+    });
+}
+
+#[test]
+fn a_place_to_wait_is_free_again_after_a_time_out_a_hand_over_and_a_panic() {
+    within(LATE, || {
+        let engine = Engine::options().max_waiting_per_key(1).temporary().unwrap();
+        let ops = &ops(&engine, OnInterrupted::Resume);
+        let owner = claim(ops);
+        for _ in 0..3 {
+            is_refused(&begin_or_wait(ops, Duration::from_millis(1)));
+        }
+        thread::scope(|scope| {
+            let successor = parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER));
+            is_refused(&begin_or_wait(ops, FOR_EVER));
+            owner.release().unwrap();
+            let owner = successor.join().unwrap().unwrap().into_claim().unwrap();
+            let panics =
+                parked(scope, ops, |ops| ops.execute_with(KEY, patient(), |_| resume_unwind(Box::new("on purpose"))));
+            is_refused(&begin_or_wait(ops, FOR_EVER));
+            owner.release().unwrap();
+            assert!(panics.join().is_err());
+            let owner = claim(ops);
+            let last = parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER));
+            owner.succeed(&7).unwrap();
+            assert!(matches!(last.join().unwrap(), Ok(Begin::Replay(_))));
+        });
+        nobody_waits(&engine);
     });
 }

@@ -146,7 +146,7 @@ impl<T, E: fmt::Display> std::error::Error for ExecuteError<T, E> {}
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
     /// Runs the operation if the key is new, and stores what it returns; otherwise gives what came of it before. Waits up to
-    /// 30 s for another owner.
+    /// 2 s for another owner, holding its thread, unless [too many](crate::EngineOptions::max_waiting_per_key) wait already.
     ///
     /// | the operation | the record |
     /// |---|---|

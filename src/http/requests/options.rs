@@ -74,7 +74,7 @@ impl HandleOptions {
     }
 
     /// Waits this long for another owner of the key before the answer is 409. Default 0: never waits. A request that waits
-    /// holds its thread.
+    /// holds its thread, so their number is [bounded](crate::EngineOptions::max_waiting_per_key): one more is 409 at once.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = timeout;
         self

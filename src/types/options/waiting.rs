@@ -1,0 +1,35 @@
+//! How many threads may wait.
+
+use super::EngineOptions;
+
+impl EngineOptions {
+    /// Sets how many threads may wait for one key in [`begin_or_wait`](crate::Manager::begin_or_wait),
+    /// [`execute`](crate::Manager::execute), [`drive`](crate::Manager::drive) and
+    /// [`handle`](crate::http::HandleOptions::wait). One more is answered "in progress" at once. 0: none may wait. Default: 32.
+    ///
+    /// A thread that waits serves nobody else. Keep this and [`max_waiting`](Self::max_waiting) below the number of threads of
+    /// the server's pool, so that retries of a slow operation leave threads for other keys.
+    ///
+    /// [`Manager::wait`](crate::Manager::wait) and [`Pending::wait`](crate::Pending::wait) are not counted.
+    ///
+    /// ```
+    /// # use oncekey::{Begin, BeginOptions, Engine, Manager};
+    /// # use std::time::Duration;
+    /// let engine = Engine::options().max_waiting_per_key(0).temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let _owner = payments.begin("order-42")?;
+    /// let answer = payments.begin_or_wait("order-42", BeginOptions::new(), Duration::from_secs(60))?;
+    /// assert!(matches!(answer, Begin::InProgress(_)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn max_waiting_per_key(mut self, threads: usize) -> Self {
+        self.max_waiting_per_key = threads;
+        self
+    }
+
+    /// Sets how many threads may wait for any key, as [`max_waiting_per_key`](Self::max_waiting_per_key). Default: 512.
+    pub fn max_waiting(mut self, threads: usize) -> Self {
+        self.max_waiting = threads;
+        self
+    }
+}
