@@ -10,6 +10,14 @@
 //! - [`migrating`]: from litert, Medusa and Powertools.
 //! - [`architecture`]: the design, for those who read the code.
 
+// The guides name items as they are called, without paths.
+#[cfg(all(doc, feature = "http"))]
+#[allow(unused_imports, reason = "only links use them")]
+use crate::http::*;
+#[cfg(doc)]
+#[allow(unused_imports, reason = "only links use them")]
+use crate::{admin::*, clock::*, table::*, *};
+
 #[doc = include_str!("guides/crashes.md")]
 pub mod crashes {}
 

@@ -244,6 +244,7 @@ fn every_guide_is_shown_compiled_and_short() {
         let (name, text) = (stem(&path), fs::read_to_string(&path).unwrap());
         assert!(module.contains(&format!("include_str!(\"guides/{name}.md\")")), "{name} is not shown");
         assert!(front.contains(&format!("](guides::{name})")), "the crate's page does not lead to {name}");
+        assert!(!text.contains("](crate::"), "{name} has a link that is dead on a forge");
         assert!(text.lines().count() <= 130, "{name} has {} lines", text.lines().count());
         let opens = text.lines().filter(|line| line.starts_with("```")).step_by(2);
         assert!(opens.clone().all(|line| line == "```"), "{name} has code that is not run: {opens:?}");
