@@ -4,6 +4,7 @@ mod finding;
 mod handle;
 mod inside;
 mod options;
+mod read;
 mod request;
 mod same;
 
@@ -13,21 +14,19 @@ use serde::Serialize;
 
 use crate::api::engine::Engine;
 use crate::api::manager::drive::{DriveError, Stages};
-use crate::api::manager::execute::{Executed, answer};
+use crate::api::manager::execute::Executed;
 use crate::api::manager::{Begin, Manager};
 use crate::http::header::from_header;
 use crate::http::response::Response;
 use crate::protocol::RecordId;
 use crate::protocol::rules::{Ending, Patch};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::key::Key;
-use crate::types::options::{BeginOptions, ManagerOptions, OnError, OnInterrupted};
+use crate::types::options::{ManagerOptions, OnError};
 use crate::types::outcome::Record;
 use crate::types::record::{FINISHED, RecordInfo, check_checkpoint, check_recovery_point};
 use crate::types::value::Value;
 pub use inside::TransactionRequests;
 pub use options::HandleOptions;
-use request::Described;
 pub use request::{Created, NewRequest, RequestPatch};
 pub use same::SameRequest;
 
@@ -186,8 +185,8 @@ impl Requests {
 
     /// Asks for the right to run a request. Never waits for another owner.
     ///
-    /// `header_key` is what the client sent as `Idempotency-Key`, read as [`Key::from_headers`] does; without one, the request
-    /// gets a key of its own, which is the last of its claim's [`parts`](Key::parts).
+    /// `header_key` is what the client sent as `Idempotency-Key`, read as [`Key::from_headers`](crate::Key::from_headers) does; without one, the request
+    /// gets a key of its own, which is the last of its claim's [`parts`](crate::Key::parts).
     ///
     /// # Errors
     ///
@@ -201,8 +200,7 @@ impl Requests {
         params: &impl Serialize,
         path: &str,
     ) -> Result<Begin<Response, Response>> {
-        let (key, options) = self.initial(header_key, method.as_ref(), params, path)?;
-        self.manager.begin_with(key, options)
+        self.begin(self.sent(header_key, method, params, path)?)
     }
 
     /// Runs the stages that are left of a request, unless it has a response; waits for another owner as
@@ -213,7 +211,7 @@ impl Requests {
     /// Without a `header_key` only the stages, by [`Claim::key`](crate::Claim::key), know the key of a request that fails, so it
     /// cannot be sent again. If no stage has stored anything and no [`effect_id`](crate::Claim::effect_id) was asked for, its
     /// record is removed instead of released. Otherwise the record stays, at its recovery point, to be [found](Requests::find)
-    /// until its TTL. To be able to go on, send a [`Key::generate`] of your own.
+    /// until its TTL. To be able to go on, send a [`Key::generate`](crate::Key::generate) of your own.
     ///
     /// # Errors
     ///
@@ -248,24 +246,20 @@ impl Requests {
         path: &str,
         stages: &Stages<'_, Response, Response, X>,
     ) -> Result<Executed<Response>, DriveError<Response, Response, X>> {
-        let (key, begin) = self.initial(header_key, method.as_ref(), params, path)?;
-        let policy = self.manager.options.on_interrupted.unwrap_or(OnInterrupted::Resume);
-        self.manager.claim_and_run(key, begin.on_interrupted(policy).into(), |claim| {
-            let driven = if header_key.is_some() { claim.drive(stages) } else { claim.drive_unkeyed(stages) };
-            Ok(answer(driven.map_err(DriveError::Stage)?, false)?)
-        })
+        self.drive_new(self.sent(header_key, method, params, path)?, stages)
     }
 
-    /// The key of a request that a client sent, and how its generation starts.
-    fn initial(
+    /// A request that a client sent.
+    fn sent(
         &self,
         header_key: Option<&str>,
-        method: &str,
+        method: impl AsRef<str>,
         params: &impl Serialize,
         path: &str,
-    ) -> Result<(Key, BeginOptions)> {
-        let key = header_key.map_or_else(|| Ok(Key::generate()), |header| from_header(header.as_bytes()))?;
-        Ok((key, Described::with_params(method, path, params, self.keep_params)?.into()))
+    ) -> Result<NewRequest> {
+        let key = header_key.map(|header| from_header(header.as_bytes())).transpose()?;
+        let request = key.into_iter().fold(NewRequest::new(method, path), NewRequest::key);
+        request.with_params(params, self.keep_params)
     }
 
     /// Makes a request that nobody owns, for others to [`lock`](Requests::lock). One that is there already stays as it is, in
@@ -287,9 +281,9 @@ impl Requests {
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn create(&self, request: NewRequest) -> Result<Created> {
-        let (key, described) = request.described(self.keep_params)?;
+        let (key, begin) = request.described(self.keep_params)?;
         let id = self.manager.id(key)?;
-        let start = self.manager.start(described.into(), false)?;
+        let start = self.manager.start(begin, false)?;
         self.manager.engine().protocol().create(&id, &start).map(Created::new)
     }
 

@@ -36,6 +36,7 @@ mod phases;
 mod programs;
 mod races;
 mod raw;
+mod reading;
 mod requests;
 mod rules;
 mod scans;

@@ -4,7 +4,7 @@ use http::HeaderValue;
 
 use super::Requests;
 use super::options::HandleOptions;
-use super::request::Described;
+use super::request::NewRequest;
 use crate::api::claim::{Claim, EndError};
 use crate::api::manager::execute::{ExecuteError, Executed, Failed};
 use crate::http::problem::Problem;
@@ -90,8 +90,7 @@ impl Requests {
         }
         let (key, execute) = match self.asked(request, options) {
             Ok(Some(asked)) => asked,
-            Ok(None) if !options.key_required => return self.pass_through(request, options, operation),
-            Ok(None) => return options.told(Problem::missing_key(&options.key_header)),
+            Ok(None) => return self.pass_through(request, options, operation),
             Err(problem) => return options.told(problem),
         };
         let mut first = None;
@@ -140,17 +139,14 @@ impl Requests {
         Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// The key, and how it is executed; `None` without a key.
+    /// The key, and how it is executed; `None` if no key is needed and there is none.
     fn asked<B: AsRef<[u8]>>(
         &self,
         request: &http::Request<B>,
         options: &HandleOptions,
     ) -> Result<Option<(Key, ExecuteOptions)>, Problem> {
-        let Some(key) = Key::from_headers_named(request.headers(), &options.key_header)? else {
-            return Ok(None);
-        };
-        let described = Described::of(request, options, self.keep_params)?;
-        let mut begin = BeginOptions::from(described);
+        let Some(key) = options.key(request)? else { return Ok(None) };
+        let (key, mut begin) = NewRequest::read(Some(key), request, options)?.described(self.keep_params)?;
         begin.only_from_start = true;
         Ok(Some((key, ExecuteOptions::from(begin).wait(options.wait))))
     }

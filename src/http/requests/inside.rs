@@ -13,8 +13,6 @@ use crate::http::response::Response;
 use crate::protocol::rules::{Patch, Step};
 use crate::protocol::{Protocol, RecordId, Workspace};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::key::Key;
-use crate::types::options::BeginOptions;
 use crate::types::outcome::Record;
 use crate::types::record::RecordInfo;
 
@@ -60,10 +58,7 @@ impl TransactionRequests<'_> {
     ///
     /// As [`Requests::create`]; `InvalidOptions` in the transaction of another engine.
     pub fn create(&self, request: NewRequest) -> Result<Created> {
-        self.run(|protocol, workspace| {
-            let (key, described) = request.described(self.requests.keep_params)?;
-            self.create_in(protocol, workspace, key, described.into())
-        })
+        self.run(|protocol, workspace| self.create_in(protocol, workspace, request))
     }
 
     /// The request that a client sent, or a new one: with the arguments of [`Requests::initialize_request`], but without a claim,
@@ -81,20 +76,14 @@ impl TransactionRequests<'_> {
         path: &str,
     ) -> Result<Created> {
         self.run(|protocol, workspace| {
-            let (key, options) = self.requests.initial(header_key, method.as_ref(), params, path)?;
-            self.create_in(protocol, workspace, key, options)
+            self.create_in(protocol, workspace, self.requests.sent(header_key, method, params, path)?)
         })
     }
 
-    fn create_in(
-        &self,
-        protocol: &Protocol,
-        workspace: &mut Workspace,
-        key: Key,
-        options: BeginOptions,
-    ) -> Result<Created> {
-        let manager = &self.requests.manager;
-        let (id, start) = (manager.id(key)?, manager.start(options, false)?);
+    fn create_in(&self, protocol: &Protocol, workspace: &mut Workspace, request: NewRequest) -> Result<Created> {
+        let Requests { manager, keep_params, .. } = &self.requests;
+        let (key, begin) = request.described(*keep_params)?;
+        let (id, start) = (manager.id(key)?, manager.start(begin, false)?);
         protocol.create_in(workspace, &id, &start).map(Created::new)
     }
 

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, Method};
 use super::same::SameRequest;
 use crate::http::problem::Problem;
 use crate::http::response::{self, OF_THE_FIRST_ANSWER, Response};
+use crate::types::key::Key;
 
 /// How [`Requests::handle`](crate::http::Requests::handle) treats requests: for a service by
 /// [`with_handling`](crate::http::Requests::with_handling), for one call by [`handle_with`](crate::http::Requests::handle_with). A clone is
@@ -41,8 +42,8 @@ use crate::http::response::{self, OF_THE_FIRST_ANSWER, Response};
 #[must_use]
 pub struct HandleOptions {
     pub(super) wait: Duration,
-    pub(super) key_required: bool,
-    pub(super) key_header: HeaderName,
+    key_required: bool,
+    key_header: HeaderName,
     pub(super) same: SameRequest,
     pub(super) older: Vec<SameRequest>,
     unkeyed: Arc<[Method]>,
@@ -165,15 +166,28 @@ impl HandleOptions {
         self
     }
 
-    pub(super) fn told(&self, problem: Problem) -> http::Response<Vec<u8>> {
+    pub(super) fn typed(&self, problem: Problem) -> Problem {
         match &self.problem_type {
-            Some(prefix) => problem.with_type(Arc::clone(prefix)).response(),
-            None => problem.response(),
+            Some(prefix) => problem.with_type(Arc::clone(prefix)),
+            None => problem,
         }
+    }
+
+    pub(super) fn told(&self, problem: Problem) -> http::Response<Vec<u8>> {
+        self.typed(problem).response()
     }
 
     pub(super) fn passes(&self, method: &Method) -> bool {
         self.unkeyed.contains(method)
+    }
+
+    /// The key of a request; `None` if it needs none and has none.
+    pub(super) fn key<B>(&self, request: &http::Request<B>) -> Result<Option<Key>, Problem> {
+        let key = Key::from_headers_named(request.headers(), &self.key_header)?;
+        if key.is_none() && self.key_required && !self.passes(request.method()) {
+            return Err(Problem::missing_key(&self.key_header));
+        }
+        Ok(key)
     }
 
     /// The response as it is to be stored: without what belongs to the first answer only.

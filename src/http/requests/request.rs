@@ -1,6 +1,7 @@
 //! What a request is, and what can be changed in one.
 
 use std::fmt;
+use std::time::Duration;
 
 use http::Method;
 use serde::Serialize;
@@ -19,59 +20,6 @@ use crate::types::record::RecordInfo;
 const METHOD: &str = "method";
 const PATH: &str = "path";
 const PARAMS: &str = "params";
-
-/// A request as its record has it.
-pub(super) struct Described {
-    pub(super) fingerprint: Fingerprint,
-    /// What older rules make of it.
-    pub(super) accepted: Vec<Fingerprint>,
-    pub(super) context: Context,
-}
-
-/// How a generation of this request starts.
-impl From<Described> for BeginOptions {
-    fn from(request: Described) -> Self {
-        let begin = Self::new().fingerprint(request.fingerprint).context(request.context);
-        request.accepted.into_iter().fold(begin, Self::also_accept)
-    }
-}
-
-impl Described {
-    pub(super) fn with_params(
-        method: &str,
-        path: &str,
-        params: &(impl Serialize + ?Sized),
-        keep_params: bool,
-    ) -> Result<Self> {
-        let context = if keep_params { kept(params)? } else { Context::new() };
-        Self::new(method, path, Fingerprint::of(params)?, context)
-    }
-
-    fn new(method: &str, path: &str, params: Fingerprint, context: Context) -> Result<Self> {
-        check(method, path)?;
-        let fingerprint = digest(method, path, params);
-        Ok(Self { fingerprint, accepted: Vec::new(), context: context.with(METHOD, method).with(PATH, path) })
-    }
-
-    /// The body is never kept, and the query as the text that it is.
-    pub(super) fn of<B: AsRef<[u8]>>(
-        request: &http::Request<B>,
-        options: &HandleOptions,
-        keep_params: bool,
-    ) -> Result<Self, Problem> {
-        let (method, uri) = (request.method().as_str(), request.uri());
-        check(method, uri.path()).map_err(Problem::bad_target)?;
-        let fingerprint = options.same.fingerprint(request).map_err(Problem::bad_content)?;
-        // An older rule that cannot read it has no record of it.
-        let accepted = options.older.iter().filter_map(|rule| rule.fingerprint(request).ok()).collect();
-        let context = Context::new().with(METHOD, method).with(PATH, uri.path());
-        let context = match uri.query().filter(|_| keep_params) {
-            Some(query) => context.with_encoded(PARAMS, query)?,
-            None => context,
-        };
-        Ok(Self { fingerprint, accepted, context })
-    }
-}
 
 /// Both checks fail when the two are swapped.
 fn check(method: &str, path: &str) -> Result<()> {
@@ -97,21 +45,27 @@ fn kept(params: &(impl Serialize + ?Sized)) -> Result<Context> {
     Context::new().with_encoded(PARAMS, params)
 }
 
+/// What a request is, beside its method and its path.
 #[derive(Clone)]
-struct Params {
-    fingerprint: Fingerprint,
-    /// An error counts only if they are to be kept.
-    kept: Result<Context>,
+enum Content {
+    Params {
+        fingerprint: Fingerprint,
+        /// An error counts only if they are to be kept.
+        kept: Result<Context>,
+    },
+    /// As rules have it: the fingerprints count method and path already.
+    Ruled { fingerprint: Fingerprint, accepted: Vec<Fingerprint>, query: Option<String> },
 }
 
-impl Params {
-    fn of(params: &(impl Serialize + ?Sized)) -> Result<Self> {
-        Ok(Self { fingerprint: Fingerprint::of(params)?, kept: kept(params) })
+impl Content {
+    fn of(params: &(impl Serialize + ?Sized), kept: Result<Context>) -> Result<Self> {
+        Ok(Self::Params { fingerprint: Fingerprint::of(params)?, kept })
     }
 }
 
-/// A request to be made by [`Requests::create`](crate::http::Requests::create). Without parameters it is the one whose parameters
-/// are `()`.
+/// A request to be made by [`Requests::create`](crate::http::Requests::create), claimed by
+/// [`begin`](crate::http::Requests::begin) or driven by [`drive_new`](crate::http::Requests::drive_new). Without parameters it is
+/// the one whose parameters are `()`. [`Requests::read`](crate::http::Requests::read) makes it from an [`http::Request`].
 ///
 /// ```
 /// use oncekey::{Key, http::NewRequest};
@@ -124,14 +78,16 @@ impl Params {
 pub struct NewRequest {
     method: String,
     path: String,
-    key: Option<Key>,
-    params: Option<Params>,
+    pub(super) key: Option<Key>,
+    pub(super) wait: Option<Duration>,
+    content: Option<Content>,
 }
 
 impl NewRequest {
     /// A request of this method and path, which are checked when it is made.
     pub fn new(method: impl AsRef<str>, path: impl AsRef<str>) -> Self {
-        Self { method: method.as_ref().to_owned(), path: path.as_ref().to_owned(), key: None, params: None }
+        let (method, path) = (method.as_ref().to_owned(), path.as_ref().to_owned());
+        Self { method, path, key: None, wait: None, content: None }
     }
 
     /// Under this key. Defaults to one of its own.
@@ -147,15 +103,55 @@ impl NewRequest {
     ///
     /// `Codec` if they refuse to be serialized.
     pub fn params(mut self, params: &(impl Serialize + ?Sized)) -> Result<Self> {
-        self.params = Some(Params::of(params)?);
+        self.content = Some(Content::of(params, kept(params))?);
         Ok(self)
     }
 
-    pub(super) fn described(self, keep_params: bool) -> Result<(Key, Described)> {
-        let params = self.params.map_or_else(|| Params::of(&()), Ok)?;
-        let context = if keep_params { params.kept? } else { Context::new() };
-        let described = Described::new(&self.method, &self.path, params.fingerprint, context)?;
-        Ok((self.key.unwrap_or_else(Key::generate), described))
+    /// Waits this long for another owner in [`drive_new`](crate::http::Requests::drive_new). Default: as
+    /// [`ExecuteOptions::wait`](crate::ExecuteOptions::wait); of a request that was [read](crate::http::Requests::read), as
+    /// [`HandleOptions::wait`].
+    pub fn wait(mut self, timeout: Duration) -> Self {
+        self.wait = Some(timeout);
+        self
+    }
+
+    /// With parameters that are encoded only if they are to be kept.
+    pub(super) fn with_params(self, params: &impl Serialize, keep_params: bool) -> Result<Self> {
+        let kept = if keep_params { kept(params) } else { Ok(Context::new()) };
+        Ok(Self { content: Some(Content::of(params, kept)?), ..self })
+    }
+
+    /// Reads an HTTP request that has this key.
+    pub(super) fn read<B: AsRef<[u8]>>(
+        key: Option<Key>,
+        request: &http::Request<B>,
+        options: &HandleOptions,
+    ) -> Result<Self, Problem> {
+        let (method, uri) = (request.method().as_str(), request.uri());
+        check(method, uri.path()).map_err(Problem::bad_target)?;
+        let fingerprint = options.same.fingerprint(request).map_err(Problem::bad_content)?;
+        // An older rule that cannot read it has no record of it.
+        let accepted = options.older.iter().filter_map(|rule| rule.fingerprint(request).ok()).collect();
+        let content = Content::Ruled { fingerprint, accepted, query: uri.query().map(ToOwned::to_owned) };
+        Ok(Self { key, wait: Some(options.wait), content: Some(content), ..Self::new(method, uri.path()) })
+    }
+
+    /// Returns its key, and how its generation starts.
+    pub(super) fn described(self, keep_params: bool) -> Result<(Key, BeginOptions)> {
+        let Self { method, path, key, content: beside, .. } = self;
+        check(&method, &path)?;
+        let (fingerprint, accepted, context) = match beside.map_or_else(|| Content::of(&(), kept(&())), Ok)? {
+            Content::Params { fingerprint, kept } => {
+                let kept = if keep_params { kept? } else { Context::new() };
+                (digest(&method, &path, fingerprint), Vec::new(), kept)
+            }
+            Content::Ruled { fingerprint, accepted, query } => {
+                let query = query.filter(|_| keep_params);
+                (fingerprint, accepted, query.map_or_else(|| Ok(Context::new()), |query| kept(&query))?)
+            }
+        };
+        let begin = BeginOptions::new().fingerprint(fingerprint).context(context.with(METHOD, method).with(PATH, path));
+        Ok((key.unwrap_or_else(Key::generate), accepted.into_iter().fold(begin, BeginOptions::also_accept)))
     }
 }
 
