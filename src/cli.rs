@@ -18,7 +18,8 @@
 //! A store is one process's at a time: while a service has it open, every command answers so, with status 3, and nothing is
 //! touched. To look costs nothing: an open marks nothing, and no command but `compact` deletes what has expired.
 //!
-//! `oncekey --help` says what there is, with examples, and what the exit statuses mean.
+//! `oncekey --help` lists the commands, with examples and the exit statuses; `oncekey completions SHELL` and `oncekey man`
+//! print completions and the manual page.
 
 mod args;
 mod bench;
@@ -33,13 +34,20 @@ mod transfer;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::json;
 
 pub use describe::Describers;
 
 use args::{Asked, Verb};
+use bench::Bench;
 use out::{Done, Out, Stop};
 use progress::Progress;
+use show::Shown;
 
 use crate::{Engine, EngineOptions, FOREVER, Value};
 
@@ -80,15 +88,22 @@ fn run_with(
     out: &mut Out<'_>,
     err: &mut dyn Write,
 ) -> u8 {
-    let ended = args::parse(args).and_then(|asked| {
-        out.json = asked.json;
-        obey(describers, &asked, out)
+    let args: Vec<OsString> = args.collect();
+    // Errors in the command line itself too.
+    out.json = args.iter().any(|arg| arg == "--json");
+    let ended = args::parse(args).and_then(|asked| match asked {
+        Ok(asked) => obey(describers, &asked, out),
+        Err(help) => out.text(&help),
     });
     let Err(stop) = ended.and_then(|()| out.flush()) else { return 0 };
-    // What was printed before still counts; whoever reads it may have gone.
+    // What was printed before still counts; its reader may have closed the pipe.
     let _ = out.flush();
     if let Some(message) = stop.message() {
-        let _ = writeln!(err, "oncekey: {message}");
+        let _ = if out.json {
+            writeln!(err, "{}", json!({ "error": message, "status": stop.status() }))
+        } else {
+            writeln!(err, "oncekey: {message}")
+        };
     }
     stop.status()
 }
@@ -100,40 +115,59 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         .max_value_bytes(Value::MAX_BYTES)
         .any_file_system(asked.any_file_system)
         .create(matches!(asked.verb, Verb::Import { .. }));
-    let on = |out: &mut Out<'_>, work: &dyn Fn(&Engine, &mut Out<'_>) -> Done| opened(&options, asked, out, work);
+    let on = |store: &Path, out: &mut Out<'_>, work: &dyn Fn(&Engine, &mut Out<'_>) -> Done| {
+        opened(&options, store, out, work)
+    };
     match &asked.verb {
-        Verb::Text(text) => out.text(text),
-        Verb::Stats => on(out, &show::stats),
-        Verb::List(filter, limit) => on(out, &|engine, out| show::list(engine, filter, *limit, out)),
-        Verb::Get(place, shown) => on(out, &|engine, out| show::get(engine, describers, place, shown, out)),
-        Verb::Resolve(place, how) => on(out, &|engine, out| change::resolve(engine, place, how, out)),
-        Verb::Revoke(place) => on(out, &|engine, out| change::revoke(engine, place, out)),
-        Verb::Forget(place) => on(out, &|engine, out| change::forget(engine, place, out)),
-        Verb::Remove(place) => on(out, &|engine, out| change::remove(engine, place, out)),
-        Verb::Compact => on(out, &change::compact),
-        Verb::Verify => on(out, &show::verify),
-        Verb::Export(filter) => on(out, &|engine, out| transfer::export(engine, filter, out)),
-        Verb::Import(file) => {
+        Verb::Stats { store } => on(store, out, &show::stats),
+        Verb::List { store, filter, limit, count } => {
+            let filter = filter.records()?;
+            on(store, out, &|engine, out| match count {
+                true => show::count(engine, &filter, out),
+                false => show::list(engine, &filter, limit.map(NonZeroUsize::get), out),
+            })
+        }
+        Verb::Get { at, effect, outcome } => {
+            let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
+            on(&at.store, out, &|engine, out| show::get(engine, describers, &at.place(), &shown, out))
+        }
+        Verb::Resolve { at, how } => on(&at.store, out, &|engine, out| change::resolve(engine, &at.place(), how, out)),
+        Verb::Revoke { at } => on(&at.store, out, &|engine, out| change::revoke(engine, &at.place(), out)),
+        Verb::Forget { at } => on(&at.store, out, &|engine, out| change::forget(engine, &at.place(), out)),
+        Verb::Remove { at } => on(&at.store, out, &|engine, out| change::remove(engine, &at.place(), out)),
+        Verb::Compact { store } => on(store, out, &change::compact),
+        Verb::Verify { store } => on(store, out, &show::verify),
+        Verb::Export { store, filter } => {
+            let filter = filter.records()?;
+            on(store, out, &|engine, out| transfer::export(engine, &filter, out))
+        }
+        Verb::Import { store, file } => {
             let options = transfer::for_import(&options);
-            opened(&options, asked, out, &|engine, out| transfer::import(engine, file.as_deref(), out))
+            let file = file.as_deref().filter(|file| file.as_os_str() != "-");
+            opened(&options, store, out, &|engine, out| transfer::import(engine, file, out))
         }
-        Verb::Bench(how) => bench::run(how, out),
-        Verb::Repair => {
-            change::repair(&options, &asked.store, out)?;
-            on(out, &show::verify)
+        Verb::Bench { directory, threads, seconds } => {
+            let (threads, round) = (threads.map(NonZeroUsize::get), Duration::from_secs(seconds.get()));
+            bench::run(&Bench { directory: directory.clone(), threads, round }, out)
         }
+        Verb::Repair { store } => {
+            change::repair(&options, store, out)?;
+            on(store, out, &show::verify)
+        }
+        Verb::Completions { shell } => out.bytes(&args::completions(*shell)),
+        Verb::Man => out.bytes(&args::manual()),
     }
 }
 
 /// Opens the store, works on it, and closes it.
 fn opened(
     options: &EngineOptions,
-    asked: &Asked,
+    store: &Path,
     out: &mut Out<'_>,
     work: &dyn Fn(&Engine, &mut Out<'_>) -> Done,
 ) -> Done {
     let progress = Progress::spinner(out, "opening the store");
-    let engine = options.open(&asked.store).map_err(Stop::open)?;
+    let engine = options.open(store).map_err(Stop::open)?;
     drop(progress);
     let worked = work(&engine, out);
     worked.and(engine.close().map_err(Stop::Engine))

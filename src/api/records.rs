@@ -36,7 +36,8 @@ pub struct RecordFilter {
     /// Keys are those that are known in this scope, and prefixes of them too.
     scope: Arc<[Box<[u8]>]>,
     key_prefix: Vec<u8>,
-    status: Option<Status>,
+    /// Any of them; all states if there is none.
+    statuses: Vec<Status>,
     recovery_point: Option<String>,
     context: Vec<(String, Value)>,
     updated_before: Option<SystemTime>,
@@ -72,9 +73,9 @@ impl RecordFilter {
         self
     }
 
-    /// Only those in this state.
+    /// Only those in this state. Called more than once, those in any of the states.
     pub fn status(mut self, status: Status) -> Self {
-        self.status = Some(status);
+        self.statuses.push(status);
         self
     }
 
@@ -132,7 +133,7 @@ impl RecordFilter {
 
     pub(crate) fn matches(&self, info: &RecordInfo) -> bool {
         info.key().within(&self.scope).is_some_and(|key| key.starts_with(&self.key_prefix))
-            && self.status.is_none_or(|status| status == info.status())
+            && (self.statuses.is_empty() || self.statuses.contains(&info.status()))
             && self.recovery_point.as_ref().is_none_or(|point| point == info.recovery_point())
             && self.context.iter().all(|(name, value)| info.context().get(name) == Some(value))
             && self.updated_before.is_none_or(|time| info.updated_at() < time)
@@ -149,9 +150,10 @@ impl RecordFilter {
         Ok(ListRange::new(self.manager.as_deref(), prefix, self.is_unfinished()))
     }
 
-    /// A state that only unfinished records have, of which there are few.
+    /// Only states that unfinished records have, of which there are few.
     fn is_unfinished(&self) -> bool {
-        matches!(self.status, Some(Status::InProgress | Status::Released | Status::Interrupted))
+        let finished = [Status::Succeeded, Status::Failed];
+        !self.statuses.is_empty() && !self.statuses.iter().any(|status| finished.contains(status))
     }
 }
 

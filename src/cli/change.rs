@@ -2,30 +2,22 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 
+use super::args::How;
 use super::out::{Done, Out, Stop, size};
 use super::place::Place;
 use super::progress::Progress;
 use crate::{Engine, EngineOptions, Key, Status, Value, admin::Resolution};
 
-/// What became of an interrupted operation.
-#[derive(Debug)]
-pub(super) enum How {
-    Retry,
-    /// With the file of the encoded outcome.
-    Succeed(PathBuf),
-    Fail(PathBuf),
-}
-
 pub(super) fn resolve(engine: &Engine, place: &Place, how: &How, out: &mut Out<'_>) -> Done {
     let (raw, key) = place.find(engine)?;
-    let (resolution, result) = match how {
-        How::Retry => (Resolution::Retry, "released: the next request with this key runs it"),
-        How::Succeed(file) => (Resolution::Succeed(outcome(file)?), "succeeded: every request gets this outcome"),
-        How::Fail(file) => (Resolution::Fail(outcome(file)?), "failed: every request gets this failure"),
+    let (resolution, result) = match (&how.succeed, &how.fail) {
+        (Some(file), _) => (Resolution::Succeed(outcome(file)?), "succeeded: every request gets this outcome"),
+        (None, Some(file)) => (Resolution::Fail(outcome(file)?), "failed: every request gets this failure"),
+        (None, None) => (Resolution::Retry, "released: the next request with this key runs it"),
     };
     raw.resolve(&key, resolution)?;
     done(place, &key, result, out)

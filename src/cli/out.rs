@@ -56,8 +56,7 @@ impl Stop {
     pub(super) fn message(&self) -> Option<String> {
         match self {
             Self::ClosedPipe | Self::Damaged => None,
-            Self::Nothing(message) => Some(message.clone()),
-            Self::Usage(message) => Some(format!("{message}; see oncekey --help")),
+            Self::Nothing(message) | Self::Usage(message) => Some(message.clone()),
             Self::Io(doing, cause) => Some(format!("{doing}: {cause}")),
             Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => Some(format!(
                 "{error}; a store is one process's at a time: stop the service, or ask it; nothing was touched"

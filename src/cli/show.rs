@@ -105,9 +105,19 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
     table.end(out)
 }
 
+/// Prints how many records match.
+pub(super) fn count(engine: &Engine, filter: &RecordFilter, out: &mut Out<'_>) -> Done {
+    let mut count = 0_u64;
+    for info in engine.records(filter.clone())? {
+        info?;
+        count += 1;
+    }
+    if out.json { out.json(&json!({ "records": count })) } else { out.line(count) }
+}
+
 pub(super) fn list(engine: &Engine, filter: &RecordFilter, limit: Option<usize>, out: &mut Out<'_>) -> Done {
     let mut table = Table::new(["MANAGER", "STATUS", "TRIES", "CHANGED", "EXPIRES", "OUTCOME", "KEY"]);
-    let now = SystemClock.wall();
+    let (now, mut any) = (SystemClock.wall(), false);
     for info in engine.records(filter.clone())?.take(limit.unwrap_or(usize::MAX)) {
         let info = info?;
         if out.json {
@@ -126,6 +136,10 @@ pub(super) fn list(engine: &Engine, filter: &RecordFilter, limit: Option<usize>,
             plain(info.key().to_string()),
         ];
         table.row(row, out)?;
+        any = true;
+    }
+    if !any && !out.json {
+        return out.line("no record matches");
     }
     table.end(out)
 }

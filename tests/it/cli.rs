@@ -120,7 +120,12 @@ fn what_is_shown_is_what_is_stored() {
     assert_eq!(json(&["get", &path, "payments", "tab\\x09key"]), json(&["get", &path, "payments", "tab\tkey"]));
     let keys = |args: &[&str]| printed(&[&["list", &path, "--json"], args].concat()).lines().count();
     assert_eq!((keys(&[]), keys(&["--limit", "2"]), keys(&["--key-prefix", "lo"])), (5, 2, 1));
-    assert_eq!((keys(&["--older-than", "1h"]), keys(&["--status", "failed"])), (0, 1));
+    assert_eq!((keys(&["--older-than", "1h"]), keys(&["--newer-than", "1h"])), (0, 5));
+    assert_eq!((keys(&["--status", "failed"]), keys(&["--status", "failed", "--status", "released"])), (1, 2));
+    assert_eq!((keys(&["--context", "user=ada"]), keys(&["--context", "user=eve"])), (1, 0));
+    assert_eq!(keys(&["--recovery-point", "half"]), 1);
+    assert_eq!(printed(&["list", &path, "--manager", "payments", "--count"]), "4\n");
+    assert_eq!(printed(&["list", &path, "--manager", "nobody"]), "no record matches\n");
     assert!(printed(&["verify", &path]).contains("5 records and 0 rows read, 0 problems"));
     assert_eq!(json(&["compact", &path])["removed"], 0);
 
@@ -276,30 +281,46 @@ fn a_damaged_snapshot_is_moved_aside_when_asked() {
 #[test]
 fn a_wrong_command_line_is_told_what_is_right() {
     for (args, message) in [
-        (&[][..], "no command is given"),
-        (&["lst"], "there is no command lst"),
-        (&["list"], "oncekey list STORE"),
-        (&["list", "a", "b"], "oncekey list STORE"),
-        (&["list", "a", "--status", "gone"], "there is no status gone"),
-        (&["list", "a", "--limit", "0"], "--limit needs a number"),
-        (&["list", "a", "--older-than", "soon"], "--older-than"),
-        (&["list", "a", "--retry"], "list has no option --retry"),
-        (&["--retry"], "the command comes first"),
-        (&["list", "a", "--limit", "1", "--limit", "2"], "given twice"),
-        (&["resolve", "a", "m", "k"], "needs one of --retry"),
-        (&["resolve", "a", "m", "k", "--retry", "--fail", "x"], "needs one of --retry"),
-        (&["get", "a", "m", "k", "-x"], "-x"),
+        (&[][..], "Usage: oncekey"),
+        (&["lst"], "a similar subcommand exists: 'list'"),
+        (&["list"], "Usage: oncekey list <STORE>"),
+        (&["list", "a", "b"], "unexpected argument 'b'"),
+        (&["list", "a", "--status", "gone"], "possible values: in-progress, succeeded"),
+        (&["list", "a", "--limit", "0"], "invalid value '0' for '--limit <COUNT>'"),
+        (&["list", "a", "--older-than", "soon"], "invalid value 'soon' for '--older-than <DURATION>'"),
+        (&["list", "a", "--context", "user"], "it is written as NAME=VALUE"),
+        (&["list", "a", "--retry"], "unexpected argument '--retry'"),
+        (&["--retry"], "unexpected argument '--retry'"),
+        (&["list", "a", "--limit", "1", "--limit", "2"], "cannot be used multiple times"),
+        (&["list", "a", "--limit", "1", "--count"], "cannot be used with '--count'"),
+        (&["resolve", "a", "m", "k"], "--retry|--succeed <FILE>|--fail <FILE>"),
+        (&["resolve", "a", "m", "k", "--retry", "--fail", "x"], "cannot be used with '--fail <FILE>'"),
+        (&["get", "a", "m", "k", "-x"], "unexpected argument '-x'"),
     ] {
         let (status, out, err) = oncekey(args);
         assert_eq!((status, out.as_str()), (2, ""), "{args:?}");
         assert!(err.contains(message) && err.contains("--help"), "{args:?}: {err}");
     }
+    let (status, out, err) = oncekey(&["list", "a", "--status", "gone", "--json"]);
+    let error: Json = serde_json::from_str(&err).unwrap();
+    assert_eq!((status, out.as_str(), &error["status"]), (2, "", &Json::from(2)));
     let help = printed(&["--help"]);
     assert!(help.contains("Exit status: 0 done") && help.contains("Examples:"), "{help}");
-    for command in help.lines().filter_map(|line| line.strip_prefix("  oncekey ")?.split(' ').next()) {
-        assert!(printed(&[command, "--help"]).starts_with(&format!("oncekey {command}")), "{command}");
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let commands: Vec<_> = commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
+    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 15);
+    for command in commands.into_iter().filter(|command| !command.is_empty()) {
+        assert!(printed(&[command, "--help"]).contains(&format!("Usage: oncekey {command}")), "{command}");
     }
     assert_eq!(printed(&["--version"]), format!("oncekey {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn completions_and_the_manual_page_name_every_command() {
+    let (completions, manual) = (printed(&["completions", "bash"]), printed(&["man"]));
+    for command in ["stats", "list", "get", "resolve", "revoke", "forget", "export", "import", "repair"] {
+        assert!(completions.contains(command) && manual.contains(command), "{command}");
+    }
 }
 
 #[test]
