@@ -6,51 +6,53 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Manager};
+use oncekey::{BeginOptions, Engine, Fingerprint, Manager};
 
-const MESSAGES: u64 = 100;
+const MESSAGES: u64 = 1000;
 const DELIVERIES: u64 = 3;
 const WORKERS: u64 = 4;
+/// The most messages of one poll.
+const POLL: usize = 100;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let engine = Engine::open(dir.path())?;
     let credits: Manager<u64> = engine.manager("credits")?;
-    let (queue, deliveries) = crossbeam_channel::unbounded();
-    for number in 0..MESSAGES * DELIVERIES {
-        queue.send(number % MESSAGES)?;
-    }
-    drop(queue);
-
     let applied = AtomicU64::new(0);
     thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            scope.spawn(|| {
-                for message in &deliveries {
-                    consume(&credits, message, &applied);
+        for partition in 0..WORKERS {
+            let (credits, applied) = (&credits, &applied);
+            scope.spawn(move || {
+                let messages = (0..MESSAGES * DELIVERIES).map(|number| number % MESSAGES);
+                let queue: Vec<u64> = messages.filter(|message| message % WORKERS == partition).collect();
+                for poll in queue.chunks(POLL) {
+                    consume(credits, poll, applied);
                 }
             });
         }
     });
-    println!("{} deliveries, {} applied", MESSAGES * DELIVERIES, applied.load(Ordering::Relaxed));
-    assert_eq!(applied.load(Ordering::Relaxed), MESSAGES);
+    let (applied, commits) = (applied.load(Ordering::Relaxed), engine.stats().commits);
+    println!("{} deliveries, {applied} applied, {commits} commits", MESSAGES * DELIVERIES);
+    assert_eq!(applied, MESSAGES);
     Ok(engine.close()?)
 }
 
-/// Acknowledges a delivery only when its outcome is durable.
-fn consume(credits: &Manager<u64>, message: u64, applied: &AtomicU64) {
-    let key = format!("message-{message}");
-    let options = || Fingerprint::of(&message).map(|same| ExecuteOptions::new().fingerprint(same));
-    let done = options().map_err(ExecuteError::Engine).and_then(|options| {
-        credits.execute_with(&key, options, |_claim| {
-            applied.fetch_add(1, Ordering::Relaxed);
-            Ok(message * 100)
-        })
+/// Applies the messages of a poll: one commit begins all that are new, and one stores their outcomes.
+fn consume(credits: &Manager<u64>, poll: &[u64], applied: &AtomicU64) {
+    let items = poll.iter().map(|message| {
+        let same = Fingerprint::builder().part(message.to_be_bytes()).finish();
+        (format!("message-{message}"), BeginOptions::new().fingerprint(same), message)
     });
-    match done {
-        // Applied now or before: acknowledge.
-        Ok(_) => {}
-        // Not acknowledged: the queue delivers it again, later.
-        Err(error) => eprintln!("{key} stays in the queue: {error}"),
+    let answers = credits.execute_many_with(items, |_claim, message| {
+        applied.fetch_add(1, Ordering::Relaxed);
+        Ok(message * 100)
+    });
+    for (message, answer) in poll.iter().zip(answers) {
+        match answer {
+            // Applied now or before, and durable: acknowledge.
+            Ok(_) => {}
+            // Not acknowledged: the queue delivers it again, later.
+            Err(error) => eprintln!("message {message} stays in the queue: {error}"),
+        }
     }
 }

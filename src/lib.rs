@@ -28,6 +28,7 @@
 //! | I want to | call |
 //! |---|---|
 //! | run an operation once, in one call | [`Manager::execute`] |
+//! | run a batch, such as the messages of one poll | [`Manager::execute_many`] |
 //! | say what "the same request" is, wait less, keep facts | [`Manager::execute_with`] |
 //! | own the key across functions or threads | [`Manager::begin`], [`Claim`] |
 //! | wait for another owner, and take over from it | [`Manager::begin_or_wait`] |

@@ -4,6 +4,7 @@
 //! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
 
 mod abandon;
+mod batch;
 pub(crate) mod compactor;
 mod errors;
 pub(crate) mod event;
@@ -19,6 +20,7 @@ mod temporary;
 mod transaction;
 mod wait;
 
+pub(crate) use batch::{Entered, MAX_COMMIT_BYTES, ToEnd};
 use errors::{lost, not_found, not_in_progress, owned, unexpected};
 pub(crate) use list::ListRange;
 pub(crate) use owners::Running;
@@ -75,6 +77,11 @@ impl RecordId {
     fn from_store(at: StoreKey) -> Option<Self> {
         let (manager, key) = at.split()?;
         Some(Self { manager: manager.into(), key: Key::new(key).ok()?, at })
+    }
+
+    /// Whether the record is the one of this key.
+    pub(crate) fn is_of(&self, info: &RecordInfo) -> bool {
+        self.key == *info.key() && *self.manager == *info.manager()
     }
 
     /// How messages name it.

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::protocol::rules::Ending;
-use crate::protocol::{Fence, Protocol, RecordId, Running, panicked_or_dropped};
+use crate::protocol::{Fence, Protocol, RecordId, Running, ToEnd, panicked_or_dropped};
 use crate::types::codec;
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -198,7 +198,13 @@ impl<T, E> Claim<T, E> {
         self.inner.protocol.leave_owner(self.token());
     }
 
-    fn releasing(&self) -> Ending {
+    /// What a drop makes of its record.
+    pub(crate) fn dropping(&self, why: Interruption) -> Ending {
+        let releases = self.inner.release_on_drop.load(Ordering::Relaxed);
+        if releases { self.releasing() } else { Ending::Interrupt(why) }
+    }
+
+    pub(crate) fn releasing(&self) -> Ending {
         if self.is_touched() { Ending::Release } else { Ending::ReleaseUntouched }
     }
 
@@ -266,9 +272,22 @@ impl<T, E> Claim<T, E> {
     }
 
     /// Ends it; on error the claim is as alive as before.
-    fn end(mut self, ending: &Ending) -> Result<RecordInfo, EndError<Self>> {
+    pub(crate) fn end(self, ending: &Ending) -> Result<RecordInfo, EndError<Self>> {
         let Inner { protocol, id, .. } = &*self.inner;
-        match protocol.end(id, self.token(), ending) {
+        let ended = protocol.end(id, self.token(), ending);
+        self.after(ended)
+    }
+
+    /// Ends claims of one engine together, in as few commits as hold their records.
+    pub(crate) fn end_all(claims: Vec<(Self, Ending)>) -> Vec<Result<RecordInfo, EndError<Self>>> {
+        let to_end = claims.iter().map(|(claim, ending)| ToEnd { id: &claim.inner.id, token: claim.token(), ending });
+        let to_end: Vec<_> = to_end.collect();
+        let ended = claims.first().map_or_else(Vec::new, |(claim, _)| claim.protocol().end_all(&to_end));
+        claims.into_iter().zip(ended).map(|((claim, _), ended)| claim.after(ended)).collect()
+    }
+
+    fn after(mut self, ended: Result<RecordInfo>) -> Result<RecordInfo, EndError<Self>> {
+        match ended {
             Ok(info) => {
                 self.over();
                 Ok(info)
@@ -319,8 +338,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
 impl<T, E> Drop for Claim<T, E> {
     fn drop(&mut self) {
         if self.inner.live {
-            let releases = self.inner.release_on_drop.load(Ordering::Relaxed);
-            let ending = if releases { self.releasing() } else { Ending::Interrupt(panicked_or_dropped()) };
+            let ending = self.dropping(panicked_or_dropped());
             self.inner.protocol.abandon(&self.inner.id, self.token(), ending);
             self.over();
         }

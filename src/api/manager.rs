@@ -1,5 +1,6 @@
 //! A named, typed scope of keys.
 
+pub(crate) mod batch;
 pub(crate) mod drive;
 pub(crate) mod execute;
 

@@ -89,7 +89,6 @@ impl Transaction {
     }
 
     /// Records of the same store, in the same transaction.
-    #[cfg(feature = "http")]
     pub(crate) fn with_draft<R>(&self, protocol: &Protocol, f: impl FnOnce(&mut Workspace) -> Result<R>) -> Result<R> {
         if !std::ptr::eq(&raw const *self.protocol, protocol) {
             let message = "the transaction is of another engine than the requests";
@@ -256,12 +255,12 @@ pub(crate) fn phase<R, X: From<Error>>(
 }
 
 /// Runs the closure until what it read still holds when it ends, and commits what it wrote, with what it makes of the
-/// claim's record.
+/// claim's record. Also returns the records that the commit has written.
 pub(crate) fn run<R, X: From<Error>>(
     protocol: &Arc<Protocol>,
     setting: &Setting<'_, X>,
     work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
-) -> Result<(R, Option<RecordInfo>), X> {
+) -> Result<(R, Vec<RecordInfo>), X> {
     let fence = setting.fence;
     // A claim may go on after a close: its store is open as long as it lives.
     let checked = if fence.is_some() { protocol.check_outside() } else { protocol.check() };
@@ -323,13 +322,11 @@ fn conclude<R, X: From<Error>>(
     setting: &Setting<'_, X>,
     workspace: &Workspace,
     ended: Ended<R, X>,
-) -> Result<(R, Option<RecordInfo>), X> {
+) -> Result<(R, Vec<RecordInfo>), X> {
     let fault = |error: Error| setting.fault(error);
     let durable = protocol.wait_for(workspace);
     match ended {
-        Ended::Committed(value, committed) => {
-            protocol.tell(&committed, setting.fence).map(|info| (value, info)).map_err(fault)
-        }
+        Ended::Committed(value, committed) => protocol.tell(&committed).map(|written| (value, written)).map_err(fault),
         Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
         Ended::Fault(error) => Err(fault(error)),
         // Where the engine can promise nothing any more, the panic still goes on.

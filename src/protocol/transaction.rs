@@ -87,6 +87,12 @@ impl Workspace {
         self.writes.get(at).cloned().unwrap_or(Some(read))
     }
 
+    /// Takes back the last change of a record, which was its first.
+    pub(super) fn take_back(&mut self, id: &RecordId) {
+        self.writes.remove(&id.at);
+        self.records.retain(|(at, _)| *at != id.at);
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         if self.stale { Err(stale()) } else { Ok(()) }
     }
@@ -241,21 +247,30 @@ impl Protocol {
         Ok(Some(CommittedWorkspace { ticket: committed.ticket, written: written.collect(), decided: workspace.began }))
     }
 
-    /// Waits until a commit is durable, and wakes those whom it concerns. The record of the fence, if it was written.
-    pub(crate) fn tell(&self, committed: &CommittedWorkspace, fence: Option<Fence<'_>>) -> Result<Option<RecordInfo>> {
+    /// Waits until a commit is durable, and wakes those whom it concerns. Returns the records that it has written.
+    pub(crate) fn tell(&self, committed: &CommittedWorkspace) -> Result<Vec<RecordInfo>> {
         self.publish(&committed.written, committed.ticket, WaitFor::Sync)?;
         // As it was then: by now what was written may have expired.
-        let Some(now) = committed.decided else { return Ok(None) };
-        for Written { at, after, .. } in &committed.written {
-            let ended = after.as_ref().filter(|stored| matches!(stored.state, Status::Succeeded | Status::Failed));
-            let info = || self.show(&RecordId::from_store(at.clone())?, Some(ended?), &now);
-            if let Some(info) = info() {
-                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+        let Some(now) = committed.decided else { return Ok(Vec::new()) };
+        let mut shown = Vec::with_capacity(committed.written.len());
+        for Written { at, before, after } in &committed.written {
+            let info = || self.show(&RecordId::from_store(at.clone())?, after.as_ref(), &now);
+            let Some(info) = info() else { continue };
+            let owned = *before == Some(Status::InProgress);
+            match info.status() {
+                Status::InProgress if !owned => self.subscribers.tell(|| Event::Began(info.without_outcome())),
+                Status::Succeeded | Status::Failed => self.subscribers.tell(|| Event::Ended(info.without_outcome())),
+                Status::Released | Status::Interrupted if owned => {
+                    if let Some(why) = info.interruption().filter(|_| info.status() == Status::Interrupted) {
+                        telemetry::interrupted(info.manager(), info.key(), &why);
+                    }
+                    self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                }
+                Status::InProgress | Status::Released | Status::Interrupted => {}
             }
+            shown.push(info);
         }
-        let Some(Fence { id, .. }) = fence else { return Ok(None) };
-        let written = committed.written.iter().find(|written| written.at == id.at);
-        Ok(written.and_then(|written| self.show(id, written.after.as_ref(), &now)))
+        Ok(shown)
     }
 
     /// For a transaction that keeps others off what they have changed under it.

@@ -11,6 +11,7 @@
 )]
 
 mod bad_input;
+mod batches;
 mod changed_types;
 mod cli;
 mod closing;

@@ -134,9 +134,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         let (fence, faulted) = (Some(self.fence()), Some(self.fault_flag()));
         let setting = transaction::Setting { fence, faulted, should_retry: None };
         let stage = |tx: &Transaction| work(tx).map(|next| ((), self.encode_step(next)));
-        let ((), info) = transaction::run::<_, X>(self.protocol(), &setting, stage)?;
+        let ((), written) = transaction::run::<_, X>(self.protocol(), &setting, stage)?;
         self.touch();
-        if let Some(info) = info {
+        if let Some(info) = written.into_iter().find(|info| self.fence().id.is_of(info)) {
             self.moved(info);
         }
         Ok(())

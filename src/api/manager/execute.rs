@@ -7,11 +7,12 @@ use serde::de::DeserializeOwned;
 
 use crate::api::claim::{Claim, EndError};
 use crate::api::manager::{Begin, Manager, Pending};
+use crate::protocol::rules::Ending;
 use crate::types::error::{self, Error, Result};
 use crate::types::failure::Failure;
 use crate::types::options::{ExecuteOptions, OnError};
 use crate::types::outcome::Finished;
-use crate::types::record::{RecordInfo, Status};
+use crate::types::record::{Interruption, RecordInfo, Status};
 
 /// What `execute` answers when the operation succeeded, now or before.
 #[derive(Clone)]
@@ -216,15 +217,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ) -> Result<Executed<T>, X> {
         let ExecuteOptions { begin, wait } = options;
         let begun = if wait.is_zero() { self.begin_with(key, begin) } else { self.begin_or_wait(key, begin, wait) };
-        match begun.map_err(ExecuteError::Engine)? {
-            Begin::Claimed(claim) => {
+        match claim_or_answer(begun) {
+            Ok(claim) => {
                 let _running = claim.running();
                 run(claim)
             }
-            Begin::Replay(done) => Ok(answer(done, true)?),
-            Begin::InProgress(pending) => Err(passing(ExecuteError::InProgress(pending)).into()),
-            Begin::Interrupted(info) => Err(passing(ExecuteError::Interrupted(info)).into()),
-            Begin::Mismatch(info) => Err(ExecuteError::Mismatch(info).into()),
+            Err(answer) => Ok(answer?),
         }
     }
 
@@ -241,14 +239,29 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let (met, lent) = (error::met(), claim.identity());
         let returned = operation(&mut claim);
         let claim = claim.returned(&lent)?;
+        match self.closing(claim, returned, met) {
+            Ok(Closing { claim, ending, outcome }) => outcome.answer(claim.end(&ending)),
+            Err(answer) => answer,
+        }
+    }
+
+    /// What is to be stored of what an operation has returned, or its answer where there is nothing to store.
+    pub(crate) fn closing(
+        &self,
+        claim: Claim<T, E>,
+        returned: Result<T, Failed<E>>,
+        met: u64,
+    ) -> Result<Closing<T, E>, Answer<T, E>> {
         let Failed { error: failure, on_error } = match returned {
             // A stage has ended it, and every replay answers what that has stored.
-            _ if claim.is_ended() => return answer(claim.into_finished().map_err(Error::from)?, false),
+            _ if claim.is_ended() => return Err(stored_by_stage(claim)),
             Ok(value) => {
-                return match claim.succeed(&value) {
-                    // As every replay will read it: a field that is not stored is the same for all.
-                    Ok(done) => answer(done, false),
-                    Err(error) => Err(ExecuteError::NotStored { outcome: Ok(value), error }),
+                return match claim.encode("success", &value) {
+                    Ok((bytes, stored)) => {
+                        let outcome = Returned::Value { value, stored };
+                        Ok(Closing { claim, ending: Ending::Succeed(bytes), outcome })
+                    }
+                    Err(error) => Err(not_stored(Ok(value), error, claim)),
                 };
             }
             Err(failure) => failure,
@@ -259,17 +272,79 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         } else {
             on_error.unwrap_or_else(|| self.classify(&failure))
         };
-        let ended = match on_error {
-            OnError::Store => claim.fail(&failure).map(|_| Status::Failed),
-            OnError::ReleaseUnlessEffect if !claim.is_touched() => claim.release().map(|_| Status::Released),
-            OnError::Release => claim.release().map(|_| Status::Released),
-            OnError::Interrupt | OnError::ReleaseUnlessEffect => claim.interrupt().map(|_| Status::Interrupted),
+        let ending = match on_error {
+            OnError::Store => match claim.encode("failure", &failure) {
+                Ok((bytes, _)) => Ending::Fail(bytes),
+                Err(error) => return Err(not_stored(Err(failure), error, claim)),
+            },
+            OnError::ReleaseUnlessEffect if !claim.is_touched() => claim.releasing(),
+            OnError::Release => claim.releasing(),
+            OnError::Interrupt | OnError::ReleaseUnlessEffect => Ending::Interrupt(Interruption::Reported),
         };
-        Err(match ended {
-            Ok(status) => ExecuteError::Failed { error: failure, status, replayed: false },
-            Err(error) => ExecuteError::NotStored { outcome: Err(failure), error },
+        Ok(Closing { claim, ending, outcome: Returned::Failure(failure) })
+    }
+}
+
+/// What a call of `execute` answers.
+pub(crate) type Answer<T, E> = Result<Executed<T>, ExecuteError<T, E>>;
+
+/// A claim whose operation has returned, before its ending is stored.
+pub(crate) struct Closing<T, E> {
+    pub(crate) claim: Claim<T, E>,
+    pub(crate) ending: Ending,
+    pub(crate) outcome: Returned<T, E>,
+}
+
+/// What the operation returned, and how it ended.
+pub(crate) enum Returned<T, E> {
+    Value {
+        value: T,
+        /// As every replay will read it: a field that is not stored is the same for all.
+        stored: T,
+    },
+    Failure(E),
+    /// It panicked.
+    Nothing,
+}
+
+impl<T, E> Returned<T, E> {
+    /// The answer, once its ending is stored or was refused.
+    pub(crate) fn answer(self, ended: Result<RecordInfo, EndError<Claim<T, E>>>) -> Answer<T, E> {
+        Err(match (self, ended) {
+            (Self::Value { stored, .. }, Ok(info)) => return Ok(Executed { value: stored, replayed: false, info }),
+            (Self::Failure(error), Ok(info)) => ExecuteError::Failed { error, status: info.status(), replayed: false },
+            (Self::Nothing, Ok(info)) => passing(ExecuteError::Interrupted(info)),
+            (Self::Value { value, .. }, Err(error)) => ExecuteError::NotStored { outcome: Ok(value), error },
+            (Self::Failure(failure), Err(error)) => ExecuteError::NotStored { outcome: Err(failure), error },
+            // The claim is dropped, which interrupts the record as soon as that can be recorded.
+            (Self::Nothing, Err(error)) => ExecuteError::Engine(error.into()),
         })
     }
+}
+
+/// The answer of a claim that a stage has ended.
+pub(crate) fn stored_by_stage<T, E>(claim: Claim<T, E>) -> Answer<T, E>
+where
+    T: Serialize + DeserializeOwned,
+    E: Serialize + DeserializeOwned,
+{
+    answer(claim.into_finished().map_err(Error::from)?, false)
+}
+
+fn not_stored<T, E>(outcome: Result<T, E>, error: Error, claim: Claim<T, E>) -> Answer<T, E> {
+    Err(ExecuteError::NotStored { outcome, error: EndError { error, claim } })
+}
+
+/// The claim, or the answer of a call that has none.
+pub(crate) fn claim_or_answer<T, E>(begun: Result<Begin<T, E>>) -> Result<Claim<T, E>, Answer<T, E>> {
+    Err(match begun {
+        Ok(Begin::Claimed(claim)) => return Ok(claim),
+        Ok(Begin::Replay(done)) => answer(done, true),
+        Ok(Begin::InProgress(pending)) => Err(passing(ExecuteError::InProgress(pending))),
+        Ok(Begin::Interrupted(info)) => Err(passing(ExecuteError::Interrupted(info))),
+        Ok(Begin::Mismatch(info)) => Err(ExecuteError::Mismatch(info)),
+        Err(error) => Err(ExecuteError::Engine(error)),
+    })
 }
 
 /// The failure of an operation.
@@ -285,7 +360,7 @@ fn passing<T, E>(answer: ExecuteError<T, E>) -> ExecuteError<T, E> {
     answer
 }
 
-pub(crate) fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Result<Executed<T>, ExecuteError<T, E>> {
+pub(crate) fn answer<T, E>(done: Finished<T, E>, replayed: bool) -> Answer<T, E> {
     let (outcome, info) = done.into_parts();
     match outcome {
         Ok(value) => Ok(Executed { value, replayed, info }),

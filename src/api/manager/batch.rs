@@ -1,0 +1,273 @@
+//! Many operations in one call, with two syncs for all of them.
+
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::claim::Claim;
+use crate::api::manager::Manager;
+use crate::api::manager::execute::{
+    Answer, Closing, ExecuteError, Executed, Failed, Returned, claim_or_answer, stored_by_stage,
+};
+use crate::api::transaction::{self, Setting, Transaction};
+use crate::protocol::rules::{Ending, Start, Step};
+use crate::protocol::{Begun, Entered, MAX_COMMIT_BYTES, RecordId};
+use crate::types::error::{self, Error, Result};
+use crate::types::options::BeginOptions;
+use crate::types::record::Interruption;
+
+/// One operation of a batch.
+struct Item<M> {
+    /// Its place among the answers.
+    at: usize,
+    id: RecordId,
+    start: Start,
+    message: M,
+}
+
+impl<T, E> Manager<T, E> {
+    /// The most operations that one call of [`execute_many`](Manager::execute_many) has begun at once.
+    pub const MAX_BATCH: usize = 1024;
+}
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Runs an operation for each key, as [`execute`](Manager::execute) does, with one commit for all that begin and one for
+    /// all that end. The answers have the order of the items.
+    ///
+    /// - The operations run one after the other, on the calling thread. Each has an answer of its own: an `Err` or a panic of one
+    ///   changes nothing for the others.
+    /// - A key that occurs again in the batch gets the answer of its first occurrence, as a replay. It runs again only if
+    ///   the first was released, or may be resumed.
+    /// - A call never waits for another owner: a key that is in progress elsewhere is
+    ///   [`InProgress`](ExecuteError::InProgress). So two batches that share keys cannot deadlock.
+    /// - After a panic, the answer is [`Interrupted`](ExecuteError::Interrupted) with the record as it is then, and the panic
+    ///   ends there. What the operation has changed of its surroundings before it stays as it is.
+    /// - All keys stay in progress until the endings of the batch are stored. If the process dies before, all of them are
+    ///   interrupted, also those whose operation had not started: batches suit operations that are short, and managers
+    ///   with [`OnInterrupted::Resume`](crate::OnInterrupted::Resume).
+    ///
+    /// A batch of more than [`MAX_BATCH`](Manager::MAX_BATCH) items is run in parts of that size. A commit takes 8 MiB of
+    /// contexts and outcomes; more than that makes further commits. Memory holds the outcomes of the whole
+    /// batch, because they are returned, and the items of one part.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager};
+    /// # struct Message { topic: &'static str, partition: u32, offset: u64, cents: u64 }
+    /// # fn poll() -> Vec<Message> {
+    /// #     (0..500).map(|offset| Message { topic: "payments", partition: 7, offset, cents: 100 }).collect()
+    /// # }
+    /// # let engine = Engine::temporary()?;
+    /// let credits: Manager<u64> = engine.manager("credits")?;
+    /// let messages = poll(); // up to 500 messages of a Kafka consumer
+    /// let items = messages.iter().map(|m| (format!("{}/{}/{}", m.topic, m.partition, m.offset), m));
+    /// let answers = credits.execute_many(items, |_claim, message| Ok(message.cents));
+    /// for (message, answer) in messages.iter().zip(answers) {
+    ///     match answer {
+    ///         Ok(done) => assert_eq!(*done.value(), message.cents), // applied now or before
+    ///         Err(error) => eprintln!("offset {} is to be consumed again: {error}", message.offset),
+    ///     }
+    /// }
+    /// // All that is `Ok` is durable: commit the offsets.
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ExecuteError`], for each item. What fails for the batch as a whole, for example `Full`, is the answer of each item that it
+    /// concerns. `Engine` of an item that panicked says that its ending was not stored.
+    pub fn execute_many<K: AsRef<[u8]>, M>(
+        &self,
+        items: impl IntoIterator<Item = (K, M)>,
+        operation: impl FnMut(&mut Claim<T, E>, M) -> Result<T, E>,
+    ) -> Vec<Result<Executed<T>, ExecuteError<T, E>>> {
+        let items = items.into_iter().map(|(key, message)| (key, BeginOptions::new(), message));
+        self.execute_many_with(items, operation)
+    }
+
+    /// As [`execute_many`](Manager::execute_many), with options for each item, such as its fingerprint.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute_many`](Manager::execute_many).
+    pub fn execute_many_with<K: AsRef<[u8]>, M>(
+        &self,
+        items: impl IntoIterator<Item = (K, BeginOptions, M)>,
+        mut operation: impl FnMut(&mut Claim<T, E>, M) -> Result<T, E>,
+    ) -> Vec<Result<Executed<T>, ExecuteError<T, E>>> {
+        let (mut items, mut waiting) = (items.into_iter().enumerate().fuse(), VecDeque::new());
+        let mut answers = Answers(Vec::new());
+        loop {
+            let (mut part, mut keys, mut again) = (Vec::new(), HashSet::new(), VecDeque::new());
+            while part.len() + again.len() < Self::MAX_BATCH {
+                let item = match waiting.pop_front() {
+                    Some(item) => item,
+                    None => match items.next() {
+                        Some((at, (key, options, message))) => match self.item(at, key, options, message) {
+                            Ok(item) => item,
+                            Err(error) => {
+                                answers.put(at, Err(ExecuteError::Engine(error)));
+                                continue;
+                            }
+                        },
+                        None => break,
+                    },
+                };
+                if keys.insert(item.id.key.clone()) {
+                    part.push(item);
+                } else {
+                    again.push_back(item);
+                }
+            }
+            if part.is_empty() {
+                break;
+            }
+            self.run_part(part, &mut operation, &mut answers);
+            // Before what comes later, so that the occurrences of a key keep their order.
+            again.append(&mut waiting);
+            waiting = again;
+        }
+        answers.0.into_iter().flatten().collect()
+    }
+
+    fn item<M>(&self, at: usize, key: impl AsRef<[u8]>, options: BeginOptions, message: M) -> Result<Item<M>> {
+        let options = BeginOptions { only_from_start: true, ..options };
+        Ok(Item { at, id: self.id(key)?, start: self.start(options, false)?, message })
+    }
+
+    /// Runs items whose keys differ.
+    fn run_part<M>(
+        &self,
+        part: Vec<Item<M>>,
+        operation: &mut impl FnMut(&mut Claim<T, E>, M) -> Result<T, E>,
+        answers: &mut Answers<T, E>,
+    ) {
+        let begun = self.begin_all(&part);
+        let mut claims = Vec::new();
+        for (Item { at, id, message, .. }, begun) in part.into_iter().zip(begun) {
+            match claim_or_answer(begun.and_then(|begun| self.answer(id, begun))) {
+                Ok(claim) => claims.push((at, claim, message)),
+                Err(answer) => answers.put(at, answer),
+            }
+        }
+        // Of all of them: an operation that waits for another key of its batch would wait for ever.
+        let _running: Vec<_> = claims.iter().map(|(_, claim, _)| claim.running()).collect();
+        let (mut closings, mut bytes) = (Vec::new(), 0_usize);
+        for (at, claim, message) in claims {
+            match self.run_one(claim, |claim| operation(claim, message)) {
+                Ok(closing) => {
+                    if let Ending::Succeed(value) | Ending::Fail(value) = &closing.ending {
+                        bytes = bytes.saturating_add(value.len());
+                    }
+                    closings.push((at, closing));
+                }
+                Err(answer) => answers.put(at, answer),
+            }
+            if bytes >= MAX_COMMIT_BYTES {
+                answers.put_all(std::mem::take(&mut closings));
+                bytes = 0;
+            }
+        }
+        answers.put_all(closings);
+    }
+
+    /// Runs one operation up to its ending, which is stored later.
+    fn run_one(
+        &self,
+        mut claim: Claim<T, E>,
+        operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
+    ) -> Result<Closing<T, E>, Answer<T, E>> {
+        let (met, lent) = (error::met(), claim.identity());
+        // Of the state of the closure's surroundings the caller is warned; the claim's own is checked.
+        let returned = catch_unwind(AssertUnwindSafe(|| operation(&mut claim)));
+        let claim = claim.returned(&lent).map_err(|error| Err(ExecuteError::Engine(error)))?;
+        match returned {
+            Ok(returned) => self.closing(claim, returned.map_err(|error| Failed { error, on_error: None }), met),
+            Err(_) if claim.is_ended() => Err(stored_by_stage(claim)),
+            Err(_) => {
+                let ending = claim.dropping(Interruption::Panicked);
+                Ok(Closing { claim, ending, outcome: Returned::Nothing })
+            }
+        }
+    }
+
+    /// Asks for all of the keys, in as few commits as hold their records.
+    fn begin_all<M>(&self, mut items: &[Item<M>]) -> Vec<Result<Begun>> {
+        let mut all = Vec::with_capacity(items.len());
+        while !items.is_empty() {
+            let begun = match self.begin_some(items) {
+                Ok(begun) => begun,
+                Err(error) => items.iter().map(|_| Err(error.clone())).collect(),
+            };
+            items = items.get(begun.len()..).unwrap_or_default();
+            all.extend(begun);
+        }
+        all
+    }
+
+    /// Asks for the first of the keys, as many as one commit takes.
+    fn begin_some<M>(&self, items: &[Item<M>]) -> Result<Vec<Result<Begun>>> {
+        let protocol = self.engine().share();
+        let entered = RefCell::new(Entered::new(&protocol));
+        let setting = Setting { fence: None, faulted: None, should_retry: None };
+        let (mut begun, written) = transaction::run::<_, Error>(&protocol, &setting, |tx: &Transaction| {
+            let mut entered = entered.borrow_mut();
+            *entered = Entered::new(&protocol);
+            let begun = tx.with_draft(&protocol, |workspace| {
+                let mut begun = Vec::new();
+                for item in items {
+                    if entered.is_full() {
+                        break;
+                    }
+                    let one = entered.begin(workspace, &item.id, &item.start);
+                    if workspace.is_stale() {
+                        // It is run again.
+                        one?;
+                        break;
+                    }
+                    begun.push(one);
+                }
+                Ok(begun)
+            })?;
+            Ok((begun, Ok(Step::Stay)))
+        })?;
+        entered.into_inner().live(&written);
+        // In the order of the items. Only what is committed has a token.
+        let claimed = begun.iter_mut().filter_map(|one| match one {
+            Ok(Begun::Claimed(info)) => Some(info),
+            _ => None,
+        });
+        for (info, committed) in claimed.zip(written) {
+            *info = committed;
+        }
+        Ok(begun)
+    }
+}
+
+/// The answers so far, each at the place of its item.
+struct Answers<T, E>(Vec<Option<Answer<T, E>>>);
+
+impl<T, E> Answers<T, E> {
+    fn put(&mut self, at: usize, answer: Answer<T, E>) {
+        if self.0.len() <= at {
+            self.0.resize_with(at + 1, || None);
+        }
+        if let Some(place) = self.0.get_mut(at) {
+            *place = Some(answer);
+        }
+    }
+
+    /// Stores endings together, and answers with what came of each.
+    fn put_all(&mut self, closings: Vec<(usize, Closing<T, E>)>) {
+        let (mut outcomes, mut claims) = (Vec::new(), Vec::new());
+        for (at, Closing { claim, ending, outcome }) in closings {
+            outcomes.push((at, outcome));
+            claims.push((claim, ending));
+        }
+        for ((at, outcome), ended) in outcomes.into_iter().zip(Claim::end_all(claims)) {
+            self.put(at, outcome.answer(ended));
+        }
+    }
+}
