@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::invalid;
 use super::options::HandleOptions;
+use super::same::digest;
 use crate::http::problem::Problem;
 use crate::http::response::Response;
 use crate::types::context::Context;
@@ -35,10 +36,6 @@ fn check(method: &str, path: &str) -> Result<()> {
 /// It may be of any length here.
 fn shown(text: &str) -> String {
     text.chars().take(64).collect::<String>().escape_default().to_string()
-}
-
-pub(super) fn digest(method: &str, path: &str, params: Fingerprint) -> Fingerprint {
-    Fingerprint::builder().part(method).part(path).part(params.as_bytes()).finish()
 }
 
 fn kept(params: &(impl Serialize + ?Sized)) -> Result<Context> {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 
-use super::request::digest;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::fingerprint::{Fingerprint, FingerprintBuilder};
 
@@ -210,6 +209,11 @@ fn split_once<'a>(bytes: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u
     let at = bytes.windows(separator.len()).position(|window| window == separator)?;
     let (before, rest) = bytes.split_at_checked(at)?;
     Some((before, rest.strip_prefix(separator)?))
+}
+
+/// The fingerprint of a request of this method and path.
+pub(super) fn digest(method: &str, path: &str, params: Fingerprint) -> Fingerprint {
+    Fingerprint::builder().part(method).part(path).part(params.as_bytes()).finish()
 }
 
 #[cfg(test)]
