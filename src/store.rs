@@ -46,7 +46,7 @@ pub use verify::VerifyReport;
 use crate::sync::group_commit::CommitQueue;
 pub(crate) use crate::sync::group_commit::Priority;
 use crate::types::clock::{NEVER, StoreClock};
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use crate::types::telemetry::{self, Work};
@@ -357,7 +357,7 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         // Whoever wants to know how it went calls `close`.
-        let _ = self.close();
+        error::handled(|| drop(self.close()));
     }
 }
 
@@ -437,9 +437,12 @@ impl Inner {
     /// Nothing tells when there is room again on a disk that was full: whoever comes looks.
     fn look_for_room(&self) {
         if self.commit_queue.is_stalled() {
-            if let SpaceStatus::Enough = self.disk_space.claim(0) {
-                self.commit_queue.resume();
-            }
+            // Why there is no room is told to those whose commit is refused.
+            error::handled(|| {
+                if let SpaceStatus::Enough = self.disk_space.claim(0) {
+                    self.commit_queue.resume();
+                }
+            });
             // It may go on with less than users need.
             self.disk_space.wake();
         }

@@ -295,20 +295,31 @@ impl<T, E> Claim<T, E> {
             Err(error) => Err(EndError { error, claim: self }),
         }
     }
+}
 
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
     /// The bytes, and the value as every replay will read it.
-    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, what: &str, value: &S) -> Result<(Value, S)> {
+    pub(crate) fn encode_success(&self, value: &T) -> Result<(Value, T)> {
         let Inner { protocol, id, .. } = &*self.inner;
         let (bytes, read_back) = codec::encode_checked(
-            format_args!("the {what} of key {} of {}", id.key, id.manager),
+            format_args!("the success of key {} of {}", id.key, id.manager),
             value,
             protocol.max_value_bytes(),
         )?;
         Ok((Value::from(bytes), read_back))
     }
-}
 
-impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
+    /// As [`encode_success`](Claim::encode_success).
+    pub(crate) fn encode_failure(&self, error: &E) -> Result<(Value, E)> {
+        let Inner { protocol, id, .. } = &*self.inner;
+        let (bytes, read_back) = codec::encode_failure(
+            format_args!("the failure of key {} of {}", id.key, id.manager),
+            error,
+            protocol.max_value_bytes(),
+        )?;
+        Ok((Value::from(bytes), read_back))
+    }
+
     /// Stores a success, which every retry gets from now on until its TTL.
     ///
     /// # Errors
@@ -316,7 +327,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// The claim comes back, alive, with why: nothing was stored. `Codec` and `TooLarge` say that this value cannot be;
     /// `ClaimLost`, that the record is no longer this claim's.
     pub fn succeed(self, value: &T) -> Result<Finished<T, E>, EndError<Self>> {
-        match self.encode("success", value) {
+        match self.encode_success(value) {
             Ok((bytes, value)) => self.end(&Ending::Succeed(bytes)).map(|info| Finished::new(Ok(value), info)),
             Err(error) => Err(EndError { error, claim: self }),
         }
@@ -326,9 +337,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ///
     /// # Errors
     ///
-    /// As [`succeed`](Claim::succeed).
+    /// As [`succeed`](Claim::succeed), and `EngineFailure` for a [`Failure`] that was made from an error of this crate. Whether
+    /// a type of your own was made from one, only [`execute`](crate::Manager::execute) can tell.
     pub fn fail(self, error: &E) -> Result<Finished<T, E>, EndError<Self>> {
-        match self.encode("failure", error) {
+        match self.encode_failure(error) {
             Ok((bytes, failure)) => self.end(&Ending::Fail(bytes)).map(|info| Finished::new(Err(failure), info)),
             Err(error) => Err(EndError { error, claim: self }),
         }

@@ -4,7 +4,7 @@ pub(crate) mod batch;
 pub(crate) mod drive;
 pub(crate) mod execute;
 
-use std::fmt::{self, Display};
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,6 @@ use crate::api::engine::{Engine, Registered};
 use crate::protocol::rules::{Ending, Resume, Start};
 use crate::protocol::{Awaited, Begun, Load, RecordId};
 use crate::types::clock::{deadline, millis};
-use crate::types::codec;
 use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::failure::Failure;
@@ -25,7 +24,6 @@ use crate::types::key::{Key, check_key, check_name};
 use crate::types::options::{BeginOptions, ManagerOptions, OnError, check_ttl};
 use crate::types::outcome::{Finished, Record};
 use crate::types::record::RecordInfo;
-use crate::types::value::Value;
 
 /// What `begin` answers. Exhaustive on purpose: a new answer must be a compile error in every `match`.
 #[must_use = "dropping a claim interrupts its record"]
@@ -419,10 +417,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// As [`success`](Manager::success).
+    /// As [`success`](Manager::success), and `EngineFailure` for a [`Failure`] that was made from an error of this crate.
     pub fn fail(&self, key: impl AsRef<[u8]>, error: &E) -> Result<()> {
         let id = self.id(key)?;
-        let ending = Ending::Fail(self.encode(&id, error)?);
+        let ending = self.failing(&id, error)?;
         self.engine.protocol().end_by_key(&id, &ending, self.options.schema)
     }
 
@@ -459,7 +457,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let ending = match &resolution {
             Resolution::Retry => Ending::Release,
             Resolution::Succeed(value) => Ending::Succeed(self.encode(&id, value)?),
-            Resolution::Fail(error) => Ending::Fail(self.encode(&id, error)?),
+            Resolution::Fail(error) => self.failing(&id, error)?,
         };
         self.engine.protocol().resolve(&id, &ending, Some(self.options.schema))
     }
@@ -487,14 +485,5 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             Begun::Interrupted(info) => Begin::Interrupted(info),
             Begun::Mismatch(info) => Begin::Mismatch(info),
         })
-    }
-
-    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, id: &RecordId, value: &S) -> Result<Value> {
-        self.encode_as(format_args!("the outcome of key {} of {}", id.key, self.name), value)
-    }
-
-    pub(crate) fn encode_as<S: Serialize + DeserializeOwned>(&self, what: impl Display, value: &S) -> Result<Value> {
-        let (bytes, _) = codec::encode_checked(what, value, self.engine.protocol().max_value_bytes())?;
-        Ok(Value::from(bytes))
     }
 }

@@ -3,6 +3,7 @@
 #[cfg(feature = "cli")]
 mod portable;
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::api::manager::{Manager, Resolution};
 use crate::protocol::rules::Ending;
 use crate::protocol::{Load, RecordId};
 use crate::types::clock::millis;
+use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::{Key, check_name};
 use crate::types::options::check_ttl;
@@ -64,7 +66,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// `Codec` when the value could not be read back, `TooLarge` when it is over
+    /// `EngineFailure` for a [`Failure`](crate::Failure) that was made from an error of this crate, `Codec` when the value could
+    /// not be read back, `TooLarge` when it is over
     /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
     ///
     /// ```
@@ -82,7 +85,26 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// ```
     pub fn encode_outcome(&self, outcome: std::result::Result<&T, &E>) -> Result<Value> {
         let what = format!("an outcome of {}", self.name());
-        outcome.map_or_else(|failure| self.encode_as(&what, failure), |value| self.encode_as(&what, value))
+        outcome.map_or_else(|failure| self.encode_failure(&what, failure), |value| self.encode_as(&what, value))
+    }
+
+    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, id: &RecordId, value: &S) -> Result<Value> {
+        self.encode_as(format_args!("the outcome of key {} of {}", id.key, id.manager), value)
+    }
+
+    /// What a failure makes of the record.
+    pub(crate) fn failing(&self, id: &RecordId, failure: &E) -> Result<Ending> {
+        self.encode_failure(format_args!("the failure of key {} of {}", id.key, id.manager), failure).map(Ending::Fail)
+    }
+
+    fn encode_as<S: Serialize + DeserializeOwned>(&self, what: impl Display, value: &S) -> Result<Value> {
+        let (bytes, _) = codec::encode_checked(what, value, self.engine().protocol().max_value_bytes())?;
+        Ok(Value::from(bytes))
+    }
+
+    fn encode_failure(&self, what: impl Display, failure: &E) -> Result<Value> {
+        let (bytes, _) = codec::encode_failure(what, failure, self.engine().protocol().max_value_bytes())?;
+        Ok(Value::from(bytes))
     }
 }
 

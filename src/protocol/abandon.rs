@@ -3,7 +3,7 @@
 use super::{Action, Changed, Event, ListRange, Protocol, RecordId, WaitFor};
 use crate::protocol::rules::{Ending, Patch};
 use crate::types::clock::NEVER;
-use crate::types::error::{ErrorKind, Result};
+use crate::types::error::{self, ErrorKind, Result};
 use crate::types::record::{RecordInfo, Status};
 
 /// Records that an open looks at in one step.
@@ -35,9 +35,11 @@ impl Protocol {
     /// for the key, before a transaction, or by the background compaction. If the engine is closed, poisoned, or the parent's,
     /// nothing more is recorded, and the next open finds the claim interrupted.
     pub(crate) fn abandon(&self, id: &RecordId, token: u64, ending: Ending) {
-        if let Err(error) = self.give_up(id, token, &ending, WaitFor::Nothing) {
+        let given_up =
+            error::handled(|| self.give_up(id, token, &ending, WaitFor::Nothing).map_err(|error| error.kind()));
+        if let Err(kind) = given_up {
             self.drops_not_recorded.add(1);
-            if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::StoreInUse) {
+            if !matches!(kind, ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::StoreInUse) {
                 self.abandoned.lock().insert(id.at.clone(), (id.clone(), token, ending));
                 self.due.lower(0);
             }
@@ -49,7 +51,7 @@ impl Protocol {
         let all: Vec<_> = self.abandoned.lock().values().cloned().collect();
         for (id, token, ending) in all {
             // What the journal refuses to one, it refuses to the others. Other errors are of one record.
-            let settled = self.settle(&id, token, &ending).map_err(|error| error.kind());
+            let settled = self.settle(&id, token, &ending);
             if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = settled {
                 return;
             }
@@ -62,13 +64,14 @@ impl Protocol {
         let found = self.abandoned.lock().get(&id.at).cloned();
         if let Some((id, token, ending)) = found {
             // What is still not recorded is there for the next to ask.
-            let _ = self.settle(&id, token, &ending);
+            let _: Result<(), ErrorKind> = self.settle(&id, token, &ending);
         }
     }
 
     /// It is known until it is recorded: whoever asks meanwhile must not find the key at work. Two may record it, one does.
-    fn settle(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<()> {
-        let settled = self.give_up(id, token, ending, WaitFor::Sync);
+    fn settle(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<(), ErrorKind> {
+        // The caller asked for something else, and is not told of errors here.
+        let settled = error::handled(|| self.give_up(id, token, ending, WaitFor::Sync).map_err(|error| error.kind()));
         if settled.is_ok() {
             let mut abandoned = self.abandoned.lock();
             if abandoned.get(&id.at).is_some_and(|(_, of, _)| *of == token) {
@@ -155,10 +158,17 @@ mod tests {
             }
         }
         assert!((10..200).contains(&claims.len()));
+        let met = error::met();
         for (id, token) in &claims {
             protocol.abandon(id, *token, Ending::Release);
         }
         assert!(!protocol.abandoned.lock().is_empty());
+        protocol.settle_abandoned();
+        for (id, _) in &claims {
+            protocol.settle_at(id);
+        }
+        assert!(!protocol.abandoned.lock().is_empty());
+        assert_eq!(error::met(), met, "whose operation runs here has met none of these errors");
         for path in &taken {
             let _ = std::fs::remove_dir(path);
         }

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{Changed, Event, Protocol, RecordId, WaitFor, not_found, unexpected};
 use crate::protocol::rules::{Action, Reason};
 use crate::store::{Load, StoreKey};
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::record::RecordInfo;
 
 thread_local! {
@@ -122,7 +122,7 @@ impl Protocol {
         self.owners.idle.notify_all();
         if closed {
             // `close` has returned already. An error here is found by the next open.
-            let _ = self.end_store();
+            error::handled(|| drop(self.end_store()));
         }
     }
 

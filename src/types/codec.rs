@@ -22,7 +22,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io;
 
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::fingerprint::Fingerprint;
 use bincode::{DefaultOptions, Options};
 use serde::Serialize;
@@ -156,6 +156,25 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
         BUFFER.set(again);
     }
     if same { Ok((bytes, read)) } else { refused(&"it is read back as another value") }
+}
+
+/// As [`encode_checked`], for the failure of an operation.
+///
+/// # Errors
+///
+/// Also `EngineFailure` when it is a [`Failure`](crate::Failure) that was made from an error of this crate, or has one inside.
+pub(crate) fn encode_failure<E: Serialize + DeserializeOwned>(
+    what: impl fmt::Display,
+    failure: &E,
+    limit: u64,
+) -> Result<(Vec<u8>, E)> {
+    let met = error::met();
+    let encoded = encode_checked(&what, failure, limit)?;
+    if error::met() == met {
+        return Ok(encoded);
+    }
+    let message = format!("{what} was made from an error of the engine, which is no outcome of the operation");
+    Err(Error::new(ErrorKind::EngineFailure, message))
 }
 
 /// The bytes of a value whose type may only borrow, so that they cannot be read back here. They are JSON where that can hold

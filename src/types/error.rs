@@ -16,12 +16,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Error(Arc<Inner>);
 
 thread_local! {
-    /// The number of errors that this thread has been given.
+    /// How often this thread has been given an error, or has looked at one or dropped one.
     static MET: Cell<u64> = const { Cell::new(0) };
 }
 
-/// The errors of this engine that this thread has been given so far. If the number grows while an operation runs, a failure that
-/// the operation returns may be one of them in disguise.
+/// How often this thread has met an error of this engine: was given one, looked at one, or dropped one. If the number grows while
+/// an operation runs, a failure that the operation returns may be one of them in disguise.
 pub(crate) fn met() -> u64 {
     MET.get()
 }
@@ -36,10 +36,25 @@ pub(crate) fn forget_met_since(then: u64) {
     MET.set(then);
 }
 
+/// Runs a part of the engine that handles its errors itself: no operation on this thread has met them.
+pub(crate) fn handled<R>(work: impl FnOnce() -> R) -> R {
+    let before = met();
+    let done = work();
+    forget_met_since(before);
+    done
+}
+
 /// A copy that is handed out counts like a new one: a poisoned engine keeps its error.
 impl Clone for Error {
     fn clone(&self) -> Self {
         Self::met(Arc::clone(&self.0))
+    }
+}
+
+/// It may have been made before the operation that drops it now, and be turned into a failure without a look at it.
+impl Drop for Error {
+    fn drop(&mut self) {
+        meet();
     }
 }
 
@@ -114,6 +129,9 @@ pub enum ErrorKind {
     UnknownRecoveryPoint,
     /// A stage ended without an advance, or with one to where the record was already. Fix the stage.
     Stalled,
+    /// A failure was made from an error of this crate, which is no outcome of the operation. Nothing was stored: release or
+    /// interrupt the record, or fail with an error of your own.
+    EngineFailure,
 }
 
 impl Error {
@@ -150,19 +168,20 @@ impl Error {
     /// What the caller does next.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
+        meet();
         self.0.kind
     }
 
     /// The operating system's kind of error, where it was one.
     #[must_use]
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        meet();
         self.0.source.as_ref().map(io::Error::kind)
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // It may come from another thread, and is being made part of a failure on this one.
         meet();
         f.write_str(&self.0.message)
     }
@@ -170,6 +189,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        meet();
         write!(f, "Error({:?}: {})", self.0.kind, self.0.message)
     }
 }
@@ -177,6 +197,7 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     /// The operating system's error, where there was one. [`Display`](fmt::Display) ends with its text.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        meet();
         self.0.source.as_ref().map(|source| source as _)
     }
 }

@@ -1,8 +1,11 @@
 //! An error as it can be stored.
 
-use serde::{Deserialize, Serialize};
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
+
+use serde::ser::{Serialize, SerializeStruct as _, Serializer};
+
+use crate::types::error;
 
 /// The longest message or cause, in bytes.
 const MAX_TEXT_BYTES: usize = 4096;
@@ -16,6 +19,9 @@ const MAX_CAUSES: usize = 16;
 /// text only: 4 KiB of the message and of each of the first 16 causes, without types and backtraces. Store an enum of
 /// your own where the caller must tell failures apart.
 ///
+/// A failure that is made from an [`Error`](crate::Error) of this crate, or from an error that prints one or has one as its
+/// source, is never stored as an outcome: see [`ErrorKind::EngineFailure`](crate::ErrorKind::EngineFailure).
+///
 /// It cannot implement `std::error::Error` itself, for the reason that `anyhow::Error` does not: the conversion from every
 /// error would overlap that from itself. It converts into a boxed error instead. Its `Debug` is its text, as of any error.
 ///
@@ -28,10 +34,13 @@ const MAX_CAUSES: usize = 16;
 /// assert_eq!(parse("x").unwrap_err().message(), "invalid digit found in string");
 /// assert_eq!(Failure::new("card declined").to_string(), "card declined");
 /// ```
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, serde::Deserialize)]
 pub struct Failure {
     message: String,
     causes: Vec<String>,
+    /// It was made from an error of this crate.
+    #[serde(skip)]
+    is_of_engine: bool,
 }
 
 impl Failure {
@@ -40,7 +49,7 @@ impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
         let mut message = message.into();
         message.truncate(boundary(&message, MAX_TEXT_BYTES));
-        Self { message, causes: Vec::new() }
+        Self { message, causes: Vec::new(), is_of_engine: false }
     }
 
     /// A failure with the text of a boxed error and of its causes.
@@ -67,26 +76,57 @@ impl Failure {
     /// The text, without the causes.
     #[must_use]
     pub fn message(&self) -> &str {
+        self.meet();
         &self.message
     }
 
     /// The causes, the nearest first.
     pub fn causes(&self) -> impl Iterator<Item = &str> {
+        self.meet();
         self.causes.iter().map(String::as_str)
+    }
+
+    /// An operation that turns it into another failure has met the error that it was made from.
+    fn meet(&self) {
+        if self.is_of_engine {
+            error::meet();
+        }
+    }
+}
+
+/// Failures of the same text are equal.
+impl PartialEq for Failure {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.message, &self.causes) == (&other.message, &other.causes)
+    }
+}
+
+impl Eq for Failure {}
+
+impl Serialize for Failure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // By this the codec finds out that the failure that it encodes is one, or has one inside.
+        self.meet();
+        let mut fields = serializer.serialize_struct("Failure", 2)?;
+        fields.serialize_field("message", &self.message)?;
+        fields.serialize_field("causes", &self.causes)?;
+        fields.end()
     }
 }
 
 impl<X: StdError> From<X> for Failure {
     fn from(error: X) -> Self {
         let sources = std::iter::successors(error.source(), |&cause| cause.source());
-        Self { message: text(&error), causes: sources.take(MAX_CAUSES).map(text).collect() }
+        let met = error::met();
+        let (message, causes) = (text(&error), sources.take(MAX_CAUSES).map(text).collect());
+        Self { message, causes, is_of_engine: error::met() != met }
     }
 }
 
 /// Prints the message and the causes, `message: cause: cause`, but none with which the text before it ends already.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
+        f.write_str(self.message())?;
         let mut before = self.message.as_str();
         for cause in self.causes().filter(|cause| !cause.is_empty()) {
             // Many errors print their source as well as returning it.

@@ -18,6 +18,7 @@ mod closing;
 mod common;
 mod driven;
 mod endings;
+mod engine_errors;
 mod forgetting;
 mod handling;
 mod hard_endings;

@@ -143,8 +143,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     }
 
     fn encode_step(&self, next: Next<T, E>) -> Result<Step> {
-        let success = |value: &T| self.encode("success", value).map(|(bytes, _)| bytes);
-        let failure = |error: &E| self.encode("failure", error).map(|(bytes, _)| bytes);
+        let success = |value: &T| self.encode_success(value).map(|(bytes, _)| bytes);
+        let failure = |error: &E| self.encode_failure(error).map(|(bytes, _)| bytes);
         next.into_step(self.protocol().max_value_bytes(), success, failure)
     }
 

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::api::claim::Claim;
 use crate::api::manager::Manager;
 use crate::api::manager::execute::{ExecuteError, Executed, answer};
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::failure::Failure;
 use crate::types::options::{ExecuteOptions, OnInterrupted};
 use crate::types::outcome::Finished;
@@ -203,11 +203,13 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
                 Err(error) => {
                     let is_certain = stages.nothing_happened.as_ref().is_some_and(|is_certain| is_certain(&error));
                     let may_have_happened = self.is_touched() || self.info().policy() == OnInterrupted::Hold;
-                    if !is_certain && may_have_happened {
-                        drop(self.interrupt());
-                    } else {
-                        release(self, is_certain);
-                    }
+                    error::handled(|| {
+                        if !is_certain && may_have_happened {
+                            drop(self.interrupt());
+                        } else {
+                            release(self, is_certain);
+                        }
+                    });
                     return Err(error);
                 }
             }

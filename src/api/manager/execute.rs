@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::api::claim::{Claim, EndError};
 use crate::api::manager::{Begin, Manager, Pending};
 use crate::protocol::rules::Ending;
-use crate::types::error::{self, Error, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::failure::Failure;
 use crate::types::options::{ExecuteOptions, OnError};
 use crate::types::outcome::Finished;
@@ -115,6 +115,9 @@ impl<T, E> From<Error> for ExecuteError<T, E> {
 
 impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if matches!(self, Self::InProgress(_) | Self::Interrupted(_)) {
+            error::meet();
+        }
         match self {
             Self::Failed { error, .. } => error.fmt(f),
             Self::InProgress(pending) => write!(f, "key {} is in progress", pending.info().key()),
@@ -154,7 +157,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// | returns `Ok` | succeeded: every retry gets the value until its TTL |
     /// | returns `Err` | as [`on_error`](Manager::on_error) says; by default failed: every retry gets the failure |
     /// | panics | interrupted, and the panic goes on |
-    /// | returns `Err` after it met an [`Error`] of this crate, or `InProgress` or `Interrupted` in an `execute` inside it | interrupted: never stored |
+    /// | returns `Err` after it met an [`Error`] of this crate (was given, looked at or dropped one), or `InProgress` or `Interrupted` in an `execute` inside it | interrupted: never stored |
     /// | the process ends meanwhile | interrupted |
     /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage said, whatever it returns |
     ///
@@ -256,7 +259,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             // A stage has ended it, and every replay answers what that has stored.
             _ if claim.is_ended() => return Err(stored_by_stage(claim)),
             Ok(value) => {
-                return match claim.encode("success", &value) {
+                return match claim.encode_success(&value) {
                     Ok((bytes, stored)) => {
                         let outcome = Returned::Value { value, stored };
                         Ok(Closing { claim, ending: Ending::Succeed(bytes), outcome })
@@ -273,8 +276,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             on_error.unwrap_or_else(|| self.classify(&failure))
         };
         let ending = match on_error {
-            OnError::Store => match claim.encode("failure", &failure) {
+            OnError::Store => match claim.encode_failure(&failure) {
                 Ok((bytes, _)) => Ending::Fail(bytes),
+                // It was made from a fault of the engine before the operation ran.
+                Err(error) if error.kind() == ErrorKind::EngineFailure => Ending::Interrupt(Interruption::Reported),
                 Err(error) => return Err(not_stored(Err(failure), error, claim)),
             },
             OnError::ReleaseUnlessEffect if !claim.is_touched() => claim.releasing(),

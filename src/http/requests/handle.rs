@@ -167,7 +167,8 @@ impl Requests {
     fn unrecorded(&self) -> Result<Claim<Response, Response>> {
         let manager = &self.manager;
         // A scope may be too long for a generated key; it only has to be new.
-        let id = manager.id(Key::generate()).unwrap_or_else(|_| RecordId::new(&manager.name().into(), Key::generate()));
+        let id = error::handled(|| manager.id(Key::generate()).ok())
+            .unwrap_or_else(|| RecordId::new(&manager.name().into(), Key::generate()));
         let start = manager.start(BeginOptions::new(), false)?;
         let info = manager.engine().protocol().unrecorded(&id, &start)?;
         Ok(Claim::without_record(manager.engine().share(), id, info))

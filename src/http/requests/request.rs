@@ -12,7 +12,7 @@ use super::same::digest;
 use crate::http::problem::Problem;
 use crate::http::response::Response;
 use crate::types::context::Context;
-use crate::types::error::Result;
+use crate::types::error::{self, Result};
 use crate::types::fingerprint::Fingerprint;
 use crate::types::key::Key;
 use crate::types::options::BeginOptions;
@@ -128,7 +128,8 @@ impl NewRequest {
         check(method, uri.path()).map_err(Problem::bad_target)?;
         let fingerprint = options.same.fingerprint(request).map_err(Problem::bad_content)?;
         // An older rule that cannot read it has no record of it.
-        let accepted = options.older.iter().filter_map(|rule| rule.fingerprint(request).ok()).collect();
+        let accepted =
+            options.older.iter().filter_map(|rule| error::handled(|| rule.fingerprint(request).ok())).collect();
         let content = Content::Ruled { fingerprint, accepted, query: uri.query().map(ToOwned::to_owned) };
         Ok(Self { key, wait: Some(options.wait), content: Some(content), ..Self::new(method, uri.path()) })
     }

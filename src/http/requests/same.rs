@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::fingerprint::{Fingerprint, FingerprintBuilder};
 
 /// A rule for what is the same HTTP request, for [`HandleOptions::same_request`](crate::http::HandleOptions::same_request).
@@ -120,7 +120,8 @@ fn by_content(kind: &str, body: &[u8]) -> Fingerprint {
     let structured = if essence == "application/json"
         || essence.starts_with("application/") && essence.ends_with("+json")
     {
-        Fingerprint::of_json(body).ok().map(|value| Fingerprint::builder().part("json").part(value.as_bytes()))
+        error::handled(|| Fingerprint::of_json(body).ok())
+            .map(|value| Fingerprint::builder().part("json").part(value.as_bytes()))
     } else if essence == "application/x-www-form-urlencoded" {
         let parts = Fingerprint::builder().part("form");
         Some(form(body).into_iter().fold(parts, |parts, (name, value)| parts.part(name).part(value)))

@@ -115,11 +115,13 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
     let commits = store.stats().commits;
     assert_eq!(user().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.stats().commits, commits);
+    let met = error::met();
     for (name, priority) in [("f", Priority::Finishing), ("e", Priority::Ending), ("g", Priority::GivingUp)] {
         let committed = store.commit(vec![set(&key(name), done(b"ended"))], &[], priority).unwrap().unwrap();
         store.wait(committed.ticket).unwrap();
         assert_eq!(outcome(&store, &key(name)).unwrap(), b"ended");
     }
+    assert_eq!(error::met(), met, "an operation that is recorded is told of no lack of room");
     assert_eq!(store.drain().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.inner.delete(compact::Found::of(key("k"), b"other".into())).unwrap_err().kind(), ErrorKind::Full);
     // Enough for what waits, not for users.

@@ -1,0 +1,119 @@
+//! No error of the engine becomes the stored failure of an operation, whichever way it comes into one.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use oncekey::admin::Resolution;
+use oncekey::http::{HandleOptions, Response, SameRequest};
+use oncekey::{
+    EndError, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Failure, Fingerprint, Manager, Next, Status,
+};
+
+use crate::common::*;
+
+fn numbers() -> (Engine, Manager<u64>) {
+    let (engine, _) = engine();
+    let manager = engine.manager("n").unwrap();
+    (engine, manager)
+}
+
+#[test]
+fn an_error_of_the_engine_from_before_the_operation_is_never_stored() {
+    let (engine, manager) = numbers();
+    let table = engine.table("t").unwrap();
+    let refused = || table.insert("row", vec![0; (1 << 20) + 1]);
+    let is_held = |key: &str, failed: Result<_, ExecuteError<u64, Failure>>| {
+        assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{key}: {failed:?}");
+        assert_eq!(status(&manager, key), Some(Status::Interrupted), "{key}");
+    };
+    let error = refused();
+    is_held("moved in", manager.execute("moved in", |_| Ok(error.map(|()| 1)?)));
+    // Only the kind is looked at.
+    let error = refused().unwrap_err();
+    is_held("looked at", manager.execute("looked at", |_| Err(Failure::new(format!("{:?}", error.kind())))));
+    // Not even that.
+    let error = refused();
+    is_held("dropped", manager.execute("dropped", move |_| error.map(|()| 1).map_err(|_| Failure::new("no"))));
+    let busy = claim(&manager, "busy");
+    let error = manager.execute_with("busy", ExecuteOptions::new().wait(Duration::ZERO), |_| Ok(1)).unwrap_err();
+    is_held("in progress", manager.execute("in progress", |_| Err(error.into())));
+    busy.release().unwrap();
+    // It is a failure already.
+    let failure = Failure::from(refused().unwrap_err());
+    is_held("failure", manager.execute("failure", move |_| Err(failure)));
+    let failure = Failure::from(std::io::Error::from(refused().unwrap_err()));
+    is_held("wrapped", manager.execute("wrapped", move |_| Err(failure)));
+
+    // Of another type.
+    let own: Manager<u64, String> = engine.manager("own").unwrap();
+    let failure = Failure::from(refused().unwrap_err());
+    let failed = own.execute("k", |_| Err(failure.message().to_owned()));
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
+    let nested: Manager<u64, Vec<Failure>> = engine.manager("nested").unwrap();
+    let failure = Failure::from(refused().unwrap_err());
+    let failed = nested.execute("k", move |_| Err(vec![Failure::new("declined"), failure]));
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
+
+    // An error that stays outside is none of the operation's.
+    let outside = refused();
+    let failed = manager.execute("declined", |_| Err(Failure::new("declined")));
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })), "{failed:?}");
+    assert!(outside.is_err());
+}
+
+#[test]
+fn a_failure_that_was_made_of_an_engine_error_is_refused_by_every_ending() {
+    let (engine, manager) = numbers();
+    let table = engine.table("t").unwrap();
+    let failure = || Failure::from(table.insert("row", vec![0; (1 << 20) + 1]).unwrap_err());
+
+    let EndError { error, claim } = claim(&manager, "claim").fail(&failure()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::EngineFailure, "{error}");
+    assert!(error.to_string().contains("claim"), "{error}");
+    // It is alive, and a failure of its own is stored.
+    claim.fail(&Failure::new("declined")).unwrap();
+    assert_eq!(status(&manager, "claim"), Some(Status::Failed));
+
+    let mut claim = crate::common::claim(&manager, "stage");
+    let staged = claim.work_stage(|tx| {
+        tx.table("orders")?.insert("1", "x")?;
+        Ok::<_, Error>(Next::Fail(failure()))
+    });
+    assert_eq!(staged.unwrap_err().kind(), ErrorKind::EngineFailure);
+    assert!(engine.table("orders").unwrap().get("1").unwrap().is_none(), "nothing of the stage is committed");
+    drop(claim);
+    assert_eq!(status(&manager, "stage"), Some(Status::Interrupted));
+    let refused = manager.resolve("stage", Resolution::Fail(failure())).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::EngineFailure);
+    assert_eq!(status(&manager, "stage"), Some(Status::Interrupted));
+    let executed = manager.execute("execute", |claim| {
+        claim.work_stage(|_| Ok::<_, Error>(Next::Fail(failure())))?;
+        Ok(1)
+    });
+    assert!(matches!(executed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{executed:?}");
+
+    assert!(manager.initiate("by key", None).unwrap());
+    assert_eq!(manager.fail("by key", &failure()).unwrap_err().kind(), ErrorKind::EngineFailure);
+    assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
+    assert_eq!(manager.encode_outcome(Err(&failure())).unwrap_err().kind(), ErrorKind::EngineFailure);
+    // Outside of the engine it is an error like others.
+    assert!(serde_json::to_string(&failure()).unwrap().contains("limit"));
+    assert_eq!(failure(), failure());
+}
+
+/// An operation that hands part of its work to `handle`, which tries rules that cannot read this body.
+#[test]
+fn errors_that_the_engine_handles_itself_are_not_the_operation_s() {
+    let (engine, manager) = numbers();
+    let failing = SameRequest::by(|_| Ok(Fingerprint::of_json("junk")?));
+    let options = HandleOptions::new().same_request(SameRequest::by_content()).or_older_rule(failing);
+    let requests = engine.requests("r").unwrap().with_handling(options);
+    let failed = manager.execute("k", |_| {
+        let part =
+            http::Request::post("/pay").header("idempotency-key", "part").header("content-type", "application/json");
+        let answer = requests.handle(&part.body("junk").unwrap(), |_, _| Ok(Response::new(StatusCode::CREATED)));
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        Err(Failure::new("declined"))
+    });
+    assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })), "{failed:?}");
+}
