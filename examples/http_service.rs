@@ -17,8 +17,11 @@ type Result<T = ()> = std::result::Result<T, Box<dyn error::Error + Send + Sync>
 
 fn serve(server: &Server, payments: &Requests) -> Result {
     for mut incoming in server.incoming_requests().take(2) {
-        let mut body = Vec::new();
+        let (mut body, length) = (Vec::new(), incoming.body_length());
         incoming.as_reader().take(1 << 20).read_to_end(&mut body)?;
+        if length.is_some_and(|length| length != body.len()) {
+            continue; // the client hung up: half a body is no request
+        }
         let mut request = http::Request::builder().method(incoming.method().as_str()).uri(incoming.url());
         for header in incoming.headers() {
             request = request.header(header.field.as_str().as_str(), header.value.as_str());
