@@ -17,6 +17,7 @@ use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::failure::Failure;
 use crate::types::key::Key;
+use crate::types::options::migrate::Migrations;
 use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
 use crate::types::value::Value;
@@ -63,6 +64,7 @@ struct Inner {
     touched: AtomicBool,
     /// A fault of the engine reached the operation through this claim.
     faulted: Arc<AtomicBool>,
+    migrations: Migrations,
 }
 
 /// Which claim one is.
@@ -73,18 +75,18 @@ pub(crate) struct Identity {
 }
 
 impl<T, E> Claim<T, E> {
-    pub(crate) fn new(protocol: Arc<Protocol>, id: RecordId, info: RecordInfo) -> Self {
+    pub(crate) fn new(protocol: Arc<Protocol>, id: RecordId, info: RecordInfo, migrations: Migrations) -> Self {
         let faulted = Arc::new(AtomicBool::new(false));
         let context = info.context().watched(&faulted);
         let (release_on_drop, touched) = Default::default();
-        let inner = Inner { protocol, id, info, context, release_on_drop, touched, live: true, faulted };
+        let inner = Inner { protocol, id, info, context, release_on_drop, touched, live: true, faulted, migrations };
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
     /// A claim that has no record: as one that has ended, so that a drop changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn without_record(protocol: Arc<Protocol>, id: RecordId, info: RecordInfo) -> Self {
-        let mut claim = Self::new(protocol, id, info);
+        let mut claim = Self::new(protocol, id, info, Migrations::default());
         claim.inner.live = false;
         claim
     }
@@ -142,10 +144,11 @@ impl<T, E> Claim<T, E> {
     ///
     /// # Errors
     ///
-    /// `TypeMismatch` when it was encoded from another type, or that type has changed since:
-    /// [limits](crate::guides::limits) says what counts. `Codec` when it was not encoded.
+    /// `TypeMismatch` when it was encoded from another type, or that type has changed since, unless it is
+    /// [migrated](crate::ManagerOptions::migrate_checkpoint): [limits](crate::guides::limits) says what counts. `Codec` when it was not
+    /// encoded.
     pub fn decode_checkpoint<C: Serialize + DeserializeOwned>(&self) -> Result<Option<C>> {
-        let decoded = self.checkpoint().map(|bytes| codec::decode("a checkpoint", bytes)).transpose();
+        let decoded = self.checkpoint().map(|bytes| self.inner.migrations.decode_checkpoint(bytes)).transpose();
         if decoded.is_err() {
             self.inner.faulted.store(true, Ordering::Relaxed);
         }

@@ -191,14 +191,14 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Also `InvalidOptions` for a TTL of zero.
+    /// Also `InvalidOptions` for a TTL of zero, or a [migration](ManagerOptions::migrate) that does not fit the types and schema.
     pub fn manager_with<T, E>(&self, name: &str, options: ManagerOptions) -> Result<Manager<T, E>>
     where
         T: Serialize + DeserializeOwned,
         E: Serialize + DeserializeOwned,
     {
         check_name("manager", name)?;
-        options.check()?;
+        options.check::<T, E>()?;
         let registered = Arc::new(self.register::<T, E>(name, options.schema)?);
         let (engine, name, scope) = (self.clone(), name.into(), Arc::new([]));
         Ok(Manager { engine, name, options, scope, on_error: None, types: PhantomData, registered })
@@ -427,7 +427,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// The record of a key, in whatever state it is.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<T, E>>> {
         let info = self.engine.protocol().get(&self.id(key)?, Load::All)?;
-        info.map(|info| Record::decode(info, self.options.schema)).transpose()
+        info.map(|info| Record::decode(info, &self.options)).transpose()
     }
 
     /// Waits until nobody is at work on the key; answers at once if nobody is. A request that was created and not begun yet is
@@ -464,7 +464,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 
     fn wait_at(&self, id: &RecordId, timeout: Duration) -> Result<Waited<T, E>> {
         Ok(match self.engine.protocol().wait(id, deadline(timeout))? {
-            Awaited::Finished(info) => Waited::Finished(Finished::decode(info, self.options.schema)?),
+            Awaited::Finished(info) => Waited::Finished(Finished::decode(info, &self.options)?),
             Awaited::Absent => Waited::Absent,
             Awaited::Released => Waited::Released,
             Awaited::Interrupted => Waited::Interrupted,
@@ -475,9 +475,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 
     pub(crate) fn answer(&self, id: RecordId, begun: Begun) -> Result<Begin<T, E>> {
         Ok(match begun {
-            Begun::Claimed(info) => Begin::Claimed(Claim::new(self.engine.share(), id, info)),
+            Begun::Claimed(info) => Begin::Claimed(self.claim(id, info)),
             Begun::Replay(info) => {
-                let finished = Finished::decode(info, self.options.schema)?;
+                let finished = Finished::decode(info, &self.options)?;
                 self.engine.protocol().replayed(finished.info());
                 Begin::Replay(finished)
             }

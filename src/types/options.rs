@@ -1,5 +1,7 @@
 //! How an engine, a manager and a single call are set up.
 
+mod durability;
+pub(crate) mod migrate;
 mod waiting;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -13,23 +15,10 @@ use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::fingerprint::Fingerprint;
 use crate::types::value::Value;
+pub use durability::Durability;
+use migrate::Migrations;
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-/// When a commit counts as done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Durability {
-    /// Nobody is told what a power cut could undo. Calls share syncs, so the price falls with the load.
-    #[default]
-    Immediate,
-    /// Nobody waits; a power cut may undo what was answered in the last `interval`, latest first. A killed process may lose
-    /// as much.
-    Eventual {
-        /// The longest time from a commit to the start of its sync.
-        interval: Duration,
-    },
-}
 
 /// What happens to a record whose owner ended without an answer.
 ///
@@ -239,6 +228,7 @@ pub struct ManagerOptions {
     pub(crate) on_interrupted: Option<OnInterrupted>,
     pub(crate) max_attempts: NonZeroU32,
     pub(crate) schema: u32,
+    pub(crate) migrations: Migrations,
     pub(crate) strict_fingerprint: bool,
 }
 
@@ -252,6 +242,7 @@ impl Default for ManagerOptions {
             on_interrupted: None,
             max_attempts: NonZeroU32::MAX,
             schema: 0,
+            migrations: Migrations::default(),
             strict_fingerprint: false,
         }
     }
@@ -306,7 +297,7 @@ impl ManagerOptions {
         self
     }
 
-    /// A number written into each record; read with another, an outcome is `TypeMismatch`. Raise it when the same
+    /// A number written into each record; read with another, an outcome is [migrated](Self::migrate), or `TypeMismatch`. Raise it when the same
     /// fields change their meaning; changes of the types themselves are found without it:
     /// [limits](crate::guides::limits) has the rules. Defaults to 0.
     pub fn schema(mut self, schema: u32) -> Self {
@@ -321,7 +312,9 @@ impl ManagerOptions {
         self
     }
 
-    pub(crate) fn check(&self) -> Result<()> {
+    /// For a manager of these types.
+    pub(crate) fn check<T, E>(&self) -> Result<()> {
+        self.migrations.check::<T, E>(self.schema)?;
         check_ttl("success_ttl", self.success_ttl)?;
         check_ttl("failure_ttl", self.failure_ttl)?;
         check_ttl("released_ttl", self.released_ttl)?;

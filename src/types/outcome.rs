@@ -5,9 +5,10 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::failure::Failure;
+use crate::types::options::ManagerOptions;
+use crate::types::options::migrate::{Migrations, Part};
 use crate::types::record::{RecordInfo, Status};
 use crate::types::value::Value;
 
@@ -45,9 +46,19 @@ impl<T, E> Finished<T, E> {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Finished<T, E> {
-    /// Reads an outcome that was stored under this schema.
-    pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
-        let outcome = decode(&info, schema)?;
+    /// Reads an outcome as a manager with these options does.
+    pub(crate) fn decode(info: RecordInfo, options: &ManagerOptions) -> Result<Self> {
+        Self::decode_as(info, options.schema, &options.migrations)
+    }
+
+    /// Reads an outcome that this process has stored.
+    pub(crate) fn decode_own(info: RecordInfo) -> Result<Self> {
+        let schema = info.schema();
+        Self::decode_as(info, schema, &Migrations::default())
+    }
+
+    fn decode_as(info: RecordInfo, schema: u32, migrations: &Migrations) -> Result<Self> {
+        let outcome = decode(&info, schema, migrations)?;
         let outcome =
             outcome.ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("{} has no outcome", Named(&info))))?;
         Ok(Self { outcome, info })
@@ -90,8 +101,8 @@ impl<T, E> Record<T, E> {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Record<T, E> {
-    pub(crate) fn decode(info: RecordInfo, schema: u32) -> Result<Self> {
-        Ok(Self { outcome: decode(&info, schema)?, info })
+    pub(crate) fn decode(info: RecordInfo, options: &ManagerOptions) -> Result<Self> {
+        Ok(Self { outcome: decode(&info, options.schema, &options.migrations)?, info })
     }
 }
 
@@ -120,16 +131,14 @@ impl<T, E> fmt::Debug for Record<T, E> {
 fn decode<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned>(
     info: &RecordInfo,
     schema: u32,
+    migrations: &Migrations,
 ) -> Result<Option<Result<T, E>>> {
     let stored = info.stored();
     let Some(bytes) = stored.outcome.as_ref() else { return Ok(None) };
-    if stored.schema != schema {
-        let message = format!("{} was stored with schema {} and is read with {schema}", Named(info), stored.schema);
-        return Err(Error::new(ErrorKind::TypeMismatch, message));
-    }
+    let (what, schemas) = (Named(info), (stored.schema, schema));
     match info.status() {
-        Status::Succeeded => Ok(Some(Ok(codec::decode(Named(info), bytes)?))),
-        Status::Failed => Ok(Some(Err(codec::decode(Named(info), bytes)?))),
+        Status::Succeeded => Ok(Some(Ok(migrations.decode(&what, Part::Success, schemas, bytes)?))),
+        Status::Failed => Ok(Some(Err(migrations.decode(&what, Part::Failure, schemas, bytes)?))),
         Status::InProgress | Status::Released | Status::Interrupted => Ok(None),
     }
 }

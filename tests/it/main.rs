@@ -32,6 +32,7 @@ mod kill;
 mod listings;
 mod litert;
 mod medusa;
+mod migrations;
 mod overload;
 mod owners;
 mod phases;

@@ -160,7 +160,6 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
             return Err(EndError { error: Error::new(ErrorKind::Stalled, message), claim: self });
         }
         let info = self.info().clone();
-        let schema = info.stored().schema;
-        Finished::decode(info, schema).map_err(|error| EndError { error, claim: self })
+        Finished::decode_own(info).map_err(|error| EndError { error, claim: self })
     }
 }

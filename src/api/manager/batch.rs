@@ -145,8 +145,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         answers: &mut Answers<T, E>,
     ) {
         let begun = self.begin_all(&part);
+        let (claimed, others): (Vec<_>, Vec<_>) =
+            part.into_iter().zip(begun).partition(|(_, begun)| matches!(begun, Ok(Begun::Claimed(_))));
         let mut claims = Vec::new();
-        for (Item { at, id, message, .. }, begun) in part.into_iter().zip(begun) {
+        // Claims first: reading an outcome runs code of the user's, and if that panics, each claim must have an owner to drop it.
+        for (Item { at, id, message, .. }, begun) in claimed.into_iter().chain(others) {
             match claim_or_answer(begun.and_then(|begun| self.answer(id, begun))) {
                 Ok(claim) => claims.push((at, claim, message)),
                 Err(answer) => answers.put(at, answer),

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::claim::{Claim, EndError};
 use crate::api::manager::{Begin, Manager, Pending};
+use crate::protocol::RecordId;
 use crate::protocol::rules::Ending;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::failure::Failure;
@@ -227,6 +228,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             }
             Err(answer) => Ok(answer?),
         }
+    }
+
+    pub(crate) fn claim(&self, id: RecordId, info: RecordInfo) -> Claim<T, E> {
+        Claim::new(self.engine().share(), id, info, self.options.migrations.clone())
     }
 
     pub(crate) fn classify(&self, error: &E) -> OnError {

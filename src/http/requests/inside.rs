@@ -189,7 +189,7 @@ impl TransactionRequests<'_> {
         id: &RecordId,
     ) -> Result<Option<Record<Response, Response>>> {
         let info = protocol.get_in(workspace, id)?;
-        info.map(|info| Record::decode(info, self.requests.manager.options.schema)).transpose()
+        info.map(|info| Record::decode(info, &self.requests.manager.options)).transpose()
     }
 
     /// As [`Requests::find`], all at once, with what this transaction has made of them. A request that another commit adds or
