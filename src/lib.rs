@@ -41,6 +41,7 @@
 //! | keep tenants apart | [`Manager::scoped`] |
 //! | answer HTTP requests that carry a key | [`Requests::handle`](http::Requests::handle), [`Key::from_headers`], [`ExecuteError::problem`] |
 //! | look into a store from a terminal | the binary `oncekey`, feature `cli` |
+//! | test what a crash leaves | `Engine::crash`, feature `test-util` |
 //! | test with time | [`ManualClock`](clock::ManualClock), [`Engine::temporary`] |
 //!
 //! What becomes of the record on `Ok`, `Err`, panic, `?` and process death is a table in [`guides::crashes`].
@@ -88,6 +89,7 @@
 //! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate;
 //!   `Fingerprint::of_json`.
 //! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own; records as JSON.
+//! - `test-util`: `Engine::crash`, which leaves a store as the death of a process does, for tests.
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!
 //! # Platforms

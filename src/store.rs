@@ -354,6 +354,16 @@ impl Store {
     }
 }
 
+#[cfg(feature = "test-util")]
+impl Store {
+    /// Frees the directory and leaves behind what the death of the process would: what is only in memory is lost.
+    pub(crate) fn crash(&self) {
+        // Nothing is written any more: the threads end where they are.
+        self.inner.commit_queue.poison(Error::closed());
+        let _ = self.close();
+    }
+}
+
 impl Drop for Store {
     fn drop(&mut self) {
         // Whoever wants to know how it went calls `close`.

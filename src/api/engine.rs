@@ -1,5 +1,7 @@
 //! A store that is open.
 
+#[cfg(feature = "test-util")]
+mod crash;
 mod types;
 
 use std::fmt;
@@ -289,7 +291,7 @@ impl Engine {
         self.close_now()
     }
 
-    /// Ends the engine and leaves its claims behind, as the death of the process does: for tests of what comes after that.
+    /// Closes the store and leaves the engine's claims behind: for tests of stores that were closed and have records in progress.
     #[cfg(feature = "fuzzing")]
     #[doc(hidden)]
     pub fn abort(self) -> Result<()> {

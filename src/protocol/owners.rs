@@ -186,16 +186,30 @@ impl Protocol {
         self.end_store()
     }
 
-    /// Ends the store as the death of the process would: live claims keep nothing.
+    /// Closes the store although claims are alive, which keep nothing.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn abort(&self) -> Result<()> {
+        self.forget_all_owners();
+        self.end_store()
+    }
+
+    /// Ends the store as the death of the process would.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn crash(&self) {
+        self.forget_all_owners();
+        // First: a process that dies tells nobody.
+        self.subscribers.close();
+        self.store.crash();
+    }
+
+    #[cfg(any(feature = "fuzzing", feature = "test-util"))]
+    fn forget_all_owners(&self) {
         self.closed.store(true, Ordering::Release);
         let mut state = self.owners.state.lock();
         state.phase = Phase::Closed;
         state.live.clear();
         drop(state);
         self.wait_queue.close();
-        self.end_store()
     }
 
     fn end_store(&self) -> Result<()> {

@@ -223,7 +223,7 @@ fn a_claim_that_was_forgotten() {
     drop(manager);
     assert_eq!(first.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
     assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
-    first.abort().unwrap();
+    first.crash();
     let second = open(dir.path(), &clock);
     let info = texts(&second).get("k").unwrap().unwrap().info().clone();
     assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::ProcessEnded)));

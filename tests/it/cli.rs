@@ -55,7 +55,7 @@ fn store(dir: &Path) -> String {
     staged.work_stage(|_| Ok::<_, oncekey::Error>(oncekey::Next::advance_with("half", vec![1, 2, 255]))).unwrap();
     // As if its process had died.
     std::mem::forget(staged);
-    engine.abort().unwrap();
+    engine.crash();
     path.to_str().unwrap().to_owned()
 }
 
@@ -103,7 +103,7 @@ fn what_is_shown_is_what_is_stored() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let stats = json(&["stats", &path]);
-    assert_eq!((&stats["clean"], &stats["interrupted"]), (&Json::from(true), &Json::from(2)));
+    assert_eq!((&stats["clean"], &stats["interrupted"]), (&Json::from(false), &Json::from(2)));
     assert_eq!(stats["managers"]["payments"]["records"]["Released"], 1);
     assert!(printed(&["stats", &path]).contains("closed it"));
 

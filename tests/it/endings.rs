@@ -236,7 +236,7 @@ fn dropping_a_claim_of_an_engine_that_has_ended_neither_blocks_nor_panics_and_is
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let late = claim(&texts(&first), "k");
-    first.clone().abort().unwrap();
+    first.clone().crash();
     drop(late);
     assert_eq!(first.stats().drops_not_recorded, 1);
     let second = open(dir.path(), &clock);

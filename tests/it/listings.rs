@@ -121,7 +121,7 @@ fn interrupted_after_reopen_is_exactly_what_was_alive() {
     claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
     claim(&manager, "released").release().unwrap();
     assert_eq!(first.interrupted().unwrap().count(), 0);
-    first.abort().unwrap();
+    first.crash();
 
     let second = open(dir.path(), &clock);
     let found: Vec<_> = second.interrupted().unwrap().map(|info| info.unwrap()).collect();

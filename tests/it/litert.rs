@@ -82,7 +82,7 @@ fn litert_4_a_dead_owner_is_known_at_once() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let dead = claim(&resuming(&first), "k");
-    first.abort().unwrap();
+    first.crash();
     let second = open(dir.path(), &clock);
     let heir = claim(&resuming(&second), "k");
     assert_eq!((heir.attempt(), heir.interruption()), (2, Some(oncekey::Interruption::ProcessEnded)));

@@ -16,6 +16,7 @@ mod changed_types;
 mod cli;
 mod closing;
 mod common;
+mod crashes;
 mod driven;
 mod endings;
 mod engine_errors;

@@ -247,7 +247,7 @@ fn the_interrupted_ttl_of_the_dead_runs_from_the_open_that_found_them() {
     let first = open(dir.path(), &clock);
     let _dead = claim(&texts_with(&first, options()), "k");
     clock.advance(DAY);
-    first.abort().unwrap();
+    first.crash();
     clock.advance(DAY);
     let second = open(dir.path(), &clock);
     let manager = texts_with(&second, options());
@@ -264,7 +264,7 @@ fn the_interrupted_ttl_of_the_dead_does_not_start_again_with_the_next_open() {
     let options = || ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let first = open(dir.path(), &clock);
     let _dead = claim(&texts_with(&first, options()), "k");
-    first.abort().unwrap();
+    first.crash();
     let second = open(dir.path(), &clock);
     assert_eq!((second.opened().interrupted, second.stats().interrupted), (1, 1));
     clock.advance(just_before(MINUTE));

@@ -36,7 +36,7 @@ fn a_stage_moves_record_and_tables_together_and_both_survive_a_restart() {
     assert_eq!(first.decode_checkpoint().unwrap(), Some((7_u32, "seven".to_owned())));
     // The process ends here.
     std::mem::forget(first);
-    engine.abort().unwrap();
+    engine.crash();
 
     let engine = open(dir.path(), &clock);
     let mut second = claim(&resuming(&engine), "k");

@@ -42,7 +42,7 @@ fn an_update_of_a_dead_one_leaves_it_interrupted_in_every_later_open() {
     let holding = ManagerOptions::new().on_interrupted(OnInterrupted::Hold);
     let first = open(dir.path(), &clock);
     let claim = claimed(post(&first.requests_with("r", holding.clone()).unwrap(), "k"));
-    first.abort().unwrap();
+    first.crash();
     drop(claim);
     for point in ["one", "two"] {
         let engine = open(dir.path(), &clock);

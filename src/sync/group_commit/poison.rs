@@ -41,7 +41,8 @@ impl Poison {
     /// The first error stays; it is returned.
     pub(super) fn set(&self, error: Error) -> &Error {
         let first = self.first.get_or_init(|| match error.kind() {
-            ErrorKind::Poisoned => First { poisoned: error.clone(), cause: error },
+            // `Closed` is said of a crash that a test asked for: nothing is wrong with the disk.
+            ErrorKind::Poisoned | ErrorKind::Closed => First { poisoned: error.clone(), cause: error },
             _ => First { poisoned: error.wrap(ErrorKind::Poisoned, "the engine is poisoned"), cause: error },
         });
         &first.poisoned
