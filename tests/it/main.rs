@@ -24,6 +24,7 @@ mod forgetting;
 mod handling;
 mod hard_endings;
 mod held;
+mod hostile;
 mod http;
 mod idle;
 mod inside;
