@@ -474,7 +474,10 @@ fn who(action: &Action<'_>, wait_for: WaitFor) -> Priority {
         (
             WaitFor::Sync,
             Action::Revoke { .. }
-            | Action::End { ending: Ending::Release | Ending::ReleaseUntouched | Ending::Interrupt(_), .. },
+            | Action::End {
+                ending: Ending::Release | Ending::ReleaseUntouched | Ending::ReleaseTouched | Ending::Interrupt(_),
+                ..
+            },
         ) => Priority::Ending,
         (WaitFor::Sync, Action::End { .. } | Action::Discard { .. } | Action::EndByKey { .. }) => Priority::Finishing,
         (WaitFor::Sync, _) => Priority::User,

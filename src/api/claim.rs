@@ -181,6 +181,13 @@ impl<T, E> Claim<T, E> {
         self.end(&ending)
     }
 
+    /// As [`release`](Claim::release), where an effect that has no name of ours may have happened: the record stays bound to its
+    /// request.
+    pub(crate) fn release_bound(self) -> Result<RecordInfo, EndError<Self>> {
+        let ending = if self.is_touched() { Ending::ReleaseTouched } else { Ending::Release };
+        self.end(&ending)
+    }
+
     /// Gives the key up: it is not known whether anything has happened. What a drop does, with an answer.
     pub fn interrupt(self) -> Result<RecordInfo, EndError<Self>> {
         self.end(&Ending::Interrupt(Interruption::Reported))
@@ -208,7 +215,7 @@ impl<T, E> Claim<T, E> {
     }
 
     pub(crate) fn releasing(&self) -> Ending {
-        if self.is_touched() { Ending::Release } else { Ending::ReleaseUntouched }
+        if self.is_touched() { Ending::ReleaseTouched } else { Ending::ReleaseUntouched }
     }
 
     /// A stage, or an ending, has ended it.

@@ -29,7 +29,7 @@ pub(crate) struct Start {
 /// Limits on going on with a record that has had an owner.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resume {
-    /// Claims of one generation after which an interrupted record is held under either policy.
+    /// Interrupted attempts of one generation after which the record is held under either policy.
     pub(crate) max_attempts: u32,
     /// The operation has no stages: a record on which one has committed is not its own.
     pub(crate) only_from_start: bool,
@@ -83,10 +83,12 @@ impl Start {
 pub(crate) enum Ending {
     Succeed(Value),
     Fail(Value),
-    /// Nothing has happened.
+    /// Nothing has happened, as somebody says who may not know.
     Release,
     /// Nothing has happened, and nothing can have: this attempt asked for no effect id.
     ReleaseUntouched,
+    /// Nothing is left to find out. But an effect was named or a stage committed in this attempt.
+    ReleaseTouched,
     Interrupt(Interruption),
 }
 
@@ -232,7 +234,7 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         (
             Interrupted,
             Action::Begin(Start { resume: Resume { max_attempts, .. }, .. }) | Action::Lock { max_attempts, .. },
-        ) if record.attempt >= *max_attempts => Keep(Reason::Interrupted),
+        ) if record.interruptions.saturating_add(1) >= *max_attempts => Keep(Reason::Interrupted),
         (Interrupted | Released, Action::Begin(start)) if start.resume.only_from_start && !record.is_at_start() => {
             Keep(Elsewhere)
         }
@@ -328,10 +330,12 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
         state: Status::InProgress,
         by_key: start.by_key,
         bound: false,
+        holds_progress: false,
         interruption: None,
         policy: start.policy,
         schema: start.schema,
         attempt: 1,
+        interruptions: 0,
         generation: THIS_FRAME,
         effect_seed: now.effect_seed,
         revision: THIS_FRAME,
@@ -361,11 +365,15 @@ fn created(start: &Start, now: &Now) -> StoredRecord {
 
 /// The next attempt of the same generation: what was fixed at its start stays.
 fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, now: &Now) -> StoredRecord {
-    let (_, interruption) = record.seen(now).unwrap_or((record.state, None));
+    let (status, interruption) = record.seen(now).unwrap_or((record.state, None));
+    // An interruption that somebody has resolved is neither counted nor kept.
+    let was_interrupted = status == Status::Interrupted;
     StoredRecord {
         state: Status::InProgress,
         by_key,
         bound: record.bound || interruption.is_some(),
+        holds_progress: record.holds_progress || was_interrupted,
+        interruptions: record.interruptions.saturating_add(u32::from(was_interrupted)),
         interruption,
         schema,
         attempt: record.attempt.saturating_add(1),
@@ -381,6 +389,7 @@ fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, now: &Now) ->
 fn advanced(record: &StoredRecord, point: &str, checkpoint: Option<&Value>, now: &Now) -> StoredRecord {
     StoredRecord {
         bound: true,
+        holds_progress: true,
         revision: THIS_FRAME,
         updated_at: now.wall,
         updated: now.store,
@@ -392,24 +401,24 @@ fn advanced(record: &StoredRecord, point: &str, checkpoint: Option<&Value>, now:
 
 fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {
     let (_, seen) = record.seen(now).unwrap_or((record.state, None));
-    let (state, ttl, interruption) = match ending {
-        Ending::Succeed(_) => (Status::Succeeded, record.success_ttl, None),
-        Ending::Fail(_) => (Status::Failed, record.failure_ttl, None),
-        Ending::Release | Ending::ReleaseUntouched => (Status::Released, record.released_ttl, seen),
-        Ending::Interrupt(cause) => (Status::Interrupted, record.interrupted_ttl, Some(*cause)),
+    let (state, interruption) = match ending {
+        Ending::Succeed(_) => (Status::Succeeded, None),
+        Ending::Fail(_) => (Status::Failed, None),
+        Ending::Release | Ending::ReleaseUntouched | Ending::ReleaseTouched => (Status::Released, seen),
+        Ending::Interrupt(cause) => (Status::Interrupted, Some(*cause)),
     };
     let outcome = match ending {
         Ending::Succeed(bytes) | Ending::Fail(bytes) => Some(bytes.clone()),
-        Ending::Release | Ending::ReleaseUntouched | Ending::Interrupt(_) => None,
+        _ => None,
     };
     let mut stored = StoredRecord {
         state,
         bound: record.bound || !matches!(ending, Ending::ReleaseUntouched),
+        holds_progress: record.holds_progress || matches!(ending, Ending::ReleaseTouched),
         interruption,
         revision: THIS_FRAME,
         updated_at: now.wall,
         updated: now.store,
-        expires: now.store.saturating_add(ttl),
         outcome_len: outcome.as_ref().map_or(0, |bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
         ..record.clone()
     };
@@ -418,7 +427,18 @@ fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {
         stored.checkpoint = None;
     }
     stored.outcome = outcome;
+    stored.expires = now.store.saturating_add(ttl(&stored));
     stored
+}
+
+/// How long a record is kept that nobody owns.
+fn ttl(record: &StoredRecord) -> u64 {
+    match record.state {
+        Status::Succeeded => record.success_ttl,
+        Status::Failed => record.failure_ttl,
+        Status::Released => record.ttl_of_release(),
+        Status::InProgress | Status::Interrupted => record.interrupted_ttl,
+    }
 }
 
 /// The new token is that of no claim, so the old claim can neither end the record nor write.
@@ -426,16 +446,17 @@ fn revoked(record: &StoredRecord, now: &Now) -> StoredRecord {
     StoredRecord { token: THIS_FRAME, ..ended(record, &Ending::Interrupt(Interruption::Revoked), now) }
 }
 
-/// Its TTL runs on from the time it got free.
+/// Its TTL runs on from the time it got free, and is another one if only now it holds what must not be forgotten.
 fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
     if let Some((ending, schema)) = &patch.ending {
         return StoredRecord { schema: *schema, ..ended(record, ending, now) };
     }
     // What the death of its process made of it is written down: a stored record in progress would have an owner again.
     let (state, interruption) = record.seen(now).unwrap_or((record.state, record.interruption));
-    StoredRecord {
+    let mut patched = StoredRecord {
         state,
         bound: true,
+        holds_progress: record.holds_progress || patch.recovery_point.is_some() || patch.checkpoint.is_some(),
         interruption,
         revision: THIS_FRAME,
         updated_at: now.wall,
@@ -447,14 +468,19 @@ fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
             .clone()
             .or_else(|| record.checkpoint.clone().filter(|_| !patch.forgets_checkpoint)),
         ..record.clone()
+    };
+    if state == Status::Released && patched.expires != NEVER {
+        let longer = patched.ttl_of_release().saturating_sub(record.ttl_of_release());
+        patched.expires = patched.expires.saturating_add(longer);
     }
+    patched
 }
 
 fn is_already(record: &StoredRecord, status: Status, ending: &Ending) -> bool {
     match ending {
         Ending::Succeed(bytes) => status == Status::Succeeded && record.outcome.as_ref() == Some(bytes),
         Ending::Fail(bytes) => status == Status::Failed && record.outcome.as_ref() == Some(bytes),
-        Ending::Release | Ending::ReleaseUntouched => status == Status::Released,
+        Ending::Release | Ending::ReleaseUntouched | Ending::ReleaseTouched => status == Status::Released,
         Ending::Interrupt(_) => status == Status::Interrupted,
     }
 }
@@ -473,13 +499,7 @@ fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
         Status::InProgress => (Status::Interrupted, Some(Interruption::ProcessEnded)),
         state => (state, stored.interruption),
     };
-    let ttl = match state {
-        Status::Succeeded => stored.success_ttl,
-        Status::Failed => stored.failure_ttl,
-        Status::Released => stored.released_ttl,
-        Status::InProgress | Status::Interrupted => stored.interrupted_ttl,
-    };
-    StoredRecord {
+    let mut imported = StoredRecord {
         state,
         by_key: false,
         bound: true,
@@ -488,10 +508,11 @@ fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
         revision: THIS_FRAME,
         token: THIS_FRAME,
         updated: now.store,
-        // The clocks of two stores have nothing in common, so its time starts again: late, never early.
-        expires: now.store.saturating_add(ttl),
         ..stored.clone()
-    }
+    };
+    // The clocks of two stores have nothing in common, so its time starts again: late, never early.
+    imported.expires = now.store.saturating_add(ttl(&imported));
+    imported
 }
 
 #[cfg(test)]

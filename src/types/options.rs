@@ -266,8 +266,9 @@ impl ManagerOptions {
         self
     }
 
-    /// How long a released record is kept, from its release or its creation by `Requests::create`. Nothing has happened under such
-    /// a key since its recovery point, so forgetting it repeats nothing but what stages before that point did. Defaults to 24 h.
+    /// How long a released record is kept, from its release or its creation by `Requests::create`. Defaults to 24 h. One that holds
+    /// progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer: if an attempt asked for an effect id,
+    /// committed a stage, or was interrupted and resumed, or a patch has set its recovery point or checkpoint.
     pub fn released_ttl(mut self, ttl: Duration) -> Self {
         self.released_ttl = ttl;
         self
@@ -288,10 +289,10 @@ impl ManagerOptions {
         self
     }
 
-    /// The number of claims of one generation after which an interrupted record is held under
-    /// [`OnInterrupted::Resume`] too: an operation that kills its process each time must not do so for ever. A held record is
-    /// [resolved](crate::Manager::resolve) as under `Hold`; `Retry` allows one more attempt. Read by each `begin`, not stored
-    /// with the record. Defaults to no limit.
+    /// The number of attempts of one generation that may be interrupted: after that many the record is held under
+    /// [`OnInterrupted::Resume`] too, because an operation that kills its process each time must not do so for ever. Attempts
+    /// that were released do not count. A held record is [resolved](crate::Manager::resolve) as under `Hold`; `Retry` allows one
+    /// more attempt. Read by each `begin`, not stored with the record. Defaults to no limit.
     pub fn max_attempts(mut self, attempts: NonZeroU32) -> Self {
         self.max_attempts = attempts;
         self

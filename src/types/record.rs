@@ -88,11 +88,15 @@ pub(crate) struct StoredRecord {
     pub(crate) by_key: bool,
     /// An effect may have been caused for this request: released, the record accepts no other fingerprint.
     pub(crate) bound: bool,
+    /// It holds what must not be forgotten: released, it is kept as long as an interrupted record.
+    pub(crate) holds_progress: bool,
     /// Of the last attempt that was interrupted.
     pub(crate) interruption: Option<Interruption>,
     pub(crate) policy: OnInterrupted,
     pub(crate) schema: u32,
     pub(crate) attempt: u32,
+    /// How many attempts of this generation were interrupted and followed by another.
+    pub(crate) interruptions: u32,
     /// Number of the frame that started this life of the key.
     pub(crate) generation: u64,
     /// Drawn when the generation started, in this store or in the one that it was imported from.
@@ -188,6 +192,11 @@ impl StoredRecord {
         if !keeps_expiry {
             self.expires = self.expires.saturating_add(millis);
         }
+    }
+
+    /// How long it is kept once it is released.
+    pub(crate) fn ttl_of_release(&self) -> u64 {
+        if self.holds_progress { self.released_ttl.max(self.interrupted_ttl) } else { self.released_ttl }
     }
 
     /// No stage has left anything on it.

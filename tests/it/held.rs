@@ -145,6 +145,19 @@ fn an_operation_that_ends_its_owner_each_time_is_held_after_max_attempts() {
 }
 
 #[test]
+fn released_attempts_do_not_count_against_max_attempts() {
+    let (_engine, manager) = numbers(resuming().max_attempts(NonZeroU32::new(2).unwrap()));
+    for _ in 0..5 {
+        claim(&manager, "k").release().unwrap();
+    }
+    drop(claim(&manager, "k"));
+    let again = claim(&manager, "k");
+    assert_eq!(again.attempt(), 7);
+    drop(again);
+    assert_eq!(arm(&manager.begin("k").unwrap()), "interrupted");
+}
+
+#[test]
 fn waiters_are_told_when_the_attempts_are_used_up() {
     crate::threads::within(crate::threads::LATE, || {
         let (engine, manager) = numbers(resuming().max_attempts(NonZeroU32::MIN));

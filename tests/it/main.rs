@@ -39,6 +39,7 @@ mod overload;
 mod owners;
 mod phases;
 mod programs;
+mod progress;
 mod races;
 mod raw;
 mod reading;

@@ -152,11 +152,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// | a panic | interrupted, which resumes | interrupted |
     pub fn drive<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
         self.drive_or(stages, |claim, is_certain| {
-            if !is_certain {
-                // An effect that has no name of ours may have happened: the record stays bound to its request.
-                claim.touch();
-            }
-            drop(claim.release());
+            drop(if is_certain { claim.release() } else { claim.release_bound() });
         })
     }
 

@@ -224,12 +224,22 @@ fn a_patch_changes_what_it_says_and_no_time() {
     let paid = numbered(decide(Some(&released), &Action::Patch(&patch), &now(20)), FIRST + 3);
     let expected = StoredRecord {
         recovery_point: "paid".to_owned(),
+        holds_progress: true,
         revision: FIRST + 3,
         updated: 20,
         updated_at: 1_000,
         ..released.clone()
     };
     assert_eq!(paid, expected);
+    // Now it is kept as long as an interrupted one, counted from when it got free.
+    let longer = StoredRecord { interrupted_ttl: 100, ..released.clone() };
+    let longer = numbered(decide(Some(&longer), &Action::Patch(&patch), &now(20)), FIRST + 3);
+    assert_eq!((released.expires, longer.expires), (50, 110));
+    let again = numbered(decide(Some(&longer), &Action::Patch(&patch), &now(30)), FIRST + 4);
+    assert_eq!(again.expires, 110);
+    let for_ever = StoredRecord { interrupted_ttl: NEVER, ..released.clone() };
+    let for_ever = numbered(decide(Some(&for_ever), &Action::Patch(&patch), &now(20)), FIRST + 3);
+    assert_eq!(for_ever.expires, NEVER);
     let noted = Patch { checkpoint: Some("ch_1".into()), ..Patch::default() };
     let noted = numbered(decide(Some(&paid), &Action::Patch(&noted), &now(20)), FIRST + 4);
     assert_eq!((&*noted.recovery_point, noted.checkpoint.as_deref()), ("paid", Some(&b"ch_1"[..])));
@@ -320,6 +330,33 @@ fn a_released_record_is_bound_to_its_fingerprint_once_an_effect_is_possible() {
     let touched = numbered(decide(Some(&end(&again, &Ending::Release)), &Action::Begin(&first), &now(30)), FIRST + 7);
     let released = end(&touched, &Ending::ReleaseUntouched);
     assert_eq!(decide(Some(&released), &Action::Begin(&other), &now(40)), Decision::Keep(Reason::Mismatch));
+}
+
+#[test]
+fn max_attempts_counts_attempts_that_were_interrupted_and_no_others() {
+    let limited =
+        Start { resume: Resume { max_attempts: 2, ..Resume::default() }, ..start(OnInterrupted::Resume, None) };
+    let begin =
+        |stored: &StoredRecord, number| numbered(decide(Some(stored), &Action::Begin(&limited), &now(10)), number);
+    let mut live = claimed(&limited);
+    for number in 3..20 {
+        live = begin(&end(&live, &Ending::Release), FIRST + number);
+    }
+    assert_eq!((live.attempt, live.interruptions), (18, 0));
+    let interrupted = end(&live, &Ending::Interrupt(Interruption::Dropped));
+    // A release in between changes nothing.
+    let resumed = begin(&end(&begin(&interrupted, FIRST + 20), &Ending::Release), FIRST + 21);
+    assert_eq!((resumed.attempt, resumed.interruptions), (20, 1));
+    let dead = StoredRecord { token: 7, ..resumed };
+    for action in [Action::Begin(&limited), Action::Lock { schema: 0, max_attempts: 2 }] {
+        assert_eq!(decide(Some(&dead), &action, &now(10)), Decision::Keep(Reason::Interrupted));
+    }
+    // Somebody has resolved the last interruption: it is not counted.
+    let retry = Action::Resolve { ending: &Ending::Release, schema: None };
+    let resolved = begin(&numbered(decide(Some(&dead), &retry, &now(10)), FIRST + 22), FIRST + 23);
+    assert_eq!((resolved.attempt, resolved.interruptions), (21, 1));
+    let again = end(&resolved, &Ending::Interrupt(Interruption::Panicked));
+    assert_eq!(decide(Some(&again), &Action::Begin(&limited), &now(10)), Decision::Keep(Reason::Interrupted));
 }
 
 #[test]

@@ -25,6 +25,7 @@ const USUAL_REST: usize = 128;
 const BY_KEY: u8 = 1;
 const RESUMES: u8 = 2;
 const BOUND: u8 = 4;
+const HOLDS_PROGRESS: u8 = 8;
 
 /// The part of a record that varies in length, but for the outcome. Frozen: another layout is another struct.
 #[derive(Serialize, Deserialize)]
@@ -33,6 +34,7 @@ struct RestV1<'a> {
     failure_ttl: u64,
     released_ttl: u64,
     interrupted_ttl: u64,
+    interruptions: u32,
     fingerprint: Option<[u8; 32]>,
     context: Cow<'a, Context>,
     recovery_point: Cow<'a, str>,
@@ -56,7 +58,8 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     });
     let by_key = if stored.by_key { BY_KEY } else { 0 };
     let resumes = if stored.policy == OnInterrupted::Resume { RESUMES } else { 0 };
-    out.push(by_key | resumes | if stored.bound { BOUND } else { 0 });
+    let bound = if stored.bound { BOUND } else { 0 };
+    out.push(by_key | resumes | bound | if stored.holds_progress { HOLDS_PROGRESS } else { 0 });
     out.push(match stored.interruption {
         None => 0,
         Some(Interruption::ProcessEnded) => 1,
@@ -81,6 +84,7 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
         failure_ttl: stored.failure_ttl,
         released_ttl: stored.released_ttl,
         interrupted_ttl: stored.interrupted_ttl,
+        interruptions: stored.interruptions,
         fingerprint: stored.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
         context: Cow::Borrowed(&stored.context),
         recovery_point: Cow::Borrowed(&stored.recovery_point),
@@ -123,7 +127,7 @@ pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<StoredRecord> 
 fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecord>> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
-    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND)?;
+    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND | HOLDS_PROGRESS)?;
     let interruption = interruption(fields.u8()?)?;
     fields.u8().filter(|zero| *zero == 0)?;
     let (schema, attempt, outcome_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -146,10 +150,12 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
         state,
         by_key: flags & BY_KEY != 0,
         bound: flags & BOUND != 0,
+        holds_progress: flags & HOLDS_PROGRESS != 0,
         interruption,
         policy: if flags & RESUMES != 0 { OnInterrupted::Resume } else { OnInterrupted::Hold },
         schema,
         attempt,
+        interruptions: rest.interruptions,
         generation,
         effect_seed,
         revision,
@@ -210,10 +216,12 @@ pub(crate) mod tests {
             state: Status::Succeeded,
             by_key: true,
             bound: true,
+            holds_progress: true,
             interruption: Some(Interruption::Dropped),
             policy: OnInterrupted::Resume,
             schema: 7,
             attempt: 2,
+            interruptions: 1,
             generation: 0x1_0000_0001,
             effect_seed: [5; 16],
             revision: THIS_FRAME,
@@ -238,7 +246,7 @@ pub(crate) mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encoded(&sample());
-        let mut expected = vec![2, 7, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
+        let mut expected = vec![2, 15, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
         let rest_len = u32::try_from(bytes.len() - HEAD - 3).unwrap();
         expected.extend_from_slice(&rest_len.to_le_bytes());
         for number in [0x1_0000_0001_u64, 0, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {
@@ -248,6 +256,7 @@ pub(crate) mod tests {
         for ttl in [1_u64, 2, 3, u64::MAX] {
             expected.extend_from_slice(&ttl.to_le_bytes());
         }
+        expected.extend_from_slice(&1_u32.to_le_bytes());
         expected.push(1);
         expected.extend_from_slice(&[9; 32]);
         expected.extend_from_slice(&1_u64.to_le_bytes());

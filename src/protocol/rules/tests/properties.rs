@@ -208,6 +208,8 @@ fn check_written(before: Option<&StoredRecord>, action: &Action<'_>, after: &Sto
     let revokes = matches!(action, Action::Revoke { .. });
     assert_eq!(after.token == THIS_FRAME, claims || revokes, "a token for a claim, or to end one");
     assert_eq!(after.attempt, before.attempt + u32::from(claims));
+    assert!(after.holds_progress || !before.holds_progress, "what it holds stays");
+    assert!((before.interruptions..=before.interruptions + u32::from(claims)).contains(&after.interruptions));
     // What is fixed when a generation starts.
     let fixed = |stored: &StoredRecord| {
         let ttls = (stored.success_ttl, stored.failure_ttl, stored.released_ttl, stored.interrupted_ttl);
