@@ -327,6 +327,10 @@ impl Protocol {
     /// The record, as it is durably now.
     pub(crate) fn get(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         self.check()?;
+        self.read_durable(id, load)
+    }
+
+    fn read_durable(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         // Asked before the record is read: later, what has changed since could seem to have expired.
         let now = self.store.now();
         let read = self.store.read(&id.at, load)?;
@@ -337,9 +341,13 @@ impl Protocol {
     /// The one way to change a record.
     fn change(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         if wait_for == WaitFor::Sync {
-            // A claim may end after a close: its store is open as long as it lives.
-            let checked = if matches!(action, Action::End { .. }) { self.check_outside() } else { self.check() };
-            checked?;
+            match action {
+                // A claim may end after a close: its store is open as long as it lives.
+                Action::End { .. } => self.check_outside()?,
+                // And may be taken away after a close, to end the store.
+                Action::Revoke { .. } => self.check_owned()?,
+                _ => self.check()?,
+            }
             self.settle_at(id);
         }
         // Endings never wait for a transaction.

@@ -261,7 +261,11 @@ impl<T, E> Claim<T, E> {
         }
         let message = format!("the operation of key {} exchanged its claim with that of key {}", lent.id.key, id.key);
         // The lent claim is lost, wherever it is now. A record that has ended already stays as it is.
-        drop(lent.protocol.end(&lent.id, lent.token, &Ending::Interrupt(Interruption::Reported)));
+        let ended = lent.protocol.end(&lent.id, lent.token, &Ending::Interrupt(Interruption::Reported));
+        if ended.map_or_else(|error| error.kind() == ErrorKind::ClaimLost, |_| true) {
+            // It owns nothing any more, so it keeps the directory no longer, even if it is never dropped.
+            lent.protocol.leave_owner(lent.token);
+        }
         Err(Error::new(ErrorKind::ClaimLost, message))
     }
 

@@ -253,7 +253,8 @@ impl Engine {
     /// they answer `Closed` from now on.
     ///
     /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The claim
-    /// can still end and commit stages. The last claim frees the lock when it ends or is dropped. A key begun by
+    /// can still end and commit stages. The last claim frees the lock when it ends or is dropped.
+    /// [`Manager::revoke`](crate::Manager::revoke) still takes the key from a claim that hangs. A key begun by
     /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///
     /// # Errors

@@ -114,7 +114,8 @@ impl<T, E> Manager<T, E> {
     ///
     /// # Errors
     ///
-    /// `NotFound`; `NotInProgress` if it has no live owner.
+    /// `NotFound`; `NotInProgress` if it has no live owner. It works after [`Engine::close`] as long as claims are alive, and
+    /// answers `Closed` after that.
     pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
         self.engine().protocol().revoke(&self.id(key)?)
     }

@@ -240,11 +240,19 @@ impl Protocol {
         Err(Error::new(ErrorKind::Deadlock, message))
     }
 
-    /// Takes a record in progress away from its owner, whose claim is lost then.
+    /// `Closed` once the store has ended: after a close it is open as long as a claim is alive.
+    pub(super) fn check_owned(&self) -> Result<()> {
+        self.check_outside()?;
+        let state = self.owners.state.lock();
+        if state.phase == Phase::Closed && state.count() == 0 { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Takes a record in progress away from its owner, whose claim is lost then, after a close too.
     pub(crate) fn revoke(&self, id: &RecordId) -> Result<RecordInfo> {
         loop {
             // Only the owner that was seen is revoked, never one that came after it.
-            let token = self.get(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
+            self.check_owned()?;
+            let token = self.read_durable(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
             return match self.change(id, &Action::Revoke { token }, WaitFor::Sync)? {
                 Changed::Written(info) => {
                     self.leave_owner(token);

@@ -316,6 +316,26 @@ fn a_wrong_command_line_is_told_what_is_right() {
 }
 
 #[test]
+fn revoke_says_that_nobody_owns_what_was_in_progress() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = store(dir.path());
+    // Its process has died.
+    assert_eq!(
+        printed(&["revoke", &path, "other", "staged"]),
+        "key staged of other is interrupted: it has no live owner\n"
+    );
+    assert_eq!(json(&["revoke", &path, "other", "staged"])["result"], "interrupted");
+    let (status, out, err) = oncekey(&["revoke", &path, "payments", "won"]);
+    assert_ne!((status, out.as_str()), (0, ""));
+    assert!(err.contains("won") && err.contains("no live owner") && err.contains("Succeeded"), "{err}");
+    let (status, out, err) = oncekey(&["revoke", &path, "payments", "absent"]);
+    assert_eq!((status, out.as_str()), (1, ""), "{err}");
+    assert!(err.contains("absent"), "{err}");
+    // Nothing has changed.
+    assert_eq!(json(&["get", &path, "other", "staged"])["recovery_point"], "half");
+}
+
+#[test]
 fn completions_and_the_manual_page_name_every_command() {
     let (completions, manual) = (printed(&["completions", "bash"]), printed(&["man"]));
     for command in ["stats", "list", "get", "resolve", "revoke", "forget", "export", "import", "repair"] {

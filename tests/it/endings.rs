@@ -124,6 +124,32 @@ fn revoke_takes_a_key_from_a_claim_that_hangs() {
 }
 
 #[test]
+fn after_a_close_revoke_ends_the_claims_that_hang_and_so_the_store() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let engine = open(dir.path(), &clock);
+    let (manager, raw) = (texts(&engine), engine.raw("m").unwrap());
+    let lost = claim(&manager, "lost");
+    std::mem::forget(claim(&manager, "forgotten"));
+    claim(&manager, "done").succeed(&"v".to_owned()).unwrap();
+    let error = engine.close().unwrap_err();
+    assert_eq!((error.kind(), error.to_string().split(' ').next()), (ErrorKind::ClaimsAlive, Some("2")));
+    assert_eq!(manager.get("lost").unwrap_err().kind(), ErrorKind::Closed, "it is closed for everything else");
+    assert_eq!(manager.revoke("done").unwrap_err().kind(), ErrorKind::NotInProgress);
+    assert_eq!(manager.revoke("lost").unwrap().interruption(), Some(Interruption::Revoked));
+    assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
+    raw.revoke("forgotten").unwrap();
+    // With the last claim the store has ended.
+    assert_eq!(raw.revoke("forgotten").unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(lost.succeed(&"old".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
+    let second = open(dir.path(), &clock);
+    for key in ["lost", "forgotten"] {
+        let record = texts(&second).get(key).unwrap().unwrap();
+        assert_eq!(record.info().interruption(), Some(Interruption::Revoked), "{key}");
+    }
+    assert!(second.opened().clean);
+}
+
+#[test]
 fn an_operation_that_waits_for_its_own_key_is_answered_at_once() {
     let (manager, _) = fresh();
     let done = manager.execute("k", |_| {
@@ -154,6 +180,22 @@ fn an_exchanged_claim_stores_no_outcome_under_the_wrong_key() {
     assert!(matches!(answer, Err(ExecuteError::Engine(error)) if error.kind() == ErrorKind::ClaimLost));
     assert_eq!((status(&manager, "a"), status(&manager, "b")), (Some(Status::Interrupted), Some(Status::Interrupted)));
     assert_eq!(kept.unwrap().succeed(&"a's".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
+}
+
+#[test]
+fn an_exchanged_claim_that_is_forgotten_does_not_keep_the_store() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let engine = open(dir.path(), &clock);
+    let manager = texts(&engine);
+    let answer = manager.execute("a", |lent| {
+        let mut other = claim(&manager, "b");
+        std::mem::swap(lent, &mut other);
+        std::mem::forget(other);
+        Ok("a's".to_owned())
+    });
+    assert!(matches!(answer, Err(ExecuteError::Engine(error)) if error.kind() == ErrorKind::ClaimLost));
+    engine.close().unwrap();
+    assert_eq!(open(dir.path(), &clock).opened().interrupted, 2);
 }
 
 #[test]
