@@ -80,6 +80,27 @@ impl Problem {
     const RETRY_AFTER: Duration = Duration::from_secs(1);
 
     /// There is no key in this header.
+    ///
+    /// ```
+    /// use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager, http::Problem};
+    /// use std::time::Duration;
+    ///
+    /// fn pay(payments: &Manager<u64, String>, request: &http::Request<Vec<u8>>) -> Result<http::Response<Vec<u8>>, Problem> {
+    ///     let header = http::HeaderName::from_static("idempotency-key");
+    ///     let key = Key::from_headers(request.headers())?.ok_or_else(|| Problem::missing_key(&header))?;
+    ///     let same = Fingerprint::builder().part(request.method().as_str()).part(request.uri().path()).part(request.body());
+    ///     let options = ExecuteOptions::new().fingerprint(same.finish()).wait(Duration::ZERO);
+    ///     Ok(match payments.execute_with(&key, options, |_claim| Ok(1999)) {
+    ///         Ok(done) => http::Response::new(done.value().to_string().into_bytes()),
+    ///         Err(ExecuteError::Failed { error, .. }) => http::Response::new(error.into_bytes()),
+    ///         Err(other) => return Err(other.problem().expect("all others have one")),
+    ///     })
+    /// }
+    /// # let engine = Engine::temporary()?;
+    /// # let request = http::Request::post("/payments").header("idempotency-key", "k1").body(b"20 EUR".to_vec()).unwrap();
+    /// # assert_eq!(pay(&engine.manager("payments")?, &request).unwrap().body(), b"1999");
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
     pub fn missing_key(header: &HeaderName) -> Self {
         let detail = format!("This operation needs an idempotency key, in the header {header}.");
         Self::new(StatusCode::BAD_REQUEST, "missing_key", detail)
