@@ -2,6 +2,7 @@
 
 pub(crate) mod claim;
 pub(crate) mod engine;
+pub(crate) mod erase;
 pub(crate) mod manager;
 pub(crate) mod raw;
 pub(crate) mod records;

@@ -38,7 +38,7 @@
 //! | change my own data and the record in one commit | [`Claim::work_stage`], [`Engine::table`] |
 //! | change several rows together | [`Engine::atomic_phase`] |
 //! | know that nothing is damaged | [`Engine::verify`] |
-//! | keep tenants apart | [`Manager::scoped`] |
+//! | keep tenants apart; erase one | [`Manager::scoped`], [`Manager::erase`] |
 //! | answer HTTP requests that carry a key | [`Requests::handle`](http::Requests::handle), [`Key::from_headers`], [`ExecuteError::problem`] |
 //! | look into a store from a terminal | the binary `oncekey`, feature `cli` |
 //! | test what a crash leaves | `Engine::crash`, feature `test-util` |
@@ -138,6 +138,7 @@ pub use types::value::Value;
 
 /// For the people who run a service: reports, counters, events, listings, records without their types, settling by hand.
 pub mod admin {
+    pub use crate::api::erase::Erased;
     pub use crate::api::manager::Resolution;
     pub use crate::api::raw::RawManager;
     pub use crate::api::records::{RecordFilter, Records};

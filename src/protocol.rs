@@ -6,6 +6,7 @@
 mod abandon;
 mod batch;
 pub(crate) mod compactor;
+mod erase;
 mod errors;
 pub(crate) mod event;
 mod expire;

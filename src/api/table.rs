@@ -50,6 +50,10 @@ impl Table {
         Ok(Self { protocol, name: name.into() })
     }
 
+    pub(crate) fn protocol(&self) -> &Arc<Protocol> {
+        &self.protocol
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -39,13 +39,19 @@ impl ListRange {
 impl Protocol {
     /// Records at or behind `from`, as many as are in a batch of `limit`, and where to go on.
     pub(crate) fn list(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
-        self.check()?;
-        let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;
+        let (ids, next) = self.list_keys(range, limit)?;
         let mut infos = Vec::new();
-        for id in keys.into_iter().filter_map(RecordId::from_store) {
+        for id in ids {
             infos.extend(self.get(&id, Load::WithoutOutcome)?);
         }
-        let next = next.map(|from| ListRange { from, end: range.end.clone(), index: range.index });
         Ok((infos, next))
+    }
+
+    /// As [`list`](Self::list), without a look at the records: some may be absent.
+    pub(crate) fn list_keys(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordId>, Option<ListRange>)> {
+        self.check()?;
+        let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;
+        let next = next.map(|from| ListRange { from, end: range.end.clone(), index: range.index });
+        Ok((keys.into_iter().filter_map(RecordId::from_store).collect(), next))
     }
 }

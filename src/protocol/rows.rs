@@ -85,8 +85,7 @@ impl Protocol {
 
     /// As many rows as are in a batch of `limit`, and where to go on.
     pub(crate) fn rows(&self, table: &str, range: &RowRange, limit: usize) -> Result<(Rows, Option<RowRange>)> {
-        self.check()?;
-        let (keys, next) = self.store.keys(Index::Rows(table), &range.from, range.end.as_ref(), limit)?;
+        let (keys, next) = self.row_keys(range, table, limit)?;
         let (mut rows, mut newest) = (Vec::new(), None);
         for at in keys {
             let read = self.store.read(&at, Load::All)?;
@@ -95,6 +94,18 @@ impl Protocol {
             rows.extend(key.zip(read.content.and_then(Content::into_row)));
         }
         newest.map_or(Ok(()), |newest| self.store.wait(newest))?;
-        Ok((rows, next.map(|from| RowRange { from, end: range.end.clone() })))
+        Ok((rows, next))
+    }
+
+    /// As [`rows`](Self::rows), without a look at the values: some may have none.
+    pub(crate) fn row_keys(
+        &self,
+        range: &RowRange,
+        table: &str,
+        limit: usize,
+    ) -> Result<(Vec<StoreKey>, Option<RowRange>)> {
+        self.check()?;
+        let (keys, next) = self.store.keys(Index::Rows(table), &range.from, range.end.as_ref(), limit)?;
+        Ok((keys, next.map(|from| RowRange { from, end: range.end.clone() })))
     }
 }

@@ -240,8 +240,9 @@ impl Protocol {
             CommitOptions { priority, decided, kept: &workspace.kept, until, read_set: Some(&workspace.reads) };
         let Some(committed) = self.store.commit(changes, &[], options)? else { return Ok(None) };
         let written = workspace.records.drain(..).map(|(at, before)| {
-            let change = committed.changes.iter().find(|change| change.key == at);
-            let after = change.and_then(Change::record).cloned();
+            // In the order of their keys.
+            let place = committed.changes.binary_search_by(|change| change.key.cmp(&at)).ok();
+            let after = place.and_then(|place| committed.changes.get(place)?.record()).cloned();
             Written { at, before, after }
         });
         Ok(Some(CommittedWorkspace { ticket: committed.ticket, written: written.collect(), decided: workspace.began }))

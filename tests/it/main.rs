@@ -20,6 +20,7 @@ mod crashes;
 mod driven;
 mod endings;
 mod engine_errors;
+mod erasure;
 mod forgetting;
 mod handling;
 mod hard_endings;
