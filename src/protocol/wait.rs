@@ -136,3 +136,83 @@ impl Protocol {
         self.get(id, Load::WithoutOutcome).err().unwrap_or_else(Error::closed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::{Arc, OnceLock, Weak};
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::protocol::rules::Ending;
+    use crate::types::clock::{BootTime, Clock};
+    use crate::types::key::Key;
+    use crate::types::options::{EngineOptions, OnInterrupted};
+
+    thread_local! {
+        /// How often this thread is still woken.
+        static WAKES_LEFT: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Wakes whoever waits for the key each time that this thread asks what time it is: between its look at the record and its
+    /// wait. So a waiter never finds its queue quiet.
+    #[derive(Clone, Debug, Default)]
+    struct Waking(Arc<OnceLock<(Weak<Protocol>, RecordId, bool)>>);
+
+    impl Clock for Waking {
+        fn wall(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH
+        }
+
+        fn boot(&self) -> Option<BootTime> {
+            let left = WAKES_LEFT.get();
+            if let (Some((protocol, id, hands_over)), 1..) = (self.0.get(), left) {
+                WAKES_LEFT.set(left - 1);
+                if let Some(protocol) = protocol.upgrade() {
+                    if *hands_over {
+                        protocol.wait_queue.hand_over(&id.at);
+                    } else {
+                        protocol.wait_queue.wake_all(&id.at);
+                    }
+                }
+            }
+            Some(BootTime { id: [7; 16], elapsed: Duration::from_secs(1) })
+        }
+
+        fn is_manual(&self) -> bool {
+            true
+        }
+    }
+
+    /// How often a waiter was woken before it noticed that its deadline had passed.
+    fn wakes(hands_over: bool, wait: impl FnOnce(&Protocol, &RecordId, &Start, Option<Instant>)) -> u32 {
+        const WAKES: u32 = 1_000;
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Waking::default();
+        let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default().clock(clock.clone()), None).unwrap();
+        let (protocol, start) = (Arc::new(protocol), Start::plain(OnInterrupted::Hold));
+        let id = RecordId::new(&"m".into(), Key::new("k").unwrap());
+        let Begun::Claimed(owner) = protocol.begin(&id, &start).unwrap() else { panic!("the key is new") };
+        clock.0.set((Arc::downgrade(&protocol), id.clone(), hands_over)).unwrap();
+        WAKES_LEFT.set(WAKES);
+        wait(&protocol, &id, &start, Some(monotonic()));
+        let woken = WAKES - WAKES_LEFT.replace(0);
+        protocol.end(&id, owner.stored().token, &Ending::Release).unwrap();
+        woken
+    }
+
+    #[test]
+    fn a_waiter_that_is_woken_again_and_again_looks_at_its_deadline_each_time() {
+        for hands_over in [false, true] {
+            let begins = wakes(hands_over, |protocol, id, start, deadline| {
+                let begun = protocol.begin_or_wait(id, start, deadline).unwrap();
+                assert!(matches!(begun, Begun::InProgress(_)), "{begun:?}");
+            });
+            let waits = wakes(hands_over, |protocol, id, _, deadline| {
+                let waited = protocol.wait(id, deadline).unwrap();
+                assert!(matches!(waited, Awaited::TimedOut), "{waited:?}");
+            });
+            assert!((1..10).contains(&begins) && (1..10).contains(&waits), "woken {begins} and {waits} times");
+        }
+    }
+}

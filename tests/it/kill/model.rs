@@ -48,7 +48,6 @@ enum Phase {
 
 #[derive(Debug, Default)]
 struct Known {
-    by_key: bool,
     claimed: Claimed,
     phase: Phase,
     /// Every outcome that was to be stored, by its claim. Two if the record was interrupted and resolved.
@@ -112,6 +111,7 @@ impl Known {
             return;
         }
         if claimed == self.claimed {
+            assert_ne!(self.phase, Phase::Live, "removed under its owner: {self:?}");
             self.phase = Phase::Absent;
         } else if !is_kept(phase) && self.phase != Phase::Live {
             self.maybe_absent = true;
@@ -146,9 +146,8 @@ impl Known {
     fn killed(&mut self) {
         self.maybe_begun |= std::mem::take(&mut self.tries) > 0;
         let Some((claimed, phase)) = self.removing.take() else { return };
-        // One that a claim owns is never removed; what was begun by key can be.
-        let is_owned = self.phase == Phase::Live && !self.by_key;
-        self.maybe_absent |= !is_owned && (claimed == self.claimed || !is_kept(phase));
+        // One that has an owner is never removed, be it a claim or the process.
+        self.maybe_absent |= self.phase != Phase::Live && (claimed == self.claimed || !is_kept(phase));
     }
 
     /// What the next open may list as interrupted: which claim, and whether it must be there.
@@ -259,7 +258,7 @@ impl Model {
 
     fn known(&mut self, key: &str) -> &mut Known {
         if !self.keys.contains_key(key) {
-            self.keys.insert(key.to_owned(), Known { by_key: key.starts_with('k'), ..Known::default() });
+            self.keys.insert(key.to_owned(), Known::default());
         }
         self.keys.get_mut(key).unwrap()
     }
@@ -334,4 +333,35 @@ impl Drop for Named<'_> {
 
 fn claimed(generation: &str, attempt: &str) -> Claimed {
     (generation.parse().unwrap(), attempt.parse().unwrap())
+}
+
+/// What the model must not permit, be the record of a claim (`c`) or begun by key (`k`).
+#[test]
+fn the_removal_of_a_live_record_is_not_permitted() {
+    let told = |key: &str, lines: &[&str]| {
+        let mut model = Model::default();
+        for line in lines {
+            model.line(&line.replace("KEY", key));
+        }
+        model
+    };
+    let live = ["try KEY", "began KEY 7 1", "removing KEY"];
+    for key in ["c-1", "k-1"] {
+        let removed = [&live[..], &["removed KEY true"]].concat();
+        assert!(std::panic::catch_unwind(|| told(key, &removed)).is_err(), "{key}");
+        told(key, &[&live[..], &["removed KEY false"]].concat());
+        // Killed meanwhile: it is there, and interrupted.
+        let mut model = told(key, &live);
+        model.killed();
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model.line("listed 0"))).is_err(), "{key}");
+        let mut model = told(key, &live);
+        model.killed();
+        model.line(&format!("interrupted {key} 7 1"));
+        model.line("listed 1");
+        // What has ended may be removed.
+        told(
+            key,
+            &[&live[..2], &["ending KEY 7 1 ok 5", "ended KEY 7 1", "removing KEY", "removed KEY true"]].concat(),
+        );
+    }
 }
