@@ -1,7 +1,8 @@
-//! The durable cycle, begin and succeed with a 256-byte value, beside the ideal log: a hash map and a file that is appended
-//! to, with one `fdatasync` for each group. Both answer nobody before the sync. In turns, in one process, on one disk.
+//! Measures the durable cycle (begin and succeed with a value of 256 bytes), compared with the ideal log: a hash map
+//! and an appended file with one `fdatasync` for each group. Both answer after the sync. They run in turns in one
+//! process, on one disk.
 //!
-//! `cargo bench --bench cycle [-- DIRECTORY]`; the directory must be on a real disk.
+//! `cargo bench --bench cycle [-- DIRECTORY]`. The directory must be on a real disk.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(
@@ -25,7 +26,7 @@ const THREADS: [usize; 3] = [1, 8, 64];
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(2);
 
-/// Cycles per second of so many threads. `cycle` gets a number that is new each time.
+/// Returns the cycles per second with this number of threads. `cycle` gets a new number each time.
 fn measure(threads: usize, next: &AtomicU64, cycle: impl Fn(u64) + Sync) -> f64 {
     let done = AtomicU64::new(0);
     let began = Instant::now();

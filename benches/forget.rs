@@ -1,6 +1,7 @@
-//! How fast what has expired is deleted, alone and beside durable cycles, and what that costs those.
+//! Measures how fast expired records are deleted, alone and during durable cycles, and how much it slows down those
+//! cycles.
 //!
-//! `cargo bench --bench forget [-- RECORDS [DIRECTORY]]`; 1,000,000 records by default, on a real disk.
+//! `cargo bench --bench forget [-- RECORDS [DIRECTORY]]`. The default is 1,000,000 records on a real disk.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(
@@ -25,7 +26,7 @@ const THREADS: u64 = 8;
 const BASELINE: Duration = Duration::from_secs(10);
 const TTL: Duration = Duration::from_secs(3600);
 
-/// A store with so many finished records, all in sled.
+/// Fills a store with this number of finished records, all applied to sled.
 fn fill(path: &Path, clock: &ManualClock, records: u64) {
     let durability = Durability::Eventual { interval: Duration::from_millis(50) };
     let engine = Engine::options().clock(clock.clone()).durability(durability).open(path).unwrap();
@@ -47,7 +48,7 @@ fn fill(path: &Path, clock: &ManualClock, records: u64) {
     engine.close().unwrap();
 }
 
-/// Durable cycles until told to stop: how many, and the 99th percentile of their times.
+/// Runs durable cycles until `stop`. Returns their number and the 99th percentile of their durations.
 fn load(manager: &Manager<Vec<u8>, String>, first: u64, stop: &AtomicBool) -> (f64, Duration) {
     let (next, value) = (AtomicU64::new(first), VALUE.to_vec());
     let began = Instant::now();

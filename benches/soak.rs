@@ -1,8 +1,8 @@
-//! Endless churn through a fixed window of live keys: a line a second, and a plot at the end.
+//! Endless churn of a fixed number of live keys. Prints a line per second, and a plot at the end.
 //!
-//! `cargo bench --bench soak [-- KEYS [LIVE [RATE [DIRECTORY]]]]`: so many keys, at so many a second, each forgotten when LIVE
-//! later ones have come. 600,000 keys, 50,000 live and 15,000 a second by default. The plot is `soak.svg` in the target
-//! directory.
+//! `cargo bench --bench soak [-- KEYS [LIVE [RATE [DIRECTORY]]]]` begins KEYS keys, RATE per second, and forgets each
+//! after LIVE later ones. The defaults are 600,000 keys, 50,000 live and 15,000 per second. The plot is `soak.svg` in
+//! the target directory.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(
@@ -28,12 +28,12 @@ use shared::{VALUE, cycle};
 
 const THREADS: usize = 64;
 
-/// What one second showed.
+/// The measurements of one second.
 struct Second {
     done: u64,
     cycles: u64,
     live: u64,
-    /// Records whose time has come and that are still there.
+    /// The number of expired records that are not deleted yet.
     debt: u64,
     disk: f64,
     rss: f64,
@@ -68,7 +68,7 @@ impl Churn {
         }
     }
 
-    /// Looks once a second; `ttl` tells what should be live.
+    /// Measures once per second. `ttl` determines how many records should be live.
     fn watch(&self, engine: &Engine, ttl: Duration) -> Vec<Second> {
         println!("second    cycles/s      live      debt  disk MiB   RSS MiB       p99");
         let mut seconds: Vec<Second> = Vec::new();
@@ -101,7 +101,7 @@ impl Churn {
     }
 }
 
-/// Five curves below each other, each from zero to its own highest value.
+/// Draws five curves, one below the other. Each starts at zero and has its own scale.
 fn plot(seconds: &[Second]) -> String {
     type Curve = (&'static str, fn(&Second) -> f64);
     let curves: [Curve; 5] = [
@@ -166,7 +166,7 @@ fn main() {
     });
     let svg = base.parent().unwrap_or(&base).join("soak.svg");
     std::fs::write(&svg, plot(&seconds)).unwrap();
-    // The level after the first fifth, and the worst since.
+    // The level after the first fifth, and the highest level since.
     let fifth = seconds.iter().position(|second| second.done >= keys / 5).unwrap_or(0);
     let later = &seconds[fifth..];
     let highest = |value: fn(&Second) -> f64| later.iter().map(value).fold(0.0, f64::max);

@@ -1,8 +1,9 @@
-//! Work stages beside plain endings: each is one durable commit, a stage with a row of the caller's own in it. Then what a
-//! closure that sleeps costs those who do not conflict with it. In turns, in one process, on one disk.
+//! Measures work stages and plain endings. Each is one durable commit; a stage also writes a row. Then measures how
+//! much a sleeping closure slows down transactions that do not conflict with it. All run in turns in one process, on
+//! one disk.
 //!
-//! `cargo bench --bench stages [-- DIRECTORY]`; the directory must be on a real disk. `ONCEKEY_BENCH_SLEEPERS=1` runs the
-//! last part alone.
+//! `cargo bench --bench stages [-- DIRECTORY]`. The directory must be on a real disk. `ONCEKEY_BENCH_SLEEPERS=1` runs
+//! only the last part.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(
@@ -25,10 +26,10 @@ use shared::{VALUE, asked_directory, key, median};
 
 const THREADS: [usize; 3] = [1, 8, 64];
 const ROUNDS: usize = 5;
-/// Of a round, over all threads.
+/// The number of commits in a round, over all threads.
 const COMMITS: usize = 6400;
 const SLEEP: Duration = Duration::from_secs(1);
-/// Longer than the runs that the closure loses when it is overtaken.
+/// Longer than the runs that the closure repeats because of conflicts.
 const SLEEPERS_ROUND: Duration = Duration::from_secs(6);
 
 type Payments = Manager<Vec<u8>, String>;
@@ -40,7 +41,7 @@ fn claim(manager: &Payments, next: &AtomicU64) -> Claim<Vec<u8>, String> {
     }
 }
 
-/// Commits per second of so many threads, each with what it has prepared before.
+/// Returns the commits per second with this number of threads. Each commit uses a value that was prepared before.
 fn measure<C>(threads: usize, prepare: impl Fn(usize) -> C + Sync, run: impl Fn(C) + Sync) -> f64 {
     let start = Barrier::new(threads + 1);
     let took = std::thread::scope(|scope| {
@@ -74,7 +75,7 @@ fn endings(manager: &Payments, next: &AtomicU64, threads: usize) -> f64 {
     })
 }
 
-/// Each stage reads and writes a row of 256 B and leaves a checkpoint.
+/// Each stage reads and writes a row of 256 bytes, and leaves a checkpoint.
 fn stages(manager: &Payments, next: &AtomicU64, threads: usize) -> f64 {
     measure(
         threads,
@@ -95,13 +96,13 @@ fn stages(manager: &Payments, next: &AtomicU64, threads: usize) -> f64 {
     )
 }
 
-/// What goes on beside the phases that are measured.
+/// The background work during the measured phases.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beside {
     Nothing,
     /// A closure that reads a hundred rows and sleeps.
     Sleeper,
-    /// The same, and somebody who writes one of these rows meanwhile: after three lost runs it keeps that one off.
+    /// The same, and a thread that writes one of these rows. After three failed runs the closure locks that row.
     Overtaken,
 }
 
@@ -126,7 +127,7 @@ fn overtake(engine: &Engine, done: &AtomicBool) {
     }
 }
 
-/// The 99th percentile and the longest of the durable phases of 8 threads, each with rows of its own.
+/// Returns the 99th percentile and the maximum of durable phases on 8 threads. Each thread has its own rows.
 fn percentile_and_max(engine: &Engine, beside: Beside) -> [f64; 2] {
     let done = AtomicBool::new(false);
     let mut times: Vec<Duration> = std::thread::scope(|scope| {

@@ -1,7 +1,7 @@
-//! The operator's command line: what a person at a terminal, or a script, can ask of a store.
+//! The operator's command line: commands that people and scripts run on a store.
 //!
-//! The binary `oncekey` is nothing but `main(&Describers::new())`. It knows no types: of an outcome it shows the size, the
-//! schema and the bytes. A service that wants to see more builds a binary of its own and says how its outcomes read:
+//! The binary `oncekey` only calls `main(&Describers::new())`. It does not know the types of outcomes, and shows their
+//! size, schema and bytes. A service that wants to show more builds its own binary, with a description of its outcomes:
 //!
 //! ```no_run
 //! use oncekey::cli::{Describers, main as run};
@@ -15,11 +15,12 @@
 //! }
 //! ```
 //!
-//! A store is one process's at a time: while a service has it open, every command answers so, with status 3, and nothing is
-//! touched. To look costs nothing: an open marks nothing, and no command but `compact` deletes what has expired.
+//! Only one process can open a store. While a service has it open, each command fails with status 3 and changes
+//! nothing. Commands that only read change no record: an open marks nothing, and only `compact` deletes expired
+//! records.
 //!
-//! `oncekey --help` lists the commands, with examples and the exit statuses; `oncekey completions SHELL` and `oncekey man`
-//! print completions and the manual page.
+//! `oncekey --help` lists the commands, examples and exit statuses. `oncekey completions SHELL` and `oncekey man` print
+//! shell completions and the manual page.
 
 mod args;
 mod bench;
@@ -51,19 +52,19 @@ use show::Shown;
 
 use crate::{Engine, EngineOptions, FOREVER, Value};
 
-/// Does what the process's arguments say, with its standard streams. For a binary's own `main`.
+/// Runs the command in the process's arguments, on its standard streams. Call it from a binary's `main`.
 #[must_use]
 pub fn main(describers: &Describers) -> ExitCode {
     let stdout = io::stdout();
-    // The convention: set to anything but nothing, it means no.
+    // By convention, any non-empty value of `NO_COLOR` disables colours.
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut buffered = BufWriter::new(stdout.lock());
     let mut out = Out::new(&mut buffered, colour, io::stderr().is_terminal());
     ExitCode::from(run_with(describers, std::env::args_os().skip(1), &mut out, &mut io::stderr()))
 }
 
-/// The same with other arguments, which begin with the command, and other streams; returns the exit status. No colours and no
-/// progress bars.
+/// Runs a command with the given arguments and streams, and returns the exit status. The arguments start with the
+/// command. Prints no colours and no progress bars.
 ///
 /// ```
 /// use oncekey::cli::{Describers, run};
@@ -89,14 +90,14 @@ fn run_with(
     err: &mut dyn Write,
 ) -> u8 {
     let args: Vec<OsString> = args.collect();
-    // Errors in the command line itself too.
+    // Set this before parsing, so that errors in the command line are JSON too.
     out.json = args.iter().any(|arg| arg == "--json");
     let ended = args::parse(args).and_then(|asked| match asked {
         Ok(asked) => obey(describers, &asked, out),
         Err(help) => out.text(&help),
     });
     let Err(stop) = ended.and_then(|()| out.flush()) else { return 0 };
-    // What was printed before still counts; its reader may have closed the pipe.
+    // Flush what was printed before the error. Ignore a failure: the reader may have closed the pipe.
     let _ = out.flush();
     if let Some(message) = stop.message() {
         let _ = if out.json {
@@ -109,7 +110,7 @@ fn run_with(
 }
 
 fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
-    // Nothing is forgotten because somebody looked.
+    // Reading must not delete expired records, so turn off background compaction.
     let options = Engine::options()
         .compaction_interval(FOREVER)
         .max_value_bytes(Value::MAX_BYTES)
@@ -159,7 +160,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
     }
 }
 
-/// Opens the store, works on it, and closes it.
+/// Opens the store, calls `work`, and closes the store.
 fn opened(
     options: &EngineOptions,
     store: &Path,

@@ -1,5 +1,7 @@
-//! The primitives of those who wait for each other. Under `--cfg oncekey_shuttle`, tests get them from a scheduler that picks
-//! who goes next, so that a model meets orders that a machine seldom shows.
+//! Primitives for threads that wait for each other.
+//!
+//! With `--cfg oncekey_shuttle`, tests replace the system's primitives by those of a scheduler, which tries orders of
+//! steps that are rare on a real machine.
 
 #[cfg(not(all(test, oncekey_shuttle)))]
 mod real {

@@ -1,4 +1,4 @@
-//! Nouns: what a key, a value, an option, a record and an error are. They know no store and no rule.
+//! The crate's values: keys, options, records, outcomes, errors, the clock. Nothing here knows the store or the rules.
 
 pub(crate) mod clock;
 pub(crate) mod codec;

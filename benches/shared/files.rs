@@ -1,9 +1,9 @@
-//! What a store takes, and copies of it.
+//! The size of a store, and copies of it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// MiB on disk below a directory, holes left out.
+/// Returns the size on disk below a directory in MiB, without holes.
 #[allow(clippy::cast_precision_loss, reason = "a figure to look at")]
 pub(crate) fn disk(path: &Path) -> f64 {
     let Ok(entries) = std::fs::read_dir(path) else { return 0.0 };
@@ -15,14 +15,14 @@ pub(crate) fn disk(path: &Path) -> f64 {
     sizes.sum()
 }
 
-/// MiB that this process holds in memory.
+/// Returns the memory of this process in MiB.
 pub(crate) fn rss() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
 }
 
-/// Files and directories as they are: of a store that is open, what a kill would leave.
+/// Copies files and directories as they are. A copy of an open store is in the state after a kill.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {

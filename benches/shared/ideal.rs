@@ -1,4 +1,4 @@
-//! The least that keeps the promise: a hash map, a file, and one `fdatasync` for each group.
+//! The ideal log: a hash map, a file, and one `fdatasync` for each group.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,18 +7,19 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
-/// How the file is written.
+/// The way in which the file is written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ideal {
-    /// It grows, and each sync has to write the file system's own journal too.
+    /// The file grows, so each sync also writes the file system's journal.
     Appended,
-    /// It was written full before, and is written over from its start: a sync changes no metadata. The physical limit.
+    /// The file was filled before, and is overwritten from its start, so a sync changes no metadata. This is the
+    /// physical limit.
     Overwritten,
-    /// It grows and is never synced, and nobody waits.
+    /// The file grows without syncs, and `put` does not wait.
     Unsynced,
 }
 
-/// Of a file that is written over; at its end the writer goes back to the start.
+/// The size of a file that is overwritten, in bytes. At its end the writer goes back to the start.
 const FULL: usize = 64 << 20;
 
 pub(crate) struct IdealLog {
@@ -30,7 +31,8 @@ struct Shared {
     kind: Ideal,
     state: Mutex<Log>,
     work: Condvar,
-    /// By parity of the group's number, so that a sync wakes only its own: at most two groups can be waited for.
+    /// One for each parity of group numbers, so that a sync wakes only its own waiters. At most two groups have
+    /// waiters.
     synced: [Condvar; 2],
 }
 
@@ -57,7 +59,7 @@ impl IdealLog {
         Self { shared, writer }
     }
 
-    /// Whether the key was new. Answers when both it and the value can be read after a power cut.
+    /// Returns true if the key was new. Returns when key and value would survive a power cut.
     pub(crate) fn put(&self, key: &[u8], value: &[u8]) -> bool {
         let Shared { kind, state, work, synced } = &*self.shared;
         let mut state = state.lock().unwrap();
@@ -73,7 +75,7 @@ impl IdealLog {
         is_new
     }
 
-    /// Forgets them without a word in the file.
+    /// Removes keys from the map without writing to the file.
     pub(crate) fn forget(&self, keys: &[[u8; 16]]) {
         let mut state = self.shared.state.lock().unwrap();
         for key in keys {

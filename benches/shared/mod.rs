@@ -1,4 +1,4 @@
-//! What the benchmarks have in common.
+//! Shared code of the benchmarks.
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
@@ -14,17 +14,17 @@ use oncekey::{Begin, Durability, Engine, Manager};
 
 pub(crate) const VALUE: [u8; 256] = [7; 256];
 
-/// Sixteen bytes that are spread like random ones.
+/// Returns sixteen bytes that look random, so that keys are spread.
 pub(crate) fn key(number: u64) -> [u8; 16] {
     (u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_be_bytes()
 }
 
-/// The same in sled's tree of records: the name of the manager, a zero, the key.
+/// Returns the key in sled's tree of records: the name of the manager, a zero, the key.
 pub(crate) fn stored_key(number: u64) -> Vec<u8> {
     [b"bench\0".as_slice(), &key(number)].concat()
 }
 
-/// Begins and succeeds under a key that was never used.
+/// Begins and succeeds with a new key.
 pub(crate) fn cycle(manager: &Manager<Vec<u8>, String>, number: u64, value: &Vec<u8>) {
     match manager.begin(key(number)).unwrap() {
         Begin::Claimed(claim) => drop(claim.succeed(value).unwrap()),
@@ -32,12 +32,12 @@ pub(crate) fn cycle(manager: &Manager<Vec<u8>, String>, number: u64, value: &Vec
     }
 }
 
-/// A store of finished records with numbers below this, closed.
+/// Creates a closed store with finished records, numbered from 0 to below `records`.
 pub(crate) fn fill(path: &Path, records: u64) {
     fill_from(path, 0, records);
 }
 
-/// The same where those below `first` are there already.
+/// Adds records from `first` to below `records` to a store.
 pub(crate) fn fill_from(path: &Path, first: u64, records: u64) {
     let durability = Durability::Eventual { interval: Duration::from_millis(50) };
     let engine = Engine::options().durability(durability).open(path).unwrap();
@@ -47,7 +47,7 @@ pub(crate) fn fill_from(path: &Path, first: u64, records: u64) {
     engine.close().unwrap();
 }
 
-/// Cycles of the numbers from `first` to below `records`, on several threads.
+/// Runs cycles with the numbers from `first` to below `records` on several threads.
 pub(crate) fn fill_with(manager: &Manager<Vec<u8>, String>, first: u64, records: u64) {
     let (next, value) = (AtomicU64::new(first), VALUE.to_vec());
     std::thread::scope(|scope| {
@@ -70,22 +70,23 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Where to run: what the command line says, or a directory of the build's.
+/// Returns the directory to use: the one on the command line, or one in the build directory.
 pub(crate) fn asked_directory() -> PathBuf {
     on_disk(std::env::args().skip(1).find(|argument| !argument.starts_with("--")))
 }
 
-/// The same where the command line says something else: what `ONCEKEY_BENCH_DIR` names.
+/// Returns the directory that `ONCEKEY_BENCH_DIR` names, or one in the build directory. For benchmarks whose command
+/// line has another meaning.
 pub(crate) fn named_directory() -> PathBuf {
     on_disk(std::env::var("ONCEKEY_BENCH_DIR").ok())
 }
 
-/// What was asked for, or a directory of the build's. Nothing is ever synced in memory: whoever measured there would measure
-/// nothing.
+/// Returns the requested directory, or one in the build directory. Rejects a file system in memory: syncs do nothing
+/// there, so a measurement would be useless.
 pub(crate) fn on_disk(asked: Option<String>) -> PathBuf {
     const TMPFS: u32 = 0x0102_1994;
     const RAMFS: u32 = 0x8584_58F6;
-    // Only benchmarks are given one by cargo, programs are not.
+    // Cargo sets this variable for benchmarks, but not for programs.
     let build = option_env!("CARGO_TARGET_TMPDIR").unwrap_or(concat!(env!("CARGO_MANIFEST_DIR"), "/target/tmp"));
     let path = asked.map_or_else(|| PathBuf::from(build), PathBuf::from);
     std::fs::create_dir_all(&path).unwrap();

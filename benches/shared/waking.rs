@@ -1,4 +1,5 @@
-//! From the ending of a claim until the last of its waiters has the answer, beside a bare condition variable.
+//! Measures the time from the ending of a claim until its last waiter has the answer, compared with a bare condition
+//! variable.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,8 +12,8 @@ use super::{VALUE, key};
 const STACK: usize = 64 << 10;
 const LONG: Duration = Duration::from_secs(600);
 
-/// Threads that all wait for one thing: how long it takes from `wake` until the last of them is back. `is_parked` says that
-/// all of them wait.
+/// Lets threads wait for one event. Returns the time from `wake` until the last thread is back. `is_parked` returns
+/// true if all of them wait.
 fn woken(waiters: usize, wait: impl Fn() + Sync, is_parked: impl Fn() -> bool, wake: impl FnOnce()) -> Duration {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..waiters)

@@ -1,4 +1,4 @@
-//! What commits: the cycle of begin and succeed, `execute`, a stage.
+//! Benchmarks of calls that commit: the cycle of begin and succeed, `execute`, a stage.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One pass of compaction over records of which all have expired.
+//! Benchmark of one compaction pass over expired records.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const TTL: Duration = Duration::from_secs(3600);
 pub(crate) fn bench(criterion: &mut Criterion) {
     let dir = tempfile::tempdir_in(named_directory()).unwrap();
     let clock = ManualClock::new();
-    // Nothing is deleted but when asked.
+    // Delete only on request.
     let engine = Engine::options().clock(clock.clone()).compaction_interval(FOREVER).open(dir.path()).unwrap();
     let manager = engine.manager_with("bench", ManagerOptions::new().success_ttl(TTL)).unwrap();
     let (mut number, value) = (0, VALUE.to_vec());

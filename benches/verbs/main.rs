@@ -1,8 +1,8 @@
-//! What each call costs, measured by criterion, on a real disk.
+//! Benchmarks of each call with criterion, on a real disk.
 //!
-//! `cargo bench --bench verbs [-- FILTER]`. The directory is the build's, or what `ONCEKEY_BENCH_DIR` names; a file system in
-//! memory is refused, because nothing there is ever synced. `ONCEKEY_RECORDS` is the size of the largest store opened,
-//! 100,000 by default; `ONCEKEY_WAITERS` the largest number of waiters, 1,000 by default.
+//! `cargo bench --bench verbs [-- FILTER]`. The directory is that of the build, or the one in `ONCEKEY_BENCH_DIR`. A
+//! file system in memory is rejected, because syncs do nothing there. `ONCEKEY_RECORDS` is the size of the largest
+//! store, 100,000 by default. `ONCEKEY_WAITERS` is the largest number of waiters, 1,000 by default.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(
@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
-/// So many, or what the environment says.
+/// Returns the number in the environment, or the default.
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |number| number.parse().expect("a number"))
 }

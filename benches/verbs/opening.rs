@@ -1,4 +1,4 @@
-//! How long an open takes, by what is there: after a clean close, and after a kill.
+//! Benchmarks of an open, by size of the store: after a clean close and after a kill.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::number;
 use crate::shared::files::copy;
 use crate::shared::{VALUE, cycle, fill, named_directory};
 
-/// Cycles since the last close, before the kill.
+/// The number of cycles between the last close and the kill.
 const UNCLOSED: u64 = 2_000;
 
 fn opened(path: &Path) -> Duration {

@@ -1,4 +1,5 @@
-//! What answers without a commit: replays and looks at finished records, beside sled's own `get` of the same records.
+//! Benchmarks of calls that do not commit: replays and reads of finished records, compared with sled's own `get` of the
+//! same records.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +11,7 @@ use crate::shared::{fill, key, named_directory, stored_key};
 
 type Payments = Manager<Vec<u8>, String>;
 
-/// Those that are asked for again and again; and all, each asked for once before any is asked for again.
+/// The hot records are read again and again. All records are read once each before any is read again.
 const HOT: u64 = 1_000;
 const RECORDS: u64 = 50_000;
 
@@ -35,7 +36,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         group.bench_function("get-hot", |bencher| bencher.iter(|| manager.get(key(hot())).unwrap().unwrap()));
         engine.close().unwrap();
     }
-    // A small cache, and no record twice in a row: most come from the file.
+    // The cache is small and no record comes twice in a row, so most reads go to the file.
     let engine = Engine::options().cache_capacity(1 << 20).open(dir.path()).unwrap();
     let manager: Payments = engine.manager("bench").unwrap();
     let next = AtomicU64::new(0);
@@ -47,7 +48,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// sled, opened as it is, asked for the same records.
+/// Opens sled itself, and reads the same records.
 fn raw(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, path: &Path) {
     let db = sled::open(path.join("store").join("sled")).unwrap();
     let tree = db.open_tree("records").unwrap();

@@ -1,4 +1,4 @@
-//! One measured call on many threads, and how long the slow ones took.
+//! Runs one call on many threads, and measures the slow calls.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-/// The times of single calls, over all samples of one benchmark.
+/// The durations of single calls, over all samples of a benchmark.
 pub(crate) struct Times(Histogram<u64>);
 
 impl Times {
@@ -14,7 +14,7 @@ impl Times {
         Self(Histogram::new(3).unwrap())
     }
 
-    /// How long so many calls take on so many threads. `call` gets a number that is new each time.
+    /// Returns the duration of `calls` calls on `threads` threads. `call` gets a new number each time.
     pub(crate) fn run(&mut self, threads: usize, calls: u64, next: &AtomicU64, call: impl Fn(u64) + Sync) -> Duration {
         let left = AtomicU64::new(calls);
         let start = Barrier::new(threads + 1);

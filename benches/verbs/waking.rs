@@ -1,4 +1,5 @@
-//! From the ending of a claim until the last of its waiters has the answer, beside a bare condition variable.
+//! Benchmark of the time from the ending of a claim until its last waiter has the answer, compared with a bare
+//! condition variable.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

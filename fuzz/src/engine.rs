@@ -1,4 +1,5 @@
-//! Calls of every verb on an engine that is closed, crashes and is opened again, beside the model of the histories.
+//! Runs calls of every kind on an engine that closes, crashes and opens again, and compares it with the model of the
+//! histories.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -59,12 +60,12 @@ enum Step {
     },
     Later(u8),
     Compact,
-    /// So many syncs succeed, and then none.
+    /// This number of syncs succeeds, and then all fail.
     Break(u8),
     Reopen,
 }
 
-/// All that a key may be.
+/// The possible states of a key.
 type Maybe = HashSet<Model>;
 
 struct Run<'a> {
@@ -75,9 +76,9 @@ struct Run<'a> {
     ops: Ops,
     held: Vec<Held>,
     keys: BTreeMap<u8, Maybe>,
-    /// What a key also is after a crash: of a drop nobody is told when it is durable.
+    /// Additional states of a key after a crash: a drop does not report when it is durable.
     undone: BTreeMap<u8, Maybe>,
-    /// No value is used twice.
+    /// The last value. No value is used twice.
     values: u64,
 }
 
@@ -144,7 +145,7 @@ impl Run<'_> {
         }
     }
 
-    /// What a record that nobody holds can be ended with.
+    /// Returns the ending for a record without a holder.
     fn settled(&mut self, how: &End) -> Ending {
         match self.ending(how) {
             Ending::Interrupt => Ending::Release,
@@ -165,7 +166,7 @@ impl Run<'_> {
                 if matches!(op, Op::Drop { .. }) {
                     self.undone.entry(key).or_default().extend(was);
                 } else if matches!(answer, Answer::Claimed { .. } | Answer::Done) {
-                    // Durable, and all before it.
+                    // This call is durable, and so are all calls before it.
                     self.undone.clear();
                 }
             }
@@ -193,7 +194,7 @@ impl Run<'_> {
         self.open();
     }
 
-    /// A sync has failed: everything answers so from here on, and the store is opened again.
+    /// Handles a failed sync. All later calls fail, and the store is opened again.
     fn crashed(&mut self, kind: ErrorKind) {
         self.broke(kind);
         assert_eq!(self.engine.sync().unwrap_err().kind(), ErrorKind::Poisoned);
@@ -218,7 +219,7 @@ impl Run<'_> {
     }
 }
 
-/// No answer is another than the model's, whatever breaks and is opened again.
+/// Asserts that each answer is one of the model's, across failures and reopens.
 pub fn engine_ops(data: &[u8]) {
     let _alone = super::alone();
     SYNCS_LEFT.store(u64::MAX, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! The header that clients send.
+//! Fuzzes the parser of the header that clients send.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use oncekey::{ErrorKind, Key};
@@ -11,7 +11,7 @@ fn read(value: &[u8]) -> Option<Result<Option<Key>, ErrorKind>> {
     Some(Key::from_headers(&headers).map_err(|error| error.kind()))
 }
 
-/// A key that is read is one that could be sent: quoted, it is the same.
+/// Asserts that an accepted key can be sent: its quoted form is parsed to the same key.
 pub fn http_header(data: &[u8]) {
     let key = match read(data) {
         None => return,

@@ -1,10 +1,10 @@
-//! A journal that was damaged, or never was one.
+//! Fuzzes the recovery from damaged or random journals.
 
 use arbitrary::{Arbitrary, Unstructured};
 use oncekey::ErrorKind;
 use oncekey::fuzzing::{self, Place};
 
-/// As few as a journal can have: its files are read whole.
+/// The smallest size of a journal, because its files are read completely.
 const SIZE: u64 = 8 << 10;
 const MAX_SEGMENTS: usize = 4;
 
@@ -12,7 +12,7 @@ const MAX_SEGMENTS: usize = 4;
 struct Journal {
     /// The frames of each group of each segment.
     segments: Vec<Vec<u8>>,
-    /// A segment of an earlier life is what the last one was written over.
+    /// The earlier segment that the last one overwrites.
     recycled: Vec<u8>,
     damage: Vec<Damage>,
     junk: Option<Vec<u8>>,
@@ -30,7 +30,7 @@ enum Damage {
 
 type Files = Vec<Option<Vec<u8>>>;
 
-/// Sound segments, the last written over an older one, and the frame behind the last.
+/// Returns valid segments, the last of which overwrites an older one, and the number of the frame after the last.
 fn written(journal: &Journal) -> Option<(Files, u64)> {
     let mut place = Place { number: 1, group: 1, frame: 1, previous: 0 };
     let mut files = Vec::new();
@@ -38,7 +38,7 @@ fn written(journal: &Journal) -> Option<(Files, u64)> {
     for (salt, groups) in (1..).zip(journal.segments.iter().take(MAX_SEGMENTS)) {
         let mut rows: Vec<u32> = groups.iter().take(12).map(count).collect();
         if place.number == 1 {
-            // The first frame says that there is nothing before it.
+            // The first frame states that nothing comes before it.
             rows.insert(0, 1);
         }
         let (bytes, next) = fuzzing::segment(place, salt, SIZE, &rows)?;
@@ -88,7 +88,7 @@ fn harm(files: &mut Files, damage: &Damage) {
     }
 }
 
-/// What is read is the beginning of what was written, with nothing of an earlier life behind it; or it is refused.
+/// Asserts that recovery returns a prefix of the written frames without frames of an earlier life, or fails.
 pub fn journal_recover(data: &[u8]) {
     let Ok(journal) = Journal::arbitrary(&mut Unstructured::new(data)) else { return };
     let Some((mut files, behind)) = written(&journal) else { return };

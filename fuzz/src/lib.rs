@@ -1,4 +1,4 @@
-//! What the fuzz targets do with their bytes. `tests/corpus.rs` does the same with all that the corpus holds.
+//! The bodies of the fuzz targets. `tests/corpus.rs` runs them on the whole corpus.
 
 #[path = "../../tests/histories/calls.rs"]
 #[allow(dead_code, reason = "the histories use the rest")]
@@ -19,13 +19,13 @@ pub use transaction::transaction_ops;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// For whatever opens a store: a sync that fails fails in all stores of the process.
+/// Locks out other users of stores, because an injected sync error affects all stores of the process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Where stores are made: nothing here is about a disk.
+/// Returns the directory for stores. It is in memory, because no target tests the disk.
 fn directory() -> tempfile::TempDir {
     let memory = std::path::Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()

@@ -1,10 +1,11 @@
-//! Records, frames and values as bytes.
+//! Fuzzes the encodings of records, frames and values.
 
 use arbitrary::{Arbitrary, Unstructured};
 use oncekey::ErrorKind;
 use oncekey::fuzzing::{self, Parts};
 
-/// Junk is an error, and what is none is written again as it was: but for the numbers, which are given when it is read.
+/// Asserts that invalid bytes are errors, and that valid ones are encoded back to the same bytes. Frame numbers are
+/// excepted, because they are assigned at decoding.
 pub fn record_decode(data: &[u8]) {
     match fuzzing::record(data) {
         Ok(again) => {
@@ -23,7 +24,7 @@ pub fn record_decode(data: &[u8]) {
         Ok(again) => assert_eq!(again, data),
         Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}"),
     }
-    // A count that is not there.
+    // A number of frames that is not there.
     assert!(fuzzing::frames(rest, u32::MAX).is_err());
 }
 
@@ -43,7 +44,7 @@ struct Record {
     flip: u32,
 }
 
-/// What is written is read as what it was; cut, it is an error or lacks its outcome.
+/// Asserts that an encoded record is decoded unchanged. A cut one is an error, or lacks its outcome.
 pub fn record_roundtrip(data: &[u8]) {
     let Ok(record) = Record::arbitrary(&mut Unstructured::new(data)) else { return };
     let Record { cut, flip, .. } = record;

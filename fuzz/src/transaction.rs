@@ -1,4 +1,4 @@
-//! Transactions, stages and rows, beside a map.
+//! Runs transactions, stages and changes of rows, and compares them with a map.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +28,7 @@ enum Step {
         acts: Vec<Act>,
         fails: bool,
     },
-    /// Of the one claim there is.
+    /// Runs a stage of the only claim.
     Stage {
         acts: Vec<Act>,
         fails: bool,
@@ -54,7 +54,7 @@ impl Place {
         TABLES[usize::from(self.table)]
     }
 
-    /// Few enough to meet again, and of two lengths.
+    /// Returns one of few keys, so that they collide. Keys have two lengths.
     fn key(self) -> Vec<u8> {
         if self.key[0] % 2 == 0 { vec![self.key[0] % 8] } else { vec![self.key[0] % 8, self.key[1] % 4] }
     }
@@ -65,7 +65,7 @@ impl Place {
     }
 }
 
-/// Up to some that are kept in pieces.
+/// Returns a value. Some are so large that they are stored in chunks.
 fn value(len: u16, salt: u8) -> Vec<u8> {
     (0..len % 10_000).map(|at| at.to_le_bytes()[0].wrapping_mul(31) ^ salt).collect()
 }
@@ -97,7 +97,7 @@ fn act(tx: &Transaction, acts: &[Act]) -> oncekey::Result<Vec<Option<Vec<u8>>>> 
 struct Run {
     engine: Engine,
     rows: Map,
-    /// How many claims have ended.
+    /// The number of ended claims.
     ended: u64,
 }
 
@@ -190,7 +190,8 @@ impl Run {
     }
 }
 
-/// What is read is what was written, all of a transaction or nothing, in the order of the keys.
+/// Asserts that reads return the written rows in key order, and that a transaction takes effect completely or not at
+/// all.
 pub fn transaction_ops(data: &[u8]) {
     let (_alone, dir) = (super::alone(), super::directory());
     let path = dir.path().join("store");

@@ -1,4 +1,4 @@
-//! The operator's command line, for stores of any service: see [`oncekey::cli`].
+//! The operator's command line, for the store of any service. See [`oncekey::cli`].
 
 use std::process::ExitCode;
 

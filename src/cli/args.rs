@@ -1,4 +1,4 @@
-//! The command line as it is written.
+//! The arguments of the command line.
 
 use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -32,142 +32,143 @@ Examples:
 Exit status: 0 done; 1 no such record, or not in a state for it; 2 wrong command line, or no store
 there; 3 the store is in use; 4 damaged; 5 anything else. A reader that closes the pipe early is no fault.";
 
-/// Looks into a store of idempotency keys while no service has it open.
+/// Reads and changes a store of idempotency keys while no service has it open.
 #[derive(Debug, Parser)]
 #[command(name = "oncekey", version, after_help = AFTER_HELP, disable_help_subcommand = true, max_term_width = 120)]
 pub(super) struct Asked {
     #[command(subcommand)]
     pub(super) verb: Verb,
-    /// Print for machines: one JSON value, or one for each record, a line each; errors too.
+    /// Print JSON for machines: one value, or one line for each record. Errors are JSON too.
     #[arg(long, global = true)]
     json: bool,
-    /// Open a store on NFS, 9p, SMB or FUSE too.
+    /// Allow stores on NFS, 9p, SMB and FUSE.
     #[arg(long, global = true)]
     pub(super) any_file_system: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Prints how many records there are, of which managers, in which states, and what the last owner left.
+    /// Prints the number of records by manager and state, and whether the store was closed cleanly.
     Stats {
         /// The directory of the store.
         store: PathBuf,
     },
-    /// Lists the records that match, without their outcomes.
+    /// Lists the matching records without their outcomes.
     List {
         /// The directory of the store.
         store: PathBuf,
         #[command(flatten)]
         filter: Filter,
-        /// At most so many records, from 1.
+        /// Print at most this number of records. The minimum is 1.
         #[arg(long, value_name = "COUNT")]
         limit: Option<NonZeroUsize>,
-        /// Print their number only.
+        /// Print only the number of matching records.
         #[arg(long, conflicts_with = "limit")]
         count: bool,
     },
-    /// Prints all of one record.
+    /// Prints one record with all its fields.
     Get {
         #[command(flatten)]
         at: At,
-        /// Also print the effect id of this label, to ask downstream whether the effect happened.
+        /// Also print the effect id of this label. With it, ask the other system whether the effect happened.
         #[arg(long, value_name = "LABEL")]
         effect: Option<String>,
-        /// Write nothing but the bytes of the outcome, as they are stored.
+        /// Print only the bytes of the outcome, as they are stored.
         #[arg(long)]
         outcome: bool,
     },
-    /// Settles an interrupted record: it did not happen, or it did and this is its outcome.
+    /// Resolves an interrupted record: nothing happened, or it has this outcome.
     ///
-    /// FILE holds the outcome as its manager encodes it, e.g. as `get --outcome` wrote that of another key; - is standard
-    /// input. Where the service has a program of its own for this, use that: it knows the types.
+    /// FILE contains the outcome as its manager encodes it, for example the output of `get --outcome` for another key.
+    /// `-` is standard input. If the service has its own program for this, use that instead: it knows the types.
     Resolve {
         #[command(flatten)]
         at: At,
         #[command(flatten)]
         how: How,
     },
-    /// Takes a key in progress away from its owner: the record becomes interrupted.
+    /// Takes a key in progress from its owner. The record becomes interrupted.
     ///
-    /// An owner lives only as long as the process that has the store open. So where the store can be opened here, its owners
-    /// are dead and their keys are interrupted already, which this says. In a running service, call `Manager::revoke`.
+    /// An owner lives only as long as the process that has the store open. If this command can open the store, all
+    /// owners are dead and their keys are interrupted already. The command then only reports that. In a running
+    /// service, call `Manager::revoke`.
     Revoke {
         #[command(flatten)]
         at: At,
     },
-    /// Forgets a finished record, so that the next request with its key runs again.
+    /// Forgets a finished record. The next request with its key runs again.
     Forget {
         #[command(flatten)]
         at: At,
     },
-    /// Removes a record without a live owner, whatever its state.
+    /// Removes a record in any state, unless it has a live owner.
     Remove {
         #[command(flatten)]
         at: At,
     },
-    /// Deletes what has expired.
+    /// Deletes expired records.
     Compact {
         /// The directory of the store.
         store: PathBuf,
     },
-    /// Reads everything and prints what is damaged; the exit status is 4 if anything is.
+    /// Reads all data and prints what is damaged. The exit status is 4 if anything is.
     Verify {
         /// The directory of the store.
         store: PathBuf,
     },
-    /// Prints the records that match, a line of JSON each, with every field.
+    /// Prints the matching records with all fields, one line of JSON each.
     ///
-    /// Records only: tables are the service's own data. Bytes are text where they are that, else {"base64": ...}; times are
-    /// milliseconds since 1970, and null is for ever.
+    /// Tables are not exported: they are data of the service. Bytes are printed as text if they are UTF-8, else as
+    /// {"base64": ...}. Times are milliseconds since 1970; null means never.
     Export {
         /// The directory of the store.
         store: PathBuf,
         #[command(flatten)]
         filter: Filter,
     },
-    /// Imports what `export` wrote, from a file or standard input; makes the store if there is none.
+    /// Imports the output of `export` from a file or standard input. Creates the store if there is none.
     ///
-    /// A key that has a record already is left as it is, and counted. Every record keeps its fields but those that number and
-    /// time it in its store: it gets another generation, token and store, and its TTL starts again. It keeps its effect ids.
-    /// One in progress is interrupted.
+    /// Keys that already have a record are counted and not changed. An imported record gets a new generation and token,
+    /// belongs to the new store, and its TTL starts again. All other fields stay, including its effect ids. A record in
+    /// progress becomes interrupted.
     Import {
         /// The directory of the store.
         store: PathBuf,
-        /// The file to read; - is standard input, and the default.
+        /// The file to read. `-`, the default, is standard input.
         file: Option<PathBuf>,
     },
-    /// Measures durable cycles a second on the disk of a directory, beside the ideal log there.
+    /// Measures durable cycles per second on the disk of a directory, and compares them with an ideal log.
     ///
-    /// Works in a directory of its own, which it removes.
+    /// Works in a temporary directory, which is removed at the end.
     Bench {
         /// A directory on the disk to measure.
         #[arg(default_value = ".")]
         directory: PathBuf,
-        /// With so many threads; otherwise with 1, 8 and 64.
+        /// Use this number of threads. Without it, measures with 1, 8 and 64.
         #[arg(long, value_name = "COUNT")]
         threads: Option<NonZeroUsize>,
-        /// How long each of the two runs.
+        /// The duration of each of the two measurements, in seconds.
         #[arg(long, value_name = "COUNT", default_value = "1")]
         seconds: NonZeroU64,
     },
-    /// Reads the record store of a damaged store without its snapshots, and verifies it.
+    /// Opens a damaged store without sled's snapshots, and verifies it.
     ///
-    /// Moves the snapshots into STORE/store/snapshots.N; deletes nothing. Helps where only a snapshot is damaged. Keep a copy
-    /// of the whole store first.
+    /// Moves the snapshots to STORE/store/snapshots.N, and deletes nothing. This helps if only a snapshot is damaged.
+    /// Make a copy of the whole store first.
     Repair {
         /// The directory of the store.
         store: PathBuf,
     },
-    /// Prints the completions of a shell.
+    /// Prints shell completions.
     Completions {
-        /// bash, elvish, fish, powershell or zsh.
+        /// The shell: bash, elvish, fish, powershell or zsh.
         shell: Shell,
     },
     /// Prints the manual page, for `man -l`.
     Man,
 }
 
-/// A key of a manager of a store.
+/// A key of a manager in a store.
 #[derive(Debug, Args)]
 pub(super) struct At {
     /// The directory of the store.
@@ -184,48 +185,48 @@ impl At {
     }
 }
 
-/// What became of an interrupted operation.
+/// The result of an interrupted operation.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct How {
-    /// Nothing happened: the next request runs it.
+    /// Nothing happened. The next request runs the operation.
     #[arg(long)]
     pub(super) retry: bool,
-    /// It happened, and this is its outcome.
+    /// The operation succeeded with the outcome in FILE.
     #[arg(long, value_name = "FILE")]
     pub(super) succeed: Option<PathBuf>,
-    /// It failed for good, and this is its failure.
+    /// The operation failed with the failure in FILE.
     #[arg(long, value_name = "FILE")]
     pub(super) fail: Option<PathBuf>,
 }
 
-/// Which records. All conditions must hold.
+/// Conditions that select records. All must hold.
 #[derive(Debug, Args)]
 pub(super) struct Filter {
-    /// Of this manager.
+    /// Only records of this manager.
     #[arg(long, value_name = "NAME")]
     manager: Option<String>,
-    /// In this state; given more than once, in any of them.
+    /// Only records in this state. If given several times, in any of these states.
     #[arg(long, value_name = "STATUS")]
     status: Vec<State>,
-    /// Last changed longer ago than this: 30s, 15m, 2h, 7days.
+    /// Only records last changed longer ago than this, such as 30s, 15m, 2h, 7days.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Last changed since then.
+    /// Only records changed within this time.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
-    /// Whose whole key begins with these bytes.
+    /// Only records whose whole key begins with these bytes.
     #[arg(long, value_name = "PREFIX")]
     key_prefix: Option<OsString>,
-    /// At this recovery point.
+    /// Only records at this recovery point.
     #[arg(long, value_name = "POINT")]
     recovery_point: Option<String>,
-    /// Whose context has this value under this name. Given more than once, all must hold.
+    /// Only records whose context has this value under this name. If given several times, all must hold.
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     context: Vec<(String, String)>,
 }
 
-/// A [`Status`] as it is typed.
+/// A [`Status`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum State {
     InProgress,
@@ -286,7 +287,7 @@ fn name_and_value(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// What the arguments ask for; the command comes first. `Err` with a text to print where they ask for help.
+/// Parses the arguments, which start with the command. Returns `Err` with a text to print if they ask for help.
 pub(super) fn parse(args: Vec<OsString>) -> Done<Result<Asked, String>> {
     let name = OsString::from("oncekey");
     Asked::try_parse_from(std::iter::once(name).chain(args)).map(Ok).or_else(|error| match error.kind() {
@@ -295,17 +296,17 @@ pub(super) fn parse(args: Vec<OsString>) -> Done<Result<Asked, String>> {
     })
 }
 
-/// The completions of a shell.
+/// Returns the completions of a shell.
 pub(super) fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Asked::command(), "oncekey", &mut script);
     script
 }
 
-/// The manual page.
+/// Returns the manual page.
 pub(super) fn manual() -> Vec<u8> {
     let mut page = Vec::new();
-    // Writing to memory cannot fail.
+    // Ignore the result: writing to memory cannot fail.
     let _ = clap_mangen::Man::new(Asked::command()).render(&mut page);
     page
 }

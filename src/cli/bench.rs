@@ -1,4 +1,4 @@
-//! A quick look at what a disk gives: durable cycles a second, beside the ideal log.
+//! A quick measurement of a disk: durable cycles per second, compared with the ideal log.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,13 @@ use crate::{Begin, Engine, Manager};
 const THREADS: [usize; 3] = [1, 8, 64];
 const VALUE: [u8; 256] = [7; 256];
 
-/// How to measure.
+/// The settings of a measurement.
 #[derive(Debug)]
 pub(super) struct Bench {
     pub(super) directory: PathBuf,
-    /// `None` for several numbers of them.
+    /// The number of threads. `None` measures with several numbers.
     pub(super) threads: Option<usize>,
-    /// How long each of the two runs.
+    /// The duration of each of the two measurements.
     pub(super) round: Duration,
 }
 
@@ -77,14 +77,14 @@ fn ideal(path: &Path, threads: usize, round: Duration) -> io::Result<f64> {
     })
 }
 
-/// Also how many commits shared a sync.
+/// Measures this engine. Returns cycles per second and commits per sync.
 fn ours(path: &Path, threads: usize, round: Duration) -> Done<(f64, f64)> {
     let engine = Engine::open(path)?;
     let manager: Manager<Vec<u8>, String> = engine.manager("bench")?;
     let value = VALUE.to_vec();
     let cycles = measure(threads, round, |number| match manager.begin(spread(number))? {
         Begin::Claimed(claim) => claim.succeed(&value).map(drop).map_err(crate::Error::from),
-        // Every number is new.
+        // Not reached: each key is new.
         Begin::Replay(_) | Begin::InProgress(_) | Begin::Interrupted(_) | Begin::Mismatch(_) => Ok(()),
     })?;
     let stats = engine.stats();
@@ -95,12 +95,12 @@ fn ours(path: &Path, threads: usize, round: Duration) -> Done<(f64, f64)> {
     Ok((cycles, per_sync))
 }
 
-/// Sixteen bytes that are spread like random ones.
+/// Returns sixteen bytes that look random, so that keys are spread.
 fn spread(number: u64) -> [u8; 16] {
     u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835).to_be_bytes()
 }
 
-/// Cycles a second of so many threads; each cycle gets a number of its own.
+/// Measures cycles per second with this number of threads. `cycle` gets a new number each time.
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
 fn measure<X: Send>(threads: usize, round: Duration, cycle: impl Fn(u64) -> Result<(), X> + Sync) -> Result<f64, X> {
     let (next, done, failed) = (AtomicU64::new(0), AtomicU64::new(0), Mutex::new(None));

@@ -32,11 +32,12 @@ fn outcome(file: &Path) -> Done<Value> {
     } else {
         File::open(file).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(failed)?;
     }
-    // One that is too long is refused as any other.
+    // The engine checks the size, so one byte over the limit is enough here.
     Ok(bytes.into())
 }
 
-/// The owner of a record that was in progress when its process ended is dead: then nothing is left to be taken away.
+/// Interrupts a record in progress. If the record is interrupted already, because its process is dead, only reports
+/// that.
 pub(super) fn revoke(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
     let (raw, key) = place.find(engine)?;
     if raw.get(&key)?.is_some_and(|record| record.status() == Status::Interrupted) {

@@ -1,4 +1,4 @@
-//! How a service's outcomes read.
+//! Descriptions of a service's outcomes.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,19 +10,19 @@ use crate::{Engine, Key, ManagerOptions, Result};
 
 type Describe = dyn Fn(&Engine, &Key) -> Result<Option<String>> + Send + Sync;
 
-/// For managers whose types are known, what is shown of an outcome. See [`cli`](super).
+/// Functions that describe outcomes of managers whose types are known. See [`cli`](super).
 #[derive(Default)]
 #[must_use]
 pub struct Describers(BTreeMap<(String, u32), Box<Describe>>);
 
 impl Describers {
-    /// None: outcomes are shown as bytes.
+    /// Creates an empty set: outcomes are shown as bytes.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How the outcomes of this manager read that were stored with this schema. Several schemas of one manager may each have
-    /// their own.
+    /// Sets the description for outcomes of this manager that were stored with this schema. Each schema of a manager
+    /// can have its own.
     pub fn manager<T, E>(
         mut self,
         name: impl Into<String>,
@@ -43,7 +43,7 @@ impl Describers {
         self
     }
 
-    /// `None` where nobody has said how, and where there is no outcome.
+    /// Describes the outcome of a key. Returns `None` if there is no outcome or no description.
     pub(super) fn describe(&self, engine: &Engine, manager: &str, schema: u32, key: &Key) -> Result<Option<String>> {
         self.0.get(&(manager.to_owned(), schema)).map_or(Ok(None), |describe| describe(engine, key))
     }

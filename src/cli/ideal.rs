@@ -1,5 +1,4 @@
-//! The least that keeps the promise of durability, to measure against: a hash map, and a file that is appended to with one
-//! `fdatasync` for each group.
+//! The simplest durable log, as a yardstick: a hash map and an appended file, with one `fdatasync` for each group.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,7 +7,7 @@ use std::path::Path;
 
 use parking_lot::{Condvar, Mutex};
 
-/// What was put is in the file and synced when `put` returns.
+/// The log. When `put` returns, its entry is in the file and synced.
 pub(super) struct IdealLog {
     state: Mutex<Log>,
     work: Condvar,
@@ -31,7 +30,7 @@ impl IdealLog {
         Self { state, work: Condvar::new(), synced: Condvar::new() }
     }
 
-    /// The writer's life, on a thread of its own, until `end`.
+    /// Runs the writer until `end`. Call it on a thread of its own.
     pub(super) fn write(&self, path: &Path) {
         let written = File::create(path).and_then(|file| self.write_groups(file));
         if let Err(cause) = written {

@@ -1,4 +1,4 @@
-//! The one place that writes to standard output, and how a command ends early.
+//! Standard output of the commands, and the reasons why a command ends early.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -10,29 +10,29 @@ use crate::{Error, ErrorKind};
 
 pub(super) type Done<T = ()> = Result<T, Stop>;
 
-/// Why a command ended before its end.
+/// The reason why a command ended early.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// Not there, or not in a state in which it can be done.
+    /// The record does not exist, or is not in a state that allows the command.
     Nothing(String),
     /// The command line is wrong.
     Usage(String),
-    /// What is stored is damaged, and the output says how.
+    /// The store is damaged. The output says how.
     Damaged,
     Engine(Error),
-    /// With what was being done.
+    /// An I/O error, with the action that failed.
     Io(String, io::Error),
-    /// Nobody reads the output any more, which is what `head` does: no fault.
+    /// The reader has closed the pipe, as `head` does. This is not an error.
     ClosedPipe,
 }
 
 impl Stop {
-    /// A store that is missing must not look like a record that is.
+    /// Converts the error of an open. A missing store gets another status than a missing record.
     pub(super) fn open(error: Error) -> Self {
         if error.kind() == ErrorKind::NotFound { Self::Usage(error.to_string()) } else { Self::Engine(error) }
     }
 
-    /// The exit status; [`super::args`] tells users.
+    /// Returns the exit status. The help text in [`super::args`] documents it.
     pub(super) fn status(&self) -> u8 {
         match self {
             Self::ClosedPipe => 0,
@@ -72,13 +72,13 @@ impl From<Error> for Stop {
     }
 }
 
-/// Standard output.
+/// The standard output of a command.
 pub(super) struct Out<'a> {
     to: &'a mut dyn Write,
     colour: bool,
-    /// Somebody looks at standard error.
+    /// True if standard error is a terminal.
     pub(super) progress: bool,
-    /// For machines.
+    /// True if the output is JSON, for machines.
     pub(super) json: bool,
 }
 
@@ -99,7 +99,7 @@ impl<'a> Out<'a> {
         writeln!(self.to, "{line}").map_err(failed)
     }
 
-    /// One value on one line.
+    /// Prints one JSON value on one line.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Done {
         serde_json::to_writer(&mut *self.to, value).map_err(|cause| failed(cause.into()))?;
         self.bytes(b"\n")
@@ -113,7 +113,7 @@ impl<'a> Out<'a> {
         style.clone().force_styling(self.colour).apply_to(text).to_string()
     }
 
-    /// A name and what it is.
+    /// Prints a name and its value.
     pub(super) fn field(&mut self, name: &str, value: impl fmt::Display) -> Done {
         let name = self.paint(&Style::new().bold(), format_args!("{name:<12}"));
         self.line(format_args!("{name} {value}"))
@@ -127,15 +127,15 @@ fn failed(cause: io::Error) -> Stop {
     Stop::Io("write standard output".to_owned(), cause)
 }
 
-/// Rows in columns, written as they come: the widths are those of the first rows.
+/// A table that is printed row by row. The first rows determine the column widths.
 pub(super) struct Table {
     head: Vec<&'static str>,
-    /// Not yet written.
+    /// Rows that are not printed yet.
     rows: Vec<Vec<(String, Style)>>,
     widths: Option<Vec<usize>>,
 }
 
-/// Rows that are looked at for their widths.
+/// The number of rows that determine the widths.
 const FIRST_ROWS: usize = 200;
 
 impl Table {
@@ -175,7 +175,7 @@ impl Table {
         let mut line = String::new();
         for (column, (cell, style)) in row.into_iter().enumerate() {
             let width = self.widths.as_ref().and_then(|widths| widths.get(column)).copied().unwrap_or_default();
-            // Painted last: what paints has no width.
+            // Compute the width before painting: escape codes have no width.
             let padding = if column == last { 0 } else { width.saturating_sub(cell.chars().count()) + 2 };
             line.push_str(&out.paint(&style, cell));
             line.extend(std::iter::repeat_n(' ', padding));
@@ -184,7 +184,7 @@ impl Table {
     }
 }
 
-/// Binary units, as file systems count.
+/// Formats a size in binary units.
 pub(super) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
 }

@@ -1,4 +1,4 @@
-//! Keys as people write them.
+//! Keys as people type them.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use super::out::{Done, Stop};
 use crate::{Engine, Key, admin::RawManager};
 
-/// A key of a manager, as `list` prints it.
+/// A key of a manager, in the form that `list` prints.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) manager: String,
@@ -14,7 +14,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The key that is meant. One that is printed with a `/` may be a whole one or one of parts: the one that has a record.
+    /// Finds the key. A text with `/` may be one whole key or a key made of parts; takes the one that has a record.
     pub(super) fn find(&self, engine: &Engine) -> Done<(RawManager, Key)> {
         let raw = engine.raw(&self.manager)?;
         let bytes = self.key.as_bytes();
@@ -37,7 +37,7 @@ impl Place {
     }
 }
 
-/// `\xNN` is a byte; all else stands for itself.
+/// Decodes `\xNN` into a byte. All else stays as it is.
 pub(super) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_key_displays_is_read_back() {
+    fn a_displayed_key_is_parsed_back() {
         for bytes in [&b"order-42"[..], b"a\\xb", b"\x00\xff\\", b"tab\t", b"\\x4", b"+f"] {
             let key = Key::new(bytes).unwrap();
             assert_eq!(unescape(key.to_string().as_bytes()), bytes, "{key}");
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_keys_that_look_alike_the_one_with_a_record_is_meant() {
+    fn of_two_keys_with_the_same_text_the_one_with_a_record_is_found() {
         let engine = Engine::temporary().unwrap();
         let manager = engine.manager::<u8, String>("m").unwrap();
         let place = || Place { manager: "m".to_owned(), key: "ada/or\\x2fder".into() };

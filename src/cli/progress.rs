@@ -1,4 +1,4 @@
-//! Progress on standard error, where somebody looks at it.
+//! Progress on standard error, shown if it is a terminal.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::out::Out;
 
-/// A bar or a spinner; gone when it is dropped.
+/// A progress bar or spinner. Drop removes it.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
-    /// For what has no known length; `what` is said beside the time it has taken.
+    /// Shows a spinner for work of unknown length, with `what` and the elapsed time.
     pub(super) fn spinner(out: &Out<'_>, what: impl Into<Cow<'static, str>>) -> Self {
         Self::with(out, ProgressBar::no_length(), "{spinner} {msg} {elapsed}", what)
     }
 
-    /// Counts without a known end.
+    /// Shows a counter without a known end.
     pub(super) fn count(out: &Out<'_>, what: impl Into<Cow<'static, str>>) -> Self {
         Self::with(out, ProgressBar::no_length(), "{spinner} {msg} {human_pos} {per_sec} {elapsed}", what)
     }
 
-    /// Bytes of so many.
+    /// Shows a bar for `total` bytes.
     pub(super) fn bytes(out: &Out<'_>, total: u64, what: impl Into<Cow<'static, str>>) -> Self {
         Self::with(out, ProgressBar::new(total), "{msg} [{bar:30}] {bytes}/{total_bytes} {eta}", what)
     }

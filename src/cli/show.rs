@@ -1,4 +1,4 @@
-//! Commands that only look.
+//! Commands that only read.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,15 +17,15 @@ use crate::{
     clock::{Clock as _, SystemClock},
 };
 
-/// Bytes that are shown of what is no text.
+/// The number of bytes shown of data that is not text.
 const PREVIEW_BYTES: usize = 256;
-/// Characters that are shown of what is.
+/// The number of characters shown of text.
 const PREVIEW_CHARS: usize = 400;
 
-/// What `get` shows.
+/// The choices of `get`.
 #[derive(Debug)]
 pub(super) struct Shown {
-    /// Of this effect, its name downstream.
+    /// The label of an effect whose id is shown too.
     pub(super) effect: Option<String>,
     pub(super) only_outcome: bool,
 }
@@ -105,7 +105,7 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
     table.end(out)
 }
 
-/// Prints how many records match.
+/// Prints the number of matching records.
 pub(super) fn count(engine: &Engine, filter: &RecordFilter, out: &mut Out<'_>) -> Done {
     let mut count = 0_u64;
     for info in engine.records(filter.clone())? {
@@ -220,7 +220,7 @@ pub(super) fn verify(engine: &Engine, out: &mut Out<'_>) -> Done {
     if report.problems.is_empty() { Ok(()) } else { Err(Stop::Damaged) }
 }
 
-/// Text on one line where it is text, else its first bytes.
+/// Returns text on one line, or a hex dump of the first bytes if it is not text.
 fn preview(bytes: &[u8]) -> String {
     let readable = |text: &&str| !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'));
     if let Some(text) = std::str::from_utf8(bytes).ok().filter(readable) {
@@ -230,7 +230,7 @@ fn preview(bytes: &[u8]) -> String {
     }
     let mut dump = String::new();
     for (line, row) in bytes.chunks(16).take(PREVIEW_BYTES / 16).enumerate() {
-        // Writing to a string cannot fail.
+        // Ignore the result: writing to a string cannot fail.
         let _ = write!(dump, "\n  {:04x} ", 16 * line);
         for byte in row {
             let _ = write!(dump, " {byte:02x}");
@@ -246,7 +246,7 @@ fn preview(bytes: &[u8]) -> String {
     dump
 }
 
-/// To the second; a year that the format cannot show is shown in seconds.
+/// Formats a time to the second. Years that the format cannot show are shown in seconds since 1970.
 fn rfc3339(at: SystemTime) -> String {
     let mut text = String::new();
     if write!(text, "{}", humantime::format_rfc3339_seconds(at)).is_err() {
@@ -256,7 +256,7 @@ fn rfc3339(at: SystemTime) -> String {
     text
 }
 
-/// How long ago, or in how long, in its two largest units.
+/// Returns how long ago or in how long, in the two largest units.
 fn relative(at: SystemTime, now: SystemTime) -> String {
     let short = |distance: Duration| {
         let text = humantime::format_duration(Duration::from_secs(distance.as_secs())).to_string();

@@ -11,10 +11,11 @@ use super::out::{Done, Out, Stop};
 use super::progress::Progress;
 use crate::{Durability, Engine, EngineOptions, Record, Value, admin::RecordFilter};
 
-/// More than a record of the largest outcome and checkpoint takes, with every byte written as six.
+/// The longest line in bytes: longer than a record with the largest outcome and checkpoint, and each byte written as
+/// six.
 const MAX_LINE: u64 = 16 * Value::MAX_BYTES as u64;
 
-/// What is shared by the records of one sync costs each of them little.
+/// Returns options for an import. With `Eventual`, many records share one sync.
 pub(super) fn for_import(options: &EngineOptions) -> EngineOptions {
     options.clone().durability(Durability::Eventual { interval: Duration::from_millis(50) })
 }
@@ -23,7 +24,7 @@ pub(super) fn export(engine: &Engine, filter: &RecordFilter, out: &mut Out<'_>) 
     let progress = Progress::count(out, "exporting");
     for info in engine.records(filter.clone())? {
         let info = info?;
-        // Nobody else has the store open, but what is listed may expire before it is read.
+        // No other process has the store open, but a listed record may expire before it is read.
         if let Some(record) = engine.raw(info.manager())?.get(info.key())? {
             out.json(&record)?;
             progress.add(1);

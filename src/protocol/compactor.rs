@@ -1,7 +1,7 @@
-//! Deletes in the background what has expired.
+//! The thread that deletes expired records in the background.
 //!
-//! One thread. It sleeps until the earliest expiry it knows of, or until an ending tells it of an earlier one; two passes are
-//! at least the interval apart. It holds no handle: a forgotten engine closes all the same.
+//! The thread sleeps until the earliest expiry that it knows, or until a commit brings an earlier one. Two passes are
+//! at least `interval` apart. The thread holds no handle, so dropping the last handle still closes the engine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -15,42 +15,42 @@ use crate::sync::worker::Worker;
 use crate::types::clock::{deadline, monotonic};
 use crate::types::error::{ErrorKind, Result};
 
-/// How to tell the thread that something is due earlier than it thinks.
+/// A message to the thread.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Look again at what is due.
-    SpaceStatus,
+    /// Compute again when the next record expires.
+    Recheck,
     End,
 }
 
-/// The thread. Dropped, it ends.
+/// The handle of the thread. Drop ends the thread.
 #[derive(Debug)]
 pub(crate) struct Compactor {
     commands: Sender<Command>,
-    /// The pass that runs is to end too.
+    /// Makes a running pass end early.
     stopping: Arc<AtomicBool>,
     worker: Mutex<Worker>,
-    /// A child of `fork` has no such thread: what it sends stays in the queue.
+    /// The process that started the thread. A child of `fork` has no such thread, so nothing would read its messages.
     pid: u32,
 }
 
 impl Compactor {
-    /// `batch` records are deleted at a time; passes are `interval` apart.
+    /// Starts the thread. A pass deletes `batch` records in each step, and passes are `interval` apart.
     pub(crate) fn start(protocol: &Arc<Protocol>, batch: usize, interval: Duration) -> Result<Self> {
         let (commands, inbox) = crossbeam_channel::bounded(2);
         let look = commands.clone();
         protocol.on_due(move || {
-            // A full queue wakes it as well.
-            let _ = look.try_send(Command::SpaceStatus);
+            // If the queue is full, the thread wakes anyway.
+            let _ = look.try_send(Command::Recheck);
         });
-        let (watched, told) = (Arc::downgrade(protocol), Arc::downgrade(protocol));
+        let (watched, notified) = (Arc::downgrade(protocol), Arc::downgrade(protocol));
         let stopping = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stopping);
         let worker = Worker::spawn(
             "oncekey-compact",
             move || run(&watched, &inbox, batch, interval, &stopped),
             move |why| {
-                if let Some(protocol) = told.upgrade() {
+                if let Some(protocol) = notified.upgrade() {
                     protocol.compaction_failed(&why);
                 }
             },
@@ -58,13 +58,13 @@ impl Compactor {
         Ok(Self { commands, stopping, worker: Mutex::new(worker), pid: std::process::id() })
     }
 
-    /// Ends the thread, after the batch it is at.
+    /// Ends the thread after its current batch.
     pub(crate) fn end(&self) {
         if std::process::id() != self.pid {
             return;
         }
         self.stopping.store(true, Ordering::Relaxed);
-        // An error says that it has ended.
+        // An error means that the thread has ended already.
         let _ = self.commands.send(Command::End);
         self.worker.lock().join();
     }
@@ -86,7 +86,7 @@ fn run(
     let mut not_before: Option<Instant> = None;
     loop {
         let Some(due) = protocol.upgrade().map(|protocol| protocol.compaction_due()) else { return };
-        // An interval without end leaves everything to others.
+        // With an endless interval, only `compact_now` deletes.
         let due = due.filter(|_| deadline(interval).is_some());
         let at = due.and_then(deadline).map(|at| not_before.map_or(at, |not_before| at.max(not_before)));
         let command = match at {
@@ -94,13 +94,13 @@ fn run(
             None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match command {
-            Ok(Command::SpaceStatus) => {}
+            Ok(Command::Recheck) => {}
             Ok(Command::End) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 let Some(protocol) = protocol.upgrade() else { return };
                 match protocol.compact(batch, &|| !stopping.load(Ordering::Relaxed)) {
                     Ok(_) => {}
-                    // It is still due: after the interval there may be room again.
+                    // Try again after the interval: there may be space again.
                     Err(error) if error.kind() == ErrorKind::Full => {}
                     Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned) => return,
                     Err(error) => {

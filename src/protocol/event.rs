@@ -1,4 +1,4 @@
-//! What happens in an engine, told to whoever listens.
+//! Events of an engine, and the queues of their subscribers.
 
 use std::time::Duration;
 
@@ -9,65 +9,70 @@ use crate::types::error::Error;
 use crate::types::record::RecordInfo;
 use crate::types::stats::Counter;
 
-/// Something that happened. Told with no lock of a record held, and after it is durable; only the end of a claim that was
-/// dropped is told when it is committed, because a drop waits for nothing.
+/// An event of an engine.
+///
+/// Events are sent after the change is durable, with no lock of a record held. There is one exception: the end of a
+/// dropped claim is sent at its commit, because a drop waits for nothing.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A claim was made.
+    /// A claim was created.
     Began(RecordInfo),
-    /// A stored outcome was given as an answer.
+    /// A stored outcome was returned.
     Replayed(RecordInfo),
-    /// A claim ended, or an operator settled a record; see its [`status`](RecordInfo::status).
+    /// A claim ended, or a caller resolved or revoked a record. See its [`status`](RecordInfo::status).
     Ended(RecordInfo),
-    /// Records were found past their TTL and deleted.
+    /// Expired records were deleted.
     Expired {
-        /// How many.
+        /// The number of records.
         count: u64,
     },
-    /// A compaction ended.
+    /// A compaction pass ended.
     Compacted(Compacted),
-    /// The background compaction has ended, because of this.
+    /// The background compaction stopped because of this error.
     CompactionFailed(Error),
-    /// The engine can promise nothing any more.
+    /// The engine is poisoned by this error.
     Poisoned(Error),
 }
 
-/// What a compaction did.
+/// The result of a compaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Compacted {
-    /// Records deleted.
+    /// The number of deleted records.
     pub removed: u64,
-    /// Encoded bytes of their outcomes.
+    /// The size of their encoded outcomes, in bytes.
     pub bytes: u64,
-    /// Leftovers of a crash that were deleted.
+    /// The number of deleted entries that a crash had left behind.
     pub leftovers: u64,
-    /// How long it took.
+    /// The duration of the compaction.
     pub took: Duration,
 }
 
-/// A subscription to the events of an engine, as an iterator. `next` waits for the next event; after a
-/// [`close`](crate::Engine::close) the iterator ends once the queue is empty.
+/// A subscription to the events of an engine, as an iterator.
+///
+/// `next` waits for the next event. After a [`close`](crate::Engine::close) the iterator returns the queued events and
+/// then ends.
 #[derive(Debug)]
 pub struct Events(Receiver<Event>);
 
 impl Events {
-    /// The most events in the queue of one subscription; an event that comes when it is full is dropped and counted.
+    /// The largest number of events in the queue of one subscription. While it is full, new events are dropped and
+    /// counted.
     pub const CAPACITY: usize = 1024;
 
-    /// Returns the next event if there is one already.
+    /// Returns the next event if there is one, without waiting.
     #[must_use]
     pub fn try_next(&self) -> Option<Event> {
         self.0.try_recv().ok()
     }
 
-    /// Returns the events that are there already, and ends where `next` would wait.
+    /// Returns the queued events, without waiting.
     pub fn ready(&self) -> impl Iterator<Item = Event> {
         self.0.try_iter()
     }
 
-    /// Waits for the next event, up to `timeout`. Returns `None` when the time is over, or when the engine was closed.
+    /// Waits for the next event for at most `timeout`. Returns `None` after the timeout, or if the engine is closed.
     #[must_use]
     pub fn next_timeout(&self, timeout: Duration) -> Option<Event> {
         self.0.recv_timeout(timeout).ok()
@@ -82,10 +87,10 @@ impl Iterator for Events {
     }
 }
 
-/// The subscribers. Each has a queue of its own: two receivers of one channel would get half each.
+/// The subscribers. Each has its own queue, because two receivers of one channel would get half of the events each.
 #[derive(Debug)]
 pub(crate) struct Subscribers {
-    /// `None` once closed.
+    /// `None` after the close.
     subscribers: Mutex<Option<Vec<Sender<Event>>>>,
     dropped: Counter,
 }
@@ -99,14 +104,14 @@ impl Default for Subscribers {
 impl Subscribers {
     pub(crate) fn subscribe(&self) -> Events {
         let (sender, receiver) = crossbeam_channel::bounded(Events::CAPACITY);
-        // Dropped, it disconnects the receiver.
+        // After the close the sender is dropped, which ends the subscription.
         if let Some(subscribers) = &mut *self.subscribers.lock() {
             subscribers.push(sender);
         }
         Events(receiver)
     }
 
-    /// Makes the event only if somebody listens.
+    /// Sends an event to all subscribers. Calls `event` only if there is a subscriber.
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
         let mut subscribers = self.subscribers.lock();
         let Some(subscribers) = subscribers.as_mut().filter(|subscribers| !subscribers.is_empty()) else { return };
@@ -121,7 +126,7 @@ impl Subscribers {
         });
     }
 
-    /// Ends every subscription, now and later: receivers see the channel disconnect once they have read what is in it.
+    /// Ends all subscriptions, present and future. Receivers first read the events in their queues.
     pub(crate) fn close(&self) {
         *self.subscribers.lock() = None;
     }

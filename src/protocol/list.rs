@@ -1,4 +1,4 @@
-//! Listing records, a batch at a time.
+//! Lists records in batches.
 
 #[cfg(feature = "http")]
 use super::Scan;
@@ -7,7 +7,7 @@ use crate::store::{Index, Load, StoreKey};
 use crate::types::error::Result;
 use crate::types::record::RecordInfo;
 
-/// What a listing still has to go through.
+/// The rest of a listing.
 #[derive(Clone, Debug)]
 pub(crate) struct ListRange {
     from: StoreKey,
@@ -16,20 +16,20 @@ pub(crate) struct ListRange {
 }
 
 impl ListRange {
-    /// Of one manager, or all; with keys that begin with the prefix.
+    /// Lists the records of one manager, or of all, whose keys begin with `prefix`.
     pub(crate) fn new(manager: Option<&str>, prefix: &[u8], unfinished: bool) -> Self {
         let from = manager.map_or_else(StoreKey::first_record, |manager| StoreKey::record(manager, prefix));
         let end = from.behind_prefix();
         Self { from, end, index: if unfinished { Index::Unfinished } else { Index::All } }
     }
 
-    /// For a transaction.
+    /// Converts into a scan for a transaction.
     #[cfg(feature = "http")]
     pub(crate) fn into_scan(self) -> Scan {
         Scan::new(self.from, self.end, self.index == Index::Unfinished)
     }
 
-    /// The managers behind this one.
+    /// Lists the managers after this one.
     pub(crate) fn behind(manager: &str) -> Option<Self> {
         let end = StoreKey::first_record().behind_prefix();
         Some(Self { from: StoreKey::record(manager, &[]).behind_prefix()?, end, index: Index::All })
@@ -37,7 +37,8 @@ impl ListRange {
 }
 
 impl Protocol {
-    /// Records at or behind `from`, as many as are in a batch of `limit`, and where to go on.
+    /// Returns the records in the next `limit` keys, and the rest of the listing. A batch may have fewer records,
+    /// because some keys have none.
     pub(crate) fn list(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
         let (ids, next) = self.list_keys(range, limit)?;
         let mut infos = Vec::new();

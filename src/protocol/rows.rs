@@ -1,4 +1,4 @@
-//! Rows of the user's tables: one by one, and in the order of their keys.
+//! Rows of the user's tables: single rows, and scans in key order.
 
 use std::ops::{Bound, RangeBounds};
 
@@ -8,7 +8,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::check_key;
 use crate::types::value::Value;
 
-/// What a listing of rows still has to go through.
+/// The rest of a scan of rows.
 #[derive(Clone, Debug)]
 pub(crate) struct RowRange {
     from: StoreKey,
@@ -31,12 +31,12 @@ impl RowRange {
         Self { from, end }
     }
 
-    /// For a transaction.
+    /// Converts into a scan for a transaction.
     pub(crate) fn into_scan(self) -> Scan {
         Scan::new(self.from, self.end, false)
     }
 
-    /// Of keys that begin so.
+    /// Selects the rows whose keys begin with `prefix`.
     pub(crate) fn prefix(table: &str, prefix: &[u8]) -> Self {
         let from = StoreKey::row(table, prefix);
         let end = from.behind_prefix();
@@ -48,13 +48,13 @@ impl RowRange {
 type Rows = Vec<(Value, Value)>;
 
 impl Protocol {
-    /// Where a row is.
+    /// Returns the store key of a row.
     pub(crate) fn row(table: &str, key: &[u8]) -> Result<StoreKey> {
         check_key(key)?;
         Ok(StoreKey::row(table, key))
     }
 
-    /// A row's new value, or none.
+    /// Returns the change that sets a row, or deletes it if `value` is `None`.
     pub(crate) fn row_change(&self, table: &str, key: &[u8], value: Option<&[u8]>) -> Result<Change> {
         let at = Self::row(table, key)?;
         let len = value.map_or(0, <[u8]>::len);
@@ -66,7 +66,7 @@ impl Protocol {
         Ok(Change { key: at, content: value.map(|value| Content::Row(Value::from(value))) })
     }
 
-    /// The row, as it is durably now.
+    /// Returns the current content of a row, after it is durable.
     pub(crate) fn get_row(&self, at: &StoreKey) -> Result<Option<Value>> {
         self.check()?;
         let read = self.store.read(at, Load::All)?;
@@ -79,11 +79,11 @@ impl Protocol {
         self.check()?;
         self.yield_to(&change.key);
         let committed = self.store.commit(vec![change], &[], Priority::User)?;
-        // Nothing was read, so nothing can have changed.
+        // `None` means a conflict. Nothing was read, so there is none.
         committed.map_or(Ok(()), |committed| self.store.wait(committed.ticket))
     }
 
-    /// As many rows as are in a batch of `limit`, and where to go on.
+    /// Returns the rows in the next `limit` keys, and the rest of the scan.
     pub(crate) fn rows(&self, table: &str, range: &RowRange, limit: usize) -> Result<(Rows, Option<RowRange>)> {
         let (keys, next) = self.row_keys(range, table, limit)?;
         let (mut rows, mut newest) = (Vec::new(), None);

@@ -1,4 +1,4 @@
-//! Ranges read inside a transaction.
+//! Scans of ranges inside a transaction.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -7,29 +7,30 @@ use super::{Protocol, Workspace};
 use crate::store::{Content, Index, Load, StoreKey};
 use crate::types::error::Result;
 
-/// Entries read at once, after the first few.
+/// The largest number of entries read at once.
 const BATCH: usize = 256;
 
-/// What a scan of a transaction still has to go through.
+/// The rest of a scan inside a transaction.
 #[derive(Debug)]
 pub(crate) struct Scan {
     rest: Option<StoreKey>,
     end: Option<StoreKey>,
-    /// Only records that may be unfinished.
+    /// True if only unfinished records are read.
     unfinished: bool,
-    /// In the read set, from the first batch on.
+    /// The number of the range in the read set. Set by the first batch.
     id: Option<usize>,
     batch: usize,
 }
 
-/// What was found under some keys, in their order.
+/// Contents by key, in key order.
 pub(crate) type Found = BTreeMap<StoreKey, Content>;
 
 impl Scan {
-    /// From `from` on, which says of which table or manager, and before `end`.
+    /// Creates a scan from `from` up to but without `end`. `from` also names the table or manager.
     pub(crate) fn new(from: StoreKey, end: Option<StoreKey>, unfinished: bool) -> Self {
         let rest = end.as_ref().is_none_or(|end| from < *end).then_some(from);
-        // A small first batch: a transaction that wants only the first row conflicts with no later one.
+        // Start with a batch of one: a transaction that reads only the first row then conflicts with no change of later
+        // rows.
         Self { rest, end, unfinished, id: None, batch: 1 }
     }
 
@@ -43,13 +44,14 @@ impl Scan {
 }
 
 impl Protocol {
-    /// The next entries of a range, as of the same moment as everything else that the workspace has read, with what it has written;
-    /// `None` behind the last.
+    /// Reads the next entries of the scan. They are consistent with everything that the workspace has read, and include
+    /// its own writes. Returns `None` at the end.
     pub(crate) fn scan_in(&self, workspace: &mut Workspace, scan: &mut Scan, load: Load) -> Result<Option<Found>> {
         workspace.check()?;
         let Some(from) = scan.rest.take() else { return Ok(None) };
         let end = scan.end.as_ref();
-        // Before it is read: a commit in between marks it. Then only as far as it was read.
+        // Add the range to the read set before reading, so that a commit in between marks it. Shorten it afterwards to
+        // the part that was read.
         let id = match scan.id {
             Some(id) => id,
             None => workspace.reads.add_range(&from, end),

@@ -1,6 +1,6 @@
 //! The directory of a temporary engine.
 
-/// A directory that goes away with its engine, but not with a child of `fork`, which has a copy of it.
+/// A directory that is removed on drop. A child of `fork` has a copy of this value, and does not remove it.
 #[derive(Debug)]
 pub(super) struct OwnDirectory {
     directory: Option<tempfile::TempDir>,

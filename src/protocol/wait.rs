@@ -1,4 +1,4 @@
-//! Waiting for another owner: enter the queue, read again, park.
+//! Waits for another owner: enter the queue, read again, park.
 
 use std::time::Instant;
 
@@ -10,7 +10,8 @@ use crate::types::clock::monotonic;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{RecordInfo, Status};
 
-/// What was created and not begun yet is not.
+/// Returns true if the record was released by an owner. A record that was created and never begun is `Released` too,
+/// but was not.
 fn is_released(info: &RecordInfo) -> bool {
     info.status() == Status::Released && info.attempt() > 0
 }
@@ -19,7 +20,7 @@ fn is_past(deadline: Option<Instant>) -> bool {
     deadline.is_some_and(|deadline| deadline <= monotonic())
 }
 
-/// How a wait ended.
+/// The result of a wait.
 #[derive(Debug)]
 pub(crate) enum Awaited {
     Finished(RecordInfo),
@@ -31,21 +32,24 @@ pub(crate) enum Awaited {
 }
 
 impl Protocol {
-    /// As `begin`, but waits for another owner until the deadline, and may take the key over when that gives up. If too many threads
-    /// wait already, answers at once.
+    /// Begins as `begin` does, but waits for another owner until the deadline. May take over the key when its owner
+    /// gives up.
+    ///
+    /// If too many threads are waiting already, returns "in progress" at once.
     pub(crate) fn begin_or_wait(&self, id: &RecordId, start: &Start, deadline: Option<Instant>) -> Result<Begun> {
         let first = self.begin(id, start)?;
         if !matches!(first, Begun::InProgress(_)) {
             return Ok(first);
         }
         self.check_wait(id)?;
-        // Dropped after the waiter: as long as this thread may be parked.
+        // Declared before the waiter, so that it is dropped after it: it counts the time in which this thread may be
+        // parked.
         let Some(_admitted) = self.wait_limit.admit(&id.at) else { return Ok(first) };
         let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Successor);
         let mut overtaken = false;
         let mut timed_out = false;
         loop {
-            // Read after entering the queue: an ending in between was not missed.
+            // Read after entering the queue. Then an ending in between either shows in this read or wakes the waiter.
             let begun = self.begin(id, start)?;
             match begun {
                 Begun::Claimed(_) => {
@@ -53,7 +57,7 @@ impl Protocol {
                     return Ok(begun);
                 }
                 Begun::InProgress(_) if !timed_out => {}
-                // A hand-over that this waiter may have is passed on when it is dropped.
+                // Dropping the waiter passes on a hand-over that it may have.
                 other => return Ok(other),
             }
             if overtaken {
@@ -62,7 +66,7 @@ impl Protocol {
                 continue;
             }
             match waiter.park(deadline) {
-                // Looked at here too: others may wake this one again and again.
+                // Check the deadline here too, because other threads may wake this one again and again.
                 Woken::Changed | Woken::HandedOver => (overtaken, timed_out) = (true, is_past(deadline)),
                 Woken::TimedOut => timed_out = true,
                 Woken::Closed => return Err(self.gone(id)),
@@ -70,7 +74,7 @@ impl Protocol {
         }
     }
 
-    /// Waits until nobody is at work on the key, and nobody is to begin it.
+    /// Waits until the key has no owner, and no successor is about to begin.
     pub(crate) fn wait(&self, id: &RecordId, deadline: Option<Instant>) -> Result<Awaited> {
         if let Some(ended) = self.look(id)? {
             return Ok(ended);
@@ -86,7 +90,7 @@ impl Protocol {
                     if let Some(ended) = self.look(id)? {
                         return Ok(ended);
                     }
-                    // Somebody else has begun already.
+                    // Another owner has begun already.
                     if is_past(deadline) {
                         return self.look_late(id);
                     }
@@ -101,7 +105,7 @@ impl Protocol {
         }
     }
 
-    /// `None` while somebody is at work, or about to be.
+    /// Reads the record. Returns `None` while it has an owner or a successor is about to begin.
     fn look(&self, id: &RecordId) -> Result<Option<Awaited>> {
         let mut read = self.get(id, Load::All)?;
         loop {
@@ -110,11 +114,12 @@ impl Protocol {
                 Status::InProgress => return Ok(None),
                 Status::Succeeded | Status::Failed => return Ok(Some(Awaited::Finished(info))),
                 Status::Interrupted => return Ok(Some(Awaited::Interrupted)),
-                // Created and not begun yet, or its successor has not begun yet.
+                // Created and never begun, or a successor is about to begin.
                 Status::Released if !is_released(&info) || self.wait_queue.has_successor(&id.at) => return Ok(None),
                 Status::Released => {}
             }
-            // The successor may have begun in between. A record that is still the same was released while there was none.
+            // The successor may have begun between the two checks. If the record is unchanged, it was released while
+            // there was no successor.
             read = self.get(id, Load::All)?;
             if read.as_ref().is_some_and(|again| again.stored().revision == info.stored().revision) {
                 return Ok(Some(Awaited::Released));
@@ -122,7 +127,7 @@ impl Protocol {
         }
     }
 
-    /// As [`look`](Self::look), at the deadline: what is released is that, whoever is to take it over.
+    /// Reads the record at the deadline. A released record counts as released, even if a successor is about to begin.
     fn look_late(&self, id: &RecordId) -> Result<Awaited> {
         if let Some(ended) = self.look(id)? {
             return Ok(ended);
@@ -131,7 +136,7 @@ impl Protocol {
         Ok(if released { Awaited::Released } else { Awaited::TimedOut })
     }
 
-    /// Why the queues were closed.
+    /// Returns the error for a closed queue: poison or close.
     fn gone(&self, id: &RecordId) -> Error {
         self.get(id, Load::WithoutOutcome).err().unwrap_or_else(Error::closed)
     }

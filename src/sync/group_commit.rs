@@ -1,9 +1,14 @@
-//! Group commit: many commits, one sync. Knows no key, record or store.
+//! Group commit: many commits share one sync. This module knows no key, record or store.
 //!
-//! Commits fill one group under a short lock. One writer takes what is filled, writes and syncs it, and publishes its number;
-//! meanwhile the next group fills. There are never more than two groups that somebody can wait for, the one being synced and
-//! the one being filled, so two condition variables, by parity of the number, let a sync wake only its own. The shape is that
-//! of okaywal's `log_file.rs` with the leader made a thread, so that no caller's early return can leave others asleep.
+//! Commits are added to a group under a short lock. One writer takes the group, writes and syncs it, and publishes its
+//! number; meanwhile the next group fills.
+//!
+//! Callers can wait for at most two groups: the one being synced and the one being filled. So two condition variables,
+//! chosen by the parity of the number, let a sync wake only its own waiters. The design is that of okaywal's
+//! `log_file.rs`, but the leader is a thread. So a caller that returns early cannot leave others asleep.
+//!
+//! The queue also accounts for space, so that a commit is rejected before it changes anything. It counts the space in
+//! the current segment, the space in the next segment, and the bytes that are not applied yet.
 //!
 //! The group also accounts for room, so that a commit is refused before it changes anything: in the region that is being
 //! written, in a spare region that somebody prepares ahead, and in what may lie unapplied behind the sync.
@@ -29,66 +34,68 @@ use poison::Poison;
 pub(crate) use priority::Priority;
 use state::{Phase, State};
 
-/// Fixed properties of a group.
+/// The fixed properties of a commit queue.
 #[derive(Debug)]
 pub(crate) struct Config {
-    /// Bytes that a group of so many payload bytes takes in its region.
+    /// Returns the number of bytes that a group takes in its segment, from the number of its payload bytes.
     pub(crate) sized: fn(u64) -> u64,
-    /// Room in a region that only exempt commits may use; half of it is the store's alone.
+    /// Bytes of a segment reserved for endings and for the store's own entries, half each.
     pub(crate) reserve: u64,
-    /// Payload bytes that may be committed and not applied.
+    /// The largest number of payload bytes that may be committed but not applied.
     pub(crate) max_unapplied: u64,
-    /// Payload bytes that may be committed since the last checkpoint.
+    /// The largest number of payload bytes that may be committed since the last checkpoint.
     pub(crate) max_unchecked: u64,
-    /// How long after its first commit a group is taken; `None` is at once.
+    /// The time from the first commit of a group until the writer takes the group. `None` means at once.
     pub(crate) interval: Option<Duration>,
-    /// How long a call waits for others, and how long nothing may move before that is the end.
+    /// How long a call waits for other calls, and how long there may be no progress before the queue is poisoned.
     pub(crate) timeout: Duration,
     /// Counts the steps of the apply thread, which also increments it within a group.
     pub(crate) applying: Arc<AtomicU64>,
-    /// How long the writer sleeps when nothing is committed.
+    /// How long the writer sleeps if nothing is committed.
     pub(crate) idle: Duration,
 }
 
-/// `C` is what travels with a frame to whoever applies it, `S` a spare region.
+/// The queue of commits. `C` is the data of a frame for the apply thread, `S` a segment.
 #[derive(Debug)]
 pub(crate) struct CommitQueue<C, S> {
     config: Config,
     state: Mutex<State<C, S>>,
-    /// Something was committed, or is wanted sooner, or the end has come.
+    /// Notified if a frame was committed, if the current group is urgent, and at the end.
     work_arrived: Condvar,
-    /// More was applied than before, or nothing will be.
+    /// Notified if a group was applied, and if nothing will be applied.
     applied_changed: Condvar,
-    /// A spare region is wanted.
+    /// Notified if a segment is requested.
     spare_wanted: Condvar,
-    /// Held only to check `durable` before parking: the commit lock stays out of the way of those who are woken.
+    /// Held only to check `durable` before parking. Woken waiters lock this and not the commit lock, so they do not
+    /// delay commits.
     waiters: StdMutex,
     synced: [StdCondvar; 2],
-    /// The last group that is durable.
+    /// The number of the last durable group.
     durable: AtomicU64,
     is_stalled: AtomicBool,
     /// Counts the steps of the writer and of the preparation of segments.
     writing: AtomicU64,
-    /// Every look at the progress finds some: a test's own thread could be scheduled too late to make it.
+    /// For tests: each reading of the progress finds some. A thread of the test could be scheduled too late to make
+    /// progress.
     #[cfg(test)]
     moves_at_each_look: AtomicBool,
     poison: Poison,
     pub(crate) waits: Counter,
 }
 
-/// What the writer is to do.
+/// The next task of the writer.
 #[derive(Debug)]
 pub(crate) enum Work<C, S> {
     Write(Batch<C>, Target<S>),
-    /// Nothing was committed for a long time.
+    /// Nothing was committed for the idle time.
     Idle,
-    /// Every user's commit was taken. Told once.
+    /// All commits of users were taken. Returned once.
     Draining,
-    /// Nothing will come any more.
+    /// Nothing more will be committed.
     Ended,
 }
 
-/// A group that is full of frames.
+/// A group taken for writing, with all its frames.
 #[derive(Debug)]
 pub(crate) struct Batch<C> {
     pub(crate) group: u64,
@@ -97,16 +104,17 @@ pub(crate) struct Batch<C> {
     pub(crate) frames: Vec<C>,
 }
 
-/// Where a group goes.
+/// The segment that a group is written to.
 #[derive(Debug)]
 pub(crate) enum Target<S> {
     Current,
-    /// This region becomes the current one.
+    /// The group is the first of this segment, which becomes the current one.
     Next(S),
 }
 
 impl<C, S> CommitQueue<C, S> {
-    /// `durable` is the last group there is, `region` the room behind it.
+    /// Creates a queue. `durable` is the number of the last group in the journal. `segment_space` is the space after
+    /// that group, in bytes.
     pub(crate) fn new(config: Config, durable: u64, next_frame: u64, segment_space: u64) -> Self {
         Self {
             config,
@@ -126,13 +134,13 @@ impl<C, S> CommitQueue<C, S> {
         }
     }
 
-    /// Runs with the commit lock held: short, and without a call that could wait.
+    /// Runs `f` with the commit lock held. `f` must be short and must not wait.
     pub(crate) fn exclusive<R>(&self, f: impl FnOnce() -> R) -> R {
         let _state = self.state.lock();
         f()
     }
 
-    /// The group that is being filled is not to wait for its interval.
+    /// Makes the writer take the current group without waiting for its interval.
     fn flush_now(&self, state: &mut State<C, S>) {
         if !state.frames.is_empty() {
             state.urgent = true;
@@ -147,7 +155,7 @@ impl<C, S> CommitQueue<C, S> {
         }
     }
 
-    /// For the writer: the next group, as soon as there is one.
+    /// Waits for the next group, and takes it. Called by the writer.
     pub(crate) fn take(&self) -> Work<C, S> {
         let mut state = self.state.lock();
         let idle_until = clock::deadline(self.config.idle);
@@ -177,7 +185,7 @@ impl<C, S> CommitQueue<C, S> {
                     return work;
                 }
                 drop(state);
-                // `admit` lets nothing in that has no room.
+                // `admit` accepts no frame without space for it, so this is a bug.
                 self.poison(Error::new(ErrorKind::Poisoned, "a journal group has no room although it was accepted"));
                 return Work::Ended;
             }
@@ -210,7 +218,7 @@ impl<C, S> CommitQueue<C, S> {
         Some(Work::Write(batch, target))
     }
 
-    /// For the writer: the anchor group of an idle store, if it fits; it has no frames.
+    /// Takes an empty group that carries only an anchor, if it fits. Called by the writer of an idle store.
     pub(crate) fn take_empty(&self) -> Option<Batch<C>> {
         let mut state = self.state.lock();
         let need = (self.config.sized)(0);
@@ -224,17 +232,19 @@ impl<C, S> CommitQueue<C, S> {
         Some(batch)
     }
 
-    /// For the writer: everything up to `group` is durable.
+    /// Marks all groups up to `group` as durable, and wakes their waiters. Called by the writer.
     pub(crate) fn publish(&self, group: u64) {
         self.durable.store(group, Ordering::Release);
         self.writing.fetch_add(1, Ordering::Relaxed);
-        // Whoever saw the old number holds this lock until it is parked.
+        // Take the lock once: a waiter that read the old number holds it until it has parked, so it gets the
+        // notification.
         drop(self.waiters.lock());
         self.condvar(group).notify_all();
     }
 
-    /// Waits until `group` is durable, as long as the writer makes progress. If that fails the error is the first one itself,
-    /// which every call from now on gets as `Poisoned`.
+    /// Waits until `group` is durable, as long as the writer makes progress.
+    ///
+    /// If that fails, returns the first error itself. All later calls get it as `Poisoned`.
     pub(crate) fn wait(&self, group: u64) -> Result<()> {
         if self.is_durable(group) {
             return self.check();
@@ -267,18 +277,18 @@ impl<C, S> CommitQueue<C, S> {
         self.durable() >= group
     }
 
-    /// The last group that is.
+    /// Returns the number of the last durable group.
     pub(crate) fn durable(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// The newest group that has a frame, for those who want everything durable.
+    /// Returns the newest group that has a frame. A caller that waits for it has everything durable.
     pub(crate) fn newest(&self) -> u64 {
         let state = self.state.lock();
         if state.frames.is_empty() { state.filling - 1 } else { state.filling }
     }
 
-    /// A group with so many payload bytes was applied.
+    /// Marks `group`, which has `bytes` payload bytes, as applied.
     pub(crate) fn applied(&self, group: u64, bytes: u64) {
         let mut state = self.state.lock();
         state.unapplied = state.unapplied.saturating_sub(bytes);
@@ -288,7 +298,8 @@ impl<C, S> CommitQueue<C, S> {
         self.applied_changed.notify_all();
     }
 
-    /// Waits until `group` is applied. Errors as of [`wait`](Self::wait), and `Busy` if it takes longer than the timeout.
+    /// Waits until `group` is applied. Fails as [`wait`](Self::wait) does, and with `Busy` if it takes longer than the
+    /// timeout.
     pub(crate) fn wait_applied(&self, group: u64) -> Result<()> {
         self.wait(group)?;
         let mut patience = self.patience();
@@ -316,7 +327,8 @@ impl<C, S> CommitQueue<C, S> {
         Ok(())
     }
 
-    /// Payload bytes ever applied: take it, make a checkpoint of at least that, then call [`Self::checkpointed`].
+    /// Returns the number of payload bytes applied so far. Read it before a checkpoint, and pass it to
+    /// [`Self::checkpointed`] afterwards.
     pub(crate) fn applied_bytes(&self) -> u64 {
         let state = self.state.lock();
         state.committed.saturating_sub(state.unapplied)
@@ -333,7 +345,8 @@ impl<C, S> CommitQueue<C, S> {
         self.state.lock().unapplied
     }
 
-    /// For whoever prepares spare regions: the size that is wanted, at least; `None` at the end.
+    /// Waits until a segment is requested, and returns its smallest size. Returns `None` at the end. Called by the
+    /// thread that prepares segments.
     pub(crate) fn wait_wanted(&self) -> Option<u64> {
         let mut state = self.state.lock();
         loop {
@@ -347,7 +360,8 @@ impl<C, S> CommitQueue<C, S> {
         }
     }
 
-    /// A spare region, or why there is none. Gives back the one it replaces, or itself if a larger one is there.
+    /// Provides the next segment, or the reason why there is none. Returns the segment that is not used: the replaced
+    /// one, or this one if a larger one is there.
     pub(crate) fn provide_segment(&self, provide_segment: Result<(u64, S)>) -> Option<S> {
         let mut state = self.state.lock();
         state.wanted = 0;
@@ -371,12 +385,12 @@ impl<C, S> CommitQueue<C, S> {
         }
     }
 
-    /// Lets no user's commit in any more; those that wait for room get `Closed`.
+    /// Rejects all further commits of users. Those that wait for space get `Closed`.
     pub(crate) fn close(&self) {
         self.set_phase(Phase::Closing);
     }
 
-    /// Lets nothing in; the writer ends when it has written what there is.
+    /// Rejects all further commits. The writer ends when it has written the admitted ones.
     pub(crate) fn end(&self) {
         self.set_phase(Phase::Closed);
     }
@@ -387,15 +401,15 @@ impl<C, S> CommitQueue<C, S> {
         self.notify_everything(&state);
     }
 
-    /// Called once, with no lock held, when the group is poisoned, or now if it is.
+    /// Calls `f` once if the queue is poisoned, now or later, with no lock held.
     pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
         self.poison.listen(f);
-        // Whoever poisons meanwhile takes this lock too: one of both sees what the other has set.
+        // Take the lock once: a concurrent `poison` takes it too, so at least one of both sees what the other has set.
         drop(self.state.lock());
-        self.poison.tell();
+        self.poison.report();
     }
 
-    /// The first error stays, and is what every call gets from now on. Returns it.
+    /// Poisons the queue. The first error stays, and every later call gets it. Returns that error.
     pub(crate) fn poison(&self, error: Error) -> Error {
         let first = self.poison.set(error);
         let state = self.state.lock();
@@ -405,7 +419,7 @@ impl<C, S> CommitQueue<C, S> {
         for condvar in &self.synced {
             condvar.notify_all();
         }
-        self.poison.tell();
+        self.poison.report();
         first.clone()
     }
 
@@ -416,7 +430,7 @@ impl<C, S> CommitQueue<C, S> {
         state.wake_queue();
     }
 
-    /// Starts the time-out of a wait for the writer or the apply thread.
+    /// Starts the timeout of a wait for the writer or the apply thread.
     pub(crate) fn patience(&self) -> Patience {
         Patience::new(self.config.timeout, self.progress())
     }
@@ -431,12 +445,12 @@ impl<C, S> CommitQueue<C, S> {
         Progress { written, applied: self.config.applying.load(Ordering::Relaxed) }
     }
 
-    /// `Poisoned` once anything went wrong for good.
+    /// Returns `Poisoned` if the queue is poisoned.
     pub(crate) fn check(&self) -> Result<()> {
         self.poison.check()
     }
 
-    /// As [`check`](Self::check), for whoever waited for what failed: the error itself.
+    /// Returns the first error itself if the queue is poisoned. For calls that waited for the step that failed.
     pub(crate) fn check_waited(&self) -> Result<()> {
         self.poison.check_waited()
     }
@@ -447,7 +461,7 @@ impl<C, S> CommitQueue<C, S> {
     }
 }
 
-/// Whether the deadline has passed; `None` is never.
+/// Waits for a notification or the deadline. Returns true if the deadline has passed. `None` means no deadline.
 fn wait_until<T>(condvar: &Condvar, guard: &mut MutexGuard<'_, T>, deadline: Option<Instant>) -> bool {
     if let Some(deadline) = deadline {
         return condvar.wait_until(guard, deadline).timed_out();

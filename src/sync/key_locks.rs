@@ -1,4 +1,4 @@
-//! Where those that met others too often go one after the other.
+//! Locks for transactions that conflicted too often, so that they run one after the other.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::clock::{deadline, monotonic};
 
-/// A byte each, and so many that two things seldom share one: who has a lock stops nobody else. A model makes a table for every
-/// schedule.
+/// The number of locks, at one byte each. There are so many that different keys rarely share one. A model creates the
+/// table for every schedule, so it has a small one.
 const LOCKS: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 << 16 };
 
-/// Some of the locks, in order.
+/// A set of locks, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LockSet(BTreeSet<usize>);
 
@@ -26,14 +26,14 @@ impl LockSet {
 }
 
 impl FromIterator<usize> for LockSet {
-    /// Any number stands for a lock.
+    /// Maps any number to one of the locks.
     fn from_iter<I: IntoIterator<Item = usize>>(numbers: I) -> Self {
         Self(numbers.into_iter().map(|number| number % LOCKS).collect())
     }
 }
 
-/// Who takes a lock keeps others off the things that stand for it. Nothing but progress depends on that: what is committed is
-/// checked all the same.
+/// A table of locks that stand for keys and ranges. Only progress depends on them: each commit is still checked for
+/// conflicts.
 pub(crate) struct KeyLocks {
     locks: Box<[Mutex<()>]>,
     patience: Duration,
@@ -45,11 +45,11 @@ impl fmt::Debug for KeyLocks {
     }
 }
 
-/// Locks that are given, when this is dropped, to whoever has waited longest.
+/// Held locks. On drop, each goes to the thread that has waited longest.
 #[derive(Debug)]
 pub(crate) struct HeldLocks<'a> {
     locks: &'a KeyLocks,
-    /// When it took locks first, or waited for some: all its waits end so long after that as anybody's.
+    /// The time at which it first took or waited for locks. The deadline of all its waits counts from here.
     since: Option<Instant>,
     wanted: LockSet,
     guards: Vec<MutexGuard<'a, ()>>,
@@ -70,7 +70,7 @@ impl HeldLocks<'_> {
         self.since.get_or_insert_with(monotonic).checked_add(self.locks.patience)
     }
 
-    /// Waits for these too. What it has is given back first, so that all are taken at once and in order.
+    /// Locks these too, until the deadline. Unlocks its own first, so that all are locked in order.
     pub(crate) fn lock_more(&mut self, more: &LockSet) {
         self.give_back();
         self.wanted.0.extend(&more.0);
@@ -78,24 +78,25 @@ impl HeldLocks<'_> {
         self.guards = self.locks.lock(&self.wanted, until);
     }
 
-    /// Gives all back, to begin with none again. Its deadline stays.
+    /// Unlocks all and empties the set. The deadline stays.
     pub(crate) fn clear(&mut self) {
         self.give_back();
         self.wanted = LockSet::default();
     }
 
-    /// Whether it has taken locks, or waited for some, so long ago that it may not go on.
+    /// Returns true if the deadline has passed. A transaction may not continue then.
     pub(crate) fn is_overdue(&self) -> bool {
-        // Where nobody waits there is nothing to end.
+        // With a patience of zero there are no waits, so there is no deadline.
         let until = self.since.and_then(|since| since.checked_add(self.locks.patience));
         !self.locks.patience.is_zero() && until.is_some_and(|until| until <= monotonic())
     }
 
-    /// Waits only if somebody else has one of them: whoever has met others too often goes first. `set` is taken then, `passed`
-    /// only waited for.
+    /// Waits if another thread holds one of these locks, because that thread has conflicted too often and goes first.
+    ///
+    /// Locks those of `set`. For those of `passed`, only waits until they are free.
     pub(crate) fn yield_to(&mut self, set: &LockSet, passed: &LockSet) {
         if self.others_have(passed) {
-            // With none of its own: two that wait for each other's would both wait in vain.
+            // Unlock its own first. Two threads that wait for each other's locks would otherwise both time out.
             self.give_back();
             let until = self.until();
             self.locks.wait(&passed.without(&self.wanted), until);
@@ -111,27 +112,27 @@ impl HeldLocks<'_> {
 }
 
 impl KeyLocks {
-    /// Nobody waits longer than `patience`.
+    /// Creates the table. No wait lasts longer than `patience`.
     pub(crate) fn new(patience: Duration) -> Self {
         Self { locks: std::iter::repeat_with(Mutex::default).take(LOCKS).collect(), patience }
     }
 
-    /// None yet.
+    /// Returns an empty set of held locks.
     pub(crate) fn none(&self) -> HeldLocks<'_> {
         HeldLocks { locks: self, since: None, wanted: LockSet::default(), guards: Vec::new() }
     }
 
-    /// Whether anyone has one of them.
+    /// Returns true if any thread holds one of these locks.
     pub(crate) fn is_taken(&self, set: &LockSet) -> bool {
         self.chosen(set).any(Mutex::is_locked)
     }
 
-    /// Waits for all of them, in order, so that no two wait for each other. Goes without those that it does not get in time.
+    /// Locks these in order, so that no two threads wait for each other. Skips locks that are not free at the deadline.
     fn lock(&self, set: &LockSet, until: Option<Instant>) -> Vec<MutexGuard<'_, ()>> {
         self.chosen(set).filter_map(|mutex| lock_until(mutex, until)).collect()
     }
 
-    /// For who has none: waits until each has been free, at most as long as anybody waits.
+    /// Waits until each of these locks has been free once, at most for the patience. The caller must hold none.
     pub(crate) fn pass(&self, set: &LockSet) {
         if self.is_taken(set) {
             self.wait(set, deadline(self.patience));
@@ -140,7 +141,7 @@ impl KeyLocks {
 
     fn wait(&self, set: &LockSet, until: Option<Instant>) {
         for lock in self.chosen(set).filter(|lock| lock.is_locked()) {
-            // Not handed on: then newcomers would have to queue for as long as there are any.
+            // Unlock without fairness. A fair hand-over would make newcomers queue for as long as there are any.
             drop(lock_until(lock, until));
         }
     }
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_is_taken_until_it_is_given_back() {
+    fn a_lock_is_taken_until_it_is_unlocked() {
         let locks = KeyLocks::new(Duration::ZERO);
         let mut taken = take(&locks, &[1, LOCKS + 2]);
         assert!(locks.is_taken(&set(&[LOCKS + 1])) && locks.is_taken(&set(&[2, 3])), "any number stands for one");
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_in_his_own_way() {
+    fn own_locks_do_not_block() {
         let locks = KeyLocks::new(Duration::ZERO);
         let (mine, _others) = (take(&locks, &[1, 2]), take(&locks, &[3]));
         assert!(mine.others_have(&set(&[1, 3])) && locks.none().others_have(&set(&[1])));
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn all_waits_of_one_have_one_deadline() {
+    fn all_waits_of_one_holder_share_one_deadline() {
         let locks = KeyLocks::new(Duration::from_millis(50));
         let _others = take(&locks, &[1, 2, 3]);
         let mut taken = locks.none();
@@ -208,13 +209,13 @@ mod tests {
             taken.clear();
         }
         assert!(taken.is_overdue() && monotonic() >= began + Duration::from_millis(50));
-        // The first wait took all of it: each of the others would have taken it again.
+        // The first wait used the whole deadline. Otherwise each of the others would take as long again.
         taken.lock_more(&set(&[4]));
         assert_eq!(taken.guards.len(), 1, "what is free is had all the same");
     }
 
     #[test]
-    fn who_passes_waits_and_takes_nothing() {
+    fn pass_waits_and_locks_nothing() {
         let locks = KeyLocks::new(crate::types::clock::FOREVER);
         let passed = std::sync::atomic::AtomicBool::new(false);
         let has_passed = || passed.load(std::sync::atomic::Ordering::SeqCst);
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_want_the_same_lanes_in_any_order_do_not_wait_for_each_other() {
+    fn sets_in_any_order_do_not_deadlock() {
         let locks = KeyLocks::new(crate::types::clock::FOREVER);
         let count = Mutex::new(0);
         std::thread::scope(|scope| {

@@ -1,8 +1,10 @@
-//! The primitives under shuttle's scheduler, and how models run.
+//! The primitives on top of shuttle's scheduler, and the functions that run models.
 //!
-//! They do what `parking_lot`'s do: no poison, no spurious wake-up, and a notification wakes who waits, the first first. A
-//! deadline may pass at any moment: a task that the scheduler runs when it likes says so. One that is more than a day
-//! ahead never passes. Atomics are sequentially consistent here; that weaker orders suffice is not shown by a model.
+//! They behave as those of `parking_lot`: no poison, no spurious wake-up, and notifications in order of arrival. A
+//! deadline may pass at any moment, because a task that sets the time-out runs when the scheduler likes. A deadline
+//! more than a day ahead never passes.
+//!
+//! Atomics are sequentially consistent here. A model does not show that weaker orders suffice.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
@@ -22,7 +24,7 @@ pub(crate) use shuttle::{sync::atomic, thread};
 
 use atomic::{AtomicBool, Ordering};
 
-/// The same in every run, or a schedule could not be replayed.
+/// A hasher that is the same in every run. Otherwise a schedule could not be replayed.
 pub(crate) type RandomState = BuildHasherDefault<DefaultHasher>;
 
 #[derive(Debug, Default)]
@@ -52,8 +54,8 @@ impl<T> Mutex<T> {
         Some(MutexGuard { mutex: self, held: Some(held) })
     }
 
-    /// Who goes without a lock leaves no trace of its wait, so that the end of its patience can be known before. Who is
-    /// patient is so for ever: time-outs do not break a ring here.
+    /// Locks until the deadline. A time-out leaves no trace, so it can be drawn at the start: the call waits for ever
+    /// or not at all. Time-outs must not be what breaks a deadlock here.
     pub(crate) fn try_lock_until(&self, deadline: Instant) -> Option<MutexGuard<'_, T>> {
         let waits = !may_pass(deadline) || shuttle::rand::thread_rng().r#gen();
         if waits { Some(self.lock()) } else { self.try_lock() }
@@ -90,7 +92,7 @@ impl<T: fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
     }
 }
 
-/// What is std's elsewhere.
+/// Std's mutex outside of models.
 pub(crate) type StdMutex = Mutex<()>;
 
 #[derive(Debug, Default)]
@@ -113,14 +115,14 @@ impl StdCondvar {
 #[derive(Debug, Default)]
 pub(crate) struct Condvar {
     queue: Arc<Queue>,
-    /// Looked at where others may go first.
+    /// Read at points where the scheduler may run other tasks.
     step: AtomicBool,
 }
 
-/// Its lock is held over no step of the scheduler.
+/// The lock of this queue is never held across a step of the scheduler.
 type Queue = std::sync::Mutex<VecDeque<Arc<Stay>>>;
 
-/// One wait. Whoever takes it out of the queue, a notification or the passing of its deadline, wakes it.
+/// One wait. A notification or the passing of its deadline takes it out of the queue and wakes it.
 #[derive(Debug)]
 struct Stay {
     woken: BatchSemaphore,
@@ -181,7 +183,7 @@ impl Condvar {
     }
 }
 
-/// Soon or late, as the scheduler likes, and sometimes later than it would.
+/// Times out a wait, after a random number of steps.
 fn time_out(queue: &Queue, stay: &Arc<Stay>) {
     for _ in 0..*[0, 4, 16].get(shuttle::rand::thread_rng().gen_range(0..3)).unwrap_or(&0) {
         thread::yield_now();
@@ -214,7 +216,7 @@ impl<T> RwLock<T> {
     }
 }
 
-/// Its initializers take no step of the scheduler.
+/// A lock whose initializers take no step of the scheduler.
 #[derive(Debug)]
 pub(crate) struct OnceLock<T> {
     cell: std::sync::OnceLock<T>,
@@ -246,7 +248,7 @@ impl<T> OnceLock<T> {
     }
 }
 
-/// A deadline that never passes, whatever the scheduler does.
+/// A deadline that never passes.
 pub(crate) const NEVER: Duration = Duration::MAX;
 /// A deadline that may pass at any moment.
 pub(crate) const ANY_TIME: Duration = Duration::from_secs(1);
@@ -255,7 +257,7 @@ fn number(variable: &str) -> Option<usize> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
-/// Of each kind of scheduler.
+/// Returns the number of schedules for each kind of scheduler.
 fn schedules() -> usize {
     number("ONCEKEY_SCHEDULES").unwrap_or(100)
 }
@@ -272,7 +274,7 @@ fn run(scheduler: impl Scheduler + 'static, shown: FailurePersistence, model: im
     Runner::new(scheduler, config).run(model);
 }
 
-/// The model ends well under every schedule that is tried: at random, and with few changes of who has precedence.
+/// Asserts that the model succeeds under every tried schedule: random ones, and ones with few changes of priority.
 pub(crate) fn holds(model: impl Fn() + Send + Sync + Copy + 'static) {
     if let Ok(schedule) = std::env::var("ONCEKEY_SCHEDULE") {
         return run(ReplayScheduler::new_from_encoded(&schedule), FailurePersistence::None, model);
@@ -283,7 +285,7 @@ pub(crate) fn holds(model: impl Fn() + Send + Sync + Copy + 'static) {
     }
 }
 
-/// The model, with a fault in it, goes wrong in this way under one of many schedules.
+/// Asserts that the model, with a fault in it, fails in this way under one of many schedules.
 #[track_caller]
 pub(crate) fn fails(model: impl Fn() + Send + Sync + Copy + 'static, how: &str) {
     const TRIED: usize = 5_000;
@@ -311,7 +313,7 @@ pub(crate) fn fails(model: impl Fn() + Send + Sync + Copy + 'static, how: &str) 
     println!("schedule {} showed: {how}", tried.load(Ordering::SeqCst));
 }
 
-/// As [`holds`], under every schedule that there is: for the smallest models, without deadlines that pass.
+/// Asserts as [`holds`] does, but under every possible schedule. For the smallest models, without deadlines that pass.
 pub(crate) fn always_holds(model: impl Fn() + Send + Sync + Copy + 'static) {
     let tried = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&tried);

@@ -1,6 +1,7 @@
-//! A gate and bells for a crowd: std's lock and condition variable, in the shape of `parking_lot`'s. A ring wakes everyone by one
-//! system call, where `parking_lot` lets each who has got the lock wake the next: for many who only look and go, that is a call
-//! and a switch for every one of them.
+//! Std's mutex and condition variable, in the form of `parking_lot`'s.
+//!
+//! They are used where one notification wakes many threads. Std wakes all by one system call. In `parking_lot`, each
+//! thread that gets the lock wakes the next, which costs a call and a context switch for every thread.
 
 use std::sync::PoisonError;
 use std::time::Instant;
@@ -26,7 +27,8 @@ impl StdMutex {
 pub(crate) struct StdCondvar(std::sync::Condvar);
 
 impl StdCondvar {
-    /// Until the next ring, the deadline, or a moment for no reason; says whether the deadline has passed. `None` is never.
+    /// Waits for a notification or the deadline, and may wake spuriously. Returns true if the deadline has passed.
+    /// `None` means no deadline.
     #[expect(clippy::disallowed_methods, reason = "std waits for a while, not until a moment")]
     pub(crate) fn wait_until(&self, guard: &mut StdMutexGuard<'_>, deadline: Option<Instant>) -> bool {
         let Some(held) = guard.0.take() else { return true };

@@ -1,4 +1,4 @@
-//! How many threads may wait, for one key and in all.
+//! Limits on the number of waiting threads, for one key and for all keys.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::hash::Hash;
 
 use crate::sync::{Mutex, RandomState};
 
-/// Counts the threads that wait, so that those of one key never hold all threads of a pool.
+/// Counts waiting threads, so that the waiters of one key cannot take all threads of a pool.
 pub(crate) struct WaitLimit<K> {
     per_key: usize,
     in_all: usize,
@@ -14,7 +14,7 @@ pub(crate) struct WaitLimit<K> {
 }
 
 struct Waiting<K> {
-    /// A key is here only while a thread waits for it.
+    /// Contains a key only while a thread waits for it.
     by_key: HashMap<K, usize, RandomState>,
     in_all: usize,
 }
@@ -25,7 +25,7 @@ impl<K: Eq + Hash + Clone> WaitLimit<K> {
         Self { per_key, in_all, waiting: Mutex::new(waiting) }
     }
 
-    /// Admits one more thread until the answer is dropped; `None` if too many wait already.
+    /// Counts one more waiting thread until the returned value is dropped. Returns `None` if a limit is reached.
     pub(crate) fn admit(&self, key: &K) -> Option<Admitted<'_, K>> {
         let mut waiting = self.waiting.lock();
         let of_key = waiting.by_key.get(key).copied().unwrap_or_default();
@@ -74,7 +74,7 @@ mod tests {
     use super::WaitLimit;
 
     #[test]
-    fn a_key_and_all_keys_together_have_their_limits() {
+    fn the_limits_per_key_and_in_all_are_kept() {
         let limit = WaitLimit::new(2, 3);
         let (first, second) = (limit.admit(&1), limit.admit(&1));
         assert!(first.is_some() && second.is_some() && limit.admit(&1).is_none());
@@ -88,13 +88,13 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_zero_admits_nobody() {
+    fn a_limit_of_zero_admits_no_thread() {
         assert!(WaitLimit::new(0, 9).admit(&1).is_none());
         assert!(WaitLimit::new(9, 0).admit(&1).is_none());
     }
 
     #[test]
-    fn threads_that_come_at_once_are_counted_exactly() {
+    fn concurrent_threads_are_counted_exactly() {
         let (limit, start) = (WaitLimit::new(3, 5), Barrier::new(8));
         for _ in 0..50 {
             let held = thread::scope(|scope| {

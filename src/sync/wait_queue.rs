@@ -1,10 +1,12 @@
-//! Where callers wait for a key to change hands. *The commit decides; the wait queue only waits.*
+//! Queues of callers that wait for a key to change its owner. *The commit decides; the wait queue only waits.*
 //!
-//! A sharded table, key -> queue of waiters; an entry exists only while someone sits in it.
-//! Callers keep one order: enter (or rejoin), *then* read the record, *then* park. Whoever changes the record commits
-//! first and wakes second, so a change is either in that read or finds the waiter in its queue.
+//! A sharded table from keys to queues of waiters. An entry exists only while it has waiters.
 //!
-//! Locks: a shard's, then a signal's, never the other way; neither is held while a thread is notified.
+//! The order of steps prevents lost wake-ups. A waiter enters (or rejoins), *then* reads the record, *then* parks. A
+//! change of the record is committed first and wakes second. So the read sees the change, or the change finds the
+//! waiter in the queue.
+//!
+//! Lock order: first the shard, then the signal. No lock is held while a thread is notified.
 
 use std::array;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,58 +17,59 @@ use std::time::Instant;
 
 use crate::sync::{Condvar, Mutex, RandomState};
 
-/// Enough that callers who wait for different keys seldom meet; a power of two, so that bytes spread evenly.
+/// The number of shards. Callers that wait for different keys rarely share one. A power of two, so that bytes spread
+/// evenly.
 const SHARDS: usize = 32;
 
-/// What a waiter waits for.
+/// The reason why a waiter waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Only wants to look again.
+    /// Waits for any change.
     Observer,
-    /// Wants to take the key over when its owner gives up.
+    /// Waits to take over the key.
     Successor,
 }
 
-/// Why [`Waiter::park`] returned.
+/// The reason why [`Waiter::park`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Woken {
-    /// Something ended: read again. Everyone was woken.
+    /// The record changed, and all waiters were woken. Read it again.
     Changed,
-    /// The owner gave up, and this is the one successor that was woken for it.
+    /// The owner gave up the key, and only this successor was woken.
     HandedOver,
-    /// The deadline passed first. The waiter is still in the queue.
+    /// The deadline passed. The waiter is still in the queue.
     TimedOut,
-    /// Nothing will ever be woken again.
+    /// The queue is closed.
     Closed,
 }
 
-/// One stay in a queue. It is taken out of the queue at most once and told at most once, after that.
+/// The signal of one stay in a queue, removed from the queue at most once, and set at most once after that.
 #[derive(Default)]
 struct Signal {
-    told: Mutex<Option<Woken>>,
-    was_told: Condvar,
+    signalled: Mutex<Option<Woken>>,
+    notified: Condvar,
 }
 
 impl Signal {
-    fn tell(&self, woken: Woken) {
-        *self.told.lock() = Some(woken);
-        self.was_told.notify_one();
+    fn wake(&self, woken: Woken) {
+        *self.signalled.lock() = Some(woken);
+        self.notified.notify_one();
     }
 
     fn is_hand_over(&self) -> bool {
-        *self.told.lock() == Some(Woken::HandedOver)
+        *self.signalled.lock() == Some(Woken::HandedOver)
     }
 }
 
-/// By place; maps, so that thousands of time-outs do not each search a list.
+/// Waiters by place. A map, because with thousands of time-outs a search through a list would be slow.
 type Waiters = BTreeMap<u64, Arc<Signal>>;
 
 #[derive(Default)]
 struct Queue {
     observers: Waiters,
     successors: Waiters,
-    /// The places of successors that have their turn and have neither used it nor passed it on.
+    /// The places of successors that were handed the key, and have neither claimed it nor passed it on.
     turns: BTreeSet<u64>,
 }
 
@@ -82,14 +85,14 @@ impl Queue {
         self.observers.len() + self.successors.len()
     }
 
-    /// Whether somebody is there who takes the key over once it is free.
+    /// Returns true if there is a successor that will take the key when it is free.
     fn has_successor(&self) -> bool {
         !self.successors.is_empty() || !self.turns.is_empty()
     }
 
-    fn tell(self, woken: Woken) {
+    fn wake(self, woken: Woken) {
         for signal in self.successors.values().chain(self.observers.values()) {
-            signal.tell(woken);
+            signal.wake(woken);
         }
     }
 }
@@ -101,33 +104,33 @@ struct Shard<K> {
 }
 
 impl<K: Eq + Hash + Clone> Shard<K> {
-    /// At the place it kept, or at the back.
-    fn sit(&mut self, key: &K, role: Role, kept: Option<u64>) -> (u64, Arc<Signal>) {
+    /// Adds a waiter at the place that it kept, or at the back.
+    fn insert(&mut self, key: &K, role: Role, kept: Option<u64>) -> (u64, Arc<Signal>) {
         self.last_place += 1;
         let place = kept.unwrap_or(self.last_place);
         let signal = Arc::<Signal>::default();
         if self.closed {
-            signal.tell(Woken::Closed);
+            signal.wake(Woken::Closed);
         } else {
             self.queues.entry(key.clone()).or_default().waiters(role).insert(place, Arc::clone(&signal));
         }
         (place, signal)
     }
 
-    /// The successor has its hand-over when this returns; the caller unlocks the shard and then notifies it.
+    /// Hands the key over to the first successor. The caller unlocks the shard, and then notifies the returned signal.
     ///
-    /// Taking the successor out and telling it are one step under the shard's lock. Were they two, a waiter that times out
-    /// in between would find itself neither in the queue nor told, leave, and lose the hand-over.
+    /// Removing the successor and setting its signal are one step under the lock. Otherwise a waiter that times out in
+    /// between would find itself neither queued nor signalled. Then it would leave, and the hand-over would be lost.
     fn pass_on(&mut self, key: &K) -> Option<Arc<Signal>> {
         let queue = self.queues.get_mut(key)?;
         let (place, successor) = queue.successors.pop_first()?;
         queue.turns.insert(place);
-        *successor.told.lock() = Some(Woken::HandedOver);
+        *successor.signalled.lock() = Some(Woken::HandedOver);
         Some(successor)
     }
 
-    /// The observers, if no successor is left: they look again, and the key may stay as it is. The caller unlocks the shard and tells
-    /// them.
+    /// Removes and returns the observers if no successor is left: the key may now stay as it is, so they must look. The
+    /// caller unlocks the shard, and then notifies them.
     fn observers_alone(&mut self, key: &K) -> Queue {
         match self.queues.get_mut(key) {
             Some(queue) if !queue.has_successor() => {
@@ -144,11 +147,11 @@ impl<K: Eq + Hash + Clone> Shard<K> {
     }
 }
 
-/// The table of who waits for which key.
+/// A table of the callers that wait, by key.
 pub(crate) struct WaitQueue<K> {
     hasher: RandomState,
     shards: [Mutex<Shard<K>>; SHARDS - 1],
-    /// Outside the array, so that a look-up is total.
+    /// Not in the array, so that a look-up always succeeds.
     last: Mutex<Shard<K>>,
 }
 
@@ -166,23 +169,24 @@ impl<K> std::fmt::Debug for WaitQueue<K> {
 }
 
 impl<K: Eq + Hash + Clone> WaitQueue<K> {
-    /// Sits down at the back of the key's queue. Read the record again before parking.
+    /// Enters the queue at the back. Read the record again before parking.
     pub(crate) fn enter(&self, key: K, role: Role) -> Waiter<'_, K> {
         let shard = self.shard(&key);
-        let (place, signal) = shard.lock().sit(&key, role, None);
+        let (place, signal) = shard.lock().insert(&key, role, None);
         Waiter { shard, key, role, place, signal, saw: None, claimed: false }
     }
 
-    /// An ending or a removal: everyone who waits for the key looks again.
+    /// Wakes all waiters of the key, after an ending or a removal.
     pub(crate) fn wake_all(&self, key: &K) {
         let queue = self.shard(key).lock().queues.remove(key);
-        // Told without the shard's lock: a `Changed` that finds its waiter gone is no loss, everyone got one.
+        // Notify after unlocking the shard. If a waiter is gone, nothing is lost, because all are notified.
         if let Some(queue) = queue {
-            queue.tell(Woken::Changed);
+            queue.wake(Woken::Changed);
         }
     }
 
-    /// The owner gave up: the first successor has its hand-over, everyone else waits on. Without a successor the observers look again.
+    /// Hands the key to the first successor, after its owner gave up. The others continue to wait. If there is no
+    /// successor, wakes the observers.
     pub(crate) fn hand_over(&self, key: &K) {
         let mut shard = self.shard(key).lock();
         let successor = shard.pass_on(key);
@@ -190,18 +194,18 @@ impl<K: Eq + Hash + Clone> WaitQueue<K> {
         shard.forget_if_empty(key);
         drop(shard);
         if let Some(successor) = successor {
-            successor.was_told.notify_one();
+            successor.notified.notify_one();
         }
-        observers.tell(Woken::Changed);
+        observers.wake(Woken::Changed);
     }
 
-    /// Whether a successor waits for the key, or has its hand-over and has not begun. An observer in the queue is told when the last successor
-    /// leaves without the key.
+    /// Returns true if a successor waits, or has been handed the key and has not begun yet. If the last successor
+    /// leaves without the key, the observers are woken.
     pub(crate) fn has_successor(&self, key: &K) -> bool {
         self.shard(key).lock().queues.get(key).is_some_and(Queue::has_successor)
     }
 
-    /// Every waiter, now and later, gets `Closed`. One that was already woken learns it when it rejoins.
+    /// Wakes all current and later waiters with `Closed`. A waiter that was woken before gets it when it rejoins.
     pub(crate) fn close(&self) {
         for shard in self.all() {
             let mut shard = shard.lock();
@@ -209,12 +213,12 @@ impl<K: Eq + Hash + Clone> WaitQueue<K> {
             let queues = mem::take(&mut shard.queues);
             drop(shard);
             for queue in queues.into_values() {
-                queue.tell(Woken::Closed);
+                queue.wake(Woken::Closed);
             }
         }
     }
 
-    /// How many waiters are in queues; counted, not kept, so that it cannot drift.
+    /// Returns the number of waiters, counted at each call, so that it cannot drift.
     pub(crate) fn waiting(&self) -> usize {
         self.all().map(|shard| shard.lock().queues.values().map(Queue::len).sum::<usize>()).sum()
     }
@@ -234,48 +238,50 @@ impl<K: Eq + Hash + Clone> WaitQueue<K> {
     }
 }
 
-/// A place in a key's queue. Dropping it leaves the queue, and passes on a hand-over that was not used.
+/// A place in the queue of a key. Drop leaves the queue, and passes on an unused hand-over.
 #[must_use = "dropping a waiter leaves the queue"]
 pub(crate) struct Waiter<'a, K: Eq + Hash + Clone> {
     shard: &'a Mutex<Shard<K>>,
     key: K,
     role: Role,
-    /// Orders the queue, and is this waiter's alone: what sits at it is this waiter.
+    /// The position in the queue, unique: the entry at this place is this waiter.
     place: u64,
     signal: Arc<Signal>,
-    /// What `park` found of this stay.
+    /// The value that `park` returned for this stay.
     saw: Option<Woken>,
     claimed: bool,
 }
 
 impl<K: Eq + Hash + Clone> Waiter<'_, K> {
-    /// Waits until woken or until the deadline, `None` being for ever.
+    /// Waits until woken or until the deadline. `None` means no deadline.
     ///
-    /// After `Changed` and `HandedOver` the waiter is out of the queue, and parking again without `rejoin` returns the same.
+    /// After `Changed` and `HandedOver` the waiter is no longer in the queue. Parking again without `rejoin` returns
+    /// the same.
     pub(crate) fn park(&mut self, deadline: Option<Instant>) -> Woken {
-        let (mut told, mut timed_out) = (self.signal.told.lock(), false);
+        let (mut signalled, mut timed_out) = (self.signal.signalled.lock(), false);
         loop {
-            if let Some(woken) = *told {
+            if let Some(woken) = *signalled {
                 self.saw = Some(woken);
                 return woken;
             }
-            // Only after that look: a wake that raced with the time-out wins.
+            // Check the time-out after the signal: if both came at once, the signal wins.
             if timed_out {
                 return Woken::TimedOut;
             }
             match deadline {
-                None => self.signal.was_told.wait(&mut told),
-                Some(deadline) => timed_out = self.signal.was_told.wait_until(&mut told, deadline).timed_out(),
+                None => self.signal.notified.wait(&mut signalled),
+                Some(deadline) => timed_out = self.signal.notified.wait_until(&mut signalled, deadline).timed_out(),
             }
         }
     }
 
-    /// Back into the queue, to read the record again and park: to the place it had if its hand-over came to nothing because
-    /// a newcomer overtook it, else to the back.
-    /// Its old place is before everyone who sat behind it, and of several overtaken successors the earlier stays first.
+    /// Enters the queue again. Then read the record again, and park.
+    ///
+    /// A successor that a newcomer overtook after a hand-over gets its old place. All others go to the back. The old
+    /// place is before all that came later, and several overtaken successors keep their order.
     pub(crate) fn rejoin(&mut self) {
         let mut shard = self.shard.lock();
-        // A time-out does not leave the queue.
+        // After a time-out the waiter is still in the queue.
         if shard.queues.get_mut(&self.key).is_some_and(|q| q.waiters(self.role).contains_key(&self.place)) {
             return;
         }
@@ -283,18 +289,19 @@ impl<K: Eq + Hash + Clone> Waiter<'_, K> {
         if let Some(queue) = shard.queues.get_mut(&self.key) {
             queue.turns.remove(&self.place);
         }
-        // A fresh signal, because a `Changed` for the last stay may still be on its way and would be taken for this one's.
-        (self.place, self.signal) = shard.sit(&self.key, self.role, kept);
+        // Use a new signal: a `Changed` for the last stay may still be on its way, and would be taken for one of this
+        // stay.
+        (self.place, self.signal) = shard.insert(&self.key, self.role, kept);
         self.saw = None;
     }
 
-    /// This successor took the key: its hand-over is used and wakes nobody else.
+    /// Marks the hand-over as used, because this successor has claimed the key. No other is woken.
     ///
-    /// Only a hand-over that `park` returned: one that nobody saw may stem from an end of the very claim just made. Passed on
-    /// in vain it costs one look; kept, it might be the only one.
+    /// Consume only a hand-over that `park` returned. An unseen one may come from the end of the claim just made.
+    /// Passing it on costs a spurious wake-up; keeping it could lose the only one.
     pub(crate) fn claimed(mut self) {
         if self.saw == Some(Woken::HandedOver) {
-            *self.signal.told.lock() = None;
+            *self.signal.signalled.lock() = None;
         }
         self.claimed = true;
     }
@@ -302,7 +309,8 @@ impl<K: Eq + Hash + Clone> Waiter<'_, K> {
 
 impl<K: Eq + Hash + Clone> Drop for Waiter<'_, K> {
     fn drop(&mut self) {
-        // It is out of the queue, and nobody tells it anything more: thousands who were woken at once need not meet again.
+        // Already out of the queue, and no longer signalled. Skip the lock, because thousands may have been woken at
+        // once.
         if self.saw == Some(Woken::Changed) {
             return;
         }
@@ -311,17 +319,18 @@ impl<K: Eq + Hash + Clone> Drop for Waiter<'_, K> {
             queue.waiters(self.role).remove(&self.place);
             queue.turns.remove(&self.place);
         }
-        // Turns are given under the shard's lock to waiters in the queue: this one has its hand-over by now, or never will.
+        // Hand-overs are given under the shard's lock to queued waiters. So this waiter has its hand-over by now, or
+        // never gets one.
         let successor = if self.signal.is_hand_over() { shard.pass_on(&self.key) } else { None };
-        // The last successor may have been what they waited for.
+        // If the last successor leaves without the key, the observers must look.
         let leaves = self.role == Role::Successor && !self.claimed;
         let observers = if leaves { shard.observers_alone(&self.key) } else { Queue::default() };
         shard.forget_if_empty(&self.key);
         drop(shard);
         if let Some(successor) = successor {
-            successor.was_told.notify_one();
+            successor.notified.notify_one();
         }
-        observers.tell(Woken::Changed);
+        observers.wake(Woken::Changed);
     }
 }
 
@@ -342,10 +351,10 @@ mod tests {
         Instant::now() + Duration::from_micros(micros)
     }
 
-    /// Not reached unless a wake was lost.
+    /// A deadline that is reached only if a wake-up was lost.
     const LATE: u64 = 60_000_000;
 
-    fn told(waiter: &mut Waiter<'_, u32>) -> Woken {
+    fn signalled(waiter: &mut Waiter<'_, u32>) -> Woken {
         waiter.park(Some(after(0)))
     }
 
@@ -354,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_over_goes_to_one_heir_in_order_and_observers_look_when_none_is_left() {
+    fn hand_overs_go_to_successors_in_order_and_observers_wake_after_the_last() {
         let wait_queue = WaitQueue::default();
         let mut successors = successors::<5>(&wait_queue);
         let mut others = [
@@ -365,17 +374,17 @@ mod tests {
         for turn in 0..5 {
             wait_queue.hand_over(&7);
             for (i, successor) in successors.iter_mut().enumerate() {
-                assert_eq!(told(successor), if i <= turn { Woken::HandedOver } else { Woken::TimedOut });
+                assert_eq!(signalled(successor), if i <= turn { Woken::HandedOver } else { Woken::TimedOut });
             }
-            assert_eq!(others.each_mut().map(told), [Woken::TimedOut; 3], "the successors come first");
+            assert_eq!(others.each_mut().map(signalled), [Woken::TimedOut; 3], "the successors come first");
         }
         for (nth, successor) in successors.into_iter().enumerate() {
             assert!(wait_queue.has_successor(&7));
             drop(successor);
-            assert_eq!(told(&mut others[0]), if nth == 4 { Woken::Changed } else { Woken::TimedOut });
+            assert_eq!(signalled(&mut others[0]), if nth == 4 { Woken::Changed } else { Woken::TimedOut });
         }
-        let told = others.each_mut().map(told);
-        assert_eq!((told, wait_queue.waiting()), ([Woken::Changed, Woken::Changed, Woken::TimedOut], 1));
+        let signalled = others.each_mut().map(signalled);
+        assert_eq!((signalled, wait_queue.waiting()), ([Woken::Changed, Woken::Changed, Woken::TimedOut], 1));
         let [mut first, second, _other] = others;
         first.rejoin();
         wait_queue.hand_over(&7);
@@ -385,20 +394,20 @@ mod tests {
     }
 
     #[test]
-    fn an_observer_waits_on_when_the_heir_has_claimed() {
+    fn an_observer_stays_parked_when_the_successor_claims() {
         let wait_queue = WaitQueue::default();
         let [mut successor] = successors(&wait_queue);
         let mut observer = wait_queue.enter(7, Role::Observer);
         wait_queue.hand_over(&7);
         assert_eq!(successor.park(None), Woken::HandedOver);
         successor.claimed();
-        assert_eq!((told(&mut observer), wait_queue.has_successor(&7)), (Woken::TimedOut, false));
+        assert_eq!((signalled(&mut observer), wait_queue.has_successor(&7)), (Woken::TimedOut, false));
         wait_queue.wake_all(&7);
         assert_eq!(observer.park(None), Woken::Changed);
     }
 
     #[test]
-    fn a_look_rejoins_at_the_back_and_a_hand_over_at_the_head() {
+    fn rejoin_goes_to_the_back_after_a_change_and_to_the_old_place_after_a_hand_over() {
         let wait_queue = WaitQueue::default();
         let [mut a, mut b, mut c] = successors(&wait_queue);
         wait_queue.wake_all(&7);
@@ -408,30 +417,30 @@ mod tests {
         }
         wait_queue.hand_over(&7);
         wait_queue.hand_over(&7);
-        assert_eq!([&mut a, &mut b, &mut c].map(told), [Woken::TimedOut, Woken::HandedOver, Woken::HandedOver]);
-        // Overtaken: both go before `a`, in their own order whoever is quicker.
+        assert_eq!([&mut a, &mut b, &mut c].map(signalled), [Woken::TimedOut, Woken::HandedOver, Woken::HandedOver]);
+        // Both were overtaken: they go before `a` and keep their order, although `c` rejoins first.
         c.rejoin();
         b.rejoin();
         wait_queue.hand_over(&7);
-        assert_eq!([&mut a, &mut b, &mut c].map(told), [Woken::TimedOut, Woken::HandedOver, Woken::TimedOut]);
+        assert_eq!([&mut a, &mut b, &mut c].map(signalled), [Woken::TimedOut, Woken::HandedOver, Woken::TimedOut]);
     }
 
     #[test]
-    fn a_hand_over_ends_with_a_claim_and_else_passes_on() {
+    fn an_unclaimed_hand_over_passes_to_the_next_successor() {
         let wait_queue = WaitQueue::default();
         let [mut dropped, unseen, mut timed_out, mut used, mut last] = successors(&wait_queue);
         wait_queue.hand_over(&7);
-        assert_eq!([&mut dropped, &mut timed_out].map(told), [Woken::HandedOver, Woken::TimedOut]);
+        assert_eq!([&mut dropped, &mut timed_out].map(signalled), [Woken::HandedOver, Woken::TimedOut]);
         drop(dropped);
         unseen.claimed();
         drop(timed_out);
-        assert_eq!(told(&mut used), Woken::HandedOver);
+        assert_eq!(signalled(&mut used), Woken::HandedOver);
         used.claimed();
-        assert_eq!((told(&mut last), wait_queue.waiting()), (Woken::TimedOut, 1));
+        assert_eq!((signalled(&mut last), wait_queue.waiting()), (Woken::TimedOut, 1));
     }
 
     #[test]
-    fn a_panic_passes_the_turn_on() {
+    fn a_panic_passes_the_hand_over_on() {
         let wait_queue = WaitQueue::default();
         let [mut first, mut second] = successors(&wait_queue);
         thread::scope(|scope| {
@@ -443,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn close_wakes_all_now_and_later() {
+    fn close_wakes_current_and_later_waiters() {
         let wait_queue = WaitQueue::default();
         let [mut turned] = successors(&wait_queue);
         wait_queue.hand_over(&7);
@@ -474,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hand_over_that_meets_time_outs_is_never_lost() {
+    fn a_hand_over_during_time_outs_is_not_lost() {
         let wait_queue = WaitQueue::default();
         for round in 0..500 {
             let impatient = successors::<3>(&wait_queue);
@@ -485,7 +494,7 @@ mod tests {
                     scope.spawn(move || (start.wait(), waiter.park(Some(deadline))));
                 }
                 start.wait();
-                // Sweeps the moment of the hand-over across the moment of the time-outs.
+                // Move the time of the hand-over across the time of the time-outs.
                 while after(round % 100) < deadline + Duration::from_micros(50) {}
                 wait_queue.hand_over(&7);
                 assert_eq!(patient.park(Some(after(LATE))), Woken::HandedOver, "round {round}");
@@ -495,9 +504,9 @@ mod tests {
         }
     }
 
-    /// The whole contract against a record of one bit: owners release, newcomers overtake, the impatient give up.
+    /// Tests the whole contract with a record of one bit: owners release, newcomers overtake, some waiters time out.
     #[test]
-    fn every_patient_heir_gets_the_key_under_contention() {
+    fn every_patient_successor_gets_the_key_under_contention() {
         let (wait_queue, owned) = (WaitQueue::default(), AtomicBool::new(false));
         let take = || !owned.swap(true, SeqCst);
         let run_once = &|patience| {

@@ -1,4 +1,4 @@
-//! Threads of the engine. They start here and nowhere else, and none outlives its [`Worker`].
+//! The engine's threads. All are started here, and none outlives its [`Worker`].
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,31 +7,31 @@ use std::path::Path;
 use crate::sync::thread::{self, JoinHandle};
 use crate::types::error::{Error, Result};
 
-/// A named thread that is joined, at the latest when this is dropped.
+/// A named thread that is joined when this is dropped, or before.
 ///
-/// Nothing here stops the body: tell it to end before joining, or declare what stops it (a channel's sender) above the
-/// worker, so that it is dropped first.
+/// Nothing here stops the body. Tell it to end before the join. Or declare the value that stops it, such as a channel's
+/// sender, before the worker, so that it is dropped first.
 #[derive(Debug)]
 pub(crate) struct Worker {
     handle: Option<JoinHandle<()>>,
-    /// A child of `fork` has no such thread to join.
+    /// The process that started the thread. A child of `fork` has no such thread to join.
     pid: u32,
 }
 
 impl Worker {
-    /// A panic of `body` is caught and given to `on_panic` as text, in the same thread.
+    /// Starts the thread. A panic of `body` is caught, and its text is passed to `on_panic` in the same thread.
     ///
-    /// What the body owned is dropped before that, so others may see its channels disconnected first.
+    /// The body's values are dropped before that, so other threads may see its channels disconnected first.
     pub(crate) fn spawn(
         name: &str,
         body: impl FnOnce() + Send + 'static,
         on_panic: impl FnOnce(String) + Send + 'static,
     ) -> Result<Self> {
         let run = move || {
-            // Unwind safe: the body is consumed, and `on_panic` declares broken whatever it shared.
+            // Unwind safe: the body is consumed, and `on_panic` declares its shared state broken.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(body)) {
                 let text = text_of(payload.as_ref());
-                // Nobody is left to tell about a second panic; the hook has printed it.
+                // Ignore a second panic: the panic hook has printed it, and no caller is left to report it to.
                 let _ = catch_unwind(AssertUnwindSafe(|| on_panic(text)));
             }
         };
@@ -40,13 +40,14 @@ impl Worker {
         Ok(Self { handle: Some(handle), pid: std::process::id() })
     }
 
-    /// Waits until the thread has ended; later calls return at once.
+    /// Waits until the thread has ended. Later calls return at once.
     ///
-    /// From the thread itself, as when it drops the last handle, there is no end to wait for: it is left to run out.
+    /// Called from the thread itself, as when it drops the last handle, it does not wait. The thread then ends by
+    /// itself.
     pub(crate) fn join(&mut self) {
         if let Some(handle) = self.handle.take() {
             if handle.thread().id() != thread::current().id() && self.pid == std::process::id() {
-                // Its panics were caught and told inside.
+                // Ignore the result: panics were caught and reported in the thread.
                 let _ = handle.join();
             }
         }
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_as_text() {
+    fn a_panic_is_reported_as_text() {
         assert_eq!(panics_of(|| panic!("literal")).try_recv().unwrap(), "literal");
         assert_eq!(
             panics_of(|| panic!("number {}", thread::current().name().map_or(0, str::len))).recv().unwrap(),
@@ -121,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_while_telling_is_contained() {
+    fn a_panic_in_on_panic_is_caught() {
         let mut worker = Worker::spawn("test", || panic!("first"), |text| panic!("second after {text}")).unwrap();
         worker.join();
     }
 
     #[test]
-    fn joining_from_inside_does_not_deadlock() {
+    fn a_join_from_the_thread_itself_does_not_deadlock() {
         let (give, take) = unbounded::<Worker>();
         let (done, finished) = unbounded();
         let body = move || {

@@ -1,48 +1,53 @@
-//! Time enters here: the wall and boot clocks, the clock of a store, and deadlines of waits.
+//! The one place where time is read: wall clock, boot clock, store time, and deadlines of waits.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-/// A TTL that never lapses.
+/// A TTL that never ends.
 pub const FOREVER: Duration = Duration::MAX;
 
-/// No point in store time: "never".
+/// The store time "never".
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// Where an engine gets its time from.
+/// The source of time of an engine.
 ///
-/// Expiry is decided by the time that passed, measured by [`boot`](Clock::boot), so that steps of the wall clock have no
-/// effect. The wall clock is only shown to people, and bounds what counts between two opens.
+/// TTLs are measured by [`boot`](Clock::boot), so steps of the wall clock have no effect on them. The wall clock serves
+/// two purposes: it is shown to people, and it bounds how much time counts between two opens.
 pub trait Clock: Debug + Send + Sync {
-    /// The wall clock.
+    /// Returns the time of the wall clock.
     fn wall(&self) -> SystemTime;
 
-    /// The time since the machine booted, suspends included; `None` where there is none, and then forward steps of the wall
-    /// clock count as time.
+    /// Returns the time since the machine booted, including time in suspend.
+    ///
+    /// Returns `None` if there is no such clock. In that case forward steps of the wall clock count as time.
     fn boot(&self) -> Option<BootTime> {
         None
     }
 
-    /// Whether it stands still until it is moved. Nothing is compacted in the background then, so that a test sees what
-    /// [`compact_now`](crate::Engine::compact_now) does.
+    /// Returns true if the clock stands still until a test moves it.
+    ///
+    /// With such a clock there is no background compaction: only [`compact_now`](crate::Engine::compact_now) deletes
+    /// expired records.
     fn is_manual(&self) -> bool {
         false
     }
 }
 
-/// Time since boot, and which boot it was.
+/// The time since boot, with an id of that boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootTime {
-    /// Differs from boot to boot.
+    /// An id that is different for each boot.
     pub id: [u8; 16],
     /// The time since that boot.
     pub elapsed: Duration,
 }
 
-/// The clocks of the operating system: `CLOCK_REALTIME` and, on Linux, `CLOCK_BOOTTIME` with the kernel's boot id.
-/// Elsewhere each process counts as a boot of its own, measured by its monotonic clock.
+/// The clocks of the operating system.
+///
+/// The wall clock is `CLOCK_REALTIME`. On Linux, the boot clock is `CLOCK_BOOTTIME` with the kernel's boot id. On other
+/// systems, the boot clock is the monotonic clock, and each process counts as a boot of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -64,7 +69,7 @@ fn system_boot() -> Option<BootTime> {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         uuid::Uuid::parse_str(text.trim()).ok().map(uuid::Uuid::into_bytes)
     });
-    // Without an id this process counts as a boot of its own: late at worst.
+    // Without the kernel's id, each process counts as a boot of its own. Records can then expire late, but never early.
     let id = id.unwrap_or_else(process_id);
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let elapsed = Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?);
@@ -78,7 +83,7 @@ fn system_boot() -> Option<BootTime> {
     Some(BootTime { id: process_id(), elapsed: monotonic().saturating_duration_since(start) })
 }
 
-/// An id that no other process of this machine has at another time.
+/// Returns an id of this process. The start time is part of it, because process ids are used again.
 fn process_id() -> [u8; 16] {
     static ID: OnceLock<[u8; 16]> = OnceLock::new();
     *ID.get_or_init(|| {
@@ -87,7 +92,7 @@ fn process_id() -> [u8; 16] {
     })
 }
 
-/// A clock that stands still until it is moved, for tests. Clones share the time.
+/// A clock for tests that stands still until it is moved. Clones share the time.
 ///
 /// ```
 /// # use oncekey::{Engine, clock::ManualClock};
@@ -113,7 +118,7 @@ impl Default for ManualClock {
 }
 
 impl ManualClock {
-    /// A clock at 2020-01-01 00:00 UTC, one hour after boot.
+    /// Creates a clock at 2020-01-01 00:00 UTC, one hour after boot.
     #[must_use]
     pub fn new() -> Self {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_577_836_800);
@@ -121,7 +126,7 @@ impl ManualClock {
         Self(Arc::new(Mutex::new(Manual { wall, boot })))
     }
 
-    /// Lets time pass, on the wall and since boot.
+    /// Advances the wall clock and the boot clock.
     pub fn advance(&self, by: Duration) {
         self.with(|now| {
             now.wall = now.wall.checked_add(by).unwrap_or(now.wall);
@@ -129,12 +134,12 @@ impl ManualClock {
         });
     }
 
-    /// Sets the wall clock alone, as an operator or NTP would.
+    /// Sets the wall clock only, as an operator or NTP would.
     pub fn set_wall(&self, to: SystemTime) {
         self.with(|now| now.wall = to);
     }
 
-    /// Boots anew: another boot id, time since boot from zero. The wall clock stays.
+    /// Simulates a reboot: changes the boot id and restarts the boot clock at zero. The wall clock keeps its time.
     pub fn reboot(&self) {
         self.with(|now| {
             let id = u128::from_le_bytes(now.boot.id).wrapping_add(1);
@@ -161,18 +166,18 @@ impl Clock for ManualClock {
     }
 }
 
-/// The monotonic clock, for waits only.
+/// Returns the time of the monotonic clock, which is used for waits only.
 #[expect(clippy::disallowed_methods, reason = "the one place where the monotonic clock is read")]
 pub(crate) fn monotonic() -> Instant {
     Instant::now()
 }
 
-/// The absolute end of a wait; `None` is for ever, as is a timeout too large for an `Instant`.
+/// Returns the deadline of a wait that starts now. `None` means no deadline: the timeout is too large for an `Instant`.
 pub(crate) fn deadline(timeout: Duration) -> Option<Instant> {
     monotonic().checked_add(timeout)
 }
 
-/// Milliseconds, rounded up so that nothing expires early; [`FOREVER`] is [`NEVER`].
+/// Converts to milliseconds. Rounds up, so that nothing expires early. [`FOREVER`] becomes [`NEVER`].
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(NEVER)
 }
@@ -183,25 +188,27 @@ pub(crate) fn wall_millis(time: SystemTime) -> u64 {
 }
 
 pub(crate) fn wall_time(millis: u64) -> SystemTime {
-    // A platform whose SystemTime ends earlier shows its epoch: display only.
+    // If the platform's `SystemTime` ends earlier, return the epoch: this value is only displayed.
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// A point of store time together with the clocks it was read from. It travels in every journal group.
+/// A reading of store time, wall clock and boot clock at one moment. Each journal group contains one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Anchor {
     /// Store time in milliseconds.
     pub(crate) store: u64,
-    /// Wall clock, milliseconds since 1970.
+    /// Wall clock in milliseconds since 1970.
     pub(crate) wall: u64,
     pub(crate) boot_id: [u8; 16],
     /// Time since boot in milliseconds.
     pub(crate) boot: u64,
 }
 
-/// The clock that TTLs are measured by: milliseconds that never go back, across restarts and steps of the wall clock.
+/// The clock that measures TTLs, in milliseconds. Store time never goes back, neither across restarts nor at steps of the wall
+/// clock.
 ///
-/// Expiring early runs an operation twice, expiring late costs bytes; so every doubt makes it slower, never faster.
+/// An early expiry runs an operation twice; a late one costs some bytes. So in any doubt this clock counts less time,
+/// not more.
 #[derive(Debug)]
 pub(crate) struct StoreClock {
     clock: Arc<dyn Clock>,
@@ -218,18 +225,20 @@ enum Origin {
 }
 
 impl StoreClock {
-    /// Continues from `found`. Within one boot the lesser of boot time and wall time counts; across boots, wall time up to
-    /// `max_offline`.
+    /// Continues from the last anchor `found` in the store.
+    ///
+    /// Within the same boot, the time since the anchor is the smaller of wall time and boot time. After a reboot, it is
+    /// the wall time, at most `max_offline`.
     pub(crate) fn start(clock: Arc<dyn Clock>, found: Anchor, max_offline: Duration) -> Self {
         let wall = wall_millis(clock.wall());
         let boot = clock.boot();
         let wall_delta = wall.saturating_sub(found.wall);
         let passed = match boot {
-            // Rounded as the anchor is, or a restart within its millisecond would pass for another boot.
+            // Round up as `anchor` does. Otherwise a restart within the same millisecond would look like another boot.
             Some(now) if now.id == found.boot_id && millis(now.elapsed) >= found.boot => {
                 wall_delta.min(duration_millis(now.elapsed).saturating_sub(found.boot))
             }
-            // Another boot, a time namespace of its own, or no boot clock.
+            // Another boot, another time namespace, or no boot clock.
             _ => wall_delta.min(duration_millis(max_offline)),
         };
         let base = found.store.saturating_add(passed).min(NEVER - 1);
@@ -237,7 +246,7 @@ impl StoreClock {
         Self { clock, base, origin, highest: AtomicU64::new(base) }
     }
 
-    /// Store time in milliseconds.
+    /// Returns the store time in milliseconds.
     pub(crate) fn now(&self) -> u64 {
         let passed = match &self.origin {
             Origin::Boot(start) => self
@@ -247,7 +256,7 @@ impl StoreClock {
                 .map_or(0, |now| duration_millis(now.elapsed.saturating_sub(start.elapsed))),
             Origin::Wall(start) => wall_millis(self.clock.wall()).saturating_sub(*start),
         };
-        // One below "never", so that a clock gone mad cannot expire what never expires.
+        // Stay below `NEVER`: otherwise a faulty clock could expire records that never expire.
         let now = self.base.saturating_add(passed).min(NEVER - 1);
         self.highest.fetch_max(now, Ordering::Relaxed).max(now)
     }
@@ -261,7 +270,8 @@ impl StoreClock {
     }
 
     pub(crate) fn anchor(&self) -> Anchor {
-        // Store time is read first and the others are rounded up, so that what passes in between is lost, not counted twice.
+        // Read store time before the other clocks, and round these up. Time that passes in between is then lost, not
+        // counted twice.
         let store = self.now();
         let boot = self.clock.boot().unwrap_or(BootTime { id: [0; 16], elapsed: Duration::ZERO });
         let wall = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -297,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn between_two_opens_of_one_boot_the_lesser_clock_counts() {
+    fn within_one_boot_the_smaller_of_wall_and_boot_time_counts() {
         let clock = ManualClock::new();
         let anchor = start(&clock, Anchor::default(), Duration::ZERO).anchor();
         clock.advance(Duration::from_millis(50));
@@ -307,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn across_boots_time_counts_up_to_max_offline() {
+    fn after_a_reboot_wall_time_counts_up_to_max_offline() {
         let clock = ManualClock::new();
         let anchor = start(&clock, Anchor::default(), Duration::ZERO).anchor();
         clock.reboot();
@@ -317,7 +327,7 @@ mod tests {
         assert_eq!(start(&clock, anchor, 2 * DAY).now(), anchor.store + 86_400_000);
     }
 
-    /// A small generator, so that a sequence is named by its seed.
+    /// A small random number generator, so that a seed names a sequence.
     struct Dice(u64);
 
     impl Dice {
@@ -326,14 +336,15 @@ mod tests {
             (self.0 >> 33) % bound
         }
 
-        /// Microseconds up to ten days, small ones as likely as large ones.
+        /// Returns up to ten days in microseconds. The exponent is uniform, so small and large times are equally
+        /// likely.
         fn time(&mut self) -> Duration {
             let exponent = self.below(40);
             Duration::from_micros(self.below((1 << exponent) + 1))
         }
     }
 
-    /// What has passed in truth, and by how much the store may be off.
+    /// The time that really passed, and the allowed errors of store time.
     #[derive(Default)]
     struct Truth {
         passed: Duration,
@@ -341,8 +352,8 @@ mod tests {
         may_be_late: Duration,
     }
 
-    /// One life of a store: it runs, its wall clock is set, it restarts, its machine boots; it ends with the bounds checked
-    /// all the way. Anchors are taken now and then, as groups are written.
+    /// Runs 50 random steps: time passes, the wall clock is set, the store is opened again, the machine reboots. Checks
+    /// the bounds after each step. Takes anchors at random, as written groups would.
     fn live(seed: u64, max_offline: Duration) {
         let mut dice = Dice(seed);
         let clock = ManualClock::new();
@@ -350,7 +361,7 @@ mod tests {
         let mut store = start(&clock, Anchor::default(), max_offline);
         let began = store.now();
         let (mut anchor, mut since_anchor) = (store.anchor(), Duration::ZERO);
-        // How far the wall clock was set since the anchor, in microseconds: its error, as far as the store can meet it.
+        // The error of the wall clock in microseconds: the sum of all steps since the anchor.
         let mut set_by: i128 = 0;
         for step in 0..50 {
             let time = dice.time();
@@ -369,7 +380,7 @@ mod tests {
                 }
                 3 => (anchor, since_anchor, set_by) = (store.anchor(), Duration::ZERO, 0),
                 4 => {
-                    // Down for a while in the same boot: what the wall clock lost is lost.
+                    // Closed for a while within one boot: time by which the wall clock was set back does not count.
                     clock.advance(time);
                     truth.passed += time;
                     let lost = u64::try_from((-set_by).max(0)).unwrap();
@@ -378,7 +389,7 @@ mod tests {
                     (anchor, since_anchor, set_by) = (store.anchor(), Duration::ZERO, 0);
                 }
                 _ => {
-                    // Off: of the time since the anchor, what the wall clock shows counts, up to the limit.
+                    // Off during a reboot: wall time since the anchor counts, up to the limit.
                     clock.advance(time);
                     clock.reboot();
                     truth.passed += time;
@@ -401,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn two_thousand_lives_are_never_early_and_late_by_no_more_than_the_rule() {
+    fn random_clock_steps_keep_store_time_within_its_bounds() {
         for seed in 0..1000 {
             live(seed, Duration::ZERO);
             live(seed, Duration::from_secs(3600));
@@ -409,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn never_is_never_reached() {
+    fn store_time_stays_below_never() {
         let found = Anchor { store: NEVER - 3, ..Anchor::default() };
         let clock = ManualClock::new();
         let store = start(&clock, found, Duration::ZERO);

@@ -1,20 +1,23 @@
-//! Values as bytes.
+//! Encodes and decodes stored values.
 //!
-//! A stored value is the codec (1 byte), the digest of its shape (8, little-endian) and the value in that codec:
+//! A stored value consists of the codec (1 byte), the digest of its shape (8 bytes, little-endian), and the encoded
+//! value:
 //!
 //! | codec | the value | the digest is of |
 //! |---|---|---|
 //! | 0xC0 | bincode 1.3, fixed-width integers, little-endian, no trailing bytes | its kinds and names: see [`walk`](self::walk) |
 //! | 0xC1 | JSON text | its kinds, names and content |
 //!
-//! No UTF-8 text has these bytes, so a text that was not encoded is never taken for a value that was.
+//! UTF-8 text cannot start with these codec bytes. So text that was stored without encoding is never mistaken for an
+//! encoded value.
 //!
-//! Bincode stores no names and no kinds: a value that is read as another type may become wrong numbers without an error. So
-//! a decoded value is walked in the same way as the encoded one, and the two digests must be equal. `Serialize` makes both, so
-//! a type's `Deserialize` has no influence on them. Types that bincode cannot read back are stored as JSON. It is
-//! the text for which attributes such as `flatten` and `untagged` are made: inside them serde takes every format for a
-//! human-readable one, and then compact forms of, for example, UUIDs and addresses are not found again in CBOR or
-//! `MessagePack`.
+//! Bincode stores neither names nor kinds: bytes read as another type may silently become wrong numbers. Therefore the
+//! decoded value is walked like the original one, and both digests must be equal. Only `Serialize` makes digests, so a
+//! type's `Deserialize` cannot influence them.
+//!
+//! Types that bincode cannot read back are stored as JSON. Attributes such as `flatten` and `untagged` are made for a
+//! human-readable format: inside them serde treats every format as one. In CBOR or `MessagePack`, the compact forms of
+//! UUIDs and addresses could then not be read back.
 
 mod walk;
 
@@ -30,11 +33,11 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use walk::{Bytes, Count, Nothing, Readable, Stop, walk};
 
-/// Bytes before a value: the codec and the digest.
+/// The length of the header, in bytes: the codec and the digest.
 const HEADER: usize = 9;
-/// The size of a new buffer, in bytes: most values fit.
+/// The initial size of a new buffer, in bytes. Most values fit.
 const USUAL_LEN: usize = 256;
-/// The largest buffer that a thread keeps for its next value.
+/// The largest buffer that a thread keeps for its next value, in bytes.
 const KEPT_BUFFER: usize = 64 << 10;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +58,7 @@ impl Codec {
 }
 
 thread_local! {
-    /// For the bytes that are only compared.
+    /// A buffer for bytes that are only compared.
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
@@ -63,14 +66,16 @@ fn options(limit: u64) -> impl Options {
     DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(limit).reject_trailing_bytes()
 }
 
-/// Appends a part of the store's own formats in bincode, of at most `limit` bytes. `what` names it in messages.
+/// Appends a part of the store's own formats, encoded with bincode, at most `limit` bytes. `what` names the part in
+/// messages.
 pub(crate) fn encode_plain<S: Serialize + ?Sized>(bytes: &mut Vec<u8>, what: &str, part: &S, limit: u64) -> Result<()> {
     let limit = limit.saturating_add(bytes.len() as u64);
     let refused = |cause| Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {cause}"));
     walk(part, Bytes { bytes, limit }).map(|_| ()).map_err(refused)
 }
 
-/// Reads what [`encode_plain`] wrote, all of it. It reserves no more than the bytes can fill, up to 1 MiB for a collection.
+/// Decodes a part that [`encode_plain`] wrote; trailing bytes are an error. Reserves no more memory than the bytes can
+/// fill, and at most 1 MiB for a collection.
 pub(crate) fn decode_plain<D: DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<D> {
     compact(bytes).map_err(|cause| Error::new(ErrorKind::Codec, format!("{what} cannot be decoded: {cause}")))
 }
@@ -79,11 +84,12 @@ fn compact<D: DeserializeOwned>(bytes: &[u8]) -> bincode::Result<D> {
     options(bytes.len() as u64).deserialize(bytes)
 }
 
-/// Reads a stored value.
+/// Decodes a stored value.
 ///
 /// # Errors
 ///
-/// `TypeMismatch` when it was stored as another type, as far as can be seen in this value; `Codec` when it is no stored value.
+/// `TypeMismatch` if the value was stored as another type, as far as this value shows it; `Codec` if the bytes are not
+/// an encoded value.
 pub(crate) fn decode<T: Serialize + DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<T> {
     let Some((codec, shape, payload)) = split(bytes) else {
         return Err(Error::new(
@@ -115,12 +121,13 @@ fn split(bytes: &[u8]) -> Option<(Codec, u64, &[u8])> {
     Some((codec, u64::from_le_bytes(*shape), payload))
 }
 
-/// The bytes to store a value as, at most `limit` of them, after making sure that they can be read back as this value. Also
-/// gives the value that was read back.
+/// Encodes a value into at most `limit` bytes, and checks that it can be read back. Returns the bytes and the value
+/// that was read back.
 ///
-/// Bincode writes what it cannot read, or reads it as something else: a variant behind a skipped one comes back as its
+/// Bincode writes some values that it cannot read, or reads as others: a variant after a skipped one comes back as its
 /// neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash map or set may
-/// differ, because each instance has its own. A value that fails this check is stored as JSON, if JSON can be read back.
+/// differ, because it differs in each instance. A value that fails this check is stored as JSON, if JSON can be read
+/// back.
 pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     what: impl fmt::Display,
     value: &T,
@@ -137,7 +144,7 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     let mut bytes = Vec::with_capacity(USUAL_LEN);
     let shape = match write_compact(&mut bytes, value, limit) {
         Ok(shape) => shape,
-        // A value that bincode could not read back anyway may be short enough as JSON.
+        // Bincode might not have been able to read this value back. JSON, its other form, may be short enough.
         Err(Stop::TooLarge) => return json_checked(value, limit).map_err(|_| too_large(&what, value, limit)),
         Err(cause) => return refused(&cause),
     };
@@ -149,7 +156,7 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     let mut again = BUFFER.take();
     again.clear();
     let as_read = write_compact(&mut again, &read, limit);
-    // The digest is in the bytes.
+    // Compare the digests first: `bytes` already contains the digest, so this costs nothing.
     let same = as_read.is_ok_and(|as_read| as_read == shape)
         && (again == bytes || Fingerprint::unordered(value)? == Fingerprint::unordered(&read)?);
     if again.capacity() <= KEPT_BUFFER {
@@ -158,11 +165,11 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     if same { Ok((bytes, read)) } else { refused(&"it is read back as another value") }
 }
 
-/// As [`encode_checked`], for the failure of an operation.
+/// Encodes the failure of an operation as [`encode_checked`] does.
 ///
 /// # Errors
 ///
-/// Also `EngineFailure` when it is a [`Failure`](crate::Failure) that was made from an error of this crate, or has one inside.
+/// Also `EngineFailure` if it is or contains a [`Failure`](crate::Failure) made from an error of this crate.
 pub(crate) fn encode_failure<E: Serialize + DeserializeOwned>(
     what: impl fmt::Display,
     failure: &E,
@@ -177,8 +184,10 @@ pub(crate) fn encode_failure<E: Serialize + DeserializeOwned>(
     Err(Error::new(ErrorKind::EngineFailure, message))
 }
 
-/// The bytes of a value whose type may only borrow, so that they cannot be read back here. They are JSON where that can hold
-/// the value within the limit, because it can be read as every type with ordinary attributes, else bincode.
+/// Encodes a value whose type may only borrow, so that it cannot be read back here.
+///
+/// Uses JSON, because every type with ordinary attributes can be read from it. Uses bincode if JSON cannot hold the
+/// value within the limit.
 pub(crate) fn encode<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u64) -> Result<Vec<u8>> {
     if let Ok(bytes) = write_json(value, limit) {
         return Ok(bytes);
@@ -191,7 +200,7 @@ pub(crate) fn encode<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, 
     }
 }
 
-/// Into an empty buffer; gives the digest.
+/// Writes the value into an empty buffer, and returns the digest.
 fn write_compact<S: Serialize + ?Sized>(bytes: &mut Vec<u8>, value: &S, limit: u64) -> Result<u64, Stop> {
     bytes.extend_from_slice(&Codec::Compact.header(0));
     let (shape, _) = walk(value, Bytes { bytes, limit })?;
@@ -241,7 +250,7 @@ impl io::Write for Limited {
     }
 }
 
-/// Names the length of the shorter form.
+/// Returns the error for a value that is too large, with the length of the shorter form.
 fn too_large<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u64) -> Error {
     let compact = walk(value, Count(HEADER as u64)).ok().map(|(_, count)| count.0);
     let json = serde_json::to_vec(value).ok().map(|text| (HEADER + text.len()) as u64);
@@ -252,7 +261,8 @@ fn too_large<S: Serialize + ?Sized>(what: impl fmt::Display, value: &S, limit: u
     Error::new(ErrorKind::TooLarge, format!("{what} is {size}, the limit is {limit}"))
 }
 
-/// Describes where JSON could not be read. The error's own text is not used: it may quote the value, and ends in logs.
+/// Describes the position at which JSON could not be read. The text of the error is not used: it may quote the value,
+/// and messages go to logs.
 fn place(error: &serde_json::Error) -> String {
     let problem = match error.classify() {
         Category::Data => "JSON does not fit the type",

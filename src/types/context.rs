@@ -1,4 +1,4 @@
-//! What a caller writes beside a key, readable without the types of the outcome.
+//! Caller-defined facts about a key, readable without the types of the outcome.
 
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -10,10 +10,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A small map of names to bytes, in the order of the names. A clone shares it; `Debug` shows names and sizes.
+/// A small map from names to bytes, sorted by name. Clones share the map. `Debug` shows names and sizes only.
 ///
-/// It is checked when a record is made with it: at most [`Context::MAX_ENTRIES`] entries, names of 1 to
-/// [`Context::MAX_NAME_BYTES`] bytes, [`Context::MAX_BYTES`] in all.
+/// The limits are checked when a record is created with the context: at most [`Context::MAX_ENTRIES`] entries, names of
+/// 1 to [`Context::MAX_NAME_BYTES`] bytes, and [`Context::MAX_BYTES`] bytes in all.
 ///
 /// ```
 /// use oncekey::Context;
@@ -26,7 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Clone, Default)]
 pub struct Context {
     entries: Arc<BTreeMap<String, Value>>,
-    /// Raised when an entry cannot be decoded: so a claim knows that its operation met a fault that is not its own.
+    /// Set when an entry cannot be decoded. A claim reads it to tell such an error from an error of the operation
+    /// itself.
     fault: Option<Arc<AtomicBool>>,
 }
 
@@ -39,43 +40,44 @@ impl PartialEq for Context {
 impl Eq for Context {}
 
 impl Context {
-    /// The most entries.
+    /// The largest number of entries.
     pub const MAX_ENTRIES: usize = 64;
 
-    /// The longest name, in bytes.
+    /// The largest length of a name, in bytes.
     pub const MAX_NAME_BYTES: usize = 64;
 
-    /// The most bytes, names and values together: every record keeps its own in memory.
+    /// The largest total length of names and values, in bytes. It is small because records in memory contain it.
     pub const MAX_BYTES: usize = 16 * 1024;
 
-    /// The same entries, with a flag that is raised when one cannot be decoded.
+    /// Returns the same entries with a flag that is set when one of them cannot be decoded.
     pub(crate) fn watched(&self, fault: &Arc<AtomicBool>) -> Self {
         Self { entries: Arc::clone(&self.entries), fault: Some(Arc::clone(fault)) }
     }
 
-    /// An empty context.
+    /// Creates an empty context.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The context with one entry more; an entry of this name is replaced.
+    /// Adds an entry. Replaces an entry of the same name.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         Arc::make_mut(&mut self.entries).insert(name.into(), value.into());
         self
     }
 
-    /// [`with`](Self::with) a value that [`decode`](Self::decode) reads back.
+    /// Adds an encoded value, which [`decode`](Self::decode) reads back.
     ///
-    /// It takes what only borrows, such as `&str`, so it cannot find out whether the bytes can be read back: a type that writes
-    /// itself otherwise than it reads itself is refused by `decode` only. The value is stored as JSON, or as bincode if JSON
-    /// cannot hold it, for example a map whose keys are pairs, or if it
-    /// would be too long.
+    /// The value may be borrowed, such as `&str`, so this function cannot check that it can be read back. If a type's
+    /// `Serialize` and `Deserialize` do not fit, only `decode` notices.
+    ///
+    /// The value is stored as JSON, or as bincode if JSON cannot hold it, such as a map whose keys are pairs,
+    /// or if the JSON text would be too long.
     ///
     /// # Errors
     ///
-    /// [`Codec`](ErrorKind::Codec) when the value cannot be encoded, [`TooLarge`](ErrorKind::TooLarge) over
+    /// [`Codec`](ErrorKind::Codec) if the value cannot be encoded; [`TooLarge`](ErrorKind::TooLarge) if it exceeds
     /// [`Context::MAX_BYTES`].
     pub fn with_encoded<S: Serialize + ?Sized>(self, name: impl Into<String>, value: &S) -> Result<Self> {
         let name = name.into();
@@ -83,24 +85,25 @@ impl Context {
         Ok(self.with(name, bytes))
     }
 
-    /// The bytes under this name.
+    /// Returns the bytes of an entry.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.entries.get(name).map(|value| &**value)
     }
 
-    /// The text under this name; `None` also when it is not UTF-8.
+    /// Returns an entry as text. Returns `None` if there is no such entry, or if it is not UTF-8.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(self.get(name)?).ok()
     }
 
-    /// The value that [`with_encoded`](Self::with_encoded) put under this name.
+    /// Decodes a value that [`with_encoded`](Self::with_encoded) added. Returns `None` if there is no such entry.
     ///
     /// # Errors
     ///
-    /// [`TypeMismatch`](ErrorKind::TypeMismatch) when it was encoded from another type, or that type has changed since:
-    /// [limits](crate::guides::limits) says what counts. [`Codec`](ErrorKind::Codec) when it was not encoded.
+    /// [`TypeMismatch`](ErrorKind::TypeMismatch) if the value was encoded from another type, or if its type has changed
+    /// since. The guide on [limits](crate::guides::limits) lists the changes that count. [`Codec`](ErrorKind::Codec) if
+    /// the entry was not encoded.
     pub fn decode<C: Serialize + DeserializeOwned>(&self, name: &str) -> Result<Option<C>> {
         let decoded = self.get(name).map(|bytes| codec::decode(entry(name), bytes)).transpose();
         if let (Err(_), Some(fault)) = (&decoded, &self.fault) {
@@ -109,24 +112,24 @@ impl Context {
         decoded
     }
 
-    /// The entries, in the order of their names.
+    /// Returns the entries, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.entries.iter().map(|(name, value)| (name.as_str(), &**value))
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Whether the context is within its limits.
+    /// Checks the limits.
     pub(crate) fn check(&self) -> Result<()> {
         if self.len() > Context::MAX_ENTRIES {
             let message = format!("context has {} entries, the limit is {}", self.len(), Self::MAX_ENTRIES);
@@ -152,7 +155,7 @@ impl Context {
     }
 }
 
-/// What a message calls the entry of this name, which may be of any length here.
+/// Returns the name of an entry for messages. A name can be of any length here, so it is cut.
 fn entry(name: &str) -> String {
     let shown: String = name.chars().take(Context::MAX_NAME_BYTES).collect();
     format!("context entry \"{}\"", shown.escape_default())
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_keeps_what_it_had() {
+    fn adding_to_a_clone_leaves_the_original_unchanged() {
         let first = Context::new().with("a", "1");
         let second = first.clone().with("b", "2");
         assert_eq!((first.len(), second.len()), (1, 2));
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn encoded_values_may_be_of_types_that_skip_fields_or_are_not_texts() {
+    fn encoded_values_may_have_null_fields_non_text_keys_or_long_json() {
         let args = serde_json::json!({ "a": [1, null] });
         let by_pair = BTreeMap::from([((1, 2), 3)]);
         let long = vec![255_u8; Context::MAX_BYTES / 2];

@@ -1,4 +1,4 @@
-//! The one error of this crate.
+//! The error type of this crate.
 
 use std::cell::Cell;
 use std::fmt;
@@ -6,37 +6,39 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The result of most calls.
+/// The result of a call into the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, as one cheap-to-clone value.
+/// The error of a call into the engine. Clones are cheap.
 ///
-/// Expected answers of the protocol (in progress, mismatch, timed out, ...) are values, never errors.
-/// An `Error` says that a call could not do its work; [`kind`](Error::kind) says what to do next.
+/// Expected answers of the protocol (in progress, mismatch, timed out, ...) are values, never errors. An `Error` means
+/// that a call could not do its work. Its [`kind`](Error::kind) tells the caller what to do next.
 pub struct Error(Arc<Inner>);
 
 thread_local! {
-    /// How often this thread has been given an error, or has looked at one or dropped one.
+    /// The number of times that this thread received, read or dropped an error.
     static MET: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How often this thread has met an error of this engine: was given one, looked at one, or dropped one. If the number grows while
-/// an operation runs, a failure that the operation returns may be one of them in disguise.
+/// Returns the number of times that this thread received, read or dropped an error of this engine.
+///
+/// If the number grows while an operation runs, the failure that the operation returns may be one of these errors in
+/// another form.
 pub(crate) fn met() -> u64 {
     MET.get()
 }
 
-/// Counts one more: an answer that is neither an [`Error`] nor the failure of an operation.
+/// Counts an answer that is neither an [`Error`] nor the failure of an operation.
 pub(crate) fn meet() {
     MET.set(MET.get().wrapping_add(1));
 }
 
-/// Resets the count to an earlier one: the errors since then were handled.
+/// Resets the count to the earlier value `then`, because the errors since then were handled.
 pub(crate) fn forget_met_since(then: u64) {
     MET.set(then);
 }
 
-/// Runs a part of the engine that handles its errors itself: no operation on this thread has met them.
+/// Runs a part of the engine that handles its own errors. Errors inside it do not count.
 pub(crate) fn handled<R>(work: impl FnOnce() -> R) -> R {
     let before = met();
     let done = work();
@@ -44,14 +46,14 @@ pub(crate) fn handled<R>(work: impl FnOnce() -> R) -> R {
     done
 }
 
-/// A copy that is handed out counts like a new one: a poisoned engine keeps its error.
+/// Counts each clone like a new error: a poisoned engine keeps its error and hands out clones.
 impl Clone for Error {
     fn clone(&self) -> Self {
         Self::met(Arc::clone(&self.0))
     }
 }
 
-/// It may have been made before the operation that drops it now, and be turned into a failure without a look at it.
+/// Counts a dropped error too. It may be older than the operation that drops it, and may become a failure unread.
 impl Drop for Error {
     fn drop(&mut self) {
         meet();
@@ -64,73 +66,77 @@ struct Inner {
     source: Option<io::Error>,
 }
 
-/// What a caller does next about an [`Error`].
+/// The kind of an [`Error`], which tells the caller what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A key is empty, too long or malformed. Refuse the request; nothing changed.
+    /// A key is empty, too long or malformed. Nothing changed. Reject the request.
     InvalidKey,
-    /// A manager, table, context or recovery-point name is not allowed. Fix the program.
+    /// The name of a manager, table, context entry or recovery point is not allowed. Fix the program.
     InvalidName,
-    /// An option or an argument has a value that is not allowed. Fix the program.
+    /// The value of an option or argument is not allowed. Fix the program.
     InvalidOptions,
-    /// A value is over a limit. Store less, or raise the limit; nothing changed.
+    /// A value exceeds a limit. Nothing changed. Store less, or raise the limit.
     TooLarge,
-    /// Another process, or this one, has the store open. Stop it, or wait until it has ended.
+    /// Another process, or this one, has the store open. Stop that process, or wait until it ends.
     StoreInUse,
-    /// The engine was closed. Open it again.
+    /// The engine is closed. Open it again.
     Closed,
-    /// From `close`: the engine is closed, and everything committed is durable, but live claims keep the directory locked. End or
-    /// drop them, or end the process.
+    /// Returned by `close`: the engine is closed and all commits are durable, but live claims keep the directory
+    /// locked. End or drop the claims, or end the process.
     ClaimsAlive,
-    /// The thread would wait for an operation that it runs itself. Fix the program; nothing changed.
+    /// The thread would wait for an operation that it runs itself. Nothing changed. Fix the program.
     Deadlock,
-    /// An earlier write or sync failed and nothing can be promised any more, not even for reads. Stop the process, look at
-    /// the disk, start again: what was answered before is there.
+    /// An earlier write or sync failed. The engine can no longer promise anything, not even about reads. Stop the
+    /// process, check the disk, start again. All earlier answers are still stored.
     Poisoned,
-    /// The operating system refused a read, a write or a directory. A call that waited for that write may be undone or not, and
-    /// those that come later answer `Poisoned`.
+    /// The operating system failed a read, a write or a directory operation. Calls that waited for that write may have
+    /// taken effect or not. Later calls return `Poisoned`.
     Io,
-    /// There is no room on the disk, for the journal to grow or for the record store behind it. Make room and call again;
-    /// nothing changed. From `close`: everything answered is in the journal, and the next open brings it into the record store.
+    /// The disk has no space for the journal or for the record store. Nothing changed. Free some space and call again.
+    /// Returned by `close`: all answers are in the journal, and the next open applies them to the record store.
     Full,
-    /// The engine is overloaded, and the call has waited for [`sync_timeout`](crate::EngineOptions::sync_timeout). Nothing
-    /// changed: call again later, with fewer calls at once. The ending of an operation that has run never gets this.
+    /// The engine is overloaded, and the call waited for [`sync_timeout`](crate::EngineOptions::sync_timeout). Nothing
+    /// changed. Call again later, and make fewer calls at a time. Ending an operation that has run never returns this.
     Busy,
-    /// What is on disk is damaged. Nothing was guessed and nothing was changed: restore it, or look at it with the tools.
+    /// Data on disk is damaged. The engine neither guessed nor changed anything. Restore a backup, or inspect the store
+    /// with the command line.
     Corrupt,
-    /// The directory is not a store, or one of a newer format. Check the path and the version of this crate.
+    /// The directory is not a store, or its format is newer than this crate. Check the path and the version of this
+    /// crate.
     UnsupportedFormat,
-    /// A value cannot be encoded, or not be read back as it was: nothing was stored. Or bytes that are read as an encoded value
-    /// were not encoded. Fix the type, or read the bytes as they are.
+    /// A value cannot be encoded, or cannot be read back as it was; nothing was stored. Or bytes that were not encoded
+    /// are read as an encoded value. Fix the type, or read the bytes unchanged.
     Codec,
-    /// A record, a value or a manager is used with other types or another schema than it was made with. Fix the program or
-    /// migrate.
+    /// A record, value or manager is used with another type or schema than it was created with. Fix the program, or
+    /// migrate the data.
     TypeMismatch,
-    /// The claim no longer owns its record: it ended otherwise, or another claim took over. Do not act on it; read the record.
+    /// The claim no longer owns its record: the record was ended by another call, or another claim took it over. Do not
+    /// act on the claim. Read the record.
     ClaimLost,
-    /// A by-key call on a record that a live [`Claim`](crate::Claim) or process owns. Use the claim, or wait for its end.
+    /// A by-key call on a record that a live [`Claim`](crate::Claim) or process owns. Use the claim, or wait for its
+    /// end.
     OwnedByClaim,
-    /// The key belongs to another request. Refuse this one, or give it a key of its own; nothing changed.
+    /// The key belongs to another request. Nothing changed. Reject this request, or give it another key.
     Mismatch,
-    /// There is no such record.
+    /// The record does not exist.
     NotFound,
-    /// The record is not in progress, so it cannot be ended or changed so.
+    /// The record is not in progress, so the call cannot end or change it.
     NotInProgress,
-    /// Only an interrupted record can be resolved.
+    /// The record is not interrupted, so it cannot be resolved.
     NotInterrupted,
-    /// More than one record matches.
+    /// Several records match where at most one is expected. Narrow the filter.
     Ambiguous,
-    /// A transaction met others too often. Run it again.
+    /// A transaction conflicted with others too often. Run it again.
     Conflict,
-    /// A call into the engine from inside a transaction's closure. Fix the program.
+    /// A transaction's closure called the engine. Fix the program.
     InsideTransaction,
-    /// No stage is known for the record's recovery point. Fix the program or resolve the record.
+    /// No stage is registered for the record's recovery point. Fix the program, or resolve the record.
     UnknownRecoveryPoint,
-    /// A stage ended without an advance, or with one to where the record was already. Fix the stage.
+    /// A stage ended without an advance, or advanced to the recovery point that the record already had. Fix the stage.
     Stalled,
-    /// A failure was made from an error of this crate, which is no outcome of the operation. Nothing was stored: release or
-    /// interrupt the record, or fail with an error of your own.
+    /// The failure of an operation was made from an error of this crate, so it is no outcome. Nothing was stored.
+    /// Release or interrupt the record, or fail with an error of your own.
     EngineFailure,
 }
 
@@ -144,12 +150,12 @@ impl Error {
         Self(inner)
     }
 
-    /// What every call answers behind a close.
+    /// Returns the error of every call after a close.
     pub(crate) fn closed() -> Self {
         Self::new(ErrorKind::Closed, "the engine is closed")
     }
 
-    /// `action` is a verb with what it concerns, e.g. "write journal segment".
+    /// Returns an `Io` error. `action` is a verb and its object, such as "write journal segment".
     pub(crate) fn io(action: &str, path: &Path, cause: &io::Error) -> Self {
         Self::io_as(ErrorKind::Io, action, path, cause)
     }
@@ -159,20 +165,20 @@ impl Error {
         Self::met(Arc::new(Inner { kind, message, source: Some(copy(cause)) }))
     }
 
-    /// The same cause under another kind, with a prefix that says what it means now.
+    /// Returns an error of another kind with the same cause. `prefix` comes before the message.
     pub(crate) fn wrap(&self, kind: ErrorKind, prefix: &str) -> Self {
         let source = self.0.source.as_ref().map(copy);
         Self::met(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), source }))
     }
 
-    /// What the caller does next.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         meet();
         self.0.kind
     }
 
-    /// The operating system's kind of error, where it was one.
+    /// Returns the operating system's kind of error, if the cause is one.
     #[must_use]
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         meet();
@@ -195,14 +201,14 @@ impl fmt::Debug for Error {
 }
 
 impl std::error::Error for Error {
-    /// The operating system's error, where there was one. [`Display`](fmt::Display) ends with its text.
+    /// Returns the operating system's error, if there is one. [`Display`](fmt::Display) ends with its text.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         meet();
         self.0.source.as_ref().map(|source| source as _)
     }
 }
 
-/// `io::Error` cannot be cloned.
+/// Copies the kind and text of an `io::Error`, which cannot be cloned.
 fn copy(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
 }

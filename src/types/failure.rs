@@ -1,4 +1,4 @@
-//! An error as it can be stored.
+//! A failure of an operation in a form that can be stored.
 
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
@@ -7,23 +7,25 @@ use serde::ser::{Serialize, SerializeStruct as _, Serializer};
 
 use crate::types::error;
 
-/// The longest message or cause, in bytes.
+/// The largest length of a message or cause, in bytes.
 const MAX_TEXT_BYTES: usize = 4096;
 
-/// The most causes; a chain of sources may be longer, or not end.
+/// The largest number of causes that are kept. A chain of sources may be longer, or endless.
 const MAX_CAUSES: usize = 16;
 
-/// An error as it can be stored: its text and that of its causes. It is the `E` of a manager that names none.
+/// An error that can be stored: its message and the messages of its causes. The default failure type of a manager.
 ///
-/// Any [`std::error::Error`] becomes one by `?`, so that a closure may fail with whatever it meets. What is replayed is
-/// text only: 4 KiB of the message and of each of the first 16 causes, without types and backtraces. Store an enum of
-/// your own where the caller must tell failures apart.
+/// The `?` operator converts any [`std::error::Error`] into a `Failure`, so a closure may return errors of any type.
+/// Only text is stored: up to 4 KiB of the message and of each of the first 16 causes, without types and backtraces. If
+/// callers must distinguish failures, use an enum of your own instead.
 ///
-/// A failure that is made from an [`Error`](crate::Error) of this crate, or from an error that prints one or has one as its
-/// source, is never stored as an outcome: see [`ErrorKind::EngineFailure`](crate::ErrorKind::EngineFailure).
+/// A failure that comes from an [`Error`](crate::Error) of this crate is never stored as an outcome. This includes
+/// errors that print such an error or have one as their source. See
+/// [`ErrorKind::EngineFailure`](crate::ErrorKind::EngineFailure).
 ///
-/// It cannot implement `std::error::Error` itself, for the reason that `anyhow::Error` does not: the conversion from every
-/// error would overlap that from itself. It converts into a boxed error instead. Its `Debug` is its text, as of any error.
+/// `Failure` does not implement `std::error::Error`. As with `anyhow::Error`, the conversion from every error would
+/// then overlap the conversion from itself. Instead it can be converted into a boxed error. `Debug` prints the same
+/// text as `Display`.
 ///
 /// ```
 /// use oncekey::Failure;
@@ -38,13 +40,13 @@ const MAX_CAUSES: usize = 16;
 pub struct Failure {
     message: String,
     causes: Vec<String>,
-    /// It was made from an error of this crate.
+    /// True if it was made from an error of this crate.
     #[serde(skip)]
     is_of_engine: bool,
 }
 
 impl Failure {
-    /// A failure of this text without causes.
+    /// Creates a failure with this message and no causes. A message over 4 KiB is cut.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
         let mut message = message.into();
@@ -52,10 +54,10 @@ impl Failure {
         Self { message, causes: Vec::new(), is_of_engine: false }
     }
 
-    /// A failure with the text of a boxed error and of its causes.
+    /// Creates a failure from a boxed error and its causes.
     ///
-    /// For errors that do not implement [`std::error::Error`] themselves but convert into a box: `anyhow::Error`, a
-    /// `Box<dyn Error>`, a text.
+    /// Use it for errors that do not implement [`std::error::Error`] but convert into a box: `anyhow::Error`, `Box<dyn
+    /// Error>`, text.
     ///
     /// ```
     /// use oncekey::Failure;
@@ -73,20 +75,20 @@ impl Failure {
         Self::from(&*error)
     }
 
-    /// The text, without the causes.
+    /// Returns the message, without the causes.
     #[must_use]
     pub fn message(&self) -> &str {
         self.meet();
         &self.message
     }
 
-    /// The causes, the nearest first.
+    /// Returns the causes, nearest first.
     pub fn causes(&self) -> impl Iterator<Item = &str> {
         self.meet();
         self.causes.iter().map(String::as_str)
     }
 
-    /// An operation that turns it into another failure has met the error that it was made from.
+    /// Counts the engine's error of which this failure was made. The operation may turn this failure into another one.
     fn meet(&self) {
         if self.is_of_engine {
             error::meet();
@@ -94,7 +96,7 @@ impl Failure {
     }
 }
 
-/// Failures of the same text are equal.
+/// Failures with the same text are equal.
 impl PartialEq for Failure {
     fn eq(&self, other: &Self) -> bool {
         (&self.message, &self.causes) == (&other.message, &other.causes)
@@ -105,7 +107,7 @@ impl Eq for Failure {}
 
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // By this the codec finds out that the failure that it encodes is one, or has one inside.
+        // Count here: the codec then learns that the value it encodes is such a failure, or contains one.
         self.meet();
         let mut fields = serializer.serialize_struct("Failure", 2)?;
         fields.serialize_field("message", &self.message)?;
@@ -123,13 +125,13 @@ impl<X: StdError> From<X> for Failure {
     }
 }
 
-/// Prints the message and the causes, `message: cause: cause`, but none with which the text before it ends already.
+/// Prints `message: cause: cause`. Skips a cause if the text before it already ends with it.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.message())?;
         let mut before = self.message.as_str();
         for cause in self.causes().filter(|cause| !cause.is_empty()) {
-            // Many errors print their source as well as returning it.
+            // Many errors both print their source and return it.
             if !before.ends_with(cause) {
                 write!(f, ": {cause}")?;
                 before = cause;
@@ -147,37 +149,37 @@ impl fmt::Debug for Failure {
 
 impl From<Failure> for Box<dyn StdError + Send + Sync> {
     fn from(failure: Failure) -> Self {
-        Box::new(Told(failure))
+        Box::new(Boxed(failure))
     }
 }
 
 impl From<Failure> for Box<dyn StdError> {
     fn from(failure: Failure) -> Self {
-        Box::new(Told(failure))
+        Box::new(Boxed(failure))
     }
 }
 
-/// A failure inside a box. It has no source: its text has the causes already.
-struct Told(Failure);
+/// A failure inside a box, without a source, because its text already contains the causes.
+struct Boxed(Failure);
 
-impl StdError for Told {}
+impl StdError for Boxed {}
 
-impl fmt::Display for Told {
+impl fmt::Display for Boxed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
     }
 }
 
-impl fmt::Debug for Told {
+impl fmt::Debug for Boxed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
     }
 }
 
-/// The text of an error, cut before it takes more memory than is kept of it.
+/// Returns the text of an error. Stops at the limit, so that a long text does not take more memory than is kept.
 fn text(error: &dyn StdError) -> String {
     let mut cut = Cut(String::new());
-    // An `Err` is the cut, or a `Display` that gave up: what it wrote until then is the text.
+    // An error here is the limit, or a `Display` that failed. In both cases keep the text so far.
     let _ = write!(cut, "{error}");
     cut.0
 }
@@ -192,7 +194,7 @@ impl fmt::Write for Cut {
     }
 }
 
-/// The end of the longest prefix of at most `limit` bytes that is whole characters.
+/// Returns the length of the longest prefix that has at most `limit` bytes and ends at a character boundary.
 fn boundary(text: &str, limit: usize) -> usize {
     let mut end = text.len().min(limit);
     while !text.is_char_boundary(end) {

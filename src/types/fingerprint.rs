@@ -1,4 +1,4 @@
-//! What "the same request" means: a digest of it.
+//! Fingerprints: digests that decide whether two requests are the same.
 
 mod canonical;
 #[cfg(feature = "http")]
@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 
-/// What the digest of parts begins with, so that it is none of a value's.
+/// The prefix of a digest of parts, which makes such a digest different from that of any single value.
 const PARTS: &[u8] = b"oncekey.parts.1";
 
-/// A SHA-256 digest of what makes two requests the same one. It is the same in every process and release.
+/// A SHA-256 digest of the facts that make two requests the same, equal in every process and release.
 ///
-/// A key that comes back with another fingerprint is a mismatch: the answer to the first request is not given to it.
+/// A key that is used again with another fingerprint is a mismatch: the caller does not get the answer to the first
+/// request.
 ///
 /// ```
 /// use oncekey::Fingerprint;
@@ -31,29 +32,30 @@ const PARTS: &[u8] = b"oncekey.parts.1";
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint of a value, as it serializes.
+    /// Returns the fingerprint of a value, as serde serializes it.
     ///
-    /// Names of fields and variants, the widths of numbers and the order of sequences and fields count; names of types and
-    /// the order of a map's entries do not. Floats are compared by their bits.
+    /// These count: names of fields and variants, widths of numbers, the order of sequences and fields. These do not:
+    /// names of types, and the order of a map's entries. Floats are compared by their bits.
     ///
-    /// - **Sets are sequences to serde**: two `HashSet`s with the same content differ. Use a `BTreeSet`, or sort.
-    /// - **A field added to a request changes its fingerprint**, even an optional one that is absent, so a retry across a
-    ///   deploy would be a mismatch. `skip_serializing_if` on it avoids that, and so does [`builder`](Self::builder) with the
-    ///   parts that are to count.
+    /// - **Serde treats sets as sequences.** Two `HashSet`s with the same content can differ. Use a `BTreeSet`, or
+    ///   sort.
+    /// - **A new field in a request changes its fingerprint**, even if it is optional and absent. A retry across a
+    ///   deploy would then be a mismatch. Put `skip_serializing_if` on the field, or use a [`builder`](Self::builder)
+    ///   with the parts that count.
     ///
     /// # Errors
     ///
-    /// [`Codec`](ErrorKind::Codec) when the value refuses to be serialized.
+    /// [`Codec`](ErrorKind::Codec) if the value's `Serialize` fails.
     pub fn of<S: Serialize + ?Sized>(value: &S) -> Result<Self> {
         Self::digest(value, Order::Sequences, false)
     }
 
-    /// [`of`](Self::of), but with the elements of sequences in any order, so that sets agree.
+    /// Returns the fingerprint of a value. The order of sequences does not count, so that hash sets agree.
     pub(crate) fn unordered<S: Serialize + ?Sized>(value: &S) -> Result<Self> {
         Self::digest(value, Order::Nothing, false)
     }
 
-    /// [`unordered`](Self::unordered), of the value's human-readable form.
+    /// Returns the [`unordered`](Self::unordered) fingerprint of the value's human-readable form.
     pub(crate) fn readable<S: Serialize + ?Sized>(value: &S) -> Result<Self> {
         Self::digest(value, Order::Nothing, true)
     }
@@ -63,7 +65,7 @@ impl Fingerprint {
         digest(value, order, readable).map(Self).map_err(refused)
     }
 
-    /// Starts a fingerprint of chosen parts, for requests whose type changes from release to release.
+    /// Starts a fingerprint of chosen parts. Use it for requests whose type changes from release to release.
     ///
     /// ```
     /// use oncekey::Fingerprint;
@@ -76,7 +78,7 @@ impl Fingerprint {
         FingerprintBuilder { hasher: Sha256::new_with_prefix(PARTS) }
     }
 
-    /// The digest.
+    /// Returns the digest.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -87,7 +89,7 @@ impl Fingerprint {
     }
 }
 
-/// The digest in hexadecimal.
+/// Prints the digest in hexadecimal.
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -102,7 +104,7 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Makes a [`Fingerprint`] of parts, in their order.
+/// Builds a [`Fingerprint`] of parts. The order of the parts counts.
 #[derive(Clone)]
 #[must_use = "it does nothing before `finish`"]
 pub struct FingerprintBuilder {
@@ -110,7 +112,7 @@ pub struct FingerprintBuilder {
 }
 
 impl FingerprintBuilder {
-    /// Adds a part. Each counts with its length: `"ab"`, `"c"` is not `"a"`, `"bc"`.
+    /// Adds a part. Its length counts too: `"ab"`, `"c"` is different from `"a"`, `"bc"`.
     pub fn part(mut self, part: impl AsRef<[u8]>) -> Self {
         let part = part.as_ref();
         self.hasher.update((part.len() as u64).to_le_bytes());
@@ -118,7 +120,7 @@ impl FingerprintBuilder {
         self
     }
 
-    /// The fingerprint of the parts so far.
+    /// Returns the fingerprint of all parts.
     #[must_use]
     pub fn finish(self) -> Fingerprint {
         Fingerprint(self.hasher.finalize().into())
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_told_apart() {
+    fn the_boundaries_of_parts_count() {
         let built = |parts: &[&str]| parts.iter().fold(Fingerprint::builder(), FingerprintBuilder::part).finish();
         assert_eq!(built(&["ab", "c"]), built(&["ab", "c"]));
         let all =
@@ -195,7 +197,7 @@ mod tests {
         assert_eq!(distinct.len(), all.len());
     }
 
-    // These digests are in stores: a change here makes every retry across the release a mismatch.
+    // Stores contain these digests. If they change, every retry across a release becomes a mismatch.
     #[test]
     fn digests_are_those_of_the_first_release() {
         let built = Fingerprint::builder().part("POST").part("/charges").finish();
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusing_value_is_an_error() {
+    fn a_value_that_fails_to_serialize_is_an_error() {
         let error = Fingerprint::of(&[Some(Refusing)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Codec);
         assert_eq!(error.to_string(), "value cannot be fingerprinted: the lock is poisoned");

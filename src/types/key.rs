@@ -1,4 +1,4 @@
-//! Idempotency keys, the names of managers and tables, and the one source of randomness.
+//! Idempotency keys, names of managers and tables, and the one source of randomness.
 
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::value::Value;
@@ -8,16 +8,16 @@ use std::fmt::{self, Write as _};
 use std::str::FromStr;
 use uuid::Uuid;
 
-/// The longest name of a manager or a table, in bytes.
+/// The largest length of the name of a manager or table, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
-/// The first byte of a key made of parts. No HTTP header can hold it, so that no client can send such a key.
+/// The first byte of a key made of parts. HTTP headers cannot contain it, so no client can send such a key.
 const PARTS: u8 = 0;
 
-/// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes, any bytes. A clone shares them.
+/// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes of any value. Clones share the bytes.
 ///
-/// `Display` escapes what is not printable ASCII and shows a key [made of parts](Key::from_parts) as `part/part`; it is for
-/// people, and only a key of plain text without a backslash can be read back from it.
+/// `Display` is for people: it escapes all but printable ASCII, and shows a key [made of parts](Key::from_parts) as
+/// `part/part`. Only a key of plain text without a backslash can be parsed back from it.
 ///
 /// ```
 /// use oncekey::Key;
@@ -33,21 +33,21 @@ const PARTS: u8 = 0;
 pub struct Key(Value);
 
 impl Key {
-    /// The longest key, in bytes.
+    /// The largest length of a key, in bytes.
     pub const MAX_BYTES: usize = 512;
 
-    /// A key of these bytes, which are taken as they are.
+    /// Creates a key of these bytes, unchanged.
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are none or more than [`Key::MAX_BYTES`].
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes, or more than [`Key::MAX_BYTES`].
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
         let bytes = bytes.as_ref();
         check_key(bytes)?;
         Ok(Self(bytes.into()))
     }
 
-    /// A new key that nobody else has: a UUID of version 7 as text, so that later keys sort behind earlier ones.
+    /// Generates a unique key: the text of a UUID of version 7. Later keys sort after earlier ones.
     #[must_use]
     #[expect(
         clippy::disallowed_methods,
@@ -57,17 +57,19 @@ impl Key {
         Self(Uuid::now_v7().hyphenated().to_string().into())
     }
 
-    /// A key that tells its parts apart: `["ab", "c"]` and `["a", "bc"]` are different keys, and neither is one that a
-    /// client can send in a header. Each part takes two bytes more than its own, and the key one byte more than these.
+    /// Creates a key of parts, whose boundaries count: `["ab", "c"]` and `["a", "bc"]` are different keys. No client
+    /// can send such a key in a header.
+    ///
+    /// Encoded size: one byte, plus two bytes for each part, plus the parts.
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) when there are no parts or the key is over [`Key::MAX_BYTES`].
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no parts, or if the encoded key exceeds [`Key::MAX_BYTES`].
     pub fn from_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
         let mut bytes = vec![PARTS];
         for part in parts {
             let part = part.as_ref();
-            // A part whose length does not fit is over the limit by itself; so is an iterator that does not end.
+            // A length that does not fit is over the limit anyway. The check of `bytes` also ends an endless iterator.
             let Some(length) = u16::try_from(part.len()).ok().filter(|_| bytes.len() <= Key::MAX_BYTES) else {
                 let message = format!("key made of parts is longer than the limit of {} bytes", Self::MAX_BYTES);
                 return Err(Error::new(ErrorKind::InvalidKey, message));
@@ -82,8 +84,8 @@ impl Key {
         Ok(Self(bytes.into()))
     }
 
-    /// The parts of a key [made of parts](Key::from_parts), or the whole key. The last part of a key in a scope is the one that
-    /// the client knows.
+    /// Returns the parts of a key [made of parts](Key::from_parts), or else the whole key as one part. In a scope, the
+    /// last part is the key that the client knows.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -98,7 +100,7 @@ impl Key {
         split(&self.0).unwrap_or_else(|| vec![self.as_bytes()])
     }
 
-    /// The key as it is known inside a scope; `None` if it is not one of the scope's own.
+    /// Returns the key without the parts of the scope. Returns `None` if the key is not in the scope.
     pub(crate) fn within(&self, scope: &[Box<[u8]>]) -> Option<&[u8]> {
         if scope.is_empty() {
             return Some(self.as_bytes());
@@ -108,13 +110,14 @@ impl Key {
         outer.iter().copied().eq(scope.iter().map(|part| &**part)).then_some(*key)
     }
 
-    /// The bytes of the key.
+    /// Returns the bytes of the key.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// The key as text, if its bytes are UTF-8. A key made of parts may be, and begins with a NUL then.
+    /// Returns the key as text if its bytes are UTF-8. A key made of parts can be UTF-8 too; its text starts with a
+    /// NUL.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
@@ -130,7 +133,7 @@ impl AsRef<[u8]> for Key {
 impl FromStr for Key {
     type Err = Error;
 
-    /// [`Key::new`] of the text; nothing in it is unescaped.
+    /// Creates a key of this text as [`Key::new`] does. Escapes are not decoded.
     fn from_str(text: &str) -> Result<Self> {
         Self::new(text)
     }
@@ -173,7 +176,7 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// The parts of a key of [`Key::from_parts`]; `None` if the bytes are not exactly that.
+/// Returns the parts of a key of [`Key::from_parts`]. Returns `None` if the bytes do not have exactly that form.
 fn split(bytes: &[u8]) -> Option<Vec<&[u8]>> {
     let (&PARTS, mut rest) = bytes.split_first()? else { return None };
     let mut parts = Vec::new();
@@ -186,7 +189,7 @@ fn split(bytes: &[u8]) -> Option<Vec<&[u8]>> {
     (!parts.is_empty()).then_some(parts)
 }
 
-/// Appends `bytes` with the backslash, `also` and everything but printable ASCII as `\xNN`.
+/// Appends `bytes`. Writes `\xNN` for the backslash, for `also`, and for all but printable ASCII.
 fn escape(text: &mut String, bytes: &[u8], also: u8) -> fmt::Result {
     for &byte in bytes {
         if (byte.is_ascii_graphic() || byte == b' ') && byte != b'\\' && byte != also {
@@ -198,7 +201,7 @@ fn escape(text: &mut String, bytes: &[u8], also: u8) -> fmt::Result {
     Ok(())
 }
 
-/// Whether these bytes can be a key.
+/// Checks the length of a key.
 pub(crate) fn check_key(bytes: &[u8]) -> Result<()> {
     match bytes.len() {
         0 => {
@@ -209,7 +212,8 @@ pub(crate) fn check_key(bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Whether `name` can be that of `what`, "manager" or "table": it is text in file formats and in the command line.
+/// Checks the name of a manager or table. `what` is "manager" or "table". Names appear in file formats and on the
+/// command line.
 pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
     let problem = if name.is_empty() {
         format!("{what} name is empty, it must have 1 to {MAX_NAME_BYTES} characters")
@@ -223,7 +227,7 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidName, problem))
 }
 
-/// 122 random bits in 16 bytes, for what must not be met twice: store and process identities, temporary names.
+/// Returns 122 random bits in 16 bytes, for unique ids of stores and processes, and for temporary names.
 #[expect(clippy::disallowed_methods, reason = "the one place where randomness enters")]
 pub(crate) fn random() -> [u8; 16] {
     Uuid::new_v4().into_bytes()
@@ -242,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_told_apart_and_marked() {
+    fn boundaries_of_parts_count_and_the_first_byte_marks_them() {
         let key = Key::from_parts(["ab", "c"]).unwrap();
         assert_eq!(key.as_bytes(), b"\0\0\x02ab\0\x01c");
         assert_ne!(key, Key::from_parts(["a", "bc"]).unwrap());
@@ -255,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_back_and_a_scope_knows_its_own() {
+    fn parts_are_returned_and_within_accepts_only_keys_of_its_scope() {
         let key = Key::from_parts(["ab", "", "c"]).unwrap();
         assert_eq!(key.parts(), [&b"ab"[..], b"", b"c"]);
         assert_eq!(Key::new("abc").unwrap().parts(), [b"abc"]);
@@ -279,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn text_goes_in_and_out() {
+    fn text_is_parsed_unchanged() {
         let key: Key = "a\\x41".parse().unwrap();
         assert_eq!(key.as_str(), Some("a\\x41"));
         assert_eq!(Key::new(b"\xff").unwrap().as_str(), None);

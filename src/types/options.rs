@@ -1,14 +1,13 @@
-//! How an engine, a manager and a single call are set up.
+//! Options of an engine, a manager and a single call.
 
 mod durability;
 pub(crate) mod migrate;
+mod policy;
 mod waiting;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 
 use crate::types::clock::{Clock, FOREVER, SystemClock};
 use crate::types::context::Context;
@@ -17,40 +16,11 @@ use crate::types::fingerprint::Fingerprint;
 use crate::types::value::Value;
 pub use durability::Durability;
 use migrate::Migrations;
+pub use policy::{OnError, OnInterrupted};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What happens to a record whose owner ended without an answer.
-///
-/// Fixed when a generation starts: changing it in the program does not free what already holds. To free those, go through
-/// [`Engine::interrupted`](crate::Engine::interrupted) and resolve each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub enum OnInterrupted {
-    /// Nobody runs the operation again until someone resolves the record: it may have happened.
-    #[default]
-    Hold,
-    /// The next `begin` takes the record over, at its recovery point. For operations that are safe to repeat, e.g. because
-    /// they pass [`effect_id`](crate::Claim::effect_id) downstream.
-    Resume,
-}
-
-/// What `execute` does with an operation's `Err`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum OnError {
-    /// Stores it: every retry gets the same failure until its TTL. The default, because it never runs anything twice.
-    #[default]
-    Store,
-    /// Nothing has happened: the key is free at once and a waiter may take it over.
-    Release,
-    /// It is not known whether anything happened: the record is interrupted, and its policy decides.
-    Interrupt,
-    /// Interrupts if this attempt asked for an [`effect_id`](crate::Claim::effect_id) or committed a
-    /// [`work_stage`](crate::Claim::work_stage), and releases otherwise. For operations that ask for an effect id before each
-    /// effect outside, and write rows only in stages: then an error before the first of these proves that nothing happened.
-    ReleaseUnlessEffect,
-}
-
-/// How an engine is opened. Made by [`Engine::options`](crate::Engine::options).
+/// The options of an engine. [`Engine::options`](crate::Engine::options) creates them.
 ///
 /// ```
 /// use oncekey::{Durability, Engine};
@@ -103,79 +73,86 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// Bytes of memory for the record store's page cache, about: with large values it can be more. Defaults to 128 MiB.
+    /// Sets the size of the record store's page cache, in bytes. The size is approximate: large values can take more.
+    /// Default: 128 MiB.
     pub fn cache_capacity(mut self, bytes: u64) -> Self {
         self.cache_capacity = bytes;
         self
     }
 
-    /// When a commit counts as done. Defaults to [`Durability::Immediate`].
+    /// Sets the moment at which a commit is acknowledged. Default: [`Durability::Immediate`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
         self
     }
 
-    /// The least time between two passes of the background compaction, which otherwise sleeps until something expires.
-    /// Defaults to 1 s; for ever leaves everything to [`compact_now`](crate::Engine::compact_now).
+    /// Sets the shortest time between two passes of the background compaction. Between passes it sleeps until a record
+    /// expires.
+    ///
+    /// Default: 1 s. With [`FOREVER`], only [`compact_now`](crate::Engine::compact_now) deletes expired records.
     pub fn compaction_interval(mut self, interval: Duration) -> Self {
         self.compaction_interval = interval;
         self
     }
 
-    /// How many expired records a compaction looks at in one step. Defaults to 1024.
+    /// Sets the number of expired records that compaction examines in one step. Default: 1024.
     pub fn compaction_batch(mut self, records: NonZeroUsize) -> Self {
         self.compaction_batch = records;
         self
     }
 
-    /// The largest encoded outcome in bytes, with the nine that each begins with. Defaults to 1 MiB, at most [`Value::MAX_BYTES`].
+    /// Sets the largest size of an encoded outcome, in bytes, including its header of nine bytes. Default: 1 MiB.
+    /// Maximum: [`Value::MAX_BYTES`].
     pub fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.max_value_bytes = bytes;
         self
     }
 
-    /// How much of the time when the machine was off counts towards TTLs. Defaults to none, and then no wall clock can make a
-    /// record expire early; otherwise it can by at most the error of the wall clock or this, whichever is less.
+    /// Sets how much of the time during which the machine was off counts towards TTLs.
+    ///
+    /// Default 0: a wrong wall clock can never expire a record early. With a larger value it can, by at most
+    /// `min(max_offline, clock error)`.
     pub fn max_offline(mut self, time: Duration) -> Self {
         self.max_offline = time;
         self
     }
 
-    /// How long a call waits for others before it answers [`Busy`](crate::ErrorKind::Busy), and how long the disk may make no
-    /// progress at all before the engine is poisoned. Endings of operations that have run are never `Busy`: they wait as long as
-    /// the disk makes progress. Time in which this process did not run (stopped, paused, its machine frozen) does not count.
-    /// Defaults to 30 s.
+    /// Sets how long a call waits for other calls before it returns [`Busy`](crate::ErrorKind::Busy), and how long the disk may make no progress before the engine is poisoned.
+    ///
+    /// Ending an operation that has run never returns `Busy`: the call waits as long as the disk makes progress. Time
+    /// during which the process did not run (stopped, or its machine paused) does not count. Default: 30 s.
     pub fn sync_timeout(mut self, time: Duration) -> Self {
         self.sync_timeout = time;
         self
     }
 
-    /// Also opens stores on NFS, 9p, SMB and FUSE, where locks and syncs may not do what they say. Defaults to no.
+    /// Allows stores on NFS, 9p, SMB and FUSE, where locks and syncs may not work as specified. Default: false.
     pub fn any_file_system(mut self, allowed: bool) -> Self {
         self.any_file_system = allowed;
         self
     }
 
-    /// Whether a store is made where none is; otherwise that is `NotFound`, and nothing is touched. Defaults to yes.
+    /// Allows the creation of a new store. If false and there is no store, the open returns `NotFound` and changes
+    /// nothing. Default: true.
     pub fn create(mut self, allowed: bool) -> Self {
         self.create = allowed;
         self
     }
 
-    /// Where time comes from. Defaults to [`SystemClock`].
+    /// Sets the source of time. Default: [`SystemClock`].
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// The size of the first journal segment, for tests that want many.
+    /// Sets the size of the first journal segment, for tests that need many segments.
     #[doc(hidden)]
     pub fn segment_bytes(mut self, bytes: u64) -> Self {
         self.segment_bytes = bytes;
         self
     }
 
-    /// Whether sled's files may be synced write by write, for tests of the other way.
+    /// Allows the file system's sync flag on sled's files, which makes each write synchronous. False is for tests.
     #[doc(hidden)]
     pub fn sync_flag(mut self, allowed: bool) -> Self {
         self.sync_flag = allowed;
@@ -203,7 +180,7 @@ impl EngineOptions {
     }
 }
 
-/// How a manager treats its keys.
+/// The options of a manager.
 ///
 /// ```
 /// use oncekey::{Engine, FOREVER, Manager, ManagerOptions, OnInterrupted};
@@ -224,7 +201,7 @@ pub struct ManagerOptions {
     pub(crate) failure_ttl: Duration,
     pub(crate) released_ttl: Duration,
     pub(crate) interrupted_ttl: Duration,
-    /// `None` until it is set: requests have another default.
+    /// `None` if not set. The default for requests is not the same as for other calls.
     pub(crate) on_interrupted: Option<OnInterrupted>,
     pub(crate) max_attempts: NonZeroU32,
     pub(crate) schema: u32,
@@ -249,65 +226,74 @@ impl Default for ManagerOptions {
 }
 
 impl ManagerOptions {
-    /// The defaults.
+    /// Creates the default options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How long a success is replayed, from its ending; [`FOREVER`] never lapses. Defaults to 24 h.
+    /// Sets how long a success is replayed, counted from its end. [`FOREVER`] never expires. Default: 24 h.
     pub fn success_ttl(mut self, ttl: Duration) -> Self {
         self.success_ttl = ttl;
         self
     }
 
-    /// How long a stored failure is replayed, from its ending. Defaults to 24 h.
+    /// Sets how long a stored failure is replayed, counted from its end. Default: 24 h.
     pub fn failure_ttl(mut self, ttl: Duration) -> Self {
         self.failure_ttl = ttl;
         self
     }
 
-    /// How long a released record is kept, from its release or its creation by `Requests::create`. Defaults to 24 h. One that holds
-    /// progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer: if an attempt asked for an effect id,
-    /// committed a stage, or was interrupted and resumed, or a patch has set its recovery point or checkpoint.
+    /// Sets how long a released record is kept, counted from its release or from its creation by `Requests::create`.
+    /// Default: 24 h.
+    ///
+    /// A released record that holds progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer.
+    /// It holds progress if an attempt asked for an effect id, committed a stage, or was interrupted and resumed, or if
+    /// a patch has set its recovery point or checkpoint.
     pub fn released_ttl(mut self, ttl: Duration) -> Self {
         self.released_ttl = ttl;
         self
     }
 
-    /// How long an interrupted record is kept, from its interruption; if its process died, from the open that found it. When the
-    /// time is over, the next `begin` runs the operation again, although it may have happened. A record with a live owner never
-    /// expires. Defaults to [`FOREVER`].
+    /// Sets how long an interrupted record is kept, counted from its interruption. If its process died, the time starts
+    /// at the open that finds it.
+    ///
+    /// After that, the next `begin` runs the operation again, although it may have happened. A record with a live owner
+    /// never expires. Default: [`FOREVER`].
     pub fn interrupted_ttl(mut self, ttl: Duration) -> Self {
         self.interrupted_ttl = ttl;
         self
     }
 
-    /// What happens to a record whose owner ended without an answer. Defaults to [`OnInterrupted::Hold`]; `Requests::drive`
-    /// resumes unless this is set.
+    /// Sets the policy for a record whose owner ended without an outcome. Default: [`OnInterrupted::Hold`], but
+    /// [`OnInterrupted::Resume`] for `Requests::drive`.
     pub fn on_interrupted(mut self, policy: OnInterrupted) -> Self {
         self.on_interrupted = Some(policy);
         self
     }
 
-    /// The number of attempts of one generation that may be interrupted: after that many the record is held under
-    /// [`OnInterrupted::Resume`] too, because an operation that kills its process each time must not do so for ever. Attempts
-    /// that were released do not count. A held record is [resolved](crate::Manager::resolve) as under `Hold`; `Retry` allows one
-    /// more attempt. Read by each `begin`, not stored with the record. Defaults to no limit.
+    /// Sets the number of interrupted attempts of one generation after which the record is held, even under
+    /// [`OnInterrupted::Resume`]. This stops an operation that kills its process in each attempt. Released attempts do
+    /// not count.
+    ///
+    /// A held record is [resolved](crate::Manager::resolve) as under `Hold`; `Retry` allows one more attempt. The limit
+    /// is read by each `begin` and not stored in the record. Default: no limit.
     pub fn max_attempts(mut self, attempts: NonZeroU32) -> Self {
         self.max_attempts = attempts;
         self
     }
 
-    /// A number written into each record; read with another, an outcome is [migrated](Self::migrate), or `TypeMismatch`. Raise it when the same
-    /// fields change their meaning; changes of the types themselves are found without it:
-    /// [limits](crate::guides::limits) has the rules. Defaults to 0.
+    /// Sets a number that is stored in each record. Reading an outcome with another number [migrates](Self::migrate)
+    /// it, or returns `TypeMismatch`.
+    ///
+    /// Raise it when the same fields change their meaning. Changes of the types are detected without it: see the guide
+    /// on [limits](crate::guides::limits). Default: 0.
     pub fn schema(mut self, schema: u32) -> Self {
         self.schema = schema;
         self
     }
 
-    /// Whether a retry that brings a fingerprint to a record that has none is another request, and answers `Mismatch`. Otherwise
-    /// such a record answers everybody. Defaults to false.
+    /// Rejects a retry that has a fingerprint if the record has none: it gets `Mismatch`. If false, such a record
+    /// answers every retry. Default: false.
     pub fn strict_fingerprint(mut self, strict: bool) -> Self {
         self.strict_fingerprint = strict;
         self
@@ -323,7 +309,7 @@ impl ManagerOptions {
     }
 }
 
-/// What one `begin` adds to its manager's options. All of it is fixed when a generation starts.
+/// The options of one `begin`. All are fixed when a generation starts.
 ///
 /// ```
 /// use oncekey::{Begin, BeginOptions, Context, Engine, Fingerprint, Manager};
@@ -348,25 +334,28 @@ pub struct BeginOptions {
     pub(crate) success_ttl: Option<Duration>,
     pub(crate) failure_ttl: Option<Duration>,
     pub(crate) on_interrupted: Option<OnInterrupted>,
-    /// A record on which a stage has committed is an error.
+    /// Makes `begin` fail if a stage has committed on the record.
     pub(crate) only_from_start: bool,
 }
 
 impl BeginOptions {
-    /// The manager's own.
+    /// Creates options that change nothing: the manager's options apply.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What "the same request" means. A record that has one answers `Mismatch` to every retry with another, or with none.
+    /// Sets the fingerprint of the request. A record with a fingerprint returns `Mismatch` to each retry that has
+    /// another one, or none.
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.fingerprint = Some(fingerprint);
         self
     }
 
-    /// Also accepts a record with this fingerprint, which an older rule gives to the same request; may be called several
-    /// times. A new record gets [`fingerprint`](Self::fingerprint). So a deploy that changes the rule turns no retry into a
-    /// mismatch; drop the older rule once the records of its time have expired.
+    /// Accepts records with this older fingerprint too. May be called several times.
+    ///
+    /// Use it when a deploy changes how fingerprints are made, so that retries of older requests do not become
+    /// mismatches. New records get [`fingerprint`](Self::fingerprint). Remove this call once the older records have
+    /// expired.
     ///
     /// ```
     /// use oncekey::{Begin, BeginOptions, Engine, Fingerprint, Manager};
@@ -387,32 +376,32 @@ impl BeginOptions {
         self
     }
 
-    /// Facts kept with the record, readable without its types.
+    /// Stores facts with the record. They are readable without the types of the outcome.
     pub fn context(mut self, context: Context) -> Self {
         self.context = Some(context);
         self
     }
 
-    /// Instead of the manager's.
+    /// Replaces [`ManagerOptions::success_ttl`] for this record.
     pub fn success_ttl(mut self, ttl: Duration) -> Self {
         self.success_ttl = Some(ttl);
         self
     }
 
-    /// Instead of the manager's.
+    /// Replaces [`ManagerOptions::failure_ttl`] for this record.
     pub fn failure_ttl(mut self, ttl: Duration) -> Self {
         self.failure_ttl = Some(ttl);
         self
     }
 
-    /// Instead of the manager's.
+    /// Replaces [`ManagerOptions::on_interrupted`] for this record.
     pub fn on_interrupted(mut self, policy: OnInterrupted) -> Self {
         self.on_interrupted = Some(policy);
         self
     }
 }
 
-/// What one `execute` adds to its manager's options.
+/// The options of one `execute`.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct ExecuteOptions {
@@ -427,49 +416,52 @@ impl Default for ExecuteOptions {
 }
 
 impl ExecuteOptions {
-    /// The manager's own, and a wait of 2 s.
+    /// Creates options with a wait of 2 s. In all else the manager's options apply.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// See [`BeginOptions::fingerprint`].
+    /// Sets the fingerprint of the request. See [`BeginOptions::fingerprint`].
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.begin.fingerprint = Some(fingerprint);
         self
     }
 
-    /// See [`BeginOptions::also_accept`].
+    /// Accepts records with this older fingerprint too. See [`BeginOptions::also_accept`].
     pub fn also_accept(mut self, fingerprint: Fingerprint) -> Self {
         self.begin = self.begin.also_accept(fingerprint);
         self
     }
 
-    /// See [`BeginOptions::context`].
+    /// Stores facts with the record. See [`BeginOptions::context`].
     pub fn context(mut self, context: Context) -> Self {
         self.begin.context = Some(context);
         self
     }
 
-    /// Instead of the manager's.
+    /// Replaces [`ManagerOptions::success_ttl`] for this record.
     pub fn success_ttl(mut self, ttl: Duration) -> Self {
         self.begin.success_ttl = Some(ttl);
         self
     }
 
-    /// Instead of the manager's.
+    /// Replaces [`ManagerOptions::failure_ttl`] for this record.
     pub fn failure_ttl(mut self, ttl: Duration) -> Self {
         self.begin.failure_ttl = Some(ttl);
         self
     }
 
-    /// Instead of the manager's.
+    /// Replaces [`ManagerOptions::on_interrupted`] for this record.
     pub fn on_interrupted(mut self, policy: OnInterrupted) -> Self {
         self.begin.on_interrupted = Some(policy);
         self
     }
 
-    /// How long to wait for another owner; zero never waits. A thread that waits does nothing else, and
-    /// [`max_waiting`](EngineOptions::max_waiting) bounds their number. Default: 2 s. A wait too long for the clock is for ever.
+    /// Sets how long to wait for another owner. Zero means no wait; a time too long for the clock means no limit.
+    /// Default: 2 s.
+    ///
+    /// A waiting thread does nothing else. [`max_waiting`](EngineOptions::max_waiting) bounds the number of waiting
+    /// threads.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = timeout;
         self
@@ -482,7 +474,7 @@ impl From<BeginOptions> for ExecuteOptions {
     }
 }
 
-/// A TTL of zero would forget an answer before anyone could replay it.
+/// Checks that a TTL is not zero. With zero, an answer would expire before it could be replayed.
 pub(crate) fn check_ttl(name: &str, ttl: Duration) -> Result<()> {
     if ttl.is_zero() { Err(invalid(&format!("{name} is zero"))) } else { Ok(()) }
 }

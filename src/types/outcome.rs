@@ -1,4 +1,4 @@
-//! What was stored, with its types.
+//! Stored outcomes with their types.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::types::options::migrate::{Migrations, Part};
 use crate::types::record::{RecordInfo, Status};
 use crate::types::value::Value;
 
-/// A record that has ended with an outcome.
+/// A record that ended with an outcome.
 #[derive(Clone)]
 pub struct Finished<T, E = Failure> {
     outcome: Result<T, E>,
@@ -24,18 +24,18 @@ impl<T, E> Finished<T, E> {
         Self { outcome, info }
     }
 
-    /// The stored success or failure.
+    /// Returns the stored success or failure.
     #[expect(clippy::missing_errors_doc, reason = "the error is the stored failure")]
     pub fn outcome(&self) -> Result<&T, &E> {
         self.outcome.as_ref()
     }
 
-    /// The stored success or failure, by value.
+    /// Returns the stored success or failure, by value.
     pub fn into_outcome(self) -> Result<T, E> {
         self.outcome
     }
 
-    /// All but the outcome.
+    /// Returns all but the outcome.
     pub fn info(&self) -> &RecordInfo {
         &self.info
     }
@@ -46,12 +46,12 @@ impl<T, E> Finished<T, E> {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Finished<T, E> {
-    /// Reads an outcome as a manager with these options does.
+    /// Decodes an outcome as a manager with these options does.
     pub(crate) fn decode(info: RecordInfo, options: &ManagerOptions) -> Result<Self> {
         Self::decode_as(info, options.schema, &options.migrations)
     }
 
-    /// Reads an outcome that this process has stored.
+    /// Decodes an outcome that this process has stored.
     pub(crate) fn decode_own(info: RecordInfo) -> Result<Self> {
         let schema = info.schema();
         Self::decode_as(info, schema, &Migrations::default())
@@ -71,7 +71,7 @@ impl<T, E> fmt::Debug for Finished<T, E> {
     }
 }
 
-/// A record in any state, with its outcome if it has one.
+/// A record in any state, with its outcome if there is one.
 #[derive(Clone)]
 pub struct Record<T, E = Failure> {
     outcome: Option<Result<T, E>>,
@@ -79,22 +79,22 @@ pub struct Record<T, E = Failure> {
 }
 
 impl<T, E> Record<T, E> {
-    /// Its state when it was read.
+    /// Returns the state at the time of the read.
     pub fn status(&self) -> Status {
         self.info.status()
     }
 
-    /// The stored success or failure; `None` while there is none.
+    /// Returns the stored success or failure. Returns `None` if there is no outcome yet.
     pub fn outcome(&self) -> Option<Result<&T, &E>> {
         self.outcome.as_ref().map(Result::as_ref)
     }
 
-    /// The stored success or failure, by value.
+    /// Returns the stored success or failure, by value. Returns `None` if there is no outcome yet.
     pub fn into_outcome(self) -> Option<Result<T, E>> {
         self.outcome
     }
 
-    /// All but the outcome.
+    /// Returns all but the outcome.
     pub fn info(&self) -> &RecordInfo {
         &self.info
     }
@@ -107,7 +107,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Record<T,
 }
 
 impl Record<Value, Value> {
-    /// The outcome as it is encoded, whatever its types.
+    /// Returns a record with its outcome still encoded. Works for outcomes of any type.
     pub(crate) fn raw(info: RecordInfo) -> Self {
         let encoded = info.stored().outcome.clone();
         let outcome = encoded.map(|bytes| if info.status() == Status::Failed { Err(bytes) } else { Ok(bytes) });
@@ -143,7 +143,7 @@ fn decode<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned>(
     }
 }
 
-/// How messages name an outcome.
+/// The name of an outcome in messages.
 struct Named<'a>(&'a RecordInfo);
 
 impl fmt::Display for Named<'_> {

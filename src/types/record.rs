@@ -1,4 +1,4 @@
-//! A record as it is stored, and as it is shown.
+//! Records: the stored form and the form shown to users.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use crate::types::key::{self, Key};
 use crate::types::options::OnInterrupted;
 use crate::types::value::Value;
 
-/// The recovery point of a record at which no stage has ended yet.
+/// The recovery point of a record before its first stage ends.
 pub const STARTED: &str = "started";
 /// The recovery point of a record that has succeeded or failed.
 pub const FINISHED: &str = "finished";
 
-/// Whether a stage can leave its record at this point.
+/// Checks the name of a recovery point at which a stage leaves its record.
 pub(crate) fn check_recovery_point(point: &str) -> Result<()> {
     let problem = match point {
         "" => "a recovery point has no name".to_owned(),
@@ -37,7 +37,7 @@ pub(crate) fn check_recovery_point(point: &str) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidName, problem))
 }
 
-/// Whether a record can keep so long a checkpoint.
+/// Checks the length of a checkpoint.
 pub(crate) fn check_checkpoint(len: usize, limit: u64) -> Result<()> {
     if len as u64 <= limit {
         return Ok(());
@@ -45,74 +45,77 @@ pub(crate) fn check_checkpoint(len: usize, limit: u64) -> Result<()> {
     Err(Error::new(ErrorKind::TooLarge, format!("the checkpoint is {len} bytes long, the limit is {limit}")))
 }
 
-/// In an stored record that is about to be committed: the number of the frame that will carry it.
+/// A placeholder in a stored record that is not committed yet: the number of the frame that will carry
+/// the record.
 pub(crate) const THIS_FRAME: u64 = 0;
 
-/// The state of a record, as any reader sees it now.
+/// The state of a record, as all readers see it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Status {
-    /// A live owner of this process is at work.
+    /// A live owner in this process works on the operation.
     InProgress,
-    /// It ended with a value, which is replayed until its TTL.
+    /// The operation ended with a value, which is replayed until its TTL ends.
     Succeeded,
-    /// It ended with a failure, which is replayed until its TTL.
+    /// The operation ended with a failure, which is replayed until its TTL ends.
     Failed,
-    /// Its owner gave it up, saying that nothing happened: the next `begin` runs it.
+    /// The owner gave up the key and reported that nothing happened. The next `begin` runs the operation.
     Released,
-    /// Its owner ended without an answer: it is not known whether the operation happened.
+    /// The owner ended without an outcome. The operation may have happened.
     Interrupted,
 }
 
-/// Why a record was interrupted.
+/// The reason why a record was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Interruption {
-    /// The process that owned it ended.
+    /// The process of the owner ended.
     ProcessEnded,
-    /// Its claim was dropped.
+    /// The claim was dropped.
     Dropped,
-    /// A panic unwound through its claim.
+    /// The claim was dropped by a panic.
     Panicked,
-    /// Its owner said so: [`Claim::interrupt`](crate::Claim::interrupt), or `execute` with
+    /// The owner reported it, by [`Claim::interrupt`](crate::Claim::interrupt) or by `execute` with
     /// [`OnError::Interrupt`](crate::OnError::Interrupt).
     Reported,
-    /// An operator took it away from its live owner: [`Manager::revoke`](crate::Manager::revoke).
+    /// A caller took the key from its live owner, by [`Manager::revoke`](crate::Manager::revoke).
     Revoked,
 }
 
-/// All of a record. One stored record replaces another whole; nothing is ever changed in place.
+/// The whole content of a record. A change replaces the stored record as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredRecord {
     pub(crate) state: Status,
-    /// Begun by `initiate`: owned by the process, not by a claim.
+    /// True if the record was begun by `initiate`. Then the process owns it, not a claim.
     pub(crate) by_key: bool,
-    /// An effect may have been caused for this request: released, the record accepts no other fingerprint.
+    /// True if an effect may have happened for this request. After a release, the record then accepts no other
+    /// fingerprint.
     pub(crate) bound: bool,
-    /// It holds what must not be forgotten: released, it is kept as long as an interrupted record.
+    /// True if the record holds progress. After a release it is then kept as long as an interrupted record.
     pub(crate) holds_progress: bool,
-    /// Of the last attempt that was interrupted.
+    /// The interruption of the last attempt that was interrupted.
     pub(crate) interruption: Option<Interruption>,
     pub(crate) policy: OnInterrupted,
     pub(crate) schema: u32,
     pub(crate) attempt: u32,
-    /// How many attempts of this generation were interrupted and followed by another.
+    /// The number of attempts of this generation that were interrupted and followed by another attempt.
     pub(crate) interruptions: u32,
-    /// Number of the frame that started this life of the key.
+    /// The number of the frame that started this generation.
     pub(crate) generation: u64,
-    /// Drawn when the generation started, in this store or in the one that it was imported from.
+    /// The seed of the effect ids. Drawn when the generation started, in this store or in the one from which the record
+    /// was imported.
     pub(crate) effect_seed: EffectSeed,
-    /// Number of the frame that carries this stored record.
+    /// The number of the frame that carries this stored record.
     pub(crate) revision: u64,
-    /// Fencing token: number of the frame that made the current or last claim.
+    /// The fencing token: the number of the frame that made the latest claim.
     pub(crate) token: u64,
-    /// Wall clock, milliseconds since 1970: for people.
+    /// Wall clock in milliseconds since 1970, for people.
     pub(crate) created_at: u64,
     pub(crate) updated_at: u64,
-    /// Store time of this stored record.
+    /// The store time at which this stored record was decided.
     pub(crate) updated: u64,
-    /// Store time at which it is absent, or [`NEVER`].
+    /// The store time from which the record is absent, or [`NEVER`].
     pub(crate) expires: u64,
-    /// Milliseconds, [`NEVER`] for ever.
+    /// In milliseconds; [`NEVER`] if the record does not expire.
     pub(crate) success_ttl: u64,
     pub(crate) failure_ttl: u64,
     pub(crate) released_ttl: u64,
@@ -121,18 +124,20 @@ pub(crate) struct StoredRecord {
     pub(crate) context: Context,
     pub(crate) recovery_point: String,
     pub(crate) checkpoint: Option<Value>,
-    /// Length of the encoded outcome.
+    /// The length of the encoded outcome, in bytes.
     pub(crate) outcome_len: u32,
-    /// The encoded outcome; `None` where there is none, and where only the head was read.
+    /// The encoded outcome. `None` if there is no outcome, or if only the other fields were read.
     pub(crate) outcome: Option<Value>,
 }
 
-/// What the effect ids of a generation are made from, with its key. It stays the same as long as the record lives: in every open,
-/// and in every store that it is imported into.
+/// The seed from which, with the key, the effect ids of a generation are made. The seed never changes, neither across opens
+/// nor by an import into another store.
 pub(crate) type EffectSeed = [u8; 16];
 
-/// Draws the seeds of one open. They begin at a random number, so that what runs in a restored copy of a store never has the
-/// effect ids of what ran in the original, although both number their frames from the same state.
+/// Draws the seeds of one open.
+///
+/// The first seed is random. A restored copy of a store numbers its frames like the original. Its seeds still differ,
+/// so operations in the copy never have the effect ids of operations in the original.
 #[derive(Debug)]
 pub(crate) struct EffectSeeds {
     first: u128,
@@ -144,30 +149,31 @@ impl EffectSeeds {
         Self { first: u128::from_le_bytes(key::random()), drawn: AtomicU64::new(0) }
     }
 
-    /// Never the same again.
+    /// Returns a seed that was not drawn before.
     pub(crate) fn draw(&self) -> EffectSeed {
         let drawn = self.drawn.fetch_add(1, Ordering::Relaxed);
         self.first.wrapping_add(u128::from(drawn)).to_le_bytes()
     }
 }
 
-/// What the rules look at besides a record.
+/// The facts that the rules use besides the record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
-    /// Store time.
+    /// Store time in milliseconds.
     pub(crate) store: u64,
-    /// Wall clock, milliseconds since 1970.
+    /// Wall clock in milliseconds since 1970.
     pub(crate) wall: u64,
-    /// The first frame number of this open: an owner with a lower token is dead.
+    /// The first frame number of this open. An owner with a smaller token is dead.
     pub(crate) first: u64,
-    /// Store time of this open.
+    /// The store time of this open.
     pub(crate) opened: u64,
-    /// Of a generation that starts now: no other `Now` has it, so that at most one generation of each key starts with it.
+    /// The effect seed for a generation that starts now. No other `Now` has it, so at most one generation of each key
+    /// has this seed.
     pub(crate) effect_seed: EffectSeed,
 }
 
 impl StoredRecord {
-    /// The status and the interruption for a reader; an expired record is absent.
+    /// Returns the status and the interruption that readers see. An expired record returns `None`.
     pub(crate) fn seen(&self, now: &Now) -> Option<(Status, Option<Interruption>)> {
         if self.expires_at(now) <= now.store {
             return None;
@@ -181,12 +187,13 @@ impl StoredRecord {
         Some((status, interruption))
     }
 
-    /// A record in progress whose owner is dead is interrupted.
+    /// Returns the status. A record in progress whose owner is dead is interrupted.
     pub(crate) fn status(&self, now: &Now) -> Status {
         if self.state == Status::InProgress && self.token < now.first { Status::Interrupted } else { self.state }
     }
 
-    /// It is committed that much later than it was decided. Its expiry may have been fixed before.
+    /// Shifts the times of a record that is committed `millis` after it was decided. With `keeps_expiry`, the expiry
+    /// was fixed before and stays.
     pub(crate) fn delay(&mut self, millis: u64, keeps_expiry: bool) {
         self.updated = self.updated.saturating_add(millis);
         if !keeps_expiry {
@@ -194,22 +201,22 @@ impl StoredRecord {
         }
     }
 
-    /// How long it is kept once it is released.
+    /// Returns how long the record is kept after a release, in milliseconds.
     pub(crate) fn ttl_of_release(&self) -> u64 {
         if self.holds_progress { self.released_ttl.max(self.interrupted_ttl) } else { self.released_ttl }
     }
 
-    /// No stage has left anything on it.
+    /// Returns true if no stage has left a recovery point or checkpoint.
     pub(crate) fn is_at_start(&self) -> bool {
         self.recovery_point == STARTED && self.checkpoint.is_none()
     }
 
-    /// Store time at which it is absent. What is in progress and alive never is.
+    /// Returns the store time from which the record is absent. A record with a live owner never expires.
     pub(crate) fn expires_at(&self, now: &Now) -> u64 {
         if self.state != Status::InProgress {
             self.expires
         } else if self.token < now.first {
-            // When its process died is not known; this open is the latest it can have been.
+            // The time of the process's death is unknown. Count from this open, the latest possible time.
             self.updated.max(now.opened).saturating_add(self.interrupted_ttl)
         } else {
             NEVER
@@ -217,9 +224,9 @@ impl StoredRecord {
     }
 }
 
-/// What is known of a record, without its outcome.
+/// All that is known of a record, except its outcome.
 ///
-/// A snapshot: it does not change when the record does.
+/// This is a snapshot: later changes of the record do not change it.
 #[derive(Clone)]
 pub struct RecordInfo(Arc<Shown>);
 
@@ -234,10 +241,10 @@ struct Shown {
 }
 
 impl RecordInfo {
-    /// The longest name of a recovery point, in bytes: every record keeps its own in memory.
+    /// The largest length of the name of a recovery point, in bytes. It is small because records in memory contain it.
     pub const MAX_RECOVERY_POINT_BYTES: usize = 128;
 
-    /// `None` if the record is absent at `now`.
+    /// Returns `None` if the record is absent at `now`.
     pub(crate) fn new(
         store_id: [u8; 16],
         manager: &Arc<str>,
@@ -253,7 +260,7 @@ impl RecordInfo {
         Some(Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at })))
     }
 
-    /// Of a record that is in no store, as it was shown by the one that it comes from.
+    /// Creates the information on a record that is in no store, as the store of its origin showed it.
     #[cfg(feature = "cli")]
     pub(crate) fn detached(
         store_id: [u8; 16],
@@ -272,7 +279,7 @@ impl RecordInfo {
         self.0.store_id
     }
 
-    /// For those who keep it long: an outcome may be large.
+    /// Returns a copy without the outcome, for holders that keep it long: an outcome may be large.
     pub(crate) fn without_outcome(&self) -> Self {
         let Shown { store_id, manager, key, stored, status, interruption, expires_at } = &*self.0;
         if stored.outcome.is_none() {
@@ -288,102 +295,106 @@ impl RecordInfo {
         &self.0.stored
     }
 
-    /// The name of its manager.
+    /// Returns the name of the manager.
     #[must_use]
     pub fn manager(&self) -> &str {
         &self.0.manager
     }
 
-    /// The whole key, the scope included.
+    /// Returns the whole key, including its scope.
     #[must_use]
     pub fn key(&self) -> &Key {
         &self.0.key
     }
 
-    /// Its state when this was read.
+    /// Returns the state at the time of the read.
     #[must_use]
     pub fn status(&self) -> Status {
         self.0.status
     }
 
-    /// Which life of the key this is: unique, and larger for a later one.
+    /// Returns the generation: a unique number that is larger for a later generation of the same key.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.0.stored.generation
     }
 
-    /// How many claims this generation has had, from 1; 0 if it was only created.
+    /// Returns the number of claims that this generation has had, 0 if the record was only created.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.0.stored.attempt
     }
 
-    /// The policy that was fixed when this generation started.
+    /// Returns the policy that was fixed when this generation started.
     #[must_use]
     pub fn policy(&self) -> OnInterrupted {
         self.0.stored.policy
     }
 
-    /// The number that its manager wrote into it: see [`ManagerOptions::schema`](crate::ManagerOptions::schema).
+    /// Returns the number that the manager stored in the record. See
+    /// [`ManagerOptions::schema`](crate::ManagerOptions::schema).
     #[must_use]
     pub fn schema(&self) -> u32 {
         self.0.stored.schema
     }
 
-    /// Why the record is interrupted; of a released record or one in progress, why its last attempt was.
+    /// Returns why the record is interrupted. If it is released or in progress, returns why its last interrupted
+    /// attempt was.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {
         self.0.interruption
     }
 
-    /// What "the same request" means.
+    /// Returns the fingerprint of the request, if it has one.
     #[must_use]
     pub fn fingerprint(&self) -> Option<Fingerprint> {
         self.0.stored.fingerprint
     }
 
-    /// The facts kept with it.
+    /// Returns the facts stored with the record.
     #[must_use]
     pub fn context(&self) -> &Context {
         &self.0.stored.context
     }
 
-    /// The last stage that ended.
+    /// Returns the recovery point: the name of the last stage that ended.
     #[must_use]
     pub fn recovery_point(&self) -> &str {
         &self.0.stored.recovery_point
     }
 
-    /// What the last stage kept for the next.
+    /// Returns the checkpoint that the last stage left for the next one.
     #[must_use]
     pub fn checkpoint(&self) -> Option<&[u8]> {
         self.0.stored.checkpoint.as_deref()
     }
 
-    /// When this generation started, by the wall clock.
+    /// Returns when this generation started, by the wall clock.
     #[must_use]
     pub fn created_at(&self) -> SystemTime {
         wall_time(self.0.stored.created_at)
     }
 
-    /// When the record last changed, by the wall clock.
+    /// Returns when the record last changed, by the wall clock.
     #[must_use]
     pub fn updated_at(&self) -> SystemTime {
         wall_time(self.0.stored.updated_at)
     }
 
-    /// When it will be absent, by the wall clock as it was when this was read; `None` is never.
+    /// Returns when the record expires, by the wall clock at the time of the read. Returns `None` if it never does.
     #[must_use]
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.0.expires_at
     }
 
-    /// Returns a name for one effect of this operation, the same in every attempt of this generation, in every open, and after
-    /// an import into another store. Pass it downstream as an idempotency key, and, after an interruption, ask there whether
-    /// the effect has happened. 32 hexadecimal digits.
+    /// Returns an id for one effect of this operation, 32 hexadecimal digits long. The id is the same in all attempts of
+    /// this generation, in all opens, and after an import into another store.
     ///
-    /// A generation that starts later, here or in a restored copy of the store, has other names. A transaction that creates a
-    /// record already sees its names.
+    /// Pass it to the other system as an idempotency key. After an interruption, ask that system whether the effect has
+    /// happened.
+    ///
+    /// Later generations have other ids, here and in a restored copy of the store. A transaction that creates a record
+    /// already sees its ids.
     #[must_use]
     pub fn effect_id(&self, label: &str) -> String {
         let digest =
@@ -393,14 +404,14 @@ impl RecordInfo {
         hexadecimal
     }
 
-    /// The length of the encoded outcome, 0 if there is none.
+    /// Returns the length of the encoded outcome, in bytes. Returns 0 if there is no outcome.
     #[must_use]
     pub fn outcome_bytes(&self) -> u64 {
         u64::from(self.0.stored.outcome_len)
     }
 }
 
-/// Prints one line: manager, key, status, and the interruption or the recovery point where there is one.
+/// Prints one line: manager, key and status, then the interruption or the recovery point if there is one.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager};

@@ -1,59 +1,59 @@
-//! What an engine counts.
+//! Counters and gauges of an engine.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-/// A reading of an engine's counters and gauges, since it was opened.
+/// The counters and gauges of an engine. Counters start at 0 when the engine is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Frames committed.
+    /// Committed frames.
     pub commits: u64,
-    /// Commits refused because a key had changed since it was read; each was decided anew.
+    /// Commits rejected because the key had changed since it was read. Each was decided again.
     pub conflicts: u64,
-    /// Groups written to the journal: each holds the commits that shared one sync.
+    /// Groups written to the journal. A group holds the commits that share one sync.
     pub groups: u64,
     /// Syncs of the journal.
     pub syncs: u64,
-    /// Bytes written to the journal, headers and padding included.
+    /// Bytes written to the journal, including headers and padding.
     pub journal_bytes: u64,
-    /// Calls that had to wait for a sync.
+    /// Calls that waited for a sync.
     pub sync_waits: u64,
     /// Journal segments in use or ready for use.
     pub segments: u64,
-    /// Bytes committed that sled does not have yet.
+    /// Bytes committed but not yet applied to sled.
     pub unapplied_bytes: u64,
-    /// Store checkpoints completed.
+    /// Completed store checkpoints.
     pub store_checkpoints: u64,
     /// Records in progress with a live owner.
     pub in_progress: u64,
     /// Interrupted records.
     pub interrupted: u64,
-    /// Calls that wait for another owner now.
+    /// Calls that now wait for another owner.
     pub waiting: u64,
-    /// Answers replayed.
+    /// Replayed outcomes.
     pub replays: u64,
-    /// Events that a subscriber missed because its queue was full.
+    /// Events that subscribers missed because their queue was full.
     pub events_dropped: u64,
-    /// Runs of a transaction's closure that another commit made stale, and that were followed by another run.
+    /// Runs of a transaction's closure that another commit invalidated, and that were followed by another run.
     pub transaction_reruns: u64,
-    /// Claims whose drop could not be recorded at once. If the engine was closed or poisoned, the next open finds the record
-    /// interrupted; after any other error, such as a journal without room, the drop is recorded later.
+    /// Dropped claims that could not be recorded immediately. If the journal was full they are recorded later; if the
+    /// engine was closed or poisoned, the next open finds them interrupted.
     pub drops_not_recorded: u64,
-    /// Records deleted because they had expired.
+    /// Records deleted after their expiry.
     pub expired: u64,
-    /// Times that the background compaction gave up: it has ended, and only
-    /// [`compact_now`](crate::Engine::compact_now) deletes what expires.
+    /// Times that the background compaction failed. After a failure it stops, and only
+    /// [`compact_now`](crate::Engine::compact_now) deletes expired records.
     pub compaction_failures: u64,
-    /// Whether sled's files are synced write by write; elsewhere, by a barrier every few changes.
+    /// True if sled's files are synced with each write. If false, a write barrier syncs them every few changes.
     pub sled_sync_flag: bool,
 }
 
-/// A counter that only grows; with feature `metrics` also a counter of that name there.
+/// A counter that only grows. With the feature `metrics`, it also increments the metric of this name.
 #[derive(Debug)]
 pub(crate) struct Counter {
     value: AtomicU64,
     #[cfg(feature = "metrics")]
-    told: metrics::Counter,
+    metric: metrics::Counter,
 }
 
 impl Counter {
@@ -62,14 +62,14 @@ impl Counter {
         Self {
             value: AtomicU64::new(0),
             #[cfg(feature = "metrics")]
-            told: metrics::counter!(name),
+            metric: metrics::counter!(name),
         }
     }
 
     pub(crate) fn add(&self, n: u64) {
         self.value.fetch_add(n, Ordering::Relaxed);
         #[cfg(feature = "metrics")]
-        self.told.increment(n);
+        self.metric.increment(n);
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -77,13 +77,15 @@ impl Counter {
     }
 }
 
-/// A level. Signed inside, so that a reading between two halves of a change cannot wrap. With feature `metrics` also a part of
-/// the gauge of that name there, which is the sum of those of all engines.
+/// A value that rises and falls. With the feature `metrics`, it is also part of the metric of this name, which is the
+/// sum over all engines.
+///
+/// The value is signed, so that a reading in the middle of a change cannot wrap.
 #[derive(Debug)]
 pub(crate) struct Gauge {
     value: AtomicI64,
     #[cfg(feature = "metrics")]
-    told: metrics::Gauge,
+    metric: metrics::Gauge,
 }
 
 impl Gauge {
@@ -92,14 +94,14 @@ impl Gauge {
         Self {
             value: AtomicI64::new(0),
             #[cfg(feature = "metrics")]
-            told: metrics::gauge!(name),
+            metric: metrics::gauge!(name),
         }
     }
 
     pub(crate) fn add(&self, n: i64) {
         self.value.fetch_add(n, Ordering::Relaxed);
         #[cfg(feature = "metrics")]
-        self.told.increment(level(n));
+        self.metric.increment(level(n));
     }
 
     pub(crate) fn get(&self) -> u64 {
@@ -107,11 +109,11 @@ impl Gauge {
     }
 }
 
-/// An engine that is gone has nothing in progress.
+/// Subtracts the value of a dropped engine from the metric.
 #[cfg(feature = "metrics")]
 impl Drop for Gauge {
     fn drop(&mut self) {
-        self.told.decrement(level(*self.value.get_mut()));
+        self.metric.decrement(level(*self.value.get_mut()));
     }
 }
 
@@ -121,11 +123,12 @@ fn level(n: i64) -> f64 {
     n as f64
 }
 
-/// How long something takes: with feature `metrics` a histogram of that name, else nothing, and no clock is read.
+/// Measures durations. With the feature `metrics`, they go into the histogram of this name. Without it, nothing is
+/// measured and no clock is read.
 #[derive(Debug)]
 pub(crate) struct Timing {
     #[cfg(feature = "metrics")]
-    told: metrics::Histogram,
+    metric: metrics::Histogram,
 }
 
 impl Timing {
@@ -133,18 +136,18 @@ impl Timing {
         let _ = name;
         Self {
             #[cfg(feature = "metrics")]
-            told: metrics::histogram!(name),
+            metric: metrics::histogram!(name),
         }
     }
 
-    /// From now until it is dropped.
+    /// Starts a measurement, which ends when the returned value is dropped.
     #[cfg_attr(not(feature = "metrics"), expect(clippy::unused_self, reason = "it has nothing to tell then"))]
     pub(crate) fn start(&self) -> Timed {
         Timed {
             #[cfg(feature = "metrics")]
             began: crate::types::clock::monotonic(),
             #[cfg(feature = "metrics")]
-            told: self.told.clone(),
+            metric: self.metric.clone(),
         }
     }
 }
@@ -154,12 +157,12 @@ pub(crate) struct Timed {
     #[cfg(feature = "metrics")]
     began: std::time::Instant,
     #[cfg(feature = "metrics")]
-    told: metrics::Histogram,
+    metric: metrics::Histogram,
 }
 
 impl Drop for Timed {
     fn drop(&mut self) {
         #[cfg(feature = "metrics")]
-        self.told.record(crate::types::clock::monotonic().saturating_duration_since(self.began));
+        self.metric.record(crate::types::clock::monotonic().saturating_duration_since(self.began));
     }
 }

@@ -1,13 +1,13 @@
-//! What an engine tells `tracing` and `metrics`, in one place. Without their features every function here is empty.
+//! The one place that reports to `tracing` and `metrics`. Without these features all functions here are empty.
 //!
-//! Keys and managers are named, as errors name them; payloads never are.
+//! Reports contain the names of managers and keys, as errors do. They never contain payloads.
 
 use std::fmt::{Debug, Display};
 use std::path::Path;
 
 use crate::types::stats::{Timed, Timing};
 
-/// Work with a span of its own, and a histogram of how long it took.
+/// Work that has a span, and a histogram of its duration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Work {
     Open,
@@ -17,7 +17,7 @@ pub(crate) enum Work {
     StoreCheckpoint,
 }
 
-/// The work goes on until this is dropped, on the thread that began it.
+/// A running piece of work. It ends when this value is dropped, on the thread that started it.
 #[must_use]
 pub(crate) struct Working {
     _timed: Timed,
@@ -51,7 +51,7 @@ pub(crate) fn enter(work: Work, store: &Path) -> Working {
     }
 }
 
-/// A record was interrupted by its live owner's end.
+/// Reports that a live owner ended without an outcome.
 pub(crate) fn interrupted(manager: &str, key: &dyn Display, why: &dyn Debug) {
     count("oncekey_interruptions_total");
     #[cfg(feature = "tracing")]
@@ -59,7 +59,7 @@ pub(crate) fn interrupted(manager: &str, key: &dyn Display, why: &dyn Debug) {
     let _ = (manager, key, why);
 }
 
-/// A key came with another request.
+/// Reports a request whose fingerprint differs from that of its record.
 pub(crate) fn mismatch(manager: &str, key: &dyn Display) {
     count("oncekey_mismatches_total");
     #[cfg(feature = "tracing")]
@@ -67,7 +67,7 @@ pub(crate) fn mismatch(manager: &str, key: &dyn Display) {
     let _ = (manager, key);
 }
 
-/// The engine can promise nothing any more.
+/// Reports that the engine is poisoned.
 pub(crate) fn poisoned(error: &dyn Display) {
     count("oncekey_poisoned_total");
     #[cfg(feature = "tracing")]
@@ -75,35 +75,35 @@ pub(crate) fn poisoned(error: &dyn Display) {
     let _ = error;
 }
 
-/// A pass of the compaction ended.
+/// Reports the end of a compaction pass.
 pub(crate) fn compacted(removed: u64, bytes: u64, leftovers: u64) {
     #[cfg(feature = "tracing")]
     tracing::debug!(removed, bytes, leftovers, "compacted");
     let _ = (removed, bytes, leftovers);
 }
 
-/// The background compaction has ended for good.
+/// Reports that the background compaction has stopped for good.
 pub(crate) fn compaction_failed(error: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::error!(%error, "compaction failed");
     let _ = error;
 }
 
-/// The last write of an earlier process was cut off.
+/// Reports that the incomplete last write of an earlier process was cut off.
 pub(crate) fn torn_tail(bytes: u64) {
     #[cfg(feature = "tracing")]
     tracing::warn!(bytes, "torn tail");
     let _ = bytes;
 }
 
-/// Other users have rights on a store's files.
+/// Reports that other users have access to the files of a store.
 pub(crate) fn open_to_others(store: &Path) {
     #[cfg(feature = "tracing")]
     tracing::warn!(store = %store.display(), "open to others");
     let _ = store;
 }
 
-/// A transaction or a work stage runs again because others changed what it had read.
+/// Reports that a transaction or work stage runs again because of a conflict.
 pub(crate) fn runs_again() {
     #[cfg(feature = "tracing")]
     tracing::debug!("runs again");

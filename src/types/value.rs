@@ -6,12 +6,12 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// What a sequence's announced length may reserve before its bytes have been seen.
+/// The largest memory reserved for an announced sequence length before its bytes are read.
 const RESERVE_BYTES: usize = 4096;
 
-/// Immutable bytes; a clone shares them. `Debug` shows the size only.
+/// Immutable bytes. Clones share them. `Debug` shows the size only.
 ///
-/// It dereferences to `[u8]`, which is also its only [`AsRef`], so that `value.as_ref()` needs no annotation.
+/// A value dereferences to `[u8]`. That is also its only [`AsRef`], so `value.as_ref()` needs no type annotation.
 ///
 /// ```
 /// use oncekey::Value;
@@ -25,7 +25,7 @@ const RESERVE_BYTES: usize = 4096;
 pub struct Value(Arc<[u8]>);
 
 impl Value {
-    /// The largest outcome, checkpoint or row that any engine stores, in bytes: it must fit into one frame of the journal.
+    /// The largest outcome, checkpoint or row, in bytes. The value must fit into one frame of the journal.
     pub const MAX_BYTES: usize = 16 << 20;
 }
 
@@ -114,7 +114,7 @@ impl<'de> Visitor<'de> for Bytes {
         Ok(bytes.into())
     }
 
-    // Formats without a byte string, JSON among them, write an array of numbers.
+    // Formats without byte strings, such as JSON, write an array of numbers.
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut bytes = Vec::with_capacity(seq.size_hint().unwrap_or(0).min(RESERVE_BYTES));
         while let Some(byte) = seq.next_element()? {
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_tells_the_size_only() {
+    fn debug_shows_the_size_only() {
         assert_eq!(format!("{:?}", Value::from("4111")), "Value(4 bytes)");
     }
 }

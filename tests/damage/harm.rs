@@ -1,11 +1,11 @@
-//! What is done to a file, and where.
+//! Kinds of damage to a file, and the choice of the place.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::threads::Rng;
 
-/// One damage.
+/// One kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Harm {
     FlipBit,
@@ -31,7 +31,7 @@ const HARMS: [Harm; 9] = [
     Harm::Swap,
 ];
 
-/// What a file is to the store.
+/// The purpose of a file in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Segment,
@@ -60,7 +60,7 @@ impl Part {
         }
     }
 
-    /// How often it is hit.
+    /// Returns how often files of this part are damaged.
     fn weight(self) -> usize {
         match self {
             Self::Segment => 12,
@@ -82,7 +82,7 @@ pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Damages one thing below a directory, and says what and how.
+/// Damages one file below a directory. Returns the part, the kind and a description.
 pub(crate) fn damage(dir: &Path, rng: &mut Rng) -> (Part, Harm, String) {
     loop {
         let files: Vec<_> = files(dir).into_iter().map(|path| (Part::of(&path), path)).collect();
@@ -104,7 +104,7 @@ fn below(rng: &mut Rng, n: usize) -> usize {
     usize::try_from(rng.below(n.max(1) as u64)).unwrap()
 }
 
-/// Nothing if it would change nothing.
+/// Damages a file. Returns `None` if nothing would change.
 fn inflict(path: &Path, others: &[&PathBuf], harm: Harm, rng: &mut Rng) -> Option<String> {
     let old = fs::read(path).unwrap();
     let (mut bytes, at) = (old.clone(), place(&old, rng));
@@ -151,7 +151,7 @@ fn inflict(path: &Path, others: &[&PathBuf], harm: Harm, rng: &mut Rng) -> Optio
     Some(how)
 }
 
-/// Two files change names; of one file, two pieces of sled's segment size change places.
+/// Exchanges the names of two files. If there is only one, exchanges two pieces of sled's segment size in it.
 fn swap(path: &Path, others: &[&PathBuf], old: &[u8], rng: &mut Rng) -> Option<String> {
     const SLED_SEGMENT: usize = 512 << 10;
     let other = others[below(rng, others.len())];
@@ -159,7 +159,7 @@ fn swap(path: &Path, others: &[&PathBuf], old: &[u8], rng: &mut Rng) -> Option<S
         let theirs = fs::read(other).unwrap();
         fs::write(other, old).unwrap();
         fs::write(path, theirs).unwrap();
-        // The names of the journal's files mean nothing: this must be harmless.
+        // The names of journal files have no meaning, so this must be harmless.
         return Some(format!("with {}", other.display()));
     }
     let pieces = old.len() / SLED_SEGMENT;
@@ -175,7 +175,7 @@ fn swap(path: &Path, others: &[&PathBuf], old: &[u8], rng: &mut Rng) -> Option<S
     Some(format!("pieces {a} and {b}"))
 }
 
-/// Mostly where something is: in a header, near the end of what is written, or anywhere in it.
+/// Chooses a place where data is likely: in a header, near the end of the data, or anywhere in it.
 fn place(bytes: &[u8], rng: &mut Rng) -> usize {
     let used: Vec<usize> = bytes
         .chunks(512)
@@ -186,11 +186,11 @@ fn place(bytes: &[u8], rng: &mut Rng) -> usize {
     let in_sector = |sector: usize, rng: &mut Rng| (sector * 512 + below(rng, 512)).min(bytes.len().saturating_sub(1));
     match rng.below(10) {
         0 => below(rng, bytes.len()),
-        // The first bytes of the file, or of one of sled's segments.
+        // The first bytes of the file or of one of sled's segments.
         1 => (below(rng, bytes.len().div_ceil(512 << 10)) * (512 << 10) + below(rng, 100))
             .min(bytes.len().saturating_sub(1)),
         2 if !used.is_empty() => in_sector(used[used.len() - 1 - below(rng, used.len().min(6))], rng),
-        // The head of a sector, where headers of groups are.
+        // The start of a sector, where group headers are.
         3 if !used.is_empty() => {
             (used[below(rng, used.len())] * 512 + below(rng, 88)).min(bytes.len().saturating_sub(1))
         }

@@ -1,4 +1,5 @@
-//! Damage of every kind in every file: a typed error, or the right data, and never a wrong answer.
+//! Tests of damage of every kind in every file. The engine returns a typed error or the right data, but never a wrong
+//! answer.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -30,27 +31,27 @@ use states::{Name, all, interrupted, see};
 use stores::{Stopped, open};
 use threads::{Rng, within};
 
-/// How a case ended, the worst last.
+/// The result of a case, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
-    /// All the data, all of it right.
+    /// All data is there and right.
     Intact,
-    /// An error at open.
+    /// The open failed.
     Refused,
-    /// An error where something is read, and the right data elsewhere.
+    /// A read failed, and all other reads returned the right data.
     Unreadable,
-    /// The last group is cut, as if it had been torn.
+    /// The last group is missing, as if its write had been torn.
     Torn,
-    /// Something is missing or older than it was, and nothing says so.
+    /// Data is missing or old, and no error reports it.
     Lost,
-    /// Something is there that never was.
+    /// Data appeared that never existed.
     Wrong,
 }
 
 const CLASSES: [Class; 6] = [Class::Intact, Class::Refused, Class::Unreadable, Class::Torn, Class::Lost, Class::Wrong];
 
-/// Of the stores that were not closed at most one case in so many may end so, besides three. A reading was 2 torn and 7 lost of
-/// about 540.
+/// For stores that were not closed, at most one of this number of cases, plus three, may have this result. One run had
+/// 2 torn and 7 lost of about 540.
 const BOUNDS: [(Class, u64); 2] = [(Class::Torn, 100), (Class::Lost, 40)];
 
 struct Case {
@@ -58,7 +59,7 @@ struct Case {
     part: Part,
     harm: Harm,
     class: Class,
-    /// What `verify` said of what was served.
+    /// True if `verify` found no problem in the data that was served.
     verified: bool,
     note: String,
 }
@@ -69,7 +70,7 @@ fn typed(error: &Error) {
     assert!(allowed.contains(&error.kind()), "{error}: {:?}", error.kind());
 }
 
-/// Opens and reads everything.
+/// Opens the store and reads everything.
 fn examine(path: &Path, store: &Stopped, part: Part) -> (Class, bool, String) {
     let engine = match open(path) {
         Ok(engine) => engine,
@@ -86,7 +87,7 @@ fn examine(path: &Path, store: &Stopped, part: Part) -> (Class, bool, String) {
     };
     let last = if part == Part::Segment { &store.last } else { &BTreeSet::new() };
     read_all(&engine, store, last, &mut note);
-    // It must go on working, or say that it does not.
+    // The engine must still work, or return an error.
     if let Err(error) = write_one(&engine) {
         typed(&error);
         note(Class::Unreadable, error.to_string());
@@ -101,14 +102,14 @@ fn examine(path: &Path, store: &Stopped, part: Part) -> (Class, bool, String) {
         note(Class::Unreadable, error.to_string());
     }
     if found && worst.0 == Class::Intact {
-        // Seen before anybody met it.
+        // `verify` has found the damage before a read.
         worst = (Class::Unreadable, format!("{report:?}"));
     }
     (worst.0, found, worst.1)
 }
 
 fn read_all(engine: &Engine, store: &Stopped, last: &BTreeSet<Name>, note: &mut impl FnMut(Class, String)) {
-    // An older state of a key, which it had, is one thing; a state that it never had is another.
+    // An earlier state of a key is less bad than a state that it never had.
     let older = |name: &Name| if last.contains(name) { Class::Torn } else { Class::Lost };
     for name in store.states.names() {
         let expected = store.expected.get(name);
@@ -189,7 +190,7 @@ fn print(table: &Table) {
     println!("{out}");
 }
 
-/// `ONCEKEY_DAMAGE` is how many cases; `ONCEKEY_DAMAGE_SEED` the first one's seed.
+/// `ONCEKEY_DAMAGE` sets the number of cases, and `ONCEKEY_DAMAGE_SEED` the first seed.
 #[test]
 fn damage_is_an_error_or_the_right_data() {
     let number = |name: &str, or: u64| std::env::var(name).map_or(or, |value| value.parse().unwrap());
@@ -234,7 +235,7 @@ fn damage_is_an_error_or_the_right_data() {
     }
     for case in &bad {
         println!("{:?}: {}", case.class, case.note);
-        // What sled's log lost of a store that was not closed cannot be told from what it never had.
+        // If a store was not closed, data that sled's log has lost looks like data that it never had.
         let allowed = match case.class {
             Class::Torn => !case.clean && case.part == Part::Segment,
             Class::Lost => !case.clean && case.part == Part::SledLog,

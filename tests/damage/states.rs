@@ -1,10 +1,10 @@
-//! What keys and rows hold, and what each of them ever held.
+//! The contents of keys and rows, and all contents that they have had.
 
 use std::collections::BTreeMap;
 
 use oncekey::{Engine, Interruption, RecordInfo, Result, Status, Value, admin::RecordFilter};
 
-/// Of a record or of a row.
+/// The name of a record or a row.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Name {
     is_row: bool,
@@ -38,13 +38,13 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// All that a caller can see of a record, but for times, or of a row.
+/// The visible content of a row, or of a record without its times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Record {
         status: Status,
         interruption: Option<Interruption>,
-        /// Its recovery point, and what its last stage left.
+        /// The recovery point and the checkpoint.
         point: (String, Option<Vec<u8>>),
         outcome: Option<(bool, Vec<u8>)>,
         rest: String,
@@ -53,7 +53,7 @@ pub(crate) enum Content {
 }
 
 impl Content {
-    /// What it is when the process has ended.
+    /// Returns the content after the process has ended.
     fn at_rest(self) -> Self {
         match self {
             Self::Record { status: Status::InProgress, point, outcome, rest, .. } => {
@@ -64,7 +64,7 @@ impl Content {
         }
     }
 
-    /// What a record was that has only been begun and ended.
+    /// Returns the content before the ending, for a record that was only begun and ended.
     pub(crate) fn before_its_end(&self) -> Self {
         match self {
             Self::Record { rest, .. } => {
@@ -80,19 +80,19 @@ impl Content {
         matches!(self, Self::Record { status: Status::Interrupted, .. })
     }
 
-    /// Its process has ended before it has.
+    /// Returns true if its process ended while it was in progress.
     pub(crate) fn is_dead(&self) -> bool {
         self.is_interrupted() && self.before_its_end() == *self
     }
 
-    /// With this value, behind its codec, the digest of its shape and its length.
+    /// Returns true if it is a success with this value, which follows codec, digest and length.
     pub(crate) fn is_success(&self, value: &[u8]) -> bool {
         let Self::Record { status: Status::Succeeded, outcome: Some((true, bytes)), .. } = self else { return false };
         bytes.get(17..) == Some(value)
     }
 }
 
-/// Each key's states, in order; all of them were absent at first.
+/// The states of each key in order. Before the first, each was absent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct States(BTreeMap<Name, Vec<Option<Content>>>);
 
@@ -101,7 +101,7 @@ impl States {
         self.0.entry(name.clone()).or_insert_with(|| vec![None]).push(content.map(Content::at_rest));
     }
 
-    /// The last state of each.
+    /// Returns the last state of each key.
     pub(crate) fn latest(&self) -> impl Iterator<Item = (&Name, Option<&Content>)> {
         self.0.iter().map(|(name, states)| (name, states.last().and_then(Option::as_ref)))
     }
@@ -142,7 +142,7 @@ fn named(info: &RecordInfo) -> Name {
     Name::record(info.manager(), info.key())
 }
 
-/// Everything that listings give.
+/// Returns all names that listings contain.
 pub(crate) fn all(engine: &Engine) -> Result<Vec<Name>> {
     let mut names = Vec::new();
     for info in engine.records(RecordFilter::new())? {

@@ -1,4 +1,4 @@
-//! Stores whose content is known, closed and not closed.
+//! Stores with known content, closed or not closed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -20,21 +20,22 @@ const CHILD_DIR: &str = "ONCEKEY_DAMAGE_DIR";
 const ROUNDS: u64 = 3;
 const KEYS: u64 = 120;
 const THREADS: usize = 4;
-/// So many operations are the last ones before a stop: 4096 bytes of the journal hold no more.
+/// The number of operations before a stop. 4096 bytes of the journal hold no more.
 const LAST: usize = 8;
 
 type Ops = Manager<Vec<u8>, Vec<u8>>;
 
-/// A store that has stopped, and what must be in it.
+/// A stopped store with its known content.
 pub(crate) struct Stopped {
     pub(crate) name: &'static str,
     pub(crate) clean: bool,
     dir: TempDir,
-    /// What is in it, records and rows.
+    /// The records and rows in it.
     pub(crate) expected: BTreeMap<Name, Content>,
-    /// What was ever in it, and was said to be.
+    /// All states that records and rows have had.
     pub(crate) states: States,
-    /// What the very last groups of the journal may have held: if all of them are gone, an older state of these is right too.
+    /// The names in the last groups of the journal. If all these groups are missing, an older state of these names is
+    /// right too.
     pub(crate) last: BTreeSet<Name>,
 }
 
@@ -69,7 +70,7 @@ impl Stopped {
         stopped
     }
 
-    /// It holds what was last said of each key.
+    /// Expects the last state of each key.
     fn has_all(self) -> Self {
         for (name, last) in self.states.latest() {
             assert_eq!(self.expected.get(name), last, "{name:?}");
@@ -78,7 +79,7 @@ impl Stopped {
         self
     }
 
-    /// A copy to be damaged, in `it`.
+    /// Returns a copy to damage, in the directory `it`.
     pub(crate) fn copy(&self) -> TempDir {
         let to = tempfile::tempdir().unwrap();
         copy_tree(self.dir.path(), &to.path().join("it"));
@@ -95,7 +96,7 @@ fn claim(ops: &Ops, key: &str, options: BeginOptions) -> Claim<Vec<u8>, Vec<u8>>
     ops.begin_with(key, options).unwrap().into_claim().unwrap_or_else(|_| panic!("{key} is not free"))
 }
 
-/// What is filled, and what is noted of it.
+/// Fills a store and notes its content.
 struct Filler<'a> {
     engine: &'a Engine,
     states: &'a mut States,
@@ -112,8 +113,8 @@ impl Filler<'_> {
         self.states.note(&name, see(self.engine, &name).unwrap());
     }
 
-    /// A round of everything: each state, long and short outcomes, contexts, fingerprints, expiry, stages with rows, changes of
-    /// older records and rows.
+    /// Fills the store with everything: all states, short and long outcomes, contexts, fingerprints, expiry, stages
+    /// with rows, changes of older records and rows.
     fn fill(&mut self, round: u64) {
         for index in 0..KEYS {
             let manager = ["cards", "mail", "stock.moves"][usize::try_from(index % 3).unwrap()];
@@ -146,7 +147,7 @@ impl Filler<'_> {
             6 if index % 20 == 6 => drop(claim.succeed(&bytes(seed, 5_000 + seed * 40)).unwrap()),
             7 => drop(claim.release().unwrap()),
             8 => drop(claim.interrupt().unwrap()),
-            // Never dropped: its record stays in progress until the stop.
+            // Leak the claim: its record stays in progress.
             _ => std::mem::forget(claim),
         }
         self.note(manager, &key);
@@ -178,7 +179,7 @@ impl Filler<'_> {
         self.note_row(&old);
     }
 
-    /// The last ones before a stop; says what they wrote.
+    /// Makes the last operations before a stop. Returns the names that they wrote.
     fn finish(&mut self) -> BTreeSet<Name> {
         let ops: Ops = self.engine.manager("last").unwrap();
         let mut last = BTreeSet::new();
@@ -204,20 +205,20 @@ fn filled(rounds: u64) -> (TempDir, PathBuf, States) {
     for round in 0..rounds {
         let engine = open(&path).unwrap();
         Filler { engine: &engine, states: &mut states }.fill(round);
-        // Some of its claims are forgotten.
+        // Some claims were leaked.
         engine.abort().unwrap();
     }
     (dir, path, states)
 }
 
-/// Closed once, after one session and after several.
+/// Returns a store that was closed after the given number of sessions.
 pub(crate) fn closed(rounds: u64) -> Stopped {
     let (dir, _, states) = filled(rounds);
     let name = if rounds == 1 { "closed after one session" } else { "closed after several" };
     Stopped::new(name, true, dir, states, BTreeSet::new()).has_all()
 }
 
-/// Copied while it is open and nothing happens.
+/// Returns a copy of an open, idle store.
 pub(crate) fn quiet(rounds: u64) -> Stopped {
     let (_dir, path, mut states) = filled(rounds - 1);
     let engine = open(&path).unwrap();
@@ -231,12 +232,12 @@ pub(crate) fn quiet(rounds: u64) -> Stopped {
     Stopped::new(name, false, copy, states, last).has_all()
 }
 
-/// What the child stores under its keys.
+/// Returns the value that the child stores under this key.
 fn answer(index: u64) -> Vec<u8> {
     bytes(index, index * 37 % 6_000)
 }
 
-/// Killed while it works.
+/// Returns a store whose process was killed during its work.
 pub(crate) fn killed() -> Stopped {
     let (dir, path, states) = filled(ROUNDS - 1);
     let exe = std::env::current_exe().unwrap();
@@ -266,10 +267,10 @@ pub(crate) fn killed() -> Stopped {
         let index = std::str::from_utf8(name.key()).unwrap().split_once('-').unwrap().1.parse().unwrap();
         let is_done = content.is_success(&answer(index));
         assert!(is_done || (content.is_dead() && !answered.contains(name)), "{name:?} is {content:?}");
-        // It was begun before it ended.
+        // The record was begun before it ended.
         stopped.states.note(name, Some(content.before_its_end()));
         stopped.states.note(name, Some(content.clone()));
-        // What nobody was answered may be there, and be gone with the last group.
+        // Records without an answer may be there, and may disappear with the last group.
         if !answered.contains(name) {
             stopped.last.insert(name.clone());
         }
@@ -278,7 +279,7 @@ pub(crate) fn killed() -> Stopped {
     stopped.has_all()
 }
 
-/// Not a test: what is killed.
+/// Not a test: the process that is killed.
 #[test]
 #[ignore = "started by another test"]
 fn child() {

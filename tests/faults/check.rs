@@ -1,4 +1,4 @@
-//! Opens what a power cut left, and compares it with what was answered.
+//! Opens a crash state, and compares it with the answers.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,29 +18,30 @@ use crate::history::{Known, Seen, Wrong, number, value};
 use crate::threads::LATE;
 use crate::workload::{Ops, Run, Setup, clock, has_stages, manager, rows};
 
-/// What was found, key by key.
+/// The content that was found, by key.
 pub(crate) type Found = BTreeMap<String, Seen>;
 
-/// A crash state that is as it should be.
+/// The result for a crash state without faults.
 #[derive(Debug)]
 pub(crate) struct Examined {
     pub(crate) found: Found,
-    /// Of its first open.
+    /// The report of its first open.
     pub(crate) report: OpenReport,
-    /// Steps that were answered and are missing.
+    /// The number of answered steps that are missing.
     pub(crate) missing: usize,
 }
 
-/// A key of the check's own, to see that the store still works.
+/// A key that the check itself uses, to test that the store still works.
 const PROBE: &str = "probe";
 
-/// A directory for crash states: in memory if there is such a place, because nothing in them has to be durable.
+/// Returns a directory for crash states. It is in memory if possible, because crash states need not be durable.
 pub(crate) fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { TempDir::new_in(memory).unwrap() } else { TempDir::new().unwrap() }
 }
 
-/// Whether the directory for temporary files is where sled's files can have the sync flag. If not, what needs it is left out.
+/// Returns true if the file system of the temporary directory supports the sync flag. Otherwise tests that need the
+/// flag are skipped.
 pub(crate) fn has_sync_flag() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -62,7 +63,7 @@ fn refused(what: &str, error: &oncekey::Error) -> Wrong {
     Wrong::Refused(format!("{what}: {error}"))
 }
 
-/// Reads everything that there is, in every way that there is, and compares the ways.
+/// Reads the whole content in every way, and compares the results.
 fn observe(engine: &Engine, ops: &Ops, known: &Known) -> Result<Found, Wrong> {
     let mut found = Found::new();
     for key in known.keys() {
@@ -108,7 +109,7 @@ fn observe(engine: &Engine, ops: &Ops, known: &Known) -> Result<Found, Wrong> {
     Ok(found)
 }
 
-/// Opens it twice, checks what is there, uses it, and closes it.
+/// Opens the store twice, checks its content, uses it and closes it.
 fn open_twice(path: &Path, setup: Setup, known: &Known, (cut, now): (usize, u64)) -> Result<Examined, Wrong> {
     let options = setup.options(&clock(now, setup.boots + 1));
     let engine = options.open(path).map_err(|error| refused("open", &error))?;
@@ -139,7 +140,7 @@ fn open_twice(path: &Path, setup: Setup, known: &Known, (cut, now): (usize, u64)
     Ok(Examined { found, report, missing })
 }
 
-/// Checks one crash state in a directory of its own. A panic or a hang is wrong like anything else.
+/// Checks one crash state in a directory of its own. A panic or a hang counts as wrong too.
 pub(crate) fn examine(image: &Image, run: &Run, cut: usize) -> Result<Examined, Wrong> {
     let dir = scratch();
     image.write(dir.path());
@@ -148,7 +149,7 @@ pub(crate) fn examine(image: &Image, run: &Run, cut: usize) -> Result<Examined, 
     let (done, result) = channel();
     let worker = thread::spawn(move || {
         let examined = catch_unwind(AssertUnwindSafe(|| open_twice(&path, setup, &known, (cut, now))));
-        // Nobody listens any more if it was late.
+        // Ignore the result: the receiver is gone after a timeout.
         let _ = done.send(examined.unwrap_or_else(|_| Err(other("it panicked"))));
     });
     let Ok(examined) = result.recv_timeout(LATE) else { return Err(other("it hangs")) };

@@ -1,10 +1,12 @@
-//! What a power cut may leave of a recorded directory.
+//! The states that a power cut may leave of a recorded directory.
 //!
-//! The model. What a sync has covered stays. Of the rest, each block of 4 KiB is by itself: the disk has any version that the
-//! block went through, or is torn between two of them, sector by sector of 512 bytes, each wholly old or new. A file's size
-//! is any that it had since its last sync. A directory's entry, made, removed or renamed, stays once the directory is synced;
-//! before that each may be missing (strict), or all from some point on (ordered, as ext4 keeps them; there the sync of a file
-//! that was just made keeps its entry too).
+//! The model of the disk. Everything covered by a sync stays. For the rest, each block of 4 KiB is independent: the
+//! disk has any version that the block has had, or a mix of two versions by sectors of 512 bytes. Each sector is
+//! completely old or new.
+//!
+//! The size of a file is any that it has had since its last sync. A change of a directory entry (created, removed,
+//! renamed) stays once the directory is synced. Before that, the strict model may lose each change by itself. The
+//! ordered model, as in ext4, loses all changes from some point on. There, the sync of a new file also keeps its entry.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -19,19 +21,19 @@ use crate::threads::Rng;
 const BLOCK: usize = 4096;
 const SECTOR: usize = 512;
 
-/// How much of what was not synced is left.
+/// How many unsynced changes survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
     Nothing,
     Everything,
-    /// Of every hundred changes about so many; some blocks are torn.
+    /// About this percentage of the changes survives. Some blocks are torn.
     Percent(u64),
 }
 
-/// Syncs that say they were done and were not.
+/// Syncs that report success without effect.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lies {
-    /// From this entry of the log on.
+    /// The entry of the log from which syncs have no effect.
     pub(crate) from: usize,
     pub(crate) about: fn(&Log, Node) -> bool,
 }
@@ -42,7 +44,7 @@ impl Lies {
     }
 }
 
-/// A change to a file that no sync has covered.
+/// A change of a file that no sync has covered.
 #[derive(Clone, Debug)]
 enum Change {
     Write { offset: usize, bytes: Arc<[u8]>, part: (usize, usize) },
@@ -50,7 +52,7 @@ enum Change {
 }
 
 impl Change {
-    /// Where it changes bytes, in a file that was never longer than `longest`.
+    /// Returns the range of changed bytes, in a file of at most `longest` bytes.
     fn range(&self, longest: usize) -> (usize, usize) {
         match self {
             Self::Write { offset, part, .. } => (offset + part.0, offset + part.1),
@@ -58,7 +60,7 @@ impl Change {
         }
     }
 
-    /// Changes the bytes from `start` on of a file.
+    /// Applies the change to the bytes of a file from `start` on.
     fn apply(&self, start: usize, bytes: &mut [u8]) {
         let (from, to) = self.range(start + bytes.len());
         let (from, to) = (from.max(start), to.min(start + bytes.len()));
@@ -83,12 +85,12 @@ impl Change {
 #[derive(Debug, Default)]
 struct FileState {
     durable: Vec<u8>,
-    /// With the entry of the log.
+    /// The unsynced changes with their entries in the log.
     pending: Vec<(usize, Change)>,
 }
 
 impl FileState {
-    /// Makes what was logged before this entry durable.
+    /// Makes all changes logged before this entry durable.
     fn sync(&mut self, before: usize) {
         let (covered, rest): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.pending).into_iter().partition(|(at, _)| *at < before);
@@ -99,8 +101,8 @@ impl FileState {
         }
     }
 
-    /// Makes the last write durable, and with it the whole pages that it lies in; and every truncation before it, because the
-    /// file's size goes with it.
+    /// Makes the last write durable, with the whole pages that it touches. Makes all earlier truncations durable too,
+    /// because the size of the file becomes durable.
     fn sync_last(&mut self) {
         if let Some(truncated) = self.pending.iter().rposition(|(_, change)| matches!(change, Change::Truncate { .. }))
         {
@@ -155,7 +157,7 @@ impl FileState {
     }
 }
 
-/// Which of so many versions, the first of which is durable, the disk has.
+/// Picks one of `count` versions. The first one is durable.
 fn version(count: usize, keep: Keep, rng: &mut Rng) -> usize {
     let random = |rng: &mut Rng| usize::try_from(rng.below(count as u64)).unwrap();
     match keep {
@@ -167,7 +169,7 @@ fn version(count: usize, keep: Keep, rng: &mut Rng) -> usize {
     }
 }
 
-/// What the disk has of a block: one version, or, one time in two, sectors of two.
+/// Picks the content of a block: one version, or, half of the time, sectors of two versions.
 fn pick(versions: &[Vec<u8>], keep: Keep, rng: &mut Rng) -> Vec<u8> {
     let one = &versions[version(versions.len(), keep, rng)];
     if !matches!(keep, Keep::Percent(_)) || rng.below(2) > 0 {
@@ -180,20 +182,20 @@ fn pick(versions: &[Vec<u8>], keep: Keep, rng: &mut Rng) -> Vec<u8> {
 
 type Entries = Vec<BTreeMap<OsString, Node>>;
 
-/// A directory as a log leaves it: what is durable, and what is not.
+/// A directory after a part of a log: its durable content and its unsynced changes.
 pub(crate) struct Disk<'a> {
     log: &'a Log,
     lies: Lies,
-    /// Which of the two models of directories.
+    /// True for the ordered model of directories.
     ordered: bool,
     at: usize,
     files: Vec<FileState>,
     entries: Entries,
-    /// Entries of the log that change directories and that no sync has covered.
+    /// The entries of the log that change directories and are not synced.
     pending: Vec<usize>,
 }
 
-/// What a power cut left: everything that can still be found.
+/// The files and directories that remain after a power cut.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
     entries: Entries,
@@ -208,12 +210,12 @@ impl<'a> Disk<'a> {
         Self { log, lies, ordered, at: 0, files, entries, pending: Vec::new() }
     }
 
-    /// The entry of the log that comes next.
+    /// Returns the next entry of the log.
     pub(crate) fn position(&self) -> usize {
         self.at
     }
 
-    /// Lets everything happen that the log has before this entry.
+    /// Applies all entries of the log before this one.
     pub(crate) fn advance(&mut self, to: usize) {
         while self.at < to {
             self.step(self.at);
@@ -249,7 +251,7 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Under the ordered model, a sync covers every directory.
+    /// Syncs a directory. In the ordered model, this covers all directories.
     fn sync_dir(&mut self, node: Node, before: usize) {
         let log = self.log;
         let covered = |at: &usize| *at < before && (self.ordered || dirs(&log.events[*at]).contains(&node));
@@ -260,7 +262,7 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// One of the states that a power cut may leave now.
+    /// Returns one of the states that a power cut may leave now.
     pub(crate) fn crash(&self, keep: Keep, rng: &mut Rng) -> Image {
         let mut entries = self.entries.clone();
         let (mut missing, mut ended) = (HashSet::new(), false);
@@ -271,7 +273,7 @@ impl<'a> Disk<'a> {
                 Keep::Everything => true,
                 Keep::Percent(percent) => rng.below(100) < percent,
             };
-            // What builds on a change that is missing is missing too.
+            // A change that depends on a missing change is missing too.
             let kept = kept && !ended && !names(event).iter().any(|name| missing.contains(name));
             if kept {
                 change_entries(&mut entries, event);
@@ -327,12 +329,12 @@ fn reachable(entries: &Entries) -> BTreeSet<Node> {
 }
 
 impl Image {
-    /// Makes it below a directory that is there and empty.
+    /// Writes the image into an empty directory.
     pub(crate) fn write(&self, dir: &Path) {
         self.write_node(0, dir);
     }
 
-    /// Every file and directory in it, by its path.
+    /// Returns all files and directories by path.
     pub(crate) fn paths(&self) -> BTreeMap<PathBuf, Node> {
         let mut paths = BTreeMap::new();
         let mut left = vec![(PathBuf::new(), 0)];

@@ -1,5 +1,5 @@
-//! Every call of the operating system fails once, or from then on for ever: each call of the engine still ends, with an answer
-//! that holds or with an error.
+//! Each call of the operating system fails, once or from then on. Each call of the engine still ends, with a valid
+//! answer or an error.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,15 +20,15 @@ use crate::threads::{LATE, within};
 
 type Ops = Manager<Vec<u8>>;
 
-/// Reads have tests of their own. Allocations are not here: the engine's go around libc, and what comes of them the tests of full
-/// disks are about.
+/// Reads have separate tests. Allocations are missing, because the engine does not call libc for them. The tests of
+/// full disks cover their failures.
 const CALLS: [Call; 8] =
     [Call::Write, Call::Sync, Call::SyncRange, Call::Truncate, Call::Open, Call::Rename, Call::Remove, Call::CreateDir];
 
 const JOURNAL: &str = "store/journal";
 const SLED: &str = "store/sled";
 
-/// What a key holds once the process has ended.
+/// The state of a key after the process has ended.
 type State = Option<(Status, Option<Vec<u8>>)>;
 
 #[expect(clippy::unnecessary_wraps, reason = "a state")]
@@ -46,12 +46,12 @@ fn state(ops: &Ops, key: &str) -> Result<State> {
     Ok(record.map(|record| (record.status(), record.into_outcome().map(std::result::Result::unwrap))))
 }
 
-/// What a key may hold after the calls that were made: of one that failed, what was before or what it was to make.
+/// The allowed states of each key. After a failed call, both the old and the new state are allowed.
 #[derive(Debug, Default)]
 struct Expected(BTreeMap<String, Vec<State>>);
 
 impl Expected {
-    /// Takes note of a call that makes the key this, and of what came of it.
+    /// Notes a call that sets the key to this state, and its result.
     fn note<R>(&mut self, key: &str, state: State, result: Result<R>) -> Result<R> {
         let may_be = self.0.entry(key.to_owned()).or_insert_with(|| vec![None]);
         match &result {
@@ -61,7 +61,7 @@ impl Expected {
         result
     }
 
-    /// A claim, whose process may end before it does.
+    /// Begins the key. The process may end before the claim does.
     fn begin(&mut self, ops: &Ops, key: &str) -> Result<Claim<Vec<u8>>> {
         let begun = self.note(key, unfinished(Status::Interrupted), ops.begin(key))?;
         Ok(begun.into_claim().unwrap_or_else(|_| panic!("{key} is not free")))
@@ -84,7 +84,7 @@ fn brief(engine: &Engine) -> Result<Ops> {
     engine.manager_with("brief", ManagerOptions::new().success_ttl(Duration::from_secs(1)))
 }
 
-/// Outcomes of all lengths: inline, in pieces, longer than a segment.
+/// Stores outcomes of all lengths: inline, in chunks, longer than a segment.
 fn store(ops: &Ops, expected: &mut Expected) -> Result<()> {
     for (n, len) in [10, 5_000, 300, 20_000, 3_000, 3_000, 3_000].into_iter().enumerate() {
         let (key, value) = (format!("k{n}"), value(n, len));
@@ -94,7 +94,8 @@ fn store(ops: &Ops, expected: &mut Expected) -> Result<()> {
     Ok(())
 }
 
-/// About twenty operations, two opens and closes, which make and recycle segments, checkpoints, pieces and leftovers.
+/// Makes about twenty operations, two opens and two closes. They create and recycle segments, checkpoints, chunks and
+/// leftovers.
 fn script(path: &Path, clock: &ManualClock, expected: &mut Expected) -> Result<()> {
     let engine = open(path, clock)?;
     checked(&engine, first_session(&engine, clock, expected))?;
@@ -134,8 +135,8 @@ fn second_session(engine: &Engine, expected: &mut Expected) -> Result<()> {
     engine.sync()
 }
 
-/// The disk's error itself for whoever waited for it, and `Poisoned` for every call from then on; or a refusal, after which all
-/// goes on.
+/// Checks the error of a failed call. Calls that waited for the disk get its error, and all later calls get `Poisoned`.
+/// Or the call was rejected, and the engine works as before.
 fn checked(engine: &Engine, result: Result<()>) -> Result<()> {
     let Err(error) = result else { return Ok(()) };
     let next = [engine.sync(), engine.sync()].map(|synced| synced.err().map(|error| error.kind()));
@@ -155,7 +156,7 @@ fn of_execute<T, E>(error: oncekey::ExecuteError<T, E>) -> Error {
     }
 }
 
-/// Whether the rule had an effect, and what the script came to.
+/// Runs the script with a rule. Returns true if the rule had an effect, and the kind of the script's error.
 fn run((call, at): (Call, &str), nth: u64, times: u64, effect: Effect) -> (bool, Option<ErrorKind>) {
     let dir = tempfile::tempdir().unwrap();
     let (path, clock) = (dir.path().join("store"), ManualClock::new());
@@ -177,14 +178,14 @@ fn run((call, at): (Call, &str), nth: u64, times: u64, effect: Effect) -> (bool,
         let status = found.as_ref().map(|(status, _)| status);
         assert!(may_be.contains(&found), "{what}: {result:?}, and {key} is {status:?}, not as it was answered");
     }
-    // It is as good as before.
+    // The engine works as before.
     ops.execute("after", |_| Ok(value(1, 1))).unwrap();
     drop(ops);
     engine.close().unwrap();
     (hit, result.err().map(|error| error.kind()))
 }
 
-/// `ONCEKEY_FAILURES=all` makes every call fail, and not only some.
+/// Set `ONCEKEY_FAILURES=all` to test every call, not only some.
 #[test]
 fn every_call_may_fail() {
     let all = std::env::var("ONCEKEY_FAILURES").is_ok();
@@ -195,7 +196,7 @@ fn every_call_may_fail() {
         if matches!(effect, Effect::Short(_)) && call != Call::Write {
             continue;
         }
-        // std tries again what was interrupted: for ever is for ever then.
+        // std repeats interrupted calls, so a permanent interruption would never end.
         let interrupts = effect == Effect::Errno(libc::EINTR);
         if interrupts && !matches!(call, Call::Write | Call::Sync | Call::Open) {
             continue;
@@ -209,7 +210,7 @@ fn every_call_may_fail() {
                     break;
                 }
                 *failed.entry(kind.map_or("nothing".to_owned(), |kind| format!("{kind:?}"))).or_insert(0_u64) += 1;
-                // A slice of the whole: the first ones, which create, and then some of the others.
+                // Test the first calls, which create the store, and then a part of the others.
                 nth += if all { 1 } else { 2 + nth * 3 };
             }
         }
@@ -219,7 +220,7 @@ fn every_call_may_fail() {
     assert!(["Io", "Full"].iter().all(|kind| failed.contains_key(*kind)), "{failed:?}");
 }
 
-/// A sector of the journal that cannot be read refuses the open, and changes nothing.
+/// A sector of the journal that cannot be read makes the open fail, and nothing is changed.
 #[test]
 fn every_read_of_the_journal_may_fail() {
     let mut failed = 0_u64;
@@ -245,7 +246,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Opens it and reads everything: each answer is an error or right. Whether all of them are right.
+/// Opens the store and reads everything: each read returns an error or the right data. Returns true if all reads are
+/// right.
 fn read_all(path: &Path, clock: &ManualClock, expected: &Expected, what: &str) -> bool {
     let Ok(engine) = open(path, clock) else { return false };
     let ops = self::ops(&engine).unwrap();
@@ -260,7 +262,8 @@ fn read_all(path: &Path, clock: &ManualClock, expected: &Expected, what: &str) -
     engine.close().is_ok() && all
 }
 
-/// sled takes a read that fails while it opens for the end of its log. What is gone then is missed, because the store was closed.
+/// sled treats a failed read during its open as the end of its log. The engine detects the missing data, because the
+/// store was closed.
 #[test]
 fn every_read_of_sled_in_a_closed_store_may_fail() {
     let dir = tempfile::tempdir().unwrap();
@@ -278,7 +281,7 @@ fn every_read_of_sled_in_a_closed_store_may_fail() {
             let all = read_all(&copied, &clock, &expected, &what);
             let hit = rule.hits() > 0;
             drop(rule);
-            // It may have been cut where it could not be read: then it is refused for good.
+            // sled may have cut its log at the unreadable place. Then every later open fails.
             right += u64::from(read_all(&copied, &clock, &expected, &what));
             if !hit {
                 assert!(all);
@@ -292,12 +295,12 @@ fn every_read_of_sled_in_a_closed_store_may_fail() {
     assert!(failed > 10);
 }
 
-/// What a machine with other things to do may take for what needs no time.
+/// How long a busy machine may take for something that needs no time.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// Owners and waiters while the disk fails: all are told, within the time that the options say; a disk that says so itself at
-/// once.
-fn all_are_told(call: Call, effect: Effect, timeout: Duration) {
+/// Owners and waiters while the disk fails: all get an answer within the configured time. If the disk returns an error,
+/// they get it at once.
+fn all_callers_get_the_error(call: Call, effect: Effect, timeout: Duration) {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::options().sync_timeout(timeout).open(dir.path()).unwrap();
     let ops: Ops = engine.manager("m").unwrap();
@@ -326,7 +329,7 @@ fn all_are_told(call: Call, effect: Effect, timeout: Duration) {
     });
     let (took, hangs) = (began.elapsed(), effect == Effect::Hang);
     assert!(took < MARGIN + if hangs { timeout } else { Duration::ZERO }, "{took:?}");
-    // Those that waited for the disk have its error, those that came later what it means. Of one that hangs there is none.
+    // Calls that waited for the disk get its error, later calls get `Poisoned`. A disk that hangs returns no error.
     assert_eq!(kinds.contains(&ErrorKind::Io), !hangs, "{kinds:?}");
     assert!(kinds.iter().all(|kind| matches!(kind, ErrorKind::Io | ErrorKind::Poisoned)), "{kinds:?}");
     all_are_refused(&engine, ops);
@@ -356,7 +359,7 @@ fn all_are_refused(engine: &Engine, ops: Ops) {
     }
 }
 
-/// What hung lets the directory go when it comes back.
+/// Checks that the store is free and works again once the hanging call returns.
 fn is_as_before(dir: &Path) {
     crate::threads::until("the directory is free", || match Engine::open(dir) {
         Ok(engine) => {
@@ -372,28 +375,28 @@ fn is_as_before(dir: &Path) {
 }
 
 #[test]
-fn a_sync_that_fails_and_a_write_that_fails_are_told_to_all() {
+fn all_callers_get_the_error_of_a_failed_sync_or_write() {
     for (call, effect) in [
         (Call::Sync, Effect::Errno(libc::EIO)),
         (Call::Write, Effect::Errno(libc::EIO)),
         (Call::Write, Effect::Errno(libc::ENOSPC)),
         (Call::Write, Effect::Short(0)),
     ] {
-        within(LATE, move || all_are_told(call, effect, Duration::from_secs(30)));
+        within(LATE, move || all_callers_get_the_error(call, effect, Duration::from_secs(30)));
     }
 }
 
 #[test]
-fn a_sync_or_a_write_that_hangs_is_told_to_all_within_the_timeout() {
+fn a_hanging_sync_or_write_fails_all_callers_within_the_timeout() {
     for call in [Call::Sync, Call::Write] {
-        within(LATE, move || all_are_told(call, Effect::Hang, Duration::from_secs(1)));
+        within(LATE, move || all_callers_get_the_error(call, Effect::Hang, Duration::from_secs(1)));
     }
 }
 
-/// A sync of sled, for which only those wait who want everything in it: here whoever compacts.
-fn told_of_sled(effect: Effect, timeout: Duration) {
+/// A failed sync of sled. Only calls that want all data in sled wait for it: here a compaction.
+fn callers_get_the_error_of_sled(effect: Effect, timeout: Duration) {
     let dir = tempfile::tempdir().unwrap();
-    // Without the flag sled is synced after a few KiB.
+    // Without the sync flag, sled is synced after a few KiB.
     let engine = Engine::options().sync_timeout(timeout).sync_flag(false).open(dir.path()).unwrap();
     let ops: Ops = engine.manager("m").unwrap();
     ops.execute("before", |_| Ok(value(1, 100))).unwrap();
@@ -404,7 +407,7 @@ fn told_of_sled(effect: Effect, timeout: Duration) {
     let began = Instant::now();
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| ops.wait("live", Duration::from_secs(3600)))).collect();
-        // The journal has it, whatever becomes of sled; the poison may be quicker.
+        // The outcome is in the journal, so it may succeed. The poison may also be faster.
         match large.succeed(&value(3, 60_000)) {
             Ok(_) => {}
             Err(error) => assert!(matches!(error.error.kind(), ErrorKind::Io | ErrorKind::Poisoned), "{error:?}"),
@@ -427,12 +430,12 @@ fn told_of_sled(effect: Effect, timeout: Duration) {
 }
 
 #[test]
-fn a_sync_of_sled_that_fails_or_hangs_is_told_to_all() {
-    within(LATE, || told_of_sled(Effect::Errno(libc::EIO), Duration::from_secs(30)));
-    within(LATE, || told_of_sled(Effect::Hang, Duration::from_secs(1)));
+fn a_failed_or_hanging_sync_of_sled_fails_all_callers() {
+    within(LATE, || callers_get_the_error_of_sled(Effect::Errno(libc::EIO), Duration::from_secs(30)));
+    within(LATE, || callers_get_the_error_of_sled(Effect::Hang, Duration::from_secs(1)));
 }
 
-/// The machine's clock, which panics in the thread that writes the journal once it is told to.
+/// The clock of the machine. Once armed, it panics in the thread that writes the journal.
 #[derive(Debug)]
 struct Bomb(Arc<AtomicBool>);
 
@@ -449,7 +452,7 @@ impl Clock for Bomb {
 }
 
 #[test]
-fn a_panic_in_the_thread_that_syncs_is_told_to_all() {
+fn a_panic_in_the_journal_thread_fails_all_callers() {
     within(LATE, || {
         let (dir, lit) = (tempfile::tempdir().unwrap(), Arc::new(AtomicBool::new(false)));
         let engine = Engine::options().clock(Bomb(Arc::clone(&lit))).open(dir.path()).unwrap();

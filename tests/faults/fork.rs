@@ -1,4 +1,5 @@
-//! A child of `fork` has copies of all handles and none of the threads: it is refused, and what it does harms nobody.
+//! Tests of a child of `fork`, which has copies of all handles and no threads. Its calls are rejected, and it does no
+//! harm.
 #![allow(unsafe_code, reason = "forking cannot be done without")]
 
 use std::panic::{AssertUnwindSafe, UnwindSafe, catch_unwind};
@@ -17,14 +18,14 @@ fn refused<R: std::fmt::Debug>(result: Result<R>) {
     assert_eq!(result.unwrap_err().kind(), ErrorKind::StoreInUse);
 }
 
-/// Runs it in a child of `fork`, which ends without running anything else, and says whether it panicked.
+/// Runs `body` in a child of `fork`, which then exits without running anything else. Returns true if it panicked.
 fn forked(body: impl FnOnce() + UnwindSafe) -> bool {
-    // SAFETY: the child only uses what this thread has, and libc's allocator, which survives a fork.
+    // SAFETY: the child uses only memory of this thread, and libc's allocator, which survives a fork.
     match unsafe { libc::fork() } {
         -1 => panic!("no fork"),
         0 => {
             let code = i32::from(catch_unwind(body).is_err());
-            // SAFETY: it ends here.
+            // SAFETY: the child ends here.
             unsafe { libc::_exit(code) }
         }
         child => {
@@ -38,7 +39,7 @@ fn forked(body: impl FnOnce() + UnwindSafe) -> bool {
     }
 }
 
-/// Every verb, and then every handle dropped or closed.
+/// Makes every kind of call, and then drops or closes every handle.
 fn all_refused(engine: Engine, ops: Ops, claims: Vec<Claim<u64>>, path: &Path) {
     refused(ops.begin("done"));
     refused(ops.begin("new"));
@@ -68,7 +69,7 @@ fn all_refused(engine: Engine, ops: Ops, claims: Vec<Claim<u64>>, path: &Path) {
     engine.close().unwrap();
 }
 
-/// Not a test: a process of its own, so that no other test's thread holds anything when it forks.
+/// Not a test: a process of its own, so that no thread of another test holds a lock at the fork.
 #[test]
 #[ignore = "started by another test"]
 fn process() {
@@ -79,7 +80,7 @@ fn process() {
     ops.execute("done", |_| Ok(7)).unwrap();
     let temporary = Engine::temporary().unwrap();
     let claims: Vec<_> = (0..4).map(|n| ops.begin(format!("live-{n}")).unwrap().into_claim().unwrap()).collect();
-    // The child takes its copies out of here, and the parent its own afterwards.
+    // The child takes its copies from here, and the parent takes its own later.
     let mut handles = Some(((engine.clone(), ops.clone()), temporary.clone(), claims));
     let was_refused = forked(AssertUnwindSafe(|| {
         let ((engine, ops), temporary, claims) = handles.take().unwrap();
@@ -89,21 +90,21 @@ fn process() {
     assert!(was_refused, "the child was not refused as it should be");
     let (clones, clone, claims) = handles.take().unwrap();
     drop((clones, clone));
-    // More often than its queue to the compaction is long.
+    // More copies than the queue to the compaction thread has places.
     let engines = vec![engine.clone(); 4];
     assert!(forked(AssertUnwindSafe(|| {
-        // SAFETY: no handler is replaced; one that hangs is killed, and that is asserted against.
+        // SAFETY: no handler is replaced. A process that hangs is killed, and the parent asserts that it was not.
         unsafe { libc::alarm(60) };
         for engine in engines.iter().cloned() {
             engine.close().unwrap();
         }
     })));
     drop(engines);
-    // Others end with nothing dropped, or unwind.
+    // Other children end without drops, or unwind.
     assert!(forked(|| ()));
     assert!(!forked(|| panic!("as a child may")));
     assert!(temporary.path().exists(), "the child has taken the parent's directory away");
-    // The store is the parent's as before, and nobody else's.
+    // The parent still owns the store exclusively.
     assert_eq!(Engine::open(path).unwrap_err().kind(), ErrorKind::StoreInUse);
     for (n, claim) in (0..).zip(claims) {
         claim.succeed(&n).unwrap();
@@ -122,7 +123,7 @@ fn process() {
 }
 
 #[test]
-fn a_child_of_fork_is_refused_and_its_end_harms_nobody() {
+fn calls_of_a_forked_child_are_rejected_and_its_exit_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "fork::process", "--ignored", "--nocapture"])

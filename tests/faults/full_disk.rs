@@ -1,5 +1,5 @@
-//! A disk that fills up: said before anything changes, and over when there is room. On small file systems in memory of their
-//! own, and on images of those that stores are kept on, which only root can mount.
+//! Tests of a disk that fills up. Calls fail before they change anything, and work again when there is space. They use
+//! small file systems in memory, and images of the file systems that stores are kept on. Only root can mount them.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 
 type Ops = Manager<Vec<u8>>;
 
-/// A file system of its own in memory, unmounted at the end.
+/// A file system in memory, unmounted on drop.
 struct Disk(tempfile::TempDir);
 
 impl Disk {
@@ -28,16 +28,16 @@ impl Disk {
             return Some(Self(dir));
         }
         println!("skipped: nothing can be mounted here");
-        // Where changes are checked, root is there to mount.
+        // In CI, root must be able to mount, so that these tests are not skipped.
         let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
         assert!(!is_root || std::env::var("CI").is_err(), "root cannot mount a tmpfs");
         None
     }
 
-    /// A file system of this kind in a file of that size, if it can be made here; says what is missing if not.
+    /// Mounts a file system of this kind in a file of this size. Prints the reason if that is not possible here.
     fn image(kind: &str, bytes: u64) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        // Beside the mount point, and gone from its directory as soon as it is mounted.
+        // Put the image beside the mount point, and delete it as soon as it is mounted.
         let image = dir.path().with_extension(kind);
         File::create_new(&image).unwrap().set_len(bytes).unwrap();
         let run = |program: &str, args: &[&str]| match Command::new(program).args(args).output() {
@@ -65,14 +65,14 @@ impl Disk {
         self.0.path().join("store")
     }
 
-    /// Takes all room but so many bytes.
+    /// Fills the disk except for `but` bytes.
     fn fill(&self, but: u64) {
         let path = self.0.path().join("filler");
         let mut file = File::options().append(true).create(true).open(&path).unwrap();
         let zeros = vec![7; 64 << 10];
         let mut piece = zeros.len();
         while piece >= 512 {
-            // A write may stop short at the end.
+            // The last write may be short.
             if file.write(&zeros[..piece]).is_err() {
                 piece /= 2;
             }
@@ -82,7 +82,7 @@ impl Disk {
         self.sync();
     }
 
-    /// Some count what was given back only then.
+    /// Syncs the file system: some free space only then.
     fn sync(&self) {
         rustix::fs::syncfs(File::open(self.0.path()).unwrap()).unwrap();
     }
@@ -105,12 +105,12 @@ impl Drop for Disk {
     }
 }
 
-/// What was answered, and has to be there.
+/// The answered values, which must be in the store.
 #[derive(Default)]
 struct Known(HashMap<String, Vec<u8>>);
 
 impl Known {
-    /// Commits until it is refused, and says why; `None` if it never was.
+    /// Commits until a call fails, and returns the error. Returns `None` if no call failed.
     fn commit(&mut self, ops: &Ops, rng: &mut Rng, count: u64) -> Option<Error> {
         (0..count).find_map(|_| {
             let key = format!("{}", rng.next());
@@ -120,7 +120,7 @@ impl Known {
                 Ok(begun) => begun.into_claim().unwrap(),
                 Err(error) => return Some(error),
             };
-            // What has begun may end, as long as the journal has room.
+            // A claim may still end, as long as the journal has space.
             match claim.succeed(&value) {
                 Ok(_) => drop(self.0.insert(key, value)),
                 Err(error) => return Some(error.error),
@@ -129,7 +129,7 @@ impl Known {
         })
     }
 
-    /// Commits until a key is refused; says which, and that nothing has changed by it.
+    /// Commits until a key is rejected. Returns the key, and checks that nothing has changed.
     fn refused(&mut self, engine: &Engine, rng: &mut Rng, round: u64) -> String {
         let ops = ops(engine);
         for nth in 0_u64.. {
@@ -141,7 +141,7 @@ impl Known {
                     assert!(ops.get(&name).unwrap().is_none() && engine.stats().commits == before.commits);
                     return name;
                 }
-                // What waited was applied meanwhile, and there was a little room again.
+                // Waiting commits were applied meanwhile, which freed a little space.
                 Ok(begun) => drop(begun.into_claim().unwrap().release().unwrap()),
             }
         }
@@ -169,7 +169,7 @@ fn is_full(error: &Error) {
     assert_eq!(error.kind(), ErrorKind::Full, "{error}");
 }
 
-/// Somebody else fills the disk up to the last bytes.
+/// Another process fills the disk up to the last bytes.
 fn filled_by_others(seed: u64, disk: &Disk) {
     let (mut known, mut rng) = (Known::default(), Rng::new(seed));
     let mut engine = open(disk).unwrap();
@@ -179,11 +179,11 @@ fn filled_by_others(seed: u64, disk: &Disk) {
         assert!(free.is_none(), "there is room: {free:?}");
         let names = ["succeeded", "failed", "released", "interrupted", "dropped"].map(|name| format!("{name}-{round}"));
         let claims = names.each_ref().map(|name| ops.begin(name).unwrap().into_claim().unwrap());
-        // At any moment: what sled is writing now has its room already.
+        // At any moment: sled has already allocated the space for its current write.
         disk.fill(rng.below(if seed % 2 == 0 { 4096 } else { 7 * MIB }));
-        // The first ones may get in: they are durable, and wait for room behind the journal.
+        // The first commits may be accepted. They are durable, and wait for the record store.
         let refused = known.refused(&engine, &mut rng, round);
-        // What has begun is ended, and what there is can be read.
+        // Live claims can end, and all data can be read.
         let [succeeded, failed, released, interrupted, dropped] = &mut claims.map(Some);
         succeeded.take().unwrap().succeed(&vec![1; 100]).unwrap();
         failed.take().unwrap().fail(&oncekey::Failure::new("no")).unwrap();
@@ -202,7 +202,7 @@ fn filled_by_others(seed: u64, disk: &Disk) {
         engine.sync().unwrap();
         drop(ops);
         if round == 1 {
-            // Closed while it is full: what sled has not the next open brings in.
+            // Close the full store: the next open applies the rest to sled.
             let closed = engine.close();
             closed.as_ref().err().into_iter().for_each(is_full);
             if let Err(error) = open(disk) {
@@ -210,7 +210,7 @@ fn filled_by_others(seed: u64, disk: &Disk) {
             }
             disk.make_room();
             engine = open(disk).unwrap();
-            // An open that failed on the way is no close either.
+            // A failed close does not count as a clean one.
             assert!(closed.is_ok() || !engine.opened().clean);
         } else {
             disk.make_room();
@@ -233,9 +233,9 @@ fn filled_by_others(seed: u64, disk: &Disk) {
     known.check(&ops(&open(disk).unwrap()));
 }
 
-/// `ONCEKEY_FULL_DISKS=100` fills more.
+/// Set `ONCEKEY_FULL_DISKS=100` for more disks.
 #[test]
-fn a_disk_that_others_fill_is_full_and_not_the_end() {
+fn a_disk_filled_by_others_returns_full_and_recovers() {
     let disks: u64 = std::env::var("ONCEKEY_FULL_DISKS").map_or(4, |n| n.parse().unwrap());
     for seed in 0..disks {
         within(LATE, move || {
@@ -247,12 +247,12 @@ fn a_disk_that_others_fill_is_full_and_not_the_end() {
     println!("{disks} disks filled by others");
 }
 
-/// What stores are kept on, and the smallest that there is of it.
+/// The file systems that stores are kept on, and their smallest sizes.
 const KINDS: [(&str, u64); 3] = [("ext4", 64 * MIB), ("xfs", 320 * MIB), ("btrfs", 128 * MIB)];
 
-/// Each claims blocks, and takes new ones for what is written over, in its own way.
+/// Each file system allocates blocks, also for overwritten data, in its own way.
 #[test]
-fn a_full_ext4_xfs_or_btrfs_is_full_and_not_the_end() {
+fn a_full_ext4_xfs_or_btrfs_returns_full_and_recovers() {
     for (kind, bytes) in KINDS {
         within(LATE, move || {
             if let Some(disk) = Disk::image(kind, bytes) {
@@ -266,9 +266,9 @@ fn a_full_ext4_xfs_or_btrfs_is_full_and_not_the_end() {
     }
 }
 
-/// A commit that needs more room than there is must leave it to others, and to the next open.
+/// A commit that needs more space than there is must not use up the space of other commits and of the next open.
 #[test]
-fn a_commit_too_large_for_the_disk_does_not_take_what_is_free() {
+fn a_commit_too_large_for_the_disk_leaves_the_free_space() {
     for (kind, bytes) in KINDS {
         within(LATE, move || {
             let Some(disk) = Disk::image(kind, bytes) else { return };
@@ -282,7 +282,7 @@ fn a_commit_too_large_for_the_disk_does_not_take_what_is_free() {
             let put = |n: u64| table.insert(format!("{n}"), vec![7; 1 << 20]);
             let refused = (0..64).find_map(|n| put(n).err()).expect("there is room for all of it");
             is_full(&refused);
-            // Users are refused from 4 MiB on; endings, and what the file system notes of itself, may take some of that.
+            // Users are rejected below 4 MiB. Endings and the file system's own data may use some of the rest.
             assert!(disk.free() >= 2 * MIB, "{kind}: {} of {before} bytes are left", disk.free());
             assert_eq!(table.get("first").unwrap().as_deref(), Some(b"x".as_slice()));
             drop(table);
@@ -298,7 +298,7 @@ fn a_commit_too_large_for_the_disk_does_not_take_what_is_free() {
 }
 
 #[test]
-fn a_disk_that_the_store_fills_itself_is_full_and_not_the_end() {
+fn a_disk_filled_by_the_store_returns_full_and_recovers() {
     within(LATE, || {
         let Some(disk) = Disk::new(24 * MIB) else { return };
         let (mut known, mut rng) = (Known::default(), Rng::new(7));
@@ -310,7 +310,7 @@ fn a_disk_that_the_store_fills_itself_is_full_and_not_the_end() {
         is_full(&known.commit(&keys, &mut rng, 10).unwrap());
         drop(keys);
         println!("{} records before it was full", known.0.len());
-        // Where commits are faster than sled, some of them are in the journal alone, and stay there until there is room.
+        // If commits are faster than sled, some are only in the journal until there is space.
         engine.close().err().iter().for_each(is_full);
         let engine = open(&disk).unwrap_or_else(|error| {
             is_full(&error);
@@ -324,14 +324,14 @@ fn a_disk_that_the_store_fills_itself_is_full_and_not_the_end() {
 }
 
 #[test]
-fn a_store_is_not_begun_on_a_disk_without_room_for_it() {
+fn a_store_is_not_created_on_a_disk_without_space_for_it() {
     let Some(disk) = Disk::new(2 * MIB) else { return };
     is_full(&open(&disk).unwrap_err());
     let names: Vec<_> = fs::read_dir(disk.store()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["LOCK"]);
 }
 
-/// A limit on the size of files is as good as a full disk; the signal that comes with it is ignored by those who want an error.
+/// A limit on the size of files acts like a full disk. Programs that want an error ignore its signal.
 const DIR: &str = "ONCEKEY_LIMITED_DIR";
 
 #[test]
@@ -342,9 +342,10 @@ fn limited() {
     let ops = ops(&engine);
     let (mut known, mut rng) = (Known::default(), Rng::new(1));
     let error = known.commit(&ops, &mut rng, 100_000).expect("nothing is limited");
-    // It is sled's file that is too long for it: nobody can tell before.
+    // The limit hits sled's file, and cannot be known before.
     assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::Full), "{error}");
-    // The commit may have met it in reading, before the engine knew: then `close` waits for what fails, and has it as it is.
+    // The commit may fail in a read, before the engine knows. Then `close` waits for the failing step and returns its
+    // error.
     let closed = engine.close().unwrap_err();
     let knew = error.kind() == ErrorKind::Poisoned;
     assert!(

@@ -1,4 +1,4 @@
-//! What a transaction has read is not durable yet: whatever it answers, nobody is told before it is.
+//! Tests that a transaction returns no answer that depends on data that is not durable yet.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,16 +30,16 @@ const PHASES: [(&str, Phase); 4] = [
 ];
 
 #[test]
-fn a_phase_answers_only_when_what_it_has_read_is_durable() {
+fn a_phase_returns_only_after_its_reads_are_durable() {
     for (what, phase) in PHASES {
         within(LATE, move || {
             let dir = tempfile::tempdir().unwrap();
             let engine = Engine::open(dir.path()).unwrap();
             let table = engine.table("t").unwrap();
-            // Whatever the open leaves to be done is done.
+            // Finish all background work of the open.
             engine.sync().unwrap();
             let path = dir.path().join("store/journal").to_string_lossy().into_owned();
-            // All of them: a segment may be prepared just now.
+            // Hang all syncs, because a segment may be in preparation.
             let held = Rule { path, call: Call::Sync, nth: 1, times: u64::MAX, effect: Effect::Hang }.inject();
             let (waits, answered) = (engine.stats().sync_waits, AtomicBool::new(false));
             let waiting = |count| engine.stats().sync_waits >= waits + count;

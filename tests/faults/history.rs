@@ -1,4 +1,4 @@
-//! What was done to each key, when it was begun and answered, and what may be found after a power cut.
+//! The steps of each key, with their begin and answer, and the states that are allowed after a power cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -12,15 +12,15 @@ use oncekey::{
 use crate::record::Recording;
 use crate::threads::Rng;
 
-/// What a key holds after a step.
+/// The state of a key after a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
     Absent,
-    /// In progress; after a power cut, interrupted by it.
+    /// In progress. After a power cut it is interrupted.
     Claimed {
         attempt: u32,
     },
-    /// The same behind a stage that left this number in its checkpoint, and in a row.
+    /// In progress after a stage that left this number in its checkpoint and in a row.
     Staged {
         attempt: u32,
         number: u64,
@@ -32,7 +32,7 @@ pub(crate) enum Expected {
     Released {
         attempt: u32,
     },
-    /// A success or a failure with the value of this number, and when it expires at the earliest, in seconds.
+    /// A success or failure with the value of this number, and the earliest time of its expiry, in seconds.
     Ended {
         succeeded: bool,
         value: u64,
@@ -40,21 +40,21 @@ pub(crate) enum Expected {
     },
 }
 
-/// What a key was found to hold.
+/// The state of a key that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) status: Status,
     pub(crate) attempt: u32,
     pub(crate) interruption: Option<Interruption>,
     pub(crate) value: Option<u64>,
-    /// What its last stage left in its checkpoint.
+    /// The number in the checkpoint of the last stage.
     pub(crate) stage: Option<u64>,
-    /// In seconds since the manual clock's beginning; nothing is as late as never.
+    /// In seconds since the start of the manual clock. No expiry counts as the latest.
     pub(crate) expires: u64,
 }
 
 impl Seen {
-    /// Fails if the outcome is not, byte for byte, one that was ever stored.
+    /// Reads a record. Fails if the outcome is not, byte for byte, one that was stored.
     pub(crate) fn of(record: &Record<Vec<u8>, Vec<u8>>) -> Result<Self, String> {
         let outcome = record.outcome().map(|outcome| outcome.unwrap_or_else(|failure| failure));
         let info = record.info();
@@ -70,7 +70,7 @@ impl Seen {
 }
 
 impl Expected {
-    /// Whether it is what was found, when it cannot be later than `now`.
+    /// Returns true if this state fits the one that was found, at a time of at most `now`.
     pub(crate) fn is(&self, seen: Option<&Seen>, now: u64) -> bool {
         let Some(seen) = seen else {
             return match self {
@@ -91,35 +91,35 @@ impl Expected {
             Self::Released { attempt } => seen.status == Status::Released && seen.attempt == attempt,
             Self::Ended { succeeded, value, expires } => {
                 let status = if succeeded { Status::Succeeded } else { Status::Failed };
-                // Later where the store could not tell how long the machine was off.
+                // The expiry is later if the store could not know how long the machine was off.
                 (seen.status, seen.value) == (status, Some(value)) && seen.expires >= expires
             }
         }
     }
 }
 
-/// One change of one key, or of several at once: a frame has all of them or none.
+/// One change of one key, or of several keys in one frame, which is applied completely or not at all.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) key: String,
-    /// The order of a key's steps.
+    /// The order of the steps of a key.
     pub(crate) turn: (u64, u8),
-    /// The log's length when the call began.
+    /// The length of the log when the call began.
     pub(crate) began: usize,
-    /// The log's length when it had been answered; for ever away if nobody was told.
+    /// The length of the log when the call was answered. `usize::MAX` if there was no answer.
     pub(crate) answered: usize,
-    /// From this length of the log on it must not be missing.
+    /// The length of the log from which on the step must not be missing.
     pub(crate) durable: usize,
     pub(crate) expected: Expected,
 }
 
-/// What happens to one recorded directory. Shared by the threads that do it.
+/// The history of one recorded directory, shared by its threads.
 pub(crate) struct History {
     pub(crate) recording: Recording,
     steps: Mutex<Vec<Step>>,
 }
 
-/// A call on its way.
+/// A call in progress.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Began(pub(crate) usize);
 
@@ -132,13 +132,13 @@ impl History {
         Began(self.recording.position())
     }
 
-    /// The call was answered: the key holds this now. Keys with several owners say whose turn it was by their tokens.
+    /// Notes the answer to a call: the key has this state now. Keys with several owners are ordered by tokens.
     pub(crate) fn answer(&self, key: &str, began: Began, token: Option<(u64, u8)>, expected: Expected) {
         let answered = self.recording.mark(0);
         self.push(key, began, token, answered, expected);
     }
 
-    /// The call answers nothing: it may have happened from its beginning on.
+    /// Notes a call without an answer: it may have happened at any time after its begin.
     pub(crate) fn unanswered(&self, key: &str, began: Began, token: Option<(u64, u8)>, expected: Expected) {
         self.push(key, began, token, usize::MAX, expected);
     }
@@ -154,21 +154,21 @@ impl History {
     }
 }
 
-/// The steps of each key, in order, on top of what it held before.
+/// The ordered steps of each key, after its initial state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) initial: BTreeMap<String, Expected>,
     pub(crate) steps: BTreeMap<String, Vec<Step>>,
 }
 
-/// What a crash state shows to be wrong.
+/// A fault in a crash state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wrong {
-    /// Something that was answered is missing, or older than it was.
+    /// An answered step is missing, or older data was found.
     Lost(String),
-    /// It does not open.
+    /// The store does not open.
     Refused(String),
-    /// Anything else: a state that never was, two opens that differ, a panic, a hang.
+    /// Anything else: a state that never existed, two opens that differ, a panic, a hang.
     Other(String),
 }
 
@@ -191,7 +191,8 @@ impl Known {
         (initial, self.steps.get(key).map_or(&[], Vec::as_slice))
     }
 
-    /// How many of a key's steps had happened, the least and the most that agree with what is found. An error if none does.
+    /// Returns the smallest and largest number of steps of a key that fit the found state. Returns an error if none
+    /// fits.
     pub(crate) fn happened(
         &self,
         key: &str,
@@ -214,14 +215,15 @@ impl Known {
         Ok((least, counts.next_back().unwrap_or(least)))
     }
 
-    /// Checks what was found after a power cut at this length of the log: for each key one of its states, none older than
-    /// what was answered, and all of them together as they were after some one commit. Says how many steps were
-    /// answered and are missing, as they may be where nobody waits.
+    /// Checks the content that was found after a power cut at this length of the log. Each key has one of its states,
+    /// none older than the answers, and all keys fit together at some commit.
+    ///
+    /// Returns the number of answered steps that are missing, which is allowed under `Eventual`.
     pub(crate) fn check(&self, found: &BTreeMap<String, Seen>, cut: usize, now: u64) -> Result<usize, Wrong> {
         if let Some(key) = found.keys().find(|key| !self.initial.contains_key(*key) && !self.steps.contains_key(*key)) {
             return Err(Wrong::Other(format!("{key} came from nowhere")));
         }
-        // The latest beginning of anything that is there, and the earliest answer to anything that is not.
+        // The latest begin of a step that is there, and the earliest answer of a step that is not.
         let (mut latest, mut earliest, mut count) = (None, None, 0);
         for key in self.keys() {
             let (least, most) = self.happened(key, found.get(key), cut, now)?;
@@ -239,8 +241,8 @@ impl Known {
         }
     }
 
-    /// How many of a key's steps had happened, the most that agree with what is found, and what it holds. Of the states that
-    /// agree it is the one that promises least: after a restart a shorter time may look like a longer one.
+    /// Returns the largest number of steps of a key that fits the found state, and that state. If several states fit,
+    /// takes the one that promises least: after a restart, a shorter TTL may look like a longer one.
     pub(crate) fn holds(&self, key: &str, seen: Option<&Seen>, cut: usize, now: u64) -> (usize, Expected) {
         let (least, most) = self.happened(key, seen, cut, now).unwrap();
         let (initial, steps) = self.of(key);
@@ -250,14 +252,15 @@ impl Known {
         (most, held.unwrap().clone())
     }
 
-    /// What each key holds by what was found, to go on from there.
+    /// Returns the state of each key, as the start of the next life.
     pub(crate) fn at(&self, found: &BTreeMap<String, Seen>, cut: usize, now: u64) -> BTreeMap<String, Expected> {
         let held = |key: &String| (key.clone(), self.holds(key, found.get(key), cut, now).1);
         self.keys().into_iter().map(held).collect()
     }
 }
 
-/// A value is made from a number, so that its bytes say which it is. A multiple of 16 is so large that it is stored in pieces.
+/// Returns the value of a number, so that its bytes name the number. Multiples of 16 give large values, which are
+/// stored in chunks.
 pub(crate) fn value(number: u64) -> Vec<u8> {
     let mut rng = Rng::new(number);
     let len = match number % 16 {
@@ -268,7 +271,7 @@ pub(crate) fn value(number: u64) -> Vec<u8> {
     number.to_be_bytes().into_iter().chain((0..len).map(|_| rng.next().to_be_bytes()[0])).collect()
 }
 
-/// Which it is, if every byte is as it was.
+/// Returns the number of a value, if all its bytes are right.
 pub(crate) fn number(bytes: &[u8]) -> Option<u64> {
     let number = u64::from_be_bytes(bytes.get(..8)?.try_into().ok()?);
     (value(number) == bytes).then_some(number)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::interpose::WATCHERS;
 
-/// What a rule is about.
+/// The kind of call that a rule applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Open,
@@ -19,37 +19,38 @@ pub(crate) enum Call {
     Truncate,
     Allocate,
     CreateDir,
-    /// By the old path.
+    /// Matched by the old path.
     Rename,
     /// Of a file or a directory.
     Remove,
 }
 
-/// What comes of a call that a rule is about.
+/// The effect of a rule on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// It fails with this number, e.g. `libc::ENOSPC`, and does nothing.
+    /// The call fails with this error number, such as `libc::ENOSPC`, and does nothing.
     Errno(i32),
-    /// A read or write of at most so many bytes.
+    /// A read or write transfers at most this number of bytes.
     Short(usize),
-    /// It does not go on before [`Injected::release`].
+    /// The call does not continue before [`Injected::release`].
     Hang,
-    /// It takes so much longer.
+    /// The call takes longer by this time.
     Slow(Duration),
 }
 
-/// Which calls: those of this kind on files whose path contains `path`, from the `nth` on, counted from 1.
+/// The calls that a rule applies to: those of this kind on files whose path contains `path`, from the `nth` on, counted
+/// from 1.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     pub(crate) path: String,
     pub(crate) call: Call,
     pub(crate) nth: u64,
-    /// How many calls it is about; `u64::MAX` is for ever.
+    /// The number of calls that are affected. `u64::MAX` means all.
     pub(crate) times: u64,
     pub(crate) effect: Effect,
 }
 
-/// A rule at work, until it is dropped.
+/// An active rule. Drop ends it.
 #[derive(Debug)]
 pub(crate) struct Injected(Arc<AtWork>);
 
@@ -62,14 +63,14 @@ struct AtWork {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Calls that the rule's path and kind were right for.
+    /// The number of calls that matched kind and path.
     seen: u64,
-    /// Calls that had the effect.
+    /// The number of affected calls.
     hit: u64,
     released: bool,
 }
 
-/// What is to be done with a call.
+/// The decision about a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Pass,
@@ -89,18 +90,18 @@ impl Rule {
 }
 
 impl Injected {
-    /// How many calls had the effect.
+    /// Returns the number of affected calls.
     pub(crate) fn hits(&self) -> u64 {
         self.0.state.lock().unwrap().hit
     }
 
-    /// Waits until so many calls had the effect: those that hang hang then.
+    /// Waits until this number of calls was affected. With [`Effect::Hang`] they hang then.
     pub(crate) fn wait_for_hits(&self, hits: u64) {
         let state = self.0.state.lock().unwrap();
         drop(self.0.changed.wait_while(state, |state| state.hit < hits).unwrap());
     }
 
-    /// Calls that hang go on.
+    /// Lets hanging calls continue.
     pub(crate) fn release(&self) {
         self.0.state.lock().unwrap().released = true;
         self.0.changed.notify_all();
@@ -131,7 +132,7 @@ impl AtWork {
             Effect::Errno(errno) => Verdict::Fail(errno),
             Effect::Short(len) => Verdict::Short(len),
             Effect::Slow(time) => {
-                // Others are slow beside it, not after it.
+                // Unlock, so that slow calls run side by side.
                 drop(state);
                 std::thread::sleep(time);
                 Verdict::Pass
@@ -144,7 +145,7 @@ impl AtWork {
     }
 }
 
-/// Of the first rule that has an effect on this call.
+/// Returns the decision of the first rule that applies to this call.
 pub(crate) fn verdict(call: Call, path: &Path) -> Verdict {
     let rules = RULES.lock().unwrap_or_else(PoisonError::into_inner).clone();
     rules.iter().find_map(|rule| rule.effect(call, path)).unwrap_or(Verdict::Pass)

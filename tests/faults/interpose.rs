@@ -1,7 +1,7 @@
-//! The calls of libc that change files, defined in this executable: std and sled call these, and these call libc's.
+//! The functions of libc that change files, defined in this executable. std and sled call these, and these call libc's.
 //!
-//! rustix calls libc too, in tests: a feature that these ask for. Whether a file has the sync flag is asked of the kernel at
-//! each write.
+//! In tests, rustix calls libc too, because of one of its features. The kernel is asked at each write whether a file
+//! has the sync flag.
 #![allow(unsafe_code, reason = "interposing libc cannot be done without")]
 #![allow(clippy::missing_safety_doc, clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "C's types")]
 
@@ -15,14 +15,14 @@ use libc::{AT_FDCWD, iovec, mode_t, off_t, size_t, ssize_t};
 use crate::inject::{self, Call, Verdict};
 use crate::record;
 
-/// How many recordings and rules there are; without any, every call goes straight through.
+/// The number of recordings and rules. If it is 0, all calls go straight to libc.
 pub(crate) static WATCHERS: AtomicUsize = AtomicUsize::new(0);
 
 fn watched() -> bool {
     WATCHERS.load(Ordering::Acquire) > 0
 }
 
-/// libc's own, of the type that the caller says.
+/// Returns libc's own function, with the type that the caller expects.
 macro_rules! real {
     ($name:ident: $type:ty) => {{
         static FOUND: AtomicUsize = AtomicUsize::new(0);
@@ -30,7 +30,7 @@ macro_rules! real {
     }};
 }
 
-/// Where libc has it; `name` ends with a zero.
+/// Finds a function of libc. `name` ends with a zero.
 fn find(found: &AtomicUsize, name: &'static str) -> usize {
     if found.load(Ordering::Relaxed) == 0 {
         // SAFETY: the name ends with a zero.
@@ -42,12 +42,12 @@ fn find(found: &AtomicUsize, name: &'static str) -> usize {
 }
 
 fn fail(errno: c_int) -> c_int {
-    // SAFETY: it points to this thread's.
+    // SAFETY: the pointer is to this thread's own number.
     unsafe { *libc::__errno_location() = errno };
     -1
 }
 
-/// The path behind a descriptor; `None` if it is no file, or deleted.
+/// Returns the path of a descriptor. Returns `None` if it is not a file, or was deleted.
 fn path_of(fd: c_int) -> Option<PathBuf> {
     let link = format!("/proc/self/fd/{fd}\0");
     let mut buffer = [0_u8; 4096];
@@ -58,9 +58,9 @@ fn path_of(fd: c_int) -> Option<PathBuf> {
     real.then(|| PathBuf::from(OsStr::from_bytes(path)))
 }
 
-/// A path as `openat` and its like are given it.
+/// Returns the path in the arguments of `openat` and similar calls.
 unsafe fn path_at(dir: c_int, path: *const c_char) -> Option<PathBuf> {
-    // SAFETY: the caller has been given it as a C string.
+    // SAFETY: the caller passes a C string.
     let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes())).to_owned();
     if path.is_absolute() {
         return Some(path);
@@ -69,17 +69,18 @@ unsafe fn path_at(dir: c_int, path: *const c_char) -> Option<PathBuf> {
     Some(base.join(path))
 }
 
-/// Whether a write through this descriptor is durable when it returns: by how it was opened, or by the file's sync flag.
+/// Returns true if a write to this descriptor is durable when it returns, because of its open flags or the file's sync
+/// flag.
 fn is_sync(fd: c_int) -> bool {
     let mut flags: libc::c_long = 0;
-    // SAFETY: both only ask, and `flags` is large enough for what the kernel writes.
+    // SAFETY: both calls only read, and `flags` is large enough for what the kernel writes.
     let (opened, asked) =
         unsafe { (libc::fcntl(fd, libc::F_GETFL), libc::ioctl(fd, libc::FS_IOC_GETFLAGS, &raw mut flags)) };
     // FS_SYNC_FL of linux/fs.h.
     (opened != -1 && opened & libc::O_DSYNC != 0) || (asked == 0 && flags & 0x8 != 0)
 }
 
-/// A write of some kind: the rules first, then `write` with as many bytes as they allow, then the log.
+/// Handles a write: applies the rules, calls `write` with the allowed number of bytes, and logs it.
 fn writing(fd: c_int, bytes: &[u8], at: Option<off_t>, write: impl FnOnce(size_t) -> ssize_t) -> ssize_t {
     let Some(path) = watched().then(|| path_of(fd)).flatten() else { return write(bytes.len()) };
     let allowed = match inject::verdict(Call::Write, &path) {
@@ -89,14 +90,14 @@ fn writing(fd: c_int, bytes: &[u8], at: Option<off_t>, write: impl FnOnce(size_t
     };
     let written = write(allowed);
     if let Some(bytes) = usize::try_from(written).ok().and_then(|written| bytes.get(..written)) {
-        // SAFETY: it only asks where the descriptor stands, which is behind what was written.
+        // SAFETY: the call only reads the position of the descriptor, which is after the written bytes.
         let at = at.unwrap_or_else(|| unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) } - written as off_t);
         record::written(&path, at as u64, bytes, is_sync(fd));
     }
     written
 }
 
-/// A call on a descriptor that returns zero or fails.
+/// Handles a call on a descriptor that returns zero or fails.
 fn calling(call: Call, fd: c_int, real: impl FnOnce() -> c_int, log: impl FnOnce(&Path, record::Began)) -> c_int {
     let Some(path) = watched().then(|| path_of(fd)).flatten() else { return real() };
     if let Verdict::Fail(errno) = inject::verdict(call, &path) {
@@ -110,14 +111,14 @@ fn calling(call: Call, fd: c_int, real: impl FnOnce() -> c_int, log: impl FnOnce
     returned
 }
 
-/// A call on a path.
+/// Handles a call on a path.
 unsafe fn calling_at(
     call: Call,
     (dir, path): (c_int, *const c_char),
     real: impl FnOnce() -> c_int,
     log: impl FnOnce(&Path),
 ) -> c_int {
-    // SAFETY: as the caller was given it.
+    // SAFETY: the arguments are the caller's.
     let Some(path) = watched().then(|| unsafe { path_at(dir, path) }).flatten() else { return real() };
     if let Verdict::Fail(errno) = inject::verdict(call, &path) {
         return fail(errno);
@@ -130,12 +131,12 @@ unsafe fn calling_at(
 }
 
 unsafe fn slice<'a>(bytes: *const c_void, len: size_t) -> &'a [u8] {
-    // SAFETY: as the caller was given them; of nothing the address may be anything.
+    // SAFETY: the arguments are the caller's. If the length is 0, the address may be anything.
     if len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(bytes.cast(), len) } }
 }
 
 unsafe fn gathered(parts: *const iovec, count: c_int) -> Vec<u8> {
-    // SAFETY: as the caller was given them.
+    // SAFETY: the arguments are the caller's.
     let parts = unsafe { std::slice::from_raw_parts(parts, usize::try_from(count).unwrap_or_default()) };
     // SAFETY: so are these.
     parts.iter().flat_map(|part| unsafe { slice(part.iov_base, part.iov_len) }).copied().collect()
@@ -201,7 +202,7 @@ macro_rules! pwritev {
 }
 pwritev!(pwritev, pwritev64);
 
-/// What a rule makes of a read.
+/// Applies the rules to a read.
 fn reading(fd: c_int, len: size_t, read: impl FnOnce(size_t) -> ssize_t) -> ssize_t {
     match watched().then(|| path_of(fd)).flatten().map(|path| inject::verdict(Call::Read, &path)) {
         Some(Verdict::Fail(errno)) => fail(errno) as ssize_t,
@@ -235,15 +236,15 @@ macro_rules! sync {
 }
 sync!(fsync, fdatasync);
 
-/// Makes nothing durable: it neither writes a file's size nor empties the disk's cache.
+/// Makes nothing durable: the call neither writes the size of a file nor flushes the disk's cache.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sync_file_range(fd: c_int, at: off_t, len: off_t, flags: c_uint) -> c_int {
     let real = || unsafe { real!(sync_file_range: SyncRange)(fd, at, len, flags) };
     calling(Call::SyncRange, fd, real, |path, _| record::range_pushed(path))
 }
 
-/// Copies inside the kernel would go by unseen: whoever copies reads and writes instead. Always, because a copy may begin before
-/// a recording does.
+/// Always fails, so that the caller reads and writes instead: a copy inside the kernel would not be seen. Fails without
+/// a recording too, because a copy may begin before one.
 #[unsafe(no_mangle)]
 extern "C" fn copy_file_range(_: c_int, _: *mut off_t, _: c_int, _: *mut off_t, _: size_t, _: c_uint) -> ssize_t {
     fail(libc::ENOSYS) as ssize_t
@@ -276,7 +277,7 @@ macro_rules! fallocate {
         unsafe extern "C" fn $name(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int {
             let real = || unsafe { real!($name: Allocate)(fd, mode, at, len) };
             calling(Call::Allocate, fd, real, |path, _| {
-                // Blocks behind the end change nothing that a file holds.
+                // Blocks after the end do not change the content of a file.
                 if mode != libc::FALLOC_FL_KEEP_SIZE {
                     assert_eq!(mode, 0, "the recorder knows no other way to allocate");
                     record::extended(path, (at + len) as u64);
@@ -298,7 +299,7 @@ macro_rules! posix_fallocate {
 }
 posix_fallocate!(posix_fallocate, posix_fallocate64);
 
-/// std gives a mode with every open, which C passes like any other argument on the platforms of this test.
+/// std passes a mode with every open. C passes it like any other argument on the platforms of this test.
 macro_rules! open {
     ($($name:ident),*) => {$(
         #[unsafe(no_mangle)]

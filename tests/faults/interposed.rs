@@ -1,4 +1,4 @@
-//! That the calls are seen, and that rules hold.
+//! Tests that calls are recorded and that rules have an effect.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -17,7 +17,7 @@ fn rule(path: &Path, call: Call, nth: u64, times: u64, effect: Effect) -> Rule {
     Rule { path: path.to_str().unwrap().to_owned(), call, nth, times, effect }
 }
 
-/// Names of the entries from the one numbered so, without what is in them.
+/// Returns the names of the entries from this one on, without their content.
 fn kinds(log: &Log, from: usize) -> Vec<&'static str> {
     log.events[from..].iter().map(kind).collect()
 }
@@ -75,7 +75,7 @@ fn every_kind_of_call_is_recorded_in_order() {
 }
 
 #[test]
-fn a_recording_sees_only_what_is_below_its_directory_and_only_while_it_goes_on() {
+fn a_recording_contains_only_its_directory_and_time() {
     let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let recording = Recording::start(mine.path());
     fs::write(other.path().join("x"), "x").unwrap();
@@ -87,7 +87,7 @@ fn a_recording_sees_only_what_is_below_its_directory_and_only_while_it_goes_on()
 }
 
 #[test]
-fn rules_fail_shorten_and_hold_up_calls() {
+fn rules_fail_shorten_and_delay_calls() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("f");
     let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
@@ -115,12 +115,12 @@ fn rules_fail_shorten_and_hold_up_calls() {
 }
 
 #[test]
-fn a_rule_reaches_the_engine() {
+fn a_rule_affects_the_engine() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::open(dir.path()).unwrap();
     let ops: Manager<u64> = engine.manager("ops").unwrap();
     let journal = dir.path().join("store/journal");
-    // For ever, because the next segment is made ready meanwhile, and synced too.
+    // Use an endless rule, because the next segment is prepared and synced meanwhile.
     let broken = rule(&journal, Call::Sync, 1, u64::MAX, Effect::Errno(libc::EIO)).inject();
     let error = ops.execute("k", |_| Ok(1)).unwrap_err();
     assert!(error.to_string().contains("sync journal segment"), "{error}");
@@ -128,7 +128,7 @@ fn a_rule_reaches_the_engine() {
     assert_eq!(ops.get("k").unwrap_err().kind(), ErrorKind::Poisoned);
 }
 
-/// Runs an engine through its life, and says how often each kind of call was recorded.
+/// Runs an engine, and returns its log.
 fn live(dir: &Path, sync_flag: bool) -> Log {
     let recording = Recording::start(dir);
     let path = dir.canonicalize().unwrap().join("store");
@@ -145,7 +145,7 @@ fn live(dir: &Path, sync_flag: bool) -> Log {
 }
 
 #[test]
-fn what_sled_writes_under_the_sync_flag_is_durable_when_it_returns() {
+fn writes_of_sled_with_the_sync_flag_are_durable_when_they_return() {
     if !has_sync_flag() {
         return;
     }
@@ -156,14 +156,14 @@ fn what_sled_writes_under_the_sync_flag_is_durable_when_it_returns() {
     let writes = |event: &&Event| matches!(event, Event::Write { node, .. } if sled.contains(node));
     let synced = |event: &&Event| matches!(event, Event::WriteSynced { node } if sled.contains(node));
     let (writes, synced) = (log.events.iter().filter(writes).count(), log.events.iter().filter(synced).count());
-    // The first, when sled makes the file, has the flag only by inheritance, which is the file system's choice.
+    // The first writes, when sled creates the file, have the flag only if the file system inherits it.
     assert!(synced > 10 && writes - synced <= 3, "{synced} of {writes}");
     let dir = tempfile::tempdir().unwrap();
     let log = live(dir.path(), false);
     assert!(log.events.iter().all(|event| !matches!(event, Event::WriteSynced { .. })));
 }
 
-/// Not a test: what is traced.
+/// Not a test: the process that is traced.
 #[test]
 #[ignore = "started by another test"]
 fn child() {
@@ -173,11 +173,11 @@ fn child() {
     for event in &log.events {
         *counts.entry(kind(event)).or_insert(0_u64) += 1;
     }
-    // Not below the directory, so it is in no trace of it.
+    // This is not below the directory, so it is not in the trace.
     println!("\ncounts {}", serde_json::to_string(&counts).unwrap());
 }
 
-/// The calls of a trace that name a path below the directory and succeed: each call's name, and how often.
+/// Returns the successful calls in a trace that name a path below the directory, with their counts.
 fn traced(trace: &str, dir: &str) -> BTreeMap<String, u64> {
     let (mut counts, mut begun) = (BTreeMap::new(), BTreeMap::<&str, String>::new());
     for line in trace.lines() {
@@ -227,10 +227,10 @@ fn every_call_that_strace_sees_is_recorded() {
     assert_eq!(take(&["sync_file_range"]), of("push"));
     assert_eq!(take(&["rename", "renameat", "renameat2"]), of("rename"));
     assert_eq!(take(&["unlink", "unlinkat", "rmdir"]), of("remove"));
-    // Most opens that may create do not, and a truncation to the same length is none.
+    // Most opens with the create flag do not create, and a truncation to the same length is not logged.
     assert!(take(&["creating open", "mkdir", "mkdirat"]) >= of("create"));
     assert!(take(&["ftruncate", "fallocate"]) >= of("truncate"));
-    // What is left changes no file. rustix makes the last line's by itself.
+    // The rest changes no file. rustix makes the calls of the last line by itself.
     for harmless in [
         "openat",
         "close",

@@ -1,4 +1,5 @@
-//! A process that is killed, opened again, and only then loses its power: what the second open found was perhaps never synced.
+//! A process is killed, the store is opened again, and then the power fails. The data that the second open found may
+//! never have been synced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,11 +10,11 @@ use crate::history::{Known, Step};
 use crate::record::{Event, Log, Node};
 use crate::workload::Run;
 
-/// Both lives as one recorded life. `next` began with the directory as the first one's kill at `cut` left it, of which `image`
-/// is everything that the system had been given, and `found` is what is in it.
+/// Joins both lives into one recorded life. `next` began with the directory after the kill of the first life at `cut`.
+/// `image` is everything that the system had received until then, and `found` is its content.
 pub(crate) fn joined(first: &Run, cut: usize, image: &Image, found: &Found, next: &Run) -> Run {
     let log = joined_log(&first.log, cut, image, &next.log);
-    // What an open serves is durable, whoever wrote it.
+    // Everything that an open serves is durable, no matter which process wrote it.
     let opened = cut + next.phases[1].0;
     let served = |at: usize| if at <= cut { at } else { opened };
     let mut steps = BTreeMap::new();

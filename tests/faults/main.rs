@@ -1,4 +1,4 @@
-//! What the system may do to a store: power cuts, errors. This binary stands between the engine and libc.
+//! Tests of failures of the system: power cuts and errors. This binary replaces functions of libc.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Power cuts: nothing that was answered is lost, whenever the power fails and whatever the disk kept of the rest.
+//! Power cuts: no answer is lost, whenever the power fails and whatever the disk keeps of unsynced data.
 //!
 //! `ONCEKEY_STATES=10000 cargo test --release --test faults power -- --nocapture` checks more states; `ONCEKEY_SEED` starts
 //! with another seed.
@@ -17,16 +17,16 @@ use crate::record::{Event, Log, Node};
 use crate::threads::Rng;
 use crate::workload::{Phase, Run, Setup, run};
 
-/// States made of one recorded life, and of each recovery that is recorded in turn.
+/// The number of states of one recorded life, and of each recorded recovery.
 const STATES_OF_A_LIFE: u64 = 40;
 const STATES_OF_A_RECOVERY: u64 = 8;
 const RECOVERIES: u64 = 2;
-/// Lives in turn, each in another mode, and states of each of the first at least.
+/// Consecutive lives use different modes. Each of the first lives has at least this number of states.
 const MODES: u64 = 4;
 const STATES_OF_A_MODE: u64 = 12;
 const KILLS: u64 = 2;
 
-/// What was going on when the power failed.
+/// The activity when the power failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Moment {
     Creation,
@@ -34,12 +34,12 @@ enum Moment {
     Commit,
     /// sled was written or synced.
     Checkpoint,
-    /// A segment was made, begun, written over or deleted.
+    /// A segment was created, started, overwritten or deleted.
     Recycling,
     Closing,
 }
 
-/// For each length of the log, what was going on.
+/// Returns the activity at each length of the log.
 fn moments(run: &Run) -> Vec<Moment> {
     let (mut begun, mut recycling) = (std::collections::BTreeSet::new(), 0);
     let mut moments = vec![Moment::Creation];
@@ -48,7 +48,7 @@ fn moments(run: &Run) -> Vec<Moment> {
             Event::Write { node, offset: 0, bytes }
                 if run.log.is_journal(*node) && bytes.iter().any(|byte| *byte != 0) =>
             {
-                // Its header, its first group's write and sync, the seal of the one before, and its sync.
+                // The header, the first group's write and sync, the seal of the previous segment, and its sync.
                 begun.insert(*node);
                 recycling = 5;
                 Some(*node)
@@ -85,15 +85,15 @@ fn moments(run: &Run) -> Vec<Moment> {
     moments
 }
 
-/// Lengths of the log to cut it at, in order: every kind of moment as often as any other, and two of three right before or
-/// behind a sync.
+/// Picks lengths of the log at which to cut, in order. All activities are equally frequent. Two of three cuts are right
+/// before or after a sync.
 fn cuts(run: &Run, moments: &[Moment], count: u64, rng: &mut Rng) -> Vec<usize> {
     let syncs: BTreeSet<usize> = run.log.syncs().collect();
     let is_sync = |at: usize| syncs.contains(&at);
     let mut by_moment = BTreeMap::<(Moment, bool), Vec<usize>>::new();
     for (cut, moment) in moments.iter().enumerate().skip(run.from) {
         by_moment.entry((*moment, false)).or_default().push(cut);
-        // Before it most is at stake.
+        // Cut before a sync more often: the most data is at risk then.
         let times = if is_sync(cut) { 2 } else { usize::from(cut > 0 && is_sync(cut - 1)) };
         by_moment.entry((*moment, true)).or_default().extend(std::iter::repeat_n(cut, times));
     }
@@ -119,7 +119,8 @@ struct State {
     image: Image,
 }
 
-/// So many crash states of a recorded life, on a disk that lies or always keeps the same.
+/// Makes `count` crash states of a recorded life. The disk may lie about syncs, or always keep the same share of
+/// unsynced data.
 fn crashes(run: &Run, disk: (Lies, Option<Keep>), count: u64, rng: &mut Rng, mut f: impl FnMut(State)) {
     let (lies, keeps) = disk;
     let moments = moments(run);
@@ -143,16 +144,16 @@ fn crashes(run: &Run, disk: (Lies, Option<Keep>), count: u64, rng: &mut Rng, mut
 #[derive(Debug, Default)]
 struct Figures {
     states: BTreeMap<(&'static str, Moment), u64>,
-    /// States in which something was in progress, as was answered, and only the journal had it; and those found to be wrong.
+    /// States with an answered record in progress that is only in the journal, and states found to be wrong.
     at_stake: usize,
     found: usize,
     wrong: Vec<(Wrong, String)>,
-    /// Opens that cut a torn group, and that replayed something.
+    /// Opens that cut a torn group, and opens that replayed frames.
     torn: u64,
     replayed: u64,
-    /// States that miss something that was answered under `Eventual`, as they may.
+    /// States that miss answered steps under `Eventual`, as they may.
     shorter: u64,
-    /// States with records that a stage had left a checkpoint in.
+    /// States with records that contain the checkpoint of a stage.
     staged: u64,
     left: u64,
 }
@@ -190,7 +191,7 @@ fn mode(setup: Setup) -> &'static str {
     }
 }
 
-/// Lives, the recoveries of some of their crash states, and crash states of both, until there are enough.
+/// Makes lives, recoveries of some of their crash states, and crash states of both, until there are enough.
 struct Campaign {
     first_seed: u64,
     next: AtomicU64,
@@ -203,7 +204,7 @@ impl Campaign {
         Self { first_seed, next: AtomicU64::new(0), figures }
     }
 
-    /// Takes so many of the states that are left.
+    /// Takes up to `wanted` of the remaining states.
     fn take(&self, wanted: u64) -> u64 {
         let mut figures = self.figures.lock().unwrap();
         let taken = wanted.min(figures.left);
@@ -241,22 +242,22 @@ impl Campaign {
         }
     }
 
-    /// One recorded life with its states; false if there are enough.
+    /// Makes one recorded life and its states. Returns false if there are enough.
     fn life(&self) -> bool {
         let nth = self.next.fetch_add(1, Ordering::Relaxed);
         let taken = self.take(STATES_OF_A_LIFE);
         if taken == 0 && nth >= MODES {
             return false;
         }
-        // Each mode has some of each moment, however few are wanted.
+        // Each mode covers each activity, even if few states are wanted.
         let count = if nth < MODES { taken.max(STATES_OF_A_MODE) } else { taken };
-        // Everything follows from the seed, but for the order of threads.
+        // Everything depends on the seed only, except the order of threads.
         let seed = self.first_seed + nth;
         let mut rng = Rng::new(seed);
         let (sync_flag, eventual) = (seed % 2 == 0 && has_sync_flag(), seed % 4 >= 2);
-        // One in four, and each mode in turn.
+        // One of four, so that each mode has some.
         let heavy = (seed + seed / 4) % 4 == 1;
-        // As small as they come, so that they are filled, sealed and written over all the time; or a little larger.
+        // The smallest size, so that segments are filled, sealed and recycled all the time; or a larger one.
         let segment_bytes = [4096, 24 << 10][usize::try_from(seed / 4 % 2).unwrap()];
         let setup = Setup { seed, sync_flag, eventual, segment_bytes, heavy, sessions: 3, life: 0, boots: 0, now: 0 };
         let dir = tempfile::tempdir().unwrap();
@@ -267,10 +268,11 @@ impl Campaign {
         true
     }
 
-    /// Records what opens a crash state and goes on from there, and examines that; and once more from one of those.
+    /// Records a recovery from a crash state and the work after it. Examines its states, and does the same with one of
+    /// them.
     fn recovery(&self, life: &Run, state: &State) {
         let count = self.take(STATES_OF_A_RECOVERY);
-        // Wrong ones are reported where states are examined.
+        // A wrong state is reported where states are examined.
         let Ok(Examined { found, .. }) = examine(&state.image, life, state.cut) else { return };
         let dir = tempfile::tempdir().unwrap();
         state.image.write(dir.path());
@@ -286,7 +288,8 @@ impl Campaign {
         }
     }
 
-    /// The same for a process that is killed: the machine goes on, and has everything, synced or not, until its power fails.
+    /// Does the same for a killed process. The machine continues and has all data, synced or not, until its power
+    /// fails.
     fn kill(&self, life: &Run, state: &State, keeps: Option<Keep>) {
         let count = self.take(STATES_OF_A_RECOVERY);
         let Ok(Examined { found, .. }) = examine(&state.image, life, state.cut) else { return };
@@ -302,7 +305,7 @@ impl Campaign {
     }
 }
 
-/// Keeps a crash state for whoever looks into it.
+/// Keeps a crash state for later inspection.
 fn keep(state: &State, seed: u64) -> Option<PathBuf> {
     let dir = tempfile::Builder::new().prefix(&format!("oncekey-power-{seed}-{}-", state.cut)).tempdir().ok()?.keep();
     state.image.write(&dir);
@@ -314,7 +317,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 #[test]
-fn after_a_power_cut_everything_answered_is_there_and_nothing_is_half_there() {
+fn a_power_cut_loses_no_answer_and_leaves_no_partial_change() {
     let campaign = Campaign::new(number("ONCEKEY_STATES", 300), number("ONCEKEY_SEED", 1));
     thread::scope(|scope| {
         for _ in 0..2 {
@@ -335,13 +338,13 @@ fn after_a_power_cut_everything_answered_is_there_and_nothing_is_half_there() {
         assert!(figures.states.keys().any(|(_, other)| *other == moment), "{moment:?} was never cut");
     }
     assert!(figures.replayed > 20 && figures.staged > 20, "there was no load");
-    // A few in a hundred: some slice of so few may have none.
+    // A few percent of the states. A small number of states may contain none.
     assert!(figures.torn > 0 || figures.states.values().sum::<u64>() < 1000, "nothing was torn");
 }
 
-/// Right before each sync, with half of what it was to make durable, and right behind it, with nothing but what is.
+/// Cuts right before each sync, with half of its data on disk, and right after it, with only its data.
 #[test]
-fn every_sync_of_a_life_may_be_the_last() {
+fn a_power_cut_at_any_sync_loses_no_answer() {
     let dir = tempfile::tempdir().unwrap();
     let life = run(plain(false, 4096, 1), dir.path(), BTreeMap::new());
     let (campaign, moments) = (Campaign::new(0, 7), moments(&life));
@@ -369,16 +372,17 @@ fn every_sync_of_a_life_may_be_the_last() {
     assert!(syncs.len() > 100, "{} syncs", syncs.len());
 }
 
-/// A process that makes a file or a directory and is killed before its entry is durable: whoever finds it makes it so.
+/// A process creates a file or directory and is killed before the entry is durable. The next process must make it
+/// durable.
 #[test]
-fn what_a_killed_process_made_is_durable_before_the_next_one_builds_on_it() {
+fn an_open_makes_the_files_of_a_killed_process_durable() {
     let dir = tempfile::tempdir().unwrap();
     let life = run(plain(false, 4096, 1), dir.path(), BTreeMap::new());
     let campaign = Campaign::new(u64::MAX, 7);
     let is_new = |at: &usize| matches!(life.log.events[*at], Event::Created { .. } | Event::Renamed { .. });
     let mut disk = Disk::new(&life.log, Lies::none(), false);
     for made in (0..life.log.events.len()).filter(is_new) {
-        // The last moment before a sync of any directory.
+        // The last moment before the sync of a directory.
         let is_dir_sync = |event: &Event| matches!(event, Event::Synced { node, .. } if life.log.nodes[*node].is_dir);
         let until =
             life.log.events[made..].iter().position(is_dir_sync).map_or(life.log.events.len(), |sync| made + sync);
@@ -394,8 +398,8 @@ fn what_a_killed_process_made_is_durable_before_the_next_one_builds_on_it() {
     assert_eq!(figures.wrong, []);
 }
 
-/// States of a life on a disk whose syncs of some files do nothing once the store is made. Those of the life's first moments,
-/// its creation, are right all the same.
+/// Makes the states of a life on a disk where syncs of some files have no effect once the store exists. The states
+/// during the creation are right all the same.
 fn with_lies(setup: Setup, keeps: Option<Keep>, about: fn(&Log, Node) -> bool) -> Figures {
     let dir = tempfile::tempdir().unwrap();
     let life = run(setup, dir.path(), BTreeMap::new());
@@ -411,7 +415,8 @@ fn plain(sync_flag: bool, segment_bytes: u64, sessions: u64) -> Setup {
     Setup { seed: 7, sync_flag, eventual: false, segment_bytes, heavy: false, sessions, life: 0, boots: 0, now: 0 }
 }
 
-/// What is in progress reaches sled with a store checkpoint only, and here there is none before the store closes.
+/// Returns true if an answered record in progress is lost with the journal. Such records reach sled only in a store
+/// checkpoint.
 fn is_at_stake(run: &Run, cut: usize) -> bool {
     let is_in_progress = |steps: &Vec<Step>| {
         let last = steps.iter().rev().find(|step| step.began < cut);
@@ -426,22 +431,22 @@ fn with_and_without_flag() -> impl Iterator<Item = bool> {
     [false, true].into_iter().take(1 + usize::from(has_sync_flag()))
 }
 
-/// With a large segment there is no store checkpoint before the store closes, so that only the journal has what was answered.
+/// With a large segment there is no store checkpoint before the close, so the answers are only in the journal.
 #[test]
-fn syncs_of_the_journal_that_do_nothing_are_found_out() {
+fn ineffective_syncs_of_the_journal_are_detected() {
     for sync_flag in with_and_without_flag() {
         let figures = with_lies(plain(sync_flag, 1 << 20, 1), Some(Keep::Nothing), Log::is_journal);
         assert!(figures.at_stake > 0, "nothing was at stake");
         assert_eq!(figures.found, figures.at_stake, "every one of them has lost something");
-        // What is left of the journal may also show that there was more.
+        // The rest of the journal may also show that there was more.
         let figures = with_lies(plain(sync_flag, 4096, 2), None, Log::is_journal);
         assert!(figures.wrong.len() > 10, "{} states are wrong", figures.wrong.len());
     }
 }
 
-/// What the journal forgets at a store checkpoint only sled has.
+/// After a store checkpoint, the recycled part of the journal is only in sled.
 #[test]
-fn syncs_of_sled_that_do_nothing_are_found_out() {
+fn ineffective_syncs_of_sled_are_detected() {
     for sync_flag in with_and_without_flag() {
         let figures = with_lies(plain(sync_flag, 4096, 2), None, Log::is_sled);
         assert!(figures.wrong.len() > 10, "{} states are wrong", figures.wrong.len());

@@ -1,4 +1,4 @@
-//! What may change about a process while it has a store open: its working directory, and how many descriptors it has left.
+//! Changes of a process while it has a store open: its working directory and its free descriptors.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,7 +13,7 @@ const DIR: &str = "ONCEKEY_PROCESS_DIR";
 
 type Ops = Manager<Vec<u8>>;
 
-/// Every descriptor that is left.
+/// Takes all free descriptors.
 fn all_descriptors() -> Vec<File> {
     setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum: Some(200) }).unwrap();
     std::iter::from_fn(|| File::open("/dev/null").ok()).collect()
@@ -30,7 +30,7 @@ fn elsewhere() {
     std::env::set_current_dir("/").unwrap();
     let ops: Ops = engine.manager("m").unwrap();
     let finish = |name: String| ops.execute(name, |_| Ok(vec![1; 1000])).map(|_| ());
-    // Segments are made, and store checkpoints.
+    // This creates segments and store checkpoints.
     (0..300).for_each(|n| finish(format!("moved {n}")).unwrap());
     engine.compact_now().unwrap();
 
@@ -47,7 +47,7 @@ fn elsewhere() {
     drop(held);
     let files = std::fs::read_dir(Path::new(&dir).join("store/store/journal")).unwrap().count();
     assert!(files < 100, "{files} journal files are left");
-    // The first may only say that one was refused.
+    // The first call may only return that the creation of a segment failed.
     let again = (0..10).find(|n| finish(format!("again {n}")).is_ok());
     assert!(again.is_some());
     for n in 0..100 {
@@ -61,7 +61,7 @@ fn elsewhere() {
 }
 
 #[test]
-fn another_working_directory_and_no_descriptors_are_not_the_end() {
+fn an_engine_survives_a_changed_directory_and_missing_descriptors() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let output = Command::new(std::env::current_exe().unwrap())

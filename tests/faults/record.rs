@@ -1,7 +1,7 @@
-//! What was done to the files below a directory, in order: the log that crash states are made from.
+//! The changes of files below a directory, in order: the log from which crash states are made.
 //!
-//! A call is logged when it has returned. A crash within a call is a cut right behind its entry, where nothing of it need be
-//! on the disk yet; so a write that is durable when it returns has two entries, the write and its sync.
+//! A call is logged when it has returned. A crash during a call is a cut right after its entry, where none of it need
+//! be on the disk. So a write that is durable when it returns has two entries: the write and its sync.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::interpose::WATCHERS;
 
-/// A file or directory of a recording: its number. It keeps it when it is renamed. The recorded directory itself is 0.
+/// The number of a file or directory in a recording. A rename does not change it. The recorded directory is 0.
 pub(crate) type Node = usize;
 
-/// One entry of a log.
+/// An entry of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     Write {
@@ -26,16 +26,16 @@ pub(crate) enum Event {
         node: Node,
         len: u64,
     },
-    /// A file's bytes and size, or a directory's entries, are durable as the log had them before entry `before`.
+    /// A file's content and size, or a directory's entries, are durable as they were before entry `before`.
     Synced {
         node: Node,
         before: usize,
     },
-    /// The write of the entry before this one is durable, and the size it needs.
+    /// The write of the entry before this one is durable, with the size of the file that it needs.
     WriteSynced {
         node: Node,
     },
-    /// `sync_file_range`: nothing is durable.
+    /// `sync_file_range`, which makes nothing durable.
     RangePushed {
         node: Node,
     },
@@ -54,19 +54,19 @@ pub(crate) enum Event {
         to: Node,
         to_name: OsString,
     },
-    /// An answer was given, or whatever the test says with this number.
+    /// An answer, or another event that the test gives this number.
     Mark(u64),
 }
 
-/// What there was when the recording began, all of it durable, and what came to be. By number.
+/// A file or directory. If it existed at the start of the recording, it was durable then.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeInfo {
     pub(crate) is_dir: bool,
-    /// A file's bytes at the beginning.
+    /// The content of a file at the start.
     pub(crate) bytes: Arc<[u8]>,
-    /// A directory's entries at the beginning.
+    /// The entries of a directory at the start.
     pub(crate) entries: BTreeMap<OsString, Node>,
-    /// Where it was found or made, below the recorded directory.
+    /// The path at which it was found or created, relative to the recorded directory.
     pub(crate) path: PathBuf,
 }
 
@@ -81,7 +81,7 @@ impl Log {
         self.nodes[node].path.extension().is_some_and(|extension| extension == "journal")
     }
 
-    /// Where something is made durable.
+    /// Returns the entries that make something durable.
     pub(crate) fn syncs(&self) -> impl Iterator<Item = usize> {
         let is_sync = |event: &Event| {
             matches!(event, Event::Synced { .. } | Event::WriteSynced { .. } | Event::RangePushed { .. })
@@ -97,7 +97,7 @@ impl Log {
 #[derive(Debug, Default)]
 struct State {
     log: Log,
-    /// Where each file and directory is now.
+    /// The current path of each file and directory.
     paths: HashMap<PathBuf, Node>,
     sizes: HashMap<Node, u64>,
 }
@@ -108,14 +108,14 @@ struct Shared {
     state: Mutex<State>,
 }
 
-/// A recording that goes on until it is finished or dropped.
+/// A recording. It ends when it is finished or dropped.
 #[derive(Debug)]
 pub(crate) struct Recording(Arc<Shared>);
 
 static RECORDINGS: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
 
 impl Recording {
-    /// Of all below this directory. What is there already counts as durable.
+    /// Starts a recording of everything below this directory. Existing content counts as durable.
     pub(crate) fn start(root: &Path) -> Self {
         let root = root.canonicalize().unwrap();
         let mut state = State::default();
@@ -126,19 +126,19 @@ impl Recording {
         Self(shared)
     }
 
-    /// Notes that an answer was given, or whatever the test means by this number. Returns the length of the log with it.
+    /// Logs an answer, or another event that the test gives this number. Returns the length of the log after it.
     pub(crate) fn mark(&self, number: u64) -> usize {
         let mut state = self.0.lock();
         state.log.events.push(Event::Mark(number));
         state.log.events.len()
     }
 
-    /// The length of the log now.
+    /// Returns the current length of the log.
     pub(crate) fn position(&self) -> usize {
         self.0.lock().log.events.len()
     }
 
-    /// Ends the recording.
+    /// Ends the recording and returns the log.
     pub(crate) fn finish(self) -> Log {
         std::mem::take(&mut self.0.lock().log)
     }
@@ -189,7 +189,7 @@ impl State {
         *self.paths.get(path).unwrap_or_else(|| panic!("{} came to be unseen", path.display()))
     }
 
-    /// The directory that a path is in, and its name there.
+    /// Returns the directory of a path, and the name in it.
     fn entry(&self, path: &Path) -> (Node, OsString) {
         (self.node(path.parent().unwrap()), path.file_name().unwrap().to_owned())
     }
@@ -225,14 +225,14 @@ impl State {
     }
 }
 
-/// Lets the recording that this path belongs to take note.
+/// Calls `f` for the recording that contains this path.
 fn note<R>(path: &Path, f: impl FnOnce(&mut State, &Path) -> R) -> Option<R> {
     let shared = recordings().iter().find(|shared| path.starts_with(&shared.root)).map(Arc::clone)?;
     let mut state = shared.lock();
     Some(f(&mut state, &shared.root))
 }
 
-/// Where the log stood when a call began.
+/// The length of the log when a call began.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Began(usize);
 
@@ -297,7 +297,7 @@ pub(crate) fn removed(path: &Path) {
     });
 }
 
-/// Both must be below the recorded directory.
+/// Both paths must be below the recorded directory.
 pub(crate) fn renamed(from: &Path, to: &Path) {
     note(from, |state, _| state.rename(from, to));
 }

@@ -1,4 +1,4 @@
-//! A disk that is slow and works: nothing hangs, and nothing is poisoned.
+//! Tests of a slow disk that works: no call hangs, and the engine is not poisoned.
 
 use std::path::Path;
 use std::thread;
@@ -9,7 +9,7 @@ use oncekey::{Engine, EngineOptions, Manager, Value};
 use crate::inject::{Call, Effect, Injected, Rule};
 use crate::threads::{LATE, within};
 
-/// How often each value is written. 120 were always enough for sled to hang when nothing bounded what it had under way.
+/// How often each value is written. With unbounded writes in sled, 120 always made it hang.
 fn times() -> u8 {
     std::env::var("ONCEKEY_LARGE_VALUES").map_or(12, |text| text.parse().unwrap())
 }
@@ -18,15 +18,15 @@ fn options() -> EngineOptions {
     Engine::options().sync_timeout(Duration::from_secs(5))
 }
 
-/// Slows down what sled writes there.
+/// Slows down sled's writes.
 fn slow(dir: &Path) -> Injected {
     let path = dir.join("store/sled/db").to_string_lossy().into_owned();
     Rule { path, call: Call::Write, nth: 1, times: u64::MAX, effect: Effect::Slow(Duration::from_millis(15)) }.inject()
 }
 
-/// Values of a megabyte, overwritten, and run and removed: sled hung, and with it all engines of the process.
+/// Large values are overwritten and removed. This made sled hang, and with it all engines of the process.
 #[test]
-fn large_values_of_two_engines_do_not_hang_the_threads_of_sled() {
+fn large_values_of_two_engines_do_not_hang_sled() {
     let times = times();
     within(LATE * u32::from(1 + times / 40), move || {
         let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
@@ -52,7 +52,7 @@ fn large_values_of_two_engines_do_not_hang_the_threads_of_sled() {
                 });
             }
         });
-        // Nothing is left in the threads that they share.
+        // The shared threads have no work left.
         for dir in &dirs {
             let engine = options().open(dir.path()).unwrap();
             assert_eq!(engine.table("t").unwrap().get("big").unwrap().unwrap(), value(times - 1));

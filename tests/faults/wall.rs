@@ -1,4 +1,4 @@
-//! The wall clock of the machine is set while a store is open and while it is closed.
+//! Tests that set the machine's wall clock while a store is open and while it is closed.
 #![allow(unsafe_code, reason = "interposing libc cannot be done without")]
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant, SystemTime};
 use libc::{c_int, clockid_t, timespec};
 use oncekey::{Engine, Manager, ManagerOptions};
 
-/// By how many seconds the wall clock of this process is wrong.
+/// The error of this process's wall clock in seconds.
 static WRONG_BY: AtomicI64 = AtomicI64::new(0);
 
-/// std asks here for the wall clock. The time since boot is asked of the kernel, and nobody sets that.
+/// std reads the wall clock here. The boot clock is read from the kernel, and no test sets it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn clock_gettime(clock: clockid_t, time: *mut timespec) -> c_int {
-    // SAFETY: as the caller was given them.
+    // SAFETY: the arguments are the caller's.
     let returned = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
     if clock == libc::CLOCK_REALTIME && returned == 0 {
         // SAFETY: the kernel has just written it.
@@ -33,13 +33,13 @@ fn is_there(engine: &Engine, key: &str) -> bool {
 }
 
 #[test]
-fn a_wall_clock_set_by_a_day_expires_nothing_early_and_keeps_nothing_longer() {
+fn a_wall_clock_step_of_a_day_does_not_move_an_expiry() {
     let before = SystemTime::now();
     let dir = tempfile::tempdir().unwrap();
     let mut engine = Engine::open(dir.path()).unwrap();
     manager(&engine, Duration::from_secs(3600)).execute("hour", |_| Ok(1)).unwrap();
     for (n, step) in [DAY, -DAY, -DAY, DAY, 3 * DAY, -3 * DAY].into_iter().enumerate() {
-        // While it is open, and while it is not.
+        // Set the clock while the store is open, and while it is closed.
         if n % 2 == 0 {
             let before = SystemTime::now();
             WRONG_BY.fetch_add(step, Ordering::Relaxed);
@@ -56,7 +56,7 @@ fn a_wall_clock_set_by_a_day_expires_nothing_early_and_keeps_nothing_longer() {
         }
         engine = Engine::open(dir.path()).unwrap();
         assert!(is_there(&engine, "hour"), "step {n}");
-        // Looked at before the clock is, so that it is not older than that.
+        // Read the record before the clock, so that it is not the older of both.
         while is_there(&engine, &brief) {
             assert!(began.elapsed() < Duration::from_secs(60), "step {n}: it stays");
             std::thread::yield_now();

@@ -1,4 +1,4 @@
-//! What the recorded engines do: several threads, all kinds of endings, time that passes, restarts.
+//! The work of the recorded engines: several threads, all kinds of endings, passing time, restarts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,12 +19,12 @@ pub(crate) type Ops = Manager<Vec<u8>, Vec<u8>>;
 
 const THREADS: u64 = 4;
 const ROUNDS: u64 = 2;
-/// Operations of each thread in a round; and in a heavy one, where half of the values are large, so that sled's own log is
-/// filled and cleaned up.
+/// The number of operations of each thread in a round, normal and heavy. In a heavy round half of the values are large,
+/// so that sled's log is filled and cleaned up.
 const OPERATIONS: [u64; 2] = [10, 60];
 const HOUR: u64 = 3600;
 
-/// How a directory is filled. All that follows from chance follows from the seed, but for the order of threads.
+/// The settings of a recorded life. Everything random depends on the seed only, except the order of threads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
     pub(crate) seed: u64,
@@ -33,9 +33,9 @@ pub(crate) struct Setup {
     pub(crate) segment_bytes: u64,
     pub(crate) heavy: bool,
     pub(crate) sessions: u64,
-    /// How many lives the directory had before.
+    /// The number of earlier lives of the directory.
     pub(crate) life: u32,
-    /// How often the machine was booted before, and the seconds that passed.
+    /// The number of earlier boots of the machine, and the seconds that passed.
     pub(crate) boots: u32,
     pub(crate) now: u64,
 }
@@ -70,33 +70,33 @@ pub(crate) enum Phase {
     Closing,
 }
 
-/// A directory's recorded life.
+/// A recorded life of a directory.
 pub(crate) struct Run {
     pub(crate) setup: Setup,
     pub(crate) log: Log,
     pub(crate) known: Arc<Known>,
-    /// From which length of the log on each phase was, the first at 0.
+    /// The phases, with the length of the log at which each began. The first begins at 0.
     pub(crate) phases: Vec<(usize, Phase)>,
-    /// From which length of the log on it was how late, in seconds.
+    /// The times in seconds, with the length of the log from which on each holds.
     pub(crate) times: Vec<(usize, u64)>,
-    /// States before this length of the log are another life's.
+    /// States before this length of the log belong to another life.
     pub(crate) from: usize,
 }
 
 impl Run {
-    /// The latest that the store may take the time for, at this length of the log.
+    /// Returns the latest time that the store may assume at this length of the log.
     pub(crate) fn now(&self, cut: usize) -> u64 {
         self.times.iter().rfind(|(from, _)| *from <= cut).map_or(self.setup.now, |(_, now)| *now)
     }
 
-    /// The phase, and how many there were before.
+    /// Returns the phase, and the number of phases before it.
     pub(crate) fn phase(&self, cut: usize) -> (usize, Phase) {
         let nth = self.phases.iter().rposition(|(from, _)| *from <= cut).unwrap();
         (nth, self.phases[nth].1)
     }
 }
 
-/// Opens the store below the directory, and does this and that to it, as often as the setup says.
+/// Opens the store below the directory, and works on it in as many sessions as the setup has.
 pub(crate) fn run(setup: Setup, dir: &Path, initial: BTreeMap<String, Expected>) -> Run {
     let store = dir.canonicalize().unwrap().join("store");
     let history = History::new(Recording::start(dir));
@@ -140,7 +140,7 @@ pub(crate) fn run(setup: Setup, dir: &Path, initial: BTreeMap<String, Expected>)
         phase(Phase::Closing);
         drop(ops);
         let began = history.begin();
-        // Some claims are forgotten, as those of a process that dies.
+        // Some claims were leaked, as by a process that dies.
         engine.abort().unwrap();
         syncs.lock().unwrap().push((began, history.recording.mark(0)));
     }
@@ -150,8 +150,9 @@ pub(crate) fn run(setup: Setup, dir: &Path, initial: BTreeMap<String, Expected>)
         let syncs = syncs.into_inner().unwrap();
         for step in steps.iter_mut().filter(|step| step.answered != usize::MAX) {
             let asked = syncs.iter().filter(|(began, _)| began.0 >= step.answered).map(|(_, answered)| *answered).min();
-            // The group on its way, a seal, and the group that has it at the latest: by groups and not by time, because the
-            // recorder slows everything down. That a group is taken within the interval is shown in `src/sync/group_commit/tests.rs`.
+            // At the latest, the commit is in the second group after the one in progress and a seal. Count groups, not
+            // time, because the recorder slows everything down. `src/sync/group_commit/tests.rs` tests that a group is
+            // taken within the interval.
             let written = journal.iter().filter(|(began, _)| *began >= step.answered).nth(2).map(|(_, ended)| *ended);
             step.durable = asked.into_iter().chain(written).min().unwrap_or(usize::MAX);
         }
@@ -159,7 +160,7 @@ pub(crate) fn run(setup: Setup, dir: &Path, initial: BTreeMap<String, Expected>)
     Run { setup, log, known: Arc::new(Known::new(initial, steps)), phases, times, from: 0 }
 }
 
-/// Each group or seal of the journal: the length of the log before it was written, and when it was synced.
+/// Returns, for each group or seal of the journal, the length of the log before its write and after its sync.
 fn synced_groups(log: &Log) -> Vec<(usize, usize)> {
     let is_group = |bytes: &[u8], offset: u64| offset > 0 && bytes.iter().any(|byte| *byte != 0);
     let (mut unsynced, mut synced) = (BTreeMap::new(), Vec::new());
@@ -175,7 +176,7 @@ fn synced_groups(log: &Log) -> Vec<(usize, usize)> {
     synced
 }
 
-/// How long an outcome of this key is kept, in seconds. Keys of `initiate` have their manager's.
+/// Returns the TTL of outcomes of this key, in seconds. Keys of `initiate` have the TTL of their manager.
 fn ttl(key: &str) -> u64 {
     match crc(key) % 3 {
         _ if key.starts_with('i') || has_stages(key) => u64::MAX,
@@ -185,7 +186,7 @@ fn ttl(key: &str) -> u64 {
     }
 }
 
-/// Nothing else happens to such a key, so that its record and its row say the same for ever.
+/// Such a key is used for stages only, so that its record and its row always agree.
 pub(crate) fn has_stages(key: &str) -> bool {
     key.starts_with('t')
 }
@@ -208,7 +209,7 @@ fn ended(key: &str, succeeded: bool, value: u64, now: u64) -> Expected {
     Expected::Ended { succeeded, value, expires: now.saturating_add(ttl(key)) }
 }
 
-/// Decides what the last session or a crash has left: some is run again, some is said to have happened, some stays.
+/// Resolves the records that the last session or a crash interrupted: retries some, gives some an outcome, leaves some.
 fn settle(engine: &Engine, ops: &Ops, history: &History, now: u64, rng: &mut Rng) {
     let infos: Vec<_> = engine.interrupted().unwrap().map(Result::unwrap).collect();
     for info in infos {
@@ -251,7 +252,7 @@ fn write_row(tx: &Transaction, key: &str, number: u64) -> Result<(), oncekey::Er
     tx.table("rows")?.insert(key, value(number))
 }
 
-/// What the tables say: the number in the row of each key that has stages. An error if the accounts do not add up.
+/// Returns the number in the row of each key that has stages. Returns an error if the sum of the accounts is wrong.
 pub(crate) fn rows(engine: &Engine) -> Result<BTreeMap<String, Option<u64>>, String> {
     let failed = |error: oncekey::Error| error.to_string();
     let accounts = engine.table("accounts").map_err(failed)?;
@@ -270,7 +271,7 @@ pub(crate) fn rows(engine: &Engine) -> Result<BTreeMap<String, Option<u64>>, Str
     .collect()
 }
 
-/// One thread of one round. Its keys are its own, but for those that begin with `s`.
+/// One thread of one round. It owns its keys, except those that start with `s`.
 struct Worker<'a> {
     history: &'a History,
     ops: &'a Ops,
@@ -361,7 +362,7 @@ impl Worker<'_> {
         }
     }
 
-    /// What a drop commits is answered to nobody.
+    /// A drop has no answer.
     fn drop_claim(&self, key: &str) {
         let Some(mut claim) = self.claim(key) else { return };
         let (attempt, began) = (claim.attempt(), self.history.begin());
@@ -373,7 +374,7 @@ impl Worker<'_> {
         self.history.unanswered(key, began, None, after);
     }
 
-    /// One in three stays in progress: nobody will ever end it.
+    /// One in three stays in progress for ever.
     fn initiate(&self, key: &str, number: u64) {
         let began = self.history.begin();
         assert!(self.ops.initiate(key, None).unwrap());
@@ -392,7 +393,7 @@ impl Worker<'_> {
         }
     }
 
-    /// A key of this thread that it used before, in whatever state it is.
+    /// Changes a key that this thread used before, in whatever state it is.
     fn change_old(&mut self, old: &[String], number: u64) {
         if old.is_empty() {
             return;
@@ -432,13 +433,13 @@ impl Worker<'_> {
         self.syncs.lock().unwrap().push((began, self.history.recording.mark(0)));
     }
 
-    /// Stages that leave the same number in the record and in a row; one in four operations stops between them.
+    /// Runs stages that leave the same number in the record and in a row. One in four operations stops between them.
     fn stages(&mut self, key: &str, number: u64) {
         let Some(mut claim) = self.claim(key) else { return };
         let attempt = claim.attempt();
         let steps = 1 + number / 16 % 3;
         for step in 0..steps {
-            // The first is as large as it comes.
+            // The first value has the largest size.
             let number = number.wrapping_add(step);
             let began = self.history.begin();
             claim
@@ -447,7 +448,7 @@ impl Worker<'_> {
             self.history.answer(key, began, None, Expected::Staged { attempt, number });
         }
         if self.rng.below(4) == 0 {
-            // Nobody will ever end it.
+            // Leak the claim: it stays in progress.
             std::mem::forget(claim);
             return;
         }
@@ -456,7 +457,7 @@ impl Worker<'_> {
         self.history.answer(key, began, None, ended(key, true, number, self.now));
     }
 
-    /// From one account to another, for whoever adds them up.
+    /// Moves an amount between two accounts, so that their sum stays the same.
     fn transfer(&self, number: u64) {
         let name = |number: u64| [u8::try_from(number % ACCOUNTS).unwrap()];
         let transferred: Result<(), oncekey::Error> = self.ops.engine().atomic_phase(|tx| {
@@ -470,7 +471,7 @@ impl Worker<'_> {
         transferred.unwrap();
     }
 
-    /// A key that all threads want: whoever has it gives it up or ends it, and whoever waits inherits it.
+    /// A key that all threads want. Its owner releases or ends it, and a waiter takes it over.
     fn share(&self, number: u64) {
         let key = &format!("s-{}-{}", self.prefix, number / 16 % 2);
         let began = self.history.begin();

@@ -1,4 +1,4 @@
-//! Threads that call everything there is on few keys, and say what they call and what they are answered.
+//! Threads that make every kind of call on few keys, and record each call and its answer.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -14,10 +14,10 @@ use crate::faults::Fault;
 use crate::model::{Answer, Ending, Hour, Op, Outcome, Request, SUCCESS_TTL};
 use crate::threads::Rng;
 
-/// What is said of a history, in the order in which it is so.
+/// A line of a history. The order of the lines is the order of time.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) enum Line {
-    /// At this hour.
+    /// The store was opened at this hour.
     Opened(Hour),
     Call {
         thread: u64,
@@ -28,34 +28,34 @@ pub(crate) enum Line {
         thread: u64,
         answer: Answer,
     },
-    /// The store is closed: the call has not happened.
+    /// The store is closed, so the call has not happened.
     Closed {
         thread: u64,
     },
-    /// From here on calls may meet a store that is closed.
+    /// From here on, calls may find the store closed.
     Closing,
     /// All threads have stopped by themselves.
     Stopped,
 }
 
-/// One line, one write: said before the call or after its answer.
+/// Writes one line in one write: before a call, or after its answer.
 pub(crate) fn say(line: Line) {
     let text = format!("@{}\n", serde_json::to_string(&line).unwrap());
     std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
 }
 
-/// What all threads of a store share.
+/// The state that all threads of a store share.
 #[derive(Debug)]
 pub(crate) struct World<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) ops: Ops,
-    /// Where a fault keeps what nobody may know.
+    /// A manager that faults use for data that no answer may show.
     pub(crate) behind: Ops,
     pub(crate) keys: &'a [String],
     pub(crate) clock: &'a ManualClock,
     pub(crate) hour: &'a AtomicU64,
-    /// Held by whoever calls. Time moves while nobody does: between the moment when a commit asks what time it is and the one
-    /// when it is seen, hours can pass only by hand.
+    /// Held for reading by every call, and for writing while time moves. A commit reads the time and becomes visible a
+    /// moment later. Only a test could let hours pass between these moments.
     pub(crate) still: RwLock<()>,
     pub(crate) fault: Fault,
 }
@@ -73,14 +73,14 @@ impl<'a> World<'a> {
     }
 }
 
-/// A thread.
+/// A thread that makes calls.
 #[derive(Debug)]
 pub(crate) struct Caller<'a> {
     pub(crate) world: &'a World<'a>,
     pub(crate) thread: u64,
     pub(crate) rng: Rng,
     pub(crate) held: Vec<Held>,
-    /// Endings that a fault has answered and not made.
+    /// Endings that a fault has answered but not made.
     pub(crate) owed: Vec<(Held, Ending)>,
     /// Outcomes that a fault remembers.
     pub(crate) cache: HashMap<usize, Outcome>,
@@ -91,8 +91,8 @@ impl<'a> Caller<'a> {
         Self { world, thread, rng: Rng::new(seed), held: Vec::new(), owed: Vec::new(), cache: HashMap::new() }
     }
 
-    /// Calls until the store is closed, or this often; then it closes the store if it is the one to do so. `old` are claims
-    /// that were alive when the store was closed before: they can do nothing.
+    /// Makes calls until the store is closed, or this number of calls. Then closes the store, if this thread is the one
+    /// that does so. `old` are claims from before the last close, which can do nothing.
     pub(crate) fn run(mut self, calls: u64, closes: bool, old: Vec<Held>) -> Vec<Held> {
         for (_, claim) in old {
             assert_eq!(claim.succeed(&0).unwrap_err().kind(), ErrorKind::Closed);
@@ -109,7 +109,7 @@ impl<'a> Caller<'a> {
         self.held
     }
 
-    /// False once the store is closed.
+    /// Makes one call. Returns false if the store is closed.
     fn step(&mut self) -> bool {
         self.pay();
         let key = usize::try_from(self.rng.below(self.world.keys.len() as u64)).unwrap();
@@ -130,7 +130,7 @@ impl<'a> Caller<'a> {
         answer.is_some()
     }
 
-    /// What to call; an ending takes one of the claims that it holds.
+    /// Chooses a call. An ending takes one of the held claims.
     fn choose(&mut self, key: usize) -> (usize, Op, Option<Held>) {
         let (dice, number) = (self.rng.below(32), self.rng.next());
         let outcome = if number % 3 == 0 { Outcome::Failure(number) } else { Outcome::Success(number) };
@@ -150,7 +150,7 @@ impl<'a> Caller<'a> {
             return (key, op, Some((key, claim)));
         }
         let settled = if ending == Ending::Interrupt { Ending::Finish(outcome) } else { ending };
-        // Mostly the same request.
+        // Most retries carry the same request.
         let request = Request::from(number % 16 == 0) + Request::from(number % 5 == 0);
         let begin = |waits| Op::Begin { request, resumes: number / 5 % 2 == 0, waits };
         let op = match dice {
@@ -170,7 +170,7 @@ impl<'a> Caller<'a> {
         (key, op, None)
     }
 
-    /// The answer of the engine; `None` if it is closed.
+    /// Returns the answer of the engine, or `None` if it is closed.
     pub(crate) fn ask(&mut self, key: usize, op: Op, claim: Option<Held>) -> Option<Answer> {
         self.ask_of(&self.world.ops, key, op, claim)
     }

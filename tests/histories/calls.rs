@@ -1,4 +1,4 @@
-//! The calls of the model, made to an engine.
+//! Makes the calls of the model on an engine.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::model::{
 };
 
 pub(crate) type Ops = Manager<u64, u64>;
-/// A claim, and which key it is of.
+/// A claim and its key.
 pub(crate) type Held = (usize, Claim<u64, u64>);
 
 pub(crate) const fn hours(hours: Hour) -> Duration {
@@ -28,7 +28,8 @@ pub(crate) fn manager(engine: &Engine, name: &str, success_ttl: Hour) -> Ops {
     engine.manager_with(name, options).unwrap()
 }
 
-/// The engine's answer; `Err` is of no kind that the model has. A claim that is made, or could not end, is held.
+/// Makes a call and returns the engine's answer. Returns `Err` if the model has no such answer. A new claim, or one
+/// that could not end, is held.
 pub(crate) fn ask(
     ops: &Ops,
     (key, name): (usize, &str),
@@ -57,7 +58,7 @@ pub(crate) fn ask(
         }
         Op::Initiate => ops.initiate(name, None).map(Answer::Did),
         Op::Wait => match ops.wait(name, patience)? {
-            // The error that says so is another call's.
+            // Call once more, to get the error of the closed store.
             Waited::Closed => ops.get(name).map(|_| Answer::Absent),
             other => Ok(waited(&other)),
         },

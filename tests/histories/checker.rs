@@ -1,25 +1,27 @@
-//! Whether a history of concurrent calls agrees with some order of them, one after the other, in which no call comes before one
-//! that had been answered when it began.
+//! Decides whether a history of concurrent calls agrees with some order of the calls, one after the other. In that
+//! order, no call comes before a call that was answered before it began.
 //!
-//! Wing and Gong's search with Lowe's memory of what was tried (Testing and verifying concurrent objects, 1993; Testing for
-//! linearizability, 2017), for each key alone: keys have nothing in common but the time, which passes by calls that all of them
-//! have. A history is cut where the store was opened again; calls that were cut off have happened before that, or never.
+//! The method is the search of Wing and Gong, with Lowe's memory of tried states (Testing and verifying concurrent
+//! objects, 1993; Testing for linearizability, 2017). Each key is checked alone: keys share only the time, which passes
+//! by calls that belong to all keys.
+//!
+//! A history is cut at each open of the store. A call that was cut off has happened before the open, or never.
 
 use std::collections::HashSet;
 use std::fmt;
 
 use crate::model::{Answer, Hour, Model, Op};
 
-/// One call on one key. Times are places in the record of the whole history.
+/// One call on one key. Times are positions in the record of the whole history.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) op: Op,
     pub(crate) began: usize,
-    /// Nothing if the process was killed before, or it does not say when it is done.
+    /// `None` if the process was killed before the answer, or if the call does not report when it is done.
     pub(crate) answer: Option<(usize, Answer)>,
 }
 
-/// What happened to one key between two opens of the store.
+/// The calls on one key between two opens of the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Phase {
     /// The hour of the open.
@@ -40,8 +42,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Where a key's history stops to make sense: the phase that no order of its calls explains, and how the key may have been
-/// before it.
+/// The first phase of a key that no order of its calls explains, and the possible states of the key before it.
 #[derive(Debug)]
 pub(crate) struct Violation {
     pub(crate) phase: usize,
@@ -60,7 +61,7 @@ pub(crate) fn check(phases: &[Phase]) -> Result<(), Violation> {
     Ok(())
 }
 
-/// How the key may be after these calls.
+/// Returns the possible states of the key after these calls.
 fn explain(calls: &[Call], before: &HashSet<Model>) -> HashSet<Model> {
     assert!(calls.len() <= 128, "a phase of {} calls", calls.len());
     let answered = (0..calls.len()).filter(|call| calls[*call].answer.is_some()).fold(0, |set, call| set | 1 << call);
@@ -73,7 +74,7 @@ fn explain(calls: &[Call], before: &HashSet<Model>) -> HashSet<Model> {
         if done & answered == answered {
             after.insert(state);
         }
-        // Whatever begins later than this was begun after an answer that is not in the order yet.
+        // A call that began later than this began after an answer that is not in the order yet.
         let open = (0..calls.len()).filter(|call| done & 1 << call == 0);
         let until = open.clone().filter_map(|call| calls[call].answer.map(|(at, _)| at)).min().unwrap_or(usize::MAX);
         for call in open.filter(|call| calls[*call].began < until) {
@@ -104,7 +105,7 @@ mod tests {
         Answer::Unfinished { status, attempt: 1 }
     }
 
-    /// Calls with when they began and were answered.
+    /// Returns the calls with the times of their begin and answer.
     fn phase(opened: Hour, calls: &[(Op, usize, usize, Answer)]) -> Phase {
         let call = |(op, began, at, answer): &(Op, usize, usize, Answer)| Call {
             op: *op,
@@ -119,20 +120,20 @@ mod tests {
     }
 
     #[test]
-    fn one_after_the_other_and_side_by_side() {
+    fn sequential_and_concurrent_calls_are_explained() {
         let begun = (BEGIN, 0, 1, FIRST);
         assert!(is_right(&[begun, (SUCCEED, 2, 3, Answer::Done), (Op::Get, 4, 5, ONE)]));
-        // A look beside the ending may see it or not.
+        // A read during the ending may return the state before it or after it.
         assert!(is_right(&[begun, (SUCCEED, 2, 9, Answer::Done), (Op::Get, 4, 5, ONE)]));
         assert!(is_right(&[begun, (SUCCEED, 2, 9, Answer::Done), (BEGIN, 4, 5, is(Unfinished::InProgress))]));
     }
 
     #[test]
-    fn what_no_order_explains() {
+    fn histories_that_no_order_explains_are_rejected() {
         let begun = (BEGIN, 0, 1, FIRST);
         let ended = (SUCCEED, 2, 3, Answer::Done);
-        // Two owners; an ending that is not seen; a value from nowhere; one that is seen and then not; an older token; the
-        // next attempt in another generation; a claim that is lost to nobody; another request.
+        // Two owners; an ending that is not seen; an unknown value; a value that disappears; an older token; the next
+        // attempt in another generation; a claim that is lost without a new owner; another request.
         assert!(!is_right(&[begun, (BEGIN, 2, 3, claimed(8, 8, 1))]));
         assert!(!is_right(&[begun, ended, (Op::Wait, 4, 5, Answer::Is(Unfinished::InProgress))]));
         assert!(!is_right(&[begun, ended, (Op::Get, 4, 5, Answer::Finished(Outcome::Success(2)))]));
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_met_too_many_others_has_not_happened_and_no_ending_is_refused_so() {
+    fn a_busy_call_has_not_happened_and_no_ending_is_busy() {
         let begun = (BEGIN, 0, 1, FIRST);
         assert!(is_right(&[(BEGIN, 0, 1, Answer::Busy), (Op::Get, 2, 3, Answer::Absent)]));
         assert!(!is_right(&[(BEGIN, 0, 1, Answer::Busy), (Op::Get, 2, 3, is(Unfinished::InProgress))]));
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_was_cut_off_has_happened_or_not() {
+    fn an_unanswered_call_may_have_happened_or_not() {
         let cut = phase(0, &[(BEGIN, 0, 1, FIRST), (SUCCEED, 2, NEVER, Answer::Done)]);
         let then = |answer| check(&[cut.clone(), phase(0, &[(BEGIN, 4, 5, answer)])]).is_ok();
         assert!(then(ONE));
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn time_passes_by_calls_and_while_nobody_looks() {
+    fn time_passes_by_calls_and_between_them() {
         let (begun, ended) = ((BEGIN, 0, 1, FIRST), (SUCCEED, 2, 3, Answer::Done));
         let anew = claimed(8, 8, 1);
         for (hours, is_expired) in [(SUCCESS_TTL - 1, false), (SUCCESS_TTL, true)] {
@@ -178,11 +179,11 @@ mod tests {
             let reopened = |answer| check(&[phase(0, &[begun, ended]), phase(hours, &[(BEGIN, 6, 7, answer)])]).is_ok();
             assert_eq!((reopened(ONE), reopened(anew)), (!is_expired, is_expired));
         }
-        // Beside the call that lets it pass, either.
+        // A call during the passing of time may return either state.
         let beside = (Op::Later(SUCCESS_TTL), 4, 9, Answer::Done);
         assert!(is_right(&[begun, ended, beside, (BEGIN, 6, 7, ONE)]));
         assert!(is_right(&[begun, ended, beside, (BEGIN, 6, 7, anew)]));
-        // What has an owner never expires; what lost its owner does.
+        // A record with an owner never expires. A record without an owner does.
         let long = (Op::Later(UNFINISHED_TTL), 2, 3, Answer::Done);
         assert!(is_right(&[begun, long, (Op::Get, 4, 5, is(Unfinished::InProgress))]));
         let found = |hours, answer| {

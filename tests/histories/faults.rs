@@ -1,4 +1,5 @@
-//! What an engine could do wrong: put between the threads and the engine, or into its options, for the checker to find.
+//! Faults of an engine, for the checker to detect. They are placed between the threads and the engine, or in the
+//! engine's options.
 
 use std::time::Duration;
 
@@ -12,21 +13,21 @@ use crate::model::{Answer, Hour, Op, SUCCESS_TTL};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Fault {
     None,
-    /// Calls are answered before the journal is synced.
+    /// Answers calls before the journal is synced.
     AnswersBeforeSync,
-    /// An ending is answered, and made a little later.
+    /// Answers an ending, and makes it a little later.
     AnswersBeforeCommit,
-    /// Who is refused because another is at work is at times let in all the same.
+    /// Gives a second claim to some callers that should get "in progress".
     TwoOwners,
-    /// An outcome that was read once is given ever after.
+    /// Returns an outcome that was read once for ever.
     StaleReplay,
     ExpiresEarly,
     ExpiresLate,
-    /// What must be held is resumed.
+    /// Resumes records that must be held.
     NoHold,
-    /// An open frees what the death of a process left behind.
+    /// Releases, at the open, the records that the death of a process left.
     FreesTheDead,
-    /// A call is made, and its caller is told that others were waiting.
+    /// Makes a call, and answers that the engine is busy.
     BusyAndDone,
 }
 
@@ -71,7 +72,7 @@ impl Fault {
 }
 
 impl Caller<'_> {
-    /// The engine's answer, or what the fault makes of it.
+    /// Returns the engine's answer, or the fault's.
     pub(crate) fn answer(&mut self, key: usize, op: Op, claim: Option<Held>) -> Option<Answer> {
         match (self.world.fault, op) {
             (Fault::AnswersBeforeCommit, Op::End { ending, .. }) => {
@@ -103,7 +104,7 @@ impl Caller<'_> {
         }
     }
 
-    /// Makes the endings that were answered before.
+    /// Makes the endings that were already answered.
     pub(crate) fn pay(&mut self) {
         for (claim, ending) in std::mem::take(&mut self.owed) {
             let op = Op::End { token: claim.1.token(), ending };

@@ -14,17 +14,17 @@ use crate::model::{Hour, Op};
 
 pub(crate) const PLAN: &str = "ONCEKEY_HISTORY_PLAN";
 pub(crate) const KEYS: usize = 3;
-/// Of each thread between two opens.
+/// The number of calls of each thread between two opens.
 const CALLS: u64 = 9;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) path: PathBuf,
     pub(crate) seed: u64,
-    /// What the clock says at first.
+    /// The hour of the clock at the start.
     pub(crate) hour: Hour,
     pub(crate) threads: u64,
-    /// How often the store is opened.
+    /// The number of opens of the store.
     pub(crate) sessions: u64,
     pub(crate) fault: Fault,
 }
@@ -50,7 +50,7 @@ fn live(plan: &Plan) {
             let threads: Vec<_> = (0..)
                 .zip(held)
                 .map(|(nth, old)| {
-                    // One closes the store while the others call it.
+                    // One thread closes the store during the calls of the others.
                     let caller = Caller::new(&world, nth, seed ^ nth);
                     scope.spawn(move || caller.run(CALLS, nth == 0 && !is_last, old))
                 })
@@ -62,18 +62,18 @@ fn live(plan: &Plan) {
             (0..KEYS).for_each(|key| assert!(last.call(key, Op::Get, None)));
         }
         drop(world);
-        // Claims are alive: for them it is the death of the process.
+        // Claims are alive. For them the abort is the death of the process.
         engine.abort().unwrap();
         say(Line::Stopped);
     }
 }
 
-/// Not a test: what is killed.
+/// Not a test: the process that is killed.
 #[test]
 #[ignore = "started by another test"]
 fn child() {
     let Ok(plan) = std::env::var(PLAN) else { return };
-    // libtest has begun a line with the test's name: here it ends.
+    // End the line that libtest has begun with the name of the test.
     println!();
     live(&serde_json::from_str(&plan).unwrap());
 }

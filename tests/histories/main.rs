@@ -1,5 +1,5 @@
-//! Linearizable, and durably so: what threads are told of a few keys, across kills and reopenings, agrees with some order of
-//! their calls, one after the other.
+//! Tests of durable linearizability: all answers of calls on a few keys, across kills and reopens, agree with some
+//! order of the calls, one after the other.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -32,7 +32,7 @@ use life::{PLAN, Plan};
 use model::{Answer, Hour, Op};
 use threads::{LATE, Rng, within};
 
-/// Lets a process live by this plan, up to so many lines; what it said before it was killed was so.
+/// Runs a process with this plan, until it has printed this number of lines. All that it printed has happened.
 fn lived(plan: &Plan, lines_left: u64) -> Vec<Line> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "life::child", "--ignored", "--nocapture"])
@@ -46,7 +46,7 @@ fn lived(plan: &Plan, lines_left: u64) -> Vec<Line> {
         let _ = child.kill();
     }
     while said.read_line(&mut text).unwrap() > 0 {
-        // A line that the kill has cut was not said.
+        // Ignore a line that the kill has cut.
         if let Some(line) = text.strip_prefix('@').and_then(|text| text.strip_suffix('\n')) {
             lines.push(serde_json::from_str(line).unwrap());
             left = left.saturating_sub(1);
@@ -57,20 +57,20 @@ fn lived(plan: &Plan, lines_left: u64) -> Vec<Line> {
         text.clear();
     }
     let status = child.wait().unwrap();
-    // A panic of the child is not a kill.
+    // A panic of the child is a failure, not a kill.
     assert!(status.code().is_none_or(|code| code == 0), "the child failed: {status:?}");
     lines
 }
 
-/// How often what happened.
+/// Counts for the report.
 #[derive(Clone, Debug, Default)]
 struct Counts {
     calls: u64,
     answers: u64,
     opens: u64,
-    /// The others were killed.
+    /// All other processes were killed.
     closes: u64,
-    /// Of what call was what answer.
+    /// The pairs of call and answer that occurred.
     kinds: BTreeSet<String>,
 }
 
@@ -102,7 +102,7 @@ impl Counts {
     }
 }
 
-/// Some lives of a store, the last of which ends by itself.
+/// Runs several processes on one store. The last one ends by itself.
 fn history(path: &Path, rng: &mut Rng, fault: Fault) -> Vec<Line> {
     let kills = rng.below(3);
     let threads = 4 + rng.below(5);
@@ -115,7 +115,7 @@ fn history(path: &Path, rng: &mut Rng, fault: Fault) -> Vec<Line> {
     lines
 }
 
-/// The time that passes with this call, answered or not: the next process begins behind it.
+/// Returns the time that passes with this call, answered or not. The next process starts after it.
 fn passed(line: &Line) -> Hour {
     match line {
         Line::Call { op: Op::Later(hours), .. } => *hours,
@@ -123,11 +123,11 @@ fn passed(line: &Line) -> Hour {
     }
 }
 
-/// What happened to each key, from open to open.
+/// Returns the calls on each key, by phase.
 fn phases(lines: &[Line]) -> Vec<Vec<Phase>> {
     let mut phases = vec![Vec::new(); life::KEYS];
     for lines in lines.chunk_by(|_, line| !matches!(line, Line::Opened(_))) {
-        // Killed before it was open.
+        // Killed before the open.
         let Some((Line::Opened(opened), calls)) = lines.split_first() else { continue };
         for (key, phases) in phases.iter_mut().enumerate() {
             phases.push(Phase { opened: *opened, calls: calls_on(key, calls) });
@@ -137,7 +137,7 @@ fn phases(lines: &[Line]) -> Vec<Vec<Phase>> {
 }
 
 fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
-    // Of a drop nobody is told whether it met an open store, nor when it is durable.
+    // A drop has no answer, so it is unknown whether the store was open, and when the drop became durable.
     let stopped = matches!(lines.last(), Some(Line::Stopped));
     let closing = lines.iter().position(|line| matches!(line, Line::Closing)).unwrap_or(lines.len());
     let recorded = if stopped { closing } else { 0 };
@@ -153,7 +153,7 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
             _ => None,
         });
         let answer = match answer {
-            // The store was closed: it has not happened.
+            // The store was closed, so the call has not happened.
             Some((_, None)) => continue,
             Some((at, _)) if at >= recorded && matches!(op, Op::Drop { .. }) => None,
             Some((at, Some(answer))) => Some((at, answer)),
@@ -164,7 +164,7 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
     calls
 }
 
-/// What no order explains, if there is such a thing.
+/// Returns the part that no order explains, if there is one.
 fn fault_of(lines: &[Line]) -> Option<String> {
     phases(lines).iter().enumerate().find_map(|(key, phases)| {
         let violation = check(phases).err()?;
@@ -173,7 +173,7 @@ fn fault_of(lines: &[Line]) -> Option<String> {
     })
 }
 
-/// A kill needs no disk, and most histories do not wait for one.
+/// Returns a directory. Most histories do not wait for a disk, because a kill needs none.
 fn directory(nth: u64) -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if nth % 4 > 0 && memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
@@ -183,9 +183,9 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// `ONCEKEY_HISTORIES=1000` makes them more, `ONCEKEY_SEED` others.
+/// Set `ONCEKEY_HISTORIES=1000` for more histories, and `ONCEKEY_SEED` for others.
 #[test]
-fn some_order_of_the_calls_explains_every_answer_across_kills_and_reopenings() {
+fn calls_are_linearizable_across_kills_and_reopens() {
     let (histories, seed) = (number("ONCEKEY_HISTORIES", 50), number("ONCEKEY_SEED", 1));
     let time = LATE * (2 + u32::try_from(histories).unwrap() / 50);
     within(time, move || {
@@ -208,7 +208,7 @@ fn some_order_of_the_calls_explains_every_answer_across_kills_and_reopenings() {
 }
 
 #[test]
-fn every_seeded_fault_is_found() {
+fn every_seeded_fault_is_detected() {
     within(LATE * 3, || {
         for fault in Fault::ALL {
             let found = (1..=200).find(|nth| {

@@ -1,8 +1,8 @@
-//! What one key does, one call after the other: the rules of a record, told without the crate's code.
+//! The model of one key, call after call: the rules of a record, without code of the crate.
 
 use serde::{Deserialize, Serialize};
 
-/// Milliseconds would be too fine: every time-to-live here is a number of hours.
+/// An hour. All TTLs here are whole hours, so finer time is not needed.
 pub(crate) type Hour = u64;
 
 pub(crate) const SUCCESS_TTL: Hour = 2;
@@ -10,7 +10,7 @@ pub(crate) const FAILURE_TTL: Hour = 1;
 pub(crate) const UNFINISHED_TTL: Hour = 4;
 pub(crate) const EXTENDED: Hour = 5;
 
-/// Which payload a retry carries; 0 is none.
+/// The payload of a retry. 0 means no fingerprint.
 pub(crate) type Request = u8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -19,7 +19,8 @@ pub(crate) enum Outcome {
     Failure(u64),
 }
 
-/// How a claim ends, or an interrupted record is resolved. Values are never used twice, so that each says where it comes from.
+/// The ending of a claim, or the resolution of an interrupted record. Each value is used once, so that it shows its
+/// origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Ending {
     Finish(Outcome),
@@ -30,22 +31,22 @@ pub(crate) enum Ending {
 /// A call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum Op {
-    /// With a time-out or at once.
+    /// With a timeout or without waiting.
     Begin {
         request: Request,
         resumes: bool,
         waits: bool,
     },
     Initiate,
-    /// Until nobody is at work.
+    /// Waits until the key has no owner.
     Wait,
     Get,
-    /// With the token of a claim.
+    /// Ends the claim with this token.
     End {
         token: u64,
         ending: Ending,
     },
-    /// As an ending, but nobody is told whether it was one, and it is not durable when it returns.
+    /// Drops a claim. The call has no answer, and is not durable when it returns.
     Drop {
         token: u64,
         releases: bool,
@@ -55,9 +56,9 @@ pub(crate) enum Op {
     Extend,
     Remove,
     Reopen,
-    /// Takes it away from its owner.
+    /// Takes the key from its owner.
     Revoke,
-    /// Time passes, for all keys.
+    /// Lets time pass, for all keys.
     Later(Hour),
 }
 
@@ -77,10 +78,10 @@ pub(crate) enum Answer {
         status: Unfinished,
         attempt: u32,
     },
-    /// What `wait` says: it does not say which attempt it is.
+    /// The answer of `wait`, which does not name the attempt.
     Is(Unfinished),
     Refused(Refusal),
-    /// Others were waiting: nothing has changed.
+    /// The engine was busy, and nothing has changed.
     Busy,
 }
 
@@ -114,18 +115,18 @@ enum State {
     Finished(Outcome),
 }
 
-/// One generation of a key. Request and policy are fixed when it starts.
+/// One generation of a key. Request and policy are fixed at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Life {
     request: Request,
     resumes: bool,
-    /// Something may have happened under its request.
+    /// True if an effect may have happened for its request.
     bound: bool,
-    /// Nothing while only by-key verbs have seen it.
+    /// `None` if only by-key calls have used it.
     generation: Option<u64>,
     attempt: u32,
     state: State,
-    /// When it is absent again; never while it has an owner.
+    /// The hour from which it is absent. `Hour::MAX` while it has an owner.
     expires: Hour,
 }
 
@@ -134,16 +135,16 @@ struct Life {
 pub(crate) struct Model {
     life: Option<Life>,
     now: Hour,
-    /// The largest token that a claim of the key had.
+    /// The largest token of all claims of the key.
     newest: u64,
 }
 
 impl Model {
-    /// The key after a call that answered this; `None` if it cannot have answered this now. Without an answer the call was cut
-    /// off, and happens all the same.
+    /// Returns the key after a call with this answer. Returns `None` if the call cannot have this answer now. A call
+    /// without an answer was cut off, and takes effect here all the same.
     pub(crate) fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
         if answer == Some(&Answer::Busy) {
-            // What has run is recorded, whoever waits.
+            // An ending is never busy: its operation has run and must be recorded.
             let ends = matches!(op, Op::End { .. } | Op::Drop { .. } | Op::EndByKey(_));
             return (!ends).then_some(self);
         }
@@ -166,7 +167,7 @@ impl Model {
         }
     }
 
-    /// The process ends, and at this hour another opens the store. What had an owner then has time from there on.
+    /// Ends the process, and opens the store again at this hour. The TTL of interrupted records starts here.
     pub(crate) fn restarted(self, now: Hour) -> Self {
         let mut next = self.later(now - self.now);
         if let Some(life) = &mut next.life {
@@ -271,7 +272,7 @@ impl Model {
             Ending::Release => (State::Released, UNFINISHED_TTL),
             Ending::Interrupt => (State::Interrupted, UNFINISHED_TTL),
         };
-        // No claim here asks for an effect id; what was begun by key may have had any effect.
+        // No claim here asks for an effect id. A record that was begun by key may have had any effect.
         let life = self.life.map(|life| {
             let untouched = matches!((life.state, ending), (State::InProgress(Owner::Claim(_)), Ending::Release));
             Life { state, bound: life.bound || !untouched, expires: self.now + ttl, ..life }

@@ -1,4 +1,4 @@
-//! The operator's command line, in this process and as a process of its own.
+//! Tests of the operator's command line, called in this process and as a separate process.
 
 use std::fs;
 use std::io::{self, Read as _, Write};
@@ -31,14 +31,14 @@ fn printed(args: &[&str]) -> String {
     out
 }
 
-/// Its first line as JSON.
+/// Returns the first line of the output as JSON.
 #[track_caller]
 fn json(args: &[&str]) -> Json {
     let args = [args, &["--json"]].concat();
     serde_json::from_str(printed(&args).lines().next().unwrap()).unwrap()
 }
 
-/// A store with a record in every state but in progress, closed.
+/// Creates and closes a store with a record in every state except in progress.
 fn store(dir: &Path) -> String {
     let path = dir.join("store");
     let engine = Engine::open(&path).unwrap();
@@ -53,14 +53,14 @@ fn store(dir: &Path) -> String {
         engine.manager_with("other", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
     let mut staged = claim(&resuming, "staged");
     staged.work_stage(|_| Ok::<_, oncekey::Error>(oncekey::Next::advance_with("half", vec![1, 2, 255]))).unwrap();
-    // As if its process had died.
+    // Leak the claim, as if the process had died.
     std::mem::forget(staged);
     engine.crash();
     path.to_str().unwrap().to_owned()
 }
 
 #[test]
-fn an_operator_finds_looks_at_and_settles_what_was_interrupted() {
+fn an_operator_lists_shows_and_resolves_interrupted_records() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let listed = printed(&["list", &path, "--manager", "payments", "--status", "interrupted"]);
@@ -81,7 +81,7 @@ fn an_operator_finds_looks_at_and_settles_what_was_interrupted() {
     assert_eq!((status, out.as_str()), (1, ""));
     assert!(err.contains("is not interrupted, it is Released"), "{err}");
 
-    // The outcome of one key is that of another now.
+    // Use the outcome of one key for another key.
     let encoded = dir.path().join("outcome");
     let mut bytes = Vec::new();
     assert_eq!(run(&Describers::new(), ["get", &path, "payments", "won", "--outcome"], &mut bytes, &mut io::sink()), 0);
@@ -99,7 +99,7 @@ fn an_operator_finds_looks_at_and_settles_what_was_interrupted() {
 }
 
 #[test]
-fn what_is_shown_is_what_is_stored() {
+fn get_shows_the_stored_fields() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let stats = json(&["stats", &path]);
@@ -116,7 +116,7 @@ fn what_is_shown_is_what_is_stored() {
     assert_eq!((&staged["recovery_point"], &staged["interruption"]), (&"half".into(), &"ProcessEnded".into()));
     assert_eq!(staged["checkpoint"]["base64"], "AQL/");
 
-    // A key that no terminal should see, as it is printed and as it is.
+    // A key with a control character is found by its printed form and by its own bytes.
     assert_eq!(json(&["get", &path, "payments", "tab\\x09key"]), json(&["get", &path, "payments", "tab\tkey"]));
     let keys = |args: &[&str]| printed(&[&["list", &path, "--json"], args].concat()).lines().count();
     assert_eq!((keys(&[]), keys(&["--limit", "2"]), keys(&["--key-prefix", "lo"])), (5, 2, 1));
@@ -137,7 +137,7 @@ fn what_is_shown_is_what_is_stored() {
 }
 
 #[test]
-fn a_service_says_how_its_outcomes_read() {
+fn describers_of_a_service_are_used() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let describers = Describers::new().manager::<String, Failure>("payments", 3, |outcome| match outcome {
@@ -150,7 +150,7 @@ fn a_service_says_how_its_outcomes_read() {
     assert!(oncekey_with(&describers, &["get", &path, "other", "staged"]).1.contains("none"));
 }
 
-/// What an import cannot keep.
+/// The fields that an import cannot keep.
 const RENEWED: [&str; 4] = ["store", "generation", "token", "expires_at_ms"];
 
 fn without(fields: &[&str], export: &str) -> Vec<Json> {
@@ -165,7 +165,7 @@ fn without(fields: &[&str], export: &str) -> Vec<Json> {
 }
 
 #[test]
-fn what_is_exported_is_imported_and_exported_the_same() {
+fn an_imported_export_is_exported_again_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let first = printed(&["export", &path]);
@@ -179,7 +179,7 @@ fn what_is_exported_is_imported_and_exported_the_same() {
     assert_eq!(json(&import), serde_json::json!({ "imported": 0, "present": 5 }));
     let filtered = printed(&["export", &copy, "--manager", "other"]);
     assert_eq!(filtered.lines().count(), 1);
-    // And it is the same to its service.
+    // The service reads it unchanged too.
     let engine = Engine::open(&copy).unwrap();
     let payments: Manager<String> = engine.manager_with("payments", ManagerOptions::new().schema(3)).unwrap();
     assert_eq!(arm(&payments.begin_with("won", same("a")).unwrap()), "replay");
@@ -188,7 +188,7 @@ fn what_is_exported_is_imported_and_exported_the_same() {
 }
 
 #[test]
-fn an_import_refuses_what_is_no_record_and_says_where() {
+fn an_import_rejects_an_invalid_line_and_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let good = printed(&["export", &path, "--key-prefix", "won"]);
@@ -228,7 +228,7 @@ fn an_import_refuses_what_is_no_record_and_says_where() {
 }
 
 #[test]
-fn a_store_in_use_or_missing_is_said_and_not_touched() {
+fn a_store_in_use_or_missing_is_reported_and_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let engine = Engine::open(&path).unwrap();
@@ -254,10 +254,11 @@ fn snapshots(path: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_damaged_snapshot_is_moved_aside_when_asked() {
+fn repair_moves_a_damaged_snapshot_aside() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
-    // No time passes for a store while nobody has it open: what expires does so a little later each time, by the wall clock.
+    // While the store is closed its time stands still. So the wall-clock time of expiry is a little later in each
+    // export.
     let exported = || without(&["expires_at_ms"], &printed(&["export", &path]));
     let before = exported();
     let [snapshot] = &snapshots(&path)[..] else { panic!("one snapshot is expected: {:?}", snapshots(&path)) };
@@ -272,14 +273,14 @@ fn a_damaged_snapshot_is_moved_aside_when_asked() {
     assert_eq!(exported(), before);
     let aside = Path::new(&path).join("store/snapshots.1").join(snapshot.file_name().unwrap());
     assert_eq!(fs::read(aside).unwrap(), bytes);
-    // Of a store that is whole it changes nothing, and what is in the way is not overwritten.
+    // An undamaged store is not changed, and existing files are not overwritten.
     assert!(printed(&["repair", &path]).contains("moved aside"));
     assert_eq!(exported(), before);
     assert!(Path::new(&path).join("store/snapshots.2").is_dir());
 }
 
 #[test]
-fn a_wrong_command_line_is_told_what_is_right() {
+fn an_invalid_command_line_gets_a_helpful_error() {
     for (args, message) in [
         (&[][..], "Usage: oncekey"),
         (&["lst"], "a similar subcommand exists: 'list'"),
@@ -344,7 +345,7 @@ fn completions_and_the_manual_page_name_every_command() {
 }
 
 #[test]
-fn a_bench_measures_both_and_leaves_nothing() {
+fn bench_measures_both_logs_and_leaves_no_files() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let measured = json(&["bench", dir.path().to_str().unwrap(), "--threads", "2"]);
     for field in ["ideal_per_second", "cycles_per_second", "commits_per_sync"] {
@@ -366,7 +367,7 @@ impl Write for Closed {
 }
 
 #[test]
-fn that_nobody_reads_on_is_no_fault() {
+fn a_closed_pipe_is_not_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     for args in [vec!["--help"], vec!["list", &path], vec!["export", &path], vec!["list", &path, "--json"]] {
@@ -382,19 +383,19 @@ fn process(args: &[&str]) -> Command {
 }
 
 #[test]
-fn the_binary_answers_by_its_status_and_survives_a_closed_pipe() {
+fn the_binary_returns_the_exit_status_and_survives_a_closed_pipe() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let ran = |args: &[&str]| -> Output { process(args).output().unwrap() };
     let listed = ran(&["list", &path]);
-    // No terminal, so no colours.
+    // Standard output is not a terminal, so there are no colours.
     assert!(listed.status.success() && listed.stderr.is_empty() && !listed.stdout.contains(&0x1b));
     assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().count(), 6);
     assert_eq!(ran(&["get", &path, "payments", "nobody"]).status.code(), Some(1));
     assert_eq!(ran(&["frobnicate"]).status.code(), Some(2));
     let engine = Engine::open(&path).unwrap();
     assert_eq!(ran(&["list", &path]).status.code(), Some(3));
-    // More than a pipe holds.
+    // The output is larger than the buffer of a pipe.
     let texts: Manager<String> = engine.manager("large").unwrap();
     for key in ["a", "b", "c", "d"] {
         claim(&texts, key).succeed(&"x".repeat(100_000)).unwrap();

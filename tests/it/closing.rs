@@ -1,4 +1,4 @@
-//! The end of an engine while others are at work: everybody returns, and what was answered stays answered.
+//! Tests of a close during other calls: every call returns, and every answer stays true.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,15 +18,15 @@ const FOR_EVER: Duration = Duration::MAX;
 
 type Ops = Manager<u64, u64>;
 
-/// What one thread was told, and the claims that it could not end.
+/// The answers of one thread, and the claims that it could not end.
 #[derive(Default)]
-struct Told {
+struct Answers {
     outcomes: Vec<(String, Result<u64, u64>)>,
     kept: Vec<Claim<u64, u64>>,
 }
 
-impl Told {
-    /// An ending that was refused gives the claim back alive.
+impl Answers {
+    /// Keeps the claim if the ending was rejected.
     fn ended<R>(&mut self, ended: Result<R, oncekey::EndError<Claim<u64, u64>>>) -> Result<(), Error> {
         ended.map(|_| ()).map_err(|refused| {
             self.kept.push(refused.claim);
@@ -39,7 +39,7 @@ impl Told {
         match ops.execute_with(key, patient(), |_| outcome) {
             Ok(done) => self.outcomes.push((key.to_owned(), Ok(*done.value()))),
             Err(ExecuteError::Failed { error, .. }) => self.outcomes.push((key.to_owned(), Err(error))),
-            // Another thread's, which was closed, or dropped.
+            // Another thread's claim was closed or dropped.
             Err(ExecuteError::Interrupted(_)) => {}
             Err(ExecuteError::NotStored { outcome: back, error }) => {
                 assert_eq!(back, outcome, "another value came back");
@@ -87,7 +87,7 @@ impl Told {
 
     fn verb(&mut self, ops: &Ops, held: &str, rng: &mut Rng) -> Result<(), Error> {
         let (key, value) = (&format!("key-{}", rng.below(2_000)), rng.next());
-        // Keys that are forgotten again keep no outcome that could be asked for.
+        // These keys are deleted again, so there is no outcome to remember.
         let brief = &format!("brief-{}", rng.below(50));
         let short = Duration::from_micros(value % 1_000);
         match rng.below(16) {
@@ -115,7 +115,7 @@ impl Told {
         }
     }
 
-    /// Until the engine is closed.
+    /// Calls the engine until it is closed.
     fn work(mut self, ops: &Ops, held: &str, mut rng: Rng, answers: &AtomicU64) -> Self {
         let unfit = [ErrorKind::NotFound, ErrorKind::OwnedByClaim, ErrorKind::NotInterrupted];
         loop {
@@ -137,7 +137,7 @@ fn close_under_load(path: &Path, round: u64, known: &mut HashMap<String, Result<
     thread::scope(|scope| {
         let heir = scope.spawn(move || ops.begin_or_wait(held, BeginOptions::new(), FOR_EVER));
         let observer = scope.spawn(move || ops.wait(held, FOR_EVER));
-        let start = |me| scope.spawn(move || Told::default().work(ops, held, Rng::new(round * 100 + me), answers));
+        let start = |me| scope.spawn(move || Answers::default().work(ops, held, Rng::new(round * 100 + me), answers));
         let threads: Vec<_> = (0..32).map(start).collect();
         let enough = 200 + Rng::new(round).below(1_000);
         until("they work", || answers.load(SeqCst) >= enough && engine.stats().waiting >= 2);
@@ -152,14 +152,14 @@ fn close_under_load(path: &Path, round: u64, known: &mut HashMap<String, Result<
         }
     });
     assert_eq!(engine.stats().waiting, 0);
-    // The claims keep the store locked, and their drops are recorded.
+    // The claims keep the store locked. Their drops are recorded.
     assert_eq!(Engine::open(path).unwrap_err().kind(), ErrorKind::StoreInUse);
     let keys: Vec<_> = kept.iter().map(|claim| (claim.key().clone(), claim.generation())).collect();
     drop(kept);
     reopened(path, known, &keys);
 }
 
-/// All that was answered is there, and what could not be ended is interrupted.
+/// Opens the store again. Every answered outcome is there, and every claim that could not be ended is interrupted.
 fn reopened(path: &Path, known: &HashMap<String, Result<u64, u64>>, kept: &[(Key, u64)]) {
     let engine = Engine::open(path).unwrap();
     let ops: &Ops = &engine.manager("ops").unwrap();
@@ -177,7 +177,7 @@ fn reopened(path: &Path, known: &HashMap<String, Result<u64, u64>>, kept: &[(Key
 }
 
 #[test]
-fn close_in_the_middle_of_all_verbs_returns_to_all_and_keeps_every_answer() {
+fn close_during_other_calls_ends_all_calls_and_keeps_every_answer() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let mut known = HashMap::new();
@@ -188,9 +188,9 @@ fn close_in_the_middle_of_all_verbs_returns_to_all_and_keeps_every_answer() {
     });
 }
 
-/// `close` returns when the engine is closed, and not before because another thread has called it too.
+/// `close` returns when the engine is closed, even if another thread called it first.
 #[test]
-fn whoever_calls_close_finds_the_directory_free() {
+fn after_close_returns_the_directory_is_free() {
     within(LATE, || {
         for round in 0..20 {
             let dir = tempfile::tempdir().unwrap();
@@ -209,14 +209,15 @@ fn whoever_calls_close_finds_the_directory_free() {
                 });
                 both.map(|one| one.join().unwrap())
             });
-            // One may meet the other's new engine; that both see it in use means that neither had it free.
+            // One open may find the new engine of the other thread. If both find the store in use, neither close freed
+            // it.
             assert!(opened.contains(&Ok(())), "round {round}: {opened:?}");
             drop(ops);
         }
     });
 }
 
-/// As above, without a second open that could be in the way.
+/// The same without a second open.
 #[test]
 fn a_second_close_waits_for_the_first() {
     within(LATE, || {
@@ -228,7 +229,7 @@ fn a_second_close_waits_for_the_first() {
             let second = engine.clone();
             thread::scope(|scope| {
                 let first = scope.spawn(move || engine.close());
-                // The first has begun when calls answer `Closed`.
+                // The first close has begun once calls return `Closed`.
                 until("it closes", || ops.get("key").is_err());
                 second.close().unwrap();
                 if let Err(error) = Engine::open(dir.path()) {
@@ -240,9 +241,9 @@ fn a_second_close_waits_for_the_first() {
     });
 }
 
-/// What an open and a close write by themselves must not make the next open refuse the store.
+/// The entries that an open and a close write by themselves must not make the next open fail.
 #[test]
-fn opened_and_closed_again_and_again_it_still_opens() {
+fn a_store_can_be_opened_and_closed_many_times() {
     within(LATE, || {
         for seed in 0..4 {
             let (dir, mut rng) = (tempfile::tempdir().unwrap(), Rng::new(seed));
@@ -250,7 +251,7 @@ fn opened_and_closed_again_and_again_it_still_opens() {
                 let engine = Engine::open(dir.path()).unwrap_or_else(|error| panic!("open {round}: {error}"));
                 assert!(engine.opened().clean);
                 let ops: Ops = engine.manager("ops").unwrap();
-                // The first store is opened and closed with nothing done in between.
+                // Nothing is done with the first store between open and close.
                 for n in 0..rng.below(seed + 1) {
                     ops.execute(format!("{round}-{n}"), |_| Ok(n)).unwrap();
                 }
@@ -260,9 +261,9 @@ fn opened_and_closed_again_and_again_it_still_opens() {
     });
 }
 
-/// The list is exact right after open: it is read from what is stored, which no call of this process has touched.
+/// The list is exact right after an open: it is read from disk, before any call of this process.
 #[test]
-fn the_next_open_lists_every_claim_that_was_alive_at_close() {
+fn the_next_open_lists_all_claims_that_were_alive_at_close() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let mut left = Vec::new();
@@ -283,7 +284,7 @@ fn the_next_open_lists_every_claim_that_was_alive_at_close() {
 }
 
 #[test]
-fn the_last_handle_may_go_with_a_claim_in_another_thread() {
+fn the_last_handle_can_be_a_claim_in_another_thread() {
     within(LATE, || {
         for (key, releases) in [("dropped", false), ("released", true)] {
             let dir = tempfile::tempdir().unwrap();
@@ -291,7 +292,7 @@ fn the_last_handle_may_go_with_a_claim_in_another_thread() {
             let ops: Ops = engine.manager("ops").unwrap();
             let mut claim = ops.begin(key).unwrap().into_claim().unwrap();
             drop((ops, engine));
-            // It keeps the engine open.
+            // The claim keeps the engine open.
             assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
             claim.release_on_drop(releases);
             thread::spawn(move || drop(claim)).join().unwrap();
@@ -315,7 +316,7 @@ fn a_claim_that_is_the_last_handle_still_succeeds() {
         let claim = ops.begin("key").unwrap().into_claim().unwrap();
         drop((ops, engine));
         let done = thread::spawn(move || claim.succeed(&5).unwrap()).join().unwrap();
-        // What was stored is no handle.
+        // The stored record is not a handle.
         let engine = Engine::open(dir.path()).unwrap();
         let ops: Ops = engine.manager("ops").unwrap();
         assert_eq!(ops.get("key").unwrap().unwrap().outcome(), Some(done.outcome()));
@@ -323,7 +324,7 @@ fn a_claim_that_is_the_last_handle_still_succeeds() {
 }
 
 #[test]
-fn the_directory_of_a_temporary_engine_goes_with_its_last_handle() {
+fn a_temporary_directory_is_removed_with_the_last_handle() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let path = engine.path().to_owned();

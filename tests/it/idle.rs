@@ -1,4 +1,4 @@
-//! Idle means idle: no sync, no wake-up, no write.
+//! Tests of an idle engine: no sync, no wake-up, no write.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::threads::{LATE, until, within};
 
 const DIR: &str = "ONCEKEY_IDLE_DIR";
 
-/// Not a test: what is watched. It works, keeps a claim and a waiter, and then only waits for the end of its input.
+/// Not a test: the watched process. It works, keeps a claim and a waiter, and then waits for the end of its input.
 #[test]
 #[ignore = "started by another test"]
 fn child() {
@@ -44,7 +44,7 @@ fn calls(trace: &Path) -> Vec<String> {
     std::fs::read_to_string(trace).unwrap().lines().map(str::to_owned).collect()
 }
 
-/// What the calls of ten idle seconds were, one line each: those of sled's pool of threads, and all others.
+/// Returns the system calls of ten idle seconds, one line each: those of sled's thread pool, and all others.
 fn idle_calls() -> [Vec<String>; 2] {
     let dir = tempfile::tempdir().unwrap();
     let trace = &dir.path().join("trace");
@@ -60,13 +60,13 @@ fn idle_calls() -> [Vec<String>; 2] {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert!(lines.any(|line| line.unwrap() == "idle"));
     let at_idle = calls(trace).len();
-    // The last threads go to sleep: a new segment may have been wanted just before.
+    // Let the last threads go to sleep: a new segment may just have been requested.
     sleep("2");
     let asleep = calls(trace).len();
     sleep("10");
     let all = calls(trace);
     let [sleds, others] = by_thread(&all[asleep..]);
-    // The watch itself works: the end of the input is seen.
+    // Check that the trace works: it contains the end of the input.
     drop(child.stdin.take());
     assert!(lines.any(|line| line.unwrap() == "awake"));
     assert!(child.wait().unwrap().success());
@@ -80,7 +80,7 @@ fn idle_calls() -> [Vec<String>; 2] {
     [sleds, others]
 }
 
-/// While the threads live, each has a name.
+/// Sort by thread name, which exists only while the thread lives.
 fn by_thread(calls: &[String]) -> [Vec<String>; 2] {
     let (mut sleds, mut others) = (Vec::new(), Vec::new());
     for call in calls {
@@ -92,20 +92,20 @@ fn by_thread(calls: &[String]) -> [Vec<String>; 2] {
     [sleds, others]
 }
 
-/// `cargo test --test it idle::the_idle_engine_s_own_threads_make_no_system_call -- --exact --ignored --nocapture`
+/// `cargo test --test it idle::the_engine_s_idle_threads_make_no_system_call -- --exact --ignored --nocapture`
 #[test]
 #[ignore = "needs strace and 12 s"]
-fn the_idle_engine_s_own_threads_make_no_system_call() {
+fn the_engine_s_idle_threads_make_no_system_call() {
     within(LATE, || {
         let [_, others] = idle_calls();
         assert!(others.is_empty(), "{others:#?}");
     });
 }
 
-/// As above, for the whole process.
+/// The same for the whole process.
 ///
-/// sled 0.34.7 keeps seven threads for the life of the process, each of which waits for work one second at a time
-/// (`threadpool.rs`, `perform_work`), so this cannot hold while sled is what it is.
+/// This cannot hold with sled 0.34.7. It keeps seven threads for the life of the process, each of which waits for work
+/// one second at a time (`threadpool.rs`, `perform_work`).
 #[test]
 #[ignore = "fails: the seven threads of sled's pool, which nobody can end, wake once a second; needs strace and 12 s"]
 fn an_idle_process_makes_no_system_call() {

@@ -1,5 +1,5 @@
-//! Killed at random under load, while it opens and while it closes, and opened again: every answer given is still given, and
-//! the list of interrupted records is exactly that of the claims that were alive.
+//! Kills a process at random times under load, also during its open and close, and opens the store again. Every answer
+//! is still valid, and the list of interrupted records contains exactly the live claims.
 
 mod child;
 mod model;
@@ -19,10 +19,11 @@ const DIR: &str = "ONCEKEY_KILL_DIR";
 const ROUND: &str = "ONCEKEY_KILL_ROUND";
 const STEPS: &str = "ONCEKEY_KILL_STEPS";
 
-/// Kills that one directory has to bear.
+/// The number of kills of one directory.
 const LIFE: u64 = 50;
 
-/// A value is made from a number, so that a line can say which it is; up to 9000 bytes, so that some are kept in pieces.
+/// Values are made from numbers, so that a line can name them. They have up to 9000 bytes, so some are stored in
+/// chunks.
 type Ops = Manager<Vec<u8>, Vec<u8>>;
 
 fn value(number: u64) -> Vec<u8> {
@@ -31,7 +32,7 @@ fn value(number: u64) -> Vec<u8> {
     number.to_be_bytes().into_iter().chain((0..len).map(|_| rng.next().to_be_bytes()[0])).collect()
 }
 
-/// Which it is, if every byte is as it was.
+/// Returns the number of a value, if all its bytes are right.
 fn number(bytes: &[u8]) -> u64 {
     let number = u64::from_be_bytes(bytes[..8].try_into().unwrap());
     assert!(value(number) == bytes, "value {number} came back with other bytes");
@@ -39,7 +40,7 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 fn open(path: &Path) -> Engine {
-    // Small segments, so that many are sealed, recycled and checkpointed in a round.
+    // Small segments, so that a round seals, recycles and checkpoints many of them.
     Engine::options().segment_bytes(128 << 10).open(path).unwrap()
 }
 
@@ -54,7 +55,7 @@ fn finished(outcome: Result<&Vec<u8>, &Vec<u8>>) -> End {
     }
 }
 
-/// What the record says of itself.
+/// Returns how the record ended.
 fn end_of(record: &Record<Vec<u8>, Vec<u8>>) -> End {
     match (record.status(), record.outcome()) {
         (Status::Succeeded | Status::Failed, Some(outcome)) => finished(outcome),
@@ -64,7 +65,7 @@ fn end_of(record: &Record<Vec<u8>, Vec<u8>>) -> End {
     }
 }
 
-/// Opens the store here, and compares all there is with what was said; what is finished is asked for in both ways.
+/// Opens the store here, and compares all its content with the model. Reads finished records in both ways.
 fn check(model: &mut Model, path: &Path) {
     let engine = open(path);
     let ops: &Ops = &engine.manager("ops").unwrap();
@@ -94,7 +95,7 @@ fn answered(done: &Finished<Vec<u8>, Vec<u8>>) -> (Claimed, End) {
     (claim_of(done.info()), finished(done.outcome()))
 }
 
-/// What the kill is to meet.
+/// The step that the kill should hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Aim {
     Open,
@@ -102,14 +103,14 @@ enum Aim {
     Close,
 }
 
-/// How long opening and closing take, so that a kill finds them at work.
+/// The durations of open and close, so that a kill can hit them.
 #[derive(Debug)]
 struct Pace {
     open: Duration,
     close: Duration,
 }
 
-/// How far the child came before it was killed.
+/// How far the child came before the kill.
 #[derive(Clone, Copy, Debug, Default)]
 struct Came {
     opened: bool,
@@ -118,7 +119,7 @@ struct Came {
 }
 
 fn start(path: &Path, round: u64, aim: Aim) -> (Child, BufReader<ChildStdout>) {
-    // To be killed while it closes it has to come there by itself.
+    // A child that is killed during its close must get there by itself.
     let steps = if aim == Aim::Close { 40 } else { u64::MAX };
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "kill::child::child", "--ignored", "--nocapture"])
@@ -132,7 +133,7 @@ fn start(path: &Path, round: u64, aim: Aim) -> (Child, BufReader<ChildStdout>) {
     (child, lines)
 }
 
-/// Kills it at a random moment of that time. It may have ended by itself.
+/// Kills the child at a random time within this duration. It may have ended before.
 fn kill_within(time: Duration, rng: &mut Rng, child: &mut Child) {
     let moment = Duration::from_nanos(rng.below(u64::try_from(time.as_nanos()).unwrap().max(1)));
     let start = Instant::now();
@@ -142,14 +143,14 @@ fn kill_within(time: Duration, rng: &mut Rng, child: &mut Child) {
     let _ = child.kill();
 }
 
-/// Lets the child run up to a random moment, kills it, and takes in all it has said: what was said was answered before.
+/// Runs the child until a random time and kills it. Reads all its lines: each answer was given before its line.
 fn round(path: &Path, round: u64, aim: Aim, rng: &mut Rng, pace: &mut Pace, model: &mut Model) -> Came {
     let (mut child, mut lines) = start(path, round, aim);
     let mut came = Came::default();
     let mut left = if aim == Aim::Load { rng.below(4_000) } else { u64::MAX };
     let (mut line, mut since) = (String::new(), Instant::now());
     while lines.read_line(&mut line).unwrap() > 0 {
-        // A line that the kill has cut was not said.
+        // Ignore a line that the kill has cut.
         if let Some(said) = line.strip_prefix('@').and_then(|line| line.strip_suffix('\n')) {
             match said {
                 "opening" => {
@@ -181,24 +182,24 @@ fn round(path: &Path, round: u64, aim: Aim, rng: &mut Rng, pace: &mut Pace, mode
         line.clear();
     }
     let status = child.wait().unwrap();
-    // A panic of the child is not a kill.
+    // A panic of the child is a failure, not a kill.
     assert!(status.code().is_none() || came.closed, "the child failed: {status:?}");
     model.killed();
     came
 }
 
-/// What the kills met.
+/// The number of kills by step.
 #[derive(Debug, Default)]
 struct Met {
     creating: u64,
     opening: u64,
     load: u64,
     closing: u64,
-    /// The child had ended before.
+    /// The child had ended before the kill.
     missed: u64,
 }
 
-/// Some kills of one directory, from its creation on.
+/// Kills processes on one directory several times, starting from an empty one.
 fn life(kills: u64, rng: &mut Rng, pace: &mut Pace, met: &mut Met, counts: &mut model::Counts) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
@@ -219,7 +220,7 @@ fn life(kills: u64, rng: &mut Rng, pace: &mut Pace, met: &mut Met, counts: &mut 
             _ => &mut met.opening,
         };
         *found += 1;
-        // Otherwise the next child opens what was left as it is.
+        // In the other half of the rounds, the next child opens what the kill left.
         if rng.below(2) == 0 {
             check(&mut model, &path);
         }
@@ -228,9 +229,9 @@ fn life(kills: u64, rng: &mut Rng, pace: &mut Pace, met: &mut Met, counts: &mut 
     *counts = model.counts;
 }
 
-/// `ONCEKEY_KILLS=1000` makes them more.
+/// Set `ONCEKEY_KILLS=1000` for more kills.
 #[test]
-fn killed_at_random_and_opened_again_every_answer_is_given_and_every_live_claim_is_listed() {
+fn random_kills_lose_no_answer_and_all_live_claims_are_listed() {
     let kills: u64 = std::env::var("ONCEKEY_KILLS").map_or(20, |n| n.parse().unwrap());
     let time = LATE * (2 + u32::try_from(kills).unwrap() / 15);
     within(time, move || {

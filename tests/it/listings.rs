@@ -1,4 +1,4 @@
-//! What an engine tells about its records: listings, events, gauges, and what an open found.
+//! Tests of listings, events and gauges, and of the report of an open.
 
 use oncekey::{
     Context, Interruption, Manager, ManagerOptions, Status,
@@ -12,7 +12,7 @@ fn listed(engine: &oncekey::Engine, filter: RecordFilter) -> Vec<String> {
     keys(engine.records(filter).unwrap())
 }
 
-/// Every listing is asked twice: of what is only in memory still, and of what was reopened from disk.
+/// Checks each listing twice: with records in memory only, and after reopening from disk.
 fn before_and_after_reopen(make: impl Fn(&oncekey::Engine, &ManualClock), check: impl Fn(&oncekey::Engine)) {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
@@ -46,7 +46,7 @@ fn records_are_listed_by_manager_and_key() {
 }
 
 #[test]
-fn records_are_filtered_by_everything_that_a_filter_has() {
+fn each_condition_of_a_filter_is_applied() {
     before_and_after_reopen(
         |engine, clock| {
             let manager = texts(engine);
@@ -88,11 +88,11 @@ fn records_are_filtered_by_everything_that_a_filter_has() {
 }
 
 #[test]
-fn a_listing_longer_than_a_batch_has_every_record_once() {
+fn a_listing_longer_than_a_batch_contains_each_record_once() {
     before_and_after_reopen(
         |engine, _| {
             let manager: Manager<u64, String> = engine.manager("m").unwrap();
-            // Half of them are by key and stay in progress, so that both places where records are kept are asked.
+            // Half of them are begun by key and stay in progress, so that both places of records are listed.
             for n in 0..600_u64 {
                 if n % 2 == 0 {
                     assert!(manager.initiate(format!("{n:04}"), None).unwrap());
@@ -110,7 +110,7 @@ fn a_listing_longer_than_a_batch_has_every_record_once() {
 }
 
 #[test]
-fn interrupted_after_reopen_is_exactly_what_was_alive() {
+fn interrupted_after_reopen_lists_exactly_the_live_claims() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let (manager, other): (Texts, Manager<u64, u64>) = (texts(&first), first.manager("other").unwrap());
@@ -129,7 +129,7 @@ fn interrupted_after_reopen_is_exactly_what_was_alive() {
     assert_eq!(named, ["m:s/a", "m:a", "m:b", "other:by key", "other:z"]);
     assert!(found.iter().all(|info| info.interruption() == Some(Interruption::ProcessEnded)));
     assert_eq!((second.opened().interrupted, second.stats().interrupted, second.stats().in_progress), (5, 5, 0));
-    // Settled, they are gone from the list, and stay so.
+    // Once resolved, they are no longer listed, not even after a reopen.
     for info in &found {
         second.raw(info.manager()).unwrap().resolve(info.key(), Resolution::Retry).unwrap();
     }
@@ -175,7 +175,7 @@ fn told(event: &Event) -> String {
 }
 
 #[test]
-fn events_tell_what_happened_to_every_subscriber() {
+fn every_subscriber_gets_all_events() {
     let (engine, clock) = engine();
     let manager = texts(&engine);
     let (one, two) = (engine.events(), engine.events());
@@ -203,7 +203,7 @@ fn events_tell_what_happened_to_every_subscriber() {
     for subscriber in [one, two] {
         assert_eq!(subscriber.ready().map(|event| told(&event)).collect::<Vec<_>>(), expected);
     }
-    // A late one gets what comes from now on, and the end when the engine is closed.
+    // A late subscriber gets later events only, and the end when the engine closes.
     let late = engine.events();
     claim(&manager, "d").release().unwrap();
     engine.close().unwrap();
@@ -211,7 +211,7 @@ fn events_tell_what_happened_to_every_subscriber() {
 }
 
 #[test]
-fn events_that_do_not_fit_are_dropped_and_counted_for_that_subscriber_alone() {
+fn a_full_queue_drops_and_counts_events_of_that_subscriber_only() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let (slow, fast) = (engine.events(), engine.events());
@@ -228,7 +228,7 @@ fn events_that_do_not_fit_are_dropped_and_counted_for_that_subscriber_alone() {
 }
 
 #[test]
-fn gauges_follow_the_records() {
+fn gauges_match_the_records() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let gauges = || (engine.stats().in_progress, engine.stats().interrupted);
@@ -268,7 +268,7 @@ fn the_gauge_of_interrupted_records_is_right_after_a_compaction() {
 }
 
 #[test]
-fn a_compaction_with_only_released_records_leaves_the_gauge_of_interrupted_ones() {
+fn compaction_of_released_records_does_not_change_the_gauge_of_interrupted_ones() {
     let (engine, clock) = engine();
     claim(&texts_with(&engine, ManagerOptions::new().released_ttl(SECOND).interrupted_ttl(SECOND)), "released")
         .release()
@@ -280,21 +280,22 @@ fn a_compaction_with_only_released_records_leaves_the_gauge_of_interrupted_ones(
 }
 
 #[test]
-fn a_store_can_be_opened_and_closed_any_number_of_times() {
+fn a_store_can_be_opened_and_closed_repeatedly() {
     let (idle, used, clock) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), ManualClock::new());
     for n in 0..40_usize {
         let reopened = options(&clock).open(idle.path()).unwrap_or_else(|error| panic!("idle, open {n}: {error}"));
         reopened.close().unwrap();
         let reopened = options(&clock).open(used.path()).unwrap_or_else(|error| panic!("used, open {n}: {error}"));
-        // Dropped, not closed: the last handle does the same.
+        // Drop instead of close: the last handle does the same.
         texts(&reopened).execute(format!("{n:02}"), |_| Ok("v".to_owned())).unwrap();
     }
     assert_eq!(listed(&open(used.path(), &clock), RecordFilter::new()).len(), 40);
 }
 
-// A child has copies of all descriptors from its fork to its exec, the lock's among them: closing ours does not free it.
+// Between fork and exec, a child has copies of all descriptors, including that of the lock. Closing our copy does not
+// free that lock.
 #[test]
-fn a_closed_store_is_free_although_another_thread_starts_processes() {
+fn a_closed_store_is_free_while_another_thread_starts_processes() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let (done, mut refused) = (AtomicBool::new(false), Vec::new());
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The ten defects of `@litert/idempotency` 0.1.0, each with a test that fails on what it does.
+//! The ten defects of `@litert/idempotency` 0.1.0. Each test fails on the behaviour of that library.
 
 use std::sync::Barrier;
 
@@ -22,7 +22,7 @@ fn litert_1_an_unstorable_failure_does_not_strand_the_key() {
     assert_eq!((done.value().as_str(), done.replayed(), done.info().attempt()), ("paid", false, 2));
 }
 
-// By key too: what `initiate` took can be given up.
+// The by-key calls can also give up a key that `initiate` took.
 #[test]
 fn litert_1_a_key_taken_by_initiate_can_be_given_up() {
     let (manager, _) = fresh();
@@ -78,7 +78,7 @@ fn litert_3_an_ending_never_creates_a_record_nor_overwrites_one() {
 
 // "Crash while PENDING: blocked for the full result TTL."
 #[test]
-fn litert_4_a_dead_owner_is_known_at_once() {
+fn litert_4_a_dead_owner_is_detected_at_once() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let dead = claim(&resuming(&first), "k");
@@ -112,7 +112,7 @@ fn litert_4_a_slow_live_owner_is_never_overrun() {
 
 // "`create` = false, then `get` = null, because it expired in between: the hook is called with null."
 #[test]
-fn litert_5_a_refusal_carries_the_record_that_it_is_about() {
+fn litert_5_a_rejection_contains_the_record() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(5 * MS));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
@@ -129,13 +129,13 @@ fn litert_5_a_refusal_carries_the_record_that_it_is_about() {
 
 // "`beforeWaiting` also runs for SUCCESS and FAILED: it is really the hook for other arguments."
 #[test]
-fn litert_6_waiting_and_another_request_are_two_answers() {
+fn litert_6_in_progress_and_mismatch_are_different_answers() {
     let (manager, _) = fresh();
     claimed(manager.begin_with("done", same("a")).unwrap()).succeed(&"v".to_owned()).unwrap();
     claimed(manager.begin_with("failed", same("a")).unwrap()).fail(&"no".to_owned()).unwrap();
     let _owner = claimed(manager.begin_with("live", same("a")).unwrap());
     for key in ["done", "failed", "live"] {
-        // A wait for ever would be noticed: another request is told at once, whatever the state.
+        // An endless wait would hang the test: another request is answered at once in any state.
         let other = manager.begin_or_wait(key, same("b"), FOREVER).unwrap();
         let Begin::Mismatch(info) = other else { panic!("{key}: {other:?}") };
         assert_eq!(info.key().as_str(), Some(key));
@@ -172,7 +172,7 @@ fn litert_7_a_codec_error_is_not_a_storage_error() {
 
 // "`create` treats `validUntil == now` as expired, `get` as alive: at that millisecond the key is both."
 #[test]
-fn litert_8_at_its_last_millisecond_a_key_is_absent_for_everyone() {
+fn litert_8_at_its_expiry_a_key_is_absent_for_all_readers() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(SECOND));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
@@ -185,7 +185,7 @@ fn litert_8_at_its_last_millisecond_a_key_is_absent_for_everyone() {
 
 // "The guide's own example ignores `initiate`'s boolean: a double run under concurrency."
 #[test]
-fn litert_9_the_right_to_run_is_a_value_that_one_caller_gets() {
+fn litert_9_only_one_caller_gets_the_claim() {
     let (manager, _) = fresh();
     let start = Barrier::new(8);
     let claims: Vec<_> = std::thread::scope(|scope| {
@@ -197,7 +197,7 @@ fn litert_9_the_right_to_run_is_a_value_that_one_caller_gets() {
         threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(claims.len(), 1);
-    // Whoever has no claim cannot end it either.
+    // A caller without a claim cannot end the operation either.
     assert_eq!(manager.success("k", &"v".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
     assert_eq!(manager.fail("k", &"v".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
     assert_eq!(manager.release("k").unwrap_err().kind(), ErrorKind::OwnedByClaim);

@@ -1,5 +1,5 @@
-//! The defects of Medusa v1's `IdempotencyKeyService` that concern claims, each with a test that fails on what it does.
-//! Those of its stages have theirs beside the stages.
+//! The defects of Medusa v1's `IdempotencyKeyService` that concern claims. Each test fails on the behaviour of that
+//! service. The defects of its stages are tested beside the stages.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,13 +30,13 @@ fn order(body: &str) -> Response {
 
 // "An unknown client key is silently replaced by a server uuid": after a lost response the client cannot find its own.
 #[test]
-fn medusa_1_the_client_s_own_key_is_kept() {
+fn medusa_1_the_client_key_is_kept() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let key = "client's key \u{e9}\u{0} 1";
     let first = open(dir.path(), &clock);
     let done = texts(&first).execute(key, |claim| Ok(claim.key().as_str().unwrap().to_owned())).unwrap();
     assert_eq!((done.value().as_str(), done.info().key().as_str()), (key, Some(key)));
-    // The response is lost, and so is the server.
+    // The response is lost, and the server restarts.
     first.close().unwrap();
     let second = open(dir.path(), &clock);
     let again = texts(&second).execute(key, |_| Ok("again".to_owned())).unwrap();
@@ -44,15 +44,15 @@ fn medusa_1_the_client_s_own_key_is_kept() {
     assert_eq!(second.records(RecordFilter::new()).unwrap().count(), 1);
 }
 
-// The same, with the service's own verb: `create({method, params, path})` left the header's key out.
+// The same with the service's own method: `create({method, params, path})` ignored the key of the header.
 #[test]
-fn medusa_1_initialize_request_keeps_the_client_s_key() {
+fn medusa_1_initialize_request_keeps_the_client_key() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let claim = claimed(start(&first.requests("carts").unwrap(), "client-key-1"));
     assert_eq!(claim.key().as_str(), Some("client-key-1"));
     claim.succeed(&order("order 1")).unwrap();
-    // The response is lost, and so is the server.
+    // The response is lost, and the server restarts.
     first.close().unwrap();
     let second = open(dir.path(), &clock);
     let requests = second.requests("carts").unwrap();
@@ -61,9 +61,10 @@ fn medusa_1_initialize_request_keeps_the_client_s_key() {
     assert_eq!(keys(requests.find(RecordFilter::new()).unwrap()), ["client-key-1"]);
 }
 
-// "`lock()` has zero call sites: there is no in-progress exclusion at all." And had it one, it would lapse after 1 s.
+// "`lock()` has zero call sites: there is no in-progress exclusion at all." If it were called, the lock would end after
+// 1 s.
 #[test]
-fn medusa_2_a_key_in_progress_excludes_everyone_whatever_the_time() {
+fn medusa_2_a_key_in_progress_excludes_all_others_without_a_time_limit() {
     let (manager, clock) = fresh();
     let owner = claim(&manager, "k");
     let ran = AtomicU32::new(0);
@@ -81,7 +82,7 @@ fn medusa_2_a_key_in_progress_excludes_everyone_whatever_the_time() {
     owner.succeed(&"mine".to_owned()).unwrap();
 }
 
-// "Nothing ever clears `locked_at`": ours ends with the claim.
+// "Nothing ever clears `locked_at`": our lock ends with the claim.
 #[test]
 fn medusa_2_an_ending_frees_the_key_at_once() {
     let (engine, _) = engine();
@@ -119,7 +120,7 @@ fn medusa_2_a_lock_excludes_the_other_thread() {
 
 // "`initializeIdempotencyRequest` opens no transaction, SERIALIZABLE is ignored; check-then-save is not atomic."
 #[test]
-fn medusa_3_of_many_first_requests_one_begins() {
+fn medusa_3_only_one_of_many_first_requests_begins() {
     let (manager, _) = fresh();
     let (start, ran) = (Barrier::new(8), AtomicU32::new(0));
     std::thread::scope(|scope| {
@@ -138,7 +139,7 @@ fn medusa_3_of_many_first_requests_one_begins() {
 }
 
 #[test]
-fn medusa_3_of_many_first_creations_one_is_made() {
+fn medusa_3_only_one_of_many_first_creations_succeeds() {
     let requests = requests();
     let start = Barrier::new(8);
     let made: Vec<u64> = std::thread::scope(|scope| {
@@ -154,7 +155,7 @@ fn medusa_3_of_many_first_creations_one_is_made() {
     assert!(made.iter().all(|generation| *generation == made[0]), "{made:?}");
 }
 
-// "Keys are not scoped by path": a key of another operation was driven as if it were this one's.
+// "Keys are not scoped by path": a key of another operation was used as if it belonged to this one.
 #[test]
 fn medusa_4_the_same_key_in_two_managers_is_two_records() {
     let (engine, _) = engine();
@@ -166,9 +167,9 @@ fn medusa_4_the_same_key_in_two_managers_is_two_records() {
     assert_eq!(outcome(&carts, "k"), Some(Ok("cart".to_owned())));
 }
 
-// "Keys are not scoped by path": here another path under the key is refused, and what it would drive is not touched.
+// "Keys are not scoped by path": here the key is rejected for another path, and its record does not change.
 #[test]
-fn medusa_4_the_key_of_another_path_is_not_driven() {
+fn medusa_4_a_key_of_another_path_is_rejected() {
     let requests = requests();
     requests.create(NewRequest::new("POST", "/carts").key("k".parse().unwrap())).unwrap();
     requests.update("k", RequestPatch::new().recovery_point("tax_lines_created")).unwrap();
@@ -180,7 +181,7 @@ fn medusa_4_the_key_of_another_path_is_not_driven() {
 
 // "Non-terminal answers terminate the key: retries replay a stale cart."
 #[test]
-fn medusa_5_what_is_not_final_does_not_finish_the_key() {
+fn medusa_5_a_released_operation_does_not_finish_the_key() {
     let (manager, _) = fresh();
     let manager =
         manager.on_error(|error: &String| if error == "requires_more" { OnError::Release } else { OnError::Store });
@@ -191,9 +192,9 @@ fn medusa_5_what_is_not_final_does_not_finish_the_key() {
     assert_eq!((done.value().as_str(), done.replayed()), ("order", false));
 }
 
-// A payment that "requires more" was answered with a 200 that finished the key.
+// A payment with status "requires more" was answered with a 200, which finished the key.
 #[test]
-fn medusa_5_an_answer_that_is_not_final_is_sent_and_not_stored() {
+fn medusa_5_a_non_final_response_is_sent_but_not_stored() {
     let requests = requests().on_error(|response| match response.body_bytes() {
         b"requires_more" => OnError::Release,
         _ => OnError::Store,
@@ -220,7 +221,7 @@ fn medusa_6_a_finished_key_is_never_ended_again() {
         let finished = if ends_well { claim.succeed(&"v".to_owned()) } else { claim.fail(&"e".to_owned()) }.unwrap();
         assert_eq!(finished.info().recovery_point(), FINISHED);
         let before = manager.get(key).unwrap().unwrap();
-        // Every way in: none of them hands out a claim or writes.
+        // No call returns a claim or writes.
         assert_eq!(answer(&manager, key), "replay");
         assert!(!manager.initiate(key, None).unwrap());
         assert_eq!(manager.success(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
@@ -255,7 +256,7 @@ fn medusa_6_a_finished_request_takes_no_patch_and_no_lock() {
 
 // "Two drivers of the same key both run a stage; one loses at commit, after foreign effects."
 #[test]
-fn medusa_6_a_second_driver_does_not_run_and_tokens_grow() {
+fn medusa_6_a_second_driver_does_not_run_and_each_claim_has_a_larger_token() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let manager = resuming(&first);
@@ -275,9 +276,9 @@ fn medusa_6_a_second_driver_does_not_run_and_tokens_grow() {
     assert!(claim(&resuming(&second), "other").token() > last);
 }
 
-// "`recovery_point: \"\"` is stored *and* the response is": the record is finished and is not.
+// "`recovery_point: \"\"` is stored *and* the response is": the record is finished and unfinished at once.
 #[test]
-fn medusa_8_finished_is_said_exactly_where_there_is_an_outcome() {
+fn medusa_8_a_record_is_finished_if_and_only_if_it_has_an_outcome() {
     let (manager, _) = fresh();
     claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
     claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
@@ -310,9 +311,9 @@ fn medusa_8_a_recovery_point_has_a_name_and_excludes_a_response() {
     }
 }
 
-// "Shared mutable `manager_` on singleton services": one caller's settings reached another's calls.
+// "Shared mutable `manager_` on singleton services": settings of one caller affected calls of others.
 #[test]
-fn medusa_9_setting_up_a_clone_does_not_change_the_original() {
+fn medusa_9_options_of_a_clone_do_not_change_the_original() {
     let (original, _) = fresh();
     let releasing = original.clone().on_error(|_| OnError::Release);
     let scoped = original.scoped("tenant").unwrap();
@@ -323,9 +324,9 @@ fn medusa_9_setting_up_a_clone_does_not_change_the_original() {
     assert_eq!(status(&scoped, "k"), None);
 }
 
-// The same: a service bound to one caller's transaction was another caller's too.
+// The same defect: a service bound to the transaction of one caller was also used by another caller.
 #[test]
-fn medusa_9_two_phases_at_once_with_one_service_do_not_meet() {
+fn medusa_9_concurrent_phases_of_one_service_are_independent() {
     let (engine, _) = engine();
     let requests = engine.requests("carts").unwrap();
     let both = Barrier::new(2);
@@ -334,7 +335,7 @@ fn medusa_9_two_phases_at_once_with_one_service_do_not_meet() {
             let inside = requests.with_transaction(tx);
             inside.create(NewRequest::new("POST", "/carts").key(key.parse()?))?;
             both.wait();
-            // Both are in their transactions now, and use what they share.
+            // Both threads are in their transactions now, and use the shared service.
             inside.update(key, RequestPatch::new().recovery_point(key))?;
             tx.table("carts")?.insert(key, "x")?;
             assert_eq!(inside.retrieve(key)?.unwrap().info().recovery_point(), key);
@@ -356,7 +357,7 @@ fn medusa_9_two_phases_at_once_with_one_service_do_not_meet() {
 
 // "Stage output is not stored: later stages re-find their objects by columns in business tables."
 #[test]
-fn medusa_10_what_a_stage_found_out_is_kept_for_the_next() {
+fn medusa_10_the_result_of_a_stage_is_kept_for_the_next() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let requests = first.requests("carts").unwrap();
@@ -370,7 +371,7 @@ fn medusa_10_what_a_stage_found_out_is_kept_for_the_next() {
 
 // "Any error of `retrieve` is swallowed, and a new row is created" (and #4025: created only if it throws).
 #[test]
-fn medusa_11_a_fault_while_looking_is_not_taken_for_a_new_key() {
+fn medusa_11_a_read_error_is_not_treated_as_a_new_key() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
@@ -387,7 +388,7 @@ fn medusa_11_a_fault_while_looking_is_not_taken_for_a_new_key() {
 }
 
 #[test]
-fn medusa_11_a_request_that_cannot_be_read_is_not_made_again() {
+fn medusa_11_an_unreadable_request_is_not_created_again() {
     let (engine, _) = engine();
     let requests = engine.requests("carts").unwrap();
     claimed(start(&requests, "k")).succeed(&order("order 1")).unwrap();
@@ -411,7 +412,7 @@ fn medusa_a_stored_request_is_compared() {
     assert_eq!(answer_with(&manager, "k", same("POST /carts")), "replay");
 }
 
-// "`update(key, patch)`: field by field, no invariants." A retry changes nothing of what was fixed at the start.
+// "`update(key, patch)`: field by field, no invariants." A retry changes no fact that was fixed at the start.
 #[test]
 fn medusa_a_retry_does_not_patch_the_record() {
     let (manager, _) = fresh();
@@ -424,7 +425,7 @@ fn medusa_a_retry_does_not_patch_the_record() {
 
 // "No TTL column, no delete, no collection: rows live for ever."
 #[test]
-fn medusa_rows_do_not_live_for_ever() {
+fn medusa_finished_records_expire() {
     let (engine, clock) = engine();
     let manager = texts(&engine);
     for n in 0..20 {

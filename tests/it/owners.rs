@@ -1,5 +1,5 @@
-//! One owner at a time: a second one is refused and changes nothing, and once the first has ended, however it did, the next
-//! is let in at once.
+//! Tests of the exclusive owner of a store. A second owner is rejected and changes nothing. After the first has ended
+//! in any way, the next open succeeds at once.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use crate::threads::{LATE, until, within};
 
 const DIR: &str = "ONCEKEY_OWNED_DIR";
 
-/// How often the reopening tests do it.
+/// Returns the number of rounds of the reopening tests.
 fn times() -> u64 {
     std::env::var("ONCEKEY_REOPENS").map_or(30, |n| n.parse().unwrap())
 }
@@ -32,7 +32,7 @@ fn has(engine: &Engine, n: u64) {
     assert_eq!(record.outcome(), Some(Ok(&n)));
 }
 
-/// Every file with its bytes.
+/// Returns every file with its bytes.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = tree(dir).into_iter().map(|(path, _)| path).filter(|path| path.is_file());
     files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
@@ -44,7 +44,7 @@ fn as_another_process(test: &str, dir: &Path) -> Command {
     command
 }
 
-/// Not a test: the other process that tries.
+/// Not a test: the other process, which tries to open the store.
 #[test]
 #[ignore = "started by another test"]
 fn second_owner() {
@@ -53,7 +53,7 @@ fn second_owner() {
 }
 
 #[test]
-fn a_second_owner_is_refused_here_and_elsewhere_and_changes_nothing() {
+fn a_second_owner_in_any_process_is_rejected_and_changes_nothing() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("store"), dir.path().join("link"));
@@ -61,7 +61,7 @@ fn a_second_owner_is_refused_here_and_elsewhere_and_changes_nothing() {
         let first = Engine::open(&path).unwrap();
         put(&first, 1);
         let claim = numbers(&first).begin("live").unwrap().into_claim().unwrap();
-        // Nothing is under way behind the calls any more: the next segment lies ready.
+        // Wait until the background work is done: the next segment is ready.
         until("a spare segment lies ready", || std::fs::read_dir(path.join("store/journal")).unwrap().count() >= 3);
         until("it is idle", || {
             let before = contents(&path);
@@ -87,9 +87,9 @@ fn a_second_owner_is_refused_here_and_elsewhere_and_changes_nothing() {
     });
 }
 
-/// `ONCEKEY_REOPENS=1000` does it more often.
+/// Set `ONCEKEY_REOPENS=1000` for more rounds.
 #[test]
-fn the_next_owner_is_let_in_right_after_a_close() {
+fn the_store_can_be_opened_right_after_a_close() {
     let times = times();
     within(LATE * (1 + u32::try_from(times).unwrap() / 30), move || {
         let dir = tempfile::tempdir().unwrap();
@@ -100,14 +100,14 @@ fn the_next_owner_is_let_in_right_after_a_close() {
                 has(&engine, n - 1);
             }
             put(&engine, n);
-            // The last handle does the same as a close.
+            // Dropping the last handle closes the store too.
             if n % 2 == 0 { engine.close().unwrap() } else { drop(engine) }
         }
         println!("{times} times opened right after a close");
     });
 }
 
-/// Not a test: what is killed. It says each number that was answered.
+/// Not a test: the process that is killed. It prints each number whose call was answered.
 #[test]
 #[ignore = "started by another test"]
 fn owner_to_be_killed() {
@@ -121,9 +121,9 @@ fn owner_to_be_killed() {
     }
 }
 
-/// `ONCEKEY_REOPENS=1000` does it more often.
+/// Set `ONCEKEY_REOPENS=1000` for more rounds.
 #[test]
-fn the_next_owner_is_let_in_right_after_a_kill() {
+fn the_store_can_be_opened_right_after_a_kill() {
     let times = times();
     within(LATE * (1 + u32::try_from(times).unwrap() / 10), move || {
         let dir = tempfile::tempdir().unwrap();
@@ -143,7 +143,7 @@ fn the_next_owner_is_let_in_right_after_a_kill() {
             let ops = numbers(&engine);
             ops.forget("next").unwrap();
             ops.execute("next", |_| Ok(last + 2)).unwrap();
-            // One that was not answered may be there, or half begun.
+            // The next number has no answer. Its record may be absent or in any state.
             ops.remove(format!("{}", last + 1)).unwrap();
             put(&engine, last + 1);
             engine.close().unwrap();

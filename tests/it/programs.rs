@@ -1,4 +1,4 @@
-//! The users' programs that the public surface was designed against: they compile, and do what they say.
+//! The example programs for which the public API was designed. They compile and work.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -32,7 +32,7 @@ mod g_operator;
 
 const PROGRAM: &str = "ONCEKEY_PROGRAM";
 
-/// Not a test: what `run` starts in a process and directory of its own.
+/// Not a test: the body of the process that `run` starts in a directory of its own.
 #[test]
 #[ignore = "started by other tests"]
 fn child() {
@@ -70,17 +70,17 @@ fn a_charges_once_and_replays_after_a_restart() {
 }
 
 #[test]
-fn b_takes_four_kinds_of_errors() {
+fn b_accepts_four_kinds_of_errors() {
     let dir = tempfile::tempdir().unwrap();
     run("b", dir.path());
 }
 
 #[test]
-fn c_answers_every_arm_and_litert_s_verbs() {
+fn c_handles_every_answer_and_the_by_key_calls() {
     let dir = tempfile::tempdir().unwrap();
     let text = run("c", dir.path());
     assert!(text.contains("(201,"), "{text}");
-    // The verbs meet the record that the arms have made under the same key.
+    // The by-key calls find the record that the first part created under the same key.
     assert!(text.contains(r#"Succeeded Some(Ok(Receipt { n: 7 })) Some("ada")"#), "{text}");
 }
 
@@ -88,12 +88,12 @@ fn c_answers_every_arm_and_litert_s_verbs() {
 fn d_checks_out_in_stages() {
     let dir = tempfile::tempdir().unwrap();
     let text = run("d", dir.path());
-    // There is no stock.
+    // The item is out of stock.
     assert!(text.contains("sold out"), "{text}");
 }
 
 #[test]
-fn d_checks_out_what_is_there_once() {
+fn d_reserves_an_item_only_once() {
     let engine = Engine::temporary().unwrap();
     let orders = engine.manager::<d_checkout::Order, String>("orders").unwrap();
     let stock = engine.table("stock").unwrap();
@@ -115,7 +115,7 @@ fn d_checks_out_what_is_there_once() {
 }
 
 #[test]
-fn f_answers_its_three_routes() {
+fn f_serves_its_three_routes() {
     let engine = Engine::temporary().unwrap();
     let requests = engine.requests("http").unwrap();
     let numbers: Manager<u64, String> = engine.manager("numbers").unwrap();
@@ -145,14 +145,14 @@ fn f_answers_its_three_routes() {
 }
 
 #[test]
-fn e_rolls_back_by_itself_and_by_error() {
+fn e_rolls_back_on_conflict_and_on_error() {
     let dir = tempfile::tempdir().unwrap();
     let text = run("e", dir.path());
     assert!(text.contains("Err(NoFunds(3))") && text.contains("rolled back: no"), "{text}");
 }
 
 #[test]
-fn g_reconciles_and_lists() {
+fn g_resolves_and_lists_records() {
     let dir = tempfile::tempdir().unwrap();
     let text = run("g", dir.path());
     assert!(text.contains("created: true") && text.contains("exit: ExitCode(unix_exit_status(0))"), "{text}");

@@ -1,4 +1,4 @@
-//! Many threads, few keys: one owner at a time, one answer for ever.
+//! Races of many threads for few keys: one owner at a time, and one outcome that never changes.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -14,7 +14,8 @@ use oncekey::{
 
 use crate::threads::{LATE, Rng, patient, within};
 
-/// One round: everyone begins, exactly one may. Half of the rounds the owner holds the key until all have begun.
+/// Runs one round: all threads begin the same key, exactly one gets a claim. In every second round the owner holds the
+/// key until all have begun.
 fn begin_round(ops: &Manager<u64, u64>, key: &str, round: u64, me: u64, line: &Barrier, claims: &AtomicUsize) -> u64 {
     line.wait();
     let begun = ops.begin(key).unwrap();
@@ -46,7 +47,7 @@ fn begin_round(ops: &Manager<u64, u64>, key: &str, round: u64, me: u64, line: &B
 }
 
 #[test]
-fn of_64_threads_one_claims_and_all_replay_its_ending() {
+fn one_of_64_threads_claims_and_all_others_replay_its_outcome() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops: Manager<u64, u64> = engine.manager("ops").unwrap();
@@ -66,9 +67,9 @@ fn of_64_threads_one_claims_and_all_replay_its_ending() {
     });
 }
 
-/// Every thread walks all the keys, each in an order of its own, so that every key is raced for at one time or another.
+/// Each thread visits all keys in an order of its own, so that each key is raced for at some time.
 #[test]
-fn ten_thousand_keys_run_once_each_whoever_comes_first() {
+fn ten_thousand_keys_run_once_each_under_64_threads() {
     const KEYS: usize = 10_000;
     const THREADS: usize = 64;
     within(LATE, || {
@@ -77,11 +78,11 @@ fn ten_thousand_keys_run_once_each_whoever_comes_first() {
         let runs: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
         let values: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
         let (ops, runs, values) = (&ops, &runs, &values);
-        // Coprime to the number of keys, so that a walk meets each of them once.
+        // Coprime to the number of keys, so that a thread visits each key once.
         let strides = [1, 3, 7, 9, KEYS - 1, KEYS - 3, 4_999, 3_001];
         thread::scope(|scope| {
             for me in 0..THREADS {
-                // Threads of the same stride start together: they race for every key.
+                // Threads with the same stride start together, and race for every key.
                 let (start, stride) = (me % 16 * (KEYS / 16), strides[me % strides.len()]);
                 scope.spawn(move || {
                     for key in (0..KEYS).map(|step| (start + step * stride) % KEYS) {
@@ -92,7 +93,7 @@ fn ten_thousand_keys_run_once_each_whoever_comes_first() {
                         });
                         let done = done.unwrap();
                         assert!(done.replayed() || *done.value() == mine);
-                        // The first to come says what the others must see.
+                        // The first thread sets the value that the others must see.
                         let seen = values[key].compare_exchange(0, *done.value(), SeqCst, SeqCst);
                         assert!(seen.is_ok() || seen == Err(*done.value()), "key {key}: {seen:?}");
                     }
@@ -109,12 +110,12 @@ fn ten_thousand_keys_run_once_each_whoever_comes_first() {
     });
 }
 
-/// What is known of one key besides what the engine says.
+/// The test's own knowledge of one key.
 #[derive(Debug, Default)]
 struct Model {
-    /// An operation is running.
+    /// True while an operation runs.
     owned: AtomicBool,
-    /// Of the last operation that ran.
+    /// The token of the last operation that ran.
     token: AtomicU64,
     outcome: Mutex<Option<Result<u64, u64>>>,
 }
@@ -126,7 +127,7 @@ impl Model {
         assert!(claim.token() > before, "token {} behind {before}", claim.token());
         assert!(self.outcome.lock().unwrap().is_none(), "{} runs although it has an outcome", claim.key());
         thread::yield_now();
-        // Before its ending, which is all that lets another in.
+        // Clear this before the ending, because the ending admits the next owner.
         assert!(self.owned.swap(false, SeqCst));
     }
 
@@ -136,7 +137,7 @@ impl Model {
     }
 }
 
-/// An error says by its value what becomes of it.
+/// Returns the action for an error, from its value.
 fn classify(error: u64) -> OnError {
     match error % 4 {
         0 => OnError::Store,
@@ -152,7 +153,7 @@ fn execute_at_random(ops: &Manager<u64, u64>, key: u64, model: &Model, rng: &mut
             model.run(claim);
             match fate {
                 0 => Ok(value),
-                // Without the hook, which would print it.
+                // Skip the panic hook, which would print the message.
                 1 | 2 => resume_unwind(Box::new("the operation panics")),
                 _ => Err(value),
             }
@@ -172,7 +173,7 @@ fn execute_at_random(ops: &Manager<u64, u64>, key: u64, model: &Model, rng: &mut
 }
 
 #[test]
-fn operations_that_fail_panic_and_give_up_have_one_owner_and_one_outcome() {
+fn failing_and_panicking_operations_have_one_owner_and_one_outcome() {
     const KEYS: u64 = 600;
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
@@ -185,7 +186,7 @@ fn operations_that_fail_panic_and_give_up_have_one_owner_and_one_outcome() {
             for me in 0..8 {
                 scope.spawn(move || {
                     let mut rng = Rng::new(me);
-                    // All move along the keys together, so that they meet on a few at a time.
+                    // All threads visit the keys in the same order, so that they meet on a few at a time.
                     for key in (0..KEYS).flat_map(|key| [key; 4]) {
                         let key = (key + rng.below(4)) % KEYS;
                         execute_at_random(ops, key, &models[usize::try_from(key).unwrap()], &mut rng);
@@ -205,23 +206,24 @@ fn operations_that_fail_panic_and_give_up_have_one_owner_and_one_outcome() {
     });
 }
 
-/// One key under all verbs. What must hold, as of any single object on which calls take effect at one moment each:
+/// One key under all calls. Each call takes effect at one moment, so these must hold:
 ///
-/// - generation, attempt and stage only grow: no call shows what lies before what some call had shown when it began;
+/// - generation, attempt and stage only grow: no call returns less than an earlier call had returned before it began;
 /// - a generation has at most one outcome;
-/// - a generation is begun once and deleted at most once: at any moment `begun - deleted` is 0, and the key is absent, or 1.
+/// - a generation begins once and is deleted at most once: `begun - deleted` is 0 while the key is absent, and 1
+///   otherwise.
 #[derive(Debug, Default)]
 struct Life {
     mark: Mutex<(u64, u32, u8)>,
     outcomes: Mutex<HashMap<u64, Result<u64, u64>>>,
     owned: AtomicBool,
     begun: AtomicU64,
-    /// Answered deletions, and those that may have taken effect.
+    /// Deletions that were answered, and those that may have taken effect.
     deleted: AtomicU64,
     deleting: AtomicU64,
 }
 
-/// What was known before a call.
+/// The knowledge before a call.
 struct Before((u64, u32, u8), u64);
 
 impl Life {
@@ -233,7 +235,7 @@ impl Life {
         let stage = match status {
             Status::InProgress => 0,
             Status::Interrupted => 1,
-            // `resolve` may do that to an interrupted one.
+            // `resolve` may release an interrupted record.
             Status::Released => 2,
             Status::Succeeded | Status::Failed => 3,
         };
@@ -286,7 +288,7 @@ impl Life {
         }
     }
 
-    /// While this thread owns the key, every answer is known.
+    /// Calls the engine while this thread owns the key. Every answer is known.
     fn own(&self, claim: Claim<u64, u64>, ops: &Manager<u64, u64>, key: &str, rng: &mut Rng) {
         let owned = |result: oncekey::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::OwnedByClaim);
         match rng.below(6) {
@@ -358,7 +360,7 @@ impl Life {
 }
 
 #[test]
-fn all_verbs_at_once_keep_every_key_one_object() {
+fn concurrent_calls_on_one_key_are_consistent() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops: &Manager<u64, u64> = &engine.manager("ops").unwrap();
@@ -386,7 +388,7 @@ fn all_verbs_at_once_keep_every_key_one_object() {
     });
 }
 
-/// With many threads one sync covers many commits.
+/// With many threads, one sync covers many commits.
 #[test]
 fn sixty_four_threads_share_syncs() {
     within(LATE, || {
@@ -411,7 +413,7 @@ fn sixty_four_threads_share_syncs() {
         println!("{commits} commits, {groups} groups, {syncs} syncs, {} waits", after.sync_waits - before.sync_waits);
         assert_eq!(commits, 64 * 100 * 2);
         assert!(groups < commits / 4, "{groups} groups for {commits} commits");
-        // Each group has its sync; a new segment and a store checkpoint have a few of their own.
+        // Each group has one sync. New segments and store checkpoints add a few.
         assert!(syncs >= groups && syncs <= groups + groups / 4 + 16, "{syncs} syncs for {groups} groups");
     });
 }

@@ -1,4 +1,4 @@
-//! Managers whose types are not known, and types that are not the known ones.
+//! Tests of managers whose types are not known, and of wrong types.
 
 use oncekey::admin::Resolution;
 use oncekey::clock::ManualClock;
@@ -19,7 +19,7 @@ fn the_same_name_with_other_types_is_a_type_mismatch() {
 }
 
 #[test]
-fn raw_shows_and_settles_records_without_their_types() {
+fn raw_shows_and_resolves_records_without_their_types() {
     let (engine, _) = engine();
     let manager: Manager<u64, u8> = engine.manager_with("m", ManagerOptions::new().schema(7)).unwrap();
     let raw = engine.raw("m").unwrap();
@@ -34,7 +34,7 @@ fn raw_shows_and_settles_records_without_their_types() {
     raw.resolve("a", Resolution::Retry).unwrap();
     raw.resolve("b", Resolution::Succeed(manager.encode_outcome(Ok(&1)).unwrap())).unwrap();
     raw.resolve("c", Resolution::Fail(manager.encode_outcome(Err(&9)).unwrap())).unwrap();
-    // The record keeps its schema, so that its own manager reads it.
+    // The record keeps its schema, so its own manager can read it.
     assert_eq!(
         (status(&manager, "a"), outcome(&manager, "b"), outcome(&manager, "c")),
         (Some(Status::Released), Some(Ok(1)), Some(Err(9)))
@@ -45,7 +45,7 @@ fn raw_shows_and_settles_records_without_their_types() {
 }
 
 #[test]
-fn import_takes_records_over_into_another_store() {
+fn import_copies_records_into_another_store() {
     let ((here, _), (there, clock)) = (engine(), engine());
     let (source, target) = (texts_with(&here, ManagerOptions::new().success_ttl(MINUTE)), resuming(&there));
     let begin = same("a").context(about("user", "ada"));
@@ -68,10 +68,10 @@ fn import_takes_records_over_into_another_store() {
     for (key, interruption) in [("dropped", Interruption::Dropped), ("live", Interruption::ProcessEnded)] {
         let info = target.get(key).unwrap().unwrap().info().clone();
         assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(interruption)), "{key}");
-        // Its policy came along: it is held here as it was there.
+        // The policy is imported too: the record is still held.
         assert_eq!((info.policy(), answer(&target, key)), (OnInterrupted::Hold, "interrupted"), "{key}");
     }
-    // Its time starts again.
+    // The TTL starts again.
     clock.advance(just_before(MINUTE));
     assert!(status(&target, "won").is_some());
     clock.advance(MS);
@@ -83,7 +83,7 @@ fn claimed_replay<T, E>(begin: Begin<T, E>) -> oncekey::Finished<T, E> {
     done
 }
 
-/// Effects that an attempt may repeat under the same name, wherever the record goes.
+/// Effects keep their ids wherever the record is imported, because an attempt may repeat them.
 #[test]
 fn an_imported_record_keeps_its_effect_ids_under_any_manager_and_in_every_open() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
@@ -94,7 +94,7 @@ fn an_imported_record_keeps_its_effect_ids_under_any_manager_and_in_every_open()
     drop(first);
     let info = source.get("k").unwrap().unwrap().info().clone();
     assert_eq!((info.effect_id("charge"), info.effect_id("mail")), (charge.clone(), mail));
-    // By the API, by the lines of an export, and on from there.
+    // Import by the API, by the lines of an export, and from the second store again.
     let record = here.raw("m").unwrap().get("k").unwrap().unwrap();
     let line = serde_json::to_string(&record).unwrap();
     let read: Record<Value, Value> = serde_json::from_str(&line).unwrap();
@@ -110,14 +110,14 @@ fn an_imported_record_keeps_its_effect_ids_under_any_manager_and_in_every_open()
         let second = claim(&target, "k");
         assert_eq!((second.attempt(), second.effect_id("charge")), (2, charge.clone()), "{name}");
         second.release().unwrap();
-        // What starts here afterwards is something else.
+        // A record that starts here later has another effect id.
         assert!(target.remove("k").unwrap());
         assert_ne!(claim(&target, "k").effect_id("charge"), charge);
     }
 }
 
 #[test]
-fn what_runs_in_a_restored_copy_has_other_tokens_and_effect_ids() {
+fn operations_in_a_restored_copy_have_other_tokens_and_effect_ids() {
     let dir = tempfile::tempdir().unwrap();
     let (live, backup) = (dir.path().join("live"), dir.path().join("backup"));
     let (store, clock) = (open(&live, &ManualClock::new()), ManualClock::new());
@@ -127,7 +127,7 @@ fn what_runs_in_a_restored_copy_has_other_tokens_and_effect_ids() {
     let run = |path: &std::path::Path| {
         let engine = open(path, &clock);
         let manager = resuming(&engine);
-        // What was begun before the copy was made is the same operation in both.
+        // An operation that began before the copy is the same operation in both stores.
         assert_eq!(manager.get("unfinished").unwrap().unwrap().info().effect_id("charge"), unfinished);
         let claim = claim(&manager, "k");
         let said = (claim.token(), claim.effect_id("charge"));
@@ -138,7 +138,7 @@ fn what_runs_in_a_restored_copy_has_other_tokens_and_effect_ids() {
     };
     let ((first, first_effect), (second, second_effect)) = (run(&live), run(&backup));
     assert!(first != second && first_effect != second_effect);
-    // In each of them they grow.
+    // Tokens grow in each store.
     assert!(claim(&texts(&open(&live, &clock)), "later").token() > first);
 }
 

@@ -1,5 +1,5 @@
-//! The rules of design.md, section 3, as a user sees them: what `begin` answers, and when a record is absent. How claims
-//! end is in `endings`.
+//! Tests of the rules that a user sees: the answer of `begin`, and the time from which a record is absent. Endings are
+//! in `endings`.
 
 use oncekey::{
     Begin, BeginOptions, Engine, ErrorKind, FOREVER, Fingerprint, Interruption, ManagerOptions, OnInterrupted, Status,
@@ -10,10 +10,10 @@ use oncekey::{
 
 use crate::common::*;
 
-// The order of checks in `begin`.
+// The order of the checks in `begin`.
 
 #[test]
-fn begin_checks_the_key_before_anything_else() {
+fn begin_checks_the_key_first() {
     let (manager, _) = fresh();
     let options = BeginOptions::new().success_ttl(std::time::Duration::ZERO);
     assert_eq!(manager.begin_with("", options.clone()).unwrap_err().kind(), ErrorKind::InvalidKey);
@@ -21,7 +21,7 @@ fn begin_checks_the_key_before_anything_else() {
 }
 
 #[test]
-fn begin_looks_at_expiry_before_the_fingerprint() {
+fn begin_checks_expiry_before_the_fingerprint() {
     let (manager, clock) = fresh();
     let first = claimed(manager.begin_with("k", same("a")).unwrap());
     let generation = first.generation();
@@ -34,7 +34,7 @@ fn begin_looks_at_expiry_before_the_fingerprint() {
 }
 
 #[test]
-fn begin_tells_a_mismatch_before_in_progress_and_every_other_answer() {
+fn begin_returns_mismatch_before_any_other_answer() {
     let (manager, _) = fresh();
     let start = |key: &str| claimed(manager.begin_with(key, same("a")).unwrap());
     let _live = start("live");
@@ -56,10 +56,10 @@ fn begin_tells_a_mismatch_before_in_progress_and_every_other_answer() {
 }
 
 #[test]
-fn begin_looks_for_a_live_owner_before_the_interrupted_policy() {
+fn begin_checks_for_a_live_owner_before_the_interrupted_policy() {
     let (engine, _) = engine();
     let manager = resuming(&engine);
-    // Its second owner lives although its first one was interrupted.
+    // The second owner is alive, although the first attempt was interrupted.
     claim(&manager, "k").interrupt().unwrap();
     let _owner = claim(&manager, "k");
     assert_eq!(answer(&manager, "k"), "in progress");
@@ -77,7 +77,7 @@ fn begin_follows_the_interrupted_policy() {
 }
 
 #[test]
-fn answers_of_the_protocol_are_no_errors() {
+fn answers_of_the_protocol_are_values_not_errors() {
     let (manager, _) = fresh();
     let _live = claim(&manager, "live");
     assert!(manager.begin("live").is_ok() && manager.wait("live", MS).is_ok());
@@ -92,7 +92,7 @@ fn answers_of_the_protocol_are_no_errors() {
 // Fingerprints.
 
 #[test]
-fn a_retry_without_the_fingerprint_that_the_record_has_is_a_mismatch() {
+fn a_retry_without_the_fingerprint_of_the_record_is_a_mismatch() {
     let (manager, _) = fresh();
     claimed(manager.begin_with("k", same("a")).unwrap()).succeed(&"v".to_owned()).unwrap();
     assert_eq!(answer(&manager, "k"), "mismatch");
@@ -100,7 +100,7 @@ fn a_retry_without_the_fingerprint_that_the_record_has_is_a_mismatch() {
 }
 
 #[test]
-fn where_the_record_has_no_fingerprint_none_is_compared() {
+fn a_record_without_a_fingerprint_accepts_any() {
     let (manager, _) = fresh();
     let owner = claim(&manager, "k");
     assert_eq!(answer_with(&manager, "k", same("a")), "in progress");
@@ -109,7 +109,7 @@ fn where_the_record_has_no_fingerprint_none_is_compared() {
     assert_eq!(answer_with(&manager, "k", same("b")), "replay");
 }
 
-// What is fixed when a generation starts.
+// Facts that are fixed when a generation starts.
 
 #[test]
 fn fingerprint_context_and_policy_are_fixed_when_a_generation_starts() {
@@ -124,10 +124,10 @@ fn fingerprint_context_and_policy_are_fixed_when_a_generation_starts() {
     assert_eq!((again.attempt(), again.context().text("user")), (2, Some("ada")));
     let info = again.interrupt().unwrap();
     assert_eq!((info.policy(), info.fingerprint()), (OnInterrupted::Resume, None));
-    // The record is still one without a fingerprint, and still one that resumes.
+    // The record still has no fingerprint, and its policy is still `Resume`.
     assert_eq!(answer_with(&holds, "k", same("b")), "claimed");
 
-    // And the other way: a manager that resumes does not free what was begun to be held.
+    // The opposite: a manager with `Resume` does not free a record that was begun with `Hold`.
     drop(claim(&holds, "held"));
     assert_eq!(answer(&resumes, "held"), "interrupted");
     assert_eq!(resumes.get("held").unwrap().unwrap().info().policy(), OnInterrupted::Hold);
@@ -156,7 +156,7 @@ fn ttls_are_fixed_when_a_generation_starts() {
 }
 
 #[test]
-fn a_new_generation_fixes_everything_anew() {
+fn a_new_generation_has_its_own_fingerprint_context_policy_and_ttls() {
     let (manager, clock) = fresh();
     let first = same("a").context(about("user", "ada"));
     claimed(manager.begin_with("k", first).unwrap()).succeed(&"v".to_owned()).unwrap();
@@ -170,7 +170,7 @@ fn a_new_generation_fixes_everything_anew() {
 // TTLs.
 
 #[test]
-fn the_ttl_runs_from_the_ending() {
+fn the_ttl_starts_at_the_ending() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(SECOND));
     let owner = claim(&manager, "k");
@@ -183,7 +183,7 @@ fn the_ttl_runs_from_the_ending() {
 }
 
 #[test]
-fn success_and_failure_have_their_own_ttl() {
+fn success_and_failure_have_separate_ttls() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(2 * SECOND).failure_ttl(SECOND));
     let options = || BeginOptions::new().success_ttl(3 * SECOND).failure_ttl(4 * SECOND);
@@ -200,7 +200,7 @@ fn success_and_failure_have_their_own_ttl() {
 }
 
 #[test]
-fn what_is_held_or_at_work_never_expires_and_what_is_released_does_after_a_day() {
+fn by_default_only_released_records_expire_after_a_day() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(MS).failure_ttl(MS));
     let _live = claim(&manager, "live");
@@ -220,13 +220,13 @@ fn what_is_held_or_at_work_never_expires_and_what_is_released_does_after_a_day()
 }
 
 #[test]
-fn released_and_interrupted_ttls_remove_what_was_given_up_and_never_a_live_one() {
+fn released_and_interrupted_ttls_never_remove_a_live_record() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().released_ttl(SECOND).interrupted_ttl(SECOND));
     let live = claim(&manager, "live");
     assert!(manager.initiate("by key", None).unwrap());
     clock.advance(DAY);
-    // It runs from the giving up, as the others run from the ending.
+    // This TTL starts at the release. The others start at the ending.
     claim(&manager, "released").release().unwrap();
     drop(claim(&manager, "dropped"));
     clock.advance(just_before(SECOND));
@@ -241,7 +241,7 @@ fn released_and_interrupted_ttls_remove_what_was_given_up_and_never_a_live_one()
 }
 
 #[test]
-fn the_interrupted_ttl_of_the_dead_runs_from_the_open_that_found_them() {
+fn the_interrupted_ttl_after_a_crash_starts_at_the_open() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let options = || ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let first = open(dir.path(), &clock);
@@ -259,7 +259,7 @@ fn the_interrupted_ttl_of_the_dead_runs_from_the_open_that_found_them() {
 }
 
 #[test]
-fn the_interrupted_ttl_of_the_dead_does_not_start_again_with_the_next_open() {
+fn the_interrupted_ttl_after_a_crash_does_not_restart_at_later_opens() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let options = || ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let first = open(dir.path(), &clock);
@@ -284,9 +284,9 @@ fn the_interrupted_ttl_of_the_dead_does_not_start_again_with_the_next_open() {
     assert_eq!(fourth.opened().interrupted, 0);
 }
 
-/// What every reader says of a key: all of them must say it.
+/// Asserts that all readers agree whether the key is present.
 #[track_caller]
-fn everyone_sees(engine: &Engine, key: &str, alive: bool) {
+fn all_readers_see(engine: &Engine, key: &str, alive: bool) {
     let manager = texts_with(engine, ManagerOptions::new().success_ttl(SECOND));
     assert_eq!(manager.get(key).unwrap().is_some(), alive, "get");
     assert_eq!(matches!(manager.wait(key, FOREVER).unwrap(), Waited::Absent), !alive, "wait");
@@ -311,64 +311,64 @@ fn everyone_sees(engine: &Engine, key: &str, alive: bool) {
 }
 
 #[test]
-fn expired_is_absent_at_once_for_everyone_at_one_boundary() {
+fn all_readers_see_a_record_expire_at_the_same_millisecond() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(SECOND));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
-    everyone_sees(&engine, "k", true);
+    all_readers_see(&engine, "k", true);
     clock.advance(just_before(SECOND));
-    everyone_sees(&engine, "k", true);
-    // Nothing was compacted: the record is still there for those who do not look at the time.
+    all_readers_see(&engine, "k", true);
+    // The record has expired, but was not deleted: readers without the time still find it.
     clock.advance(MS);
-    everyone_sees(&engine, "k", false);
+    all_readers_see(&engine, "k", false);
 }
 
 #[test]
-fn the_boundary_is_the_same_after_close_and_reopen() {
+fn a_record_expires_at_the_same_time_after_a_reopen() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let manager = texts_with(&first, ManagerOptions::new().success_ttl(SECOND));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
     clock.advance(SECOND / 2);
     first.close().unwrap();
-    // What passes while nothing is open counts.
+    // Time counts while the store is closed.
     clock.advance(just_before(SECOND / 2));
     let second = open(dir.path(), &clock);
-    everyone_sees(&second, "k", true);
+    all_readers_see(&second, "k", true);
     second.close().unwrap();
     clock.advance(MS);
-    everyone_sees(&open(dir.path(), &clock), "k", false);
+    all_readers_see(&open(dir.path(), &clock), "k", false);
 }
 
 #[test]
-fn steps_of_the_wall_clock_expire_nothing() {
+fn steps_of_the_wall_clock_expire_no_record() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let manager = texts_with(&first, ManagerOptions::new().success_ttl(SECOND));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
     let wall = oncekey::clock::Clock::wall(&clock);
     clock.set_wall(wall + 10 * YEAR);
-    everyone_sees(&first, "k", true);
+    all_readers_see(&first, "k", true);
     first.close().unwrap();
-    // Neither while nothing is open: within one boot, no more counts than passed since boot.
+    // Closed or not: within one boot, no more time counts than the boot clock shows.
     clock.set_wall(wall + 15 * YEAR);
     let between = open(dir.path(), &clock);
-    everyone_sees(&between, "k", true);
+    all_readers_see(&between, "k", true);
     between.close().unwrap();
-    // Neither does a machine that was off for a year and is set right by it.
+    // A machine that was off for a year counts no time either.
     clock.reboot();
     clock.set_wall(wall + 20 * YEAR);
     let second = open(dir.path(), &clock);
-    everyone_sees(&second, "k", true);
+    all_readers_see(&second, "k", true);
     clock.set_wall(wall);
     clock.advance(just_before(SECOND));
-    everyone_sees(&second, "k", true);
+    all_readers_see(&second, "k", true);
     clock.advance(MS);
-    everyone_sees(&second, "k", false);
+    all_readers_see(&second, "k", false);
 }
 
 #[test]
-fn a_day_back_or_forward_across_restarts_expires_nothing_early_and_keeps_nothing_longer() {
+fn clock_steps_of_a_day_across_restarts_do_not_move_an_expiry() {
     for forward in [true, false] {
         for reboots in [true, false] {
             let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
@@ -381,7 +381,7 @@ fn a_day_back_or_forward_across_restarts_expires_nothing_early_and_keeps_nothing
             claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
             step();
             clock.advance(MINUTE);
-            everyone_sees(&first, "k", true);
+            all_readers_see(&first, "k", true);
             drop((manager, first));
             step();
             if reboots {
@@ -390,12 +390,12 @@ fn a_day_back_or_forward_across_restarts_expires_nothing_early_and_keeps_nothing
             let second = open(dir.path(), &clock);
             step();
             clock.advance(MINUTE);
-            everyone_sees(&second, "k", true);
-            // The time of a step counts as long as it really took: all of it was in an open store.
+            all_readers_see(&second, "k", true);
+            // Time in an open store counts exactly, whatever the wall clock does.
             clock.advance(just_before(MINUTE));
-            everyone_sees(&second, "k", true);
+            all_readers_see(&second, "k", true);
             clock.advance(MS);
-            everyone_sees(&second, "k", false);
+            all_readers_see(&second, "k", false);
         }
     }
 }
@@ -418,7 +418,7 @@ fn time_when_the_machine_was_off_counts_up_to_max_offline() {
 }
 
 #[test]
-fn for_ever_is_for_ever() {
+fn a_ttl_of_forever_never_expires() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let manager = texts_with(&first, ManagerOptions::new().success_ttl(FOREVER).failure_ttl(FOREVER));

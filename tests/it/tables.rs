@@ -1,4 +1,4 @@
-//! The user's own tables.
+//! Tests of the user's tables.
 
 use oncekey::{ErrorKind, Key, Value, table::Rows};
 
@@ -48,14 +48,14 @@ fn a_table_keeps_rows_in_the_order_of_their_keys_across_a_restart() {
 }
 
 #[test]
-fn tables_and_managers_of_one_name_do_not_meet() {
+fn tables_and_managers_of_the_same_name_are_separate() {
     let (engine, _) = engine();
     let (manager, table) = (texts(&engine), engine.table("m").unwrap());
     table.insert("k", "row").unwrap();
     assert_eq!(answer(&manager, "k"), "claimed");
     manager.remove("k").unwrap();
     assert_eq!(table.get("k").unwrap().as_deref(), Some(&b"row"[..]));
-    // One name is the beginning of the other.
+    // One name is a prefix of the other.
     engine.table("m2").unwrap().insert("a", "x").unwrap();
     engine.table("m.").unwrap().insert("a", "x").unwrap();
     assert_eq!(names(table.iter()), "k");
@@ -63,7 +63,7 @@ fn tables_and_managers_of_one_name_do_not_meet() {
 }
 
 #[test]
-fn long_values_empty_ones_and_any_bytes_are_kept() {
+fn values_of_any_length_and_content_are_kept() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let values: Vec<Vec<u8>> = [0, 1, 4096, 4097, 100_000, 1 << 20].map(|len| vec![7; len]).into();
     let engine = open(dir.path(), &clock);
@@ -82,7 +82,7 @@ fn long_values_empty_ones_and_any_bytes_are_kept() {
 }
 
 #[test]
-fn bad_names_keys_and_values_are_refused_and_nothing_changes() {
+fn invalid_names_keys_and_values_are_rejected_and_change_nothing() {
     let (engine, _) = engine();
     for name in ["", "A", "a/b", &"x".repeat(65)] {
         assert_eq!(engine.table(name).unwrap_err().kind(), ErrorKind::InvalidName);
@@ -100,7 +100,7 @@ fn bad_names_keys_and_values_are_refused_and_nothing_changes() {
 }
 
 #[test]
-fn a_closed_engine_s_table_answers_closed() {
+fn a_table_of_a_closed_engine_returns_closed() {
     let (engine, _) = engine();
     let table = engine.table("t").unwrap();
     table.insert("k", "v").unwrap();

@@ -1,4 +1,4 @@
-//! What the tests of concurrency share.
+//! Helpers for the tests of concurrency.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use oncekey::ExecuteOptions;
 
-/// Nothing here takes so long, except for ever.
+/// A bound for waits. Reaching it means that the engine hangs.
 pub(crate) const LATE: Duration = Duration::from_secs(60);
 
-/// Repeatable randomness: splitmix64.
+/// A random number generator with a seed: splitmix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
@@ -26,18 +26,18 @@ impl Rng {
         mixed ^ (mixed >> 31)
     }
 
-    /// Less than `n`.
+    /// Returns a number below `n`.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 }
 
-/// Runs a test that would hang if the engine did, and fails it then: its threads are left behind.
+/// Runs a test that hangs if the engine does, and fails it after `time`. Its threads are left behind.
 pub(crate) fn within<T: Send + 'static>(time: Duration, body: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = channel();
     let worker = thread::spawn(move || {
         let result = body();
-        // Nobody listens any more once the test has failed for being late.
+        // Ignore the result: the receiver is gone if the test has failed by timeout.
         let _ = done.send(result);
     });
     match result.recv_timeout(time) {
@@ -52,7 +52,7 @@ pub(crate) fn within<T: Send + 'static>(time: Duration, body: impl FnOnce() -> T
     }
 }
 
-/// Spins until it is so.
+/// Spins until the condition is true.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -61,26 +61,26 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Waits for another owner as long as a test may take.
+/// Returns options that wait as long as a test may take.
 pub(crate) fn patient() -> ExecuteOptions {
     ExecuteOptions::new().wait(LATE)
 }
 
-/// A thread that others can see asleep.
+/// A thread whose state other threads can read.
 #[derive(Clone, Debug)]
 pub(crate) struct Sleeper(Option<PathBuf>);
 
 impl Sleeper {
-    /// The calling thread.
+    /// Returns the calling thread.
     pub(crate) fn me() -> Self {
         let task = std::fs::read_link("/proc/thread-self").ok();
         Self(task.map(|task| PathBuf::from("/proc").join(task).join("stat")))
     }
 
-    /// Whether the system says that it sleeps; where there is no `/proc`, always.
+    /// Returns true if the system reports that the thread sleeps. Without `/proc`, always returns true.
     ///
-    /// `stats().waiting` counts a waiter that has sat down but may still be about to read the record. One that also sleeps,
-    /// in an engine where nobody else is at work, is parked.
+    /// A waiter counted by `stats().waiting` has entered the queue, but may not have read the record yet. If it also
+    /// sleeps, and no other thread uses the engine, it is parked.
     pub(crate) fn sleeps(&self) -> bool {
         let Some(path) = &self.0 else { return true };
         let Ok(stat) = std::fs::read_to_string(path) else { return false };

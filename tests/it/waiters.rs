@@ -1,4 +1,5 @@
-//! Waiting for another owner: who is woken, by what, in which order, and that nobody is forgotten.
+//! Tests of waiting for another owner: which waiters wake, at which event, in which order. No waiter is ever left
+//! behind.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
@@ -32,30 +33,30 @@ pub(crate) fn begin_or_wait(ops: &Ops, timeout: Duration) -> oncekey::Result<Beg
     ops.begin_or_wait(KEY, BeginOptions::new(), timeout)
 }
 
-/// Starts a thread that waits as `call` does, and returns when it is parked: when the engine counts one waiter more, and the
-/// thread sleeps.
+/// Starts a thread that runs `call`. Returns when it is parked: the engine counts one more waiter, and the thread
+/// sleeps.
 pub(crate) fn parked<'scope, R: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     ops: &'scope Ops,
     call: impl FnOnce(&Ops) -> R + Send + 'scope,
 ) -> ScopedJoinHandle<'scope, R> {
     let waiting = ops.engine().stats().waiting;
-    let (tell, told) = channel();
+    let (sender, receiver) = channel();
     let handle = scope.spawn(move || {
-        tell.send(Sleeper::me()).unwrap();
+        sender.send(Sleeper::me()).unwrap();
         call(ops)
     });
-    let sleeper = told.recv().unwrap();
+    let sleeper = receiver.recv().unwrap();
     until("it is parked", || ops.engine().stats().waiting == waiting + 1 && sleeper.sleeps());
     handle
 }
 
-pub(crate) fn nobody_waits(engine: &Engine) {
+pub(crate) fn assert_no_waiters(engine: &Engine) {
     let stats = engine.stats();
     assert_eq!((stats.waiting, stats.in_progress), (0, 0));
 }
 
-/// `ONCEKEY_WAITERS=10000` makes them more.
+/// Set `ONCEKEY_WAITERS=10000` for more waiters.
 #[test]
 fn a_thousand_waiters_get_one_outcome_of_one_execution() {
     let waiters: u64 = std::env::var("ONCEKEY_WAITERS").map_or(1_000, |n| n.parse().unwrap());
@@ -70,11 +71,11 @@ fn a_thousand_waiters_get_one_outcome_of_one_execution() {
                     let call = move || {
                         let run = || {
                             runs.fetch_add(1, SeqCst);
-                            // The first to come keeps the key until all others wait for it.
+                            // The first owner keeps the key until all others wait.
                             until("all wait", || ops.engine().stats().waiting == waiters);
                             Ok(me)
                         };
-                        // Both ways to wait, in one queue.
+                        // Use both ways to wait in one queue.
                         if me % 2 == 0 || runs.load(SeqCst) == 0 {
                             return ops.execute_with(KEY, patient(), |_| run()).unwrap().into_value();
                         }
@@ -90,25 +91,25 @@ fn a_thousand_waiters_get_one_outcome_of_one_execution() {
             assert!(values.iter().all(|value| Some(value) == values.first()));
         });
         assert_eq!(runs.load(SeqCst), 1);
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
 #[test]
-fn heirs_take_over_in_the_order_in_which_they_came() {
-    const HEIRS: usize = 24;
+fn successors_take_over_in_order_of_arrival() {
+    const SUCCESSORS: usize = 24;
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Resume);
         let order = &Mutex::new(Vec::new());
         thread::scope(|scope| {
             let owner = claim(ops);
-            let heirs: Vec<_> = (0..HEIRS)
+            let successors: Vec<_> = (0..SUCCESSORS)
                 .map(|me| {
                     parked(scope, ops, move |ops| {
                         let claim = begin_or_wait(ops, FOR_EVER).unwrap().into_claim().unwrap();
                         order.lock().unwrap().push((me, claim.attempt()));
-                        // The three ways to give a key up, in turn.
+                        // Use the three ways to give up a key in turn.
                         match me % 3 {
                             0 => drop(claim.release().unwrap()),
                             1 => drop(claim.interrupt().unwrap()),
@@ -118,18 +119,22 @@ fn heirs_take_over_in_the_order_in_which_they_came() {
                 })
                 .collect();
             owner.release().unwrap();
-            for heir in heirs {
-                heir.join().unwrap();
+            for successor in successors {
+                successor.join().unwrap();
             }
         });
-        let in_order: Vec<_> = (0..HEIRS).map(|me| (me, u32::try_from(me).unwrap() + 2)).collect();
+        let in_order: Vec<_> = (0..SUCCESSORS).map(|me| (me, u32::try_from(me).unwrap() + 2)).collect();
         assert_eq!(*order.lock().unwrap(), in_order);
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
-/// Heirs that send their claims away, so that the test holds them.
-fn heirs<'scope>(scope: &'scope Scope<'scope, '_>, ops: &'scope Ops, n: usize) -> Receiver<(usize, Begin<u64, u64>)> {
+/// Starts successors that send their claims to the test.
+fn successors<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    ops: &'scope Ops,
+    n: usize,
+) -> Receiver<(usize, Begin<u64, u64>)> {
     let (send, claims) = channel();
     for me in 0..n {
         let send = send.clone();
@@ -139,35 +144,35 @@ fn heirs<'scope>(scope: &'scope Scope<'scope, '_>, ops: &'scope Ops, n: usize) -
 }
 
 #[test]
-fn a_released_key_goes_to_one_heir_and_the_others_wait_on() {
+fn a_released_key_goes_to_one_successor_and_the_others_stay_parked() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
         thread::scope(|scope| {
             let mut owner = claim(ops);
-            let answers = heirs(scope, ops, 8);
+            let answers = successors(scope, ops, 8);
             for turn in 0..8 {
                 owner.release().unwrap();
-                let (heir, begun) = answers.recv().unwrap();
+                let (successor, begun) = answers.recv().unwrap();
                 let waiting = ops.engine().stats().waiting;
-                assert_eq!((heir, waiting), (turn, 7 - turn as u64));
+                assert_eq!((successor, waiting), (turn, 7 - turn as u64));
                 owner = begun.into_claim().unwrap();
                 assert_eq!(owner.attempt() as usize, turn + 2);
-                // Nobody else got an answer: one would be on its way by the time that two commits more are durable.
+                // No other waiter has an answer: it would have arrived while two more commits became durable.
                 ops.begin("other").unwrap().into_claim().unwrap().release().unwrap();
                 assert!(answers.try_recv().is_err());
             }
             owner.succeed(&7).unwrap();
         });
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
-/// An owner that panics while it holds the key.
+/// Drops the claim in a panic.
 fn panics_with(claim: Claim<u64, u64>) {
     let panicking = std::panic::AssertUnwindSafe(|| {
         let _claim = claim;
-        // Without the hook, which would print it.
+        // Skip the panic hook, which would print the message.
         std::panic::resume_unwind(Box::new("on purpose"));
     });
     std::panic::catch_unwind(panicking).unwrap_err();
@@ -180,42 +185,45 @@ fn under_resume_a_dropped_and_a_panicked_claim_hand_over() {
         let ops = &ops(&engine, OnInterrupted::Resume);
         thread::scope(|scope| {
             let first = claim(ops);
-            let answers = heirs(scope, ops, 3);
+            let answers = successors(scope, ops, 3);
             drop(first);
-            let (heir, begun) = answers.recv().unwrap();
+            let (successor, begun) = answers.recv().unwrap();
             let second = begun.into_claim().unwrap();
-            assert_eq!((heir, second.interruption()), (0, Some(Interruption::Dropped)));
+            assert_eq!((successor, second.interruption()), (0, Some(Interruption::Dropped)));
             panics_with(second);
-            let (heir, begun) = answers.recv().unwrap();
+            let (successor, begun) = answers.recv().unwrap();
             let mut third = begun.into_claim().unwrap();
-            assert_eq!((heir, third.interruption()), (1, Some(Interruption::Panicked)));
+            assert_eq!((successor, third.interruption()), (1, Some(Interruption::Panicked)));
             third.release_on_drop(true);
             panics_with(third);
-            let (heir, begun) = answers.recv().unwrap();
-            assert_eq!(heir, 2);
+            let (successor, begun) = answers.recv().unwrap();
+            assert_eq!(successor, 2);
             begun.into_claim().unwrap().succeed(&1).unwrap();
         });
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
 #[test]
-fn under_hold_a_dropped_and_a_panicked_claim_tell_all_waiters() {
+fn under_hold_a_dropped_and_a_panicked_claim_wake_all_waiters() {
     within(LATE, || {
         for panics in [false, true] {
             let engine = Engine::temporary().unwrap();
             let ops = &ops(&engine, OnInterrupted::Hold);
             thread::scope(|scope| {
                 let owner = claim(ops);
-                let heirs: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER))).collect();
+                let successors: Vec<_> =
+                    (0..8).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER))).collect();
                 let others: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER))).collect();
                 if panics {
                     panics_with(owner);
                 } else {
                     drop(owner);
                 }
-                for heir in heirs {
-                    let Begin::Interrupted(info) = heir.join().unwrap().unwrap() else { panic!("not interrupted") };
+                for successor in successors {
+                    let Begin::Interrupted(info) = successor.join().unwrap().unwrap() else {
+                        panic!("not interrupted")
+                    };
                     let cause = if panics { Interruption::Panicked } else { Interruption::Dropped };
                     assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(cause)));
                 }
@@ -223,12 +231,12 @@ fn under_hold_a_dropped_and_a_panicked_claim_tell_all_waiters() {
                     assert!(matches!(other.join().unwrap().unwrap(), Waited::Interrupted));
                 }
             });
-            nobody_waits(&engine);
+            assert_no_waiters(&engine);
         }
     });
 }
 
-// A stage's commit has a path of its own to those who wait.
+// The commit of a stage wakes the waiters by a path of its own.
 #[test]
 fn a_stage_that_ends_a_claim_wakes_all() {
     for fails in [false, true] {
@@ -239,7 +247,7 @@ fn a_stage_that_ends_a_claim_wakes_all() {
             thread::scope(|scope| {
                 let looks: Vec<_> =
                     (0..2).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER).unwrap())).collect();
-                let heirs: Vec<_> =
+                let successors: Vec<_> =
                     (0..2).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER).unwrap())).collect();
                 claim.work_stage(|_| Ok::<_, Error>(Next::advance("on"))).unwrap();
                 assert_eq!(engine.stats().waiting, 4, "an advance is no end");
@@ -249,19 +257,20 @@ fn a_stage_that_ends_a_claim_wakes_all() {
                     let Waited::Finished(done) = look.join().unwrap() else { panic!("it has ended") };
                     assert_eq!(done.into_outcome(), expected);
                 }
-                for heir in heirs {
-                    let Begin::Replay(done) = heir.join().unwrap() else { panic!("it has ended") };
+                for successor in successors {
+                    let Begin::Replay(done) = successor.join().unwrap() else { panic!("it has ended") };
                     assert_eq!(done.into_outcome(), expected);
                 }
             });
-            nobody_waits(&engine);
+            assert_no_waiters(&engine);
         });
     }
 }
 
-// Whoever is parked waits for an owner, and an update is refused then: it comes between a release and the heirs' turns.
+// While a waiter is parked the key has an owner, and an update is rejected. So the update must come between a release
+// and the claim of a successor.
 #[test]
-fn an_update_in_a_transaction_ends_a_record_that_heirs_wait_for() {
+fn an_update_in_a_transaction_ends_a_record_that_successors_wait_for() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let requests = &engine.requests("r").unwrap();
@@ -270,7 +279,7 @@ fn an_update_in_a_transaction_ends_a_record_that_heirs_wait_for() {
             let key = &format!("k{round}");
             let claim = manager.begin(key).unwrap().into_claim().unwrap();
             thread::scope(|scope| {
-                let heirs: Vec<_> = (0..4)
+                let successors: Vec<_> = (0..4)
                     .map(|_| {
                         scope.spawn(|| match manager.begin_or_wait(key, BeginOptions::new(), FOR_EVER).unwrap() {
                             Begin::Claimed(claim) => drop(claim.release().unwrap()),
@@ -283,15 +292,15 @@ fn an_update_in_a_transaction_ends_a_record_that_heirs_wait_for() {
                 claim.release().unwrap();
                 let gone = || RequestPatch::new().response(Response::new(StatusCode::GONE));
                 let update = || engine.atomic_phase(|tx| requests.with_transaction(tx).update(key, gone()));
-                // An heir may have it for a moment.
-                until("nobody owns it", || update().is_ok());
-                for heir in heirs {
-                    heir.join().unwrap();
+                // A successor may own it for a moment.
+                until("it has no owner", || update().is_ok());
+                for successor in successors {
+                    successor.join().unwrap();
                 }
             });
             assert_eq!(manager.get(key).unwrap().unwrap().status(), Status::Succeeded);
         }
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
@@ -309,19 +318,19 @@ fn revoking_a_record_begun_by_key_wakes_all() {
             }
             assert!(ops.remove(KEY).unwrap());
             assert!(ops.initiate(KEY, None).unwrap());
-            let answers = heirs(scope, ops, 8);
+            let answers = successors(scope, ops, 8);
             ops.revoke(KEY).unwrap();
             for _ in 0..8 {
                 let (_, begun) = answers.recv().unwrap();
                 assert!(matches!(begun, Begin::Interrupted(_)));
             }
         });
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
-/// Rounds in which impatient heirs give up at about the moment of an ending, and one patient heir must get the key whatever
-/// they do. The time-outs sweep over the time that an ending takes.
+/// In each round, several waiters time out at about the time of an ending, and one patient waiter must get the key. The
+/// time-outs sweep over the duration of an ending.
 fn time_out_at_an_ending(engine: &Engine, rounds: u32, sweep: Duration) -> [u64; 2] {
     let ops = &ops(engine, OnInterrupted::Resume);
     let counts = [AtomicU64::new(0), AtomicU64::new(0)];
@@ -351,25 +360,25 @@ fn time_out_at_an_ending(engine: &Engine, rounds: u32, sweep: Duration) -> [u64;
             line.wait();
             if round % 3 == 0 { drop(owner) } else { drop(owner.release().unwrap()) }
         });
-        // All have gone: nobody has a turn that he does not use.
+        // All waiters are gone, and none has kept a hand-over.
         let start = Instant::now();
         let next = begin_or_wait(ops, LATE).unwrap().into_claim().unwrap();
-        assert!(start.elapsed() < LATE / 4, "round {round}: a turn was lost");
+        assert!(start.elapsed() < LATE / 4, "round {round}: a hand-over was lost");
         next.release().unwrap();
-        nobody_waits(engine);
+        assert_no_waiters(engine);
     }
     counts.map(AtomicU64::into_inner)
 }
 
 #[test]
-fn a_time_out_at_an_ending_loses_no_turn() {
+fn a_time_out_during_an_ending_loses_no_hand_over() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let start = Instant::now();
         claim(&ops(&engine, OnInterrupted::Resume)).release().unwrap();
         let sweep = start.elapsed();
         let [taken, missed] = time_out_at_an_ending(&engine, 200, sweep);
-        // Without a disk in between the same moments are hundreds of times closer.
+        // Without a disk the two events are hundreds of times closer.
         let eventual = Engine::options().durability(Durability::Eventual { interval: LATE }).temporary().unwrap();
         let [also, not] = time_out_at_an_ending(&eventual, 1_000, Duration::from_micros(100));
         println!("durable: {taken} took over, {missed} timed out; eventual: {also}, {not}");
@@ -378,7 +387,7 @@ fn a_time_out_at_an_ending_loses_no_turn() {
 }
 
 #[test]
-fn an_observer_that_times_out_at_an_ending_sees_either_side() {
+fn an_observer_that_times_out_during_an_ending_sees_the_state_before_or_after() {
     within(LATE, || {
         let eventual = Engine::options().durability(Durability::Eventual { interval: LATE });
         let engine = eventual.temporary().unwrap();
@@ -403,12 +412,12 @@ fn an_observer_that_times_out_at_an_ending_sees_either_side() {
             let Waited::Finished(done) = ops.wait(key, Duration::ZERO).unwrap() else { panic!("round {round}") };
             assert_eq!(done.outcome(), Ok(&round));
         }
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
 #[test]
-fn a_wait_for_what_is_not_in_progress_answers_at_once() {
+fn a_wait_for_a_key_without_an_owner_returns_at_once() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
@@ -424,50 +433,50 @@ fn a_wait_for_what_is_not_in_progress_answers_at_once() {
         drop(claim(ops));
         assert!(matches!(ops.wait(KEY, FOR_EVER).unwrap(), Waited::Interrupted));
         assert!(matches!(begin_or_wait(ops, FOR_EVER).unwrap(), Begin::Interrupted(_)));
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
 #[test]
-fn a_wait_for_ever_ends_at_the_ending_and_a_short_one_before() {
+fn an_endless_wait_ends_at_the_ending_and_a_short_one_times_out() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
         let owner = claim(ops);
-        // One that this thread owns is waited for like any other.
+        // A claim of this thread is waited for like any other.
         assert!(matches!(ops.wait(KEY, Duration::from_millis(5)).unwrap(), Waited::TimedOut));
         let Begin::InProgress(pending) = begin_or_wait(ops, Duration::from_millis(5)).unwrap() else { panic!() };
         assert!(matches!(pending.wait(Duration::ZERO).unwrap(), Waited::TimedOut));
         thread::scope(|scope| {
             let observer = parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER));
-            let heir = parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER));
+            let successor = parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER));
             let holder = parked(scope, ops, |_| pending.wait(FOR_EVER));
-            assert!(!observer.is_finished() && !heir.is_finished() && !holder.is_finished());
+            assert!(!observer.is_finished() && !successor.is_finished() && !holder.is_finished());
             owner.succeed(&9).unwrap();
             for waited in [observer, holder] {
                 assert!(matches!(waited.join().unwrap().unwrap(), Waited::Finished(done) if done.outcome() == Ok(&9)));
             }
-            assert!(matches!(heir.join().unwrap().unwrap(), Begin::Replay(done) if done.outcome() == Ok(&9)));
+            assert!(matches!(successor.join().unwrap().unwrap(), Begin::Replay(done) if done.outcome() == Ok(&9)));
         });
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
 #[test]
-fn close_wakes_everyone_who_waits() {
+fn close_wakes_all_waiters() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
         thread::scope(|scope| {
             let owner = claim(ops);
             let observers: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER))).collect();
-            let heirs: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER))).collect();
+            let successors: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER))).collect();
             assert_eq!(engine.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
             for observer in observers {
                 assert!(matches!(observer.join().unwrap().unwrap(), Waited::Closed));
             }
-            for heir in heirs {
-                assert_eq!(heir.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+            for successor in successors {
+                assert_eq!(successor.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
             }
             owner.succeed(&1).unwrap();
         });

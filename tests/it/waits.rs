@@ -1,4 +1,4 @@
-//! What a wait is told, and when.
+//! Tests of the answers that a wait returns.
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
@@ -13,10 +13,10 @@ use oncekey::{
 
 use crate::common::*;
 use crate::threads::{LATE, patient, until, within};
-use crate::waiters::{FOR_EVER, KEY, begin_or_wait, claim, nobody_waits, ops, parked};
+use crate::waiters::{FOR_EVER, KEY, assert_no_waiters, begin_or_wait, claim, ops, parked};
 
 #[test]
-fn an_observer_is_told_what_the_heir_made_of_a_released_key() {
+fn an_observer_gets_the_outcome_of_the_successor() {
     within(LATE, || {
         let (engine, _clock) = engine();
         let ops: &Manager<u64> = &engine.manager("m").unwrap();
@@ -24,13 +24,13 @@ fn an_observer_is_told_what_the_heir_made_of_a_released_key() {
             let key = &format!("k{n}");
             let owner = ops.begin(key).unwrap().into_claim().unwrap();
             thread::scope(|scope| {
-                let heir = scope.spawn(|| ops.execute_with(key, patient(), |_| Ok(7)));
+                let successor = scope.spawn(|| ops.execute_with(key, patient(), |_| Ok(7)));
                 let observer = scope.spawn(|| ops.wait(key, LATE));
                 until("both wait", || engine.stats().waiting == 2);
                 owner.release().unwrap();
-                heir.join().unwrap().unwrap();
-                let told = observer.join().unwrap().unwrap();
-                assert!(matches!(&told, Waited::Finished(done) if done.outcome().unwrap() == &7), "{told:?}");
+                successor.join().unwrap().unwrap();
+                let answer = observer.join().unwrap().unwrap();
+                assert!(matches!(&answer, Waited::Finished(done) if done.outcome().unwrap() == &7), "{answer:?}");
             });
         }
     });
@@ -64,7 +64,7 @@ fn events_of_a_closed_engine_end() {
     }
 }
 
-/// A clock that looks at the engine whose clock it is.
+/// A clock that calls the engine that uses it.
 #[derive(Clone, Debug, Default)]
 struct Nosy(Arc<OnceLock<Engine>>);
 
@@ -82,7 +82,7 @@ impl Clock for Nosy {
 }
 
 #[test]
-fn a_clock_is_asked_with_no_lock_held() {
+fn the_clock_is_read_with_no_lock_held() {
     within(LATE, || {
         let clock = Nosy::default();
         let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
@@ -96,14 +96,14 @@ fn a_clock_is_asked_with_no_lock_held() {
     });
 }
 
-/// What a call that waits is answered when it may not wait.
+/// Asserts the answer to a call that may not wait.
 #[track_caller]
 fn is_refused(begin: &oncekey::Result<Begin<u64, u64>>) {
     assert!(matches!(begin, Ok(Begin::InProgress(_))), "{begin:?}");
 }
 
 #[test]
-fn one_thread_too_many_for_a_key_is_answered_at_once_and_other_keys_wait() {
+fn over_the_limit_of_one_key_calls_return_at_once_and_other_keys_wait() {
     within(LATE, || {
         let engine = Engine::options().max_waiting_per_key(2).max_waiting(3).temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
@@ -113,10 +113,10 @@ fn one_thread_too_many_for_a_key_is_answered_at_once_and_other_keys_wait() {
             let waiters = [(); 2].map(|()| parked(scope, ops, |ops| begin_or_wait(ops, FOR_EVER)));
             is_refused(&begin_or_wait(ops, FOR_EVER));
             assert!(matches!(ops.execute_with(KEY, patient(), |_| Ok(1)), Err(ExecuteError::InProgress(_))));
-            // Retries of this key hold no thread that another key could use.
+            // Waiters of this key take no place of another key.
             let third = parked(scope, other, |other| begin_or_wait(other, FOR_EVER));
             is_refused(&begin_or_wait(other, FOR_EVER));
-            // Who only observes is not counted.
+            // Observers are not counted.
             let observer = parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER));
             owner.succeed(&7).unwrap();
             for waiter in waiters {
@@ -128,12 +128,12 @@ fn one_thread_too_many_for_a_key_is_answered_at_once_and_other_keys_wait() {
             owner_of_other.succeed(&7).unwrap();
             assert!([third, fourth].into_iter().all(|one| matches!(one.join().unwrap(), Ok(Begin::Replay(_)))));
         });
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }
 
 #[test]
-fn a_place_to_wait_is_free_again_after_a_time_out_a_hand_over_and_a_panic() {
+fn a_time_out_a_hand_over_and_a_panic_free_the_place_of_a_waiter() {
     within(LATE, || {
         let engine = Engine::options().max_waiting_per_key(1).temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Resume);
@@ -156,6 +156,6 @@ fn a_place_to_wait_is_free_again_after_a_time_out_a_hand_over_and_a_panic() {
             owner.succeed(&7).unwrap();
             assert!(matches!(last.join().unwrap(), Ok(Begin::Replay(_))));
         });
-        nobody_waits(&engine);
+        assert_no_waiters(&engine);
     });
 }

@@ -1,4 +1,4 @@
-//! What the command lines of the three programs have in common.
+//! The command line of the three programs.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::shared::on_disk;
 
-/// `--name value` for each name that is known, `--name` for each flag, and words.
+/// Parsed arguments: `--name value` for known names, `--name` for flags, and words.
 pub(crate) struct Arguments {
     values: Vec<(String, String)>,
     flags: Vec<String>,
@@ -46,12 +46,12 @@ impl Arguments {
         self.flags.iter().any(|known| known == name)
     }
 
-    /// Where stores are made: `--dir`, or a directory of the build's. In memory is refused.
+    /// Returns the directory for stores: `--dir`, or one in the build directory. A file system in memory is rejected.
     pub(crate) fn directory(&self) -> PathBuf {
         on_disk(self.value("dir").map(str::to_owned))
     }
 
-    /// Writes a file into the directory that `--out` names, if it does.
+    /// Writes a file into the directory of `--out`, if it is given.
     pub(crate) fn write_out(&self, name: &str, text: &str) -> Result<()> {
         let Some(dir) = self.value("out") else { return Ok(()) };
         std::fs::create_dir_all(dir)?;

@@ -1,4 +1,4 @@
-//! The chart of bars, and curves, as SVG.
+//! Draws the bar chart and the curves as SVG.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ const BAR: f64 = 150.0;
 const LINE: f64 = 24.0;
 
 const HEAD: &str = "font-family=\"system-ui, sans-serif\" font-size=\"13\" fill=\"#1f2937\"";
-/// Hatched: those that promise less.
+/// Systems that promise less are hatched.
 const HATCH: &str = "<defs><pattern id=\"hatch\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" \
                      patternTransform=\"rotate(45)\"><rect width=\"6\" height=\"6\" fill=\"#f3f4f6\"/>\
                      <path d=\"M0 0V6\" stroke=\"#9ca3af\" stroke-width=\"3\"/></pattern></defs>\n";
@@ -29,9 +29,9 @@ fn fill(row: &Row, mode: Mode) -> &'static str {
     }
 }
 
-/// One panel for each number of threads, one line for each system; each panel has a scale of its own.
+/// Draws one panel for each number of threads, with one bar for each system. Each panel has its own scale.
 fn panels(svg: &mut String, top: f64, mode: Mode, rows: &[Row], threads: &[usize]) -> f64 {
-    // Pale where nobody waits: not the same promise.
+    // Answers that do not wait for the disk are pale: they promise less.
     let (title, opacity) = match mode {
         Mode::Durable => ("Durable cycles per second: no answer before it is on disk", 1.0),
         Mode::Relaxed => ("Relaxed cycles per second: nobody waits for the disk", 0.55),
@@ -100,13 +100,13 @@ fn page(width: f64, height: f64, body: &str) -> String {
     )
 }
 
-/// One curve, over numbers of keys.
+/// A curve over numbers of keys.
 pub(crate) struct Curve {
     pub(crate) name: &'static str,
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Each group of curves in a plot of its own, from zero to its highest value, over a logarithmic axis of live keys.
+/// Draws each group of curves in its own plot, from zero to its highest value, over a logarithmic axis of live keys.
 pub(crate) fn curves(groups: &[(&str, Vec<Curve>)]) -> String {
     const HEIGHT: f64 = 250.0;
     let mut body = String::new();

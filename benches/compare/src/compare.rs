@@ -1,4 +1,4 @@
-//! The table and the chart.
+//! Measures the table and the chart.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use crate::measure::{Column, Keys, Load, Row, best, in_turns, ours, settle};
 use crate::systems::{Candidate, DURABLE, Kind, Mode, RELAXED};
 use crate::table::{markdown, number, optional};
 
-/// How long and how often.
+/// The durations and the number of rounds.
 pub(crate) struct Plan {
     pub(crate) rounds: usize,
     pub(crate) warm_up: Duration,
@@ -27,7 +27,7 @@ impl Plan {
     pub(crate) const QUICK: Self =
         Self { rounds: 1, warm_up: Duration::from_millis(50), time: Duration::from_millis(200) };
 
-    /// `--quick`, and `--rounds N`, `--warm-up MS`, `--time MS` for those who know what they look for.
+    /// Reads `--quick`, and `--rounds N`, `--warm-up MS`, `--time MS` for special measurements.
     fn asked(arguments: &Arguments) -> Result<Self> {
         let plan = if arguments.flag("quick") { Self::QUICK } else { Self::FULL };
         let milliseconds = |name, default: Duration| {
@@ -47,13 +47,13 @@ impl Plan {
 }
 
 pub(crate) const THREADS: [usize; 3] = [1, 8, 64];
-/// Of the whole run, on a slow disk too.
+/// The longest duration of a whole run, also on a slow disk.
 pub(crate) const LIMIT: Duration = Duration::from_secs(360);
 const RELAXED_THREADS: [usize; 2] = [1, 8];
 
 /// # Errors
 ///
-/// What an engine or the disk says.
+/// Fails if an engine or the disk fails.
 pub fn main() -> Result<()> {
     let arguments = Arguments::read(&["dir", "out", "only", "rounds", "warm-up", "time"], &["quick"])?;
     let plan = Plan::asked(&arguments)?;
@@ -118,7 +118,7 @@ fn page(plan: &Plan, durable: &[Row], relaxed: &[Row], took: Duration) -> String
     text
 }
 
-/// What cannot be so on a quiet machine: who reads it should measure again.
+/// Returns warnings about figures that are impossible on a quiet machine. Readers should then measure again.
 fn doubts(rows: &[Row]) -> String {
     let find = |name| rows.iter().find(|row| row.candidate.name == name);
     let mut text = String::new();
@@ -148,7 +148,7 @@ fn name(row: &Row) -> String {
     }
 }
 
-/// The rates, and what oncekey's are divided by them.
+/// Returns the rates, and the ratios of oncekey's rates to them.
 fn rates(rows: &[Row], row: &Row, columns: &[usize]) -> (Vec<String>, Vec<String>) {
     let ratio = |column| ours(rows)?.over(row, column);
     let rates = columns.iter().map(|column| optional(row.rate(*column), number)).collect();
@@ -185,7 +185,8 @@ fn relaxed_table(rows: &[Row]) -> String {
     markdown(&head.map(str::to_owned), &lines.collect::<Vec<_>>())
 }
 
-/// Of the crates, as locked; of SQLite inside its crate; of the servers, as they say.
+/// Returns the versions of the crates from the lock file, of SQLite in its crate, and of the servers as they report
+/// them.
 fn versions() -> String {
     let lock = include_str!("../Cargo.lock");
     let mut found: Vec<String> = ["fjall", "heed", "redb", "rocksdb", "rusqlite", "sled"]

@@ -1,4 +1,4 @@
-//! Each goal, and what was reached.
+//! Measures each goal.
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -25,7 +25,7 @@ struct Measure {
     name: String,
     goal: f64,
     reached: f64,
-    /// Whether the goal is the most that is allowed, not the least.
+    /// True if the goal is a maximum, false if it is a minimum.
     is_cost: bool,
     note: String,
 }
@@ -49,7 +49,7 @@ const GROUPS: [Group; 6] = [
 
 /// # Errors
 ///
-/// What an engine or the disk says.
+/// Fails if an engine or the disk fails.
 pub fn main() -> Result<()> {
     let arguments = Arguments::read(&["dir", "out", "seconds", "records", "measure"], &["quick"])?;
     if let Some(path) = arguments.value("measure") {
@@ -160,7 +160,7 @@ fn replay(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     Ok(vec![against("bytes (`Value`)", bytes), against("256 numbers (`Vec<u8>`), decoded one by one", numbers)])
 }
 
-/// Replays per second.
+/// Returns replays per second.
 fn replays<T: Serialize + DeserializeOwned + AsRef<[u8]>>(path: &Path) -> Result<f64> {
     let engine = Engine::open(path)?;
     let manager: Manager<T, String> = engine.manager("bench")?;
@@ -173,7 +173,7 @@ fn replays<T: Serialize + DeserializeOwned + AsRef<[u8]>>(path: &Path) -> Result
     Ok(rate)
 }
 
-/// Calls per second.
+/// Returns calls per second.
 fn timed(calls: u64, call: impl Fn(u64)) -> f64 {
     (0..HOT).for_each(&call);
     let began = Instant::now();
@@ -181,8 +181,8 @@ fn timed(calls: u64, call: impl Fn(u64)) -> f64 {
     calls as f64 / began.elapsed().as_secs_f64()
 }
 
-/// sled as it is, with the engine's cache. After a close it lets go of its lock a moment later, and nothing tells when; only
-/// the attempt that succeeds is timed.
+/// Opens sled itself, with the engine's cache size. After a close sled unlocks its file a little later and without
+/// notice. So only the attempt that succeeds is timed.
 fn open_sled(path: &Path) -> (sled::Db, Duration) {
     let patience = Instant::now();
     loop {
@@ -217,7 +217,7 @@ fn waiters(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     }])
 }
 
-/// Live keys.
+/// Returns the number of live keys.
 fn window(arguments: &Arguments) -> u64 {
     if arguments.flag("quick") { 20_000 } else { 200_000 }
 }
@@ -226,7 +226,7 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let dir = tempfile::tempdir_in(base)?;
     let live = window(arguments);
     let time = Duration::from_secs(arguments.number("seconds", if arguments.flag("quick") { 5 } else { 60 })?);
-    // The three fastest for a moment, then each for as long as oncekey.
+    // Run the three fastest shortly, and then each as long as oncekey.
     let peers: Vec<Candidate> = RELAXED.iter().copied().filter(Candidate::is_peer).collect();
     let mut rows =
         in_turns(dir.path(), Mode::Relaxed, &peers, &[plan(arguments).column(8)], &AtomicU64::new(0), LIMIT)?;
@@ -267,7 +267,7 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     ])
 }
 
-/// oncekey's own forgetting goes by time: how long a record lives is what a run without any says.
+/// oncekey forgets by time. A first run without it shows how long a record must live.
 fn moving_window(dir: &Path, live: u64, time: Duration) -> Result<Sustained> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let trial = Oncekey::open(&dir.join("trial"), Mode::Relaxed, scale::DAY)?;

@@ -1,11 +1,11 @@
-//! Two ways to use an engine from many threads: each with its own transactions, or one thread that commits for all.
+//! Two ways to use an engine from many threads: each thread commits for itself, or one thread commits for all.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
 use crate::systems::{Key, Session, Step, Store, System};
 
-/// Every caller commits for itself.
+/// Each caller commits for itself.
 pub(crate) struct Direct<S>(pub(crate) S);
 
 struct DirectSession<'a, S>(&'a S);
@@ -31,8 +31,8 @@ fn forget(store: &impl Store, keys: &[Key]) {
     store.commit(&steps).unwrap();
 }
 
-/// What a careful user builds around an engine without group commit: steps queue up while a commit is in flight, and the next
-/// commit takes them all.
+/// The wrapper that a careful user writes around an engine without group commit. Steps queue up during a commit, and
+/// the next commit takes them all.
 pub(crate) struct Grouped<S: Store> {
     shared: Arc<Shared<S>>,
     writer: Option<JoinHandle<()>>,
@@ -51,7 +51,7 @@ struct Queue {
     ended: bool,
 }
 
-/// A condition variable for each group, so that a commit wakes only its own.
+/// Each group has a condition variable, so that a commit wakes only its own waiters.
 #[derive(Default)]
 struct Group {
     answers: Mutex<Option<Vec<bool>>>,
@@ -80,7 +80,7 @@ impl<S: Store> Shared<S> {
                 }
                 (std::mem::take(&mut queue.steps), std::mem::take(&mut queue.group))
             };
-            // A failed commit ends the benchmark: nobody could say what holds.
+            // A failed commit ends the benchmark: the state of the store is unknown.
             let answers = self.store.commit(&steps).unwrap_or_else(|cause| {
                 eprintln!("a commit failed: {cause:#}");
                 std::process::exit(1)

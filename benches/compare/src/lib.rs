@@ -1,7 +1,7 @@
-//! oncekey beside the engines that its users would otherwise take: the same cycle, the same bytes, the same promise.
+//! Compares oncekey with other engines: the same cycle, the same bytes, the same promise.
 //!
-//! Three programs: `compare` (the table and the chart), `scale` (from ten thousand records to millions) and `goals` (each goal
-//! and what was reached). How to run them: `README.md`.
+//! There are three programs: `compare` (the table and the chart), `scale` (from ten thousand records to millions) and
+//! `goals` (each goal and its figure). `README.md` describes how to run them.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(

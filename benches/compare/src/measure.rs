@@ -1,4 +1,4 @@
-//! One system, so many threads, for a while; and many systems in turns.
+//! Measures one system with a number of threads, and many systems in turns.
 
 use std::path::Path;
 use std::sync::Barrier;
@@ -11,11 +11,11 @@ use hdrhistogram::Histogram;
 use crate::shared::{key, median};
 use crate::systems::{Candidate, Key, Kind, Mode, Session, Step, System};
 
-/// Which keys a cycle uses. Each is new.
+/// The keys of the cycles. Each is new.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keys {
     Random,
-    /// UUID v7: in the order of time, so that neighbours are written together.
+    /// UUIDs of version 7. They are ordered by time, so neighbours are written together.
     Ordered,
 }
 
@@ -32,17 +32,17 @@ impl Keys {
 pub(crate) struct Load {
     pub(crate) threads: usize,
     pub(crate) keys: Keys,
-    /// Not counted: files are created, pages fetched, buffers grown.
+    /// Time before the measurement, in which files are created, pages fetched and buffers grown.
     pub(crate) warm_up: Duration,
     pub(crate) time: Duration,
 }
 
-/// What a load came to.
+/// The result of a load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     /// Cycles per second.
     pub(crate) rate: f64,
-    /// Milliseconds that a cycle took, 99th percentile.
+    /// The 99th percentile of the duration of a cycle, in milliseconds.
     pub(crate) p99: f64,
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn cycle(session: &mut dyn Session, key: Key) {
     assert!(session.step(Step::Succeed(key)), "a key that has begun");
 }
 
-/// Cycles until the time is over. `next` numbers the keys; those who share it never use one twice.
+/// Runs cycles until the time is over. `next` numbers the keys, so that no key is used twice.
 pub(crate) fn run(system: &dyn System, load: Load, next: &AtomicU64) -> Reading {
     let start = Barrier::new(load.threads);
     let histograms: Vec<Histogram<u64>> = std::thread::scope(|scope| {
@@ -82,13 +82,13 @@ pub(crate) fn run(system: &dyn System, load: Load, next: &AtomicU64) -> Reading 
     Reading { rate: all.len() as f64 / load.time.as_secs_f64(), p99: all.value_at_quantile(0.99) as f64 / 1e6 }
 }
 
-/// Writes out what others have left in the page cache, so that the next one's syncs do not pay for it.
+/// Writes out the page cache, so that the next system's syncs do not pay for earlier writes.
 pub(crate) fn settle(base: &Path) -> Result<()> {
     let dir = std::fs::File::open(base)?;
     rustix::fs::syncfs(&dir).with_context(|| base.display().to_string())
 }
 
-/// All readings of one candidate: one list for each column, one entry for each round. Or why there are none.
+/// All readings of a candidate: a list for each column, an entry for each round. Or the reason why there are none.
 pub(crate) struct Row {
     pub(crate) candidate: Candidate,
     pub(crate) readings: Vec<Vec<Reading>>,
@@ -104,8 +104,8 @@ impl Row {
         self.middle(column, |reading| reading.p99)
     }
 
-    /// This one's rate divided by the other's, round by round, and of those the median: what disturbs the machine for longer
-    /// than a round disturbs both.
+    /// Returns the median over all rounds of this rate divided by the other's. A disturbance longer than a round
+    /// affects both.
     pub(crate) fn over(&self, other: &Self, column: usize) -> Option<f64> {
         let (ours, theirs) = (self.readings.get(column)?, other.readings.get(column)?);
         let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours.rate / theirs.rate).collect();
@@ -118,16 +118,16 @@ impl Row {
     }
 }
 
-/// The same load for each candidate.
+/// A load that is the same for each candidate.
 #[derive(Clone, Copy)]
 pub(crate) struct Column {
     pub(crate) load: Load,
     pub(crate) rounds: usize,
 }
 
-/// Every candidate under every load, in turns. Each has a directory for each column and opens it anew in each round, so that
-/// nobody works in the background of another; the order is another in each round. A round that would end after `limit` is not
-/// begun, save the first.
+/// Runs every candidate under every load in turns. Each has a directory for each column, and opens it again in each
+/// round, so that its background work does not disturb others. The order changes from round to round. After `limit` no
+/// round starts, except the first.
 pub(crate) fn in_turns(
     base: &Path,
     mode: Mode,
@@ -167,7 +167,8 @@ pub(crate) fn in_turns(
     Ok(rows)
 }
 
-/// Backwards every other time, and begun elsewhere each time: nobody always comes after the same one.
+/// Returns the order of a round: backwards every other time, with another start each time. So no candidate always runs
+/// after the same one.
 fn order(count: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     order.rotate_left(round * 5 % count);
@@ -177,7 +178,7 @@ fn order(count: usize, round: usize) -> Vec<usize> {
     order
 }
 
-/// The fastest of those that `which` lets through.
+/// Returns the fastest of the rows that `which` accepts.
 pub(crate) fn best(rows: &[Row], column: usize, which: impl Fn(&Candidate) -> bool) -> Option<&Row> {
     let rows = rows.iter().filter(|row| which(&row.candidate) && row.rate(column).is_some());
     rows.max_by(|one, other| one.rate(column).unwrap_or(0.0).total_cmp(&other.rate(column).unwrap_or(0.0)))

@@ -1,4 +1,4 @@
-//! From ten thousand live keys to millions.
+//! Measures from ten thousand live keys to millions.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -21,24 +21,24 @@ const ROUNDS: usize = 3;
 const TIME: Duration = Duration::from_secs(3);
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What a store of some size showed, medians over the rounds.
+/// The measurements of a store of one size, medians over the rounds.
 pub(crate) struct Size {
     pub(crate) live: u64,
-    /// Cycles per second while it was filled from the size before, nobody waiting for the disk.
+    /// Cycles per second while it was filled from the previous size, without waiting for the disk.
     filled: f64,
-    /// Bytes on disk for each live record, journal included, after a clean close.
+    /// Bytes on disk for each live record after a clean close, including the journal.
     bytes: f64,
-    /// Milliseconds.
+    /// The time to open, in milliseconds.
     open: f64,
     pub(crate) rates: [f64; 2],
     p99: [f64; 2],
-    /// MiB of a process that opened the store and ran the loads.
+    /// The memory of a process that opened the store and ran the loads, in MiB.
     rss: f64,
 }
 
 /// # Errors
 ///
-/// What the engine or the disk says.
+/// Fails if an engine or the disk fails.
 pub fn main() -> Result<()> {
     let arguments = Arguments::read(&["dir", "out", "max", "rounds", "measure"], &[])?;
     if let Some(path) = arguments.value("measure") {
@@ -54,7 +54,8 @@ pub fn main() -> Result<()> {
     arguments.write_out("scale.svg", &plot(&found))
 }
 
-/// Fills a store for each size, then opens a copy of each in turns, in a process of its own so that its memory can be told.
+/// Fills a store of each size, then opens a copy of each in turns. Each copy is opened in its own process, so that its
+/// memory can be measured.
 pub(crate) fn measure(base: &Path, sizes: &[u64], rounds: usize) -> Result<Vec<Size>> {
     let dir = tempfile::tempdir_in(base)?;
     let path = |size: u64| dir.path().join(size.to_string());
@@ -73,7 +74,7 @@ pub(crate) fn measure(base: &Path, sizes: &[u64], rounds: usize) -> Result<Vec<S
         found.push(Size { live: *size, filled, bytes, open: 0.0, rates: [0.0; 2], p99: [0.0; 2], rss: 0.0 });
         before = Some(*size);
     }
-    // One list for each size, of what its process printed in each round.
+    // A list for each size, with the output of its process in each round.
     let mut readings = vec![Vec::new(); sizes.len()];
     for round in 0..rounds {
         for (size, readings) in sizes.iter().zip(&mut readings) {
@@ -111,7 +112,7 @@ pub(crate) fn measure_here(path: &Path) -> Result<()> {
     let began = Instant::now();
     let system = Oncekey::open(path, Mode::Durable, DAY)?;
     print!("{:.2}", began.elapsed().as_secs_f64() * 1e3);
-    // Far from the numbers that the store was filled with.
+    // Far from the numbers that are in the store.
     let next = AtomicU64::new(1 << 40);
     for threads in THREADS {
         let load = Load { threads, keys: Keys::Random, warm_up: Duration::from_millis(500), time: TIME };

@@ -1,4 +1,4 @@
-//! A window of live keys that moves on for a minute: each new key pushes the oldest out.
+//! Moves a window of live keys for a minute: each new key removes the oldest.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,17 +8,17 @@ use crate::shared::key;
 use crate::systems::{Key, System};
 
 const THREADS: usize = 8;
-/// Keys that are forgotten together.
+/// The number of keys that are forgotten together.
 const BATCH: u64 = 1024;
 
 pub(crate) struct Sustained {
-    /// Cycles per second, once the window is full.
+    /// Cycles per second after the window is full.
     pub(crate) rate: f64,
-    /// What `probe` said, once a second, from then on.
+    /// The result of `probe`, once per second after the window is full.
     pub(crate) seconds: Vec<(f64, f64)>,
 }
 
-/// Cycles without a pause, for so long after the window is full. `probe` gets the number of cycles done.
+/// Runs cycles without a pause for this time after the window is full. `probe` gets the number of cycles so far.
 pub(crate) fn sustained(
     system: &dyn System,
     live: u64,

@@ -1,6 +1,6 @@
-//! Markdown.
+//! Tables in Markdown.
 
-/// A table of cells that are text already. All columns but the first are to the right.
+/// Formats a table. All columns except the first are aligned to the right.
 pub(crate) fn markdown(head: &[String], rows: &[Vec<String>]) -> String {
     let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
     let rule: Vec<String> = (0..head.len()).map(|at| if at == 0 { "---" } else { "---:" }.to_owned()).collect();
@@ -11,7 +11,7 @@ pub(crate) fn markdown(head: &[String], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// With thousands apart.
+/// Formats a number with separators between thousands.
 pub(crate) fn number(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Admission of commits: first come, first served within a class, and endings before begins.
+//! The order in which commits are admitted: endings before begins, and first come, first served within a class.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::sync::{Condvar, MutexGuard};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// The right to commit one frame, with the commit lock held: short.
+/// The right to commit one frame. Holds the commit lock, so keep it only briefly.
 #[derive(Debug)]
 pub(crate) struct Admission<'a, C, S> {
     commit_queue: &'a CommitQueue<C, S>,
@@ -21,22 +21,22 @@ pub(crate) struct Admission<'a, C, S> {
 /// The reason why a commit waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lack {
-    /// The journal has no room until the writer takes a group or the next segment is prepared.
+    /// The journal has no space until the writer takes a group or a segment is prepared.
     Room,
-    /// Too many bytes are not applied yet, or not in a checkpoint.
+    /// Too many bytes are not applied, or not in a checkpoint.
     Credit,
-    /// Earlier commits of the same class, or of a class that goes first, wait too.
+    /// Earlier commits of this class, or commits of a class that goes first, are waiting.
     Turn,
 }
 
-/// A commit that waits.
+/// A waiting commit.
 struct Waiting {
     position: QueuePosition,
     turn: Arc<Condvar>,
     patience: Patience,
 }
 
-/// Leaves the queue when dropped: the caller's closure may panic.
+/// Leaves the queue on drop, because the caller's closure may panic.
 struct KeepsPosition<'a, C, S> {
     commit_queue: &'a CommitQueue<C, S>,
     position: QueuePosition,
@@ -49,17 +49,17 @@ impl<C, S> Drop for KeepsPosition<'_, C, S> {
 }
 
 impl<C, S> Admission<'_, C, S> {
-    /// The number that the frame will have.
+    /// Returns the number of the frame.
     pub(crate) fn number(&self) -> u64 {
         self.state.next_frame
     }
 
-    /// The group that it will be in.
+    /// Returns the number of the group that will contain the frame.
     pub(crate) fn ticket(&self) -> u64 {
         self.state.filling
     }
 
-    /// Puts the frame into the group.
+    /// Adds the frame to the group. Returns the number of the group.
     pub(crate) fn commit(mut self, bytes: &[u8], frame: C) -> u64 {
         let state = &mut *self.state;
         let was_empty = state.frames.is_empty();
@@ -77,16 +77,17 @@ impl<C, S> Admission<'_, C, S> {
 }
 
 impl<C, S> CommitQueue<C, S> {
-    /// Waits until a frame of `len` bytes has room and nobody is to be admitted before it, and takes the commit lock.
+    /// Waits until there is space for a frame of `len` bytes and no other commit goes first. Then takes the commit
+    /// lock.
     ///
-    /// `Busy` if that takes longer than the timeout although the store makes progress; endings wait on then. Without progress
-    /// the group is poisoned.
+    /// Returns `Busy` if that takes longer than the timeout although the store makes progress; endings then continue to
+    /// wait. Without progress the queue is poisoned.
     pub(crate) fn admit(&self, len: usize, priority: Priority) -> Result<Admission<'_, C, S>> {
         self.admit_after(len, priority, || ())
     }
 
-    /// As [`admit`](Self::admit). After a wait, `look` is called once more before the commit lock is taken: what the caller
-    /// knew before, such as the time, is old then.
+    /// Does the same as [`admit`](Self::admit). After a wait, calls `look` once more before it takes the commit lock,
+    /// because facts that the caller read before, such as the time, are old.
     pub(crate) fn admit_after(
         &self,
         len: usize,
@@ -100,7 +101,7 @@ impl<C, S> CommitQueue<C, S> {
             let position = waiting.as_ref().map(|waiting| waiting.position);
             let lack = match (self.lack(&mut state, len, priority, position, refusals), position) {
                 (Ok(None), Some(position)) if std::mem::take(&mut is_old) => {
-                    // The place is kept meanwhile, so that nobody overtakes.
+                    // Unlock during the callback, but keep the position, so that no newcomer overtakes.
                     drop(state);
                     let keeps = KeepsPosition { commit_queue: self, position };
                     look();
@@ -115,7 +116,7 @@ impl<C, S> CommitQueue<C, S> {
                 Ok(Some(lack)) => lack,
                 Err(error) => break Err(error),
             };
-            // `lack` has returned an error for a commit that must not wait.
+            // Not reached: `lack` returns an error for a commit that must not wait.
             let Some(class) = priority.class() else { break Err(no_room()) };
             let Waiting { turn, patience, .. } = waiting.get_or_insert_with(|| {
                 let (position, turn) = state.enqueue(class);
@@ -123,7 +124,7 @@ impl<C, S> CommitQueue<C, S> {
             });
             match verdict(patience, lack) {
                 Verdict::Stalled => {
-                    // No lock is held when the listener is told. Nobody is admitted any more.
+                    // Unlock before the listener is called. No commit is admitted after this anyway.
                     drop(state);
                     let error = self.poison(stalled("a commit waited for room", self.config.timeout));
                     state = self.state.lock();
@@ -144,7 +145,8 @@ impl<C, S> CommitQueue<C, S> {
         ended.map(|()| Admission { commit_queue: self, state })
     }
 
-    /// Returns the reason why a frame cannot be committed now, or `None` if it can. An error means that waiting is of no use.
+    /// Returns the reason why a frame cannot be committed now, or `None` if it can. Returns an error if waiting is
+    /// useless.
     fn lack(
         &self,
         state: &mut State<C, S>,
@@ -173,7 +175,7 @@ impl<C, S> CommitQueue<C, S> {
                 return Err(state.refused.clone().unwrap_or_else(no_room));
             }
         }
-        // What fills the room may only wait for its interval.
+        // The group that takes the space may only be waiting for its interval.
         self.flush_now(state);
         Ok(Some(match (fits, may_enter) {
             (false, _) => Lack::Room,
@@ -191,7 +193,7 @@ fn verdict(patience: &Patience, lack: Lack) -> Verdict {
     match lack {
         Lack::Room => patience.for_writing(),
         Lack::Credit => patience.for_applying(),
-        // The first of the queue finds out whether anything moves.
+        // The first of the queue checks the progress.
         Lack::Turn if patience.is_over() => Verdict::Moves,
         Lack::Turn => Verdict::WaitOn,
     }

@@ -1,5 +1,5 @@
-//! Who commits is answered, and not before the sync, under every order that is tried; and each model shows the fault that is
-//! put into it.
+//! Models of group commit: an answer never comes before its sync, in all tried orders of steps. Each model also detects
+//! a fault that is put into it.
 
 mod endings;
 mod room;
@@ -13,18 +13,18 @@ use crate::sync::models::{ANY_TIME, NEVER, always_holds, fails, holds};
 use crate::sync::{atomic, thread};
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// What shuttle says of tasks that wait for ever.
+/// The message of shuttle if tasks wait for ever.
 const LEFT_BEHIND: &str = "deadlock";
 
-/// A frame is known by a number of its own.
+/// Each frame has a number of its own.
 type Frames = CommitQueue<u32, u64>;
 
-/// A fault in those around a group, or in a copy of one of its functions.
+/// A fault in the code around the queue, or in a copy of one of its functions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
     PublishesBeforeTheSync,
-    /// The sync covers what was committed while it ran.
+    /// Publishes frames that were committed during the sync.
     PublishesTheNewest,
     NotifiesPastTheLock,
     ForgetsToApply,
@@ -34,14 +34,14 @@ enum Fault {
     PoisonsPastTheLock,
     ListensOnly,
     EndsAtOnce,
-    LeavesTheQueueInSilence,
+    LeavesTheQueueWithoutWaking,
 }
 
-/// What a power cut would leave: the frames of groups whose sync has ended.
+/// The frames that survive a power cut: those of groups whose sync has ended.
 #[derive(Default)]
 struct Disk {
     frames: std::sync::Mutex<BTreeSet<u32>>,
-    /// Its steps are the scheduler's.
+    /// Accessed before and after a sync, to give the scheduler a choice.
     head: atomic::AtomicU64,
 }
 
@@ -60,11 +60,11 @@ impl Disk {
 struct Store {
     group: Frames,
     disk: Disk,
-    /// How often the writer was told that no user's commit will come.
+    /// The number of times that the writer was reported that no more users commit.
     drained: AtomicU32,
 }
 
-/// A group of n bytes takes n + 10; 20 are reserved.
+/// Creates a store. A group of n bytes takes n + 10; 20 bytes are reserved.
 fn store(segment_space: u64, change: impl FnOnce(&mut Config)) -> Store {
     let mut config = Config {
         sized: |len| len + 10,
@@ -85,7 +85,7 @@ impl Store {
         Ok(self.group.admit(10, priority)?.commit(&[7; 10], frame))
     }
 
-    /// Who is answered has what it committed.
+    /// Commits and waits. Asserts that the frame is on disk when the wait returns.
     fn commit_and_wait(&self, frame: u32, fault: Fault) -> Result<()> {
         let ticket = self.commit(frame, Priority::User)?;
         let waited = self.group.wait(ticket);
@@ -115,7 +115,7 @@ impl Store {
         self.group.checkpointed(self.group.applied_bytes());
     }
 
-    /// As the store's writer, with the apply thread in it.
+    /// Runs as the writer of the store, which also applies the groups.
     fn write_groups(&self, fault: Fault) -> Result<()> {
         loop {
             match self.group.take() {
@@ -149,7 +149,7 @@ fn is<R: std::fmt::Debug>(result: Result<R>, kind: ErrorKind) {
     assert_eq!(result.unwrap_err().kind(), kind);
 }
 
-/// Three commit, one of them twice, beside a writer that is told to end when they are answered.
+/// Three threads commit, one of them twice, beside a writer that ends after they are answered.
 fn commits(fault: Fault, change: fn(&mut Config)) {
     let store = &store(1_000, change);
     thread::scope(|scope| {
@@ -175,18 +175,18 @@ fn no_answer_comes_before_its_sync() {
 }
 
 #[test]
-fn a_sync_in_flight_covers_nobody_who_came_later() {
+fn a_sync_does_not_cover_later_commits() {
     holds(|| commits(Fault::None, |config| config.idle = ANY_TIME));
     fails(|| commits(Fault::PublishesTheNewest, |_| ()), "an answer before its sync");
 }
 
 #[test]
-fn a_sync_wakes_all_that_it_covers() {
+fn a_sync_wakes_all_its_waiters() {
     holds(|| commits(Fault::None, |_| ()));
     fails(|| commits(Fault::NotifiesPastTheLock, |_| ()), LEFT_BEHIND);
 }
 
-/// One commit and one sync.
+/// Runs one commit and one sync.
 fn one_waits(fault: Fault) {
     let store = &store(1_000, |_| ());
     let ticket = store.commit(1, Priority::User).unwrap();
@@ -199,22 +199,22 @@ fn one_waits(fault: Fault) {
 }
 
 #[test]
-fn a_sync_wakes_one_who_waits_in_every_order() {
+fn a_sync_wakes_its_waiter_in_every_order() {
     always_holds(|| one_waits(Fault::None));
     fails(|| one_waits(Fault::NotifiesPastTheLock), LEFT_BEHIND);
     fails(|| one_waits(Fault::PublishesBeforeTheSync), "an answer before its sync");
 }
 
-/// The interval never passes: whoever waits cuts it short.
+/// The interval never ends by itself: a waiter must cut it short.
 #[test]
-fn an_interval_is_cut_short_by_whoever_waits() {
+fn a_wait_cuts_an_interval_short() {
     const YEAR: std::time::Duration = std::time::Duration::from_secs(31_536_000);
     holds(|| commits(Fault::None, |config| config.interval = Some(YEAR)));
     holds(|| commits(Fault::None, |config| config.interval = Some(ANY_TIME)));
     fails(|| waits_for_an_interval(YEAR), LEFT_BEHIND);
 }
 
-/// A wait that does not say that it waits.
+/// A wait that does not make the group urgent.
 fn waits_for_an_interval(interval: std::time::Duration) {
     let store = &store(1_000, |config| config.interval = Some(interval));
     thread::scope(|scope| {

@@ -1,34 +1,34 @@
-//! When a wait has taken too long, and when that means that the disk has failed.
+//! Timeouts of waits, and the decision whether the disk has failed.
 //!
-//! A wait ends in turns, an eighth of the timeout each. A turn counts only if it ended on time: a process that was stopped, or
-//! whose machine was, wakes much later than it asked for, and what happened meanwhile says nothing about the disk.
+//! A wait consists of turns, each an eighth of the timeout. A turn counts only if it ended on time. If the process or
+//! its machine was stopped, the turn ends much later than requested. Such a turn says nothing about the disk.
 
 use std::time::{Duration, Instant};
 
 use crate::types::clock;
 
-/// A model tries every order in which turns end.
+/// A model tries every order in which turns end, so it has fewer of them.
 const TURNS: u32 = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 8 };
 
-/// How late a busy machine may wake somebody who asked for a short turn.
+/// How late a busy machine may wake a thread after a short turn.
 const SLACK: Duration = Duration::from_millis(20);
 
-/// What the threads behind the callers have done so far, as counters that only grow.
+/// Counters of the steps that background threads have made. They only grow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// The journal: groups written, segments prepared.
+    /// Steps of the journal: groups written, segments prepared.
     pub(crate) written: u64,
-    /// The record store: changes applied, checkpoints made.
+    /// Steps of the record store: changes applied, checkpoints made.
     pub(crate) applied: u64,
 }
 
-/// One wait.
+/// The state of one wait.
 #[derive(Debug)]
 pub(crate) struct Patience {
     turn: Duration,
     began: Instant,
     seen: Progress,
-    /// Turns that counted, since the wait began and since the last progress of each kind.
+    /// The number of turns that counted: since the wait began, and since the last progress of each kind.
     turns: u32,
     not_written: u32,
     not_applied: u32,
@@ -40,12 +40,12 @@ impl Patience {
         Self { turn, began: clock::monotonic(), seen, turns: 0, not_written: 0, not_applied: 0 }
     }
 
-    /// The end of the current turn; `None` is never.
+    /// Returns the end of the current turn. `None` means that it never ends.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         self.began.checked_add(self.turn)
     }
 
-    /// To be called after each wait, with whether its deadline has passed.
+    /// Records the end of a wait. `timed_out` is true if the deadline passed.
     pub(crate) fn waited(&mut self, timed_out: bool, seen: Progress) {
         if timed_out {
             self.turn_ended(clock::monotonic(), seen);
@@ -55,7 +55,7 @@ impl Patience {
     fn turn_ended(&mut self, now: Instant, seen: Progress) {
         let took = now.saturating_duration_since(self.began);
         self.began = now;
-        // Late by half a turn: this process did not run all the time.
+        // The turn took half a turn too long: the process was not running all the time.
         if took > self.turn.saturating_add(SLACK.max(self.turn / 2)) {
             return;
         }
@@ -65,17 +65,17 @@ impl Patience {
         self.seen = seen;
     }
 
-    /// Whether the wait has lasted for the timeout.
+    /// Returns true if the wait has lasted for the timeout.
     pub(crate) fn is_over(&self) -> bool {
         self.turns >= TURNS
     }
 
-    /// What the wait for something that the journal does has come to.
+    /// Returns the verdict on a wait for the journal.
     pub(crate) fn for_writing(&self) -> Verdict {
         self.verdict(self.not_written)
     }
 
-    /// What the wait for something that the record store does has come to.
+    /// Returns the verdict on a wait for the record store.
     pub(crate) fn for_applying(&self) -> Verdict {
         self.verdict(self.not_applied)
     }
@@ -89,12 +89,13 @@ impl Patience {
     }
 }
 
-/// What a wait has come to.
+/// The verdict on a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It was short, or it is long and nothing moved in the last turn: that may be a stall, or not.
+    /// Continue: the timeout has not passed, or it has and the last turn had no progress. The latter may become a
+    /// stall.
     WaitOn,
-    /// It has lasted for the timeout, and there is progress.
+    /// The timeout has passed, and there is progress.
     Moves,
     /// There was no progress for the timeout.
     Stalled,
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_progress_counts_for_itself() {
+    fn progress_of_journal_and_record_store_is_counted_separately() {
         let (mut patience, mut now) = waiting();
         for nth in 1..=u64::from(TURNS) {
             now += TURN;
@@ -140,7 +141,7 @@ mod tests {
         assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Moves, Verdict::Moves));
         now += TURN;
         patience.turn_ended(now, progress(9, 1));
-        // Long enough for a timeout, but it may be a stall that has begun late.
+        // The whole wait is over the timeout, but the time without progress is not.
         assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Moves, Verdict::WaitOn));
         for _ in 1..TURNS {
             now += TURN;
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_was_woken_is_no_turn() {
+    fn a_wait_that_was_woken_does_not_count_as_a_turn() {
         let (mut patience, _) = waiting();
         for _ in 0..100 {
             patience.waited(false, progress(0, 0));

@@ -1,4 +1,4 @@
-//! The first error, which is the last word, and who is to be told of it.
+//! The first error of the queue, and the listener that is notified of it.
 
 use std::fmt;
 
@@ -10,10 +10,10 @@ use crate::types::error::{Error, ErrorKind, Result};
 pub(super) struct Poison {
     first: OnceLock<First>,
     listener: OnceLock<Listener>,
-    told: AtomicBool,
+    reported: AtomicBool,
 }
 
-/// What went wrong, and what that means for every call that comes later.
+/// The first error, and the form in which later calls get it.
 #[derive(Debug)]
 struct First {
     cause: Error,
@@ -33,12 +33,12 @@ impl Poison {
         self.first.get().map_or(Ok(()), |first| Err(first.poisoned.clone()))
     }
 
-    /// For those who waited for what failed.
+    /// Returns the error itself, for calls that waited for the step that failed.
     pub(super) fn check_waited(&self) -> Result<()> {
         self.first.get().map_or(Ok(()), |first| Err(first.cause.clone()))
     }
 
-    /// The first error stays; it is returned.
+    /// Sets the error unless one is set. Returns the one that stays.
     pub(super) fn set(&self, error: Error) -> &Error {
         let first = self.first.get_or_init(|| match error.kind() {
             // `Closed` is said of a crash that a test asked for: nothing is wrong with the disk.
@@ -48,15 +48,15 @@ impl Poison {
         &first.poisoned
     }
 
-    /// Once, at open; others are ignored.
+    /// Sets the listener, at open. Further calls have no effect.
     pub(super) fn listen(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
         let _ = self.listener.set(Listener(Box::new(f)));
     }
 
-    /// Tells the listener, once, if there are both an error and a listener. To be called with no lock held.
-    pub(super) fn tell(&self) {
+    /// Calls the listener if there are both an error and a listener. Calls it once. No lock may be held here.
+    pub(super) fn report(&self) {
         let (Some(first), Some(listener)) = (self.first.get(), self.listener.get()) else { return };
-        if !self.told.swap(true, Ordering::Relaxed) {
+        if !self.reported.swap(true, Ordering::Relaxed) {
             (listener.0)(&first.poisoned);
         }
     }

@@ -1,44 +1,45 @@
-//! Who wants to commit, and what it may do that others may not.
+//! Priorities of commits: the order of admission, and the use of reserved space.
 
-/// Who wants to commit.
+/// The kind of a commit, which decides how long the commit waits, and how much reserved space it may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
-    /// Waits for room, leaves the reserve.
+    /// Begins or changes something. Waits for space, and leaves the reserve untouched.
     User,
-    /// Ends what was begun, with an outcome: as `User`, but let in while those are held back; a small one may use as much as
-    /// `Ending`.
+    /// Ends an operation with an outcome. Behaves as `User`, but is admitted during a stall. A small one may use as
+    /// much of the reserve as `Ending`.
     Finishing,
-    /// Ends a claim without an outcome: waits for room, but not until less lies unapplied, and may use half of the reserve.
+    /// Ends a claim without an outcome. Waits for space, but not for the apply thread. May use half of the reserve.
     Ending,
-    /// As `Ending`, but must not wait: `Full` if there is no room now.
+    /// Behaves as `Ending`, but never waits: returns `Full` if there is no space now.
     GivingUp,
-    /// The store itself: may use all of the reserve, and is let in while it closes. What it says makes room.
+    /// A commit of the store itself. May use all of the reserve, and is admitted during a close. These commits create
+    /// space.
     Store,
 }
 
-/// The order of admission: a lower class goes first.
+/// The classes of admission. A lower one goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     Store,
-    /// Needs no credit, and so must not wait for those who do.
+    /// Needs no credit, so it does not wait for commits that do.
     Ending,
     Finishing,
     User,
 }
 
 impl Priority {
-    /// How much of the reserve a frame of `len` bytes must not use.
+    /// Returns the number of bytes of the reserve that a frame of `len` bytes must leave free.
     pub(super) fn leaves(self, reserve: u64, len: u64) -> u64 {
         match self {
             Self::User => reserve,
-            // A large outcome would leave nothing to the endings of others.
+            // A large outcome would leave no space for the endings of others.
             Self::Finishing if len > reserve / 16 => reserve,
             Self::Finishing | Self::Ending | Self::GivingUp => reserve / 2,
             Self::Store => 0,
         }
     }
 
-    /// Returns the class that it waits in, or `None` if it must not wait.
+    /// Returns the class in which the commit waits, or `None` if it must not wait.
     pub(super) fn class(self) -> Option<Class> {
         match self {
             Self::User => Some(Class::User),
@@ -49,18 +50,19 @@ impl Priority {
         }
     }
 
-    /// Whether it gets `Busy` after a long wait. An ending never does: its operation has run and must be recorded, so it waits as
-    /// long as anything moves.
+    /// Returns true if the commit gets `Busy` after the timeout. An ending never does: its operation has run and must
+    /// be recorded. So it waits as long as there is progress.
     pub(super) fn may_be_busy(self) -> bool {
         self == Self::User
     }
 
-    /// Whether it does not wait until less lies unapplied.
+    /// Returns true if the commit does not wait for the apply thread.
     pub(super) fn is_exempt(self) -> bool {
         !matches!(self, Self::User | Self::Finishing)
     }
 
-    /// Whether a hold concerns it. What would have to wait meanwhile is refused, because nothing may come of the wait.
+    /// Returns true if a stall rejects the commit. A commit that would have to wait is rejected, because the wait might
+    /// never end.
     pub(super) fn is_held_back(self, may_enter: bool) -> bool {
         match self {
             Self::User => true,

@@ -1,12 +1,12 @@
-//! Users' commits refused for a while, for a reason outside the group.
+//! Write stalls: commits of users are rejected for a reason outside the queue.
 
 use super::CommitQueue;
 use crate::sync::atomic::Ordering;
 use crate::types::error::Error;
 
 impl<C, S> CommitQueue<C, S> {
-    /// Refuses users' commits with this error until it is lifted. If nothing is applied meanwhile either, nobody waits for
-    /// that.
+    /// Rejects commits of users with this error until [`resume`](Self::resume). With `stops_applying`, waits for the
+    /// apply thread fail too, because it does not apply during the stall.
     pub(crate) fn stall(&self, why: Error, stops_applying: bool) {
         let mut state = self.state.lock();
         state.stall = Some((why, stops_applying));
@@ -15,7 +15,7 @@ impl<C, S> CommitQueue<C, S> {
         self.applied_changed.notify_all();
     }
 
-    /// Lets users' commits in again.
+    /// Admits commits of users again.
     pub(crate) fn resume(&self) {
         let mut state = self.state.lock();
         state.stall = None;

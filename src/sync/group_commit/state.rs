@@ -1,4 +1,4 @@
-//! What the commit lock guards.
+//! The state that the commit lock protects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::sync::Condvar;
 use crate::sync::group_commit::priority::Class;
 use crate::types::error::Error;
 
-/// Orders those that wait to be admitted: by class, and in each first come, first served.
+/// The position of a waiting commit. Sorts by class, and within a class by arrival.
 pub(super) type QueuePosition = (Class, u64);
 
 #[derive(Debug)]
@@ -18,27 +18,27 @@ pub(super) struct State<C, S> {
     pub(super) next_frame: u64,
     pub(super) payload: Vec<u8>,
     pub(super) frames: Vec<C>,
-    /// When the group that is being filled got its first frame; only kept where an interval counts from it.
+    /// The time of the first frame in the current group. Set only if there is an interval.
     pub(super) since: Option<Instant>,
-    /// Somebody waits for the group that is being filled.
+    /// True if a caller waits for the current group.
     pub(super) urgent: bool,
     pub(super) phase: Phase,
-    /// Room in the current region behind the last group taken.
+    /// The space in the current segment after the last taken group, in bytes.
     pub(super) segment_space: u64,
     pub(super) next_segment: Option<(u64, S)>,
-    /// The size of the spare region that is wanted, 0 if none is.
+    /// The requested size of the next segment, in bytes. 0 if none is requested.
     pub(super) wanted: u64,
-    /// Those that wait to be admitted. Only the first may be.
+    /// The commits that wait to be admitted. Only the first can be admitted.
     pub(super) queue: BTreeMap<QueuePosition, Arc<Condvar>>,
     pub(super) last_place: u64,
     pub(super) refusals: u64,
     pub(super) refused: Option<Error>,
-    /// Why users' commits are refused for now, and whether nothing is applied meanwhile.
+    /// The error for commits of users during a stall, and true if the apply thread stops too.
     pub(super) stall: Option<(Error, bool)>,
     pub(super) unapplied: u64,
-    /// The last group that was applied.
+    /// The number of the last applied group.
     pub(super) applied: u64,
-    /// Payload bytes ever committed, and those up to the last checkpoint.
+    /// Payload bytes committed so far, and the part of them up to the last checkpoint.
     pub(super) committed: u64,
     pub(super) checked: u64,
 }
@@ -46,16 +46,17 @@ pub(super) struct State<C, S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     Open,
-    /// Only exempt commits are let in.
+    /// Only the store's own commits are admitted.
     Closing,
-    /// The writer was told that no user's commit will come.
+    /// The writer has learned that no more users commit.
     Draining,
-    /// Nothing is let in.
+    /// No commit is admitted.
     Closed,
 }
 
 impl<C, S> State<C, S> {
-    /// `durable` is the last group there is, `region` the room behind it.
+    /// Creates the state. `durable` is the number of the last group in the journal. `segment_space` is the space after
+    /// that group, in bytes.
     pub(super) fn new(durable: u64, next_frame: u64, segment_space: u64) -> Self {
         Self {
             filling: durable + 1,
@@ -80,12 +81,12 @@ impl<C, S> State<C, S> {
         }
     }
 
-    /// Room for the group that is being filled: it goes behind the last one, or into the spare region.
+    /// Returns the space for the current group, in bytes. It goes into the current segment or into the next one.
     pub(super) fn room(&self) -> u64 {
         self.segment_space.max(self.next_segment.as_ref().map_or(0, |(size, _)| *size))
     }
 
-    /// Takes the last place of a class.
+    /// Takes the last position in a class.
     pub(super) fn enqueue(&mut self, class: Class) -> (QueuePosition, Arc<Condvar>) {
         self.last_place += 1;
         let (position, turn) = ((class, self.last_place), Arc::new(Condvar::new()));
@@ -95,24 +96,24 @@ impl<C, S> State<C, S> {
 
     pub(super) fn leave(&mut self, position: QueuePosition) {
         self.queue.remove(&position);
-        // The one that is first now may fit, and only this one was in its way.
+        // The new first one may fit: perhaps only this commit was in its way.
         self.wake_first();
     }
 
-    /// Whether nobody is to be admitted before this one, which waits at that place or has just come.
+    /// Returns true if no other commit goes first. `position` is that of a waiting commit, or `None` for a new one.
     pub(super) fn is_first(&self, class: Class, position: Option<QueuePosition>) -> bool {
         let first = self.queue.first_key_value().map(|(first, _)| *first);
         first.is_none_or(|first| Some(first) == position || (position.is_none() && first.0 > class))
     }
 
-    /// There is more room or credit than before.
+    /// Wakes the first of the queue, because there is more space or credit than before.
     pub(super) fn wake_first(&self) {
         if let Some((_, turn)) = self.queue.first_key_value() {
             turn.notify_one();
         }
     }
 
-    /// Something concerns all that wait.
+    /// Wakes all that wait to be admitted.
     pub(super) fn wake_queue(&self) {
         for turn in self.queue.values() {
             turn.notify_one();
@@ -122,7 +123,7 @@ impl<C, S> State<C, S> {
 
 #[cfg(test)]
 impl<C, S> super::CommitQueue<C, S> {
-    /// A spare region is there: whoever prepares them rests until it is used.
+    /// Returns true if the next segment is there. Its preparer then rests until the segment is used.
     pub(crate) fn has_next_segment(&self) -> bool {
         self.state.lock().next_segment.is_some()
     }

@@ -11,7 +11,7 @@ type Frames = CommitQueue<u32, &'static str>;
 
 const LONG: Duration = Duration::from_secs(3600);
 
-/// A group of n bytes takes n + 10.
+/// Creates a queue. A group of n bytes takes n + 10.
 fn group_with(segment_space: u64, change: impl FnOnce(&mut Config)) -> Frames {
     let mut config = Config {
         sized: |len| len + 10,
@@ -56,7 +56,7 @@ fn is<R: std::fmt::Debug>(result: Result<R>, kind: ErrorKind) {
     assert_eq!(result.unwrap_err().kind(), kind);
 }
 
-/// Until so many calls wait for a sync.
+/// Waits until `count` calls wait for a sync.
 fn until_waiting(group: &Frames, count: u64) {
     while group.waits.get() < count {
         thread::yield_now();
@@ -90,12 +90,12 @@ fn a_dropped_admission_changes_nothing() {
     assert_eq!((admission.number(), admission.ticket()), (100, 1));
 }
 
-/// It waits for room, and no spare can be had.
+/// Asserts that a commit waits for space and gets `Full` because no segment can be prepared.
 fn is_refused(group: &Frames, len: usize, priority: Priority) {
     thread::scope(|scope| {
         let late = scope.spawn(|| commit(group, len, priority));
         assert!(group.wait_wanted().is_some());
-        // The one that was wanted from the beginning, and perhaps the one that the commit wanted.
+        // Reject the request from the start and perhaps the one of the commit.
         while !late.is_finished() {
             group.provide_segment(Err(full()));
         }
@@ -104,9 +104,9 @@ fn is_refused(group: &Frames, len: usize, priority: Priority) {
 }
 
 #[test]
-fn each_entrant_leaves_its_part_of_the_reserve() {
+fn each_priority_leaves_its_part_of_the_reserve() {
     let group = group(100);
-    // 70 + 10 for the group, 20 are reserved.
+    // 70 + 10 for the group; 20 are reserved.
     user(&group, 70).unwrap();
     is(commit(&group, 11, Priority::GivingUp), ErrorKind::Full);
     commit(&group, 10, Priority::GivingUp).unwrap();
@@ -117,10 +117,10 @@ fn each_entrant_leaves_its_part_of_the_reserve() {
 }
 
 #[test]
-fn a_small_outcome_may_use_of_the_reserve_what_an_ending_may() {
+fn a_small_outcome_may_use_as_much_of_the_reserve_as_an_ending() {
     let group = group_with(420, |config| config.reserve = 320);
     user(&group, 90).unwrap();
-    // A sixteenth of the reserve is small, and half of it is the store's alone.
+    // Up to a sixteenth of the reserve is small. Half of the reserve is for the store.
     for priority in [Priority::User, Priority::Finishing] {
         is_refused(&group, 21, priority);
     }
@@ -146,7 +146,7 @@ fn a_refused_commit_is_full_and_works_when_there_is_room() {
         assert_eq!(accepted.join().unwrap().unwrap(), 1);
     });
     assert!(group.check().is_ok());
-    // Room for the group, but not beside the reserve: it was let in for the sake of the spare.
+    // The space for the group is part of the reserve: it was admitted because of the next segment.
     assert!(matches!(taken(&group).1, Target::Current));
     user(&group, 30).unwrap();
     assert!(matches!(taken(&group).1, Target::Next("next_segment")));
@@ -154,7 +154,7 @@ fn a_refused_commit_is_full_and_works_when_there_is_room() {
 }
 
 #[test]
-fn the_larger_spare_stays() {
+fn the_larger_segment_stays() {
     let group = group(50);
     assert_eq!(group.provide_segment(Ok((100, "a"))), None);
     assert_eq!(group.provide_segment(Ok((100, "b"))), Some("b"));
@@ -164,7 +164,7 @@ fn the_larger_spare_stays() {
 }
 
 #[test]
-fn users_wait_for_what_is_unapplied_and_others_do_not() {
+fn only_users_wait_for_unapplied_bytes() {
     let group = group_with(100_000, |config| config.max_unapplied = 100);
     user(&group, 100).unwrap();
     commit(&group, 1, Priority::GivingUp).unwrap();
@@ -205,7 +205,7 @@ fn a_sync_in_flight_never_covers_a_later_commit() {
 }
 
 #[test]
-fn a_sync_wakes_all_of_its_own() {
+fn a_sync_wakes_all_its_waiters_and_no_others() {
     let group = group(1_000);
     user(&group, 1).unwrap();
     taken(&group);
@@ -271,7 +271,7 @@ fn commits_and_waits_of_many_threads_all_end() {
 }
 
 #[test]
-fn a_wait_that_is_too_long_poisons_for_everybody() {
+fn a_wait_without_progress_poisons_all_calls() {
     let group = group_with(1_000, |config| config.timeout = Duration::from_millis(5));
     let ticket = user(&group, 1).unwrap();
     let error = group.wait(ticket).unwrap_err();
@@ -286,7 +286,7 @@ fn a_wait_that_is_too_long_poisons_for_everybody() {
 }
 
 #[test]
-fn waiting_for_room_or_apply_is_limited_too() {
+fn waits_for_space_and_for_apply_have_a_timeout() {
     let short = |config: &mut Config| config.timeout = Duration::from_millis(5);
     let group = group_with(10, short);
     let error = user(&group, 1).unwrap_err();
@@ -301,7 +301,7 @@ fn waiting_for_room_or_apply_is_limited_too() {
 #[test]
 fn poison_wakes_everyone() {
     let group = group(40);
-    // A spare is prepared already, and the group that was taken leaves no room.
+    // Answer the initial request for a segment. The taken group leaves no space.
     group.provide_segment(Err(full()));
     let ticket = user(&group, 10).unwrap();
     taken(&group);
@@ -321,7 +321,7 @@ fn poison_wakes_everyone() {
         assert_eq!(first.to_string(), "the engine is poisoned: write journal: broken");
         let second = group.poison(Error::new(ErrorKind::Io, "another"));
         assert_eq!(second.to_string(), first.to_string());
-        // Those that waited for it get the error itself, and all that come later what it means.
+        // Calls that waited get the error itself, later ones get `Poisoned`.
         for waited in [waiting.join().unwrap(), applying.join().unwrap()] {
             let error = waited.unwrap_err();
             assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Io, "write journal: broken"));
@@ -334,12 +334,12 @@ fn poison_wakes_everyone() {
 }
 
 #[test]
-fn close_drains_once_and_lets_only_the_store_in() {
+fn close_drains_once_and_admits_only_the_store() {
     let group = group(100);
     user(&group, 60).unwrap();
     thread::scope(|scope| {
         let room = scope.spawn(|| user(&group, 50));
-        // The first was wanted from the beginning.
+        // The initial request is for a smaller size.
         while group.wait_wanted() != Some(80) {
             thread::yield_now();
         }
@@ -355,7 +355,7 @@ fn close_drains_once_and_lets_only_the_store_in() {
     commit(&group, 2, Priority::Store).unwrap();
     group.end();
     is(commit(&group, 1, Priority::Store), ErrorKind::Closed);
-    // What was let in is still written.
+    // Admitted frames are still written.
     assert_eq!(taken(&group).0.payload.len(), 2);
     assert!(matches!(group.take(), Work::Ended));
     assert_eq!(group.wait_wanted(), None);
@@ -363,14 +363,14 @@ fn close_drains_once_and_lets_only_the_store_in() {
 }
 
 #[test]
-fn close_wakes_a_writer_that_has_nothing_to_do() {
+fn close_wakes_an_idle_writer() {
     let group = group(100);
     thread::scope(|scope| {
         let writer = scope.spawn(|| (matches!(group.take(), Work::Draining), matches!(group.take(), Work::Ended)));
         group.close();
         group.end();
         let (drained, ended) = writer.join().unwrap();
-        // The end may have come before it looked.
+        // The end may have come before the first `take`.
         assert!(ended || !drained);
     });
 }
@@ -395,7 +395,7 @@ fn an_interval_is_cut_short_by_a_wait() {
 }
 
 #[test]
-fn an_interval_is_cut_short_by_a_commit_without_room() {
+fn an_interval_is_cut_short_by_a_commit_without_space() {
     let group = eventual(100);
     group.provide_segment(Ok((200, "next_segment")));
     user(&group, 150).unwrap();
@@ -412,7 +412,7 @@ fn an_interval_is_cut_short_by_a_commit_without_room() {
 }
 
 #[test]
-fn an_interval_is_cut_short_by_what_is_unapplied_and_by_close() {
+fn an_interval_is_cut_short_by_unapplied_bytes_and_by_close() {
     let group = group_with(10_000, |config| {
         config.interval = Some(LONG);
         config.max_unapplied = 400;
@@ -446,10 +446,10 @@ fn an_idle_writer_gets_an_empty_group() {
 }
 
 #[test]
-fn poison_is_told_once_without_a_lock() {
+fn poison_is_reported_once_with_no_lock_held() {
     let group = Arc::new(group(100));
-    let told = Arc::new(AtomicU32::new(0));
-    let (weak, count) = (Arc::downgrade(&group), Arc::clone(&told));
+    let reported = Arc::new(AtomicU32::new(0));
+    let (weak, count) = (Arc::downgrade(&group), Arc::clone(&reported));
     group.on_poison(move |error| {
         assert_eq!(error.kind(), ErrorKind::Poisoned);
         let group = weak.upgrade().unwrap();
@@ -461,18 +461,18 @@ fn poison_is_told_once_without_a_lock() {
             scope.spawn(|| group.poison(full()));
         }
     });
-    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(reported.load(Ordering::SeqCst), 1);
 }
 
 #[test]
-fn poison_from_before_is_told() {
+fn earlier_poison_is_reported_to_a_new_listener() {
     let group = group(100);
     group.poison(full());
-    let told = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&told);
+    let reported = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&reported);
     group.on_poison(move |_| {
         count.fetch_add(1, Ordering::SeqCst);
     });
     group.poison(full());
-    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(reported.load(Ordering::SeqCst), 1);
 }

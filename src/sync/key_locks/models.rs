@@ -1,4 +1,4 @@
-//! Who takes locks gets them, under every order that is tried.
+//! Models of key locks: all threads get their locks, in all tried orders of steps.
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn take(locks: &KeyLocks, set: LockSet) -> HeldLocks<'_> {
     taken
 }
 
-/// Each two of them meet in a lock. The fault: one lock after the other, in the order of the caller.
+/// Three threads whose sets overlap in pairs. Fault: they lock in the caller's order.
 fn three_meet(patience: Duration, in_order: bool) {
     let (locks, inside) = (&KeyLocks::new(patience), &AtomicU32::new(0));
     thread::scope(|scope| {
@@ -42,13 +42,13 @@ fn three_meet(patience: Duration, in_order: bool) {
 }
 
 #[test]
-fn who_takes_lanes_has_them_alone_and_nobody_waits_in_a_ring() {
+fn locks_are_exclusive_and_do_not_deadlock() {
     holds(|| three_meet(NEVER, true));
     holds(|| three_meet(ANY_TIME, true));
     fails(|| three_meet(NEVER, false), "deadlock");
 }
 
-/// Each has a lock that the other passes. The fault: it waits there with its own.
+/// Two threads each hold a lock that the other passes. Fault: a thread keeps its own lock while it waits.
 fn two_pass_each_other(keeps_its_own: bool) {
     let locks = &KeyLocks::new(NEVER);
     thread::scope(|scope| {
@@ -69,7 +69,7 @@ fn two_pass_each_other(keeps_its_own: bool) {
 }
 
 #[test]
-fn who_passes_each_other_s_lanes_does_not_wait_in_a_ring() {
+fn passing_each_others_locks_does_not_deadlock() {
     holds(|| two_pass_each_other(false));
     fails(|| two_pass_each_other(true), "deadlock");
 }

@@ -1,4 +1,5 @@
-//! Whoever waits for a key is woken, under every order that is tried; and each model shows the fault that is put into it.
+//! Models of the wait queue: every waiter is woken, in all tried orders of steps. Each model also detects a fault that
+//! is put into it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -10,7 +11,7 @@ use crate::sync::{Mutex, thread};
 use crate::types::clock::deadline;
 
 const KEY: u32 = 7;
-/// What shuttle says of tasks that wait for ever.
+/// The message of shuttle if tasks wait for ever.
 const LEFT_BEHIND: &str = "deadlock";
 
 /// A fault in a caller.
@@ -18,13 +19,13 @@ const LEFT_BEHIND: &str = "deadlock";
 enum Fault {
     None,
     LooksBeforeEntering,
-    /// A slot dropped early: what it was there for is lost.
+    /// Drops its waiter too early, so that its hand-over or wake-up is lost.
     LeavesBeforeParking,
     WakesBeforeCommitting,
-    KeepsItsTurn,
-    DoesNotSayItClaimed,
+    KeepsItsHandOver,
+    DoesNotReportItsClaim,
     WakesAtCloseOnly,
-    ForgetsTheHeir,
+    ForgetsTheSuccessor,
     LooksOnce,
 }
 
@@ -45,12 +46,12 @@ enum Got {
     Closed,
 }
 
-/// A record of one key, changed as `protocol` changes it: the commit decides, the wait queue only waits.
+/// A record of one key. It changes as in `protocol`: the commit decides, the wait queue only waits.
 #[derive(Default)]
 struct Record {
     wait_queue: WaitQueue<u32>,
     state: Mutex<State>,
-    /// Counts changes, under the lock of the state.
+    /// The number of changes. Written under the lock of the state.
     revision: AtomicU32,
     owners: AtomicU32,
 }
@@ -61,7 +62,7 @@ impl Record {
         (*state, self.revision.load(SeqCst))
     }
 
-    /// One commit: either somebody owns it, or the caller does from now on.
+    /// Commits a begin. Returns the state before; if it was free, the caller owns the key now.
     fn begin(&self) -> State {
         let mut state = self.state.lock();
         let found = *state;
@@ -94,7 +95,7 @@ impl Record {
         self.wait_queue.hand_over(&KEY);
     }
 
-    /// As `Protocol::begin_or_wait`.
+    /// Does the same as `Protocol::begin_or_wait`.
     fn begin_or_wait(&self, patience: Duration, fault: Fault) -> Got {
         let deadline = deadline(patience);
         let early = (fault == Fault::LooksBeforeEntering).then(|| self.begin());
@@ -103,14 +104,14 @@ impl Record {
         loop {
             match early.take().unwrap_or_else(|| self.begin()) {
                 State::Free => {
-                    if fault != Fault::DoesNotSayItClaimed {
+                    if fault != Fault::DoesNotReportItsClaim {
                         waiter.claimed();
                     }
                     return Got::Claimed;
                 }
                 State::Ended => return Got::Ended,
                 State::Owned if timed_out => {
-                    return if fault == Fault::KeepsItsTurn { keep(waiter) } else { Got::TimedOut };
+                    return if fault == Fault::KeepsItsHandOver { keep(waiter) } else { Got::TimedOut };
                 }
                 State::Owned => {}
             }
@@ -131,7 +132,7 @@ impl Record {
         }
     }
 
-    /// As `Protocol::wait`.
+    /// Does the same as `Protocol::wait`.
     fn wait(&self, patience: Duration) -> Got {
         self.wait_or(patience, Fault::None)
     }
@@ -143,7 +144,7 @@ impl Record {
             let mut read = self.look();
             loop {
                 return match read.0 {
-                    State::Free if fault == Fault::ForgetsTheHeir => Some(Got::Released),
+                    State::Free if fault == Fault::ForgetsTheSuccessor => Some(Got::Released),
                     State::Free if self.wait_queue.has_successor(&KEY) => None,
                     State::Free => {
                         let again = self.look();
@@ -176,7 +177,7 @@ impl Record {
     }
 }
 
-/// A waiter that nobody drops.
+/// Leaks the waiter, so that its drop does not run.
 fn keep(waiter: Waiter<'_, u32>) -> Got {
     std::mem::forget(waiter);
     Got::TimedOut
@@ -199,7 +200,7 @@ fn everybody_learns_of_an_ending(fault: Fault) {
 }
 
 #[test]
-fn an_ending_leaves_nobody_behind() {
+fn an_ending_wakes_all_waiters() {
     holds(|| everybody_learns_of_an_ending(Fault::None));
     fails(|| everybody_learns_of_an_ending(Fault::LooksBeforeEntering), LEFT_BEHIND);
     fails(|| everybody_learns_of_an_ending(Fault::LeavesBeforeParking), LEFT_BEHIND);
@@ -218,14 +219,14 @@ fn one_waits(begins: bool, fault: Fault) {
 }
 
 #[test]
-fn an_ending_leaves_one_who_waits_behind_in_no_order_at_all() {
+fn an_ending_wakes_its_waiter_in_every_order() {
     always_holds(|| one_waits(true, Fault::None));
     always_holds(|| one_waits(false, Fault::None));
     fails(|| one_waits(true, Fault::LooksBeforeEntering), LEFT_BEHIND);
 }
 
-/// Owners give up, newcomers overtake, the impatient leave: every patient one has its go.
-fn everybody_has_a_go(fault: Fault) {
+/// Owners give up, newcomers overtake, some waiters time out: every patient waiter gets its turn.
+fn every_patient_waiter_gets_its_turn(fault: Fault) {
     let record = &Record::default();
     thread::scope(|scope| {
         for patience in [NEVER, NEVER, ANY_TIME] {
@@ -241,17 +242,17 @@ fn everybody_has_a_go(fault: Fault) {
         });
         record.give_up();
     });
-    assert!(fault == Fault::KeepsItsTurn || record.wait_queue.is_empty());
+    assert!(fault == Fault::KeepsItsHandOver || record.wait_queue.is_empty());
 }
 
 #[test]
-fn a_release_never_loses_the_turn() {
-    holds(|| everybody_has_a_go(Fault::None));
-    fails(|| everybody_has_a_go(Fault::KeepsItsTurn), LEFT_BEHIND);
+fn a_release_always_wakes_a_successor() {
+    holds(|| every_patient_waiter_gets_its_turn(Fault::None));
+    fails(|| every_patient_waiter_gets_its_turn(Fault::KeepsItsHandOver), LEFT_BEHIND);
 }
 
-/// An owner gives up beside a successor: whoever only waits is told what the successor has made of it, or that it has left.
-fn an_observer_beside_an_heir(patience: Duration, fault: Fault) {
+/// An owner gives up beside a successor. The observer learns what the successor did, or that it has left.
+fn an_observer_beside_a_successor(patience: Duration, fault: Fault) {
     let record = &Record::default();
     let mut waiter = record.wait_queue.enter(KEY, Role::Successor);
     thread::scope(|scope| {
@@ -262,7 +263,7 @@ fn an_observer_beside_an_heir(patience: Duration, fault: Fault) {
                     return record.end(Fault::None);
                 }
                 match waiter.park(deadline(patience)) {
-                    Woken::TimedOut if fault == Fault::KeepsItsTurn => std::mem::forget(waiter),
+                    Woken::TimedOut if fault == Fault::KeepsItsHandOver => std::mem::forget(waiter),
                     Woken::TimedOut => drop(waiter),
                     _ => {
                         waiter.rejoin();
@@ -281,19 +282,19 @@ fn an_observer_beside_an_heir(patience: Duration, fault: Fault) {
         });
         record.give_up();
     });
-    assert!(fault == Fault::KeepsItsTurn || record.wait_queue.is_empty());
+    assert!(fault == Fault::KeepsItsHandOver || record.wait_queue.is_empty());
 }
 
 #[test]
-fn an_observer_learns_what_the_heir_made_of_it() {
-    holds(|| an_observer_beside_an_heir(NEVER, Fault::None));
-    holds(|| an_observer_beside_an_heir(ANY_TIME, Fault::None));
-    fails(|| an_observer_beside_an_heir(NEVER, Fault::ForgetsTheHeir), "not what the successor made");
-    fails(|| an_observer_beside_an_heir(NEVER, Fault::LooksOnce), "not what the successor made");
-    fails(|| an_observer_beside_an_heir(ANY_TIME, Fault::KeepsItsTurn), LEFT_BEHIND);
+fn an_observer_learns_the_outcome_of_the_successor() {
+    holds(|| an_observer_beside_a_successor(NEVER, Fault::None));
+    holds(|| an_observer_beside_a_successor(ANY_TIME, Fault::None));
+    fails(|| an_observer_beside_a_successor(NEVER, Fault::ForgetsTheSuccessor), "not what the successor made");
+    fails(|| an_observer_beside_a_successor(NEVER, Fault::LooksOnce), "not what the successor made");
+    fails(|| an_observer_beside_a_successor(ANY_TIME, Fault::KeepsItsHandOver), LEFT_BEHIND);
 }
 
-/// A hand-over for one of three; what it does not give on stays its own.
+/// One of three successors is handed the key. Without a pass-on it stays with that one.
 fn one_of_three(fault: Fault) {
     let (wait_queue, turns) = (&WaitQueue::default(), &AtomicU32::new(0));
     let waiters = [(); 3].map(|()| wait_queue.enter(KEY, Role::Successor));
@@ -302,7 +303,7 @@ fn one_of_three(fault: Fault) {
             scope.spawn(move || match waiter.park(None) {
                 Woken::HandedOver => {
                     turns.fetch_add(1, SeqCst);
-                    if fault != Fault::DoesNotSayItClaimed {
+                    if fault != Fault::DoesNotReportItsClaim {
                         waiter.claimed();
                     }
                 }
@@ -316,12 +317,12 @@ fn one_of_three(fault: Fault) {
 }
 
 #[test]
-fn an_owner_who_gives_up_has_exactly_one_heir() {
+fn a_hand_over_goes_to_exactly_one_successor() {
     holds(|| one_of_three(Fault::None));
-    fails(|| one_of_three(Fault::DoesNotSayItClaimed), "successors");
+    fails(|| one_of_three(Fault::DoesNotReportItsClaim), "successors");
 }
 
-/// The first successor gets the hand-over, or its deadline passes, or it panics: the second has it in the end.
+/// The first successor is handed the key, or times out, or panics. In the end the second gets it.
 fn a_hand_over_given_on(patience: Duration, panics: bool, fault: Fault) {
     let wait_queue = &WaitQueue::default();
     let [mut first, mut second] = [(); 2].map(|()| wait_queue.enter(KEY, Role::Successor));
@@ -329,7 +330,7 @@ fn a_hand_over_given_on(patience: Duration, panics: bool, fault: Fault) {
         scope.spawn(move || {
             let ended = catch_unwind(AssertUnwindSafe(move || {
                 let woken = first.park(deadline(patience));
-                if fault == Fault::KeepsItsTurn {
+                if fault == Fault::KeepsItsHandOver {
                     std::mem::forget(first);
                     return;
                 }
@@ -348,16 +349,16 @@ fn a_hand_over_given_on(patience: Duration, panics: bool, fault: Fault) {
 }
 
 #[test]
-fn a_hand_over_that_meets_a_time_out_goes_to_the_next() {
+fn a_hand_over_during_a_time_out_goes_to_the_next() {
     holds(|| a_hand_over_given_on(ANY_TIME, false, Fault::None));
-    fails(|| a_hand_over_given_on(ANY_TIME, false, Fault::KeepsItsTurn), LEFT_BEHIND);
+    fails(|| a_hand_over_given_on(ANY_TIME, false, Fault::KeepsItsHandOver), LEFT_BEHIND);
 }
 
 #[test]
-fn a_hand_over_that_meets_a_panic_goes_to_the_next() {
+fn a_hand_over_during_a_panic_goes_to_the_next() {
     holds(|| a_hand_over_given_on(NEVER, true, Fault::None));
     holds(|| a_hand_over_given_on(ANY_TIME, true, Fault::None));
-    fails(|| a_hand_over_given_on(NEVER, false, Fault::KeepsItsTurn), LEFT_BEHIND);
+    fails(|| a_hand_over_given_on(NEVER, false, Fault::KeepsItsHandOver), LEFT_BEHIND);
 }
 
 fn a_close(fault: Fault) {
@@ -370,7 +371,7 @@ fn a_close(fault: Fault) {
             });
         }
         scope.spawn(|| assert_eq!(record.wait(NEVER), Got::Closed));
-        // A hand-over on its way does not keep a successor from learning of the close.
+        // A hand-over that is under way does not hide the close from a successor.
         record.wait_queue.hand_over(&KEY);
         if fault == Fault::WakesAtCloseOnly { record.wait_queue.wake_all(&KEY) } else { record.wait_queue.close() }
     });
@@ -378,7 +379,7 @@ fn a_close(fault: Fault) {
 }
 
 #[test]
-fn a_close_leaves_nobody_parked() {
+fn a_close_wakes_all_parked_waiters() {
     holds(|| a_close(Fault::None));
     fails(|| a_close(Fault::WakesAtCloseOnly), LEFT_BEHIND);
 }

@@ -1,4 +1,4 @@
-//! A stored value is read back as it was, or is rejected. A type that has changed is a mismatch.
+//! Stored values are read back unchanged or rejected. A changed type is a mismatch.
 
 use super::*;
 use serde::Deserialize;
@@ -30,12 +30,12 @@ fn comes_back<T: Serialize + DeserializeOwned + PartialEq>(value: &T, codec: Cod
 #[track_caller]
 fn compact_is<T: Serialize + DeserializeOwned + PartialEq>(value: &T) {
     comes_back(value, Codec::Compact);
-    // What is written here is what bincode would write.
+    // `Bytes` must write the same as bincode.
     let (bytes, _) = stored_as(value, Codec::Compact);
     assert_eq!(bytes[HEADER..], options(LIMIT).serialize(value).unwrap());
 }
 
-/// Stored as one type and read as another: `TypeMismatch` in the two ways of storing.
+/// Asserts that a value stored as one type cannot be read as another, in both codecs.
 #[track_caller]
 fn differs<T, U>(written: &T)
 where
@@ -66,7 +66,7 @@ fn the_format_is_fixed() {
     assert_eq!(decode_plain::<(u16, bool)>("part", &plain[1..]).unwrap(), (1, true));
 }
 
-/// These are in stores: with other ones no value of before can be read.
+/// Stores contain these digests. If they change, older values cannot be read.
 const SHAPE: u64 = 0xed12_a9a6_aed6_50a3;
 const JSON_SHAPE: u64 = 0xf261_85d2_1372_f7f3;
 const EVERY_KIND: u64 = 0x79c7_0767_90c3_8fb3;
@@ -94,7 +94,7 @@ fn the_digest_of_every_kind_is_fixed() {
 }
 
 #[test]
-fn limits_name_the_sizes() {
+fn errors_over_the_limit_name_both_sizes() {
     assert_eq!(encode_checked("checkpoint", &[u64::MAX], 17).unwrap().0.len(), 17);
     for error in [
         encode_checked("checkpoint", &[0xff_u8; 9], 17).unwrap_err(),
@@ -135,13 +135,13 @@ enum Refusal {
 }
 
 #[test]
-fn a_variant_behind_a_skipped_one_is_stored_by_its_name() {
+fn a_variant_after_a_skipped_one_is_stored_by_name() {
     let bytes = options(LIMIT).serialize(&Refusal::Declined(1)).unwrap();
     assert_eq!(compact::<Refusal>(&bytes).unwrap(), Refusal::Fraud(1), "the lie this is about");
     comes_back(&Refusal::Declined(1), Codec::Json);
     comes_back(&Refusal::Fraud(1), Codec::Json);
     comes_back(&vec![Refusal::Declined(1)], Codec::Json);
-    // Set against the digest: there, bytes that differ are not the end.
+    // The bytes of a hash map may differ in order, so it takes the path that compares digests.
     comes_back(&HashMap::from([(1, Refusal::Declined(1)), (2, Refusal::Declined(2))]), Codec::Json);
 }
 
@@ -181,7 +181,7 @@ struct Defaulted {
 }
 
 #[test]
-fn what_bincode_cannot_read_back_is_stored_as_json() {
+fn values_that_bincode_cannot_read_back_are_stored_as_json() {
     comes_back(&Sparse { note: None, amount: 7 }, Codec::Json);
     comes_back(&Sparse { note: Some(1), amount: 7 }, Codec::Compact);
     comes_back(&Untagged::Number(1), Codec::Json);
@@ -195,7 +195,7 @@ fn what_bincode_cannot_read_back_is_stored_as_json() {
 }
 
 #[test]
-fn what_no_codec_can_read_back_is_refused() {
+fn values_that_no_codec_can_read_back_are_rejected() {
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
     struct Measured {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -225,7 +225,7 @@ fn what_no_codec_can_read_back_is_refused() {
 
 #[test]
 fn floats_in_json_come_back_to_the_bit() {
-    // Fails without serde_json's `float_roundtrip`: its quick parser is off by a bit in some of these numbers below 2.
+    // Without serde_json's `float_roundtrip` this fails: its faster parser is off by one bit for some of these numbers.
     for seed in 1..2000_u64 {
         let number = f64::from_bits(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0xbfff_ffff_ffff_ffff);
         let (bytes, read) = json_checked(&number, 64).unwrap();
@@ -242,7 +242,7 @@ fn errors_do_not_quote_the_value() {
 }
 
 #[test]
-fn a_skipped_field_is_the_users_choice() {
+fn a_skipped_field_comes_back_as_its_default() {
     let (bytes, _) = encode_checked("outcome", &Defaulted { id: 1, cache: 9 }, LIMIT).unwrap();
     assert!(decode::<Defaulted>("outcome", &bytes).unwrap() == Defaulted { id: 1, cache: 0 });
 }
@@ -342,7 +342,7 @@ mod changes {
         differs::<_, renamed::Way>(&first::Way::Card(1));
         differs::<_, renamed::Way>(&first::Way::Free);
         assert!(decode::<renamed::Way>("way", &stored_as(&first::Way::Cash { cents: 1 }, Codec::Compact).0).is_ok());
-        // The order of items does not count, but what each of them is does.
+        // The order of items does not count, but the shape of each item does.
         differs::<_, Vec<reordered::Way>>(&vec![first::Way::Card(1), first::Way::Cash { cents: 2 }]);
     }
 
@@ -386,7 +386,7 @@ mod changes {
     }
 
     #[test]
-    fn what_cannot_be_seen_in_the_value_may_change() {
+    fn types_of_absent_items_may_change() {
         let (none, _) = stored_as(&None::<u8>, Codec::Compact);
         assert_eq!(decode::<Option<String>>("outcome", &none).unwrap(), None);
         let (empty, _) = stored_as(&Vec::<u8>::new(), Codec::Compact);

@@ -1,9 +1,11 @@
-//! A serde serializer that hashes a value's shape, and writes the value at the same time if it is given somewhere to.
+//! A serde serializer that hashes the shape of a value, and can write the value in the same pass.
 //!
-//! The shape is what the value's `Serialize` says of it, in order: the kind of each item, the names of types, fields and
-//! variants, the index of each variant. It goes along the value: of an `Option` that is `None`, or of a sequence without
-//! items, no more is known than that. Items of sequences and maps are summed up, because the order in a hash map is another
-//! in every instance; what an item is made of is in order again. [`Readable`] hashes the content too.
+//! The shape is what the type's `Serialize` reports, in order: kinds of items, names of types, fields and variants,
+//! indexes of variants. The value decides how much is known: a `None` or an empty sequence shows nothing about the type of its
+//! items.
+//!
+//! The hashes of the items of sequences and maps are added up, because the order in a hash map differs in each
+//! instance. Inside an item, order counts again. [`Readable`] also hashes the content.
 
 use std::fmt;
 
@@ -44,16 +46,17 @@ const STRUCT_VARIANT: u8 = 29;
 const NAME: u8 = 30;
 const END: u8 = 31;
 
-/// The initial hash of a shape, and of each item of a sequence. Changing these constants would change stored digests.
+/// The initial hash of a shape, and of each item of a sequence. Changes of these constants make stored values
+/// unreadable.
 const SEED: u64 = 0x243f_6a88_85a3_08d3;
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Why a value was not walked to its end.
+/// The reason why a walk ended early.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// It does not fit into the limit.
+    /// The value does not fit into the limit.
     TooLarge,
-    /// The value's `Serialize` said so.
+    /// The value's `Serialize` failed with this message.
     Refused(String),
 }
 
@@ -74,16 +77,16 @@ impl ser::Error for Stop {
     }
 }
 
-/// The destination of the bytes, which have the form of bincode 1: fixed-width integers, little-endian.
+/// The destination of the bytes. Their form is that of bincode 1: fixed-width integers, little-endian.
 pub(super) trait Output {
-    /// Whether the value is asked for its human-readable form, and its content counts too.
+    /// True if the value is asked for its human-readable form, and its content is hashed too.
     const READABLE: bool = false;
 
     fn put(&mut self, _: &[u8]) -> Result<(), Stop> {
         Ok(())
     }
 
-    /// Reserves 8 bytes for the number of items, which is known after the last one.
+    /// Reserves 8 bytes for the number of items, which is known only after the last item.
     fn begin_items(&mut self) -> Result<usize, Stop> {
         self.put(&[0; 8]).map(|()| 0)
     }
@@ -91,19 +94,19 @@ pub(super) trait Output {
     fn end_items(&mut self, _: usize, _: u64) {}
 }
 
-/// Nowhere: for the shape alone.
+/// Writes nothing: only the shape is hashed.
 pub(super) struct Nothing;
 
 impl Output for Nothing {}
 
-/// Nowhere: for the shape and the content of what is stored in a human-readable form.
+/// Writes nothing: the shape and the content of the human-readable form are hashed.
 pub(super) struct Readable;
 
 impl Output for Readable {
     const READABLE: bool = true;
 }
 
-/// For the size alone.
+/// Counts the bytes only.
 pub(super) struct Count(pub(super) u64);
 
 impl Output for Count {
@@ -116,7 +119,7 @@ impl Output for Count {
 /// Appends to a buffer.
 pub(super) struct Bytes<'a> {
     pub(super) bytes: &'a mut Vec<u8>,
-    /// The most that may be there in the end.
+    /// The largest allowed length of the buffer, in bytes.
     pub(super) limit: u64,
 }
 
@@ -142,14 +145,14 @@ impl Output for Bytes<'_> {
     }
 }
 
-/// Walks the value; gives the digest of its shape.
+/// Walks the value, and returns the digest of its shape and the output.
 pub(super) fn walk<S: Serialize + ?Sized, O: Output>(value: &S, output: O) -> Result<(u64, O), Stop> {
     let mut walk = Walk { hash: SEED, output };
     value.serialize(&mut walk)?;
     Ok((finish(walk.hash), walk.output))
 }
 
-/// So that sums of hashes do not show how those came about.
+/// Mixes a hash before it is added to others. Without this, different items could easily have the same sum.
 fn finish(hash: u64) -> u64 {
     let mixed = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed ^ (mixed >> 32)
@@ -366,7 +369,7 @@ impl<'a, O: Output> ser::Serializer for &'a mut Walk<O> {
     }
 }
 
-/// Items in order, with their names where they have some. Nothing is written of their number.
+/// Items whose order counts, with names if they have any. Their number is not written, only hashed.
 struct Items<'a, O> {
     walk: &'a mut Walk<O>,
     count: u64,
@@ -390,10 +393,11 @@ impl<O: Output> Items<'_, O> {
 
 in_order!([O: Output] Items<'_, O>, Stop);
 
-/// Items, or keys and values, whose order does not count. They are counted here: announced lengths may be absent or wrong.
+/// Items, or entries of a map, whose order does not count. They are counted here, because the announced length may be
+/// absent or wrong.
 struct Unordered<'a, O> {
     walk: &'a mut Walk<O>,
-    /// The hash up to here.
+    /// The hash before the first item.
     outer: u64,
     sum: u64,
     count: u64,
@@ -447,7 +451,7 @@ impl<O: Output> ser::SerializeMap for Unordered<'_, O> {
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Stop> {
-        // On top of its key: an entry is one item.
+        // Continue the hash of the key: an entry is one item.
         value.serialize(&mut *self.walk)?;
         self.add();
         Ok(())

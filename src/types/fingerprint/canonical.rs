@@ -1,8 +1,8 @@
 //! A serde serializer that hashes a value in one canonical form.
 //!
-//! Every item is a tag byte and then its content: numbers little-endian in their width, strings and bytes behind their
-//! length as a `u64`. What holds other items ends with `END` and their number as a `u64`. So no item is a prefix of another
-//! and two values have one form only if they are equal:
+//! Each item is a tag byte and its content. Numbers are little-endian in their own width. Strings and bytes follow
+//! their length, a `u64`. An item that contains others ends with `END` and their number, a `u64`. So no item is a
+//! prefix of another, and two values have the same form only if they are equal:
 //!
 //! | item | content |
 //! |---|---|
@@ -51,21 +51,22 @@ const END: u8 = 255;
 
 type Hash = [u8; 32];
 
-/// Whose order counts.
+/// The items whose order counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
-    /// That of sequences, but not that of maps.
+    /// The order of sequences counts, the order of map entries does not.
     Sequences,
-    /// Neither; tuples and fields are in order all the same.
+    /// Neither order counts. Tuples and fields are still in order.
     Nothing,
 }
 
-/// The digest of the canonical form of the value, or of its human-readable form, or why it refused to be serialized.
+/// Returns the digest of the value's canonical form, computed from its human-readable form if `readable`. Fails if
+/// `Serialize` fails.
 pub(super) fn digest<S: Serialize + ?Sized>(value: &S, order: Order, readable: bool) -> Result<Hash, Refused> {
     Canonical { hasher: Sha256::new(), order, readable }.digest(value)
 }
 
-/// What the value's `Serialize` said.
+/// The message of a `Serialize` that failed.
 #[derive(Debug)]
 pub(super) struct Refused(String);
 
@@ -95,7 +96,7 @@ impl Canonical {
         Ok(self.hasher.finalize().into())
     }
 
-    /// The digest of an item by itself.
+    /// Returns the digest of one item.
     fn apart<S: Serialize + ?Sized>(&self, value: &S) -> Result<Hash, Refused> {
         Self { hasher: Sha256::new(), order: self.order, readable: self.readable }.digest(value)
     }
@@ -279,7 +280,8 @@ impl<'a> ser::Serializer for &'a mut Canonical {
     }
 }
 
-/// Items in order, with their names where they have some. They are counted here: announced lengths may be absent or wrong.
+/// Items whose order counts, with names if they have any. They are counted here, because the announced length may be
+/// absent or wrong.
 struct Items<'a> {
     canonical: &'a mut Canonical,
     count: u64,
@@ -302,7 +304,7 @@ impl Items<'_> {
     }
 }
 
-/// Implements serde's five traits of items in a fixed order by a type's `item`, `field` and `finish`.
+/// Implements serde's five traits for items in a fixed order. The type provides `item`, `field` and `finish`.
 macro_rules! in_order {
     ([$($generics:tt)*] $items:ty, $error:ty) => {
         in_order!([$($generics)*] $items, $error, SerializeTuple, serialize_element() = item);
@@ -424,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn the_human_readable_form_is_another() {
+    fn human_readable_and_compact_forms_have_different_digests() {
         struct Form;
         impl Serialize for Form {
             fn serialize<S: ser::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,4 +1,4 @@
-//! The fingerprint of a JSON text by its value: SHA-256 of its canonical form by RFC 8785.
+//! Fingerprints of JSON texts by value: the SHA-256 digest of the canonical form of RFC 8785.
 
 use super::Fingerprint;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -7,27 +7,29 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 
-/// The largest magnitude up to which every whole number is a double: 2^53 - 1.
+/// The largest magnitude up to which each whole number is exactly one double: 2^53 - 1.
 const MAX_MAGNITUDE: f64 = 9_007_199_254_740_991.0;
 
-/// How `serde_json` passes numbers on if any crate of the program turns its feature `arbitrary_precision` on.
+/// The member name that `serde_json` uses for numbers if any crate of the program enables its feature
+/// `arbitrary_precision`.
 const NUMBER_AS_TEXT: &str = "$serde_json::private::Number";
 
 impl Fingerprint {
     /// Returns the fingerprint of a JSON text by its value: the SHA-256 digest of its canonical form by RFC 8785 (JCS).
     ///
-    /// The order of members, the form of numbers (`1`, `1.0`, `1e0`), escapes in strings and white space do not count. The
-    /// order of arrays does, and so do a member that is `null` instead of absent, and the Unicode normalization of strings.
+    /// These do not count: the order of members, the form of numbers (`1`, `1.0`, `1e0`), escapes in strings, white
+    /// space. These do: the order of arrays, a member that is `null` instead of absent, the Unicode normalization of
+    /// strings.
     ///
-    /// Any language can compute it. This text, and its canonical form:
+    /// Programs in other languages can compute the same fingerprint. A text and its canonical form:
     ///
     /// ```text
     /// { "currency": "\u0045UR", "amount": 20.00 }
     /// {"amount":20,"currency":"EUR"}
     /// ```
     ///
-    /// The digest of the latter is what `printf '{"amount":20,"currency":"EUR"}' | sha256sum` prints, and, in Python,
-    /// `hashlib.sha256(rfc8785.dumps(json.loads(text))).hexdigest()`:
+    /// The fingerprint of the text is the digest of its canonical form. `printf '{"amount":20,"currency":"EUR"}' |
+    /// sha256sum` prints it. In Python it is `hashlib.sha256(rfc8785.dumps(json.loads(text))).hexdigest()`:
     ///
     /// ```
     /// use oncekey::Fingerprint;
@@ -40,9 +42,9 @@ impl Fingerprint {
     ///
     /// # Errors
     ///
-    /// [`Codec`](ErrorKind::Codec) if the text is not JSON in UTF-8, or if programs disagree about its value: an object has a
-    /// member twice, a string has half a surrogate pair, a number is larger in magnitude than 2^53 - 1 (send it as a string),
-    /// or values are nested more than 127 deep. Fractions count as the double that is nearest.
+    /// [`Codec`](ErrorKind::Codec) if the text is not JSON in UTF-8, or if programs disagree about its value. That is
+    /// so if an object has a member twice, a string has half a surrogate pair, a number exceeds 2^53 - 1 in magnitude
+    /// (send it as a string), or values are nested more than 127 deep. Fractions count as the nearest double.
     pub fn of_json(text: impl AsRef<[u8]>) -> Result<Self> {
         let refused = |cause| Error::new(ErrorKind::Codec, format!("JSON text cannot be fingerprinted: {cause}"));
         let value: Json = serde_json::from_slice(text.as_ref()).map_err(refused)?;
@@ -51,7 +53,8 @@ impl Fingerprint {
     }
 }
 
-/// A JSON value whose numbers are doubles. It keeps all members, so that the canonicalizer refuses one that comes twice.
+/// A JSON value whose numbers are doubles. All members are kept, so that the canonicalizer can reject one that comes
+/// twice.
 enum Json {
     Null,
     Bool(bool),
@@ -159,7 +162,7 @@ impl<'de> Visitor<'de> for Values {
 mod tests {
     use super::*;
 
-    /// The canonical form, which is digested.
+    /// Returns the canonical form, from which the digest is made.
     fn canonical(text: &str) -> String {
         let value: Json = serde_json::from_str(text).unwrap();
         let canonical = serde_json_canonicalizer::to_string(&value).unwrap();
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn all_else_counts() {
+    fn content_array_order_and_null_count() {
         for (one, other) in [
             ("[1,2]", "[2,1]"),
             (r#"{"a":null}"#, "{}"),
@@ -208,7 +211,7 @@ mod tests {
             ("0.1", "0.10000000000000002"),
             ("9007199254740991", "9007199254740990"),
             ("1", "-1"),
-            // As RFC 8785 says, strings are not normalized.
+            // RFC 8785 does not normalize strings.
             ("\"\u{e9}\"", "\"e\u{301}\""),
             (r#""A""#, r#""a""#),
         ] {
@@ -216,9 +219,9 @@ mod tests {
         }
     }
 
-    // RFC 8785, sections 3.2.2 to 3.2.4, without its 1E30, which is over the limit; printed there byte by byte.
+    // RFC 8785, sections 3.2.2 to 3.2.4. Its number 1E30 is left out, because it exceeds the limit.
     #[test]
-    fn the_canonical_form_is_that_of_the_rfc() {
+    fn the_canonical_form_is_that_of_rfc_8785() {
         let numbers = "{\"numbers\": [333333333.33333329, 4.50, 2e-3, 0.000000000000000000000000001],
             \"string\": \"\\u20ac$\\u000F\\u000aA'\\u0042\\u0022\\u005c\\\\\\\"\\/\", \"literals\": [null, true, false]}";
         let expected = "{\"literals\":[null,true,false],\"numbers\":[333333333.3333333,4.5,0.002,1e-27],\
@@ -232,9 +235,9 @@ mod tests {
         assert_eq!(canonical(sorting), sorted);
     }
 
-    // RFC 8785, appendix B: doubles by their bits, and how they are written. Those over the limit are left out.
+    // RFC 8785, appendix B: bits of doubles and their text. Numbers over the limit are left out.
     #[test]
-    fn numbers_are_written_as_the_rfc_has_them() {
+    fn numbers_are_written_as_in_rfc_8785() {
         for (bits, text) in [
             (0x0000_0000_0000_0000, "0"),
             (0x8000_0000_0000_0000, "0"),
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_programs_disagree_about_is_refused() {
+    fn ambiguous_json_is_rejected() {
         refused(r#"{"amount":1,"amount":2}"#, "uplicate");
         refused(r#"[{"a":{"b":0,"\u0062":0}}]"#, "uplicate");
         for number in ["9007199254740992", "-9007199254740992", "18446744073709551616", "1e22", "-1E30"] {
@@ -275,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_passed_on_as_text_are_the_same_numbers() {
+    fn arbitrary_precision_numbers_have_the_same_fingerprint() {
         same(r#"{"$serde_json::private::Number":"1.50"}"#, "1.5");
         refused(r#"{"$serde_json::private::Number":"9007199254740993"}"#, "2^53");
     }

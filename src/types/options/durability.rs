@@ -1,18 +1,18 @@
-//! When a commit is acknowledged.
+//! The moment at which a commit is acknowledged.
 
 use std::time::Duration;
 
-/// When a commit counts as done.
+/// The moment at which a commit is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Durability {
-    /// Nobody is told what a power cut could undo. Calls share syncs, so the price falls with the load.
+    /// Acknowledges a commit when it is on disk. Concurrent calls share syncs, so the cost per call falls under load.
     #[default]
     Immediate,
-    /// Nobody waits; a power cut may undo what was answered in the last `interval`, latest first. A killed process may lose
-    /// as much.
+    /// Acknowledges a commit before it is on disk. A power cut or a killed process can undo the commits of the last
+    /// `interval`, newest first.
     Eventual {
-        /// The longest time from a commit to the start of its sync.
+        /// The longest time from a commit to the start of its sync. Must not be zero.
         interval: Duration,
     },
 }

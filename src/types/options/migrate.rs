@@ -1,4 +1,4 @@
-//! What was stored before a deploy, read as the types after it.
+//! Migrations: values stored before a deploy are read as the types of after it.
 
 use std::any::type_name;
 use std::fmt::{self, Display};
@@ -11,19 +11,19 @@ use super::{ManagerOptions, invalid};
 use crate::types::codec;
 use crate::types::error::{self, Error, ErrorKind, Result};
 
-/// Which bytes of a record.
+/// The kind of outcome that a migration reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Success,
     Failure,
 }
 
-/// Reads older bytes, and encodes what the migration makes of them. The first argument names them in messages.
+/// Decodes older bytes, migrates the value, and encodes the result. The first argument names the bytes in messages.
 type Convert = Arc<dyn Fn(&dyn Display, &[u8]) -> Result<Vec<u8>> + Send + Sync>;
 
 #[derive(Clone)]
 struct Migration {
-    /// `None` of a checkpoint, which has no schema.
+    /// `None` for a checkpoint, which has no schema.
     of: Option<(Part, u32)>,
     to: &'static str,
     convert: Convert,
@@ -34,13 +34,16 @@ struct Migration {
 pub(crate) struct Migrations(Arc<Vec<Migration>>);
 
 impl ManagerOptions {
-    /// Turns successes that were stored under the schema `from`, with the type `Old`, into the manager's type, whenever one is
-    /// read: replayed, waited for, or got. So a deploy that changes the type, and raises the [`schema`](Self::schema), answers the
-    /// retries of what ran before it. May be called for several schemas.
+    /// Converts successes that were stored with schema `from` and type `Old` into the manager's type, each time one is
+    /// read. May be called for several schemas.
     ///
-    /// The record stays as it is stored, and each read calls `f` again: keep the migration until the records of that schema have
-    /// expired. `f` is called with no lock held, on the thread that reads. If only the failures changed, `|same: T| same` keeps
-    /// the successes. [What is not migrated](crate::guides::limits).
+    /// Use it when a deploy changes the type and raises the [`schema`](Self::schema), so that retries of earlier
+    /// requests still get their outcome.
+    ///
+    /// The stored record does not change, and each read calls `f` again. So keep the migration until the records of
+    /// that schema have expired. `f` runs on the reading thread with no lock held. If only the failures changed,
+    /// `|same: T| same` keeps the successes. The guide on [limits](crate::guides::limits) lists the reads that do not
+    /// migrate.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, ManagerOptions};
@@ -76,7 +79,7 @@ impl ManagerOptions {
         self.migrate_part(Some((Part::Success, from)), f)
     }
 
-    /// As [`migrate`](Self::migrate), for failures.
+    /// Converts failures as [`migrate`](Self::migrate) converts successes.
     pub fn migrate_failure<Old, New>(self, from: u32, f: impl Fn(Old) -> New + Send + Sync + 'static) -> Self
     where
         Old: Serialize + DeserializeOwned,
@@ -85,9 +88,11 @@ impl ManagerOptions {
         self.migrate_part(Some((Part::Failure, from)), f)
     }
 
-    /// Turns checkpoints that were encoded from `Old` into `New`, when a claim
-    /// [decodes](crate::Claim::decode_checkpoint) one as `New`. Any number of pairs of types. A checkpoint has no schema: it is known by the
-    /// shape of its value, so that a change of the meaning of the same fields is not seen.
+    /// Converts checkpoints of type `Old` into `New`, when a claim [decodes](crate::Claim::decode_checkpoint) one as
+    /// `New`. May be called for any number of pairs of types.
+    ///
+    /// A checkpoint has no schema, and is recognised by the shape of its value. So a changed meaning of the same fields
+    /// is not detected.
     pub fn migrate_checkpoint<Old, New>(self, f: impl Fn(Old) -> New + Send + Sync + 'static) -> Self
     where
         Old: Serialize + DeserializeOwned,
@@ -112,11 +117,12 @@ impl ManagerOptions {
 }
 
 impl Migrations {
-    /// Whether they fit a manager of these types and this schema.
+    /// Checks that the migrations fit a manager of these types and this schema.
     ///
     /// # Errors
     ///
-    /// `InvalidOptions` for a migration from the schema itself, a second one from the same, and one to another type.
+    /// `InvalidOptions` if a migration is from the manager's own schema, the second one from its schema, or to another
+    /// type.
     pub(crate) fn check<T, E>(&self, schema: u32) -> Result<()> {
         for (n, migration) in self.0.iter().enumerate() {
             let Some((part, from)) = migration.of else { continue };
@@ -140,7 +146,7 @@ impl Migrations {
         Ok(())
     }
 
-    /// Reads an outcome that was stored under the schema `stored`, for a manager of the schema `read`.
+    /// Decodes an outcome that was stored with schema `stored`, for a manager with schema `read`.
     pub(crate) fn decode<T: Serialize + DeserializeOwned>(
         &self,
         what: &impl Display,
@@ -158,11 +164,11 @@ impl Migrations {
         codec::decode(what, &(migration.convert)(what, bytes)?)
     }
 
-    /// Reads a checkpoint, of this type or of one that is migrated to it.
+    /// Decodes a checkpoint of this type, or of a type that is migrated to it.
     pub(crate) fn decode_checkpoint<C: Serialize + DeserializeOwned>(&self, bytes: &[u8]) -> Result<C> {
         let what = "a checkpoint";
         let to_this = self.0.iter().filter(|migration| migration.of.is_none() && migration.to == type_name::<C>());
-        // That it is not of one of these types is no fault of the operation's.
+        // The checkpoint may be of another of these types. Such an error does not count as met by the operation.
         let read = error::handled(|| {
             let converted = |migration: &Migration| codec::decode(what, &(migration.convert)(&what, bytes).ok()?).ok();
             codec::decode(what, bytes).ok().or_else(|| to_this.into_iter().find_map(converted))

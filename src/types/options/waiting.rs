@@ -1,16 +1,17 @@
-//! How many threads may wait.
+//! Limits on the number of waiting threads.
 
 use super::EngineOptions;
 
 impl EngineOptions {
     /// Sets how many threads may wait for one key in [`begin_or_wait`](crate::Manager::begin_or_wait),
     /// [`execute`](crate::Manager::execute), [`drive`](crate::Manager::drive) and
-    /// [`handle`](crate::http::HandleOptions::wait). One more is answered "in progress" at once. 0: none may wait. Default: 32.
+    /// [`handle`](crate::http::HandleOptions::wait). Calls over the limit get "in progress" at once. 0 means that no
+    /// thread waits. Default: 32.
     ///
-    /// A thread that waits serves nobody else. Keep this and [`max_waiting`](Self::max_waiting) below the number of threads of
-    /// the server's pool, so that retries of a slow operation leave threads for other keys.
+    /// A waiting thread serves no other request. Keep this and [`max_waiting`](Self::max_waiting) below the number of
+    /// threads of the server's pool. Then retries of one slow operation leave threads for other keys.
     ///
-    /// [`Manager::wait`](crate::Manager::wait) and [`Pending::wait`](crate::Pending::wait) are not counted.
+    /// Waits in [`Manager::wait`](crate::Manager::wait) and [`Pending::wait`](crate::Pending::wait) do not count.
     ///
     /// ```
     /// # use oncekey::{Begin, BeginOptions, Engine, Manager};
@@ -27,7 +28,8 @@ impl EngineOptions {
         self
     }
 
-    /// Sets how many threads may wait for any key, as [`max_waiting_per_key`](Self::max_waiting_per_key). Default: 512.
+    /// Sets how many threads may wait for all keys together. See [`max_waiting_per_key`](Self::max_waiting_per_key).
+    /// Default: 512.
     pub fn max_waiting(mut self, threads: usize) -> Self {
         self.max_waiting = threads;
         self

@@ -1,9 +1,9 @@
-//! The model itself.
+//! Tests of the model of the disk.
 
 use super::*;
 use crate::record::Recording;
 
-/// A recorded directory, and every state of its file `f` that a cut at its end may leave, as text.
+/// Records a directory, and returns every state of its file `f` that a cut at the end may leave, as text.
 fn states(ordered: bool, work: impl FnOnce(&Path)) -> BTreeSet<Option<String>> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("f"), "old").unwrap();
@@ -31,7 +31,7 @@ fn texts<const N: usize>(texts: [&str; N]) -> BTreeSet<Option<String>> {
 }
 
 #[test]
-fn what_was_synced_stays_and_the_rest_may_be_any_version() {
+fn synced_data_stays_and_the_rest_may_be_any_version() {
     let work = |path: &Path| {
         open(path).write_all_at(b"new", 0).unwrap();
         open(path).sync_data().unwrap();
@@ -61,7 +61,7 @@ fn a_block_is_torn_by_sectors_and_blocks_are_reordered() {
 }
 
 #[test]
-fn a_file_may_have_its_new_size_without_its_bytes() {
+fn a_file_may_have_its_new_size_without_its_content() {
     let found = states(false, |path| {
         open(path).write_all_at(&[b'x'; 4096], 4096).unwrap();
         open(path).set_len(2).unwrap();
@@ -95,7 +95,7 @@ fn the_sync_of_a_new_file_keeps_its_name_only_under_the_ordered_model() {
 }
 
 #[test]
-fn a_write_through_the_sync_flag_takes_its_pages_with_it() {
+fn a_write_with_the_sync_flag_makes_its_pages_durable() {
     use std::os::unix::fs::OpenOptionsExt;
     let found = states(false, |path| {
         open(path).write_all_at(b"N", 0).unwrap();
@@ -103,6 +103,6 @@ fn a_write_through_the_sync_flag_takes_its_pages_with_it() {
         let direct = File::options().write(true).custom_flags(libc::O_DSYNC).open(path.join("f")).unwrap();
         direct.write_all_at(b"E", 1).unwrap();
     });
-    // The size may be that with the later block already, whose byte may be missing.
+    // The size may include the later block, whose byte may be missing.
     assert_eq!(found, texts(["NEd", "NEdX"]));
 }

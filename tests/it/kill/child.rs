@@ -1,4 +1,4 @@
-//! What is killed: a process under load with every verb, which says what it calls and what it was answered.
+//! The process that is killed. It makes every kind of call under load, and prints each call and its answer.
 
 use std::io::Write;
 use std::thread;
@@ -14,17 +14,17 @@ use super::{DIR, Ops, ROUND, STEPS, answered, claim_of, finished, named, open, v
 use crate::threads::Rng;
 
 const THREADS: u64 = 8;
-/// Keys that all threads contend for, the first few most.
+/// The number of keys that all threads share. The first few are used most.
 const KEYS: u64 = 1_000;
 const HOT: u64 = 8;
-/// Keys that a thread begins and ends by key, and nobody else does.
+/// The number of keys that only one thread begins and ends by key.
 const OWN: u64 = 40;
-/// Claims that a thread keeps alive meanwhile.
+/// The number of claims that a thread keeps alive.
 const HELD: usize = 5;
 
 type Held = Claim<Vec<u8>, Vec<u8>>;
 
-/// One line, one write: said before the call or after its answer.
+/// Writes one line in one write: before a call, or after its answer.
 fn say(line: &str) {
     std::io::stdout().lock().write_all(format!("@{line}\n").as_bytes()).unwrap();
 }
@@ -75,7 +75,7 @@ impl Caller<'_> {
         let end = end_with(self.rng.below(4) > 0, self.rng.next());
         say(&format!("try {key}"));
         let mut began = None;
-        // Others hold claims for long.
+        // Other threads hold claims for a long time.
         let options = ExecuteOptions::new().wait(Duration::from_millis(self.rng.below(3)));
         let executed = self.ops.execute_with(key, options, |claim| {
             let claimed = (claim.generation(), claim.attempt());
@@ -129,7 +129,7 @@ impl Caller<'_> {
         }
     }
 
-    /// Ends one that it holds.
+    /// Ends one of the held claims.
     fn end(&mut self) {
         if self.held.is_empty() {
             return;
@@ -149,7 +149,7 @@ impl Caller<'_> {
             3 => drop(claim.fail(&value(number)).unwrap()),
             4..=7 => drop(claim.release().unwrap()),
             8 => {
-                // Not durable when it returns: so nothing is said.
+                // Not durable when it returns, so print no answer.
                 claim.release_on_drop(true);
                 return drop(claim);
             }
@@ -166,7 +166,7 @@ impl Caller<'_> {
         say(&format!("removed {key} {removed}"));
     }
 
-    /// Settles what a death or a drop has left.
+    /// Resolves a record that a death or a drop has interrupted.
     fn resolve(&mut self, key: &str) {
         let Some(record) = self.ops.get(key).unwrap() else { return };
         if record.status() != Status::Interrupted {
@@ -240,7 +240,7 @@ fn not_mine(error: &Error) -> bool {
     false
 }
 
-/// Says which records the deaths before have interrupted.
+/// Prints the records that earlier deaths have interrupted.
 fn list(engine: &Engine) {
     let infos: Vec<_> = engine.interrupted().unwrap().map(Result::unwrap).collect();
     assert_eq!(infos.len() as u64, engine.opened().interrupted);
@@ -251,13 +251,13 @@ fn list(engine: &Engine) {
     say(&format!("listed {}", infos.len()));
 }
 
-/// Not a test: what is killed.
+/// Not a test: the process that is killed.
 #[test]
 #[ignore = "started by another test"]
 fn child() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (Ok(dir), Some(round), Some(steps)) = (std::env::var(DIR), number(ROUND), number(STEPS)) else { return };
-    // libtest has begun a line with the test's name: here it ends.
+    // End the line that libtest has begun with the name of the test.
     println!();
     say("opening");
     let engine = open(dir.as_ref());
@@ -277,9 +277,9 @@ fn child() {
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
     say("closing");
-    // Claims are alive: for them it is the death of the process.
+    // Claims are alive. For them the abort is the death of the process.
     engine.abort().unwrap();
     say("closed");
-    // Behind the back of an engine that is closed.
+    // Dropped after the engine is closed.
     drop(held);
 }

@@ -1,11 +1,11 @@
-//! What the parent knows of each key, from what its children said before they were killed.
+//! The parent's knowledge of each key, from the lines of its children.
 //!
-//! A child says a line before each call that changes something and one when it was answered. So at any moment a key's record
-//! is known, but for the calls that were said and not answered: those have happened wholly or not at all.
+//! A child prints a line before each call that changes something, and one after its answer. So the record of each key
+//! is known, except for calls without an answer. Such a call has happened completely or not at all.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// The life of a key, and which of its claims: later ones are larger.
+/// The generation of a key and the attempt. Later claims are larger.
 pub(crate) type Claimed = (u64, u32);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ enum Phase {
     #[default]
     Absent,
     Live,
-    /// Its ending was begun and not answered.
+    /// The ending was called and not answered.
     Ending(End),
     Ended(End),
 }
@@ -50,15 +50,15 @@ enum Phase {
 struct Known {
     claimed: Claimed,
     phase: Phase,
-    /// Every outcome that was to be stored, by its claim. Two if the record was interrupted and resolved.
+    /// Every outcome that a claim tried to store. There are two if the record was interrupted and resolved.
     outcomes: HashMap<Claimed, Vec<End>>,
-    /// Calls under way that may begin it.
+    /// The number of calls in progress that may begin the key.
     tries: u32,
-    /// A process died with such a call.
+    /// True if a process died during such a call.
     maybe_begun: bool,
-    /// A removal was under way, which may have taken it.
+    /// True if a removal without an answer may have deleted the record.
     maybe_absent: bool,
-    /// The claim and phase when a removal began. A key has one thread that removes and resolves.
+    /// The claim and phase at the start of a removal. Only one thread removes and resolves a key.
     removing: Option<(Claimed, Phase)>,
     resolving: Option<End>,
 }
@@ -76,7 +76,7 @@ impl Known {
         (self.maybe_absent, self.resolving) = (false, None);
     }
 
-    /// Whether the engine may let somebody begin it.
+    /// Returns true if the engine may give the key to a new claim.
     fn may_begin(&self) -> bool {
         let is_free = match self.phase {
             Phase::Absent | Phase::Ending(End::Released) | Phase::Ended(End::Released) => true,
@@ -98,7 +98,7 @@ impl Known {
         }
     }
 
-    /// Of an older claim it is no news: it was said late.
+    /// Ignores an answer of an older claim, because its line came late.
     fn ended(&mut self, claimed: Claimed) {
         if let (true, Phase::Ending(end)) = (claimed == self.claimed, self.phase) {
             self.phase = Phase::Ended(end);
@@ -136,26 +136,26 @@ impl Known {
             Phase::Ended(End::Finished { .. }) => {
                 assert_eq!(self.phase, Phase::Ended(end), "answered otherwise before");
             }
-            // Said late.
+            // The line came late.
             Phase::Absent => {}
             Phase::Live | Phase::Ended(_) => panic!("answered with {end:?}, and it was {self:?}"),
         }
     }
 
-    /// What was under way has happened or not.
+    /// Handles the death of the process: calls without an answer may have happened or not.
     fn killed(&mut self) {
         self.maybe_begun |= std::mem::take(&mut self.tries) > 0;
         let Some((claimed, phase)) = self.removing.take() else { return };
-        // One that has an owner is never removed, be it a claim or the process.
+        // A removal never deletes a record that has an owner, whether a claim or a process.
         self.maybe_absent |= self.phase != Phase::Live && (claimed == self.claimed || !is_kept(phase));
     }
 
-    /// What the next open may list as interrupted: which claim, and whether it must be there.
+    /// Checks whether the next open lists this key as interrupted, and for which claim.
     fn listed(&mut self, found: Option<Claimed>) {
         let same_claim = found.is_none_or(|found| found == self.claimed);
         let may_be_newer = self.maybe_begun && self.may_begin();
         let may_be_so = match (self.phase, found) {
-            // Resolved so, or removed.
+            // Resolved or removed.
             (Phase::Live | Phase::Ending(End::Interrupted) | Phase::Ended(End::Interrupted), None) => {
                 self.resolving.is_some() || self.maybe_absent
             }
@@ -168,7 +168,7 @@ impl Known {
         let resolving = self.resolving.take();
         match (found, self.phase) {
             (Some(found), _) => {
-                // What was to be stored and was not must not come back.
+                // An outcome that was not stored must not appear later.
                 self.outcomes.remove(&found);
                 self.newest(found, Phase::Ended(End::Interrupted));
             }
@@ -181,7 +181,7 @@ impl Known {
         }
     }
 
-    /// What the store has of it.
+    /// Checks the record that the store has.
     fn found(&mut self, found: Option<(Claimed, End)>) {
         let expected = match self.phase {
             Phase::Ended(end) => Some((self.claimed, end)),
@@ -197,7 +197,7 @@ impl Known {
     }
 }
 
-/// Only a removal or a resolution makes it free.
+/// Returns true if only a removal or a resolution frees a key in this phase.
 fn is_kept(phase: Phase) -> bool {
     matches!(phase, Phase::Ended(End::Finished { .. } | End::Interrupted))
 }
@@ -211,22 +211,22 @@ pub(crate) struct Model {
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
-    /// Calls that were answered.
+    /// Answered calls.
     pub(crate) answers: u64,
-    /// Claims that were listed as interrupted, and lists that were compared.
+    /// Claims listed as interrupted, and compared lists.
     pub(crate) interrupted: u64,
     pub(crate) lists: u64,
-    /// Records that were compared with what was said of them.
+    /// Compared records.
     pub(crate) compared: u64,
 }
 
 impl Model {
-    /// Of a directory with nothing; the counts go on.
+    /// Creates the model of an empty directory. The counts continue.
     pub(crate) fn new(counts: Counts) -> Self {
         Self { counts, ..Self::default() }
     }
 
-    /// A line of the child.
+    /// Reads a line of the child.
     pub(crate) fn line(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
         if words[0] == "listed" {
@@ -268,7 +268,7 @@ impl Model {
         self.keys.values_mut().for_each(Known::killed);
     }
 
-    /// The list of interrupted records is whole.
+    /// Checks that the list of interrupted records is complete.
     fn listed(&mut self, count: usize) {
         let mut list = std::mem::take(&mut self.listing);
         assert_eq!(list.len(), count);
@@ -276,14 +276,14 @@ impl Model {
         self.counts.interrupted += list.len() as u64;
         for (key, known) in &mut self.keys {
             let found = list.remove(key);
-            // So that a panic names it.
+            // A panic prints this key.
             let _key = Named(key);
             known.listed(found);
         }
         assert!(list.is_empty(), "interrupted, and nobody has begun them: {list:?}");
     }
 
-    /// Compares everything with what the store has.
+    /// Compares the model with the whole content of the store.
     pub(crate) fn compare(
         &mut self,
         interrupted: BTreeMap<String, Claimed>,
@@ -301,7 +301,7 @@ impl Model {
 }
 
 impl Known {
-    /// A call that is made now.
+    /// Notes a call that starts now.
     fn call(&mut self, words: &[&str]) {
         match words {
             ["try", _] => self.tries += 1,
@@ -320,7 +320,7 @@ impl Known {
     }
 }
 
-/// Says on a panic which key it was.
+/// Prints its key when it is dropped in a panic.
 struct Named<'a>(&'a str);
 
 impl Drop for Named<'_> {

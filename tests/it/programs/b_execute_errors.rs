@@ -1,4 +1,4 @@
-//! One call, four ways for the user's error to look.
+//! One call with four kinds of error types.
 use oncekey::*;
 use serde::{Deserialize, Serialize};
 use std::{io, time::Duration};
@@ -6,12 +6,12 @@ use std::{io, time::Duration};
 #[derive(Debug, Clone, Serialize, Deserialize)] struct Receipt { charge: String }
 fn charge() -> io::Result<String> { Ok("ch_1".into()) } // io::Error is not Serialize
 
-// 1. no error type of one's own: the default E = Failure takes anything by `?`
+// 1. No error type of its own: the default `E = Failure` accepts any error by `?`.
 fn plain(engine: &Engine) -> anyhow::Result<Receipt> {
     let pay: Manager<Receipt> = engine.manager("pay")?;
     Ok(pay.execute("k", |_| Ok(Receipt { charge: charge()? }))?.into_value())
 }
-// 2. an enum whose infrastructure variants are never stored; they need no Serialize. Skipped variants LAST.
+// 2. An enum with variants that are never stored and need no `Serialize`. Skipped variants come LAST.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 enum PayError {
     #[error("declined, short by {short_by}")] Declined { short_by: u64 },
@@ -40,12 +40,12 @@ fn pay(m: &Manager<Receipt, PayError>, order: &str, body: &[u8]) -> Result<Recei
         Err(ExecuteError::NotStored { outcome, error }) => { eprintln!("{error}"); drop(error.claim); outcome }
     }
 }
-// 3. a text
+// 3. A text.
 fn text(engine: &Engine) -> Result<(), Box<dyn std::error::Error>> {
     let m: Manager<Receipt, String> = engine.manager("pay3")?;
     m.execute("k", |_| charge().map(|charge| Receipt { charge }).map_err(|e| e.to_string()))?; Ok(())
 }
-// 4. no failure at all
+// 4. An operation that never fails.
 fn never(engine: &Engine) -> Result<Receipt> {
     let m: Manager<Receipt, ()> = engine.manager("pay4")?;
     match m.execute("k", |_| Ok(Receipt { charge: "c".into() })) { Ok(r) => Ok(r.into_value()), Err(ExecuteError::Engine(e)) => Err(e), Err(e) => panic!("{e:?}") }

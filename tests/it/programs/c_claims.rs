@@ -4,7 +4,7 @@ use std::{thread, time::Duration};
 #[derive(Debug, Clone, Serialize, Deserialize)] struct Receipt { n: u64 }
 #[derive(Debug, Clone, Serialize, Deserialize)] enum Declined { NoFunds }
 
-/// A worker gets its claim through a channel.
+/// A worker that gets its claim through a channel.
 fn worker(payments: &Manager<Receipt, Declined>) -> Result<()> {
     let (send, receive) = crossbeam_channel::bounded::<Claim<Receipt, Declined>>(16);
     let worker = thread::spawn(move || -> Result<()> {
@@ -19,7 +19,7 @@ fn worker(payments: &Manager<Receipt, Declined>) -> Result<()> {
     if let Begin::Claimed(claim) = payments.begin("order-1")? { send.send(claim).expect("worker is alive") }
     drop(send); worker.join().expect("no panic")
 }
-/// Every arm; no `_`, so a new answer would be a compile error.
+/// Matches every answer without `_`, so a new answer would be a compile error.
 fn all_arms(m: &Manager<Receipt, Declined>, key: &str, body: &str) -> Result<(u16, String), Error> {
     let options = BeginOptions::new().fingerprint(Fingerprint::of(body)?).context(Context::new().with("user", "ada"));
     Ok(match m.begin_with(key, options)? {
@@ -30,7 +30,7 @@ fn all_arms(m: &Manager<Receipt, Declined>, key: &str, body: &str) -> Result<(u1
         Begin::Mismatch(info) => (422, format!("{} was another request", info.key())),
     })
 }
-/// litert's five verbs.
+/// The five by-key calls, as in litert.
 fn litert(m: &Manager<Receipt, Declined>) -> Result<()> {
     let about = Context::new().with("user", "42").with_encoded("args", &(1, "x"))?;
     if m.initiate("k", Some(&about))? {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 }
 fn charge_card(_id: &str) -> std::io::Result<String> { Ok("ch_1".into()) }
 fn number(v: Option<Value>) -> Result<u64, AppError> { Ok(v.map(|v| -> Result<u64, AppError> { Ok(std::str::from_utf8(&v)?.parse()?) }).transpose()?.unwrap_or(0)) }
-/// A helper that takes the transaction; two tables are open at once.
+/// A helper function that gets the transaction. Two tables are open at once.
 fn reserve(tx: &Transaction, item: &str) -> Result<bool, AppError> {
     let (stock, log) = (tx.table("stock")?, tx.table("log")?);
     let left = number(stock.get(item)?)?; if left == 0 { return Ok(false) }
@@ -17,7 +17,7 @@ pub(crate) fn checkout(orders: &Manager<Order, String>, cart: &str, item: &str) 
     let stages = Stages::new()
         .stage(STARTED, |claim| claim.work_stage(|tx| Ok(if reserve(tx, item)? { Next::advance("reserved") } else { Next::Fail("sold out".into()) })))
         .stage("reserved", |claim| {
-            let charge = charge_card(&claim.effect_id("charge"))?;         // outside: a stage's closure may run again
+            let charge = charge_card(&claim.effect_id("charge"))?; // outside of a stage: its closure may run again
             claim.work_stage(|_tx| Ok(Next::advance_with("charged", charge.as_str())))
         })
         .stage("charged", |claim| {
@@ -31,7 +31,7 @@ pub(crate) fn checkout(orders: &Manager<Order, String>, cart: &str, item: &str) 
         });
     orders.drive(cart, BeginOptions::new().on_interrupted(OnInterrupted::Resume), &stages).map(Executed::into_value)
 }
-/// The same by hand: what `drive` does.
+/// The same without `drive`.
 pub(crate) fn by_hand(mut claim: Claim<Order, String>) -> Result<Finished<Order, String>, AppError> {
     while claim.recovery_point() != FINISHED {
         match claim.recovery_point() {

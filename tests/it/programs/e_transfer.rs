@@ -11,7 +11,7 @@ fn transfer(engine: &Engine, from: &str, to: &str, amount: u64) -> Result<u64, T
         Ok(left)
     })
 }
-/// No error type of one's own: PhaseError<&str>, or anyhow, or the crate's Error.
+/// No error type of its own: `PhaseError<&str>`, anyhow, or the crate's `Error`.
 fn others(engine: &Engine) -> anyhow::Result<()> {
     let r: Result<(), PhaseError<&str>> = engine.atomic_phase(|tx| { tx.table("t")?.insert("a", "b")?; Err(PhaseError::User("no")) });
     if let Err(PhaseError::User(why)) = r { println!("rolled back: {why}") }

@@ -1,7 +1,7 @@
 use oncekey::*;
 use oncekey::admin::{Event, RecordFilter, Resolution};
 use std::{process::ExitCode, time::Duration};
-/// Right after open, before the first request: the exact work list.
+/// Runs right after the open, before the first request. Gets the exact list of interrupted records.
 fn reconcile(engine: &Engine, charges: &Manager<String>) -> Result<()> {
     for info in engine.interrupted()? {
         let info = info?;

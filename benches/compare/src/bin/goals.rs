@@ -1,4 +1,4 @@
-//! Each goal and what was reached, in one run. See `README.md`.
+//! Measures each goal in one run. See `README.md`.
 
 fn main() -> anyhow::Result<()> {
     oncekey_compare::goals::main()

@@ -1,4 +1,4 @@
-//! How the number of live keys tells on speed, disk and memory. See `README.md`.
+//! Measures speed, disk space and memory by number of live keys. See `README.md`.
 
 fn main() -> anyhow::Result<()> {
     oncekey_compare::scale::main()

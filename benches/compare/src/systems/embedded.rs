@@ -11,7 +11,8 @@ use redb::{Durability, ReadableTable, TableDefinition};
 
 use super::{BEGUN, Key, Mode, OUTCOME, Step, Store, System, direct};
 
-/// "Insert if absent" where the engine has no such call: those who look and then write take turns, key by key.
+/// Locks for "insert if absent" in engines without such a call: reads and the writes that follow are exclusive for each
+/// key.
 struct Stripes(Vec<Mutex<()>>);
 
 impl Stripes {
@@ -31,16 +32,16 @@ struct Rocks {
     stripes: Stripes,
 }
 
-/// Used directly: threads that write at the same time share one write and one sync of its log by themselves.
+/// Used directly: RocksDB lets concurrent threads share one write and one sync of its log.
 pub(super) fn rocksdb(path: &Path, mode: Mode) -> Result<Box<dyn System>> {
     let mut table = rocksdb::BlockBasedOptions::default();
-    // Most keys are new; without a filter each would be looked for in the files.
+    // Most keys are new. Without a filter, each would be searched in the files.
     table.set_bloom_filter(10.0, false);
     let mut options = rocksdb::Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
     let mut write = rocksdb::WriteOptions::default();
-    // The default leaves the log in the page cache, which a power cut takes; this syncs it before the write returns.
+    // By default the log stays in the page cache and is lost in a power cut. This syncs it before the write returns.
     write.set_sync(mode == Mode::Durable);
     direct(Ok(Rocks { db: rocksdb::DB::open(&options, path)?, write, stripes: Stripes::new() }))
 }
@@ -80,7 +81,8 @@ impl Fjall {
         let db = Database::builder(path).open()?;
         let records = db.keyspace("records", KeyspaceCreateOptions::default)?;
         let persist = match mode {
-            // A write alone reaches the page cache only; `SyncAll` is the fsync that its documentation gives for durability.
+            // A write alone reaches only the page cache. `SyncAll` is the fsync that the documentation recommends for
+            // durability.
             Mode::Durable => PersistMode::SyncAll,
             Mode::Relaxed => PersistMode::Buffer,
         };
@@ -101,7 +103,7 @@ impl Store for Fjall {
             let mut fits = true;
             match step {
                 Step::Begin(key) => {
-                    // The batch cannot be read before it is committed.
+                    // A batch cannot be read before its commit.
                     fits = begun.insert(*key) && !self.records.contains_key(key)?;
                     if fits {
                         batch.insert(&self.records, *key, BEGUN);
@@ -118,7 +120,7 @@ impl Store for Fjall {
 }
 
 const RECORDS: TableDefinition<'_, &[u8; 16], &[u8]> = TableDefinition::new("records");
-/// What nothing syncs is never given back to redb's free pages either, so those who do not wait sync now and then.
+/// redb reuses pages only after a sync. So a run without durability syncs at this interval.
 const NOW_AND_THEN: Duration = Duration::from_millis(50);
 
 pub(super) struct Redb {
@@ -141,7 +143,7 @@ impl Redb {
         let mut synced = self.synced.lock().unwrap();
         if self.mode == Mode::Durable || synced.elapsed() > NOW_AND_THEN {
             *synced = Instant::now();
-            // The default, said here because everything rests on it: on disk when `commit` returns.
+            // The default, set here because the comparison depends on it: the data is on disk when `commit` returns.
             return Durability::Immediate;
         }
         Durability::None
@@ -179,8 +181,8 @@ struct Sled {
     mode: Mode,
 }
 
-/// `flush` of 0.34 returns when its log is in the page cache and asked to be written back, without an fsync: a power cut can
-/// take what it answered. That is how it is used, and why it is not counted among the durable ones.
+/// sled 0.34's `flush` returns when its log is in the page cache and writing has started, without an fsync. A power cut
+/// can take what was answered. It is used in this way, and is not counted as durable.
 pub(super) fn sled(path: &Path, mode: Mode) -> Result<Box<dyn System>> {
     direct(Ok(Sled { db: sled::open(path)?, mode }))
 }

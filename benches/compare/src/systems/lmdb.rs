@@ -9,7 +9,7 @@ use heed::{CommitOrAbort, Database, Env, EnvFlags, EnvOpenOptions};
 
 use super::{BEGUN, Mode, OUTCOME, Step, Store};
 
-/// Address space, not memory and not disk.
+/// The size of the address space. It uses neither memory nor disk.
 const MAP: usize = 64 << 30;
 
 pub(super) struct Lmdb {
@@ -24,7 +24,7 @@ impl Lmdb {
         let mut options = EnvOpenOptions::new();
         options.map_size(MAP);
         if mode == Mode::Relaxed {
-            // The usual way not to wait: a power cut may also damage the file. Without any flag, as below for the durable
+            // The usual option to avoid waiting; a power cut may also damage the file. Without flags, as in the durable
             // cycle, each commit syncs its pages and then its meta page.
             unsafe { options.flags(EnvFlags::NO_SYNC) };
         }

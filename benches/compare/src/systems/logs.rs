@@ -1,4 +1,4 @@
-//! oncekey, and the ideal log.
+//! oncekey and the ideal log.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(crate) struct Oncekey {
 }
 
 impl Oncekey {
-    /// Records are kept for `ttl`; what has expired is forgotten by the engine's own thread.
+    /// Opens an engine that keeps records for `ttl`. Its own thread deletes expired ones.
     pub(crate) fn open(path: &Path, mode: Mode, ttl: Duration) -> Result<Self> {
         let durability = match mode {
             Mode::Durable => Durability::Immediate,
@@ -38,7 +38,7 @@ impl System for Oncekey {
         Box::new(Owner { system: self, claim: None })
     }
 
-    /// They expire.
+    /// Records expire by themselves.
     fn forget(&self, _keys: &[Key]) {}
 }
 

@@ -1,5 +1,5 @@
-//! What is compared. Each does the same as oncekey: insert a record in progress if the key is absent, then replace it by an
-//! outcome of 256 bytes, and answer neither before it is on disk.
+//! The compared systems. Each does the same as oncekey: it inserts a record in progress if the key is absent, and then
+//! replaces it by an outcome of 256 bytes. Both steps answer when they are on disk.
 
 mod embedded;
 mod lmdb;
@@ -17,22 +17,23 @@ use crate::shared::VALUE;
 
 pub(crate) type Key = [u8; 16];
 
-/// What a record in progress holds.
+/// The content of a record in progress.
 pub(crate) const BEGUN: &[u8] = b"begun";
 pub(crate) const OUTCOME: &[u8] = &VALUE;
 
-/// One step of a key's life.
+/// One step in the life of a key.
 #[derive(Clone, Copy)]
 pub(crate) enum Step {
-    /// Insert a record in progress, if there is none.
+    /// Inserts a record in progress, if there is no record.
     Begin(Key),
-    /// Replace it by the outcome.
+    /// Replaces the record by the outcome.
     Succeed(Key),
-    /// Delete it.
+    /// Deletes the record.
     Forget(Key),
 }
 
-/// One thread's way into a system: a connection, where there are any. A step says whether it found the key as it should be.
+/// The access of one thread to a system, such as a connection. A step returns true if it found the key in the expected
+/// state.
 pub(crate) trait Session {
     fn step(&mut self, step: Step) -> bool;
 }
@@ -40,7 +41,7 @@ pub(crate) trait Session {
 pub(crate) trait System: Send + Sync {
     fn session(&self) -> Box<dyn Session + '_>;
 
-    /// Deletes finished records, in the background, as those do who keep keys for a day.
+    /// Deletes finished records in the background, as services do that keep keys for a day.
     fn forget(&self, keys: &[Key]) {
         let mut session = self.session();
         for key in keys {
@@ -49,7 +50,7 @@ pub(crate) trait System: Send + Sync {
     }
 }
 
-/// Whether an answer waits for the disk.
+/// The choice whether an answer waits for the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mode {
     Durable,
@@ -62,7 +63,7 @@ pub(crate) enum Kind {
     Ideal,
     /// An engine in the process, used as its documentation shows.
     Embedded,
-    /// The same, with one thread that commits what all others wait for as one transaction.
+    /// The same, with one thread that commits the steps of all others in one transaction.
     Grouped,
     Server,
 }
@@ -73,7 +74,7 @@ type Open = fn(&Path, Mode) -> Result<Box<dyn System>>;
 pub(crate) struct Candidate {
     pub(crate) name: &'static str,
     pub(crate) kind: Kind,
-    /// Whether what it answered survives a power cut, when it is asked for that.
+    /// True if answers survive a power cut in durable mode.
     pub(crate) is_durable: bool,
     pub(crate) open: Open,
 }
@@ -91,7 +92,7 @@ impl Candidate {
 pub(crate) const OURS: Candidate = candidate("oncekey", Kind::Ours, logs::oncekey);
 pub(crate) const IDEAL: Candidate = candidate("ideal log, appended", Kind::Ideal, logs::appended);
 
-/// All, for answers that wait for the disk.
+/// All systems whose answers can wait for the disk.
 pub(crate) const DURABLE: &[Candidate] = &[
     OURS,
     IDEAL,
@@ -112,8 +113,8 @@ pub(crate) const DURABLE: &[Candidate] = &[
     candidate("PostgreSQL", Kind::Server, sql::postgres),
 ];
 
-/// For answers that do not wait: no servers, whose clients wait in any case, and a writer thread only where there is one writer
-/// at a time and a commit costs much without a sync too.
+/// Systems for answers that do not wait. No servers, because their clients wait in any case. A writer thread only where
+/// the engine has one writer and a commit is expensive without a sync too.
 pub(crate) const RELAXED: &[Candidate] = &[
     OURS,
     candidate("ideal log, never synced", Kind::Ideal, logs::unsynced),
@@ -126,7 +127,7 @@ pub(crate) const RELAXED: &[Candidate] = &[
     DURABLE[12],
 ];
 
-/// An engine that takes many steps in one transaction.
+/// An engine that accepts many steps in one transaction.
 pub(crate) trait Store: Send + Sync + 'static {
     fn commit(&self, steps: &[Step]) -> Result<Vec<bool>>;
 }

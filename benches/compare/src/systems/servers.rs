@@ -1,5 +1,4 @@
-//! Servers that are started for the benchmark, where they are installed: on a socket in a directory of their own, and stopped
-//! when it is over.
+//! Servers, if installed. Each is started for the benchmark on a socket in its own directory, and stopped afterwards.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{BEGUN, Mode, OUTCOME, Session, Step, System};
 
-/// Of a server's start.
+/// How long the start of a server may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn find(program: &str) -> Result<PathBuf> {
@@ -20,7 +19,7 @@ fn find(program: &str) -> Result<PathBuf> {
     found.with_context(|| format!("not installed: no {program} on PATH"))
 }
 
-/// Waits for a server that says nothing when it is there.
+/// Waits for a server, which does not report that it is ready.
 fn until_it_answers<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
     let began = Instant::now();
     loop {
@@ -39,7 +38,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A directory for a socket: its path must be shorter than 100 bytes.
+/// Returns a directory for a socket, whose path must be shorter than 100 bytes.
 fn socket_dir() -> Result<TempDir> {
     let dir = tempfile::tempdir()?;
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
@@ -52,7 +51,8 @@ struct Redis {
     _socket: TempDir,
 }
 
-/// `appendfsync always`: the event loop writes and syncs its file before it answers, once for all that it read in one turn.
+/// With `appendfsync always`, the event loop writes and syncs its file before it answers, once for all commands that it
+/// read in one turn.
 pub(super) fn redis(path: &Path, _mode: Mode) -> Result<Box<dyn System>> {
     let program = find("redis-server")?;
     std::fs::create_dir_all(path)?;
@@ -63,13 +63,13 @@ pub(super) fn redis(path: &Path, _mode: Mode) -> Result<Box<dyn System>> {
         .arg(&unix)
         .arg("--dir")
         .arg(path)
-        // Snapshots beside the log would be work that nobody else does.
+        // Turn off snapshots: no other system does that work.
         .args(["--appendonly", "yes", "--appendfsync", "always", "--save", ""])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()?;
     let client = redis::Client::open(format!("unix://{}", unix.display()))?;
-    // From here on the server is stopped however this ends.
+    // From here on, drop stops the server.
     let redis = Redis { server, client, _socket: socket };
     until_it_answers(|| {
         let mut connection = redis.client.get_connection()?;
@@ -101,16 +101,16 @@ impl Session for redis::Connection {
 
 impl Drop for Redis {
     fn drop(&mut self) {
-        // What it answered is on disk: that is what is measured.
+        // Answers are on disk, so it can be killed.
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
 }
 
-/// fsync, `synchronous_commit` and `full_page_writes` are on by default and stay so.
+/// fsync, `synchronous_commit` and `full_page_writes` are on by default.
 pub(super) struct PostgresServer {
     data: PathBuf,
-    /// Whom it runs as: it refuses root.
+    /// The user of the server, which does not run as root.
     user: Option<&'static str>,
     socket: TempDir,
 }

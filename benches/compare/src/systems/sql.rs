@@ -1,4 +1,4 @@
-//! SQLite and PostgreSQL: the same two statements.
+//! SQLite and PostgreSQL, with the same two statements.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -10,8 +10,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::servers::PostgresServer;
 use super::{Key, Mode, OUTCOME, Session, Step, Store, System};
 
-/// One connection that the threads take in turns: SQLite has one writer at a time, and who finds another's lock sleeps and
-/// tries again.
+/// One connection that the threads share. SQLite has one writer at a time, and a connection that finds the lock taken
+/// sleeps and retries.
 pub(super) struct Sqlite(Mutex<Connection>);
 
 impl Sqlite {
@@ -20,7 +20,7 @@ impl Sqlite {
         let connection = Connection::open(path.join("sqlite"))?;
         let journal: String = connection.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
         ensure!(journal == "wal", "the journal mode is {journal}");
-        // In WAL mode only FULL syncs at each commit; NORMAL syncs at checkpoints, and a power cut takes what came later.
+        // In WAL mode only FULL syncs at each commit. NORMAL syncs at checkpoints, so a power cut loses later commits.
         connection.execute_batch(match mode {
             Mode::Durable => "PRAGMA synchronous=FULL",
             Mode::Relaxed => "PRAGMA synchronous=NORMAL",
@@ -72,7 +72,7 @@ fn connect(server: &PostgresServer) -> Result<Client> {
 }
 
 impl System for Postgres {
-    /// A connection for each thread: the server shares syncs among those that commit at the same time.
+    /// Each thread has a connection, because the server shares syncs among concurrent commits.
     fn session(&self) -> Box<dyn Session + '_> {
         let mut client = connect(&self.0).unwrap();
         let begin = client.prepare("INSERT INTO records (key) VALUES ($1) ON CONFLICT DO NOTHING").unwrap();

@@ -1,4 +1,4 @@
-//! Poison, time-outs, the writer's exits and the close.
+//! Models of poison, timeouts, the exits of the writer, and the close.
 
 use std::panic::resume_unwind;
 
@@ -7,7 +7,7 @@ use shuttle::rand::Rng;
 use super::*;
 use crate::sync::worker::Worker;
 
-/// A copy of [`Group::poison`] that notifies without the locks.
+/// Poisons the queue. With the fault, a copy of [`CommitQueue::poison`] notifies without taking the locks.
 fn poison(group: &Frames, fault: Fault) {
     if fault == Fault::PoisonsPastTheLock {
         group.poison.set(broken());
@@ -18,7 +18,7 @@ fn poison(group: &Frames, fault: Fault) {
     }
 }
 
-/// Who waited gets the failure itself, and who comes later what it means.
+/// Returns true if the error ends a wait: a thread that waited gets the failure itself, a later call gets `Poisoned`.
 fn ends_one_who_waits(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned)
 }
@@ -29,11 +29,12 @@ fn prepare_nothing(store: &Store) {
     }
 }
 
-/// One waits for a sync, one for apply, one for room, one for work and one for a wish when the poison comes, or come after.
+/// Threads wait for a sync, for an apply, for space, for work and for a request when the queue is poisoned, or come
+/// later.
 fn waits_of_all_kinds(fault: Fault) {
     let store = &store(40, |_| ());
-    let told = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&told);
+    let reported = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&reported);
     store.group.provide_segment(Err(broken()));
     let ticket = store.commit(1, Priority::User).unwrap();
     assert!(matches!(store.group.take(), Work::Write(..)));
@@ -58,25 +59,25 @@ fn waits_of_all_kinds(fault: Fault) {
     });
     let first = store.group.poison(Error::new(ErrorKind::Io, "another"));
     assert_eq!(first.to_string(), "the engine is poisoned: write journal: broken");
-    assert_eq!(told.load(SeqCst), 1, "times told");
+    assert_eq!(reported.load(SeqCst), 1, "times reported");
 }
 
 #[test]
-fn poison_leaves_nobody_waiting() {
+fn poison_wakes_all_waiters() {
     holds(|| waits_of_all_kinds(Fault::None));
     fails(|| waits_of_all_kinds(Fault::PoisonsPastTheLock), LEFT_BEHIND);
 }
 
 #[test]
-fn poison_is_told_once_whoever_comes_first() {
-    holds(|| told_once(Fault::None));
-    fails(|| told_once(Fault::ListensOnly), "times told");
+fn poison_is_reported_once_in_every_order() {
+    holds(|| reported_once(Fault::None));
+    fails(|| reported_once(Fault::ListensOnly), "times reported");
 }
 
-fn told_once(fault: Fault) {
+fn reported_once(fault: Fault) {
     let store = &store(100, |_| ());
-    let told = Arc::new(AtomicU32::new(0));
-    let count = Arc::clone(&told);
+    let reported = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&reported);
     thread::scope(|scope| {
         scope.spawn(|| store.group.poison(broken()));
         if fault == Fault::None {
@@ -87,11 +88,11 @@ fn told_once(fault: Fault) {
         };
         if fault == Fault::ListensOnly { store.group.poison.listen(listener) } else { store.group.on_poison(listener) }
     });
-    assert_eq!(told.load(SeqCst), 1, "times told");
+    assert_eq!(reported.load(SeqCst), 1, "times reported");
 }
 
-/// Deadlines pass when they like: whoever is answered has its sync, who is refused as busy has changed nothing, and once
-/// somebody was not answered, nobody is.
+/// Deadlines pass at any moment. An answered call has its sync; a `Busy` call has changed nothing; after a failed wait,
+/// no call is answered.
 fn deadlines(fault: Fault) {
     let store = &store(60, |config| (config.timeout, config.max_unapplied) = (ANY_TIME, 15));
     thread::scope(|scope| {
@@ -114,12 +115,12 @@ fn deadlines(fault: Fault) {
 }
 
 #[test]
-fn a_deadline_that_passes_is_no_answer_and_poisons() {
+fn a_passed_deadline_returns_an_error_and_poisons() {
     holds(|| deadlines(Fault::None));
     fails(|| deadlines(Fault::AnswersOnATimeOut), "an answer before its sync");
 }
 
-/// The writer's life as the store gives it one, with an end at any of its steps.
+/// The life of the store's writer, which ends at any of its steps.
 fn dying_writer(fault: Fault) {
     let store = Arc::new(store(1_000, |_| ()));
     let (mine, for_panic) = (Arc::clone(&store), Arc::clone(&store));
@@ -172,18 +173,19 @@ fn dying_writer(fault: Fault) {
 }
 
 #[test]
-fn a_writer_that_ends_anywhere_leaves_nobody_waiting() {
+fn a_writer_that_ends_at_any_step_wakes_all_waiters() {
     holds(|| dying_writer(Fault::None));
     fails(|| dying_writer(Fault::EndsWithoutPoison), LEFT_BEHIND);
 }
 
-/// Users commit while the store closes: who is let in is written before the writer is told that nobody comes any more.
+/// Users commit while the store closes. All admitted frames are written before the writer learns that no more users
+/// commit.
 fn a_close(fault: Fault) {
     let store = &store(1_000, |_| ());
     thread::scope(|scope| {
         scope.spawn(move || {
             store.write_groups(Fault::None).unwrap();
-            // The end was the last word.
+            // No commit is admitted after the end.
             is(store.commit(20, Priority::Store), ErrorKind::Closed);
         });
         for frame in [1, 2, 3] {
@@ -200,7 +202,7 @@ fn a_close(fault: Fault) {
 }
 
 #[test]
-fn a_close_writes_what_was_let_in_and_drains_once() {
+fn a_close_writes_all_admitted_frames_and_drains_once() {
     holds(|| a_close(Fault::None));
     fails(|| a_close(Fault::EndsAtOnce), "times drained");
 }

@@ -1,4 +1,4 @@
-//! Waiting for room, and for those behind the writer.
+//! Models of waits for space, for the apply thread and for a stall.
 
 use shuttle::rand::Rng;
 use shuttle::sync::mpsc;
@@ -6,7 +6,7 @@ use shuttle::sync::mpsc;
 use super::*;
 use crate::sync::group_commit::priority::Class;
 
-/// The region holds one group beside the reserve; a preparer finds room for more, or none.
+/// The segment has space for one group besides the reserve. A preparer provides a new segment or an error.
 fn little_room(fault: Fault) {
     let store = &store(40, |_| ());
     thread::scope(|scope| {
@@ -14,7 +14,7 @@ fn little_room(fault: Fault) {
         scope.spawn(move || {
             while let Some(need) = store.group.wait_wanted() {
                 if shuttle::rand::thread_rng().r#gen() {
-                    // The larger spare stays; either would do.
+                    // The larger segment stays. Either would do.
                     let _ = store.group.provide_segment(Ok((need, need)));
                 } else if fault == Fault::ForgetsToRefuse {
                     store.group.state.lock().wanted = 0;
@@ -36,17 +36,17 @@ fn little_room(fault: Fault) {
         users.into_iter().for_each(|user| user.join().unwrap());
         store.group.close();
     });
-    // What is let in has room: otherwise the writer poisons.
+    // An admitted frame always has space; otherwise the writer poisons.
     store.group.check().unwrap();
 }
 
 #[test]
-fn a_commit_gets_room_or_is_refused() {
+fn a_commit_gets_space_or_an_error() {
     holds(|| little_room(Fault::None));
     fails(|| little_room(Fault::ForgetsToRefuse), LEFT_BEHIND);
 }
 
-/// So little may lie unapplied that each group waits for the one before; the apply thread is one of its own.
+/// Each group waits for the one before, because so few bytes may be unapplied. A separate thread applies.
 fn little_unapplied(fault: Fault) {
     let store = &store(1_000, |config| (config.max_unapplied, config.max_unchecked) = (10, 20));
     let (groups, to_apply) = mpsc::channel();
@@ -85,13 +85,13 @@ fn little_unapplied(fault: Fault) {
 }
 
 #[test]
-fn what_is_applied_lets_the_next_in() {
+fn an_applied_group_admits_the_next_commit() {
     holds(|| little_unapplied(Fault::None));
     fails(|| little_unapplied(Fault::ForgetsToApply), LEFT_BEHIND);
 }
 
-/// As much may lie unapplied as one commits: the first of the queue goes, whoever gives up or comes later, and an ending before
-/// what begins.
+/// Only one commit's bytes may be unapplied. The first in the queue goes, even if others leave or arrive. An ending
+/// goes before begins.
 fn a_queue(fault: Fault) {
     let store = &store(1_000, |config| config.max_unapplied = 10);
     thread::scope(|scope| {
@@ -99,7 +99,7 @@ fn a_queue(fault: Fault) {
         let gives_up = scope.spawn(move || {
             let target = store.group.state.lock().enqueue(Class::Finishing).0;
             let mut state = store.group.state.lock();
-            if fault == Fault::LeavesTheQueueInSilence {
+            if fault == Fault::LeavesTheQueueWithoutWaking {
                 state.queue.remove(&target);
             } else {
                 state.leave(target);
@@ -119,13 +119,13 @@ fn a_queue(fault: Fault) {
 }
 
 #[test]
-fn whoever_leaves_the_queue_wakes_the_next() {
+fn leaving_the_queue_wakes_the_next() {
     holds(|| a_queue(Fault::None));
-    fails(|| a_queue(Fault::LeavesTheQueueInSilence), LEFT_BEHIND);
+    fails(|| a_queue(Fault::LeavesTheQueueWithoutWaking), LEFT_BEHIND);
 }
 
-/// Users are refused from a hold on and let in from its end on; nobody waits for that.
-fn a_hold() {
+/// Users are rejected during a stall and admitted after it. No thread waits for its end.
+fn a_stall() {
     let store = &store(1_000, |_| ());
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
@@ -146,6 +146,6 @@ fn a_hold() {
 }
 
 #[test]
-fn a_hold_refuses_users_and_keeps_nobody_waiting() {
-    holds(a_hold);
+fn a_stall_rejects_users_and_delays_no_other_commit() {
+    holds(a_stall);
 }

@@ -1,10 +1,10 @@
-//! The order of admission, and the end of a wait that is too long.
+//! Tests of the order of admission, and of the end of waits that take too long.
 
 use std::sync::Mutex;
 
 use super::*;
 
-/// One that waits to be admitted, whose place in the queue is taken when this returns.
+/// Starts a thread that commits. Returns when its commit is in the queue.
 fn queued<'a>(
     scope: &'a thread::Scope<'a, '_>,
     group: &'a Frames,
@@ -36,9 +36,9 @@ fn admission_is_first_come_first_served_and_endings_go_before_begins() {
         for name in 0..5 {
             queued(scope, group, Priority::Finishing, admitted, name);
         }
-        // What needs no credit waits for nobody who does.
+        // A commit that needs no credit does not wait for those that do.
         commit(group, 1, Priority::Ending).unwrap();
-        // There is credit for one at a time.
+        // There is credit for one commit at a time.
         for count in 1..=10 {
             let (batch, _) = taken(group);
             group.publish(batch.group);
@@ -54,7 +54,7 @@ fn admission_is_first_come_first_served_and_endings_go_before_begins() {
 }
 
 #[test]
-fn a_newcomer_does_not_overtake_those_that_wait_for_more_room() {
+fn a_small_commit_does_not_overtake_a_large_one() {
     let group = group(100);
     group.provide_segment(Err(full()));
     thread::scope(|scope| {
@@ -71,13 +71,13 @@ fn a_newcomer_does_not_overtake_those_that_wait_for_more_room() {
     assert_eq!(taken(&group).0.payload.len(), 201);
 }
 
-/// From here on, or from here on no more, there is progress whenever somebody looks for it.
+/// Turns on or off that each reading of the progress finds some.
 fn moves(group: &Frames, moves: bool) {
     group.moves_at_each_look.store(moves, Ordering::Relaxed);
 }
 
 #[test]
-fn a_begin_that_waits_too_long_is_busy_while_anything_moves_and_nothing_has_changed() {
+fn a_begin_times_out_as_busy_and_changes_nothing() {
     let group = group_with(100_000, |config| {
         config.timeout = Duration::from_millis(100);
         config.max_unapplied = 10;
@@ -98,7 +98,7 @@ fn a_begin_that_waits_too_long_is_busy_while_anything_moves_and_nothing_has_chan
 }
 
 #[test]
-fn an_ending_waits_as_long_as_anything_moves() {
+fn an_ending_waits_as_long_as_there_is_progress() {
     let group = group_with(100_000, |config| {
         config.timeout = Duration::from_millis(20);
         config.max_unapplied = 10;
@@ -107,7 +107,7 @@ fn an_ending_waits_as_long_as_anything_moves() {
     moves(&group, true);
     thread::scope(|scope| {
         let ending = scope.spawn(|| commit(&group, 1, Priority::Finishing));
-        // Many timeouts of others pass meanwhile.
+        // Other calls run into several timeouts meanwhile.
         for _ in 0..5 {
             is(user(&group, 1), ErrorKind::Busy);
         }
@@ -137,7 +137,7 @@ fn a_wait_for_a_sync_goes_on_as_long_as_groups_are_written() {
 }
 
 #[test]
-fn after_a_wait_the_caller_looks_again_without_a_lock_and_keeps_its_place() {
+fn after_a_wait_look_is_called_without_a_lock_and_the_position_stays() {
     let group = &group_with(100_000, |config| config.max_unapplied = 10);
     user(group, 10).unwrap();
     let looked = &AtomicU32::new(0);
