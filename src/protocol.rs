@@ -80,11 +80,6 @@ impl RecordId {
         Some(Self { manager: manager.into(), key: Key::new(key).ok()?, at })
     }
 
-    /// Whether the record is the one of this key.
-    pub(crate) fn is_of(&self, info: &RecordInfo) -> bool {
-        self.key == *info.key() && *self.manager == *info.manager()
-    }
-
     /// How messages name it.
     fn named(&self) -> String {
         format!("key {} of {}", self.key, self.manager)
@@ -253,7 +248,13 @@ impl Protocol {
 
     /// Ends a claim, fenced by its token.
     pub(crate) fn end(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<RecordInfo> {
-        match self.change(id, &Action::End { token, ending }, WaitFor::Sync)? {
+        self.end_claim(ToEnd { id, token, ending, ttl: None })
+    }
+
+    /// As [`end`](Self::end), for a claim that may say how long its outcome is kept.
+    pub(crate) fn end_claim(&self, end: ToEnd<'_>) -> Result<RecordInfo> {
+        let ToEnd { id, token, ending, ttl } = end;
+        match self.change(id, &Action::End { token, ending, ttl }, WaitFor::Sync)? {
             Changed::Written(info) => {
                 self.subscribers.tell(|| Event::Ended(info.without_outcome()));
                 Ok(info)

@@ -6,17 +6,20 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::protocol::rules::Ending;
 use crate::protocol::{Fence, Protocol, RecordId, Running, ToEnd, panicked_or_dropped};
+use crate::types::clock::millis;
 use crate::types::codec;
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::failure::Failure;
 use crate::types::key::Key;
+use crate::types::options::check_ttl;
 use crate::types::options::migrate::Migrations;
 use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
@@ -65,6 +68,8 @@ struct Inner {
     /// A fault of the engine reached the operation through this claim.
     faulted: Arc<AtomicBool>,
     migrations: Migrations,
+    /// Milliseconds for which its outcome is kept, if it says so.
+    ttl: Option<u64>,
 }
 
 /// Which claim one is.
@@ -79,7 +84,8 @@ impl<T, E> Claim<T, E> {
         let faulted = Arc::new(AtomicBool::new(false));
         let context = info.context().watched(&faulted);
         let (release_on_drop, touched) = Default::default();
-        let inner = Inner { protocol, id, info, context, release_on_drop, touched, live: true, faulted, migrations };
+        let inner =
+            Inner { protocol, id, info, context, release_on_drop, touched, live: true, faulted, migrations, ttl: None };
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
@@ -170,6 +176,37 @@ impl<T, E> Claim<T, E> {
         self.inner.release_on_drop.store(release, Ordering::Relaxed);
     }
 
+    /// Keeps the outcome that this claim stores for `ttl` from its ending, instead of
+    /// [`success_ttl`](crate::ManagerOptions::success_ttl) or [`failure_ttl`](crate::ManagerOptions::failure_ttl): so the answer
+    /// decides how long it is replayed, in [`execute`](crate::Manager::execute), `handle`, a stage or by hand. Of several calls the last counts. A
+    /// claim that is released or interrupted stores no outcome, and leaves the times of the next attempt as they were.
+    /// [`FOREVER`](crate::FOREVER) never lapses.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager};
+    /// # use std::time::Duration;
+    /// # let engine = Engine::temporary()?;
+    /// let quotes: Manager<u64, String> = engine.manager("quotes")?;
+    /// let quote = quotes.execute("quote-7", |claim| {
+    ///     let cents = 1999;
+    ///     if cents > 1000 {
+    ///         claim.keep_for(Duration::from_secs(600)).map_err(|error| error.to_string())?; // a large quote is good for ten minutes
+    ///     }
+    ///     Ok(cents)
+    /// });
+    /// assert!(quote.is_ok());
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` for zero.
+    pub fn keep_for(&mut self, ttl: Duration) -> Result<()> {
+        check_ttl("ttl", ttl)?;
+        self.inner.ttl = Some(millis(ttl));
+        Ok(())
+    }
+
     /// Whether an effect outside may have happened under this claim.
     pub(crate) fn is_touched(&self) -> bool {
         self.inner.touched.load(Ordering::Relaxed)
@@ -233,7 +270,7 @@ impl<T, E> Claim<T, E> {
 
     /// Where it is now.
     pub(crate) fn fence(&self) -> Fence<'_> {
-        Fence { id: &self.inner.id, token: self.token(), point: self.recovery_point() }
+        Fence { id: &self.inner.id, token: self.token(), point: self.recovery_point(), ttl: self.inner.ttl }
     }
 
     /// An effect may have happened: it was named, or a stage was committed.
@@ -287,17 +324,19 @@ impl<T, E> Claim<T, E> {
 
     /// Ends it; on error the claim is as alive as before.
     pub(crate) fn end(self, ending: &Ending) -> Result<RecordInfo, EndError<Self>> {
-        let Inner { protocol, id, .. } = &*self.inner;
-        let ended = protocol.end(id, self.token(), ending);
+        let ended = self.inner.protocol.end_claim(self.to_end(ending));
         self.after(ended)
     }
 
     /// Ends claims of one engine together, in as few commits as hold their records.
     pub(crate) fn end_all(claims: Vec<(Self, Ending)>) -> Vec<Result<RecordInfo, EndError<Self>>> {
-        let to_end = claims.iter().map(|(claim, ending)| ToEnd { id: &claim.inner.id, token: claim.token(), ending });
-        let to_end: Vec<_> = to_end.collect();
+        let to_end: Vec<_> = claims.iter().map(|(claim, ending)| claim.to_end(ending)).collect();
         let ended = claims.first().map_or_else(Vec::new, |(claim, _)| claim.protocol().end_all(&to_end));
         claims.into_iter().zip(ended).map(|((claim, _), ended)| claim.after(ended)).collect()
+    }
+
+    fn to_end<'a>(&'a self, ending: &'a Ending) -> ToEnd<'a> {
+        ToEnd { id: &self.inner.id, token: self.token(), ending, ttl: self.inner.ttl }
     }
 
     fn after(mut self, ended: Result<RecordInfo>) -> Result<RecordInfo, EndError<Self>> {

@@ -92,7 +92,7 @@ impl Protocol {
 
     fn give_up(&self, id: &RecordId, token: u64, ending: &Ending, wait_for: WaitFor) -> Result<()> {
         // Anything else says that somebody else ended it, or removed it.
-        if let Changed::Written(info) = self.change_settled(id, &Action::End { token, ending }, wait_for)? {
+        if let Changed::Written(info) = self.change_settled(id, &Action::End { token, ending, ttl: None }, wait_for)? {
             self.subscribers.tell(|| Event::Ended(info.without_outcome()));
         }
         Ok(())

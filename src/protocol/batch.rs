@@ -23,6 +23,8 @@ pub(crate) struct ToEnd<'a> {
     pub(crate) id: &'a RecordId,
     pub(crate) token: u64,
     pub(crate) ending: &'a Ending,
+    /// How long an outcome is kept, if its claim says so.
+    pub(crate) ttl: Option<u64>,
 }
 
 impl<'a> Entered<'a> {
@@ -114,12 +116,19 @@ impl Protocol {
     }
 
     fn end_in(&self, workspace: &mut Workspace, end: ToEnd<'_>) -> Result<RecordInfo> {
-        let ToEnd { id, token, ending } = end;
-        match self.change_in(workspace, id, &Action::End { token, ending })? {
+        let ToEnd { id, token, ending, ttl } = end;
+        match self.change_in(workspace, id, &Action::End { token, ending, ttl })? {
             Changed::Written(info) | Changed::Kept(Reason::Already, Some(info)) => Ok(info),
             Changed::Kept(reason, _) => Err(lost(id, reason)),
             other @ Changed::Deleted => Err(unexpected(id, &other)),
         }
+    }
+}
+
+impl RecordId {
+    /// Whether the record is the one of this key.
+    pub(crate) fn is_of(&self, info: &RecordInfo) -> bool {
+        self.key == *info.key() && *self.manager == *info.manager()
     }
 }
 

@@ -1,5 +1,7 @@
 //! The rules: what an event makes of a record. Pure: no I/O, no clock, no lock.
 
+use std::borrow::Cow;
+
 use crate::types::clock::NEVER;
 use crate::types::context::Context;
 use crate::types::fingerprint::Fingerprint;
@@ -134,6 +136,8 @@ pub(crate) enum Action<'a> {
     End {
         token: u64,
         ending: &'a Ending,
+        /// How long an outcome is kept, if its claim says so.
+        ttl: Option<u64>,
     },
     /// A claim takes back that its operation was ever begun.
     Discard {
@@ -144,6 +148,8 @@ pub(crate) enum Action<'a> {
         token: u64,
         point: &'a str,
         step: &'a Step,
+        /// As in `End`.
+        ttl: Option<u64>,
     },
     /// The process ends a record that it began by key.
     EndByKey {
@@ -287,7 +293,7 @@ fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now:
     use Status::InProgress;
 
     match (status, action) {
-        (InProgress, Action::End { ending, .. }) => write(ended(record, ending, now)),
+        (InProgress, Action::End { ending, ttl, .. }) => write(ended(&kept_for(record, ending, *ttl), ending, now)),
         (_, Action::End { ending, .. }) if is_already(record, status, ending) => Keep(Already),
         (InProgress, Action::Discard { .. }) => Delete,
         (InProgress, Action::Stage { point, .. }) if record.recovery_point != *point => Keep(Elsewhere),
@@ -295,7 +301,9 @@ fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now:
         (InProgress, Action::Stage { step: Step::Advance { point, checkpoint }, .. }) => {
             write(advanced(record, point, checkpoint.as_ref(), now))
         }
-        (InProgress, Action::Stage { step: Step::End(ending), .. }) => write(ended(record, ending, now)),
+        (InProgress, Action::Stage { step: Step::End(ending), ttl, .. }) => {
+            write(ended(&kept_for(record, ending, *ttl), ending, now))
+        }
         (_, Action::End { .. } | Action::Discard { .. } | Action::Stage { .. }) => Keep(EndedOtherwise(status)),
         _ => Keep(Unfit(status)),
     }
@@ -397,6 +405,17 @@ fn advanced(record: &StoredRecord, point: &str, checkpoint: Option<&Value>, now:
         checkpoint: checkpoint.cloned(),
         ..record.clone()
     }
+}
+
+/// The record, whose outcome is to be kept this long. An ending without an outcome leaves the times of the next attempt alone.
+fn kept_for<'a>(record: &'a StoredRecord, ending: &Ending, ttl: Option<u64>) -> Cow<'a, StoredRecord> {
+    let mut record = Cow::Borrowed(record);
+    match (ending, ttl) {
+        (Ending::Succeed(_), Some(ttl)) => record.to_mut().success_ttl = ttl,
+        (Ending::Fail(_), Some(ttl)) => record.to_mut().failure_ttl = ttl,
+        _ => {}
+    }
+    record
 }
 
 fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {

@@ -25,6 +25,8 @@ pub(crate) struct Fence<'a> {
     pub(crate) id: &'a RecordId,
     pub(crate) token: u64,
     pub(crate) point: &'a str,
+    /// How long an outcome is kept, if the claim says so.
+    pub(crate) ttl: Option<u64>,
 }
 
 /// What one run of a transaction has read, and what it would write.
@@ -202,8 +204,8 @@ impl Protocol {
 
     /// What a stage makes of its record, which must be where it was, from now to the commit.
     pub(crate) fn step(&self, workspace: &mut Workspace, fence: Fence<'_>, step: &Step) -> Result<()> {
-        let Fence { id, token, point } = fence;
-        match self.change_in(workspace, id, &Action::Stage { token, point, step })? {
+        let Fence { id, token, point, ttl } = fence;
+        match self.change_in(workspace, id, &Action::Stage { token, point, step, ttl })? {
             Changed::Written(_) | Changed::Kept(Reason::Already, _) => Ok(()),
             Changed::Kept(reason, _) => Err(lost(id, reason)),
             other @ Changed::Deleted => Err(unexpected(id, &other)),

@@ -30,6 +30,7 @@ mod http;
 mod idle;
 mod inside;
 mod inside_stages;
+mod kept_for;
 mod key_syntax;
 mod kill;
 mod listings;

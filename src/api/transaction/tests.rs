@@ -163,7 +163,7 @@ fn a_stage_of_another_token_or_at_another_point_is_lost_and_writes_nothing() {
     let (id, token) = claim(&protocol);
     let stale = [(token + 1, STARTED), (token - 1, STARTED), (token, "elsewhere"), (token + 1, "elsewhere")];
     for ((token, point), step) in stale.into_iter().flat_map(|fence| steps().map(|step| (fence, step))) {
-        let fence = Fence { id: &id, token, point };
+        let fence = Fence { id: &id, token, point, ttl: None };
         let (ended, runs) = staged(&protocol, fence, &step, || ());
         assert_eq!((ended.unwrap_err().kind(), runs), (ErrorKind::ClaimLost, 0), "{fence:?} {step:?}");
         let mut workspace = protocol.workspace();
@@ -171,7 +171,7 @@ fn a_stage_of_another_token_or_at_another_point_is_lost_and_writes_nothing() {
         assert!(protocol.written_locks(&workspace, None).0 == LockSet::default(), "it would write nothing");
         assert_eq!(row(&protocol, "row"), None);
     }
-    let (ended, runs) = staged(&protocol, Fence { id: &id, token, point: STARTED }, &Step::Stay, || ());
+    let (ended, runs) = staged(&protocol, Fence { id: &id, token, point: STARTED, ttl: None }, &Step::Stay, || ());
     assert!(ended.is_ok() && runs == 1 && row(&protocol, "row").is_some(), "the right one");
 }
 
@@ -182,7 +182,7 @@ fn a_stage_whose_claim_ends_or_moves_on_while_it_runs_is_lost_and_writes_nothing
         for moves_on in [false, true] {
             let (_dir, protocol) = temp();
             let (id, token) = claim(&protocol);
-            let fence = Fence { id: &id, token, point: STARTED };
+            let fence = Fence { id: &id, token, point: STARTED, ttl: None };
             let meanwhile = || {
                 if moves_on {
                     let mut other = protocol.workspace();
@@ -204,7 +204,7 @@ fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let protocol = open(&dir);
     let (id, token) = claim(&protocol);
-    let fence = Fence { id: &id, token, point: STARTED };
+    let fence = Fence { id: &id, token, point: STARTED, ttl: None };
     // Closed under the closure, and before.
     for runs in [1, 0] {
         let (ended, ran) = staged(&protocol, fence, &Step::Stay, || elsewhere(|| protocol.abort().unwrap()));

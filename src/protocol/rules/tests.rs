@@ -30,7 +30,7 @@ fn claimed(start: &Start) -> StoredRecord {
 }
 
 fn end(stored: &StoredRecord, ending: &Ending) -> StoredRecord {
-    let action = Action::End { token: stored.token, ending };
+    let action = Action::End { token: stored.token, ending, ttl: None };
     numbered(decide(Some(stored), &action, &now(10)), stored.revision + 1)
 }
 
@@ -97,7 +97,7 @@ fn no_path_leads_out_of_a_finished_record_but_reopen_remove_and_time() {
         }
         let actions = [
             Action::Begin(&begin),
-            Action::End { token: stored.token, ending: &ending },
+            Action::End { token: stored.token, ending: &ending, ttl: None },
             Action::EndByKey { ending: &ending, schema: 0 },
             Action::Resolve { ending: &ending, schema: None },
             Action::Import(&stored),
@@ -133,7 +133,7 @@ fn a_claim_of_an_earlier_generation_never_ends_a_later_one() {
     let new = numbered(decide(Some(&interrupted), &Action::Begin(&begin), &now(20)), FIRST + 5);
     assert_eq!(new.interruption, Some(Interruption::Dropped));
     for ending in [Ending::Succeed("x".into()), Ending::Fail("x".into()), Ending::Release] {
-        let decision = decide(Some(&new), &Action::End { token: old.token, ending: &ending }, &now(20));
+        let decision = decide(Some(&new), &Action::End { token: old.token, ending: &ending, ttl: None }, &now(20));
         assert_eq!(decision, Decision::Keep(Reason::Superseded(new.token)));
     }
 }
@@ -162,8 +162,8 @@ fn every_state_answers_every_event() {
             Action::Begin(&begin),
             Action::Create(&begin),
             Action::Lock { schema: 0, max_attempts: u32::MAX },
-            Action::End { token, ending: &ending },
-            Action::Stage { token, point: &stored.recovery_point, step: &step },
+            Action::End { token, ending: &ending, ttl: None },
+            Action::Stage { token, point: &stored.recovery_point, step: &step, ttl: None },
             Action::EndByKey { ending: &ending, schema: 0 },
             Action::Resolve { ending: &ending, schema: None },
             Action::Patch(&patch),
@@ -271,7 +271,7 @@ fn a_stage_is_fenced_by_token_and_recovery_point() {
     let live = claimed(&start(OnInterrupted::Hold, None));
     let advance = Step::Advance { point: "on".to_owned(), checkpoint: Some("kept".into()) };
     let stage = |stored: &StoredRecord, token, point, step: &Step| {
-        decide(Some(stored), &Action::Stage { token, point, step }, &now(20))
+        decide(Some(stored), &Action::Stage { token, point, step, ttl: None }, &now(20))
     };
     let on = numbered(stage(&live, live.token, STARTED, &advance), FIRST + 2);
     assert_eq!((on.recovery_point.as_str(), on.checkpoint.as_deref()), ("on", Some(&b"kept"[..])));
@@ -281,7 +281,7 @@ fn a_stage_is_fenced_by_token_and_recovery_point() {
         assert_eq!(stage(&on, token, STARTED, &step), Decision::Keep(Reason::Elsewhere));
         assert_eq!(stage(&on, token + 9, "on", &step), Decision::Keep(Reason::Superseded(token)));
         assert_eq!(
-            decide(None, &Action::Stage { token, point: "on", step: &step }, &now(20)),
+            decide(None, &Action::Stage { token, point: "on", step: &step, ttl: None }, &now(20)),
             Decision::Keep(Reason::Absent)
         );
     }
@@ -304,7 +304,7 @@ fn a_released_record_is_bound_to_its_fingerprint_once_an_effect_is_possible() {
     let (first, other) = (start(OnInterrupted::Hold, Some(1)), start(OnInterrupted::Hold, Some(2)));
     let live = claimed(&first);
     let stage = Step::Advance { point: "paid".to_owned(), checkpoint: None };
-    let staged = Action::Stage { token: live.token, point: STARTED, step: &stage };
+    let staged = Action::Stage { token: live.token, point: STARTED, step: &stage, ttl: None };
     let staged = numbered(decide(Some(&live), &staged, &now(5)), FIRST + 2);
     let interrupted = end(&live, &Ending::Interrupt(Interruption::Dropped));
     let resolved = Action::Resolve { ending: &Ending::ReleaseUntouched, schema: None };
@@ -382,7 +382,7 @@ fn a_revoke_is_fenced_and_fences_the_old_owner() {
     let revoked = numbered(decide(Some(&live), &Action::Revoke { token: live.token }, &now(10)), FIRST + 4);
     assert_eq!(revoked.seen(&now(10)), Some((Status::Interrupted, Some(Interruption::Revoked))));
     for ending in [Ending::Succeed("x".into()), Ending::Release, Ending::Interrupt(Interruption::Dropped)] {
-        let decision = decide(Some(&revoked), &Action::End { token: live.token, ending: &ending }, &now(20));
+        let decision = decide(Some(&revoked), &Action::End { token: live.token, ending: &ending, ttl: None }, &now(20));
         assert_eq!(decision, Decision::Keep(Reason::Superseded(FIRST + 4)));
     }
 }

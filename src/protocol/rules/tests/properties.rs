@@ -91,7 +91,7 @@ impl Case {
             Action::Import(_) => false,
             Action::Patch(_) => idle,
             Action::End { token, .. } | Action::Revoke { token } => mine(*token),
-            Action::Stage { token, point, step } => {
+            Action::Stage { token, point, step, .. } => {
                 mine(*token) && *point != OTHER_POINT && !matches!(step, Step::Stay)
             }
             Action::EndByKey { .. } => running && self.by_key,
@@ -169,12 +169,12 @@ impl Parts {
         for ending in &self.endings {
             all.push(Action::EndByKey { ending, schema: 1 });
             all.extend([None, Some(1)].map(|schema| Action::Resolve { ending, schema }));
-            all.extend([token, token - 1, 0].map(|token| Action::End { token, ending }));
+            all.extend([token, token - 1, 0].map(|token| Action::End { token, ending, ttl: None }));
         }
         all.extend([token, token - 1].map(|token| Action::Revoke { token }));
         for step in &self.steps {
             for token in [token, token - 1] {
-                all.extend([own, OTHER_POINT].map(|point| Action::Stage { token, point, step }));
+                all.extend([own, OTHER_POINT].map(|point| Action::Stage { token, point, step, ttl: None }));
             }
         }
         all
