@@ -195,3 +195,35 @@ fn clients_that_hang_up_while_they_wait_leave_the_owner_and_all_others_alone() {
         assert_eq!((stats().waiting, stats().in_progress), (0, 0));
     });
 }
+
+// Four threads: one at work, two that wait for it, and one for everybody else.
+#[test]
+fn retries_of_a_slow_key_leave_a_thread_for_other_keys() {
+    within(LATE, || {
+        let engine = Engine::options().max_waiting_per_key(2).temporary().unwrap();
+        let requests = engine.requests("r").unwrap().with_handling(HandleOptions::new().wait(LATE));
+        let (begun, ended) = (Barrier::new(2), Barrier::new(2));
+        let slow = |request: &Request, claim: &mut Claim<Response, Response>| {
+            if request.uri().path() == "/slow" {
+                begun.wait();
+                ended.wait();
+            }
+            created(request, claim)
+        };
+        serving(&requests, 4, &slow, |address| {
+            let first = sent(address, "/slow", "k", 6, "20 EUR");
+            begun.wait();
+            let waiting = [(); 2].map(|()| sent(address, "/slow", "k", 6, "20 EUR"));
+            until("both wait", || engine.stats().waiting == 2);
+            for nth in 0..3 {
+                is(&send(address, "/slow", "k"), 409, "retry-after: 1");
+                is(&send(address, "/payments", &format!("other-{nth}")), 201, "");
+            }
+            ended.wait();
+            is(&received(first), 201, "");
+            for retry in waiting {
+                is(&received(retry), 201, "idempotent-replayed: true");
+            }
+        });
+    });
+}
