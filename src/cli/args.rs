@@ -77,7 +77,7 @@ pub(super) enum Verb {
         #[arg(long)]
         outcome: bool,
     },
-    /// Resolves an interrupted record: nothing happened, or it has this outcome.
+    /// Resolves an interrupted record: states that nothing happened, or stores its outcome.
     ///
     /// FILE contains the outcome as its manager encodes it, for example the output of `get --outcome` for another key.
     /// `-` is standard input. If the service has its own program for this, use that instead: it knows the types.
@@ -96,7 +96,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         at: At,
     },
-    /// Forgets a finished record. The next request with its key runs again.
+    /// Forgets a finished record. The next request with its key runs the operation again.
     Forget {
         #[command(flatten)]
         at: At,

@@ -11,8 +11,8 @@ use super::out::{Done, Out, Stop};
 use super::progress::Progress;
 use crate::{Durability, Engine, EngineOptions, Record, Value, admin::RecordFilter};
 
-/// The longest line in bytes: longer than a record with the largest outcome and checkpoint, and each byte written as
-/// six.
+/// The longest line in bytes. A record with the largest outcome and checkpoint is shorter, even if each byte is written
+/// as six.
 const MAX_LINE: u64 = 16 * Value::MAX_BYTES as u64;
 
 /// Returns options for an import. With `Eventual`, many records share one sync.

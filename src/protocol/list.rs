@@ -48,7 +48,7 @@ impl Protocol {
         Ok((infos, next))
     }
 
-    /// As [`list`](Self::list), without a look at the records: some may be absent.
+    /// Returns keys as [`list`](Self::list) does, without reading the records. Some keys may have no record.
     pub(crate) fn list_keys(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordId>, Option<ListRange>)> {
         self.check()?;
         let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;

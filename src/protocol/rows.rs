@@ -79,7 +79,7 @@ impl Protocol {
         self.check()?;
         self.yield_to(&change.key);
         let committed = self.store.commit(vec![change], &[], Priority::User)?;
-        // `None` means a conflict. Nothing was read, so there is none.
+        // `None` means a conflict, which cannot happen here: nothing was read.
         committed.map_or(Ok(()), |committed| self.store.wait(committed.ticket))
     }
 
@@ -97,7 +97,7 @@ impl Protocol {
         Ok((rows, next))
     }
 
-    /// As [`rows`](Self::rows), without a look at the values: some may have none.
+    /// Returns keys as [`rows`](Self::rows) does, without reading the values. Some keys may have no row.
     pub(crate) fn row_keys(
         &self,
         range: &RowRange,

@@ -10,8 +10,8 @@ use crate::types::clock::monotonic;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{RecordInfo, Status};
 
-/// Returns true if the record was released by an owner. A record that was created and never begun is `Released` too,
-/// but was not.
+/// Returns true if the record was released by an owner. A record that was created and never begun has the same status,
+/// but no owner has released it.
 fn is_released(info: &RecordInfo) -> bool {
     info.status() == Status::Released && info.attempt() > 0
 }
@@ -42,8 +42,8 @@ impl Protocol {
             return Ok(first);
         }
         self.check_wait(id)?;
-        // Declared before the waiter, so that it is dropped after it: it counts the time in which this thread may be
-        // parked.
+        // Declared before the waiter, so that it is dropped after it. It counts this thread for as long as the thread
+        // may be parked.
         let Some(_admitted) = self.wait_limit.admit(&id.at) else { return Ok(first) };
         let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Successor);
         let mut overtaken = false;
@@ -155,11 +155,11 @@ mod tests {
     use crate::types::options::{EngineOptions, OnInterrupted};
 
     thread_local! {
-        /// How often this thread is still woken.
+        /// The number of wake-ups that this thread still gets.
         static WAKES_LEFT: Cell<u32> = const { Cell::new(0) };
     }
 
-    /// Wakes whoever waits for the key each time that this thread asks what time it is: between its look at the record and its
+    /// A clock that wakes the waiters of the key at each reading by this thread: between its read of the record and its
     /// wait. So a waiter never finds its queue quiet.
     #[derive(Clone, Debug, Default)]
     struct Waking(Arc<OnceLock<(Weak<Protocol>, RecordId, bool)>>);
@@ -189,7 +189,7 @@ mod tests {
         }
     }
 
-    /// How often a waiter was woken before it noticed that its deadline had passed.
+    /// Returns how often a waiter was woken before it noticed that its deadline had passed.
     fn wakes(hands_over: bool, wait: impl FnOnce(&Protocol, &RecordId, &Start, Option<Instant>)) -> u32 {
         const WAKES: u32 = 1_000;
         let dir = tempfile::tempdir().unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_that_is_woken_again_and_again_looks_at_its_deadline_each_time() {
+    fn each_wake_up_of_a_waiter_checks_its_deadline() {
         for hands_over in [false, true] {
             let begins = wakes(hands_over, |protocol, id, start, deadline| {
                 let begun = protocol.begin_or_wait(id, start, deadline).unwrap();

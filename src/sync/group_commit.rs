@@ -9,9 +9,6 @@
 //!
 //! The queue also accounts for space, so that a commit is rejected before it changes anything. It counts the space in
 //! the current segment, the space in the next segment, and the bytes that are not applied yet.
-//!
-//! The group also accounts for room, so that a commit is refused before it changes anything: in the region that is being
-//! written, in a spare region that somebody prepares ahead, and in what may lie unapplied behind the sync.
 
 mod admission;
 mod patience;
@@ -75,8 +72,8 @@ pub(crate) struct CommitQueue<C, S> {
     is_stalled: AtomicBool,
     /// Counts the steps of the writer and of the preparation of segments.
     writing: AtomicU64,
-    /// For tests: each reading of the progress finds some. A thread of the test could be scheduled too late to make
-    /// progress.
+    /// For tests: makes each call of `progress` report progress. A thread of the test could be scheduled too late to
+    /// make some.
     #[cfg(test)]
     moves_at_each_look: AtomicBool,
     poison: Poison,
@@ -404,7 +401,7 @@ impl<C, S> CommitQueue<C, S> {
     /// Calls `f` once if the queue is poisoned, now or later, with no lock held.
     pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
         self.poison.listen(f);
-        // Take the lock once: a concurrent `poison` takes it too, so at least one of both sees what the other has set.
+        // Take the lock once: a concurrent `poison` takes it too, so at least one of the two calls sees both values.
         drop(self.state.lock());
         self.poison.report();
     }

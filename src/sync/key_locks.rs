@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::clock::{deadline, monotonic};
 
-/// The number of locks, at one byte each. There are so many that different keys rarely share one. A model creates the
+/// The number of locks, at one byte each. With this number, different keys rarely share one. A model creates the
 /// table for every schedule, so it has a small one.
 const LOCKS: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 << 16 };
 
@@ -91,9 +91,10 @@ impl HeldLocks<'_> {
         !self.locks.patience.is_zero() && until.is_some_and(|until| until <= monotonic())
     }
 
-    /// Waits if another thread holds one of these locks, because that thread has conflicted too often and goes first.
+    /// Does nothing if no other thread holds one of these locks. Otherwise waits, because that thread has conflicted
+    /// too often and goes first.
     ///
-    /// Locks those of `set`. For those of `passed`, only waits until they are free.
+    /// After the wait, the locks of `set` are held. Those of `passed` only had to become free.
     pub(crate) fn yield_to(&mut self, set: &LockSet, passed: &LockSet) {
         if self.others_have(passed) {
             // Unlock its own first. Two threads that wait for each other's locks would otherwise both time out.

@@ -83,7 +83,7 @@ mod tests {
         drop(first);
         assert!(limit.admit(&1).is_some() && limit.admit(&3).is_some());
         drop((second, third));
-        assert!(limit.waiting.lock().by_key.is_empty(), "what nobody waits for is forgotten");
+        assert!(limit.waiting.lock().by_key.is_empty(), "a key without waiters is removed");
         assert_eq!(limit.waiting.lock().in_all, 0);
     }
 

@@ -44,7 +44,7 @@ pub(crate) enum Woken {
     Closed,
 }
 
-/// The signal of one stay in a queue, removed from the queue at most once, and set at most once after that.
+/// The signal of one stay in a queue. It is first removed from the queue and then set, each at most once.
 #[derive(Default)]
 struct Signal {
     signalled: Mutex<Option<Woken>>,
@@ -129,8 +129,8 @@ impl<K: Eq + Hash + Clone> Shard<K> {
         Some(successor)
     }
 
-    /// Removes and returns the observers if no successor is left: the key may now stay as it is, so they must look. The
-    /// caller unlocks the shard, and then notifies them.
+    /// Removes and returns the observers if no successor is left. Nothing else may happen to the key, so they must read
+    /// it now. The caller unlocks the shard, and then notifies them.
     fn observers_alone(&mut self, key: &K) -> Queue {
         match self.queues.get_mut(key) {
             Some(queue) if !queue.has_successor() => {
@@ -295,7 +295,7 @@ impl<K: Eq + Hash + Clone> Waiter<'_, K> {
         self.saw = None;
     }
 
-    /// Marks the hand-over as used, because this successor has claimed the key. No other is woken.
+    /// Marks the hand-over as used, because this successor has claimed the key. Its drop then wakes no other waiter.
     ///
     /// Consume only a hand-over that `park` returned. An unseen one may come from the end of the claim just made.
     /// Passing it on costs a spurious wake-up; keeping it could lose the only one.
@@ -388,7 +388,7 @@ mod tests {
         let [mut first, second, _other] = others;
         first.rejoin();
         wait_queue.hand_over(&7);
-        assert_eq!(first.park(None), Woken::Changed, "nobody takes it over");
+        assert_eq!(first.park(None), Woken::Changed, "no successor takes it over");
         drop((first, second));
         assert!(!wait_queue.has_successor(&7) && wait_queue.has_successor(&8));
     }

@@ -42,7 +42,7 @@ impl Worker {
 
     /// Waits until the thread has ended. Later calls return at once.
     ///
-    /// Called from the thread itself, as when it drops the last handle, it does not wait. The thread then ends by
+    /// Does not wait if called from the thread itself, as when that drops the last handle. The thread then ends by
     /// itself.
     pub(crate) fn join(&mut self) {
         if let Some(handle) = self.handle.take() {

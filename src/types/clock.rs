@@ -83,7 +83,8 @@ fn system_boot() -> Option<BootTime> {
     Some(BootTime { id: process_id(), elapsed: monotonic().saturating_duration_since(start) })
 }
 
-/// Returns an id of this process. The start time is part of it, because process ids are used again.
+/// Returns an id of this process, for use as a boot id. The start time is part of it, because process ids are used
+/// again.
 fn process_id() -> [u8; 16] {
     static ID: OnceLock<[u8; 16]> = OnceLock::new();
     *ID.get_or_init(|| {
@@ -204,8 +205,8 @@ pub(crate) struct Anchor {
     pub(crate) boot: u64,
 }
 
-/// The clock that measures TTLs, in milliseconds. Store time never goes back, neither across restarts nor at steps of the wall
-/// clock.
+/// The clock that measures TTLs, in milliseconds. Store time never goes back, neither across restarts nor at steps of
+/// the wall clock.
 ///
 /// An early expiry runs an operation twice; a late one costs some bytes. So in any doubt this clock counts less time,
 /// not more.

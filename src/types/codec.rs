@@ -156,7 +156,7 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     let mut again = BUFFER.take();
     again.clear();
     let as_read = write_compact(&mut again, &read, limit);
-    // Compare the digests first: `bytes` already contains the digest, so this costs nothing.
+    // Equal bytes contain equal digests. For bytes that differ in order, the digests are compared here.
     let same = as_read.is_ok_and(|as_read| as_read == shape)
         && (again == bytes || Fingerprint::unordered(value)? == Fingerprint::unordered(&read)?);
     if again.capacity() <= KEPT_BUFFER {

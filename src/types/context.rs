@@ -70,10 +70,10 @@ impl Context {
     /// Adds an encoded value, which [`decode`](Self::decode) reads back.
     ///
     /// The value may be borrowed, such as `&str`, so this function cannot check that it can be read back. If a type's
-    /// `Serialize` and `Deserialize` do not fit, only `decode` notices.
+    /// `Serialize` and `Deserialize` do not match, only `decode` notices.
     ///
-    /// The value is stored as JSON, or as bincode if JSON cannot hold it, such as a map whose keys are pairs,
-    /// or if the JSON text would be too long.
+    /// The value is stored as JSON. If JSON cannot hold it, as with a map whose keys are pairs, or would be too long,
+    /// it is stored as bincode.
     ///
     /// # Errors
     ///

@@ -90,7 +90,7 @@ pub enum ErrorKind {
     /// An earlier write or sync failed. The engine can no longer promise anything, not even about reads. Stop the
     /// process, check the disk, start again. All earlier answers are still stored.
     Poisoned,
-    /// The operating system failed a read, a write or a directory operation. Calls that waited for that write may have
+    /// A read, write or directory operation of the operating system failed. Calls that waited for that write may have
     /// taken effect or not. Later calls return `Poisoned`.
     Io,
     /// The disk has no space for the journal or for the record store. Nothing changed. Free some space and call again.

@@ -117,7 +117,8 @@ impl EngineOptions {
         self
     }
 
-    /// Sets how long a call waits for other calls before it returns [`Busy`](crate::ErrorKind::Busy), and how long the disk may make no progress before the engine is poisoned.
+    /// Sets how long a call waits for other calls before it returns [`Busy`](crate::ErrorKind::Busy), and how long the
+    /// disk may make no progress before the engine is poisoned.
     ///
     /// Ending an operation that has run never returns `Busy`: the call waits as long as the disk makes progress. Time
     /// during which the process did not run (stopped, or its machine paused) does not count. Default: 30 s.
@@ -247,8 +248,8 @@ impl ManagerOptions {
     /// Default: 24 h.
     ///
     /// A released record that holds progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer.
-    /// It holds progress if an attempt asked for an effect id, committed a stage, or was interrupted and resumed, or if
-    /// a patch has set its recovery point or checkpoint.
+    /// It holds progress if an attempt asked for an effect id, committed a stage, or was interrupted and resumed. A
+    /// recovery point or checkpoint set by a patch is progress too.
     pub fn released_ttl(mut self, ttl: Duration) -> Self {
         self.released_ttl = ttl;
         self
@@ -292,14 +293,14 @@ impl ManagerOptions {
         self
     }
 
-    /// Rejects a retry that has a fingerprint if the record has none: it gets `Mismatch`. If false, such a record
-    /// answers every retry. Default: false.
+    /// Sets whether a record without a fingerprint rejects retries that have one. If true, such a retry gets
+    /// `Mismatch`. If false, it gets the record's answer. Default: false.
     pub fn strict_fingerprint(mut self, strict: bool) -> Self {
         self.strict_fingerprint = strict;
         self
     }
 
-    /// For a manager of these types.
+    /// Checks the options for a manager of these types.
     pub(crate) fn check<T, E>(&self) -> Result<()> {
         self.migrations.check::<T, E>(self.schema)?;
         check_ttl("success_ttl", self.success_ttl)?;

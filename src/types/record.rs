@@ -45,8 +45,7 @@ pub(crate) fn check_checkpoint(len: usize, limit: u64) -> Result<()> {
     Err(Error::new(ErrorKind::TooLarge, format!("the checkpoint is {len} bytes long, the limit is {limit}")))
 }
 
-/// A placeholder in a stored record that is not committed yet: the number of the frame that will carry
-/// the record.
+/// The placeholder for the number of the frame that will carry a record. Used until the record is committed.
 pub(crate) const THIS_FRAME: u64 = 0;
 
 /// The state of a record, as all readers see it now.
@@ -130,8 +129,8 @@ pub(crate) struct StoredRecord {
     pub(crate) outcome: Option<Value>,
 }
 
-/// The seed from which, with the key, the effect ids of a generation are made. The seed never changes, neither across opens
-/// nor by an import into another store.
+/// The seed of a generation. Effect ids are computed from the seed and the key. The seed never changes, neither across
+/// opens nor by an import into another store.
 pub(crate) type EffectSeed = [u8; 16];
 
 /// Draws the seeds of one open.
@@ -260,7 +259,8 @@ impl RecordInfo {
         Some(Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at })))
     }
 
-    /// Creates the information on a record that is in no store, as the store of its origin showed it.
+    /// Creates the information of an exported record that is not in a store, with the state that its original store
+    /// showed.
     #[cfg(feature = "cli")]
     pub(crate) fn detached(
         store_id: [u8; 16],
@@ -338,8 +338,8 @@ impl RecordInfo {
         self.0.stored.schema
     }
 
-    /// Returns why the record is interrupted. If it is released or in progress, returns why its last interrupted
-    /// attempt was.
+    /// Returns the reason of the interruption. For a released record or one in progress, returns that of its last
+    /// interrupted attempt.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {
         self.0.interruption

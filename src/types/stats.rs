@@ -34,7 +34,7 @@ pub struct Stats {
     pub replays: u64,
     /// Events that subscribers missed because their queue was full.
     pub events_dropped: u64,
-    /// Runs of a transaction's closure that another commit invalidated, and that were followed by another run.
+    /// Runs of a transaction's closure that were repeated because of a conflict.
     pub transaction_reruns: u64,
     /// Dropped claims that could not be recorded immediately. If the journal was full they are recorded later; if the
     /// engine was closed or poisoned, the next open finds them interrupted.

@@ -55,7 +55,7 @@ impl Part {
         } else if name.starts_with("snap.") {
             Self::SledSnapshot
         } else {
-            assert_eq!(name, "conf", "a file that nobody knows");
+            assert_eq!(name, "conf", "an unknown file");
             Self::SledConf
         }
     }

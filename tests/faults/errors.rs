@@ -323,7 +323,7 @@ fn all_callers_get_the_error(call: Call, effect: Effect, timeout: Duration) {
             })
             .collect();
         for waited in waiting {
-            is_told(waited.join().unwrap());
+            ends_with_a_result(waited.join().unwrap());
         }
         ending.into_iter().map(|ended| ended.join().unwrap().unwrap_err().kind()).collect()
     });
@@ -337,10 +337,10 @@ fn all_callers_get_the_error(call: Call, effect: Effect, timeout: Duration) {
     assert_eq!(engine.close().unwrap_err().kind(), ErrorKind::Poisoned);
     assert!(began.elapsed() < timeout + MARGIN);
     drop(rule);
-    is_as_before(dir.path());
+    is_free_and_works_again(dir.path());
 }
 
-fn is_told(waited: Result<Waited<Vec<u8>>>) {
+fn ends_with_a_result(waited: Result<Waited<Vec<u8>>>) {
     match waited {
         Err(error) => assert!(matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned), "{error}"),
         Ok(answer) => assert!(matches!(answer, Waited::Closed), "{answer:?}"),
@@ -360,7 +360,7 @@ fn all_are_refused(engine: &Engine, ops: Ops) {
 }
 
 /// Checks that the store is free and works again once the hanging call returns.
-fn is_as_before(dir: &Path) {
+fn is_free_and_works_again(dir: &Path) {
     crate::threads::until("the directory is free", || match Engine::open(dir) {
         Ok(engine) => {
             let ops: Ops = engine.manager("m").unwrap();
@@ -415,7 +415,7 @@ fn callers_get_the_error_of_sled(effect: Effect, timeout: Duration) {
         let kind = engine.compact_now().unwrap_err().kind();
         assert!(kind == ErrorKind::Poisoned || (kind == ErrorKind::Io && effect != Effect::Hang), "{kind:?}");
         for waited in waiting {
-            is_told(waited.join().unwrap());
+            ends_with_a_result(waited.join().unwrap());
         }
     });
     let took = began.elapsed();
@@ -426,7 +426,7 @@ fn callers_get_the_error_of_sled(effect: Effect, timeout: Duration) {
     assert_eq!(engine.close().unwrap_err().kind(), ErrorKind::Poisoned);
     assert!(began.elapsed() < timeout + MARGIN);
     drop(rule);
-    is_as_before(dir.path());
+    is_free_and_works_again(dir.path());
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl Known {
     fn refused(&mut self, engine: &Engine, rng: &mut Rng, round: u64) -> String {
         let ops = ops(engine);
         for nth in 0_u64.. {
-            is_full(&self.commit(&ops, rng, 10_000).expect("the disk is full and nobody has said so"));
+            is_full(&self.commit(&ops, rng, 10_000).expect("the disk is full, but no call has failed"));
             let (name, before) = (format!("refused-{round}-{nth}"), engine.stats());
             match ops.begin(&name) {
                 Err(error) => {

@@ -53,7 +53,7 @@ fn a_phase_returns_only_after_its_reads_are_durable() {
                 until("it waits too, or has answered", || waiting(2) || answered.load(Ordering::SeqCst));
                 let early = answered.load(Ordering::SeqCst);
                 held.release();
-                assert!(!early, "a phase that {what} told of what a power cut could undo");
+                assert!(!early, "a phase that {what} returned before its reads were durable");
             });
             assert!(answered.into_inner());
         });

@@ -1,7 +1,7 @@
 //! Power cuts: no answer is lost, whenever the power fails and whatever the disk keeps of unsynced data.
 //!
-//! `ONCEKEY_STATES=10000 cargo test --release --test faults power -- --nocapture` checks more states; `ONCEKEY_SEED` starts
-//! with another seed.
+//! `ONCEKEY_STATES=10000 cargo test --release --test faults power -- --nocapture` checks more states; `ONCEKEY_SEED`
+//! starts with another seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

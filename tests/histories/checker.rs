@@ -163,7 +163,7 @@ mod tests {
         assert!(then(ONE));
         assert!(then(is(Unfinished::Interrupted)));
         assert!(!then(is(Unfinished::InProgress)));
-        assert!(!then(claimed(9, 7, 2)), "held for somebody to resolve");
+        assert!(!then(claimed(9, 7, 2)), "held until it is resolved");
         let both = [phase(0, &[(BEGIN, 4, 5, ONE)]), phase(0, &[(BEGIN, 6, 7, is(Unfinished::Interrupted))])];
         assert!(check(&[cut, both[0].clone(), both[1].clone()]).is_err());
     }

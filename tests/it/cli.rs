@@ -317,7 +317,7 @@ fn an_invalid_command_line_gets_a_helpful_error() {
 }
 
 #[test]
-fn revoke_says_that_nobody_owns_what_was_in_progress() {
+fn revoke_reports_that_a_record_has_no_owner() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     // Its process has died.

@@ -27,7 +27,7 @@ fn child() {
     let claim = ops.begin("held").unwrap().into_claim().unwrap();
     thread::scope(|scope| {
         let heir = scope.spawn(|| ops.begin_or_wait("held", BeginOptions::new(), LATE * 60).unwrap());
-        until("the heir waits", || engine.stats().waiting == 1);
+        until("the successor waits", || engine.stats().waiting == 1);
         std::io::stdout().lock().write_all(b"\nidle\n").unwrap();
         std::io::stdin().read_exact(&mut [0]).unwrap_err();
         std::io::stdout().lock().write_all(b"\nawake\n").unwrap();
@@ -107,7 +107,7 @@ fn the_engine_s_idle_threads_make_no_system_call() {
 /// This cannot hold with sled 0.34.7. It keeps seven threads for the life of the process, each of which waits for work
 /// one second at a time (`threadpool.rs`, `perform_work`).
 #[test]
-#[ignore = "fails: the seven threads of sled's pool, which nobody can end, wake once a second; needs strace and 12 s"]
+#[ignore = "fails: the seven threads of sled's pool, which cannot be ended, wake once a second; needs strace and 12 s"]
 fn an_idle_process_makes_no_system_call() {
     within(LATE, || assert_eq!(idle_calls().concat(), [""; 0]));
 }

@@ -163,7 +163,7 @@ fn a_temporary_store_is_removed_with_its_last_handle() {
     assert!(!path.exists());
 }
 
-fn told(event: &Event) -> String {
+fn shown(event: &Event) -> String {
     match event {
         Event::Began(info) => format!("began {}", info.key()),
         Event::Replayed(info) => format!("replayed {}", info.key()),
@@ -201,13 +201,13 @@ fn every_subscriber_gets_all_events() {
         "compacted 3",
     ];
     for subscriber in [one, two] {
-        assert_eq!(subscriber.ready().map(|event| told(&event)).collect::<Vec<_>>(), expected);
+        assert_eq!(subscriber.ready().map(|event| shown(&event)).collect::<Vec<_>>(), expected);
     }
     // A late subscriber gets later events only, and the end when the engine closes.
     let late = engine.events();
     claim(&manager, "d").release().unwrap();
     engine.close().unwrap();
-    assert_eq!(late.map(|event| told(&event)).collect::<Vec<_>>(), ["began d", "ended d Released"]);
+    assert_eq!(late.map(|event| shown(&event)).collect::<Vec<_>>(), ["began d", "ended d Released"]);
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_full_queue_drops_and_counts_events_of_that_subscriber_only() {
     assert_eq!((engine.stats().events_dropped, slow.ready().count()), (2, Events::CAPACITY));
     drop(slow);
     assert_eq!(answer(&manager, "k"), "replay");
-    assert_eq!(engine.stats().events_dropped, 2, "nobody misses what nobody reads");
+    assert_eq!(engine.stats().events_dropped, 2, "without a reader no event is missed");
 }
 
 #[test]

@@ -48,7 +48,8 @@ fn litert_2_a_success_that_cannot_be_stored_is_not_a_failure() {
     assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
 }
 
-// "`success`/`fail` on an absent or expired key *creates* a record; success after fail and fail after success are accepted."
+// "`success`/`fail` on an absent or expired key *creates* a record; success after fail and fail after success are
+// accepted."
 #[test]
 fn litert_3_an_ending_never_creates_a_record_nor_overwrites_one() {
     let (manager, clock) = fresh();
@@ -84,16 +85,16 @@ fn litert_4_a_dead_owner_is_detected_at_once() {
     let dead = claim(&resuming(&first), "k");
     first.crash();
     let second = open(dir.path(), &clock);
-    let heir = claim(&resuming(&second), "k");
-    assert_eq!((heir.attempt(), heir.interruption()), (2, Some(oncekey::Interruption::ProcessEnded)));
-    assert!(heir.token() > dead.token());
+    let successor = claim(&resuming(&second), "k");
+    assert_eq!((successor.attempt(), successor.interruption()), (2, Some(oncekey::Interruption::ProcessEnded)));
+    assert!(successor.token() > dead.token());
 
     // "... and the zombie then overwrites the new owner's record."
     let dead = dead.succeed(&"zombie".to_owned()).unwrap_err();
     assert_eq!(dead.kind(), ErrorKind::Closed);
     drop(dead);
-    heir.succeed(&"heir".to_owned()).unwrap();
-    assert_eq!(outcome(&resuming(&second), "k"), Some(Ok("heir".to_owned())));
+    successor.succeed(&"successor".to_owned()).unwrap();
+    assert_eq!(outcome(&resuming(&second), "k"), Some(Ok("successor".to_owned())));
 }
 
 // "PENDING and results share one TTL: too short, and a slow live owner is overrun."

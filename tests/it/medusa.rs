@@ -266,7 +266,7 @@ fn medusa_6_a_second_driver_does_not_run_and_each_claim_has_a_larger_token() {
     driver.interrupt().unwrap();
     for _ in 0..3 {
         let next = claim(&manager, "k");
-        assert!(next.token() > last, "a token that does not grow fences nobody");
+        assert!(next.token() > last, "a token that does not grow fences off no owner");
         last = next.token();
         next.release().unwrap();
     }

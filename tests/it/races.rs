@@ -257,7 +257,7 @@ impl Life {
     }
 
     fn absent(&self, before: &Before) {
-        assert!(before.1 <= self.deleting.load(SeqCst), "absent, and nobody has deleted it");
+        assert!(before.1 <= self.deleting.load(SeqCst), "absent, but never deleted");
     }
 
     fn deletes(&self, delete: impl FnOnce() -> oncekey::Result<bool>) {
@@ -352,7 +352,7 @@ impl Life {
             _ => match ops.wait(key, short).unwrap() {
                 Waited::Finished(done) => self.ended(&before, done.info(), done.outcome()),
                 Waited::Absent => self.absent(&before),
-                Waited::Closed => panic!("nobody closes"),
+                Waited::Closed => panic!("no thread closes it"),
                 Waited::Released | Waited::Interrupted | Waited::TimedOut => {}
             },
         }

@@ -45,7 +45,7 @@ pub(crate) fn within<T: Send + 'static>(time: Duration, body: impl FnOnce() -> T
             worker.join().unwrap();
             result
         }
-        Err(RecvTimeoutError::Timeout) => panic!("somebody still waits after {time:?}"),
+        Err(RecvTimeoutError::Timeout) => panic!("a thread still waits after {time:?}"),
         Err(RecvTimeoutError::Disconnected) => {
             std::panic::resume_unwind(worker.join().expect_err("it ended without a result"))
         }

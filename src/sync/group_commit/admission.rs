@@ -175,7 +175,7 @@ impl<C, S> CommitQueue<C, S> {
                 return Err(state.refused.clone().unwrap_or_else(no_room));
             }
         }
-        // The group that takes the space may only be waiting for its interval.
+        // The current group may be waiting only for its interval. Flush it, so that space or credit becomes free.
         self.flush_now(state);
         Ok(Some(match (fits, may_enter) {
             (false, _) => Lack::Room,

@@ -55,7 +55,7 @@ impl Patience {
     fn turn_ended(&mut self, now: Instant, seen: Progress) {
         let took = now.saturating_duration_since(self.began);
         self.began = now;
-        // The turn took half a turn too long: the process was not running all the time.
+        // The wait took half a turn longer than requested: the process was not running all the time.
         if took > self.turn.saturating_add(SLACK.max(self.turn / 2)) {
             return;
         }
@@ -92,7 +92,7 @@ impl Patience {
 /// The verdict on a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Continue: the timeout has not passed, or it has and the last turn had no progress. The latter may become a
+    /// Keep waiting. Either the timeout has not passed, or the last turn had no progress, which may be the start of a
     /// stall.
     WaitOn,
     /// The timeout has passed, and there is progress.

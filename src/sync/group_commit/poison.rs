@@ -41,7 +41,7 @@ impl Poison {
     /// Sets the error unless one is set. Returns the one that stays.
     pub(super) fn set(&self, error: Error) -> &Error {
         let first = self.first.get_or_init(|| match error.kind() {
-            // `Closed` is said of a crash that a test asked for: nothing is wrong with the disk.
+            // A test that simulates a crash sets `Closed`. Nothing is wrong with the disk then.
             ErrorKind::Poisoned | ErrorKind::Closed => First { poisoned: error.clone(), cause: error },
             _ => First { poisoned: error.wrap(ErrorKind::Poisoned, "the engine is poisoned"), cause: error },
         });

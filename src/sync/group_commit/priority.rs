@@ -5,8 +5,8 @@
 pub(crate) enum Priority {
     /// Begins or changes something. Waits for space, and leaves the reserve untouched.
     User,
-    /// Ends an operation with an outcome. Behaves as `User`, but is admitted during a stall. A small one may use as
-    /// much of the reserve as `Ending`.
+    /// Ends an operation with an outcome. Behaves as `User`, but is admitted during a stall if it need not wait. A
+    /// small one may use as much of the reserve as `Ending`.
     Finishing,
     /// Ends a claim without an outcome. Waits for space, but not for the apply thread. May use half of the reserve.
     Ending,

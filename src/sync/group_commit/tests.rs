@@ -299,7 +299,7 @@ fn waits_for_space_and_for_apply_have_a_timeout() {
 }
 
 #[test]
-fn poison_wakes_everyone() {
+fn poison_wakes_all_waiters() {
     let group = group(40);
     // Answer the initial request for a segment. The taken group leaves no space.
     group.provide_segment(Err(full()));

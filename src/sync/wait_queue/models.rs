@@ -183,7 +183,7 @@ fn keep(waiter: Waiter<'_, u32>) -> Got {
     Got::TimedOut
 }
 
-fn everybody_learns_of_an_ending(fault: Fault) {
+fn all_waiters_learn_of_an_ending(fault: Fault) {
     let record = &Record::default();
     thread::scope(|scope| {
         for _ in 0..2 {
@@ -201,10 +201,10 @@ fn everybody_learns_of_an_ending(fault: Fault) {
 
 #[test]
 fn an_ending_wakes_all_waiters() {
-    holds(|| everybody_learns_of_an_ending(Fault::None));
-    fails(|| everybody_learns_of_an_ending(Fault::LooksBeforeEntering), LEFT_BEHIND);
-    fails(|| everybody_learns_of_an_ending(Fault::LeavesBeforeParking), LEFT_BEHIND);
-    fails(|| everybody_learns_of_an_ending(Fault::WakesBeforeCommitting), LEFT_BEHIND);
+    holds(|| all_waiters_learn_of_an_ending(Fault::None));
+    fails(|| all_waiters_learn_of_an_ending(Fault::LooksBeforeEntering), LEFT_BEHIND);
+    fails(|| all_waiters_learn_of_an_ending(Fault::LeavesBeforeParking), LEFT_BEHIND);
+    fails(|| all_waiters_learn_of_an_ending(Fault::WakesBeforeCommitting), LEFT_BEHIND);
 }
 
 fn one_waits(begins: bool, fault: Fault) {
@@ -251,7 +251,7 @@ fn a_release_always_wakes_a_successor() {
     fails(|| every_patient_waiter_gets_its_turn(Fault::KeepsItsHandOver), LEFT_BEHIND);
 }
 
-/// An owner gives up beside a successor. The observer learns what the successor did, or that it has left.
+/// An owner gives up beside a successor. The observer learns the result of the successor, or that it has left.
 fn an_observer_beside_a_successor(patience: Duration, fault: Fault) {
     let record = &Record::default();
     let mut waiter = record.wait_queue.enter(KEY, Role::Successor);

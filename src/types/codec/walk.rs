@@ -1,8 +1,8 @@
 //! A serde serializer that hashes the shape of a value, and can write the value in the same pass.
 //!
 //! The shape is what the type's `Serialize` reports, in order: kinds of items, names of types, fields and variants,
-//! indexes of variants. The value decides how much is known: a `None` or an empty sequence shows nothing about the type of its
-//! items.
+//! indexes of variants. The value decides how much is known: a `None` or an empty sequence shows nothing about the type
+//! of its items.
 //!
 //! The hashes of the items of sequences and maps are added up, because the order in a hash map differs in each
 //! instance. Inside an item, order counts again. [`Readable`] also hashes the content.

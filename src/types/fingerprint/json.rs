@@ -42,9 +42,14 @@ impl Fingerprint {
     ///
     /// # Errors
     ///
-    /// [`Codec`](ErrorKind::Codec) if the text is not JSON in UTF-8, or if programs disagree about its value. That is
-    /// so if an object has a member twice, a string has half a surrogate pair, a number exceeds 2^53 - 1 in magnitude
-    /// (send it as a string), or values are nested more than 127 deep. Fractions count as the nearest double.
+    /// [`Codec`](ErrorKind::Codec) if the text is not JSON in UTF-8, or if programs disagree about its value:
+    ///
+    /// - an object has a member twice;
+    /// - a string has half a surrogate pair;
+    /// - a number exceeds 2^53 - 1 in magnitude (send it as a string);
+    /// - values are nested more than 127 deep.
+    ///
+    /// Fractions count as the nearest double.
     pub fn of_json(text: impl AsRef<[u8]>) -> Result<Self> {
         let refused = |cause| Error::new(ErrorKind::Codec, format!("JSON text cannot be fingerprinted: {cause}"));
         let value: Json = serde_json::from_slice(text.as_ref()).map_err(refused)?;

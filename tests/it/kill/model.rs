@@ -126,7 +126,7 @@ impl Known {
 
     fn answered(&mut self, claimed: Claimed, end: End) {
         let stored = self.outcomes.get(&claimed).is_some_and(|ends| ends.contains(&end));
-        assert!(stored, "answered with {end:?} of {claimed:?}, which nobody stored: {self:?}");
+        assert!(stored, "answered with {end:?} of {claimed:?}, which no claim stored: {self:?}");
         if claimed != self.claimed {
             return;
         }
@@ -186,7 +186,7 @@ impl Known {
         let expected = match self.phase {
             Phase::Ended(end) => Some((self.claimed, end)),
             Phase::Absent => None,
-            Phase::Live | Phase::Ending(_) => panic!("nobody has listed {self:?}"),
+            Phase::Live | Phase::Ending(_) => panic!("not listed: {self:?}"),
         };
         if found.is_none() && self.maybe_absent {
             self.phase = Phase::Absent;
@@ -280,7 +280,7 @@ impl Model {
             let _key = Named(key);
             known.listed(found);
         }
-        assert!(list.is_empty(), "interrupted, and nobody has begun them: {list:?}");
+        assert!(list.is_empty(), "interrupted, but never begun: {list:?}");
     }
 
     /// Compares the model with the whole content of the store.
@@ -335,10 +335,10 @@ fn claimed(generation: &str, attempt: &str) -> Claimed {
     (generation.parse().unwrap(), attempt.parse().unwrap())
 }
 
-/// What the model must not permit, be the record of a claim (`c`) or begun by key (`k`).
+/// Lines that the model must reject, for a record begun by a claim (`c`) and by key (`k`).
 #[test]
 fn the_removal_of_a_live_record_is_not_permitted() {
-    let told = |key: &str, lines: &[&str]| {
+    let model_after = |key: &str, lines: &[&str]| {
         let mut model = Model::default();
         for line in lines {
             model.line(&line.replace("KEY", key));
@@ -348,18 +348,18 @@ fn the_removal_of_a_live_record_is_not_permitted() {
     let live = ["try KEY", "began KEY 7 1", "removing KEY"];
     for key in ["c-1", "k-1"] {
         let removed = [&live[..], &["removed KEY true"]].concat();
-        assert!(std::panic::catch_unwind(|| told(key, &removed)).is_err(), "{key}");
-        told(key, &[&live[..], &["removed KEY false"]].concat());
-        // Killed meanwhile: it is there, and interrupted.
-        let mut model = told(key, &live);
+        assert!(std::panic::catch_unwind(|| model_after(key, &removed)).is_err(), "{key}");
+        model_after(key, &[&live[..], &["removed KEY false"]].concat());
+        // Killed during the removal: the record is there, and interrupted.
+        let mut model = model_after(key, &live);
         model.killed();
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| model.line("listed 0"))).is_err(), "{key}");
-        let mut model = told(key, &live);
+        let mut model = model_after(key, &live);
         model.killed();
         model.line(&format!("interrupted {key} 7 1"));
         model.line("listed 1");
-        // What has ended may be removed.
-        told(
+        // A record that has ended may be removed.
+        model_after(
             key,
             &[&live[..2], &["ending KEY 7 1 ok 5", "ended KEY 7 1", "removing KEY", "removed KEY true"]].concat(),
         );

@@ -19,7 +19,7 @@ fn poison(group: &Frames, fault: Fault) {
 }
 
 /// Returns true if the error ends a wait: a thread that waited gets the failure itself, a later call gets `Poisoned`.
-fn ends_one_who_waits(error: &Error) -> bool {
+fn ends_a_wait(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Io | ErrorKind::Poisoned)
 }
 
@@ -39,8 +39,8 @@ fn waits_of_all_kinds(fault: Fault) {
     let ticket = store.commit(1, Priority::User).unwrap();
     assert!(matches!(store.group.take(), Work::Write(..)));
     thread::scope(|scope| {
-        scope.spawn(|| assert!(ends_one_who_waits(&store.group.wait(ticket).unwrap_err())));
-        scope.spawn(|| assert!(ends_one_who_waits(&store.group.wait_applied(ticket).unwrap_err())));
+        scope.spawn(|| assert!(ends_a_wait(&store.group.wait(ticket).unwrap_err())));
+        scope.spawn(|| assert!(ends_a_wait(&store.group.wait_applied(ticket).unwrap_err())));
         scope.spawn(|| is(store.commit(2, Priority::User), ErrorKind::Poisoned));
         scope.spawn(|| assert!(matches!(store.group.take(), Work::Ended)));
         scope.spawn(|| prepare_nothing(store));
@@ -164,7 +164,7 @@ fn dying_writer(fault: Fault) {
             let store = &store;
             scope.spawn(move || match store.commit_and_wait(frame, Fault::None) {
                 Ok(()) => (),
-                Err(error) => assert!(ends_one_who_waits(&error)),
+                Err(error) => assert!(ends_a_wait(&error)),
             });
         }
     });
