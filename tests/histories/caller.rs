@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::calls::{Held, Ops, ask, hours, manager};
 use crate::faults::Fault;
-use crate::model::{Answer, Ending, Hour, Op, Outcome, Request, SUCCESS_TTL};
+use crate::model::{Answer, Ending, Hour, Op, Outcome, ROWS, Request, RowOp, SUCCESS_TTL};
 use crate::threads::Rng;
 
 /// A line of a history. The order of the lines is the order of time.
@@ -42,6 +42,15 @@ pub(crate) enum Line {
 pub(crate) fn say(line: Line) {
     let text = format!("@{}\n", serde_json::to_string(&line).unwrap());
     std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
+}
+
+/// How a session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By `close`: live claims keep the store open until they end.
+    Close,
+    /// By `abort`: live claims keep nothing, as if the process had died.
+    Abort,
 }
 
 /// The state that all threads of a store share.
@@ -93,7 +102,7 @@ impl<'a> Caller<'a> {
 
     /// Makes calls until the store is closed, or this number of calls. Then closes the store, if this thread is the one
     /// that does so. `old` are claims from before the last close, which can do nothing.
-    pub(crate) fn run(mut self, calls: u64, closes: bool, old: Vec<Held>) -> Vec<Held> {
+    pub(crate) fn run(mut self, calls: u64, closes: Option<End>, old: Vec<Held>) -> Vec<Held> {
         for (_, claim) in old {
             assert_eq!(claim.succeed(&0).unwrap_err().kind(), ErrorKind::Closed);
         }
@@ -102,18 +111,44 @@ impl<'a> Caller<'a> {
                 return self.held;
             }
         }
-        if closes {
-            say(Line::Closing);
-            self.world.engine.clone().abort().unwrap();
+        match closes {
+            Some(End::Close) => assert!(self.call(0, Op::Close, None)),
+            Some(End::Abort) => {
+                say(Line::Closing);
+                self.world.engine.clone().abort().unwrap();
+            }
+            None => {}
         }
         self.held
+    }
+
+    /// Ends all claims that outlived the close of their engine, or takes them away.
+    pub(crate) fn outlive(mut self, held: Vec<Held>) {
+        self.held = held;
+        self.pay();
+        while let Some((key, claim)) = self.held.pop() {
+            let (dice, value) = (self.rng.below(8), self.rng.next());
+            if dice == 0 {
+                self.call(key, Op::Revoke, None);
+            }
+            let token = claim.token();
+            let op = match dice {
+                1 => Op::Drop { token, releases: value % 2 == 0 },
+                2 => Op::End { token, ending: Ending::Release },
+                _ => Op::End { token, ending: Ending::Finish(Outcome::Success(value)) },
+            };
+            self.call(key, op, Some((key, claim)));
+            if dice == 3 {
+                self.call(key, Op::Get, None);
+            }
+        }
     }
 
     /// Makes one call. Returns false if the store is closed.
     fn step(&mut self) -> bool {
         self.pay();
-        let key = usize::try_from(self.rng.below(self.world.keys.len() as u64)).unwrap();
-        let (key, op, claim) = self.choose(key);
+        let key = usize::try_from(self.rng.below(self.world.keys.len() as u64 + 1)).unwrap();
+        let (key, op, claim) = if key == self.world.keys.len() { (key, self.rows(), None) } else { self.choose(key) };
         self.call(key, op, claim)
     }
 
@@ -128,6 +163,17 @@ impl<'a> Caller<'a> {
         let answer = self.answer(key, op, claim);
         say(answer.map_or(Line::Closed { thread }, |answer| Line::Answer { thread, answer }));
         answer.is_some()
+    }
+
+    fn rows(&mut self) -> Op {
+        let mut below = |bound: usize| usize::try_from(self.rng.below(bound as u64)).unwrap();
+        let (from, row, dice) = (below(ROWS), below(ROWS), below(8));
+        let value = if dice == 0 { 0 } else { self.rng.next() };
+        Op::Rows(match dice {
+            0 | 1 => RowOp::Put { row, value },
+            2 | 3 => RowOp::Read { from },
+            _ => RowOp::ReadAndPut { from, row, value },
+        })
     }
 
     /// Chooses a call. An ending takes one of the held claims.
@@ -182,7 +228,8 @@ impl<'a> Caller<'a> {
             return Some(Answer::Done);
         }
         let patience = Duration::from_micros(self.rng.below(4_000));
-        match ask(ops, (key, &self.world.keys[key]), op, claim, patience, &mut self.held) {
+        let name = self.world.keys.get(key).map_or("", String::as_str);
+        match ask(ops, (key, name), op, claim, patience, &mut self.held) {
             Ok(answer) => Some(answer),
             Err(error) if error.kind() == ErrorKind::Closed => None,
             Err(error) => panic!("{op:?}: {error}"),

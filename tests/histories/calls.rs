@@ -8,7 +8,7 @@ use oncekey::{
 };
 
 use super::model::{
-    Answer, EXTENDED, Ending, FAILURE_TTL, Hour, Op, Outcome, Refusal, Request, UNFINISHED_TTL, Unfinished,
+    Answer, EXTENDED, Ending, FAILURE_TTL, Hour, Op, Outcome, ROWS, Refusal, Request, RowOp, UNFINISHED_TTL, Unfinished,
 };
 
 pub(crate) type Ops = Manager<u64, u64>;
@@ -78,9 +78,52 @@ pub(crate) fn ask(
         Op::Remove => ops.remove(name).map(Answer::Did),
         Op::Revoke => done(ops.revoke(name).map(drop)),
         Op::Reopen => ops.forget(name).map(Answer::Did),
+        Op::Rows(op) => rows(ops.engine(), op),
+        Op::Close => closed(ops.engine()),
         Op::Later(_) => panic!("time is no call to the engine"),
     };
     answer.or_else(refused)
+}
+
+fn closed(engine: &Engine) -> Result<Answer> {
+    match engine.clone().close() {
+        Ok(()) => Ok(Answer::Alive(0)),
+        Err(error) if error.kind() == ErrorKind::ClaimsAlive => {
+            let message = error.to_string();
+            Ok(Answer::Alive(message.split(' ').next().unwrap().parse().unwrap()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) const TABLE: &str = "rows";
+
+pub(crate) fn row_key(row: usize) -> [u8; 1] {
+    [u8::try_from(row).unwrap()]
+}
+
+/// One transaction for what is read and written.
+fn rows(engine: &Engine, op: RowOp) -> Result<Answer> {
+    let (from, put) = match op {
+        RowOp::Put { row, value: 0 } => return done(engine.table(TABLE)?.remove(row_key(row))),
+        RowOp::Put { row, value } => return done(engine.table(TABLE)?.insert(row_key(row), value.to_be_bytes())),
+        RowOp::Read { from } => (from, None),
+        RowOp::ReadAndPut { from, row, value } => (from, Some((row, value))),
+    };
+    engine.atomic_phase(|tx| {
+        let table = tx.table(TABLE)?;
+        let mut read = [0; ROWS];
+        for row in table.range(row_key(from)..) {
+            let (key, value) = row?;
+            read[usize::from(key[0])] = u64::from_be_bytes(value[..].try_into().unwrap());
+        }
+        match put {
+            Some((row, 0)) => table.remove(row_key(row))?,
+            Some((row, value)) => table.insert(row_key(row), value.to_be_bytes())?,
+            None => {}
+        }
+        Ok(Answer::Rows(read))
+    })
 }
 
 fn begun(
@@ -164,7 +207,8 @@ fn done(answer: Result<()>) -> Result<Answer> {
 }
 
 fn refused(error: Error) -> Result<Answer> {
-    if error.kind() == ErrorKind::Busy {
+    // A transaction that met others too often has changed nothing either.
+    if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Conflict) {
         return Ok(Answer::Busy);
     }
     Ok(Answer::Refused(match error.kind() {

@@ -8,9 +8,11 @@
 //! A history is cut at each open of the store. A call that was cut off has happened before the open, or never.
 
 use std::collections::HashSet;
-use std::fmt;
+use std::fmt::{self, Debug};
+use std::hash::Hash;
 
 use crate::model::{Answer, Hour, Model, Op};
+use crate::table::Table;
 
 /// One call on one key. Times are positions in the record of the whole history.
 #[derive(Clone, Debug)]
@@ -42,15 +44,45 @@ impl fmt::Display for Phase {
     }
 }
 
-/// The first phase of a key that no order of its calls explains, and the possible states of the key before it.
-#[derive(Debug)]
-pub(crate) struct Violation {
-    pub(crate) phase: usize,
-    pub(crate) before: HashSet<Model>,
+/// The state of an object between two calls: of a key, or of the table.
+pub(crate) trait Object: Copy + Debug + Default + Eq + Hash {
+    /// Returns the object after a call with this answer, or `None` if the call cannot have this answer now. A call without an
+    /// answer was cut off.
+    fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self>;
+
+    /// Returns the object after another process has opened the store, at this hour.
+    fn restarted(self, hour: Hour) -> Self;
 }
 
-pub(crate) fn check(phases: &[Phase]) -> Result<(), Violation> {
-    let mut states = HashSet::from([Model::default()]);
+impl Object for Model {
+    fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+        Self::step(self, op, answer)
+    }
+
+    fn restarted(self, hour: Hour) -> Self {
+        Self::restarted(self, hour)
+    }
+}
+
+impl Object for Table {
+    fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+        Self::step(self, op, answer)
+    }
+
+    fn restarted(self, _hour: Hour) -> Self {
+        Self::restarted(self)
+    }
+}
+
+/// The first phase of a key that no order of its calls explains, and the possible states of the key before it.
+#[derive(Debug)]
+pub(crate) struct Violation<M> {
+    pub(crate) phase: usize,
+    pub(crate) before: HashSet<M>,
+}
+
+pub(crate) fn check<M: Object>(phases: &[Phase]) -> Result<(), Violation<M>> {
+    let mut states = HashSet::from([M::default()]);
     for (phase, Phase { opened, calls }) in phases.iter().enumerate() {
         let before = states.iter().map(|state| state.restarted(*opened)).collect();
         states = explain(calls, &before);
@@ -62,11 +94,11 @@ pub(crate) fn check(phases: &[Phase]) -> Result<(), Violation> {
 }
 
 /// Returns the possible states of the key after these calls.
-fn explain(calls: &[Call], before: &HashSet<Model>) -> HashSet<Model> {
+fn explain<M: Object>(calls: &[Call], before: &HashSet<M>) -> HashSet<M> {
     assert!(calls.len() <= 128, "a phase of {} calls", calls.len());
     let answered = (0..calls.len()).filter(|call| calls[*call].answer.is_some()).fold(0, |set, call| set | 1 << call);
     let (mut tried, mut after) = (HashSet::new(), HashSet::new());
-    let mut left: Vec<(u128, Model)> = before.iter().map(|state| (0, *state)).collect();
+    let mut left: Vec<(u128, M)> = before.iter().map(|state| (0, *state)).collect();
     while let Some((done, state)) = left.pop() {
         if !tried.insert((done, state)) {
             continue;
@@ -88,7 +120,7 @@ fn explain(calls: &[Call], before: &HashSet<Model>) -> HashSet<Model> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Ending, Outcome, Refusal, SUCCESS_TTL, UNFINISHED_TTL, Unfinished};
+    use crate::model::{Ending, Outcome, Refusal, RowOp, SUCCESS_TTL, UNFINISHED_TTL, Unfinished};
 
     const BEGIN: Op = Op::Begin { request: 0, resumes: false, waits: false };
     const FIRST: Answer = claimed(7, 7, 1);
@@ -116,7 +148,7 @@ mod tests {
     }
 
     fn is_right(calls: &[(Op, usize, usize, Answer)]) -> bool {
-        check(&[phase(0, calls)]).is_ok()
+        check::<Model>(&[phase(0, calls)]).is_ok()
     }
 
     #[test]
@@ -157,15 +189,57 @@ mod tests {
     }
 
     #[test]
+    fn a_live_claim_outlives_a_close_and_nothing_else_does() {
+        let begun = (BEGIN, 0, 1, FIRST);
+        let close = |alive| (Op::Close, 2, 3, Answer::Alive(alive));
+        assert!(is_right(&[begun, close(2), (SUCCEED, 4, 5, Answer::Done)]));
+        assert!(is_right(&[close(0), (Op::Get, 4, 5, Answer::Closed)]));
+        // A claim that the close forgets or loses; reads and begins after the close; a revoke that is refused.
+        assert!(!is_right(&[begun, close(0)]));
+        assert!(!is_right(&[begun, close(1), (SUCCEED, 4, 5, Answer::Closed)]));
+        assert!(!is_right(&[close(0), (Op::Get, 4, 5, Answer::Absent)]));
+        assert!(!is_right(&[close(0), (BEGIN, 4, 5, FIRST)]));
+        assert!(!is_right(&[begun, close(1), (Op::Revoke, 4, 5, Answer::Closed)]));
+        // A revoked claim is lost, whether the store has ended or not.
+        let revoked = (Op::Revoke, 4, 5, Answer::Done);
+        for lost in [Answer::Refused(Refusal::ClaimLost), Answer::Closed] {
+            assert!(is_right(&[begun, close(1), revoked, (SUCCEED, 6, 7, lost)]));
+        }
+        assert!(!is_right(&[begun, close(1), revoked, (SUCCEED, 6, 7, Answer::Done)]));
+        assert!(!is_right(&[begun, (Op::Get, 2, 3, Answer::Closed)]), "nobody has closed it");
+        // A call during the close may have either answer.
+        let beside = (Op::Close, 2, 9, Answer::Alive(1));
+        for answer in [Answer::Closed, is(Unfinished::InProgress)] {
+            assert!(is_right(&[begun, beside, (Op::Get, 4, 5, answer)]));
+        }
+        let ended = [phase(0, &[begun, close(1), (SUCCEED, 4, 5, Answer::Done)]), phase(0, &[(Op::Get, 6, 7, ONE)])];
+        assert!(check::<Model>(&ended).is_ok());
+    }
+
+    #[test]
+    fn a_range_is_read_at_one_moment_with_what_is_written() {
+        let is_right = |calls: &[_]| check::<Table>(&[phase(0, calls)]).is_ok();
+        let put = |from, row, value| Op::Rows(RowOp::ReadAndPut { from, row, value });
+        let read = |from| Op::Rows(RowOp::Read { from });
+        let (none, first) = (Answer::Rows([0; 4]), Answer::Rows([1, 0, 0, 0]));
+        assert!(is_right(&[(put(0, 0, 1), 0, 1, none), (read(0), 2, 3, first), (read(1), 4, 5, none)]));
+        assert!(is_right(&[(put(0, 0, 1), 0, 9, none), (put(0, 1, 2), 1, 8, first)]));
+        // Neither transaction saw the other: write skew.
+        assert!(!is_right(&[(put(0, 0, 1), 0, 9, none), (put(0, 1, 2), 1, 8, none)]));
+        assert!(!is_right(&[(put(0, 0, 1), 0, 1, none), (read(0), 2, 3, none)]));
+        assert!(is_right(&[(put(0, 0, 1), 0, 1, Answer::Busy), (read(0), 2, 3, none)]));
+    }
+
+    #[test]
     fn an_unanswered_call_may_have_happened_or_not() {
         let cut = phase(0, &[(BEGIN, 0, 1, FIRST), (SUCCEED, 2, NEVER, Answer::Done)]);
-        let then = |answer| check(&[cut.clone(), phase(0, &[(BEGIN, 4, 5, answer)])]).is_ok();
+        let then = |answer| check::<Model>(&[cut.clone(), phase(0, &[(BEGIN, 4, 5, answer)])]).is_ok();
         assert!(then(ONE));
         assert!(then(is(Unfinished::Interrupted)));
         assert!(!then(is(Unfinished::InProgress)));
         assert!(!then(claimed(9, 7, 2)), "held until it is resolved");
         let both = [phase(0, &[(BEGIN, 4, 5, ONE)]), phase(0, &[(BEGIN, 6, 7, is(Unfinished::Interrupted))])];
-        assert!(check(&[cut, both[0].clone(), both[1].clone()]).is_err());
+        assert!(check::<Model>(&[cut, both[0].clone(), both[1].clone()]).is_err());
     }
 
     #[test]
@@ -176,7 +250,8 @@ mod tests {
             let later = (Op::Later(hours), 4, 5, Answer::Done);
             assert_eq!(is_right(&[begun, ended, later, (BEGIN, 6, 7, ONE)]), !is_expired);
             assert_eq!(is_right(&[begun, ended, later, (BEGIN, 6, 7, anew)]), is_expired);
-            let reopened = |answer| check(&[phase(0, &[begun, ended]), phase(hours, &[(BEGIN, 6, 7, answer)])]).is_ok();
+            let reopened =
+                |answer| check::<Model>(&[phase(0, &[begun, ended]), phase(hours, &[(BEGIN, 6, 7, answer)])]).is_ok();
             assert_eq!((reopened(ONE), reopened(anew)), (!is_expired, is_expired));
         }
         // A call during the passing of time may return either state.
@@ -188,7 +263,7 @@ mod tests {
         assert!(is_right(&[begun, long, (Op::Get, 4, 5, is(Unfinished::InProgress))]));
         let found = |hours, answer| {
             let calls = [(Op::Later(hours), 2, 3, Answer::Done), (Op::Get, 4, 5, answer)];
-            check(&[phase(0, &[begun]), phase(9, &calls)]).is_ok()
+            check::<Model>(&[phase(0, &[begun]), phase(9, &calls)]).is_ok()
         };
         assert!(found(UNFINISHED_TTL - 1, is(Unfinished::Interrupted)));
         assert!(found(UNFINISHED_TTL, Answer::Absent));

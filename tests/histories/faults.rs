@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use oncekey::{Durability, EngineOptions, Status, admin::Resolution};
+use oncekey::{Durability, EngineOptions, ErrorKind, Status, admin::Resolution};
 use serde::{Deserialize, Serialize};
 
 use crate::caller::{Caller, World};
 use crate::calls::Held;
-use crate::model::{Answer, Hour, Op, SUCCESS_TTL};
+use crate::model::{Answer, Hour, Op, ROWS, RowOp, SUCCESS_TTL, Unfinished};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Fault {
@@ -29,10 +29,24 @@ pub(crate) enum Fault {
     FreesTheDead,
     /// Makes a call, and answers that the engine is busy.
     BusyAndDone,
+    /// Refuses an ending as busy.
+    BusyEnding,
+    /// Answers a close with no live claims.
+    CloseForgetsClaims,
+    /// Refuses the endings of live claims after a close.
+    CloseEndsClaims,
+    /// Answers reads after a close.
+    AnswersAfterClose,
+    /// Answers a revoke, and leaves the key to its owner.
+    RevokesNobody,
+    /// Reads a range before the transaction that writes, and does not check it.
+    ReadsRangeBefore,
+    /// Leaves out all rows of a range but the first.
+    CutsRange,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::AnswersBeforeSync,
         Self::AnswersBeforeCommit,
         Self::TwoOwners,
@@ -42,6 +56,13 @@ impl Fault {
         Self::NoHold,
         Self::FreesTheDead,
         Self::BusyAndDone,
+        Self::BusyEnding,
+        Self::CloseForgetsClaims,
+        Self::CloseEndsClaims,
+        Self::AnswersAfterClose,
+        Self::RevokesNobody,
+        Self::ReadsRangeBefore,
+        Self::CutsRange,
     ];
 
     pub(crate) fn options(self, options: EngineOptions) -> EngineOptions {
@@ -97,11 +118,41 @@ impl Caller<'_> {
                 Answer::Claimed { .. } | Answer::Did(true) if self.rng.below(4) == 0 => Some(Answer::Busy),
                 answer => Some(answer),
             },
+            (Fault::BusyEnding, Op::End { .. }) if self.rng.below(4) == 0 => {
+                self.held.extend(claim);
+                Some(Answer::Busy)
+            }
+            (Fault::CloseForgetsClaims, Op::Close) => self.ask(key, op, claim).map(|_| Answer::Alive(0)),
+            // The claim is dropped: its store must end all the same.
+            (Fault::CloseEndsClaims, Op::End { .. }) if self.is_closed() => None,
+            (Fault::AnswersAfterClose, Op::Get) => Some(self.ask(key, op, claim).unwrap_or(Answer::Absent)),
+            (Fault::RevokesNobody, Op::Revoke) => match self.ask(key, Op::Get, claim)? {
+                Answer::Unfinished { status: Unfinished::InProgress, .. } => Some(Answer::Done),
+                _ => self.ask(key, op, None),
+            },
+            (Fault::ReadsRangeBefore, Op::Rows(RowOp::ReadAndPut { from, row, value })) => {
+                let read = self.ask(key, Op::Rows(RowOp::Read { from }), claim)?;
+                std::thread::yield_now();
+                self.ask(key, Op::Rows(RowOp::Put { row, value }), None)?;
+                Some(read)
+            }
+            (Fault::CutsRange, Op::Rows(_)) => match self.ask(key, op, claim)? {
+                Answer::Rows(mut read) => {
+                    let first = read.iter().position(|value| *value > 0).unwrap_or(ROWS - 1);
+                    read[first + 1..].fill(0);
+                    Some(Answer::Rows(read))
+                }
+                answer => Some(answer),
+            },
             (Fault::NoHold, Op::Begin { request, waits, .. }) => {
                 self.ask(key, Op::Begin { request, waits, resumes: true }, claim)
             }
             _ => self.ask(key, op, claim),
         }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.world.ops.get("k").is_err_and(|error| error.kind() == ErrorKind::Closed)
     }
 
     /// Makes the endings that were already answered.

@@ -7,7 +7,7 @@ use std::thread;
 use oncekey::{Engine, clock::ManualClock};
 use serde::{Deserialize, Serialize};
 
-use crate::caller::{Caller, Line, World, say};
+use crate::caller::{Caller, End, Line, World, say};
 use crate::calls::{Held, hours};
 use crate::faults::Fault;
 use crate::model::{Hour, Op};
@@ -46,13 +46,14 @@ fn live(plan: &Plan) {
         say(Line::Opened(hour.load(Ordering::Relaxed)));
         let is_last = session + 1 == plan.sessions;
         let seed = plan.seed ^ session << 8;
+        let end = if seed % 2 == 0 { End::Close } else { End::Abort };
         held = thread::scope(|scope| {
             let threads: Vec<_> = (0..)
                 .zip(held)
                 .map(|(nth, old)| {
                     // One thread closes the store during the calls of the others.
                     let caller = Caller::new(&world, nth, seed ^ nth);
-                    scope.spawn(move || caller.run(CALLS, nth == 0 && !is_last, old))
+                    scope.spawn(move || caller.run(CALLS, (nth == 0 && !is_last).then_some(end), old))
                 })
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -61,9 +62,21 @@ fn live(plan: &Plan) {
             let mut last = Caller::new(&world, plan.threads, 0);
             (0..KEYS).for_each(|key| assert!(last.call(key, Op::Get, None)));
         }
-        drop(world);
-        // Claims are alive. For them the abort is the death of the process.
-        engine.abort().unwrap();
+        if !is_last && end == End::Close {
+            thread::scope(|scope| {
+                for (nth, held) in (0..).zip(std::mem::take(&mut held)) {
+                    let caller = Caller::new(&world, nth, !seed ^ nth);
+                    scope.spawn(move || caller.outlive(held));
+                }
+            });
+            held = (0..plan.threads).map(|_| Vec::new()).collect();
+            drop(world);
+            // The last claim has ended the store: the next open is let in.
+        } else {
+            drop(world);
+            // Claims are alive. For them the abort is the death of the process.
+            engine.abort().unwrap();
+        }
         say(Line::Stopped);
     }
 }

@@ -16,6 +16,7 @@ mod checker;
 mod faults;
 mod life;
 mod model;
+mod table;
 #[path = "../it/threads.rs"]
 #[allow(dead_code, reason = "shared")]
 mod threads;
@@ -26,10 +27,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use caller::Line;
-use checker::{Call, Phase, check};
+use checker::{Call, Object, Phase, check};
 use faults::Fault;
 use life::{PLAN, Plan};
-use model::{Answer, Hour, Op};
+use model::{Answer, Hour, Model, Op};
+use table::Table;
 use threads::{LATE, Rng, within};
 
 /// Runs a process with this plan, until it has printed this number of lines. All that it printed has happened.
@@ -70,6 +72,8 @@ struct Counts {
     opens: u64,
     /// All other processes were killed.
     closes: u64,
+    /// Closes at which claims were alive.
+    outlived: u64,
     /// The pairs of call and answer that occurred.
     kinds: BTreeSet<String>,
 }
@@ -87,8 +91,11 @@ impl Counts {
                 }
                 Line::Answer { thread, answer } => {
                     self.answers += 1;
+                    self.outlived += u64::from(matches!(answer, Answer::Alive(1..)));
                     let answer = match answer {
-                        Answer::Claimed { .. } | Answer::Finished(_) => word(format!("{answer:?}")),
+                        Answer::Claimed { .. } | Answer::Finished(_) | Answer::Rows(_) | Answer::Alive(_) => {
+                            word(format!("{answer:?}"))
+                        }
                         Answer::Unfinished { status, .. } => format!("{status:?}"),
                         _ => format!("{answer:?}"),
                     };
@@ -123,9 +130,9 @@ fn passed(line: &Line) -> Hour {
     }
 }
 
-/// Returns the calls on each key, by phase.
+/// Returns the calls on each key and on the table, by phase.
 fn phases(lines: &[Line]) -> Vec<Vec<Phase>> {
-    let mut phases = vec![Vec::new(); life::KEYS];
+    let mut phases = vec![Vec::new(); life::KEYS + 1];
     for lines in lines.chunk_by(|_, line| !matches!(line, Line::Opened(_))) {
         // Killed before the open.
         let Some((Line::Opened(opened), calls)) = lines.split_first() else { continue };
@@ -139,12 +146,15 @@ fn phases(lines: &[Line]) -> Vec<Vec<Phase>> {
 fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
     // A drop has no answer, so it is unknown whether the store was open, and when the drop became durable.
     let stopped = matches!(lines.last(), Some(Line::Stopped));
-    let closing = lines.iter().position(|line| matches!(line, Line::Closing)).unwrap_or(lines.len());
+    let closes = |line: &Line| matches!(line, Line::Closing | Line::Call { op: Op::Close, .. });
+    let closing = lines.iter().position(closes).unwrap_or(lines.len());
+    // When an abort ended the store is unknown.
+    let is_forced = lines.iter().any(|line| matches!(line, Line::Closing));
     let recorded = if stopped { closing } else { 0 };
     let mut calls = Vec::new();
     for (began, line) in lines.iter().enumerate() {
         let Line::Call { thread, key: of, op } = *line else { continue };
-        if of != key && passed(line) == 0 {
+        if of != key && passed(line) == 0 && op != Op::Close {
             continue;
         }
         let answer = lines[began..].iter().enumerate().find_map(|(after, line)| match line {
@@ -154,7 +164,8 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
         });
         let answer = match answer {
             // The store was closed, so the call has not happened.
-            Some((_, None)) => continue,
+            Some((_, None)) if is_forced => continue,
+            Some((at, None)) => Some((at, Answer::Closed)),
             Some((at, _)) if at >= recorded && matches!(op, Op::Drop { .. }) => None,
             Some((at, Some(answer))) => Some((at, answer)),
             None => None,
@@ -166,11 +177,16 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
 
 /// Returns the part that no order explains, if there is one.
 fn fault_of(lines: &[Line]) -> Option<String> {
-    phases(lines).iter().enumerate().find_map(|(key, phases)| {
-        let violation = check(phases).err()?;
-        let until: Vec<_> = phases[..=violation.phase].iter().map(ToString::to_string).collect();
-        Some(format!("key {key}: no order explains the last of\n{}after {:?}", until.join("\n"), violation.before))
+    phases(lines).iter().enumerate().find_map(|(key, phases)| match key {
+        life::KEYS => unexplained::<Table>("the table", phases),
+        key => unexplained::<Model>(&format!("key {key}"), phases),
     })
+}
+
+fn unexplained<M: Object>(what: &str, phases: &[Phase]) -> Option<String> {
+    let violation = check::<M>(phases).err()?;
+    let until: Vec<_> = phases[..=violation.phase].iter().map(ToString::to_string).collect();
+    Some(format!("{what}: no order explains the last of\n{}after {:?}", until.join("\n"), violation.before))
 }
 
 /// Returns a directory. Most histories do not wait for a disk, because a kill needs none.
@@ -199,8 +215,10 @@ fn calls_are_linearizable_across_kills_and_reopens() {
                 panic!("history {nth} of seed {seed}: {fault}");
             }
         }
-        let Counts { calls, answers, opens, closes, kinds } = counts;
+        let Counts { calls, answers, opens, closes, outlived, kinds } = counts;
         println!("{histories} histories: {calls} calls, {answers} answers, {opens} opens, {closes} closes: {kinds:#?}");
+        println!("claims outlived {outlived} closes");
+        assert!(outlived > histories / 10, "claims outlived {outlived} closes only");
         assert!(answers > 50 * histories && calls > answers, "there was little to explain");
         assert!(closes > histories && opens > closes + histories / 4, "there were few kills");
         assert!(kinds.len() > 30, "calls were answered in {} ways only", kinds.len());

@@ -58,8 +58,33 @@ pub(crate) enum Op {
     Reopen,
     /// Takes the key from its owner.
     Revoke,
+    /// A call on the table, which is checked as an object of its own.
+    Rows(RowOp),
     /// Lets time pass, for all keys.
     Later(Hour),
+    /// Closes the engine, for all keys. A live claim keeps the store open, and can end.
+    Close,
+}
+
+pub(crate) const ROWS: usize = 4;
+
+/// A call on a table of a few rows. The value 0 is a row that is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) enum RowOp {
+    Put {
+        row: usize,
+        value: u64,
+    },
+    /// Reads a range in a transaction: the rows from this one on.
+    Read {
+        from: usize,
+    },
+    /// Reads a range and writes a row in one transaction. The row may be outside of the range.
+    ReadAndPut {
+        from: usize,
+        row: usize,
+        value: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -83,6 +108,12 @@ pub(crate) enum Answer {
     Refused(Refusal),
     /// The engine was busy, and nothing has changed.
     Busy,
+    /// The rows of the range. Rows outside of it are 0.
+    Rows([u64; ROWS]),
+    /// The answer of `close`: the number of live claims.
+    Alive(u64),
+    /// The engine is closed.
+    Closed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -137,6 +168,7 @@ pub(crate) struct Model {
     now: Hour,
     /// The largest token of all claims of the key.
     newest: u64,
+    closed: bool,
 }
 
 impl Model {
@@ -146,7 +178,18 @@ impl Model {
         if answer == Some(&Answer::Busy) {
             // An ending is never busy: its operation has run and must be recorded.
             let ends = matches!(op, Op::End { .. } | Op::Drop { .. } | Op::EndByKey(_));
-            return (!ends).then_some(self);
+            return (!ends && !self.closed).then_some(self);
+        }
+        if answer == Some(&Answer::Closed) {
+            return (self.closed && !self.outlives_close(op)).then_some(self);
+        }
+        if let Op::Close = op {
+            // The number is of all keys, so only zero says something about this one.
+            let is_right = !matches!((answer, self.claim()), (Some(Answer::Alive(0)), Some(_)));
+            return is_right.then_some(Self { closed: true, ..self });
+        }
+        if self.closed && !matches!(op, Op::End { .. } | Op::Drop { .. } | Op::Revoke | Op::Later(_)) {
+            return None;
         }
         let (right, mut next) = self.apply(op);
         match (right, answer) {
@@ -167,9 +210,25 @@ impl Model {
         }
     }
 
+    fn claim(&self) -> Option<u64> {
+        match self.life?.state {
+            State::InProgress(Owner::Claim(token)) => Some(token),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the call works after a close, because its claim is alive and keeps the store open.
+    fn outlives_close(&self, op: &Op) -> bool {
+        match op {
+            Op::End { token, .. } | Op::Drop { token, .. } => self.claim() == Some(*token),
+            Op::Revoke => self.claim().is_some(),
+            _ => false,
+        }
+    }
+
     /// Ends the process, and opens the store again at this hour. The TTL of interrupted records starts here.
     pub(crate) fn restarted(self, now: Hour) -> Self {
-        let mut next = self.later(now - self.now);
+        let mut next = Self { closed: false, ..self.later(now - self.now) };
         if let Some(life) = &mut next.life {
             if matches!(life.state, State::InProgress(_)) {
                 (life.state, life.expires, life.bound) = (State::Interrupted, now + UNFINISHED_TTL, true);
@@ -234,6 +293,7 @@ impl Model {
                 None => self.refuse(Refusal::NotFound),
             },
             Op::Later(hours) => (Answer::Done, self.later(hours)),
+            Op::Rows(_) | Op::Close => panic!("{op:?} is of no key"),
         }
     }
 
