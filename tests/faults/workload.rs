@@ -150,9 +150,9 @@ pub(crate) fn run(setup: Setup, dir: &Path, initial: BTreeMap<String, Expected>)
         let syncs = syncs.into_inner().unwrap();
         for step in steps.iter_mut().filter(|step| step.answered != usize::MAX) {
             let asked = syncs.iter().filter(|(began, _)| began.0 >= step.answered).map(|(_, answered)| *answered).min();
-            // At the latest, the commit is in the second group after the one in progress and a seal. Count groups, not
-            // time, because the recorder slows everything down. `src/sync/group_commit/tests.rs` tests that a group is
-            // taken within the interval.
+            // By then the journal has written the group in progress, a seal, and the group with this commit. Count
+            // groups, not time, because the recorder slows everything down. `src/sync/group_commit/tests.rs` tests that
+            // a group is taken within the interval.
             let written = journal.iter().filter(|(began, _)| *began >= step.answered).nth(2).map(|(_, ended)| *ended);
             step.durable = asked.into_iter().chain(written).min().unwrap_or(usize::MAX);
         }
@@ -439,7 +439,7 @@ impl Worker<'_> {
         let attempt = claim.attempt();
         let steps = 1 + number / 16 % 3;
         for step in 0..steps {
-            // The first value has the largest size.
+            // The first number stays as it is, so its value can be a large one.
             let number = number.wrapping_add(step);
             let began = self.history.begin();
             claim

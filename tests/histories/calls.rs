@@ -102,7 +102,7 @@ pub(crate) fn row_key(row: usize) -> [u8; 1] {
     [u8::try_from(row).unwrap()]
 }
 
-/// One transaction for what is read and written.
+/// Runs one transaction that reads a range and writes a row.
 fn rows(engine: &Engine, op: RowOp) -> Result<Answer> {
     let (from, put) = match op {
         RowOp::Put { row, value: 0 } => return done(engine.table(TABLE)?.remove(row_key(row))),
@@ -207,7 +207,7 @@ fn done(answer: Result<()>) -> Result<Answer> {
 }
 
 fn refused(error: Error) -> Result<Answer> {
-    // A transaction that met others too often has changed nothing either.
+    // A transaction that conflicted too often has changed nothing either.
     if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Conflict) {
         return Ok(Answer::Busy);
     }

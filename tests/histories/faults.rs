@@ -19,7 +19,7 @@ pub(crate) enum Fault {
     AnswersBeforeCommit,
     /// Gives a second claim to some callers that should get "in progress".
     TwoOwners,
-    /// Returns an outcome that was read once for ever.
+    /// Keeps returning the first outcome that was read.
     StaleReplay,
     ExpiresEarly,
     ExpiresLate,

@@ -157,7 +157,7 @@ struct Life {
     generation: Option<u64>,
     attempt: u32,
     state: State,
-    /// The hour from which it is absent. `Hour::MAX` while it has an owner.
+    /// The hour from which it is absent. Not used while the key has an owner.
     expires: Hour,
 }
 

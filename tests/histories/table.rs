@@ -10,7 +10,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// As the step of a key.
+    /// Does the same as the step of a key.
     pub(crate) fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
         let range = |from| {
             let mut read = self.rows;
