@@ -102,7 +102,7 @@ pub(crate) fn row_key(row: usize) -> [u8; 1] {
     [u8::try_from(row).unwrap()]
 }
 
-/// Runs one transaction that reads a range and writes a row.
+/// Makes a call on the table. A call that reads and writes is one transaction.
 fn rows(engine: &Engine, op: RowOp) -> Result<Answer> {
     let (from, put) = match op {
         RowOp::Put { row, value: 0 } => return done(engine.table(TABLE)?.remove(row_key(row))),
