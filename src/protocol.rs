@@ -201,7 +201,7 @@ impl Protocol {
             drops_not_recorded: Counter::new("oncekey_drops_not_recorded_total"),
         };
         protocol.record_deaths()?;
-        protocol.due.lower(protocol.store.next_due()?);
+        protocol.due.lower(protocol.store.next_due());
         Ok((protocol, report))
     }
 

@@ -1,45 +1,41 @@
 //! Keeps records: durable before anyone is told, read back as they were.
 //!
-//! A commit goes into the journal's next group and into the overlay, under one short lock; its caller waits for the group's
-//! sync. Behind it one thread brings what is durable into sled. Reads look into the overlay first and into sled second; apply
-//! puts into sled first and drops from the overlay second, so a read cannot miss both, and what it finds in sled is durable.
+//! A commit goes into the journal's next group and into the memtable, under one short lock; its caller waits for the group's
+//! sync. Now and then one thread flushes what is durable: sorted, as one run of blocks, into sled. Reads look into the memtable
+//! first and into the runs second; a flush publishes the run first and removes from the memtable second, so a read cannot miss
+//! both, and what it finds in a run is durable.
 //!
 //! No call to sled is made under the lock. A fixed table of version stripes stands for all keys: a read notes its key's
 //! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved. What a
 //! transaction reads is in its read set: a commit marks each set that has one of its keys, and is refused if its own is marked.
 
-mod ahead;
 mod apply;
 mod checkpoint;
 mod compact;
-mod digest;
-mod expiries;
 mod files;
 mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod journal;
+mod memtable;
 mod open;
-mod overlay;
 mod read_sets;
+mod runs;
 mod sled;
 mod threads;
-mod values;
 mod verify;
 mod versions;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
-pub(crate) use apply::Deleted;
 pub(crate) use compact::Pass;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 pub use open::OpenReport;
-pub(crate) use values::Load;
+pub(crate) use runs::Load;
 use verify::Problems;
 pub use verify::VerifyReport;
 
@@ -51,14 +47,15 @@ use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use crate::types::telemetry::{self, Work};
 use apply::Message;
-use compact::Leftovers;
+use format::corrupt;
 use format::frame::{self, Frame};
 use journal::{JournalStats, Pool, Spare};
-use overlay::{Entry, Overlay};
+use memtable::Entry;
 pub(crate) use read_sets::ReadSet;
 use read_sets::ReadSets;
+pub(crate) use runs::flush::Deleted;
+use runs::flush::Shared;
 use sled::disk_space::{DiskSpace, SpaceStatus};
-use sled::tables::{Name, Tables};
 use threads::{Apply, Running};
 pub(crate) use versions::ReadVersion;
 use versions::Versions;
@@ -68,7 +65,6 @@ use versions::Versions;
 pub(crate) struct Store {
     inner: Arc<Inner>,
     running: Mutex<Option<Running>>,
-    leftovers: Leftovers,
 }
 
 #[derive(Debug)]
@@ -81,18 +77,16 @@ struct Inner {
     opened: u64,
     effect_seeds: EffectSeeds,
     clock: StoreClock,
-    commit_queue: CommitQueue<Frame, Spare>,
+    /// With each frame goes whether it changes anything.
+    commit_queue: CommitQueue<bool, Spare>,
     versions: Versions,
     read_sets: Arc<ReadSets>,
-    overlay: Arc<Overlay>,
-    tables: Arc<Tables>,
+    shared: Arc<Shared>,
     pool: Arc<Pool>,
     disk_space: DiskSpace,
     /// Why sled was left behind the journal when the store was closed, if it was.
     left_behind: Mutex<Option<Error>>,
     apply: Apply,
-    /// The earliest time of what expires and is not in the expiry tree yet.
-    not_listed: Arc<AtomicU64>,
     journal: Arc<JournalStats>,
     commits: Counter,
     conflicts: Counter,
@@ -164,38 +158,11 @@ impl From<Priority> for CommitOptions<'_> {
 
 /// Which keys to list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Index<'a> {
-    /// Of all records.
+pub(crate) enum Index {
+    /// All.
     All,
-    /// In progress, released or interrupted, and now and then one that was.
+    /// Of records in progress, released or interrupted, and now and then one that was.
     Unfinished,
-    /// Of the rows of a table.
-    Rows(&'a str),
-}
-
-impl<'a> Index<'a> {
-    fn tree(self) -> Name<'a> {
-        match self {
-            Self::All => Name::Records,
-            Self::Unfinished => Name::Unfinished,
-            Self::Rows(table) => Name::Table(table),
-        }
-    }
-
-    /// The key in that tree; `None` is behind all of them.
-    fn in_tree(self, key: &StoreKey) -> Option<&[u8]> {
-        match self {
-            Self::All | Self::Unfinished => key.is_record().then(|| key.in_record_tree()),
-            Self::Rows(table) => key.split().filter(|(name, _)| *name == table).map(|(_, key)| key),
-        }
-    }
-
-    fn key_of(self, raw: &[u8]) -> StoreKey {
-        match self {
-            Self::All | Self::Unfinished => StoreKey::from_record_tree(raw),
-            Self::Rows(table) => StoreKey::row(table, raw),
-        }
-    }
 }
 
 impl Store {
@@ -237,20 +204,28 @@ impl Store {
         self.inner.commit_queue.wait(self.inner.commit_queue.newest())
     }
 
-    /// The keys at or behind `from`, which is one of the index, and before `end`, in order, and where to go on. Each is to be
-    /// read by itself: right at one moment per key, not a snapshot.
+    /// The keys at or after `from` and before `end`, in order, and where to go on. Each is to be read by itself: right at one
+    /// moment per key, not a snapshot.
     pub(crate) fn keys(
         &self,
-        index: Index<'_>,
+        index: Index,
         from: &StoreKey,
         end: Option<&StoreKey>,
         limit: usize,
     ) -> Result<(Vec<StoreKey>, Option<StoreKey>)> {
         self.inner.check()?;
-        let mut keys = self.inner.overlay.keys(from, end, limit);
-        let (first, last) = (index.in_tree(from).unwrap_or_default(), end.and_then(|end| index.in_tree(end)));
-        let stored = self.inner.tables.range(index.tree(), first, last, limit)?;
-        keys.extend(stored.iter().map(|(raw, _)| index.key_of(raw)));
+        let shared = &self.inner.shared;
+        // In this order: what is flushed meanwhile is in both.
+        let mut keys = match index {
+            Index::All => shared.memtable.keys(from, end, limit),
+            Index::Unfinished => shared.memtable.unfinished(from, end, limit),
+        };
+        match index {
+            Index::All => keys.extend(shared.runs.keys(&shared.tables, from, end, limit)?),
+            Index::Unfinished => keys.extend(shared.unfinished.keys(from, end, limit)),
+        }
+        // As in `Inner::read`.
+        shared.tables.check_open()?;
         keys.sort();
         keys.dedup();
         // Both sides were read this far at least.
@@ -259,11 +234,13 @@ impl Store {
         Ok((keys, next))
     }
 
-    /// Waits until sled has everything that is committed now.
+    /// Waits until everything that is committed now is in a run.
     pub(crate) fn drain(&self) -> Result<()> {
         self.inner.check()?;
         self.inner.look_for_room();
-        self.inner.commit_queue.wait_applied(self.inner.commit_queue.newest())
+        let group = self.inner.commit_queue.newest();
+        self.inner.send(Message::Flush { group })?;
+        self.inner.commit_queue.wait_applied(group)
     }
 
     /// Reads everything, beside everything else that goes on.
@@ -277,26 +254,11 @@ impl Store {
                 problems.add(problem);
             }
         }
-        let (reply, report) = crossbeam_channel::bounded(1);
-        let ended = || {
-            // It says why before it has ended.
-            let Err(crossbeam_channel::RecvError) = self.inner.apply.ended.recv();
-            self.inner.ended()
-        };
-        crossbeam_channel::select! {
-            send(self.inner.apply.messages, Message::Verify { problems, reply }) -> sent => sent.map_err(|_| self.inner.ended())?,
-            recv(self.inner.apply.ended) -> _ => return Err(self.inner.ended()),
-        }
-        crossbeam_channel::select! {
-            recv(report) -> report => report.map_err(|_| ended())?,
-            recv(self.inner.apply.ended) -> _ => Err(self.inner.ended()),
-        }
+        verify::verify(&self.inner.shared, problems, &|| self.inner.check())
     }
 
     pub(crate) fn now(&self) -> Now {
-        let inner = &self.inner;
-        let (store, wall) = (inner.clock.now(), inner.clock.wall());
-        Now { store, wall, first: inner.first, opened: inner.opened, effect_seed: inner.effect_seeds.draw() }
+        self.inner.now()
     }
 
     /// Unique to this store, for its whole life.
@@ -325,7 +287,7 @@ impl Store {
             segments: inner.pool.files(),
             unapplied_bytes: inner.commit_queue.unapplied(),
             store_checkpoints: inner.checkpoints.get(),
-            sled_sync_flag: inner.tables.barriers.sync_flag,
+            sled_sync_flag: inner.shared.tables.barriers.sync_flag,
             ..Stats::default()
         }
     }
@@ -372,6 +334,11 @@ impl Drop for Store {
 }
 
 impl Inner {
+    fn now(&self) -> Now {
+        let (store, wall) = (self.clock.now(), self.clock.wall());
+        Now { store, wall, first: self.first, opened: self.opened, effect_seed: self.effect_seeds.draw() }
+    }
+
     /// A child of `fork` has no threads of ours and shares the lock: it must not touch anything.
     fn check(&self) -> Result<()> {
         if std::process::id() != self.pid {
@@ -382,12 +349,15 @@ impl Inner {
     }
 
     fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
-        // Before the content: a commit moves the stripe when it puts the content into the overlay.
+        // Before the content: a commit moves the stripe when it puts the content into the memtable.
         let seen = self.versions.look(key);
-        if let Some(entry) = self.overlay.get(key) {
+        if let Some(entry) = self.shared.memtable.get(key) {
             return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
         }
-        Ok(Read { content: values::read(&self.tables, key, load)?, seen, ticket: Ticket(0) })
+        let content = self.shared.runs.read(&self.shared.tables, key, load)?;
+        // Behind the look into memory, which a close clears when it has closed sled: what is not there then is not absent.
+        self.shared.tables.check_open()?;
+        Ok(Read { content, seen, ticket: Ticket(0) })
     }
 
     fn commit(
@@ -396,7 +366,7 @@ impl Inner {
         reads: &[ReadVersion],
         options: CommitOptions<'_>,
     ) -> Result<Option<Committed>> {
-        let mut frame = Frame::Changes(changes);
+        let frame = Frame::Changes(changes);
         let (mut bytes, records) = frame::encode_with_records(&frame)?;
         self.look_for_room();
         // Without the commit lock: the clock may be the caller's own.
@@ -410,9 +380,10 @@ impl Inner {
         }
         let (number, ticket) = (admission.number(), admission.ticket());
         let waited = options.decided.map_or(0, |decided| now.saturating_sub(decided));
-        let mut changes = Vec::new();
-        if let Frame::Changes(decided) = &mut frame {
-            let images = decided.iter_mut().filter_map(|change| match &mut change.content {
+        // The frame is only encoded from them.
+        let Frame::Changes(mut changes) = frame else { return Err(corrupt("a commit without changes")) };
+        {
+            let images = changes.iter_mut().filter_map(|change| match &mut change.content {
                 Some(Content::Record(stored)) => Some((&change.key, Arc::make_mut(stored))),
                 Some(Content::Row(_)) | None => None,
             });
@@ -423,15 +394,14 @@ impl Inner {
                     frame::set_times(&mut bytes, at, stored);
                 }
             }
-            changes.clone_from(decided);
         }
         let entries = changes.iter().map(|change| {
             let entry = Entry { number, ticket, content: change.content.clone() };
             (change.key.clone(), entry)
         });
         // With them: who sees one key as it is now must find out that another one, read before, is not current.
-        self.overlay.put_all(entries, || self.changed(changes.iter().map(|change| &change.key)));
-        admission.commit(&bytes, frame);
+        self.shared.memtable.put_all(entries, || self.changed(changes.iter().map(|change| &change.key)));
+        admission.commit(&bytes, true);
         self.commits.add(1);
         Ok(Some(Committed { ticket: Ticket(ticket), changes }))
     }
@@ -449,7 +419,7 @@ impl Inner {
         if self.commit_queue.is_stalled() {
             // Why there is no room is told to those whose commit is refused.
             error::handled(|| {
-                if let SpaceStatus::Enough = self.disk_space.claim(0) {
+                if let SpaceStatus::Enough = self.disk_space.claim(self.disk_space.waited_for()) {
                     self.commit_queue.resume();
                 }
             });
@@ -460,7 +430,9 @@ impl Inner {
 
     /// For the apply thread: why so many bytes cannot be applied. Holds users back when it is about to be so.
     fn short(&self, bytes: u64) -> Option<Error> {
-        match self.disk_space.claim(bytes) {
+        let look = self.disk_space.claim(bytes);
+        self.disk_space.wait_for(if matches!(look, SpaceStatus::Short(_)) { bytes } else { 0 });
+        match look {
             SpaceStatus::Enough => {
                 if self.commit_queue.is_stalled() {
                     self.commit_queue.resume();
@@ -479,9 +451,9 @@ impl Inner {
     }
 
     /// A frame of the store's own, durable when this returns.
-    fn mark(&self, frame: Frame) -> Result<()> {
-        let bytes = frame::encode(&frame)?;
-        let ticket = self.commit_queue.admit(bytes.len(), Priority::Store)?.commit(&bytes, frame);
+    fn mark(&self, frame: &Frame) -> Result<()> {
+        let bytes = frame::encode(frame)?;
+        let ticket = self.commit_queue.admit(bytes.len(), Priority::Store)?.commit(&bytes, false);
         self.commit_queue.wait(ticket)
     }
 

@@ -218,11 +218,10 @@ impl Engine {
         self.protocol.compact_now(self.shared.compaction_batch)
     }
 
-    /// Reads everything that is stored, and says what is damaged or missing: records and rows with all their pieces, what leads
-    /// to them, the journal's segments, and whether the record store holds exactly what was ever put into it.
+    /// Reads everything that is stored, and says what is damaged or missing: every block of records and rows, the list that says
+    /// how many there are, and the journal's segments.
     ///
-    /// The engine stays in service: the scan goes on in small steps between commits, and changes made meanwhile give no false
-    /// alarm. It takes as long as reading the store, and meanwhile some 16 bytes of memory for each record that expires. What
+    /// The engine stays in service, and changes made meanwhile give no false alarm. It takes as long as reading the store. What
     /// the record store has in memory is looked at there, so right after an open it sees most of the disk.
     ///
     /// ```

@@ -83,7 +83,7 @@ impl Table {
         let protocol = self.protocol();
         let (mut rest, mut count) = (Some(RowRange::prefix(self.name(), prefix.as_ref())), 0);
         while let Some(range) = rest {
-            let (rows, next) = protocol.row_keys(&range, self.name(), STEP)?;
+            let (rows, next) = protocol.row_keys(&range, STEP)?;
             count += remove(protocol, |workspace| protocol.remove_rows_in(workspace, &rows))?;
             rest = next;
         }

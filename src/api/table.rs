@@ -149,8 +149,7 @@ impl Iterator for Rows {
             if let Some(row) = self.batch.pop_front() {
                 return Some(Ok(row));
             }
-            let Table { protocol, name } = &self.table;
-            match protocol.rows(name, &self.rest.take()?, BATCH) {
+            match self.table.protocol.rows(&self.rest.take()?, BATCH) {
                 Ok((rows, rest)) => {
                     self.batch = rows.into();
                     self.rest = rest;

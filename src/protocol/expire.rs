@@ -89,8 +89,7 @@ impl Protocol {
         self.settle_abandoned();
         let done = self.pass(pass, batch, goes_on);
         let next = match &done {
-            // What ended before and is not in sled yet is looked for again; asked first, for sled may get it meanwhile.
-            Ok(_) if self.store.is_drained() && self.abandoned.lock().is_empty() => self.store.next_due()?,
+            Ok(_) if self.abandoned.lock().is_empty() => self.store.next_due(),
             _ => 0,
         };
         self.due.lower(next);
@@ -106,19 +105,12 @@ impl Protocol {
 
     fn pass(&self, mut pass: Pass, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         let mut done = Compacted::default();
-        let passed = self.pass_on(&mut pass, batch, goes_on, &mut done);
-        // Deleted all the same, whatever ended the pass.
-        let rest = self.store.end_pass(&mut pass).map(|deleted| self.forgot(deleted, &mut done));
-        passed.and(rest).map(|()| done)
-    }
-
-    fn pass_on(&self, pass: &mut Pass, batch: usize, goes_on: &dyn Fn() -> bool, done: &mut Compacted) -> Result<()> {
         while goes_on() {
             self.check()?;
-            let Some(deleted) = self.store.compact(pass, batch)? else { break };
-            self.forgot(deleted, done);
+            let Some(deleted) = self.store.compact(&mut pass, batch)? else { break };
+            self.forgot(deleted, &mut done);
         }
-        Ok(())
+        Ok(done)
     }
 
     fn forgot(&self, deleted: Deleted, done: &mut Compacted) {

@@ -12,7 +12,7 @@ use crate::types::record::RecordInfo;
 pub(crate) struct ListRange {
     from: StoreKey,
     end: Option<StoreKey>,
-    index: Index<'static>,
+    index: Index,
 }
 
 impl ListRange {

@@ -84,8 +84,8 @@ impl Protocol {
     }
 
     /// Returns the rows in the next `limit` keys, and the rest of the scan.
-    pub(crate) fn rows(&self, table: &str, range: &RowRange, limit: usize) -> Result<(Rows, Option<RowRange>)> {
-        let (keys, next) = self.row_keys(range, table, limit)?;
+    pub(crate) fn rows(&self, range: &RowRange, limit: usize) -> Result<(Rows, Option<RowRange>)> {
+        let (keys, next) = self.row_keys(range, limit)?;
         let (mut rows, mut newest) = (Vec::new(), None);
         for at in keys {
             let read = self.store.read(&at, Load::All)?;
@@ -98,14 +98,9 @@ impl Protocol {
     }
 
     /// Returns keys as [`rows`](Self::rows) does, without reading the values. Some keys may have no row.
-    pub(crate) fn row_keys(
-        &self,
-        range: &RowRange,
-        table: &str,
-        limit: usize,
-    ) -> Result<(Vec<StoreKey>, Option<RowRange>)> {
+    pub(crate) fn row_keys(&self, range: &RowRange, limit: usize) -> Result<(Vec<StoreKey>, Option<RowRange>)> {
         self.check()?;
-        let (keys, next) = self.store.keys(Index::Rows(table), &range.from, range.end.as_ref(), limit)?;
+        let (keys, next) = self.store.keys(Index::All, &range.from, range.end.as_ref(), limit)?;
         Ok((keys, next.map(|from| RowRange { from, end: range.end.clone() })))
     }
 }

@@ -34,12 +34,8 @@ impl Scan {
         Self { rest, end, unfinished, id: None, batch: 1 }
     }
 
-    fn index<'a>(&self, from: &'a StoreKey) -> Index<'a> {
-        match from.split() {
-            Some((table, _)) if !from.is_record() => Index::Rows(table),
-            _ if self.unfinished => Index::Unfinished,
-            _ => Index::All,
-        }
+    fn index(&self) -> Index {
+        if self.unfinished { Index::Unfinished } else { Index::All }
     }
 }
 
@@ -58,7 +54,7 @@ impl Protocol {
         };
         scan.id = Some(id);
         workspace.reads.end_range_at(id, end);
-        let (keys, next) = self.store.keys(scan.index(&from), &from, end, scan.batch)?;
+        let (keys, next) = self.store.keys(scan.index(), &from, end, scan.batch)?;
         let stop = next.as_ref().or(end);
         workspace.reads.end_range_at(id, stop);
         let mut found = Found::new();

@@ -80,6 +80,14 @@ impl Protocol {
             return Ok(ended);
         }
         self.check_wait(id)?;
+        match self.wait_in_queue(id, deadline) {
+            // What is in progress when the engine is closed is read no more: as if the close had woken this waiter first.
+            Err(error) if error.kind() == ErrorKind::Closed => Ok(Awaited::Closed),
+            ended => ended,
+        }
+    }
+
+    fn wait_in_queue(&self, id: &RecordId, deadline: Option<Instant>) -> Result<Awaited> {
         let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Observer);
         loop {
             if let Some(ended) = self.look(id)? {

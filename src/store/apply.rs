@@ -1,42 +1,50 @@
-//! Brings what is durable into sled. One thread runs it: sled's only writer.
+//! The thread that brings what is durable into sled: sled's only writer. It flushes, merges runs, and deletes those that were
+//! replaced.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
 use super::checkpoint::Job;
-use super::expiries::Expiries;
-use super::format::envelope::PiecesId;
-use super::format::frame::{Change, Content, Frame, StoreKey};
-use super::format::record::Head;
-use super::overlay::Overlay;
-use super::values::{self, Due, Stray};
-use super::verify::{Ground, Problems, Scans, VerifyReport};
-use crate::store::sled::disk_space::Wakeups;
-use crate::store::sled::tables::{Name, Stamp, Tables};
+use super::runs::Run;
+use crate::store::runs::flush::{Deleted, Flusher, Prepared};
+use crate::store::runs::merge::{self, Merge, Step};
+use crate::store::sled::disk_space::{SpaceStatus, Wakeups};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::Status;
+use crate::types::record::Now;
+
+/// Bytes of commits after which they are flushed, if no segment ends before.
+const FLUSH_BYTES: u64 = 4 << 20;
+
+/// Behind each flush a step of work is done for so many runs, and one more.
+const RUNS_A_STEP: usize = 2;
+/// The same where the disk is small for what is stored: whole merges.
+const MAX_STEPS: usize = 256;
 
 /// What the apply thread is asked to do, in this order.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// A group that is durable.
+    /// A group is durable.
     Group {
         group: u64,
-        first_frame: u64,
-        frames: Vec<Frame>,
+        /// The last frame of it and of all before.
+        frame: u64,
         bytes: u64,
+        /// Whether it changes anything.
+        changes: bool,
         /// The journal has grown by a segment.
         checkpoint: bool,
     },
-    /// Read everything that sled holds, in steps, between groups.
-    Verify { problems: Problems, reply: Sender<Result<VerifyReport>> },
-    /// Make a store checkpoint now.
+    /// Flush, as soon as this group is durable.
+    Flush { group: u64 },
+    /// Flush what has expired in memory, then rewrite a run for what has expired in it.
+    Compact(Compaction),
+    /// Flush now.
     #[cfg(test)]
     Checkpoint { reply: Sender<()> },
-    /// Every user's commit has come: make the last store checkpoint and say so in the journal.
+    /// Every user's commit has come: flush, make the last checkpoint and say so in the journal.
     Close,
     /// The writer has ended.
     End,
@@ -48,210 +56,34 @@ impl Message {
     }
 }
 
-/// Delete these records if they are still what they were, and these leftovers if they are: in steps, between groups.
 #[derive(Debug)]
-pub(crate) struct Deletion {
-    /// First whatever leads to records that expire is to be written.
-    pub(crate) lists: bool,
-    pub(crate) records: Vec<Due>,
-    pub(crate) strays: Vec<Stray>,
-    pub(crate) reply: Sender<Result<Deleted>>,
+pub(crate) struct Compaction {
+    /// Everything up to this group is to be looked at; it is durable, and its message may still come.
+    pub(crate) group: u64,
+    /// For the first record of a run that has expired; else a large one is left until half have.
+    pub(crate) exact: bool,
+    /// Store time when the pass began: what expires later is left to the next, or a pass might never end.
+    pub(crate) began: u64,
+    /// Is told what was deleted; `None` if nothing is due.
+    pub(crate) reply: Sender<Result<Option<Deleted>>>,
 }
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Deleted {
-    pub(crate) records: u64,
-    /// Of the records, those that were interrupted.
-    pub(crate) interrupted: u64,
-    /// Encoded bytes of their outcomes.
-    pub(crate) bytes: u64,
-    /// What a crash had left behind.
-    pub(crate) strays: u64,
-}
-
-impl std::ops::AddAssign for Deleted {
-    fn add_assign(&mut self, other: Self) {
-        self.records += other.records;
-        self.interrupted += other.interrupted;
-        self.bytes += other.bytes;
-        self.strays += other.strays;
-    }
-}
-
-/// Applies frames. Also used, without its thread, to replay them at open.
-#[derive(Debug)]
-pub(crate) struct Applier {
-    tables: Arc<Tables>,
-    overlay: Arc<Overlay>,
-    pub(crate) expiries: Expiries,
-    /// The last one that sled was given.
-    stamp: Stamp,
-    /// Every record in progress that was applied. They stay in the overlay and reach sled only at a checkpoint, so that a
-    /// short operation costs sled one record.
-    live: BTreeMap<StoreKey, Live>,
-    last_frame: u64,
-}
-
-#[derive(Debug)]
-struct Live {
-    content: Content,
-    id: PiecesId,
-    in_sled: bool,
-}
-
-impl Applier {
-    pub(crate) fn new(tables: Arc<Tables>, overlay: Arc<Overlay>, stamp: Stamp, opening: u64) -> Self {
-        let expiries = Expiries::new(opening);
-        Self { tables, overlay, expiries, stamp, live: BTreeMap::new(), last_frame: stamp.frame }
-    }
-
-    pub(crate) fn apply(&mut self, number: u64, frame: Frame) -> Result<()> {
-        if let Frame::Changes(changes) = frame {
-            for (place, change) in (0..).zip(changes) {
-                self.change(PiecesId { frame: number, place }, change)?;
-            }
-        }
-        self.last_frame = number;
-        Ok(())
-    }
-
-    fn change(&mut self, id: PiecesId, change: Change) -> Result<()> {
-        match change.content {
-            Some(Content::Record(stored)) if stored.state == Status::InProgress => {
-                self.live.insert(change.key, Live { content: Content::Record(stored), id, in_sled: false });
-            }
-            content => {
-                values::write(&self.tables, &mut self.expiries, &change.key, content.as_ref(), id)?;
-                self.live.remove(&change.key);
-                self.overlay.drop_applied(&change.key, id.frame);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes sled exactly the state after the last frame applied, and stamps it so. Not durable yet. Only the stamps of an open
-    /// and of a close say what sled holds: behind any other, deletions go on that no frame tells of.
-    pub(crate) fn settle(&mut self, says_what: bool) -> Result<u64> {
-        for (key, live) in self.live.iter_mut().filter(|(_, live)| !live.in_sled) {
-            values::write(&self.tables, &mut self.expiries, key, Some(&live.content), live.id)?;
-            live.in_sled = true;
-        }
-        self.expiries.write_all(&self.tables)?;
-        let digest = self.tables.digest().filter(|_| says_what);
-        self.stamp = Stamp { frame: self.last_frame, digest, ..self.stamp };
-        self.tables.set_stamp(self.stamp)?;
-        Ok(self.last_frame)
-    }
-
-    /// Before a deletion: the stamp is not to say any more what sled holds, or the next open would miss what is deleted.
-    fn unstamp(&mut self) -> Result<()> {
-        if self.stamp.digest.take().is_some() {
-            self.tables.set_stamp(self.stamp)?;
-            self.tables.flush()?;
-        }
-        Ok(())
-    }
-
-    /// About how much a message brings into sled.
-    fn bytes_of(&self, message: &Message) -> u64 {
-        let (bytes, checkpoint) = match message {
-            Message::Group { bytes, checkpoint, .. } => (*bytes, *checkpoint),
-            _ => (0, true),
-        };
-        // Looked through only when they are written: there may be very many.
-        let live = if checkpoint { self.live.values().filter(|live| !live.in_sled).count() } else { 0 };
-        bytes.saturating_add(LIVE_BYTES.saturating_mul(live as u64))
-    }
-
-    /// After a replay: everyone who was at work is dead, and sled has all there is.
-    pub(crate) fn forget_live(&mut self) {
-        self.live.clear();
-        self.overlay.clear();
-    }
-
-    /// Reads on what somebody wants verified or counted.
-    fn scan(&mut self, scans: &mut Scans, has_room: bool) {
-        let Self { tables, overlay, expiries, live, .. } = self;
-        scans.step(Ground { tables, overlay, expiries, has_room }, || {
-            // What sled will have at the next checkpoint and does not have yet.
-            let mut waiting = 0;
-            for (key, _) in live.iter().filter(|(_, live)| !live.in_sled) {
-                waiting += u64::from(tables.get(Name::Records, key.in_record_tree())?.is_none());
-            }
-            Ok(waiting)
-        });
-    }
-}
-
-/// A deletion on its way.
-struct Deleting {
-    records: std::vec::IntoIter<Due>,
-    strays: std::vec::IntoIter<Stray>,
-    lists: bool,
-    reply: Sender<Result<Deleted>>,
-    deleted: Deleted,
-}
-
-impl Deleting {
-    fn new(Deletion { lists, records, strays, reply }: Deletion) -> Self {
-        let (records, strays) = (records.into_iter(), strays.into_iter());
-        Self { lists, records, strays, reply, deleted: Deleted::default() }
-    }
-
-    /// Deletes nothing more, because there is no room.
-    fn refuse(self, full: Error) {
-        let _ = self.reply.send(Err(full));
-    }
-
-    /// Deletes so many; gives itself back if there is more.
-    fn step(mut self, applier: &mut Applier, callbacks: &Callbacks, limit: usize) -> Result<Option<Self>> {
-        if std::mem::take(&mut self.lists) {
-            applier.expiries.write_all(&applier.tables)?;
-        }
-        let mut gone = Vec::new();
-        for (key, found) in self.records.by_ref().take(limit) {
-            gone.extend(values::delete(&applier.tables, &key, &found)?.map(|head| (key, head)));
-        }
-        if !gone.is_empty() {
-            (callbacks.forgotten)(&mut gone);
-        }
-        for (_, head) in gone {
-            self.deleted.records += 1;
-            self.deleted.interrupted += u64::from(matches!(head.state, Status::InProgress | Status::Interrupted));
-            self.deleted.bytes += u64::from(head.outcome_len);
-        }
-        if !self.records.as_slice().is_empty() {
-            return Ok(Some(self));
-        }
-        for stray in self.strays.by_ref().take(limit) {
-            self.deleted.strays += u64::from(values::drop_stray(&applier.tables, &stray)?);
-        }
-        if !self.strays.as_slice().is_empty() {
-            return Ok(Some(self));
-        }
-        // Whoever asked may have gone.
-        let _ = self.reply.send(Ok(self.deleted));
-        Ok(None)
-    }
-}
-
-/// Is given records that were deleted, and how they began.
-pub(crate) type Forget = Box<dyn Fn(&mut Vec<(StoreKey, Head)>) + Send>;
 
 /// What the apply thread needs of the rest.
 pub(crate) struct Callbacks {
+    pub(crate) now: Box<dyn Fn() -> Now + Send>,
     /// A group with so many payload bytes was applied.
     pub(crate) applied: Box<dyn Fn(u64, u64) + Send>,
     /// Payload bytes ever applied.
     pub(crate) applied_bytes: Box<dyn Fn() -> u64 + Send>,
     pub(crate) checkpoints: Sender<Job>,
-    /// sled has these records no more, and who has read one there commits nothing on it. Those that somebody has begun anew
-    /// before, and so has counted, are taken out.
-    pub(crate) forgotten: Forget,
     /// Says in the journal that the store was closed.
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
-    /// Why there is no room to apply so many bytes, if there is none.
+    /// Why there is no room to give sled so many bytes, if there is none; then users are held back.
     pub(crate) short: Box<dyn Fn(u64) -> Option<Error> + Send>,
+    /// Whether there is room to give sled so many bytes, as far as one can see.
+    pub(crate) look: Box<dyn Fn(u64) -> SpaceStatus + Send>,
+    /// Claims room to give sled so many bytes; nobody is held back.
+    pub(crate) claim: Box<dyn Fn(u64) -> SpaceStatus + Send>,
     /// The store is closed before there was room.
     pub(crate) left_behind: Box<dyn Fn(Error) + Send>,
 }
@@ -259,160 +91,359 @@ pub(crate) struct Callbacks {
 /// What the apply thread is fed from.
 pub(crate) struct Inbox {
     pub(crate) messages: Receiver<Message>,
-    pub(crate) deletions: Receiver<Deletion>,
     /// There may be room again.
     pub(crate) wakeups: Wakeups,
 }
 
-/// Records deleted at once while no group comes.
-const DELETE_IDLE: usize = 64;
+/// What the apply thread works on.
+#[derive(Debug)]
+pub(crate) struct Applier {
+    pub(crate) flusher: Flusher,
+    /// Durable, and in memory only.
+    pending: Pending,
+    /// The last group that somebody waits for.
+    wanted: Option<u64>,
+    /// What came while there was no room: the writer never waits for that.
+    backlog: VecDeque<Message>,
+    merge: Option<(Box<Merge>, Option<Compaction>)>,
+    compactions: VecDeque<Compaction>,
+    /// Whether there may be runs to merge.
+    may_merge: bool,
+    /// Runs that were to be merged and could not be read; they are left alone.
+    unreadable: Vec<u64>,
+    /// Why the last of them could not be read.
+    why: Option<Error>,
+    flushes: u64,
+    /// There was no room: nothing is done beside commits until something comes.
+    rests: bool,
+}
 
-/// Records deleted for each two frames applied while groups come. A record takes two, so that what expires is deleted faster
-/// than it comes, however long the queue is; and not as fast as can be, because commits need the processor and the disk too.
-const DELETE_FOR_TWO: usize = 3;
+#[derive(Debug, Default)]
+struct Pending {
+    group: u64,
+    frame: u64,
+    bytes: u64,
+    /// Whether a group of them changes anything.
+    changes: bool,
+}
 
-/// Of a single frame it would take for ever.
-const DELETE_AT_LEAST: usize = 4;
+impl Pending {
+    fn add(&mut self, group: u64, frame: u64, bytes: u64, changes: bool) {
+        self.group = group;
+        self.frame = self.frame.max(frame);
+        self.bytes += bytes;
+        self.changes |= changes;
+    }
+}
 
-/// After so long without a group none is expected.
-const LULL: Duration = Duration::from_millis(5);
+/// Whether the thread goes on.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    End,
+}
 
-/// Bytes counted for a record in progress that a store checkpoint brings into sled; most contexts are shorter.
-const LIVE_BYTES: u64 = 1024;
+impl Applier {
+    /// `group` is the last one that there is. `opening` is the frame of this open: it changes nothing, so that the runs have the state after it.
+    pub(crate) fn new(flusher: Flusher, opening: u64, group: u64) -> Self {
+        let pending = Pending { frame: opening, group, ..Pending::default() };
+        Self {
+            flusher,
+            pending,
+            wanted: None,
+            backlog: VecDeque::new(),
+            merge: None,
+            compactions: VecDeque::new(),
+            may_merge: true,
+            unreadable: Vec::new(),
+            why: None,
+            flushes: 0,
+            rests: false,
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        let is_work = self.merge.is_some() || self.may_merge || self.can_compact() || self.flusher.has_unread();
+        is_work && !self.rests
+    }
+
+    fn can_compact(&self) -> bool {
+        self.compactions.front().is_some_and(|compaction| compaction.group <= self.pending.group)
+    }
+
+    fn take(&mut self, message: Message, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+        match message {
+            Message::End => return Ok(Next::End),
+            Message::Group { group, frame, bytes, changes, checkpoint } => {
+                self.pending.add(group, frame, bytes, changes);
+                let is_wanted = self.wanted.is_some_and(|wanted| group >= wanted);
+                if checkpoint || is_wanted || self.pending.bytes >= FLUSH_BYTES {
+                    return self.flush(inbox, callbacks, &Purpose::DiskSpace);
+                }
+                if !self.pending.changes {
+                    // The runs have all there is.
+                    (callbacks.applied)(group, std::mem::take(&mut self.pending.bytes));
+                }
+            }
+            Message::Flush { group } => {
+                if self.pending.group < group {
+                    self.wanted = self.wanted.max(Some(group));
+                } else if self.pending.changes || self.flusher.shared.memtable.len() > 0 {
+                    return self.flush(inbox, callbacks, &Purpose::DiskSpace);
+                }
+            }
+            Message::Compact(compaction) => self.compactions.push_back(compaction),
+            #[cfg(test)]
+            Message::Checkpoint { reply } => return self.flush(inbox, callbacks, &Purpose::Reply(reply)),
+            Message::Close => return self.flush(inbox, callbacks, &Purpose::Close).map(|_| Next::End),
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn next(&mut self, inbox: &Inbox) -> Option<Message> {
+        self.backlog.pop_front().or_else(|| inbox.messages.try_recv().ok())
+    }
+
+    /// Takes the groups that came while it was at something else: one flush is enough for them. But a flush must not become so
+    /// large that there is no room for it.
+    fn catch_up(&mut self, inbox: &Inbox) {
+        while self.pending.bytes < FLUSH_BYTES {
+            let Some(message) = self.next(inbox) else { return };
+            match message {
+                Message::Group { group, frame, bytes, changes, .. } => self.pending.add(group, frame, bytes, changes),
+                other => {
+                    self.backlog.push_front(other);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Brings all that is pending into a run, as soon as there is room.
+    fn flush(&mut self, inbox: &Inbox, callbacks: &Callbacks, purpose: &Purpose) -> Result<Next> {
+        self.catch_up(inbox);
+        let Pending { group, frame, bytes, .. } = self.pending;
+        self.pending = Pending { group, frame, bytes: 0, changes: false };
+        self.wanted = self.wanted.filter(|wanted| *wanted > group);
+        let closes = matches!(purpose, Purpose::Close);
+        if closes {
+            // What is under way is left to the next open.
+            self.compactions.clear();
+            self.merge = None;
+        }
+        let prepared = self.flusher.prepare(frame, &(callbacks.now)())?;
+        if let Some(full) = self.wait_for_room(&prepared, closes, inbox, callbacks) {
+            (callbacks.left_behind)(full);
+            return Ok(Next::End);
+        }
+        self.flusher.write(prepared, &(callbacks.now)())?;
+        (self.may_merge, self.flushes) = (true, self.flushes.wrapping_add(1));
+        if group > 0 {
+            (callbacks.applied)(group, bytes);
+        }
+        let (applied, gone) = ((callbacks.applied_bytes)(), "the checkpoint thread has ended");
+        let send = |reply| {
+            let sent = callbacks.checkpoints.send(Job { frame, applied, reply });
+            sent.map_err(|_| Error::new(ErrorKind::Closed, gone))
+        };
+        // The mark in the journal comes behind everything that the flush has seen in memory. So what it left out, because something
+        // newer that is not durable yet had taken its place, is not forgotten before that is durable.
+        match purpose {
+            Purpose::DiskSpace => send(None)?,
+            #[cfg(test)]
+            Purpose::Reply(reply) => send(Some(reply.clone()))?,
+            Purpose::Close => {
+                let (reply, done) = crossbeam_channel::bounded(1);
+                send(Some(reply))?;
+                if done.recv().is_ok() {
+                    (callbacks.closed)()?;
+                }
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    /// Waits until there is room for a run. Gives the reason back if the store is closed before.
+    fn wait_for_room(
+        &mut self,
+        prepared: &Prepared,
+        closes: bool,
+        inbox: &Inbox,
+        callbacks: &Callbacks,
+    ) -> Option<Error> {
+        while let Some(full) = (callbacks.short)(prepared.bytes()) {
+            if closes || self.backlog.iter().any(Message::is_last) {
+                return Some(full);
+            }
+            // Nobody knows how long that is.
+            let under_way = self.merge.as_mut().and_then(|(_, compaction)| compaction.take());
+            refuse(self.compactions.drain(..).chain(under_way), &full);
+            crossbeam_channel::select! {
+                recv(inbox.wakeups) -> _ => {}
+                recv(inbox.messages) -> message => match message {
+                    Ok(Message::Compact(compaction)) => self.compactions.push_back(compaction),
+                    message => self.backlog.push_back(message.unwrap_or(Message::End)),
+                },
+            }
+        }
+        None
+    }
+
+    /// A step of what is done beside commits. Where there is no room it rests until the next message.
+    fn work(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+        if let Some((merge, compaction)) = self.merge.take() {
+            let full = match (callbacks.claim)(merge.bytes()) {
+                SpaceStatus::Short(full) => Some(full),
+                // Nobody waits for it, and what is left is for those who commit.
+                SpaceStatus::Low(full) => Some(full).filter(|_| compaction.is_none()),
+                SpaceStatus::Enough => None,
+            };
+            if let Some(full) = full {
+                self.flusher.give_up(merge.id());
+                refuse(compaction.into_iter(), &full);
+                self.rests = true;
+            } else {
+                self.step(merge, compaction)?;
+            }
+        } else if self.can_compact() {
+            if let Some(compaction) = self.compactions.pop_front() {
+                return self.compact(compaction, inbox, callbacks);
+            }
+        } else if self.flusher.has_unread() {
+            self.rests = matches!((callbacks.claim)(0), SpaceStatus::Short(_));
+            if !self.rests {
+                self.flusher.delete_some()?;
+            }
+        } else if self.may_merge {
+            self.may_merge = false;
+            let runs = self.flusher.shared.runs.now();
+            let planned = merge::plan(&runs, &self.unreadable);
+            // Begun only if it can end: until then it takes room and gives none. A claim counts three bytes for one, which is more
+            // than a whole merge was seen to take.
+            let has_room = |range: &Range<usize>| {
+                matches!((callbacks.look)(Merge::bytes_of(&runs, range.clone()) / 2), SpaceStatus::Enough)
+            };
+            if let Some(range) = planned.filter(has_room) {
+                let merge = Merge::begin(&mut self.flusher, range, (callbacks.now)());
+                self.merge = Some((Box::new(merge), None));
+            }
+        }
+        Ok(Next::GoOn)
+    }
+
+    /// Steps of work to be done behind a flush.
+    fn steps(&self, callbacks: &Callbacks) -> usize {
+        let runs = self.flusher.shared.runs.now();
+        // While there is room to merge: what was replaced must not take all of the disk.
+        match (callbacks.look)(Merge::bytes_of(&runs, 0..runs.len())) {
+            SpaceStatus::Enough => runs.len() / RUNS_A_STEP,
+            SpaceStatus::Low(_) | SpaceStatus::Short(_) => MAX_STEPS,
+        }
+    }
+
+    fn step(&mut self, mut merge: Box<Merge>, compaction: Option<Compaction>) -> Result<()> {
+        match merge.step(&mut self.flusher)? {
+            Step::More => self.merge = Some((merge, compaction)),
+            Step::Done(deleted) => {
+                self.may_merge = true;
+                match compaction {
+                    Some(compaction) => self.answer(&compaction, deleted),
+                    None => *self.flusher.shared.left_out.lock() += deleted,
+                }
+            }
+            Step::Unreadable(error) => {
+                self.may_merge = true;
+                self.flusher.give_up(merge.id());
+                self.unreadable.extend(merge.inputs());
+                self.why = Some(error.clone());
+                match compaction {
+                    // In the background the others are next: one that is damaged must not end all forgetting.
+                    Some(compaction) if !compaction.exact => self.compactions.push_front(compaction),
+                    compaction => refuse(compaction.into_iter(), &error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, compaction: Compaction, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+        let now = (callbacks.now)();
+        // Only what is durable can be flushed.
+        if self.pending.changes && self.flusher.shared.memtable.earliest_expiry(&now) <= compaction.began {
+            // In the queue, so that it is answered if there is no room.
+            self.compactions.push_front(compaction);
+            return self.flush(inbox, callbacks, &Purpose::DiskSpace);
+        }
+        let is_due = |run: &Arc<Run>| merge::due(&run.info, compaction.exact) <= compaction.began;
+        let can_be_read = |run: &Arc<Run>| !self.unreadable.contains(&run.info.id);
+        let runs = self.flusher.shared.runs.now();
+        let due = runs.iter().position(|run| is_due(run) && can_be_read(run));
+        // Told when all that can be forgotten is.
+        let why = self.why.as_ref().filter(|_| compaction.exact && due.is_none() && runs.iter().any(is_due));
+        if let Some(why) = why.cloned() {
+            refuse(std::iter::once(compaction), &why);
+            return Ok(Next::GoOn);
+        }
+        if let SpaceStatus::Short(full) = (callbacks.claim)(0) {
+            refuse(std::iter::once(compaction), &full);
+        } else if let Some(at) = due {
+            let merge = Merge::begin(&mut self.flusher, at..at + 1, now);
+            self.merge = Some((Box::new(merge), Some(compaction)));
+        } else {
+            self.answer_left_out(&compaction);
+        }
+        Ok(Next::GoOn)
+    }
+
+    fn answer(&mut self, compaction: &Compaction, mut deleted: Deleted) {
+        deleted += std::mem::take(&mut *self.flusher.shared.left_out.lock());
+        // Whoever asked may have gone.
+        let _ = compaction.reply.send(Ok(Some(deleted)));
+    }
+
+    fn answer_left_out(&mut self, compaction: &Compaction) {
+        let deleted = std::mem::take(&mut *self.flusher.shared.left_out.lock());
+        let _ = compaction.reply.send(Ok((!deleted.is_empty()).then_some(deleted)));
+    }
+}
+
+fn refuse(compactions: impl Iterator<Item = Compaction>, full: &Error) {
+    for compaction in compactions {
+        // Whoever asked may have gone.
+        let _ = compaction.reply.send(Err(full.clone()));
+    }
+}
+
+/// Why it is flushed, and who waits for it.
+enum Purpose {
+    DiskSpace,
+    #[cfg(test)]
+    Reply(Sender<()>),
+    Close,
+}
 
 /// The apply thread's life: until it is told to close, or the writer is gone.
 pub(crate) fn run(mut applier: Applier, inbox: &Inbox, callbacks: &Callbacks) -> Result<()> {
-    let mut deleting: Option<Deleting> = None;
-    let mut scans = Scans::new(&applier.tables);
-    // What came while there was no room: the writer never waits for that.
-    let mut backlog = VecDeque::new();
-    let mut is_lull = true;
     loop {
-        let message = if !backlog.is_empty() {
-            backlog.pop_front()
-        } else if !scans.is_empty() || (deleting.is_some() && is_lull) {
-            inbox.messages.try_recv().ok()
-        } else if deleting.is_some() {
-            let message = inbox.messages.recv_timeout(LULL).ok();
-            is_lull = message.is_none();
-            message
-        } else {
-            crossbeam_channel::select! {
-                recv(inbox.messages) -> message => Some(message.unwrap_or(Message::End)),
-                recv(inbox.deletions) -> deletion => {
-                    deleting = deletion.ok().map(Deleting::new);
-                    None
-                }
-            }
+        let mut message = match applier.next(inbox) {
+            None if !applier.has_work() => Some(inbox.messages.recv().unwrap_or(Message::End)),
+            message => message,
         };
-        let to_delete = match message {
-            Some(Message::End) => return Ok(()),
-            Some(Message::Verify { problems, reply }) => {
-                scans.add(&applier.tables, problems, reply);
-                0
+        let flushes = applier.flushes;
+        // All that waits comes before a step of work, up to the next flush.
+        while let Some(taken) = message {
+            applier.rests = false;
+            if applier.take(taken, inbox, callbacks)? == Next::End {
+                return Ok(());
             }
-            Some(message) => {
-                let mut waiting = Waiting { backlog: &mut backlog, scans: &mut scans, deleting: &mut deleting };
-                if let Some(full) = wait_for_room(&mut applier, &message, inbox, &mut waiting, callbacks) {
-                    (callbacks.left_behind)(full);
-                    return Ok(());
-                }
-                if matches!(message, Message::Close) {
-                    return close(&mut applier, callbacks);
-                }
-                is_lull = false;
-                DELETE_AT_LEAST.max(DELETE_FOR_TWO * apply(&mut applier, message, callbacks)? / 2)
-            }
-            None if is_lull || !scans.is_empty() => DELETE_IDLE,
-            None => 0,
-        };
-        if let Some(more) = deleting.take().or_else(|| inbox.deletions.try_recv().ok().map(Deleting::new)) {
-            if let Some(full) = (callbacks.short)(0) {
-                more.refuse(full);
-            } else {
-                applier.unstamp()?;
-                deleting = more.step(&mut applier, callbacks, to_delete)?;
-            }
+            message = if applier.flushes == flushes { applier.next(inbox) } else { None };
         }
-        applier.scan(&mut scans, true);
-    }
-}
-
-/// What is there beside a message.
-struct Waiting<'a> {
-    backlog: &'a mut VecDeque<Message>,
-    scans: &'a mut Scans,
-    deleting: &'a mut Option<Deleting>,
-}
-
-/// Waits until there is room for what the message brings; what only reads goes on meanwhile, and what deletes is refused, for
-/// nobody knows how long that is. Gives the reason back if the store is closed before.
-fn wait_for_room(
-    applier: &mut Applier,
-    message: &Message,
-    inbox: &Inbox,
-    Waiting { backlog, scans, deleting }: &mut Waiting<'_>,
-    callbacks: &Callbacks,
-) -> Option<Error> {
-    let bytes = applier.bytes_of(message);
-    while let Some(full) = (callbacks.short)(bytes) {
-        if let Some(deletion) = deleting.take() {
-            deletion.refuse(full.clone());
-        }
-        if std::iter::once(message).chain(backlog.iter()).any(Message::is_last) {
-            return Some(full);
-        }
-        let read_on =
-            if scans.is_empty() { crossbeam_channel::never() } else { crossbeam_channel::after(Duration::ZERO) };
-        crossbeam_channel::select! {
-            recv(read_on) -> _ => applier.scan(scans, false),
-            recv(inbox.wakeups) -> _ => {}
-            recv(inbox.messages) -> message => match message {
-                Ok(Message::Verify { problems, reply }) => scans.add(&applier.tables, problems, reply),
-                message => backlog.push_back(message.unwrap_or(Message::End)),
-            },
-            recv(inbox.deletions) -> deletion => {
-                if let Ok(deletion) = deletion {
-                    Deleting::new(deletion).refuse(full);
-                }
+        // The more there is to merge, the more of it: what is committed must not outrun that for ever.
+        let more = if applier.flushes == flushes { 0 } else { applier.steps(callbacks) };
+        for _ in 0..=more {
+            if applier.has_work() && applier.work(inbox, callbacks)? == Next::End {
+                return Ok(());
             }
         }
     }
-    None
-}
-
-/// Says how many frames there were.
-fn apply(applier: &mut Applier, message: Message, callbacks: &Callbacks) -> Result<usize> {
-    match message {
-        Message::Group { group, first_frame, frames, bytes, checkpoint } => {
-            let count = frames.len();
-            for (number, frame) in (first_frame..).zip(frames) {
-                applier.apply(number, frame)?;
-            }
-            (callbacks.applied)(group, bytes);
-            if checkpoint {
-                send_job(applier, callbacks, false, None)?;
-            }
-            Ok(count)
-        }
-        #[cfg(test)]
-        Message::Checkpoint { reply } => send_job(applier, callbacks, false, Some(reply)).map(|()| 0),
-        Message::Verify { .. } | Message::Close | Message::End => Ok(0),
-    }
-}
-
-fn close(applier: &mut Applier, callbacks: &Callbacks) -> Result<()> {
-    let (reply, done) = crossbeam_channel::bounded(1);
-    send_job(applier, callbacks, true, Some(reply))?;
-    if done.recv().is_err() {
-        return Ok(());
-    }
-    (callbacks.closed)()
-}
-
-fn send_job(applier: &mut Applier, callbacks: &Callbacks, closes: bool, reply: Option<Sender<()>>) -> Result<()> {
-    let bytes = (callbacks.applied_bytes)();
-    let frame = applier.settle(closes)?;
-    let gone = |_| Error::new(ErrorKind::Closed, "the checkpoint thread has ended");
-    callbacks.checkpoints.send(Job { frame, applied: bytes, reply }).map_err(gone)
 }

@@ -1,4 +1,4 @@
-//! Makes what sled was given durable, and tells the journal what it may forget.
+//! Tells the journal what it may forget, once the runs have it durably.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,12 +6,11 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::journal::Pool;
-use crate::store::sled::tables::Tables;
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{ErrorKind, Result};
 use crate::types::stats::Counter;
 use crate::types::telemetry::{self, Work};
 
-/// sled was made the state after this frame.
+/// The runs have the state after this frame.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) frame: u64,
@@ -22,7 +21,6 @@ pub(crate) struct Job {
 
 pub(crate) struct Callbacks {
     pub(crate) path: PathBuf,
-    pub(crate) tables: Arc<Tables>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) count: Arc<Counter>,
     /// Says in the journal that sled has everything up to a frame, and waits until that is durable.
@@ -38,16 +36,6 @@ pub(crate) fn run(jobs: &Receiver<Job>, callbacks: &Callbacks) -> Result<()> {
         let waiting: Vec<Job> = std::iter::once(next).chain(jobs.try_iter()).collect();
         let Some(job) = waiting.last() else { break };
         let _working = telemetry::enter(Work::StoreCheckpoint, &callbacks.path);
-        callbacks.tables.flush()?;
-        // Behind the flush, which may write some, and before any of the journal is given up: what is in them may go with a power
-        // cut, and then only the journal has it.
-        let blobs = callbacks.tables.blobs.unsynced()?;
-        if blobs > 0 {
-            let dir = callbacks.path.display();
-            let message =
-                format!("the record store in {dir} has {blobs} values in files of their own, which nobody syncs");
-            return Err(Error::new(ErrorKind::Corrupt, message));
-        }
         match (callbacks.record)(job.frame) {
             // A full disk's close did not wait for this. What is not recorded is replayed.
             Err(error) if error.kind() == ErrorKind::Closed => break,

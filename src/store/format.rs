@@ -45,7 +45,7 @@
 //! the frame; 2 *opening*, nothing; 3 *checkpointed*, number of the last frame that sled has (8); 4 *closing*, nothing;
 //! 5 *anchor*, nothing. A change: kind (1: 1 record, 2 row, 3 no record, 4 no row), length of the name (1), name, length of the
 //! key (2), key, and for 1 and 2 length of the value (4), value. In a record's generation, revision and token, 0 stands for
-//! the number of the frame. Chunks and the entries of `expiry` and `unfinished` are derived from the records.
+//! the number of the frame.
 //!
 //! # Records
 //!
@@ -73,31 +73,34 @@
 //!
 //! | tree | key | value |
 //! |---|---|---|
-//! | `meta` | `stamp` | envelope of: id of the store (16), number of the last frame that is applied (8), 1 if the *digest* follows, else 0 (1) |
-//! | `meta` | `sweep` | envelope of nothing: there may be pieces that nobody names |
-//! | `records` | manager, 0, key | envelope of a record |
-//! | `table/` name | key | envelope of a value |
-//! | `unfinished` | as in `records` | empty: a record that is in progress, released or interrupted |
-//! | `expiry` | time (8), number of the first frame of an open (8), number (8) | envelope of a *block* |
-//! | `chunks` | number of the frame (8), place of the change in it (4), piece (4) | piece |
+//! | `blocks` | number of the run (8), of the block in it (4) | a block |
+//! | `meta` | `runs` | the list of the runs |
 //!
-//! A block names records that expire at a time or up to 1,023 ms before it: for each the length of its key in `records` (2) and
-//! the key. The time is that of each record with its ten lowest bits set. Each record that expires is named by a block of its
-//! time, but for those that are begun anew in the journal; what is named may also be gone, or expire later.
+//! A *block*, of at most 4,000 bytes, and the list: version (1), kind (1: 1 entries, 2 a value continued, 3 index, 4 list),
+//! checksum of the key and all of that but itself (4), content.
 //!
-//! The digest says what sled holds after that frame: count of records (8), of rows (8), of entries in `unfinished` (8), sum of
-//! the hashes of all records and rows (8), and of the entries in `unfinished` (8), modulo 2^64. A hash goes over three parts: the
-//! table's name or nothing, the key in its tree, the value as it is there. It begins as 0x9E3779B97F4A7C15; for each part these
-//! numbers are xored in, with a round of `SplitMix64` behind each: the length, each 8 bytes as one, each byte that is left.
+//! A *run* holds entries in the order of their keys, each key once. An entry: length of the key (2), length of the value (4; all
+//! ones: the key was removed), the key (`r` and the manager's name, or `t` and the table's, 0, the key), the value: a record, or
+//! a row. An entry that is longer than a block begins one, and its value goes on in blocks of its own. Behind the entries comes
+//! the index, cut into blocks: three counts (4 each), of first keys, of unfinished records and of words of the filter; for each
+//! block with entries its number (4), length of its first key (2) and the key; for each record in progress, released or
+//! interrupted the length of its key (2), the key, its state (1), token, updated, expires and the TTL of what is interrupted (8
+//! each); the filter's words (8 each).
 //!
-//! An envelope: version (1), kind (1), checksum of the key and what follows it (4). Kind 1, the content follows. Kind 2, the
-//! content is in pieces: number of the frame (8), place of the change (4), length of the content in pieces (4), and of a record
-//! its first 92 bytes. A piece: version (1), 0 (1), checksum of its key and what follows (4), length of the owner (2), owner
-//! (its tree's key, with `r` or the table's name and 0 before it; only in piece 0), content.
+//! The *filter* has lines of 512 bits, 16 bits for each key. A hash h of the key (64 bits) chooses the line, h times the
+//! count of lines divided by 2^64, and six bits in it: of h times 0x9E3779B97F4A7C15, modulo 2^64, the upper 9 bits, the next 9, and
+//! so on. The hash begins as 0x9E3779B97F4A7C15; with a round of `SplitMix64` behind each are xored in: the length, each 8 bytes
+//! as one number, each byte that is left.
+//!
+//! The *list*: id of the store (16), number of the last frame whose changes are in the runs (8), number of the next run (8), count of the runs (4), and for each,
+//! the oldest first: its number (8), blocks with entries (4), blocks with the index (4), entries (8), store time when the
+//! first of its finished records expires (8), and when about half of its entries have (8). Numbers of runs are not given
+//! twice; blocks of a run that is not listed are leftovers.
 
 pub(crate) mod block;
-pub(crate) mod envelope;
+pub(crate) mod filter;
 pub(crate) mod frame;
+pub(crate) mod list;
 pub(crate) mod record;
 pub(crate) mod segment;
 
@@ -173,4 +176,22 @@ pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
 
 pub(crate) fn corrupt(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, what)
+}
+
+/// Where a hash begins, so that zeros are not lost.
+const START: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Spreads keys evenly. It is on disk, in the filters of the runs.
+pub(crate) fn hash(key: &[u8]) -> u64 {
+    let words = key.chunks_exact(8);
+    let rest = words.remainder().iter().map(|byte| u64::from(*byte));
+    let words = words.map(|word| u64::from_le_bytes(first_of(word.iter().copied())));
+    words.chain(rest).fold(mix(START ^ key.len() as u64), |hash, word| mix(hash ^ word))
+}
+
+/// Every bit of the result depends on every bit of the input: the end of `SplitMix64`.
+fn mix(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    hash ^ (hash >> 31)
 }

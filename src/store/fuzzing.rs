@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use super::format::list::RunList;
 use super::format::segment::{GROUP_HEADER, GroupHeader, SegmentHeader, payload_checksum, sized};
-use super::format::{block, envelope, frame, record};
+use super::format::{block, frame, record};
 use super::journal;
 pub use super::journal::SYNCS_LEFT;
 use crate::types::clock::Anchor;
@@ -87,21 +88,26 @@ pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
         .map(|frames| frames.concat())
 }
 
-/// Whether these are bytes of a value in sled.
+/// Whether these are bytes of a block in sled, or of the list of the runs.
 #[must_use]
-pub fn envelope(key: &[u8], bytes: &[u8]) -> bool {
-    let piece = envelope::decode_piece(key, bytes).is_ok();
-    envelope::decode(key, bytes).is_ok() || piece
+pub fn block(key: &[u8], bytes: &[u8]) -> bool {
+    let kinds = [block::Kind::Entries, block::Kind::Continued, block::Kind::Index];
+    kinds.iter().any(|kind| block::open(key, *kind, bytes).is_ok()) || RunList::decode(bytes).is_ok()
 }
 
-/// The keys of a block with this content, written again.
-pub fn block(content: &[u8]) -> Result<Vec<u8>> {
-    let (key, mut again) = (block::key(block::time(1), 1, 1), Vec::new());
-    let bytes = block::encode(&key, content)?;
-    for raw in block::decode(&key, &bytes)? {
-        block::push(&mut again, raw)?;
+/// The entries of a block with this content, written again as far as they go.
+pub fn entries(mut content: &[u8]) -> Result<Vec<u8>> {
+    let mut again = Vec::new();
+    while let Some(entry) = block::take_entry(&mut content)? {
+        block::push_entry(&mut again, entry.key, entry.value.map(|value| value.here))?;
     }
     Ok(again)
+}
+
+/// The index of a run that can be read, written again.
+#[must_use]
+pub fn index(bytes: &[u8]) -> Option<Result<Vec<u8>>> {
+    block::Index::decode(bytes).map(|index| index.encode())
 }
 
 /// Where a segment stands in its journal.

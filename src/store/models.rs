@@ -1,4 +1,4 @@
-//! Reads and commits beside apply, under every order that is tried: group, overlay, stripes and read sets are the store's own,
+//! Reads and commits beside apply, under every order that is tried: group, memtable, stripes and read sets are the store's own,
 //! disk and sled are not. Reads, commits and the apply thread take the steps of `Inner::read`, `Inner::commit` and `Applier` in their
 //! order; each fault is another order.
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use super::overlay::{Entry, Overlay};
+use super::memtable::{Entry, Memtable};
 use super::read_sets::{ReadSet, ReadSets};
 use super::{Content, Priority, StoreKey};
 use crate::store::versions::{ReadVersion, Versions};
@@ -35,7 +35,7 @@ type Frame = Vec<(StoreKey, u8)>;
 struct Store {
     fault: Fault,
     commit_queue: CommitQueue<Frame, ()>,
-    overlay: Overlay,
+    memtable: Memtable,
     versions: Versions,
     read_sets: Arc<ReadSets>,
     sled: Mutex<BTreeMap<StoreKey, u8>>,
@@ -68,7 +68,7 @@ impl Store {
         Self {
             fault,
             commit_queue: CommitQueue::new(config, 0, 1, 1_000),
-            overlay: Overlay::default(),
+            memtable: Memtable::default(),
             versions: Versions::default(),
             read_sets: Arc::default(),
             sled: Mutex::default(),
@@ -83,7 +83,7 @@ impl Store {
     fn read(&self, key: &StoreKey) -> Read {
         let early = (self.fault == Fault::ReadsSledFirst).then(|| self.sled(key));
         let seen = self.versions.look(key);
-        let (value, ticket) = match self.overlay.get(key) {
+        let (value, ticket) = match self.memtable.get(key) {
             Some(entry) => {
                 let row = entry.content.and_then(Content::into_row).unwrap();
                 (row.first().copied().unwrap(), entry.ticket)
@@ -121,8 +121,8 @@ impl Store {
         if self.fault != Fault::AddsToTheReadSetLast {
             set.add_range(&from, Some(&end));
         }
-        // As in `Store::keys`, the overlay first.
-        let mut found = self.overlay.keys(&from, Some(&end), 9);
+        // As in `Store::keys`, the memtable first.
+        let mut found = self.memtable.keys(&from, Some(&end), 9);
         found.extend(keys.iter().filter(|key| self.sled(key) > 0).cloned());
         found.sort();
         found.dedup();
@@ -151,7 +151,7 @@ impl Store {
         });
         let advance = || changes.iter().for_each(|(key, _)| self.versions.advance(key));
         let mark = || changes.iter().for_each(|(key, _)| self.read_sets.mark(key));
-        self.overlay.put_all(entries, || {
+        self.memtable.put_all(entries, || {
             if self.fault != Fault::MovesTheStripesLater {
                 advance();
             }
@@ -186,15 +186,15 @@ impl Store {
     fn apply(&self, batch: Batch<Frame>) {
         for (number, frame) in (batch.first_frame..).zip(batch.frames) {
             for (key, value) in frame {
-                let number = match (self.fault, self.overlay.get(&key)) {
+                let number = match (self.fault, self.memtable.get(&key)) {
                     (Fault::DropsWhateverIsThere, Some(entry)) => entry.number,
                     _ => number,
                 };
                 if self.fault == Fault::DropsBeforeItPuts {
-                    self.overlay.drop_applied(&key, number);
+                    self.memtable.remove_flushed(std::iter::once((&key, number)));
                 }
                 self.sled.lock().insert(key.clone(), value);
-                self.overlay.drop_applied(&key, number);
+                self.memtable.remove_flushed(std::iter::once((&key, number)));
             }
         }
     }
@@ -206,7 +206,7 @@ impl Store {
             users();
             self.commit_queue.close();
         });
-        assert_eq!(self.overlay.len(), 0, "left in the overlay");
+        assert_eq!(self.memtable.len(), 0, "left in the memtable");
     }
 }
 

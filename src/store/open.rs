@@ -8,19 +8,21 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::apply::Applier;
-use super::compact::Leftovers;
-use super::digest::Digest;
-use super::expiries::Expiries;
 use super::format::corrupt;
-use super::format::frame::{self, Frame};
+use super::format::frame::{self, Change, Content, Frame, StoreKey};
+use super::format::hash;
+use super::format::list::RunList;
 use super::format::segment::{SECTOR, sized};
 use super::journal::{self, Recovered, Writer, segment_for};
-use super::overlay::Overlay;
+use super::memtable::{Entry, Memtable};
 use super::read_sets::ReadSets;
-use super::{Inner, Store, files, threads, values};
-use crate::store::sled::disk_space::DiskSpace;
+use super::runs::{Run, Runs};
+use super::{Inner, Store, files, threads};
+use crate::store::runs::flush::{Deleted, Flusher, Prepared, Shared};
+use crate::store::runs::unfinished::Unfinished;
+use crate::store::sled::disk_space::{DiskSpace, SpaceStatus};
 use crate::store::sled::snapshots;
-use crate::store::sled::tables::{Name, Stamp, Tables};
+use crate::store::sled::tables::Tables;
 use crate::store::versions::Versions;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::group_commit::{Batch, CommitQueue, Config, Target};
@@ -28,7 +30,7 @@ use crate::types::clock::{self, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
 use crate::types::options::{Durability, EngineOptions};
-use crate::types::record::EffectSeeds;
+use crate::types::record::{EffectSeeds, Now};
 use crate::types::stats::Counter;
 use crate::types::telemetry::{self, Work};
 
@@ -44,12 +46,16 @@ const ANCHOR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// What a group takes that only has a frame of the store's own.
 const MARK_GROUP: u64 = SECTOR as u64;
 
-/// Records and rows that are counted at open, to be sure that sled has lost none.
-const MAX_COUNTED: usize = if cfg!(test) { 100 } else { 20_000 };
-/// Blocks of the expiry tree that are read then, of up to 4 KiB each.
-const MAX_LISTED: usize = 1 << 10;
-/// Unfinished records looked at in one step.
-const SURVEY_BATCH: usize = 1024;
+/// What is replayed at once before it is flushed, in payload bytes.
+const REPLAYED_AT_ONCE: u64 = 4 << 20;
+/// The same where there is little room.
+const REPLAYED_IF_LOW: u64 = 256 << 10;
+/// Runs that earlier opens have left behind and that are deleted while the store is in service; more are deleted before.
+const MAX_LEFTOVERS: u64 = 100;
+/// What a record takes besides its key and outcome, about.
+const RECORD_WEIGHT: usize = 400;
+/// Blocks of runs that an open reads, to be sure that sled has lost none: 8 MB. More are left to `verify`.
+const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
 
 /// What a store's directory holds.
 const PARTS: [&str; 2] = ["journal", "sled"];
@@ -124,69 +130,63 @@ impl Store {
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
         let (room, wakeups) = DiskSpace::new(&dir.join("sled"));
-        let stamp = read_stamp(&dir, &tables, &recovered)?;
+        let list = read_list(&dir, &tables, &recovered)?;
         let mut report =
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
-        let (tables, overlay) = (Arc::new(tables), Arc::new(Overlay::default()));
-        let first = first_number(recovered.last_frame.max(stamp.frame));
-        let mut applier = Applier::new(Arc::clone(&tables), Arc::clone(&overlay), stamp, first);
-        recovered.replay(&mut |number, frame| {
-            report.frames_replayed += u64::from(matches!(frame, Frame::Changes(_)));
-            applier.apply(number, frame)
-        })?;
-        let (mut writer, pool, mut group) = start_journal(recovered, stamp.store_id, first, &clock)?;
-        let mut next_frame = first + 1;
-        // It changes nothing, so that sled is also the state after it.
-        applier.apply(first, Frame::Opening)?;
-        if !report.clean {
-            // Found by the background compaction, which forgets it when it is through.
-            tables.set_sweep(true)?;
+        let first = first_number(recovered.last_frame.max(list.frame));
+        let (opened, store_id) = (clock.now(), list.store_id);
+        let effect_seeds = EffectSeeds::of_this_open();
+        let now = Now { store: opened, wall: clock.wall(), first, opened, effect_seed: effect_seeds.draw() };
+        let shared = Arc::new(open_runs(&dir, tables, &list, &now)?);
+        let (mut flusher, strays) = Flusher::open(Arc::clone(&shared), &list)?;
+        // A clean close too may leave what it was replacing just then.
+        let strays = if report.clean { 0 } else { strays };
+        *shared.left_out.lock() += Deleted { strays, ..Deleted::default() };
+        while strays > MAX_LEFTOVERS && flusher.has_unread() {
+            flusher.delete_some()?;
         }
+        report.frames_replayed = replay(&recovered, &mut flusher, &room, &now)?;
+        let (mut writer, pool, mut group) = start_journal(recovered, store_id, first, &clock)?;
+        let mut next_frame = first + 1;
         if report.frames_replayed > 0 || !report.clean {
-            recount(&tables, &mut applier.expiries, report.frames_replayed > 0)?;
             // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
-            applier.settle(true)?;
-            tables.flush()?;
-            tables.blobs.sync()?;
+            flush(&mut flusher, &room, first, &now, Flusher::write)?;
             group += 1;
-            write_mark(&mut writer, group, next_frame, Frame::Checkpointed(first), &clock)?;
+            write_mark(&mut writer, group, next_frame, &Frame::Checkpointed(first), &clock)?;
             next_frame += 1;
             pool.release(first);
         }
-        applier.forget_live();
-        let leftovers = Leftovers::new(tables.sweep()?);
-        let config = config(options, Arc::clone(&tables.barriers.progress));
+        let applier = Applier::new(flusher, first, group);
+        let config = config(options, Arc::clone(&shared.tables.barriers.progress));
         let group = CommitQueue::new(config, group, next_frame, writer.room());
         let (apply, thread_end) = threads::apply_channel(wakeups);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
-            store_id: stamp.store_id,
+            store_id,
             pid: std::process::id(),
             eventual: options.durability != Durability::Immediate,
             first,
-            opened: clock.now(),
-            effect_seeds: EffectSeeds::of_this_open(),
+            opened,
+            effect_seeds,
             clock,
             commit_queue: group,
             versions: Versions::default(),
             read_sets: Arc::new(ReadSets::default()),
-            overlay,
-            tables,
+            shared,
             pool,
             disk_space: room,
             left_behind: Mutex::default(),
             apply,
-            not_listed: applier.expiries.earliest(),
             journal: writer.stats(),
             commits: Counter::new("oncekey_commits_total"),
             conflicts: Counter::new("oncekey_commit_conflicts_total"),
             checkpoints: Arc::new(Counter::new("oncekey_store_checkpoints_total")),
         });
+        inner.remove_all_expired(&now);
+        report.interrupted = inner.shared.unfinished.count_interrupted(&now);
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
-        let store = Self { inner, running: Mutex::new(Some(running)), leftovers };
-        report.interrupted = store.survey_unfinished(SURVEY_BATCH)?.interrupted;
-        Ok((store, report))
+        Ok((Self { inner, running: Mutex::new(Some(running)) }, report))
     }
 }
 
@@ -277,8 +277,7 @@ fn is_half_made(dir: &Path) -> Result<bool> {
 fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     let store_id = key::random();
     let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;
-    tables.set_stamp(Stamp { store_id, frame: 0, digest: Some(Digest::default()) })?;
-    tables.flush()?;
+    tables.set_list(&RunList { store_id, frame: 0, next_id: 1, runs: Vec::new() })?;
     tables.close()?;
     let anchor = StoreClock::start(Arc::clone(&options.clock), clock::Anchor::default(), Duration::ZERO).anchor();
     journal::create(&dir.join("journal"), store_id, options.segment_bytes, anchor)?;
@@ -286,44 +285,19 @@ fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
 }
 
 /// sled and the journal must know the same past.
-fn check_stamp(dir: &Path, stamp: Stamp, recovered: &Recovered) -> Result<()> {
-    if stamp.store_id != recovered.store_id {
+fn check_list(dir: &Path, list: &RunList, recovered: &Recovered) -> Result<()> {
+    if list.store_id != recovered.store_id {
         return Err(corrupt(format!("the journal and the record store in {} belong to two stores", dir.display())));
     }
-    let (sled, journal) = (stamp.frame, recovered.checkpointed);
+    let (sled, journal) = (list.frame, recovered.checkpointed);
     if sled < journal {
         let message = format!("the record store in {} ends at frame {sled}, it had frame {journal}", dir.display());
         return Err(corrupt(message));
     }
     if sled > recovered.last_frame {
-        let last = recovered.last_frame;
-        return Err(corrupt(format!("the journal in {} ends at frame {last}, it had frame {sled}", dir.display())));
+        let end = recovered.last_frame;
+        return Err(corrupt(format!("the journal in {} ends at frame {end}, it had frame {sled}", dir.display())));
     }
-    Ok(())
-}
-
-/// Since the last stamp sled has got some of what came later, and nobody knows which: so it is counted anew, a large one in the
-/// background.
-fn recount(tables: &Tables, expiries: &mut Expiries, replayed: bool) -> Result<()> {
-    if !replayed && tables.digest().is_some() {
-        return Ok(());
-    }
-    tables.set_digest(None);
-    let Some(counted) = tables.count(MAX_COUNTED)? else { return Ok(()) };
-    let blocks = tables.range(Name::Expiry, &[], None, MAX_LISTED + 1)?;
-    if blocks.len() > MAX_LISTED {
-        return Ok(());
-    }
-    tables.set_digest(Some(counted));
-    expiries.begin_list();
-    for (key, bytes) in blocks {
-        // One that cannot be read leads nowhere.
-        let _ = expiries.list(&key, &bytes);
-    }
-    for (raw, found) in tables.range(Name::Records, &[], None, MAX_COUNTED)? {
-        values::mend_hints(tables, expiries, &raw, &found)?;
-    }
-    expiries.end_list();
     Ok(())
 }
 
@@ -334,32 +308,101 @@ fn first_number(last: u64) -> u64 {
     (last / RANGE + 1).saturating_mul(RANGE).saturating_add(within)
 }
 
-/// The stamp of a store, which belongs to this journal, and says what sled holds if nothing was committed behind it.
-fn read_stamp(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<Stamp> {
+/// The list of the runs of a store, which belongs to this journal.
+fn read_list(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<RunList> {
     let empty = || corrupt(format!("the record store in {} is empty", dir.display()));
-    let stamp = tables.stamp()?.ok_or_else(empty)?;
-    check_stamp(dir, stamp, recovered)?;
-    // A stamp that the journal does not know of may be there without all that was written before it.
-    let checkpointed = recovered.checkpointed;
-    if recovered.clean || (stamp.frame == checkpointed && recovered.last_change <= checkpointed) {
-        check_digest(dir, tables, stamp)?;
-    }
-    Ok(stamp)
+    let list = tables.list()?.ok_or_else(empty)?;
+    check_list(dir, &list, recovered)?;
+    Ok(list)
 }
 
-/// Nothing was committed since sled was stamped, so it holds exactly what that says. Counting takes time, so only small stores are; what is
-/// unfinished is read at every open anyway.
-fn check_digest(dir: &Path, tables: &Tables, stamp: Stamp) -> Result<()> {
-    tables.set_digest(stamp.digest);
-    let Some(mut was) = stamp.digest else { return Ok(()) };
-    let is = if was.records.saturating_add(was.rows) <= MAX_COUNTED as u64 {
-        tables.count(usize::MAX)?
-    } else {
-        was = Digest { unfinished: was.unfinished, unfinished_sum: was.unfinished_sum, ..Digest::default() };
-        tables.count_in([Name::Unfinished], usize::MAX)?
+/// Reads the indexes of the runs, and of a small store every block: what sled does not have any more is missed.
+fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -> Result<Shared> {
+    let damaged = |error: Error| error.wrap(error.kind(), &format!("the record store in {}", dir.display()));
+    let mut runs = Vec::with_capacity(list.runs.len());
+    for info in &list.runs {
+        runs.push(Arc::new(Run::open(&tables, *info).map_err(damaged)?));
+    }
+    if list.runs.iter().map(|run| u64::from(run.blocks)).sum::<u64>() <= MAX_CHECKED {
+        for run in &runs {
+            run.check(&tables, &mut Err).map_err(damaged)?;
+        }
+    }
+    let unfinished = Unfinished::default();
+    for (at, run) in runs.iter().enumerate() {
+        for (key, lifetime) in &run.index.unfinished {
+            if !is_replaced(&tables, runs.get(at + 1..).unwrap_or_default(), key)? {
+                unfinished.update(std::iter::once((key, Some(*lifetime))), now);
+            }
+        }
+    }
+    let shared =
+        Shared { tables, memtable: Memtable::default(), runs: Runs::default(), unfinished, left_out: Mutex::default() };
+    shared.runs.publish(runs);
+    Ok(shared)
+}
+
+/// Whether one of these runs says something of the key.
+fn is_replaced(tables: &Tables, newer: &[Arc<Run>], key: &StoreKey) -> Result<bool> {
+    let hash = hash(key.bytes());
+    for run in newer {
+        if run.find(tables, key.bytes(), hash)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Brings what the journal has behind the last checkpoint into the memtable, and into runs when that is much. Says how many
+/// commits that were.
+fn replay(recovered: &Recovered, flusher: &mut Flusher, room: &DiskSpace, now: &Now) -> Result<u64> {
+    let step =
+        || if matches!(room.look(REPLAYED_AT_ONCE), SpaceStatus::Enough) { REPLAYED_AT_ONCE } else { REPLAYED_IF_LOW };
+    let (mut replayed, mut bytes, mut most) = (0, 0, step());
+    recovered.replay(&mut |number, frame| {
+        let Frame::Changes(changes) = frame else { return Ok(()) };
+        replayed += 1;
+        bytes += changes.iter().map(weight).sum::<u64>();
+        let entries = changes.into_iter().map(|change| {
+            let entry = Entry { number, ticket: 0, content: change.content };
+            (change.key, entry)
+        });
+        flusher.shared.memtable.put_all(entries, || ());
+        if bytes >= most {
+            // Not listed: an open that dies here, again and again, must not add its runs each time.
+            flush(flusher, room, number, now, Flusher::write_unlisted)?;
+            (bytes, most) = (0, step());
+        }
+        Ok(())
+    })?;
+    Ok(replayed)
+}
+
+/// Brings what was replayed into a run, if there is room for it.
+fn flush(
+    flusher: &mut Flusher,
+    room: &DiskSpace,
+    frame: u64,
+    now: &Now,
+    write: fn(&mut Flusher, Prepared, &Now) -> Result<()>,
+) -> Result<()> {
+    let prepared = flusher.prepare(frame, now)?;
+    // What sled read of values in files of their own is to be durable before the journal gives anything up.
+    flusher.shared.tables.blobs.sync()?;
+    match room.claim(prepared.bytes()) {
+        SpaceStatus::Short(full) => Err(full),
+        SpaceStatus::Enough | SpaceStatus::Low(_) => write(flusher, prepared, now),
+    }
+}
+
+/// About what a change takes in memory.
+fn weight(change: &Change) -> u64 {
+    let content = match &change.content {
+        None => 0,
+        Some(Content::Row(value)) => value.len(),
+        Some(Content::Record(stored)) => stored.outcome.as_ref().map_or(0, |outcome| outcome.len()) + RECORD_WEIGHT,
     };
-    let is = is.unwrap_or_default();
-    if is == was { Ok(()) } else { Err(corrupt(format!("the record store in {} {}", dir.display(), is.differs(&was)))) }
+    (change.key.bytes().len() + content) as u64
 }
 
 /// A fresh segment behind everything found, with the opening frame durable in it. Also the number of the last group.
@@ -374,13 +417,13 @@ fn start_journal(
     let spare = pool.prepare(segment_for(4 * MARK_GROUP), u64::MAX)?;
     let mut writer = Writer::start(store_id, Arc::clone(&pool), chain, tail, spare, first)?;
     let group = chain.group + 1;
-    write_mark(&mut writer, group, first, Frame::Opening, clock)?;
+    write_mark(&mut writer, group, first, &Frame::Opening, clock)?;
     writer.seal()?;
     Ok((writer, pool, group))
 }
 
-fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: Frame, clock: &StoreClock) -> Result<()> {
-    let batch = Batch { group, first_frame: number, payload: frame::encode(&frame)?, frames: vec![frame] };
+fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: &Frame, clock: &StoreClock) -> Result<()> {
+    let batch = Batch { group, first_frame: number, payload: frame::encode(frame)?, frames: vec![false] };
     writer.write(&batch, Target::Current, clock.anchor()).map(|_| ())
 }
 

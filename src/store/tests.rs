@@ -3,10 +3,10 @@
 mod commits;
 mod compaction;
 mod contents;
-mod counting;
 mod damage;
 mod failures;
 mod kill;
+mod merging;
 mod open;
 mod rotation;
 mod under_way;
@@ -22,7 +22,6 @@ use super::format::block;
 use super::format::record::tests::sample;
 use super::format::segment::{Found, GroupHeader, SECTOR, SegmentHeader, sized};
 use super::*;
-use crate::store::sled::tables::Name;
 use crate::types::clock::{ManualClock, NEVER};
 use crate::types::options::EngineOptions;
 use crate::types::record::{Status, THIS_FRAME};
@@ -102,34 +101,33 @@ fn outcome(store: &Store, key: &StoreKey) -> Option<Vec<u8>> {
     stored(store, key).map(|stored| stored.outcome.map(|outcome| outcome.to_vec()).unwrap_or_default())
 }
 
-fn count(store: &Store, name: Name<'_>) -> usize {
-    store.inner.tables.range(name, &[], None, usize::MAX).unwrap().len()
+/// As a segment's end does: asks for a flush, and does not wait for it.
+fn ask_for_flush(store: &Store) {
+    let group = store.inner.commit_queue.newest();
+    store.inner.send(apply::Message::Flush { group }).unwrap();
 }
 
-/// The keys that the blocks of what expires name, once all are written.
-fn named(store: &Store) -> Vec<String> {
-    store.inner.list_expiries().unwrap();
-    named_now(store)
+/// The entries of all runs, removed keys included.
+fn entries(store: &Store) -> u64 {
+    store.inner.shared.runs.now().iter().map(|run| run.info.entries).sum()
 }
 
-fn named_now(store: &Store) -> Vec<String> {
-    let blocks = store.inner.tables.range(Name::Expiry, &[], None, usize::MAX).unwrap();
-    let keys = blocks.iter().flat_map(|(key, bytes)| block::decode(key, bytes).unwrap());
-    let mut keys: Vec<_> = keys.map(|raw| String::from_utf8_lossy(&raw[2..]).into_owned()).collect();
-    keys.sort();
-    keys
-}
-
-/// Loses all that leads to what expires.
-fn lose_blocks(store: &Store) {
-    store.inner.list_expiries().unwrap();
-    for (key, _) in store.inner.tables.range(Name::Expiry, &[], None, usize::MAX).unwrap() {
-        store.inner.tables.remove(Name::Expiry, &key).unwrap();
+/// Waits until sled has blocks of the listed runs only.
+fn wait_for_deletions(store: &Store) {
+    while stored_runs(store) > store.inner.shared.runs.now().len() {
+        std::thread::yield_now();
     }
+}
+
+/// The runs that sled has blocks of, listed or not.
+fn stored_runs(store: &Store) -> usize {
+    store.inner.shared.tables.run_ids().unwrap().len()
 }
 
 /// Makes a store checkpoint and waits until it is durable.
 fn checkpoint(store: &Store) {
+    // The last group's message may still be on its way to the apply thread.
+    store.drain().unwrap();
     let (reply, done) = crossbeam_channel::bounded(1);
     store.inner.apply.messages.send(apply::Message::Checkpoint { reply }).unwrap();
     done.recv().unwrap();
@@ -142,25 +140,17 @@ fn crash(store: Store) {
     drop(store);
 }
 
-/// What sled does when it cannot read a part of its log: the entry is gone, and nobody is told.
-fn lose(store: &Store, name: Name<'_>, key: &[u8]) {
-    let tables = &store.inner.tables;
-    let digest = tables.digest();
-    assert!(tables.get(name, key).unwrap().is_some());
-    tables.remove(name, key).unwrap();
-    tables.set_digest(digest);
+/// What sled does when it cannot read a part of its log: a block is gone, and nobody is told.
+fn lose(store: &Store, run: u64, number: u32) {
+    let tables = &store.inner.shared.tables;
+    let key = block::key(run, number);
+    assert!(tables.block(&key).unwrap().is_some());
+    tables.remove(&key).unwrap();
 }
 
-/// What the disk has while the store is open, and sled has written all it has.
+/// What the disk has while the store is open: of what was committed since the last flush, sled has nothing.
 fn copy(store: &Store) -> TempDir {
-    store.drain().unwrap();
-    store.inner.tables.flush().unwrap();
-    copy_unflushed(store)
-}
-
-/// What the disk has: of little that was committed since the last checkpoint, sled has written nothing.
-fn copy_unflushed(store: &Store) -> TempDir {
-    store.drain().unwrap();
+    store.sync().unwrap();
     let to = temp();
     copy_tree(&store.path().join("store"), &to.path().join("store"));
     to

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::apply::{self, Applier, Deletion, Inbox, Message};
+use super::apply::{self, Applier, Inbox, Message};
 use super::format::frame::Frame;
 use super::journal::{Writer, segment_for, usable};
 use super::{Inner, checkpoint, files};
@@ -14,9 +14,6 @@ use crate::store::sled::disk_space::Wakeups;
 use crate::sync::group_commit::{Batch, Target, Verdict, Work};
 use crate::sync::worker::Worker;
 use crate::types::error::{Error, ErrorKind, Result};
-
-/// Groups that may wait for the apply thread; the limit that counts is in bytes.
-const APPLY_QUEUE: usize = 1024;
 
 /// The threads, and the lock on the directory, which each of them shares: one that hangs in the operating system keeps it.
 #[derive(Debug)]
@@ -32,18 +29,17 @@ pub(crate) struct Running {
 #[derive(Debug)]
 pub(crate) struct Apply {
     pub(crate) messages: Sender<Message>,
-    pub(crate) deletions: Sender<Deletion>,
     /// Disconnected when it has ended. What it left in its queue is not dropped then: a reply to that never comes.
     pub(crate) ended: Receiver<Infallible>,
 }
 
 /// Both ends: the callers' and the thread's.
 pub(crate) fn apply_channel(wakeups: Wakeups) -> (Apply, (Inbox, Sender<Infallible>)) {
-    let (messages, received) = crossbeam_channel::bounded(APPLY_QUEUE);
-    let (deletions, to_delete) = crossbeam_channel::bounded(1);
+    // Not bounded, so that the writer never waits for a flush: what may be committed meanwhile is bounded in bytes.
+    let (messages, received) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
-    let inbox = Inbox { messages: received, deletions: to_delete, wakeups };
-    (Apply { messages, deletions, ended }, (inbox, alive))
+    let inbox = Inbox { messages: received, wakeups };
+    (Apply { messages, ended }, (inbox, alive))
 }
 
 pub(crate) fn start(
@@ -76,10 +72,9 @@ pub(crate) fn start(
         let (a, b) = (Arc::clone(&inner), Arc::clone(&inner));
         let callbacks = checkpoint::Callbacks {
             path: inner.path.clone(),
-            tables: Arc::clone(&inner.tables),
             pool: Arc::clone(&inner.pool),
             count: Arc::clone(&inner.checkpoints),
-            record: Box::new(move |frame| a.mark(Frame::Checkpointed(frame))),
+            record: Box::new(move |frame| a.mark(&Frame::Checkpointed(frame))),
             done: Box::new(move |applied| b.commit_queue.checkpointed(applied)),
         };
         checkpoint::run(&jobs, &callbacks)
@@ -94,6 +89,10 @@ pub(crate) fn start(
 fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> apply::Callbacks {
     let shared = || Arc::clone(inner);
     apply::Callbacks {
+        now: Box::new({
+            let inner = shared();
+            move || inner.now()
+        }),
         applied: Box::new({
             let inner = shared();
             move |group, bytes| inner.commit_queue.applied(group, bytes)
@@ -103,19 +102,10 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
             move || inner.commit_queue.applied_bytes()
         }),
         checkpoints,
-        forgotten: Box::new({
-            let inner = shared();
-            move |gone| {
-                inner.commit_queue.exclusive(|| {
-                    gone.retain(|(key, _)| !inner.overlay.contains(key));
-                    inner.changed(gone.iter().map(|(key, _)| key));
-                });
-            }
-        }),
         closed: Box::new({
             let inner = shared();
             move || {
-                let said = inner.mark(Frame::Closing);
+                let said = inner.mark(&Frame::Closing);
                 inner.commit_queue.end();
                 said
             }
@@ -123,6 +113,14 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
         short: Box::new({
             let inner = shared();
             move |bytes| inner.short(bytes)
+        }),
+        look: Box::new({
+            let inner = shared();
+            move |bytes| inner.disk_space.look(bytes)
+        }),
+        claim: Box::new({
+            let inner = shared();
+            move |bytes| inner.disk_space.claim(bytes)
         }),
         left_behind: Box::new({
             let inner = shared();
@@ -179,12 +177,12 @@ impl Running {
             return Err(error);
         }
         workers.iter_mut().for_each(Worker::join);
-        let closed = inner.tables.close();
+        let closed = inner.shared.tables.close();
         if closed.is_ok() {
             inner.disk_space.give_back();
         }
         // What is still there must not be answered when it may be another process's.
-        inner.overlay.clear();
+        inner.shared.memtable.clear();
         drop(lock);
         let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
         // What failed meanwhile is what this call waited for.
@@ -226,7 +224,7 @@ fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
                 inner.commit_queue.publish(batch.group);
                 // The apply thread is gone while the store closes, and then what comes now changes nothing; or it failed, and
                 // has said so.
-                let _ = inner.apply.messages.send(message(batch, entered));
+                let _ = inner.apply.messages.send(message(&batch, entered));
                 if entered {
                     writer.seal()?;
                 }
@@ -235,7 +233,7 @@ fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
                 if let Some(batch) = inner.commit_queue.take_empty() {
                     writer.write(&batch, Target::Current, inner.clock.anchor())?;
                     inner.commit_queue.publish(batch.group);
-                    let _ = inner.apply.messages.send(message(batch, false));
+                    let _ = inner.apply.messages.send(message(&batch, false));
                 }
             }
             Work::Draining => {
@@ -246,15 +244,19 @@ fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
     }
 }
 
-pub(crate) fn message(batch: Batch<Frame>, checkpoint: bool) -> Message {
-    let Batch { group, first_frame, payload, frames } = batch;
-    Message::Group { group, first_frame, frames, bytes: payload.len() as u64, checkpoint }
+pub(crate) fn message(batch: &Batch<bool>, checkpoint: bool) -> Message {
+    let frame = batch.first_frame.saturating_add(batch.frames.len() as u64).saturating_sub(1);
+    let changes = batch.frames.contains(&true);
+    Message::Group { group: batch.group, frame, bytes: batch.payload.len() as u64, changes, checkpoint }
 }
 
 /// Keeps a spare segment ready.
 fn prepare(inner: &Inner) {
     while let Some(need) = inner.commit_queue.wait_wanted() {
-        let spare = inner.pool.prepare(segment_for(need), inner.disk_space.spare());
+        let need = segment_for(need);
+        let room = inner.disk_space.set_apart(inner.pool.wanted(need));
+        let spare = inner.pool.prepare(need, room.bytes);
+        drop(room);
         let offer = spare.map(|spare| (usable(spare.size), spare));
         if let Some(unused) = inner.commit_queue.provide_segment(offer) {
             inner.pool.give_back(unused);

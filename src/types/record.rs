@@ -188,7 +188,7 @@ impl StoredRecord {
 
     /// Returns the status. A record in progress whose owner is dead is interrupted.
     pub(crate) fn status(&self, now: &Now) -> Status {
-        if self.state == Status::InProgress && self.token < now.first { Status::Interrupted } else { self.state }
+        self.lifetime().status(now)
     }
 
     /// Shifts the times of a record that is committed `millis` after it was decided. With `keeps_expiry`, the expiry
@@ -211,6 +211,41 @@ impl StoredRecord {
     }
 
     /// Returns the store time from which the record is absent. A record with a live owner never expires.
+    pub(crate) fn expires_at(&self, now: &Now) -> u64 {
+        self.lifetime().expires_at(now)
+    }
+
+    pub(crate) fn lifetime(&self) -> Lifetime {
+        Lifetime {
+            state: self.state,
+            token: self.token,
+            updated: self.updated,
+            expires: self.expires,
+            interrupted_ttl: self.interrupted_ttl,
+        }
+    }
+}
+
+/// What decides how long a record is there: fields of its [`StoredRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    pub(crate) state: Status,
+    pub(crate) token: u64,
+    pub(crate) updated: u64,
+    pub(crate) expires: u64,
+    pub(crate) interrupted_ttl: u64,
+}
+
+impl Lifetime {
+    /// A record in progress whose owner is dead is interrupted.
+    pub(crate) fn status(&self, now: &Now) -> Status {
+        if self.state == Status::InProgress && self.token < now.first { Status::Interrupted } else { self.state }
+    }
+
+    pub(crate) fn is_unfinished(&self) -> bool {
+        !matches!(self.state, Status::Succeeded | Status::Failed)
+    }
+
     pub(crate) fn expires_at(&self, now: &Now) -> u64 {
         if self.state != Status::InProgress {
             self.expires

@@ -16,7 +16,7 @@ const MODELLED: &[&str] = &[
     "sync/group_commit",
     "sync/worker",
     "sync/key_locks",
-    "store/overlay",
+    "store/memtable",
     "store/versions",
     "store/read_sets",
 ];

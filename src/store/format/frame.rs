@@ -38,14 +38,6 @@ impl StoreKey {
         Self(bytes.into())
     }
 
-    /// From the key of the `records` tree.
-    pub(crate) fn from_record_tree(bytes: &[u8]) -> Self {
-        let mut all = Vec::with_capacity(1 + bytes.len());
-        all.push(RECORD);
-        all.extend_from_slice(bytes);
-        Self(all.into())
-    }
-
     /// From what [`bytes`](Self::bytes) gave.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         Self(bytes.into())
@@ -76,11 +68,6 @@ impl StoreKey {
 
     pub(crate) fn is_record(&self) -> bool {
         self.0.first() == Some(&RECORD)
-    }
-
-    /// The key in the `records` tree.
-    pub(crate) fn in_record_tree(&self) -> &[u8] {
-        self.0.get(1..).unwrap_or_default()
     }
 
     /// What lies behind every key of the same tag that begins with this one; `None` if nothing does.
@@ -343,7 +330,7 @@ mod tests {
         let key = StoreKey::record("pay", b"a\0b");
         assert_eq!(key.split(), Some(("pay", b"a\0b".as_slice())));
         assert!(StoreKey::record("pay", &[255]) < StoreKey::record("pay.x", b"a"));
-        assert_eq!(StoreKey::from_record_tree(key.in_record_tree()), key);
+        assert_eq!(StoreKey::from_bytes(key.bytes()), key);
         let end = StoreKey::record("pay", b"").behind_prefix().unwrap();
         assert!(StoreKey::record("pay", &[255; 9]) < end && end < StoreKey::record("pay.", b"a"));
     }

@@ -10,7 +10,7 @@ use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
-use crate::types::record::{Interruption, Status, StoredRecord, THIS_FRAME};
+use crate::types::record::{Interruption, Lifetime, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
 /// The fixed part, which needs no decoder.
@@ -44,18 +44,22 @@ struct RestV1<'a> {
 /// The largest rest that is read: context, recovery point and checkpoint are far below.
 const MAX_REST: u64 = 32 << 20;
 
-/// Behind what is there.
-pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
-    let outcome = stored.outcome.as_deref().unwrap_or_default();
-    out.reserve(HEAD + USUAL_REST + outcome.len());
-    let start = out.len();
-    out.push(match stored.state {
+pub(crate) fn state_code(state: Status) -> u8 {
+    match state {
         Status::InProgress => 1,
         Status::Succeeded => 2,
         Status::Failed => 3,
         Status::Released => 4,
         Status::Interrupted => 5,
-    });
+    }
+}
+
+/// Behind what is there.
+pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
+    let outcome = stored.outcome.as_deref().unwrap_or_default();
+    out.reserve(HEAD + USUAL_REST + outcome.len());
+    let start = out.len();
+    out.push(state_code(stored.state));
     let by_key = if stored.by_key { BY_KEY } else { 0 };
     let resumes = if stored.policy == OnInterrupted::Resume { RESUMES } else { 0 };
     let bound = if stored.bound { BOUND } else { 0 };
@@ -101,10 +105,17 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     pub(crate) state: Status,
-    pub(crate) revision: u64,
+    pub(crate) token: u64,
+    pub(crate) updated: u64,
     pub(crate) expires: u64,
     pub(crate) outcome_len: u32,
     pub(crate) rest_len: usize,
+}
+
+impl Head {
+    pub(crate) fn is_unfinished(&self) -> bool {
+        !matches!(self.state, Status::Succeeded | Status::Failed)
+    }
 }
 
 pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
@@ -113,10 +124,19 @@ pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
     fields.take(11)?;
     let outcome_len = fields.u32()?;
     let rest_len = fields.len()?;
-    fields.take(8)?;
-    let revision = fields.u64()?;
-    fields.take(32)?;
-    Some(Head { state, revision, expires: fields.u64()?, outcome_len, rest_len })
+    fields.take(16)?;
+    let token = fields.u64()?;
+    fields.take(16)?;
+    Some(Head { state, token, updated: fields.u64()?, expires: fields.u64()?, outcome_len, rest_len })
+}
+
+/// What decides how long a record is there.
+pub(crate) fn decode_lifetime(bytes: &[u8]) -> Option<Lifetime> {
+    let Head { state, token, updated, expires, .. } = decode_head(bytes)?;
+    let mut rest = Fields(bytes.get(HEAD..)?);
+    // Behind the other three of `RestV1`.
+    rest.take(24)?;
+    Some(Lifetime { state, token, updated, expires, interrupted_ttl: rest.u64()? })
 }
 
 /// `bytes` may end behind the rest: then the stored record has no outcome, only its length. `number` is the frame that carries it.
@@ -177,7 +197,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
     }))
 }
 
-fn state(byte: u8) -> Option<Status> {
+pub(crate) fn state(byte: u8) -> Option<Status> {
     Some(match byte {
         1 => Status::InProgress,
         2 => Status::Succeeded,
@@ -286,6 +306,13 @@ pub(crate) mod tests {
             }
         }
         let head = decode_head(&bytes).unwrap();
-        assert_eq!((head.state, head.revision, head.expires), (Status::Succeeded, 0, u64::MAX));
+        assert_eq!((head.state, head.token, head.expires), (Status::Succeeded, numbered.token, u64::MAX));
+        let unfinished =
+            StoredRecord { state: Status::Released, outcome: None, outcome_len: 0, interrupted_ttl: 77, ..sample() };
+        for stored in [numbered, unfinished] {
+            let mut bytes = Vec::new();
+            encode(&stored, &mut bytes).unwrap();
+            assert_eq!(decode_lifetime(&bytes), Some(stored.lifetime()));
+        }
     }
 }

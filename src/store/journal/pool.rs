@@ -83,10 +83,15 @@ impl Pool {
         Self { dir, min_size: first_size, max_size: first_size.saturating_mul(MAX_GROWTH), state: Mutex::new(state) }
     }
 
+    /// How large a file is made now where so many bytes are needed, if there is room for it.
+    pub(crate) fn wanted(&self, need: u64) -> u64 {
+        self.state.lock().next_size.max(need.next_multiple_of(SECTOR as u64)).max(self.min_size)
+    }
+
     /// A file in which so many bytes fit: a free one, or a new one of at most `room` bytes.
     pub(crate) fn prepare(&self, need: u64, room: u64) -> Result<Spare> {
         let least = need.next_multiple_of(SECTOR as u64).max(self.min_size);
-        let wanted = self.state.lock().next_size.max(least);
+        let wanted = self.wanted(need);
         if let Some(spare) = self.take_free(wanted) {
             return Ok(spare);
         }

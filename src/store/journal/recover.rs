@@ -29,8 +29,6 @@ pub(crate) struct Recovered {
     pub(crate) store_id: [u8; 16],
     /// sled has everything up to this frame, or should.
     pub(crate) checkpointed: u64,
-    /// The last frame that changes anything, of those that sled does not have or may not have.
-    pub(crate) last_change: u64,
     /// The highest frame number that anything names.
     pub(crate) last_frame: u64,
     pub(crate) anchor: Anchor,
@@ -202,7 +200,7 @@ fn survey(
             survey.add(header, file)?;
         }
     }
-    let Survey { mut segments, checkpointed, last_change } = survey;
+    let Survey { mut segments, checkpointed } = survey;
     let Some(checkpointed) = checkpointed else {
         return Err(corrupt(format!("the journal {} has lost its beginning", dir.display())));
     };
@@ -221,7 +219,6 @@ fn survey(
         unneeded,
         store_id,
         checkpointed,
-        last_change,
         last_frame,
         anchor: anchor.unwrap_or_default(),
         clean: closed && torn_bytes == 0,
@@ -236,7 +233,6 @@ struct Survey {
     /// The last first.
     segments: Vec<Surveyed>,
     checkpointed: Option<u64>,
-    last_change: u64,
 }
 
 impl Survey {
@@ -253,11 +249,9 @@ impl Survey {
             if self.checkpointed.is_some_and(|checkpointed| group.last_frame() <= checkpointed) {
                 break;
             }
-            for (number, frame) in group.frames(&mut reader, &header)?.into_iter().rev() {
-                match frame {
-                    Frame::Checkpointed(frame) => _ = self.checkpointed.get_or_insert(frame),
-                    Frame::Changes(_) => self.last_change = self.last_change.max(number),
-                    _ => {}
+            for (_, frame) in group.frames(&mut reader, &header)?.into_iter().rev() {
+                if let Frame::Checkpointed(frame) = frame {
+                    self.checkpointed.get_or_insert(frame);
                 }
             }
         }

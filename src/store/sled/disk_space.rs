@@ -9,7 +9,6 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
-#[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -24,9 +23,9 @@ const SLED_SEGMENT: u64 = 512 << 10;
 /// What sled may write at any moment without having been given anything: the buffers that it fills, 512 KiB each and a few
 /// at once, and its own snapshot of where its pages are.
 const FLOOR: u64 = 4 << 20;
-/// Bytes that sled writes for each byte it is given: a record rewrites the page that it is in, and leaves the old one behind
-/// for a while.
-const AMPLIFICATION: u64 = 8;
+/// Bytes that sled writes for each byte it is given: a block, the leaf that it is in when that is split, and what is moved to free a segment.
+/// It was seen to write less than twice as much.
+const AMPLIFICATION: u64 = 3;
 /// What opening needs besides, for the snapshot that sled writes then.
 const SNAPSHOT: u64 = 1 << 20;
 /// Blocks are claimed in pieces of this size: so much is taken at most by a claim that then finds the disk full, and it counts
@@ -44,6 +43,10 @@ pub(crate) struct DiskSpace {
     ahead: Mutex<Preallocation>,
     /// Tells the apply thread, if it waits, that there may be room.
     nudge: Sender<()>,
+    /// For how many bytes it waits.
+    waited_for: AtomicU64,
+    /// Bytes that are not for sled.
+    set_apart: AtomicU64,
     #[cfg(test)]
     pub(crate) pretended: AtomicU64,
 }
@@ -73,6 +76,8 @@ impl DiskSpace {
                 ..Preallocation::default()
             }),
             nudge,
+            waited_for: AtomicU64::new(0),
+            set_apart: AtomicU64::new(0),
             #[cfg(test)]
             pretended: AtomicU64::new(u64::MAX),
         };
@@ -103,7 +108,12 @@ impl DiskSpace {
             return self.look(bytes);
         }
         let needed = needed(bytes);
-        let claimed = self.ahead.lock().claim(needed, self.free());
+        // A large claim leaves some of it to others, and to the next open.
+        let left = (needed - FLOOR).min(RESERVED / 2);
+        let mut ahead = self.ahead.lock();
+        let left = left.saturating_add(self.set_apart.load(Ordering::Relaxed));
+        let claimed = ahead.claim(needed, self.free().saturating_sub(left));
+        drop(ahead);
         let free = self.free();
         match claimed {
             Claimed::Unsupported => self.judge(free, needed),
@@ -144,9 +154,23 @@ impl DiskSpace {
         if free < needed { Err(self.full(free, needed)) } else { Ok(()) }
     }
 
-    /// Bytes that may be used for something else, such as a segment of the journal.
-    pub(crate) fn spare(&self) -> u64 {
-        self.free().saturating_sub(FLOOR + RESERVED)
+    /// Sets bytes apart for something else, such as a segment of the journal, so that a claim does not count on them meanwhile. One
+    /// at a time.
+    pub(crate) fn set_apart(&self, most: u64) -> SetApart<'_> {
+        // Between two claims: each sees what the other takes.
+        let _claims = self.ahead.lock();
+        let bytes = self.free().saturating_sub(FLOOR + RESERVED).min(most);
+        self.set_apart.store(bytes, Ordering::Relaxed);
+        SetApart { space: self, bytes }
+    }
+
+    /// The apply thread waits for room for so many bytes; 0 if it does not.
+    pub(crate) fn wait_for(&self, bytes: u64) {
+        self.waited_for.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn waited_for(&self) -> u64 {
+        self.waited_for.load(Ordering::Relaxed)
     }
 
     /// The apply thread, if it waits for room, looks again.
@@ -159,6 +183,20 @@ impl DiskSpace {
         let dir = self.dir.display();
         let message = format!("the disk of {dir} has {free} bytes free and the record store needs {needed}");
         Error::new(ErrorKind::Full, message)
+    }
+}
+
+/// Bytes that are for something else than sled, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct SetApart<'a> {
+    space: &'a DiskSpace,
+    pub(crate) bytes: u64,
+}
+
+impl Drop for SetApart<'_> {
+    fn drop(&mut self) {
+        self.space.set_apart.store(0, Ordering::Relaxed);
+        self.space.wake();
     }
 }
 

@@ -4,7 +4,6 @@
 //! process is killed while it opens, and it panics here and there. So: no flush without a real sync, no transactions, torn
 //! snapshots removed before opening, and every call guarded.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -16,12 +15,9 @@ use std::time::Duration;
 use ::sled::{Db, IVec, Tree};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use crate::store::digest::Digest;
-pub(crate) use crate::store::digest::Name;
 use crate::store::files;
-use crate::store::format::envelope::{self, Envelope};
-use crate::store::format::frame::StoreKey;
-use crate::store::format::{Fields, behind, corrupt};
+use crate::store::format::list::{self, RunList};
+use crate::store::format::{block, corrupt};
 use crate::store::sled::blobs::Blobs;
 use crate::store::sled::open_on_copy;
 use crate::store::sled::snapshots;
@@ -29,21 +25,12 @@ use crate::store::sled::write_barrier::{Share, WriteBarrier};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
-const STAMP: &[u8] = b"stamp";
-const SWEEP: &[u8] = b"sweep";
-const TABLE_PREFIX: &str = "table/";
-
-/// Entries read at once when they are counted.
-const COUNT_BATCH: usize = 512;
-
-/// Up to which frame sled has everything, whose it is, and what it holds then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp {
-    pub(crate) store_id: [u8; 16],
-    pub(crate) frame: u64,
-    /// `None` if nobody has counted.
-    pub(crate) digest: Option<Digest>,
-}
+/// Blocks written between two flushes, about 256 KiB: with much more under way, sled's threads were seen to wait for each other
+/// for ever, and what they have not written yet piles up in memory.
+const FLUSH_BLOCKS: usize = 64;
+/// Of this many blocks the keys are written first, with empty values: then sled splits its leaves while they are small, and writes a
+/// third of what it would write.
+const KEYS_FIRST: usize = 1 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Tables {
@@ -52,7 +39,6 @@ pub(crate) struct Tables {
     trees: RwLock<Option<Trees>>,
     pub(crate) barriers: WriteBarrier,
     pub(crate) blobs: Blobs,
-    ledger: Mutex<Ledger>,
     /// Whoever holds it keeps every flush waiting.
     #[cfg(test)]
     pub(crate) flush_gate: Mutex<()>,
@@ -61,28 +47,18 @@ pub(crate) struct Tables {
     pub(crate) writes_left: AtomicU64,
 }
 
-/// What is in sled by every change that was made.
-#[derive(Debug, Default)]
-struct Ledger {
-    /// `None` until something is known of it.
-    total: Option<Digest>,
-    /// What a scan has counted so far, and the place behind it: changes before that place are its business too.
-    scan: Option<(Vec<u8>, Digest)>,
-}
-
 #[derive(Debug)]
 struct Trees {
     db: Db,
     file: Arc<File>,
     meta: Tree,
-    records: Tree,
-    unfinished: Tree,
-    expiry: Tree,
-    chunks: Tree,
-    tables: Mutex<HashMap<String, Tree>>,
+    blocks: Tree,
     /// Given back after sled is gone: the order of these fields.
     _share: Share,
 }
+
+/// A block and its key.
+pub(crate) type Keyed = ([u8; 12], Vec<u8>);
 
 impl Tables {
     /// Opens what is there, or, if `create`, what is not.
@@ -109,23 +85,13 @@ impl Tables {
         let (blobs, flagged) = Blobs::open(dir, flagged && files::set_sync_flag(&file))?;
         let file = File::open(&file).map_err(|cause| Error::io("open", &file, &cause))?;
         let tree = |name: &str| guard(dir, || db.open_tree(name));
-        let trees = Trees {
-            meta: tree("meta")?,
-            records: tree("records")?,
-            unfinished: tree("unfinished")?,
-            expiry: tree("expiry")?,
-            chunks: tree("chunks")?,
-            tables: Mutex::new(open_tables(&db, dir)?),
-            file: Arc::new(file),
-            db,
-            _share: share,
-        };
+        let (meta, blocks) = (tree("meta")?, tree("blocks")?);
+        let trees = Trees { meta, blocks, file: Arc::new(file), db, _share: share };
         Ok(Self {
             dir: dir.to_owned(),
             blobs,
             trees: RwLock::new(Some(trees)),
             barriers: WriteBarrier::new(flagged),
-            ledger: Mutex::default(),
             #[cfg(test)]
             flush_gate: Mutex::new(()),
             #[cfg(test)]
@@ -133,226 +99,93 @@ impl Tables {
         })
     }
 
-    pub(crate) fn get(&self, name: Name<'_>, key: &[u8]) -> Result<Option<IVec>> {
-        self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.get(key)))
+    /// An error once closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.trees.read().is_some() { Ok(()) } else { Err(Error::closed()) }
     }
 
-    /// Replaces what is there if it is `old`; else says what it is.
-    pub(crate) fn swap(
-        &self,
-        name: Name<'_>,
-        key: &[u8],
-        old: Option<&[u8]>,
-        new: Option<&IVec>,
-    ) -> Result<std::result::Result<(), Option<IVec>>> {
-        let _turn = self.turn(key, new.map(AsRef::as_ref))?;
-        self.create_table(name, new.is_some())?;
-        let swapped =
-            self.with(name, |tree| tree.map_or(Ok(Ok(())), |tree| tree.compare_and_swap(key, old, new.cloned())))?;
-        if swapped.is_ok() {
-            self.note(name, key, old, new.map(AsRef::as_ref));
-            self.barriers.changed(old.map_or(0, <[u8]>::len));
+    pub(crate) fn block(&self, key: &[u8]) -> Result<Option<IVec>> {
+        self.with_trees(|trees| trees.blocks.get(key))
+    }
+
+    /// Writes blocks that nobody reads yet, and makes them durable.
+    pub(crate) fn write(&self, blocks: &[Keyed]) -> Result<()> {
+        for blocks in blocks.chunks(KEYS_FIRST) {
+            for (key, _) in blocks {
+                self.insert(key, &[])?;
+            }
+            for blocks in blocks.chunks(FLUSH_BLOCKS) {
+                for (key, bytes) in blocks {
+                    self.insert(key, bytes)?;
+                }
+                self.flush()?;
+            }
         }
-        Ok(swapped.map_err(|other| other.current))
-    }
-
-    /// Removes what is there if it is still this.
-    pub(crate) fn remove_same(&self, name: Name<'_>, key: &[u8], found: &[u8]) -> Result<bool> {
-        Ok(self.swap(name, key, Some(found), None)?.is_ok())
-    }
-
-    pub(crate) fn insert(&self, name: Name<'_>, key: &[u8], value: Vec<u8>) -> Result<()> {
-        let _turn = self.turn(key, Some(&value))?;
-        let value = IVec::from(value);
-        let old = self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.insert(key, value.clone())))?;
-        self.note(name, key, old.as_deref(), Some(&value));
-        self.barriers.changed(old.map_or(0, |old| old.len()));
         Ok(())
     }
 
-    pub(crate) fn remove(&self, name: Name<'_>, key: &[u8]) -> Result<()> {
-        let _turn = self.turn(key, None)?;
-        let old = self.with(name, |tree| tree.map_or(Ok(None), |tree| tree.remove(key)))?;
-        self.note(name, key, old.as_deref(), None);
+    pub(crate) fn insert(&self, key: &[u8], bytes: &[u8]) -> Result<()> {
+        let turn = self.turn(key.len() + bytes.len())?;
+        let old = self.with_trees(|trees| trees.blocks.insert(key, bytes))?;
         self.barriers.changed(old.map_or(0, |old| old.len()));
-        Ok(())
+        drop(turn);
+        self.changed()
     }
 
-    /// An entry was replaced, has come or has gone.
-    fn note(&self, name: Name<'_>, key: &[u8], old: Option<&[u8]>, new: Option<&[u8]>) {
-        let mut ledger = self.ledger.lock();
-        if let Some(total) = &mut ledger.total {
-            total.change(name, key, old, new);
+    pub(crate) fn remove(&self, key: &[u8]) -> Result<()> {
+        let turn = self.turn(key.len())?;
+        let old = self.with_trees(|trees| trees.blocks.remove(key))?;
+        self.barriers.changed(old.map_or(0, |old| old.len()));
+        drop(turn);
+        self.changed()
+    }
+
+    /// The numbers of all runs of which sled has a block.
+    pub(crate) fn run_ids(&self) -> Result<Vec<u64>> {
+        let mut ids: Vec<u64> = Vec::new();
+        let mut from = block::key(0, 0);
+        while let Some(key) = self.with_trees(|trees| trees.blocks.range(from..).keys().next().transpose())? {
+            let id = block::run_of(&key);
+            ids.push(id);
+            let Some(next) = id.checked_add(1) else { break };
+            from = block::key(next, 0);
         }
-        if let Some((end, counted)) = &mut ledger.scan {
-            if place(name, key).is_some_and(|place| place < *end) {
-                counted.change(name, key, old, new);
-            }
-        }
+        Ok(ids)
     }
 
-    /// Whoever holds it keeps sled's writer from ending its next change.
-    #[cfg(test)]
-    pub(crate) fn hold_ledger(&self) -> impl Drop + '_ {
-        self.ledger.lock()
+    /// The first blocks of a run that sled has, up to this many.
+    pub(crate) fn blocks_of(&self, run: u64, limit: usize) -> Result<Vec<IVec>> {
+        let (from, end) = (block::key(run, 0), block::key(run.saturating_add(1), 0));
+        self.with_trees(|trees| trees.blocks.range(from..end).keys().take(limit).collect())
     }
 
-    /// What sled should hold.
-    pub(crate) fn digest(&self) -> Option<Digest> {
-        self.ledger.lock().total
+    pub(crate) fn list(&self) -> Result<Option<RunList>> {
+        let bytes = self.with_trees(|trees| trees.meta.get(list::KEY))?;
+        bytes.map(|bytes| RunList::decode(&bytes)).transpose()
     }
 
-    /// What sled holds from here on is this, and what every change makes of it.
-    pub(crate) fn set_digest(&self, digest: Option<Digest>) {
-        self.ledger.lock().total = digest;
-    }
-
-    /// What sled holds, by reading it; `None` if that is more than so many entries.
-    pub(crate) fn count(&self, limit: usize) -> Result<Option<Digest>> {
-        let tables = self.table_names()?;
-        let tables = tables.iter().map(|table| Name::Table(table));
-        self.count_in([Name::Unfinished, Name::Records].into_iter().chain(tables), limit)
-    }
-
-    /// As [`count`](Self::count), of these trees only.
-    pub(crate) fn count_in<'a>(
-        &self,
-        names: impl IntoIterator<Item = Name<'a>>,
-        limit: usize,
-    ) -> Result<Option<Digest>> {
-        let (mut counted, mut left) = (Digest::default(), limit);
-        for name in names {
-            let mut from = Vec::new();
-            loop {
-                let batch = self.range(name, &from, None, COUNT_BATCH)?;
-                let Some((last, _)) = batch.last() else { break };
-                let Some(fewer) = left.checked_sub(batch.len()) else { return Ok(None) };
-                left = fewer;
-                from = behind(last);
-                for (key, value) in &batch {
-                    counted.change(name, key, None, Some(value));
-                }
-            }
-        }
-        Ok(Some(counted))
-    }
-
-    /// Of all tables that somebody has written, in order.
-    pub(crate) fn table_names(&self) -> Result<Vec<String>> {
-        self.with_trees(|trees| {
-            let mut names: Vec<String> = trees.tables.lock().keys().cloned().collect();
-            names.sort();
-            Ok(names)
-        })
-    }
-
-    /// Begins a scan that goes on beside changes.
-    pub(crate) fn begin_scan(&self) {
-        self.ledger.lock().scan = Some(Default::default());
-    }
-
-    /// The scan has read this entry; all before it in its tree, and all trees before, it has read too.
-    pub(crate) fn scanned(&self, name: Name<'_>, key: &[u8], value: &[u8]) {
-        if let Some((end, counted)) = &mut self.ledger.lock().scan {
-            counted.change(name, key, None, Some(value));
-            if let Some(mut place) = place(name, key) {
-                place.push(0);
-                *end = place;
-            }
-        }
-    }
-
-    /// The scan has read all of a tree: what comes into it from now on is the changes' business.
-    pub(crate) fn scanned_all(&self, name: Name<'_>) {
-        if let Some((end, _)) = &mut self.ledger.lock().scan {
-            if let Some(mut place) = place(name, &[]) {
-                if let Some(last) = place.last_mut() {
-                    *last = last.saturating_add(1);
-                }
-                *end = place;
-            }
-        }
-    }
-
-    /// The scan has read every table there is: those that come now are the changes' business too.
-    pub(crate) fn scanned_all_tables(&self) {
-        if let Some((end, _)) = &mut self.ledger.lock().scan {
-            *end = vec![u8::MAX];
-        }
-    }
-
-    /// The scan has read everything: what it has counted.
-    pub(crate) fn end_scan(&self) -> Option<Digest> {
-        self.ledger.lock().scan.take().map(|(_, counted)| counted)
+    /// Replaces the list, durably. What it lists must be durable before.
+    pub(crate) fn set_list(&self, list: &RunList) -> Result<()> {
+        let bytes = list.encode()?;
+        let turn = self.turn(bytes.len())?;
+        let old = self.with_trees(|trees| trees.meta.insert(list::KEY, bytes))?;
+        self.barriers.changed(old.map_or(0, |old| old.len()));
+        drop(turn);
+        self.flush()
     }
 
     /// To be held by whoever changes something, until it is done.
     #[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "for tests"))]
-    fn turn(&self, key: &[u8], value: Option<&[u8]>) -> Result<Option<MutexGuard<'_, ()>>> {
+    fn turn(&self, bytes: usize) -> Result<Option<MutexGuard<'_, ()>>> {
         #[cfg(test)]
         if self.writes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
             return Err(Error::new(ErrorKind::Io, "this write was to fail"));
         }
-        Ok(self.barriers.change(key.len() + value.map_or(0, <[u8]>::len)))
-    }
-
-    /// The first entries at or behind `from`, and before `end`.
-    pub(crate) fn range(
-        &self,
-        name: Name<'_>,
-        from: &[u8],
-        end: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<(IVec, IVec)>> {
-        self.with(name, |tree| {
-            let Some(tree) = tree else { return Ok(Vec::new()) };
-            match end {
-                Some(end) if end <= from => Ok(Vec::new()),
-                Some(end) => tree.range(from..end).take(limit).collect(),
-                None => tree.range(from..).take(limit).collect(),
-            }
-        })
-    }
-
-    pub(crate) fn stamp(&self) -> Result<Option<Stamp>> {
-        let Some(bytes) = self.with_trees(|trees| trees.meta.get(STAMP))? else { return Ok(None) };
-        let Envelope::Inline(content) = envelope::decode(STAMP, &bytes)? else { return Ok(None) };
-        let mut fields = Fields(content);
-        let mut stamp = || -> Option<Stamp> {
-            let (store_id, frame, known) = (fields.array()?, fields.u64()?, fields.u8()?);
-            let digest = if known == 1 { Some(Digest::decode(&mut fields)?) } else { None };
-            fields.0.is_empty().then_some(Stamp { store_id, frame, digest })
-        };
-        stamp().map(Some).ok_or_else(|| corrupt(format!("the stamp in {} is malformed", self.dir.display())))
-    }
-
-    pub(crate) fn set_stamp(&self, stamp: Stamp) -> Result<()> {
-        let digest = stamp.digest.map(|digest| digest.encode());
-        let known = [u8::from(digest.is_some())];
-        let digest = digest.as_ref().map_or(&[] as &[u8], |bytes| bytes);
-        let content = [stamp.store_id.as_slice(), &stamp.frame.to_le_bytes(), &known, digest].concat();
-        let bytes = envelope::encode(STAMP, &Envelope::Inline(&content))?;
-        let _turn = self.turn(STAMP, Some(&bytes))?;
-        self.with_trees(|trees| trees.meta.insert(STAMP, bytes)).map(|_| ())
-    }
-
-    /// Whether a crash may have left pieces that nobody names, and not all were looked at since.
-    pub(crate) fn sweep(&self) -> Result<bool> {
-        self.with_trees(|trees| trees.meta.contains_key(SWEEP))
-    }
-
-    pub(crate) fn set_sweep(&self, wanted: bool) -> Result<()> {
-        let _turn = self.turn(SWEEP, None)?;
-        if wanted {
-            let bytes = envelope::encode(SWEEP, &Envelope::Inline(&[]))?;
-            self.with_trees(|trees| trees.meta.insert(SWEEP, bytes)).map(|_| ())
-        } else {
-            self.with_trees(|trees| trees.meta.remove(SWEEP)).map(|_| ())
-        }
+        Ok(self.barriers.change(bytes))
     }
 
     /// To be called after each change: a flush is due now and then, and a barrier where the file system does not sync by itself.
-    pub(crate) fn changed(&self) -> Result<()> {
+    fn changed(&self) -> Result<()> {
         if self.barriers.is_due() {
             return self.flush();
         }
@@ -392,33 +225,15 @@ impl Tables {
         wait_until_unlocked(&file, &self.dir)
     }
 
-    fn create_table(&self, name: Name<'_>, wanted: bool) -> Result<()> {
-        let Name::Table(table) = name else { return Ok(()) };
-        if !wanted {
+    /// There must be no files that sled never syncs, before the journal gives anything up.
+    pub(crate) fn check_blobs(&self) -> Result<()> {
+        let blobs = self.blobs.unsynced()?;
+        if blobs == 0 {
             return Ok(());
         }
-        self.with_trees(|trees| {
-            let mut tables = trees.tables.lock();
-            if !tables.contains_key(table) {
-                let tree = trees.db.open_tree(format!("{TABLE_PREFIX}{table}"))?;
-                tables.insert(table.to_owned(), tree);
-            }
-            Ok(())
-        })
-    }
-
-    /// A table that nobody wrote yet has no tree.
-    fn with<R>(&self, name: Name<'_>, f: impl FnOnce(Option<&Tree>) -> ::sled::Result<R>) -> Result<R> {
-        self.with_trees(|trees| match name {
-            Name::Records => f(Some(&trees.records)),
-            Name::Unfinished => f(Some(&trees.unfinished)),
-            Name::Expiry => f(Some(&trees.expiry)),
-            Name::Chunks => f(Some(&trees.chunks)),
-            Name::Table(table) => {
-                let tree = trees.tables.lock().get(table).cloned();
-                f(tree.as_ref())
-            }
-        })
+        let dir = self.dir.display();
+        let message = format!("the record store {dir} has {blobs} values in files of their own, which nobody syncs");
+        Err(Error::new(ErrorKind::Corrupt, message))
     }
 
     fn with_trees<R>(&self, f: impl FnOnce(&Trees) -> ::sled::Result<R>) -> Result<R> {
@@ -448,27 +263,6 @@ fn convert(dir: &Path, cause: &::sled::Error) -> Error {
         ::sled::Error::Io(cause) => Error::io("access record store", dir, cause),
         cause => corrupt(format!("the record store {} is damaged: {cause}", dir.display())),
     }
-}
-
-/// In the order of a scan: records first, then tables by name. `None` where a scan counts nothing.
-fn place(name: Name<'_>, key: &[u8]) -> Option<Vec<u8>> {
-    let key = match name {
-        Name::Records => StoreKey::from_record_tree(key),
-        Name::Table(table) => StoreKey::row(table, key),
-        Name::Unfinished | Name::Expiry | Name::Chunks => return None,
-    };
-    Some(key.bytes().to_vec())
-}
-
-fn open_tables(db: &Db, dir: &Path) -> Result<HashMap<String, Tree>> {
-    let mut tables = HashMap::new();
-    for name in guard(dir, || Ok(db.tree_names()))? {
-        let name = String::from_utf8_lossy(&name).into_owned();
-        if let Some(table) = name.strip_prefix(TABLE_PREFIX) {
-            tables.insert(table.to_owned(), guard(dir, || db.open_tree(&name))?);
-        }
-    }
-    Ok(tables)
 }
 
 /// sled counts its pages as they are on disk; in memory they were seen to take about four thirds of that.

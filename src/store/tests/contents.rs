@@ -1,7 +1,6 @@
 //! Values of every length, and what belongs to them in sled.
 
 use super::*;
-use crate::store::expiries::Expiries;
 
 const SIZES: [usize; 7] = [0, 300, 4_000, 4 << 10, 100 << 10, 1 << 20, 16 << 20];
 
@@ -17,7 +16,7 @@ fn check_all(store: &Store) {
         let read = store.read(&row(size), Load::All).unwrap();
         assert!(matches!(read.content, Some(Content::Row(value)) if *value == bytes(size)), "{size}");
     }
-    assert_eq!(store.inner.tables.blobs.count().unwrap(), 0);
+    store.inner.shared.tables.check_blobs().unwrap();
 }
 
 fn round_trip(options: &EngineOptions) {
@@ -30,7 +29,7 @@ fn round_trip(options: &EngineOptions) {
     }
     check_all(&store);
     store.drain().unwrap();
-    assert_eq!(store.inner.overlay.len(), 0);
+    assert_eq!(store.inner.shared.memtable.len(), 0);
     check_all(&store);
     store.close().unwrap();
     let (store, _) = open_with(dir.path(), options);
@@ -51,9 +50,8 @@ fn round_trip(options: &EngineOptions) {
         store.commit(vec![change], &[], Priority::User).unwrap().unwrap();
     }
     store.drain().unwrap();
-    for name in [Name::Records, Name::Chunks, Name::Expiry, Name::Unfinished, Name::Table("stock")] {
-        assert_eq!(count(&store, name), 0, "{name:?}");
-    }
+    let report = store.verify().unwrap();
+    assert_eq!((report.records, report.tables, report.problems), (0, 0, Vec::new()));
 }
 
 #[test]
@@ -78,37 +76,30 @@ fn what_is_too_large_is_refused_before_anything_changes() {
 }
 
 #[test]
-fn what_belongs_to_a_record_goes_with_it() {
+fn the_unfinished_are_those_whose_newest_content_is() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    let counts = |store: &Store| {
+    let unfinished_now = |store: &Store| {
         store.drain().unwrap();
-        [Name::Chunks, Name::Unfinished].map(|name| count(store, name))
+        let end = StoreKey::first_record().behind_prefix();
+        store.keys(Index::Unfinished, &StoreKey::first_record(), end.as_ref(), 10).unwrap().0.len()
     };
     let k = key("k");
     put(&store, &k, StoredRecord { expires: 50_000, ..done(&bytes(10_000)) });
-    let pieces = counts(&store)[0];
-    assert!(pieces >= 3);
-    assert_eq!((counts(&store), named(&store).len()), ([pieces, 0], 1));
-    put(&store, &k, StoredRecord { expires: 60_000, ..done(&bytes(10_000)) });
-    assert_eq!((counts(&store), named(&store).len()), ([pieces, 0], 2));
+    assert_eq!(unfinished_now(&store), 0);
     put(&store, &k, StoredRecord { expires: 60_000, ..unfinished(Status::Released) });
-    assert_eq!(counts(&store), [0, 1]);
+    assert_eq!((unfinished_now(&store), store.next_due()), (1, 60_000));
     put(&store, &k, unfinished(Status::Interrupted));
-    assert_eq!(counts(&store), [0, 1]);
-    put(&store, &k, at_work());
-    checkpoint(&store);
-    assert_eq!(counts(&store), [0, 1]);
+    assert_eq!(unfinished_now(&store), 1);
     put(&store, &k, StoredRecord { checkpoint: Some(Value::from(bytes(9_000))), ..at_work() });
-    checkpoint(&store);
-    assert_eq!(counts(&store)[1], 1);
+    assert_eq!(unfinished_now(&store), 1);
     put(&store, &k, done(b"short"));
-    assert_eq!(counts(&store), [0, 0]);
-    put(&store, &k, done(&bytes(10_000)));
+    assert_eq!(unfinished_now(&store), 0);
+    put(&store, &k, at_work());
     remove(&store, &k);
-    assert_eq!(counts(&store), [0, 0]);
+    assert_eq!(unfinished_now(&store), 0);
     crash(store);
-    assert_eq!(counts(&open(dir.path()).0), [0, 0]);
+    assert_eq!(unfinished_now(&open(dir.path()).0), 0);
 }
 
 #[test]
@@ -137,24 +128,17 @@ fn keys_are_listed_in_order_from_both_sides() {
 }
 
 #[test]
-fn hints_that_are_made_anew_count_for_the_barriers() {
+fn nothing_is_absent_from_a_store_that_was_closed() {
     let dir = temp();
-    let options = options().sync_flag(false);
-    let (store, _) = open_with(dir.path(), &options);
-    let keys: Vec<_> = (0..200).map(|index| key(index.to_string())).collect();
-    for key in &keys {
-        put(&store, key, StoredRecord { expires: 1 << 50, ..done(b"x") });
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), unfinished(Status::Released));
+    store.close().unwrap();
+    let closed = |answer: Result<()>| assert_eq!(answer.unwrap_err().kind(), ErrorKind::Closed);
+    for name in ["k", "other"] {
+        closed(store.read(&key(name), Load::All).map(drop));
     }
-    store.drain().unwrap();
-    let tables = &store.inner.tables;
-    lose_blocks(&store);
-    tables.flush().unwrap();
-    let mut expiries = Expiries::new(1);
-    expiries.begin_list();
-    for (raw, found) in tables.range(Name::Records, &[], None, usize::MAX).unwrap() {
-        values::mend_hints(tables, &mut expiries, &raw, &found).unwrap();
+    for index in [Index::All, Index::Unfinished] {
+        closed(store.keys(index, &key("other"), None, 9).map(drop));
     }
-    expiries.write_all(tables).unwrap();
-    assert_eq!(named(&store).len(), keys.len());
-    assert!(!tables.barriers.is_due());
+    closed(store.verify().map(drop));
 }

@@ -17,7 +17,7 @@ fn unclean() -> TempDir {
     for index in 0..RECORDS {
         put(&store, &name(index), done(&[u8::try_from(index).unwrap(); 700]));
     }
-    let copy = copy_unflushed(&store);
+    let copy = copy(&store);
     crash(store);
     copy
 }
@@ -27,11 +27,11 @@ fn many_segments() -> TempDir {
     let dir = temp();
     let (store, _) = open(dir.path());
     // No checkpoint gets through.
-    let gate = store.inner.tables.flush_gate.lock();
+    let gate = store.inner.shared.tables.flush_gate.lock();
     for index in 0..40 {
         put(&store, &name(index % RECORDS), done(&[u8::try_from(index).unwrap(); 700]));
     }
-    let copy = copy_unflushed(&store);
+    let copy = copy(&store);
     drop(gate);
     drop(store);
     copy
@@ -131,20 +131,23 @@ fn every_byte_of_the_newest_segment_is_damage_or_a_tail_or_padding() {
 fn a_seal_proves_the_first_group_of_the_next_segment() {
     let dir = temp();
     let (store, _) = open(dir.path());
+    // Nothing is written to sled while it is copied.
+    let gate = store.inner.shared.tables.flush_gate.lock();
     let segment = loop {
         put(&store, &key("k"), done(&[7; 700]));
         let copied = copy(&store);
-        let newest = newest(copied.path());
-        if newest.header.number > 2 && newest.groups.len() == 1 {
-            break (copied, newest);
+        let [.., before, newest] = &segments(copied.path())[..] else { continue };
+        // The seal is written behind the answer.
+        if newest.header.number > 2 && newest.groups.len() == 1 && before.seal.is_some() {
+            break (copied, newest.path.clone());
         }
     };
+    drop(gate);
     let (dir, newest) = segment;
-    assert!(segments(dir.path())[0].seal.is_some());
     // It is the very last group, but it was answered: the seal was only written behind its sync.
-    flip(&newest.path, SECTOR + 100);
-    refused(dir.path(), ErrorKind::Corrupt, &display(&newest.path));
-    flip(&newest.path, SECTOR + 100);
+    flip(&newest, SECTOR + 100);
+    refused(dir.path(), ErrorKind::Corrupt, &display(&newest));
+    flip(&newest, SECTOR + 100);
     assert_eq!(outcome(&open(dir.path()).0, &key("k")).unwrap(), [7; 700]);
 }
 
@@ -322,17 +325,19 @@ fn a_damaged_record_is_an_error_and_never_absent() {
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(&[7; 10_000]));
     store.drain().unwrap();
-    let tables = &store.inner.tables;
-    let pieces = tables.range(Name::Chunks, &[], None, 10).unwrap();
-    tables.remove(Name::Chunks, &pieces[1].0).unwrap();
+    let tables = &store.inner.shared.tables;
+    let run = store.inner.shared.runs.now()[0].info.id;
+    let at = |number| block::key(run, number);
+    let blocks = [0, 1, 2].map(|number| tables.block(&at(number)).unwrap().unwrap());
+    tables.remove(&at(1)).unwrap();
     let read = |load| store.read(&key("k"), load).map(|read| read.content);
     assert_eq!(read(Load::All).unwrap_err().kind(), ErrorKind::Corrupt);
     assert!(read(Load::WithoutOutcome).unwrap().is_some());
-    tables.insert(Name::Chunks, &pieces[1].0, pieces[0].1.to_vec()).unwrap();
+    tables.insert(&at(1), &blocks[2]).unwrap();
     assert_eq!(read(Load::All).unwrap_err().kind(), ErrorKind::Corrupt);
-    tables.insert(Name::Chunks, &pieces[1].0, pieces[1].1.to_vec()).unwrap();
+    tables.insert(&at(1), &blocks[1]).unwrap();
     assert!(read(Load::All).unwrap().is_some());
-    tables.insert(Name::Records, key("k").in_record_tree(), b"junk".to_vec()).unwrap();
+    tables.insert(&at(0), b"junk").unwrap();
     assert_eq!(read(Load::WithoutOutcome).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 

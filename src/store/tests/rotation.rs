@@ -141,21 +141,16 @@ fn commits_go_on_while_a_checkpoint_takes_long() {
     let dir = temp();
     let options = options().sync_timeout(Duration::from_secs(20));
     let (store, _) = open_with(dir.path(), &options);
-    if !store.inner.tables.barriers.sync_flag {
-        println!("skipped: without the sync flag the apply thread flushes too");
-        return;
-    }
-    let gate = store.inner.tables.flush_gate.lock();
-    // More groups than the apply thread's queue holds, over many segments.
+    let gate = store.inner.shared.tables.flush_gate.lock();
+    // Over many segments.
     for index in 0..1_400_u64 {
         put(&store, &key("k"), done(&[&index.to_le_bytes(), [7; 700].as_slice()].concat()));
     }
-    // What is applied later may need checkpoints of its own.
-    store.drain().unwrap();
     assert_eq!(store.stats().store_checkpoints, 0);
     drop(gate);
     checkpoint(&store);
-    assert!(store.stats().store_checkpoints < 4, "those that waited are one");
+    // The one that was held, the drain's, which may miss the last group, and the one that was asked for.
+    assert!(store.stats().store_checkpoints <= 4, "those that waited are one");
     assert!(journal_files(dir.path()) <= 6, "{}", journal_files(dir.path()));
     store.close().unwrap();
     assert_eq!(&outcome(&open(dir.path()).0, &key("k")).unwrap()[..8], 1_399_u64.to_le_bytes());

@@ -8,7 +8,7 @@ const ONE: usize = 16 << 10;
 
 #[track_caller]
 fn is_bounded(store: &Store) {
-    let most = store.inner.tables.barriers.most_under_way.load(Ordering::SeqCst);
+    let most = store.inner.shared.tables.barriers.most_under_way.load(Ordering::SeqCst);
     assert!(most > UNDER_WAY / 64 && most <= UNDER_WAY + ONE, "{most}");
 }
 

@@ -4,8 +4,6 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use super::*;
-use crate::store::expiries::Expiries;
-use crate::store::verify::{Ground, Scans};
 
 #[track_caller]
 fn problems(store: &Store) -> Vec<String> {
@@ -29,7 +27,8 @@ fn row(store: &Store, key: &[u8], value: Option<&[u8]>) {
 /// Records of several kinds, and a row; all of it in sled, but one record in progress.
 fn varied() -> (TempDir, Store) {
     let dir = temp();
-    let (store, _) = open(dir.path());
+    // Drained once, it is one run.
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(4 << 20));
     put(&store, &key("short"), done(b"x"));
     put(&store, &key("long"), done(&bytes(20_000)));
     put(&store, &key("free"), unfinished(Status::Released));
@@ -44,10 +43,7 @@ fn varied() -> (TempDir, Store) {
 fn a_sound_store_has_no_problems_and_its_records_and_rows_are_counted() {
     let (dir, store) = varied();
     let sound = |store: &Store| {
-        assert_eq!(
-            store.verify().unwrap(),
-            VerifyReport { records: 5, tables: 1, compared: true, problems: Vec::new() }
-        );
+        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, tables: 1, problems: Vec::new() });
     };
     sound(&store);
     checkpoint(&store);
@@ -107,67 +103,57 @@ fn load_gives_no_false_alarm() {
 }
 
 #[test]
-fn what_sled_has_lost_is_missed() {
-    for (name, lost, missed) in [
-        (Name::Records, b"m\0short".as_slice(), "holds 3 records, 1 rows"),
-        (Name::Records, b"m\0long", "holds 3 records, 1 rows"),
-        (Name::Table("stock"), b"bolt", "holds 4 records, 0 rows"),
-        (Name::Unfinished, b"m\0free", "m\\x00free is unfinished and not among the unfinished"),
-        (Name::Expiry, b"a block", "m\\x00expires expires and is not among what expires"),
-    ] {
+fn a_block_that_sled_has_lost_is_missed_whichever_it_is() {
+    for number in 0.. {
         let (dir, store) = varied();
-        if name == Name::Expiry {
-            lose_blocks(&store);
-        } else {
-            lose(&store, name, lost);
+        let run = store.inner.shared.runs.now()[0].info;
+        if number == run.all_blocks() {
+            assert!(number > 6, "{number}");
+            return;
         }
-        one_problem(&store, missed);
-        // After a clean close the next open misses it too; what leads to an expiry is only needed to delete.
+        lose(&store, run.id, number);
+        let found = problems(&store);
+        assert!(!found.is_empty() && found[0].contains(&format!("block {number} of run {} is missing", run.id)));
+        // After a clean close the next open misses it too.
         store.close().unwrap();
-        if name != Name::Expiry {
-            refused(dir.path(), ErrorKind::Corrupt, "the record store in");
-        }
+        refused(dir.path(), ErrorKind::Corrupt, "the record store in");
     }
 }
 
 #[test]
-fn an_older_state_is_missed_too() {
-    let (dir, store) = varied();
-    let tables = &store.inner.tables;
-    let older = tables.get(Name::Records, b"m\0short").unwrap().unwrap();
-    put(&store, &key("short"), done(b"newer"));
-    store.drain().unwrap();
-    let digest = tables.digest();
-    tables.insert(Name::Records, b"m\0short", older.to_vec()).unwrap();
-    tables.set_digest(digest);
-    one_problem(&store, "but not those that it had");
-    store.close().unwrap();
-    refused(dir.path(), ErrorKind::Corrupt, "but not those that it had");
-}
-
-#[test]
-fn damaged_values_and_missing_pieces_are_named() {
+fn a_block_of_another_run_or_place_is_no_substitute() {
     let (_dir, store) = varied();
-    let tables = &store.inner.tables;
-    let pieces = tables.range(Name::Chunks, &[], None, 10).unwrap();
-    tables.remove(Name::Chunks, &pieces[2].0).unwrap();
-    one_problem(&store, "m\\x00long");
-    tables.insert(Name::Chunks, &pieces[2].0, pieces[1].1.to_vec()).unwrap();
+    let tables = &store.inner.shared.tables;
+    let run = store.inner.shared.runs.now()[0].info.id;
+    let good = [0, 1].map(|number| tables.block(&block::key(run, number)).unwrap().unwrap());
+    tables.insert(&block::key(run, 0), &good[1]).unwrap();
     one_problem(&store, "checksum");
-    tables.insert(Name::Chunks, &pieces[2].0, pieces[2].1.to_vec()).unwrap();
+    tables.insert(&block::key(run, 0), &good[0]).unwrap();
     assert_eq!(problems(&store), Vec::<String>::new());
-    tables.insert(Name::Records, b"m\0short", b"junk".to_vec()).unwrap();
-    one_problem(&store, "m\\x00short");
-    tables.insert(Name::Table("stock"), b"bolt", b"\x01\x01junk and more".to_vec()).unwrap();
-    tables.insert(Name::Expiry, b"short", Vec::new()).unwrap();
-    assert_eq!(problems(&store).len(), 3);
+    // Sound, and with other entries.
+    let mut content = Vec::new();
+    assert!(block::push_entry(&mut content, key("at work").bytes(), None).unwrap().is_empty());
+    let sealed = block::seal(&block::key(run, 0), block::Kind::Entries, &content);
+    tables.insert(&block::key(run, 0), &sealed).unwrap();
+    one_problem(&store, "entries");
+    content.clear();
+    assert!(block::push_entry(&mut content, key("zzz").bytes(), None).unwrap().is_empty());
+    tables.insert(&block::key(run, 0), &block::seal(&block::key(run, 0), block::Kind::Entries, &content)).unwrap();
+    one_problem(&store, "not in");
 }
 
 #[test]
 fn very_many_problems_are_counted() {
-    let (_dir, store) = varied();
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(4 << 20));
     for index in 0..130_u8 {
-        store.inner.tables.insert(Name::Records, &[b'm', 0, index], b"junk".to_vec()).unwrap();
+        put(&store, &key([index]), done(&bytes(3_500)));
+    }
+    store.drain().unwrap();
+    let run = store.inner.shared.runs.now()[0].info;
+    assert_eq!(run.blocks, 130);
+    for number in 0..run.blocks {
+        store.inner.shared.tables.insert(&block::key(run.id, number), b"junk").unwrap();
     }
     let found = problems(&store);
     assert_eq!((found.len(), found.last().unwrap().as_str()), (101, "and 30 more"));
@@ -177,7 +163,7 @@ fn very_many_problems_are_counted() {
 fn damage_to_the_journal_is_named_while_it_is_written() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
-    let gate = store.inner.tables.flush_gate.lock();
+    let gate = store.inner.shared.tables.flush_gate.lock();
     for index in 0..120 {
         put(&store, &key(index.to_string()), done(&[7; 700]));
     }
@@ -205,7 +191,7 @@ fn damage_to_the_journal_is_named_while_it_is_written() {
 fn damage_to_the_last_segment_is_named_whatever_else_is_wrong_and_goes_on() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(1 << 20));
-    let gate = store.inner.tables.flush_gate.lock();
+    let gate = store.inner.shared.tables.flush_gate.lock();
     for index in 0..40 {
         put(&store, &key(index.to_string()), done(&[7; 700]));
     }
@@ -270,7 +256,7 @@ fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
     rest();
     checkpoint(&store);
     let first = missing(false);
-    let gate = store.inner.tables.flush_gate.lock();
+    let gate = store.inner.shared.tables.flush_gate.lock();
     for index in 0..40 {
         put(&store, &key(index.to_string()), done(&bytes(400)));
     }
@@ -325,60 +311,16 @@ fn a_close_ends_it() {
 }
 
 #[test]
-fn what_becomes_unfinished_behind_a_scan_is_no_alarm() {
-    let (_dir, store) = varied();
-    for index in 0..40 {
-        put(&store, &key(index.to_string()), StoredRecord { expires: 1 << 50, ..done(b"x") });
-    }
-    let (reply, report) = crossbeam_channel::bounded(1);
-    let mut scans = Scans::default();
-    scans.add(&store.inner.tables, Problems::default(), reply);
-    let mut steps = 0_u32;
-    while !scans.is_empty() {
-        put(&store, &key(format!("new {steps}")), unfinished(Status::Released));
-        // Nothing is written during a step.
-        store.drain().unwrap();
-        let (tables, overlay) = (&store.inner.tables, &store.inner.overlay);
-        scans.step(Ground { tables, overlay, expiries: &mut Expiries::new(1), has_room: true }, || Ok(0));
-        steps += 1;
-    }
-    assert_eq!(report.recv().unwrap().unwrap().problems, Vec::<String>::new());
-}
-
-#[test]
-fn several_at_once_are_all_answered() {
-    let dir = temp();
-    let (store, _) = open(dir.path());
-    for index in 0..200 {
-        put(&store, &key(index.to_string()), done(b"x"));
-    }
-    store.drain().unwrap();
-    let ask = |_| {
-        let (reply, report) = crossbeam_channel::bounded(1);
-        let problems = Problems::default();
-        store.inner.apply.messages.send(Message::Verify { problems, reply }).unwrap();
-        report
-    };
-    let reports: Vec<_> = (0..5).map(ask).collect();
-    for report in reports {
-        // Nothing else comes that could wake the thread.
-        assert_eq!(report.recv_timeout(Duration::from_secs(60)).unwrap().unwrap().records, 200);
-    }
-}
-
-#[test]
 fn a_full_disk_does_not_keep_it_waiting() {
     let (_dir, store) = varied();
     store.inner.disk_space.pretended.store(0, Ordering::SeqCst);
     row(&store, b"nut", Some(b"in the journal only"));
+    ask_for_flush(&store);
     while !store.inner.commit_queue.is_stalled() {
         thread::yield_now();
     }
     for _ in 0..2 {
-        assert_eq!(
-            store.verify().unwrap(),
-            VerifyReport { records: 5, tables: 1, compared: true, problems: Vec::new() }
-        );
+        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, tables: 2, problems: Vec::new() });
     }
     assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.verify().unwrap_err().kind(), ErrorKind::Closed);

@@ -1,0 +1,86 @@
+//! Tells, without a look at the disk, that a run does not hold a key: a Bloom filter whose bits of one key are in one cache line.
+
+use super::hash;
+
+/// Bits for each key: about one absent key in a thousand is taken for one that may be there.
+const BITS_PER_KEY: u64 = 16;
+/// Bits that are set for a key.
+const PROBES: u32 = 6;
+/// Words of a cache line.
+const LINE: usize = 8;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filter(Vec<u64>);
+
+impl Filter {
+    /// For this many keys.
+    pub(crate) fn new(keys: u64) -> Self {
+        let lines = keys.saturating_mul(BITS_PER_KEY).div_ceil(64 * LINE as u64).max(1);
+        Self(vec![0; usize::try_from(lines).unwrap_or(usize::MAX / LINE).saturating_mul(LINE)])
+    }
+
+    pub(crate) fn insert(&mut self, key: &[u8]) {
+        let (line, bits) = self.place(hash(key));
+        for (word, mask) in self.0.iter_mut().skip(line).zip(bits) {
+            *word |= mask;
+        }
+    }
+
+    /// `false` is certain. `hash` is that of the key.
+    pub(crate) fn may_contain(&self, hash: u64) -> bool {
+        let (line, bits) = self.place(hash);
+        let words = self.0.get(line..).unwrap_or_default();
+        !words.is_empty() && words.iter().zip(bits).all(|(word, mask)| word & mask == mask)
+    }
+
+    /// Where its line begins, and its bits there.
+    fn place(&self, hash: u64) -> (usize, [u64; LINE]) {
+        let lines = (self.0.len() / LINE) as u64;
+        // The upper half chooses the line, the lower the bits.
+        let line = usize::try_from((u128::from(hash) * u128::from(lines)) >> 64).unwrap_or(0);
+        let (mut bits, mut rest) = ([0; LINE], hash.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        for _ in 0..PROBES {
+            let bit = rest >> 55;
+            if let Some(word) = usize::try_from(bit / 64).ok().and_then(|word| bits.get_mut(word)) {
+                *word |= 1 << (bit % 64);
+            }
+            rest <<= 9;
+        }
+        (line * LINE, bits)
+    }
+
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.0
+    }
+
+    /// From what [`words`](Self::words) gave.
+    pub(crate) fn from_words(words: Vec<u64>) -> Option<Self> {
+        (!words.is_empty() && words.len() % LINE == 0).then_some(Self(words))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bits() {
+        let mut filter = Filter::new(1);
+        filter.insert(b"rm\0key");
+        assert_eq!(filter.words().iter().map(|word| word.count_ones()).sum::<u32>(), PROBES);
+        assert_eq!(hash(b""), 0xE220_A839_7B1D_CDAF);
+    }
+
+    #[test]
+    fn a_key_that_is_there_is_never_missed_and_few_others_are_taken_for_one() {
+        let mut filter = Filter::new(10_000);
+        for key in 0..10_000_u32 {
+            filter.insert(&key.to_be_bytes());
+        }
+        assert!((0..10_000_u32).all(|key| filter.may_contain(hash(&key.to_be_bytes()))));
+        let wrong = (10_000..110_000_u32).filter(|key| filter.may_contain(hash(&key.to_be_bytes()))).count();
+        assert!(wrong < 1_000, "{wrong} of 100,000");
+        assert_eq!(Filter::from_words(filter.words().to_vec()), Some(filter));
+        assert_eq!((Filter::from_words(Vec::new()), Filter::from_words(vec![0; 7])), (None, None));
+    }
+}

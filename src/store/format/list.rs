@@ -1,0 +1,100 @@
+//! The list of the runs: what sled holds, and up to which frame.
+
+use super::block::{self, Kind};
+use super::{Fields, corrupt, length};
+use crate::types::error::Result;
+
+/// Where the list is.
+pub(crate) const KEY: &[u8] = b"runs";
+
+/// One run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunInfo {
+    pub(crate) id: u64,
+    /// Blocks with entries.
+    pub(crate) blocks: u32,
+    /// Blocks with the index, behind those.
+    pub(crate) index_blocks: u32,
+    pub(crate) entries: u64,
+    /// Store time when the first of its finished records expires.
+    pub(crate) earliest: u64,
+    /// Store time when about half of its entries have expired.
+    pub(crate) half: u64,
+}
+
+impl RunInfo {
+    pub(crate) fn all_blocks(&self) -> u32 {
+        self.blocks.saturating_add(self.index_blocks)
+    }
+}
+
+/// All runs, the oldest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunList {
+    pub(crate) store_id: [u8; 16],
+    /// The last frame whose changes are in the runs.
+    pub(crate) frame: u64,
+    /// The number of the next run: higher than all that were ever given.
+    pub(crate) next_id: u64,
+    pub(crate) runs: Vec<RunInfo>,
+}
+
+impl RunList {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>> {
+        let mut out = self.store_id.to_vec();
+        out.extend_from_slice(&self.frame.to_le_bytes());
+        out.extend_from_slice(&self.next_id.to_le_bytes());
+        out.extend_from_slice(&length("the list of the runs", self.runs.len())?.to_le_bytes());
+        for run in &self.runs {
+            out.extend_from_slice(&run.id.to_le_bytes());
+            out.extend_from_slice(&run.blocks.to_le_bytes());
+            out.extend_from_slice(&run.index_blocks.to_le_bytes());
+            for field in [run.entries, run.earliest, run.half] {
+                out.extend_from_slice(&field.to_le_bytes());
+            }
+        }
+        Ok(block::seal(KEY, Kind::List, &out))
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Fields(block::open(KEY, Kind::List, bytes)?);
+        let mut list = || -> Option<Self> {
+            let (store_id, frame, next_id, count) = (fields.array()?, fields.u64()?, fields.u64()?, fields.u32()?);
+            let mut runs = Vec::new();
+            for _ in 0..count {
+                runs.push(RunInfo {
+                    id: fields.u64()?,
+                    blocks: fields.u32()?,
+                    index_blocks: fields.u32()?,
+                    entries: fields.u64()?,
+                    earliest: fields.u64()?,
+                    half: fields.u64()?,
+                });
+            }
+            fields.0.is_empty().then_some(Self { store_id, frame, next_id, runs })
+        };
+        list().ok_or_else(|| corrupt("the list of the runs is malformed"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let run = RunInfo { id: 1, blocks: 2, index_blocks: 3, entries: 4, earliest: 5, half: 6 };
+        let list = RunList { store_id: [7; 16], frame: 8, next_id: 9, runs: vec![run] };
+        let bytes = list.encode().unwrap();
+        assert_eq!(bytes[..2], [1, 4]);
+        assert_eq!(bytes[6..22], [7; 16]);
+        assert_eq!(bytes[22..38], *b"\x08\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0");
+        assert_eq!(bytes[38..42], *b"\x01\0\0\0");
+        assert_eq!(bytes[42..58], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
+        assert_eq!(bytes[58..], *b"\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
+        assert_eq!(RunList::decode(&bytes).unwrap(), list);
+        for cut in 0..bytes.len() {
+            assert!(RunList::decode(&bytes[..cut]).is_err(), "cut {cut}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The runs: which there are, and how a key is found in them.
+//!
+//! A run is written once and never changed. Of two entries of a key the one in the newer run counts. The list of runs is replaced as a
+//! whole; whoever reads holds the list that it began with, and no block of it is deleted before.
+
+pub(crate) mod build;
+pub(crate) mod flush;
+pub(crate) mod merge;
+pub(crate) mod unfinished;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use ::sled::IVec;
+use parking_lot::RwLock;
+
+use super::format::block::{self, CONTENT, Index, Kind, take_entry};
+use super::format::frame::{Content, StoreKey};
+use super::format::list::RunInfo;
+use super::format::record::{self, HEAD};
+use super::format::{corrupt, hash};
+use crate::store::sled::tables::Tables;
+use crate::types::error::{Error, Result};
+use crate::types::value::Value;
+
+/// How much of a record is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    All,
+    /// All but the outcome.
+    WithoutOutcome,
+}
+
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) info: RunInfo,
+    pub(crate) index: Index,
+}
+
+/// The oldest first.
+pub(crate) type RunSet = Arc<Vec<Arc<Run>>>;
+
+/// Those that are listed now.
+#[derive(Debug, Default)]
+pub(crate) struct Runs(RwLock<RunSet>);
+
+impl Runs {
+    pub(crate) fn now(&self) -> RunSet {
+        Arc::clone(&self.0.read())
+    }
+
+    pub(crate) fn publish(&self, runs: Vec<Arc<Run>>) {
+        let before = std::mem::replace(&mut *self.0.write(), Arc::new(runs));
+        drop(before);
+    }
+
+    /// The content of a key, as far as it is in a run.
+    pub(crate) fn read(&self, tables: &Tables, key: &StoreKey, load: Load) -> Result<Option<Content>> {
+        let (runs, hash) = (self.now(), hash(key.bytes()));
+        for run in runs.iter().rev() {
+            match run.find(tables, key.bytes(), hash)? {
+                Some(Some(found)) => return found.content(tables, key, load).map(Some),
+                Some(None) => return Ok(None),
+                None => {}
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Runs {
+    /// The first keys at or after `from`, and before `end`, that are not removed.
+    pub(crate) fn keys(
+        &self,
+        tables: &Tables,
+        from: &StoreKey,
+        end: Option<&StoreKey>,
+        limit: usize,
+    ) -> Result<Vec<StoreKey>> {
+        let (runs, mut keys) = (self.now(), Vec::new());
+        let mut merged = Merged::new(tables, &runs, from.bytes())?;
+        while keys.len() < limit {
+            let Some(item) = merged.next(tables)? else { break };
+            if end.is_some_and(|end| item.key >= *end) {
+                break;
+            }
+            keys.extend(item.value.is_some().then_some(item.key));
+        }
+        Ok(keys)
+    }
+}
+
+/// A block as sled has it, and where its content begins.
+#[derive(Clone, Debug)]
+struct Block {
+    bytes: IVec,
+    start: usize,
+}
+
+impl Block {
+    fn content(&self) -> &[u8] {
+        self.bytes.get(self.start..).unwrap_or_default()
+    }
+}
+
+/// A value in a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    run: u64,
+    /// The block that it begins in.
+    number: u32,
+    block: Block,
+    /// Where it begins and ends in that block's content.
+    here: (usize, usize),
+    len: usize,
+}
+
+impl Stored {
+    fn here(&self) -> &[u8] {
+        self.block.content().get(self.here.0..self.here.1).unwrap_or_default()
+    }
+
+    /// Its first `wanted` bytes, or all there are.
+    pub(crate) fn load(&self, tables: &Tables, wanted: usize) -> Result<Cow<'_, [u8]>> {
+        let wanted = wanted.min(self.len);
+        if let Some(here) = self.here().get(..wanted) {
+            return Ok(here.into());
+        }
+        let mut bytes = Vec::with_capacity(wanted);
+        bytes.extend_from_slice(self.here());
+        let mut next = self.number;
+        while bytes.len() < wanted {
+            next = next.saturating_add(1);
+            let block = load_block(tables, self.run, next, Kind::Continued)?;
+            bytes.extend_from_slice(block.content());
+            if block.content().is_empty() || bytes.len() > self.len {
+                return Err(corrupt(format!("block {next} of run {} is too short or too long", self.run)));
+            }
+        }
+        bytes.truncate(wanted);
+        Ok(bytes.into())
+    }
+
+    pub(crate) fn load_all(&self, tables: &Tables) -> Result<Cow<'_, [u8]>> {
+        self.load(tables, self.len)
+    }
+
+    fn content(&self, tables: &Tables, key: &StoreKey, load: Load) -> Result<Content> {
+        if !key.is_record() {
+            return Ok(Content::Row(Value::from(&*self.load_all(tables)?)));
+        }
+        let wanted = match load {
+            Load::All => self.len,
+            Load::WithoutOutcome => record::decode_head(self.here()).map_or(self.len, |head| HEAD + head.rest_len),
+        };
+        let mut stored = record::decode(&self.load(tables, wanted)?, None)
+            .map_err(|error| error.wrap(error.kind(), &key.bytes().escape_ascii().to_string()))?;
+        if load == Load::WithoutOutcome {
+            stored.outcome = None;
+        }
+        Ok(Content::Record(stored.into()))
+    }
+}
+
+fn load_block(tables: &Tables, run: u64, number: u32, kind: Kind) -> Result<Block> {
+    let key = block::key(run, number);
+    let bytes = tables.block(&key)?.ok_or_else(|| corrupt(format!("block {number} of run {run} is missing")))?;
+    let start = bytes.len() - block::open(&key, kind, &bytes)?.len();
+    Ok(Block { bytes, start })
+}
+
+impl Run {
+    /// Reads the index of a run.
+    pub(crate) fn open(tables: &Tables, info: RunInfo) -> Result<Self> {
+        let mut bytes = Vec::new();
+        for number in info.blocks..info.all_blocks() {
+            bytes.extend_from_slice(load_block(tables, info.id, number, Kind::Index)?.content());
+        }
+        let malformed = || corrupt(format!("the index of run {} is malformed", info.id));
+        Ok(Self { info, index: Index::decode(&bytes).ok_or_else(malformed)? })
+    }
+
+    pub(crate) fn may_contain(&self, hash: u64) -> bool {
+        self.index.filter.may_contain(hash)
+    }
+
+    /// What the run says of a key: nothing, that it was removed, or a value.
+    #[expect(clippy::option_option, reason = "nothing, removed, or a value")]
+    pub(crate) fn find(&self, tables: &Tables, key: &[u8], hash: u64) -> Result<Option<Option<Stored>>> {
+        if !self.may_contain(hash) {
+            return Ok(None);
+        }
+        let Some(number) = self.index.first_keys.block(self.index.first_keys.find(key)) else { return Ok(None) };
+        let block = load_block(tables, self.info.id, number, Kind::Entries)?;
+        let mut rest = block.content();
+        while let Some(entry) = take_entry(&mut rest)? {
+            if entry.key >= key {
+                let is_same = entry.key == key;
+                let place = entry.value.map(|value| (value.len, value.here.len()));
+                let end = block.content().len() - rest.len();
+                let stored = |(len, here)| Stored {
+                    run: self.info.id,
+                    number,
+                    here: (end - here, end),
+                    len,
+                    block: block.clone(),
+                };
+                return Ok(is_same.then(|| place.map(stored)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// An entry of a run.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) key: StoreKey,
+    /// `None` if the key was removed.
+    pub(crate) value: Option<Stored>,
+}
+
+/// Goes through the entries of a run, in order.
+#[derive(Debug)]
+struct Cursor {
+    run: Arc<Run>,
+    /// The next block, of those that begin with an entry.
+    next: usize,
+    block: Option<(u32, Block)>,
+    /// How far the block has been read.
+    at: usize,
+    head: Option<Item>,
+}
+
+impl Cursor {
+    /// From the first key at or after this one.
+    fn new(tables: &Tables, run: Arc<Run>, from: &[u8]) -> Result<Self> {
+        let next = run.index.first_keys.find(from);
+        let mut cursor = Self { run, next, block: None, at: 0, head: None };
+        cursor.advance(tables)?;
+        while cursor.head.as_ref().is_some_and(|item| item.key.bytes() < from) {
+            cursor.advance(tables)?;
+        }
+        Ok(cursor)
+    }
+
+    fn advance(&mut self, tables: &Tables) -> Result<Option<Item>> {
+        let next = self.read(tables)?;
+        let head = std::mem::replace(&mut self.head, next);
+        if let (Some(head), Some(next)) = (&head, &self.head) {
+            if head.key >= next.key {
+                return Err(corrupt(format!("the entries of run {} are not in order", self.run.info.id)));
+            }
+        }
+        Ok(head)
+    }
+
+    fn read(&mut self, tables: &Tables) -> Result<Option<Item>> {
+        loop {
+            if let Some((number, block)) = &self.block {
+                let mut rest = block.content().get(self.at..).unwrap_or_default();
+                if let Some(entry) = take_entry(&mut rest)? {
+                    self.at = block.content().len() - rest.len();
+                    let (run, number, block, end) = (self.run.info.id, *number, block.clone(), self.at);
+                    let stored = entry.value.map(|value| (value.len, (end - value.here.len(), end)));
+                    let value = stored.map(|(len, here)| Stored { run, number, block: block.clone(), here, len });
+                    return Ok(Some(Item { key: StoreKey::from_bytes(entry.key), value }));
+                }
+            }
+            let Some(number) = self.run.index.first_keys.block(self.next) else { return Ok(None) };
+            self.block = Some((number, load_block(tables, self.run.info.id, number, Kind::Entries)?));
+            (self.next, self.at) = (self.next + 1, 0);
+        }
+    }
+}
+
+/// Goes through several runs at once: of each key what the newest of them says.
+#[derive(Debug, Default)]
+pub(crate) struct Merged(Vec<Cursor>);
+
+impl Merged {
+    pub(crate) fn new(tables: &Tables, runs: &[Arc<Run>], from: &[u8]) -> Result<Self> {
+        // The newest first, so that it comes first among equals.
+        let cursors = runs.iter().rev().map(|run| Cursor::new(tables, Arc::clone(run), from));
+        Ok(Self(cursors.collect::<Result<_>>()?))
+    }
+
+    pub(crate) fn next(&mut self, tables: &Tables) -> Result<Option<Item>> {
+        let heads = self.0.iter().filter_map(|cursor| cursor.head.as_ref());
+        let Some(least) = heads.map(|item| &item.key).min().cloned() else { return Ok(None) };
+        let mut newest = None;
+        for cursor in &mut self.0 {
+            if cursor.head.as_ref().is_some_and(|item| item.key == least) {
+                let item = cursor.advance(tables)?;
+                newest = newest.or(item);
+            }
+        }
+        Ok(newest)
+    }
+}
+
+impl Run {
+    /// Reads every block, and tells what is wrong with each; ends with what `found` says.
+    pub(crate) fn check(&self, tables: &Tables, found: &mut dyn FnMut(Error) -> Result<()>) -> Result<()> {
+        let (mut entries, mut blocks, mut last) = (0_u64, 0_u64, Vec::new());
+        let mut is_sound = true;
+        for nth in 0..self.index.first_keys.len() {
+            match self.check_block(tables, nth, &mut last) {
+                Ok((some, continued)) => (entries, blocks) = (entries + some, blocks + 1 + continued),
+                Err(error) => {
+                    is_sound = false;
+                    found(error)?;
+                }
+            }
+        }
+        let info = &self.info;
+        if is_sound && (entries != info.entries || blocks != u64::from(info.blocks)) {
+            let (id, had, had_blocks) = (info.id, info.entries, info.blocks);
+            let message = format!("run {id} has {entries} entries in {blocks} blocks, it had {had} in {had_blocks}");
+            found(corrupt(message))?;
+        }
+        match Self::open(tables, self.info) {
+            Ok(run) if run.index == self.index => Ok(()),
+            Ok(_) => found(corrupt(format!("the index of run {} is another one now", info.id))),
+            Err(error) => found(error),
+        }
+    }
+
+    /// Says how many entries a block has, and in how many blocks the last one goes on.
+    fn check_block(&self, tables: &Tables, nth: usize, last: &mut Vec<u8>) -> Result<(u64, u64)> {
+        let id = self.info.id;
+        let Some(number) = self.index.first_keys.block(nth) else { return Ok((0, 0)) };
+        let block = load_block(tables, id, number, Kind::Entries)?;
+        let (mut rest, mut entries, mut continued) = (block.content(), 0, 0);
+        while let Some(entry) = take_entry(&mut rest)? {
+            let named = || entry.key.escape_ascii();
+            if entries == 0 && self.index.first_keys.find(entry.key) != nth || entry.key <= last.as_slice() {
+                return Err(corrupt(format!("block {number} of run {id} is not in order at {}", named())));
+            }
+            if !self.may_contain(hash(entry.key)) {
+                return Err(corrupt(format!("{} is in run {id} and not in its filter", named())));
+            }
+            if let Some(value) = entry.value {
+                let end = block.content().len() - rest.len();
+                let here = (end - value.here.len(), end);
+                let stored = Stored { run: id, number, block: block.clone(), here, len: value.len };
+                let key = StoreKey::from_bytes(entry.key);
+                stored.content(tables, &key, Load::All)?;
+                continued = (value.len - value.here.len()).div_ceil(CONTENT) as u64;
+            }
+            entry.key.clone_into(last);
+            entries += 1;
+        }
+        Ok((entries, continued))
+    }
+}

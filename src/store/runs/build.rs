@@ -1,0 +1,138 @@
+//! Builds a run: entries in the order of their keys become blocks.
+
+use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, entry_len, push_entry};
+use crate::store::format::filter::Filter;
+use crate::store::format::frame::StoreKey;
+use crate::store::format::list::RunInfo;
+use crate::store::format::{corrupt, record};
+use crate::store::runs::Run;
+use crate::store::sled::tables::Keyed;
+use crate::types::clock::NEVER;
+use crate::types::error::Result;
+
+/// Times of expiry that are kept to tell when half of a run has expired.
+const SAMPLES: usize = 1 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Builder {
+    info: RunInfo,
+    index: Index,
+    /// The block that is being filled.
+    content: Vec<u8>,
+    /// What is full and was not taken yet.
+    full: Vec<Keyed>,
+    sample: Sample,
+}
+
+impl Builder {
+    /// For at most this many entries.
+    pub(crate) fn new(id: u64, entries: u64) -> Self {
+        Self {
+            info: RunInfo { id, blocks: 0, index_blocks: 0, entries: 0, earliest: NEVER, half: NEVER },
+            index: Index { first_keys: FirstKeys::default(), unfinished: Vec::new(), filter: Filter::new(entries) },
+            content: Vec::with_capacity(CONTENT),
+            full: Vec::new(),
+            sample: Sample::default(),
+        }
+    }
+
+    /// The next entry; `None` says that the key was removed.
+    pub(crate) fn add(&mut self, key: &StoreKey, value: Option<&[u8]>) -> Result<()> {
+        let mut expires = NEVER;
+        if let Some(value) = value.filter(|_| key.is_record()) {
+            let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
+            let lifetime = record::decode_lifetime(value).ok_or_else(malformed)?;
+            if lifetime.is_unfinished() {
+                self.index.unfinished.push((key.clone(), lifetime));
+            } else {
+                expires = lifetime.expires;
+            }
+        }
+        self.info.entries += 1;
+        self.info.earliest = self.info.earliest.min(expires);
+        self.sample.add(expires);
+        self.index.filter.insert(key.bytes());
+        if !self.content.is_empty() && self.content.len() + entry_len(key.bytes(), value) > CONTENT {
+            self.end_block(Kind::Entries);
+        }
+        if self.content.is_empty() {
+            self.index.first_keys.push(key.bytes(), self.info.blocks)?;
+        }
+        let rest = push_entry(&mut self.content, key.bytes(), value)?;
+        if !rest.is_empty() {
+            self.end_block(Kind::Entries);
+            self.push_chunks(rest, Kind::Continued);
+        }
+        Ok(())
+    }
+
+    fn push_chunks(&mut self, bytes: &[u8], kind: Kind) {
+        for chunk in bytes.chunks(CONTENT) {
+            self.content.extend_from_slice(chunk);
+            self.end_block(kind);
+        }
+    }
+
+    fn end_block(&mut self, kind: Kind) {
+        let key = block::key(self.info.id, self.info.all_blocks());
+        self.full.push((key, block::seal(&key, kind, &self.content)));
+        self.content.clear();
+        match kind {
+            Kind::Index => self.info.index_blocks = self.info.index_blocks.saturating_add(1),
+            _ => self.info.blocks = self.info.blocks.saturating_add(1),
+        }
+    }
+
+    /// Takes the blocks that are full, if there are as many.
+    pub(crate) fn take_full(&mut self, at_least: usize) -> Option<Vec<Keyed>> {
+        (self.full.len() >= at_least).then(|| std::mem::take(&mut self.full))
+    }
+
+    /// The run, and the blocks that were not taken yet.
+    pub(crate) fn finish(mut self) -> Result<(Run, Vec<Keyed>)> {
+        if !self.content.is_empty() {
+            self.end_block(Kind::Entries);
+        }
+        self.info.half = self.sample.median();
+        let index = self.index.encode()?;
+        self.push_chunks(&index, Kind::Index);
+        Ok((Run { info: self.info, index: self.index }, self.full))
+    }
+}
+
+/// Every n-th of the times that were added; n doubles when there are many.
+#[derive(Debug)]
+struct Sample {
+    taken: Vec<u64>,
+    stride: u64,
+    seen: u64,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self { taken: Vec::new(), stride: 1, seen: 0 }
+    }
+}
+
+impl Sample {
+    fn add(&mut self, time: u64) {
+        if self.seen % self.stride == 0 {
+            self.taken.push(time);
+            if self.taken.len() >= 2 * SAMPLES {
+                let mut nth = 0_usize;
+                self.taken.retain(|_| {
+                    nth += 1;
+                    nth % 2 == 1
+                });
+                self.stride *= 2;
+            }
+        }
+        self.seen += 1;
+    }
+
+    fn median(&mut self) -> u64 {
+        self.taken.sort_unstable();
+        let middle = self.taken.len().saturating_sub(1) / 2;
+        self.taken.get(middle).copied().unwrap_or(NEVER)
+    }
+}

@@ -1,0 +1,257 @@
+//! Brings what was committed from memory into a run, and keeps the list of the runs.
+//!
+//! The order of writes makes every crash harmless: blocks first, synced; then the list that names their run, synced; only then
+//! are the runs that it replaces deleted. Blocks of a run that is not listed are leftovers, deleted at the next open.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::store::format::block::BLOCK;
+use crate::store::format::frame::{Content, StoreKey};
+use crate::store::format::list::RunList;
+use crate::store::format::{hash, record};
+use crate::store::memtable::{Entry, Memtable};
+use crate::store::runs::build::Builder;
+use crate::store::runs::unfinished::Unfinished;
+use crate::store::runs::{Run, Runs};
+use crate::store::sled::tables::{Keyed, Tables};
+use crate::types::error::Result;
+use crate::types::record::{Now, StoredRecord};
+
+/// Keys that are noted under one lock.
+const AT_ONCE: usize = 256;
+/// Blocks deleted in one step.
+const DELETED_IN_A_STEP: usize = 256;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Deleted {
+    pub(crate) records: u64,
+    /// Of the records, those that were interrupted.
+    pub(crate) interrupted: u64,
+    /// Encoded bytes of their outcomes.
+    pub(crate) bytes: u64,
+    /// What a crash had left behind.
+    pub(crate) strays: u64,
+}
+
+impl Deleted {
+    /// A finished record more.
+    pub(crate) fn add(&mut self, outcome_len: u32) {
+        self.records += 1;
+        self.bytes += u64::from(outcome_len);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::ops::AddAssign for Deleted {
+    fn add_assign(&mut self, other: Self) {
+        self.records += other.records;
+        self.interrupted += other.interrupted;
+        self.bytes += other.bytes;
+        self.strays += other.strays;
+    }
+}
+
+/// What reads and the thread that flushes share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) tables: Tables,
+    pub(crate) memtable: Memtable,
+    pub(crate) runs: Runs,
+    pub(crate) unfinished: Unfinished,
+    /// What was left out of a run because it had expired, and no pass has told of yet.
+    pub(crate) left_out: Mutex<Deleted>,
+}
+
+/// Writes runs. One thread owns it: nobody else writes into sled.
+#[derive(Debug)]
+pub(crate) struct Flusher {
+    pub(crate) shared: Arc<Shared>,
+    store_id: [u8; 16],
+    /// The last frame whose changes are in the runs.
+    frame: u64,
+    next_id: u64,
+    to_delete: Vec<ToDelete>,
+}
+
+/// A run that is not listed.
+#[derive(Debug)]
+struct ToDelete {
+    id: u64,
+    /// It was listed, and may be read by those who have the list that it was in.
+    run: Option<Arc<Run>>,
+}
+
+impl ToDelete {
+    fn is_unread(&self) -> bool {
+        self.run.as_ref().is_none_or(|run| Arc::strong_count(run) == 1)
+    }
+}
+
+/// A run that is built and not written yet.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    frame: u64,
+    taken: Vec<(StoreKey, Entry)>,
+    run: Option<Run>,
+    blocks: Vec<Keyed>,
+    left_out: Deleted,
+}
+
+impl Prepared {
+    /// What sled will be given.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.blocks.len() as u64 * BLOCK as u64
+    }
+}
+
+impl Flusher {
+    /// Also says how many runs sled has blocks of that are not listed: they are deleted one by one later.
+    pub(crate) fn open(shared: Arc<Shared>, list: &RunList) -> Result<(Self, u64)> {
+        let found = shared.tables.run_ids()?;
+        let ids = list.runs.iter().map(|run| run.id);
+        let next_id = ids.clone().chain(found.iter().copied()).max().unwrap_or(0).saturating_add(1).max(list.next_id);
+        let to_delete: Vec<_> = found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).collect();
+        let leftovers = to_delete.len() as u64;
+        let to_delete = to_delete.into_iter().map(|id| ToDelete { id, run: None }).collect();
+        Ok((Self { shared, store_id: list.store_id, frame: list.frame, next_id, to_delete }, leftovers))
+    }
+
+    pub(crate) fn new_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id = id.saturating_add(1);
+        id
+    }
+
+    /// Builds a run of what frames up to this one wrote. Removed and expired keys are left out, but for those that an older run
+    /// may hold.
+    pub(crate) fn prepare(&mut self, frame: u64, now: &Now) -> Result<Prepared> {
+        let taken = self.shared.memtable.up_to(frame);
+        let older = self.shared.runs.now();
+        let mut builder = Builder::new(self.new_id(), taken.len() as u64);
+        let (mut entries, mut left_out, mut bytes) = (0_u64, Deleted::default(), Vec::new());
+        for (key, entry) in &taken {
+            let content = entry.content.as_ref().filter(|content| {
+                let expired = content.record().filter(|stored| has_expired(stored, now));
+                expired.inspect(|stored| left_out.add(stored.outcome_len)).is_none()
+            });
+            let value = match content {
+                None => None,
+                Some(Content::Row(value)) => Some(&**value),
+                Some(Content::Record(stored)) => {
+                    bytes.clear();
+                    record::encode(stored, &mut bytes)?;
+                    Some(bytes.as_slice())
+                }
+            };
+            if value.is_some() || hides(&older, key) {
+                builder.add(key, value)?;
+                entries += 1;
+            }
+        }
+        let (run, blocks) = if entries > 0 {
+            let (run, blocks) = builder.finish()?;
+            (Some(run), blocks)
+        } else {
+            (None, Vec::new())
+        };
+        Ok(Prepared { frame, taken, run, blocks, left_out })
+    }
+
+    /// Writes the run, durably, and then frees what it holds in memory.
+    pub(crate) fn write(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
+        self.write_and_list(prepared, now, true)
+    }
+
+    /// Writes a run that is listed with the next one only. Until then a crash makes it a leftover.
+    pub(crate) fn write_unlisted(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
+        self.write_and_list(prepared, now, false)
+    }
+
+    fn write_and_list(&mut self, prepared: Prepared, now: &Now, lists: bool) -> Result<()> {
+        let Prepared { frame, taken, run, blocks, left_out } = prepared;
+        self.shared.tables.write(&blocks)?;
+        let mut runs = self.shared.runs.now().to_vec();
+        runs.extend(run.map(Arc::new));
+        if lists {
+            self.list(frame, &runs)?;
+        }
+        self.shared.tables.check_blobs()?;
+        // In this order: whoever looks into memory first and into the runs second misses nothing.
+        // A few at a time: a pass asks for them with the commit lock held.
+        for some in taken.chunks(AT_ONCE) {
+            self.shared.unfinished.update(some.iter().map(|(key, entry)| (key, lifetime(entry))), now);
+        }
+        self.shared.runs.publish(runs);
+        self.shared.memtable.remove_flushed(taken.iter().map(|(key, entry)| (key, entry.number)));
+        *self.shared.left_out.lock() += left_out;
+        Ok(())
+    }
+
+    fn list(&mut self, frame: u64, runs: &[Arc<Run>]) -> Result<()> {
+        let runs = runs.iter().map(|run| run.info).collect();
+        self.shared.tables.set_list(&RunList { store_id: self.store_id, frame, next_id: self.next_id, runs })?;
+        self.frame = frame;
+        Ok(())
+    }
+
+    /// Puts a run, or none, in the place of others that follow each other.
+    pub(crate) fn replace(&mut self, inputs: Vec<Arc<Run>>, output: Option<Run>) -> Result<()> {
+        let runs = self.shared.runs.now();
+        let is_input = |run: &Arc<Run>| inputs.iter().any(|input| Arc::ptr_eq(input, run));
+        let mut output = output.map(Arc::new);
+        let mut left = Vec::with_capacity(runs.len());
+        for run in runs.iter() {
+            if is_input(run) { left.extend(output.take()) } else { left.push(Arc::clone(run)) }
+        }
+        drop(runs);
+        self.list(self.frame, &left)?;
+        self.shared.runs.publish(left);
+        let replaced = |run: Arc<Run>| ToDelete { id: run.info.id, run: Some(run) };
+        self.to_delete.extend(inputs.into_iter().map(replaced));
+        Ok(())
+    }
+
+    /// Deletes later what there is of a run that is never listed.
+    pub(crate) fn give_up(&mut self, id: u64) {
+        self.to_delete.push(ToDelete { id, run: None });
+    }
+
+    /// Whether there is a run that can be deleted now.
+    pub(crate) fn has_unread(&self) -> bool {
+        self.to_delete.iter().any(ToDelete::is_unread)
+    }
+
+    /// Deletes some blocks of a run that is not listed and that nobody reads.
+    pub(crate) fn delete_some(&mut self) -> Result<()> {
+        let Some(at) = self.to_delete.iter().position(ToDelete::is_unread) else { return Ok(()) };
+        let Some(ToDelete { id, .. }) = self.to_delete.get(at) else { return Ok(()) };
+        let keys = self.shared.tables.blocks_of(*id, DELETED_IN_A_STEP)?;
+        if keys.is_empty() {
+            self.to_delete.swap_remove(at);
+            return Ok(());
+        }
+        for key in keys {
+            self.shared.tables.remove(&key)?;
+        }
+        self.shared.tables.flush()
+    }
+}
+
+/// Whether one of these runs may hold the key: then it must not be forgotten that it was removed.
+pub(crate) fn hides(older: &[Arc<Run>], key: &StoreKey) -> bool {
+    let hash = hash(key.bytes());
+    older.iter().any(|run| run.may_contain(hash))
+}
+
+fn has_expired(stored: &StoredRecord, now: &Now) -> bool {
+    !stored.lifetime().is_unfinished() && stored.expires <= now.store
+}
+
+fn lifetime(entry: &Entry) -> Option<crate::types::record::Lifetime> {
+    entry.content.as_ref().and_then(Content::record).map(|stored| stored.lifetime())
+}

@@ -1,0 +1,97 @@
+//! The records in progress, released or interrupted that are in a run, and when they expire. In memory: rebuilt at each open.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use parking_lot::Mutex;
+
+use crate::store::format::frame::StoreKey;
+use crate::types::clock::NEVER;
+use crate::types::record::{Lifetime, Now, Status};
+
+#[derive(Debug, Default)]
+pub(crate) struct Unfinished(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// With the store time at which each expires.
+    records: BTreeMap<StoreKey, (Lifetime, u64)>,
+    /// Those that expire at all, the earliest first.
+    by_expiry: BTreeSet<(u64, StoreKey)>,
+}
+
+impl State {
+    fn is_current(&self, key: &StoreKey, lifetime: &Lifetime) -> bool {
+        self.records.get(key).is_some_and(|(found, _)| found == lifetime)
+    }
+
+    fn remove(&mut self, key: &StoreKey) {
+        if let Some((key, (_, expires))) = self.records.remove_entry(key) {
+            if expires != NEVER {
+                self.by_expiry.remove(&(expires, key));
+            }
+        }
+    }
+}
+
+impl Unfinished {
+    /// A run has these keys now; those with `None` are finished or removed there.
+    pub(crate) fn update<'a>(&self, found: impl Iterator<Item = (&'a StoreKey, Option<Lifetime>)>, now: &Now) {
+        let mut state = self.0.lock();
+        for (key, lifetime) in found {
+            state.remove(key);
+            if let Some(lifetime) = lifetime.filter(Lifetime::is_unfinished) {
+                let expires = lifetime.expires_at(now);
+                state.records.insert(key.clone(), (lifetime, expires));
+                if expires != NEVER {
+                    state.by_expiry.insert((expires, key.clone()));
+                }
+            }
+        }
+    }
+
+    /// Whether this is still what the runs say of the key.
+    pub(crate) fn is_current(&self, key: &StoreKey, lifetime: &Lifetime) -> bool {
+        self.0.lock().is_current(key, lifetime)
+    }
+
+    /// Those that are as they were; another flush may have brought something newer.
+    pub(crate) fn remove(&self, found: &[(StoreKey, Lifetime)]) {
+        let mut state = self.0.lock();
+        for (key, lifetime) in found {
+            if state.is_current(key, lifetime) {
+                state.remove(key);
+            }
+        }
+    }
+
+    /// The first keys at or after `from`, and before `end`.
+    pub(crate) fn keys(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
+        if end.is_some_and(|end| end <= from) {
+            return Vec::new();
+        }
+        let range = (Bound::Included(from), end.map_or(Bound::Unbounded, Bound::Excluded));
+        self.0.lock().records.range(range).take(limit).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// The earliest store time at which one of them expires; [`NEVER`] if none does.
+    pub(crate) fn earliest_expiry(&self) -> u64 {
+        self.0.lock().by_expiry.first().map_or(NEVER, |(expires, _)| *expires)
+    }
+
+    /// Some of those that have expired.
+    pub(crate) fn expired(&self, now: &Now, limit: usize) -> Vec<(StoreKey, Lifetime)> {
+        let state = self.0.lock();
+        let expired = state.by_expiry.iter().take_while(|(expires, _)| *expires <= now.store).take(limit);
+        expired.filter_map(|(_, key)| Some((key.clone(), state.records.get(key)?.0))).collect()
+    }
+
+    /// How many are interrupted and have not expired.
+    pub(crate) fn count_interrupted(&self, now: &Now) -> u64 {
+        let state = self.0.lock();
+        let is_interrupted = |(lifetime, expires): &&(Lifetime, u64)| {
+            lifetime.status(now) == Status::Interrupted && *expires > now.store
+        };
+        state.records.values().filter(is_interrupted).count() as u64
+    }
+}
