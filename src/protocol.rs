@@ -22,7 +22,7 @@ mod transaction;
 mod wait;
 
 pub(crate) use batch::{Entered, MAX_COMMIT_BYTES, ToEnd};
-use errors::{lost, not_found, not_in_progress, owned, unexpected};
+use errors::{expired, lost, not_found, not_in_progress, owned, unexpected};
 pub(crate) use list::ListRange;
 pub(crate) use owners::Running;
 pub(crate) use rows::RowRange;
@@ -236,6 +236,7 @@ impl Protocol {
                 Err(Error::new(ErrorKind::UnknownRecoveryPoint, message))
             }
             Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
+            Changed::Kept(Reason::Expired, _) => Err(expired(id)),
             other => Err(unexpected(id, &other)),
         }
     }

@@ -305,6 +305,7 @@ impl<T, E> Manager<T, E> {
             failure_ttl: millis(failure_ttl),
             released_ttl: millis(self.options.released_ttl),
             interrupted_ttl: millis(self.options.interrupted_ttl),
+            remember: millis(self.options.remember_expired),
             resume: Resume { max_attempts: self.options.max_attempts.get(), only_from_start: options.only_from_start },
             strict_fingerprint: self.options.strict_fingerprint,
         })

@@ -238,6 +238,11 @@ impl From<Error> for Problem {
                 "The request is too large to be kept with its idempotency key.",
             ),
             ErrorKind::Mismatch => Self::mismatch(),
+            ErrorKind::Expired => Self::new(
+                StatusCode::GONE,
+                "expired",
+                "This idempotency key was used, and its answer is kept no more. Send a new request under a new key.",
+            ),
             ErrorKind::Conflict => Self::unavailable(
                 "Too many requests change the same data. Send the request again later, with the same key.",
             ),

@@ -28,6 +28,11 @@ pub(super) fn not_found(id: &RecordId) -> Error {
     Error::new(ErrorKind::NotFound, format!("{} has no record", id.named()))
 }
 
+pub(super) fn expired(id: &RecordId) -> Error {
+    let message = format!("{} has expired: it was used, and its answer is kept no more", id.named());
+    Error::new(ErrorKind::Expired, message)
+}
+
 /// An answer that the rules do not give to this event.
 pub(super) fn unexpected(id: &RecordId, changed: &Changed) -> Error {
     Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", id.named()))

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Begun, Changed, Event, Load, Protocol, RecordId, Scan, WaitFor, Workspace, lost, not_found, owned, unexpected,
+    Begun, Changed, Event, Load, Protocol, RecordId, Scan, WaitFor, Workspace, expired, lost, not_found, owned,
+    unexpected,
 };
 use crate::protocol::rules::{Action, Decision, Patch, Reason, Start, decide};
 use crate::store::Content;
@@ -98,6 +99,7 @@ fn created(id: &RecordId, changed: Changed) -> Result<(RecordInfo, bool)> {
     match changed {
         Changed::Written(info) => Ok((info, true)),
         Changed::Kept(Reason::Already, Some(info)) => Ok((info.without_outcome(), false)),
+        Changed::Kept(Reason::Expired, _) => Err(expired(id)),
         Changed::Kept(Reason::Mismatch, _) => {
             Err(Error::new(ErrorKind::Mismatch, format!("{} belongs to another request", id.named())))
         }

@@ -23,6 +23,8 @@ pub(crate) struct Start {
     pub(crate) failure_ttl: u64,
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
+    /// How long the key is remembered after an outcome has expired.
+    pub(crate) remember: u64,
     pub(crate) resume: Resume,
     /// Whether a fingerprint does not match a record that has none.
     pub(crate) strict_fingerprint: bool,
@@ -74,6 +76,7 @@ impl Start {
             failure_ttl: NEVER,
             released_ttl: NEVER,
             interrupted_ttl: NEVER,
+            remember: 0,
             resume: Resume::default(),
             strict_fingerprint: false,
         }
@@ -211,6 +214,8 @@ pub(crate) enum Reason {
     EndedOtherwise(Status),
     /// The event does not apply to this status.
     Unfit(Status),
+    /// The record has expired, and its key is remembered.
+    Expired,
 }
 
 /// The whole of the rules, in the order of the events.
@@ -222,7 +227,7 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
 
     let seen = stored.and_then(|stored| stored.seen(now).map(|(status, _)| (stored, status)));
     let Some((record, status)) = seen else {
-        return decide_absent(action, now);
+        return decide_unseen(stored, action, now);
     };
     match (status, action) {
         // Nothing has happened under the request before, so this one starts a generation of its own.
@@ -309,7 +314,19 @@ fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now:
     }
 }
 
-/// The rules for a key without a record, or with one that has expired.
+/// The rules for a key without a record, or with one that has expired and may be remembered.
+fn decide_unseen(stored: Option<&StoredRecord>, action: &Action<'_>, now: &Now) -> Decision {
+    let is_remembered = stored.is_some_and(|record| record.is_remembered(now));
+    match action {
+        Action::Begin(_) | Action::Create(_) | Action::Lock { .. } | Action::Import(_) if is_remembered => {
+            Decision::Keep(Reason::Expired)
+        }
+        Action::Forget | Action::Remove if is_remembered => Decision::Delete,
+        action => decide_absent(action, now),
+    }
+}
+
+/// The rules for a key of which nothing is known.
 fn decide_absent(action: &Action<'_>, now: &Now) -> Decision {
     match action {
         Action::Begin(start) => write(begun(start, now)),
@@ -356,6 +373,8 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
         failure_ttl: start.failure_ttl,
         released_ttl: start.released_ttl,
         interrupted_ttl: start.interrupted_ttl,
+        remember: start.remember,
+        is_forgotten: false,
         fingerprint: start.fingerprint,
         context: start.context.clone(),
         recovery_point: STARTED.to_owned(),

@@ -56,6 +56,8 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         failure_ttl: b,
         released_ttl: c,
         interrupted_ttl: c,
+        remember: b,
+        is_forgotten: parts.by_key,
         fingerprint: parts.fingerprint.map(Fingerprint::from_bytes),
         context: parts.context.into_iter().fold(Context::new(), |context, (name, value)| context.with(name, value)),
         recovery_point: parts.point,

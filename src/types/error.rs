@@ -119,6 +119,9 @@ pub enum ErrorKind {
     OwnedByClaim,
     /// The key belongs to another request. Nothing changed. Reject this request, or give it another key.
     Mismatch,
+    /// The key was used, its answer has expired, and it is [remembered](crate::ManagerOptions::remember_expired). Refuse the request:
+    /// nothing runs under this key.
+    Expired,
     /// The record does not exist.
     NotFound,
     /// The record is not in progress, so the call cannot end or change it.

@@ -3,6 +3,7 @@
 mod durability;
 pub(crate) mod migrate;
 mod policy;
+mod remember;
 mod waiting;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -207,6 +208,7 @@ pub struct ManagerOptions {
     pub(crate) max_attempts: NonZeroU32,
     pub(crate) schema: u32,
     pub(crate) migrations: Migrations,
+    pub(crate) remember_expired: Duration,
     pub(crate) strict_fingerprint: bool,
 }
 
@@ -221,6 +223,7 @@ impl Default for ManagerOptions {
             max_attempts: NonZeroU32::MAX,
             schema: 0,
             migrations: Migrations::default(),
+            remember_expired: Duration::ZERO,
             strict_fingerprint: false,
         }
     }

@@ -1,5 +1,7 @@
 //! Records: the stored form and the form shown to users.
 
+mod remembered;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -82,6 +84,7 @@ pub enum Interruption {
 
 /// The whole content of a record. A change replaces the stored record as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the stored form")]
 pub(crate) struct StoredRecord {
     pub(crate) state: Status,
     /// True if the record was begun by `initiate`. Then the process owns it, not a claim.
@@ -119,6 +122,10 @@ pub(crate) struct StoredRecord {
     pub(crate) failure_ttl: u64,
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
+    /// How long the key of a finished record is remembered after the record has expired, in milliseconds.
+    pub(crate) remember: u64,
+    /// True if the record has expired and only its key is remembered, until `expires`.
+    pub(crate) is_forgotten: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) context: Context,
     pub(crate) recovery_point: String,
@@ -174,7 +181,7 @@ pub(crate) struct Now {
 impl StoredRecord {
     /// Returns the status and the interruption that readers see. An expired record returns `None`.
     pub(crate) fn seen(&self, now: &Now) -> Option<(Status, Option<Interruption>)> {
-        if self.expires_at(now) <= now.store {
+        if self.is_forgotten || self.expires_at(now) <= now.store {
             return None;
         }
         let status = self.status(now);

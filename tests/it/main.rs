@@ -45,6 +45,7 @@ mod progress;
 mod races;
 mod raw;
 mod reading;
+mod remembered;
 mod requests;
 mod rules;
 mod scans;

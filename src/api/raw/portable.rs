@@ -176,6 +176,8 @@ impl Portable {
             failure_ttl: ttl(self.failure_ttl_ms)?,
             released_ttl: ttl(self.released_ttl_ms)?,
             interrupted_ttl: ttl(self.interrupted_ttl_ms)?,
+            remember: 0,
+            is_forgotten: false,
             fingerprint: self.fingerprint.as_deref().map(fingerprint).transpose()?,
             context,
             recovery_point: self.recovery_point,

@@ -386,3 +386,26 @@ fn a_revoke_is_fenced_and_fences_the_old_owner() {
         assert_eq!(decision, Decision::Keep(Reason::Superseded(FIRST + 4)));
     }
 }
+
+#[test]
+fn a_remembered_key_is_expired_until_its_time_is_over() {
+    let begin = Start { success_ttl: 10, remember: 20, ..start(OnInterrupted::Hold, Some(1)) };
+    let done = end(&claimed(&begin), &Ending::Succeed(Value::from("v")));
+    let over = done.expires;
+    let ask = |stored: &StoredRecord, action: &Action<'_>, at: u64| decide(Some(stored), action, &now(at));
+    for stored in [done.clone(), done.remembered(&now(over)).unwrap()] {
+        for at in [over, over + 19] {
+            let lock = Action::Lock { schema: 0, max_attempts: 1 };
+            for action in [Action::Begin(&begin), Action::Create(&begin), lock, Action::Import(&done)] {
+                assert_eq!(ask(&stored, &action, at), Decision::Keep(Reason::Expired), "{action:?}");
+            }
+            assert_eq!(ask(&stored, &Action::Forget, at), Decision::Delete);
+            assert_eq!(ask(&stored, &Action::Remove, at), Decision::Delete);
+            assert_eq!(ask(&stored, &Action::Extend(5), at), Decision::Keep(Reason::Absent));
+        }
+        assert!(matches!(ask(&stored, &Action::Begin(&begin), over + 20), Decision::Write(_)));
+        assert_eq!(ask(&stored, &Action::Forget, over + 20), Decision::Keep(Reason::Absent));
+    }
+    assert_eq!(done.remembered(&now(over - 1)), None);
+    assert_eq!(done.remembered(&now(over + 20)), None);
+}

@@ -26,6 +26,7 @@ const BY_KEY: u8 = 1;
 const RESUMES: u8 = 2;
 const BOUND: u8 = 4;
 const HOLDS_PROGRESS: u8 = 8;
+const FORGOTTEN: u8 = 16;
 
 /// The part of a record that varies in length, but for the outcome. Frozen: another layout is another struct.
 #[derive(Serialize, Deserialize)]
@@ -35,6 +36,7 @@ struct RestV1<'a> {
     released_ttl: u64,
     interrupted_ttl: u64,
     interruptions: u32,
+    remember: u64,
     fingerprint: Option<[u8; 32]>,
     context: Cow<'a, Context>,
     recovery_point: Cow<'a, str>,
@@ -63,7 +65,8 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     let by_key = if stored.by_key { BY_KEY } else { 0 };
     let resumes = if stored.policy == OnInterrupted::Resume { RESUMES } else { 0 };
     let bound = if stored.bound { BOUND } else { 0 };
-    out.push(by_key | resumes | bound | if stored.holds_progress { HOLDS_PROGRESS } else { 0 });
+    let forgotten = if stored.is_forgotten { FORGOTTEN } else { 0 };
+    out.push(by_key | resumes | bound | forgotten | if stored.holds_progress { HOLDS_PROGRESS } else { 0 });
     out.push(match stored.interruption {
         None => 0,
         Some(Interruption::ProcessEnded) => 1,
@@ -89,6 +92,7 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
         released_ttl: stored.released_ttl,
         interrupted_ttl: stored.interrupted_ttl,
         interruptions: stored.interruptions,
+        remember: stored.remember,
         fingerprint: stored.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
         context: Cow::Borrowed(&stored.context),
         recovery_point: Cow::Borrowed(&stored.recovery_point),
@@ -108,7 +112,6 @@ pub(crate) struct Head {
     pub(crate) token: u64,
     pub(crate) updated: u64,
     pub(crate) expires: u64,
-    pub(crate) outcome_len: u32,
     pub(crate) rest_len: usize,
 }
 
@@ -121,13 +124,12 @@ impl Head {
 pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
-    fields.take(11)?;
-    let outcome_len = fields.u32()?;
+    fields.take(15)?;
     let rest_len = fields.len()?;
     fields.take(16)?;
     let token = fields.u64()?;
     fields.take(16)?;
-    Some(Head { state, token, updated: fields.u64()?, expires: fields.u64()?, outcome_len, rest_len })
+    Some(Head { state, token, updated: fields.u64()?, expires: fields.u64()?, rest_len })
 }
 
 /// What decides how long a record is there.
@@ -147,7 +149,7 @@ pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<StoredRecord> 
 fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecord>> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
-    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND | HOLDS_PROGRESS)?;
+    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND | HOLDS_PROGRESS | FORGOTTEN)?;
     let interruption = interruption(fields.u8()?)?;
     fields.u8().filter(|zero| *zero == 0)?;
     let (schema, attempt, outcome_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -188,6 +190,8 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
         failure_ttl: rest.failure_ttl,
         released_ttl: rest.released_ttl,
         interrupted_ttl: rest.interrupted_ttl,
+        remember: rest.remember,
+        is_forgotten: flags & FORGOTTEN != 0,
         fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
         context: rest.context.into_owned(),
         recovery_point: rest.recovery_point.into_owned(),
@@ -254,6 +258,8 @@ pub(crate) mod tests {
             failure_ttl: 2,
             released_ttl: 3,
             interrupted_ttl: u64::MAX,
+            remember: 0,
+            is_forgotten: false,
             fingerprint: Some(Fingerprint::from_bytes([9; 32])),
             context: Context::new().with("user", "ada"),
             recovery_point: "finished".to_owned(),
@@ -265,8 +271,8 @@ pub(crate) mod tests {
 
     #[test]
     fn golden_bytes() {
-        let bytes = encoded(&sample());
-        let mut expected = vec![2, 15, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
+        let bytes = encoded(&StoredRecord { remember: 4, is_forgotten: true, ..sample() });
+        let mut expected = vec![2, 31, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
         let rest_len = u32::try_from(bytes.len() - HEAD - 3).unwrap();
         expected.extend_from_slice(&rest_len.to_le_bytes());
         for number in [0x1_0000_0001_u64, 0, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {
@@ -277,6 +283,7 @@ pub(crate) mod tests {
             expected.extend_from_slice(&ttl.to_le_bytes());
         }
         expected.extend_from_slice(&1_u32.to_le_bytes());
+        expected.extend_from_slice(&4_u64.to_le_bytes());
         expected.push(1);
         expected.extend_from_slice(&[9; 32]);
         expected.extend_from_slice(&1_u64.to_le_bytes());
@@ -291,7 +298,7 @@ pub(crate) mod tests {
 
     #[test]
     fn decode_is_the_inverse_and_every_cut_is_an_error_or_a_head() {
-        let stored = sample();
+        let stored = StoredRecord { remember: 4, is_forgotten: true, ..sample() };
         let bytes = encoded(&stored);
         let numbered = StoredRecord { revision: 99, ..stored };
         assert_eq!(decode(&bytes, Some(99)).unwrap(), numbered);

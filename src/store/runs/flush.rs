@@ -3,6 +3,7 @@
 //! The order of writes makes every crash harmless: blocks first, synced; then the list that names their run, synced; only then
 //! are the runs that it replaces deleted. Blocks of a run that is not listed are leftovers, deleted at the next open.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -135,17 +136,17 @@ impl Flusher {
         let mut builder = Builder::new(self.new_id(), taken.len() as u64);
         let (mut entries, mut left_out, mut bytes) = (0_u64, Deleted::default(), Vec::new());
         for (key, entry) in &taken {
-            let content = entry.content.as_ref().filter(|content| {
-                let expired = content.record().filter(|stored| has_expired(stored, now));
-                expired.inspect(|stored| left_out.add(stored.outcome_len)).is_none()
-            });
-            let value = match content {
+            let value = match &entry.content {
                 None => None,
                 Some(Content::Row(value)) => Some(&**value),
                 Some(Content::Record(stored)) => {
+                    let mut kept = Some(Cow::Borrowed(&**stored));
+                    if has_expired(stored, now) {
+                        left_out.add(stored.outcome_len);
+                        kept = stored.remembered(now).map(Cow::Owned);
+                    }
                     bytes.clear();
-                    record::encode(stored, &mut bytes)?;
-                    Some(bytes.as_slice())
+                    kept.map(|kept| record::encode(&kept, &mut bytes)).transpose()?.map(|()| bytes.as_slice())
                 }
             };
             if value.is_some() || hides(&older, key) {

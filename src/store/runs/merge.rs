@@ -1,5 +1,6 @@
 //! Merges runs that follow each other into one, in steps: what was replaced, removed or has expired falls out.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -127,15 +128,10 @@ impl Merge {
             read += ENTRY + item.key.bytes().len();
             let value = item.value.as_ref().map(|value| value.load_all(&shared.tables)).transpose()?;
             read += value.as_ref().map_or(0, |value| value.len());
-            let head = value.as_ref().filter(|_| item.key.is_record()).and_then(|value| record::decode_head(value));
-            // What is unfinished is removed by a pass, which counts it.
-            let expired = head.filter(|head| !head.is_unfinished() && head.expires <= self.now.store);
-            if let Some(head) = expired {
-                if !self.is_replaced(flusher, &item.key)? {
-                    self.deleted.add(head.outcome_len);
-                }
-            }
-            let value = value.filter(|_| expired.is_none());
+            let value = match value {
+                Some(value) if item.key.is_record() => self.kept(flusher, &item.key, value)?,
+                value => value,
+            };
             if value.is_some() || hides(&self.older, &item.key) {
                 self.builder.add(&item.key, value.as_deref())?;
                 self.entries += 1;
@@ -157,6 +153,24 @@ impl Merge {
             self.output = Some(Some(run));
         }
         Ok(())
+    }
+
+    /// Returns what the new run keeps of a record. Of an expired one that is its key, if it is remembered, or nothing.
+    fn kept<'a>(&mut self, flusher: &Flusher, key: &StoreKey, value: Cow<'a, [u8]>) -> Result<Option<Cow<'a, [u8]>>> {
+        // What is unfinished is removed by a pass, which counts it.
+        let is_kept = |head: record::Head| head.is_unfinished() || head.expires > self.now.store;
+        if record::decode_head(&value).is_none_or(is_kept) {
+            return Ok(Some(value));
+        }
+        let stored = record::decode(&value, None)?;
+        // A remembered key was counted when its outcome was deleted.
+        if !stored.is_forgotten && !self.is_replaced(flusher, key)? {
+            self.deleted.add(stored.outcome_len);
+        }
+        let Some(remembered) = stored.remembered(&self.now) else { return Ok(None) };
+        let mut bytes = Vec::new();
+        record::encode(&remembered, &mut bytes)?;
+        Ok(Some(Cow::Owned(bytes)))
     }
 
     /// The numbers of the runs that it reads.

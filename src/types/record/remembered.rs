@@ -1,0 +1,28 @@
+//! What is kept of a record that has expired.
+
+use super::{Now, Status, StoredRecord};
+use crate::types::context::Context;
+
+impl StoredRecord {
+    /// Returns true if the record has expired and its key is still remembered.
+    pub(crate) fn is_remembered(&self, now: &Now) -> bool {
+        let until = if self.is_forgotten { self.expires } else { self.expires.saturating_add(self.remember) };
+        self.seen(now).is_none() && matches!(self.state, Status::Succeeded | Status::Failed) && now.store < until
+    }
+
+    /// Returns what is kept of a record that has expired, if its key is remembered: nothing that a request or an operation
+    /// has given.
+    pub(crate) fn remembered(&self, now: &Now) -> Option<Self> {
+        let is_over = !self.is_forgotten && self.is_remembered(now);
+        is_over.then(|| Self {
+            is_forgotten: true,
+            expires: self.expires.saturating_add(self.remember),
+            fingerprint: None,
+            context: Context::new(),
+            checkpoint: None,
+            outcome_len: 0,
+            outcome: None,
+            ..self.clone()
+        })
+    }
+}
