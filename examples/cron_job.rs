@@ -18,6 +18,7 @@ enum ReportError {
 }
 
 fn report(jobs: &Manager<u64, ReportError>, day: &str, is_ready: bool) -> Result<bool, ExecuteError<u64, ReportError>> {
+    // No fingerprint: the day says all that is to be done.
     let done = jobs.execute(format!("report-{day}"), |_claim| {
         if !is_ready {
             return Err(ReportError::NotReady);

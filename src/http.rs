@@ -6,5 +6,7 @@ pub(crate) mod requests;
 pub(crate) mod response;
 
 pub use problem::Problem;
-pub use requests::{Created, HandleOptions, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests};
+pub use requests::{
+    Created, HandleOptions, Locked, Locking, NewRequest, RequestPatch, Requests, SameRequest, TransactionRequests,
+};
 pub use response::Response;

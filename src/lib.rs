@@ -12,14 +12,18 @@
 //! It is not for several processes at once, not for network file systems, and not async.
 //!
 //! ```
-//! use oncekey::{Engine, Manager};
+//! use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Manager};
 //!
 //! let engine = Engine::temporary()?; // or Engine::open("payments.oncekey")
 //! let payments: Manager<String> = engine.manager("payments")?;
-//! let first = payments.execute("order-42", |_claim| Ok("ch_1".to_owned()))?;
-//! let retry = payments.execute("order-42", |_claim| unreachable!("it has run"))?;
+//! // The fingerprint says what "the same request" is.
+//! let of = |cents: u64| Ok::<_, oncekey::Error>(ExecuteOptions::new().fingerprint(Fingerprint::of(&("EUR", cents))?));
+//! let first = payments.execute_with("order-42", of(1999)?, |_claim| Ok("ch_1".to_owned()))?;
+//! let retry = payments.execute_with("order-42", of(1999)?, |_claim| unreachable!("it has run"))?;
 //! assert!(!first.replayed() && retry.replayed());
 //! assert_eq!(first.value(), retry.value());
+//! let other = payments.execute_with("order-42", of(2999)?, |_claim| unreachable!("another amount"));
+//! assert!(matches!(other, Err(ExecuteError::Mismatch(_))));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -27,9 +31,10 @@
 //!
 //! | I want to | call |
 //! |---|---|
-//! | run an operation once, in one call | [`Manager::execute`] |
+//! | run an operation once, in one call, with a fingerprint of its payload | [`Manager::execute_with`] |
+//! | the same, where the key alone says what is to be done | [`Manager::execute`] |
 //! | run a batch, such as the messages of one poll | [`Manager::execute_many`] |
-//! | say what "the same request" is, wait less, keep facts | [`Manager::execute_with`] |
+//! | wait less, keep facts | [`ExecuteOptions`] |
 //! | own the key across functions or threads | [`Manager::begin`], [`Claim`] |
 //! | wait for another owner, and take over from it | [`Manager::begin_or_wait`] |
 //! | know what became of a key | [`Manager::get`], [`Manager::wait`] |
@@ -128,12 +133,13 @@ pub use types::context::Context;
 pub use types::error::{Error, ErrorKind, Result};
 pub use types::failure::Failure;
 pub use types::fingerprint::{Fingerprint, FingerprintBuilder};
-pub use types::key::Key;
+pub use types::key::{IntoKey, Key};
 pub use types::options::{
     BeginOptions, Durability, EngineOptions, ExecuteOptions, ManagerOptions, OnError, OnInterrupted,
 };
 pub use types::outcome::{Finished, Record};
 pub use types::record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
+pub use types::token::Token;
 pub use types::value::Value;
 
 /// For the people who run a service: reports, counters, events, listings, records without their types, settling by hand.

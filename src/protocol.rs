@@ -22,7 +22,7 @@ mod transaction;
 mod wait;
 
 pub(crate) use batch::{Entered, MAX_COMMIT_BYTES, ToEnd};
-use errors::{expired, lost, not_found, not_in_progress, owned, unexpected};
+use errors::{expired, lost, not_found, owned, unexpected};
 pub(crate) use list::ListRange;
 pub(crate) use owners::Running;
 pub(crate) use rows::RowRange;
@@ -77,7 +77,7 @@ impl RecordId {
 
     fn from_store(at: StoreKey) -> Option<Self> {
         let (manager, key) = at.split()?;
-        Some(Self { manager: manager.into(), key: Key::new(key).ok()?, at })
+        Some(Self { manager: manager.into(), key: Key::from_bytes(key).ok()?, at })
     }
 
     /// How messages name it.
@@ -106,6 +106,8 @@ enum Next {
 impl Next {
     fn after(stored: Option<&StoredRecord>) -> Self {
         match stored.map(|stored| (stored.state, stored.policy)) {
+            // Nobody can take it over yet: all are told so at once.
+            Some((Status::Released, _)) if stored.is_some_and(|stored| stored.retry_pause > 0) => Self::All,
             Some((Status::InProgress, _)) => Self::Nobody,
             Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => Self::Successor,
             Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
@@ -122,6 +124,7 @@ pub(crate) enum Begun {
     Replay(RecordInfo),
     InProgress(RecordInfo),
     Interrupted(RecordInfo),
+    Paused(RecordInfo),
     Mismatch(RecordInfo),
 }
 
@@ -226,6 +229,7 @@ impl Protocol {
             Changed::Kept(Reason::Finished, Some(info)) => Ok(Begun::Replay(info)),
             Changed::Kept(Reason::InProgress, Some(info)) => Ok(Begun::InProgress(info)),
             Changed::Kept(Reason::Interrupted, Some(info)) => Ok(Begun::Interrupted(info)),
+            Changed::Kept(Reason::Paused, Some(info)) => Ok(Begun::Paused(info)),
             Changed::Kept(Reason::Mismatch, Some(info)) => {
                 telemetry::mismatch(&id.manager, &id.key);
                 Ok(Begun::Mismatch(info))
@@ -263,20 +267,6 @@ impl Protocol {
             Changed::Kept(Reason::Already, Some(info)) => Ok(info),
             Changed::Kept(reason, _) => Err(lost(id, reason)),
             other @ Changed::Deleted => Err(unexpected(id, &other)),
-        }
-    }
-
-    /// Ends what this process began by key.
-    pub(crate) fn end_by_key(&self, id: &RecordId, ending: &Ending, schema: u32) -> Result<()> {
-        match self.change(id, &Action::EndByKey { ending, schema }, WaitFor::Sync)? {
-            Changed::Written(info) => {
-                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
-                Ok(())
-            }
-            Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),
-            Changed::Kept(Reason::Unfit(status), _) => Err(not_in_progress(id, &format!("it is {status:?}"))),
-            Changed::Kept(Reason::Absent, _) => Err(not_in_progress(id, "there is no such record")),
-            other => Err(unexpected(id, &other)),
         }
     }
 

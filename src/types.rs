@@ -12,4 +12,5 @@ pub(crate) mod outcome;
 pub(crate) mod record;
 pub(crate) mod stats;
 pub(crate) mod telemetry;
+pub(crate) mod token;
 pub(crate) mod value;

@@ -86,7 +86,7 @@ fn take_carts(shop: &Shop) -> anyhow::Result<()> {
         report(&match shop.check_out(&cart) {
             Ok(done) => answered(Ok(done.value().clone()), done.replayed()),
             Err(DriveError::Execute(ExecuteError::Failed { error, replayed, .. })) => answered(Err(error), replayed),
-            Err(DriveError::Stage(Fault::Provider(_))) => Report::NotYet { number },
+            Err(DriveError::Stage { error: Fault::Provider(_), .. }) => Report::NotYet { number },
             Err(other) => return Err(other.into()),
         });
         line.clear();

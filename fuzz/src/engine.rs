@@ -41,6 +41,7 @@ enum Step {
     },
     EndByKey {
         key: u8,
+        late: bool,
         how: End,
     },
     Resolve {
@@ -75,6 +76,8 @@ struct Run<'a> {
     engine: Engine,
     ops: Ops,
     held: Vec<Held>,
+    /// Keys with the tokens that `initiate` gave for them, the newest last.
+    tokens: Vec<(u8, u64)>,
     keys: BTreeMap<u8, Maybe>,
     /// Additional states of a key after a crash: a drop does not report when it is durable.
     undone: BTreeMap<u8, Maybe>,
@@ -111,9 +114,12 @@ impl Run<'_> {
             }
             Step::End { .. } => {}
             Step::Initiate { key: of } => self.call(key(of), Op::Initiate, None),
-            Step::EndByKey { key: of, how } => {
-                let ending = self.settled(how);
-                self.call(key(of), Op::EndByKey(ending), None);
+            Step::EndByKey { key: of, late, how } => {
+                let of_key = self.tokens.iter().rev().filter(|(at, _)| *at == key(of));
+                if let Some((_, token)) = of_key.take(1 + usize::from(*late)).last().copied() {
+                    let ending = self.settled(how);
+                    self.call(key(of), Op::EndByKey { token, ending }, None);
+                }
             }
             Step::Resolve { key: of, how } => {
                 let ending = self.settled(how);
@@ -160,12 +166,15 @@ impl Run<'_> {
         let before = self.keys.entry(key).or_insert_with(|| HashSet::from([Model::default().restarted(self.hour)]));
         match answered {
             Ok(answer) => {
+                if let Answer::Initiated { token } = answer {
+                    self.tokens.push((key, token));
+                }
                 let after = stepped(before, &op, Some(&answer));
                 assert!(!after.is_empty(), "{op:?} -> {answer:?} of {before:?}");
                 let was = std::mem::replace(before, after);
                 if matches!(op, Op::Drop { .. }) {
                     self.undone.entry(key).or_default().extend(was);
-                } else if matches!(answer, Answer::Claimed { .. } | Answer::Done) {
+                } else if matches!(answer, Answer::Claimed { .. } | Answer::Initiated { .. } | Answer::Done) {
                     // This call is durable, and so are all calls before it.
                     self.undone.clear();
                 }
@@ -227,7 +236,8 @@ pub fn engine_ops(data: &[u8]) {
     let path = dir.path().join("store");
     let (engine, ops) = opened(&path, &clock);
     let (keys, undone) = (BTreeMap::new(), BTreeMap::new());
-    let mut run = Run { path: &path, clock, hour: 0, engine, ops, held: Vec::new(), keys, undone, values: 0 };
+    let mut run =
+        Run { path: &path, clock, hour: 0, engine, ops, held: Vec::new(), tokens: Vec::new(), keys, undone, values: 0 };
     let mut bytes = Unstructured::new(data);
     for step in bytes.arbitrary_iter::<Step>().unwrap().take(MAX_STEPS).map_while(Result::ok) {
         run.step(&step);

@@ -29,12 +29,13 @@ pub(crate) use types::Registered;
 /// hold one) closes it as [`close`](Engine::close) does.
 ///
 /// ```
-/// use oncekey::{Engine, Manager};
+/// use oncekey::{Engine, ExecuteOptions, Fingerprint, Manager};
 ///
 /// let engine = Engine::temporary()?;
 /// let payments: Manager<u64> = engine.manager("payments")?;
-/// let first = payments.execute("order-42", |_claim| Ok(1999))?;
-/// let again = payments.execute("order-42", |_claim| unreachable!())?;
+/// let options = ExecuteOptions::new().fingerprint(Fingerprint::of(&("EUR", 1999))?);
+/// let first = payments.execute_with("order-42", options.clone(), |_claim| Ok(1999))?;
+/// let again = payments.execute_with("order-42", options, |_claim| unreachable!())?;
 /// assert_eq!((first.replayed(), again.replayed(), *again.value()), (false, true, 1999));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -1,6 +1,7 @@
 //! A named, typed scope of keys.
 
 pub(crate) mod batch;
+mod by_key;
 pub(crate) mod drive;
 pub(crate) mod execute;
 
@@ -14,13 +15,14 @@ use serde::de::DeserializeOwned;
 
 use crate::api::claim::Claim;
 use crate::api::engine::{Engine, Registered};
+#[cfg(feature = "http")]
+use crate::protocol::rules::Action;
 use crate::protocol::rules::{Ending, Resume, Start};
 use crate::protocol::{Awaited, Begun, Load, RecordId};
 use crate::types::clock::{deadline, millis};
-use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::failure::Failure;
-use crate::types::key::{Key, check_key, check_name};
+use crate::types::key::{IntoKey, Key, check_key, check_name};
 use crate::types::options::{BeginOptions, ManagerOptions, OnError, check_ttl};
 use crate::types::outcome::{Finished, Record};
 use crate::types::record::RecordInfo;
@@ -36,6 +38,9 @@ pub enum Begin<T, E = Failure> {
     InProgress(Pending<T, E>),
     /// Its owner ended without an answer, and it is held until someone resolves it.
     Interrupted(RecordInfo),
+    /// Its owner released it a short time ago, and the manager has a [`retry_pause`](ManagerOptions::retry_pause):
+    /// [`RecordInfo::retry_after`] says how long to wait.
+    Paused(RecordInfo),
     /// The key belongs to another request. Nothing of that request's outcome is told.
     Mismatch(RecordInfo),
 }
@@ -88,6 +93,7 @@ impl<T, E> fmt::Debug for Begin<T, E> {
             Self::Replay(finished) => f.debug_tuple("Replay").field(finished).finish(),
             Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
             Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
+            Self::Paused(info) => f.debug_tuple("Paused").field(info).finish(),
             Self::Mismatch(info) => f.debug_tuple("Mismatch").field(info).finish(),
         }
     }
@@ -150,14 +156,16 @@ pub(crate) type Classify<E> = Arc<dyn Fn(&E) -> OnError + Send + Sync>;
 /// Cheap to clone; clones share everything.
 ///
 /// ```
-/// # use oncekey::{Begin, Engine, Manager};
+/// # use oncekey::{Begin, BeginOptions, Engine, Fingerprint, Manager};
 /// # let engine = Engine::temporary()?;
 /// let payments: Manager<u64> = engine.manager("payments")?;
-/// match payments.begin("order-42")? {
+/// let options = BeginOptions::new().fingerprint(Fingerprint::of(&("EUR", 1999))?);
+/// match payments.begin_with("order-42", options)? {
 ///     Begin::Claimed(claim) => println!("{:?}", claim.succeed(&1999)?.outcome()),
 ///     Begin::Replay(done) => println!("replayed {:?}", done.outcome()),
 ///     Begin::InProgress(pending) => println!("since {:?}", pending.info().updated_at()),
 ///     Begin::Interrupted(info) => println!("unknown since {:?}", info.updated_at()),
+///     Begin::Paused(info) => println!("released, try again in {:?}", info.retry_after()),
 ///     Begin::Mismatch(info) => println!("{} was another request", info.key()),
 /// }
 /// # Ok::<(), oncekey::Error>(())
@@ -257,7 +265,8 @@ impl<T, E> Manager<T, E> {
     }
 
     /// The keys of one tenant or user (rather than a manager for each): keys that clients choose must not meet those of
-    /// another's. Records report the whole key, and that works on the unscoped manager. A scope inside a scope adds to it.
+    /// another's. Records report the whole key, which works on this handle and on the manager without a scope, and is
+    /// `InvalidKey` on every other scope: see [`IntoKey`]. A scope inside a scope adds to it.
     ///
     /// # Errors
     ///
@@ -270,15 +279,8 @@ impl<T, E> Manager<T, E> {
         Ok(Self { scope: scope.into(), ..self.clone() })
     }
 
-    pub(crate) fn id(&self, key: impl AsRef<[u8]>) -> Result<RecordId> {
-        let key = key.as_ref();
-        let key = if self.scope.is_empty() {
-            Key::new(key)?
-        } else {
-            check_key(key)?;
-            Key::from_parts(self.scope.iter().map(|part| &**part).chain([key]))?
-        };
-        Ok(RecordId::new(&self.name, key))
+    pub(crate) fn id(&self, key: impl IntoKey) -> Result<RecordId> {
+        Ok(RecordId::new(&self.name, key.into_key()?.inside(&self.scope)?))
     }
 
     /// Of a record of this manager's.
@@ -305,19 +307,11 @@ impl<T, E> Manager<T, E> {
             failure_ttl: millis(failure_ttl),
             released_ttl: millis(self.options.released_ttl),
             interrupted_ttl: millis(self.options.interrupted_ttl),
+            retry_pause: millis(self.options.retry_pause),
             remember: millis(self.options.remember_expired),
             resume: Resume { max_attempts: self.options.max_attempts.get(), only_from_start: options.only_from_start },
             strict_fingerprint: self.options.strict_fingerprint,
         })
-    }
-
-    /// Releases what [`initiate`](Manager::initiate) began: nothing has happened, and whoever comes next runs it.
-    ///
-    /// # Errors
-    ///
-    /// As [`success`](Manager::success).
-    pub fn release(&self, key: impl AsRef<[u8]>) -> Result<()> {
-        self.engine.protocol().end_by_key(&self.id(key)?, &Ending::Release, self.options.schema)
     }
 
     /// Forgets a finished record, so that the operation can run again. False if there is no finished one.
@@ -325,7 +319,7 @@ impl<T, E> Manager<T, E> {
     /// # Errors
     ///
     /// `OwnedByClaim` while it is in progress.
-    pub fn forget(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+    pub fn forget(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().forget(&self.id(key)?)
     }
 
@@ -334,7 +328,7 @@ impl<T, E> Manager<T, E> {
     /// # Errors
     ///
     /// `OwnedByClaim` while it is in progress, by a claim or by key; [`revoke`](Manager::revoke) it first.
-    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+    pub fn remove(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().remove(&self.id(key)?)
     }
 
@@ -343,7 +337,7 @@ impl<T, E> Manager<T, E> {
     /// # Errors
     ///
     /// `InvalidOptions` if `ttl` is zero.
-    pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
+    pub fn extend(&self, key: impl IntoKey, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
         self.engine.protocol().extend(&self.id(key)?, millis(ttl))
     }
@@ -351,12 +345,12 @@ impl<T, E> Manager<T, E> {
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
     /// Asks for the right to run the operation of a key. Never waits for another owner.
-    pub fn begin(&self, key: impl AsRef<[u8]>) -> Result<Begin<T, E>> {
+    pub fn begin(&self, key: impl IntoKey) -> Result<Begin<T, E>> {
         self.begin_with(key, BeginOptions::new())
     }
 
     /// As [`begin`](Manager::begin), with more to say.
-    pub fn begin_with(&self, key: impl AsRef<[u8]>, options: BeginOptions) -> Result<Begin<T, E>> {
+    pub fn begin_with(&self, key: impl IntoKey, options: BeginOptions) -> Result<Begin<T, E>> {
         let (id, start) = (self.id(key)?, self.start(options, false)?);
         let begun = self.engine.protocol().begin(&id, &start)?;
         self.answer(id, begun)
@@ -380,60 +374,21 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// assert_eq!(heir.into_claim().unwrap().attempt(), 2);
     /// # Ok::<(), oncekey::Error>(())
     /// ```
-    pub fn begin_or_wait(
-        &self,
-        key: impl AsRef<[u8]>,
-        options: BeginOptions,
-        timeout: Duration,
-    ) -> Result<Begin<T, E>> {
+    pub fn begin_or_wait(&self, key: impl IntoKey, options: BeginOptions, timeout: Duration) -> Result<Begin<T, E>> {
         let (id, start) = (self.id(key)?, self.start(options, false)?);
         let begun = self.engine.protocol().begin_or_wait(&id, &start, deadline(timeout))?;
         self.answer(id, begun)
     }
 
-    /// True: the record was created, or taken over, and this *process* now owns it, until [`success`](Manager::success),
-    /// [`fail`](Manager::fail) or [`release`](Manager::release). False: do not run the operation.
-    ///
-    /// A caller that ignores the answer runs the operation twice, and a thread that ends in between leaves the key in
-    /// progress until the process ends: prefer [`begin`](Manager::begin).
-    pub fn initiate(&self, key: impl AsRef<[u8]>, context: Option<&Context>) -> Result<bool> {
-        let options = BeginOptions { context: context.cloned(), ..BeginOptions::new() };
-        let (id, start) = (self.id(key)?, self.start(options, true)?);
-        Ok(matches!(self.engine.protocol().begin(&id, &start)?, Begun::Claimed(_)))
-    }
-
-    /// Stores the success of what [`initiate`](Manager::initiate) began.
-    ///
-    /// # Errors
-    ///
-    /// `NotInProgress` if this process has not begun it, or it has ended; `OwnedByClaim` if a [`Claim`] did. Nothing is
-    /// created or overwritten then.
-    pub fn success(&self, key: impl AsRef<[u8]>, value: &T) -> Result<()> {
-        let id = self.id(key)?;
-        let ending = Ending::Succeed(self.encode(&id, value)?);
-        self.engine.protocol().end_by_key(&id, &ending, self.options.schema)
-    }
-
-    /// Stores the failure of what [`initiate`](Manager::initiate) began.
-    ///
-    /// # Errors
-    ///
-    /// As [`success`](Manager::success), and `EngineFailure` for a [`Failure`] that was made from an error of this crate.
-    pub fn fail(&self, key: impl AsRef<[u8]>, error: &E) -> Result<()> {
-        let id = self.id(key)?;
-        let ending = self.failing(&id, error)?;
-        self.engine.protocol().end_by_key(&id, &ending, self.options.schema)
-    }
-
     /// The record of a key, in whatever state it is.
-    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<T, E>>> {
+    pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<T, E>>> {
         let info = self.engine.protocol().get(&self.id(key)?, Load::All)?;
         info.map(|info| Record::decode(info, &self.options)).transpose()
     }
 
     /// Waits until nobody is at work on the key; answers at once if nobody is. A request that was created and not begun yet is
     /// waited for.
-    pub fn wait(&self, key: impl AsRef<[u8]>, timeout: Duration) -> Result<Waited<T, E>> {
+    pub fn wait(&self, key: impl IntoKey, timeout: Duration) -> Result<Waited<T, E>> {
         self.wait_at(&self.id(key)?, timeout)
     }
 
@@ -453,7 +408,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// `NotFound`, `OwnedByClaim` while it is in progress, `NotInterrupted` in any other state.
     #[expect(clippy::needless_pass_by_value, reason = "a caller has no more use for it")]
-    pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<T, E>) -> Result<()> {
+    pub fn resolve(&self, key: impl IntoKey, resolution: Resolution<T, E>) -> Result<()> {
         let id = self.id(key)?;
         let ending = match &resolution {
             Resolution::Retry => Ending::Release,
@@ -484,7 +439,15 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             }
             Begun::InProgress(info) => Begin::InProgress(Pending { inner: Box::new((self.clone(), id, info)) }),
             Begun::Interrupted(info) => Begin::Interrupted(info),
+            Begun::Paused(info) => Begin::Paused(info),
             Begun::Mismatch(info) => Begin::Mismatch(info),
         })
+    }
+
+    /// The wish to claim a record, whatever its request was.
+    #[cfg(feature = "http")]
+    pub(crate) fn lock(&self) -> Action<'static> {
+        let ManagerOptions { schema, max_attempts, retry_pause, .. } = &self.options;
+        Action::Lock { schema: *schema, max_attempts: max_attempts.get(), retry_pause: millis(*retry_pause) }
     }
 }

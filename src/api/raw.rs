@@ -17,7 +17,7 @@ use crate::protocol::{Load, RecordId};
 use crate::types::clock::millis;
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::key::{Key, check_name};
+use crate::types::key::{IntoKey, check_name};
 use crate::types::options::check_ttl;
 use crate::types::outcome::Record;
 use crate::types::record::RecordInfo;
@@ -116,23 +116,23 @@ impl<T, E> Manager<T, E> {
     ///
     /// `NotFound`; `NotInProgress` if it has no live owner. It works after [`Engine::close`] as long as claims are alive, and
     /// answers `Closed` after that.
-    pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
+    pub fn revoke(&self, key: impl IntoKey) -> Result<RecordInfo> {
         self.engine().protocol().revoke(&self.id(key)?)
     }
 }
 
 impl RawManager {
-    fn id(&self, key: impl AsRef<[u8]>) -> Result<RecordId> {
-        Ok(RecordId::new(&self.name, Key::new(key)?))
+    fn id(&self, key: impl IntoKey) -> Result<RecordId> {
+        Ok(RecordId::new(&self.name, key.into_key()?))
     }
 
     /// The record of a whole key, with its outcome as it is encoded.
-    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Value, Value>>> {
+    pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
         Ok(self.engine.protocol().get(&self.id(key)?, Load::All)?.map(Record::raw))
     }
 
     /// As [`Manager::resolve`], with an outcome as [`Manager::encode_outcome`] gives it. The record keeps its schema.
-    pub fn resolve(&self, key: impl AsRef<[u8]>, resolution: Resolution<Value, Value>) -> Result<()> {
+    pub fn resolve(&self, key: impl IntoKey, resolution: Resolution<Value, Value>) -> Result<()> {
         let id = self.id(key)?;
         let ending = match resolution {
             Resolution::Retry => Ending::Release,
@@ -152,22 +152,22 @@ impl RawManager {
     }
 
     /// As [`Manager::forget`].
-    pub fn forget(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+    pub fn forget(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().forget(&self.id(key)?)
     }
 
     /// As [`Manager::remove`].
-    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+    pub fn remove(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().remove(&self.id(key)?)
     }
 
     /// As [`Manager::revoke`](crate::Manager::revoke).
-    pub fn revoke(&self, key: impl AsRef<[u8]>) -> Result<RecordInfo> {
+    pub fn revoke(&self, key: impl IntoKey) -> Result<RecordInfo> {
         self.engine.protocol().revoke(&self.id(key)?)
     }
 
     /// As [`Manager::extend`](crate::Manager::extend).
-    pub fn extend(&self, key: impl AsRef<[u8]>, ttl: Duration) -> Result<bool> {
+    pub fn extend(&self, key: impl IntoKey, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
         self.engine.protocol().extend(&self.id(key)?, millis(ttl))
     }

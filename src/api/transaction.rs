@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::protocol::rules::Step;
-use crate::protocol::{CommittedWorkspace, Fence, Protocol, Workspace};
+use crate::protocol::{CommittedWorkspace, Fence, Protocol, RecordId, Workspace};
 use crate::sync::key_locks::LockSet;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::key::check_name;
@@ -58,9 +58,14 @@ pub struct Transaction {
     protocol: Arc<Protocol>,
     workspace: RefCell<Workspace>,
     tables: RefCell<Vec<Arc<str>>>,
+    /// What to do with the claims that it makes.
+    claims: RefCell<Vec<NewClaim>>,
     /// A fault of the engine has reached the closure.
     faulted: Cell<bool>,
 }
+
+/// What is called with the record that a commit has made a claim of.
+type NewClaim = (RecordId, Box<dyn FnOnce(RecordInfo)>);
 
 impl fmt::Debug for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,6 +101,12 @@ impl Transaction {
         }
         let done = f(&mut self.workspace.borrow_mut());
         self.noted(done)
+    }
+
+    /// Calls it once the transaction is committed and durable, if that has claimed this record.
+    #[cfg(feature = "http")]
+    pub(crate) fn on_claim(&self, id: RecordId, made: impl FnOnce(RecordInfo) + 'static) {
+        self.claims.borrow_mut().push((id, Box::new(made)));
     }
 
     /// A fault that the operation meets here is not its own failure.
@@ -206,8 +217,8 @@ impl<X: fmt::Display> fmt::Display for PhaseError<X> {
 impl<X: fmt::Debug + fmt::Display> std::error::Error for PhaseError<X> {}
 
 /// How a run ended, when everything that it read still holds.
-enum Ended<R, X> {
-    Committed(R, CommittedWorkspace),
+enum Ended<'a, R, X> {
+    Committed(R, CommittedWorkspace<'a>),
     RolledBack(X),
     Fault(Error),
     Panicked(Box<dyn Any + Send>),
@@ -234,7 +245,7 @@ impl<X: From<Error>> Setting<'_, X> {
         X::from(error)
     }
 
-    fn runs_again_after<R>(&self, ended: &Ended<R, X>) -> bool {
+    fn runs_again_after<R>(&self, ended: &Ended<'_, R, X>) -> bool {
         matches!((ended, self.should_retry), (Ended::RolledBack(error), Some(judge)) if judge(error))
     }
 }
@@ -278,6 +289,7 @@ pub(crate) fn run<R, X: From<Error>>(
             protocol: Arc::clone(protocol),
             workspace: RefCell::new(protocol.workspace()),
             tables: RefCell::default(),
+            claims: RefCell::default(),
             faulted: Cell::default(),
         });
         let worked = begin(&transaction, fence, &work);
@@ -309,7 +321,7 @@ pub(crate) fn run<R, X: From<Error>>(
         }
         // Not while others would have to wait for a sync too.
         drop(taken);
-        return conclude(protocol, setting, &workspace, ended);
+        return conclude(protocol, setting, &workspace, ended, transaction.claims.take());
     }
     drop(taken);
     let message = format!("a transaction was run {runs} times; each time others changed what it had read");
@@ -321,12 +333,21 @@ fn conclude<R, X: From<Error>>(
     protocol: &Protocol,
     setting: &Setting<'_, X>,
     workspace: &Workspace,
-    ended: Ended<R, X>,
+    ended: Ended<'_, R, X>,
+    claims: Vec<NewClaim>,
 ) -> Result<(R, Vec<RecordInfo>), X> {
     let fault = |error: Error| setting.fault(error);
     let durable = protocol.wait_for(workspace);
     match ended {
-        Ended::Committed(value, committed) => protocol.tell(&committed).map(|written| (value, written)).map_err(fault),
+        Ended::Committed(value, committed) => {
+            let written = protocol.tell(committed).map_err(fault)?;
+            for (id, made) in claims {
+                if let Some(info) = written.iter().find(|info| id.is_of(info)) {
+                    made(info.clone());
+                }
+            }
+            Ok((value, written))
+        }
         Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
         Ended::Fault(error) => Err(fault(error)),
         // Where the engine can promise nothing any more, the panic still goes on.
@@ -352,12 +373,12 @@ fn begin<R, X>(
 }
 
 /// `None` if something that was read has changed: then the run is judged by nothing that it returned.
-fn end<R, X>(
-    protocol: &Protocol,
+fn end<'a, R, X>(
+    protocol: &'a Protocol,
     fence: Option<Fence<'_>>,
     workspace: &mut Workspace,
     worked: Worked<R, X>,
-) -> Option<Ended<R, X>> {
+) -> Option<Ended<'a, R, X>> {
     if !protocol.holds(workspace) {
         return None;
     }

@@ -85,7 +85,9 @@ fn ours(path: &Path, threads: usize, round: Duration) -> Done<(f64, f64)> {
     let cycles = measure(threads, round, |number| match manager.begin(spread(number))? {
         Begin::Claimed(claim) => claim.succeed(&value).map(drop).map_err(crate::Error::from),
         // Not reached: each key is new.
-        Begin::Replay(_) | Begin::InProgress(_) | Begin::Interrupted(_) | Begin::Mismatch(_) => Ok(()),
+        Begin::Replay(_) | Begin::InProgress(_) | Begin::Interrupted(_) | Begin::Paused(_) | Begin::Mismatch(_) => {
+            Ok(())
+        }
     })?;
     let stats = engine.stats();
     drop(manager);

@@ -18,7 +18,7 @@ impl Place {
     pub(super) fn find(&self, engine: &Engine) -> Done<(RawManager, Key)> {
         let raw = engine.raw(&self.manager)?;
         let bytes = self.key.as_bytes();
-        let whole = Key::new(unescape(bytes))?;
+        let whole = Key::from_bytes(unescape(bytes))?;
         if !bytes.contains(&b'/') {
             return Ok((raw, whole));
         }
@@ -29,7 +29,7 @@ impl Place {
             (_, false) => Ok((raw, whole)),
             (false, true) => Ok((raw, parts)),
             (true, true) => Err(Stop::Usage(format!(
-                "{} has a key {} and one of the parts {}; write the first with \\x2f for /, or the second with \\x00 and \
+                "{} has a key {} and one of the parts {}; write the first with \\x2f for /, or the second with \\xffkey and \
                  two bytes of length before each part",
                 self.manager, whole, parts
             ))),

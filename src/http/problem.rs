@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::api::manager::Begin;
 use crate::api::manager::execute::ExecuteError;
 use crate::types::error::{Error, ErrorKind};
+use crate::types::record::RecordInfo;
 
 /// The answer to an HTTP client where there is no response of the operation: problem details (RFC 9457), in JSON.
 ///
@@ -25,6 +26,7 @@ use crate::types::error::{Error, ErrorKind};
 /// | `bad_content` | 400 | the rule of [`SameRequest`](crate::http::SameRequest) cannot read the request | |
 /// | `mismatch` | 422 | the key belongs to another request | |
 /// | `in_progress` | 409, with `Retry-After` | another request with this key is still running | |
+/// | `paused` | 503, with `Retry-After` | an earlier one was released a short time ago, and the manager has a [`retry_pause`](crate::ManagerOptions::retry_pause) | |
 /// | `interrupted` | 409 | an earlier one was interrupted, and its record is held | |
 /// | `too_large` | 413 | what is kept of the request does not fit a context | |
 /// | `response_too_large` | 500 | the response could be too large to be stored; the operation did not run | yes |
@@ -58,8 +60,8 @@ pub struct Problem {
     code: &'static str,
     detail: Cow<'static, str>,
     is_fault: bool,
-    /// It goes away by itself.
-    passes: bool,
+    /// Until when it goes away by itself, about.
+    passes: Option<Duration>,
     error: Option<Error>,
     type_prefix: Option<Arc<str>>,
 }
@@ -82,7 +84,7 @@ impl Problem {
     /// There is no key in this header.
     ///
     /// ```
-    /// use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager, http::Problem};
+    /// use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager, Status, http::Problem};
     /// use std::time::Duration;
     ///
     /// fn pay(payments: &Manager<u64, String>, request: &http::Request<Vec<u8>>) -> Result<http::Response<Vec<u8>>, Problem> {
@@ -92,7 +94,16 @@ impl Problem {
     ///     let options = ExecuteOptions::new().fingerprint(same.finish()).wait(Duration::ZERO);
     ///     Ok(match payments.execute_with(&key, options, |_claim| Ok(1999)) {
     ///         Ok(done) => http::Response::new(done.value().to_string().into_bytes()),
-    ///         Err(ExecuteError::Failed { error, .. }) => http::Response::new(error.into_bytes()),
+    ///         Err(ExecuteError::Failed { error, status, .. }) => {
+    ///             let (status, retry) = match status {
+    ///                 Status::Failed => (402, false), // final: every retry gets it
+    ///                 Status::Released => (503, true), // nothing has happened: send it again
+    ///                 _ => (500, false), // it is not known whether it has happened
+    ///             };
+    ///             let answer = http::Response::builder().status(status);
+    ///             let answer = if retry { answer.header("retry-after", "1") } else { answer };
+    ///             answer.body(error.into_bytes()).expect("a status and a header")
+    ///         }
     ///         Err(other) => return Err(other.problem().expect("all others have one")),
     ///     })
     /// }
@@ -140,7 +151,7 @@ impl Problem {
     /// try would get the same answer.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.passes.then_some(Self::RETRY_AFTER)
+        self.passes
     }
 
     /// Returns the response. Its extensions have this problem, and, if it is a fault, its [`Error`].
@@ -160,7 +171,9 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(wait) = self.retry_after() {
-            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+            // A client that comes too early is told to wait again.
+            let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         if let Some(error) = self.error.as_ref().filter(|_| self.is_fault) {
             response.extensions_mut().insert(error.clone());
@@ -171,7 +184,7 @@ impl Problem {
 
     fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        Self { status, code, detail, is_fault: false, passes: false, error: None, type_prefix: None }
+        Self { status, code, detail, is_fault: false, passes: None, error: None, type_prefix: None }
     }
 
     fn fault(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
@@ -179,7 +192,7 @@ impl Problem {
     }
 
     fn unavailable(detail: &'static str) -> Self {
-        Self { passes: true, ..Self::fault(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail) }
+        Self { passes: Some(Self::RETRY_AFTER), ..Self::fault(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail) }
     }
 
     fn because_of(self, error: Error) -> Self {
@@ -198,7 +211,14 @@ impl Problem {
 
     pub(crate) fn in_progress() -> Self {
         let detail = "A request with this idempotency key is still being processed. Send it again later.";
-        Self { passes: true, ..Self::new(StatusCode::CONFLICT, "in_progress", detail) }
+        Self { passes: Some(Self::RETRY_AFTER), ..Self::new(StatusCode::CONFLICT, "in_progress", detail) }
+    }
+
+    pub(crate) fn paused(info: &RecordInfo) -> Self {
+        let detail = "An earlier request with this idempotency key could not be processed, and had no effect. Send it again \
+                      later.";
+        let passes = info.retry_after().or(Some(Self::RETRY_AFTER));
+        Self { passes, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "paused", detail) }
     }
 
     pub(crate) fn interrupted() -> Self {
@@ -315,6 +335,7 @@ impl<T, E> Begin<T, E> {
             Self::Claimed(_) | Self::Replay(_) => None,
             Self::InProgress(_) => Some(Problem::in_progress()),
             Self::Interrupted(_) => Some(Problem::interrupted()),
+            Self::Paused(info) => Some(Problem::paused(info)),
             Self::Mismatch(_) => Some(Problem::mismatch()),
         }
     }
@@ -342,6 +363,7 @@ impl<T, E> ExecuteError<T, E> {
             Self::Failed { .. } => return None,
             Self::InProgress(_) => Problem::in_progress(),
             Self::Interrupted(_) => Problem::interrupted(),
+            Self::Paused(info) => Problem::paused(info),
             Self::Mismatch(_) => Problem::mismatch(),
             Self::NotStored { error, .. } => Problem::not_stored(error.error.clone()),
             Self::Engine(error) => error.clone().into(),

@@ -3,6 +3,7 @@
 mod finding;
 mod handle;
 mod inside;
+mod locking;
 mod options;
 mod read;
 mod request;
@@ -21,11 +22,13 @@ use crate::http::response::Response;
 use crate::protocol::RecordId;
 use crate::protocol::rules::{Ending, Patch};
 use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::IntoKey;
 use crate::types::options::{ManagerOptions, OnError};
 use crate::types::outcome::Record;
 use crate::types::record::{FINISHED, RecordInfo, check_checkpoint, check_recovery_point};
 use crate::types::value::Value;
 pub use inside::TransactionRequests;
+pub use locking::{Locked, Locking};
 pub use options::HandleOptions;
 pub use request::{Created, NewRequest, RequestPatch};
 pub use same::SameRequest;
@@ -298,7 +301,7 @@ impl Requests {
     /// assert_eq!((record.info().recovery_point(), record.outcome()), (STARTED, None));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
-    pub fn retrieve(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Response, Response>>> {
+    pub fn retrieve(&self, key: impl IntoKey) -> Result<Option<Record<Response, Response>>> {
         self.manager.get(key)
     }
 
@@ -319,10 +322,9 @@ impl Requests {
     /// assert!(matches!(requests.lock(created.key())?, Begin::InProgress(_)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
-    pub fn lock(&self, key: impl AsRef<[u8]>) -> Result<Begin<Response, Response>> {
+    pub fn lock(&self, key: impl IntoKey) -> Result<Begin<Response, Response>> {
         let id = self.manager.id(key)?;
-        let options = &self.manager.options;
-        let begun = self.manager.engine().protocol().lock(&id, options.schema, options.max_attempts.get())?;
+        let begun = self.manager.engine().protocol().lock(&id, &self.manager.lock())?;
         self.manager.answer(id, begun)
     }
 
@@ -346,7 +348,7 @@ impl Requests {
     /// assert_eq!((info.recovery_point(), info.checkpoint()), ("paid", Some(&b"ch_1"[..])));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
-    pub fn update(&self, key: impl AsRef<[u8]>, patch: RequestPatch) -> Result<RecordInfo> {
+    pub fn update(&self, key: impl IntoKey, patch: RequestPatch) -> Result<RecordInfo> {
         let id = self.manager.id(key)?;
         let patch = self.checked(&id, patch)?;
         self.manager.engine().protocol().patch(&id, &patch)

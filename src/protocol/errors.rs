@@ -19,11 +19,6 @@ pub(super) fn owned(id: &RecordId) -> Error {
     Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", id.named()))
 }
 
-pub(super) fn not_in_progress(id: &RecordId, why: &str) -> Error {
-    let message = format!("{} was not begun by key in this process: {why}", id.named());
-    Error::new(ErrorKind::NotInProgress, message)
-}
-
 pub(super) fn not_found(id: &RecordId) -> Error {
     Error::new(ErrorKind::NotFound, format!("{} has no record", id.named()))
 }

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Changed, Event, Protocol, RecordId, WaitFor, not_found, unexpected};
-use crate::protocol::rules::{Action, Reason};
+use super::{Changed, Event, Protocol, RecordId, WaitFor, lost, not_found, owned, unexpected};
+use crate::protocol::rules::{Action, Ending, Reason};
 use crate::store::{Load, StoreKey};
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::record::RecordInfo;
+use crate::types::token::Token;
 
 thread_local! {
     /// The keys whose operations this thread is running, each with its engine.
@@ -245,6 +246,20 @@ impl Protocol {
         self.check_outside()?;
         let state = self.owners.state.lock();
         if state.phase == Phase::Closed && state.count() == 0 { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Ends what this process began by key. The token is the fence.
+    pub(crate) fn end_by_key(&self, id: &RecordId, token: Token, ending: &Ending, schema: u32) -> Result<()> {
+        match self.change(id, &Action::EndByKey { token: token.get(), ending, schema }, WaitFor::Sync)? {
+            Changed::Written(info) => {
+                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                Ok(())
+            }
+            Changed::Kept(Reason::Already, _) => Ok(()),
+            Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),
+            Changed::Kept(reason, _) => Err(lost(id, reason)),
+            other @ Changed::Deleted => Err(unexpected(id, &other)),
+        }
     }
 
     /// Takes a record in progress away from its owner, whose claim is lost then, after a close too.

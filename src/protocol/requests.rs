@@ -28,8 +28,8 @@ impl Protocol {
     }
 
     /// As `begin`, whatever the request was, but makes no record.
-    pub(crate) fn lock(&self, id: &RecordId, schema: u32, max_attempts: u32) -> Result<Begun> {
-        self.claimed(id, self.change(id, &Action::Lock { schema, max_attempts }, WaitFor::Sync)?)
+    pub(crate) fn lock(&self, id: &RecordId, lock: &Action<'_>) -> Result<Begun> {
+        self.claimed(id, self.change(id, lock, WaitFor::Sync)?)
     }
 
     /// Returns the record that a `begin` of a new key would make, and stores nothing. Its token, generation and revision are 0.

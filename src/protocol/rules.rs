@@ -1,125 +1,16 @@
 //! The rules: what an event makes of a record. Pure: no I/O, no clock, no lock.
 
+mod start;
+mod step;
+
 use std::borrow::Cow;
 
 use crate::types::clock::NEVER;
-use crate::types::context::Context;
-use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
 use crate::types::record::{FINISHED, Interruption, Now, STARTED, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
-
-/// What a generation is started with.
-#[derive(Clone, Debug)]
-pub(crate) struct Start {
-    pub(crate) by_key: bool,
-    pub(crate) fingerprint: Option<Fingerprint>,
-    /// What older rules give to the same request.
-    pub(crate) accepted: Vec<Fingerprint>,
-    pub(crate) context: Context,
-    pub(crate) policy: OnInterrupted,
-    pub(crate) schema: u32,
-    pub(crate) success_ttl: u64,
-    pub(crate) failure_ttl: u64,
-    pub(crate) released_ttl: u64,
-    pub(crate) interrupted_ttl: u64,
-    /// How long the key is remembered after an outcome has expired.
-    pub(crate) remember: u64,
-    pub(crate) resume: Resume,
-    /// Whether a fingerprint does not match a record that has none.
-    pub(crate) strict_fingerprint: bool,
-}
-
-/// Limits on going on with a record that has had an owner.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Resume {
-    /// Interrupted attempts of one generation after which the record is held under either policy.
-    pub(crate) max_attempts: u32,
-    /// The operation has no stages: a record on which one has committed is not its own.
-    pub(crate) only_from_start: bool,
-}
-
-impl Default for Resume {
-    fn default() -> Self {
-        Self { max_attempts: u32::MAX, only_from_start: false }
-    }
-}
-
-impl Start {
-    /// Whether the record belongs to another request, as far as fingerprints tell.
-    fn differs(&self, record: &StoredRecord) -> bool {
-        (record.fingerprint.is_some() || self.strict_fingerprint) && self.is_other_request(record)
-    }
-
-    fn is_other_request(&self, record: &StoredRecord) -> bool {
-        record.fingerprint.map_or(self.fingerprint.is_some(), |recorded| !self.accepts(recorded))
-    }
-
-    /// Whether a record with this fingerprint is of the same request.
-    fn accepts(&self, recorded: Fingerprint) -> bool {
-        self.fingerprint == Some(recorded) || self.accepted.contains(&recorded)
-    }
-}
-
-#[cfg(test)]
-impl Start {
-    /// Of a claim that names nothing, and whose record stays for ever.
-    pub(crate) fn plain(policy: OnInterrupted) -> Self {
-        Self {
-            by_key: false,
-            fingerprint: None,
-            accepted: Vec::new(),
-            context: Context::new(),
-            policy,
-            schema: 0,
-            success_ttl: NEVER,
-            failure_ttl: NEVER,
-            released_ttl: NEVER,
-            interrupted_ttl: NEVER,
-            remember: 0,
-            resume: Resume::default(),
-            strict_fingerprint: false,
-        }
-    }
-}
-
-/// The endings of a claim.
-#[derive(Clone, Debug)]
-pub(crate) enum Ending {
-    Succeed(Value),
-    Fail(Value),
-    /// Nothing has happened, as somebody says who may not know.
-    Release,
-    /// Nothing has happened, and nothing can have: this attempt asked for no effect id.
-    ReleaseUntouched,
-    /// Nothing is left to find out. But an effect was named or a stage committed in this attempt.
-    ReleaseTouched,
-    Interrupt(Interruption),
-}
-
-/// What a work stage makes of its record.
-#[derive(Clone, Debug)]
-pub(crate) enum Step {
-    /// Nothing.
-    Stay,
-    /// It has come this far.
-    Advance {
-        point: String,
-        checkpoint: Option<Value>,
-    },
-    End(Ending),
-}
-
-/// What is set in a record that nobody owns; what is `None` stays.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Patch {
-    pub(crate) recovery_point: Option<String>,
-    pub(crate) checkpoint: Option<Value>,
-    /// Without a checkpoint of its own, the one that is there goes too.
-    pub(crate) forgets_checkpoint: bool,
-    /// Ends the record, with an outcome that is encoded under this schema.
-    pub(crate) ending: Option<(Ending, u32)>,
-}
+pub(crate) use start::{Resume, Start};
+pub(crate) use step::{Ending, Patch, Step};
 
 #[derive(Debug)]
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only requests are created, locked and patched"))]
@@ -132,6 +23,7 @@ pub(crate) enum Action<'a> {
     Lock {
         schema: u32,
         max_attempts: u32,
+        retry_pause: u64,
     },
     /// Somebody knows more about an operation that nobody owns.
     Patch(&'a Patch),
@@ -154,8 +46,9 @@ pub(crate) enum Action<'a> {
         /// As in `End`.
         ttl: Option<u64>,
     },
-    /// The process ends a record that it began by key.
+    /// The process ends a record that it began by key; the token is the fence.
     EndByKey {
+        token: u64,
         ending: &'a Ending,
         schema: u32,
     },
@@ -204,6 +97,8 @@ pub(crate) enum Reason {
     OwnedByClaim,
     /// It is held until someone resolves it.
     Interrupted,
+    /// It was released a short time ago.
+    Paused,
     /// It belongs to another request.
     Mismatch,
     /// Another claim has this token.
@@ -222,7 +117,7 @@ pub(crate) enum Reason {
 #[expect(clippy::match_same_arms, reason = "a line for each rule")]
 pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &Now) -> Decision {
     use Decision::{Delete, Keep};
-    use Reason::{Already, Elsewhere, Finished, Mismatch, OwnedByClaim, Superseded, Unfit};
+    use Reason::{Already, Mismatch, OwnedByClaim, Superseded, Unfit};
     use Status::{Failed, InProgress, Interrupted, Released, Succeeded};
 
     let seen = stored.and_then(|stored| stored.seen(now).map(|(status, _)| (stored, status)));
@@ -237,22 +132,15 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         // A mismatch wins over everything else that a retry could be told: 422 before 409.
         (_, Action::Begin(start) | Action::Create(start)) if start.differs(record) => Keep(Mismatch),
         (_, Action::Create(_)) => Keep(Already),
-        (Succeeded | Failed, Action::Begin(_) | Action::Lock { .. }) => Keep(Finished),
-        (InProgress, Action::Begin(_) | Action::Lock { .. }) => Keep(Reason::InProgress),
-        (Interrupted, Action::Begin(_) | Action::Lock { .. }) if record.policy == OnInterrupted::Hold => {
-            Keep(Reason::Interrupted)
-        }
-        (
-            Interrupted,
-            Action::Begin(Start { resume: Resume { max_attempts, .. }, .. }) | Action::Lock { max_attempts, .. },
-        ) if record.interruptions.saturating_add(1) >= *max_attempts => Keep(Reason::Interrupted),
-        (Interrupted | Released, Action::Begin(start)) if start.resume.only_from_start && !record.is_at_start() => {
-            Keep(Elsewhere)
-        }
-        (Interrupted | Released, Action::Begin(start)) => write(claimed_again(record, start.by_key, start.schema, now)),
-        (Interrupted | Released, Action::Lock { schema, .. }) => write(claimed_again(record, false, *schema, now)),
+        (_, Action::Begin(_) | Action::Lock { .. }) => decide_claim(record, status, action, now),
 
-        (_, Action::End { token, .. } | Action::Discard { token } | Action::Stage { token, .. }) => {
+        (
+            _,
+            Action::End { token, .. }
+            | Action::Discard { token }
+            | Action::Stage { token, .. }
+            | Action::EndByKey { token, .. },
+        ) => {
             if record.token == *token {
                 decide_owned(record, status, action, now)
             } else {
@@ -260,18 +148,13 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
             }
         }
 
-        (InProgress, Action::EndByKey { ending, schema }) if record.by_key => {
-            write(StoredRecord { schema: *schema, ..ended(record, ending, now) })
-        }
-        (InProgress, Action::EndByKey { .. } | Action::Resolve { .. } | Action::Forget | Action::Remove) => {
-            Keep(OwnedByClaim)
-        }
-        (Succeeded | Failed | Released | Interrupted, Action::EndByKey { .. } | Action::Revoke { .. }) => {
-            Keep(Unfit(status))
-        }
+        (InProgress, Action::Resolve { .. } | Action::Forget | Action::Remove) => Keep(OwnedByClaim),
+        (Succeeded | Failed | Released | Interrupted, Action::Revoke { .. }) => Keep(Unfit(status)),
 
         (Interrupted, Action::Resolve { ending, schema }) => {
-            write(StoredRecord { schema: schema.unwrap_or(record.schema), ..ended(record, ending, now) })
+            // An operator who says that nothing happened wants it to run.
+            let schema = schema.unwrap_or(record.schema);
+            write(StoredRecord { schema, retry_pause: 0, ..ended(record, ending, now) })
         }
         (Succeeded | Failed | Released, Action::Resolve { .. }) => Keep(Unfit(status)),
 
@@ -291,15 +174,52 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
     }
 }
 
-/// The rules for a claim with the token of the record.
+/// The rules for a claim of a record of the same request.
+fn decide_claim(record: &StoredRecord, status: Status, action: &Action<'_>, now: &Now) -> Decision {
+    use Decision::Keep;
+    use Reason::{Elsewhere, Finished, Unfit};
+    use Status::{Failed, InProgress, Interrupted, Released, Succeeded};
+
+    match (status, action) {
+        (Succeeded | Failed, Action::Begin(_) | Action::Lock { .. }) => Keep(Finished),
+        (InProgress, Action::Begin(_) | Action::Lock { .. }) => Keep(Reason::InProgress),
+        (Interrupted, Action::Begin(_) | Action::Lock { .. }) if record.policy == OnInterrupted::Hold => {
+            Keep(Reason::Interrupted)
+        }
+        (
+            Interrupted,
+            Action::Begin(Start { resume: Resume { max_attempts, .. }, .. }) | Action::Lock { max_attempts, .. },
+        ) if record.interruptions.saturating_add(1) >= *max_attempts => Keep(Reason::Interrupted),
+        (Released, Action::Begin(_) | Action::Lock { .. }) if now.store < record.paused_until() => Keep(Reason::Paused),
+        (Interrupted | Released, Action::Begin(start)) if start.resume.only_from_start && !record.is_at_start() => {
+            Keep(Elsewhere)
+        }
+        (Interrupted | Released, Action::Begin(start)) => {
+            write(claimed_again(record, start.by_key, start.schema, start.retry_pause, now))
+        }
+        (Interrupted | Released, Action::Lock { schema, retry_pause, .. }) => {
+            write(claimed_again(record, false, *schema, *retry_pause, now))
+        }
+        _ => Keep(Unfit(status)),
+    }
+}
+
+/// The rules for an owner with the token of the record.
 fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now: &Now) -> Decision {
     use Decision::{Delete, Keep};
-    use Reason::{Already, Elsewhere, EndedOtherwise, Unfit};
+    use Reason::{Already, Elsewhere, EndedOtherwise, OwnedByClaim, Unfit};
     use Status::InProgress;
 
     match (status, action) {
         (InProgress, Action::End { ending, ttl, .. }) => write(ended(&kept_for(record, ending, *ttl), ending, now)),
-        (_, Action::End { ending, .. }) if is_already(record, status, ending) => Keep(Already),
+        // The token of a claim is no token of an `initiate`.
+        (InProgress, Action::EndByKey { .. }) if !record.by_key => Keep(OwnedByClaim),
+        (InProgress, Action::EndByKey { ending, schema, .. }) => {
+            write(StoredRecord { schema: *schema, ..ended(record, ending, now) })
+        }
+        (_, Action::End { ending, .. } | Action::EndByKey { ending, .. }) if is_already(record, status, ending) => {
+            Keep(Already)
+        }
         (InProgress, Action::Discard { .. }) => Delete,
         (InProgress, Action::Stage { point, .. }) if record.recovery_point != *point => Keep(Elsewhere),
         (InProgress, Action::Stage { step: Step::Stay, .. }) => Keep(Already),
@@ -309,7 +229,9 @@ fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now:
         (InProgress, Action::Stage { step: Step::End(ending), ttl, .. }) => {
             write(ended(&kept_for(record, ending, *ttl), ending, now))
         }
-        (_, Action::End { .. } | Action::Discard { .. } | Action::Stage { .. }) => Keep(EndedOtherwise(status)),
+        (_, Action::End { .. } | Action::EndByKey { .. } | Action::Discard { .. } | Action::Stage { .. }) => {
+            Keep(EndedOtherwise(status))
+        }
         _ => Keep(Unfit(status)),
     }
 }
@@ -373,6 +295,7 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
         failure_ttl: start.failure_ttl,
         released_ttl: start.released_ttl,
         interrupted_ttl: start.interrupted_ttl,
+        retry_pause: start.retry_pause,
         remember: start.remember,
         is_forgotten: false,
         fingerprint: start.fingerprint,
@@ -387,11 +310,11 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
 /// A generation that nobody has claimed yet. Its token is nobody's, so it fences as if one had been released.
 fn created(start: &Start, now: &Now) -> StoredRecord {
     let expires = now.store.saturating_add(start.released_ttl);
-    StoredRecord { state: Status::Released, bound: true, attempt: 0, expires, ..begun(start, now) }
+    StoredRecord { state: Status::Released, bound: true, attempt: 0, expires, retry_pause: 0, ..begun(start, now) }
 }
 
 /// The next attempt of the same generation: what was fixed at its start stays.
-fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, now: &Now) -> StoredRecord {
+fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, retry_pause: u64, now: &Now) -> StoredRecord {
     let (status, interruption) = record.seen(now).unwrap_or((record.state, None));
     // An interruption that somebody has resolved is neither counted nor kept.
     let was_interrupted = status == Status::Interrupted;
@@ -409,6 +332,7 @@ fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, now: &Now) ->
         updated_at: now.wall,
         updated: now.store,
         expires: NEVER,
+        retry_pause,
         ..record.clone()
     }
 }
@@ -500,6 +424,8 @@ fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
         updated_at: now.wall,
         updated: now.store,
         expires: record.expires_at(now),
+        // So does its pause.
+        retry_pause: record.paused_until().saturating_sub(now.store),
         recovery_point: patch.recovery_point.clone().unwrap_or_else(|| record.recovery_point.clone()),
         checkpoint: patch
             .checkpoint
@@ -546,6 +472,7 @@ fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
         revision: THIS_FRAME,
         token: THIS_FRAME,
         updated: now.store,
+        retry_pause: 0,
         ..stored.clone()
     };
     // The clocks of two stores have nothing in common, so its time starts again: late, never early.

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Changed, Event, Protocol, Reason, RecordId, WaitFor, Written, lost, unexpected};
+use super::owners::Entering;
+use super::{Begun, Changed, Event, Protocol, Reason, RecordId, WaitFor, Written, lost, unexpected};
 use crate::protocol::rules::{Action, Decision, Step, decide};
 use crate::store::{Change, CommitOptions, Content, Load, Priority, ReadSet, StoreKey, Ticket};
 use crate::sync::key_locks::{HeldLocks, LockSet};
@@ -38,6 +39,8 @@ pub(crate) struct Workspace {
     records: Vec<(StoreKey, Option<Status>)>,
     /// Those of them whose time runs on as before.
     kept: Vec<StoreKey>,
+    /// Those of them that it would claim by a lock.
+    locked: Vec<StoreKey>,
     /// Of the newest thing that was read.
     ticket: Ticket,
     /// When the first record was looked at: the time of all that is seen and decided.
@@ -54,11 +57,14 @@ pub(crate) struct Savepoint {
     writes: BTreeMap<StoreKey, Option<Content>>,
     records: Vec<(StoreKey, Option<Status>)>,
     kept: Vec<StoreKey>,
+    locked: Vec<StoreKey>,
 }
 
 /// A workspace that was committed.
 #[derive(Debug)]
-pub(crate) struct CommittedWorkspace {
+pub(crate) struct CommittedWorkspace<'a> {
+    /// The claims that it has made by locks.
+    entering: Vec<(StoreKey, Entering<'a>)>,
     ticket: Ticket,
     written: Vec<Written>,
     decided: Option<Now>,
@@ -76,12 +82,13 @@ impl Workspace {
     }
 
     pub(crate) fn savepoint(&self) -> Savepoint {
-        Savepoint { writes: self.writes.clone(), records: self.records.clone(), kept: self.kept.clone() }
+        let Self { writes, records, kept, locked, .. } = self;
+        Savepoint { writes: writes.clone(), records: records.clone(), kept: kept.clone(), locked: locked.clone() }
     }
 
     /// Forgets what it would write since then. What was read since stays read.
-    pub(crate) fn roll_back(&mut self, Savepoint { writes, records, kept }: Savepoint) {
-        (self.writes, self.records, self.kept) = (writes, records, kept);
+    pub(crate) fn roll_back(&mut self, Savepoint { writes, records, kept, locked }: Savepoint) {
+        (self.writes, self.records, self.kept, self.locked) = (writes, records, kept, locked);
     }
 
     /// What it would write there, or else what was read there.
@@ -108,6 +115,7 @@ impl Protocol {
             writes: BTreeMap::new(),
             records: Vec::new(),
             kept: Vec::new(),
+            locked: Vec::new(),
             ticket: Ticket::default(),
             began: None,
             until: None,
@@ -202,6 +210,18 @@ impl Protocol {
         Ok(changed)
     }
 
+    /// As [`lock`](Self::lock), along with the rest of a transaction. The claim has no token before the commit.
+    #[cfg(feature = "http")]
+    pub(crate) fn lock_in(&self, workspace: &mut Workspace, id: &RecordId, lock: &Action<'_>) -> Result<Begun> {
+        match self.change_in(workspace, id, lock)? {
+            Changed::Written(info) => {
+                workspace.locked.push(id.at.clone());
+                Ok(Begun::Claimed(info))
+            }
+            kept => self.claimed(id, kept),
+        }
+    }
+
     /// What a stage makes of its record, which must be where it was, from now to the commit.
     pub(crate) fn step(&self, workspace: &mut Workspace, fence: Fence<'_>, step: &Step) -> Result<()> {
         let Fence { id, token, point, ttl } = fence;
@@ -226,11 +246,15 @@ impl Protocol {
 
     /// Commits all of a workspace; `None` if something that it read has changed. To be followed by
     /// [`tell`](Self::tell), once the locks are given back.
-    pub(crate) fn commit(&self, workspace: &mut Workspace) -> Result<Option<CommittedWorkspace>> {
+    pub(crate) fn commit(&self, workspace: &mut Workspace) -> Result<Option<CommittedWorkspace<'_>>> {
         if workspace.writes.is_empty() {
-            let committed = CommittedWorkspace { ticket: workspace.ticket, written: Vec::new(), decided: None };
+            let (entering, ticket, written) = (Vec::new(), workspace.ticket, Vec::new());
+            let committed = CommittedWorkspace { entering, ticket, written, decided: None };
             return Ok(self.holds(workspace).then_some(committed));
         }
+        // Counted before they are committed, so that a close does not miss them.
+        let locked = workspace.locked.drain(..).map(|at| Ok((at, self.enter_owner()?)));
+        let entering = locked.collect::<Result<Vec<_>>>()?;
         let changes = std::mem::take(&mut workspace.writes);
         let changes = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
         let decided = workspace.began.map(|now| now.store);
@@ -247,12 +271,19 @@ impl Protocol {
             let after = place.and_then(|place| committed.changes.get(place)?.record()).cloned();
             Written { at, before, after }
         });
-        Ok(Some(CommittedWorkspace { ticket: committed.ticket, written: written.collect(), decided: workspace.began }))
+        let (ticket, written) = (committed.ticket, written.collect());
+        Ok(Some(CommittedWorkspace { entering, ticket, written, decided: workspace.began }))
     }
 
     /// Waits until a commit is durable, and wakes those whom it concerns. Returns the records that it has written.
-    pub(crate) fn tell(&self, committed: &CommittedWorkspace) -> Result<Vec<RecordInfo>> {
+    pub(crate) fn tell(&self, committed: CommittedWorkspace<'_>) -> Result<Vec<RecordInfo>> {
         self.publish(&committed.written, committed.ticket, WaitFor::Sync)?;
+        for (key, entering) in committed.entering {
+            let written = committed.written.iter().find(|written| written.at == key);
+            if let Some(stored) = written.and_then(|written| written.after.as_ref()) {
+                entering.live(stored.token);
+            }
+        }
         // As it was then: by now what was written may have expired.
         let Some(now) = committed.decided else { return Ok(Vec::new()) };
         let mut shown = Vec::with_capacity(committed.written.len());

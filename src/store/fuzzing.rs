@@ -56,6 +56,7 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         failure_ttl: b,
         released_ttl: c,
         interrupted_ttl: c,
+        retry_pause: b,
         remember: b,
         is_forgotten: parts.by_key,
         fingerprint: parts.fingerprint.map(Fingerprint::from_bytes),

@@ -11,10 +11,14 @@ use uuid::Uuid;
 /// The largest length of the name of a manager or table, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
-/// The first byte of a key made of parts. HTTP headers cannot contain it, so no client can send such a key.
-const PARTS: u8 = 0;
+/// How a key made of parts starts, and no other key: a client cannot send such a key. Text never starts so, because the first byte is
+/// not UTF-8. Neither do integers or other identifiers in use as keys.
+const PARTS: &[u8] = b"\xffkey";
 
-/// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes of any value. Clones share the bytes.
+/// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes, or a key [made of parts](Key::from_parts). Clones share the bytes.
+///
+/// Plain bytes do not start with `ff 6b 65 79`, which marks keys made of parts. So only a `Key` can name a key inside a scope
+/// on a manager without a scope. Bytes and text cannot.
 ///
 /// `Display` is for people: it escapes all but printable ASCII, and shows a key [made of parts](Key::from_parts) as
 /// `part/part`. Only a key of plain text without a backslash can be parsed back from it.
@@ -27,6 +31,7 @@ const PARTS: u8 = 0;
 ///
 /// let of_a_tenant = Key::from_parts(["acme", "order-17"])?;
 /// assert_eq!(of_a_tenant.to_string(), "acme/order-17");
+/// assert!(Key::new(of_a_tenant.as_bytes()).is_err());
 /// # Ok::<(), oncekey::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,9 +45,32 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes, or more than [`Key::MAX_BYTES`].
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes, more than [`Key::MAX_BYTES`], or if they start like a key made of
+    /// parts.
     pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
         let bytes = bytes.as_ref();
+        check_plain(bytes)?;
+        Ok(Self(bytes.into()))
+    }
+
+    /// Returns the key that has these [bytes](Key::as_bytes), whether it is made of parts or not: for keys that the service itself
+    /// has stored. Bytes from a client could name a key in the scope of another: give those to [`Key::new`].
+    ///
+    /// ```
+    /// # use oncekey::Key;
+    /// let key = Key::from_parts(["acme", "order-17"])?;
+    /// assert_eq!(Key::from_bytes(key.as_bytes())?, key);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`](ErrorKind::InvalidKey) when they are those of no key.
+    pub fn from_bytes(bytes: impl AsRef<[u8]>) -> Result<Self> {
+        let bytes = bytes.as_ref();
+        if split(bytes).is_none() {
+            check_plain(bytes)?;
+        }
         check_key(bytes)?;
         Ok(Self(bytes.into()))
     }
@@ -57,16 +85,16 @@ impl Key {
         Self(Uuid::now_v7().hyphenated().to_string().into())
     }
 
-    /// Creates a key of parts, whose boundaries count: `["ab", "c"]` and `["a", "bc"]` are different keys. No client
-    /// can send such a key in a header.
+    /// Creates a key of parts, whose boundaries count: `["ab", "c"]` and `["a", "bc"]` are different keys. Bytes and text
+    /// cannot name such a key. A part may have any bytes.
     ///
-    /// Encoded size: one byte, plus two bytes for each part, plus the parts.
+    /// Encoded size: four bytes, plus two bytes for each part, plus the parts.
     ///
     /// # Errors
     ///
     /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no parts, or if the encoded key exceeds [`Key::MAX_BYTES`].
     pub fn from_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
-        let mut bytes = vec![PARTS];
+        let mut bytes = PARTS.to_vec();
         for part in parts {
             let part = part.as_ref();
             // A length that does not fit is over the limit anyway. The check of `bytes` also ends an endless iterator.
@@ -77,7 +105,7 @@ impl Key {
             bytes.extend_from_slice(&length.to_be_bytes());
             bytes.extend_from_slice(part);
         }
-        if bytes.len() == 1 {
+        if bytes.len() == PARTS.len() {
             return Err(Error::new(ErrorKind::InvalidKey, "key is made of no parts, it needs at least one"));
         }
         check_key(&bytes)?;
@@ -110,23 +138,73 @@ impl Key {
         outer.iter().copied().eq(scope.iter().map(|part| &**part)).then_some(*key)
     }
 
-    /// Returns the bytes of the key.
+    /// Returns the whole key for a key in a scope.
+    pub(crate) fn inside(self, scope: &[Box<[u8]>]) -> Result<Self> {
+        if self.within(scope).is_some() {
+            return Ok(self);
+        }
+        if self.0.starts_with(PARTS) {
+            let scope = Self::from_parts(scope)?;
+            let message = format!("key {self} is made of parts, and is none of the scope {scope}");
+            return Err(Error::new(ErrorKind::InvalidKey, message));
+        }
+        Self::from_parts(scope.iter().map(|part| &**part).chain([self.as_bytes()]))
+    }
+
+    /// Returns the bytes of the key. Only [`Key::from_bytes`] reads back those of a key made of parts.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Returns the key as text if its bytes are UTF-8. A key made of parts can be UTF-8 too; its text starts with a
-    /// NUL.
+    /// Returns the key as text if it is UTF-8. A key made of parts is not.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
 }
 
-impl AsRef<[u8]> for Key {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
+/// What names a key of a manager: plain bytes or text, or a [`Key`].
+///
+/// On a handle with a [scope](crate::Manager::scoped), bytes, text and plain keys are completed by the scope. A key made of parts is
+/// taken as a whole key, as records report it; it must be one of this scope.
+///
+/// ```
+/// # use oncekey::{Engine, ErrorKind, Manager};
+/// # let engine = Engine::temporary()?;
+/// let all: Manager<u64> = engine.manager("payments")?;
+/// let (of_ada, of_bob) = (all.scoped("ada")?, all.scoped("bob")?);
+/// let done = of_ada.execute("order-42", |_claim| Ok(1999)).unwrap();
+/// let key = done.info().key();
+/// assert!(of_ada.get(key)?.is_some() && of_ada.get("order-42")?.is_some() && all.get(key)?.is_some());
+/// assert_eq!(of_bob.get(key).unwrap_err().kind(), ErrorKind::InvalidKey);
+/// assert_eq!(all.get(key.as_bytes()).unwrap_err().kind(), ErrorKind::InvalidKey);
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+pub trait IntoKey {
+    /// The key, not completed by any scope.
+    ///
+    /// # Errors
+    ///
+    /// As [`Key::new`].
+    fn into_key(self) -> Result<Key>;
+}
+
+impl<K: AsRef<[u8]>> IntoKey for K {
+    fn into_key(self) -> Result<Key> {
+        Key::new(self)
+    }
+}
+
+impl IntoKey for Key {
+    fn into_key(self) -> Result<Key> {
+        Ok(self)
+    }
+}
+
+impl IntoKey for &Key {
+    fn into_key(self) -> Result<Key> {
+        Ok(self.clone())
     }
 }
 
@@ -168,17 +246,18 @@ impl Serialize for Key {
     }
 }
 
+/// A key made of parts is read from binary formats only: a client could write it into a text, such as JSON.
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = Value::deserialize(deserializer)?;
-        check_key(&bytes).map_err(D::Error::custom)?;
-        Ok(Self(bytes))
+        // Text such as JSON may come from a client.
+        let read = if deserializer.is_human_readable() { Self::new } else { Self::from_bytes };
+        read(Value::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 
 /// Returns the parts of a key of [`Key::from_parts`]. Returns `None` if the bytes do not have exactly that form.
 fn split(bytes: &[u8]) -> Option<Vec<&[u8]>> {
-    let (&PARTS, mut rest) = bytes.split_first()? else { return None };
+    let mut rest = bytes.strip_prefix(PARTS)?;
     let mut parts = Vec::new();
     while !rest.is_empty() {
         let (&length, tail) = rest.split_first_chunk::<2>()?;
@@ -199,6 +278,15 @@ fn escape(text: &mut String, bytes: &[u8], also: u8) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+/// Checks bytes that are to be a key not made of parts.
+fn check_plain(bytes: &[u8]) -> Result<()> {
+    if bytes.starts_with(PARTS) {
+        let message = "key begins with ff 6b 65 79, as only keys made of parts do: see Key::from_bytes";
+        return Err(Error::new(ErrorKind::InvalidKey, message));
+    }
+    check_key(bytes)
 }
 
 /// Checks the length of a key.
@@ -248,12 +336,12 @@ mod tests {
     #[test]
     fn boundaries_of_parts_count_and_the_first_byte_marks_them() {
         let key = Key::from_parts(["ab", "c"]).unwrap();
-        assert_eq!(key.as_bytes(), b"\0\0\x02ab\0\x01c");
+        assert_eq!(key.as_bytes(), b"\xffkey\0\x02ab\0\x01c");
         assert_ne!(key, Key::from_parts(["a", "bc"]).unwrap());
         assert_ne!(Key::from_parts([""]).unwrap(), Key::from_parts(["", ""]).unwrap());
         assert_eq!(Key::from_parts([""; 0]).unwrap_err().kind(), ErrorKind::InvalidKey);
-        assert!(Key::from_parts([[1; 509]]).is_ok());
-        assert!(Key::from_parts([[1; 510]]).is_err());
+        assert!(Key::from_parts([[1; 506]]).is_ok());
+        assert!(Key::from_parts([[1; 507]]).is_err());
         assert!(Key::from_parts([vec![1; 70_000]]).is_err());
         assert!(Key::from_parts(std::iter::repeat("endless")).is_err());
     }
@@ -273,12 +361,48 @@ mod tests {
     }
 
     #[test]
+    fn only_a_key_names_a_key_made_of_parts() {
+        let parts = Key::from_parts(["ada", "k1"]).unwrap();
+        for bytes in [parts.as_bytes(), b"\xffkey", b"\xffkey\0\x02a"] {
+            assert_eq!(Key::new(bytes).unwrap_err().kind(), ErrorKind::InvalidKey);
+            assert_eq!(bytes.into_key().unwrap_err().kind(), ErrorKind::InvalidKey);
+        }
+        assert_eq!((&parts).into_key().unwrap(), parts);
+        assert_eq!(parts.clone().into_key().unwrap(), parts);
+        assert_eq!(Key::from_bytes(parts.as_bytes()).unwrap(), parts);
+        assert_eq!(Key::from_bytes("k1").unwrap(), Key::new("k1").unwrap());
+        let long = [PARTS, &[2, 0], &[1; 512]].concat();
+        for none in [&b""[..], b"\xffkey", b"\xffkey\0\x02a", &[1; 513], &long] {
+            assert_eq!(Key::from_bytes(none).unwrap_err().kind(), ErrorKind::InvalidKey, "{none:?}");
+        }
+        assert_eq!(parts.as_str(), None);
+        // Integers and text are all plain.
+        for n in (0..70_000_u64).chain([u64::MAX, u64::MAX - 1]).flat_map(|n| [n.to_be_bytes(), n.to_le_bytes()]) {
+            assert_eq!(Key::new(n).unwrap().as_bytes(), n);
+        }
+    }
+
+    #[test]
+    fn a_scope_completes_plain_keys_and_takes_its_own_whole_ones() {
+        let scope = |parts: &[&str]| parts.iter().map(|part| part.as_bytes().into()).collect::<Vec<Box<[u8]>>>();
+        let whole = Key::from_parts(["a", "b", "c"]).unwrap();
+        for key in [Key::new("c").unwrap(), whole.clone()] {
+            assert_eq!(key.inside(&scope(&["a", "b"])).unwrap(), whole);
+        }
+        assert_eq!(whole.clone().inside(&[]).unwrap(), whole);
+        for other in [&["a"][..], &["a", "c"], &["a", "b", "c"], &["b"]] {
+            let error = whole.clone().inside(&scope(other)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidKey, "{other:?}");
+        }
+    }
+
+    #[test]
     fn display_escapes_and_joins() {
-        let show = |bytes: &[u8]| Key::new(bytes).unwrap().to_string();
+        let show = |bytes: &[u8]| Key(bytes.into()).to_string();
         assert_eq!(show(b"a b/c\\d\n\xff"), "a b/c\\x5cd\\x0a\\xff");
         assert_eq!(Key::from_parts(["a/b", "c\\", ""]).unwrap().to_string(), "a\\x2fb/c\\x5c/");
         assert_eq!(show(b"\0"), "\\x00");
-        assert_eq!(show(b"\0\0\x02a"), "\\x00\\x00\\x02a", "cut parts are not parts");
+        assert_eq!(show(b"\xffkey\0\x02a"), "\\xffkey\\x00\\x02a", "cut parts are not parts");
         assert_eq!(format!("{:?}|{:>4}", Key::new("k").unwrap(), Key::new("k").unwrap()), "Key(k)|   k");
     }
 
@@ -299,6 +423,9 @@ mod tests {
         assert!(bincode::deserialize::<Key>(&[0; 8]).is_err());
         assert_eq!(serde_json::from_str::<Key>("[107]").unwrap(), key);
         assert!(serde_json::from_str::<Key>("[]").is_err());
+        let parts = Key::from_parts(["k"]).unwrap();
+        assert_eq!(bincode::deserialize::<Key>(&bincode::serialize(&parts).unwrap()).unwrap(), parts);
+        assert!(serde_json::from_str::<Key>(&serde_json::to_string(&parts).unwrap()).is_err());
     }
 
     #[test]

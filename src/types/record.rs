@@ -2,10 +2,12 @@
 
 mod remembered;
 
+mod lifetime;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +18,7 @@ use crate::types::fingerprint::Fingerprint;
 use crate::types::key::{self, Key};
 use crate::types::options::OnInterrupted;
 use crate::types::value::Value;
+pub(crate) use lifetime::Lifetime;
 
 /// The recovery point of a record before its first stage ends.
 pub const STARTED: &str = "started";
@@ -122,6 +125,8 @@ pub(crate) struct StoredRecord {
     pub(crate) failure_ttl: u64,
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
+    /// Milliseconds from a release by the current or last owner in which nobody can claim it.
+    pub(crate) retry_pause: u64,
     /// How long the key of a finished record is remembered after the record has expired, in milliseconds.
     pub(crate) remember: u64,
     /// True if the record has expired and only its key is remembered, until `expires`.
@@ -217,6 +222,13 @@ impl StoredRecord {
         self.recovery_point == STARTED && self.checkpoint.is_none()
     }
 
+    /// Returns the store time from which a released record can be claimed again.
+    pub(crate) fn paused_until(&self) -> u64 {
+        // A caller reads the time before the record. Without a pause, a release since then must not look like one.
+        let is_paused = self.state == Status::Released && self.retry_pause > 0;
+        if is_paused { self.updated.saturating_add(self.retry_pause) } else { 0 }
+    }
+
     /// Returns the store time from which the record is absent. A record with a live owner never expires.
     pub(crate) fn expires_at(&self, now: &Now) -> u64 {
         self.lifetime().expires_at(now)
@@ -229,38 +241,6 @@ impl StoredRecord {
             updated: self.updated,
             expires: self.expires,
             interrupted_ttl: self.interrupted_ttl,
-        }
-    }
-}
-
-/// What decides how long a record is there: fields of its [`StoredRecord`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lifetime {
-    pub(crate) state: Status,
-    pub(crate) token: u64,
-    pub(crate) updated: u64,
-    pub(crate) expires: u64,
-    pub(crate) interrupted_ttl: u64,
-}
-
-impl Lifetime {
-    /// A record in progress whose owner is dead is interrupted.
-    pub(crate) fn status(&self, now: &Now) -> Status {
-        if self.state == Status::InProgress && self.token < now.first { Status::Interrupted } else { self.state }
-    }
-
-    pub(crate) fn is_unfinished(&self) -> bool {
-        !matches!(self.state, Status::Succeeded | Status::Failed)
-    }
-
-    pub(crate) fn expires_at(&self, now: &Now) -> u64 {
-        if self.state != Status::InProgress {
-            self.expires
-        } else if self.token < now.first {
-            // The time of the process's death is unknown. Count from this open, the latest possible time.
-            self.updated.max(now.opened).saturating_add(self.interrupted_ttl)
-        } else {
-            NEVER
         }
     }
 }
@@ -279,6 +259,8 @@ struct Shown {
     status: Status,
     interruption: Option<Interruption>,
     expires_at: Option<SystemTime>,
+    /// Milliseconds until it can be claimed.
+    paused_for: u64,
 }
 
 impl RecordInfo {
@@ -297,8 +279,9 @@ impl RecordInfo {
         let expires = stored.expires_at(now);
         let expires_at =
             (expires != NEVER).then(|| wall_time(now.wall.saturating_add(expires - now.store.min(expires))));
+        let paused_for = stored.paused_until().saturating_sub(now.store);
         let (manager, key, stored) = (Arc::clone(manager), key.clone(), Arc::clone(stored));
-        Some(Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at })))
+        Some(Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at, paused_for })))
     }
 
     /// Creates the information of an exported record that is not in a store, with the state that its original store
@@ -312,8 +295,8 @@ impl RecordInfo {
         expires_at: Option<SystemTime>,
     ) -> Self {
         let (status, interruption) = (stored.state, stored.interruption);
-        let (manager, stored) = (manager.into(), Arc::new(stored));
-        Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at }))
+        let (manager, stored, paused_for) = (manager.into(), Arc::new(stored), 0);
+        Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at, paused_for }))
     }
 
     #[cfg(feature = "cli")]
@@ -323,14 +306,15 @@ impl RecordInfo {
 
     /// Returns a copy without the outcome, for holders that keep it long: an outcome may be large.
     pub(crate) fn without_outcome(&self) -> Self {
-        let Shown { store_id, manager, key, stored, status, interruption, expires_at } = &*self.0;
+        let Shown { store_id, manager, key, stored, status, interruption, expires_at, paused_for } = &*self.0;
         if stored.outcome.is_none() {
             return self.clone();
         }
         let stored = Arc::new(StoredRecord { outcome: None, ..StoredRecord::clone(stored) });
         let (manager, key) = (Arc::clone(manager), key.clone());
         let (store_id, status, interruption, expires_at) = (*store_id, *status, *interruption, *expires_at);
-        Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at }))
+        let paused_for = *paused_for;
+        Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at, paused_for }))
     }
 
     pub(crate) fn stored(&self) -> &Arc<StoredRecord> {
@@ -421,6 +405,13 @@ impl RecordInfo {
     #[must_use]
     pub fn updated_at(&self) -> SystemTime {
         wall_time(self.0.stored.updated_at)
+    }
+
+    /// Returns for how long a released record cannot be claimed, from the time of the read: what is left of
+    /// [`ManagerOptions::retry_pause`](crate::ManagerOptions::retry_pause). Returns `None` if there is no pause.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        (self.0.paused_for > 0).then(|| Duration::from_millis(self.0.paused_for))
     }
 
     /// Returns when the record expires, by the wall clock at the time of the read. Returns `None` if it never does.

@@ -139,7 +139,7 @@ pub(crate) fn see(engine: &Engine, name: &Name) -> Result<Option<Content>> {
 }
 
 fn named(info: &RecordInfo) -> Name {
-    Name::record(info.manager(), info.key())
+    Name::record(info.manager(), info.key().as_bytes())
 }
 
 /// Returns all names that listings contain.

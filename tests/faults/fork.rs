@@ -47,7 +47,7 @@ fn all_refused(engine: Engine, ops: Ops, claims: Vec<Claim<u64>>, path: &Path) {
     refused(ops.get("done"));
     refused(ops.wait("live-0", Duration::from_secs(60)));
     refused(ops.initiate("by key", None));
-    refused(ops.success("by key", &1));
+    refused(ops.success("by key", "1".parse().unwrap(), &1));
     refused(ops.remove("done"));
     refused(ops.forget("done"));
     refused(ops.resolve("live-0", Resolution::Retry));

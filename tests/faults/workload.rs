@@ -377,17 +377,17 @@ impl Worker<'_> {
     /// One in three stays in progress for ever.
     fn initiate(&self, key: &str, number: u64) {
         let began = self.history.begin();
-        assert!(self.ops.initiate(key, None).unwrap());
+        let token = self.ops.initiate(key, None).unwrap().unwrap();
         self.history.answer(key, began, None, Expected::Claimed { attempt: 1 });
         let began = self.history.begin();
         match number % 3 {
             0 => {}
             1 => {
-                self.ops.success(key, &value(number)).unwrap();
+                self.ops.success(key, token, &value(number)).unwrap();
                 self.history.answer(key, began, None, ended(key, true, number, self.now));
             }
             _ => {
-                self.ops.release(key).unwrap();
+                self.ops.release(key, token).unwrap();
                 self.history.answer(key, began, None, Expected::Released { attempt: 1 });
             }
         }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
 use oncekey::{Engine, ErrorKind, clock::ManualClock};
@@ -66,6 +66,8 @@ pub(crate) struct World<'a> {
     /// Held for reading by every call, and for writing while time moves. A commit reads the time and becomes visible a
     /// moment later. Only a test could let hours pass between these moments.
     pub(crate) still: RwLock<()>,
+    /// The tokens of each key that were given by `initiate`, the newest last.
+    pub(crate) tokens: Mutex<HashMap<usize, Vec<u64>>>,
     pub(crate) fault: Fault,
 }
 
@@ -78,7 +80,7 @@ impl<'a> World<'a> {
     ) -> Self {
         let ops = manager(engine, "ops", fault.success_ttl().unwrap_or(SUCCESS_TTL));
         let behind = manager(engine, "behind", SUCCESS_TTL);
-        Self { engine, ops, behind, keys, clock, hour, still: RwLock::new(()), fault }
+        Self { engine, ops, behind, keys, clock, hour, still: RwLock::default(), tokens: Mutex::default(), fault }
     }
 }
 
@@ -205,7 +207,7 @@ impl<'a> Caller<'a> {
             15 => Op::Wait,
             16 => Op::Revoke,
             17..=19 => Op::Initiate,
-            20..=22 => Op::EndByKey(settled),
+            20..=22 => self.token(key, number).map_or(Op::Initiate, |token| Op::EndByKey { token, ending: settled }),
             23..=25 => Op::Resolve(settled),
             26 => Op::Extend,
             27 => Op::Remove,
@@ -214,6 +216,14 @@ impl<'a> Caller<'a> {
             _ => Op::Get,
         };
         (key, op, None)
+    }
+
+    /// Returns a token of the key, mostly the newest.
+    fn token(&self, key: usize, number: u64) -> Option<u64> {
+        let tokens = self.world.tokens.lock().unwrap();
+        let of_key = tokens.get(&key)?;
+        let back = usize::from(number / 16 % 3 == 0);
+        of_key.iter().rev().nth(back).or(of_key.last()).copied()
     }
 
     /// Returns the answer of the engine, or `None` if it is closed.
@@ -230,7 +240,12 @@ impl<'a> Caller<'a> {
         let patience = Duration::from_micros(self.rng.below(4_000));
         let name = self.world.keys.get(key).map_or("", String::as_str);
         match ask(ops, (key, name), op, claim, patience, &mut self.held) {
-            Ok(answer) => Some(answer),
+            Ok(answer) => {
+                if let Answer::Initiated { token } = answer {
+                    self.world.tokens.lock().unwrap().entry(key).or_default().push(token);
+                }
+                Some(answer)
+            }
             Err(error) if error.kind() == ErrorKind::Closed => None,
             Err(error) => panic!("{op:?}: {error}"),
         }

@@ -56,7 +56,9 @@ pub(crate) fn ask(
             claim.release_on_drop(releases);
             Ok(Answer::Done)
         }
-        Op::Initiate => ops.initiate(name, None).map(Answer::Did),
+        Op::Initiate => ops
+            .initiate(name, None)
+            .map(|token| token.map_or(Answer::Did(false), |token| Answer::Initiated { token: token.get() })),
         Op::Wait => match ops.wait(name, patience)? {
             // Call once more, to get the error of the closed store.
             Waited::Closed => ops.get(name).map(|_| Answer::Absent),
@@ -68,11 +70,14 @@ pub(crate) fn ask(
                 None => unfinished(record.status(), record.info().attempt()),
             })
         }),
-        Op::EndByKey(ending) => done(match ending {
-            Ending::Finish(Outcome::Success(value)) => ops.success(name, &value),
-            Ending::Finish(Outcome::Failure(value)) => ops.fail(name, &value),
-            Ending::Release | Ending::Interrupt => ops.release(name),
-        }),
+        Op::EndByKey { token, ending } => {
+            let token = token.to_string().parse().unwrap();
+            done(match ending {
+                Ending::Finish(Outcome::Success(value)) => ops.success(name, token, &value),
+                Ending::Finish(Outcome::Failure(value)) => ops.fail(name, token, &value),
+                Ending::Release | Ending::Interrupt => ops.release(name, token),
+            })
+        }
         Op::Resolve(ending) => done(ops.resolve(name, resolution(ending))),
         Op::Extend => ops.extend(name, hours(EXTENDED)).map(Answer::Did),
         Op::Remove => ops.remove(name).map(Answer::Did),
@@ -152,6 +157,7 @@ fn begun(
         Begin::Replay(done) => Answer::Finished(outcome(done.outcome())),
         Begin::InProgress(pending) => unfinished(pending.info().status(), pending.info().attempt()),
         Begin::Interrupted(info) => unfinished(info.status(), info.attempt()),
+        Begin::Paused(info) => panic!("{info}: no manager here has a pause"),
         Begin::Mismatch(_) => Answer::Mismatch,
     })
 }

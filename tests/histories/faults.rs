@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     FreesTheDead,
     /// Makes a call, and answers that the engine is busy.
     BusyAndDone,
+    /// An ending by key ends the key's newest `initiate`, whichever it belongs to.
+    UnfencedByKey,
     /// Refuses an ending as busy.
     BusyEnding,
     /// Answers a close with no live claims.
@@ -46,7 +48,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::AnswersBeforeSync,
         Self::AnswersBeforeCommit,
         Self::TwoOwners,
@@ -56,6 +58,7 @@ impl Fault {
         Self::NoHold,
         Self::FreesTheDead,
         Self::BusyAndDone,
+        Self::UnfencedByKey,
         Self::BusyEnding,
         Self::CloseForgetsClaims,
         Self::CloseEndsClaims,
@@ -146,6 +149,10 @@ impl Caller<'_> {
             },
             (Fault::NoHold, Op::Begin { request, waits, .. }) => {
                 self.ask(key, Op::Begin { request, waits, resumes: true }, claim)
+            }
+            (Fault::UnfencedByKey, Op::EndByKey { ending, .. }) => {
+                let newest = self.world.tokens.lock().unwrap().get(&key).and_then(|of_key| of_key.last().copied());
+                self.ask(key, Op::EndByKey { token: newest?, ending }, claim)
             }
             _ => self.ask(key, op, claim),
         }

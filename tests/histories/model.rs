@@ -51,7 +51,11 @@ pub(crate) enum Op {
         token: u64,
         releases: bool,
     },
-    EndByKey(Ending),
+    /// With the token of an `initiate`.
+    EndByKey {
+        token: u64,
+        ending: Ending,
+    },
     Resolve(Ending),
     Extend,
     Remove,
@@ -96,6 +100,9 @@ pub(crate) enum Answer {
         generation: u64,
         attempt: u32,
     },
+    Initiated {
+        token: u64,
+    },
     Finished(Outcome),
     Mismatch,
     Absent,
@@ -135,7 +142,7 @@ pub(crate) enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Owner {
     Claim(u64),
-    Process,
+    Process(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -144,6 +151,16 @@ enum State {
     Released,
     Interrupted,
     Finished(Outcome),
+}
+
+impl State {
+    fn after(ending: Ending) -> Self {
+        match ending {
+            Ending::Finish(outcome) => Self::Finished(outcome),
+            Ending::Release => Self::Released,
+            Ending::Interrupt => Self::Interrupted,
+        }
+    }
 }
 
 /// One generation of a key. Request and policy are fixed at its start.
@@ -157,6 +174,8 @@ struct Life {
     generation: Option<u64>,
     attempt: u32,
     state: State,
+    /// The token of its last owner, if that was one by key.
+    by_key: Option<u64>,
     /// The hour from which it is absent. Not used while the key has an owner.
     expires: Hour,
 }
@@ -177,7 +196,7 @@ impl Model {
     pub(crate) fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
         if answer == Some(&Answer::Busy) {
             // An ending is never busy: its operation has run and must be recorded.
-            let ends = matches!(op, Op::End { .. } | Op::Drop { .. } | Op::EndByKey(_));
+            let ends = matches!(op, Op::End { .. } | Op::Drop { .. } | Op::EndByKey { .. });
             return (!ends && !self.closed).then_some(self);
         }
         if answer == Some(&Answer::Closed) {
@@ -204,6 +223,18 @@ impl Model {
                 next.newest = *token;
                 let life = next.life.as_mut()?;
                 (life.state, life.generation) = (State::InProgress(Owner::Claim(*token)), Some(*of));
+                Some(next)
+            }
+            (Answer::Initiated { .. }, Some(Answer::Initiated { token })) => {
+                if *token <= self.newest {
+                    return None;
+                }
+                next.newest = *token;
+                let life = next.life.as_mut()?;
+                (life.state, life.by_key) = (State::InProgress(Owner::Process(*token)), Some(*token));
+                if life.attempt == 1 {
+                    life.generation = Some(*token);
+                }
                 Some(next)
             }
             (right, answer) => answer.is_none_or(|answer| *answer == right).then_some(next),
@@ -247,8 +278,8 @@ impl Model {
     fn apply(self, op: &Op) -> (Answer, Self) {
         match *op {
             Op::Begin { request, resumes, .. } => self.begin(request, resumes, Owner::Claim(0)),
-            Op::Initiate => match self.begin(0, false, Owner::Process) {
-                (Answer::Claimed { .. }, next) => (Answer::Did(true), next),
+            Op::Initiate => match self.begin(0, false, Owner::Process(0)) {
+                (Answer::Claimed { .. }, next) => (Answer::Initiated { token: 0 }, next),
                 (_, same) => (Answer::Did(false), same),
             },
             Op::Get => (self.seen(), self),
@@ -266,10 +297,10 @@ impl Model {
                 let ending = if releases { Ending::Release } else { Ending::Interrupt };
                 (Answer::Done, self.apply(&Op::End { token, ending }).1)
             }
-            Op::EndByKey(ending) => match self.life.map(|life| life.state) {
-                Some(State::InProgress(Owner::Process)) => (Answer::Done, self.ended(ending)),
-                Some(State::InProgress(Owner::Claim(_))) => self.refuse(Refusal::OwnedByClaim),
-                _ => self.refuse(Refusal::NotInProgress),
+            Op::EndByKey { token, ending } => match self.life.filter(|life| life.by_key == Some(token)) {
+                Some(Life { state: State::InProgress(_), .. }) => (Answer::Done, self.ended(ending)),
+                Some(Life { state, .. }) if state == State::after(ending) => (Answer::Done, self),
+                _ => self.refuse(Refusal::ClaimLost),
             },
             Op::Resolve(ending) => match self.life.map(|life| life.state) {
                 Some(State::Interrupted) => (Answer::Done, self.ended(ending)),
@@ -288,7 +319,11 @@ impl Model {
                 Some(State::Released | State::Interrupted) | None => (Answer::Did(false), self),
             },
             Op::Revoke => match self.life.map(|life| life.state) {
-                Some(State::InProgress(_)) => (Answer::Done, self.ended(Ending::Interrupt)),
+                Some(State::InProgress(_)) => {
+                    let revoked = self.ended(Ending::Interrupt);
+                    let life = revoked.life.map(|life| Life { by_key: None, ..life });
+                    (Answer::Done, Self { life, ..revoked })
+                }
                 Some(_) => self.refuse(Refusal::NotInProgress),
                 None => self.refuse(Refusal::NotFound),
             },
@@ -299,7 +334,8 @@ impl Model {
 
     fn begin(self, request: Request, resumes: bool, owner: Owner) -> (Answer, Self) {
         let state = State::InProgress(owner);
-        let fresh = Life { request, resumes, bound: false, generation: None, attempt: 1, state, expires: 0 };
+        let (by_key, generation) = (None, None);
+        let fresh = Life { request, resumes, bound: false, generation, attempt: 1, state, by_key, expires: 0 };
         let life = match self.life {
             None => fresh,
             Some(life) if life.state == State::Released && !life.bound && life.request != request => fresh,
@@ -307,7 +343,7 @@ impl Model {
             Some(life) => match life.state {
                 State::Interrupted if !life.resumes => return (self.seen(), self),
                 State::InProgress(_) | State::Finished(_) => return (self.seen(), self),
-                State::Released | State::Interrupted => Life { attempt: life.attempt + 1, state, ..life },
+                State::Released | State::Interrupted => Life { attempt: life.attempt + 1, state, by_key, ..life },
             },
         };
         let (generation, attempt) = (life.generation.unwrap_or(0), life.attempt);
@@ -326,11 +362,11 @@ impl Model {
     }
 
     fn ended(self, ending: Ending) -> Self {
-        let (state, ttl) = match ending {
-            Ending::Finish(outcome @ Outcome::Success(_)) => (State::Finished(outcome), SUCCESS_TTL),
-            Ending::Finish(outcome @ Outcome::Failure(_)) => (State::Finished(outcome), FAILURE_TTL),
-            Ending::Release => (State::Released, UNFINISHED_TTL),
-            Ending::Interrupt => (State::Interrupted, UNFINISHED_TTL),
+        let state = State::after(ending);
+        let ttl = match ending {
+            Ending::Finish(Outcome::Success(_)) => SUCCESS_TTL,
+            Ending::Finish(Outcome::Failure(_)) => FAILURE_TTL,
+            Ending::Release | Ending::Interrupt => UNFINISHED_TTL,
         };
         // No claim here asks for an effect id. A record that was begun by key may have had any effect.
         let life = self.life.map(|life| {

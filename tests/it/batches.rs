@@ -23,6 +23,7 @@ fn shown(answer: &Answer) -> String {
         }
         Err(ExecuteError::InProgress(_)) => "in progress".to_owned(),
         Err(ExecuteError::Interrupted(info)) => format!("{:?} {:?}", info.status(), info.interruption()),
+        Err(ExecuteError::Paused(_)) => "paused".to_owned(),
         Err(ExecuteError::Mismatch(_)) => "mismatch".to_owned(),
         Err(ExecuteError::NotStored { outcome, error }) => format!("not stored {outcome:?} {:?}", error.kind()),
         Err(ExecuteError::Engine(error)) => format!("{:?}", error.kind()),

@@ -72,14 +72,14 @@ impl Answers {
             },
             Begin::Replay(done) => self.outcomes.push((key.to_owned(), done.into_outcome())),
             Begin::InProgress(_) | Begin::Interrupted(_) => {}
-            Begin::Mismatch(info) => panic!("{info:?}"),
+            Begin::Paused(info) | Begin::Mismatch(info) => panic!("{info:?}"),
         }
         Ok(())
     }
 
     fn by_key(&mut self, ops: &Ops, key: &str, value: u64) -> Result<(), Error> {
-        if ops.initiate(key, None)? {
-            ops.success(key, &value)?;
+        if let Some(token) = ops.initiate(key, None)? {
+            ops.success(key, token, &value)?;
             self.outcomes.push((key.to_owned(), Ok(value)));
         }
         Ok(())

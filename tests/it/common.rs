@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, BeginOptions, Claim, Context, Engine, EngineOptions, Fingerprint, Manager, ManagerOptions, OnInterrupted,
-    Status, Waited, admin::Records, clock::ManualClock,
+    Status, Token, Waited, admin::Records, clock::ManualClock,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ pub(crate) fn arm<T, E>(begin: &Begin<T, E>) -> &'static str {
         Begin::Replay(_) => "replay",
         Begin::InProgress(_) => "in progress",
         Begin::Interrupted(_) => "interrupted",
+        Begin::Paused(_) => "paused",
         Begin::Mismatch(_) => "mismatch",
     }
 }
@@ -132,6 +133,11 @@ pub(crate) fn keys(records: Records) -> Vec<String> {
 
 pub(crate) fn same(request: &str) -> BeginOptions {
     BeginOptions::new().fingerprint(Fingerprint::of(request).unwrap())
+}
+
+/// The token with this number.
+pub(crate) fn token(number: u64) -> Token {
+    number.to_string().parse().unwrap()
 }
 
 pub(crate) fn about(name: &str, value: &str) -> Context {

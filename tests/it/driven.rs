@@ -41,7 +41,7 @@ fn drive(
 fn a_driven_request_goes_on_where_it_stopped_and_is_replayed() {
     let (requests, fails) = (requests(), AtomicBool::new(true));
     let failed = drive(&requests, "\"k\"", "/orders", &fails).unwrap_err();
-    assert!(matches!(failed, DriveError::Stage(error) if error.kind() == ErrorKind::InvalidKey));
+    assert!(matches!(failed, DriveError::Stage { error, .. } if error.kind() == ErrorKind::InvalidKey));
     let record = requests.retrieve("k").unwrap().unwrap();
     assert_eq!((record.status(), record.info().recovery_point()), (Status::Interrupted, "paid"));
     assert_eq!(record.info().policy(), OnInterrupted::Resume);
@@ -79,7 +79,7 @@ fn a_request_without_a_key_that_fails_leaves_nothing_that_nobody_can_find() {
     });
     for _ in 0..2 {
         let failed = requests.drive(None, "POST", &7, "/orders", &first);
-        assert!(matches!(failed, Err(DriveError::Stage(PhaseError::User("no")))));
+        assert!(matches!(failed, Err(DriveError::Stage { error: PhaseError::User("no"), .. })));
         assert!(all().is_empty());
     }
     // The client knows this key.
@@ -167,7 +167,7 @@ fn medusa_10_what_a_stage_has_stored_is_there_for_the_next_after_a_restart() {
         });
     let first = open(dir.path(), &clock);
     let failed = first.requests("carts").unwrap().drive(Some("k"), "POST", &7, "/carts", &stages);
-    assert!(matches!(failed, Err(DriveError::Stage(PhaseError::User("no answer")))));
+    assert!(matches!(failed, Err(DriveError::Stage { error: PhaseError::User("no answer"), .. })));
     first.close().unwrap();
     broken.store(false, Ordering::Relaxed);
     let second = open(dir.path(), &clock);
@@ -198,7 +198,7 @@ fn medusa_11_a_stage_that_fails_after_its_inserts_leaves_one_set_of_rows() {
         .stage("tax_lines_created", |claim| claim.work_stage(|_| Ok(Next::Succeed(ok("order")))));
     let drive = || requests.drive(Some("k"), "POST", &7, "/carts", &stages);
     let rows = || -> Vec<_> { engine.table("tax_lines").unwrap().iter().unwrap().map(Result::unwrap).collect() };
-    assert!(matches!(drive(), Err(DriveError::Stage(PhaseError::User(_)))));
+    assert!(matches!(drive(), Err(DriveError::Stage { error: PhaseError::User(_), .. })));
     assert!(rows().is_empty());
     assert!(catch_unwind(AssertUnwindSafe(drive)).is_err());
     assert!(rows().is_empty());
@@ -206,4 +206,45 @@ fn medusa_11_a_stage_that_fails_after_its_inserts_leaves_one_set_of_rows() {
     assert!(drive().unwrap().replayed());
     let expected = (0..3_u32).map(|line| (format!("2-{line}").as_str().into(), (&line.to_be_bytes()).into()));
     assert_eq!(rows(), expected.collect::<Vec<_>>());
+}
+
+/// Final, to be sent again, or unknown: by the error alone.
+#[test]
+fn the_error_of_drive_says_what_became_of_the_record() {
+    let (engine, _) = engine();
+    let orders = texts(&engine);
+    for policy in [OnInterrupted::Hold, OnInterrupted::Resume] {
+        for (named, certain) in [(false, false), (false, true), (true, false), (true, true)] {
+            let key = format!("{policy:?} {named} {certain}");
+            let stages = Stages::new()
+                .stage(STARTED, |claim| {
+                    if named {
+                        let _charged = claim.effect_id("charge");
+                    }
+                    Err(PhaseError::User("no"))
+                })
+                .nothing_happened(|_: &PhaseError<&str>| certain);
+            let options = oncekey::BeginOptions::new().on_interrupted(policy);
+            let Err(DriveError::Stage { status: answered, .. }) = orders.drive(&key, options, &stages) else {
+                panic!("{key}")
+            };
+            let released = certain || !named && policy == OnInterrupted::Resume;
+            assert_eq!(answered, if released { Status::Released } else { Status::Interrupted }, "{key}");
+            assert_eq!(status(&orders, &key), Some(answered), "{key}");
+        }
+    }
+    let fails =
+        Stages::new().stage(STARTED, |claim| claim.work_stage(|_| Ok::<_, Error>(Next::Fail("sold out".into()))));
+    for replay in [false, true] {
+        let failed = orders.drive("final", oncekey::BeginOptions::new(), &fails).unwrap_err();
+        assert!(
+            matches!(&failed, DriveError::Execute(ExecuteError::Failed { status: Status::Failed, replayed, .. }) if *replayed == replay),
+            "{failed:?}"
+        );
+    }
+    // Nobody has the key of this one, and its record is gone.
+    let requests = engine.requests("carts").unwrap();
+    let stages = Stages::new().stage(STARTED, |_| Err(PhaseError::User("no")));
+    let failed = requests.drive(None, "POST", &7, "/orders", &stages);
+    assert!(matches!(failed, Err(DriveError::Stage { status: Status::Released, .. })), "{failed:?}");
 }

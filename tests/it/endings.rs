@@ -105,7 +105,7 @@ fn revoke_takes_a_key_from_a_claim_that_hangs() {
     let manager = texts(&engine);
     let mut hung = claim(&manager, "k");
     std::mem::forget(claim(&manager, "forgotten"));
-    assert!(manager.initiate("by key", None).unwrap());
+    let by_key = manager.initiate("by key", None).unwrap().unwrap();
     for key in ["k", "forgotten", "by key"] {
         let info = manager.revoke(key).unwrap();
         assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Revoked)), "{key}");
@@ -116,7 +116,7 @@ fn revoke_takes_a_key_from_a_claim_that_hangs() {
     assert_eq!(staged.unwrap_err().kind(), ErrorKind::ClaimLost);
     assert_eq!(engine.table("t").unwrap().get("a").unwrap(), None);
     assert_eq!(hung.succeed(&"old".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
-    assert_eq!(manager.success("by key", &"old".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+    assert_eq!(manager.success("by key", by_key, &"old".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
     manager.resolve("k", Resolution::Retry).unwrap();
     claim(&manager, "k").succeed(&"new".to_owned()).unwrap();
     // A revoked claim keeps nothing.
@@ -225,26 +225,52 @@ fn strict_fingerprints_refuse_a_payload_for_a_record_without_one() {
 #[test]
 fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
     let (manager, _) = fresh();
-    assert!(manager.initiate("k", None).unwrap());
+    let old = manager.initiate("k", None).unwrap().unwrap();
+    let is_lost = |key| {
+        let (success, failure) = (&"old".to_owned(), &"old".to_owned());
+        let all = [manager.success(key, old, success), manager.fail(key, old, failure), manager.release(key, old)];
+        assert_eq!(all.map(|ended| ended.unwrap_err().kind()), [ErrorKind::ClaimLost; 3]);
+    };
     assert_eq!(manager.remove("k").unwrap_err().kind(), ErrorKind::OwnedByClaim);
     manager.revoke("k").unwrap();
+    is_lost("k");
     assert!(manager.remove("k").unwrap());
+    is_lost("k");
+    let by_key = manager.initiate("k", None).unwrap().unwrap();
+    is_lost("k");
+    assert_eq!(status(&manager, "k"), Some(Status::InProgress));
+    manager.release("k", by_key).unwrap();
     let later = claim(&manager, "k");
-    assert_eq!(manager.success("k", &"old".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
+    is_lost("k");
     later.succeed(&"new".to_owned()).unwrap();
-    assert_eq!(manager.fail("k", &"old".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+    is_lost("k");
     assert_eq!(outcome(&manager, "k"), Some(Ok("new".to_owned())));
+}
+
+#[test]
+fn the_token_of_an_earlier_attempt_by_key_ends_no_later_one() {
+    let (manager, _) = fresh();
+    let first = manager.initiate("k", None).unwrap().unwrap();
+    manager.release("k", first).unwrap();
+    let second = manager.initiate("k", None).unwrap().unwrap();
+    assert!(second > first && second.get() > first.get());
+    assert_eq!(manager.success("k", first, &"first".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
+    // As it comes back from a message.
+    let carried: oncekey::Token = serde_json::from_str(&serde_json::to_string(&second).unwrap()).unwrap();
+    assert_eq!((carried, second.to_string().parse()), (second, Ok(second)));
+    manager.success("k", carried, &"second".to_owned()).unwrap();
+    assert_eq!(outcome(&manager, "k"), Some(Ok("second".to_owned())));
 }
 
 #[test]
 fn a_by_key_owner_that_died_cannot_end_its_record() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
-    assert!(texts(&first).initiate("k", None).unwrap());
+    let token = texts(&first).initiate("k", None).unwrap().unwrap();
     first.close().unwrap();
     let second = open(dir.path(), &clock);
     let manager = texts(&second);
-    assert_eq!(manager.success("k", &"v".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
+    assert_eq!(manager.success("k", token, &"v".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
     let info = manager.get("k").unwrap().unwrap().info().clone();
     assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::ProcessEnded)));
 }
@@ -379,10 +405,10 @@ fn a_result_over_the_limit_is_too_large_and_comes_back() {
     assert_eq!(outcome, Ok(over.clone()));
     comes_back_alive(&manager, error, ErrorKind::TooLarge, &fits);
 
-    assert!(manager.initiate("by key", None).unwrap());
-    assert_eq!(manager.success("by key", &over).unwrap_err().kind(), ErrorKind::TooLarge);
-    assert_eq!(manager.fail("by key", &over).unwrap_err().kind(), ErrorKind::TooLarge);
-    manager.success("by key", &fits).unwrap();
+    let token = manager.initiate("by key", None).unwrap().unwrap();
+    assert_eq!(manager.success("by key", token, &over).unwrap_err().kind(), ErrorKind::TooLarge);
+    assert_eq!(manager.fail("by key", token, &over).unwrap_err().kind(), ErrorKind::TooLarge);
+    manager.success("by key", token, &fits).unwrap();
 
     drop(claim(&manager, "held"));
     let resolved = manager.resolve("held", Resolution::Succeed(over.clone())).unwrap_err();

@@ -92,8 +92,8 @@ fn a_failure_that_was_made_of_an_engine_error_is_refused_by_every_ending() {
     });
     assert!(matches!(executed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{executed:?}");
 
-    assert!(manager.initiate("by key", None).unwrap());
-    assert_eq!(manager.fail("by key", &failure()).unwrap_err().kind(), ErrorKind::EngineFailure);
+    let token = manager.initiate("by key", None).unwrap().unwrap();
+    assert_eq!(manager.fail("by key", token, &failure()).unwrap_err().kind(), ErrorKind::EngineFailure);
     assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
     assert_eq!(manager.encode_outcome(Err(&failure())).unwrap_err().kind(), ErrorKind::EngineFailure);
     // Outside of the engine it is an error like others.

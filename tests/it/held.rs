@@ -60,7 +60,7 @@ fn drive<X: From<Error>>(
 fn a_stage_error_under_hold_interrupts_unless_nothing_happened() {
     let (_engine, manager) = numbers(ManagerOptions::new());
     let stages = failing(|| StageError::TimedOut);
-    assert!(matches!(drive(&manager, "k", &stages), Err(DriveError::Stage(StageError::TimedOut))));
+    assert!(matches!(drive(&manager, "k", &stages), Err(DriveError::Stage { error: StageError::TimedOut, .. })));
     assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
     let again = drive(&manager, "k", &stages);
     assert!(matches!(again, Err(DriveError::Execute(ExecuteError::Interrupted(_)))), "{again:?}");

@@ -340,7 +340,7 @@ fn one_user_s_keys_never_meet_another_s() {
     assert!(is_replayed(&ada.handle(&request("k"), never)));
     // No client can name a key of a scope.
     let forged = Key::from_parts(["ada", "k"]).unwrap();
-    assert!(HeaderValue::from_bytes(forged.as_ref()).is_err());
+    assert!(HeaderValue::from_bytes(forged.as_bytes()).is_err());
 }
 
 /// It implements nothing but what is needed to be stored.

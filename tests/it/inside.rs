@@ -40,7 +40,7 @@ fn a_request_and_a_row_are_made_together() {
             assert_eq!(inside.retrieve("k")?.unwrap().status(), Status::Released, "it reads what it has written");
             inside.update("k", RequestPatch::new().recovery_point("paid").checkpoint("ch_1"))?;
             assert_eq!(inside.retrieve("k")?.unwrap().info().recovery_point(), "paid");
-            tx.table("carts")?.insert("17", &key)?;
+            tx.table("carts")?.insert("17", key.as_bytes())?;
             Ok::<_, Error>(key)
         })
         .unwrap();
@@ -51,7 +51,7 @@ fn a_request_and_a_row_are_made_together() {
     let claim = claimed(requests.lock("k").unwrap());
     assert_eq!((claim.recovery_point(), claim.generation()), ("paid", info.generation()));
     claim.release().unwrap();
-    assert_eq!(engine.table("carts").unwrap().get("17").unwrap().as_deref(), Some(key.as_ref()));
+    assert_eq!(engine.table("carts").unwrap().get("17").unwrap().as_deref(), Some(key.as_bytes()));
 }
 
 #[test]

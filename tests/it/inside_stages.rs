@@ -33,7 +33,7 @@ fn who_creates_a_request_is_told_whether_it_was_there() {
         engine.atomic_phase(|tx| {
             let order = requests.with_transaction(tx).create(new("k"))?;
             if order.is_new() {
-                tx.table("outbox")?.insert(Key::generate(), order.key())?;
+                tx.table("outbox")?.insert(Key::generate().as_bytes(), order.key().as_bytes())?;
             }
             Ok::<_, Error>(order.is_new())
         })
@@ -70,7 +70,7 @@ fn a_stage_by_key_is_committed_with_the_rest_of_the_transaction() {
     let (stock, log) = (engine.table("stock").unwrap(), engine.table("log").unwrap());
     let stage = |next: fn() -> Next<Response, Response>, fails: bool| {
         engine.atomic_phase(|tx| {
-            tx.table("log")?.insert(Key::generate(), "tried")?;
+            tx.table("log")?.insert(Key::generate().as_bytes(), "tried")?;
             let info = requests.with_transaction(tx).work_stage("k", |info| {
                 tx.table("stock")?.insert(info.recovery_point(), "x")?;
                 Ok::<_, PhaseError<&str>>(next())

@@ -95,7 +95,7 @@ fn a_listing_longer_than_a_batch_contains_each_record_once() {
             // Half of them are begun by key and stay in progress, so that both places of records are listed.
             for n in 0..600_u64 {
                 if n % 2 == 0 {
-                    assert!(manager.initiate(format!("{n:04}"), None).unwrap());
+                    assert!(manager.initiate(format!("{n:04}"), None).unwrap().is_some());
                 } else {
                     claim(&manager, &format!("{n:04}")).succeed(&n).unwrap();
                 }
@@ -116,7 +116,7 @@ fn interrupted_after_reopen_lists_exactly_the_live_claims() {
     let (manager, other): (Texts, Manager<u64, u64>) = (texts(&first), first.manager("other").unwrap());
     let _live = [claim(&manager, "b"), claim(&manager, "a"), claim(&manager.scoped("s").unwrap(), "a")];
     let _other = claim(&other, "z");
-    assert!(other.initiate("by key", None).unwrap());
+    assert!(other.initiate("by key", None).unwrap().is_some());
     claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
     claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
     claim(&manager, "released").release().unwrap();
@@ -126,7 +126,7 @@ fn interrupted_after_reopen_lists_exactly_the_live_claims() {
     let second = open(dir.path(), &clock);
     let found: Vec<_> = second.interrupted().unwrap().map(|info| info.unwrap()).collect();
     let named: Vec<_> = found.iter().map(|info| format!("{}:{}", info.manager(), info.key())).collect();
-    assert_eq!(named, ["m:s/a", "m:a", "m:b", "other:by key", "other:z"]);
+    assert_eq!(named, ["m:a", "m:b", "m:s/a", "other:by key", "other:z"]);
     assert!(found.iter().all(|info| info.interruption() == Some(Interruption::ProcessEnded)));
     assert_eq!((second.opened().interrupted, second.stats().interrupted, second.stats().in_progress), (5, 5, 0));
     // Once resolved, they are no longer listed, not even after a reopen.
@@ -184,8 +184,8 @@ fn every_subscriber_gets_all_events() {
     drop(claim(&manager, "b"));
     assert_eq!(answer(&manager, "b"), "interrupted");
     manager.resolve("b", Resolution::Fail("e".to_owned())).unwrap();
-    assert!(manager.initiate("c", None).unwrap());
-    manager.release("c").unwrap();
+    let token = manager.initiate("c", None).unwrap().unwrap();
+    manager.release("c", token).unwrap();
     clock.advance(DAY);
     engine.compact_now().unwrap();
     let expected = [
@@ -235,12 +235,12 @@ fn gauges_match_the_records() {
     assert_eq!(gauges(), (0, 0));
     let first = claim(&manager, "a");
     let second = claim(&manager, "b");
-    assert!(manager.initiate("c", None).unwrap());
+    let token = manager.initiate("c", None).unwrap().unwrap();
     assert_eq!(gauges(), (3, 0));
     first.succeed(&"v".to_owned()).unwrap();
     drop(second);
     assert_eq!(gauges(), (1, 1));
-    manager.release("c").unwrap();
+    manager.release("c", token).unwrap();
     assert!(manager.remove("c").unwrap());
     assert_eq!(gauges(), (0, 1));
     manager.resolve("b", Resolution::Retry).unwrap();

@@ -26,9 +26,9 @@ fn litert_1_an_unstorable_failure_does_not_strand_the_key() {
 #[test]
 fn litert_1_a_key_taken_by_initiate_can_be_given_up() {
     let (manager, _) = fresh();
-    assert!(manager.initiate("k", None).unwrap());
-    manager.release("k").unwrap();
-    assert!(manager.initiate("k", None).unwrap());
+    let token = manager.initiate("k", None).unwrap().unwrap();
+    manager.release("k", token).unwrap();
+    assert!(manager.initiate("k", None).unwrap().is_some());
 }
 
 // "`success` is inside the `try`: its own error reaches `catch` and is stored as the operation's failure."
@@ -43,8 +43,8 @@ fn litert_2_a_success_that_cannot_be_stored_is_not_a_failure() {
     drop(error);
     assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
 
-    assert!(manager.initiate("by key", None).unwrap());
-    assert_eq!(manager.success("by key", &Ambiguous::Signed(1)).unwrap_err().kind(), ErrorKind::Codec);
+    let token = manager.initiate("by key", None).unwrap().unwrap();
+    assert_eq!(manager.success("by key", token, &Ambiguous::Signed(1)).unwrap_err().kind(), ErrorKind::Codec);
     assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
 }
 
@@ -54,26 +54,30 @@ fn litert_2_a_success_that_cannot_be_stored_is_not_a_failure() {
 fn litert_3_an_ending_never_creates_a_record_nor_overwrites_one() {
     let (manager, clock) = fresh();
     let (yes, no) = ("yes".to_owned(), "no".to_owned());
-    let refused = |result: oncekey::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::NotInProgress);
-    refused(manager.success("absent", &yes));
-    refused(manager.fail("absent", &no));
-    refused(manager.release("absent"));
+    let refused = |result: oncekey::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::ClaimLost);
+    let token = manager.initiate("absent", None).unwrap().unwrap();
+    manager.release("absent", token).unwrap();
+    manager.remove("absent").unwrap();
+    refused(manager.success("absent", token, &yes));
+    refused(manager.fail("absent", token, &no));
+    refused(manager.release("absent", token));
     assert!(manager.get("absent").unwrap().is_none());
 
-    manager.initiate("won", None).unwrap();
-    manager.success("won", &yes).unwrap();
-    refused(manager.fail("won", &no));
-    refused(manager.success("won", &no));
+    let token = manager.initiate("won", None).unwrap().unwrap();
+    manager.success("won", token, &yes).unwrap();
+    manager.success("won", token, &yes).unwrap();
+    refused(manager.fail("won", token, &no));
+    refused(manager.success("won", token, &no));
     assert_eq!(outcome(&manager, "won"), Some(Ok(yes.clone())));
 
-    manager.initiate("lost", None).unwrap();
-    manager.fail("lost", &no).unwrap();
-    refused(manager.success("lost", &yes));
-    refused(manager.release("lost"));
+    let token = manager.initiate("lost", None).unwrap().unwrap();
+    manager.fail("lost", token, &no).unwrap();
+    refused(manager.success("lost", token, &yes));
+    refused(manager.release("lost", token));
     assert_eq!(outcome(&manager, "lost"), Some(Err(no.clone())));
 
     clock.advance(DAY);
-    refused(manager.success("lost", &yes));
+    refused(manager.success("lost", token, &yes));
     assert!(manager.get("lost").unwrap().is_none());
 }
 
@@ -122,10 +126,13 @@ fn litert_5_a_rejection_contains_the_record() {
             Begin::Replay(done) => assert_eq!(done.outcome(), Ok(&"v".to_owned()), "after {passed} ms"),
             other => panic!("after {passed} ms: {other:?}"),
         }
-        assert!(!manager.initiate("k", None).unwrap() && manager.get("k").unwrap().is_some(), "after {passed} ms");
+        assert!(
+            manager.initiate("k", None).unwrap().is_none() && manager.get("k").unwrap().is_some(),
+            "after {passed} ms"
+        );
         clock.advance(MS);
     }
-    assert!(manager.initiate("k", None).unwrap());
+    assert!(manager.initiate("k", None).unwrap().is_some());
 }
 
 // "`beforeWaiting` also runs for SUCCESS and FAILED: it is really the hook for other arguments."
@@ -198,10 +205,11 @@ fn litert_9_only_one_caller_gets_the_claim() {
         threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
     });
     assert_eq!(claims.len(), 1);
-    // A caller without a claim cannot end the operation either.
-    assert_eq!(manager.success("k", &"v".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
-    assert_eq!(manager.fail("k", &"v".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
-    assert_eq!(manager.release("k").unwrap_err().kind(), ErrorKind::OwnedByClaim);
+    // A caller without the claim cannot end it either.
+    let token = token(claims[0].token());
+    assert_eq!(manager.success("k", token, &"v".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
+    assert_eq!(manager.fail("k", token, &"v".to_owned()).unwrap_err().kind(), ErrorKind::OwnedByClaim);
+    assert_eq!(manager.release("k", token).unwrap_err().kind(), ErrorKind::OwnedByClaim);
     assert_eq!(status(&manager, "k"), Some(Status::InProgress));
 }
 

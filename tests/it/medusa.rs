@@ -71,7 +71,7 @@ fn medusa_2_a_key_in_progress_excludes_all_others_without_a_time_limit() {
     for passed in [MS, SECOND, MINUTE, DAY, 10 * YEAR] {
         clock.advance(passed);
         assert_eq!(answer(&manager, "k"), "in progress");
-        assert!(!manager.initiate("k", None).unwrap());
+        assert!(manager.initiate("k", None).unwrap().is_none());
         let refused = manager.execute_with("k", ExecuteOptions::new().wait(MS), |_| {
             ran.fetch_add(1, Ordering::Relaxed);
             Ok(String::new())
@@ -218,15 +218,16 @@ fn medusa_6_a_finished_key_is_never_ended_again() {
     let (manager, _) = fresh();
     for (key, ends_well) in [("won", true), ("lost", false)] {
         let claim = claim(&manager, key);
+        let token = token(claim.token());
         let finished = if ends_well { claim.succeed(&"v".to_owned()) } else { claim.fail(&"e".to_owned()) }.unwrap();
         assert_eq!(finished.info().recovery_point(), FINISHED);
         let before = manager.get(key).unwrap().unwrap();
         // No call returns a claim or writes.
         assert_eq!(answer(&manager, key), "replay");
-        assert!(!manager.initiate(key, None).unwrap());
-        assert_eq!(manager.success(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
-        assert_eq!(manager.fail(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress);
-        assert_eq!(manager.release(key).unwrap_err().kind(), ErrorKind::NotInProgress);
+        assert!(manager.initiate(key, None).unwrap().is_none());
+        assert_eq!(manager.success(key, token, &"w".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
+        assert_eq!(manager.fail(key, token, &"w".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
+        assert_eq!(manager.release(key, token).unwrap_err().kind(), ErrorKind::ClaimLost);
         let resolved = manager.resolve(key, oncekey::admin::Resolution::Succeed("w".to_owned()));
         assert_eq!(resolved.unwrap_err().kind(), ErrorKind::NotInterrupted);
         let after = manager.get(key).unwrap().unwrap();

@@ -284,7 +284,7 @@ impl Life {
             Begin::Replay(done) => self.ended(before, done.info(), done.outcome()),
             Begin::InProgress(pending) => self.shown(before, pending.info()),
             Begin::Interrupted(info) => self.shown(before, &info),
-            Begin::Mismatch(info) => panic!("{info:?}"),
+            Begin::Paused(info) | Begin::Mismatch(info) => panic!("{info:?}"),
         }
     }
 

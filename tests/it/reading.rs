@@ -71,7 +71,7 @@ fn a_request_is_driven_by_the_rule_of_the_options_and_does_not_wait_by_default()
         }
     });
     let error = requests.drive_new(requests.read(&json("own", ADA)).unwrap(), &own).unwrap_err();
-    assert!(matches!(error, DriveError::Stage(error) if error.kind() == ErrorKind::Deadlock));
+    assert!(matches!(error, DriveError::Stage { error, .. } if error.kind() == ErrorKind::Deadlock));
 }
 
 #[test]

@@ -340,7 +340,7 @@ fn finding_stays_in_the_name_and_the_scope() {
         requests.create(new(key)).unwrap();
     }
     let found = |requests: &Requests, filter| keys(requests.find(filter).unwrap());
-    assert_eq!(found(&all, RecordFilter::new()), ["ada/k3", "ada/l6", "ada/cart/k5", "eve/k4", "k1"]);
+    assert_eq!(found(&all, RecordFilter::new()), ["k1", "ada/k3", "ada/l6", "ada/cart/k5", "eve/k4"]);
     assert_eq!(found(&other, RecordFilter::new()), ["k2"]);
     assert_eq!(found(&ada, RecordFilter::new()), ["ada/k3", "ada/l6"]);
     assert_eq!(found(&inner, RecordFilter::new()), ["ada/cart/k5"]);

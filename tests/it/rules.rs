@@ -96,7 +96,7 @@ fn a_retry_without_the_fingerprint_of_the_record_is_a_mismatch() {
     let (manager, _) = fresh();
     claimed(manager.begin_with("k", same("a")).unwrap()).succeed(&"v".to_owned()).unwrap();
     assert_eq!(answer(&manager, "k"), "mismatch");
-    assert!(!manager.initiate("k", None).unwrap());
+    assert!(manager.initiate("k", None).unwrap().is_none());
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn by_default_only_released_records_expire_after_a_day() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(MS).failure_ttl(MS));
     let _live = claim(&manager, "live");
-    assert!(manager.initiate("by key", None).unwrap());
+    assert!(manager.initiate("by key", None).unwrap().is_some());
     claim(&manager, "released").release().unwrap();
     drop(claim(&manager, "dropped"));
     clock.advance(just_before(DAY));
@@ -224,7 +224,7 @@ fn released_and_interrupted_ttls_never_remove_a_live_record() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().released_ttl(SECOND).interrupted_ttl(SECOND));
     let live = claim(&manager, "live");
-    assert!(manager.initiate("by key", None).unwrap());
+    assert!(manager.initiate("by key", None).unwrap().is_some());
     clock.advance(DAY);
     // This TTL starts at the release. The others start at the ending.
     claim(&manager, "released").release().unwrap();
@@ -303,7 +303,8 @@ fn all_readers_see(engine: &Engine, key: &str, alive: bool) {
     }
     let resolved = manager.resolve(key, Resolution::Retry).unwrap_err();
     assert_eq!(resolved.kind(), ErrorKind::NotFound, "resolve");
-    assert_eq!(manager.success(key, &"w".to_owned()).unwrap_err().kind(), ErrorKind::NotInProgress, "success");
+    let late = manager.success(key, token(1), &"w".to_owned()).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::ClaimLost, "success");
     assert!(!manager.extend(key, DAY).unwrap(), "extend");
     assert!(!manager.forget(key).unwrap(), "reopen");
     assert!(!manager.remove(key).unwrap(), "remove");

@@ -10,7 +10,7 @@ use oncekey::clock::*;
 use oncekey::*;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{MARKER, Texts, about, claim, claimed, engine, options};
+use crate::common::{MARKER, Texts, about, claim, claimed, engine, options, token};
 
 /// Neither Send nor Sync, nor Debug: a manager of it is Send and Sync all the same.
 #[derive(Serialize, Deserialize)]
@@ -187,7 +187,7 @@ fn errors_become_io_errors_of_the_fitting_kind() {
     assert_eq!(kind(Engine::open(&file).unwrap_err()), io::ErrorKind::NotADirectory);
     assert_eq!(kind(Engine::open(engine.path().join("store")).unwrap_err()), io::ErrorKind::InvalidData);
     assert_eq!(kind(Context::new().with("n", "x").decode::<u64>("n").unwrap_err()), io::ErrorKind::InvalidData);
-    assert_eq!(kind(manager.success("k", &String::new()).unwrap_err()), io::ErrorKind::Other);
+    assert_eq!(kind(manager.success("k", token(1), &String::new()).unwrap_err()), io::ErrorKind::Other);
     let io = Engine::open(&file).unwrap_err();
     assert_eq!((io.kind(), io.io_kind()), (ErrorKind::Io, Some(io::ErrorKind::NotADirectory)));
     let source = std::error::Error::source(&io).unwrap().to_string();

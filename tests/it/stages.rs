@@ -232,7 +232,10 @@ fn drive_goes_on_from_where_the_record_is() {
             claim.work_stage(|_| Ok(Next::Succeed(charge.clone())))
         });
     let failed = manager.drive("k", resume(), &stages);
-    assert!(matches!(failed, Err(DriveError::Stage(PhaseError::User("the provider is down")))), "{failed:?}");
+    assert!(
+        matches!(failed, Err(DriveError::Stage { error: PhaseError::User("the provider is down"), .. })),
+        "{failed:?}"
+    );
     let record = manager.get("k").unwrap().unwrap();
     assert_eq!((record.status(), record.info().recovery_point()), (Status::Interrupted, "second"));
     broken.store(false, Ordering::Relaxed);
@@ -248,7 +251,9 @@ fn an_unknown_recovery_point_is_an_error_and_never_a_spin() {
     let manager = texts(&engine);
     let stages: Stages<'_, String, String> = Stages::new().stage(STARTED, |claim| advance(claim, "nowhere"));
     for _ in 0..2 {
-        let Err(DriveError::Stage(error)) = manager.drive("k", resume(), &stages) else { panic!("no stage for it") };
+        let Err(DriveError::Stage { error, .. }) = manager.drive("k", resume(), &stages) else {
+            panic!("no stage for it")
+        };
         assert_eq!(error.kind(), ErrorKind::UnknownRecoveryPoint);
         assert_eq!(error.to_string(), "key k is at the recovery point \"nowhere\": there is no stage for it");
         assert_eq!(status(&manager, "k"), Some(Status::Released));
@@ -276,7 +281,7 @@ fn a_stage_that_does_not_advance_is_stalled_and_one_that_moves_on_the_spot_is_no
                 run(claim)
             }
         });
-        let Err(DriveError::Stage(error)) = manager.drive("k", resume(), &stalled) else { panic!("{how}") };
+        let Err(DriveError::Stage { error, .. }) = manager.drive("k", resume(), &stalled) else { panic!("{how}") };
         assert_eq!(error.kind(), ErrorKind::Stalled, "{how}");
         // A committed stage may have done anything.
         let expected = if how == "never calls work_stage" { Status::Released } else { Status::Interrupted };
@@ -286,7 +291,9 @@ fn a_stage_that_does_not_advance_is_stalled_and_one_that_moves_on_the_spot_is_no
     // The same checkpoint again is no step either.
     let kept: Stages<'_, String, String> =
         Stages::new().stage(STARTED, |claim| claim.work_stage(|_| Ok(Next::advance_with(STARTED, "kept"))));
-    let Err(DriveError::Stage(error)) = manager.drive("k", resume(), &kept) else { panic!("it moved once, then not") };
+    let Err(DriveError::Stage { error, .. }) = manager.drive("k", resume(), &kept) else {
+        panic!("it moved once, then not")
+    };
     assert_eq!(error.kind(), ErrorKind::Stalled);
 
     let counting: Stages<'_, String, String> = Stages::new().stage(STARTED, |claim| {
@@ -334,7 +341,7 @@ fn medusa_4_a_point_of_another_version_of_the_program_ends_the_drive() {
         runs.fetch_add(1, Ordering::Relaxed);
         advance(claim, "on")
     });
-    let Err(DriveError::Stage(error)) = manager.drive("k", resume(), &new) else { panic!("no stage for it") };
+    let Err(DriveError::Stage { error, .. }) = manager.drive("k", resume(), &new) else { panic!("no stage for it") };
     assert_eq!((error.kind(), runs.load(Ordering::Relaxed)), (ErrorKind::UnknownRecoveryPoint, 0));
     // The program that knows it goes on from there.
     let known: Stages<'_, String, String> =

@@ -222,7 +222,7 @@ fn resolve_settles_what_is_interrupted_and_nothing_else() {
     assert_eq!((retried.attempt(), retried.interruption()), (2, Some(Interruption::Dropped)));
 
     let _live = claim(&manager, "live");
-    assert!(manager.initiate("by key", None).unwrap());
+    assert!(manager.initiate("by key", None).unwrap().is_some());
     claim(&manager, "released").release().unwrap();
     let expected = [
         ("absent", ErrorKind::NotFound),
@@ -247,9 +247,9 @@ fn reopen_forgets_what_is_finished_and_remove_all_but_a_live_claim_s() {
         claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
         claim(&manager, "released").release().unwrap();
         drop(claim(&manager, "dropped"));
-        assert!(manager.initiate("by key", None).unwrap());
+        manager.initiate("by key", None).unwrap().unwrap()
     };
-    make();
+    let token = make();
     let _live = claim(&manager, "live");
     let by_key = ErrorKind::OwnedByClaim;
     let reopened = |key: &str| manager.forget(key).map_err(|error| error.kind());
@@ -259,13 +259,13 @@ fn reopen_forgets_what_is_finished_and_remove_all_but_a_live_claim_s() {
     );
     assert_eq!(["live", "by key"].map(reopened), [Err(by_key), Err(by_key)]);
     assert_eq!(manager.remove("by key").map_err(|error| error.kind()), Err(by_key));
-    manager.release("by key").unwrap();
+    manager.release("by key", token).unwrap();
     assert!(manager.remove("by key").unwrap());
     for key in ["released", "dropped"] {
         assert!(manager.remove(key).unwrap(), "{key}");
     }
-    make();
-    manager.release("by key").unwrap();
+    let token = make();
+    manager.release("by key", token).unwrap();
     for key in ["won", "lost", "released", "dropped", "by key"] {
         assert!(manager.remove(key).unwrap() && status(&manager, key).is_none(), "{key}");
         assert!(!manager.remove(key).unwrap(), "{key}");
@@ -298,18 +298,27 @@ fn extend_keeps_a_finished_record_longer_and_never_shorter() {
 fn by_key_verbs_end_only_what_was_begun_by_key() {
     let (manager, _) = fresh();
     let owner = claim(&manager, "claimed");
-    assert!(!manager.initiate("claimed", None).unwrap());
+    assert_eq!(manager.initiate("claimed", None).unwrap(), None);
     let v = "v".to_owned();
-    let refusals = [manager.success("claimed", &v), manager.fail("claimed", &v), manager.release("claimed")];
-    assert_eq!(refusals.map(|refusal| refusal.unwrap_err().kind()), [ErrorKind::OwnedByClaim; 3]);
+    let refusals = |token| {
+        let all = [
+            manager.success("claimed", token, &v),
+            manager.fail("claimed", token, &v),
+            manager.release("claimed", token),
+        ];
+        all.map(|refusal| refusal.unwrap_err().kind())
+    };
+    // The number of the claim's token is no token of an `initiate`.
+    assert_eq!(refusals(token(owner.token())), [ErrorKind::OwnedByClaim; 3]);
+    assert_eq!(refusals(token(owner.token() - 1)), [ErrorKind::ClaimLost; 3]);
     owner.release().unwrap();
     // A key that a claim gave up may be taken by key, and the other way round.
-    assert!(manager.initiate("claimed", Some(&about("user", "ada"))).unwrap());
+    let by_key = manager.initiate("claimed", Some(&about("user", "ada"))).unwrap().unwrap();
     assert_eq!(answer(&manager, "claimed"), "in progress");
-    manager.release("claimed").unwrap();
+    manager.release("claimed", by_key).unwrap();
     assert_eq!(claim(&manager, "claimed").attempt(), 3);
-    assert!(manager.initiate("k", Some(&about("user", "ada"))).unwrap());
-    manager.fail("k", &v).unwrap();
+    let by_key = manager.initiate("k", Some(&about("user", "ada"))).unwrap().unwrap();
+    manager.fail("k", by_key, &v).unwrap();
     assert_eq!(manager.get("k").unwrap().unwrap().info().context().text("user"), Some("ada"));
 }
 
@@ -337,12 +346,47 @@ fn scoped_keys_do_not_meet_and_are_found_by_the_whole_key() {
 }
 
 #[test]
+fn a_whole_key_given_back_to_its_scope_is_the_same_key() {
+    let (engine, _) = engine();
+    let of_ada = texts(&engine).scoped("ada").unwrap();
+    let first = of_ada.execute("order-42", |_| Ok("paid".to_owned())).unwrap();
+    let kept = first.info().key().clone();
+    assert!(of_ada.execute(&kept, |_| panic!("it has run")).unwrap().replayed());
+    assert!(texts(&engine).execute(kept.clone(), |_| panic!("it has run")).unwrap().replayed());
+    // In another scope it would be another key: of another tenant, of none, or of one inside.
+    for other in ["bob", "adam"].map(|scope| texts(&engine).scoped(scope).unwrap()) {
+        assert_eq!(other.begin(&kept).unwrap_err().kind(), ErrorKind::InvalidKey);
+    }
+    assert_eq!(of_ada.scoped("x").unwrap().begin(&kept).unwrap_err().kind(), ErrorKind::InvalidKey);
+    assert_eq!(of_ada.begin(Key::from_parts(["b", "c"]).unwrap()).unwrap_err().kind(), ErrorKind::InvalidKey);
+
+    drop(claim(&of_ada, "held"));
+    let held = engine.interrupted().unwrap().next().unwrap().unwrap();
+    of_ada.resolve(held.key(), Resolution::Retry).unwrap();
+    assert_eq!(claim(&of_ada, "held").attempt(), 2);
+}
+
+#[test]
+fn what_a_client_sends_names_no_key_inside_a_scope() {
+    let (manager, _) = fresh();
+    claim(&manager.scoped("ada").unwrap(), "k1").succeed(&"receipt of ada".to_owned()).unwrap();
+    let bytes = b"\xffkey\0\x03ada\0\x02k1";
+    assert_eq!(manager.scoped("ada").unwrap().get("k1").unwrap().unwrap().info().key().as_bytes(), bytes);
+    let kind = |refusal: oncekey::Error| refusal.kind();
+    assert_eq!(manager.begin(bytes).map_err(kind).unwrap_err(), ErrorKind::InvalidKey);
+    assert_eq!(manager.get(&bytes[..]).map_err(kind).unwrap_err(), ErrorKind::InvalidKey);
+    assert_eq!(manager.wait(bytes.to_vec(), MS).map_err(kind).unwrap_err(), ErrorKind::InvalidKey);
+    assert_eq!(manager.engine().raw("m").unwrap().get(bytes).map_err(kind).unwrap_err(), ErrorKind::InvalidKey);
+    assert!(serde_json::from_value::<Key>(serde_json::json!(bytes)).is_err());
+}
+
+#[test]
 fn one_limit_covers_scope_and_key() {
     let (manager, _) = fresh();
     assert_eq!(manager.scoped("").unwrap_err().kind(), ErrorKind::InvalidKey);
-    assert_eq!(manager.scoped([b'a'; 507]).unwrap_err().kind(), ErrorKind::InvalidKey);
-    // A byte for the kind and two for each length: one is left for the key.
-    let full = manager.scoped([b'a'; 506]).unwrap();
+    assert_eq!(manager.scoped([b'a'; 504]).unwrap_err().kind(), ErrorKind::InvalidKey);
+    // Four bytes for the kind and two for each length: one is left for the key.
+    let full = manager.scoped([b'a'; 503]).unwrap();
     assert_eq!(answer(&full, "k"), "claimed");
     assert_eq!(full.begin("kk").unwrap_err().kind(), ErrorKind::InvalidKey);
     assert_eq!(full.begin("").unwrap_err().kind(), ErrorKind::InvalidKey);

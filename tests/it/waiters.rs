@@ -309,7 +309,7 @@ fn revoking_a_record_begun_by_key_wakes_all() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
-        assert!(ops.initiate(KEY, None).unwrap());
+        assert!(ops.initiate(KEY, None).unwrap().is_some());
         thread::scope(|scope| {
             let others: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER))).collect();
             ops.revoke(KEY).unwrap();
@@ -317,7 +317,7 @@ fn revoking_a_record_begun_by_key_wakes_all() {
                 assert!(matches!(other.join().unwrap().unwrap(), Waited::Interrupted));
             }
             assert!(ops.remove(KEY).unwrap());
-            assert!(ops.initiate(KEY, None).unwrap());
+            assert!(ops.initiate(KEY, None).unwrap().is_some());
             let answers = successors(scope, ops, 8);
             ops.revoke(KEY).unwrap();
             for _ in 0..8 {

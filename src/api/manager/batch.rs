@@ -16,6 +16,7 @@ use crate::api::transaction::{self, Setting, Transaction};
 use crate::protocol::rules::{Ending, Start, Step};
 use crate::protocol::{Begun, Entered, MAX_COMMIT_BYTES, RecordId};
 use crate::types::error::{self, Error, Result};
+use crate::types::key::IntoKey;
 use crate::types::options::BeginOptions;
 use crate::types::record::Interruption;
 
@@ -78,7 +79,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// See [`ExecuteError`], for each item. What fails for the batch as a whole, for example `Full`, is the answer of each item that it
     /// concerns. `Engine` of an item that panicked says that its ending was not stored.
-    pub fn execute_many<K: AsRef<[u8]>, M>(
+    pub fn execute_many<K: IntoKey, M>(
         &self,
         items: impl IntoIterator<Item = (K, M)>,
         operation: impl FnMut(&mut Claim<T, E>, M) -> Result<T, E>,
@@ -92,7 +93,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # Errors
     ///
     /// As [`execute_many`](Manager::execute_many).
-    pub fn execute_many_with<K: AsRef<[u8]>, M>(
+    pub fn execute_many_with<K: IntoKey, M>(
         &self,
         items: impl IntoIterator<Item = (K, BeginOptions, M)>,
         mut operation: impl FnMut(&mut Claim<T, E>, M) -> Result<T, E>,
@@ -132,7 +133,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         answers.0.into_iter().flatten().collect()
     }
 
-    fn item<M>(&self, at: usize, key: impl AsRef<[u8]>, options: BeginOptions, message: M) -> Result<Item<M>> {
+    fn item<M>(&self, at: usize, key: impl IntoKey, options: BeginOptions, message: M) -> Result<Item<M>> {
         let options = BeginOptions { only_from_start: true, ..options };
         Ok(Item { at, id: self.id(key)?, start: self.start(options, false)?, message })
     }

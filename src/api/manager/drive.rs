@@ -6,14 +6,15 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::claim::Claim;
+use crate::api::claim::{Claim, EndError};
 use crate::api::manager::Manager;
 use crate::api::manager::execute::{ExecuteError, Executed, answer};
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::failure::Failure;
+use crate::types::key::IntoKey;
 use crate::types::options::{ExecuteOptions, OnInterrupted};
 use crate::types::outcome::Finished;
-use crate::types::record::RecordInfo;
+use crate::types::record::{RecordInfo, Status};
 
 type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + Sync + 'a>;
 
@@ -26,7 +27,7 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 /// own point, with another checkpoint, and is then called again.
 ///
 /// ```
-/// # use oncekey::{BeginOptions, Engine, Error, Manager, Next, OnInterrupted, STARTED, Stages};
+/// # use oncekey::{BeginOptions, Engine, Error, Fingerprint, Manager, Next, OnInterrupted, STARTED, Stages};
 /// # let engine = Engine::temporary()?;
 /// # fn charge(_id: &str) -> String { "ch_1".into() }
 /// let orders: Manager<String> = engine.manager("orders")?;
@@ -43,7 +44,8 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 ///         })
 ///     });
 /// // Whatever ends an attempt, the next one goes on from its recovery point.
-/// let options = BeginOptions::new().on_interrupted(OnInterrupted::Resume);
+/// let same_cart = Fingerprint::of(&("cart-1", 1999))?;
+/// let options = BeginOptions::new().fingerprint(same_cart).on_interrupted(OnInterrupted::Resume);
 /// let done = orders.drive("cart-1", options, &stages)?;
 /// assert_eq!(done.value(), "ch_1");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -92,13 +94,40 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
     }
 }
 
-/// Why `drive` has no value.
+/// Why `drive` has no value. Exhaustive on purpose.
+///
+/// ```
+/// # use oncekey::{BeginOptions, DriveError, Engine, Error, ExecuteError, Manager, Next, STARTED, Stages, Status};
+/// # let engine = Engine::temporary()?;
+/// let orders: Manager<String, String> = engine.manager("orders")?;
+/// let stages = Stages::new().stage(STARTED, |claim| {
+///     claim.work_stage(|_tx| Ok::<_, Error>(Next::Fail("sold out".to_owned())))
+/// });
+/// let status = match orders.drive("cart-1", BeginOptions::new(), &stages) {
+///     Ok(_) => 200,
+///     // Final: every retry gets it.
+///     Err(DriveError::Execute(ExecuteError::Failed { status: Status::Failed, .. })) => 402,
+///     // Send it again.
+///     Err(DriveError::Stage { status: Status::Released, .. }) => 503,
+///     // It is not known whether the effect of the stage has happened.
+///     Err(DriveError::Stage { .. }) => 500,
+///     Err(DriveError::Execute(_)) => 409, // in progress, held, another request: see `ExecuteError`
+/// };
+/// assert_eq!(status, 402);
+/// # Ok::<(), Error>(())
+/// ```
 pub enum DriveError<T, E, X> {
     /// The error of a stage; also a fault of the engine inside a stage, an unknown recovery point, or a stage that does not
-    /// advance. The stage's rows are rolled back, and the record stays at its recovery point. The table of [`Claim::drive`] says
-    /// whether the record is released or interrupted.
-    Stage(X),
-    /// The same answers as those of [`Manager::execute`].
+    /// advance. The stage's rows are rolled back, and the record stays at its recovery point.
+    Stage {
+        /// What the stage returned.
+        error: X,
+        /// The state of the record, by the table of [`Claim::drive`]. `Released`: no effect of this stage has happened, and the next
+        /// call goes on at the recovery point: send it again. `Interrupted`: it is not known whether its effect has happened. Under
+        /// [`Resume`](OnInterrupted::Resume) the next call goes on all the same, under `Hold` the record waits until it is resolved.
+        status: Status,
+    },
+    /// The same answers as those of [`Manager::execute`]. Final is `Failed` with the status `Failed`: every retry gets it.
     Execute(ExecuteError<T, E>),
 }
 
@@ -117,7 +146,7 @@ impl<T, E, X> From<Error> for DriveError<T, E, X> {
 impl<T, E: fmt::Display, X: fmt::Display> fmt::Display for DriveError<T, E, X> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Stage(error) => error.fmt(f),
+            Self::Stage { error, .. } => error.fmt(f),
             Self::Execute(error) => error.fmt(f),
         }
     }
@@ -126,7 +155,9 @@ impl<T, E: fmt::Display, X: fmt::Display> fmt::Display for DriveError<T, E, X> {
 impl<T, E, X: fmt::Debug> fmt::Debug for DriveError<T, E, X> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Stage(error) => f.debug_tuple("Stage").field(error).finish(),
+            Self::Stage { error, status } => {
+                f.debug_struct("Stage").field("error", error).field("status", status).finish()
+            }
             Self::Execute(error) => f.debug_tuple("Execute").field(error).finish(),
         }
     }
@@ -139,7 +170,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ///
     /// # Errors
     ///
-    /// A stage's own, or the engine's as the stage's: `UnknownRecoveryPoint` when there is no stage for the record's point,
+    /// [`DriveError::Stage`] with a stage's own error, or the engine's as the stage's: `UnknownRecoveryPoint` when there is no stage for the record's point,
     /// `Stalled` when a stage has left recovery point and checkpoint as they were, even if it named the point. The record stays at
     /// its recovery point:
     ///
@@ -150,21 +181,25 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// | of a stage for which [`Stages::nothing_happened`] is true | released | released |
     /// | `UnknownRecoveryPoint` | released | released: no stage has run there |
     /// | a panic | interrupted, which resumes | interrupted |
-    pub fn drive<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+    pub fn drive<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, DriveError<T, E, X>> {
         self.drive_or(stages, |claim, is_certain| {
-            drop(if is_certain { claim.release() } else { claim.release_bound() });
+            status(if is_certain { claim.release() } else { claim.release_bound() })
         })
     }
 
     /// As [`drive`](Claim::drive), for a key that nobody will send again: a record of which nothing is left to know is removed
     /// instead of released.
     #[cfg(feature = "http")]
-    pub(crate) fn drive_unkeyed<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, X> {
+    pub(crate) fn drive_unkeyed<X: From<Error>>(
+        self,
+        stages: &Stages<'_, T, E, X>,
+    ) -> Result<Finished<T, E>, DriveError<T, E, X>> {
         self.drive_or(stages, |claim, _| {
             if claim.info().stored().is_at_start() && !claim.is_touched() {
-                drop(claim.discard());
+                // As good as released: nobody has its key.
+                claim.discard().map_or(Status::Interrupted, |()| Status::Released)
             } else {
-                drop(claim.release());
+                status(claim.release())
             }
         })
     }
@@ -173,18 +208,18 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     fn drive_or<X: From<Error>>(
         mut self,
         stages: &Stages<'_, T, E, X>,
-        release: impl FnOnce(Self, bool),
-    ) -> Result<Finished<T, E>, X> {
+        release: impl FnOnce(Self, bool) -> Status,
+    ) -> Result<Finished<T, E>, DriveError<T, E, X>> {
         let lent = self.identity();
         while !self.is_ended() {
             let Some(stage) = stages.stages.get(self.recovery_point()) else {
                 let error = X::from(self.stuck(ErrorKind::UnknownRecoveryPoint, "there is no stage for it"));
-                release(self, true);
-                return Err(error);
+                return Err(DriveError::Stage { error, status: release(self, true) });
             };
             let before = self.info().clone();
             let ended = stage(&mut self);
-            self = self.returned(&lent).map_err(X::from)?;
+            let exchanged = |error| DriveError::Stage { error: X::from(error), status: Status::Interrupted };
+            self = self.returned(&lent).map_err(exchanged)?;
             let ended = match ended {
                 // Not by the revision: an advance on the spot makes a new one, and leads nowhere.
                 Ok(()) if self.is_where(&before) => {
@@ -199,18 +234,18 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
                 Err(error) => {
                     let is_certain = stages.nothing_happened.as_ref().is_some_and(|is_certain| is_certain(&error));
                     let may_have_happened = self.is_touched() || self.info().policy() == OnInterrupted::Hold;
-                    error::handled(|| {
+                    let status = error::handled(|| {
                         if !is_certain && may_have_happened {
-                            drop(self.interrupt());
+                            status(self.interrupt())
                         } else {
-                            release(self, is_certain);
+                            release(self, is_certain)
                         }
                     });
-                    return Err(error);
+                    return Err(DriveError::Stage { error, status });
                 }
             }
         }
-        self.into_finished().map_err(|error| X::from(error.into()))
+        self.into_finished().map_err(|error| Error::from(error).into())
     }
 
     fn is_where(&self, before: &RecordInfo) -> bool {
@@ -222,6 +257,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     }
 }
 
+/// What became of the record of a stage that has failed. An ending that was refused leaves it to the claim's drop, which
+/// interrupts.
+fn status<C>(ended: Result<RecordInfo, EndError<C>>) -> Status {
+    ended.map_or(Status::Interrupted, |info| info.status())
+}
+
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
     /// Runs the stages that are left of an operation, unless it has an outcome; waits for another owner as
     /// [`execute`](Manager::execute) does. For records that [resume](crate::OnInterrupted::Resume) when they were interrupted.
@@ -231,13 +272,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// See [`DriveError`] and [`Claim::drive`].
     pub fn drive<X: From<Error>>(
         &self,
-        key: impl AsRef<[u8]>,
+        key: impl IntoKey,
         options: impl Into<ExecuteOptions>,
         stages: &Stages<'_, T, E, X>,
     ) -> Result<Executed<T>, DriveError<T, E, X>> {
-        self.claim_and_run(key, options.into(), |claim| {
-            let done = claim.drive(stages).map_err(DriveError::Stage)?;
-            Ok(answer(done, false)?)
-        })
+        self.claim_and_run(key, options.into(), |claim| Ok(answer(claim.drive(stages)?, false)?))
     }
 }

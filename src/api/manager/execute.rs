@@ -11,6 +11,7 @@ use crate::protocol::RecordId;
 use crate::protocol::rules::Ending;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::failure::Failure;
+use crate::types::key::IntoKey;
 use crate::types::options::{ExecuteOptions, OnError};
 use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
@@ -70,6 +71,8 @@ impl<T> fmt::Debug for Executed<T> {
 ///     // It is not known whether it has happened.
 ///     Err(ExecuteError::Failed { .. }) => 500,
 ///     Err(ExecuteError::InProgress(_) | ExecuteError::Interrupted(_)) => 409,
+///     // Released a short time ago: send it again in `info.retry_after()`.
+///     Err(ExecuteError::Paused(_info)) => 503,
 ///     Err(ExecuteError::Mismatch(_)) => 422,
 ///     // It has run: the claim in `error` is dropped here, and the key is interrupted.
 ///     Err(ExecuteError::NotStored { .. }) => 500,
@@ -93,6 +96,9 @@ pub enum ExecuteError<T, E = Failure> {
     InProgress(Pending<T, E>),
     /// An earlier owner ended without an answer, and the record is held until someone resolves it.
     Interrupted(RecordInfo),
+    /// An earlier owner released it a short time ago: nothing has happened, and the operation runs again after
+    /// [`RecordInfo::retry_after`]. Only with [`ManagerOptions::retry_pause`](crate::ManagerOptions::retry_pause).
+    Paused(RecordInfo),
     /// The key belongs to another request.
     Mismatch(RecordInfo),
     /// The operation ran, but what came of it is not stored, so nobody may be told. The claim is alive: try the ending again,
@@ -125,6 +131,10 @@ impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
             Self::Interrupted(info) => {
                 write!(f, "key {} is interrupted: it is not known what became of it", info.key())
             }
+            Self::Paused(info) => {
+                let wait = info.retry_after().unwrap_or_default();
+                write!(f, "key {} was released and can be claimed in {wait:?}", info.key())
+            }
             Self::Mismatch(info) => write!(f, "key {} belongs to another request", info.key()),
             Self::NotStored { error, .. } => write!(f, "the operation ran and its outcome is not stored: {error}"),
             Self::Engine(error) => error.fmt(f),
@@ -140,6 +150,7 @@ impl<T, E> fmt::Debug for ExecuteError<T, E> {
             }
             Self::InProgress(pending) => f.debug_tuple("InProgress").field(pending).finish(),
             Self::Interrupted(info) => f.debug_tuple("Interrupted").field(info).finish(),
+            Self::Paused(info) => f.debug_tuple("Paused").field(info).finish(),
             Self::Mismatch(info) => f.debug_tuple("Mismatch").field(info).finish(),
             Self::NotStored { error, .. } => f.debug_struct("NotStored").field("error", error).finish_non_exhaustive(),
             Self::Engine(error) => f.debug_tuple("Engine").field(error).finish(),
@@ -158,15 +169,20 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// | returns `Ok` | succeeded: every retry gets the value until its TTL |
     /// | returns `Err` | as [`on_error`](Manager::on_error) says; by default failed: every retry gets the failure |
     /// | panics | interrupted, and the panic goes on |
-    /// | returns `Err` after it met an [`Error`] of this crate (was given, looked at or dropped one), or `InProgress` or `Interrupted` in an `execute` inside it | interrupted: never stored |
+    /// | returns `Err` after it met an [`Error`] of this crate (was given, looked at or dropped one), or `InProgress`, `Interrupted` or `Paused` in an `execute` inside it | interrupted: never stored |
     /// | the process ends meanwhile | interrupted |
     /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage said, whatever it returns |
     ///
     /// After [`OnError::Release`] a waiter takes the key over and runs the operation in its turn: with many waiters an operation
-    /// that fails at once for all is run once for each of them.
+    /// that fails at once for all is run once for each of them, unless the manager has a
+    /// [`retry_pause`](crate::ManagerOptions::retry_pause): then all are answered [`ExecuteError::Paused`].
     ///
     /// On a key that this thread is executing already it answers `Deadlock` at once. The operation must give back the claim that
     /// it was lent: exchanged with another (`mem::swap`), both records are interrupted, and the answer is `ClaimLost`.
+    ///
+    /// Without a fingerprint, a retry with another payload under the same key is a replay: give one by
+    /// [`execute_with`](Manager::execute_with), unless the key alone says what is to be done.
+    /// [`BeginOptions::fingerprint`](crate::BeginOptions::fingerprint) says when that is so.
     ///
     /// # Errors
     ///
@@ -174,7 +190,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// start would repeat that stage, so go on with [`drive`](Manager::drive).
     pub fn execute(
         &self,
-        key: impl AsRef<[u8]>,
+        key: impl IntoKey,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
         self.execute_with(key, ExecuteOptions::new(), operation)
@@ -202,7 +218,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// See [`ExecuteError`].
     pub fn execute_with(
         &self,
-        key: impl AsRef<[u8]>,
+        key: impl IntoKey,
         options: impl Into<ExecuteOptions>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
@@ -215,7 +231,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// Runs it with the claim, unless there is an answer already.
     pub(crate) fn claim_and_run<X: From<ExecuteError<T, E>>>(
         &self,
-        key: impl AsRef<[u8]>,
+        key: impl IntoKey,
         options: ExecuteOptions,
         run: impl FnOnce(Claim<T, E>) -> Result<Executed<T>, X>,
     ) -> Result<Executed<T>, X> {
@@ -352,6 +368,7 @@ pub(crate) fn claim_or_answer<T, E>(begun: Result<Begin<T, E>>) -> Result<Claim<
         Ok(Begin::Replay(done)) => answer(done, true),
         Ok(Begin::InProgress(pending)) => Err(passing(ExecuteError::InProgress(pending))),
         Ok(Begin::Interrupted(info)) => Err(passing(ExecuteError::Interrupted(info))),
+        Ok(Begin::Paused(info)) => Err(passing(ExecuteError::Paused(info))),
         Ok(Begin::Mismatch(info)) => Err(ExecuteError::Mismatch(info)),
         Err(error) => Err(ExecuteError::Engine(error)),
     })

@@ -138,7 +138,7 @@ impl Portable {
             return Err(Error::new(ErrorKind::UnsupportedFormat, message));
         }
         check_name("manager", &self.manager)?;
-        let key = Key::new(self.key.read()?)?;
+        let key = Key::from_bytes(self.key.read()?)?;
         let outcome = self.outcome.map(Bytes::read).transpose()?;
         let is_finished = matches!(self.status, Status::Succeeded | Status::Failed);
         if is_finished != outcome.is_some() {
@@ -176,6 +176,7 @@ impl Portable {
             failure_ttl: ttl(self.failure_ttl_ms)?,
             released_ttl: ttl(self.released_ttl_ms)?,
             interrupted_ttl: ttl(self.interrupted_ttl_ms)?,
+            retry_pause: 0,
             remember: 0,
             is_forgotten: false,
             fingerprint: self.fingerprint.as_deref().map(fingerprint).transpose()?,

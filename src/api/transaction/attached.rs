@@ -32,15 +32,17 @@ pub(super) fn attached(protocol: &Protocol) -> Option<Rc<Transaction>> {
 
 /// Runs a part of a transaction, all or nothing by itself: what it would write is forgotten if it fails or panics.
 pub(crate) fn part<R, X>(transaction: &Transaction, work: impl FnOnce() -> Result<R, X>) -> Result<R, X> {
-    struct RollBack<'a>(&'a Transaction, Option<Savepoint>);
+    struct RollBack<'a>(&'a Transaction, Option<(Savepoint, usize)>);
     impl Drop for RollBack<'_> {
         fn drop(&mut self) {
-            if let Some(savepoint) = self.1.take() {
+            if let Some((savepoint, claims)) = self.1.take() {
                 self.0.workspace.borrow_mut().roll_back(savepoint);
+                self.0.claims.borrow_mut().truncate(claims);
             }
         }
     }
-    let mut unless_done = RollBack(transaction, Some(transaction.workspace.borrow().savepoint()));
+    let before = (transaction.workspace.borrow().savepoint(), transaction.claims.borrow().len());
+    let mut unless_done = RollBack(transaction, Some(before));
     let done = work()?;
     unless_done.1 = None;
     Ok(done)

@@ -29,8 +29,9 @@ impl Requests {
     /// | has another method, path, query or body | 422 |
     /// | is in progress | 409 with `Retry-After` |
     /// | was interrupted, and is held | 409 |
+    /// | was released within [`retry_pause`](crate::ManagerOptions::retry_pause) | 503 with `Retry-After` |
     ///
-    /// The last four, and faults of the engine, are a [`Problem`], which is also in the response's extensions. The [`Error`] of a
+    /// The last five, and faults of the engine, are a [`Problem`], which is also in the response's extensions. The [`Error`] of a
     /// fault, which clients are not told, is there as well, for the log; a mistake of a client has none.
     ///
     /// An interruption is held unless the options say otherwise. A panic of the operation goes on through here. The record has
@@ -229,6 +230,7 @@ fn answered(
         ExecuteError::Failed { error: response, replayed, .. } => sent(first.unwrap_or(response), replayed, options),
         ExecuteError::InProgress(_) => options.told(Problem::in_progress()),
         ExecuteError::Interrupted(_) => options.told(Problem::interrupted()),
+        ExecuteError::Paused(info) => options.told(Problem::paused(&info)),
         ExecuteError::Mismatch(_) => options.told(Problem::mismatch()),
         ExecuteError::NotStored { outcome, error } => match (stored_bare(outcome, error), first) {
             (Ok(error), Some(first)) => {

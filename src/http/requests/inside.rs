@@ -5,15 +5,17 @@ use std::fmt;
 use serde::Serialize;
 
 use super::finding::choose;
+use super::locking::{Locked, Locking};
 use super::{Created, NewRequest, RequestPatch, Requests};
 use crate::api::claim::stage::Next;
 use crate::api::records::RecordFilter;
 use crate::api::transaction::{self, Transaction};
 use crate::http::response::Response;
 use crate::protocol::rules::{Patch, Step};
-use crate::protocol::{Protocol, RecordId, Workspace};
+use crate::protocol::{Begun, Protocol, RecordId, Workspace};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::outcome::Record;
+use crate::types::key::IntoKey;
+use crate::types::outcome::{Finished, Record};
 use crate::types::record::RecordInfo;
 
 /// [`Requests`] inside a [`Transaction`]: what is done here is committed with the rows that it writes, or not at all.
@@ -34,7 +36,7 @@ impl Requests {
     /// let requests = engine.requests("checkout")?;
     /// let key = engine.atomic_phase(|tx| {
     ///     let created = requests.with_transaction(tx).create(NewRequest::new("POST", "/orders"))?;
-    ///     tx.table("carts")?.insert("17", created.key())?;
+    ///     tx.table("carts")?.insert("17", created.key().as_bytes())?;
     ///     Ok::<_, Error>(created.key().clone())
     /// })?;
     /// engine.atomic_phase(|tx| {
@@ -87,12 +89,46 @@ impl TransactionRequests<'_> {
         protocol.create_in(workspace, &id, &start).map(Created::new)
     }
 
+    /// As [`Requests::lock`]; the claim is made by the commit: [`Locked::into_claim`] has it.
+    ///
+    /// ```
+    /// use oncekey::{Engine, Error, http::{Locking, NewRequest, Response}};
+    ///
+    /// let engine = Engine::temporary()?;
+    /// let requests = engine.requests("checkout")?;
+    /// requests.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
+    /// // The row says which worker has it, and both are so or neither.
+    /// let locking = engine.atomic_phase(|tx| {
+    ///     tx.table("workers")?.insert("k1", "worker 7")?;
+    ///     requests.with_transaction(tx).lock("k1")
+    /// })?;
+    /// let Locking::Locked(locked) = locking else { panic!() };
+    /// locked.into_claim()?.succeed(&Response::new(http::StatusCode::CREATED))?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Requests::lock`]; `InvalidOptions` in the transaction of another engine.
+    pub fn lock(&self, key: impl IntoKey) -> Result<Locking> {
+        let manager = &self.requests.manager;
+        let id = manager.id(key)?;
+        let begun = self.run(|protocol, workspace| protocol.lock_in(workspace, &id, &manager.lock()))?;
+        Ok(match begun {
+            Begun::Claimed(info) => Locking::Locked(Locked::new(manager, self.transaction, id, info)),
+            Begun::Replay(info) => Locking::Replay(Finished::decode(info, &manager.options)?),
+            Begun::InProgress(info) => Locking::InProgress(info),
+            Begun::Interrupted(info) | Begun::Mismatch(info) => Locking::Interrupted(info),
+            Begun::Paused(info) => Locking::Paused(info),
+        })
+    }
+
     /// As [`Requests::update`].
     ///
     /// # Errors
     ///
     /// As [`Requests::update`]; `InvalidOptions` in the transaction of another engine.
-    pub fn update(&self, key: impl AsRef<[u8]>, patch: RequestPatch) -> Result<()> {
+    pub fn update(&self, key: impl IntoKey, patch: RequestPatch) -> Result<()> {
         self.run(|protocol, workspace| {
             let id = self.requests.manager.id(key)?;
             protocol.patch_in(workspace, &id, &self.requests.checked(&id, patch)?).map(drop)
@@ -134,7 +170,7 @@ impl TransactionRequests<'_> {
     /// stored; `InvalidOptions` in the transaction of another engine.
     pub fn work_stage<X: From<Error>>(
         &self,
-        key: impl AsRef<[u8]>,
+        key: impl IntoKey,
         work: impl FnOnce(&RecordInfo) -> Result<Next<Response, Response>, X>,
     ) -> Result<RecordInfo, X> {
         transaction::part(self.transaction, || {
@@ -175,7 +211,7 @@ impl TransactionRequests<'_> {
     /// # Errors
     ///
     /// `Conflict` when it no longer fits what was read before: return it, and the closure is run again.
-    pub fn retrieve(&self, key: impl AsRef<[u8]>) -> Result<Option<Record<Response, Response>>> {
+    pub fn retrieve(&self, key: impl IntoKey) -> Result<Option<Record<Response, Response>>> {
         self.run(|protocol, workspace| {
             let id = self.requests.manager.id(key)?;
             self.read(protocol, workspace, &id)

@@ -115,7 +115,7 @@ impl Requests {
         };
         self.manager.claim_and_run(key, options, |claim| {
             let driven = if is_keyed { claim.drive(stages) } else { claim.drive_unkeyed(stages) };
-            Ok(answer(driven.map_err(DriveError::Stage)?, false)?)
+            Ok(answer(driven?, false)?)
         })
     }
 }

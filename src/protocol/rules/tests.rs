@@ -3,6 +3,7 @@
 mod properties;
 
 use super::*;
+use crate::types::fingerprint::Fingerprint;
 
 const FIRST: u64 = 1 << 32;
 
@@ -98,7 +99,7 @@ fn no_path_leads_out_of_a_finished_record_but_reopen_remove_and_time() {
         let actions = [
             Action::Begin(&begin),
             Action::End { token: stored.token, ending: &ending, ttl: None },
-            Action::EndByKey { ending: &ending, schema: 0 },
+            Action::EndByKey { token: stored.token, ending: &ending, schema: 0 },
             Action::Resolve { ending: &ending, schema: None },
             Action::Import(&stored),
         ];
@@ -139,6 +140,26 @@ fn a_claim_of_an_earlier_generation_never_ends_a_later_one() {
 }
 
 #[test]
+fn an_ending_by_key_ends_only_its_own_initiate() {
+    let begin = Start { by_key: true, ..start(OnInterrupted::Resume, None) };
+    let old = claimed(&begin);
+    let released = end(&old, &Ending::Release);
+    let new = numbered(decide(Some(&released), &Action::Begin(&begin), &now(20)), FIRST + 5);
+    for ending in [Ending::Succeed("x".into()), Ending::Fail("x".into()), Ending::Release] {
+        let by_key = |token| Action::EndByKey { token, ending: &ending, schema: 0 };
+        let superseded = Decision::Keep(Reason::Superseded(new.token));
+        assert_eq!(decide(Some(&new), &by_key(old.token), &now(20)), superseded);
+        let ended = numbered(decide(Some(&new), &by_key(new.token), &now(20)), FIRST + 6);
+        assert_eq!(decide(Some(&ended), &by_key(new.token), &now(21)), Decision::Keep(Reason::Already));
+        assert_eq!(decide(Some(&ended), &by_key(old.token), &now(21)), superseded);
+        // The number of a claim's token ends nothing by key.
+        let of_a_claim = claimed(&start(OnInterrupted::Resume, None));
+        let decision = decide(Some(&of_a_claim), &by_key(of_a_claim.token), &now(20));
+        assert_eq!(decision, Decision::Keep(Reason::OwnedByClaim));
+    }
+}
+
+#[test]
 fn every_state_answers_every_event() {
     // The expected answer of each pair: W writes, D deletes, K keeps.
     let expected = [
@@ -161,10 +182,10 @@ fn every_state_answers_every_event() {
         let actions = [
             Action::Begin(&begin),
             Action::Create(&begin),
-            Action::Lock { schema: 0, max_attempts: u32::MAX },
+            Action::Lock { schema: 0, max_attempts: u32::MAX, retry_pause: 0 },
             Action::End { token, ending: &ending, ttl: None },
             Action::Stage { token, point: &stored.recovery_point, step: &step, ttl: None },
-            Action::EndByKey { ending: &ending, schema: 0 },
+            Action::EndByKey { token, ending: &ending, schema: 0 },
             Action::Resolve { ending: &ending, schema: None },
             Action::Patch(&patch),
             Action::Forget,
@@ -195,15 +216,55 @@ fn what_is_created_waits_for_its_first_claim() {
     assert_eq!(decide(Some(&created), &Action::Create(&other), &now(39)), Decision::Keep(Reason::Mismatch));
     let fresh = numbered(decide(Some(&created), &Action::Create(&other), &now(40)), FIRST + 2);
     assert_eq!((fresh.generation, fresh.fingerprint), (FIRST + 2, other.fingerprint), "it had expired");
-    let claimed =
-        numbered(decide(Some(&created), &Action::Lock { schema: 3, max_attempts: u32::MAX }, &now(39)), FIRST + 2);
+    let claimed = numbered(
+        decide(Some(&created), &Action::Lock { schema: 3, max_attempts: u32::MAX, retry_pause: 0 }, &now(39)),
+        FIRST + 2,
+    );
     assert_eq!((claimed.attempt, claimed.schema, claimed.generation), (1, 3, FIRST + 1));
     assert_eq!((claimed.token, claimed.fingerprint), (FIRST + 2, begin.fingerprint));
     assert!(claimed.seen(&now(1_000)).is_some());
-    for action in [Action::Lock { schema: 0, max_attempts: u32::MAX }, Action::Patch(&Patch::default())] {
+    for action in [Action::Lock { schema: 0, max_attempts: u32::MAX, retry_pause: 0 }, Action::Patch(&Patch::default())]
+    {
         assert_eq!(decide(Some(&created), &action, &now(40)), Decision::Keep(Reason::Absent));
         assert_eq!(decide(None, &action, &now(0)), Decision::Keep(Reason::Absent));
     }
+}
+
+#[test]
+fn a_pause_runs_from_the_release_and_is_that_of_the_last_claim() {
+    let begin = Start { retry_pause: 30, ..start(OnInterrupted::Resume, None) };
+    let released = numbered(
+        decide(
+            Some(&claimed(&begin)),
+            &Action::End { token: FIRST + 1, ending: &Ending::Release, ttl: None },
+            &now(20),
+        ),
+        FIRST + 2,
+    );
+    let lock = Action::Lock { schema: 0, max_attempts: u32::MAX, retry_pause: 5 };
+    for action in [Action::Begin(&begin), Action::Lock { schema: 0, max_attempts: u32::MAX, retry_pause: 5 }] {
+        assert_eq!(decide(Some(&released), &action, &now(49)), Decision::Keep(Reason::Paused));
+        assert!(matches!(decide(Some(&released), &action, &now(50)), Decision::Write(_)));
+    }
+    let again = numbered(decide(Some(&released), &lock, &now(50)), FIRST + 3);
+    let end = Action::End { token: FIRST + 3, ending: &Ending::Release, ttl: None };
+    assert_eq!(numbered(decide(Some(&again), &end, &now(60)), FIRST + 4).paused_until(), 65);
+    // A caller may have read the time before the release: without a pause it is told of none.
+    let at_once = numbered(
+        decide(
+            Some(&claimed(&start(OnInterrupted::Resume, None))),
+            &Action::End { token: FIRST + 1, ending: &Ending::Release, ttl: None },
+            &now(20),
+        ),
+        FIRST + 2,
+    );
+    assert!(matches!(decide(Some(&at_once), &Action::Begin(&begin), &now(19)), Decision::Write(_)));
+    // Its committing may take a while.
+    let mut late = released.clone();
+    late.delay(7, false);
+    assert_eq!(late.paused_until(), 57);
+    let patched = numbered(decide(Some(&released), &Action::Patch(&Patch::default()), &now(40)), FIRST + 5);
+    assert_eq!(patched.paused_until(), 50);
 }
 
 #[test]
@@ -211,7 +272,8 @@ fn a_lock_holds_what_is_held() {
     let states = every_state(OnInterrupted::Hold);
     for name in ["dead", "interrupted"] {
         let (_, stored) = states.iter().find(|(state, _)| *state == name).unwrap();
-        let decision = decide(Some(stored), &Action::Lock { schema: 0, max_attempts: u32::MAX }, &now(10));
+        let decision =
+            decide(Some(stored), &Action::Lock { schema: 0, max_attempts: u32::MAX, retry_pause: 0 }, &now(10));
         assert_eq!(decision, Decision::Keep(Reason::Interrupted), "{name}");
     }
 }
@@ -348,7 +410,7 @@ fn max_attempts_counts_attempts_that_were_interrupted_and_no_others() {
     let resumed = begin(&end(&begin(&interrupted, FIRST + 20), &Ending::Release), FIRST + 21);
     assert_eq!((resumed.attempt, resumed.interruptions), (20, 1));
     let dead = StoredRecord { token: 7, ..resumed };
-    for action in [Action::Begin(&limited), Action::Lock { schema: 0, max_attempts: 2 }] {
+    for action in [Action::Begin(&limited), Action::Lock { schema: 0, max_attempts: 2, retry_pause: 0 }] {
         assert_eq!(decide(Some(&dead), &action, &now(10)), Decision::Keep(Reason::Interrupted));
     }
     // Somebody has resolved the last interruption: it is not counted.
@@ -395,7 +457,7 @@ fn a_remembered_key_is_expired_until_its_time_is_over() {
     let ask = |stored: &StoredRecord, action: &Action<'_>, at: u64| decide(Some(stored), action, &now(at));
     for stored in [done.clone(), done.remembered(&now(over)).unwrap()] {
         for at in [over, over + 19] {
-            let lock = Action::Lock { schema: 0, max_attempts: 1 };
+            let lock = Action::Lock { schema: 0, max_attempts: 1, retry_pause: 0 };
             for action in [Action::Begin(&begin), Action::Create(&begin), lock, Action::Import(&done)] {
                 assert_eq!(ask(&stored, &action, at), Decision::Keep(Reason::Expired), "{action:?}");
             }

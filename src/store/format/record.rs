@@ -35,6 +35,7 @@ struct RestV1<'a> {
     failure_ttl: u64,
     released_ttl: u64,
     interrupted_ttl: u64,
+    retry_pause: u64,
     interruptions: u32,
     remember: u64,
     fingerprint: Option<[u8; 32]>,
@@ -91,6 +92,7 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
         failure_ttl: stored.failure_ttl,
         released_ttl: stored.released_ttl,
         interrupted_ttl: stored.interrupted_ttl,
+        retry_pause: stored.retry_pause,
         interruptions: stored.interruptions,
         remember: stored.remember,
         fingerprint: stored.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
@@ -190,6 +192,7 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
         failure_ttl: rest.failure_ttl,
         released_ttl: rest.released_ttl,
         interrupted_ttl: rest.interrupted_ttl,
+        retry_pause: rest.retry_pause,
         remember: rest.remember,
         is_forgotten: flags & FORGOTTEN != 0,
         fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
@@ -258,6 +261,7 @@ pub(crate) mod tests {
             failure_ttl: 2,
             released_ttl: 3,
             interrupted_ttl: u64::MAX,
+            retry_pause: 4,
             remember: 0,
             is_forgotten: false,
             fingerprint: Some(Fingerprint::from_bytes([9; 32])),
@@ -279,7 +283,7 @@ pub(crate) mod tests {
             expected.extend_from_slice(&number.to_le_bytes());
         }
         expected.extend_from_slice(&[5; 16]);
-        for ttl in [1_u64, 2, 3, u64::MAX] {
+        for ttl in [1_u64, 2, 3, u64::MAX, 4] {
             expected.extend_from_slice(&ttl.to_le_bytes());
         }
         expected.extend_from_slice(&1_u32.to_le_bytes());

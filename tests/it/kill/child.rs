@@ -1,11 +1,12 @@
 //! The process that is killed. It makes every kind of call under load, and prints each call and its answer.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Status, Waited,
+    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Status, Token, Waited,
     admin::Resolution,
 };
 
@@ -46,6 +47,8 @@ struct Caller<'a> {
     rng: Rng,
     me: u64,
     held: Vec<(String, Held)>,
+    /// Of the keys that it began by key.
+    tokens: HashMap<String, Token>,
 }
 
 impl Caller<'_> {
@@ -125,7 +128,7 @@ impl Caller<'_> {
                 say(&format!("not {key}"));
             }
             Begin::InProgress(_) | Begin::Interrupted(_) => say(&format!("not {key}")),
-            Begin::Mismatch(info) => panic!("{info:?}"),
+            Begin::Paused(info) | Begin::Mismatch(info) => panic!("{info:?}"),
         }
     }
 
@@ -190,7 +193,8 @@ impl Caller<'_> {
             Some((Status::Succeeded | Status::Failed, _)) => self.remove(key),
             Some((Status::Released, _)) | None => {
                 say(&format!("try {key}"));
-                assert!(self.ops.initiate(key, None).unwrap());
+                let token = self.ops.initiate(key, None).unwrap().unwrap();
+                self.tokens.insert(key.to_owned(), token);
                 let claimed = claim_of(self.ops.get(key).unwrap().unwrap().info());
                 say_of("began", key, claimed);
             }
@@ -206,10 +210,11 @@ impl Caller<'_> {
             _ => End::Released,
         };
         say_end("ending", key, claimed, end);
+        let token = self.tokens[key];
         match how {
-            1..=3 => self.ops.success(key, &value(number)),
-            4 => self.ops.fail(key, &value(number)),
-            _ => self.ops.release(key),
+            1..=3 => self.ops.success(key, token, &value(number)),
+            4 => self.ops.fail(key, token, &value(number)),
+            _ => self.ops.release(key, token),
         }
         .unwrap();
         say_of("ended", key, claimed);
@@ -268,7 +273,8 @@ fn child() {
         let threads: Vec<_> = (0..THREADS)
             .map(|me| {
                 scope.spawn(move || {
-                    let mut caller = Caller { ops, rng: Rng::new(round ^ me << 32), me, held: Vec::new() };
+                    let rng = Rng::new(round ^ me << 32);
+                    let mut caller = Caller { ops, rng, me, held: Vec::new(), tokens: HashMap::new() };
                     (0..steps).for_each(|_| caller.step());
                     caller.held
                 })

@@ -36,7 +36,7 @@ fn pay(m: &Manager<Receipt, PayError>, order: &str, body: &[u8]) -> Result<Recei
         Ok(done) => Ok(done.into_value()),
         Err(ExecuteError::Failed { error, .. }) => Err(error),
         Err(ExecuteError::Engine(e)) => Err(e.into()),
-        Err(ExecuteError::InProgress(_) | ExecuteError::Interrupted(_) | ExecuteError::Mismatch(_)) => todo!("409, 409, 422"),
+        Err(ExecuteError::InProgress(_) | ExecuteError::Interrupted(_) | ExecuteError::Paused(_) | ExecuteError::Mismatch(_)) => todo!("409, 409, 422"),
         Err(ExecuteError::NotStored { outcome, error }) => { eprintln!("{error}"); drop(error.claim); outcome }
     }
 }

@@ -27,18 +27,19 @@ fn all_arms(m: &Manager<Receipt, Declined>, key: &str, body: &str) -> Result<(u1
         Begin::Replay(done) => match done.into_outcome() { Ok(r) => (200, format!("{}", r.n)), Err(Declined::NoFunds) => (402, "no funds".into()) },
         Begin::InProgress(pending) => match pending.wait(Duration::from_secs(2))? { Waited::Finished(done) => (200, format!("{:?}", done.outcome())), _ => (409, "running".into()) },
         Begin::Interrupted(info) => (409, format!("unknown since {:?}, attempt {}", info.updated_at(), info.attempt())),
+        Begin::Paused(info) => (503, format!("in {:?}", info.retry_after())),
         Begin::Mismatch(info) => (422, format!("{} was another request", info.key())),
     })
 }
 /// The five by-key calls, as in litert.
 fn litert(m: &Manager<Receipt, Declined>) -> Result<()> {
     let about = Context::new().with("user", "42").with_encoded("args", &(1, "x"))?;
-    if m.initiate("k", Some(&about))? {
-        match Ok::<u64, Declined>(3) { Ok(n) => m.success("k", &Receipt { n })?, Err(e) => m.fail("k", &e)? }
+    if let Some(token) = m.initiate("k", Some(&about))? {
+        match Ok::<u64, Declined>(3) { Ok(n) => m.success("k", token, &Receipt { n })?, Err(e) => m.fail("k", token, &e)? }
     } else if let Waited::Finished(done) = m.wait("k", Duration::from_secs(1))? {
         println!("{:?}", done.outcome());
     }
-    if m.initiate("l", None)? { m.release("l")? }
+    if let Some(token) = m.initiate("l", None)? { m.release("l", token)? }
     if let Some(record) = m.get("k")? { println!("{:?} {:?} {:?}", record.status(), record.outcome(), record.info().context().text("user")) }
     Ok(())
 }

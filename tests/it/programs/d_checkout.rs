@@ -44,6 +44,6 @@ pub(crate) fn by_hand(mut claim: Claim<Order, String>) -> Result<Finished<Order,
 }
 pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let e = Engine::temporary()?; let m = e.manager::<Order, String>("orders")?;
-    match checkout(&m, "cart-1", "apple") { Ok(o) => println!("{o:?}"), Err(DriveError::Stage(e)) => println!("try again: {e}"), Err(DriveError::Execute(ExecuteError::Failed { error, .. })) => println!("{error}"), Err(other) => return Err(other.into()) }
+    match checkout(&m, "cart-1", "apple") { Ok(o) => println!("{o:?}"), Err(DriveError::Stage { error, status }) => println!("{status:?}: {error}"), Err(DriveError::Execute(ExecuteError::Failed { error, .. })) => println!("{error}"), Err(other) => return Err(other.into()) }
     if let Ok(claim) = m.begin("cart-2")?.into_claim() { by_hand(claim)?; } Ok(())
 }

@@ -94,7 +94,7 @@ impl Case {
             Action::Stage { token, point, step, .. } => {
                 mine(*token) && *point != OTHER_POINT && !matches!(step, Step::Stay)
             }
-            Action::EndByKey { .. } => running && self.by_key,
+            Action::EndByKey { token, .. } => mine(*token) && self.by_key,
             Action::Resolve { .. } => status == Status::Interrupted,
             Action::Extend(ttl) => finished && *ttl > 1,
             Action::Forget => return if finished { 'D' } else { 'K' },
@@ -161,13 +161,14 @@ impl Parts {
     /// Every event, as a caller who knows this record, or one who does not, would send it.
     fn actions(&self, token: u64, point: &str) -> Vec<Action<'_>> {
         let own = if point == "paid" { "paid" } else { STARTED };
-        let mut all = vec![Action::Forget, Action::Remove, Action::Lock { schema: 1, max_attempts: u32::MAX }];
+        let mut all =
+            vec![Action::Forget, Action::Remove, Action::Lock { schema: 1, max_attempts: u32::MAX, retry_pause: 0 }];
         all.extend([0, 1, 2, 500, NEVER].map(Action::Extend));
         all.extend(self.starts.iter().flat_map(|start| [Action::Begin(start), Action::Create(start)]));
         all.extend(self.patches.iter().map(Action::Patch));
         all.extend(self.images.iter().map(Action::Import));
         for ending in &self.endings {
-            all.push(Action::EndByKey { ending, schema: 1 });
+            all.extend([token, token - 1, 0].map(|token| Action::EndByKey { token, ending, schema: 1 }));
             all.extend([None, Some(1)].map(|schema| Action::Resolve { ending, schema }));
             all.extend([token, token - 1, 0].map(|token| Action::End { token, ending, ttl: None }));
         }

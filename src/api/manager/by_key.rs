@@ -1,0 +1,75 @@
+//! Operations that no claim owns, but this process: begun and ended by their key, fenced by a token.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Manager;
+use crate::protocol::Begun;
+use crate::protocol::rules::Ending;
+use crate::types::context::Context;
+use crate::types::error::Result;
+use crate::types::key::IntoKey;
+use crate::types::options::BeginOptions;
+use crate::types::token::Token;
+
+impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
+    /// Creates the record, or takes it over, for this *process*, and returns the token that ends it by
+    /// [`success`](Manager::success), [`fail`](Manager::fail) or [`release`](Manager::release). `None`: do not run the operation.
+    ///
+    /// A thread that ends in between leaves the key in progress until the process ends, or until it is
+    /// [revoked](Manager::revoke): prefer [`begin`](Manager::begin).
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ErrorKind, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let late = payments.initiate("order-42", None)?.unwrap();
+    /// payments.release("order-42", late)?;
+    /// let owner = payments.initiate("order-42", None)?.unwrap();
+    /// assert_eq!(payments.success("order-42", late, &1).unwrap_err().kind(), ErrorKind::ClaimLost);
+    /// payments.success("order-42", owner, &1999)?;
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    #[must_use = "only with the token can the key be ended; without one, do not run the operation"]
+    pub fn initiate(&self, key: impl IntoKey, context: Option<&Context>) -> Result<Option<Token>> {
+        let options = BeginOptions { context: context.cloned(), ..BeginOptions::new() };
+        let (id, start) = (self.id(key)?, self.start(options, true)?);
+        let begun = self.engine.protocol().begin(&id, &start)?;
+        Ok(if let Begun::Claimed(info) = begun { Some(Token::new(info.stored().token)) } else { None })
+    }
+
+    /// Stores the success of what this [`initiate`](Manager::initiate) began. The same ending again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// `ClaimLost` if the record is no longer that of this `initiate`: it has ended otherwise, was revoked or removed, has a
+    /// later owner, or the process that began it has ended. Nothing is created or overwritten then.
+    pub fn success(&self, key: impl IntoKey, token: Token, value: &T) -> Result<()> {
+        let id = self.id(key)?;
+        let ending = Ending::Succeed(self.encode(&id, value)?);
+        self.engine.protocol().end_by_key(&id, token, &ending, self.options.schema)
+    }
+
+    /// Stores the failure of what this [`initiate`](Manager::initiate) began. The same ending again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`success`](Manager::success), and `EngineFailure` for a [`Failure`](crate::Failure) that was made from an error of this
+    /// crate.
+    pub fn fail(&self, key: impl IntoKey, token: Token, error: &E) -> Result<()> {
+        let id = self.id(key)?;
+        let ending = self.failing(&id, error)?;
+        self.engine.protocol().end_by_key(&id, token, &ending, self.options.schema)
+    }
+}
+
+impl<T, E> Manager<T, E> {
+    /// Releases what this [`initiate`](Manager::initiate) began: nothing has happened, and the next caller runs it.
+    ///
+    /// # Errors
+    ///
+    /// As [`success`](Manager::success).
+    pub fn release(&self, key: impl IntoKey, token: Token) -> Result<()> {
+        self.engine.protocol().end_by_key(&self.id(key)?, token, &Ending::Release, self.options.schema)
+    }
+}

@@ -1,0 +1,41 @@
+//! How long a record is there, and whether its owner is alive.
+
+use super::{Now, Status, THIS_FRAME};
+use crate::types::clock::NEVER;
+
+/// What decides how long a record is there: fields of its [`StoredRecord`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    pub(crate) state: Status,
+    pub(crate) token: u64,
+    pub(crate) updated: u64,
+    pub(crate) expires: u64,
+    pub(crate) interrupted_ttl: u64,
+}
+
+impl Lifetime {
+    /// A record in progress whose owner is dead is interrupted.
+    pub(crate) fn status(&self, now: &Now) -> Status {
+        if self.state == Status::InProgress && self.is_owner_dead(now) { Status::Interrupted } else { self.state }
+    }
+
+    /// Returns whether the owner ended with an earlier open. An owner that a transaction is about to make has no token yet.
+    fn is_owner_dead(&self, now: &Now) -> bool {
+        self.token != THIS_FRAME && self.token < now.first
+    }
+
+    pub(crate) fn is_unfinished(&self) -> bool {
+        !matches!(self.state, Status::Succeeded | Status::Failed)
+    }
+
+    pub(crate) fn expires_at(&self, now: &Now) -> u64 {
+        if self.state != Status::InProgress {
+            self.expires
+        } else if self.is_owner_dead(now) {
+            // The time of the process's death is unknown. Count from this open, the latest possible time.
+            self.updated.max(now.opened).saturating_add(self.interrupted_ttl)
+        } else {
+            NEVER
+        }
+    }
+}
