@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::protocol::Protocol;
 use crate::sync::worker::Worker;
 use crate::types::clock::{deadline, monotonic};
-use crate::types::error::{ErrorKind, Result};
+use crate::types::error::{Error, ErrorKind, Result};
 
 /// A message to the thread.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Compactor {
             move || run(&watched, &inbox, batch, interval, &stopped),
             move |why| {
                 if let Some(protocol) = notified.upgrade() {
-                    protocol.compaction_failed(&why);
+                    protocol.compaction_failed("the background compaction has ended", &Error::new(ErrorKind::Io, why));
                 }
             },
         )?;
@@ -103,8 +103,12 @@ fn run(
                     // Try again after the interval: there may be space again.
                     Err(error) if error.kind() == ErrorKind::Full => {}
                     Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned) => return,
+                    // The rest was compacted, and what is damaged is left as it is from now on.
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        protocol.compaction_failed("the background compaction left out what is damaged", &error);
+                    }
                     Err(error) => {
-                        protocol.compaction_failed(&error.to_string());
+                        protocol.compaction_failed("the background compaction has ended", &error);
                         return;
                     }
                 }

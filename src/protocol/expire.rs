@@ -9,7 +9,7 @@ use super::Protocol;
 use crate::protocol::event::{Compacted, Event};
 use crate::store::{Deleted, Pass};
 use crate::types::clock::{NEVER, monotonic};
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{Error, Result};
 use crate::types::stats::Counter;
 use crate::types::telemetry::{self, Work};
 
@@ -121,11 +121,11 @@ impl Protocol {
         done.leftovers += deleted.strays;
     }
 
-    /// The background compaction has ended, and not because the engine was closed.
-    pub(crate) fn compaction_failed(&self, why: &str) {
+    /// The background compaction has ended, or has left something out, and not because the engine was closed.
+    pub(crate) fn compaction_failed(&self, what: &str, why: &Error) {
         self.due.failures.add(1);
-        telemetry::compaction_failed(&why);
-        let error = Error::new(ErrorKind::Io, format!("the background compaction has ended: {why}"));
+        telemetry::compaction_failed(why);
+        let error = why.wrap(why.kind(), what);
         self.subscribers.tell(|| Event::CompactionFailed(error));
     }
 }

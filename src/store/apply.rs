@@ -2,7 +2,6 @@
 //! replaced.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -18,10 +17,11 @@ use crate::types::record::Now;
 /// Bytes of commits after which they are flushed, if no segment ends before.
 const FLUSH_BYTES: u64 = 4 << 20;
 
-/// Behind each flush a step of work is done for so many runs, and one more.
+/// Steps of a merge after a flush, if there is so much to merge; a step reads and writes up to 1 MiB. A byte is merged about four
+/// times where keys are overwritten or there are a few GB, and a flush must not bring more than merges take away.
+const STEPS: usize = 16;
+/// Runs for each of which there is a step more.
 const RUNS_A_STEP: usize = 2;
-/// The same where the disk is small for what is stored: whole merges.
-const MAX_STEPS: usize = 256;
 
 /// What the apply thread is asked to do, in this order.
 #[derive(Debug)]
@@ -80,10 +80,10 @@ pub(crate) struct Callbacks {
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
     /// Why there is no room to give sled so many bytes, if there is none; then users are held back.
     pub(crate) short: Box<dyn Fn(u64) -> Option<Error> + Send>,
-    /// Whether there is room to give sled so many bytes, as far as one can see.
-    pub(crate) look: Box<dyn Fn(u64) -> SpaceStatus + Send>,
     /// Claims room to give sled so many bytes; nobody is held back.
     pub(crate) claim: Box<dyn Fn(u64) -> SpaceStatus + Send>,
+    /// Whether there is room to write so many bytes once more, before what they replace is deleted.
+    pub(crate) can_merge: Box<dyn Fn(u64) -> bool + Send>,
     /// The store is closed before there was room.
     pub(crate) left_behind: Box<dyn Fn(Error) + Send>,
 }
@@ -109,13 +109,10 @@ pub(crate) struct Applier {
     compactions: VecDeque<Compaction>,
     /// Whether there may be runs to merge.
     may_merge: bool,
-    /// Runs that were to be merged and could not be read; they are left alone.
-    unreadable: Vec<u64>,
-    /// Why the last of them could not be read.
-    why: Option<Error>,
-    flushes: u64,
     /// There was no room: nothing is done beside commits until something comes.
     rests: bool,
+    /// A run was written since the last step of what is done beside commits.
+    has_flushed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +122,8 @@ struct Pending {
     bytes: u64,
     /// Whether a group of them changes anything.
     changes: bool,
+    /// They are to be flushed now: there are many, a segment has ended, or a caller waits for it.
+    due: bool,
 }
 
 impl Pending {
@@ -155,10 +154,8 @@ impl Applier {
             merge: None,
             compactions: VecDeque::new(),
             may_merge: true,
-            unreadable: Vec::new(),
-            why: None,
-            flushes: 0,
             rests: false,
+            has_flushed: false,
         }
     }
 
@@ -177,10 +174,8 @@ impl Applier {
             Message::Group { group, frame, bytes, changes, checkpoint } => {
                 self.pending.add(group, frame, bytes, changes);
                 let is_wanted = self.wanted.is_some_and(|wanted| group >= wanted);
-                if checkpoint || is_wanted || self.pending.bytes >= FLUSH_BYTES {
-                    return self.flush(inbox, callbacks, &Purpose::DiskSpace);
-                }
-                if !self.pending.changes {
+                self.pending.due |= checkpoint || is_wanted || self.pending.bytes >= FLUSH_BYTES;
+                if !self.pending.changes && !self.pending.due {
                     // The runs have all there is.
                     (callbacks.applied)(group, std::mem::take(&mut self.pending.bytes));
                 }
@@ -189,7 +184,7 @@ impl Applier {
                 if self.pending.group < group {
                     self.wanted = self.wanted.max(Some(group));
                 } else if self.pending.changes || self.flusher.shared.memtable.len() > 0 {
-                    return self.flush(inbox, callbacks, &Purpose::DiskSpace);
+                    return self.flush(inbox, callbacks, &Purpose::Room);
                 }
             }
             Message::Compact(compaction) => self.compactions.push_back(compaction),
@@ -219,11 +214,15 @@ impl Applier {
         }
     }
 
+    fn flush_if_due(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+        if self.pending.due { self.flush(inbox, callbacks, &Purpose::Room) } else { Ok(Next::GoOn) }
+    }
+
     /// Brings all that is pending into a run, as soon as there is room.
     fn flush(&mut self, inbox: &Inbox, callbacks: &Callbacks, purpose: &Purpose) -> Result<Next> {
         self.catch_up(inbox);
         let Pending { group, frame, bytes, .. } = self.pending;
-        self.pending = Pending { group, frame, bytes: 0, changes: false };
+        self.pending = Pending { group, frame, ..Pending::default() };
         self.wanted = self.wanted.filter(|wanted| *wanted > group);
         let closes = matches!(purpose, Purpose::Close);
         if closes {
@@ -232,12 +231,12 @@ impl Applier {
             self.merge = None;
         }
         let prepared = self.flusher.prepare(frame, &(callbacks.now)())?;
-        if let Some(full) = self.wait_for_room(&prepared, closes, inbox, callbacks) {
+        if let Some(full) = self.wait_for_room(&prepared, closes, inbox, callbacks)? {
             (callbacks.left_behind)(full);
             return Ok(Next::End);
         }
         self.flusher.write(prepared, &(callbacks.now)())?;
-        (self.may_merge, self.flushes) = (true, self.flushes.wrapping_add(1));
+        (self.may_merge, self.has_flushed) = (true, true);
         if group > 0 {
             (callbacks.applied)(group, bytes);
         }
@@ -249,7 +248,7 @@ impl Applier {
         // The mark in the journal comes behind everything that the flush has seen in memory. So what it left out, because something
         // newer that is not durable yet had taken its place, is not forgotten before that is durable.
         match purpose {
-            Purpose::DiskSpace => send(None)?,
+            Purpose::Room => send(None)?,
             #[cfg(test)]
             Purpose::Reply(reply) => send(Some(reply.clone()))?,
             Purpose::Close => {
@@ -270,10 +269,15 @@ impl Applier {
         closes: bool,
         inbox: &Inbox,
         callbacks: &Callbacks,
-    ) -> Option<Error> {
+    ) -> Result<Option<Error>> {
         while let Some(full) = (callbacks.short)(prepared.bytes()) {
             if closes || self.backlog.iter().any(Message::is_last) {
-                return Some(full);
+                return Ok(Some(full));
+            }
+            // What is deleted leaves room inside sled's file.
+            if self.flusher.has_unread() && !matches!((callbacks.claim)(0), SpaceStatus::Short(_)) {
+                self.flusher.delete_some()?;
+                continue;
             }
             // Nobody knows how long that is.
             let under_way = self.merge.as_mut().and_then(|(_, compaction)| compaction.take());
@@ -286,19 +290,38 @@ impl Applier {
                 },
             }
         }
-        None
+        Ok(None)
+    }
+
+    /// Some steps of what is done beside commits. After a flush it is not left to the commits how many: they could bring more
+    /// than merges take away.
+    fn work_on(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+        let steps = if self.has_flushed { STEPS + self.flusher.shared.runs.len() / RUNS_A_STEP } else { 1 };
+        for _ in 0..steps {
+            if !self.has_work() {
+                break;
+            }
+            if self.work(inbox, callbacks)? == Next::End {
+                return Ok(Next::End);
+            }
+            // What more comes is for the flush after this one.
+            while !self.pending.due {
+                let Some(message) = self.next(inbox) else { break };
+                if !matches!(message, Message::Group { .. }) {
+                    // A caller waits for it.
+                    self.backlog.push_front(message);
+                    return Ok(Next::GoOn);
+                }
+                self.take(message, inbox, callbacks)?;
+            }
+        }
+        Ok(Next::GoOn)
     }
 
     /// A step of what is done beside commits. Where there is no room it rests until the next message.
     fn work(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
         if let Some((merge, compaction)) = self.merge.take() {
-            let full = match (callbacks.claim)(merge.bytes()) {
-                SpaceStatus::Short(full) => Some(full),
-                // Nobody waits for it, and what is left is for those who commit.
-                SpaceStatus::Low(full) => Some(full).filter(|_| compaction.is_none()),
-                SpaceStatus::Enough => None,
-            };
-            if let Some(full) = full {
+            if let SpaceStatus::Short(full) = (callbacks.claim)(merge.bytes()) {
                 self.flusher.give_up(merge.id());
                 refuse(compaction.into_iter(), &full);
                 self.rests = true;
@@ -316,29 +339,18 @@ impl Applier {
             }
         } else if self.may_merge {
             self.may_merge = false;
-            let runs = self.flusher.shared.runs.now();
-            let planned = merge::plan(&runs, &self.unreadable);
-            // Begun only if it can end: until then it takes room and gives none. A claim counts three bytes for one, which is more
-            // than a whole merge was seen to take.
-            let has_room = |range: &Range<usize>| {
-                matches!((callbacks.look)(Merge::bytes_of(&runs, range.clone()) / 2), SpaceStatus::Enough)
-            };
-            if let Some(range) = planned.filter(has_room) {
+            let planned = merge::plan(&self.flusher.shared.runs.now());
+            if let Some(range) = planned {
                 let merge = Merge::begin(&mut self.flusher, range, (callbacks.now)());
-                self.merge = Some((Box::new(merge), None));
+                // One that was begun and given up half way would leave less room than there was.
+                if (callbacks.can_merge)(merge.all_bytes()) {
+                    self.merge = Some((Box::new(merge), None));
+                } else {
+                    (self.may_merge, self.rests) = (true, true);
+                }
             }
         }
         Ok(Next::GoOn)
-    }
-
-    /// Steps of work to be done behind a flush.
-    fn steps(&self, callbacks: &Callbacks) -> usize {
-        let runs = self.flusher.shared.runs.now();
-        // While there is room to merge: what was replaced must not take all of the disk.
-        match (callbacks.look)(Merge::bytes_of(&runs, 0..runs.len())) {
-            SpaceStatus::Enough => runs.len() / RUNS_A_STEP,
-            SpaceStatus::Low(_) | SpaceStatus::Short(_) => MAX_STEPS,
-        }
     }
 
     fn step(&mut self, mut merge: Box<Merge>, compaction: Option<Compaction>) -> Result<()> {
@@ -353,14 +365,8 @@ impl Applier {
             }
             Step::Unreadable(error) => {
                 self.may_merge = true;
-                self.flusher.give_up(merge.id());
-                self.unreadable.extend(merge.inputs());
-                self.why = Some(error.clone());
-                match compaction {
-                    // In the background the others are next: one that is damaged must not end all forgetting.
-                    Some(compaction) if !compaction.exact => self.compactions.push_front(compaction),
-                    compaction => refuse(compaction.into_iter(), &error),
-                }
+                merge.give_up(&mut self.flusher);
+                refuse(compaction.into_iter(), &error);
             }
         }
         Ok(())
@@ -372,18 +378,10 @@ impl Applier {
         if self.pending.changes && self.flusher.shared.memtable.earliest_expiry(&now) <= compaction.began {
             // In the queue, so that it is answered if there is no room.
             self.compactions.push_front(compaction);
-            return self.flush(inbox, callbacks, &Purpose::DiskSpace);
+            return self.flush(inbox, callbacks, &Purpose::Room);
         }
-        let is_due = |run: &Arc<Run>| merge::due(&run.info, compaction.exact) <= compaction.began;
-        let can_be_read = |run: &Arc<Run>| !self.unreadable.contains(&run.info.id);
-        let runs = self.flusher.shared.runs.now();
-        let due = runs.iter().position(|run| is_due(run) && can_be_read(run));
-        // Told when all that can be forgotten is.
-        let why = self.why.as_ref().filter(|_| compaction.exact && due.is_none() && runs.iter().any(is_due));
-        if let Some(why) = why.cloned() {
-            refuse(std::iter::once(compaction), &why);
-            return Ok(Next::GoOn);
-        }
+        let is_due = |run: &Arc<Run>| merge::due(run, compaction.exact) <= compaction.began;
+        let due = self.flusher.shared.runs.now().iter().position(is_due);
         if let SpaceStatus::Short(full) = (callbacks.claim)(0) {
             refuse(std::iter::once(compaction), &full);
         } else if let Some(at) = due {
@@ -416,7 +414,7 @@ fn refuse(compactions: impl Iterator<Item = Compaction>, full: &Error) {
 
 /// Why it is flushed, and who waits for it.
 enum Purpose {
-    DiskSpace,
+    Room,
     #[cfg(test)]
     Reply(Sender<()>),
     Close,
@@ -425,25 +423,24 @@ enum Purpose {
 /// The apply thread's life: until it is told to close, or the writer is gone.
 pub(crate) fn run(mut applier: Applier, inbox: &Inbox, callbacks: &Callbacks) -> Result<()> {
     loop {
-        let mut message = match applier.next(inbox) {
-            None if !applier.has_work() => Some(inbox.messages.recv().unwrap_or(Message::End)),
-            message => message,
-        };
-        let flushes = applier.flushes;
-        // All that waits comes before a step of work, up to the next flush.
+        let mut message = applier.next(inbox);
+        if message.is_none() && !applier.has_work() && !applier.pending.due {
+            crossbeam_channel::select! {
+                recv(inbox.messages) -> sent => message = Some(sent.unwrap_or(Message::End)),
+                recv(inbox.wakeups) -> _ => applier.rests = false,
+            }
+        }
+        // All that has come meanwhile, up to a flush: a step takes much longer than a commit.
+        applier.has_flushed = false;
         while let Some(taken) = message {
             applier.rests = false;
             if applier.take(taken, inbox, callbacks)? == Next::End {
                 return Ok(());
             }
-            message = if applier.flushes == flushes { applier.next(inbox) } else { None };
+            message = if applier.has_flushed || applier.pending.due { None } else { applier.next(inbox) };
         }
-        // The more there is to merge, the more of it: what is committed must not outrun that for ever.
-        let more = if applier.flushes == flushes { 0 } else { applier.steps(callbacks) };
-        for _ in 0..=more {
-            if applier.has_work() && applier.work(inbox, callbacks)? == Next::End {
-                return Ok(());
-            }
+        if applier.flush_if_due(inbox, callbacks)? == Next::End || applier.work_on(inbox, callbacks)? == Next::End {
+            return Ok(());
         }
     }
 }

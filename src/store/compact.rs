@@ -4,16 +4,22 @@
 //! as anything has. What is unfinished is counted somewhere, and so is removed at a moment of its own: the memtable says that
 //! it is gone, and no frame does: a removal that a crash undoes is done again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::apply::{Compaction, Message};
 use super::memtable::Entry;
 use super::{Inner, Store, StoreKey};
+use crate::store::format::corrupt;
+use crate::store::runs::Run;
 use crate::store::runs::flush::Deleted;
 use crate::store::runs::merge;
 use crate::types::clock::NEVER;
-use crate::types::error::Result;
-use crate::types::record::{Lifetime, Now, Status};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::{Lifetime, Status};
+
+/// Records removed under one lock when a store is opened.
+const REMOVED_AT_ONCE: usize = 1024;
 
 /// How far one pass has come.
 #[derive(Debug, Default)]
@@ -26,6 +32,8 @@ pub(crate) struct Pass {
     are_runs_done: bool,
     /// Something was removed that is to be flushed.
     has_removed: bool,
+    /// Why a run was left as it is. The pass goes on, and fails at its end.
+    damage: Option<Error>,
 }
 
 impl Pass {
@@ -41,7 +49,7 @@ impl Store {
         let (shared, now) = (&self.inner.shared, self.now());
         // In this order: what is flushed meanwhile is seen twice.
         let in_memory = shared.memtable.earliest_expiry(&now);
-        let in_runs = shared.runs.now().iter().map(|run| merge::due(&run.info, false)).min().unwrap_or(NEVER);
+        let in_runs = shared.runs.now().iter().map(|run| merge::due(run, false)).min().unwrap_or(NEVER);
         in_memory.min(shared.unfinished.earliest_expiry()).min(in_runs)
     }
 
@@ -61,10 +69,15 @@ impl Store {
         self.inner.check()?;
         let began = *pass.began.get_or_insert_with(|| self.inner.clock.now());
         if !pass.are_runs_done {
-            if let Some(deleted) = self.inner.compact_a_run(pass.is_exact, began)? {
-                return Ok(Some(deleted));
+            match self.inner.compact_a_run(pass.is_exact, began) {
+                Ok(Some(deleted)) => return Ok(Some(deleted)),
+                Ok(None) => pass.are_runs_done = true,
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    pass.damage.get_or_insert(error);
+                    return Ok(Some(Deleted::default()));
+                }
+                Err(error) => return Err(error),
             }
-            pass.are_runs_done = true;
         }
         if let Some(deleted) = self.inner.remove_unfinished(limit) {
             pass.has_removed = true;
@@ -73,7 +86,7 @@ impl Store {
         if std::mem::take(&mut pass.has_removed) {
             self.inner.send(Message::Flush { group: 0 })?;
         }
-        Ok(None)
+        pass.damage.take().or_else(|| self.inner.left_by_damage(pass.is_exact, began)).map_or(Ok(None), Err)
     }
 }
 
@@ -92,26 +105,32 @@ impl Inner {
         }
     }
 
+    /// Why a pass over all that has expired leaves some of it: a run that cannot be read.
+    fn left_by_damage(&self, exact: bool, began: u64) -> Option<Error> {
+        let runs = self.shared.runs.now();
+        let is_left = |run: &&Arc<Run>| run.is_damaged() && run.info.earliest <= began;
+        let run = runs.iter().find(is_left).filter(|_| exact)?;
+        Some(corrupt(format!(
+            "run {} of the record store cannot be read, and what has expired in it stays",
+            run.info.id
+        )))
+    }
+
     /// Gives the apply thread something to do.
     pub(super) fn send(&self, message: Message) -> Result<()> {
         self.apply.messages.send(message).map_err(|_| self.ended())
     }
 
+    /// Removes the unfinished records that have expired before this open, which counts none of them as interrupted.
+    pub(super) fn remove_expired_at_open(&self) {
+        while let Some(deleted) = self.remove_unfinished(REMOVED_AT_ONCE) {
+            *self.shared.left_out.lock() += Deleted { interrupted: 0, ..deleted };
+        }
+    }
+
     fn remove_unfinished(&self, limit: usize) -> Option<Deleted> {
         let expired = self.shared.unfinished.expired(&self.now(), limit);
         (!expired.is_empty()).then(|| self.remove_expired(&expired))
-    }
-
-    /// At an open, so that nobody counts what has expired already, and then counts it off.
-    pub(super) fn remove_all_expired(&self, now: &Now) {
-        loop {
-            let expired = self.shared.unfinished.expired(now, 1 << 10);
-            if expired.is_empty() {
-                return;
-            }
-            let removed = self.remove_expired(&expired);
-            *self.shared.left_out.lock() += Deleted { interrupted: 0, ..removed };
-        }
     }
 
     /// Removes unfinished records that have expired, unless somebody has begun them again.

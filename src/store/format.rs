@@ -92,7 +92,7 @@
 //! so on. The hash begins as 0x9E3779B97F4A7C15; with a round of `SplitMix64` behind each are xored in: the length, each 8 bytes
 //! as one number, each byte that is left.
 //!
-//! The *list*: id of the store (16), number of the last frame whose changes are in the runs (8), number of the next run (8), count of the runs (4), and for each,
+//! The *list*: id of the store (16), number of the last frame whose changes are in the runs (8), count of the runs (4), and for each,
 //! the oldest first: its number (8), blocks with entries (4), blocks with the index (4), entries (8), store time when the
 //! first of its finished records expires (8), and when about half of its entries have (8). Numbers of runs are not given
 //! twice; blocks of a run that is not listed are leftovers.

@@ -18,7 +18,7 @@ use super::memtable::{Entry, Memtable};
 use super::read_sets::ReadSets;
 use super::runs::{Run, Runs};
 use super::{Inner, Store, files, threads};
-use crate::store::runs::flush::{Deleted, Flusher, Prepared, Shared};
+use crate::store::runs::flush::{Deleted, Flusher, Shared};
 use crate::store::runs::unfinished::Unfinished;
 use crate::store::sled::disk_space::{DiskSpace, SpaceStatus};
 use crate::store::sled::snapshots;
@@ -50,7 +50,7 @@ const MARK_GROUP: u64 = SECTOR as u64;
 const REPLAYED_AT_ONCE: u64 = 4 << 20;
 /// The same where there is little room.
 const REPLAYED_IF_LOW: u64 = 256 << 10;
-/// Runs that earlier opens have left behind and that are deleted while the store is in service; more are deleted before.
+/// Runs left by earlier opens that are deleted while the store is in service; more are deleted before.
 const MAX_LEFTOVERS: u64 = 100;
 /// What a record takes besides its key and outcome, about.
 const RECORD_WEIGHT: usize = 400;
@@ -146,17 +146,18 @@ impl Store {
         while strays > MAX_LEFTOVERS && flusher.has_unread() {
             flusher.delete_some()?;
         }
-        report.frames_replayed = replay(&recovered, &mut flusher, &room, &now)?;
+        report.frames_replayed = replay(&recovered, list.complete, &mut flusher, &room, &now)?;
         let (mut writer, pool, mut group) = start_journal(recovered, store_id, first, &clock)?;
         let mut next_frame = first + 1;
         if report.frames_replayed > 0 || !report.clean {
             // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
-            flush(&mut flusher, &room, first, &now, Flusher::write)?;
+            flush(&mut flusher, &room, first, &now)?;
             group += 1;
             write_mark(&mut writer, group, next_frame, &Frame::Checkpointed(first), &clock)?;
             next_frame += 1;
             pool.release(first);
         }
+        report.interrupted = shared.unfinished.count_interrupted(&now);
         let applier = Applier::new(flusher, first, group);
         let config = config(options, Arc::clone(&shared.tables.barriers.progress));
         let group = CommitQueue::new(config, group, next_frame, writer.room());
@@ -183,8 +184,7 @@ impl Store {
             conflicts: Counter::new("oncekey_commit_conflicts_total"),
             checkpoints: Arc::new(Counter::new("oncekey_store_checkpoints_total")),
         });
-        inner.remove_all_expired(&now);
-        report.interrupted = inner.shared.unfinished.count_interrupted(&now);
+        inner.remove_expired_at_open();
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
         Ok((Self { inner, running: Mutex::new(Some(running)) }, report))
     }
@@ -277,7 +277,7 @@ fn is_half_made(dir: &Path) -> Result<bool> {
 fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     let store_id = key::random();
     let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;
-    tables.set_list(&RunList { store_id, frame: 0, next_id: 1, runs: Vec::new() })?;
+    tables.set_list(&RunList { store_id, frame: 0, complete: 0, next_id: 1, runs: Vec::new() })?;
     tables.close()?;
     let anchor = StoreClock::start(Arc::clone(&options.clock), clock::Anchor::default(), Duration::ZERO).anchor();
     journal::create(&dir.join("journal"), store_id, options.segment_bytes, anchor)?;
@@ -317,7 +317,7 @@ fn read_list(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<RunLi
 }
 
 /// Reads the indexes of the runs, and of a small store every block: what sled does not have any more is missed.
-fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -> Result<Shared> {
+pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -> Result<Shared> {
     let damaged = |error: Error| error.wrap(error.kind(), &format!("the record store in {}", dir.display()));
     let mut runs = Vec::with_capacity(list.runs.len());
     for info in &list.runs {
@@ -353,14 +353,23 @@ fn is_replaced(tables: &Tables, newer: &[Arc<Run>], key: &StoreKey) -> Result<bo
     Ok(false)
 }
 
-/// Brings what the journal has behind the last checkpoint into the memtable, and into runs when that is much. Says how many
-/// commits that were.
-fn replay(recovered: &Recovered, flusher: &mut Flusher, room: &DiskSpace, now: &Now) -> Result<u64> {
+/// Puts the changes after the last checkpoint, and after the frame up to which the runs are complete, into the memtable, and into
+/// runs in steps. Returns the number of commits.
+pub(super) fn replay(
+    recovered: &Recovered,
+    complete: u64,
+    flusher: &mut Flusher,
+    room: &DiskSpace,
+    now: &Now,
+) -> Result<u64> {
     let step =
         || if matches!(room.look(REPLAYED_AT_ONCE), SpaceStatus::Enough) { REPLAYED_AT_ONCE } else { REPLAYED_IF_LOW };
     let (mut replayed, mut bytes, mut most) = (0, 0, step());
     recovered.replay(&mut |number, frame| {
         let Frame::Changes(changes) = frame else { return Ok(()) };
+        if number <= complete {
+            return Ok(());
+        }
         replayed += 1;
         bytes += changes.iter().map(weight).sum::<u64>();
         let entries = changes.into_iter().map(|change| {
@@ -369,8 +378,7 @@ fn replay(recovered: &Recovered, flusher: &mut Flusher, room: &DiskSpace, now: &
         });
         flusher.shared.memtable.put_all(entries, || ());
         if bytes >= most {
-            // Not listed: an open that dies here, again and again, must not add its runs each time.
-            flush(flusher, room, number, now, Flusher::write_unlisted)?;
+            flush(flusher, room, number, now)?;
             (bytes, most) = (0, step());
         }
         Ok(())
@@ -379,19 +387,14 @@ fn replay(recovered: &Recovered, flusher: &mut Flusher, room: &DiskSpace, now: &
 }
 
 /// Brings what was replayed into a run, if there is room for it.
-fn flush(
-    flusher: &mut Flusher,
-    room: &DiskSpace,
-    frame: u64,
-    now: &Now,
-    write: fn(&mut Flusher, Prepared, &Now) -> Result<()>,
-) -> Result<()> {
+pub(super) fn flush(flusher: &mut Flusher, room: &DiskSpace, frame: u64, now: &Now) -> Result<()> {
+    flusher.mark_complete(frame);
     let prepared = flusher.prepare(frame, now)?;
     // What sled read of values in files of their own is to be durable before the journal gives anything up.
     flusher.shared.tables.blobs.sync()?;
     match room.claim(prepared.bytes()) {
         SpaceStatus::Short(full) => Err(full),
-        SpaceStatus::Enough | SpaceStatus::Low(_) => write(flusher, prepared, now),
+        SpaceStatus::Enough | SpaceStatus::Low(_) => flusher.write(prepared, now),
     }
 }
 
@@ -414,7 +417,7 @@ fn start_journal(
 ) -> Result<(Writer, Arc<journal::Pool>, u64)> {
     let (pool, chain) = (Arc::clone(&recovered.pool), recovered.chain);
     let tail = recovered.into_tail()?;
-    let spare = pool.prepare(segment_for(4 * MARK_GROUP), u64::MAX)?;
+    let spare = pool.prepare(segment_for(4 * MARK_GROUP), 0, u64::MAX)?;
     let mut writer = Writer::start(store_id, Arc::clone(&pool), chain, tail, spare, first)?;
     let group = chain.group + 1;
     write_mark(&mut writer, group, first, &Frame::Opening, clock)?;

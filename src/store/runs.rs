@@ -10,6 +10,7 @@ pub(crate) mod unfinished;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::sled::IVec;
 use parking_lot::RwLock;
@@ -35,6 +36,8 @@ pub(crate) enum Load {
 pub(crate) struct Run {
     pub(crate) info: RunInfo,
     pub(crate) index: Index,
+    /// A block of it could not be read when it was to be rewritten.
+    damaged: AtomicBool,
 }
 
 /// The oldest first.
@@ -47,6 +50,10 @@ pub(crate) struct Runs(RwLock<RunSet>);
 impl Runs {
     pub(crate) fn now(&self) -> RunSet {
         Arc::clone(&self.0.read())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.read().len()
     }
 
     pub(crate) fn publish(&self, runs: Vec<Arc<Run>>) {
@@ -170,6 +177,19 @@ fn load_block(tables: &Tables, run: u64, number: u32, kind: Kind) -> Result<Bloc
 }
 
 impl Run {
+    pub(crate) fn new(info: RunInfo, index: Index) -> Self {
+        Self { info, index, damaged: AtomicBool::new(false) }
+    }
+
+    /// Whether a block of it could not be read. It is not rewritten then: each call that needs the block returns the error.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_damaged(&self) {
+        self.damaged.store(true, Ordering::Relaxed);
+    }
+
     /// Reads the index of a run.
     pub(crate) fn open(tables: &Tables, info: RunInfo) -> Result<Self> {
         let mut bytes = Vec::new();
@@ -177,7 +197,7 @@ impl Run {
             bytes.extend_from_slice(load_block(tables, info.id, number, Kind::Index)?.content());
         }
         let malformed = || corrupt(format!("the index of run {} is malformed", info.id));
-        Ok(Self { info, index: Index::decode(&bytes).ok_or_else(malformed)? })
+        Ok(Self::new(info, Index::decode(&bytes).ok_or_else(malformed)?))
     }
 
     pub(crate) fn may_contain(&self, hash: u64) -> bool {

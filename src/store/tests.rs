@@ -6,9 +6,9 @@ mod contents;
 mod damage;
 mod failures;
 mod kill;
-mod merging;
 mod open;
 mod rotation;
+mod runs;
 mod under_way;
 mod verify;
 

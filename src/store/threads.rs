@@ -114,13 +114,13 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
             let inner = shared();
             move |bytes| inner.short(bytes)
         }),
-        look: Box::new({
-            let inner = shared();
-            move |bytes| inner.disk_space.look(bytes)
-        }),
         claim: Box::new({
             let inner = shared();
             move |bytes| inner.disk_space.claim(bytes)
+        }),
+        can_merge: Box::new({
+            let inner = shared();
+            move |bytes| inner.disk_space.can_merge(bytes)
         }),
         left_behind: Box::new({
             let inner = shared();
@@ -254,8 +254,10 @@ pub(crate) fn message(batch: &Batch<bool>, checkpoint: bool) -> Message {
 fn prepare(inner: &Inner) {
     while let Some(need) = inner.commit_queue.wait_wanted() {
         let need = segment_for(need);
-        let room = inner.disk_space.set_apart(inner.pool.wanted(need));
-        let spare = inner.pool.prepare(need, room.bytes);
+        // Segments grow with the pace, but there are up to four of them, and the runs need room too.
+        let wanted = inner.pool.wanted(need).min(inner.disk_space.free() / 16).max(need);
+        let room = inner.disk_space.set_apart(wanted);
+        let spare = inner.pool.prepare(need, wanted, room.bytes);
         drop(room);
         let offer = spare.map(|spare| (usable(spare.size), spare));
         if let Some(unused) = inner.commit_queue.provide_segment(offer) {

@@ -456,3 +456,20 @@ fn the_value_that_was_stored_is_the_one_that_is_given_to_everyone() {
         assert!(again.replayed() && again.value() == value);
     }
 }
+
+#[test]
+fn the_gauge_of_interrupted_records_is_right_after_an_open_that_finds_expired_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = ManualClock::new();
+    let open = || Engine::options().clock(clock.clone()).open(dir.path()).unwrap();
+    let options = ManagerOptions::new().interrupted_ttl(Duration::from_millis(30));
+    let engine = open();
+    drop(claim(&engine.manager_with::<u64, String>("m", options.clone()).unwrap(), "dropped"));
+    assert_eq!(engine.stats().interrupted, 1);
+    engine.close().unwrap();
+    clock.advance(Duration::from_millis(50));
+    let engine = open();
+    assert_eq!((engine.stats().interrupted, engine.compact_now().unwrap().removed), (0, 1));
+    drop(claim(&engine.manager_with::<u64, String>("m", options).unwrap(), "another"));
+    assert_eq!((engine.stats().interrupted, engine.interrupted().unwrap().count()), (1, 1));
+}

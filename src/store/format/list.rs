@@ -32,9 +32,11 @@ impl RunInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunList {
     pub(crate) store_id: [u8; 16],
-    /// The last frame whose changes are in the runs.
+    /// The last frame whose changes are in the runs, but for those that something later had replaced in memory by then.
     pub(crate) frame: u64,
-    /// The number of the next run: higher than all that were ever given.
+    /// Every change up to this frame is in the runs: a replay begins after it.
+    pub(crate) complete: u64,
+    /// The number of the next run, larger than that of any run that was ever begun.
     pub(crate) next_id: u64,
     pub(crate) runs: Vec<RunInfo>,
 }
@@ -42,8 +44,9 @@ pub(crate) struct RunList {
 impl RunList {
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
         let mut out = self.store_id.to_vec();
-        out.extend_from_slice(&self.frame.to_le_bytes());
-        out.extend_from_slice(&self.next_id.to_le_bytes());
+        for field in [self.frame, self.complete, self.next_id] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
         out.extend_from_slice(&length("the list of the runs", self.runs.len())?.to_le_bytes());
         for run in &self.runs {
             out.extend_from_slice(&run.id.to_le_bytes());
@@ -59,7 +62,8 @@ impl RunList {
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let mut fields = Fields(block::open(KEY, Kind::List, bytes)?);
         let mut list = || -> Option<Self> {
-            let (store_id, frame, next_id, count) = (fields.array()?, fields.u64()?, fields.u64()?, fields.u32()?);
+            let (store_id, frame, complete) = (fields.array()?, fields.u64()?, fields.u64()?);
+            let (next_id, count) = (fields.u64()?, fields.u32()?);
             let mut runs = Vec::new();
             for _ in 0..count {
                 runs.push(RunInfo {
@@ -71,7 +75,7 @@ impl RunList {
                     half: fields.u64()?,
                 });
             }
-            fields.0.is_empty().then_some(Self { store_id, frame, next_id, runs })
+            fields.0.is_empty().then_some(Self { store_id, frame, complete, next_id, runs })
         };
         list().ok_or_else(|| corrupt("the list of the runs is malformed"))
     }
@@ -84,14 +88,14 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let run = RunInfo { id: 1, blocks: 2, index_blocks: 3, entries: 4, earliest: 5, half: 6 };
-        let list = RunList { store_id: [7; 16], frame: 8, next_id: 9, runs: vec![run] };
+        let list = RunList { store_id: [7; 16], frame: 8, complete: 9, next_id: 10, runs: vec![run] };
         let bytes = list.encode().unwrap();
         assert_eq!(bytes[..2], [1, 4]);
         assert_eq!(bytes[6..22], [7; 16]);
         assert_eq!(bytes[22..38], *b"\x08\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0");
-        assert_eq!(bytes[38..42], *b"\x01\0\0\0");
-        assert_eq!(bytes[42..58], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
-        assert_eq!(bytes[58..], *b"\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
+        assert_eq!(bytes[38..50], *b"\x0a\0\0\0\0\0\0\0\x01\0\0\0");
+        assert_eq!(bytes[50..66], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
+        assert_eq!(bytes[66..], *b"\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
         assert_eq!(RunList::decode(&bytes).unwrap(), list);
         for cut in 0..bytes.len() {
             assert!(RunList::decode(&bytes[..cut]).is_err(), "cut {cut}");

@@ -88,10 +88,10 @@ impl Pool {
         self.state.lock().next_size.max(need.next_multiple_of(SECTOR as u64)).max(self.min_size)
     }
 
-    /// A file in which so many bytes fit: a free one, or a new one of at most `room` bytes.
-    pub(crate) fn prepare(&self, need: u64, room: u64) -> Result<Spare> {
+    /// A file in which `need` bytes fit: a free one or a new one of `wanted` bytes, or of fewer if these do not fit into `room`.
+    pub(crate) fn prepare(&self, need: u64, wanted: u64, room: u64) -> Result<Spare> {
         let least = need.next_multiple_of(SECTOR as u64).max(self.min_size);
-        let wanted = self.wanted(need);
+        let wanted = wanted.next_multiple_of(SECTOR as u64).max(least);
         if let Some(spare) = self.take_free(wanted) {
             return Ok(spare);
         }

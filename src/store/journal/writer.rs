@@ -199,7 +199,7 @@ pub(crate) fn segment_for(group: u64) -> u64 {
 pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, anchor: Anchor) -> Result<()> {
     files::create_dir(dir)?;
     let pool = Pool::new(files::Dir::open(dir)?, size, 1, 0);
-    let file = pool.prepare(0, u64::MAX)?;
+    let file = pool.prepare(0, 0, u64::MAX)?;
     let payload = [frame::encode(&Frame::Checkpointed(0))?, frame::encode(&Frame::Closing)?].concat();
     let salt = new_salt();
     let header =

@@ -96,7 +96,7 @@ impl Builder {
         self.info.half = self.sample.median();
         let index = self.index.encode()?;
         self.push_chunks(&index, Kind::Index);
-        Ok((Run { info: self.info, index: self.index }, self.full))
+        Ok((Run::new(self.info, self.index), self.full))
     }
 }
 

@@ -75,6 +75,8 @@ pub(crate) struct Flusher {
     store_id: [u8; 16],
     /// The last frame whose changes are in the runs.
     frame: u64,
+    /// Every change up to this frame is in the runs.
+    complete: u64,
     next_id: u64,
     to_delete: Vec<ToDelete>,
 }
@@ -115,17 +117,25 @@ impl Flusher {
     pub(crate) fn open(shared: Arc<Shared>, list: &RunList) -> Result<(Self, u64)> {
         let found = shared.tables.run_ids()?;
         let ids = list.runs.iter().map(|run| run.id);
-        let next_id = ids.clone().chain(found.iter().copied()).max().unwrap_or(0).saturating_add(1).max(list.next_id);
+        // Larger than what the list knows where the process ended before it listed the run that it had begun.
+        let next_id = list.next_id.max(found.iter().copied().max().unwrap_or(0).saturating_add(1));
         let to_delete: Vec<_> = found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).collect();
         let leftovers = to_delete.len() as u64;
         let to_delete = to_delete.into_iter().map(|id| ToDelete { id, run: None }).collect();
-        Ok((Self { shared, store_id: list.store_id, frame: list.frame, next_id, to_delete }, leftovers))
+        let RunList { store_id, frame, complete, .. } = *list;
+        Ok((Self { shared, store_id, frame, complete, next_id, to_delete }, leftovers))
     }
 
     pub(crate) fn new_id(&mut self) -> u64 {
         let id = self.next_id;
         self.next_id = id.saturating_add(1);
         id
+    }
+
+    /// Lets the next list say that every change up to this frame is in the runs. For a replay, which has nothing in memory that
+    /// is not durable: if it ends early, the next one goes on here and does not write the same runs again.
+    pub(crate) fn mark_complete(&mut self, frame: u64) {
+        self.complete = frame;
     }
 
     /// Builds a run of what frames up to this one wrote. Removed and expired keys are left out, but for those that an older run
@@ -165,22 +175,11 @@ impl Flusher {
 
     /// Writes the run, durably, and then frees what it holds in memory.
     pub(crate) fn write(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
-        self.write_and_list(prepared, now, true)
-    }
-
-    /// Writes a run that is listed with the next one only. Until then a crash makes it a leftover.
-    pub(crate) fn write_unlisted(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
-        self.write_and_list(prepared, now, false)
-    }
-
-    fn write_and_list(&mut self, prepared: Prepared, now: &Now, lists: bool) -> Result<()> {
         let Prepared { frame, taken, run, blocks, left_out } = prepared;
         self.shared.tables.write(&blocks)?;
         let mut runs = self.shared.runs.now().to_vec();
         runs.extend(run.map(Arc::new));
-        if lists {
-            self.list(frame, &runs)?;
-        }
+        self.list(frame, &runs)?;
         self.shared.tables.check_blobs()?;
         // In this order: whoever looks into memory first and into the runs second misses nothing.
         // A few at a time: a pass asks for them with the commit lock held.
@@ -195,7 +194,8 @@ impl Flusher {
 
     fn list(&mut self, frame: u64, runs: &[Arc<Run>]) -> Result<()> {
         let runs = runs.iter().map(|run| run.info).collect();
-        self.shared.tables.set_list(&RunList { store_id: self.store_id, frame, next_id: self.next_id, runs })?;
+        let Self { store_id, complete, next_id, .. } = *self;
+        self.shared.tables.set_list(&RunList { store_id, frame, complete, next_id, runs })?;
         self.frame = frame;
         Ok(())
     }

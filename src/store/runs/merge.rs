@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::store::format::block::BLOCK;
 use crate::store::format::frame::StoreKey;
@@ -13,6 +12,7 @@ use crate::store::runs::build::Builder;
 use crate::store::runs::flush::{Deleted, Flusher, hides};
 use crate::store::runs::{Merged, Run};
 use crate::store::sled::tables::Keyed;
+use crate::types::clock::NEVER;
 use crate::types::error::{Error, Result};
 use crate::types::record::Now;
 
@@ -20,42 +20,68 @@ use crate::types::record::Now;
 const FAN_IN: usize = 8;
 /// At most this many at once.
 const MAX_INPUTS: usize = 16;
+/// Blocks that are too few to be merged for the space that they take.
+const MIN_FOR_SPACE: u64 = 1 << 10;
 /// A run of fewer blocks is rewritten for the first of its records that expires, another one when half have.
 const SMALL: u32 = 64;
-/// Blocks that are written in one step.
-const BATCH: usize = 64;
-/// Bytes that are read in one step at most, about: what is read may all fall out.
-const READ: usize = 512 << 10;
-/// What an entry counts for besides its key and value.
-const ENTRY: usize = 64;
+/// Blocks that are written at once.
+const BATCH: usize = 256;
 
-/// Which runs are to be merged next, if any are: the smallest that are many. Those of these numbers stay as they are.
-pub(crate) fn plan(runs: &[Arc<Run>], left: &[u64]) -> Option<Range<usize>> {
+/// Returns the runs to be merged next, if any, the smallest first. A run that cannot be read stays as it is.
+pub(crate) fn plan(runs: &[Arc<Run>]) -> Option<Range<usize>> {
     // Runs of one tier differ in size by less than eight times.
-    let tier = |run: &Arc<Run>| run.info.blocks.max(1).ilog2() / 3;
-    let is_low = |run: &Arc<Run>, wanted| tier(run) <= wanted && !left.contains(&run.info.id);
-    let highest = runs.iter().map(tier).max()?;
+    let tier = |run: &Arc<Run>| (!run.is_damaged()).then(|| run.info.blocks.max(1).ilog2() / 3);
+    choose(&runs.iter().map(tier).collect::<Vec<_>>()).or_else(|| {
+        let sizes = runs.iter().map(|run| (!run.is_damaged()).then_some(u64::from(run.info.blocks)));
+        choose_for_space(&sizes.collect::<Vec<_>>())
+    })
+}
+
+/// Returns the oldest run and those after it, once they have as many blocks as the oldest: where keys are overwritten, up to half of
+/// all blocks may hold what was replaced, and no merge of the newer runs alone would drop it from the oldest.
+fn choose_for_space(blocks: &[Option<u64>]) -> Option<Range<usize>> {
+    let end = blocks.iter().position(Option::is_none).unwrap_or(blocks.len()).min(MAX_INPUTS);
+    let (oldest, newer) = blocks.get(..end)?.split_first()?;
+    let newer: u64 = newer.iter().flatten().sum();
+    (newer >= MIN_FOR_SPACE && Some(newer) >= *oldest).then_some(0..end)
+}
+
+/// Returns `FAN_IN` to `MAX_INPUTS` neighbours, `FAN_IN` of them of one tier and none of a higher one, for the lowest tier that
+/// has so many. A run of a lower tier only comes along: were it counted, a few small runs would rewrite a large one again and
+/// again. `None` in the list is a run that stays as it is.
+fn choose(tiers: &[Option<u32>]) -> Option<Range<usize>> {
+    let highest = tiers.iter().flatten().copied().max()?;
     for wanted in 0..=highest {
-        // Smaller ones that lie between them come along. A few of them alone must not make a large one be written again.
-        let (mut start, mut found) = (0, 0);
-        for (at, run) in runs.iter().enumerate() {
-            if !is_low(run, wanted) {
-                (start, found) = (at + 1, 0);
-                continue;
+        let (mut start, mut many) = (0, 0);
+        for (at, tier) in tiers.iter().enumerate() {
+            match tier {
+                Some(tier) if *tier == wanted => {
+                    if many == 0 {
+                        start = at;
+                    }
+                    many += 1;
+                }
+                Some(tier) if *tier < wanted => {}
+                _ => many = 0,
             }
-            found += usize::from(tier(run) == wanted);
-            if found >= FAN_IN {
-                let more = runs.iter().skip(at + 1).take(MAX_INPUTS - FAN_IN).take_while(|run| is_low(run, wanted));
-                return Some(start..at + 1 + more.count());
+            if many == FAN_IN {
+                let more = tiers.iter().skip(at + 1).take_while(|tier| tier.is_some_and(|tier| tier <= wanted)).count();
+                return Some(start..(at + 1 + more).min(start + MAX_INPUTS).max(at + 1));
             }
         }
     }
     None
 }
 
-/// Store time at which a run is rewritten for what has expired in it; `exact` asks for the first of its records.
-pub(crate) fn due(info: &RunInfo, exact: bool) -> u64 {
-    if exact || info.blocks < SMALL { info.earliest } else { info.half }
+/// Store time at which a run is rewritten for what has expired in it; `exact` asks for the first of its records. A run that
+/// cannot be read never is.
+pub(crate) fn due(run: &Run, exact: bool) -> u64 {
+    let RunInfo { blocks, earliest, half, .. } = run.info;
+    match run.is_damaged() {
+        true => NEVER,
+        false if exact || blocks < SMALL => earliest,
+        false => half,
+    }
 }
 
 /// On its way.
@@ -99,12 +125,17 @@ impl Merge {
         Self { inputs, older, merged: None, builder, id, now, entries: 0, deleted, ready, output: None }
     }
 
+    /// What sled is given in all, at most.
+    pub(crate) fn all_bytes(&self) -> u64 {
+        self.inputs.iter().map(|run| u64::from(run.info.all_blocks()) * BLOCK as u64).sum()
+    }
+
     /// What sled is given by the next step.
     pub(crate) fn bytes(&self) -> u64 {
         self.ready.len() as u64 * BLOCK as u64
     }
 
-    /// Writes what is ready, and reads on until there is more.
+    /// Writes what is ready, and reads on until there is more, or until much was read: of a run that has expired nothing may be left.
     pub(crate) fn step(&mut self, flusher: &mut Flusher) -> Result<Step> {
         flusher.shared.tables.write(&self.ready)?;
         self.ready.clear();
@@ -122,12 +153,10 @@ impl Merge {
             Some(merged) => merged,
             None => Merged::new(&shared.tables, &self.inputs, &[])?,
         };
-        shared.tables.barriers.progress.fetch_add(1, Ordering::Relaxed);
         let mut read = 0;
         while let Some(item) = merged.next(&shared.tables)? {
-            read += ENTRY + item.key.bytes().len();
             let value = item.value.as_ref().map(|value| value.load_all(&shared.tables)).transpose()?;
-            read += value.as_ref().map_or(0, |value| value.len());
+            read += item.key.bytes().len() + value.as_ref().map_or(0, |value| value.len());
             let value = match value {
                 Some(value) if item.key.is_record() => self.kept(flusher, &item.key, value)?,
                 value => value,
@@ -140,7 +169,7 @@ impl Merge {
                 (self.ready, self.merged) = (blocks, Some(merged));
                 return Ok(());
             }
-            if read >= READ {
+            if read >= BATCH * BLOCK {
                 self.merged = Some(merged);
                 return Ok(());
             }
@@ -173,15 +202,10 @@ impl Merge {
         Ok(Some(Cow::Owned(bytes)))
     }
 
-    /// The numbers of the runs that it reads.
-    pub(crate) fn inputs(&self) -> impl Iterator<Item = u64> {
-        self.inputs.iter().map(|run| run.info.id)
-    }
-
-    /// What sled is given for runs in this range at most.
-    pub(crate) fn bytes_of(runs: &[Arc<Run>], range: Range<usize>) -> u64 {
-        let blocks = runs.get(range).unwrap_or_default().iter().map(|run| u64::from(run.info.all_blocks()));
-        blocks.sum::<u64>().saturating_mul(BLOCK as u64)
+    /// Leaves the runs that it reads alone from now on: one of them cannot be read.
+    pub(crate) fn give_up(&self, flusher: &mut Flusher) {
+        self.inputs.iter().for_each(|run| run.set_damaged());
+        flusher.give_up(self.id);
     }
 
     /// The number of the run that it has begun to write.
@@ -205,5 +229,84 @@ impl Merge {
             }
         }
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Flushes runs of these sizes in blocks one after the other, and merges whenever there is something to merge. Returns the
+    /// blocks written by merges, and the most runs that there were.
+    fn written(flushes: impl Iterator<Item = u64>) -> (u64, usize) {
+        let (mut runs, mut merged, mut most) = (Vec::<u64>::new(), 0, 0);
+        for blocks in flushes {
+            runs.push(blocks);
+            most = most.max(runs.len());
+            let planned = |runs: &[u64]| {
+                let tiers: Vec<_> = runs.iter().map(|blocks| Some(blocks.ilog2() / 3)).collect();
+                choose(&tiers).or_else(|| choose_for_space(&runs.iter().copied().map(Some).collect::<Vec<_>>()))
+            };
+            while let Some(range) = planned(&runs) {
+                let sum: u64 = runs[range.clone()].iter().sum();
+                merged += sum;
+                runs.splice(range, [sum]);
+            }
+        }
+        (merged, most)
+    }
+
+    #[test]
+    fn each_block_is_rewritten_once_for_each_tier_and_twice_for_space() {
+        let sizes: [fn(u64) -> u64; 3] = [|_| 1, |_| 1_000, |nth| 1 + nth * 7_919 % 1_000];
+        for size in sizes {
+            let flushed: u64 = (0..4_096).map(size).sum();
+            let (merged, most) = written((0..4_096).map(size));
+            // And twice because the oldest run doubles each time that it is merged for space.
+            let tiers = u64::from(flushed.ilog2() / 3 + 1);
+            assert!(merged <= (tiers + 2) * flushed, "{merged} blocks written for {flushed}");
+            assert!(most <= FAN_IN * 8, "{most} runs");
+        }
+    }
+
+    #[test]
+    fn small_flushes_do_not_rewrite_a_large_run() {
+        let (merged, most) = written(std::iter::once(180_000).chain((0..512).map(|_| 1)));
+        assert!(merged <= 4 * 512, "{merged} blocks written");
+        assert!(most <= FAN_IN * 5, "{most} runs");
+    }
+
+    #[test]
+    fn what_was_replaced_takes_no_more_room_than_what_lives() {
+        // The same 8,000 blocks are written again and again, 1,000 in a flush; a merge drops what was replaced.
+        let (mut runs, mut merged, mut most) = (Vec::<u64>::new(), 0, 0);
+        for _ in 0..400 {
+            runs.push(1_000);
+            most = most.max(runs.iter().sum::<u64>());
+            loop {
+                let tiers: Vec<_> = runs.iter().map(|blocks| Some(blocks.ilog2() / 3)).collect();
+                let planned =
+                    choose(&tiers).or_else(|| choose_for_space(&runs.iter().copied().map(Some).collect::<Vec<_>>()));
+                let Some(range) = planned else { break };
+                let sum: u64 = runs[range.clone()].iter().sum();
+                merged += sum.min(8_000);
+                runs.splice(range, [sum.min(8_000)]);
+            }
+        }
+        assert!(most <= 3 * 8_000, "{most} blocks");
+        assert!(merged <= 5 * 400_000, "{merged} blocks written");
+    }
+
+    #[test]
+    fn neighbours_of_one_tier_are_merged_and_those_that_stay_are_a_border() {
+        assert_eq!(choose(&[Some(0); 7]), None);
+        assert_eq!(choose(&[Some(0); 8]), Some(0..8));
+        assert_eq!(choose(&[Some(0); 40]), Some(0..16));
+        let mut tiers = vec![Some(5); 3];
+        tiers.extend([Some(1); 9]);
+        tiers[7] = Some(0);
+        assert_eq!(choose(&tiers), Some(3..12));
+        tiers[8] = None;
+        assert_eq!(choose(&tiers), None);
     }
 }

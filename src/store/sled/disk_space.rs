@@ -85,7 +85,7 @@ impl DiskSpace {
     }
 
     /// Bytes that are free; `u64::MAX` if that cannot be found out, which is no reason to refuse anything.
-    fn free(&self) -> u64 {
+    pub(crate) fn free(&self) -> u64 {
         let known = || self.opened.as_ref().and_then(|dir| files::free_bytes_of(dir).ok());
         self.pretended().or_else(known).unwrap_or(u64::MAX)
     }
@@ -121,6 +121,12 @@ impl DiskSpace {
             Claimed::Yes if free < RESERVED => SpaceStatus::Low(self.full(free, RESERVED)),
             Claimed::Yes => SpaceStatus::Enough,
         }
+    }
+
+    /// Whether so many bytes can be written once more, before what they replace is deleted: with a quarter more for sled's own, and
+    /// what commits need meanwhile.
+    pub(crate) fn can_merge(&self, bytes: u64) -> bool {
+        self.free() >= bytes.saturating_add(bytes / 4).saturating_add(FLOOR + RESERVED)
     }
 
     /// What is short for applying so many bytes, as far as one can see.

@@ -21,7 +21,7 @@ fn what_sled_has_under_way_is_bounded_in_apply_checkpoints_deletions_and_replay(
     for sync_flag in [true, false] {
         let dir = temp();
         let clock = ManualClock::new();
-        let options = options().sync_flag(sync_flag).segment_bytes(4 << 20).clock(clock.clone());
+        let options = options().sync_flag(sync_flag).segment_bytes(64 << 20).clock(clock.clone());
         let (store, _) = open_with(dir.path(), &options);
         for _ in 0..4 {
             let committed = store.commit(vec![row(1_000_000)], &[], Priority::User).unwrap().unwrap();

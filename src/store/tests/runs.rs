@@ -1,0 +1,127 @@
+//! The runs over many opens, and beside damage.
+
+use super::*;
+use crate::store::journal;
+use crate::store::open::{flush, open_runs, replay};
+use crate::store::runs::flush::Flusher;
+use crate::store::sled::disk_space::DiskSpace;
+use crate::store::sled::tables::Tables;
+
+fn ids(store: &Store) -> Vec<u64> {
+    store.inner.shared.runs.now().iter().map(|run| run.info.id).collect()
+}
+
+fn with_clock(dir: &Path, clock: &ManualClock) -> Store {
+    open_with(dir, &options().clock(clock.clone()).segment_bytes(4 << 20)).0
+}
+
+#[test]
+fn the_number_of_a_run_is_not_given_again_when_the_run_is_gone() {
+    let dir = temp();
+    let clock = ManualClock::new();
+    let store = with_clock(dir.path(), &clock);
+    let expires = store.now().store + 1;
+    put(&store, &key("a"), StoredRecord { expires, ..done(b"old") });
+    store.drain().unwrap();
+    let [first] = ids(&store)[..] else { panic!("{:?}", ids(&store)) };
+    clock.advance(Duration::from_millis(5));
+    let mut pass = Pass::exact();
+    while store.compact(&mut pass, 4).unwrap().is_some() {}
+    wait_for_deletions(&store);
+    assert!(ids(&store).is_empty());
+    store.close().unwrap();
+    let store = with_clock(dir.path(), &clock);
+    put(&store, &key("b"), done(b"new"));
+    store.drain().unwrap();
+    assert!(ids(&store)[0] > first, "{:?} after {first}", ids(&store));
+}
+
+fn blocks(shared: &Shared) -> u64 {
+    shared.runs.now().iter().map(|run| u64::from(run.info.blocks)).sum()
+}
+
+/// Replays as an open does, and ends before the journal says so. Returns the blocks of the runs before and after.
+fn replay_and_die(dir: &Path, segment_bytes: u64) -> (u64, u64) {
+    let sled = dir.join("store/sled");
+    let recovered = journal::recover(&dir.join("store/journal"), segment_bytes).unwrap();
+    let tables = Tables::open(&sled, 1 << 24, true, false).unwrap();
+    let list = tables.list().unwrap().unwrap();
+    let now = Now { store: 0, wall: 0, first: u64::MAX / 2, opened: 0, effect_seed: [0; 16] };
+    let shared = Arc::new(open_runs(dir, tables, &list, &now).unwrap());
+    let before = blocks(&shared);
+    let (mut flusher, _) = Flusher::open(Arc::clone(&shared), &list).unwrap();
+    let (space, _wakeups) = DiskSpace::new(&sled);
+    replay(&recovered, list.complete, &mut flusher, &space, &now).unwrap();
+    flush(&mut flusher, &space, recovered.last_frame, &now).unwrap();
+    (before, blocks(&shared))
+}
+
+#[test]
+fn a_replay_goes_on_where_the_last_one_died() {
+    const SEGMENT: u64 = 64 << 20;
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(SEGMENT));
+    for nth in 0..14_u32 {
+        put(&store, &key(nth.to_string()), done(&bytes(1_000_000)));
+    }
+    let copied = copy(&store);
+    crash(store);
+    let (before, after) = replay_and_die(copied.path(), SEGMENT);
+    assert!(after > before, "{before} blocks before, {after} after");
+    assert_eq!(replay_and_die(copied.path(), SEGMENT), (after, after));
+    let (store, report) = open_with(copied.path(), &options().segment_bytes(SEGMENT));
+    assert_eq!(report.frames_replayed, 0);
+    for nth in 0..14_u32 {
+        let read = store.read(&key(nth.to_string()), Load::All).unwrap();
+        assert_eq!(read.record().unwrap().outcome.as_deref(), Some(&*bytes(1_000_000)), "{nth}");
+    }
+}
+
+#[test]
+fn a_damaged_run_is_left_out_of_a_pass_which_fails_at_its_end() {
+    let dir = temp();
+    let clock = ManualClock::new();
+    let store = with_clock(dir.path(), &clock);
+    let expires = store.now().store + 1;
+    put(&store, &key("a"), StoredRecord { expires, ..done(b"old") });
+    store.drain().unwrap();
+    put(&store, &key("b"), StoredRecord { expires, ..done(b"old") });
+    put(&store, &key("c"), StoredRecord { expires, ..unfinished(Status::Interrupted) });
+    store.drain().unwrap();
+    lose(&store, ids(&store)[0], 0);
+    clock.advance(Duration::from_millis(5));
+    let pass = || {
+        let (mut pass, mut deleted) = (Pass::default(), 0);
+        loop {
+            match store.compact(&mut pass, 4) {
+                Ok(Some(some)) => deleted += some.records,
+                Ok(None) => return (deleted, None),
+                Err(error) => return (deleted, Some(error.kind())),
+            }
+        }
+    };
+    assert_eq!(pass(), (2, Some(ErrorKind::Corrupt)));
+    assert_eq!(pass(), (0, None), "the damaged run is not due any more");
+    let mut exact = Pass::exact();
+    let failed = std::iter::repeat_with(|| store.compact(&mut exact, 4)).find(|step| !matches!(step, Ok(Some(_))));
+    assert_eq!(failed.unwrap().unwrap_err().kind(), ErrorKind::Corrupt, "it is told to each who asks for all");
+    assert_eq!(store.next_due(), NEVER);
+}
+
+#[test]
+fn commits_that_come_during_a_merge_are_taken_before_its_next_step() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 20));
+    for nth in 0..8_u32 {
+        for part in 0..3 {
+            put(&store, &key(format!("{part}-{nth}")), done(&bytes(400_000)));
+        }
+        store.drain().unwrap();
+    }
+    for nth in 0..200 {
+        put(&store, &key(format!("small-{nth}")), done(b"x"));
+    }
+    // A step takes as long as many of these commits: with a step after each of them, most would still wait.
+    let waiting = store.inner.apply.messages.len();
+    assert!(waiting < 100, "{waiting} of 200 groups wait");
+}
