@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::owners::Entering;
-use super::{Begun, Changed, Event, Protocol, Reason, RecordId, WaitFor, Written, lost, unexpected};
+use super::{Changed, Event, Protocol, Reason, RecordId, WaitFor, Written, lost, unexpected};
 use crate::protocol::rules::{Action, Decision, Step, decide};
 use crate::store::{Change, CommitOptions, Content, Load, Priority, ReadSet, StoreKey, Ticket};
 use crate::sync::key_locks::{HeldLocks, LockSet};
@@ -212,11 +212,11 @@ impl Protocol {
 
     /// As [`lock`](Self::lock), along with the rest of a transaction. The claim has no token before the commit.
     #[cfg(feature = "http")]
-    pub(crate) fn lock_in(&self, workspace: &mut Workspace, id: &RecordId, lock: &Action<'_>) -> Result<Begun> {
+    pub(crate) fn lock_in(&self, workspace: &mut Workspace, id: &RecordId, lock: &Action<'_>) -> Result<super::Begun> {
         match self.change_in(workspace, id, lock)? {
             Changed::Written(info) => {
                 workspace.locked.push(id.at.clone());
-                Ok(Begun::Claimed(info))
+                Ok(super::Begun::Claimed(info))
             }
             kept => self.claimed(id, kept),
         }
