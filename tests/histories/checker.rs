@@ -207,6 +207,12 @@ mod tests {
         }
         assert!(!is_right(&[begun, close(1), revoked, (SUCCEED, 6, 7, Answer::Done)]));
         assert!(!is_right(&[begun, (Op::Get, 2, 3, Answer::Closed)]), "nobody has closed it");
+        // A claim may end after the close has begun to refuse calls, and before it counts.
+        let closing = (Op::Closing, 2, 9, Answer::Done);
+        let refused = (Op::Get, 3, 4, Answer::Closed);
+        let counted = (Op::Close, 2, 9, Answer::Alive(0));
+        assert!(is_right(&[begun, closing, counted, refused, (SUCCEED, 5, 6, Answer::Done)]));
+        assert!(!is_right(&[begun, closing, counted, refused]));
         // A call during the close may have either answer.
         let beside = (Op::Close, 2, 9, Answer::Alive(1));
         for answer in [Answer::Closed, is(Unfinished::InProgress)] {

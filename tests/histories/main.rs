@@ -170,6 +170,9 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
             Some((at, Some(answer))) => Some((at, answer)),
             None => None,
         };
+        if let (Op::Close, Some((at, _))) = (op, answer) {
+            calls.push(Call { op: Op::Closing, began, answer: Some((at, Answer::Done)) });
+        }
         calls.push(Call { op, began, answer });
     }
     calls

@@ -66,6 +66,8 @@ pub(crate) enum Op {
     Rows(RowOp),
     /// Lets time pass, for all keys.
     Later(Hour),
+    /// The first step of a close, for all keys: from here on calls are refused. Claims may still end before the close counts them.
+    Closing,
     /// Closes the engine, for all keys. A live claim keeps the store open, and can end.
     Close,
 }
@@ -202,6 +204,9 @@ impl Model {
         if answer == Some(&Answer::Closed) {
             return (self.closed && !self.outlives_close(op)).then_some(self);
         }
+        if let Op::Closing = op {
+            return Some(Self { closed: true, ..self });
+        }
         if let Op::Close = op {
             // The number is of all keys, so only zero says something about this one.
             let is_right = !matches!((answer, self.claim()), (Some(Answer::Alive(0)), Some(_)));
@@ -328,7 +333,7 @@ impl Model {
                 None => self.refuse(Refusal::NotFound),
             },
             Op::Later(hours) => (Answer::Done, self.later(hours)),
-            Op::Rows(_) | Op::Close => panic!("{op:?} is of no key"),
+            Op::Rows(_) | Op::Closing | Op::Close => panic!("{op:?} is of no key"),
         }
     }
 

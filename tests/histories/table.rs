@@ -19,7 +19,7 @@ impl Table {
         };
         let (right, written) = match (op, answer) {
             (Op::Later(_), _) => return Some(self),
-            (Op::Close, _) => return Some(Self { closed: true, ..self }),
+            (Op::Closing | Op::Close, _) => return Some(Self { closed: true, ..self }),
             (_, Some(Answer::Closed)) => return self.closed.then_some(self),
             _ if self.closed => return None,
             (_, Some(Answer::Busy)) => return Some(self),
