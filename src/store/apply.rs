@@ -339,11 +339,11 @@ impl Applier {
             }
         } else if self.may_merge {
             self.may_merge = false;
-            let planned = merge::plan(&self.flusher.shared.runs.now());
-            if let Some(range) = planned {
-                let merge = Merge::begin(&mut self.flusher, range, (callbacks.now)());
+            let runs = self.flusher.shared.runs.now();
+            if let Some(range) = merge::plan(&runs) {
                 // One that was begun and given up half way would leave less room than there was.
-                if (callbacks.can_merge)(merge.all_bytes()) {
+                if (callbacks.can_merge)(merge::bytes(runs.get(range.clone()).unwrap_or_default())) {
+                    let merge = Merge::begin(&mut self.flusher, range, (callbacks.now)());
                     self.merge = Some((Box::new(merge), None));
                 } else {
                     (self.may_merge, self.rests) = (true, true);

@@ -29,12 +29,20 @@ const BATCH: usize = 256;
 
 /// Returns the runs to be merged next, if any, the smallest first. A run that cannot be read stays as it is.
 pub(crate) fn plan(runs: &[Arc<Run>]) -> Option<Range<usize>> {
+    let blocks = runs.iter().map(|run| (!run.is_damaged()).then_some(u64::from(run.info.blocks)));
+    choose(&blocks.collect::<Vec<_>>())
+}
+
+/// Returns the neighbours to be merged, by the blocks of each run. `None` in the list is a run that stays as it is.
+fn choose(blocks: &[Option<u64>]) -> Option<Range<usize>> {
     // Runs of one tier differ in size by less than eight times.
-    let tier = |run: &Arc<Run>| (!run.is_damaged()).then(|| run.info.blocks.max(1).ilog2() / 3);
-    choose(&runs.iter().map(tier).collect::<Vec<_>>()).or_else(|| {
-        let sizes = runs.iter().map(|run| (!run.is_damaged()).then_some(u64::from(run.info.blocks)));
-        choose_for_space(&sizes.collect::<Vec<_>>())
-    })
+    let tiers = blocks.iter().map(|blocks| blocks.map(|blocks| blocks.max(1).ilog2() / 3));
+    choose_by_tier(&tiers.collect::<Vec<_>>()).or_else(|| choose_for_space(blocks))
+}
+
+/// Returns what sled is given at most when these runs are merged, in bytes.
+pub(crate) fn bytes(runs: &[Arc<Run>]) -> u64 {
+    runs.iter().map(|run| u64::from(run.info.all_blocks()) * BLOCK as u64).sum()
 }
 
 /// Returns the oldest run and those after it, once they have as many blocks as the oldest: where keys are overwritten, up to half of
@@ -48,8 +56,8 @@ fn choose_for_space(blocks: &[Option<u64>]) -> Option<Range<usize>> {
 
 /// Returns `FAN_IN` to `MAX_INPUTS` neighbours, `FAN_IN` of them of one tier and none of a higher one, for the lowest tier that
 /// has so many. A run of a lower tier only comes along: were it counted, a few small runs would rewrite a large one again and
-/// again. `None` in the list is a run that stays as it is.
-fn choose(tiers: &[Option<u32>]) -> Option<Range<usize>> {
+/// again.
+fn choose_by_tier(tiers: &[Option<u32>]) -> Option<Range<usize>> {
     let highest = tiers.iter().flatten().copied().max()?;
     for wanted in 0..=highest {
         let (mut start, mut many) = (0, 0);
@@ -77,10 +85,12 @@ fn choose(tiers: &[Option<u32>]) -> Option<Range<usize>> {
 /// cannot be read never is.
 pub(crate) fn due(run: &Run, exact: bool) -> u64 {
     let RunInfo { blocks, earliest, half, .. } = run.info;
-    match run.is_damaged() {
-        true => NEVER,
-        false if exact || blocks < SMALL => earliest,
-        false => half,
+    if run.is_damaged() {
+        NEVER
+    } else if exact || blocks < SMALL {
+        earliest
+    } else {
+        half
     }
 }
 
@@ -123,11 +133,6 @@ impl Merge {
         let builder = Builder::new(id, inputs.iter().map(|run| run.info.entries).sum());
         let (deleted, ready) = (Deleted::default(), Vec::new());
         Self { inputs, older, merged: None, builder, id, now, entries: 0, deleted, ready, output: None }
-    }
-
-    /// What sled is given in all, at most.
-    pub(crate) fn all_bytes(&self) -> u64 {
-        self.inputs.iter().map(|run| u64::from(run.info.all_blocks()) * BLOCK as u64).sum()
     }
 
     /// What sled is given by the next step.
@@ -236,24 +241,29 @@ impl Merge {
 mod tests {
     use super::*;
 
-    /// Flushes runs of these sizes in blocks one after the other, and merges whenever there is something to merge. Returns the
-    /// blocks written by merges, and the most runs that there were.
-    fn written(flushes: impl Iterator<Item = u64>) -> (u64, usize) {
-        let (mut runs, mut merged, mut most) = (Vec::<u64>::new(), 0, 0);
+    /// What a simulation came to: the blocks written by merges, and the most runs and blocks that there were.
+    struct Written {
+        merged: u64,
+        most_runs: usize,
+        most_blocks: u64,
+    }
+
+    /// Flushes runs of these sizes in blocks one after the other, and merges whenever there is something to merge. Of a merge `live`
+    /// blocks are left at most; the others held contents that were replaced.
+    fn written(flushes: impl Iterator<Item = u64>, live: u64) -> Written {
+        let mut runs = Vec::new();
+        let mut written = Written { merged: 0, most_runs: 0, most_blocks: 0 };
         for blocks in flushes {
-            runs.push(blocks);
-            most = most.max(runs.len());
-            let planned = |runs: &[u64]| {
-                let tiers: Vec<_> = runs.iter().map(|blocks| Some(blocks.ilog2() / 3)).collect();
-                choose(&tiers).or_else(|| choose_for_space(&runs.iter().copied().map(Some).collect::<Vec<_>>()))
-            };
-            while let Some(range) = planned(&runs) {
-                let sum: u64 = runs[range.clone()].iter().sum();
-                merged += sum;
-                runs.splice(range, [sum]);
+            runs.push(Some(blocks));
+            written.most_runs = written.most_runs.max(runs.len());
+            written.most_blocks = written.most_blocks.max(runs.iter().flatten().sum());
+            while let Some(range) = choose(&runs) {
+                let left = runs[range.clone()].iter().flatten().sum::<u64>().min(live);
+                written.merged += left;
+                runs.splice(range, [Some(left)]);
             }
         }
-        (merged, most)
+        written
     }
 
     #[test]
@@ -261,7 +271,7 @@ mod tests {
         let sizes: [fn(u64) -> u64; 3] = [|_| 1, |_| 1_000, |nth| 1 + nth * 7_919 % 1_000];
         for size in sizes {
             let flushed: u64 = (0..4_096).map(size).sum();
-            let (merged, most) = written((0..4_096).map(size));
+            let Written { merged, most_runs: most, .. } = written((0..4_096).map(size), u64::MAX);
             // And twice because the oldest run doubles each time that it is merged for space.
             let tiers = u64::from(flushed.ilog2() / 3 + 1);
             assert!(merged <= (tiers + 2) * flushed, "{merged} blocks written for {flushed}");
@@ -271,7 +281,8 @@ mod tests {
 
     #[test]
     fn small_flushes_do_not_rewrite_a_large_run() {
-        let (merged, most) = written(std::iter::once(180_000).chain((0..512).map(|_| 1)));
+        let flushes = std::iter::once(180_000).chain((0..512).map(|_| 1));
+        let Written { merged, most_runs: most, .. } = written(flushes, u64::MAX);
         assert!(merged <= 4 * 512, "{merged} blocks written");
         assert!(most <= FAN_IN * 5, "{most} runs");
     }
@@ -279,34 +290,21 @@ mod tests {
     #[test]
     fn what_was_replaced_takes_no_more_room_than_what_lives() {
         // The same 8,000 blocks are written again and again, 1,000 in a flush; a merge drops what was replaced.
-        let (mut runs, mut merged, mut most) = (Vec::<u64>::new(), 0, 0);
-        for _ in 0..400 {
-            runs.push(1_000);
-            most = most.max(runs.iter().sum::<u64>());
-            loop {
-                let tiers: Vec<_> = runs.iter().map(|blocks| Some(blocks.ilog2() / 3)).collect();
-                let planned =
-                    choose(&tiers).or_else(|| choose_for_space(&runs.iter().copied().map(Some).collect::<Vec<_>>()));
-                let Some(range) = planned else { break };
-                let sum: u64 = runs[range.clone()].iter().sum();
-                merged += sum.min(8_000);
-                runs.splice(range, [sum.min(8_000)]);
-            }
-        }
+        let Written { merged, most_blocks: most, .. } = written((0..400).map(|_| 1_000), 8_000);
         assert!(most <= 3 * 8_000, "{most} blocks");
         assert!(merged <= 5 * 400_000, "{merged} blocks written");
     }
 
     #[test]
     fn neighbours_of_one_tier_are_merged_and_those_that_stay_are_a_border() {
-        assert_eq!(choose(&[Some(0); 7]), None);
-        assert_eq!(choose(&[Some(0); 8]), Some(0..8));
-        assert_eq!(choose(&[Some(0); 40]), Some(0..16));
+        assert_eq!(choose_by_tier(&[Some(0); 7]), None);
+        assert_eq!(choose_by_tier(&[Some(0); 8]), Some(0..8));
+        assert_eq!(choose_by_tier(&[Some(0); 40]), Some(0..16));
         let mut tiers = vec![Some(5); 3];
         tiers.extend([Some(1); 9]);
         tiers[7] = Some(0);
-        assert_eq!(choose(&tiers), Some(3..12));
+        assert_eq!(choose_by_tier(&tiers), Some(3..12));
         tiers[8] = None;
-        assert_eq!(choose(&tiers), None);
+        assert_eq!(choose_by_tier(&tiers), None);
     }
 }
