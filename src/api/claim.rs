@@ -245,7 +245,7 @@ impl<T, E> Claim<T, E> {
         self.inner.protocol.leave_owner(self.token());
     }
 
-    /// What a drop makes of its record.
+    /// Returns the ending that a drop of the claim records.
     pub(crate) fn dropping(&self, why: Interruption) -> Ending {
         let releases = self.inner.release_on_drop.load(Ordering::Relaxed);
         if releases { self.releasing() } else { Ending::Interrupt(why) }

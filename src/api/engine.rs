@@ -222,8 +222,8 @@ impl Engine {
     /// Reads everything that is stored, and says what is damaged or missing: every block of records and rows, the list that says
     /// how many there are, and the journal's segments.
     ///
-    /// The engine stays in service, and changes made meanwhile give no false alarm. It takes as long as reading the store. What
-    /// the record store has in memory is looked at there, so right after an open it sees most of the disk.
+    /// Other calls go on meanwhile, and their changes cause no false alarm. It takes as long as reading the store. Blocks in the
+    /// cache are checked there and not on the disk, so it checks most of the disk right after an open.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -254,7 +254,7 @@ impl Engine {
     ///
     /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The claim
     /// can still end and commit stages. The last claim frees the lock when it ends or is dropped.
-    /// [`Manager::revoke`](crate::Manager::revoke) still takes the key from a claim that hangs. A key begun by
+    /// [`Manager::revoke`](crate::Manager::revoke) still takes the key away from an owner that hangs. A key begun by
     /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::types::key::Key;
 /// Records or rows that one commit removes.
 const STEP: usize = 256;
 
-/// What an erasure did.
+/// The counts of an erasure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use = "records in progress are left"]
@@ -94,6 +94,6 @@ impl Table {
 /// One commit.
 fn remove<R>(protocol: &Arc<Protocol>, step: impl Fn(&mut Workspace) -> Result<R>) -> Result<R> {
     let setting = Setting { fence: None, faulted: None, should_retry: None };
-    let run = |tx: &Transaction| Ok((tx.with_draft(protocol, &step)?, Ok(crate::protocol::rules::Step::Stay)));
+    let run = |tx: &Transaction| Ok((tx.with_workspace(protocol, &step)?, Ok(crate::protocol::rules::Step::Stay)));
     transaction::run::<_, Error>(protocol, &setting, run).map(|(removed, _)| removed)
 }

@@ -285,7 +285,7 @@ impl<T, E> Manager<T, E> {
 
     /// Of a record of this manager's.
     #[cfg(feature = "http")]
-    pub(crate) fn place_of(&self, info: &RecordInfo) -> RecordId {
+    pub(crate) fn id_of(&self, info: &RecordInfo) -> RecordId {
         RecordId::new(&self.name, info.key().clone())
     }
 

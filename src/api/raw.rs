@@ -92,7 +92,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.encode_as(format_args!("the outcome of key {} of {}", id.key, id.manager), value)
     }
 
-    /// What a failure makes of the record.
+    /// Encodes a failure as the ending of the record.
     pub(crate) fn failing(&self, id: &RecordId, failure: &E) -> Result<Ending> {
         self.encode_failure(format_args!("the failure of key {} of {}", id.key, id.manager), failure).map(Ending::Fail)
     }

@@ -58,13 +58,13 @@ pub struct Transaction {
     protocol: Arc<Protocol>,
     workspace: RefCell<Workspace>,
     tables: RefCell<Vec<Arc<str>>>,
-    /// What to do with the claims that it makes.
+    /// The claims that it makes, each with a function to call after the commit.
     claims: RefCell<Vec<NewClaim>>,
     /// A fault of the engine has reached the closure.
     faulted: Cell<bool>,
 }
 
-/// What is called with the record that a commit has made a claim of.
+/// A claim that a transaction makes. The function is called with the record after the commit.
 type NewClaim = (RecordId, Box<dyn FnOnce(RecordInfo)>);
 
 impl fmt::Debug for Transaction {
@@ -94,7 +94,11 @@ impl Transaction {
     }
 
     /// Records of the same store, in the same transaction.
-    pub(crate) fn with_draft<R>(&self, protocol: &Protocol, f: impl FnOnce(&mut Workspace) -> Result<R>) -> Result<R> {
+    pub(crate) fn with_workspace<R>(
+        &self,
+        protocol: &Protocol,
+        f: impl FnOnce(&mut Workspace) -> Result<R>,
+    ) -> Result<R> {
         if !std::ptr::eq(&raw const *self.protocol, protocol) {
             let message = "the transaction is of another engine than the requests";
             return self.noted(Err(Error::new(ErrorKind::InvalidOptions, message)));

@@ -1,4 +1,4 @@
-//! What a client is told where there is no response to give: problem details, RFC 9457.
+//! Problem details (RFC 9457): the answer to a client when there is no response of the operation.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -344,7 +344,7 @@ impl Protocol {
         self.key_locks.is_taken(&LockSet::from_iter([self.lock_number(at.bytes())]))
     }
 
-    /// Nobody waits longer than this for locks.
+    /// Sets the longest wait for locks.
     #[cfg(test)]
     pub(crate) fn with_patience(mut self, patience: std::time::Duration) -> Self {
         self.key_locks = crate::sync::key_locks::KeyLocks::new(patience);

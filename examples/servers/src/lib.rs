@@ -1,4 +1,4 @@
-//! What the services share: the operation, and a body that is as long as its headers say.
+//! The parts that the services share: the operation, and a check of the length of a body.
 //!
 //! `astra` is not among them. It runs a handler inside the task that reads the connection, so that a handler which reads a body that
 //! comes after its headers waits for ever (0.3 and 0.4).

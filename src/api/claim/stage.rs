@@ -65,7 +65,7 @@ impl<T, E> Next<T, E> {
 }
 
 impl<T, E> Next<T, E> {
-    /// What it makes of a record, checked and encoded. A checkpoint may have `limit` bytes.
+    /// Checks and encodes the change of the record. A checkpoint has at most `limit` bytes.
     pub(crate) fn into_step(
         self,
         limit: u64,

@@ -30,7 +30,7 @@ struct Item<M> {
 }
 
 impl<T, E> Manager<T, E> {
-    /// The most operations that one call of [`execute_many`](Manager::execute_many) has begun at once.
+    /// The most operations that [`execute_many`](Manager::execute_many) has in progress at the same time.
     pub const MAX_BATCH: usize = 1024;
 }
 
@@ -45,7 +45,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// - A call never waits for another owner: a key that is in progress elsewhere is
     ///   [`InProgress`](ExecuteError::InProgress). So two batches that share keys cannot deadlock.
     /// - After a panic, the answer is [`Interrupted`](ExecuteError::Interrupted) with the record as it is then, and the panic
-    ///   ends there. What the operation has changed of its surroundings before it stays as it is.
+    ///   ends there. Other effects of the operation before the panic remain.
     /// - All keys stay in progress until the endings of the batch are stored. If the process dies before, all of them are
     ///   interrupted, also those whose operation had not started: batches suit operations that are short, and managers
     ///   with [`OnInterrupted::Resume`](crate::OnInterrupted::Resume).
@@ -77,8 +77,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// See [`ExecuteError`], for each item. What fails for the batch as a whole, for example `Full`, is the answer of each item that it
-    /// concerns. `Engine` of an item that panicked says that its ending was not stored.
+    /// Each item has its own [`ExecuteError`]. If a commit of the batch fails, for example with `Full`, each item of that commit has that
+    /// error. `Engine` of an item that panicked says that its ending was not stored.
     pub fn execute_many<K: IntoKey, M>(
         &self,
         items: impl IntoIterator<Item = (K, M)>,
@@ -219,7 +219,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let (mut begun, written) = transaction::run::<_, Error>(&protocol, &setting, |tx: &Transaction| {
             let mut entered = entered.borrow_mut();
             *entered = Entered::new(&protocol);
-            let begun = tx.with_draft(&protocol, |workspace| {
+            let begun = tx.with_workspace(&protocol, |workspace| {
                 let mut begun = Vec::new();
                 for item in items {
                     if entered.is_full() {

@@ -1,4 +1,4 @@
-//! Operations that no claim owns, but this process: begun and ended by their key, fenced by a token.
+//! Operations that this process owns without a claim. They begin and end by key, and a token fences their ending.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

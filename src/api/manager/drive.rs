@@ -120,7 +120,7 @@ pub enum DriveError<T, E, X> {
     /// The error of a stage; also a fault of the engine inside a stage, an unknown recovery point, or a stage that does not
     /// advance. The stage's rows are rolled back, and the record stays at its recovery point.
     Stage {
-        /// What the stage returned.
+        /// The error that the stage returned.
         error: X,
         /// The state of the record, by the table of [`Claim::drive`]. `Released`: no effect of this stage has happened, and the next
         /// call goes on at the recovery point: send it again. `Interrupted`: it is not known whether its effect has happened. Under
@@ -257,8 +257,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     }
 }
 
-/// What became of the record of a stage that has failed. An ending that was refused leaves it to the claim's drop, which
-/// interrupts.
+/// Returns the status of the record after a failed stage. If the ending was refused, the drop of the claim interrupts the
+/// record.
 fn status<C>(ended: Result<RecordInfo, EndError<C>>) -> Status {
     ended.map_or(Status::Interrupted, |info| info.status())
 }

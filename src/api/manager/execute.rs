@@ -269,7 +269,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         }
     }
 
-    /// What is to be stored of what an operation has returned, or its answer where there is nothing to store.
+    /// Returns the ending to store for the result of an operation, or the answer if there is nothing to store.
     pub(crate) fn closing(
         &self,
         claim: Claim<T, E>,
@@ -311,7 +311,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 }
 
-/// What a call of `execute` answers.
+/// The answer of `execute`.
 pub(crate) type Answer<T, E> = Result<Executed<T>, ExecuteError<T, E>>;
 
 /// A claim whose operation has returned, before its ending is stored.
@@ -321,7 +321,7 @@ pub(crate) struct Closing<T, E> {
     pub(crate) outcome: Returned<T, E>,
 }
 
-/// What the operation returned, and how it ended.
+/// The result of an operation, and how it ended.
 pub(crate) enum Returned<T, E> {
     Value {
         value: T,
@@ -377,7 +377,7 @@ pub(crate) fn claim_or_answer<T, E>(begun: Result<Begin<T, E>>) -> Result<Claim<
 /// The failure of an operation.
 pub(crate) struct Failed<E> {
     pub(crate) error: E,
-    /// What becomes of the record, if that is decided already.
+    /// The decision about the record, if it has been made already.
     pub(crate) on_error: Option<OnError>,
 }
 

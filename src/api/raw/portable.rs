@@ -33,7 +33,7 @@ struct Portable {
     version: u32,
     /// Of the store that it comes from.
     store: Uuid,
-    /// What its effect ids are made from, with the key.
+    /// The seed from which, with the key, the effect ids are made.
     effect_seed: Uuid,
     manager: String,
     key: Bytes,

@@ -223,7 +223,7 @@ fn a_drop_that_was_not_recorded_is_settled_before_a_transaction_looks_at_it() {
     protocol.abandon_unrecorded(&id, token, Ending::Release);
     let patch = crate::protocol::rules::Patch { recovery_point: Some("paid".to_owned()), ..Default::default() };
     let patched = run::<(), Error>(&protocol, &PLAIN, |tx| {
-        tx.with_draft(&protocol, |workspace| protocol.patch_in(workspace, &id, &patch))?;
+        tx.with_workspace(&protocol, |workspace| protocol.patch_in(workspace, &id, &patch))?;
         Ok(((), Ok(Step::Stay)))
     });
     patched.unwrap();

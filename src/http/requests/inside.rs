@@ -236,7 +236,7 @@ impl TransactionRequests<'_> {
     /// As [`Requests::find`]; `Conflict` as for [`retrieve`](Self::retrieve).
     pub fn find(&self, filter: RecordFilter) -> Result<Vec<RecordInfo>> {
         let manager = &self.requests.manager;
-        let (filter, mut scan) = self.run(|_protocol, _draft| {
+        let (filter, mut scan) = self.run(|_protocol, _workspace| {
             let filter = filter.limited_to(manager.name(), &manager.scope)?;
             let scan = filter.range()?.into_scan();
             Ok((filter, scan))
@@ -270,10 +270,10 @@ impl TransactionRequests<'_> {
     ) -> Result<Option<Record<Response, Response>>> {
         let mut only = None;
         for info in self.find(filter)? {
-            let id = self.requests.manager.place_of(&info);
+            let id = self.requests.manager.id_of(&info);
             let record = self.run(|protocol, workspace| self.read(protocol, workspace, &id))?;
             if let Some(record) = record.filter(&matches) {
-                self.run(|_protocol, _draft| choose(&mut only, record))?;
+                self.run(|_protocol, _workspace| choose(&mut only, record))?;
             }
         }
         Ok(only)
@@ -281,7 +281,7 @@ impl TransactionRequests<'_> {
 
     fn run<R>(&self, f: impl FnOnce(&Protocol, &mut Workspace) -> Result<R>) -> Result<R> {
         let protocol = self.requests.manager.engine().protocol();
-        self.transaction.with_draft(protocol, |workspace| f(protocol, workspace))
+        self.transaction.with_workspace(protocol, |workspace| f(protocol, workspace))
     }
 }
 

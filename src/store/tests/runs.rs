@@ -1,5 +1,6 @@
 //! The runs over many opens, and beside damage.
 
+use super::compaction::{compact_all, with_clock};
 use super::*;
 use crate::store::journal;
 use crate::store::open::{flush, open_runs, replay};
@@ -11,26 +12,20 @@ fn ids(store: &Store) -> Vec<u64> {
     store.inner.shared.runs.now().iter().map(|run| run.info.id).collect()
 }
 
-fn with_clock(dir: &Path, clock: &ManualClock) -> Store {
-    open_with(dir, &options().clock(clock.clone()).segment_bytes(4 << 20)).0
-}
-
 #[test]
 fn the_number_of_a_run_is_not_given_again_when_the_run_is_gone() {
     let dir = temp();
-    let clock = ManualClock::new();
-    let store = with_clock(dir.path(), &clock);
-    let expires = store.now().store + 1;
+    let (store, clock, now) = with_clock(dir.path());
+    let expires = now + 1;
     put(&store, &key("a"), StoredRecord { expires, ..done(b"old") });
     store.drain().unwrap();
     let [first] = ids(&store)[..] else { panic!("{:?}", ids(&store)) };
     clock.advance(Duration::from_millis(5));
-    let mut pass = Pass::exact();
-    while store.compact(&mut pass, 4).unwrap().is_some() {}
+    compact_all(&store);
     wait_for_deletions(&store);
     assert!(ids(&store).is_empty());
     store.close().unwrap();
-    let store = with_clock(dir.path(), &clock);
+    let (store, _) = open_with(dir.path(), &options().clock(clock));
     put(&store, &key("b"), done(b"new"));
     store.drain().unwrap();
     assert!(ids(&store)[0] > first, "{:?} after {first}", ids(&store));
@@ -80,9 +75,8 @@ fn a_replay_goes_on_where_the_last_one_died() {
 #[test]
 fn a_damaged_run_is_left_out_of_a_pass_which_fails_at_its_end() {
     let dir = temp();
-    let clock = ManualClock::new();
-    let store = with_clock(dir.path(), &clock);
-    let expires = store.now().store + 1;
+    let (store, clock, now) = with_clock(dir.path());
+    let expires = now + 1;
     put(&store, &key("a"), StoredRecord { expires, ..done(b"old") });
     store.drain().unwrap();
     put(&store, &key("b"), StoredRecord { expires, ..done(b"old") });
