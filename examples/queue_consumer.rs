@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use oncekey::{BeginOptions, Engine, Fingerprint, Manager};
+use oncekey::{CallOptions, Engine, Fingerprint, Manager};
 
 const MESSAGES: u64 = 1000;
 const DELIVERIES: u64 = 3;
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn consume(credits: &Manager<u64>, poll: &[u64], applied: &AtomicU64) {
     let items = poll.iter().map(|message| {
         let same = Fingerprint::builder().part(message.to_be_bytes()).finish();
-        (format!("message-{message}"), BeginOptions::new().fingerprint(same), message)
+        (format!("message-{message}"), CallOptions::new().fingerprint(same), message)
     });
     let answers = credits.execute_many_with(items, |_claim, message| {
         applied.fetch_add(1, Ordering::Relaxed);

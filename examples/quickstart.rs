@@ -3,7 +3,7 @@
 //! `cargo run --example quickstart`, twice.
 #![allow(clippy::print_stdout, reason = "it shows what it does")]
 
-use oncekey::{Engine, ExecuteOptions, Fingerprint, Manager};
+use oncekey::{CallOptions, Engine, Fingerprint, Manager};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let engine = Engine::open("target/quickstart.oncekey")?;
     let payments: Manager<Receipt> = engine.manager("payments")?;
     // Another amount under the same key is a mistake of the client, and is rejected.
-    let options = ExecuteOptions::new().fingerprint(Fingerprint::of(&("order-42", 1999_u64))?);
+    let options = CallOptions::new().fingerprint(Fingerprint::of(&("order-42", 1999_u64))?);
     let done = payments.execute_with("order-42", options, |claim| {
         println!("charging the card as {}", claim.effect_id("charge"));
         Ok(Receipt { charge: "ch_1".into(), cents: 1999 })

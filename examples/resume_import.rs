@@ -3,7 +3,7 @@
 //! `cargo run --example resume_import`
 #![allow(clippy::print_stdout, reason = "it shows what it does")]
 
-use oncekey::{BeginOptions, Engine, Failure, Manager, Next, OnInterrupted, PhaseError, STARTED, Stages};
+use oncekey::{CallOptions, Engine, Failure, Manager, Next, OnInterrupted, PhaseError, STARTED, Stages};
 
 const LINES: u64 = 1000;
 const BATCH: u64 = 100;
@@ -33,7 +33,7 @@ fn import(stop_at: Option<u64>) -> Stages<'static, u64, Failure, PhaseError<Stri
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
-    let options = || BeginOptions::new().on_interrupted(OnInterrupted::Resume);
+    let options = || CallOptions::new().on_interrupted(OnInterrupted::Resume);
 
     let engine = Engine::open(dir.path())?;
     let imports: Manager<u64> = engine.manager("imports")?;

@@ -12,12 +12,12 @@
 //! It is not for several processes at once, not for network file systems, and not async.
 //!
 //! ```
-//! use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Manager};
+//! use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Manager};
 //!
 //! let engine = Engine::temporary()?; // or Engine::open("payments.oncekey")
 //! let payments: Manager<String> = engine.manager("payments")?;
 //! // The fingerprint says what "the same request" is.
-//! let of = |cents: u64| Ok::<_, oncekey::Error>(ExecuteOptions::new().fingerprint(Fingerprint::of(&("EUR", cents))?));
+//! let of = |cents: u64| Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&("EUR", cents))?));
 //! let first = payments.execute_with("order-42", of(1999)?, |_claim| Ok("ch_1".to_owned()))?;
 //! let retry = payments.execute_with("order-42", of(1999)?, |_claim| unreachable!("it has run"))?;
 //! assert!(!first.replayed() && retry.replayed());
@@ -34,9 +34,9 @@
 //! | run an operation once, in one call, with a fingerprint of its payload | [`Manager::execute_with`] |
 //! | the same, where the key alone says what is to be done | [`Manager::execute`] |
 //! | run a batch, such as the messages of one poll | [`Manager::execute_many`] |
-//! | wait less, keep facts | [`ExecuteOptions`] |
+//! | wait longer, keep facts, other TTLs | [`CallOptions`] |
 //! | own the key across functions or threads | [`Manager::begin`], [`Claim`] |
-//! | wait for another owner, and take over from it | [`Manager::begin_or_wait`] |
+//! | wait for another owner, and take over from it | [`Manager::begin_with`], [`CallOptions::wait`] |
 //! | know what became of a key | [`Manager::get`], [`Manager::wait`] |
 //! | see what the last crash left, and settle it | [`Engine::interrupted`], [`Manager::resolve`] |
 //! | resume an operation of several steps where it stopped | [`Manager::drive`], [`Stages`], [`Claim::work_stage`] |
@@ -134,9 +134,7 @@ pub use types::error::{Error, ErrorKind, Result};
 pub use types::failure::Failure;
 pub use types::fingerprint::{Fingerprint, FingerprintBuilder};
 pub use types::key::{IntoKey, Key};
-pub use types::options::{
-    BeginOptions, Durability, EngineOptions, ExecuteOptions, ManagerOptions, OnError, OnInterrupted,
-};
+pub use types::options::{CallOptions, Durability, EngineOptions, ManagerOptions, OnError, OnInterrupted};
 pub use types::outcome::{Finished, Record};
 pub use types::record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
 pub use types::token::Token;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
-use oncekey::{BeginOptions, Engine, Error, Fingerprint, Manager};
+use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 
@@ -155,7 +155,7 @@ fn live(measured: &Heard) -> u64 {
     let options = Engine::options().compaction_interval(Duration::MAX);
     let engine = options.open(dir.path()).unwrap();
     let manager: Manager<String, String> = engine.manager("m").unwrap();
-    let one = || BeginOptions::new().fingerprint(Fingerprint::of("a").unwrap());
+    let one = || CallOptions::new().fingerprint(Fingerprint::of("a").unwrap());
     let held = manager.begin_with("won", one()).unwrap().into_claim().unwrap();
     is(measured, "oncekey_in_progress", 1);
     held.succeed(&MARKER.to_owned()).unwrap();

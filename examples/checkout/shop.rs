@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use oncekey::{
-    Claim, DriveError, Engine, ExecuteOptions, Executed, Fingerprint, Manager, ManagerOptions, Next, OnInterrupted,
+    CallOptions, Claim, DriveError, Engine, Executed, Fingerprint, Manager, ManagerOptions, Next, OnInterrupted,
     STARTED, Stages, table::TransactionTable,
 };
 use serde::de::DeserializeOwned;
@@ -106,7 +106,7 @@ impl Shop {
             .stage(RESERVED, |claim| self.charge(claim, cart))
             .stage(CHARGED, |claim| self.order(claim, cart));
         let same_cart = Fingerprint::of(cart)?;
-        self.carts.drive(&cart.id, ExecuteOptions::new().fingerprint(same_cart), &stages)
+        self.carts.drive(&cart.id, CallOptions::new().fingerprint(same_cart), &stages)
     }
 
     /// One piece less in stock, and the checkout's record says so: in one commit. Or it ends here.

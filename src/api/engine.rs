@@ -29,11 +29,11 @@ pub(crate) use types::Registered;
 /// hold one) closes it as [`close`](Engine::close) does.
 ///
 /// ```
-/// use oncekey::{Engine, ExecuteOptions, Fingerprint, Manager};
+/// use oncekey::{CallOptions, Engine, Fingerprint, Manager};
 ///
 /// let engine = Engine::temporary()?;
 /// let payments: Manager<u64> = engine.manager("payments")?;
-/// let options = ExecuteOptions::new().fingerprint(Fingerprint::of(&("EUR", 1999))?);
+/// let options = CallOptions::new().fingerprint(Fingerprint::of(&("EUR", 1999))?);
 /// let first = payments.execute_with("order-42", options.clone(), |_claim| Ok(1999))?;
 /// let again = payments.execute_with("order-42", options, |_claim| unreachable!())?;
 /// assert_eq!((first.replayed(), again.replayed(), *again.value()), (false, true, 1999));

@@ -23,7 +23,7 @@ use crate::types::clock::{deadline, millis};
 use crate::types::error::Result;
 use crate::types::failure::Failure;
 use crate::types::key::{IntoKey, Key, check_key, check_name};
-use crate::types::options::{BeginOptions, ManagerOptions, OnError, check_ttl};
+use crate::types::options::{CallOptions, ManagerOptions, OnError, check_ttl};
 use crate::types::outcome::{Finished, Record};
 use crate::types::record::RecordInfo;
 
@@ -156,10 +156,10 @@ pub(crate) type Classify<E> = Arc<dyn Fn(&E) -> OnError + Send + Sync>;
 /// Cheap to clone; clones share everything.
 ///
 /// ```
-/// # use oncekey::{Begin, BeginOptions, Engine, Fingerprint, Manager};
+/// # use oncekey::{Begin, CallOptions, Engine, Fingerprint, Manager};
 /// # let engine = Engine::temporary()?;
 /// let payments: Manager<u64> = engine.manager("payments")?;
-/// let options = BeginOptions::new().fingerprint(Fingerprint::of(&("EUR", 1999))?);
+/// let options = CallOptions::new().fingerprint(Fingerprint::of(&("EUR", 1999))?);
 /// match payments.begin_with("order-42", options)? {
 ///     Begin::Claimed(claim) => println!("{:?}", claim.succeed(&1999)?.outcome()),
 ///     Begin::Replay(done) => println!("replayed {:?}", done.outcome()),
@@ -289,7 +289,7 @@ impl<T, E> Manager<T, E> {
         RecordId::new(&self.name, info.key().clone())
     }
 
-    pub(crate) fn start(&self, options: BeginOptions, by_key: bool) -> Result<Start> {
+    pub(crate) fn start(&self, options: CallOptions, by_key: bool) -> Result<Start> {
         let success_ttl = options.success_ttl.unwrap_or(self.options.success_ttl);
         let failure_ttl = options.failure_ttl.unwrap_or(self.options.failure_ttl);
         check_ttl("success_ttl", success_ttl)?;
@@ -345,39 +345,50 @@ impl<T, E> Manager<T, E> {
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
     /// Asks for the right to run the operation of a key. Never waits for another owner.
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_with`](Manager::begin_with).
     pub fn begin(&self, key: impl IntoKey) -> Result<Begin<T, E>> {
-        self.begin_with(key, BeginOptions::new())
+        self.begin_with(key, CallOptions::new())
     }
 
-    /// As [`begin`](Manager::begin), with more to say.
-    pub fn begin_with(&self, key: impl IntoKey, options: BeginOptions) -> Result<Begin<T, E>> {
-        let (id, start) = (self.id(key)?, self.start(options, false)?);
-        let begun = self.engine.protocol().begin(&id, &start)?;
-        self.answer(id, begun)
-    }
-
-    /// As [`begin_with`](Manager::begin_with), but waits for another owner up to `timeout`, and takes the key over if that
-    /// gives it up. Does not wait if [too many](crate::EngineOptions::max_waiting_per_key) do. A claim may be on any thread, so on a
-    /// key whose claim the caller itself holds it waits in vain; inside [`execute`](Manager::execute) and
-    /// [`drive`](Manager::drive) the wait for their own key answers `Deadlock` at once.
+    /// Asks for the right to run the operation of a key. With a [`wait`](CallOptions::wait), waits for another owner up to that
+    /// time, and takes the key over if the owner gives it up.
+    ///
+    /// Does not wait if [too many](crate::EngineOptions::max_waiting_per_key) threads do. A claim may be on any thread, so a wait for a
+    /// key whose claim the caller itself holds is in vain. Inside [`execute`](Manager::execute) and
+    /// [`drive`](Manager::drive), a wait for their own key returns `Deadlock` at once.
     ///
     /// ```
-    /// # use oncekey::{BeginOptions, Engine, Manager};
+    /// # use oncekey::{CallOptions, Engine, Manager};
     /// # use std::time::Duration;
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// let owner = payments.begin("order-42")?.into_claim().unwrap();
-    /// let heir = std::thread::scope(|scope| {
-    ///     let heir = scope.spawn(|| payments.begin_or_wait("order-42", BeginOptions::new(), Duration::from_secs(60)));
-    ///     owner.release().map(|_| heir.join().unwrap())
+    /// let minute = CallOptions::new().wait(Duration::from_secs(60));
+    /// let successor = std::thread::scope(|scope| {
+    ///     let successor = scope.spawn(|| payments.begin_with("order-42", minute));
+    ///     owner.release().map(|_| successor.join().unwrap())
     /// })??;
-    /// assert_eq!(heir.into_claim().unwrap().attempt(), 2);
+    /// assert_eq!(successor.into_claim().unwrap().attempt(), 2);
     /// # Ok::<(), oncekey::Error>(())
     /// ```
-    pub fn begin_or_wait(&self, key: impl IntoKey, options: BeginOptions, timeout: Duration) -> Result<Begin<T, E>> {
-        let (id, start) = (self.id(key)?, self.start(options, false)?);
-        let begun = self.engine.protocol().begin_or_wait(&id, &start, deadline(timeout))?;
+    ///
+    /// # Errors
+    ///
+    /// `InvalidKey`, and `InvalidOptions` for a TTL of zero. `TypeMismatch` if the outcome to be replayed is of another type,
+    /// and `Expired` for a key that is [remembered](ManagerOptions::remember_expired).
+    pub fn begin_with(&self, key: impl IntoKey, options: CallOptions) -> Result<Begin<T, E>> {
+        let id = self.id(key)?;
+        let wait = options.wait.unwrap_or_default();
+        let begun = self.begin_within(&id, &self.start(options, false)?, wait)?;
         self.answer(id, begun)
+    }
+
+    fn begin_within(&self, id: &RecordId, start: &Start, wait: Duration) -> Result<Begun> {
+        let protocol = self.engine.protocol();
+        if wait.is_zero() { protocol.begin(id, start) } else { protocol.begin_or_wait(id, start, deadline(wait)) }
     }
 
     /// The record of a key, in whatever state it is.

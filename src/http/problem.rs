@@ -84,14 +84,14 @@ impl Problem {
     /// There is no key in this header.
     ///
     /// ```
-    /// use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager, Status, http::Problem};
+    /// use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Key, Manager, Status, http::Problem};
     /// use std::time::Duration;
     ///
     /// fn pay(payments: &Manager<u64, String>, request: &http::Request<Vec<u8>>) -> Result<http::Response<Vec<u8>>, Problem> {
     ///     let header = http::HeaderName::from_static("idempotency-key");
     ///     let key = Key::from_headers(request.headers())?.ok_or_else(|| Problem::missing_key(&header))?;
     ///     let same = Fingerprint::builder().part(request.method().as_str()).part(request.uri().path()).part(request.body());
-    ///     let options = ExecuteOptions::new().fingerprint(same.finish()).wait(Duration::ZERO);
+    ///     let options = CallOptions::new().fingerprint(same.finish()).wait(Duration::ZERO);
     ///     Ok(match payments.execute_with(&key, options, |_claim| Ok(1999)) {
     ///         Ok(done) => http::Response::new(done.value().to_string().into_bytes()),
     ///         Err(ExecuteError::Failed { error, status, .. }) => {
@@ -346,13 +346,13 @@ impl<T, E> ExecuteError<T, E> {
     /// table.
     ///
     /// ```
-    /// use oncekey::{Engine, ExecuteError, ExecuteOptions, Manager};
+    /// use oncekey::{CallOptions, Engine, ExecuteError, Manager};
     /// use std::time::Duration;
     ///
     /// let engine = Engine::temporary()?;
     /// let payments: Manager<String> = engine.manager("payments")?;
     /// let _owner = payments.begin("order-17")?;
-    /// let options = ExecuteOptions::new().wait(Duration::ZERO);
+    /// let options = CallOptions::new().wait(Duration::ZERO);
     /// let refused = payments.execute_with("order-17", options, |_claim| unreachable!()).unwrap_err();
     /// assert_eq!(refused.problem().unwrap().response().status(), 409);
     /// # Ok::<(), oncekey::Error>(())

@@ -7,7 +7,7 @@ mod policy;
 mod remember;
 mod waiting;
 
-pub use calls::{BeginOptions, ExecuteOptions};
+pub use calls::CallOptions;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;

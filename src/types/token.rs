@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// # use oncekey::{Engine, ErrorKind, Manager, Token};
 /// # let engine = Engine::temporary()?;
 /// let payments: Manager<u64> = engine.manager("payments")?;
-/// let token = payments.initiate("order-42", None)?.unwrap();
+/// let token = payments.initiate("order-42")?.unwrap();
 /// let carried: Token = token.to_string().parse().unwrap();
 /// payments.success("order-42", carried, &1999)?;
 /// # Ok::<(), oncekey::Error>(())

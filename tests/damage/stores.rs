@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use oncekey::{
-    BeginOptions, Claim, Context, Engine, Error, Fingerprint, Manager, ManagerOptions, Next, Result, admin::Resolution,
+    CallOptions, Claim, Context, Engine, Error, Fingerprint, Manager, ManagerOptions, Next, Result, admin::Resolution,
     clock::ManualClock,
 };
 use tempfile::TempDir;
@@ -92,7 +92,7 @@ fn bytes(seed: u64, len: u64) -> Vec<u8> {
     (0..len).map(|_| rng.next().to_be_bytes()[0]).collect()
 }
 
-fn claim(ops: &Ops, key: &str, options: BeginOptions) -> Claim<Vec<u8>, Vec<u8>> {
+fn claim(ops: &Ops, key: &str, options: CallOptions) -> Claim<Vec<u8>, Vec<u8>> {
     ops.begin_with(key, options).unwrap().into_claim().unwrap_or_else(|_| panic!("{key} is not free"))
 }
 
@@ -129,7 +129,7 @@ impl Filler<'_> {
 
     fn one(&mut self, ops: &Ops, manager: &str, round: u64, index: u64) {
         let (seed, key) = (round * KEYS + index, format!("{round}-{index}"));
-        let mut options = BeginOptions::new();
+        let mut options = CallOptions::new();
         if index % 4 == 0 {
             options = options.fingerprint(Fingerprint::of(&seed).unwrap()).context(Context::new().with("user", "ada"));
         }
@@ -185,7 +185,7 @@ impl Filler<'_> {
         let mut last = BTreeSet::new();
         for index in 0..LAST {
             let key = index.to_string();
-            let mut claim = claim(&ops, &key, BeginOptions::new());
+            let mut claim = claim(&ops, &key, CallOptions::new());
             self.note("last", &key);
             if index % 2 == 0 {
                 self.stage(&mut claim, "last", &key, &[6; 700]);

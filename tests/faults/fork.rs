@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use oncekey::{BeginOptions, Claim, Engine, ErrorKind, Manager, Result, Status, admin::Resolution};
+use oncekey::{CallOptions, Claim, Engine, ErrorKind, Manager, Result, Status, admin::Resolution};
 
 const DIR: &str = "ONCEKEY_FORKED_DIR";
 
@@ -43,10 +43,10 @@ fn forked(body: impl FnOnce() + UnwindSafe) -> bool {
 fn all_refused(engine: Engine, ops: Ops, claims: Vec<Claim<u64>>, path: &Path) {
     refused(ops.begin("done"));
     refused(ops.begin("new"));
-    refused(ops.begin_or_wait("live-0", BeginOptions::new(), Duration::from_secs(60)));
+    refused(ops.begin_with("live-0", CallOptions::new().wait(Duration::from_secs(60))));
     refused(ops.get("done"));
     refused(ops.wait("live-0", Duration::from_secs(60)));
-    refused(ops.initiate("by key", None));
+    refused(ops.initiate("by key"));
     refused(ops.success("by key", "1".parse().unwrap(), &1));
     refused(ops.remove("done"));
     refused(ops.forget("done"));

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Durability, Engine, EngineOptions, FOREVER, Interruption, Manager, ManagerOptions,
-    Next, OnInterrupted, Transaction, Value, admin::Resolution, clock::ManualClock,
+    Begin, CallOptions, Claim, Durability, Engine, EngineOptions, FOREVER, Interruption, Manager, ManagerOptions, Next,
+    OnInterrupted, Transaction, Value, admin::Resolution, clock::ManualClock,
 };
 
 use crate::history::{Began, Expected, History, Known, number, value};
@@ -199,10 +199,10 @@ fn resumes(key: &str) -> bool {
     !key.starts_with('i') && crc(key) % 2 == 0
 }
 
-fn options(key: &str) -> BeginOptions {
+fn options(key: &str) -> CallOptions {
     let ttl = if ttl(key) == u64::MAX { FOREVER } else { Duration::from_secs(ttl(key)) };
     let policy = if resumes(key) { OnInterrupted::Resume } else { OnInterrupted::Hold };
-    BeginOptions::new().success_ttl(ttl).failure_ttl(ttl).on_interrupted(policy)
+    CallOptions::new().success_ttl(ttl).failure_ttl(ttl).on_interrupted(policy)
 }
 
 fn ended(key: &str, succeeded: bool, value: u64, now: u64) -> Expected {
@@ -377,7 +377,7 @@ impl Worker<'_> {
     /// One in three stays in progress for ever.
     fn initiate(&self, key: &str, number: u64) {
         let began = self.history.begin();
-        let token = self.ops.initiate(key, None).unwrap().unwrap();
+        let token = self.ops.initiate(key).unwrap().unwrap();
         self.history.answer(key, began, None, Expected::Claimed { attempt: 1 });
         let began = self.history.begin();
         match number % 3 {
@@ -475,7 +475,7 @@ impl Worker<'_> {
     fn share(&self, number: u64) {
         let key = &format!("s-{}-{}", self.prefix, number / 16 % 2);
         let began = self.history.begin();
-        let answer = self.ops.begin_or_wait(key, options(key), Duration::from_secs(60)).unwrap();
+        let answer = self.ops.begin_with(key, options(key).wait(Duration::from_secs(60))).unwrap();
         let Begin::Claimed(claim) = answer else { return };
         let (token, attempt) = (claim.token(), claim.attempt());
         self.history.answer(key, began, Some((token, 0)), Expected::Claimed { attempt });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, EndError, Engine, Error, ErrorKind, Fingerprint, Finished, Manager, ManagerOptions,
+    Begin, CallOptions, Claim, EndError, Engine, Error, ErrorKind, Fingerprint, Finished, Manager, ManagerOptions,
     OnInterrupted, Result, Status, Waited, admin::Resolution,
 };
 
@@ -57,7 +57,7 @@ pub(crate) fn ask(
             Ok(Answer::Done)
         }
         Op::Initiate => ops
-            .initiate(name, None)
+            .initiate(name)
             .map(|token| token.map_or(Answer::Did(false), |token| Answer::Initiated { token: token.get() })),
         Op::Wait => match ops.wait(name, patience)? {
             // Call once more, to get the error of the closed store.
@@ -140,12 +140,12 @@ fn begun(
     held: &mut Vec<Held>,
 ) -> Result<Answer> {
     let policy = if resumes { OnInterrupted::Resume } else { OnInterrupted::Hold };
-    let mut options = BeginOptions::new().on_interrupted(policy);
+    let mut options = CallOptions::new().on_interrupted(policy);
     if request > 0 {
         options = options.fingerprint(Fingerprint::of(&request)?);
     }
     let begun = match patience {
-        Some(patience) => ops.begin_or_wait(name, options, patience),
+        Some(patience) => ops.begin_with(name, options.wait(patience)),
         None => ops.begin_with(name, options),
     };
     Ok(match begun? {

@@ -7,8 +7,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use oncekey::{
-    BeginOptions, Context, Durability, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Interruption,
-    Key, Manager, ManagerOptions, Status, Value,
+    CallOptions, Context, Durability, Engine, Error, ErrorKind, ExecuteError, FOREVER, Interruption, Key, Manager,
+    ManagerOptions, Status, Value,
     admin::{RecordFilter, Resolution},
     clock::ManualClock,
 };
@@ -30,10 +30,10 @@ fn refusals(manager: &Texts, key: &[u8]) -> Vec<Error> {
     };
     vec![
         manager.begin(key).unwrap_err(),
-        manager.begin_with(key, BeginOptions::new()).unwrap_err(),
-        manager.begin_or_wait(key, BeginOptions::new(), FOREVER).unwrap_err(),
+        manager.begin_with(key, CallOptions::new()).unwrap_err(),
+        manager.begin_with(key, CallOptions::new().wait(FOREVER)).unwrap_err(),
         executed,
-        manager.initiate(key, None).unwrap_err(),
+        manager.initiate(key).unwrap_err(),
         manager.success(key, token(1), &v).unwrap_err(),
         manager.fail(key, token(1), &v).unwrap_err(),
         manager.release(key, token(1)).unwrap_err(),
@@ -95,16 +95,16 @@ fn oversized_contexts() {
         (Context::new().with("n", vec![0; Context::MAX_BYTES]), ErrorKind::TooLarge, "16385 bytes"),
     ];
     for (context, kind, named) in bad {
-        is(&manager.initiate("k", Some(&context)).unwrap_err(), kind, named);
-        let options = BeginOptions::new().context(context);
+        let options = CallOptions::new().context(context);
+        is(&manager.initiate_with("k", options.clone()).unwrap_err(), kind, named);
         is(&manager.begin_with("k", options.clone()).unwrap_err(), kind, named);
-        is(&manager.begin_or_wait("k", options.clone(), FOREVER).unwrap_err(), kind, named);
+        is(&manager.begin_with("k", options.clone().wait(FOREVER)).unwrap_err(), kind, named);
         let executed = manager.execute_with("k", options, |_| panic!("it has run"));
         assert!(matches!(executed, Err(ExecuteError::Engine(error)) if error.kind() == kind));
         assert_eq!(status(&manager, "k"), None);
     }
     let fullest = Context::new().with("n", vec![7; Context::MAX_BYTES - 1]);
-    claimed(manager.begin_with("k", BeginOptions::new().context(fullest.clone())).unwrap()).release().unwrap();
+    claimed(manager.begin_with("k", CallOptions::new().context(fullest.clone())).unwrap()).release().unwrap();
     assert_eq!(*manager.get("k").unwrap().unwrap().info().context(), fullest);
 }
 
@@ -149,7 +149,7 @@ fn a_record_of_another_schema() {
     let named = "key k of m was stored with schema 0 and is read with 2";
     is(&new.get("k").unwrap_err(), ErrorKind::TypeMismatch, named);
     is(&new.begin("k").unwrap_err(), ErrorKind::TypeMismatch, named);
-    is(&new.begin_or_wait("k", BeginOptions::new(), FOREVER).unwrap_err(), ErrorKind::TypeMismatch, named);
+    is(&new.begin_with("k", CallOptions::new().wait(FOREVER)).unwrap_err(), ErrorKind::TypeMismatch, named);
     is(&new.wait("k", FOREVER).unwrap_err(), ErrorKind::TypeMismatch, named);
     assert!(matches!(new.execute("k", |_| panic!("it has run")), Err(ExecuteError::Engine(_))));
     assert_eq!(engine.stats().commits, commits);
@@ -178,8 +178,8 @@ fn zero_durations() {
     let (manager, _) = fresh();
     let _owner = claim(&manager, "k");
     assert_eq!(waited(&manager.wait("k", Duration::ZERO).unwrap()), "timed out");
-    assert_eq!(arm(&manager.begin_or_wait("k", BeginOptions::new(), Duration::ZERO).unwrap()), "in progress");
-    assert_eq!(arm(&manager.begin_or_wait("l", BeginOptions::new(), Duration::ZERO).unwrap()), "claimed");
+    assert_eq!(arm(&manager.begin_with("k", CallOptions::new().wait(Duration::ZERO)).unwrap()), "in progress");
+    assert_eq!(arm(&manager.begin_with("l", CallOptions::new().wait(Duration::ZERO)).unwrap()), "claimed");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn endless_durations() {
             let options =
                 ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).released_ttl(ttl).interrupted_ttl(ttl);
             let manager = texts_with(&engine, options);
-            let done = manager.execute_with("k", ExecuteOptions::new().wait(Duration::MAX), |_| Ok("v".to_owned()));
+            let done = manager.execute_with("k", CallOptions::new().wait(Duration::MAX), |_| Ok("v".to_owned()));
             assert!(!done.unwrap().replayed());
             drop(claim(&manager, "dropped"));
             assert!(manager.extend("k", Duration::from_secs(u64::MAX)).unwrap());
@@ -233,7 +233,7 @@ fn a_claim_that_was_forgotten() {
 fn waiting_for_oneself() {
     let (manager, _) = fresh();
     let owner = claim(&manager, "k");
-    assert_eq!(arm(&manager.begin_or_wait("k", BeginOptions::new(), 20 * MS).unwrap()), "in progress");
+    assert_eq!(arm(&manager.begin_with("k", CallOptions::new().wait(20 * MS)).unwrap()), "in progress");
     assert_eq!(waited(&manager.wait("k", 20 * MS).unwrap()), "timed out");
     assert_eq!(manager.engine().stats().waiting, 0);
     owner.succeed(&"v".to_owned()).unwrap();
@@ -252,7 +252,7 @@ fn every_call_after_close() {
     refused.extend([
         manager.begin("k").unwrap_err(),
         manager.get("k").unwrap_err(),
-        manager.initiate("l", None).unwrap_err(),
+        manager.initiate("l").unwrap_err(),
     ]);
     refused.extend([manager.wait("k", FOREVER).unwrap_err(), manager.remove("k").unwrap_err()]);
     refused.extend([manager.extend("k", DAY).unwrap_err(), manager.resolve("k", Resolution::Retry).unwrap_err()]);

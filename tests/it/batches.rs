@@ -5,8 +5,8 @@ use std::sync::Barrier;
 use std::thread;
 
 use oncekey::{
-    BeginOptions, Context, Engine, ErrorKind, ExecuteError, ExecuteOptions, Executed, Fingerprint, Interruption,
-    Manager, Next, OnError, Status, admin::Event,
+    CallOptions, Context, Engine, ErrorKind, ExecuteError, Executed, Fingerprint, Interruption, Manager, Next, OnError,
+    Status, admin::Event,
 };
 
 use crate::common::*;
@@ -63,7 +63,7 @@ fn answers_have_the_order_of_the_items_whatever_each_of_them_is() {
         "unknown" => OnError::Interrupt,
         _ => OnError::Store,
     });
-    let same = |text: &str| BeginOptions::new().fingerprint(Fingerprint::of(text).unwrap());
+    let same = |text: &str| CallOptions::new().fingerprint(Fingerprint::of(text).unwrap());
     claimed(manager.begin_with("other", same("one")).unwrap()).succeed(&"one".to_owned()).unwrap();
     let _elsewhere = claim(&manager, "busy");
     drop(claim(&manager, "held"));
@@ -121,7 +121,7 @@ fn a_key_that_occurs_twice_runs_once() {
     assert_eq!(shown_all(&answers), ["0", "1", "replay 0", "3", "replay 0", "replay 1"]);
     assert_eq!(engine.stats().commits - before, 2);
     // Another request under the key of one that is in the batch.
-    let same = |text: &str| BeginOptions::new().fingerprint(Fingerprint::of(text).unwrap());
+    let same = |text: &str| CallOptions::new().fingerprint(Fingerprint::of(text).unwrap());
     let answers = manager.execute_many_with([("x", same("one"), 1), ("x", same("two"), 2)], |_, n| Ok(n.to_string()));
     assert_eq!(shown_all(&answers), ["1", "mismatch"]);
 }
@@ -180,7 +180,7 @@ fn large_contexts_take_further_commits() {
     let manager = texts(&engine);
     let before = engine.stats();
     let context = Context::new().with("payload", vec![b'x'; 16_000]);
-    let items = (0..600).map(|n| (n.to_string(), BeginOptions::new().context(context.clone()), n));
+    let items = (0..600).map(|n| (n.to_string(), CallOptions::new().context(context.clone()), n));
     let answers = manager.execute_many_with(items, |_, n| Ok(n.to_string()));
     assert!(answers.iter().enumerate().all(|(n, answer)| shown(answer) == n.to_string()));
     assert_eq!(engine.stats().commits - before.commits, 4, "9.6 MB of contexts begin, and 9.6 MB end");
@@ -338,7 +338,7 @@ fn a_waiter_for_a_key_of_a_batch_gets_its_outcome() {
             let mut waiter = None;
             let answers = manager.execute_many([("a", 1), ("b", 2)], |_, n| {
                 if n == 1 {
-                    let options = ExecuteOptions::new().wait(oncekey::FOREVER);
+                    let options = CallOptions::new().wait(oncekey::FOREVER);
                     waiter = Some(scope.spawn(move || manager.execute_with("b", options, |_| unreachable!("it runs"))));
                     crate::threads::until("the waiter waits", || engine.stats().waiting == 1);
                 }

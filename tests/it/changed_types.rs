@@ -1,6 +1,6 @@
 //! Values that are read as a type that has changed since they were stored.
 
-use oncekey::{BeginOptions, Context, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, Next, OnInterrupted};
+use oncekey::{CallOptions, Context, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, Next, OnInterrupted};
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;
@@ -53,7 +53,7 @@ fn a_checkpoint_and_a_context_of_a_changed_type_are_mismatches() {
     {
         let engine = Engine::open(dir.path()).unwrap();
         let orders: Manager<u64> = engine.manager_with("orders", resume()).unwrap();
-        let options = BeginOptions::new().context(Context::new().with_encoded("plan", &PLAN).unwrap());
+        let options = CallOptions::new().context(Context::new().with_encoded("plan", &PLAN).unwrap());
         let mut claim = claimed(orders.begin_with("k", options).unwrap());
         claim.work_stage(|_| Next::advance_encoded("planned", &PLAN)).unwrap();
         drop(claim);

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Interruption, Key, Manager, Status, Waited,
+    Begin, CallOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Interruption, Key, Manager, Status, Waited,
     admin::Resolution,
 };
 
@@ -78,7 +78,7 @@ impl Answers {
     }
 
     fn by_key(&mut self, ops: &Ops, key: &str, value: u64) -> Result<(), Error> {
-        if let Some(token) = ops.initiate(key, None)? {
+        if let Some(token) = ops.initiate(key)? {
             ops.success(key, token, &value)?;
             self.outcomes.push((key.to_owned(), Ok(value)));
         }
@@ -93,7 +93,7 @@ impl Answers {
         match rng.below(16) {
             0..=2 => self.execute(ops, key, value),
             3 | 4 => self.begin(ops.begin(key)?, key, value),
-            5 => self.begin(ops.begin_or_wait(key, BeginOptions::new(), short)?, key, value),
+            5 => self.begin(ops.begin_with(key, CallOptions::new().wait(short))?, key, value),
             6 => self.by_key(ops, key, value),
             7 => ops.get(key).map(|record| {
                 let outcome = record.and_then(oncekey::Record::into_outcome);
@@ -135,7 +135,7 @@ fn close_under_load(path: &Path, round: u64, known: &mut HashMap<String, Result<
     let owner = ops.begin(held).unwrap().into_claim().unwrap();
     let mut kept = vec![owner];
     thread::scope(|scope| {
-        let heir = scope.spawn(move || ops.begin_or_wait(held, BeginOptions::new(), FOR_EVER));
+        let heir = scope.spawn(move || ops.begin_with(held, CallOptions::new().wait(FOR_EVER)));
         let observer = scope.spawn(move || ops.wait(held, FOR_EVER));
         let start = |me| scope.spawn(move || Answers::default().work(ops, held, Rng::new(round * 100 + me), answers));
         let threads: Vec<_> = (0..32).map(start).collect();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Context, Engine, EngineOptions, Fingerprint, Manager, ManagerOptions, OnInterrupted,
+    Begin, CallOptions, Claim, Context, Engine, EngineOptions, Fingerprint, Manager, ManagerOptions, OnInterrupted,
     Status, Token, Waited, admin::Records, clock::ManualClock,
 };
 use serde::de::DeserializeOwned;
@@ -86,14 +86,14 @@ pub(crate) fn arm<T, E>(begin: &Begin<T, E>) -> &'static str {
 /// What `begin` answers; a claim is released again, so that asking changes little.
 #[track_caller]
 pub(crate) fn answer<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -> &'static str {
-    answer_with(manager, key, BeginOptions::new())
+    answer_with(manager, key, CallOptions::new())
 }
 
 #[track_caller]
 pub(crate) fn answer_with<T: Stored, E: Stored>(
     manager: &Manager<T, E>,
     key: &str,
-    options: BeginOptions,
+    options: CallOptions,
 ) -> &'static str {
     let begin = manager.begin_with(key, options).unwrap();
     let arm = arm(&begin);
@@ -131,8 +131,8 @@ pub(crate) fn keys(records: Records) -> Vec<String> {
     records.map(|info| info.unwrap().key().to_string()).collect()
 }
 
-pub(crate) fn same(request: &str) -> BeginOptions {
-    BeginOptions::new().fingerprint(Fingerprint::of(request).unwrap())
+pub(crate) fn same(request: &str) -> CallOptions {
+    CallOptions::new().fingerprint(Fingerprint::of(request).unwrap())
 }
 
 /// The token with this number.

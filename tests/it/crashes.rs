@@ -4,7 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Durability, Engine, EngineOptions, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Interruption, Status, Waited,
+    CallOptions, Durability, Engine, EngineOptions, ErrorKind, ExecuteError, FOREVER, Interruption, Status, Waited,
     admin::Event,
 };
 
@@ -119,7 +119,7 @@ fn those_who_wait_are_told_and_subscribers_are_not() {
         thread::scope(|scope| {
             let waits = scope.spawn(|| manager.wait("k", FOREVER).unwrap());
             let begins =
-                scope.spawn(|| manager.execute_with("k", ExecuteOptions::new().wait(FOREVER), |_| unreachable!()));
+                scope.spawn(|| manager.execute_with("k", CallOptions::new().wait(FOREVER), |_| unreachable!()));
             until("both wait", || engine.stats().waiting == 2);
             engine.clone().crash();
             assert!(matches!(waits.join().unwrap(), Waited::Closed));

@@ -224,7 +224,7 @@ fn the_error_of_drive_says_what_became_of_the_record() {
                     Err(PhaseError::User("no"))
                 })
                 .nothing_happened(|_: &PhaseError<&str>| certain);
-            let options = oncekey::BeginOptions::new().on_interrupted(policy);
+            let options = oncekey::CallOptions::new().on_interrupted(policy);
             let Err(DriveError::Stage { status: answered, .. }) = orders.drive(&key, options, &stages) else {
                 panic!("{key}")
             };
@@ -236,7 +236,7 @@ fn the_error_of_drive_says_what_became_of_the_record() {
     let fails =
         Stages::new().stage(STARTED, |claim| claim.work_stage(|_| Ok::<_, Error>(Next::Fail("sold out".into()))));
     for replay in [false, true] {
-        let failed = orders.drive("final", oncekey::BeginOptions::new(), &fails).unwrap_err();
+        let failed = orders.drive("final", oncekey::CallOptions::new(), &fails).unwrap_err();
         assert!(
             matches!(&failed, DriveError::Execute(ExecuteError::Failed { status: Status::Failed, replayed, .. }) if *replayed == replay),
             "{failed:?}"

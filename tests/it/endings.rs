@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, EndError, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, Interruption, Manager,
+    Begin, CallOptions, Claim, EndError, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, Interruption, Manager,
     ManagerOptions, Next, OnError, Status, Waited, admin::Resolution, clock::ManualClock,
 };
 
@@ -105,7 +105,7 @@ fn revoke_takes_a_key_from_a_claim_that_hangs() {
     let manager = texts(&engine);
     let mut hung = claim(&manager, "k");
     std::mem::forget(claim(&manager, "forgotten"));
-    let by_key = manager.initiate("by key", None).unwrap().unwrap();
+    let by_key = manager.initiate("by key").unwrap().unwrap();
     for key in ["k", "forgotten", "by key"] {
         let info = manager.revoke(key).unwrap();
         assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Revoked)), "{key}");
@@ -156,7 +156,7 @@ fn an_operation_that_waits_for_its_own_key_is_answered_at_once() {
         let Err(ExecuteError::Engine(error)) = manager.execute("k", |_| panic!("it runs")) else { panic!("no error") };
         assert_eq!(error.kind(), ErrorKind::Deadlock);
         assert_eq!(manager.wait("k", FOREVER).unwrap_err().kind(), ErrorKind::Deadlock);
-        let begun = manager.begin_or_wait("k", BeginOptions::new(), FOREVER);
+        let begun = manager.begin_with("k", CallOptions::new().wait(FOREVER));
         assert_eq!(begun.unwrap_err().kind(), ErrorKind::Deadlock);
         // Another key, and another manager's key of the same name, are no wait for oneself.
         manager.execute("l", |_| Ok("l".to_owned())).unwrap();
@@ -201,7 +201,7 @@ fn an_exchanged_claim_that_is_forgotten_does_not_keep_the_store() {
 #[test]
 fn a_key_released_before_any_effect_accepts_another_payload() {
     let (manager, _) = fresh();
-    let print = |n: u8| BeginOptions::new().fingerprint(Fingerprint::of(&n).unwrap());
+    let print = |n: u8| CallOptions::new().fingerprint(Fingerprint::of(&n).unwrap());
     let begin = |n| manager.begin_with("k", print(n)).unwrap();
     begin(1).into_claim().unwrap().release().unwrap();
     let second = begin(2).into_claim().unwrap();
@@ -217,7 +217,7 @@ fn strict_fingerprints_refuse_a_payload_for_a_record_without_one() {
     let (engine, _) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().strict_fingerprint(true));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
-    let begun = manager.begin_with("k", BeginOptions::new().fingerprint(Fingerprint::of(&1).unwrap())).unwrap();
+    let begun = manager.begin_with("k", CallOptions::new().fingerprint(Fingerprint::of(&1).unwrap())).unwrap();
     assert!(matches!(begun, Begin::Mismatch(_)));
     assert!(matches!(manager.begin("k").unwrap(), Begin::Replay(_)));
 }
@@ -225,7 +225,7 @@ fn strict_fingerprints_refuse_a_payload_for_a_record_without_one() {
 #[test]
 fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
     let (manager, _) = fresh();
-    let old = manager.initiate("k", None).unwrap().unwrap();
+    let old = manager.initiate("k").unwrap().unwrap();
     let is_lost = |key| {
         let (success, failure) = (&"old".to_owned(), &"old".to_owned());
         let all = [manager.success(key, old, success), manager.fail(key, old, failure), manager.release(key, old)];
@@ -236,7 +236,7 @@ fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
     is_lost("k");
     assert!(manager.remove("k").unwrap());
     is_lost("k");
-    let by_key = manager.initiate("k", None).unwrap().unwrap();
+    let by_key = manager.initiate("k").unwrap().unwrap();
     is_lost("k");
     assert_eq!(status(&manager, "k"), Some(Status::InProgress));
     manager.release("k", by_key).unwrap();
@@ -250,9 +250,9 @@ fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
 #[test]
 fn the_token_of_an_earlier_attempt_by_key_ends_no_later_one() {
     let (manager, _) = fresh();
-    let first = manager.initiate("k", None).unwrap().unwrap();
+    let first = manager.initiate("k").unwrap().unwrap();
     manager.release("k", first).unwrap();
-    let second = manager.initiate("k", None).unwrap().unwrap();
+    let second = manager.initiate("k").unwrap().unwrap();
     assert!(second > first && second.get() > first.get());
     assert_eq!(manager.success("k", first, &"first".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
     // As it comes back from a message.
@@ -266,7 +266,7 @@ fn the_token_of_an_earlier_attempt_by_key_ends_no_later_one() {
 fn a_by_key_owner_that_died_cannot_end_its_record() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
-    let token = texts(&first).initiate("k", None).unwrap().unwrap();
+    let token = texts(&first).initiate("k").unwrap().unwrap();
     first.close().unwrap();
     let second = open(dir.path(), &clock);
     let manager = texts(&second);
@@ -405,7 +405,7 @@ fn a_result_over_the_limit_is_too_large_and_comes_back() {
     assert_eq!(outcome, Ok(over.clone()));
     comes_back_alive(&manager, error, ErrorKind::TooLarge, &fits);
 
-    let token = manager.initiate("by key", None).unwrap().unwrap();
+    let token = manager.initiate("by key").unwrap().unwrap();
     assert_eq!(manager.success("by key", token, &over).unwrap_err().kind(), ErrorKind::TooLarge);
     assert_eq!(manager.fail("by key", token, &over).unwrap_err().kind(), ErrorKind::TooLarge);
     manager.success("by key", token, &fits).unwrap();

@@ -6,7 +6,7 @@ use http::StatusCode;
 use oncekey::admin::Resolution;
 use oncekey::http::{HandleOptions, Response, SameRequest};
 use oncekey::{
-    EndError, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Failure, Fingerprint, Manager, Next, Status,
+    CallOptions, EndError, Engine, Error, ErrorKind, ExecuteError, Failure, Fingerprint, Manager, Next, Status,
 };
 
 use crate::common::*;
@@ -35,7 +35,7 @@ fn an_error_of_the_engine_from_before_the_operation_is_never_stored() {
     let error = refused();
     is_held("dropped", manager.execute("dropped", move |_| error.map(|()| 1).map_err(|_| Failure::new("no"))));
     let busy = claim(&manager, "busy");
-    let error = manager.execute_with("busy", ExecuteOptions::new().wait(Duration::ZERO), |_| Ok(1)).unwrap_err();
+    let error = manager.execute_with("busy", CallOptions::new().wait(Duration::ZERO), |_| Ok(1)).unwrap_err();
     is_held("in progress", manager.execute("in progress", |_| Err(error.into())));
     busy.release().unwrap();
     // It is a failure already.
@@ -92,7 +92,7 @@ fn a_failure_that_was_made_of_an_engine_error_is_refused_by_every_ending() {
     });
     assert!(matches!(executed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{executed:?}");
 
-    let token = manager.initiate("by key", None).unwrap().unwrap();
+    let token = manager.initiate("by key").unwrap().unwrap();
     assert_eq!(manager.fail("by key", token, &failure()).unwrap_err().kind(), ErrorKind::EngineFailure);
     assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
     assert_eq!(manager.encode_outcome(Err(&failure())).unwrap_err().kind(), ErrorKind::EngineFailure);

@@ -68,7 +68,7 @@ fn live_owners_are_counted_and_keep_their_records() {
     let (engine, _) = engine();
     let ada = texts(&engine).scoped("ada").unwrap();
     let owner = claim(&ada, "claimed");
-    assert!(ada.initiate("by key", None).unwrap().is_some());
+    assert!(ada.initiate("by key").unwrap().is_some());
     claim(&ada, "done").succeed(&"v".to_owned()).unwrap();
     let mut staged = claim(&ada, "staged");
     staged.work_stage(|_| Ok::<_, oncekey::Error>(Next::advance_with("half", b"secret".to_vec()))).unwrap();

@@ -24,7 +24,7 @@ fn a_claim_that_is_released_or_dropped_is_never_stranded() {
                     if number >= 2_000 {
                         return;
                     }
-                    let options = BeginOptions::new().context(context.clone());
+                    let options = CallOptions::new().context(context.clone());
                     let claim = manager.begin_with(number.to_be_bytes(), options).unwrap().into_claim().unwrap();
                     // There is room on the disk: an answer is never refused, it may only take a while.
                     match number % 3 {
@@ -64,7 +64,7 @@ fn the_first_answer_is_what_every_replay_reads() {
 fn a_fault_of_the_engine_that_the_operation_met_is_never_stored() {
     let engine = Engine::temporary().unwrap();
     let manager: Manager<u64> = engine.manager("m").unwrap();
-    let options = ExecuteOptions::new().context(Context::new().with("args", "not a number"));
+    let options = CallOptions::new().context(Context::new().with("args", "not a number"));
     let failed = manager.execute_with("k", options, |claim| Ok(claim.context().decode::<u64>("args")?.unwrap_or(0)));
     assert!(matches!(failed, Err(ExecuteError::Failed { replayed: false, .. })));
     assert_eq!(manager.get("k").unwrap().unwrap().status(), Status::Interrupted);

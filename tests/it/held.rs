@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use oncekey::{
-    Begin, BeginOptions, Claim, DriveError, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Failure, Manager,
-    ManagerOptions, Next, OnError, OnInterrupted, PhaseError, STARTED, Stages, Status,
+    Begin, CallOptions, Claim, DriveError, Engine, Error, ErrorKind, ExecuteError, Failure, Manager, ManagerOptions,
+    Next, OnError, OnInterrupted, PhaseError, STARTED, Stages, Status,
     admin::{RecordFilter, Resolution},
     http::{Requests, Response},
 };
@@ -53,7 +53,7 @@ fn drive<X: From<Error>>(
     key: &str,
     stages: &Stages<'_, u64, Failure, X>,
 ) -> Result<u64, DriveError<u64, Failure, X>> {
-    manager.drive(key, ExecuteOptions::new().wait(Duration::ZERO), stages).map(oncekey::Executed::into_value)
+    manager.drive(key, CallOptions::new().wait(Duration::ZERO), stages).map(oncekey::Executed::into_value)
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn waiters_are_told_when_the_attempts_are_used_up() {
         let (engine, manager) = numbers(resuming().max_attempts(NonZeroU32::MIN));
         let owner = claim(&manager, "pill");
         std::thread::scope(|scope| {
-            let wait = || manager.begin_or_wait("pill", BeginOptions::new(), crate::threads::LATE).unwrap();
+            let wait = || manager.begin_with("pill", CallOptions::new().wait(crate::threads::LATE)).unwrap();
             let waiters: Vec<_> = (0..8).map(|_| scope.spawn(wait)).collect();
             crate::threads::until("all wait", || engine.stats().waiting == 8);
             drop(owner);
@@ -242,7 +242,7 @@ fn faults_of_the_engine_are_never_stored_as_a_failure() {
     drop(claim(&manager, "held"));
     for inner in ["at work", "held"] {
         let failed = manager.execute(format!("around {inner}"), |_| {
-            let part = manager.execute_with(inner, ExecuteOptions::new().wait(Duration::ZERO), |_| Ok(1))?;
+            let part = manager.execute_with(inner, CallOptions::new().wait(Duration::ZERO), |_| Ok(1))?;
             Ok(part.into_value() + 1)
         });
         assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
@@ -299,7 +299,7 @@ fn an_answer_made_of_a_fault_is_not_stored_in_either_arm() {
     let requests = engine.requests("r").unwrap();
     for (key, is_ok) in [("ok", true), ("err", false)] {
         let answer = requests.handle(&request(key), |_, _| {
-            let wait = ExecuteOptions::new().wait(Duration::ZERO);
+            let wait = CallOptions::new().wait(Duration::ZERO);
             assert!(manager.execute_with("at work", wait, |_| Ok(1)).is_err());
             let busy = Response::new(StatusCode::CONFLICT);
             if is_ok { Ok(busy) } else { Err(busy) }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, StatusCode, header};
 use oncekey::{
-    BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, Fingerprint, Key, Manager,
-    ManagerOptions, OnError, OnInterrupted, Status,
+    CallOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Fingerprint, Key, Manager, ManagerOptions, OnError,
+    OnInterrupted, Status,
     admin::{RecordFilter, Resolution},
     http::{HandleOptions, Problem, Requests, Response},
 };
@@ -352,7 +352,7 @@ fn every_answer_of_execute_has_a_problem_but_the_failure() {
     let (engine, _) = engine();
     let manager: Manager<Plain, Plain> = engine.manager_with("m", ManagerOptions::new()).unwrap();
     let ask = |key: &str, request: &str| {
-        let options = ExecuteOptions::new().fingerprint(Fingerprint::of(request).unwrap()).wait(Duration::ZERO);
+        let options = CallOptions::new().fingerprint(Fingerprint::of(request).unwrap()).wait(Duration::ZERO);
         manager.execute_with(key, options, |_| Err(Plain(MARKER.to_owned())))
     };
     let refused = |key: &str, request: &str| ask(key, request).err().unwrap().problem().map(Problem::response);
@@ -365,10 +365,10 @@ fn every_answer_of_execute_has_a_problem_but_the_failure() {
     is(&refused("", "a").unwrap(), 400, "invalid_key");
     is(&refused(&MARKER.repeat(100), "a").unwrap(), 400, "invalid_key");
 
-    let options = ExecuteOptions::new().context(about("user", &MARKER.repeat(5_000)));
+    let options = CallOptions::new().context(about("user", &MARKER.repeat(5_000)));
     let error = manager.execute_with("k", options, |_| panic!("it has run")).err().unwrap();
     is(&error.problem().unwrap().response(), 413, "too_large");
-    let options = BeginOptions::new().success_ttl(Duration::ZERO);
+    let options = CallOptions::new().success_ttl(Duration::ZERO);
     let error = manager.execute_with("k", options, |_| panic!("it has run")).err().unwrap();
     is(&error.problem().unwrap().response(), 500, "internal");
     let error = manager.execute("k", |_| Ok(Plain(MARKER.repeat(1 << 18)))).err().unwrap();

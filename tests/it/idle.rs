@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use oncekey::{Begin, BeginOptions, Engine, Manager};
+use oncekey::{Begin, CallOptions, Engine, Manager};
 
 use crate::threads::{LATE, until, within};
 
@@ -26,7 +26,7 @@ fn child() {
     engine.compact_now().unwrap();
     let claim = ops.begin("held").unwrap().into_claim().unwrap();
     thread::scope(|scope| {
-        let heir = scope.spawn(|| ops.begin_or_wait("held", BeginOptions::new(), LATE * 60).unwrap());
+        let heir = scope.spawn(|| ops.begin_with("held", CallOptions::new().wait(LATE * 60)).unwrap());
         until("the successor waits", || engine.stats().waiting == 1);
         std::io::stdout().lock().write_all(b"\nidle\n").unwrap();
         std::io::stdin().read_exact(&mut [0]).unwrap_err();

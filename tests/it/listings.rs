@@ -51,7 +51,7 @@ fn each_condition_of_a_filter_is_applied() {
         |engine, clock| {
             let manager = texts(engine);
             let begin = |key: &str, context: Context| {
-                let options = oncekey::BeginOptions::new().context(context);
+                let options = oncekey::CallOptions::new().context(context);
                 claimed(manager.begin_with(key, options).unwrap())
             };
             begin("a1", about("user", "ada")).succeed(&"v".to_owned()).unwrap();
@@ -95,7 +95,7 @@ fn a_listing_longer_than_a_batch_contains_each_record_once() {
             // Half of them are begun by key and stay in progress, so that both places of records are listed.
             for n in 0..600_u64 {
                 if n % 2 == 0 {
-                    assert!(manager.initiate(format!("{n:04}"), None).unwrap().is_some());
+                    assert!(manager.initiate(format!("{n:04}")).unwrap().is_some());
                 } else {
                     claim(&manager, &format!("{n:04}")).succeed(&n).unwrap();
                 }
@@ -116,7 +116,7 @@ fn interrupted_after_reopen_lists_exactly_the_live_claims() {
     let (manager, other): (Texts, Manager<u64, u64>) = (texts(&first), first.manager("other").unwrap());
     let _live = [claim(&manager, "b"), claim(&manager, "a"), claim(&manager.scoped("s").unwrap(), "a")];
     let _other = claim(&other, "z");
-    assert!(other.initiate("by key", None).unwrap().is_some());
+    assert!(other.initiate("by key").unwrap().is_some());
     claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
     claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
     claim(&manager, "released").release().unwrap();
@@ -184,7 +184,7 @@ fn every_subscriber_gets_all_events() {
     drop(claim(&manager, "b"));
     assert_eq!(answer(&manager, "b"), "interrupted");
     manager.resolve("b", Resolution::Fail("e".to_owned())).unwrap();
-    let token = manager.initiate("c", None).unwrap().unwrap();
+    let token = manager.initiate("c").unwrap().unwrap();
     manager.release("c", token).unwrap();
     clock.advance(DAY);
     engine.compact_now().unwrap();
@@ -235,7 +235,7 @@ fn gauges_match_the_records() {
     assert_eq!(gauges(), (0, 0));
     let first = claim(&manager, "a");
     let second = claim(&manager, "b");
-    let token = manager.initiate("c", None).unwrap().unwrap();
+    let token = manager.initiate("c").unwrap().unwrap();
     assert_eq!(gauges(), (3, 0));
     first.succeed(&"v".to_owned()).unwrap();
     drop(second);

@@ -3,8 +3,8 @@
 use std::sync::Barrier;
 
 use oncekey::{
-    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Manager, ManagerOptions, OnError, Status,
-    Value, admin::Resolution,
+    Begin, CallOptions, ErrorKind, ExecuteError, FOREVER, Manager, ManagerOptions, OnError, Status, Value,
+    admin::Resolution,
 };
 
 use crate::common::*;
@@ -18,7 +18,7 @@ fn litert_1_an_unstorable_failure_does_not_strand_the_key() {
     assert!(matches!(failed, ExecuteError::Failed { replayed: false, .. }), "{failed:?}");
     assert_eq!(status(&manager, "k"), Some(Status::Released));
     // No time has passed, and the retry runs.
-    let done = manager.execute_with("k", ExecuteOptions::new().wait(MS), |_| Ok("paid".to_owned())).unwrap();
+    let done = manager.execute_with("k", CallOptions::new().wait(MS), |_| Ok("paid".to_owned())).unwrap();
     assert_eq!((done.value().as_str(), done.replayed(), done.info().attempt()), ("paid", false, 2));
 }
 
@@ -26,9 +26,9 @@ fn litert_1_an_unstorable_failure_does_not_strand_the_key() {
 #[test]
 fn litert_1_a_key_taken_by_initiate_can_be_given_up() {
     let (manager, _) = fresh();
-    let token = manager.initiate("k", None).unwrap().unwrap();
+    let token = manager.initiate("k").unwrap().unwrap();
     manager.release("k", token).unwrap();
-    assert!(manager.initiate("k", None).unwrap().is_some());
+    assert!(manager.initiate("k").unwrap().is_some());
 }
 
 // "`success` is inside the `try`: its own error reaches `catch` and is stored as the operation's failure."
@@ -43,7 +43,7 @@ fn litert_2_a_success_that_cannot_be_stored_is_not_a_failure() {
     drop(error);
     assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
 
-    let token = manager.initiate("by key", None).unwrap().unwrap();
+    let token = manager.initiate("by key").unwrap().unwrap();
     assert_eq!(manager.success("by key", token, &Ambiguous::Signed(1)).unwrap_err().kind(), ErrorKind::Codec);
     assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
 }
@@ -55,7 +55,7 @@ fn litert_3_an_ending_never_creates_a_record_nor_overwrites_one() {
     let (manager, clock) = fresh();
     let (yes, no) = ("yes".to_owned(), "no".to_owned());
     let refused = |result: oncekey::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::ClaimLost);
-    let token = manager.initiate("absent", None).unwrap().unwrap();
+    let token = manager.initiate("absent").unwrap().unwrap();
     manager.release("absent", token).unwrap();
     manager.remove("absent").unwrap();
     refused(manager.success("absent", token, &yes));
@@ -63,14 +63,14 @@ fn litert_3_an_ending_never_creates_a_record_nor_overwrites_one() {
     refused(manager.release("absent", token));
     assert!(manager.get("absent").unwrap().is_none());
 
-    let token = manager.initiate("won", None).unwrap().unwrap();
+    let token = manager.initiate("won").unwrap().unwrap();
     manager.success("won", token, &yes).unwrap();
     manager.success("won", token, &yes).unwrap();
     refused(manager.fail("won", token, &no));
     refused(manager.success("won", token, &no));
     assert_eq!(outcome(&manager, "won"), Some(Ok(yes.clone())));
 
-    let token = manager.initiate("lost", None).unwrap().unwrap();
+    let token = manager.initiate("lost").unwrap().unwrap();
     manager.fail("lost", token, &no).unwrap();
     refused(manager.success("lost", token, &yes));
     refused(manager.release("lost", token));
@@ -126,13 +126,10 @@ fn litert_5_a_rejection_contains_the_record() {
             Begin::Replay(done) => assert_eq!(done.outcome(), Ok(&"v".to_owned()), "after {passed} ms"),
             other => panic!("after {passed} ms: {other:?}"),
         }
-        assert!(
-            manager.initiate("k", None).unwrap().is_none() && manager.get("k").unwrap().is_some(),
-            "after {passed} ms"
-        );
+        assert!(manager.initiate("k").unwrap().is_none() && manager.get("k").unwrap().is_some(), "after {passed} ms");
         clock.advance(MS);
     }
-    assert!(manager.initiate("k", None).unwrap().is_some());
+    assert!(manager.initiate("k").unwrap().is_some());
 }
 
 // "`beforeWaiting` also runs for SUCCESS and FAILED: it is really the hook for other arguments."
@@ -144,14 +141,14 @@ fn litert_6_in_progress_and_mismatch_are_different_answers() {
     let _owner = claimed(manager.begin_with("live", same("a")).unwrap());
     for key in ["done", "failed", "live"] {
         // An endless wait would hang the test: another request is answered at once in any state.
-        let other = manager.begin_or_wait(key, same("b"), FOREVER).unwrap();
+        let other = manager.begin_with(key, same("b").wait(FOREVER)).unwrap();
         let Begin::Mismatch(info) = other else { panic!("{key}: {other:?}") };
         assert_eq!(info.key().as_str(), Some(key));
     }
     for key in ["done", "failed"] {
-        assert_eq!(arm(&manager.begin_or_wait(key, same("a"), FOREVER).unwrap()), "replay", "{key}");
+        assert_eq!(arm(&manager.begin_with(key, same("a").wait(FOREVER)).unwrap()), "replay", "{key}");
     }
-    assert_eq!(arm(&manager.begin_or_wait("live", same("a"), MS).unwrap()), "in progress");
+    assert_eq!(arm(&manager.begin_with("live", same("a").wait(MS)).unwrap()), "in progress");
 }
 
 // "`E_SERIALIZATION_FAILED` never reaches callers: it is wrapped as `E_STORAGE_FAILED`."
@@ -218,7 +215,7 @@ fn litert_9_only_one_caller_gets_the_claim() {
 fn litert_10_another_payload_under_the_same_key_is_a_mismatch() {
     let (manager, _) = fresh();
     let pay = |cents: u64| {
-        let options = BeginOptions::new().fingerprint(oncekey::Fingerprint::of(&cents).unwrap());
+        let options = CallOptions::new().fingerprint(oncekey::Fingerprint::of(&cents).unwrap());
         manager.execute_with("k", options, |_| Ok(format!("paid {cents}")))
     };
     assert!(!pay(1).unwrap().replayed());

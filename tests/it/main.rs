@@ -12,6 +12,7 @@
 
 mod bad_input;
 mod batches;
+mod call_options;
 mod changed_types;
 mod cli;
 mod closing;

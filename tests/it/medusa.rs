@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use oncekey::{
-    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FINISHED, Manager, ManagerOptions, OnError,
-    PhaseError, STARTED, Status,
+    Begin, CallOptions, ErrorKind, ExecuteError, FINISHED, Manager, ManagerOptions, OnError, PhaseError, STARTED,
+    Status,
     admin::RecordFilter,
     clock::ManualClock,
     http::{NewRequest, RequestPatch, Requests, Response},
@@ -71,8 +71,8 @@ fn medusa_2_a_key_in_progress_excludes_all_others_without_a_time_limit() {
     for passed in [MS, SECOND, MINUTE, DAY, 10 * YEAR] {
         clock.advance(passed);
         assert_eq!(answer(&manager, "k"), "in progress");
-        assert!(manager.initiate("k", None).unwrap().is_none());
-        let refused = manager.execute_with("k", ExecuteOptions::new().wait(MS), |_| {
+        assert!(manager.initiate("k").unwrap().is_none());
+        let refused = manager.execute_with("k", CallOptions::new().wait(MS), |_| {
             ran.fetch_add(1, Ordering::Relaxed);
             Ok(String::new())
         });
@@ -224,7 +224,7 @@ fn medusa_6_a_finished_key_is_never_ended_again() {
         let before = manager.get(key).unwrap().unwrap();
         // No call returns a claim or writes.
         assert_eq!(answer(&manager, key), "replay");
-        assert!(manager.initiate(key, None).unwrap().is_none());
+        assert!(manager.initiate(key).unwrap().is_none());
         assert_eq!(manager.success(key, token, &"w".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
         assert_eq!(manager.fail(key, token, &"w".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
         assert_eq!(manager.release(key, token).unwrap_err().kind(), ErrorKind::ClaimLost);
@@ -417,9 +417,9 @@ fn medusa_a_stored_request_is_compared() {
 #[test]
 fn medusa_a_retry_does_not_patch_the_record() {
     let (manager, _) = fresh();
-    let first = BeginOptions::new().context(about("user", "ada"));
+    let first = CallOptions::new().context(about("user", "ada"));
     claimed(manager.begin_with("k", first).unwrap()).succeed(&"v".to_owned()).unwrap();
-    let second = BeginOptions::new().context(about("user", "eve"));
+    let second = CallOptions::new().context(about("user", "eve"));
     let Begin::Replay(done) = manager.begin_with("k", second).unwrap() else { panic!("no replay") };
     assert_eq!(done.info().context().text("user"), Some("ada"));
 }

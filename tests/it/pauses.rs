@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use oncekey::{
-    Begin, BeginOptions, Engine, ExecuteError, ExecuteOptions, FOREVER, ManagerOptions, OnError, Waited,
-    admin::Resolution, clock::ManualClock,
+    Begin, CallOptions, Engine, ExecuteError, FOREVER, ManagerOptions, OnError, Waited, admin::Resolution,
+    clock::ManualClock,
 };
 
 use crate::common::*;
@@ -45,11 +45,11 @@ fn every_release_of_an_owner_pauses_and_nothing_else_does() {
     let mut dropped = claim(&manager, "drop");
     dropped.release_on_drop(true);
     drop(dropped);
-    let token = manager.initiate("by key", None).unwrap().unwrap();
+    let token = manager.initiate("by key").unwrap().unwrap();
     manager.release("by key", token).unwrap();
     for key in ["execute", "drop", "by key"] {
         assert_eq!(paused(&manager, key), Some(SECOND), "{key}");
-        assert_eq!(manager.initiate(key, None).unwrap(), None, "{key}");
+        assert_eq!(manager.initiate(key).unwrap(), None, "{key}");
         assert!(matches!(manager.execute(key, |_| panic!("it has run")), Err(ExecuteError::Paused(_))), "{key}");
     }
     // An operator wants it to run now.
@@ -70,7 +70,7 @@ fn the_waiters_for_an_operation_that_fails_for_all_do_not_run_it_one_after_the_o
         let waiters: Vec<_> = (0..8)
             .map(|_| {
                 scope.spawn(|| {
-                    manager.execute_with("k", ExecuteOptions::new().wait(FOREVER), |_| {
+                    manager.execute_with("k", CallOptions::new().wait(FOREVER), |_| {
                         runs.fetch_add(1, Ordering::Relaxed);
                         Err("busy".to_owned())
                     })
@@ -119,7 +119,7 @@ fn another_payload_need_not_wait_for_what_had_no_effect() {
     let _charged = bound.effect_id("charge");
     bound.release().unwrap();
     assert_eq!(answer_with(&manager, "bound", same("b")), "mismatch");
-    assert_eq!(answer_with(&manager, "bound", BeginOptions::new()), "mismatch");
+    assert_eq!(answer_with(&manager, "bound", CallOptions::new()), "mismatch");
 }
 
 #[cfg(feature = "http")]

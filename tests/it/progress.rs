@@ -40,7 +40,7 @@ fn a_released_record_that_holds_progress_is_kept_like_an_interrupted_one() {
 
     // These hold nothing.
     claim(&manager, "untouched").release().unwrap();
-    let token = manager.initiate("by key", None).unwrap().unwrap();
+    let token = manager.initiate("by key").unwrap().unwrap();
     manager.release("by key", token).unwrap();
     drop(claim(&texts(&engine), "resolved"));
     manager.resolve("resolved", Resolution::Retry).unwrap();

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, OnError, OnInterrupted,
+    Begin, CallOptions, Claim, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, OnError, OnInterrupted,
     RecordInfo, Status, Waited, admin::Resolution,
 };
 
@@ -324,10 +324,10 @@ impl Life {
         let before = self.before();
         let short = Duration::from_micros(rng.below(2_000));
         let policy = if rng.below(2) == 0 { OnInterrupted::Resume } else { OnInterrupted::Hold };
-        let options = BeginOptions::new().on_interrupted(policy);
+        let options = CallOptions::new().on_interrupted(policy);
         match rng.below(12) {
             0..=2 => self.begun(&before, ops.begin_with(key, options).unwrap(), ops, key, rng),
-            3 | 4 => self.begun(&before, ops.begin_or_wait(key, options, short).unwrap(), ops, key, rng),
+            3 | 4 => self.begun(&before, ops.begin_with(key, options.wait(short)).unwrap(), ops, key, rng),
             5 => self.deletes(|| ops.remove(key)),
             6 => self.deletes(|| ops.forget(key)),
             7 => {

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 use oncekey::{
-    BeginOptions, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, ManagerOptions, Next, Status,
+    CallOptions, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, ManagerOptions, Next, Status,
     admin::RecordFilter, clock::ManualClock, http::Response,
 };
 
@@ -137,7 +137,7 @@ fn only_outcomes_are_remembered() {
 fn stages_batches_and_other_requests_are_answered_too() {
     let (engine, clock) = engine();
     let manager = remembers(&engine);
-    let same = |text: &str| BeginOptions::new().fingerprint(Fingerprint::of(text).unwrap());
+    let same = |text: &str| CallOptions::new().fingerprint(Fingerprint::of(text).unwrap());
     let mut staged = claimed(manager.begin_with("staged", same("one")).unwrap());
     staged.keep_for(2 * MINUTE).unwrap();
     staged.work_stage(|_| Ok::<_, oncekey::Error>(Next::Succeed("v".to_owned()))).unwrap();

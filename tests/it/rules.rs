@@ -2,7 +2,7 @@
 //! in `endings`.
 
 use oncekey::{
-    Begin, BeginOptions, Engine, ErrorKind, FOREVER, Fingerprint, Interruption, ManagerOptions, OnInterrupted, Status,
+    Begin, CallOptions, Engine, ErrorKind, FOREVER, Fingerprint, Interruption, ManagerOptions, OnInterrupted, Status,
     Waited,
     admin::{RecordFilter, Resolution},
     clock::ManualClock,
@@ -15,7 +15,7 @@ use crate::common::*;
 #[test]
 fn begin_checks_the_key_first() {
     let (manager, _) = fresh();
-    let options = BeginOptions::new().success_ttl(std::time::Duration::ZERO);
+    let options = CallOptions::new().success_ttl(std::time::Duration::ZERO);
     assert_eq!(manager.begin_with("", options.clone()).unwrap_err().kind(), ErrorKind::InvalidKey);
     assert_eq!(manager.begin_with("k", options).unwrap_err().kind(), ErrorKind::InvalidOptions);
 }
@@ -44,7 +44,7 @@ fn begin_returns_mismatch_before_any_other_answer() {
     let _ = released.effect_id("charge");
     released.release().unwrap();
     start("held").interrupt().unwrap();
-    let free = BeginOptions::new().on_interrupted(OnInterrupted::Resume).fingerprint(Fingerprint::of("a").unwrap());
+    let free = CallOptions::new().on_interrupted(OnInterrupted::Resume).fingerprint(Fingerprint::of("a").unwrap());
     claimed(manager.begin_with("free", free).unwrap()).interrupt().unwrap();
     for key in ["live", "won", "lost", "released", "held", "free"] {
         assert_eq!(answer_with(&manager, key, same("b")), "mismatch", "{key}");
@@ -96,7 +96,7 @@ fn a_retry_without_the_fingerprint_of_the_record_is_a_mismatch() {
     let (manager, _) = fresh();
     claimed(manager.begin_with("k", same("a")).unwrap()).succeed(&"v".to_owned()).unwrap();
     assert_eq!(answer(&manager, "k"), "mismatch");
-    assert!(manager.initiate("k", None).unwrap().is_none());
+    assert!(manager.initiate("k").unwrap().is_none());
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_record_without_a_fingerprint_accepts_any() {
 fn fingerprint_context_and_policy_are_fixed_when_a_generation_starts() {
     let (engine, _) = engine();
     let (holds, resumes) = (texts(&engine), resuming(&engine));
-    let first = BeginOptions::new().context(about("user", "ada")).on_interrupted(OnInterrupted::Resume);
+    let first = CallOptions::new().context(about("user", "ada")).on_interrupted(OnInterrupted::Resume);
     let first = claimed(holds.begin_with("k", first).unwrap());
     let _ = first.effect_id("charge");
     first.release().unwrap();
@@ -141,7 +141,7 @@ fn ttls_are_fixed_when_a_generation_starts() {
     for key in ["won", "lost", "released"] {
         claim(&short, key).release().unwrap();
     }
-    let options = BeginOptions::new().success_ttl(DAY).failure_ttl(DAY);
+    let options = CallOptions::new().success_ttl(DAY).failure_ttl(DAY);
     claimed(long.begin_with("won", options.clone()).unwrap()).succeed(&"v".to_owned()).unwrap();
     claimed(long.begin_with("lost", options).unwrap()).fail(&"e".to_owned()).unwrap();
     claim(&long, "released").release().unwrap();
@@ -186,7 +186,7 @@ fn the_ttl_starts_at_the_ending() {
 fn success_and_failure_have_separate_ttls() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(2 * SECOND).failure_ttl(SECOND));
-    let options = || BeginOptions::new().success_ttl(3 * SECOND).failure_ttl(4 * SECOND);
+    let options = || CallOptions::new().success_ttl(3 * SECOND).failure_ttl(4 * SECOND);
     claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
     claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
     claimed(manager.begin_with("won, own", options()).unwrap()).succeed(&"v".to_owned()).unwrap();
@@ -204,7 +204,7 @@ fn by_default_only_released_records_expire_after_a_day() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(MS).failure_ttl(MS));
     let _live = claim(&manager, "live");
-    assert!(manager.initiate("by key", None).unwrap().is_some());
+    assert!(manager.initiate("by key").unwrap().is_some());
     claim(&manager, "released").release().unwrap();
     drop(claim(&manager, "dropped"));
     clock.advance(just_before(DAY));
@@ -224,7 +224,7 @@ fn released_and_interrupted_ttls_never_remove_a_live_record() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().released_ttl(SECOND).interrupted_ttl(SECOND));
     let live = claim(&manager, "live");
-    assert!(manager.initiate("by key", None).unwrap().is_some());
+    assert!(manager.initiate("by key").unwrap().is_some());
     clock.advance(DAY);
     // This TTL starts at the release. The others start at the ending.
     claim(&manager, "released").release().unwrap();
@@ -298,7 +298,7 @@ fn all_readers_see(engine: &Engine, key: &str, alive: bool) {
     assert_eq!(engine.managers().unwrap().contains(&"m".to_owned()), alive, "managers");
     if alive {
         assert_eq!(answer(&manager, key), "replay", "begin");
-        assert_eq!(arm(&manager.begin_or_wait(key, BeginOptions::new(), FOREVER).unwrap()), "replay", "begin_or_wait");
+        assert_eq!(arm(&manager.begin_with(key, CallOptions::new().wait(FOREVER)).unwrap()), "replay", "waiting");
         return;
     }
     let resolved = manager.resolve(key, Resolution::Retry).unwrap_err();

@@ -104,9 +104,8 @@ fn debug_prints_no_payload() {
     let (engine, _) = engine();
     let manager: Texts = engine.manager("m").unwrap();
     let marked = MARKER.to_owned();
-    let begin = BeginOptions::new().context(about("card", MARKER));
+    let begin = CallOptions::new().context(about("card", MARKER));
     hides(&begin);
-    hides(&ExecuteOptions::from(begin.clone()));
     let owner = claimed(manager.begin_with("k", begin).unwrap());
     hides(&owner);
     let too_large = "x".repeat(2 << 20) + MARKER;
@@ -145,7 +144,7 @@ fn debug_of_a_resolution_prints_no_payload() {
 fn debug_of_a_handle_prints_no_payload_of_its_store() {
     let (engine, _) = engine();
     let manager: Texts = engine.manager("m").unwrap();
-    let options = BeginOptions::new().context(about("card", MARKER));
+    let options = CallOptions::new().context(about("card", MARKER));
     claimed(manager.begin_with("k", options).unwrap()).succeed(&MARKER.to_owned()).unwrap();
     // Waits until the record has left the journal for the tables.
     engine.compact_now().unwrap();

@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oncekey::{
-    BeginOptions, Claim, DriveError, Error, ErrorKind, ExecuteError, FINISHED, Interruption, Manager, ManagerOptions,
+    CallOptions, Claim, DriveError, Error, ErrorKind, ExecuteError, FINISHED, Interruption, Manager, ManagerOptions,
     Next, OnInterrupted, PhaseError, RecordInfo, STARTED, Stages, Status, clock::ManualClock,
 };
 
@@ -206,8 +206,8 @@ fn a_fault_of_the_engine_in_a_stage_is_never_stored_as_the_operation_s_failure()
     }
 }
 
-fn resume() -> BeginOptions {
-    BeginOptions::new().on_interrupted(OnInterrupted::Resume)
+fn resume() -> CallOptions {
+    CallOptions::new().on_interrupted(OnInterrupted::Resume)
 }
 
 #[test]

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Interruption, Key, Manager, ManagerOptions,
-    OnError, STARTED, Status, Waited, admin::Resolution,
+    Begin, CallOptions, ErrorKind, ExecuteError, FOREVER, Interruption, Key, Manager, ManagerOptions, OnError, STARTED,
+    Status, Waited, admin::Resolution,
 };
 
 use crate::common::*;
@@ -50,9 +50,9 @@ fn a_ttl_of_zero_is_invalid() {
         assert!(error.kind() == ErrorKind::InvalidOptions && error.to_string().contains("_ttl is zero"), "{error}");
     }
     let manager = texts(&engine);
-    for options in [BeginOptions::new().success_ttl(zero), BeginOptions::new().failure_ttl(zero)] {
+    for options in [CallOptions::new().success_ttl(zero), CallOptions::new().failure_ttl(zero)] {
         assert_eq!(manager.begin_with("k", options.clone()).unwrap_err().kind(), ErrorKind::InvalidOptions);
-        let waiting = manager.begin_or_wait("k", options.clone(), MS).unwrap_err();
+        let waiting = manager.begin_with("k", options.clone().wait(MS)).unwrap_err();
         assert_eq!(waiting.kind(), ErrorKind::InvalidOptions);
         let executed = manager.execute_with("k", options, |_| panic!("it has run"));
         assert!(matches!(executed, Err(ExecuteError::Engine(error)) if error.kind() == ErrorKind::InvalidOptions));
@@ -70,9 +70,9 @@ fn a_timeout_too_large_for_the_clock_waits_for_ever() {
     std::thread::scope(|scope| {
         let waiters = [
             scope.spawn(|| waited(&manager.wait("k", Duration::MAX).unwrap())),
-            scope.spawn(|| arm(&manager.begin_or_wait("k", BeginOptions::new(), Duration::MAX).unwrap())),
+            scope.spawn(|| arm(&manager.begin_with("k", CallOptions::new().wait(Duration::MAX)).unwrap())),
             scope.spawn(|| {
-                let options = ExecuteOptions::new().wait(Duration::MAX);
+                let options = CallOptions::new().wait(Duration::MAX);
                 manager.execute_with("k", options, |_| panic!("it has run")).map_or("failed", |_| "executed")
             }),
         ];
@@ -121,7 +121,7 @@ fn execute_stores_failures_by_default() {
 fn execute_with_no_wait_answers_at_once_and_takes_begin_options() {
     let (manager, _) = fresh();
     let _owner = claim(&manager, "k");
-    let none = ExecuteOptions::new().wait(Duration::ZERO);
+    let none = CallOptions::new().wait(Duration::ZERO);
     assert!(matches!(manager.execute_with("k", none, |_| panic!("it has run")), Err(ExecuteError::InProgress(_))));
     let done = manager.execute_with("l", same("a").context(about("user", "ada")), |claim| {
         Ok(claim.context().text("user").unwrap().to_owned())
@@ -134,7 +134,7 @@ fn execute_with_no_wait_answers_at_once_and_takes_begin_options() {
 #[test]
 fn a_claim_tells_what_it_is() {
     let (manager, _) = fresh();
-    let first = claimed(manager.begin_with("k", BeginOptions::new().context(about("user", "ada"))).unwrap());
+    let first = claimed(manager.begin_with("k", CallOptions::new().context(about("user", "ada"))).unwrap());
     assert_eq!((first.key().as_str(), first.attempt(), first.interruption()), (Some("k"), 1, None));
     assert_eq!(
         (first.recovery_point(), first.checkpoint(), first.context().text("user")),
@@ -222,7 +222,7 @@ fn resolve_settles_what_is_interrupted_and_nothing_else() {
     assert_eq!((retried.attempt(), retried.interruption()), (2, Some(Interruption::Dropped)));
 
     let _live = claim(&manager, "live");
-    assert!(manager.initiate("by key", None).unwrap().is_some());
+    assert!(manager.initiate("by key").unwrap().is_some());
     claim(&manager, "released").release().unwrap();
     let expected = [
         ("absent", ErrorKind::NotFound),
@@ -247,7 +247,7 @@ fn reopen_forgets_what_is_finished_and_remove_all_but_a_live_claim_s() {
         claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
         claim(&manager, "released").release().unwrap();
         drop(claim(&manager, "dropped"));
-        manager.initiate("by key", None).unwrap().unwrap()
+        manager.initiate("by key").unwrap().unwrap()
     };
     let token = make();
     let _live = claim(&manager, "live");
@@ -298,7 +298,7 @@ fn extend_keeps_a_finished_record_longer_and_never_shorter() {
 fn by_key_verbs_end_only_what_was_begun_by_key() {
     let (manager, _) = fresh();
     let owner = claim(&manager, "claimed");
-    assert_eq!(manager.initiate("claimed", None).unwrap(), None);
+    assert_eq!(manager.initiate("claimed").unwrap(), None);
     let v = "v".to_owned();
     let refusals = |token| {
         let all = [
@@ -313,11 +313,11 @@ fn by_key_verbs_end_only_what_was_begun_by_key() {
     assert_eq!(refusals(token(owner.token() - 1)), [ErrorKind::ClaimLost; 3]);
     owner.release().unwrap();
     // A key that a claim gave up may be taken by key, and the other way round.
-    let by_key = manager.initiate("claimed", Some(&about("user", "ada"))).unwrap().unwrap();
+    let by_key = manager.initiate_with("claimed", CallOptions::new().context(about("user", "ada"))).unwrap().unwrap();
     assert_eq!(answer(&manager, "claimed"), "in progress");
     manager.release("claimed", by_key).unwrap();
     assert_eq!(claim(&manager, "claimed").attempt(), 3);
-    let by_key = manager.initiate("k", Some(&about("user", "ada"))).unwrap().unwrap();
+    let by_key = manager.initiate_with("k", CallOptions::new().context(about("user", "ada"))).unwrap().unwrap();
     manager.fail("k", by_key, &v).unwrap();
     assert_eq!(manager.get("k").unwrap().unwrap().info().context().text("user"), Some("ada"));
 }

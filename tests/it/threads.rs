@@ -5,7 +5,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oncekey::ExecuteOptions;
+use oncekey::CallOptions;
 
 /// A bound for waits. Reaching it means that the engine hangs.
 pub(crate) const LATE: Duration = Duration::from_secs(60);
@@ -62,8 +62,8 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// Returns options that wait as long as a test may take.
-pub(crate) fn patient() -> ExecuteOptions {
-    ExecuteOptions::new().wait(LATE)
+pub(crate) fn patient() -> CallOptions {
+    CallOptions::new().wait(LATE)
 }
 
 /// A thread whose state other threads can read.

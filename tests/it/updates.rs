@@ -86,7 +86,7 @@ fn an_update_is_refused_where_someone_is_at_work_or_all_is_said() {
     let requests = engine.requests("r").unwrap();
     let patches = || [to("paid"), RequestPatch::new().checkpoint("c"), RequestPatch::new().response(ok("other"))];
     let claim = claimed(post(&requests, "live"));
-    requests.manager().initiate("by key", None).unwrap().unwrap();
+    requests.manager().initiate("by key").unwrap().unwrap();
     claimed(post(&requests, "won")).succeed(&ok("won")).unwrap();
     claimed(post(&requests, "lost")).fail(&ok("lost")).unwrap();
     let before = state(&requests);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use oncekey::{
-    Begin, BeginOptions, Claim, Durability, Engine, Error, ErrorKind, Interruption, Manager, ManagerOptions, Next,
+    Begin, CallOptions, Claim, Durability, Engine, Error, ErrorKind, Interruption, Manager, ManagerOptions, Next,
     OnInterrupted, Status, Waited,
     http::{RequestPatch, Response},
 };
@@ -30,7 +30,7 @@ pub(crate) fn claim(ops: &Ops) -> Claim<u64, u64> {
 }
 
 pub(crate) fn begin_or_wait(ops: &Ops, timeout: Duration) -> oncekey::Result<Begin<u64, u64>> {
-    ops.begin_or_wait(KEY, BeginOptions::new(), timeout)
+    ops.begin_with(KEY, CallOptions::new().wait(timeout))
 }
 
 /// Starts a thread that runs `call`. Returns when it is parked: the engine counts one more waiter, and the thread
@@ -281,7 +281,7 @@ fn an_update_in_a_transaction_ends_a_record_that_successors_wait_for() {
             thread::scope(|scope| {
                 let successors: Vec<_> = (0..4)
                     .map(|_| {
-                        scope.spawn(|| match manager.begin_or_wait(key, BeginOptions::new(), FOR_EVER).unwrap() {
+                        scope.spawn(|| match manager.begin_with(key, CallOptions::new().wait(FOR_EVER)).unwrap() {
                             Begin::Claimed(claim) => drop(claim.release().unwrap()),
                             Begin::Replay(done) => assert_eq!(done.into_outcome().unwrap().status(), StatusCode::GONE),
                             other => panic!("{other:?}"),
@@ -309,7 +309,7 @@ fn revoking_a_record_begun_by_key_wakes_all() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
-        assert!(ops.initiate(KEY, None).unwrap().is_some());
+        assert!(ops.initiate(KEY).unwrap().is_some());
         thread::scope(|scope| {
             let others: Vec<_> = (0..8).map(|_| parked(scope, ops, |ops| ops.wait(KEY, FOR_EVER))).collect();
             ops.revoke(KEY).unwrap();
@@ -317,7 +317,7 @@ fn revoking_a_record_begun_by_key_wakes_all() {
                 assert!(matches!(other.join().unwrap().unwrap(), Waited::Interrupted));
             }
             assert!(ops.remove(KEY).unwrap());
-            assert!(ops.initiate(KEY, None).unwrap().is_some());
+            assert!(ops.initiate(KEY).unwrap().is_some());
             let answers = successors(scope, ops, 8);
             ops.revoke(KEY).unwrap();
             for _ in 0..8 {

@@ -15,9 +15,9 @@ use crate::api::manager::execute::{
 use crate::api::transaction::{self, Setting, Transaction};
 use crate::protocol::rules::{Ending, Start, Step};
 use crate::protocol::{Begun, Entered, MAX_COMMIT_BYTES, RecordId};
-use crate::types::error::{self, Error, Result};
+use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::key::IntoKey;
-use crate::types::options::BeginOptions;
+use crate::types::options::CallOptions;
 use crate::types::record::Interruption;
 
 /// One operation of a batch.
@@ -84,7 +84,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         items: impl IntoIterator<Item = (K, M)>,
         operation: impl FnMut(&mut Claim<T, E>, M) -> Result<T, E>,
     ) -> Vec<Result<Executed<T>, ExecuteError<T, E>>> {
-        let items = items.into_iter().map(|(key, message)| (key, BeginOptions::new(), message));
+        let items = items.into_iter().map(|(key, message)| (key, CallOptions::new(), message));
         self.execute_many_with(items, operation)
     }
 
@@ -92,10 +92,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// As [`execute_many`](Manager::execute_many).
+    /// As [`execute_many`](Manager::execute_many), and `InvalidOptions` for an item with a [`wait`](CallOptions::wait) that is
+    /// not zero.
     pub fn execute_many_with<K: IntoKey, M>(
         &self,
-        items: impl IntoIterator<Item = (K, BeginOptions, M)>,
+        items: impl IntoIterator<Item = (K, CallOptions, M)>,
         mut operation: impl FnMut(&mut Claim<T, E>, M) -> Result<T, E>,
     ) -> Vec<Result<Executed<T>, ExecuteError<T, E>>> {
         let (mut items, mut waiting) = (items.into_iter().enumerate().fuse(), VecDeque::new());
@@ -133,8 +134,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         answers.0.into_iter().flatten().collect()
     }
 
-    fn item<M>(&self, at: usize, key: impl IntoKey, options: BeginOptions, message: M) -> Result<Item<M>> {
-        let options = BeginOptions { only_from_start: true, ..options };
+    fn item<M>(&self, at: usize, key: impl IntoKey, options: CallOptions, message: M) -> Result<Item<M>> {
+        if options.wait.is_some_and(|wait| !wait.is_zero()) {
+            let message = "execute_many waits for no other owner, and an item has a wait";
+            return Err(Error::new(ErrorKind::InvalidOptions, message));
+        }
+        let options = CallOptions { only_from_start: true, ..options };
         Ok(Item { at, id: self.id(key)?, start: self.start(options, false)?, message })
     }
 

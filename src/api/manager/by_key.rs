@@ -6,10 +6,9 @@ use serde::de::DeserializeOwned;
 use super::Manager;
 use crate::protocol::Begun;
 use crate::protocol::rules::Ending;
-use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::key::IntoKey;
-use crate::types::options::BeginOptions;
+use crate::types::options::CallOptions;
 use crate::types::token::Token;
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
@@ -23,18 +22,43 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # use oncekey::{Engine, ErrorKind, Manager};
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// let late = payments.initiate("order-42", None)?.unwrap();
+    /// let late = payments.initiate("order-42")?.unwrap();
     /// payments.release("order-42", late)?;
-    /// let owner = payments.initiate("order-42", None)?.unwrap();
+    /// let owner = payments.initiate("order-42")?.unwrap();
     /// assert_eq!(payments.success("order-42", late, &1).unwrap_err().kind(), ErrorKind::ClaimLost);
     /// payments.success("order-42", owner, &1999)?;
     /// # Ok::<(), oncekey::Error>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_with`](Manager::begin_with).
     #[must_use = "only with the token can the key be ended; without one, do not run the operation"]
-    pub fn initiate(&self, key: impl IntoKey, context: Option<&Context>) -> Result<Option<Token>> {
-        let options = BeginOptions { context: context.cloned(), ..BeginOptions::new() };
-        let (id, start) = (self.id(key)?, self.start(options, true)?);
-        let begun = self.engine.protocol().begin(&id, &start)?;
+    pub fn initiate(&self, key: impl IntoKey) -> Result<Option<Token>> {
+        self.initiate_with(key, CallOptions::new())
+    }
+
+    /// Does the same as [`initiate`](Manager::initiate), with options such as the fingerprint of the request. `None` for a
+    /// mismatch too; [`begin_with`](Manager::begin_with) tells the reasons apart.
+    ///
+    /// ```
+    /// # use oncekey::{Begin, CallOptions, Engine, Fingerprint, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// let of = |cents: u64| Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&cents)?));
+    /// let owner = payments.initiate_with("order-42", of(1999)?)?.unwrap();
+    /// payments.success("order-42", owner, &1999)?;
+    /// assert!(matches!(payments.begin_with("order-42", of(2999)?)?, Begin::Mismatch(_)));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`begin_with`](Manager::begin_with).
+    #[must_use = "only with the token can the key be ended; without one, do not run the operation"]
+    pub fn initiate_with(&self, key: impl IntoKey, options: CallOptions) -> Result<Option<Token>> {
+        let (id, wait) = (self.id(key)?, options.wait.unwrap_or_default());
+        let begun = self.begin_within(&id, &self.start(options, true)?, wait)?;
         Ok(if let Begun::Claimed(info) = begun { Some(Token::new(info.stored().token)) } else { None })
     }
 

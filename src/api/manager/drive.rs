@@ -12,7 +12,7 @@ use crate::api::manager::execute::{ExecuteError, Executed, answer};
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::failure::Failure;
 use crate::types::key::IntoKey;
-use crate::types::options::{ExecuteOptions, OnInterrupted};
+use crate::types::options::{CallOptions, OnInterrupted};
 use crate::types::outcome::Finished;
 use crate::types::record::{RecordInfo, Status};
 
@@ -27,7 +27,7 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 /// own point, with another checkpoint, and is then called again.
 ///
 /// ```
-/// # use oncekey::{BeginOptions, Engine, Error, Fingerprint, Manager, Next, OnInterrupted, STARTED, Stages};
+/// # use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager, Next, OnInterrupted, STARTED, Stages};
 /// # let engine = Engine::temporary()?;
 /// # fn charge(_id: &str) -> String { "ch_1".into() }
 /// let orders: Manager<String> = engine.manager("orders")?;
@@ -45,7 +45,7 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 ///     });
 /// // Whatever ends an attempt, the next one goes on from its recovery point.
 /// let same_cart = Fingerprint::of(&("cart-1", 1999))?;
-/// let options = BeginOptions::new().fingerprint(same_cart).on_interrupted(OnInterrupted::Resume);
+/// let options = CallOptions::new().fingerprint(same_cart).on_interrupted(OnInterrupted::Resume);
 /// let done = orders.drive("cart-1", options, &stages)?;
 /// assert_eq!(done.value(), "ch_1");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -97,13 +97,13 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 /// Why `drive` has no value. Exhaustive on purpose.
 ///
 /// ```
-/// # use oncekey::{BeginOptions, DriveError, Engine, Error, ExecuteError, Manager, Next, STARTED, Stages, Status};
+/// # use oncekey::{CallOptions, DriveError, Engine, Error, ExecuteError, Manager, Next, STARTED, Stages, Status};
 /// # let engine = Engine::temporary()?;
 /// let orders: Manager<String, String> = engine.manager("orders")?;
 /// let stages = Stages::new().stage(STARTED, |claim| {
 ///     claim.work_stage(|_tx| Ok::<_, Error>(Next::Fail("sold out".to_owned())))
 /// });
-/// let status = match orders.drive("cart-1", BeginOptions::new(), &stages) {
+/// let status = match orders.drive("cart-1", CallOptions::new(), &stages) {
 ///     Ok(_) => 200,
 ///     // Final: every retry gets it.
 ///     Err(DriveError::Execute(ExecuteError::Failed { status: Status::Failed, .. })) => 402,
@@ -273,9 +273,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     pub fn drive<X: From<Error>>(
         &self,
         key: impl IntoKey,
-        options: impl Into<ExecuteOptions>,
+        options: CallOptions,
         stages: &Stages<'_, T, E, X>,
     ) -> Result<Executed<T>, DriveError<T, E, X>> {
-        self.claim_and_run(key, options.into(), |claim| Ok(answer(claim.drive(stages)?, false)?))
+        self.claim_and_run(key, options, |claim| Ok(answer(claim.drive(stages)?, false)?))
     }
 }

@@ -1,6 +1,7 @@
 //! One call: run the operation once, or get what came of it.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,7 +13,7 @@ use crate::protocol::rules::Ending;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::failure::Failure;
 use crate::types::key::IntoKey;
-use crate::types::options::{ExecuteOptions, OnError};
+use crate::types::options::{CallOptions, OnError};
 use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
 
@@ -160,6 +161,9 @@ impl<T, E> fmt::Debug for ExecuteError<T, E> {
 
 impl<T, E: fmt::Display> std::error::Error for ExecuteError<T, E> {}
 
+/// How long `execute` and `drive` wait for another owner, unless the options say otherwise.
+const DEFAULT_WAIT: Duration = Duration::from_secs(2);
+
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
     /// Runs the operation if the key is new, and stores what it returns; otherwise gives what came of it before. Waits up to
     /// 2 s for another owner, holding its thread, unless [too many](crate::EngineOptions::max_waiting_per_key) wait already.
@@ -182,7 +186,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// Without a fingerprint, a retry with another payload under the same key is a replay: give one by
     /// [`execute_with`](Manager::execute_with), unless the key alone says what is to be done.
-    /// [`BeginOptions::fingerprint`](crate::BeginOptions::fingerprint) says when that is so.
+    /// [`CallOptions::fingerprint`](crate::CallOptions::fingerprint) says when that is so.
     ///
     /// # Errors
     ///
@@ -193,19 +197,19 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         key: impl IntoKey,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
-        self.execute_with(key, ExecuteOptions::new(), operation)
+        self.execute_with(key, CallOptions::new(), operation)
     }
 
     /// As [`execute`](Manager::execute), with more to say.
     ///
     /// ```
-    /// # use oncekey::{Engine, ExecuteError, ExecuteOptions, Fingerprint, Manager};
+    /// # use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Manager};
     /// # use std::time::Duration;
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// let pay = |cents: u64| {
     ///     let same = Fingerprint::of(&("EUR", cents))?;
-    ///     let options = ExecuteOptions::new().fingerprint(same).wait(Duration::from_secs(2));
+    ///     let options = CallOptions::new().fingerprint(same).wait(Duration::from_secs(2));
     ///     payments.execute_with("order-42", options, |_claim| Ok(cents))
     /// };
     /// assert_eq!(*pay(1999).unwrap().value(), 1999);
@@ -219,11 +223,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     pub fn execute_with(
         &self,
         key: impl IntoKey,
-        options: impl Into<ExecuteOptions>,
+        mut options: CallOptions,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
-        let mut options = options.into();
-        options.begin.only_from_start = true;
+        options.only_from_start = true;
         let unclassified = |error| Failed { error, on_error: None };
         self.claim_and_run(key, options, |claim| self.run(claim, |claim| operation(claim).map_err(unclassified)))
     }
@@ -232,12 +235,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     pub(crate) fn claim_and_run<X: From<ExecuteError<T, E>>>(
         &self,
         key: impl IntoKey,
-        options: ExecuteOptions,
+        options: CallOptions,
         run: impl FnOnce(Claim<T, E>) -> Result<Executed<T>, X>,
     ) -> Result<Executed<T>, X> {
-        let ExecuteOptions { begin, wait } = options;
-        let begun = if wait.is_zero() { self.begin_with(key, begin) } else { self.begin_or_wait(key, begin, wait) };
-        match claim_or_answer(begun) {
+        let wait = options.wait.unwrap_or(DEFAULT_WAIT);
+        match claim_or_answer(self.begin_with(key, options.wait(wait))) {
             Ok(claim) => {
                 let _running = claim.running();
                 run(claim)

@@ -12,7 +12,7 @@ use crate::http::response::{BODY_OMITTED, REPLAYED, Response};
 use crate::protocol::RecordId;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::key::Key;
-use crate::types::options::{BeginOptions, ExecuteOptions, OnError};
+use crate::types::options::{CallOptions, OnError};
 
 impl Requests {
     /// Answers an HTTP request, by running the operation once for its `Idempotency-Key`. For any server that works with
@@ -145,11 +145,11 @@ impl Requests {
         &self,
         request: &http::Request<B>,
         options: &HandleOptions,
-    ) -> Result<Option<(Key, ExecuteOptions)>, Problem> {
+    ) -> Result<Option<(Key, CallOptions)>, Problem> {
         let Some(key) = options.key(request)? else { return Ok(None) };
-        let (key, mut begin) = NewRequest::read(Some(key), request, options)?.described(self.keep_params)?;
-        begin.only_from_start = true;
-        Ok(Some((key, ExecuteOptions::from(begin).wait(options.wait))))
+        let (key, mut execute) = NewRequest::read(Some(key), request, options)?.described(self.keep_params)?;
+        execute.only_from_start = true;
+        Ok(Some((key, execute)))
     }
 
     /// Runs the operation with a claim that has no record, also while no record could be stored.
@@ -170,7 +170,7 @@ impl Requests {
         // A scope may be too long for a generated key; it only has to be new.
         let id = error::handled(|| manager.id(Key::generate()).ok())
             .unwrap_or_else(|| RecordId::new(&manager.name().into(), Key::generate()));
-        let start = manager.start(BeginOptions::new(), false)?;
+        let start = manager.start(CallOptions::new(), false)?;
         let info = manager.engine().protocol().unrecorded(&id, &start)?;
         Ok(Claim::without_record(manager.engine().share(), id, info))
     }

@@ -8,7 +8,7 @@ use crate::api::manager::execute::{Executed, answer};
 use crate::http::problem::Problem;
 use crate::http::response::Response;
 use crate::types::error::{Error, Result};
-use crate::types::options::{ExecuteOptions, OnInterrupted};
+use crate::types::options::OnInterrupted;
 
 impl Requests {
     /// Reads an HTTP request as [`handle`](Requests::handle) does, for handlers of your own: its key, and what is the same
@@ -59,7 +59,8 @@ impl Requests {
         read.map_err(|problem| options.typed(problem))
     }
 
-    /// Asks for the right to run a request, as [`initialize_request`](Requests::initialize_request) does.
+    /// Asks for the right to run a request, as [`initialize_request`](Requests::initialize_request) does. Waits for another owner
+    /// as long as the request [says](NewRequest::wait).
     ///
     /// # Errors
     ///
@@ -105,15 +106,10 @@ impl Requests {
         request: NewRequest,
         stages: &Stages<'_, Response, Response, X>,
     ) -> Result<Executed<Response>, DriveError<Response, Response, X>> {
-        let (is_keyed, wait) = (request.key.is_some(), request.wait);
-        let (key, begin) = request.described(self.keep_params)?;
+        let is_keyed = request.key.is_some();
+        let (key, options) = request.described(self.keep_params)?;
         let policy = self.manager.options.on_interrupted.unwrap_or(OnInterrupted::Resume);
-        let options = ExecuteOptions::from(begin.on_interrupted(policy));
-        let options = match wait {
-            Some(wait) => options.wait(wait),
-            None => options,
-        };
-        self.manager.claim_and_run(key, options, |claim| {
+        self.manager.claim_and_run(key, options.on_interrupted(policy), |claim| {
             let driven = if is_keyed { claim.drive(stages) } else { claim.drive_unkeyed(stages) };
             Ok(answer(driven?, false)?)
         })

@@ -15,7 +15,7 @@ use crate::types::context::Context;
 use crate::types::error::{self, Result};
 use crate::types::fingerprint::Fingerprint;
 use crate::types::key::Key;
-use crate::types::options::BeginOptions;
+use crate::types::options::CallOptions;
 use crate::types::record::RecordInfo;
 
 const METHOD: &str = "method";
@@ -76,7 +76,7 @@ pub struct NewRequest {
     method: String,
     path: String,
     pub(super) key: Option<Key>,
-    pub(super) wait: Option<Duration>,
+    wait: Option<Duration>,
     content: Option<Content>,
 }
 
@@ -104,9 +104,9 @@ impl NewRequest {
         Ok(self)
     }
 
-    /// Waits this long for another owner in [`drive_new`](crate::http::Requests::drive_new). Default: as
-    /// [`ExecuteOptions::wait`](crate::ExecuteOptions::wait); of a request that was [read](crate::http::Requests::read), as
-    /// [`HandleOptions::wait`].
+    /// Sets how long [`begin`](crate::http::Requests::begin) and [`drive_new`](crate::http::Requests::drive_new) wait for another
+    /// owner. Default: zero for `begin` and 2 s for `drive_new`; for a request that was
+    /// [read](crate::http::Requests::read), [`HandleOptions::wait`].
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = Some(timeout);
         self
@@ -135,8 +135,8 @@ impl NewRequest {
     }
 
     /// Returns its key, and how its generation starts.
-    pub(super) fn described(self, keep_params: bool) -> Result<(Key, BeginOptions)> {
-        let Self { method, path, key, content: beside, .. } = self;
+    pub(super) fn described(self, keep_params: bool) -> Result<(Key, CallOptions)> {
+        let Self { method, path, key, wait, content: beside } = self;
         check(&method, &path)?;
         let (fingerprint, accepted, context) = match beside.map_or_else(|| Content::of(&(), kept(&())), Ok)? {
             Content::Params { fingerprint, kept } => {
@@ -148,8 +148,9 @@ impl NewRequest {
                 (fingerprint, accepted, query.map_or_else(|| Ok(Context::new()), |query| kept(&query))?)
             }
         };
-        let begin = BeginOptions::new().fingerprint(fingerprint).context(context.with(METHOD, method).with(PATH, path));
-        Ok((key.unwrap_or_else(Key::generate), accepted.into_iter().fold(begin, BeginOptions::also_accept)))
+        let context = context.with(METHOD, method).with(PATH, path);
+        let options = CallOptions { wait, ..CallOptions::new().fingerprint(fingerprint).context(context) };
+        Ok((key.unwrap_or_else(Key::generate), accepted.into_iter().fold(options, CallOptions::also_accept)))
     }
 }
 

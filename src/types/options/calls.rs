@@ -6,16 +6,20 @@ use super::OnInterrupted;
 use crate::types::context::Context;
 use crate::types::fingerprint::Fingerprint;
 
-/// The options of one `begin`. All are fixed when a generation starts.
+/// The options of one call that begins an operation: [`begin_with`](crate::Manager::begin_with),
+/// [`execute_with`](crate::Manager::execute_with), [`execute_many_with`](crate::Manager::execute_many_with),
+/// [`drive`](crate::Manager::drive) or [`initiate_with`](crate::Manager::initiate_with).
+///
+/// All but the [`wait`](Self::wait) are fixed when a generation starts.
 ///
 /// ```
-/// use oncekey::{Begin, BeginOptions, Context, Engine, Fingerprint, Manager};
+/// use oncekey::{Begin, CallOptions, Context, Engine, Fingerprint, Manager};
 ///
 /// # let engine = Engine::temporary()?;
 /// let payments: Manager<u64> = engine.manager("payments")?;
 /// let options = |cents: u64| {
 ///     let context = Context::new().with("user", "ada");
-///     Ok::<_, oncekey::Error>(BeginOptions::new().fingerprint(Fingerprint::of(&cents)?).context(context))
+///     Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&cents)?).context(context))
 /// };
 /// let claim = payments.begin_with("order-42", options(1999)?)?.into_claim().unwrap();
 /// assert_eq!(claim.context().text("user"), Some("ada"));
@@ -24,18 +28,20 @@ use crate::types::fingerprint::Fingerprint;
 /// ```
 #[derive(Clone, Debug, Default)]
 #[must_use]
-pub struct BeginOptions {
+pub struct CallOptions {
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) accepted: Vec<Fingerprint>,
     pub(crate) context: Option<Context>,
     pub(crate) success_ttl: Option<Duration>,
     pub(crate) failure_ttl: Option<Duration>,
     pub(crate) on_interrupted: Option<OnInterrupted>,
+    /// How long to wait for another owner. `None` for the default of the call.
+    pub(crate) wait: Option<Duration>,
     /// Makes `begin` fail if a stage has committed on the record.
     pub(crate) only_from_start: bool,
 }
 
-impl BeginOptions {
+impl CallOptions {
     /// Creates options that change nothing: the manager's options apply.
     pub fn new() -> Self {
         Self::default()
@@ -60,16 +66,16 @@ impl BeginOptions {
     /// expired.
     ///
     /// ```
-    /// use oncekey::{Begin, BeginOptions, Engine, Fingerprint, Manager};
+    /// use oncekey::{Begin, CallOptions, Engine, Fingerprint, Manager};
     ///
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// let older = Fingerprint::of(&("EUR", 1999))?;
-    /// let claim = payments.begin_with("order-42", BeginOptions::new().fingerprint(older))?.into_claim().unwrap();
+    /// let claim = payments.begin_with("order-42", CallOptions::new().fingerprint(older))?.into_claim().unwrap();
     /// claim.succeed(&1999)?;
     /// // The next version of the service also compares the payee.
     /// let newer = Fingerprint::of(&("EUR", 1999, "ada"))?;
-    /// let options = BeginOptions::new().fingerprint(newer).also_accept(older);
+    /// let options = CallOptions::new().fingerprint(newer).also_accept(older);
     /// assert!(matches!(payments.begin_with("order-42", options)?, Begin::Replay(_)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
@@ -101,77 +107,14 @@ impl BeginOptions {
         self.on_interrupted = Some(policy);
         self
     }
-}
-
-/// The options of one `execute`.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct ExecuteOptions {
-    pub(crate) begin: BeginOptions,
-    pub(crate) wait: Duration,
-}
-
-impl Default for ExecuteOptions {
-    fn default() -> Self {
-        Self { begin: BeginOptions::default(), wait: Duration::from_secs(2) }
-    }
-}
-
-impl ExecuteOptions {
-    /// Creates options with a wait of 2 s. In all else the manager's options apply.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets the fingerprint of the request. See [`BeginOptions::fingerprint`].
-    pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
-        self.begin.fingerprint = Some(fingerprint);
-        self
-    }
-
-    /// Accepts records with this older fingerprint too. See [`BeginOptions::also_accept`].
-    pub fn also_accept(mut self, fingerprint: Fingerprint) -> Self {
-        self.begin = self.begin.also_accept(fingerprint);
-        self
-    }
-
-    /// Stores facts with the record. See [`BeginOptions::context`].
-    pub fn context(mut self, context: Context) -> Self {
-        self.begin.context = Some(context);
-        self
-    }
-
-    /// Replaces [`ManagerOptions::success_ttl`](crate::ManagerOptions::success_ttl) for this record.
-    pub fn success_ttl(mut self, ttl: Duration) -> Self {
-        self.begin.success_ttl = Some(ttl);
-        self
-    }
-
-    /// Replaces [`ManagerOptions::failure_ttl`](crate::ManagerOptions::failure_ttl) for this record.
-    pub fn failure_ttl(mut self, ttl: Duration) -> Self {
-        self.begin.failure_ttl = Some(ttl);
-        self
-    }
-
-    /// Replaces [`ManagerOptions::on_interrupted`](crate::ManagerOptions::on_interrupted) for this record.
-    pub fn on_interrupted(mut self, policy: OnInterrupted) -> Self {
-        self.begin.on_interrupted = Some(policy);
-        self
-    }
 
     /// Sets how long to wait for another owner. Zero means no wait; a time too long for the clock means no limit.
-    /// Default: 2 s.
+    /// Default: 2 s for `execute_with` and `drive`, zero for `begin_with` and `initiate_with`.
     ///
-    /// A waiting thread does nothing else. [`max_waiting`](crate::EngineOptions::max_waiting) bounds the number of waiting
-    /// threads.
+    /// `execute_many_with` never waits, and returns `InvalidOptions` for an item with a wait that is not zero. A waiting
+    /// thread does nothing else. [`max_waiting`](crate::EngineOptions::max_waiting) bounds the number of waiting threads.
     pub fn wait(mut self, timeout: Duration) -> Self {
-        self.wait = timeout;
+        self.wait = Some(timeout);
         self
-    }
-}
-
-impl From<BeginOptions> for ExecuteOptions {
-    fn from(begin: BeginOptions) -> Self {
-        Self { begin, ..Self::default() }
     }
 }

@@ -3,9 +3,9 @@
 use super::EngineOptions;
 
 impl EngineOptions {
-    /// Sets how many threads may wait for one key in [`begin_or_wait`](crate::Manager::begin_or_wait),
-    /// [`execute`](crate::Manager::execute), [`drive`](crate::Manager::drive) and
-    /// [`handle`](crate::http::HandleOptions::wait). Calls over the limit get "in progress" at once. 0 means that no
+    /// Sets how many threads may wait for one key in [`execute`](crate::Manager::execute),
+    /// [`drive`](crate::Manager::drive), [`handle`](crate::http::HandleOptions::wait), and calls with a
+    /// [`wait`](crate::CallOptions::wait). Calls over the limit get "in progress" at once. 0 means that no
     /// thread waits. Default: 32.
     ///
     /// A waiting thread serves no other request. Keep this and [`max_waiting`](Self::max_waiting) below the number of
@@ -14,12 +14,12 @@ impl EngineOptions {
     /// Waits in [`Manager::wait`](crate::Manager::wait) and [`Pending::wait`](crate::Pending::wait) do not count.
     ///
     /// ```
-    /// # use oncekey::{Begin, BeginOptions, Engine, Manager};
+    /// # use oncekey::{Begin, CallOptions, Engine, Manager};
     /// # use std::time::Duration;
     /// let engine = Engine::options().max_waiting_per_key(0).temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// let _owner = payments.begin("order-42")?;
-    /// let answer = payments.begin_or_wait("order-42", BeginOptions::new(), Duration::from_secs(60))?;
+    /// let answer = payments.begin_with("order-42", CallOptions::new().wait(Duration::from_secs(60)))?;
     /// assert!(matches!(answer, Begin::InProgress(_)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, BeginOptions, Claim, Engine, Error, ErrorKind, ExecuteError, ExecuteOptions, FOREVER, Status, Token, Waited,
+    Begin, CallOptions, Claim, Engine, Error, ErrorKind, ExecuteError, FOREVER, Status, Token, Waited,
     admin::Resolution,
 };
 
@@ -79,7 +79,7 @@ impl Caller<'_> {
         say(&format!("try {key}"));
         let mut began = None;
         // Other threads hold claims for a long time.
-        let options = ExecuteOptions::new().wait(Duration::from_millis(self.rng.below(3)));
+        let options = CallOptions::new().wait(Duration::from_millis(self.rng.below(3)));
         let executed = self.ops.execute_with(key, options, |claim| {
             let claimed = (claim.generation(), claim.attempt());
             began = Some(claimed);
@@ -114,7 +114,7 @@ impl Caller<'_> {
     fn begin(&mut self, key: &str, wait: Option<Duration>) {
         say(&format!("try {key}"));
         let begun = match wait {
-            Some(time) => self.ops.begin_or_wait(key, BeginOptions::new(), time),
+            Some(time) => self.ops.begin_with(key, CallOptions::new().wait(time)),
             None => self.ops.begin(key),
         };
         match begun.unwrap() {
@@ -193,7 +193,7 @@ impl Caller<'_> {
             Some((Status::Succeeded | Status::Failed, _)) => self.remove(key),
             Some((Status::Released, _)) | None => {
                 say(&format!("try {key}"));
-                let token = self.ops.initiate(key, None).unwrap().unwrap();
+                let token = self.ops.initiate(key).unwrap().unwrap();
                 self.tokens.insert(key.to_owned(), token);
                 let claimed = claim_of(self.ops.get(key).unwrap().unwrap().info());
                 say_of("began", key, claimed);

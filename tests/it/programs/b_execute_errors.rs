@@ -28,7 +28,7 @@ fn typed(engine: &Engine) -> Result<Manager<Receipt, PayError>> {
 }
 fn pay(m: &Manager<Receipt, PayError>, order: &str, body: &[u8]) -> Result<Receipt, PayError> {
     let same = Fingerprint::of(body)?;
-    match m.execute_with(order, ExecuteOptions::new().fingerprint(same).wait(Duration::from_secs(5)), |claim| {
+    match m.execute_with(order, CallOptions::new().fingerprint(same).wait(Duration::from_secs(5)), |claim| {
         let _downstream_key = claim.effect_id("charge");
         if order.is_empty() { return Err(PayError::Declined { short_by: 3 }) }
         Ok(Receipt { charge: charge()? })

@@ -21,7 +21,7 @@ fn worker(payments: &Manager<Receipt, Declined>) -> Result<()> {
 }
 /// Matches every answer without `_`, so a new answer would be a compile error.
 fn all_arms(m: &Manager<Receipt, Declined>, key: &str, body: &str) -> Result<(u16, String), Error> {
-    let options = BeginOptions::new().fingerprint(Fingerprint::of(body)?).context(Context::new().with("user", "ada"));
+    let options = CallOptions::new().fingerprint(Fingerprint::of(body)?).context(Context::new().with("user", "ada"));
     Ok(match m.begin_with(key, options)? {
         Begin::Claimed(claim) => { let done = claim.succeed(&Receipt { n: 7 })?; (201, format!("{:?}", done.outcome())) }
         Begin::Replay(done) => match done.into_outcome() { Ok(r) => (200, format!("{}", r.n)), Err(Declined::NoFunds) => (402, "no funds".into()) },
@@ -34,12 +34,12 @@ fn all_arms(m: &Manager<Receipt, Declined>, key: &str, body: &str) -> Result<(u1
 /// The five by-key calls, as in litert.
 fn litert(m: &Manager<Receipt, Declined>) -> Result<()> {
     let about = Context::new().with("user", "42").with_encoded("args", &(1, "x"))?;
-    if let Some(token) = m.initiate("k", Some(&about))? {
+    if let Some(token) = m.initiate_with("k", CallOptions::new().context(about))? {
         match Ok::<u64, Declined>(3) { Ok(n) => m.success("k", token, &Receipt { n })?, Err(e) => m.fail("k", token, &e)? }
     } else if let Waited::Finished(done) = m.wait("k", Duration::from_secs(1))? {
         println!("{:?}", done.outcome());
     }
-    if let Some(token) = m.initiate("l", None)? { m.release("l", token)? }
+    if let Some(token) = m.initiate("l")? { m.release("l", token)? }
     if let Some(record) = m.get("k")? { println!("{:?} {:?} {:?}", record.status(), record.outcome(), record.info().context().text("user")) }
     Ok(())
 }

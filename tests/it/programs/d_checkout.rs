@@ -29,7 +29,7 @@ pub(crate) fn checkout(orders: &Manager<Order, String>, cart: &str, item: &str) 
                 Ok(Next::Succeed(Order { id, charge: charge.clone() }))
             })
         });
-    orders.drive(cart, BeginOptions::new().on_interrupted(OnInterrupted::Resume), &stages).map(Executed::into_value)
+    orders.drive(cart, CallOptions::new().on_interrupted(OnInterrupted::Resume), &stages).map(Executed::into_value)
 }
 /// The same without `drive`.
 pub(crate) fn by_hand(mut claim: Claim<Order, String>) -> Result<Finished<Order, String>, AppError> {
