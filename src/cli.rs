@@ -23,6 +23,7 @@
 //! shell completions and the manual page.
 
 mod args;
+mod backup;
 mod bench;
 mod change;
 mod describe;
@@ -142,6 +143,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let filter = filter.records()?;
             on(store, out, &|engine, out| transfer::export(engine, &filter, out))
         }
+        Verb::Backup { store, directory } => on(store, out, &|engine, out| backup::backup(engine, directory, out)),
         Verb::Import { store, file } => {
             let options = transfer::for_import(&options);
             let file = file.as_deref().filter(|file| file.as_os_str() != "-");

@@ -147,7 +147,7 @@ pub mod admin {
     pub use crate::api::raw::RawManager;
     pub use crate::api::records::{RecordFilter, Records};
     pub use crate::protocol::event::{Compacted, Event, Events};
-    pub use crate::protocol::{OpenReport, VerifyReport};
+    pub use crate::protocol::{BackupReport, OpenReport, VerifyReport};
     pub use crate::types::stats::Stats;
 }
 

@@ -39,9 +39,9 @@ use parking_lot::Mutex;
 
 use crate::protocol::event::{Event, Subscribers};
 use crate::protocol::rules::{Action, Decision, Ending, Reason, Start, decide};
+pub use crate::store::{BackupReport, OpenReport, VerifyReport};
 use crate::store::{Change, CommitOptions, Priority, Read, Store, Ticket};
 pub(crate) use crate::store::{Content, Load, StoreKey};
-pub use crate::store::{OpenReport, VerifyReport};
 use crate::sync::key_locks::KeyLocks;
 use crate::sync::wait_limit::WaitLimit;
 use crate::sync::wait_queue::WaitQueue;
@@ -432,6 +432,13 @@ impl Protocol {
         self.check()?;
         let _working = telemetry::enter(Work::Verify, self.path());
         self.store.verify()
+    }
+
+    /// Copies the store into a directory that does not exist yet.
+    pub(crate) fn back_up(&self, path: &Path) -> Result<BackupReport> {
+        self.check()?;
+        let _working = telemetry::enter(Work::Backup, self.path());
+        self.store.back_up(path)
     }
 
     /// The largest encoded outcome.

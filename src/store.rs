@@ -10,6 +10,7 @@
 //! transaction reads is in its read set: a commit marks each set that has one of its keys, and is refused if its own is marked.
 
 mod apply;
+mod backup;
 mod checkpoint;
 mod compact;
 mod files;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+pub use backup::BackupReport;
 pub(crate) use compact::Pass;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 pub use open::OpenReport;

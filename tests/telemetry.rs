@@ -177,6 +177,8 @@ fn live(measured: &Heard) -> u64 {
         })
         .unwrap();
     engine.verify().unwrap();
+    let copies = tempfile::tempdir().unwrap();
+    engine.backup(copies.path().join("copy")).unwrap();
     engine.compact_now().unwrap();
     let commits = engine.stats().commits;
     drop(manager);
@@ -197,6 +199,7 @@ fn what_happens_is_told_and_payloads_are_not() {
         ("open", 1),
         ("close", 1),
         ("verify", 1),
+        ("backup", 1),
         ("compact", 1),
         ("interrupted", 1),
         ("mismatch", 1),
@@ -218,6 +221,7 @@ fn what_happens_is_told_and_payloads_are_not() {
         ("oncekey_commits_total", commits),
         ("oncekey_open_seconds", 1),
         ("oncekey_verify_seconds", 1),
+        ("oncekey_backup_seconds", 1),
         // Of an engine that is gone nothing is left.
         ("oncekey_in_progress", 0),
         ("oncekey_interrupted", 0),

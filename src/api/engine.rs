@@ -14,7 +14,7 @@ use crate::api::table::Table;
 use crate::api::transaction::{self, PhaseOptions, Transaction};
 use crate::protocol::compactor::Compactor;
 use crate::protocol::event::{Compacted, Events};
-use crate::protocol::{ListRange, OpenReport, Protocol, VerifyReport};
+use crate::protocol::{BackupReport, ListRange, OpenReport, Protocol, VerifyReport};
 use crate::types::clock::deadline;
 use crate::types::error::{Error, Result};
 use crate::types::options::EngineOptions;
@@ -241,6 +241,41 @@ impl Engine {
     /// read and is wrong is no error: it is in [`VerifyReport::problems`].
     pub fn verify(&self) -> Result<VerifyReport> {
         self.protocol.verify()
+    }
+
+    /// Copies the store into `path`, as it is at one commit, while other calls go on.
+    ///
+    /// The copy is a store of its own, closed and durable. It has every record and row of that commit, with their
+    /// generations, tokens, effect ids and TTLs, and the same store id. Expired records are left out. An open of the copy
+    /// finds records that are in progress interrupted. It draws other tokens and effect ids for new generations, so that
+    /// original and copy never give the same ones.
+    ///
+    /// The copy is written into a directory `.oncekey-backup-*` beside `path` and renamed at the end. A process that is killed
+    /// leaves that directory, which no open takes for a store and which may be deleted.
+    ///
+    /// Commits wait only while the list of what is copied is taken. The files of the record store may grow meanwhile: nothing
+    /// that is copied is deleted before the end.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager};
+    /// # let engine = Engine::temporary()?;
+    /// # let dir = tempfile::tempdir()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// payments.execute("order-42", |_claim| Ok(1999))?;
+    /// let report = engine.backup(dir.path().join("payments.backup"))?;
+    /// assert_eq!((report.succeeded, report.records()), (1, 1));
+    /// let copy = Engine::open(dir.path().join("payments.backup"))?;
+    /// assert_eq!(copy.manager::<u64, String>("payments")?.get("order-42")?.unwrap().outcome(), Some(Ok(&1999)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if `path` exists or lies inside the store, `Io` if it cannot be written to, `Full` if there is too little
+    /// room, `Corrupt` if something that is to be copied is damaged, `Closed` if the engine is closed meanwhile. Then there is
+    /// no copy.
+    pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
+        self.protocol.back_up(path.as_ref())
     }
 
     /// Waits until everything committed so far survives a power cut: for

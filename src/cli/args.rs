@@ -26,6 +26,7 @@ Examples:
   oncekey get payments.oncekey payments user-7/order-42 --effect charge
   oncekey resolve payments.oncekey payments user-7/order-42 --retry
   oncekey list payments.oncekey --status interrupted --older-than 1h --json | jq -r .key
+  oncekey backup payments.oncekey /backup/payments.2026-01-31
   oncekey export payments.oncekey | gzip > payments.jsonl.gz
   gunzip < payments.jsonl.gz | oncekey import copy.oncekey
 
@@ -125,6 +126,16 @@ pub(super) enum Verb {
         store: PathBuf,
         #[command(flatten)]
         filter: Filter,
+    },
+    /// Copies the store, as it is at one commit, into a new directory.
+    ///
+    /// The copy is a store with the same keys, effect ids and tables. Nothing is left of a copy that fails. To restore it, stop the
+    /// service and put the copy in the place of the store.
+    Backup {
+        /// The directory of the store.
+        store: PathBuf,
+        /// The directory to create.
+        directory: PathBuf,
     },
     /// Imports the output of `export` from a file or standard input. Creates the store if there is none.
     ///

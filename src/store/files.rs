@@ -13,7 +13,7 @@ use rustix::fs::IFlags;
 use crate::types::error::{Error, ErrorKind, Result};
 
 /// What a store holds is for its owner only.
-const DIR_MODE: u32 = 0o700;
+pub(crate) const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// An open directory. What is done through it goes on when the directory is moved or another one takes its path, when the

@@ -79,6 +79,15 @@ impl Memtable {
         self.sorted(|_, entry| entry.number <= number, |key, entry| (key.clone(), entry.clone()), |(key, _)| key)
     }
 
+    /// Everything, in no order.
+    pub(crate) fn unsorted(&self) -> Vec<(StoreKey, Entry)> {
+        let mut found = Vec::with_capacity(self.len());
+        for shard in &self.shards {
+            found.extend(shard.read().iter().map(|(key, entry)| (key.clone(), entry.clone())));
+        }
+        found
+    }
+
     /// A run has what these frames wrote; something newer stays.
     pub(crate) fn remove_flushed<'a>(&self, flushed: impl Iterator<Item = (&'a StoreKey, u64)>) {
         for (key, number) in flushed {

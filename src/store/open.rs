@@ -280,7 +280,7 @@ fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     tables.set_list(&RunList { store_id, frame: 0, complete: 0, next_id: 1, runs: Vec::new() })?;
     tables.close()?;
     let anchor = StoreClock::start(Arc::clone(&options.clock), clock::Anchor::default(), Duration::ZERO).anchor();
-    journal::create(&dir.join("journal"), store_id, options.segment_bytes, anchor)?;
+    journal::create(&dir.join("journal"), store_id, options.segment_bytes, 0, anchor)?;
     files::sync_tree(dir)
 }
 

@@ -13,6 +13,7 @@ pub(crate) enum Work {
     Open,
     Close,
     Verify,
+    Backup,
     Compact,
     StoreCheckpoint,
 }
@@ -30,6 +31,7 @@ pub(crate) fn enter(work: Work, store: &Path) -> Working {
         Work::Open => "oncekey_open_seconds",
         Work::Close => "oncekey_close_seconds",
         Work::Verify => "oncekey_verify_seconds",
+        Work::Backup => "oncekey_backup_seconds",
         Work::Compact => "oncekey_compaction_seconds",
         Work::StoreCheckpoint => "oncekey_store_checkpoint_seconds",
     });
@@ -40,6 +42,7 @@ pub(crate) fn enter(work: Work, store: &Path) -> Working {
         Work::Open => tracing::info_span!("open", %store),
         Work::Close => tracing::info_span!("close", %store),
         Work::Verify => tracing::info_span!("verify", %store),
+        Work::Backup => tracing::info_span!("backup", %store),
         Work::Compact => tracing::debug_span!("compact", %store),
         Work::StoreCheckpoint => tracing::debug_span!("store_checkpoint", %store),
     };

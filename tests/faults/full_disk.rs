@@ -17,10 +17,10 @@ const MIB: u64 = 1 << 20;
 type Ops = Manager<Vec<u8>>;
 
 /// A file system in memory, unmounted on drop.
-struct Disk(tempfile::TempDir);
+pub(crate) struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn new(bytes: u64) -> Option<Self> {
+    pub(crate) fn new(bytes: u64) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let size = format!("size={bytes}");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "oncekey-test"]).arg(dir.path()).output();
@@ -61,7 +61,7 @@ impl Disk {
         found.f_bavail * found.f_frsize
     }
 
-    fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         self.0.path().join("store")
     }
 

@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod backup;
 mod check;
 mod disk;
 mod errors;

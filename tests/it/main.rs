@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+mod backups;
 mod bad_input;
 mod batches;
 mod call_options;

@@ -195,19 +195,19 @@ pub(crate) fn segment_for(group: u64) -> u64 {
     group + SECTOR as u64 + SEAL
 }
 
-/// The journal of a store that has nothing: one segment that says so.
-pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, anchor: Anchor) -> Result<()> {
+/// The journal of a store whose runs have everything up to this frame: one segment that says so.
+pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, frame: u64, anchor: Anchor) -> Result<()> {
     files::create_dir(dir)?;
     let pool = Pool::new(files::Dir::open(dir)?, size, 1, 0);
     let file = pool.prepare(0, 0, u64::MAX)?;
-    let payload = [frame::encode(&Frame::Checkpointed(0))?, frame::encode(&Frame::Closing)?].concat();
+    let payload = [frame::encode(&Frame::Checkpointed(frame))?, frame::encode(&Frame::Closing)?].concat();
     let salt = new_salt();
-    let header =
-        SegmentHeader { store_id, number: 1, salt, size: file.size, first_group: 1, first_frame: 1, previous: 0 };
+    let first_frame = frame.saturating_add(1);
+    let header = SegmentHeader { store_id, number: 1, salt, size: file.size, first_group: 1, first_frame, previous: 0 };
     let group = GroupHeader {
         is_seal: false,
         group: 1,
-        first_frame: 1,
+        first_frame,
         frames: 2,
         payload_len: u32::try_from(payload.len()).unwrap_or_default(),
         payload_checksum: payload_checksum(salt, &payload),

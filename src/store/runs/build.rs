@@ -66,6 +66,11 @@ impl Builder {
         Ok(())
     }
 
+    /// The number of entries that were added.
+    pub(crate) fn len(&self) -> u64 {
+        self.info.entries
+    }
+
     fn push_chunks(&mut self, bytes: &[u8], kind: Kind) {
         for chunk in bytes.chunks(CONTENT) {
             self.content.extend_from_slice(chunk);
