@@ -56,7 +56,7 @@ impl<T, E> Manager<T, E> {
                 format!("manager {} has no scope: only the records of a scope are erased together", self.name());
             return Err(Error::new(ErrorKind::InvalidOptions, message));
         }
-        let (protocol, whole) = (self.engine().share(), Key::from_parts(self.scope.iter())?);
+        let (protocol, whole) = (self.engine().share(), Key::join(self.scope.iter().map(|part| &**part))?);
         let (mut rest, mut erased) =
             (Some(ListRange::new(Some(self.name()), whole.as_bytes(), false)), Erased::default());
         while let Some(range) = rest {

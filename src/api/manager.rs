@@ -22,7 +22,7 @@ use crate::protocol::{Awaited, Begun, Load, RecordId};
 use crate::types::clock::{deadline, millis};
 use crate::types::error::Result;
 use crate::types::failure::Failure;
-use crate::types::key::{IntoKey, Key, check_key, check_name};
+use crate::types::key::{IntoKey, Key, check_name};
 use crate::types::options::{CallOptions, ManagerOptions, OnError, check_ttl};
 use crate::types::outcome::{Finished, Record};
 use crate::types::record::RecordInfo;
@@ -270,12 +270,12 @@ impl<T, E> Manager<T, E> {
     ///
     /// # Errors
     ///
-    /// `InvalidKey` if the scope is empty or leaves no room for a key.
-    pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
-        check_key(scope.as_ref())?;
+    /// `InvalidKey` if the scope is empty, made of parts, or leaves no room for a key.
+    pub fn scoped(&self, scope: impl IntoKey) -> Result<Self> {
+        let scope = scope.into_key()?.into_part("scope")?;
         let scope: Vec<Box<[u8]>> = self.scope.iter().cloned().chain([scope.as_ref().into()]).collect();
         // With the shortest key there is.
-        Key::from_parts(scope.iter().map(|part| &**part).chain([&[0][..]]))?;
+        Key::join(scope.iter().map(|part| &**part).chain([&[0][..]]))?;
         Ok(Self { scope: scope.into(), ..self.clone() })
     }
 

@@ -145,7 +145,7 @@ impl RecordFilter {
         if let Some(manager) = &self.manager {
             check_name("manager", manager)?;
         }
-        let whole = if self.scope.is_empty() { None } else { Some(Key::from_parts(self.scope.iter())?) };
+        let whole = if self.scope.is_empty() { None } else { Some(Key::join(self.scope.iter().map(|part| &**part))?) };
         let prefix = whole.as_ref().map_or(&*self.key_prefix, Key::as_bytes);
         Ok(ListRange::new(self.manager.as_deref(), prefix, self.is_unfinished()))
     }

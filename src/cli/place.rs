@@ -18,7 +18,7 @@ impl Place {
     pub(super) fn find(&self, engine: &Engine) -> Done<(RawManager, Key)> {
         let raw = engine.raw(&self.manager)?;
         let bytes = self.key.as_bytes();
-        let whole = Key::from_bytes(unescape(bytes))?;
+        let whole = Key::from_bytes(&unescape(bytes))?;
         if !bytes.contains(&b'/') {
             return Ok((raw, whole));
         }

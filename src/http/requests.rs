@@ -115,7 +115,7 @@ impl Requests {
     ///
     /// # Errors
     ///
-    /// `InvalidKey` if the scope is empty or leaves no room for a key.
+    /// `InvalidKey` if the scope is empty, made of parts, or leaves no room for a key.
     ///
     /// ```
     /// # use oncekey::http::NewRequest;
@@ -126,7 +126,7 @@ impl Requests {
     /// assert!(requests.retrieve(created.key())?.is_some());
     /// # Ok::<(), oncekey::Error>(())
     /// ```
-    pub fn scoped(&self, scope: impl AsRef<[u8]>) -> Result<Self> {
+    pub fn scoped(&self, scope: impl IntoKey) -> Result<Self> {
         Ok(Self { manager: self.manager.scoped(scope)?, ..self.clone() })
     }
 

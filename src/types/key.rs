@@ -4,8 +4,10 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::value::Value;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::{Serialize, Serializer};
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// The largest length of the name of a manager or table, in bytes.
@@ -41,14 +43,17 @@ impl Key {
     /// The largest length of a key, in bytes.
     pub const MAX_BYTES: usize = 512;
 
-    /// Creates a key of these bytes, unchanged.
+    /// Creates a key of this text or these bytes, unchanged.
     ///
     /// # Errors
     ///
     /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes, more than [`Key::MAX_BYTES`], or if they start like a key made of
     /// parts.
-    pub fn new(bytes: impl AsRef<[u8]>) -> Result<Self> {
-        let bytes = bytes.as_ref();
+    pub fn new(key: impl IntoKey) -> Result<Self> {
+        key.into_key()
+    }
+
+    fn plain(bytes: &[u8]) -> Result<Self> {
         check_plain(bytes)?;
         Ok(Self(bytes.into()))
     }
@@ -66,8 +71,7 @@ impl Key {
     /// # Errors
     ///
     /// [`InvalidKey`](ErrorKind::InvalidKey) when they are those of no key.
-    pub fn from_bytes(bytes: impl AsRef<[u8]>) -> Result<Self> {
-        let bytes = bytes.as_ref();
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         if split(bytes).is_none() {
             check_plain(bytes)?;
         }
@@ -86,30 +90,45 @@ impl Key {
     }
 
     /// Creates a key of parts, whose boundaries count: `["ab", "c"]` and `["a", "bc"]` are different keys. Bytes and text
-    /// cannot name such a key. A part may have any bytes.
+    /// cannot name such a key. A part is anything that is a key of its own, except a key made of parts.
     ///
     /// Encoded size: four bytes, plus two bytes for each part, plus the parts.
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no parts, or if the encoded key exceeds [`Key::MAX_BYTES`].
-    pub fn from_parts(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Self> {
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no parts, if one of them is empty or made of parts, or if the encoded
+    /// key exceeds [`Key::MAX_BYTES`].
+    pub fn from_parts(parts: impl IntoIterator<Item = impl IntoKey>) -> Result<Self> {
         let mut bytes = PARTS.to_vec();
         for part in parts {
-            let part = part.as_ref();
-            // A length that does not fit is over the limit anyway. The check of `bytes` also ends an endless iterator.
-            let Some(length) = u16::try_from(part.len()).ok().filter(|_| bytes.len() <= Key::MAX_BYTES) else {
-                let message = format!("key made of parts is longer than the limit of {} bytes", Self::MAX_BYTES);
-                return Err(Error::new(ErrorKind::InvalidKey, message));
-            };
-            bytes.extend_from_slice(&length.to_be_bytes());
-            bytes.extend_from_slice(part);
+            add_part(&mut bytes, &part.into_key()?.into_part("part")?)?;
         }
+        Self::made(&bytes)
+    }
+
+    /// Creates a key of parts with any bytes.
+    pub(crate) fn join<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Result<Self> {
+        let mut bytes = PARTS.to_vec();
+        for part in parts {
+            add_part(&mut bytes, part)?;
+        }
+        Self::made(&bytes)
+    }
+
+    fn made(bytes: &[u8]) -> Result<Self> {
         if bytes.len() == PARTS.len() {
             return Err(Error::new(ErrorKind::InvalidKey, "key is made of no parts, it needs at least one"));
         }
-        check_key(&bytes)?;
+        check_key(bytes)?;
         Ok(Self(bytes.into()))
+    }
+
+    /// Returns the bytes, to be a part or a scope, as `what` says.
+    pub(crate) fn into_part(self, what: &str) -> Result<Value> {
+        if self.0.starts_with(PARTS) {
+            return Err(Error::new(ErrorKind::InvalidKey, format!("{what} {self} is itself made of parts")));
+        }
+        Ok(self.0)
     }
 
     /// Returns the parts of a key [made of parts](Key::from_parts), or else the whole key as one part. In a scope, the
@@ -144,11 +163,11 @@ impl Key {
             return Ok(self);
         }
         if self.0.starts_with(PARTS) {
-            let scope = Self::from_parts(scope)?;
+            let scope = Self::join(scope.iter().map(|part| &**part))?;
             let message = format!("key {self} is made of parts, and is none of the scope {scope}");
             return Err(Error::new(ErrorKind::InvalidKey, message));
         }
-        Self::from_parts(scope.iter().map(|part| &**part).chain([self.as_bytes()]))
+        Self::join(scope.iter().map(|part| &**part).chain([self.as_bytes()]))
     }
 
     /// Returns the bytes of the key. Only [`Key::from_bytes`] reads back those of a key made of parts.
@@ -164,7 +183,7 @@ impl Key {
     }
 }
 
-/// What names a key of a manager: plain bytes or text, or a [`Key`].
+/// What names a key of a manager, a part of a key, or a scope: text, bytes, or a [`Key`].
 ///
 /// On a handle with a [scope](crate::Manager::scoped), bytes, text and plain keys are completed by the scope. A key made of parts is
 /// taken as a whole key, as records report it; it must be one of this scope.
@@ -181,19 +200,48 @@ impl Key {
 /// assert_eq!(all.get(key.as_bytes()).unwrap_err().kind(), ErrorKind::InvalidKey);
 /// # Ok::<(), oncekey::Error>(())
 /// ```
+///
+/// A type that can be read both as text and as bytes, such as `Uuid`, is no key: the two would be different keys, and the
+/// operation would run twice. Give its text, or implement this trait for a type of your own that has one form:
+///
+/// ```
+/// # use oncekey::{Engine, IntoKey, Key, Manager, Result};
+/// use uuid::Uuid;
+///
+/// struct OrderId(Uuid);
+///
+/// impl IntoKey for OrderId {
+///     fn into_key(self) -> Result<Key> {
+///         Key::new(self.0.to_string())
+///     }
+/// }
+///
+/// # let engine = Engine::temporary()?;
+/// let orders: Manager<u64> = engine.manager("orders")?;
+/// let id = Uuid::from_u128(7);
+/// orders.execute(OrderId(id), |_claim| Ok(1999)).unwrap();
+/// assert!(orders.execute(id.to_string(), |_claim| Ok(1999)).unwrap().replayed());
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+///
+/// ```compile_fail,E0277
+/// # use oncekey::{Engine, Manager};
+/// # let engine = Engine::temporary()?;
+/// let orders: Manager<u64> = engine.manager("orders")?;
+/// orders.execute(uuid::Uuid::from_u128(7), |_claim| Ok(1999)).unwrap();
+/// # Ok::<(), oncekey::Error>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not the text or the bytes of a key",
+    note = "give the text of an identifier, such as `uuid.to_string()`"
+)]
 pub trait IntoKey {
-    /// The key, not completed by any scope.
+    /// Returns the key, not completed by any scope.
     ///
     /// # Errors
     ///
     /// As [`Key::new`].
     fn into_key(self) -> Result<Key>;
-}
-
-impl<K: AsRef<[u8]>> IntoKey for K {
-    fn into_key(self) -> Result<Key> {
-        Key::new(self)
-    }
 }
 
 impl IntoKey for Key {
@@ -202,9 +250,29 @@ impl IntoKey for Key {
     }
 }
 
-impl IntoKey for &Key {
+impl<K: IntoKey + Clone> IntoKey for &K {
     fn into_key(self) -> Result<Key> {
-        Ok(self.clone())
+        self.clone().into_key()
+    }
+}
+
+/// There is no blanket over `AsRef<[u8]>`: it would take the raw bytes of a `Uuid`, whose text is another key.
+macro_rules! into_key {
+    ($self:ident, $bytes:expr; $($type:ty),*) => {$(
+        impl IntoKey for $type {
+            fn into_key($self) -> Result<Key> {
+                Key::plain($bytes)
+            }
+        }
+    )*};
+}
+
+into_key!(self, self.as_bytes(); &str, String, Box<str>, Arc<str>, Cow<'_, str>);
+into_key!(self, &self; &[u8], Vec<u8>, Box<[u8]>, Arc<[u8]>, Cow<'_, [u8]>, Value);
+
+impl<const N: usize> IntoKey for [u8; N] {
+    fn into_key(self) -> Result<Key> {
+        Key::plain(&self)
     }
 }
 
@@ -250,8 +318,8 @@ impl Serialize for Key {
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // Text such as JSON may come from a client.
-        let read = if deserializer.is_human_readable() { Self::new } else { Self::from_bytes };
-        read(Value::deserialize(deserializer)?).map_err(D::Error::custom)
+        let read = if deserializer.is_human_readable() { Self::plain } else { Self::from_bytes };
+        read(&Value::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 
@@ -277,6 +345,18 @@ fn escape(text: &mut String, bytes: &[u8], also: u8) -> fmt::Result {
             write!(text, "\\x{byte:02x}")?;
         }
     }
+    Ok(())
+}
+
+/// Appends a part, with its length before it.
+fn add_part(bytes: &mut Vec<u8>, part: &[u8]) -> Result<()> {
+    // A length that does not fit is over the limit anyway. The check of `bytes` also ends an endless iterator.
+    let Some(length) = u16::try_from(part.len()).ok().filter(|_| bytes.len() <= Key::MAX_BYTES) else {
+        let message = format!("key made of parts is longer than the limit of {} bytes", Key::MAX_BYTES);
+        return Err(Error::new(ErrorKind::InvalidKey, message));
+    };
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(part);
     Ok(())
 }
 
@@ -322,129 +402,4 @@ pub(crate) fn random() -> [u8; 16] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_key_has_1_to_512_bytes() {
-        assert_eq!(Key::new("").unwrap_err().kind(), ErrorKind::InvalidKey);
-        assert!(Key::new([7; 512]).is_ok());
-        let error = Key::new(vec![7; 513]).unwrap_err();
-        assert_eq!(error.to_string(), "key is 513 bytes long, the limit is 512");
-    }
-
-    #[test]
-    fn boundaries_of_parts_count_and_the_first_byte_marks_them() {
-        let key = Key::from_parts(["ab", "c"]).unwrap();
-        assert_eq!(key.as_bytes(), b"\xffkey\0\x02ab\0\x01c");
-        assert_ne!(key, Key::from_parts(["a", "bc"]).unwrap());
-        assert_ne!(Key::from_parts([""]).unwrap(), Key::from_parts(["", ""]).unwrap());
-        assert_eq!(Key::from_parts([""; 0]).unwrap_err().kind(), ErrorKind::InvalidKey);
-        assert!(Key::from_parts([[1; 506]]).is_ok());
-        assert!(Key::from_parts([[1; 507]]).is_err());
-        assert!(Key::from_parts([vec![1; 70_000]]).is_err());
-        assert!(Key::from_parts(std::iter::repeat("endless")).is_err());
-    }
-
-    #[test]
-    fn parts_are_returned_and_within_accepts_only_keys_of_its_scope() {
-        let key = Key::from_parts(["ab", "", "c"]).unwrap();
-        assert_eq!(key.parts(), [&b"ab"[..], b"", b"c"]);
-        assert_eq!(Key::new("abc").unwrap().parts(), [b"abc"]);
-        let scope = |parts: &[&str]| parts.iter().map(|part| part.as_bytes().into()).collect::<Vec<Box<[u8]>>>();
-        assert_eq!(key.within(&scope(&["ab", ""])), Some(&b"c"[..]));
-        assert_eq!(key.within(&[]), Some(key.as_bytes()));
-        for other in [&["ab"][..], &["ab", "", "c"], &["a", ""], &["", "ab"]] {
-            assert_eq!(key.within(&scope(other)), None, "{other:?}");
-        }
-        assert_eq!(Key::new("ab").unwrap().within(&scope(&["ab"])), None);
-    }
-
-    #[test]
-    fn only_a_key_names_a_key_made_of_parts() {
-        let parts = Key::from_parts(["ada", "k1"]).unwrap();
-        for bytes in [parts.as_bytes(), b"\xffkey", b"\xffkey\0\x02a"] {
-            assert_eq!(Key::new(bytes).unwrap_err().kind(), ErrorKind::InvalidKey);
-            assert_eq!(bytes.into_key().unwrap_err().kind(), ErrorKind::InvalidKey);
-        }
-        assert_eq!((&parts).into_key().unwrap(), parts);
-        assert_eq!(parts.clone().into_key().unwrap(), parts);
-        assert_eq!(Key::from_bytes(parts.as_bytes()).unwrap(), parts);
-        assert_eq!(Key::from_bytes("k1").unwrap(), Key::new("k1").unwrap());
-        let long = [PARTS, &[2, 0], &[1; 512]].concat();
-        for none in [&b""[..], b"\xffkey", b"\xffkey\0\x02a", &[1; 513], &long] {
-            assert_eq!(Key::from_bytes(none).unwrap_err().kind(), ErrorKind::InvalidKey, "{none:?}");
-        }
-        assert_eq!(parts.as_str(), None);
-        // Integers and text are all plain.
-        for n in (0..70_000_u64).chain([u64::MAX, u64::MAX - 1]).flat_map(|n| [n.to_be_bytes(), n.to_le_bytes()]) {
-            assert_eq!(Key::new(n).unwrap().as_bytes(), n);
-        }
-    }
-
-    #[test]
-    fn a_scope_completes_plain_keys_and_takes_its_own_whole_ones() {
-        let scope = |parts: &[&str]| parts.iter().map(|part| part.as_bytes().into()).collect::<Vec<Box<[u8]>>>();
-        let whole = Key::from_parts(["a", "b", "c"]).unwrap();
-        for key in [Key::new("c").unwrap(), whole.clone()] {
-            assert_eq!(key.inside(&scope(&["a", "b"])).unwrap(), whole);
-        }
-        assert_eq!(whole.clone().inside(&[]).unwrap(), whole);
-        for other in [&["a"][..], &["a", "c"], &["a", "b", "c"], &["b"]] {
-            let error = whole.clone().inside(&scope(other)).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::InvalidKey, "{other:?}");
-        }
-    }
-
-    #[test]
-    fn display_escapes_and_joins() {
-        let show = |bytes: &[u8]| Key(bytes.into()).to_string();
-        assert_eq!(show(b"a b/c\\d\n\xff"), "a b/c\\x5cd\\x0a\\xff");
-        assert_eq!(Key::from_parts(["a/b", "c\\", ""]).unwrap().to_string(), "a\\x2fb/c\\x5c/");
-        assert_eq!(show(b"\0"), "\\x00");
-        assert_eq!(show(b"\xffkey\0\x02a"), "\\xffkey\\x00\\x02a", "cut parts are not parts");
-        assert_eq!(format!("{:?}|{:>4}", Key::new("k").unwrap(), Key::new("k").unwrap()), "Key(k)|   k");
-    }
-
-    #[test]
-    fn text_is_parsed_unchanged() {
-        let key: Key = "a\\x41".parse().unwrap();
-        assert_eq!(key.as_str(), Some("a\\x41"));
-        assert_eq!(Key::new(b"\xff").unwrap().as_str(), None);
-        assert!("".parse::<Key>().is_err());
-    }
-
-    #[test]
-    fn serde_checks_what_it_reads() {
-        let key = Key::new("k").unwrap();
-        let bytes = bincode::serialize(&key).unwrap();
-        assert_eq!(bytes, [1, 0, 0, 0, 0, 0, 0, 0, b'k']);
-        assert_eq!(bincode::deserialize::<Key>(&bytes).unwrap(), key);
-        assert!(bincode::deserialize::<Key>(&[0; 8]).is_err());
-        assert_eq!(serde_json::from_str::<Key>("[107]").unwrap(), key);
-        assert!(serde_json::from_str::<Key>("[]").is_err());
-        let parts = Key::from_parts(["k"]).unwrap();
-        assert_eq!(bincode::deserialize::<Key>(&bincode::serialize(&parts).unwrap()).unwrap(), parts);
-        assert!(serde_json::from_str::<Key>(&serde_json::to_string(&parts).unwrap()).is_err());
-    }
-
-    #[test]
-    fn generated_keys_are_ordered_and_random_bytes_differ() {
-        let (first, second) = (Key::generate(), Key::generate());
-        assert!(first < second);
-        assert_eq!(Uuid::parse_str(first.as_str().unwrap()).unwrap().get_version_num(), 7);
-        assert_ne!(random(), random());
-    }
-
-    #[test]
-    fn names_are_short_and_plain() {
-        for name in ["a", "payments.v2_eu-1", &"x".repeat(64)] {
-            assert!(check_name("manager", name).is_ok());
-        }
-        for name in ["", "A", "a/b", "a b", "\u{e9}", &"x".repeat(65)] {
-            assert_eq!(check_name("manager", name).unwrap_err().kind(), ErrorKind::InvalidName);
-        }
-        let error = check_name("table", "Users\n").unwrap_err();
-        assert!(error.to_string().starts_with("table name \"Users\\n\" has"), "{error}");
-    }
-}
+mod tests;

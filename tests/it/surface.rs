@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use oncekey::{
-    Begin, CallOptions, ErrorKind, ExecuteError, FOREVER, Interruption, Key, Manager, ManagerOptions, OnError, STARTED,
-    Status, Waited, admin::Resolution,
+    Begin, CallOptions, ErrorKind, ExecuteError, FOREVER, Interruption, IntoKey, Key, Manager, ManagerOptions, OnError,
+    STARTED, Status, Waited, admin::Resolution,
 };
 
 use crate::common::*;
@@ -323,6 +323,23 @@ fn by_key_verbs_end_only_what_was_begun_by_key() {
 }
 
 // Scopes.
+
+#[test]
+fn a_scope_is_neither_empty_nor_made_of_parts() {
+    let (manager, _) = fresh();
+    let requests = manager.engine().requests("r").unwrap();
+    for scope in [b"".into_key(), Key::from_parts(["a", "b"])] {
+        let errors = match scope {
+            Err(empty) => vec![empty, manager.scoped("").unwrap_err(), requests.scoped("").unwrap_err()],
+            Ok(parts) => vec![manager.scoped(&parts).unwrap_err(), requests.scoped(parts).unwrap_err()],
+        };
+        assert!(errors.iter().all(|error| error.kind() == ErrorKind::InvalidKey), "{errors:?}");
+    }
+    // A plain `Key` is a scope as its text is.
+    let (text, key) = (manager.scoped("a").unwrap(), manager.scoped(Key::new("a").unwrap()).unwrap());
+    claim(&text, "k").succeed(&"v".to_owned()).unwrap();
+    assert_eq!(answer(&key, "k"), "replay");
+}
 
 #[test]
 fn scoped_keys_do_not_meet_and_are_found_by_the_whole_key() {

@@ -138,7 +138,7 @@ impl Portable {
             return Err(Error::new(ErrorKind::UnsupportedFormat, message));
         }
         check_name("manager", &self.manager)?;
-        let key = Key::from_bytes(self.key.read()?)?;
+        let key = Key::from_bytes(&self.key.read()?)?;
         let outcome = self.outcome.map(Bytes::read).transpose()?;
         let is_finished = matches!(self.status, Status::Succeeded | Status::Failed);
         if is_finished != outcome.is_some() {
