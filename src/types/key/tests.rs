@@ -80,6 +80,7 @@ fn a_uuid_is_no_key_but_its_text_is() {
 }
 
 #[test]
+#[expect(clippy::needless_borrows_for_generic_args, reason = "the references are what is tested")]
 fn every_type_of_text_and_bytes_names_the_same_key() {
     fn is_k1(key: impl IntoKey) {
         assert_eq!(key.into_key().unwrap().as_bytes(), b"k1");
