@@ -1,4 +1,4 @@
-//! Claims that were dropped, or whose process died: ended without an answer and without a wait.
+//! Ends claims that were dropped, or whose process died, without an outcome and without a wait.
 
 use super::{Action, Changed, Event, ListRange, Protocol, RecordId, WaitFor};
 use crate::protocol::rules::{Ending, Patch};
@@ -6,12 +6,13 @@ use crate::types::clock::NEVER;
 use crate::types::error::{self, ErrorKind, Result};
 use crate::types::record::{RecordInfo, Status};
 
-/// Records that an open looks at in one step.
+/// The number of records that an open reads in one step.
 const BATCH: usize = 1024;
 
 impl Protocol {
-    /// To be called before anybody can begin. Of the dead whose time runs out, it runs from the open that found them: kept in
-    /// memory only, it would start again with the next open, and who was told that a record is absent would see it again.
+    /// Stores the expiry of records whose process died and that have a TTL. The TTL starts at the open that finds them.
+    /// If this expiry were not stored, the next open would start it again, and records that readers saw as absent would
+    /// return. Called before the first claim.
     pub(super) fn record_deaths(&self) -> Result<()> {
         let mut range = (self.store.dead_due() != NEVER).then(|| ListRange::new(None, &[], true));
         let mut recorded = false;
@@ -21,7 +22,7 @@ impl Protocol {
             for info in infos.iter().filter(dead).filter(|info| info.stored().interrupted_ttl != NEVER) {
                 let id = RecordId::new(&info.manager().into(), info.key().clone());
                 match self.change(&id, &Action::Patch(&Patch::default()), WaitFor::Nothing) {
-                    // As late as the next open, but all can be read.
+                    // The journal is full. The TTL starts at the next open instead, and this open serves reads.
                     Err(error) if error.kind() == ErrorKind::Full => return Ok(()),
                     changed => recorded |= matches!(changed?, Changed::Written(_)),
                 }
@@ -31,9 +32,10 @@ impl Protocol {
         if recorded { self.store.sync() } else { Ok(()) }
     }
 
-    /// Ends a claim without an answer and without waiting: for a drop. What cannot be recorded now is recorded when somebody asks
-    /// for the key, before a transaction, or by the background compaction. If the engine is closed, poisoned, or the parent's,
-    /// nothing more is recorded, and the next open finds the claim interrupted.
+    /// Ends a claim without an outcome and without waiting, for a drop. A drop that cannot be recorded now is recorded
+    /// when a caller asks for the key, before a transaction, or by the background compaction. If the engine is closed
+    /// or poisoned, or this is a child of `fork`, the drop is never recorded, and the next open finds the claim
+    /// interrupted.
     pub(crate) fn abandon(&self, id: &RecordId, token: u64, ending: Ending) {
         let given_up =
             error::handled(|| self.give_up(id, token, &ending, WaitFor::Nothing).map_err(|error| error.kind()));
@@ -46,11 +48,12 @@ impl Protocol {
         }
     }
 
-    /// Records the drops that could not be recorded at once: before a transaction too, which may look at any record.
+    /// Records the drops that could not be recorded at once. Also called before a transaction, which may read any
+    /// record.
     pub(crate) fn settle_abandoned(&self) {
         let all: Vec<_> = self.abandoned.lock().values().cloned().collect();
         for (id, token, ending) in all {
-            // What the journal refuses to one, it refuses to the others. Other errors are of one record.
+            // These errors come from the journal, so the other drops would fail too. Other errors belong to one record.
             let settled = self.settle(&id, token, &ending);
             if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = settled {
                 return;
@@ -58,19 +61,20 @@ impl Protocol {
         }
     }
 
-    /// As [`settle_abandoned`](Self::settle_abandoned), for a key that somebody asks for.
+    /// Records the drop of one key, if it has one that is not recorded.
     pub(super) fn settle_at(&self, id: &RecordId) {
-        // Nearly always there is none.
+        // In most calls there is none.
         let found = self.abandoned.lock().get(&id.at).cloned();
         if let Some((id, token, ending)) = found {
-            // What is still not recorded is there for the next to ask.
+            // After an error, the next caller tries again.
             let _: Result<(), ErrorKind> = self.settle(&id, token, &ending);
         }
     }
 
-    /// It is known until it is recorded: whoever asks meanwhile must not find the key at work. Two may record it, one does.
+    /// Records one drop, and only then removes it from the list: a caller that asks in between must not find the key in
+    /// progress. If two threads record it, the rules accept one.
     fn settle(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<(), ErrorKind> {
-        // The caller asked for something else, and is not told of errors here.
+        // The caller asked for something else, so it gets no error from here.
         let settled = error::handled(|| self.give_up(id, token, ending, WaitFor::Sync).map_err(|error| error.kind()));
         if settled.is_ok() {
             let mut abandoned = self.abandoned.lock();
@@ -78,20 +82,20 @@ impl Protocol {
                 abandoned.remove(&id.at);
             }
         } else {
-            // A pass of the compaction that ran meanwhile has not seen it.
+            // Schedule the compaction again: a pass that ran meanwhile has not seen this drop.
             self.due.lower(0);
         }
         settled
     }
 
-    /// As a drop that could not be recorded at once.
+    /// Adds a drop as if it could not be recorded at once.
     #[cfg(test)]
     pub(crate) fn abandon_unrecorded(&self, id: &RecordId, token: u64, ending: Ending) {
         self.abandoned.lock().insert(id.at.clone(), (id.clone(), token, ending));
     }
 
     fn give_up(&self, id: &RecordId, token: u64, ending: &Ending, wait_for: WaitFor) -> Result<()> {
-        // Anything else says that somebody else ended it, or removed it.
+        // Any other result means that another caller ended or removed the record.
         if let Changed::Written(info) = self.change_settled(id, &Action::End { token, ending, ttl: None }, wait_for)? {
             self.subscribers.tell(|| Event::Ended(info.without_outcome()));
         }
@@ -108,7 +112,7 @@ mod tests {
     use crate::types::options::{EngineOptions, OnInterrupted};
 
     #[test]
-    fn nobody_meets_a_drop_that_is_just_being_recorded() {
+    fn no_caller_finds_a_key_in_progress_while_its_drop_is_recorded() {
         let dir = tempfile::tempdir().unwrap();
         let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
         let start = Start::plain(OnInterrupted::Hold);
@@ -122,7 +126,7 @@ mod tests {
         }
         std::thread::scope(|scope| {
             scope.spawn(|| protocol.settle_abandoned());
-            // Each waits for a sync, so that the other is somewhere among them.
+            // Each `begin` waits for a sync, so the other thread runs in between.
             for id in &ids {
                 claim(id);
             }
@@ -132,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn a_drop_that_any_error_keeps_from_being_recorded_is_recorded_later() {
+    fn a_drop_that_could_not_be_recorded_after_any_error_is_recorded_later() {
         let dir = tempfile::tempdir().unwrap();
-        // One group fills a segment, and no other is to be had.
+        // One group fills a segment, and no further segment can be created.
         let options = EngineOptions::default().segment_bytes(4096).compaction_interval(std::time::Duration::MAX);
         let (protocol, _) = Protocol::open(dir.path(), &options, None).unwrap();
         let start = Start::plain(OnInterrupted::Hold);
         let ids: Vec<_> = (0..200).map(|n| RecordId::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
-        // The names of the next segments are taken: that is no lack of room.
+        // Take the names of the next segments. The error is then not `Full`.
         let taken: Vec<_> = (2..2000).map(|n| dir.path().join(format!("store/journal/{n:08}.journal"))).collect();
         let mut claims = Vec::new();
         for id in &ids {
@@ -168,13 +172,13 @@ mod tests {
             protocol.settle_at(id);
         }
         assert!(!protocol.abandoned.lock().is_empty());
-        assert_eq!(error::met(), met, "whose operation runs here has met none of these errors");
+        assert_eq!(error::met(), met, "errors of drops do not count for the running operation");
         for path in &taken {
             let _ = std::fs::remove_dir(path);
         }
         protocol.settle_abandoned();
         for (id, _) in &claims {
-            // Each may have to ask once more: the first only asks for a segment.
+            // The first attempt may only ask for a new segment.
             let begun = (0..5).find_map(|_| protocol.begin(id, &start).ok());
             assert!(matches!(begun, Some(Begun::Claimed(_))), "{} is still in progress", id.named());
         }

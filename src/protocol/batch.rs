@@ -1,4 +1,4 @@
-//! Claims of several keys: begun in one commit, and ended in one.
+//! Begins several claims in one commit, and ends several in one commit.
 
 use super::owners::Entering;
 use super::{Begun, Changed, Protocol, RecordId, Workspace, lost, unexpected};
@@ -6,10 +6,10 @@ use crate::protocol::rules::{Action, Ending, Reason, Start};
 use crate::types::error::{self, Result};
 use crate::types::record::RecordInfo;
 
-/// The bytes of records after which a commit of many takes no more. With one more record it still fits into a frame.
+/// The size in bytes at which a commit of many records is full. One more record still fits into a frame.
 pub(crate) const MAX_COMMIT_BYTES: usize = 8 << 20;
 
-/// The claims that a workspace would make, counted from before their commit.
+/// The claims that a workspace would make. They are counted before their commit.
 #[derive(Debug)]
 pub(crate) struct Entered<'a> {
     protocol: &'a Protocol,
@@ -17,13 +17,13 @@ pub(crate) struct Entered<'a> {
     bytes: usize,
 }
 
-/// A claim that is to end.
+/// A claim and its ending.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ToEnd<'a> {
     pub(crate) id: &'a RecordId,
     pub(crate) token: u64,
     pub(crate) ending: &'a Ending,
-    /// How long an outcome is kept, if its claim says so.
+    /// How long an outcome is kept, in milliseconds. `None`: as long as the record says.
     pub(crate) ttl: Option<u64>,
 }
 
@@ -32,12 +32,12 @@ impl<'a> Entered<'a> {
         Self { protocol, claims: Vec::new(), bytes: 0 }
     }
 
-    /// Whether the commit takes no further record.
+    /// True if the commit takes no further record.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes >= MAX_COMMIT_BYTES
     }
 
-    /// Asks for a key along with the rest of a workspace. The claim has no token before the commit.
+    /// Adds the begin of a key to a workspace. The claim has no token before the commit.
     pub(crate) fn begin(&mut self, workspace: &mut Workspace, id: &RecordId, start: &Start) -> Result<Begun> {
         let info = match self.protocol.change_in(workspace, id, &Action::Begin(start))? {
             Changed::Written(info) => info,
@@ -54,7 +54,7 @@ impl<'a> Entered<'a> {
         Ok(Begun::Claimed(info))
     }
 
-    /// The commit is durable, and has made these claims.
+    /// Turns the claims into live ones, after their commit is durable.
     pub(crate) fn live<'i>(self, claimed: impl IntoIterator<Item = &'i RecordInfo>) {
         for (claim, info) in self.claims.into_iter().zip(claimed) {
             claim.live(info.stored().token);
@@ -63,7 +63,7 @@ impl<'a> Entered<'a> {
 }
 
 impl Protocol {
-    /// Ends claims in as few commits as hold their records, and answers for each of them.
+    /// Ends the claims in as few commits as can hold their records. Returns one result for each.
     pub(crate) fn end_all(&self, mut ends: &[ToEnd<'_>]) -> Vec<Result<RecordInfo>> {
         let mut answers = Vec::with_capacity(ends.len());
         while !ends.is_empty() {
@@ -77,14 +77,14 @@ impl Protocol {
         answers
     }
 
-    /// Ends the first of these claims, as many as one commit takes. Waits for no transaction: it repeats only if somebody
-    /// else changed one of the records, which can happen once to each.
+    /// Ends the first of these claims, as many as one commit can hold. Does not wait for transactions. Runs again only
+    /// if another thread changed one of the records, which can happen once for each.
     fn end_some(&self, ends: &[ToEnd<'_>]) -> Result<Vec<Result<RecordInfo>>> {
-        // A claim may end after a close.
+        // A claim may end after a close of the engine.
         self.check_outside()?;
         let met = error::met();
         loop {
-            // Errors of a try that is repeated are told to nobody.
+            // Errors of an earlier attempt reach no caller, so they do not count.
             error::forget_met_since(met);
             let mut workspace = self.workspace();
             let (mut answers, mut size) = (Vec::new(), 0_usize);
@@ -105,7 +105,7 @@ impl Protocol {
             let Some(committed) = self.commit(&mut workspace)? else { continue };
             self.wait_for(&workspace)?;
             let mut written = self.tell(committed)?.into_iter().peekable();
-            // In the order of the changes. What was kept is shown as it was read.
+            // The written records are in the order of the ends. An answer that wrote nothing stays as it was read.
             for (answer, end) in answers.iter_mut().zip(ends) {
                 if let Some(info) = written.next_if(|info| end.id.is_of(info)) {
                     *answer = Ok(info);
@@ -126,13 +126,13 @@ impl Protocol {
 }
 
 impl RecordId {
-    /// Whether the record is the one of this key.
+    /// True if this is the record of the key.
     pub(crate) fn is_of(&self, info: &RecordInfo) -> bool {
         self.key == *info.key() && *self.manager == *info.manager()
     }
 }
 
-/// About as many bytes as the record adds to a frame.
+/// Returns the approximate number of bytes that the record adds to a frame.
 fn bytes(info: &RecordInfo) -> usize {
     let stored = info.stored();
     let context: usize = info.context().iter().map(|(name, value)| name.len() + value.len()).sum();

@@ -35,7 +35,8 @@ pub(crate) struct Compactor {
 }
 
 impl Compactor {
-    /// Starts the thread. A pass deletes `batch` records in each step, and passes are `interval` apart.
+    /// Starts the thread. A pass removes about `batch` unfinished records in each step, and passes are `interval`
+    /// apart.
     pub(crate) fn start(protocol: &Arc<Protocol>, batch: usize, interval: Duration) -> Result<Self> {
         let (commands, inbox) = crossbeam_channel::bounded(2);
         let look = commands.clone();
@@ -103,9 +104,9 @@ fn run(
                     // Try again after the interval: there may be space again.
                     Err(error) if error.kind() == ErrorKind::Full => {}
                     Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned) => return,
-                    // The rest was compacted, and what is damaged is left as it is from now on.
+                    // The rest was compacted. Later passes leave out the damaged records too.
                     Err(error) if error.kind() == ErrorKind::Corrupt => {
-                        protocol.compaction_failed("the background compaction left out what is damaged", &error);
+                        protocol.compaction_failed("the background compaction left out damaged records", &error);
                     }
                     Err(error) => {
                         protocol.compaction_failed("the background compaction has ended", &error);

@@ -1,34 +1,34 @@
-//! Removing many records or rows, some in each commit.
+//! Removes many records or rows as part of a transaction.
 
 use super::{Changed, Protocol, RecordId, Workspace};
 use crate::protocol::rules::{Action, Reason};
 use crate::store::{Change, Content, StoreKey};
 use crate::types::error::Result;
 
-/// What became of records that were to be removed.
+/// The result of removing many records.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Removed {
     pub(crate) removed: u64,
-    /// They have a live owner.
+    /// The number of records left, because they have a live owner.
     pub(crate) owned: u64,
 }
 
 impl Protocol {
-    /// Removes records along with the rest of a workspace, but for those that have a live owner.
+    /// Adds the removal of these records to a workspace. Records with a live owner stay.
     pub(crate) fn remove_in(&self, workspace: &mut Workspace, ids: &[RecordId]) -> Result<Removed> {
         let mut all = Removed::default();
         for id in ids {
             match self.change_in(workspace, id, &Action::Remove)? {
                 Changed::Deleted => all.removed += 1,
                 Changed::Kept(Reason::OwnedByClaim, _) => all.owned += 1,
-                // It has been removed, or has expired, since it was listed.
+                // The record was removed or has expired since it was listed.
                 Changed::Kept(..) | Changed::Written(_) => {}
             }
         }
         Ok(all)
     }
 
-    /// Removes rows along with the rest of a workspace, and counts those that there were.
+    /// Adds the removal of these rows to a workspace. Returns how many of them existed.
     pub(crate) fn remove_rows_in(&self, workspace: &mut Workspace, rows: &[StoreKey]) -> Result<u64> {
         let mut count = 0;
         for at in rows {

@@ -1,4 +1,4 @@
-//! What is answered where the rules refuse a change.
+//! Errors for changes that the rules refuse.
 
 use super::{Changed, RecordId};
 use crate::protocol::rules::Reason;
@@ -6,7 +6,7 @@ use crate::types::error::{Error, ErrorKind};
 
 pub(super) fn lost(id: &RecordId, reason: Reason) -> Error {
     let why = match reason {
-        Reason::Superseded(token) => format!("it was revoked or another claim took it over, the token is {token} now"),
+        Reason::Superseded(token) => format!("it was revoked, or another claim took it over; the token is {token} now"),
         Reason::EndedOtherwise(status) => format!("it has ended already and is {status:?}"),
         Reason::Elsewhere => "it is at another recovery point".to_owned(),
         Reason::Absent => "its record was removed or has expired".to_owned(),
@@ -28,7 +28,7 @@ pub(super) fn expired(id: &RecordId) -> Error {
     Error::new(ErrorKind::Expired, message)
 }
 
-/// An answer that the rules do not give to this event.
+/// Returns the error for a result that the rules never return for this action.
 pub(super) fn unexpected(id: &RecordId, changed: &Changed) -> Error {
     Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", id.named()))
 }

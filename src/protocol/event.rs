@@ -29,7 +29,8 @@ pub enum Event {
     },
     /// A compaction pass ended.
     Compacted(Compacted),
-    /// The background compaction stopped because of this error.
+    /// The background compaction met this error. After [`Corrupt`](crate::ErrorKind::Corrupt) it continues without the
+    /// damaged records. After any other error it has stopped.
     CompactionFailed(Error),
     /// The engine is poisoned by this error.
     Poisoned(Error),

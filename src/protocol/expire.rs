@@ -1,4 +1,4 @@
-//! Forgetting: when something is due, and a pass over it.
+//! Compaction: when the next record is due, and a pass that deletes the expired records.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -13,10 +13,10 @@ use crate::types::error::{Error, Result};
 use crate::types::stats::Counter;
 use crate::types::telemetry::{self, Work};
 
-/// The earliest expiry that is known of, in store time.
+/// The earliest known expiry, in store time.
 pub(super) struct Due {
     earliest: AtomicU64,
-    /// Tells whoever sleeps until then that it is earlier now.
+    /// Wakes the thread that sleeps until the earliest expiry.
     on_lower: OnceLock<Box<dyn Fn() + Send + Sync>>,
     expired: Counter,
     failures: Counter,
@@ -37,7 +37,8 @@ impl fmt::Debug for Due {
 }
 
 impl Due {
-    /// Something expires then. Most endings expire later than one before, and cost a comparison.
+    /// Records that something expires at this time. In most calls this costs one comparison, because the time is not
+    /// the earliest.
     pub(super) fn lower(&self, expires: u64) {
         if expires < self.earliest.load(Ordering::Relaxed)
             && expires < self.earliest.fetch_min(expires, Ordering::AcqRel)
@@ -58,25 +59,26 @@ impl Due {
 }
 
 impl Protocol {
-    /// Called, with no lock held, when something expires earlier than all that was known of.
+    /// Sets the function that is called when an earlier expiry becomes known. It is called with no lock held.
     pub(crate) fn on_due(&self, tell: impl Fn() + Send + Sync + 'static) {
-        // Set once, when the compaction starts.
+        // Fails only if a function was set before. The compaction is started once.
         let _ = self.due.on_lower.set(Box::new(tell));
     }
 
-    /// How long until the next pass has something to do; `None` if nothing is known of.
+    /// Returns the time until the next pass is due, or `None` if no expiry is known.
     pub(crate) fn compaction_due(&self) -> Option<Duration> {
         self.store.time_until(self.due.earliest.load(Ordering::Acquire))
     }
 
-    /// One full pass over what is expired and committed now. `batch` records are deleted at a time.
+    /// Runs one pass over everything that is expired and committed now. Removes about `batch` unfinished records in
+    /// each step.
     pub(crate) fn compact_now(&self, batch: usize) -> Result<Compacted> {
         self.check()?;
         self.store.drain()?;
         self.pass_over(Pass::exact(), batch, &|| true)
     }
 
-    /// One pass over what has been expired for a second and is in sled, unless it is to stop.
+    /// Runs one pass over everything that is due, until `goes_on` returns false.
     pub(crate) fn compact(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         self.pass_over(Pass::default(), batch, goes_on)
     }
@@ -84,7 +86,7 @@ impl Protocol {
     fn pass_over(&self, pass: Pass, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         let _working = telemetry::enter(Work::Compact, self.path());
         let began = monotonic();
-        // Whatever ends from here on says so itself.
+        // Before the pass: each ending from here on lowers it again.
         self.due.earliest.store(NEVER, Ordering::Release);
         self.settle_abandoned();
         let done = self.pass(pass, batch, goes_on);
@@ -121,7 +123,7 @@ impl Protocol {
         done.leftovers += deleted.strays;
     }
 
-    /// The background compaction has ended, or has left something out, and not because the engine was closed.
+    /// Counts and reports an error of the background compaction.
     pub(crate) fn compaction_failed(&self, what: &str, why: &Error) {
         self.due.failures.add(1);
         telemetry::compaction_failed(why);

@@ -29,7 +29,7 @@ impl ListRange {
         Scan::new(self.from, self.end, self.index == Index::Unfinished)
     }
 
-    /// Lists the managers after this one.
+    /// Lists the managers after this one, in name order.
     pub(crate) fn behind(manager: &str) -> Option<Self> {
         let end = StoreKey::first_record().behind_prefix();
         Some(Self { from: StoreKey::record(manager, &[]).behind_prefix()?, end, index: Index::All })

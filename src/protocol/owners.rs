@@ -1,4 +1,4 @@
-//! Live claims: as long as one lives, the directory stays locked, so that no other owner can be at work elsewhere.
+//! Live claims. While one is alive, the directory stays locked, so no other process can begin the same operation.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ use crate::types::record::RecordInfo;
 use crate::types::token::Token;
 
 thread_local! {
-    /// The keys whose operations this thread is running, each with its engine.
+    /// The operations that this thread runs, as pairs of engine and key.
     static RUNNING: RefCell<Vec<(usize, StoreKey)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -23,14 +23,14 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct Owners {
     state: Mutex<State>,
-    /// The number of claims has become zero.
+    /// Notified when the number of claims becomes zero.
     idle: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     phase: Phase,
-    /// Claims that are being committed.
+    /// The number of claims whose commit is not durable yet.
     entering: usize,
     /// The tokens of the live claims.
     live: HashSet<u64>,
@@ -40,7 +40,7 @@ struct State {
 enum Phase {
     #[default]
     Open,
-    /// Only operations that are running may claim further keys.
+    /// Only threads that run an operation may claim further keys.
     Draining,
     Closed,
 }
@@ -51,7 +51,7 @@ impl State {
     }
 }
 
-/// A claim that is being committed.
+/// A claim whose commit is not durable yet.
 #[derive(Debug)]
 pub(super) struct Entering<'a> {
     protocol: &'a Protocol,
@@ -59,7 +59,7 @@ pub(super) struct Entering<'a> {
 }
 
 impl Entering<'_> {
-    /// Its commit is durable: from now on it is a live claim with this token.
+    /// Turns the durable claim into a live one with this token.
     pub(super) fn live(mut self, token: u64) {
         let mut state = self.protocol.owners.state.lock();
         state.entering -= 1;
@@ -79,7 +79,7 @@ impl Drop for Entering<'_> {
     }
 }
 
-/// While it lives, this thread runs the operation of a key.
+/// A guard: until it is dropped, this thread runs the operation of a key.
 #[derive(Debug)]
 pub(crate) struct Running(());
 
@@ -90,9 +90,9 @@ impl Drop for Running {
 }
 
 impl Protocol {
-    /// Counts a claim before it is committed, so that a close does not miss it.
+    /// Counts a claim before it is committed, so that a close does not miss it. Fails if the engine is closed.
     pub(super) fn enter_owner(&self) -> Result<Entering<'_>> {
-        // Looked at before the lock is taken: it reads thread-local state only.
+        // Before the lock is taken, because thread-local state needs none.
         let nested = self.is_running(None);
         let mut state = self.owners.state.lock();
         match state.phase {
@@ -104,13 +104,13 @@ impl Protocol {
         Ok(Entering { protocol: self, committed: false })
     }
 
-    /// A claim has ended or was dropped. The last one of a closed engine ends the store.
+    /// Removes a claim that has ended or was dropped. The last claim of a closed engine closes the store.
     pub(crate) fn leave_owner(&self, token: u64) {
         self.forget_owner(|state| state.live.remove(&token));
     }
 
     fn forget_owner(&self, forget: impl FnOnce(&mut State) -> bool) {
-        // A child of `fork` owns none of the claims that it has a copy of.
+        // A child of `fork` owns none of the claims that were copied into it.
         if self.store.is_forked() {
             return;
         }
@@ -122,21 +122,22 @@ impl Protocol {
         drop(state);
         self.owners.idle.notify_all();
         if closed {
-            // `close` has returned already. An error here is found by the next open.
+            // `close` has returned already. The next open repairs what a failed close here leaves.
             error::handled(|| drop(self.end_store()));
         }
     }
 
-    /// `Deadlock` on a thread that runs an operation: it would wait for its own claim.
+    /// Returns `Deadlock` on a thread that runs an operation: it would wait for its own claim.
     pub(crate) fn check_not_running(&self) -> Result<()> {
         if self.is_running(None) {
-            let message = "an operation waits for the end of all operations, and so for itself";
+            let message = "a running operation cannot wait until all operations have ended";
             return Err(Error::new(ErrorKind::Deadlock, message));
         }
         Ok(())
     }
 
-    /// Refuses new claims, but for those of running operations, and waits until no claim is alive. A child of `fork` has none.
+    /// Refuses new claims except those of running operations, and waits until no claim is alive or the deadline has
+    /// passed. Returns at once in a child of `fork`, which owns no claim.
     pub(crate) fn drain(&self, deadline: Option<Instant>) {
         if self.store.is_forked() {
             return;
@@ -157,8 +158,8 @@ impl Protocol {
         }
     }
 
-    /// Refuses all claims from now on, wakes every waiter, and ends the store, unless claims are alive: then the last of them
-    /// ends it. To be called outside of transactions.
+    /// Refuses all claims from now on and wakes every waiter. Closes the store if no claim is alive. Otherwise returns
+    /// `ClaimsAlive`, and the last claim closes the store. Must not be called inside a transaction.
     pub(crate) fn close(&self) -> Result<()> {
         if self.store.is_forked() {
             return Ok(());
@@ -173,7 +174,7 @@ impl Protocol {
         self.wait_queue.close();
         if any {
             match self.store.sync() {
-                // The last claim has ended meanwhile.
+                // The last claim has ended since the count, and has closed the store.
                 Err(error) if error.kind() == ErrorKind::Closed => {}
                 synced => synced?,
             }
@@ -187,7 +188,7 @@ impl Protocol {
         self.end_store()
     }
 
-    /// Closes the store although claims are alive, which keep nothing.
+    /// Closes the store although claims are alive. They can no longer end their records.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn abort(&self) -> Result<()> {
         self.forget_all_owners();
@@ -198,7 +199,7 @@ impl Protocol {
     #[cfg(feature = "test-util")]
     pub(crate) fn crash(&self) {
         self.forget_all_owners();
-        // First: a process that dies tells nobody.
+        // Before the crash: the subscribers of a process that dies get no event.
         self.subscribers.close();
         self.store.crash();
     }
@@ -219,20 +220,20 @@ impl Protocol {
         ended
     }
 
-    /// Marks this thread as running the operation of a key, until the guard is dropped.
+    /// Marks this thread as running the operation of a key until the guard is dropped.
     pub(crate) fn running(&self, id: &RecordId) -> Running {
-        // Thread-local state is gone where the thread ends: what runs there cannot be marked.
+        // While a thread ends, its thread-local state is gone. Then the thread stays unmarked.
         let _ = RUNNING.try_with(|running| running.borrow_mut().push((self.address(), id.at.clone())));
         Running(())
     }
 
-    /// Whether this thread runs the operation of a key, or of any key.
+    /// True if this thread runs the operation of this key, or of any key for `None`.
     fn is_running(&self, at: Option<&StoreKey>) -> bool {
         let is = |(engine, key): &(usize, StoreKey)| *engine == self.address() && at.is_none_or(|at| at == key);
         RUNNING.try_with(|running| running.borrow().iter().any(is)).unwrap_or(false)
     }
 
-    /// Refuses a wait that only the waiting thread itself could end.
+    /// Returns `Deadlock` if only this thread could end the wait.
     pub(super) fn check_wait(&self, id: &RecordId) -> Result<()> {
         if !self.is_running(Some(&id.at)) {
             return Ok(());
@@ -241,14 +242,15 @@ impl Protocol {
         Err(Error::new(ErrorKind::Deadlock, message))
     }
 
-    /// `Closed` once the store has ended: after a close it is open as long as a claim is alive.
+    /// Returns `Closed` once the store is closed. After a close of the engine the store stays open while a claim is
+    /// alive.
     pub(super) fn check_owned(&self) -> Result<()> {
         self.check_outside()?;
         let state = self.owners.state.lock();
         if state.phase == Phase::Closed && state.count() == 0 { Err(Error::closed()) } else { Ok(()) }
     }
 
-    /// Ends what this process began by key. The token is the fence.
+    /// Ends a record that this process began by key. Fenced by the token.
     pub(crate) fn end_by_key(&self, id: &RecordId, token: Token, ending: &Ending, schema: u32) -> Result<()> {
         match self.change(id, &Action::EndByKey { token: token.get(), ending, schema }, WaitFor::Sync)? {
             Changed::Written(info) => {
@@ -262,10 +264,11 @@ impl Protocol {
         }
     }
 
-    /// Takes a record in progress away from its owner, whose claim is lost then, after a close too.
+    /// Takes a record in progress away from its owner, whose claim is then lost. Also works after a close, while a
+    /// claim is alive.
     pub(crate) fn revoke(&self, id: &RecordId) -> Result<RecordInfo> {
         loop {
-            // Only the owner that was seen is revoked, never one that came after it.
+            // Revoke only the owner with this token, never a later one.
             self.check_owned()?;
             let token = self.read_durable(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
             return match self.change(id, &Action::Revoke { token }, WaitFor::Sync)? {

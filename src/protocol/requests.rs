@@ -1,4 +1,4 @@
-//! What requests do beside running: they are announced, claimed by whoever knows their key, and patched.
+//! Actions that only requests use: create a record without an owner, claim it by its key, and patch it.
 
 use std::sync::Arc;
 
@@ -13,12 +13,13 @@ use crate::types::options::OnInterrupted;
 use crate::types::record::{Now, RecordInfo, Status};
 
 impl Protocol {
-    /// Makes a record that nobody owns; one of the same request that is there already stays as it is. Says whether it made one.
+    /// Creates a record without an owner, or returns the existing record of the same request. Returns true if it
+    /// created one.
     pub(crate) fn create(&self, id: &RecordId, start: &Start) -> Result<(RecordInfo, bool)> {
         created(id, self.change(id, &Action::Create(start), WaitFor::Sync)?)
     }
 
-    /// Removes the record of a claim under which nothing has happened.
+    /// Removes the record of a claim. The caller knows that nothing has happened under it.
     pub(crate) fn discard(&self, id: &RecordId, token: u64) -> Result<()> {
         match self.change(id, &Action::Discard { token }, WaitFor::Sync)? {
             Changed::Deleted => Ok(()),
@@ -27,14 +28,15 @@ impl Protocol {
         }
     }
 
-    /// As `begin`, whatever the request was, but makes no record.
+    /// Claims an existing record as `begin` does, whatever its request was.
     pub(crate) fn lock(&self, id: &RecordId, lock: &Action<'_>) -> Result<Begun> {
         self.claimed(id, self.change(id, lock, WaitFor::Sync)?)
     }
 
-    /// Returns the record that a `begin` of a new key would make, and stores nothing. Its token, generation and revision are 0.
+    /// Returns the record that `begin` would make for a new key, and stores nothing. Its token, generation and revision
+    /// are 0.
     pub(crate) fn unrecorded(&self, id: &RecordId, start: &Start) -> Result<RecordInfo> {
-        // An owner is alive if its token is not below `first`.
+        // An owner is alive if its token is not below `first`. The token here is 0.
         let now = Now { first: 0, ..self.store.now() };
         let stored = match decide(None, &Action::Begin(start), &now) {
             Decision::Write(stored) => Some(Arc::from(stored)),
@@ -43,7 +45,7 @@ impl Protocol {
         self.show(id, stored.as_ref(), &now).ok_or_else(|| not_found(id))
     }
 
-    /// Changes a record that nobody owns and that has not ended.
+    /// Changes a record that has no owner and is not finished.
     pub(crate) fn patch(&self, id: &RecordId, patch: &Patch) -> Result<RecordInfo> {
         let info = patched(id, self.change(id, &Action::Patch(patch), WaitFor::Sync)?)?;
         if info.status() == Status::Succeeded {
@@ -51,13 +53,13 @@ impl Protocol {
         }
         Ok(info)
     }
-    /// The record of a key, as of the same moment as everything else that the workspace has read.
+    /// Returns the record of a key, as of the same moment as everything else that the workspace has read.
     pub(crate) fn get_in(&self, workspace: &mut Workspace, id: &RecordId) -> Result<Option<RecordInfo>> {
         let content = self.read_in(workspace, &id.at)?;
         Ok(self.show(id, content.as_ref().and_then(Content::record), &self.now_in(workspace)))
     }
 
-    /// As [`create`](Self::create), along with the rest of a transaction.
+    /// Adds a [`create`](Self::create) to a transaction.
     pub(crate) fn create_in(
         &self,
         workspace: &mut Workspace,
@@ -67,7 +69,8 @@ impl Protocol {
         created(id, self.change_in(workspace, id, &Action::Create(start))?)
     }
 
-    /// The next records of a scan, as of the same moment as everything else that the workspace has read; `None` behind the last.
+    /// Returns the next records of a scan, as of the same moment as everything else that the workspace has read.
+    /// Returns `None` at the end.
     pub(crate) fn list_in(&self, workspace: &mut Workspace, scan: &mut Scan) -> Result<Option<Vec<RecordInfo>>> {
         let Some(found) = self.scan_in(workspace, scan, Load::WithoutOutcome)? else { return Ok(None) };
         let now = self.now_in(workspace);
@@ -78,7 +81,7 @@ impl Protocol {
         Ok(Some(shown.collect()))
     }
 
-    /// A record that a stage can be run on without a claim: nobody owns it, and it is neither finished nor held.
+    /// Returns a record on which a stage can run without a claim: it has no owner, and is neither finished nor held.
     pub(crate) fn unowned_in(&self, workspace: &mut Workspace, id: &RecordId) -> Result<RecordInfo> {
         let info = self.get_in(workspace, id)?.ok_or_else(|| not_found(id))?;
         match info.status() {
@@ -89,7 +92,7 @@ impl Protocol {
         }
     }
 
-    /// As [`patch`](Self::patch), along with the rest of a transaction.
+    /// Adds a [`patch`](Self::patch) to a transaction.
     pub(crate) fn patch_in(&self, workspace: &mut Workspace, id: &RecordId, patch: &Patch) -> Result<RecordInfo> {
         patched(id, self.change_in(workspace, id, &Action::Patch(patch))?)
     }

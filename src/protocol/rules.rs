@@ -1,4 +1,4 @@
-//! The rules: what an event makes of a record. Pure: no I/O, no clock, no lock.
+//! The rules: a pure function from a record, an action and a time to a decision. No I/O, no clock, no lock.
 
 mod start;
 mod step;
@@ -15,30 +15,30 @@ pub(crate) use step::{Ending, Patch, Step};
 #[derive(Debug)]
 #[cfg_attr(not(feature = "http"), allow(dead_code, reason = "only requests are created, locked and patched"))]
 pub(crate) enum Action<'a> {
-    /// Somebody wants to run the operation.
+    /// A caller asks to run the operation.
     Begin(&'a Start),
-    /// Somebody announces the operation, for others to run.
+    /// A caller announces the operation. Another caller is to run it.
     Create(&'a Start),
-    /// Somebody wants to run an operation that was announced or begun, whatever its request was.
+    /// A caller asks to run an operation that was announced or begun. Fingerprints are not compared.
     Lock {
         schema: u32,
         max_attempts: u32,
         retry_pause: u64,
     },
-    /// Somebody knows more about an operation that nobody owns.
+    /// A caller adds to the record of an operation without a live owner.
     Patch(&'a Patch),
-    /// A claim ends; its token is the fence.
+    /// A claim ends. Fenced by its token.
     End {
         token: u64,
         ending: &'a Ending,
-        /// How long an outcome is kept, if its claim says so.
+        /// How long the outcome is kept, in milliseconds. `None`: as long as the record says.
         ttl: Option<u64>,
     },
-    /// A claim takes back that its operation was ever begun.
+    /// A claim removes its record, as if the operation had never begun. Fenced by its token.
     Discard {
         token: u64,
     },
-    /// A work stage of a claim ends, which began at this recovery point; token and point are the fence.
+    /// A work stage of a claim ends. Fenced by the claim's token and by the recovery point at which the stage began.
     Stage {
         token: u64,
         point: &'a str,
@@ -46,31 +46,31 @@ pub(crate) enum Action<'a> {
         /// As in `End`.
         ttl: Option<u64>,
     },
-    /// The process ends a record that it began by key; the token is the fence.
+    /// The process ends a record that it began by key. Fenced by the token.
     EndByKey {
         token: u64,
         ending: &'a Ending,
         schema: u32,
     },
-    /// Somebody found out what became of an interrupted operation. Without a schema the record keeps its own.
+    /// A caller reports the result of an interrupted operation. Without a schema, the record keeps its own.
     Resolve {
         ending: &'a Ending,
         schema: Option<u32>,
     },
-    /// An operator takes the record away from its live owner, who has this token.
+    /// An operator takes the record away from its live owner. Fenced by the owner's token.
     Revoke {
         token: u64,
     },
     Forget,
     Remove,
-    /// Keep a finished record at least this many milliseconds from now.
+    /// Keeps a finished record for at least this many milliseconds from now.
     Extend(u64),
-    /// A record from another store.
+    /// Stores a record that another store exported.
     Import(&'a StoredRecord),
 }
 
 impl Action<'_> {
-    /// Whether the time of a record that this changes runs on, instead of starting again.
+    /// True if the record keeps its time of expiry. Every other action computes a new one.
     pub(crate) fn keeps_expiry(&self) -> bool {
         matches!(self, Self::Patch(Patch { ending: None, .. }))
     }
@@ -78,42 +78,42 @@ impl Action<'_> {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// The record becomes this; numbers that are [`THIS_FRAME`] are given at the commit.
+    /// Write this record. The commit replaces each number that is [`THIS_FRAME`].
     Write(Box<StoredRecord>),
     Delete,
-    /// Nothing changes, because:
+    /// Change nothing, for this reason.
     Keep(Reason),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// It is so already: the same ending by the same claim.
+    /// The same claim has already ended the record in the same way.
     Already,
     Absent,
     Finished,
-    /// A live owner is at work.
+    /// The record has a live owner.
     InProgress,
-    /// A live claim owns it, and only it may end the record.
+    /// The record has a live owner, and only that owner may end it.
     OwnedByClaim,
-    /// It is held until someone resolves it.
+    /// The record is held until a caller resolves it.
     Interrupted,
-    /// It was released a short time ago.
+    /// The record was released, and its pause is not over.
     Paused,
-    /// It belongs to another request.
+    /// The record belongs to another request.
     Mismatch,
-    /// Another claim has this token.
+    /// The record has this token now, which is not the caller's.
     Superseded(u64),
-    /// The claim is at another recovery point.
+    /// The record is at another recovery point.
     Elsewhere,
-    /// The claim was ended otherwise.
+    /// The record was ended in another way. Its status is this.
     EndedOtherwise(Status),
-    /// The event does not apply to this status.
+    /// The action does not apply to this status.
     Unfit(Status),
-    /// The record has expired, and its key is remembered.
+    /// The record has expired, but its key is remembered.
     Expired,
 }
 
-/// The whole of the rules, in the order of the events.
+/// Applies the rules: the first arm that matches decides.
 #[expect(clippy::match_same_arms, reason = "a line for each rule")]
 pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &Now) -> Decision {
     use Decision::{Delete, Keep};
@@ -125,11 +125,11 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         return decide_unseen(stored, action, now);
     };
     match (status, action) {
-        // Nothing has happened under the request before, so this one starts a generation of its own.
+        // Nothing can have happened under the earlier request, so the new request starts its own generation.
         (Released, Action::Begin(start) | Action::Create(start)) if !record.bound && start.is_other_request(record) => {
             decide_absent(action, now)
         }
-        // A mismatch wins over everything else that a retry could be told: 422 before 409.
+        // Checked before every other rule, so that a retry with another payload gets 422 and not 409.
         (_, Action::Begin(start) | Action::Create(start)) if start.differs(record) => Keep(Mismatch),
         (_, Action::Create(_)) => Keep(Already),
         (_, Action::Begin(_) | Action::Lock { .. }) => decide_claim(record, status, action, now),
@@ -152,7 +152,7 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         (Succeeded | Failed | Released | Interrupted, Action::Revoke { .. }) => Keep(Unfit(status)),
 
         (Interrupted, Action::Resolve { ending, schema }) => {
-            // An operator who says that nothing happened wants it to run.
+            // The operator reports that the record may run again, so the pause ends too.
             let schema = schema.unwrap_or(record.schema);
             write(StoredRecord { schema, retry_pause: 0, ..ended(record, ending, now) })
         }
@@ -174,7 +174,7 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
     }
 }
 
-/// The rules for a claim of a record of the same request.
+/// Applies the rules for a claim on an existing record of the same request.
 fn decide_claim(record: &StoredRecord, status: Status, action: &Action<'_>, now: &Now) -> Decision {
     use Decision::Keep;
     use Reason::{Elsewhere, Finished, Unfit};
@@ -204,7 +204,7 @@ fn decide_claim(record: &StoredRecord, status: Status, action: &Action<'_>, now:
     }
 }
 
-/// The rules for an owner with the token of the record.
+/// Applies the rules for an action that names the record's own token.
 fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now: &Now) -> Decision {
     use Decision::{Delete, Keep};
     use Reason::{Already, Elsewhere, EndedOtherwise, OwnedByClaim, Unfit};
@@ -212,7 +212,7 @@ fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now:
 
     match (status, action) {
         (InProgress, Action::End { ending, ttl, .. }) => write(ended(&kept_for(record, ending, *ttl), ending, now)),
-        // The token of a claim is no token of an `initiate`.
+        // A claim's token is no fence for `end_by_key`: only its claim may end the record.
         (InProgress, Action::EndByKey { .. }) if !record.by_key => Keep(OwnedByClaim),
         (InProgress, Action::EndByKey { ending, schema, .. }) => {
             write(StoredRecord { schema: *schema, ..ended(record, ending, now) })
@@ -236,7 +236,7 @@ fn decide_owned(record: &StoredRecord, status: Status, action: &Action<'_>, now:
     }
 }
 
-/// The rules for a key without a record, or with one that has expired and may be remembered.
+/// Applies the rules for a key whose record is absent, or has expired but may be remembered.
 fn decide_unseen(stored: Option<&StoredRecord>, action: &Action<'_>, now: &Now) -> Decision {
     let is_remembered = stored.is_some_and(|record| record.is_remembered(now));
     match action {
@@ -248,7 +248,7 @@ fn decide_unseen(stored: Option<&StoredRecord>, action: &Action<'_>, now: &Now) 
     }
 }
 
-/// The rules for a key of which nothing is known.
+/// Applies the rules for a key that has never been used, or is no longer remembered.
 fn decide_absent(action: &Action<'_>, now: &Now) -> Decision {
     match action {
         Action::Begin(start) => write(begun(start, now)),
@@ -307,16 +307,17 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
     }
 }
 
-/// A generation that nobody has claimed yet. Its token is nobody's, so it fences as if one had been released.
+/// Returns a record that has no owner yet. Its token belongs to no claim, and fences like that of a released record.
 fn created(start: &Start, now: &Now) -> StoredRecord {
     let expires = now.store.saturating_add(start.released_ttl);
     StoredRecord { state: Status::Released, bound: true, attempt: 0, expires, retry_pause: 0, ..begun(start, now) }
 }
 
-/// The next attempt of the same generation: what was fixed at its start stays.
+/// Returns the record for the next attempt of the same generation. The values fixed at the start of the generation
+/// stay.
 fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, retry_pause: u64, now: &Now) -> StoredRecord {
     let (status, interruption) = record.seen(now).unwrap_or((record.state, None));
-    // An interruption that somebody has resolved is neither counted nor kept.
+    // An interruption that a caller has resolved is neither counted nor kept.
     let was_interrupted = status == Status::Interrupted;
     StoredRecord {
         state: Status::InProgress,
@@ -350,7 +351,8 @@ fn advanced(record: &StoredRecord, point: &str, checkpoint: Option<&Value>, now:
     }
 }
 
-/// The record, whose outcome is to be kept this long. An ending without an outcome leaves the times of the next attempt alone.
+/// Returns the record with the TTL of its claim for this outcome. An ending without an outcome leaves the TTLs alone,
+/// because they apply to the next attempt.
 fn kept_for<'a>(record: &'a StoredRecord, ending: &Ending, ttl: Option<u64>) -> Cow<'a, StoredRecord> {
     let mut record = Cow::Borrowed(record);
     match (ending, ttl) {
@@ -393,7 +395,7 @@ fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {
     stored
 }
 
-/// How long a record is kept that nobody owns.
+/// Returns how long an unowned record is kept, in milliseconds.
 fn ttl(record: &StoredRecord) -> u64 {
     match record.state {
         Status::Succeeded => record.success_ttl,
@@ -403,17 +405,20 @@ fn ttl(record: &StoredRecord) -> u64 {
     }
 }
 
-/// The new token is that of no claim, so the old claim can neither end the record nor write.
+/// Returns the interrupted record with a new token. The token belongs to no claim, so the old claim can no longer end
+/// the record or write.
 fn revoked(record: &StoredRecord, now: &Now) -> StoredRecord {
     StoredRecord { token: THIS_FRAME, ..ended(record, &Ending::Interrupt(Interruption::Revoked), now) }
 }
 
-/// Its TTL runs on from the time it got free, and is another one if only now it holds what must not be forgotten.
+/// Returns the changed record. Its TTL still counts from the time when it became free. The TTL grows if the patch adds
+/// progress that must be kept longer.
 fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
     if let Some((ending, schema)) = &patch.ending {
         return StoredRecord { schema: *schema, ..ended(record, ending, now) };
     }
-    // What the death of its process made of it is written down: a stored record in progress would have an owner again.
+    // If its process died, store the record as interrupted. The expiry of a stored record in progress follows its last
+    // update, so it would move.
     let (state, interruption) = record.seen(now).unwrap_or((record.state, record.interruption));
     let mut patched = StoredRecord {
         state,
@@ -424,7 +429,7 @@ fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
         updated_at: now.wall,
         updated: now.store,
         expires: record.expires_at(now),
-        // So does its pause.
+        // The pause keeps its end too.
         retry_pause: record.paused_until().saturating_sub(now.store),
         recovery_point: patch.recovery_point.clone().unwrap_or_else(|| record.recovery_point.clone()),
         checkpoint: patch
@@ -457,7 +462,8 @@ fn extended(record: &StoredRecord, ttl: u64, now: &Now) -> Decision {
     write(StoredRecord { expires, revision: THIS_FRAME, updated_at: now.wall, updated: now.store, ..record.clone() })
 }
 
-/// A copy with numbers of this store, but with the effect ids that it had. What was in progress elsewhere has no owner here.
+/// Returns a copy with numbers of this store and the effect ids of the old one. A record in progress has no owner here,
+/// so it is interrupted.
 fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
     let (state, interruption) = match stored.state {
         Status::InProgress => (Status::Interrupted, Some(Interruption::ProcessEnded)),
@@ -475,7 +481,7 @@ fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
         retry_pause: 0,
         ..stored.clone()
     };
-    // The clocks of two stores have nothing in common, so its time starts again: late, never early.
+    // The times of two stores cannot be compared, so the TTL starts again. The record expires late, never early.
     imported.expires = now.store.saturating_add(ttl(&imported));
     imported
 }

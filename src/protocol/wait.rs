@@ -81,7 +81,8 @@ impl Protocol {
         }
         self.check_wait(id)?;
         match self.wait_in_queue(id, deadline) {
-            // What is in progress when the engine is closed is read no more: as if the close had woken this waiter first.
+            // The engine was closed while the key was in progress. Return the same as if the close had woken this
+            // waiter.
             Err(error) if error.kind() == ErrorKind::Closed => Ok(Awaited::Closed),
             ended => ended,
         }
@@ -167,8 +168,8 @@ mod tests {
         static WAKES_LEFT: Cell<u32> = const { Cell::new(0) };
     }
 
-    /// A clock that wakes the waiters of the key at each reading by this thread: between its read of the record and its
-    /// wait. So a waiter never finds its queue quiet.
+    /// A clock that wakes the waiters of the key whenever this thread reads the time, so between its read of the record
+    /// and its wait. Each wait then ends at once.
     #[derive(Clone, Debug, Default)]
     struct Waking(Arc<OnceLock<(Weak<Protocol>, RecordId, bool)>>);
 

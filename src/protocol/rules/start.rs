@@ -1,4 +1,4 @@
-//! What a claim is asked for with.
+//! The parameters of a claim.
 
 #[cfg(test)]
 use crate::types::clock::NEVER;
@@ -7,12 +7,12 @@ use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
 use crate::types::record::StoredRecord;
 
-/// What a generation is started with.
+/// The parameters of a new generation. Times are in milliseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Start {
     pub(crate) by_key: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
-    /// What older rules give to the same request.
+    /// Fingerprints that older rules compute for the same request.
     pub(crate) accepted: Vec<Fingerprint>,
     pub(crate) context: Context,
     pub(crate) policy: OnInterrupted,
@@ -22,19 +22,19 @@ pub(crate) struct Start {
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
     pub(crate) retry_pause: u64,
-    /// How long the key is remembered after an outcome has expired.
+    /// How long the key is remembered after its outcome has expired.
     pub(crate) remember: u64,
     pub(crate) resume: Resume,
-    /// Whether a fingerprint does not match a record that has none.
+    /// True if a fingerprint does not match a record without one.
     pub(crate) strict_fingerprint: bool,
 }
 
-/// Limits on going on with a record that has had an owner.
+/// Limits on a new attempt at a record that has had an owner.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resume {
-    /// Interrupted attempts of one generation after which the record is held under either policy.
+    /// The number of interrupted attempts in one generation after which the record is held, whatever its policy.
     pub(crate) max_attempts: u32,
-    /// The operation has no stages: a record on which one has committed is not its own.
+    /// True if the operation has no stages. Then it cannot continue a record on which a stage has committed.
     pub(crate) only_from_start: bool,
 }
 
@@ -45,7 +45,7 @@ impl Default for Resume {
 }
 
 impl Start {
-    /// Whether the record belongs to another request, as far as fingerprints tell.
+    /// True if the fingerprints say that the record belongs to another request.
     pub(super) fn differs(&self, record: &StoredRecord) -> bool {
         (record.fingerprint.is_some() || self.strict_fingerprint) && self.is_other_request(record)
     }
@@ -54,7 +54,7 @@ impl Start {
         record.fingerprint.map_or(self.fingerprint.is_some(), |recorded| !self.accepts(recorded))
     }
 
-    /// Whether a record with this fingerprint is of the same request.
+    /// True if a record with this fingerprint belongs to the same request.
     fn accepts(&self, recorded: Fingerprint) -> bool {
         self.fingerprint == Some(recorded) || self.accepted.contains(&recorded)
     }
@@ -62,7 +62,7 @@ impl Start {
 
 #[cfg(test)]
 impl Start {
-    /// Of a claim that names nothing, and whose record stays for ever.
+    /// Returns the parameters of a claim without a fingerprint, whose record is kept for ever.
     pub(crate) fn plain(policy: OnInterrupted) -> Self {
         Self {
             by_key: false,

@@ -1,4 +1,4 @@
-//! What becomes of a record: its endings, its stages, and changes from outside.
+//! The endings of a claim, the steps of a stage, and patches.
 
 use crate::types::record::Interruption;
 use crate::types::value::Value;
@@ -8,21 +8,21 @@ use crate::types::value::Value;
 pub(crate) enum Ending {
     Succeed(Value),
     Fail(Value),
-    /// Nothing has happened, as somebody says who may not know.
+    /// Nothing has happened, as far as the caller knows.
     Release,
-    /// Nothing has happened, and nothing can have: this attempt asked for no effect id.
+    /// Nothing can have happened: this attempt asked for no effect id.
     ReleaseUntouched,
-    /// Nothing is left to find out. But an effect was named or a stage committed in this attempt.
+    /// No effect is in doubt. But this attempt asked for an effect id or committed a stage.
     ReleaseTouched,
     Interrupt(Interruption),
 }
 
-/// What a work stage makes of its record.
+/// The effect of a work stage on its record.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// Nothing.
+    /// The record stays as it is.
     Stay,
-    /// It has come this far.
+    /// The record moves to this recovery point.
     Advance {
         point: String,
         checkpoint: Option<Value>,
@@ -30,12 +30,12 @@ pub(crate) enum Step {
     End(Ending),
 }
 
-/// What is set in a record that nobody owns; what is `None` stays.
+/// Changes to a record without a live owner. `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Patch {
     pub(crate) recovery_point: Option<String>,
     pub(crate) checkpoint: Option<Value>,
-    /// Without a checkpoint of its own, the one that is there goes too.
+    /// True if the old checkpoint is removed when the patch has none.
     pub(crate) forgets_checkpoint: bool,
     /// Ends the record, with an outcome that is encoded under this schema.
     pub(crate) ending: Option<(Ending, u32)>,

@@ -1,4 +1,4 @@
-//! The rules by example. All pairs and random walks are in `properties`.
+//! Examples of the rules. `properties` checks all pairs of a record and an action, and random walks.
 
 mod properties;
 
@@ -35,7 +35,7 @@ fn end(stored: &StoredRecord, ending: &Ending) -> StoredRecord {
     numbered(decide(Some(stored), &action, &now(10)), stored.revision + 1)
 }
 
-/// One record in every state: live, live by key, owner dead, the four endings, and one that nobody has claimed.
+/// One record in every state: live, live by key, owner dead, the four endings, and created without an owner.
 fn every_state(policy: OnInterrupted) -> Vec<(&'static str, StoredRecord)> {
     let live = claimed(&start(policy, None));
     let bytes = Value::from("x");
@@ -65,7 +65,7 @@ fn mismatch_wins_over_every_state() {
 }
 
 #[test]
-fn a_record_of_an_older_rule_is_the_same_request_and_keeps_its_fingerprint() {
+fn a_fingerprint_of_an_accepted_older_rule_matches_and_stays() {
     let recorded = Fingerprint::from_bytes([1; 32]);
     for (_, stored) in every_state(OnInterrupted::Resume) {
         let stored = StoredRecord { fingerprint: Some(recorded), ..stored };
@@ -75,21 +75,21 @@ fn a_record_of_an_older_rule_is_the_same_request_and_keeps_its_fingerprint() {
             written => assert_eq!(numbered(written, stored.revision + 1).fingerprint, Some(recorded)),
         }
         assert!(!matches!(decide(Some(&stored), &Action::Create(&newer), &now(10)), Decision::Keep(Reason::Mismatch)));
-        // One of a third rule is not accepted.
+        // A fingerprint of a third rule is not accepted.
         let other = Start { accepted: vec![Fingerprint::from_bytes([8; 32])], ..newer };
         assert_eq!(decide(Some(&stored), &Action::Begin(&other), &now(10)), Decision::Keep(Reason::Mismatch));
     }
 }
 
 #[test]
-fn without_a_fingerprint_none_is_compared() {
+fn a_record_without_a_fingerprint_matches_every_request() {
     let stored = claimed(&start(OnInterrupted::Hold, None));
     let decision = decide(Some(&stored), &Action::Begin(&start(OnInterrupted::Hold, Some(9))), &now(10));
     assert_eq!(decision, Decision::Keep(Reason::InProgress));
 }
 
 #[test]
-fn no_path_leads_out_of_a_finished_record_but_reopen_remove_and_time() {
+fn only_forget_remove_and_expiry_end_a_finished_record() {
     let ending = Ending::Succeed("other".into());
     let begin = start(OnInterrupted::Resume, None);
     for (name, stored) in every_state(OnInterrupted::Resume) {
@@ -112,7 +112,7 @@ fn no_path_leads_out_of_a_finished_record_but_reopen_remove_and_time() {
 }
 
 #[test]
-fn expired_at_the_very_millisecond_for_every_event() {
+fn a_record_is_absent_from_the_millisecond_of_its_expiry() {
     let stored = end(&claimed(&start(OnInterrupted::Hold, None)), &Ending::Succeed("x".into()));
     assert_eq!(stored.expires, 110);
     assert!(stored.seen(&now(109)).is_some());
@@ -140,7 +140,7 @@ fn a_claim_of_an_earlier_generation_never_ends_a_later_one() {
 }
 
 #[test]
-fn an_ending_by_key_ends_only_its_own_initiate() {
+fn an_ending_by_key_is_fenced_by_the_token_of_its_initiate() {
     let begin = Start { by_key: true, ..start(OnInterrupted::Resume, None) };
     let old = claimed(&begin);
     let released = end(&old, &Ending::Release);
@@ -152,7 +152,7 @@ fn an_ending_by_key_ends_only_its_own_initiate() {
         let ended = numbered(decide(Some(&new), &by_key(new.token), &now(20)), FIRST + 6);
         assert_eq!(decide(Some(&ended), &by_key(new.token), &now(21)), Decision::Keep(Reason::Already));
         assert_eq!(decide(Some(&ended), &by_key(old.token), &now(21)), superseded);
-        // The number of a claim's token ends nothing by key.
+        // The token of a claim ends nothing by key.
         let of_a_claim = claimed(&start(OnInterrupted::Resume, None));
         let decision = decide(Some(&of_a_claim), &by_key(of_a_claim.token), &now(20));
         assert_eq!(decision, Decision::Keep(Reason::OwnedByClaim));
@@ -160,10 +160,10 @@ fn an_ending_by_key_ends_only_its_own_initiate() {
 }
 
 #[test]
-fn every_state_answers_every_event() {
+fn each_status_and_action_has_the_expected_decision() {
     // The expected answer of each pair: W writes, D deletes, K keeps.
     let expected = [
-        // begin, create, lock, end, stage, by key, resolve, patch, reopen, remove, extend, import, revoke
+        // begin, create, lock, end, stage, by key, resolve, patch, forget, remove, extend, import, revoke
         ("by key", "KKKWWWKKKKKKW"),
         ("dead", "WKWKKKWWKDKKK"),
         ("succeeded", "KKKKKKKKDDWKK"),
@@ -207,7 +207,7 @@ fn every_state_answers_every_event() {
 }
 
 #[test]
-fn what_is_created_waits_for_its_first_claim() {
+fn a_created_record_has_no_attempt_until_its_first_claim() {
     let begin = Start { released_ttl: 40, interrupted_ttl: 40, ..start(OnInterrupted::Resume, Some(1)) };
     let created = numbered(decide(None, &Action::Create(&begin), &now(0)), FIRST + 1);
     assert_eq!((created.state, created.attempt, created.expires), (Status::Released, 0, 40));
@@ -231,7 +231,7 @@ fn what_is_created_waits_for_its_first_claim() {
 }
 
 #[test]
-fn a_pause_runs_from_the_release_and_is_that_of_the_last_claim() {
+fn a_pause_starts_at_the_release_and_has_the_length_of_the_last_claim() {
     let begin = Start { retry_pause: 30, ..start(OnInterrupted::Resume, None) };
     let released = numbered(
         decide(
@@ -249,7 +249,7 @@ fn a_pause_runs_from_the_release_and_is_that_of_the_last_claim() {
     let again = numbered(decide(Some(&released), &lock, &now(50)), FIRST + 3);
     let end = Action::End { token: FIRST + 3, ending: &Ending::Release, ttl: None };
     assert_eq!(numbered(decide(Some(&again), &end, &now(60)), FIRST + 4).paused_until(), 65);
-    // A caller may have read the time before the release: without a pause it is told of none.
+    // A caller may have read the time before the release. Without a pause it is not told to wait.
     let at_once = numbered(
         decide(
             Some(&claimed(&start(OnInterrupted::Resume, None))),
@@ -259,7 +259,7 @@ fn a_pause_runs_from_the_release_and_is_that_of_the_last_claim() {
         FIRST + 2,
     );
     assert!(matches!(decide(Some(&at_once), &Action::Begin(&begin), &now(19)), Decision::Write(_)));
-    // Its committing may take a while.
+    // The commit may be later than the decision.
     let mut late = released.clone();
     late.delay(7, false);
     assert_eq!(late.paused_until(), 57);
@@ -268,7 +268,7 @@ fn a_pause_runs_from_the_release_and_is_that_of_the_last_claim() {
 }
 
 #[test]
-fn a_lock_holds_what_is_held() {
+fn a_lock_does_not_claim_a_held_record() {
     let states = every_state(OnInterrupted::Hold);
     for name in ["dead", "interrupted"] {
         let (_, stored) = states.iter().find(|(state, _)| *state == name).unwrap();
@@ -279,7 +279,7 @@ fn a_lock_holds_what_is_held() {
 }
 
 #[test]
-fn a_patch_changes_what_it_says_and_no_time() {
+fn a_patch_changes_only_its_fields_and_keeps_the_expiry() {
     let patch = Patch { recovery_point: Some("paid".to_owned()), ..Patch::default() };
     let begin = Start { released_ttl: 40, interrupted_ttl: 40, ..start(OnInterrupted::Hold, Some(1)) };
     let released = end(&claimed(&begin), &Ending::Release);
@@ -293,7 +293,7 @@ fn a_patch_changes_what_it_says_and_no_time() {
         ..released.clone()
     };
     assert_eq!(paid, expected);
-    // Now it is kept as long as an interrupted one, counted from when it got free.
+    // The record holds progress now, so the TTL of an interruption applies, counted from the release.
     let longer = StoredRecord { interrupted_ttl: 100, ..released.clone() };
     let longer = numbered(decide(Some(&longer), &Action::Patch(&patch), &now(20)), FIRST + 3);
     assert_eq!((released.expires, longer.expires), (50, 110));
@@ -306,7 +306,7 @@ fn a_patch_changes_what_it_says_and_no_time() {
     let noted = numbered(decide(Some(&paid), &Action::Patch(&noted), &now(20)), FIRST + 4);
     assert_eq!((&*noted.recovery_point, noted.checkpoint.as_deref()), ("paid", Some(&b"ch_1"[..])));
 
-    // A dead one stays interrupted, and in no later open is it taken for one with an owner.
+    // The record of a dead owner stays interrupted, in every later open too.
     let dead = StoredRecord { token: 7, ..claimed(&begin) };
     let patched = numbered(decide(Some(&dead), &Action::Patch(&patch), &now(20)), FIRST + 3);
     assert_eq!((patched.state, patched.interruption), (Status::Interrupted, Some(Interruption::ProcessEnded)));
@@ -319,7 +319,7 @@ fn a_patch_changes_what_it_says_and_no_time() {
 }
 
 #[test]
-fn interrupted_ttl_spares_the_living_and_counts_from_the_open_for_the_dead() {
+fn interrupted_ttl_does_not_apply_to_live_owners_and_starts_at_the_open_for_dead_ones() {
     let live = StoredRecord { interrupted_ttl: 5, ..claimed(&start(OnInterrupted::Hold, None)) };
     assert!(live.seen(&now(1_000_000)).is_some());
     let dead = StoredRecord { token: 3, ..live };
@@ -388,14 +388,14 @@ fn a_released_record_is_bound_to_its_fingerprint_once_an_effect_is_possible() {
     assert_eq!((fresh.generation, fresh.attempt, fresh.fingerprint), (FIRST + 5, 1, other.fingerprint));
     let again = numbered(decide(Some(&untouched), &Action::Begin(&first), &now(20)), FIRST + 5);
     assert_eq!((again.generation, again.attempt), (live.generation, 2));
-    // Of later attempts too, whatever the first one was.
+    // A later attempt keeps the record bound, although the first one was released untouched.
     let touched = numbered(decide(Some(&end(&again, &Ending::Release)), &Action::Begin(&first), &now(30)), FIRST + 7);
     let released = end(&touched, &Ending::ReleaseUntouched);
     assert_eq!(decide(Some(&released), &Action::Begin(&other), &now(40)), Decision::Keep(Reason::Mismatch));
 }
 
 #[test]
-fn max_attempts_counts_attempts_that_were_interrupted_and_no_others() {
+fn max_attempts_counts_only_interrupted_attempts() {
     let limited =
         Start { resume: Resume { max_attempts: 2, ..Resume::default() }, ..start(OnInterrupted::Resume, None) };
     let begin =
@@ -413,7 +413,7 @@ fn max_attempts_counts_attempts_that_were_interrupted_and_no_others() {
     for action in [Action::Begin(&limited), Action::Lock { schema: 0, max_attempts: 2, retry_pause: 0 }] {
         assert_eq!(decide(Some(&dead), &action, &now(10)), Decision::Keep(Reason::Interrupted));
     }
-    // Somebody has resolved the last interruption: it is not counted.
+    // A caller has resolved the last interruption, so it is not counted.
     let retry = Action::Resolve { ending: &Ending::Release, schema: None };
     let resolved = begin(&numbered(decide(Some(&dead), &retry, &now(10)), FIRST + 22), FIRST + 23);
     assert_eq!((resolved.attempt, resolved.interruptions), (21, 1));
@@ -422,7 +422,7 @@ fn max_attempts_counts_attempts_that_were_interrupted_and_no_others() {
 }
 
 #[test]
-fn strict_a_fingerprint_does_not_match_a_record_without_one() {
+fn a_strict_fingerprint_does_not_match_a_record_without_one() {
     let without = start(OnInterrupted::Resume, None);
     let with = start(OnInterrupted::Resume, Some(1));
     let strict = Start { strict_fingerprint: true, ..with.clone() };
@@ -450,7 +450,7 @@ fn a_revoke_is_fenced_and_fences_the_old_owner() {
 }
 
 #[test]
-fn a_remembered_key_is_expired_until_its_time_is_over() {
+fn a_remembered_key_returns_expired_until_it_is_forgotten() {
     let begin = Start { success_ttl: 10, remember: 20, ..start(OnInterrupted::Hold, Some(1)) };
     let done = end(&claimed(&begin), &Ending::Succeed(Value::from("v")));
     let over = done.expires;

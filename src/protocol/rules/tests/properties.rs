@@ -1,4 +1,5 @@
-//! All pairs of a state and an event against the rules said once more in another form, and random walks.
+//! Compares `decide` with a second formulation of the rules, for every pair of a record and an action, and on random
+//! walks.
 
 use proptest::prelude::*;
 
@@ -7,16 +8,16 @@ use super::*;
 const NOW: Now = Now { store: 1_000, wall: 77, first: FIRST, opened: 500, effect_seed: [1; 16] };
 const OTHER_POINT: &str = "elsewhere";
 
-/// What a record is, as far as the rules can tell records apart.
+/// The fields of a record that the rules distinguish.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "every combination of them is a case")]
 struct Case {
     state: Status,
     by_key: bool,
-    /// An effect may have been caused for its request.
+    /// True if an effect may have happened for the record's request.
     bound: bool,
     owner_is_dead: bool,
-    /// At this very millisecond, or in the next.
+    /// True if the record expires in this millisecond, false if in the next.
     is_expired: bool,
     policy: OnInterrupted,
     fingerprint: Option<u8>,
@@ -65,7 +66,7 @@ impl Case {
         }
     }
 
-    /// What anyone sees of it; `None` is absent.
+    /// Returns the status that readers see. `None`: absent.
     fn status(self) -> Option<Status> {
         match self.state {
             Status::InProgress if !self.owner_is_dead => Some(Status::InProgress),
@@ -75,7 +76,7 @@ impl Case {
         }
     }
 
-    /// The rules, said by event: W writes, D deletes, K keeps.
+    /// The second formulation of the rules, by action: W writes, D deletes, K keeps.
     fn verdict(self, stored: &StoredRecord, action: &Action<'_>) -> char {
         let Some(status) = self.status() else {
             return if matches!(action, Action::Begin(_) | Action::Create(_) | Action::Import(_)) { 'W' } else { 'K' };
@@ -112,13 +113,13 @@ impl Case {
         start.fingerprint != self.fingerprint.map(|byte| Fingerprint::from_bytes([byte; 32]))
     }
 
-    /// Nothing has happened under its request, so another one may have the key.
+    /// True if nothing has happened under the record's request, so another request may have the key.
     fn starts_anew(self, start: &Start) -> bool {
         self.status() == Some(Status::Released) && !self.bound && self.is_other_payload(start)
     }
 }
 
-/// What events are made of.
+/// The parameters of which the actions are made.
 struct Parts {
     starts: Vec<Start>,
     endings: Vec<Ending>,
@@ -158,7 +159,7 @@ impl Parts {
         Self { starts, endings, steps, patches, images: Case::all().into_iter().map(Case::stored).collect() }
     }
 
-    /// Every event, as a caller who knows this record, or one who does not, would send it.
+    /// Returns every action, with and without the current token and recovery point of the record.
     fn actions(&self, token: u64, point: &str) -> Vec<Action<'_>> {
         let own = if point == "paid" { "paid" } else { STARTED };
         let mut all =
@@ -190,7 +191,7 @@ fn letter(decision: &Decision) -> char {
     }
 }
 
-/// What is true of every stored record that is written.
+/// Checks the invariants of every record that is written.
 fn check_written(before: Option<&StoredRecord>, action: &Action<'_>, after: &StoredRecord, now: &Now) {
     assert_eq!(after.revision, THIS_FRAME);
     assert!(after.seen(now).is_some() || after.expires <= now.store, "{after:?}");
@@ -209,9 +210,9 @@ fn check_written(before: Option<&StoredRecord>, action: &Action<'_>, after: &Sto
     let revokes = matches!(action, Action::Revoke { .. });
     assert_eq!(after.token == THIS_FRAME, claims || revokes, "a token for a claim, or to end one");
     assert_eq!(after.attempt, before.attempt + u32::from(claims));
-    assert!(after.holds_progress || !before.holds_progress, "what it holds stays");
+    assert!(after.holds_progress || !before.holds_progress, "progress is never lost");
     assert!((before.interruptions..=before.interruptions + u32::from(claims)).contains(&after.interruptions));
-    // What is fixed when a generation starts.
+    // The fields that are fixed when a generation starts.
     let fixed = |stored: &StoredRecord| {
         let ttls = (stored.success_ttl, stored.failure_ttl, stored.released_ttl, stored.interrupted_ttl);
         (stored.generation, stored.fingerprint, stored.context.clone(), stored.policy, ttls, stored.created_at)
@@ -221,12 +222,12 @@ fn check_written(before: Option<&StoredRecord>, action: &Action<'_>, after: &Sto
         assert_eq!((&*after.recovery_point, &after.checkpoint), (FINISHED, &None));
     }
     if after.state == Status::InProgress {
-        assert_eq!(after.expires, NEVER, "what runs has no expiry");
+        assert_eq!(after.expires, NEVER, "a record in progress has no expiry");
     }
 }
 
 #[test]
-fn every_state_and_every_event_by_the_rules_said_twice() {
+fn decide_agrees_with_the_second_formulation_for_every_record_and_action() {
     let parts = Parts::new();
     let mut pairs = 0;
     for case in Case::all() {
@@ -258,9 +259,9 @@ fn every_state_and_every_event_by_the_rules_said_twice() {
     println!("{pairs} pairs");
 }
 
-/// A finished record has one life: what is written is the same but for a later expiry.
+/// A finished record changes only its expiry, and only to a later one.
 #[test]
-fn no_event_changes_what_a_finished_record_says() {
+fn no_action_changes_a_finished_record_but_its_expiry() {
     let parts = Parts::new();
     for case in Case::all().into_iter().filter(|case| case.is_finished() && !case.is_expired) {
         let stored = case.stored();
@@ -281,12 +282,12 @@ fn no_event_changes_what_a_finished_record_says() {
     }
 }
 
-/// One key's life: what is committed gets the next number, as the store gives it.
+/// The history of one key. Each write gets the next frame number, as in the store.
 struct Life {
     stored: Option<StoredRecord>,
     now: Now,
     next: u64,
-    /// The highest token, generation and revision that there ever were.
+    /// The highest token, generation and revision so far.
     highest: [u64; 3],
 }
 
@@ -322,7 +323,7 @@ impl Life {
         }
     }
 
-    /// Numbers stay or are higher than any before, those of records that are gone included.
+    /// Checks that each number stays, or is higher than every earlier one, those of deleted records included.
     fn grow(&mut self, before: Option<&StoredRecord>, after: &StoredRecord) {
         let numbers = |stored: &StoredRecord| [stored.token, stored.generation, stored.revision];
         let old = before.map_or([0; 3], numbers);
@@ -352,7 +353,7 @@ proptest! {
             let (token, point) = life.stored.as_ref().map_or((1, STARTED.to_owned()), |stored| {
                 (stored.token, stored.recovery_point.clone())
             });
-            // Imports are as many as all others.
+            // Keep the imports in a quarter of the steps. Otherwise they would be as many as all other actions.
             let actions = parts.actions(token, &point);
             let others = |action: &Action<'_>| chance % 4 == 1 || !matches!(action, Action::Import(_));
             let actions: Vec<_> = actions.into_iter().filter(others).collect();
