@@ -1,4 +1,4 @@
-//! The handles that a service holds: engine, managers, claims, tables, transactions, listings.
+//! The public handles: engine, managers, claims, tables, transactions and listings.
 
 pub(crate) mod claim;
 pub(crate) mod engine;

@@ -1,4 +1,4 @@
-//! The right to execute, held by one owner.
+//! Claims: the right to run the operation of one key.
 
 pub(crate) mod stage;
 
@@ -25,16 +25,17 @@ use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
 use crate::types::value::Value;
 
-/// The right to execute the operation of one key.
+/// The right to run the operation of one key.
 ///
-/// Exactly one claim of a key is alive at a time. It ends by [`succeed`](Claim::succeed), [`fail`](Claim::fail),
-/// [`release`](Claim::release) or [`interrupt`](Claim::interrupt); dropped, it interrupts the record, because nobody knows
-/// how far the operation came. A `?` between `begin` and the ending is such a drop: validate before `begin`, or say
+/// At most one claim of a key is alive at a time. It ends by [`succeed`](Claim::succeed), [`fail`](Claim::fail),
+/// [`release`](Claim::release) or [`interrupt`](Claim::interrupt). A dropped claim interrupts its record, because the
+/// operation may have happened. A `?` between `begin` and the ending drops the claim: validate before `begin`, or call
 /// [`release_on_drop`](Claim::release_on_drop) until the first effect.
 ///
-/// A claim that is forgotten (`mem::forget`, a static, a thread that never ends) stays in progress for the life of the
-/// process, or until [`Manager::revoke`](crate::Manager::revoke). A live claim keeps the directory locked: after
-/// [`Engine::close`](crate::Engine::close) it can still end, and no other engine opens the store before that.
+/// A leaked claim (`mem::forget`, a static, a thread that never ends) stays in progress until the process ends, or
+/// until [`Manager::revoke`](crate::Manager::revoke). A live claim keeps the directory locked: after
+/// [`Engine::close`](crate::Engine::close) it can still end, and no other engine can open the store before it has
+/// ended.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager, Status};
@@ -59,20 +60,20 @@ struct Inner {
     id: RecordId,
     info: RecordInfo,
     context: Context,
-    /// An atomic, because naming an effect takes the claim by reference.
+    /// Atomic, because `effect_id` takes `&self`.
     release_on_drop: AtomicBool,
-    /// It has not ended.
+    /// True until the claim has ended.
     live: bool,
-    /// An effect may have been caused: an effect id was asked for, or a stage was committed.
+    /// True if an effect may have happened: the operation asked for an effect id, or a stage was committed.
     touched: AtomicBool,
-    /// A fault of the engine reached the operation through this claim.
+    /// True if the engine returned an error to the operation through this claim.
     faulted: Arc<AtomicBool>,
     migrations: Migrations,
-    /// Milliseconds for which its outcome is kept, if it says so.
+    /// The TTL of the outcome in milliseconds, if the operation has set one.
     ttl: Option<u64>,
 }
 
-/// Which claim one is.
+/// Identifies a claim.
 pub(crate) struct Identity {
     protocol: Arc<Protocol>,
     id: RecordId,
@@ -89,7 +90,7 @@ impl<T, E> Claim<T, E> {
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
-    /// A claim that has no record: as one that has ended, so that a drop changes nothing.
+    /// Creates a claim without a record. It counts as ended, so its drop changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn without_record(protocol: Arc<Protocol>, id: RecordId, info: RecordInfo) -> Self {
         let mut claim = Self::new(protocol, id, info, Migrations::default());
@@ -97,62 +98,63 @@ impl<T, E> Claim<T, E> {
         claim
     }
 
-    /// The whole key, the scope included.
+    /// Returns the whole key, including the scope.
     #[must_use]
     pub fn key(&self) -> &Key {
         self.inner.info.key()
     }
 
-    /// The fencing token: larger than that of every earlier claim in this store, for downstream systems that can compare. A
-    /// copy of the store has other tokens, in no order with these.
+    /// Returns the fencing token. It is larger than the token of every earlier claim in this store, so downstream
+    /// systems can compare tokens. Tokens of a copy of the store are not comparable with these.
     #[must_use]
     pub fn token(&self) -> u64 {
         self.inner.info.stored().token
     }
 
-    /// Which life of the key this is.
+    /// Returns the number of this generation: one life of the key, from its first claim to its removal or expiry.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.inner.info.generation()
     }
 
-    /// How many claims this generation has had, this one included.
+    /// Returns the number of claims in this generation, including this one.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.inner.info.attempt()
     }
 
-    /// Why the attempt before was interrupted, if it was.
+    /// Returns the reason why the previous attempt was interrupted. `None` if it was not.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {
         self.inner.info.interruption()
     }
 
-    /// What was given when the generation started.
+    /// Returns the context that was given when the generation started.
     #[must_use]
     pub fn context(&self) -> &Context {
         &self.inner.context
     }
 
-    /// The last stage that ended; [`STARTED`](crate::STARTED) at first.
+    /// Returns the name of the last stage that ended, or [`STARTED`](crate::STARTED) before the first one ends.
     #[must_use]
     pub fn recovery_point(&self) -> &str {
         self.inner.info.recovery_point()
     }
 
-    /// What the last stage kept for this one.
+    /// Returns the checkpoint that the last stage stored.
     #[must_use]
     pub fn checkpoint(&self) -> Option<&[u8]> {
         self.inner.info.checkpoint()
     }
 
-    /// The checkpoint as the type that [`Next::advance_encoded`](crate::Next::advance_encoded) encoded it from.
+    /// Decodes the checkpoint into the type from which [`Next::advance_encoded`](crate::Next::advance_encoded) encoded
+    /// it.
     ///
     /// # Errors
     ///
-    /// `TypeMismatch` when it was encoded from another type, or that type has changed since, unless it is
-    /// [migrated](crate::ManagerOptions::migrate_checkpoint): [limits](crate::guides::limits) says what counts. `Codec` when it was not
-    /// encoded.
+    /// `TypeMismatch` if the checkpoint was encoded from another type, or if that type has changed since and has no
+    /// [migration](crate::ManagerOptions::migrate_checkpoint). [Limits](crate::guides::limits) lists the changes that
+    /// matter. `Codec` if the checkpoint was not encoded.
     pub fn decode_checkpoint<C: Serialize + DeserializeOwned>(&self) -> Result<Option<C>> {
         let decoded = self.checkpoint().map(|bytes| self.inner.migrations.decode_checkpoint(bytes)).transpose();
         if decoded.is_err() {
@@ -161,26 +163,27 @@ impl<T, E> Claim<T, E> {
         decoded
     }
 
-    /// See [`RecordInfo::effect_id`]: to be passed downstream, so that an attempt after an interruption does not repeat the
-    /// effect. From here on the effect may have happened, so that [`release_on_drop`](Claim::release_on_drop) is turned off.
+    /// Returns an id to pass downstream, so that an attempt after an interruption does not repeat the effect. See
+    /// [`RecordInfo::effect_id`]. After this call the effect may have happened, so
+    /// [`release_on_drop`](Claim::release_on_drop) is turned off.
     #[must_use]
     pub fn effect_id(&self, label: &str) -> String {
         self.touch();
         self.inner.info.effect_id(label)
     }
 
-    /// Whether a drop, by a panic too, releases the record instead of interrupting it: true while nothing has happened yet.
-    /// The death of the process interrupts all the same. Defaults to false; [`effect_id`](Claim::effect_id) and a
-    /// [`work_stage`](Claim::work_stage) that commits turn it off.
+    /// Sets whether a drop releases the record instead of interrupting it, also during a panic. Set it to true only
+    /// while nothing has happened. If the process dies, the record is interrupted in any case. Default: false.
+    /// [`effect_id`](Claim::effect_id) and a committed [`work_stage`](Claim::work_stage) turn it off.
     pub fn release_on_drop(&mut self, release: bool) {
         self.inner.release_on_drop.store(release, Ordering::Relaxed);
     }
 
-    /// Keeps the outcome that this claim stores for `ttl` from its ending, instead of
-    /// [`success_ttl`](crate::ManagerOptions::success_ttl) or [`failure_ttl`](crate::ManagerOptions::failure_ttl): so the answer
-    /// decides how long it is replayed, in [`execute`](crate::Manager::execute), `handle`, a stage or by hand. Of several calls the last counts. A
-    /// claim that is released or interrupted stores no outcome, and leaves the times of the next attempt as they were.
-    /// [`FOREVER`](crate::FOREVER) never lapses.
+    /// Sets the TTL of the outcome that this claim stores. It replaces
+    /// [`success_ttl`](crate::ManagerOptions::success_ttl) or [`failure_ttl`](crate::ManagerOptions::failure_ttl),
+    /// starts when the claim ends, and also applies in [`execute`](crate::Manager::execute), `handle` and stages. The
+    /// last call counts. A released or interrupted claim stores no outcome, so the TTL then has no effect. An outcome
+    /// with [`FOREVER`](crate::FOREVER) never expires.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -200,37 +203,38 @@ impl<T, E> Claim<T, E> {
     ///
     /// # Errors
     ///
-    /// `InvalidOptions` for zero.
+    /// `InvalidOptions` if `ttl` is zero.
     pub fn keep_for(&mut self, ttl: Duration) -> Result<()> {
         check_ttl("ttl", ttl)?;
         self.inner.ttl = Some(millis(ttl));
         Ok(())
     }
 
-    /// Whether an effect outside may have happened under this claim.
+    /// True if an external effect may have happened under this claim.
     pub(crate) fn is_touched(&self) -> bool {
         self.inner.touched.load(Ordering::Relaxed)
     }
 
-    /// Gives the key up: nothing has happened, and whoever comes next runs the operation.
+    /// Releases the key: nothing has happened, and the next caller runs the operation.
     pub fn release(self) -> Result<RecordInfo, EndError<Self>> {
         let ending = self.releasing();
         self.end(&ending)
     }
 
-    /// As [`release`](Claim::release), where an effect that has no name of ours may have happened: the record stays bound to its
-    /// request.
+    /// Releases the key like [`release`](Claim::release), but keeps the record bound to its request: an effect without
+    /// an effect id may have happened.
     pub(crate) fn release_bound(self) -> Result<RecordInfo, EndError<Self>> {
         let ending = if self.is_touched() { Ending::ReleaseTouched } else { Ending::Release };
         self.end(&ending)
     }
 
-    /// Gives the key up: it is not known whether anything has happened. What a drop does, with an answer.
+    /// Interrupts the record: it is not known whether the operation has happened. A drop does the same, but cannot
+    /// return an error.
     pub fn interrupt(self) -> Result<RecordInfo, EndError<Self>> {
         self.end(&Ending::Interrupt(Interruption::Reported))
     }
 
-    /// Removes its record. If that fails, its drop interrupts the record.
+    /// Removes the record. After an error, the drop of the claim interrupts the record.
     #[cfg(feature = "http")]
     pub(crate) fn discard(mut self) -> Result<()> {
         let Inner { protocol, id, .. } = &*self.inner;
@@ -239,7 +243,7 @@ impl<T, E> Claim<T, E> {
         Ok(())
     }
 
-    /// It has ended, and keeps the directory no more.
+    /// Marks the claim as ended. It no longer keeps the directory locked.
     fn over(&mut self) {
         self.inner.live = false;
         self.inner.protocol.leave_owner(self.token());
@@ -255,7 +259,7 @@ impl<T, E> Claim<T, E> {
         if self.is_touched() { Ending::ReleaseTouched } else { Ending::ReleaseUntouched }
     }
 
-    /// A stage, or an ending, has ended it.
+    /// True if a stage or an ending has ended the claim.
     pub(crate) fn is_ended(&self) -> bool {
         !self.inner.live
     }
@@ -268,12 +272,12 @@ impl<T, E> Claim<T, E> {
         &self.inner.protocol
     }
 
-    /// Where it is now.
+    /// Returns the token and recovery point that the record must still have at a commit.
     pub(crate) fn fence(&self) -> Fence<'_> {
         Fence { id: &self.inner.id, token: self.token(), point: self.recovery_point(), ttl: self.inner.ttl }
     }
 
-    /// An effect may have happened: it was named, or a stage was committed.
+    /// Notes that an effect may have happened: the operation asked for an effect id, or a stage was committed.
     pub(crate) fn touch(&self) {
         self.inner.release_on_drop.store(false, Ordering::Relaxed);
         self.inner.touched.store(true, Ordering::Relaxed);
@@ -284,23 +288,23 @@ impl<T, E> Claim<T, E> {
         self.inner.protocol.running(&self.inner.id)
     }
 
-    /// Which claim it is, to be compared after a `&mut` of it was lent.
+    /// Returns the identity of the claim, to compare after lending a `&mut` of it.
     pub(crate) fn identity(&self) -> Identity {
         Identity { protocol: Arc::clone(&self.inner.protocol), id: self.inner.id.clone(), token: self.token() }
     }
 
-    /// Returns the claim if it is the one that was lent. If the operation has exchanged it, an outcome could belong to either
-    /// record: both are interrupted.
+    /// Returns the claim if it is the lent one. If the operation has exchanged it for another claim, an outcome could
+    /// belong to either record. Then both are interrupted.
     pub(crate) fn returned(self, lent: &Identity) -> Result<Self> {
         let Inner { protocol, id, .. } = &*self.inner;
         if Arc::ptr_eq(protocol, &lent.protocol) && id.is(&lent.id) && self.token() == lent.token {
             return Ok(self);
         }
         let message = format!("the operation of key {} exchanged its claim with that of key {}", lent.id.key, id.key);
-        // The lent claim is lost, wherever it is now. A record that has ended already stays as it is.
+        // The lent claim is lost, wherever it is now. If its record has ended already, the record stays as it is.
         let ended = lent.protocol.end(&lent.id, lent.token, &Ending::Interrupt(Interruption::Reported));
         if ended.map_or_else(|error| error.kind() == ErrorKind::ClaimLost, |_| true) {
-            // It owns nothing any more, so it keeps the directory no longer, even if it is never dropped.
+            // The lent claim owns no record now, so stop locking the directory for it, even if it is never dropped.
             lent.protocol.leave_owner(lent.token);
         }
         Err(Error::new(ErrorKind::ClaimLost, message))
@@ -310,7 +314,7 @@ impl<T, E> Claim<T, E> {
         &self.inner.faulted
     }
 
-    /// A stage has changed its record, and perhaps ended it.
+    /// Takes over the record after a stage has changed it, and perhaps ended it.
     pub(crate) fn moved(&mut self, info: RecordInfo) {
         self.inner.info = info;
         if self.inner.info.status() != Status::InProgress {
@@ -322,13 +326,13 @@ impl<T, E> Claim<T, E> {
         self.inner.faulted.load(Ordering::Relaxed)
     }
 
-    /// Ends it; on error the claim is as alive as before.
+    /// Ends the claim. On error the claim is returned and still alive.
     pub(crate) fn end(self, ending: &Ending) -> Result<RecordInfo, EndError<Self>> {
         let ended = self.inner.protocol.end_claim(self.to_end(ending));
         self.after(ended)
     }
 
-    /// Ends claims of one engine together, in as few commits as hold their records.
+    /// Ends claims of one engine together, in as few commits as can hold their records.
     pub(crate) fn end_all(claims: Vec<(Self, Ending)>) -> Vec<Result<RecordInfo, EndError<Self>>> {
         let to_end: Vec<_> = claims.iter().map(|(claim, ending)| claim.to_end(ending)).collect();
         let ended = claims.first().map_or_else(Vec::new, |(claim, _)| claim.protocol().end_all(&to_end));
@@ -351,7 +355,7 @@ impl<T, E> Claim<T, E> {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
-    /// The bytes, and the value as every replay will read it.
+    /// Returns the encoded value, and the value as every replay will decode it.
     pub(crate) fn encode_success(&self, value: &T) -> Result<(Value, T)> {
         let Inner { protocol, id, .. } = &*self.inner;
         let (bytes, read_back) = codec::encode_checked(
@@ -362,7 +366,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         Ok((Value::from(bytes), read_back))
     }
 
-    /// As [`encode_success`](Claim::encode_success).
+    /// Encodes a failure as [`encode_success`](Claim::encode_success) does a success.
     pub(crate) fn encode_failure(&self, error: &E) -> Result<(Value, E)> {
         let Inner { protocol, id, .. } = &*self.inner;
         let (bytes, read_back) = codec::encode_failure(
@@ -373,12 +377,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         Ok((Value::from(bytes), read_back))
     }
 
-    /// Stores a success, which every retry gets from now on until its TTL.
+    /// Stores a success. Every retry gets it until its TTL ends.
     ///
     /// # Errors
     ///
-    /// The claim comes back, alive, with why: nothing was stored. `Codec` and `TooLarge` say that this value cannot be;
-    /// `ClaimLost`, that the record is no longer this claim's.
+    /// Nothing was stored. The error holds the claim, which is still alive. `Codec` or `TooLarge` if this value cannot
+    /// be stored; `ClaimLost` if the claim no longer owns the record.
     pub fn succeed(self, value: &T) -> Result<Finished<T, E>, EndError<Self>> {
         match self.encode_success(value) {
             Ok((bytes, value)) => self.end(&Ending::Succeed(bytes)).map(|info| Finished::new(Ok(value), info)),
@@ -386,12 +390,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         }
     }
 
-    /// Stores a failure, which every retry gets from now on until its TTL.
+    /// Stores a failure. Every retry gets it until its TTL ends.
     ///
     /// # Errors
     ///
-    /// As [`succeed`](Claim::succeed), and `EngineFailure` for a [`Failure`] that was made from an error of this crate. Whether
-    /// a type of your own was made from one, only [`execute`](crate::Manager::execute) can tell.
+    /// As [`succeed`](Claim::succeed), and `EngineFailure` for a [`Failure`] that was made from an error of this crate.
+    /// For an error type of your own, only [`execute`](crate::Manager::execute) can detect such an error.
     pub fn fail(self, error: &E) -> Result<Finished<T, E>, EndError<Self>> {
         match self.encode_failure(error) {
             Ok((bytes, failure)) => self.end(&Ending::Fail(bytes)).map(|info| Finished::new(Err(failure), info)),
@@ -416,10 +420,10 @@ impl<T, E> fmt::Debug for Claim<T, E> {
     }
 }
 
-/// An ending that was not stored, and the claim, which is still alive.
+/// The error of an ending that was not stored, with the claim, which is still alive.
 ///
-/// Turned into an [`Error`], e.g. by `?`, it drops the claim, and so interrupts the record. Kept in an `anyhow::Error` or a
-/// box, it keeps the claim alive and the key in progress.
+/// Converting it into an [`Error`], for example by `?`, drops the claim and so interrupts the record. Inside an
+/// `anyhow::Error` or a box it keeps the claim alive and the key in progress.
 ///
 /// ```
 /// # use oncekey::{EndError, Engine, ErrorKind, Manager};
@@ -433,9 +437,9 @@ impl<T, E> fmt::Debug for Claim<T, E> {
 /// # Ok::<(), oncekey::Error>(())
 /// ```
 pub struct EndError<C> {
-    /// Why it was not stored.
+    /// The reason.
     pub error: Error,
-    /// To try again with, or to end otherwise.
+    /// The claim, to try again or to end in another way.
     pub claim: C,
 }
 

@@ -1,4 +1,4 @@
-//! A store that is open.
+//! The engine: an open store.
 
 #[cfg(feature = "test-util")]
 mod crash;
@@ -25,8 +25,8 @@ pub(crate) use types::Registered;
 
 /// An open store.
 ///
-/// Cheap to clone, and used from any number of threads. The last handle dropped (managers, claims and pending operations
-/// hold one) closes it as [`close`](Engine::close) does.
+/// Cheap to clone, and safe to use from many threads. Managers, claims and pending operations hold a handle. Dropping
+/// the last handle closes the engine as [`close`](Engine::close) does.
 ///
 /// ```
 /// use oncekey::{CallOptions, Engine, Fingerprint, Manager};
@@ -48,7 +48,7 @@ pub struct Engine {
 struct Shared {
     report: OpenReport,
     compaction_batch: usize,
-    /// Ended with the last handle, or before the engine is closed.
+    /// Ended when the engine is closed, or with the last handle.
     compactor: Compactor,
     types: KnownTypes,
 }
@@ -60,27 +60,27 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Opens the store in `path`, with the defaults; creates what is missing.
+    /// Opens the store in `path` with the default options. Creates it if there is none.
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if it is open already; `UnsupportedFormat` if `path` holds something else, or a newer store; `Corrupt` if
-    /// it is damaged. Nothing is changed then.
+    /// `StoreInUse` if the store is open already; `UnsupportedFormat` if `path` contains other files or a newer store;
+    /// `Corrupt` if the store is damaged. Then nothing is changed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         EngineOptions::default().open(path)
     }
 
-    /// A store in a directory of its own, which is removed with the last handle: for tests and examples.
+    /// Opens a store in a temporary directory, which is removed with the last handle. For tests and examples.
     pub fn temporary() -> Result<Self> {
         EngineOptions::default().temporary()
     }
 
-    /// Options, to be set and then opened.
+    /// Returns the default options, to change and then open a store with.
     pub fn options() -> EngineOptions {
         EngineOptions::default()
     }
 
-    /// A table of the caller's own data in this store.
+    /// Returns a table for the caller's own data in this store.
     ///
     /// # Errors
     ///
@@ -89,12 +89,13 @@ impl Engine {
         Table::new(self.share(), name)
     }
 
-    /// Changes several rows together or not at all; see [`Transaction`] for what the closure may do. It is run again when
-    /// another commit has changed what it read. `Err` and panics roll back. Inside the closure of another transaction of this
-    /// engine, on the same thread, it is part of that one: it is run once, and what it writes is committed with the rest.
+    /// Changes several rows together or not at all. See [`Transaction`] for what the closure may do. The closure runs
+    /// again when another commit has changed data that it read. `Err` and panics roll back. Inside the closure of
+    /// another transaction of this engine, on the same thread, the phase is part of that transaction: its closure runs
+    /// once, and its changes are committed with the rest.
     ///
-    /// The closure's error is the caller's own type, as long as the engine's error can be turned into it: an enum with
-    /// `#[from] oncekey::Error`, `anyhow::Error`, [`Error`], or the ready-made [`PhaseError`](crate::PhaseError).
+    /// The closure's error type is any type that the engine's error converts into: an enum with `#[from]
+    /// oncekey::Error`, `anyhow::Error`, [`Error`], or the ready-made [`PhaseError`](crate::PhaseError).
     ///
     /// ```
     /// # use oncekey::{Engine, Error, PhaseError};
@@ -108,7 +109,7 @@ impl Engine {
     ///     Ok(value)
     /// });
     /// assert_eq!(moved.unwrap().as_ref(), b"1");
-    /// // With nothing to infer the error from, it is named:
+    /// // If the error type cannot be inferred, name it:
     /// engine.atomic_phase(|tx| {
     ///     tx.table("t")?.remove("b")?;
     ///     Ok::<_, Error>(())
@@ -118,14 +119,14 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// The closure's own; nothing was changed then. Of the engine's: `Conflict` after
-    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS), `TooLarge` if all that is written does not fit into one frame of
-    /// 32 MiB.
+    /// The error of the closure, with everything rolled back. From the engine: `Conflict` after
+    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) runs, `TooLarge` if the changes do not fit into one
+    /// frame of 32 MiB.
     pub fn atomic_phase<R, X: From<Error>>(&self, work: impl Fn(&Transaction) -> Result<R, X>) -> Result<R, X> {
         self.atomic_phase_with(&PhaseOptions::new(), work)
     }
 
-    /// As [`atomic_phase`](Self::atomic_phase), with options: what is done about errors, and how strict it is.
+    /// Runs a phase as [`atomic_phase`](Self::atomic_phase) does, with options for errors and isolation.
     ///
     /// # Errors
     ///
@@ -138,14 +139,14 @@ impl Engine {
         transaction::phase(&self.protocol, options, work)
     }
 
-    /// The names of all managers that have a record.
+    /// Returns the names of all managers that have a record.
     pub fn managers(&self) -> Result<Vec<String>> {
         let mut names: Vec<String> = Vec::new();
         let mut range = Some(ListRange::new(None, &[], false));
         while let Some(at) = range {
             let (infos, next) = self.protocol.list(&at, 1)?;
             range = match infos.first() {
-                // The first key of a batch may be one that is absent by now.
+                // The first key of a batch may be absent by now.
                 None => next,
                 Some(info) => {
                     names.push(info.manager().to_owned());
@@ -156,7 +157,8 @@ impl Engine {
         Ok(names)
     }
 
-    /// Every interrupted record: right after open, the exact list of what an earlier process left unfinished.
+    /// Returns all interrupted records. Right after an open, these are the operations that an earlier process left
+    /// unfinished.
     ///
     /// ```
     /// # use oncekey::{Engine, Interruption, Manager};
@@ -173,31 +175,33 @@ impl Engine {
         self.records(RecordFilter::new().status(Status::Interrupted))
     }
 
-    /// The records that match, in the order of their managers' names and keys. Each is read as it is then; not a snapshot.
+    /// Returns the records that match, in the order of manager names and keys. Each record is read when the iterator
+    /// reaches it: this is not a snapshot.
     pub fn records(&self, filter: RecordFilter) -> Result<Records> {
         Records::new(self.share(), filter)
     }
 
-    /// Where it is.
+    /// Returns the directory of the store.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.protocol.path()
     }
 
-    /// What its open found.
+    /// Returns what the open found.
     #[must_use]
     pub fn opened(&self) -> &OpenReport {
         &self.shared.report
     }
 
-    /// Its counters, since it was opened, and gauges.
+    /// Returns the counters since the open, and the gauges.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.protocol.stats()
     }
 
-    /// Subscribes to what happens from now on. Each subscription has a queue of [`Events::CAPACITY`]; what does not fit is dropped,
-    /// and counted in [`Stats::events_dropped`]. The subscription ends when the engine is closed.
+    /// Subscribes to events from now on. Each subscription has a queue of [`Events::CAPACITY`] events. While it is
+    /// full, new events are dropped and counted in [`Stats::events_dropped`]. The subscription ends when the engine is
+    /// closed.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, admin::Event};
@@ -214,16 +218,17 @@ impl Engine {
         self.protocol.subscribers().subscribe()
     }
 
-    /// Deletes everything that has expired. Expired records are absent for every reader anyway: this frees their room.
+    /// Deletes all expired records. They are absent for every reader anyway; this frees their space.
     pub fn compact_now(&self) -> Result<Compacted> {
         self.protocol.compact_now(self.shared.compaction_batch)
     }
 
-    /// Reads everything that is stored, and says what is damaged or missing: every block of records and rows, the list that says
-    /// how many there are, and the journal's segments.
+    /// Reads everything that is stored and reports what is damaged or missing: every block of records and rows, the
+    /// list that counts them, and the segments of the journal.
     ///
-    /// Other calls go on meanwhile, and their changes cause no false alarm. It takes as long as reading the store. Blocks in the
-    /// cache are checked there and not on the disk, so it checks most of the disk right after an open.
+    /// Other calls continue meanwhile, and their changes cause no false alarm. Takes as long as reading the whole
+    /// store. Cached blocks are checked in memory and not on the disk, so most of the disk is checked right after an
+    /// open.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -237,8 +242,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// `Io`, or `Corrupt` if the record store cannot be read to its end; `Closed` if the engine is closed meanwhile. What can be
-    /// read and is wrong is no error: it is in [`VerifyReport::problems`].
+    /// `Io`, or `Corrupt` if the record store cannot be read to its end; `Closed` if the engine is closed meanwhile.
+    /// Damage that can be read past is not an error: see [`VerifyReport::problems`].
     pub fn verify(&self) -> Result<VerifyReport> {
         self.protocol.verify()
     }
@@ -278,14 +283,14 @@ impl Engine {
         self.protocol.back_up(path.as_ref())
     }
 
-    /// Waits until everything committed so far survives a power cut: for
+    /// Waits until everything committed so far survives a power cut. Needed only under
     /// [`Durability::Eventual`](crate::Durability::Eventual).
     pub fn sync(&self) -> Result<()> {
         self.protocol.sync()
     }
 
-    /// Waits for what was committed, wakes every waiter, ends the threads and frees the lock, although other handles live:
-    /// they answer `Closed` from now on.
+    /// Waits for committed changes, wakes every waiter, ends the threads and unlocks the directory. Other handles may
+    /// be alive: from now on their calls return `Closed`.
     ///
     /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The claim
     /// can still end and commit stages. The last claim frees the lock when it ends or is dropped.
@@ -294,16 +299,16 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// `ClaimsAlive` with the number of live claims: the engine is closed all the same, and what was committed is durable.
-    /// `InsideTransaction` from a transaction's closure: nothing is closed then. Otherwise whatever went wrong on the way; what
-    /// was answered before is safe all the same.
+    /// `ClaimsAlive` with the number of live claims: the engine is closed, and committed changes are durable.
+    /// `InsideTransaction` from the closure of a transaction: the engine stays open. Any other error happened while
+    /// closing; answers returned before are safe.
     pub fn close(self) -> Result<()> {
         self.close_now()
     }
 
-    /// Refuses new claims with `Closed`, waits up to `timeout` until no claim is alive, and then does as
-    /// [`close`](Engine::close). Meanwhile all else goes on: replays, tables, and claims that running operations of
-    /// [`execute`](crate::Manager::execute) ask for.
+    /// Refuses new claims with `Closed`, waits up to `timeout` until no claim is alive, and then closes as
+    /// [`close`](Engine::close) does. During the wait everything else continues: replays, tables, and claims made by
+    /// running operations of [`execute`](crate::Manager::execute).
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager};
@@ -313,13 +318,13 @@ impl Engine {
     /// let claim = payments.begin("order-42")?.into_claim().unwrap();
     /// let error = engine.close_when_idle(Duration::ZERO).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::ClaimsAlive);
-    /// claim.succeed(&1999)?; // stored, and the store is free
+    /// claim.succeed(&1999)?; // stored, and the directory is unlocked
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// As [`close`](Engine::close): `ClaimsAlive` if the timeout was too short.
+    /// As [`close`](Engine::close). `ClaimsAlive` if the timeout was too short.
     pub fn close_when_idle(self, timeout: Duration) -> Result<()> {
         self.protocol.check_outside()?;
         self.protocol.check_not_running()?;
@@ -327,7 +332,7 @@ impl Engine {
         self.close_now()
     }
 
-    /// Closes the store and leaves the engine's claims behind: for tests of stores that were closed and have records in progress.
+    /// Closes the store although claims are alive, for tests of closed stores with records in progress.
     #[cfg(feature = "fuzzing")]
     #[doc(hidden)]
     pub fn abort(self) -> Result<()> {
@@ -337,15 +342,15 @@ impl Engine {
     }
 
     fn close_now(&self) -> Result<()> {
-        // What is refused inside a transaction must not end the compaction.
+        // Before anything is ended: inside a transaction the engine must stay open.
         self.protocol.check_outside()?;
-        // First, so that a pass of the compaction ends at once.
+        // Before the compactor is joined, so that its current pass ends at once.
         let closed = self.protocol.close();
         self.shared.compactor.end();
         closed
     }
 
-    /// Refuses a manager whose types are not those of another one, alive, of this name and schema.
+    /// Registers the types of a manager. Fails if a live manager with this name and schema has other types.
     pub(crate) fn register<T, E>(&self, name: &str, schema: u32) -> Result<Registered> {
         self.shared.types.register::<T, E>(name, schema)
     }
@@ -360,7 +365,7 @@ impl Engine {
 }
 
 impl EngineOptions {
-    /// Opens the store in `path`; creates what is missing.
+    /// Opens the store in `path`. Creates it if there is none.
     ///
     /// # Errors
     ///
@@ -369,7 +374,7 @@ impl EngineOptions {
         self.open_in(path.as_ref(), None)
     }
 
-    /// A store in a directory of its own, which is removed with the last handle.
+    /// Opens a store in a temporary directory, which is removed with the last handle.
     pub fn temporary(&self) -> Result<Engine> {
         let directory = tempfile::Builder::new().prefix("oncekey-").tempdir();
         let directory = directory.map_err(|cause| Error::io("create directory in", &std::env::temp_dir(), &cause))?;
@@ -377,15 +382,15 @@ impl EngineOptions {
         self.open_in(&path, Some(directory))
     }
 
-    /// For a store whose open answers `Corrupt`: moves the snapshots of its record store aside, into a directory beside it, and
-    /// reads the whole log without them, which comes to the same state if only a snapshot was damaged. The store is closed
-    /// again; open it and ask [`Engine::verify`] what is left to be said. Nothing is ever deleted.
+    /// Repairs a store whose open returns `Corrupt`. Moves the snapshots of its record store into a directory next to
+    /// it, and reads the whole log without them. If only a snapshot was damaged, the result is the same state. The
+    /// store is closed again: open it, and call [`Engine::verify`] to check the rest. Nothing is deleted.
     ///
-    /// Takes as long as reading the store. To be asked for by a person who has kept a copy, never by a program on its own.
+    /// Takes as long as reading the store. Let a person call this who has made a copy, never a program on its own.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open); `NotFound` where there is no store. `Corrupt` says that the damage is elsewhere.
+    /// As [`open`](Self::open); `NotFound` if there is no store; `Corrupt` if the damage is elsewhere.
     pub fn repair(&self, path: impl AsRef<Path>) -> Result<OpenReport> {
         Protocol::repair(path.as_ref(), self)
     }

@@ -1,4 +1,4 @@
-//! Erasure of what belongs to one user.
+//! Erases the data of one user.
 
 use std::sync::Arc;
 
@@ -9,29 +9,30 @@ use crate::protocol::{ListRange, Protocol, RowRange, Workspace};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::Key;
 
-/// Records or rows that one commit removes.
+/// The number of records or rows that one commit removes.
 const STEP: usize = 256;
 
-/// The counts of an erasure.
+/// The result of an erasure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use = "records in progress are left"]
 pub struct Erased {
-    /// Records removed.
+    /// The number of removed records.
     pub removed: u64,
-    /// Records left, because a live owner is at work on them.
+    /// The number of records that stay, because they have a live owner.
     pub in_progress: u64,
 }
 
 impl<T, E> Manager<T, E> {
-    /// Removes all records of this handle's [scope](Manager::scoped), and of the scopes inside it, in any state but in progress:
-    /// the outcomes, failures, contexts and checkpoints of one user. Live owners are not overrun: what they leave behind is
-    /// erased by another call, or [`revoke`](Manager::revoke) them first. Rows of tables are erased by
+    /// Removes all records of this handle's [scope](Manager::scoped) and of the scopes inside it, except those in
+    /// progress: the outcomes, failures, contexts and checkpoints of one user. A record with a live owner stays: call
+    /// this again later, or [`revoke`](Manager::revoke) the owner first. To erase rows of tables use
     /// [`Table::remove_prefix`](crate::table::Table::remove_prefix).
     ///
-    /// Each commit removes up to 256 records, so that others go on meanwhile, and what is removed stays removed if a later
-    /// commit fails. A record that begins during the call may be left: refuse the user's requests first. After it, a retry of
-    /// an erased key runs its operation again. When the bytes leave the disk: [durability](crate::guides::durability).
+    /// Each commit removes up to 256 records, so other callers are not blocked, and removed records stay removed if a
+    /// later commit fails. A record that begins during the call may be left: refuse the user's requests first. A later
+    /// retry of an erased key runs its operation again. [Durability](crate::guides::durability) explains when the bytes
+    /// leave the disk.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -49,11 +50,11 @@ impl<T, E> Manager<T, E> {
     ///
     /// # Errors
     ///
-    /// `InvalidOptions` for a handle without a scope; `Conflict` when others change the same records again and again.
+    /// `InvalidOptions` for a handle without a scope; `Conflict` if other threads change the same records again and
+    /// again.
     pub fn erase(&self) -> Result<Erased> {
         if self.scope.is_empty() {
-            let message =
-                format!("manager {} has no scope: only the records of a scope are erased together", self.name());
+            let message = format!("manager {} has no scope: only the records of a scope can be erased", self.name());
             return Err(Error::new(ErrorKind::InvalidOptions, message));
         }
         let (protocol, whole) = (self.engine().share(), Key::join(self.scope.iter().map(|part| &**part))?);
@@ -61,7 +62,7 @@ impl<T, E> Manager<T, E> {
             (Some(ListRange::new(Some(self.name()), whole.as_bytes(), false)), Erased::default());
         while let Some(range) = rest {
             let (mut ids, next) = protocol.list_keys(&range, STEP)?;
-            // A key whose parts are those of the scope is in none.
+            // Skip the key whose parts are the scope itself: it is outside the scope.
             ids.retain(|id| id.key != whole);
             let step = remove(&protocol, |workspace| protocol.remove_in(workspace, &ids))?;
             erased.removed += step.removed;
@@ -73,12 +74,13 @@ impl<T, E> Manager<T, E> {
 }
 
 impl Table {
-    /// Removes the rows whose keys begin so, and returns how many there were; all with an empty prefix. Each commit removes up to
-    /// 256 rows, and what is removed stays removed if a later commit fails. A row that is inserted during the call may be left.
+    /// Removes the rows whose keys start with `prefix`, and returns their number. An empty prefix removes all rows.
+    /// Each commit removes up to 256 rows, and removed rows stay removed if a later commit fails. A row that is
+    /// inserted during the call may be left.
     ///
     /// # Errors
     ///
-    /// `Conflict` when others change the same rows again and again.
+    /// `Conflict` if other threads change the same rows again and again.
     pub fn remove_prefix(&self, prefix: impl AsRef<[u8]>) -> Result<u64> {
         let protocol = self.protocol();
         let (mut rest, mut count) = (Some(RowRange::prefix(self.name(), prefix.as_ref())), 0);
@@ -91,7 +93,7 @@ impl Table {
     }
 }
 
-/// One commit.
+/// Removes one step in one commit.
 fn remove<R>(protocol: &Arc<Protocol>, step: impl Fn(&mut Workspace) -> Result<R>) -> Result<R> {
     let setting = Setting { fence: None, faulted: None, should_retry: None };
     let run = |tx: &Transaction| Ok((tx.with_workspace(protocol, &step)?, Ok(crate::protocol::rules::Step::Stay)));

@@ -1,4 +1,4 @@
-//! A named, typed scope of keys.
+//! Managers: named, typed scopes of keys.
 
 pub(crate) mod batch;
 mod by_key;
@@ -27,64 +27,64 @@ use crate::types::options::{CallOptions, ManagerOptions, OnError, check_ttl};
 use crate::types::outcome::{Finished, Record};
 use crate::types::record::RecordInfo;
 
-/// What `begin` answers. Exhaustive on purpose: a new answer must be a compile error in every `match`.
+/// The result of `begin`. Exhaustive, so that a new variant is a compile error in every `match`.
 #[must_use = "dropping a claim interrupts its record"]
 pub enum Begin<T, E = Failure> {
     /// The caller owns the key and runs the operation.
     Claimed(Claim<T, E>),
-    /// It has run; this is what came of it.
+    /// The operation has run before. This is its outcome.
     Replay(Finished<T, E>),
-    /// Another owner of this process is at work.
+    /// Another owner in this process runs the operation.
     InProgress(Pending<T, E>),
-    /// Its owner ended without an answer, and it is held until someone resolves it.
+    /// The owner ended without an outcome. The record is held until a caller resolves it.
     Interrupted(RecordInfo),
-    /// Its owner released it a short time ago, and the manager has a [`retry_pause`](ManagerOptions::retry_pause):
-    /// [`RecordInfo::retry_after`] says how long to wait.
+    /// The owner released the key, and the pause of [`retry_pause`](ManagerOptions::retry_pause) is not over.
+    /// [`RecordInfo::retry_after`] returns the rest of the pause.
     Paused(RecordInfo),
-    /// The key belongs to another request. Nothing of that request's outcome is told.
+    /// The key belongs to another request. The outcome of that request is not included.
     Mismatch(RecordInfo),
 }
 
 impl<T, E> Begin<T, E> {
-    /// The claim, if there is one.
+    /// Returns the claim, if there is one.
     ///
     /// # Errors
     ///
-    /// Every other answer, unchanged.
+    /// Every other variant, unchanged.
     pub fn into_claim(self) -> Result<Claim<T, E>, Self> {
         if let Self::Claimed(claim) = self { Ok(claim) } else { Err(self) }
     }
 }
 
-/// What a wait answers.
+/// The result of a wait.
 #[must_use]
 pub enum Waited<T, E = Failure> {
     /// The operation ended with this outcome.
     Finished(Finished<T, E>),
-    /// There is no record.
+    /// The key has no record.
     Absent,
-    /// Its owner gave it up: nothing has happened.
+    /// The owner gave up the key and reported that nothing happened.
     Released,
-    /// Its owner ended without an answer.
+    /// The owner ended without an outcome.
     Interrupted,
-    /// It is still in progress, or was not begun yet.
+    /// The timeout passed while the operation was in progress or not begun yet.
     TimedOut,
-    /// The engine was closed meanwhile.
+    /// The engine was closed.
     Closed,
 }
 
-/// What became of an interrupted operation.
+/// The result of an interrupted operation, as found out by the caller.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Resolution<T, E = Failure> {
-    /// Nothing has happened: run it again.
+    /// The operation has not happened: the next caller runs it.
     Retry,
-    /// It has happened, with this value.
+    /// The operation has happened and succeeded with this value.
     Succeed(T),
-    /// It has failed for good.
+    /// The operation has failed for good.
     Fail(E),
 }
 
-// By hand, because no payload is printed, and the types need no `Debug`.
+// By hand, because payloads must not be printed, and the types need not implement `Debug`.
 
 impl<T, E> fmt::Debug for Begin<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,13 +122,13 @@ impl<T, E> fmt::Debug for Resolution<T, E> {
     }
 }
 
-/// Another owner's operation. Holds no place in a queue and no claim: keep it as long as you like.
+/// The operation of another owner. It holds neither a claim nor a place in a queue, so it can be kept for any time.
 pub struct Pending<T, E = Failure> {
     inner: Box<(Manager<T, E>, RecordId, RecordInfo)>,
 }
 
 impl<T, E> Pending<T, E> {
-    /// The record when it was met.
+    /// Returns the record as it was at the call.
     #[must_use]
     pub fn info(&self) -> &RecordInfo {
         &self.inner.2
@@ -136,7 +136,7 @@ impl<T, E> Pending<T, E> {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Pending<T, E> {
-    /// Waits until nobody is at work on the key.
+    /// Waits until the key has no owner, for at most `timeout`.
     pub fn wait(&self, timeout: Duration) -> Result<Waited<T, E>> {
         let (manager, id, _) = &*self.inner;
         manager.wait_at(id, timeout)
@@ -151,9 +151,9 @@ impl<T, E> fmt::Debug for Pending<T, E> {
 
 pub(crate) type Classify<E> = Arc<dyn Fn(&E) -> OnError + Send + Sync>;
 
-/// A named, typed scope of keys: the same key in two managers is two records.
+/// A named, typed scope of keys. The same key in two managers has two records.
 ///
-/// Cheap to clone; clones share everything.
+/// Cheap to clone. Clones share all state.
 ///
 /// ```
 /// # use oncekey::{Begin, CallOptions, Engine, Fingerprint, Manager};
@@ -181,12 +181,12 @@ pub struct Manager<T, E = Failure> {
 }
 
 impl Engine {
-    /// The manager of that name. Its types are those that its records were stored with.
+    /// Returns the manager with this name. Use the types with which its records were stored.
     ///
     /// # Errors
     ///
-    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if another manager of this name and schema is alive
-    /// and has other types.
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`; `TypeMismatch` if a live manager with this name and
+    /// schema has other types.
     pub fn manager<T, E>(&self, name: &str) -> Result<Manager<T, E>>
     where
         T: Serialize + DeserializeOwned,
@@ -195,11 +195,12 @@ impl Engine {
         self.manager_with(name, ManagerOptions::new())
     }
 
-    /// As [`manager`](Engine::manager), with options, which are this handle's.
+    /// Returns the manager with this name and with options. The options apply to this handle and its clones.
     ///
     /// # Errors
     ///
-    /// Also `InvalidOptions` for a TTL of zero, or a [migration](ManagerOptions::migrate) that does not fit the types and schema.
+    /// As [`manager`](Engine::manager), and `InvalidOptions` for a TTL of zero or for a
+    /// [migration](ManagerOptions::migrate) that does not fit the types and the schema.
     pub fn manager_with<T, E>(&self, name: &str, options: ManagerOptions) -> Result<Manager<T, E>>
     where
         T: Serialize + DeserializeOwned,
@@ -234,20 +235,20 @@ impl<T, E> fmt::Debug for Manager<T, E> {
 }
 
 impl<T, E> Manager<T, E> {
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its engine.
+    /// Returns the engine.
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// What [`execute`](Manager::execute) does with an operation's `Err`; clones made afterwards share it. Defaults to
-    /// [`OnError::Store`].
+    /// Sets what [`execute`](Manager::execute) does when an operation returns `Err`. Clones made afterwards share it.
+    /// Default: [`OnError::Store`].
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, OnError};
@@ -264,17 +265,17 @@ impl<T, E> Manager<T, E> {
         self
     }
 
-    /// The keys of one tenant or user (rather than a manager for each): keys that clients choose must not meet those of
-    /// another's. Records report the whole key, which works on this handle and on the manager without a scope, and is
-    /// `InvalidKey` on every other scope: see [`IntoKey`]. A scope inside a scope adds to it.
+    /// Returns a handle for the keys of one tenant or user. Use it instead of one manager for each tenant: equal keys
+    /// in two scopes are different keys. Records report the whole key. It is accepted by this handle and by the manager
+    /// without a scope, and is `InvalidKey` in every other scope: see [`IntoKey`]. A scope inside a scope adds to it.
     ///
     /// # Errors
     ///
-    /// `InvalidKey` if the scope is empty, made of parts, or leaves no room for a key.
+    /// `InvalidKey` if the scope is empty, has several parts, or is so long that no key fits.
     pub fn scoped(&self, scope: impl IntoKey) -> Result<Self> {
         let scope = scope.into_key()?.into_part("scope")?;
         let scope: Vec<Box<[u8]>> = self.scope.iter().cloned().chain([scope.as_ref().into()]).collect();
-        // With the shortest key there is.
+        // Check with the shortest possible key.
         Key::join(scope.iter().map(|part| &**part).chain([&[0][..]]))?;
         Ok(Self { scope: scope.into(), ..self.clone() })
     }
@@ -283,7 +284,7 @@ impl<T, E> Manager<T, E> {
         Ok(RecordId::new(&self.name, key.into_key()?.inside(&self.scope)?))
     }
 
-    /// Of a record of this manager's.
+    /// Returns the id of a record of this manager.
     #[cfg(feature = "http")]
     pub(crate) fn id_of(&self, info: &RecordInfo) -> RecordId {
         RecordId::new(&self.name, info.key().clone())
@@ -314,25 +315,26 @@ impl<T, E> Manager<T, E> {
         })
     }
 
-    /// Forgets a finished record, so that the operation can run again. False if there is no finished one.
+    /// Deletes a finished record, so that the operation can run again. Returns false if the key has no finished record.
     ///
     /// # Errors
     ///
-    /// `OwnedByClaim` while it is in progress.
+    /// `OwnedByClaim` while the operation is in progress.
     pub fn forget(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().forget(&self.id(key)?)
     }
 
-    /// Forgets a record, unless it has a live owner. False if there is none.
+    /// Deletes a record without a live owner. Returns false if the key has no record.
     ///
     /// # Errors
     ///
-    /// `OwnedByClaim` while it is in progress, by a claim or by key; [`revoke`](Manager::revoke) it first.
+    /// `OwnedByClaim` while the operation is in progress: [`revoke`](Manager::revoke) it first.
     pub fn remove(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().remove(&self.id(key)?)
     }
 
-    /// Keeps a finished record at least `ttl` from now; never shortens. False if there is no finished one.
+    /// Keeps a finished record for at least `ttl` from now. Never shortens its TTL. Returns false if the key has no
+    /// finished record.
     ///
     /// # Errors
     ///
@@ -344,7 +346,7 @@ impl<T, E> Manager<T, E> {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Asks for the right to run the operation of a key. Never waits for another owner.
+    /// Claims the key, or returns why the caller must not run its operation. Never waits for another owner.
     ///
     /// # Errors
     ///
@@ -353,12 +355,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.begin_with(key, CallOptions::new())
     }
 
-    /// Asks for the right to run the operation of a key. With a [`wait`](CallOptions::wait), waits for another owner up to that
-    /// time, and takes the key over if the owner gives it up.
+    /// Claims the key as [`begin`](Manager::begin) does, with options. With a [`wait`](CallOptions::wait), waits up to
+    /// that time for another owner, and takes over the key if that owner gives it up.
     ///
-    /// Does not wait if [too many](crate::EngineOptions::max_waiting_per_key) threads do. A claim may be on any thread, so a wait for a
-    /// key whose claim the caller itself holds is in vain. Inside [`execute`](Manager::execute) and
-    /// [`drive`](Manager::drive), a wait for their own key returns `Deadlock` at once.
+    /// Does not wait if [too many](crate::EngineOptions::max_waiting_per_key) callers are waiting. A caller that holds
+    /// the claim of the key itself waits for the whole time. Inside [`execute`](Manager::execute) and
+    /// [`drive`](Manager::drive), waiting for their own key returns `Deadlock` at once.
     ///
     /// ```
     /// # use oncekey::{CallOptions, Engine, Manager};
@@ -391,25 +393,25 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         if wait.is_zero() { protocol.begin(id, start) } else { protocol.begin_or_wait(id, start, deadline(wait)) }
     }
 
-    /// The record of a key, in whatever state it is.
+    /// Returns the record of a key, in any state.
     pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<T, E>>> {
         let info = self.engine.protocol().get(&self.id(key)?, Load::All)?;
         info.map(|info| Record::decode(info, &self.options)).transpose()
     }
 
-    /// Waits until nobody is at work on the key; answers at once if nobody is. A request that was created and not begun yet is
-    /// waited for.
+    /// Waits until the key has no owner, for at most `timeout`. Returns at once if it has none. A request that was
+    /// created but not begun counts as in progress.
     pub fn wait(&self, key: impl IntoKey, timeout: Duration) -> Result<Waited<T, E>> {
         self.wait_at(&self.id(key)?, timeout)
     }
 
-    /// Settles an interrupted record, once it is known what became of the operation.
+    /// Resolves an interrupted record, after the caller has found out whether the operation happened.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, admin::Resolution};
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// drop(payments.begin("order-42")?); // nobody knows how far it came
+    /// drop(payments.begin("order-42")?); // it is not known whether it happened
     /// payments.resolve("order-42", Resolution::Succeed(1999))?;
     /// assert_eq!(payments.get("order-42")?.unwrap().into_outcome(), Some(Ok(1999)));
     /// # Ok::<(), oncekey::Error>(())
@@ -417,7 +419,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// `NotFound`, `OwnedByClaim` while it is in progress, `NotInterrupted` in any other state.
+    /// `NotFound`; `OwnedByClaim` while the operation is in progress; `NotInterrupted` in any other state.
     #[expect(clippy::needless_pass_by_value, reason = "a caller has no more use for it")]
     pub fn resolve(&self, key: impl IntoKey, resolution: Resolution<T, E>) -> Result<()> {
         let id = self.id(key)?;
@@ -455,7 +457,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         })
     }
 
-    /// The wish to claim a record, whatever its request was.
+    /// Returns the action that claims an existing record, whatever its request was.
     #[cfg(feature = "http")]
     pub(crate) fn lock(&self) -> Action<'static> {
         let ManagerOptions { schema, max_attempts, retry_pause, .. } = &self.options;

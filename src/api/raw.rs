@@ -1,4 +1,4 @@
-//! Records for tools that do not know their types.
+//! Access to records for tools that do not know their types.
 
 #[cfg(feature = "cli")]
 mod portable;
@@ -23,8 +23,8 @@ use crate::types::outcome::Record;
 use crate::types::record::RecordInfo;
 use crate::types::value::Value;
 
-/// A manager for tools that do not know the types: outcomes are bytes as they are stored, and
-/// [limits](crate::guides::limits) describes these.
+/// A manager for tools that do not know the types of its outcomes. Outcomes are their stored bytes, described in
+/// [limits](crate::guides::limits).
 ///
 /// ```
 /// # use oncekey::{Engine, Manager};
@@ -34,7 +34,7 @@ use crate::types::value::Value;
 /// for name in engine.managers()? {
 ///     let raw = engine.raw(&name)?;
 ///     let bytes = raw.get("order-42")?.and_then(|record| record.into_outcome()).unwrap().unwrap();
-///     // Before them: the codec (1 byte) and the digest of the value's shape (8).
+///     // Before the value: the codec (1 byte) and the hash of the value's type (8 bytes).
 ///     assert_eq!(bytes.get(9..), Some(&1999_u64.to_le_bytes()[..]));
 /// }
 /// # Ok::<(), oncekey::Error>(())
@@ -46,11 +46,11 @@ pub struct RawManager {
 }
 
 impl Engine {
-    /// The manager of that name for tools that do not know its types.
+    /// Returns the manager with this name, for tools that do not know its types.
     ///
     /// # Errors
     ///
-    /// `InvalidName`.
+    /// `InvalidName` unless the name is 1 to 64 of `a-z 0-9 . _ -`.
     pub fn raw(&self, name: &str) -> Result<RawManager> {
         check_name("manager", name)?;
         Ok(RawManager { engine: self.clone(), name: name.into() })
@@ -58,24 +58,22 @@ impl Engine {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Returns the bytes that this outcome would be stored as, after reading them back and comparing; nothing is stored.
+    /// Returns the bytes as which this outcome would be stored. Decodes them again and compares. Stores nothing.
     ///
-    /// It finds out before an effect, or in a test, whether outcomes of these types can be stored at all: `execute` can only
-    /// say so when the operation has run. [`RawManager::resolve`] and the command line's `resolve`
-    /// take these bytes.
+    /// Use it before an effect, or in a test, to find out whether outcomes of these types can be stored: `execute`
+    /// finds out only after the operation has run. [`RawManager::resolve`] and the `resolve` command take these bytes.
     ///
     /// # Errors
     ///
-    /// `EngineFailure` for a [`Failure`](crate::Failure) that was made from an error of this crate, `Codec` when the value could
-    /// not be read back, `TooLarge` when it is over
-    /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
+    /// `EngineFailure` for a [`Failure`](crate::Failure) that was made from an error of this crate; `Codec` if the
+    /// value could not be decoded again; `TooLarge` over [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager};
     /// # let engine = Engine::temporary()?;
     /// #[derive(serde::Serialize, serde::Deserialize)]
     /// struct Receipt {
-    ///     #[serde(skip_serializing)] // and so never read back
+    ///     #[serde(skip_serializing)] // so it cannot be read back
     ///     charge: String,
     /// }
     /// let payments: Manager<Receipt> = engine.manager("payments")?;
@@ -92,7 +90,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.encode_as(format_args!("the outcome of key {} of {}", id.key, id.manager), value)
     }
 
-    /// Encodes a failure as the ending of the record.
+    /// Encodes a failure into an ending for the record.
     pub(crate) fn failing(&self, id: &RecordId, failure: &E) -> Result<Ending> {
         self.encode_failure(format_args!("the failure of key {} of {}", id.key, id.manager), failure).map(Ending::Fail)
     }
@@ -109,13 +107,14 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 }
 
 impl<T, E> Manager<T, E> {
-    /// Takes a key in progress away from its owner, e.g. a thread that hangs: the record becomes interrupted. The old claim is
-    /// lost: it can neither end the record nor write, but what its operation does outside the store goes on.
+    /// Takes a key in progress away from its owner, for example from a thread that hangs. The record becomes
+    /// interrupted. The old claim is lost: it can no longer end the record or write. Effects of its operation outside
+    /// the store continue.
     ///
     /// # Errors
     ///
-    /// `NotFound`; `NotInProgress` if it has no live owner. It works after [`Engine::close`] as long as claims are alive, and
-    /// answers `Closed` after that.
+    /// `NotFound`; `NotInProgress` if the record has no live owner. After [`Engine::close`] this works while claims are
+    /// alive, and then returns `Closed`.
     pub fn revoke(&self, key: impl IntoKey) -> Result<RecordInfo> {
         self.engine().protocol().revoke(&self.id(key)?)
     }
@@ -126,12 +125,13 @@ impl RawManager {
         Ok(RecordId::new(&self.name, key.into_key()?))
     }
 
-    /// The record of a whole key, with its outcome as it is encoded.
+    /// Returns the record of a whole key, with its encoded outcome.
     pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
         Ok(self.engine.protocol().get(&self.id(key)?, Load::All)?.map(Record::raw))
     }
 
-    /// As [`Manager::resolve`], with an outcome as [`Manager::encode_outcome`] gives it. The record keeps its schema.
+    /// Resolves a record as [`Manager::resolve`] does, with an outcome from [`Manager::encode_outcome`]. The record
+    /// keeps its schema.
     pub fn resolve(&self, key: impl IntoKey, resolution: Resolution<Value, Value>) -> Result<()> {
         let id = self.id(key)?;
         let ending = match resolution {
@@ -151,30 +151,30 @@ impl RawManager {
         Ok(bytes)
     }
 
-    /// As [`Manager::forget`].
+    /// Deletes a finished record as [`Manager::forget`] does.
     pub fn forget(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().forget(&self.id(key)?)
     }
 
-    /// As [`Manager::remove`].
+    /// Deletes a record without a live owner as [`Manager::remove`] does.
     pub fn remove(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().remove(&self.id(key)?)
     }
 
-    /// As [`Manager::revoke`](crate::Manager::revoke).
+    /// Takes a key away from its owner as [`Manager::revoke`](crate::Manager::revoke) does.
     pub fn revoke(&self, key: impl IntoKey) -> Result<RecordInfo> {
         self.engine.protocol().revoke(&self.id(key)?)
     }
 
-    /// As [`Manager::extend`](crate::Manager::extend).
+    /// Keeps a finished record for longer as [`Manager::extend`](crate::Manager::extend) does.
     pub fn extend(&self, key: impl IntoKey, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
         self.engine.protocol().extend(&self.id(key)?, millis(ttl))
     }
 
-    /// Takes over a record that another store's [`get`](RawManager::get) gave, under the same key, unless that key has a
-    /// record here: then false. It gets another generation and token, and keeps its effect ids. Its TTL starts again; one in
-    /// progress there is interrupted here.
+    /// Stores a record that [`get`](RawManager::get) of another store returned, under the same key. Returns false if
+    /// the key has a record here. The copy gets a new generation and token, and keeps its effect ids. Its TTL starts
+    /// again. A record in progress there is interrupted here.
     pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
         let info = record.info();
         let id = RecordId::new(&self.name, info.key().clone());

@@ -1,4 +1,4 @@
-//! Listing records.
+//! Lists records.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,10 +13,10 @@ use crate::types::key::{Key, check_name};
 use crate::types::record::{RecordInfo, Status};
 use crate::types::value::Value;
 
-/// Records read at once.
+/// The number of records that one batch reads.
 const BATCH: usize = 256;
 
-/// Which records to list; without a condition, all.
+/// Selects the records to list. Without a condition it selects all.
 ///
 /// ```
 /// use oncekey::{Status, admin::RecordFilter, clock::SystemClock};
@@ -33,19 +33,19 @@ const BATCH: usize = 256;
 #[must_use]
 pub struct RecordFilter {
     manager: Option<String>,
-    /// Keys are those that are known in this scope, and prefixes of them too.
+    /// The scope of the keys and prefixes.
     scope: Arc<[Box<[u8]>]>,
     key_prefix: Vec<u8>,
-    /// Any of them; all states if there is none.
+    /// The accepted states. Empty means all.
     statuses: Vec<Status>,
     recovery_point: Option<String>,
     context: Vec<(String, Value)>,
     updated_before: Option<SystemTime>,
-    /// All must say so.
+    /// All of them must return true.
     predicates: Vec<Predicate>,
 }
 
-/// What the caller says of a record.
+/// A condition of the caller's on a record.
 #[derive(Clone)]
 struct Predicate(Arc<dyn Fn(&RecordInfo) -> bool + Send + Sync>);
 
@@ -56,48 +56,48 @@ impl fmt::Debug for Predicate {
 }
 
 impl RecordFilter {
-    /// All records.
+    /// Selects all records.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Only those of this manager.
+    /// Selects the records of this manager.
     pub fn manager(mut self, name: impl Into<String>) -> Self {
         self.manager = Some(name.into());
         self
     }
 
-    /// Only those whose key begins so.
+    /// Selects the records whose keys start with `prefix`.
     pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.key_prefix = prefix.as_ref().to_vec();
         self
     }
 
-    /// Only those in this state. Called more than once, those in any of the states.
+    /// Selects the records in this state. Several calls select several states.
     pub fn status(mut self, status: Status) -> Self {
         self.statuses.push(status);
         self
     }
 
-    /// Only those at this recovery point.
+    /// Selects the records at this recovery point.
     pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
         self.recovery_point = Some(point.into());
         self
     }
 
-    /// Only those whose context has this value under this name. Several must all hold.
+    /// Selects the records whose context has this value under this name. Several calls must all match.
     pub fn context(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.context.push((name.into(), value.into()));
         self
     }
 
-    /// Only those that last changed before, by the wall clock.
+    /// Selects the records whose last change is before `time`, by the wall clock.
     pub fn updated_before(mut self, time: SystemTime) -> Self {
         self.updated_before = Some(time);
         self
     }
 
-    /// Only those of which this is true, by any field of theirs. Several must all be.
+    /// Selects the records for which `predicate` returns true. Several predicates must all return true.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, admin::RecordFilter};
@@ -113,7 +113,7 @@ impl RecordFilter {
         self
     }
 
-    /// Only those that a manager's handle can name by their keys.
+    /// Selects only records of this manager and scope.
     ///
     /// # Errors
     ///
@@ -140,7 +140,7 @@ impl RecordFilter {
             && self.predicates.iter().all(|Predicate(holds)| holds(info))
     }
 
-    /// Where all records are that match.
+    /// Returns the range that contains all matching records.
     pub(crate) fn range(&self) -> Result<ListRange> {
         if let Some(manager) = &self.manager {
             check_name("manager", manager)?;
@@ -150,14 +150,14 @@ impl RecordFilter {
         Ok(ListRange::new(self.manager.as_deref(), prefix, self.is_unfinished()))
     }
 
-    /// Only states that unfinished records have, of which there are few.
+    /// True if only states of unfinished records are selected. There are few unfinished records.
     fn is_unfinished(&self) -> bool {
         let finished = [Status::Succeeded, Status::Failed];
         !self.statuses.is_empty() && !self.statuses.iter().any(|status| finished.contains(status))
     }
 }
 
-/// Records, one by one. After an error it ends.
+/// An iterator over records. Ends after an error.
 pub struct Records {
     protocol: Arc<Protocol>,
     filter: RecordFilter,

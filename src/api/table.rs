@@ -1,4 +1,4 @@
-//! The user's own data, in the same store.
+//! Tables: the user's own data in the same store.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,15 +10,15 @@ use crate::types::error::Result;
 use crate::types::key::check_name;
 use crate::types::value::Value;
 
-/// Rows read at once.
+/// The number of rows that one batch reads.
 const BATCH: usize = 256;
 
-/// A named, ordered map of bytes to bytes, in the same store as the records, so that one commit can change both: see
+/// A named, ordered map from bytes to bytes, in the same store as the records. One commit can change both: see
 /// [`Claim::work_stage`](crate::Claim::work_stage) and [`Engine::atomic_phase`](crate::Engine::atomic_phase).
 ///
 /// Keys have 1 to [`Key::MAX_BYTES`](crate::Key::MAX_BYTES) bytes, values up to
-/// [`max_value_bytes`](crate::EngineOptions::max_value_bytes). A row has no TTL. Tables and managers of the same name have
-/// nothing to do with each other. Cheap to clone.
+/// [`max_value_bytes`](crate::EngineOptions::max_value_bytes). Rows do not expire. A table and a manager with the same
+/// name are unrelated. Cheap to clone.
 ///
 /// ```
 /// # use oncekey::Engine;
@@ -54,13 +54,13 @@ impl Table {
         &self.protocol
     }
 
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Table {
         self.protocol.get_row(&Protocol::row(&self.name, key.as_ref())?)
     }
 
-    /// Whether the key has a value.
+    /// Returns true if the key has a value.
     ///
     /// # Errors
     ///
@@ -78,17 +78,17 @@ impl Table {
         self.get(key).map(|value| value.is_some())
     }
 
-    /// Gives a key a value, whatever it had. To make it depend on what is there, use
+    /// Sets the value of a key. To make the value depend on the current one, use
     /// [`Engine::atomic_phase`](crate::Engine::atomic_phase).
     ///
     /// # Errors
     ///
-    /// `InvalidKey`, and `TooLarge` over [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
+    /// `InvalidKey`; `TooLarge` over [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
     pub fn insert(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.protocol.put_row(self.protocol.row_change(&self.name, key.as_ref(), Some(value.as_ref()))?)
     }
 
-    /// Takes a key's value away, if it has one.
+    /// Removes a key, if it has a value.
     ///
     /// # Errors
     ///
@@ -97,23 +97,24 @@ impl Table {
         self.protocol.put_row(self.protocol.row_change(&self.name, key.as_ref(), None)?)
     }
 
-    /// All rows, in the order of their keys. Read in batches as they are then; not a snapshot.
+    /// Iterates over all rows in key order. Rows are read in batches: this is not a snapshot.
     #[expect(clippy::iter_not_returning_iterator, reason = "a scan can fail before its first row")]
     pub fn iter(&self) -> Result<Rows> {
         self.range::<&[u8]>(..)
     }
 
-    /// The rows whose keys are in the range, in order; none if its start lies behind its end.
+    /// Iterates over the rows with keys in `range`, in key order. Yields no row if the start of the range is after its
+    /// end.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<Rows> {
         self.rows(RowRange::new(&self.name, &range))
     }
 
-    /// The rows whose keys begin so, in order; all with an empty prefix.
+    /// Iterates over the rows whose keys start with `prefix`, in key order. An empty prefix means all rows.
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Result<Rows> {
         self.rows(RowRange::prefix(&self.name, prefix.as_ref()))
     }
 
-    /// How many rows there are. Goes through all of them.
+    /// Returns the number of rows, by reading the keys of all.
     pub fn len(&self) -> Result<u64> {
         let mut count = 0;
         for row in self.iter()? {
@@ -123,7 +124,7 @@ impl Table {
         Ok(count)
     }
 
-    /// Whether there is no row.
+    /// Returns true if the table has no row.
     pub fn is_empty(&self) -> Result<bool> {
         self.iter()?.next().transpose().map(|first| first.is_none())
     }
@@ -134,7 +135,7 @@ impl Table {
     }
 }
 
-/// Rows of a [`Table`], one by one, as keys and values. After an error it ends.
+/// An iterator over the rows of a [`Table`], as keys and values. Ends after an error.
 pub struct Rows {
     table: Table,
     rest: Option<RowRange>,

@@ -1,4 +1,4 @@
-//! Several rows, and a claim's record, changed together or not at all.
+//! Transactions: several rows, and a claim's record, change together or not at all.
 
 mod attached;
 mod options;
@@ -27,40 +27,42 @@ use attached::{attach, attached};
 pub use options::{Isolation, PhaseOptions};
 pub use rows::TransactionRows;
 
-/// After so many runs that came to nothing, it keeps others off what they have changed under it.
-const FREE_RUNS: usize = 3;
+/// The number of failed runs after which a transaction locks the keys that conflicted.
+const RUNS_WITHOUT_LOCKS: usize = 3;
 
-/// After so many, off all that it reads and writes: where it meets others somewhere else each time.
-const SPARING_RUNS: usize = 16;
+/// The number of failed runs after which a transaction locks everything that it reads and writes. Needed where each run
+/// conflicts on another key.
+const RUNS_BEFORE_FULL_LOCKS: usize = 16;
 
-/// The inside of an [`atomic_phase`](crate::Engine::atomic_phase) or a [`work_stage`](crate::Claim::work_stage): what is read
-/// holds at one moment, what is written is committed with it, all or nothing.
+/// The inside of an [`atomic_phase`](crate::Engine::atomic_phase) or a [`work_stage`](crate::Claim::work_stage).
+/// Everything that is read was true at one moment, and everything that is written is committed at that moment, all or
+/// nothing.
 ///
-/// It is optimistic. No lock is held while the closure runs, so it may be slow without stopping anyone who does not conflict
-/// with it; when another commit has changed what it read, it is run again, whatever it returned. It never sees two states at
-/// once: a read that no longer fits those before it answers `Conflict`, and the run comes to nothing. So it is when a record that
-/// it has seen expires before its end.
+/// Transactions are optimistic. No lock is held while the closure runs, so a slow closure delays no other thread. If
+/// another commit changes data that the closure has read, the closure runs again, whatever it returned. It never sees
+/// two states at once: a read that no longer fits the earlier ones returns `Conflict`, and the run is discarded. The
+/// same happens if a record that it has read expires before the run ends.
 ///
-/// After three runs that came to nothing, it goes first on the keys that others have changed under it: other transactions,
-/// [`Table`](crate::table::Table)s and changes of records that would write one of these wait until it has ended, and all others go on.
-/// Endings of claims never wait. After a range it is the whole table that waits. What is slow and meets others often delays just
-/// those. After sixteen, whoever would write anything that it reads or writes waits. A transaction that has kept others waiting
-/// for [`sync_timeout`](crate::EngineOptions::sync_timeout) does not run again, and answers `Conflict`: so it ends, too, where its
+/// After 3 discarded runs a transaction locks the keys on which it conflicted, and for a range the whole table. Until
+/// it ends, other transactions, [`Table`](crate::table::Table)s and changes of records wait before they write these
+/// keys. Endings of claims never wait. After 16 runs it locks everything that it reads or writes. A transaction that
+/// has held or awaited locks for [`sync_timeout`](crate::EngineOptions::sync_timeout) is not run again and returns
+/// `Conflict`. So it also ends if its closure waits for a thread that waits for these locks.
 /// closure waits for a thread that waits for it.
 ///
-/// - Nothing that cannot be undone belongs inside: the closure may run several times.
-/// - Only its own tables may be used inside, and [`Requests::with_transaction`](crate::http::Requests::with_transaction). An
-///   `atomic_phase` of the same engine inside is part of the transaction: what it writes is committed with the rest, and what a
-///   part that fails has written is not. Any other call into the engine answers
-///   [`InsideTransaction`](ErrorKind::InsideTransaction).
-/// - A range that was read is checked as a whole: a row that comes into it counts as a change of what was read.
+/// - The closure may run several times, so it must not cause an effect that cannot be undone.
+/// - The closure may use only the tables of its transaction and
+///   [`Requests::with_transaction`](crate::http::Requests::with_transaction). An `atomic_phase` of the same engine
+///   inside is part of the transaction: its changes are committed with the rest, and are discarded alone if it fails.
+///   Any other call into the engine returns [`InsideTransaction`](ErrorKind::InsideTransaction).
+/// - A range is checked as a whole: a row that appears in a range that was read is a conflict.
 pub struct Transaction {
     protocol: Arc<Protocol>,
     workspace: RefCell<Workspace>,
     tables: RefCell<Vec<Arc<str>>>,
-    /// The claims that it makes, each with a function to call after the commit.
+    /// The claims that the transaction makes, each with a function to call after the commit.
     claims: RefCell<Vec<NewClaim>>,
-    /// A fault of the engine has reached the closure.
+    /// True if the engine returned an error to the closure.
     faulted: Cell<bool>,
 }
 
@@ -74,10 +76,10 @@ impl fmt::Debug for Transaction {
 }
 
 impl Transaction {
-    /// How often the closure of a transaction is run before it answers [`Conflict`](ErrorKind::Conflict).
+    /// The largest number of runs of a closure before the transaction returns [`Conflict`](ErrorKind::Conflict).
     pub const MAX_RUNS: usize = 64;
 
-    /// A table inside the transaction; as many as you like at once.
+    /// Returns a table inside the transaction. Several tables can be used at the same time.
     ///
     /// # Errors
     ///
@@ -93,27 +95,27 @@ impl Transaction {
         Ok(TransactionTable { transaction: self, index })
     }
 
-    /// Records of the same store, in the same transaction.
+    /// Calls `f` with the workspace, for records of the same engine.
     pub(crate) fn with_workspace<R>(
         &self,
         protocol: &Protocol,
         f: impl FnOnce(&mut Workspace) -> Result<R>,
     ) -> Result<R> {
         if !std::ptr::eq(&raw const *self.protocol, protocol) {
-            let message = "the transaction is of another engine than the requests";
+            let message = "the transaction and the requests belong to different engines";
             return self.noted(Err(Error::new(ErrorKind::InvalidOptions, message)));
         }
         let done = f(&mut self.workspace.borrow_mut());
         self.noted(done)
     }
 
-    /// Calls it once the transaction is committed and durable, if that has claimed this record.
+    /// Calls `made` after the transaction is committed and durable, if it has claimed this record.
     #[cfg(feature = "http")]
     pub(crate) fn on_claim(&self, id: RecordId, made: impl FnOnce(RecordInfo) + 'static) {
         self.claims.borrow_mut().push((id, Box::new(made)));
     }
 
-    /// A fault that the operation meets here is not its own failure.
+    /// Notes an error of the engine, so that a failure made from it is not stored as the operation's own.
     fn noted<R>(&self, result: Result<R>) -> Result<R> {
         if result.is_err() {
             self.faulted.set(true);
@@ -130,7 +132,7 @@ pub struct TransactionTable<'tx> {
 }
 
 impl TransactionTable<'_> {
-    /// Its name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> String {
         self.shared_name().as_ref().to_owned()
@@ -140,11 +142,12 @@ impl TransactionTable<'_> {
         self.transaction.tables.borrow().get(self.index).map_or_else(|| Arc::from(""), Arc::clone)
     }
 
-    /// The value of a key, as this transaction has written it, or as it is committed.
+    /// Returns the value of a key: as this transaction has written it, or else as it is committed.
     ///
     /// # Errors
     ///
-    /// `InvalidKey`; `Conflict` when it no longer fits what was read before: return it, and the closure is run again.
+    /// `InvalidKey`; `Conflict` if the value does not fit the earlier reads: return this error, and the closure runs
+    /// again.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         let Transaction { protocol, workspace, .. } = self.transaction;
         let read = Protocol::row(&self.shared_name(), key.as_ref())
@@ -152,7 +155,7 @@ impl TransactionTable<'_> {
         self.transaction.noted(read)
     }
 
-    /// Whether the key has a value.
+    /// Returns true if the key has a value.
     ///
     /// # Errors
     ///
@@ -161,16 +164,16 @@ impl TransactionTable<'_> {
         self.get(key).map(|value| value.is_some())
     }
 
-    /// Gives a key a value, once the transaction is committed. Reads nothing, so by itself it conflicts with nobody.
+    /// Sets the value of a key when the transaction is committed. This reads nothing, so it cannot conflict.
     ///
     /// # Errors
     ///
-    /// `InvalidKey`, and `TooLarge` over [`EngineOptions::max_value_bytes`](crate::EngineOptions::max_value_bytes).
+    /// `InvalidKey`; `TooLarge` over [`EngineOptions::max_value_bytes`](crate::EngineOptions::max_value_bytes).
     pub fn insert(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.write(key.as_ref(), Some(value.as_ref()))
     }
 
-    /// Takes a key's value away, once the transaction is committed.
+    /// Removes a key when the transaction is committed.
     ///
     /// # Errors
     ///
@@ -194,12 +197,12 @@ impl fmt::Debug for TransactionTable<'_> {
     }
 }
 
-/// A ready-made error for phases of those who have none of their own: `-> Result<R, PhaseError<&str>>`.
+/// A ready-made error type for phases: `-> Result<R, PhaseError<&str>>`.
 #[derive(Clone, Debug)]
 pub enum PhaseError<X> {
-    /// The closure's own.
+    /// The error of the closure.
     User(X),
-    /// The engine's.
+    /// An error of the engine.
     Engine(Error),
 }
 
@@ -220,7 +223,7 @@ impl<X: fmt::Display> fmt::Display for PhaseError<X> {
 
 impl<X: fmt::Debug + fmt::Display> std::error::Error for PhaseError<X> {}
 
-/// How a run ended, when everything that it read still holds.
+/// The result of a run whose reads are still current.
 enum Ended<'a, R, X> {
     Committed(R, CommittedWorkspace<'a>),
     RolledBack(X),
@@ -228,12 +231,12 @@ enum Ended<'a, R, X> {
     Panicked(Box<dyn Any + Send>),
 }
 
-/// Beside its closure, what a transaction runs with.
+/// The parameters of a transaction, other than its closure.
 pub(crate) struct Setting<'a, X> {
     pub(crate) fence: Option<Fence<'a>>,
-    /// Raised when a fault of the engine is returned, or reaches the closure in the run that counts.
+    /// Set if the engine returned an error to the caller, or to the closure in the last run.
     pub(crate) faulted: Option<&'a AtomicBool>,
-    /// Whether the closure runs again after this error of its own.
+    /// Returns true if the closure runs again after this error of its own.
     pub(crate) should_retry: Option<&'a dyn Fn(&X) -> bool>,
 }
 
@@ -254,7 +257,7 @@ impl<X: From<Error>> Setting<'_, X> {
     }
 }
 
-/// An atomic phase; a part of the transaction of the same engine that this thread is in, if it is in one.
+/// Runs an atomic phase. If this thread is inside a transaction of the same engine, the phase becomes part of it.
 pub(crate) fn phase<R, X: From<Error>>(
     protocol: &Arc<Protocol>,
     options: &PhaseOptions<'_, X>,
@@ -269,25 +272,25 @@ pub(crate) fn phase<R, X: From<Error>>(
     ended.map_err(|error| options.failed(error))
 }
 
-/// Runs the closure until what it read still holds when it ends, and commits what it wrote, with what it makes of the
-/// claim's record. Also returns the records that the commit has written.
+/// Runs the closure until its reads are current when it ends. Commits its writes and the step of the claim's record.
+/// Returns the result with the records that the commit has written.
 pub(crate) fn run<R, X: From<Error>>(
     protocol: &Arc<Protocol>,
     setting: &Setting<'_, X>,
     work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
 ) -> Result<(R, Vec<RecordInfo>), X> {
     let fence = setting.fence;
-    // A claim may go on after a close: its store is open as long as it lives.
+    // A claim may run stages after a close of the engine.
     let checked = if fence.is_some() { protocol.check_outside() } else { protocol.check() };
     checked.map_err(|error| setting.fault(error))?;
     protocol.settle_abandoned();
     let (mut taken, mut met) = (protocol.no_locks(), LockSet::default());
     let met_before = error::met();
     let mut runs = 0;
-    // One deadline for all runs: a thread of the closure's own may wait for what this holds, in each of them.
+    // One deadline for all runs: in each of them, the closure may wait for a thread that waits for these locks.
     while runs < Transaction::MAX_RUNS && !taken.is_overdue() {
         runs += 1;
-        // Errors of a run that is run again are told to nobody.
+        // Errors of an earlier run reach no caller, so they do not count.
         error::forget_met_since(met_before);
         let transaction = Rc::new(Transaction {
             protocol: Arc::clone(protocol),
@@ -308,11 +311,11 @@ pub(crate) fn run<R, X: From<Error>>(
             protocol.rerun();
             taken.clear();
             met.add(protocol.changed_locks(&workspace));
-            if runs >= SPARING_RUNS {
+            if runs >= RUNS_BEFORE_FULL_LOCKS {
                 met.add(protocol.read_locks(&workspace));
                 met.add(written);
             }
-            if runs >= FREE_RUNS {
+            if runs >= RUNS_WITHOUT_LOCKS {
                 taken.lock_more(&met);
             }
             continue;
@@ -323,16 +326,16 @@ pub(crate) fn run<R, X: From<Error>>(
         if met_fault {
             setting.raise();
         }
-        // Not while others would have to wait for a sync too.
+        // Unlock before the wait for the sync.
         drop(taken);
         return conclude(protocol, setting, &workspace, ended, transaction.claims.take());
     }
     drop(taken);
-    let message = format!("a transaction was run {runs} times; each time others changed what it had read");
+    let message = format!("a transaction ran {runs} times, and each time another commit changed data that it had read");
     Err(setting.fault(Error::new(ErrorKind::Conflict, message)))
 }
 
-/// What the caller is told, once all that it can conclude anything from is durable.
+/// Returns the result to the caller, after everything that the result depends on is durable.
 fn conclude<R, X: From<Error>>(
     protocol: &Protocol,
     setting: &Setting<'_, X>,
@@ -354,12 +357,12 @@ fn conclude<R, X: From<Error>>(
         }
         Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
         Ended::Fault(error) => Err(fault(error)),
-        // Where the engine can promise nothing any more, the panic still goes on.
+        // The panic continues even if the engine is poisoned.
         Ended::Panicked(panic) => resume_unwind(panic),
     }
 }
 
-/// The closure's answer, if it did not panic, if the claim is where it was.
+/// The result of the closure, or its panic. An error if the claim no longer owns its record at its recovery point.
 type Worked<R, X> = Result<std::thread::Result<Result<(R, Result<Step>), X>>>;
 
 fn begin<R, X>(
@@ -372,11 +375,11 @@ fn begin<R, X>(
         protocol.step(&mut transaction.workspace.borrow_mut(), fence, &Step::Stay)?;
     }
     let inside = || protocol.inside(|| attach(transaction, || work(transaction)));
-    // The closure's own state is its own: it is `Fn`, and what is rolled back here is thrown away.
+    // The closure is `Fn` and has no state of its own. The workspace is discarded after a panic.
     Ok(catch_unwind(AssertUnwindSafe(inside)))
 }
 
-/// `None` if something that was read has changed: then the run is judged by nothing that it returned.
+/// Ends a run. Returns `None` if data that the run has read has changed: then its result is ignored.
 fn end<'a, R, X>(
     protocol: &'a Protocol,
     fence: Option<Fence<'_>>,

@@ -1,4 +1,4 @@
-//! One stage of a claimed operation: its effects on tables and its record in one commit.
+//! Stages: the changes to tables and to the claim's record are one commit.
 
 use std::fmt;
 
@@ -15,41 +15,42 @@ use crate::types::outcome::Finished;
 use crate::types::record::{check_checkpoint, check_recovery_point};
 use crate::types::value::Value;
 
-/// What a work stage makes of its record.
+/// The effect of a work stage on its record.
 pub enum Next<T, E = Failure> {
-    /// Nothing: only the tables change.
+    /// The record stays as it is: only the tables change.
     Stay,
-    /// It has come this far.
+    /// The record moves to another recovery point.
     Advance {
-        /// Where an attempt after this one begins.
+        /// The recovery point at which the next attempt continues.
         point: String,
-        /// What that needs to know; what an earlier stage left is gone.
+        /// Data for the next stage. It replaces the checkpoint of an earlier stage.
         checkpoint: Option<Vec<u8>>,
     },
-    /// It is done, with this value.
+    /// The operation succeeds with this value.
     Succeed(T),
-    /// It has failed for good.
+    /// The operation fails for good.
     Fail(E),
 }
 
 impl<T, E> Next<T, E> {
-    /// To this recovery point, without a checkpoint.
+    /// Advances to this recovery point, without a checkpoint.
     #[must_use]
     pub fn advance(point: impl Into<String>) -> Self {
         Self::Advance { point: point.into(), checkpoint: None }
     }
 
-    /// To this recovery point, with a checkpoint for the next stage.
+    /// Advances to this recovery point, with a checkpoint for the next stage.
     #[must_use]
     pub fn advance_with(point: impl Into<String>, checkpoint: impl Into<Vec<u8>>) -> Self {
         Self::Advance { point: point.into(), checkpoint: Some(checkpoint.into()) }
     }
 
-    /// To this recovery point, with a checkpoint that [`Claim::decode_checkpoint`] reads.
+    /// Advances to this recovery point, with a checkpoint that [`Claim::decode_checkpoint`] can read.
     ///
     /// # Errors
     ///
-    /// `Codec` when it could not be read back, as for outcomes: an attempt after this one would be stuck behind its effect.
+    /// `Codec` if the checkpoint could not be decoded again. It is detected here because the next attempt could not
+    /// continue.
     ///
     /// ```
     /// use oncekey::Next;
@@ -97,15 +98,15 @@ impl<T, E> fmt::Debug for Next<T, E> {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
-    /// Runs a stage: what the closure writes into tables, and what it makes of the record, are committed together or not at
-    /// all, and only if this claim still owns the record at the recovery point where it was.
+    /// Runs a stage. The closure's changes to tables and its change of the record are committed together or not at all.
+    /// The commit succeeds only if this claim still owns the record, at the same recovery point.
     ///
-    /// The closure is run again when another commit has changed what it read, so no effect that cannot be undone belongs
-    /// into it: cause those before, under an [`effect_id`](Claim::effect_id). `Err` and panics roll back. The limits and rules
-    /// of a [`Transaction`] hold.
+    /// The closure runs again when another commit has changed data that it read. So an effect that cannot be undone
+    /// must not be inside: cause it before the stage, with an [`effect_id`](Claim::effect_id). `Err` and panics roll
+    /// back. The limits and rules of a [`Transaction`] apply.
     ///
-    /// A stage that answers [`Next::Succeed`] or [`Next::Fail`] ends the claim: dropping it does nothing then, and
-    /// [`into_finished`](Claim::into_finished) gives what was stored.
+    /// A stage that returns [`Next::Succeed`] or [`Next::Fail`] ends the claim. A drop then does nothing, and
+    /// [`into_finished`](Claim::into_finished) returns the stored outcome.
     ///
     /// ```
     /// # use oncekey::{Engine, Error, Manager, Next};
@@ -124,9 +125,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ///
     /// # Errors
     ///
-    /// The closure's own; nothing was changed then. Of the engine's: `ClaimLost` if the record is no longer this claim's or
-    /// has ended; `Codec` and `TooLarge` for what cannot be stored; `InvalidName` for a recovery point; `Conflict` after
-    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS).
+    /// The error of the closure, with everything rolled back. From the engine: `ClaimLost` if the claim no longer owns
+    /// the record or the record has ended; `Codec` or `TooLarge` if a value cannot be stored; `InvalidName` for a
+    /// recovery point; `Conflict` after [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) runs.
     pub fn work_stage<X: From<Error>>(
         &mut self,
         work: impl Fn(&Transaction) -> Result<Next<T, E>, X>,
@@ -148,11 +149,12 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         next.into_step(self.protocol().max_value_bytes(), success, failure)
     }
 
-    /// What was stored, after a stage has ended the claim.
+    /// Returns the outcome that a stage has stored when it ended the claim.
     ///
     /// # Errors
     ///
-    /// `Stalled` if no stage has: the claim comes back, alive. `TypeMismatch` and `Codec` as for every replay.
+    /// `Stalled` if no stage has ended the claim: the error holds the claim, which is still alive. `TypeMismatch` and
+    /// `Codec` as for every replay.
     pub fn into_finished(self) -> Result<Finished<T, E>, EndError<Self>> {
         if !self.is_ended() {
             let message =

@@ -3,21 +3,22 @@
 use super::Engine;
 
 impl Engine {
-    /// Ends the engine as the death of its process would, for tests of what is there after a crash. Needs the feature
-    /// `test-util`.
+    /// Ends the engine as the death of its process would, for tests of recovery. Needs the feature `test-util`.
     ///
-    /// - What was acknowledged under [`Durability::Immediate`](crate::Durability::Immediate) is there at the next open. Of what was committed and not yet
-    ///   durable (by another thread's call that has not returned, by the drop of a claim, or within the last interval of
-    ///   [`Durability::Eventual`](crate::Durability::Eventual)) each commit is there or gone, the newest first.
-    /// - Claims that are alive stay in progress on disk: the next open finds them interrupted, by
-    ///   [`Interruption::ProcessEnded`](crate::Interruption::ProcessEnded). They keep the directory locked no more, and can do nothing:
-    ///   drop them, or `mem::forget` them.
-    /// - All other handles answer `Closed`, also in calls that wait on other threads. It may be called from inside an
+    /// - Changes acknowledged under [`Durability::Immediate`](crate::Durability::Immediate) are present at the next
+    ///   open. Changes that were committed but not durable are present or lost, the newest first: those of a call in
+    ///   another thread that has not returned, of the drop of a claim, or of the last interval of
+    ///   [`Durability::Eventual`](crate::Durability::Eventual).
+    /// - Live claims stay in progress on disk: the next open finds them interrupted, by
+    ///   [`Interruption::ProcessEnded`](crate::Interruption::ProcessEnded). They no longer lock the directory, and
+    ///   every call on them fails: drop them, or `mem::forget` them.
+    /// - All other handles return `Closed`, also in calls that wait on other threads. This may be called inside an
     ///   operation, to crash in the middle of it.
-    /// - The store is not closed, as after a kill: the next open recovers it. The directory is free when the call returns.
+    /// - The store is not closed, as after a kill: the next open recovers it. The directory is unlocked when the call
+    ///   returns.
     ///
-    /// It is not a power cut: what was written to files stays. Of a [temporary](Engine::temporary) engine the
-    /// directory goes with the last handle, so open a path.
+    /// This is not a power cut: what was written to files stays. The directory of a [temporary](Engine::temporary)
+    /// engine is removed with its last handle, so open a path.
     ///
     /// ```
     /// # use oncekey::{Engine, Interruption, Manager};

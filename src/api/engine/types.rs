@@ -1,4 +1,4 @@
-//! The types of the managers that are alive, by name and schema.
+//! The outcome types of the live managers, by name and schema.
 
 use std::any::type_name;
 use std::collections::HashMap;
@@ -16,7 +16,8 @@ type Name = (String, u32);
 #[derive(Clone, Debug, Default)]
 pub(super) struct KnownTypes(Arc<Mutex<HashMap<Name, (Types, usize)>>>);
 
-/// Held by a manager and its clones. A name is forgotten with the last: there may be one for each tenant.
+/// A registration, held by a manager and its clones. The last drop removes the name, because there may be one name for
+/// each tenant.
 #[derive(Debug)]
 pub(crate) struct Registered {
     known: KnownTypes,
@@ -24,7 +25,8 @@ pub(crate) struct Registered {
 }
 
 impl KnownTypes {
-    /// Notes the types of a manager's outcomes, and refuses others under the same name and schema.
+    /// Registers the types of a manager's outcomes. Fails if a live manager with the same name and schema has other
+    /// types.
     pub(super) fn register<T, E>(&self, name: &str, schema: u32) -> Result<Registered> {
         let types = (type_name::<T>(), type_name::<E>());
         let name = (name.to_owned(), schema);
@@ -36,7 +38,7 @@ impl KnownTypes {
         }
         let (other_t, other_e) = types;
         let name = &name.0;
-        let message = format!("manager {name} has the types {t} and {e}, it is asked for with {other_t} and {other_e}");
+        let message = format!("manager {name} has the types {t} and {e}; the call has {other_t} and {other_e}");
         Err(Error::new(ErrorKind::TypeMismatch, message))
     }
 }
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_forgotten_with_its_last_manager() {
+    fn a_name_is_free_for_other_types_after_its_last_manager() {
         let known = KnownTypes::default();
         let first = known.register::<u32, String>("m", 0).unwrap();
         let second = known.register::<u32, String>("m", 0).unwrap();

@@ -1,4 +1,4 @@
-//! Many operations in one call, with two syncs for all of them.
+//! Runs many operations in one call, with two syncs for all of them.
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
@@ -22,7 +22,7 @@ use crate::types::record::Interruption;
 
 /// One operation of a batch.
 struct Item<M> {
-    /// Its place among the answers.
+    /// The index of its answer.
     at: usize,
     id: RecordId,
     start: Start,
@@ -30,29 +30,29 @@ struct Item<M> {
 }
 
 impl<T, E> Manager<T, E> {
-    /// The most operations that [`execute_many`](Manager::execute_many) has in progress at the same time.
+    /// The largest number of operations that [`execute_many`](Manager::execute_many) has in progress at the same time.
     pub const MAX_BATCH: usize = 1024;
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Runs an operation for each key, as [`execute`](Manager::execute) does, with one commit for all that begin and one for
-    /// all that end. The answers have the order of the items.
+    /// Runs an operation for each key, as [`execute`](Manager::execute) does, with one commit for all begins and one
+    /// for all endings. Returns the answers in the order of the items.
     ///
-    /// - The operations run one after the other, on the calling thread. Each has an answer of its own: an `Err` or a panic of one
-    ///   changes nothing for the others.
+    /// - The operations run one after the other, on the calling thread. Each has its own answer: an `Err` or a panic of
+    ///   one does not affect the others.
     /// - A key that occurs again in the batch gets the answer of its first occurrence, as a replay. It runs again only if
     ///   the first was released, or may be resumed.
-    /// - A call never waits for another owner: a key that is in progress elsewhere is
+    /// - The call never waits for another owner. A key that is in progress elsewhere is
     ///   [`InProgress`](ExecuteError::InProgress). So two batches that share keys cannot deadlock.
-    /// - After a panic, the answer is [`Interrupted`](ExecuteError::Interrupted) with the record as it is then, and the panic
-    ///   ends there. Other effects of the operation before the panic remain.
-    /// - All keys stay in progress until the endings of the batch are stored. If the process dies before, all of them are
-    ///   interrupted, also those whose operation had not started: batches suit operations that are short, and managers
+    /// - An operation that panics is [`Interrupted`](ExecuteError::Interrupted) with the record as it is then. The
+    ///   panic does not continue. Other effects of the operation before the panic remain.
+    /// - All keys stay in progress until the endings of the batch are stored. If the process dies before, all of them
+    ///   are interrupted, also those whose operation had not started. So batches suit short operations, and managers
     ///   with [`OnInterrupted::Resume`](crate::OnInterrupted::Resume).
     ///
-    /// A batch of more than [`MAX_BATCH`](Manager::MAX_BATCH) items is run in parts of that size. A commit takes 8 MiB of
-    /// contexts and outcomes; more than that makes further commits. Memory holds the outcomes of the whole
-    /// batch, because they are returned, and the items of one part.
+    /// A batch of more than [`MAX_BATCH`](Manager::MAX_BATCH) items runs in parts of that size. One commit holds about
+    /// 8 MiB of contexts and outcomes; larger parts need further commits. Memory holds the outcomes of the whole batch,
+    /// which are returned, and the items of one part.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -68,17 +68,17 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// for (message, answer) in messages.iter().zip(answers) {
     ///     match answer {
     ///         Ok(done) => assert_eq!(*done.value(), message.cents), // applied now or before
-    ///         Err(error) => eprintln!("offset {} is to be consumed again: {error}", message.offset),
+    ///         Err(error) => eprintln!("consume offset {} again: {error}", message.offset),
     ///     }
     /// }
-    /// // All that is `Ok` is durable: commit the offsets.
+    /// // Every `Ok` is durable: commit the offsets.
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// Each item has its own [`ExecuteError`]. If a commit of the batch fails, for example with `Full`, each item of that commit has that
-    /// error. `Engine` of an item that panicked says that its ending was not stored.
+    /// Each item has its own [`ExecuteError`]. If a commit of the batch fails, for example with `Full`, each item of
+    /// that commit has that error. `Engine` for an item that panicked means that its ending was not stored.
     pub fn execute_many<K: IntoKey, M>(
         &self,
         items: impl IntoIterator<Item = (K, M)>,
@@ -88,7 +88,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.execute_many_with(items, operation)
     }
 
-    /// As [`execute_many`](Manager::execute_many), with options for each item, such as its fingerprint.
+    /// Runs a batch as [`execute_many`](Manager::execute_many) does, with options for each item, such as its
+    /// fingerprint.
     ///
     /// # Errors
     ///
@@ -127,7 +128,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
                 break;
             }
             self.run_part(part, &mut operation, &mut answers);
-            // Before what comes later, so that the occurrences of a key keep their order.
+            // Before the later items, so that the occurrences of a key keep their order.
             again.append(&mut waiting);
             waiting = again;
         }
@@ -143,7 +144,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         Ok(Item { at, id: self.id(key)?, start: self.start(options, false)?, message })
     }
 
-    /// Runs items whose keys differ.
+    /// Runs items with different keys.
     fn run_part<M>(
         &self,
         part: Vec<Item<M>>,
@@ -154,14 +155,15 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let (claimed, others): (Vec<_>, Vec<_>) =
             part.into_iter().zip(begun).partition(|(_, begun)| matches!(begun, Ok(Begun::Claimed(_))));
         let mut claims = Vec::new();
-        // Claims first: reading an outcome runs code of the user's, and if that panics, each claim must have an owner to drop it.
+        // Create all claims first. Decoding an outcome runs user code, and if that panics, each claim must have an
+        // owner that drops it.
         for (Item { at, id, message, .. }, begun) in claimed.into_iter().chain(others) {
             match claim_or_answer(begun.and_then(|begun| self.answer(id, begun))) {
                 Ok(claim) => claims.push((at, claim, message)),
                 Err(answer) => answers.put(at, answer),
             }
         }
-        // Of all of them: an operation that waits for another key of its batch would wait for ever.
+        // Mark all keys as running: an operation that waited for another key of its batch would wait for ever.
         let _running: Vec<_> = claims.iter().map(|(_, claim, _)| claim.running()).collect();
         let (mut closings, mut bytes) = (Vec::new(), 0_usize);
         for (at, claim, message) in claims {
@@ -182,14 +184,15 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         answers.put_all(closings);
     }
 
-    /// Runs one operation up to its ending, which is stored later.
+    /// Runs one operation up to its ending. The caller stores the ending.
     fn run_one(
         &self,
         mut claim: Claim<T, E>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Closing<T, E>, Answer<T, E>> {
         let (met, lent) = (error::met(), claim.identity());
-        // Of the state of the closure's surroundings the caller is warned; the claim's own is checked.
+        // The documentation warns the caller about the state that the closure captures. The claim's own state is
+        // checked below.
         let returned = catch_unwind(AssertUnwindSafe(|| operation(&mut claim)));
         let claim = claim.returned(&lent).map_err(|error| Err(ExecuteError::Engine(error)))?;
         match returned {
@@ -202,7 +205,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         }
     }
 
-    /// Asks for all of the keys, in as few commits as hold their records.
+    /// Begins all keys, in as few commits as can hold their records.
     fn begin_all<M>(&self, mut items: &[Item<M>]) -> Vec<Result<Begun>> {
         let mut all = Vec::with_capacity(items.len());
         while !items.is_empty() {
@@ -216,7 +219,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         all
     }
 
-    /// Asks for the first of the keys, as many as one commit takes.
+    /// Begins the first keys, as many as one commit can hold.
     fn begin_some<M>(&self, items: &[Item<M>]) -> Result<Vec<Result<Begun>>> {
         let protocol = self.engine().share();
         let entered = RefCell::new(Entered::new(&protocol));
@@ -232,7 +235,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
                     }
                     let one = entered.begin(workspace, &item.id, &item.start);
                     if workspace.is_stale() {
-                        // It is run again.
+                        // The transaction runs again.
                         one?;
                         break;
                     }
@@ -243,7 +246,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             Ok((begun, Ok(Step::Stay)))
         })?;
         entered.into_inner().live(&written);
-        // In the order of the items. Only what is committed has a token.
+        // The written records are in the order of the items. Only committed claims have a token.
         let claimed = begun.iter_mut().filter_map(|one| match one {
             Ok(Begun::Claimed(info)) => Some(info),
             _ => None,
@@ -255,7 +258,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 }
 
-/// The answers so far, each at the place of its item.
+/// The answers so far, by the index of their item.
 struct Answers<T, E>(Vec<Option<Answer<T, E>>>);
 
 impl<T, E> Answers<T, E> {
@@ -268,7 +271,7 @@ impl<T, E> Answers<T, E> {
         }
     }
 
-    /// Stores endings together, and answers with what came of each.
+    /// Stores endings together, and puts the answer of each.
     fn put_all(&mut self, closings: Vec<(usize, Closing<T, E>)>) {
         let (mut outcomes, mut claims) = (Vec::new(), Vec::new());
         for (at, Closing { claim, ending, outcome }) in closings {

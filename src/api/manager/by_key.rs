@@ -12,11 +12,11 @@ use crate::types::options::CallOptions;
 use crate::types::token::Token;
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Creates the record, or takes it over, for this *process*, and returns the token that ends it by
-    /// [`success`](Manager::success), [`fail`](Manager::fail) or [`release`](Manager::release). `None`: do not run the operation.
+    /// Begins the operation, or takes it over, for this *process*. Returns the token for [`success`](Manager::success),
+    /// [`fail`](Manager::fail) or [`release`](Manager::release). If it returns `None`, do not run the operation.
     ///
-    /// A thread that ends in between leaves the key in progress until the process ends, or until it is
-    /// [revoked](Manager::revoke): prefer [`begin`](Manager::begin).
+    /// A thread that ends before it calls one of these leaves the key in progress until the process ends, or until the
+    /// key is [revoked](Manager::revoke). Prefer [`begin`](Manager::begin).
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager};
@@ -62,19 +62,21 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         Ok(if let Begun::Claimed(info) = begun { Some(Token::new(info.stored().token)) } else { None })
     }
 
-    /// Stores the success of what this [`initiate`](Manager::initiate) began. The same ending again changes nothing.
+    /// Stores the success of the operation that this [`initiate`](Manager::initiate) began. Repeating the call changes
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// `ClaimLost` if the record is no longer that of this `initiate`: it has ended otherwise, was revoked or removed, has a
-    /// later owner, or the process that began it has ended. Nothing is created or overwritten then.
+    /// `ClaimLost` if the record no longer belongs to this `initiate`: it has ended in another way, was revoked or
+    /// removed, has a later owner, or was begun by an earlier process. Nothing is stored then.
     pub fn success(&self, key: impl IntoKey, token: Token, value: &T) -> Result<()> {
         let id = self.id(key)?;
         let ending = Ending::Succeed(self.encode(&id, value)?);
         self.engine.protocol().end_by_key(&id, token, &ending, self.options.schema)
     }
 
-    /// Stores the failure of what this [`initiate`](Manager::initiate) began. The same ending again changes nothing.
+    /// Stores the failure of the operation that this [`initiate`](Manager::initiate) began. Repeating the call changes
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -88,7 +90,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 }
 
 impl<T, E> Manager<T, E> {
-    /// Releases what this [`initiate`](Manager::initiate) began: nothing has happened, and the next caller runs it.
+    /// Releases the key that this [`initiate`](Manager::initiate) began: nothing has happened, and the next caller runs
+    /// the operation.
     ///
     /// # Errors
     ///

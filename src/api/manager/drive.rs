@@ -1,4 +1,4 @@
-//! Operations of several stages, driven from wherever they are to their end.
+//! Operations of several stages, run from their recovery point to the end.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,11 +20,11 @@ type Run<'a, T, E, X> = Box<dyn Fn(&mut Claim<T, E>) -> Result<(), X> + Send + S
 
 type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 
-/// What to do at each recovery point of an operation.
+/// The stages of an operation, by recovery point.
 ///
-/// A stage first causes its effect outside, under an [`effect_id`](Claim::effect_id) so that it may do so again in a later
-/// attempt, then calls [`Claim::work_stage`] once, which advances the record or ends it. A stage may leave the record at its
-/// own point, with another checkpoint, and is then called again.
+/// A stage first causes its external effect, with an [`effect_id`](Claim::effect_id) so that a later attempt does not
+/// repeat it. It then calls [`Claim::work_stage`] once, which advances the record or ends it. A stage that keeps the
+/// recovery point and stores another checkpoint is called again.
 ///
 /// ```
 /// # use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager, Next, OnInterrupted, STARTED, Stages};
@@ -43,7 +43,7 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 ///             Ok::<_, Error>(Next::Succeed(charged.clone()))
 ///         })
 ///     });
-/// // Whatever ends an attempt, the next one goes on from its recovery point.
+/// // However an attempt ends, the next one continues at its recovery point.
 /// let same_cart = Fingerprint::of(&("cart-1", 1999))?;
 /// let options = CallOptions::new().fingerprint(same_cart).on_interrupted(OnInterrupted::Resume);
 /// let done = orders.drive("cart-1", options, &stages)?;
@@ -57,13 +57,13 @@ pub struct Stages<'a, T, E = Failure, X = Error> {
 }
 
 impl<'a, T, E, X> Stages<'a, T, E, X> {
-    /// No stage yet.
+    /// Creates an empty set of stages.
     pub fn new() -> Self {
         Self { stages: BTreeMap::new(), nothing_happened: None }
     }
 
-    /// What to do at this recovery point; [`STARTED`](crate::STARTED) is the first. A second one for the same point replaces
-    /// the first.
+    /// Sets the stage for a recovery point. The first recovery point is [`STARTED`](crate::STARTED). A second stage for
+    /// the same point replaces the first.
     pub fn stage(
         mut self,
         point: impl Into<String>,
@@ -73,9 +73,9 @@ impl<'a, T, E, X> Stages<'a, T, E, X> {
         self
     }
 
-    /// Names the errors of a stage after which it is certain that its effect has not happened, e.g. because a card was declined
-    /// before it was charged. Such an error releases the record. After any other, [`Claim::drive`] says what becomes of it.
-    /// Default: no error is certain.
+    /// Sets the check for errors of a stage after which its effect has certainly not happened, for example because a
+    /// card was declined before the charge. Such an error releases the record. For all other errors see
+    /// [`Claim::drive`]. Default: no error is certain.
     pub fn nothing_happened(mut self, is_certain: impl Fn(&X) -> bool + Send + Sync + 'a) -> Self {
         self.nothing_happened = Some(Box::new(is_certain));
         self
@@ -94,7 +94,7 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
     }
 }
 
-/// Why `drive` has no value. Exhaustive on purpose.
+/// The error of `drive`. Exhaustive on purpose.
 ///
 /// ```
 /// # use oncekey::{CallOptions, DriveError, Engine, Error, ExecuteError, Manager, Next, STARTED, Stages, Status};
@@ -107,7 +107,7 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 ///     Ok(_) => 200,
 ///     // Final: every retry gets it.
 ///     Err(DriveError::Execute(ExecuteError::Failed { status: Status::Failed, .. })) => 402,
-///     // Send it again.
+///     // Nothing has happened: send the request again.
 ///     Err(DriveError::Stage { status: Status::Released, .. }) => 503,
 ///     // It is not known whether the effect of the stage has happened.
 ///     Err(DriveError::Stage { .. }) => 500,
@@ -117,17 +117,18 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 /// # Ok::<(), Error>(())
 /// ```
 pub enum DriveError<T, E, X> {
-    /// The error of a stage; also a fault of the engine inside a stage, an unknown recovery point, or a stage that does not
-    /// advance. The stage's rows are rolled back, and the record stays at its recovery point.
+    /// The error of a stage. Also an error of the engine inside a stage, an unknown recovery point, or a stage that
+    /// does not advance. The rows of the stage are rolled back, and the record stays at its recovery point.
     Stage {
         /// The error that the stage returned.
         error: X,
-        /// The state of the record, by the table of [`Claim::drive`]. `Released`: no effect of this stage has happened, and the next
-        /// call goes on at the recovery point: send it again. `Interrupted`: it is not known whether its effect has happened. Under
-        /// [`Resume`](OnInterrupted::Resume) the next call goes on all the same, under `Hold` the record waits until it is resolved.
+        /// The state of the record, by the table of [`Claim::drive`]. `Released`: no effect of this stage has happened,
+        /// and the next call continues at the recovery point. `Interrupted`: it is not known whether the effect has
+        /// happened. Under [`Resume`](OnInterrupted::Resume) the next call continues in any case; under `Hold` the
+        /// record waits until a caller resolves it.
         status: Status,
     },
-    /// The same answers as those of [`Manager::execute`]. Final is `Failed` with the status `Failed`: every retry gets it.
+    /// The errors of [`Manager::execute`]. `Failed` with the status `Failed` is final: every retry gets it.
     Execute(ExecuteError<T, E>),
 }
 
@@ -166,29 +167,29 @@ impl<T, E, X: fmt::Debug> fmt::Debug for DriveError<T, E, X> {
 impl<T, E: fmt::Display, X: fmt::Debug + fmt::Display> std::error::Error for DriveError<T, E, X> {}
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
-    /// Runs the stages from its recovery point to an outcome.
+    /// Runs the stages from the recovery point of the record to an outcome.
     ///
     /// # Errors
     ///
-    /// [`DriveError::Stage`] with a stage's own error, or the engine's as the stage's: `UnknownRecoveryPoint` when there is no stage for the record's point,
-    /// `Stalled` when a stage has left recovery point and checkpoint as they were, even if it named the point. The record stays at
-    /// its recovery point:
+    /// [`DriveError::Stage`] with the error of the stage, or with an error of the engine: `UnknownRecoveryPoint` if the
+    /// record's recovery point has no stage, `Stalled` if a stage has left the recovery point and the checkpoint
+    /// unchanged. The record stays at its recovery point:
     ///
-    /// | the error | under `Resume` | under `Hold` |
+    /// | error | under `Resume` | under `Hold` |
     /// |---|---|---|
-    /// | of a stage, or `Stalled`, after an [`effect_id`](Claim::effect_id) or a committed stage of this attempt | interrupted, which resumes: it is kept for `interrupted_ttl` | interrupted: its effect may have happened |
-    /// | of a stage, or `Stalled`, before | released: the next attempt begins there | interrupted |
+    /// | of a stage, or `Stalled`, after an [`effect_id`](Claim::effect_id) or a committed stage in this attempt | interrupted and resumable: kept for `interrupted_ttl` | interrupted: the effect may have happened |
+    /// | of a stage, or `Stalled`, without such an effect | released: the next attempt begins there | interrupted |
     /// | of a stage for which [`Stages::nothing_happened`] is true | released | released |
     /// | `UnknownRecoveryPoint` | released | released: no stage has run there |
-    /// | a panic | interrupted, which resumes | interrupted |
+    /// | a panic | interrupted and resumable | interrupted |
     pub fn drive<X: From<Error>>(self, stages: &Stages<'_, T, E, X>) -> Result<Finished<T, E>, DriveError<T, E, X>> {
         self.drive_or(stages, |claim, is_certain| {
             status(if is_certain { claim.release() } else { claim.release_bound() })
         })
     }
 
-    /// As [`drive`](Claim::drive), for a key that nobody will send again: a record of which nothing is left to know is removed
-    /// instead of released.
+    /// Runs the stages as [`drive`](Claim::drive) does, for a key that no caller will send again. Removes the record
+    /// instead of releasing it if nothing has happened.
     #[cfg(feature = "http")]
     pub(crate) fn drive_unkeyed<X: From<Error>>(
         self,
@@ -196,7 +197,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ) -> Result<Finished<T, E>, DriveError<T, E, X>> {
         self.drive_or(stages, |claim, _| {
             if claim.info().stored().is_at_start() && !claim.is_touched() {
-                // As good as released: nobody has its key.
+                // Removing is as good as releasing, because no caller knows the key.
                 claim.discard().map_or(Status::Interrupted, |()| Status::Released)
             } else {
                 status(claim.release())
@@ -204,7 +205,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         })
     }
 
-    /// If the release or the interruption fails, the claim's drop records it later; the stage's error is returned in any case.
+    /// If the release or the interruption fails, the drop of the claim records it later. The error of the stage is
+    /// returned in any case.
     fn drive_or<X: From<Error>>(
         mut self,
         stages: &Stages<'_, T, E, X>,
@@ -221,14 +223,15 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
             let exchanged = |error| DriveError::Stage { error: X::from(error), status: Status::Interrupted };
             self = self.returned(&lent).map_err(exchanged)?;
             let ended = match ended {
-                // Not by the revision: an advance on the spot makes a new one, and leads nowhere.
+                // Do not compare revisions: an advance to the same point and checkpoint makes a new revision, but no
+                // progress.
                 Ok(()) if self.is_where(&before) => {
                     Err(X::from(self.stuck(ErrorKind::Stalled, "its stage has not advanced it")))
                 }
                 ended => ended,
             };
             match ended {
-                // What every replay will answer, whatever this returned.
+                // A stage has ended the claim. Return what every replay will, whatever the stage returned.
                 _ if self.is_ended() => break,
                 Ok(()) => {}
                 Err(error) => {
@@ -264,8 +267,9 @@ fn status<C>(ended: Result<RecordInfo, EndError<C>>) -> Status {
 }
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Runs the stages that are left of an operation, unless it has an outcome; waits for another owner as
-    /// [`execute`](Manager::execute) does. For records that [resume](crate::OnInterrupted::Resume) when they were interrupted.
+    /// Runs the remaining stages of an operation, or returns its outcome if it has one. Waits for another owner as
+    /// [`execute`](Manager::execute) does. Suited to records that [resume](crate::OnInterrupted::Resume) after an
+    /// interruption.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! One call: run the operation once, or get what came of it.
+//! `execute`: one call that runs the operation, or returns its stored outcome.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::types::options::{CallOptions, OnError};
 use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
 
-/// What `execute` answers when the operation succeeded, now or before.
+/// The result of `execute` for an operation that succeeded, now or before.
 #[derive(Clone)]
 pub struct Executed<T> {
     value: T,
@@ -26,22 +26,22 @@ pub struct Executed<T> {
 }
 
 impl<T> Executed<T> {
-    /// The value.
+    /// Returns the value.
     pub fn value(&self) -> &T {
         &self.value
     }
 
-    /// The value, by value.
+    /// Consumes the result and returns the value.
     pub fn into_value(self) -> T {
         self.value
     }
 
-    /// Whether the operation had run before, and this is what came of it then.
+    /// True if the operation had run before, and this is its stored value.
     pub fn replayed(&self) -> bool {
         self.replayed
     }
 
-    /// All but the value.
+    /// Returns the record without the value.
     pub fn info(&self) -> &RecordInfo {
         &self.info
     }
@@ -54,7 +54,7 @@ impl<T> fmt::Debug for Executed<T> {
     }
 }
 
-/// Why `execute` has no value. Exhaustive on purpose.
+/// The error of `execute`. Exhaustive on purpose.
 ///
 /// ```
 /// # use oncekey::{Engine, ExecuteError, Manager, Status};
@@ -75,7 +75,7 @@ impl<T> fmt::Debug for Executed<T> {
 ///     // Released a short time ago: send it again in `info.retry_after()`.
 ///     Err(ExecuteError::Paused(_info)) => 503,
 ///     Err(ExecuteError::Mismatch(_)) => 422,
-///     // It has run: the claim in `error` is dropped here, and the key is interrupted.
+///     // The operation ran. `error` drops its claim here, which interrupts the key.
 ///     Err(ExecuteError::NotStored { .. }) => 500,
 ///     Err(ExecuteError::Engine(_)) => 503,
 /// };
@@ -85,33 +85,34 @@ impl<T> fmt::Debug for Executed<T> {
 pub enum ExecuteError<T, E = Failure> {
     /// The operation failed, now or before.
     Failed {
-        /// Its failure.
+        /// The failure.
         error: E,
-        /// The state of the record. `Failed`: every retry gets this failure until its TTL ends. `Released`: nothing has happened,
-        /// and the next call runs the operation. `Interrupted`: it is not known whether the operation has happened.
+        /// The state of the record. `Failed`: every retry gets this failure until its TTL ends. `Released`: nothing has
+        /// happened, and the next call runs the operation. `Interrupted`: it is not known whether the operation has
+        /// happened.
         status: Status,
-        /// Whether it failed before, and this is the stored failure.
+        /// True if the operation failed before, and this is the stored failure.
         replayed: bool,
     },
-    /// Another owner is still at work.
+    /// Another owner runs the operation.
     InProgress(Pending<T, E>),
-    /// An earlier owner ended without an answer, and the record is held until someone resolves it.
+    /// An earlier owner ended without an outcome, and the record is held until a caller resolves it.
     Interrupted(RecordInfo),
-    /// An earlier owner released it a short time ago: nothing has happened, and the operation runs again after
+    /// An earlier owner released the key: nothing has happened, and the operation can run again after
     /// [`RecordInfo::retry_after`]. Only with [`ManagerOptions::retry_pause`](crate::ManagerOptions::retry_pause).
     Paused(RecordInfo),
     /// The key belongs to another request.
     Mismatch(RecordInfo),
-    /// The operation ran, but what came of it is not stored, so nobody may be told. The claim is alive: try the ending again,
-    /// or drop it to interrupt the record. That a type cannot be stored is known before the effect to a test, or a start of the
-    /// service, that calls [`Manager::encode_outcome`] with an example.
+    /// The operation ran, but its outcome could not be stored, so it must not be reported. The claim is alive: try the
+    /// ending again, or drop it to interrupt the record. To detect a type that cannot be stored before any effect, call
+    /// [`Manager::encode_outcome`] with an example in a test or when the service starts.
     NotStored {
-        /// What the operation returned.
+        /// The outcome that the operation returned.
         outcome: Result<T, E>,
-        /// Why it is not stored, and the claim.
+        /// The reason, and the claim.
         error: EndError<Claim<T, E>>,
     },
-    /// The engine could not answer. The operation did not run, unless the error is `ClaimLost`: then it exchanged its claim.
+    /// The engine failed. The operation did not run, except with `ClaimLost`: then the operation exchanged its claim.
     Engine(Error),
 }
 
@@ -130,7 +131,7 @@ impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
             Self::Failed { error, .. } => error.fmt(f),
             Self::InProgress(pending) => write!(f, "key {} is in progress", pending.info().key()),
             Self::Interrupted(info) => {
-                write!(f, "key {} is interrupted: it is not known what became of it", info.key())
+                write!(f, "key {} is interrupted: it is not known whether its operation happened", info.key())
             }
             Self::Paused(info) => {
                 let wait = info.retry_after().unwrap_or_default();
@@ -165,33 +166,33 @@ impl<T, E: fmt::Display> std::error::Error for ExecuteError<T, E> {}
 const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Runs the operation if the key is new, and stores what it returns; otherwise gives what came of it before. Waits up to
-    /// 2 s for another owner, holding its thread, unless [too many](crate::EngineOptions::max_waiting_per_key) wait already.
+    /// Runs the operation if the key is new, and stores its result. Otherwise returns the stored result. Waits up to
+    /// 2 s for another owner, unless [too many](crate::EngineOptions::max_waiting_per_key) callers are waiting.
     ///
     /// | the operation | the record |
     /// |---|---|
     /// | returns `Ok` | succeeded: every retry gets the value until its TTL |
-    /// | returns `Err` | as [`on_error`](Manager::on_error) says; by default failed: every retry gets the failure |
-    /// | panics | interrupted, and the panic goes on |
+    /// | returns `Err` | by [`on_error`](Manager::on_error); the default is failed: every retry gets the failure |
+    /// | panics | interrupted, and the panic continues |
     /// | returns `Err` after it met an [`Error`] of this crate (was given, looked at or dropped one), or `InProgress`, `Interrupted` or `Paused` in an `execute` inside it | interrupted: never stored |
-    /// | the process ends meanwhile | interrupted |
-    /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage said, whatever it returns |
+    /// | is running when the process ends | interrupted |
+    /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage stored it, whatever the operation returns |
     ///
-    /// After [`OnError::Release`] a waiter takes the key over and runs the operation in its turn: with many waiters an operation
-    /// that fails at once for all is run once for each of them, unless the manager has a
-    /// [`retry_pause`](crate::ManagerOptions::retry_pause): then all are answered [`ExecuteError::Paused`].
+    /// After [`OnError::Release`] a waiter takes over the key and runs the operation. An operation that always fails
+    /// then runs once for each waiter. With a [`retry_pause`](crate::ManagerOptions::retry_pause) the waiters get
+    /// [`ExecuteError::Paused`] instead.
     ///
-    /// On a key that this thread is executing already it answers `Deadlock` at once. The operation must give back the claim that
-    /// it was lent: exchanged with another (`mem::swap`), both records are interrupted, and the answer is `ClaimLost`.
+    /// Returns `Deadlock` at once for a key that this thread is already executing. The operation must not exchange its
+    /// claim for another one (`mem::swap`): then both records are interrupted, and the call returns `ClaimLost`.
     ///
-    /// Without a fingerprint, a retry with another payload under the same key is a replay: give one by
-    /// [`execute_with`](Manager::execute_with), unless the key alone says what is to be done.
-    /// [`CallOptions::fingerprint`](crate::CallOptions::fingerprint) says when that is so.
+    /// Without a fingerprint, a retry with another payload under the same key is a replay. Unless the key alone
+    /// determines the operation, pass a fingerprint by [`execute_with`](Manager::execute_with).
+    /// [`CallOptions::fingerprint`](crate::CallOptions::fingerprint) explains when that is the case.
     ///
     /// # Errors
     ///
-    /// See [`ExecuteError`]. `UnknownRecoveryPoint` for a record on which a stage has committed: running the operation from its
-    /// start would repeat that stage, so go on with [`drive`](Manager::drive).
+    /// See [`ExecuteError`]. `UnknownRecoveryPoint` for a record on which a stage has committed: to run the operation
+    /// from its start would repeat that stage. Continue such a record with [`drive`](Manager::drive).
     pub fn execute(
         &self,
         key: impl IntoKey,
@@ -200,7 +201,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.execute_with(key, CallOptions::new(), operation)
     }
 
-    /// As [`execute`](Manager::execute), with more to say.
+    /// Runs the operation as [`execute`](Manager::execute) does, with options.
     ///
     /// ```
     /// # use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Manager};
@@ -231,7 +232,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.claim_and_run(key, options, |claim| self.run(claim, |claim| operation(claim).map_err(unclassified)))
     }
 
-    /// Runs it with the claim, unless there is an answer already.
+    /// Calls `run` with the claim, unless the key has an answer already.
     pub(crate) fn claim_and_run<X: From<ExecuteError<T, E>>>(
         &self,
         key: impl IntoKey,
@@ -256,7 +257,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.on_error.as_ref().map_or(OnError::Store, |classify| classify(error))
     }
 
-    /// Runs it with the claim, and ends the claim with what it returns.
+    /// Runs the operation with the claim, and ends the claim with the result.
     pub(crate) fn run(
         &self,
         mut claim: Claim<T, E>,
@@ -279,7 +280,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         met: u64,
     ) -> Result<Closing<T, E>, Answer<T, E>> {
         let Failed { error: failure, on_error } = match returned {
-            // A stage has ended it, and every replay answers what that has stored.
+            // A stage has ended the claim. Return what it stored, as every replay will.
             _ if claim.is_ended() => return Err(stored_by_stage(claim)),
             Ok(value) => {
                 return match claim.encode_success(&value) {
@@ -293,7 +294,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             Err(failure) => failure,
         };
         let on_error = if claim.is_faulted() || error::met() != met {
-            // A failure that the operation made of a fault of the engine is not its own, and passes.
+            // The failure comes from an error of the engine, not from the operation, and may pass.
             OnError::Interrupt
         } else {
             on_error.unwrap_or_else(|| self.classify(&failure))
@@ -301,7 +302,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         let ending = match on_error {
             OnError::Store => match claim.encode_failure(&failure) {
                 Ok((bytes, _)) => Ending::Fail(bytes),
-                // It was made from a fault of the engine before the operation ran.
+                // The failure was made from an error of the engine before the operation ran.
                 Err(error) if error.kind() == ErrorKind::EngineFailure => Ending::Interrupt(Interruption::Reported),
                 Err(error) => return Err(not_stored(Err(failure), error, claim)),
             },
@@ -313,7 +314,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 }
 
-/// The answer of `execute`.
+/// The result of `execute`.
 pub(crate) type Answer<T, E> = Result<Executed<T>, ExecuteError<T, E>>;
 
 /// A claim whose operation has returned, before its ending is stored.
@@ -323,20 +324,20 @@ pub(crate) struct Closing<T, E> {
     pub(crate) outcome: Returned<T, E>,
 }
 
-/// The result of an operation, and how it ended.
+/// The result of an operation, and the ending that follows from it.
 pub(crate) enum Returned<T, E> {
     Value {
         value: T,
-        /// As every replay will read it: a field that is not stored is the same for all.
+        /// The value as every replay will decode it. A field that is not stored is then the same for every caller.
         stored: T,
     },
     Failure(E),
-    /// It panicked.
+    /// The operation panicked.
     Nothing,
 }
 
 impl<T, E> Returned<T, E> {
-    /// The answer, once its ending is stored or was refused.
+    /// Returns the result of the call, after the ending was stored or refused.
     pub(crate) fn answer(self, ended: Result<RecordInfo, EndError<Claim<T, E>>>) -> Answer<T, E> {
         Err(match (self, ended) {
             (Self::Value { stored, .. }, Ok(info)) => return Ok(Executed { value: stored, replayed: false, info }),
@@ -344,13 +345,13 @@ impl<T, E> Returned<T, E> {
             (Self::Nothing, Ok(info)) => passing(ExecuteError::Interrupted(info)),
             (Self::Value { value, .. }, Err(error)) => ExecuteError::NotStored { outcome: Ok(value), error },
             (Self::Failure(failure), Err(error)) => ExecuteError::NotStored { outcome: Err(failure), error },
-            // The claim is dropped, which interrupts the record as soon as that can be recorded.
+            // Dropping the claim interrupts the record, as soon as the journal has space.
             (Self::Nothing, Err(error)) => ExecuteError::Engine(error.into()),
         })
     }
 }
 
-/// The answer of a claim that a stage has ended.
+/// Returns the outcome that a stage has stored.
 pub(crate) fn stored_by_stage<T, E>(claim: Claim<T, E>) -> Answer<T, E>
 where
     T: Serialize + DeserializeOwned,
@@ -363,7 +364,7 @@ fn not_stored<T, E>(outcome: Result<T, E>, error: Error, claim: Claim<T, E>) -> 
     Err(ExecuteError::NotStored { outcome, error: EndError { error, claim } })
 }
 
-/// The claim, or the answer of a call that has none.
+/// Returns the claim, or the result of the call if there is no claim.
 pub(crate) fn claim_or_answer<T, E>(begun: Result<Begin<T, E>>) -> Result<Claim<T, E>, Answer<T, E>> {
     Err(match begun {
         Ok(Begin::Claimed(claim)) => return Ok(claim),
@@ -376,14 +377,15 @@ pub(crate) fn claim_or_answer<T, E>(begun: Result<Begin<T, E>>) -> Result<Claim<
     })
 }
 
-/// The failure of an operation.
+/// A failure that the operation returned.
 pub(crate) struct Failed<E> {
     pub(crate) error: E,
-    /// The decision about the record, if it has been made already.
+    /// The decision about the record, if the caller has made it already.
     pub(crate) on_error: Option<OnError>,
 }
 
-/// Counts as a fault: for an operation that runs around this one it is no failure of its own.
+/// Counts the answer as an error of the engine. An operation that encloses this call then does not store a failure made
+/// from it.
 fn passing<T, E>(answer: ExecuteError<T, E>) -> ExecuteError<T, E> {
     error::meet();
     answer

@@ -1,7 +1,7 @@
-//! Records outside of a store: as JSON, with every field.
+//! Records outside of a store, as JSON with every field.
 //!
-//! Bytes are a string where they are text that can be read, else `{"base64": ...}`. Times are milliseconds since 1970; no
-//! TTL and no expiry is for ever. What a newer version writes and this one does not know is refused.
+//! Bytes are a string if they are readable text, otherwise `{"base64": ...}`. Times are milliseconds since 1970. A
+//! missing TTL or expiry means for ever. Unknown fields are refused.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -24,16 +24,16 @@ use crate::types::record::{
 };
 use crate::types::value::Value;
 
-/// Raised when a field changes its meaning.
+/// Increased when a field changes its meaning.
 const VERSION: u32 = 1;
 
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Portable {
     version: u32,
-    /// Of the store that it comes from.
+    /// The id of the store from which the record comes.
     store: Uuid,
-    /// The seed from which, with the key, the effect ids are made.
+    /// The seed of the effect ids. An effect id is made from this and the key.
     effect_seed: Uuid,
     manager: String,
     key: Bytes,
@@ -58,7 +58,7 @@ struct Portable {
     recovery_point: String,
     checkpoint: Option<Bytes>,
     outcome_bytes: u32,
-    /// `None` where there is none, and where only the rest was read.
+    /// `None` if there is no outcome, or if it was not read.
     outcome: Option<Bytes>,
 }
 
@@ -93,7 +93,7 @@ fn malformed(why: &str) -> Error {
     Error::new(ErrorKind::Codec, format!("the record is malformed: {why}"))
 }
 
-/// `None` is for ever.
+/// Returns milliseconds, or `None` for ever.
 fn lasting(millis: u64) -> Option<u64> {
     (millis != NEVER).then_some(millis)
 }
@@ -208,14 +208,14 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
     Ok(Fingerprint::from_bytes(bytes))
 }
 
-/// All fields but the outcome, for JSON; feature `cli`.
+/// All fields except the outcome, for JSON; feature `cli`.
 impl Serialize for RecordInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Portable::new(&self.without_outcome()).serialize(serializer)
     }
 }
 
-/// All fields, for JSON, to be read back and [imported](crate::admin::RawManager::import); feature `cli`.
+/// All fields, for JSON that can be [imported](crate::admin::RawManager::import); feature `cli`.
 impl Serialize for Record<Value, Value> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Portable::new(self.info()).serialize(serializer)

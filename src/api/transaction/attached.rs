@@ -1,4 +1,4 @@
-//! The transactions that this thread is in: a phase inside a phase of the same engine is part of it.
+//! The transactions that this thread is inside. A phase inside a phase of the same engine is part of it.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,7 +10,7 @@ thread_local! {
     static ATTACHED: RefCell<Vec<Rc<Transaction>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs a closure inside of a transaction: meanwhile a phase of the same engine on this thread is part of it.
+/// Runs a closure inside a transaction. A phase of the same engine on this thread is then part of the transaction.
 pub(super) fn attach<R>(transaction: &Rc<Transaction>, f: impl FnOnce() -> R) -> R {
     struct Leave;
     impl Drop for Leave {
@@ -18,19 +18,19 @@ pub(super) fn attach<R>(transaction: &Rc<Transaction>, f: impl FnOnce() -> R) ->
             let _ = ATTACHED.try_with(|attached| attached.borrow_mut().pop());
         }
     }
-    // It is gone where the thread ends: then a phase inside is refused.
+    // While a thread ends, its thread-local state is gone. Then a phase inside is refused.
     let _ = ATTACHED.try_with(|attached| attached.borrow_mut().push(Rc::clone(transaction)));
     let _leave = Leave;
     f()
 }
 
-/// The transaction of this engine that this thread is in.
+/// Returns the transaction of this engine that this thread is inside.
 pub(super) fn attached(protocol: &Protocol) -> Option<Rc<Transaction>> {
     let of_this = |transaction: &&Rc<Transaction>| std::ptr::eq(&raw const *transaction.protocol, protocol);
     ATTACHED.try_with(|attached| attached.borrow().iter().find(of_this).map(Rc::clone)).ok().flatten()
 }
 
-/// Runs a part of a transaction, all or nothing by itself: what it would write is forgotten if it fails or panics.
+/// Runs a part of a transaction, all or nothing: its writes are discarded if it fails or panics.
 pub(crate) fn part<R, X>(transaction: &Transaction, work: impl FnOnce() -> Result<R, X>) -> Result<R, X> {
     struct RollBack<'a>(&'a Transaction, Option<(Savepoint, usize)>);
     impl Drop for RollBack<'_> {

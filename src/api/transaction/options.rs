@@ -1,9 +1,9 @@
-//! How an atomic phase runs.
+//! Options of an atomic phase.
 
 use std::fmt;
 
-/// How strictly transactions are kept apart, by the names of SQL. Here they are always as strict as can be: whatever is asked for,
-/// a transaction is [`Serializable`](Isolation::Serializable), which keeps the promise of each of them.
+/// Isolation levels by their SQL names. Every transaction runs as [`Serializable`](Isolation::Serializable), which
+/// includes the guarantees of the other levels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Isolation {
@@ -13,7 +13,7 @@ pub enum Isolation {
     ReadCommitted,
     /// Runs as `Serializable`.
     RepeatableRead,
-    /// What all transactions together have done is what they would have done one after the other. The default.
+    /// The effect of all transactions is as if they had run one after the other. The default.
     #[default]
     Serializable,
 }
@@ -49,29 +49,30 @@ pub struct PhaseOptions<'a, X> {
 }
 
 impl<'a, X> PhaseOptions<'a, X> {
-    /// The defaults.
+    /// Creates the default options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The least that the transaction asks for. Defaults to [`Isolation::Serializable`], and every transaction has that.
+    /// Sets the weakest acceptable isolation. Default: [`Isolation::Serializable`], which every transaction has in any
+    /// case.
     pub fn isolation(mut self, isolation: Isolation) -> Self {
         self.isolation = isolation;
         self
     }
 
-    /// Is called once with the error that is returned, the closure's own or the engine's, after everything was rolled back. It may
-    /// use the engine, unless the phase is part of another one. Defaults to nothing. To go on without the error, use
-    /// [`Result::or_else`] on what is returned.
+    /// Sets a function that is called once with the error that the phase returns, the closure's own or the engine's,
+    /// after the rollback. It may use the engine, unless the phase is part of another one. Default: none. To continue
+    /// without an error, use [`Result::or_else`] on the result of the phase.
     pub fn on_error(mut self, handle: impl Fn(&X) + 'a) -> Self {
         self.on_error = Some(Box::new(handle));
         self
     }
 
-    /// Whether the closure runs again after this error of its own, at most
-    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) times in all. Is asked after a rollback, and not in a phase that is part
-    /// of another one, which runs again as a whole. Defaults to never. A conflict is no error of the closure's: the engine runs it
-    /// again without asking.
+    /// Sets a function that decides whether the closure runs again after an error of its own. A closure runs at most
+    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) times in all. The function is called after the rollback.
+    /// It is not called in a phase that is part of another one, which runs again as a whole. Default: never. After a
+    /// conflict the engine runs the closure again without this function.
     pub fn should_retry(mut self, judge: impl Fn(&X) -> bool + 'a) -> Self {
         self.should_retry = Some(Box::new(judge));
         self

@@ -1,4 +1,4 @@
-//! Ranges of rows inside a transaction.
+//! Scans of rows inside a transaction.
 
 use std::collections::btree_map::{BTreeMap, IntoIter};
 use std::fmt;
@@ -10,10 +10,10 @@ use crate::types::error::Result;
 use crate::types::value::Value;
 
 impl<'tx> TransactionTable<'tx> {
-    /// All rows, in the order of their keys: as they are committed, with what this transaction has written. A row that another
-    /// commit changes in what was gone through, removes from it or adds to it, makes the closure run again.
+    /// Iterates over all rows in key order: committed rows and those that this transaction has written. If another
+    /// commit changes, removes or adds a row in the part that was read, the closure runs again.
     ///
-    /// What is inserted while it goes on may be left out. Up to 256 rows are read ahead of those that are taken, and count as
+    /// Rows that the closure inserts during the iteration may be left out. Up to 256 rows are read ahead, and count as
     /// read.
     ///
     /// ```
@@ -22,7 +22,7 @@ impl<'tx> TransactionTable<'tx> {
     /// let seat = engine.atomic_phase(|tx| {
     ///     let seats = tx.table("seats")?;
     ///     if seats.prefix("show-1/").next().transpose()?.is_some() {
-    ///         return Ok::<_, Error>(false); // taken: nobody else can have taken it meanwhile
+    ///         return Ok::<_, Error>(false); // taken: no other transaction can take it before this commit
     ///     }
     ///     seats.insert("show-1/ada", "x")?;
     ///     Ok(true)
@@ -35,19 +35,19 @@ impl<'tx> TransactionTable<'tx> {
         self.range::<&[u8]>(..)
     }
 
-    /// The rows whose keys are in the range, in order; as [`iter`](Self::iter).
+    /// Iterates over the rows with keys in `range`, in key order, as [`iter`](Self::iter) does.
     #[must_use]
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> TransactionRows<'tx> {
         self.rows(RowRange::new(&self.shared_name(), &range))
     }
 
-    /// The rows whose keys begin so, in order; as [`iter`](Self::iter).
+    /// Iterates over the rows whose keys start with `prefix`, in key order, as [`iter`](Self::iter) does.
     #[must_use]
     pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> TransactionRows<'tx> {
         self.rows(RowRange::prefix(&self.shared_name(), prefix.as_ref()))
     }
 
-    /// How many rows there are. Goes through all of them.
+    /// Returns the number of rows, by reading all of them.
     ///
     /// # Errors
     ///
@@ -56,7 +56,7 @@ impl<'tx> TransactionTable<'tx> {
         self.iter().try_fold(0, |count, row| row.map(|_| count + 1))
     }
 
-    /// Whether there is no row.
+    /// Returns true if the table has no row.
     ///
     /// # Errors
     ///
@@ -79,7 +79,7 @@ impl<'tx> IntoIterator for &TransactionTable<'tx> {
     }
 }
 
-/// Rows of a [`TransactionTable`], one by one, as keys and values. After an error it ends.
+/// An iterator over the rows of a [`TransactionTable`], as keys and values. Ends after an error.
 pub struct TransactionRows<'tx> {
     table: TransactionTable<'tx>,
     scan: Scan,
@@ -103,7 +103,7 @@ impl Iterator for TransactionRows<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some((at, content)) = self.batch.next() {
-                // Since the batch was read, the closure may have written there.
+                // The closure may have written this key since the batch was read.
                 let newest = self.table.transaction.workspace.borrow().newest(&at, content);
                 let row = newest.and_then(Content::into_row);
                 let key = at.split().map(|(_, key)| Value::from(key));

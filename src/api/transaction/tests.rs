@@ -14,7 +14,7 @@ fn open(dir: &TempDir) -> Arc<Protocol> {
     open_with(dir, Duration::ZERO)
 }
 
-/// Nobody waits longer than this for locks.
+/// Opens a store with this longest wait for locks.
 fn open_with(dir: &TempDir, patience: Duration) -> Arc<Protocol> {
     let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default(), None).unwrap();
     Arc::new(protocol.with_patience(patience))
@@ -28,7 +28,7 @@ fn temp() -> (TempDir, Arc<Protocol>) {
     (dir, protocol)
 }
 
-/// Another thread, meanwhile.
+/// Runs `f` on another thread.
 fn elsewhere<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| scope.spawn(f).join().unwrap())
 }
@@ -42,12 +42,12 @@ fn row(protocol: &Protocol, key: &str) -> Option<Value> {
     protocol.get_row(&Protocol::row("t", key.as_bytes()).unwrap()).unwrap()
 }
 
-fn is_kept(protocol: &Protocol, key: &str) -> bool {
+fn is_locked(protocol: &Protocol, key: &str) -> bool {
     protocol.is_key_locked(&Protocol::row("t", key.as_bytes()).unwrap())
 }
 
 #[test]
-fn a_phase_that_meets_others_every_time_answers_conflict() {
+fn a_phase_that_conflicts_in_every_run_returns_conflict() {
     let (_dir, protocol) = temp();
     let runs = AtomicUsize::new(0);
     let ended = run::<(), Error>(&protocol, &PLAIN, |tx| {
@@ -61,13 +61,13 @@ fn a_phase_that_meets_others_every_time_answers_conflict() {
     assert_eq!(runs.into_inner(), Transaction::MAX_RUNS);
     assert_eq!(protocol.stats().transaction_reruns, Transaction::MAX_RUNS as u64);
     assert_eq!(row(&protocol, "b"), None);
-    assert!(!is_kept(&protocol, "a"), "nothing is left taken");
+    assert!(!is_locked(&protocol, "a"), "all locks are released");
 }
 
-// A thread of the closure that waits for what the transaction itself holds cannot have it. It waited in each of 60 runs, for
-// minutes.
+// The closure waits for a thread that waits for the locks of the transaction, so no run can succeed. This once waited
+// in each of 60 runs, for minutes.
 #[test]
-fn a_transaction_whose_own_thread_waits_for_its_locks_ends_with_the_first_wait() {
+fn a_transaction_that_waits_for_its_own_locks_ends_after_the_first_run_with_locks() {
     let dir = tempfile::tempdir().unwrap();
     let protocol = open_with(&dir, Duration::from_millis(100));
     let runs = AtomicUsize::new(0);
@@ -78,12 +78,12 @@ fn a_transaction_whose_own_thread_waits_for_its_locks_ends_with_the_first_wait()
         Ok(((), Ok(Step::Stay)))
     });
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::Conflict);
-    assert_eq!(runs.into_inner(), FREE_RUNS + 1, "the first run that holds locks is the last");
-    assert!(!is_kept(&protocol, "a") && row(&protocol, "a").is_some());
+    assert_eq!(runs.into_inner(), RUNS_WITHOUT_LOCKS + 1, "the first run that holds locks is the last");
+    assert!(!is_locked(&protocol, "a") && row(&protocol, "a").is_some());
 }
 
 #[test]
-fn who_met_others_too_often_keeps_them_off_what_they_changed_and_off_nothing_else() {
+fn after_three_conflicts_a_transaction_locks_only_the_keys_that_conflicted() {
     let (_dir, protocol) = temp();
     let runs = AtomicUsize::new(0);
     let cold: Vec<String> = (0..400).map(|number| format!("cold-{number}")).collect();
@@ -93,42 +93,42 @@ fn who_met_others_too_often_keeps_them_off_what_they_changed_and_off_nothing_els
         t.get("hot")?;
         cold.iter().try_for_each(|key| t.get(key).map(drop))?;
         t.insert("mine", "x")?;
-        assert_eq!(is_kept(&protocol, "hot"), run > FREE_RUNS, "run {run}");
-        assert!(!is_kept(&protocol, "mine") && cold.iter().all(|key| !is_kept(&protocol, key)), "run {run}");
-        if run <= FREE_RUNS {
+        assert_eq!(is_locked(&protocol, "hot"), run > RUNS_WITHOUT_LOCKS, "run {run}");
+        assert!(!is_locked(&protocol, "mine") && cold.iter().all(|key| !is_locked(&protocol, key)), "run {run}");
+        if run <= RUNS_WITHOUT_LOCKS {
             put(&protocol, "hot");
         }
         Ok(((), Ok(Step::Stay)))
     });
     ended.unwrap();
-    assert_eq!(runs.into_inner(), FREE_RUNS + 1);
-    assert!(row(&protocol, "mine").is_some() && !is_kept(&protocol, "hot"));
+    assert_eq!(runs.into_inner(), RUNS_WITHOUT_LOCKS + 1);
+    assert!(row(&protocol, "mine").is_some() && !is_locked(&protocol, "hot"));
 }
 
 #[test]
-fn who_meets_others_somewhere_else_each_time_keeps_them_off_everything_in_the_end() {
+fn after_sixteen_conflicts_a_transaction_locks_all_that_it_reads_and_writes() {
     let (_dir, protocol) = temp();
     let runs = AtomicUsize::new(0);
-    let keys: Vec<String> = (0..SPARING_RUNS * 2).map(|number| format!("k-{number}")).collect();
+    let keys: Vec<String> = (0..RUNS_BEFORE_FULL_LOCKS * 2).map(|number| format!("k-{number}")).collect();
     let ended = run::<(), Error>(&protocol, &PLAIN, |tx| {
         let run = runs.fetch_add(1, Ordering::Relaxed) + 1;
         let t = tx.table("t")?;
         keys.iter().try_for_each(|key| t.get(key).map(drop))?;
         t.insert("mine", "x")?;
-        let kept = keys.iter().filter(|key| is_kept(&protocol, key)).count();
-        let expected = if run <= FREE_RUNS { 0 } else { run - 1 };
-        assert_eq!(kept, if run > SPARING_RUNS { keys.len() } else { expected }, "run {run}");
-        assert_eq!(is_kept(&protocol, "mine"), run > SPARING_RUNS);
-        if run <= SPARING_RUNS {
+        let kept = keys.iter().filter(|key| is_locked(&protocol, key)).count();
+        let expected = if run <= RUNS_WITHOUT_LOCKS { 0 } else { run - 1 };
+        assert_eq!(kept, if run > RUNS_BEFORE_FULL_LOCKS { keys.len() } else { expected }, "run {run}");
+        assert_eq!(is_locked(&protocol, "mine"), run > RUNS_BEFORE_FULL_LOCKS);
+        if run <= RUNS_BEFORE_FULL_LOCKS {
             put(&protocol, &keys[run]);
         }
         Ok(((), Ok(Step::Stay)))
     });
     ended.unwrap();
-    assert_eq!(runs.into_inner(), SPARING_RUNS + 1);
+    assert_eq!(runs.into_inner(), RUNS_BEFORE_FULL_LOCKS + 1);
 }
 
-/// A claim of this protocol's: where it is, and its token.
+/// Claims a key. Returns its id and token.
 fn claim(protocol: &Protocol) -> (RecordId, u64) {
     let id = RecordId::new(&"m".into(), Key::new("k").unwrap());
     let Begun::Claimed(info) = protocol.begin(&id, &Start::plain(OnInterrupted::Hold)).unwrap() else {
@@ -138,14 +138,14 @@ fn claim(protocol: &Protocol) -> (RecordId, u64) {
     (id, token)
 }
 
-/// All that a stage may make of its record.
+/// Returns every step of a stage.
 fn steps() -> [Step; 4] {
     let advance = |point: &str| Step::Advance { point: point.to_owned(), checkpoint: None };
     let (success, failure) = (Ending::Succeed("x".into()), Ending::Fail("x".into()));
     [Step::Stay, advance("on"), Step::End(success), Step::End(failure)]
 }
 
-/// What a stage with this fence comes to that writes a row, and how often it has run.
+/// Runs a stage that writes a row. Returns its result, and how often its closure ran.
 fn staged(protocol: &Arc<Protocol>, fence: Fence<'_>, step: &Step, meanwhile: impl Fn()) -> (Result<()>, usize) {
     let runs = AtomicUsize::new(0);
     let ended = run::<(), Error>(protocol, &Setting { fence: Some(fence), ..PLAIN }, |tx| {
@@ -158,7 +158,7 @@ fn staged(protocol: &Arc<Protocol>, fence: Fence<'_>, step: &Step, meanwhile: im
 }
 
 #[test]
-fn a_stage_of_another_token_or_at_another_point_is_lost_and_writes_nothing() {
+fn a_stage_with_another_token_or_recovery_point_loses_its_claim_and_writes_nothing() {
     let (_dir, protocol) = temp();
     let (id, token) = claim(&protocol);
     let stale = [(token + 1, STARTED), (token - 1, STARTED), (token, "elsewhere"), (token + 1, "elsewhere")];
@@ -176,7 +176,7 @@ fn a_stage_of_another_token_or_at_another_point_is_lost_and_writes_nothing() {
 }
 
 #[test]
-fn a_stage_whose_claim_ends_or_moves_on_while_it_runs_is_lost_and_writes_nothing() {
+fn a_stage_whose_claim_ends_or_advances_meanwhile_loses_it_and_writes_nothing() {
     let advance = Step::Advance { point: "on".to_owned(), checkpoint: None };
     for step in steps() {
         for moves_on in [false, true] {
@@ -205,7 +205,7 @@ fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
     let protocol = open(&dir);
     let (id, token) = claim(&protocol);
     let fence = Fence { id: &id, token, point: STARTED, ttl: None };
-    // Closed under the closure, and before.
+    // Close inside the closure, and then before the stage.
     for runs in [1, 0] {
         let (ended, ran) = staged(&protocol, fence, &Step::Stay, || elsewhere(|| protocol.abort().unwrap()));
         assert_eq!((ended.unwrap_err().kind(), ran), (ErrorKind::Closed, runs));
@@ -214,10 +214,10 @@ fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
     assert_eq!(row(&open(&dir), "row"), None);
 }
 
-// A drop that a full disk kept out of the journal left its key in progress for those who met it in a transaction.
+// A drop that a full journal kept from being recorded once left its key in progress for transactions.
 #[cfg(feature = "http")]
 #[test]
-fn a_drop_that_was_not_recorded_is_settled_before_a_transaction_looks_at_it() {
+fn a_transaction_records_pending_drops_before_it_reads() {
     let (_dir, protocol) = temp();
     let (id, token) = claim(&protocol);
     protocol.abandon_unrecorded(&id, token, Ending::Release);
