@@ -1,4 +1,4 @@
-//! The journal: what was committed, in order, durable before anyone is told.
+//! The journal: a write-ahead log of commits. An answer is returned only after its commit is durable here.
 
 mod check;
 mod pool;

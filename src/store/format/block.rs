@@ -1,4 +1,4 @@
-//! Blocks of a run: a checksum over key and content, the entries in them, and the run's index.
+//! Blocks of a run: their checksums, the entries in them, and the index of the run.
 
 use super::filter::Filter;
 use super::frame::StoreKey;
@@ -7,23 +7,23 @@ use super::{Fields, VERSION, checksum, corrupt, first_of, length, patch};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::Lifetime;
 
-/// The longest block. sled keeps up to 17 values in a leaf, and writes a leaf of more than 128 KiB into a file that it never
-/// syncs.
+/// The largest block in bytes. sled keeps up to 17 values in a leaf, and writes a leaf of more than 128 KiB into a file
+/// that it never syncs.
 pub(crate) const BLOCK: usize = 4_000;
-/// What a block holds at most.
+/// The largest content of a block in bytes.
 pub(crate) const CONTENT: usize = BLOCK - PREFIX;
 const PREFIX: usize = 6;
-/// In the place of a value's length: the key was removed.
+/// Stands for the length of the value if the key was removed.
 const REMOVED: u32 = u32::MAX;
-/// What an entry takes besides its key and value.
+/// The bytes of an entry other than its key and value.
 const ENTRY: usize = 6;
 
-/// What a block is.
+/// The kind of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Begins with an entry.
+    /// A block that starts with an entry.
     Entries,
-    /// More of the value that the block before it ends with.
+    /// The continuation of the value at the end of the previous block.
     Continued,
     /// A part of the run's index.
     Index,
@@ -42,12 +42,12 @@ impl Kind {
     }
 }
 
-/// The key of a block in sled. It sorts by run, then by block.
+/// Returns the key of a block in sled. Keys sort by run, then by block.
 pub(crate) fn key(run: u64, block: u32) -> [u8; 12] {
     first_of(run.to_be_bytes().into_iter().chain(block.to_be_bytes()))
 }
 
-/// The run that a key in sled belongs to.
+/// Returns the run of a key in sled.
 pub(crate) fn run_of(key: &[u8]) -> u64 {
     u64::from_be_bytes(first_of(key.iter().copied()))
 }
@@ -62,7 +62,7 @@ pub(crate) fn seal(key: &[u8], kind: Kind, content: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The content of a block that [`seal`] made for this key.
+/// Returns the content of a block that [`seal`] made for this key.
 pub(crate) fn open<'a>(key: &[u8], kind: Kind, bytes: &'a [u8]) -> Result<&'a [u8]> {
     let named = || key.escape_ascii();
     let mut fields = Fields(bytes);
@@ -79,7 +79,7 @@ pub(crate) fn open<'a>(key: &[u8], kind: Kind, bytes: &'a [u8]) -> Result<&'a [u
     Ok(fields.0)
 }
 
-/// An entry, as far as its block goes.
+/// An entry, with the part of its value that is in the same block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry<'a> {
     pub(crate) key: &'a [u8],
@@ -87,21 +87,21 @@ pub(crate) struct Entry<'a> {
     pub(crate) value: Option<ValuePart<'a>>,
 }
 
-/// The beginning of a value, or all of it.
+/// The beginning of a value, or the whole value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ValuePart<'a> {
-    /// Length of the whole value.
+    /// The length of the whole value.
     pub(crate) len: usize,
-    /// What the block has of it.
+    /// The part that is in this block.
     pub(crate) here: &'a [u8],
 }
 
-/// The bytes that an entry adds to a block, but for what goes on in the next.
+/// Returns the bytes that an entry adds to a block, if its value is not continued.
 pub(crate) fn entry_len(key: &[u8], value: Option<&[u8]>) -> usize {
     ENTRY + key.len() + value.map_or(0, <[u8]>::len)
 }
 
-/// Adds an entry; gives back how much of the value has no place below [`CONTENT`].
+/// Adds an entry. Returns the rest of the value that does not fit below [`CONTENT`].
 pub(crate) fn push_entry<'a>(content: &mut Vec<u8>, key: &[u8], value: Option<&'a [u8]>) -> Result<&'a [u8]> {
     let too_long = |_| Error::new(ErrorKind::TooLarge, format!("a key is {} bytes long", key.len()));
     content.extend_from_slice(&u16::try_from(key.len()).map_err(too_long)?.to_le_bytes());
@@ -114,7 +114,7 @@ pub(crate) fn push_entry<'a>(content: &mut Vec<u8>, key: &[u8], value: Option<&'
     Ok(rest)
 }
 
-/// Takes the next entry off the front of a block's content; `None` at its end.
+/// Takes the next entry from the front of a block's content. Returns `None` at its end.
 pub(crate) fn take_entry<'a>(content: &mut &'a [u8]) -> Result<Option<Entry<'a>>> {
     if content.is_empty() {
         return Ok(None);
@@ -140,7 +140,7 @@ pub(crate) fn take_entry<'a>(content: &mut &'a [u8]) -> Result<Option<Entry<'a>>
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FirstKeys {
     keys: Vec<u8>,
-    /// Where each key ends, and its block.
+    /// The end of each key in `keys`, and its block.
     places: Vec<(u32, u32)>,
 }
 
@@ -165,7 +165,8 @@ impl FirstKeys {
         start.zip(end_of(nth)).and_then(|(start, end)| self.keys.get(start..end)).unwrap_or_default()
     }
 
-    /// The last block whose first key is at or before this one; the first block if there is none.
+    /// Returns the index of the last block whose first key is at or before this key, or of the first block if there is
+    /// none.
     pub(crate) fn find(&self, key: &[u8]) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {
@@ -176,17 +177,17 @@ impl FirstKeys {
     }
 }
 
-/// What is known of a run without its entries.
+/// The index of a run: everything but its entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Index {
     pub(crate) first_keys: FirstKeys,
-    /// Its records in progress, released or interrupted.
+    /// The records that are in progress, released or interrupted.
     pub(crate) unfinished: Vec<(StoreKey, Lifetime)>,
     pub(crate) filter: Filter,
 }
 
 impl Index {
-    /// To be cut into blocks.
+    /// Encodes the index. The caller cuts it into blocks.
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
         let mut out = Vec::new();
         let counts = [self.first_keys.len(), self.unfinished.len(), self.filter.words().len()];
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_every_cut_and_another_place_are_errors() {
+    fn a_flipped_bit_a_cut_and_a_wrong_key_are_errors() {
         let at = key(1, 2);
         let block = seal(&at, Kind::Entries, b"abc");
         for bit in 0..block.len() * 8 {
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_has_no_place_is_given_back() {
+    fn push_entry_returns_the_rest_of_a_value_that_does_not_fit() {
         let mut content = Vec::new();
         let value = [7; 5_000];
         let rest = push_entry(&mut content, b"k", Some(&value)).unwrap();
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn the_block_of_a_key_is_found() {
+    fn find_returns_the_block_of_a_key() {
         let mut firsts = FirstKeys::default();
         for (key, block) in [("b", 0), ("d", 1), ("f", 4)] {
             firsts.push(key.as_bytes(), block).unwrap();
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_read_as_it_was_and_no_cut_is() {
+    fn an_index_is_decoded_as_encoded_and_a_cut_one_is_refused() {
         let mut first_keys = FirstKeys::default();
         first_keys.push(b"rm\0a", 0).unwrap();
         first_keys.push(b"rm\0b", 7).unwrap();

@@ -1,19 +1,19 @@
-//! Tells, without a look at the disk, that a run does not hold a key: a Bloom filter whose bits of one key are in one cache line.
+//! A Bloom filter: tells without disk access that a run does not hold a key. All bits of one key are in one cache line.
 
 use super::hash;
 
-/// Bits for each key: about one absent key in a thousand is taken for one that may be there.
+/// Bits for each key. About one absent key in a thousand is a false positive.
 const BITS_PER_KEY: u64 = 16;
-/// Bits that are set for a key.
+/// The number of bits that are set for a key.
 const PROBES: u32 = 6;
-/// Words of a cache line.
+/// The number of words in a cache line.
 const LINE: usize = 8;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Filter(Vec<u64>);
 
 impl Filter {
-    /// For this many keys.
+    /// Creates a filter for this many keys.
     pub(crate) fn new(keys: u64) -> Self {
         let lines = keys.saturating_mul(BITS_PER_KEY).div_ceil(64 * LINE as u64).max(1);
         Self(vec![0; usize::try_from(lines).unwrap_or(usize::MAX / LINE).saturating_mul(LINE)])
@@ -26,17 +26,17 @@ impl Filter {
         }
     }
 
-    /// `false` is certain. `hash` is that of the key.
+    /// Returns false if the key with this hash is certainly absent.
     pub(crate) fn may_contain(&self, hash: u64) -> bool {
         let (line, bits) = self.place(hash);
         let words = self.0.get(line..).unwrap_or_default();
         !words.is_empty() && words.iter().zip(bits).all(|(word, mask)| word & mask == mask)
     }
 
-    /// Where its line begins, and its bits there.
+    /// Returns the index of the first word of the key's line, and the key's bits in the line.
     fn place(&self, hash: u64) -> (usize, [u64; LINE]) {
         let lines = (self.0.len() / LINE) as u64;
-        // The upper half chooses the line, the lower the bits.
+        // The upper half of the hash selects the line, the lower half the bits.
         let line = usize::try_from((u128::from(hash) * u128::from(lines)) >> 64).unwrap_or(0);
         let (mut bits, mut rest) = ([0; LINE], hash.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         for _ in 0..PROBES {
@@ -53,7 +53,7 @@ impl Filter {
         &self.0
     }
 
-    /// From what [`words`](Self::words) gave.
+    /// Creates a filter from the result of [`words`](Self::words).
     pub(crate) fn from_words(words: Vec<u64>) -> Option<Self> {
         (!words.is_empty() && words.len() % LINE == 0).then_some(Self(words))
     }
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_there_is_never_missed_and_few_others_are_taken_for_one() {
+    fn there_are_no_false_negatives_and_few_false_positives() {
         let mut filter = Filter::new(10_000);
         for key in 0..10_000_u32 {
             filter.insert(&key.to_be_bytes());

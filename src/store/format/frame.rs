@@ -1,4 +1,4 @@
-//! Frames as bytes, and the keys of what they change.
+//! Encodes and decodes frames, and the keys of their changes.
 
 use std::sync::Arc;
 
@@ -7,14 +7,15 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
-/// The largest frame: it bounds a group, and what recovery reads at once.
+/// The largest frame in bytes. It limits the size of a group, and of what recovery reads at once.
 pub(crate) const MAX_FRAME: usize = 32 << 20;
 
-/// Where a record or a row is: a tag, the name of its manager or table, 0, its key. Sorts by name, then key.
+/// The key of a record or row in the store: a tag, the name of its manager or table, 0, its own key. Sorts by name,
+/// then by key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct StoreKey(Arc<[u8]>);
 
-/// Most frames of one record are shorter.
+/// The size in bytes that most frames of one record do not exceed.
 const USUAL_FRAME: usize = 512;
 
 const RECORD: u8 = b'r';
@@ -38,7 +39,7 @@ impl StoreKey {
         Self(bytes.into())
     }
 
-    /// From what [`bytes`](Self::bytes) gave.
+    /// Creates a key from the result of [`bytes`](Self::bytes).
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
         Self(bytes.into())
     }
@@ -47,18 +48,19 @@ impl StoreKey {
         &self.0
     }
 
-    /// Up to the 0 behind the name: the same for all keys of a manager or table, and no key of its own.
+    /// Returns the bytes up to the 0 after the name. They are the same for all keys of a manager or table, and are not
+    /// a key.
     pub(crate) fn container_bytes(&self) -> &[u8] {
         let end = self.0.iter().position(|byte| *byte == 0).map_or(self.0.len(), |zero| zero + 1);
         self.0.get(..end).unwrap_or_default()
     }
 
-    /// The manager or table, as a key.
+    /// Returns the manager or table as a key.
     pub(crate) fn container(&self) -> Self {
         Self::from_bytes(self.container_bytes())
     }
 
-    /// The name of the manager or table, and the key.
+    /// Returns the name of the manager or table, and the key.
     pub(crate) fn split(&self) -> Option<(&str, &[u8])> {
         let (_, rest) = self.0.split_first()?;
         let end = rest.iter().position(|byte| *byte == 0)?;
@@ -70,7 +72,7 @@ impl StoreKey {
         self.0.first() == Some(&RECORD)
     }
 
-    /// What lies behind every key of the same tag that begins with this one; `None` if nothing does.
+    /// Returns the smallest key that is after every key of the same tag with this prefix, or `None` if there is none.
     pub(crate) fn behind_prefix(&self) -> Option<Self> {
         let mut bytes = self.0.to_vec();
         while let Some(last) = bytes.pop() {
@@ -82,18 +84,18 @@ impl StoreKey {
         None
     }
 
-    /// The next key there can be.
+    /// Returns the smallest key after this one.
     pub(crate) fn successor(&self) -> Self {
         Self(behind(&self.0).into())
     }
 
-    /// Before every record of every manager.
+    /// Returns a key before every record of every manager.
     pub(crate) fn first_record() -> Self {
         Self([RECORD].as_slice().into())
     }
 }
 
-/// What a key holds.
+/// The content of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Record(Arc<StoredRecord>),
@@ -116,7 +118,7 @@ impl Content {
     }
 }
 
-/// One key's new content; `None` is absent.
+/// The new content of one key. `None` removes the key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) key: StoreKey,
@@ -124,31 +126,31 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// The record that it writes.
+    /// Returns the record that the change writes.
     pub(crate) fn record(&self) -> Option<&Arc<StoredRecord>> {
         self.content.as_ref().and_then(Content::record)
     }
 }
 
-/// What one commit says.
+/// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
     Changes(Vec<Change>),
-    /// An open begins; its number is the first of a new range.
+    /// The start of an open. The frame's number is the first of a new range.
     Opening,
-    /// sled has, durably, all frames up to this one.
+    /// A checkpoint: all frames up to this one are in runs, durably.
     Checkpointed(u64),
     /// A clean close.
     Closing,
     Anchor,
 }
 
-/// Images that carry [`THIS_FRAME`] are written so: the number is known only later.
+/// Encodes a frame. A number that is [`THIS_FRAME`] is encoded as 0, because the frame is numbered later.
 pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>> {
     encode_with_records(frame).map(|(bytes, _)| bytes)
 }
 
-/// Also where each record begins, for [`set_times`].
+/// Encodes a frame. Also returns the offset of each record, for [`set_times`].
 pub(crate) fn encode_with_records(frame: &Frame) -> Result<(Vec<u8>, Vec<usize>)> {
     let (mut out, mut records) = (Vec::with_capacity(USUAL_FRAME), Vec::new());
     out.extend_from_slice(&[0; 4]);
@@ -176,7 +178,7 @@ pub(crate) fn encode_with_records(frame: &Frame) -> Result<(Vec<u8>, Vec<usize>)
     Ok((out, records))
 }
 
-/// Gives a record that was encoded other times: they are known only when it is committed.
+/// Overwrites the times of an encoded record, because its times are known only at the commit.
 pub(crate) fn set_times(bytes: &mut [u8], record: usize, stored: &StoredRecord) {
     let times = stored.updated.to_le_bytes().into_iter().chain(stored.expires.to_le_bytes());
     bytes.iter_mut().skip(record + record::TIMES).zip(times).for_each(|(byte, value)| *byte = value);
@@ -207,7 +209,7 @@ fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<Option<usize>> {
     Ok(change.key.is_record().then_some(at))
 }
 
-/// Gives a stored record the number of the frame that carries it.
+/// Sets the numbers of a stored record that are [`THIS_FRAME`] to the number of its frame.
 pub(crate) fn number(stored: &mut StoredRecord, number: u64) {
     for field in [&mut stored.generation, &mut stored.revision, &mut stored.token] {
         if *field == THIS_FRAME {
@@ -216,7 +218,7 @@ pub(crate) fn number(stored: &mut StoredRecord, number: u64) {
     }
 }
 
-/// The frames of a group, numbered from `first`.
+/// Decodes the frames of a group. The first has the number `first`.
 pub(crate) fn decode_all(payload: &[u8], first: u64, count: u32) -> Result<Vec<(u64, Frame)>> {
     let mut fields = Fields(payload);
     let mut frames = Vec::new();
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn decode_is_the_inverse_and_gives_numbers() {
+    fn decode_is_the_inverse_of_encode_and_sets_numbers() {
         let payload: Vec<u8> = all_kinds().iter().flat_map(|frame| encode(frame).unwrap()).collect();
         let decoded = decode_all(&payload, 1_000, 5).unwrap();
         assert_eq!(decoded.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1_000, 1_001, 1_002, 1_003, 1_004]);

@@ -1,24 +1,24 @@
-//! The list of the runs: what sled holds, and up to which frame.
+//! The list of runs: the runs in sled, and the frames whose changes they hold.
 
 use super::block::{self, Kind};
 use super::{Fields, corrupt, length};
 use crate::types::error::Result;
 
-/// Where the list is.
+/// The key of the list in sled.
 pub(crate) const KEY: &[u8] = b"runs";
 
-/// One run.
+/// A run in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RunInfo {
     pub(crate) id: u64,
-    /// Blocks with entries.
+    /// The number of blocks with entries.
     pub(crate) blocks: u32,
-    /// Blocks with the index, behind those.
+    /// The number of blocks with the index, which follow the entries.
     pub(crate) index_blocks: u32,
     pub(crate) entries: u64,
-    /// Store time when the first of its finished records expires.
+    /// The store time when its first finished record expires.
     pub(crate) earliest: u64,
-    /// Store time when about half of its entries have expired.
+    /// The store time when about half of its entries have expired.
     pub(crate) half: u64,
 }
 
@@ -28,15 +28,15 @@ impl RunInfo {
     }
 }
 
-/// All runs, the oldest first.
+/// The list of runs, the oldest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunList {
     pub(crate) store_id: [u8; 16],
-    /// The last frame whose changes are in the runs, but for those that something later had replaced in memory by then.
+    /// The last frame whose changes are in the runs. Changes that a later one had replaced in the memtable are not.
     pub(crate) frame: u64,
-    /// Every change up to this frame is in the runs: a replay begins after it.
+    /// Every change up to this frame is in the runs, so a replay starts after it.
     pub(crate) complete: u64,
-    /// The number of the next run, larger than that of any run that was ever begun.
+    /// The number of the next run. Larger than the number of every run so far.
     pub(crate) next_id: u64,
     pub(crate) runs: Vec<RunInfo>,
 }

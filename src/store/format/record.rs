@@ -1,4 +1,4 @@
-//! Records as bytes.
+//! Encodes and decodes records.
 
 use std::borrow::Cow;
 
@@ -13,13 +13,13 @@ use crate::types::options::OnInterrupted;
 use crate::types::record::{Interruption, Lifetime, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
-/// The fixed part, which needs no decoder.
+/// The length in bytes of the fixed part, which can be read without decoding the rest.
 pub(crate) const HEAD: usize = 92;
-/// Where `updated` and `expires` are in it.
+/// The offset of `updated` and `expires`.
 pub(crate) const TIMES: usize = 60;
-/// Where the length of the rest is.
+/// The offset of the length of the rest.
 const REST_LEN: usize = 16;
-/// The length of most rests.
+/// The length in bytes that most rests do not exceed.
 const USUAL_REST: usize = 128;
 
 const BY_KEY: u8 = 1;
@@ -28,7 +28,7 @@ const BOUND: u8 = 4;
 const HOLDS_PROGRESS: u8 = 8;
 const FORGOTTEN: u8 = 16;
 
-/// The part of a record that varies in length, but for the outcome. Frozen: another layout is another struct.
+/// The variable part of a record, without the outcome. Frozen: another layout needs another struct.
 #[derive(Serialize, Deserialize)]
 struct RestV1<'a> {
     success_ttl: u64,
@@ -44,7 +44,7 @@ struct RestV1<'a> {
     checkpoint: Option<Cow<'a, Value>>,
 }
 
-/// The largest rest that is read: context, recovery point and checkpoint are far below.
+/// The largest rest that is decoded, in bytes. The limits of context, recovery point and checkpoint are far below.
 const MAX_REST: u64 = 32 << 20;
 
 pub(crate) fn state_code(state: Status) -> u8 {
@@ -57,7 +57,7 @@ pub(crate) fn state_code(state: Status) -> u8 {
     }
 }
 
-/// Behind what is there.
+/// Appends the encoded record to `out`.
 pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     let outcome = stored.outcome.as_deref().unwrap_or_default();
     out.reserve(HEAD + USUAL_REST + outcome.len());
@@ -107,7 +107,7 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// What can be known without the rest.
+/// The fields that can be read without the rest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     pub(crate) state: Status,
@@ -134,16 +134,17 @@ pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
     Some(Head { state, token, updated: fields.u64()?, expires: fields.u64()?, rest_len })
 }
 
-/// What decides how long a record is there.
+/// Decodes the fields that determine how long a record is kept.
 pub(crate) fn decode_lifetime(bytes: &[u8]) -> Option<Lifetime> {
     let Head { state, token, updated, expires, .. } = decode_head(bytes)?;
     let mut rest = Fields(bytes.get(HEAD..)?);
-    // Behind the other three of `RestV1`.
+    // Skip the first three fields of `RestV1`.
     rest.take(24)?;
     Some(Lifetime { state, token, updated, expires, interrupted_ttl: rest.u64()? })
 }
 
-/// `bytes` may end behind the rest: then the stored record has no outcome, only its length. `number` is the frame that carries it.
+/// Decodes a record. `bytes` may end after the rest: then the record has no outcome, only its length. `number` is the
+/// frame of the record, if it is read from the journal.
 pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<StoredRecord> {
     decode_fields(bytes, number).unwrap_or_else(|| Err(corrupt("a record is malformed")))
 }
@@ -215,7 +216,7 @@ pub(crate) fn state(byte: u8) -> Option<Status> {
     })
 }
 
-#[expect(clippy::option_option, reason = "a byte that is not known, none, or which")]
+#[expect(clippy::option_option, reason = "an unknown byte, none, or an interruption")]
 fn interruption(byte: u8) -> Option<Option<Interruption>> {
     Some(match byte {
         0 => None,
@@ -301,7 +302,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn decode_is_the_inverse_and_every_cut_is_an_error_or_a_head() {
+    fn decode_is_the_inverse_of_encode_and_refuses_every_cut_before_the_outcome() {
         let stored = StoredRecord { remember: 4, is_forgotten: true, ..sample() };
         let bytes = encoded(&stored);
         let numbered = StoredRecord { revision: 99, ..stored };

@@ -1,9 +1,10 @@
-//! Headers of segments and groups as bytes.
+//! Encodes and decodes the headers of segments and groups.
 
 use super::{Fields, VERSION, checksum, first_of};
 use crate::types::clock::Anchor;
 
-/// What is written at once: a device keeps the old 512 bytes or the new ones, never a mixture.
+/// The unit of an atomic write, in bytes: after a power cut a device has the old 512 bytes or the new ones, never a
+/// mixture.
 pub(crate) const SECTOR: usize = 512;
 pub(crate) const GROUP_HEADER: usize = 88;
 
@@ -20,15 +21,15 @@ pub(crate) struct SegmentHeader {
     pub(crate) size: u64,
     pub(crate) first_group: u64,
     pub(crate) first_frame: u64,
-    /// Header checksum of the group before the first.
+    /// The header checksum of the last group before this segment.
     pub(crate) previous: u32,
 }
 
-/// What the first bytes of a file in the journal's directory are.
+/// The kind of a file in the journal's directory, as its first bytes tell.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     Segment(SegmentHeader),
-    /// Zeros: it was never a segment.
+    /// Zeros: the file was never a segment.
     Spare,
     NewerFormat(u32),
     Damaged,
@@ -85,7 +86,7 @@ impl SegmentHeader {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GroupHeader {
-    /// The seal of a segment; `first_frame` is then the number of the next segment.
+    /// True for the seal of a segment. Then `first_frame` is the number of the next segment.
     pub(crate) is_seal: bool,
     pub(crate) group: u64,
     pub(crate) first_frame: u64,
@@ -98,7 +99,7 @@ pub(crate) struct GroupHeader {
 }
 
 impl GroupHeader {
-    /// The bytes, and the checksum that the next group keeps.
+    /// Returns the encoded header, and its checksum, which the next group stores.
     pub(crate) fn encode(&self, salt: [u8; 8]) -> ([u8; SECTOR], u32) {
         let mut body = Vec::with_capacity(GROUP_HEADER - 8);
         body.extend_from_slice(&self.group.to_le_bytes());
@@ -115,7 +116,8 @@ impl GroupHeader {
         (sector(&[magic, &checksum.to_le_bytes(), &body]), checksum)
     }
 
-    /// The header and its checksum, if it is one of a segment with this salt.
+    /// Decodes a header of a segment with this salt. Also returns its checksum. Returns `None` if the bytes are no such
+    /// header.
     pub(crate) fn decode(bytes: &[u8], salt: [u8; 8]) -> Option<(Self, u32)> {
         let mut fields = Fields(bytes);
         let is_seal = match fields.take(4)? {
@@ -144,7 +146,7 @@ impl GroupHeader {
     }
 }
 
-/// Bytes that a group of so many payload bytes takes.
+/// Returns the size on disk of a group with this many payload bytes.
 pub(crate) fn sized(payload: u64) -> u64 {
     (GROUP_HEADER as u64 + payload).next_multiple_of(SECTOR as u64)
 }
@@ -153,7 +155,7 @@ pub(crate) fn payload_checksum(salt: [u8; 8], payload: &[u8]) -> u32 {
     checksum(&[&salt, payload])
 }
 
-/// The parts one behind the other, then zeros.
+/// Joins the parts and pads them with zeros.
 fn sector(parts: &[&[u8]]) -> [u8; SECTOR] {
     first_of(parts.iter().flat_map(|part| part.iter().copied()))
 }
@@ -220,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_is_noticed_wherever_it_is() {
+    fn every_flipped_bit_is_noticed() {
         let header = segment().encode();
         let (group, _) = group().encode([3; 8]);
         for bit in 0..GROUP_HEADER * 8 {
@@ -237,13 +239,13 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_another_salt_is_none() {
+    fn a_group_with_another_salt_is_not_decoded() {
         let (bytes, _) = group().encode([3; 8]);
         assert_eq!(GroupHeader::decode(&bytes, [4; 8]), None);
     }
 
     #[test]
-    fn zeros_are_a_spare_and_a_newer_version_says_so() {
+    fn zeros_are_a_spare_and_a_newer_version_is_recognised() {
         assert_eq!(SegmentHeader::decode(&[0; SECTOR]), Found::Spare);
         assert_eq!(SegmentHeader::decode(&[0; 3]), Found::Spare);
         assert_eq!(SegmentHeader::decode(&[1; 3]), Found::Damaged);

@@ -1,4 +1,4 @@
-//! Looks through a journal that is being written, and says what is damaged.
+//! Checks a journal while it is in use.
 
 use super::recover::{check_size, head};
 use super::segment::{Reader, SegmentFile};
@@ -7,20 +7,20 @@ use crate::store::format::segment::{Found, SegmentHeader};
 use crate::store::journal::scan::{ScanEnd, SegmentScan, damaged, missing};
 use crate::types::error::{ErrorKind, Result};
 
-/// What is wrong with the segments that follow each other up to the last. `durable` is a group that is, and none that has frames
-/// behind `released` has become free since.
+/// Returns the problems of the last segments that follow each other without a gap. The group `durable` is durable, and
+/// no segment with frames after `released` has become free since.
 pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String>> {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for path in dir.names()? {
         if path.extension().is_none_or(|extension| extension != "journal") {
             continue;
         }
-        // One that is gone was not needed any more.
+        // A file that is gone was free.
         let Some(file) = SegmentFile::open_if_there(dir, &path)? else { continue };
         match header(&file)? {
             Found::Segment(header) => found.push((header, file)),
             Found::Spare => {}
-            // It may just be written.
+            // The header may be incomplete while it is written: read it once more.
             Found::Damaged | Found::NewerFormat(_) => match header(&file)? {
                 Found::Segment(header) => found.push((header, file)),
                 _ => problems.push(format!("the header of {} is damaged", file.path.display())),
@@ -28,7 +28,7 @@ pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String
         }
     }
     found.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
-    // One whose header is damaged is not missing too.
+    // A segment with a damaged header must not be reported as missing too.
     let (durable, released) = if problems.is_empty() { (durable, released) } else { (0, u64::MAX) };
     let mut next: Option<SegmentHeader> = None;
     if found.is_empty() && problems.is_empty() {
@@ -42,7 +42,7 @@ pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String
         problems.extend(damage(header, next.as_ref(), file, durable)?);
         next = Some(*header);
     }
-    // Those before the first that is left, or before a gap.
+    // The segments before the first one or before a gap are missing if they are not free.
     let missing = next.filter(|first| first.number > 1 && first.first_frame.saturating_sub(1) > released);
     problems.extend(missing.map(|first| {
         format!(
@@ -55,8 +55,8 @@ pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String
     Ok(problems)
 }
 
-/// A segment is written, and written over, while it is read: so what is bad at first must be bad at the same place again, and
-/// it must still be the same segment.
+/// Returns the problem of a segment. A segment can be written and overwritten while it is read. So a group counts as
+/// damaged only if it is bad twice at the same place, and the segment is still the same.
 fn damage(
     segment: &SegmentHeader,
     next: Option<&SegmentHeader>,
@@ -74,14 +74,14 @@ fn damage(
     })
 }
 
-/// The first group that is not there, and how that is said.
+/// Returns the number of the first bad group, and the problem.
 fn bad_group(
     segment: &SegmentHeader,
     next: Option<&SegmentHeader>,
     file: &SegmentFile,
 ) -> Result<Option<(u64, String)>> {
     match first_bad(segment, next, &mut Reader::new(file)) {
-        // Proved to be durable by what lies behind it.
+        // A later group or a seal proves that the group had been durable.
         Err(error) if error.kind() == ErrorKind::Corrupt => Ok(Some((0, error.to_string()))),
         found => found,
     }
@@ -92,20 +92,20 @@ fn first_bad(
     next: Option<&SegmentHeader>,
     reader: &mut Reader<'_>,
 ) -> Result<Option<(u64, String)>> {
-    let mut walk = SegmentScan::new(reader, segment, next)?;
-    // The last one may be on its way. Before the end is looked at, which moves while it is.
-    let proved = walk.groups.len() - usize::from(next.is_none() && !walk.groups.is_empty());
-    for group in walk.groups.iter().take(proved) {
+    let mut scan = SegmentScan::new(reader, segment, next)?;
+    // The last group may be incomplete. Count the groups before reading the end, which moves meanwhile.
+    let proved = scan.groups.len() - usize::from(next.is_none() && !scan.groups.is_empty());
+    for group in scan.groups.iter().take(proved) {
         group.frames(reader, segment)?;
     }
-    let bad = |what: String| Ok(Some((walk.next_group, reader.file.corrupt(what).to_string())));
-    match (&walk.stop, next) {
-        (ScanEnd::Complete, Some(next)) if next.previous == walk.previous => Ok(None),
+    let bad = |what: String| Ok(Some((scan.next_group, reader.file.corrupt(what).to_string())));
+    match (&scan.stop, next) {
+        (ScanEnd::Complete, Some(next)) if next.previous == scan.previous => Ok(None),
         (ScanEnd::Sealed(number), None) => bad(missing(*number)),
-        (ScanEnd::Complete | ScanEnd::Bad | ScanEnd::Sealed(_), Some(_)) => bad(damaged(walk.next_group)),
+        (ScanEnd::Complete | ScanEnd::Bad | ScanEnd::Sealed(_), Some(_)) => bad(damaged(scan.next_group)),
         (ScanEnd::Complete | ScanEnd::Bad, None) => {
-            walk.settle_end(reader, segment)?;
-            let group = walk.next_group;
+            scan.settle_end(reader, segment)?;
+            let group = scan.next_group;
             Ok(Some((group, reader.file.corrupt(damaged(group)).to_string())))
         }
     }

@@ -1,4 +1,4 @@
-//! The files behind the journal: which are free, which wait for a store checkpoint, and how large the next one is.
+//! The files of the journal: free files, full segments that wait for a checkpoint, and the size of the next file.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use crate::store::format::segment::SECTOR;
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// A file that may be written over.
+/// A free file, which may be overwritten.
 pub(crate) type Spare = SegmentFile;
 
-/// Segments double up to this many times the first.
+/// A segment grows to at most this many times the size of the first one, by doubling.
 const MAX_GROWTH: u64 = 64;
-/// A segment that was filled faster than this was too small.
+/// A segment that was full after less than this time was too small: the next one is larger.
 const BUSY: Duration = Duration::from_secs(10);
-/// Free files that are kept for the next segments; others are deleted.
+/// The number of free files that are kept for the next segments. Further ones are deleted.
 const MAX_FREE: usize = 2;
 
 #[derive(Debug)]
@@ -32,24 +32,25 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct State {
     free: Vec<Spare>,
-    /// Last frame of each full segment, and the file.
+    /// The last frame of each full segment, and its file.
     retired: Vec<(u64, SegmentFile)>,
     next_name: u64,
     next_size: u64,
     retired_at: Option<Instant>,
     files: u64,
-    /// What holds nothing behind this frame is free.
+    /// Files without frames after this one are free.
     released: u64,
-    /// How many keep everything that is not free as it is, and up to which frame it is to be free behind them.
+    /// The number of pins. While there is one, no further file becomes free; `release_later` is the frame to release up
+    /// to afterwards.
     pins: usize,
     release_later: u64,
 }
 
-/// As long as it lives, no file becomes free.
+/// A guard: until it is dropped, no further file becomes free.
 #[derive(Debug)]
 pub(crate) struct Pin<'a> {
     pool: &'a Pool,
-    /// All that holds frames behind this one stays where it is.
+    /// Files with frames after this one are still in place.
     pub(crate) released: u64,
 }
 
@@ -65,9 +66,9 @@ impl Drop for Pin<'_> {
 }
 
 impl Pool {
-    /// `first_size` is rounded up to whole sectors; names continue behind those of the files that are there.
+    /// Creates a pool. `first_size` is rounded up to whole sectors. Names of new files start at `next_name`.
     pub(crate) fn new(dir: Dir, first_size: u64, next_name: u64, files: u64) -> Self {
-        // A header, a group and the seal at least.
+        // At least a header, a group and the seal must fit.
         let first_size = first_size.max(8 * SECTOR as u64).next_multiple_of(SECTOR as u64);
         let state = State {
             free: Vec::new(),
@@ -83,12 +84,13 @@ impl Pool {
         Self { dir, min_size: first_size, max_size: first_size.saturating_mul(MAX_GROWTH), state: Mutex::new(state) }
     }
 
-    /// How large a file is made now where so many bytes are needed, if there is room for it.
+    /// Returns the size of the next file, which must hold `need` bytes, if the disk has space for it.
     pub(crate) fn wanted(&self, need: u64) -> u64 {
         self.state.lock().next_size.max(need.next_multiple_of(SECTOR as u64)).max(self.min_size)
     }
 
-    /// A file in which `need` bytes fit: a free one or a new one of `wanted` bytes, or of fewer if these do not fit into `room`.
+    /// Returns a file for `need` bytes: a free file or a new one of `wanted` bytes. Creates a smaller one if `wanted`
+    /// does not fit into `room`.
     pub(crate) fn prepare(&self, need: u64, wanted: u64, room: u64) -> Result<Spare> {
         let least = need.next_multiple_of(SECTOR as u64).max(self.min_size);
         let wanted = wanted.next_multiple_of(SECTOR as u64).max(least);
@@ -97,11 +99,11 @@ impl Pool {
         }
         match self.create(wanted, room) {
             Ok(spare) => {
-                // What is free is too small for the pace.
+                // The free files are smaller than the commit rate needs.
                 self.discard_free();
                 Ok(spare)
             }
-            // Rather a small one than none.
+            // A small file is better than none.
             Err(error) if error.kind() == ErrorKind::Full => {
                 if let Some(spare) = self.take_free(least) {
                     return Ok(spare);
@@ -133,7 +135,7 @@ impl Pool {
         }
         let spare = SegmentFile::create(&self.dir, &name, size)?;
         if let Err(error) = self.dir.sync() {
-            // It would stay behind, once for each try.
+            // Otherwise each attempt would leave a file.
             let _ = spare.delete(&self.dir);
             return Err(error);
         }
@@ -141,7 +143,7 @@ impl Pool {
         Ok(spare)
     }
 
-    /// The directory that all of them are in.
+    /// Returns the directory of the files.
     pub(crate) fn dir(&self) -> &Dir {
         &self.dir
     }
@@ -153,7 +155,7 @@ impl Pool {
         }
     }
 
-    /// A segment that is full; its last frame is `last_frame`.
+    /// Adds a full segment, whose last frame is `last_frame`.
     pub(crate) fn retire(&self, last_frame: u64, file: SegmentFile) {
         let mut state = self.state.lock();
         let now = clock::monotonic();
@@ -164,12 +166,13 @@ impl Pool {
         state.retired.push((last_frame, file));
     }
 
-    /// A file found at open that holds frames up to `last_frame`, or 0 if it holds none that count.
+    /// Adds a file found at open, whose last frame is `last_frame`, or 0 if none of its frames counts.
     pub(crate) fn adopt(&self, last_frame: u64, file: SegmentFile) {
         self.state.lock().retired.push((last_frame, file));
     }
 
-    /// sled has everything up to `frame`, durably, and the journal says so durably: what holds nothing later is free.
+    /// Frees the files without frames after `frame`. The changes up to `frame` must be in runs, and the checkpoint that
+    /// says so must be durable.
     pub(crate) fn release(&self, frame: u64) {
         let mut excess = Vec::new();
         {
@@ -183,7 +186,7 @@ impl Pool {
                 std::mem::take(&mut state.retired).into_iter().partition(|(last, _)| *last <= frame);
             state.retired = kept;
             state.free.extend(done.into_iter().map(|(_, file)| file));
-            // The largest are the most use.
+            // Keep the largest files.
             state.free.sort_by_key(|spare| std::cmp::Reverse(spare.size));
             if state.free.len() > MAX_FREE {
                 excess = state.free.split_off(MAX_FREE);
@@ -194,14 +197,14 @@ impl Pool {
         }
     }
 
-    /// For whoever looks at what there is.
+    /// Pins the files, for a reader of the journal.
     pub(crate) fn pin(&self) -> Pin<'_> {
         let mut state = self.state.lock();
         state.pins += 1;
         Pin { pool: self, released: state.released }
     }
 
-    /// Gives back a file that was prepared and not used.
+    /// Returns an unused file to the pool.
     pub(crate) fn give_back(&self, spare: Spare) {
         self.state.lock().free.push(spare);
     }
@@ -211,7 +214,8 @@ impl Pool {
     }
 
     fn discard(&self, spare: Spare) {
-        // One that stays, or comes back after a crash, is older than the last checkpoint and does not count.
+        // A file that cannot be deleted, or reappears after a crash, is older than the last checkpoint, so recovery
+        // ignores it.
         let _ = spare.delete(&self.dir);
         let mut state = self.state.lock();
         state.files = state.files.saturating_sub(1);

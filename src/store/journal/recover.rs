@@ -1,8 +1,8 @@
-//! Reads what a journal holds, and tells a torn tail from damage.
+//! Reads a journal at open, and tells a torn write from damage.
 //!
-//! A group at the end that is bad or missing was promised to nobody and is cut, unless something proves that it was durable:
-//! a later group, a later segment, a seal. Then it is damage, and nothing is served. What lies before the last checkpoint is
-//! in sled, and does not matter here.
+//! A bad or missing group at the end was never acknowledged, so it is cut off. But if a later group, a later segment or
+//! a seal proves that the group had been durable, the journal is damaged and the open fails. Groups before the last
+//! checkpoint are not needed, because their changes are in runs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,21 +20,21 @@ use crate::types::error::{Error, ErrorKind, Result};
 
 const NO_SEGMENT: &str = "the journal has no segment";
 
-/// What counts of a journal, and is sound.
+/// The valid content of a journal.
 #[derive(Debug)]
 pub(crate) struct Recovered {
     segments: Vec<Surveyed>,
-    /// Files that hold nothing that counts: spares, and segments that were free to be written over.
+    /// Files that are not needed: spares, and segments that were free to be overwritten.
     unneeded: Vec<SegmentFile>,
     pub(crate) store_id: [u8; 16],
-    /// sled has everything up to this frame, or should.
+    /// The frame of the last checkpoint.
     pub(crate) checkpointed: u64,
-    /// The highest frame number that anything names.
+    /// The highest number of a frame in the journal.
     pub(crate) last_frame: u64,
     pub(crate) anchor: Anchor,
-    /// The last thing it says is that it was closed.
+    /// True if the last frame says that the journal was closed.
     pub(crate) clean: bool,
-    /// Bytes of a group that was cut.
+    /// The size in bytes of a group that was cut off.
     pub(crate) torn_bytes: u64,
     pub(crate) chain: Chain,
     pub(crate) pool: Arc<Pool>,
@@ -44,23 +44,23 @@ pub(crate) struct Recovered {
 struct Surveyed {
     file: SegmentFile,
     header: SegmentHeader,
-    walk: SegmentScan,
+    scan: SegmentScan,
 }
 
 impl Surveyed {
-    /// An empty one counts as full of what was before it: freed early, it would leave a gap in the run.
+    /// Returns the last frame. An empty segment counts as full of earlier frames: freed early, it would leave a gap.
     fn last_frame(&self) -> u64 {
-        let last = self.walk.groups.iter().rev().find(|group| group.header.frames > 0);
+        let last = self.scan.groups.iter().rev().find(|group| group.header.frames > 0);
         last.map_or(0, GroupAt::last_frame).max(self.header.first_frame.saturating_sub(1))
     }
 }
 
 impl Recovered {
-    /// Gives every frame after the last checkpoint, in order.
+    /// Passes every frame after the last checkpoint to `f`, in order.
     pub(crate) fn replay(&self, f: &mut dyn FnMut(u64, Frame) -> Result<()>) -> Result<()> {
         for segment in &self.segments {
             let mut reader = Reader::new(&segment.file);
-            for group in segment.walk.groups.iter().filter(|group| group.last_frame() > self.checkpointed) {
+            for group in segment.scan.groups.iter().filter(|group| group.last_frame() > self.checkpointed) {
                 for (number, frame) in group.frames(&mut reader, &segment.header)? {
                     if number > self.checkpointed {
                         f(number, frame)?;
@@ -71,8 +71,8 @@ impl Recovered {
         Ok(())
     }
 
-    /// The last segment's end, where it is to be sealed. The others are the pool's: free up to the last checkpoint, or
-    /// waiting for the next.
+    /// Returns the end of the last segment, where its seal is written. The pool takes the other segments: they are free
+    /// up to the last checkpoint, or wait for the next one.
     pub(crate) fn into_tail(mut self) -> Result<Tail> {
         let Some(last) = self.segments.pop() else { return Err(corrupt(NO_SEGMENT)) };
         for segment in self.segments {
@@ -82,17 +82,18 @@ impl Recovered {
             self.pool.adopt(0, file);
         }
         self.pool.release(self.checkpointed);
-        let (salt, offset, last_frame) = (last.header.salt, last.walk.end, last.last_frame());
+        let (salt, offset, last_frame) = (last.header.salt, last.scan.end, last.last_frame());
         Ok(Tail { file: last.file, salt, offset, last_frame })
     }
 }
 
-/// Reads and syncs what there is; changes nothing.
+/// Reads and syncs the files of the journal. Changes nothing.
 pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
     if !files::is_dir(dir) {
         return Err(corrupt(format!("the journal {} is missing", dir.display())));
     }
-    // A process that was killed may have made files, and not their entries durable; they will be written to.
+    // A process that was killed may have created files whose directory entries are not durable. They will be written
+    // to.
     let opened = Dir::open(dir)?;
     opened.sync()?;
     let (found, mut unneeded, next_name) = open_all(&opened)?;
@@ -105,7 +106,7 @@ pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
 
 type Headed = (SegmentHeader, SegmentFile);
 
-/// Every segment and every spare, and the next free name.
+/// Returns every segment and every spare, and the next free name.
 fn open_all(dir: &Dir) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
     let (mut found, mut spares, mut next_name) = (Vec::new(), Vec::new(), 1);
     for path in dir.names()? {
@@ -115,7 +116,7 @@ fn open_all(dir: &Dir) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
         let name = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
         next_name = next_name.max(name.unwrap_or(0).saturating_add(1));
         let file = SegmentFile::open(dir, &path)?;
-        // What the page cache shows may never have reached the disk; from here on it has.
+        // The page cache may show data that never reached the disk. After this sync the disk has it.
         file.sync()?;
         match SegmentHeader::decode(&head(&file)?) {
             Found::Spare => spares.push(file),
@@ -149,7 +150,7 @@ pub(super) fn check_size(header: &SegmentHeader, file: &SegmentFile) -> Result<(
     Ok(())
 }
 
-/// The store that all segments belong to.
+/// Returns the store to which all segments belong.
 fn one_store(found: &[Headed]) -> Result<[u8; 16]> {
     let mut all = found.iter();
     let Some((first, file)) = all.next() else { return Ok([0; 16]) };
@@ -162,7 +163,8 @@ fn one_store(found: &[Headed]) -> Result<[u8; 16]> {
     }
 }
 
-/// The segments that follow each other without a gap up to the last. Older ones were free to be written over at any time.
+/// Returns the last segments, which follow each other without a gap. Older segments were free and may have been
+/// overwritten.
 fn last_run(dir: &Path, mut found: Vec<Headed>, older: &mut Vec<SegmentFile>) -> Result<Vec<Headed>> {
     found.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
     let mut run: Vec<Headed> = Vec::new();
@@ -172,7 +174,7 @@ fn last_run(dir: &Path, mut found: Vec<Headed>, older: &mut Vec<SegmentFile>) ->
                 let (a, b) = (file.path.display(), other.path.display());
                 return Err(corrupt(format!("{a} and {b} are the same journal segment")));
             }
-            // From the first gap on: `run` does not grow any more, so none behind it follows.
+            // After the first gap `run` does not grow, so every earlier segment is skipped too.
             Some((next, _)) if next.number != header.number.saturating_add(1) => older.push(file),
             _ => run.push((header, file)),
         }
@@ -184,7 +186,7 @@ fn last_run(dir: &Path, mut found: Vec<Headed>, older: &mut Vec<SegmentFile>) ->
     Ok(run)
 }
 
-/// From the last segment back to the one that holds the first frame to be replayed.
+/// Reads the segments from the last one back to the one that holds the first frame to replay.
 fn survey(
     dir: &Path,
     store_id: [u8; 16],
@@ -208,11 +210,11 @@ fn survey(
     if checkpointed.saturating_add(1) < first {
         return Err(corrupt(format!("the journal {} misses the segments before frame {first}", dir.display())));
     }
-    let anchor = segments.iter().find_map(|segment| segment.walk.groups.last()).map(|group| group.header.anchor);
+    let anchor = segments.iter().find_map(|segment| segment.scan.groups.last()).map(|group| group.header.anchor);
     let last_frame = segments.iter().map(Surveyed::last_frame).max().unwrap_or(0);
     segments.reverse();
-    let Some(Surveyed { header, walk, .. }) = segments.last() else { return Err(corrupt(NO_SEGMENT)) };
-    let SegmentScan { next_group, previous, closed, torn_bytes, .. } = *walk;
+    let Some(Surveyed { header, scan, .. }) = segments.last() else { return Err(corrupt(NO_SEGMENT)) };
+    let SegmentScan { next_group, previous, closed, torn_bytes, .. } = *scan;
     let chain = Chain { segment: header.number, group: next_group.saturating_sub(1), previous };
     Ok(Recovered {
         segments,
@@ -230,13 +232,13 @@ fn survey(
 
 #[derive(Default)]
 struct Survey {
-    /// The last first.
+    /// The segments, the last one first.
     segments: Vec<Surveyed>,
     checkpointed: Option<u64>,
 }
 
 impl Survey {
-    /// Every frame that is to be replayed was found.
+    /// True if every frame to replay was found.
     fn is_complete(&self) -> bool {
         let first = self.segments.last().map_or(u64::MAX, |segment| segment.header.first_frame);
         self.checkpointed.is_some_and(|checkpointed| checkpointed.saturating_add(1) >= first)
@@ -244,8 +246,8 @@ impl Survey {
 
     fn add(&mut self, header: SegmentHeader, file: SegmentFile) -> Result<()> {
         let mut reader = Reader::new(&file);
-        let walk = self.follow(&header, &mut reader)?;
-        for group in walk.groups.iter().rev() {
+        let scan = self.follow(&header, &mut reader)?;
+        for group in scan.groups.iter().rev() {
             if self.checkpointed.is_some_and(|checkpointed| group.last_frame() <= checkpointed) {
                 break;
             }
@@ -255,29 +257,29 @@ impl Survey {
                 }
             }
         }
-        self.segments.push(Surveyed { file, header, walk });
+        self.segments.push(Surveyed { file, header, scan });
         Ok(())
     }
 
-    /// The groups of a segment that is needed to its end.
+    /// Scans a segment that is needed up to its end.
     fn follow(&self, header: &SegmentHeader, reader: &mut Reader<'_>) -> Result<SegmentScan> {
         let next = self.segments.last();
-        let mut walk = SegmentScan::new(reader, header, next.map(|next| &next.header))?;
+        let mut scan = SegmentScan::new(reader, header, next.map(|next| &next.header))?;
         let Some(next) = next else {
-            if let ScanEnd::Sealed(number) = walk.stop {
+            if let ScanEnd::Sealed(number) = scan.stop {
                 return Err(reader.file.corrupt(missing(number)));
             }
-            walk.settle_end(reader, header)?;
-            return Ok(walk);
+            scan.settle_end(reader, header)?;
+            return Ok(scan);
         };
         let first = &next.header;
-        if !matches!(walk.stop, ScanEnd::Complete) || first.previous != walk.previous {
+        if !matches!(scan.stop, ScanEnd::Complete) || first.previous != scan.previous {
             return Err(reader.file.corrupt(format!("damaged before frame {}", first.first_frame)));
         }
-        // The seal was written behind the first group of the next segment.
-        if next.walk.groups.is_empty() && walk.sealed_through >= first.first_group {
+        // The seal is written after the first group of the next segment is durable.
+        if next.scan.groups.is_empty() && scan.sealed_through >= first.first_group {
             return Err(next.file.corrupt(damaged(first.first_group)));
         }
-        Ok(walk)
+        Ok(scan)
     }
 }

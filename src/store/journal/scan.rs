@@ -12,12 +12,12 @@ pub(super) struct GroupAt {
 }
 
 impl GroupAt {
-    /// The number before its first frame if it has none.
+    /// Returns the number of its last frame. If it has no frames, returns the number before `first_frame`.
     pub(super) fn last_frame(&self) -> u64 {
         self.header.first_frame.saturating_add(u64::from(self.header.frames)).saturating_sub(1)
     }
 
-    /// Its frames with their numbers; `None` if the payload is not what the header says.
+    /// Returns its frames with their numbers, or `None` if the payload does not match the header.
     fn frames_if_whole(&self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<Option<Vec<(u64, Frame)>>> {
         let GroupHeader { first_frame, frames, payload_len, payload_checksum: stored, .. } = self.header;
         let payload = reader.bytes(self.offset + GROUP_HEADER as u64, u64::from(payload_len))?;
@@ -28,7 +28,7 @@ impl GroupAt {
         decoded.map(Some).map_err(|error| reader.file.corrupt(error))
     }
 
-    /// Where a payload that is not there is damage.
+    /// Returns its frames. A payload that does not match the header is damage.
     pub(super) fn frames(&self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<Vec<(u64, Frame)>> {
         let frames = self.frames_if_whole(reader, segment)?;
         frames.ok_or_else(|| reader.file.corrupt(damaged(self.header.group)))
@@ -43,40 +43,40 @@ pub(super) fn missing(segment: u64) -> String {
     format!("segment {segment}, which follows, is missing")
 }
 
-/// How the walk through a segment ended.
+/// The end of the scan of a segment.
 #[derive(Debug)]
 pub(super) enum ScanEnd {
-    /// The next segment takes over.
+    /// The next segment continues the chain.
     Complete,
-    /// The segment goes on in that one, which is not there.
+    /// A seal ends the segment, but the next segment, with this number, is missing.
     Sealed(u64),
-    /// No good group is here.
+    /// There is no further valid group.
     Bad,
 }
 
-/// The groups of a segment, by their headers. Payloads are not read.
+/// The groups of a segment, found by their headers. Payloads are not read.
 #[derive(Debug)]
 pub(super) struct SegmentScan {
     pub(super) groups: Vec<GroupAt>,
-    /// Behind the last good group.
+    /// The offset after the last valid group.
     pub(super) end: u64,
-    /// The number that the next group has.
+    /// The number that the next group must have.
     pub(super) next_group: u64,
-    /// Header checksum of the last group.
+    /// The header checksum of the last group.
     pub(super) previous: u32,
-    /// The last thing it says is that the journal was closed.
+    /// True if the last frame says that the journal was closed.
     pub(super) closed: bool,
-    /// Bytes of the group that was cut.
+    /// The size in bytes of a group that was cut off.
     pub(super) torn_bytes: u64,
-    /// The last group of which the seal says that it was durable.
+    /// The last group that the seal says is durable.
     pub(super) sealed_through: u64,
     pub(super) stop: ScanEnd,
 }
 
 impl SegmentScan {
-    /// Follows the headers until one is bad, or the next segment takes over.
+    /// Follows the headers until one is invalid, or until the next segment continues the chain.
     pub(super) fn new(reader: &mut Reader<'_>, segment: &SegmentHeader, next: Option<&SegmentHeader>) -> Result<Self> {
-        let mut walk = Self {
+        let mut scan = Self {
             groups: Vec::new(),
             end: SECTOR as u64,
             next_group: segment.first_group,
@@ -88,37 +88,37 @@ impl SegmentScan {
         };
         let mut frame = segment.first_frame;
         loop {
-            let found = GroupHeader::decode(reader.bytes(walk.end, GROUP_HEADER as u64)?, segment.salt);
-            if next.is_some_and(|next| next.first_group == walk.next_group) {
+            let found = GroupHeader::decode(reader.bytes(scan.end, GROUP_HEADER as u64)?, segment.salt);
+            if next.is_some_and(|next| next.first_group == scan.next_group) {
                 let seal = found.filter(|(header, _)| header.is_seal);
-                walk.sealed_through = seal.map_or(0, |(header, _)| header.synced_through);
-                walk.stop = ScanEnd::Complete;
-                return Ok(walk);
+                scan.sealed_through = seal.map_or(0, |(header, _)| header.synced_through);
+                scan.stop = ScanEnd::Complete;
+                return Ok(scan);
             }
-            let Some((header, checksum)) = found else { return Ok(walk) };
+            let Some((header, checksum)) = found else { return Ok(scan) };
             if header.is_seal {
-                walk.stop = ScanEnd::Sealed(header.first_frame);
-                return Ok(walk);
+                scan.stop = ScanEnd::Sealed(header.first_frame);
+                return Ok(scan);
             }
             let len = sized(u64::from(header.payload_len));
-            let follows = header.group == walk.next_group
-                && header.previous == walk.previous
+            let follows = header.group == scan.next_group
+                && header.previous == scan.previous
                 && header.first_frame >= frame
-                && walk.end + GROUP_HEADER as u64 + u64::from(header.payload_len) <= reader.file.size;
+                && scan.end + GROUP_HEADER as u64 + u64::from(header.payload_len) <= reader.file.size;
             if !follows {
-                walk.torn_bytes = len;
-                return Ok(walk);
+                scan.torn_bytes = len;
+                return Ok(scan);
             }
-            walk.groups.push(GroupAt { offset: walk.end, header });
-            walk.previous = checksum;
-            walk.end += len;
-            walk.next_group += 1;
+            scan.groups.push(GroupAt { offset: scan.end, header });
+            scan.previous = checksum;
+            scan.end += len;
+            scan.next_group += 1;
             frame = header.first_frame.saturating_add(u64::from(header.frames));
         }
     }
 
-    /// For a segment that none follows: its last group may have been on its way to the disk. Cuts it if its payload is not
-    /// there, and makes sure that what was cut was promised to nobody.
+    /// Checks the end of the last segment, whose last group may be incomplete. Cuts off a group with an incomplete
+    /// payload. Returns `Corrupt` if such a group had been durable.
     pub(super) fn settle_end(&mut self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<()> {
         if let Some(last) = self.groups.last().copied() {
             if let Some(frames) = last.frames_if_whole(reader, segment)? {
@@ -131,11 +131,11 @@ impl SegmentScan {
                 self.torn_bytes = sized(u64::from(last.header.payload_len));
             }
         }
-        // Nothing is written behind the closing.
+        // Nothing is written after the closing frame.
         if self.closed { Ok(()) } else { self.refuse_durable(reader, segment) }
     }
 
-    /// If anything behind a bad group says that the group was durable, it is damage.
+    /// Returns `Corrupt` if a later group or a seal says that the cut-off group had been durable.
     fn refuse_durable(&self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<()> {
         let mut offset = self.end + SECTOR as u64;
         while offset < reader.file.size {

@@ -1,4 +1,4 @@
-//! One segment file.
+//! A segment file of the journal.
 
 use std::fmt;
 use std::fs::File;
@@ -12,16 +12,16 @@ use crate::store::files::Dir;
 use crate::store::format::corrupt;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// How many syncs succeed from here on, for a disk that breaks. Of all stores of the process.
+/// For tests: the number of syncs that succeed before all syncs fail. Shared by all stores of the process.
 #[cfg(feature = "fuzzing")]
 pub static SYNCS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Zeros are written in pieces of this size.
+/// The size in bytes of one write of zeros.
 const FILL: usize = 256 << 10;
-/// Read at once, if a segment has so much.
+/// The number of bytes that one read takes, if the segment has them.
 const READ_AHEAD: u64 = 64 << 10;
 
-/// An open file of the journal.
+/// An open segment file.
 #[derive(Debug)]
 pub(crate) struct SegmentFile {
     pub(crate) file: File,
@@ -30,14 +30,14 @@ pub(crate) struct SegmentFile {
 }
 
 impl SegmentFile {
-    /// Makes a file full of zeros, so that a sync of what is written into it later changes no metadata. If there is no room
-    /// the file goes away again and the error is `Full`.
+    /// Creates a file full of zeros, so that a later sync of its data changes no metadata. If the disk is full, deletes
+    /// the file again and returns `Full`.
     pub(crate) fn create(dir: &Dir, name: &Path, size: u64) -> Result<Self> {
         let (path, filled) = (dir.path().join(name), fill(dir, name, size));
         match filled {
             Ok(file) => Ok(Self { file, path, size }),
             Err(cause) => {
-                // Best effort: what stays is zeros, which the next open deletes.
+                // Best effort: a file that remains is full of zeros, and the next open deletes it.
                 let _ = dir.remove_file(name);
                 let kind = match cause.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
@@ -55,7 +55,7 @@ impl SegmentFile {
             .ok_or_else(|| Error::io("open journal segment", &dir.path().join(name), &io::ErrorKind::NotFound.into()))
     }
 
-    /// Opens a file of the journal, unless it has been deleted.
+    /// Opens a file of the journal. Returns `None` if it has been deleted.
     pub(crate) fn open_if_there(dir: &Dir, name: &Path) -> Result<Option<Self>> {
         let path = dir.path().join(name);
         let open = || -> io::Result<(File, u64)> {
@@ -86,13 +86,13 @@ impl SegmentFile {
         self.file.sync_data().map_err(|cause| self.error("sync", &cause))
     }
 
-    /// Deletes it from the directory that it is in.
+    /// Deletes the file from its directory.
     pub(crate) fn delete(self, dir: &Dir) -> Result<()> {
         let name = self.path.file_name().map_or(self.path.as_path(), Path::new);
         dir.remove_file(name).map_err(|cause| self.error("delete", &cause))
     }
 
-    /// What is wrong in this file.
+    /// Returns a `Corrupt` error that names the file.
     pub(crate) fn corrupt(&self, what: impl fmt::Display) -> Error {
         corrupt(format!("{}: {what}", self.path.display()))
     }
@@ -102,7 +102,7 @@ impl SegmentFile {
     }
 }
 
-/// Reads a segment through a small buffer: fresh memory for all of it would cost more than the reading.
+/// Reads a segment through a small buffer. Allocating memory for the whole segment would cost more than reading it.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
     pub(crate) file: &'a SegmentFile,
@@ -115,11 +115,11 @@ impl<'a> Reader<'a> {
         Self { file, start: 0, buffer: Vec::new() }
     }
 
-    /// So many bytes from there on, fewer if the file ends before.
+    /// Returns `len` bytes from `offset`, or fewer at the end of the file.
     pub(crate) fn bytes(&mut self, offset: u64, len: u64) -> Result<&[u8]> {
         let end = offset.saturating_add(len).min(self.file.size).max(offset);
         if offset < self.start {
-            // Most of those who go back go on so.
+            // A reader that goes back usually continues backwards, so fill the buffer with the bytes before.
             self.fill(end.saturating_sub(READ_AHEAD).min(offset), end)?;
         } else if end > self.start + self.buffer.len() as u64 {
             self.fill(offset, offset.saturating_add(READ_AHEAD).min(self.file.size).max(end))?;
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
     fn fill(&mut self, start: u64, end: u64) -> Result<()> {
         let too_large = |_| self.file.error("read", &io::ErrorKind::FileTooLarge.into());
         let len = usize::try_from(end - start).map_err(too_large)?;
-        // After an error there is nothing in it.
+        // After an error the buffer is empty.
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(len, 0);
         self.file.read_at(&mut buffer, start)?;

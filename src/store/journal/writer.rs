@@ -1,4 +1,4 @@
-//! Writes groups into segments. One thread owns it.
+//! Writes groups into segments. One thread owns the writer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
 use crate::types::stats::{Counter, Timing};
 
-/// Kept at the end of a segment for its seal.
+/// Bytes at the end of a segment that are reserved for its seal.
 const SEAL: u64 = SECTOR as u64;
 
-/// What the journal counts.
+/// The counters of the journal.
 #[derive(Debug)]
 pub(crate) struct JournalStats {
     pub(crate) groups: Counter,
@@ -37,18 +37,18 @@ impl Default for JournalStats {
     }
 }
 
-/// Where the chain of groups stands.
+/// The end of the chain of groups.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Chain {
-    /// Number of the last segment.
+    /// The number of the last segment.
     pub(crate) segment: u64,
-    /// Number of the last group.
+    /// The number of the last group.
     pub(crate) group: u64,
-    /// Header checksum of the last group.
+    /// The header checksum of the last group.
     pub(crate) previous: u32,
 }
 
-/// Where a segment ends, and is to be sealed.
+/// The end of a segment, where its seal is written.
 #[derive(Debug)]
 pub(crate) struct Tail {
     pub(crate) file: SegmentFile,
@@ -64,13 +64,13 @@ pub(crate) struct Writer {
     stats: Arc<JournalStats>,
     chain: Chain,
     current: Tail,
-    /// The segment before, until it is sealed.
+    /// The previous segment, until it is sealed.
     unsealed: Option<Tail>,
     buffer: Vec<u8>,
 }
 
 impl Writer {
-    /// Goes on behind `chain` in a fresh segment; the segment found last is sealed once the first group is durable.
+    /// Continues the chain in a new segment. The segment found last is sealed once the first group is durable.
     pub(crate) fn start(
         store_id: [u8; 16],
         pool: Arc<Pool>,
@@ -89,13 +89,13 @@ impl Writer {
         Arc::clone(&self.stats)
     }
 
-    /// Room for groups in the segment being written.
+    /// Returns the free bytes for groups in the current segment.
     pub(crate) fn room(&self) -> u64 {
         usable(self.current.file.size).saturating_sub(self.current.offset - SECTOR as u64)
     }
 
-    /// Writes the group and syncs it: when this returns it is durable. Says whether a segment was left behind. After an error
-    /// nothing may be written any more.
+    /// Writes a group and syncs it: it is durable when this returns. Returns true if a new segment was begun. After an
+    /// error nothing more may be written.
     pub(crate) fn write<C>(&mut self, batch: &Batch<C>, place: Target<Spare>, anchor: Anchor) -> Result<bool> {
         let entered = match place {
             Target::Current => false,
@@ -138,7 +138,8 @@ impl Writer {
         Ok(entered)
     }
 
-    /// Seals the segment before, if it is not sealed: only after the first group of this one is durable.
+    /// Seals the previous segment, if it is not sealed. Called only after the first group of the current segment is
+    /// durable.
     pub(crate) fn seal(&mut self) -> Result<()> {
         let Some(tail) = self.unsealed.take() else { return Ok(()) };
         let header = GroupHeader {
@@ -160,7 +161,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Begins a segment: its header becomes durable with its first group.
+    /// Begins a segment. Its header becomes durable with its first group.
     fn enter(&mut self, spare: Spare, first_frame: u64) -> Result<()> {
         self.seal()?;
         let salt = new_salt();
@@ -185,17 +186,18 @@ fn new_salt() -> [u8; 8] {
     key::random().first_chunk().copied().unwrap_or_default()
 }
 
-/// Room for groups in a segment of that size.
+/// Returns the bytes for groups in a segment of this size.
 pub(crate) fn usable(size: u64) -> u64 {
     size.saturating_sub(SECTOR as u64 + SEAL)
 }
 
-/// The size of a segment in which a group of that size fits.
+/// Returns the size of a segment in which a group of this size fits.
 pub(crate) fn segment_for(group: u64) -> u64 {
     group + SECTOR as u64 + SEAL
 }
 
-/// The journal of a store whose runs have everything up to this frame: one segment that says so.
+/// Creates the journal of a closed store whose runs have every change up to `frame`: one segment with a checkpoint and a
+/// closing frame.
 pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, frame: u64, anchor: Anchor) -> Result<()> {
     files::create_dir(dir)?;
     let pool = Pool::new(files::Dir::open(dir)?, size, 1, 0);

@@ -1,5 +1,5 @@
-//! Values that sled writes into files of their own, and never syncs. There should be none: what is given to sled is small. But a
-//! page of its index may become one, if many long keys begin alike.
+//! Values that sled writes into files of their own and never syncs. Values given to sled are too small for that. But a
+//! page of its index may become such a file, if many long keys have a common prefix.
 
 use std::fs::File;
 use std::io;
@@ -10,18 +10,18 @@ use parking_lot::Mutex;
 use crate::store::files;
 use crate::types::error::{Error, Result};
 
-/// The directory that they are in. It is open: looking into it needs neither a path nor another descriptor.
+/// The directory of these files. It stays open, so reading it needs neither a path nor a new descriptor.
 #[derive(Debug)]
 pub(crate) struct Blobs {
     path: PathBuf,
     dir: Option<Mutex<rustix::fs::Dir>>,
-    /// The file system syncs every file that is made there.
+    /// True if the file system syncs every file that is created in the directory.
     is_synced: bool,
 }
 
 impl Blobs {
-    /// Of sled's directory, which sled has made. `sync_flag`: everything in that is to be synced at once; whether this directory
-    /// is says the second answer.
+    /// Opens `blobs` in sled's directory, which sled has created. Sets the sync flag on it if `sync_flag` is true. Also
+    /// returns whether the flag is set.
     pub(crate) fn open(sled: &Path, sync_flag: bool) -> Result<(Self, bool)> {
         let path = sled.join("blobs");
         let flagged = sync_flag && (!files::is_dir(&path) || files::set_sync_flag(&path));
@@ -35,7 +35,7 @@ impl Blobs {
         Ok((Self { path, dir, is_synced }, flagged))
     }
 
-    /// How many there are.
+    /// Returns the number of files.
     pub(crate) fn count(&self) -> Result<usize> {
         let Some(dir) = &self.dir else { return Ok(0) };
         let mut dir = dir.lock();
@@ -48,12 +48,12 @@ impl Blobs {
         Ok(count)
     }
 
-    /// How many there are that nobody syncs.
+    /// Returns the number of files that are never synced.
     pub(crate) fn unsynced(&self) -> Result<usize> {
         if self.is_synced { Ok(0) } else { self.count() }
     }
 
-    /// Makes them durable: for an open, when sled has read them all.
+    /// Syncs the files. Called by an open, after sled has read them.
     pub(crate) fn sync(&self) -> Result<()> {
         if self.unsynced()? > 0 { files::sync_tree(&self.path) } else { Ok(()) }
     }

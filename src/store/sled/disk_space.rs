@@ -1,10 +1,10 @@
-//! Room on the disk for what sled has still to write.
+//! Reserves disk space for the writes of sled.
 //!
-//! The journal writes into files that are full of zeros, so a full disk cannot fail it. sled's file grows as it is written, and
-//! a write of sled that fails is the end: the store is poisoned. So nothing is given to sled before its file has the blocks
-//! for it, behind its end, where nobody else can take them: what is committed stays in the journal and in memory until there
-//! is room again, and before it comes to that, users' commits are refused. Where the file system gives no blocks ahead, one
-//! can only look at what is free, and hope that nobody takes it in the moment before sled does.
+//! The journal writes into files full of zeros, so a full disk cannot make it fail. sled's file grows when it is
+//! written, and a failed write of sled poisons the store. So before sled is given anything, the blocks for it are
+//! allocated after the end of its file, where no other process can take them. Without space, commits stay in the
+//! journal and in memory until there is space, and before that users' commits are refused. Where the file system cannot
+//! preallocate blocks, the free space is only measured: another process may take it before sled does.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -18,32 +18,33 @@ use crate::store::files;
 use crate::store::sled::snapshots;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// sled writes its file in segments of this size.
+/// sled writes its file in segments of this many bytes.
 const SLED_SEGMENT: u64 = 512 << 10;
-/// What sled may write at any moment without having been given anything: the buffers that it fills, 512 KiB each and a few
-/// at once, and its own snapshot of where its pages are.
+/// Bytes that sled may write at any moment without being given anything: the buffers that it fills, a few of 512 KiB
+/// each, and its own snapshot.
 const FLOOR: u64 = 4 << 20;
-/// Bytes that sled writes for each byte it is given: a block, the leaf that it is in when that is split, and what is moved to free a segment.
-/// It was seen to write less than twice as much.
+/// Bytes that sled writes for each byte that it is given: a block, the leaf that contains it when the leaf is split,
+/// and data moved to free a segment. The largest value seen was below 2.
 const AMPLIFICATION: u64 = 3;
-/// What opening needs besides, for the snapshot that sled writes then.
+/// Bytes that an open needs in addition, for the snapshot that sled then writes.
 const SNAPSHOT: u64 = 1 << 20;
-/// Blocks are claimed in pieces of this size: so much is taken at most by a claim that then finds the disk full, and it counts
-/// for the next one.
+/// Blocks are allocated in pieces of this many bytes. A claim that then finds the disk full keeps at most one piece,
+/// which counts for the next claim.
 const PIECE: u64 = 1 << 20;
-/// With less than this above the floor users' commits are refused, so that what was committed before can still be applied.
+/// Bytes above the floor. With less than this, users' commits are refused, so that earlier commits can still be
+/// applied.
 const RESERVED: u64 = 4 << 20;
 
-/// Knows how much there is, on the disk that sled is on, and keeps room behind the end of sled's file for what comes next.
+/// Measures the free space on sled's disk, and preallocates blocks after the end of sled's file.
 #[derive(Debug)]
 pub(crate) struct DiskSpace {
     dir: PathBuf,
-    /// The directory, open: neither a path nor a right is needed to ask what is free.
+    /// The open directory, so that measuring needs neither a path nor permissions.
     opened: Option<File>,
-    ahead: Mutex<Preallocation>,
-    /// Tells the apply thread, if it waits, that there may be room.
-    nudge: Sender<()>,
-    /// For how many bytes it waits.
+    preallocation: Mutex<Preallocation>,
+    /// Wakes the apply thread, if it waits for space.
+    wake_apply: Sender<()>,
+    /// The bytes for which the apply thread waits.
     waited_for: AtomicU64,
     /// Bytes that are not for sled.
     set_apart: AtomicU64,
@@ -51,31 +52,31 @@ pub(crate) struct DiskSpace {
     pub(crate) pretended: AtomicU64,
 }
 
-/// Blocks that belong to sled's file already, behind its end: whoever else fills the disk cannot have them.
+/// Blocks after the end of sled's file. They belong to the file, so no other process can use them.
 #[derive(Debug, Default)]
 struct Preallocation {
     file: Option<File>,
-    /// Bytes of blocks that the file had when it was last looked at: they get fewer only when sled cuts it, and what lay behind
-    /// is lost with that, however long it has become again since.
+    /// The bytes of blocks that the file had at the last look. A smaller number means that sled has truncated the file.
+    /// Then the blocks after its end are lost, even if the file has grown again since.
     allocated: u64,
     end: u64,
 }
 
-/// What the apply thread is told.
+/// Wake-ups of the apply thread.
 pub(crate) type Wakeups = Receiver<()>;
 
 impl DiskSpace {
     pub(crate) fn new(dir: &Path) -> (Self, Wakeups) {
-        let (nudge, wakeups) = crossbeam_channel::bounded(1);
+        let (wake_apply, wakeups) = crossbeam_channel::bounded(1);
         let room = Self {
             dir: dir.to_owned(),
             opened: File::open(dir).ok(),
-            // There may be none yet.
-            ahead: Mutex::new(Preallocation {
+            // A new store has no file yet.
+            preallocation: Mutex::new(Preallocation {
                 file: File::options().write(true).open(dir.join("db")).ok(),
                 ..Preallocation::default()
             }),
-            nudge,
+            wake_apply,
             waited_for: AtomicU64::new(0),
             set_apart: AtomicU64::new(0),
             #[cfg(test)]
@@ -84,7 +85,8 @@ impl DiskSpace {
         (room, wakeups)
     }
 
-    /// Bytes that are free; `u64::MAX` if that cannot be found out, which is no reason to refuse anything.
+    /// Returns the free bytes, or `u64::MAX` if they cannot be measured: a failed measurement is no reason to refuse a
+    /// commit.
     pub(crate) fn free(&self) -> u64 {
         let known = || self.opened.as_ref().and_then(|dir| files::free_bytes_of(dir).ok());
         self.pretended().or_else(known).unwrap_or(u64::MAX)
@@ -101,19 +103,19 @@ impl DiskSpace {
         Some(self.pretended.load(Ordering::SeqCst)).filter(|free| *free < u64::MAX)
     }
 
-    /// What is short for applying so many bytes, if anything is. What is not short is sled's from now on,
-    /// where the file system gives blocks before they are written.
+    /// Claims space for giving sled this many bytes, and returns whether it is short. Where the file system can
+    /// preallocate blocks, the claimed space belongs to sled from now on.
     pub(crate) fn claim(&self, bytes: u64) -> SpaceStatus {
         if self.pretended().is_some() {
             return self.look(bytes);
         }
         let needed = needed(bytes);
-        // A large claim leaves some of it to others, and to the next open.
+        // A large claim leaves part of the reserve to other writers and to the next open.
         let left = (needed - FLOOR).min(RESERVED / 2);
-        let mut ahead = self.ahead.lock();
+        let mut preallocation = self.preallocation.lock();
         let left = left.saturating_add(self.set_apart.load(Ordering::Relaxed));
-        let claimed = ahead.claim(needed, self.free().saturating_sub(left));
-        drop(ahead);
+        let claimed = preallocation.claim(needed, self.free().saturating_sub(left));
+        drop(preallocation);
         let free = self.free();
         match claimed {
             Claimed::Unsupported => self.judge(free, needed),
@@ -123,21 +125,21 @@ impl DiskSpace {
         }
     }
 
-    /// Whether so many bytes can be written once more, before what they replace is deleted: with a quarter more for sled's own, and
-    /// what commits need meanwhile.
+    /// Returns true if this many bytes can be written again before the replaced ones are deleted. Adds a quarter for
+    /// sled's own data, and the space that commits need meanwhile.
     pub(crate) fn can_merge(&self, bytes: u64) -> bool {
         self.free() >= bytes.saturating_add(bytes / 4).saturating_add(FLOOR + RESERVED)
     }
 
-    /// What is short for applying so many bytes, as far as one can see.
+    /// Returns whether space is short for giving sled this many bytes, without claiming it.
     pub(crate) fn look(&self, bytes: u64) -> SpaceStatus {
         self.judge(self.free(), needed(bytes))
     }
 
-    /// Gives back what lies behind the end of sled's file beyond what the next open needs. Only while sled has the file closed:
-    /// it would cut off what is just being written.
+    /// Frees the blocks after the end of sled's file, except those that the next open needs. Only while sled has the
+    /// file closed: the truncation would destroy data that is being written.
     pub(crate) fn give_back(&self) {
-        self.ahead.lock().give_back(needed(0));
+        self.preallocation.lock().give_back(needed(0));
     }
 
     fn judge(&self, free: u64, needed: u64) -> SpaceStatus {
@@ -150,7 +152,8 @@ impl DiskSpace {
         }
     }
 
-    /// `Full` unless sled can be opened; it is not yet. What it keeps behind the end of its file counts.
+    /// Returns `Full` if there is no space to open sled. Called before sled is opened. Blocks after the end of its file
+    /// count as free.
     pub(crate) fn check(&self) -> Result<()> {
         self.give_back();
         if let SpaceStatus::Short(error) = self.claim(0) {
@@ -160,17 +163,17 @@ impl DiskSpace {
         if free < needed { Err(self.full(free, needed)) } else { Ok(()) }
     }
 
-    /// Sets bytes apart for something else, such as a segment of the journal, so that a claim does not count on them meanwhile. One
-    /// at a time.
+    /// Sets up to `most` bytes apart for another purpose, such as a segment of the journal, so that a claim does not
+    /// use them. Only one at a time.
     pub(crate) fn set_apart(&self, most: u64) -> SetApart<'_> {
-        // Between two claims: each sees what the other takes.
-        let _claims = self.ahead.lock();
+        // With the lock of claims, so that neither counts space that the other takes.
+        let _claims = self.preallocation.lock();
         let bytes = self.free().saturating_sub(FLOOR + RESERVED).min(most);
         self.set_apart.store(bytes, Ordering::Relaxed);
         SetApart { space: self, bytes }
     }
 
-    /// The apply thread waits for room for so many bytes; 0 if it does not.
+    /// Notes that the apply thread waits for space for this many bytes; 0 if it does not wait.
     pub(crate) fn wait_for(&self, bytes: u64) {
         self.waited_for.store(bytes, Ordering::Relaxed);
     }
@@ -179,10 +182,10 @@ impl DiskSpace {
         self.waited_for.load(Ordering::Relaxed)
     }
 
-    /// The apply thread, if it waits for room, looks again.
+    /// Wakes the apply thread, if it waits for space.
     pub(crate) fn wake(&self) {
-        // If one lies there already, it is enough.
-        let _ = self.nudge.try_send(());
+        // If a wake-up is already queued, one is enough.
+        let _ = self.wake_apply.try_send(());
     }
 
     fn full(&self, free: u64, needed: u64) -> Error {
@@ -192,7 +195,7 @@ impl DiskSpace {
     }
 }
 
-/// Bytes that are for something else than sled, until this is dropped.
+/// Bytes that sled must not use, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct SetApart<'a> {
     space: &'a DiskSpace,
@@ -210,16 +213,16 @@ fn needed(bytes: u64) -> u64 {
     FLOOR.saturating_add(bytes.saturating_mul(AMPLIFICATION))
 }
 
-/// Whether the file has the blocks.
+/// The result of a claim of blocks.
 enum Claimed {
     Yes,
     Full,
-    /// The file system gives none before they are written.
+    /// The file system cannot preallocate blocks.
     Unsupported,
 }
 
 impl Preallocation {
-    /// Sees to blocks for so many bytes behind the end. With less than that free nothing is taken.
+    /// Allocates blocks for this many bytes after the end. Takes nothing if less than that is free.
     fn claim(&mut self, needed: u64, free: u64) -> Claimed {
         let Some(file) = &self.file else { return Claimed::Unsupported };
         let Ok(found) = file.metadata() else { return Claimed::Unsupported };
@@ -231,10 +234,10 @@ impl Preallocation {
         if len.saturating_add(needed) <= self.end {
             return Claimed::Yes;
         }
-        // The buffer that sled writes last may not be full yet, and begins before the end.
+        // The last buffer of sled may not be full yet, and starts before the end.
         let start = len.saturating_sub(SLED_SEGMENT);
         let end = len.saturating_add(needed).saturating_add(SLED_SEGMENT);
-        // An earlier owner may have left some, too.
+        // An earlier owner may have left some.
         let behind = blocks.saturating_sub(start);
         if free < (end - start).saturating_sub(behind) {
             return Claimed::Full;
@@ -259,7 +262,7 @@ impl Preallocation {
     fn give_back(&mut self, needed: u64) {
         let Some(file) = &self.file else { return };
         if !matches!(files::try_lock(file), Ok(true)) {
-            // sled, of an engine that has just ended, has not let go of it.
+            // sled of an engine that has just ended still has the file open.
             return;
         }
         self.cut(needed);
@@ -270,7 +273,7 @@ impl Preallocation {
         let Some(file) = &self.file else { return };
         let Ok(found) = file.metadata() else { return };
         let kept = needed.saturating_add(2 * SLED_SEGMENT);
-        // A cut at its own length frees what lies behind. If it fails, what is behind is used by and by.
+        // Truncating to the current length frees the blocks after it. If that fails, sled uses them over time.
         if allocated(&found).saturating_sub(found.len()) > kept && file.set_len(found.len()).is_ok() {
             (self.allocated, self.end) = (0, 0);
             self.claim(needed, u64::MAX);
@@ -278,7 +281,7 @@ impl Preallocation {
     }
 }
 
-/// Bytes of blocks that a file has.
+/// Returns the bytes of blocks that a file has.
 fn allocated(metadata: &Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt;
     metadata.blocks().saturating_mul(512)
@@ -287,9 +290,9 @@ fn allocated(metadata: &Metadata) -> u64 {
 #[derive(Debug)]
 pub(crate) enum SpaceStatus {
     Enough,
-    /// It can be applied, but users are to commit nothing more.
+    /// There is space to apply this, but users' commits are refused.
     Low(Error),
-    /// It cannot be applied.
+    /// There is no space to apply this.
     Short(Error),
 }
 
@@ -298,28 +301,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_that_were_lost_with_a_cut_are_claimed_again_however_long_the_file_is_by_then() {
+    fn blocks_lost_with_a_truncation_are_claimed_again_after_the_file_has_grown() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let file = File::create(&path).unwrap();
         let len = 4 * SLED_SEGMENT;
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
-        let mut ahead =
+        let mut preallocation =
             Preallocation { file: Some(File::options().write(true).open(&path).unwrap()), ..Preallocation::default() };
-        let mut claim = || match ahead.claim(FLOOR, u64::MAX) {
+        let mut claim = || match preallocation.claim(FLOOR, u64::MAX) {
             Claimed::Yes => allocated(&file.metadata().unwrap()) >= len + FLOOR,
             Claimed::Full => panic!("the disk is full"),
             Claimed::Unsupported => true,
         };
         assert!(claim() && claim());
-        // As long again at the next look, but without what lay behind.
+        // The file has the same length at the next look, but no blocks after its end.
         file.set_len(len / 2).unwrap();
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
         assert!(claim());
     }
 
-    /// A file of `len` bytes, and a claim on blocks behind it.
-    fn ahead(dir: &Path, len: u64) -> (File, Preallocation) {
+    /// Creates a file of `len` bytes, and a preallocation after its end.
+    fn preallocation(dir: &Path, len: u64) -> (File, Preallocation) {
         let path = dir.join("db");
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
         let open = || File::options().write(true).open(&path).unwrap();
@@ -327,39 +330,39 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_the_disk_has_no_room_for_takes_nothing() {
+    fn a_claim_larger_than_the_free_space_allocates_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let (file, mut ahead) = ahead(dir.path(), SLED_SEGMENT);
+        let (file, mut preallocation) = preallocation(dir.path(), SLED_SEGMENT);
         let before = allocated(&file.metadata().unwrap());
         for needed in [FLOOR, 1 << 40, u64::MAX] {
-            assert!(matches!(ahead.claim(needed, FLOOR - 1), Claimed::Full));
+            assert!(matches!(preallocation.claim(needed, FLOOR - 1), Claimed::Full));
         }
         assert_eq!(allocated(&file.metadata().unwrap()), before);
     }
 
     #[test]
-    fn claims_do_not_add_up_and_are_given_back_while_nobody_writes() {
+    fn claims_do_not_add_up_and_are_freed_while_sled_is_closed() {
         let dir = tempfile::tempdir().unwrap();
-        let (file, mut ahead) = ahead(dir.path(), SLED_SEGMENT);
+        let (file, mut preallocation) = preallocation(dir.path(), SLED_SEGMENT);
         let behind = || allocated(&file.metadata().unwrap()).saturating_sub(SLED_SEGMENT);
-        if matches!(ahead.claim(4 * FLOOR, u64::MAX), Claimed::Unsupported) {
-            println!("skipped: this file system gives no blocks ahead");
+        if matches!(preallocation.claim(4 * FLOOR, u64::MAX), Claimed::Unsupported) {
+            println!("skipped: this file system cannot preallocate blocks");
             return;
         }
         let most = 4 * FLOOR + 2 * SLED_SEGMENT;
         for needed in [FLOOR, 4 * FLOOR, 2 * FLOOR] {
-            assert!(matches!(ahead.claim(needed, u64::MAX), Claimed::Yes));
+            assert!(matches!(preallocation.claim(needed, u64::MAX), Claimed::Yes));
             assert!((4 * FLOOR..=most).contains(&behind()));
         }
-        ahead.give_back(FLOOR);
+        preallocation.give_back(FLOOR);
         assert!((FLOOR..=FLOOR + 2 * SLED_SEGMENT).contains(&behind()), "{} bytes are left", behind());
         assert_eq!(std::fs::read(dir.path().join("db")).unwrap(), vec![7; usize::try_from(SLED_SEGMENT).unwrap()]);
     }
 
     #[test]
-    fn what_cannot_be_measured_is_not_full() {
+    fn a_disk_that_cannot_be_measured_is_not_full() {
         let dir = tempfile::tempdir().unwrap();
-        let (room, _nudges) = DiskSpace::new(&dir.path().join("missing"));
+        let (room, _wakeups) = DiskSpace::new(&dir.path().join("missing"));
         assert!(matches!(room.claim(1 << 20), SpaceStatus::Enough));
         assert_eq!(room.free(), u64::MAX);
     }

@@ -1,8 +1,10 @@
-//! Opens sled on a copy of its files and puts that in their place: for file systems that do not sync every write by themselves.
+//! Opens sled on a copy of its files and then replaces the originals: for file systems that do not sync every write by
+//! themselves.
 //!
-//! Opening, sled gives its new snapshot its name and at once fills the segments that are free by it with zeros. Nothing orders
-//! the two: a power cut may leave the zeros and the old snapshot, by which the log goes through those segments, and such a
-//! store would be refused. Nobody can come in between, so what is found stays as it is until the copy is whole and durable.
+//! When sled opens, it renames its new snapshot and at once fills the segments that are free by it with zeros. These
+//! two steps are not ordered: after a power cut there may be the zeros and the old snapshot, which refers to those
+//! segments. Such a store would be refused. With a copy, the original files stay unchanged until the copy is complete
+//! and durable.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -12,14 +14,14 @@ use ::sled::Db;
 use crate::store::files;
 use crate::types::error::{Error, Result};
 
-/// What else is written before sled itself asks for room.
+/// Bytes that are written before sled itself asks for space.
 const SLACK: u64 = 16 << 20;
 
 fn beside(dir: &Path, extension: &str) -> PathBuf {
     dir.with_extension(extension)
 }
 
-/// Clears away what a crash has left of an exchange. To be called before anyone looks into the directory.
+/// Removes what a crash has left of an exchange. Called before the directory is read.
 pub(crate) fn settle(dir: &Path) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
     if !old.exists() && !new.exists() {
@@ -28,23 +30,24 @@ pub(crate) fn settle(dir: &Path) -> Result<()> {
     if old.exists() && !dir.exists() {
         rename(&old, dir)?;
     }
-    // What is in place is durable there before anything that it replaces goes.
+    // Sync the new files in place before the old ones are removed.
     files::sync_parent(dir)?;
     remove(&new)?;
     remove(&old)
 }
 
-/// sled, until all that belongs to it is open: its own drop syncs, and panics when that fails.
+/// sled, until everything in it is open. Its drop syncs, and panics if that fails.
 pub(in crate::store) struct Opened(pub(in crate::store) Option<Db>);
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        // What failed before this is the news.
+        // An earlier error is returned instead of this one.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
     }
 }
 
-/// Opens a copy and puts it in place. `None`, with everything as it was, if there is no room for one.
+/// Opens sled on a copy and puts the copy in place. Returns `None`, with nothing changed, if there is no space for a
+/// copy.
 pub(crate) fn open(dir: &Path, open: impl FnOnce(&Path) -> Result<Opened>) -> Result<Option<Opened>> {
     let db = dir.join("db");
     let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
@@ -56,7 +59,7 @@ pub(crate) fn open(dir: &Path, open: impl FnOnce(&Path) -> Result<Opened>) -> Re
     let db = match opened {
         Ok(db) => db,
         Err(error) => {
-            // What went wrong is the news; the next open clears away what is left.
+            // Return the first error. The next open removes what is left.
             let _ = remove(&new);
             return Err(error);
         }
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exchange_that_ended_anywhere_leaves_what_was_there_or_its_copy() {
+    fn an_exchange_stopped_at_any_step_leaves_the_original_or_its_copy() {
         for step in 0..5 {
             let store = tempfile::tempdir().unwrap();
             let dir = store.path().join("sled");
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_cannot_be_opened_leaves_everything_as_it_was() {
+    fn a_copy_that_cannot_be_opened_changes_nothing() {
         let store = tempfile::tempdir().unwrap();
         let dir = store.path().join("sled");
         drop(::sled::open(&dir).unwrap());

@@ -1,9 +1,9 @@
-//! sled's snapshots: which of them it may find when it opens.
+//! sled's snapshots, and which of them sled may find when it opens.
 //!
-//! Opening, sled writes a snapshot under the name `snap.*.generating`, syncs it, renames it, removes the one before, and fills
-//! the segments that are free by the new one with zeros. It never syncs the directory. So after a crash there may be a torn
-//! snapshot, which sled would take for the newest and refuse to open; and one that is whole under its first name, without
-//! which the log cannot be read any more.
+//! When sled opens, it writes a snapshot under the name `snap.*.generating`, syncs it, renames it and removes the
+//! previous one. Then it fills the segments that are free by the new snapshot with zeros. It never syncs the directory.
+//! So a crash can leave a torn snapshot, which sled would take for the newest and refuse to open. It can also leave a
+//! complete snapshot under its first name, without which the log can no longer be read.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::types::error::{Error, Result};
 
 const UNFINISHED: &str = ".generating";
 
-/// Every snapshot, torn ones too, and its name.
+/// Returns every snapshot with its file name, including torn ones.
 fn all(dir: &Path) -> Result<impl Iterator<Item = (PathBuf, String)>> {
     Ok(files::entries(dir)?.into_iter().filter_map(|(path, _)| {
         let name = path.file_name()?.to_str()?.to_owned();
@@ -21,7 +21,7 @@ fn all(dir: &Path) -> Result<impl Iterator<Item = (PathBuf, String)>> {
     }))
 }
 
-/// How long they are together; 0 where there is no directory.
+/// Returns the total size in bytes, or 0 if the directory is missing.
 pub(crate) fn len(dir: &Path) -> Result<u64> {
     if !files::is_dir(dir) {
         return Ok(0);
@@ -29,13 +29,13 @@ pub(crate) fn len(dir: &Path) -> Result<u64> {
     Ok(all(dir)?.filter_map(|(path, _)| path.metadata().ok()).map(|found| found.len()).sum())
 }
 
-/// Removes a torn snapshot, and gives one that is whole its name. To be called before sled is opened.
+/// Removes torn snapshots, and renames a complete one to its final name. Called before sled is opened.
 pub(crate) fn settle(dir: &Path) -> Result<()> {
     for (path, name) in all(dir)? {
         let Some(finished) = name.strip_suffix(UNFINISHED) else { continue };
         let bytes = std::fs::read(&path).map_err(|cause| Error::io("read snapshot", &path, &cause))?;
         if is_whole(&bytes) {
-            // Whoever wrote it may have been killed before its sync.
+            // Its writer may have been killed before the sync.
             files::sync_file(&path)?;
             let to = dir.join(finished);
             std::fs::rename(&path, to).map_err(|cause| Error::io("rename snapshot", &path, &cause))?;
@@ -46,8 +46,8 @@ pub(crate) fn settle(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves every snapshot out of `store/sled`, into a directory of its own beside it, and says how many. They are in the way of
-/// a log that is whole: without them sled reads all of it, and comes to the same state. A crash in between does no harm.
+/// Moves every snapshot from `store/sled` into a directory next to it, and returns their number. If only a snapshot is
+/// damaged, sled then reads the whole log and reaches the same state. A crash in between does no harm.
 pub(crate) fn move_aside(store: &Path) -> Result<u64> {
     let sled = store.join("sled");
     let snapshots: Vec<_> = all(&sled)?.collect();
@@ -67,7 +67,7 @@ pub(crate) fn move_aside(store: &Path) -> Result<u64> {
     Ok(snapshots.len() as u64)
 }
 
-/// Its last bytes are its length (8) and its checksum (4).
+/// Returns true if the length (8 bytes) and the checksum (4 bytes) at the end match.
 fn is_whole(bytes: &[u8]) -> bool {
     let Some(at) = bytes.len().checked_sub(12) else { return false };
     let (content, end) = bytes.split_at(at);
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_whole_snapshot_gets_its_name_and_a_torn_one_goes() {
+    fn a_complete_snapshot_is_renamed_and_a_torn_one_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let whole = |content: &[u8]| {
             [content, &(content.len() as u64).to_le_bytes(), &checksum(&[content]).to_le_bytes()].concat()

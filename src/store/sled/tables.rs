@@ -1,8 +1,8 @@
-//! sled, behind a wall: opened hardened, written by one thread, asked only for what it does well.
+//! The wrapper of sled. Only one thread writes, and only the parts of sled that work well are used.
 //!
-//! sled's flush is not durable on Linux, its transactions lock the whole process, its snapshots can brick a store when a
-//! process is killed while it opens, and it panics here and there. So: no flush without a real sync, no transactions, torn
-//! snapshots removed before opening, and every call guarded.
+//! sled's flush is not durable on Linux, its transactions lock the whole process, a kill during an open can make a
+//! store unusable by its snapshots, and some calls panic. So each flush is followed by a real sync, transactions are
+//! not used, torn snapshots are removed before an open, and every call is guarded.
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,11 +25,11 @@ use crate::store::sled::write_barrier::{Share, WriteBarrier};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// Blocks written between two flushes, about 256 KiB: with much more under way, sled's threads were seen to wait for each other
-/// for ever, and what they have not written yet piles up in memory.
+/// The number of blocks between two flushes, about 256 KiB. With much more under way, sled's threads were seen to
+/// deadlock, and unwritten data piles up in memory.
 const FLUSH_BLOCKS: usize = 64;
-/// Of this many blocks the keys are written first, with empty values: then sled splits its leaves while they are small, and writes a
-/// third of what it would write.
+/// The number of blocks whose keys are written first, with empty values. sled then splits its leaves while they are
+/// small, and writes a third of the bytes that it otherwise would.
 const KEYS_FIRST: usize = 1 << 10;
 
 #[derive(Debug)]
@@ -39,10 +39,10 @@ pub(crate) struct Tables {
     trees: RwLock<Option<Trees>>,
     pub(crate) barriers: WriteBarrier,
     pub(crate) blobs: Blobs,
-    /// Whoever holds it keeps every flush waiting.
+    /// While a test holds it, every flush waits.
     #[cfg(test)]
     pub(crate) flush_gate: Mutex<()>,
-    /// So many writes succeed, the others fail.
+    /// The number of writes that succeed before all writes fail.
     #[cfg(test)]
     pub(crate) writes_left: AtomicU64,
 }
@@ -53,7 +53,7 @@ struct Trees {
     file: Arc<File>,
     meta: Tree,
     blocks: Tree,
-    /// Given back after sled is gone: the order of these fields.
+    /// Dropped after sled, by the order of these fields.
     _share: Share,
 }
 
@@ -61,7 +61,7 @@ struct Trees {
 pub(crate) type Keyed = ([u8; 12], Vec<u8>);
 
 impl Tables {
-    /// Opens what is there, or, if `create`, what is not.
+    /// Opens the existing files. Creates missing ones only if `create` is true.
     pub(crate) fn open(dir: &Path, cache_capacity: u64, sync_flag: bool, create: bool) -> Result<Self> {
         open_on_copy::settle(dir)?;
         if create {
@@ -70,16 +70,17 @@ impl Tables {
             return Err(corrupt(format!("the record store {} is missing", dir.display())));
         }
         snapshots::settle(dir)?;
-        // Before sled makes its files, so that they inherit the flag; btrfs does not inherit, hence again behind it.
+        // Before sled creates its files, so that they inherit the flag. btrfs does not inherit it, so it is set again
+        // afterwards.
         let flagged = sync_flag && files::set_sync_flag(dir);
-        // Before sled is opened, which writes.
+        // Before sled is opened, because an open writes.
         let share = Share::take();
         let open = |dir: &Path| open_db(dir, cache_capacity);
         let copied = if flagged || create { None } else { open_on_copy::open(dir, open)? };
         let opened = copied.map_or_else(|| open(dir), Ok)?;
         let db = opened.0.clone().ok_or_else(Error::closed)?;
         files::make_private(dir)?;
-        // Its new snapshot's name, before anything else is synced: the log may need it from here on.
+        // Make the name of the new snapshot durable before anything else is synced: from here on the log may need it.
         files::sync_dir(dir)?;
         let file = dir.join("db");
         let (blobs, flagged) = Blobs::open(dir, flagged && files::set_sync_flag(&file))?;
@@ -99,7 +100,7 @@ impl Tables {
         })
     }
 
-    /// An error once closed.
+    /// Returns `Closed` after a close.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.trees.read().is_some() { Ok(()) } else { Err(Error::closed()) }
     }
@@ -108,7 +109,7 @@ impl Tables {
         self.with_trees(|trees| trees.blocks.get(key))
     }
 
-    /// Writes blocks that nobody reads yet, and makes them durable.
+    /// Writes blocks that have no reader yet, and makes them durable.
     pub(crate) fn write(&self, blocks: &[Keyed]) -> Result<()> {
         for blocks in blocks.chunks(KEYS_FIRST) {
             for (key, _) in blocks {
@@ -140,7 +141,7 @@ impl Tables {
         self.changed()
     }
 
-    /// The numbers of all runs of which sled has a block.
+    /// Returns the numbers of all runs that have a block in sled.
     pub(crate) fn run_ids(&self) -> Result<Vec<u64>> {
         let mut ids: Vec<u64> = Vec::new();
         let mut from = block::key(0, 0);
@@ -153,7 +154,7 @@ impl Tables {
         Ok(ids)
     }
 
-    /// The first blocks of a run that sled has, up to this many.
+    /// Returns the keys of the first blocks of a run in sled, at most `limit`.
     pub(crate) fn blocks_of(&self, run: u64, limit: usize) -> Result<Vec<IVec>> {
         let (from, end) = (block::key(run, 0), block::key(run.saturating_add(1), 0));
         self.with_trees(|trees| trees.blocks.range(from..end).keys().take(limit).collect())
@@ -164,7 +165,7 @@ impl Tables {
         bytes.map(|bytes| RunList::decode(&bytes)).transpose()
     }
 
-    /// Replaces the list, durably. What it lists must be durable before.
+    /// Replaces the list, durably. The runs in it must be durable before.
     pub(crate) fn set_list(&self, list: &RunList) -> Result<()> {
         let bytes = list.encode()?;
         let turn = self.turn(bytes.len())?;
@@ -174,17 +175,17 @@ impl Tables {
         self.flush()
     }
 
-    /// To be held by whoever changes something, until it is done.
+    /// Returns a guard to hold during a change.
     #[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "for tests"))]
     fn turn(&self, bytes: usize) -> Result<Option<MutexGuard<'_, ()>>> {
         #[cfg(test)]
         if self.writes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
-            return Err(Error::new(ErrorKind::Io, "this write was to fail"));
+            return Err(Error::new(ErrorKind::Io, "a test makes this write fail"));
         }
         Ok(self.barriers.change(bytes))
     }
 
-    /// To be called after each change: a flush is due now and then, and a barrier where the file system does not sync by itself.
+    /// Flushes if it is due. Called after each change.
     fn changed(&self) -> Result<()> {
         if self.barriers.is_due() {
             return self.flush();
@@ -195,7 +196,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Has sled write everything that it was given so far.
+    /// Makes sled write everything that it was given. This does not sync.
     fn write_out(&self) -> Result<()> {
         let under_way = self.barriers.under_way();
         self.with_trees(|trees| trees.db.flush())?;
@@ -216,7 +217,7 @@ impl Tables {
         Ok(())
     }
 
-    /// Lets go of sled. Its own drop syncs, and panics when that fails.
+    /// Closes sled. Its drop syncs, and panics if that fails.
     pub(crate) fn close(&self) -> Result<()> {
         let Some(trees) = self.trees.write().take() else { return Ok(()) };
         let file = Arc::clone(&trees.file);
@@ -225,14 +226,15 @@ impl Tables {
         wait_until_unlocked(&file, &self.dir)
     }
 
-    /// There must be no files that sled never syncs, before the journal gives anything up.
+    /// Returns an error if there is a file that sled never syncs. Called before the journal frees any segment.
     pub(crate) fn check_blobs(&self) -> Result<()> {
         let blobs = self.blobs.unsynced()?;
         if blobs == 0 {
             return Ok(());
         }
         let dir = self.dir.display();
-        let message = format!("the record store {dir} has {blobs} values in files of their own, which nobody syncs");
+        let message =
+            format!("the record store {dir} has {blobs} values in files of their own, which are never synced");
         Err(Error::new(ErrorKind::Corrupt, message))
     }
 
@@ -245,16 +247,16 @@ impl Tables {
 
 impl Drop for Tables {
     fn drop(&mut self) {
-        // After an open that failed: there is nobody to tell.
+        // Only after a failed open. That open returns its own error.
         let _ = self.close();
     }
 }
 
-/// A panic inside sled is an error outside.
+/// Runs a call into sled. Turns a panic into an error.
 fn guard<R>(dir: &Path, f: impl FnOnce() -> ::sled::Result<R>) -> Result<R> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(result) => result.map_err(|cause| convert(dir, &cause)),
-        Err(_) => Err(corrupt(format!("sled panicked over {}", dir.display()))),
+        Err(_) => Err(corrupt(format!("sled panicked in {}", dir.display()))),
     }
 }
 
@@ -265,7 +267,7 @@ fn convert(dir: &Path, cause: &::sled::Error) -> Error {
     }
 }
 
-/// sled counts its pages as they are on disk; in memory they were seen to take about four thirds of that.
+/// sled counts its pages by their size on disk. In memory they were seen to take about a third more.
 fn open_db(dir: &Path, cache_capacity: u64) -> Result<open_on_copy::Opened> {
     let path = dir.join("db");
     if path.exists() {
@@ -277,8 +279,8 @@ fn open_db(dir: &Path, cache_capacity: u64) -> Result<open_on_copy::Opened> {
     guard(dir, || config.open()).map(|db| open_on_copy::Opened(Some(db)))
 }
 
-/// sled's threads let go of its lock a moment after the last handle is gone, and nothing tells when: the one place where
-/// something is tried again and again. The store's own lock is held, so only this process can be meant.
+/// Waits until sled's threads have unlocked the file, a moment after the last handle is dropped. sled does not notify,
+/// so this is the only place that polls. The store's own lock is held, so the owner can only be this process.
 fn wait_until_unlocked(db: &File, dir: &Path) -> Result<()> {
     let until = clock::deadline(Duration::from_secs(2));
     let (mutex, never) = (Mutex::new(()), Condvar::new());

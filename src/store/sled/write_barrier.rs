@@ -1,4 +1,5 @@
-//! When sled has to be flushed: before it has too much under way, and where the file system does not sync its writes by itself.
+//! Decides when sled must be flushed: before too much is under way, and where the file system does not sync its writes
+//! by itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,28 +8,28 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::sync::atomic::AtomicU64;
 
-/// What sled is given between two barriers, in bytes. It writes much more than that, now and then whole leaves and segments that
-/// it moves; and it writes over a segment of 512 KiB once what was in it has been written elsewhere, synced or not. With so
-/// much behind a barrier's back, a power cut can take what an older barrier had made safe.
+/// The bytes that sled is given between two barriers. It writes much more than that, sometimes whole leaves and
+/// segments that it moves. It also reuses a segment of 512 KiB once the data in it was written elsewhere, synced or
+/// not. So with much more after a barrier, a power cut could destroy data that an older barrier had made durable.
 const GIVEN: usize = 4 << 10;
-/// What a change costs besides its key and value.
+/// The cost of a change in bytes, in addition to its key and value.
 const CHANGE: usize = 64;
 
-/// What sled may be given between two flushes, in bytes, by all engines of this process together.
+/// The bytes that all engines of this process together may give to sled between two flushes.
 ///
-/// sled writes its log by a pool of 7 threads, one for the process, in buffers of 512 KiB. Each of these writes ends with a
-/// lock that a thread may hold while it waits for a truncation of the file, which is a task of the same pool: with 7 buffers
-/// under way that task never runs. A flush waits for all of them. sled writes about 4 bytes of log for each byte that it is
-/// given, so this is 3 to 4 buffers; a flush every 256 KiB cost 9 %.
+/// sled writes its log by a pool of 7 threads, one pool for the process, in buffers of 512 KiB. Each of these writes
+/// ends by taking a lock. The owner of that lock may wait for a truncation of the file, which is a task of the same
+/// pool: with 7 buffers under way that task never runs. A flush waits for all of them. sled writes about 4 bytes of log
+/// for each byte that it is given, so this limit is 3 to 4 buffers. A flush every 256 KiB cost 9 %.
 pub(crate) const UNDER_WAY: usize = 384 << 10;
-/// What the smallest change counts for: every tenth change of a leaf writes all of it, up to 75 KiB. So even leaves of the
-/// largest values, of which one small one changes, stay below 7 buffers.
+/// The least that a change counts for. Every tenth change of a leaf writes the whole leaf, up to 75 KiB. With this
+/// minimum, small changes in leaves of the largest values also stay below 7 buffers.
 const SMALLEST: usize = 1 << 10;
 
-/// How many engines of this process have sled open.
+/// The number of engines in this process that have sled open.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// An engine's share of sled's threads.
+/// One engine's share of sled's threads.
 #[derive(Debug)]
 pub(crate) struct Share;
 
@@ -47,18 +48,18 @@ impl Drop for Share {
 
 #[derive(Debug)]
 pub(crate) struct WriteBarrier {
-    /// Every write is synced by the file system: there is nothing to do.
+    /// True if the file system syncs every write. Then no barrier is needed.
     pub(crate) sync_flag: bool,
-    /// Given to sled since the last barrier.
+    /// Bytes given to sled since the last barrier.
     given: AtomicUsize,
-    /// Given to sled since the last flush, as it counts for its threads.
+    /// Bytes given to sled since the last flush, by the cost for its threads.
     under_way: AtomicUsize,
     #[cfg(test)]
     pub(crate) most_under_way: AtomicUsize,
-    /// Counts changes and flushes: while it moves, sled does not hang.
+    /// Counts changes and flushes. While it grows, sled does not hang.
     pub(crate) progress: Arc<AtomicU64>,
-    /// Held by a barrier, and by a change: what sled has pushed to the disk it takes for safe, and another change, before the
-    /// sync, could write over what that has replaced.
+    /// Locked by a barrier and by each change. sled reuses the old place of data that it has written but not synced, so
+    /// no change may run between a flush and its sync.
     turn: Mutex<()>,
 }
 
@@ -75,16 +76,16 @@ impl WriteBarrier {
         }
     }
 
-    /// To be held during a change of so many bytes.
+    /// Returns a guard to hold during a change of this many bytes.
     pub(crate) fn change(&self, bytes: usize) -> Option<MutexGuard<'_, ()>> {
         let turn = self.alone();
-        // Only now: the barrier that was waited for does not cover it.
+        // After the lock: the barrier that held it does not cover this change.
         self.given.fetch_add(CHANGE + bytes, Ordering::Relaxed);
         self.under_way.fetch_add(SMALLEST.max(CHANGE + bytes), Ordering::Relaxed);
         turn
     }
 
-    /// The change is made, and has replaced so many bytes, beside which others may lie in their leaf.
+    /// Counts the bytes that a change replaced. The leaf holds other values too, and is written as a whole.
     pub(crate) fn changed(&self, replaced: usize) {
         self.under_way.fetch_add(replaced, Ordering::Relaxed);
         #[cfg(test)]
@@ -92,7 +93,7 @@ impl WriteBarrier {
         self.progress.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// To be held from a flush to the end of its sync.
+    /// Returns a guard to hold from a flush to the end of its sync.
     pub(crate) fn alone(&self) -> Option<MutexGuard<'_, ()>> {
         (!self.sync_flag).then(|| self.turn.lock())
     }
@@ -101,12 +102,12 @@ impl WriteBarrier {
         !self.sync_flag && self.given.load(Ordering::Relaxed) >= GIVEN
     }
 
-    /// A barrier was made.
+    /// Called after a barrier.
     pub(crate) fn done(&self) {
         self.given.store(0, Ordering::Relaxed);
     }
 
-    /// Whether sled is to be flushed before it is given more.
+    /// True if sled must be flushed before it is given more.
     pub(crate) fn is_flush_due(&self) -> bool {
         self.is_flush_due_of(OPEN.load(Ordering::Relaxed))
     }
@@ -115,14 +116,14 @@ impl WriteBarrier {
         self.under_way() >= UNDER_WAY / engines.max(1)
     }
 
-    /// To be asked before a flush, and given to [`flushed`](Self::flushed) after it.
+    /// Returns the bytes under way. Call it before a flush, and pass the result to [`flushed`](Self::flushed).
     pub(crate) fn under_way(&self) -> usize {
         self.under_way.load(Ordering::Relaxed)
     }
 
-    /// What was under way then is written.
+    /// Subtracts the bytes that a flush has written.
     pub(crate) fn flushed(&self, under_way: usize) {
-        // Two flushes at once cover the same.
+        // Two flushes at the same time cover the same bytes, so the result must not go below 0.
         let less = |now: usize| Some(now.saturating_sub(under_way));
         let _ = self.under_way.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         self.progress.fetch_add(1, Ordering::Relaxed);
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_barrier_is_due_by_what_was_given() {
+    fn a_barrier_is_due_after_the_limit_of_bytes() {
         let barriers = WriteBarrier::new(false);
         for _ in 0..2 {
             drop(barriers.change(GIVEN - 2 * CHANGE - 1));
@@ -146,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn with_the_sync_flag_there_is_none_and_nobody_waits() {
+    fn with_the_sync_flag_no_barrier_is_due_and_no_change_waits() {
         let barriers = WriteBarrier::new(true);
         let held = (barriers.alone(), barriers.change(1 << 20));
         assert!(held.0.is_none() && held.1.is_none() && !barriers.is_due());
     }
 
     #[test]
-    fn a_flush_is_due_by_what_counts_for_the_threads_of_sled() {
+    fn a_flush_is_due_after_the_limit_of_bytes_under_way() {
         let barriers = WriteBarrier::new(true);
         let changes = UNDER_WAY / SMALLEST;
         for nth in 1..=changes {
@@ -165,8 +166,8 @@ mod tests {
         let before = barriers.under_way();
         drop(barriers.change(10 << 10));
         barriers.flushed(before);
-        assert_eq!(barriers.under_way(), (10 << 10) + CHANGE, "what came during the flush is still under way");
-        // What is deleted lay in a leaf that is written.
+        assert_eq!(barriers.under_way(), (10 << 10) + CHANGE, "changes during the flush are still under way");
+        // A removed value lay in a leaf that is written.
         barriers.changed(UNDER_WAY);
         assert!(barriers.is_flush_due_of(1));
         barriers.flushed(usize::MAX);
@@ -174,8 +175,8 @@ mod tests {
     }
 
     #[test]
-    fn the_threads_of_sled_are_shared_by_those_that_are_open() {
-        // Others open and close meanwhile: three are there at least.
+    fn the_limit_of_bytes_under_way_is_shared_by_all_open_engines() {
+        // Other tests open and close engines meanwhile: at least three are open.
         let shares = [Share::take(), Share::take(), Share::take()];
         assert!(OPEN.load(Ordering::Relaxed) >= 3);
         drop(shares);

@@ -206,12 +206,12 @@ fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
     let writes_left = &store.inner.shared.tables.writes_left;
     writes_left.store(0, Ordering::SeqCst);
     let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], Priority::User).unwrap().unwrap().ticket;
-    assert!(store.drain().unwrap_err().to_string().contains("this write was to fail"));
+    assert!(store.drain().unwrap_err().to_string().contains("a test makes this write fail"));
     store.inner.commit_queue.wait_applied(ticket.0).unwrap_err();
     // Asked although it has ended: what lies in its queue is never answered.
     assert_eq!(store.compact(&mut Pass::exact(), 1).unwrap_err().kind(), ErrorKind::Poisoned);
     writes_left.store(u64::MAX, Ordering::SeqCst);
-    assert!(store.close().unwrap_err().to_string().contains("this write was to fail"));
+    assert!(store.close().unwrap_err().to_string().contains("a test makes this write fail"));
     let (store, report) = open(dir.path());
     assert!(!report.clean);
     assert_eq!(outcome(&store, &key("k")).unwrap(), b"y");
