@@ -44,7 +44,7 @@ pub struct Compacted {
     pub removed: u64,
     /// The size of their encoded outcomes, in bytes.
     pub bytes: u64,
-    /// The number of deleted entries that a crash had left behind.
+    /// The number of unfinished runs that a crash had left behind in the store.
     pub leftovers: u64,
     /// The duration of the compaction.
     pub took: Duration,

@@ -120,7 +120,7 @@ impl Protocol {
         self.due.expired.add(deleted.records);
         done.removed += deleted.records;
         done.bytes += deleted.bytes;
-        done.leftovers += deleted.strays;
+        done.leftovers += deleted.leftovers;
     }
 
     /// Counts and reports an error of the background compaction.

@@ -1,4 +1,4 @@
-//! Tells the journal what it may forget, once the runs have it durably.
+//! The checkpoint thread: records in the journal what is durable in runs, so that older segments become free.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use crate::types::error::{ErrorKind, Result};
 use crate::types::stats::Counter;
 use crate::types::telemetry::{self, Work};
 
-/// The runs have the state after this frame.
+/// A checkpoint to make: the runs have all changes up to this frame.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) frame: u64,
-    /// Payload bytes that had been applied then.
+    /// The payload bytes that had been applied then.
     pub(crate) applied: u64,
     pub(crate) reply: Option<Sender<()>>,
 }
@@ -23,21 +23,21 @@ pub(crate) struct Callbacks {
     pub(crate) path: PathBuf,
     pub(crate) pool: Arc<Pool>,
     pub(crate) count: Arc<Counter>,
-    /// Says in the journal that sled has everything up to a frame, and waits until that is durable.
+    /// Writes a checkpoint frame for this frame, and waits until it is durable.
     pub(crate) record: Box<dyn Fn(u64) -> Result<()> + Send>,
-    /// Payload bytes that need not be replayed any more.
+    /// Reports the payload bytes that need not be replayed any more.
     pub(crate) done: Box<dyn Fn(u64) + Send>,
 }
 
-/// The checkpoint thread's life, off the path of commits and of their application.
+/// The main function of the checkpoint thread.
 pub(crate) fn run(jobs: &Receiver<Job>, callbacks: &Callbacks) -> Result<()> {
     while let Ok(next) = jobs.recv() {
-        // A later state has all of an earlier one.
+        // The latest job includes all earlier ones.
         let waiting: Vec<Job> = std::iter::once(next).chain(jobs.try_iter()).collect();
         let Some(job) = waiting.last() else { break };
         let _working = telemetry::enter(Work::StoreCheckpoint, &callbacks.path);
         match (callbacks.record)(job.frame) {
-            // A full disk's close did not wait for this. What is not recorded is replayed.
+            // A close with a full disk does not wait for this checkpoint. The next open replays more.
             Err(error) if error.kind() == ErrorKind::Closed => break,
             recorded => recorded?,
         }
@@ -45,7 +45,7 @@ pub(crate) fn run(jobs: &Receiver<Job>, callbacks: &Callbacks) -> Result<()> {
         callbacks.count.add(1);
         (callbacks.done)(job.applied);
         for reply in waiting.into_iter().filter_map(|job| job.reply) {
-            // Whoever asked may have gone.
+            // The caller may have gone.
             let _ = reply.send(());
         }
     }

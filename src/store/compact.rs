@@ -1,8 +1,8 @@
-//! Forgets what has expired.
+//! Deletes expired records.
 //!
-//! Finished records fall out when a run is written or rewritten. A run is rewritten when half of it has expired, a small one as soon
-//! as anything has. What is unfinished is counted somewhere, and so is removed at a moment of its own: the memtable says that
-//! it is gone, and no frame does: a removal that a crash undoes is done again.
+//! Expired finished records are left out when a run is written or merged. A run is rewritten when half of its entries
+//! have expired, or a small one when any has. Unfinished records are counted, so each is removed at a definite moment:
+//! by a tombstone in the memtable, without a frame. If a crash undoes a removal, it happens again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,53 +18,54 @@ use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{Lifetime, Status};
 
-/// Records removed under one lock when a store is opened.
+/// The number of records that an open removes under one lock.
 const REMOVED_AT_ONCE: usize = 1024;
 
-/// How far one pass has come.
+/// The progress of a pass.
 #[derive(Debug, Default)]
 pub(crate) struct Pass {
-    /// Store time of its first step.
+    /// The store time of its first step.
     began: Option<u64>,
-    /// Runs are rewritten for the first record that has expired.
+    /// True if runs are rewritten for the first expired record.
     is_exact: bool,
-    /// All runs that are due were rewritten.
+    /// True if all runs that are due were rewritten.
     are_runs_done: bool,
-    /// Something was removed that is to be flushed.
+    /// True if a record was removed, and the removal is not flushed yet.
     has_removed: bool,
-    /// Why a run was left as it is. The pass goes on, and fails at its end.
+    /// The reason why a run was left as it is. The pass continues, and fails at its end.
     damage: Option<Error>,
 }
 
 impl Pass {
-    /// Over all that has expired; else large runs are left until half of them has.
+    /// Creates a pass that deletes all expired records. Other passes leave large runs until half of their entries have
+    /// expired.
     pub(crate) fn exact() -> Self {
         Self { is_exact: true, ..Self::default() }
     }
 }
 
 impl Store {
-    /// When something is to be deleted, in store time; [`NEVER`] if nothing is known of.
+    /// Returns the store time of the next deletion, or [`NEVER`] if none is known.
     pub(crate) fn next_due(&self) -> u64 {
         let (shared, now) = (&self.inner.shared, self.now());
-        // In this order: what is flushed meanwhile is seen twice.
+        // The memtable first: entries that are flushed in between are then counted twice, not missed.
         let in_memory = shared.memtable.earliest_expiry(&now);
         let in_runs = shared.runs.now().iter().map(|run| merge::due(run, false)).min().unwrap_or(NEVER);
         in_memory.min(shared.unfinished.earliest_expiry()).min(in_runs)
     }
 
-    /// The earliest time at which something unfinished in a run expires; [`NEVER`] if nothing does.
+    /// Returns the earliest store time at which an unfinished record in a run expires, or [`NEVER`] if none does.
     pub(crate) fn dead_due(&self) -> u64 {
         self.inner.shared.unfinished.earliest_expiry()
     }
 
-    /// How long until then; `None` if nobody can tell, because time is moved by hand.
+    /// Returns the time until `due`, or `None` for [`NEVER`] or with a manual clock.
     pub(crate) fn time_until(&self, due: u64) -> Option<Duration> {
         let clock = &self.inner.clock;
         (due != NEVER && !clock.is_manual()).then(|| Duration::from_millis(due.saturating_sub(clock.now())))
     }
 
-    /// Deletes some of what is due: what a run holds of it, or about `limit` unfinished records; `None` when there is no more.
+    /// Runs one step of a pass: rewrites a run, or removes about `limit` unfinished records. Returns `None` at the end.
     pub(crate) fn compact(&self, pass: &mut Pass, limit: usize) -> Result<Option<Deleted>> {
         self.inner.check()?;
         let began = *pass.began.get_or_insert_with(|| self.inner.clock.now());
@@ -97,7 +98,7 @@ impl Inner {
         self.send(Message::Compact(Compaction { group: self.commit_queue.durable(), exact, began, reply }))?;
         crossbeam_channel::select! {
             recv(deleted) -> deleted => deleted.unwrap_or_else(|_| {
-                // It failed or was closed, and says why before it has ended.
+                // The apply thread failed or was closed. Its error is stored before it disconnects this channel.
                 let Err(crossbeam_channel::RecvError) = self.apply.ended.recv();
                 Err(self.ended())
             }),
@@ -105,7 +106,7 @@ impl Inner {
         }
     }
 
-    /// Why a pass over all that has expired leaves some of it: a run that cannot be read.
+    /// Returns the error of a pass over all expired records that must leave some, because a run cannot be read.
     fn left_by_damage(&self, exact: bool, began: u64) -> Option<Error> {
         let runs = self.shared.runs.now();
         let is_left = |run: &&Arc<Run>| run.is_damaged() && run.info.earliest <= began;
@@ -116,12 +117,12 @@ impl Inner {
         )))
     }
 
-    /// Gives the apply thread something to do.
+    /// Sends a message to the apply thread.
     pub(super) fn send(&self, message: Message) -> Result<()> {
         self.apply.messages.send(message).map_err(|_| self.ended())
     }
 
-    /// Removes the unfinished records that have expired before this open, which counts none of them as interrupted.
+    /// Removes the unfinished records that expired before this open. They do not count as interrupted.
     pub(super) fn remove_expired_at_open(&self) {
         while let Some(deleted) = self.remove_unfinished(REMOVED_AT_ONCE) {
             *self.shared.left_out.lock() += Deleted { interrupted: 0, ..deleted };
@@ -133,12 +134,13 @@ impl Inner {
         (!expired.is_empty()).then(|| self.remove_expired(&expired))
     }
 
-    /// Removes unfinished records that have expired, unless somebody has begun them again.
+    /// Removes expired unfinished records, except those that were begun again.
     pub(super) fn remove_expired(&self, expired: &[(StoreKey, Lifetime)]) -> Deleted {
         let shared = &self.shared;
         let mut deleted = Deleted::default();
-        // What is in the memtable then is newer, and who has read the record before commits nothing on it. In this order: a flush
-        // says what the runs have before it removes that from the memtable.
+        // Contents in the memtable are newer. A caller that has read the record cannot commit after this, because its
+        // version counter moves. The memtable is checked first: a flush updates the index of the runs before it removes
+        // entries from the memtable.
         let is_there = |key, lifetime| !shared.memtable.contains(key) && shared.unfinished.is_current(key, lifetime);
         self.commit_queue.exclusive(|| {
             for (key, lifetime) in expired.iter().filter(|(key, lifetime)| is_there(key, lifetime)) {

@@ -1,4 +1,4 @@
-//! Files and directories: what std leaves out, and errors that name the path.
+//! Files and directories: functions that std does not have, and errors that name the path.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -12,12 +12,12 @@ use rustix::fs::IFlags;
 
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// What a store holds is for its owner only.
+/// The files of a store are for their owner only.
 pub(crate) const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// An open directory. What is done through it goes on when the directory is moved or another one takes its path, when the
-/// process changes its working directory, and it needs no further descriptor.
+/// An open directory. Access through it continues when the directory is moved, when another one takes its path, or when
+/// the working directory changes. It needs no further descriptor.
 #[derive(Debug)]
 pub(crate) struct Dir {
     file: File,
@@ -30,12 +30,12 @@ impl Dir {
         Ok(Self { file, path: path.to_owned() })
     }
 
-    /// Where it was when it was opened: for messages.
+    /// Returns the path at which it was opened, for messages.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The names in it, in order.
+    /// Returns the names of its entries, in order.
     pub(crate) fn names(&self) -> Result<Vec<PathBuf>> {
         let read = || -> io::Result<Vec<_>> {
             let mut names = Vec::new();
@@ -51,7 +51,7 @@ impl Dir {
         read().map_err(|cause| Error::io("read directory", &self.path, &cause))
     }
 
-    /// Creates a file that was not there, and that only its owner may read.
+    /// Creates a new file that only its owner may read.
     pub(crate) fn create_file(&self, name: &Path) -> io::Result<File> {
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -69,13 +69,13 @@ impl Dir {
         Ok(rustix::fs::unlinkat(&self.file, name, rustix::fs::AtFlags::empty())?)
     }
 
-    /// Makes its entries durable.
+    /// Makes the entries of the directory durable.
     pub(crate) fn sync(&self) -> Result<()> {
         self.file.sync_all().map_err(|cause| Error::io("sync directory", &self.path, &cause))
     }
 }
 
-/// Sets a mode that the umask has taken bits from; nothing if it is as wanted.
+/// Sets a mode from which the umask has removed bits. Does nothing if the mode is as wanted.
 fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     if file.metadata()?.mode() & 0o7777 == mode {
         return Ok(());
@@ -83,7 +83,8 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Takes the rights of others from every file in a directory, and below. Best effort: what belongs to another user stays.
+/// Removes the permissions of other users from all files in a directory and below. Best effort: files of other users
+/// stay as they are.
 pub(crate) fn make_private(dir: &Path) -> Result<()> {
     for (path, kind) in entries(dir)? {
         let mode = if kind.is_dir() { DIR_MODE } else { FILE_MODE };
@@ -97,7 +98,7 @@ pub(crate) fn make_private(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether its mode gives other users, or the group, any right.
+/// True if the mode gives the group or other users any permission.
 pub(crate) fn is_open_to_others(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o077 != 0)
 }
@@ -107,17 +108,17 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|cause| Error::io("sync directory", dir, &cause))
 }
 
-/// Makes the entry of a file or directory durable where it is.
+/// Makes the directory entry of a file or directory durable.
 pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     sync_dir(parent(path))
 }
 
-/// Makes what is in a file durable.
+/// Makes the content of a file durable.
 pub(crate) fn sync_file(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("sync file", path, &cause))
 }
 
-/// Syncs every file and directory below, innermost first, and the directory itself.
+/// Syncs all files and directories in a directory, innermost first, and then the directory itself.
 pub(crate) fn sync_tree(dir: &Path) -> Result<()> {
     for (path, kind) in entries(dir)? {
         if kind.is_dir() {
@@ -144,13 +145,13 @@ pub(crate) fn entries(dir: &Path) -> Result<Vec<(PathBuf, fs::FileType)>> {
 
 pub(crate) fn create_dir(dir: &Path) -> Result<()> {
     make_dir(dir).map_err(|cause| Error::io("create directory", dir, &cause))?;
-    // Files made in it inherit that on btrfs. Otherwise writing over a file there would take new blocks, and fail on a full disk;
-    // everything here has checksums of its own.
+    // Files created in it inherit this flag on btrfs. Without it, overwriting a file allocates new blocks, which fails
+    // on a full disk. The checksums of btrfs that are lost by this are not needed: all files here have their own.
     set_flag(dir, IFlags::NOCOW);
     Ok(())
 }
 
-/// For its owner only, whatever the umask.
+/// Creates a directory for its owner only, whatever the umask.
 fn make_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().mode(DIR_MODE).create(dir)?;
     if fs::metadata(dir)?.mode() & 0o777 == DIR_MODE {
@@ -159,8 +160,8 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
 }
 
-/// Makes a directory and what is missing above it, durably: each before anything is in it, so that a process that is killed
-/// here leaves at most one that is not, the innermost.
+/// Creates a directory and its missing parents, durably. Each is durable before anything is created in it, so a kill
+/// leaves at most the innermost one that is not.
 pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
     let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let missing: Vec<_> = dir.ancestors().take_while(is_missing).collect();
@@ -169,7 +170,7 @@ pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
             sync_entry(above)?;
         }
         match make_dir(missing) {
-            // Another process made it at the same time.
+            // Another process has created it at the same time.
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && is_dir(missing) => {}
             made => made.map_err(|cause| Error::io("create directory", missing, &cause))?,
         }
@@ -178,8 +179,8 @@ pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a directory's own entry durable, which whoever made it may not have lived to do. Where this process may not read, or
-/// nothing can be written, it has made nothing.
+/// Makes the directory entry of `dir` durable, because the process that created it may have been killed before. Without
+/// permission to read, or on a read-only file system, this process has created nothing.
 pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
     use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     let above = parent(dir);
@@ -189,7 +190,7 @@ pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
     }
 }
 
-/// What is above the root is the root.
+/// The parent of the root is the root.
 fn parent(dir: &Path) -> &Path {
     match dir.parent() {
         Some(above) if above.as_os_str().is_empty() => Path::new("."),
@@ -202,16 +203,16 @@ pub(crate) fn is_dir(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
 
-/// An exclusive lock on a file or a directory, held until it is dropped. The kernel frees it when the process ends, however
-/// it does.
+/// An exclusive lock on a file or a directory, held until it is dropped. The kernel releases it when the process ends
+/// in any way.
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
     pid: u32,
 }
 
-/// A store that is open: its lock file, and the directory that holds all its data. Without the directory, a lock file that is
-/// deleted under its owner would let a second owner in.
+/// The locks of an open store: its lock file, and the directory with all its data. Without the second, deleting the
+/// lock file of a running owner would let a second owner in.
 #[derive(Debug)]
 pub(crate) struct StoreLock {
     pub(crate) _file: Lock,
@@ -220,8 +221,8 @@ pub(crate) struct StoreLock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing the file is not enough: a child that is between its fork and its exec has it open too. A child that is
-        // not has no right to unlock what is its parent's.
+        // Closing the file is not enough: a child between its fork and its exec has it open too. A child of `fork` must
+        // not unlock the file, because the lock belongs to its parent.
         if std::process::id() == self.pid {
             unlock(&self.file);
         }
@@ -234,7 +235,7 @@ impl Lock {
         &self.file
     }
 
-    /// Creates the file if it is missing. `store` is what the caller asked for.
+    /// Locks a file, and creates it if it is missing. `store` is the path for messages.
     pub(crate) fn take(path: &Path, store: &Path) -> Result<Self> {
         let open = |is_new: bool| File::options().read(true).write(true).create_new(is_new).mode(FILE_MODE).open(path);
         let made = open(true).and_then(|file| set_mode(&file, FILE_MODE).map(|()| file));
@@ -245,7 +246,7 @@ impl Lock {
         Self::of(opened.map_err(|cause| Error::io("open lock file", path, &cause))?, path, store)
     }
 
-    /// Locks a directory that is there.
+    /// Locks an existing directory.
     pub(crate) fn take_dir(path: &Path, store: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|cause| Error::io("open directory", path, &cause))?;
         Self::of(file, path, store)
@@ -260,7 +261,7 @@ impl Lock {
             return Err(in_use("is open already, in this process or another"));
         }
         let lock = Self { file, pid: std::process::id() };
-        // What is locked may have been deleted, or moved away, since it was opened: then another process locks another one.
+        // The path may have been deleted or moved since the open. Then another process would lock another file.
         if lock.is_at(path).map_err(|cause| Error::io("look at", path, &cause))? {
             Ok(lock)
         } else {
@@ -278,7 +279,7 @@ impl Lock {
     }
 }
 
-/// Locks an open file, without waiting. `false` if it is locked already.
+/// Locks an open file, without waiting. Returns `false` if it is already locked.
 pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
@@ -288,14 +289,14 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
 }
 
 pub(crate) fn unlock(file: &File) {
-    // It cannot fail for a file that is open.
+    // Unlocking an open file cannot fail.
     let _ = rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock);
 }
 
-/// Refuses file systems on which a lock or a sync may not do what it says.
+/// Refuses file systems on which locks and syncs are unreliable.
 #[cfg(target_os = "linux")]
 pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
-    // From linux/magic.h, and fs/smb and fs/9p of the kernel.
+    // From linux/magic.h, and from fs/smb and fs/9p of the kernel.
     const REFUSED: [(u32, &str); 5] =
         [(0x6969, "NFS"), (0x0102_1997, "9p"), (0x6573_5546, "FUSE"), (0xFF53_4D42, "SMB"), (0xFE53_4D42, "SMB")];
     let found = rustix::fs::statfs(dir).map_err(|cause| Error::io("look at file system of", dir, &cause.into()))?;
@@ -318,20 +319,20 @@ pub(crate) fn check_file_system(_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that may still be written to the file system that this directory is on; `u64::MAX` if it does not say.
+/// Returns the free bytes of the file system of a directory, or `u64::MAX` if it does not report them.
 pub(crate) fn free_bytes(dir: &Path) -> Result<u64> {
     let free = File::open(dir).and_then(|dir| free_bytes_of(&dir));
     free.map_err(|cause| Error::io("look at file system of", dir, &cause))
 }
 
-/// As [`free_bytes`], of a directory that is open.
+/// Returns the free bytes as [`free_bytes`] does, for an open directory.
 pub(crate) fn free_bytes_of(dir: &File) -> io::Result<u64> {
     let found = rustix::fs::fstatvfs(dir)?;
     let is_known = found.f_blocks > 0;
     Ok(if is_known { found.f_bavail.saturating_mul(found.f_frsize) } else { u64::MAX })
 }
 
-/// Gives the file blocks for this range, behind its end too, and leaves its length and bytes as they are.
+/// Allocates blocks for this range, also after the end of the file. The length and content stay as they are.
 #[cfg(target_os = "linux")]
 pub(crate) fn allocate(file: &File, start: u64, len: u64) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, start, len)?)
@@ -342,12 +343,13 @@ pub(crate) fn allocate(_file: &File, _start: u64, _len: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Asks the file system to sync every write to this file or directory at once; says whether it will.
+/// Asks the file system to sync every write to this file or directory. Returns true if it will.
 pub(crate) fn set_sync_flag(path: &Path) -> bool {
     set_flag(path, IFlags::SYNC)
 }
 
-/// Whether files that are made in a directory with that flag have it too: not on btrfs, and elsewhere nobody knows.
+/// True if files created in a directory with that flag inherit it. On btrfs they do not; other file systems are not
+/// known.
 #[cfg(target_os = "linux")]
 pub(crate) fn inherits_sync_flag(dir: &Path) -> bool {
     // From linux/magic.h: ext4, XFS.
@@ -360,7 +362,7 @@ pub(crate) fn inherits_sync_flag(_dir: &Path) -> bool {
     false
 }
 
-/// The field's type differs between platforms; magic numbers have 32 bits.
+/// Converts the field, whose type differs between platforms. Magic numbers have 32 bits.
 #[cfg(target_os = "linux")]
 #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "only the low bits count")]
 fn magic(found: &rustix::fs::StatFs) -> u32 {

@@ -1,7 +1,7 @@
-//! The newest content of each key that was committed and is in no run yet.
+//! The memtable: the newest content of each key that was committed and is not in a run yet.
 //!
-//! Keys are spread over shards, each with a lock of its own. A commit of several keys locks their shards in order and unlocks
-//! them together, so that what changes together is seen together.
+//! Keys are spread over shards, each with its own lock. A commit of several keys locks their shards in order and
+//! unlocks them together, so a reader sees all of its changes or none.
 
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::BuildHasher;
@@ -11,16 +11,16 @@ use crate::sync::{RandomState, RwLock};
 use crate::types::clock::NEVER;
 use crate::types::record::{Now, Status};
 
-/// A model looks at every shard.
+/// Models check every shard, so they have few.
 const SHARDS: usize = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 64 };
 
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// The frame that wrote it; 0 if no frame tells of it.
+    /// The frame that wrote it, or 0 if it has no frame.
     pub(crate) number: u64,
-    /// The group that the frame is in.
+    /// The group of the frame.
     pub(crate) ticket: u64,
-    /// `None` is absent.
+    /// `None`: the key is absent.
     pub(crate) content: Option<Content>,
 }
 
@@ -28,7 +28,7 @@ type Shard = HashMap<StoreKey, Entry>;
 
 #[derive(Debug)]
 pub(crate) struct Memtable {
-    /// Its seed is drawn at each open: clients choose keys, and must not be able to choose their shard.
+    /// Seeded at each open. Clients choose keys, and must not be able to choose their shards.
     hasher: RandomState,
     shards: Vec<RwLock<Shard>>,
 }
@@ -53,10 +53,10 @@ impl Memtable {
         self.shards.get(self.shard_of(key)).is_some_and(|shard| shard.read().contains_key(key))
     }
 
-    /// Puts all of a commit at once. `moved` runs before a reader can see a part of it.
+    /// Inserts the changes of a commit together. Calls `moved` before a reader can see any of them.
     pub(crate) fn put_all(&self, entries: impl Iterator<Item = (StoreKey, Entry)>, moved: impl FnOnce()) {
         let mut entries: Vec<_> = entries.map(|(key, entry)| (self.shard_of(&key), key, entry)).collect();
-        // Every commit locks in this order, so that two never wait for each other.
+        // Every commit locks the shards in this order, so two commits cannot deadlock.
         entries.sort_by_key(|(shard, ..)| *shard);
         let mut locked: Vec<(usize, _)> = Vec::with_capacity(entries.len().min(SHARDS));
         let mut replaced = Vec::with_capacity(entries.len());
@@ -69,17 +69,17 @@ impl Memtable {
             }
         }
         moved();
-        // Unlocked first: dropping what was replaced takes time.
+        // Unlock first: dropping the replaced contents takes time.
         drop(locked);
         drop(replaced);
     }
 
-    /// What frames up to this one wrote, in the order of the keys.
+    /// Returns the contents written by frames up to this one, in key order.
     pub(crate) fn up_to(&self, number: u64) -> Vec<(StoreKey, Entry)> {
         self.sorted(|_, entry| entry.number <= number, |key, entry| (key.clone(), entry.clone()), |(key, _)| key)
     }
 
-    /// Everything, in no order.
+    /// Returns all contents, in no particular order.
     pub(crate) fn unsorted(&self) -> Vec<(StoreKey, Entry)> {
         let mut found = Vec::with_capacity(self.len());
         for shard in &self.shards {
@@ -88,7 +88,7 @@ impl Memtable {
         found
     }
 
-    /// A run has what these frames wrote; something newer stays.
+    /// Removes contents that are in a run now. Newer contents stay.
     pub(crate) fn remove_flushed<'a>(&self, flushed: impl Iterator<Item = (&'a StoreKey, u64)>) {
         for (key, number) in flushed {
             let Some(shard) = self.shards.get(self.shard_of(key)) else { continue };
@@ -100,12 +100,12 @@ impl Memtable {
         }
     }
 
-    /// The first keys at or after `from`, and before `end`.
+    /// Returns the first keys at or after `from` and before `end`.
     pub(crate) fn keys(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
         self.keys_where(from, end, limit, |_| true)
     }
 
-    /// As [`keys`](Self::keys), of records in progress, released or interrupted.
+    /// Returns keys as [`keys`](Self::keys) does, but only of records in progress, released or interrupted.
     pub(crate) fn unfinished(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
         self.keys_where(from, end, limit, |entry| {
             let record = entry.content.as_ref().and_then(Content::record);
@@ -122,7 +122,7 @@ impl Memtable {
     ) -> Vec<StoreKey> {
         let is_wanted =
             |(key, entry): &(&StoreKey, &Entry)| *key >= from && end.is_none_or(|end| *key < end) && wanted(entry);
-        // The greatest of those that were found is the first to go.
+        // When there are too many, the greatest key is removed first.
         let mut found = BinaryHeap::new();
         for shard in &self.shards {
             for (key, _) in shard.read().iter().filter(is_wanted) {
@@ -136,7 +136,7 @@ impl Memtable {
         found.into_sorted_vec()
     }
 
-    /// All keys in order, and whether something is there.
+    /// Returns all keys in order. The flag is false for a key that is absent.
     pub(crate) fn all(&self) -> Vec<(StoreKey, bool)> {
         self.sorted(|_, _| true, |key, entry| (key.clone(), entry.content.is_some()), |(key, _)| key)
     }
@@ -156,7 +156,7 @@ impl Memtable {
         found
     }
 
-    /// The earliest store time at which one of its records expires; [`NEVER`] if none does.
+    /// Returns the earliest store time at which one of its records expires, or [`NEVER`] if none does.
     pub(crate) fn earliest_expiry(&self, now: &Now) -> u64 {
         let of_entry = |entry: &Entry| {
             let record = entry.content.as_ref().and_then(Content::record);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_back_sorted_across_shards_and_up_to_a_frame() {
+    fn up_to_returns_entries_of_all_shards_in_key_order_up_to_a_frame() {
         let memtable = Memtable::default();
         for name in (0..300).rev() {
             memtable.put_all(std::iter::once((key(name), entry(u64::from(name)))), || ());
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_written_again_after_the_flush_took_it_stays() {
+    fn an_entry_written_again_during_a_flush_stays() {
         let memtable = Memtable::default();
         memtable.put_all([(key(1), entry(1)), (key(2), entry(1))].into_iter(), || ());
         let taken = memtable.up_to(1);

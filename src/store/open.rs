@@ -139,11 +139,11 @@ impl Store {
         let effect_seeds = EffectSeeds::of_this_open();
         let now = Now { store: opened, wall: clock.wall(), first, opened, effect_seed: effect_seeds.draw() };
         let shared = Arc::new(open_runs(&dir, tables, &list, &now)?);
-        let (mut flusher, strays) = Flusher::open(Arc::clone(&shared), &list)?;
+        let (mut flusher, leftovers) = Flusher::open(Arc::clone(&shared), &list)?;
         // A clean close too may leave what it was replacing just then.
-        let strays = if report.clean { 0 } else { strays };
-        *shared.left_out.lock() += Deleted { strays, ..Deleted::default() };
-        while strays > MAX_LEFTOVERS && flusher.has_unread() {
+        let leftovers = if report.clean { 0 } else { leftovers };
+        *shared.left_out.lock() += Deleted { leftovers, ..Deleted::default() };
+        while leftovers > MAX_LEFTOVERS && flusher.has_unread() {
             flusher.delete_some()?;
         }
         report.frames_replayed = replay(&recovered, list.complete, &mut flusher, &room, &now)?;

@@ -1,8 +1,8 @@
-//! What open transactions have read. A commit marks each read set that has one of the keys that it changes.
+//! The read sets of open transactions. A commit marks every read set that contains one of its keys.
 //!
-//! A transaction adds a key or a range to its set before it reads it. A commit marks the sets before anyone can see what it
-//! wrote. So everything in a set without a mark is still as it was read. The sets are exact: a commit of another key marks
-//! nothing, whatever the number of keys and commits.
+//! A transaction adds a key or range to its set before it reads it. A commit marks the sets before a reader can see its
+//! changes. So everything in an unmarked set is still as it was read. The sets are exact: a commit of other keys marks
+//! nothing, however many keys and commits there are.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
@@ -12,7 +12,8 @@ use super::format::frame::StoreKey;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, RandomState};
 
-/// So many that transactions seldom meet at one. A model makes a table for every schedule.
+/// Enough shards that transactions rarely wait for the same lock. Models create a table for every schedule, so theirs
+/// is small.
 const SHARDS: usize = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 64 };
 
 /// The read sets of all open transactions.
@@ -25,7 +26,7 @@ pub(crate) struct ReadSets {
 
 type Readers = HashMap<StoreKey, Vec<Arc<Mark>>>;
 
-/// Keys from `from` on and before `end`, read by one transaction.
+/// A range that one transaction has read: the keys at or after `from` and before `end`.
 #[derive(Debug)]
 struct RangeRead {
     id: usize,
@@ -34,7 +35,7 @@ struct RangeRead {
     mark: Arc<Mark>,
 }
 
-/// Whether something in a set has changed, and what.
+/// The mark of a read set, with the keys that have changed.
 #[derive(Debug, Default)]
 struct Mark {
     is_stale: AtomicBool,
@@ -48,13 +49,13 @@ impl Mark {
     }
 }
 
-/// What one run of a transaction has read. Dropped, it is forgotten.
+/// The keys and ranges that one run of a transaction has read. Its drop removes them.
 #[derive(Debug)]
 pub(crate) struct ReadSet {
     sets: Arc<ReadSets>,
     mark: Arc<Mark>,
     keys: HashSet<StoreKey>,
-    /// The tables and managers of the ranges, by their ids.
+    /// The tables and managers of the ranges, by the ids of the ranges.
     ranges: Vec<StoreKey>,
 }
 
@@ -71,7 +72,7 @@ impl ReadSets {
         self.shards.get(number.unwrap_or_default())
     }
 
-    /// Marks every set that has this key. To be called before anyone can see its new content.
+    /// Marks every set that contains this key. Called before a reader can see its new content.
     pub(crate) fn mark(&self, key: &StoreKey) {
         if let Some(shard) = self.shard(key) {
             for reader in shard.lock().get(key).into_iter().flatten() {
@@ -80,7 +81,7 @@ impl ReadSets {
         }
         for range in self.ranges.lock().iter() {
             if range.from <= *key && range.end.as_ref().is_none_or(|end| key < end) {
-                // The next commit may be of another key of the range.
+                // Lock the whole container: the next commit may change another key of the range.
                 range.mark.set(key.container());
             }
         }
@@ -92,7 +93,7 @@ impl ReadSet {
         Self { sets: Arc::clone(sets), mark: Arc::default(), keys: HashSet::new(), ranges: Vec::new() }
     }
 
-    /// To be called before the key is read.
+    /// Adds a key. Called before the key is read.
     pub(crate) fn add(&mut self, key: &StoreKey) {
         if self.keys.insert(key.clone()) {
             if let Some(shard) = self.sets.shard(key) {
@@ -101,7 +102,7 @@ impl ReadSet {
         }
     }
 
-    /// To be called before the range is read. Returns its id.
+    /// Adds a range and returns its id. Called before the range is read.
     pub(crate) fn add_range(&mut self, from: &StoreKey, end: Option<&StoreKey>) -> usize {
         let (id, mark) = (self.ranges.len(), Arc::clone(&self.mark));
         self.ranges.push(from.container());
@@ -109,7 +110,7 @@ impl ReadSet {
         id
     }
 
-    /// Moves the end of a range: out before more of it is read, and back to what was read.
+    /// Moves the end of a range: outwards before more of it is read, and back to the part that was read.
     pub(crate) fn end_range_at(&self, id: usize, end: Option<&StoreKey>) {
         let mut ranges = self.sets.ranges.lock();
         let mine = |range: &&mut RangeRead| range.id == id && Arc::ptr_eq(&range.mark, &self.mark);
@@ -118,17 +119,17 @@ impl ReadSet {
         }
     }
 
-    /// Whether everything that was read is still as it was.
+    /// True if everything that was read is unchanged.
     pub(crate) fn is_current(&self) -> bool {
         !self.mark.is_stale.load(Ordering::Acquire)
     }
 
-    /// The keys that have changed, and the tables and managers of the ranges in which one has.
+    /// Returns the keys that have changed, and the tables and managers of ranges in which a key has changed.
     pub(crate) fn conflicts(&self) -> BTreeSet<StoreKey> {
         self.mark.conflicts.lock().clone()
     }
 
-    /// All keys that were read, and the tables and managers of the ranges.
+    /// Returns all keys that were read, and the tables and managers of the ranges.
     pub(crate) fn all(&self) -> impl Iterator<Item = &StoreKey> {
         self.keys.iter().chain(&self.ranges)
     }
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_marks_the_sets_that_have_its_key_and_no_other() {
+    fn a_change_marks_only_the_sets_that_contain_its_key() {
         let sets = Arc::new(ReadSets::default());
         let (mut one, mut two, mut other) = (ReadSet::new(&sets), ReadSet::new(&sets), ReadSet::new(&sets));
         for set in [&mut one, &mut two] {
@@ -176,7 +177,7 @@ mod tests {
         assert_eq!(one.conflicts(), BTreeSet::from([row("t", "a")]));
         assert_eq!(one.all().count(), 1);
         drop((one, two));
-        assert!(other.is_current(), "nothing of the others is left in it");
+        assert!(other.is_current(), "the marks of dropped sets do not reach it");
         drop(other);
         assert!(sets.shards.iter().all(|shard| shard.lock().is_empty()), "forgotten");
     }
@@ -193,7 +194,7 @@ mod tests {
         }
         set.end_range_at(id, Some(&row("t", "c")));
         sets.mark(&row("t", "c"));
-        assert!(set.is_current(), "it was not read so far");
+        assert!(set.is_current(), "the change is after the end of the range");
         set.end_range_at(id, None);
         sets.mark(&row("t", "c"));
         assert!(!set.is_current());

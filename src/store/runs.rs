@@ -1,7 +1,8 @@
-//! The runs: which there are, and how a key is found in them.
+//! The set of runs, and lookups in them.
 //!
-//! A run is written once and never changed. Of two entries of a key the one in the newer run counts. The list of runs is replaced as a
-//! whole; whoever reads holds the list that it began with, and no block of it is deleted before.
+//! A run is written once and never changed. If two runs have an entry for a key, the entry in the newer run counts. The
+//! list of runs is replaced as a whole. A reader holds the list with which it began, and the blocks of that list are
+//! not deleted before it is done.
 
 pub(crate) mod build;
 pub(crate) mod flush;
@@ -24,7 +25,7 @@ use crate::store::sled::tables::Tables;
 use crate::types::error::{Error, Result};
 use crate::types::value::Value;
 
-/// How much of a record is read.
+/// The parts of a record that a read needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
     All,
@@ -36,14 +37,14 @@ pub(crate) enum Load {
 pub(crate) struct Run {
     pub(crate) info: RunInfo,
     pub(crate) index: Index,
-    /// A block of it could not be read when it was to be rewritten.
+    /// True if a merge could not read one of its blocks.
     damaged: AtomicBool,
 }
 
-/// The oldest first.
+/// Runs, the oldest first.
 pub(crate) type RunSet = Arc<Vec<Arc<Run>>>;
 
-/// Those that are listed now.
+/// The listed runs.
 #[derive(Debug, Default)]
 pub(crate) struct Runs(RwLock<RunSet>);
 
@@ -61,7 +62,7 @@ impl Runs {
         drop(before);
     }
 
-    /// The content of a key, as far as it is in a run.
+    /// Returns the content of a key from the runs, if one of them has it.
     pub(crate) fn read(&self, tables: &Tables, key: &StoreKey, load: Load) -> Result<Option<Content>> {
         let (runs, hash) = (self.now(), hash(key.bytes()));
         for run in runs.iter().rev() {
@@ -76,7 +77,7 @@ impl Runs {
 }
 
 impl Runs {
-    /// The first keys at or after `from`, and before `end`, that are not removed.
+    /// Returns the first keys at or after `from` and before `end` that are not removed.
     pub(crate) fn keys(
         &self,
         tables: &Tables,
@@ -97,7 +98,7 @@ impl Runs {
     }
 }
 
-/// A block as sled has it, and where its content begins.
+/// A block as read from sled. `content` is the part after its header.
 #[derive(Clone, Debug)]
 struct Block {
     bytes: IVec,
@@ -114,10 +115,10 @@ impl Block {
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     run: u64,
-    /// The block that it begins in.
+    /// The block in which it begins.
     number: u32,
     block: Block,
-    /// Where it begins and ends in that block's content.
+    /// The start and end of its part in the content of that block.
     here: (usize, usize),
     len: usize,
 }
@@ -127,7 +128,7 @@ impl Stored {
         self.block.content().get(self.here.0..self.here.1).unwrap_or_default()
     }
 
-    /// Its first `wanted` bytes, or all there are.
+    /// Returns its first `wanted` bytes, or all if it is shorter.
     pub(crate) fn load(&self, tables: &Tables, wanted: usize) -> Result<Cow<'_, [u8]>> {
         let wanted = wanted.min(self.len);
         if let Some(here) = self.here().get(..wanted) {
@@ -181,7 +182,8 @@ impl Run {
         Self { info, index, damaged: AtomicBool::new(false) }
     }
 
-    /// Whether a block of it could not be read. It is not rewritten then: each call that needs the block returns the error.
+    /// True if one of its blocks could not be read. Then it is not rewritten, and each call that needs the block
+    /// returns the error.
     pub(crate) fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
     }
@@ -190,7 +192,7 @@ impl Run {
         self.damaged.store(true, Ordering::Relaxed);
     }
 
-    /// Reads the index of a run.
+    /// Opens a run by reading its index.
     pub(crate) fn open(tables: &Tables, info: RunInfo) -> Result<Self> {
         let mut bytes = Vec::new();
         for number in info.blocks..info.all_blocks() {
@@ -204,7 +206,7 @@ impl Run {
         self.index.filter.may_contain(hash)
     }
 
-    /// What the run says of a key: nothing, that it was removed, or a value.
+    /// Returns what the run has for a key: no entry, a removal, or a value.
     #[expect(clippy::option_option, reason = "nothing, removed, or a value")]
     pub(crate) fn find(&self, tables: &Tables, key: &[u8], hash: u64) -> Result<Option<Option<Stored>>> {
         if !self.may_contain(hash) {
@@ -240,20 +242,20 @@ pub(crate) struct Item {
     pub(crate) value: Option<Stored>,
 }
 
-/// Goes through the entries of a run, in order.
+/// Reads the entries of a run in order.
 #[derive(Debug)]
 struct Cursor {
     run: Arc<Run>,
-    /// The next block, of those that begin with an entry.
+    /// The next block that begins with an entry, by its place in the index.
     next: usize,
     block: Option<(u32, Block)>,
-    /// How far the block has been read.
+    /// The offset up to which the block was read.
     at: usize,
     head: Option<Item>,
 }
 
 impl Cursor {
-    /// From the first key at or after this one.
+    /// Starts at the first key at or after `from`.
     fn new(tables: &Tables, run: Arc<Run>, from: &[u8]) -> Result<Self> {
         let next = run.index.first_keys.find(from);
         let mut cursor = Self { run, next, block: None, at: 0, head: None };
@@ -294,13 +296,13 @@ impl Cursor {
     }
 }
 
-/// Goes through several runs at once: of each key what the newest of them says.
+/// Reads several runs together, in key order. Returns the newest entry of each key.
 #[derive(Debug, Default)]
 pub(crate) struct Merged(Vec<Cursor>);
 
 impl Merged {
     pub(crate) fn new(tables: &Tables, runs: &[Arc<Run>], from: &[u8]) -> Result<Self> {
-        // The newest first, so that it comes first among equals.
+        // The newest run first, so that its entry comes first among equal keys.
         let cursors = runs.iter().rev().map(|run| Cursor::new(tables, Arc::clone(run), from));
         Ok(Self(cursors.collect::<Result<_>>()?))
     }
@@ -320,7 +322,7 @@ impl Merged {
 }
 
 impl Run {
-    /// Reads every block, and tells what is wrong with each; ends with what `found` says.
+    /// Reads every block and passes each problem to `found`. Stops if `found` returns an error.
     pub(crate) fn check(&self, tables: &Tables, found: &mut dyn FnMut(Error) -> Result<()>) -> Result<()> {
         let (mut entries, mut blocks, mut last) = (0_u64, 0_u64, Vec::new());
         let mut is_sound = true;
@@ -341,12 +343,12 @@ impl Run {
         }
         match Self::open(tables, self.info) {
             Ok(run) if run.index == self.index => Ok(()),
-            Ok(_) => found(corrupt(format!("the index of run {} is another one now", info.id))),
+            Ok(_) => found(corrupt(format!("the index of run {} has changed", info.id))),
             Err(error) => found(error),
         }
     }
 
-    /// Says how many entries a block has, and in how many blocks the last one goes on.
+    /// Returns the number of entries in a block, and the number of blocks in which its last value continues.
     fn check_block(&self, tables: &Tables, nth: usize, last: &mut Vec<u8>) -> Result<(u64, u64)> {
         let id = self.info.id;
         let Some(number) = self.index.first_keys.block(nth) else { return Ok((0, 0)) };

@@ -1,4 +1,4 @@
-//! The store's threads: one writes the journal, one applies, one makes checkpoints, one prepares segments.
+//! The threads of a store: one writes the journal, one applies, one makes checkpoints, one prepares segments.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,27 +15,28 @@ use crate::sync::group_commit::{Batch, Target, Verdict, Work};
 use crate::sync::worker::Worker;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// The threads, and the lock on the directory, which each of them shares: one that hangs in the operating system keeps it.
+/// The threads, and the lock on the directory. Each thread shares the lock, so a thread that hangs in the operating
+/// system keeps it.
 #[derive(Debug)]
 pub(crate) struct Running {
     workers: Vec<Worker>,
-    /// Disconnected when the last of them has ended.
+    /// Disconnected when the last thread has ended.
     ended: Receiver<()>,
     timeout: Duration,
     lock: Arc<files::StoreLock>,
 }
 
-/// What the callers have of the apply thread.
+/// The callers' side of the apply thread.
 #[derive(Debug)]
 pub(crate) struct Apply {
     pub(crate) messages: Sender<Message>,
-    /// Disconnected when it has ended. What it left in its queue is not dropped then: a reply to that never comes.
+    /// Disconnected when the thread has ended. Messages in its queue are then never answered.
     pub(crate) ended: Receiver<Infallible>,
 }
 
-/// Both ends: the callers' and the thread's.
+/// Creates both ends of the channel: the callers' and the thread's.
 pub(crate) fn apply_channel(wakeups: Wakeups) -> (Apply, (Inbox, Sender<Infallible>)) {
-    // Not bounded, so that the writer never waits for a flush: what may be committed meanwhile is bounded in bytes.
+    // Unbounded, so that the writer never waits for a flush. The bytes of unapplied commits are limited instead.
     let (messages, received) = crossbeam_channel::unbounded();
     let (alive, ended) = crossbeam_channel::bounded(0);
     let inbox = Inbox { messages: received, wakeups };
@@ -53,8 +54,8 @@ pub(crate) fn start(
     let (alive, ended) = crossbeam_channel::bounded(0);
     let lock = Arc::new(lock);
     let mut running = Running { workers: Vec::new(), ended, timeout, lock };
-    // Not bounded: apply must never wait for a checkpoint, which waits for the writer, which waits for apply. One job for
-    // each segment that was filled meanwhile is all there can be.
+    // Unbounded: the apply thread must never wait for a checkpoint, which waits for the writer, which waits for the
+    // apply thread. There is at most one job for each segment that was filled meanwhile.
     let (checkpoints, jobs) = crossbeam_channel::unbounded();
     running.spawn(inner, &alive, "oncekey-journal", move |inner| write(&inner, writer))?;
     let for_apply = Arc::clone(inner);
@@ -62,7 +63,7 @@ pub(crate) fn start(
         let callbacks = around_apply(&inner, checkpoints);
         let ended = apply::run(applier, &inbox, &callbacks);
         if let Err(error) = &ended {
-            // Before anyone sees that this thread has ended, and takes it for a close.
+            // Before this thread's end can be seen and mistaken for a close.
             for_apply.commit_queue.poison(error.clone());
         }
         drop(apply_alive);
@@ -134,7 +135,7 @@ fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> app
 }
 
 impl Running {
-    /// A thread whose error or panic poisons the store.
+    /// Starts a thread whose error or panic poisons the store.
     fn spawn(
         &mut self,
         inner: &Arc<Inner>,
@@ -153,25 +154,27 @@ impl Running {
         let on_panic = move |why: String| {
             let message = format!("the engine is poisoned: its thread {name} panicked: {why}");
             for_panic.commit_queue.poison(Error::new(ErrorKind::Poisoned, message));
-            // It may have been the writer, which says so when it ends.
+            // If the writer panicked, the apply thread must end too. The writer sends this message when it ends
+            // normally.
             let _ = for_panic.apply.messages.send(Message::End);
         };
         let worker = Worker::spawn(name, work, on_panic).inspect_err(|error| {
-            // Those that run already must end.
+            // Threads that run already must end.
             inner.commit_queue.poison(error.clone());
         })?;
         self.workers.push(worker);
         Ok(())
     }
 
-    /// Ends the threads and lets go of sled and the lock.
+    /// Ends the threads, closes sled and unlocks the directory.
     pub(crate) fn close(self, inner: &Inner) -> Result<()> {
         let Self { mut workers, ended, timeout, lock } = self;
         let was_sound = inner.commit_queue.check();
         inner.commit_queue.close();
         if !wait_until_ended(&ended, inner) {
-            // A thread hangs in the operating system; it keeps the lock until it comes back.
-            let message = format!("the engine is poisoned: while it was closed nothing moved for {timeout:?}");
+            // A thread hangs in the operating system. It keeps the lock until it returns.
+            let message =
+                format!("the engine is poisoned: its threads made no progress for {timeout:?} while it was closed");
             let error = inner.commit_queue.poison(Error::new(ErrorKind::Poisoned, message));
             std::mem::forget(workers);
             return Err(error);
@@ -181,16 +184,17 @@ impl Running {
         if closed.is_ok() {
             inner.disk_space.give_back();
         }
-        // What is still there must not be answered when it may be another process's.
+        // Empty the memtable: from now on another process may own the store.
         inner.shared.memtable.clear();
         drop(lock);
         let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
-        // What failed meanwhile is what this call waited for.
+        // First the errors of commits for which this call has waited.
         was_sound.and(inner.commit_queue.check_waited()).and(left_behind).and(closed)
     }
 }
 
-/// As long as the threads make progress: what was committed may take a while. False once they do not.
+/// Waits while the threads make progress, because applying may take a while. Returns false after a timeout without
+/// progress.
 fn wait_until_ended(ended: &Receiver<()>, inner: &Inner) -> bool {
     let mut patience = inner.commit_queue.patience();
     loop {
@@ -205,13 +209,13 @@ fn wait_until_ended(ended: &Receiver<()>, inner: &Inner) -> bool {
     }
 }
 
-/// The writer's life.
+/// The main function of the writer thread.
 fn write(inner: &Inner, mut writer: Writer) -> Result<()> {
     let written = write_groups(inner, &mut writer);
     if let Err(error) = &written {
         inner.commit_queue.poison(error.clone());
     }
-    // Nothing more will come. An apply thread that is gone does not mind.
+    // There will be no more groups. An error means that the apply thread has ended.
     let _ = inner.apply.messages.send(Message::End);
     written
 }
@@ -222,8 +226,8 @@ fn write_groups(inner: &Inner, writer: &mut Writer) -> Result<()> {
             Work::Write(batch, place) => {
                 let entered = writer.write(&batch, place, inner.clock.anchor())?;
                 inner.commit_queue.publish(batch.group);
-                // The apply thread is gone while the store closes, and then what comes now changes nothing; or it failed, and
-                // has said so.
+                // An error means that the apply thread has ended: the store closes and this group changes nothing, or
+                // the thread failed and has poisoned the store.
                 let _ = inner.apply.messages.send(message(&batch, entered));
                 if entered {
                     writer.seal()?;
@@ -250,7 +254,7 @@ pub(crate) fn message(batch: &Batch<bool>, checkpoint: bool) -> Message {
     Message::Group { group: batch.group, frame, bytes: batch.payload.len() as u64, changes, checkpoint }
 }
 
-/// Keeps a spare segment ready.
+/// The main function of the thread that keeps the next segment ready.
 fn prepare(inner: &Inner) {
     while let Some(need) = inner.commit_queue.wait_wanted() {
         let need = segment_for(need);

@@ -1,7 +1,7 @@
-//! Reads everything while the store is in service, and says what is wrong.
+//! Checks everything that is stored while the store is in use.
 //!
-//! Runs never change, and none is deleted while it is read: so a problem is one. The list says how many blocks and entries each
-//! run has, so that what is missing is missed.
+//! Runs never change, and no run is deleted while it is read, so every problem found is real. The list has the number
+//! of blocks and entries of each run, so missing ones are noticed.
 
 use std::iter::Peekable;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use super::runs::{Item, Merged, Run};
 use crate::store::runs::flush::Shared;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// Problems that are told one by one.
+/// The number of problems that are reported one by one.
 const MAX_PROBLEMS: usize = 100;
 
-/// What [`Engine::verify`](crate::Engine::verify) has read, and what is wrong with it.
+/// The result of [`Engine::verify`](crate::Engine::verify).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Records read, expired ones that are still stored included. If something is wrong, those before the first problem.
+    /// The number of records, including expired ones that are still stored. 0 if a run is damaged.
     pub records: u64,
-    /// Rows read, of all tables together.
+    /// The number of rows in all tables. 0 if a run is damaged.
     pub tables: u64,
-    /// What is wrong, each with its manager and key, table and key, run and block, or file. If there are very many, the last one
-    /// says how many more.
+    /// The problems. Each names its manager and key, table and key, run and block, or file. If there are very many, the
+    /// last one says how many more there are.
     pub problems: Vec<String>,
 }
 
-/// Problems, capped.
+/// A limited list of problems.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     told: Vec<String>,
@@ -47,7 +47,7 @@ impl Problems {
         self.told.is_empty()
     }
 
-    /// What cannot be read is an error; what was read and is wrong is a problem.
+    /// Adds an error as a problem if data was read and is wrong. Returns it if data could not be read.
     fn sort(&mut self, error: Error) -> Result<()> {
         if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat) {
             self.add(error.to_string());
@@ -64,13 +64,13 @@ impl Problems {
     }
 }
 
-/// Reads all runs. `problems` are those that were found elsewhere; `goes_on` is asked now and then.
+/// Reads all runs. `problems` were found elsewhere. `goes_on` is called between steps and stops the check by an error.
 pub(crate) fn verify(
     shared: &Shared,
     mut problems: Problems,
     goes_on: &dyn Fn() -> Result<()>,
 ) -> Result<VerifyReport> {
-    // In this order: what is flushed meanwhile is seen twice, and counted once.
+    // The memtable first: entries that are flushed in between are then seen twice, and counted once.
     let in_memory = shared.memtable.all();
     let runs = shared.runs.now();
     let mut are_sound = true;
@@ -91,11 +91,11 @@ pub(crate) fn verify(
         }
     }
     shared.tables.check_open()?;
-    debug_assert!(are_sound || !problems.is_empty(), "a run that is not sound has a problem");
+    debug_assert!(are_sound || !problems.is_empty(), "a damaged run has a problem");
     Ok(VerifyReport { records, tables: rows, problems: problems.into_told() })
 }
 
-/// Every key of the memtable and the runs, in order, and whether it is there.
+/// Iterates over every key of the memtable and the runs, in order. The flag is false for a key that is absent.
 struct Keys {
     in_memory: Peekable<std::vec::IntoIter<(StoreKey, bool)>>,
     merged: Merged,

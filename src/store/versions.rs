@@ -1,6 +1,7 @@
-//! Version stripes: a fixed table that stands for all keys.
+//! Version counters: a fixed table of counters, each shared by many keys.
 //!
-//! For changes of a single key, which read it again when its stripe has moved. Transactions have [`read_sets`](super::read_sets).
+//! For changes of a single key, which is read again if its counter has moved. Transactions use
+//! [`read_sets`](super::read_sets).
 
 use std::hash::BuildHasher;
 
@@ -8,17 +9,17 @@ use super::format::frame::StoreKey;
 use crate::sync::RandomState;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// A model makes a table for every schedule.
+/// Models create a table for every schedule, so theirs is small.
 const STRIPES: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 << 16 };
 
 #[derive(Debug)]
 pub(crate) struct Versions {
-    /// Its seed is drawn at each open: clients choose keys, and must not be able to choose their stripe.
+    /// Seeded at each open. Clients choose keys, and must not be able to choose their counters.
     hasher: RandomState,
     versions: Vec<AtomicU64>,
 }
 
-/// The version of a key's stripe before it was read.
+/// The value of a key's counter before the key was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadVersion {
     stripe: usize,
@@ -40,7 +41,7 @@ impl Default for Versions {
 }
 
 impl Versions {
-    /// A number that spreads keys evenly, and that nobody outside can foretell.
+    /// Returns a number that spreads keys evenly and that clients cannot predict.
     pub(crate) fn spread(&self, key: &[u8]) -> usize {
         usize::try_from(self.hasher.hash_one(key) >> 1).unwrap_or_default()
     }
@@ -49,7 +50,7 @@ impl Versions {
         self.spread(key.bytes()) % STRIPES
     }
 
-    /// To be noted before the key is read.
+    /// Returns the current value. Called before the key is read.
     pub(crate) fn look(&self, key: &StoreKey) -> ReadVersion {
         let stripe = self.of(key);
         ReadVersion { stripe, version: self.version(stripe) }
@@ -59,12 +60,12 @@ impl Versions {
         self.version(seen.stripe) == seen.version
     }
 
-    /// Whether no stripe has moved since.
+    /// True if none of these counters has moved.
     pub(crate) fn are_current(&self, reads: &[ReadVersion]) -> bool {
         reads.iter().all(|seen| self.is_current(*seen))
     }
 
-    /// This key has changed.
+    /// Moves the counter of a key that changes.
     pub(crate) fn advance(&self, key: &StoreKey) {
         if let Some(version) = self.versions.get(self.of(key)) {
             version.fetch_add(1, Ordering::Release);
@@ -80,9 +81,9 @@ impl Versions {
 mod tests {
     use super::*;
 
-    // They were a plain checksum: clients could aim keys at the stripe of a row, and starve it.
+    // Without the seed, clients could choose keys that share the counter of a row, and starve its writers.
     #[test]
-    fn nobody_can_foretell_the_stripe_of_a_key() {
+    fn the_counter_of_a_key_cannot_be_predicted() {
         let (one, other) = (Versions::default(), Versions::default());
         let keys: Vec<StoreKey> = (0..64_u8).map(|number| StoreKey::row("t", &[number])).collect();
         let of = |versions: &Versions| keys.iter().map(|key| versions.of(key)).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Builds a run: entries in the order of their keys become blocks.
+//! Builds a run: turns entries in key order into blocks.
 
 use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, entry_len, push_entry};
 use crate::store::format::filter::Filter;
@@ -10,7 +10,7 @@ use crate::store::sled::tables::Keyed;
 use crate::types::clock::NEVER;
 use crate::types::error::Result;
 
-/// Times of expiry that are kept to tell when half of a run has expired.
+/// The number of expiry times that are sampled, to find when half of a run has expired.
 const SAMPLES: usize = 1 << 10;
 
 #[derive(Debug)]
@@ -19,13 +19,13 @@ pub(crate) struct Builder {
     index: Index,
     /// The block that is being filled.
     content: Vec<u8>,
-    /// What is full and was not taken yet.
+    /// Full blocks that were not taken yet.
     full: Vec<Keyed>,
     sample: Sample,
 }
 
 impl Builder {
-    /// For at most this many entries.
+    /// Creates a builder for at most this many entries.
     pub(crate) fn new(id: u64, entries: u64) -> Self {
         Self {
             info: RunInfo { id, blocks: 0, index_blocks: 0, entries: 0, earliest: NEVER, half: NEVER },
@@ -36,7 +36,7 @@ impl Builder {
         }
     }
 
-    /// The next entry; `None` says that the key was removed.
+    /// Adds the next entry. `None` means that the key was removed.
     pub(crate) fn add(&mut self, key: &StoreKey, value: Option<&[u8]>) -> Result<()> {
         let mut expires = NEVER;
         if let Some(value) = value.filter(|_| key.is_record()) {
@@ -88,12 +88,12 @@ impl Builder {
         }
     }
 
-    /// Takes the blocks that are full, if there are as many.
+    /// Takes the full blocks, if there are at least this many.
     pub(crate) fn take_full(&mut self, at_least: usize) -> Option<Vec<Keyed>> {
         (self.full.len() >= at_least).then(|| std::mem::take(&mut self.full))
     }
 
-    /// The run, and the blocks that were not taken yet.
+    /// Returns the run, and the blocks that were not taken yet.
     pub(crate) fn finish(mut self) -> Result<(Run, Vec<Keyed>)> {
         if !self.content.is_empty() {
             self.end_block(Kind::Entries);
@@ -105,7 +105,7 @@ impl Builder {
     }
 }
 
-/// Every n-th of the times that were added; n doubles when there are many.
+/// A sample of the times that were added: every n-th. n doubles whenever the sample is full.
 #[derive(Debug)]
 struct Sample {
     taken: Vec<u64>,

@@ -1,7 +1,8 @@
-//! Brings what was committed from memory into a run, and keeps the list of the runs.
+//! Writes durable commits from the memtable into runs, and keeps the list of runs.
 //!
-//! The order of writes makes every crash harmless: blocks first, synced; then the list that names their run, synced; only then
-//! are the runs that it replaces deleted. Blocks of a run that is not listed are leftovers, deleted at the next open.
+//! The order of writes makes a crash harmless at any point. First the blocks are written and synced, then the list that
+//! names their run. Only then are the replaced runs deleted. Blocks of a run that is not listed are leftovers, and the
+//! next open deletes them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -20,24 +21,24 @@ use crate::store::sled::tables::{Keyed, Tables};
 use crate::types::error::Result;
 use crate::types::record::{Now, StoredRecord};
 
-/// Keys that are noted under one lock.
+/// The number of keys that are updated under one lock.
 const AT_ONCE: usize = 256;
-/// Blocks deleted in one step.
+/// The number of blocks that one step deletes.
 const DELETED_IN_A_STEP: usize = 256;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Deleted {
     pub(crate) records: u64,
-    /// Of the records, those that were interrupted.
+    /// The number of these records that were interrupted.
     pub(crate) interrupted: u64,
-    /// Encoded bytes of their outcomes.
+    /// The size of their encoded outcomes, in bytes.
     pub(crate) bytes: u64,
-    /// What a crash had left behind.
-    pub(crate) strays: u64,
+    /// The number of runs that a crash had left unlisted.
+    pub(crate) leftovers: u64,
 }
 
 impl Deleted {
-    /// A finished record more.
+    /// Counts another finished record.
     pub(crate) fn add(&mut self, outcome_len: u32) {
         self.records += 1;
         self.bytes += u64::from(outcome_len);
@@ -53,39 +54,39 @@ impl std::ops::AddAssign for Deleted {
         self.records += other.records;
         self.interrupted += other.interrupted;
         self.bytes += other.bytes;
-        self.strays += other.strays;
+        self.leftovers += other.leftovers;
     }
 }
 
-/// What reads and the thread that flushes share.
+/// State that readers share with the apply thread.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) tables: Tables,
     pub(crate) memtable: Memtable,
     pub(crate) runs: Runs,
     pub(crate) unfinished: Unfinished,
-    /// What was left out of a run because it had expired, and no pass has told of yet.
+    /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
 }
 
-/// Writes runs. One thread owns it: nobody else writes into sled.
+/// Writes runs. The apply thread owns it and is the only writer of sled.
 #[derive(Debug)]
 pub(crate) struct Flusher {
     pub(crate) shared: Arc<Shared>,
     store_id: [u8; 16],
-    /// The last frame whose changes are in the runs.
+    /// The last frame whose changes are in runs.
     frame: u64,
-    /// Every change up to this frame is in the runs.
+    /// Every change up to this frame is in runs.
     complete: u64,
     next_id: u64,
     to_delete: Vec<ToDelete>,
 }
 
-/// A run that is not listed.
+/// A run that is no longer listed, or never was.
 #[derive(Debug)]
 struct ToDelete {
     id: u64,
-    /// It was listed, and may be read by those who have the list that it was in.
+    /// The run, if it was listed: readers that hold an earlier list may still read it.
     run: Option<Arc<Run>>,
 }
 
@@ -95,7 +96,7 @@ impl ToDelete {
     }
 }
 
-/// A run that is built and not written yet.
+/// A run that is built, but not written yet.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     frame: u64,
@@ -106,18 +107,20 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// What sled will be given.
+    /// Returns the number of bytes that sled will be given.
     pub(crate) fn bytes(&self) -> u64 {
         self.blocks.len() as u64 * BLOCK as u64
     }
 }
 
 impl Flusher {
-    /// Also says how many runs sled has blocks of that are not listed: they are deleted one by one later.
+    /// Opens the flusher. Also returns the number of runs with blocks in sled that are not listed. They are deleted
+    /// later, one by one.
     pub(crate) fn open(shared: Arc<Shared>, list: &RunList) -> Result<(Self, u64)> {
         let found = shared.tables.run_ids()?;
         let ids = list.runs.iter().map(|run| run.id);
-        // Larger than what the list knows where the process ended before it listed the run that it had begun.
+        // If the process ended after it had begun a run and before it listed it, the number of that run is higher than
+        // the list says.
         let next_id = list.next_id.max(found.iter().copied().max().unwrap_or(0).saturating_add(1));
         let to_delete: Vec<_> = found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).collect();
         let leftovers = to_delete.len() as u64;
@@ -132,14 +135,14 @@ impl Flusher {
         id
     }
 
-    /// Lets the next list say that every change up to this frame is in the runs. For a replay, which has nothing in memory that
-    /// is not durable: if it ends early, the next one goes on here and does not write the same runs again.
+    /// Makes the next list say that every change up to this frame is in runs. Only for a replay, where everything in
+    /// memory is durable. If the replay ends early, the next one continues here and does not write the same runs again.
     pub(crate) fn mark_complete(&mut self, frame: u64) {
         self.complete = frame;
     }
 
-    /// Builds a run of what frames up to this one wrote. Removed and expired keys are left out, but for those that an older run
-    /// may hold.
+    /// Builds a run from the changes of frames up to this one. Leaves out removed and expired keys, unless an older run
+    /// may have them.
     pub(crate) fn prepare(&mut self, frame: u64, now: &Now) -> Result<Prepared> {
         let taken = self.shared.memtable.up_to(frame);
         let older = self.shared.runs.now();
@@ -173,7 +176,7 @@ impl Flusher {
         Ok(Prepared { frame, taken, run, blocks, left_out })
     }
 
-    /// Writes the run, durably, and then frees what it holds in memory.
+    /// Writes the run durably, and then removes its contents from the memtable.
     pub(crate) fn write(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
         let Prepared { frame, taken, run, blocks, left_out } = prepared;
         self.shared.tables.write(&blocks)?;
@@ -181,8 +184,8 @@ impl Flusher {
         runs.extend(run.map(Arc::new));
         self.list(frame, &runs)?;
         self.shared.tables.check_blobs()?;
-        // In this order: whoever looks into memory first and into the runs second misses nothing.
-        // A few at a time: a pass asks for them with the commit lock held.
+        // Publish the run before removing from the memtable: a reader looks into the memtable first and then into the
+        // runs, so it misses nothing. Update the index in small batches, because a pass reads it under the commit lock.
         for some in taken.chunks(AT_ONCE) {
             self.shared.unfinished.update(some.iter().map(|(key, entry)| (key, lifetime(entry))), now);
         }
@@ -200,7 +203,7 @@ impl Flusher {
         Ok(())
     }
 
-    /// Puts a run, or none, in the place of others that follow each other.
+    /// Replaces neighbouring runs by one run or none.
     pub(crate) fn replace(&mut self, inputs: Vec<Arc<Run>>, output: Option<Run>) -> Result<()> {
         let runs = self.shared.runs.now();
         let is_input = |run: &Arc<Run>| inputs.iter().any(|input| Arc::ptr_eq(input, run));
@@ -217,17 +220,17 @@ impl Flusher {
         Ok(())
     }
 
-    /// Deletes later what there is of a run that is never listed.
+    /// Deletes the blocks of a run that will never be listed, later.
     pub(crate) fn give_up(&mut self, id: u64) {
         self.to_delete.push(ToDelete { id, run: None });
     }
 
-    /// Whether there is a run that can be deleted now.
+    /// True if there is a run that can be deleted now.
     pub(crate) fn has_unread(&self) -> bool {
         self.to_delete.iter().any(ToDelete::is_unread)
     }
 
-    /// Deletes some blocks of a run that is not listed and that nobody reads.
+    /// Deletes some blocks of a run that is not listed and has no reader.
     pub(crate) fn delete_some(&mut self) -> Result<()> {
         let Some(at) = self.to_delete.iter().position(ToDelete::is_unread) else { return Ok(()) };
         let Some(ToDelete { id, .. }) = self.to_delete.get(at) else { return Ok(()) };
@@ -243,7 +246,7 @@ impl Flusher {
     }
 }
 
-/// Whether one of these runs may hold the key: then it must not be forgotten that it was removed.
+/// True if one of these runs may have the key. Then the removal of the key must stay as a tombstone.
 pub(crate) fn hides(older: &[Arc<Run>], key: &StoreKey) -> bool {
     let hash = hash(key.bytes());
     older.iter().any(|run| run.may_contain(hash))

@@ -1,4 +1,4 @@
-//! Merges runs that follow each other into one, in steps: what was replaced, removed or has expired falls out.
+//! Merges neighbouring runs into one, in steps. Drops replaced, removed and expired entries.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -16,15 +16,16 @@ use crate::types::clock::NEVER;
 use crate::types::error::{Error, Result};
 use crate::types::record::Now;
 
-/// Runs of about the same size that are merged into one.
+/// The number of runs of about the same size that are merged.
 const FAN_IN: usize = 8;
-/// At most this many at once.
+/// The largest number of runs in one merge.
 const MAX_INPUTS: usize = 16;
-/// Blocks that are too few to be merged for the space that they take.
+/// With fewer blocks than this, runs are not merged to save space.
 const MIN_FOR_SPACE: u64 = 1 << 10;
-/// A run of fewer blocks is rewritten for the first of its records that expires, another one when half have.
+/// A run with fewer blocks than this is rewritten when its first record expires. A larger one is rewritten when half of
+/// its entries have expired.
 const SMALL: u32 = 64;
-/// Blocks that are written at once.
+/// The number of blocks that one step writes.
 const BATCH: usize = 256;
 
 /// Returns the runs to be merged next, if any, the smallest first. A run that cannot be read stays as it is.
@@ -40,13 +41,14 @@ fn choose(blocks: &[Option<u64>]) -> Option<Range<usize>> {
     choose_by_tier(&tiers.collect::<Vec<_>>()).or_else(|| choose_for_space(blocks))
 }
 
-/// Returns what sled is given at most when these runs are merged, in bytes.
+/// Returns the most bytes that sled is given when these runs are merged.
 pub(crate) fn bytes(runs: &[Arc<Run>]) -> u64 {
     runs.iter().map(|run| u64::from(run.info.all_blocks()) * BLOCK as u64).sum()
 }
 
-/// Returns the oldest run and those after it, once they have as many blocks as the oldest: where keys are overwritten, up to half of
-/// all blocks may hold what was replaced, and no merge of the newer runs alone would drop it from the oldest.
+/// Returns the oldest run and the newer ones, once these have as many blocks as the oldest. Where keys are overwritten,
+/// up to half of all blocks may then hold replaced contents, and a merge of only the newer runs would not drop them
+/// from the oldest.
 fn choose_for_space(blocks: &[Option<u64>]) -> Option<Range<usize>> {
     let end = blocks.iter().position(Option::is_none).unwrap_or(blocks.len()).min(MAX_INPUTS);
     let (oldest, newer) = blocks.get(..end)?.split_first()?;
@@ -54,9 +56,9 @@ fn choose_for_space(blocks: &[Option<u64>]) -> Option<Range<usize>> {
     (newer >= MIN_FOR_SPACE && Some(newer) >= *oldest).then_some(0..end)
 }
 
-/// Returns `FAN_IN` to `MAX_INPUTS` neighbours, `FAN_IN` of them of one tier and none of a higher one, for the lowest tier that
-/// has so many. A run of a lower tier only comes along: were it counted, a few small runs would rewrite a large one again and
-/// again.
+/// Returns `FAN_IN` to `MAX_INPUTS` neighbours for the lowest tier that has enough: `FAN_IN` runs of that tier, and
+/// none of a higher one. Runs of lower tiers in between are merged too but not counted, otherwise a few small runs
+/// would rewrite a large one again and again.
 fn choose_by_tier(tiers: &[Option<u32>]) -> Option<Range<usize>> {
     let highest = tiers.iter().flatten().copied().max()?;
     for wanted in 0..=highest {
@@ -81,8 +83,8 @@ fn choose_by_tier(tiers: &[Option<u32>]) -> Option<Range<usize>> {
     None
 }
 
-/// Store time at which a run is rewritten for what has expired in it; `exact` asks for the first of its records. A run that
-/// cannot be read never is.
+/// Returns the store time at which a run is rewritten to drop expired records. With `exact`, that is the first expiry
+/// of its records. Returns [`NEVER`] for a run that cannot be read.
 pub(crate) fn due(run: &Run, exact: bool) -> u64 {
     let RunInfo { blocks, earliest, half, .. } = run.info;
     if run.is_damaged() {
@@ -94,33 +96,33 @@ pub(crate) fn due(run: &Run, exact: bool) -> u64 {
     }
 }
 
-/// On its way.
+/// A merge that is in progress.
 #[derive(Debug)]
 pub(crate) struct Merge {
     inputs: Vec<Arc<Run>>,
-    /// What is older than the inputs.
+    /// The runs that are older than the inputs.
     older: Vec<Arc<Run>>,
-    /// `None` until it has begun to read, and when it has read all.
+    /// `None` before the first read and after the last.
     merged: Option<Merged>,
     builder: Builder,
     id: u64,
     now: Now,
     entries: u64,
     deleted: Deleted,
-    /// To be written next.
+    /// The blocks to write next.
     ready: Vec<Keyed>,
-    /// All was read, and this is what comes in the place of the inputs, if anything does.
+    /// Set after the last read: the run that replaces the inputs, or `None` if nothing is left.
     #[expect(clippy::option_option, reason = "not read to the end, nothing, or a run")]
     output: Option<Option<Run>>,
 }
 
-/// What a step came to.
+/// The result of a step.
 #[derive(Debug)]
 pub(crate) enum Step {
     More,
-    /// The runs were replaced, and so much was deleted.
+    /// The inputs were replaced, and these records were deleted.
     Done(Deleted),
-    /// One of the runs cannot be read. They stay as they are: each call that needs what is damaged says so.
+    /// An input cannot be read. The inputs stay, and each call that needs the damaged block returns the error.
     Unreadable(Error),
 }
 
@@ -135,12 +137,13 @@ impl Merge {
         Self { inputs, older, merged: None, builder, id, now, entries: 0, deleted, ready, output: None }
     }
 
-    /// What sled is given by the next step.
+    /// Returns the number of bytes that the next step gives to sled.
     pub(crate) fn bytes(&self) -> u64 {
         self.ready.len() as u64 * BLOCK as u64
     }
 
-    /// Writes what is ready, and reads on until there is more, or until much was read: of a run that has expired nothing may be left.
+    /// Writes the blocks that are ready. Then reads until there are more, or until a batch of bytes was read: an
+    /// expired run may yield no block at all.
     pub(crate) fn step(&mut self, flusher: &mut Flusher) -> Result<Step> {
         flusher.shared.tables.write(&self.ready)?;
         self.ready.clear();
@@ -189,9 +192,9 @@ impl Merge {
         Ok(())
     }
 
-    /// Returns what the new run keeps of a record. Of an expired one that is its key, if it is remembered, or nothing.
+    /// Returns what the new run keeps of a record: the record, or if it has expired its key if remembered, or nothing.
     fn kept<'a>(&mut self, flusher: &Flusher, key: &StoreKey, value: Cow<'a, [u8]>) -> Result<Option<Cow<'a, [u8]>>> {
-        // What is unfinished is removed by a pass, which counts it.
+        // A compaction pass removes expired unfinished records, because it counts them.
         let is_kept = |head: record::Head| head.is_unfinished() || head.expires > self.now.store;
         if record::decode_head(&value).is_none_or(is_kept) {
             return Ok(Some(value));
@@ -207,18 +210,18 @@ impl Merge {
         Ok(Some(Cow::Owned(bytes)))
     }
 
-    /// Leaves the runs that it reads alone from now on: one of them cannot be read.
+    /// Marks the inputs as damaged, because one of them cannot be read, and deletes the blocks written so far.
     pub(crate) fn give_up(&self, flusher: &mut Flusher) {
         self.inputs.iter().for_each(|run| run.set_damaged());
         flusher.give_up(self.id);
     }
 
-    /// The number of the run that it has begun to write.
+    /// Returns the number of the run that is being written.
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
 
-    /// Whether something newer than the inputs says something of the key.
+    /// True if a run newer than the inputs, or the memtable, has the key.
     fn is_replaced(&self, flusher: &Flusher, key: &StoreKey) -> Result<bool> {
         let shared = &flusher.shared;
         if shared.memtable.contains(key) {
@@ -241,15 +244,15 @@ impl Merge {
 mod tests {
     use super::*;
 
-    /// What a simulation came to: the blocks written by merges, and the most runs and blocks that there were.
+    /// The result of a simulation: the blocks written by merges, and the largest numbers of runs and blocks.
     struct Written {
         merged: u64,
         most_runs: usize,
         most_blocks: u64,
     }
 
-    /// Flushes runs of these sizes in blocks one after the other, and merges whenever there is something to merge. Of a merge `live`
-    /// blocks are left at most; the others held contents that were replaced.
+    /// Simulates flushes of these sizes in blocks, with merges whenever one is due. A merge leaves at most `live`
+    /// blocks; the others held replaced contents.
     fn written(flushes: impl Iterator<Item = u64>, live: u64) -> Written {
         let mut runs = Vec::new();
         let mut written = Written { merged: 0, most_runs: 0, most_blocks: 0 };
@@ -272,7 +275,7 @@ mod tests {
         for size in sizes {
             let flushed: u64 = (0..4_096).map(size).sum();
             let Written { merged, most_runs: most, .. } = written((0..4_096).map(size), u64::MAX);
-            // And twice because the oldest run doubles each time that it is merged for space.
+            // Twice more, because the oldest run doubles before each merge for space.
             let tiers = u64::from(flushed.ilog2() / 3 + 1);
             assert!(merged <= (tiers + 2) * flushed, "{merged} blocks written for {flushed}");
             assert!(most <= FAN_IN * 8, "{most} runs");
@@ -288,15 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_replaced_takes_no_more_room_than_what_lives() {
-        // The same 8,000 blocks are written again and again, 1,000 in a flush; a merge drops what was replaced.
+    fn replaced_contents_take_no_more_space_than_live_ones() {
+        // The same 8,000 blocks are written again and again, 1,000 in each flush. A merge drops the replaced ones.
         let Written { merged, most_blocks: most, .. } = written((0..400).map(|_| 1_000), 8_000);
         assert!(most <= 3 * 8_000, "{most} blocks");
         assert!(merged <= 5 * 400_000, "{merged} blocks written");
     }
 
     #[test]
-    fn neighbours_of_one_tier_are_merged_and_those_that_stay_are_a_border() {
+    fn only_neighbours_of_one_tier_are_merged_and_damaged_runs_separate_them() {
         assert_eq!(choose_by_tier(&[Some(0); 7]), None);
         assert_eq!(choose_by_tier(&[Some(0); 8]), Some(0..8));
         assert_eq!(choose_by_tier(&[Some(0); 40]), Some(0..16));

@@ -1,4 +1,5 @@
-//! The records in progress, released or interrupted that are in a run, and when they expire. In memory: rebuilt at each open.
+//! An index of the unfinished records in runs: those in progress, released or interrupted, by key and by expiry. In
+//! memory only, rebuilt at each open.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -14,9 +15,9 @@ pub(crate) struct Unfinished(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the store time at which each expires.
+    /// The records, with the store time at which each expires.
     records: BTreeMap<StoreKey, (Lifetime, u64)>,
-    /// Those that expire at all, the earliest first.
+    /// The records that have an expiry, the earliest first.
     by_expiry: BTreeSet<(u64, StoreKey)>,
 }
 
@@ -35,7 +36,7 @@ impl State {
 }
 
 impl Unfinished {
-    /// A run has these keys now; those with `None` are finished or removed there.
+    /// Takes over these keys after a run was written. `None` means that the run has them as finished or removed.
     pub(crate) fn update<'a>(&self, found: impl Iterator<Item = (&'a StoreKey, Option<Lifetime>)>, now: &Now) {
         let mut state = self.0.lock();
         for (key, lifetime) in found {
@@ -50,12 +51,12 @@ impl Unfinished {
         }
     }
 
-    /// Whether this is still what the runs say of the key.
+    /// True if the runs still have this for the key.
     pub(crate) fn is_current(&self, key: &StoreKey, lifetime: &Lifetime) -> bool {
         self.0.lock().is_current(key, lifetime)
     }
 
-    /// Those that are as they were; another flush may have brought something newer.
+    /// Removes the records that are unchanged. Another flush may have written newer contents.
     pub(crate) fn remove(&self, found: &[(StoreKey, Lifetime)]) {
         let mut state = self.0.lock();
         for (key, lifetime) in found {
@@ -65,7 +66,7 @@ impl Unfinished {
         }
     }
 
-    /// The first keys at or after `from`, and before `end`.
+    /// Returns the first keys at or after `from` and before `end`.
     pub(crate) fn keys(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
         if end.is_some_and(|end| end <= from) {
             return Vec::new();
@@ -74,19 +75,19 @@ impl Unfinished {
         self.0.lock().records.range(range).take(limit).map(|(key, _)| key.clone()).collect()
     }
 
-    /// The earliest store time at which one of them expires; [`NEVER`] if none does.
+    /// Returns the earliest store time at which a record expires, or [`NEVER`] if none does.
     pub(crate) fn earliest_expiry(&self) -> u64 {
         self.0.lock().by_expiry.first().map_or(NEVER, |(expires, _)| *expires)
     }
 
-    /// Some of those that have expired.
+    /// Returns at most `limit` expired records.
     pub(crate) fn expired(&self, now: &Now, limit: usize) -> Vec<(StoreKey, Lifetime)> {
         let state = self.0.lock();
         let expired = state.by_expiry.iter().take_while(|(expires, _)| *expires <= now.store).take(limit);
         expired.filter_map(|(_, key)| Some((key.clone(), state.records.get(key)?.0))).collect()
     }
 
-    /// How many are interrupted and have not expired.
+    /// Returns the number of interrupted records that have not expired.
     pub(crate) fn count_interrupted(&self, now: &Now) -> u64 {
         let state = self.0.lock();
         let is_interrupted = |(lifetime, expires): &&(Lifetime, u64)| {

@@ -299,8 +299,8 @@ fn leftovers_of_a_crash_are_deleted_behind_the_next_open() {
     let (store, report) = open(dir.path());
     assert!(!report.clean);
     wait_for_deletions(&store);
-    assert_eq!(compact_all(&store).strays, 2);
-    assert_eq!(compact_all(&store).strays, 0, "told once");
+    assert_eq!(compact_all(&store).leftovers, 2);
+    assert_eq!(compact_all(&store).leftovers, 0, "told once");
     assert_eq!(outcome(&store, &key("kept")).unwrap(), bytes(9_000));
     assert_eq!(stored(&store, &key("held")).unwrap().context.get("c").unwrap(), bytes(9_000));
     put(&store, &key("new"), done(b"x"));
@@ -333,7 +333,7 @@ fn runs_are_merged_so_that_they_stay_few_and_nothing_is_lost() {
     let (store, _) = open(dir.path());
     assert_eq!(store.verify().unwrap().records, 41);
     wait_for_deletions(&store);
-    assert_eq!(compact_all(&store).strays, 0, "a close is no crash");
+    assert_eq!(compact_all(&store).leftovers, 0, "a close is no crash");
 }
 
 #[test]
