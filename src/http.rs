@@ -1,4 +1,4 @@
-//! HTTP requests that carry an idempotency key, and their answers.
+//! HTTP requests that carry an idempotency key, and the responses to them.
 
 pub(crate) mod header;
 pub(crate) mod problem;

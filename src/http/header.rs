@@ -1,4 +1,4 @@
-//! A key in the header that clients send it in.
+//! Reads a key from an HTTP header.
 
 mod parameters;
 
@@ -9,28 +9,28 @@ use parameters::Malformed;
 
 const NAME: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// What is wrong with a value.
+/// A fault of a header's value: the end of a message that begins with the header's name.
 type Problem = &'static str;
 
 impl Key {
     /// Reads the key in the `Idempotency-Key` header; `None` if there is no such header.
     ///
-    /// Two forms are read, and `"k"` and `k` are the same key:
+    /// Accepts two forms. `"k"` and `k` are the same key:
     ///
-    /// - **In quotes**, as the IETF draft says: a string of a structured field, strictly by RFC 9651. Between the quotes is
-    ///   printable ASCII; a backslash escapes a quote or a backslash and nothing else. Parameters may follow, and say nothing
-    ///   about the key: `"k";v=1` is `k`.
-    /// - **Bare**, as most clients send it: any printable ASCII but `"` and `,`, not beginning with a quote. All of it is the
-    ///   key as it stands, with its spaces, semicolons and backslashes: `k;v=1` is another key than `k`. So are the other
-    ///   types of structured fields: `:azE=:` and `?1` are keys of five and of two characters.
+    /// - **In quotes**, as the IETF draft says: a string of a structured field, strictly by RFC 9651. The text between the
+    ///   quotes is printable ASCII. A backslash may only escape a quote or a backslash. Parameters may follow and are
+    ///   ignored: `"k";v=1` is `k`.
+    /// - **Bare**, as most clients send it: any printable ASCII except `"` and `,`. The whole value is the key, including
+    ///   spaces, semicolons and backslashes: `k;v=1` is another key than `k`. Other types of structured fields are read as
+    ///   bare keys too: `:azE=:` and `?1` are keys of six and of two characters.
     ///
-    /// Spaces and tabs around the whole value belong to the header, in both forms.
+    /// Spaces and tabs around the whole value are not part of the key, in both forms.
     ///
     /// # Errors
     ///
     /// [`InvalidKey`](ErrorKind::InvalidKey) if there are two such headers, if the key is empty or longer than
-    /// [`Key::MAX_BYTES`](crate::Key::MAX_BYTES), or if it has neither form. A comma in a bare key is refused because a proxy may
-    /// have joined two headers there.
+    /// [`Key::MAX_BYTES`](crate::Key::MAX_BYTES), or if it has neither form. A bare key with a comma is rejected because a
+    /// proxy may have joined two headers there.
     ///
     /// ```
     /// use oncekey::Key;
@@ -47,22 +47,22 @@ impl Key {
         Self::from_headers_named(headers, &NAME)
     }
 
-    /// As [`from_headers`](Self::from_headers), from a header of another name.
+    /// Reads the key in the header `name`, as [`from_headers`](Self::from_headers) does.
     ///
     /// # Errors
     ///
-    /// As [`from_headers`](Self::from_headers).
+    /// The errors of [`from_headers`](Self::from_headers).
     pub fn from_headers_named(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Self>> {
         let mut values = headers.get_all(name).iter();
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
-            return Err(refused(name, "is there twice"));
+            return Err(refused(name, "occurs twice"));
         }
         read(value.as_bytes(), name).map(Some)
     }
 }
 
-/// The key in the value of such a header.
+/// Returns the key in the value of an `Idempotency-Key` header.
 pub(crate) fn from_header(value: &[u8]) -> Result<Key> {
     read(value, &NAME)
 }
@@ -76,7 +76,7 @@ fn read(value: &[u8], name: &HeaderName) -> Result<Key> {
     Key::new(key.map_err(|problem| refused(name, problem))?)
 }
 
-/// Without the spaces and tabs that may stand around any header's value.
+/// Removes the spaces and tabs around a header's value.
 fn trimmed(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -96,7 +96,7 @@ fn bare(value: &[u8]) -> Result<Vec<u8>, Problem> {
     Ok(value.to_vec())
 }
 
-/// What stands between the opening quote, which is gone already, and the closing one.
+/// Returns the text up to the closing quote, unescaped. `quoted` begins after the opening quote.
 fn unquoted(quoted: &[u8]) -> Result<Vec<u8>, Problem> {
     let mut key = Vec::with_capacity(quoted.len());
     let mut rest = quoted.iter();
@@ -119,7 +119,7 @@ fn check_parameters(rest: &[u8]) -> Result<(), Problem> {
     parameters::check(rest).map_err(|problem| match problem {
         Malformed::Name => "has a parameter without a name",
         Malformed::Value => "has a parameter whose value is malformed",
-        Malformed::Trailing => "goes on behind the closing quote of its key",
+        Malformed::Trailing => "has text after the closing quote of its key",
     })
 }
 
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_of_a_string_say_nothing_about_its_key() {
+    fn parameters_after_a_quoted_key_are_ignored() {
         accepted(b"\"k\";p=1", "k");
         accepted(b"\"k\";p;q=?1;  *r.s-t_u=tok/en:1", "k");
         accepted(b"\"k;p=1\";p=-12.5;p=@1659578233;b=:aGVsbG8=:\t", "k;p=1");
@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_key_is_its_text_whatever_type_of_structured_field_it_looks_like() {
+    fn a_bare_value_that_looks_like_another_structured_field_is_the_key() {
         for bare in ["k;p=1", ":a2s=:", "?1", "@1", "%20", "-1.5", "(a b)", "a\\b", "'k'", "k;"] {
             accepted(bare.as_bytes(), bare);
         }
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn malformed_values_are_rejected_with_a_reason() {
         is_refused(b"", "empty");
         is_refused(b" \t ", "empty");
         is_refused(b"\"\"", "empty");
@@ -184,12 +184,12 @@ mod tests {
         is_refused(b"\"k\\\"", "no closing quote");
         is_refused(b"\"k\\", "backslash");
         is_refused(b"\"\\k\"", "backslash");
-        is_refused(b"\"k\" ;p", "behind the closing quote");
-        is_refused(b"\"k\";p=1 ;q", "behind the closing quote");
-        is_refused(b"\"k\";p, \"l\"", "behind the closing quote");
-        is_refused(b"\"k\";p=1, \"l\"", "behind the closing quote");
-        is_refused(b"\"k\";p=\"a\"b", "behind the closing quote");
-        is_refused(b"\"k\";p=1.2.3", "behind the closing quote");
+        is_refused(b"\"k\" ;p", "after the closing quote");
+        is_refused(b"\"k\";p=1 ;q", "after the closing quote");
+        is_refused(b"\"k\";p, \"l\"", "after the closing quote");
+        is_refused(b"\"k\";p=1, \"l\"", "after the closing quote");
+        is_refused(b"\"k\";p=\"a\"b", "after the closing quote");
+        is_refused(b"\"k\";p=1.2.3", "after the closing quote");
         for unnamed in [&b"\"k\";"[..], b"\"k\";;p", b"\"k\";P=1", b"\"k\";1=1", b"\"k\";=1", b"\"k\"; ,", b"\"k\";\tp"]
         {
             is_refused(unnamed, "parameter without a name");
@@ -211,7 +211,7 @@ mod tests {
             is_refused(value, "value is malformed");
         }
         is_refused(b"\"\";p=1", "empty");
-        is_refused(b"\"k\", \"l\"", "behind the closing quote");
+        is_refused(b"\"k\", \"l\"", "after the closing quote");
         is_refused(b"k\"", "a quote");
         is_refused(b"k, l", "joined");
         for value in [&b"k\x00"[..], b"\x7f", b"k\tl", "k\u{e9}".as_bytes(), b"\"k\xff\"", b"\"k\tl\"", b"\nk"] {
@@ -234,13 +234,13 @@ mod tests {
             usize::try_from(seed % below as u64).unwrap()
         };
         for _ in 0..20_000 {
-            // Mostly what has a meaning in quotes.
+            // Mostly characters with a special meaning in quotes.
             let alphabet = b"\"\\\\\" ,;k~!";
             let key: String = (0..=next(12)).map(|_| char::from(alphabet[next(alphabet.len())])).collect();
             let quoted = format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""));
             accepted(quoted.as_bytes(), &key);
             match from_header(key.as_bytes()) {
-                // Whatever is read, reads the same when it is quoted.
+                // A key that was read is read as the same key when it is quoted.
                 Ok(read) => {
                     let text = read.as_str().unwrap();
                     assert!(text.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{text}");
@@ -257,13 +257,13 @@ mod tests {
     }
 
     #[test]
-    fn one_header_is_a_key_none_is_none_two_are_refused() {
+    fn no_header_is_none_and_two_headers_are_rejected() {
         let mut headers = HeaderMap::new();
         headers.insert("x-idempotency-key", HeaderValue::from_static("other"));
         assert_eq!(Key::from_headers(&headers).unwrap(), None);
         headers.insert("Idempotency-Key", HeaderValue::from_static("k"));
         assert_eq!(Key::from_headers(&headers).unwrap(), Some(Key::new("k").unwrap()));
-        // Even the same one twice: which of them the client meant is not ours to say.
+        // Two headers are rejected even if their values are equal.
         headers.append("IDEMPOTENCY-KEY", HeaderValue::from_static("k"));
         assert!(Key::from_headers(&headers).unwrap_err().to_string().contains("twice"));
     }

@@ -1,4 +1,4 @@
-//! Problem details (RFC 9457): the answer to a client when there is no response of the operation.
+//! Problem details (RFC 9457): the response to a client when there is no response of the operation.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,31 +13,32 @@ use crate::api::manager::execute::ExecuteError;
 use crate::types::error::{Error, ErrorKind};
 use crate::types::record::RecordInfo;
 
-/// The answer to an HTTP client where there is no response of the operation: problem details (RFC 9457), in JSON.
+/// The response to an HTTP client when there is no response of the operation: problem details (RFC 9457), in JSON.
 ///
-/// [`Requests::handle`](crate::http::Requests::handle) answers with these. A handler of your own gets them from [`Begin::problem`],
-/// [`ExecuteError::problem`], [`Problem::missing_key`] and, for an [`Error`], by `From`.
+/// [`Requests::handle`](crate::http::Requests::handle) returns these. A handler of your own gets them from
+/// [`Begin::problem`], [`ExecuteError::problem`] and [`Problem::missing_key`], and converts an [`Error`] with `From`. In
+/// the table, "fault" marks the problems for which [`is_fault`](Self::is_fault) is true.
 ///
-/// | `code` | status | when | a fault |
+/// | `code` | status | when | fault |
 /// |---|---|---|---|
-/// | `missing_key` | 400 | there is no key | |
+/// | `missing_key` | 400 | the request has no key | |
 /// | `invalid_key` | 400 | the key is malformed or too long | |
-/// | `bad_target` | 400 | the target of the request is not a path | |
+/// | `bad_target` | 400 | the request target is not a path | |
 /// | `bad_content` | 400 | the rule of [`SameRequest`](crate::http::SameRequest) cannot read the request | |
-/// | `mismatch` | 422 | the key belongs to another request | |
+/// | `mismatch` | 422 | the key belongs to a different request | |
 /// | `in_progress` | 409, with `Retry-After` | another request with this key is still running | |
-/// | `paused` | 503, with `Retry-After` | an earlier one was released a short time ago, and the manager has a [`retry_pause`](crate::ManagerOptions::retry_pause) | |
-/// | `interrupted` | 409 | an earlier one was interrupted, and its record is held | |
-/// | `too_large` | 413 | what is kept of the request does not fit a context | |
+/// | `paused` | 503, with `Retry-After` | an earlier attempt was released less than [`retry_pause`](crate::ManagerOptions::retry_pause) ago | |
+/// | `interrupted` | 409 | an earlier attempt was interrupted, and its record is held | |
+/// | `expired` | 410 | the answer has expired, and the manager [remembers](crate::ManagerOptions::remember_expired) the key | |
 /// | `response_too_large` | 500 | the response could be too large to be stored; the operation did not run | yes |
 /// | `not_stored` | 500 | the operation ran, and its outcome could not be stored | yes |
-/// | `unreadable` | 500 | there is an outcome, or a stage, that this service cannot read | yes |
+/// | `unreadable` | 500 | this service cannot read the stored outcome or stage | yes |
 /// | `unavailable` | 503, with `Retry-After` | the engine is closed, poisoned, full or overloaded | yes |
 /// | `internal` | 500 | any other error of the engine | yes |
 ///
-/// The body names no key, tells nothing of the outcome of any request, and nothing of an error but for `invalid_key`. None says
-/// that nothing was processed: an earlier request may have been, and a client that believes it takes another key and repeats the
-/// effect.
+/// The body never contains a key or an outcome. Only `invalid_key` contains the text of an error. No body claims that
+/// nothing was processed, because an earlier request may have been: a client that believed the claim would take another key
+/// and repeat the effect.
 ///
 /// ```
 /// use oncekey::{Begin, Engine, Manager};
@@ -60,13 +61,13 @@ pub struct Problem {
     code: &'static str,
     detail: Cow<'static, str>,
     is_fault: bool,
-    /// Until when it goes away by itself, about.
+    /// The time after which another try may get another answer. `None` if it would get the same answer.
     passes: Option<Duration>,
     error: Option<Error>,
     type_prefix: Option<Arc<str>>,
 }
 
-/// The member `code` is an extension: the statuses alone do not tell one 409 from another.
+/// The body. The member `code` is an extension, because several problems share one status.
 #[derive(Serialize)]
 struct Details<'a> {
     #[serde(rename = "type")]
@@ -78,10 +79,10 @@ struct Details<'a> {
 }
 
 impl Problem {
-    /// How long a client should wait before it tries again, where that makes sense.
+    /// The time that a client should wait before it tries again, unless the record names one.
     const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-    /// There is no key in this header.
+    /// Creates the problem for a request that has no key in this header.
     ///
     /// ```
     /// use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Key, Manager, Status, http::Problem};
@@ -117,61 +118,61 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "missing_key", detail)
     }
 
-    /// Sets the address of the problem's type: this prefix, and the code. Default: `about:blank`.
+    /// Sets the URI of the problem's type to this prefix followed by the code. Default: `about:blank`.
     pub fn with_type(self, prefix: impl Into<Arc<str>>) -> Self {
         Self { type_prefix: Some(prefix.into()), ..self }
     }
 
-    /// Returns its status.
+    /// Returns the HTTP status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// Returns its code, which is the member `code` of the body.
+    /// Returns the code, which is the member `code` of the body.
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.code
     }
 
-    /// Whether it is a fault of the service or its store, which its operators should look at. Otherwise it is a mistake of the
-    /// client, or the state of the key.
+    /// Returns true for a fault of the service or its store, which an operator should look at. Otherwise the cause is a
+    /// mistake of the client or the state of the key.
     #[must_use]
     pub fn is_fault(&self) -> bool {
         self.is_fault
     }
 
-    /// Returns the error behind it, for the log.
+    /// Returns the error that caused the problem, for the log.
     #[must_use]
     pub fn error(&self) -> Option<&Error> {
         self.error.as_ref()
     }
 
-    /// Returns how long the client is asked to wait before it sends the request again, in `Retry-After`; `None` where another
-    /// try would get the same answer.
+    /// Returns the time that the client should wait before it sends the request again. `Retry-After` has it, rounded up to
+    /// seconds. Returns `None` if another try would get the same answer.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.passes
     }
 
-    /// Returns the response. Its extensions have this problem, and, if it is a fault, its [`Error`].
+    /// Returns the HTTP response. Its extensions contain this problem and, for a fault, the [`Error`].
     #[must_use]
     pub fn response(self) -> http::Response<Vec<u8>> {
         let phrase = self.status.canonical_reason().unwrap_or_default();
         let (kind, title) = match &self.type_prefix {
-            // What RFC 9457 wants as the title of this type.
+            // RFC 9457 asks for the phrase of the status as the title of this type.
             None => (Cow::Borrowed("about:blank"), Cow::Borrowed(phrase)),
             Some(prefix) => (format!("{prefix}{}", self.code).into(), self.code.replace('_', " ").into()),
         };
         let status = self.status.as_u16();
         let details = Details { kind: &kind, title: &title, status, detail: &self.detail, code: self.code };
-        // Numbers and text can always be written.
+        // Serializing numbers and text cannot fail.
         let mut response = http::Response::new(serde_json::to_vec(&details).unwrap_or_default());
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(wait) = self.retry_after() {
-            // A client that comes too early is told to wait again.
+            // Round up: a client that comes too early would have to wait again.
             let seconds = wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
@@ -205,7 +206,7 @@ impl Problem {
 
     pub(crate) fn bad_content(error: Error) -> Self {
         let detail =
-            "The request cannot be read, so that it cannot be told from other requests with its idempotency key.";
+            "The request cannot be read, so it cannot be compared with other requests that have its idempotency key.";
         Self::new(StatusCode::BAD_REQUEST, "bad_content", detail).because_of(error)
     }
 
@@ -215,7 +216,7 @@ impl Problem {
     }
 
     pub(crate) fn paused(info: &RecordInfo) -> Self {
-        let detail = "An earlier request with this idempotency key could not be processed, and had no effect. Send it again \
+        let detail = "An earlier request with this idempotency key could not be processed and had no effect. Send it again \
                       later.";
         let passes = info.retry_after().or(Some(Self::RETRY_AFTER));
         Self { passes, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "paused", detail) }
@@ -244,7 +245,7 @@ impl Problem {
     }
 }
 
-/// An error because of which there is no answer.
+/// Converts an error that left the request without a response.
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let problem = match error.kind() {
@@ -261,7 +262,7 @@ impl From<Error> for Problem {
             ErrorKind::Expired => Self::new(
                 StatusCode::GONE,
                 "expired",
-                "This idempotency key was used, and its answer is kept no more. Send a new request under a new key.",
+                "This idempotency key was used, and its answer is no longer kept. Send a new request under a new key.",
             ),
             ErrorKind::Conflict => Self::unavailable(
                 "Too many requests change the same data. Send the request again later, with the same key.",
@@ -277,7 +278,7 @@ impl From<Error> for Problem {
             | ErrorKind::StoreInUse => Self::unavailable(
                 "Idempotency keys cannot be looked up at present. Send the request again later, with the same key.",
             ),
-            // There is a record, so something may have been processed.
+            // A record exists, so the request may have been processed.
             ErrorKind::Codec | ErrorKind::TypeMismatch | ErrorKind::UnknownRecoveryPoint => Self::fault(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "unreadable",
@@ -301,8 +302,9 @@ impl From<Problem> for http::Response<Vec<u8>> {
 }
 
 impl<T, E> Begin<T, E> {
-    /// Returns what to tell an HTTP client; `None` for [`Claimed`](Self::Claimed) and [`Replay`](Self::Replay), which have an
-    /// answer of their own. [`Problem`] has the table.
+    /// Returns the problem to send to an HTTP client. Returns `None` for [`Claimed`](Self::Claimed) and
+    /// [`Replay`](Self::Replay), for which the response comes from the operation or the record. [`Problem`] lists all
+    /// codes.
     ///
     /// ```
     /// use oncekey::{Begin, Engine, http::{Problem, Requests, Response}};
@@ -342,8 +344,8 @@ impl<T, E> Begin<T, E> {
 }
 
 impl<T, E> ExecuteError<T, E> {
-    /// Returns what to tell an HTTP client; `None` for [`Failed`](Self::Failed), whose failure is the answer. [`Problem`] has the
-    /// table.
+    /// Returns the problem to send to an HTTP client. Returns `None` for [`Failed`](Self::Failed), whose failure is the
+    /// answer. [`Problem`] lists all codes.
     ///
     /// ```
     /// use oncekey::{CallOptions, Engine, ExecuteError, Manager};

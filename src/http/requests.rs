@@ -1,4 +1,4 @@
-//! Requests: keys of operations that have a method, a path and parameters, and are answered with a response.
+//! Requests: operations with a method, a path and parameters, whose outcome is an HTTP response.
 
 mod finding;
 mod handle;
@@ -33,13 +33,16 @@ pub use options::HandleOptions;
 pub use request::{Created, NewRequest, RequestPatch};
 pub use same::SameRequest;
 
-/// Operations that have a method, a path and parameters, and are answered with a [`Response`].
+/// Runs operations that have a method, a path and parameters, and whose outcome is a [`Response`].
 ///
-/// It is a [`Manager`] whose outcomes are responses, successes and failures alike. Method, path and parameters are the
-/// fingerprint, so another request under the same key is a mismatch. Method and path are kept in the context, as `method` and
-/// `path`; of the parameters only the fingerprint is stored, unless [`keep_params`](Requests::keep_params) says otherwise.
-/// With [`on_interrupted`](ManagerOptions::on_interrupted) not set, a request is held after an interruption; only one that
-/// [`drive`](Requests::drive) begins resumes, at its recovery point.
+/// Wraps a [`Manager`] whose successes and failures are both responses.
+///
+/// - **Fingerprint.** Method, path and parameters form the fingerprint, so a different request under the same key is a
+///   mismatch.
+/// - **Context.** The record's context contains the method and the path, as `method` and `path`. The parameters are not
+///   stored, unless [`keep_params`](Requests::keep_params) is set.
+/// - **Interruption.** If [`on_interrupted`](ManagerOptions::on_interrupted) is not set, an interrupted request is held. A
+///   request begun by [`drive`](Requests::drive) resumes at its recovery point instead.
 ///
 /// Cheap to clone; clones share everything.
 ///
@@ -67,20 +70,21 @@ pub struct Requests {
 }
 
 impl Engine {
-    /// The requests of that name; they share their records with the manager of this name.
+    /// Returns the requests of this name, with the default options. They share their records with the manager of the same
+    /// name.
     ///
     /// # Errors
     ///
-    /// As [`manager`](Engine::manager).
+    /// The errors of [`manager`](Engine::manager).
     pub fn requests(&self, name: &str) -> Result<Requests> {
         self.requests_with(name, ManagerOptions::new())
     }
 
-    /// As [`requests`](Engine::requests), with options, which are this handle's.
+    /// Returns the requests of this name, with options. The options belong to this handle and its clones.
     ///
     /// # Errors
     ///
-    /// As [`manager_with`](Engine::manager_with).
+    /// The errors of [`manager_with`](Engine::manager_with).
     ///
     /// ```
     /// use oncekey::{Engine, ManagerOptions, OnInterrupted, http::NewRequest};
@@ -97,7 +101,7 @@ impl Engine {
 }
 
 impl Requests {
-    /// The manager, for everything that it can do beside: wait, resolve, reopen, remove, extend.
+    /// Returns the manager, for the calls that `Requests` does not have: wait, resolve, forget, remove, extend.
     ///
     /// ```
     /// # let engine = oncekey::Engine::temporary()?;
@@ -110,8 +114,8 @@ impl Requests {
         &self.manager
     }
 
-    /// The requests of one authenticated user or tenant; as [`Manager::scoped`]. Without it a client that guesses another's key
-    /// and request reads the other's response.
+    /// Returns the requests of one authenticated user or tenant, as [`Manager::scoped`] does. Without a scope, a client
+    /// that guesses the key and the request of another client reads that client's response.
     ///
     /// # Errors
     ///
@@ -130,14 +134,16 @@ impl Requests {
         Ok(Self { manager: self.manager.scoped(scope)?, ..self.clone() })
     }
 
-    /// Sets what [`handle`](Requests::handle) does with the response of an operation, whether that is an `Ok` or an `Err`, as
-    /// [`Manager::on_error`]. The default stores every response below 500. A 5xx is
-    /// [`ReleaseUnlessEffect`](OnError::ReleaseUnlessEffect): it interrupts if the operation asked for an
-    /// [`effect_id`](crate::Claim::effect_id) or committed a stage, because the effect may have happened. The client gets this
-    /// response then, and its retries a 409 until the key is [resolved](Manager::resolve). Otherwise it releases the key.
+    /// Sets the rule by which [`handle`](Requests::handle) stores, releases or interrupts after a response, as
+    /// [`Manager::on_error`] does for errors. The rule is applied to every response, `Ok` or `Err`.
     ///
-    /// If effects do not take their `effect_id` from the claim, classify a 5xx as [`Interrupt`](OnError::Interrupt). Release a
-    /// response only if it proves that nothing happened.
+    /// The default stores every response below 500. A 5xx is [`ReleaseUnlessEffect`](OnError::ReleaseUnlessEffect). If the
+    /// operation asked for an [`effect_id`](crate::Claim::effect_id) or committed a stage, the effect may have happened,
+    /// and the record is interrupted: the client gets the 5xx, and its retries get 409 until the key is
+    /// [resolved](Manager::resolve). Otherwise the key is released.
+    ///
+    /// If your effects do not use the claim's `effect_id`, classify a 5xx as [`Interrupt`](OnError::Interrupt). Release the
+    /// key only after a response that proves that nothing happened.
     ///
     /// ```
     /// # use oncekey::OnError;
@@ -154,7 +160,7 @@ impl Requests {
         Self { manager: self.manager.on_error(classify), ..self }
     }
 
-    /// These requests, with other options for [`handle`](Requests::handle).
+    /// Sets the options for [`handle`](Requests::handle).
     ///
     /// ```
     /// # use oncekey::http::HandleOptions;
@@ -168,10 +174,12 @@ impl Requests {
         Self { handling: options, ..self }
     }
 
-    /// Whether parameters are kept, in clear, in the context of new records, as `params`: for workers that
-    /// [`lock`](Requests::lock) a request later and need them, and to [`find`](Requests::find) by them. Listings and the
-    /// command line show them. They must fit into a [`Context`](crate::Context) then, or are `TooLarge`, and be of a type that
-    /// can be encoded, or are `Codec`. Default: no; then they may be of any size.
+    /// Stores the parameters of new requests in their context, as `params`, in clear text. Default: false; parameters may
+    /// then have any size.
+    ///
+    /// Use it for workers that [`lock`](Requests::lock) a request later and need its parameters, or to
+    /// [`find`](Requests::find) requests by them. Listings and the command line show the parameters. A call returns
+    /// `TooLarge` if they do not fit into a [`Context`](crate::Context), and `Codec` if they cannot be encoded.
     ///
     /// ```
     /// # use oncekey::http::NewRequest;
@@ -188,14 +196,14 @@ impl Requests {
 
     /// Asks for the right to run a request. Never waits for another owner.
     ///
-    /// `header_key` is what the client sent as `Idempotency-Key`, read as [`Key::from_headers`](crate::Key::from_headers) does; without one, the request
-    /// gets a key of its own, which is the last of its claim's [`parts`](crate::Key::parts).
+    /// `header_key` is the value of the client's `Idempotency-Key` header, which is read as by
+    /// [`Key::from_headers`](crate::Key::from_headers). Without a value, a new random key is generated. It is the last of
+    /// the [`parts`](crate::Key::parts) of the claim's key.
     ///
     /// # Errors
     ///
-    /// `InvalidKey` for a key that cannot be one; `InvalidOptions` for a method that is none in HTTP or a path that does not
-    /// begin with `/`; `Codec` for parameters that refuse to be serialized; with [`keep_params`](Requests::keep_params) also
-    /// what it says.
+    /// `InvalidKey` for a malformed key; `InvalidOptions` for a malformed method or a path that does not begin with `/`;
+    /// `Codec` for parameters that cannot be serialized. With [`keep_params`](Requests::keep_params), also its errors.
     pub fn initialize_request(
         &self,
         header_key: Option<&str>,
@@ -206,19 +214,21 @@ impl Requests {
         self.begin(self.sent(header_key, method, params, path)?)
     }
 
-    /// Runs the stages that are left of a request, unless it has a response; waits for another owner as
-    /// [`Manager::execute`] does. The arguments are those of [`initialize_request`](Requests::initialize_request).
+    /// Runs the remaining stages of a request, or replays its response. Waits for another owner as [`Manager::execute`]
+    /// does. The arguments are the same as for [`initialize_request`](Requests::initialize_request).
     ///
-    /// A request that this begins resumes after an interruption, unless the options say otherwise.
+    /// A request that this call begins resumes after an interruption, unless the manager's options say otherwise.
     ///
-    /// Without a `header_key` only the stages, by [`Claim::key`](crate::Claim::key), know the key of a request that fails, so it
-    /// cannot be sent again. If no stage has stored anything and no [`effect_id`](crate::Claim::effect_id) was asked for, its
-    /// record is removed instead of released. Otherwise the record stays, at its recovery point, to be [found](Requests::find)
-    /// until its TTL. To be able to go on, send a [`Key::generate`](crate::Key::generate) of your own.
+    /// Without a `header_key`, only the stages can learn the generated key, from [`Claim::key`](crate::Claim::key), so the
+    /// caller cannot retry a request that fails. If no stage has stored anything and no
+    /// [`effect_id`](crate::Claim::effect_id) was asked for, the record of such a request is removed instead of released.
+    /// Otherwise the record stays at its recovery point, where [`find`](Requests::find) lists it until its TTL ends. To be
+    /// able to retry, pass a key from [`Key::generate`](crate::Key::generate).
     ///
     /// # Errors
     ///
-    /// See [`DriveError`] and [`Claim::drive`](crate::Claim::drive); refused arguments are an `Execute` with an `Engine`'s.
+    /// See [`DriveError`] and [`Claim::drive`](crate::Claim::drive). Invalid arguments return `Execute` with an `Engine`
+    /// error inside.
     ///
     /// ```
     /// use http::StatusCode;
@@ -252,7 +262,7 @@ impl Requests {
         self.drive_new(self.sent(header_key, method, params, path)?, stages)
     }
 
-    /// A request that a client sent.
+    /// Returns the request of a client with this header and these parameters.
     fn sent(
         &self,
         header_key: Option<&str>,
@@ -265,12 +275,12 @@ impl Requests {
         request.with_params(params, self.keep_params)
     }
 
-    /// Makes a request that nobody owns, for others to [`lock`](Requests::lock). One that is there already stays as it is, in
-    /// whatever state, if it is the same request; [`Created::is_new`] says which it was.
+    /// Creates a request without an owner, for workers to [`lock`](Requests::lock). If the same request exists already, in
+    /// any state, it stays unchanged. [`Created::is_new`] tells the two cases apart.
     ///
     /// # Errors
     ///
-    /// `Mismatch` if the key belongs to another request; otherwise as
+    /// `Mismatch` if the key belongs to another request; otherwise the errors of
     /// [`initialize_request`](Requests::initialize_request).
     ///
     /// ```
@@ -290,7 +300,7 @@ impl Requests {
         self.manager.engine().protocol().create(&id, &start).map(Created::new)
     }
 
-    /// The record of a request, in whatever state it is.
+    /// Returns the record of a request in any state, or `None` if there is no record.
     ///
     /// ```
     /// # use oncekey::{STARTED, http::NewRequest};
@@ -305,12 +315,12 @@ impl Requests {
         self.manager.get(key)
     }
 
-    /// Asks for the right to run a request that is there, whatever its method, path and parameters are. Never waits for another
-    /// owner.
+    /// Asks for the right to run an existing request. Does not compare the method, the path or the parameters. Never waits
+    /// for another owner.
     ///
     /// # Errors
     ///
-    /// `NotFound` if there is none.
+    /// `NotFound` if the request does not exist.
     ///
     /// ```
     /// # use oncekey::{Begin, http::NewRequest};
@@ -328,16 +338,20 @@ impl Requests {
         self.manager.answer(id, begun)
     }
 
-    /// Changes a request that is neither finished nor owned: sets how far it has come, or ends it with a response.
+    /// Changes a request that is neither finished nor owned: sets its recovery point and checkpoint, or ends it with a
+    /// response.
     ///
-    /// A response ends it as a success, whatever its status. One that is held stays held: see
-    /// [`Manager::resolve`].
+    /// A response ends the request as a success, whatever its HTTP status. Without a response, a held request stays held;
+    /// to change that, see [`Manager::resolve`].
     ///
     /// # Errors
     ///
-    /// `NotFound`; `OwnedByClaim` while it is in progress; `NotInProgress` if it is finished. `InvalidOptions` for a patch that
-    /// says nothing, sets the recovery point [`FINISHED`](crate::FINISHED), or has a response beside anything else;
-    /// `InvalidName` for the name of a recovery point, `TooLarge` for a checkpoint or a response over the engine's limit.
+    /// - `NotFound` if the request does not exist, `OwnedByClaim` while it is in progress, `NotInProgress` if it is
+    ///   finished.
+    /// - `InvalidOptions` for a patch that is empty, sets the recovery point [`FINISHED`](crate::FINISHED), or has a
+    ///   response and anything else.
+    /// - `InvalidName` for a malformed name of a recovery point.
+    /// - `TooLarge` for a checkpoint or a response over the engine's limit.
     ///
     /// ```
     /// # use oncekey::http::{NewRequest, RequestPatch};
@@ -354,22 +368,20 @@ impl Requests {
         self.manager.engine().protocol().patch(&id, &patch)
     }
 
-    /// A patch that is within all limits and says one thing.
+    /// Checks a patch and encodes its response.
     fn checked(&self, id: &RecordId, patch: RequestPatch) -> Result<Patch> {
         let RequestPatch { recovery_point, checkpoint, response } = patch;
         if recovery_point.is_none() && checkpoint.is_none() && response.is_none() {
-            return Err(invalid("the patch says nothing"));
+            return Err(invalid("the patch is empty"));
         }
         if response.is_some() && (recovery_point.is_some() || checkpoint.is_some()) {
             return Err(invalid(
-                "the patch has a response, which ends the request, and a recovery point or checkpoint",
+                "the patch has both a response, which ends the request, and a recovery point or checkpoint",
             ));
         }
         if let Some(point) = &recovery_point {
             if point == FINISHED {
-                return Err(invalid(
-                    "the patch sets the recovery point of requests that have a response, and has none",
-                ));
+                return Err(invalid("the patch sets the recovery point of finished requests but has no response"));
             }
             check_recovery_point(point)?;
         }

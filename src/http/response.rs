@@ -1,4 +1,4 @@
-//! An HTTP response as it can be stored.
+//! HTTP responses that can be stored.
 
 use crate::types::value::Value;
 use http::header::{
@@ -13,13 +13,14 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-/// The header that a replay is marked with.
+/// The header that marks a replay.
 pub(crate) const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// The header that marks a response whose body was not stored; its value is the number of bytes.
+/// The header that marks a response whose body was not stored. Its value is the size of the body in bytes.
 pub(crate) const BODY_OMITTED: HeaderName = HeaderName::from_static("idempotent-body-omitted");
 
-/// Headers of one connection or of the framing of one message (RFC 9110, section 7.6.1), and the mark of a replay.
+/// Headers that belong to one connection or to the framing of one message (RFC 9110, section 7.6.1), and the mark of a
+/// replay.
 const OF_THE_CONNECTION: [HeaderName; 11] = [
     CONNECTION,
     CONTENT_LENGTH,
@@ -34,7 +35,7 @@ const OF_THE_CONNECTION: [HeaderName; 11] = [
     UPGRADE,
 ];
 
-/// Headers that describe the body, and say nothing without it.
+/// Headers that describe the body and have no meaning without it.
 const OF_THE_BODY: [HeaderName; 6] = [
     CONTENT_DISPOSITION,
     CONTENT_ENCODING,
@@ -44,18 +45,21 @@ const OF_THE_BODY: [HeaderName; 6] = [
     HeaderName::from_static("content-digest"),
 ];
 
-/// Headers that are for the first client only, unless the service says otherwise.
+/// Headers that only the first client gets, by default.
 pub(crate) const OF_THE_FIRST_ANSWER: [HeaderName; 3] = [DATE, SET_COOKIE, WWW_AUTHENTICATE];
 
-/// An HTTP response as it can be stored: status, headers and body, which is replayed byte for byte.
+/// An HTTP response that can be stored and replayed byte for byte: status, headers and body.
 ///
-/// The version and the extensions of an [`http::Response`] are not kept. Of headers with the same name, all are kept, in their
-/// order. `Debug` shows neither the body nor the values of headers.
+/// The version and the extensions of an [`http::Response`] are not kept. All headers of one name are kept, in order.
+/// `Debug` shows neither the body nor the values of headers.
 ///
-/// Some headers belong to one answer only, and are left out when the response is stored: those of the connection (`Connection`
-/// and those that it names, `Keep-Alive`, `Proxy-Authenticate`, `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`,
-/// `Transfer-Encoding`, `Upgrade`), `Content-Length`, which the server sets, an upstream's own `Idempotent-Replayed`, and
-/// those of [`not_stored`](Self::not_stored), by default `Date`, `Set-Cookie` and `WWW-Authenticate`.
+/// Some headers belong to one answer only and are not stored:
+///
+/// - headers of the connection: `Connection` and the headers that it names, `Keep-Alive`, `Proxy-Authenticate`,
+///   `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`, `Transfer-Encoding`, `Upgrade`
+/// - `Content-Length`, which the server sets
+/// - `Idempotent-Replayed`, if an upstream has set it
+/// - the headers set by [`not_stored`](Self::not_stored); by default `Date`, `Set-Cookie` and `WWW-Authenticate`
 ///
 /// ```
 /// use http::{StatusCode, header};
@@ -71,41 +75,43 @@ pub(crate) const OF_THE_FIRST_ANSWER: [HeaderName; 3] = [DATE, SET_COOKIE, WWW_A
 #[derive(Clone)]
 pub struct Response {
     status: StatusCode,
-    /// In a box, because a large error is moved at every `?`.
+    /// In a box, because each `?` moves the response if it is an error.
     headers: Box<HeaderMap>,
     body: Value,
-    /// Instead of the default list.
+    /// The list that replaces the default list.
     not_stored: Option<Arc<[HeaderName]>>,
 }
 
 impl Response {
-    /// A response with this status, no headers and an empty body.
+    /// Creates a response with this status, no headers and an empty body.
     #[must_use]
     pub fn new(status: StatusCode) -> Self {
         Self { status, headers: Box::default(), body: Value::default(), not_stored: None }
     }
 
-    /// The response with one header more; those of the same name stay.
+    /// Adds a header. Headers of the same name stay.
     ///
     /// # Panics
     ///
-    /// When there are more names than a [`HeaderMap`] can hold, which is over 24,000.
+    /// If the response has more names of headers than a [`HeaderMap`] can hold, which is over 24,000.
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.append(name, value);
         self
     }
 
-    /// The response with this body.
+    /// Sets the body.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into().into();
         self
     }
 
-    /// Leaves these headers out when the response is stored. Replaces the default list: `Date`, `Set-Cookie` and
-    /// `WWW-Authenticate`. Headers of the connection are never stored. [`Requests::handle`](crate::http::Requests::handle) sets the list
-    /// of [`HandleOptions::not_replayed`](crate::http::HandleOptions::not_replayed) instead.
+    /// Sets the headers that are not stored. Replaces the default list: `Date`, `Set-Cookie` and `WWW-Authenticate`.
+    /// Headers of the connection are never stored.
+    ///
+    /// [`Requests::handle`](crate::http::Requests::handle) replaces this list by
+    /// [`HandleOptions::not_replayed`](crate::http::HandleOptions::not_replayed).
     ///
     /// ```
     /// use http::header::{DATE, HeaderValue, SET_COOKIE};
@@ -131,8 +137,8 @@ impl Response {
         self
     }
 
-    /// Removes the body and the headers that describe it, and adds `Idempotent-Body-Omitted` with the number of bytes: a response
-    /// that fits where the whole one is too large.
+    /// Removes the body and the headers that describe it, and adds `Idempotent-Body-Omitted` with the size of the body in
+    /// bytes. Use it to store a response that is too large with its body.
     ///
     /// ```
     /// let large = oncekey::http::Response::new(http::StatusCode::OK).body("x".repeat(5_000));
@@ -145,13 +151,13 @@ impl Response {
         for name in &OF_THE_BODY {
             self.headers.remove(name);
         }
-        // A full map has no room for one more name.
+        // A full map has no room for one more name. Then leave the mark out.
         let _ = self.headers.try_insert(BODY_OMITTED, HeaderValue::from(self.body.len()));
         self.body = Value::default();
         self
     }
 
-    /// The same without its headers, but for the mark of an omitted body.
+    /// Removes all headers except the mark of an omitted body.
     pub(crate) fn without_headers(mut self) -> Self {
         let mark = self.headers.remove(BODY_OMITTED);
         self.headers.clear();
@@ -166,19 +172,19 @@ impl Response {
         self
     }
 
-    /// Its status.
+    /// Returns the status.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// Its headers.
+    /// Returns the headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// Its body.
+    /// Returns the body.
     #[must_use]
     pub fn body_bytes(&self) -> &[u8] {
         &self.body
@@ -192,7 +198,7 @@ impl<B: Into<Vec<u8>>> From<http::Response<B>> for Response {
     }
 }
 
-/// Two responses are equal if status, headers and body are.
+/// Two responses are equal if their statuses, headers and bodies are equal.
 impl PartialEq for Response {
     fn eq(&self, other: &Self) -> bool {
         (self.status, &self.headers, &self.body) == (other.status, &other.headers, &other.body)
@@ -221,8 +227,8 @@ impl fmt::Debug for Response {
     }
 }
 
-/// How it is written: status, headers in the order in which the map gives them, which is the order in which they were put in
-/// except that those of one name stand together, body.
+/// The stored form: status, headers, body. The headers have the order of the map's iterator: in order of insertion, but all
+/// headers of one name together.
 type Written<H> = (u16, H, Value);
 
 impl Serialize for Response {
@@ -245,7 +251,7 @@ impl<'de> Deserialize<'de> for Response {
             let value = HeaderValue::from_bytes(&value).map_err(D::Error::custom)?;
             headers.try_append(name, value).map_err(D::Error::custom)?;
         }
-        // What was stored is stored again as it is.
+        // A response from the store is stored again unchanged, so the list is empty.
         Ok(Self { status, headers, body, not_stored: Some([].into()) })
     }
 }
@@ -257,7 +263,7 @@ pub(crate) fn leave_out(headers: &mut HeaderMap, listed: &[HeaderName]) {
     }
 }
 
-/// The names of the headers that are there and belong to one answer only.
+/// Returns the names of the headers in the map that belong to one answer only.
 fn left_out(headers: &HeaderMap, listed: &[HeaderName]) -> HashSet<HeaderName> {
     let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let named = values.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok());
@@ -289,11 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn it_comes_back_as_it_was() {
+    fn a_response_is_read_back_unchanged() {
         let (bytes, _) = encode_checked("outcome", &full(), 1 << 10).unwrap();
         let read: Response = crate::types::codec::decode("outcome", &bytes).unwrap();
         assert_eq!(read, full());
-        assert!(bytes.ends_with(&encode(&read)), "it is compact");
+        assert!(bytes.ends_with(&encode(&read)), "the encoding is compact");
         let several: Vec<_> = read.headers().get_all(VARY).iter().map(HeaderValue::as_bytes).collect();
         assert_eq!(several, [&b"a=4111"[..], b"b=2", b"a=4111"]);
         assert_eq!(read.headers()[CONTENT_TYPE].as_bytes(), b"caf\xc3\xa9\xff");
@@ -310,7 +316,7 @@ mod tests {
             let (bytes, _) = encode_checked("outcome", response, 1 << 10).unwrap();
             let read: Response = crate::types::codec::decode("outcome", &bytes).unwrap();
             let (again, _) = encode_checked("outcome", &read, 1 << 10).unwrap();
-            assert_eq!(again, bytes, "what was stored is stored again as it is");
+            assert_eq!(again, bytes, "a stored response is stored again unchanged");
             read.headers().keys().map(ToString::to_string).collect()
         };
         let full = OF_THE_CONNECTION
@@ -322,11 +328,11 @@ mod tests {
         assert_eq!(stored(&full), ["location", "vary", "content-type"]);
         let kept = full.clone().not_stored([LOCATION]);
         assert_eq!(stored(&kept), ["vary", "content-type", "date", "set-cookie", "www-authenticate"]);
-        assert_eq!(kept, full, "they differ only in what is stored of them");
+        assert_eq!(kept, full, "the list of headers that are not stored does not count");
     }
 
     #[test]
-    fn a_response_without_its_body_says_so_and_keeps_the_other_headers() {
+    fn a_response_without_its_body_is_marked_and_keeps_the_other_headers() {
         let described =
             OF_THE_BODY.into_iter().fold(full(), |response, name| response.header(name, HeaderValue::from_static("x")));
         let bare = described.without_body();
@@ -338,7 +344,7 @@ mod tests {
         assert_eq!((smallest.headers().len(), &smallest.headers()[BODY_OMITTED]), (1, &HeaderValue::from(6)));
     }
 
-    // These bytes are in stores.
+    // Stores contain these bytes.
     #[test]
     fn the_format_is_that_of_the_first_release() {
         let small = Response::new(StatusCode::OK).header(LOCATION, HeaderValue::from_static("/")).body("b");
@@ -347,11 +353,11 @@ mod tests {
     }
 
     #[test]
-    fn every_status_and_many_headers_come_back_in_their_order() {
+    fn every_status_and_many_headers_are_read_back_in_order() {
         for code in 100..=999 {
             let mut response = Response::new(StatusCode::from_u16(code).unwrap());
             for number in 0..code % 70 {
-                // Every third name comes again.
+                // Every third name is repeated.
                 let name = format!("x-{}", if number % 3 == 0 { number / 6 } else { number });
                 response = response.header(name.parse().unwrap(), HeaderValue::from(number));
             }
@@ -363,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_response_is_refused() {
+    fn bytes_that_are_not_a_response_are_rejected() {
         let written = |status: u16, name: &str, value: &[u8]| {
             encode(&(status, vec![(name, Value::from(value))], Value::default()))
         };

@@ -1,6 +1,6 @@
-//! The parameters of an item of a structured field: RFC 9651, sections 3.1.2 and 4.2.3.2. They are checked and not kept.
+//! Checks the parameters of an item of a structured field: RFC 9651, sections 3.1.2 and 4.2.3.2.
 
-/// Why parameters are malformed.
+/// The reason why parameters are malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Malformed {
     Name,
@@ -9,10 +9,10 @@ pub(super) enum Malformed {
     Trailing,
 }
 
-/// Checks what follows an item: nothing, or parameters, each `;name` or `;name=value`.
+/// Checks the text after an item. The text is empty or consists of parameters, each `;name` or `;name=value`.
 pub(super) fn check(mut rest: &[u8]) -> Result<(), Malformed> {
     while let [b';', parameter @ ..] = rest {
-        // Only spaces may come before the name, not tabs.
+        // RFC 9651 allows spaces before the name, but no tabs.
         let (_, parameter) = split_while(parameter, |byte| byte == b' ');
         if !matches!(parameter, [b'a'..=b'z' | b'*', ..]) {
             return Err(Malformed::Name);
@@ -26,13 +26,13 @@ pub(super) fn check(mut rest: &[u8]) -> Result<(), Malformed> {
     if rest.is_empty() { Ok(()) } else { Err(Malformed::Trailing) }
 }
 
-/// Splits after the first bytes that match.
+/// Splits after the longest prefix of bytes that match.
 fn split_while(bytes: &[u8], matches: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
     let end = bytes.iter().position(|byte| !matches(*byte)).unwrap_or(bytes.len());
     bytes.split_at_checked(end).unwrap_or((bytes, &[]))
 }
 
-/// Returns what follows the bare item at the front; `None` if there is none.
+/// Returns the text after the bare item at the front, or `None` if there is no such item.
 fn after_bare_item(bytes: &[u8]) -> Option<&[u8]> {
     match bytes {
         [b'"', string @ ..] => after_string(string),
@@ -50,7 +50,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:/".contains(&byte)
 }
 
-/// The opening quote is gone already.
+/// Returns the text after a string. `string` begins after the opening quote.
 fn after_string(mut string: &[u8]) -> Option<&[u8]> {
     loop {
         string = match string {
@@ -61,7 +61,8 @@ fn after_string(mut string: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Also says whether the number is an integer: at most 15 digits. A decimal has at most 12, and 1 to 3 after the point.
+/// Returns the text after a number, and whether the number is an integer. An integer has at most 15 digits. A decimal has
+/// at most 12 digits before the point, and 1 to 3 after it.
 fn after_number(bytes: &[u8]) -> Option<(&[u8], bool)> {
     let digits = bytes.strip_prefix(b"-").unwrap_or(bytes);
     let (integer, rest) = split_while(digits, |byte| byte.is_ascii_digit());
@@ -72,7 +73,7 @@ fn after_number(bytes: &[u8]) -> Option<(&[u8], bool)> {
     (matches!(integer.len(), 1..=12) && matches!(fraction.len(), 1..=3)).then_some((rest, false))
 }
 
-/// Base64, whose padding may be missing; the opening colon is gone already.
+/// Returns the text after a byte sequence in base64, whose padding may be missing. `bytes` begins after the opening colon.
 fn after_binary(bytes: &[u8]) -> Option<&[u8]> {
     let (data, rest) = split_while(bytes, |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'));
     let (padding, rest) = split_while(rest, |byte| byte == b'=');
@@ -84,7 +85,8 @@ fn after_binary(bytes: &[u8]) -> Option<&[u8]> {
     rest.strip_prefix(b":").filter(|_| is_whole)
 }
 
-/// Percent-encoded UTF-8 in lower-case hexadecimal; the opening quote is gone already.
+/// Returns the text after a display string: percent-encoded UTF-8 in lower-case hexadecimal. `text` begins after the
+/// opening quote.
 fn after_display_string(mut text: &[u8]) -> Option<&[u8]> {
     let mut decoded = Vec::new();
     loop {
@@ -116,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_the_characters_of_the_grammar_and_nothing_else() {
+    fn a_name_has_only_the_characters_of_the_grammar() {
         for byte in 0..=u8::MAX {
             let first = byte.is_ascii_lowercase() || byte == b'*';
             assert_eq!(check(&[b';', byte, b'=', b'1']).is_ok(), first, "{byte}");

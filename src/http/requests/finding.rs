@@ -1,4 +1,4 @@
-//! Requests by what is known of them.
+//! Finds requests by a filter.
 
 use super::Requests;
 use crate::api::records::{RecordFilter, Records};
@@ -7,7 +7,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::outcome::Record;
 
 impl Requests {
-    /// The requests that match, of this name and scope; a prefix of keys is one inside the scope.
+    /// Lists the requests of this name and scope that match. A key prefix in the filter is relative to the scope.
     ///
     /// # Errors
     ///
@@ -26,11 +26,11 @@ impl Requests {
         self.manager.engine().records(filter.limited_to(self.manager.name(), &self.manager.scope)?)
     }
 
-    /// The one request that matches, with its response.
+    /// Returns the only request that matches, with its response. Returns `None` if no request matches.
     ///
     /// # Errors
     ///
-    /// `Ambiguous` if several match; otherwise as [`find`](Requests::find).
+    /// `Ambiguous` if several requests match; otherwise the errors of [`find`](Requests::find).
     ///
     /// ```
     /// # use oncekey::{ErrorKind, admin::RecordFilter, http::NewRequest};
@@ -47,11 +47,12 @@ impl Requests {
         self.retrieve_where(filter, |_record| true)
     }
 
-    /// The one request that matches and of which this is true: by any field, of its response too. Reads all that match.
+    /// Returns the only request that matches the filter and the closure. The closure sees every field, including the
+    /// response. Reads each request that matches the filter.
     ///
     /// # Errors
     ///
-    /// As [`retrieve_one`](Requests::retrieve_one).
+    /// The errors of [`retrieve_one`](Requests::retrieve_one).
     ///
     /// ```
     /// # use http::StatusCode;
@@ -78,7 +79,7 @@ impl Requests {
         for info in self.manager.engine().records(filter.clone())? {
             let info = info?;
             let Some(key) = info.key().within(&self.manager.scope) else { continue };
-            // It may have changed since it was listed.
+            // The record may have changed since it was listed, so apply the filter again.
             let record = self.manager.get(key)?.filter(|record| filter.matches(record.info()));
             if let Some(record) = record.filter(&matches) {
                 choose(&mut only, record)?;
@@ -88,7 +89,7 @@ impl Requests {
     }
 }
 
-/// There may be only one.
+/// Stores `record` in `only`, or returns `Ambiguous` if a record is there already.
 pub(super) fn choose(only: &mut Option<Record<Response, Response>>, record: Record<Response, Response>) -> Result<()> {
     if let Some(first) = only {
         let (first, second) = (first.info(), record.info());

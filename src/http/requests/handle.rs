@@ -1,4 +1,4 @@
-//! A whole HTTP request, answered once, by the IETF draft on the `Idempotency-Key` header.
+//! Handles whole HTTP requests by the IETF draft on the `Idempotency-Key` header.
 
 use http::HeaderValue;
 
@@ -15,28 +15,29 @@ use crate::types::key::Key;
 use crate::types::options::{CallOptions, OnError};
 
 impl Requests {
-    /// Answers an HTTP request, by running the operation once for its `Idempotency-Key`. For any server that works with
-    /// threads.
+    /// Answers an HTTP request: runs the operation once for its `Idempotency-Key`, and replays the stored response to every
+    /// retry. Works with any server that handles requests in threads.
     ///
-    /// [`HandleOptions`] change what is said here. Requests of `GET`, `HEAD` and `OPTIONS` pass through: they need no key, run
-    /// each time, and nothing of them is stored. It never waits for another owner.
+    /// These are the defaults; [`HandleOptions`] change them. Requests with the method `GET`, `HEAD` or `OPTIONS` pass
+    /// through: they need no key, they run each time, and nothing is stored. The call never waits for another owner of the
+    /// key.
     ///
     /// | the key | the answer |
     /// |---|---|
-    /// | is new | what the operation returns, `Ok` or `Err`: stored, released or interrupted as [`on_error`](Requests::on_error) says |
-    /// | has an outcome | that response, with `Idempotent-Replayed: true` if its headers have room for that, and without [those](HandleOptions::not_replayed) that are for the first client |
+    /// | is new | the response that the operation returns, `Ok` or `Err`; [`on_error`](Requests::on_error) decides whether it is stored |
+    /// | has an outcome | the stored response with `Idempotent-Replayed: true`, without the [headers](HandleOptions::not_replayed) for the first client |
     /// | is missing or malformed | 400 |
-    /// | has another method, path, query or body | 422 |
+    /// | belongs to a request with another method, path, query or body | 422 |
     /// | is in progress | 409 with `Retry-After` |
     /// | was interrupted, and is held | 409 |
-    /// | was released within [`retry_pause`](crate::ManagerOptions::retry_pause) | 503 with `Retry-After` |
+    /// | was released less than [`retry_pause`](crate::ManagerOptions::retry_pause) ago | 503 with `Retry-After` |
     ///
-    /// The last five, and faults of the engine, are a [`Problem`], which is also in the response's extensions. The [`Error`] of a
-    /// fault, which clients are not told, is there as well, for the log; a mistake of a client has none.
+    /// The last five rows and faults of the engine are a [`Problem`], which is also in the response's extensions. For a
+    /// fault, the extensions also contain the [`Error`], for the log. The client does not see the error.
     ///
-    /// An interruption is held unless the options say otherwise. A panic of the operation goes on through here. The record has
-    /// method and path in its context; the query, as `params`, a `String`, only with
-    /// [`keep_params`](Requests::keep_params), and the body never.
+    /// An interrupted record is held, unless the manager's options say otherwise. A panic of the operation unwinds through
+    /// this call. The record's context has the method and the path. With [`keep_params`](Requests::keep_params) it also has
+    /// the query, as the `String` `params`. The body of the request is never stored.
     ///
     /// ```
     /// use http::StatusCode;
@@ -64,7 +65,7 @@ impl Requests {
         self.handle_with(request, &self.handling, operation)
     }
 
-    /// As [`handle`](Requests::handle), with the options of this call, instead of those of
+    /// Answers an HTTP request as [`handle`](Requests::handle) does. Uses these options instead of the options set by
     /// [`with_handling`](Requests::with_handling).
     ///
     /// ```
@@ -102,14 +103,14 @@ impl Requests {
                 Ok(response) => (response, true),
                 Err(response) => (response, false),
             };
-            // An upstream's own marks would make the first answer look like a replay.
+            // Remove these marks if an upstream has set them: they would make the first answer look like a replay.
             let response = response.without(&REPLAYED).without(&BODY_OMITTED);
-            // What a stage has stored is the answer, whatever the operation returns.
+            // If a stage has stored a response, that response is the answer, whatever the operation returns.
             if !claim.is_ended() {
                 first = Some(response.clone());
             }
-            // A response that is not to be stored is a failure, in whichever arm it comes; so is an error's that may be made of a
-            // fault of the engine.
+            // A response that must not be stored becomes a failure, even if the operation returned it as `Ok`. An error
+            // response may stem from a fault of the engine; then the record is interrupted.
             let is_fault = error::met() != met && response.status().as_u16() >= 400;
             let on_error = if is_fault { OnError::Interrupt } else { self.manager.classify(&response) };
             let response = options.storable(response);
@@ -121,7 +122,7 @@ impl Requests {
         };
         let done = self.manager.claim_and_run(key, execute, |mut claim| {
             if let Err(error) = self.check_size(options) {
-                // Nothing has happened.
+                // Release the key: the operation has not run.
                 claim.release_on_drop(true);
                 return Err(Stopped::TooLarge(error));
             }
@@ -130,7 +131,7 @@ impl Requests {
         answered(done, first, options)
     }
 
-    /// Checks that a response of the size that the options announce can be stored.
+    /// Checks that a response of the announced size can be stored.
     fn check_size(&self, options: &HandleOptions) -> Result<()> {
         let limit = self.manager.engine().protocol().max_value_bytes();
         if options.response_bytes as u64 <= limit {
@@ -140,7 +141,7 @@ impl Requests {
         Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// The key, and how it is executed; `None` if no key is needed and there is none.
+    /// Returns the key of a request and the options to execute it. Returns `None` if the request has no key and needs none.
     fn asked<B: AsRef<[u8]>>(
         &self,
         request: &http::Request<B>,
@@ -152,7 +153,7 @@ impl Requests {
         Ok(Some((key, execute)))
     }
 
-    /// Runs the operation with a claim that has no record, also while no record could be stored.
+    /// Runs the operation with a claim that has no record. Works even while the engine cannot store records.
     fn pass_through<B>(
         &self,
         request: &http::Request<B>,
@@ -167,7 +168,7 @@ impl Requests {
 
     fn unrecorded(&self) -> Result<Claim<Response, Response>> {
         let manager = &self.manager;
-        // A scope may be too long for a generated key; it only has to be new.
+        // A long scope may leave no room for a generated key. Then leave the scope out: the id only has to be unique.
         let id = error::handled(|| manager.id(Key::generate()).ok())
             .unwrap_or_else(|| RecordId::new(&manager.name().into(), Key::generate()));
         let start = manager.start(CallOptions::new(), false)?;
@@ -176,10 +177,10 @@ impl Requests {
     }
 }
 
-/// Why `handle` has no outcome.
+/// The reason why `handle` has no outcome.
 enum Stopped {
     Execute(ExecuteError<Response, Response>),
-    /// A response could be too large to be stored, so that the operation has not run.
+    /// The response could be too large to be stored, so the operation has not run.
     TooLarge(Error),
 }
 
@@ -189,7 +190,9 @@ impl From<ExecuteError<Response, Response>> for Stopped {
     }
 }
 
-/// Stores as much of a response as fits, if that is why it was not stored; returns why the whole was not.
+/// Stores as much of a response as fits, if the whole response was too large.
+///
+/// Returns the error of the first attempt if something was stored, and `Err` otherwise.
 fn stored_bare(
     outcome: Result<Response, Response>,
     unstored: EndError<Claim<Response, Response>>,
@@ -212,7 +215,7 @@ fn stored_bare(
     Err(error)
 }
 
-/// The answer to the client. `first` is the response of the operation, if that has run now.
+/// Returns the answer to the client. `first` is the response of the operation, if this call ran it.
 fn answered(
     done: Result<Executed<Response>, Stopped>,
     first: Option<Response>,
@@ -238,7 +241,7 @@ fn answered(
                 answer.extensions_mut().insert(error);
                 answer
             }
-            // Its claim has ended, so that the record is interrupted: nobody may be told what came of it.
+            // The claim has ended and the record is interrupted, so the client must not learn the response.
             (Ok(error) | Err(error), _) => options.told(Problem::not_stored(error)),
         },
         ExecuteError::Engine(error) => options.told(error.into()),
@@ -250,7 +253,7 @@ fn sent(response: Response, replayed: bool, options: &HandleOptions) -> http::Re
     let headers = sent.headers_mut();
     if replayed {
         options.leave_out(headers);
-        // A map that is full, with over 24,000 names, has no room for one more: then the answer is what counts.
+        // A full map, with over 24,000 names, has no room for one more. Then send the response without the mark.
         let _ = headers.try_insert(REPLAYED, HeaderValue::from_static("true"));
     }
     sent

@@ -18,7 +18,8 @@ use crate::types::key::IntoKey;
 use crate::types::outcome::{Finished, Record};
 use crate::types::record::RecordInfo;
 
-/// [`Requests`] inside a [`Transaction`]: what is done here is committed with the rows that it writes, or not at all.
+/// [`Requests`] inside a [`Transaction`]. Changes made here are committed together with the rows that the transaction
+/// writes, or not at all.
 #[derive(Clone)]
 pub struct TransactionRequests<'tx> {
     requests: Requests,
@@ -26,7 +27,7 @@ pub struct TransactionRequests<'tx> {
 }
 
 impl Requests {
-    /// These requests, inside a transaction of the same engine.
+    /// Returns these requests inside a transaction of the same engine.
     ///
     /// ```
     /// use http::StatusCode;
@@ -54,22 +55,23 @@ impl Requests {
 }
 
 impl TransactionRequests<'_> {
-    /// As [`Requests::create`]; made once the transaction is committed.
+    /// Creates a request, as [`Requests::create`] does. The request exists when the transaction is committed.
     ///
     /// # Errors
     ///
-    /// As [`Requests::create`]; `InvalidOptions` in the transaction of another engine.
+    /// The errors of [`Requests::create`]; `InvalidOptions` in a transaction of another engine.
     pub fn create(&self, request: NewRequest) -> Result<Created> {
         self.run(|protocol, workspace| self.create_in(protocol, workspace, request))
     }
 
-    /// The request that a client sent, or a new one: with the arguments of [`Requests::initialize_request`], but without a claim,
-    /// which nobody can have before the transaction is committed. [`work_stage`](Self::work_stage) needs none.
+    /// Returns the request of a client, and creates it if it does not exist. Takes the arguments of
+    /// [`Requests::initialize_request`] but makes no claim, because a claim exists only after a commit.
+    /// [`work_stage`](Self::work_stage) works without a claim.
     ///
     /// # Errors
     ///
-    /// As [`Requests::initialize_request`]; `Mismatch` if the key belongs to another request; `InvalidOptions` in the transaction of
-    /// another engine.
+    /// The errors of [`Requests::initialize_request`]; `Mismatch` if the key belongs to another request; `InvalidOptions`
+    /// in a transaction of another engine.
     pub fn initialize_request(
         &self,
         header_key: Option<&str>,
@@ -89,7 +91,7 @@ impl TransactionRequests<'_> {
         protocol.create_in(workspace, &id, &start).map(Created::new)
     }
 
-    /// As [`Requests::lock`]; the claim is made by the commit: [`Locked::into_claim`] has it.
+    /// Locks a request, as [`Requests::lock`] does. The commit makes the claim; [`Locked::into_claim`] returns it.
     ///
     /// ```
     /// use oncekey::{Engine, Error, http::{Locking, NewRequest, Response}};
@@ -97,7 +99,7 @@ impl TransactionRequests<'_> {
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// requests.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
-    /// // The row says which worker has it, and both are so or neither.
+    /// // The row says which worker has the request. Row and claim are committed together.
     /// let locking = engine.atomic_phase(|tx| {
     ///     tx.table("workers")?.insert("k1", "worker 7")?;
     ///     requests.with_transaction(tx).lock("k1")
@@ -109,7 +111,7 @@ impl TransactionRequests<'_> {
     ///
     /// # Errors
     ///
-    /// As [`Requests::lock`]; `InvalidOptions` in the transaction of another engine.
+    /// The errors of [`Requests::lock`]; `InvalidOptions` in a transaction of another engine.
     pub fn lock(&self, key: impl IntoKey) -> Result<Locking> {
         let manager = &self.requests.manager;
         let id = manager.id(key)?;
@@ -123,11 +125,11 @@ impl TransactionRequests<'_> {
         })
     }
 
-    /// As [`Requests::update`].
+    /// Changes a request, as [`Requests::update`] does.
     ///
     /// # Errors
     ///
-    /// As [`Requests::update`]; `InvalidOptions` in the transaction of another engine.
+    /// The errors of [`Requests::update`]; `InvalidOptions` in a transaction of another engine.
     pub fn update(&self, key: impl IntoKey, patch: RequestPatch) -> Result<()> {
         self.run(|protocol, workspace| {
             let id = self.requests.manager.id(key)?;
@@ -135,11 +137,13 @@ impl TransactionRequests<'_> {
         })
     }
 
-    /// Runs a stage of a request that nobody owns: what the closure writes in this transaction and what it makes of the record are
-    /// committed together, with the rest. Two transactions that run the same stage do not both commit: one of them runs again, and
-    /// sees the recovery point that the other has left. So this needs no claim.
+    /// Runs a stage of a request that has no owner. The closure's writes and the record's new state are committed together
+    /// with the rest of the transaction.
     ///
-    /// What the closure has written is rolled back if it fails, whatever becomes of the rest.
+    /// No claim is needed. If two transactions run the same stage, only one commits. The other runs again and sees the new
+    /// recovery point.
+    ///
+    /// If the closure fails, its writes are rolled back, even if the rest of the transaction is committed.
     ///
     /// ```
     /// use http::StatusCode;
@@ -165,9 +169,13 @@ impl TransactionRequests<'_> {
     ///
     /// # Errors
     ///
-    /// The closure's own. Of the engine's: `NotFound`; `OwnedByClaim` while it is in progress; `NotInProgress` if it is finished, or
-    /// held, or if the closure has changed it otherwise; `InvalidName` for a recovery point; `Codec` and `TooLarge` for what cannot be
-    /// stored; `InvalidOptions` in the transaction of another engine.
+    /// The errors of the closure, and of the engine:
+    ///
+    /// - `NotFound` if the request does not exist, `OwnedByClaim` while it is in progress.
+    /// - `NotInProgress` if it is finished or held, or if the closure itself changed its recovery point.
+    /// - `InvalidName` for a malformed name of a recovery point.
+    /// - `Codec` or `TooLarge` if a response or checkpoint cannot be stored.
+    /// - `InvalidOptions` in a transaction of another engine.
     pub fn work_stage<X: From<Error>>(
         &self,
         key: impl IntoKey,
@@ -182,7 +190,7 @@ impl TransactionRequests<'_> {
             let staged = self.run(|protocol, workspace| {
                 let still = protocol.unowned_in(workspace, &id)?;
                 if still.recovery_point() != info.recovery_point() {
-                    let message = format!("the stage of key {} has moved its recovery point by itself", info.key());
+                    let message = format!("the stage of key {} has changed the recovery point itself", info.key());
                     return Err(Error::new(ErrorKind::NotInProgress, message));
                 }
                 let patch = self.patch(&id, next)?;
@@ -192,7 +200,7 @@ impl TransactionRequests<'_> {
         })
     }
 
-    /// Returns the change that a stage makes of a record without an owner; `None` for [`Next::Stay`].
+    /// Returns the change that a stage makes to a record without an owner. Returns `None` for [`Next::Stay`].
     fn patch(&self, id: &RecordId, next: Next<Response, Response>) -> Result<Option<Patch>> {
         let manager = &self.requests.manager;
         let encode = |response: &Response| manager.encode(id, response);
@@ -205,12 +213,13 @@ impl TransactionRequests<'_> {
         })
     }
 
-    /// As [`Requests::retrieve`], with what this transaction has made of it. The generation of a request that it has created is
-    /// known only when it is committed.
+    /// Returns the record of a request, as [`Requests::retrieve`] does. The record includes the changes of this
+    /// transaction. The generation of a request that the transaction created is not known before the commit.
     ///
     /// # Errors
     ///
-    /// `Conflict` when it no longer fits what was read before: return it, and the closure is run again.
+    /// `Conflict` if a commit has changed something that this transaction read before. Return the error; the closure then
+    /// runs again.
     pub fn retrieve(&self, key: impl IntoKey) -> Result<Option<Record<Response, Response>>> {
         self.run(|protocol, workspace| {
             let id = self.requests.manager.id(key)?;
@@ -228,12 +237,12 @@ impl TransactionRequests<'_> {
         info.map(|info| Record::decode(info, &self.requests.manager.options)).transpose()
     }
 
-    /// As [`Requests::find`], all at once, with what this transaction has made of them. A request that another commit adds or
-    /// changes, of those that the filter's key prefix allows, makes the closure run again.
+    /// Lists the requests that match, as [`Requests::find`] does, in one `Vec`. The list includes the changes of this
+    /// transaction. If another commit adds or changes a request within the filter's key prefix, the closure runs again.
     ///
     /// # Errors
     ///
-    /// As [`Requests::find`]; `Conflict` as for [`retrieve`](Self::retrieve).
+    /// The errors of [`Requests::find`]; `Conflict` as for [`retrieve`](Self::retrieve).
     pub fn find(&self, filter: RecordFilter) -> Result<Vec<RecordInfo>> {
         let manager = &self.requests.manager;
         let (filter, mut scan) = self.run(|_protocol, _workspace| {
@@ -243,26 +252,27 @@ impl TransactionRequests<'_> {
         })?;
         let mut found = Vec::new();
         while let Some(infos) = self.run(|protocol, workspace| protocol.list_in(workspace, &mut scan))? {
-            // The workspace is free here: the filter may have a predicate of the caller's.
+            // Apply the filter outside `run`: it may call a closure of the user, which may use the transaction.
             found.extend(infos.into_iter().filter(|info| filter.matches(info)));
         }
         Ok(found)
     }
 
-    /// As [`Requests::retrieve_one`], as [`find`](Self::find) goes through them.
+    /// Returns the only request that matches, as [`Requests::retrieve_one`] does. Reads as [`find`](Self::find) does.
     ///
     /// # Errors
     ///
-    /// `Ambiguous` if several match; otherwise as [`find`](Self::find).
+    /// `Ambiguous` if several requests match; otherwise the errors of [`find`](Self::find).
     pub fn retrieve_one(&self, filter: RecordFilter) -> Result<Option<Record<Response, Response>>> {
         self.retrieve_where(filter, |_record| true)
     }
 
-    /// As [`Requests::retrieve_where`], as [`find`](Self::find) goes through them.
+    /// Returns the only request that matches the filter and the closure, as [`Requests::retrieve_where`] does. Reads as
+    /// [`find`](Self::find) does.
     ///
     /// # Errors
     ///
-    /// As [`retrieve_one`](Self::retrieve_one).
+    /// The errors of [`retrieve_one`](Self::retrieve_one).
     pub fn retrieve_where(
         &self,
         filter: RecordFilter,

@@ -14,34 +14,35 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::outcome::Finished;
 use crate::types::record::RecordInfo;
 
-/// What [`TransactionRequests::lock`](crate::http::TransactionRequests::lock) answers: as [`Begin`](crate::Begin), for a request that
-/// exists.
+/// The answer of [`TransactionRequests::lock`](crate::http::TransactionRequests::lock): like [`Begin`](crate::Begin), for a
+/// request that exists.
 #[derive(Debug)]
 #[must_use = "a request that is locked and dropped is interrupted by the commit"]
 pub enum Locking {
-    /// The transaction locks it.
+    /// The transaction locks the request.
     Locked(Locked),
-    /// It has been answered.
+    /// The request has a response.
     Replay(Finished<Response, Response>),
-    /// Another owner is at work.
+    /// Another owner runs the request.
     InProgress(RecordInfo),
-    /// It is held until it is resolved.
+    /// The request was interrupted, and is held until it is resolved.
     Interrupted(RecordInfo),
-    /// It was released within [`retry_pause`](crate::ManagerOptions::retry_pause).
+    /// The request was released less than [`retry_pause`](crate::ManagerOptions::retry_pause) ago.
     Paused(RecordInfo),
 }
 
-/// A request that a transaction locks: a claim, once that is committed.
+/// A request that a transaction locks. When the transaction commits, it becomes a claim.
 ///
-/// Return it from the closure, and then call [`into_claim`](Self::into_claim). What becomes of the request:
+/// Return this value from the closure, and then call [`into_claim`](Self::into_claim). The request ends in one of these
+/// states:
 ///
 /// | the transaction | the request |
 /// |---|---|
 /// | is committed | in progress, owned by the claim of [`into_claim`](Self::into_claim) |
-/// | is committed, and this was dropped, inside the closure or after it | interrupted, as by a dropped claim |
-/// | is not committed: the closure failed or panicked, or the process died before | as before, and `into_claim` is `ClaimLost` |
-/// | runs again | as before; the `Locked` of the run before is `ClaimLost` |
-/// | cannot say whether it is committed: a failed sync | as before, or interrupted: the next open knows |
+/// | is committed, and this value was dropped, inside the closure or later | interrupted, as by a dropped claim |
+/// | is not committed: the closure failed or panicked, or the process died | unchanged; `into_claim` returns `ClaimLost` |
+/// | runs again | unchanged; `into_claim` of the earlier run's value returns `ClaimLost` |
+/// | fails in the sync, so it may be committed or not | unchanged or interrupted; the next open decides |
 #[must_use = "a request that is locked and dropped is interrupted by the commit"]
 pub struct Locked {
     info: RecordInfo,
@@ -56,14 +57,14 @@ impl Locked {
         info: RecordInfo,
     ) -> Self {
         let made = Arc::<Mutex<Option<Claim<Response, Response>>>>::default();
-        // If this is dropped, the claim that the commit makes is dropped with the slot.
+        // If this value is dropped first, the slot drops the claim that the commit makes.
         let (slot, manager, of) = (Arc::clone(&made), manager.clone(), id.clone());
         transaction.on_claim(id, move |info| *slot.lock() = Some(manager.claim(of, info)));
         Self { info, made }
     }
 
-    /// The request as the transaction sees it: its recovery point, its checkpoint, its context. Its generation and its token are known
-    /// when it is committed.
+    /// Returns the request as the transaction sees it: its recovery point, its checkpoint, its context. The generation and
+    /// the token are not known before the commit.
     #[must_use]
     pub fn info(&self) -> &RecordInfo {
         &self.info
@@ -73,7 +74,7 @@ impl Locked {
     ///
     /// # Errors
     ///
-    /// `ClaimLost` if the transaction is not committed: it has failed, or ran again, or is not over yet.
+    /// `ClaimLost` if the transaction is not committed: it failed, ran again, or is still running.
     pub fn into_claim(self) -> Result<Claim<Response, Response>> {
         let made = self.made.lock().take();
         made.ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! What `handle` can be told.
+//! The options of `handle`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use crate::http::problem::Problem;
 use crate::http::response::{self, OF_THE_FIRST_ANSWER, Response};
 use crate::types::key::Key;
 
-/// How [`Requests::handle`](crate::http::Requests::handle) treats requests: for a service by
-/// [`with_handling`](crate::http::Requests::with_handling), for one call by [`handle_with`](crate::http::Requests::handle_with). A clone is
-/// cheap.
+/// The options of [`Requests::handle`](crate::http::Requests::handle). Set them for all calls with
+/// [`with_handling`](crate::http::Requests::with_handling), or for one call with
+/// [`handle_with`](crate::http::Requests::handle_with). Clones are cheap.
 ///
 /// ```
 /// use http::{Method, StatusCode, header};
@@ -69,50 +69,55 @@ impl Default for HandleOptions {
 }
 
 impl HandleOptions {
-    /// The defaults.
+    /// Creates the default options.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Waits this long for another owner of the key before the answer is 409. Default 0: never waits. A request that waits
-    /// holds its thread, so their number is [bounded](crate::EngineOptions::max_waiting_per_key): one more is 409 at once.
+    /// Sets how long a request waits for another owner of its key before the answer is 409. Default: 0, no wait.
+    ///
+    /// A waiting request occupies its thread, so the number of waiters is
+    /// [bounded](crate::EngineOptions::max_waiting_per_key). A request over the bound gets 409 at once.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = timeout;
         self
     }
 
-    /// Whether a request without a key is refused, with 400. Default: yes. Otherwise it runs each time that it is sent, and
-    /// nothing is stored, as for [`without_key`](Self::without_key).
+    /// Sets whether a request without a key gets 400. Default: true. If false, such a request runs each time and nothing is
+    /// stored, as for [`without_key`](Self::without_key).
     pub fn key_required(mut self, required: bool) -> Self {
         self.key_required = required;
         self
     }
 
-    /// Reads the key in this header. Default: `Idempotency-Key`.
+    /// Sets the header that contains the key. Default: `Idempotency-Key`.
     pub fn key_header(mut self, name: HeaderName) -> Self {
         self.key_header = name;
         self
     }
 
-    /// What is the same request; another request under the key of one is 422. Default: [`SameRequest::by_bytes`].
+    /// Sets the rule that decides whether two requests with one key are the same. A different request gets 422. Default:
+    /// [`SameRequest::by_bytes`].
     pub fn same_request(mut self, rule: SameRequest) -> Self {
         self.same = rule;
         self
     }
 
-    /// Also accepts a record that this older rule says is of the same request; may be called several times, newest first. So
-    /// a deploy with another [`same_request`](Self::same_request) turns no retry into a mismatch. Drop the older rule once
-    /// the records of its time have expired. Default: none.
+    /// Also accepts a record that was stored under this older rule, if the rule says that it belongs to the same request.
+    /// Call it once for each older rule, newest first. Default: none.
+    ///
+    /// With it, a deploy that changes [`same_request`](Self::same_request) does not turn retries into mismatches. Remove
+    /// the older rule when the records stored under it have expired.
     pub fn or_older_rule(mut self, rule: SameRequest) -> Self {
         self.older.push(rule);
         self
     }
 
-    /// Passes requests of these methods through: with or without a key, they run each time and nothing is stored. Replaces
-    /// the list. Default: `GET`, `HEAD` and `OPTIONS`. `PUT` and `DELETE` may be added where running twice does no harm.
+    /// Sets the methods whose requests pass through: with or without a key, they run each time and nothing is stored.
+    /// Replaces the list. Default: `GET`, `HEAD` and `OPTIONS`. Add `PUT` and `DELETE` where running twice does no harm.
     ///
-    /// The operation's claim is then one that has no record: its token is 0, its
-    /// [`effect_id`](crate::Claim::effect_id) is another for each run, and its stages are `ClaimLost`.
+    /// The operation gets a claim without a record: its token is 0, its [`effect_id`](crate::Claim::effect_id) differs in
+    /// each run, and its stages return `ClaimLost`.
     ///
     /// ```
     /// use http::{Method, StatusCode};
@@ -135,31 +140,36 @@ impl HandleOptions {
         self
     }
 
-    /// Leaves these headers out of what is stored, and of replays. Replaces the list. Default: `Date`, `Set-Cookie` and
-    /// `WWW-Authenticate`. The first client gets them.
+    /// Sets the headers that are neither stored nor replayed. The first client still gets them. Replaces the list. Default:
+    /// `Date`, `Set-Cookie` and `WWW-Authenticate`.
     ///
-    /// Neither stored nor replayed, whatever the list: headers of the connection (`Connection` and those that it names,
-    /// `Keep-Alive`, `Proxy-Authenticate`, `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`, `Transfer-Encoding`,
-    /// `Upgrade`), `Content-Length`, which the server sets, and an upstream's own `Idempotent-Replayed`. The response of a
-    /// [`work_stage`](crate::Claim::work_stage) is stored as [`Response::not_stored`] says, and also replayed without these.
+    /// Some headers are never stored or replayed, whatever the list:
+    ///
+    /// - headers of the connection: `Connection` and the headers that it names, `Keep-Alive`, `Proxy-Authenticate`,
+    ///   `Proxy-Authorization`, `Proxy-Connection`, `TE`, `Trailer`, `Transfer-Encoding`, `Upgrade`
+    /// - `Content-Length`, which the server sets
+    /// - `Idempotent-Replayed`, if an upstream has set it
+    ///
+    /// For the response of a [`work_stage`](crate::Claim::work_stage), the list of [`Response::not_stored`] decides what is
+    /// stored. Its replays leave out the headers of this list too.
     pub fn not_replayed(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.not_replayed = names.into_iter().collect();
         self
     }
 
-    /// Says that the body of a response may have this many bytes. If that is over the engine's
-    /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes), a request is refused with 500 `response_too_large` before the
-    /// operation runs. Default 0: never refused.
+    /// Announces the largest size of a response's body, in bytes. If it exceeds the engine's
+    /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes), a request gets 500 `response_too_large` and the
+    /// operation does not run. Default: 0, no check.
     ///
-    /// Whatever is said here, a response that turns out too large is sent to the first client, and stored without its body:
-    /// replays have its status, its headers but those that describe the body, and `Idempotent-Body-Omitted`, the number of bytes
-    /// of the body. The [`Error`](crate::Error) is in the first response's extensions, for the log.
+    /// A response that turns out too large is sent to the first client in any case, and stored without its body. Replays
+    /// have its status, its headers except those that describe the body, and the header `Idempotent-Body-Omitted` with the
+    /// size of the body in bytes. The extensions of the first response contain the [`Error`](crate::Error), for the log.
     pub fn response_bytes(mut self, bytes: usize) -> Self {
         self.response_bytes = bytes;
         self
     }
 
-    /// Sets the addresses of the types of [problems](Problem): this prefix, and the code, e.g.
+    /// Sets the URIs of the types of [problems](Problem) to this prefix followed by the code, for example
     /// `https://example.com/problems/in_progress`. Default: every type is `about:blank`.
     pub fn problem_type(mut self, prefix: impl Into<Arc<str>>) -> Self {
         self.problem_type = Some(prefix.into());
@@ -181,7 +191,7 @@ impl HandleOptions {
         self.unkeyed.contains(method)
     }
 
-    /// The key of a request; `None` if it needs none and has none.
+    /// Returns the key of a request, or `None` if the request has no key and needs none.
     pub(super) fn key<B>(&self, request: &http::Request<B>) -> Result<Option<Key>, Problem> {
         let key = Key::from_headers_named(request.headers(), &self.key_header)?;
         if key.is_none() && self.key_required && !self.passes(request.method()) {
@@ -190,12 +200,12 @@ impl HandleOptions {
         Ok(key)
     }
 
-    /// The response as it is to be stored: without what belongs to the first answer only.
+    /// Returns the response with the list of headers that are not stored.
     pub(super) fn storable(&self, response: Response) -> Response {
         response.with_not_stored(Arc::clone(&self.not_replayed))
     }
 
-    /// Removes what belongs to the first answer only.
+    /// Removes the headers that only the first client gets.
     pub(super) fn leave_out(&self, headers: &mut HeaderMap) {
         response::leave_out(headers, &self.not_replayed);
     }

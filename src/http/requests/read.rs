@@ -1,4 +1,4 @@
-//! Requests that were described before, by their parameters or by a rule.
+//! Begins and drives requests that were described before: by their parameters, or by a rule.
 
 use super::Requests;
 use super::request::NewRequest;
@@ -11,15 +11,15 @@ use crate::types::error::{Error, Result};
 use crate::types::options::OnInterrupted;
 
 impl Requests {
-    /// Reads an HTTP request as [`handle`](Requests::handle) does, for handlers of your own: its key, and what is the same
-    /// request, by the [options](Requests::with_handling) of these requests.
+    /// Reads the key and the fingerprint of an HTTP request as [`handle`](Requests::handle) does, for handlers of your own.
+    /// Uses the [options](Requests::with_handling) of these requests.
     ///
-    /// Where no key is needed and there is none, the request gets a key of its own.
+    /// If the request has no key and needs none, a new random key is generated.
     ///
     /// # Errors
     ///
-    /// What the client is to be told: a key that is missing or malformed, a target that is no path, or a body that the rule
-    /// cannot read.
+    /// The problem to send to the client: `missing_key`, `invalid_key`, `bad_target`, or `bad_content` if the rule cannot
+    /// read the request.
     ///
     /// ```
     /// use http::{StatusCode, header};
@@ -59,13 +59,13 @@ impl Requests {
         read.map_err(|problem| options.typed(problem))
     }
 
-    /// Asks for the right to run a request, as [`initialize_request`](Requests::initialize_request) does. Waits for another owner
-    /// as long as the request [says](NewRequest::wait).
+    /// Asks for the right to run a request, as [`initialize_request`](Requests::initialize_request) does. Waits for another
+    /// owner for the time that [`NewRequest::wait`] sets.
     ///
     /// # Errors
     ///
-    /// `InvalidOptions` for a method that is none in HTTP or a path that does not begin with `/`; with
-    /// [`keep_params`](Requests::keep_params) also what it says.
+    /// `InvalidOptions` for a malformed method or a path that does not begin with `/`. With
+    /// [`keep_params`](Requests::keep_params), also its errors.
     ///
     /// ```
     /// # use oncekey::{Begin, Engine, http::NewRequest};
@@ -81,11 +81,11 @@ impl Requests {
         self.manager.begin_with(key, begin)
     }
 
-    /// Runs the stages that are left of a request, as [`drive`](Requests::drive) does.
+    /// Runs the remaining stages of a request, or replays its response, as [`drive`](Requests::drive) does.
     ///
     /// # Errors
     ///
-    /// As [`drive`](Requests::drive).
+    /// The errors of [`drive`](Requests::drive).
     ///
     /// ```
     /// use oncekey::{Error, Next, STARTED, Stages, http::{NewRequest, Response}};

@@ -1,4 +1,4 @@
-//! What a request is, and what can be changed in one.
+//! The description of a request, and the changes that can be made to one.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,18 +22,18 @@ const METHOD: &str = "method";
 const PATH: &str = "path";
 const PARAMS: &str = "params";
 
-/// Both checks fail when the two are swapped.
+/// Checks the method and the path. Both checks fail if the two arguments are swapped.
 fn check(method: &str, path: &str) -> Result<()> {
     if Method::from_bytes(method.as_bytes()).is_err() {
-        return Err(invalid(&format!("\"{}\" is not a method of HTTP", shown(method))));
+        return Err(invalid(&format!("\"{}\" is not an HTTP method", shown(method))));
     }
     if !path.starts_with('/') {
-        return Err(invalid(&format!("\"{}\" is not a path, it does not begin with a slash", shown(path))));
+        return Err(invalid(&format!("\"{}\" is not a path: it does not begin with a slash", shown(path))));
     }
     Ok(())
 }
 
-/// It may be of any length here.
+/// Returns the first 64 characters, escaped, for a message. The text may have any length.
 fn shown(text: &str) -> String {
     text.chars().take(64).collect::<String>().escape_default().to_string()
 }
@@ -42,15 +42,15 @@ fn kept(params: &(impl Serialize + ?Sized)) -> Result<Context> {
     Context::new().with_encoded(PARAMS, params)
 }
 
-/// What a request is, beside its method and its path.
+/// The part of a request that is compared in addition to its method and path.
 #[derive(Clone)]
 enum Content {
     Params {
         fingerprint: Fingerprint,
-        /// An error counts only if they are to be kept.
+        /// The parameters for the context. An error is returned only if they are kept.
         kept: Result<Context>,
     },
-    /// As rules have it: the fingerprints count method and path already.
+    /// Read by a rule. The fingerprints include the method and the path already.
     Ruled { fingerprint: Fingerprint, accepted: Vec<Fingerprint>, query: Option<String> },
 }
 
@@ -60,9 +60,9 @@ impl Content {
     }
 }
 
-/// A request to be made by [`Requests::create`](crate::http::Requests::create), claimed by
-/// [`begin`](crate::http::Requests::begin) or driven by [`drive_new`](crate::http::Requests::drive_new). Without parameters it is
-/// the one whose parameters are `()`. [`Requests::read`](crate::http::Requests::read) makes it from an [`http::Request`].
+/// A request for [`Requests::create`](crate::http::Requests::create), [`begin`](crate::http::Requests::begin) or
+/// [`drive_new`](crate::http::Requests::drive_new). [`Requests::read`](crate::http::Requests::read) creates one from an
+/// [`http::Request`].
 ///
 /// ```
 /// use oncekey::{Key, http::NewRequest};
@@ -81,44 +81,45 @@ pub struct NewRequest {
 }
 
 impl NewRequest {
-    /// A request of this method and path, which are checked when it is made.
+    /// Creates a request with this method and path. The call that takes the request checks both. The parameters are `()`
+    /// until [`params`](Self::params) sets others.
     pub fn new(method: impl AsRef<str>, path: impl AsRef<str>) -> Self {
         let (method, path) = (method.as_ref().to_owned(), path.as_ref().to_owned());
         Self { method, path, key: None, wait: None, content: None }
     }
 
-    /// Under this key. Defaults to one of its own.
+    /// Sets the key. Default: a new random key.
     pub fn key(mut self, key: Key) -> Self {
         self.key = Some(key);
         self
     }
 
-    /// With these parameters, of which only the fingerprint is stored unless the requests
-    /// [keep them](crate::http::Requests::keep_params).
+    /// Sets the parameters. Only their fingerprint is stored, unless [`keep_params`](crate::http::Requests::keep_params) is
+    /// set.
     ///
     /// # Errors
     ///
-    /// `Codec` if they refuse to be serialized.
+    /// `Codec` if the parameters cannot be serialized.
     pub fn params(mut self, params: &(impl Serialize + ?Sized)) -> Result<Self> {
         self.content = Some(Content::of(params, kept(params))?);
         Ok(self)
     }
 
-    /// Sets how long [`begin`](crate::http::Requests::begin) and [`drive_new`](crate::http::Requests::drive_new) wait for another
-    /// owner. Default: zero for `begin` and 2 s for `drive_new`; for a request that was
-    /// [read](crate::http::Requests::read), [`HandleOptions::wait`].
+    /// Sets how long [`begin`](crate::http::Requests::begin) and [`drive_new`](crate::http::Requests::drive_new) wait for
+    /// another owner. Default: zero for `begin`, 2 s for `drive_new`; [`HandleOptions::wait`] if the request comes from
+    /// [`Requests::read`](crate::http::Requests::read).
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = Some(timeout);
         self
     }
 
-    /// With parameters that are encoded only if they are to be kept.
+    /// Sets the parameters. Encodes them for the context only if they are kept.
     pub(super) fn with_params(self, params: &impl Serialize, keep_params: bool) -> Result<Self> {
         let kept = if keep_params { kept(params) } else { Ok(Context::new()) };
         Ok(Self { content: Some(Content::of(params, kept)?), ..self })
     }
 
-    /// Reads an HTTP request that has this key.
+    /// Reads an HTTP request with this key.
     pub(super) fn read<B: AsRef<[u8]>>(
         key: Option<Key>,
         request: &http::Request<B>,
@@ -127,14 +128,14 @@ impl NewRequest {
         let (method, uri) = (request.method().as_str(), request.uri());
         check(method, uri.path()).map_err(Problem::bad_target)?;
         let fingerprint = options.same.fingerprint(request).map_err(Problem::bad_content)?;
-        // An older rule that cannot read it has no record of it.
+        // If an older rule cannot read the request, no record was stored for it under that rule.
         let accepted =
             options.older.iter().filter_map(|rule| error::handled(|| rule.fingerprint(request).ok())).collect();
         let content = Content::Ruled { fingerprint, accepted, query: uri.query().map(ToOwned::to_owned) };
         Ok(Self { key, wait: Some(options.wait), content: Some(content), ..Self::new(method, uri.path()) })
     }
 
-    /// Returns its key, and how its generation starts.
+    /// Returns the key and the options to begin with.
     pub(super) fn described(self, keep_params: bool) -> Result<(Key, CallOptions)> {
         let Self { method, path, key, wait, content: beside } = self;
         check(&method, &path)?;
@@ -154,7 +155,7 @@ impl NewRequest {
     }
 }
 
-/// Shows no parameters.
+/// Does not show the parameters.
 impl fmt::Debug for NewRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewRequest")
@@ -165,7 +166,7 @@ impl fmt::Debug for NewRequest {
     }
 }
 
-/// A request that [`Requests::create`](crate::http::Requests::create) was asked for, and whether it was there already.
+/// The answer of [`Requests::create`](crate::http::Requests::create): the request, and whether this call created it.
 #[derive(Clone, Debug)]
 pub struct Created {
     info: RecordInfo,
@@ -177,32 +178,32 @@ impl Created {
         Self { info, is_new }
     }
 
-    /// Whether this call made it. Of one that was there, somebody has taken care already.
+    /// Returns true if this call created the request, and false if the request existed before.
     #[must_use]
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// Its whole key, the scope included.
+    /// Returns the whole key, including the scope.
     #[must_use]
     pub fn key(&self) -> &Key {
         self.info.key()
     }
 
-    /// Its record.
+    /// Returns the record.
     #[must_use]
     pub fn info(&self) -> &RecordInfo {
         &self.info
     }
 
-    /// Its record.
+    /// Returns the record, by value.
     #[must_use]
     pub fn into_info(self) -> RecordInfo {
         self.info
     }
 }
 
-/// What [`Requests::update`](crate::http::Requests::update) sets.
+/// The changes that [`Requests::update`](crate::http::Requests::update) makes to a request.
 ///
 /// ```
 /// use http::StatusCode;
@@ -220,32 +221,33 @@ pub struct RequestPatch {
 }
 
 impl RequestPatch {
-    /// A patch that says nothing yet.
+    /// Creates an empty patch.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The stage that has ended last: 1 to [`RecordInfo::MAX_RECOVERY_POINT_BYTES`](crate::RecordInfo::MAX_RECOVERY_POINT_BYTES) bytes, not
+    /// Sets the recovery point, the name of the last completed stage: 1 to
+    /// [`RecordInfo::MAX_RECOVERY_POINT_BYTES`](crate::RecordInfo::MAX_RECOVERY_POINT_BYTES) bytes, not
     /// [`FINISHED`](crate::FINISHED).
     pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
         self.recovery_point = Some(point.into());
         self
     }
 
-    /// What the next stage needs to know.
+    /// Sets the checkpoint, the data for the next stage.
     pub fn checkpoint(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.checkpoint = Some(bytes.into());
         self
     }
 
-    /// The answer, which ends the request.
+    /// Sets the response, which ends the request.
     pub fn response(mut self, response: Response) -> Self {
         self.response = Some(response);
         self
     }
 }
 
-/// Shows no checkpoint.
+/// Does not show the checkpoint.
 impl fmt::Debug for RequestPatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestPatch")

@@ -1,4 +1,4 @@
-//! Rules for what is the same HTTP request.
+//! Rules that decide whether two HTTP requests are the same.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,9 +10,10 @@ use http::uri::PathAndQuery;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::fingerprint::{Fingerprint, FingerprintBuilder};
 
-/// A rule for what is the same HTTP request, for [`HandleOptions::same_request`](crate::http::HandleOptions::same_request).
+/// A rule that decides whether two HTTP requests are the same, for
+/// [`HandleOptions::same_request`](crate::http::HandleOptions::same_request).
 ///
-/// The method and the path count by every rule.
+/// Every rule compares the method and the path. The rules differ in how they compare the rest.
 #[derive(Clone)]
 pub struct SameRequest(Rule);
 
@@ -29,30 +30,32 @@ enum Rule {
 }
 
 impl SameRequest {
-    /// The query and the body count, byte by byte. The default.
+    /// Compares the query and the body byte by byte. This is the default.
     #[must_use]
     pub fn by_bytes() -> Self {
         Self(Rule::Bytes)
     }
 
-    /// The query counts byte by byte, and the body by what its `Content-Type` says that it is:
+    /// Compares the query byte by byte, and the body by its `Content-Type`:
     ///
-    /// | `Content-Type` | what counts |
+    /// | `Content-Type` | compared |
     /// |---|---|
-    /// | `application/json`, `application/*+json` | the value, as [`Fingerprint::of_json`] has it |
-    /// | `application/x-www-form-urlencoded` | the decoded names and values; values of one name in their order |
-    /// | `multipart/*` | the parts in their order, byte by byte; not the boundary, nor what is around the parts |
+    /// | `application/json`, `application/*+json` | the JSON value, as by [`Fingerprint::of_json`] |
+    /// | `application/x-www-form-urlencoded` | the decoded names and values; the order counts only among values of one name |
+    /// | `multipart/*` | the parts, in order, byte by byte; not the boundary, nor the text before and after the parts |
     /// | any other, or none | the bytes |
     ///
-    /// A body that is malformed as its type counts by its bytes.
+    /// A body that is malformed for its type is compared byte by byte.
     #[must_use]
     pub fn by_content() -> Self {
         Self(Rule::Content)
     }
 
-    /// What the closure says counts, beside method and path: for requests with members that change from attempt to attempt.
+    /// Compares the fingerprint that the closure returns. Use it for requests with fields that change from attempt to
+    /// attempt.
     ///
-    /// Its error refuses the request with 400 `bad_content`, and is in the response's extensions, for the log.
+    /// If the closure returns an error, the request gets 400 `bad_content`. The response's extensions contain the error,
+    /// for the log.
     ///
     /// ```
     /// use http::StatusCode;
@@ -134,7 +137,7 @@ fn by_content(kind: &str, body: &[u8]) -> Fingerprint {
     structured.unwrap_or_else(|| Fingerprint::builder().part(body)).finish()
 }
 
-/// The pairs of a form, by their names; those of one name in their order.
+/// Returns the pairs of a form, sorted by name. Pairs of one name keep their order.
 fn form(body: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let pairs = body.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty());
     let mut pairs: Vec<_> = pairs
@@ -147,7 +150,8 @@ fn form(body: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     pairs
 }
 
-/// A percent sign that begins no byte stands for itself, as browsers and servers read it.
+/// Decodes a name or value of a form. A percent sign without two hexadecimal digits stands for itself, as in browsers and
+/// servers.
 fn form_decoded(mut text: &[u8]) -> Vec<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut decoded = Vec::with_capacity(text.len());
@@ -168,7 +172,7 @@ fn form_decoded(mut text: &[u8]) -> Vec<u8> {
     decoded
 }
 
-/// The parameter `boundary` of a content type.
+/// Returns the parameter `boundary` of a content type.
 fn boundary(kind: &str) -> Option<Cow<'_, str>> {
     let is_boundary = |parameter: &&str| {
         parameter.split_once('=').is_some_and(|(name, _)| name.trim().eq_ignore_ascii_case("boundary"))
@@ -182,10 +186,11 @@ fn boundary(kind: &str) -> Option<Cow<'_, str>> {
     .filter(|boundary: &Cow<'_, str>| !boundary.is_empty())
 }
 
-/// The parts between the delimiters, with their headers; `None` if the body is malformed (RFC 2046, section 5.1).
+/// Returns the parts between the delimiters, with their headers. Returns `None` if the body is malformed (RFC 2046, section
+/// 5.1).
 fn multipart<'a>(boundary: &str, body: &'a [u8]) -> Option<Vec<&'a [u8]>> {
     let delimiter = format!("\r\n--{boundary}").into_bytes();
-    // The first delimiter may begin the body.
+    // The body may begin with the first delimiter.
     let first = delimiter.strip_prefix(b"\r\n")?;
     let mut rest = match body.strip_prefix(first) {
         Some(rest) => rest,
@@ -197,7 +202,7 @@ fn multipart<'a>(boundary: &str, body: &'a [u8]) -> Option<Vec<&'a [u8]>> {
         if !padding.iter().all(|byte| matches!(byte, b' ' | b'\t')) {
             return None;
         }
-        // With the line break, because it may begin the next delimiter.
+        // Keep the line break: the next delimiter may begin with it.
         let part = rest.strip_prefix(padding)?;
         let (part, after) = split_once(part, &delimiter)?;
         parts.push(part);
@@ -212,7 +217,7 @@ fn split_once<'a>(bytes: &'a [u8], separator: &[u8]) -> Option<(&'a [u8], &'a [u
     Some((before, rest.strip_prefix(separator)?))
 }
 
-/// The fingerprint of a request of this method and path.
+/// Returns the fingerprint of a request with this method and path.
 pub(super) fn digest(method: &str, path: &str, params: Fingerprint) -> Fingerprint {
     Fingerprint::builder().part(method).part(path).part(params.as_bytes()).finish()
 }
@@ -234,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn json_counts_by_its_value_where_the_type_says_json() {
+    fn a_json_body_is_compared_by_value_if_its_type_is_json() {
         for kind in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.shop.v2+json"] {
             same(kind, r#"{"a":1,"b":2}"#, r#"{ "b": 2.0, "a": 1 }"#);
             differ(kind, r#"{"a":1}"#, r#"{"a":2}"#);
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_form_counts_by_its_decoded_pairs() {
+    fn a_form_is_compared_by_its_decoded_pairs() {
         same(FORM, "a=1&b=2", "b=2&a=1");
         same(FORM, "a=x+y&b=%41", "b=A&a=x%20y&");
         same(FORM, "a=%zz&b=%&c=%4", "c=%4&b=%&a=%25zz");
@@ -270,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn multipart_counts_without_its_boundary() {
+    fn a_multipart_body_is_compared_without_its_boundary() {
         let of = |(kind, body): (String, Vec<u8>)| by_content(&kind, &body);
         let one = of(upload("abc", &["1", "", "3\r\n"]));
         assert_eq!(one, of(upload("----WebKit'x", &["1", "", "3\r\n"])));
@@ -289,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_counts_by_its_bytes_and_junk_never_panics() {
+    fn a_malformed_body_is_compared_by_its_bytes_and_junk_never_panics() {
         let bytes = |body: &[u8]| Fingerprint::builder().part(body).finish();
         for body in ["", "--abc", "--abc\r\n", "--abc\r\n\r\n1\r\n--abcd--", "--abcx\r\n\r\n1\r\n--abc--", "--ab--"] {
             assert_eq!(by_content("multipart/mixed; boundary=abc", body.as_bytes()), bytes(body.as_bytes()), "{body}");
