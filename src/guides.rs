@@ -1,16 +1,17 @@
-//! What does not fit beside a single item. There is no code in here.
+//! Guides to subjects that are larger than a single item. This module contains no code.
 //!
-//! - [`crashes`]: what becomes of a record on `Ok`, `Err`, panic, `?` and process death; the two policies; settling what is held.
-//! - [`stages`]: operations of several steps that go on where they stopped; rows and record in one commit; transactions.
-//! - [`http`]: requests with an `Idempotency-Key`, and what their clients are told.
+//! - [`crashes`]: the state of a record after `Ok`, `Err`, a panic, `?` and process death; the two policies; resolving
+//!   interrupted records.
+//! - [`stages`]: operations of several steps that continue after a crash; rows and record in one commit; transactions.
+//! - [`http`]: requests with an `Idempotency-Key`, and the answers that their clients get.
 //! - [`durability`]: power cuts, failing and full disks, damage, TTLs and clocks.
-//! - [`limits`]: every limit and its reason; what it is not made for.
-//! - [`tuning`]: what costs what, and what can be set.
-//! - [`operating`]: the command line, `tracing` and `metrics`, what to do about an error.
-//! - [`migrating`]: from litert, Medusa and Powertools.
-//! - [`architecture`]: the design, for those who read the code.
+//! - [`limits`]: every limit and its reason; unsuitable uses; how values are encoded.
+//! - [`tuning`]: the cost of calls, and the options that change it.
+//! - [`operating`]: the command line, errors that need an operator, `tracing` and `metrics`.
+//! - [`migrating`]: for users of litert, Medusa and Powertools.
+//! - [`architecture`]: the design, for readers of the code.
 
-// The guides name items as they are called, without paths.
+// The guides name items without their paths.
 #[cfg(all(doc, feature = "http"))]
 #[allow(unused_imports, reason = "only links use them")]
 use crate::http::*;

@@ -46,7 +46,7 @@ impl Context {
     /// The largest length of a name, in bytes.
     pub const MAX_NAME_BYTES: usize = 64;
 
-    /// The largest total length of names and values, in bytes. It is small because records in memory contain it.
+    /// The largest total length of names and values, in bytes. Small, because records in memory contain the context.
     pub const MAX_BYTES: usize = 16 * 1024;
 
     /// Returns the same entries with a flag that is set when one of them cannot be decoded.

@@ -53,7 +53,7 @@ impl Clone for Error {
     }
 }
 
-/// Counts a dropped error too. It may be older than the operation that drops it, and may become a failure unread.
+/// Counts a dropped error too. The error may be older than the operation that drops it, and may become a failure unread.
 impl Drop for Error {
     fn drop(&mut self) {
         meet();
@@ -119,8 +119,8 @@ pub enum ErrorKind {
     OwnedByClaim,
     /// The key belongs to another request. Nothing changed. Reject this request, or give it another key.
     Mismatch,
-    /// The key was used, its answer has expired, and it is [remembered](crate::ManagerOptions::remember_expired). Refuse the request:
-    /// nothing runs under this key.
+    /// The key was used, its answer has expired, and the key is [remembered](crate::ManagerOptions::remember_expired).
+    /// Nothing runs under this key. Reject the request.
     Expired,
     /// The record does not exist.
     NotFound,

@@ -13,14 +13,14 @@ use uuid::Uuid;
 /// The largest length of the name of a manager or table, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
-/// How a key made of parts starts, and no other key: a client cannot send such a key. Text never starts so, because the first byte is
-/// not UTF-8. Neither do integers or other identifiers in use as keys.
+/// The first bytes of a key made of parts. No other key starts with them, so a client cannot send such a key. Text never
+/// does, because the first byte is not UTF-8. Neither do integers or the other common identifiers.
 const PARTS: &[u8] = b"\xffkey";
 
 /// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes, or a key [made of parts](Key::from_parts). Clones share the bytes.
 ///
-/// Plain bytes do not start with `ff 6b 65 79`, which marks keys made of parts. So only a `Key` can name a key inside a scope
-/// on a manager without a scope. Bytes and text cannot.
+/// Other keys must not start with `ff 6b 65 79`, the mark of keys made of parts. So on a manager without a scope, only a
+/// `Key` can name a key inside a scope. Bytes and text cannot.
 ///
 /// `Display` is for people: it escapes all but printable ASCII, and shows a key [made of parts](Key::from_parts) as
 /// `part/part`. Only a key of plain text without a backslash can be parsed back from it.
@@ -47,8 +47,8 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes, more than [`Key::MAX_BYTES`], or if they start like a key made of
-    /// parts.
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes or more than [`Key::MAX_BYTES`], or if they start like a
+    /// key made of parts.
     pub fn new(key: impl IntoKey) -> Result<Self> {
         key.into_key()
     }
@@ -58,8 +58,9 @@ impl Key {
         Ok(Self(bytes.into()))
     }
 
-    /// Returns the key that has these [bytes](Key::as_bytes), whether it is made of parts or not: for keys that the service itself
-    /// has stored. Bytes from a client could name a key in the scope of another: give those to [`Key::new`].
+    /// Returns the key with these [bytes](Key::as_bytes), whether it is made of parts or not. Use it for keys that your
+    /// service has stored itself. Pass bytes from a client to [`Key::new`] instead: they could name a key in the scope of
+    /// another client.
     ///
     /// ```
     /// # use oncekey::Key;
@@ -70,7 +71,7 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) when they are those of no key.
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if they are not the bytes of a key.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         if split(bytes).is_none() {
             check_plain(bytes)?;
@@ -89,8 +90,8 @@ impl Key {
         Self(Uuid::now_v7().hyphenated().to_string().into())
     }
 
-    /// Creates a key of parts, whose boundaries count: `["ab", "c"]` and `["a", "bc"]` are different keys. Bytes and text
-    /// cannot name such a key. A part is anything that is a key of its own, except a key made of parts.
+    /// Creates a key of parts. The boundaries count: `["ab", "c"]` and `["a", "bc"]` are different keys. Bytes and text
+    /// cannot name a key made of parts. A part is any valid key that is not itself made of parts.
     ///
     /// Encoded size: four bytes, plus two bytes for each part, plus the parts.
     ///
@@ -170,23 +171,23 @@ impl Key {
         Self::join(scope.iter().map(|part| &**part).chain([self.as_bytes()]))
     }
 
-    /// Returns the bytes of the key. Only [`Key::from_bytes`] reads back those of a key made of parts.
+    /// Returns the bytes of the key. For a key made of parts, only [`Key::from_bytes`] accepts them.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Returns the key as text if it is UTF-8. A key made of parts is not.
+    /// Returns the key as text. Returns `None` if it is not UTF-8 or is made of parts.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
 }
 
-/// What names a key of a manager, a part of a key, or a scope: text, bytes, or a [`Key`].
+/// A type that names a key of a manager, a part of a key, or a scope: text, bytes, or a [`Key`].
 ///
-/// On a handle with a [scope](crate::Manager::scoped), bytes, text and plain keys are completed by the scope. A key made of parts is
-/// taken as a whole key, as records report it; it must be one of this scope.
+/// A handle with a [scope](crate::Manager::scoped) adds the scope to bytes, text and plain keys. A key made of parts is a
+/// whole key, as records report it, and must be in this scope.
 ///
 /// ```
 /// # use oncekey::{Engine, ErrorKind, Manager};
@@ -201,8 +202,9 @@ impl Key {
 /// # Ok::<(), oncekey::Error>(())
 /// ```
 ///
-/// A type that can be read both as text and as bytes, such as `Uuid`, is no key: the two would be different keys, and the
-/// operation would run twice. Give its text, or implement this trait for a type of your own that has one form:
+/// A type that has both a text and raw bytes, such as `Uuid`, does not implement this trait: the two would be different
+/// keys, and the operation would run twice. Pass its text, or implement this trait for a type of your own that has one
+/// form:
 ///
 /// ```
 /// # use oncekey::{Engine, IntoKey, Key, Manager, Result};
@@ -233,14 +235,14 @@ impl Key {
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not the text or the bytes of a key",
-    note = "give the text of an identifier, such as `uuid.to_string()`"
+    note = "pass the text of an identifier, such as `uuid.to_string()`"
 )]
 pub trait IntoKey {
-    /// Returns the key, not completed by any scope.
+    /// Returns the key, without the scope of any handle.
     ///
     /// # Errors
     ///
-    /// As [`Key::new`].
+    /// The errors of [`Key::new`].
     fn into_key(self) -> Result<Key>;
 }
 
@@ -314,10 +316,10 @@ impl Serialize for Key {
     }
 }
 
-/// A key made of parts is read from binary formats only: a client could write it into a text, such as JSON.
+/// Reads a key made of parts only from binary formats: a client could write one into a text format, such as JSON.
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Text such as JSON may come from a client.
+        // A human-readable format such as JSON may come from a client.
         let read = if deserializer.is_human_readable() { Self::plain } else { Self::from_bytes };
         read(&Value::deserialize(deserializer)?).map_err(D::Error::custom)
     }

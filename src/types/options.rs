@@ -253,8 +253,8 @@ impl ManagerOptions {
     /// Sets how long a released record is kept, counted from its release or from its creation by `Requests::create`.
     /// Default: 24 h.
     ///
-    /// A released record that holds progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer.
-    /// It holds progress if an attempt asked for an effect id, committed a stage, or was interrupted and resumed. A
+    /// A released record that holds progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer. A
+    /// record holds progress if an attempt asked for an effect id, committed a stage, or was interrupted and resumed. A
     /// recovery point or checkpoint set by a patch is progress too.
     pub fn released_ttl(mut self, ttl: Duration) -> Self {
         self.released_ttl = ttl;
@@ -292,9 +292,9 @@ impl ManagerOptions {
     /// Sets how long a key cannot be claimed after its owner released it. Until then the answer is
     /// [`Begin::Paused`](crate::Begin::Paused), for waiters too, with the time that is left. Default: zero.
     ///
-    /// Without a pause, the waiters for a key run an operation that fails at once one after the other. Each `begin` stores the
-    /// pause in the record, so that it also holds after a restart. An operator's [`resolve`](crate::Manager::resolve) has no
-    /// pause.
+    /// Without a pause, if an operation fails at once, the waiters for its key run it one after the other. Each `begin`
+    /// stores the pause in the record, so that the pause also holds after a restart. An operator's
+    /// [`resolve`](crate::Manager::resolve) starts no pause.
     pub fn retry_pause(mut self, pause: Duration) -> Self {
         self.retry_pause = pause;
         self

@@ -125,7 +125,7 @@ pub(crate) struct StoredRecord {
     pub(crate) failure_ttl: u64,
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
-    /// Milliseconds from a release by the current or last owner in which nobody can claim it.
+    /// Milliseconds from a release by the current or last owner in which no caller can claim it.
     pub(crate) retry_pause: u64,
     /// How long the key of a finished record is remembered after the record has expired, in milliseconds.
     pub(crate) remember: u64,
@@ -259,12 +259,12 @@ struct Shown {
     status: Status,
     interruption: Option<Interruption>,
     expires_at: Option<SystemTime>,
-    /// Milliseconds until it can be claimed.
+    /// Milliseconds until the record can be claimed.
     paused_for: u64,
 }
 
 impl RecordInfo {
-    /// The largest length of the name of a recovery point, in bytes. It is small because records in memory contain it.
+    /// The largest length of the name of a recovery point, in bytes. Small, because records in memory contain the name.
     pub const MAX_RECOVERY_POINT_BYTES: usize = 128;
 
     /// Returns `None` if the record is absent at `now`.
@@ -364,7 +364,7 @@ impl RecordInfo {
         self.0.stored.schema
     }
 
-    /// Returns the reason of the interruption. For a released record or one in progress, returns that of its last
+    /// Returns the reason of the interruption. For a record that is released or in progress, returns the reason of its last
     /// interrupted attempt.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {

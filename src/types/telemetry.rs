@@ -18,7 +18,7 @@ pub(crate) enum Work {
     StoreCheckpoint,
 }
 
-/// A running piece of work. It ends when this value is dropped, on the thread that started it.
+/// A running piece of work. The work ends when this value is dropped, on the thread that started it.
 #[must_use]
 pub(crate) struct Working {
     _timed: Timed,

@@ -1,4 +1,4 @@
-//! Which `initiate` an ending by key belongs to.
+//! Tokens, which tie an ending by key to its `initiate`.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -6,11 +6,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The fencing token of one [`initiate`](crate::Manager::initiate): only with it can the key be ended by
-/// [`success`](crate::Manager::success), [`fail`](crate::Manager::fail) or [`release`](crate::Manager::release).
+/// The fencing token of one [`initiate`](crate::Manager::initiate). [`success`](crate::Manager::success),
+/// [`fail`](crate::Manager::fail) and [`release`](crate::Manager::release) need it to end the key.
 ///
-/// A small number, to be kept where the operation ends: in another thread, in a message, in a job's arguments. As text it is its
-/// decimal digits, which [`FromStr`] reads. A later token of the same store is larger.
+/// Keep the token where the operation ends: in another thread, in a message, or in the arguments of a job. The text of a
+/// token is its number in decimal digits, which [`FromStr`] reads. Later tokens of the same store are larger.
 ///
 /// ```
 /// # use oncekey::{Engine, ErrorKind, Manager, Token};
@@ -30,7 +30,7 @@ impl Token {
         Self(number)
     }
 
-    /// The number, for systems downstream that compare fencing tokens: see [`Claim::token`](crate::Claim::token).
+    /// Returns the number, for downstream systems that compare fencing tokens. See [`Claim::token`](crate::Claim::token).
     #[must_use]
     pub fn get(self) -> u64 {
         self.0

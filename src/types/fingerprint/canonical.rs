@@ -8,8 +8,8 @@
 //! |---|---|
 //! | unit, unit struct, `None` | nothing |
 //! | `Some` | the item |
-//! | newtype struct | no tag: what it wraps |
-//! | variants | index as a `u32`, name, then what a newtype, tuple or struct has |
+//! | newtype struct | no tag; only the wrapped item |
+//! | variants | index as a `u32`, name, then the content of a newtype, tuple or struct |
 //! | sequence, tuple | the items |
 //! | struct | name and item of each field that is serialized |
 //! | map | the digests of key and item of each entry, sorted |

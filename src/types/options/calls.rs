@@ -50,10 +50,12 @@ impl CallOptions {
     /// Sets the fingerprint of the request. A record with a fingerprint returns `Mismatch` to each retry that has
     /// another one, or none.
     ///
-    /// Give one wherever the operation has a payload: without one, a retry with another amount is a replay of the first. Leave it
-    /// out only where the key alone says what is to be done, because the service itself makes the key of it: the offset of a message
-    /// in a log, the day of a report, an identifier of an object that never changes. Then
-    /// [`strict_fingerprint`](crate::ManagerOptions::strict_fingerprint) stays off.
+    /// Set it wherever the operation has a payload. Without it, a retry with another amount is a replay of the first
+    /// request.
+    ///
+    /// Leave it out only if the key alone determines the operation, because the service itself makes the key: from the
+    /// offset of a message in a log, the day of a report, or the identifier of an object that never changes. Then keep
+    /// [`strict_fingerprint`](crate::ManagerOptions::strict_fingerprint) off.
     pub fn fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.fingerprint = Some(fingerprint);
         self

@@ -1,4 +1,4 @@
-//! Migrations: values stored before a deploy are read as the types of after it.
+//! Migrations: values stored before a deploy are read as the types of the new release.
 
 use std::any::type_name;
 use std::fmt::{self, Display};

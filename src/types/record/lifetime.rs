@@ -1,9 +1,9 @@
-//! How long a record is there, and whether its owner is alive.
+//! The lifetime of a record, and whether its owner is alive.
 
 use super::{Now, Status, THIS_FRAME};
 use crate::types::clock::NEVER;
 
-/// What decides how long a record is there: fields of its [`StoredRecord`].
+/// The fields of a [`StoredRecord`] that decide how long the record exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
     pub(crate) state: Status,
@@ -14,12 +14,13 @@ pub(crate) struct Lifetime {
 }
 
 impl Lifetime {
-    /// A record in progress whose owner is dead is interrupted.
+    /// Returns the status. A record in progress whose owner is dead is interrupted.
     pub(crate) fn status(&self, now: &Now) -> Status {
         if self.state == Status::InProgress && self.is_owner_dead(now) { Status::Interrupted } else { self.state }
     }
 
-    /// Returns whether the owner ended with an earlier open. An owner that a transaction is about to make has no token yet.
+    /// Returns true if the owner belonged to an earlier open. An owner that a transaction is about to make has no token
+    /// yet.
     fn is_owner_dead(&self, now: &Now) -> bool {
         self.token != THIS_FRAME && self.token < now.first
     }

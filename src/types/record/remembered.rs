@@ -1,4 +1,4 @@
-//! What is kept of a record that has expired.
+//! The part of an expired record that is kept to remember its key.
 
 use super::{Now, Status, StoredRecord};
 use crate::types::context::Context;
@@ -10,8 +10,8 @@ impl StoredRecord {
         self.seen(now).is_none() && matches!(self.state, Status::Succeeded | Status::Failed) && now.store < until
     }
 
-    /// Returns what is kept of a record that has expired, if its key is remembered: nothing that a request or an operation
-    /// has given.
+    /// Returns the part of an expired record that is kept, if its key is remembered. The part contains nothing that a
+    /// request or an operation has supplied.
     pub(crate) fn remembered(&self, now: &Now) -> Option<Self> {
         let is_over = !self.is_forgotten && self.is_remembered(now);
         is_over.then(|| Self {
