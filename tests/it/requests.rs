@@ -171,7 +171,7 @@ fn bad_requests_are_refused_and_leave_nothing() {
         is(requests.initialize_request(Some("k"), method, &7, path).map(|_| ()), ErrorKind::InvalidOptions, named);
         is(requests.create(NewRequest::new(method, path)), ErrorKind::InvalidOptions, named);
     };
-    refused("/orders", "POST", "\"/orders\" is not a method");
+    refused("/orders", "POST", "\"/orders\" is not an HTTP method");
     refused("", "/orders", "method");
     refused("PO ST", "/orders", "\"PO ST\"");
     refused("P\u{d6}ST", "/orders", "method");

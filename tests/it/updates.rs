@@ -104,14 +104,14 @@ fn an_update_is_refused_where_someone_is_at_work_or_all_is_said() {
 }
 
 #[test]
-fn patches_have_limits_and_say_one_thing() {
+fn empty_contradictory_and_too_large_patches_are_rejected() {
     let clock = oncekey::clock::ManualClock::new();
     let engine = options(&clock).max_value_bytes(100).temporary().unwrap();
     let requests = engine.requests("r").unwrap();
     requests.create(new("k")).unwrap();
     let before = state(&requests);
     let refused = |patch: RequestPatch, kind, named: &str| is(requests.update("k", patch), kind, named);
-    refused(RequestPatch::new(), ErrorKind::InvalidOptions, "nothing");
+    refused(RequestPatch::new(), ErrorKind::InvalidOptions, "empty");
     refused(to(FINISHED), ErrorKind::InvalidOptions, "response");
     refused(to("paid").response(ok("")), ErrorKind::InvalidOptions, "ends the request");
     refused(RequestPatch::new().checkpoint("c").response(ok("")), ErrorKind::InvalidOptions, "ends the request");
@@ -123,6 +123,6 @@ fn patches_have_limits_and_say_one_thing() {
     let longest = "p".repeat(RecordInfo::MAX_RECOVERY_POINT_BYTES);
     let info = requests.update("k", to(&longest).checkpoint([0; 100])).unwrap();
     assert_eq!((info.recovery_point(), info.checkpoint().map(<[u8]>::len)), (&*longest, Some(100)));
-    // Back to the start is a recovery point as any.
+    // STARTED may be set like any other recovery point.
     assert_eq!(requests.update("k", to(STARTED)).unwrap().recovery_point(), STARTED);
 }
