@@ -1,7 +1,7 @@
-//! An HTTP service on `tiny_http`, a server that works with threads, and a client that sends its request twice.
+//! An HTTP service on `tiny_http`, which handles requests in threads, and a client that sends its request twice.
 //!
 //! `cargo run --example http_service`
-#![allow(clippy::print_stdout, reason = "it shows what it does")]
+#![allow(clippy::print_stdout, reason = "the program prints its steps")]
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ fn serve(server: &Server, payments: &Requests) -> Result {
         let (mut body, length) = (Vec::new(), incoming.body_length());
         incoming.as_reader().take(1 << 20).read_to_end(&mut body)?;
         if length.is_some_and(|length| length != body.len()) {
-            continue; // the client hung up: half a body is no request
+            continue; // the client hung up and sent only a part of the body
         }
         let mut request = http::Request::builder().method(incoming.method().as_str()).uri(incoming.url());
         for header in incoming.headers() {

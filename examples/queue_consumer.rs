@@ -1,7 +1,7 @@
-//! A consumer of a queue that delivers at least once: four workers, each message delivered three times, each applied once.
+//! A consumer of a queue that delivers at least once. Four workers get each message three times and apply it once.
 //!
 //! `cargo run --example queue_consumer`
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it shows what it does")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the program prints its steps")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -11,7 +11,7 @@ use oncekey::{CallOptions, Engine, Fingerprint, Manager};
 const MESSAGES: u64 = 1000;
 const DELIVERIES: u64 = 3;
 const WORKERS: u64 = 4;
-/// The most messages of one poll.
+/// The largest number of messages in one poll.
 const POLL: usize = 100;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(engine.close()?)
 }
 
-/// Applies the messages of a poll: one commit begins all that are new, and one stores their outcomes.
+/// Applies the messages of a poll. One commit begins all new messages, and one commit stores their outcomes.
 fn consume(credits: &Manager<u64>, poll: &[u64], applied: &AtomicU64) {
     let items = poll.iter().map(|message| {
         let same = Fingerprint::builder().part(message.to_be_bytes()).finish();
@@ -49,9 +49,9 @@ fn consume(credits: &Manager<u64>, poll: &[u64], applied: &AtomicU64) {
     });
     for (message, answer) in poll.iter().zip(answers) {
         match answer {
-            // Applied now or before, and durable: acknowledge.
+            // Applied now or earlier, and durable: acknowledge the message.
             Ok(_) => {}
-            // Not acknowledged: the queue delivers it again, later.
+            // Do not acknowledge the message: the queue delivers it again later.
             Err(error) => eprintln!("message {message} stays in the queue: {error}"),
         }
     }

@@ -1,7 +1,7 @@
-//! The shortest program: a charge that runs once, however often this program is started.
+//! The shortest program: a charge that runs once, however often the program is started.
 //!
 //! `cargo run --example quickstart`, twice.
-#![allow(clippy::print_stdout, reason = "it shows what it does")]
+#![allow(clippy::print_stdout, reason = "the program prints its steps")]
 
 use oncekey::{CallOptions, Engine, Fingerprint, Manager};
 use serde::{Deserialize, Serialize};

@@ -1,19 +1,19 @@
-//! An import of many lines that is cut off in the middle and goes on where it stopped, each line imported once.
+//! An import of many lines that is interrupted and continues where it stopped. Each line is imported once.
 //!
 //! `cargo run --example resume_import`
-#![allow(clippy::print_stdout, reason = "it shows what it does")]
+#![allow(clippy::print_stdout, reason = "the program prints its steps")]
 
 use oncekey::{CallOptions, Engine, Failure, Manager, Next, OnInterrupted, PhaseError, STARTED, Stages};
 
 const LINES: u64 = 1000;
 const BATCH: u64 = 100;
 
-/// The line at which the next batch begins, from the checkpoint of the last one.
+/// Returns the first line of the next batch, from the checkpoint of the last batch.
 fn next_line(checkpoint: Option<&[u8]>) -> u64 {
     checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// Imports a batch at a time: its rows and the place where it ended are one commit.
+/// Imports one batch at a time. The rows of a batch and the position after it are one commit.
 fn import(stop_at: Option<u64>) -> Stages<'static, u64, Failure, PhaseError<String>> {
     Stages::new().stage(STARTED, move |claim| {
         let first = next_line(claim.checkpoint());

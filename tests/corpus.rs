@@ -1,4 +1,4 @@
-//! What fuzzing has found, and what it began with, once more: each file of `fuzz/corpus`, and each a few times damaged.
+//! Replays the fuzzing corpus: each file of `fuzz/corpus` as it is, and several times damaged.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -23,7 +23,7 @@ use std::path::Path;
 
 use threads::Rng;
 
-/// Remembers the largest piece of memory that a thread asked for.
+/// An allocator that remembers the largest allocation of a thread.
 struct Largest;
 
 thread_local! {
@@ -33,7 +33,7 @@ thread_local! {
 #[global_allocator]
 static ALLOCATOR: Largest = Largest;
 
-// SAFETY: all is left to the system's.
+// SAFETY: every method delegates to the system's allocator.
 unsafe impl GlobalAlloc for Largest {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
@@ -47,7 +47,7 @@ unsafe impl GlobalAlloc for Largest {
     }
 }
 
-/// A copy with some bytes changed, taken out, doubled or cut off.
+/// Returns a copy with some bytes changed, removed, repeated or cut off.
 fn damaged(bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..=rng.below(4) {
@@ -62,7 +62,8 @@ fn damaged(bytes: &[u8], rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
-/// All of a target's corpus, and so many others made of each; the largest piece of memory that was asked for.
+/// Runs a target on its corpus and on this number of damaged copies of each file. Returns the size of the largest
+/// allocation.
 fn replay(target: &str, times: u64, run: fn(&[u8])) -> usize {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -74,7 +75,7 @@ fn replay(target: &str, times: u64, run: fn(&[u8])) -> usize {
         println!("{}", path.display());
         for time in 0..=times {
             let bytes = if time == 0 { bytes.clone() } else { damaged(&bytes, &mut rng) };
-            // What fails is written as it is to be kept.
+            // A failure prints the input as bytes for the corpus.
             println!("{}", bytes.escape_ascii());
             LARGEST.set(0);
             run(&bytes);
@@ -85,34 +86,34 @@ fn replay(target: &str, times: u64, run: fn(&[u8])) -> usize {
 }
 
 #[test]
-fn junk_for_a_record_is_an_error_and_asks_for_no_memory() {
-    // What bincode reserves for a collection at most, whatever length stands there.
+fn junk_as_a_record_is_an_error_and_allocates_little() {
+    // The most that bincode reserves for a collection, whatever length the input announces.
     let largest = replay("record_decode", 200, targets::record_decode);
     assert!(largest <= 1 << 20, "{largest} bytes at once");
 }
 
 #[test]
-fn a_record_is_read_as_what_it_was() {
+fn a_record_is_read_back_unchanged() {
     replay("record_roundtrip", 200, targets::record_roundtrip);
 }
 
 #[test]
-fn a_damaged_journal_is_refused_or_gives_what_it_had() {
+fn a_damaged_journal_is_rejected_or_read_correctly() {
     let largest = replay("journal_recover", 40, targets::journal_recover);
     assert!(largest <= 1 << 20, "{largest} bytes at once");
 }
 
 #[test]
-fn a_header_that_is_read_could_be_sent() {
+fn a_header_that_is_accepted_can_be_sent() {
     replay("http_header", 200, targets::http_header);
 }
 
 #[test]
-fn an_engine_answers_as_the_model_whatever_breaks() {
+fn an_engine_answers_like_the_model_despite_failing_syncs() {
     replay("engine_ops", 1, targets::engine_ops);
 }
 
 #[test]
-fn transactions_are_as_a_map() {
+fn transactions_agree_with_a_map() {
     replay("transaction_ops", 1, targets::transaction_ops);
 }

@@ -1,4 +1,5 @@
-//! What is told to `tracing` and `metrics`. A process of its own, because both have one listener for all of it.
+//! Tests of the output to `tracing` and `metrics`. They need a process of their own, because each has one listener per
+//! process.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,10 +15,10 @@ use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 
-/// Stands in outcomes and contexts.
+/// A payload for outcomes and contexts.
 const MARKER: &str = "4111-1111";
 
-/// Everything that was told, by name.
+/// The names of all events, spans and metrics of the test.
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<BTreeMap<String, f64>>>);
 
@@ -72,7 +73,7 @@ impl HistogramFn for Named {
 
 impl Heard {
     fn named(&self, key: &Key) -> Arc<Named> {
-        // Known from now on, whether or not anything happens.
+        // These metrics are registered, even if they stay zero.
         self.add(key.name(), 0.0);
         Arc::new(Named(self.clone(), key.name().to_owned()))
     }
@@ -96,7 +97,7 @@ impl Recorder for Heard {
     }
 }
 
-/// Counts spans by their names and events by their messages, and keeps all that was said.
+/// Counts spans by name and events by message, and keeps their text.
 struct Listener {
     heard: Heard,
     said: Arc<Mutex<String>>,
@@ -149,7 +150,7 @@ fn is(heard: &Heard, name: &str, count: u64) {
     assert!((was - f64::from(u32::try_from(count).unwrap())).abs() < 0.1, "{name}: {was}");
 }
 
-/// An engine's life; returns its commits.
+/// Runs an engine from open to close. Returns its number of commits.
 fn live(measured: &Heard) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let options = Engine::options().compaction_interval(Duration::MAX);
@@ -162,7 +163,7 @@ fn live(measured: &Heard) -> u64 {
     assert!(manager.begin_with("won", one()).unwrap().into_claim().is_err());
     assert!(manager.begin("won").unwrap().into_claim().is_err());
     drop(claim(&manager, "dropped"));
-    // A run that meets another's change is run again.
+    // A run that conflicts runs again.
     let runs = AtomicU64::new(0);
     engine
         .atomic_phase(|tx| {
@@ -187,7 +188,7 @@ fn live(measured: &Heard) -> u64 {
 }
 
 #[test]
-fn what_happens_is_told_and_payloads_are_not() {
+fn events_are_reported_without_payloads() {
     let (measured, heard, said) = (Heard::default(), Heard::default(), Arc::new(Mutex::new(String::new())));
     metrics::set_global_recorder(measured.clone()).unwrap();
     let listener = Listener { heard: heard.clone(), said: Arc::clone(&said), next: AtomicU64::new(1) };
@@ -222,14 +223,14 @@ fn what_happens_is_told_and_payloads_are_not() {
         ("oncekey_open_seconds", 1),
         ("oncekey_verify_seconds", 1),
         ("oncekey_backup_seconds", 1),
-        // Of an engine that is gone nothing is left.
+        // The gauges of a dropped engine are zero.
         ("oncekey_in_progress", 0),
         ("oncekey_interrupted", 0),
     ] {
         is(&measured, name, count);
     }
     assert!(measured.get("oncekey_sync_seconds") >= 3.0);
-    // The page shows them all, and no other.
+    // The guide lists exactly these names.
     let page = include_str!("../src/guides/operating.md");
     let told = measured.names();
     let shown: BTreeSet<String> =

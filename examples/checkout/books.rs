@@ -1,4 +1,4 @@
-//! What is in the store, and whether it agrees with itself.
+//! Reads everything in the store, and checks that records and tables agree.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::shop::{CARTS, CHARGED, DELIVERED, Fault, ORDERS, OrderRow, RESERVATIONS, RESERVED, STOCK};
 
-/// Everything there is, by what it is called.
+/// The contents of the store, each map by name.
 #[derive(Debug)]
 pub(crate) struct Books {
     delivered: BTreeMap<String, u64>,
@@ -33,7 +33,8 @@ impl Books {
         })
     }
 
-    /// What cannot be if records and tables change together: it is looked for after every kill.
+    /// Returns the contradictions between records and tables. There are none if both change together. Called after every
+    /// kill.
     pub(crate) fn disagreements(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (item, delivered) in &self.delivered {

@@ -1,9 +1,9 @@
-//! A checkout of three stages that reserves, charges and orders exactly once, whatever threads and crashes do.
+//! A checkout of three stages that reserves, charges and orders exactly once, despite threads and crashes.
 //!
-//! `cargo run --release --example checkout` shows one; `-- --self-test` kills it in and between all of its stages, and compares
-//! stock, orders and charges.
+//! `cargo run --release --example checkout` shows one checkout. `-- --self-test` kills the process in and between all
+//! stages, and compares stock, orders and charges.
 //!
-//! Read `shop.rs` first: it is what an application has to write.
+//! Read `shop.rs` first: an application has to write that part.
 
 #[path = "../shared/audit.rs"]
 mod audit;
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         ["--self-test", "--kills", kills] if kills.parse::<usize>().is_ok_and(|kills| kills > 0) => {
             self_test::run(kills.parse().unwrap_or(KILLS))
         }
-        // This program as its own child.
+        // These run this program as a child of itself.
         ["--provider"] => provider::serve().map(|()| true),
         ["--worker", job] => {
             serde_json::from_str(job).map_err(Into::into).and_then(|job| worker::run(&job)).map(|()| true)
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// One checkout, its retry, and one that comes too late.
+/// Runs one checkout, its retry, and a checkout that finds the stock empty.
 fn show() -> anyhow::Result<()> {
     let (_process, provider) = provider::start()?;
     let engine = Engine::temporary()?;

@@ -1,10 +1,10 @@
-//! Where a checkout may be killed.
+//! The points at which the process may be killed.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Before, inside and after every commit and the effect.
+/// A point before, inside or after a commit or the effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Point {
     BeforeReserve,
@@ -20,7 +20,7 @@ pub(crate) enum Point {
     AfterOrder,
 }
 
-/// Is told of every point that a checkout reaches.
+/// A callback for every point that a checkout reaches.
 pub(crate) type Watch = Box<dyn Fn(Point) + Send + Sync>;
 
 impl Point {

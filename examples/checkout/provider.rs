@@ -1,5 +1,5 @@
-//! The card provider: a process of its own, which knows nothing of the engine and survives its crashes. It keeps its charges in
-//! memory, since nobody kills it.
+//! The card provider: a separate process that does not know the engine and survives its crashes. The test never kills it,
+//! so it keeps its charges in memory.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead as _};
@@ -16,7 +16,7 @@ use crate::process::{self, ChildProcess, say};
 use crate::shop::{Cart, Fault};
 
 const WORKERS: usize = 8;
-/// Every so many answers about a charge are lost on the way.
+/// One answer in this many about a charge is lost.
 const LOST: usize = 16;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,11 +24,11 @@ pub(crate) struct Charge {
     pub(crate) id: String,
     pub(crate) cart: String,
     pub(crate) cents: u64,
-    /// How many requests there were for it.
+    /// The number of requests for this charge.
     pub(crate) asked: usize,
 }
 
-/// Asks for a charge; however often it does with this effect id, there is one.
+/// Asks for a charge. Repeated calls with the same effect id make one charge.
 pub(crate) fn charge(provider: SocketAddr, effect_id: &str, cart: &Cart, watch: &Watch) -> Result<String, Fault> {
     let body = serde_json::to_string(cart)?;
     let sent = http::send(provider, Request { line: "POST /charges", key: Some(effect_id), body: &body })?;
@@ -41,7 +41,7 @@ pub(crate) fn charge(provider: SocketAddr, effect_id: &str, cart: &Cart, watch: 
     }
 }
 
-/// All that it has charged.
+/// Returns all charges.
 pub(crate) fn charges(provider: SocketAddr) -> anyhow::Result<Vec<Charge>> {
     let response = http::send(provider, Request { line: "GET /charges", key: None, body: "" })
         .and_then(http::Sent::receive)
@@ -49,7 +49,7 @@ pub(crate) fn charges(provider: SocketAddr) -> anyhow::Result<Vec<Charge>> {
     serde_json::from_slice(&response.body).context("the provider's list is not one")
 }
 
-/// As a child of this process.
+/// Starts the provider as a child of this process.
 pub(crate) fn start() -> anyhow::Result<(ChildProcess, SocketAddr)> {
     let (process, said) = ChildProcess::start(["--provider"])?;
     let first = said.lines().next().context("the provider ended before it listened")??;
@@ -59,12 +59,12 @@ pub(crate) fn start() -> anyhow::Result<(ChildProcess, SocketAddr)> {
 
 #[derive(Debug, Default)]
 struct Provider {
-    /// By their idempotency keys.
+    /// The charges, by idempotency key.
     charges: Mutex<HashMap<String, Charge>>,
     answers: AtomicUsize,
 }
 
-/// What the child does.
+/// Runs the provider in the child.
 pub(crate) fn serve() -> anyhow::Result<()> {
     process::end_with_parent();
     let (server, address) = http::listen(0)?;
@@ -76,9 +76,9 @@ pub(crate) fn serve() -> anyhow::Result<()> {
 impl Provider {
     fn answer(&self, mut request: tiny_http::Request) {
         let (status, body) = self.reply(&mut request).unwrap_or_else(|why| (400, format!("{why:#}\n")));
-        // In one piece, however long: our client reads no chunks.
+        // Never send chunks: the client of the examples cannot read them.
         let response = tiny_http::Response::from_string(body).with_chunked_threshold(usize::MAX);
-        // Whoever has gone, or was killed, will ask again: that is what the key is for.
+        // A client that hung up or was killed will ask again with the same key.
         let _ = request.respond(response.with_status_code(status));
     }
 

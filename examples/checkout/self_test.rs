@@ -1,4 +1,4 @@
-//! Many carts, each asked for several times, and a process that is killed in and between all stages.
+//! Many carts, each requested several times, by a process that is killed in and between all stages.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io::{BufRead as _, Write as _};
@@ -21,31 +21,31 @@ use crate::provider::{self, Charge};
 use crate::shop::{self, Cart};
 use crate::worker::{Answer, Job, Report, Request, Stop, THREADS};
 
-/// Each cart is asked for so often.
+/// The number of requests for each cart.
 const TRIES: usize = 3;
-/// So many carts want items of these three, and this is how much there is of each.
+/// The number of carts that share one stock of three items. `STOCK` is the number of pieces of each item.
 const SEASON: usize = 30;
 const STOCK: [usize; 3] = [8, 12, 5];
 const WANTED: usize = SEASON / STOCK.len();
-/// More than it takes, so that no kill is without work.
+/// Larger than needed, so that the process has work at each kill.
 const CARTS_PER_KILL: usize = 8;
-/// How long a worker may say nothing.
+/// The longest time that a worker may print nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How a worker's life ends.
+/// The moment at which a worker is killed.
 #[derive(Clone, Copy, Debug)]
 enum Death {
     At(Stop),
-    /// After it has begun to open the store.
+    /// This long after it has begun to open the store.
     Opening(Duration),
-    /// After so many answers, and some time.
+    /// After this number of answers and this time.
     Random(usize, Duration),
-    /// Not at all.
+    /// The worker is not killed.
     Never,
 }
 
 impl Death {
-    /// Every point in turn, and three others.
+    /// Returns the death of the `n`th worker: every point in turn, and three other moments.
     fn nth(n: usize) -> Self {
         let random = |salt: usize, below: u64| scramble((n * 4 + salt) as u64) % below;
         let moment = |below| Duration::from_micros(random(0, below));
@@ -59,7 +59,7 @@ impl Death {
     }
 }
 
-/// The same numbers in every run: the finalizer of `SplitMix64`.
+/// Returns a random-looking number that is the same in every run, by the finalizer of `SplitMix64`.
 fn scramble(n: u64) -> u64 {
     let n = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -75,7 +75,7 @@ fn cart(number: usize) -> Cart {
     Cart { id: format!("cart-{number:05}"), item: item(number), cents: 100 + number as u64 }
 }
 
-/// The carts in the order in which they are asked for: two tries at once, so that one waits for the other, and one later.
+/// Returns the carts in the order of their requests: two requests at once, so that one waits for the other, and one later.
 fn order(carts: usize) -> Vec<usize> {
     let places = |cart| [0, 1, TRIES * 12].map(|later| (cart * TRIES + later, cart));
     let mut order: Vec<(usize, usize)> = (0..carts).flat_map(places).collect();
@@ -83,23 +83,23 @@ fn order(carts: usize) -> Vec<usize> {
     order.into_iter().map(|(_, cart)| cart).collect()
 }
 
-/// All who want something, and what they were told.
+/// All requests and their answers.
 #[derive(Debug)]
 struct Clients {
     /// The cart of each request.
     requests: Vec<usize>,
     waiting: VecDeque<usize>,
     in_flight: BTreeSet<usize>,
-    /// By cart.
+    /// The answers, by cart.
     told: Vec<Vec<Answer>>,
     replays: usize,
     not_yet: usize,
     resent: usize,
-    /// By where it was.
+    /// The kills, by place.
     kills: BTreeMap<usize, (String, usize)>,
 }
 
-/// False if anything is wrong.
+/// Runs the test. Returns false if a check fails.
 #[expect(clippy::disallowed_methods, reason = "the time it took is printed")]
 pub(crate) fn run(kills: usize) -> anyhow::Result<bool> {
     let started = Instant::now();
@@ -138,7 +138,7 @@ fn test(store: &Path, seasons: usize, kills: usize) -> anyhow::Result<bool> {
     Ok(audit::show(&rows))
 }
 
-/// One worker, from its start to its end.
+/// Runs one worker, from its start to its end.
 fn live(clients: &mut Clients, store: &Path, provider: SocketAddr, death: Death) -> anyhow::Result<()> {
     let stop = if let Death::At(stop) = death { Some(stop) } else { None };
     let mut worker = Worker::start(&Job { store: store.to_owned(), provider, stop })?;
@@ -187,7 +187,7 @@ fn live(clients: &mut Clients, store: &Path, provider: SocketAddr, death: Death)
 #[derive(Debug)]
 struct Worker {
     process: ChildProcess,
-    /// Closed when there is nothing more to do.
+    /// The input of the worker. `None` when there are no more requests.
     carts: Option<ChildStdin>,
     said: Receiver<String>,
     killed: bool,
@@ -207,7 +207,7 @@ impl Worker {
         !self.killed
     }
 
-    /// What it says next; nothing when it has ended, or a kill has cut its line.
+    /// Returns the next report. Returns `None` if the worker has ended, or a kill has cut its line.
     fn hear(&self) -> anyhow::Result<Option<Report>> {
         match self.said.recv_timeout(PATIENCE) {
             Ok(line) => match serde_json::from_str(&line) {
@@ -230,7 +230,7 @@ impl Worker {
         Ok(())
     }
 
-    /// By our signal if it was killed, and otherwise by itself and well.
+    /// Checks that the worker ended by our signal if it was killed, and with success otherwise.
     fn check_its_end(&mut self) -> anyhow::Result<()> {
         let status = self.process.child.wait()?;
         let as_it_must = if self.killed { status.signal() == Some(9) } else { status.success() };
@@ -247,7 +247,7 @@ impl Clients {
         Self { requests, waiting, in_flight, told, replays: 0, not_yet: 0, resent: 0, kills }
     }
 
-    /// As many as there are threads; when there is no more, it may end.
+    /// Sends requests until each thread has one. Closes the input when none are left, so that the worker ends.
     fn send(&mut self, worker: &mut Worker) -> anyhow::Result<()> {
         while self.in_flight.len() < THREADS {
             let Some(number) = self.waiting.pop_front() else { break };
@@ -277,7 +277,7 @@ impl Clients {
         self.waiting.push_front(number);
     }
 
-    /// First those to whom the dead worker owed an answer.
+    /// Queues the requests that the dead worker did not answer, before all others.
     fn send_again(&mut self) {
         self.resent += self.in_flight.len();
         for number in std::mem::take(&mut self.in_flight).into_iter().rev() {
@@ -308,7 +308,7 @@ fn differ(told: &[Answer]) -> bool {
     told.windows(2).any(|two| matches!(two, [a, b] if a != b))
 }
 
-/// Stock, orders, charges and answers.
+/// Compares stock, orders, charges and answers.
 fn compare(clients: &Clients, books: &Books, charges: &[Charge]) -> Vec<Row> {
     let by_id: HashMap<&str, &Charge> = charges.iter().map(|charge| (charge.id.as_str(), charge)).collect();
     let paying: BTreeSet<&str> = charges.iter().map(|charge| charge.cart.as_str()).collect();
@@ -363,7 +363,7 @@ fn compare(clients: &Clients, books: &Books, charges: &[Charge]) -> Vec<Row> {
     ]
 }
 
-/// What is stored is what everybody was told.
+/// Compares the stored outcomes with the answers that the clients got.
 fn agree_with_the_store(clients: &Clients, engine: &Engine) -> anyhow::Result<Vec<Row>> {
     let carts = shop::carts(engine)?;
     let mut wrong = 0;

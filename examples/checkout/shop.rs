@@ -1,4 +1,4 @@
-//! A checkout: what an application has to write.
+//! A checkout: the part that an application has to write.
 
 use std::fmt;
 use std::io;
@@ -14,19 +14,19 @@ use serde::{Deserialize, Serialize};
 use crate::point::{Point, Watch};
 use crate::provider;
 
-/// What carts are kept under: the cart's id is the idempotency key of its checkout.
+/// The manager of checkouts. The id of a cart is the idempotency key of its checkout.
 pub(crate) const CARTS: &str = "carts";
-/// Item to how many may still be reserved.
+/// Table: item to the number of pieces that can still be reserved.
 pub(crate) const STOCK: &str = "stock";
-/// Item to how many there ever were, for the books.
+/// Table: item to the number of pieces ever delivered, for the checks.
 pub(crate) const DELIVERED: &str = "delivered";
-/// Cart to the item that is kept for it until it is ordered.
+/// Table: cart to the item that is reserved for it until the order.
 pub(crate) const RESERVATIONS: &str = "reservations";
-/// Order number to [`OrderRow`].
+/// Table: order number to [`OrderRow`].
 pub(crate) const ORDERS: &str = "orders";
 const COUNTERS: &str = "counters";
 
-/// Recovery points: what is done when a checkout is found there.
+/// The recovery points, named after the last completed stage.
 pub(crate) const RESERVED: &str = "reserved";
 pub(crate) const CHARGED: &str = "charged";
 
@@ -37,14 +37,14 @@ pub(crate) struct Cart {
     pub(crate) cents: u64,
 }
 
-/// What every try of a cart's checkout is told.
+/// The success of a checkout. Every retry gets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) number: u64,
     pub(crate) charge: String,
 }
 
-/// Likewise.
+/// The failure of a checkout. Every retry gets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum NotOrdered {
     SoldOut,
@@ -65,14 +65,14 @@ pub(crate) struct OrderRow {
     pub(crate) charge: String,
 }
 
-/// Why a stage came to nothing. Nothing of it is stored: the checkout stays where it was, and the next try goes on there.
+/// The error of a stage. It is not stored: the checkout stays at its recovery point, and the next try continues there.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Fault {
     #[error(transparent)]
     Engine(#[from] oncekey::Error),
     #[error("a row cannot be read or written: {0}")]
     Row(#[from] serde_json::Error),
-    /// It may have charged: with the same effect id it may be asked again.
+    /// The provider may have charged. Ask again with the same effect id.
     #[error("the provider did not answer: {0}")]
     Provider(#[from] io::Error),
     #[error("the provider refused with status {0}")]
@@ -82,8 +82,8 @@ pub(crate) enum Fault {
 pub(crate) type Carts = Manager<Order, NotOrdered>;
 type Checkout = Claim<Order, NotOrdered>;
 
-/// To run a checkout again is safe, whatever became of it: its stages in the store happened or did not, and the provider is
-/// told by the effect id that it is the same charge. So an interrupted one is resumed, and nobody has to look at it.
+/// A checkout is safe to repeat. Its stages in the store are atomic, and the provider recognises a repeated charge by the
+/// effect id. So an interrupted checkout is resumed, and no operator is needed.
 pub(crate) fn carts(engine: &Engine) -> oncekey::Result<Carts> {
     engine.manager_with(CARTS, ManagerOptions::new().on_interrupted(OnInterrupted::Resume))
 }
@@ -99,7 +99,8 @@ impl Shop {
         Ok(Self { carts: carts(engine)?, provider, watch })
     }
 
-    /// From wherever it is to its end. To be called again, by anybody and after any crash, until it has an answer.
+    /// Runs a checkout from its recovery point to its end. After a crash, call it again until it returns an answer. Any
+    /// process may call it.
     pub(crate) fn check_out(&self, cart: &Cart) -> Result<Executed<Order>, DriveError<Order, NotOrdered, Fault>> {
         let stages = Stages::new()
             .stage(STARTED, |claim| self.reserve(claim, cart))
@@ -109,7 +110,7 @@ impl Shop {
         self.carts.drive(&cart.id, CallOptions::new().fingerprint(same_cart), &stages)
     }
 
-    /// One piece less in stock, and the checkout's record says so: in one commit. Or it ends here.
+    /// Takes one piece from the stock and advances the checkout, in one commit. If the stock is empty, ends the checkout.
     fn reserve(&self, claim: &mut Checkout, cart: &Cart) -> Result<(), Fault> {
         (self.watch)(Point::BeforeReserve);
         claim.work_stage(|tx| {
@@ -129,7 +130,8 @@ impl Shop {
         Ok(())
     }
 
-    /// The effect is outside of the stage: a closure may run several times, and may be rolled back.
+    /// Charges the card, and then stores the charge. The effect is outside the closure, because a closure may run several
+    /// times and may be rolled back.
     fn charge(&self, claim: &mut Checkout, cart: &Cart) -> Result<(), Fault> {
         (self.watch)(Point::BeforeCharge);
         let charge = provider::charge(self.provider, &claim.effect_id("charge"), cart, &self.watch)?;
@@ -142,7 +144,7 @@ impl Shop {
         Ok(())
     }
 
-    /// The reservation becomes an order with a number, and the checkout has its answer: in one commit.
+    /// Turns the reservation into an order with a number, and ends the checkout, in one commit.
     fn order(&self, claim: &mut Checkout, cart: &Cart) -> Result<(), Fault> {
         (self.watch)(Point::BeforeOrder);
         let charge = String::from_utf8_lossy(claim.checkpoint().unwrap_or_default()).into_owned();
@@ -161,7 +163,7 @@ impl Shop {
     }
 }
 
-/// Puts items into the stock: several rows, all or none.
+/// Adds items to the stock: several rows in one commit.
 pub(crate) fn deliver(engine: &Engine, items: &[(String, u64)]) -> Result<(), Fault> {
     engine.atomic_phase(|tx| {
         for (item, count) in items {

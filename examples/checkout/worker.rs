@@ -1,4 +1,4 @@
-//! The process that is killed: it opens the store, takes carts from its standard input and checks them out.
+//! The process that is killed. It opens the store, reads carts from its standard input and checks them out.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use crate::point::{Point, Watch};
 use crate::process::{self, log, say};
 use crate::shop::{Cart, Fault, NotOrdered, Order, Shop};
 
-/// As many carts at once.
+/// The number of carts that are checked out at the same time.
 pub(crate) const THREADS: usize = 8;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,14 +24,14 @@ pub(crate) struct Job {
     pub(crate) stop: Option<Stop>,
 }
 
-/// Which passage of which point is the last: there it says so, and waits to be killed.
+/// The place at which the worker stops: the `nth` time that it reaches `point`. There it reports, and waits to be killed.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Stop {
     pub(crate) point: Point,
     pub(crate) nth: usize,
 }
 
-/// A line of its input.
+/// A line of the worker's input.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Request {
     pub(crate) number: usize,
@@ -40,7 +40,7 @@ pub(crate) struct Request {
 
 pub(crate) type Answer = Result<Order, NotOrdered>;
 
-/// A line of its output.
+/// A line of the worker's output.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     Opening,
@@ -51,13 +51,13 @@ pub(crate) enum Report {
         answer: Answer,
         replayed: bool,
     },
-    /// The provider did not answer; nothing is stored, and it is to be sent again.
+    /// The provider did not answer. Nothing is stored; the request must be sent again.
     NotYet {
         number: usize,
     },
 }
 
-/// Until there are no more carts.
+/// Runs until the input ends.
 pub(crate) fn run(job: &Job) -> anyhow::Result<()> {
     report(&Report::Opening);
     let engine = Engine::open(&job.store)?;

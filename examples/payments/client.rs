@@ -1,4 +1,4 @@
-//! A client as it should be: it sends the same request under the same key until it has a final answer.
+//! A well-behaved client: it sends the same request under the same key until it gets a final answer.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -20,13 +20,13 @@ impl Request {
     }
 }
 
-/// What it took to get an answer.
+/// The number of tries until the answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tries {
     pub(crate) sent: usize,
-    /// No connection, or one that broke: nobody knows what happened to the request.
+    /// Tries without a connection, or whose connection broke. The request may have been processed.
     pub(crate) broken: usize,
-    /// Answered 409 or 503.
+    /// Tries that were answered with 409 or 503.
     pub(crate) not_yet: usize,
 }
 
@@ -34,7 +34,7 @@ fn is_final(response: &Response) -> bool {
     !matches!(response.status, 409 | 503)
 }
 
-/// `None` if there is no server any more, or no answer before the deadline.
+/// Sends the request until the answer is final. Returns `None` if the server is gone or the deadline has passed.
 #[expect(clippy::disallowed_methods, reason = "a client has a deadline, and pauses between its tries")]
 pub(crate) fn ask_until_final(
     server: impl Fn() -> Option<SocketAddr>,

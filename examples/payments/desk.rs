@@ -1,4 +1,4 @@
-//! From a request to an answer, by way of the engine.
+//! Answers a request through the engine.
 
 use std::io::Read as _;
 
@@ -19,13 +19,13 @@ const MAX_USER_BYTES: usize = 64;
 
 type Request = ::http::Request<Vec<u8>>;
 
-/// With the defaults: a refused card is an outcome like any other, stored and replayed to every retry. A ledger that failed may
-/// have charged all the same: that is a 5xx after an effect id, so the payment is held. See `reconcile`.
+/// Returns the payments, with the default options. A declined card is stored and replayed to every retry. A ledger that
+/// failed may have charged: that is a 5xx after an effect id, so the payment is held. See `reconcile`.
 pub(crate) fn payments(engine: &Engine) -> oncekey::Result<Requests> {
     engine.requests("payments")
 }
 
-/// Made of nothing but the charge, so that it can be made again after a crash.
+/// Returns the response to a charge. Depends only on the charge, so that it can be made again after a crash.
 pub(crate) fn charged(charge: &Charge) -> Response {
     answer(StatusCode::CREATED, &json!({ "charge": charge.effect_id, "amount_cents": charge.amount_cents }))
 }
@@ -42,7 +42,7 @@ fn answer(status: StatusCode, body: &serde_json::Value) -> Response {
     Response::new(status).header(CONTENT_TYPE, HeaderValue::from_static("application/json")).body(format!("{body}\n"))
 }
 
-/// What is charged.
+/// The body of a request: the amount to charge.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Payment {
@@ -72,12 +72,12 @@ impl Desk {
                 response.add_header(header);
             }
         }
-        // A client that has gone will ask again: that is what its key is for.
+        // A client that hung up will ask again with the same key.
         let _ = incoming.respond(response.with_status_code(answer.status().as_u16()));
     }
 
-    /// Whatever can be refused is refused before the key is touched, and is not remembered: the client may correct it and
-    /// use the key again.
+    /// Rejects invalid requests before the engine sees the key. The rejection is not stored: the client may correct the
+    /// request and use the same key.
     fn reply(&self, incoming: &mut tiny_http::Request) -> Result<::http::Response<Vec<u8>>, Response> {
         let request = read(incoming)?;
         check_route(&request)?;
@@ -89,7 +89,7 @@ impl Desk {
         Ok(payments.handle(&request, |_request, claim| self.charge(&payment, claim)))
     }
 
-    /// Runs once per key, as far as anybody can tell.
+    /// Charges the ledger. Runs once for each key.
     fn charge(&self, payment: &Payment, claim: &Claim<Response, Response>) -> Result<Response, Response> {
         if payment.card == "tok_declined" {
             return Err(declined());
@@ -111,7 +111,7 @@ impl Desk {
     }
 }
 
-/// The request in the types of the `http` crate, as any server's can be had.
+/// Converts the request into the types of the `http` crate.
 fn read(incoming: &mut tiny_http::Request) -> Result<Request, Response> {
     let bad = |why: &str| refuse(StatusCode::BAD_REQUEST, why);
     let (mut body, announced) = (Vec::new(), incoming.body_length());
@@ -119,7 +119,7 @@ fn read(incoming: &mut tiny_http::Request) -> Result<Request, Response> {
         Ok(length) if length as u64 > MAX_BODY_BYTES => {
             return Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too long"));
         }
-        // Of a client that hung up, the server gives what came.
+        // If a client hangs up, the server returns the part of the body that arrived.
         Ok(length) if announced.is_none_or(|announced| announced == length) => {}
         _ => return Err(bad("the body is incomplete")),
     }
@@ -141,8 +141,8 @@ fn check_route(request: &Request) -> Result<(), Response> {
     }
 }
 
-/// Whoever is signed in. In a service this comes from the session and never from the client; the keys of one user must not
-/// meet those of another, who would be given the first one's answer.
+/// Returns the authenticated user. In a service the user comes from the session, never from the client. Otherwise a client
+/// could read the answers to another user's keys.
 fn user(request: &Request) -> Result<&str, Response> {
     let mut given = request.headers().get_all("x-user").iter();
     match (given.next().map(HeaderValue::to_str), given.next()) {

@@ -1,5 +1,5 @@
-//! The outside effect: a file with one line per charge. It stands for the card processor, which knows nothing of the engine,
-//! survives its crashes, and can be asked what has been charged.
+//! The outside effect: a file with one line for each charge. It stands for a card processor, which does not know the
+//! engine, survives its crashes, and can be asked for its charges.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-/// What a payment's effect is called: `effect_id` of this is the charge's name at the processor.
+/// The label of the effect. `effect_id` of this label names the charge at the processor.
 pub(crate) const CHARGE: &str = "charge";
 
-/// One line.
+/// One line of the file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Charge {
-    /// What a real processor would take as its own idempotency key: the same in every attempt of a payment, and
-    /// another when the key is used again after its record has expired.
+    /// The idempotency key for a real processor. The same in every attempt of a payment. Different if the client's key is
+    /// used again after its record has expired.
     pub(crate) effect_id: String,
     pub(crate) key: String,
     pub(crate) amount_cents: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Charge {
 pub(crate) struct Ledger {
     file: File,
     path: PathBuf,
-    /// Sync more often than needed, so that a kill is likely to find a charge half done: before its line or after.
+    /// Syncs more often than needed, so that a kill is likely to hit a charge before or after its line.
     slow: bool,
 }
 
@@ -34,7 +34,7 @@ impl Ledger {
     pub(crate) fn open(path: &Path, slow: bool) -> anyhow::Result<Self> {
         let open = || -> io::Result<File> {
             let file = OpenOptions::new().create(true).append(true).open(path)?;
-            // A line that a killed process wrote may not be on the disk yet, and is about to be believed.
+            // A killed process may have written a line that is not on disk yet. Sync before anyone relies on it.
             file.sync_all()?;
             #[cfg(unix)]
             File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
@@ -49,7 +49,7 @@ impl Ledger {
         &self.path
     }
 
-    /// Charges. Durable when it returns; after an error nobody knows whether it happened.
+    /// Appends a charge. The charge is durable when this returns. After an error it may have happened or not.
     pub(crate) fn append(&self, charge: &Charge) -> io::Result<()> {
         if self.slow {
             self.file.sync_all()?;
@@ -66,13 +66,13 @@ impl Ledger {
         self.file.sync_data()
     }
 
-    /// By their effect ids.
+    /// Returns the charges by effect id.
     pub(crate) fn charges(&self) -> anyhow::Result<HashMap<String, Charge>> {
         Ok(read(&self.path)?.into_iter().map(|charge| (charge.effect_id.clone(), charge)).collect())
     }
 }
 
-/// Every charge ever made. A torn line was never charged: the append that wrote it did not return.
+/// Returns all charges. Skips a torn line: its append did not return, so the charge did not happen.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Charge>> {
     let text = std::fs::read(path).with_context(|| format!("cannot read the ledger {}", path.display()))?;
     Ok(text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())

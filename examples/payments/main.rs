@@ -1,9 +1,9 @@
-//! A payment service that charges once per `Idempotency-Key`, whatever clients, threads and crashes do.
+//! A payment service that charges once for each `Idempotency-Key`, despite clients, threads and crashes.
 //!
-//! `cargo run --release --example payments` serves it on loopback and prints what to try with curl;
-//! `-- --self-test` lets 64 clients loose on it, kills it three times on the way, and audits the ledger.
+//! `cargo run --release --example payments` serves on loopback and prints commands to try with curl. `-- --self-test` runs
+//! 64 clients against the service, kills it three times, and audits the ledger.
 //!
-//! Read `desk.rs` first: it is what an application has to write. `reconcile.rs` is what it does after a crash.
+//! Read `desk.rs` first: an application has to write that part. `reconcile.rs` is its work after a crash.
 
 #[path = "../shared/audit.rs"]
 mod audit;
@@ -29,7 +29,8 @@ use crate::desk::Desk;
 use crate::ledger::Ledger;
 use crate::process::{log, say};
 
-/// A thread that waits for the disk costs little, and the commits of many threads share one sync.
+/// The number of threads that serve requests. A thread that waits for the disk costs little, and the commits of many
+/// threads share one sync.
 const WORKERS: usize = 64;
 
 const USAGE: &str = "\
@@ -56,7 +57,8 @@ enum Command {
 struct Options {
     store: PathBuf,
     port: u16,
-    /// Started by the self-test: make it likely that a kill interrupts a charge, and do not outlive the test.
+    /// True if the self-test started this process. Then a kill is likely to interrupt a charge, and the process ends with
+    /// the test.
     under_test: bool,
 }
 
@@ -115,15 +117,15 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command, String> {
     }
 }
 
-/// Serves until the process is killed, Ctrl-C included. There is no shutdown to get right: whatever was going on is found by
-/// the next start.
+/// Serves until the process is killed, by Ctrl-C for example. No shutdown is needed: the next start finds unfinished
+/// payments.
 fn serve(options: &Options) -> anyhow::Result<()> {
     if options.under_test {
         process::end_with_parent();
     }
     let engine = Engine::open(&options.store)?;
     let payments = desk::payments(&engine)?;
-    // Behind the engine's lock, so that no other process appends to this ledger.
+    // Open the ledger while the engine holds its lock, so that no other process appends to it.
     let ledger = Ledger::open(&ledger_path(&options.store), options.under_test)?;
     let settled = reconcile::settle(&payments, &ledger)?;
 
@@ -135,7 +137,7 @@ fn serve(options: &Options) -> anyhow::Result<()> {
     http::serve(&server, WORKERS, |request| desk.answer(request))
 }
 
-/// Next to the store and not in it: it stands for somebody else's system.
+/// Returns the path of the ledger. The ledger stands for another system, so it is next to the store, not inside it.
 fn ledger_path(store: &Path) -> PathBuf {
     let mut name = store.file_name().unwrap_or_default().to_owned();
     name.push(".ledger");

@@ -1,4 +1,4 @@
-//! What a start does about the payments that the last process left unfinished.
+//! Resolves the payments that the last process left unfinished.
 
 use std::fmt;
 
@@ -11,21 +11,23 @@ use oncekey::{
 use crate::desk::charged;
 use crate::ledger::{CHARGE, Ledger};
 
-/// What became of the payments that were interrupted.
+/// The numbers of interrupted payments that were resolved, by result.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Settled {
     pub(crate) charged: usize,
     pub(crate) not_charged: usize,
 }
 
-/// The point of `OnInterrupted::Hold`. A process that dies between the charge and its answer leaves a payment of which the
-/// engine cannot know whether it happened: to run it again might charge twice, to refuse it might lose a sale. So it is held,
-/// every retry is told so, and nothing moves until somebody has asked the one who knows. Here that is the ledger, and asking
-/// it is a program's job; it might as well be a person's, days later.
+/// Resolves each interrupted payment by asking the ledger.
 ///
-/// It is sound because the store's lock was ours before the ledger was read: whoever could still have appended to it is dead.
-/// A remote processor may be at work on a dead process's request; it must be given `Charge::effect_id`, so that the retry
-/// repeats that request instead of making another.
+/// This is the purpose of `OnInterrupted::Hold`. If a process dies between the charge and its answer, the engine cannot
+/// know whether the charge happened. To run the payment again might charge twice; to reject it might lose a sale. So the
+/// payment is held, and retries get 409, until it is resolved. Here a program asks the ledger; it could also be a person,
+/// days later.
+///
+/// This is safe because the store is locked before the ledger is read: any process that could have appended to the ledger
+/// is dead. A remote processor may still work on a dead process's request. Give it `Charge::effect_id`, so that a retry
+/// repeats that request instead of making a new one.
 pub(crate) fn settle(payments: &Requests, ledger: &Ledger) -> anyhow::Result<Settled> {
     let (charges, payments) = (ledger.charges()?, payments.manager());
     let held = RecordFilter::new().manager(payments.name()).status(Status::Interrupted);
@@ -45,7 +47,7 @@ pub(crate) fn settle(payments: &Requests, ledger: &Ledger) -> anyhow::Result<Set
 }
 
 impl Settled {
-    /// Reads what `Display` wrote, for the self-test.
+    /// Parses the output of `Display`, for the self-test.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut counts = line.strip_prefix("interrupted payments: ")?.split(' ').filter_map(|word| word.parse().ok());
         Some(Self { charged: counts.next()?, not_charged: counts.next()? })

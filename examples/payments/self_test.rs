@@ -1,4 +1,4 @@
-//! The main job on real input: many clients, many duplicates, and a server that is killed again and again.
+//! The test with real requests: many clients, many duplicates, and a server that is killed again and again.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -27,10 +27,10 @@ const KEYS: usize = 2_000;
 const DUPLICATES: usize = 4;
 const REQUESTS: usize = KEYS * DUPLICATES;
 const KILLS: usize = 3;
-/// Long past what it takes; then what is missing is counted.
+/// The deadline of all clients, much longer than the test needs. Requests without an answer are then counted.
 const PATIENCE: Duration = Duration::from_secs(50);
 
-/// What came of one of the requests.
+/// The answer to one request.
 #[derive(Debug)]
 struct Answered {
     payment: usize,
@@ -45,7 +45,7 @@ struct Run {
     settled: Settled,
 }
 
-/// False if anything is wrong.
+/// Runs the test. Returns false if a check fails.
 #[expect(clippy::disallowed_methods, reason = "the clients share a deadline, and the time it took is printed")]
 pub(crate) fn run() -> anyhow::Result<bool> {
     let started = Instant::now();
@@ -65,10 +65,10 @@ pub(crate) fn run() -> anyhow::Result<bool> {
     Ok(good)
 }
 
-/// All clients, and the one who kills the server.
+/// Runs all clients, and the thread that kills the server.
 fn drive(store: &Path, deadline: Instant) -> anyhow::Result<Run> {
     let mut server = ServerProcess::start(store)?;
-    // `None` when it is over, so that no client goes on without a server.
+    // `None` at the end, so that no client continues without a server.
     let address = RwLock::new(Some(server.address));
     let (order, next) = (order(), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -101,8 +101,8 @@ fn be_a_client(
     }
 }
 
-/// The numbers of the payments in the order in which they are asked for: two duplicates at once, the others when one and when
-/// three eighths of the payments have been begun since; so there are replays before and after every kill.
+/// Returns the numbers of the payments in the order of their requests. Two duplicates are sent at once. The other two
+/// follow after an eighth and after three eighths of all requests, so there are replays before and after every kill.
 fn order() -> Vec<usize> {
     let places = |payment| [0, 1, REQUESTS / 8, REQUESTS * 3 / 8].map(|later| (payment * DUPLICATES + later, payment));
     let mut order: Vec<(usize, usize)> = (0..KEYS).flat_map(places).collect();
@@ -145,7 +145,7 @@ fn kill_and_restart(
     Ok(run)
 }
 
-/// This program again, as the server.
+/// The server: this program in a child process.
 #[derive(Debug)]
 struct ServerProcess {
     process: ChildProcess,
@@ -154,7 +154,7 @@ struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// On a port of its own each time: the old one may be taken meanwhile, by one of the clients' ends even.
+    /// Starts the server on a new port each time, because the old one may be in use again, even by a client's connection.
     fn start(store: &Path) -> anyhow::Result<Self> {
         let args = ["--under-test", "--port", "0", "--dir"].map(OsStr::new);
         let (process, said) = ChildProcess::start(args.into_iter().chain([store.as_os_str()]))?;
@@ -176,7 +176,7 @@ fn wait_until_it_listens(said: BufReader<ChildStdout>) -> anyhow::Result<(Socket
     anyhow::bail!("the server ended before it listened")
 }
 
-/// Compares what clients were told with what was charged.
+/// Compares the answers that clients got with the charges.
 fn rows(run: &Run, charges: &[Charge]) -> Vec<Row> {
     let tries = |count: fn(&Tries) -> usize| run.answers.iter().map(|answer| count(&answer.tries)).sum();
     let replays = run.answers.iter().filter(|answer| is_replay(&answer.response)).count();
@@ -204,7 +204,7 @@ fn rows(run: &Run, charges: &[Charge]) -> Vec<Row> {
     ]
 }
 
-/// One key, as the ledger and as its clients see it.
+/// One key, as seen by the ledger and by its clients.
 #[derive(Debug, Default)]
 struct Audited<'a> {
     declined: bool,
@@ -239,7 +239,7 @@ fn is_told_wrong(payment: &Audited<'_>) -> bool {
 fn by_payment<'a>(run: &'a Run, charges: &'a [Charge]) -> Vec<Audited<'a>> {
     let mut of_key: HashMap<&str, Vec<&Charge>> = HashMap::new();
     for charge in charges {
-        // As a record shows it: the user, then the key that the client sent.
+        // A record shows the key as the user, then the key that the client sent.
         of_key.entry(charge.key.rsplit('/').next().unwrap_or_default()).or_default().push(charge);
     }
     let mut payments: Vec<Audited<'_>> = (0..KEYS)

@@ -1,10 +1,10 @@
-//! What a self-test counts, and what it must count.
+//! The counts of a self-test, and their expected values.
 
 use std::fmt;
 
 use crate::process::say;
 
-/// A line of the table.
+/// A line of the table that a self-test prints.
 #[derive(Debug)]
 pub(crate) struct Row {
     what: String,
@@ -12,17 +12,17 @@ pub(crate) struct Row {
     must_be: Option<usize>,
 }
 
-/// Counted for the reader.
+/// Creates a line without an expected value.
 pub(crate) fn row(what: impl Into<String>, count: usize) -> Row {
     Row { what: what.into(), count, must_be: None }
 }
 
-/// Anything else is wrong.
+/// Creates a line that must have this count.
 pub(crate) fn exactly(what: impl Into<String>, count: usize, must_be: usize) -> Row {
     Row { what: what.into(), count, must_be: Some(must_be) }
 }
 
-/// False if any of them is wrong.
+/// Prints the lines. Returns false if a count is wrong.
 pub(crate) fn show(rows: &[Row]) -> bool {
     for row in rows {
         say(&format!("{row}\n"));

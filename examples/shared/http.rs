@@ -1,4 +1,4 @@
-//! As much of HTTP as the examples need: one request per connection, on loopback.
+//! The part of HTTP that the examples need: one request for each connection, on loopback.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-/// What a server's line with its address begins with.
+/// The start of the line in which a server prints its address.
 pub(crate) const LISTENING: &str = "listening on http://";
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Port 0 takes a free one.
+/// Listens on loopback. Port 0 takes a free port.
 pub(crate) fn listen(port: u16) -> anyhow::Result<(tiny_http::Server, SocketAddr)> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let server = tiny_http::Server::http(address)
@@ -22,7 +22,7 @@ pub(crate) fn listen(port: u16) -> anyhow::Result<(tiny_http::Server, SocketAddr
     Ok((server, address))
 }
 
-/// Until the process is killed.
+/// Serves requests until the process is killed.
 pub(crate) fn serve(
     server: &tiny_http::Server,
     workers: usize,
@@ -36,7 +36,7 @@ pub(crate) fn serve(
                     Err(error) => break error,
                 }
             };
-            // Only one worker is told that the socket is gone; each wakes the next.
+            // Only one worker learns that the socket is gone, so each worker wakes the next.
             server.unblock();
             Err(ended)
         };
@@ -49,7 +49,7 @@ pub(crate) fn serve(
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request<'a> {
-    /// E.g. `POST /payments`.
+    /// The method and the path, such as `POST /payments`.
     pub(crate) line: &'a str,
     pub(crate) key: Option<&'a str>,
     pub(crate) body: &'a str,
@@ -69,7 +69,7 @@ impl Response {
     }
 }
 
-/// A request that was sent.
+/// A request that was sent, and whose answer was not read yet.
 #[derive(Debug)]
 pub(crate) struct Sent(TcpStream);
 
@@ -92,7 +92,7 @@ impl Sent {
     }
 }
 
-/// `None` unless it is whole: a server that is killed may have sent half of it.
+/// Parses an answer. Returns `None` if it is incomplete: a server that is killed may have sent a part of it.
 fn parse(answer: &[u8]) -> Option<Response> {
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n")?;
     let (head, body) = (std::str::from_utf8(answer.get(..end)?).ok()?, answer.get(end + 4..)?);

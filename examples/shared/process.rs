@@ -1,4 +1,4 @@
-//! A program that starts itself again in another role, kills that, and speaks to whoever reads.
+//! A program that starts itself again in another role, kills that process, and reads its output.
 
 use std::ffi::OsStr;
 use std::io::{self, BufReader, Read as _, Write as _};
@@ -7,14 +7,15 @@ use std::thread;
 
 use anyhow::Context as _;
 
-/// This program again. Killed when it is dropped.
+/// This program in a child process, which is killed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct ChildProcess {
     pub(crate) child: Child,
 }
 
 impl ChildProcess {
-    /// With its standard output. Its standard input is ours to write, and says by its end that we have ended.
+    /// Starts a child, and returns its standard output too. The child's standard input is a pipe whose end tells the child
+    /// that this process has ended.
     pub(crate) fn start(
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> anyhow::Result<(Self, BufReader<ChildStdout>)> {
@@ -29,7 +30,7 @@ impl ChildProcess {
         Ok((process, BufReader::new(stdout)))
     }
 
-    /// SIGKILL: it has no say in it.
+    /// Kills the process with SIGKILL, which it cannot catch.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().context("cannot kill the child")?;
         self.child.wait().context("cannot wait for the child's end")?;
@@ -43,25 +44,26 @@ impl Drop for ChildProcess {
     }
 }
 
-/// For a child: its parent holds the other end of its standard input, which closes when the parent ends, however it does.
+/// Ends this child when its parent ends. The parent holds the other end of the child's standard input, which closes however
+/// the parent ends.
 #[expect(clippy::disallowed_methods, reason = "the library's threads start in one place; an application's need not")]
 pub(crate) fn end_with_parent() {
     thread::spawn(|| wait_for_the_end());
 }
 
-/// Of the parent, and then of this process.
+/// Waits for the end of the parent, and then ends this process.
 pub(crate) fn wait_for_the_end() -> ! {
     let _ = io::stdin().read_to_end(&mut Vec::new());
     std::process::exit(1);
 }
 
-/// To standard output. That nobody reads it (any more) is no reason to stop working.
+/// Writes a line to standard output. Ignores errors: the reader may be gone.
 pub(crate) fn say(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// To standard error, likewise.
+/// Writes a line to standard error. Ignores errors.
 pub(crate) fn log(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

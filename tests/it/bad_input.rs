@@ -1,4 +1,4 @@
-//! Bad input, as far as it is visible from outside: a typed error that names the thing, and nothing changed.
+//! Tests of bad input through the public API: a typed error that names the object, and no change.
 
 use std::fs;
 use std::io;
@@ -64,7 +64,7 @@ fn empty_and_oversized_keys() {
         is(&error, ErrorKind::InvalidKey, "513");
     }
     assert_eq!(manager.engine().stats().commits, commits);
-    // The longest there is, of bytes that are no text.
+    // The longest key, of bytes that are not text.
     let longest = [0xff_u8; Key::MAX_BYTES];
     manager.execute(longest, |_| Ok("v".to_owned())).unwrap();
     assert_eq!(manager.engine().records(RecordFilter::new().key_prefix(longest)).unwrap().count(), 1);
@@ -112,7 +112,7 @@ fn oversized_contexts() {
 fn empty_and_oversized_values() {
     let clock = ManualClock::new();
     let engine = options(&clock).max_value_bytes(9).temporary().unwrap();
-    // A unit has no bytes but those that each value begins with, and is a value all the same.
+    // A unit is encoded as the header only, and is a valid value.
     let unit: Manager<(), u8> = engine.manager("unit").unwrap();
     let info = claim(&unit, "k").succeed(&()).unwrap().info().clone();
     assert_eq!((info.status(), info.outcome_bytes(), outcome(&unit, "k")), (Status::Succeeded, 9, Some(Ok(()))));
@@ -130,7 +130,7 @@ fn empty_and_oversized_values() {
 }
 
 #[test]
-fn an_import_over_the_limit_is_refused() {
+fn an_import_over_the_limit_is_rejected() {
     let ((here, _), clock) = (engine(), ManualClock::new());
     let there = options(&clock).max_value_bytes(16).temporary().unwrap();
     claim(&texts(&here), "k").succeed(&"x".repeat(9)).unwrap();
@@ -154,7 +154,7 @@ fn a_record_of_another_schema() {
     assert!(matches!(new.execute("k", |_| panic!("it has run")), Err(ExecuteError::Engine(_))));
     assert_eq!(engine.stats().commits, commits);
     assert_eq!(outcome(&old, "k"), Some(Ok("v".to_owned())));
-    // What has no outcome yet is taken over by the program that runs now.
+    // A record without an outcome is taken over by the current program.
     claim(&old, "l").release().unwrap();
     claim(&new, "l").succeed(&(1, 2)).unwrap();
     assert_eq!(outcome(&new, "l"), Some(Ok((1, 2))));
@@ -174,7 +174,7 @@ fn zero_durations() {
         is(&options.temporary().unwrap_err(), ErrorKind::InvalidOptions, named);
     }
     assert_eq!(tree(dir.path()), []);
-    // A wait of zero is one look.
+    // A wait of zero reads once.
     let (manager, _) = fresh();
     let _owner = claim(&manager, "k");
     assert_eq!(waited(&manager.wait("k", Duration::ZERO).unwrap()), "timed out");
@@ -188,7 +188,7 @@ fn endless_durations() {
     let endless = options(&clock).sync_timeout(Duration::MAX).max_offline(Duration::MAX);
     for durability in [Durability::Immediate, Durability::Eventual { interval: Duration::MAX }] {
         let engine = endless.clone().durability(durability).temporary().unwrap();
-        // Longer than the clock can count, but not said to be for ever: it saturates.
+        // Longer than the clock can count, but not `FOREVER`: it saturates.
         for ttl in [FOREVER, Duration::from_secs(u64::MAX), Duration::from_millis(u64::MAX - 1)] {
             let options =
                 ManagerOptions::new().success_ttl(ttl).failure_ttl(ttl).released_ttl(ttl).interrupted_ttl(ttl);
@@ -209,17 +209,17 @@ fn endless_durations() {
 }
 
 #[test]
-fn a_claim_that_was_forgotten() {
+fn a_leaked_claim() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let manager = texts(&first);
     std::mem::forget(claim(&manager, "k"));
     clock.advance(YEAR);
-    // For this process it is in progress, and can be found by its age.
+    // The record is in progress for this process, and can be found by its age.
     assert_eq!(answer(&manager, "k"), "in progress");
     let old = RecordFilter::new().status(Status::InProgress).updated_before(oncekey::clock::Clock::wall(&clock) - DAY);
     assert_eq!(keys(first.records(old).unwrap()), ["k"]);
-    // It keeps the directory, until it is revoked or the process ends.
+    // The claim keeps the directory locked until it is revoked or the process ends.
     drop(manager);
     assert_eq!(first.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
     assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
@@ -230,7 +230,7 @@ fn a_claim_that_was_forgotten() {
 }
 
 #[test]
-fn waiting_for_oneself() {
+fn waiting_for_an_own_claim() {
     let (manager, _) = fresh();
     let owner = claim(&manager, "k");
     assert_eq!(arm(&manager.begin_with("k", CallOptions::new().wait(20 * MS)).unwrap()), "in progress");
@@ -265,7 +265,7 @@ fn every_call_after_close() {
 
 // Paths.
 
-/// Opens what cannot be opened: the error names the path, and what is there stays as it is.
+/// Opens a path that cannot be opened. The error names the path, and no file changes.
 #[track_caller]
 fn refused(path: &Path, watched: &Path, kind: ErrorKind, io_kind: Option<io::ErrorKind>) {
     let before = tree(watched);
@@ -286,7 +286,7 @@ fn a_path_that_is_a_file_or_below_one() {
 }
 
 #[test]
-fn a_directory_that_holds_something_else() {
+fn a_directory_with_other_files() {
     for (name, is_dir) in
         [("notes.txt", false), ("sled", true), ("journal", true), ("store", false), (".hidden", false)]
     {
@@ -298,7 +298,7 @@ fn a_directory_that_holds_something_else() {
 }
 
 #[test]
-fn a_store_without_its_parts() {
+fn a_store_with_missing_files() {
     for part in ["journal", "sled"] {
         let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
         open(dir.path(), &clock).close().unwrap();
@@ -314,7 +314,7 @@ fn a_store_that_is_open_already() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let owner = claim(&texts(&first), "k");
-    // Its files are not compared: the engine that has it open prepares segments in the background.
+    // Do not compare its files: the engine that has the store open prepares segments in the background.
     let in_use = || is(&Engine::open(dir.path()).unwrap_err(), ErrorKind::StoreInUse, dir.path().to_str().unwrap());
     in_use();
     drop(first);
@@ -326,7 +326,7 @@ fn a_store_that_is_open_already() {
 }
 
 #[test]
-fn missing_parents_an_empty_directory_and_a_fresh_mount_point_are_made_a_store() {
+fn missing_parents_an_empty_directory_and_a_fresh_mount_point_become_a_store() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     for path in ["a/b/c", "empty", "mount"].map(|path| dir.path().join(path)) {
         if !path.ends_with("c") {
@@ -342,7 +342,7 @@ fn missing_parents_an_empty_directory_and_a_fresh_mount_point_are_made_a_store()
 
 const DIRECTORY: &str = "ONCEKEY_READ_ONLY";
 
-/// Not a test: what `a_directory_that_is_read_only` starts as somebody who may not write there.
+/// Not a test: the process that `a_directory_that_is_read_only` starts as a user without the right to write there.
 #[test]
 #[ignore = "started by another test"]
 fn read_only_child() {
@@ -359,7 +359,7 @@ fn a_directory_that_is_read_only() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     fs::create_dir(dir.path().join("empty")).unwrap();
     open(&dir.path().join("store"), &clock).close().unwrap();
-    // A copy, because the build directory may be nobody else's to read.
+    // Copy the program: other users may not be able to read the build directory.
     let program = dir.path().join("it");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let paths: Vec<_> = tree(dir.path()).into_iter().map(|(path, _)| path).chain([dir.path().to_owned()]).collect();
@@ -370,7 +370,7 @@ fn a_directory_that_is_read_only() {
         }
     };
     allow(0o555, 0o444);
-    // Root may write everywhere, so somebody else has to try.
+    // Root may write everywhere, so another user has to try.
     let may_write = fs::write(dir.path().join("probe"), "").is_ok();
     let mut child = Command::new(if may_write { Path::new("setpriv") } else { &program });
     if may_write {

@@ -1,4 +1,4 @@
-//! `execute_many`: many keys in one call, two commits, and an answer for each of them.
+//! Tests of `execute_many`: many keys in one call, two commits, and an answer for each key.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
@@ -14,7 +14,7 @@ use crate::threads::{LATE, within};
 
 type Answer = Result<Executed<String>, ExecuteError<String, String>>;
 
-/// An answer in one word, with the value or the failure.
+/// Returns an answer as one word, with the value or the failure.
 fn shown(answer: &Answer) -> String {
     match answer {
         Ok(done) => format!("{}{}", if done.replayed() { "replay " } else { "" }, done.value()),
@@ -49,14 +49,14 @@ fn five_hundred_messages_take_two_commits_and_two_syncs() {
     assert_eq!((after.commits - before.commits, after.groups - before.groups), (2, 2));
     assert!(after.syncs - before.syncs <= 2, "{before:?} {after:?}");
     assert_eq!((after.in_progress, after.waiting, after.transaction_reruns), (0, 0, 0));
-    // The next poll delivers all of them again: nothing is written.
+    // The next poll delivers all messages again. Nothing is written.
     let answers = manager.execute_many(keys.iter().map(|key| (key, ())), |_, ()| unreachable!("it has run"));
     assert_eq!(shown_all(&answers), keys.iter().map(|key| format!("replay {key}")).collect::<Vec<_>>());
     assert_eq!((engine.stats().commits, engine.stats().replays), (after.commits, 500));
 }
 
 #[test]
-fn answers_have_the_order_of_the_items_whatever_each_of_them_is() {
+fn answers_of_all_kinds_have_the_order_of_the_items() {
     let (engine, _) = engine();
     let manager = texts(&engine).on_error(|why| match why.as_str() {
         "later" => OnError::Release,
@@ -91,7 +91,7 @@ fn answers_have_the_order_of_the_items_whatever_each_of_them_is() {
 }
 
 #[test]
-fn a_panic_interrupts_its_own_record_and_no_other() {
+fn a_panic_interrupts_only_its_own_record() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let answers = manager.execute_many(["a", "b", "c", "d"].map(|key| (key, key)), |claim, message| {
@@ -120,7 +120,7 @@ fn a_key_that_occurs_twice_runs_once() {
     assert_eq!(runs, [0, 1, 3]);
     assert_eq!(shown_all(&answers), ["0", "1", "replay 0", "3", "replay 0", "replay 1"]);
     assert_eq!(engine.stats().commits - before, 2);
-    // Another request under the key of one that is in the batch.
+    // Another request under the key of an item of the batch.
     let same = |text: &str| CallOptions::new().fingerprint(Fingerprint::of(text).unwrap());
     let answers = manager.execute_many_with([("x", same("one"), 1), ("x", same("two"), 2)], |_, n| Ok(n.to_string()));
     assert_eq!(shown_all(&answers), ["1", "mismatch"]);
@@ -136,7 +136,7 @@ fn a_second_occurrence_runs_if_the_first_was_released() {
         runs.push((n, claim.attempt()));
         if n < 3 && n != 1 { Err(n.to_string()) } else { Ok(n.to_string()) }
     });
-    // In the order of the items.
+    // The operations run in the order of the items.
     assert_eq!(runs, [(0, 1), (1, 1), (2, 2), (3, 3)]);
     assert_eq!(shown_all(&answers), ["Released 0", "1", "Released 2", "3", "replay 3"]);
 }
@@ -148,7 +148,7 @@ fn a_long_batch_runs_in_parts() {
     let before = engine.stats().commits;
     let count = Manager::<String, String>::MAX_BATCH * 2 + 1;
     let most = std::cell::Cell::new(0);
-    // An iterator that nobody can ask for its length.
+    // An iterator of unknown length.
     let keys = (0..count).filter(|_| true).map(|n| (n.to_be_bytes(), n));
     let answers = manager.execute_many(keys, |_, n| {
         most.set(engine.stats().in_progress.max(most.get()));
@@ -162,7 +162,7 @@ fn a_long_batch_runs_in_parts() {
 }
 
 #[test]
-fn large_outcomes_take_further_commits() {
+fn large_outcomes_take_more_commits() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let before = engine.stats().commits;
@@ -175,7 +175,7 @@ fn large_outcomes_take_further_commits() {
 }
 
 #[test]
-fn large_contexts_take_further_commits() {
+fn large_contexts_take_more_commits() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let before = engine.stats();
@@ -187,7 +187,7 @@ fn large_contexts_take_further_commits() {
 }
 
 #[test]
-fn an_operator_who_revokes_a_key_of_a_batch_takes_away_that_key_only() {
+fn revoking_a_key_of_a_batch_affects_only_that_key() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let answers = manager.execute_many(["a", "b", "c"].map(|key| (key, key)), |_, key| {
@@ -202,7 +202,7 @@ fn an_operator_who_revokes_a_key_of_a_batch_takes_away_that_key_only() {
 }
 
 #[test]
-fn a_value_that_cannot_be_stored_fails_alone() {
+fn only_the_item_whose_value_cannot_be_stored_fails() {
     let engine = Engine::options().max_value_bytes(100).temporary().unwrap();
     let manager = texts(&engine);
     let answers = manager.execute_many([("a", 5), ("b", 500), ("c", 6)], |_, n| Ok("x".repeat(n)));
@@ -240,7 +240,7 @@ fn a_stage_that_ends_a_claim_is_the_answer() {
 }
 
 #[test]
-fn an_operation_that_asks_for_another_key_of_its_batch_is_told_at_once() {
+fn an_operation_that_executes_another_key_of_its_batch_gets_an_answer_at_once() {
     within(LATE, || {
         let (engine, _) = engine();
         let manager = texts(&engine);
@@ -250,15 +250,15 @@ fn an_operation_that_asks_for_another_key_of_its_batch_is_told_at_once() {
             };
             Ok(format!("{:?}", error.kind()))
         });
-        // A fault that the operation has handled does not make its value one.
+        // An engine error that the operation has handled does not count for its value.
         assert_eq!(shown_all(&answers), ["Deadlock", "Deadlock"]);
-        // Another key is no matter, and is marked no longer.
+        // After the batch has ended, a call for the same key gets its outcome.
         assert_eq!(manager.execute("a", |_| unreachable!("it has run")).unwrap().value(), "Deadlock");
     });
 }
 
 #[test]
-fn claims_that_were_exchanged_are_both_interrupted() {
+fn exchanged_claims_of_a_batch_are_both_interrupted() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let mut other = claim(&manager, "z");
@@ -275,7 +275,7 @@ fn claims_that_were_exchanged_are_both_interrupted() {
 }
 
 #[test]
-fn a_failure_made_of_a_fault_of_the_engine_is_not_stored() {
+fn a_failure_made_from_an_engine_error_is_not_stored() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let rows = engine.table("rows").unwrap();
@@ -304,7 +304,7 @@ fn two_batches_that_share_all_keys_run_each_once_and_never_wait() {
                 let batches: Vec<_> = (0..BATCHES)
                     .map(|me| {
                         scope.spawn(move || {
-                            // Half of them go through the keys backwards.
+                            // Half of the batches visit the keys in reverse order.
                             let order = |n: usize| if me % 2 == 0 { n } else { 99 - n };
                             line.wait();
                             let mut runs = 0;
@@ -351,7 +351,7 @@ fn a_waiter_for_a_key_of_a_batch_gets_its_outcome() {
 }
 
 #[test]
-fn each_item_is_told_to_subscribers() {
+fn subscribers_get_an_event_for_each_item() {
     let (engine, _) = engine();
     let manager = texts(&engine).on_error(|_| OnError::Release);
     let events = engine.events();
@@ -382,7 +382,7 @@ fn a_batch_in_a_transaction_or_after_a_close_runs_nothing() {
 }
 
 #[test]
-fn a_close_meanwhile_loses_no_ending() {
+fn a_close_during_a_batch_loses_no_ending() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::open(dir.path()).unwrap();
     let manager = texts(&engine);
@@ -400,7 +400,7 @@ fn a_close_meanwhile_loses_no_ending() {
 }
 
 #[test]
-fn items_that_panic_leave_nothing_begun() {
+fn a_panic_of_the_items_iterator_begins_nothing() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let items = (0..3).map(|n| {

@@ -1,4 +1,4 @@
-//! `CallOptions`: one type for every call that begins an operation.
+//! Tests of `CallOptions`, the options of every call that begins an operation.
 
 use std::cell::Cell;
 use std::thread;
@@ -24,7 +24,8 @@ fn word(answer: &Result<Executed<String>, ExecuteError<String, String>>) -> &'st
     }
 }
 
-/// The answers of `begin_with`, `execute_with`, `execute_many_with` and `drive` for a key that none of them can claim.
+/// Returns the answers of `begin_with`, `execute_with`, `execute_many_with` and `drive` for a key that none of them can
+/// claim.
 fn each_call(manager: &Manager<String, String>, key: &str, options: &CallOptions) -> [&'static str; 4] {
     let begun = arm(&manager.begin_with(key, options.clone()).unwrap());
     let executed = manager.execute_with(key, options.clone(), |_| panic!("it has run"));
@@ -53,7 +54,7 @@ fn a_wait_of_zero_answers_at_once_in_every_call() {
     let _owner = claim(&manager, "k");
     assert_eq!(each_call(&manager, "k", &CallOptions::new().wait(Duration::ZERO)), ["in progress"; 4]);
     assert_eq!(manager.initiate_with("k", CallOptions::new().wait(Duration::ZERO)).unwrap(), None);
-    // The default of these two.
+    // Zero is the default of these two calls.
     assert_eq!(arm(&manager.begin("k").unwrap()), "in progress");
     assert_eq!(manager.initiate("k").unwrap(), None);
 }

@@ -1,4 +1,4 @@
-//! Values that are read as a type that has changed since they were stored.
+//! Tests of values whose type has changed since they were stored.
 
 use oncekey::{CallOptions, Context, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, Next, OnInterrupted};
 use serde::{Deserialize, Serialize};
@@ -66,13 +66,13 @@ fn a_checkpoint_and_a_context_of_a_changed_type_are_mismatches() {
     let (as_stored, stored) = (claim.decode_checkpoint::<first::Plan>(), claim.context().decode::<first::Plan>("plan"));
     assert_eq!((as_stored.unwrap(), stored.unwrap()), (Some(PLAN), Some(PLAN)));
     assert_eq!(claim.decode_checkpoint::<second::Plan>().unwrap_err().kind(), ErrorKind::TypeMismatch);
-    // In the context it is JSON, whose fields have names: but no change is silent.
+    // A context stores JSON, whose fields have names. A change is detected there too.
     assert_eq!(claim.context().decode::<(u64, u64)>("plan").unwrap_err().kind(), ErrorKind::TypeMismatch);
     assert_eq!(claim.context().decode::<second::Plan>("plan").unwrap_err().kind(), ErrorKind::TypeMismatch);
 }
 
 #[test]
-fn what_cannot_be_stored_is_found_before_the_operation_runs() {
+fn a_value_that_cannot_be_stored_is_found_before_the_operation_runs() {
     let (engine, _) = engine();
     let manager: Manager<Holed, u64> = engine.manager("m").unwrap();
     let error = manager.encode_outcome(Ok(&Holed { note: None, cents: 1 })).unwrap_err();

@@ -1,4 +1,4 @@
-//! What these tests share: engines on a clock that stands still, and short names for answers.
+//! Shared code of the tests: engines on a manual clock, and short names for answers.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,12 +16,12 @@ pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// The last millisecond of a time.
+/// The last millisecond before the end of a time.
 pub(crate) fn just_before(time: Duration) -> Duration {
     time.checked_sub(MS).unwrap()
 }
 
-/// Stands in outcomes, contexts and failures, and must not be seen anywhere else.
+/// A payload for outcomes, contexts and failures. It must not be printed anywhere.
 pub(crate) const MARKER: &str = "4111-1111";
 
 /// The manager that most tests use.
@@ -52,7 +52,7 @@ pub(crate) fn resuming(engine: &Engine) -> Texts {
     texts_with(engine, ManagerOptions::new().on_interrupted(OnInterrupted::Resume))
 }
 
-/// A manager in an engine of its own.
+/// Returns a manager in an engine of its own.
 pub(crate) fn fresh() -> (Texts, ManualClock) {
     let (engine, clock) = engine();
     (texts(&engine), clock)
@@ -71,7 +71,7 @@ pub(crate) fn claim<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) ->
     claimed(manager.begin(key).unwrap())
 }
 
-/// Which answer it is.
+/// Returns the name of an answer.
 pub(crate) fn arm<T, E>(begin: &Begin<T, E>) -> &'static str {
     match begin {
         Begin::Claimed(_) => "claimed",
@@ -83,7 +83,7 @@ pub(crate) fn arm<T, E>(begin: &Begin<T, E>) -> &'static str {
     }
 }
 
-/// What `begin` answers; a claim is released again, so that asking changes little.
+/// Returns the name of the answer of `begin`. Releases a claim again, so that the call changes little.
 #[track_caller]
 pub(crate) fn answer<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -> &'static str {
     answer_with(manager, key, CallOptions::new())
@@ -119,13 +119,13 @@ pub(crate) fn status<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -
     manager.get(key).unwrap().map(|record| record.status())
 }
 
-/// The stored outcome.
+/// Returns the stored outcome.
 #[track_caller]
 pub(crate) fn outcome<T: Stored, E: Stored>(manager: &Manager<T, E>, key: &str) -> Option<Result<T, E>> {
     manager.get(key).unwrap().and_then(oncekey::Record::into_outcome)
 }
 
-/// The keys of a listing, in its order.
+/// Returns the keys of a listing, in order.
 #[track_caller]
 pub(crate) fn keys(records: Records) -> Vec<String> {
     records.map(|info| info.unwrap().key().to_string()).collect()
@@ -135,7 +135,7 @@ pub(crate) fn same(request: &str) -> CallOptions {
     CallOptions::new().fingerprint(Fingerprint::of(request).unwrap())
 }
 
-/// The token with this number.
+/// Returns the token with this number.
 pub(crate) fn token(number: u64) -> Token {
     number.to_string().parse().unwrap()
 }
@@ -144,7 +144,7 @@ pub(crate) fn about(name: &str, value: &str) -> Context {
     Context::new().with(name, value)
 }
 
-/// No codec can read it back without a note: the field is skipped then, and it must be there.
+/// A type that no codec can read back if there is no note: the field is skipped, but required.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Holed {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "Option::deserialize")]
@@ -152,7 +152,7 @@ pub(crate) struct Holed {
     pub(crate) cents: u64,
 }
 
-/// Every codec writes what it reads back as `Unsigned`, unless the number is negative.
+/// A type that every codec reads back as `Unsigned`, unless the number is negative.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Ambiguous {
@@ -160,7 +160,7 @@ pub(crate) enum Ambiguous {
     Signed(i64),
 }
 
-/// bincode writes `Declined` and reads `Fraud`: a skipped variant shifts those behind it.
+/// A type whose `Declined` bincode reads back as `Fraud`: a skipped variant shifts the later ones.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Shifted {
     #[serde(skip)]
@@ -170,7 +170,7 @@ pub(crate) enum Shifted {
     Fraud(u64),
 }
 
-/// Every file below a directory, with its size; what "nothing changed" is measured by.
+/// Returns every file below a directory, with its size, to check that nothing changed.
 pub(crate) fn tree(dir: &Path) -> Vec<(std::path::PathBuf, u64)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {

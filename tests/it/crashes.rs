@@ -1,4 +1,4 @@
-//! `Engine::crash`: what the death of a process leaves, without a child process.
+//! Tests of `Engine::crash`: the effects of a process's death, without a child process.
 
 use std::thread;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn eventual() -> EngineOptions {
 }
 
 #[test]
-fn what_was_acknowledged_is_there_and_the_stop_is_unclean() {
+fn acknowledged_commits_survive_and_the_stop_is_unclean() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::open(dir.path()).unwrap();
     let manager = texts(&engine);
@@ -35,7 +35,7 @@ fn what_was_acknowledged_is_there_and_the_stop_is_unclean() {
     });
     engine.table("rows").unwrap().insert("a", "1").unwrap();
     engine.crash();
-    // The directory is free at once.
+    // The directory is unlocked at once.
     let engine = Engine::open(dir.path()).unwrap();
     assert_eq!((engine.opened().clean, engine.opened().interrupted), (false, 0));
     assert_eq!(values(&engine, 80).len(), 80);
@@ -44,7 +44,7 @@ fn what_was_acknowledged_is_there_and_the_stop_is_unclean() {
 }
 
 #[test]
-fn what_was_not_synced_under_eventual_is_lost_from_the_newest_on() {
+fn under_eventual_the_newest_unsynced_commits_are_lost() {
     let dir = tempfile::tempdir().unwrap();
     let engine = eventual().open(dir.path()).unwrap();
     let manager = texts(&engine);
@@ -55,7 +55,7 @@ fn what_was_not_synced_under_eventual_is_lost_from_the_newest_on() {
     engine.crash();
     let engine = eventual().open(dir.path()).unwrap();
     assert_eq!(values(&engine, 10), [0, 1, 2, 3, 4]);
-    // A close keeps all of it.
+    // After a close, everything is kept.
     let manager = texts(&engine);
     (5..10).for_each(|n| drop(manager.execute(n.to_string(), |_| Ok("v".into()))));
     engine.close().unwrap();
@@ -63,7 +63,7 @@ fn what_was_not_synced_under_eventual_is_lost_from_the_newest_on() {
 }
 
 #[test]
-fn a_crash_inside_an_operation_leaves_it_interrupted() {
+fn a_crash_inside_an_operation_interrupts_its_record() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::open(dir.path()).unwrap();
     let manager = texts(&engine);
@@ -87,9 +87,9 @@ fn a_crash_inside_an_operation_leaves_it_interrupted() {
         let info = manager.get(key).unwrap().unwrap().info().clone();
         assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::ProcessEnded)));
     }
-    // The effect is asked for under the same name.
+    // The next attempt gets the same effect id.
     assert_eq!(manager.get("k").unwrap().unwrap().info().effect_id("charge"), effect);
-    // What is left of the engine before does nothing to this one.
+    // Handles of the crashed engine do not affect the new one.
     assert_eq!(answer(&manager, "new"), "claimed");
 }
 
@@ -110,7 +110,7 @@ fn a_crash_in_a_batch_interrupts_all_of_it() {
 }
 
 #[test]
-fn those_who_wait_are_told_and_subscribers_are_not() {
+fn waiters_get_an_answer_and_subscribers_do_not() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let manager = texts(&engine);
@@ -132,7 +132,7 @@ fn those_who_wait_are_told_and_subscribers_are_not() {
 }
 
 #[test]
-fn a_crash_after_the_end_changes_nothing() {
+fn a_crash_after_a_close_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::open(dir.path()).unwrap();
     drop(texts(&engine).execute("0", |_| Ok("v".into())));
@@ -143,7 +143,7 @@ fn a_crash_after_the_end_changes_nothing() {
     assert!(engine.opened().clean);
     engine.clone().crash();
     engine.clone().crash();
-    // The close of a store that is gone is no close.
+    // Closing a crashed engine is an error.
     let _ = engine.close();
     assert!(!Engine::open(dir.path()).unwrap().opened().clean);
 }

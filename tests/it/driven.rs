@@ -1,4 +1,4 @@
-//! Requests that are driven in stages.
+//! Tests of requests that are driven in stages.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -14,7 +14,7 @@ use crate::common::*;
 use crate::requests::{ok, requests, state, status_of};
 use crate::threads::{LATE, until, within};
 
-/// Its second stage fails as long as it is told to.
+/// Stages of which the second fails as long as the flag is set.
 fn stages(fails: &AtomicBool) -> Stages<'_, Response, Response, Error> {
     Stages::new().stage(STARTED, |claim| claim.work_stage(|_| Ok(Next::advance_with("paid", "ch_1")))).stage(
         "paid",
@@ -38,7 +38,7 @@ fn drive(
 }
 
 #[test]
-fn a_driven_request_goes_on_where_it_stopped_and_is_replayed() {
+fn a_driven_request_continues_where_it_stopped_and_is_replayed() {
     let (requests, fails) = (requests(), AtomicBool::new(true));
     let failed = drive(&requests, "\"k\"", "/orders", &fails).unwrap_err();
     assert!(matches!(failed, DriveError::Stage { error, .. } if error.kind() == ErrorKind::InvalidKey));
@@ -52,7 +52,7 @@ fn a_driven_request_goes_on_where_it_stopped_and_is_replayed() {
 }
 
 #[test]
-fn bad_requests_and_other_ones_are_not_driven() {
+fn bad_and_mismatched_requests_are_not_driven() {
     let (requests, fails) = (requests(), AtomicBool::new(false));
     let before = state(&requests);
     for (key, path, kind) in [("\"k", "/orders", ErrorKind::InvalidKey), ("k", "POST", ErrorKind::InvalidOptions)] {
@@ -67,10 +67,10 @@ fn bad_requests_and_other_ones_are_not_driven() {
 }
 
 #[test]
-fn a_request_without_a_key_that_fails_leaves_nothing_that_nobody_can_find() {
+fn a_request_without_a_key_that_fails_leaves_no_unreachable_record() {
     let (requests, fails) = (requests(), AtomicBool::new(true));
     let all = || requests.find(RecordFilter::new()).unwrap().map(Result::unwrap).collect::<Vec<_>>();
-    // Its first stage has stored nothing: so it is gone.
+    // The first stage has stored nothing, so the record is removed.
     let first = Stages::new().stage(STARTED, |claim: &mut oncekey::Claim<Response, Response>| {
         claim.work_stage(|tx| {
             tx.table("t")?.insert("row", "x")?;
@@ -86,7 +86,7 @@ fn a_request_without_a_key_that_fails_leaves_nothing_that_nobody_can_find() {
     assert!(requests.drive(Some("known"), "POST", &7, "/orders", &first).is_err());
     assert_eq!(status_of(&requests, "known"), Some(Status::Released));
     requests.manager().remove("known").unwrap();
-    // Its first stage has: whoever looks for it goes on.
+    // The first stage has committed, so the record stays and can be found.
     assert!(requests.drive(None, "POST", &7, "/orders", &stages(&fails)).is_err());
     let [left] = &all()[..] else { panic!("one is left") };
     assert_eq!((left.status(), left.recovery_point()), (Status::Interrupted, "paid"));
@@ -95,7 +95,7 @@ fn a_request_without_a_key_that_fails_leaves_nothing_that_nobody_can_find() {
     assert_eq!(requests.drive(Some(key), "POST", &7, "/orders", &stages(&fails)).unwrap().value(), &ok("ch_1"));
 }
 
-// A panic is not a failure: what it did is not known, and it stays to be looked at.
+// After a panic it is not known what happened, so the record stays.
 #[test]
 fn a_request_without_a_key_that_panics_stays_interrupted() {
     let requests = requests();
@@ -106,7 +106,7 @@ fn a_request_without_a_key_that_panics_stays_interrupted() {
     assert_eq!(left, [Status::Interrupted]);
 }
 
-/// Another one at each call, so that what is written twice is there twice.
+/// Returns another key at each call, so that a row written twice occurs twice.
 fn claim_number(tx: &oncekey::Transaction) -> oncekey::Result<Vec<u8>> {
     let counters = tx.table("counters")?;
     let number = counters.get("next")?.map_or(0, |value| u32::from_be_bytes(value.as_ref().try_into().unwrap()));
@@ -116,7 +116,7 @@ fn claim_number(tx: &oncekey::Transaction) -> oncekey::Result<Vec<u8>> {
 
 // "Two drivers of the same key both run a stage; one loses at commit, after foreign effects."
 #[test]
-fn medusa_6_of_two_drivers_at_once_one_runs_the_stages_and_both_have_the_response() {
+fn medusa_6_one_of_two_concurrent_drivers_runs_the_stages_and_both_get_the_response() {
     within(LATE, || {
         let requests = requests();
         let waiting = || requests.manager().engine().stats().waiting;
@@ -148,7 +148,7 @@ fn medusa_6_of_two_drivers_at_once_one_runs_the_stages_and_both_have_the_respons
 
 // "Stage output is not stored: later stages re-find their objects by columns in business tables."
 #[test]
-fn medusa_10_what_a_stage_has_stored_is_there_for_the_next_after_a_restart() {
+fn medusa_10_the_checkpoint_of_a_stage_survives_a_restart() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let charges = AtomicU32::new(0);
     let broken = AtomicBool::new(true);
@@ -208,9 +208,9 @@ fn medusa_11_a_stage_that_fails_after_its_inserts_leaves_one_set_of_rows() {
     assert_eq!(rows(), expected.collect::<Vec<_>>());
 }
 
-/// Final, to be sent again, or unknown: by the error alone.
+/// The error alone tells whether the failure is final, retryable or unknown.
 #[test]
-fn the_error_of_drive_says_what_became_of_the_record() {
+fn the_error_of_drive_has_the_status_of_the_record() {
     let (engine, _) = engine();
     let orders = texts(&engine);
     for policy in [OnInterrupted::Hold, OnInterrupted::Resume] {
@@ -242,7 +242,7 @@ fn the_error_of_drive_says_what_became_of_the_record() {
             "{failed:?}"
         );
     }
-    // Nobody has the key of this one, and its record is gone.
+    // The caller does not know the key of this request, and its record is removed.
     let requests = engine.requests("carts").unwrap();
     let stages = Stages::new().stage(STARTED, |_| Err(PhaseError::User("no")));
     let failed = requests.drive(None, "POST", &7, "/orders", &stages);

@@ -1,4 +1,4 @@
-//! The rules of design.md, section 3, about how claims end, and what becomes of a result that cannot be stored.
+//! Tests of the endings of claims, and of results that cannot be stored.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use oncekey::{
 use crate::common::*;
 
 #[test]
-fn the_four_endings_say_what_they_mean() {
+fn each_of_the_four_endings_sets_its_status() {
     let (manager, _) = fresh();
     let won = claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
     assert_eq!((won.outcome(), won.info().status()), (Ok(&"v".to_owned()), Status::Succeeded));
@@ -21,7 +21,7 @@ fn the_four_endings_say_what_they_mean() {
     assert_eq!((released.status(), released.interruption()), (Status::Released, None));
     let reported = claim(&manager, "reported").interrupt().unwrap();
     assert_eq!((reported.status(), reported.interruption()), (Status::Interrupted, Some(Interruption::Reported)));
-    // And what they said is what is there.
+    // The stored records agree with the answers.
     assert_eq!(outcome(&manager, "won"), Some(Ok("v".to_owned())));
     assert_eq!(outcome(&manager, "lost"), Some(Err("e".to_owned())));
     assert_eq!(status(&manager, "released"), Some(Status::Released));
@@ -29,7 +29,7 @@ fn the_four_endings_say_what_they_mean() {
 }
 
 #[test]
-fn an_ended_claim_is_ended_and_its_drop_changes_nothing() {
+fn dropping_an_ended_claim_changes_nothing() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let events = engine.events();
@@ -78,7 +78,7 @@ fn close_when_idle_lets_running_operations_end() {
             manager.execute("k", |_| {
                 started.wait();
                 draining.wait();
-                // What it needs to come to its end goes on.
+                // Calls that the running operation needs still work.
                 manager.engine().table("t").unwrap().insert("a", "b").unwrap();
                 manager.execute("inner", |_| Ok("in".to_owned())).unwrap();
                 Ok("v".to_owned())
@@ -86,7 +86,7 @@ fn close_when_idle_lets_running_operations_end() {
         });
         started.wait();
         let closing = scope.spawn(|| engine.clone().close_when_idle(Duration::from_secs(600)));
-        // New keys are refused once it drains.
+        // New claims are rejected while the engine waits for the running ones.
         let refused = (0..).find_map(|n| texts(&engine).begin(format!("new-{n}")).err()).unwrap();
         assert_eq!(refused.kind(), ErrorKind::Closed);
         draining.wait();
@@ -119,12 +119,12 @@ fn revoke_takes_a_key_from_a_claim_that_hangs() {
     assert_eq!(manager.success("by key", by_key, &"old".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
     manager.resolve("k", Resolution::Retry).unwrap();
     claim(&manager, "k").succeed(&"new".to_owned()).unwrap();
-    // A revoked claim keeps nothing.
+    // A revoked claim does not keep the store locked.
     engine.close().unwrap();
 }
 
 #[test]
-fn after_a_close_revoke_ends_the_claims_that_hang_and_so_the_store() {
+fn revoking_the_last_claim_after_a_close_frees_the_store() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let engine = open(dir.path(), &clock);
     let (manager, raw) = (texts(&engine), engine.raw("m").unwrap());
@@ -138,7 +138,7 @@ fn after_a_close_revoke_ends_the_claims_that_hang_and_so_the_store() {
     assert_eq!(manager.revoke("lost").unwrap().interruption(), Some(Interruption::Revoked));
     assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
     raw.revoke("forgotten").unwrap();
-    // With the last claim the store has ended.
+    // The store closes with the last claim.
     assert_eq!(raw.revoke("forgotten").unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(lost.succeed(&"old".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
     let second = open(dir.path(), &clock);
@@ -150,7 +150,7 @@ fn after_a_close_revoke_ends_the_claims_that_hang_and_so_the_store() {
 }
 
 #[test]
-fn an_operation_that_waits_for_its_own_key_is_answered_at_once() {
+fn an_operation_that_waits_for_its_own_key_gets_deadlock_at_once() {
     let (manager, _) = fresh();
     let done = manager.execute("k", |_| {
         let Err(ExecuteError::Engine(error)) = manager.execute("k", |_| panic!("it runs")) else { panic!("no error") };
@@ -158,7 +158,7 @@ fn an_operation_that_waits_for_its_own_key_is_answered_at_once() {
         assert_eq!(manager.wait("k", FOREVER).unwrap_err().kind(), ErrorKind::Deadlock);
         let begun = manager.begin_with("k", CallOptions::new().wait(FOREVER));
         assert_eq!(begun.unwrap_err().kind(), ErrorKind::Deadlock);
-        // Another key, and another manager's key of the same name, are no wait for oneself.
+        // A wait for another key, or for an equal key of another manager, is not a deadlock.
         manager.execute("l", |_| Ok("l".to_owned())).unwrap();
         manager.engine().manager::<String, String>("other").unwrap().execute("k", |_| Ok("o".to_owned())).unwrap();
         Ok("v".to_owned())
@@ -183,7 +183,7 @@ fn an_exchanged_claim_stores_no_outcome_under_the_wrong_key() {
 }
 
 #[test]
-fn an_exchanged_claim_that_is_forgotten_does_not_keep_the_store() {
+fn a_leaked_exchanged_claim_does_not_keep_the_store() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let engine = open(dir.path(), &clock);
     let manager = texts(&engine);
@@ -213,7 +213,7 @@ fn a_key_released_before_any_effect_accepts_another_payload() {
 }
 
 #[test]
-fn strict_fingerprints_refuse_a_payload_for_a_record_without_one() {
+fn strict_fingerprint_rejects_a_payload_for_a_record_without_one() {
     let (engine, _) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().strict_fingerprint(true));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
@@ -223,7 +223,7 @@ fn strict_fingerprints_refuse_a_payload_for_a_record_without_one() {
 }
 
 #[test]
-fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
+fn a_token_of_an_earlier_generation_cannot_end_a_later_one() {
     let (manager, _) = fresh();
     let old = manager.initiate("k").unwrap().unwrap();
     let is_lost = |key| {
@@ -248,14 +248,14 @@ fn what_was_begun_by_key_in_an_earlier_generation_cannot_end_a_later_one() {
 }
 
 #[test]
-fn the_token_of_an_earlier_attempt_by_key_ends_no_later_one() {
+fn a_token_of_an_earlier_attempt_cannot_end_a_later_one() {
     let (manager, _) = fresh();
     let first = manager.initiate("k").unwrap().unwrap();
     manager.release("k", first).unwrap();
     let second = manager.initiate("k").unwrap().unwrap();
     assert!(second > first && second.get() > first.get());
     assert_eq!(manager.success("k", first, &"first".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
-    // As it comes back from a message.
+    // The token after a round trip through a message.
     let carried: oncekey::Token = serde_json::from_str(&serde_json::to_string(&second).unwrap()).unwrap();
     assert_eq!((carried, second.to_string().parse()), (second, Ok(second)));
     manager.success("k", carried, &"second".to_owned()).unwrap();
@@ -284,7 +284,7 @@ fn dropping_a_claim_interrupts_the_record() {
 }
 
 #[test]
-fn unwinding_through_a_claim_interrupts_the_record_and_the_panic_goes_on() {
+fn unwinding_through_a_claim_interrupts_the_record_and_the_panic_continues() {
     let (manager, _) = fresh();
     let panic = catch_unwind(AssertUnwindSafe(|| {
         let _claim = claim(&manager, "begun");
@@ -300,7 +300,7 @@ fn unwinding_through_a_claim_interrupts_the_record_and_the_panic_goes_on() {
 }
 
 #[test]
-fn dropping_a_claim_of_an_engine_that_has_ended_neither_blocks_nor_panics_and_is_counted() {
+fn dropping_a_claim_of_an_ended_engine_neither_blocks_nor_panics_and_is_counted() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let late = claim(&texts(&first), "k");
@@ -314,7 +314,7 @@ fn dropping_a_claim_of_an_engine_that_has_ended_neither_blocks_nor_panics_and_is
 }
 
 #[test]
-fn a_saved_failure_is_replayed_like_a_success() {
+fn a_stored_failure_is_replayed_like_a_success() {
     let (manager, _) = fresh();
     let first = manager.execute("k", |_| Err("declined".to_owned())).unwrap_err();
     assert!(matches!(first, ExecuteError::Failed { replayed: false, .. }));
@@ -326,9 +326,9 @@ fn a_saved_failure_is_replayed_like_a_success() {
 }
 
 #[test]
-fn a_release_means_that_nothing_happened_and_runs_again() {
+fn a_released_operation_runs_again() {
     let (engine, _) = engine();
-    // Under the policy that fails closed, too.
+    // Also under `Hold`.
     let manager = texts_with(&engine, ManagerOptions::new());
     let first = claim(&manager, "k");
     let (generation, effect) = (first.generation(), first.effect_id("charge"));
@@ -341,7 +341,7 @@ fn a_release_means_that_nothing_happened_and_runs_again() {
 
 // A failure to store a result never turns into a stored failure, and the value comes back.
 
-/// The claim that comes back is alive: nothing was stored, the key is not free, and another value can be.
+/// The returned claim is alive: nothing was stored, the key is not free, and another value can be stored.
 #[track_caller]
 fn comes_back_alive<T: Stored, E: Stored>(
     manager: &Manager<T, E>,
@@ -360,7 +360,7 @@ fn comes_back_alive<T: Stored, E: Stored>(
 }
 
 #[test]
-fn a_result_that_cannot_be_read_back_is_codec_and_comes_back() {
+fn a_result_that_cannot_be_read_back_returns_codec_and_the_value() {
     let (engine, _) = engine();
     let manager: Manager<Holed, Holed> = engine.manager("m").unwrap();
     let (bad, good) = (Holed { note: None, cents: 1 }, Holed { note: Some("x".to_owned()), cents: 1 });
@@ -375,7 +375,7 @@ fn a_result_that_cannot_be_read_back_is_codec_and_comes_back() {
 }
 
 #[test]
-fn a_result_that_bincode_would_read_back_as_another_is_stored_and_replayed() {
+fn a_result_that_bincode_reads_back_differently_is_stored_and_replayed() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     let manager: Manager<Shifted, String> = first.manager("m").unwrap();
@@ -392,11 +392,11 @@ fn a_result_that_bincode_would_read_back_as_another_is_stored_and_replayed() {
 }
 
 #[test]
-fn a_result_over_the_limit_is_too_large_and_comes_back() {
+fn a_result_over_the_limit_returns_too_large_and_the_value() {
     let clock = ManualClock::new();
     let engine = options(&clock).max_value_bytes(64).temporary().unwrap();
     let manager = texts(&engine);
-    // Before it: the codec (1), the digest of its shape (8), and its quotes or its length.
+    // The overhead: the codec (1), the digest of the shape (8), and the quotes or the length.
     let (fits, over) = ("x".repeat(53), "x".repeat(54));
     comes_back_alive(&manager, claim(&manager, "won").succeed(&over).unwrap_err(), ErrorKind::TooLarge, &fits);
     comes_back_alive(&manager, claim(&manager, "lost").fail(&over).unwrap_err(), ErrorKind::TooLarge, &fits);
@@ -419,7 +419,7 @@ fn a_result_over_the_limit_is_too_large_and_comes_back() {
 }
 
 #[test]
-fn an_operation_that_closes_the_engine_is_stored_unless_it_fails_after_that_fault() {
+fn an_operation_that_closes_the_engine_is_stored_unless_it_fails() {
     for (fails, on_error) in [(false, OnError::Store), (true, OnError::Store), (true, OnError::Release)] {
         let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
         let first = open(dir.path(), &clock);
@@ -429,16 +429,16 @@ fn an_operation_that_closes_the_engine_is_stored_unless_it_fails_after_that_faul
         });
         assert_eq!(answer.is_err(), fails);
         let second = open(dir.path(), &clock);
-        // The operation has met a fault of the engine, so that its failure may be that.
+        // The operation received an engine error, so its failure may be made from it.
         let expected = if fails { Status::Interrupted } else { Status::Succeeded };
         assert_eq!(status(&texts(&second), "k"), Some(expected));
     }
 }
 
 #[test]
-fn the_value_that_was_stored_is_the_one_that_is_given_to_everyone() {
+fn every_caller_gets_the_stored_value() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    // Over every limit at which values are kept in another way.
+    // Larger than every size at which values are stored in another way.
     let values = [0, 1, 4_000, 4_100, 70_000, 1_000_000].map(|len| "x".repeat(len));
     let first = open(dir.path(), &clock);
     for value in &values {

@@ -1,4 +1,4 @@
-//! No error of the engine becomes the stored failure of an operation, whichever way it comes into one.
+//! Tests that no engine error becomes the stored failure of an operation, whatever its path.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn numbers() -> (Engine, Manager<u64>) {
 }
 
 #[test]
-fn an_error_of_the_engine_from_before_the_operation_is_never_stored() {
+fn an_engine_error_from_before_the_operation_is_never_stored() {
     let (engine, manager) = numbers();
     let table = engine.table("t").unwrap();
     let refused = || table.insert("row", vec![0; (1 << 20) + 1]);
@@ -28,23 +28,23 @@ fn an_error_of_the_engine_from_before_the_operation_is_never_stored() {
     };
     let error = refused();
     is_held("moved in", manager.execute("moved in", |_| Ok(error.map(|()| 1)?)));
-    // Only the kind is looked at.
+    // The operation reads only the kind.
     let error = refused().unwrap_err();
     is_held("looked at", manager.execute("looked at", |_| Err(Failure::new(format!("{:?}", error.kind())))));
-    // Not even that.
+    // The operation does not read the error at all.
     let error = refused();
     is_held("dropped", manager.execute("dropped", move |_| error.map(|()| 1).map_err(|_| Failure::new("no"))));
     let busy = claim(&manager, "busy");
     let error = manager.execute_with("busy", CallOptions::new().wait(Duration::ZERO), |_| Ok(1)).unwrap_err();
     is_held("in progress", manager.execute("in progress", |_| Err(error.into())));
     busy.release().unwrap();
-    // It is a failure already.
+    // The error is converted into a `Failure` first.
     let failure = Failure::from(refused().unwrap_err());
     is_held("failure", manager.execute("failure", move |_| Err(failure)));
     let failure = Failure::from(std::io::Error::from(refused().unwrap_err()));
     is_held("wrapped", manager.execute("wrapped", move |_| Err(failure)));
 
-    // Of another type.
+    // The failure has a type of the user's.
     let own: Manager<u64, String> = engine.manager("own").unwrap();
     let failure = Failure::from(refused().unwrap_err());
     let failed = own.execute("k", |_| Err(failure.message().to_owned()));
@@ -54,7 +54,7 @@ fn an_error_of_the_engine_from_before_the_operation_is_never_stored() {
     let failed = nested.execute("k", move |_| Err(vec![Failure::new("declined"), failure]));
     assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
 
-    // An error that stays outside is none of the operation's.
+    // An error that the operation does not see does not count.
     let outside = refused();
     let failed = manager.execute("declined", |_| Err(Failure::new("declined")));
     assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })), "{failed:?}");
@@ -62,7 +62,7 @@ fn an_error_of_the_engine_from_before_the_operation_is_never_stored() {
 }
 
 #[test]
-fn a_failure_that_was_made_of_an_engine_error_is_refused_by_every_ending() {
+fn every_ending_rejects_a_failure_made_from_an_engine_error() {
     let (engine, manager) = numbers();
     let table = engine.table("t").unwrap();
     let failure = || Failure::from(table.insert("row", vec![0; (1 << 20) + 1]).unwrap_err());
@@ -70,7 +70,7 @@ fn a_failure_that_was_made_of_an_engine_error_is_refused_by_every_ending() {
     let EndError { error, claim } = claim(&manager, "claim").fail(&failure()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::EngineFailure, "{error}");
     assert!(error.to_string().contains("claim"), "{error}");
-    // It is alive, and a failure of its own is stored.
+    // The claim is alive, and a failure of its own is stored.
     claim.fail(&Failure::new("declined")).unwrap();
     assert_eq!(status(&manager, "claim"), Some(Status::Failed));
 
@@ -96,14 +96,14 @@ fn a_failure_that_was_made_of_an_engine_error_is_refused_by_every_ending() {
     assert_eq!(manager.fail("by key", token, &failure()).unwrap_err().kind(), ErrorKind::EngineFailure);
     assert_eq!(status(&manager, "by key"), Some(Status::InProgress));
     assert_eq!(manager.encode_outcome(Err(&failure())).unwrap_err().kind(), ErrorKind::EngineFailure);
-    // Outside of the engine it is an error like others.
+    // Outside an operation the failure is an ordinary error.
     assert!(serde_json::to_string(&failure()).unwrap().contains("limit"));
     assert_eq!(failure(), failure());
 }
 
-/// An operation that hands part of its work to `handle`, which tries rules that cannot read this body.
+/// An operation that calls `handle`, which tries older rules that cannot read this body.
 #[test]
-fn errors_that_the_engine_handles_itself_are_not_the_operation_s() {
+fn errors_that_the_engine_handles_itself_do_not_count() {
     let (engine, manager) = numbers();
     let failing = SameRequest::by(|_| Ok(Fingerprint::of_json("junk")?));
     let options = HandleOptions::new().same_request(SameRequest::by_content()).or_older_rule(failing);

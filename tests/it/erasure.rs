@@ -1,4 +1,4 @@
-//! Erasure of what belongs to one user.
+//! Tests of the erasure of one user's data.
 
 use std::thread;
 
@@ -13,7 +13,7 @@ fn keys(engine: &Engine) -> Vec<String> {
 }
 
 #[test]
-fn a_scope_is_erased_whole_and_nothing_else() {
+fn erase_removes_the_whole_scope_and_nothing_else() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let (ada, adam) = (manager.scoped("ada").unwrap(), manager.scoped("adam").unwrap());
@@ -26,7 +26,7 @@ fn a_scope_is_erased_whole_and_nothing_else() {
     }
     let other: Manager<u64> = engine.manager_with("other", oncekey::ManagerOptions::new()).unwrap();
     claim(&other.scoped("ada").unwrap(), "won").succeed(&1).unwrap();
-    // A key that is made of the parts of the scope is in none.
+    // A key made of the same parts as the scope is not in the scope.
     let alone = Key::from_parts(["ada"]).unwrap();
     claimed(manager.begin(&alone).unwrap()).succeed(&"v".to_owned()).unwrap();
 
@@ -40,16 +40,16 @@ fn a_scope_is_erased_whole_and_nothing_else() {
     let expected =
         ["ada", "ada/won", "adam/held", "adam/lost", "adam/released", "adam/won", "held", "lost", "released", "won"];
     assert_eq!(left, expected);
-    // Durable, and run again.
+    // The erasure is durable, and the operation runs again.
     assert_eq!(answer(&ada, "won"), "claimed");
     assert_eq!(ada.erase().unwrap().removed, 1);
     assert_eq!(ada.erase().unwrap(), oncekey::admin::Erased::default());
-    // Only a scope.
+    // Only a manager with a scope can be erased.
     assert_eq!(manager.erase().unwrap_err().kind(), ErrorKind::InvalidOptions);
 }
 
 #[test]
-fn erased_is_erased_after_a_crash() {
+fn erased_records_stay_erased_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::open(dir.path()).unwrap();
     let ada = texts(&engine).scoped("ada").unwrap();
@@ -82,7 +82,7 @@ fn live_owners_are_counted_and_keep_their_records() {
 }
 
 #[test]
-fn many_records_and_rows_go_in_steps() {
+fn many_records_and_rows_are_erased_in_steps() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let (ada, bob) = (manager.scoped("ada").unwrap(), manager.scoped("bob").unwrap());
@@ -107,7 +107,7 @@ fn many_records_and_rows_go_in_steps() {
 }
 
 #[test]
-fn an_erased_key_begins_as_a_new_one() {
+fn an_erased_key_starts_a_new_generation() {
     within(LATE, || {
         let (engine, _) = engine();
         let holding = oncekey::ManagerOptions::new().on_interrupted(OnInterrupted::Hold);
@@ -120,7 +120,7 @@ fn an_erased_key_begins_as_a_new_one() {
 }
 
 #[test]
-fn an_erasure_beside_the_user_s_own_traffic_ends() {
+fn an_erasure_during_the_user_s_own_calls_ends() {
     within(LATE, || {
         let (engine, _) = engine();
         let ada = texts(&engine).scoped("ada").unwrap();
@@ -144,7 +144,7 @@ fn an_erasure_beside_the_user_s_own_traffic_ends() {
 }
 
 #[test]
-fn an_erasure_is_refused_inside_a_transaction_and_after_a_close() {
+fn erase_is_rejected_inside_a_transaction_and_after_a_close() {
     let (engine, _) = engine();
     let (ada, rows) = (texts(&engine).scoped("ada").unwrap(), engine.table("rows").unwrap());
     let asked = || (ada.erase().map(|_| ()).unwrap_err().kind(), rows.remove_prefix("").unwrap_err().kind());

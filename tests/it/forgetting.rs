@@ -1,4 +1,4 @@
-//! Compaction as a user sees it: in the background, at once, and what it leaves alone.
+//! Tests of compaction through the public API: in the background, by `compact_now`, and the records that it keeps.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use oncekey::{
 };
 
 const SHORT: Duration = Duration::from_millis(30);
-/// Far beyond anything that passes: only a test that fails waits so long.
+/// The deadline of a test. Only a failing test waits this long.
 const LATE: Duration = Duration::from_secs(60);
 
 fn eager() -> EngineOptions {
     Engine::options().compaction_interval(Duration::from_millis(1))
 }
 
-/// Waits until so many have expired, and says how many passes that took.
+/// Waits until this number of records has expired. Returns the number of passes.
 fn expired(events: &Events, mut wanted: u64) {
     while wanted > 0 {
         if let Event::Expired { count } = events.next_timeout(LATE).unwrap() {
@@ -26,7 +26,7 @@ fn expired(events: &Events, mut wanted: u64) {
 }
 
 #[test]
-fn what_expires_goes_away_by_itself() {
+fn expired_records_are_deleted_in_the_background() {
     let engine = eager().temporary().unwrap();
     let options = ManagerOptions::new().success_ttl(SHORT);
     let manager = engine.manager_with::<u64, String>("m", options).unwrap();
@@ -53,7 +53,7 @@ fn an_earlier_expiry_wakes_a_thread_that_sleeps_until_a_later_one() {
 }
 
 #[test]
-fn what_expired_while_nobody_was_there_goes_away_after_the_next_open() {
+fn records_that_expired_while_the_store_was_closed_are_deleted_after_the_next_open() {
     let dir = tempfile::tempdir().unwrap();
     let clock = ManualClock::new();
     let engine = Engine::options().clock(clock.clone()).open(dir.path()).unwrap();
@@ -67,7 +67,7 @@ fn what_expired_while_nobody_was_there_goes_away_after_the_next_open() {
 }
 
 #[test]
-fn what_has_a_live_owner_never_expires() {
+fn a_record_with_a_live_owner_never_expires() {
     let clock = ManualClock::new();
     let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
     let options = ManagerOptions::new()
@@ -90,7 +90,7 @@ fn what_has_a_live_owner_never_expires() {
 }
 
 #[test]
-fn extended_and_begun_anew_stay() {
+fn extended_and_restarted_records_stay() {
     let clock = ManualClock::new();
     let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
     let manager = engine.manager_with::<u64, String>("m", ManagerOptions::new().success_ttl(SHORT)).unwrap();
@@ -109,13 +109,13 @@ fn extended_and_begun_anew_stay() {
 }
 
 #[test]
-fn an_interval_without_end_leaves_everything_to_compact_now() {
+fn an_endless_interval_leaves_deletion_to_compact_now() {
     let engine = Engine::options().compaction_interval(oncekey::FOREVER).temporary().unwrap();
     let manager =
         engine.manager_with::<u64, String>("m", ManagerOptions::new().success_ttl(Duration::from_nanos(1))).unwrap();
     let events = engine.events();
     manager.execute("k", |_| Ok(1)).unwrap();
-    // One millisecond is the least there is; the wait for another owner's end is one of some milliseconds.
+    // One millisecond is the shortest TTL; a wait for another owner takes some milliseconds.
     let other = manager.begin("other").unwrap();
     let _ = manager.wait("other", Duration::from_millis(5)).unwrap();
     drop(other);
@@ -125,7 +125,7 @@ fn an_interval_without_end_leaves_everything_to_compact_now() {
 }
 
 #[test]
-fn a_close_that_is_refused_inside_a_transaction_stops_nothing() {
+fn a_close_rejected_inside_a_transaction_does_not_stop_compaction() {
     let engine = eager().temporary().unwrap();
     let manager = engine.manager_with::<u64, String>("m", ManagerOptions::new().success_ttl(SHORT)).unwrap();
     let refused = engine.atomic_phase(|_| engine.clone().close());

@@ -1,4 +1,4 @@
-//! What `handle` can be told: what is replayed, what passes through, and what is the same request.
+//! Tests of the options of `handle`: replayed headers, methods that pass through, and the comparison of requests.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ const OF_ONE_ANSWER: [&str; 15] = [
     "x-skip",
 ];
 
-/// With every header that is of one answer only, twice, and those that are kept.
+/// A response with every header of one answer only, each twice, and with headers that are stored.
 fn upstream() -> Response {
     let mut response = Response::new(StatusCode::CREATED).body("b");
     for name in OF_ONE_ANSWER.into_iter().chain(KEPT) {
@@ -106,7 +106,7 @@ fn headers_of_one_connection_are_not_replayed_on_another() {
     }
 }
 
-/// The names of the headers in a record, sorted.
+/// Returns the sorted names of the headers in a record.
 fn stored_names(requests: &Requests, key: &str) -> Vec<String> {
     let (Ok(stored) | Err(stored)) = requests.retrieve(key).unwrap().unwrap().into_outcome().unwrap();
     let mut names: Vec<_> = stored.headers().keys().map(ToString::to_string).collect();
@@ -114,7 +114,7 @@ fn stored_names(requests: &Requests, key: &str) -> Vec<String> {
     names
 }
 
-// By whichever way it comes into the store.
+// The same for each call that stores a response.
 #[test]
 fn headers_of_one_answer_are_not_stored_by_stages_claims_updates_and_resolutions() {
     let requests = requests(HandleOptions::new());
@@ -148,7 +148,7 @@ fn large() -> Response {
 }
 
 #[test]
-fn a_response_over_the_limit_is_stored_without_its_body_and_says_so() {
+fn a_response_over_the_limit_is_stored_without_its_body_and_marked() {
     let requests = limited(HandleOptions::new());
     for is_ok in [true, false] {
         let mut request = post("");
@@ -163,7 +163,7 @@ fn a_response_over_the_limit_is_stored_without_its_body_and_says_so() {
         assert_eq!(again.headers()["idempotent-body-omitted"], "5000");
         assert!(again.headers().contains_key("location") && !again.headers().contains_key("content-type"));
     }
-    // Headers that are too large by themselves are left out too.
+    // If the headers alone are too large, they are left out too.
     let mut request = post("");
     request.headers_mut().insert("idempotency-key", HeaderValue::from_static("headers"));
     let value = HeaderValue::from_str(&"h".repeat(5_000)).unwrap();
@@ -188,20 +188,20 @@ fn an_upstreams_mark_of_an_omitted_body_is_never_sent() {
 }
 
 #[test]
-fn a_response_that_could_be_too_large_is_refused_before_the_operation_runs() {
+fn a_response_that_could_be_too_large_is_rejected_before_the_operation_runs() {
     let requests = limited(HandleOptions::new().response_bytes(2_001));
     let answer = requests.handle(&post(""), never);
     is_problem(&answer, 500, "response_too_large");
     assert_eq!(answer.extensions().get::<Error>().unwrap().kind(), ErrorKind::TooLarge);
-    // The key is free, also for another request.
+    // The key is free, even for another request.
     let fitting = HandleOptions::new().response_bytes(2_000);
     is_new(&requests.handle_with(&post("corrected"), &fitting, created));
-    // A stored response is replayed whatever could be returned by now.
+    // A stored response is replayed, whatever size is announced now.
     is_replay(&requests.handle(&post("corrected"), never));
 }
 
 #[test]
-fn the_service_chooses_what_is_not_replayed_but_for_the_connection() {
+fn the_service_chooses_the_headers_that_are_not_replayed_except_those_of_the_connection() {
     let names = [HeaderName::from_static("x-request-id"), header::LOCATION];
     let requests = requests(HandleOptions::new().not_replayed(names));
     requests.handle(&post(""), |_, _| Ok(upstream()));
@@ -248,7 +248,7 @@ fn safe_methods_pass_through_without_a_key_and_are_never_stored() {
     assert_eq!(records(&requests), 0);
     let asterisk = http::Request::options("*").body(String::new()).unwrap();
     is_new(&requests.handle(&asterisk, created));
-    // As all others do.
+    // Like every other method.
     for method in [Method::POST, Method::PATCH, Method::PUT, Method::DELETE] {
         let request = http::Request::builder().method(method).uri("/balance").body(String::new()).unwrap();
         is_problem(&requests.handle(&request, never), 400, "missing_key");
@@ -268,17 +268,17 @@ fn a_claim_without_a_record_cannot_store_anything() {
     });
     is_new(&answer);
     assert_eq!(records(&requests), 0);
-    // Nor does it need the store: a balance can be read while nobody can pay.
+    // A request that passes through works even if the store does not: a balance can be read while no payment can be made.
     requests.manager().engine().clone().close().unwrap();
     is_new(&requests.handle(&get, created));
     is_problem(&requests.handle(&post(""), never), 503, "unavailable");
-    // Nor room for a key.
+    // It also works if the scope leaves no room for a key.
     let scoped = self::requests(HandleOptions::new()).scoped("s".repeat(500)).unwrap();
     is_new(&scoped.handle(&get, created));
 }
 
 #[test]
-fn put_and_delete_pass_through_by_choice() {
+fn put_and_delete_pass_through_if_configured() {
     let requests = requests(HandleOptions::new().without_key([Method::PUT, Method::DELETE]));
     for method in [Method::PUT, Method::DELETE] {
         let request = http::Request::builder().method(method).uri("/carts/17").body(String::new()).unwrap();
@@ -290,10 +290,10 @@ fn put_and_delete_pass_through_by_choice() {
 }
 
 #[test]
-fn a_key_is_required_or_not_and_has_the_header_that_the_service_says() {
+fn the_service_sets_the_key_s_header_and_whether_a_key_is_required() {
     let name = HeaderName::from_static("x-request-key");
     let requests = requests(HandleOptions::new().key_required(false).key_header(name.clone()));
-    // The default's header is none here.
+    // The default header is ignored here.
     is_new(&requests.handle(&post(""), created));
     is_new(&requests.handle(&post(""), created));
     assert_eq!(records(&requests), 0);
@@ -306,7 +306,7 @@ fn a_key_is_required_or_not_and_has_the_header_that_the_service_says() {
     let answer = requests.handle_with(&post(""), &strict, never);
     is_problem(&answer, 400, "missing_key");
     assert!(String::from_utf8_lossy(answer.body()).contains("x-request-key"));
-    // A key that is there is still checked, and the answer names its header.
+    // A key that is present is still checked, and the answer names its header.
     request.headers_mut().insert(name, HeaderValue::from_static("\"l"));
     let answer = requests.handle(&request, never);
     is_problem(&answer, 400, "invalid_key");
@@ -331,7 +331,7 @@ fn a_second_request_waits_for_the_first_up_to_its_deadline() {
         let first = scope.spawn(|| {
             requests.handle(&post(""), |request, claim| {
                 owned.wait();
-                // Without a wait the answer is there at once.
+                // Without a wait the answer comes at once.
                 is_problem(&requests.handle(request, never), 409, "in_progress");
                 ended.wait();
                 created(request, claim)
@@ -356,7 +356,7 @@ fn a_second_request_waits_for_the_first_up_to_its_deadline() {
 }
 
 #[test]
-fn one_request_too_many_that_would_wait_is_409_at_once() {
+fn a_waiting_request_over_the_limit_gets_409_at_once() {
     within(LATE, || {
         let engine = oncekey::Engine::options().max_waiting_per_key(1).temporary().unwrap();
         let requests = engine.requests("r").unwrap().with_handling(HandleOptions::new().wait(LATE));
@@ -374,7 +374,7 @@ fn one_request_too_many_that_would_wait_is_409_at_once() {
 }
 
 #[test]
-fn json_in_another_order_is_the_same_request_by_its_content() {
+fn json_in_another_order_is_the_same_request_under_by_content() {
     let by_content = HandleOptions::new().same_request(SameRequest::by_content());
     let requests = requests(by_content);
     is_new(&requests.handle(&of_kind("application/json", r#"{"to":"ada","cents":1999}"#), created));
@@ -388,7 +388,7 @@ fn json_in_another_order_is_the_same_request_by_its_content() {
     ] {
         is_problem(&requests.handle(&of_kind(kind, body), never), 422, "mismatch");
     }
-    // Method, path and query count by every rule.
+    // Every rule compares the method, the path and the query.
     for target in ["/refunds", "/payments?x"] {
         let mut other = of_kind("application/json", r#"{"to":"ada","cents":1999}"#);
         *other.uri_mut() = target.parse().unwrap();
@@ -397,7 +397,7 @@ fn json_in_another_order_is_the_same_request_by_its_content() {
 }
 
 #[test]
-fn only_the_chosen_members_count_by_a_closure() {
+fn a_closure_chooses_the_members_that_are_compared() {
     let by_amount = SameRequest::by(|request| {
         assert_eq!((request.method(), request.headers()["idempotency-key"].as_bytes()), (&Method::POST, &b"k"[..]));
         let envelope: serde_json::Value = serde_json::from_slice(request.body())?;
@@ -407,20 +407,20 @@ fn only_the_chosen_members_count_by_a_closure() {
     is_new(&requests.handle(&post(r#"{"attempt":"a1","payment":{"cents":1}}"#), created));
     is_replay(&requests.handle(&post(r#"{"payment":{"cents":1.0},"attempt":"a2"}"#), never));
     is_problem(&requests.handle(&post(r#"{"attempt":"a1","payment":{"cents":2}}"#), never), 422, "mismatch");
-    // What the closure cannot read is refused before anything runs.
+    // A request that the closure cannot read is rejected before anything runs.
     let mut junk = post("junk");
     let answer = requests.handle(&junk, never);
     is_problem(&answer, 400, "bad_content");
     assert!(answer.extensions().get::<Error>().is_none(), "it is the client's mistake");
     assert_eq!(answer.extensions().get::<Problem>().unwrap().error().unwrap().kind(), ErrorKind::Codec);
-    // The path counts whatever the closure says.
+    // The path is compared, whatever the closure returns.
     *junk.body_mut() = r#"{"payment":{"cents":1}}"#.to_owned();
     *junk.uri_mut() = "/refunds".parse().unwrap();
     is_problem(&requests.handle(&junk, never), 422, "mismatch");
 }
 
 #[test]
-fn a_deploy_with_another_rule_turns_no_retry_into_a_mismatch() {
+fn retries_after_a_deploy_with_another_rule_are_not_mismatches() {
     let (engine, _) = engine();
     let before = engine.requests("r").unwrap();
     let body = r#"{"to":"ada","cents":1999}"#;
@@ -433,7 +433,7 @@ fn a_deploy_with_another_rule_turns_no_retry_into_a_mismatch() {
     let again = after.handle(&of_kind("application/json", body), never);
     is_replay(&again);
     assert_eq!(again.body(), first.body());
-    // The older rule knows the bytes only, and a new record is of the newest rule.
+    // The older rule compares bytes only. New records are stored under the newest rule.
     is_problem(&after.handle(&of_kind("application/json", r#"{"cents":1999,"to":"ada"}"#), never), 422, "mismatch");
     before.manager().remove("k").unwrap();
     is_new(&after.handle(&of_kind("application/json", body), created));

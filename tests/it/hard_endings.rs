@@ -1,16 +1,16 @@
-//! Endings that are not simple: given up while the journal has no room ready, read back other than written, ended by a fault
-//! of the engine.
+//! Tests of difficult endings: a claim given up while the journal has no segment ready, a value read back differently, and
+//! an engine error.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use oncekey::*;
 
-/// With segments this small, the next one is often not ready when a claim is given up.
+/// With segments this small, the next segment is often not ready when a claim is given up.
 const SEGMENT: u64 = 64 << 10;
 
 #[test]
-fn a_claim_that_is_released_or_dropped_is_never_stranded() {
+fn a_released_or_dropped_claim_never_stays_in_progress() {
     let engine = Engine::options().segment_bytes(SEGMENT).temporary().unwrap();
     let manager: Manager<u64, String> =
         engine.manager_with("m", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
@@ -26,7 +26,7 @@ fn a_claim_that_is_released_or_dropped_is_never_stranded() {
                     }
                     let options = CallOptions::new().context(context.clone());
                     let claim = manager.begin_with(number.to_be_bytes(), options).unwrap().into_claim().unwrap();
-                    // There is room on the disk: an answer is never refused, it may only take a while.
+                    // The disk has space, so an answer is never rejected; it may only take longer.
                     match number % 3 {
                         0 => drop(claim.release().unwrap()),
                         1 => drop(claim.interrupt().unwrap()),
@@ -45,7 +45,7 @@ fn a_claim_that_is_released_or_dropped_is_never_stranded() {
 }
 
 #[test]
-fn the_first_answer_is_what_every_replay_reads() {
+fn every_replay_reads_the_first_answer() {
     #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
     struct Receipt {
         charge: String,
@@ -59,15 +59,15 @@ fn the_first_answer_is_what_every_replay_reads() {
     assert_eq!(first, manager.execute("k", run).unwrap().into_value());
 }
 
-/// What the operation makes of a fault of the engine is not its own failure: it is not known whether anything happened.
+/// A failure made from an engine error is not the operation's own: it is not known whether anything happened.
 #[test]
-fn a_fault_of_the_engine_that_the_operation_met_is_never_stored() {
+fn an_engine_error_that_the_operation_received_is_never_stored() {
     let engine = Engine::temporary().unwrap();
     let manager: Manager<u64> = engine.manager("m").unwrap();
     let options = CallOptions::new().context(Context::new().with("args", "not a number"));
     let failed = manager.execute_with("k", options, |claim| Ok(claim.context().decode::<u64>("args")?.unwrap_or(0)));
     assert!(matches!(failed, Err(ExecuteError::Failed { replayed: false, .. })));
     assert_eq!(manager.get("k").unwrap().unwrap().status(), Status::Interrupted);
-    // Looked at from outside, it is nobody's fault.
+    // Outside an operation the same error does not count.
     assert!(manager.get("k").unwrap().unwrap().info().context().decode::<u64>("args").is_err());
 }

@@ -1,4 +1,4 @@
-//! What may have happened is held, and nothing that passes is stored as an answer.
+//! Tests that operations that may have happened are held, and that temporary errors are never stored as answers.
 
 use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -71,7 +71,7 @@ fn a_stage_error_under_hold_interrupts_unless_nothing_happened() {
 }
 
 #[test]
-fn a_fault_of_the_engine_after_the_effect_interrupts_under_hold() {
+fn an_engine_error_after_the_effect_interrupts_under_hold() {
     let (_engine, manager) = numbers(ManagerOptions::new());
     let too_large = vec![0; (1 << 20) + 1];
     let stages = Stages::new().stage(STARTED, |claim: &mut Claim<u64>| {
@@ -82,11 +82,11 @@ fn a_fault_of_the_engine_after_the_effect_interrupts_under_hold() {
     });
     assert!(drive(&manager, "k", &stages).is_err());
     assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
-    // A stage that did not advance has run too.
+    // A stalled stage has run too.
     let stalls: Stages<'_, u64> = Stages::new().stage(STARTED, |_| Ok(()));
     assert!(drive(&manager, "stalls", &stalls).is_err());
     assert_eq!(status(&manager, "stalls"), Some(Status::Interrupted));
-    // Where there is no stage, none has run.
+    // At an unknown recovery point no stage has run.
     let none: Stages<'_, u64> = Stages::new();
     assert!(drive(&manager, "none", &none).is_err());
     assert_eq!(status(&manager, "none"), Some(Status::Released));
@@ -100,7 +100,7 @@ fn a_stage_error_under_resume_releases() {
 }
 
 #[test]
-fn execute_refuses_a_record_on_which_a_stage_has_committed() {
+fn execute_rejects_a_record_on_which_a_stage_has_committed() {
     let (_engine, manager) = numbers(resuming());
     let mut claim = claim(&manager, "k");
     claim.work_stage(|_| Ok::<_, Error>(Next::advance("charged"))).unwrap();
@@ -111,12 +111,12 @@ fn execute_refuses_a_record_on_which_a_stage_has_committed() {
     assert!(error.to_string().contains("charged"), "{error}");
     let record = manager.get("k").unwrap().unwrap();
     assert_eq!((record.status(), record.info().attempt()), (Status::Released, 1));
-    // A checkpoint at the first point is as much.
+    // A checkpoint at the first recovery point counts like a later recovery point.
     let mut claim = crate::common::claim(&manager, "l");
     claim.work_stage(|_| Ok::<_, Error>(Next::advance_with(STARTED, "half"))).unwrap();
     drop(claim);
     assert!(matches!(manager.execute("l", |_| Ok(1)), Err(ExecuteError::Engine(_))));
-    // A caller that knows the stages goes on.
+    // A caller that knows the stages continues.
     let stages =
         Stages::new().stage("charged", |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::Succeed(7))));
     assert_eq!(drive(&manager, "k", &stages).unwrap(), 7);
@@ -124,7 +124,7 @@ fn execute_refuses_a_record_on_which_a_stage_has_committed() {
 }
 
 #[test]
-fn an_operation_that_ends_its_owner_each_time_is_held_after_max_attempts() {
+fn an_operation_that_kills_its_owner_each_time_is_held_after_max_attempts() {
     let (engine, manager) = numbers(resuming().max_attempts(NonZeroU32::new(3).unwrap()));
     for attempt in 1..=3 {
         let claim = claim(&manager, "pill");
@@ -133,7 +133,7 @@ fn an_operation_that_ends_its_owner_each_time_is_held_after_max_attempts() {
     assert_eq!(arm(&manager.begin("pill").unwrap()), "interrupted");
     assert!(matches!(manager.execute("pill", |_| Ok(1)), Err(ExecuteError::Interrupted(_))));
     assert_eq!(engine.interrupted().unwrap().count(), 1);
-    // `Retry` allows one more.
+    // `Retry` allows one more attempt.
     manager.resolve("pill", Resolution::Retry).unwrap();
     assert_eq!(claim(&manager, "pill").attempt(), 4);
     assert_eq!(arm(&manager.begin("pill").unwrap()), "interrupted");
@@ -158,7 +158,7 @@ fn released_attempts_do_not_count_against_max_attempts() {
 }
 
 #[test]
-fn waiters_are_told_when_the_attempts_are_used_up() {
+fn waiters_get_interrupted_after_max_attempts() {
     crate::threads::within(crate::threads::LATE, || {
         let (engine, manager) = numbers(resuming().max_attempts(NonZeroU32::MIN));
         let owner = claim(&manager, "pill");
@@ -175,7 +175,7 @@ fn waiters_are_told_when_the_attempts_are_used_up() {
 }
 
 #[test]
-fn naming_an_effect_or_committing_a_stage_turns_release_on_drop_off() {
+fn an_effect_id_or_a_committed_stage_turns_release_on_drop_off() {
     let (_engine, manager) = numbers(ManagerOptions::new());
     let panicking = |key: &str, work: &dyn Fn(&mut Claim<u64>)| {
         let mut claim = claim(&manager, key);
@@ -191,10 +191,10 @@ fn naming_an_effect_or_committing_a_stage_turns_release_on_drop_off() {
     assert_eq!(panicking("effect", &|claim| drop(claim.effect_id("charge"))), Status::Interrupted);
     let stage = |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::advance("charged"))).unwrap();
     assert_eq!(panicking("stage", &stage), Status::Interrupted);
-    // One that leaves the record as it is may have written rows.
+    // A stage that returns `Stay` may have written rows.
     let stays = |claim: &mut Claim<u64>| claim.work_stage(|_| Ok::<_, Error>(Next::Stay)).unwrap();
     assert_eq!(panicking("stays", &stays), Status::Interrupted);
-    // Said again afterwards, it is meant.
+    // A call of `release_on_drop` after the effect id turns it on again.
     let again = |claim: &mut Claim<u64>| {
         drop(claim.effect_id("charge"));
         claim.release_on_drop(true);
@@ -203,7 +203,7 @@ fn naming_an_effect_or_committing_a_stage_turns_release_on_drop_off() {
 }
 
 #[test]
-fn a_failure_says_what_became_of_the_record() {
+fn a_failure_has_the_status_of_the_record() {
     let (engine, _) = engine();
     let manager: Manager<u64, String> = engine.manager("m").unwrap();
     let manager = manager.on_error(|error| match error.as_str() {
@@ -222,7 +222,7 @@ fn a_failure_says_what_became_of_the_record() {
 }
 
 #[test]
-fn faults_of_the_engine_are_never_stored_as_a_failure() {
+fn engine_errors_are_never_stored_as_a_failure() {
     let (engine, manager) = numbers(ManagerOptions::new());
     let table = engine.table("t").unwrap();
     let too_large = vec![0; (1 << 20) + 1];
@@ -231,13 +231,13 @@ fn faults_of_the_engine_are_never_stored_as_a_failure() {
         Ok(1)
     });
     assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
-    // In a type of the user's own, that says nothing of where it comes from.
+    // As a type of the user's that does not show its origin.
     let own: Manager<u64, String> = engine.manager("own").unwrap();
     let own = own.on_error(|_| OnError::Store);
     let failed = own.execute("row", |_| table.insert("row", &too_large).map(|()| 1).map_err(|_| "no".to_owned()));
     assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
 
-    // An operation inside another one that meets another owner, or what is held.
+    // An inner operation that finds another owner or an interrupted record.
     let _owner = claim(&manager, "at work");
     drop(claim(&manager, "held"));
     for inner in ["at work", "held"] {
@@ -248,7 +248,7 @@ fn faults_of_the_engine_are_never_stored_as_a_failure() {
         assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Interrupted, .. })), "{failed:?}");
     }
 
-    // What the operation itself says is stored as before, and so is a failure after a conflict that was settled.
+    // The operation's own failure is stored as before. So is a failure after a conflict that was resolved by a new run.
     let failed = manager.execute("declined", |_| Err(Failure::new("declined")));
     assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })));
     let failed = manager.execute("conflict", |_| {
@@ -269,7 +269,7 @@ fn faults_of_the_engine_are_never_stored_as_a_failure() {
 }
 
 #[test]
-fn a_fault_that_another_thread_met_is_no_failure_either() {
+fn an_engine_error_of_another_thread_is_not_stored_either() {
     let (engine, manager) = numbers(ManagerOptions::new());
     let table = engine.table("t").unwrap();
     let too_large = vec![0; (1 << 20) + 1];
@@ -281,7 +281,7 @@ fn a_fault_that_another_thread_met_is_no_failure_either() {
 }
 
 #[test]
-fn an_operation_that_waits_for_all_operations_is_answered_at_once() {
+fn an_operation_that_waits_for_all_operations_gets_deadlock_at_once() {
     let (engine, manager) = numbers(ManagerOptions::new());
     let done = manager.execute("k", |_| {
         let refused = engine.clone().close_when_idle(Duration::MAX).unwrap_err();
@@ -293,7 +293,7 @@ fn an_operation_that_waits_for_all_operations_is_answered_at_once() {
 }
 
 #[test]
-fn an_answer_made_of_a_fault_is_not_stored_in_either_arm() {
+fn an_answer_made_from_an_engine_error_is_not_stored_as_ok_or_err() {
     let (engine, manager) = numbers(ManagerOptions::new());
     let _owner = claim(&manager, "at work");
     let requests = engine.requests("r").unwrap();
@@ -315,7 +315,7 @@ fn request(key: &str) -> http::Request<&'static str> {
     http::Request::post("/pay").header("idempotency-key", key).body("20 EUR").unwrap()
 }
 
-/// What the operation does before its response.
+/// The work of the operation before its response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Before {
     Nothing,
@@ -324,7 +324,7 @@ enum Before {
 }
 
 #[test]
-fn the_default_rule_stores_interrupts_or_releases_in_whichever_arm_it_comes() {
+fn the_default_rule_treats_ok_and_err_responses_alike() {
     use Before::{CommitsAStage, NamesAnEffect, Nothing};
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
@@ -370,7 +370,7 @@ fn the_default_rule_stores_interrupts_or_releases_in_whichever_arm_it_comes() {
 }
 
 #[test]
-fn a_refusal_before_any_effect_can_be_released_and_corrected_under_the_same_key() {
+fn a_request_rejected_before_any_effect_can_be_corrected_under_the_same_key() {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap().on_error(|response| match response.status().as_u16() {
         400 | 409 | 429 | 500.. => OnError::ReleaseUnlessEffect,
@@ -388,7 +388,7 @@ fn a_refusal_before_any_effect_can_be_released_and_corrected_under_the_same_key(
     };
     assert_eq!((pay("k", "-1").status(), pay("k", "1").status()), (StatusCode::BAD_REQUEST, StatusCode::OK));
     assert_eq!(pay("k", "-1").status(), StatusCode::UNPROCESSABLE_ENTITY);
-    // The same status after the effect was named is no refusal.
+    // The same status after an effect id does not release the key.
     assert_eq!(pay("l", "13").status(), StatusCode::CONFLICT);
     assert_eq!(status(requests.manager(), "l"), Some(Status::Interrupted));
 }
@@ -410,7 +410,7 @@ fn release_unless_effect_works_for_managers_of_all_types() {
 }
 
 #[test]
-fn a_response_is_classified_once_in_whichever_arm_it_comes() {
+fn an_ok_or_err_response_is_classified_once() {
     let (engine, _) = engine();
     let classified = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&classified);
@@ -435,7 +435,7 @@ fn a_response_is_classified_once_in_whichever_arm_it_comes() {
 }
 
 #[test]
-fn requests_are_held_and_only_driven_ones_resume() {
+fn interrupted_requests_are_held_and_only_driven_ones_resume() {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
     let begin = |key| requests.initialize_request(Some(key), "POST", &7, "/orders").unwrap();
@@ -457,7 +457,7 @@ fn all(requests: &Requests) -> Vec<Status> {
 }
 
 #[test]
-fn a_request_without_a_key_keeps_the_trace_of_an_effect() {
+fn a_request_without_a_key_keeps_its_record_after_an_effect() {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
     let fails = |names_effect: bool| {
@@ -471,10 +471,10 @@ fn a_request_without_a_key_keeps_the_trace_of_an_effect() {
     let removed = engine.stats().commits;
     assert!(requests.drive(None, "POST", &7, "/orders", &fails(false)).is_err());
     assert!(all(&requests).is_empty());
-    // A begin and a removal: it is never seen released.
+    // A begin and a removal: the record is never released in between.
     assert_eq!(engine.stats().commits - removed, 2);
     assert!(requests.drive(None, "POST", &7, "/orders", &fails(true)).is_err());
-    // Under `Resume` too: a released record would be forgotten after a day, and with it the name of the effect.
+    // Also under `Resume`: a released record would be deleted after a day, and its effect id with it.
     assert_eq!(all(&requests), [Status::Interrupted]);
     let succeeds = Stages::new().stage(STARTED, |claim: &mut Claim<Response, Response>| {
         claim.work_stage(|_| Ok::<_, Error>(Next::Succeed(ok("x"))))

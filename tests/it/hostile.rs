@@ -1,4 +1,4 @@
-//! Requests as the worst clients send them. The strings and the JSON texts are from `tests/data`, which says where they come from.
+//! Tests with hostile requests. The strings and JSON texts are from `tests/data`, which names their sources.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write;
@@ -20,7 +20,7 @@ use crate::threads::{LATE, within};
 
 type Request = http::Request<Vec<u8>>;
 
-/// Each once, in their order.
+/// Each string once, in order.
 fn naughty_strings() -> Vec<String> {
     let strings: Vec<String> = serde_json::from_str(include_str!("../data/naughty-strings/blns.json")).unwrap();
     let mut seen = HashSet::new();
@@ -48,7 +48,7 @@ fn is_new(answer: &http::Response<Vec<u8>>) {
 }
 
 #[test]
-fn naughty_strings_as_keys_are_refused_or_are_keys_of_their_own() {
+fn naughty_strings_as_keys_are_rejected_or_distinct() {
     let (mut refused, mut accepted) = (0, 0);
     for quoted in [false, true] {
         let requests = requests();
@@ -64,7 +64,7 @@ fn naughty_strings_as_keys_are_refused_or_are_keys_of_their_own() {
                 refused += 1;
                 continue;
             }
-            // White space around a bare key does not count, so some of them are one.
+            // White space around a bare key is ignored, so some strings are the same key.
             accepted += 1;
             assert_eq!(answer.status(), StatusCode::CREATED);
             assert_eq!(is_replayed(&answer), !bodies.insert(answer.body().clone()));
@@ -76,7 +76,7 @@ fn naughty_strings_as_keys_are_refused_or_are_keys_of_their_own() {
 }
 
 #[test]
-fn naughty_strings_as_bodies_are_each_a_request_of_its_own() {
+fn naughty_strings_as_bodies_are_distinct_requests() {
     let strings = naughty_strings();
     for of_json in [false, true] {
         let rule = if of_json { SameRequest::by_content() } else { SameRequest::by_bytes() };
@@ -96,7 +96,7 @@ fn naughty_strings_as_bodies_are_each_a_request_of_its_own() {
             assert_eq!(answer.status(), expected, "{string:?}");
         }
         if of_json {
-            // However it is escaped, it is the same string.
+            // The string is the same however it is escaped.
             for (nth, string) in strings.iter().enumerate() {
                 let escaped = string.encode_utf16().fold(String::new(), |mut text, unit| {
                     write!(text, "\\u{unit:04x}").unwrap();
@@ -110,7 +110,7 @@ fn naughty_strings_as_bodies_are_each_a_request_of_its_own() {
 }
 
 #[test]
-fn naughty_strings_as_scopes_paths_and_params_come_back_as_they_were() {
+fn naughty_strings_as_scopes_paths_and_params_are_read_back_unchanged() {
     let requests = requests().keep_params(true);
     for (nth, string) in naughty_strings().iter().enumerate() {
         match requests.scoped(string) {
@@ -130,9 +130,9 @@ fn naughty_strings_as_scopes_paths_and_params_come_back_as_they_were() {
     }
 }
 
-// Only bytes count: to fold case, width or composition would let one tenant read another's answers.
+// Only bytes count. If case, width or composition were folded, one tenant could read another's answers.
 #[test]
-fn tenants_whose_names_collide_after_normalisation_never_meet() {
+fn tenants_whose_names_collide_after_normalisation_stay_separate() {
     let tenants = [
         "ada",
         "Ada",
@@ -168,7 +168,7 @@ fn tenants_whose_names_collide_after_normalisation_never_meet() {
         is_new(&answer);
         assert!(answers.insert(answer.into_body()), "{tenant:?} has the answer of another");
     }
-    // Nor do scopes that are one when joined.
+    // Scopes that are equal when joined stay separate too.
     for scopes in [["ad", "a"], ["a", "da"], ["ada", "k"]] {
         let scoped = scopes.iter().try_fold(requests.clone(), |requests, scope| requests.scoped(scope)).unwrap();
         is_new(&scoped.handle(&post(b"k", b"20 EUR"), created));
@@ -180,14 +180,14 @@ fn tenants_whose_names_collide_after_normalisation_never_meet() {
 }
 
 #[test]
-fn a_key_at_two_end_points_is_one_request_or_two() {
+fn a_key_at_two_end_points_is_one_record_only_under_one_name() {
     let (engine, _) = engine();
     let to = |path: &str| http::Request::post(path).header("idempotency-key", "k").body("20 EUR").unwrap();
-    // Of one name the key is of one request.
+    // Under one manager name the key belongs to one request.
     let shared = engine.requests("shared").unwrap();
     is_new(&shared.handle(&to("/payments"), created));
     assert_eq!(shared.handle(&to("/refunds"), never).status(), StatusCode::UNPROCESSABLE_ENTITY);
-    // Of two names it is of two, also while the first runs.
+    // Under two names it belongs to two, even while the first runs.
     let (payments, refunds) = (engine.requests("payments").unwrap(), engine.requests("refunds").unwrap());
     let first = payments.handle(&to("/payments"), |request, claim| {
         is_new(&refunds.handle(&to("/refunds"), created));
@@ -199,7 +199,7 @@ fn a_key_at_two_end_points_is_one_request_or_two() {
 }
 
 #[test]
-fn a_megabyte_of_headers_neither_counts_nor_is_kept() {
+fn a_megabyte_of_headers_is_neither_compared_nor_stored() {
     let requests = requests();
     let megabyte = HeaderValue::from_str(&"h".repeat(1 << 20)).unwrap();
     let mut one = post(b"k", b"20 EUR");
@@ -211,12 +211,12 @@ fn a_megabyte_of_headers_neither_counts_nor_is_kept() {
         many.headers_mut()
             .insert(name, HeaderValue::from_static("0123456789012345678901234567890123456789012345678901234567890123"));
     }
-    // They are no part of what the request is.
+    // The headers are not compared.
     assert!(is_replayed(&requests.handle(&many, never)));
     let info = requests.retrieve("k").unwrap().unwrap();
     assert!(info.info().context().iter().all(|(_, value)| value.len() < 100));
 
-    // A key of that size is refused, and what the client is told is short.
+    // A key of this size is rejected, and the answer is short.
     let mut key = post(b"k", b"20 EUR");
     key.headers_mut().insert("idempotency-key", megabyte);
     let mut keys = post(b"k", b"20 EUR");
@@ -232,7 +232,7 @@ fn a_megabyte_of_headers_neither_counts_nor_is_kept() {
 }
 
 #[test]
-fn a_content_length_that_lies_is_no_part_of_the_request() {
+fn a_wrong_content_length_is_not_compared() {
     let requests = requests();
     for length in ["6", "0", "7", "-1", "99999999999999999999", "6, 6", "six"] {
         let mut request = post(b"k", b"20 EUR");
@@ -240,7 +240,7 @@ fn a_content_length_that_lies_is_no_part_of_the_request() {
         let answer = requests.handle(&request, created);
         assert_eq!((answer.status(), is_replayed(&answer)), (StatusCode::CREATED, length != "6"), "{length}");
     }
-    // A body that was cut is another one.
+    // A truncated body is another body.
     assert_eq!(requests.handle(&post(b"k", b"20 E"), never).status(), StatusCode::UNPROCESSABLE_ENTITY);
 }
 
@@ -273,7 +273,7 @@ fn ten_thousand_different_keys_at_once_run_once_each() {
 }
 
 #[test]
-fn an_operation_that_panics_leaves_its_key_held_and_all_others_usable() {
+fn a_panic_holds_its_key_and_leaves_all_others_usable() {
     let requests = requests();
     for nth in 0..20 {
         let request = post(format!("k{nth}").as_bytes(), b"20 EUR");
@@ -291,7 +291,7 @@ fn an_operation_that_panics_leaves_its_key_held_and_all_others_usable() {
     let Begin::Interrupted(_) = requests.lock("k0").unwrap() else { panic!("it is not held") };
 }
 
-/// A text of the suite, and its canonical form.
+/// A text of the suite and its canonical form.
 macro_rules! canonical {
     ($($name:literal),*) => {
         [$((
@@ -306,7 +306,7 @@ macro_rules! canonical {
 fn json_has_the_canonical_form_of_rfc_8785() {
     for (name, input, output) in canonical!["arrays", "french", "structures", "unicode", "values", "weird"] {
         if name == "values" {
-            // Programs disagree about numbers over 2^53 - 1, and this suite has one.
+            // Programs disagree about numbers over 2^53 - 1. The suite contains one.
             assert_eq!(Fingerprint::of_json(input).unwrap_err().kind(), ErrorKind::Codec);
         }
         let (input, output) = (input.replace("1E30, ", ""), output.replace("1e+30,", ""));

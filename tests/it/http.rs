@@ -1,4 +1,4 @@
-//! HTTP requests, answered by the IETF draft on the `Idempotency-Key` header.
+//! Tests of `handle`: HTTP requests with an `Idempotency-Key`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ pub(crate) fn never<B>(_: &http::Request<B>, _: &mut Claim<Response, Response>) 
     panic!("it has run")
 }
 
-/// A problem's status and code; everything that all problems have in common is checked.
+/// Returns the status and the code of a problem. Checks everything that all problems have in common.
 #[track_caller]
 fn problem(answer: &Answer) -> (u16, String) {
     assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/problem+json");
@@ -53,7 +53,7 @@ fn problem(answer: &Answer) -> (u16, String) {
     let passes = ["in_progress", "unavailable"].map(Json::from).contains(&details["code"]);
     assert_eq!(retry.is_some(), passes, "{details}");
     assert!(retry.is_none_or(|seconds| seconds == b"1"));
-    // The log is told the same, and of an error only if it is no mistake of the client.
+    // The extensions contain the same problem, and an error only for a fault.
     let told = answer.extensions().get::<Problem>().expect("it is in the extensions");
     assert_eq!((told.status(), told.code()), (answer.status(), details["code"].as_str().unwrap()));
     assert_eq!(told.retry_after().is_some(), passes);
@@ -73,7 +73,7 @@ fn fault(answer: &Answer) -> ErrorKind {
     answer.extensions().get::<Error>().expect("no error for the log").kind()
 }
 
-/// Of a client's mistake.
+/// Returns the kind of the error in a client's mistake. The `Error` itself is not in the extensions.
 #[track_caller]
 fn mistake(answer: &Answer) -> ErrorKind {
     assert!(answer.extensions().get::<Error>().is_none(), "it is no fault");
@@ -89,7 +89,7 @@ fn none(requests: &Requests) -> bool {
 }
 
 #[test]
-fn an_answer_is_replayed_byte_for_byte_and_says_so() {
+fn an_answer_is_replayed_byte_for_byte_and_marked() {
     let requests = requests();
     let full = Response::new(StatusCode::IM_A_TEAPOT)
         .header(header::VARY, HeaderValue::from_static("b"))
@@ -145,14 +145,14 @@ fn a_malformed_key_is_400_and_nothing_runs() {
     let mut twice = request("k");
     twice.headers_mut().append("idempotency-key", HeaderValue::from_static("k"));
     is(&requests.handle(&twice, never), 400, "invalid_key");
-    // Short enough by itself, but not in its scope.
+    // The key is short enough alone, but not with its scope.
     let scoped = requests.scoped("s".repeat(300)).unwrap();
     is(&scoped.handle(&request(&"k".repeat(300)), never), 400, "invalid_key");
     assert!(none(&requests));
 }
 
 #[test]
-fn a_target_that_is_no_path_is_400_and_a_huge_one_413() {
+fn a_target_that_is_not_a_path_is_400_and_a_huge_one_413() {
     let requests = requests();
     for (method, target) in [("POST", "*"), ("CONNECT", "example.com:443")] {
         let answer = requests.handle(&of(method, target, "k", ""), never);
@@ -166,14 +166,14 @@ fn a_target_that_is_no_path_is_400_and_a_huge_one_413() {
         assert_eq!(mistake(&answer), ErrorKind::TooLarge);
     }
     assert!(none(&requests));
-    // A query that is not kept may be of any length.
+    // A query that is not stored may have any length.
     assert_eq!(requests.handle(&of("POST", &format!("/?{}", "q".repeat(20_000)), "q", ""), created).status(), 201);
-    // The absolute form has a path.
+    // A target in absolute form has a path.
     assert_eq!(requests.handle(&of("POST", "http://example.com/payments", "k", ""), created).status(), 201);
 }
 
 #[test]
-fn another_request_under_the_key_is_422_before_all_else() {
+fn another_request_under_the_key_is_422_before_any_other_answer() {
     let requests = requests();
     let others = || {
         [
@@ -212,7 +212,7 @@ fn a_request_in_progress_is_409_at_once() {
 }
 
 #[test]
-fn what_was_interrupted_is_held_with_409_until_it_is_settled() {
+fn an_interrupted_request_is_held_with_409_until_it_is_resolved() {
     let requests = requests();
     let panicked = catch_unwind(AssertUnwindSafe(|| requests.handle(&request("k"), |_, _| panic!("half done"))));
     assert!(panicked.is_err(), "the panic goes on");
@@ -227,7 +227,7 @@ fn what_was_interrupted_is_held_with_409_until_it_is_settled() {
 }
 
 #[test]
-fn the_options_may_say_that_it_resumes() {
+fn the_options_can_make_an_interrupted_request_resume() {
     let (engine, _) = engine();
     let options = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
     let requests = engine.requests_with("r", options).unwrap();
@@ -239,7 +239,7 @@ fn the_options_may_say_that_it_resumes() {
 }
 
 #[test]
-fn failures_are_stored_or_not_as_on_error_says() {
+fn on_error_decides_whether_failures_are_stored() {
     let requests = requests().on_error(|response| match response.status() {
         StatusCode::SERVICE_UNAVAILABLE => OnError::Release,
         StatusCode::GATEWAY_TIMEOUT => OnError::Interrupt,
@@ -260,9 +260,9 @@ fn failures_are_stored_or_not_as_on_error_says() {
 }
 
 #[test]
-fn what_cannot_be_stored_is_told_to_nobody_and_held() {
+fn a_response_that_cannot_be_stored_is_not_sent_and_the_record_is_held() {
     let clock = oncekey::clock::ManualClock::new();
-    // Not even for a status.
+    // The limit leaves no room for a status either.
     let requests = options(&clock).max_value_bytes(30).temporary().unwrap().requests("r").unwrap();
     for (key, succeeds) in [("ok", true), ("failed", false)] {
         let large = Response::new(StatusCode::OK).body(MARKER.repeat(1_000));
@@ -275,7 +275,7 @@ fn what_cannot_be_stored_is_told_to_nobody_and_held() {
     }
 }
 
-/// A client that is told so of a request that was processed sends it again under another key.
+/// A client that got this answer for a processed request would send it again under another key.
 #[track_caller]
 fn says_nothing_of_what_was_processed(answer: &http::Response<Vec<u8>>) {
     let text = String::from_utf8_lossy(answer.body()).into_owned();
@@ -283,11 +283,11 @@ fn says_nothing_of_what_was_processed(answer: &http::Response<Vec<u8>>) {
 }
 
 #[test]
-fn faults_are_answered_and_told_to_the_log_only() {
+fn the_error_of_a_fault_is_in_the_extensions_only() {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
     requests.handle(&request("k"), created);
-    // A response of another time, with another layout.
+    // A response stored with another layout.
     let later = engine.requests_with("r", ManagerOptions::new().schema(2)).unwrap();
     let answer = later.handle(&request("k"), never);
     is(&answer, 500, "unreadable");
@@ -300,7 +300,7 @@ fn faults_are_answered_and_told_to_the_log_only() {
     assert_eq!(fault(&answer), ErrorKind::Closed);
     says_nothing_of_what_was_processed(&answer);
     assert!(!String::from_utf8_lossy(answer.body()).contains(&path));
-    // What was decided under a claim that is lost by then is told to nobody.
+    // The response of an operation whose claim was lost is not sent.
     let (engine, _) = crate::common::engine();
     let requests = engine.requests("r").unwrap();
     let answer = requests.handle(&request("k"), |request, claim| {
@@ -312,7 +312,7 @@ fn faults_are_answered_and_told_to_the_log_only() {
 }
 
 #[test]
-fn the_record_has_method_and_path_the_query_if_it_is_kept_and_no_body() {
+fn the_record_has_the_method_and_path_the_query_if_kept_and_no_body() {
     let requests = requests().keep_params(true);
     requests.handle(&of("POST", "/payments?tip=2&to=ada", "k", MARKER), created);
     let record = requests.retrieve("k").unwrap().unwrap();
@@ -331,24 +331,24 @@ fn the_record_has_method_and_path_the_query_if_it_is_kept_and_no_body() {
 }
 
 #[test]
-fn one_user_s_keys_never_meet_another_s() {
+fn keys_of_two_users_are_separate() {
     let requests = requests();
     let (ada, eve) = (requests.scoped("ada").unwrap(), requests.scoped("eve").unwrap());
     let first = ada.handle(&request("k"), created);
     let second = eve.handle(&request("k"), created);
     assert!(!is_replayed(&second) && first.body() != second.body());
     assert!(is_replayed(&ada.handle(&request("k"), never)));
-    // No client can name a key of a scope.
+    // A client cannot name a key of a scope.
     let forged = Key::from_parts(["ada", "k"]).unwrap();
     assert!(HeaderValue::from_bytes(forged.as_bytes()).is_err());
 }
 
-/// It implements nothing but what is needed to be stored.
+/// A type that implements only the traits needed to be stored.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Plain(String);
 
 #[test]
-fn every_answer_of_execute_has_a_problem_but_the_failure() {
+fn every_error_of_execute_except_a_failure_has_a_problem() {
     let (engine, _) = engine();
     let manager: Manager<Plain, Plain> = engine.manager_with("m", ManagerOptions::new()).unwrap();
     let ask = |key: &str, request: &str| {
@@ -380,7 +380,7 @@ fn every_answer_of_execute_has_a_problem_but_the_failure() {
 }
 
 #[test]
-fn every_answer_of_begin_has_a_problem_but_a_claim_and_a_replay() {
+fn every_answer_of_begin_except_a_claim_and_a_replay_has_a_problem() {
     let (engine, _) = engine();
     let manager: Manager<Plain, Plain> = engine.manager("m").unwrap();
     let ask = |request: &str| manager.begin_with(MARKER, same(request)).unwrap();
@@ -397,7 +397,7 @@ fn every_answer_of_begin_has_a_problem_but_a_claim_and_a_replay() {
 }
 
 #[test]
-fn the_service_sets_the_addresses_of_problem_types() {
+fn the_service_sets_the_uris_of_problem_types() {
     let options = HandleOptions::new().problem_type("https://example.com/problems/");
     let requests = requests().with_handling(options);
     let details = |answer: &Answer| -> [String; 2] {
@@ -418,7 +418,7 @@ fn the_service_sets_the_addresses_of_problem_types() {
     assert_eq!(details(&default), ["about:blank", "Bad Request"]);
 }
 
-// The map of headers panics where it has no room for one more.
+// A `HeaderMap` panics if it has no room for one more.
 #[test]
 fn a_response_whose_headers_are_full_is_replayed_without_the_mark() {
     let engine = Engine::options().max_value_bytes(4 << 20).temporary().unwrap();

@@ -1,4 +1,4 @@
-//! Requests inside transactions: together with rows, or not at all.
+//! Tests of requests inside transactions: committed together with rows, or not at all.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn state(requests: &Requests, key: &str) -> Option<Status> {
 }
 
 #[test]
-fn a_request_and_a_row_are_made_together() {
+fn a_request_and_a_row_are_created_together() {
     let (engine, _) = engine();
     let requests = requests(&engine).scoped("ada").unwrap();
     let key = engine
@@ -55,7 +55,7 @@ fn a_request_and_a_row_are_made_together() {
 }
 
 #[test]
-fn effect_ids_inside_the_creating_transaction_are_those_that_are_seen_later() {
+fn the_creating_transaction_sees_the_final_effect_ids() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     let phase = |keys: &[&str]| {
@@ -74,7 +74,7 @@ fn effect_ids_inside_the_creating_transaction_are_those_that_are_seen_later() {
     assert_eq!(first, [later("a"), later("b")]);
     assert_ne!(first[0], first[1], "each generation has its own");
     assert_eq!(claimed(requests.lock("a").unwrap()).effect_id("charge"), first[0]);
-    // The next generation of a key in the same transaction is another operation.
+    // The next generation of the key in the same transaction is another operation.
     let manager = requests.manager();
     assert!(manager.remove("a").unwrap() && manager.remove("b").unwrap());
     let second = phase(&["a", "b"]).unwrap();
@@ -83,7 +83,7 @@ fn effect_ids_inside_the_creating_transaction_are_those_that_are_seen_later() {
 }
 
 #[test]
-fn what_is_rolled_back_was_never_there() {
+fn a_rolled_back_request_never_existed() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     requests.create(new("old")).unwrap();
@@ -100,7 +100,7 @@ fn what_is_rolled_back_was_never_there() {
 }
 
 #[test]
-fn an_end_inside_is_told_when_it_is_committed() {
+fn an_ending_inside_a_transaction_is_reported_at_the_commit() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     let key = requests.create(new("k")).unwrap().key().clone();
@@ -143,7 +143,7 @@ fn the_rules_of_requests_hold_inside() {
 }
 
 #[test]
-fn a_phase_that_read_a_request_which_has_changed_runs_again() {
+fn a_phase_runs_again_if_a_request_that_it_read_changed() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     requests.create(new("k")).unwrap();
@@ -161,11 +161,11 @@ fn a_phase_that_read_a_request_which_has_changed_runs_again() {
 }
 
 #[test]
-fn what_expires_while_a_phase_runs_is_not_there_at_its_end() {
+fn a_phase_runs_again_if_a_request_that_it_read_expires() {
     let (engine, clock) = engine();
     let options = ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let requests = engine.requests_with("r", options).unwrap();
-    // Read twice.
+    // A request that is read twice.
     requests.create(new("read")).unwrap();
     let runs = AtomicU32::new(0);
     engine
@@ -182,7 +182,7 @@ fn what_expires_while_a_phase_runs_is_not_there_at_its_end() {
         .unwrap();
     assert_eq!(runs.load(Ordering::Relaxed), 2);
 
-    // Changed: whoever saw it gone may rely on that.
+    // A request that is changed: another caller may rely on having seen it expired.
     requests.create(new("changed")).unwrap();
     let runs = AtomicU32::new(0);
     let changed = engine.atomic_phase(|tx| {
@@ -198,7 +198,7 @@ fn what_expires_while_a_phase_runs_is_not_there_at_its_end() {
 }
 
 #[test]
-fn the_time_of_what_a_slow_phase_makes_runs_from_its_commit() {
+fn the_ttl_of_a_request_made_in_a_slow_phase_starts_at_the_commit() {
     let (engine, clock) = engine();
     let requests = engine
         .requests_with("r", ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE).success_ttl(MINUTE))
@@ -218,9 +218,9 @@ fn the_time_of_what_a_slow_phase_makes_runs_from_its_commit() {
     assert_eq!(state(&requests, "made"), None);
 }
 
-// A patch of a record that was there before gives it no time: not by the time that the phase took either.
+// A patch of an older record does not extend its time, not even by the duration of the phase.
 #[test]
-fn a_patch_in_a_slow_phase_lengthens_no_time() {
+fn a_patch_in_a_slow_phase_does_not_extend_the_ttl() {
     let (engine, clock) = engine();
     let requests = engine
         .requests_with("r", ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE).success_ttl(MINUTE))
@@ -246,7 +246,7 @@ fn a_patch_in_a_slow_phase_lengthens_no_time() {
     assert_eq!(state(&requests, "patched"), Some(Status::Released));
     clock.advance(MS);
     assert_eq!(state(&requests, "patched"), None, "a minute after it was made");
-    // What was made or ended inside has its time from the commit.
+    // The TTL of a request created or ended inside starts at the commit.
     clock.advance(just_before(half));
     assert_eq!(
         (state(&requests, "made"), state(&requests, "ended")),

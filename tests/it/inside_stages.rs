@@ -1,4 +1,4 @@
-//! Requests inside transactions: stages by key, and finding.
+//! Tests of requests inside transactions: stages by key, and `find`.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,9 +24,9 @@ fn requests(engine: &Engine) -> Requests {
     engine.requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap()
 }
 
-// With nothing but the key, the program that wrote the outbox wrote it once for each retry of the client.
+// If `create` returned only the key, the program would write the outbox once for each retry of the client.
 #[test]
-fn who_creates_a_request_is_told_whether_it_was_there() {
+fn create_returns_whether_the_request_is_new() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     let order = || {
@@ -47,7 +47,7 @@ fn who_creates_a_request_is_told_whether_it_was_there() {
 }
 
 #[test]
-fn a_request_is_initialized_inside_once() {
+fn a_request_is_initialized_inside_a_transaction_once() {
     let (engine, _) = engine();
     let requests = requests(&engine).scoped("ada").unwrap();
     let initialize = |method: &str| {
@@ -58,7 +58,7 @@ fn a_request_is_initialized_inside_once() {
     assert_eq!((first.key().parts(), first.info().status()), (vec![&b"ada"[..], b"k"], Status::Released));
     assert_eq!(initialize("PUT").unwrap_err().kind(), ErrorKind::Mismatch);
     assert_eq!(initialize("P T").unwrap_err().kind(), ErrorKind::InvalidOptions);
-    // The claim comes from outside, for the same request.
+    // Outside a transaction, the same arguments claim the same request.
     claimed(requests.initialize_request(Some("\"k\""), "POST", &1, "/orders").unwrap()).release().unwrap();
 }
 
@@ -103,7 +103,7 @@ fn a_stage_by_key_is_committed_with_the_rest_of_the_transaction() {
 }
 
 #[test]
-fn a_stage_by_key_that_fails_leaves_the_rest_of_the_transaction() {
+fn a_failed_stage_by_key_does_not_undo_the_rest_of_the_transaction() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     requests.create(new("k")).unwrap();
@@ -123,7 +123,7 @@ fn a_stage_by_key_that_fails_leaves_the_rest_of_the_transaction() {
 }
 
 #[test]
-fn a_stage_by_key_is_refused_where_somebody_owns_or_holds_it_or_it_is_not_there() {
+fn a_stage_by_key_rejects_owned_held_and_missing_requests() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     let held = engine.requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Hold)).unwrap();
@@ -152,9 +152,10 @@ fn a_stage_by_key_is_refused_where_somebody_owns_or_holds_it_or_it_is_not_there(
     assert_eq!(stage("", || Next::Stay, false), ErrorKind::InvalidKey);
 }
 
-// Two drivers of one key both ran the stage, and one lost at its commit: here it runs again and finds that it was done.
+// In Medusa, two drivers of one key both ran the stage, and one failed at its commit. Here the second runs again and finds
+// the stage done.
 #[test]
-fn of_two_that_run_the_same_stage_by_key_one_finds_it_done() {
+fn the_second_of_two_transactions_finds_the_stage_by_key_done() {
     let (engine, _) = engine();
     let requests = requests(&engine);
     requests.create(new("k")).unwrap();
@@ -187,7 +188,7 @@ fn of_two_that_run_the_same_stage_by_key_one_finds_it_done() {
 }
 
 #[test]
-fn what_is_found_inside_has_what_was_written_and_is_checked_as_a_whole() {
+fn find_inside_includes_own_writes_and_is_validated_as_a_range() {
     let (engine, _) = engine();
     let ada = requests(&engine).scoped("ada").unwrap();
     requests(&engine).scoped("eve").unwrap().create(new("x")).unwrap();
@@ -213,7 +214,7 @@ fn what_is_found_inside_has_what_was_written_and_is_checked_as_a_whole() {
             assert_eq!(by_field.unwrap_err().kind(), ErrorKind::Ambiguous);
         }
         if runs.fetch_add(1, Ordering::SeqCst) == 0 {
-            // Another user's is in nobody's way; one of the same is.
+            // A request of another user does not conflict; one of the same user does.
             let elsewhere = || requests(&engine).scoped("eve").unwrap().create(new("y"));
             std::thread::scope(|scope| scope.spawn(elsewhere).join().unwrap())?;
             assert_eq!(inside.find(RecordFilter::new())?.len(), 2);

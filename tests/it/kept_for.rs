@@ -1,4 +1,4 @@
-//! `Claim::keep_for`: the answer decides how long it is kept.
+//! Tests of `Claim::keep_for`: the operation decides how long its answer is kept.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use oncekey::{ErrorKind, FOREVER, ManagerOptions, Next, Status, http::Response};
 
 use crate::common::*;
 
-/// The record is there up to the end of this time, and absent after it.
+/// Asserts that the record exists until the end of this time, and not after it.
 #[track_caller]
 fn lasts(manager: &Texts, clock: &oncekey::clock::ManualClock, key: &str, ttl: Duration) {
     clock.advance(just_before(ttl));
@@ -17,7 +17,7 @@ fn lasts(manager: &Texts, clock: &oncekey::clock::ManualClock, key: &str, ttl: D
 }
 
 #[test]
-fn a_success_and_a_failure_are_kept_as_long_as_they_say() {
+fn a_success_and_a_failure_are_kept_for_their_own_times() {
     let (manager, clock) = fresh();
     for ttl in [MINUTE, 30 * DAY] {
         let kept = |key: &str, ok: bool| {
@@ -33,13 +33,13 @@ fn a_success_and_a_failure_are_kept_as_long_as_they_say() {
         kept("lost", false);
         lasts(&manager, &clock, "lost", ttl);
     }
-    // Others are kept as the manager says.
+    // Other records are kept for the manager's TTL.
     claim(&manager, "plain").succeed(&"v".to_owned()).unwrap();
     lasts(&manager, &clock, "plain", DAY);
 }
 
 #[test]
-fn for_ever_and_not_at_all() {
+fn a_kept_for_of_for_ever_and_of_zero() {
     let (manager, clock) = fresh();
     let mut claim = claim(&manager, "k");
     assert_eq!(claim.keep_for(Duration::ZERO).unwrap_err().kind(), ErrorKind::InvalidOptions);
@@ -50,7 +50,7 @@ fn for_ever_and_not_at_all() {
 }
 
 #[test]
-fn an_attempt_without_an_outcome_leaves_no_time_behind() {
+fn an_attempt_without_an_outcome_leaves_no_kept_for() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().released_ttl(2 * DAY));
     let mut first = claim(&manager, "k");
@@ -60,7 +60,7 @@ fn an_attempt_without_an_outcome_leaves_no_time_behind() {
     assert_eq!(status(&manager, "k"), Some(Status::Released));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
     lasts(&manager, &clock, "k", DAY);
-    // Held, it is held as long as others.
+    // An interrupted record is kept as long as others.
     let mut dropped = claim(&manager, "held");
     dropped.keep_for(MINUTE).unwrap();
     drop(dropped);
@@ -69,7 +69,7 @@ fn an_attempt_without_an_outcome_leaves_no_time_behind() {
 }
 
 #[test]
-fn a_stage_and_a_batch_say_it_too() {
+fn stages_and_batches_can_set_kept_for() {
     let (manager, clock) = fresh();
     let mut staged = claim(&manager, "staged");
     staged.keep_for(MINUTE).unwrap();
@@ -93,7 +93,7 @@ fn a_stage_and_a_batch_say_it_too() {
 }
 
 #[test]
-fn it_is_kept_across_an_open_and_deleted_when_its_time_is_over() {
+fn a_kept_for_survives_an_open_and_ends_with_deletion() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let mut kept = claim(&texts(&first), "k");
@@ -113,7 +113,7 @@ fn it_is_kept_across_an_open_and_deleted_when_its_time_is_over() {
 }
 
 #[test]
-fn a_response_says_how_long_it_is_replayed() {
+fn an_operation_of_handle_sets_how_long_its_response_is_replayed() {
     let (engine, clock) = engine();
     let requests = engine.requests("orders").unwrap();
     let post = |key: &str, body: &'static str| {

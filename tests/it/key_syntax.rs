@@ -1,11 +1,11 @@
-//! The syntax of keys in their header, by the vectors of the HTTP working group: see `tests/data/structured-fields`.
+//! Tests of the syntax of keys in a header, with the vectors of the HTTP working group: see `tests/data/structured-fields`.
 
 use http::{HeaderMap, HeaderValue};
 use oncekey::{Error, Key};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-/// One vector; RFC 9651 says of an item's strings and parameters what these say.
+/// One vector. Its text is an item's string and parameters by RFC 9651.
 #[derive(Deserialize)]
 struct Vector {
     name: String,
@@ -22,7 +22,7 @@ fn vectors(text: &str) -> Vec<Vector> {
     vectors.into_iter().filter(|vector| vector.header_type == "item").collect()
 }
 
-/// `None` where the value cannot be in a header.
+/// Returns `None` if the value cannot be in a header.
 fn key(value: &str) -> Option<Result<Option<Key>, Error>> {
     let mut headers = HeaderMap::new();
     headers.insert("idempotency-key", HeaderValue::from_bytes(value.as_bytes()).ok()?);
@@ -35,15 +35,15 @@ const STRINGS: [&str; 2] = [
 ];
 
 #[test]
-fn strings_are_read_as_the_vectors_say() {
+fn strings_agree_with_the_vectors() {
     let (mut read, mut refused) = (0, 0);
     for vector in STRINGS.into_iter().flat_map(vectors) {
         let [raw] = &vector.raw[..] else {
-            // One value in two headers: two keys are refused, whatever they would be when joined.
+            // A value in two headers: two keys are rejected, even if the joined value would be valid.
             continue;
         };
         let Some(key) = key(raw).filter(|_| raw.starts_with('"')) else {
-            // No header at all, or a bare key.
+            // No header, or a bare key.
             assert!(vector.must_fail, "{}", vector.name);
             continue;
         };
@@ -60,7 +60,7 @@ fn strings_are_read_as_the_vectors_say() {
 }
 
 #[test]
-fn values_of_parameters_are_checked_as_the_vectors_say() {
+fn values_of_parameters_agree_with_the_vectors() {
     let files = [
         include_str!("../data/structured-fields/item.json"),
         include_str!("../data/structured-fields/token.json"),
@@ -72,7 +72,7 @@ fn values_of_parameters_are_checked_as_the_vectors_say() {
     ];
     let (mut read, mut refused) = (0, 0);
     for vector in files.into_iter().chain(STRINGS).flat_map(vectors) {
-        // Around a value, spaces are no part of a parameter; two values are two headers.
+        // Spaces around a value are not part of a parameter. Two values are two headers.
         let [raw] = &vector.raw[..] else { continue };
         if raw.trim() != raw {
             continue;

@@ -1,4 +1,4 @@
-//! `lock` inside a transaction: a claim that is made by the commit, or not at all.
+//! Tests of `lock` inside a transaction: the commit makes the claim, or there is none.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ use oncekey::{
 use crate::common::*;
 use crate::requests::ok;
 
-/// With one request, `k`.
+/// Returns requests with one request, `k`.
 fn created() -> (Engine, Requests) {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
@@ -74,7 +74,7 @@ fn without_a_commit_nothing_is_locked() {
     assert!(panicked.is_err());
     assert_eq!(into_claim(), Err(ErrorKind::ClaimLost));
 
-    // A part that fails, in a transaction that does not.
+    // A nested phase that fails, in a transaction that commits.
     engine
         .atomic_phase(|tx| {
             tx.table("workers")?.insert("other", "x")?;
@@ -91,7 +91,7 @@ fn without_a_commit_nothing_is_locked() {
         Ok::<_, Error>(lock.into_claim().map(drop).unwrap_err().kind())
     });
     assert_eq!(early.unwrap(), ErrorKind::ClaimLost);
-    // That one was committed, and nobody has its claim.
+    // This run was committed, and its claim was dropped.
     assert_eq!(state(&requests), (Status::Interrupted, 1));
     assert_eq!(engine.table("workers").unwrap().get("k").unwrap(), None);
 }
@@ -101,7 +101,7 @@ fn refusal() -> Error {
 }
 
 #[test]
-fn a_lock_that_nobody_keeps_interrupts_as_a_dropped_claim_does() {
+fn a_dropped_lock_interrupts_like_a_dropped_claim() {
     for inside in [true, false] {
         let (engine, requests) = created();
         let lock = engine.atomic_phase(|tx| {
@@ -116,7 +116,7 @@ fn a_lock_that_nobody_keeps_interrupts_as_a_dropped_claim_does() {
 }
 
 #[test]
-fn only_the_run_that_is_committed_has_a_claim() {
+fn only_the_committed_run_gets_a_claim() {
     let (engine, requests) = created();
     let (runs, first) = (Cell::new(0), RefCell::new(None));
     let lock = engine
@@ -125,7 +125,7 @@ fn only_the_run_that_is_committed_has_a_claim() {
             let lock = locked(requests.with_transaction(tx).lock("k")?);
             runs.set(runs.get() + 1);
             if runs.get() == 1 {
-                // Changed under it, by another thread.
+                // Another thread changes a row that was read.
                 let table = engine.table("t")?;
                 std::thread::scope(|scope| scope.spawn(|| table.insert("a", "b")).join().unwrap())?;
                 *first.borrow_mut() = Some(lock);
@@ -142,7 +142,7 @@ fn only_the_run_that_is_committed_has_a_claim() {
 }
 
 #[test]
-fn what_is_locked_is_in_progress_for_the_rest_of_the_transaction() {
+fn a_locked_request_is_in_progress_for_the_rest_of_the_transaction() {
     let (engine, requests) = created();
     let lock = engine
         .atomic_phase(|tx| {
@@ -160,7 +160,7 @@ fn what_is_locked_is_in_progress_for_the_rest_of_the_transaction() {
 }
 
 #[test]
-fn answers_are_those_of_lock() {
+fn a_lock_inside_a_transaction_answers_like_lock() {
     let (engine, _) = engine();
     let options = ManagerOptions::new().retry_pause(SECOND).on_interrupted(OnInterrupted::Hold);
     let requests = engine.requests_with("r", options).unwrap();

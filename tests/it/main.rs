@@ -1,4 +1,4 @@
-//! Everything that can be seen from outside the crate.
+//! Tests of the public API.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! Records of an older schema, read after a deploy.
+//! Tests of records of an older schema, read after a deploy.
 
 use std::path::Path;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn open_at(path: &Path) -> Engine {
     open(path, &ManualClock::new())
 }
 
-/// One record of each older schema, each with a success and a failure.
+/// Creates a success and a failure for each older schema.
 fn older(path: &Path) {
     let engine = open_at(path);
     let payments: Manager<Receipt0, String> = engine.manager("payments").unwrap();
@@ -83,13 +83,13 @@ fn outcomes_of_older_schemas_are_read_as_the_new_types_by_every_call() {
         let ExecuteError::Failed { error, status, replayed } = failed else { panic!("{failed:?}") };
         assert_eq!((error, status, replayed), (Refusal { code: 18 }, Status::Failed, true));
     }
-    // Through a scope, a batch and a clone too.
+    // Also through a scope, a batch and a clone.
     let answers = payments.clone().execute_many([("won-0", ()), ("won-1", ())], |_, ()| unreachable!("they have run"));
     let values: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().into_value()).collect();
     assert_eq!(values, [ten, eleven]);
-    // There is none from schema 0 for failures.
+    // There is no migration of failures from schema 0.
     assert_eq!(payments.get("lost-0").unwrap_err().kind(), ErrorKind::TypeMismatch);
-    // What is stored now has the new schema.
+    // New outcomes have the new schema.
     assert_eq!(claim(&payments, "new").succeed(&from_0(Receipt0 { cents: 1 })).unwrap().info().schema(), 2);
 }
 
@@ -98,7 +98,7 @@ fn bytes_of_another_type_than_the_migration_reads_are_a_mismatch() {
     let dir = tempfile::tempdir().unwrap();
     older(dir.path());
     let engine = open_at(dir.path());
-    // The schema is right, and the type is that of another one.
+    // The schema is right, but the bytes are of another type.
     let options = ManagerOptions::new().schema(2).migrate(0, from_1);
     let payments: Manager<Receipt2> = engine.manager_with("payments", options).unwrap();
     let error = payments.get("won-0").unwrap_err();
@@ -107,7 +107,7 @@ fn bytes_of_another_type_than_the_migration_reads_are_a_mismatch() {
 }
 
 #[test]
-fn migrations_that_do_not_fit_the_manager_are_refused() {
+fn migrations_that_do_not_fit_the_manager_are_rejected() {
     let (engine, _) = engine();
     let ask = |options| engine.manager_with::<Receipt2, Failure>("payments", options).unwrap_err();
     let new = || ManagerOptions::new().schema(2);
@@ -143,9 +143,9 @@ fn a_checkpoint_of_an_older_type_is_read_as_the_new_one() {
     let claim_a = claim(&orders, "a");
     assert_eq!(claim_a.decode_checkpoint().unwrap(), Some(from_0(Receipt0 { cents: 10 })));
     assert_eq!(claim_a.decode_checkpoint().unwrap(), Some(Receipt0 { cents: 10 }));
-    // Types that nothing makes of it.
+    // Types to which no migration leads.
     assert_eq!(claim_a.decode_checkpoint::<Refusal>().unwrap_err().kind(), ErrorKind::TypeMismatch);
-    // That it was tried is no fault of the operation's: its failure is its own.
+    // A failed attempt to decode does not count as an engine error: the operation's failure is stored.
     let mut claim_b = claim(&orders, "b");
     let error = orders.execute("c", |_| {
         let migrated: Option<Receipt2> = claim_b.decode_checkpoint().map_err(|error| error.to_string())?;
@@ -156,7 +156,7 @@ fn a_checkpoint_of_an_older_type_is_read_as_the_new_one() {
 }
 
 #[test]
-fn a_migration_that_panics_panics_where_it_is_read_and_loses_nothing() {
+fn a_panic_of_a_migration_reaches_the_reader_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
     older(dir.path());
     let engine = open_at(dir.path());
@@ -167,7 +167,7 @@ fn a_migration_that_panics_panics_where_it_is_read_and_loses_nothing() {
     let payments: Manager<Receipt2> = engine.manager_with("payments", options).unwrap();
     let read = || std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| payments.get("won-0").map(drop)));
     assert!(read().is_err() && read().is_err());
-    // In a batch it gives up the keys that were begun with it.
+    // In a batch, the panic gives up the keys that were begun with it.
     let items = [("new", ()), ("won-0", ()), ("newer", ())];
     let batch = || payments.execute_many(items, |_, ()| unreachable!("nothing has run yet"));
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(batch)).is_err());

@@ -1,4 +1,4 @@
-//! More than the store can take, and a process that is stopped for a while: neither is a broken disk.
+//! Tests of overload and of a process that is stopped for a while. Neither poisons the engine.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -13,9 +13,9 @@ use crate::threads::{LATE, within};
 
 const DIR: &str = "ONCEKEY_STOPPED_DIR";
 
-/// 100 MB at once through a queue of 16 MiB.
+/// Writes 100 MB at once through a queue of 16 MiB.
 #[test]
-fn what_has_run_is_stored_and_what_begins_is_busy_at_worst() {
+fn under_overload_endings_are_stored_and_begins_may_be_busy() {
     within(LATE, || {
         let engine = Engine::options().sync_timeout(SECOND * 2).temporary().unwrap();
         let ops: &Manager<Value> = &engine.manager("ops").unwrap();
@@ -45,7 +45,7 @@ fn what_has_run_is_stored_and_what_begins_is_busy_at_worst() {
     });
 }
 
-/// Not a test: what is stopped. It says whenever all its threads have made calls.
+/// Not a test: the process that is stopped. It prints a line when all its threads have made calls.
 #[test]
 #[ignore = "started by another test"]
 fn child() {
@@ -68,7 +68,7 @@ fn child() {
 }
 
 #[test]
-fn a_process_that_was_stopped_for_longer_than_the_timeout_goes_on() {
+fn a_process_stopped_for_longer_than_the_timeout_continues() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -84,10 +84,10 @@ fn a_process_that_was_stopped_for_longer_than_the_timeout_goes_on() {
         round();
         for _ in 0..3 {
             signal("-STOP");
-            // Several timeouts, in which it does not run.
+            // Stop the process for several timeouts.
             thread::sleep(SECOND);
             signal("-CONT");
-            // What was said before it was stopped lies in the pipe: two rounds at most.
+            // The pipe still contains at most two lines from before the stop.
             (0..4).for_each(|_| drop(round()));
         }
         child.kill().unwrap();

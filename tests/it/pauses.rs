@@ -1,4 +1,4 @@
-//! `retry_pause`: what is released cannot be claimed again at once.
+//! Tests of `retry_pause`: a released key cannot be claimed again at once.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -14,7 +14,7 @@ fn pausing(engine: &Engine) -> Texts {
     texts_with(engine, ManagerOptions::new().retry_pause(SECOND))
 }
 
-/// How long the key cannot be claimed.
+/// Returns how long the key cannot be claimed.
 fn paused(manager: &Texts, key: &str) -> Option<std::time::Duration> {
     match manager.begin(key).unwrap() {
         Begin::Paused(info) => info.retry_after(),
@@ -23,7 +23,7 @@ fn paused(manager: &Texts, key: &str) -> Option<std::time::Duration> {
 }
 
 #[test]
-fn a_released_key_is_claimed_again_when_its_pause_is_over_and_not_a_millisecond_before() {
+fn a_released_key_can_be_claimed_exactly_when_its_pause_ends() {
     let (engine, clock) = engine();
     let manager = pausing(&engine);
     claim(&manager, "k").release().unwrap();
@@ -37,7 +37,7 @@ fn a_released_key_is_claimed_again_when_its_pause_is_over_and_not_a_millisecond_
 }
 
 #[test]
-fn every_release_of_an_owner_pauses_and_nothing_else_does() {
+fn only_a_release_by_an_owner_starts_a_pause() {
     let (engine, _) = engine();
     let manager = pausing(&engine).on_error(|_| OnError::Release);
     let failed = manager.execute("execute", |_| Err("busy".to_owned()));
@@ -52,17 +52,17 @@ fn every_release_of_an_owner_pauses_and_nothing_else_does() {
         assert_eq!(manager.initiate(key).unwrap(), None, "{key}");
         assert!(matches!(manager.execute(key, |_| panic!("it has run")), Err(ExecuteError::Paused(_))), "{key}");
     }
-    // An operator wants it to run now.
+    // A resolution starts no pause: the operator wants the operation to run now.
     drop(claim(&manager, "held"));
     manager.resolve("held", Resolution::Retry).unwrap();
     assert_eq!(claim(&manager, "held").attempt(), 2);
-    // Without the option nobody waits.
+    // Without the option there is no pause.
     claim(&texts(&engine), "k").release().unwrap();
     assert_eq!(claim(&manager, "k").attempt(), 2);
 }
 
 #[test]
-fn the_waiters_for_an_operation_that_fails_for_all_do_not_run_it_one_after_the_other() {
+fn waiters_do_not_run_a_failing_operation_one_after_the_other() {
     let (engine, _) = engine();
     let manager = pausing(&engine).on_error(|_| OnError::Release);
     let (owner, runs) = (claim(&manager, "k"), AtomicU32::new(0));
@@ -95,7 +95,7 @@ fn the_waiters_for_an_operation_that_fails_for_all_do_not_run_it_one_after_the_o
 }
 
 #[test]
-fn a_pause_goes_on_after_a_restart() {
+fn a_pause_continues_after_a_restart() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     claim(&pausing(&first), "k").release().unwrap();
@@ -108,13 +108,13 @@ fn a_pause_goes_on_after_a_restart() {
 }
 
 #[test]
-fn another_payload_need_not_wait_for_what_had_no_effect() {
+fn another_payload_is_not_paused_if_there_was_no_effect() {
     let (engine, _) = engine();
     let manager = pausing(&engine);
     claimed(manager.begin_with("k", same("a")).unwrap()).release().unwrap();
     assert_eq!(answer_with(&manager, "k", same("a")), "paused");
     assert_eq!(claimed(manager.begin_with("k", same("b")).unwrap()).attempt(), 1);
-    // After an effect id the key stays that of its first payload, paused or not.
+    // After an effect id, the key accepts only its first payload, paused or not.
     let bound = claimed(manager.begin_with("bound", same("a")).unwrap());
     let _charged = bound.effect_id("charge");
     bound.release().unwrap();
@@ -124,7 +124,7 @@ fn another_payload_need_not_wait_for_what_had_no_effect() {
 
 #[cfg(feature = "http")]
 #[test]
-fn http_clients_are_told_when_to_come_again() {
+fn http_clients_get_retry_after() {
     use http::StatusCode;
     use oncekey::http::{NewRequest, RequestPatch, Response};
 
@@ -140,14 +140,14 @@ fn http_clients_are_told_when_to_come_again() {
         (StatusCode::SERVICE_UNAVAILABLE, &"2".parse().unwrap())
     );
     assert!(String::from_utf8_lossy(again.body()).contains("\"code\":\"paused\""));
-    // By key too, and a change of the record lets the pause run on.
+    // The same by key. A change of the record does not restart the pause.
     assert_eq!(arm(&requests.lock("k").unwrap()), "paused");
     clock.advance(SECOND);
     let info = requests.update("k", RequestPatch::new().checkpoint("c")).unwrap();
     assert_eq!(info.retry_after(), Some(MS));
     clock.advance(MS);
     assert_eq!(claimed(requests.lock("k").unwrap()).attempt(), 2);
-    // What was created and never begun has no pause.
+    // A request that was created and never begun has no pause.
     let created = requests.create(NewRequest::new("POST", "/")).unwrap();
     assert_eq!(arm(&requests.lock(created.key()).unwrap()), "claimed");
 }

@@ -1,4 +1,4 @@
-//! Phases inside phases, and phases with options.
+//! Tests of nested phases, and of phases with options.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,14 +19,14 @@ fn keys(engine: &Engine) -> Vec<String> {
     rows.map(|row| String::from_utf8(row.unwrap().0.to_vec()).unwrap()).collect()
 }
 
-/// A phase that knows nothing of the one that it is called in.
+/// A function with a phase, which may be called inside another phase.
 fn phase(engine: &Engine, key: &str) -> oncekey::Result<()> {
     engine.atomic_phase(|tx| put(tx, key))
 }
 
-// It was refused, so a function that needs its changes to be one could not be called by another such.
+// Nested phases were once rejected. Then such a function could not be called by another one.
 #[test]
-fn a_phase_inside_a_phase_is_a_part_of_it() {
+fn a_nested_phase_is_a_part_of_the_outer_one() {
     let (engine, _) = engine();
     engine
         .atomic_phase(|tx| {
@@ -57,7 +57,7 @@ fn a_phase_inside_a_phase_is_a_part_of_it() {
 }
 
 #[test]
-fn a_part_that_fails_or_panics_has_written_nothing() {
+fn a_nested_phase_that_fails_or_panics_writes_nothing() {
     let (engine, _) = engine();
     engine
         .atomic_phase(|tx| {
@@ -83,7 +83,7 @@ fn a_part_that_fails_or_panics_has_written_nothing() {
 }
 
 #[test]
-fn a_conflict_inside_runs_the_whole_again() {
+fn a_conflict_in_a_nested_phase_runs_the_outer_one_again() {
     let (engine, _) = engine();
     let (outer, inner) = (Cell::new(0), Cell::new(0));
     engine
@@ -124,7 +124,7 @@ fn a_phase_inside_a_stage_is_a_part_of_the_stage_and_one_of_another_engine_is_no
     })
     .unwrap();
     assert_eq!((keys(&engine), status(&manager, "k")), (vec!["row".to_owned()], Some(Status::Succeeded)));
-    // A claim's stage has a record of its own to be committed with, so it is no part of anything.
+    // A stage commits its own claim's record, so it cannot be a part of another phase.
     let mut held = claim(&manager, "l");
     let work = RefCell::new(&mut held);
     let refused = engine.atomic_phase(|_tx| work.borrow_mut().work_stage(|_tx| Ok::<_, Error>(Next::Stay)));
@@ -132,7 +132,7 @@ fn a_phase_inside_a_stage_is_a_part_of_the_stage_and_one_of_another_engine_is_no
 }
 
 #[test]
-fn an_error_that_is_to_be_retried_runs_the_closure_again() {
+fn an_error_that_the_options_retry_runs_the_closure_again() {
     let (engine, _) = engine();
     let runs = Cell::new(0);
     let options = PhaseOptions::new().should_retry(|error| matches!(error, PhaseError::User("busy")));
@@ -149,7 +149,7 @@ fn an_error_that_is_to_be_retried_runs_the_closure_again() {
     });
     assert!(matches!(ended, Err(PhaseError::User("busy"))), "its own error in the end");
     assert_eq!(runs.get(), Transaction::MAX_RUNS);
-    // Of a part, the whole decides.
+    // For a nested phase, the outer one's options decide.
     runs.set(0);
     let ended = engine.atomic_phase(|_tx| {
         engine.atomic_phase_with(&options, |_tx| {
@@ -161,13 +161,13 @@ fn an_error_that_is_to_be_retried_runs_the_closure_again() {
 }
 
 #[test]
-fn the_handler_has_the_error_once_after_the_rollback() {
+fn the_error_handler_runs_once_after_the_rollback() {
     let (engine, _) = engine();
     let told = RefCell::new(Vec::new());
     let options = || {
         PhaseOptions::new().isolation(Isolation::ReadCommitted).on_error(|error: &PhaseError<&str>| {
             told.borrow_mut().push(error.to_string());
-            // Outside of the transaction: what it does itself stays.
+            // The handler runs outside the transaction, so its own changes stay.
             engine.table("log").unwrap().insert(error.to_string(), "x").unwrap();
         })
     };

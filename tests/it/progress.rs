@@ -1,4 +1,4 @@
-//! A released record that holds progress is not forgotten like one under which nothing has happened.
+//! Tests that a released record with progress is kept longer than one without.
 
 use oncekey::admin::{RecordFilter, Resolution};
 use oncekey::http::{NewRequest, RequestPatch};
@@ -38,7 +38,7 @@ fn a_released_record_that_holds_progress_is_kept_like_an_interrupted_one() {
     assert!(engine.raw("imported").unwrap().import(&record).unwrap());
     let held = ["effect", "stage", "rows", "earlier attempt", "resumed", "execute"];
 
-    // These hold nothing.
+    // These records hold no progress.
     claim(&manager, "untouched").release().unwrap();
     let token = manager.initiate("by key").unwrap().unwrap();
     manager.release("by key", token).unwrap();
@@ -59,7 +59,7 @@ fn a_released_record_that_holds_progress_is_kept_like_an_interrupted_one() {
 }
 
 #[test]
-fn a_created_request_that_somebody_notes_progress_on_is_kept() {
+fn a_created_request_with_progress_is_kept() {
     let (engine, clock) = engine();
     let requests = engine.requests("r").unwrap();
     for key in ["noted", "plain"] {

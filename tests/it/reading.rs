@@ -1,4 +1,4 @@
-//! HTTP requests that are read by the options, then claimed, driven or created.
+//! Tests of HTTP requests that are read by the options, then claimed, driven or created.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ fn a_request_is_claimed_by_the_rule_of_the_options() {
     assert_eq!(arm(&begin(&requests, &json("k", EVE))), "mismatch");
     claim.succeed(&Response::new(StatusCode::CREATED)).unwrap();
     assert_eq!(arm(&begin(&requests, &json("k", ADA_AGAIN))), "replay");
-    // It is the request that `handle` knows.
+    // `handle` recognises the same request.
     assert_eq!(requests.handle(&json("k", ADA), never).headers()["idempotent-replayed"], "true");
     requests.handle(&json("l", ADA), created);
     assert_eq!(arm(&begin(&requests, &json("l", ADA_AGAIN))), "replay");
@@ -51,7 +51,7 @@ fn a_request_is_claimed_by_the_rule_of_the_options() {
 fn a_request_is_driven_by_the_rule_of_the_options_and_does_not_wait_by_default() {
     let requests = by_content();
     let stages = Stages::new().stage(STARTED, |claim| {
-        // Another driver, while this one is at work: the answer of the options is "not at all".
+        // Another driver, while this one runs. By the options it does not wait.
         let second = requests.drive_new(requests.read(&json("k", ADA_AGAIN)).unwrap(), &Stages::new());
         let second: Result<_, DriveError<_, _, Error>> = second;
         assert!(matches!(second, Err(DriveError::Execute(ExecuteError::InProgress(_)))), "{second:?}");
@@ -61,7 +61,7 @@ fn a_request_is_driven_by_the_rule_of_the_options_and_does_not_wait_by_default()
     assert!(!drive(ADA).unwrap().replayed());
     assert!(drive(ADA_AGAIN).unwrap().replayed());
     assert!(matches!(drive(EVE), Err(DriveError::Execute(ExecuteError::Mismatch(_)))));
-    // A wait that is said is kept to: for oneself it is a deadlock, and for another it ends.
+    // A wait that was set is used: for an own claim it is a deadlock, and for another owner it ends.
     let own = Stages::new().stage(STARTED, |_claim| {
         let request = requests.read(&json("own", ADA)).unwrap().wait(Duration::from_secs(60));
         let second: Result<_, DriveError<_, _, Error>> = requests.drive_new(request, &Stages::new());
@@ -111,7 +111,7 @@ fn refused(read: Result<NewRequest, Problem>) -> (u16, &'static str) {
 }
 
 #[test]
-fn what_cannot_be_read_is_a_problem_for_the_client() {
+fn an_unreadable_request_is_a_problem_of_the_client() {
     let rule = SameRequest::by(|request| Ok(Fingerprint::of_json(request.body())?));
     let options = HandleOptions::new().same_request(rule).problem_type("urn:problem:");
     let requests = engine().0.requests("r").unwrap().with_handling(options);
@@ -128,7 +128,7 @@ fn what_cannot_be_read_is_a_problem_for_the_client() {
 }
 
 #[test]
-fn a_request_that_needs_no_key_gets_its_own() {
+fn a_request_that_needs_no_key_gets_a_generated_one() {
     let name = HeaderName::from_static("x-key");
     let options = HandleOptions::new().key_required(false).key_header(name.clone());
     let requests = engine().0.requests("r").unwrap().with_handling(options);
@@ -138,13 +138,13 @@ fn a_request_that_needs_no_key_gets_its_own() {
     let mut keyed = json("not the header", ADA);
     keyed.headers_mut().insert(name, HeaderValue::from_static("\"k\""));
     assert_eq!(claimed(begin(&requests, &keyed)).key().to_string(), "k");
-    // Safe methods need none either.
+    // Safe methods need no key either.
     let strict = requests.with_handling(HandleOptions::new());
     assert!(strict.read(&http::Request::get("/balance").body("").unwrap()).is_ok());
 }
 
 #[test]
-fn the_query_is_kept_only_if_it_is_asked_for() {
+fn the_query_is_stored_only_with_keep_params() {
     let requests = engine().0.requests("r").unwrap();
     let mut request = json("k", ADA);
     *request.uri_mut() = "/payments?tip=2".parse().unwrap();

@@ -1,4 +1,4 @@
-//! `ManagerOptions::remember_expired`: a key that was used is not run again after its answer has expired.
+//! Tests of `ManagerOptions::remember_expired`: a key is not run again after its answer has expired.
 
 use http::StatusCode;
 use oncekey::{
@@ -16,7 +16,7 @@ fn remembers(engine: &Engine) -> Texts {
     texts_with(engine, remembering())
 }
 
-/// The kind of error that `begin` answers, if it is one.
+/// Returns the kind of the error of `begin`, if it returns one.
 fn refused(manager: &Texts, key: &str) -> Option<ErrorKind> {
     manager.begin(key).map(drop).err().map(|error| error.kind())
 }
@@ -27,7 +27,7 @@ fn finish(manager: &Texts) {
 }
 
 #[test]
-fn an_expired_key_answers_expired_for_its_time_and_runs_again_after_it() {
+fn a_remembered_key_returns_expired_until_its_time_ends() {
     for passes in [false, true] {
         let (engine, clock) = engine();
         let manager = remembers(&engine);
@@ -47,7 +47,7 @@ fn an_expired_key_answers_expired_for_its_time_and_runs_again_after_it() {
             assert!(
                 matches!(late, Err(ExecuteError::Engine(error)) if error.to_string() == "key won of m has expired: it was used, and its answer is kept no more")
             );
-            // For everything else it is absent.
+            // For all other calls the record is absent.
             assert_eq!((status(&manager, "won"), manager.extend("won", DAY).unwrap()), (None, false));
             let listed = engine.records(RecordFilter::new().status(Status::Succeeded)).unwrap();
             assert_eq!(listed.count(), 0);
@@ -78,7 +78,7 @@ fn a_pass_deletes_the_outcome_and_counts_it_once() {
 }
 
 #[test]
-fn it_is_remembered_across_opens_and_crashes() {
+fn a_key_is_remembered_across_opens_and_crashes() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let first = open(dir.path(), &clock);
     finish(&remembers(&first));
@@ -87,7 +87,7 @@ fn it_is_remembered_across_opens_and_crashes() {
     let second = open(dir.path(), &clock);
     clock.advance(MINUTE);
     assert_eq!(refused(&remembers(&second), "won"), Some(ErrorKind::Expired));
-    // They are in the record store by now, which is written again without their outcomes.
+    // The records are in the record store now, which is rewritten without their outcomes.
     let pass = second.compact_now().unwrap();
     assert!(pass.removed == 2 && pass.bytes > 9_000, "{pass:?}");
     assert_eq!(refused(&remembers(&second), "won"), Some(ErrorKind::Expired));
@@ -96,7 +96,7 @@ fn it_is_remembered_across_opens_and_crashes() {
     assert_eq!(refused(&remembers(&third), "won"), Some(ErrorKind::Expired));
     third.crash();
     let fourth = open(dir.path(), &clock);
-    // The manager of the day does not matter: the time is that of the generation.
+    // The options of the current manager do not matter: the time was fixed when the generation started.
     assert_eq!(refused(&texts(&fourth), "lost"), Some(ErrorKind::Expired));
     assert_eq!(fourth.verify().unwrap().problems, Vec::<String>::new());
     clock.advance(DAY);
@@ -104,7 +104,7 @@ fn it_is_remembered_across_opens_and_crashes() {
 }
 
 #[test]
-fn forgetting_removing_and_erasing_end_the_memory() {
+fn forget_remove_and_erase_end_the_memory() {
     for passes in [false, true] {
         let (engine, clock) = engine();
         let manager = remembers(&engine);
@@ -134,7 +134,7 @@ fn only_outcomes_are_remembered() {
 }
 
 #[test]
-fn stages_batches_and_other_requests_are_answered_too() {
+fn stages_batches_and_other_requests_get_expired_too() {
     let (engine, clock) = engine();
     let manager = remembers(&engine);
     let same = |text: &str| CallOptions::new().fingerprint(Fingerprint::of(text).unwrap());
@@ -145,12 +145,12 @@ fn stages_batches_and_other_requests_are_answered_too() {
     let answers = manager.execute_many([("staged", ()), ("new", ())], |_, ()| Ok("v".to_owned()));
     assert!(matches!(&answers[0], Err(ExecuteError::Engine(error)) if error.kind() == ErrorKind::Expired));
     assert!(answers[1].is_ok());
-    // No fingerprint is left, so another request is told the same.
+    // No fingerprint is left, so another request gets the same answer.
     assert_eq!(manager.begin_with("staged", same("two")).unwrap_err().kind(), ErrorKind::Expired);
 }
 
 #[test]
-fn for_ever_is_for_ever_and_a_request_is_gone() {
+fn a_key_can_be_remembered_for_ever_and_a_request_gets_410() {
     let (engine, clock) = engine();
     let options = ManagerOptions::new().success_ttl(MINUTE).remember_expired(FOREVER);
     let requests = engine.requests_with("orders", options).unwrap();

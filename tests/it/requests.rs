@@ -1,4 +1,4 @@
-//! Requests: what they are, how they start, and what may be done to them.
+//! Tests of requests: their fingerprint, how they start, and the calls that change them.
 
 use std::collections::HashMap;
 use std::sync::Barrier;
@@ -17,7 +17,7 @@ pub(crate) fn requests() -> Requests {
     engine().0.requests("r").unwrap()
 }
 
-/// The request that most tests make.
+/// Returns the request that most tests make.
 pub(crate) fn post(requests: &Requests, key: &str) -> Begin<Response, Response> {
     requests.initialize_request(Some(key), "POST", &7, "/orders").unwrap()
 }
@@ -45,7 +45,7 @@ pub(crate) fn status_of(requests: &Requests, key: &str) -> Option<Status> {
     requests.retrieve(key).unwrap().map(|record| record.status())
 }
 
-/// What shows that nothing changed.
+/// Returns a listing, to check that nothing changed.
 pub(crate) fn state(requests: &Requests) -> (u64, usize) {
     let engine = requests.manager().engine();
     (engine.stats().commits, engine.records(RecordFilter::new()).unwrap().count())
@@ -77,7 +77,7 @@ fn a_request_is_its_method_path_and_params() {
     assert_eq!(done.into_outcome().unwrap(), ok("done"));
 }
 
-/// bincode cannot write its map, whose length serde does not know.
+/// bincode cannot write this type's map, whose length serde does not know.
 #[derive(Serialize)]
 struct Flat {
     id: u8,
@@ -86,7 +86,7 @@ struct Flat {
 }
 
 #[test]
-fn params_of_any_size_and_type_are_compared_and_not_kept() {
+fn params_of_any_size_and_type_are_compared_and_not_stored() {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
     let large = MARKER.repeat(1 << 16);
@@ -101,7 +101,7 @@ fn params_of_any_size_and_type_are_compared_and_not_kept() {
     let driven = NewRequest::new("POST", "/orders").key("inside".parse().unwrap()).params(&large).unwrap();
     engine.atomic_phase(|tx| requests.with_transaction(tx).create(driven.clone())).unwrap();
     claim.succeed(&ok("done")).unwrap();
-    // Nothing of them is in any record.
+    // No record contains any of the parameters.
     let found: Vec<_> = requests.find(RecordFilter::new()).unwrap().map(Result::unwrap).collect();
     assert_eq!(found.len(), 4);
     for info in found {
@@ -110,7 +110,7 @@ fn params_of_any_size_and_type_are_compared_and_not_kept() {
 }
 
 #[test]
-fn params_are_kept_where_they_are_asked_for() {
+fn params_are_stored_with_keep_params() {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap().keep_params(true).scoped("ada").unwrap();
     let claim = claimed(post(&requests, "k"));
@@ -120,13 +120,13 @@ fn params_are_kept_where_they_are_asked_for() {
     let as_kept = claim.context().get("params").unwrap();
     let found = requests.find(RecordFilter::new().context("params", as_kept)).unwrap();
     assert_eq!(found.count(), 3);
-    // Keeping them is no part of what the request is.
+    // Storing the parameters does not change the fingerprint.
     let other = requests.clone().keep_params(false);
     assert_eq!(arm(&post(&other, "k")), "in progress");
 }
 
 #[test]
-fn params_in_a_map_are_the_same_in_any_order() {
+fn the_order_of_a_map_in_params_does_not_count() {
     let requests = requests();
     let map = || (0..50).map(|i| (i, i)).collect::<HashMap<u32, u32>>();
     let _claim = claimed(requests.initialize_request(Some("k"), "POST", &map(), "/").unwrap());
@@ -134,7 +134,7 @@ fn params_in_a_map_are_the_same_in_any_order() {
 }
 
 #[test]
-fn without_a_key_each_request_has_its_own() {
+fn requests_without_a_key_get_different_keys() {
     let requests = requests().scoped("ada").unwrap();
     let first = claimed(requests.initialize_request(None, "POST", &(), "/orders").unwrap());
     let second = claimed(requests.initialize_request(None, "POST", &(), "/orders").unwrap());
@@ -142,12 +142,12 @@ fn without_a_key_each_request_has_its_own() {
     let key = std::str::from_utf8(first.key().parts()[1]).unwrap();
     assert_eq!(key.len(), 36, "{key}");
     assert_eq!(&key[14..15], "7", "a UUID of version 7: {key}");
-    // It can be told to the client, who then finds its request by it.
+    // The client can be sent this key, and then finds its request by it.
     assert_eq!(arm(&requests.initialize_request(Some(key), "POST", &(), "/orders").unwrap()), "in progress");
 }
 
 #[test]
-fn a_key_is_read_as_in_the_header() {
+fn a_header_key_is_parsed_like_the_header() {
     let requests = requests();
     let claim = claimed(post(&requests, "\"k\\\"1\""));
     assert_eq!(claim.key().as_str(), Some("k\"1"));
@@ -164,7 +164,7 @@ fn a_key_is_read_as_in_the_header() {
 }
 
 #[test]
-fn bad_requests_are_refused_and_leave_nothing() {
+fn bad_requests_are_rejected_and_leave_nothing() {
     let requests = requests();
     let before = state(&requests);
     let refused = |method: &str, path: &str, named: &str| {
@@ -193,7 +193,7 @@ fn bad_requests_are_refused_and_leave_nothing() {
     is(keeping.initialize_request(Some("k"), "POST", &large, "/").map(|_| ()), ErrorKind::TooLarge, "params");
     is(keeping.create(NewRequest::new("POST", "/").params(&large).unwrap()), ErrorKind::TooLarge, "params");
     is(requests.create(NewRequest::new("POST", format!("/{long}"))), ErrorKind::TooLarge, "context");
-    // Any other token is a method.
+    // Any other HTTP token is a method.
     drop(claimed(requests.initialize_request(Some("k2"), "X-LOCK~", &7, "/").unwrap()).release());
     assert_eq!(state(&requests).1, before.1 + 1);
     assert_eq!(requests.retrieve("k").unwrap().map(|record| record.status()), None);
@@ -218,7 +218,7 @@ fn names_are_checked_and_types_are_responses() {
 }
 
 #[test]
-fn what_is_interrupted_is_held_unless_the_options_resume_it() {
+fn an_interrupted_request_is_held_unless_the_options_resume_it() {
     let (engine, _) = engine();
     let resuming = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
     let resumes = engine.requests_with("r", resuming).unwrap();
@@ -258,7 +258,7 @@ fn a_created_request_waits_for_its_first_owner() {
 }
 
 #[test]
-fn creating_twice_gives_the_first_and_another_request_is_refused() {
+fn creating_twice_returns_the_first_and_rejects_another_request() {
     let requests = requests();
     let first = requests.create(new("k")).unwrap().into_info();
     let again = requests.create(new("k")).unwrap().into_info();
@@ -274,13 +274,13 @@ fn creating_twice_gives_the_first_and_another_request_is_refused() {
 }
 
 #[test]
-fn what_was_created_expires_as_what_was_released() {
+fn a_created_request_expires_like_a_released_one() {
     let (engine, clock) = engine();
     let requests =
         engine.requests_with("r", ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE)).unwrap();
     requests.create(new("k")).unwrap();
     clock.advance(just_before(MINUTE));
-    // It does not live longer for being changed.
+    // A change does not extend its time.
     requests.update("k", to("paid")).unwrap();
     assert_eq!(status_of(&requests, "k"), Some(Status::Released));
     clock.advance(MS);
@@ -291,7 +291,7 @@ fn what_was_created_expires_as_what_was_released() {
 }
 
 #[test]
-fn a_lock_makes_nothing_and_answers_as_a_begin() {
+fn a_lock_creates_nothing_and_answers_like_begin() {
     let requests = requests();
     let before = state(&requests);
     is(requests.lock("k").map(|_| ()), ErrorKind::NotFound, "key k of r has no record");
@@ -306,7 +306,7 @@ fn a_lock_makes_nothing_and_answers_as_a_begin() {
 }
 
 #[test]
-fn of_many_locks_one_claims() {
+fn one_of_many_locks_gets_the_claim() {
     let requests = requests();
     for round in 0..50 {
         let key = format!("k{round}");
@@ -317,7 +317,7 @@ fn of_many_locks_one_claims() {
                 .map(|_| {
                     scope.spawn(|| {
                         start.wait();
-                        // Kept until all have asked.
+                        // Keep the answer until all threads have asked.
                         let begin = requests.lock(&key).unwrap();
                         start.wait();
                         usize::from(matches!(begin, Begin::Claimed(_)))
@@ -331,7 +331,7 @@ fn of_many_locks_one_claims() {
 }
 
 #[test]
-fn finding_stays_in_the_name_and_the_scope() {
+fn find_stays_in_the_name_and_the_scope() {
     let (engine, _) = engine();
     let (all, other) = (engine.requests("r").unwrap(), engine.requests("other").unwrap());
     let (ada, eve) = (all.scoped("ada").unwrap(), all.scoped("eve").unwrap());
@@ -355,7 +355,7 @@ fn finding_stays_in_the_name_and_the_scope() {
 }
 
 #[test]
-fn one_is_retrieved_none_is_none_and_two_are_ambiguous() {
+fn retrieve_one_returns_one_none_or_ambiguous() {
     let requests = requests();
     let ada = requests.scoped("ada").unwrap();
     requests.scoped("eve").unwrap().create(new("k")).unwrap();
@@ -371,7 +371,7 @@ fn one_is_retrieved_none_is_none_and_two_are_ambiguous() {
 }
 
 #[test]
-fn what_is_retrieved_matches_although_it_changes_meanwhile() {
+fn a_retrieved_request_matches_even_if_it_changes_meanwhile() {
     let requests = requests();
     requests.create(new("k")).unwrap();
     std::thread::scope(|scope| {
@@ -389,7 +389,7 @@ fn what_is_retrieved_matches_although_it_changes_meanwhile() {
 }
 
 #[test]
-fn scopes_are_apart_and_the_whole_key_works_without() {
+fn scopes_are_separate_and_the_whole_key_works_without_a_scope() {
     let requests = requests();
     let (ada, eve) = (requests.scoped("ada").unwrap(), requests.scoped("eve").unwrap());
     let info = ada.create(new("k")).unwrap().into_info();
@@ -405,7 +405,7 @@ fn scopes_are_apart_and_the_whole_key_works_without() {
 #[test]
 fn a_response_survives_a_restart_byte_for_byte() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
-    // Larger than what is kept in one piece.
+    // Larger than a value that is stored in one piece.
     let body: Vec<u8> = (0..300_000_u32).map(|i| i.to_le_bytes()[usize::from(i % 7 == 0)]).collect();
     let response = Response::new(StatusCode::from_u16(299).unwrap())
         .header(header::VARY, HeaderValue::from_static("b=2"))

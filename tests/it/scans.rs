@@ -1,4 +1,4 @@
-//! Ranges inside transactions: in order, with what was written, and checked as a whole.
+//! Tests of ranges inside transactions: in order, with own writes, and validated as a whole.
 
 use std::collections::BTreeMap;
 use std::sync::Barrier;
@@ -14,7 +14,7 @@ fn keys(rows: TransactionRows<'_>) -> oncekey::Result<Vec<String>> {
 }
 
 #[test]
-fn a_range_is_in_order_and_has_what_was_written() {
+fn a_range_is_in_order_and_includes_own_writes() {
     let dir = tempfile::tempdir().unwrap();
     let clock = oncekey::clock::ManualClock::new();
     let engine = open(dir.path(), &clock);
@@ -22,7 +22,7 @@ fn a_range_is_in_order_and_has_what_was_written() {
     for key in ["d", "b", "f"] {
         engine.table("t").unwrap().insert(key, "old").unwrap();
     }
-    // These are in the record store then, the others are not yet.
+    // These rows are in the record store then, the others are not yet.
     engine.close().unwrap();
     let engine = open(dir.path(), &clock);
     engine.table("t").unwrap().insert("c", "old").unwrap();
@@ -41,7 +41,7 @@ fn a_range_is_in_order_and_has_what_was_written() {
             assert_eq!((t.len()?, t.is_empty()?, tx.table("none")?.is_empty()?), (3, false, true));
             let values: Vec<Vec<u8>> = t.iter().map(|row| Ok(row?.1.to_vec())).collect::<oncekey::Result<_>>()?;
             assert_eq!(values, [&b"old"[..], b"new", b"new"]);
-            // What is written while it goes on.
+            // Writes during the iteration.
             for row in &t {
                 let (key, value) = row?;
                 assert!(*key != *b"e" || *value == *b"newer", "{key:?}");
@@ -56,7 +56,7 @@ fn a_range_is_in_order_and_has_what_was_written() {
 }
 
 #[test]
-fn a_long_range_is_all_there() {
+fn a_long_range_is_complete() {
     let engine = Engine::temporary().unwrap();
     let expected: BTreeMap<Vec<u8>, Vec<u8>> =
         (0..2000_u32).map(|number| (number.to_be_bytes().to_vec(), number.to_le_bytes().to_vec())).collect();
@@ -75,9 +75,10 @@ fn a_long_range_is_all_there() {
     assert_eq!(found.unwrap(), expected);
 }
 
-// With the range read outside there were two bookings of one seat: nothing told the second that there was a first.
+// With the range read outside the transaction, one seat was booked twice: the second booking did not conflict with the
+// first.
 #[test]
-fn of_two_that_found_a_range_empty_only_one_fills_it() {
+fn only_one_of_two_transactions_fills_a_range_that_both_found_empty() {
     let engine = Engine::temporary().unwrap();
     let both = Barrier::new(2);
     let book = |who: &str| {
@@ -103,8 +104,8 @@ fn of_two_that_found_a_range_empty_only_one_fills_it() {
     assert_eq!(engine.table("seats").unwrap().len().unwrap(), 1);
 }
 
-/// How often a transaction runs that reads `t` from `b` to before `f`, where there are `b`, `c` and `d`, and beside which this
-/// is done in its first run.
+/// Returns the number of runs of a transaction that reads `t` from `b` up to `f`, excluding `f`. The rows are `b`, `c` and
+/// `d`. `beside` runs during the first run.
 fn runs_beside(rows: usize, meanwhile: impl Fn(&oncekey::table::Table) + Sync) -> u32 {
     let engine = Engine::temporary().unwrap();
     let table = engine.table("t").unwrap();
@@ -128,20 +129,20 @@ fn runs_beside(rows: usize, meanwhile: impl Fn(&oncekey::table::Table) + Sync) -
 }
 
 #[test]
-fn what_changes_in_a_range_makes_it_run_again_and_nothing_else_does() {
+fn only_changes_inside_a_read_range_make_a_transaction_run_again() {
     for (key, expected) in [("a", 1), ("b", 2), ("bb", 2), ("d", 2), ("e", 2), ("f", 1), ("g", 1)] {
         assert_eq!(runs_beside(usize::MAX, |table| table.insert(key, "y").unwrap()), expected, "insert {key}");
     }
     for (key, expected) in [("a", 1), ("c", 2), ("f", 1)] {
         assert_eq!(runs_beside(usize::MAX, |table| table.remove(key).unwrap()), expected, "remove {key}");
     }
-    // Of the first row alone nothing behind it was read.
+    // A transaction that takes only the first row has read nothing after it.
     assert_eq!(runs_beside(1, |table| table.insert("bb", "y").unwrap()), 1);
     assert_eq!(runs_beside(1, |table| table.remove("b").unwrap()), 2);
 }
 
 #[test]
-fn who_reads_a_range_that_others_fill_all_the_time_ends() {
+fn a_reader_of_a_constantly_changing_range_ends() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -157,7 +158,7 @@ fn who_reads_a_range_that_others_fill_all_the_time_ends() {
             let ended = engine.atomic_phase(|tx| {
                 let run = runs.fetch_add(1, Ordering::SeqCst);
                 let found = tx.table("t")?.len()?;
-                // As long as it takes others to write, until they wait.
+                // Wait until others have written. After three runs they wait themselves.
                 if run < 3 {
                     let before = count.load(Ordering::SeqCst);
                     until("others go on", || count.load(Ordering::SeqCst) >= before + 2);
@@ -166,7 +167,7 @@ fn who_reads_a_range_that_others_fill_all_the_time_ends() {
             });
             done.store(true, Ordering::SeqCst);
             ended.unwrap();
-            // One more for a writer that had looked before the table was locked.
+            // One more for a writer that had checked before the table was locked.
             assert!(runs.load(Ordering::SeqCst) <= 5, "{runs:?} runs");
         });
     });

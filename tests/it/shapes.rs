@@ -1,4 +1,4 @@
-//! What the public types can do whatever they hold: be sent, be shown without their payload, be turned into other errors.
+//! Tests of the public types, whatever their parameters: `Send` and `Sync`, `Debug` without payload, conversions of errors.
 
 use std::fmt::Debug;
 use std::io;
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::{MARKER, Texts, about, claim, claimed, engine, options, token};
 
-/// Neither Send nor Sync, nor Debug: a manager of it is Send and Sync all the same.
+/// A type without `Send`, `Sync` and `Debug`. A manager of it is `Send` and `Sync`.
 #[derive(Serialize, Deserialize)]
 struct Local {
     #[serde(skip)]
@@ -42,7 +42,7 @@ fn handles_are_send_and_sync_whatever_the_types_are() {
     send_static::<Records>();
 }
 
-/// Whether a type is `Debug`: the inherent method is found first where it applies.
+/// Detects whether a type is `Debug`: if it is, Rust finds the inherent method first.
 struct Probe<T>(PhantomData<T>);
 
 impl<T: Debug> Probe<T> {
@@ -86,14 +86,14 @@ fn debug_of_an_answer_needs_no_debug_of_the_types() {
     assert!(is_debug!(Resolution<Local, Local>), "Resolution");
 }
 
-/// Neither as text nor as a list of bytes.
+/// The payload is printed neither as text nor as a list of bytes.
 #[track_caller]
 fn hides(shown: &impl Debug) {
     let bytes = MARKER.as_bytes();
     for text in [format!("{shown:?}"), format!("{shown:#?}")] {
         let list = format!("{bytes:?}").replace(['[', ']'], "");
         let dense: String = text.split_whitespace().collect();
-        // Not the text itself: what is not for logs is not for a test's output either.
+        // Do not print the text here: it must not appear in a test's output either.
         assert!(!text.contains(MARKER), "it shows the text, in {} bytes", text.len());
         assert!(!dense.contains(&list.replace(' ', "")), "it shows the bytes, in {} bytes", text.len());
     }
@@ -146,7 +146,7 @@ fn debug_of_a_handle_prints_no_payload_of_its_store() {
     let manager: Texts = engine.manager("m").unwrap();
     let options = CallOptions::new().context(about("card", MARKER));
     claimed(manager.begin_with("k", options).unwrap()).succeed(&MARKER.to_owned()).unwrap();
-    // Waits until the record has left the journal for the tables.
+    // Waits until the record is in the record store.
     engine.compact_now().unwrap();
     hides(&manager);
     hides(&engine);
@@ -154,7 +154,7 @@ fn debug_of_a_handle_prints_no_payload_of_its_store() {
     assert!(format!("{engine:?}").len() < 1000, "a line of a log, not the inside of the engine");
 }
 
-// What was committed and is not yet written stands in a buffer of the engine's: it is not shown either.
+// A commit that is not written yet is in a buffer of the engine, and is not shown either.
 #[test]
 fn debug_of_a_handle_prints_no_payload_on_its_way_to_the_disk() {
     let clock = ManualClock::new();

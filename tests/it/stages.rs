@@ -1,4 +1,4 @@
-//! Work stages: record and tables together, fenced, and driven to their end.
+//! Tests of work stages: record and tables are committed together, fenced, and driven to their end.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
@@ -20,7 +20,7 @@ fn advance(claim: &mut Claim<String, String>, point: &str) -> Done {
 }
 
 #[test]
-fn a_stage_moves_record_and_tables_together_and_both_survive_a_restart() {
+fn a_stage_commits_record_and_tables_together_and_both_survive_a_restart() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let engine = open(dir.path(), &clock);
     let mut first = claim(&resuming(&engine), "k");
@@ -34,7 +34,7 @@ fn a_stage_moves_record_and_tables_together_and_both_survive_a_restart() {
         .unwrap();
     assert_eq!(first.recovery_point(), "reserved");
     assert_eq!(first.decode_checkpoint().unwrap(), Some((7_u32, "seven".to_owned())));
-    // The process ends here.
+    // Stands for the death of the process.
     std::mem::forget(first);
     engine.crash();
 
@@ -60,7 +60,7 @@ fn a_stage_moves_record_and_tables_together_and_both_survive_a_restart() {
 }
 
 #[test]
-fn a_stage_that_stays_changes_tables_only() {
+fn a_stage_that_returns_stay_changes_tables_only() {
     let (engine, clock) = engine();
     let mut claim = claim(&texts(&engine), "k");
     claim.work_stage(|_| Ok::<_, Error>(Next::advance_with("a", "kept"))).unwrap();
@@ -97,7 +97,7 @@ fn an_error_and_a_panic_roll_back_record_and_tables() {
 }
 
 #[test]
-fn what_cannot_be_stored_is_refused_and_nothing_changes() {
+fn values_that_cannot_be_stored_are_rejected_and_nothing_changes() {
     let (engine, _) = engine();
     let mut held = claim(&texts(&engine), "k");
     let mut refused = |next: &dyn Fn() -> Next<String, String>| {
@@ -126,7 +126,7 @@ fn what_cannot_be_stored_is_refused_and_nothing_changes() {
 }
 
 #[test]
-fn a_checkpoint_that_could_not_be_read_back_is_refused_and_the_claim_stays_where_it_is() {
+fn a_checkpoint_that_could_not_be_read_back_is_rejected() {
     let (engine, _) = engine();
     let mut held = claim(&texts(&engine), "k");
     let refused = held.work_stage(|tx| {
@@ -144,7 +144,7 @@ fn a_checkpoint_that_could_not_be_read_back_is_refused_and_the_claim_stays_where
 }
 
 #[test]
-fn a_stage_on_a_claim_that_has_ended_is_lost_and_writes_nothing() {
+fn a_stage_on_an_ended_claim_returns_claim_lost_and_writes_nothing() {
     let (engine, _) = engine();
     let mut claim = claim(&texts(&engine), "k");
     claim.work_stage(|_| Ok::<_, Error>(Next::Fail("for good".to_owned()))).unwrap();
@@ -161,7 +161,7 @@ fn a_stage_on_a_claim_that_has_ended_is_lost_and_writes_nothing() {
 }
 
 #[test]
-fn into_finished_before_the_end_gives_the_claim_back() {
+fn into_finished_before_the_end_returns_the_claim() {
     let (engine, _) = engine();
     let claim = claim(&texts(&engine), "k");
     let refused = claim.into_finished().unwrap_err();
@@ -170,7 +170,7 @@ fn into_finished_before_the_end_gives_the_claim_back() {
 }
 
 #[test]
-fn execute_answers_what_a_stage_stored_whatever_the_closure_returns() {
+fn execute_returns_the_outcome_that_a_stage_stored() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     for (key, answer) in [("ok", Ok("other".to_owned())), ("error", Err("other".to_owned()))] {
@@ -190,7 +190,7 @@ fn execute_answers_what_a_stage_stored_whatever_the_closure_returns() {
 }
 
 #[test]
-fn a_fault_of_the_engine_in_a_stage_is_never_stored_as_the_operation_s_failure() {
+fn an_engine_error_in_a_stage_is_never_stored_as_a_failure() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let faults: [(&str, Fault); 3] = [
@@ -211,7 +211,7 @@ fn resume() -> CallOptions {
 }
 
 #[test]
-fn drive_goes_on_from_where_the_record_is() {
+fn drive_continues_at_the_recovery_point() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let (first, second) = (AtomicU32::new(0), AtomicU32::new(0));
@@ -246,7 +246,7 @@ fn drive_goes_on_from_where_the_record_is() {
 }
 
 #[test]
-fn an_unknown_recovery_point_is_an_error_and_never_a_spin() {
+fn an_unknown_recovery_point_is_an_error() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let stages: Stages<'_, String, String> = Stages::new().stage(STARTED, |claim| advance(claim, "nowhere"));
@@ -261,7 +261,7 @@ fn an_unknown_recovery_point_is_an_error_and_never_a_spin() {
 }
 
 #[test]
-fn a_stage_that_does_not_advance_is_stalled_and_one_that_moves_on_the_spot_is_not() {
+fn a_stage_is_stalled_only_if_neither_point_nor_checkpoint_changes() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let runs = AtomicU32::new(0);
@@ -274,7 +274,7 @@ fn a_stage_that_does_not_advance_is_stalled_and_one_that_moves_on_the_spot_is_no
     ];
     for (how, run) in idle {
         let stalled: Stages<'_, String, String> = Stages::new().stage(STARTED, |claim| {
-            // It must end by itself; where it does not, this ends it.
+            // The drive must end before this limit. The limit ends a drive that does not.
             if runs.fetch_add(1, Ordering::Relaxed) > 100 {
                 claim.work_stage(|_| Ok(Next::Fail(how.into())))
             } else {
@@ -283,12 +283,12 @@ fn a_stage_that_does_not_advance_is_stalled_and_one_that_moves_on_the_spot_is_no
         });
         let Err(DriveError::Stage { error, .. }) = manager.drive("k", resume(), &stalled) else { panic!("{how}") };
         assert_eq!(error.kind(), ErrorKind::Stalled, "{how}");
-        // A committed stage may have done anything.
+        // A committed stage may have had effects.
         let expected = if how == "never calls work_stage" { Status::Released } else { Status::Interrupted };
         assert_eq!(status(&manager, "k"), Some(expected), "{how}");
     }
     assert_eq!(runs.into_inner(), 5, "each once");
-    // The same checkpoint again is no step either.
+    // The same checkpoint again is no progress either.
     let kept: Stages<'_, String, String> =
         Stages::new().stage(STARTED, |claim| claim.work_stage(|_| Ok(Next::advance_with(STARTED, "kept"))));
     let Err(DriveError::Stage { error, .. }) = manager.drive("k", resume(), &kept) else {
@@ -318,7 +318,7 @@ fn a_panic_in_a_stage_interrupts_and_resumes_at_its_recovery_point() {
 }
 
 #[test]
-fn a_stage_s_error_after_it_has_ended_the_claim_does_not_undo_the_end() {
+fn an_error_of_a_stage_after_its_ending_does_not_undo_the_ending() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let stages = Stages::new().stage(STARTED, |claim| {
@@ -330,7 +330,7 @@ fn a_stage_s_error_after_it_has_ended_the_claim_does_not_undo_the_end() {
 
 // "The driver loop has no default case: a key at a point that it does not know spins for ever."
 #[test]
-fn medusa_4_a_point_of_another_version_of_the_program_ends_the_drive() {
+fn medusa_4_an_unknown_recovery_point_ends_the_drive() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let mut old = claim(&manager, "k");
@@ -343,7 +343,7 @@ fn medusa_4_a_point_of_another_version_of_the_program_ends_the_drive() {
     });
     let Err(DriveError::Stage { error, .. }) = manager.drive("k", resume(), &new) else { panic!("no stage for it") };
     assert_eq!((error.kind(), runs.load(Ordering::Relaxed)), (ErrorKind::UnknownRecoveryPoint, 0));
-    // The program that knows it goes on from there.
+    // A program that knows the recovery point continues from there.
     let known: Stages<'_, String, String> =
         Stages::new().stage("tax_lines_created", |claim| claim.work_stage(|_| Ok(Next::Succeed("done".to_owned()))));
     assert_eq!(manager.drive("k", resume(), &known).unwrap().value(), "done");
@@ -351,7 +351,7 @@ fn medusa_4_a_point_of_another_version_of_the_program_ends_the_drive() {
 
 // "Payment `requires_more` returns 200 without a recovery point, which means finished: retries replay a stale cart."
 #[test]
-fn medusa_5_a_stage_that_names_no_point_finishes_nothing() {
+fn medusa_5_a_stage_without_a_recovery_point_finishes_nothing() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let mut held = claim(&manager, "k");
@@ -363,11 +363,11 @@ fn medusa_5_a_stage_that_names_no_point_finishes_nothing() {
 
 // "Isolation was dropped from `workStage`": two that read what the other writes both commit, and a rule over both breaks.
 #[test]
-fn medusa_7_stages_are_serializable_whatever_else_runs() {
+fn medusa_7_stages_are_serializable() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     for round in 0..50 {
-        // At least one of two must stay on call.
+        // At least one of two doctors must stay on call.
         let table = engine.table("on_call").unwrap();
         for doctor in ["ada", "eve"] {
             table.insert(doctor, "yes").unwrap();
@@ -399,7 +399,7 @@ fn medusa_7_stages_are_serializable_whatever_else_runs() {
 
 // "Errors were returned as `{error}`, and so committed what the stage had written."
 #[test]
-fn medusa_7_a_stage_that_fails_commits_nothing_and_its_error_is_the_caller_s() {
+fn medusa_7_a_failed_stage_commits_nothing_and_returns_its_error() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let mut held = claim(&manager, "k");
@@ -413,7 +413,7 @@ fn medusa_7_a_stage_that_fails_commits_nothing_and_its_error_is_the_caller_s() {
 }
 
 #[test]
-fn a_stage_whose_outcome_expires_at_once_has_ended_the_claim_all_the_same() {
+fn a_stage_whose_outcome_expires_at_once_still_ends_the_claim() {
     let (engine, clock) = engine();
     let manager = texts_with(&engine, ManagerOptions::new().success_ttl(MS));
     let done = AtomicBool::new(false);
@@ -437,7 +437,7 @@ fn a_stage_whose_outcome_expires_at_once_has_ended_the_claim_all_the_same() {
 }
 
 #[test]
-fn a_fault_in_a_run_that_came_to_nothing_is_not_the_operation_s() {
+fn an_engine_error_in_a_discarded_run_does_not_count() {
     let (engine, _) = engine();
     let (manager, table) = (texts(&engine), engine.table("t").unwrap());
     let runs = AtomicU32::new(0);
@@ -446,7 +446,7 @@ fn a_fault_in_a_run_that_came_to_nothing_is_not_the_operation_s() {
             let t = tx.table("t")?;
             t.get("a")?;
             if runs.fetch_add(1, Ordering::Relaxed) == 0 {
-                // What it has read sends it the wrong way, and is changed meanwhile.
+                // The first run takes the wrong branch because of its reads, which are changed meanwhile.
                 assert_eq!(t.insert("", "x").unwrap_err().kind(), ErrorKind::InvalidKey);
                 std::thread::scope(|scope| scope.spawn(|| table.insert("a", "1")).join().unwrap())?;
             }

@@ -1,5 +1,5 @@
-//! The public surface, as api.md, sections 1 and 4, promises it: verbs and their refusals. Listings, events and gauges are
-//! in `listings`; what types can do and print, in `shapes`.
+//! Tests of the public API: calls and their errors. Listings, events and gauges are in `listings`; traits and printed forms
+//! in `shapes`.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use oncekey::{
 
 use crate::common::*;
 
-// "Rules of the surface."
+// General rules of the API.
 
 #[test]
 fn a_value_is_read_back_and_encoded_again_before_anything_is_stored() {
@@ -23,19 +23,19 @@ fn a_value_is_read_back_and_encoded_again_before_anything_is_stored() {
     let owner = owner.fail(&Holed { note: None, cents: 3 }).unwrap_err().claim;
     assert_eq!((engine.stats().commits, events.ready().count()), (commits, 1), "nothing but the beginning");
     drop(owner);
-    // An operator's answer is checked as an owner's is.
+    // The value of a resolution is checked like the value of an owner.
     let resolved = manager.resolve("k", Resolution::Succeed(Ambiguous::Signed(4))).unwrap_err();
     assert_eq!(resolved.kind(), ErrorKind::Codec);
     assert_eq!(status(&manager, "k"), Some(Status::Interrupted));
 }
 
 #[test]
-fn a_mismatch_tells_nothing_of_the_other_outcome() {
+fn a_mismatch_does_not_reveal_the_outcome() {
     let (manager, _) = fresh();
     claimed(manager.begin_with("k", same("a")).unwrap()).succeed(&MARKER.to_owned()).unwrap();
     let answer = manager.begin_with("k", same("b")).unwrap();
     assert!(!format!("{answer:?}").contains(MARKER));
-    // Its type has no outcome to give: `RecordInfo` only counts the bytes.
+    // `RecordInfo` has no outcome, only the number of its bytes.
     let Begin::Mismatch(info) = answer else { panic!("no mismatch") };
     assert_eq!(info.outcome_bytes(), 17 + MARKER.len() as u64);
 }
@@ -105,7 +105,7 @@ fn on_error_stores_releases_or_interrupts() {
     let interrupted = fail("interrupted", "who knows");
     assert_eq!(interrupted.info().interruption(), Some(Interruption::Reported));
     assert!(matches!(manager.execute("interrupted", |_| panic!("it has run")), Err(ExecuteError::Interrupted(_))));
-    // Clones share it.
+    // Clones share the classifier.
     let _ = manager.clone().execute("clone", |_| Err("nothing happened".to_owned())).unwrap_err();
     assert_eq!(status(&manager, "clone"), Some(Status::Released));
 }
@@ -118,7 +118,7 @@ fn execute_stores_failures_by_default() {
 }
 
 #[test]
-fn execute_with_no_wait_answers_at_once_and_takes_begin_options() {
+fn execute_with_no_wait_answers_at_once_and_stores_the_context() {
     let (manager, _) = fresh();
     let _owner = claim(&manager, "k");
     let none = CallOptions::new().wait(Duration::ZERO);
@@ -132,7 +132,7 @@ fn execute_with_no_wait_answers_at_once_and_takes_begin_options() {
 // Claims.
 
 #[test]
-fn a_claim_tells_what_it_is() {
+fn a_claim_returns_its_fields() {
     let (manager, _) = fresh();
     let first = claimed(manager.begin_with("k", CallOptions::new().context(about("user", "ada"))).unwrap());
     assert_eq!((first.key().as_str(), first.attempt(), first.interruption()), (Some("k"), 1, None));
@@ -155,7 +155,7 @@ fn a_claim_tells_what_it_is() {
 }
 
 #[test]
-fn release_on_drop_releases_until_it_is_taken_back() {
+fn release_on_drop_releases_until_it_is_turned_off() {
     let (manager, _) = fresh();
     let mut validating = claim(&manager, "k");
     validating.release_on_drop(true);
@@ -199,15 +199,15 @@ fn a_pending_holds_nothing_and_waits_for_the_ending() {
     owner.succeed(&"v".to_owned()).unwrap();
     let Waited::Finished(done) = pending.wait(FOREVER).unwrap() else { panic!("it has finished") };
     assert_eq!(done.into_outcome(), Ok("v".to_owned()));
-    // Still of use after the record has gone.
+    // The handle is still valid after the record is removed.
     manager.remove("k").unwrap();
     assert_eq!(waited(&pending.wait(FOREVER).unwrap()), "absent");
 }
 
-// Care.
+// Operators' calls.
 
 #[test]
-fn resolve_settles_what_is_interrupted_and_nothing_else() {
+fn resolve_accepts_only_interrupted_records() {
     let (manager, _) = fresh();
     let refused = |key: &str| manager.resolve(key, Resolution::Succeed("r".to_owned())).unwrap_err();
     for key in ["retry", "succeed", "fail"] {
@@ -240,7 +240,7 @@ fn resolve_settles_what_is_interrupted_and_nothing_else() {
 }
 
 #[test]
-fn reopen_forgets_what_is_finished_and_remove_all_but_a_live_claim_s() {
+fn forget_accepts_finished_records_and_remove_all_without_a_live_claim() {
     let (manager, _) = fresh();
     let make = || {
         claim(&manager, "won").succeed(&"v".to_owned()).unwrap();
@@ -295,7 +295,7 @@ fn extend_keeps_a_finished_record_longer_and_never_shorter() {
 }
 
 #[test]
-fn by_key_verbs_end_only_what_was_begun_by_key() {
+fn by_key_calls_end_only_records_begun_by_key() {
     let (manager, _) = fresh();
     let owner = claim(&manager, "claimed");
     assert_eq!(manager.initiate("claimed").unwrap(), None);
@@ -308,11 +308,11 @@ fn by_key_verbs_end_only_what_was_begun_by_key() {
         ];
         all.map(|refusal| refusal.unwrap_err().kind())
     };
-    // The number of the claim's token is no token of an `initiate`.
+    // The number of a claim's token is not a token of `initiate`.
     assert_eq!(refusals(token(owner.token())), [ErrorKind::OwnedByClaim; 3]);
     assert_eq!(refusals(token(owner.token() - 1)), [ErrorKind::ClaimLost; 3]);
     owner.release().unwrap();
-    // A key that a claim gave up may be taken by key, and the other way round.
+    // A key that a claim gave up can be taken by key, and the reverse.
     let by_key = manager.initiate_with("claimed", CallOptions::new().context(about("user", "ada"))).unwrap().unwrap();
     assert_eq!(answer(&manager, "claimed"), "in progress");
     manager.release("claimed", by_key).unwrap();
@@ -335,14 +335,14 @@ fn a_scope_is_neither_empty_nor_made_of_parts() {
         };
         assert!(errors.iter().all(|error| error.kind() == ErrorKind::InvalidKey), "{errors:?}");
     }
-    // A plain `Key` is a scope as its text is.
+    // A plain `Key` and its text are the same scope.
     let (text, key) = (manager.scoped("a").unwrap(), manager.scoped(Key::new("a").unwrap()).unwrap());
     claim(&text, "k").succeed(&"v".to_owned()).unwrap();
     assert_eq!(answer(&key, "k"), "replay");
 }
 
 #[test]
-fn scoped_keys_do_not_meet_and_are_found_by_the_whole_key() {
+fn scoped_keys_are_separate_and_found_by_the_whole_key() {
     let (manager, _) = fresh();
     let (a, b, nested) = (manager.scoped("a"), manager.scoped("b"), manager.scoped("a").unwrap().scoped("b"));
     let scopes = [manager.clone(), a.unwrap(), b.unwrap(), nested.unwrap()];
@@ -350,7 +350,7 @@ fn scoped_keys_do_not_meet_and_are_found_by_the_whole_key() {
         assert!(!scope.execute("k", |_| Ok(n.to_string())).unwrap().replayed(), "{n}");
         assert!(scope.execute("k", |_| panic!("it has run")).unwrap().replayed(), "{n}");
     }
-    // Lengths count, so that no scope and key can be mistaken for others.
+    // Lengths are encoded, so no two pairs of scope and key are equal.
     assert!(manager.scoped("ab").unwrap().get("c").unwrap().is_none());
     claim(&manager.scoped("a").unwrap(), "bc").release().unwrap();
     assert!(manager.scoped("ab").unwrap().get("c").unwrap().is_none());
@@ -363,14 +363,14 @@ fn scoped_keys_do_not_meet_and_are_found_by_the_whole_key() {
 }
 
 #[test]
-fn a_whole_key_given_back_to_its_scope_is_the_same_key() {
+fn a_whole_key_passed_to_its_scope_is_the_same_key() {
     let (engine, _) = engine();
     let of_ada = texts(&engine).scoped("ada").unwrap();
     let first = of_ada.execute("order-42", |_| Ok("paid".to_owned())).unwrap();
     let kept = first.info().key().clone();
     assert!(of_ada.execute(&kept, |_| panic!("it has run")).unwrap().replayed());
     assert!(texts(&engine).execute(kept.clone(), |_| panic!("it has run")).unwrap().replayed());
-    // In another scope it would be another key: of another tenant, of none, or of one inside.
+    // In another scope the whole key would name another key: of another tenant, of none, or of a nested scope.
     for other in ["bob", "adam"].map(|scope| texts(&engine).scoped(scope).unwrap()) {
         assert_eq!(other.begin(&kept).unwrap_err().kind(), ErrorKind::InvalidKey);
     }
@@ -384,7 +384,7 @@ fn a_whole_key_given_back_to_its_scope_is_the_same_key() {
 }
 
 #[test]
-fn what_a_client_sends_names_no_key_inside_a_scope() {
+fn bytes_from_a_client_never_name_a_key_inside_a_scope() {
     let (manager, _) = fresh();
     claim(&manager.scoped("ada").unwrap(), "k1").succeed(&"receipt of ada".to_owned()).unwrap();
     let bytes = b"\xffkey\0\x03ada\0\x02k1";
@@ -402,7 +402,7 @@ fn one_limit_covers_scope_and_key() {
     let (manager, _) = fresh();
     assert_eq!(manager.scoped("").unwrap_err().kind(), ErrorKind::InvalidKey);
     assert_eq!(manager.scoped([b'a'; 504]).unwrap_err().kind(), ErrorKind::InvalidKey);
-    // Four bytes for the kind and two for each length: one is left for the key.
+    // Four bytes for the mark and two for each length leave one byte for the key.
     let full = manager.scoped([b'a'; 503]).unwrap();
     assert_eq!(answer(&full, "k"), "claimed");
     assert_eq!(full.begin("kk").unwrap_err().kind(), ErrorKind::InvalidKey);

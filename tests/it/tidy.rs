@@ -1,16 +1,16 @@
-//! The shape of the sources: who imports whom, how long things are, and that the documents say what is so.
+//! Tests of the sources: imports between modules, lengths of files and functions, and names in the documents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folders of `src`. A file imports only from folders before its own; `lib.rs` is a title page and may name all.
+/// The folders of `src`. A file imports only from folders before its own. `lib.rs` may import from all.
 const LAYERS: [&str; 7] = ["types", "sync", "store", "protocol", "api", "http", "cli"];
 
-/// All that `sync` may know of ours: neither keys nor records nor the store.
+/// The only modules that `sync` may import: it knows no keys, no records and no store.
 const SYNC_KNOWS: [&str; 4] = ["sync", "types::error", "types::clock", "types::stats"];
 
-/// What is run under the models gets its primitives from `sync`: one that is not swapped would be no step of the scheduler.
+/// Modules that run under the models. They get their primitives from `sync`: the scheduler does not see others.
 const MODELLED: &[&str] = &[
     "sync/wait_queue",
     "sync/group_commit",
@@ -20,14 +20,14 @@ const MODELLED: &[&str] = &[
     "store/versions",
     "store/read_sets",
 ];
-/// What only `sync` may name for them.
+/// The primitives that these modules may import only through `sync`.
 const PRIMITIVES: &[&str] =
     &["parking_lot", "std::thread", "std::sync::atomic", "std::sync::OnceLock", "std::sync::{", "RandomState;"];
 
 const MAX_FILE_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;
 
-/// Everywhere that there is code of ours.
+/// All directories with code of this project.
 const SOURCES: [&str; 6] = ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets"];
 
 fn root() -> &'static Path {
@@ -45,7 +45,7 @@ fn sources(dir: &str) -> Vec<PathBuf> {
     while let Some(dir) = left.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
-            // The benchmarks' own package has its build below it.
+            // The package of the benchmarks has its build directory inside.
             if path.is_dir() && !path.ends_with("target") {
                 left.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -57,13 +57,13 @@ fn sources(dir: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The path below `src`, as the names of its modules.
+/// Returns the path below `src` as names of modules.
 fn modules(path: &Path) -> Vec<String> {
     let below = path.strip_prefix(root().join("src")).unwrap().with_extension("");
     below.iter().map(|part| part.to_str().unwrap().to_owned()).collect()
 }
 
-/// What is compiled into the library: without tests and comments.
+/// Returns the code that is compiled into the library: without tests and comments.
 fn product(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap();
@@ -74,7 +74,7 @@ fn is_test(path: &Path) -> bool {
     modules(path).iter().any(|module| module == "tests" || module == "models")
 }
 
-/// The modules below `crate::` that a file of the library names, e.g. `types::key`.
+/// Returns the modules below `crate::` that a file of the library names, such as `types::key`.
 fn imports(path: &Path) -> BTreeSet<String> {
     let code = product(path);
     let name = |text: &str| -> String {
@@ -100,7 +100,7 @@ fn imports_only_go_down() {
             let (from, _) = imported.split_once("::").unwrap_or((&imported, ""));
             let known = LAYERS.iter().position(|layer| *layer == from);
             assert!(known.is_some_and(|known| known <= layer), "{} imports {imported}, not below it", path.display());
-            // What a tool needs, every user has: only what the crate's root shows.
+            // The command line may import only the public names of the crate root, which every user has.
             assert!(folder != "cli" || from == "cli", "{} imports {imported}", path.display());
             let may_know = SYNC_KNOWS.iter().any(|known| imported.starts_with(known));
             assert!(folder != "sync" || may_know, "{} imports {imported}", path.display());
@@ -113,7 +113,7 @@ fn inside_a_folder_imports_form_no_circle() {
     let mut edges: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for path in sources("src").into_iter().filter(|path| !is_test(path)) {
         let modules = modules(&path);
-        // The parent and the parts of its own that see its inside are one.
+        // A parent and those of its submodules that see its private items count as one module.
         if let [folder, module, ..] = modules.as_slice() {
             let module = format!("{folder}::{module}");
             let siblings =
@@ -121,7 +121,7 @@ fn inside_a_folder_imports_form_no_circle() {
             edges.entry(module.clone()).or_default().extend(siblings);
         }
     }
-    // Whatever imports nothing that is left is taken away, until nothing is left.
+    // Remove modules that import none of the remaining ones, until none are left.
     while !edges.is_empty() {
         let left: BTreeSet<String> = edges.keys().cloned().collect();
         edges.retain(|_, imported| !imported.is_disjoint(&left));
@@ -143,7 +143,7 @@ fn nothing_above_the_store_names_sled_or_the_journal() {
 }
 
 #[test]
-fn what_is_modelled_gets_its_primitives_from_sync() {
+fn modelled_code_gets_its_primitives_from_sync() {
     for path in sources("src").into_iter().filter(|path| !is_test(path)) {
         let place = modules(&path).join("/");
         if !MODELLED.iter().any(|module| place == *module || place.starts_with(&format!("{module}/"))) {
@@ -162,7 +162,7 @@ fn files_and_functions_are_short() {
     let mut faults = Vec::new();
     for path in SOURCES.into_iter().flat_map(sources) {
         let text = fs::read_to_string(&path).unwrap();
-        // The unit tests below a module are counted apart: they are its other half.
+        // Count the unit tests of a module separately.
         for half in text.split("\n#[cfg(test)]\n") {
             let lines = half.lines().count();
             if lines > MAX_FILE_LINES {
@@ -178,7 +178,7 @@ fn files_and_functions_are_short() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Where each function begins, and how long it is. Formatted code closes a body at the indentation of its `fn`.
+/// Returns the first line and the length of each function. In formatted code, a body ends at the indentation of its `fn`.
 fn functions(text: &str) -> Vec<(usize, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -197,13 +197,13 @@ fn functions(text: &str) -> Vec<(usize, usize)> {
 }
 
 #[test]
-fn sources_are_ascii_and_leave_nothing_behind() {
+fn sources_are_ascii_and_have_no_leftovers() {
     for path in SOURCES.into_iter().flat_map(sources) {
         let text = fs::read_to_string(&path).unwrap();
         for (number, line) in text.lines().enumerate() {
             assert!(line.is_ascii(), "{}:{} is not ASCII", path.display(), number + 1);
         }
-        // This file names the words, and the programs are as their users wrote them.
+        // Skip this file, which contains the words, and the programs, which users wrote.
         if !path.ends_with("tidy.rs") && !path.parent().is_some_and(|dir| dir.ends_with("programs")) {
             for word in ["todo!(", "unimplemented!(", "dbg!(", "XXX", "FIXME"] {
                 assert!(!text.contains(word), "{} has {word}", path.display());
@@ -234,7 +234,7 @@ fn stem(path: &Path) -> String {
 }
 
 #[test]
-fn every_guide_is_shown_compiled_and_short() {
+fn every_guide_is_included_compiled_and_short() {
     let (module, front) = (read("src/guides.rs"), read("src/lib.rs"));
     let mut guides = 0;
     for path in fs::read_dir(root().join("src/guides")).unwrap().map(|entry| entry.unwrap().path()) {

@@ -1,4 +1,4 @@
-//! Atomic phases: all or nothing, one state at a time, and nobody stopped.
+//! Tests of atomic phases: atomicity, isolation and progress.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -23,7 +23,7 @@ fn add(tx: &Transaction, key: &str, by: u64) -> oncekey::Result<()> {
 }
 
 #[test]
-fn a_phase_reads_what_it_has_written() {
+fn a_phase_reads_its_own_writes() {
     let (engine, _) = engine();
     let table = engine.table("t").unwrap();
     table.insert("old", "1").unwrap();
@@ -63,7 +63,7 @@ fn an_error_and_a_panic_roll_back() {
 }
 
 #[test]
-fn what_is_too_large_or_malformed_is_refused_inside_too() {
+fn too_large_and_malformed_input_is_rejected_inside_too() {
     let (engine, _) = engine();
     let refused = |work: &dyn Fn(&Transaction) -> oncekey::Result<()>| engine.atomic_phase(work).unwrap_err().kind();
     assert_eq!(refused(&|tx| tx.table("No").map(|_| ())), ErrorKind::InvalidName);
@@ -78,7 +78,7 @@ fn what_is_too_large_or_malformed_is_refused_inside_too() {
 }
 
 #[test]
-fn the_engine_s_own_verbs_are_refused_inside() {
+fn calls_of_the_engine_are_rejected_inside() {
     let (engine, _) = engine();
     let (manager, table) = (texts(&engine), engine.table("t").unwrap());
     let held = claim(&manager, "held");
@@ -104,7 +104,7 @@ fn the_engine_s_own_verbs_are_refused_inside() {
             refused(engine.interrupted().and_then(|mut found| found.next().transpose()).map(|_| ()));
             refused(engine.managers().map(|_| ()));
             refused(engine.clone().close());
-            // Another store has nothing to do with it, nor have other threads.
+            // Another store and other threads are not affected.
             other.atomic_phase(|tx| add(tx, "k", 1))?;
             std::thread::scope(|scope| scope.spawn(|| table.insert("thread", "v")).join().unwrap())?;
             add(tx, "k", 1)
@@ -115,7 +115,7 @@ fn the_engine_s_own_verbs_are_refused_inside() {
 }
 
 #[test]
-fn a_claim_dropped_inside_is_interrupted_all_the_same() {
+fn a_claim_dropped_inside_is_interrupted() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     let held = Mutex::new(Some(claim(&manager, "k")));
@@ -129,7 +129,7 @@ fn a_claim_dropped_inside_is_interrupted_all_the_same() {
 }
 
 #[test]
-fn a_phase_that_read_what_has_changed_runs_again_whatever_it_returned() {
+fn a_phase_with_stale_reads_runs_again_whatever_it_returned() {
     let (engine, _) = engine();
     let table = engine.table("t").unwrap();
     for ending in ["ok", "error", "panic", "ignored"] {
@@ -142,14 +142,14 @@ fn a_phase_that_read_what_has_changed_runs_again_whatever_it_returned() {
             assert_eq!(seen, u64::from(run));
             t.insert("seen", seen.to_be_bytes())?;
             if run == 0 {
-                // Somebody else, meanwhile.
+                // Another thread writes meanwhile.
                 std::thread::scope(|scope| scope.spawn(|| table.insert("a", 1_u64.to_be_bytes())).join().unwrap())?;
                 match ending {
                     "ok" => {}
                     "error" => return Err(PhaseError::User("a state that is no more")),
                     "panic" => panic!("a state that is no more"),
                     _ => {
-                        // The next read tells it, and the run comes to nothing even if that is ignored.
+                        // The next read returns `Conflict`, and the run is discarded even if the closure ignores that.
                         assert!(matches!(t.get("b").map_err(|error| error.kind()), Err(ErrorKind::Conflict)));
                         assert!(t.insert("b", "x").is_err());
                     }
@@ -236,9 +236,9 @@ fn transfers_keep_the_sum_for_every_reader() {
     assert_eq!(sum().unwrap(), ACCOUNTS * 1000);
 }
 
-// Rows that nobody writes were read again up to 64 times beside traffic: versions were kept for groups of keys.
+// Once, versions were kept for groups of keys. Then rows without writers were read up to 64 times during other commits.
 #[test]
-fn commits_of_other_keys_make_nothing_run_again() {
+fn commits_of_other_keys_do_not_make_a_phase_run_again() {
     let options = Engine::options().durability(Durability::Eventual { interval: SECOND });
     let engine = options.temporary().unwrap();
     let (manager, table) = (texts(&engine), engine.table("t").unwrap());
@@ -264,15 +264,15 @@ fn commits_of_other_keys_make_nothing_run_again() {
     assert_eq!((runs.into_inner(), engine.stats().transaction_reruns), (1, 0));
 }
 
-/// Both ways to write a row.
+/// The two ways to write a row.
 const WRITES: [fn(&Engine, &str); 2] = [
     |engine, key| engine.table("t").unwrap().insert(key, "x").unwrap(),
     |engine, key| engine.atomic_phase(|tx| tx.table("t")?.insert(key, "x")).unwrap(),
 ];
 
-// It is overtaken in every run that is free, then it goes first; whoever writes something else never waits for it.
+// The reader conflicts in every run until it locks its keys. Writers of other keys never wait for it.
 #[test]
-fn a_long_reader_that_always_meets_a_writer_ends_and_stops_nobody_else() {
+fn a_long_reader_that_always_conflicts_ends_and_blocks_no_other_keys() {
     for write in WRITES {
         within(LATE, move || read_long_beside(write));
     }
@@ -300,7 +300,8 @@ fn read_long_beside(write: fn(&Engine, &str)) {
             for other in 0..100 {
                 t.get(format!("other-{other}"))?;
             }
-            // As long as it takes others to write a few times: who is not kept off writes as often to what was read.
+            // Wait until the other writers have written several times. In that time an unblocked writer would also have
+            // changed a row that was read.
             let written = cold.load(Ordering::Relaxed);
             until("others go on", || cold.load(Ordering::Relaxed) >= written + 8);
             t.insert("long", "x")
@@ -310,12 +311,12 @@ fn read_long_beside(write: fn(&Engine, &str)) {
     });
     assert!(table.contains("long").unwrap());
     let runs = runs.into_inner();
-    // One more for a writer that had looked at the lane before it was taken.
+    // One more for a writer that had checked before the keys were locked.
     assert!(runs <= 5, "{runs} runs");
     assert!(hot.into_inner() > 0);
 }
 
-/// A thread's own, which looks into a table when the thread ends, and says what came of it.
+/// A thread-local value that reads a table when the thread ends, and reports the result.
 struct Parting(Table, std::sync::mpsc::Sender<std::thread::Result<bool>>);
 
 impl Drop for Parting {
@@ -327,7 +328,7 @@ impl Drop for Parting {
 }
 
 #[test]
-fn what_a_thread_leaves_behind_may_use_the_engine_when_the_thread_ends() {
+fn a_thread_local_may_use_the_engine_in_its_destructor() {
     thread_local! {
         static EARLY: std::cell::OnceCell<Parting> = const { std::cell::OnceCell::new() };
         static LATE: std::cell::OnceCell<Parting> = const { std::cell::OnceCell::new() };
@@ -336,7 +337,7 @@ fn what_a_thread_leaves_behind_may_use_the_engine_when_the_thread_ends() {
     let table = engine.table("t").unwrap();
     table.insert("k", "v").unwrap();
     let (said, heard) = std::sync::mpsc::channel();
-    // Threads drop what they have in one order or the other: of the two, one is dropped behind the engine's own.
+    // A thread drops its thread-local values in either order, so one of the two is dropped after the engine's own.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             EARLY.with(|early| early.set(Parting(table.clone(), said.clone())).ok().unwrap());

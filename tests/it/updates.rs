@@ -1,4 +1,4 @@
-//! Patches of requests that nobody owns.
+//! Tests of patches of requests without an owner.
 
 use http::StatusCode;
 use oncekey::{
@@ -15,14 +15,14 @@ fn resuming() -> ManagerOptions {
 }
 
 #[test]
-fn an_update_moves_what_nobody_owns() {
+fn an_update_changes_a_request_without_an_owner() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let first = open(dir.path(), &clock);
     let requests = first.requests_with("r", resuming()).unwrap();
     requests.create(new("k")).unwrap();
     let info = requests.update("k", to("paid").checkpoint("ch_1")).unwrap();
     assert_eq!((info.status(), info.recovery_point()), (Status::Released, "paid"));
-    // What a patch does not say stays.
+    // A field that the patch does not set stays.
     let info = requests.update("k", RequestPatch::new().checkpoint([0xff])).unwrap();
     assert_eq!((info.recovery_point(), info.checkpoint()), ("paid", Some(&[0xff][..])));
     let claim = claimed(requests.lock("k").unwrap());
@@ -37,7 +37,7 @@ fn an_update_moves_what_nobody_owns() {
 }
 
 #[test]
-fn an_update_of_a_dead_one_leaves_it_interrupted_in_every_later_open() {
+fn a_request_of_a_dead_owner_stays_interrupted_after_an_update() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
     let holding = ManagerOptions::new().on_interrupted(OnInterrupted::Hold);
     let first = open(dir.path(), &clock);
@@ -62,7 +62,7 @@ fn an_update_of_a_dead_one_leaves_it_interrupted_in_every_later_open() {
 }
 
 #[test]
-fn an_update_with_a_response_ends_it() {
+fn an_update_with_a_response_ends_the_request() {
     let (engine, clock) = engine();
     let requests = engine.requests("r").unwrap();
     let events = engine.events();
@@ -81,7 +81,7 @@ fn an_update_with_a_response_ends_it() {
 }
 
 #[test]
-fn an_update_is_refused_where_someone_is_at_work_or_all_is_said() {
+fn an_update_rejects_owned_and_finished_requests() {
     let (engine, _) = engine();
     let requests = engine.requests("r").unwrap();
     let patches = || [to("paid"), RequestPatch::new().checkpoint("c"), RequestPatch::new().response(ok("other"))];

@@ -371,7 +371,7 @@ fn time_out_at_an_ending(engine: &Engine, rounds: u32, sweep: Duration) -> [u64;
 }
 
 #[test]
-fn a_time_out_during_an_ending_loses_no_hand_over() {
+fn a_timeout_during_an_ending_loses_no_hand_over() {
     within(LATE, || {
         let engine = Engine::temporary().unwrap();
         let start = Instant::now();

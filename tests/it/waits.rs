@@ -37,7 +37,7 @@ fn an_observer_gets_the_outcome_of_the_successor() {
 }
 
 #[test]
-fn a_request_that_was_created_is_waited_for() {
+fn wait_waits_for_a_created_request() {
     within(LATE, || {
         let (engine, _clock) = engine();
         let requests = &engine.requests("r").unwrap();
@@ -103,7 +103,7 @@ fn is_refused(begin: &oncekey::Result<Begin<u64, u64>>) {
 }
 
 #[test]
-fn over_the_limit_of_one_key_calls_return_at_once_and_other_keys_wait() {
+fn calls_over_the_limit_of_one_key_return_at_once_and_other_keys_wait() {
     within(LATE, || {
         let engine = Engine::options().max_waiting_per_key(2).max_waiting(3).temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
@@ -133,7 +133,7 @@ fn over_the_limit_of_one_key_calls_return_at_once_and_other_keys_wait() {
 }
 
 #[test]
-fn a_time_out_a_hand_over_and_a_panic_free_the_place_of_a_waiter() {
+fn a_timeout_a_hand_over_and_a_panic_free_the_place_of_a_waiter() {
     within(LATE, || {
         let engine = Engine::options().max_waiting_per_key(1).temporary().unwrap();
         let ops = &ops(&engine, OnInterrupted::Resume);

@@ -1,4 +1,4 @@
-//! HTTP requests over the wire, answered by a synchronous server.
+//! Tests of HTTP requests over the wire, with a synchronous server.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -20,7 +20,7 @@ use crate::threads::{LATE, until, within};
 type Request = http::Request<Vec<u8>>;
 type Operation<'a> = dyn Fn(&Request, &mut Claim<Response, Response>) -> Result<Response, Response> + Sync + 'a;
 
-/// A POST that was sent, as far as its client says.
+/// A POST that the client has sent, complete or not.
 fn sent(address: SocketAddr, path: &str, key: &str, length: usize, body: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).unwrap();
     let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nIdempotency-Key: {key}\r\n");
@@ -28,7 +28,7 @@ fn sent(address: SocketAddr, path: &str, key: &str, length: usize, body: &str) -
     stream
 }
 
-/// All that comes back.
+/// Reads the whole answer.
 fn received(mut stream: TcpStream) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -42,9 +42,9 @@ fn send(address: SocketAddr, path: &str, key: &str) -> String {
 fn answer(mut incoming: tiny_http::Request, requests: &Requests, operation: &Operation<'_>) {
     let mut body = Vec::new();
     incoming.as_reader().read_to_end(&mut body).unwrap();
-    // This server gives what came of a body; whether it is whole is for the service to see.
+    // This server returns the part of a body that arrived. The service has to check whether it is complete.
     if incoming.body_length().is_some_and(|length| length != body.len()) {
-        // A client that has gone hears nothing.
+        // A client that hung up gets nothing.
         let _ = incoming.respond(tiny_http::Response::empty(400));
         return;
     }
@@ -60,7 +60,7 @@ fn answer(mut incoming: tiny_http::Request, requests: &Requests, operation: &Ope
     let _ = incoming.respond(out);
 }
 
-/// Ends the server's threads, by a panic too.
+/// Ends the server's threads, even after a panic.
 struct Unblock<'a>(&'a tiny_http::Server, usize);
 
 impl Drop for Unblock<'_> {
@@ -71,7 +71,7 @@ impl Drop for Unblock<'_> {
     }
 }
 
-/// Serves with so many threads while the test runs.
+/// Serves with this number of threads while the test runs.
 fn serving(requests: &Requests, threads: usize, operation: &Operation<'_>, test: impl FnOnce(SocketAddr)) {
     let server = tiny_http::Server::http("127.0.0.1:0").unwrap();
     let address = server.server_addr().to_ip().unwrap();
@@ -80,7 +80,7 @@ fn serving(requests: &Requests, threads: usize, operation: &Operation<'_>, test:
         for _ in 0..threads {
             scope.spawn(|| {
                 for incoming in server.incoming_requests() {
-                    // A request that is dropped by a panic is answered with 500.
+                    // The server responds with 500 to a request that a panic dropped.
                     let _ = catch_unwind(AssertUnwindSafe(|| answer(incoming, requests, operation)));
                 }
             });
@@ -117,10 +117,11 @@ fn a_synchronous_server_answers_retries_over_the_wire() {
 }
 
 #[test]
-fn a_body_that_lies_about_its_length_is_not_taken_for_another() {
+fn a_body_with_a_wrong_length_is_not_executed_as_another() {
     let requests = requests(HandleOptions::new());
     serving(&requests, 1, &created, |address| {
-        // The client says more, and hangs up after 6 bytes. This server reads short bodies itself, and answers nothing then.
+        // The client announces more, and hangs up after 6 bytes. This server reads short bodies itself, and then sends no
+        // answer.
         for length in [20, 2_000] {
             let half = sent(address, "/payments", "k", length, "20 EUR");
             half.shutdown(Shutdown::Write).unwrap();
@@ -131,7 +132,7 @@ fn a_body_that_lies_about_its_length_is_not_taken_for_another() {
         let whole = send(address, "/payments", "k");
         is(&whole, 201, "");
         assert!(!whole.contains("idempotent-replayed"), "{whole}");
-        // What comes after the length that it says is no part of the body.
+        // Bytes after the announced length are not part of the body.
         is(&received(sent(address, "/payments", "k", 6, "20 EUR and more")), 201, "idempotent-replayed: true");
         is(&received(sent(address, "/payments", "k", 2, "20 EUR")), 422, "mismatch");
     });
@@ -149,7 +150,7 @@ fn a_megabyte_of_headers_over_the_wire_is_answered() {
 }
 
 #[test]
-fn a_server_goes_on_after_an_operation_that_panics_and_its_key_is_held() {
+fn a_server_continues_after_a_panic_and_the_key_is_held() {
     let requests = requests(HandleOptions::new());
     let panics = |request: &Request, claim: &mut Claim<Response, Response>| {
         let _charge = claim.effect_id("charge");
@@ -163,7 +164,7 @@ fn a_server_goes_on_after_an_operation_that_panics_and_its_key_is_held() {
 }
 
 #[test]
-fn clients_that_hang_up_while_they_wait_leave_the_owner_and_all_others_alone() {
+fn clients_that_hang_up_while_they_wait_affect_no_others() {
     within(LATE, || {
         let requests = requests(HandleOptions::new().wait(LATE));
         let stats = || requests.manager().engine().stats();
@@ -185,7 +186,7 @@ fn clients_that_hang_up_while_they_wait_leave_the_owner_and_all_others_alone() {
             let first = received(owner);
             is(&first, 201, "");
             is(&send(address, "/payments", "k"), 201, "idempotent-replayed: true");
-            // Nor does it matter that the client of the first request has gone: its operation has run.
+            // The client of the first request may hang up too: its operation has run.
             let gone = sent(address, "/payments", "l", 6, "20 EUR");
             begun.wait();
             gone.shutdown(Shutdown::Both).unwrap();
@@ -196,7 +197,7 @@ fn clients_that_hang_up_while_they_wait_leave_the_owner_and_all_others_alone() {
     });
 }
 
-// Four threads: one at work, two that wait for it, and one for everybody else.
+// Four threads: one runs the operation, two wait for it, and one serves other requests.
 #[test]
 fn retries_of_a_slow_key_leave_a_thread_for_other_keys() {
     within(LATE, || {

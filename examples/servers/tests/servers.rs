@@ -1,4 +1,4 @@
-//! Each service, driven by a client over the wire.
+//! Tests each service with a client over the wire.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -13,7 +13,7 @@ const ADA: &str = r#"{"to":"ada","cents":1999}"#;
 const ADA_AGAIN: &str = r#"{ "cents": 1999.0, "to": "ada" }"#;
 const EVE: &str = r#"{"to":"eve","cents":1999}"#;
 
-/// A server, until the test ends.
+/// A server that is killed when the test ends.
 struct Service {
     process: Child,
     address: String,
@@ -66,7 +66,7 @@ impl Service {
 fn drive(program: &str) {
     let service = Service::start(program);
     retries_get_the_first_answer(&service);
-    half_a_body_is_no_request(&service);
+    an_incomplete_body_is_not_executed(&service);
     clients_that_come_at_once_run_it_once(&service);
 }
 
@@ -82,13 +82,13 @@ fn retries_get_the_first_answer(service: &Service) {
     service.refuses(Some("\"k"), ADA, 400, "invalid_key");
 }
 
-/// The client says 25 bytes, and hangs up after 10.
-fn half_a_body_is_no_request(service: &Service) {
+/// The client announces 25 bytes, and hangs up after 10.
+fn an_incomplete_body_is_not_executed(service: &Service) {
     let mut stream = TcpStream::connect(&service.address).unwrap();
     let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nIdempotency-Key: half\r\n";
     write!(stream, "{head}Content-Length: {}\r\n\r\n{}", ADA.len(), &ADA[..10]).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    // Until the server has answered, or closed the connection.
+    // Read until the server has answered or closed the connection.
     let mut answer = Vec::new();
     let _ = std::io::Read::read_to_end(&mut stream, &mut answer);
     assert!(!String::from_utf8_lossy(&answer).contains(" 201 "), "half a body was paid for");

@@ -1,4 +1,4 @@
-//! `Requests::handle` behind `axum`: in the pool of threads that may block, because it waits for the disk.
+//! `Requests::handle` behind `axum`, in its pool of blocking threads, because the call waits for the disk.
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
@@ -17,9 +17,9 @@ async fn answer(
     let (parts, body) = incoming.into_parts();
     let body = to_bytes(body, MAX_BODY_BYTES).await.map_err(|_| StatusCode::BAD_REQUEST)?;
     let request = http::Request::from_parts(parts, body);
-    // A client that hangs up ends this task, and not the operation.
+    // If a client hangs up, this task ends, but the operation continues.
     let answer = spawn_blocking(move || payments.handle(&request, pay)).await;
-    // An error is a panic of the operation.
+    // `Err` means that the operation panicked.
     answer.map(|answer| answer.map(Body::from)).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }
 

@@ -1,4 +1,4 @@
-//! `Requests::handle` behind `rouille`, which has a pool of threads and answers a panic with 500.
+//! `Requests::handle` behind `rouille`, which has a pool of threads and responds to a panic with 500.
 
 use oncekey::http::Requests;
 use oncekey_servers::{Result, pay, payments, read_body};

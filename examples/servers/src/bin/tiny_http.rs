@@ -27,7 +27,7 @@ fn main() -> Result {
     thread::scope(|scope| {
         let serve = || {
             for incoming in server.incoming_requests() {
-                // A panic, and a body that is not whole, drop the request, which answers 500.
+                // After a panic or an incomplete body, the request is dropped, which responds with 500.
                 let _ = catch_unwind(AssertUnwindSafe(|| answer(incoming, &payments)));
             }
         };
