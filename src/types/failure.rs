@@ -56,8 +56,8 @@ impl Failure {
 
     /// Creates a failure from a boxed error and its causes.
     ///
-    /// Use it for errors that do not implement [`std::error::Error`] but convert into a box: `anyhow::Error`, `Box<dyn
-    /// Error>`, text.
+    /// Use it for errors that do not implement [`std::error::Error`] but convert into a box: text, `anyhow::Error`,
+    /// `Box<dyn Error>`.
     ///
     /// ```
     /// use oncekey::Failure;
