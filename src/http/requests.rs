@@ -33,9 +33,9 @@ pub use options::HandleOptions;
 pub use request::{Created, NewRequest, RequestPatch};
 pub use same::SameRequest;
 
-/// Runs operations that have a method, a path and parameters, and whose outcome is a [`Response`].
+/// Operations that have a method, a path and parameters, and whose outcome is a [`Response`].
 ///
-/// Wraps a [`Manager`] whose successes and failures are both responses.
+/// The handle wraps a [`Manager`] whose successes and failures are both responses.
 ///
 /// - **Fingerprint.** Method, path and parameters form the fingerprint, so a different request under the same key is a
 ///   mismatch.
@@ -174,8 +174,8 @@ impl Requests {
         Self { handling: options, ..self }
     }
 
-    /// Stores the parameters of new requests in their context, as `params`, in clear text. Default: false; parameters may
-    /// then have any size.
+    /// Sets whether the parameters of new requests are stored in their context, as `params`, in clear text. Default: false.
+    /// Parameters that are not stored may have any size.
     ///
     /// Use it for workers that [`lock`](Requests::lock) a request later and need its parameters, or to
     /// [`find`](Requests::find) requests by them. Listings and the command line show the parameters. A call returns
@@ -221,9 +221,9 @@ impl Requests {
     ///
     /// Without a `header_key`, only the stages can learn the generated key, from [`Claim::key`](crate::Claim::key), so the
     /// caller cannot retry a request that fails. If no stage has stored anything and no
-    /// [`effect_id`](crate::Claim::effect_id) was asked for, the record of such a request is removed instead of released.
-    /// Otherwise the record stays at its recovery point, where [`find`](Requests::find) lists it until its TTL ends. To be
-    /// able to retry, pass a key from [`Key::generate`](crate::Key::generate).
+    /// [`effect_id`](crate::Claim::effect_id) was asked for, the record of a request that fails is removed instead of
+    /// released. Otherwise the record stays at its recovery point, where [`find`](Requests::find) lists it until its TTL
+    /// ends. To be able to retry, pass a key from [`Key::generate`](crate::Key::generate).
     ///
     /// # Errors
     ///

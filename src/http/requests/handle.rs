@@ -26,14 +26,15 @@ impl Requests {
     /// |---|---|
     /// | is new | the response that the operation returns, `Ok` or `Err`; [`on_error`](Requests::on_error) decides whether it is stored |
     /// | has an outcome | the stored response with `Idempotent-Replayed: true`, without the [headers](HandleOptions::not_replayed) for the first client |
+    /// | had an outcome that has expired, and is [remembered](crate::ManagerOptions::remember_expired) | 410 |
     /// | is missing or malformed | 400 |
     /// | belongs to a request with another method, path, query or body | 422 |
     /// | is in progress | 409 with `Retry-After` |
     /// | was interrupted, and is held | 409 |
     /// | was released less than [`retry_pause`](crate::ManagerOptions::retry_pause) ago | 503 with `Retry-After` |
     ///
-    /// The last five rows and faults of the engine are a [`Problem`], which is also in the response's extensions. For a
-    /// fault, the extensions also contain the [`Error`], for the log. The client does not see the error.
+    /// From the third row on, and for faults of the engine, the answer is a [`Problem`], which is also in the response's
+    /// extensions. For a fault, the extensions also contain the [`Error`], for the log. The client does not see the error.
     ///
     /// An interrupted record is held, unless the manager's options say otherwise. A panic of the operation unwinds through
     /// this call. The record's context has the method and the path. With [`keep_params`](Requests::keep_params) it also has
