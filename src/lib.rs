@@ -93,7 +93,7 @@
 //!
 //! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate;
 //!   `Fingerprint::of_json`.
-//! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own; records as JSON.
+//! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own.
 //! - `test-util`: `Engine::crash`, which leaves a store as the death of a process does, for tests.
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!

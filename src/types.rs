@@ -9,6 +9,7 @@ pub(crate) mod fingerprint;
 pub(crate) mod key;
 pub(crate) mod options;
 pub(crate) mod outcome;
+mod portable;
 pub(crate) mod record;
 pub(crate) mod stats;
 pub(crate) mod telemetry;

@@ -1,8 +1,5 @@
 //! Access to records for tools that do not know their types.
 
-#[cfg(feature = "cli")]
-mod portable;
-
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;

@@ -286,7 +286,6 @@ impl RecordInfo {
 
     /// Creates the information of an exported record that is not in a store, with the state that its original store
     /// showed.
-    #[cfg(feature = "cli")]
     pub(crate) fn detached(
         store_id: [u8; 16],
         manager: &str,
@@ -299,7 +298,6 @@ impl RecordInfo {
         Self(Arc::new(Shown { store_id, manager, key, stored, status, interruption, expires_at, paused_for }))
     }
 
-    #[cfg(feature = "cli")]
     pub(crate) fn store_id(&self) -> [u8; 16] {
         self.0.store_id
     }

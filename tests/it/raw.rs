@@ -154,3 +154,46 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
         }
     }
 }
+
+#[test]
+fn a_record_as_json_has_these_fields() {
+    let (engine, clock) = engine();
+    clock.set_wall(std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_700_000_000_123));
+    let options = ManagerOptions::new().success_ttl(MINUTE).failure_ttl(oncekey::FOREVER).schema(7);
+    let manager = texts_with(&engine, options);
+    let begin = same("a").context(about("user", "ada").with("raw", vec![0xff]));
+    let done = claimed(manager.begin_with("k", begin).unwrap()).succeed(&"v".to_owned()).unwrap();
+    let info = serde_json::to_value(done.info()).unwrap();
+    // Other in each store.
+    let text = |field: &str| info[field].as_str().unwrap();
+    let number = |field: &str| info[field].as_u64().unwrap();
+    for field in ["store", "effect_seed"] {
+        assert!(uuid::Uuid::parse_str(text(field)).is_ok(), "{info}");
+    }
+    assert_eq!(number("generation"), done.info().generation());
+    assert_eq!(number("token"), done.info().generation(), "the first claim is made by the frame that began it");
+    let expected = serde_json::json!({
+        "version": 1, "store": text("store"), "effect_seed": text("effect_seed"),
+        "manager": "m", "key": "k", "status": "Succeeded", "interruption": null, "policy": "Hold",
+        "schema": 7, "attempt": 1, "interruptions": 0, "holds_progress": false,
+        "generation": number("generation"), "token": number("token"),
+        "created_at_ms": 1_700_000_000_123_u64, "updated_at_ms": 1_700_000_000_123_u64,
+        "expires_at_ms": 1_700_000_060_123_u64,
+        "success_ttl_ms": 60_000, "failure_ttl_ms": null, "released_ttl_ms": 86_400_000, "interrupted_ttl_ms": null,
+        "fingerprint": oncekey::Fingerprint::of("a").unwrap().to_string(),
+        "context": { "user": "ada", "raw": { "base64": "/w==" } },
+        "recovery_point": "finished", "checkpoint": null,
+        "outcome_bytes": done.info().outcome_bytes(), "outcome": null,
+    });
+    assert_eq!(info, expected);
+    // A raw record has the outcome too, and is read back.
+    let record = engine.raw("m").unwrap().get("k").unwrap().unwrap();
+    let json = serde_json::to_string(&record).unwrap();
+    let read: Record<Value, Value> = serde_json::from_str(&json).unwrap();
+    assert_eq!(read.outcome(), record.outcome());
+    assert_eq!(serde_json::to_string(&read).unwrap(), json);
+    assert_eq!(
+        (read.info().to_string(), read.info().effect_id("e")),
+        ("m/k: Succeeded".to_owned(), record.info().effect_id("e"))
+    );
+}

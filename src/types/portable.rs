@@ -1,7 +1,6 @@
-//! Records outside of a store, as JSON with every field.
+//! Records outside a store: as JSON, with every field. The documentation of `RecordInfo`'s `Serialize` lists the fields.
 //!
-//! Bytes are a string if they are readable text, otherwise `{"base64": ...}`. Times are milliseconds since 1970. A
-//! missing TTL or expiry means for ever. Unknown fields are refused.
+//! A field that this version does not know is refused.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -208,20 +207,53 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
     Ok(Fingerprint::from_bytes(bytes))
 }
 
-/// All fields except the outcome, for JSON; feature `cli`.
+/// Writes a map, for JSON and other formats that describe themselves. `oncekey export` prints it.
+///
+/// | field | contents |
+/// |---|---|
+/// | `version` | 1; it changes when a field changes its meaning |
+/// | `store`, `effect_seed` | UUIDs: of the store, and of the seed of the [effect ids](RecordInfo::effect_id) |
+/// | `manager`, `key` | the name, and the bytes of the whole key |
+/// | `status` | `InProgress`, `Succeeded`, `Failed`, `Released` or `Interrupted` |
+/// | `interruption` | null, `ProcessEnded`, `Dropped`, `Panicked`, `Reported` or `Revoked` |
+/// | `policy` | `Hold` or `Resume` |
+/// | `schema`, `attempt`, `interruptions` | numbers; `interruptions` counts the attempts that were interrupted and followed by another |
+/// | `holds_progress` | true if a release keeps the record as long as an interruption |
+/// | `generation`, `token` | numbers: [`generation`](RecordInfo::generation), and the fencing token of the last claim |
+/// | `created_at_ms`, `updated_at_ms` | milliseconds since 1970, by the wall clock |
+/// | `expires_at_ms` | the same; null if the record never expires |
+/// | `success_ttl_ms`, `failure_ttl_ms`, `released_ttl_ms`, `interrupted_ttl_ms` | milliseconds; null for no limit |
+/// | `fingerprint` | 64 hexadecimal digits, or null |
+/// | `context` | a map of names to bytes |
+/// | `recovery_point`, `checkpoint` | text, and bytes or null |
+/// | `outcome_bytes` | the length of the encoded outcome |
+/// | `outcome` | always null; the bytes of the encoded outcome in a [`Record`] of a [`RawManager`](crate::admin::RawManager) |
+///
+/// Bytes are a string if they are printable UTF-8, else `{"base64": "..."}`.
+///
+/// ```
+/// # use oncekey::{Engine, Manager};
+/// # let engine = Engine::temporary()?;
+/// let payments: Manager<u64> = engine.manager("payments")?;
+/// let done = payments.begin("order-42")?.into_claim().unwrap().succeed(&1999)?;
+/// let json = serde_json::to_value(done.info()).unwrap();
+/// assert_eq!((&json["key"], &json["status"]), (&"order-42".into(), &"Succeeded".into()));
+/// # Ok::<(), oncekey::Error>(())
+/// ```
 impl Serialize for RecordInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Portable::new(&self.without_outcome()).serialize(serializer)
     }
 }
 
-/// All fields, for JSON that can be [imported](crate::admin::RawManager::import); feature `cli`.
+/// Writes the fields of its [`RecordInfo`] and the encoded outcome.
 impl Serialize for Record<Value, Value> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Portable::new(self.info()).serialize(serializer)
     }
 }
 
+/// Reads what `Serialize` wrote, to be [imported](crate::admin::RawManager::import) into another store.
 impl<'de> Deserialize<'de> for Record<Value, Value> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Portable::deserialize(deserializer)?.read().map_err(D::Error::custom)
