@@ -12,6 +12,7 @@
 mod apply;
 mod backup;
 mod checkpoint;
+mod commit;
 mod compact;
 mod files;
 mod format;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 pub use backup::BackupReport;
+pub(crate) use commit::{CommitOptions, Committed, Ticket};
 pub(crate) use compact::Pass;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 pub use open::OpenReport;
@@ -49,10 +51,7 @@ use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use crate::types::telemetry::{self, Work};
 use apply::Message;
-use format::corrupt;
-use format::frame::{self, Frame};
 use journal::{JournalStats, Pool, Spare};
-use memtable::Entry;
 pub(crate) use read_sets::ReadSet;
 use read_sets::ReadSets;
 pub(crate) use runs::flush::Deleted;
@@ -112,49 +111,6 @@ impl Read {
     /// Store time at which the record that is there now is absent.
     pub(crate) fn lapses(&self, now: &Now) -> u64 {
         self.record().map(|stored| stored.expires_at(now)).filter(|expires| *expires > now.store).unwrap_or(NEVER)
-    }
-}
-
-/// A group that something is in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
-
-/// A commit that was accepted.
-#[derive(Debug)]
-pub(crate) struct Committed {
-    pub(crate) ticket: Ticket,
-    /// What was written, with its numbers.
-    pub(crate) changes: Vec<Change>,
-}
-
-/// Who commits, and since when the times of what it commits count.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CommitOptions<'a> {
-    pub(crate) priority: Priority,
-    /// Store time when the change was decided. Times that count from then are moved to the commit, which may have had to wait.
-    pub(crate) decided: Option<u64>,
-    /// The records whose expiry does not: it is what it was before.
-    pub(crate) kept: &'a [StoreKey],
-    /// Store time from which something that was read is absent: then this is refused as if that had changed.
-    pub(crate) until: u64,
-    /// What a transaction has read.
-    pub(crate) read_set: Option<&'a ReadSet>,
-}
-
-impl CommitOptions<'_> {
-    fn hold(&self, now: u64) -> bool {
-        self.read_set.is_none_or(ReadSet::is_current) && (self.until == NEVER || now < self.until)
-    }
-
-    /// The time, if it makes a difference.
-    fn now(&self, clock: &StoreClock) -> u64 {
-        if self.until == NEVER && self.decided.is_none() { 0 } else { clock.now() }
-    }
-}
-
-impl From<Priority> for CommitOptions<'_> {
-    fn from(priority: Priority) -> Self {
-        Self { priority, decided: None, kept: &[], until: NEVER, read_set: None }
     }
 }
 
@@ -362,60 +318,6 @@ impl Inner {
         Ok(Read { content, seen, ticket: Ticket(0) })
     }
 
-    fn commit(
-        &self,
-        changes: Vec<Change>,
-        reads: &[ReadVersion],
-        options: CommitOptions<'_>,
-    ) -> Result<Option<Committed>> {
-        let frame = Frame::Changes(changes);
-        let (mut bytes, records) = frame::encode_with_records(&frame)?;
-        self.look_for_room();
-        // Without the commit lock: the clock may be the caller's own.
-        let mut now = options.now(&self.clock);
-        let admission =
-            self.commit_queue.admit_after(bytes.len(), options.priority, || now = options.now(&self.clock))?;
-        if !self.versions.are_current(reads) || !options.hold(now) {
-            drop(admission);
-            self.conflicts.add(1);
-            return Ok(None);
-        }
-        let (number, ticket) = (admission.number(), admission.ticket());
-        let waited = options.decided.map_or(0, |decided| now.saturating_sub(decided));
-        // The frame is only encoded from them.
-        let Frame::Changes(mut changes) = frame else { return Err(corrupt("a commit without changes")) };
-        {
-            let images = changes.iter_mut().filter_map(|change| match &mut change.content {
-                Some(Content::Record(stored)) => Some((&change.key, Arc::make_mut(stored))),
-                Some(Content::Row(_)) | None => None,
-            });
-            for ((key, stored), at) in images.zip(records) {
-                frame::number(stored, number);
-                if waited > 0 {
-                    stored.delay(waited, options.kept.contains(key));
-                    frame::set_times(&mut bytes, at, stored);
-                }
-            }
-        }
-        let entries = changes.iter().map(|change| {
-            let entry = Entry { number, ticket, content: change.content.clone() };
-            (change.key.clone(), entry)
-        });
-        // With them: who sees one key as it is now must find out that another one, read before, is not current.
-        self.shared.memtable.put_all(entries, || self.changed(changes.iter().map(|change| &change.key)));
-        admission.commit(&bytes, true);
-        self.commits.add(1);
-        Ok(Some(Committed { ticket: Ticket(ticket), changes }))
-    }
-
-    /// These keys change: what was read of them is not current any more.
-    fn changed<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
-        for key in keys {
-            self.versions.advance(key);
-            self.read_sets.mark(key);
-        }
-    }
-
     /// Nothing tells when there is room again on a disk that was full: whoever comes looks.
     fn look_for_room(&self) {
         if self.commit_queue.is_stalled() {
@@ -450,13 +352,6 @@ impl Inner {
                 Some(why)
             }
         }
-    }
-
-    /// A frame of the store's own, durable when this returns.
-    fn mark(&self, frame: &Frame) -> Result<()> {
-        let bytes = frame::encode(frame)?;
-        let ticket = self.commit_queue.admit(bytes.len(), Priority::Store)?.commit(&bytes, false);
-        self.commit_queue.wait(ticket)
     }
 
     /// Why the apply thread does not answer.

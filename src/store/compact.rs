@@ -8,15 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::apply::{Compaction, Message};
-use super::memtable::Entry;
-use super::{Inner, Store, StoreKey};
+use super::{Inner, Store};
 use crate::store::format::corrupt;
 use crate::store::runs::Run;
 use crate::store::runs::flush::Deleted;
 use crate::store::runs::merge;
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::{Lifetime, Status};
 
 /// The number of records that an open removes under one lock.
 const REMOVED_AT_ONCE: usize = 1024;
@@ -132,25 +130,5 @@ impl Inner {
     fn remove_unfinished(&self, limit: usize) -> Option<Deleted> {
         let expired = self.shared.unfinished.expired(&self.now(), limit);
         (!expired.is_empty()).then(|| self.remove_expired(&expired))
-    }
-
-    /// Removes expired unfinished records, except those that were begun again.
-    pub(super) fn remove_expired(&self, expired: &[(StoreKey, Lifetime)]) -> Deleted {
-        let shared = &self.shared;
-        let mut deleted = Deleted::default();
-        // Contents in the memtable are newer. A caller that has read the record cannot commit after this, because its
-        // version counter moves. The memtable is checked first: a flush updates the index of the runs before it removes
-        // entries from the memtable.
-        let is_there = |key, lifetime| !shared.memtable.contains(key) && shared.unfinished.is_current(key, lifetime);
-        self.commit_queue.exclusive(|| {
-            for (key, lifetime) in expired.iter().filter(|(key, lifetime)| is_there(key, lifetime)) {
-                let removed = (key.clone(), Entry { number: 0, ticket: 0, content: None });
-                shared.memtable.put_all(std::iter::once(removed), || self.changed(std::iter::once(key)));
-                deleted.records += 1;
-                deleted.interrupted += u64::from(matches!(lifetime.state, Status::InProgress | Status::Interrupted));
-            }
-        });
-        shared.unfinished.remove(expired);
-        deleted
     }
 }
