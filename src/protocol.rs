@@ -368,7 +368,7 @@ impl Protocol {
             let options = CommitOptions { priority, decided: Some(now.store), kept, until, read_set: None };
             let claims = matches!(action, Action::Begin(_) | Action::Lock { .. });
             let entering = if claims { Some(self.enter_owner()?) } else { None };
-            let Some(committed) = self.store.commit(vec![change], &[read.seen], options)? else { continue };
+            let Some(committed) = self.store.commit([change], &[read.seen], options)? else { continue };
             let after = committed.changes.first().and_then(Change::record).cloned();
             if let Action::End { ending: Ending::Interrupt(why), .. } = action {
                 telemetry::interrupted(&id.manager, &id.key, why);

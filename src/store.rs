@@ -131,14 +131,15 @@ impl Store {
     }
 
     /// Commits all the changes or nothing; `None` if something that was read has changed. The caller waits for the ticket.
-    pub(crate) fn commit<'a>(
+    pub(crate) fn commit<'a, C: AsMut<[Change]>>(
         &self,
-        changes: Vec<Change>,
+        mut changes: C,
         reads: &[ReadVersion],
         options: impl Into<CommitOptions<'a>>,
-    ) -> Result<Option<Committed>> {
+    ) -> Result<Option<Committed<C>>> {
         self.inner.check()?;
-        self.inner.commit(changes, reads, options.into())
+        let ticket = self.inner.commit(changes.as_mut(), reads, &options.into())?;
+        Ok(ticket.map(|ticket| Committed { ticket, changes }))
     }
 
     /// For a run of a transaction, which has read nothing yet.

@@ -78,7 +78,7 @@ impl Protocol {
     pub(crate) fn put_row(&self, change: Change) -> Result<()> {
         self.check()?;
         self.yield_to(&change.key);
-        let committed = self.store.commit(vec![change], &[], Priority::User)?;
+        let committed = self.store.commit([change], &[], Priority::User)?;
         // `None` means a conflict, which cannot happen here: nothing was read.
         committed.map_or(Ok(()), |committed| self.store.wait(committed.ticket))
     }

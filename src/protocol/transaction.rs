@@ -256,7 +256,7 @@ impl Protocol {
         let locked = workspace.locked.drain(..).map(|at| Ok((at, self.enter_owner()?)));
         let entering = locked.collect::<Result<Vec<_>>>()?;
         let changes = std::mem::take(&mut workspace.writes);
-        let changes = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
+        let changes: Vec<_> = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
         let decided = workspace.began.map(|now| now.store);
         let until = workspace.until.unwrap_or(NEVER);
         // What a claim's operation has done is recorded as its ending is, whoever else waits.
@@ -394,7 +394,7 @@ mod tests {
             assert_eq!(protocol.read_row(&mut workspace, &at(number)).unwrap(), None);
         }
         let changes = (1000..200_000_u32).map(|number| Change { key: at(number), content: None });
-        assert!(protocol.store.commit(changes.collect(), &[], Priority::User).unwrap().is_some());
+        assert!(protocol.store.commit(changes.collect::<Vec<_>>(), &[], Priority::User).unwrap().is_some());
         assert!(protocol.holds(&workspace));
         workspace.write_row(protocol.row_change("t", b"mine", Some(b"x")).unwrap()).unwrap();
         assert!(protocol.commit(&mut workspace).unwrap().is_some());

@@ -244,7 +244,7 @@ fn encoded(content: Option<Content>) -> Result<Option<Vec<u8>>> {
 /// Returns what the copy keeps of a record, and counts it. Of a finished one that has expired that is its key, if it is
 /// remembered, or nothing. An unfinished one that has expired is copied, and the open of the copy removes it.
 fn kept(bytes: Vec<u8>, now: &Now, report: &mut BackupReport) -> Result<Option<Vec<u8>>> {
-    let stored = record::decode(&bytes, None)?;
+    let stored = record::decode(&bytes)?;
     if let Some((status, _)) = stored.seen(now) {
         report.count(status);
         return Ok(Some(bytes));

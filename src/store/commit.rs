@@ -1,9 +1,20 @@
 //! The commit path: the lock, what it guards, and the order of its steps.
+//!
+//! The commit lock is the one inside [`CommitQueue`](crate::sync::group_commit::CommitQueue); an admission holds it. It guards
+//!
+//! - the number of the next frame, and the bytes of the group that is being filled,
+//! - the memtable: only a holder puts contents into it,
+//! - the version counters, and the marks of the read sets: only a holder moves and sets them.
+//!
+//! Readers do not take it. They lock a shard of the memtable, and look at version counters and marks without a lock. The steps
+//! of a commit under the lock are *check*, *number*, *encode*, *show*, *count*: what fails comes before what can be seen.
+//! Under the lock there is no I/O, no call to sled, no reading of the clock, and no wait.
+//!
+//! The caller waits for its ticket when it has released the lock, so that one sync is enough for many callers.
 
 use std::sync::Arc;
 
 use super::Inner;
-use super::format::corrupt;
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
 use super::memtable::Entry;
 use super::read_sets::ReadSet;
@@ -20,10 +31,10 @@ pub(crate) struct Ticket(pub(super) u64);
 
 /// A commit that was accepted.
 #[derive(Debug)]
-pub(crate) struct Committed {
+pub(crate) struct Committed<C = Vec<Change>> {
     pub(crate) ticket: Ticket,
     /// What was written, with its numbers.
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: C,
 }
 
 /// Who commits, and since when the times of what it commits count.
@@ -58,50 +69,55 @@ impl From<Priority> for CommitOptions<'_> {
 }
 
 impl Inner {
+    /// Commits all the changes or nothing; `None` if something that was read has changed. Gives the records their numbers.
     pub(super) fn commit(
         &self,
-        changes: Vec<Change>,
+        changes: &mut [Change],
         reads: &[ReadVersion],
-        options: CommitOptions<'_>,
-    ) -> Result<Option<Committed>> {
-        let frame = Frame::Changes(changes);
-        let (mut bytes, records) = frame::encode_with_records(&frame)?;
+        options: &CommitOptions<'_>,
+    ) -> Result<Option<Ticket>> {
+        // Numbers and times do not change the length of a frame, so space can be asked for before they are known.
+        let len = frame::encoded_len_of(changes)?;
         self.look_for_room();
-        // Without the commit lock: the clock may be the caller's own.
+        // Read before the lock is taken: the clock may be the caller's own.
         let mut now = options.now(&self.clock);
-        let admission =
-            self.commit_queue.admit_after(bytes.len(), options.priority, || now = options.now(&self.clock))?;
+        // May wait for space, and reads the clock again then. Returns with the commit lock held.
+        let mut admission = self.commit_queue.admit_after(len, options.priority, || now = options.now(&self.clock))?;
+
+        // Check. Under the lock, because another commit could come between a check without it and the steps below.
         if !self.versions.are_current(reads) || !options.hold(now) {
             drop(admission);
             self.conflicts.add(1);
             return Ok(None);
         }
+
+        // Number.
         let (number, ticket) = (admission.number(), admission.ticket());
         let waited = options.decided.map_or(0, |decided| now.saturating_sub(decided));
-        // The frame is only encoded from them.
-        let Frame::Changes(mut changes) = frame else { return Err(corrupt("a commit without changes")) };
-        {
-            let images = changes.iter_mut().filter_map(|change| match &mut change.content {
-                Some(Content::Record(stored)) => Some((&change.key, Arc::make_mut(stored))),
-                Some(Content::Row(_)) | None => None,
-            });
-            for ((key, stored), at) in images.zip(records) {
-                frame::number(stored, number);
-                if waited > 0 {
-                    stored.delay(waited, options.kept.contains(key));
-                    frame::set_times(&mut bytes, at, stored);
-                }
+        for Change { key, content } in &mut *changes {
+            if let Some(Content::Record(stored)) = content {
+                let stored = Arc::make_mut(stored);
+                stored.set_number(number);
+                stored.delay(waited, options.kept.contains(key));
             }
         }
+
+        // Encode, into the group itself. The last step that can fail, so it comes before anything that can be seen.
+        admission.append(|payload| frame::encode_changes(changes, payload))?;
+
+        // Show. Version counters and marks change while the shards of the memtable are locked: a reader that sees one key as it
+        // is now then finds that another one, which it read before, has changed.
         let entries = changes.iter().map(|change| {
             let entry = Entry { number, ticket, content: change.content.clone() };
             (change.key.clone(), entry)
         });
-        // With them: who sees one key as it is now must find out that another one, read before, is not current.
         self.shared.memtable.put_all(entries, || self.changed(changes.iter().map(|change| &change.key)));
-        admission.commit(&bytes, true);
+
+        // Count, and unlock. The writer can take the group from here on. The memtable must have the contents by then: a flush
+        // of this group takes them from there.
+        admission.commit(true);
         self.commits.add(1);
-        Ok(Some(Committed { ticket: Ticket(ticket), changes }))
+        Ok(Some(Ticket(ticket)))
     }
 
     /// These keys change: what was read of them is not current any more.
@@ -114,8 +130,9 @@ impl Inner {
 
     /// A frame of the store's own, durable when this returns.
     pub(super) fn mark(&self, frame: &Frame) -> Result<()> {
-        let bytes = frame::encode(frame)?;
-        let ticket = self.commit_queue.admit(bytes.len(), Priority::Store)?.commit(&bytes, false);
+        let mut admission = self.commit_queue.admit(frame::encoded_len(frame)?, Priority::Store)?;
+        admission.append(|payload| frame::encode(frame, payload))?;
+        let ticket = admission.commit(false);
         self.commit_queue.wait(ticket)
     }
 

@@ -45,7 +45,7 @@
 //! the kind: 1 *changes*, up to the end of the frame; 2 *opening*, empty; 3 *checkpointed*, number of the last frame
 //! whose changes are in runs (8); 4 *closing*, empty; 5 *anchor*, empty. A change: kind (1: 1 record, 2 row, 3 no
 //! record, 4 no row), length of the name (1), name, length of the key (2), key, and for kinds 1 and 2 length of the
-//! value (4), value. In the generation, revision and token of a record, 0 stands for the number of the frame.
+//! value (4), value.
 //!
 //! # Records
 //!

@@ -66,11 +66,10 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         outcome_len: if parts.finished { u32::try_from(parts.outcome.len()).unwrap_or(u32::MAX) } else { 0 },
         outcome: parts.finished.then(|| Value::from(parts.outcome)),
     };
-    let mut bytes = Vec::new();
+    let (mut stored, mut bytes) = (stored, Vec::new());
+    stored.set_number(7);
     record::encode(&stored, &mut bytes)?;
-    let mut numbered = stored;
-    frame::number(&mut numbered, 7);
-    let same = record::decode(&bytes, Some(7))? == numbered;
+    let same = record::decode(&bytes)? == stored && bytes.len() == record::encoded_len(&stored);
     Ok((bytes, same))
 }
 
@@ -78,17 +77,17 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
 pub fn record(bytes: &[u8]) -> Result<Vec<u8>> {
     let _ = record::decode_head(bytes);
     let mut again = Vec::new();
-    record::encode(&record::decode(bytes, Some(7))?, &mut again)?;
+    record::encode(&record::decode(bytes)?, &mut again)?;
     Ok(again)
 }
 
 /// The frames of a group that can be read, written again.
 pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
-    frame::decode_all(payload, 7, count)?
-        .iter()
-        .map(|(_, frame)| frame::encode(frame))
-        .collect::<Result<Vec<_>>>()
-        .map(|frames| frames.concat())
+    let mut again = Vec::new();
+    for (_, frame) in frame::decode_all(payload, 7, count)? {
+        frame::encode(&frame, &mut again)?;
+    }
+    Ok(again)
 }
 
 /// Whether these are bytes of a block in sled, or of the list of the runs.
@@ -148,7 +147,7 @@ pub fn segment(place: Place, salt: u8, size: u64, rows: &[u32]) -> Option<(Vec<u
             };
             let begins = place.number == 1 && nth == 0 && frame == first;
             let frame = if begins { frame::Frame::Checkpointed(0) } else { frame::Frame::Changes(vec![row]) };
-            payload.extend(frame::encode(&frame).ok()?);
+            frame::encode(&frame, &mut payload).ok()?;
         }
         let header = GroupHeader {
             is_seal: false,
@@ -184,7 +183,9 @@ pub fn recover(dir: &Path) -> Result<(u64, Numbered)> {
     let recovered = journal::recover(dir, 4096)?;
     let mut frames = Vec::new();
     recovered.replay(&mut |number, frame| {
-        frames.push((number, frame::encode(&frame)?));
+        let mut bytes = Vec::new();
+        frame::encode(&frame, &mut bytes)?;
+        frames.push((number, bytes));
         Ok(())
     })?;
     Ok((recovered.last_frame, frames))

@@ -164,7 +164,7 @@ impl Store {
             Fault::MarksTheReadSetsLater => mark(),
             _ => {}
         }
-        Some(admission.commit(&vec![0; changes.len()], changes.to_vec()))
+        Some(admission.commit_bytes(&vec![0; changes.len()], changes.to_vec()))
     }
 
     /// Runs until everybody has ended: writes, syncs, publishes, applies.

@@ -426,7 +426,9 @@ fn start_journal(
 }
 
 fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: &Frame, clock: &StoreClock) -> Result<()> {
-    let batch = Batch { group, first_frame: number, payload: frame::encode(frame)?, frames: vec![false] };
+    let mut payload = Vec::new();
+    frame::encode(frame, &mut payload)?;
+    let batch = Batch { group, first_frame: number, payload, frames: vec![false] };
     writer.write(&batch, Target::Current, clock.anchor()).map(|_| ())
 }
 

@@ -161,7 +161,7 @@ impl Stored {
             Load::All => self.len,
             Load::WithoutOutcome => record::decode_head(self.here()).map_or(self.len, |head| HEAD + head.rest_len),
         };
-        let mut stored = record::decode(&self.load(tables, wanted)?, None)
+        let mut stored = record::decode(&self.load(tables, wanted)?)
             .map_err(|error| error.wrap(error.kind(), &key.bytes().escape_ascii().to_string()))?;
         if load == Load::WithoutOutcome {
             stored.outcome = None;

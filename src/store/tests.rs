@@ -53,6 +53,7 @@ fn key(name: impl AsRef<[u8]>) -> StoreKey {
 fn done(outcome: &[u8]) -> StoredRecord {
     StoredRecord {
         generation: THIS_FRAME,
+        revision: THIS_FRAME,
         token: THIS_FRAME,
         expires: NEVER,
         outcome_len: u32::try_from(outcome.len()).unwrap(),

@@ -66,15 +66,15 @@ fn options(limit: u64) -> impl Options {
     DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(limit).reject_trailing_bytes()
 }
 
-/// Appends a part of the store's own formats, encoded with bincode, at most `limit` bytes. `what` names the part in
-/// messages.
+/// Appends what [`decode_plain`] reads, at most `limit` bytes. `what` names the part in messages.
+#[cfg(test)]
 pub(crate) fn encode_plain<S: Serialize + ?Sized>(bytes: &mut Vec<u8>, what: &str, part: &S, limit: u64) -> Result<()> {
     let limit = limit.saturating_add(bytes.len() as u64);
     let refused = |cause| Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {cause}"));
     walk(part, Bytes { bytes, limit }).map(|_| ()).map_err(refused)
 }
 
-/// Decodes a part that [`encode_plain`] wrote; trailing bytes are an error. Reserves no more memory than the bytes can
+/// Decodes a part of the store's own formats, in bincode's form; trailing bytes are an error. Reserves no more memory than the bytes can
 /// fill, and at most 1 MiB for a collection.
 pub(crate) fn decode_plain<D: DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<D> {
     compact(bytes).map_err(|cause| Error::new(ErrorKind::Codec, format!("{what} cannot be decoded: {cause}")))

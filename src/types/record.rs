@@ -203,6 +203,15 @@ impl StoredRecord {
         self.lifetime().status(now)
     }
 
+    /// Sets the numbers that are those of the frame that will carry the record.
+    pub(crate) fn set_number(&mut self, frame: u64) {
+        for field in [&mut self.generation, &mut self.revision, &mut self.token] {
+            if *field == THIS_FRAME {
+                *field = frame;
+            }
+        }
+    }
+
     /// Shifts the times of a record that is committed `millis` after it was decided. With `keeps_expiry`, the expiry
     /// was fixed before and stays.
     pub(crate) fn delay(&mut self, millis: u64, keeps_expiry: bool) {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Fields, behind, corrupt, length, patch, record};
+use super::{Fields, behind, corrupt, length, record};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::{StoredRecord, THIS_FRAME};
+use crate::types::record::StoredRecord;
 use crate::types::value::Value;
 
 /// The largest frame in bytes. It limits the size of a group, and of what recovery reads at once.
@@ -15,8 +15,10 @@ pub(crate) const MAX_FRAME: usize = 32 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct StoreKey(Arc<[u8]>);
 
-/// The size in bytes that most frames of one record do not exceed.
-const USUAL_FRAME: usize = 512;
+/// The size in bytes of a length.
+const LENGTH: usize = 4;
+/// The size in bytes of a frame's length and kind.
+const FRAME_HEAD: usize = LENGTH + 1;
 
 const RECORD: u8 = b'r';
 const ROW: u8 = b't';
@@ -145,77 +147,94 @@ pub(crate) enum Frame {
     Anchor,
 }
 
-/// Encodes a frame. A number that is [`THIS_FRAME`] is encoded as 0, because the frame is numbered later.
-pub(crate) fn encode(frame: &Frame) -> Result<Vec<u8>> {
-    encode_with_records(frame).map(|(bytes, _)| bytes)
+/// Returns the number of bytes that [`encode`] appends. Fails if something in the frame is too long for the format.
+pub(crate) fn encoded_len(frame: &Frame) -> Result<usize> {
+    match frame {
+        Frame::Changes(changes) => encoded_len_of(changes),
+        Frame::Checkpointed(_) => Ok(FRAME_HEAD + 8),
+        Frame::Opening | Frame::Closing | Frame::Anchor => Ok(FRAME_HEAD),
+    }
 }
 
-/// Encodes a frame. Also returns the offset of each record, for [`set_times`].
-pub(crate) fn encode_with_records(frame: &Frame) -> Result<(Vec<u8>, Vec<usize>)> {
-    let (mut out, mut records) = (Vec::with_capacity(USUAL_FRAME), Vec::new());
-    out.extend_from_slice(&[0; 4]);
-    match frame {
-        Frame::Changes(changes) => {
-            out.push(1);
-            for change in changes {
-                records.extend(encode_change(change, &mut out)?);
-            }
-        }
-        Frame::Opening => out.push(2),
-        Frame::Checkpointed(number) => {
-            out.push(3);
-            out.extend_from_slice(&number.to_le_bytes());
-        }
-        Frame::Closing => out.push(4),
-        Frame::Anchor => out.push(5),
+/// Appends the encoded frame to `out`. The numbers of its records must be set.
+pub(crate) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<()> {
+    let kind = match frame {
+        Frame::Changes(changes) => return encode_changes(changes, out),
+        Frame::Opening => 2,
+        Frame::Checkpointed(_) => 3,
+        Frame::Closing => 4,
+        Frame::Anchor => 5,
+    };
+    push_head(encoded_len(frame)?, kind, out)?;
+    if let Frame::Checkpointed(number) = frame {
+        out.extend_from_slice(&number.to_le_bytes());
     }
-    if out.len() > MAX_FRAME {
-        let message = format!("a commit is {} bytes long, the limit is {MAX_FRAME}", out.len());
+    Ok(())
+}
+
+/// Returns the number of bytes that [`encode_changes`] appends. It does not depend on numbers and times.
+pub(crate) fn encoded_len_of(changes: &[Change]) -> Result<usize> {
+    let changes = changes.iter().try_fold(0, |sum, change| change_len(change).map(|len| sum + len))?;
+    let len = FRAME_HEAD + changes;
+    if len > MAX_FRAME {
+        let message = format!("a commit is {len} bytes long, the limit is {MAX_FRAME}");
         return Err(Error::new(ErrorKind::TooLarge, message));
     }
-    let len = length("a commit", out.len() - 4)?;
-    patch(&mut out, 0, len);
-    Ok((out, records))
+    Ok(len)
 }
 
-/// Overwrites the times of an encoded record, because its times are known only at the commit.
-pub(crate) fn set_times(bytes: &mut [u8], record: usize, stored: &StoredRecord) {
-    let times = stored.updated.to_le_bytes().into_iter().chain(stored.expires.to_le_bytes());
-    bytes.iter_mut().skip(record + record::TIMES).zip(times).for_each(|(byte, value)| *byte = value);
+/// Appends a frame of changes.
+pub(crate) fn encode_changes(changes: &[Change], out: &mut Vec<u8>) -> Result<()> {
+    push_head(encoded_len_of(changes)?, 1, out)?;
+    changes.iter().try_for_each(|change| encode_change(change, out))
 }
 
-fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<Option<usize>> {
+fn push_head(len: usize, kind: u8, out: &mut Vec<u8>) -> Result<()> {
+    out.reserve(len);
+    out.extend_from_slice(&length("a commit", len - LENGTH)?.to_le_bytes());
+    out.push(kind);
+    Ok(())
+}
+
+fn value_len(content: &Content) -> usize {
+    match content {
+        Content::Record(stored) => record::encoded_len(stored),
+        Content::Row(value) => value.len(),
+    }
+}
+
+fn change_len(change: &Change) -> Result<usize> {
+    let (_, name, _, key) = parts(change)?;
+    let value = change.content.as_ref().map_or(0, |content| LENGTH + value_len(content));
+    Ok(1 + 1 + name.len() + 2 + key.len() + value)
+}
+
+/// Returns the name of the manager or table and the key, each with its length as it is encoded.
+fn parts(change: &Change) -> Result<(u8, &str, u16, &[u8])> {
     let Some((name, key)) = change.key.split() else { return Err(corrupt("a key has no name")) };
+    let too_long = |_| Error::new(ErrorKind::TooLarge, format!("a key of {name} is {} bytes long", key.len()));
+    Ok((u8::try_from(name.len()).map_err(too_long)?, name, u16::try_from(key.len()).map_err(too_long)?, key))
+}
+
+fn encode_change(change: &Change, out: &mut Vec<u8>) -> Result<()> {
+    let (name_len, name, key_len, key) = parts(change)?;
     out.push(match (&change.content, change.key.is_record()) {
         (Some(Content::Record(_)), _) => 1,
         (Some(Content::Row(_)), _) => 2,
         (None, true) => 3,
         (None, false) => 4,
     });
-    let too_long = |_| Error::new(ErrorKind::TooLarge, format!("a key of {name} is {} bytes long", key.len()));
-    out.push(u8::try_from(name.len()).map_err(too_long)?);
+    out.push(name_len);
     out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(&u16::try_from(key.len()).map_err(too_long)?.to_le_bytes());
+    out.extend_from_slice(&key_len.to_le_bytes());
     out.extend_from_slice(key);
-    let Some(content) = &change.content else { return Ok(None) };
-    out.extend_from_slice(&[0; 4]);
-    let at = out.len();
+    let Some(content) = &change.content else { return Ok(()) };
+    out.extend_from_slice(&length("a value", value_len(content))?.to_le_bytes());
     match content {
         Content::Record(stored) => record::encode(stored, out)?,
         Content::Row(value) => out.extend_from_slice(value),
     }
-    let len = length("a value", out.len() - at)?;
-    patch(out, at - 4, len);
-    Ok(change.key.is_record().then_some(at))
-}
-
-/// Sets the numbers of a stored record that are [`THIS_FRAME`] to the number of its frame.
-pub(crate) fn number(stored: &mut StoredRecord, number: u64) {
-    for field in [&mut stored.generation, &mut stored.revision, &mut stored.token] {
-        if *field == THIS_FRAME {
-            *field = number;
-        }
-    }
+    Ok(())
 }
 
 /// Decodes the frames of a group. The first has the number `first`.
@@ -224,19 +243,19 @@ pub(crate) fn decode_all(payload: &[u8], first: u64, count: u32) -> Result<Vec<(
     let mut frames = Vec::new();
     for index in 0..u64::from(count) {
         let number = first.saturating_add(index);
-        let frame = fields.len().and_then(|len| fields.take(len)).and_then(|bytes| decode(bytes, number));
+        let frame = fields.len().and_then(|len| fields.take(len)).and_then(decode);
         frames.push((number, frame.unwrap_or_else(|| Err(corrupt(format!("frame {number} is malformed"))))?));
     }
     if fields.0.is_empty() { Ok(frames) } else { Err(corrupt(format!("a group at frame {first} has bytes left over"))) }
 }
 
-fn decode(bytes: &[u8], number: u64) -> Option<Result<Frame>> {
+fn decode(bytes: &[u8]) -> Option<Result<Frame>> {
     let mut fields = Fields(bytes);
     let frame = match fields.u8()? {
         1 => {
             let mut changes = Vec::new();
             while !fields.0.is_empty() {
-                match decode_change(&mut fields, number)? {
+                match decode_change(&mut fields)? {
                     Ok(change) => changes.push(change),
                     Err(error) => return Some(Err(error)),
                 }
@@ -252,7 +271,7 @@ fn decode(bytes: &[u8], number: u64) -> Option<Result<Frame>> {
     fields.0.is_empty().then_some(Ok(frame))
 }
 
-fn decode_change(fields: &mut Fields<'_>, number: u64) -> Option<Result<Change>> {
+fn decode_change(fields: &mut Fields<'_>) -> Option<Result<Change>> {
     let kind = fields.u8()?;
     let name_len = fields.u8()?;
     let name = std::str::from_utf8(fields.take(usize::from(name_len))?).ok()?;
@@ -262,7 +281,7 @@ fn decode_change(fields: &mut Fields<'_>, number: u64) -> Option<Result<Change>>
     let content = match kind {
         1 => {
             let len = fields.len()?;
-            match record::decode(fields.take(len)?, Some(number)) {
+            match record::decode(fields.take(len)?) {
                 Ok(stored) => Some(Content::Record(Arc::new(stored))),
                 Err(error) => return Some(Err(error)),
             }
@@ -293,9 +312,16 @@ mod tests {
         vec![Frame::Changes(changes), Frame::Opening, Frame::Checkpointed(513), Frame::Closing, Frame::Anchor]
     }
 
+    fn encoded(frame: &Frame) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        encode(frame, &mut bytes).unwrap();
+        assert_eq!(bytes.len(), encoded_len(frame).unwrap());
+        bytes
+    }
+
     #[test]
     fn golden_bytes_of_every_kind() {
-        let encoded: Vec<_> = all_kinds().iter().map(|frame| encode(frame).unwrap()).collect();
+        let encoded: Vec<_> = all_kinds().iter().map(encoded).collect();
         let mut record = Vec::new();
         record::encode(&sample(), &mut record).unwrap();
         let mut changes = vec![1, 1, 3, b'p', b'a', b'y', 2, 0, b'k', 0];
@@ -314,14 +340,11 @@ mod tests {
     }
 
     #[test]
-    fn decode_is_the_inverse_of_encode_and_sets_numbers() {
-        let payload: Vec<u8> = all_kinds().iter().flat_map(|frame| encode(frame).unwrap()).collect();
+    fn decode_is_the_inverse_of_encode_and_numbers_the_frames() {
+        let payload: Vec<u8> = all_kinds().iter().flat_map(encoded).collect();
         let decoded = decode_all(&payload, 1_000, 5).unwrap();
         assert_eq!(decoded.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1_000, 1_001, 1_002, 1_003, 1_004]);
-        let Frame::Changes(changes) = &decoded[0].1 else { panic!("not changes") };
-        let Some(Content::Record(stored)) = &changes[0].content else { panic!("not a record") };
-        assert_eq!(stored.revision, 1_000);
-        assert_eq!(decoded[1..].iter().map(|(_, frame)| frame.clone()).collect::<Vec<_>>(), all_kinds()[1..]);
+        assert_eq!(decoded.iter().map(|(_, frame)| frame.clone()).collect::<Vec<_>>(), all_kinds());
         for cut in 0..payload.len() {
             assert!(decode_all(&payload[..cut], 1_000, 5).is_err());
         }

@@ -1,10 +1,8 @@
 //! Encodes and decodes records.
 
-use std::borrow::Cow;
+use serde::Deserialize;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Fields, corrupt, length, patch};
+use super::{Fields, corrupt, length};
 use crate::types::codec;
 use crate::types::context::Context;
 use crate::types::error::Result;
@@ -15,12 +13,6 @@ use crate::types::value::Value;
 
 /// The length in bytes of the fixed part, which can be read without decoding the rest.
 pub(crate) const HEAD: usize = 92;
-/// The offset of `updated` and `expires`.
-pub(crate) const TIMES: usize = 60;
-/// The offset of the length of the rest.
-const REST_LEN: usize = 16;
-/// The length in bytes that most rests do not exceed.
-const USUAL_REST: usize = 128;
 
 const BY_KEY: u8 = 1;
 const RESUMES: u8 = 2;
@@ -29,8 +21,8 @@ const HOLDS_PROGRESS: u8 = 8;
 const FORGOTTEN: u8 = 16;
 
 /// The variable part of a record, without the outcome. Frozen: another layout needs another struct.
-#[derive(Serialize, Deserialize)]
-struct RestV1<'a> {
+#[derive(Deserialize)]
+struct RestV1 {
     success_ttl: u64,
     failure_ttl: u64,
     released_ttl: u64,
@@ -39,13 +31,10 @@ struct RestV1<'a> {
     interruptions: u32,
     remember: u64,
     fingerprint: Option<[u8; 32]>,
-    context: Cow<'a, Context>,
-    recovery_point: Cow<'a, str>,
-    checkpoint: Option<Cow<'a, Value>>,
+    context: Context,
+    recovery_point: String,
+    checkpoint: Option<Value>,
 }
-
-/// The largest rest that is decoded, in bytes. The limits of context, recovery point and checkpoint are far below.
-const MAX_REST: u64 = 32 << 20;
 
 pub(crate) fn state_code(state: Status) -> u8 {
     match state {
@@ -57,11 +46,15 @@ pub(crate) fn state_code(state: Status) -> u8 {
     }
 }
 
-/// Appends the encoded record to `out`.
+/// Returns the number of bytes that [`encode`] appends.
+pub(crate) fn encoded_len(stored: &StoredRecord) -> usize {
+    HEAD + rest_len(stored) + stored.outcome.as_ref().map_or(0, |outcome| outcome.len())
+}
+
+/// Appends the encoded record to `out`. Its numbers must be set.
 pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     let outcome = stored.outcome.as_deref().unwrap_or_default();
-    out.reserve(HEAD + USUAL_REST + outcome.len());
-    let start = out.len();
+    out.reserve(encoded_len(stored));
     out.push(state_code(stored.state));
     let by_key = if stored.by_key { BY_KEY } else { 0 };
     let resumes = if stored.policy == OnInterrupted::Resume { RESUMES } else { 0 };
@@ -77,8 +70,8 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
         Some(Interruption::Revoked) => 5,
     });
     out.push(0);
-    let rest_len = 0;
-    for field in [stored.schema, stored.attempt, length("an outcome", outcome.len())?, rest_len] {
+    let (outcome_len, rest_len) = (length("an outcome", outcome.len())?, length("a record", rest_len(stored))?);
+    for field in [stored.schema, stored.attempt, outcome_len, rest_len] {
         out.extend_from_slice(&field.to_le_bytes());
     }
     let numbers = [stored.generation, stored.revision, stored.token];
@@ -87,24 +80,49 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
         out.extend_from_slice(&field.to_le_bytes());
     }
     out.extend_from_slice(&stored.effect_seed);
-    let rest = RestV1 {
-        success_ttl: stored.success_ttl,
-        failure_ttl: stored.failure_ttl,
-        released_ttl: stored.released_ttl,
-        interrupted_ttl: stored.interrupted_ttl,
-        retry_pause: stored.retry_pause,
-        interruptions: stored.interruptions,
-        remember: stored.remember,
-        fingerprint: stored.fingerprint.map(|fingerprint| *fingerprint.as_bytes()),
-        context: Cow::Borrowed(&stored.context),
-        recovery_point: Cow::Borrowed(&stored.recovery_point),
-        checkpoint: stored.checkpoint.as_ref().map(Cow::Borrowed),
-    };
-    codec::encode_plain(out, "record", &rest, MAX_REST)?;
-    let rest_len = length("a record", out.len() - start - HEAD)?;
-    patch(out, start + REST_LEN, rest_len);
+    encode_rest(stored, out);
     out.extend_from_slice(outcome);
     Ok(())
+}
+
+/// The size in bytes of the numbers in a [`RestV1`].
+const FIXED_REST: usize = 6 * 8 + 4;
+
+fn rest_len(stored: &StoredRecord) -> usize {
+    let fingerprint = stored.fingerprint.map_or(0, |fingerprint| fingerprint.as_bytes().len());
+    let entry = |(name, value): (&str, &[u8])| 8 + name.len() + 8 + value.len();
+    let context: usize = stored.context.iter().map(entry).sum();
+    let checkpoint = stored.checkpoint.as_ref().map_or(0, |checkpoint| 8 + checkpoint.len());
+    FIXED_REST + 1 + fingerprint + 8 + context + 8 + stored.recovery_point.len() + 1 + checkpoint
+}
+
+/// Appends the encoded [`RestV1`], in the form that bincode reads.
+fn encode_rest(stored: &StoredRecord, out: &mut Vec<u8>) {
+    let ttls = [stored.success_ttl, stored.failure_ttl, stored.released_ttl, stored.interrupted_ttl];
+    for field in ttls.into_iter().chain([stored.retry_pause]) {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    out.extend_from_slice(&stored.interruptions.to_le_bytes());
+    out.extend_from_slice(&stored.remember.to_le_bytes());
+    out.push(u8::from(stored.fingerprint.is_some()));
+    if let Some(fingerprint) = &stored.fingerprint {
+        out.extend_from_slice(fingerprint.as_bytes());
+    }
+    out.extend_from_slice(&(stored.context.len() as u64).to_le_bytes());
+    for (name, value) in stored.context.iter() {
+        push_bytes(out, name.as_bytes());
+        push_bytes(out, value);
+    }
+    push_bytes(out, stored.recovery_point.as_bytes());
+    out.push(u8::from(stored.checkpoint.is_some()));
+    if let Some(checkpoint) = &stored.checkpoint {
+        push_bytes(out, checkpoint);
+    }
+}
+
+fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    out.extend_from_slice(bytes);
 }
 
 /// The fields that can be read without the rest.
@@ -143,13 +161,12 @@ pub(crate) fn decode_lifetime(bytes: &[u8]) -> Option<Lifetime> {
     Some(Lifetime { state, token, updated, expires, interrupted_ttl: rest.u64()? })
 }
 
-/// Decodes a record. `bytes` may end after the rest: then the record has no outcome, only its length. `number` is the
-/// frame of the record, if it is read from the journal.
-pub(crate) fn decode(bytes: &[u8], number: Option<u64>) -> Result<StoredRecord> {
-    decode_fields(bytes, number).unwrap_or_else(|| Err(corrupt("a record is malformed")))
+/// Decodes a record. `bytes` may end after the rest: then the record has no outcome, only its length.
+pub(crate) fn decode(bytes: &[u8]) -> Result<StoredRecord> {
+    decode_fields(bytes).unwrap_or_else(|| Err(corrupt("a record is malformed")))
 }
 
-fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecord>> {
+fn decode_fields(bytes: &[u8]) -> Option<Result<StoredRecord>> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
     let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND | HOLDS_PROGRESS | FORGOTTEN)?;
@@ -157,11 +174,11 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
     fields.u8().filter(|zero| *zero == 0)?;
     let (schema, attempt, outcome_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let rest_len = fields.len()?;
-    let this = |field: u64| if field == THIS_FRAME { number } else { Some(field) };
-    let (generation, revision, token) = (this(fields.u64()?)?, this(fields.u64()?)?, this(fields.u64()?)?);
+    let mut number = || fields.u64().filter(|number| *number != THIS_FRAME);
+    let (generation, revision, token) = (number()?, number()?, number()?);
     let (created_at, updated_at, updated, expires) = (fields.u64()?, fields.u64()?, fields.u64()?, fields.u64()?);
     let effect_seed = fields.array()?;
-    let rest: RestV1<'_> = match codec::decode_plain("record", fields.take(rest_len)?) {
+    let rest: RestV1 = match codec::decode_plain("record", fields.take(rest_len)?) {
         Ok(rest) => rest,
         Err(error) => return Some(Err(corrupt(format!("a record is malformed: {error}")))),
     };
@@ -197,9 +214,9 @@ fn decode_fields(bytes: &[u8], number: Option<u64>) -> Option<Result<StoredRecor
         remember: rest.remember,
         is_forgotten: flags & FORGOTTEN != 0,
         fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
-        context: rest.context.into_owned(),
-        recovery_point: rest.recovery_point.into_owned(),
-        checkpoint: rest.checkpoint.map(Cow::into_owned),
+        context: rest.context,
+        recovery_point: rest.recovery_point,
+        checkpoint: rest.checkpoint,
         outcome_len,
         outcome,
     }))
@@ -252,7 +269,7 @@ pub(crate) mod tests {
             interruptions: 1,
             generation: 0x1_0000_0001,
             effect_seed: [5; 16],
-            revision: THIS_FRAME,
+            revision: 0x1_0000_0003,
             token: 0x1_0000_0002,
             created_at: 1_000,
             updated_at: 2_000,
@@ -280,7 +297,7 @@ pub(crate) mod tests {
         let mut expected = vec![2, 31, 2, 0, 7, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0];
         let rest_len = u32::try_from(bytes.len() - HEAD - 3).unwrap();
         expected.extend_from_slice(&rest_len.to_le_bytes());
-        for number in [0x1_0000_0001_u64, 0, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {
+        for number in [0x1_0000_0001_u64, 0x1_0000_0003, 0x1_0000_0002, 1_000, 2_000, 30, u64::MAX] {
             expected.extend_from_slice(&number.to_le_bytes());
         }
         expected.extend_from_slice(&[5; 16]);
@@ -305,26 +322,51 @@ pub(crate) mod tests {
     fn decode_is_the_inverse_of_encode_and_refuses_every_cut_before_the_outcome() {
         let stored = StoredRecord { remember: 4, is_forgotten: true, ..sample() };
         let bytes = encoded(&stored);
-        let numbered = StoredRecord { revision: 99, ..stored };
-        assert_eq!(decode(&bytes, Some(99)).unwrap(), numbered);
-        assert!(decode(&bytes, None).is_err(), "a number is missing");
+        assert_eq!(decode(&bytes).unwrap(), stored);
         for cut in 0..bytes.len() {
-            match decode(&bytes[..cut], Some(99)) {
+            match decode(&bytes[..cut]) {
                 Ok(head) => {
                     assert_eq!(cut, bytes.len() - 3);
-                    assert_eq!(head, StoredRecord { outcome: None, ..numbered.clone() });
+                    assert_eq!(head, StoredRecord { outcome: None, ..stored.clone() });
                 }
                 Err(error) => assert_eq!(error.kind(), crate::ErrorKind::Corrupt),
             }
         }
         let head = decode_head(&bytes).unwrap();
-        assert_eq!((head.state, head.token, head.expires), (Status::Succeeded, numbered.token, u64::MAX));
+        assert_eq!((head.state, head.token, head.expires), (Status::Succeeded, stored.token, u64::MAX));
         let unfinished =
             StoredRecord { state: Status::Released, outcome: None, outcome_len: 0, interrupted_ttl: 77, ..sample() };
-        for stored in [numbered, unfinished] {
+        for stored in [stored, unfinished] {
             let mut bytes = Vec::new();
             encode(&stored, &mut bytes).unwrap();
             assert_eq!(decode_lifetime(&bytes), Some(stored.lifetime()));
+        }
+    }
+
+    #[test]
+    fn a_record_without_a_number_is_malformed() {
+        let without = [
+            StoredRecord { generation: THIS_FRAME, ..sample() },
+            StoredRecord { revision: THIS_FRAME, ..sample() },
+            StoredRecord { token: THIS_FRAME, ..sample() },
+        ];
+        for stored in without {
+            assert_eq!(decode(&encoded(&stored)).unwrap_err().kind(), crate::ErrorKind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn encoded_len_is_the_length_of_the_encoded_record() {
+        let checkpoint = Some(Value::from([3; 300].as_slice()));
+        let bare =
+            StoredRecord { fingerprint: None, context: Context::new(), outcome: None, outcome_len: 0, ..sample() };
+        let long = sample().context.with("", [1; 9].as_slice()).with("longer", "");
+        for stored in [bare.clone(), StoredRecord { checkpoint, ..bare }, StoredRecord { context: long, ..sample() }] {
+            let bytes = encoded(&stored);
+            assert_eq!(bytes.len(), encoded_len(&stored));
+            let is_finished = stored.outcome.is_some();
+            let stored = if is_finished { stored } else { StoredRecord { state: Status::Released, ..stored } };
+            assert_eq!(decode(&encoded(&stored)).unwrap(), stored);
         }
     }
 }

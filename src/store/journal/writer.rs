@@ -202,7 +202,9 @@ pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, frame: u64, anch
     files::create_dir(dir)?;
     let pool = Pool::new(files::Dir::open(dir)?, size, 1, 0);
     let file = pool.prepare(0, 0, u64::MAX)?;
-    let payload = [frame::encode(&Frame::Checkpointed(frame))?, frame::encode(&Frame::Closing)?].concat();
+    let mut payload = Vec::new();
+    frame::encode(&Frame::Checkpointed(frame), &mut payload)?;
+    frame::encode(&Frame::Closing, &mut payload)?;
     let salt = new_salt();
     let first_frame = frame.saturating_add(1);
     let header = SegmentHeader { store_id, number: 1, salt, size: file.size, first_group: 1, first_frame, previous: 0 };

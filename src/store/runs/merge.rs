@@ -199,7 +199,7 @@ impl Merge {
         if record::decode_head(&value).is_none_or(is_kept) {
             return Ok(Some(value));
         }
-        let stored = record::decode(&value, None)?;
+        let stored = record::decode(&value)?;
         // A remembered key was counted when its outcome was deleted.
         if !stored.is_forgotten && !self.is_replaced(flusher, key)? {
             self.deleted.add(stored.outcome_len);

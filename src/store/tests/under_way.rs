@@ -32,7 +32,7 @@ fn what_sled_has_under_way_is_bounded_in_apply_checkpoints_deletions_and_replay(
             put(&store, &key(index.to_string()), StoredRecord { expires: until, ..done(&bytes(500_000)) });
         }
         // What is in progress comes into sled with a checkpoint, all at once.
-        let changes = (0..1_000).map(|index| set(&key(format!("at work {index}")), at_work())).collect();
+        let changes: Vec<_> = (0..1_000).map(|index| set(&key(format!("at work {index}")), at_work())).collect();
         store.commit(changes, &[], Priority::User).unwrap().unwrap();
         checkpoint(&store);
         is_bounded(&store);

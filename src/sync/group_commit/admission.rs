@@ -16,6 +16,8 @@ use crate::types::error::{Error, ErrorKind, Result};
 pub(crate) struct Admission<'a, C, S> {
     commit_queue: &'a CommitQueue<C, S>,
     state: MutexGuard<'a, State<C, S>>,
+    /// The admitted length of the frame, in bytes.
+    len: usize,
 }
 
 /// The reason why a commit waits.
@@ -59,20 +61,45 @@ impl<C, S> Admission<'_, C, S> {
         self.state.filling
     }
 
-    /// Adds the frame to the group. Returns the number of the group.
-    pub(crate) fn commit(mut self, bytes: &[u8], frame: C) -> u64 {
-        let state = &mut *self.state;
+    /// Appends the frame's bytes to the group. `write` must append exactly the admitted length; otherwise, or if it fails,
+    /// nothing is appended. To be followed by [`commit`](Self::commit).
+    pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+        let payload = &mut self.state.payload;
+        let before = payload.len();
+        let written = write(payload).and_then(|()| match payload.len().checked_sub(before) {
+            Some(len) if len == self.len => Ok(()),
+            // Space was counted for the admitted length, so this is a bug.
+            _ => Err(Error::new(ErrorKind::TooLarge, format!("a commit is not {} bytes long", self.len))),
+        });
+        written.inspect_err(|_| payload.truncate(before))
+    }
+
+    /// Counts the appended frame, and returns the number of its group. The writer may take the group after this.
+    pub(crate) fn commit(mut self, frame: C) -> u64 {
+        let Self { commit_queue, state, len } = &mut self;
         let was_empty = state.frames.is_empty();
-        state.payload.extend_from_slice(bytes);
         state.frames.push(frame);
         state.next_frame = state.next_frame.saturating_add(1);
-        state.committed += bytes.len() as u64;
-        state.unapplied += bytes.len() as u64;
+        state.committed += *len as u64;
+        state.unapplied += *len as u64;
         if was_empty {
-            state.since = self.commit_queue.config.interval.map(|_| clock::monotonic());
-            self.commit_queue.work_arrived.notify_one();
+            state.since = commit_queue.config.interval.map(|_| clock::monotonic());
+            commit_queue.work_arrived.notify_one();
         }
         state.filling
+    }
+}
+
+#[cfg(test)]
+impl<C, S> Admission<'_, C, S> {
+    /// Appends these bytes and commits.
+    pub(crate) fn commit_bytes(mut self, bytes: &[u8], frame: C) -> u64 {
+        self.append(|payload| {
+            payload.extend_from_slice(bytes);
+            Ok(())
+        })
+        .unwrap();
+        self.commit(frame)
     }
 }
 
@@ -94,12 +121,11 @@ impl<C, S> CommitQueue<C, S> {
         priority: Priority,
         mut look: impl FnMut(),
     ) -> Result<Admission<'_, C, S>> {
-        let len = len as u64;
         let mut state = self.state.lock();
         let (refusals, mut waiting, mut is_old) = (state.refusals, None::<Waiting>, false);
         let ended = loop {
             let position = waiting.as_ref().map(|waiting| waiting.position);
-            let lack = match (self.lack(&mut state, len, priority, position, refusals), position) {
+            let lack = match (self.lack(&mut state, len as u64, priority, position, refusals), position) {
                 (Ok(None), Some(position)) if std::mem::take(&mut is_old) => {
                     // Unlock during the callback, but keep the position, so that no newcomer overtakes.
                     drop(state);
@@ -142,7 +168,7 @@ impl<C, S> CommitQueue<C, S> {
         if let Some(Waiting { position, .. }) = waiting {
             state.leave(position);
         }
-        ended.map(|()| Admission { commit_queue: self, state })
+        ended.map(|()| Admission { commit_queue: self, state, len })
     }
 
     /// Returns the reason why a frame cannot be committed now, or `None` if it can. Returns an error if waiting is

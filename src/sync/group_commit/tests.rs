@@ -32,7 +32,7 @@ fn group(segment_space: u64) -> Frames {
 }
 
 fn commit(group: &Frames, len: usize, priority: Priority) -> Result<u64> {
-    Ok(group.admit(len, priority)?.commit(&vec![7; len], 1))
+    Ok(group.admit(len, priority)?.commit_bytes(&vec![7; len], 1))
 }
 
 fn user(group: &Frames, len: usize) -> Result<u64> {
@@ -69,7 +69,7 @@ fn commits_share_a_group_in_order() {
     for index in 0..3 {
         let admission = group.admit(2, Priority::User).unwrap();
         assert_eq!((admission.number(), admission.ticket()), (100 + index, 1));
-        assert_eq!(admission.commit(&[u8::try_from(index).unwrap(); 2], 0), 1);
+        assert_eq!(admission.commit_bytes(&[u8::try_from(index).unwrap(); 2], 0), 1);
     }
     assert_eq!(group.newest(), 1);
     let (batch, target) = taken(&group);
@@ -88,6 +88,23 @@ fn a_dropped_admission_changes_nothing() {
     drop(group.admit(70, Priority::User).unwrap());
     let admission = group.admit(70, Priority::User).unwrap();
     assert_eq!((admission.number(), admission.ticket()), (100, 1));
+}
+
+#[test]
+fn a_frame_of_another_length_than_admitted_is_refused_and_leaves_nothing() {
+    let group = group(100);
+    user(&group, 1).unwrap();
+    for (len, result) in [(2, Ok(())), (4, Ok(())), (3, Err(full()))] {
+        let mut admission = group.admit(3, Priority::User).unwrap();
+        let appended = admission.append(|payload| {
+            payload.resize(payload.len() + len, 1);
+            result
+        });
+        assert!(appended.is_err(), "{len}");
+    }
+    user(&group, 3).unwrap();
+    let (batch, _) = taken(&group);
+    assert_eq!((batch.payload.as_slice(), batch.frames.len()), ([7; 4].as_slice(), 2));
 }
 
 /// Asserts that a commit waits for space and gets `Full` because no segment can be prepared.

@@ -16,7 +16,7 @@ fn queued<'a>(
     scope.spawn(move || {
         let admission = group.admit(10, priority).unwrap();
         admitted.lock().unwrap().push((priority, name));
-        admission.commit(&[0; 10], 1);
+        admission.commit_bytes(&[0; 10], 1);
     });
     while group.state.lock().queue.len() == before {
         thread::yield_now();
@@ -148,7 +148,7 @@ fn after_a_wait_look_is_called_without_a_lock_and_the_position_stays() {
                 assert!(group.state.try_lock().is_some_and(|state| state.queue.len() == 2), "it is in the queue");
                 looked.fetch_add(1, Ordering::SeqCst);
             });
-            admission.unwrap().commit(&[0; 10], 1)
+            admission.unwrap().commit_bytes(&[0; 10], 1)
         });
         while group.state.lock().queue.is_empty() {
             thread::yield_now();
