@@ -33,7 +33,7 @@ Usage: checkout
        checkout --self-test [--kills N]
 
   --self-test  kill a process that checks out many carts, in and between all stages; exit status 1 if stock, orders and
-               charges do not agree exactly, or anybody was told two different things
+               charges do not agree exactly, or a cart got two different answers
   --kills N    how often (default: 300)
   --help       this text
 ";
@@ -78,9 +78,9 @@ fn show() -> anyhow::Result<()> {
     let (_process, provider) = provider::start()?;
     let engine = Engine::temporary()?;
     shop::deliver(&engine, &[("lamp".to_owned(), 1)])?;
-    say("One lamp in stock. Between any two of these lines the process may die; the next try goes on from there.\n");
+    say("One lamp in stock. Between any two of these lines the process may die; the next try continues from there.\n");
     let shop = Shop::new(&engine, provider, Box::new(|point| say(&format!("    {point}\n"))))?;
-    for (what, id) in [("", "cart-1"), (", again: as it was answered, nothing runs", "cart-1"), ("", "cart-2")] {
+    for (what, id) in [("", "cart-1"), (", again: the same answer, and nothing runs", "cart-1"), ("", "cart-2")] {
         say(&format!("\ncheckout of {id}{what}\n"));
         let cart = Cart { id: id.to_owned(), item: "lamp".to_owned(), cents: 4900 };
         match shop.check_out(&cart) {

@@ -43,16 +43,16 @@ impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::BeforeReserve => "before the stage that reserves",
-            Self::InsideReserve => "inside it, nothing committed",
+            Self::InsideReserve => "inside the stage that reserves, before its commit",
             Self::AfterReserve => "reserved, or sold out",
             Self::BeforeCharge => "before the charge",
-            Self::ChargeSent => "the charge is asked for, not answered",
-            Self::Charged => "charged, and the store does not know",
-            Self::InsideCharge => "inside the stage that notes it",
-            Self::AfterCharge => "the charge is noted",
+            Self::ChargeSent => "charge requested, no answer yet",
+            Self::Charged => "charged, not stored yet",
+            Self::InsideCharge => "inside the stage that stores the charge",
+            Self::AfterCharge => "charge stored",
             Self::BeforeOrder => "before the stage that orders",
-            Self::InsideOrder => "inside it, no order yet",
-            Self::AfterOrder => "ordered, and nobody was told",
+            Self::InsideOrder => "inside the stage that orders, before its commit",
+            Self::AfterOrder => "ordered, no answer sent yet",
         })
     }
 }

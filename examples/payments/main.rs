@@ -41,8 +41,8 @@ Usage: payments [--dir PATH] [--port N]
 
   --dir PATH   the engine's store; the ledger is PATH.ledger (default: payments.oncekey)
   --port N     the port on 127.0.0.1; 0 takes a free one (default: 8080)
-  --self-test  serve 64 concurrent clients from a temporary directory, with three kills; exit status 1 if anybody was
-               charged twice or was told two different things
+  --self-test  serve 64 concurrent clients from a temporary directory, with three kills; exit status 1 if a client was
+               charged twice or got two different answers
   --help       this text
 ";
 

@@ -24,11 +24,11 @@ pub fn record_decode(data: &[u8]) {
         assert_eq!(again.unwrap(), data);
     }
     match fuzzing::entries(data) {
-        // A value that would go on in another block is cut.
+        // A value that continues in another block is cut off.
         Ok(again) => assert!(again.len() <= data.len()),
         Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt),
     }
-    // A number of frames that is not there.
+    // More frames than there are.
     assert!(fuzzing::frames(rest, u32::MAX).is_err());
 }
 

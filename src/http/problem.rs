@@ -224,7 +224,7 @@ impl Problem {
 
     pub(crate) fn interrupted() -> Self {
         let detail = "An earlier request with this idempotency key was interrupted, and it is not known whether it took \
-                      effect. It is held until that is settled.";
+                      effect. It is held until that is known.";
         Self::new(StatusCode::CONFLICT, "interrupted", detail)
     }
 

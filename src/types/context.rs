@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn encoded_values_are_read_back_or_refused() {
+    fn encoded_values_are_read_back_or_rejected() {
         let context = Context::new().with_encoded("args", &(7_u8, "x")).unwrap();
         assert_eq!(context.decode::<(u8, String)>("args").unwrap(), Some((7, "x".to_owned())));
         assert_eq!(context.decode::<u8>("other").unwrap(), None);

@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_shown_in_hexadecimal_and_stored_as_32_bytes() {
+    fn a_fingerprint_is_printed_in_hexadecimal_and_stored_as_32_bytes() {
         let fingerprint = Fingerprint::from_bytes([0xab; 32]);
         assert_eq!(fingerprint.to_string(), "ab".repeat(32));
         assert_eq!(format!("{fingerprint:?}"), "Fingerprint(abababababababab)");

@@ -1,4 +1,5 @@
-//! Backups that are interrupted: by a kill, a power cut, a failing call or a full disk. Each leaves a whole copy or none.
+//! Tests of backups that are interrupted by a kill, a power cut, a failing call or a full disk. Each leaves a complete copy
+//! or none.
 
 use std::fs;
 use std::path::Path;
@@ -26,7 +27,7 @@ fn fill(engine: &Engine) {
     filled.map_err(|error: oncekey::Error| error).unwrap();
 }
 
-/// Opens what may be a copy, without creating one. Returns true if it is whole, and false if it is no store.
+/// Opens a possible copy without creating a store. Returns true for a complete copy, and false if there is no store.
 fn is_whole(path: &Path) -> bool {
     let engine = match Engine::options().create(false).open(path) {
         Ok(engine) => engine,
@@ -56,7 +57,7 @@ fn recorded() -> (Log, usize) {
     (recording.finish(), answered)
 }
 
-/// Checks what is left. Returns whether there is a copy.
+/// Checks the remaining files. Returns true if there is a copy.
 fn examine(image: &Image) -> bool {
     let dir = scratch();
     image.write(dir.path());
@@ -120,7 +121,7 @@ fn a_power_cut_during_a_backup_leaves_a_whole_copy_or_none() {
     });
 }
 
-/// The store goes on after a failed backup, and nothing is left of the copy.
+/// The store continues after a failed backup, and no file of the copy is left.
 #[test]
 fn every_call_of_a_backup_may_fail() {
     let mut failed = 0;
@@ -141,7 +142,7 @@ fn every_call_of_a_backup_may_fail() {
                 if backup.is_ok() {
                     assert!(is_whole(&copies.join("copy")), "{call:?} {nth}");
                 } else {
-                    // The sync after the last rename may be the call that failed: then the copy is there.
+                    // If the sync after the last rename failed, the copy exists.
                     let left: Vec<_> = fs::read_dir(&copies).unwrap().map(|entry| entry.unwrap().path()).collect();
                     assert!(left.is_empty() || left == [copies.join("copy")], "{call:?} {nth}: {left:?}");
                     assert!(left.iter().all(|path| is_whole(path)), "{call:?} {nth}");

@@ -1,4 +1,4 @@
-//! Tests of backups: each is the store at one commit, whole, and another store's copy from then on.
+//! Tests of backups. Each is a complete copy of the store at one commit, and a store of its own afterwards.
 
 use std::fs;
 use std::path::Path;
@@ -36,7 +36,8 @@ fn transfer(engine: &Engine, rng: &mut Rng) {
     assert!(matches!(moved, Ok(()) | Err(PhaseError::User(()))), "{moved:?}");
 }
 
-/// Opens a copy and checks it: all money is there, the records are the first ones, and it holds what the report says.
+/// Opens a copy and checks it: the sum of money is right, the records are the first ones, and the content agrees with the
+/// report.
 fn check_copy(path: &Path, report: &BackupReport, at_least: u64) {
     let copy = Engine::open(path).unwrap();
     assert!(copy.opened().clean && !copy.opened().open_to_others, "{:?}", copy.opened());
@@ -57,7 +58,7 @@ fn check_copy(path: &Path, report: &BackupReport, at_least: u64) {
 fn each_backup_taken_under_load_is_of_one_commit() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
-        // Small segments: runs are flushed and merged while they are copied.
+        // Use small segments, so that runs are flushed and merged while they are copied.
         let engine = &Engine::options().segment_bytes(64 << 10).open(dir.path().join("store")).unwrap();
         let accounts = engine.table("accounts").unwrap();
         for account in 0..ACCOUNTS {
@@ -87,7 +88,7 @@ fn each_backup_taken_under_load_is_of_one_commit() {
             });
             for nth in 0..5 {
                 let before = done.load(SeqCst);
-                // Meanwhile something happens between two backups, in both the memtable and the runs.
+                // Wait for changes between two backups, in the memtable and in the runs.
                 crate::threads::until("operations go on", || done.load(SeqCst) > before + 20);
                 if nth == 2 {
                     engine.compact_now().unwrap();
@@ -105,7 +106,7 @@ fn each_backup_taken_under_load_is_of_one_commit() {
     });
 }
 
-/// The engine crashes while it copies: there is a whole copy or none.
+/// The engine crashes during the copy.
 #[test]
 fn a_crash_during_a_backup_leaves_a_whole_copy_or_none() {
     within(LATE, || {
@@ -161,7 +162,7 @@ fn everything(
 }
 
 #[test]
-fn a_copy_keeps_generations_effect_ids_and_rows_and_gives_none_of_the_originals_again() {
+fn a_copy_keeps_generations_effect_ids_and_rows_and_draws_new_ones() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let original = open(&dir.path().join("store"), &clock);
     let texts = texts_with(&original, ManagerOptions::new().success_ttl(DAY).failure_ttl(MINUTE));
@@ -204,7 +205,7 @@ fn a_copy_keeps_generations_effect_ids_and_rows_and_gives_none_of_the_originals_
     for key in ["lost", "released", "new"] {
         let (here, there) = (claim(&texts, key), claim(&copied_texts, key));
         assert_ne!(here.token(), there.token(), "{key}");
-        // A released one goes on in its generation.
+        // A released record continues in its generation.
         assert_eq!(here.effect_id("charge") == there.effect_id("charge"), key == "released", "{key}");
     }
 }
@@ -240,7 +241,7 @@ fn a_copy_of_many_blocks_is_whole() {
             table.insert(n.to_be_bytes(), value(n)).unwrap();
         }
         engine.compact_now().unwrap();
-        // What was replaced or removed in a later run or in memory is not copied.
+        // Contents that were replaced or removed in a later run or in memory are not copied.
         for n in (0..600_u64).step_by(3) {
             table.remove(n.to_be_bytes()).unwrap();
         }
@@ -273,7 +274,7 @@ fn an_empty_store_can_be_backed_up() {
 }
 
 #[test]
-fn a_backup_to_a_place_that_is_taken_is_refused_and_changes_nothing() {
+fn a_backup_to_an_existing_path_is_rejected_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let engine = Engine::open(&store).unwrap();
@@ -334,7 +335,7 @@ fn the_command_line_backs_up_a_closed_store() {
     let (status, out, _) = run(&["backup", &at("store"), &at("second"), "--json"]);
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((status, json["records"]["Interrupted"].as_u64(), json["rows"].as_u64()), (0, Some(1), Some(1)));
-    // The place is taken.
+    // The target exists.
     let (status, out, err) = run(&["backup", &at("store"), &at("copy")]);
     assert_eq!((status, out.as_str()), (2, ""));
     assert!(err.contains(&at("copy")), "{err}");

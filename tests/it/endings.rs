@@ -339,7 +339,7 @@ fn a_released_operation_runs_again() {
     assert_eq!(*done.value(), effect);
 }
 
-// A failure to store a result never turns into a stored failure, and the value comes back.
+// A failure to store a result never becomes a stored failure, and the caller gets the value back.
 
 /// The returned claim is alive: nothing was stored, the key is not free, and another value can be stored.
 #[track_caller]

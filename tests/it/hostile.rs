@@ -281,7 +281,7 @@ fn a_panic_holds_its_key_and_leaves_all_others_usable() {
             let _charge = claim.effect_id("charge");
             resume_unwind(Box::new("on purpose"))
         };
-        assert!(catch_unwind(AssertUnwindSafe(|| requests.handle(&request, panics))).is_err(), "the panic goes on");
+        assert!(catch_unwind(AssertUnwindSafe(|| requests.handle(&request, panics))).is_err(), "the panic continues");
         let again = requests.handle(&request, never);
         assert_eq!(again.status(), StatusCode::CONFLICT);
         assert!(String::from_utf8_lossy(again.body()).contains("\"interrupted\""));

@@ -215,7 +215,7 @@ fn a_request_in_progress_is_409_at_once() {
 fn an_interrupted_request_is_held_with_409_until_it_is_resolved() {
     let requests = requests();
     let panicked = catch_unwind(AssertUnwindSafe(|| requests.handle(&request("k"), |_, _| panic!("half done"))));
-    assert!(panicked.is_err(), "the panic goes on");
+    assert!(panicked.is_err(), "the panic continues");
     for _ in 0..2 {
         is(&requests.handle(&request("k"), never), 409, "interrupted");
     }

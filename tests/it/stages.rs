@@ -392,7 +392,7 @@ fn medusa_7_stages_are_serializable() {
             let eve = scope.spawn(|| leave("eve", "ada"));
             [ada.join().unwrap(), eve.join().unwrap()]
         });
-        assert_eq!(left.into_iter().filter(|left| *left).count(), 1, "one leaves, the other is told to stay");
+        assert_eq!(left.into_iter().filter(|left| *left).count(), 1, "only one of the two leaves");
         assert_eq!(table.len().unwrap(), 1);
     }
 }

@@ -52,7 +52,7 @@ fn a_request_of_a_dead_owner_stays_interrupted_after_an_update() {
         let stats = engine.stats();
         assert_eq!((stats.in_progress, stats.interrupted), (0, 1));
         assert_eq!(engine.interrupted().unwrap().count(), 1);
-        assert_eq!(arm(&requests.lock("k").unwrap()), "interrupted", "an update settles nothing");
+        assert_eq!(arm(&requests.lock("k").unwrap()), "interrupted", "an update does not resolve a record");
         engine.close().unwrap();
     }
     let engine = open(dir.path(), &clock);

@@ -18,7 +18,7 @@ pub const MAX_BODY_BYTES: usize = 64 << 10;
 /// Returns payments in a temporary store. A service opens a directory instead.
 pub fn payments() -> Result<Requests> {
     let options = HandleOptions::new().same_request(SameRequest::by_content());
-    Ok(Engine::temporary()?.requests("payments")?.with_handling(options).scoped("whoever the session says")?)
+    Ok(Engine::temporary()?.requests("payments")?.with_handling(options).scoped("the user of the session")?)
 }
 
 /// Runs the operation. A real one would pass the effect id to the provider as its idempotency key.

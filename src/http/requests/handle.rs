@@ -47,7 +47,7 @@ impl Requests {
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("payments")?;
     /// let request = http::Request::post("/payments").header("idempotency-key", "k1").body("20 EUR").unwrap();
-    /// // Whoever the session says: one user's keys never meet another's.
+    /// // The user of the session: the keys of different users are separate.
     /// let of_ada = requests.scoped("ada")?;
     /// let first = of_ada.handle(&request, |request, claim| {
     ///     let charge = claim.effect_id("charge");

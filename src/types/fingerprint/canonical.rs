@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_before_its_key_is_refused() {
+    fn a_map_value_before_its_key_is_an_error() {
         struct Headless;
         impl Serialize for Headless {
             fn serialize<S: ser::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

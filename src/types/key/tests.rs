@@ -71,7 +71,7 @@ impl<K: IntoKey> Probe<K> {
 }
 
 #[test]
-fn a_uuid_is_no_key_but_its_text_is() {
+fn the_text_of_a_uuid_is_a_key_and_the_uuid_is_not() {
     let no_key = [Probe::<Uuid>::IS_KEY, Probe::<&Uuid>::IS_KEY, Probe::<&&Uuid>::IS_KEY, Probe::<u64>::IS_KEY];
     assert_eq!(no_key, [false; 4]);
     let keys = [Probe::<&str>::IS_KEY, Probe::<[u8; 16]>::IS_KEY, Probe::<&Key>::IS_KEY];
@@ -123,7 +123,7 @@ fn a_part_is_neither_empty_nor_made_of_parts() {
 }
 
 #[test]
-fn a_scope_completes_plain_keys_and_takes_its_own_whole_ones() {
+fn a_scope_is_added_to_plain_keys_and_accepts_its_own_whole_keys() {
     let scope = |parts: &[&str]| parts.iter().map(|part| part.as_bytes().into()).collect::<Vec<Box<[u8]>>>();
     let whole = Key::from_parts(["a", "b", "c"]).unwrap();
     for key in [Key::new("c").unwrap(), whole.clone()] {
