@@ -124,10 +124,10 @@ fn split(bytes: &[u8]) -> Option<(Codec, u64, &[u8])> {
 /// Encodes a value into at most `limit` bytes, and checks that it can be read back. Returns the bytes and the value
 /// that was read back.
 ///
-/// Bincode writes some values that it cannot read, or reads as others: a variant after a skipped one comes back as its
-/// neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash map or set may
-/// differ, because it differs in each instance. A value that fails this check is stored as JSON, if JSON can be read
-/// back.
+/// Bincode writes some values that it cannot read back, or reads back as other values: a variant after a skipped one
+/// becomes its neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash map or
+/// set may differ, because it differs in each instance. A value that fails this check is stored as JSON, if JSON can be
+/// read back.
 pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     what: impl fmt::Display,
     value: &T,

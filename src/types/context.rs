@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_found_ordered_and_replaced() {
+    fn entries_are_sorted_and_replaced() {
         let context = Context::new().with("b", "2").with("a", vec![0xff]).with("b", "3");
         assert_eq!(context.get("b"), Some(&b"3"[..]));
         assert_eq!((context.text("a"), context.text("b"), context.text("c")), (None, Some("3"), None));

@@ -19,8 +19,8 @@ const PARTS: &[u8] = b"\xffkey";
 
 /// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes, or a key [made of parts](Key::from_parts). Clones share the bytes.
 ///
-/// Other keys must not start with `ff 6b 65 79`, the mark of keys made of parts. So on a manager without a scope, only a
-/// `Key` can name a key inside a scope. Bytes and text cannot.
+/// A key that is not made of parts must not start with `ff 6b 65 79`, the mark of keys made of parts. So on a manager
+/// without a scope, only a `Key` can name a key inside a scope. Bytes and text cannot.
 ///
 /// `Display` is for people: it escapes all but printable ASCII, and shows a key [made of parts](Key::from_parts) as
 /// `part/part`. Only a key of plain text without a backslash can be parsed back from it.
@@ -124,7 +124,7 @@ impl Key {
         Ok(Self(bytes.into()))
     }
 
-    /// Returns the bytes, to be a part or a scope, as `what` says.
+    /// Returns the bytes for use as a part or a scope. `what` names the use in messages.
     pub(crate) fn into_part(self, what: &str) -> Result<Value> {
         if self.0.starts_with(PARTS) {
             return Err(Error::new(ErrorKind::InvalidKey, format!("{what} {self} is itself made of parts")));
@@ -258,7 +258,7 @@ impl<K: IntoKey + Clone> IntoKey for &K {
     }
 }
 
-/// There is no blanket over `AsRef<[u8]>`: it would take the raw bytes of a `Uuid`, whose text is another key.
+/// No blanket implementation for `AsRef<[u8]>`: it would accept the raw bytes of a `Uuid`, whose text is another key.
 macro_rules! into_key {
     ($self:ident, $bytes:expr; $($type:ty),*) => {$(
         impl IntoKey for $type {
@@ -362,7 +362,7 @@ fn add_part(bytes: &mut Vec<u8>, part: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Checks bytes that are to be a key not made of parts.
+/// Checks the bytes of a key that is not made of parts.
 fn check_plain(bytes: &[u8]) -> Result<()> {
     if bytes.starts_with(PARTS) {
         let message = "key begins with ff 6b 65 79, as only keys made of parts do: see Key::from_bytes";
