@@ -197,13 +197,16 @@ impl Requests {
     /// Asks for the right to run a request. Never waits for another owner.
     ///
     /// `header_key` is the value of the client's `Idempotency-Key` header, which is read as by
-    /// [`Key::from_headers`](crate::Key::from_headers). Without a value, a new random key is generated. It is the last of
-    /// the [`parts`](crate::Key::parts) of the claim's key.
+    /// [`Key::from_headers`](crate::Key::from_headers). Without a value, a new random key is generated. This new key is the
+    /// last of the [`parts`](crate::Key::parts) of the claim's key.
     ///
     /// # Errors
     ///
-    /// `InvalidKey` for a malformed key; `InvalidOptions` for a malformed method or a path that does not begin with `/`;
-    /// `Codec` for parameters that cannot be serialized. With [`keep_params`](Requests::keep_params), also its errors.
+    /// - `InvalidKey` for a malformed key.
+    /// - `InvalidOptions` for a malformed method, or a path that does not begin with `/`.
+    /// - `Codec` for parameters that cannot be serialized.
+    ///
+    /// With [`keep_params`](Requests::keep_params), also its errors.
     pub fn initialize_request(
         &self,
         header_key: Option<&str>,

@@ -70,8 +70,10 @@ impl TransactionRequests<'_> {
     ///
     /// # Errors
     ///
-    /// The errors of [`Requests::initialize_request`]; `Mismatch` if the key belongs to another request; `InvalidOptions`
-    /// in a transaction of another engine.
+    /// The errors of [`Requests::initialize_request`], and:
+    ///
+    /// - `Mismatch` if the key belongs to another request.
+    /// - `InvalidOptions` in a transaction of another engine.
     pub fn initialize_request(
         &self,
         header_key: Option<&str>,
