@@ -28,10 +28,12 @@ mod bench;
 mod change;
 mod describe;
 mod ideal;
+mod list;
 mod out;
 mod place;
 mod progress;
 mod show;
+mod store;
 mod transfer;
 
 use std::ffi::OsString;
@@ -47,9 +49,11 @@ pub use describe::Describers;
 
 use args::{Asked, Verb};
 use bench::Bench;
+use list::Listed;
 use out::{Done, Out, Stop};
 use progress::Progress;
 use show::Shown;
+use store::Store;
 
 use crate::{Engine, EngineOptions, FOREVER, Value};
 
@@ -117,37 +121,42 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         .max_value_bytes(Value::MAX_BYTES)
         .any_file_system(asked.any_file_system)
         .create(matches!(asked.verb, Verb::Import { .. }));
-    let on = |store: &Path, out: &mut Out<'_>, work: &dyn Fn(&Engine, &mut Out<'_>) -> Done| {
+    let on = |store: &Path, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
         opened(&options, store, out, work)
     };
     match &asked.verb {
         Verb::Stats { store } => on(store, out, &show::stats),
-        Verb::List { store, filter, limit, count } => {
+        Verb::List { store, filter, limit, count, sort, reverse } => {
             let filter = filter.records()?;
-            on(store, out, &|engine, out| match count {
-                true => show::count(engine, &filter, out),
-                false => show::list(engine, &filter, limit.map(NonZeroUsize::get), out),
-            })
+            let limit = limit.map(NonZeroUsize::get);
+            let listed = Listed { sort: *sort, reverse: *reverse, limit, only_count: *count };
+            on(store, out, &|store, out| list::records(store, &filter, &listed, out))
+        }
+        Verb::Tables { store } => on(store, out, &list::tables),
+        Verb::Rows { store, table, key_prefix, limit, count } => {
+            let prefix = key_prefix.as_deref().map(args::key_prefix).transpose()?;
+            let listed = Listed { limit: limit.map(NonZeroUsize::get), only_count: *count, ..Listed::default() };
+            on(store, out, &|store, out| list::rows(store, table, prefix.as_ref(), &listed, out))
         }
         Verb::Get { at, effect, outcome } => {
             let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
-            on(&at.store, out, &|engine, out| show::get(engine, describers, &at.place(), &shown, out))
+            on(&at.store, out, &|store, out| show::get(store, describers, &at.place(), &shown, out))
         }
-        Verb::Resolve { at, how } => on(&at.store, out, &|engine, out| change::resolve(engine, &at.place(), how, out)),
-        Verb::Revoke { at } => on(&at.store, out, &|engine, out| change::revoke(engine, &at.place(), out)),
-        Verb::Forget { at } => on(&at.store, out, &|engine, out| change::forget(engine, &at.place(), out)),
-        Verb::Remove { at } => on(&at.store, out, &|engine, out| change::remove(engine, &at.place(), out)),
+        Verb::Resolve { at, how } => on(&at.store, out, &|store, out| change::resolve(store, &at.place(), how, out)),
+        Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.place(), out)),
+        Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.place(), out)),
+        Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.place(), out)),
         Verb::Compact { store } => on(store, out, &change::compact),
         Verb::Verify { store } => on(store, out, &show::verify),
         Verb::Export { store, filter } => {
             let filter = filter.records()?;
-            on(store, out, &|engine, out| transfer::export(engine, &filter, out))
+            on(store, out, &|store, out| transfer::export(store, &filter, out))
         }
-        Verb::Backup { store, directory } => on(store, out, &|engine, out| backup::backup(engine, directory, out)),
+        Verb::Backup { store, directory } => on(store, out, &|store, out| backup::backup(store, directory, out)),
         Verb::Import { store, file } => {
             let options = transfer::for_import(&options);
             let file = file.as_deref().filter(|file| file.as_os_str() != "-");
-            opened(&options, store, out, &|engine, out| transfer::import(engine, file, out))
+            opened(&options, store, out, &|store, out| transfer::import(store, file, out))
         }
         Verb::Bench { directory, threads, seconds } => {
             let (threads, round) = (threads.map(NonZeroUsize::get), Duration::from_secs(seconds.get()));
@@ -167,7 +176,7 @@ fn opened(
     options: &EngineOptions,
     store: &Path,
     out: &mut Out<'_>,
-    work: &dyn Fn(&Engine, &mut Out<'_>) -> Done,
+    work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done,
 ) -> Done {
     let progress = Progress::spinner(out, "opening the store");
     let engine = options.open(store).map_err(Stop::open)?;

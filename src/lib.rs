@@ -148,6 +148,7 @@ pub mod admin {
     pub use crate::api::records::{RecordFilter, Records};
     pub use crate::protocol::event::{Compacted, Event, Events};
     pub use crate::protocol::{BackupReport, OpenReport, VerifyReport};
+    pub use crate::types::key::KeyPrefix;
     pub use crate::types::stats::Stats;
 }
 

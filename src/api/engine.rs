@@ -157,6 +157,11 @@ impl Engine {
         Ok(names)
     }
 
+    /// Returns the names of all tables that have a row.
+    pub fn tables(&self) -> Result<Vec<String>> {
+        self.protocol.table_names()
+    }
+
     /// Returns all interrupted records. Right after an open, these are the operations that an earlier process left
     /// unfinished.
     ///

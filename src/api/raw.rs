@@ -122,6 +122,34 @@ impl RawManager {
         Ok(RecordId::new(&self.name, key.into_key()?))
     }
 
+    /// Encodes an outcome as [`Manager::encode_outcome`] does. It is for tools that know the type, but have no manager of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Manager::encode_outcome`]. The limit is [`Value::MAX_BYTES`].
+    pub fn encode<S: Serialize + DeserializeOwned>(value: &S) -> Result<Value> {
+        let (bytes, _) = codec::encode_checked("an outcome", value, Value::MAX_BYTES as u64)?;
+        Ok(Value::from(bytes))
+    }
+
+    /// Decodes the bytes of an outcome.
+    ///
+    /// ```
+    /// # use oncekey::{ErrorKind, admin::RawManager};
+    /// let bytes = RawManager::encode(&1999_u64)?;
+    /// assert_eq!(RawManager::decode::<u64>(&bytes)?, 1999);
+    /// assert_eq!(RawManager::decode::<String>(&bytes).unwrap_err().kind(), ErrorKind::TypeMismatch);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `TypeMismatch` if the outcome was stored as another type, as far as its value shows it; `Codec` if the bytes are no
+    /// encoded value.
+    pub fn decode<S: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<S> {
+        codec::decode("the outcome", bytes)
+    }
+
     /// Returns the record of a whole key, with its encoded outcome.
     pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
         Ok(self.engine.protocol().get(&self.id(key)?, Load::All)?.map(Record::raw))

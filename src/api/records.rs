@@ -9,7 +9,7 @@ use crate::protocol::{ListRange, Protocol};
 use crate::types::error::Result;
 #[cfg(feature = "http")]
 use crate::types::error::{Error, ErrorKind};
-use crate::types::key::{Key, check_name};
+use crate::types::key::{Key, KeyPrefix, check_name};
 use crate::types::record::{RecordInfo, Status};
 use crate::types::value::Value;
 
@@ -36,11 +36,14 @@ pub struct RecordFilter {
     /// The scope of the keys and prefixes.
     scope: Arc<[Box<[u8]>]>,
     key_prefix: Vec<u8>,
+    /// All of them must match.
+    text_prefixes: Vec<KeyPrefix>,
     /// The accepted states. Empty means all.
     statuses: Vec<Status>,
     recovery_point: Option<String>,
     context: Vec<(String, Value)>,
     updated_before: Option<SystemTime>,
+    updated_since: Option<SystemTime>,
     /// All of them must return true.
     predicates: Vec<Predicate>,
 }
@@ -67,9 +70,16 @@ impl RecordFilter {
         self
     }
 
-    /// Selects the records whose keys start with `prefix`.
+    /// Selects the records whose keys start with these bytes. For keys as they are printed, and for scopes, see
+    /// [`key_text_prefix`](Self::key_text_prefix).
     pub fn key_prefix(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.key_prefix = prefix.as_ref().to_vec();
+        self
+    }
+
+    /// Selects the records whose keys, as they are printed, start so. Several prefixes must all match.
+    pub fn key_text_prefix(mut self, prefix: KeyPrefix) -> Self {
+        self.text_prefixes.push(prefix);
         self
     }
 
@@ -94,6 +104,12 @@ impl RecordFilter {
     /// Selects the records whose last change is before `time`, by the wall clock.
     pub fn updated_before(mut self, time: SystemTime) -> Self {
         self.updated_before = Some(time);
+        self
+    }
+
+    /// Selects the records that last changed at this time or later, by the wall clock.
+    pub fn updated_since(mut self, time: SystemTime) -> Self {
+        self.updated_since = Some(time);
         self
     }
 
@@ -133,10 +149,12 @@ impl RecordFilter {
 
     pub(crate) fn matches(&self, info: &RecordInfo) -> bool {
         info.key().within(&self.scope).is_some_and(|key| key.starts_with(&self.key_prefix))
+            && self.text_prefixes.iter().all(|prefix| prefix.matches(info.key()))
             && (self.statuses.is_empty() || self.statuses.contains(&info.status()))
             && self.recovery_point.as_ref().is_none_or(|point| point == info.recovery_point())
             && self.context.iter().all(|(name, value)| info.context().get(name) == Some(value))
             && self.updated_before.is_none_or(|time| info.updated_at() < time)
+            && self.updated_since.is_none_or(|time| info.updated_at() >= time)
             && self.predicates.iter().all(|Predicate(holds)| holds(info))
     }
 
@@ -146,8 +164,11 @@ impl RecordFilter {
             check_name("manager", manager)?;
         }
         let whole = if self.scope.is_empty() { None } else { Some(Key::join(self.scope.iter().map(|part| &**part))?) };
-        let prefix = whole.as_ref().map_or(&*self.key_prefix, Key::as_bytes);
-        Ok(ListRange::new(self.manager.as_deref(), prefix, self.is_unfinished()))
+        // Each of them holds, so the longest finds the fewest keys.
+        let texts = self.text_prefixes.iter().map(KeyPrefix::bytes);
+        let bytes = whole.map_or_else(|| self.key_prefix.clone(), |whole| whole.as_bytes().to_vec());
+        let prefix = texts.fold(bytes, |one, other| if other.len() > one.len() { other } else { one });
+        Ok(ListRange::new(self.manager.as_deref(), &prefix, self.is_unfinished()))
     }
 
     /// True if only states of unfinished records are selected. There are few unfinished records.

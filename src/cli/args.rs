@@ -1,6 +1,7 @@
 //! The arguments of the command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -11,27 +12,48 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use super::out::{Done, Stop};
-use super::place::{Place, unescape};
+use super::place::Place;
 use crate::{
     Status,
-    admin::RecordFilter,
+    admin::{KeyPrefix, RecordFilter},
     clock::{Clock as _, SystemClock},
 };
 
-const AFTER_HELP: &str = "\
-A KEY is written as `list` prints it: its parts with / between them, other bytes as \\xNN.
-
-Examples:
-  oncekey list payments.oncekey --status interrupted
-  oncekey get payments.oncekey payments user-7/order-42 --effect charge
-  oncekey resolve payments.oncekey payments user-7/order-42 --retry
-  oncekey list payments.oncekey --status interrupted --older-than 1h --json | jq -r .key
+macro_rules! examples {
+    () => {
+        "  oncekey list payments.oncekey --status interrupted
+  oncekey get payments.oncekey payments /user-7/order-42 --effect charge
+  oncekey resolve payments.oncekey payments /user-7/order-42 --retry
+  oncekey list payments.oncekey --manager payments --status failed --json | jq -r .key |
+    xargs -n 1 oncekey get payments.oncekey payments
+  oncekey list payments.oncekey --scope user-7 --newer-than 1h --sort changed --reverse --limit 10
   oncekey backup payments.oncekey /backup/payments.2026-01-31
   oncekey export payments.oncekey | gzip > payments.jsonl.gz
-  gunzip < payments.jsonl.gz | oncekey import copy.oncekey
+  gunzip < payments.jsonl.gz | oncekey import copy.oncekey"
+    };
+}
 
-Exit status: 0 done; 1 no such record, or not in a state for it; 2 wrong command line, or no store
-there; 3 the store is in use; 4 damaged; 5 anything else. A reader that closes the pipe early is no fault.";
+macro_rules! exit_status {
+    () => {
+        "  0  done; also if the reader closes the pipe early
+  1  no such record, or not in a state for it
+  2  wrong command line, or no store there
+  3  the store is in use
+  4  damaged
+  5  anything else"
+    };
+}
+
+const AFTER_HELP: &str = concat!(
+    "A KEY is written as `list` prints it: its text; /PART/PART if it is made of parts, for example in a scope; \
+     %NN for a byte, for example %20 for a blank.\n\nExamples:\n",
+    examples!(),
+    "\n\nExit status:\n",
+    exit_status!(),
+);
+
+/// The sections of the manual page after the commands.
+const SECTIONS: [(&str, &str); 2] = [("EXIT STATUS", exit_status!()), ("EXAMPLES", examples!())];
 
 /// Reads and changes a store of idempotency keys while no service has it open.
 #[derive(Debug, Parser)]
@@ -64,6 +86,33 @@ pub(super) enum Verb {
         #[arg(long, value_name = "COUNT")]
         limit: Option<NonZeroUsize>,
         /// Print only the number of matching records.
+        #[arg(long, conflicts_with_all = ["limit", "sort", "reverse"])]
+        count: bool,
+        /// The order. Without it, by manager and key. Records that never expire come last.
+        #[arg(long, value_name = "ORDER")]
+        sort: Option<Sort>,
+        /// Print the last one first.
+        #[arg(long)]
+        reverse: bool,
+    },
+    /// Lists the tables with the number of their rows.
+    Tables {
+        /// The directory of the store.
+        store: PathBuf,
+    },
+    /// Lists the rows of a table.
+    Rows {
+        /// The directory of the store.
+        store: PathBuf,
+        /// The name of the table.
+        table: String,
+        /// Only rows whose key, as it is printed, begins so.
+        #[arg(long, value_name = "PREFIX")]
+        key_prefix: Option<OsString>,
+        /// Print at most this number of rows. The minimum is 1.
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<NonZeroUsize>,
+        /// Print only the number of matching rows.
         #[arg(long, conflicts_with = "limit")]
         count: bool,
     },
@@ -218,7 +267,7 @@ pub(super) struct Filter {
     #[arg(long, value_name = "NAME")]
     manager: Option<String>,
     /// Only records in this state. If given several times, in any of these states.
-    #[arg(long, value_name = "STATUS")]
+    #[arg(long, value_name = "STATUS", ignore_case = true)]
     status: Vec<State>,
     /// Only records last changed longer ago than this, such as 30s, 15m, 2h, 7days.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -226,7 +275,10 @@ pub(super) struct Filter {
     /// Only records changed within this time.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
-    /// Only records whose whole key begins with these bytes.
+    /// Only records inside this scope, at any depth: PART, or /PART/PART.
+    #[arg(long, value_name = "SCOPE")]
+    scope: Option<OsString>,
+    /// Only records whose key, as it is printed, begins so.
     #[arg(long, value_name = "PREFIX")]
     key_prefix: Option<OsString>,
     /// Only records at this recovery point.
@@ -237,9 +289,21 @@ pub(super) struct Filter {
     context: Vec<(String, String)>,
 }
 
-/// A [`Status`] on the command line.
+/// The order of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sort {
+    Key,
+    Changed,
+    Created,
+    Expires,
+    Tries,
+    Outcome,
+}
+
+/// A [`Status`] on the command line. Printed ones, such as `InProgress`, are accepted too.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum State {
+    #[value(aliases = ["inprogress", "in_progress"])]
     InProgress,
     Succeeded,
     Failed,
@@ -268,8 +332,11 @@ impl Filter {
         for status in &self.status {
             filter = filter.status((*status).into());
         }
+        if let Some(scope) = &self.scope {
+            filter = filter.key_text_prefix(scope_prefix(scope.as_bytes())?);
+        }
         if let Some(prefix) = &self.key_prefix {
-            filter = filter.key_prefix(unescape(prefix.as_bytes()));
+            filter = filter.key_text_prefix(key_prefix(prefix)?);
         }
         if let Some(point) = &self.recovery_point {
             filter = filter.recovery_point(point);
@@ -281,11 +348,23 @@ impl Filter {
             filter = filter.updated_before(ago(age)?);
         }
         if let Some(age) = self.newer_than {
-            let since = ago(age)?;
-            filter = filter.matching(move |info| info.updated_at() >= since);
+            filter = filter.updated_since(ago(age)?);
         }
         Ok(filter)
     }
+}
+
+/// Reads how printed keys begin. Every key begins with nothing.
+pub(super) fn key_prefix(text: &OsStr) -> Done<KeyPrefix> {
+    if text.is_empty() {
+        return Err(Stop::Usage("the prefix of keys is empty: leave the option out to select all".to_owned()));
+    }
+    Ok(KeyPrefix::from_text(text.as_bytes())?)
+}
+
+fn scope_prefix(text: &[u8]) -> Done<KeyPrefix> {
+    let parts = text.strip_prefix(b"/").unwrap_or(text);
+    Ok(KeyPrefix::from_text([b"/", parts, b"/"].concat())?)
 }
 
 fn ago(age: Duration) -> Done<SystemTime> {
@@ -316,8 +395,26 @@ pub(super) fn completions(shell: Shell) -> Vec<u8> {
 
 /// Returns the manual page.
 pub(super) fn manual() -> Vec<u8> {
+    let command = Asked::command();
+    let keys = AFTER_HELP.split("\n\n").next().unwrap_or_default();
+    let description = format!("{}\n\n{keys}", command.get_about().map(ToString::to_string).unwrap_or_default());
+    // Without what follows the help: it gets sections of its own.
+    let man = clap_mangen::Man::new(command.long_about(description).after_help(""));
     let mut page = Vec::new();
-    // Ignore the result: writing to memory cannot fail.
-    let _ = clap_mangen::Man::new(Asked::command()).render(&mut page);
+    // Ignore the results: writing to memory cannot fail.
+    let _ = man.render_title(&mut page);
+    let _ = man.render_name_section(&mut page);
+    let _ = man.render_synopsis_section(&mut page);
+    let _ = man.render_description_section(&mut page);
+    let _ = man.render_options_section(&mut page);
+    let _ = man.render_subcommands_section(&mut page);
+    for (title, lines) in SECTIONS {
+        let _ = writeln!(page, ".SH \"{title}\"\n.nf");
+        for line in lines.lines() {
+            let _ = writeln!(page, "{}", line.replace('\\', "\\e").replace('-', "\\-"));
+        }
+        let _ = writeln!(page, ".fi");
+    }
+    let _ = man.render_version_section(&mut page);
     page
 }

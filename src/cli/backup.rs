@@ -6,11 +6,12 @@ use serde_json::json;
 
 use super::out::{Done, Out, size};
 use super::progress::Progress;
-use crate::{Engine, admin::BackupReport};
+use super::store::Store;
+use crate::admin::BackupReport;
 
-pub(super) fn backup(engine: &Engine, directory: &Path, out: &mut Out<'_>) -> Done {
+pub(super) fn backup(store: &dyn Store, directory: &Path, out: &mut Out<'_>) -> Done {
     let progress = Progress::spinner(out, "copying the store");
-    let report = engine.backup(directory)?;
+    let report = store.backup(directory)?;
     drop(progress);
     print(&report, directory, out)
 }

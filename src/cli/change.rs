@@ -10,16 +10,17 @@ use super::args::How;
 use super::out::{Done, Out, Stop, size};
 use super::place::Place;
 use super::progress::Progress;
-use crate::{Engine, EngineOptions, Key, Status, Value, admin::Resolution};
+use super::store::Store;
+use crate::{EngineOptions, Key, Status, Value, admin::Resolution};
 
-pub(super) fn resolve(engine: &Engine, place: &Place, how: &How, out: &mut Out<'_>) -> Done {
-    let (raw, key) = place.find(engine)?;
+pub(super) fn resolve(store: &dyn Store, place: &Place, how: &How, out: &mut Out<'_>) -> Done {
+    let key = place.key()?;
     let (resolution, result) = match (&how.succeed, &how.fail) {
         (Some(file), _) => (Resolution::Succeed(outcome(file)?), "succeeded: every request gets this outcome"),
         (None, Some(file)) => (Resolution::Fail(outcome(file)?), "failed: every request gets this failure"),
         (None, None) => (Resolution::Retry, "released: the next request with this key runs it"),
     };
-    raw.resolve(&key, resolution)?;
+    store.resolve(&place.manager, &key, resolution)?;
     done(place, &key, result, out)
 }
 
@@ -38,27 +39,27 @@ fn outcome(file: &Path) -> Done<Value> {
 
 /// Interrupts a record in progress. If the record is interrupted already, because its process is dead, only reports
 /// that.
-pub(super) fn revoke(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
-    let (raw, key) = place.find(engine)?;
-    if raw.get(&key)?.is_some_and(|record| record.status() == Status::Interrupted) {
+pub(super) fn revoke(store: &dyn Store, place: &Place, out: &mut Out<'_>) -> Done {
+    let key = place.key()?;
+    if place.record(store)?.status() == Status::Interrupted {
         return done(place, &key, "interrupted: it has no live owner", out);
     }
-    raw.revoke(&key)?;
+    store.revoke(&place.manager, &key)?;
     done(place, &key, "interrupted: its owner has lost it", out)
 }
 
-pub(super) fn forget(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
-    let (raw, key) = place.find(engine)?;
-    if !raw.forget(&key)? {
-        return Err(Stop::Nothing(format!("key {key} of {} has no finished record", place.manager)));
+pub(super) fn forget(store: &dyn Store, place: &Place, out: &mut Out<'_>) -> Done {
+    let key = place.key()?;
+    if !store.forget(&place.manager, &key)? {
+        return Err(place.nothing(store, "no finished record"));
     }
     done(place, &key, "forgotten: the next request with this key runs it", out)
 }
 
-pub(super) fn remove(engine: &Engine, place: &Place, out: &mut Out<'_>) -> Done {
-    let (raw, key) = place.find(engine)?;
-    if !raw.remove(&key)? {
-        return Err(Stop::Nothing(format!("key {key} of {} has no record", place.manager)));
+pub(super) fn remove(store: &dyn Store, place: &Place, out: &mut Out<'_>) -> Done {
+    let key = place.key()?;
+    if !store.remove(&place.manager, &key)? {
+        return Err(place.nothing(store, "no record"));
     }
     done(place, &key, "removed", out)
 }
@@ -71,9 +72,9 @@ fn done(place: &Place, key: &Key, result: &str, out: &mut Out<'_>) -> Done {
     out.line(format_args!("key {key} of {} is {result}", place.manager))
 }
 
-pub(super) fn compact(engine: &Engine, out: &mut Out<'_>) -> Done {
+pub(super) fn compact(store: &dyn Store, out: &mut Out<'_>) -> Done {
     let progress = Progress::spinner(out, "deleting what has expired");
-    let done = engine.compact_now()?;
+    let done = store.compact()?;
     drop(progress);
     if out.json {
         return out.json(&json!({ "removed": done.removed, "bytes": done.bytes, "leftovers": done.leftovers }));

@@ -1,4 +1,4 @@
-//! Descriptions of a service's outcomes.
+//! The types of a service's outcomes, as far as they are known.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,9 +6,12 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Engine, Key, ManagerOptions, Result};
+use crate::{Record, Result, Value, admin::RawManager};
 
-type Describe = dyn Fn(&Engine, &Key) -> Result<Option<String>> + Send + Sync;
+/// An outcome as it is stored: of a success, or of a failure.
+pub(super) type Stored<'a> = std::result::Result<&'a Value, &'a Value>;
+
+type Describe = dyn Fn(Stored<'_>) -> Result<String> + Send + Sync;
 
 /// Functions that describe outcomes of managers whose types are known. See [`cli`](super).
 #[derive(Default)]
@@ -33,19 +36,19 @@ impl Describers {
         T: Serialize + DeserializeOwned + 'static,
         E: Serialize + DeserializeOwned + 'static,
     {
-        let name = name.into();
-        let manager = name.clone();
-        let read = move |engine: &Engine, key: &Key| {
-            let manager = engine.manager_with::<T, E>(&manager, ManagerOptions::new().schema(schema))?;
-            Ok(manager.get(key)?.and_then(|record| record.outcome().map(&describe)))
+        let read = move |outcome: Stored<'_>| match outcome {
+            Ok(bytes) => RawManager::decode::<T>(bytes).map(|value| describe(Ok(&value))),
+            Err(bytes) => RawManager::decode::<E>(bytes).map(|failure| describe(Err(&failure))),
         };
-        self.0.insert((name, schema), Box::new(read));
+        self.0.insert((name.into(), schema), Box::new(read));
         self
     }
 
-    /// Describes the outcome of a key. Returns `None` if there is no outcome or no description.
-    pub(super) fn describe(&self, engine: &Engine, manager: &str, schema: u32, key: &Key) -> Result<Option<String>> {
-        self.0.get(&(manager.to_owned(), schema)).map_or(Ok(None), |describe| describe(engine, key))
+    /// Describes the outcome of a record. Returns `None` if there is no outcome or no description.
+    pub(super) fn describe(&self, record: &Record<Value, Value>) -> Result<Option<String>> {
+        let info = record.info();
+        let describe = self.0.get(&(info.manager().to_owned(), info.schema()));
+        describe.zip(record.outcome()).map(|(describe, outcome)| describe(outcome)).transpose()
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, Write};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use console::Style;
 use serde::Serialize;
 
@@ -182,6 +184,19 @@ impl Table {
         }
         out.line(line)
     }
+}
+
+/// Returns bytes for JSON, as an export has them: text if they are text that can be read, else `{"base64": ...}`.
+pub(super) fn bytes(bytes: &[u8]) -> serde_json::Value {
+    match std::str::from_utf8(bytes).ok().filter(|text| is_readable(text)) {
+        Some(text) => text.into(),
+        None => serde_json::json!({ "base64": BASE64_STANDARD.encode(bytes) }),
+    }
+}
+
+/// Returns true if the text has no control characters but those of lines and tables.
+pub(super) fn is_readable(text: &str) -> bool {
+    !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
 }
 
 /// Formats a size in binary units.

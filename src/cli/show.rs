@@ -8,11 +8,12 @@ use console::Style;
 use serde_json::json;
 
 use super::describe::Describers;
-use super::out::{Done, Out, Stop, Table, size};
+use super::out::{Done, Out, Stop, Table, is_readable, size};
 use super::place::Place;
 use super::progress::Progress;
+use super::store::Store;
 use crate::{
-    Engine, FOREVER, Record, RecordInfo, Status, Value,
+    FOREVER, Record, RecordInfo, Status, Value,
     admin::RecordFilter,
     clock::{Clock as _, SystemClock},
 };
@@ -32,7 +33,7 @@ pub(super) struct Shown {
 
 const ALL: [Status; 5] = [Status::Succeeded, Status::Failed, Status::Released, Status::Interrupted, Status::InProgress];
 
-fn paint(status: Status) -> Style {
+pub(super) fn paint(status: Status) -> Style {
     match status {
         Status::Succeeded => Style::new().green(),
         Status::Failed | Status::Interrupted => Style::new().red(),
@@ -46,10 +47,10 @@ struct Counted {
     outcome_bytes: u64,
 }
 
-pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
+pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
     let progress = Progress::count(out, "counting records");
     let mut managers: BTreeMap<String, Counted> = BTreeMap::new();
-    for info in engine.records(RecordFilter::new())? {
+    for info in store.records(RecordFilter::new())? {
         let info = info?;
         let counted = managers.entry(info.manager().to_owned()).or_default();
         for (count, status) in counted.by_status.iter_mut().zip(ALL) {
@@ -59,7 +60,7 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
         progress.add(1);
     }
     drop(progress);
-    let (opened, running) = (engine.opened(), engine.stats());
+    let (opened, running) = (store.opened()?, store.stats()?);
     if out.json {
         let managers = managers.iter().map(|(name, counted)| {
             let by_status = ALL.iter().zip(counted.by_status).map(|(status, count)| (format!("{status:?}"), count));
@@ -67,13 +68,13 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
             (name, json!({ "records": by_status, "outcome_bytes": counted.outcome_bytes }))
         });
         return out.json(&json!({
-            "path": engine.path(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
+            "path": store.path(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
             "torn_bytes": opened.torn_bytes, "open_ms": opened.took.as_millis(), "interrupted": opened.interrupted,
             "open_to_others": opened.open_to_others, "journal_segments": running.segments, "sled_sync_flag": running.sled_sync_flag,
             "managers": managers.collect::<BTreeMap<_, _>>(),
         }));
     }
-    out.field("store", engine.path().display())?;
+    out.field("store", store.path().display())?;
     if opened.clean {
         out.field("last owner", "closed it")?;
     } else {
@@ -89,6 +90,9 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
     out.field("opened in", format_args!("{:.1?}", opened.took))?;
     out.field("interrupted", opened.interrupted)?;
     out.line("")?;
+    if managers.is_empty() {
+        return out.line("no records");
+    }
     let mut table =
         Table::new(["MANAGER", "SUCCEEDED", "FAILED", "RELEASED", "INTERRUPTED", "IN PROGRESS", "OUTCOMES"]);
     for (name, counted) in managers {
@@ -105,56 +109,15 @@ pub(super) fn stats(engine: &Engine, out: &mut Out<'_>) -> Done {
     table.end(out)
 }
 
-/// Prints the number of matching records.
-pub(super) fn count(engine: &Engine, filter: &RecordFilter, out: &mut Out<'_>) -> Done {
-    let mut count = 0_u64;
-    for info in engine.records(filter.clone())? {
-        info?;
-        count += 1;
-    }
-    if out.json { out.json(&json!({ "records": count })) } else { out.line(count) }
-}
-
-pub(super) fn list(engine: &Engine, filter: &RecordFilter, limit: Option<usize>, out: &mut Out<'_>) -> Done {
-    let mut table = Table::new(["MANAGER", "STATUS", "TRIES", "CHANGED", "EXPIRES", "OUTCOME", "KEY"]);
-    let (now, mut any) = (SystemClock.wall(), false);
-    for info in engine.records(filter.clone())?.take(limit.unwrap_or(usize::MAX)) {
-        let info = info?;
-        if out.json {
-            out.json(&info)?;
-            continue;
-        }
-        let status = info.status();
-        let plain = |text: String| (text, Style::new());
-        let row = vec![
-            plain(info.manager().to_owned()),
-            (format!("{status:?}"), paint(status)),
-            plain(info.attempt().to_string()),
-            plain(relative(info.updated_at(), now)),
-            plain(info.expires_at().map_or_else(|| "never".to_owned(), |at| relative(at, now))),
-            plain(if info.outcome_bytes() == 0 { "-".to_owned() } else { size(info.outcome_bytes()) }),
-            plain(info.key().to_string()),
-        ];
-        table.row(row, out)?;
-        any = true;
-    }
-    if !any && !out.json {
-        return out.line("no record matches");
-    }
-    table.end(out)
-}
-
-pub(super) fn get(engine: &Engine, describers: &Describers, place: &Place, shown: &Shown, out: &mut Out<'_>) -> Done {
-    let (raw, key) = place.find(engine)?;
-    let missing = || Stop::Nothing(format!("key {key} of {} has no record", place.manager));
-    let record = raw.get(&key)?.ok_or_else(missing)?;
-    let info = record.info();
+pub(super) fn get(store: &dyn Store, describers: &Describers, place: &Place, shown: &Shown, out: &mut Out<'_>) -> Done {
+    let record = place.record(store)?;
+    let (info, key) = (record.info(), record.info().key());
     if shown.only_outcome {
         let outcome = record.outcome().ok_or_else(|| Stop::Nothing(format!("key {key} has no outcome")))?;
         let (Ok(bytes) | Err(bytes)) = outcome;
         return out.bytes(bytes);
     }
-    let described = describers.describe(engine, info.manager(), info.schema(), &key)?;
+    let described = describers.describe(&record)?;
     if out.json {
         let mut value =
             serde_json::to_value(&record).map_err(|cause| Stop::Io("show record".to_owned(), cause.into()))?;
@@ -204,9 +167,9 @@ fn payload(record: &Record<Value, Value>, described: Option<String>, out: &mut O
     out.field("outcome", format_args!("{what}: {}", described.unwrap_or_else(|| preview(bytes))))
 }
 
-pub(super) fn verify(engine: &Engine, out: &mut Out<'_>) -> Done {
+pub(super) fn verify(store: &dyn Store, out: &mut Out<'_>) -> Done {
     let progress = Progress::spinner(out, "reading everything");
-    let report = engine.verify()?;
+    let report = store.verify()?;
     drop(progress);
     if out.json {
         out.json(&json!({ "records": report.records, "rows": report.tables, "problems": report.problems }))?;
@@ -215,15 +178,16 @@ pub(super) fn verify(engine: &Engine, out: &mut Out<'_>) -> Done {
             out.line(out.paint(&Style::new().red(), problem))?;
         }
         let problems = report.problems.len();
-        out.line(format_args!("{} records and {} rows read, {problems} problems", report.records, report.tables))?;
+        let (records, rows) = (report.records, report.tables);
+        out.line(format_args!("{records} records and {rows} rows read and compared with what the store has listed"))?;
+        out.line(format_args!("{problems} problems"))?;
     }
     if report.problems.is_empty() { Ok(()) } else { Err(Stop::Damaged) }
 }
 
 /// Returns text on one line, or a hex dump of the first bytes if it is not text.
-fn preview(bytes: &[u8]) -> String {
-    let readable = |text: &&str| !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'));
-    if let Some(text) = std::str::from_utf8(bytes).ok().filter(readable) {
+pub(super) fn preview(bytes: &[u8]) -> String {
+    if let Some(text) = std::str::from_utf8(bytes).ok().filter(|text| is_readable(text)) {
         let cut = text.chars().take(PREVIEW_CHARS).collect::<String>();
         let more = if cut.len() < text.len() { " ..." } else { "" };
         return format!("\"{}\"{more}", cut.escape_debug());
@@ -257,7 +221,7 @@ fn rfc3339(at: SystemTime) -> String {
 }
 
 /// Returns how long ago or in how long, in the two largest units.
-fn relative(at: SystemTime, now: SystemTime) -> String {
+pub(super) fn relative(at: SystemTime, now: SystemTime) -> String {
     let short = |distance: Duration| {
         let text = humantime::format_duration(Duration::from_secs(distance.as_secs())).to_string();
         text.split(' ').take(2).collect::<Vec<_>>().join(" ")

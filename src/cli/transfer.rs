@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::out::{Done, Out, Stop};
 use super::progress::Progress;
-use crate::{Durability, Engine, EngineOptions, Record, Value, admin::RecordFilter};
+use super::store::Store;
+use crate::{Durability, EngineOptions, Record, Value, admin::RecordFilter};
 
 /// The longest line in bytes. A record with the largest outcome and checkpoint is shorter, even if each byte is written
 /// as six.
@@ -20,12 +21,12 @@ pub(super) fn for_import(options: &EngineOptions) -> EngineOptions {
     options.clone().durability(Durability::Eventual { interval: Duration::from_millis(50) })
 }
 
-pub(super) fn export(engine: &Engine, filter: &RecordFilter, out: &mut Out<'_>) -> Done {
+pub(super) fn export(store: &dyn Store, filter: &RecordFilter, out: &mut Out<'_>) -> Done {
     let progress = Progress::count(out, "exporting");
-    for info in engine.records(filter.clone())? {
+    for info in store.records(filter.clone())? {
         let info = info?;
         // No other process has the store open, but a listed record may expire before it is read.
-        if let Some(record) = engine.raw(info.manager())?.get(info.key())? {
+        if let Some(record) = store.get(info.manager(), info.key())? {
             out.json(&record)?;
             progress.add(1);
         }
@@ -33,7 +34,7 @@ pub(super) fn export(engine: &Engine, filter: &RecordFilter, out: &mut Out<'_>) 
     Ok(())
 }
 
-pub(super) fn import(engine: &Engine, file: Option<&Path>, out: &mut Out<'_>) -> Done {
+pub(super) fn import(store: &dyn Store, file: Option<&Path>, out: &mut Out<'_>) -> Done {
     let (mut input, total, name): (Box<dyn BufRead>, Option<u64>, String) = match file {
         None => (Box::new(BufReader::new(io::stdin())), None, "standard input".to_owned()),
         Some(path) => {
@@ -63,11 +64,11 @@ pub(super) fn import(engine: &Engine, file: Option<&Path>, out: &mut Out<'_>) ->
         }
         let bad = |cause: io::Error| Stop::Io(format!("line {number} of {name}, after {imported} imported"), cause);
         let record: Record<Value, Value> = serde_json::from_slice(&line).map_err(|cause| bad(cause.into()))?;
-        let taken = engine.raw(record.info().manager())?.import(&record).map_err(|error| bad(error.into()))?;
+        let taken = store.import(&record).map_err(|error| bad(error.into()))?;
         imported += u64::from(taken);
         present += u64::from(!taken);
     }
-    engine.sync()?;
+    store.sync()?;
     drop(progress);
     if out.json {
         return out.json(&json!({ "imported": imported, "present": present }));

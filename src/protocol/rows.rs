@@ -31,6 +31,18 @@ impl RowRange {
         Self { from, end }
     }
 
+    /// Selects the rows of all tables.
+    pub(crate) fn all() -> Self {
+        let from = StoreKey::first_row();
+        let end = from.behind_prefix();
+        Self { from, end }
+    }
+
+    /// Selects the rows of the tables after this one.
+    pub(crate) fn behind(table: &str) -> Option<Self> {
+        Some(Self { from: StoreKey::row(table, &[]).behind_prefix()?, ..Self::all() })
+    }
+
     /// Converts into a scan for a transaction.
     pub(crate) fn into_scan(self) -> Scan {
         Scan::new(self.from, self.end, false)
@@ -95,6 +107,26 @@ impl Protocol {
         }
         newest.map_or(Ok(()), |newest| self.store.wait(newest))?;
         Ok((rows, next))
+    }
+
+    /// Returns the names of the tables that have a row.
+    pub(crate) fn table_names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = Vec::new();
+        let mut range = Some(RowRange::all());
+        while let Some(at) = range {
+            let (keys, next) = self.row_keys(&at, 1)?;
+            let Some(key) = keys.into_iter().next() else { break };
+            // The key may be of a row that is gone by now.
+            let is_there = self.get_row(&key)?.is_some();
+            range = match key.split() {
+                Some((table, _)) if is_there => {
+                    names.push(table.to_owned());
+                    RowRange::behind(table)
+                }
+                _ => next,
+            };
+        }
+        Ok(names)
     }
 
     /// Returns keys as [`rows`](Self::rows) does, without reading the values. Some keys may have no row.

@@ -1,13 +1,16 @@
 //! Idempotency keys, names of managers and tables, and the one source of randomness.
 
+mod text;
+
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::value::Value;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+pub use text::KeyPrefix;
 use uuid::Uuid;
 
 /// The largest length of the name of a manager or table, in bytes.
@@ -22,8 +25,8 @@ const PARTS: &[u8] = b"\xffkey";
 /// A key that is not made of parts must not start with `ff 6b 65 79`, the mark of keys made of parts. So on a manager
 /// without a scope, only a `Key` can name a key inside a scope. Bytes and text cannot.
 ///
-/// `Display` is for people: it escapes all but printable ASCII, and shows a key [made of parts](Key::from_parts) as
-/// `part/part`. Only a key of plain text without a backslash can be parsed back from it.
+/// `Display` is for people and scripts: text as it is, a key [made of parts](Key::from_parts) as `/part/part`, and `%NN` for each
+/// other byte. [`Key::from_text`] reads it back.
 ///
 /// ```
 /// use oncekey::Key;
@@ -32,7 +35,8 @@ const PARTS: &[u8] = b"\xffkey";
 /// assert_eq!(key.as_str(), Some("order-17"));
 ///
 /// let of_a_tenant = Key::from_parts(["acme", "order-17"])?;
-/// assert_eq!(of_a_tenant.to_string(), "acme/order-17");
+/// assert_eq!(of_a_tenant.to_string(), "/acme/order-17");
+/// assert_eq!(Key::from_text("/acme/order-17")?, of_a_tenant);
 /// assert!(Key::new(of_a_tenant.as_bytes()).is_err());
 /// # Ok::<(), oncekey::Error>(())
 /// ```
@@ -130,6 +134,24 @@ impl Key {
             return Err(Error::new(ErrorKind::InvalidKey, format!("{what} {self} is itself made of parts")));
         }
         Ok(self.0)
+    }
+
+    /// Reads a key as `Display` prints it: `/part/part` for a key [made of parts](Key::from_parts), else the text, with `%NN` for
+    /// a byte. It is for operators. Text from a client could name a key in the scope of another: give that to [`Key::new`].
+    ///
+    /// ```
+    /// # use oncekey::Key;
+    /// assert_eq!(Key::from_text("/acme/order-17")?, Key::from_parts(["acme", "order-17"])?);
+    /// assert_eq!(Key::from_text("half%20price")?, Key::new("half price")?);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if a `%` is not followed by two hexadecimal digits, or if the text stands for no
+    /// key.
+    pub fn from_text(text: impl AsRef<[u8]>) -> Result<Self> {
+        text::read(text.as_ref())
     }
 
     /// Returns the parts of a key [made of parts](Key::from_parts), or else the whole key as one part. In a scope, the
@@ -281,7 +303,7 @@ impl<const N: usize> IntoKey for [u8; N] {
 impl FromStr for Key {
     type Err = Error;
 
-    /// Creates a key of this text as [`Key::new`] does. Escapes are not decoded.
+    /// Creates a key of this text as [`Key::new`] does. Nothing is decoded: text from a client names no key made of parts.
     fn from_str(text: &str) -> Result<Self> {
         Self::new(text)
     }
@@ -290,16 +312,7 @@ impl FromStr for Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
-        if let Some(parts) = split(&self.0) {
-            for (index, part) in parts.into_iter().enumerate() {
-                if index > 0 {
-                    text.push('/');
-                }
-                escape(&mut text, part, b'/')?;
-            }
-        } else {
-            escape(&mut text, &self.0, b'\\')?;
-        }
+        text::write(&mut text, &self.0)?;
         f.pad(&text)
     }
 }
@@ -336,18 +349,6 @@ fn split(bytes: &[u8]) -> Option<Vec<&[u8]>> {
         rest = tail;
     }
     (!parts.is_empty()).then_some(parts)
-}
-
-/// Appends `bytes`. Writes `\xNN` for the backslash, for `also`, and for all but printable ASCII.
-fn escape(text: &mut String, bytes: &[u8], also: u8) -> fmt::Result {
-    for &byte in bytes {
-        if (byte.is_ascii_graphic() || byte == b' ') && byte != b'\\' && byte != also {
-            text.push(char::from(byte));
-        } else {
-            write!(text, "\\x{byte:02x}")?;
-        }
-    }
-    Ok(())
 }
 
 /// Appends a part, with its length before it.

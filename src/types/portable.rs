@@ -35,7 +35,8 @@ struct Portable {
     /// The seed of the effect ids. An effect id is made from this and the key.
     effect_seed: Uuid,
     manager: String,
-    key: Bytes,
+    /// The text of the key, as it is printed.
+    key: String,
     status: Status,
     interruption: Option<Interruption>,
     policy: OnInterrupted,
@@ -105,7 +106,7 @@ impl Portable {
             store: Uuid::from_bytes(info.store_id()),
             effect_seed: Uuid::from_bytes(stored.effect_seed),
             manager: info.manager().to_owned(),
-            key: Bytes::new(info.key().as_bytes()),
+            key: info.key().to_string(),
             status: info.status(),
             interruption: info.interruption(),
             policy: stored.policy,
@@ -137,7 +138,7 @@ impl Portable {
             return Err(Error::new(ErrorKind::UnsupportedFormat, message));
         }
         check_name("manager", &self.manager)?;
-        let key = Key::from_bytes(&self.key.read()?)?;
+        let key = Key::from_text(&self.key)?;
         let outcome = self.outcome.map(Bytes::read).transpose()?;
         let is_finished = matches!(self.status, Status::Succeeded | Status::Failed);
         if is_finished != outcome.is_some() {
@@ -213,7 +214,7 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
 /// |---|---|
 /// | `version` | 1; it changes when a field changes its meaning |
 /// | `store`, `effect_seed` | UUIDs: of the store, and of the seed of the [effect ids](RecordInfo::effect_id) |
-/// | `manager`, `key` | the name, and the bytes of the whole key |
+/// | `manager`, `key` | the name, and the text of the whole key, which [`Key::from_text`] reads |
 /// | `status` | `InProgress`, `Succeeded`, `Failed`, `Released` or `Interrupted` |
 /// | `interruption` | null, `ProcessEnded`, `Dropped`, `Panicked`, `Reported` or `Revoked` |
 /// | `policy` | `Hold` or `Resume` |
@@ -229,7 +230,7 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
 /// | `outcome_bytes` | the length of the encoded outcome |
 /// | `outcome` | always null; the bytes of the encoded outcome in a [`Record`] of a [`RawManager`](crate::admin::RawManager) |
 ///
-/// Bytes are a string if they are printable UTF-8, else `{"base64": "..."}`.
+/// Other bytes are a string if they are printable UTF-8, else `{"base64": "..."}`.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager};

@@ -458,12 +458,12 @@ impl RecordInfo {
 /// # let engine = Engine::temporary()?;
 /// let payments: Manager<u64> = engine.manager("payments")?;
 /// let done = payments.execute("order-42", |_claim| Ok(1999)).unwrap();
-/// assert_eq!(done.info().to_string(), "payments/order-42: Succeeded");
+/// assert_eq!(done.info().to_string(), "payments order-42: Succeeded");
 /// # Ok::<(), oncekey::Error>(())
 /// ```
 impl fmt::Display for RecordInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}: {:?}", self.manager(), self.key(), self.status())?;
+        write!(f, "{} {}: {:?}", self.manager(), self.key(), self.status())?;
         if let Some(interruption) = self.interruption() {
             write!(f, " ({interruption:?})")?;
         }

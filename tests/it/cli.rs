@@ -12,20 +12,20 @@ use serde_json::Value as Json;
 use crate::common::*;
 
 /// Exit status, standard output, standard error.
-type Ran = (u8, String, String);
+pub(crate) type Ran = (u8, String, String);
 
-fn oncekey(args: &[&str]) -> Ran {
+pub(crate) fn oncekey(args: &[&str]) -> Ran {
     oncekey_with(&Describers::new(), args)
 }
 
-fn oncekey_with(describers: &Describers, args: &[&str]) -> Ran {
+pub(crate) fn oncekey_with(describers: &Describers, args: &[&str]) -> Ran {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let status = run(describers, args, &mut out, &mut err);
     (status, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
 #[track_caller]
-fn printed(args: &[&str]) -> String {
+pub(crate) fn printed(args: &[&str]) -> String {
     let (status, out, err) = oncekey(args);
     assert_eq!((status, err.as_str()), (0, ""), "{args:?} printed {out}");
     out
@@ -33,13 +33,13 @@ fn printed(args: &[&str]) -> String {
 
 /// Returns the first line of the output as JSON.
 #[track_caller]
-fn json(args: &[&str]) -> Json {
+pub(crate) fn json(args: &[&str]) -> Json {
     let args = [args, &["--json"]].concat();
     serde_json::from_str(printed(&args).lines().next().unwrap()).unwrap()
 }
 
 /// Creates and closes a store with a record in every state except in progress.
-fn store(dir: &Path) -> String {
+pub(crate) fn store(dir: &Path) -> String {
     let path = dir.join("store");
     let engine = Engine::open(&path).unwrap();
     let options = ManagerOptions::new().schema(3).success_ttl(oncekey::FOREVER).released_ttl(oncekey::FOREVER);
@@ -64,9 +64,9 @@ fn an_operator_lists_shows_and_resolves_interrupted_records() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let listed = printed(&["list", &path, "--manager", "payments", "--status", "interrupted"]);
-    assert!(listed.lines().count() == 2 && listed.contains("user-7/order-42"), "{listed}");
+    assert!(listed.lines().count() == 2 && listed.contains("/user-7/order-42"), "{listed}");
 
-    let record = printed(&["get", &path, "payments", "user-7/order-42", "--effect", "charge"]);
+    let record = printed(&["get", &path, "payments", "/user-7/order-42", "--effect", "charge"]);
     assert!(record.contains("Interrupted (Dropped)") && record.contains("outcome      none"), "{record}");
     let key = Key::from_parts(["user-7", "order-42"]).unwrap();
     let effect = {
@@ -75,9 +75,9 @@ fn an_operator_lists_shows_and_resolves_interrupted_records() {
     };
     assert!(record.contains(&format!("effect id    {effect} (charge)")), "{record}");
 
-    let settled = printed(&["resolve", &path, "payments", "user-7/order-42", "--retry"]);
+    let settled = printed(&["resolve", &path, "payments", "/user-7/order-42", "--retry"]);
     assert!(settled.contains("released"), "{settled}");
-    let (status, out, err) = oncekey(&["resolve", &path, "payments", "user-7/order-42", "--retry"]);
+    let (status, out, err) = oncekey(&["resolve", &path, "payments", "/user-7/order-42", "--retry"]);
     assert_eq!((status, out.as_str()), (1, ""));
     assert!(err.contains("is not interrupted, it is Released"), "{err}");
 
@@ -117,16 +117,31 @@ fn get_shows_the_stored_fields() {
     assert_eq!(staged["checkpoint"]["base64"], "AQL/");
 
     // A key with a control character is found by its printed form and by its own bytes.
-    assert_eq!(json(&["get", &path, "payments", "tab\\x09key"]), json(&["get", &path, "payments", "tab\tkey"]));
+    assert_eq!(json(&["get", &path, "payments", "tab%09key"]), json(&["get", &path, "payments", "tab\tkey"]));
     let keys = |args: &[&str]| printed(&[&["list", &path, "--json"], args].concat()).lines().count();
     assert_eq!((keys(&[]), keys(&["--limit", "2"]), keys(&["--key-prefix", "lo"])), (5, 2, 1));
     assert_eq!((keys(&["--older-than", "1h"]), keys(&["--newer-than", "1h"])), (0, 5));
     assert_eq!((keys(&["--status", "failed"]), keys(&["--status", "failed", "--status", "released"])), (1, 2));
+    for word in ["interrupted", "Interrupted"] {
+        assert_eq!(keys(&["--status", word]), 2, "{word}");
+    }
+    for word in ["in-progress", "InProgress", "in_progress"] {
+        assert_eq!(keys(&["--status", word]), 0, "{word}");
+    }
+    assert_eq!((keys(&["--scope", "user-7"]), keys(&["--scope", "/user-7"]), keys(&["--scope", "user"])), (1, 1, 0));
+    assert_eq!(
+        (keys(&["--key-prefix", "/user-7/ord"]), keys(&["--key-prefix", "/us"]), keys(&["--key-prefix", "us"])),
+        (1, 1, 0)
+    );
     assert_eq!((keys(&["--context", "user=ada"]), keys(&["--context", "user=eve"])), (1, 0));
     assert_eq!(keys(&["--recovery-point", "half"]), 1);
     assert_eq!(printed(&["list", &path, "--manager", "payments", "--count"]), "4\n");
     assert_eq!(printed(&["list", &path, "--manager", "nobody"]), "no record matches\n");
-    assert!(printed(&["verify", &path]).contains("5 records and 0 rows read, 0 problems"));
+    let verified = printed(&["verify", &path]);
+    assert!(
+        verified.contains("5 records and 0 rows read and compared") && verified.contains("\n0 problems"),
+        "{verified}"
+    );
     assert_eq!(json(&["compact", &path])["removed"], 0);
 
     printed(&["forget", &path, "payments", "won"]);
@@ -306,10 +321,10 @@ fn an_invalid_command_line_gets_a_helpful_error() {
     let error: Json = serde_json::from_str(&err).unwrap();
     assert_eq!((status, out.as_str(), &error["status"]), (2, "", &Json::from(2)));
     let help = printed(&["--help"]);
-    assert!(help.contains("Exit status: 0 done") && help.contains("Examples:"), "{help}");
+    assert!(help.contains("Exit status:\n  0  done") && help.contains("Examples:\n  oncekey list"), "{help}");
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
-    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 16);
+    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 18);
     for command in commands.into_iter().filter(|command| !command.is_empty()) {
         assert!(printed(&[command, "--help"]).contains(&format!("Usage: oncekey {command}")), "{command}");
     }
@@ -342,6 +357,11 @@ fn completions_and_the_manual_page_name_every_command() {
     for command in ["stats", "list", "get", "resolve", "revoke", "forget", "export", "import", "repair"] {
         assert!(completions.contains(command) && manual.contains(command), "{command}");
     }
+    let sections: Vec<_> = manual.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
+    for section in ["DESCRIPTION", "OPTIONS", "SUBCOMMANDS", "\"EXIT STATUS\"", "\"EXAMPLES\""] {
+        assert!(sections.contains(&section), "{section}: {sections:?}");
+    }
+    assert!(manual.contains("/PART/PART") && manual.contains("  3  the store is in use\n"), "{manual}");
 }
 
 #[test]
@@ -376,7 +396,7 @@ fn a_closed_pipe_is_not_an_error() {
     }
 }
 
-fn process(args: &[&str]) -> Command {
+pub(crate) fn process(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oncekey"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

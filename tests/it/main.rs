@@ -16,6 +16,7 @@ mod batches;
 mod call_options;
 mod changed_types;
 mod cli;
+mod cli_lists;
 mod closing;
 mod common;
 mod crashes;

@@ -95,6 +95,11 @@ impl StoreKey {
     pub(crate) fn first_record() -> Self {
         Self([RECORD].as_slice().into())
     }
+
+    /// As [`first_record`](Self::first_record), of the rows.
+    pub(crate) fn first_row() -> Self {
+        Self([ROW].as_slice().into())
+    }
 }
 
 /// The content of a key.

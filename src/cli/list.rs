@@ -1,0 +1,171 @@
+//! Lists records, tables and rows.
+
+use std::cmp::Ordering;
+
+use console::Style;
+use serde_json::json;
+
+use super::args::Sort;
+use super::out::{Done, Out, Table, size};
+use super::show::{paint, preview, relative};
+use super::store::{Listing, Store};
+use crate::{
+    Key, RecordInfo,
+    admin::{KeyPrefix, RecordFilter},
+    clock::{Clock as _, SystemClock},
+};
+
+/// The number of records that are kept beyond a limit while the first ones are sought.
+const SPARE: usize = 1024;
+
+/// What is printed of a listing.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// `None` is the order of the store.
+    pub(super) sort: Option<Sort>,
+    pub(super) reverse: bool,
+    pub(super) limit: Option<usize>,
+    pub(super) only_count: bool,
+}
+
+pub(super) fn records(store: &dyn Store, filter: &RecordFilter, listed: &Listed, out: &mut Out<'_>) -> Done {
+    let found = store.records(filter.clone())?;
+    if listed.only_count {
+        return count("records", found, out);
+    }
+    let limit = listed.limit.unwrap_or(usize::MAX);
+    let found = if listed.sort.is_none() && !listed.reverse {
+        found
+    } else {
+        let sorted = sorted(found, listed.sort.unwrap_or(Sort::Key), listed.reverse, limit)?;
+        Box::new(sorted.into_iter().map(Ok))
+    };
+    let mut table = Table::new(["MANAGER", "STATUS", "TRIES", "CHANGED", "EXPIRES", "OUTCOME", "KEY"]);
+    let (now, mut any) = (SystemClock.wall(), false);
+    for info in found.take(limit) {
+        let info = info?;
+        if out.json {
+            out.json(&info)?;
+            continue;
+        }
+        let status = info.status();
+        let plain = |text: String| (text, Style::new());
+        let row = vec![
+            plain(info.manager().to_owned()),
+            (format!("{status:?}"), paint(status)),
+            plain(info.attempt().to_string()),
+            plain(relative(info.updated_at(), now)),
+            plain(info.expires_at().map_or_else(|| "never".to_owned(), |at| relative(at, now))),
+            plain(if info.outcome_bytes() == 0 { "-".to_owned() } else { size(info.outcome_bytes()) }),
+            plain(info.key().to_string()),
+        ];
+        table.row(row, out)?;
+        any = true;
+    }
+    if !any && !out.json {
+        return out.line("no record matches");
+    }
+    table.end(out)
+}
+
+/// Returns the first `limit` records in this order. Keeps not many more at a time.
+fn sorted(found: Listing<'_, RecordInfo>, sort: Sort, reverse: bool, limit: usize) -> Done<Vec<RecordInfo>> {
+    let order = |one: &RecordInfo, other: &RecordInfo| {
+        let order = compare(sort, one, other);
+        if reverse { order.reverse() } else { order }
+    };
+    let mut kept = Vec::new();
+    for info in found {
+        kept.push(info?);
+        if kept.len() >= limit.saturating_mul(2).saturating_add(SPARE) {
+            kept.sort_by(order);
+            kept.truncate(limit);
+        }
+    }
+    kept.sort_by(order);
+    kept.truncate(limit);
+    Ok(kept)
+}
+
+fn compare(sort: Sort, one: &RecordInfo, other: &RecordInfo) -> Ordering {
+    let expiry = |info: &RecordInfo| (info.expires_at().is_none(), info.expires_at());
+    match sort {
+        Sort::Key => (one.manager(), one.key()).cmp(&(other.manager(), other.key())),
+        Sort::Changed => one.updated_at().cmp(&other.updated_at()),
+        Sort::Created => one.created_at().cmp(&other.created_at()),
+        Sort::Expires => expiry(one).cmp(&expiry(other)),
+        Sort::Tries => one.attempt().cmp(&other.attempt()),
+        Sort::Outcome => one.outcome_bytes().cmp(&other.outcome_bytes()),
+    }
+}
+
+fn count<T>(what: &str, found: impl Iterator<Item = crate::Result<T>>, out: &mut Out<'_>) -> Done {
+    let mut count = 0_u64;
+    for item in found {
+        item?;
+        count += 1;
+    }
+    if out.json { out.json(&json!({ what: count })) } else { out.line(count) }
+}
+
+pub(super) fn tables(store: &dyn Store, out: &mut Out<'_>) -> Done {
+    let mut table = Table::new(["TABLE", "ROWS", "BYTES"]);
+    let names = store.tables()?;
+    if names.is_empty() && !out.json {
+        return out.line("no table has a row");
+    }
+    for name in names {
+        let (mut rows, mut bytes) = (0_u64, 0_u64);
+        for row in store.rows(&name, &[])? {
+            let (key, value) = row?;
+            rows += 1;
+            bytes += (key.len() + value.len()) as u64;
+        }
+        if out.json {
+            out.json(&json!({ "table": name, "rows": rows, "bytes": bytes }))?;
+        } else {
+            table.row([name, rows.to_string(), size(bytes)].map(|cell| (cell, Style::new())).to_vec(), out)?;
+        }
+    }
+    table.end(out)
+}
+
+pub(super) fn rows(
+    store: &dyn Store,
+    name: &str,
+    prefix: Option<&KeyPrefix>,
+    listed: &Listed,
+    out: &mut Out<'_>,
+) -> Done {
+    // The beginning as bytes may select more: a key made of parts has their lengths inside.
+    let matches = |key: &[u8]| prefix.is_none_or(|prefix| Key::from_bytes(key).is_ok_and(|key| prefix.matches(&key)));
+    let found = store.rows(name, &prefix.map(KeyPrefix::bytes).unwrap_or_default())?;
+    let found = found.filter(|row| row.as_ref().map_or(true, |(key, _)| matches(key)));
+    if listed.only_count {
+        return count("rows", found, out);
+    }
+    let mut table = Table::new(["KEY", "BYTES", "VALUE"]);
+    let mut any = false;
+    for row in found.take(listed.limit.unwrap_or(usize::MAX)) {
+        let (key, value) = row?;
+        let key = row_key(&key);
+        if out.json {
+            out.json(&json!({ "table": name, "key": key, "value": super::out::bytes(&value) }))?;
+        } else {
+            let cells = [key, size(value.len() as u64), preview(&value)];
+            table.row(cells.map(|cell| (cell, Style::new())).to_vec(), out)?;
+        }
+        any = true;
+    }
+    if !any && !out.json {
+        return out.line("no row matches");
+    }
+    table.end(out)
+}
+
+/// Returns the text of a row's key. Bytes that only begin like those of a key made of parts are no key of a record, and are
+/// all written as %NN.
+fn row_key(bytes: &[u8]) -> String {
+    let all = || bytes.iter().map(|byte| format!("%{byte:02X}")).collect();
+    Key::from_bytes(bytes).map_or_else(|_| all(), |key| key.to_string())
+}

@@ -1,0 +1,106 @@
+//! What the commands need of a store.
+
+use std::path::Path;
+
+use crate::{
+    Engine, Key, Record, RecordInfo, Result, Value,
+    admin::{BackupReport, Compacted, OpenReport, RecordFilter, Resolution, Stats, VerifyReport},
+};
+
+/// Records or rows, one by one.
+pub(super) type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + 'a>;
+
+/// The store that a command works on. The commands know no other way to it, so that whatever can answer these calls can be
+/// served by them.
+pub(super) trait Store {
+    fn path(&self) -> &Path;
+    /// Returns what the open found.
+    fn opened(&self) -> Result<OpenReport>;
+    fn stats(&self) -> Result<Stats>;
+
+    /// Returns the records that match, without their outcomes.
+    fn records(&self, filter: RecordFilter) -> Result<Listing<'_, RecordInfo>>;
+    fn get(&self, manager: &str, key: &Key) -> Result<Option<Record<Value, Value>>>;
+    fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()>;
+    fn revoke(&self, manager: &str, key: &Key) -> Result<()>;
+    fn forget(&self, manager: &str, key: &Key) -> Result<bool>;
+    fn remove(&self, manager: &str, key: &Key) -> Result<bool>;
+    fn import(&self, record: &Record<Value, Value>) -> Result<bool>;
+
+    /// Returns the names of the tables that have a row.
+    fn tables(&self) -> Result<Vec<String>>;
+    /// Returns the rows of a table whose keys begin with `prefix`.
+    fn rows(&self, table: &str, prefix: &[u8]) -> Result<Listing<'_, (Value, Value)>>;
+
+    fn backup(&self, directory: &Path) -> Result<BackupReport>;
+    fn compact(&self) -> Result<Compacted>;
+    fn verify(&self) -> Result<VerifyReport>;
+    /// Waits until everything that was changed is on disk.
+    fn sync(&self) -> Result<()>;
+}
+
+impl Store for Engine {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn opened(&self) -> Result<OpenReport> {
+        Ok(*self.opened())
+    }
+
+    fn stats(&self) -> Result<Stats> {
+        Ok(self.stats())
+    }
+
+    fn records(&self, filter: RecordFilter) -> Result<Listing<'_, RecordInfo>> {
+        Ok(Box::new(self.records(filter)?))
+    }
+
+    fn get(&self, manager: &str, key: &Key) -> Result<Option<Record<Value, Value>>> {
+        self.raw(manager)?.get(key)
+    }
+
+    fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()> {
+        self.raw(manager)?.resolve(key, resolution)
+    }
+
+    fn revoke(&self, manager: &str, key: &Key) -> Result<()> {
+        self.raw(manager)?.revoke(key).map(drop)
+    }
+
+    fn forget(&self, manager: &str, key: &Key) -> Result<bool> {
+        self.raw(manager)?.forget(key)
+    }
+
+    fn remove(&self, manager: &str, key: &Key) -> Result<bool> {
+        self.raw(manager)?.remove(key)
+    }
+
+    fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
+        self.raw(record.info().manager()).and_then(|raw| raw.import(record))
+    }
+
+    fn tables(&self) -> Result<Vec<String>> {
+        self.tables()
+    }
+
+    fn rows(&self, table: &str, prefix: &[u8]) -> Result<Listing<'_, (Value, Value)>> {
+        Ok(Box::new(self.table(table)?.prefix(prefix)?))
+    }
+
+    fn backup(&self, directory: &Path) -> Result<BackupReport> {
+        self.backup(directory)
+    }
+
+    fn compact(&self) -> Result<Compacted> {
+        self.compact_now()
+    }
+
+    fn verify(&self) -> Result<VerifyReport> {
+        self.verify()
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.sync()
+    }
+}
