@@ -1,6 +1,7 @@
 //! Lists records, tables and rows.
 
 use std::cmp::Ordering;
+use std::fmt::Write as _;
 
 use console::Style;
 use serde_json::json;
@@ -166,6 +167,13 @@ pub(super) fn rows(
 /// Returns the text of a row's key. Bytes that only begin like those of a key made of parts are no key of a record, and are
 /// all written as %NN.
 fn row_key(bytes: &[u8]) -> String {
-    let all = || bytes.iter().map(|byte| format!("%{byte:02X}")).collect();
+    let all = || {
+        let mut text = String::new();
+        for byte in bytes {
+            // Ignore the result: writing to a string cannot fail.
+            let _ = write!(text, "%{byte:02X}");
+        }
+        text
+    };
     Key::from_bytes(bytes).map_or_else(|_| all(), |key| key.to_string())
 }

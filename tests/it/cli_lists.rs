@@ -125,8 +125,8 @@ fn keys_that_list_prints_are_taken_by_get_through_xargs() {
     let listed = output(&["list", &path, "--json"]);
     // As `jq -r .key` does, one line each.
     let lines = listed.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
-    let keys: String = lines.map(|record| format!("{}\n", record["key"].as_str().unwrap())).collect();
-    let words = xargs(&keys);
+    let keys: Vec<_> = lines.map(|record| record["key"].as_str().unwrap().to_owned()).collect();
+    let words = xargs(&keys.join("\n"));
     assert_eq!(words.len(), expected.len());
     for (word, line) in words.iter().zip(listed.lines()) {
         let got: Json = serde_json::from_str(&output(&["get", &path, "payments", word, "--json"])).unwrap();
