@@ -37,8 +37,18 @@ fn erase_removes_the_whole_scope_and_nothing_else() {
     assert_eq!(before.interrupted - engine.stats().interrupted, 2);
     let mut left = keys(&engine);
     left.sort();
-    let expected =
-        ["ada", "ada/won", "adam/held", "adam/lost", "adam/released", "adam/won", "held", "lost", "released", "won"];
+    let expected = [
+        "/ada",
+        "/ada/won",
+        "/adam/held",
+        "/adam/lost",
+        "/adam/released",
+        "/adam/won",
+        "held",
+        "lost",
+        "released",
+        "won",
+    ];
     assert_eq!(left, expected);
     // The erasure is durable, and the operation runs again.
     assert_eq!(answer(&ada, "won"), "claimed");

@@ -126,7 +126,7 @@ fn interrupted_after_reopen_lists_exactly_the_live_claims() {
     let second = open(dir.path(), &clock);
     let found: Vec<_> = second.interrupted().unwrap().map(|info| info.unwrap()).collect();
     let named: Vec<_> = found.iter().map(|info| format!("{}:{}", info.manager(), info.key())).collect();
-    assert_eq!(named, ["m:a", "m:b", "m:s/a", "other:by key", "other:z"]);
+    assert_eq!(named, ["m:a", "m:b", "m:/s/a", "other:by%20key", "other:z"]);
     assert!(found.iter().all(|info| info.interruption() == Some(Interruption::ProcessEnded)));
     assert_eq!((second.opened().interrupted, second.stats().interrupted, second.stats().in_progress), (5, 5, 0));
     // Once resolved, they are no longer listed, not even after a reopen.

@@ -340,12 +340,12 @@ fn find_stays_in_the_name_and_the_scope() {
         requests.create(new(key)).unwrap();
     }
     let found = |requests: &Requests, filter| keys(requests.find(filter).unwrap());
-    assert_eq!(found(&all, RecordFilter::new()), ["k1", "ada/k3", "ada/l6", "ada/cart/k5", "eve/k4"]);
+    assert_eq!(found(&all, RecordFilter::new()), ["k1", "/ada/k3", "/ada/l6", "/ada/cart/k5", "/eve/k4"]);
     assert_eq!(found(&other, RecordFilter::new()), ["k2"]);
-    assert_eq!(found(&ada, RecordFilter::new()), ["ada/k3", "ada/l6"]);
-    assert_eq!(found(&inner, RecordFilter::new()), ["ada/cart/k5"]);
-    assert_eq!(found(&eve, RecordFilter::new().manager("r").status(Status::Released)), ["eve/k4"]);
-    assert_eq!(found(&ada, RecordFilter::new().key_prefix("l")), ["ada/l6"]);
+    assert_eq!(found(&ada, RecordFilter::new()), ["/ada/k3", "/ada/l6"]);
+    assert_eq!(found(&inner, RecordFilter::new()), ["/ada/cart/k5"]);
+    assert_eq!(found(&eve, RecordFilter::new().manager("r").status(Status::Released)), ["/eve/k4"]);
+    assert_eq!(found(&ada, RecordFilter::new().key_prefix("l")), ["/ada/l6"]);
     assert_eq!(found(&ada, RecordFilter::new().key_prefix("cart")), Vec::<String>::new());
     assert_eq!(found(&all, RecordFilter::new().key_prefix("k")), ["k1"]);
     assert_eq!(found(&ada, RecordFilter::new().context("path", "/carts")), Vec::<String>::new());
@@ -364,7 +364,7 @@ fn retrieve_one_returns_one_none_or_ambiguous() {
     let one = ada.retrieve_one(RecordFilter::new()).unwrap().unwrap();
     assert_eq!(one.into_outcome(), Some(Ok(ok("ada's"))));
     ada.create(new("l")).unwrap();
-    is(ada.retrieve_one(RecordFilter::new()), ErrorKind::Ambiguous, "ada/k and ada/l");
+    is(ada.retrieve_one(RecordFilter::new()), ErrorKind::Ambiguous, "/ada/k and /ada/l");
     let one = ada.retrieve_one(RecordFilter::new().status(Status::Released)).unwrap().unwrap();
     assert_eq!(one.info().key().parts()[1], b"l");
     assert!(ada.retrieve_one(RecordFilter::new().recovery_point("paid")).unwrap().is_none());

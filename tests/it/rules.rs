@@ -192,7 +192,7 @@ fn success_and_failure_have_separate_ttls() {
     claimed(manager.begin_with("won, own", options()).unwrap()).succeed(&"v".to_owned()).unwrap();
     claimed(manager.begin_with("lost, own", options()).unwrap()).fail(&"e".to_owned()).unwrap();
     let alive = || keys(engine.records(RecordFilter::new()).unwrap());
-    assert_eq!(alive(), ["lost", "lost, own", "won", "won, own"]);
+    assert_eq!(alive(), ["lost", "lost,%20own", "won", "won,%20own"]);
     for left in [&["lost, own", "won", "won, own"][..], &["lost, own", "won, own"], &["lost, own"], &[]] {
         clock.advance(SECOND);
         assert_eq!(alive(), left);
@@ -233,7 +233,7 @@ fn released_and_interrupted_ttls_never_remove_a_live_record() {
     assert_eq!(status(&manager, "released"), Some(Status::Released));
     assert_eq!(status(&manager, "dropped"), Some(Status::Interrupted));
     clock.advance(MS);
-    assert_eq!(keys(engine.records(RecordFilter::new()).unwrap()), ["by key", "live"]);
+    assert_eq!(keys(engine.records(RecordFilter::new()).unwrap()), ["by%20key", "live"]);
     assert_eq!(engine.interrupted().unwrap().count(), 0);
     assert_eq!(manager.resolve("dropped", Resolution::Retry).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(claim(&manager, "released").attempt(), 1);

@@ -222,12 +222,12 @@ fn resolve_accepts_only_interrupted_records() {
     assert_eq!((retried.attempt(), retried.interruption()), (2, Some(Interruption::Dropped)));
 
     let _live = claim(&manager, "live");
-    assert!(manager.initiate("by key").unwrap().is_some());
+    assert!(manager.initiate("by-key").unwrap().is_some());
     claim(&manager, "released").release().unwrap();
     let expected = [
         ("absent", ErrorKind::NotFound),
         ("live", ErrorKind::OwnedByClaim),
-        ("by key", ErrorKind::OwnedByClaim),
+        ("by-key", ErrorKind::OwnedByClaim),
         ("released", ErrorKind::NotInterrupted),
         ("succeed", ErrorKind::NotInterrupted),
         ("fail", ErrorKind::NotInterrupted),
@@ -247,7 +247,7 @@ fn forget_accepts_finished_records_and_remove_all_without_a_live_claim() {
         claim(&manager, "lost").fail(&"e".to_owned()).unwrap();
         claim(&manager, "released").release().unwrap();
         drop(claim(&manager, "dropped"));
-        manager.initiate("by key").unwrap().unwrap()
+        manager.initiate("by-key").unwrap().unwrap()
     };
     let token = make();
     let _live = claim(&manager, "live");
@@ -257,16 +257,16 @@ fn forget_accepts_finished_records_and_remove_all_without_a_live_claim() {
         ["won", "lost", "released", "dropped", "absent"].map(reopened),
         [true, true, false, false, false].map(Ok)
     );
-    assert_eq!(["live", "by key"].map(reopened), [Err(by_key), Err(by_key)]);
-    assert_eq!(manager.remove("by key").map_err(|error| error.kind()), Err(by_key));
-    manager.release("by key", token).unwrap();
-    assert!(manager.remove("by key").unwrap());
+    assert_eq!(["live", "by-key"].map(reopened), [Err(by_key), Err(by_key)]);
+    assert_eq!(manager.remove("by-key").map_err(|error| error.kind()), Err(by_key));
+    manager.release("by-key", token).unwrap();
+    assert!(manager.remove("by-key").unwrap());
     for key in ["released", "dropped"] {
         assert!(manager.remove(key).unwrap(), "{key}");
     }
     let token = make();
-    manager.release("by key", token).unwrap();
-    for key in ["won", "lost", "released", "dropped", "by key"] {
+    manager.release("by-key", token).unwrap();
+    for key in ["won", "lost", "released", "dropped", "by-key"] {
         assert!(manager.remove(key).unwrap() && status(&manager, key).is_none(), "{key}");
         assert!(!manager.remove(key).unwrap(), "{key}");
     }

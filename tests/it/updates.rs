@@ -86,13 +86,13 @@ fn an_update_rejects_owned_and_finished_requests() {
     let requests = engine.requests("r").unwrap();
     let patches = || [to("paid"), RequestPatch::new().checkpoint("c"), RequestPatch::new().response(ok("other"))];
     let claim = claimed(post(&requests, "live"));
-    requests.manager().initiate("by key").unwrap().unwrap();
+    requests.manager().initiate("by-key").unwrap().unwrap();
     claimed(post(&requests, "won")).succeed(&ok("won")).unwrap();
     claimed(post(&requests, "lost")).fail(&ok("lost")).unwrap();
     let before = state(&requests);
     for patch in patches() {
         is(requests.update("live", patch.clone()), ErrorKind::OwnedByClaim, "key live of r");
-        is(requests.update("by key", patch.clone()), ErrorKind::OwnedByClaim, "key by key of r");
+        is(requests.update("by-key", patch.clone()), ErrorKind::OwnedByClaim, "key by-key of r");
         is(requests.update("won", patch.clone()), ErrorKind::NotInProgress, "Succeeded");
         is(requests.update("lost", patch.clone()), ErrorKind::NotInProgress, "Failed");
         is(requests.update("none", patch.clone()), ErrorKind::NotFound, "key none of r");
