@@ -193,7 +193,7 @@ fn success_and_failure_have_separate_ttls() {
     claimed(manager.begin_with("lost, own", options()).unwrap()).fail(&"e".to_owned()).unwrap();
     let alive = || keys(engine.records(RecordFilter::new()).unwrap());
     assert_eq!(alive(), ["lost", "lost,%20own", "won", "won,%20own"]);
-    for left in [&["lost, own", "won", "won, own"][..], &["lost, own", "won, own"], &["lost, own"], &[]] {
+    for left in [&["lost,%20own", "won", "won,%20own"][..], &["lost,%20own", "won,%20own"], &["lost,%20own"], &[]] {
         clock.advance(SECOND);
         assert_eq!(alive(), left);
     }

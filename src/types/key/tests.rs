@@ -118,7 +118,7 @@ fn a_part_is_neither_empty_nor_made_of_parts() {
     let nested = Key::from_parts([whole]).unwrap_err();
     assert_eq!(
         (nested.kind(), nested.to_string().as_str()),
-        (ErrorKind::InvalidKey, "part ada/k1 is itself made of parts")
+        (ErrorKind::InvalidKey, "part /ada/k1 is itself made of parts")
     );
 }
 
