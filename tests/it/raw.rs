@@ -194,6 +194,6 @@ fn a_record_as_json_has_these_fields() {
     assert_eq!(serde_json::to_string(&read).unwrap(), json);
     assert_eq!(
         (read.info().to_string(), read.info().effect_id("e")),
-        ("m/k: Succeeded".to_owned(), record.info().effect_id("e"))
+        ("m k: Succeeded".to_owned(), record.info().effect_id("e"))
     );
 }
