@@ -225,7 +225,7 @@ pub(crate) fn quiet(rounds: u64) -> Stopped {
     let mut filler = Filler { engine: &engine, states: &mut states };
     filler.fill(rounds - 1);
     let last = filler.finish();
-    // What came since the last flush is in the journal alone.
+    // Commits after the last flush are only in the journal.
     engine.sync().unwrap();
     let copy = tempfile::tempdir().unwrap();
     copy_tree(&path.join("store"), &copy.path().join("store"));
