@@ -1,13 +1,14 @@
-//! Keeps records: durable before anyone is told, read back as they were.
+//! The local store of records and rows. An answer is durable before a caller gets it.
 //!
-//! A commit goes into the journal's next group and into the memtable, under one short lock; its caller waits for the group's
-//! sync. Now and then one thread flushes what is durable: sorted, as one run of blocks, into sled. Reads look into the memtable
-//! first and into the runs second; a flush publishes the run first and removes from the memtable second, so a read cannot miss
-//! both, and what it finds in a run is durable.
+//! A commit goes into the current group of the journal and into the memtable, under one short lock. Its caller waits
+//! for the sync of the group. From time to time the apply thread flushes durable commits into sled, as one sorted run
+//! of blocks. A read looks into the memtable first and then into the runs. A flush publishes the run before it removes
+//! the contents from the memtable, so a read cannot miss both. Everything in a run is durable.
 //!
-//! No call to sled is made under the lock. A fixed table of version stripes stands for all keys: a read notes its key's
-//! stripe first, a commit moves the stripe of each key it writes, and is refused if one that it read has moved. What a
-//! transaction reads is in its read set: a commit marks each set that has one of its keys, and is refused if its own is marked.
+//! No call to sled is made under the lock. Conflicts of single keys are found by version counters, each shared by many
+//! keys: a read notes the counter of its key, and a commit moves the counters of its keys. The commit is refused if a
+//! counter that it read has moved. Conflicts of transactions are found by read sets: a commit marks each set that
+//! contains one of its keys, and is refused if its own set is marked.
 
 mod apply;
 mod backup;
@@ -61,7 +62,7 @@ use threads::{Apply, Running};
 pub(crate) use versions::ReadVersion;
 use versions::Versions;
 
-/// An open store. Dropped, it closes.
+/// An open store. Its drop closes it.
 #[derive(Debug)]
 pub(crate) struct Store {
     inner: Arc<Inner>,
@@ -78,14 +79,14 @@ struct Inner {
     opened: u64,
     effect_seeds: EffectSeeds,
     clock: StoreClock,
-    /// With each frame goes whether it changes anything.
+    /// The data of each frame is true if the frame changes anything.
     commit_queue: CommitQueue<bool, Spare>,
     versions: Versions,
     read_sets: Arc<ReadSets>,
     shared: Arc<Shared>,
     pool: Arc<Pool>,
     disk_space: DiskSpace,
-    /// Why sled was left behind the journal when the store was closed, if it was.
+    /// The reason why the close left commits that are only in the journal, if it did.
     left_behind: Mutex<Option<Error>>,
     apply: Apply,
     journal: Arc<JournalStats>,
@@ -94,12 +95,12 @@ struct Inner {
     checkpoints: Arc<Counter>,
 }
 
-/// What a key held, and what to show for it at the commit.
+/// The content of a key, with the version to check at a commit.
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(crate) content: Option<Content>,
     pub(crate) seen: ReadVersion,
-    /// To be waited for before anyone is told of the content.
+    /// The group to wait for before the content may be returned to a caller.
     pub(crate) ticket: Ticket,
 }
 
@@ -108,29 +109,30 @@ impl Read {
         self.content.as_ref().and_then(Content::record)
     }
 
-    /// Store time at which the record that is there now is absent.
+    /// Returns the store time at which the record expires, or [`NEVER`] if it does not or is absent already.
     pub(crate) fn lapses(&self, now: &Now) -> u64 {
         self.record().map(|stored| stored.expires_at(now)).filter(|expires| *expires > now.store).unwrap_or(NEVER)
     }
 }
 
-/// Which keys to list.
+/// The keys that a listing returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Index {
-    /// All.
+    /// The keys of all records and rows.
     All,
-    /// Of records in progress, released or interrupted, and now and then one that was.
+    /// The keys of records that are in progress, released or interrupted, and sometimes of one that was until recently.
     Unfinished,
 }
 
 impl Store {
-    /// What a key holds now. `Whole` also reads the outcome.
+    /// Returns the content of a key. `load` selects whether the outcome is read too.
     pub(crate) fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
         self.inner.check()?;
         self.inner.read(key, load)
     }
 
-    /// Commits all the changes or nothing; `None` if something that was read has changed. The caller waits for the ticket.
+    /// Commits all changes or none. Returns `None` if something that was read has changed. The caller waits for the
+    /// ticket.
     pub(crate) fn commit<'a, C: AsMut<[Change]>>(
         &self,
         mut changes: C,
@@ -142,29 +144,29 @@ impl Store {
         Ok(ticket.map(|ticket| Committed { ticket, changes }))
     }
 
-    /// For a run of a transaction, which has read nothing yet.
+    /// Returns an empty read set, for a run of a transaction.
     pub(crate) fn read_set(&self) -> ReadSet {
         ReadSet::new(&self.inner.read_sets)
     }
 
-    /// A number that spreads keys evenly, and that nobody outside can foretell.
+    /// Returns a number that spreads keys evenly and that clients cannot predict.
     pub(crate) fn spread(&self, key: &[u8]) -> usize {
         self.inner.versions.spread(key)
     }
 
-    /// Waits until what has this ticket survives a power cut. Under `Eventual` it does not wait.
+    /// Waits until the commit with this ticket survives a power cut. Returns at once under `Eventual`.
     pub(crate) fn wait(&self, ticket: Ticket) -> Result<()> {
         if self.inner.eventual { self.inner.commit_queue.check() } else { self.inner.commit_queue.wait(ticket.0) }
     }
 
-    /// Waits until everything committed so far is durable, under `Eventual` too.
+    /// Waits until everything committed so far is durable, also under `Eventual`.
     pub(crate) fn sync(&self) -> Result<()> {
         self.inner.check()?;
         self.inner.commit_queue.wait(self.inner.commit_queue.newest())
     }
 
-    /// The keys at or after `from` and before `end`, in order, and where to go on. Each is to be read by itself: right at one
-    /// moment per key, not a snapshot.
+    /// Returns the keys at or after `from` and before `end` in order, and where to continue. The caller reads each key
+    /// by itself, so a listing is not a snapshot.
     pub(crate) fn keys(
         &self,
         index: Index,
@@ -174,7 +176,7 @@ impl Store {
     ) -> Result<(Vec<StoreKey>, Option<StoreKey>)> {
         self.inner.check()?;
         let shared = &self.inner.shared;
-        // In this order: what is flushed meanwhile is in both.
+        // The memtable first: keys that are flushed in between are then in both, not missed.
         let mut keys = match index {
             Index::All => shared.memtable.keys(from, end, limit),
             Index::Unfinished => shared.memtable.unfinished(from, end, limit),
@@ -187,13 +189,13 @@ impl Store {
         shared.tables.check_open()?;
         keys.sort();
         keys.dedup();
-        // Both sides were read this far at least.
+        // Beyond `limit` keys, only one of the two sides may have been read.
         keys.truncate(limit);
         let next = if keys.len() < limit { None } else { keys.last().map(StoreKey::successor) };
         Ok((keys, next))
     }
 
-    /// Waits until everything that is committed now is in a run.
+    /// Waits until everything committed so far is in a run.
     pub(crate) fn drain(&self) -> Result<()> {
         self.inner.check()?;
         self.inner.look_for_room();
@@ -202,7 +204,7 @@ impl Store {
         self.inner.commit_queue.wait_applied(group)
     }
 
-    /// Reads everything, beside everything else that goes on.
+    /// Checks everything that is stored, while other calls continue.
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
         self.inner.check()?;
         let mut problems = Problems::default();
@@ -220,7 +222,7 @@ impl Store {
         self.inner.now()
     }
 
-    /// Unique to this store, for its whole life.
+    /// Returns the id of the store, which never changes.
     pub(crate) fn id(&self) -> [u8; 16] {
         self.inner.store_id
     }
@@ -229,7 +231,7 @@ impl Store {
         &self.inner.path
     }
 
-    /// Called once, with no lock held, when the store can promise nothing any more.
+    /// Calls `f` once with the first error, with no lock held, when the store is poisoned.
     pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
         self.inner.commit_queue.on_poison(f);
     }
@@ -251,22 +253,24 @@ impl Store {
         }
     }
 
-    /// Whether this process is a child of the one that opened the store: none of the threads is here, and any lock may be held
-    /// by one of them for ever.
+    /// True in a child of `fork`. The child has none of the threads, and a lock may be held for ever by a thread that
+    /// it does not have.
     pub(crate) fn is_forked(&self) -> bool {
         std::process::id() != self.inner.pid
     }
 
-    /// Waits for what was committed, lets no more in, and frees the directory. Once; later calls only wait for that.
+    /// Waits for accepted commits, refuses further ones, and unlocks the directory. Later calls only wait for the first
+    /// one.
     pub(crate) fn close(&self) -> Result<()> {
         if self.is_forked() {
-            // There is nothing to end here, and nothing to free: the parent has it. A thread of the parent may have had the lock.
+            // The parent owns the threads and the directory, so there is nothing to end. A thread of the parent may
+            // have held this lock.
             if let Some(mut running) = self.running.try_lock() {
                 std::mem::forget(running.take());
             }
             return Ok(());
         }
-        // Held to the end: whoever closes too may rely on the directory being free then, and nobody else takes it.
+        // Held until the directory is unlocked: a second call of `close` must not return earlier.
         let mut running = self.running.lock();
         running.take().map_or(Ok(()), |running| {
             let _working = telemetry::enter(Work::Close, &self.inner.path);
@@ -277,9 +281,10 @@ impl Store {
 
 #[cfg(feature = "test-util")]
 impl Store {
-    /// Frees the directory and leaves behind what the death of the process would: what is only in memory is lost.
+    /// Unlocks the directory, and leaves the state that the death of the process would: contents that are only in
+    /// memory are lost.
     pub(crate) fn crash(&self) {
-        // Nothing is written any more: the threads end where they are.
+        // Poison first, so that the threads end without another write.
         self.inner.commit_queue.poison(Error::closed());
         let _ = self.close();
     }
@@ -287,7 +292,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        // Whoever wants to know how it went calls `close`.
+        // A caller that needs the error calls `close`.
         error::handled(|| drop(self.close()));
     }
 }
@@ -298,7 +303,7 @@ impl Inner {
         Now { store, wall, first: self.first, opened: self.opened, effect_seed: self.effect_seeds.draw() }
     }
 
-    /// A child of `fork` has no threads of ours and shares the lock: it must not touch anything.
+    /// Refuses every call in a child of `fork`: it has none of the threads, and shares the lock.
     fn check(&self) -> Result<()> {
         if std::process::id() != self.pid {
             let message = format!("the store {} was opened by the parent of this process", self.path.display());
@@ -308,32 +313,35 @@ impl Inner {
     }
 
     fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
-        // Before the content: a commit moves the stripe when it puts the content into the memtable.
+        // Before the content is read: a commit moves the counter when it puts the content into the memtable.
         let seen = self.versions.look(key);
         if let Some(entry) = self.shared.memtable.get(key) {
             return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
         }
         let content = self.shared.runs.read(&self.shared.tables, key, load)?;
-        // Behind the look into memory, which a close clears when it has closed sled: what is not there then is not absent.
+        // After the lookups: a close clears the memtable after it has closed sled, so a key that was not found may
+        // exist.
         self.shared.tables.check_open()?;
         Ok(Read { content, seen, ticket: Ticket(0) })
     }
 
-    /// Nothing tells when there is room again on a disk that was full: whoever comes looks.
+    /// Looks for space after a stall. The system does not notify when a full disk has space again, so each caller
+    /// looks.
     fn look_for_room(&self) {
         if self.commit_queue.is_stalled() {
-            // Why there is no room is told to those whose commit is refused.
+            // The callers whose commits are refused get the error instead.
             error::handled(|| {
                 if let SpaceStatus::Enough = self.disk_space.claim(self.disk_space.waited_for()) {
                     self.commit_queue.resume();
                 }
             });
-            // It may go on with less than users need.
+            // The apply thread may continue with less space than users need.
             self.disk_space.wake();
         }
     }
 
-    /// For the apply thread: why so many bytes cannot be applied. Holds users back when it is about to be so.
+    /// Returns the error if there is no space to give sled this many bytes. Stalls users' commits if space is low.
+    /// Called by the apply thread.
     fn short(&self, bytes: u64) -> Option<Error> {
         let look = self.disk_space.claim(bytes);
         self.disk_space.wait_for(if matches!(look, SpaceStatus::Short(_)) { bytes } else { 0 });
@@ -355,7 +363,7 @@ impl Inner {
         }
     }
 
-    /// Why the apply thread does not answer.
+    /// Returns the error to report when the apply thread has ended.
     fn ended(&self) -> Error {
         self.commit_queue.check().err().unwrap_or_else(Error::closed)
     }

@@ -1,5 +1,5 @@
-//! The thread that brings what is durable into sled: sled's only writer. It flushes, merges runs, and deletes those that were
-//! replaced.
+//! The apply thread: flushes durable commits into sled, merges runs, and deletes replaced ones. It is the only writer
+//! of sled.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,37 +14,37 @@ use crate::store::sled::disk_space::{SpaceStatus, Wakeups};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::Now;
 
-/// Bytes of commits after which they are flushed, if no segment ends before.
+/// Bytes of commits after which they are flushed, even if no segment is full.
 const FLUSH_BYTES: u64 = 4 << 20;
 
-/// Steps of a merge after a flush, if there is so much to merge; a step reads and writes up to 1 MiB. A byte is merged about four
-/// times where keys are overwritten or there are a few GB, and a flush must not bring more than merges take away.
+/// The number of merge steps after a flush; a step reads and writes up to 1 MiB. A byte is merged about four times if
+/// keys are overwritten or the store has a few GB. Flushes must not add more than merges remove.
 const STEPS: usize = 16;
-/// Runs for each of which there is a step more.
+/// One step is added for this many runs.
 const RUNS_A_STEP: usize = 2;
 
-/// What the apply thread is asked to do, in this order.
+/// The messages to the apply thread. They are processed in order.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A group is durable.
     Group {
         group: u64,
-        /// The last frame of it and of all before.
+        /// The last frame in this and all earlier groups.
         frame: u64,
         bytes: u64,
-        /// Whether it changes anything.
+        /// True if the group changes anything.
         changes: bool,
-        /// The journal has grown by a segment.
+        /// True if the journal began a new segment.
         checkpoint: bool,
     },
-    /// Flush, as soon as this group is durable.
+    /// Flush as soon as this group is durable.
     Flush { group: u64 },
-    /// Flush what has expired in memory, then rewrite a run for what has expired in it.
+    /// Flush expired records in the memtable, then rewrite a run with expired records.
     Compact(Compaction),
     /// Flush now.
     #[cfg(test)]
     Checkpoint { reply: Sender<()> },
-    /// Every user's commit has come: flush, make the last checkpoint and say so in the journal.
+    /// No user will commit any more: flush, make the last checkpoint, and record the close in the journal.
     Close,
     /// The writer has ended.
     End,
@@ -58,60 +58,62 @@ impl Message {
 
 #[derive(Debug)]
 pub(crate) struct Compaction {
-    /// Everything up to this group is to be looked at; it is durable, and its message may still come.
+    /// The pass covers everything up to this group. The group is durable, but its message may still come.
     pub(crate) group: u64,
-    /// For the first record of a run that has expired; else a large one is left until half have.
+    /// True if a run is rewritten for its first expired record. Otherwise a large run waits until half of its entries
+    /// have expired.
     pub(crate) exact: bool,
-    /// Store time when the pass began: what expires later is left to the next, or a pass might never end.
+    /// The store time at which the pass began. Records that expire later are left to the next pass, so that this one
+    /// ends.
     pub(crate) began: u64,
-    /// Is told what was deleted; `None` if nothing is due.
+    /// Gets the number of deleted records, or `None` if nothing is due.
     pub(crate) reply: Sender<Result<Option<Deleted>>>,
 }
 
-/// What the apply thread needs of the rest.
+/// The parts of the store that the apply thread calls.
 pub(crate) struct Callbacks {
     pub(crate) now: Box<dyn Fn() -> Now + Send>,
-    /// A group with so many payload bytes was applied.
+    /// Reports that a group with this many payload bytes was applied.
     pub(crate) applied: Box<dyn Fn(u64, u64) + Send>,
-    /// Payload bytes ever applied.
+    /// Returns the payload bytes applied so far.
     pub(crate) applied_bytes: Box<dyn Fn() -> u64 + Send>,
     pub(crate) checkpoints: Sender<Job>,
-    /// Says in the journal that the store was closed.
+    /// Writes the closing frame.
     pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
-    /// Why there is no room to give sled so many bytes, if there is none; then users are held back.
+    /// Returns the error if there is no space to give sled this many bytes. Stalls users' commits if space is low.
     pub(crate) short: Box<dyn Fn(u64) -> Option<Error> + Send>,
-    /// Claims room to give sled so many bytes; nobody is held back.
+    /// Claims space to give sled this many bytes. Never stalls commits.
     pub(crate) claim: Box<dyn Fn(u64) -> SpaceStatus + Send>,
-    /// Whether there is room to write so many bytes once more, before what they replace is deleted.
+    /// Returns true if there is space to write this many bytes before the replaced ones are deleted.
     pub(crate) can_merge: Box<dyn Fn(u64) -> bool + Send>,
-    /// The store is closed before there was room.
+    /// Stores the reason why commits are left in the journal: the store was closed while there was no space.
     pub(crate) left_behind: Box<dyn Fn(Error) + Send>,
 }
 
-/// What the apply thread is fed from.
+/// The inputs of the apply thread.
 pub(crate) struct Inbox {
     pub(crate) messages: Receiver<Message>,
-    /// There may be room again.
+    /// Notifies that there may be space again.
     pub(crate) wakeups: Wakeups,
 }
 
-/// What the apply thread works on.
+/// The state of the apply thread.
 #[derive(Debug)]
 pub(crate) struct Applier {
     pub(crate) flusher: Flusher,
-    /// Durable, and in memory only.
+    /// Commits that are durable but only in memory.
     pending: Pending,
-    /// The last group that somebody waits for.
+    /// The last group for which a caller waits to be flushed.
     wanted: Option<u64>,
-    /// What came while there was no room: the writer never waits for that.
+    /// Messages that came while there was no space, so that the writer never waits.
     backlog: VecDeque<Message>,
     merge: Option<(Box<Merge>, Option<Compaction>)>,
     compactions: VecDeque<Compaction>,
-    /// Whether there may be runs to merge.
+    /// True if there may be runs to merge.
     may_merge: bool,
-    /// There was no room: nothing is done beside commits until something comes.
+    /// True if there was no space: no background step runs until the next message.
     rests: bool,
-    /// A run was written since the last step of what is done beside commits.
+    /// True if a run was written since the last background step.
     has_flushed: bool,
 }
 
@@ -120,9 +122,9 @@ struct Pending {
     group: u64,
     frame: u64,
     bytes: u64,
-    /// Whether a group of them changes anything.
+    /// True if one of the groups changes anything.
     changes: bool,
-    /// They are to be flushed now: there are many, a segment has ended, or a caller waits for it.
+    /// True if they must be flushed now: there are many, a segment has ended, or a caller waits.
     due: bool,
 }
 
@@ -135,7 +137,7 @@ impl Pending {
     }
 }
 
-/// Whether the thread goes on.
+/// Whether the thread continues.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     GoOn,
@@ -143,7 +145,8 @@ enum Next {
 }
 
 impl Applier {
-    /// `group` is the last one that there is. `opening` is the frame of this open: it changes nothing, so that the runs have the state after it.
+    /// Creates the state. `group` is the last group so far. `opening` is the frame of this open. It changes nothing, so
+    /// the runs have all changes up to it.
     pub(crate) fn new(flusher: Flusher, opening: u64, group: u64) -> Self {
         let pending = Pending { frame: opening, group, ..Pending::default() };
         Self {
@@ -176,7 +179,7 @@ impl Applier {
                 let is_wanted = self.wanted.is_some_and(|wanted| group >= wanted);
                 self.pending.due |= checkpoint || is_wanted || self.pending.bytes >= FLUSH_BYTES;
                 if !self.pending.changes && !self.pending.due {
-                    // The runs have all there is.
+                    // The group changes nothing, so the runs have everything.
                     (callbacks.applied)(group, std::mem::take(&mut self.pending.bytes));
                 }
             }
@@ -199,8 +202,8 @@ impl Applier {
         self.backlog.pop_front().or_else(|| inbox.messages.try_recv().ok())
     }
 
-    /// Takes the groups that came while it was at something else: one flush is enough for them. But a flush must not become so
-    /// large that there is no room for it.
+    /// Takes the groups that have come meanwhile, because one flush can cover them. Stops when the flush would become
+    /// too large for the available space.
     fn catch_up(&mut self, inbox: &Inbox) {
         while self.pending.bytes < FLUSH_BYTES {
             let Some(message) = self.next(inbox) else { return };
@@ -218,7 +221,7 @@ impl Applier {
         if self.pending.due { self.flush(inbox, callbacks, &Purpose::Room) } else { Ok(Next::GoOn) }
     }
 
-    /// Brings all that is pending into a run, as soon as there is room.
+    /// Flushes all pending commits into a run, as soon as there is space.
     fn flush(&mut self, inbox: &Inbox, callbacks: &Callbacks, purpose: &Purpose) -> Result<Next> {
         self.catch_up(inbox);
         let Pending { group, frame, bytes, .. } = self.pending;
@@ -226,7 +229,7 @@ impl Applier {
         self.wanted = self.wanted.filter(|wanted| *wanted > group);
         let closes = matches!(purpose, Purpose::Close);
         if closes {
-            // What is under way is left to the next open.
+            // The next open continues this work.
             self.compactions.clear();
             self.merge = None;
         }
@@ -245,8 +248,8 @@ impl Applier {
             let sent = callbacks.checkpoints.send(Job { frame, applied, reply });
             sent.map_err(|_| Error::new(ErrorKind::Closed, gone))
         };
-        // The mark in the journal comes behind everything that the flush has seen in memory. So what it left out, because something
-        // newer that is not durable yet had taken its place, is not forgotten before that is durable.
+        // The checkpoint frame comes after everything that the flush saw in the memtable. The flush left out contents
+        // that were replaced by newer ones not yet durable. When the checkpoint is durable, these are too.
         match purpose {
             Purpose::Room => send(None)?,
             #[cfg(test)]
@@ -262,7 +265,7 @@ impl Applier {
         Ok(Next::GoOn)
     }
 
-    /// Waits until there is room for a run. Gives the reason back if the store is closed before.
+    /// Waits until there is space for a run. Returns the error if the store is closed before.
     fn wait_for_room(
         &mut self,
         prepared: &Prepared,
@@ -274,12 +277,12 @@ impl Applier {
             if closes || self.backlog.iter().any(Message::is_last) {
                 return Ok(Some(full));
             }
-            // What is deleted leaves room inside sled's file.
+            // Deleted blocks leave space inside sled's file.
             if self.flusher.has_unread() && !matches!((callbacks.claim)(0), SpaceStatus::Short(_)) {
                 self.flusher.delete_some()?;
                 continue;
             }
-            // Nobody knows how long that is.
+            // This may take any time, so answer the waiting passes now.
             let under_way = self.merge.as_mut().and_then(|(_, compaction)| compaction.take());
             refuse(self.compactions.drain(..).chain(under_way), &full);
             crossbeam_channel::select! {
@@ -293,8 +296,8 @@ impl Applier {
         Ok(None)
     }
 
-    /// Some steps of what is done beside commits. After a flush it is not left to the commits how many: they could bring more
-    /// than merges take away.
+    /// Runs some background steps. After a flush it runs at least a fixed number of them, otherwise a load of commits
+    /// could add more than merges remove.
     fn work_on(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
         let steps = if self.has_flushed { STEPS + self.flusher.shared.runs.len() / RUNS_A_STEP } else { 1 };
         for _ in 0..steps {
@@ -304,11 +307,11 @@ impl Applier {
             if self.work(inbox, callbacks)? == Next::End {
                 return Ok(Next::End);
             }
-            // What more comes is for the flush after this one.
+            // Groups that come during a step are taken now, and flushed by the next flush.
             while !self.pending.due {
                 let Some(message) = self.next(inbox) else { break };
                 if !matches!(message, Message::Group { .. }) {
-                    // A caller waits for it.
+                    // A caller waits for this message.
                     self.backlog.push_front(message);
                     return Ok(Next::GoOn);
                 }
@@ -318,7 +321,7 @@ impl Applier {
         Ok(Next::GoOn)
     }
 
-    /// A step of what is done beside commits. Where there is no room it rests until the next message.
+    /// Runs one background step. Without space, rests until the next message.
     fn work(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
         if let Some((merge, compaction)) = self.merge.take() {
             if let SpaceStatus::Short(full) = (callbacks.claim)(merge.bytes()) {
@@ -341,7 +344,7 @@ impl Applier {
             self.may_merge = false;
             let runs = self.flusher.shared.runs.now();
             if let Some(range) = merge::plan(&runs) {
-                // One that was begun and given up half way would leave less room than there was.
+                // A merge that stops halfway would need more space than it frees.
                 if (callbacks.can_merge)(merge::bytes(runs.get(range.clone()).unwrap_or_default())) {
                     let merge = Merge::begin(&mut self.flusher, range, (callbacks.now)());
                     self.merge = Some((Box::new(merge), None));
@@ -374,9 +377,9 @@ impl Applier {
 
     fn compact(&mut self, compaction: Compaction, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
         let now = (callbacks.now)();
-        // Only what is durable can be flushed.
+        // Only durable contents can be flushed.
         if self.pending.changes && self.flusher.shared.memtable.earliest_expiry(&now) <= compaction.began {
-            // In the queue, so that it is answered if there is no room.
+            // Into the queue, so that it is answered if there is no space.
             self.compactions.push_front(compaction);
             return self.flush(inbox, callbacks, &Purpose::Room);
         }
@@ -395,7 +398,7 @@ impl Applier {
 
     fn answer(&mut self, compaction: &Compaction, mut deleted: Deleted) {
         deleted += std::mem::take(&mut *self.flusher.shared.left_out.lock());
-        // Whoever asked may have gone.
+        // The caller may have gone.
         let _ = compaction.reply.send(Ok(Some(deleted)));
     }
 
@@ -407,12 +410,12 @@ impl Applier {
 
 fn refuse(compactions: impl Iterator<Item = Compaction>, full: &Error) {
     for compaction in compactions {
-        // Whoever asked may have gone.
+        // The caller may have gone.
         let _ = compaction.reply.send(Err(full.clone()));
     }
 }
 
-/// Why it is flushed, and who waits for it.
+/// The reason for a flush, with the caller that waits for it.
 enum Purpose {
     Room,
     #[cfg(test)]
@@ -420,7 +423,7 @@ enum Purpose {
     Close,
 }
 
-/// The apply thread's life: until it is told to close, or the writer is gone.
+/// The main function of the apply thread. Ends at a close, or when the writer has ended.
 pub(crate) fn run(mut applier: Applier, inbox: &Inbox, callbacks: &Callbacks) -> Result<()> {
     loop {
         let mut message = applier.next(inbox);
@@ -430,7 +433,7 @@ pub(crate) fn run(mut applier: Applier, inbox: &Inbox, callbacks: &Callbacks) ->
                 recv(inbox.wakeups) -> _ => applier.rests = false,
             }
         }
-        // All that has come meanwhile, up to a flush: a step takes much longer than a commit.
+        // Take all messages that have come, up to a flush: a background step takes much longer than a commit.
         applier.has_flushed = false;
         while let Some(taken) = message {
             applier.rests = false;

@@ -1,8 +1,8 @@
 //! Copies the store as it was at one commit, while commits go on.
 //!
-//! A pin takes the contents of the memtable and the list of the runs under the commit lock: together they are the store after
-//! one frame. Runs never change, and none is deleted while the pin holds it. The copy is a new store with one run, written
-//! under a temporary name beside its place and renamed when every byte is durable.
+//! A pin takes the contents of the memtable and the list of runs under the commit lock. Together they are the state of
+//! the store after one frame. Runs never change, and no run is deleted while a pin holds it. The copy is a new store
+//! with one run. It is written under a temporary name and renamed when every byte is durable.
 
 use std::borrow::Cow;
 use std::fs::{self, Permissions};
@@ -26,14 +26,14 @@ use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{Now, Status};
 
-/// The page cache of the copy's record store while it is written, in bytes. Nothing is read back.
+/// The cache of the copy's record store in bytes. The copy is written and never read back.
 const CACHE: u64 = 16 << 20;
-/// Blocks written at once.
+/// The number of blocks in one write.
 const BATCH: usize = 256;
-/// The directory that is filled. A store has no such entry, so an open refuses the directory that it is in.
+/// The name of the directory while it is filled. It is not a part of a store, so an open refuses the unfinished copy.
 const PARTIAL: &str = "partial";
 
-/// What [`Engine::backup`](crate::Engine::backup) has copied.
+/// The result of [`Engine::backup`](crate::Engine::backup).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct BackupReport {
@@ -53,7 +53,7 @@ pub struct BackupReport {
     pub rows: u64,
     /// The size of the copy's files, in bytes.
     pub bytes: u64,
-    /// How long it took.
+    /// The duration of the copy.
     pub took: Duration,
 }
 
@@ -109,7 +109,7 @@ impl Inner {
         rename(&partial, &unfinished.path().join("store"))?;
         files::sync_dir(unfinished.path())?;
         rename(unfinished.path(), path)?;
-        // It has another name now.
+        // The directory has been renamed, so do not delete it.
         let _ = unfinished.keep();
         files::sync_parent(path)?;
         Ok(report)
@@ -135,7 +135,7 @@ impl Inner {
     fn copy_into(&self, dir: &Path) -> Result<BackupReport> {
         DiskSpace::new(dir).0.check()?;
         let pin = self.pin();
-        // What a later failure could undo must not be in the copy.
+        // The copy must not contain a commit that a power cut could undo.
         self.commit_queue.wait(pin.group)?;
         let sled = dir.join("sled");
         let tables = Tables::open(&sled, CACHE, self.shared.tables.barriers.sync_flag, true)?;
@@ -151,17 +151,17 @@ impl Inner {
     }
 
     fn pin(&self) -> Pin {
-        // Without the commit lock: the clock may be the caller's own.
+        // Before the commit lock is taken: the clock may be user code.
         let now = self.now();
         let (frame, group, (in_memory, runs)) = self.commit_queue.at_one_commit(|| {
-            // In this order: what is flushed meanwhile is in both.
+            // The memtable first: contents that are flushed in between are then in both.
             let in_memory = self.shared.memtable.unsorted();
             (in_memory, self.shared.runs.now())
         });
         Pin { frame, group, in_memory, runs, now }
     }
 
-    /// Writes all that is there as one run, and the list that names it.
+    /// Writes all contents as one run, and the list that names it.
     fn copy_run(&self, pin: Pin, to: &Tables, space: &DiskSpace, report: &mut BackupReport) -> Result<()> {
         let Pin { frame, mut in_memory, runs, now, .. } = pin;
         in_memory.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -207,7 +207,7 @@ struct Pin {
     now: Now,
 }
 
-/// Every key of the memtable and the runs, in order, with its newest content.
+/// Iterates over every key of the memtable and the runs, in order, with its newest content.
 struct Entries {
     in_memory: Peekable<std::vec::IntoIter<(StoreKey, Entry)>>,
     merged: Merged,
@@ -256,7 +256,7 @@ fn kept(bytes: Vec<u8>, now: &Now, report: &mut BackupReport) -> Result<Option<V
     encoded(remembered)
 }
 
-/// Gives the copy's record store some blocks, if there is room for them and for what a store on the same disk may still need.
+/// Writes blocks into the copy, if there is space for them and for the needs of a store on the same disk.
 fn write(to: &Tables, space: &DiskSpace, blocks: &[Keyed]) -> Result<()> {
     match space.claim(blocks.len() as u64 * BLOCK as u64) {
         SpaceStatus::Enough => to.write(blocks),

@@ -1,4 +1,4 @@
-//! For the fuzz targets: what reads bytes that nobody vouches for, and a disk that stops to sync.
+//! Functions for fuzz targets: decoders of untrusted bytes, and a disk whose syncs fail.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::types::options::OnInterrupted;
 use crate::types::record::{Status, StoredRecord};
 use crate::types::value::Value;
 
-/// What a record has that varies in length, and some of the rest.
+/// The variable parts of a record, and some others.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "as in a record")]
 pub struct Parts {
@@ -31,7 +31,7 @@ pub struct Parts {
     pub outcome: Vec<u8>,
 }
 
-/// The bytes of a record, and whether they are read as what they were.
+/// Encodes a record. Returns the bytes, and true if they are decoded to the same record.
 pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
     let [generation, revision, token, created_at, updated_at, updated, expires, a, b, c] = parts.numbers;
     let stored = StoredRecord {
@@ -73,7 +73,7 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
     Ok((bytes, same))
 }
 
-/// A record that can be read, written again.
+/// Decodes a record and encodes it again.
 pub fn record(bytes: &[u8]) -> Result<Vec<u8>> {
     let _ = record::decode_head(bytes);
     let mut again = Vec::new();
@@ -81,7 +81,7 @@ pub fn record(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(again)
 }
 
-/// The frames of a group that can be read, written again.
+/// Decodes the frames of a group and encodes them again.
 pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
     let mut again = Vec::new();
     for (_, frame) in frame::decode_all(payload, 7, count)? {
@@ -90,14 +90,14 @@ pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
     Ok(again)
 }
 
-/// Whether these are bytes of a block in sled, or of the list of the runs.
+/// True if these bytes are a valid block in sled, or the list of runs.
 #[must_use]
 pub fn block(key: &[u8], bytes: &[u8]) -> bool {
     let kinds = [block::Kind::Entries, block::Kind::Continued, block::Kind::Index];
     kinds.iter().any(|kind| block::open(key, *kind, bytes).is_ok()) || RunList::decode(bytes).is_ok()
 }
 
-/// The entries of a block with this content, written again as far as they go.
+/// Decodes the entries of a block with this content, as far as they are valid, and encodes them again.
 pub fn entries(mut content: &[u8]) -> Result<Vec<u8>> {
     let mut again = Vec::new();
     while let Some(entry) = block::take_entry(&mut content)? {
@@ -106,13 +106,13 @@ pub fn entries(mut content: &[u8]) -> Result<Vec<u8>> {
     Ok(again)
 }
 
-/// The index of a run that can be read, written again.
+/// Decodes the index of a run and encodes it again.
 #[must_use]
 pub fn index(bytes: &[u8]) -> Option<Result<Vec<u8>>> {
     block::Index::decode(bytes).map(|index| index.encode())
 }
 
-/// Where a segment stands in its journal.
+/// The place of a segment in its journal.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "as in its header")]
 pub struct Place {
@@ -122,8 +122,8 @@ pub struct Place {
     pub previous: u32,
 }
 
-/// A segment with these groups, each of rows of the table `t`, the key of each of which is the number of its frame; and where
-/// the next one stands.
+/// Returns a segment with these groups, and the place of the next segment. Each group has rows of the table `t`, whose
+/// keys are the numbers of their frames.
 #[must_use]
 pub fn segment(place: Place, salt: u8, size: u64, rows: &[u32]) -> Option<(Vec<u8>, Place)> {
     let (salt, mut next) = ([salt; 8], Place { number: place.number + 1, ..place });
@@ -174,11 +174,11 @@ pub fn segment(place: Place, salt: u8, size: u64, rows: &[u32]) -> Option<(Vec<u
     })
 }
 
-/// Frames as bytes, with their numbers.
+/// Encoded frames with their numbers.
 pub type Numbered = Vec<(u64, Vec<u8>)>;
 
-/// What the journal in this directory gives: the last frame that it names, and of each frame behind the last checkpoint its
-/// number and its bytes.
+/// Recovers the journal in this directory. Returns the last frame that it names, and every frame after the last
+/// checkpoint.
 pub fn recover(dir: &Path) -> Result<(u64, Numbered)> {
     let recovered = journal::recover(dir, 4096)?;
     let mut frames = Vec::new();

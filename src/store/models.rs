@@ -1,6 +1,6 @@
-//! Reads and commits beside apply, under every order that is tried: group, memtable, stripes and read sets are the store's own,
-//! disk and sled are not. Reads, commits and the apply thread take the steps of `Inner::read`, `Inner::commit` and `Applier` in their
-//! order; each fault is another order.
+//! Models of reads and commits next to the apply thread, with every order that is tried. The commit queue, memtable,
+//! version counters and read sets are those of the store; disk and sled are replaced. Reads, commits and the apply
+//! thread do the steps of `Inner::read`, `Inner::commit` and `Applier` in the same order. Each fault changes the order.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl Store {
         Read { value, seen, ticket }
     }
 
-    /// A read that is told to somebody.
+    /// Reads and returns the content to a caller.
     fn answer(&self, key: &StoreKey) -> u8 {
         let read = self.read(key);
         if self.fault != Fault::DoesNotWaitForItsTicket {
@@ -104,7 +104,7 @@ impl Store {
         read.value
     }
 
-    /// A transaction's read.
+    /// Reads in a transaction.
     fn read_in(&self, set: &mut ReadSet, key: &StoreKey) -> u8 {
         if self.fault == Fault::AddsToTheReadSetLast {
             let value = self.read(key).value;
@@ -115,13 +115,13 @@ impl Store {
         self.read(key).value
     }
 
-    /// How many of some keys there are, in a transaction.
+    /// Counts keys in a transaction.
     fn count_in(&self, set: &mut ReadSet, keys: &[StoreKey]) -> usize {
         let (from, end) = (key(0), key(9));
         if self.fault != Fault::AddsToTheReadSetLast {
             set.add_range(&from, Some(&end));
         }
-        // As in `Store::keys`, the memtable first.
+        // The memtable first, as in `Store::keys`.
         let mut found = self.memtable.keys(&from, Some(&end), 9);
         found.extend(keys.iter().filter(|key| self.sled(key) > 0).cloned());
         found.sort();
@@ -167,7 +167,7 @@ impl Store {
         Some(admission.commit_bytes(&vec![0; changes.len()], changes.to_vec()))
     }
 
-    /// Runs until everybody has ended: writes, syncs, publishes, applies.
+    /// Writes, syncs, publishes and applies until every user has ended.
     fn write_and_apply(&self) {
         loop {
             match self.commit_queue.take() {
@@ -199,7 +199,7 @@ impl Store {
         }
     }
 
-    /// Beside a writer.
+    /// Runs `users` next to a writer.
     fn with(&self, users: impl FnOnce()) {
         thread::scope(|scope| {
             scope.spawn(|| self.write_and_apply());
@@ -210,7 +210,8 @@ impl Store {
     }
 }
 
-/// One writes a row again and again, another reads it: never anything older than it was, nor what is not durable.
+/// One thread writes a row again and again, another reads it. It must never read an older value than before, or one
+/// that is not durable.
 fn reads_beside_apply(fault: Fault) {
     let store = &Store::new(fault);
     store.with(|| {
@@ -240,12 +241,12 @@ fn a_read_misses_nothing_while_it_is_applied() {
 }
 
 #[test]
-fn no_answer_is_told_that_a_power_cut_could_undo() {
+fn no_answer_is_returned_before_it_is_durable() {
     holds(|| reads_beside_apply(Fault::None));
     fails(|| reads_beside_apply(Fault::DoesNotWaitForItsTicket), "an answer that a power cut could undo");
 }
 
-/// Three add one to the same row; who has read what changed meanwhile reads again.
+/// Three threads add one to the same row. Each reads again after a conflict.
 fn additions(fault: Fault) {
     let store = &Store::new(fault);
     store.with(|| {
@@ -272,7 +273,8 @@ fn a_commit_on_something_stale_is_refused() {
     fails(|| additions(Fault::DoesNotCheckTheStripes), "the sum");
 }
 
-/// Two rows change together, while a reader looks at both several times. `read` gives what it has seen if all of it is current.
+/// Two rows change together, while a reader reads both several times. `read` returns what it has read if all of it is
+/// current.
 fn two_rows(fault: Fault, read: impl Fn(&Store) -> Option<[u8; 2]>) {
     let store = &Store::new(fault);
     store.with(|| {
@@ -291,13 +293,13 @@ fn two_rows(fault: Fault, read: impl Fn(&Store) -> Option<[u8; 2]>) {
     });
 }
 
-/// A reader that finds that both are current has seen both from one moment.
+/// Reads both rows. If both versions are current, the values are from one moment.
 fn by_stripes(store: &Store) -> Option<[u8; 2]> {
     let reads = [0, 1].map(|name| store.read(&key(name)));
     store.versions.are_current(&reads.each_ref().map(|read| read.seen)).then(|| reads.map(|read| read.value))
 }
 
-/// A transaction whose read set has no mark has seen one moment.
+/// Reads both rows in a transaction. If the read set has no mark, the values are from one moment.
 fn by_read_set(store: &Store) -> Option<[u8; 2]> {
     let mut set = ReadSet::new(&store.read_sets);
     let reads = [0, 1].map(|name| store.read_in(&mut set, &key(name)));
@@ -305,7 +307,7 @@ fn by_read_set(store: &Store) -> Option<[u8; 2]> {
 }
 
 #[test]
-fn what_changes_together_is_seen_together() {
+fn two_rows_of_one_commit_are_seen_together() {
     holds(|| two_rows(Fault::None, by_stripes));
     fails(|| two_rows(Fault::MovesTheStripesLater, by_stripes), "two moments");
 }
@@ -317,7 +319,7 @@ fn a_transaction_sees_one_moment() {
     fails(|| two_rows(Fault::MarksTheReadSetsLater, by_read_set), "two moments");
 }
 
-/// Three transactions take the one waiter, if none is taken: each writes a row of its own.
+/// Three transactions each take the only seat if it is free, by writing a row of their own.
 fn one_seat(fault: Fault) {
     let store = &Store::new(fault);
     let waiters = [1, 2, 3].map(key);
@@ -343,7 +345,7 @@ fn one_seat(fault: Fault) {
 }
 
 #[test]
-fn a_row_that_comes_into_a_range_refuses_the_commit() {
+fn a_new_row_in_a_range_refuses_the_commit() {
     holds(|| one_seat(Fault::None));
     fails(|| one_seat(Fault::AddsToTheReadSetLast), "one waiter");
     fails(|| one_seat(Fault::DoesNotCheckTheReadSet), "one waiter");

@@ -1,4 +1,4 @@
-//! Opens a store: finds it or makes it, brings sled up to the journal, and starts the threads.
+//! Opens a store: finds or creates it, replays the journal, and starts the threads.
 
 use std::io;
 use std::path::Path;
@@ -34,71 +34,74 @@ use crate::types::record::{EffectSeeds, Now};
 use crate::types::stats::Counter;
 use crate::types::telemetry::{self, Work};
 
-/// Each open numbers its frames from a random number between the next multiple of this and the one after it: what carries a
-/// lower number is from an open that has ended, and a restored copy does not give the fencing tokens of the original again.
+/// The size of a range of frame numbers. Each open starts its numbers at a random place in the next range. So a token
+/// of an earlier range belongs to an open that has ended, and a restored copy does not repeat the tokens of the
+/// original.
 const RANGE: u64 = 1 << 32;
-/// Payload that may be committed and not yet be in sled.
+/// The largest number of payload bytes that may be committed and not yet in runs.
 const MAX_UNAPPLIED: u64 = 16 << 20;
-/// Payload that may be committed since the last store checkpoint: what recovery has to replay at most, but for one group.
+/// The largest number of payload bytes that may be committed since the last checkpoint. A recovery replays at most this
+/// and one group.
 const MAX_UNCHECKED: u64 = 256 << 20;
-/// How often an idle store notes the time.
+/// The interval in which an idle store records its clocks.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
-/// What a group takes that only has a frame of the store's own.
+/// The bytes of a group with only one frame of the store's own.
 const MARK_GROUP: u64 = SECTOR as u64;
 
-/// What is replayed at once before it is flushed, in payload bytes.
+/// The payload bytes that a replay reads before it flushes.
 const REPLAYED_AT_ONCE: u64 = 4 << 20;
-/// The same where there is little room.
+/// The same when space is low.
 const REPLAYED_IF_LOW: u64 = 256 << 10;
-/// Runs left by earlier opens that are deleted while the store is in service; more are deleted before.
+/// The number of unlisted runs that are deleted while the store is in use. If there are more, the open deletes some
+/// first.
 const MAX_LEFTOVERS: u64 = 100;
-/// What a record takes besides its key and outcome, about.
+/// The approximate bytes of a record in memory, without its key and outcome.
 const RECORD_WEIGHT: usize = 400;
-/// Blocks of runs that an open reads, to be sure that sled has lost none: 8 MB. More are left to `verify`.
+/// The number of blocks that an open reads to check that sled has lost none, 8 MB. `verify` checks larger stores.
 const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
 
-/// What a store's directory holds.
+/// The directories of a store.
 const PARTS: [&str; 2] = ["journal", "sled"];
 
-/// What an open found.
+/// The result of an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OpenReport {
-    /// There was no store; now there is.
+    /// True if there was no store and the open created one.
     pub created: bool,
-    /// The last owner closed it.
+    /// True if the last owner closed the store.
     pub clean: bool,
-    /// Interrupted records, those whose process has died included.
+    /// The number of interrupted records, including those whose process has died.
     pub interrupted: u64,
-    /// Commits that the journal had and sled did not.
+    /// The number of commits that were only in the journal.
     pub frames_replayed: u64,
-    /// Bytes of a last write that was cut off. It was never answered.
+    /// The size in bytes of an incomplete last write that was cut off. No answer was returned for it.
     pub torn_bytes: u64,
-    /// Other users, or the group, have rights on the store's directory and on what is in it: they may read answers, or keep
-    /// the store from being opened by locking it. A store that this version makes is for its owner only; for one that was
-    /// made otherwise, `chmod -R go= DIRECTORY` takes those rights away. Nothing is changed by the open itself.
+    /// True if other users have permissions on the directory of the store or its content. They may read stored answers,
+    /// or lock the store and so prevent an open. Stores created by this version are for their owner only. For others,
+    /// `chmod -R go= DIRECTORY` removes the permissions. The open changes nothing.
     pub open_to_others: bool,
-    /// Snapshots of the record store that were moved aside, which only a repair does.
+    /// The number of snapshots of the record store that a repair has moved away.
     pub snapshots_moved: u64,
-    /// How long it took.
+    /// The duration of the open.
     pub took: Duration,
 }
 
 impl Store {
-    /// Opens the store in `path`, or makes one where nothing is. `Full` if the disk has not the room for what an open writes:
-    /// sled's snapshot, what is replayed. The next one begins with that again.
+    /// Opens the store in `path`, or creates it. Returns `Full` if there is no space for the writes of an open: sled's
+    /// snapshot and the replay. The next open then starts again.
     pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
         Self::find_and_open(path, options, false)
     }
 
-    /// Opens the store in `path` without sled's snapshots, which are moved aside first: sled then reads its whole log.
+    /// Opens the store in `path` without sled's snapshots, which are moved away first. sled then reads its whole log.
     pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
         Self::find_and_open(path, &options.clone().create(false), true)
     }
 
     fn find_and_open(path: &Path, options: &EngineOptions, repairs: bool) -> Result<(Self, OpenReport)> {
         let began = clock::monotonic();
-        // The working directory may be another one by the time that a path is needed again.
+        // The working directory may change before the path is used again.
         let path = &std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
         let _working = telemetry::enter(Work::Open, path);
         options.check()?;
@@ -126,7 +129,7 @@ impl Store {
 
     fn open_found(path: &Path, options: &EngineOptions, lock: files::StoreLock) -> Result<(Self, OpenReport)> {
         let dir = path.join("store");
-        // Before sled, which writes when it is opened: a journal that is refused leaves everything as it was.
+        // Before sled is opened, because that writes: if the journal is refused, nothing is changed.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
         let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
         let (room, wakeups) = DiskSpace::new(&dir.join("sled"));
@@ -140,7 +143,7 @@ impl Store {
         let now = Now { store: opened, wall: clock.wall(), first, opened, effect_seed: effect_seeds.draw() };
         let shared = Arc::new(open_runs(&dir, tables, &list, &now)?);
         let (mut flusher, leftovers) = Flusher::open(Arc::clone(&shared), &list)?;
-        // A clean close too may leave what it was replacing just then.
+        // A clean close may also leave an unlisted run, one that was just being replaced.
         let leftovers = if report.clean { 0 } else { leftovers };
         *shared.left_out.lock() += Deleted { leftovers, ..Deleted::default() };
         while leftovers > MAX_LEFTOVERS && flusher.has_unread() {
@@ -150,7 +153,7 @@ impl Store {
         let (mut writer, pool, mut group) = start_journal(recovered, store_id, first, &clock)?;
         let mut next_frame = first + 1;
         if report.frames_replayed > 0 || !report.clean {
-            // Before anything is served; and a process that dies again and again at its start leaves no segments behind.
+            // Before the first call: a process that dies at every start must not add a segment each time.
             flush(&mut flusher, &room, first, &now)?;
             group += 1;
             write_mark(&mut writer, group, next_frame, &Frame::Checkpointed(first), &clock)?;
@@ -190,7 +193,7 @@ impl Store {
     }
 }
 
-/// The lock, and whether the store was made.
+/// Returns the locks, and true if the store was created.
 fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreLock, bool)> {
     if !options.create && !files::is_dir(&path.join("store")) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
@@ -211,17 +214,17 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     let file = files::Lock::take(&path.join("LOCK"), path)?;
     let half_made = path.join("store.new");
     if half_made.exists() && is_half_made(&half_made)? {
-        // Its maker lives if it has it locked.
+        // A locked directory belongs to a process that is creating it now.
         let _dir = files::Lock::take_dir(&half_made, path)?;
         std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
     }
-    // sled writes when it is opened, and what it cannot write it would leave half done.
+    // Check the space first: sled writes when it is opened, and would leave an incomplete file.
     let sled = store.join("sled");
-    // Looked at under the lock: somebody may have made it before the lock was ours.
+    // After the lock: another process may have created the store before.
     if files::is_dir(&store) {
         let dir = files::Lock::take_dir(&store, path)?;
         DiskSpace::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
-        // Whoever made it may have been killed before this.
+        // The process that created it may have been killed before this sync.
         files::sync_dir(path)?;
         return Ok((files::StoreLock { _file: file, _dir: dir }, false));
     }
@@ -235,20 +238,20 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     Ok((files::StoreLock { _file: file, _dir: dir }, true))
 }
 
-/// Whether others get as far as the data or the lock file. Nobody gets past a directory that is for its owner only.
+/// True if other users can reach the data or the lock file. A directory for its owner only protects everything in it.
 fn is_open_to_others(path: &Path) -> bool {
     let parts = [path.join("store"), path.join("LOCK")];
     files::is_open_to_others(path) && parts.iter().any(|part| files::is_open_to_others(part))
 }
 
-/// A directory that holds anything else is not ours to fill. `lost+found` is what a fresh file system comes with.
+/// Refuses a directory with other files, except `lost+found` of a new file system.
 fn check_ours(path: &Path, store: &Path) -> Result<()> {
     let foreign = |entry: &Path| {
         let message = format!("{} is not a store and not empty: it holds {}", path.display(), entry.display());
         Error::new(ErrorKind::UnsupportedFormat, message)
     };
     if files::is_dir(store) {
-        // With one of them gone it is a damaged store.
+        // If only one of the parts is missing, this is a damaged store.
         let is_ours = PARTS.iter().any(|part| files::is_dir(&store.join(part)));
         return if is_ours { Ok(()) } else { Err(foreign(store)) };
     }
@@ -268,12 +271,13 @@ fn check_ours(path: &Path, store: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A store that was being made when its process died holds nothing but its parts.
+/// True if the directory has nothing but parts of a store: its process died while it created the store.
 fn is_half_made(dir: &Path) -> Result<bool> {
     Ok(files::entries(dir)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name))))
 }
 
-/// Built aside and renamed when every byte is durable, so that a crash leaves no store or a whole one.
+/// Creates a store. It is renamed to its place when every byte is durable, so a crash leaves no store or a complete
+/// one.
 fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     let store_id = key::random();
     let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;
@@ -284,7 +288,7 @@ fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     files::sync_tree(dir)
 }
 
-/// sled and the journal must know the same past.
+/// Checks that sled and the journal belong to the same store and the same time.
 fn check_list(dir: &Path, list: &RunList, recovered: &Recovered) -> Result<()> {
     if list.store_id != recovered.store_id {
         return Err(corrupt(format!("the journal and the record store in {} belong to two stores", dir.display())));
@@ -301,14 +305,14 @@ fn check_list(dir: &Path, list: &RunList, recovered: &Recovered) -> Result<()> {
     Ok(())
 }
 
-/// The number of an open's first frame, behind the last one that there is.
+/// Returns the number of the first frame of this open, higher than every earlier one.
 fn first_number(last: u64) -> u64 {
     let [a, b, c, d, ..] = key::random();
     let within = u64::from(u32::from_le_bytes([a, b, c, d]));
     (last / RANGE + 1).saturating_mul(RANGE).saturating_add(within)
 }
 
-/// The list of the runs of a store, which belongs to this journal.
+/// Reads the list of runs.
 fn read_list(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<RunList> {
     let empty = || corrupt(format!("the record store in {} is empty", dir.display()));
     let list = tables.list()?.ok_or_else(empty)?;
@@ -316,7 +320,8 @@ fn read_list(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<RunLi
     Ok(list)
 }
 
-/// Reads the indexes of the runs, and of a small store every block: what sled does not have any more is missed.
+/// Reads the indexes of the runs. For a small store it also reads every block, so that blocks that sled has lost are
+/// noticed.
 pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -> Result<Shared> {
     let damaged = |error: Error| error.wrap(error.kind(), &format!("the record store in {}", dir.display()));
     let mut runs = Vec::with_capacity(list.runs.len());
@@ -342,7 +347,7 @@ pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -
     Ok(shared)
 }
 
-/// Whether one of these runs says something of the key.
+/// True if one of these runs has an entry for the key.
 fn is_replaced(tables: &Tables, newer: &[Arc<Run>], key: &StoreKey) -> Result<bool> {
     let hash = hash(key.bytes());
     for run in newer {
@@ -353,8 +358,8 @@ fn is_replaced(tables: &Tables, newer: &[Arc<Run>], key: &StoreKey) -> Result<bo
     Ok(false)
 }
 
-/// Puts the changes after the last checkpoint, and after the frame up to which the runs are complete, into the memtable, and into
-/// runs in steps. Returns the number of commits.
+/// Replays the changes after the last checkpoint that the runs do not have. Puts them into the memtable, and flushes in
+/// steps. Returns the number of commits.
 pub(super) fn replay(
     recovered: &Recovered,
     complete: u64,
@@ -386,11 +391,11 @@ pub(super) fn replay(
     Ok(replayed)
 }
 
-/// Brings what was replayed into a run, if there is room for it.
+/// Flushes the replayed changes into a run, if there is space.
 pub(super) fn flush(flusher: &mut Flusher, room: &DiskSpace, frame: u64, now: &Now) -> Result<()> {
     flusher.mark_complete(frame);
     let prepared = flusher.prepare(frame, now)?;
-    // What sled read of values in files of their own is to be durable before the journal gives anything up.
+    // Sync values that sled has in files of their own, before the journal frees any segment.
     flusher.shared.tables.blobs.sync()?;
     match room.claim(prepared.bytes()) {
         SpaceStatus::Short(full) => Err(full),
@@ -398,7 +403,7 @@ pub(super) fn flush(flusher: &mut Flusher, room: &DiskSpace, frame: u64, now: &N
     }
 }
 
-/// About what a change takes in memory.
+/// Returns the approximate size of a change in memory, in bytes.
 fn weight(change: &Change) -> u64 {
     let content = match &change.content {
         None => 0,
@@ -408,7 +413,8 @@ fn weight(change: &Change) -> u64 {
     (change.key.bytes().len() + content) as u64
 }
 
-/// A fresh segment behind everything found, with the opening frame durable in it. Also the number of the last group.
+/// Starts a new segment with a durable opening frame, after everything that was found. Also returns the number of the
+/// last group.
 fn start_journal(
     recovered: Recovered,
     store_id: [u8; 16],
@@ -435,7 +441,7 @@ fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: &Frame, clock
 fn config(options: &EngineOptions, applying: Arc<AtomicU64>) -> Config {
     Config {
         sized,
-        // For what the store says of itself when it closes, half of it at least.
+        // At least half of this is for the store's own frames during a close.
         reserve: (options.segment_bytes / 8).max(4 * MARK_GROUP),
         max_unapplied: MAX_UNAPPLIED,
         max_unchecked: MAX_UNCHECKED,

@@ -1,4 +1,4 @@
-//! The store as a whole, over real files.
+//! Tests of the whole store, with real files.
 
 mod commits;
 mod compaction;
@@ -49,7 +49,7 @@ fn key(name: impl AsRef<[u8]>) -> StoreKey {
     StoreKey::record("m", name.as_ref())
 }
 
-/// A record that has ended with this outcome, for ever.
+/// Returns a succeeded record with this outcome that never expires.
 fn done(outcome: &[u8]) -> StoredRecord {
     StoredRecord {
         generation: THIS_FRAME,
@@ -78,7 +78,7 @@ fn set(key: &StoreKey, stored: StoredRecord) -> Change {
     Change { key: key.clone(), content: Some(Content::Record(Arc::new(stored))) }
 }
 
-/// Commits whatever was there, waits until it is durable, and says its number.
+/// Commits a record, waits until it is durable, and returns its number.
 fn put(store: &Store, key: &StoreKey, stored: StoredRecord) -> u64 {
     let committed = store.commit(vec![set(key, stored)], &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
@@ -102,46 +102,46 @@ fn outcome(store: &Store, key: &StoreKey) -> Option<Vec<u8>> {
     stored(store, key).map(|stored| stored.outcome.map(|outcome| outcome.to_vec()).unwrap_or_default())
 }
 
-/// As a segment's end does: asks for a flush, and does not wait for it.
+/// Requests a flush as the end of a segment does, without waiting.
 fn ask_for_flush(store: &Store) {
     let group = store.inner.commit_queue.newest();
     store.inner.send(apply::Message::Flush { group }).unwrap();
 }
 
-/// The entries of all runs, removed keys included.
+/// Returns the number of entries in all runs, including removed keys.
 fn entries(store: &Store) -> u64 {
     store.inner.shared.runs.now().iter().map(|run| run.info.entries).sum()
 }
 
-/// Waits until sled has blocks of the listed runs only.
+/// Waits until sled has blocks of listed runs only.
 fn wait_for_deletions(store: &Store) {
     while stored_runs(store) > store.inner.shared.runs.now().len() {
         std::thread::yield_now();
     }
 }
 
-/// The runs that sled has blocks of, listed or not.
+/// Returns the number of runs with blocks in sled, listed or not.
 fn stored_runs(store: &Store) -> usize {
     store.inner.shared.tables.run_ids().unwrap().len()
 }
 
-/// Makes a store checkpoint and waits until it is durable.
+/// Makes a checkpoint and waits until it is durable.
 fn checkpoint(store: &Store) {
-    // The last group's message may still be on its way to the apply thread.
+    // The message of the last group may not have reached the apply thread yet.
     store.drain().unwrap();
     let (reply, done) = crossbeam_channel::bounded(1);
     store.inner.apply.messages.send(apply::Message::Checkpoint { reply }).unwrap();
     done.recv().unwrap();
 }
 
-/// Ends the threads as a crash would, without a checkpoint or a closing group, and frees the directory.
+/// Ends the threads as a crash would, without a checkpoint or closing frame, and unlocks the directory.
 fn crash(store: Store) {
     store.inner.commit_queue.poison(Error::new(ErrorKind::Io, "a crash"));
     assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Poisoned);
     drop(store);
 }
 
-/// What sled does when it cannot read a part of its log: a block is gone, and nobody is told.
+/// Removes a block, as sled silently does when it cannot read a part of its log.
 fn lose(store: &Store, run: u64, number: u32) {
     let tables = &store.inner.shared.tables;
     let key = block::key(run, number);
@@ -149,7 +149,7 @@ fn lose(store: &Store, run: u64, number: u32) {
     tables.remove(&key).unwrap();
 }
 
-/// What the disk has while the store is open: of what was committed since the last flush, sled has nothing.
+/// Copies the files while the store is open. Commits since the last flush are only in the journal.
 fn copy(store: &Store) -> TempDir {
     store.sync().unwrap();
     let to = temp();
@@ -173,7 +173,7 @@ fn journal_dir(dir: &Path) -> PathBuf {
     dir.join("store/journal")
 }
 
-/// A segment file, and where its groups are.
+/// A segment file and the offsets of its groups.
 struct Segment {
     path: PathBuf,
     header: SegmentHeader,
@@ -181,7 +181,7 @@ struct Segment {
     seal: Option<usize>,
 }
 
-/// All segments that were ever begun, by number.
+/// Returns all segments that were begun, by number.
 fn segments(dir: &Path) -> Vec<Segment> {
     let mut segments = Vec::new();
     for (path, _) in files::entries(&journal_dir(dir)).unwrap() {
@@ -206,14 +206,14 @@ fn journal_files(dir: &Path) -> usize {
     files::entries(&journal_dir(dir)).unwrap().len()
 }
 
-/// Flips a bit; again, and it is as it was.
+/// Flips a bit. A second call restores it.
 fn flip(path: &Path, offset: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[offset] ^= 4;
     std::fs::write(path, bytes).unwrap();
 }
 
-/// `Store::open` gives this error, which names that.
+/// Checks that `Store::open` returns an error of this kind that contains `names`.
 #[track_caller]
 fn refused(dir: &Path, kind: ErrorKind, names: &str) -> Error {
     let error = Store::open(dir, &options()).map(|_| ()).unwrap_err();

@@ -1,4 +1,4 @@
-//! Commits against each other: stripes, conflicts, and what a reader sees.
+//! Concurrent commits: version counters, conflicts, and what a reader sees.
 
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -9,7 +9,7 @@ fn counter(store: &Store, key: &StoreKey) -> u64 {
     outcome(store, key).map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
 }
 
-/// Two keys of different stripes.
+/// Returns two keys with different version counters.
 fn apart(store: &Store) -> (StoreKey, StoreKey) {
     let versions = &store.inner.versions;
     let first = key("0");
@@ -61,7 +61,7 @@ fn a_commit_over_many_keys_is_one_frame() {
 }
 
 #[test]
-fn what_is_read_before_it_is_durable_has_its_ticket() {
+fn a_read_of_a_commit_that_is_not_durable_has_its_ticket() {
     let dir = temp();
     let (store, _) = open(dir.path());
     let committed = store.commit(vec![set(&key("k"), at_work())], &[], Priority::User).unwrap().unwrap();
@@ -107,7 +107,7 @@ fn eight_threads_that_increment_one_record_lose_nothing() {
 #[test]
 fn a_reader_never_sees_an_older_value_than_before() {
     let dir = temp();
-    // Long ones, so that apply replaces pieces under the reader.
+    // Long values, so that the apply thread replaces blocks during the reads.
     let value = |index: u64| [index.to_le_bytes().as_slice(), &[7; 9_000]].concat();
     let (store, _) = open(dir.path());
     let k = key("k");
@@ -156,7 +156,7 @@ fn eventual_commits_are_durable_after_a_sync_and_after_close() {
     store.close().unwrap();
     let (store, report) = open_with(dir.path(), &options);
     assert!(report.clean);
-    // More than the segment holds: what is in the way is written at once.
+    // More than a segment holds, so that commits without space are written at once.
     for index in 0..200 {
         put(&store, &key(format!("{index}")), done(&[7; 1_000]));
     }
@@ -167,7 +167,7 @@ fn eventual_commits_are_durable_after_a_sync_and_after_close() {
     }
 }
 
-/// A commit may have to wait for room after its times were decided; a TTL runs from the ending, not from the wait for it.
+/// A commit may wait for space after its times were decided. A TTL starts at the commit, not before the wait.
 #[test]
 fn times_count_from_the_commit_and_not_from_the_decision() {
     let dir = temp();
@@ -190,7 +190,7 @@ fn times_count_from_the_commit_and_not_from_the_decision() {
         assert_eq!(outcome(store, &key("ever")).unwrap(), [7; 9_000]);
     };
     check(&store);
-    // What the journal has says the same.
+    // A replay of the journal gives the same.
     crash(store);
     check(&open_with(dir.path(), &options().clock(clock)).0);
 }

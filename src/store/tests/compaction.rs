@@ -1,4 +1,4 @@
-//! What is deleted when its time has come, what a crash leaves behind, how runs are merged, and what stays.
+//! Deletion of expired records, leftovers of crashes, and merges of runs.
 
 use std::thread;
 
@@ -7,13 +7,13 @@ use crate::types::context::Context;
 
 pub(super) fn with_clock(dir: &Path) -> (Store, ManualClock, u64) {
     let clock = ManualClock::new();
-    // One checkpoint and so one flush only when it is asked for.
+    // Large segments, so that a flush happens only on request.
     let (store, _) = open_with(dir, &options().clock(clock.clone()).segment_bytes(4 << 20));
     let now = store.now().store;
     (store, clock, now)
 }
 
-/// Everything that is due.
+/// Deletes everything that is due.
 pub(super) fn compact_all(store: &Store) -> Deleted {
     pass(store, Pass::exact())
 }
@@ -55,7 +55,7 @@ fn compaction_deletes_exactly_what_is_expired() {
 }
 
 #[test]
-fn what_expires_before_it_is_flushed_is_never_written_and_is_counted() {
+fn a_record_that_expires_before_its_flush_is_counted_and_not_written() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     put(&store, &key("gone"), StoredRecord { expires: now + 1, ..done(b"four") });
@@ -69,7 +69,7 @@ fn what_expires_before_it_is_flushed_is_never_written_and_is_counted() {
 }
 
 #[test]
-fn compaction_leaves_what_was_begun_anew_and_goes_on_behind_it() {
+fn compaction_keeps_a_record_that_was_begun_again_and_continues_after_it() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for name in ["a", "b", "c"] {
@@ -84,7 +84,7 @@ fn compaction_leaves_what_was_begun_anew_and_goes_on_behind_it() {
     assert_eq!(stored(&store, &key("a")).unwrap().state, Status::InProgress);
     assert_eq!(outcome(&store, &key("b")).unwrap(), b"new");
     assert!(stored(&store, &key("c")).is_none());
-    // Flushed, so that it is in a newer run than what it replaced.
+    // Flush, so that the record is in a newer run than the old one.
     let (store, clock, now) = (store, clock, now + 5);
     put(&store, &key("d"), StoredRecord { expires: now + 1, ..done(b"old") });
     store.drain().unwrap();
@@ -96,7 +96,7 @@ fn compaction_leaves_what_was_begun_anew_and_goes_on_behind_it() {
 }
 
 #[test]
-fn an_old_version_never_comes_back_when_the_one_that_replaced_it_has_expired() {
+fn an_old_version_stays_hidden_when_its_replacement_has_expired() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for (name, size) in [("expired", 1), ("expired long", 9_000), ("removed", 1)] {
@@ -119,7 +119,7 @@ fn an_old_version_never_comes_back_when_the_one_that_replaced_it_has_expired() {
     store.close().unwrap();
     let (store, _) = open_with(dir.path(), &options().clock(clock.clone()));
     all_gone(&store);
-    // And when it expires in memory, with the old one in a run.
+    // The same when it expires in the memtable, with the old version in a run.
     put(&store, &key("removed"), StoredRecord { expires: store.now().store + 1, ..done(b"again") });
     clock.advance(Duration::from_millis(2));
     assert_eq!(compact_all(&store).records, 1);
@@ -127,7 +127,7 @@ fn an_old_version_never_comes_back_when_the_one_that_replaced_it_has_expired() {
 }
 
 #[test]
-fn removing_what_is_unfinished_moves_its_stripe() {
+fn the_removal_of_an_unfinished_record_moves_its_version_counter() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     put(&store, &key("k"), StoredRecord { expires: now + 1, ..unfinished(Status::Interrupted) });
@@ -136,20 +136,20 @@ fn removing_what_is_unfinished_moves_its_stripe() {
     clock.advance(Duration::from_millis(5));
     let deleted = compact_all(&store);
     assert_eq!((deleted.records, deleted.interrupted), (1, 1));
-    // Both would count it.
+    // Otherwise both the removal and the commit would count the record.
     assert!(store.commit(vec![set(&key("k"), at_work())], &[seen], Priority::User).unwrap().is_none());
-    // The run still has it, and the next flush says that it is gone.
+    // The run still has the record, and the next flush writes a tombstone.
     assert!(stored(&store, &key("k")).is_none());
     crash(store);
     let (store, report) = open_with(dir.path(), &options().clock(clock));
     assert_eq!(report.interrupted, 0);
-    // Done again, if the stop has undone it.
+    // The removal happens again if the crash has undone it.
     assert!(compact_all(&store).records <= 1);
     assert!(stored(&store, &key("k")).is_none_or(|stored| stored.seen(&store.now()).is_none()));
 }
 
 #[test]
-fn what_was_begun_again_before_it_is_removed_stays() {
+fn an_expired_record_that_was_begun_again_is_not_removed() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for name in ["begun", "flushed"] {
@@ -168,7 +168,7 @@ fn what_was_begun_again_before_it_is_removed_stays() {
 }
 
 #[test]
-fn what_was_flushed_anew_while_a_pass_was_on_its_way_stays() {
+fn a_record_that_was_flushed_again_during_a_pass_is_not_removed() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for name in ["ended", "begun", "same"] {
@@ -178,7 +178,7 @@ fn what_was_flushed_anew_while_a_pass_was_on_its_way_stays() {
     clock.advance(Duration::from_millis(5));
     let found = store.inner.shared.unfinished.expired(&store.now(), 9);
     assert_eq!(found.len(), 3);
-    // Between its first step and the last a flush brings what is newer: then the memtable does not have it either.
+    // A flush between two steps of the pass writes newer contents, so the memtable does not have them either.
     put(&store, &key("ended"), done(b"x"));
     put(&store, &key("begun"), at_work());
     store.drain().unwrap();
@@ -191,7 +191,7 @@ fn what_was_flushed_anew_while_a_pass_was_on_its_way_stays() {
 }
 
 #[test]
-fn a_pass_ends_although_more_expires_all_the_time() {
+fn a_pass_ends_although_more_records_expire_meanwhile() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for index in 0..20 {
@@ -208,7 +208,7 @@ fn a_pass_ends_although_more_expires_all_the_time() {
 }
 
 #[test]
-fn a_run_that_cannot_be_read_is_not_merged_and_stops_nothing_else() {
+fn a_damaged_run_is_not_merged_and_does_not_stop_other_merges() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     for round in 0..7 {
@@ -217,7 +217,7 @@ fn a_run_that_cannot_be_read_is_not_merged_and_stops_nothing_else() {
     }
     let damaged = store.inner.shared.runs.now()[3].info.id;
     store.inner.shared.tables.insert(&block::key(damaged, 0), b"junk").unwrap();
-    // The eighth: now they are to be merged. Later ones are, by themselves.
+    // The eighth run triggers a merge. Later runs are merged without the damaged one.
     for round in 7..20 {
         put(&store, &key(round.to_string()), StoredRecord { expires: now + 1, ..done(b"x") });
         store.drain().unwrap();
@@ -230,7 +230,7 @@ fn a_run_that_cannot_be_read_is_not_merged_and_stops_nothing_else() {
     }
     assert_eq!(store.read(&key("3"), Load::All).unwrap_err().kind(), ErrorKind::Corrupt);
     assert_eq!(store.verify().unwrap().problems.len(), 1);
-    // It is due, and whoever wants it to be rewritten is told.
+    // The run is due, so a pass that wants to rewrite it gets the error.
     clock.advance(Duration::from_millis(1));
     let mut pass = Pass::exact();
     let error = loop {
@@ -264,7 +264,7 @@ fn a_large_run_is_left_until_half_of_it_has_expired() {
 }
 
 #[test]
-fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
+fn unfinished_records_of_dead_owners_are_deleted_when_they_expire() {
     let dir = temp();
     let (store, clock, _) = with_clock(dir.path());
     put(&store, &key("dead"), StoredRecord { interrupted_ttl: 10, ..at_work() });
@@ -282,7 +282,7 @@ fn unfinished_records_of_dead_owners_are_deleted_when_their_time_has_come() {
 }
 
 #[test]
-fn leftovers_of_a_crash_are_deleted_behind_the_next_open() {
+fn leftovers_of_a_crash_are_deleted_after_the_next_open() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("kept"), done(&bytes(9_000)));
@@ -300,7 +300,7 @@ fn leftovers_of_a_crash_are_deleted_behind_the_next_open() {
     assert!(!report.clean);
     wait_for_deletions(&store);
     assert_eq!(compact_all(&store).leftovers, 2);
-    assert_eq!(compact_all(&store).leftovers, 0, "told once");
+    assert_eq!(compact_all(&store).leftovers, 0, "counted once");
     assert_eq!(outcome(&store, &key("kept")).unwrap(), bytes(9_000));
     assert_eq!(stored(&store, &key("held")).unwrap().context.get("c").unwrap(), bytes(9_000));
     put(&store, &key("new"), done(b"x"));
@@ -309,7 +309,7 @@ fn leftovers_of_a_crash_are_deleted_behind_the_next_open() {
 }
 
 #[test]
-fn runs_are_merged_so_that_they_stay_few_and_nothing_is_lost() {
+fn merges_keep_the_number_of_runs_low_and_lose_nothing() {
     let dir = temp();
     let (store, _, _) = with_clock(dir.path());
     for round in 0..100_u64 {
@@ -337,7 +337,7 @@ fn runs_are_merged_so_that_they_stay_few_and_nothing_is_lost() {
 }
 
 #[test]
-fn no_block_is_deleted_while_somebody_reads_its_run() {
+fn no_block_is_deleted_while_its_run_has_a_reader() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     put(&store, &key("k"), StoredRecord { expires: now + 1, ..done(&bytes(9_000)) });
@@ -355,9 +355,9 @@ fn no_block_is_deleted_while_somebody_reads_its_run() {
     }
 }
 
-/// The writes are counted down, and the one that is due fails: sled has all before it and none behind.
+/// Each write fails in turn. sled then has all writes before it and none after.
 #[test]
-fn a_flush_and_a_merge_that_end_at_any_write_lose_nothing_and_leave_nothing() {
+fn a_flush_or_merge_that_fails_at_any_write_loses_nothing_and_leaves_nothing() {
     for step in 0.. {
         let dir = temp();
         let (store, clock, now) = with_clock(dir.path());
@@ -379,7 +379,7 @@ fn a_flush_and_a_merge_that_end_at_any_write_lose_nothing_and_leave_nothing() {
                     Err(_) => break false,
                 }
             };
-        // What was replaced is deleted behind that.
+        // The replaced runs are deleted afterwards.
         while finished
             && store.inner.commit_queue.check().is_ok()
             && stored_runs(&store) > store.inner.shared.runs.now().len()
@@ -407,7 +407,7 @@ fn a_flush_and_a_merge_that_end_at_any_write_lose_nothing_and_leave_nothing() {
 }
 
 #[test]
-fn a_listing_goes_through_memory_and_runs_in_order() {
+fn a_listing_returns_keys_of_memtable_and_runs_in_order() {
     let dir = temp();
     let (store, _, _) = with_clock(dir.path());
     for index in (0..50).rev() {

@@ -1,4 +1,4 @@
-//! Values of every length, and what belongs to them in sled.
+//! Values of every length, and their blocks in sled.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn round_trip(options: &EngineOptions) {
     }
     crash(store);
     let (store, report) = open_with(dir.path(), options);
-    // The last rows were waited for by nobody.
+    // The last rows were not waited for.
     assert!(report.frames_replayed > 0);
     for size in SIZES {
         assert!(stored(&store, &key(size.to_string())).is_none());
@@ -55,17 +55,17 @@ fn round_trip(options: &EngineOptions) {
 }
 
 #[test]
-fn values_of_every_length_come_back() {
+fn values_of_every_length_are_read_back() {
     round_trip(&options());
 }
 
 #[test]
-fn values_of_every_length_come_back_without_the_sync_flag() {
+fn values_of_every_length_are_read_back_without_the_sync_flag() {
     round_trip(&options().sync_flag(false));
 }
 
 #[test]
-fn what_is_too_large_is_refused_before_anything_changes() {
+fn a_value_that_is_too_large_is_refused_before_anything_changes() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"before"));
@@ -76,7 +76,7 @@ fn what_is_too_large_is_refused_before_anything_changes() {
 }
 
 #[test]
-fn the_unfinished_are_those_whose_newest_content_is() {
+fn the_index_of_unfinished_records_follows_their_newest_content() {
     let dir = temp();
     let (store, _) = open(dir.path());
     let unfinished_now = |store: &Store| {
@@ -103,7 +103,7 @@ fn the_unfinished_are_those_whose_newest_content_is() {
 }
 
 #[test]
-fn keys_are_listed_in_order_from_both_sides() {
+fn keys_of_memtable_and_runs_are_listed_in_order() {
     let dir = temp();
     let (store, _) = open(dir.path());
     let all: Vec<_> = (0..20).map(|index| key(format!("{index:02}"))).collect();
@@ -128,7 +128,7 @@ fn keys_are_listed_in_order_from_both_sides() {
 }
 
 #[test]
-fn nothing_is_absent_from_a_store_that_was_closed() {
+fn a_closed_store_returns_closed_and_never_absent() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), unfinished(Status::Released));

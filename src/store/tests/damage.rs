@@ -1,4 +1,5 @@
-//! Damage is told from a torn tail, named, and changes nothing: undone, the store opens again with all it had.
+//! Damage is told apart from a torn write and named, and the failed open changes nothing: without the damage the store
+//! opens again.
 
 use std::fs;
 
@@ -10,7 +11,8 @@ fn name(index: usize) -> StoreKey {
     key(index.to_string())
 }
 
-/// A store that was not closed: records 0 to 5, each a group of its own in the newest segment, none in a store checkpoint.
+/// Returns a store that was not closed. Records 0 to 5 are groups of their own in the newest segment, after the last
+/// checkpoint.
 fn unclean() -> TempDir {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
@@ -22,11 +24,11 @@ fn unclean() -> TempDir {
     copy
 }
 
-/// A store that was not closed, with several segments that sled does not have.
+/// Returns a store that was not closed, with several segments whose changes are not in sled.
 fn many_segments() -> TempDir {
     let dir = temp();
     let (store, _) = open(dir.path());
-    // No checkpoint gets through.
+    // Block checkpoints.
     let gate = store.inner.shared.tables.flush_gate.lock();
     for index in 0..40 {
         put(&store, &name(index % RECORDS), done(&[u8::try_from(index).unwrap(); 700]));
@@ -70,7 +72,7 @@ fn a_torn_tail_is_cut_and_reported() {
         fs::write(&segment.path, bytes).unwrap();
         let (store, report) = open(dir.path());
         assert!(!report.clean);
-        // Where its header is gone too, nothing tells how long it was.
+        // If the header is lost too, the length of the group is not known.
         assert_eq!(report.torn_bytes, if damage == 1 || damage == 2 { len as u64 } else { 0 });
         assert_eq!(report.frames_replayed, RECORDS as u64 - 1);
         for index in 0..RECORDS {
@@ -131,20 +133,20 @@ fn every_byte_of_the_newest_segment_is_damage_or_a_tail_or_padding() {
 fn a_seal_proves_the_first_group_of_the_next_segment() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    // Nothing is written to sled while it is copied.
+    // Block writes to sled during the copy.
     let gate = store.inner.shared.tables.flush_gate.lock();
     let segment = loop {
         put(&store, &key("k"), done(&[7; 700]));
         let copied = copy(&store);
         let [.., before, newest] = &segments(copied.path())[..] else { continue };
-        // The seal is written behind the answer.
+        // The seal is written after the answer.
         if newest.header.number > 2 && newest.groups.len() == 1 && before.seal.is_some() {
             break (copied, newest.path.clone());
         }
     };
     drop(gate);
     let (dir, newest) = segment;
-    // It is the very last group, but it was answered: the seal was only written behind its sync.
+    // This is the last group, but it was answered: the seal is written only after its sync.
     flip(&newest, SECTOR + 100);
     refused(dir.path(), ErrorKind::Corrupt, &display(&newest));
     flip(&newest, SECTOR + 100);
@@ -171,7 +173,7 @@ fn damage_before_the_last_checkpoint_does_not_matter() {
 }
 
 #[test]
-fn what_a_checkpoint_covers_is_not_read_but_for_the_chain_of_headers() {
+fn groups_before_the_last_checkpoint_are_not_read_except_their_headers() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
     for index in 0..RECORDS {
@@ -195,7 +197,7 @@ fn what_a_checkpoint_covers_is_not_read_but_for_the_chain_of_headers() {
 }
 
 #[test]
-fn lost_and_doubled_segments_are_named() {
+fn missing_and_duplicate_segments_are_named() {
     let dir = many_segments();
     let found = segments(dir.path());
     assert!(found.len() >= 4);
@@ -281,7 +283,7 @@ fn a_newer_format_is_unsupported() {
 }
 
 #[test]
-fn halves_of_a_store_are_missed() {
+fn a_missing_half_of_a_store_is_noticed() {
     let dir = unclean();
     for half in ["journal", "sled", "sled/db", "sled/conf"] {
         let path = dir.path().join("store").join(half);
@@ -341,7 +343,7 @@ fn a_damaged_record_is_an_error_and_never_absent() {
     assert_eq!(read(Load::WithoutOutcome).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
-/// Every file below, and what is in it.
+/// Returns every file below a directory with its content.
 fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all = Vec::new();
     for (path, kind) in files::entries(dir).unwrap() {
@@ -354,7 +356,7 @@ fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     all
 }
 
-/// sled writes when it is opened, so it is not opened before the journal is found sound.
+/// sled writes when it is opened, so it must not be opened before the journal was checked.
 #[test]
 fn a_refused_open_after_a_kill_changes_nothing() {
     let dir = temp();

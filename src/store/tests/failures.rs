@@ -1,4 +1,4 @@
-//! Faults: a full disk, a broken one, threads that panic. Every call ends, nothing is promised that is not so.
+//! Faults: a full disk, a failed disk, threads that panic. Every call ends, and no answer is wrong.
 
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use super::*;
 use crate::types::clock::{BootTime, Clock};
 
-/// A file system of its own in memory, unmounted at the end.
+/// A file system in memory, unmounted on drop.
 struct Mount(PathBuf);
 
 impl Mount {
@@ -29,7 +29,7 @@ impl Drop for Mount {
     }
 }
 
-/// Takes all room but so many bytes.
+/// Fills the file system up to this many free bytes.
 fn fill(path: &Path, but: u64) {
     let mut len = 0_u64;
     let mut bytes = Vec::new();
@@ -41,20 +41,20 @@ fn fill(path: &Path, but: u64) {
 }
 
 #[test]
-fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() {
+fn a_full_disk_refuses_commits_unchanged_until_there_is_space() {
     let dir = temp();
     let options = options().segment_bytes(32 << 10);
     let (store, _) = open_with(dir.path(), &options);
     put(&store, &key("k"), done(b"before"));
     store.close().unwrap();
-    // The journal alone: sled on a full disk fails for good.
+    // Only the journal is on the small disk, because sled fails for good on a full one.
     let journal = journal_dir(dir.path());
     let aside = dir.path().join("aside");
     std::fs::rename(&journal, &aside).unwrap();
     std::fs::create_dir(&journal).unwrap();
     let Some(_mount) = Mount::new(&journal, 1 << 20) else {
         println!("skipped: nothing can be mounted here");
-        // Where changes are checked, root is there to mount.
+        // In CI, root can mount.
         let is_root = std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
         assert!(!is_root || std::env::var("CI").is_err(), "root cannot mount a tmpfs");
         return;
@@ -63,7 +63,7 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
         std::fs::copy(&path, journal.join(path.file_name().unwrap())).unwrap();
     }
     let (store, _) = open_with(dir.path(), &options);
-    // No checkpoint gets through, so that no segment becomes free.
+    // Block checkpoints, so that no segment becomes free.
     let gate = store.inner.shared.tables.flush_gate.lock();
     let filler = journal.join("filler");
     fill(&filler, 40 << 10);
@@ -80,11 +80,11 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
     assert!(refused.to_string().contains(".journal"), "{refused}");
     let read = outcome(&store, &key("k")).unwrap();
     assert_eq!(read[..8], (last - 1).to_le_bytes(), "nothing has changed");
-    // What gives up has a reserve.
+    // Commits that give up a claim use the reserve.
     let given_up =
         store.commit(vec![set(&key("r"), unfinished(Status::Released))], &[], Priority::GivingUp).unwrap().unwrap();
     store.wait(given_up.ticket).unwrap();
-    // Room for one more of the first size, but not for one of the next size.
+    // There is space for another segment of the first size, but not of the next size.
     fill(&filler, 33 << 10);
     put(&store, &key("k"), done(b"small"));
     std::fs::remove_file(&filler).unwrap();
@@ -99,7 +99,7 @@ fn a_full_disk_is_said_before_anything_changes_and_is_over_when_there_is_room() 
 }
 
 #[test]
-fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
+fn without_space_for_sled_users_are_refused_and_endings_stay_in_the_journal() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
     put(&store, &key("k"), done(b"before"));
@@ -107,7 +107,7 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
     let pretend = |free| store.inner.disk_space.pretended.store(free, Ordering::SeqCst);
     let user = || store.commit(vec![set(&key("k"), done(b"user"))], &[], Priority::User).map(Option::unwrap);
     pretend(0);
-    // Nobody has looked at the disk yet: it is durable, and stays in the journal.
+    // The space has not been measured yet, so this is durable and stays in the journal.
     put(&store, &key("a"), done(b"unseen"));
     ask_for_flush(&store);
     while !store.inner.commit_queue.is_stalled() {
@@ -122,10 +122,10 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
         store.wait(committed.ticket).unwrap();
         assert_eq!(outcome(&store, &key(name)).unwrap(), b"ended");
     }
-    assert_eq!(error::met(), met, "an operation that is recorded is told of no lack of room");
+    assert_eq!(error::met(), met, "an operation that is recorded gets no error about space");
     assert_eq!(store.drain().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.compact(&mut Pass::exact(), 1).unwrap_err().kind(), ErrorKind::Full);
-    // Enough for what waits, not for users.
+    // Enough for the commits that wait, but not for users.
     pretend(6 << 20);
     while store.inner.commit_queue.unapplied() > 0 {
         store.inner.disk_space.wake();
@@ -135,7 +135,7 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
     pretend(1 << 30);
     store.wait(user().unwrap().ticket).unwrap();
     store.drain().unwrap();
-    // Closed before there is room, the store is whole at the next open.
+    // Closed without space, the store is complete at the next open.
     pretend(0);
     put(&store, &key("last"), done(b"behind"));
     assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Full);
@@ -146,7 +146,7 @@ fn without_room_for_sled_users_are_refused_and_endings_wait_in_the_journal() {
     }
 }
 
-/// Panics in the thread that writes the journal, once told so.
+/// Panics in the writer thread on request.
 #[derive(Debug)]
 struct Bomb(Arc<AtomicBool>);
 
@@ -198,7 +198,7 @@ fn a_panic_of_the_writer_poisons_and_close_returns() {
 }
 
 #[test]
-fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
+fn a_fault_of_the_apply_thread_poisons_and_ends_every_wait() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"x"));
@@ -208,7 +208,7 @@ fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
     let ticket = store.commit(vec![set(&key("k"), done(b"y"))], &[], Priority::User).unwrap().unwrap().ticket;
     assert!(store.drain().unwrap_err().to_string().contains("a test makes this write fail"));
     store.inner.commit_queue.wait_applied(ticket.0).unwrap_err();
-    // Asked although it has ended: what lies in its queue is never answered.
+    // The apply thread has ended, so it would never answer messages in its queue.
     assert_eq!(store.compact(&mut Pass::exact(), 1).unwrap_err().kind(), ErrorKind::Poisoned);
     writes_left.store(u64::MAX, Ordering::SeqCst);
     assert!(store.close().unwrap_err().to_string().contains("a test makes this write fail"));
@@ -218,7 +218,7 @@ fn a_fault_of_apply_poisons_and_nobody_waits_for_it() {
 }
 
 #[test]
-fn a_pass_that_waits_behind_close_is_told() {
+fn a_pass_that_waits_during_a_close_gets_an_error() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"x"));
@@ -238,7 +238,7 @@ fn a_pass_that_waits_behind_close_is_told() {
         let passing = scope.spawn(|| store.compact(&mut Pass::exact(), 1));
         drop(gate);
         closing.join().unwrap().unwrap();
-        // It may have come before the close.
+        // The pass may have begun before the close.
         match passing.join().unwrap() {
             Ok(deleted) => assert!(deleted.is_none(), "nothing is due"),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Closed),
@@ -249,11 +249,11 @@ fn a_pass_that_waits_behind_close_is_told() {
 }
 
 #[test]
-fn a_close_of_a_full_disk_that_overtakes_a_checkpoint_is_no_fault() {
+fn a_close_on_a_full_disk_before_a_pending_checkpoint_is_no_fault() {
     let dir = temp();
     let (store, _) = open(dir.path());
     thread::scope(|scope| {
-        // The checkpoint that follows has nobody who waits for it, and may come before the close or behind it.
+        // No caller waits for the checkpoint that follows, and it may come before or after the close.
         put(&store, &key("k"), done(b"x"));
         let gate = store.inner.shared.tables.flush_gate.lock();
         ask_for_flush(&store);
@@ -265,7 +265,7 @@ fn a_close_of_a_full_disk_that_overtakes_a_checkpoint_is_no_fault() {
         store.inner.disk_space.pretended.store(0, Ordering::SeqCst);
         drop(gate);
         match closing.join().unwrap() {
-            // The one flush had taken both.
+            // One flush may have taken both.
             Ok(()) => {}
             Err(error) => assert_eq!(error.kind(), ErrorKind::Full),
         }
@@ -274,7 +274,7 @@ fn a_close_of_a_full_disk_that_overtakes_a_checkpoint_is_no_fault() {
 }
 
 #[test]
-fn close_lets_waiting_commits_out() {
+fn close_ends_the_wait_of_commits_for_space() {
     let dir = temp();
     let (store, _) = open(dir.path());
     thread::scope(|scope| {
@@ -304,13 +304,13 @@ fn close_lets_waiting_commits_out() {
 }
 
 #[test]
-fn an_idle_anchor_does_not_stop_a_drain() {
+fn an_idle_anchor_does_not_block_a_drain() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().sync_timeout(Duration::from_secs(5)));
     put(&store, &key("k"), done(b"x"));
-    // The writer sends groups in order.
+    // The writer sends the groups in order.
     store.drain().unwrap();
-    // As it does when nothing was committed for a day.
+    // As when nothing was committed for a day.
     let batch = store.inner.commit_queue.take_empty().unwrap();
     store.inner.commit_queue.publish(batch.group);
     store.inner.apply.messages.send(threads::message(&batch, false)).unwrap();
@@ -318,7 +318,7 @@ fn an_idle_anchor_does_not_stop_a_drain() {
 }
 
 #[test]
-fn values_that_nobody_syncs_poison_before_the_journal_gives_anything_up() {
+fn unsynced_blob_files_poison_before_the_journal_frees_a_segment() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().sync_flag(false));
     put(&store, &key("k"), done(b"x"));

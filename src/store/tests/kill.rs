@@ -1,4 +1,4 @@
-//! A process that is killed at any moment, again and again on one directory, loses nothing that it said.
+//! A process that is killed at any moment, again and again on one directory, loses nothing that it reported as durable.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -9,10 +9,10 @@ use super::*;
 
 const DIR: &str = "ONCEKEY_KILL_DIR";
 const THREADS: u8 = 4;
-/// Few, so that each is written often.
+/// Few keys, so that each is written often.
 const KEYS: u64 = 12;
 
-/// The outcome that thread's record has after so many rounds; some are long, so that sled holds them in pieces.
+/// The outcome of a thread's record after this many rounds. Some are long, so that they take several blocks in sled.
 fn value(round: u64) -> Vec<u8> {
     let len = if round % 9 == 0 { 9_000 } else { 40 + usize::try_from(round % 500).unwrap() };
     [round.to_le_bytes().as_slice(), vec![u8::try_from(round % 251).unwrap(); len].as_slice()].concat()
@@ -23,7 +23,7 @@ fn random(end: u64) -> u64 {
     u64::from(u32::from_le_bytes([a, b, c, d])) % end
 }
 
-/// Not a test: what is killed. It says each record and its revision once they are durable.
+/// Not a test: the process to kill. It prints each record and its revision once they are durable.
 #[test]
 fn child() {
     let Some(dir) = std::env::var_os(DIR) else { return };
@@ -64,14 +64,14 @@ fn start(dir: &Path) -> (Child, BufReader<ChildStdout>) {
     (child, lines)
 }
 
-/// Kills it after a random number of lines, or while it opens; says what it had said.
+/// Kills the process after a random number of lines, or while it opens. Returns what it had printed.
 fn killed(dir: &Path, while_opening: bool) -> Vec<(String, u64)> {
     let (mut child, lines) = start(dir);
     let mut left = random(600);
     let mut said = Vec::new();
     let mut kill = || child.kill().unwrap();
     for line in lines.lines() {
-        // The last one may be cut off: it was not said.
+        // The last line may be incomplete, so it does not count.
         let Ok(line) = line else { break };
         if line == "opening" && while_opening {
             for _ in 0..random(30_000) {
@@ -97,7 +97,7 @@ fn killed(dir: &Path, while_opening: bool) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn a_killed_process_loses_nothing_that_it_said() {
+fn a_killed_process_loses_nothing_that_it_reported() {
     let kills = std::env::var("ONCEKEY_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(15);
     let dir = temp();
     let mut said: BTreeMap<String, u64> = BTreeMap::new();
@@ -109,7 +109,7 @@ fn a_killed_process_loses_nothing_that_it_said() {
             lines += 1;
         }
         if round % 4 == 1 {
-            // The next one opens what this one left.
+            // The next process opens what this one has left.
             continue;
         }
         let (store, report) = open(dir.path());

@@ -1,9 +1,9 @@
-//! Opening, closing, and what an open finds.
+//! Opens and closes, and the results of an open.
 
 use super::*;
 
 #[test]
-fn a_new_store_is_empty_and_a_closed_one_is_as_it_was() {
+fn a_new_store_is_empty_and_a_closed_one_keeps_its_content() {
     let dir = temp();
     let path = dir.path().join("a/b");
     let (store, report) = open(&path);
@@ -23,7 +23,7 @@ fn a_new_store_is_empty_and_a_closed_one_is_as_it_was() {
 }
 
 #[test]
-fn an_unclean_store_is_as_it_was() {
+fn a_store_that_was_not_closed_keeps_its_content() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("done"), done(b"answer"));
@@ -47,7 +47,7 @@ fn an_unclean_store_is_as_it_was() {
 }
 
 #[test]
-fn a_short_operation_costs_one_entry_and_what_is_in_progress_at_a_flush_one_more() {
+fn a_short_operation_takes_one_entry_and_one_more_if_it_is_in_progress_at_a_flush() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("live"), at_work());
@@ -72,18 +72,18 @@ fn nothing_is_answered_after_close() {
     let (store, _) = open(dir.path());
     put(&store, &key("live"), at_work());
     store.close().unwrap();
-    // Not even what lay in memory: the directory may be another process's by now.
+    // Not even contents of the memtable: the directory may belong to another process by now.
     assert_eq!(store.read(&key("live"), Load::WithoutOutcome).unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(store.compact(&mut Pass::default(), 10).unwrap_err().kind(), ErrorKind::Closed);
 }
 
 #[test]
-fn every_open_has_numbers_of_its_own() {
+fn every_open_has_its_own_range_of_numbers() {
     let dir = temp();
     let mut last = 0;
     for round in 1..=6_u64 {
         let (store, _) = open(dir.path());
-        // Behind a random number, so that a copy of the store has others.
+        // The numbers start at a random place, so that a copy of the store has others.
         assert_eq!(store.now().first >> 32, round);
         for _ in 0..3 {
             let revision = put(&store, &key("k"), done(b"x"));
@@ -95,7 +95,7 @@ fn every_open_has_numbers_of_its_own() {
 }
 
 #[test]
-fn numbers_do_not_come_again_when_a_tail_is_cut() {
+fn numbers_are_not_reused_after_a_torn_write() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"kept"));
@@ -110,7 +110,7 @@ fn numbers_do_not_come_again_when_a_tail_is_cut() {
 }
 
 #[test]
-fn closing_and_opening_again_and_again_takes_no_room() {
+fn repeated_opens_and_closes_take_no_space() {
     let dir = temp();
     let clock = ManualClock::new();
     let options = options().clock(clock.clone());
@@ -130,7 +130,7 @@ fn closing_and_opening_again_and_again_takes_no_room() {
 }
 
 #[test]
-fn crashing_again_and_again_takes_no_room() {
+fn repeated_crashes_take_no_space() {
     let dir = temp();
     for round in 0..30 {
         let (store, _) = open(dir.path());
@@ -155,11 +155,11 @@ fn a_store_has_one_owner() {
 }
 
 #[test]
-fn a_lock_is_free_although_somebody_else_has_its_file_open() {
+fn a_released_lock_is_free_although_another_process_has_its_file_open() {
     let dir = temp();
     let path = dir.path().join("LOCK");
     let lock = files::Lock::take(&path, dir.path()).unwrap();
-    // As a child has that was forked and has not come to its exec.
+    // A child between its fork and its exec has the file open too.
     let inherited = lock.file().try_clone().unwrap();
     assert_eq!(files::Lock::take(&path, dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
     drop(lock);
@@ -185,7 +185,7 @@ fn a_lock_file_that_is_deleted_under_its_owner_lets_no_second_owner_in() {
 }
 
 #[test]
-fn a_lock_on_a_file_that_is_not_at_its_path_any_more_is_none() {
+fn a_lock_on_a_file_that_was_moved_from_its_path_does_not_count() {
     let dir = temp();
     let path = dir.path().join("LOCK");
     let lock = files::Lock::take(&path, dir.path()).unwrap();
@@ -197,7 +197,7 @@ fn a_lock_on_a_file_that_is_not_at_its_path_any_more_is_none() {
     assert!(lock.is_at(&path).unwrap());
 }
 
-/// Every file and directory below, itself too, that gives others any right.
+/// Returns every file and directory below, and the directory itself, that give other users any permission.
 fn open_to_others(dir: &Path) -> Vec<PathBuf> {
     let mut found: Vec<_> = files::entries(dir).unwrap();
     let below = found.iter().filter(|(_, kind)| kind.is_dir()).flat_map(|(path, _)| open_to_others(path));
@@ -211,7 +211,7 @@ fn every_file_and_directory_of_a_store_is_for_its_owner_only() {
     for sync_flag in [true, false] {
         let dir = temp();
         let path = dir.path().join("above/store");
-        // Open, then reopened after a stop, when sled makes another snapshot.
+        // While it is open, and after a crash and another open, when sled makes another snapshot.
         for _ in 0..3 {
             let (store, report) = open_with(&path, &options().sync_flag(sync_flag));
             assert!(!report.open_to_others);
@@ -258,7 +258,7 @@ fn a_store_whose_directory_is_moved_goes_on_beside_a_new_one_in_its_place() {
     std::fs::rename(&path, &moved).unwrap();
     let (new, report) = open(&path);
     assert!(report.created);
-    // Segments are made, filled and freed on both sides.
+    // Segments are created, filled and freed in both stores.
     for n in 0..200 {
         put(&old, &key(format!("old {n}")), done(&bytes(500)));
         put(&new, &key(format!("new {n}")), done(&bytes(500)));
@@ -279,7 +279,7 @@ fn a_store_whose_directory_is_moved_goes_on_beside_a_new_one_in_its_place() {
 }
 
 #[test]
-fn a_directory_that_is_not_ours_is_not_touched() {
+fn a_directory_with_other_files_is_not_touched() {
     let dir = temp();
     std::fs::write(dir.path().join("photo.jpg"), b"x").unwrap();
     refused(dir.path(), ErrorKind::UnsupportedFormat, "photo.jpg");
@@ -292,7 +292,7 @@ fn a_directory_that_is_not_ours_is_not_touched() {
 }
 
 #[test]
-fn a_half_made_store_goes_away() {
+fn an_incomplete_new_store_is_removed() {
     let dir = temp();
     std::fs::create_dir_all(dir.path().join("store.new/sled")).unwrap();
     std::fs::write(dir.path().join("store.new/sled/conf"), b"x").unwrap();
@@ -308,7 +308,7 @@ fn a_half_made_store_goes_away() {
 }
 
 #[test]
-fn a_directory_made_for_it_may_be_relative() {
+fn a_relative_path_may_be_created() {
     assert!(files::create_dirs(Path::new("target/../target")).is_ok());
     let dir = temp();
     files::create_dirs(&dir.path().join("a/b/c")).unwrap();
@@ -316,7 +316,7 @@ fn a_directory_made_for_it_may_be_relative() {
 }
 
 #[test]
-fn torn_snapshots_of_sled_go_away() {
+fn torn_snapshots_of_sled_are_removed() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"x"));

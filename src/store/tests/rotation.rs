@@ -1,11 +1,11 @@
-//! Segments that fill, wait for a store checkpoint, and are used again.
+//! Segments that fill, wait for a checkpoint, and are reused.
 
 use std::collections::BTreeMap;
 use std::thread;
 
 use super::*;
 
-/// Small, fast and the same every time.
+/// A small, fast and repeatable generator.
 struct Random(u64);
 
 impl Random {
@@ -19,7 +19,7 @@ impl Random {
 
 type Model = BTreeMap<StoreKey, Option<Vec<u8>>>;
 
-/// A commit of one to three changes; the model is told once it is durable.
+/// Commits one to three changes. The model learns of them once they are durable.
 fn step(store: &Store, model: &mut Model, random: &mut Random) {
     let mut changes = Vec::new();
     for _ in 0..=random.below(3) {
@@ -52,7 +52,8 @@ fn check(store: &Store, model: &Model) {
     }
 }
 
-/// Rounds that end in a crash, a close, or a copy; files stay few. Says how many rounds led to a checkpoint.
+/// Runs rounds that end in a crash, a close or a copy. Checks that there are few files. Returns how many rounds led to
+/// a checkpoint.
 fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
     let mut random = Random(seed);
     let (mut dir, mut model, mut checkpoints) = (temp(), Model::new(), 0);
@@ -65,10 +66,10 @@ fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
         }
         check(&store, &model);
         store.drain().unwrap();
-        // Every segment that is left behind costs one sync more than there are groups; the open has left one.
+        // Each segment that is left costs one more sync than there are groups. The open has left one.
         let stats = store.stats();
         if stats.syncs - stats.groups > 1 {
-            // A checkpoint follows, however slow the disk is; waiting ones become one.
+            // A checkpoint follows, however slow the disk is. Waiting checkpoints become one.
             let late = crate::types::clock::deadline(Duration::from_secs(120)).unwrap();
             while store.stats().store_checkpoints == 0 {
                 assert!(crate::types::clock::monotonic() < late, "round {round}: no checkpoint");
@@ -76,7 +77,7 @@ fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
             }
             checkpoints += 1;
         }
-        // In use, spare, two free, and what waits for a checkpoint that is under way.
+        // The current file, the next one, two free ones, and those that wait for a checkpoint.
         assert!(journal_files(dir.path()) <= 12, "round {round}: {}", journal_files(dir.path()));
         match random.below(3) {
             0 => crash(store),
@@ -98,7 +99,8 @@ fn model_run(seed: u64, rounds: u64, options: &EngineOptions) -> u64 {
 
 #[test]
 fn thousands_of_commits_over_many_segments_equal_a_model() {
-    // How many segments are filled depends on how many commits share a group, so on how busy the disk is: about twenty at rest.
+    // The number of filled segments depends on how many commits share a group, and so on the load of the disk. Without
+    // load it is about twenty.
     assert!(model_run(1, 25, &options()) > 0, "no round filled a segment");
 }
 
@@ -120,7 +122,7 @@ fn a_group_larger_than_a_segment_gets_one_of_its_size() {
 }
 
 #[test]
-fn segments_that_are_not_needed_are_used_again() {
+fn free_segments_are_reused() {
     let dir = temp();
     let (store, _) = open(dir.path());
     for _ in 0..300 {
@@ -142,14 +144,14 @@ fn commits_go_on_while_a_checkpoint_takes_long() {
     let options = options().sync_timeout(Duration::from_secs(20));
     let (store, _) = open_with(dir.path(), &options);
     let gate = store.inner.shared.tables.flush_gate.lock();
-    // Over many segments.
+    // Fill many segments.
     for index in 0..1_400_u64 {
         put(&store, &key("k"), done(&[&index.to_le_bytes(), [7; 700].as_slice()].concat()));
     }
     assert_eq!(store.stats().store_checkpoints, 0);
     drop(gate);
     checkpoint(&store);
-    // The one that was held, the drain's, which may miss the last group, and the one that was asked for.
+    // The checkpoint that was held, that of the drain, which may miss the last group, and the requested one.
     assert!(store.stats().store_checkpoints <= 4, "those that waited are one");
     assert!(journal_files(dir.path()) <= 6, "{}", journal_files(dir.path()));
     store.close().unwrap();

@@ -1,4 +1,4 @@
-//! The runs over many opens, and beside damage.
+//! Runs over many opens, and next to damaged runs.
 
 use super::compaction::{compact_all, with_clock};
 use super::*;
@@ -13,7 +13,7 @@ fn ids(store: &Store) -> Vec<u64> {
 }
 
 #[test]
-fn the_number_of_a_run_is_not_given_again_when_the_run_is_gone() {
+fn the_number_of_a_deleted_run_is_not_reused() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     let expires = now + 1;
@@ -35,7 +35,8 @@ fn blocks(shared: &Shared) -> u64 {
     shared.runs.now().iter().map(|run| u64::from(run.info.blocks)).sum()
 }
 
-/// Replays as an open does, and ends before the journal says so. Returns the blocks of the runs before and after.
+/// Replays as an open does, and ends before the journal records it. Returns the number of blocks in runs before and
+/// after.
 fn replay_and_die(dir: &Path, segment_bytes: u64) -> (u64, u64) {
     let sled = dir.join("store/sled");
     let recovered = journal::recover(&dir.join("store/journal"), segment_bytes).unwrap();
@@ -52,7 +53,7 @@ fn replay_and_die(dir: &Path, segment_bytes: u64) -> (u64, u64) {
 }
 
 #[test]
-fn a_replay_goes_on_where_the_last_one_died() {
+fn a_replay_continues_where_the_last_one_was_killed() {
     const SEGMENT: u64 = 64 << 20;
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(SEGMENT));
@@ -115,7 +116,7 @@ fn commits_that_come_during_a_merge_are_taken_before_its_next_step() {
     for nth in 0..200 {
         put(&store, &key(format!("small-{nth}")), done(b"x"));
     }
-    // A step takes as long as many of these commits: with a step after each of them, most would still wait.
+    // A step takes as long as many of these commits. With a step after each of them, most would still wait.
     let waiting = store.inner.apply.messages.len();
     assert!(waiting < 100, "{waiting} of 200 groups wait");
 }

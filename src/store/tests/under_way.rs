@@ -1,9 +1,9 @@
-//! What sled has under way stays below the number of its threads, whatever it is given: with more it hangs.
+//! The bytes that sled has under way are limited, because sled deadlocks when all of its threads are busy.
 
 use super::*;
 use crate::store::sled::write_barrier::UNDER_WAY;
 
-/// One change, its old value and the key, at most.
+/// The most bytes of one change: its old value and the key.
 const ONE: usize = 16 << 10;
 
 #[track_caller]
@@ -31,7 +31,7 @@ fn what_sled_has_under_way_is_bounded_in_apply_checkpoints_deletions_and_replay(
         for index in 0..4 {
             put(&store, &key(index.to_string()), StoredRecord { expires: until, ..done(&bytes(500_000)) });
         }
-        // What is in progress comes into sled with a checkpoint, all at once.
+        // All records in progress come into sled with one checkpoint.
         let changes: Vec<_> = (0..1_000).map(|index| set(&key(format!("at work {index}")), at_work())).collect();
         store.commit(changes, &[], Priority::User).unwrap().unwrap();
         checkpoint(&store);

@@ -1,4 +1,4 @@
-//! What is damaged is said, what is sound is not, whatever goes on meanwhile.
+//! `verify` reports all damage, and nothing else, whatever happens meanwhile.
 
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -10,7 +10,7 @@ fn problems(store: &Store) -> Vec<String> {
     store.verify().unwrap().problems
 }
 
-/// Exactly one problem, and it names that.
+/// Checks that there is exactly one problem, and that it contains `names`.
 #[track_caller]
 fn one_problem(store: &Store, names: &str) {
     let found = problems(store);
@@ -24,10 +24,10 @@ fn row(store: &Store, key: &[u8], value: Option<&[u8]>) {
     store.wait(committed.ticket).unwrap();
 }
 
-/// Records of several kinds, and a row; all of it in sled, but one record in progress.
+/// Records of several kinds, and a row. All of them but one record in progress are in sled.
 fn varied() -> (TempDir, Store) {
     let dir = temp();
-    // Drained once, it is one run.
+    // After one drain they are one run.
     let (store, _) = open_with(dir.path(), &options().segment_bytes(4 << 20));
     put(&store, &key("short"), done(b"x"));
     put(&store, &key("long"), done(&bytes(20_000)));
@@ -103,7 +103,7 @@ fn load_gives_no_false_alarm() {
 }
 
 #[test]
-fn a_block_that_sled_has_lost_is_missed_whichever_it_is() {
+fn every_block_that_sled_has_lost_is_noticed() {
     for number in 0.. {
         let (dir, store) = varied();
         let run = store.inner.shared.runs.now()[0].info;
@@ -114,14 +114,14 @@ fn a_block_that_sled_has_lost_is_missed_whichever_it_is() {
         lose(&store, run.id, number);
         let found = problems(&store);
         assert!(!found.is_empty() && found[0].contains(&format!("block {number} of run {} is missing", run.id)));
-        // After a clean close the next open misses it too.
+        // After a clean close the next open notices it too.
         store.close().unwrap();
         refused(dir.path(), ErrorKind::Corrupt, "the record store in");
     }
 }
 
 #[test]
-fn a_block_of_another_run_or_place_is_no_substitute() {
+fn a_block_of_another_run_or_place_is_noticed() {
     let (_dir, store) = varied();
     let tables = &store.inner.shared.tables;
     let run = store.inner.shared.runs.now()[0].info.id;
@@ -130,7 +130,7 @@ fn a_block_of_another_run_or_place_is_no_substitute() {
     one_problem(&store, "checksum");
     tables.insert(&block::key(run, 0), &good[0]).unwrap();
     assert_eq!(problems(&store), Vec::<String>::new());
-    // Sound, and with other entries.
+    // The block is valid, but has other entries.
     let mut content = Vec::new();
     assert!(block::push_entry(&mut content, key("at work").bytes(), None).unwrap().is_empty());
     let sealed = block::seal(&block::key(run, 0), block::Kind::Entries, &content);
@@ -160,7 +160,7 @@ fn very_many_problems_are_counted() {
 }
 
 #[test]
-fn damage_to_the_journal_is_named_while_it_is_written() {
+fn damage_to_the_journal_is_named_while_it_is_in_use() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 10));
     let gate = store.inner.shared.tables.flush_gate.lock();
@@ -171,7 +171,7 @@ fn damage_to_the_journal_is_named_while_it_is_written() {
     assert!(found.len() >= 3);
     for segment in &found[1..] {
         let shown = segment.path.display().to_string();
-        // Of the last one too, and its last group: it was answered.
+        // Also in the last segment and its last group, because that was answered.
         for (at, _) in [segment.groups[0], segment.groups[segment.groups.len() - 1]] {
             for offset in [at + 9, at + 90] {
                 flip(&segment.path, offset);
@@ -188,7 +188,7 @@ fn damage_to_the_journal_is_named_while_it_is_written() {
 }
 
 #[test]
-fn damage_to_the_last_segment_is_named_whatever_else_is_wrong_and_goes_on() {
+fn damage_to_the_last_segment_is_named_next_to_other_damage_and_load() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(1 << 20));
     let gate = store.inner.shared.tables.flush_gate.lock();
@@ -234,7 +234,7 @@ fn a_segment_of_the_journal_that_is_too_short_is_named() {
 fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
     let dir = temp();
     let (store, _) = open(dir.path());
-    // What is free may be deleted while a spare is made, and is used or stays when there is one.
+    // A free segment may be deleted when a new file is created, and is kept or reused when there is one.
     let rest = || {
         while !store.inner.commit_queue.has_next_segment() {
             thread::yield_now();
@@ -261,7 +261,7 @@ fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
         put(&store, &key(index.to_string()), done(&bytes(400)));
     }
     rest();
-    // What the first ones hold has been brought into sled.
+    // The changes of the first segments are in runs now.
     let old: Vec<_> = segments(dir.path()).into_iter().filter(|segment| segment.header.number < first).collect();
     for segment in &old {
         std::fs::remove_file(&segment.path).unwrap();
@@ -275,7 +275,7 @@ fn a_segment_of_the_journal_that_is_missing_is_named_if_it_is_needed() {
 }
 
 #[test]
-fn what_is_looked_at_becomes_free_behind_that() {
+fn segments_become_free_after_a_verify() {
     let dir = temp();
     let (store, _) = open(dir.path());
     let (pin, other) = (store.inner.pool.pin(), store.inner.pool.pin());
@@ -294,7 +294,7 @@ fn what_is_looked_at_becomes_free_behind_that() {
 }
 
 #[test]
-fn a_close_ends_it() {
+fn a_close_ends_a_verify() {
     let (_dir, store) = varied();
     thread::scope(|scope| {
         let verifying = scope.spawn(|| {
@@ -311,7 +311,7 @@ fn a_close_ends_it() {
 }
 
 #[test]
-fn a_full_disk_does_not_keep_it_waiting() {
+fn a_verify_does_not_wait_for_space() {
     let (_dir, store) = varied();
     store.inner.disk_space.pretended.store(0, Ordering::SeqCst);
     row(&store, b"nut", Some(b"in the journal only"));
