@@ -1,22 +1,22 @@
-//! Embedded, synchronous, crash-safe engine for idempotency keys.
+//! An embedded, synchronous, crash-safe engine for idempotency keys.
 //!
-//! An operation that carries a key runs once, and every retry of it gets the same answer: at once, after a wait, after a
-//! restart, after a power cut. There is no server, no async runtime, no external database: a service links this crate in and
+//! An operation with a key runs once, and every retry gets the same answer: at once, after a wait, after a restart, or
+//! after a power cut. There is no server, no async runtime and no external database: a service links this crate and
 //! opens a directory.
 //!
-//! - **Answers are durable before anyone is told**: owner, waiter or replay. Many threads share one sync.
-//! - **Owners are proved alive or dead**, by numbers and not by clocks: a slow one is never overrun.
-//! - **Interrupted is a state**: what nobody knows is held for a decision, or resumed, never guessed.
-//! - **Waiters park on condition variables**, and one inherits the key when its owner gives up.
+//! - **An answer is durable before any caller gets it**: the owner, a waiter or a replay. Many threads share one sync.
+//! - **Whether an owner is alive is decided by numbers, never by a timeout**: a slow owner is never overrun.
+//! - **Interrupted is a state**: an operation that may have happened is held for a decision, or resumed, never guessed.
+//! - **Waiters park on condition variables**, and one takes over the key when its owner gives up.
 //!
-//! It is not for several processes at once, not for network file systems, and not async.
+//! Not for several processes at once, not for network file systems, and not async.
 //!
 //! ```
 //! use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Manager};
 //!
 //! let engine = Engine::temporary()?; // or Engine::open("payments.oncekey")
 //! let payments: Manager<String> = engine.manager("payments")?;
-//! // The fingerprint says what "the same request" is.
+//! // // The fingerprint identifies the request.
 //! let of = |cents: u64| Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&("EUR", cents))?));
 //! let first = payments.execute_with("order-42", of(1999)?, |_claim| Ok("ch_1".to_owned()))?;
 //! let retry = payments.execute_with("order-42", of(1999)?, |_claim| unreachable!("it has run"))?;
@@ -32,51 +32,53 @@
 //! | I want to | call |
 //! |---|---|
 //! | run an operation once, in one call, with a fingerprint of its payload | [`Manager::execute_with`] |
-//! | the same, where the key alone says what is to be done | [`Manager::execute`] |
+//! | the same, if the key alone determines the operation | [`Manager::execute`] |
 //! | run a batch, such as the messages of one poll | [`Manager::execute_many`] |
 //! | wait longer, keep facts, other TTLs | [`CallOptions`] |
 //! | own the key across functions or threads | [`Manager::begin`], [`Claim`] |
 //! | wait for another owner, and take over from it | [`Manager::begin_with`], [`CallOptions::wait`] |
-//! | know what became of a key | [`Manager::get`], [`Manager::wait`] |
-//! | see what the last crash left, and settle it | [`Engine::interrupted`], [`Manager::resolve`] |
+//! | find out the state of a key | [`Manager::get`], [`Manager::wait`] |
+//! | list what the last crash left, and resolve it | [`Engine::interrupted`], [`Manager::resolve`] |
 //! | resume an operation of several steps where it stopped | [`Manager::drive`], [`Stages`], [`Claim::work_stage`] |
 //! | change my own data and the record in one commit | [`Claim::work_stage`], [`Engine::table`] |
 //! | change several rows together | [`Engine::atomic_phase`] |
-//! | know that nothing is damaged | [`Engine::verify`] |
-//! | keep tenants apart; erase one | [`Manager::scoped`], [`Manager::erase`] |
+//! | check that nothing is damaged | [`Engine::verify`] |
+//! | separate tenants; erase one | [`Manager::scoped`], [`Manager::erase`] |
 //! | answer HTTP requests that carry a key | [`Requests::handle`](http::Requests::handle), [`Key::from_headers`], [`ExecuteError::problem`] |
-//! | look into a store from a terminal | the binary `oncekey`, feature `cli` |
+//! | inspect a store from a terminal | the binary `oncekey`, feature `cli` |
 //! | test what a crash leaves | `Engine::crash`, feature `test-util` |
 //! | test with time | [`ManualClock`](clock::ManualClock), [`Engine::temporary`] |
 //!
-//! What becomes of the record on `Ok`, `Err`, panic, `?` and process death is a table in [`guides::crashes`].
+//! [`guides::crashes`] has a table of the effect of `Ok`, `Err`, a panic, `?` and process death on a record.
 //!
 //! # States of a key
 //!
 #![doc = include_str!("guides/states.svg")]
 //!
-//! A key whose owner died, dropped its claim or panicked is *interrupted*: nobody knows whether the operation happened. Under
-//! [`OnInterrupted::Hold`], the default, it waits for someone to [resolve](Manager::resolve) it; under
-//! [`OnInterrupted::Resume`] the next `begin` goes on at its recovery point. A released key keeps its recovery point too.
+//! A key whose owner died, dropped its claim or panicked is *interrupted*: it is not known whether the operation
+//! happened. Under [`OnInterrupted::Hold`], the default, it waits until a caller [resolves](Manager::resolve) it. Under
+//! [`OnInterrupted::Resume`] the next `begin` continues at its recovery point. A released key keeps its recovery point
+//! too.
 //!
-//! # What it promises
+//! # Promises
 //!
-//! On Linux with ext4, XFS or btrfs, on a disk that keeps what it was told to flush; [`guides::durability`] says what cannot be told.
+//! On Linux with ext4, XFS or btrfs, on a disk that keeps what it has acknowledged. [`guides::durability`] describes
+//! the damage that cannot be detected.
 //!
-//! 1. An answer that was given is durable, and is given again until its TTL.
-//! 2. A key has at most one live owner, and a dead one is never waited for.
-//! 3. A claim that was superseded can neither end the record nor write rows.
-//! 4. A stage's rows, its recovery point and its outcome are one commit.
-//! 5. When an owner gives up, exactly one waiter inherits the key; an ending wakes all.
-//! 6. After the first failed write or sync nothing is acknowledged any more.
+//! 1. An answer that was returned is durable, and is returned again until its TTL ends.
+//! 2. A key has at most one live owner, and no caller waits for a dead one.
+//! 3. A superseded claim can neither end the record nor write rows.
+//! 4. The rows of a stage, its recovery point and its outcome are one commit.
+//! 5. When an owner gives up, exactly one waiter takes over the key. An ending wakes all waiters.
+//! 6. After the first failed write or sync, nothing more is acknowledged.
 //! 7. Nothing expires early, whatever the wall clock does.
-//! 8. Damage on disk is a typed error or the right data, but for what an unclean stop hides.
+//! 8. Damage on disk is a typed error or the right data, except damage that an unclean stop hides.
 //!
 //! # Limits
 //!
-//! Keys have up to [`Key::MAX_BYTES`], outcomes 1 MiB unless [`max_value_bytes`](EngineOptions::max_value_bytes) says more, up to
-//! [`Value::MAX_BYTES`]; TTLs default to 24 h. One process owns a directory, calls block, and effects outside are not rolled
-//! back. All limits, with reasons: [`guides::limits`].
+//! Keys have up to [`Key::MAX_BYTES`] bytes. Outcomes have up to 1 MiB by default, and up to [`Value::MAX_BYTES`] with
+//! [`max_value_bytes`](EngineOptions::max_value_bytes). TTLs default to 24 h. One process owns a directory, calls
+//! block, and external effects are not rolled back. All limits, with reasons: [`guides::limits`].
 //!
 //! # Guides
 //!
@@ -86,14 +88,14 @@
 //!
 //! # Modules
 //!
-//! What most services need is at the root. [`table`] has the user's own rows, `http` requests that carry a key, [`admin`]
-//! reports, events, listings and settling by hand, [`clock`] the clock for tests.
+//! The root has the items that most services need. [`table`] is for the user's own rows, `http` for requests that carry
+//! a key, [`admin`] for reports, events, listings and resolving by hand, [`clock`] for clocks in tests.
 //!
 //! # Features
 //!
 //! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate;
 //!   `Fingerprint::of_json`.
-//! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own.
+//! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own binary.
 //! - `test-util`: `Engine::crash`, which leaves a store as the death of a process does, for tests.
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!
@@ -102,7 +104,7 @@
 //! Unix; made for and tested on Linux. Needs Rust 1.85.
 
 #![forbid(unsafe_code)]
-// On docs.rs, what needs a feature says so.
+// On docs.rs, mark items that need a feature.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(unix))]
@@ -140,7 +142,7 @@ pub use types::record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
 pub use types::token::Token;
 pub use types::value::Value;
 
-/// For the people who run a service: reports, counters, events, listings, records without their types, settling by hand.
+/// For operators of a service: reports, counters, events, listings, records without their types, resolving by hand.
 pub mod admin {
     pub use crate::api::erase::Erased;
     pub use crate::api::manager::Resolution;
@@ -152,7 +154,7 @@ pub mod admin {
     pub use crate::types::stats::Stats;
 }
 
-/// The time of an engine: the system's clock, and one for tests that is moved by hand.
+/// The clock of an engine: that of the system, and a manual one for tests.
 pub mod clock {
     pub use crate::types::clock::{BootTime, Clock, ManualClock, SystemClock};
 }
@@ -163,7 +165,7 @@ pub mod table {
     pub use crate::api::transaction::{Isolation, PhaseOptions, TransactionRows, TransactionTable};
 }
 
-/// The README's examples are compiled as written.
+/// Compiles the examples of the README as written.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

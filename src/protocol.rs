@@ -1,7 +1,8 @@
-//! Where rules, mechanisms and store meet: begin, end, wait, expire.
+//! The path of every change: begin, end, wait, expire.
 //!
-//! Every change goes the same way: decide (`rules`), commit (`store`), wait until durable, wake (`wait_queue`), tell
-//! (`event`). A commit that is refused because the record changed meanwhile is decided anew.
+//! Every change takes the same steps: decide (`rules`), commit (`store`), wait until durable, wake waiters
+//! (`wait_queue`), notify subscribers (`event`). If the record changes before the commit, the commit is refused and the
+//! decision is made again.
 
 mod abandon;
 mod batch;
@@ -56,7 +57,7 @@ use expire::Due;
 use owners::Owners;
 use temporary::OwnDirectory;
 
-/// One key of one manager.
+/// A key of a manager.
 #[derive(Clone, Debug)]
 pub(crate) struct RecordId {
     pub(crate) manager: Arc<str>,
@@ -70,7 +71,7 @@ impl RecordId {
         Self { manager: Arc::clone(manager), key, at }
     }
 
-    /// Whether it is the same key of the same manager.
+    /// True if both are the same key of the same manager.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.at == other.at
     }
@@ -80,35 +81,34 @@ impl RecordId {
         Some(Self { manager: manager.into(), key: Key::from_bytes(key).ok()?, at })
     }
 
-    /// How messages name it.
     fn named(&self) -> String {
         format!("key {} of {}", self.key, self.manager)
     }
 }
 
-/// Whether the caller is told only when it is durable.
+/// Whether the caller waits until the change is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitFor {
     Sync,
-    /// The caller must not wait: a drop.
+    /// A drop: the caller must not wait.
     Nothing,
 }
 
-/// Who of those that wait for a key is to look at it, now that it has changed.
+/// The waiters of a key to wake after a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    Nobody,
-    /// The one whose turn it is to take the key over, and those who only look.
+enum Wake {
+    None,
+    /// The first successor, and all observers.
     Successor,
     All,
 }
 
-impl Next {
+impl Wake {
     fn after(stored: Option<&StoredRecord>) -> Self {
         match stored.map(|stored| (stored.state, stored.policy)) {
-            // Nobody can take it over yet: all are told so at once.
+            // No waiter can take over the key yet, so all return.
             Some((Status::Released, _)) if stored.is_some_and(|stored| stored.retry_pause > 0) => Self::All,
-            Some((Status::InProgress, _)) => Self::Nobody,
+            Some((Status::InProgress, _)) => Self::None,
             Some((Status::Released, _) | (Status::Interrupted, OnInterrupted::Resume)) => Self::Successor,
             Some((Status::Succeeded | Status::Failed, _) | (Status::Interrupted, OnInterrupted::Hold)) | None => {
                 Self::All
@@ -117,7 +117,7 @@ impl Next {
     }
 }
 
-/// What `begin` found or made.
+/// The result of `begin`.
 #[derive(Debug)]
 pub(crate) enum Begun {
     Claimed(RecordInfo),
@@ -128,7 +128,7 @@ pub(crate) enum Begun {
     Mismatch(RecordInfo),
 }
 
-/// What an event made of a record.
+/// The effect of an action on a record.
 #[derive(Debug)]
 enum Changed {
     Written(RecordInfo),
@@ -136,7 +136,7 @@ enum Changed {
     Kept(Reason, Option<RecordInfo>),
 }
 
-/// A record that a commit wrote, or deleted.
+/// A record that a commit has written or deleted.
 #[derive(Debug)]
 struct Written {
     at: StoreKey,
@@ -147,7 +147,7 @@ struct Written {
 #[derive(Debug)]
 pub(crate) struct Protocol {
     store: Store,
-    /// Removed with the last handle, after the store is closed: the order of these fields.
+    /// Dropped after the store is closed, by the order of these fields. The drop removes the directory.
     _directory: Option<OwnDirectory>,
     max_value_bytes: usize,
     wait_queue: Arc<WaitQueue<StoreKey>>,
@@ -156,9 +156,9 @@ pub(crate) struct Protocol {
     closed: AtomicBool,
     owners: Owners,
     due: Due,
-    /// For transactions that met others too often.
+    /// For transactions that have conflicted too often.
     key_locks: KeyLocks,
-    /// Transactions that were run again.
+    /// The number of transaction runs that were repeated.
     reruns: Counter,
     /// Drops that could not be recorded at once, with their tokens.
     abandoned: Mutex<HashMap<StoreKey, (RecordId, u64, Ending)>>,
@@ -169,7 +169,7 @@ pub(crate) struct Protocol {
 }
 
 impl Protocol {
-    /// Opens the store in `path`; `directory` is removed with the last handle.
+    /// Opens the store in `path`. `directory` is removed with the last handle.
     pub(crate) fn open(
         path: &Path,
         options: &EngineOptions,
@@ -208,18 +208,18 @@ impl Protocol {
         Ok((protocol, report))
     }
 
-    /// Opens a store without the snapshots of its record store, and closes it again.
+    /// Opens a store without the snapshots of its record store, and closes it.
     pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<OpenReport> {
         let (store, report) = Store::repair(path, options)?;
         store.close().map(|()| report)
     }
 
-    /// Asks for the right to run the operation. Never waits for another owner.
+    /// Claims the key, or returns why not. Never waits for another owner.
     pub(crate) fn begin(&self, id: &RecordId, start: &Start) -> Result<Begun> {
         self.claimed(id, self.change(id, &Action::Begin(start), WaitFor::Sync)?)
     }
 
-    /// What came of the wish to claim it.
+    /// Converts the result of an action that claims.
     fn claimed(&self, id: &RecordId, changed: Changed) -> Result<Begun> {
         match changed {
             Changed::Written(info) => {
@@ -245,18 +245,18 @@ impl Protocol {
         }
     }
 
-    /// To be called when a stored outcome could be read and is given as an answer.
+    /// Counts and reports that a stored outcome is returned. Called after it was decoded.
     pub(crate) fn replayed(&self, info: &RecordInfo) {
         self.replays.add(1);
         self.subscribers.tell(|| Event::Replayed(info.without_outcome()));
     }
 
-    /// Ends a claim, fenced by its token.
+    /// Ends a claim. Fenced by its token.
     pub(crate) fn end(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<RecordInfo> {
         self.end_claim(ToEnd { id, token, ending, ttl: None })
     }
 
-    /// As [`end`](Self::end), for a claim that may say how long its outcome is kept.
+    /// Ends a claim as [`end`](Self::end) does, with a TTL for its outcome.
     pub(crate) fn end_claim(&self, end: ToEnd<'_>) -> Result<RecordInfo> {
         let ToEnd { id, token, ending, ttl } = end;
         match self.change(id, &Action::End { token, ending, ttl }, WaitFor::Sync)? {
@@ -270,7 +270,7 @@ impl Protocol {
         }
     }
 
-    /// Settles an interrupted record.
+    /// Resolves an interrupted record.
     pub(crate) fn resolve(&self, id: &RecordId, ending: &Ending, schema: Option<u32>) -> Result<()> {
         match self.change(id, &Action::Resolve { ending, schema }, WaitFor::Sync)? {
             Changed::Written(info) => {
@@ -287,12 +287,12 @@ impl Protocol {
         }
     }
 
-    /// Forgets a finished record.
+    /// Deletes a finished record.
     pub(crate) fn forget(&self, id: &RecordId) -> Result<bool> {
         self.forget_by(id, &Action::Forget)
     }
 
-    /// Forgets a record that no claim owns.
+    /// Deletes a record without a live owner.
     pub(crate) fn remove(&self, id: &RecordId) -> Result<bool> {
         self.forget_by(id, &Action::Remove)
     }
@@ -306,54 +306,55 @@ impl Protocol {
         }
     }
 
-    /// Keeps a finished record at least so many milliseconds from now.
+    /// Keeps a finished record for at least `ttl` milliseconds from now.
     pub(crate) fn extend(&self, id: &RecordId, ttl: u64) -> Result<bool> {
         let changed = self.change(id, &Action::Extend(ttl), WaitFor::Sync)?;
         Ok(matches!(changed, Changed::Written(_) | Changed::Kept(Reason::Already, _)))
     }
 
-    /// Takes over a record of another store, unless the key has one here.
+    /// Stores a record of another store, unless the key has a record here.
     pub(crate) fn import(&self, id: &RecordId, stored: &StoredRecord) -> Result<bool> {
         Ok(matches!(self.change(id, &Action::Import(stored), WaitFor::Sync)?, Changed::Written(_)))
     }
 
-    /// The record, as it is durably now.
+    /// Returns the record, after it is durable.
     pub(crate) fn get(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         self.check()?;
         self.read_durable(id, load)
     }
 
     fn read_durable(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
-        // Asked before the record is read: later, what has changed since could seem to have expired.
+        // Before the record is read: with a later time, a record that changed meanwhile could seem expired.
         let now = self.store.now();
         let read = self.store.read(&id.at, load)?;
         self.store.wait(read.ticket)?;
         Ok(self.show(id, read.record(), &now))
     }
 
-    /// The one way to change a record.
+    /// Changes a record. All changes outside of transactions take this path.
     fn change(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         if wait_for == WaitFor::Sync {
             match action {
-                // A claim may end after a close: its store is open as long as it lives.
+                // A claim may end after a close: the store stays open while a claim is alive.
                 Action::End { .. } => self.check_outside()?,
-                // And may be taken away after a close, to end the store.
+                // A claim may also be revoked after a close, to close the store.
                 Action::Revoke { .. } => self.check_owned()?,
                 _ => self.check()?,
             }
             self.settle_at(id);
         }
-        // Endings never wait for a transaction.
-        if who(action, wait_for) == Priority::User {
+        // Endings never wait for the locks of transactions.
+        if priority_of(action, wait_for) == Priority::User {
             self.yield_to(&id.at);
         }
         self.change_settled(id, action, wait_for)
     }
 
-    /// As [`change`](Self::change), where no drop of this key waits to be recorded, or this is it.
+    /// Changes a record as [`change`](Self::change) does. The caller has recorded a pending drop of this key, or this
+    /// records it.
     fn change_settled(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         loop {
-            // In this order, as in `get`.
+            // The time before the record, as in `read_durable`.
             let now = self.store.now();
             let read = self.store.read(&id.at, Load::All)?;
             let before = read.record().map(|stored| stored.status(&now));
@@ -364,7 +365,7 @@ impl Protocol {
             };
             let change = Change { key: id.at.clone(), content };
             let kept = if action.keeps_expiry() { std::slice::from_ref(&id.at) } else { &[] };
-            let (priority, until) = (who(action, wait_for), read.lapses(&now));
+            let (priority, until) = (priority_of(action, wait_for), read.lapses(&now));
             let options = CommitOptions { priority, decided: Some(now.store), kept, until, read_set: None };
             let claims = matches!(action, Action::Begin(_) | Action::Lock { .. });
             let entering = if claims { Some(self.enter_owner()?) } else { None };
@@ -382,18 +383,18 @@ impl Protocol {
         }
     }
 
-    /// Wakes and counts, now that this is committed, and waits until it is durable.
+    /// Wakes waiters and counts, after a commit, and waits until it is durable.
     fn publish(&self, written: &[Written], ticket: Ticket, wait_for: WaitFor) -> Result<()> {
         for Written { at, before, after } in written {
             self.count(*before, after.as_ref().map(|stored| stored.state));
-            if Next::after(after.as_deref()) == Next::Successor {
-                // At once: the successor's own commit lies behind this one, and its wait covers both.
+            if Wake::after(after.as_deref()) == Wake::Successor {
+                // Before the sync: the successor's own commit comes after this one, so its wait covers both.
                 self.wait_queue.hand_over(at);
             }
         }
         let durable = if wait_for == WaitFor::Sync { self.store.wait(ticket) } else { Ok(()) };
         for Written { at, after, .. } in written {
-            if Next::after(after.as_deref()) == Next::All {
+            if Wake::after(after.as_deref()) == Wake::All {
                 self.wait_queue.wake_all(at);
             }
             self.due.lower(after.as_ref().map_or(NEVER, |stored| stored.expires));
@@ -401,7 +402,7 @@ impl Protocol {
         durable
     }
 
-    /// An answer reveals what was read, so it waits until that is durable.
+    /// Returns the reason for no change. Waits until the record is durable, because the answer depends on it.
     fn keep(&self, id: &RecordId, read: &Read, reason: Reason, now: &Now) -> Result<Changed> {
         self.store.wait(read.ticket)?;
         Ok(Changed::Kept(reason, self.show(id, read.record(), now)))
@@ -417,7 +418,7 @@ impl Protocol {
         }
     }
 
-    /// As it was at `now`: a moment later it may have expired.
+    /// Returns the record as it was at `now`, because it may have expired since.
     fn show(&self, id: &RecordId, stored: Option<&Arc<StoredRecord>>, now: &Now) -> Option<RecordInfo> {
         RecordInfo::new(self.store.id(), &id.manager, &id.key, stored?, now)
     }
@@ -427,7 +428,7 @@ impl Protocol {
         self.store.sync()
     }
 
-    /// Reads everything, and says what is damaged.
+    /// Checks everything that is stored, and reports damage.
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
         self.check()?;
         let _working = telemetry::enter(Work::Verify, self.path());
@@ -441,7 +442,7 @@ impl Protocol {
         self.store.back_up(path)
     }
 
-    /// The largest encoded outcome.
+    /// Returns the largest size of an encoded outcome, in bytes.
     pub(crate) fn max_value_bytes(&self) -> u64 {
         self.max_value_bytes as u64
     }
@@ -475,8 +476,8 @@ impl Protocol {
     }
 }
 
-/// Who commits this.
-fn who(action: &Action<'_>, wait_for: WaitFor) -> Priority {
+/// Returns the priority of the commit.
+fn priority_of(action: &Action<'_>, wait_for: WaitFor) -> Priority {
     match (wait_for, action) {
         (WaitFor::Nothing, _) => Priority::GivingUp,
         (

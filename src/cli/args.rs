@@ -178,8 +178,8 @@ pub(super) enum Verb {
     },
     /// Copies the store, as it is at one commit, into a new directory.
     ///
-    /// The copy is a store with the same keys, effect ids and tables. Nothing is left of a copy that fails. To restore it, stop the
-    /// service and put the copy in the place of the store.
+    /// The copy is a store with the same keys, effect ids and tables. A copy that fails leaves nothing. To restore a
+    /// copy, stop the service and put the copy in the place of the store.
     Backup {
         /// The directory of the store.
         store: PathBuf,

@@ -1,4 +1,4 @@
-//! A copy of the store.
+//! Copies the store.
 
 use std::path::Path;
 

@@ -73,7 +73,7 @@ fn done(place: &Place, key: &Key, result: &str, out: &mut Out<'_>) -> Done {
 }
 
 pub(super) fn compact(store: &dyn Store, out: &mut Out<'_>) -> Done {
-    let progress = Progress::spinner(out, "deleting what has expired");
+    let progress = Progress::spinner(out, "deleting expired records");
     let done = store.compact()?;
     drop(progress);
     if out.json {
@@ -81,7 +81,7 @@ pub(super) fn compact(store: &dyn Store, out: &mut Out<'_>) -> Done {
     }
     out.line(format_args!("{} expired records deleted, {} of outcomes", done.removed, size(done.bytes)))?;
     if done.leftovers > 0 {
-        out.line(format_args!("{} leftovers of a crash deleted", done.leftovers))?;
+        out.line(format_args!("{} unfinished runs of a crash deleted", done.leftovers))?;
     }
     Ok(())
 }

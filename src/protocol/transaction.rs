@@ -1,4 +1,4 @@
-//! Transactions: what a run has read and would write, as of one moment, and its commit.
+//! Transactions: the reads and writes of one run, and the commit.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,38 +20,38 @@ thread_local! {
     static INSIDE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A claim, as long as it is where it was.
+/// The state that the record of a claim must still have at the commit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fence<'a> {
     pub(crate) id: &'a RecordId,
     pub(crate) token: u64,
     pub(crate) point: &'a str,
-    /// How long an outcome is kept, if the claim says so.
+    /// How long the outcome is kept, in milliseconds. `None`: as long as the record says.
     pub(crate) ttl: Option<u64>,
 }
 
-/// What one run of a transaction has read, and what it would write.
+/// The reads of one run of a transaction, and the writes that it would commit.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     pub(super) reads: ReadSet,
     pub(super) writes: BTreeMap<StoreKey, Option<Content>>,
-    /// The records among the writes, and what they were.
+    /// The records among the writes, with their statuses before.
     records: Vec<(StoreKey, Option<Status>)>,
-    /// Those of them whose time runs on as before.
+    /// Those of the records that keep their time of expiry.
     kept: Vec<StoreKey>,
-    /// Those of them that it would claim by a lock.
+    /// Those of the records that a lock would claim.
     locked: Vec<StoreKey>,
-    /// Of the newest thing that was read.
+    /// The newest group of the contents that were read.
     ticket: Ticket,
-    /// When the first record was looked at: the time of all that is seen and decided.
+    /// The time of the first read. All decisions of the run use it.
     began: Option<Now>,
-    /// Store time at which the first of the records that were seen is absent.
+    /// The store time at which the first of the records that were read expires.
     until: Option<u64>,
-    /// Something that was read has changed: this run comes to nothing.
+    /// True if something that was read has changed: the run is discarded.
     pub(super) stale: bool,
 }
 
-/// What a workspace would write at some moment.
+/// The writes of a workspace at some moment.
 #[derive(Debug)]
 pub(crate) struct Savepoint {
     writes: BTreeMap<StoreKey, Option<Content>>,
@@ -60,7 +60,7 @@ pub(crate) struct Savepoint {
     locked: Vec<StoreKey>,
 }
 
-/// A workspace that was committed.
+/// A workspace after its commit.
 #[derive(Debug)]
 pub(crate) struct CommittedWorkspace<'a> {
     /// The claims that it has made by locks.
@@ -86,17 +86,17 @@ impl Workspace {
         Savepoint { writes: writes.clone(), records: records.clone(), kept: kept.clone(), locked: locked.clone() }
     }
 
-    /// Forgets what it would write since then. What was read since stays read.
+    /// Discards the writes since the savepoint. The reads since stay in the read set.
     pub(crate) fn roll_back(&mut self, Savepoint { writes, records, kept, locked }: Savepoint) {
         (self.writes, self.records, self.kept, self.locked) = (writes, records, kept, locked);
     }
 
-    /// What it would write there, or else what was read there.
+    /// Returns the content that the transaction has written, or else the content that was read.
     pub(crate) fn newest(&self, at: &StoreKey, read: Content) -> Option<Content> {
         self.writes.get(at).cloned().unwrap_or(Some(read))
     }
 
-    /// Takes back the last change of a record, which was its first.
+    /// Takes back the first and only change of a record.
     pub(super) fn take_back(&mut self, id: &RecordId) {
         self.writes.remove(&id.at);
         self.records.retain(|(at, _)| *at != id.at);
@@ -108,7 +108,7 @@ impl Workspace {
 }
 
 impl Protocol {
-    /// For a run that has read nothing yet.
+    /// Returns an empty workspace for a run.
     pub(crate) fn workspace(&self) -> Workspace {
         Workspace {
             reads: self.store.read_set(),
@@ -123,7 +123,7 @@ impl Protocol {
         }
     }
 
-    /// Runs a transaction's closure: meanwhile this thread may not call the engine otherwise.
+    /// Runs the closure of a transaction. Until it returns, this thread may not call the engine in another way.
     pub(crate) fn inside<R>(&self, f: impl FnOnce() -> R) -> R {
         struct Leave;
         impl Drop for Leave {
@@ -131,7 +131,7 @@ impl Protocol {
                 let _ = INSIDE.try_with(|inside| inside.borrow_mut().pop());
             }
         }
-        // It is gone where the thread ends: what runs there has nothing to be marked with.
+        // While a thread ends, its thread-local state is gone. Then the thread stays unmarked.
         let _ = INSIDE.try_with(|inside| inside.borrow_mut().push(self.address()));
         let _leave = Leave;
         f()
@@ -149,7 +149,7 @@ impl Protocol {
         std::ptr::from_ref(self).addr()
     }
 
-    /// What a row holds, as of the same moment as everything else that the workspace has read.
+    /// Returns the content of a row, as of the same moment as everything else that the workspace has read.
     pub(crate) fn read_row(&self, workspace: &mut Workspace, at: &StoreKey) -> Result<Option<Value>> {
         Ok(self.read_in(workspace, at)?.and_then(Content::into_row))
     }
@@ -159,16 +159,16 @@ impl Protocol {
         if let Some(content) = workspace.writes.get(at) {
             return Ok(content.clone());
         }
-        // Before: a commit in between marks it.
+        // Before the read, so that a commit in between marks the read set.
         workspace.reads.add(at);
         let content = self.fetch_in(workspace, at, Load::All)?;
-        // What was read before is as it was, so all of it held at the moment of this read.
+        // The earlier reads are still current, so all of them were true at the moment of this read.
         workspace.stale = !self.holds(workspace);
         workspace.check()?;
         Ok(content)
     }
 
-    /// Reads something that is in the read set.
+    /// Reads a key that is in the read set.
     pub(super) fn fetch_in(&self, workspace: &mut Workspace, at: &StoreKey, load: Load) -> Result<Option<Content>> {
         let read = self.store.read(at, load)?;
         if read.record().is_some() {
@@ -179,16 +179,18 @@ impl Protocol {
         Ok(read.content)
     }
 
-    /// The time in a workspace. It stands still: what expires meanwhile ends the run, and what is made is moved to the commit.
+    /// Returns the time of a workspace, which is fixed. If a record expires later, the run is discarded. The times of
+    /// written records are moved to the commit.
     pub(super) fn now_in(&self, workspace: &mut Workspace) -> Now {
         *workspace.began.get_or_insert_with(|| self.store.now())
     }
 
-    /// Changes a record along with the rest.
+    /// Adds a change of a record to the workspace.
     pub(super) fn change_in(&self, workspace: &mut Workspace, id: &RecordId, action: &Action<'_>) -> Result<Changed> {
         let content = self.read_in(workspace, &id.at)?;
         let stored = content.as_ref().and_then(Content::record);
-        // What is shown to people is when it was changed; and of the generations that a transaction starts, each has a seed of its own.
+        // The wall clock is shown to users, so it is read for each change. Each generation that a transaction starts
+        // needs its own effect seed.
         let Now { wall, effect_seed, .. } = self.store.now();
         let now = Now { wall, effect_seed, ..self.now_in(workspace) };
         let after = match decide(stored.map(Arc::as_ref), action, &now) {
@@ -210,7 +212,7 @@ impl Protocol {
         Ok(changed)
     }
 
-    /// As [`lock`](Self::lock), along with the rest of a transaction. The claim has no token before the commit.
+    /// Adds a [`lock`](Self::lock) to a transaction. The claim has no token before the commit.
     #[cfg(feature = "http")]
     pub(crate) fn lock_in(&self, workspace: &mut Workspace, id: &RecordId, lock: &Action<'_>) -> Result<super::Begun> {
         match self.change_in(workspace, id, lock)? {
@@ -222,7 +224,7 @@ impl Protocol {
         }
     }
 
-    /// What a stage makes of its record, which must be where it was, from now to the commit.
+    /// Adds the step of a stage. The record must have the state of the fence from now to the commit.
     pub(crate) fn step(&self, workspace: &mut Workspace, fence: Fence<'_>, step: &Step) -> Result<()> {
         let Fence { id, token, point, ttl } = fence;
         match self.change_in(workspace, id, &Action::Stage { token, point, step, ttl })? {
@@ -232,41 +234,41 @@ impl Protocol {
         }
     }
 
-    /// Whether everything that was read is still so.
+    /// True if everything that was read is current.
     pub(crate) fn holds(&self, workspace: &Workspace) -> bool {
         !workspace.stale
             && workspace.reads.is_current()
             && workspace.until.is_none_or(|until| self.store.now().store < until)
     }
 
-    /// Waits until everything that was read is durable: before that, nobody may be told.
+    /// Waits until everything that was read is durable. Before that, the result must not be returned.
     pub(crate) fn wait_for(&self, workspace: &Workspace) -> Result<()> {
         self.store.wait(workspace.ticket)
     }
 
-    /// Commits all of a workspace; `None` if something that it read has changed. To be followed by
-    /// [`tell`](Self::tell), once the locks are given back.
+    /// Commits a workspace. Returns `None` if something that it read has changed. The caller then unlocks its key locks
+    /// and calls [`tell`](Self::tell).
     pub(crate) fn commit(&self, workspace: &mut Workspace) -> Result<Option<CommittedWorkspace<'_>>> {
         if workspace.writes.is_empty() {
             let (entering, ticket, written) = (Vec::new(), workspace.ticket, Vec::new());
             let committed = CommittedWorkspace { entering, ticket, written, decided: None };
             return Ok(self.holds(workspace).then_some(committed));
         }
-        // Counted before they are committed, so that a close does not miss them.
+        // Count the claims before the commit, so that a close does not miss them.
         let locked = workspace.locked.drain(..).map(|at| Ok((at, self.enter_owner()?)));
         let entering = locked.collect::<Result<Vec<_>>>()?;
         let changes = std::mem::take(&mut workspace.writes);
         let changes: Vec<_> = changes.into_iter().map(|(key, content)| Change { key, content }).collect();
         let decided = workspace.began.map(|now| now.store);
         let until = workspace.until.unwrap_or(NEVER);
-        // What a claim's operation has done is recorded as its ending is, whoever else waits.
+        // A transaction of a running operation has the priority of an ending.
         let has_run = workspace.records.iter().any(|(_, before)| *before == Some(Status::InProgress));
         let priority = if has_run { Priority::Finishing } else { Priority::User };
         let options =
             CommitOptions { priority, decided, kept: &workspace.kept, until, read_set: Some(&workspace.reads) };
         let Some(committed) = self.store.commit(changes, &[], options)? else { return Ok(None) };
         let written = workspace.records.drain(..).map(|(at, before)| {
-            // In the order of their keys.
+            // The changes are in key order.
             let place = committed.changes.binary_search_by(|change| change.key.cmp(&at)).ok();
             let after = place.and_then(|place| committed.changes.get(place)?.record()).cloned();
             Written { at, before, after }
@@ -275,7 +277,8 @@ impl Protocol {
         Ok(Some(CommittedWorkspace { entering, ticket, written, decided: workspace.began }))
     }
 
-    /// Waits until a commit is durable, and wakes those whom it concerns. Returns the records that it has written.
+    /// Waits until a commit is durable, wakes waiters and notifies subscribers. Returns the records that the commit has
+    /// written.
     pub(crate) fn tell(&self, committed: CommittedWorkspace<'_>) -> Result<Vec<RecordInfo>> {
         self.publish(&committed.written, committed.ticket, WaitFor::Sync)?;
         for (key, entering) in committed.entering {
@@ -284,7 +287,7 @@ impl Protocol {
                 entering.live(stored.token);
             }
         }
-        // As it was then: by now what was written may have expired.
+        // At the time of the decision: the written records may have expired since.
         let Some(now) = committed.decided else { return Ok(Vec::new()) };
         let mut shown = Vec::with_capacity(committed.written.len());
         for Written { at, before, after } in &committed.written {
@@ -307,7 +310,7 @@ impl Protocol {
         Ok(shown)
     }
 
-    /// For a transaction that keeps others off what they have changed under it.
+    /// Returns an empty set of key locks, for a transaction.
     pub(crate) fn no_locks(&self) -> HeldLocks<'_> {
         self.key_locks.none()
     }
@@ -316,24 +319,25 @@ impl Protocol {
         self.store.spread(key)
     }
 
-    /// The locks of what a workspace has read and somebody has changed since; of a range, that of its table or manager.
+    /// Returns the locks of the keys that conflicted. For a range, that of its table or manager.
     pub(crate) fn changed_locks(&self, workspace: &Workspace) -> LockSet {
         workspace.reads.conflicts().iter().map(|key| self.lock_number(key.bytes())).collect()
     }
 
-    /// The locks of all that was read.
+    /// Returns the locks of everything that was read.
     pub(crate) fn read_locks(&self, workspace: &Workspace) -> LockSet {
         workspace.reads.all().map(|key| self.lock_number(key.bytes())).collect()
     }
 
-    /// The locks of what a workspace writes, the record of its claim included, and those of its tables and managers.
+    /// Returns the locks of the keys that a workspace writes, including the record of its claim, and those of their
+    /// tables and managers.
     pub(crate) fn written_locks(&self, workspace: &Workspace, fence: Option<Fence<'_>>) -> (LockSet, LockSet) {
         let keys = || workspace.writes.keys().chain(fence.map(|fence| &fence.id.at));
         let locks = keys().map(|key| self.lock_number(key.bytes())).collect();
         (locks, keys().map(|key| self.lock_number(key.container_bytes())).collect())
     }
 
-    /// Lets transactions go first that have met others too often here. For who changes one key, and has read nothing yet.
+    /// Waits for transactions that have locked this key. Called before a change of one key reads it.
     pub(super) fn yield_to(&self, at: &StoreKey) {
         let locks = [at.bytes(), at.container_bytes()].map(|key| self.lock_number(key));
         self.key_locks.pass(&locks.into_iter().collect());
@@ -351,7 +355,7 @@ impl Protocol {
         self
     }
 
-    /// A run came to nothing and is followed by another.
+    /// Counts a repeated run.
     pub(crate) fn rerun(&self) {
         self.reruns.add(1);
         telemetry::runs_again();
@@ -359,7 +363,7 @@ impl Protocol {
 }
 
 fn stale() -> Error {
-    Error::new(ErrorKind::Conflict, "what the transaction has read has changed: it runs again")
+    Error::new(ErrorKind::Conflict, "data that the transaction has read has changed: it runs again")
 }
 
 #[cfg(test)]
@@ -385,9 +389,10 @@ mod tests {
         protocol.put_row(protocol.row_change("t", &number.to_be_bytes(), Some(b"x")).unwrap()).unwrap();
     }
 
-    // Versions, which many keys share, have had a transaction run again for others' keys, and clients could choose theirs.
+    // Version counters, which many keys share, once repeated transactions after commits of other keys. Clients could
+    // choose such keys.
     #[test]
-    fn commits_of_other_keys_change_nothing_for_a_draft() {
+    fn commits_of_other_keys_do_not_conflict_with_a_workspace() {
         let (_dir, protocol) = open();
         let mut workspace = protocol.workspace();
         for number in 0..1000 {
@@ -401,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn a_commit_is_met_by_the_very_next_read_and_by_the_end() {
+    fn a_conflict_is_noticed_by_the_next_read_and_by_the_commit() {
         let (_dir, protocol) = open();
         for next in [0, 1, 2] {
             let mut workspace = protocol.workspace();
@@ -419,7 +424,8 @@ mod tests {
         assert!(protocol.commit(&mut workspace).unwrap().is_none(), "a phase that only reads");
     }
 
-    // Records gave way to nobody: a transaction that read one which others kept changing ran in vain to the end.
+    // Changes of records once ignored the locks. A transaction that read a record under constant changes then ran in
+    // vain to the end.
     #[test]
     fn changes_of_records_wait_for_the_locks_of_a_transaction_and_endings_do_not() {
         let (_dir, protocol) = open();
