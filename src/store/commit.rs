@@ -1,16 +1,17 @@
 //! The commit path: the lock, what it guards, and the order of its steps.
 //!
-//! The commit lock is the one inside [`CommitQueue`](crate::sync::group_commit::CommitQueue); an admission holds it. It guards
+//! The commit lock is the lock inside [`CommitQueue`](crate::sync::group_commit::CommitQueue). An admission holds it. The
+//! lock guards
 //!
-//! - the number of the next frame, and the bytes of the group that is being filled,
+//! - the number of the next frame, and the bytes of the current group,
 //! - the memtable: only a holder puts contents into it,
 //! - the version counters, and the marks of the read sets: only a holder moves and sets them.
 //!
-//! Readers do not take it. They lock a shard of the memtable, and look at version counters and marks without a lock. The steps
-//! of a commit under the lock are *check*, *number*, *encode*, *show*, *count*: what fails comes before what can be seen.
-//! Under the lock there is no I/O, no call to sled, no reading of the clock, and no wait.
+//! Readers do not take this lock. They lock a shard of the memtable, and read version counters and marks without a lock.
+//! The steps of a commit under the lock are *check*, *number*, *encode*, *show*, *count*. Steps that can fail come before
+//! those that readers see. Under the lock there is no I/O, no call to sled, no reading of the clock, and no wait.
 //!
-//! The caller waits for its ticket when it has released the lock, so that one sync is enough for many callers.
+//! The caller waits for its ticket after it has unlocked, so that many callers share one sync.
 
 use std::sync::Arc;
 
@@ -25,29 +26,30 @@ use crate::types::clock::{NEVER, StoreClock};
 use crate::types::error::Result;
 use crate::types::record::{Lifetime, Status};
 
-/// A group that something is in.
+/// The group of a frame. A caller waits for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(pub(super) u64);
 
-/// A commit that was accepted.
+/// An accepted commit.
 #[derive(Debug)]
 pub(crate) struct Committed<C = Vec<Change>> {
     pub(crate) ticket: Ticket,
-    /// What was written, with its numbers.
+    /// The changes, with their frame numbers.
     pub(crate) changes: C,
 }
 
-/// Who commits, and since when the times of what it commits count.
+/// The conditions of a commit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CommitOptions<'a> {
     pub(crate) priority: Priority,
-    /// Store time when the change was decided. Times that count from then are moved to the commit, which may have had to wait.
+    /// The store time of the decision. Times in the changes count from then. If the commit had to wait, they are moved
+    /// by the time of the wait.
     pub(crate) decided: Option<u64>,
-    /// The records whose expiry does not: it is what it was before.
+    /// The records whose expiry is not moved.
     pub(crate) kept: &'a [StoreKey],
-    /// Store time from which something that was read is absent: then this is refused as if that had changed.
+    /// The store time at which the first record that was read expires. A later commit is refused like a conflict.
     pub(crate) until: u64,
-    /// What a transaction has read.
+    /// The read set of a transaction.
     pub(crate) read_set: Option<&'a ReadSet>,
 }
 
@@ -56,7 +58,7 @@ impl CommitOptions<'_> {
         self.read_set.is_none_or(ReadSet::is_current) && (self.until == NEVER || now < self.until)
     }
 
-    /// The time, if it makes a difference.
+    /// Returns the current store time, or 0 if the options do not use it.
     fn now(&self, clock: &StoreClock) -> u64 {
         if self.until == NEVER && self.decided.is_none() { 0 } else { clock.now() }
     }
@@ -69,7 +71,7 @@ impl From<Priority> for CommitOptions<'_> {
 }
 
 impl Inner {
-    /// Commits all the changes or nothing; `None` if something that was read has changed. Gives the records their numbers.
+    /// Commits all changes or none. Returns `None` if something that was read has changed. Sets the numbers of the records.
     pub(super) fn commit(
         &self,
         changes: &mut [Change],
@@ -79,7 +81,7 @@ impl Inner {
         // Numbers and times do not change the length of a frame, so space can be asked for before they are known.
         let len = frame::encoded_len_of(changes)?;
         self.look_for_room();
-        // Read before the lock is taken: the clock may be the caller's own.
+        // Before the commit lock is taken: the clock may be user code.
         let mut now = options.now(&self.clock);
         // May wait for space, and reads the clock again then. Returns with the commit lock held.
         let mut admission = self.commit_queue.admit_after(len, options.priority, || now = options.now(&self.clock))?;
@@ -105,8 +107,8 @@ impl Inner {
         // Encode, into the group itself. The last step that can fail, so it comes before anything that can be seen.
         admission.append(|payload| frame::encode_changes(changes, payload))?;
 
-        // Show. Version counters and marks change while the shards of the memtable are locked: a reader that sees one key as it
-        // is now then finds that another one, which it read before, has changed.
+        // Show. Version counters and marks change while the shards of the memtable are locked: a reader of one new content
+        // then finds that its earlier reads of the other keys are stale.
         let entries = changes.iter().map(|change| {
             let entry = Entry { number, ticket, content: change.content.clone() };
             (change.key.clone(), entry)
@@ -120,7 +122,7 @@ impl Inner {
         Ok(Some(Ticket(ticket)))
     }
 
-    /// These keys change: what was read of them is not current any more.
+    /// Marks what was read of these keys as stale.
     fn changed<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
         for key in keys {
             self.versions.advance(key);
@@ -128,7 +130,7 @@ impl Inner {
         }
     }
 
-    /// A frame of the store's own, durable when this returns.
+    /// Commits a frame of the store's own, and waits until it is durable.
     pub(super) fn mark(&self, frame: &Frame) -> Result<()> {
         let mut admission = self.commit_queue.admit(frame::encoded_len(frame)?, Priority::Store)?;
         admission.append(|payload| frame::encode(frame, payload))?;
