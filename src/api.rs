@@ -3,8 +3,10 @@
 pub(crate) mod claim;
 pub(crate) mod engine;
 pub(crate) mod erase;
+pub(crate) mod live_store;
 pub(crate) mod manager;
 pub(crate) mod raw;
 pub(crate) mod records;
+pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod transaction;

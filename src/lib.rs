@@ -115,6 +115,7 @@ mod api;
 pub mod cli;
 #[cfg(feature = "http")]
 pub mod http;
+mod live;
 mod protocol;
 mod store;
 mod sync;
@@ -145,6 +146,7 @@ pub use types::value::Value;
 /// For operators of a service: reports, counters, events, listings, records without their types, resolving by hand.
 pub mod admin {
     pub use crate::api::erase::Erased;
+    pub use crate::api::live_store::{LiveStore, Received};
     pub use crate::api::manager::Resolution;
     pub use crate::api::raw::RawManager;
     pub use crate::api::records::{RecordFilter, Records};

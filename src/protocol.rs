@@ -12,6 +12,7 @@ mod errors;
 pub(crate) mod event;
 mod expire;
 mod list;
+mod maintenance;
 mod owners;
 #[cfg(feature = "http")]
 mod requests;
@@ -52,7 +53,7 @@ use crate::types::key::Key;
 use crate::types::options::{EngineOptions, OnInterrupted};
 use crate::types::record::{Interruption, Now, RecordInfo, Status, StoredRecord};
 use crate::types::stats::{Counter, Gauge, Stats};
-use crate::types::telemetry::{self, Work};
+use crate::types::telemetry;
 use expire::Due;
 use owners::Owners;
 use temporary::OwnDirectory;
@@ -426,20 +427,6 @@ impl Protocol {
     pub(crate) fn sync(&self) -> Result<()> {
         self.check()?;
         self.store.sync()
-    }
-
-    /// Checks everything that is stored, and reports damage.
-    pub(crate) fn verify(&self) -> Result<VerifyReport> {
-        self.check()?;
-        let _working = telemetry::enter(Work::Verify, self.path());
-        self.store.verify()
-    }
-
-    /// Copies the store into a directory that does not exist yet.
-    pub(crate) fn back_up(&self, path: &Path) -> Result<BackupReport> {
-        self.check()?;
-        let _working = telemetry::enter(Work::Backup, self.path());
-        self.store.back_up(path)
     }
 
     /// Returns the largest size of an encoded outcome, in bytes.

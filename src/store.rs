@@ -204,8 +204,14 @@ impl Store {
         self.inner.commit_queue.wait_applied(group)
     }
 
-    /// Checks everything that is stored, while other calls continue.
+    #[cfg(test)]
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
+        self.verify_while(&|| Ok(()))
+    }
+
+    /// Checks everything that is stored, while other calls continue. Ends with the error of `goes_on`, which is called
+    /// now and then.
+    pub(crate) fn verify_while(&self, goes_on: &dyn Fn() -> Result<()>) -> Result<VerifyReport> {
         self.inner.check()?;
         let mut problems = Problems::default();
         {
@@ -215,7 +221,7 @@ impl Store {
                 problems.add(problem);
             }
         }
-        verify::verify(&self.inner.shared, problems, &|| self.inner.check())
+        verify::verify(&self.inner.shared, problems, &|| self.inner.check().and_then(|()| goes_on()))
     }
 
     pub(crate) fn now(&self) -> Now {

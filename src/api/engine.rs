@@ -10,8 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::records::{RecordFilter, Records};
+use crate::api::serve::serve;
 use crate::api::table::Table;
 use crate::api::transaction::{self, PhaseOptions, Transaction};
+use crate::live::server::Server;
 use crate::protocol::compactor::Compactor;
 use crate::protocol::event::{Compacted, Events};
 use crate::protocol::{BackupReport, ListRange, OpenReport, Protocol, VerifyReport};
@@ -20,6 +22,7 @@ use crate::types::error::{Error, Result};
 use crate::types::options::EngineOptions;
 use crate::types::record::Status;
 use crate::types::stats::Stats;
+use crate::types::telemetry;
 use types::KnownTypes;
 pub(crate) use types::Registered;
 
@@ -41,11 +44,14 @@ pub(crate) use types::Registered;
 /// ```
 #[derive(Clone)]
 pub struct Engine {
-    protocol: Arc<Protocol>,
+    // Dropped first: the socket goes while the store is still locked.
     shared: Arc<Shared>,
+    protocol: Arc<Protocol>,
 }
 
 struct Shared {
+    /// Ended with the last handle, or before the engine is closed. `None` if it is turned off.
+    server: Result<Option<Server>>,
     report: OpenReport,
     compaction_batch: usize,
     /// Ended when the engine is closed, or with the last handle.
@@ -198,6 +204,17 @@ impl Engine {
         &self.shared.report
     }
 
+    /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach this engine. `None` if
+    /// it is [turned off](EngineOptions::admin), and of a temporary store.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no socket: the engine works without one. Such as `Io` for a directory that may not be written to, or where a
+    /// file of another kind has the socket's name.
+    pub fn socket(&self) -> Result<Option<&Path>> {
+        self.shared.server.as_ref().map(|server| server.as_ref().map(Server::path)).map_err(Clone::clone)
+    }
+
     /// Returns the counters since the open, and the gauges.
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -225,7 +242,7 @@ impl Engine {
 
     /// Deletes all expired records. They are absent for every reader anyway; this frees their space.
     pub fn compact_now(&self) -> Result<Compacted> {
-        self.protocol.compact_now(self.shared.compaction_batch)
+        self.protocol.compact_now(self.shared.compaction_batch, &|| true)
     }
 
     /// Reads everything that is stored and reports what is damaged or missing: every block of records and rows, the
@@ -250,7 +267,7 @@ impl Engine {
     /// `Io`, or `Corrupt` if the record store cannot be read to its end; `Closed` if the engine is closed meanwhile.
     /// Damage that can be read past is not an error: see [`VerifyReport::problems`].
     pub fn verify(&self) -> Result<VerifyReport> {
-        self.protocol.verify()
+        self.protocol.verify(&|| Ok(()))
     }
 
     /// Copies the store into `path`, as it is at one commit, while other calls go on.
@@ -285,7 +302,7 @@ impl Engine {
     /// room, `Corrupt` if something that is to be copied is damaged, `Closed` if the engine is closed meanwhile. Then there is
     /// no copy.
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
-        self.protocol.back_up(path.as_ref())
+        self.protocol.back_up(path.as_ref(), &|| Ok(()))
     }
 
     /// Waits until everything committed so far survives a power cut. Needed only under
@@ -341,18 +358,27 @@ impl Engine {
     #[cfg(feature = "fuzzing")]
     #[doc(hidden)]
     pub fn abort(self) -> Result<()> {
+        self.server().inspect(|server| server.stop());
         let ended = self.protocol.abort();
         self.shared.compactor.end();
+        self.server().inspect(|server| server.join());
         ended
     }
 
     fn close_now(&self) -> Result<()> {
         // Before anything is ended: inside a transaction the engine must stay open.
         self.protocol.check_outside()?;
-        // Before the compactor is joined, so that its current pass ends at once.
+        // While the store is locked: the next owner may have a socket of its own.
+        self.server().inspect(|server| server.stop());
+        // Before the threads are awaited, so that a pass of the compaction ends at once.
         let closed = self.protocol.close();
         self.shared.compactor.end();
+        self.server().inspect(|server| server.join());
         closed
+    }
+
+    fn server(&self) -> Option<&Server> {
+        self.shared.server.as_ref().ok().and_then(Option::as_ref)
     }
 
     /// Registers the types of a manager. Fails if a live manager with this name and schema has other types.
@@ -401,11 +427,14 @@ impl EngineOptions {
     }
 
     fn open_in(&self, path: &Path, directory: Option<tempfile::TempDir>) -> Result<Engine> {
+        let is_served = self.admin && directory.is_none();
         let (protocol, report) = Protocol::open(path, self, directory)?;
         let protocol = Arc::new(protocol);
         let compaction_batch = self.compaction_batch.get();
         let compactor = Compactor::start(&protocol, compaction_batch, self.compaction_interval)?;
-        let shared = Shared { report, compaction_batch, compactor, types: KnownTypes::default() };
+        let serve = || serve(&protocol, report, compaction_batch).inspect_err(|error| telemetry::no_socket(error));
+        let server = is_served.then(serve).transpose();
+        let shared = Shared { server, report, compaction_batch, compactor, types: KnownTypes::default() };
         Ok(Engine { protocol, shared: Arc::new(shared) })
     }
 }

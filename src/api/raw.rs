@@ -13,7 +13,7 @@ use crate::protocol::rules::Ending;
 use crate::protocol::{Load, RecordId};
 use crate::types::clock::millis;
 use crate::types::codec;
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::Result;
 use crate::types::key::{IntoKey, check_name};
 use crate::types::options::check_ttl;
 use crate::types::outcome::Record;
@@ -168,12 +168,7 @@ impl RawManager {
     }
 
     fn checked(&self, bytes: Value) -> Result<Value> {
-        let limit = self.engine.protocol().max_value_bytes();
-        if bytes.len() as u64 > limit {
-            let message = format!("an outcome is {} bytes long, the limit is {limit}", bytes.len());
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-        Ok(bytes)
+        self.engine.protocol().check_outcome(&bytes).map(|()| bytes)
     }
 
     /// Deletes a finished record as [`Manager::forget`] does.

@@ -1,5 +1,7 @@
 //! Lists records.
 
+mod sent;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use crate::types::error::{Error, ErrorKind};
 use crate::types::key::{Key, KeyPrefix, check_name};
 use crate::types::record::{RecordInfo, Status};
 use crate::types::value::Value;
+pub(crate) use sent::SentFilter;
 
 /// The number of records that one batch reads.
 const BATCH: usize = 256;

@@ -1,5 +1,6 @@
 //! Events of an engine, and the queues of their subscribers.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -37,7 +38,7 @@ pub enum Event {
 }
 
 /// The result of a compaction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Compacted {
     /// The number of deleted records.
@@ -71,6 +72,16 @@ impl Events {
     /// Returns the queued events, without waiting.
     pub fn ready(&self) -> impl Iterator<Item = Event> {
         self.0.try_iter()
+    }
+
+    /// Waits for the next event: `Some(None)` after the timeout, `None` if the engine is closed, or if `ended` is disconnected.
+    #[expect(clippy::option_option, reason = "an event, none yet, or none any more")]
+    pub(crate) fn next_until(&self, ended: &Receiver<Infallible>, timeout: Duration) -> Option<Option<Event>> {
+        crossbeam_channel::select! {
+            recv(self.0) -> event => event.ok().map(Some),
+            recv(ended) -> _ => None,
+            default(timeout) => Some(None),
+        }
     }
 
     /// Waits for the next event for at most `timeout`. Returns `None` after the timeout, or if the engine is closed.

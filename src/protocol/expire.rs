@@ -70,12 +70,12 @@ impl Protocol {
         self.store.time_until(self.due.earliest.load(Ordering::Acquire))
     }
 
-    /// Runs one pass over everything that is expired and committed now. Removes about `batch` unfinished records in
-    /// each step.
-    pub(crate) fn compact_now(&self, batch: usize) -> Result<Compacted> {
+    /// Runs one pass over everything that is expired and committed now, until `goes_on` returns false. Removes about
+    /// `batch` unfinished records in each step.
+    pub(crate) fn compact_now(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         self.check()?;
         self.store.drain()?;
-        self.pass_over(Pass::exact(), batch, &|| true)
+        self.pass_over(Pass::exact(), batch, goes_on)
     }
 
     /// Runs one pass over everything that is due, until `goes_on` returns false.

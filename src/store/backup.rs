@@ -77,11 +77,11 @@ impl BackupReport {
 
 impl Store {
     /// Copies the store into a directory that does not exist yet.
-    pub(crate) fn back_up(&self, path: &Path) -> Result<BackupReport> {
+    pub(crate) fn back_up(&self, path: &Path, goes_on: &dyn Fn() -> Result<()>) -> Result<BackupReport> {
         let began = clock::monotonic();
         self.inner.check()?;
         let path = std::path::absolute(path).map_err(|cause| Error::io("back up to", path, &cause))?;
-        let copied = self.inner.back_up(&path).map_err(|error| match error.io_kind() {
+        let copied = self.inner.back_up(&path, goes_on).map_err(|error| match error.io_kind() {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                 error.wrap(ErrorKind::Full, "no room for the backup")
             }
@@ -92,7 +92,7 @@ impl Store {
 }
 
 impl Inner {
-    fn back_up(&self, path: &Path) -> Result<BackupReport> {
+    fn back_up(&self, path: &Path, goes_on: &dyn Fn() -> Result<()>) -> Result<BackupReport> {
         let parent = self.check_destination(path)?;
         let unfinished = tempfile::Builder::new()
             .prefix(".oncekey-backup-")
@@ -101,7 +101,7 @@ impl Inner {
             .map_err(|cause| Error::io("create directory in", &parent, &cause))?;
         let partial = unfinished.path().join(PARTIAL);
         files::create_dir(&partial)?;
-        let report = self.copy_into(&partial)?;
+        let report = self.copy_into(&partial, goes_on)?;
         files::sync_tree(&partial)?;
         let rename = |from: &Path, to: &Path| {
             fs::rename(from, to).map_err(|cause| Error::io("rename the backup to", to, &cause))
@@ -132,7 +132,7 @@ impl Inner {
         Ok(parent)
     }
 
-    fn copy_into(&self, dir: &Path) -> Result<BackupReport> {
+    fn copy_into(&self, dir: &Path, goes_on: &dyn Fn() -> Result<()>) -> Result<BackupReport> {
         DiskSpace::new(dir).0.check()?;
         let pin = self.pin();
         // The copy must not contain a commit that a power cut could undo.
@@ -141,7 +141,7 @@ impl Inner {
         let tables = Tables::open(&sled, CACHE, self.shared.tables.barriers.sync_flag, true)?;
         let (space, _) = DiskSpace::new(&sled);
         let mut report = BackupReport { commit: pin.frame, ..BackupReport::default() };
-        self.copy_run(pin, &tables, &space, &mut report)?;
+        self.copy_run(pin, (&tables, &space), &mut report, goes_on)?;
         tables.check_blobs()?;
         tables.close()?;
         space.give_back();
@@ -162,7 +162,13 @@ impl Inner {
     }
 
     /// Writes all contents as one run, and the list that names it.
-    fn copy_run(&self, pin: Pin, to: &Tables, space: &DiskSpace, report: &mut BackupReport) -> Result<()> {
+    fn copy_run(
+        &self,
+        pin: Pin,
+        (to, space): (&Tables, &DiskSpace),
+        report: &mut BackupReport,
+        goes_on: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
         let Pin { frame, mut in_memory, runs, now, .. } = pin;
         in_memory.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let (id, from) = (1, &self.shared.tables);
@@ -181,7 +187,7 @@ impl Inner {
             }
             if let Some(blocks) = builder.take_full(BATCH) {
                 // The engine may have been closed, or poisoned, meanwhile.
-                self.check()?;
+                self.check().and_then(|()| goes_on())?;
                 write(to, space, &blocks)?;
             }
         }

@@ -64,7 +64,7 @@ const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
 const PARTS: [&str; 2] = ["journal", "sled"];
 
 /// The result of an open.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct OpenReport {
     /// True if there was no store and the open created one.

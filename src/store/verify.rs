@@ -15,7 +15,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 const MAX_PROBLEMS: usize = 100;
 
 /// The result of [`Engine::verify`](crate::Engine::verify).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
     /// The number of records, including expired ones that are still stored. 0 if a run is damaged.

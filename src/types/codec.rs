@@ -67,7 +67,6 @@ fn options(limit: u64) -> impl Options {
 }
 
 /// Appends what [`decode_plain`] reads, at most `limit` bytes. `what` names the part in messages.
-#[cfg(test)]
 pub(crate) fn encode_plain<S: Serialize + ?Sized>(bytes: &mut Vec<u8>, what: &str, part: &S, limit: u64) -> Result<()> {
     let limit = limit.saturating_add(bytes.len() as u64);
     let refused = |cause| Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {cause}"));

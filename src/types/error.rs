@@ -67,7 +67,7 @@ struct Inner {
 }
 
 /// The kind of an [`Error`], which tells the caller what to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// A key is empty, too long or malformed. Nothing changed. Reject the request.

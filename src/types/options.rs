@@ -36,6 +36,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// ```
 #[derive(Clone, Debug)]
 #[must_use]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct EngineOptions {
     pub(crate) cache_capacity: u64,
     pub(crate) durability: Durability,
@@ -48,6 +49,7 @@ pub struct EngineOptions {
     pub(crate) max_waiting: usize,
     pub(crate) any_file_system: bool,
     pub(crate) create: bool,
+    pub(crate) admin: bool,
     pub(crate) segment_bytes: u64,
     pub(crate) sync_flag: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -67,6 +69,7 @@ impl Default for EngineOptions {
             max_waiting: 512,
             any_file_system: false,
             create: true,
+            admin: true,
             segment_bytes: 1 << 20,
             sync_flag: true,
             clock: Arc::new(SystemClock),
@@ -139,6 +142,13 @@ impl EngineOptions {
     /// nothing. Default: true.
     pub fn create(mut self, allowed: bool) -> Self {
         self.create = allowed;
+        self
+    }
+
+    /// Serves a socket in the directory of the store, for the command line and other tools of the same user while the store is
+    /// open. See [`LiveStore`](crate::admin::LiveStore). A temporary store has none. Default: true.
+    pub fn admin(mut self, served: bool) -> Self {
+        self.admin = served;
         self
     }
 

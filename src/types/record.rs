@@ -3,6 +3,7 @@
 mod remembered;
 
 mod lifetime;
+mod sent;
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::types::key::{self, Key};
 use crate::types::options::OnInterrupted;
 use crate::types::value::Value;
 pub(crate) use lifetime::Lifetime;
+pub(crate) use sent::SentRecord;
 
 /// The recovery point of a record before its first stage ends.
 pub const STARTED: &str = "started";
@@ -86,7 +88,7 @@ pub enum Interruption {
 }
 
 /// The whole content of a record. A change replaces the stored record as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of the stored form")]
 pub(crate) struct StoredRecord {
     pub(crate) state: Status,

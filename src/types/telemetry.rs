@@ -92,6 +92,13 @@ pub(crate) fn compaction_failed(error: &dyn Display) {
     let _ = error;
 }
 
+/// Reports that no socket is served for an open store.
+pub(crate) fn no_socket(error: &dyn Display) {
+    #[cfg(feature = "tracing")]
+    tracing::warn!(%error, "no socket");
+    let _ = error;
+}
+
 /// Reports that the incomplete last write of an earlier process was cut off.
 pub(crate) fn torn_tail(bytes: u64) {
     #[cfg(feature = "tracing")]

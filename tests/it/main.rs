@@ -38,6 +38,7 @@ mod key_syntax;
 mod kill;
 mod listings;
 mod litert;
+mod live;
 mod locking;
 mod medusa;
 mod migrations;

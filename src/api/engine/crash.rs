@@ -43,7 +43,9 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn crash(self) {
+        self.server().inspect(|server| server.hang_up());
         self.protocol.crash();
         self.shared.compactor.end();
+        self.server().inspect(|server| server.join());
     }
 }

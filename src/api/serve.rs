@@ -1,0 +1,218 @@
+//! Answers what comes through the socket of an open store.
+//!
+//! The threads that answer hold the engine only while they work on one step: dropping the last handle closes the store although
+//! a client is connected. Nothing is locked while a reply is written.
+
+pub(super) mod message;
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::api::records::RecordFilter;
+use crate::live::server::{Replies, Server};
+use crate::protocol::event::Events;
+use crate::protocol::rules::Ending;
+use crate::protocol::{Load, OpenReport, Protocol, RecordId, RowRange};
+use crate::types::codec;
+use crate::types::error::{Error, Result};
+use crate::types::key::check_name;
+use crate::types::options::check_ttl;
+use crate::types::record::RecordInfo;
+use crate::types::record::SentRecord;
+use message::{Name, Reply, Request, SentEvent};
+
+/// Keys looked at in one step.
+const KEYS: usize = 256;
+/// A reply is sent when its records have more bytes than this.
+const BYTES: usize = 256 << 10;
+/// Rows read in one step.
+const ROWS: usize = 64;
+/// How often a client that watches is asked whether it is there.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// What answers a request.
+#[derive(Debug)]
+struct Answerer {
+    protocol: Weak<Protocol>,
+    opened: OpenReport,
+    compaction_batch: usize,
+}
+
+/// Serves the socket of an engine.
+pub(super) fn serve(protocol: &Arc<Protocol>, opened: OpenReport, compaction_batch: usize) -> Result<Server> {
+    let answerer = Answerer { protocol: Arc::downgrade(protocol), opened, compaction_batch };
+    Server::start(protocol.path(), Box::new(move |request, replies| answerer.answer(request, replies)))
+}
+
+impl Answerer {
+    /// For one step.
+    fn protocol(&self) -> Result<Arc<Protocol>> {
+        self.protocol.upgrade().ok_or_else(Error::closed)
+    }
+
+    fn answer(&self, request: &[u8], replies: &Replies<'_>) -> Result<()> {
+        let request: Request = codec::decode_plain("request", request)?;
+        let send = |reply: &Reply| message::encode(reply).and_then(|bytes| replies.send(&bytes));
+        let changed = |done: bool| send(&Reply::Changed(done));
+        let goes_on = || replies.check();
+        let protocol = self.protocol()?;
+        match request {
+            Request::List(filter) => {
+                drop(protocol);
+                self.list(&filter.into(), Load::WithoutOutcome, replies)
+            }
+            Request::Export(filter) => {
+                drop(protocol);
+                self.list(&filter.into(), Load::All, replies)
+            }
+            Request::Watch => {
+                let events = protocol.subscribers().subscribe();
+                drop(protocol);
+                watch(&events, replies)
+            }
+            Request::Rows { table, prefix } => {
+                drop(protocol);
+                self.rows(&table, &prefix, replies)
+            }
+            Request::About => send(&Reply::About(Box::new((self.opened, protocol.stats())))),
+            Request::Get(name) => match protocol.get(&id(&name)?, Load::All)? {
+                Some(info) => send(&Reply::Record(Box::new((&info).into()))),
+                None => Ok(()),
+            },
+            Request::Resolve(name, settlement) => {
+                let ending = Ending::from(settlement);
+                if let Ending::Succeed(bytes) | Ending::Fail(bytes) = &ending {
+                    protocol.check_outcome(bytes)?;
+                }
+                protocol.resolve(&id(&name)?, &ending, None)?;
+                changed(true)
+            }
+            Request::Revoke(name) => send(&Reply::Record(Box::new((&protocol.revoke(&id(&name)?)?).into()))),
+            Request::Forget(name) => changed(protocol.forget(&id(&name)?)?),
+            Request::Remove(name) => changed(protocol.remove(&id(&name)?)?),
+            Request::Extend(name, ttl) => {
+                check_ttl("ttl", Duration::from_millis(ttl))?;
+                changed(protocol.extend(&id(&name)?, ttl)?)
+            }
+            Request::Import(record) => {
+                let info = RecordInfo::from(*record);
+                if let Some(bytes) = &info.stored().outcome {
+                    protocol.check_outcome(bytes)?;
+                }
+                let name = Name::new(info.manager(), info.key());
+                changed(protocol.import(&id(&name)?, info.stored())?)
+            }
+            Request::Sync => {
+                protocol.sync()?;
+                changed(true)
+            }
+            Request::Compact => {
+                send(&Reply::Compacted(protocol.compact_now(self.compaction_batch, &|| goes_on().is_ok())?))
+            }
+            Request::Verify => send(&Reply::Verified(protocol.verify(&goes_on)?)),
+            Request::Backup(path) => send(&Reply::BackedUp(protocol.back_up(&path.into_path(), &goes_on)?)),
+        }
+    }
+
+    fn rows(&self, table: &str, prefix: &[u8], replies: &Replies<'_>) -> Result<()> {
+        check_name("table", table)?;
+        let mut rest = Some(RowRange::prefix(table, prefix));
+        while let Some(range) = rest {
+            let (rows, next) = self.protocol()?.rows(&range, ROWS)?;
+            rest = next;
+            let mut batch = Batch::new(replies, Reply::Rows);
+            for (key, value) in rows {
+                let bytes = key.len() + value.len();
+                batch.add((key, value), bytes)?;
+            }
+            batch.send()?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, filter: &RecordFilter, load: Load, replies: &Replies<'_>) -> Result<()> {
+        let mut rest = Some(filter.range()?);
+        while let Some(range) = rest {
+            let (ids, next) = self.protocol()?.list_keys(&range, KEYS)?;
+            rest = next;
+            let mut batch = Batch::new(replies, Reply::Records);
+            for id in ids {
+                // Of one that does not match the outcome is not read.
+                let info = self.protocol()?.get(&id, Load::WithoutOutcome)?.filter(|info| filter.matches(info));
+                let info = match (info, load) {
+                    (Some(_), Load::All) => self.protocol()?.get(&id, Load::All)?,
+                    (info, _) => info,
+                };
+                if let Some(info) = info {
+                    batch.add(SentRecord::from(&info), bytes_of(&info))?;
+                }
+            }
+            batch.send()?;
+            // Where nothing matches, nothing is sent, and the client may have gone.
+            replies.keep_alive()?;
+        }
+        Ok(())
+    }
+}
+
+/// What is sent together.
+struct Batch<'a, T> {
+    replies: &'a Replies<'a>,
+    reply: fn(Vec<T>) -> Reply,
+    items: Vec<T>,
+    bytes: usize,
+}
+
+impl<'a, T> Batch<'a, T> {
+    fn new(replies: &'a Replies<'a>, reply: fn(Vec<T>) -> Reply) -> Self {
+        Self { replies, reply, items: Vec::new(), bytes: 0 }
+    }
+
+    fn add(&mut self, item: T, bytes: usize) -> Result<()> {
+        // A large one is sent alone: a reply has a limit.
+        if self.bytes + bytes > BYTES {
+            self.send()?;
+        }
+        self.bytes += bytes;
+        self.items.push(item);
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<()> {
+        self.bytes = 0;
+        let items = std::mem::take(&mut self.items);
+        if items.is_empty() {
+            return Ok(());
+        }
+        self.replies.send(&message::encode(&(self.reply)(items))?)
+    }
+}
+
+/// About what a record takes on its way, but for what every record has.
+fn bytes_of(info: &RecordInfo) -> usize {
+    let stored = info.stored();
+    let outcome = stored.outcome.as_ref().map_or(0, |outcome| outcome.len());
+    let checkpoint = stored.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.len());
+    let context: usize = stored.context.iter().map(|(name, value)| name.len() + value.len()).sum();
+    outcome + checkpoint + context
+}
+
+/// Sends events until the engine is closed or the client has gone.
+fn watch(events: &Events, replies: &Replies<'_>) -> Result<()> {
+    replies.send(&message::encode(&Reply::Changed(true))?)?;
+    loop {
+        match events.next_until(replies.ended(), ALIVE) {
+            Some(Some(event)) => {
+                let sent = Reply::Event(Box::new(SentEvent::from(event)));
+                replies.send(&message::encode(&sent)?)?;
+            }
+            Some(None) => replies.keep_alive()?,
+            None => return Ok(()),
+        }
+    }
+}
+
+fn id(name: &Name) -> Result<RecordId> {
+    check_name("manager", &name.manager)?;
+    Ok(RecordId::new(&name.manager.as_str().into(), name.key.clone()))
+}

@@ -1,0 +1,99 @@
+//! Asks the process that has a store open.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::live::frame::{self, Greeting, Kind, Timed, VERSION};
+use crate::live::place::Place;
+use crate::types::clock::deadline;
+use crate::types::codec;
+use crate::types::error::{Error, ErrorKind, Result};
+
+/// How long a server may take to greet, and to take a request.
+const TO_ANSWER: Duration = Duration::from_secs(10);
+
+/// The socket of a store that a process has open.
+#[derive(Debug)]
+pub(crate) struct Client {
+    place: Place,
+}
+
+/// The replies to a request, as they come. Dropped, it hangs up.
+#[derive(Debug)]
+pub(crate) struct Replies {
+    path: PathBuf,
+    /// `None` after the last reply.
+    stream: Option<UnixStream>,
+}
+
+impl Client {
+    /// Finds the socket of the store in this directory.
+    ///
+    /// # Errors
+    ///
+    /// `StoreInUse` if nobody serves it.
+    pub(crate) fn new(store: &Path) -> Result<Self> {
+        let client = Self { place: Place::new(store)? };
+        drop(client.connect()?);
+        Ok(client)
+    }
+
+    fn connect(&self) -> Result<UnixStream> {
+        let path = self.place.path();
+        let stream = self.place.connect()?.ok_or_else(|| {
+            let message = format!("no process answers at {}", path.display());
+            Error::new(ErrorKind::StoreInUse, message)
+        })?;
+        let failed = |cause: io::Error| Error::io("ask the owner of the store at", &path, &cause);
+        let Greeting(version) = Greeting::read(&mut Timed::new(&stream, deadline(TO_ANSWER))).map_err(failed)?;
+        if version != VERSION {
+            let message = format!(
+                "the process that has the store of {} open answers in version {version}, and this one asks in version {VERSION}",
+                path.display()
+            );
+            return Err(Error::new(ErrorKind::UnsupportedFormat, message));
+        }
+        Ok(stream)
+    }
+
+    /// Sends a request.
+    pub(crate) fn ask(&self, request: &[u8]) -> Result<Replies> {
+        let stream = self.connect()?;
+        let mut to = Timed::new(&stream, deadline(TO_ANSWER));
+        let asked = Greeting(VERSION).write(&mut to).and_then(|()| frame::write(&mut to, Kind::Message, request));
+        // A server that refuses has said why, and does not read.
+        if let Err(cause) = asked.as_ref().map_err(io::Error::kind) {
+            if !matches!(cause, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                asked.map_err(|cause| Error::io("ask the owner of the store at", &self.place.path(), &cause))?;
+            }
+        }
+        Ok(Replies { path: self.place.path(), stream: Some(stream) })
+    }
+}
+
+impl Replies {
+    /// Waits for the next reply. `None` after the last one.
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        while let Some(stream) = &self.stream {
+            // It may take long, and a process that ends closes its socket.
+            let read = frame::read(&mut Timed::new(stream, None));
+            match read.map_err(|cause| Error::io("read the answer at", &self.path, &cause)) {
+                Ok((Kind::Alive, _)) => {}
+                Ok((Kind::Message, reply)) => return Ok(Some(reply)),
+                Ok((Kind::Last, _)) => self.stream = None,
+                Ok((Kind::Failed, error)) => {
+                    self.stream = None;
+                    let (kind, message): (ErrorKind, String) = codec::decode_plain("error of the server", &error)?;
+                    return Err(Error::new(kind, message));
+                }
+                Err(error) => {
+                    self.stream = None;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,295 @@
+//! Answers clients while the store is open: one thread waits for connections, and each connection has a thread.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::live::frame::{self, Greeting, Kind, Timed, VERSION};
+use crate::live::place::{Place, check_peer};
+use crate::sync::worker::Worker;
+use crate::types::clock::deadline;
+use crate::types::codec;
+use crate::types::error::{Error, ErrorKind, Result};
+
+/// Connections at a time. One more is refused.
+pub(crate) const CONNECTIONS: usize = 16;
+/// How long a client may take to send its request.
+const TO_ASK: Duration = Duration::from_secs(10);
+/// How long a client may take to read a reply.
+const TO_READ: Duration = Duration::from_secs(30);
+/// How long the server waits after the system has no descriptor for a client.
+const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// Answers one request. Called on the thread of its connection, with no lock held.
+pub(crate) type Answer = dyn Fn(&[u8], &Replies<'_>) -> Result<()> + Send + Sync;
+
+/// Where the replies to one request go.
+#[derive(Debug)]
+pub(crate) struct Replies<'a> {
+    stream: &'a UnixStream,
+    ended: &'a Receiver<Infallible>,
+}
+
+impl Replies<'_> {
+    /// Sends a reply that more may follow. An error says that the client has gone, or does not read.
+    pub(crate) fn send(&self, reply: &[u8]) -> Result<()> {
+        self.write(Kind::Message, reply)
+    }
+
+    /// Finds out whether the client is still there.
+    pub(crate) fn keep_alive(&self) -> Result<()> {
+        self.write(Kind::Alive, &[])
+    }
+
+    /// An error once the server ends. To be asked by an answer that takes long.
+    pub(crate) fn check(&self) -> Result<()> {
+        if is_over(self.ended) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Disconnected once the server ends. To be awaited by an answer that waits.
+    pub(crate) fn ended(&self) -> &Receiver<Infallible> {
+        self.ended
+    }
+
+    fn write(&self, kind: Kind, reply: &[u8]) -> Result<()> {
+        self.check()?;
+        let written = frame::write(&mut Timed::new(self.stream, deadline(TO_READ)), kind, reply);
+        written.map_err(|cause| Error::io("answer a client of", Path::new(super::place::NAME), &cause))
+    }
+}
+
+/// A server. Drop ends it.
+#[derive(Debug)]
+pub(crate) struct Server {
+    place: Place,
+    shared: Arc<Shared>,
+    /// Wakes the thread that waits for connections.
+    waker: UnixStream,
+    listener: Mutex<Worker>,
+    pid: u32,
+}
+
+struct Shared {
+    path: PathBuf,
+    answer: Box<Answer>,
+    /// Taken at the end.
+    alive: Mutex<Option<Sender<Infallible>>>,
+    /// Disconnected then.
+    ended: Receiver<Infallible>,
+    connections: Mutex<Vec<Connection>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: Arc<UnixStream>,
+    done: Arc<AtomicBool>,
+    /// Joined on drop.
+    _worker: Worker,
+}
+
+impl Server {
+    /// Serves the store in this directory, which is locked by this process.
+    pub(crate) fn start(store: &Path, answer: Box<Answer>) -> Result<Self> {
+        let place = Place::new(store)?;
+        let path = place.path();
+        let failed = |cause: io::Error| Error::io("serve", &path, &cause);
+        let listener = place.bind()?;
+        let started = || {
+            listener.set_nonblocking(true).map_err(failed)?;
+            let (waker, woken) = UnixStream::pair().map_err(failed)?;
+            let (alive, ended) = crossbeam_channel::bounded(0);
+            let (path, alive, connections) = (path.clone(), Mutex::new(Some(alive)), Mutex::default());
+            let shared = Arc::new(Shared { path, answer, alive, ended, connections });
+            let accepting = Arc::clone(&shared);
+            let worker = Worker::spawn("oncekey-socket", move || accept(&accepting, &listener, &woken), |_| ())?;
+            Ok((shared, waker, Mutex::new(worker)))
+        };
+        match started() {
+            Ok((shared, waker, listener)) => Ok(Self { place, shared, waker, listener, pid: std::process::id() }),
+            Err(error) => {
+                place.remove();
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Lets no client in any more, and hangs up on those that there are. To be called while the store is locked, so that the
+    /// socket that is removed is this one.
+    pub(crate) fn stop(&self) {
+        if std::process::id() == self.pid && !is_over(&self.shared.ended) {
+            self.place.remove();
+            self.hang_up();
+        }
+    }
+
+    /// As [`stop`](Self::stop), and leaves the socket behind, as the death of the process would.
+    pub(crate) fn hang_up(&self) {
+        if std::process::id() != self.pid {
+            return;
+        }
+        self.shared.alive.lock().take();
+        let _ = self.waker.shutdown(std::net::Shutdown::Both);
+        // A connection is added under this lock, and not after the end.
+        for connection in self.shared.connections.lock().iter() {
+            let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Waits until no answer is being worked on. After a stop.
+    pub(crate) fn join(&self) {
+        if std::process::id() != self.pid {
+            return;
+        }
+        self.listener.lock().join();
+        let connections = std::mem::take(&mut *self.shared.connections.lock());
+        drop(connections);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+        self.join();
+    }
+}
+
+/// The life of the thread that waits for connections. It makes no system call while none comes.
+fn accept(shared: &Arc<Shared>, listener: &UnixListener, woken: &UnixStream) {
+    let waits = |on: &mut [PollFd<'_>], timeout: Option<&Timespec>| {
+        // A signal is no reason to end.
+        let _ = poll(on, timeout);
+    };
+    while !is_over(&shared.ended) {
+        let (client, end) = (PollFd::new(listener, PollFlags::IN), PollFd::new(woken, PollFlags::IN));
+        waits(&mut [client, end], None);
+        if is_over(&shared.ended) {
+            return;
+        }
+        match listener.accept() {
+            Ok((stream, _)) => shared.take(stream),
+            // The client has gone, or it was a signal.
+            Err(cause) if is_harmless(cause.kind()) => {}
+            // There is no descriptor for the client, which stays in the queue.
+            Err(_) => waits(&mut [PollFd::new(woken, PollFlags::IN)], Some(&PAUSE)),
+        }
+    }
+}
+
+fn is_over(ended: &Receiver<Infallible>) -> bool {
+    matches!(ended.try_recv(), Err(TryRecvError::Disconnected))
+}
+
+fn is_harmless(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
+}
+
+impl Shared {
+    fn take(self: &Arc<Self>, stream: UnixStream) {
+        if stream.set_nonblocking(false).is_err() {
+            return;
+        }
+        let mut connections = self.connections.lock();
+        if is_over(&self.ended) {
+            return;
+        }
+        connections.retain(|connection| !connection.done.load(Ordering::Acquire));
+        let refused = check_peer(&stream).err().or_else(|| {
+            let busy = || format!("{} has {CONNECTIONS} clients, try again later", self.path.display());
+            (connections.len() >= CONNECTIONS).then(|| Error::new(ErrorKind::Busy, busy()))
+        });
+        if let Some(error) = refused {
+            drop(connections);
+            refuse(&stream, &error);
+            return;
+        }
+        let (stream, done) = (Arc::new(stream), Arc::new(AtomicBool::new(false)));
+        let body = {
+            let (shared, stream, done) = (Arc::clone(self), Arc::clone(&stream), Arc::clone(&done));
+            move || {
+                let ends = Ends { stream: &stream, done: &done };
+                shared.serve(&stream);
+                drop(ends);
+            }
+        };
+        // Without a thread the client is hung up on.
+        if let Ok(worker) = Worker::spawn("oncekey-client", body, |_| ()) {
+            connections.push(Connection { stream, done, _worker: worker });
+        }
+    }
+
+    /// Reads a request and answers it. Whatever goes wrong with the client ends the connection.
+    fn serve(&self, stream: &UnixStream) {
+        let until = deadline(TO_ASK);
+        let asked = || -> io::Result<(u32, Vec<u8>)> {
+            let mut stream = Timed::new(stream, until);
+            Greeting(VERSION).write(&mut stream)?;
+            let Greeting(version) = Greeting::read(&mut stream)?;
+            let is_same = version == VERSION;
+            Ok((version, if is_same { frame::read(&mut stream)?.1 } else { Vec::new() }))
+        };
+        let Ok((version, request)) = asked() else { return };
+        let replies = Replies { stream, ended: &self.ended };
+        let answered = if version == VERSION { (self.answer)(&request, &replies) } else { Err(other_version(version)) };
+        // Nobody is there to be told that the client has gone.
+        let _ = match answered {
+            Ok(()) => replies.write(Kind::Last, &[]),
+            Err(error) => replies.write(Kind::Failed, &failure(&error)),
+        };
+    }
+}
+
+fn other_version(version: u32) -> Error {
+    let message = format!("the client asks in version {version}, and the store answers in version {VERSION}");
+    Error::new(ErrorKind::UnsupportedFormat, message)
+}
+
+/// Lets a client see the end of its connection, whatever became of the thread.
+struct Ends<'a> {
+    stream: &'a UnixStream,
+    done: &'a AtomicBool,
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.done.store(true, Ordering::Release);
+    }
+}
+
+/// Says why to a client that is not served. It fits into the buffer of the socket, so nobody waits.
+fn refuse(stream: &UnixStream, error: &Error) {
+    let write = || -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let mut to = stream;
+        Greeting(VERSION).write(&mut to)?;
+        frame::write(&mut to, Kind::Failed, &failure(error))
+    };
+    let _ = write();
+}
+
+/// An error as it is sent.
+fn failure(error: &Error) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let sent = (error.kind(), error.to_string());
+    // It cannot fail; an empty message says at least that something did.
+    let _ = codec::encode_plain(&mut bytes, "error", &sent, u64::from(frame::LONGEST));
+    bytes
+}

@@ -1,0 +1,35 @@
+//! Work over the whole store.
+
+use std::path::Path;
+
+use super::Protocol;
+use crate::store::{BackupReport, VerifyReport};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::telemetry::{self, Work};
+use crate::types::value::Value;
+
+impl Protocol {
+    /// Checks everything that is stored, and reports damage.
+    pub(crate) fn verify(&self, goes_on: &dyn Fn() -> Result<()>) -> Result<VerifyReport> {
+        self.check()?;
+        let _working = telemetry::enter(Work::Verify, self.path());
+        self.store.verify_while(goes_on)
+    }
+
+    /// Copies the store into a directory that does not exist yet.
+    pub(crate) fn back_up(&self, path: &Path, goes_on: &dyn Fn() -> Result<()>) -> Result<BackupReport> {
+        self.check()?;
+        let _working = telemetry::enter(Work::Backup, self.path());
+        self.store.back_up(path, goes_on)
+    }
+
+    /// Refuses an encoded outcome that is too large.
+    pub(crate) fn check_outcome(&self, bytes: &Value) -> Result<()> {
+        let limit = self.max_value_bytes();
+        if bytes.len() as u64 > limit {
+            let message = format!("an outcome is {} bytes long, the limit is {limit}", bytes.len());
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,364 @@
+//! Tests of the socket of an open store: what operators do to a store that is in use, and what clients can cost.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+
+use oncekey::admin::{Event, LiveStore, RecordFilter, Resolution};
+use oncekey::clock::ManualClock;
+use oncekey::{Engine, ErrorKind, Interruption, Manager, ManagerOptions, Status, Value};
+
+use crate::common::*;
+use crate::threads::{LATE, until, within};
+
+/// The greeting of version 1.
+const GREETING: [u8; 12] = *b"oncekey\0\x01\0\0\0";
+
+fn socket(store: &Path) -> std::path::PathBuf {
+    store.join("SOCKET")
+}
+
+fn connect(store: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket(store)).unwrap();
+    stream.set_read_timeout(Some(LATE)).unwrap();
+    stream
+}
+
+/// Connects and reads the greeting.
+fn greeted(store: &Path) -> UnixStream {
+    let mut stream = connect(store);
+    let mut greeting = [0; 12];
+    stream.read_exact(&mut greeting).unwrap();
+    assert_eq!(greeting, GREETING);
+    stream
+}
+
+/// Reads a failed reply.
+fn failure(stream: &mut UnixStream) -> String {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.first(), Some(&4), "{bytes:?}");
+    String::from_utf8_lossy(&bytes[5..]).into_owned()
+}
+
+#[test]
+fn an_open_store_gives_the_same_answers_through_its_socket_as_to_its_owner() {
+    within(LATE, || {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+        let engine = open(dir.path(), &clock);
+        assert_eq!(engine.socket().unwrap(), Some(socket(dir.path()).as_path()));
+        let metadata = fs::metadata(socket(dir.path())).unwrap();
+        assert!(metadata.file_type().is_socket() && metadata.permissions().mode() & 0o777 == 0o600);
+        let texts = texts_with(&engine, ManagerOptions::new().failure_ttl(MINUTE));
+        claimed(texts.begin_with("won", same("r").context(about("user", "ada"))).unwrap())
+            .succeed(&"receipt".to_owned())
+            .unwrap();
+        claim(&texts, "lost").fail(&"declined".to_owned()).unwrap();
+        drop(claim(&texts, "dropped"));
+        let _held = claim(&texts, "held");
+        claim(&texts.scoped("user-7").unwrap(), "order").release().unwrap();
+        let large = "x".repeat(600_000);
+        claim(&texts, "large").succeed(&large).unwrap();
+
+        let live = LiveStore::connect(dir.path()).unwrap();
+        assert_eq!((live.path(), live.opened().unwrap()), (dir.path(), *engine.opened()));
+        assert_eq!(live.stats().unwrap(), engine.stats());
+        let filters = [
+            RecordFilter::new(),
+            RecordFilter::new().manager("m").status(Status::Interrupted),
+            RecordFilter::new().key_prefix("l").manager("m"),
+            RecordFilter::new().context("user", "ada"),
+            RecordFilter::new().manager("other"),
+            RecordFilter::new().matching(|info| info.key().to_string() == "won"),
+        ];
+        let shown = |info: oncekey::Result<oncekey::RecordInfo>| format!("{:?}", info.unwrap());
+        for (filter, found) in filters.into_iter().zip([6, 1, 2, 1, 0, 1]) {
+            let records: Vec<_> = live.records(filter.clone()).unwrap().map(shown).collect();
+            let local: Vec<_> = engine.records(filter.clone()).unwrap().map(shown).collect();
+            assert_eq!((records.len(), records), (found, local), "{filter:?}");
+        }
+        let raw = engine.raw("m").unwrap();
+        let json = |record: &oncekey::Record<Value, Value>| serde_json::to_string(record).unwrap();
+        for record in live.whole_records(RecordFilter::new()).unwrap() {
+            let record = record.unwrap();
+            assert_eq!(json(&record), json(&raw.get(record.info().key()).unwrap().unwrap()));
+        }
+        for key in ["won", "lost", "dropped", "held", "large", "missing"] {
+            let (live, local) = (live.get("m", key).unwrap(), raw.get(key).unwrap());
+            assert_eq!(live.as_ref().map(json), local.as_ref().map(json), "{key}");
+        }
+        let table = engine.table("t").unwrap();
+        for n in 0..100_u8 {
+            table.insert([n / 10, n], vec![n; 10_000]).unwrap();
+        }
+        let rows: Vec<_> = live.rows("t", [3]).unwrap().map(Result::unwrap).collect();
+        assert_eq!(rows, table.prefix([3]).unwrap().map(Result::unwrap).collect::<Vec<_>>());
+        assert_eq!((rows.len(), live.rows("t", "").unwrap().count()), (10, 100));
+        live.sync().unwrap();
+    });
+}
+
+/// A change through the socket is one of the service.
+#[test]
+fn an_open_store_is_changed_through_its_socket() {
+    within(LATE, || {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+        let engine = open(dir.path(), &clock);
+        let texts = texts_with(&engine, ManagerOptions::new().failure_ttl(MINUTE));
+        claim(&texts, "lost").fail(&"declined".to_owned()).unwrap();
+        claim(&texts, "won").succeed(&"receipt".to_owned()).unwrap();
+        drop(claim(&texts, "dropped"));
+        let held = claim(&texts, "held");
+        engine.table("t").unwrap().insert("k", "v").unwrap();
+        let live = LiveStore::connect(dir.path()).unwrap();
+        let bytes = texts.encode_outcome(Ok(&"settled".to_owned())).unwrap();
+        live.resolve("m", "dropped", Resolution::Succeed(bytes)).unwrap();
+        assert_eq!(outcome(&texts, "dropped"), Some(Ok("settled".to_owned())));
+        assert_eq!(live.resolve("m", "dropped", Resolution::Retry).unwrap_err().kind(), ErrorKind::NotInterrupted);
+        assert_eq!(live.revoke("m", "held").unwrap().interruption(), Some(Interruption::Revoked));
+        assert_eq!(held.succeed(&"late".to_owned()).unwrap_err().error.kind(), ErrorKind::ClaimLost);
+        live.resolve("m", "held", Resolution::Retry).unwrap();
+        assert_eq!(status(&texts, "held"), Some(Status::Released));
+        assert!(live.extend("m", "lost", DAY).unwrap() && !live.extend("m", "missing", DAY).unwrap());
+        clock.advance(MINUTE);
+        assert!(live.get("m", "lost").unwrap().is_some());
+        assert!(live.forget("m", "lost").unwrap() && !live.forget("m", "lost").unwrap());
+        assert!(live.remove("m", "held").unwrap() && !live.remove("m", "held").unwrap());
+        clock.advance(YEAR);
+        assert_eq!(live.compact_now().unwrap().removed, 2);
+        let verified = live.verify().unwrap();
+        assert_eq!((verified.records, verified.problems), (0, Vec::new()));
+        let copies = tempfile::tempdir().unwrap();
+        assert_eq!(live.backup(copies.path().join("copy")).unwrap().rows, 1);
+        assert!(Engine::options().create(false).open(copies.path().join("copy")).is_ok());
+        let other = Engine::open(copies.path().join("other")).unwrap();
+        drop(claim(&self::texts(&other), "foreign"));
+        let foreign = other.raw("m").unwrap().get("foreign").unwrap().unwrap();
+        assert!(live.import(&foreign).unwrap() && !live.import(&foreign).unwrap());
+        assert_eq!(status(&texts, "foreign"), Some(Status::Interrupted));
+        // Errors have the owner's kinds and messages.
+        let error = live.backup(copies.path().join("copy")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOptions);
+        assert_eq!(error.to_string(), engine.backup(copies.path().join("copy")).unwrap_err().to_string());
+        assert_eq!(live.get("NO NAME", "k").unwrap_err().kind(), ErrorKind::InvalidName);
+        let too_large = live.resolve("m", "k", Resolution::Succeed(vec![0; 2 << 20].into())).unwrap_err();
+        assert_eq!(too_large.kind(), ErrorKind::TooLarge);
+    });
+}
+
+#[test]
+fn a_client_watches_until_the_store_is_closed() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let texts = texts(&engine);
+        let events = LiveStore::connect(dir.path()).unwrap().events().unwrap();
+        claim(&texts, "k").succeed(&"v".to_owned()).unwrap();
+        assert_eq!(answer(&texts, "k"), "replay");
+        engine.compact_now().unwrap();
+        drop(texts);
+        engine.close().unwrap();
+        let seen: Vec<_> = events
+            .map(|event| match event {
+                Ok(Event::Began(info)) => format!("began {}", info.key()),
+                Ok(Event::Ended(info)) => format!("ended {} {:?}", info.key(), info.status()),
+                Ok(Event::Replayed(info)) => format!("replayed {}", info.key()),
+                Ok(Event::Compacted(_)) => "compacted".to_owned(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(seen.first().map(String::as_str), Some("began k"), "{seen:?}");
+        assert!(
+            seen.iter()
+                .all(|event| ["began k", "ended k Succeeded", "replayed k", "compacted"].contains(&event.as_str())),
+            "{seen:?}"
+        );
+    });
+}
+
+/// The last handle closes the store although clients are connected, and a client finds the next owner.
+#[test]
+fn a_client_keeps_no_store_open() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..5 {
+            let engine = Engine::open(dir.path()).unwrap();
+            assert!(engine.opened().clean, "round {round}");
+            let store = LiveStore::connect(dir.path()).unwrap();
+            let _events = store.events().unwrap();
+            let _silent = connect(dir.path());
+            if round % 2 == 0 {
+                drop(engine);
+            } else {
+                engine.close().unwrap();
+            }
+            assert!(!socket(dir.path()).exists());
+            assert_eq!(store.stats().unwrap_err().kind(), ErrorKind::StoreInUse);
+            assert_eq!(LiveStore::connect(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
+        }
+    });
+}
+
+#[test]
+fn a_socket_that_a_crash_has_left_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    Engine::open(dir.path()).unwrap().crash();
+    assert!(fs::symlink_metadata(socket(dir.path())).unwrap().file_type().is_socket());
+    let error = LiveStore::connect(dir.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreInUse);
+    // One that was being made is replaced too.
+    drop(std::os::unix::net::UnixListener::bind(dir.path().join("SOCKET.new")).unwrap());
+    let engine = Engine::open(dir.path()).unwrap();
+    assert!(engine.socket().unwrap().is_some());
+    LiveStore::connect(dir.path()).unwrap().stats().unwrap();
+    assert!(!dir.path().join("SOCKET.new").exists());
+}
+
+#[test]
+fn a_path_that_is_too_long_for_a_socket_is_served_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a".repeat(100)).join("b".repeat(100));
+    let engine = Engine::open(&path).unwrap();
+    assert!(engine.socket().unwrap().is_some());
+    assert_eq!(LiveStore::connect(&path).unwrap().stats().unwrap().commits, 0);
+}
+
+/// An engine opens although its socket cannot be made, says why, and leaves what is in the way.
+#[test]
+fn a_file_in_the_place_of_the_socket_is_left_and_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Engine::open(dir.path()).unwrap());
+    fs::write(socket(dir.path()), "mine").unwrap();
+    let engine = Engine::open(dir.path()).unwrap();
+    let error = engine.socket().unwrap_err();
+    assert!(error.kind() == ErrorKind::Io && error.to_string().contains("SOCKET"), "{error}");
+    assert_eq!(answer(&texts(&engine), "k"), "claimed");
+    engine.close().unwrap();
+    assert_eq!(fs::read(socket(dir.path())).unwrap(), b"mine");
+}
+
+#[test]
+fn no_socket_is_served_where_it_is_turned_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::options().admin(false).open(dir.path()).unwrap();
+    assert!(engine.socket().unwrap().is_none() && !socket(dir.path()).exists());
+    let temporary = Engine::temporary().unwrap();
+    assert!(temporary.socket().unwrap().is_none() && !socket(temporary.path()).exists());
+}
+
+#[test]
+fn a_client_of_another_version_is_told_so() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let mut stream = greeted(dir.path());
+        stream.write_all(b"oncekey\0\x07\0\0\0").unwrap();
+        let said = failure(&mut stream);
+        assert!(said.contains("version 7") && said.contains("version 1"), "{said}");
+        engine.close().unwrap();
+
+        // A server of another version.
+        let listener = std::os::unix::net::UnixListener::bind(socket(dir.path())).unwrap();
+        let server = thread::spawn(move || listener.accept().unwrap().0.write_all(b"oncekey\0\x02\0\0\0").unwrap());
+        let error = LiveStore::connect(dir.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnsupportedFormat);
+        assert!(error.to_string().contains("version 2"), "{error}");
+        server.join().unwrap();
+    });
+}
+
+#[test]
+fn malformed_requests_are_refused_and_half_ones_are_dropped() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let _engine = Engine::open(dir.path()).unwrap();
+        // A request that is no request.
+        let mut stream = greeted(dir.path());
+        stream.write_all(&GREETING).unwrap();
+        stream.write_all(b"\x01\x04\0\0\0\xff\xff\xff\xff").unwrap();
+        assert!(failure(&mut stream).contains("request"));
+        // A length beyond the limit, an unknown kind, another protocol: the connection ends.
+        for bytes in [b"\x01\xff\xff\xff\xff".as_slice(), b"\x09\0\0\0\0"] {
+            let mut stream = greeted(dir.path());
+            stream.write_all(&[&GREETING, bytes].concat()).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+        }
+        let mut stream = greeted(dir.path());
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0);
+        // Half a request, and then the client goes.
+        let mut stream = greeted(dir.path());
+        stream.write_all(&GREETING).unwrap();
+        stream.write_all(b"\x01\xff\0\0\0abc").unwrap();
+        drop(stream);
+        LiveStore::connect(dir.path()).unwrap().stats().unwrap();
+    });
+}
+
+/// Each connection that is open and silent has one of the places, and those who come later are told so.
+#[test]
+fn a_thousand_clients_cost_a_bounded_number_of_threads() {
+    within(LATE * 3, || {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let texts = texts(&engine);
+        let threads = || fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+        let before = threads();
+        let (mut silent, mut refused) = (Vec::new(), 0);
+        for n in 0..1_000 {
+            let mut stream = greeted(dir.path());
+            stream.set_nonblocking(true).unwrap();
+            if silent.len() >= 16 {
+                stream.set_nonblocking(false).unwrap();
+                assert!(failure(&mut stream).contains("clients"));
+                refused += 1;
+            } else {
+                silent.push(stream);
+            }
+            if n % 100 == 0 {
+                assert_eq!(answer(&texts, "k"), "claimed");
+            }
+        }
+        assert_eq!((silent.len(), refused), (16, 984));
+        assert!(threads() <= before + 16 + 200, "{} threads, {before} before", threads());
+        let error = LiveStore::connect(dir.path()).unwrap().stats().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        drop(silent);
+        // Places are free as soon as their threads have seen the end.
+        let served = AtomicBool::new(false);
+        until("a place is free", || {
+            served.store(LiveStore::connect(dir.path()).unwrap().stats().is_ok(), SeqCst);
+            served.load(SeqCst)
+        });
+    });
+}
+
+/// A client asks for everything and never reads: commits go on, and so does the close.
+#[test]
+fn a_client_that_never_reads_delays_nobody() {
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let ops: Manager<Vec<u8>> = engine.manager("ops").unwrap();
+        for n in 0..30 {
+            ops.execute(format!("{n}"), |_| Ok(vec![7; 100_000])).unwrap();
+        }
+        let store = LiveStore::connect(dir.path()).unwrap();
+        // These hang in the middle: their replies do not fit into the buffer of the socket.
+        let stuck: Vec<_> = (0..4).map(|_| store.whole_records(RecordFilter::new()).unwrap()).collect();
+        for n in 0..20 {
+            ops.execute(format!("more {n}"), |_| Ok(vec![7; 1_000])).unwrap();
+        }
+        assert!(ops.remove("1").unwrap());
+        engine.compact_now().unwrap();
+        assert_eq!(store.stats().unwrap().in_progress, 0);
+        drop(ops);
+        engine.close().unwrap();
+        drop(stuck);
+        assert!(Engine::open(dir.path()).unwrap().opened().clean);
+    });
+}
