@@ -15,9 +15,9 @@
 //! }
 //! ```
 //!
-//! Only one process can open a store. While a service has it open, each command fails with status 3 and changes
-//! nothing. Commands that only read change no record: an open marks nothing, and only `compact` deletes expired
-//! records.
+//! Only one process can open a store. If a service has it open, the commands ask the service, through the socket that its
+//! engine serves: see [`LiveStore`]. Where the service serves none, each command fails with status 3 and changes nothing.
+//! Commands that only read change no record: an open marks nothing, and only `compact` deletes expired records.
 //!
 //! `oncekey --help` lists the commands, examples and exit statuses. `oncekey completions SHELL` and `oncekey man` print
 //! shell completions and the manual page.
@@ -29,12 +29,14 @@ mod change;
 mod describe;
 mod ideal;
 mod list;
+mod live;
 mod out;
 mod place;
 mod progress;
 mod show;
 mod store;
 mod transfer;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
@@ -55,7 +57,7 @@ use progress::Progress;
 use show::Shown;
 use store::Store;
 
-use crate::{Engine, EngineOptions, FOREVER, Value};
+use crate::{Engine, EngineOptions, ErrorKind, FOREVER, Value, admin::LiveStore};
 
 /// Runs the command in the process's arguments, on its standard streams. Call it from a binary's `main`.
 #[must_use]
@@ -146,6 +148,10 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.place(), out)),
         Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.place(), out)),
         Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.place(), out)),
+        Verb::Extend { at, duration } => {
+            on(&at.store, out, &|store, out| change::extend(store, &at.place(), *duration, out))
+        }
+        Verb::Watch { store, limit } => watch::watch(store, limit.map(NonZeroUsize::get), out),
         Verb::Compact { store } => on(store, out, &change::compact),
         Verb::Verify { store } => on(store, out, &show::verify),
         Verb::Export { store, filter } => {
@@ -171,7 +177,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
     }
 }
 
-/// Opens the store, calls `work`, and closes the store.
+/// Opens the store, calls `work`, and closes the store. If another process has the store open, `work` gets that store.
 fn opened(
     options: &EngineOptions,
     store: &Path,
@@ -179,8 +185,18 @@ fn opened(
     work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done,
 ) -> Done {
     let progress = Progress::spinner(out, "opening the store");
-    let engine = options.open(store).map_err(Stop::open)?;
+    let opened = options.open(store);
     drop(progress);
+    let engine = match opened {
+        Ok(engine) => engine,
+        Err(error) if error.kind() == ErrorKind::StoreInUse => match LiveStore::connect(store) {
+            Ok(live) => return work(&live, out),
+            // Nobody answers: then it is in use, and no more can be done.
+            Err(none) if none.kind() == ErrorKind::StoreInUse => return Err(Stop::Engine(error)),
+            Err(other) => return Err(Stop::Engine(other)),
+        },
+        Err(error) => return Err(Stop::open(error)),
+    };
     let worked = work(&engine, out);
     worked.and(engine.close().map_err(Stop::Engine))
 }

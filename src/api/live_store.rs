@@ -109,6 +109,14 @@ impl LiveStore {
         Ok(Received(Box::new(records.filter(move |info| info.as_ref().map_or(true, |info| filter.matches(info))))))
     }
 
+    /// Returns the names of the tables that have a row. See [`Engine::tables`](crate::Engine::tables).
+    pub fn tables(&self) -> Result<Vec<String>> {
+        match self.ask(&Request::Tables)?.only()? {
+            Some(Reply::Tables(names)) => Ok(names),
+            other => Err(unexpected(other.as_ref())),
+        }
+    }
+
     /// Returns the rows of a table whose keys begin with `prefix`, in order. See [`Table::prefix`](crate::table::Table::prefix).
     pub fn rows(&self, table: &str, prefix: impl AsRef<[u8]>) -> Result<Received<(Value, Value)>> {
         check_name("table", table)?;

@@ -70,6 +70,7 @@ impl Answerer {
                 drop(protocol);
                 watch(&events, replies)
             }
+            Request::Tables => send(&Reply::Tables(protocol.table_names()?)),
             Request::Rows { table, prefix } => {
                 drop(protocol);
                 self.rows(&table, &prefix, replies)

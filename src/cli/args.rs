@@ -27,6 +27,7 @@ macro_rules! examples {
   oncekey list payments.oncekey --manager payments --status failed --json | jq -r .key |
     xargs -n 1 oncekey get payments.oncekey payments
   oncekey list payments.oncekey --scope user-7 --newer-than 1h --sort changed --reverse --limit 10
+  oncekey watch payments.oncekey
   oncekey backup payments.oncekey /backup/payments.2026-01-31
   oncekey export payments.oncekey | gzip > payments.jsonl.gz
   gunzip < payments.jsonl.gz | oncekey import copy.oncekey"
@@ -38,7 +39,7 @@ macro_rules! exit_status {
         "  0  done; also if the reader closes the pipe early
   1  no such record, or not in a state for it
   2  wrong command line, or no store there
-  3  the store is in use
+  3  the store is in use, and its owner does not answer
   4  damaged
   5  anything else"
     };
@@ -55,7 +56,7 @@ const AFTER_HELP: &str = concat!(
 /// The sections of the manual page after the commands.
 const SECTIONS: [(&str, &str); 2] = [("EXIT STATUS", exit_status!()), ("EXAMPLES", examples!())];
 
-/// Reads and changes a store of idempotency keys while no service has it open.
+/// Reads and changes a store of idempotency keys, also while a service has it open.
 #[derive(Debug, Parser)]
 #[command(name = "oncekey", version, after_help = AFTER_HELP, disable_help_subcommand = true, max_term_width = 120)]
 pub(super) struct Asked {
@@ -139,9 +140,8 @@ pub(super) enum Verb {
     },
     /// Takes a key in progress from its owner. The record becomes interrupted.
     ///
-    /// An owner lives only as long as the process that has the store open. If this command can open the store, all
-    /// owners are dead and their keys are interrupted already. The command then only reports that. In a running
-    /// service, call `Manager::revoke`.
+    /// An owner lives only as long as the process that has the store open. If no process has, all owners are dead and their
+    /// keys are interrupted already. The command then only reports that.
     Revoke {
         #[command(flatten)]
         at: At,
@@ -155,6 +155,22 @@ pub(super) enum Verb {
     Remove {
         #[command(flatten)]
         at: At,
+    },
+    /// Keeps a finished record longer: at least for DURATION from now.
+    Extend {
+        #[command(flatten)]
+        at: At,
+        /// Such as 30s, 15m, 2h, 7days.
+        #[arg(value_parser = humantime::parse_duration)]
+        duration: Duration,
+    },
+    /// Prints the events of a store that another process has open, as they happen.
+    Watch {
+        /// The directory of the store.
+        store: PathBuf,
+        /// End after this number of events. The minimum is 1.
+        #[arg(long, value_name = "COUNT")]
+        limit: Option<NonZeroUsize>,
     },
     /// Deletes expired records.
     Compact {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -62,6 +63,15 @@ pub(super) fn remove(store: &dyn Store, place: &Place, out: &mut Out<'_>) -> Don
         return Err(place.nothing(store, "no record"));
     }
     done(place, &key, "removed", out)
+}
+
+pub(super) fn extend(store: &dyn Store, place: &Place, ttl: Duration, out: &mut Out<'_>) -> Done {
+    let key = place.key()?;
+    if !store.extend(&place.manager, &key, ttl)? {
+        return Err(place.nothing(store, "no finished record"));
+    }
+    let result = format!("extended: it is kept for at least {} from now", humantime::format_duration(ttl));
+    done(place, &key, &result, out)
 }
 
 fn done(place: &Place, key: &Key, result: &str, out: &mut Out<'_>) -> Done {

@@ -60,9 +60,9 @@ impl Stop {
             Self::ClosedPipe | Self::Damaged => None,
             Self::Nothing(message) | Self::Usage(message) => Some(message.clone()),
             Self::Io(doing, cause) => Some(format!("{doing}: {cause}")),
-            Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => Some(format!(
-                "{error}; a store is one process's at a time: stop the service, or ask it; nothing was touched"
-            )),
+            Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => {
+                Some(format!("{error}, and this command cannot ask its owner: stop the service; nothing was changed"))
+            }
             Self::Engine(error) => Some(error.to_string()),
         }
     }

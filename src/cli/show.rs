@@ -68,13 +68,16 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
             (name, json!({ "records": by_status, "outcome_bytes": counted.outcome_bytes }))
         });
         return out.json(&json!({
-            "path": store.path(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
+            "path": store.path(), "live": store.is_live(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
             "torn_bytes": opened.torn_bytes, "open_ms": opened.took.as_millis(), "interrupted": opened.interrupted,
             "open_to_others": opened.open_to_others, "journal_segments": running.segments, "sled_sync_flag": running.sled_sync_flag,
             "managers": managers.collect::<BTreeMap<_, _>>(),
         }));
     }
     out.field("store", store.path().display())?;
+    if store.is_live() {
+        out.field("in use", "another process has it open")?;
+    }
     if opened.clean {
         out.field("last owner", "closed it")?;
     } else {

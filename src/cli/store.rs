@@ -1,6 +1,7 @@
 //! What the commands need of a store.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::{
     Engine, Key, Record, RecordInfo, Result, Value,
@@ -14,17 +15,24 @@ pub(super) type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + 'a>;
 /// served by them.
 pub(super) trait Store {
     fn path(&self) -> &Path;
+    /// Returns true if another process has the store open.
+    fn is_live(&self) -> bool {
+        false
+    }
     /// Returns what the open found.
     fn opened(&self) -> Result<OpenReport>;
     fn stats(&self) -> Result<Stats>;
 
     /// Returns the records that match, without their outcomes.
     fn records(&self, filter: RecordFilter) -> Result<Listing<'_, RecordInfo>>;
+    /// Returns the records that match, with their outcomes.
+    fn whole_records(&self, filter: RecordFilter) -> Result<Listing<'_, Record<Value, Value>>>;
     fn get(&self, manager: &str, key: &Key) -> Result<Option<Record<Value, Value>>>;
     fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()>;
     fn revoke(&self, manager: &str, key: &Key) -> Result<()>;
     fn forget(&self, manager: &str, key: &Key) -> Result<bool>;
     fn remove(&self, manager: &str, key: &Key) -> Result<bool>;
+    fn extend(&self, manager: &str, key: &Key, ttl: Duration) -> Result<bool>;
     fn import(&self, record: &Record<Value, Value>) -> Result<bool>;
 
     /// Returns the names of the tables that have a row.
@@ -56,6 +64,13 @@ impl Store for Engine {
         Ok(Box::new(self.records(filter)?))
     }
 
+    fn whole_records(&self, filter: RecordFilter) -> Result<Listing<'_, Record<Value, Value>>> {
+        // A listed record may expire before it is read.
+        let read =
+            |info: Result<RecordInfo>| info.and_then(|info| self.raw(info.manager())?.get(info.key())).transpose();
+        Ok(Box::new(self.records(filter)?.filter_map(read)))
+    }
+
     fn get(&self, manager: &str, key: &Key) -> Result<Option<Record<Value, Value>>> {
         self.raw(manager)?.get(key)
     }
@@ -74,6 +89,10 @@ impl Store for Engine {
 
     fn remove(&self, manager: &str, key: &Key) -> Result<bool> {
         self.raw(manager)?.remove(key)
+    }
+
+    fn extend(&self, manager: &str, key: &Key, ttl: Duration) -> Result<bool> {
+        self.raw(manager)?.extend(key, ttl)
     }
 
     fn import(&self, record: &Record<Value, Value>) -> Result<bool> {

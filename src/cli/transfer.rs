@@ -23,13 +23,9 @@ pub(super) fn for_import(options: &EngineOptions) -> EngineOptions {
 
 pub(super) fn export(store: &dyn Store, filter: &RecordFilter, out: &mut Out<'_>) -> Done {
     let progress = Progress::count(out, "exporting");
-    for info in store.records(filter.clone())? {
-        let info = info?;
-        // No other process has the store open, but a listed record may expire before it is read.
-        if let Some(record) = store.get(info.manager(), info.key())? {
-            out.json(&record)?;
-            progress.add(1);
-        }
+    for record in store.whole_records(filter.clone())? {
+        out.json(&record?)?;
+        progress.add(1);
     }
     Ok(())
 }

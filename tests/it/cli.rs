@@ -246,7 +246,7 @@ fn an_import_rejects_an_invalid_line_and_names_it() {
 fn a_store_in_use_or_missing_is_reported_and_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
-    let engine = Engine::open(&path).unwrap();
+    let engine = Engine::options().admin(false).open(&path).unwrap();
     let before = tree(Path::new(&path));
     for command in ["stats", "list", "verify", "compact", "export", "repair"] {
         let (status, out, err) = oncekey(&[command, &path]);
@@ -324,7 +324,7 @@ fn an_invalid_command_line_gets_a_helpful_error() {
     assert!(help.contains("Exit status:\n  0  done") && help.contains("Examples:\n  oncekey list"), "{help}");
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
-    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 18);
+    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 20);
     for command in commands.into_iter().filter(|command| !command.is_empty()) {
         assert!(printed(&[command, "--help"]).contains(&format!("Usage: oncekey {command}")), "{command}");
     }
@@ -361,7 +361,10 @@ fn completions_and_the_manual_page_name_every_command() {
     for section in ["DESCRIPTION", "OPTIONS", "SUBCOMMANDS", "\"EXIT STATUS\"", "\"EXAMPLES\""] {
         assert!(sections.contains(&section), "{section}: {sections:?}");
     }
-    assert!(manual.contains("/PART/PART") && manual.contains("  3  the store is in use\n"), "{manual}");
+    assert!(
+        manual.contains("/PART/PART") && manual.contains("  3  the store is in use, and its owner does not answer\n"),
+        "{manual}"
+    );
 }
 
 #[test]
@@ -413,7 +416,7 @@ fn the_binary_returns_the_exit_status_and_survives_a_closed_pipe() {
     assert_eq!(String::from_utf8(listed.stdout).unwrap().lines().count(), 6);
     assert_eq!(ran(&["get", &path, "payments", "nobody"]).status.code(), Some(1));
     assert_eq!(ran(&["frobnicate"]).status.code(), Some(2));
-    let engine = Engine::open(&path).unwrap();
+    let engine = Engine::options().admin(false).open(&path).unwrap();
     assert_eq!(ran(&["list", &path]).status.code(), Some(3));
     // The output is larger than the buffer of a pipe.
     let texts: Manager<String> = engine.manager("large").unwrap();

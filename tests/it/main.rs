@@ -42,6 +42,7 @@ mod live;
 mod locking;
 mod medusa;
 mod migrations;
+mod operator;
 mod overload;
 mod owners;
 mod pauses;

@@ -34,6 +34,8 @@ pub(in crate::api) enum Request {
     /// In milliseconds.
     Extend(Name, u64),
     Import(Box<SentRecord>),
+    /// The names of those that have a row.
+    Tables,
     Rows {
         table: String,
         prefix: Value,
@@ -70,6 +72,7 @@ pub(in crate::api) enum Reply {
     About(Box<(OpenReport, Stats)>),
     Records(Vec<SentRecord>),
     Record(Box<SentRecord>),
+    Tables(Vec<String>),
     Rows(Vec<(Value, Value)>),
     /// Whether anything was changed; of a subscription, that it has begun.
     Changed(bool),

@@ -1,0 +1,51 @@
+//! The events of a store, as they happen.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::out::{Done, Out, Stop};
+use crate::{
+    RecordInfo,
+    admin::{Event, LiveStore},
+    clock::{Clock as _, SystemClock},
+};
+
+/// Prints each event until the process that has the store open closes it, or until `limit` events are printed.
+pub(super) fn watch(store: &Path, limit: Option<usize>, out: &mut Out<'_>) -> Done {
+    let live = LiveStore::connect(store).map_err(|error| match error.kind() {
+        crate::ErrorKind::StoreInUse => Stop::Nothing(format!("nothing happens in {}: {error}", store.display())),
+        _ => Stop::open(error),
+    })?;
+    for event in live.events()?.take(limit.unwrap_or(usize::MAX)) {
+        print(&event?, out)?;
+        // A reader sees each event when it happens.
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn print(event: &Event, out: &mut Out<'_>) -> Done {
+    let at = humantime::format_rfc3339_millis(SystemClock.wall());
+    let (name, record, what) = match event {
+        Event::Began(info) => ("began", Some(info), format!("attempt {}", info.attempt())),
+        Event::Replayed(info) => ("replayed", Some(info), status(info)),
+        Event::Ended(info) => ("ended", Some(info), status(info)),
+        Event::Expired { count } => ("expired", None, format!("{count} records")),
+        Event::Compacted(done) => ("compacted", None, format!("{} records deleted", done.removed)),
+        Event::CompactionFailed(error) => ("compaction failed", None, error.to_string()),
+        Event::Poisoned(error) => ("poisoned", None, error.to_string()),
+    };
+    if out.json {
+        return out.json(&json!({ "at": at.to_string(), "event": name, "record": record, "what": what }));
+    }
+    match record {
+        Some(info) => out.line(format_args!("{at}  {name:<9} {} {}: {what}", info.manager(), info.key())),
+        None => out.line(format_args!("{at}  {name:<9} {what}")),
+    }
+}
+
+fn status(info: &RecordInfo) -> String {
+    let why = info.interruption().map_or_else(String::new, |why| format!(" ({why:?})"));
+    format!("{:?}{why}", info.status())
+}
