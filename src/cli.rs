@@ -1,7 +1,7 @@
 //! The operator's command line: commands that people and scripts run on a store.
 //!
-//! The binary `oncekey` only calls `main(&Describers::new())`. It does not know the types of outcomes, and shows their
-//! size, schema and bytes. A service that wants to show more builds its own binary, with a description of its outcomes:
+//! The binary `oncekey` only calls `main(&Describers::new())`. This binary does not know the types of outcomes, and
+//! shows their size, schema and bytes. A service that wants to show more builds its own binary, with a description of its outcomes:
 //!
 //! ```no_run
 //! use oncekey::cli::{Describers, main as run};

@@ -5,7 +5,7 @@
 //! opens a directory.
 //!
 //! - **An answer is durable before any caller gets it**: the owner, a waiter or a replay. Many threads share one sync.
-//! - **Whether an owner is alive is decided by numbers, never by a timeout**: a slow owner is never overrun.
+//! - **Numbers decide whether an owner is alive, never a timeout**: a slow owner is never overrun.
 //! - **Interrupted is a state**: an operation that may have happened is held for a decision, or resumed, never guessed.
 //! - **Waiters park on condition variables**, and one takes over the key when its owner gives up.
 //!

@@ -87,7 +87,7 @@ impl RecordId {
     }
 }
 
-/// Whether the caller waits until the change is durable.
+/// Selects whether the caller waits until the change is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum WaitFor {
     Sync,

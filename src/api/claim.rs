@@ -27,7 +27,7 @@ use crate::types::value::Value;
 
 /// The right to run the operation of one key.
 ///
-/// At most one claim of a key is alive at a time. It ends by [`succeed`](Claim::succeed), [`fail`](Claim::fail),
+/// At most one claim of a key is alive at a time. A claim ends by [`succeed`](Claim::succeed), [`fail`](Claim::fail),
 /// [`release`](Claim::release) or [`interrupt`](Claim::interrupt). A dropped claim interrupts its record, because the
 /// operation may have happened. A `?` between `begin` and the ending drops the claim: validate before `begin`, or call
 /// [`release_on_drop`](Claim::release_on_drop) until the first effect.
@@ -90,7 +90,7 @@ impl<T, E> Claim<T, E> {
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
-    /// Creates a claim without a record. It counts as ended, so its drop changes nothing.
+    /// Creates a claim without a record, which counts as ended: its drop changes nothing.
     #[cfg(feature = "http")]
     pub(crate) fn without_record(protocol: Arc<Protocol>, id: RecordId, info: RecordInfo) -> Self {
         let mut claim = Self::new(protocol, id, info, Migrations::default());
@@ -104,7 +104,7 @@ impl<T, E> Claim<T, E> {
         self.inner.info.key()
     }
 
-    /// Returns the fencing token. It is larger than the token of every earlier claim in this store, so downstream
+    /// Returns the fencing token, which is larger than the token of every earlier claim in this store. Downstream
     /// systems can compare tokens. Tokens of a copy of the store are not comparable with these.
     #[must_use]
     pub fn token(&self) -> u64 {
@@ -179,11 +179,11 @@ impl<T, E> Claim<T, E> {
         self.inner.release_on_drop.store(release, Ordering::Relaxed);
     }
 
-    /// Sets the TTL of the outcome that this claim stores. It replaces
-    /// [`success_ttl`](crate::ManagerOptions::success_ttl) or [`failure_ttl`](crate::ManagerOptions::failure_ttl),
-    /// starts when the claim ends, and also applies in [`execute`](crate::Manager::execute), `handle` and stages. The
-    /// last call counts. A released or interrupted claim stores no outcome, so the TTL then has no effect. An outcome
-    /// with [`FOREVER`](crate::FOREVER) never expires.
+    /// Sets the TTL of the outcome that this claim stores, instead of
+    /// [`success_ttl`](crate::ManagerOptions::success_ttl) or [`failure_ttl`](crate::ManagerOptions::failure_ttl). The
+    /// TTL starts when the claim ends, also in [`execute`](crate::Manager::execute), `handle` and stages. The last call
+    /// counts. A released or interrupted claim stores no outcome, so the TTL then has no effect. An outcome with
+    /// [`FOREVER`](crate::FOREVER) never expires.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -243,7 +243,7 @@ impl<T, E> Claim<T, E> {
         Ok(())
     }
 
-    /// Marks the claim as ended. It no longer keeps the directory locked.
+    /// Marks the claim as ended, so that it no longer keeps the directory locked.
     fn over(&mut self) {
         self.inner.live = false;
         self.inner.protocol.leave_owner(self.token());
@@ -444,7 +444,7 @@ pub struct EndError<C> {
 }
 
 impl<C> EndError<C> {
-    /// The kind of the error.
+    /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.error.kind()

@@ -270,18 +270,17 @@ impl Engine {
         self.protocol.verify(&|| Ok(()))
     }
 
-    /// Copies the store into `path`, as it is at one commit, while other calls go on.
+    /// Copies the store into `path`, as it is at one commit. Other calls continue meanwhile.
     ///
-    /// The copy is a store of its own, closed and durable. It has every record and row of that commit, with their
-    /// generations, tokens, effect ids and TTLs, and the same store id. Expired records are left out. An open of the copy
-    /// finds records that are in progress interrupted. It draws other tokens and effect ids for new generations, so that
-    /// original and copy never give the same ones.
+    /// The copy is a closed, durable store. The copy has every record and row of that commit, with their generations,
+    /// tokens, effect ids and TTLs, and the same store id. Expired records are left out. An open of the copy finds the
+    /// records in progress interrupted, and uses other tokens and effect ids for new generations than the original.
     ///
-    /// The copy is written into a directory `.oncekey-backup-*` beside `path` and renamed at the end. A process that is killed
-    /// leaves that directory, which no open takes for a store and which may be deleted.
+    /// The copy is written into a directory `.oncekey-backup-*` next to `path`, which is renamed at the end. A process
+    /// that is killed leaves this directory. No open accepts it as a store, and it may be deleted.
     ///
-    /// Commits wait only while the list of what is copied is taken. The files of the record store may grow meanwhile: nothing
-    /// that is copied is deleted before the end.
+    /// Commits wait only while the contents of the memtable and the list of runs are taken. The files of the record
+    /// store may grow meanwhile, because nothing that is being copied is deleted before the end.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -298,9 +297,9 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// `InvalidOptions` if `path` exists or lies inside the store, `Io` if it cannot be written to, `Full` if there is too little
-    /// room, `Corrupt` if something that is to be copied is damaged, `Closed` if the engine is closed meanwhile. Then there is
-    /// no copy.
+    /// `InvalidOptions` if `path` exists or is inside the store; `Io` if the copy cannot be written; `Full` if there is
+    /// too little space; `Corrupt` if data to copy is damaged; `Closed` if the engine is closed meanwhile. Then there
+    /// is no copy.
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         self.protocol.back_up(path.as_ref(), &|| Ok(()))
     }
@@ -314,8 +313,8 @@ impl Engine {
     /// Waits for committed changes, wakes every waiter, ends the threads and unlocks the directory. Other handles may
     /// be alive: from now on their calls return `Closed`.
     ///
-    /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The claim
-    /// can still end and commit stages. The last claim frees the lock when it ends or is dropped.
+    /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The
+    /// claim can still end and commit stages. The last claim unlocks the directory when it ends or is dropped.
     /// [`Manager::revoke`](crate::Manager::revoke) still takes the key away from an owner that hangs. A key begun by
     /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///

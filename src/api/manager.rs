@@ -122,7 +122,8 @@ impl<T, E> fmt::Debug for Resolution<T, E> {
     }
 }
 
-/// The operation of another owner. It holds neither a claim nor a place in a queue, so it can be kept for any time.
+/// The operation of another owner. A pending operation holds neither a claim nor a place in a queue, so it can be kept
+/// for any time.
 pub struct Pending<T, E = Failure> {
     inner: Box<(Manager<T, E>, RecordId, RecordInfo)>,
 }
@@ -265,9 +266,9 @@ impl<T, E> Manager<T, E> {
         self
     }
 
-    /// Returns a handle for the keys of one tenant or user. Use it instead of one manager for each tenant: equal keys
-    /// in two scopes are different keys. Records report the whole key. It is accepted by this handle and by the manager
-    /// without a scope, and is `InvalidKey` in every other scope: see [`IntoKey`]. A scope inside a scope adds to it.
+    /// Returns a handle for the keys of one tenant or user. Use a scope instead of one manager for each tenant: equal
+    /// keys in two scopes are different keys. Records report the whole key. This handle and the manager without a scope
+    /// accept whole keys; every other scope returns `InvalidKey`: see [`IntoKey`]. A scope inside a scope adds to it.
     ///
     /// # Errors
     ///
@@ -379,8 +380,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// `InvalidKey`, and `InvalidOptions` for a TTL of zero. `TypeMismatch` if the outcome to be replayed is of another type,
-    /// and `Expired` for a key that is [remembered](ManagerOptions::remember_expired).
+    /// `InvalidKey`, and `InvalidOptions` for a TTL of zero. `TypeMismatch` if the stored outcome has another type, and
+    /// `Expired` for a key that is [remembered](ManagerOptions::remember_expired).
     pub fn begin_with(&self, key: impl IntoKey, options: CallOptions) -> Result<Begin<T, E>> {
         let id = self.id(key)?;
         let wait = options.wait.unwrap_or_default();
@@ -411,7 +412,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # use oncekey::{Engine, Manager, admin::Resolution};
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// drop(payments.begin("order-42")?); // it is not known whether it happened
+    /// drop(payments.begin("order-42")?); // the operation may have happened
     /// payments.resolve("order-42", Resolution::Succeed(1999))?;
     /// assert_eq!(payments.get("order-42")?.unwrap().into_outcome(), Some(Ok(1999)));
     /// # Ok::<(), oncekey::Error>(())

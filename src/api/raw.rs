@@ -122,7 +122,7 @@ impl RawManager {
         Ok(RecordId::new(&self.name, key.into_key()?))
     }
 
-    /// Encodes an outcome as [`Manager::encode_outcome`] does. It is for tools that know the type, but have no manager of it.
+    /// Encodes an outcome as [`Manager::encode_outcome`] does, for tools that know the type but have no manager of it.
     ///
     /// # Errors
     ///
@@ -144,8 +144,8 @@ impl RawManager {
     ///
     /// # Errors
     ///
-    /// `TypeMismatch` if the outcome was stored as another type, as far as its value shows it; `Codec` if the bytes are no
-    /// encoded value.
+    /// `TypeMismatch` if the outcome was stored as another type, as far as its value shows; `Codec` if the bytes are
+    /// not an encoded value.
     pub fn decode<S: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<S> {
         codec::decode("the outcome", bytes)
     }

@@ -80,7 +80,7 @@ impl RecordFilter {
         self
     }
 
-    /// Selects the records whose keys, as they are printed, start so. Several prefixes must all match.
+    /// Selects the records whose keys, as they are printed, start with `prefix`. Several prefixes must all match.
     pub fn key_text_prefix(mut self, prefix: KeyPrefix) -> Self {
         self.text_prefixes.push(prefix);
         self
@@ -167,7 +167,7 @@ impl RecordFilter {
             check_name("manager", manager)?;
         }
         let whole = if self.scope.is_empty() { None } else { Some(Key::join(self.scope.iter().map(|part| &**part))?) };
-        // Each of them holds, so the longest finds the fewest keys.
+        // All prefixes must match, so the longest one selects the smallest range.
         let texts = self.text_prefixes.iter().map(KeyPrefix::bytes);
         let bytes = whole.map_or_else(|| self.key_prefix.clone(), |whole| whole.as_bytes().to_vec());
         let prefix = texts.fold(bytes, |one, other| if other.len() > one.len() { other } else { one });

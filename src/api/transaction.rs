@@ -39,16 +39,15 @@ const RUNS_BEFORE_FULL_LOCKS: usize = 16;
 /// nothing.
 ///
 /// Transactions are optimistic. No lock is held while the closure runs, so a slow closure delays no other thread. If
-/// another commit changes data that the closure has read, the closure runs again, whatever it returned. It never sees
-/// two states at once: a read that no longer fits the earlier ones returns `Conflict`, and the run is discarded. The
-/// same happens if a record that it has read expires before the run ends.
+/// another commit changes data that the closure has read, the closure runs again, whatever it returned. The closure
+/// never sees two states at once: a read that no longer fits the earlier ones returns `Conflict`, and the run is
+/// discarded. The same happens if a record that it has read expires before the run ends.
 ///
 /// After 3 discarded runs a transaction locks the keys on which it conflicted, and for a range the whole table. Until
 /// it ends, other transactions, [`Table`](crate::table::Table)s and changes of records wait before they write these
 /// keys. Endings of claims never wait. After 16 runs it locks everything that it reads or writes. A transaction that
 /// has held or awaited locks for [`sync_timeout`](crate::EngineOptions::sync_timeout) is not run again and returns
 /// `Conflict`. So it also ends if its closure waits for a thread that waits for these locks.
-/// closure waits for a thread that waits for it.
 ///
 /// - The closure may run several times, so it must not cause an effect that cannot be undone.
 /// - The closure may use only the tables of its transaction and

@@ -16,13 +16,13 @@ use crate::{
     clock::{Clock as _, SystemClock},
 };
 
-/// The number of records that are kept beyond a limit while the first ones are sought.
+/// The number of records kept beyond a limit while the first ones are selected.
 const SPARE: usize = 1024;
 
-/// What is printed of a listing.
+/// The parts of a listing to print.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
-    /// `None` is the order of the store.
+    /// `None`: in the order of the store.
     pub(super) sort: Option<Sort>,
     pub(super) reverse: bool,
     pub(super) limit: Option<usize>,
@@ -69,7 +69,7 @@ pub(super) fn records(store: &dyn Store, filter: &RecordFilter, listed: &Listed,
     table.end(out)
 }
 
-/// Returns the first `limit` records in this order. Keeps not many more at a time.
+/// Returns the first `limit` records in this order. Keeps only a few more in memory.
 fn sorted(found: Listing<'_, RecordInfo>, sort: Sort, reverse: bool, limit: usize) -> Done<Vec<RecordInfo>> {
     let order = |one: &RecordInfo, other: &RecordInfo| {
         let order = compare(sort, one, other);
@@ -138,7 +138,7 @@ pub(super) fn rows(
     listed: &Listed,
     out: &mut Out<'_>,
 ) -> Done {
-    // The beginning as bytes may select more: a key made of parts has their lengths inside.
+    // The byte prefix may select other keys too, because a key made of parts contains their lengths.
     let matches = |key: &[u8]| prefix.is_none_or(|prefix| Key::from_bytes(key).is_ok_and(|key| prefix.matches(&key)));
     let found = store.rows(name, &prefix.map(KeyPrefix::bytes).unwrap_or_default())?;
     let found = found.filter(|row| row.as_ref().map_or(true, |(key, _)| matches(key)));
@@ -164,8 +164,8 @@ pub(super) fn rows(
     table.end(out)
 }
 
-/// Returns the text of a row's key. Bytes that only begin like those of a key made of parts are no key of a record, and are
-/// all written as %NN.
+/// Returns the text of a row's key. If the bytes only start like a key made of parts, they are not a record's key, and
+/// are all written as %NN.
 fn row_key(bytes: &[u8]) -> String {
     let all = || {
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! What the commands need of a store.
+//! The calls that the commands make on a store.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use crate::{
     admin::{BackupReport, Compacted, OpenReport, RecordFilter, Resolution, Stats, VerifyReport},
 };
 
-/// Records or rows, one by one.
+/// An iterator over records or rows.
 pub(super) type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + 'a>;
 
-/// The store that a command works on. The commands know no other way to it, so that whatever can answer these calls can be
-/// served by them.
+/// The store that a command works on. The commands reach a store only by these calls, so a test or a service can
+/// implement them.
 pub(super) trait Store {
     fn path(&self) -> &Path;
     /// Returns true if another process has the store open.
@@ -43,7 +43,7 @@ pub(super) trait Store {
     fn backup(&self, directory: &Path) -> Result<BackupReport>;
     fn compact(&self) -> Result<Compacted>;
     fn verify(&self) -> Result<VerifyReport>;
-    /// Waits until everything that was changed is on disk.
+    /// Waits until all changes are on disk.
     fn sync(&self) -> Result<()>;
 }
 

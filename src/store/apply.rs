@@ -1,5 +1,5 @@
-//! The apply thread: flushes durable commits into sled, merges runs, and deletes replaced ones. It is the only writer
-//! of sled.
+//! The apply thread: flushes durable commits into sled, merges runs, and deletes replaced ones. No other thread
+//! writes to sled.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -137,7 +137,7 @@ impl Pending {
     }
 }
 
-/// Whether the thread continues.
+/// The decision whether the thread continues.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
     GoOn,

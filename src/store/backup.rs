@@ -2,7 +2,7 @@
 //!
 //! A pin takes the contents of the memtable and the list of runs under the commit lock. Together they are the state of
 //! the store after one frame. Runs never change, and no run is deleted while a pin holds it. The copy is a new store
-//! with one run. It is written under a temporary name and renamed when every byte is durable.
+//! with one run. The copy is written under a temporary name and renamed when every byte is durable.
 
 use std::borrow::Cow;
 use std::fs::{self, Permissions};
@@ -30,7 +30,7 @@ use crate::types::record::{Now, Status};
 const CACHE: u64 = 16 << 20;
 /// The number of blocks in one write.
 const BATCH: usize = 256;
-/// The name of the directory while it is filled. It is not a part of a store, so an open refuses the unfinished copy.
+/// The name of the directory while it is filled. No part of a store has this name, so an open refuses the unfinished copy.
 const PARTIAL: &str = "partial";
 
 /// The result of [`Engine::backup`](crate::Engine::backup).

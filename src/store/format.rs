@@ -38,7 +38,7 @@
 //! | 64 | 8 | clock anchor: time since boot, ms |
 //! | 72 | 16 | clock anchor: boot id |
 //!
-//! A *seal* ends a segment. It is written when the next segment is durable, so a missing last segment is noticed. A
+//! A *seal* ends a segment and is written when the next segment is durable. So a missing last segment is noticed. A
 //! group without frames stores the clock anchor of an idle store.
 //!
 //! The payload holds the frames, one after the other: length of the rest (4), kind (1), content. The content depends on
@@ -82,16 +82,16 @@
 //! A *run* holds entries in key order, each key once. An entry: length of the key (2), length of the value (4; all
 //! ones: the key was removed), the key (`r` and the manager's name, or `t` and the table's name, then 0 and the key),
 //! the value: a record or a row. An entry that is longer than a block starts a new block, and its value continues in
-//! blocks of its own. The index follows the entries, cut into blocks. It starts with three counts (4 each): of first
-//! keys, of unfinished records and of filter words. For each block with entries: its number (4), length of its first
-//! key (2), the key. For each record in progress, released or interrupted: length of its key (2), the key, its state
-//! (1), token, updated, expires and interrupted TTL (8 each). The words of the filter (8 each).
-//! each); the filter's words (8 each).
-//! The *filter* has lines of 512 bits, 16 bits for each key. A 64-bit hash h of the key selects the line: h times the
-//! number of lines divided by 2^64. It also selects six bits in the line: of h times 0x9E3779B97F4A7C15, modulo 2^64,
-//! the upper 9 bits, the next 9, and so on. The hash starts as 0x9E3779B97F4A7C15. It is xored with the length of the
-//! key, then with each 8 bytes as one number, then with each remaining byte; a round of `SplitMix64` follows each of
-//! these.
+//! blocks of its own. The index follows the entries, cut into blocks: first three counts (4 each), of first keys, of
+//! unfinished records and of filter words. For each block with entries: its number (4), length of its first key (2),
+//! the key. For each record in progress, released or interrupted: length of its key (2), the key, its state (1), token,
+//! updated, expires and interrupted TTL (8 each). The words of the filter (8 each).
+//!
+//! The *filter* has lines of 512 bits, 16 bits for each key. A 64-bit hash h of the key selects a line and six bits in
+//! it. The line is h times the number of lines divided by 2^64. The bits are taken from h times 0x9E3779B97F4A7C15,
+//! modulo 2^64: the upper 9 bits, the next 9, and so on. The hash starts as 0x9E3779B97F4A7C15, xored with the length
+//! of the key. Then each 8 bytes as one number, and each remaining byte, are xored in; a round of `SplitMix64` follows
+//! each xor.
 //!
 //! The *list*: id of the store (16), number of the last frame whose changes are in runs (8), number of the last frame
 //! up to which the runs have every change (8), number of the next run (8), number of runs (4). Then for each run, the
@@ -183,7 +183,7 @@ pub(crate) fn corrupt(what: impl Into<String>) -> Error {
 /// The initial value of a hash, so that leading zeros change it.
 const START: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// Returns a hash that spreads keys evenly. It is part of the format: the filters of runs use it.
+/// Returns a hash that spreads keys evenly. The filters of runs on disk depend on it.
 pub(crate) fn hash(key: &[u8]) -> u64 {
     let words = key.chunks_exact(8);
     let rest = words.remainder().iter().map(|byte| u64::from(*byte));

@@ -210,8 +210,8 @@ impl Store {
     }
 }
 
-/// One thread writes a row again and again, another reads it. It must never read an older value than before, or one
-/// that is not durable.
+/// One thread writes a row again and again, another reads it. No read returns an older value than before, or one that
+/// is not durable.
 fn reads_beside_apply(fault: Fault) {
     let store = &Store::new(fault);
     store.with(|| {

@@ -7,7 +7,7 @@
 //! | its I/O pool, seven threads for the process, deadlocks when all are busy | [`write_barrier`]: all engines together have at most 384 KiB under way |
 //! | pages over 128 KiB are written into blob files that are never synced | values of at most 4,000 bytes under keys of 12 bytes; [`blobs`] checks that there are no such files |
 //! | a snapshot torn by a kill makes every later open fail | [`snapshots`]: torn ones are removed before an open |
-//! | an open fills free segments with zeros before its snapshot is durable | [`open_on_copy`] |
+//! | an open fills free segments with zeros before its snapshot is durable | [`open_on_copy`]: sled opens a copy, which then replaces the original |
 //! | a failed write is final | [`disk_space`]: blocks of the file are claimed before anything is written |
 //! | it panics on damaged data | [`tables`]: every call is guarded, and a panic becomes an error |
 //! | a read skips data that it cannot read, or returns an older page | not here: blocks and their list have checksums and counts (`format`) |

@@ -172,7 +172,7 @@ impl Running {
         let was_sound = inner.commit_queue.check();
         inner.commit_queue.close();
         if !wait_until_ended(&ended, inner) {
-            // A thread hangs in the operating system. It keeps the lock until it returns.
+            // A thread hangs in the operating system, and keeps the lock until it returns.
             let message =
                 format!("the engine is poisoned: its threads made no progress for {timeout:?} while it was closed");
             let error = inner.commit_queue.poison(Error::new(ErrorKind::Poisoned, message));

@@ -23,7 +23,7 @@ pub enum Next<T, E = Failure> {
     Advance {
         /// The recovery point at which the next attempt continues.
         point: String,
-        /// Data for the next stage. It replaces the checkpoint of an earlier stage.
+        /// Data for the next stage, instead of the checkpoint of an earlier stage.
         checkpoint: Option<Vec<u8>>,
     },
     /// The operation succeeds with this value.
@@ -49,8 +49,7 @@ impl<T, E> Next<T, E> {
     ///
     /// # Errors
     ///
-    /// `Codec` if the checkpoint could not be decoded again. It is detected here because the next attempt could not
-    /// continue.
+    /// `Codec` if the checkpoint could not be decoded again. Found out later, the next attempt could not continue.
     ///
     /// ```
     /// use oncekey::Next;

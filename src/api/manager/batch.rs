@@ -40,8 +40,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// - The operations run one after the other, on the calling thread. Each has its own answer: an `Err` or a panic of
     ///   one does not affect the others.
-    /// - A key that occurs again in the batch gets the answer of its first occurrence, as a replay. It runs again only if
-    ///   the first was released, or may be resumed.
+    /// - A key that occurs again in the batch gets the answer of its first occurrence, as a replay. The operation runs
+    ///   again only if the first occurrence was released, or may be resumed.
     /// - The call never waits for another owner. A key that is in progress elsewhere is
     ///   [`InProgress`](ExecuteError::InProgress). So two batches that share keys cannot deadlock.
     /// - An operation that panics is [`Interrupted`](ExecuteError::Interrupted) with the record as it is then. The
@@ -93,8 +93,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// As [`execute_many`](Manager::execute_many), and `InvalidOptions` for an item with a [`wait`](CallOptions::wait) that is
-    /// not zero.
+    /// As [`execute_many`](Manager::execute_many), and `InvalidOptions` for an item with a [`wait`](CallOptions::wait)
+    /// other than zero.
     pub fn execute_many_with<K: IntoKey, M>(
         &self,
         items: impl IntoIterator<Item = (K, CallOptions, M)>,

@@ -38,8 +38,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.initiate_with(key, CallOptions::new())
     }
 
-    /// Does the same as [`initiate`](Manager::initiate), with options such as the fingerprint of the request. `None` for a
-    /// mismatch too; [`begin_with`](Manager::begin_with) tells the reasons apart.
+    /// Begins the operation as [`initiate`](Manager::initiate) does, with options such as the fingerprint of the
+    /// request. Returns `None` for a mismatch too; [`begin_with`](Manager::begin_with) distinguishes the reasons.
     ///
     /// ```
     /// # use oncekey::{Begin, CallOptions, Engine, Fingerprint, Manager};

@@ -23,8 +23,8 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 /// The stages of an operation, by recovery point.
 ///
 /// A stage first causes its external effect, with an [`effect_id`](Claim::effect_id) so that a later attempt does not
-/// repeat it. It then calls [`Claim::work_stage`] once, which advances the record or ends it. A stage that keeps the
-/// recovery point and stores another checkpoint is called again.
+/// repeat it. Then the stage calls [`Claim::work_stage`] once, which advances the record or ends it. A stage that keeps
+/// the recovery point and stores another checkpoint is called again.
 ///
 /// ```
 /// # use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager, Next, OnInterrupted, STARTED, Stages};

@@ -62,17 +62,17 @@ impl<'a, X> PhaseOptions<'a, X> {
     }
 
     /// Sets a function that is called once with the error that the phase returns, the closure's own or the engine's,
-    /// after the rollback. It may use the engine, unless the phase is part of another one. Default: none. To continue
-    /// without an error, use [`Result::or_else`] on the result of the phase.
+    /// after the rollback. The function may use the engine, unless the phase is part of another one. Default: none. To
+    /// continue without an error, use [`Result::or_else`] on the result of the phase.
     pub fn on_error(mut self, handle: impl Fn(&X) + 'a) -> Self {
         self.on_error = Some(Box::new(handle));
         self
     }
 
     /// Sets a function that decides whether the closure runs again after an error of its own. A closure runs at most
-    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) times in all. The function is called after the rollback.
-    /// It is not called in a phase that is part of another one, which runs again as a whole. Default: never. After a
-    /// conflict the engine runs the closure again without this function.
+    /// [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) times in all. The function is called after the rollback,
+    /// but not in a phase that is part of another one, which runs again as a whole. Default: never. After a conflict
+    /// the engine runs the closure again without this function.
     pub fn should_retry(mut self, judge: impl Fn(&X) -> bool + 'a) -> Self {
         self.should_retry = Some(Box::new(judge));
         self

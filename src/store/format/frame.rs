@@ -7,7 +7,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::StoredRecord;
 use crate::types::value::Value;
 
-/// The largest frame in bytes. It limits the size of a group, and of what recovery reads at once.
+/// The largest frame in bytes. This limits the size of a group, and of what recovery reads at once.
 pub(crate) const MAX_FRAME: usize = 32 << 20;
 
 /// The key of a record or row in the store: a tag, the name of its manager or table, 0, its own key. Sorts by name,
@@ -50,8 +50,8 @@ impl StoreKey {
         &self.0
     }
 
-    /// Returns the bytes up to the 0 after the name. They are the same for all keys of a manager or table, and are not
-    /// a key.
+    /// Returns the bytes up to the 0 after the name. All keys of a manager or table start with these bytes, and no key
+    /// is equal to them.
     pub(crate) fn container_bytes(&self) -> &[u8] {
         let end = self.0.iter().position(|byte| *byte == 0).map_or(self.0.len(), |zero| zero + 1);
         self.0.get(..end).unwrap_or_default()
@@ -96,7 +96,7 @@ impl StoreKey {
         Self([RECORD].as_slice().into())
     }
 
-    /// As [`first_record`](Self::first_record), of the rows.
+    /// Returns a key before every row of every table.
     pub(crate) fn first_row() -> Self {
         Self([ROW].as_slice().into())
     }
@@ -177,7 +177,7 @@ pub(crate) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the number of bytes that [`encode_changes`] appends. It does not depend on numbers and times.
+/// Returns the number of bytes that [`encode_changes`] appends. Numbers and times do not change it.
 pub(crate) fn encoded_len_of(changes: &[Change]) -> Result<usize> {
     let changes = changes.iter().try_fold(0, |sum, change| change_len(change).map(|len| sum + len))?;
     let len = FRAME_HEAD + changes;

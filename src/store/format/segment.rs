@@ -116,8 +116,7 @@ impl GroupHeader {
         (sector(&[magic, &checksum.to_le_bytes(), &body]), checksum)
     }
 
-    /// Decodes a header of a segment with this salt. Also returns its checksum. Returns `None` if the bytes are no such
-    /// header.
+    /// Decodes a header of a segment with this salt, and its checksum. Returns `None` for other bytes.
     pub(crate) fn decode(bytes: &[u8], salt: [u8; 8]) -> Option<(Self, u32)> {
         let mut fields = Fields(bytes);
         let is_seal = match fields.take(4)? {

@@ -94,8 +94,8 @@ impl Writer {
         usable(self.current.file.size).saturating_sub(self.current.offset - SECTOR as u64)
     }
 
-    /// Writes a group and syncs it: it is durable when this returns. Returns true if a new segment was begun. After an
-    /// error nothing more may be written.
+    /// Writes a group and syncs it, so that it is durable at the return. Returns true if a new segment was begun. After
+    /// an error nothing more may be written.
     pub(crate) fn write<C>(&mut self, batch: &Batch<C>, place: Target<Spare>, anchor: Anchor) -> Result<bool> {
         let entered = match place {
             Target::Current => false,

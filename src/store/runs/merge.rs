@@ -46,9 +46,9 @@ pub(crate) fn bytes(runs: &[Arc<Run>]) -> u64 {
     runs.iter().map(|run| u64::from(run.info.all_blocks()) * BLOCK as u64).sum()
 }
 
-/// Returns the oldest run and the newer ones, once these have as many blocks as the oldest. Where keys are overwritten,
-/// up to half of all blocks may then hold replaced contents, and a merge of only the newer runs would not drop them
-/// from the oldest.
+/// Returns the oldest run and the newer ones, once these have as many blocks as the oldest. If keys are overwritten, up
+/// to half of all blocks may then hold replaced contents, and a merge of only the newer runs would not drop them from
+/// the oldest.
 fn choose_for_space(blocks: &[Option<u64>]) -> Option<Range<usize>> {
     let end = blocks.iter().position(Option::is_none).unwrap_or(blocks.len()).min(MAX_INPUTS);
     let (oldest, newer) = blocks.get(..end)?.split_first()?;
@@ -192,7 +192,8 @@ impl Merge {
         Ok(())
     }
 
-    /// Returns what the new run keeps of a record: the record, or if it has expired its key if remembered, or nothing.
+    /// Returns the part of a record that the new run keeps. An expired record keeps only its key if it is remembered,
+    /// and otherwise nothing.
     fn kept<'a>(&mut self, flusher: &Flusher, key: &StoreKey, value: Cow<'a, [u8]>) -> Result<Option<Cow<'a, [u8]>>> {
         // A compaction pass removes expired unfinished records, because it counts them.
         let is_kept = |head: record::Head| head.is_unfinished() || head.expires > self.now.store;

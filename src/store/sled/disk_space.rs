@@ -3,7 +3,7 @@
 //! The journal writes into files full of zeros, so a full disk cannot make it fail. sled's file grows when it is
 //! written, and a failed write of sled poisons the store. So before sled is given anything, the blocks for it are
 //! allocated after the end of its file, where no other process can take them. Without space, commits stay in the
-//! journal and in memory until there is space, and before that users' commits are refused. Where the file system cannot
+//! journal and in memory until there is space, and before that users' commits are refused. If the file system cannot
 //! preallocate blocks, the free space is only measured: another process may take it before sled does.
 
 use std::fs::{File, Metadata};
@@ -103,7 +103,7 @@ impl DiskSpace {
         Some(self.pretended.load(Ordering::SeqCst)).filter(|free| *free < u64::MAX)
     }
 
-    /// Claims space for giving sled this many bytes, and returns whether it is short. Where the file system can
+    /// Claims space for giving sled this many bytes, and returns whether it is short. If the file system can
     /// preallocate blocks, the claimed space belongs to sled from now on.
     pub(crate) fn claim(&self, bytes: u64) -> SpaceStatus {
         if self.pretended().is_some() {

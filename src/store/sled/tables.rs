@@ -185,7 +185,7 @@ impl Tables {
         Ok(self.barriers.change(bytes))
     }
 
-    /// Flushes if it is due. Called after each change.
+    /// Makes a barrier or a flush if one is due. Called after each change.
     fn changed(&self) -> Result<()> {
         if self.barriers.is_due() {
             return self.flush();

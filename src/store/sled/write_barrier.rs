@@ -1,5 +1,5 @@
-//! Decides when sled must be flushed: before too much is under way, and where the file system does not sync its writes
-//! by itself.
+//! Decides when sled must be flushed: before too much is under way, and, where the file system does not sync its writes
+//! by itself, at a barrier. A barrier is a flush that is followed by a sync.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +8,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::sync::atomic::AtomicU64;
 
-/// The bytes that sled is given between two barriers. It writes much more than that, sometimes whole leaves and
-/// segments that it moves. It also reuses a segment of 512 KiB once the data in it was written elsewhere, synced or
+/// The bytes that sled is given between two barriers. sled writes much more than that, sometimes whole leaves and
+/// segments that it moves. And sled reuses a segment of 512 KiB once the data in it was written elsewhere, synced or
 /// not. So with much more after a barrier, a power cut could destroy data that an older barrier had made durable.
 const GIVEN: usize = 4 << 10;
 /// The cost of a change in bytes, in addition to its key and value.
