@@ -1,10 +1,11 @@
-//! The socket of an open store: who may connect, how bytes become messages, and what a client can cost.
+//! The socket of an open store: its protocol, its permissions, and its limits.
 //!
-//! A connection carries one request. The server speaks first: [`frame::Greeting`] with its version, then, after the request, frames
-//! with replies, the last of which says that it is the last. What the messages mean is not known here.
+//! A connection carries one request. The server first sends a [`frame::Greeting`] with its version. After the request
+//! it sends replies in frames; the last one is marked as the last. This module does not know the meaning of requests
+//! and replies.
 //!
-//! A client can cost at most its own connection, for a bounded time: sizes, times and the number of connections are limited, and
-//! nothing of the engine is locked while a reply is written.
+//! A client can occupy only its own connection, for a limited time: sizes, times and the number of connections are
+//! limited, and no lock of the engine is held while a reply is written.
 
 pub(crate) mod client;
 pub(crate) mod frame;

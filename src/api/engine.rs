@@ -44,13 +44,13 @@ pub(crate) use types::Registered;
 /// ```
 #[derive(Clone)]
 pub struct Engine {
-    // Dropped first: the socket goes while the store is still locked.
+    // Dropped first, so that the socket is removed while the store is locked.
     shared: Arc<Shared>,
     protocol: Arc<Protocol>,
 }
 
 struct Shared {
-    /// Ended with the last handle, or before the engine is closed. `None` if it is turned off.
+    /// Ended when the engine is closed, or with the last handle. `None` if it is turned off.
     server: Result<Option<Server>>,
     report: OpenReport,
     compaction_batch: usize,
@@ -209,8 +209,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Why there is no socket: the engine works without one. Such as `Io` for a directory that may not be written to, or where a
-    /// file of another kind has the socket's name.
+    /// The reason why there is no socket. The engine works without one. For example `Io` if the directory is not writable,
+    /// or if another file has the name of the socket.
     pub fn socket(&self) -> Result<Option<&Path>> {
         self.shared.server.as_ref().map(|server| server.as_ref().map(Server::path)).map_err(Clone::clone)
     }
@@ -367,9 +367,9 @@ impl Engine {
     fn close_now(&self) -> Result<()> {
         // Before anything is ended: inside a transaction the engine must stay open.
         self.protocol.check_outside()?;
-        // While the store is locked: the next owner may have a socket of its own.
+        // While the store is locked: the next owner may create its own socket.
         self.server().inspect(|server| server.stop());
-        // Before the threads are awaited, so that a pass of the compaction ends at once.
+        // Before the threads are joined, so that a pass of the compaction ends at once.
         let closed = self.protocol.close();
         self.shared.compactor.end();
         self.server().inspect(|server| server.join());

@@ -1,4 +1,4 @@
-//! A store that another process has open.
+//! Access to a store that another process has open.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,13 +20,13 @@ use crate::types::record::RecordInfo;
 use crate::types::stats::Stats;
 use crate::types::value::Value;
 
-/// A store that another process has open, for operators: what an engine and its [`RawManager`](crate::admin::RawManager) do for
-/// their own process. The command line uses it for a store that is in use.
+/// A store that another process has open, for operators. Offers the calls of an engine and its
+/// [`RawManager`](crate::admin::RawManager). The command line uses it for a store that is in use.
 ///
-/// The engine of that process serves a socket in the directory of its store, unless
-/// [`EngineOptions::admin`](crate::EngineOptions::admin) turns that off. The same user may use it, and root.
+/// The engine in that process serves a socket in the directory of its store, unless
+/// [`EngineOptions::admin`](crate::EngineOptions::admin) turns it off. Only the same user and root may connect.
 ///
-/// Each call is a connection of its own. The engine serves a limited number at a time; one more call returns `Busy`.
+/// Each call uses its own connection. The engine serves a limited number of connections; a further call returns `Busy`.
 ///
 /// ```
 /// use oncekey::{Engine, Manager, admin::{LiveStore, RecordFilter, Resolution}};
@@ -56,8 +56,8 @@ impl LiveStore {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if no process answers there, `UnsupportedFormat` if the process has a version of this crate that this one does
-    /// not understand, `Io` if there is no such directory or it may not be entered.
+    /// `StoreInUse` if no process serves the socket; `UnsupportedFormat` if the process uses another version of the
+    /// protocol; `Io` if the directory is missing or not accessible.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
@@ -87,13 +87,13 @@ impl LiveStore {
         }
     }
 
-    /// Returns the matching records without their outcomes. See [`Engine::records`](crate::Engine::records). Conditions of
-    /// [`RecordFilter::matching`] are checked in this process.
+    /// Returns the matching records without their outcomes. See [`Engine::records`](crate::Engine::records). Conditions
+    /// of [`RecordFilter::matching`] are checked in this process.
     pub fn records(&self, filter: RecordFilter) -> Result<Received<RecordInfo>> {
         self.listed(&Request::List((&filter).into()), filter)
     }
 
-    /// Returns the matching records with their outcomes as they are stored.
+    /// Returns the matching records with their stored outcomes.
     pub fn whole_records(&self, filter: RecordFilter) -> Result<Received<Record<Value, Value>>> {
         let records = self.listed(&Request::Export((&filter).into()), filter)?;
         Ok(Received(Box::new(records.map(|info| info.map(Record::raw)))))
@@ -117,7 +117,8 @@ impl LiveStore {
         }
     }
 
-    /// Returns the rows of a table whose keys begin with `prefix`, in order. See [`Table::prefix`](crate::table::Table::prefix).
+    /// Returns the rows of a table whose keys start with `prefix`, in order. See
+    /// [`Table::prefix`](crate::table::Table::prefix).
     pub fn rows(&self, table: &str, prefix: impl AsRef<[u8]>) -> Result<Received<(Value, Value)>> {
         check_name("table", table)?;
         let request = Request::Rows { table: table.to_owned(), prefix: prefix.as_ref().into() };
@@ -127,7 +128,7 @@ impl LiveStore {
         })
     }
 
-    /// Returns what comes in several replies, until the end or an error.
+    /// Returns the items of several replies, until the end or an error.
     fn batches<T: 'static>(
         &self,
         request: &Request,
@@ -150,7 +151,7 @@ impl LiveStore {
         Ok(Received(Box::new(std::iter::from_fn(next).fuse())))
     }
 
-    /// Returns the record of a whole key, with its outcome as it is stored. See
+    /// Returns the record of a whole key, with its stored outcome. See
     /// [`RawManager::get`](crate::admin::RawManager::get).
     pub fn get(&self, manager: &str, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
         match self.ask(&Request::Get(name(manager, key)?))?.only()? {
@@ -178,29 +179,30 @@ impl LiveStore {
         }
     }
 
-    /// Forgets a finished record. See [`RawManager::forget`](crate::admin::RawManager::forget).
+    /// Deletes a finished record. See [`RawManager::forget`](crate::admin::RawManager::forget).
     pub fn forget(&self, manager: &str, key: impl IntoKey) -> Result<bool> {
         self.changed(&Request::Forget(name(manager, key)?))
     }
 
-    /// Removes a record that no live claim owns. See [`RawManager::remove`](crate::admin::RawManager::remove).
+    /// Deletes a record without a live owner. See [`RawManager::remove`](crate::admin::RawManager::remove).
     pub fn remove(&self, manager: &str, key: impl IntoKey) -> Result<bool> {
         self.changed(&Request::Remove(name(manager, key)?))
     }
 
-    /// Keeps a finished record at least this long from now. See [`RawManager::extend`](crate::admin::RawManager::extend).
+    /// Keeps a finished record for at least `ttl` from now. See
+    /// [`RawManager::extend`](crate::admin::RawManager::extend).
     pub fn extend(&self, manager: &str, key: impl IntoKey, ttl: Duration) -> Result<bool> {
         check_ttl("ttl", ttl)?;
         self.changed(&Request::Extend(name(manager, key)?, millis(ttl)))
     }
 
-    /// Takes over a record of another store, unless its key has a record here. See
+    /// Stores a record of another store, unless its key has a record here. See
     /// [`RawManager::import`](crate::admin::RawManager::import).
     pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
         self.changed(&Request::Import(Box::new(record.info().into())))
     }
 
-    /// Deletes everything that has expired. See [`Engine::compact_now`](crate::Engine::compact_now).
+    /// Deletes all expired records. See [`Engine::compact_now`](crate::Engine::compact_now).
     pub fn compact_now(&self) -> Result<Compacted> {
         match self.ask(&Request::Compact)?.only()? {
             Some(Reply::Compacted(compacted)) => Ok(compacted),
@@ -208,7 +210,7 @@ impl LiveStore {
         }
     }
 
-    /// Reads everything that is stored, and says what is damaged. See [`Engine::verify`](crate::Engine::verify).
+    /// Reads everything that is stored and reports damage. See [`Engine::verify`](crate::Engine::verify).
     pub fn verify(&self) -> Result<VerifyReport> {
         match self.ask(&Request::Verify)?.only()? {
             Some(Reply::Verified(report)) => Ok(report),
@@ -216,8 +218,8 @@ impl LiveStore {
         }
     }
 
-    /// Copies the store. See [`Engine::backup`](crate::Engine::backup). The process that has the store open writes the copy, as its
-    /// user.
+    /// Copies the store. See [`Engine::backup`](crate::Engine::backup). The process that has the store open writes the
+    /// copy, as its own user.
     pub fn backup(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         match self.ask(&Request::Backup(PathBytes::new(path.as_ref())?))?.only()? {
             Some(Reply::BackedUp(report)) => Ok(report),
@@ -230,8 +232,8 @@ impl LiveStore {
         self.changed(&Request::Sync).map(|_| ())
     }
 
-    /// Subscribes to what happens from now on. See [`Engine::events`](crate::Engine::events). The iterator ends when the process
-    /// closes the store, or ends.
+    /// Subscribes to events from now on. See [`Engine::events`](crate::Engine::events). The iterator ends when the
+    /// process closes the store or ends.
     pub fn events(&self) -> Result<Received<Event>> {
         let mut replies = self.ask(&Request::Watch)?;
         match replies.next()? {
@@ -242,7 +244,7 @@ impl LiveStore {
             Ok(Some(Reply::Event(event))) => Some(Ok((*event).into())),
             Ok(None) => None,
             Ok(other) => Some(Err(unexpected(other.as_ref()))),
-            // Hung up.
+            // The server has closed the connection.
             Err(error) if error.io_kind().is_some() || error.kind() == ErrorKind::Closed => None,
             Err(error) => Some(Err(error)),
         };
@@ -261,7 +263,7 @@ impl LiveStore {
     }
 }
 
-/// What a [`LiveStore`] sends, one by one, until the end or an error. Dropped, it hangs up.
+/// An iterator over the items that a [`LiveStore`] sends. Ends after an error. Its drop closes the connection.
 pub struct Received<T>(Box<dyn Iterator<Item = Result<T>>>);
 
 impl<T> Iterator for Received<T> {
@@ -286,7 +288,7 @@ impl Asked {
         self.0.next()?.map(|reply| codec::decode_plain("answer", &reply)).transpose()
     }
 
-    /// Returns the only reply, once the end has come.
+    /// Returns the only reply, after the end was received.
     fn only(mut self) -> Result<Option<Reply>> {
         let Some(reply) = self.next()? else { return Ok(None) };
         match self.next()? {

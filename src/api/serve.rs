@@ -1,7 +1,7 @@
-//! Answers what comes through the socket of an open store.
+//! Answers the requests at the socket of an open store.
 //!
-//! The threads that answer hold the engine only while they work on one step: dropping the last handle closes the store although
-//! a client is connected. Nothing is locked while a reply is written.
+//! A thread that answers holds the engine only during one step. So dropping the last handle closes the store, even
+//! while a client is connected. No lock is held while a reply is written.
 
 pub(super) mod message;
 
@@ -21,16 +21,16 @@ use crate::types::record::RecordInfo;
 use crate::types::record::SentRecord;
 use message::{Name, Reply, Request, SentEvent};
 
-/// Keys looked at in one step.
+/// The number of keys that one step reads.
 const KEYS: usize = 256;
-/// A reply is sent when its records have more bytes than this.
+/// The bytes of records after which a reply is sent.
 const BYTES: usize = 256 << 10;
-/// Rows read in one step.
+/// The number of rows that one step reads.
 const ROWS: usize = 64;
-/// How often a client that watches is asked whether it is there.
+/// The interval at which a subscription checks whether its client is there.
 const ALIVE: Duration = Duration::from_secs(5);
 
-/// What answers a request.
+/// The state that answers requests.
 #[derive(Debug)]
 struct Answerer {
     protocol: Weak<Protocol>,
@@ -45,7 +45,7 @@ pub(super) fn serve(protocol: &Arc<Protocol>, opened: OpenReport, compaction_bat
 }
 
 impl Answerer {
-    /// For one step.
+    /// Returns the engine, for one step.
     fn protocol(&self) -> Result<Arc<Protocol>> {
         self.protocol.upgrade().ok_or_else(Error::closed)
     }
@@ -138,7 +138,7 @@ impl Answerer {
             rest = next;
             let mut batch = Batch::new(replies, Reply::Records);
             for id in ids {
-                // Of one that does not match the outcome is not read.
+                // Read the outcome only of a record that matches.
                 let info = self.protocol()?.get(&id, Load::WithoutOutcome)?.filter(|info| filter.matches(info));
                 let info = match (info, load) {
                     (Some(_), Load::All) => self.protocol()?.get(&id, Load::All)?,
@@ -149,14 +149,14 @@ impl Answerer {
                 }
             }
             batch.send()?;
-            // Where nothing matches, nothing is sent, and the client may have gone.
+            // If no record matches, nothing is sent, so check whether the client has gone.
             replies.keep_alive()?;
         }
         Ok(())
     }
 }
 
-/// What is sent together.
+/// Items that are sent in one reply.
 struct Batch<'a, T> {
     replies: &'a Replies<'a>,
     reply: fn(Vec<T>) -> Reply,
@@ -170,7 +170,7 @@ impl<'a, T> Batch<'a, T> {
     }
 
     fn add(&mut self, item: T, bytes: usize) -> Result<()> {
-        // A large one is sent alone: a reply has a limit.
+        // Send a large item alone, because the size of a reply is limited.
         if self.bytes + bytes > BYTES {
             self.send()?;
         }
@@ -189,7 +189,7 @@ impl<'a, T> Batch<'a, T> {
     }
 }
 
-/// About what a record takes on its way, but for what every record has.
+/// Returns the approximate size of a record in a reply, without its fixed fields.
 fn bytes_of(info: &RecordInfo) -> usize {
     let stored = info.stored();
     let outcome = stored.outcome.as_ref().map_or(0, |outcome| outcome.len());

@@ -1,4 +1,4 @@
-//! Asks the process that has a store open.
+//! The client: sends requests to the process that has a store open.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,7 @@ use crate::types::clock::deadline;
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// How long a server may take to greet, and to take a request.
+/// The longest time for the server's greeting, and for sending the request.
 const TO_ANSWER: Duration = Duration::from_secs(10);
 
 /// The socket of a store that a process has open.
@@ -20,7 +20,7 @@ pub(crate) struct Client {
     place: Place,
 }
 
-/// The replies to a request, as they come. Dropped, it hangs up.
+/// An iterator over the replies to a request. Its drop closes the connection.
 #[derive(Debug)]
 pub(crate) struct Replies {
     path: PathBuf,
@@ -33,7 +33,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if nobody serves it.
+    /// `StoreInUse` if no process serves the socket.
     pub(crate) fn new(store: &Path) -> Result<Self> {
         let client = Self { place: Place::new(store)? };
         drop(client.connect()?);
@@ -63,7 +63,7 @@ impl Client {
         let stream = self.connect()?;
         let mut to = Timed::new(&stream, deadline(TO_ANSWER));
         let asked = Greeting(VERSION).write(&mut to).and_then(|()| frame::write(&mut to, Kind::Message, request));
-        // A server that refuses has said why, and does not read.
+        // A server that refuses a client has sent the reason, and does not read the request.
         if let Err(cause) = asked.as_ref().map_err(io::Error::kind) {
             if !matches!(cause, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
                 asked.map_err(|cause| Error::io("ask the owner of the store at", &self.place.path(), &cause))?;
@@ -74,10 +74,10 @@ impl Client {
 }
 
 impl Replies {
-    /// Waits for the next reply. `None` after the last one.
+    /// Waits for the next reply. Returns `None` after the last one.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>> {
         while let Some(stream) = &self.stream {
-            // It may take long, and a process that ends closes its socket.
+            // Without a deadline: a reply may take long, and the system closes the socket of a process that ends.
             let read = frame::read(&mut Timed::new(stream, None));
             match read.map_err(|cause| Error::io("read the answer at", &self.path, &cause)) {
                 Ok((Kind::Alive, _)) => {}

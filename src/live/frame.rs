@@ -1,4 +1,4 @@
-//! Bytes on the socket: a greeting with the version, then frames of a kind, a length and a payload.
+//! The bytes on the socket: a greeting with the version, then frames of a kind, a length and a payload.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -6,26 +6,27 @@ use std::time::{Duration, Instant};
 
 use crate::types::clock::monotonic;
 
-/// The version of everything that is said on the socket. Both sides must have the same.
+/// The version of the protocol. Both sides must have the same.
 pub(crate) const VERSION: u32 = 1;
 
-/// What a connection begins with, from the server.
+/// The server's first bytes on a connection.
 const MAGIC: [u8; 8] = *b"oncekey\0";
-/// The longest payload: a record with the largest outcome and checkpoint, as in a frame of the journal, and its key.
+/// The longest payload in bytes: a record with the largest outcome and checkpoint, as in a frame of the journal, and
+/// its key.
 pub(crate) const LONGEST: u32 = 33 << 20;
-/// Memory reserved for a payload before its bytes are there.
+/// The bytes that are allocated for a payload before it has arrived.
 const RESERVED: usize = 64 << 10;
 
-/// What a frame holds.
+/// The kind of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// A request, or a reply that more may follow.
+    /// A request, or a reply that is not the last.
     Message,
-    /// Nothing: the server works on, and wants to know whether the client is there.
+    /// No reply: the server is still working, and checks whether the client is there.
     Alive,
     /// The last reply.
     Last,
-    /// An error, which is the last reply too.
+    /// An error instead of the last reply.
     Failed,
 }
 
@@ -42,11 +43,11 @@ impl Kind {
     }
 }
 
-/// The version of the other side.
+/// The version of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Greeting(pub(crate) u32);
 
-/// A stream whose reads and writes must be done by a moment; `None` waits for ever.
+/// A stream with a deadline for its reads and writes. `None` means no deadline.
 #[derive(Debug)]
 pub(crate) struct Timed<'a> {
     stream: &'a UnixStream,
@@ -65,7 +66,7 @@ impl<'a> Timed<'a> {
     }
 }
 
-/// The system reports the end of its time as "would block".
+/// The system reports a passed deadline as "would block".
 fn timed_out<R>(done: io::Result<R>) -> io::Result<R> {
     done.map_err(|cause| if cause.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { cause })
 }
@@ -119,7 +120,7 @@ pub(crate) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Resu
     to.write_all(&bytes)
 }
 
-/// Reads a frame. Takes memory only for bytes that have come.
+/// Reads a frame. Allocates memory only for bytes that have arrived.
 pub(crate) fn read(from: &mut impl Read) -> io::Result<(Kind, Vec<u8>)> {
     let malformed = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
     let (mut code, mut len) = ([0; 1], [0; 4]);

@@ -1,4 +1,4 @@
-//! Where the socket is: a file in the store's directory, made by the owner of the store's lock.
+//! The place of the socket: a file in the store's directory, created by the owner of the store's lock.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -10,13 +10,13 @@ use rustix::fs::{AtFlags, renameat, unlinkat};
 
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// The socket's name in the directory of the store.
+/// The name of the socket in the directory of the store.
 pub(crate) const NAME: &str = "SOCKET";
-/// Its name until it has its mode.
+/// The name of the socket until its mode is set.
 const NEW: &str = "SOCKET.new";
 
-/// The directory of a store, open. The address of a socket may have about a hundred bytes, and the path of a store more, so
-/// the directory is named by its descriptor where the system has names for these.
+/// The open directory of a store. The address of a socket is limited to about a hundred bytes, which a path may exceed.
+/// So the directory is addressed by its descriptor where the system supports that.
 #[derive(Debug)]
 pub(crate) struct Place {
     dir: File,
@@ -29,7 +29,7 @@ impl Place {
         Ok(Self { dir, path: store.to_owned() })
     }
 
-    /// Where the socket is, for messages.
+    /// Returns the path of the socket, for messages.
     pub(crate) fn path(&self) -> PathBuf {
         self.path.join(NAME)
     }
@@ -40,7 +40,7 @@ impl Place {
         {
             use std::os::fd::AsRawFd;
             let short = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
-            // Without `/proc` only the path itself is left.
+            // Without `/proc`, use the path itself.
             if short.exists() {
                 return f(&short.join(name));
             }
@@ -48,8 +48,8 @@ impl Place {
         f(&self.path.join(name))
     }
 
-    /// Makes the socket, for its owner only. Replaces one that an earlier owner of the store has left, and nothing else. To be
-    /// called with the store locked.
+    /// Creates the socket with permissions for its owner only. Replaces a socket of an earlier owner, but no other
+    /// file. Called while the store is locked.
     pub(crate) fn bind(&self) -> Result<UnixListener> {
         self.remove_socket(NEW)?;
         let failed = |cause: io::Error| Error::io("make socket", &self.path(), &cause);
@@ -67,9 +67,9 @@ impl Place {
         Ok(listener)
     }
 
-    /// Removes the socket. To be called with the store locked.
+    /// Removes the socket. Called while the store is locked.
     pub(crate) fn remove(&self) {
-        // Where it stays, nobody answers, and the next owner replaces it.
+        // If this fails, no process answers at the socket, and the next owner replaces it.
         let _ = self.remove_socket(NAME);
     }
 
@@ -87,7 +87,7 @@ impl Place {
         unlinkat(&self.dir, name, AtFlags::empty()).map_err(|cause| failed(cause.into()))
     }
 
-    /// Connects to the process that has the store open. `None` if no socket is there, or no process behind it.
+    /// Connects to the process that has the store open. Returns `None` if there is no socket, or no process serves it.
     pub(crate) fn connect(&self) -> Result<Option<UnixStream>> {
         match self.with(NAME, |path| UnixStream::connect(path)) {
             Ok(stream) => Ok(Some(stream)),
@@ -111,7 +111,7 @@ pub(crate) fn check_peer(stream: &UnixStream) -> Result<()> {
     Err(Error::new(ErrorKind::StoreInUse, message))
 }
 
-/// Only the mode of the socket keeps other users out.
+/// Without peer credentials, only the mode of the socket keeps other users out.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn check_peer(_stream: &UnixStream) -> Result<()> {
     Ok(())

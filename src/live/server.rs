@@ -1,4 +1,4 @@
-//! Answers clients while the store is open: one thread waits for connections, and each connection has a thread.
+//! The server: one thread waits for connections, and each connection has its own thread.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,19 +19,19 @@ use crate::types::clock::deadline;
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// Connections at a time. One more is refused.
+/// The largest number of connections. Further clients are refused.
 pub(crate) const CONNECTIONS: usize = 16;
-/// How long a client may take to send its request.
+/// The longest time for a client to send its request.
 const TO_ASK: Duration = Duration::from_secs(10);
-/// How long a client may take to read a reply.
+/// The longest time for a client to read a reply.
 const TO_READ: Duration = Duration::from_secs(30);
-/// How long the server waits after the system has no descriptor for a client.
+/// How long the server waits when the system has no descriptor for a client.
 const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Answers one request. Called on the thread of its connection, with no lock held.
 pub(crate) type Answer = dyn Fn(&[u8], &Replies<'_>) -> Result<()> + Send + Sync;
 
-/// Where the replies to one request go.
+/// The destination of the replies to one request.
 #[derive(Debug)]
 pub(crate) struct Replies<'a> {
     stream: &'a UnixStream,
@@ -39,22 +39,22 @@ pub(crate) struct Replies<'a> {
 }
 
 impl Replies<'_> {
-    /// Sends a reply that more may follow. An error says that the client has gone, or does not read.
+    /// Sends a reply that is not the last. Returns an error if the client has gone or does not read.
     pub(crate) fn send(&self, reply: &[u8]) -> Result<()> {
         self.write(Kind::Message, reply)
     }
 
-    /// Finds out whether the client is still there.
+    /// Returns an error if the client has gone.
     pub(crate) fn keep_alive(&self) -> Result<()> {
         self.write(Kind::Alive, &[])
     }
 
-    /// An error once the server ends. To be asked by an answer that takes long.
+    /// Returns an error after the server has ended. Called regularly by long answers.
     pub(crate) fn check(&self) -> Result<()> {
         if is_over(self.ended) { Err(Error::closed()) } else { Ok(()) }
     }
 
-    /// Disconnected once the server ends. To be awaited by an answer that waits.
+    /// Returns a channel that is disconnected when the server ends. For answers that wait.
     pub(crate) fn ended(&self) -> &Receiver<Infallible> {
         self.ended
     }
@@ -80,9 +80,9 @@ pub(crate) struct Server {
 struct Shared {
     path: PathBuf,
     answer: Box<Answer>,
-    /// Taken at the end.
+    /// `None` after the end.
     alive: Mutex<Option<Sender<Infallible>>>,
-    /// Disconnected then.
+    /// Disconnected at the end.
     ended: Receiver<Infallible>,
     connections: Mutex<Vec<Connection>>,
 }
@@ -102,7 +102,7 @@ struct Connection {
 }
 
 impl Server {
-    /// Serves the store in this directory, which is locked by this process.
+    /// Serves the store in this directory. This process must have it locked.
     pub(crate) fn start(store: &Path, answer: Box<Answer>) -> Result<Self> {
         let place = Place::new(store)?;
         let path = place.path();
@@ -131,8 +131,8 @@ impl Server {
         &self.shared.path
     }
 
-    /// Lets no client in any more, and hangs up on those that there are. To be called while the store is locked, so that the
-    /// socket that is removed is this one.
+    /// Refuses new clients and closes all connections. Called while the store is locked, so that the socket removed
+    /// here is this server's.
     pub(crate) fn stop(&self) {
         if std::process::id() == self.pid && !is_over(&self.shared.ended) {
             self.place.remove();
@@ -140,20 +140,20 @@ impl Server {
         }
     }
 
-    /// As [`stop`](Self::stop), and leaves the socket behind, as the death of the process would.
+    /// Stops as [`stop`](Self::stop) does, but leaves the socket, as the death of the process would.
     pub(crate) fn hang_up(&self) {
         if std::process::id() != self.pid {
             return;
         }
         self.shared.alive.lock().take();
         let _ = self.waker.shutdown(std::net::Shutdown::Both);
-        // A connection is added under this lock, and not after the end.
+        // Connections are added under this lock, and none after the end.
         for connection in self.shared.connections.lock().iter() {
             let _ = connection.stream.shutdown(std::net::Shutdown::Both);
         }
     }
 
-    /// Waits until no answer is being worked on. After a stop.
+    /// Waits until every answer has ended. Called after a stop.
     pub(crate) fn join(&self) {
         if std::process::id() != self.pid {
             return;
@@ -171,10 +171,10 @@ impl Drop for Server {
     }
 }
 
-/// The life of the thread that waits for connections. It makes no system call while none comes.
+/// The main function of the thread that waits for connections. The thread sleeps while no client connects.
 fn accept(shared: &Arc<Shared>, listener: &UnixListener, woken: &UnixStream) {
     let waits = |on: &mut [PollFd<'_>], timeout: Option<&Timespec>| {
-        // A signal is no reason to end.
+        // An interruption by a signal is not the end.
         let _ = poll(on, timeout);
     };
     while !is_over(&shared.ended) {
@@ -185,9 +185,9 @@ fn accept(shared: &Arc<Shared>, listener: &UnixListener, woken: &UnixStream) {
         }
         match listener.accept() {
             Ok((stream, _)) => shared.take(stream),
-            // The client has gone, or it was a signal.
+            // The client has gone, or a signal interrupted the call.
             Err(cause) if is_harmless(cause.kind()) => {}
-            // There is no descriptor for the client, which stays in the queue.
+            // The system has no descriptor for the client, which stays in the queue.
             Err(_) => waits(&mut [PollFd::new(woken, PollFlags::IN)], Some(&PAUSE)),
         }
     }
@@ -229,13 +229,13 @@ impl Shared {
                 drop(ends);
             }
         };
-        // Without a thread the client is hung up on.
+        // Without a thread, the drop closes the connection.
         if let Ok(worker) = Worker::spawn("oncekey-client", body, |_| ()) {
             connections.push(Connection { stream, done, _worker: worker });
         }
     }
 
-    /// Reads a request and answers it. Whatever goes wrong with the client ends the connection.
+    /// Reads a request and answers it. An error of the client's connection ends the connection.
     fn serve(&self, stream: &UnixStream) {
         let until = deadline(TO_ASK);
         let asked = || -> io::Result<(u32, Vec<u8>)> {
@@ -248,7 +248,7 @@ impl Shared {
         let Ok((version, request)) = asked() else { return };
         let replies = Replies { stream, ended: &self.ended };
         let answered = if version == VERSION { (self.answer)(&request, &replies) } else { Err(other_version(version)) };
-        // Nobody is there to be told that the client has gone.
+        // The client has gone, so there is no recipient for this error.
         let _ = match answered {
             Ok(()) => replies.write(Kind::Last, &[]),
             Err(error) => replies.write(Kind::Failed, &failure(&error)),
@@ -261,7 +261,7 @@ fn other_version(version: u32) -> Error {
     Error::new(ErrorKind::UnsupportedFormat, message)
 }
 
-/// Lets a client see the end of its connection, whatever became of the thread.
+/// Closes the connection on drop, also after a panic of the thread.
 struct Ends<'a> {
     stream: &'a UnixStream,
     done: &'a AtomicBool,
@@ -274,7 +274,7 @@ impl Drop for Ends<'_> {
     }
 }
 
-/// Says why to a client that is not served. It fits into the buffer of the socket, so nobody waits.
+/// Sends the reason to a client that is refused. The message fits into the buffer of the socket, so this does not wait.
 fn refuse(stream: &UnixStream, error: &Error) {
     let write = || -> io::Result<()> {
         stream.set_nonblocking(true)?;
@@ -285,11 +285,11 @@ fn refuse(stream: &UnixStream, error: &Error) {
     let _ = write();
 }
 
-/// An error as it is sent.
+/// Encodes an error.
 fn failure(error: &Error) -> Vec<u8> {
     let mut bytes = Vec::new();
     let sent = (error.kind(), error.to_string());
-    // It cannot fail; an empty message says at least that something did.
+    // This cannot fail. An empty message would still tell the client that there was an error.
     let _ = codec::encode_plain(&mut bytes, "error", &sent, u64::from(frame::LONGEST));
     bytes
 }

@@ -74,7 +74,8 @@ impl Events {
         self.0.try_iter()
     }
 
-    /// Waits for the next event: `Some(None)` after the timeout, `None` if the engine is closed, or if `ended` is disconnected.
+    /// Waits for the next event. Returns `Some(None)` after the timeout, and `None` if the engine is closed or `ended` is
+    /// disconnected.
     #[expect(clippy::option_option, reason = "an event, none yet, or none any more")]
     pub(crate) fn next_until(&self, ended: &Receiver<Infallible>, timeout: Duration) -> Option<Option<Event>> {
         crossbeam_channel::select! {

@@ -1,4 +1,4 @@
-//! Work over the whole store.
+//! Operations on the whole store: verify and backup.
 
 use std::path::Path;
 

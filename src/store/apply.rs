@@ -23,7 +23,7 @@ const STEPS: usize = 16;
 /// One step is added for this many runs.
 const RUNS_A_STEP: usize = 2;
 
-/// The messages to the apply thread. They are processed in order.
+/// The messages to the apply thread.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A group is durable.

@@ -1,4 +1,4 @@
-//! Copies the store as it was at one commit, while commits go on.
+//! Copies the store as it was at one commit, while commits continue.
 //!
 //! A pin takes the contents of the memtable and the list of runs under the commit lock. Together they are the state of
 //! the store after one frame. Runs never change, and no run is deleted while a pin holds it. The copy is a new store

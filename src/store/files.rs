@@ -17,7 +17,7 @@ pub(crate) const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// An open directory. Access through it continues when the directory is moved, when another one takes its path, or when
-/// the working directory changes. It needs no further descriptor.
+/// the working directory changes, and needs no further descriptor.
 #[derive(Debug)]
 pub(crate) struct Dir {
     file: File,

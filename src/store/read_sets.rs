@@ -81,7 +81,7 @@ impl ReadSets {
         }
         for range in self.ranges.lock().iter() {
             if range.from <= *key && range.end.as_ref().is_none_or(|end| key < end) {
-                // Lock the whole container: the next commit may change another key of the range.
+                // The conflict is the whole container, because the next commit may change another key of the range.
                 range.mark.set(key.container());
             }
         }

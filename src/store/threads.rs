@@ -258,7 +258,7 @@ pub(crate) fn message(batch: &Batch<bool>, checkpoint: bool) -> Message {
 fn prepare(inner: &Inner) {
     while let Some(need) = inner.commit_queue.wait_wanted() {
         let need = segment_for(need);
-        // Segments grow with the pace, but there are up to four of them, and the runs need room too.
+        // Segments grow with the rate of commits. But there are up to four of them, and the runs need space too.
         let wanted = inner.pool.wanted(need).min(inner.disk_space.free() / 16).max(need);
         let room = inner.disk_space.set_apart(wanted);
         let spare = inner.pool.prepare(need, wanted, room.bytes);

@@ -1,4 +1,4 @@
-//! A filter as it is sent to the process that has the store open.
+//! A filter in the form in which it is sent to the process that has the store open.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,7 @@ use crate::types::key::KeyPrefix;
 use crate::types::record::Status;
 use crate::types::value::Value;
 
-/// The conditions of a filter that can be sent. The process that asks checks all of them again.
+/// The conditions of a filter that can be sent. The client checks all conditions again.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SentFilter {
     manager: Option<String>,

@@ -1,4 +1,4 @@
-//! What is asked of an open store through its socket, and what it answers.
+//! The requests at the socket of an open store, and the replies.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -22,16 +22,16 @@ use crate::types::value::Value;
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::api) enum Request {
     About,
-    /// The matching records, without their outcomes.
+    /// List the matching records, without their outcomes.
     List(SentFilter),
-    /// The matching records, whole.
+    /// List the matching records, with their outcomes.
     Export(SentFilter),
     Get(Name),
     Resolve(Name, Settlement),
     Revoke(Name),
     Forget(Name),
     Remove(Name),
-    /// In milliseconds.
+    /// The TTL in milliseconds.
     Extend(Name, u64),
     Import(Box<SentRecord>),
     /// The names of those that have a row.
@@ -44,7 +44,7 @@ pub(in crate::api) enum Request {
     Compact,
     Verify,
     Backup(PathBytes),
-    /// Every event from now on.
+    /// Send every event from now on.
     Watch,
 }
 
@@ -62,11 +62,11 @@ pub(in crate::api) enum Settlement {
     Fail(Value),
 }
 
-/// An absolute path, which need not be text.
+/// An absolute path, in any encoding.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::api) struct PathBytes(Vec<u8>);
 
-/// One of the replies to a request.
+/// A reply to a request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::api) enum Reply {
     About(Box<(OpenReport, Stats)>),
@@ -74,7 +74,7 @@ pub(in crate::api) enum Reply {
     Record(Box<SentRecord>),
     Tables(Vec<String>),
     Rows(Vec<(Value, Value)>),
-    /// Whether anything was changed; of a subscription, that it has begun.
+    /// True if the request changed anything. To a subscription: the subscription has begun.
     Changed(bool),
     Compacted(Compacted),
     Verified(VerifyReport),
@@ -110,7 +110,7 @@ impl From<Settlement> for Ending {
 }
 
 impl PathBytes {
-    /// Of a path from the working directory of this process.
+    /// Converts a path from the working directory of this process.
     pub(in crate::api) fn new(path: &Path) -> Result<Self> {
         let path = std::path::absolute(path).map_err(|cause| Error::io("back up to", path, &cause))?;
         Ok(Self(path.into_os_string().into_vec()))
