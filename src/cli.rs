@@ -117,9 +117,10 @@ fn run_with(
 }
 
 fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
-    // Reading must not delete expired records, so turn off background compaction.
+    // Reading must not delete expired records, so turn off background compaction. And it must not create a socket.
     let options = Engine::options()
         .compaction_interval(FOREVER)
+        .admin(false)
         .max_value_bytes(Value::MAX_BYTES)
         .any_file_system(asked.any_file_system)
         .create(matches!(asked.verb, Verb::Import { .. }));

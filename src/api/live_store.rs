@@ -56,11 +56,14 @@ impl LiveStore {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if no process serves the socket; `UnsupportedFormat` if the process uses another version of the
-    /// protocol; `Io` if the directory is missing or not accessible.
+    /// `NotFound` if there is no store; `StoreInUse` if no process serves the socket; `UnsupportedFormat` if the process
+    /// uses another version of the protocol; `Io` if the directory is not accessible.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
+        if !path.join("store").is_dir() {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
+        }
         Ok(Self { client: Client::new(&path)?, path })
     }
 

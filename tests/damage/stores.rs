@@ -50,8 +50,11 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) {
         let to = to.join(path.file_name().unwrap());
         if path.is_dir() {
             copy_tree(&path, &to);
-        } else {
+        } else if path.is_file() {
             fs::copy(&path, &to).unwrap();
+        } else {
+            // The socket that a killed process has left is no part of the store.
+            assert!(path.ends_with("SOCKET"), "{}", path.display());
         }
     }
 }
