@@ -151,7 +151,7 @@ impl Store {
 
     /// Returns a number that spreads keys evenly and that clients cannot predict.
     pub(crate) fn spread(&self, key: &[u8]) -> usize {
-        self.inner.versions.spread(key)
+        self.inner.shared.memtable.hash(key).number()
     }
 
     /// Waits until the commit with this ticket survives a power cut. Returns at once under `Eventual`.
@@ -320,8 +320,9 @@ impl Inner {
 
     fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
         // Before the content is read: a commit moves the counter when it puts the content into the memtable.
-        let seen = self.versions.look(key);
-        if let Some(entry) = self.shared.memtable.get(key) {
+        let hash = self.shared.memtable.hash(key.bytes());
+        let seen = self.versions.look(hash);
+        if let Some(entry) = self.shared.memtable.get(hash, key) {
             return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
         }
         let content = self.shared.runs.read(&self.shared.tables, key, load)?;

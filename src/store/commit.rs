@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::Inner;
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
-use super::memtable::Entry;
+use super::memtable::{Entry, KeyHash};
 use super::read_sets::ReadSet;
 use super::versions::ReadVersion;
 use crate::store::runs::flush::Deleted;
@@ -109,11 +109,16 @@ impl Inner {
 
         // Show. Version counters and marks change while the shards of the memtable are locked: a reader of one new content
         // then finds that its earlier reads of the other keys are stale.
-        let entries = changes.iter().map(|change| {
-            let entry = Entry { number, ticket, content: change.content.clone() };
-            (change.key.clone(), entry)
-        });
-        self.shared.memtable.put_all(entries, || self.changed(changes.iter().map(|change| &change.key)));
+        let memtable = &self.shared.memtable;
+        let entry = |change: &Change| Entry { number, ticket, content: change.content.clone() };
+        if let [change] = &*changes {
+            let hash = memtable.hash(change.key.bytes());
+            memtable.put(hash, change.key.clone(), entry(change), || self.changed(hash, &change.key));
+        } else {
+            let entries = changes.iter().map(|change| (change.key.clone(), entry(change)));
+            let changed = |change: &Change| self.changed(memtable.hash(change.key.bytes()), &change.key);
+            memtable.put_all(entries, || changes.iter().for_each(changed));
+        }
 
         // Count, and unlock. The writer can take the group from here on. The memtable must have the contents by then: a flush
         // of this group takes them from there.
@@ -122,12 +127,10 @@ impl Inner {
         Ok(Some(Ticket(ticket)))
     }
 
-    /// Marks what was read of these keys as stale.
-    fn changed<'a>(&self, keys: impl Iterator<Item = &'a StoreKey>) {
-        for key in keys {
-            self.versions.advance(key);
-            self.read_sets.mark(key);
-        }
+    /// Marks what was read of this key as stale. Called before a reader can see the new content.
+    fn changed(&self, hash: KeyHash, key: &StoreKey) {
+        self.versions.advance(hash);
+        self.read_sets.mark(key);
     }
 
     /// Commits a frame of the store's own, and waits until it is durable.
@@ -148,8 +151,9 @@ impl Inner {
         let is_there = |key, lifetime| !shared.memtable.contains(key) && shared.unfinished.is_current(key, lifetime);
         self.commit_queue.exclusive(|| {
             for (key, lifetime) in expired.iter().filter(|(key, lifetime)| is_there(key, lifetime)) {
-                let removed = (key.clone(), Entry { number: 0, ticket: 0, content: None });
-                shared.memtable.put_all(std::iter::once(removed), || self.changed(std::iter::once(key)));
+                let hash = shared.memtable.hash(key.bytes());
+                let removed = Entry { number: 0, ticket: 0, content: None };
+                shared.memtable.put(hash, key.clone(), removed, || self.changed(hash, key));
                 deleted.records += 1;
                 deleted.interrupted += u64::from(matches!(lifetime.state, Status::InProgress | Status::Interrupted));
             }

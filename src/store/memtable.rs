@@ -1,15 +1,18 @@
 //! The memtable: the newest content of each key that was committed and is not in a run yet.
 //!
 //! Keys are spread over shards, each with its own lock. A commit of several keys locks their shards in order and
-//! unlocks them together, so a reader sees all of its changes or none.
+//! unlocks them together, so a reader sees all of its changes or none. A shard is ordered, and so is the set of its unfinished
+//! records, so a listing visits about as many keys as it returns.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::hash::BuildHasher;
+use std::ops::Bound;
 
 use super::format::frame::{Content, StoreKey};
 use crate::sync::{RandomState, RwLock};
 use crate::types::clock::NEVER;
-use crate::types::record::{Now, Status};
+use crate::types::record::Now;
 
 /// Models check every shard, so they have few.
 const SHARDS: usize = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 64 };
@@ -24,7 +27,72 @@ pub(crate) struct Entry {
     pub(crate) content: Option<Content>,
 }
 
-type Shard = HashMap<StoreKey, Entry>;
+/// The hash of a key. It chooses the shard of the key and its version counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeyHash(u64);
+
+impl KeyHash {
+    /// Returns a number that spreads keys evenly over `slots` slots.
+    pub(crate) fn slot(self, slots: usize) -> usize {
+        self.number() % slots
+    }
+
+    pub(crate) fn number(self) -> usize {
+        usize::try_from(self.0 >> 1).unwrap_or_default()
+    }
+}
+
+/// The keys to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Listed {
+    All,
+    Unfinished,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    entries: BTreeMap<StoreKey, Entry>,
+    /// The keys of records in progress, released or interrupted.
+    unfinished: BTreeSet<StoreKey>,
+}
+
+impl Shard {
+    fn insert(&mut self, key: StoreKey, entry: Entry) -> Option<Entry> {
+        if key.is_record() {
+            let record = entry.content.as_ref().and_then(Content::record);
+            if record.is_some_and(|stored| stored.lifetime().is_unfinished()) {
+                self.unfinished.insert(key.clone());
+            } else {
+                self.unfinished.remove(&key);
+            }
+        }
+        self.entries.insert(key, entry)
+    }
+
+    fn remove(&mut self, key: &StoreKey) -> Option<(StoreKey, Entry)> {
+        self.unfinished.remove(key);
+        self.entries.remove_entry(key)
+    }
+
+    fn keys(&self, listed: Listed, range: (Bound<&StoreKey>, Bound<&StoreKey>), limit: usize) -> Vec<StoreKey> {
+        match listed {
+            Listed::All => some(self.entries.range(range).map(|(key, _)| key), limit),
+            Listed::Unfinished => some(self.unfinished.range(range), limit),
+        }
+    }
+}
+
+fn some<'a>(keys: impl Iterator<Item = &'a StoreKey>, limit: usize) -> Vec<StoreKey> {
+    #[cfg(test)]
+    let keys = keys.inspect(|_| VISITED.set(VISITED.get() + 1));
+    keys.take(limit).cloned().collect()
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The number of keys that listings of this thread have visited.
+    static VISITED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
 
 #[derive(Debug)]
 pub(crate) struct Memtable {
@@ -41,21 +109,38 @@ impl Default for Memtable {
 }
 
 impl Memtable {
-    fn shard_of(&self, key: &StoreKey) -> usize {
-        usize::try_from(self.hasher.hash_one(key.bytes()) >> 1).unwrap_or_default() % SHARDS
+    pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
+        KeyHash(self.hasher.hash_one(key))
     }
 
-    pub(crate) fn get(&self, key: &StoreKey) -> Option<Entry> {
-        self.shards.get(self.shard_of(key))?.read().get(key).cloned()
+    fn shard(&self, key: &StoreKey) -> Option<&RwLock<Shard>> {
+        self.shards.get(self.hash(key.bytes()).slot(SHARDS))
+    }
+
+    pub(crate) fn get(&self, hash: KeyHash, key: &StoreKey) -> Option<Entry> {
+        self.shards.get(hash.slot(SHARDS))?.read().entries.get(key).cloned()
     }
 
     pub(crate) fn contains(&self, key: &StoreKey) -> bool {
-        self.shards.get(self.shard_of(key)).is_some_and(|shard| shard.read().contains_key(key))
+        self.shard(key).is_some_and(|shard| shard.read().entries.contains_key(key))
+    }
+
+    /// Inserts one change. Calls `moved` before a reader can see it.
+    pub(crate) fn put(&self, hash: KeyHash, key: StoreKey, entry: Entry, moved: impl FnOnce()) {
+        if let Some(shard) = self.shards.get(hash.slot(SHARDS)) {
+            let mut shard = shard.write();
+            let replaced = shard.insert(key, entry);
+            moved();
+            // Unlock first: dropping the replaced content takes time.
+            drop(shard);
+            drop(replaced);
+        }
     }
 
     /// Inserts the changes of a commit together. Calls `moved` before a reader can see any of them.
     pub(crate) fn put_all(&self, entries: impl Iterator<Item = (StoreKey, Entry)>, moved: impl FnOnce()) {
-        let mut entries: Vec<_> = entries.map(|(key, entry)| (self.shard_of(&key), key, entry)).collect();
+        let mut entries: Vec<_> =
+            entries.map(|(key, entry)| (self.hash(key.bytes()).slot(SHARDS), key, entry)).collect();
         // Every commit locks the shards in this order, so two commits cannot deadlock.
         entries.sort_by_key(|(shard, ..)| *shard);
         let mut locked: Vec<(usize, _)> = Vec::with_capacity(entries.len().min(SHARDS));
@@ -83,7 +168,7 @@ impl Memtable {
     pub(crate) fn unsorted(&self) -> Vec<(StoreKey, Entry)> {
         let mut found = Vec::with_capacity(self.len());
         for shard in &self.shards {
-            found.extend(shard.read().iter().map(|(key, entry)| (key.clone(), entry.clone())));
+            found.extend(shard.read().entries.iter().map(|(key, entry)| (key.clone(), entry.clone())));
         }
         found
     }
@@ -91,10 +176,10 @@ impl Memtable {
     /// Removes contents that are in a run now. Newer contents stay.
     pub(crate) fn remove_flushed<'a>(&self, flushed: impl Iterator<Item = (&'a StoreKey, u64)>) {
         for (key, number) in flushed {
-            let Some(shard) = self.shards.get(self.shard_of(key)) else { continue };
+            let Some(shard) = self.shard(key) else { continue };
             let mut shard = shard.write();
-            let is_same = shard.get(key).is_some_and(|entry| entry.number == number);
-            let removed = if is_same { shard.remove_entry(key) } else { None };
+            let is_same = shard.entries.get(key).is_some_and(|entry| entry.number == number);
+            let removed = if is_same { shard.remove(key) } else { None };
             drop(shard);
             drop(removed);
         }
@@ -102,38 +187,38 @@ impl Memtable {
 
     /// Returns the first keys at or after `from` and before `end`.
     pub(crate) fn keys(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
-        self.keys_where(from, end, limit, |_| true)
+        self.first(Listed::All, from, end, limit)
     }
 
     /// Returns keys as [`keys`](Self::keys) does, but only of records in progress, released or interrupted.
     pub(crate) fn unfinished(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
-        self.keys_where(from, end, limit, |entry| {
-            let record = entry.content.as_ref().and_then(Content::record);
-            record.is_some_and(|stored| !matches!(stored.state, Status::Succeeded | Status::Failed))
-        })
+        self.first(Listed::Unfinished, from, end, limit)
     }
 
-    fn keys_where(
-        &self,
-        from: &StoreKey,
-        end: Option<&StoreKey>,
-        limit: usize,
-        wanted: impl Fn(&Entry) -> bool,
-    ) -> Vec<StoreKey> {
-        let is_wanted =
-            |(key, entry): &(&StoreKey, &Entry)| *key >= from && end.is_none_or(|end| *key < end) && wanted(entry);
-        // When there are too many, the greatest key is removed first.
-        let mut found = BinaryHeap::new();
-        for shard in &self.shards {
-            for (key, _) in shard.read().iter().filter(is_wanted) {
-                if found.len() < limit {
-                    found.push(key.clone());
-                } else if let Some(mut greatest) = found.peek_mut().filter(|greatest| key < &**greatest) {
-                    *greatest = key.clone();
-                }
-            }
+    fn first(&self, listed: Listed, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Vec<StoreKey> {
+        if limit == 0 || end.is_some_and(|end| end <= from) {
+            return Vec::new();
         }
-        found.into_sorted_vec()
+        // Keys are spread evenly, so most shards are asked once.
+        let (at_once, end) = (limit / SHARDS + 1, end.map_or(Bound::Unbounded, Bound::Excluded));
+        let source = |shard| Source {
+            shard,
+            from: Bound::Included(from.clone()),
+            is_over: false,
+            ahead: Vec::new().into_iter(),
+        };
+        let mut sources: Vec<Source<'_>> = self.shards.iter().map(source).collect();
+        let mut next = |nth: usize| Some(Reverse((sources.get_mut(nth)?.next(listed, end, at_once)?, nth)));
+        let mut heads: BinaryHeap<_> = (0..SHARDS).filter_map(&mut next).collect();
+        let mut found = Vec::new();
+        while let Some(Reverse((key, nth))) = heads.pop() {
+            found.push(key);
+            if found.len() == limit {
+                break;
+            }
+            heads.extend(next(nth));
+        }
+        found
     }
 
     /// Returns all keys in order. The flag is false for a key that is absent.
@@ -150,9 +235,11 @@ impl Memtable {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.read();
-            found.extend(shard.iter().filter(|(key, entry)| wanted(key, entry)).map(|(key, entry)| take(key, entry)));
+            let entries = shard.entries.iter().filter(|(key, entry)| wanted(key, entry));
+            found.extend(entries.map(|(key, entry)| take(key, entry)));
         }
-        found.sort_unstable_by(|a, b| key_of(a).cmp(key_of(b)));
+        // A stable sort merges what is sorted already.
+        found.sort_by(|a, b| key_of(a).cmp(key_of(b)));
         found
     }
 
@@ -162,22 +249,47 @@ impl Memtable {
             let record = entry.content.as_ref().and_then(Content::record);
             record.map_or(NEVER, |stored| stored.expires_at(now))
         };
-        let of_shard = |shard: &RwLock<Shard>| shard.read().values().map(of_entry).min().unwrap_or(NEVER);
+        let of_shard = |shard: &RwLock<Shard>| shard.read().entries.values().map(of_entry).min().unwrap_or(NEVER);
         self.shards.iter().map(of_shard).min().unwrap_or(NEVER)
     }
 
     pub(crate) fn clear(&self) {
-        self.shards.iter().for_each(|shard| shard.write().clear());
+        self.shards.iter().for_each(|shard| *shard.write() = Shard::default());
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.read().len()).sum()
+        self.shards.iter().map(|shard| shard.read().entries.len()).sum()
+    }
+}
+
+/// The keys of one shard, read some at a time.
+struct Source<'a> {
+    shard: &'a RwLock<Shard>,
+    /// Where the next read begins.
+    from: Bound<StoreKey>,
+    is_over: bool,
+    ahead: std::vec::IntoIter<StoreKey>,
+}
+
+impl Source<'_> {
+    fn next(&mut self, listed: Listed, end: Bound<&StoreKey>, at_once: usize) -> Option<StoreKey> {
+        if self.ahead.len() == 0 && !self.is_over {
+            let keys = self.shard.read().keys(listed, (self.from.as_ref(), end), at_once);
+            self.is_over = keys.len() < at_once;
+            if let Some(last) = keys.last() {
+                self.from = Bound::Excluded(last.clone());
+            }
+            self.ahead = keys.into_iter();
+        }
+        self.ahead.next()
     }
 }
 
 #[cfg(all(test, not(oncekey_shuttle)))]
 mod tests {
     use super::*;
+    use crate::store::format::record::tests::sample;
+    use crate::types::record::{Status, StoredRecord};
     use crate::types::value::Value;
 
     fn key(name: u32) -> StoreKey {
@@ -208,5 +320,49 @@ mod tests {
         memtable.put_all(std::iter::once((key(1), entry(2))), || ());
         memtable.remove_flushed(taken.iter().map(|(key, entry)| (key, entry.number)));
         assert_eq!(memtable.all(), [(key(1), true)]);
+    }
+
+    fn record(name: u32, state: Status) -> (StoreKey, Entry) {
+        let content = Some(Content::Record(StoredRecord { state, ..sample() }.into()));
+        (StoreKey::record("m", &name.to_be_bytes()), Entry { number: 1, ticket: 1, content })
+    }
+
+    #[test]
+    fn a_listing_visits_as_many_keys_as_it_returns_and_one_more_for_each_shard() {
+        let memtable = Memtable::default();
+        memtable.put_all((0..20_000).map(|name| (key(name), entry(1))), || ());
+        for limit in [1, 2, 100, 1_000] {
+            let keys = memtable.keys(&key(9_000), None, limit);
+            assert_eq!(keys, (9_000..).take(limit).map(key).collect::<Vec<_>>());
+            // A shard that has more than its share of the keys is read several times.
+            let visited = VISITED.take();
+            assert!(visited <= 2 * limit + 2 * SHARDS, "{visited} keys for {limit}");
+        }
+        assert_eq!(memtable.keys(&key(9), Some(&key(10)), 1_000), [key(9)]);
+        assert!(VISITED.take() <= SHARDS);
+        assert!(memtable.keys(&key(9), Some(&key(8)), 9).is_empty() && memtable.keys(&key(9), None, 0).is_empty());
+    }
+
+    #[test]
+    fn a_listing_of_unfinished_records_visits_no_finished_ones() {
+        let memtable = Memtable::default();
+        memtable.put_all((0..10_000).map(|name| record(name, Status::InProgress)), || ());
+        memtable.put_all((0..10_000).filter(|name| name % 100 > 0).map(|name| record(name, Status::Succeeded)), || ());
+        let from = StoreKey::first_record();
+        let keys = memtable.unfinished(&from, None, 1_000);
+        assert_eq!(keys, (0..10_000).step_by(100).map(|name| record(name, Status::InProgress).0).collect::<Vec<_>>());
+        assert_eq!(VISITED.take(), 100);
+        memtable.remove_flushed(keys.iter().map(|key| (key, 1)));
+        assert!(memtable.unfinished(&from, None, 1_000).is_empty());
+        assert_eq!(memtable.len(), 9_900);
+    }
+
+    // It was a plain checksum: clients could aim keys at the version counter of a row, and starve it.
+    #[test]
+    fn each_memtable_hashes_keys_differently() {
+        let (one, other) = (Memtable::default(), Memtable::default());
+        let of = |memtable: &Memtable| (0..64).map(|name| memtable.hash(key(name).bytes())).collect::<Vec<_>>();
+        assert_eq!(of(&one), of(&one));
+        assert_ne!(of(&one), of(&other), "each open has its own seed");
     }
 }

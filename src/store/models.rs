@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use super::memtable::{Entry, Memtable};
+use super::memtable::{Entry, KeyHash, Memtable};
 use super::read_sets::{ReadSet, ReadSets};
 use super::{Content, Priority, StoreKey};
 use crate::store::versions::{ReadVersion, Versions};
@@ -76,21 +76,25 @@ impl Store {
         }
     }
 
+    fn hash(&self, key: &StoreKey) -> KeyHash {
+        self.memtable.hash(key.bytes())
+    }
+
     fn sled(&self, key: &StoreKey) -> u8 {
         self.sled.lock().get(key).copied().unwrap_or_default()
     }
 
     fn read(&self, key: &StoreKey) -> Read {
         let early = (self.fault == Fault::ReadsSledFirst).then(|| self.sled(key));
-        let seen = self.versions.look(key);
-        let (value, ticket) = match self.memtable.get(key) {
+        let seen = self.versions.look(self.hash(key));
+        let (value, ticket) = match self.memtable.get(self.hash(key), key) {
             Some(entry) => {
                 let row = entry.content.and_then(Content::into_row).unwrap();
                 (row.first().copied().unwrap(), entry.ticket)
             }
             None => (early.unwrap_or_else(|| self.sled(key)), 0),
         };
-        let seen = if self.fault == Fault::LooksAtTheStripeLast { self.versions.look(key) } else { seen };
+        let seen = if self.fault == Fault::LooksAtTheStripeLast { self.versions.look(self.hash(key)) } else { seen };
         Read { value, seen, ticket }
     }
 
@@ -149,7 +153,7 @@ impl Store {
             let content = Some(Content::Row(Value::from([*value].as_slice())));
             (key.clone(), Entry { number, ticket, content })
         });
-        let advance = || changes.iter().for_each(|(key, _)| self.versions.advance(key));
+        let advance = || changes.iter().for_each(|(key, _)| self.versions.advance(self.hash(key)));
         let mark = || changes.iter().for_each(|(key, _)| self.read_sets.mark(key));
         self.memtable.put_all(entries, || {
             if self.fault != Fault::MovesTheStripesLater {
@@ -186,7 +190,7 @@ impl Store {
     fn apply(&self, batch: Batch<Frame>) {
         for (number, frame) in (batch.first_frame..).zip(batch.frames) {
             for (key, value) in frame {
-                let number = match (self.fault, self.memtable.get(&key)) {
+                let number = match (self.fault, self.memtable.get(self.hash(&key), &key)) {
                     (Fault::DropsWhateverIsThere, Some(entry)) => entry.number,
                     _ => number,
                 };

@@ -9,7 +9,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use super::format::frame::StoreKey;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RandomState};
 
 /// Enough shards that transactions rarely wait for the same lock. Models create a table for every schedule, so theirs
@@ -22,6 +22,8 @@ pub(crate) struct ReadSets {
     hasher: RandomState,
     shards: [Mutex<Readers>; SHARDS],
     ranges: Mutex<Vec<RangeRead>>,
+    /// The number of keys and ranges in all sets. Changed before the first and after the last read of each.
+    len: AtomicUsize,
 }
 
 type Readers = HashMap<StoreKey, Vec<Arc<Mark>>>;
@@ -62,7 +64,7 @@ pub(crate) struct ReadSet {
 impl Default for ReadSets {
     fn default() -> Self {
         let shards = std::array::from_fn(|_| Mutex::default());
-        Self { hasher: RandomState::default(), shards, ranges: Mutex::default() }
+        Self { hasher: RandomState::default(), shards, ranges: Mutex::default(), len: AtomicUsize::new(0) }
     }
 }
 
@@ -74,6 +76,11 @@ impl ReadSets {
 
     /// Marks every set that contains this key. Called before a reader can see its new content.
     pub(crate) fn mark(&self, key: &StoreKey) {
+        // The caller holds the lock of the key's shard of the memtable. A transaction that adds the key after this load reads
+        // that shard later, and so the new content.
+        if self.len.load(Ordering::Acquire) == 0 {
+            return;
+        }
         if let Some(shard) = self.shard(key) {
             for reader in shard.lock().get(key).into_iter().flatten() {
                 reader.set(key.clone());
@@ -96,6 +103,7 @@ impl ReadSet {
     /// Adds a key. Called before the key is read.
     pub(crate) fn add(&mut self, key: &StoreKey) {
         if self.keys.insert(key.clone()) {
+            self.sets.len.fetch_add(1, Ordering::AcqRel);
             if let Some(shard) = self.sets.shard(key) {
                 shard.lock().entry(key.clone()).or_default().push(Arc::clone(&self.mark));
             }
@@ -105,6 +113,7 @@ impl ReadSet {
     /// Adds a range and returns its id. Called before the range is read.
     pub(crate) fn add_range(&mut self, from: &StoreKey, end: Option<&StoreKey>) -> usize {
         let (id, mark) = (self.ranges.len(), Arc::clone(&self.mark));
+        self.sets.len.fetch_add(1, Ordering::AcqRel);
         self.ranges.push(from.container());
         self.sets.ranges.lock().push(RangeRead { id, from: from.clone(), end: end.cloned(), mark });
         id
@@ -150,6 +159,7 @@ impl Drop for ReadSet {
         if !self.ranges.is_empty() {
             self.sets.ranges.lock().retain(|range| !Arc::ptr_eq(&range.mark, &self.mark));
         }
+        self.sets.len.fetch_sub(self.keys.len() + self.ranges.len(), Ordering::AcqRel);
     }
 }
 
@@ -180,6 +190,7 @@ mod tests {
         assert!(other.is_current(), "the marks of dropped sets do not reach it");
         drop(other);
         assert!(sets.shards.iter().all(|shard| shard.lock().is_empty()), "forgotten");
+        assert_eq!(sets.len.load(Ordering::Relaxed), 0);
     }
 
     #[test]

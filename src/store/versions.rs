@@ -3,10 +3,7 @@
 //! For changes of a single key, which is read again if its counter has moved. Transactions use
 //! [`read_sets`](super::read_sets).
 
-use std::hash::BuildHasher;
-
-use super::format::frame::StoreKey;
-use crate::sync::RandomState;
+use super::memtable::KeyHash;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Models create a table for every schedule, so theirs is small.
@@ -14,8 +11,6 @@ const STRIPES: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 <
 
 #[derive(Debug)]
 pub(crate) struct Versions {
-    /// Seeded at each open. Clients choose keys, and must not be able to choose their counters.
-    hasher: RandomState,
     versions: Vec<AtomicU64>,
 }
 
@@ -36,23 +31,14 @@ impl ReadVersion {
 impl Default for Versions {
     fn default() -> Self {
         let versions = std::iter::repeat_with(AtomicU64::default).take(STRIPES).collect();
-        Self { hasher: RandomState::default(), versions }
+        Self { versions }
     }
 }
 
 impl Versions {
-    /// Returns a number that spreads keys evenly and that clients cannot predict.
-    pub(crate) fn spread(&self, key: &[u8]) -> usize {
-        usize::try_from(self.hasher.hash_one(key) >> 1).unwrap_or_default()
-    }
-
-    fn of(&self, key: &StoreKey) -> usize {
-        self.spread(key.bytes()) % STRIPES
-    }
-
     /// Returns the current value. Called before the key is read.
-    pub(crate) fn look(&self, key: &StoreKey) -> ReadVersion {
-        let stripe = self.of(key);
+    pub(crate) fn look(&self, key: KeyHash) -> ReadVersion {
+        let stripe = key.slot(STRIPES);
         ReadVersion { stripe, version: self.version(stripe) }
     }
 
@@ -66,28 +52,13 @@ impl Versions {
     }
 
     /// Moves the counter of a key that changes.
-    pub(crate) fn advance(&self, key: &StoreKey) {
-        if let Some(version) = self.versions.get(self.of(key)) {
+    pub(crate) fn advance(&self, key: KeyHash) {
+        if let Some(version) = self.versions.get(key.slot(STRIPES)) {
             version.fetch_add(1, Ordering::Release);
         }
     }
 
     fn version(&self, stripe: usize) -> u64 {
         self.versions.get(stripe).map_or(0, |version| version.load(Ordering::Acquire))
-    }
-}
-
-#[cfg(all(test, not(oncekey_shuttle)))]
-mod tests {
-    use super::*;
-
-    // Without the seed, clients could choose keys that share the counter of a row, and starve its writers.
-    #[test]
-    fn the_counter_of_a_key_cannot_be_predicted() {
-        let (one, other) = (Versions::default(), Versions::default());
-        let keys: Vec<StoreKey> = (0..64_u8).map(|number| StoreKey::row("t", &[number])).collect();
-        let of = |versions: &Versions| keys.iter().map(|key| versions.of(key)).collect::<Vec<_>>();
-        assert_eq!(of(&one), of(&one));
-        assert_ne!(of(&one), of(&other), "each open has its own seed");
     }
 }

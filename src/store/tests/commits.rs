@@ -11,10 +11,10 @@ fn counter(store: &Store, key: &StoreKey) -> u64 {
 
 /// Returns two keys with different version counters.
 fn apart(store: &Store) -> (StoreKey, StoreKey) {
-    let versions = &store.inner.versions;
+    let look = |key: &StoreKey| store.inner.versions.look(store.inner.shared.memtable.hash(key.bytes()));
     let first = key("0");
     let mut others = (1..99).map(|index| key(index.to_string()));
-    let other = others.find(|other| versions.look(other).stripe() != versions.look(&first).stripe());
+    let other = others.find(|other| look(other).stripe() != look(&first).stripe());
     (first, other.unwrap())
 }
 
