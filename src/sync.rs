@@ -10,14 +10,11 @@ mod real {
     pub(crate) use std::thread;
 
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
-
-    pub(crate) use crate::sync::std_sync::{StdCondvar, StdMutex};
 }
 
+pub(crate) mod event_count;
 pub(crate) mod group_commit;
 pub(crate) mod key_locks;
-#[cfg(not(all(test, oncekey_shuttle)))]
-mod std_sync;
 pub(crate) mod wait_limit;
 pub(crate) mod wait_queue;
 pub(crate) mod worker;

@@ -3,8 +3,8 @@
 //! Commits are added to a group under a short lock. One writer takes the group, writes and syncs it, and publishes its
 //! number; meanwhile the next group fills.
 //!
-//! Callers can wait for at most two groups: the one being synced and the one being filled. So two condition variables,
-//! chosen by the parity of the number, let a sync wake only its own waiters. The design is that of okaywal's
+//! Callers can wait for at most two groups: the one being synced and the one being filled. So two event counts, chosen by
+//! the parity of the number, let a sync wake only its own waiters. The design is that of okaywal's
 //! `log_file.rs`, but the leader is a thread. So a caller that returns early cannot leave others asleep.
 //!
 //! The queue also accounts for space, so that a commit is rejected before it changes anything. It counts the space in
@@ -21,7 +21,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, MutexGuard, StdCondvar, StdMutex};
+use crate::sync::event_count::EventCount;
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::stats::Counter;
@@ -63,12 +64,13 @@ pub(crate) struct CommitQueue<C, S> {
     applied_changed: Condvar,
     /// Notified if a segment is requested.
     spare_wanted: Condvar,
-    /// Held only to check `durable` before parking. Woken waiters lock this and not the commit lock, so they do not
-    /// delay commits.
-    waiters: StdMutex,
-    synced: [StdCondvar; 2],
+    /// Signalled when a group of this parity is durable.
+    synced: [EventCount; 2],
     /// The number of the last durable group.
     durable: AtomicU64,
+    /// The newest group one of whose waiters has a timeout. It stays until the group is durable, so it stands for all
+    /// waiters of this group and of earlier ones.
+    timed: AtomicU64,
     is_stalled: AtomicBool,
     /// Counts the steps of the writer and of the preparation of segments.
     writing: AtomicU64,
@@ -119,9 +121,9 @@ impl<C, S> CommitQueue<C, S> {
             work_arrived: Condvar::new(),
             applied_changed: Condvar::new(),
             spare_wanted: Condvar::new(),
-            waiters: StdMutex::default(),
             synced: Default::default(),
             durable: AtomicU64::new(durable),
+            timed: AtomicU64::new(durable),
             is_stalled: AtomicBool::new(false),
             writing: AtomicU64::new(0),
             #[cfg(test)]
@@ -241,10 +243,8 @@ impl<C, S> CommitQueue<C, S> {
     pub(crate) fn publish(&self, group: u64) {
         self.durable.store(group, Ordering::Release);
         self.writing.fetch_add(1, Ordering::Relaxed);
-        // Take the lock once: a waiter that read the old number holds it until it has parked, so it gets the
-        // notification.
-        drop(self.waiters.lock());
-        self.condvar(group).notify_all();
+        // After the store: a waiter that has read the old number then finds that the event count has changed.
+        self.synced(group).signal();
     }
 
     /// Waits until `group` is durable, as long as the writer makes progress.
@@ -261,20 +261,27 @@ impl<C, S> CommitQueue<C, S> {
             }
         }
         self.waits.add(1);
-        let mut patience = self.patience();
-        let mut waiters = self.waiters.lock();
+        let synced = self.synced(group);
+        let mut patience = None;
         loop {
+            // Read before the checks: after a later signal the wait below returns at once.
+            let seen = synced.current();
             self.check_waited()?;
             if self.is_durable(group) {
                 return Ok(());
             }
-            if patience.for_writing() == Verdict::Stalled {
-                drop(waiters);
+            // One waiter has the timeout for all, because a timer costs as much as the wait itself.
+            if self.timed.load(Ordering::Relaxed) < group && self.timed.fetch_max(group, Ordering::Relaxed) < group {
+                patience = Some(self.patience());
+            }
+            if patience.as_ref().is_some_and(|patience| patience.for_writing() == Verdict::Stalled) {
                 self.poison(stalled("a commit waited for its sync", self.config.timeout));
                 return self.check_waited();
             }
-            let timed_out = self.condvar(group).wait_until(&mut waiters, patience.deadline());
-            patience.waited(timed_out, self.progress());
+            let timed_out = synced.wait(seen, patience.as_ref().and_then(Patience::deadline));
+            if let Some(patience) = &mut patience {
+                patience.waited(timed_out, self.progress());
+            }
         }
     }
 
@@ -420,10 +427,7 @@ impl<C, S> CommitQueue<C, S> {
         let state = self.state.lock();
         self.notify_everything(&state);
         drop(state);
-        drop(self.waiters.lock());
-        for condvar in &self.synced {
-            condvar.notify_all();
-        }
+        self.synced.iter().for_each(EventCount::signal);
         self.poison.report();
         first.clone()
     }
@@ -460,7 +464,7 @@ impl<C, S> CommitQueue<C, S> {
         self.poison.check_waited()
     }
 
-    fn condvar(&self, group: u64) -> &StdCondvar {
+    fn synced(&self, group: u64) -> &EventCount {
         let [even, odd] = &self.synced;
         if group % 2 == 0 { even } else { odd }
     }

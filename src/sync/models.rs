@@ -92,26 +92,6 @@ impl<T: fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
     }
 }
 
-/// Std's mutex outside of models.
-pub(crate) type StdMutex = Mutex<()>;
-
-#[derive(Debug, Default)]
-pub(crate) struct StdCondvar(Condvar);
-
-impl StdCondvar {
-    pub(crate) fn wait_until(&self, guard: &mut MutexGuard<'_, ()>, deadline: Option<Instant>) -> bool {
-        let Some(deadline) = deadline else {
-            self.0.wait(guard);
-            return false;
-        };
-        self.0.wait_until(guard, deadline).timed_out()
-    }
-
-    pub(crate) fn notify_all(&self) {
-        self.0.notify_all();
-    }
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Condvar {
     queue: Arc<Queue>,

@@ -26,12 +26,12 @@ enum Fault {
     PublishesBeforeTheSync,
     /// Publishes frames that were committed during the sync.
     PublishesTheNewest,
-    NotifiesPastTheLock,
+    WakesWithoutASignal,
     ForgetsToApply,
     ForgetsToRefuse,
     AnswersOnATimeOut,
     EndsWithoutPoison,
-    PoisonsPastTheLock,
+    PoisonsWithoutASignal,
     ListensOnly,
     EndsAtOnce,
     LeavesTheQueueWithoutWaking,
@@ -102,9 +102,9 @@ impl Store {
         self.disk.sync(batch);
         match fault {
             Fault::PublishesTheNewest => self.group.publish(self.group.newest()),
-            Fault::NotifiesPastTheLock => {
+            Fault::WakesWithoutASignal => {
                 self.group.durable.store(batch.group, SeqCst);
-                self.group.condvar(batch.group).notify_all();
+                self.group.synced(batch.group).wake_all();
             }
             _ => self.group.publish(batch.group),
         }
@@ -183,7 +183,7 @@ fn a_sync_does_not_cover_later_commits() {
 #[test]
 fn a_sync_wakes_all_its_waiters() {
     holds(|| commits(Fault::None, |_| ()));
-    fails(|| commits(Fault::NotifiesPastTheLock, |_| ()), LEFT_BEHIND);
+    fails(|| commits(Fault::WakesWithoutASignal, |_| ()), LEFT_BEHIND);
 }
 
 /// Runs one commit and one sync.
@@ -201,7 +201,7 @@ fn one_waits(fault: Fault) {
 #[test]
 fn a_sync_wakes_its_waiter_in_every_order() {
     always_holds(|| one_waits(Fault::None));
-    fails(|| one_waits(Fault::NotifiesPastTheLock), LEFT_BEHIND);
+    fails(|| one_waits(Fault::WakesWithoutASignal), LEFT_BEHIND);
     fails(|| one_waits(Fault::PublishesBeforeTheSync), "an answer before its sync");
 }
 
@@ -220,11 +220,14 @@ fn waits_for_an_interval(interval: std::time::Duration) {
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
         let ticket = store.commit(1, Priority::User).unwrap();
-        let mut waiters = store.group.waiters.lock();
-        while !store.group.is_durable(ticket) {
-            store.group.condvar(ticket).wait_until(&mut waiters, None);
+        let synced = store.group.synced(ticket);
+        loop {
+            let seen = synced.current();
+            if store.group.is_durable(ticket) {
+                break;
+            }
+            synced.wait(seen, None);
         }
-        drop(waiters);
         store.group.close();
     });
 }

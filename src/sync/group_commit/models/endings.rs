@@ -7,12 +7,12 @@ use shuttle::rand::Rng;
 use super::*;
 use crate::sync::worker::Worker;
 
-/// Poisons the queue. With the fault, a copy of [`CommitQueue::poison`] notifies without taking the locks.
+/// Poisons the queue. With the fault, a copy of [`CommitQueue::poison`] wakes without changing the event counts.
 fn poison(group: &Frames, fault: Fault) {
-    if fault == Fault::PoisonsPastTheLock {
+    if fault == Fault::PoisonsWithoutASignal {
         group.poison.set(broken());
         group.notify_everything(&group.state.lock());
-        group.synced.iter().for_each(super::super::StdCondvar::notify_all);
+        group.synced.iter().for_each(crate::sync::event_count::EventCount::wake_all);
     } else {
         group.poison(broken());
     }
@@ -65,7 +65,7 @@ fn waits_of_all_kinds(fault: Fault) {
 #[test]
 fn poison_wakes_all_waiters() {
     holds(|| waits_of_all_kinds(Fault::None));
-    fails(|| waits_of_all_kinds(Fault::PoisonsPastTheLock), LEFT_BEHIND);
+    fails(|| waits_of_all_kinds(Fault::PoisonsWithoutASignal), LEFT_BEHIND);
 }
 
 #[test]
