@@ -96,6 +96,6 @@ impl Table {
 /// Removes one step in one commit.
 fn remove<R>(protocol: &Arc<Protocol>, step: impl Fn(&mut Workspace) -> Result<R>) -> Result<R> {
     let setting = Setting { fence: None, faulted: None, should_retry: None };
-    let run = |tx: &Transaction| Ok((tx.with_workspace(protocol, &step)?, Ok(crate::protocol::rules::Step::Stay)));
+    let run = |tx: &Transaction| Ok((tx.with_workspace(protocol, &step)?, crate::protocol::rules::Step::Stay));
     transaction::run::<_, Error>(protocol, &setting, run).map(|(removed, _)| removed)
 }

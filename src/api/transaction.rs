@@ -222,12 +222,19 @@ impl<X: fmt::Display> fmt::Display for PhaseError<X> {
 
 impl<X: fmt::Debug + fmt::Display> std::error::Error for PhaseError<X> {}
 
-/// The result of a run whose reads are still current.
-enum Ended<'a, R, X> {
-    Committed(R, CommittedWorkspace<'a>),
+/// The reason why a run commits nothing.
+pub(crate) enum Stop<X> {
+    /// The closure has returned this error.
     RolledBack(X),
+    /// An error of the engine. For example, the claim no longer owns its record at its recovery point.
     Fault(Error),
     Panicked(Box<dyn Any + Send>),
+}
+
+impl<X> From<X> for Stop<X> {
+    fn from(error: X) -> Self {
+        Self::RolledBack(error)
+    }
 }
 
 /// The parameters of a transaction, other than its closure.
@@ -251,8 +258,8 @@ impl<X: From<Error>> Setting<'_, X> {
         X::from(error)
     }
 
-    fn runs_again_after<R>(&self, ended: &Ended<'_, R, X>) -> bool {
-        matches!((ended, self.should_retry), (Ended::RolledBack(error), Some(judge)) if judge(error))
+    fn runs_again_after<R>(&self, ended: &Result<R, Stop<X>>) -> bool {
+        matches!((ended, self.should_retry), (Err(Stop::RolledBack(error)), Some(judge)) if judge(error))
     }
 }
 
@@ -266,7 +273,7 @@ pub(crate) fn phase<R, X: From<Error>>(
         part(&outer, || work(&outer))
     } else {
         let setting = Setting { fence: None, faulted: None, should_retry: options.should_retry.as_deref() };
-        run(protocol, &setting, |tx| Ok((work(tx)?, Ok(Step::Stay)))).map(|(value, _)| value)
+        run(protocol, &setting, |tx| Ok((work(tx)?, Step::Stay))).map(|(value, _)| value)
     };
     ended.map_err(|error| options.failed(error))
 }
@@ -276,7 +283,7 @@ pub(crate) fn phase<R, X: From<Error>>(
 pub(crate) fn run<R, X: From<Error>>(
     protocol: &Arc<Protocol>,
     setting: &Setting<'_, X>,
-    work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
+    work: impl Fn(&Transaction) -> Result<(R, Step), Stop<X>>,
 ) -> Result<(R, Vec<RecordInfo>), X> {
     let fence = setting.fence;
     // A claim may run stages after a close of the engine.
@@ -298,14 +305,14 @@ pub(crate) fn run<R, X: From<Error>>(
             claims: RefCell::default(),
             faulted: Cell::default(),
         });
-        let worked = begin(&transaction, fence, &work);
+        let ran = begin(&transaction, fence, &work);
         let met_fault = transaction.faulted.get();
         let mut workspace = transaction.workspace.replace(protocol.workspace());
         let (written, containers) = protocol.written_locks(&workspace, fence);
-        if matches!(worked, Ok(Ok(Ok(_)))) {
+        if ran.is_ok() {
             taken.yield_to(&written, &containers);
         }
-        let ended = end(protocol, fence, &mut workspace, worked);
+        let ended = end(protocol, fence, &mut workspace, ran);
         let Some(ended) = ended else {
             protocol.rerun();
             taken.clear();
@@ -339,13 +346,13 @@ fn conclude<R, X: From<Error>>(
     protocol: &Protocol,
     setting: &Setting<'_, X>,
     workspace: &Workspace,
-    ended: Ended<'_, R, X>,
+    ended: Result<(R, CommittedWorkspace<'_>), Stop<X>>,
     claims: Vec<NewClaim>,
 ) -> Result<(R, Vec<RecordInfo>), X> {
     let fault = |error: Error| setting.fault(error);
     let durable = protocol.wait_for(workspace);
     match ended {
-        Ended::Committed(value, committed) => {
+        Ok((value, committed)) => {
             let written = protocol.tell(committed).map_err(fault)?;
             for (id, made) in claims {
                 if let Some(info) = written.iter().find(|info| id.is_of(info)) {
@@ -354,28 +361,25 @@ fn conclude<R, X: From<Error>>(
             }
             Ok((value, written))
         }
-        Ended::RolledBack(error) => durable.map_err(fault).and(Err(error)),
-        Ended::Fault(error) => Err(fault(error)),
+        Err(Stop::RolledBack(error)) => durable.map_err(fault).and(Err(error)),
+        Err(Stop::Fault(error)) => Err(fault(error)),
         // The panic continues even if the engine is poisoned.
-        Ended::Panicked(panic) => resume_unwind(panic),
+        Err(Stop::Panicked(panic)) => resume_unwind(panic),
     }
 }
-
-/// The result of the closure, or its panic. An error if the claim no longer owns its record at its recovery point.
-type Worked<R, X> = Result<std::thread::Result<Result<(R, Result<Step>), X>>>;
 
 fn begin<R, X>(
     transaction: &Rc<Transaction>,
     fence: Option<Fence<'_>>,
-    work: impl Fn(&Transaction) -> Result<(R, Result<Step>), X>,
-) -> Worked<R, X> {
+    work: impl Fn(&Transaction) -> Result<(R, Step), Stop<X>>,
+) -> Result<(R, Step), Stop<X>> {
     let protocol = &transaction.protocol;
     if let Some(fence) = fence {
-        protocol.step(&mut transaction.workspace.borrow_mut(), fence, &Step::Stay)?;
+        protocol.step(&mut transaction.workspace.borrow_mut(), fence, &Step::Stay).map_err(Stop::Fault)?;
     }
     let inside = || protocol.inside(|| attach(transaction, || work(transaction)));
     // The closure is `Fn` and has no state of its own. The workspace is discarded after a panic.
-    Ok(catch_unwind(AssertUnwindSafe(inside)))
+    catch_unwind(AssertUnwindSafe(inside)).unwrap_or_else(|panic| Err(Stop::Panicked(panic)))
 }
 
 /// Ends a run. Returns `None` if data that the run has read has changed: then its result is ignored.
@@ -383,22 +387,20 @@ fn end<'a, R, X>(
     protocol: &'a Protocol,
     fence: Option<Fence<'_>>,
     workspace: &mut Workspace,
-    worked: Worked<R, X>,
-) -> Option<Ended<'a, R, X>> {
+    ran: Result<(R, Step), Stop<X>>,
+) -> Option<Result<(R, CommittedWorkspace<'a>), Stop<X>>> {
     if !protocol.holds(workspace) {
         return None;
     }
-    let (value, step) = match worked {
-        Ok(Ok(Ok(worked))) => worked,
-        Ok(Ok(Err(error))) => return Some(Ended::RolledBack(error)),
-        Ok(Err(panic)) => return Some(Ended::Panicked(panic)),
-        Err(error) => return Some(Ended::Fault(error)),
+    let (value, step) = match ran {
+        Ok(ran) => ran,
+        Err(stop) => return Some(Err(stop)),
     };
-    let stepped = step.and_then(|step| fence.map_or(Ok(()), |fence| protocol.step(workspace, fence, &step)));
+    let stepped = fence.map_or(Ok(()), |fence| protocol.step(workspace, fence, &step));
     match stepped.and_then(|()| protocol.commit(workspace)) {
-        Ok(committed) => committed.map(|committed| Ended::Committed(value, committed)),
+        Ok(committed) => committed.map(|committed| Ok((value, committed))),
         Err(_) if workspace.is_stale() => None,
-        Err(error) => Some(Ended::Fault(error)),
+        Err(error) => Some(Err(Stop::Fault(error))),
     }
 }
 

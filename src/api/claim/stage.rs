@@ -133,7 +133,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ) -> Result<(), X> {
         let (fence, faulted) = (Some(self.fence()), Some(self.fault_flag()));
         let setting = transaction::Setting { fence, faulted, should_retry: None };
-        let stage = |tx: &Transaction| work(tx).map(|next| ((), self.encode_step(next)));
+        let stage = |tx: &Transaction| {
+            let next = work(tx)?;
+            Ok(((), self.encode_step(next).map_err(transaction::Stop::Fault)?))
+        };
         let ((), written) = transaction::run::<_, X>(self.protocol(), &setting, stage)?;
         self.touch();
         if let Some(info) = written.into_iter().find(|info| self.fence().id.is_of(info)) {

@@ -243,7 +243,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
                 }
                 Ok(begun)
             })?;
-            Ok((begun, Ok(Step::Stay)))
+            Ok((begun, Step::Stay))
         })?;
         entered.into_inner().live(&written);
         // The written records are in the order of the items. Only committed claims have a token.

@@ -55,7 +55,7 @@ fn a_phase_that_conflicts_in_every_run_returns_conflict() {
         tx.table("t")?.get("a")?;
         put(&protocol, "a");
         tx.table("t")?.insert("b", "x")?;
-        Ok(((), Ok(Step::Stay)))
+        Ok(((), Step::Stay))
     });
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(runs.into_inner(), Transaction::MAX_RUNS);
@@ -75,7 +75,7 @@ fn a_transaction_that_waits_for_its_own_locks_ends_after_the_first_run_with_lock
         runs.fetch_add(1, Ordering::Relaxed);
         tx.table("t")?.get("a")?;
         put(&protocol, "a");
-        Ok(((), Ok(Step::Stay)))
+        Ok(((), Step::Stay))
     });
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::Conflict);
     assert_eq!(runs.into_inner(), RUNS_WITHOUT_LOCKS + 1, "the first run that holds locks is the last");
@@ -98,7 +98,7 @@ fn after_three_conflicts_a_transaction_locks_only_the_keys_that_conflicted() {
         if run <= RUNS_WITHOUT_LOCKS {
             put(&protocol, "hot");
         }
-        Ok(((), Ok(Step::Stay)))
+        Ok(((), Step::Stay))
     });
     ended.unwrap();
     assert_eq!(runs.into_inner(), RUNS_WITHOUT_LOCKS + 1);
@@ -122,7 +122,7 @@ fn after_sixteen_conflicts_a_transaction_locks_all_that_it_reads_and_writes() {
         if run <= RUNS_BEFORE_FULL_LOCKS {
             put(&protocol, &keys[run]);
         }
-        Ok(((), Ok(Step::Stay)))
+        Ok(((), Step::Stay))
     });
     ended.unwrap();
     assert_eq!(runs.into_inner(), RUNS_BEFORE_FULL_LOCKS + 1);
@@ -152,7 +152,7 @@ fn staged(protocol: &Arc<Protocol>, fence: Fence<'_>, step: &Step, meanwhile: im
         runs.fetch_add(1, Ordering::Relaxed);
         tx.table("t")?.insert("row", "x")?;
         meanwhile();
-        Ok(((), Ok(step.clone())))
+        Ok(((), step.clone()))
     });
     (ended.map(drop), runs.into_inner())
 }
@@ -224,7 +224,7 @@ fn a_transaction_records_pending_drops_before_it_reads() {
     let patch = crate::protocol::rules::Patch { recovery_point: Some("paid".to_owned()), ..Default::default() };
     let patched = run::<(), Error>(&protocol, &PLAIN, |tx| {
         tx.with_workspace(&protocol, |workspace| protocol.patch_in(workspace, &id, &patch))?;
-        Ok(((), Ok(Step::Stay)))
+        Ok(((), Step::Stay))
     });
     patched.unwrap();
     let info = protocol.get(&id, Load::WithoutOutcome).unwrap().unwrap();
