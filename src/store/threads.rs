@@ -69,17 +69,7 @@ pub(crate) fn start(
         drop(apply_alive);
         ended
     })?;
-    running.spawn(inner, &alive, "oncekey-checkpoint", move |inner| {
-        let (a, b) = (Arc::clone(&inner), Arc::clone(&inner));
-        let callbacks = checkpoint::Callbacks {
-            path: inner.path.clone(),
-            pool: Arc::clone(&inner.pool),
-            count: Arc::clone(&inner.checkpoints),
-            record: Box::new(move |frame| a.mark(&Frame::Checkpointed(frame))),
-            done: Box::new(move |applied| b.commit_queue.checkpointed(applied)),
-        };
-        checkpoint::run(&jobs, &callbacks)
-    })?;
+    running.spawn(inner, &alive, "oncekey-checkpoint", move |inner| checkpoint::run(&jobs, &inner))?;
     running.spawn(inner, &alive, "oncekey-segments", move |inner| {
         prepare(&inner);
         Ok(())
