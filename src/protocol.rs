@@ -32,12 +32,9 @@ pub(crate) use scan::Scan;
 pub(crate) use transaction::{CommittedWorkspace, Fence, Savepoint, Workspace};
 pub(crate) use wait::Awaited;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::protocol::event::{Event, Subscribers};
 use crate::protocol::rules::{Action, Decision, Ending, Reason, Start, decide};
@@ -54,6 +51,7 @@ use crate::types::options::{EngineOptions, OnInterrupted};
 use crate::types::record::{Interruption, Now, RecordInfo, Status, StoredRecord};
 use crate::types::stats::{Counter, Gauge, Stats};
 use crate::types::telemetry;
+use abandon::Abandoned;
 use expire::Due;
 use owners::Owners;
 use temporary::OwnDirectory;
@@ -161,8 +159,7 @@ pub(crate) struct Protocol {
     key_locks: KeyLocks,
     /// The number of transaction runs that were repeated.
     reruns: Counter,
-    /// Drops that could not be recorded at once, with their tokens.
-    abandoned: Mutex<HashMap<StoreKey, (RecordId, u64, Ending)>>,
+    abandoned: Abandoned,
     in_progress: Gauge,
     interrupted: Gauge,
     replays: Counter,
@@ -198,7 +195,7 @@ impl Protocol {
             due: Due::default(),
             key_locks: KeyLocks::new(options.sync_timeout),
             reruns: Counter::new("oncekey_transaction_reruns_total"),
-            abandoned: Mutex::default(),
+            abandoned: Abandoned::default(),
             in_progress: Gauge::new("oncekey_in_progress"),
             interrupted: count,
             replays: Counter::new("oncekey_replays_total"),
@@ -360,7 +357,7 @@ impl Protocol {
             let read = self.store.read(&id.at, Load::All)?;
             let before = read.record().map(|stored| stored.status(&now));
             let content = match decide(read.record().map(Arc::as_ref), action, &now) {
-                Decision::Write(stored) => Some(Content::Record(Arc::new(*stored))),
+                Decision::Write(stored) => Some(Content::Record(stored)),
                 Decision::Delete => None,
                 Decision::Keep(reason) => return self.keep(id, &read, reason, &now),
             };
@@ -483,3 +480,6 @@ fn priority_of(action: &Action<'_>, wait_for: WaitFor) -> Priority {
 pub(crate) fn panicked_or_dropped() -> Interruption {
     if std::thread::panicking() { Interruption::Panicked } else { Interruption::Dropped }
 }
+
+#[cfg(test)]
+mod tests;

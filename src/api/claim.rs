@@ -409,7 +409,8 @@ impl<T, E> Drop for Claim<T, E> {
         if self.inner.live {
             let ending = self.dropping(panicked_or_dropped());
             self.inner.protocol.abandon(&self.inner.id, self.token(), ending);
-            self.over();
+            self.inner.live = false;
+            self.inner.protocol.drop_owner(self.token());
         }
     }
 }

@@ -1,6 +1,11 @@
 //! Ends claims that were dropped, or whose process died, without an outcome and without a wait.
 
-use super::{Action, Changed, Event, ListRange, Protocol, RecordId, WaitFor};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::{Action, Changed, Event, ListRange, Protocol, RecordId, StoreKey, WaitFor};
 use crate::protocol::rules::{Ending, Patch};
 use crate::types::clock::NEVER;
 use crate::types::error::{self, ErrorKind, Result};
@@ -8,6 +13,40 @@ use crate::types::record::{RecordInfo, Status};
 
 /// The number of records that an open reads in one step.
 const BATCH: usize = 1024;
+
+/// Drops that could not be recorded at once, with their tokens.
+#[derive(Debug, Default)]
+pub(super) struct Abandoned {
+    /// False if there is none, so that a call finds that out without the lock. Changed with the lock held.
+    is_any: AtomicBool,
+    all: Mutex<HashMap<StoreKey, Dropped>>,
+}
+
+type Dropped = (RecordId, u64, Ending);
+
+impl Abandoned {
+    fn change(&self, change: impl FnOnce(&mut HashMap<StoreKey, Dropped>)) {
+        let mut all = self.all.lock();
+        change(&mut all);
+        self.is_any.store(!all.is_empty(), Ordering::Release);
+    }
+
+    fn add(&self, id: &RecordId, token: u64, ending: Ending) {
+        self.change(|all| drop(all.insert(id.at.clone(), (id.clone(), token, ending))));
+    }
+
+    fn get(&self, at: &StoreKey) -> Option<Dropped> {
+        if self.is_empty() { None } else { self.all.lock().get(at).cloned() }
+    }
+
+    fn all(&self) -> Vec<Dropped> {
+        if self.is_empty() { Vec::new() } else { self.all.lock().values().cloned().collect() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.is_any.load(Ordering::Acquire)
+    }
+}
 
 impl Protocol {
     /// Stores the expiry of records whose process died and that have a TTL. The TTL starts at the open that finds them.
@@ -42,7 +81,7 @@ impl Protocol {
         if let Err(kind) = given_up {
             self.drops_not_recorded.add(1);
             if !matches!(kind, ErrorKind::Closed | ErrorKind::Poisoned | ErrorKind::StoreInUse) {
-                self.abandoned.lock().insert(id.at.clone(), (id.clone(), token, ending));
+                self.abandoned.add(id, token, ending);
                 self.due.lower(0);
             }
         }
@@ -51,8 +90,7 @@ impl Protocol {
     /// Records the drops that could not be recorded at once. Also called before a transaction, which may read any
     /// record.
     pub(crate) fn settle_abandoned(&self) {
-        let all: Vec<_> = self.abandoned.lock().values().cloned().collect();
-        for (id, token, ending) in all {
+        for (id, token, ending) in self.abandoned.all() {
             // These errors come from the journal, so the other drops would fail too. Other errors belong to one record.
             let settled = self.settle(&id, token, &ending);
             if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = settled {
@@ -64,8 +102,7 @@ impl Protocol {
     /// Records the drop of one key, if it has one that is not recorded.
     pub(super) fn settle_at(&self, id: &RecordId) {
         // In most calls there is none.
-        let found = self.abandoned.lock().get(&id.at).cloned();
-        if let Some((id, token, ending)) = found {
+        if let Some((id, token, ending)) = self.abandoned.get(&id.at) {
             // After an error, the next caller tries again.
             let _: Result<(), ErrorKind> = self.settle(&id, token, &ending);
         }
@@ -77,10 +114,11 @@ impl Protocol {
         // The caller asked for something else, so it gets no error from here.
         let settled = error::handled(|| self.give_up(id, token, ending, WaitFor::Sync).map_err(|error| error.kind()));
         if settled.is_ok() {
-            let mut abandoned = self.abandoned.lock();
-            if abandoned.get(&id.at).is_some_and(|(_, of, _)| *of == token) {
-                abandoned.remove(&id.at);
-            }
+            self.abandoned.change(|all| {
+                if all.get(&id.at).is_some_and(|(_, of, _)| *of == token) {
+                    all.remove(&id.at);
+                }
+            });
         } else {
             // Schedule the compaction again: a pass that ran meanwhile has not seen this drop.
             self.due.lower(0);
@@ -91,7 +129,7 @@ impl Protocol {
     /// Adds a drop as if it could not be recorded at once.
     #[cfg(test)]
     pub(crate) fn abandon_unrecorded(&self, id: &RecordId, token: u64, ending: Ending) {
-        self.abandoned.lock().insert(id.at.clone(), (id.clone(), token, ending));
+        self.abandoned.add(id, token, ending);
     }
 
     fn give_up(&self, id: &RecordId, token: u64, ending: &Ending, wait_for: WaitFor) -> Result<()> {
@@ -131,7 +169,7 @@ mod tests {
                 claim(id);
             }
         });
-        assert!(protocol.abandoned.lock().is_empty());
+        assert!(protocol.abandoned.is_empty());
         assert_eq!(protocol.stats().in_progress, 64);
     }
 
@@ -166,12 +204,12 @@ mod tests {
         for (id, token) in &claims {
             protocol.abandon(id, *token, Ending::Release);
         }
-        assert!(!protocol.abandoned.lock().is_empty());
+        assert!(!protocol.abandoned.is_empty());
         protocol.settle_abandoned();
         for (id, _) in &claims {
             protocol.settle_at(id);
         }
-        assert!(!protocol.abandoned.lock().is_empty());
+        assert!(!protocol.abandoned.is_empty());
         assert_eq!(error::met(), met, "errors of drops do not count for the running operation");
         for path in &taken {
             let _ = std::fs::remove_dir(path);
@@ -182,6 +220,6 @@ mod tests {
             let begun = (0..5).find_map(|_| protocol.begin(id, &start).ok());
             assert!(matches!(begun, Some(Begun::Claimed(_))), "{} is still in progress", id.named());
         }
-        assert!(protocol.abandoned.lock().is_empty());
+        assert!(protocol.abandoned.is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! Events of an engine, and the queues of their subscribers.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -104,13 +105,19 @@ impl Iterator for Events {
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     /// `None` after the close.
-    subscribers: Mutex<Option<Vec<Sender<Event>>>>,
+    senders: Mutex<Option<Vec<Sender<Event>>>>,
+    /// False if there is no subscriber, so that an event without one takes no lock. Changed with the lock held.
+    is_any: AtomicBool,
     dropped: Counter,
 }
 
 impl Default for Subscribers {
     fn default() -> Self {
-        Self { subscribers: Mutex::new(Some(Vec::new())), dropped: Counter::new("oncekey_events_dropped_total") }
+        Self {
+            senders: Mutex::new(Some(Vec::new())),
+            is_any: AtomicBool::new(false),
+            dropped: Counter::new("oncekey_events_dropped_total"),
+        }
     }
 }
 
@@ -118,18 +125,22 @@ impl Subscribers {
     pub(crate) fn subscribe(&self) -> Events {
         let (sender, receiver) = crossbeam_channel::bounded(Events::CAPACITY);
         // After the close the sender is dropped, which ends the subscription.
-        if let Some(subscribers) = &mut *self.subscribers.lock() {
-            subscribers.push(sender);
+        if let Some(senders) = &mut *self.senders.lock() {
+            senders.push(sender);
+            self.is_any.store(true, Ordering::Release);
         }
         Events(receiver)
     }
 
     /// Sends an event to all subscribers. Calls `event` only if there is a subscriber.
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
-        let mut subscribers = self.subscribers.lock();
-        let Some(subscribers) = subscribers.as_mut().filter(|subscribers| !subscribers.is_empty()) else { return };
+        if !self.is_any.load(Ordering::Acquire) {
+            return;
+        }
+        let mut senders = self.senders.lock();
+        let Some(senders) = senders.as_mut().filter(|senders| !senders.is_empty()) else { return };
         let event = event();
-        subscribers.retain(|subscriber| match subscriber.try_send(event.clone()) {
+        senders.retain(|subscriber| match subscriber.try_send(event.clone()) {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
                 self.dropped.add(1);
@@ -137,11 +148,12 @@ impl Subscribers {
             }
             Err(TrySendError::Disconnected(_)) => false,
         });
+        self.is_any.store(!senders.is_empty(), Ordering::Release);
     }
 
     /// Ends all subscriptions, present and future. Receivers first read the events in their queues.
     pub(crate) fn close(&self) {
-        *self.subscribers.lock() = None;
+        *self.senders.lock() = None;
     }
 
     pub(crate) fn dropped(&self) -> u64 {

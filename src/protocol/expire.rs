@@ -91,7 +91,7 @@ impl Protocol {
         self.settle_abandoned();
         let done = self.pass(pass, batch, goes_on);
         let next = match &done {
-            Ok(_) if self.abandoned.lock().is_empty() => self.store.next_due(),
+            Ok(_) if self.abandoned.is_empty() => self.store.next_due(),
             _ => 0,
         };
         self.due.lower(next);

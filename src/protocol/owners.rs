@@ -104,16 +104,20 @@ impl Protocol {
         Ok(Entering { protocol: self, committed: false })
     }
 
-    /// Removes a claim that has ended or was dropped. The last claim of a closed engine closes the store.
+    /// Removes a claim that this process has just ended. The last claim of a closed engine closes the store.
     pub(crate) fn leave_owner(&self, token: u64) {
         self.forget_owner(|state| state.live.remove(&token));
     }
 
-    fn forget_owner(&self, forget: impl FnOnce(&mut State) -> bool) {
+    /// Removes a claim that was dropped, as [`leave_owner`](Self::leave_owner) does.
+    pub(crate) fn drop_owner(&self, token: u64) {
         // A child of `fork` owns none of the claims that were copied into it.
-        if self.store.is_forked() {
-            return;
+        if !self.store.is_forked() {
+            self.leave_owner(token);
         }
+    }
+
+    fn forget_owner(&self, forget: impl FnOnce(&mut State) -> bool) {
         let mut state = self.owners.state.lock();
         if !forget(&mut state) || state.count() > 0 {
             return;

@@ -1,7 +1,5 @@
 //! Actions that only requests use: create a record without an owner, claim it by its key, and patch it.
 
-use std::sync::Arc;
-
 use super::{
     Begun, Changed, Event, Load, Protocol, RecordId, Scan, WaitFor, Workspace, expired, lost, not_found, owned,
     unexpected,
@@ -39,7 +37,7 @@ impl Protocol {
         // An owner is alive if its token is not below `first`. The token here is 0.
         let now = Now { first: 0, ..self.store.now() };
         let stored = match decide(None, &Action::Begin(start), &now) {
-            Decision::Write(stored) => Some(Arc::from(stored)),
+            Decision::Write(stored) => Some(stored),
             _ => None,
         };
         self.show(id, stored.as_ref(), &now).ok_or_else(|| not_found(id))

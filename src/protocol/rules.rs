@@ -4,6 +4,7 @@ mod start;
 mod step;
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::types::clock::NEVER;
 use crate::types::options::OnInterrupted;
@@ -79,7 +80,7 @@ impl Action<'_> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Write this record. The commit replaces each number that is [`THIS_FRAME`].
-    Write(Box<StoredRecord>),
+    Write(Arc<StoredRecord>),
     Delete,
     /// Change nothing, for this reason.
     Keep(Reason),
@@ -269,7 +270,7 @@ fn decide_absent(action: &Action<'_>, now: &Now) -> Decision {
 }
 
 fn write(stored: StoredRecord) -> Decision {
-    Decision::Write(Box::new(stored))
+    Decision::Write(Arc::new(stored))
 }
 
 fn begun(start: &Start, now: &Now) -> StoredRecord {
@@ -300,7 +301,7 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
         is_forgotten: false,
         fingerprint: start.fingerprint,
         context: start.context.clone(),
-        recovery_point: STARTED.to_owned(),
+        recovery_point: STARTED.into(),
         checkpoint: None,
         outcome_len: 0,
         outcome: None,
@@ -345,7 +346,7 @@ fn advanced(record: &StoredRecord, point: &str, checkpoint: Option<&Value>, now:
         revision: THIS_FRAME,
         updated_at: now.wall,
         updated: now.store,
-        recovery_point: point.to_owned(),
+        recovery_point: point.to_owned().into(),
         checkpoint: checkpoint.cloned(),
         ..record.clone()
     }
@@ -387,7 +388,7 @@ fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {
         ..record.clone()
     };
     if outcome.is_some() {
-        FINISHED.clone_into(&mut stored.recovery_point);
+        stored.recovery_point = FINISHED.into();
         stored.checkpoint = None;
     }
     stored.outcome = outcome;
@@ -431,7 +432,7 @@ fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
         expires: record.expires_at(now),
         // The pause keeps its end too.
         retry_pause: record.paused_until().saturating_sub(now.store),
-        recovery_point: patch.recovery_point.clone().unwrap_or_else(|| record.recovery_point.clone()),
+        recovery_point: patch.recovery_point.clone().map_or_else(|| record.recovery_point.clone(), Cow::Owned),
         checkpoint: patch
             .checkpoint
             .clone()

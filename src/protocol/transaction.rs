@@ -194,7 +194,7 @@ impl Protocol {
         let Now { wall, effect_seed, .. } = self.store.now();
         let now = Now { wall, effect_seed, ..self.now_in(workspace) };
         let after = match decide(stored.map(Arc::as_ref), action, &now) {
-            Decision::Write(stored) => Some(Arc::new(*stored)),
+            Decision::Write(stored) => Some(stored),
             Decision::Delete => None,
             Decision::Keep(reason) => return Ok(Changed::Kept(reason, self.show(id, stored, &now))),
         };
@@ -340,7 +340,10 @@ impl Protocol {
     /// Waits for transactions that have locked this key. Called before a change of one key reads it.
     pub(super) fn yield_to(&self, at: &StoreKey) {
         let locks = [at.bytes(), at.container_bytes()].map(|key| self.lock_number(key));
-        self.key_locks.pass(&locks.into_iter().collect());
+        // Nearly always none of them is taken.
+        if locks.iter().any(|lock| self.key_locks.is_locked(*lock)) {
+            self.key_locks.pass(&locks.into_iter().collect());
+        }
     }
 
     #[cfg(test)]

@@ -116,8 +116,11 @@ impl Inner {
             memtable.put(hash, change.key.clone(), entry(change), || self.changed(hash, &change.key));
         } else {
             let entries = changes.iter().map(|change| (change.key.clone(), entry(change)));
-            let changed = |change: &Change| self.changed(memtable.hash(change.key.bytes()), &change.key);
-            memtable.put_all(entries, || changes.iter().for_each(changed));
+            memtable.put_all(entries, || {
+                for Change { key, .. } in &*changes {
+                    self.changed(memtable.hash(key.bytes()), key);
+                }
+            });
         }
 
         // Count, and unlock. The writer can take the group from here on. The memtable must have the contents by then: a flush

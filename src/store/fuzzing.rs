@@ -61,7 +61,7 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         is_forgotten: parts.by_key,
         fingerprint: parts.fingerprint.map(Fingerprint::from_bytes),
         context: parts.context.into_iter().fold(Context::new(), |context, (name, value)| context.with(name, value)),
-        recovery_point: parts.point,
+        recovery_point: parts.point.into(),
         checkpoint: parts.checkpoint.map(Value::from),
         outcome_len: if parts.finished { u32::try_from(parts.outcome.len()).unwrap_or(u32::MAX) } else { 0 },
         outcome: parts.finished.then(|| Value::from(parts.outcome)),

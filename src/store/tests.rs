@@ -37,6 +37,11 @@ fn temp() -> TempDir {
     tempfile::tempdir().unwrap()
 }
 
+thread_local! {
+    /// How often this thread has asked for the number of the process.
+    pub(crate) static PID_CHECKS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 fn open(dir: &Path) -> (Store, OpenReport) {
     open_with(dir, &options())
 }

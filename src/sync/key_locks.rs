@@ -123,6 +123,11 @@ impl KeyLocks {
         HeldLocks { locks: self, since: None, wanted: LockSet::default(), guards: Vec::new() }
     }
 
+    /// Returns true if a thread holds the lock of this number.
+    pub(crate) fn is_locked(&self, number: usize) -> bool {
+        self.locks.get(number % LOCKS).is_some_and(Mutex::is_locked)
+    }
+
     /// Returns true if any thread holds one of these locks.
     pub(crate) fn is_taken(&self, set: &LockSet) -> bool {
         self.chosen(set).any(Mutex::is_locked)

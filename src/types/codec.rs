@@ -36,7 +36,7 @@ use walk::{Bytes, Count, Nothing, Readable, Stop, walk};
 /// The length of the header, in bytes: the codec and the digest.
 const HEADER: usize = 9;
 /// The initial size of a new buffer, in bytes. Most values fit.
-const USUAL_LEN: usize = 256;
+const USUAL_LEN: usize = 512;
 /// The largest buffer that a thread keeps for its next value, in bytes.
 const KEPT_BUFFER: usize = 64 << 10;
 

@@ -25,15 +25,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// ```
 #[derive(Clone, Default)]
 pub struct Context {
-    entries: Arc<BTreeMap<String, Value>>,
+    /// `None` if there are none.
+    entries: Option<Arc<BTreeMap<String, Value>>>,
     /// Set when an entry cannot be decoded. A claim reads it to tell such an error from an error of the operation
     /// itself.
     fault: Option<Arc<AtomicBool>>,
 }
 
+static EMPTY: BTreeMap<String, Value> = BTreeMap::new();
+
 impl PartialEq for Context {
     fn eq(&self, other: &Self) -> bool {
-        self.entries == other.entries
+        self.map() == other.map()
     }
 }
 
@@ -51,7 +54,7 @@ impl Context {
 
     /// Returns the same entries with a flag that is set when one of them cannot be decoded.
     pub(crate) fn watched(&self, fault: &Arc<AtomicBool>) -> Self {
-        Self { entries: Arc::clone(&self.entries), fault: Some(Arc::clone(fault)) }
+        Self { entries: self.entries.clone(), fault: Some(Arc::clone(fault)) }
     }
 
     /// Creates an empty context.
@@ -63,7 +66,7 @@ impl Context {
     /// Adds an entry. Replaces an entry of the same name.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        Arc::make_mut(&mut self.entries).insert(name.into(), value.into());
+        Arc::make_mut(self.entries.get_or_insert_default()).insert(name.into(), value.into());
         self
     }
 
@@ -88,7 +91,7 @@ impl Context {
     /// Returns the bytes of an entry.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.entries.get(name).map(|value| &**value)
+        self.map().get(name).map(|value| &**value)
     }
 
     /// Returns an entry as text. Returns `None` if there is no such entry, or if it is not UTF-8.
@@ -114,19 +117,27 @@ impl Context {
 
     /// Returns the entries, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.entries.iter().map(|(name, value)| (name.as_str(), &**value))
+        self.map().iter().map(|(name, value)| (name.as_str(), &**value))
     }
 
     /// Returns the number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.map().len()
     }
 
     /// Returns true if there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.map().is_empty()
+    }
+
+    fn of(entries: BTreeMap<String, Value>) -> Self {
+        Self { entries: (!entries.is_empty()).then(|| Arc::new(entries)), fault: None }
+    }
+
+    fn map(&self) -> &BTreeMap<String, Value> {
+        self.entries.as_deref().unwrap_or(&EMPTY)
     }
 
     /// Checks the limits.
@@ -164,26 +175,26 @@ fn entry(name: &str) -> String {
 impl<N: Into<String>, V: Into<Value>> FromIterator<(N, V)> for Context {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(entries: I) -> Self {
         let entries = entries.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-        Self { entries: Arc::new(entries), fault: None }
+        Self::of(entries)
     }
 }
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Context ")?;
-        f.debug_map().entries(self.entries.iter()).finish()
+        f.debug_map().entries(self.map()).finish()
     }
 }
 
 impl Serialize for Context {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.entries.as_ref().serialize(serializer)
+        self.map().serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Context {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        BTreeMap::deserialize(deserializer).map(|entries| Self { entries: Arc::new(entries), fault: None })
+        BTreeMap::deserialize(deserializer).map(Self::of)
     }
 }
 

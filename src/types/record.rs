@@ -5,6 +5,7 @@ mod remembered;
 mod lifetime;
 mod sent;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -135,7 +136,7 @@ pub(crate) struct StoredRecord {
     pub(crate) is_forgotten: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) context: Context,
-    pub(crate) recovery_point: String,
+    pub(crate) recovery_point: Cow<'static, str>,
     pub(crate) checkpoint: Option<Value>,
     /// The length of the encoded outcome, in bytes.
     pub(crate) outcome_len: u32,

@@ -17,13 +17,10 @@ fn start(policy: OnInterrupted, fingerprint: Option<u8>) -> Start {
 }
 
 fn numbered(decision: Decision, number: u64) -> StoredRecord {
-    let Decision::Write(mut stored) = decision else { panic!("no write: {decision:?}") };
-    for field in [&mut stored.generation, &mut stored.revision, &mut stored.token] {
-        if *field == THIS_FRAME {
-            *field = number;
-        }
-    }
-    *stored
+    let Decision::Write(stored) = decision else { panic!("no write: {decision:?}") };
+    let mut stored = StoredRecord::clone(&stored);
+    stored.set_number(number);
+    stored
 }
 
 fn claimed(start: &Start) -> StoredRecord {
@@ -285,7 +282,7 @@ fn a_patch_changes_only_its_fields_and_keeps_the_expiry() {
     let released = end(&claimed(&begin), &Ending::Release);
     let paid = numbered(decide(Some(&released), &Action::Patch(&patch), &now(20)), FIRST + 3);
     let expected = StoredRecord {
-        recovery_point: "paid".to_owned(),
+        recovery_point: "paid".into(),
         holds_progress: true,
         revision: FIRST + 3,
         updated: 20,
@@ -336,7 +333,7 @@ fn a_stage_is_fenced_by_token_and_recovery_point() {
         decide(Some(stored), &Action::Stage { token, point, step, ttl: None }, &now(20))
     };
     let on = numbered(stage(&live, live.token, STARTED, &advance), FIRST + 2);
-    assert_eq!((on.recovery_point.as_str(), on.checkpoint.as_deref()), ("on", Some(&b"kept"[..])));
+    assert_eq!((&*on.recovery_point, on.checkpoint.as_deref()), ("on", Some(&b"kept"[..])));
     assert_eq!((on.state, on.token, on.revision), (Status::InProgress, live.token, FIRST + 2));
     for step in [Step::Stay, advance, Step::End(Ending::Succeed("x".into()))] {
         let token = live.token;
@@ -349,7 +346,7 @@ fn a_stage_is_fenced_by_token_and_recovery_point() {
     }
     assert_eq!(stage(&on, on.token, "on", &Step::Stay), Decision::Keep(Reason::Already));
     let ended = numbered(stage(&on, on.token, "on", &Step::End(Ending::Fail("x".into()))), FIRST + 3);
-    assert_eq!((ended.state, ended.recovery_point.as_str(), ended.expires), (Status::Failed, FINISHED, 70));
+    assert_eq!((ended.state, &*ended.recovery_point, ended.expires), (Status::Failed, FINISHED, 70));
     assert_eq!(ended.checkpoint, None);
 }
 

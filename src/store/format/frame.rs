@@ -33,12 +33,8 @@ impl StoreKey {
     }
 
     fn join(tag: u8, name: &str, key: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(2 + name.len() + key.len());
-        bytes.push(tag);
-        bytes.extend_from_slice(name.as_bytes());
-        bytes.push(0);
-        bytes.extend_from_slice(key);
-        Self(bytes.into())
+        // Of known length, so it is one allocation.
+        Self([tag].iter().chain(name.as_bytes()).chain(&[0]).chain(key).copied().collect())
     }
 
     /// Creates a key from the result of [`bytes`](Self::bytes).

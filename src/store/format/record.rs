@@ -8,7 +8,7 @@ use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
-use crate::types::record::{Interruption, Lifetime, Status, StoredRecord, THIS_FRAME};
+use crate::types::record::{FINISHED, Interruption, Lifetime, STARTED, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
 
 /// The length in bytes of the fixed part, which can be read without decoding the rest.
@@ -215,7 +215,10 @@ fn decode_fields(bytes: &[u8]) -> Option<Result<StoredRecord>> {
         is_forgotten: flags & FORGOTTEN != 0,
         fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
         context: rest.context,
-        recovery_point: rest.recovery_point,
+        recovery_point: match [STARTED, FINISHED].into_iter().find(|usual| *usual == rest.recovery_point) {
+            Some(usual) => usual.into(),
+            None => rest.recovery_point.into(),
+        },
         checkpoint: rest.checkpoint,
         outcome_len,
         outcome,
@@ -284,7 +287,7 @@ pub(crate) mod tests {
             is_forgotten: false,
             fingerprint: Some(Fingerprint::from_bytes([9; 32])),
             context: Context::new().with("user", "ada"),
-            recovery_point: "finished".to_owned(),
+            recovery_point: FINISHED.into(),
             checkpoint: None,
             outcome_len: 3,
             outcome: Some(Value::from("abc")),

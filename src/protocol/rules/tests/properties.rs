@@ -58,7 +58,7 @@ impl Case {
             updated: 200,
             expires: if self.state == Status::InProgress { NEVER } else { NOW.store + left },
             interrupted_ttl: NOW.store - NOW.opened + left,
-            recovery_point: if self.is_finished() { FINISHED.to_owned() } else { "paid".to_owned() },
+            recovery_point: if self.is_finished() { FINISHED.into() } else { "paid".into() },
             checkpoint: (!self.is_finished()).then(|| Value::from("kept")),
             outcome_len: u32::from(outcome.is_some()),
             outcome,
@@ -350,7 +350,7 @@ proptest! {
             if chance == 0 {
                 life.reopen();
             }
-            let (token, point) = life.stored.as_ref().map_or((1, STARTED.to_owned()), |stored| {
+            let (token, point) = life.stored.as_ref().map_or((1, STARTED.into()), |stored| {
                 (stored.token, stored.recovery_point.clone())
             });
             // Keep the imports in a quarter of the steps. Otherwise they would be as many as all other actions.
