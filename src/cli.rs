@@ -145,7 +145,9 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
             on(&at.store, out, &|store, out| show::get(store, describers, &at.place(), &shown, out))
         }
-        Verb::Resolve { at, how } => on(&at.store, out, &|store, out| change::resolve(store, &at.place(), how, out)),
+        Verb::Resolve { at, how, revision } => {
+            on(&at.store, out, &|store, out| change::resolve(store, &at.place(), how, *revision, out))
+        }
         Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.place(), out)),
         Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.place(), out)),
         Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.place(), out)),

@@ -147,7 +147,7 @@ pub use types::value::Value;
 pub mod admin {
     pub use crate::api::erase::Erased;
     pub use crate::api::live_store::{LiveStore, Received};
-    pub use crate::api::manager::Resolution;
+    pub use crate::api::manager::resolve::Resolution;
     pub use crate::api::raw::RawManager;
     pub use crate::api::records::{RecordFilter, Records};
     pub use crate::protocol::event::{Compacted, Event, Events};

@@ -24,7 +24,7 @@ mod transaction;
 mod wait;
 
 pub(crate) use batch::{Entered, MAX_COMMIT_BYTES, ToEnd};
-use errors::{expired, lost, not_found, owned, unexpected};
+use errors::{expired, lost, moved, not_found, owned, unexpected};
 pub(crate) use list::ListRange;
 pub(crate) use owners::Running;
 pub(crate) use rows::RowRange;
@@ -269,8 +269,8 @@ impl Protocol {
     }
 
     /// Resolves an interrupted record.
-    pub(crate) fn resolve(&self, id: &RecordId, ending: &Ending, schema: Option<u32>) -> Result<()> {
-        match self.change(id, &Action::Resolve { ending, schema }, WaitFor::Sync)? {
+    pub(crate) fn resolve(&self, id: &RecordId, ending: &Ending, schema: Option<u32>, seen: Option<u64>) -> Result<()> {
+        match self.change(id, &Action::Resolve { ending, schema, seen }, WaitFor::Sync)? {
             Changed::Written(info) => {
                 self.subscribers.tell(|| Event::Ended(info.without_outcome()));
                 Ok(())
@@ -280,6 +280,7 @@ impl Protocol {
                 ErrorKind::NotInterrupted,
                 format!("{} is not interrupted, it is {status:?}", id.named()),
             )),
+            Changed::Kept(Reason::Changed, _) => Err(moved(id)),
             Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
             other => Err(unexpected(id, &other)),
         }

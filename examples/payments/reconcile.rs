@@ -41,7 +41,7 @@ pub(crate) fn settle(payments: &Requests, ledger: &Ledger) -> anyhow::Result<Set
             settled.not_charged += 1;
             Resolution::Retry
         };
-        payments.resolve(record.key(), resolution)?;
+        payments.resolve_if_unchanged(&record, resolution)?;
     }
     Ok(settled)
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::api::manager::Resolution;
+use crate::api::manager::resolve::Resolution;
 use crate::api::records::RecordFilter;
 use crate::api::serve::message::{self, Name, PathBytes, Reply, Request, Settlement};
 use crate::live::client::{Client, Replies};
@@ -39,7 +39,7 @@ use crate::types::value::Value;
 /// let store = LiveStore::connect(dir.path())?;
 /// for info in store.records(RecordFilter::new())? {
 ///     let info = info?;
-///     store.resolve(info.manager(), info.key(), Resolution::Retry)?;
+///     store.resolve_if_unchanged(&info, Resolution::Retry)?;
 /// }
 /// assert_eq!(store.stats()?.interrupted, 0);
 /// # drop(payments); service.close()?;
@@ -166,17 +166,37 @@ impl LiveStore {
 
     /// Resolves an interrupted record. See [`RawManager::resolve`](crate::admin::RawManager::resolve).
     pub fn resolve(&self, manager: &str, key: impl IntoKey, resolution: Resolution<Value, Value>) -> Result<()> {
+        self.resolve_at(name(manager, key)?, resolution, None)
+    }
+
+    /// Resolves an interrupted record, unless it has changed since it was read as `seen`. See
+    /// [`RawManager::resolve_if_unchanged`](crate::admin::RawManager::resolve_if_unchanged).
+    pub fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()> {
+        self.resolve_at(name(seen.manager(), seen.key())?, resolution, Some(seen.revision()))
+    }
+
+    fn resolve_at(&self, name: Name, resolution: Resolution<Value, Value>, seen: Option<u64>) -> Result<()> {
         let settlement = match resolution {
             Resolution::Retry => Settlement::Retry,
             Resolution::Succeed(bytes) => Settlement::Succeed(bytes),
             Resolution::Fail(bytes) => Settlement::Fail(bytes),
         };
-        self.changed(&Request::Resolve(name(manager, key)?, settlement)).map(|_| ())
+        self.changed(&Request::Resolve(name, settlement, seen)).map(|_| ())
     }
 
     /// Takes a key in progress away from its owner. See [`RawManager::revoke`](crate::admin::RawManager::revoke).
     pub fn revoke(&self, manager: &str, key: impl IntoKey) -> Result<RecordInfo> {
-        match self.ask(&Request::Revoke(name(manager, key)?))?.only()? {
+        self.revoke_at(name(manager, key)?, None)
+    }
+
+    /// Takes a key in progress away from its owner, unless its record has changed since it was read as `seen`. See
+    /// [`RawManager::revoke_if_unchanged`](crate::admin::RawManager::revoke_if_unchanged).
+    pub fn revoke_if_unchanged(&self, seen: &RecordInfo) -> Result<RecordInfo> {
+        self.revoke_at(name(seen.manager(), seen.key())?, Some(seen.revision()))
+    }
+
+    fn revoke_at(&self, name: Name, seen: Option<u64>) -> Result<RecordInfo> {
+        match self.ask(&Request::Revoke(name, seen))?.only()? {
             Some(Reply::Record(sent)) => Ok((*sent).into()),
             other => Err(unexpected(other.as_ref())),
         }

@@ -4,6 +4,7 @@ pub(crate) mod batch;
 mod by_key;
 pub(crate) mod drive;
 pub(crate) mod execute;
+pub(crate) mod resolve;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,7 +18,7 @@ use crate::api::claim::Claim;
 use crate::api::engine::{Engine, Registered};
 #[cfg(feature = "http")]
 use crate::protocol::rules::Action;
-use crate::protocol::rules::{Ending, Resume, Start};
+use crate::protocol::rules::{Resume, Start};
 use crate::protocol::{Awaited, Begun, Load, RecordId};
 use crate::types::clock::{deadline, millis};
 use crate::types::error::Result;
@@ -73,17 +74,6 @@ pub enum Waited<T, E = Failure> {
     Closed,
 }
 
-/// The result of an interrupted operation, as found out by the caller.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Resolution<T, E = Failure> {
-    /// The operation has not happened: the next caller runs it.
-    Retry,
-    /// The operation has happened and succeeded with this value.
-    Succeed(T),
-    /// The operation has failed for good.
-    Fail(E),
-}
-
 // By hand, because payloads must not be printed, and the types need not implement `Debug`.
 
 impl<T, E> fmt::Debug for Begin<T, E> {
@@ -109,16 +99,6 @@ impl<T, E> fmt::Debug for Waited<T, E> {
             Self::TimedOut => f.write_str("TimedOut"),
             Self::Closed => f.write_str("Closed"),
         }
-    }
-}
-
-impl<T, E> fmt::Debug for Resolution<T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Retry => "Retry",
-            Self::Succeed(_) => "Succeed(..)",
-            Self::Fail(_) => "Fail(..)",
-        })
     }
 }
 
@@ -404,32 +384,6 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// created but not begun counts as in progress.
     pub fn wait(&self, key: impl IntoKey, timeout: Duration) -> Result<Waited<T, E>> {
         self.wait_at(&self.id(key)?, timeout)
-    }
-
-    /// Resolves an interrupted record, after the caller has found out whether the operation happened.
-    ///
-    /// ```
-    /// # use oncekey::{Engine, Manager, admin::Resolution};
-    /// # let engine = Engine::temporary()?;
-    /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// drop(payments.begin("order-42")?); // the operation may have happened
-    /// payments.resolve("order-42", Resolution::Succeed(1999))?;
-    /// assert_eq!(payments.get("order-42")?.unwrap().into_outcome(), Some(Ok(1999)));
-    /// # Ok::<(), oncekey::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`; `OwnedByClaim` while the operation is in progress; `NotInterrupted` in any other state.
-    #[expect(clippy::needless_pass_by_value, reason = "a caller has no more use for it")]
-    pub fn resolve(&self, key: impl IntoKey, resolution: Resolution<T, E>) -> Result<()> {
-        let id = self.id(key)?;
-        let ending = match &resolution {
-            Resolution::Retry => Ending::Release,
-            Resolution::Succeed(value) => Ending::Succeed(self.encode(&id, value)?),
-            Resolution::Fail(error) => self.failing(&id, error)?,
-        };
-        self.engine.protocol().resolve(&id, &ending, Some(self.options.schema))
     }
 
     fn wait_at(&self, id: &RecordId, timeout: Duration) -> Result<Waited<T, E>> {

@@ -1,6 +1,5 @@
 //! Access to records for tools that do not know their types.
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::engine::Engine;
-use crate::api::manager::{Manager, Resolution};
+use crate::api::manager::resolve::{Resolution, check_manager};
 use crate::protocol::rules::Ending;
 use crate::protocol::{Load, RecordId};
 use crate::types::clock::millis;
@@ -54,79 +53,16 @@ impl Engine {
     }
 }
 
-impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Returns the bytes as which this outcome would be stored. Decodes them again and compares. Stores nothing.
-    ///
-    /// Use it before an effect, or in a test, to find out whether outcomes of these types can be stored: `execute`
-    /// finds out only after the operation has run. [`RawManager::resolve`] and the `resolve` command take these bytes.
-    ///
-    /// # Errors
-    ///
-    /// `EngineFailure` for a [`Failure`](crate::Failure) that was made from an error of this crate; `Codec` if the
-    /// value could not be decoded again; `TooLarge` over [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
-    ///
-    /// ```
-    /// # use oncekey::{Engine, ErrorKind, Manager};
-    /// # let engine = Engine::temporary()?;
-    /// #[derive(serde::Serialize, serde::Deserialize)]
-    /// struct Receipt {
-    ///     #[serde(skip_serializing)] // so it cannot be read back
-    ///     charge: String,
-    /// }
-    /// let payments: Manager<Receipt> = engine.manager("payments")?;
-    /// let error = payments.encode_outcome(Ok(&Receipt { charge: "ch_1".into() })).unwrap_err();
-    /// assert_eq!(error.kind(), ErrorKind::Codec);
-    /// # Ok::<(), oncekey::Error>(())
-    /// ```
-    pub fn encode_outcome(&self, outcome: std::result::Result<&T, &E>) -> Result<Value> {
-        let what = format!("an outcome of {}", self.name());
-        outcome.map_or_else(|failure| self.encode_failure(&what, failure), |value| self.encode_as(&what, value))
-    }
-
-    pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, id: &RecordId, value: &S) -> Result<Value> {
-        self.encode_as(format_args!("the outcome of key {} of {}", id.key, id.manager), value)
-    }
-
-    /// Encodes a failure into an ending for the record.
-    pub(crate) fn failing(&self, id: &RecordId, failure: &E) -> Result<Ending> {
-        self.encode_failure(format_args!("the failure of key {} of {}", id.key, id.manager), failure).map(Ending::Fail)
-    }
-
-    fn encode_as<S: Serialize + DeserializeOwned>(&self, what: impl Display, value: &S) -> Result<Value> {
-        let (bytes, _) = codec::encode_checked(what, value, self.engine().protocol().max_value_bytes())?;
-        Ok(Value::from(bytes))
-    }
-
-    fn encode_failure(&self, what: impl Display, failure: &E) -> Result<Value> {
-        let (bytes, _) = codec::encode_failure(what, failure, self.engine().protocol().max_value_bytes())?;
-        Ok(Value::from(bytes))
-    }
-}
-
-impl<T, E> Manager<T, E> {
-    /// Takes a key in progress away from its owner, for example from a thread that hangs. The record becomes
-    /// interrupted. The old claim is lost: it can no longer end the record or write. Effects of its operation outside
-    /// the store continue.
-    ///
-    /// # Errors
-    ///
-    /// `NotFound`; `NotInProgress` if the record has no live owner. After [`Engine::close`] this works while claims are
-    /// alive, and then returns `Closed`.
-    pub fn revoke(&self, key: impl IntoKey) -> Result<RecordInfo> {
-        self.engine().protocol().revoke(&self.id(key)?)
-    }
-}
-
 impl RawManager {
     fn id(&self, key: impl IntoKey) -> Result<RecordId> {
         Ok(RecordId::new(&self.name, key.into_key()?))
     }
 
-    /// Encodes an outcome as [`Manager::encode_outcome`] does, for tools that know the type but have no manager of it.
+    /// Encodes an outcome as [`Manager::encode_outcome`](crate::Manager::encode_outcome) does, for tools that know the type but have no manager of it.
     ///
     /// # Errors
     ///
-    /// As [`Manager::encode_outcome`]. The limit is [`Value::MAX_BYTES`].
+    /// As [`Manager::encode_outcome`](crate::Manager::encode_outcome). The limit is [`Value::MAX_BYTES`].
     pub fn encode<S: Serialize + DeserializeOwned>(value: &S) -> Result<Value> {
         let (bytes, _) = codec::encode_checked("an outcome", value, Value::MAX_BYTES as u64)?;
         Ok(Value::from(bytes))
@@ -150,40 +86,58 @@ impl RawManager {
         codec::decode("the outcome", bytes)
     }
 
+    fn id_seen(&self, seen: &RecordInfo) -> Result<RecordId> {
+        check_manager(seen, &self.name)?;
+        self.id(seen.key())
+    }
+
     /// Returns the record of a whole key, with its encoded outcome.
     pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
         Ok(self.engine.protocol().get(&self.id(key)?, Load::All)?.map(Record::raw))
     }
 
-    /// Resolves a record as [`Manager::resolve`] does, with an outcome from [`Manager::encode_outcome`]. The record
+    /// Resolves a record as [`Manager::resolve`](crate::Manager::resolve) does, with an outcome from [`Manager::encode_outcome`](crate::Manager::encode_outcome). The record
     /// keeps its schema.
     pub fn resolve(&self, key: impl IntoKey, resolution: Resolution<Value, Value>) -> Result<()> {
-        let id = self.id(key)?;
+        self.resolve_at(&self.id(key)?, resolution, None)
+    }
+
+    /// Resolves a record as [`Manager::resolve_if_unchanged`](crate::Manager::resolve_if_unchanged) does, with an encoded outcome.
+    pub fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()> {
+        self.resolve_at(&self.id_seen(seen)?, resolution, Some(seen.revision()))
+    }
+
+    fn resolve_at(&self, id: &RecordId, resolution: Resolution<Value, Value>, seen: Option<u64>) -> Result<()> {
         let ending = match resolution {
             Resolution::Retry => Ending::Release,
             Resolution::Succeed(bytes) => Ending::Succeed(self.checked(bytes)?),
             Resolution::Fail(bytes) => Ending::Fail(self.checked(bytes)?),
         };
-        self.engine.protocol().resolve(&id, &ending, None)
+        self.engine.protocol().resolve(id, &ending, None, seen)
     }
 
     fn checked(&self, bytes: Value) -> Result<Value> {
         self.engine.protocol().check_outcome(&bytes).map(|()| bytes)
     }
 
-    /// Deletes a finished record as [`Manager::forget`] does.
+    /// Deletes a finished record as [`Manager::forget`](crate::Manager::forget) does.
     pub fn forget(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().forget(&self.id(key)?)
     }
 
-    /// Deletes a record without a live owner as [`Manager::remove`] does.
+    /// Deletes a record without a live owner as [`Manager::remove`](crate::Manager::remove) does.
     pub fn remove(&self, key: impl IntoKey) -> Result<bool> {
         self.engine.protocol().remove(&self.id(key)?)
     }
 
     /// Takes a key away from its owner as [`Manager::revoke`](crate::Manager::revoke) does.
     pub fn revoke(&self, key: impl IntoKey) -> Result<RecordInfo> {
-        self.engine.protocol().revoke(&self.id(key)?)
+        self.engine.protocol().revoke(&self.id(key)?, None)
+    }
+
+    /// Takes a key away from its owner as [`Manager::revoke_if_unchanged`](crate::Manager::revoke_if_unchanged) does.
+    pub fn revoke_if_unchanged(&self, seen: &RecordInfo) -> Result<RecordInfo> {
+        self.engine.protocol().revoke(&self.id_seen(seen)?, Some(seen.revision()))
     }
 
     /// Keeps a finished record for longer as [`Manager::extend`](crate::Manager::extend) does.

@@ -80,15 +80,17 @@ impl Answerer {
                 Some(info) => send(&Reply::Record(Box::new((&info).into()))),
                 None => Ok(()),
             },
-            Request::Resolve(name, settlement) => {
+            Request::Resolve(name, settlement, seen) => {
                 let ending = Ending::from(settlement);
                 if let Ending::Succeed(bytes) | Ending::Fail(bytes) = &ending {
                     protocol.check_outcome(bytes)?;
                 }
-                protocol.resolve(&id(&name)?, &ending, None)?;
+                protocol.resolve(&id(&name)?, &ending, None, seen)?;
                 changed(true)
             }
-            Request::Revoke(name) => send(&Reply::Record(Box::new((&protocol.revoke(&id(&name)?)?).into()))),
+            Request::Revoke(name, seen) => {
+                send(&Reply::Record(Box::new((&protocol.revoke(&id(&name)?, seen)?).into())))
+            }
             Request::Forget(name) => changed(protocol.forget(&id(&name)?)?),
             Request::Remove(name) => changed(protocol.remove(&id(&name)?)?),
             Request::Extend(name, ttl) => {

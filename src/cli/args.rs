@@ -137,6 +137,9 @@ pub(super) enum Verb {
         at: At,
         #[command(flatten)]
         how: How,
+        /// Resolve only if the record still has this revision, as `get` printed it.
+        #[arg(long, value_name = "NUMBER")]
+        revision: Option<u64>,
     },
     /// Takes a key in progress from its owner. The record becomes interrupted.
     ///

@@ -14,14 +14,23 @@ use super::progress::Progress;
 use super::store::Store;
 use crate::{EngineOptions, Key, Status, Value, admin::Resolution};
 
-pub(super) fn resolve(store: &dyn Store, place: &Place, how: &How, out: &mut Out<'_>) -> Done {
+pub(super) fn resolve(store: &dyn Store, place: &Place, how: &How, revision: Option<u64>, out: &mut Out<'_>) -> Done {
     let key = place.key()?;
     let (resolution, result) = match (&how.succeed, &how.fail) {
         (Some(file), _) => (Resolution::Succeed(outcome(file)?), "succeeded: every request gets this outcome"),
         (None, Some(file)) => (Resolution::Fail(outcome(file)?), "failed: every request gets this failure"),
         (None, None) => (Resolution::Retry, "released: the next request with this key runs it"),
     };
-    store.resolve(&place.manager, &key, resolution)?;
+    if let Some(revision) = revision {
+        let record = place.record(store)?;
+        let now = record.info().revision();
+        if now != revision {
+            return Err(Stop::Nothing(format!("key {key} of {} has changed: its revision is {now}", place.manager)));
+        }
+        store.resolve_if_unchanged(record.info(), resolution)?;
+    } else {
+        store.resolve(&place.manager, &key, resolution)?;
+    }
     done(place, &key, result, out)
 }
 

@@ -42,6 +42,10 @@ impl Store for LiveStore {
         self.resolve(manager, key, resolution)
     }
 
+    fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()> {
+        self.resolve_if_unchanged(seen, resolution)
+    }
+
     fn revoke(&self, manager: &str, key: &Key) -> Result<()> {
         self.revoke(manager, key).map(drop)
     }

@@ -46,6 +46,7 @@ impl Stop {
                 ErrorKind::NotFound
                 | ErrorKind::NotInterrupted
                 | ErrorKind::NotInProgress
+                | ErrorKind::Changed
                 | ErrorKind::OwnedByClaim => 1,
                 ErrorKind::InvalidKey | ErrorKind::InvalidName | ErrorKind::InvalidOptions => 2,
                 ErrorKind::StoreInUse => 3,

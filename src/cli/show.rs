@@ -148,6 +148,7 @@ fn facts(info: &RecordInfo, out: &mut Out<'_>) -> Done {
     out.field("status", format_args!("{status}{why}"))?;
     out.field("policy", format_args!("{:?}", info.policy()))?;
     out.field("attempt", format_args!("{}, of generation {}", info.attempt(), info.generation()))?;
+    out.field("revision", info.revision())?;
     out.field("created", date(info.created_at()))?;
     out.field("changed", date(info.updated_at()))?;
     out.field("expires", info.expires_at().map_or_else(|| "never".to_owned(), date))?;

@@ -29,6 +29,7 @@ pub(super) trait Store {
     fn whole_records(&self, filter: RecordFilter) -> Result<Listing<'_, Record<Value, Value>>>;
     fn get(&self, manager: &str, key: &Key) -> Result<Option<Record<Value, Value>>>;
     fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()>;
+    fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()>;
     fn revoke(&self, manager: &str, key: &Key) -> Result<()>;
     fn forget(&self, manager: &str, key: &Key) -> Result<bool>;
     fn remove(&self, manager: &str, key: &Key) -> Result<bool>;
@@ -77,6 +78,10 @@ impl Store for Engine {
 
     fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()> {
         self.raw(manager)?.resolve(key, resolution)
+    }
+
+    fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()> {
+        self.raw(seen.manager())?.resolve_if_unchanged(seen, resolution)
     }
 
     fn revoke(&self, manager: &str, key: &Key) -> Result<()> {

@@ -19,6 +19,13 @@ pub(super) fn owned(id: &RecordId) -> Error {
     Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", id.named()))
 }
 
+pub(super) fn moved(id: &RecordId) -> Error {
+    Error::new(
+        ErrorKind::Changed,
+        format!("{} has changed since it was read: read it again, and decide again", id.named()),
+    )
+}
+
 pub(super) fn not_found(id: &RecordId) -> Error {
     Error::new(ErrorKind::NotFound, format!("{} has no record", id.named()))
 }

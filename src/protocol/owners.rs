@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Changed, Event, Protocol, RecordId, WaitFor, lost, not_found, owned, unexpected};
+use super::{Changed, Event, Protocol, RecordId, WaitFor, lost, moved, not_found, owned, unexpected};
 use crate::protocol::rules::{Action, Ending, Reason};
 use crate::store::{Load, StoreKey};
 use crate::types::error::{self, Error, ErrorKind, Result};
@@ -270,18 +270,19 @@ impl Protocol {
 
     /// Takes a record in progress away from its owner, whose claim is then lost. Also works after a close, while a
     /// claim is alive.
-    pub(crate) fn revoke(&self, id: &RecordId) -> Result<RecordInfo> {
+    pub(crate) fn revoke(&self, id: &RecordId, seen: Option<u64>) -> Result<RecordInfo> {
         loop {
             // Revoke only the owner with this token, never a later one.
             self.check_owned()?;
             let token = self.read_durable(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
-            return match self.change(id, &Action::Revoke { token }, WaitFor::Sync)? {
+            return match self.change(id, &Action::Revoke { token, seen }, WaitFor::Sync)? {
                 Changed::Written(info) => {
                     self.leave_owner(token);
                     self.subscribers.tell(|| Event::Ended(info.without_outcome()));
                     Ok(info)
                 }
                 Changed::Kept(Reason::Superseded(_), _) => continue,
+                Changed::Kept(Reason::Changed, _) => Err(moved(id)),
                 Changed::Kept(Reason::Unfit(status), _) => {
                     let message = format!("{} has no live owner to revoke, it is {status:?}", id.named());
                     Err(Error::new(ErrorKind::NotInProgress, message))

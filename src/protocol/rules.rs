@@ -57,10 +57,14 @@ pub(crate) enum Action<'a> {
     Resolve {
         ending: &'a Ending,
         schema: Option<u32>,
+        /// The revision that the caller has seen, if only that one may be resolved.
+        seen: Option<u64>,
     },
     /// An operator takes the record away from its live owner. Fenced by the owner's token.
     Revoke {
         token: u64,
+        /// As in `Resolve`.
+        seen: Option<u64>,
     },
     Forget,
     Remove,
@@ -112,6 +116,8 @@ pub(crate) enum Reason {
     Unfit(Status),
     /// The record has expired, but its key is remembered.
     Expired,
+    /// The record has another revision than the caller has seen.
+    Changed,
 }
 
 /// Applies the rules: the first arm that matches decides.
@@ -149,10 +155,15 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
             }
         }
 
+        (_, Action::Resolve { seen: Some(seen), .. } | Action::Revoke { seen: Some(seen), .. })
+            if record.revision != *seen =>
+        {
+            Keep(Reason::Changed)
+        }
         (InProgress, Action::Resolve { .. } | Action::Forget | Action::Remove) => Keep(OwnedByClaim),
         (Succeeded | Failed | Released | Interrupted, Action::Revoke { .. }) => Keep(Unfit(status)),
 
-        (Interrupted, Action::Resolve { ending, schema }) => {
+        (Interrupted, Action::Resolve { ending, schema, .. }) => {
             // The operator reports that the record may run again, so the pause ends too.
             let schema = schema.unwrap_or(record.schema);
             write(StoredRecord { schema, retry_pause: 0, ..ended(record, ending, now) })
@@ -163,7 +174,7 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         (InProgress, Action::Patch(_)) => Keep(OwnedByClaim),
         (Succeeded | Failed, Action::Patch(_)) => Keep(Unfit(status)),
 
-        (InProgress, Action::Revoke { token }) if record.token == *token => write(revoked(record, now)),
+        (InProgress, Action::Revoke { token, .. }) if record.token == *token => write(revoked(record, now)),
         (InProgress, Action::Revoke { .. }) => Keep(Superseded(record.token)),
         (Succeeded | Failed, Action::Forget) => Delete,
         (Released | Interrupted, Action::Forget) => Keep(Unfit(status)),

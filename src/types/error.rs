@@ -128,6 +128,8 @@ pub enum ErrorKind {
     NotInProgress,
     /// The record is not interrupted, so it cannot be resolved.
     NotInterrupted,
+    /// The record has changed since the caller read it. Nothing changed now. Read it again and decide again.
+    Changed,
     /// Several records match where at most one is expected. Narrow the filter.
     Ambiguous,
     /// A transaction conflicted with others too often. Run it again.

@@ -19,7 +19,7 @@ use crate::types::key::{Key, check_name};
 use crate::types::options::OnInterrupted;
 use crate::types::outcome::Record;
 use crate::types::record::{
-    FINISHED, Interruption, RecordInfo, Status, StoredRecord, THIS_FRAME, check_checkpoint, check_recovery_point,
+    FINISHED, Interruption, RecordInfo, Status, StoredRecord, check_checkpoint, check_recovery_point,
 };
 use crate::types::value::Value;
 
@@ -45,6 +45,7 @@ struct Portable {
     interruptions: u32,
     holds_progress: bool,
     generation: u64,
+    revision: u64,
     token: u64,
     created_at_ms: u64,
     updated_at_ms: u64,
@@ -115,6 +116,7 @@ impl Portable {
             interruptions: stored.interruptions,
             holds_progress: stored.holds_progress,
             generation: stored.generation,
+            revision: stored.revision,
             token: stored.token,
             created_at_ms: stored.created_at,
             updated_at_ms: stored.updated_at,
@@ -166,7 +168,7 @@ impl Portable {
             holds_progress: self.holds_progress,
             generation: self.generation,
             effect_seed: self.effect_seed.into_bytes(),
-            revision: THIS_FRAME,
+            revision: self.revision,
             token: self.token,
             created_at: self.created_at_ms,
             updated_at: self.updated_at_ms,
@@ -220,7 +222,7 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
 /// | `policy` | `Hold` or `Resume` |
 /// | `schema`, `attempt`, `interruptions` | numbers; `interruptions` counts the attempts that were interrupted and followed by another |
 /// | `holds_progress` | true if a release keeps the record as long as an interruption |
-/// | `generation`, `token` | numbers: [`generation`](RecordInfo::generation), and the fencing token of the last claim |
+/// | `generation`, `revision`, `token` | numbers: [`generation`](RecordInfo::generation), [`revision`](RecordInfo::revision), and the fencing token of the last claim |
 /// | `created_at_ms`, `updated_at_ms` | milliseconds since 1970, by the wall clock |
 /// | `expires_at_ms` | the same; null if the record never expires |
 /// | `success_ttl_ms`, `failure_ttl_ms`, `released_ttl_ms`, `interrupted_ttl_ms` | milliseconds; null for no limit |

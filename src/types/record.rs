@@ -349,10 +349,18 @@ impl RecordInfo {
         self.0.status
     }
 
-    /// Returns the generation: a unique number that is larger for a later generation of the same key.
+    /// Returns the generation: a unique number that is larger for a later generation of the same key. Returns 0 inside the
+    /// transaction that creates the record: the commit gives the number.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.0.stored.generation
+    }
+
+    /// Returns the revision: a number that is larger for each later state of the record. Returns 0 inside the transaction
+    /// that made this state: the commit gives the number.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.0.stored.revision
     }
 
     /// Returns the number of claims that this generation has had, 0 if the record was only created.

@@ -75,7 +75,16 @@ fn an_operator_lists_shows_and_resolves_interrupted_records() {
     };
     assert!(record.contains(&format!("effect id    {effect} (charge)")), "{record}");
 
-    let settled = printed(&["resolve", &path, "payments", "/user-7/order-42", "--retry"]);
+    let seen = json(&["get", &path, "payments", "/user-7/order-42"])["revision"].as_u64().unwrap();
+    let (stale, seen) = ((seen - 1).to_string(), seen.to_string());
+    let resolve = |revision: &str| {
+        ["resolve", &path, "payments", "/user-7/order-42", "--retry", "--revision", revision].map(ToOwned::to_owned)
+    };
+    let refused = resolve(&stale);
+    let (status, out, err) = oncekey(&refused.each_ref().map(String::as_str));
+    assert_eq!((status, out.as_str()), (1, ""));
+    assert!(err.contains(&format!("has changed: its revision is {seen}")), "{err}");
+    let settled = printed(&resolve(&seen).each_ref().map(String::as_str));
     assert!(settled.contains("released"), "{settled}");
     let (status, out, err) = oncekey(&["resolve", &path, "payments", "/user-7/order-42", "--retry"]);
     assert_eq!((status, out.as_str()), (1, ""));
@@ -166,7 +175,7 @@ fn describers_of_a_service_are_used() {
 }
 
 /// The fields that an import cannot keep.
-const RENEWED: [&str; 4] = ["store", "generation", "token", "expires_at_ms"];
+const RENEWED: [&str; 5] = ["store", "generation", "revision", "token", "expires_at_ms"];
 
 fn without(fields: &[&str], export: &str) -> Vec<Json> {
     let records = export.lines().map(|line| {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::StatusCode;
 use oncekey::{
-    Engine, Error, ErrorKind, ManagerOptions, PhaseError, STARTED, Status, Waited,
-    admin::Event,
+    Engine, Error, ErrorKind, ManagerOptions, PhaseError, RecordInfo, STARTED, Status, Waited,
+    admin::{Event, Resolution},
     http::{NewRequest, RequestPatch, Requests, Response},
 };
 
@@ -52,6 +52,39 @@ fn a_request_and_a_row_are_created_together() {
     assert_eq!((claim.recovery_point(), claim.generation()), ("paid", info.generation()));
     claim.release().unwrap();
     assert_eq!(engine.table("carts").unwrap().get("17").unwrap().as_deref(), Some(key.as_bytes()));
+}
+
+#[test]
+fn the_creating_transaction_sees_no_numbers_and_the_commit_gives_them() {
+    let (engine, _) = engine();
+    let requests = requests(&engine);
+    let numbers = |info: &RecordInfo| (info.generation(), info.revision());
+    let created = engine
+        .atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            let created = inside.create(new("k"))?.into_info();
+            assert_eq!(numbers(&created), (0, 0));
+            assert_eq!(numbers(inside.retrieve("k")?.unwrap().info()), (0, 0));
+            Ok::<_, Error>(created)
+        })
+        .unwrap();
+    let committed = requests.retrieve("k").unwrap().unwrap().info().clone();
+    assert!(committed.generation() > 0 && committed.revision() == committed.generation());
+    // What was seen before the commit is not what is there.
+    assert_eq!(numbers(&created), (0, 0));
+    let refused = requests.manager().resolve_if_unchanged(&created, Resolution::Retry).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Changed);
+    // A later transaction sees them, until it changes the record.
+    engine
+        .atomic_phase(|tx| {
+            let inside = requests.with_transaction(tx);
+            assert_eq!(numbers(inside.retrieve("k")?.unwrap().info()), numbers(&committed));
+            inside.update("k", RequestPatch::new().recovery_point("paid"))?;
+            assert_eq!(numbers(inside.retrieve("k")?.unwrap().info()), (committed.generation(), 0));
+            Ok::<_, Error>(())
+        })
+        .unwrap();
+    assert!(requests.retrieve("k").unwrap().unwrap().info().revision() > committed.revision());
 }
 
 #[test]

@@ -63,6 +63,7 @@ mod tables;
 mod threads;
 mod tidy;
 mod transactions;
+mod unchanged;
 mod updates;
 mod waiters;
 mod waits;

@@ -176,7 +176,7 @@ fn a_record_as_json_has_these_fields() {
         "version": 1, "store": text("store"), "effect_seed": text("effect_seed"),
         "manager": "m", "key": "k", "status": "Succeeded", "interruption": null, "policy": "Hold",
         "schema": 7, "attempt": 1, "interruptions": 0, "holds_progress": false,
-        "generation": number("generation"), "token": number("token"),
+        "generation": number("generation"), "revision": done.info().revision(), "token": number("token"),
         "created_at_ms": 1_700_000_000_123_u64, "updated_at_ms": 1_700_000_000_123_u64,
         "expires_at_ms": 1_700_000_060_123_u64,
         "success_ttl_ms": 60_000, "failure_ttl_ms": null, "released_ttl_ms": 86_400_000, "interrupted_ttl_ms": null,

@@ -27,8 +27,10 @@ pub(in crate::api) enum Request {
     /// List the matching records, with their outcomes.
     Export(SentFilter),
     Get(Name),
-    Resolve(Name, Settlement),
-    Revoke(Name),
+    /// The number is the revision that the caller has seen, if only that one may be changed.
+    Resolve(Name, Settlement, Option<u64>),
+    /// As in `Resolve`.
+    Revoke(Name, Option<u64>),
     Forget(Name),
     Remove(Name),
     /// The TTL in milliseconds.

@@ -97,7 +97,7 @@ fn only_forget_remove_and_expiry_end_a_finished_record() {
             Action::Begin(&begin),
             Action::End { token: stored.token, ending: &ending, ttl: None },
             Action::EndByKey { token: stored.token, ending: &ending, schema: 0 },
-            Action::Resolve { ending: &ending, schema: None },
+            Action::Resolve { ending: &ending, schema: None, seen: None },
             Action::Import(&stored),
         ];
         for action in &actions {
@@ -183,13 +183,13 @@ fn each_status_and_action_has_the_expected_decision() {
             Action::End { token, ending: &ending, ttl: None },
             Action::Stage { token, point: &stored.recovery_point, step: &step, ttl: None },
             Action::EndByKey { token, ending: &ending, schema: 0 },
-            Action::Resolve { ending: &ending, schema: None },
+            Action::Resolve { ending: &ending, schema: None, seen: None },
             Action::Patch(&patch),
             Action::Forget,
             Action::Remove,
             Action::Extend(1_000),
             Action::Import(stored),
-            Action::Revoke { token },
+            Action::Revoke { token, seen: None },
         ];
         let got: String = actions
             .iter()
@@ -366,7 +366,7 @@ fn a_released_record_is_bound_to_its_fingerprint_once_an_effect_is_possible() {
     let staged = Action::Stage { token: live.token, point: STARTED, step: &stage, ttl: None };
     let staged = numbered(decide(Some(&live), &staged, &now(5)), FIRST + 2);
     let interrupted = end(&live, &Ending::Interrupt(Interruption::Dropped));
-    let resolved = Action::Resolve { ending: &Ending::ReleaseUntouched, schema: None };
+    let resolved = Action::Resolve { ending: &Ending::ReleaseUntouched, schema: None, seen: None };
     let bound = [
         end(&live, &Ending::Release),
         end(&staged, &Ending::ReleaseUntouched),
@@ -411,7 +411,7 @@ fn max_attempts_counts_only_interrupted_attempts() {
         assert_eq!(decide(Some(&dead), &action, &now(10)), Decision::Keep(Reason::Interrupted));
     }
     // A caller has resolved the last interruption, so it is not counted.
-    let retry = Action::Resolve { ending: &Ending::Release, schema: None };
+    let retry = Action::Resolve { ending: &Ending::Release, schema: None, seen: None };
     let resolved = begin(&numbered(decide(Some(&dead), &retry, &now(10)), FIRST + 22), FIRST + 23);
     assert_eq!((resolved.attempt, resolved.interruptions), (21, 1));
     let again = end(&resolved, &Ending::Interrupt(Interruption::Panicked));
@@ -436,9 +436,9 @@ fn a_strict_fingerprint_does_not_match_a_record_without_one() {
 #[test]
 fn a_revoke_is_fenced_and_fences_the_old_owner() {
     let live = claimed(&start(OnInterrupted::Hold, None));
-    let stale = Action::Revoke { token: live.token - 1 };
+    let stale = Action::Revoke { token: live.token - 1, seen: None };
     assert_eq!(decide(Some(&live), &stale, &now(10)), Decision::Keep(Reason::Superseded(live.token)));
-    let revoked = numbered(decide(Some(&live), &Action::Revoke { token: live.token }, &now(10)), FIRST + 4);
+    let revoked = numbered(decide(Some(&live), &Action::Revoke { token: live.token, seen: None }, &now(10)), FIRST + 4);
     assert_eq!(revoked.seen(&now(10)), Some((Status::Interrupted, Some(Interruption::Revoked))));
     for ending in [Ending::Succeed("x".into()), Ending::Release, Ending::Interrupt(Interruption::Dropped)] {
         let decision = decide(Some(&revoked), &Action::End { token: live.token, ending: &ending, ttl: None }, &now(20));

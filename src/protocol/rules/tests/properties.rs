@@ -91,12 +91,15 @@ impl Case {
             Action::Create(start) => self.starts_anew(start),
             Action::Import(_) => false,
             Action::Patch(_) => idle,
-            Action::End { token, .. } | Action::Revoke { token } => mine(*token),
+            Action::End { token, .. } => mine(*token),
+            Action::Revoke { token, seen } => mine(*token) && seen.is_none_or(|seen| seen == stored.revision),
             Action::Stage { token, point, step, .. } => {
                 mine(*token) && *point != OTHER_POINT && !matches!(step, Step::Stay)
             }
             Action::EndByKey { token, .. } => mine(*token) && self.by_key,
-            Action::Resolve { .. } => status == Status::Interrupted,
+            Action::Resolve { seen, .. } => {
+                status == Status::Interrupted && seen.is_none_or(|seen| seen == stored.revision)
+            }
             Action::Extend(ttl) => finished && *ttl > 1,
             Action::Forget => return if finished { 'D' } else { 'K' },
             Action::Discard { token } => return if mine(*token) { 'D' } else { 'K' },
@@ -159,8 +162,8 @@ impl Parts {
         Self { starts, endings, steps, patches, images: Case::all().into_iter().map(Case::stored).collect() }
     }
 
-    /// Returns every action, with and without the current token and recovery point of the record.
-    fn actions(&self, token: u64, point: &str) -> Vec<Action<'_>> {
+    /// Returns every action, with and without the current token, revision and recovery point of the record.
+    fn actions(&self, (token, revision): (u64, u64), point: &str) -> Vec<Action<'_>> {
         let own = if point == "paid" { "paid" } else { STARTED };
         let mut all =
             vec![Action::Forget, Action::Remove, Action::Lock { schema: 1, max_attempts: u32::MAX, retry_pause: 0 }];
@@ -170,10 +173,12 @@ impl Parts {
         all.extend(self.images.iter().map(Action::Import));
         for ending in &self.endings {
             all.extend([token, token - 1, 0].map(|token| Action::EndByKey { token, ending, schema: 1 }));
-            all.extend([None, Some(1)].map(|schema| Action::Resolve { ending, schema }));
+            all.extend([None, Some(1)].map(|schema| Action::Resolve { ending, schema, seen: None }));
+            all.extend([0, 1].map(|off| Action::Resolve { ending, schema: None, seen: Some(revision + off) }));
             all.extend([token, token - 1, 0].map(|token| Action::End { token, ending, ttl: None }));
         }
-        all.extend([token, token - 1].map(|token| Action::Revoke { token }));
+        all.extend([token, token - 1].map(|token| Action::Revoke { token, seen: None }));
+        all.extend([0, 1].map(|off| Action::Revoke { token, seen: Some(revision + off) }));
         for step in &self.steps {
             for token in [token, token - 1] {
                 all.extend([own, OTHER_POINT].map(|point| Action::Stage { token, point, step, ttl: None }));
@@ -232,7 +237,7 @@ fn decide_agrees_with_the_second_formulation_for_every_record_and_action() {
     let mut pairs = 0;
     for case in Case::all() {
         let stored = case.stored();
-        for action in parts.actions(stored.token, &stored.recovery_point) {
+        for action in parts.actions((stored.token, stored.revision), &stored.recovery_point) {
             let decision = decide(Some(&stored), &action, &NOW);
             assert_eq!(letter(&decision), case.verdict(&stored, &action), "{case:?} {action:?}: {decision:?}");
             let there = case.status().map(|_| &stored);
@@ -265,7 +270,7 @@ fn no_action_changes_a_finished_record_but_its_expiry() {
     let parts = Parts::new();
     for case in Case::all().into_iter().filter(|case| case.is_finished() && !case.is_expired) {
         let stored = case.stored();
-        for action in parts.actions(stored.token, &stored.recovery_point) {
+        for action in parts.actions((stored.token, stored.revision), &stored.recovery_point) {
             match decide(Some(&stored), &action, &NOW) {
                 Decision::Write(after) => {
                     let (expires, updated, updated_at) = (after.expires, after.updated, after.updated_at);
@@ -350,11 +355,11 @@ proptest! {
             if chance == 0 {
                 life.reopen();
             }
-            let (token, point) = life.stored.as_ref().map_or((1, STARTED.into()), |stored| {
-                (stored.token, stored.recovery_point.clone())
+            let (numbers, point) = life.stored.as_ref().map_or(((1, 1), STARTED.into()), |stored| {
+                ((stored.token, stored.revision), stored.recovery_point.clone())
             });
             // Keep the imports in a quarter of the steps. Otherwise they would be as many as all other actions.
-            let actions = parts.actions(token, &point);
+            let actions = parts.actions(numbers, &point);
             let others = |action: &Action<'_>| chance % 4 == 1 || !matches!(action, Action::Import(_));
             let actions: Vec<_> = actions.into_iter().filter(others).collect();
             life.apply(which.get(&actions));
