@@ -1,14 +1,13 @@
 //! Records: the stored form and the form shown to users.
 
-mod remembered;
-
+mod effect_seed;
 mod lifetime;
+mod remembered;
 mod sent;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -17,9 +16,10 @@ use crate::types::clock::{NEVER, wall_time};
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::fingerprint::Fingerprint;
-use crate::types::key::{self, Key};
+use crate::types::key::Key;
 use crate::types::options::OnInterrupted;
 use crate::types::value::Value;
+pub(crate) use effect_seed::{EffectSeed, EffectSeeds};
 pub(crate) use lifetime::Lifetime;
 pub(crate) use sent::SentRecord;
 
@@ -142,32 +142,6 @@ pub(crate) struct StoredRecord {
     pub(crate) outcome_len: u32,
     /// The encoded outcome. `None` if there is no outcome, or if only the other fields were read.
     pub(crate) outcome: Option<Value>,
-}
-
-/// The seed of a generation. Effect ids are computed from the seed and the key. The seed never changes, neither across
-/// opens nor by an import into another store.
-pub(crate) type EffectSeed = [u8; 16];
-
-/// Draws the seeds of one open.
-///
-/// The first seed is random. A restored copy of a store numbers its frames like the original. Its seeds still differ,
-/// so operations in the copy never have the effect ids of operations in the original.
-#[derive(Debug)]
-pub(crate) struct EffectSeeds {
-    first: u128,
-    drawn: AtomicU64,
-}
-
-impl EffectSeeds {
-    pub(crate) fn of_this_open() -> Self {
-        Self { first: u128::from_le_bytes(key::random()), drawn: AtomicU64::new(0) }
-    }
-
-    /// Returns a seed that was not drawn before.
-    pub(crate) fn draw(&self) -> EffectSeed {
-        let drawn = self.drawn.fetch_add(1, Ordering::Relaxed);
-        self.first.wrapping_add(u128::from(drawn)).to_le_bytes()
-    }
 }
 
 /// The facts that the rules use besides the record.
