@@ -66,6 +66,7 @@ impl Service {
 fn drive(program: &str) {
     let service = Service::start(program);
     retries_get_the_first_answer(&service);
+    a_body_that_comes_after_its_headers_is_read(&service);
     an_incomplete_body_is_not_executed(&service);
     clients_that_come_at_once_run_it_once(&service);
 }
@@ -80,6 +81,19 @@ fn retries_get_the_first_answer(service: &Service) {
     service.refuses(Some("k"), EVE, 422, "mismatch");
     service.refuses(None, ADA, 400, "missing_key");
     service.refuses(Some("\"k"), ADA, 400, "invalid_key");
+}
+
+/// The client sends its body after the server has answered another client.
+fn a_body_that_comes_after_its_headers_is_read(service: &Service) {
+    let mut stream = TcpStream::connect(&service.address).unwrap();
+    let head = "POST /payments HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nIdempotency-Key: slow\r\n";
+    write!(stream, "{head}Connection: close\r\nContent-Length: {}\r\n\r\n", ADA.len()).unwrap();
+    assert_eq!(service.pay(Some("quick"), ADA).status, 201);
+    stream.write_all(ADA.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
 }
 
 /// The client announces 25 bytes, and hangs up after 10.
@@ -124,6 +138,11 @@ fn tiny_http() {
 #[test]
 fn rouille() {
     drive(env!("CARGO_BIN_EXE_rouille"));
+}
+
+#[test]
+fn hyper() {
+    drive(env!("CARGO_BIN_EXE_hyper"));
 }
 
 #[test]
