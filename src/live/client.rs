@@ -79,7 +79,7 @@ impl Replies {
         while let Some(stream) = &self.stream {
             // Without a deadline: a reply may take long, and the system closes the socket of a process that ends.
             let read = frame::read(&mut Timed::new(stream, None));
-            match read.map_err(|cause| Error::io("read the answer at", &self.path, &cause)) {
+            match read.map_err(|cause| self.failed(&cause)) {
                 Ok((Kind::Alive, _)) => {}
                 Ok((Kind::Message, reply)) => return Ok(Some(reply)),
                 Ok((Kind::Last, _)) => self.stream = None,
@@ -95,5 +95,15 @@ impl Replies {
             }
         }
         Ok(None)
+    }
+
+    fn failed(&self, cause: &io::Error) -> Error {
+        let hung_up = matches!(cause.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+        let why = if hung_up {
+            "get the rest of the answer of a process that closed the store or ended, at"
+        } else {
+            "read the answer at"
+        };
+        Error::io(why, &self.path, cause)
     }
 }

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
@@ -18,7 +19,7 @@ use crate::threads::{LATE, until, within};
 /// The greeting of version 1.
 const GREETING: [u8; 12] = *b"oncekey\0\x01\0\0\0";
 
-fn socket(store: &Path) -> std::path::PathBuf {
+fn socket(store: &Path) -> PathBuf {
     store.join("SOCKET")
 }
 
@@ -358,7 +359,83 @@ fn a_client_that_never_reads_delays_nobody() {
         assert_eq!(store.stats().unwrap().in_progress, 0);
         drop(ops);
         engine.close().unwrap();
-        drop(stuck);
+        // What was sent before the close is there, and then the end is no end of the records.
+        let errors: Vec<_> = stuck.into_iter().filter_map(|records| records.last().unwrap().err()).collect();
+        assert!(
+            !errors.is_empty() && errors.iter().all(|error| error.to_string().contains("closed the store")),
+            "{errors:?}"
+        );
         assert!(Engine::open(dir.path()).unwrap().opened().clean);
     });
+}
+
+const UNWRITABLE: &str = "ONCEKEY_UNWRITABLE";
+
+/// Not a test: the process of a user that may not write into the directory of its store, only below it.
+#[test]
+#[ignore = "started by another test"]
+fn unwritable_child() {
+    let Ok(dir) = std::env::var(UNWRITABLE) else { return };
+    let engine = Engine::open(dir).unwrap();
+    let error = engine.socket().unwrap_err();
+    assert_eq!(error.io_kind(), Some(std::io::ErrorKind::PermissionDenied), "{error}");
+    assert_eq!(answer(&texts(&engine), "k"), "claimed");
+    println!("served without");
+}
+
+/// Copies a program to where every user may start it.
+fn for_all(program: &Path, dir: &Path) -> PathBuf {
+    let copied = dir.join("program");
+    fs::copy(program, &copied).unwrap();
+    fs::set_permissions(&copied, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    copied
+}
+
+/// A command that another user runs, if this one is root and the system has `setpriv`.
+fn as_another_user(program: &Path) -> Option<Command> {
+    let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    let is_there = Command::new("setpriv").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !is_root || !is_there {
+        println!("skipped: needs root and setpriv");
+        return None;
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).current_dir("/");
+    Some(command)
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn an_engine_without_the_right_to_make_its_socket_opens_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = for_all(&std::env::current_exe().unwrap(), dir.path());
+    let Some(mut child) = as_another_user(&program) else { return };
+    let store = dir.path().join("store");
+    drop(Engine::open(&store).unwrap());
+    let owned = Command::new("chown").args(["-R", "65534:65534"]).arg(&store).status().unwrap();
+    assert!(owned.success());
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o555)).unwrap();
+    child.args(["live::unwritable_child", "--exact", "--ignored", "--nocapture"]).env(UNWRITABLE, &store);
+    let output = child.output().unwrap();
+    assert!(output.status.success() && text(&output).contains("served without"), "{}", text(&output));
+}
+
+/// Even where the modes of the files would let another user in.
+#[test]
+fn a_client_of_another_user_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = for_all(Path::new(env!("CARGO_BIN_EXE_oncekey")), dir.path());
+    let Some(mut child) = as_another_user(&program) else { return };
+    let store = dir.path().join("store");
+    let engine = Engine::open(&store).unwrap();
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(socket(&store), fs::Permissions::from_mode(0o666)).unwrap();
+    let output = child.arg("watch").arg(&store).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    assert!(text(&output).contains("another user than 65534"), "{}", text(&output));
+    engine.close().unwrap();
 }
