@@ -1,7 +1,8 @@
 //! The operator's command line: commands that people and scripts run on a store.
 //!
 //! The binary `oncekey` only calls `main(&Describers::new())`. This binary does not know the types of outcomes, and
-//! shows their size, schema and bytes. A service that wants to show more builds its own binary, with a description of its outcomes:
+//! shows their size, schema and bytes. A service that wants to show more builds its own binary, with a description of
+//! its outcomes:
 //!
 //! ```no_run
 //! use oncekey::cli::{Describers, main as run};
@@ -15,8 +16,9 @@
 //! }
 //! ```
 //!
-//! Only one process can open a store. If a service has it open, the commands ask the service, through the socket that its
-//! engine serves: see [`LiveStore`]. Where the service serves none, each command fails with status 3 and changes nothing.
+//! Only one process can open a store. If a service has it open, the commands ask the service, through the socket that
+//! its engine serves: see [`LiveStore`]. If the service has no socket, each command fails with status 3 and changes
+//! nothing.
 //! Commands that only read change no record: an open marks nothing, and only `compact` deletes expired records.
 //!
 //! `oncekey --help` lists the commands, examples and exit statuses. `oncekey completions SHELL` and `oncekey man` print
@@ -194,7 +196,7 @@ fn opened(
         Ok(engine) => engine,
         Err(error) if error.kind() == ErrorKind::StoreInUse => match LiveStore::connect(store) {
             Ok(live) => return work(&live, out),
-            // Nobody answers: then it is in use, and no more can be done.
+            // No process answers, so return the first error.
             Err(none) if none.kind() == ErrorKind::StoreInUse => return Err(Stop::Engine(error)),
             Err(other) => return Err(Stop::Engine(other)),
         },

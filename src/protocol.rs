@@ -175,11 +175,11 @@ impl Protocol {
     ) -> Result<(Self, OpenReport)> {
         let (store, report) = Store::open(path, options)?;
         let (wait_queue, subscribers) = (Arc::new(WaitQueue::default()), Arc::new(Subscribers::default()));
-        let (woken, told) = (Arc::clone(&wait_queue), Arc::clone(&subscribers));
+        let (waiters, notified) = (Arc::clone(&wait_queue), Arc::clone(&subscribers));
         store.on_poison(move |error| {
             telemetry::poisoned(error);
-            woken.close();
-            told.tell(|| Event::Poisoned(error.clone()));
+            waiters.close();
+            notified.notify(|| Event::Poisoned(error.clone()));
         });
         let count = Gauge::new("oncekey_interrupted");
         count.add(i64::try_from(report.interrupted).unwrap_or(i64::MAX));
@@ -221,7 +221,7 @@ impl Protocol {
     fn claimed(&self, id: &RecordId, changed: Changed) -> Result<Begun> {
         match changed {
             Changed::Written(info) => {
-                self.subscribers.tell(|| Event::Began(info.without_outcome()));
+                self.subscribers.notify(|| Event::Began(info.without_outcome()));
                 Ok(Begun::Claimed(info))
             }
             Changed::Kept(Reason::Finished, Some(info)) => Ok(Begun::Replay(info)),
@@ -246,7 +246,7 @@ impl Protocol {
     /// Counts and reports that a stored outcome is returned. Called after it was decoded.
     pub(crate) fn replayed(&self, info: &RecordInfo) {
         self.replays.add(1);
-        self.subscribers.tell(|| Event::Replayed(info.without_outcome()));
+        self.subscribers.notify(|| Event::Replayed(info.without_outcome()));
     }
 
     /// Ends a claim. Fenced by its token.
@@ -259,7 +259,7 @@ impl Protocol {
         let ToEnd { id, token, ending, ttl } = end;
         match self.change(id, &Action::End { token, ending, ttl }, WaitFor::Sync)? {
             Changed::Written(info) => {
-                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(info)
             }
             Changed::Kept(Reason::Already, Some(info)) => Ok(info),
@@ -272,7 +272,7 @@ impl Protocol {
     pub(crate) fn resolve(&self, id: &RecordId, ending: &Ending, schema: Option<u32>, seen: Option<u64>) -> Result<()> {
         match self.change(id, &Action::Resolve { ending, schema, seen }, WaitFor::Sync)? {
             Changed::Written(info) => {
-                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(())
             }
             Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),

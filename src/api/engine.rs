@@ -156,7 +156,7 @@ impl Engine {
                 None => next,
                 Some(info) => {
                     names.push(info.manager().to_owned());
-                    ListRange::behind(info.manager())
+                    ListRange::after(info.manager())
                 }
             };
         }
@@ -204,13 +204,13 @@ impl Engine {
         &self.shared.report
     }
 
-    /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach this engine. `None` if
-    /// it is [turned off](EngineOptions::admin), and of a temporary store.
+    /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach
+    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary store.
     ///
     /// # Errors
     ///
-    /// The reason why there is no socket. The engine works without one. For example `Io` if the directory is not writable,
-    /// or if another file has the name of the socket.
+    /// The reason why there is no socket. The engine works without one. For example `Io` if the directory is not
+    /// writable, or if another file has the name of the socket.
     pub fn socket(&self) -> Result<Option<&Path>> {
         self.shared.server.as_ref().map(|server| server.as_ref().map(Server::path)).map_err(Clone::clone)
     }

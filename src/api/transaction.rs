@@ -353,7 +353,7 @@ fn conclude<R, X: From<Error>>(
     let durable = protocol.wait_for(workspace);
     match ended {
         Ok((value, committed)) => {
-            let written = protocol.tell(committed).map_err(fault)?;
+            let written = protocol.announce(committed).map_err(fault)?;
             for (id, made) in claims {
                 if let Some(info) = written.iter().find(|info| id.is_of(info)) {
                     made(info.clone());

@@ -143,8 +143,8 @@ pub(super) enum Verb {
     },
     /// Takes a key in progress from its owner. The record becomes interrupted.
     ///
-    /// An owner lives only as long as the process that has the store open. If no process has, all owners are dead and their
-    /// keys are interrupted already. The command then only reports that.
+    /// An owner lives only as long as the process that has the store open. If no process has the store open, all owners
+    /// are dead and their keys are interrupted already. The command then only reports that.
     Revoke {
         #[command(flatten)]
         at: At,
@@ -163,7 +163,7 @@ pub(super) enum Verb {
     Extend {
         #[command(flatten)]
         at: At,
-        /// Such as 30s, 15m, 2h, 7days.
+        /// For example 30s, 15m, 2h, 7days.
         #[arg(value_parser = humantime::parse_duration)]
         duration: Duration,
     },

@@ -1,4 +1,4 @@
-//! A store that another process has open.
+//! Commands on a store that another process has open.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The events of a store, as they happen.
+//! Prints the events of a store, as they happen.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ pub(super) fn watch(store: &Path, limit: Option<usize>, out: &mut Out<'_>) -> Do
     })?;
     for event in live.events()?.take(limit.unwrap_or(usize::MAX)) {
         print(&event?, out)?;
-        // A reader sees each event when it happens.
+        // Flush, so that a reader sees each event when it happens.
         out.flush()?;
     }
     Ok(())

@@ -104,7 +104,7 @@ impl Protocol {
             }
             let Some(committed) = self.commit(&mut workspace)? else { continue };
             self.wait_for(&workspace)?;
-            let mut written = self.tell(committed)?.into_iter().peekable();
+            let mut written = self.announce(committed)?.into_iter().peekable();
             // The written records are in the order of the ends. An answer that wrote nothing stays as it was read.
             for (answer, end) in answers.iter_mut().zip(ends) {
                 if let Some(info) = written.next_if(|info| end.id.is_of(info)) {

@@ -75,8 +75,8 @@ impl Events {
         self.0.try_iter()
     }
 
-    /// Waits for the next event. Returns `Some(None)` after the timeout, and `None` if the engine is closed or `ended` is
-    /// disconnected.
+    /// Waits for the next event. Returns `Some(None)` after the timeout, and `None` if the engine is closed or `ended`
+    /// is disconnected.
     #[expect(clippy::option_option, reason = "an event, none yet, or none any more")]
     pub(crate) fn next_until(&self, ended: &Receiver<Infallible>, timeout: Duration) -> Option<Option<Event>> {
         crossbeam_channel::select! {
@@ -133,7 +133,7 @@ impl Subscribers {
     }
 
     /// Sends an event to all subscribers. Calls `event` only if there is a subscriber.
-    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+    pub(crate) fn notify(&self, event: impl FnOnce() -> Event) {
         if !self.is_any.load(Ordering::Acquire) {
             return;
         }

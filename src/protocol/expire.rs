@@ -98,10 +98,10 @@ impl Protocol {
         let mut done = done?;
         done.took = monotonic().saturating_duration_since(began);
         if done.removed > 0 {
-            self.subscribers.tell(|| Event::Expired { count: done.removed });
+            self.subscribers.notify(|| Event::Expired { count: done.removed });
         }
         telemetry::compacted(done.removed, done.bytes, done.leftovers);
-        self.subscribers.tell(|| Event::Compacted(done));
+        self.subscribers.notify(|| Event::Compacted(done));
         Ok(done)
     }
 
@@ -128,6 +128,6 @@ impl Protocol {
         self.due.failures.add(1);
         telemetry::compaction_failed(why);
         let error = why.wrap(why.kind(), what);
-        self.subscribers.tell(|| Event::CompactionFailed(error));
+        self.subscribers.notify(|| Event::CompactionFailed(error));
     }
 }

@@ -19,7 +19,7 @@ impl ListRange {
     /// Lists the records of one manager, or of all, whose keys begin with `prefix`.
     pub(crate) fn new(manager: Option<&str>, prefix: &[u8], unfinished: bool) -> Self {
         let from = manager.map_or_else(StoreKey::first_record, |manager| StoreKey::record(manager, prefix));
-        let end = from.behind_prefix();
+        let end = from.prefix_end();
         Self { from, end, index: if unfinished { Index::Unfinished } else { Index::All } }
     }
 
@@ -30,9 +30,9 @@ impl ListRange {
     }
 
     /// Lists the managers after this one, in name order.
-    pub(crate) fn behind(manager: &str) -> Option<Self> {
-        let end = StoreKey::first_record().behind_prefix();
-        Some(Self { from: StoreKey::record(manager, &[]).behind_prefix()?, end, index: Index::All })
+    pub(crate) fn after(manager: &str) -> Option<Self> {
+        let end = StoreKey::first_record().prefix_end();
+        Some(Self { from: StoreKey::record(manager, &[]).prefix_end()?, end, index: Index::All })
     }
 }
 

@@ -258,7 +258,7 @@ impl Protocol {
     pub(crate) fn end_by_key(&self, id: &RecordId, token: Token, ending: &Ending, schema: u32) -> Result<()> {
         match self.change(id, &Action::EndByKey { token: token.get(), ending, schema }, WaitFor::Sync)? {
             Changed::Written(info) => {
-                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(())
             }
             Changed::Kept(Reason::Already, _) => Ok(()),
@@ -278,7 +278,7 @@ impl Protocol {
             return match self.change(id, &Action::Revoke { token, seen }, WaitFor::Sync)? {
                 Changed::Written(info) => {
                     self.leave_owner(token);
-                    self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                    self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                     Ok(info)
                 }
                 Changed::Kept(Reason::Superseded(_), _) => continue,

@@ -47,7 +47,7 @@ impl Protocol {
     pub(crate) fn patch(&self, id: &RecordId, patch: &Patch) -> Result<RecordInfo> {
         let info = patched(id, self.change(id, &Action::Patch(patch), WaitFor::Sync)?)?;
         if info.status() == Status::Succeeded {
-            self.subscribers.tell(|| Event::Ended(info.clone()));
+            self.subscribers.notify(|| Event::Ended(info.clone()));
         }
         Ok(info)
     }

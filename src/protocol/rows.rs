@@ -26,7 +26,7 @@ impl RowRange {
         let end = match keys.end_bound() {
             Bound::Included(key) => Some(row(key.as_ref()).successor()),
             Bound::Excluded(key) => Some(row(key.as_ref())),
-            Bound::Unbounded => row(&[]).behind_prefix(),
+            Bound::Unbounded => row(&[]).prefix_end(),
         };
         Self { from, end }
     }
@@ -34,13 +34,13 @@ impl RowRange {
     /// Selects the rows of all tables.
     pub(crate) fn all() -> Self {
         let from = StoreKey::first_row();
-        let end = from.behind_prefix();
+        let end = from.prefix_end();
         Self { from, end }
     }
 
     /// Selects the rows of the tables after this one.
-    pub(crate) fn behind(table: &str) -> Option<Self> {
-        Some(Self { from: StoreKey::row(table, &[]).behind_prefix()?, ..Self::all() })
+    pub(crate) fn after(table: &str) -> Option<Self> {
+        Some(Self { from: StoreKey::row(table, &[]).prefix_end()?, ..Self::all() })
     }
 
     /// Converts into a scan for a transaction.
@@ -51,7 +51,7 @@ impl RowRange {
     /// Selects the rows whose keys begin with `prefix`.
     pub(crate) fn prefix(table: &str, prefix: &[u8]) -> Self {
         let from = StoreKey::row(table, prefix);
-        let end = from.behind_prefix();
+        let end = from.prefix_end();
         Self { from, end }
     }
 }
@@ -121,7 +121,7 @@ impl Protocol {
             range = match key.split() {
                 Some((table, _)) if is_there => {
                     names.push(table.to_owned());
-                    RowRange::behind(table)
+                    RowRange::after(table)
                 }
                 _ => next,
             };

@@ -106,7 +106,7 @@ pub(crate) enum Reason {
     Paused,
     /// The record belongs to another request.
     Mismatch,
-    /// The record has this token now, which is not the caller's.
+    /// The record has this token, and the caller has another one.
     Superseded(u64),
     /// The record is at another recovery point.
     Elsewhere,
@@ -164,7 +164,7 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         (Succeeded | Failed | Released | Interrupted, Action::Revoke { .. }) => Keep(Unfit(status)),
 
         (Interrupted, Action::Resolve { ending, schema, .. }) => {
-            // The operator reports that the record may run again, so the pause ends too.
+            // An operator who releases the record wants the operation to run, so the pause ends too.
             let schema = schema.unwrap_or(record.schema);
             write(StoredRecord { schema, retry_pause: 0, ..ended(record, ending, now) })
         }
@@ -319,7 +319,7 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
     }
 }
 
-/// Returns a record that has no owner yet. Its token belongs to no claim, and fences like that of a released record.
+/// Returns a record that has no owner yet. Its token belongs to no claim.
 fn created(start: &Start, now: &Now) -> StoredRecord {
     let expires = now.store.saturating_add(start.released_ttl);
     StoredRecord { state: Status::Released, bound: true, attempt: 0, expires, retry_pause: 0, ..begun(start, now) }

@@ -247,7 +247,7 @@ impl Protocol {
     }
 
     /// Commits a workspace. Returns `None` if something that it read has changed. The caller then unlocks its key locks
-    /// and calls [`tell`](Self::tell).
+    /// and calls [`announce`](Self::announce).
     pub(crate) fn commit(&self, workspace: &mut Workspace) -> Result<Option<CommittedWorkspace<'_>>> {
         if workspace.writes.is_empty() {
             let (entering, ticket, written) = (Vec::new(), workspace.ticket, Vec::new());
@@ -279,7 +279,7 @@ impl Protocol {
 
     /// Waits until a commit is durable, wakes waiters and notifies subscribers. Returns the records that the commit has
     /// written.
-    pub(crate) fn tell(&self, committed: CommittedWorkspace<'_>) -> Result<Vec<RecordInfo>> {
+    pub(crate) fn announce(&self, committed: CommittedWorkspace<'_>) -> Result<Vec<RecordInfo>> {
         self.publish(&committed.written, committed.ticket, WaitFor::Sync)?;
         for (key, entering) in committed.entering {
             let written = committed.written.iter().find(|written| written.at == key);
@@ -295,13 +295,13 @@ impl Protocol {
             let Some(info) = info() else { continue };
             let owned = *before == Some(Status::InProgress);
             match info.status() {
-                Status::InProgress if !owned => self.subscribers.tell(|| Event::Began(info.without_outcome())),
-                Status::Succeeded | Status::Failed => self.subscribers.tell(|| Event::Ended(info.without_outcome())),
+                Status::InProgress if !owned => self.subscribers.notify(|| Event::Began(info.without_outcome())),
+                Status::Succeeded | Status::Failed => self.subscribers.notify(|| Event::Ended(info.without_outcome())),
                 Status::Released | Status::Interrupted if owned => {
                     if let Some(why) = info.interruption().filter(|_| info.status() == Status::Interrupted) {
                         telemetry::interrupted(info.manager(), info.key(), &why);
                     }
-                    self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                    self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 }
                 Status::InProgress | Status::Released | Status::Interrupted => {}
             }

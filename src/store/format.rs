@@ -172,7 +172,7 @@ pub(crate) fn first_of<const N: usize>(bytes: impl IntoIterator<Item = u8>) -> [
 }
 
 /// Returns the smallest key after this one.
-pub(crate) fn behind(key: &[u8]) -> Vec<u8> {
+pub(crate) fn next_key(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
 }
 

@@ -276,7 +276,8 @@ fn is_half_made(dir: &Path) -> Result<bool> {
     Ok(files::entries(dir)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name))))
 }
 
-/// Creates a store. It is renamed to its place when every byte is durable, so a crash leaves no store or a complete
+/// Creates a store. The directory is renamed to its place when every byte is durable, so a crash leaves no store or a
+/// complete one.
 /// one.
 fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     let store_id = key::random();

@@ -30,21 +30,21 @@ pub struct VerifyReport {
 /// A limited list of problems.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
-    told: Vec<String>,
-    untold: u64,
+    reported: Vec<String>,
+    unreported: u64,
 }
 
 impl Problems {
     pub(crate) fn add(&mut self, problem: String) {
-        if self.told.len() < MAX_PROBLEMS {
-            self.told.push(problem);
+        if self.reported.len() < MAX_PROBLEMS {
+            self.reported.push(problem);
         } else {
-            self.untold += 1;
+            self.unreported += 1;
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.told.is_empty()
+        self.reported.is_empty()
     }
 
     /// Adds an error as a problem if data was read and is wrong. Returns it if data could not be read.
@@ -56,11 +56,11 @@ impl Problems {
         Err(error)
     }
 
-    fn into_told(mut self) -> Vec<String> {
-        if self.untold > 0 {
-            self.told.push(format!("and {} more", self.untold));
+    fn into_reported(mut self) -> Vec<String> {
+        if self.unreported > 0 {
+            self.reported.push(format!("and {} more", self.unreported));
         }
-        self.told
+        self.reported
     }
 }
 
@@ -92,7 +92,7 @@ pub(crate) fn verify(
     }
     shared.tables.check_open()?;
     debug_assert!(are_sound || !problems.is_empty(), "a damaged run has a problem");
-    Ok(VerifyReport { records, tables: rows, problems: problems.into_told() })
+    Ok(VerifyReport { records, tables: rows, problems: problems.into_reported() })
 }
 
 /// Iterates over every key of the memtable and the runs, in order. The flag is false for a key that is absent.

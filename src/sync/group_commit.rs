@@ -7,8 +7,8 @@
 //! the parity of the number, let a sync wake only its own waiters. The design is that of okaywal's
 //! `log_file.rs`, but the leader is a thread. So a caller that returns early cannot leave others asleep.
 //!
-//! The queue also accounts for space, so that a commit is rejected before it changes anything. It counts the space in
-//! the current segment, the space in the next segment, and the bytes that are not applied yet.
+//! The queue also accounts for space, so that a commit is rejected before it changes anything. The queue counts
+//! the space in the current segment, the space in the next segment, and the bytes that are not applied yet.
 
 mod admission;
 mod patience;

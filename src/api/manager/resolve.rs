@@ -1,4 +1,4 @@
-//! Records that an operator looks at and settles: what became of an interrupted one, and owners that hang.
+//! Decisions of an operator about a record: resolving an interrupted one, and revoking an owner that hangs.
 
 use std::fmt::{self, Display};
 

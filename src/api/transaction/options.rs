@@ -27,18 +27,18 @@ type OfError<'a, X, R> = Box<dyn Fn(&X) -> R + 'a>;
 /// use std::cell::Cell;
 ///
 /// let engine = Engine::temporary()?;
-/// let (runs, told) = (Cell::new(0), Cell::new(0));
+/// let (runs, handled) = (Cell::new(0), Cell::new(0));
 /// let options = PhaseOptions::new()
 ///     .isolation(Isolation::Serializable)
 ///     .should_retry(|error| matches!(error, PhaseError::User("busy")))
-///     .on_error(|_| told.set(told.get() + 1));
+///     .on_error(|_| handled.set(handled.get() + 1));
 /// let ended = engine.atomic_phase_with(&options, |tx| {
 ///     runs.set(runs.get() + 1);
 ///     tx.table("t")?.insert("k", "v")?;
 ///     Err::<(), _>(PhaseError::User(if runs.get() < 3 { "busy" } else { "no" }))
 /// });
 /// assert!(matches!(ended, Err(PhaseError::User("no"))));
-/// assert_eq!((runs.get(), told.get()), (3, 1));
+/// assert_eq!((runs.get(), handled.get()), (3, 1));
 /// # Ok::<(), Error>(())
 /// ```
 #[must_use]

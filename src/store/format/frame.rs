@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Fields, behind, corrupt, length, record};
+use super::{Fields, corrupt, length, next_key, record};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::StoredRecord;
 use crate::types::value::Value;
@@ -71,7 +71,7 @@ impl StoreKey {
     }
 
     /// Returns the smallest key that is after every key of the same tag with this prefix, or `None` if there is none.
-    pub(crate) fn behind_prefix(&self) -> Option<Self> {
+    pub(crate) fn prefix_end(&self) -> Option<Self> {
         let mut bytes = self.0.to_vec();
         while let Some(last) = bytes.pop() {
             if last < u8::MAX {
@@ -84,7 +84,7 @@ impl StoreKey {
 
     /// Returns the smallest key after this one.
     pub(crate) fn successor(&self) -> Self {
-        Self(behind(&self.0).into())
+        Self(next_key(&self.0).into())
     }
 
     /// Returns a key before every record of every manager.
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(key.split(), Some(("pay", b"a\0b".as_slice())));
         assert!(StoreKey::record("pay", &[255]) < StoreKey::record("pay.x", b"a"));
         assert_eq!(StoreKey::from_bytes(key.bytes()), key);
-        let end = StoreKey::record("pay", b"").behind_prefix().unwrap();
+        let end = StoreKey::record("pay", b"").prefix_end().unwrap();
         assert!(StoreKey::record("pay", &[255; 9]) < end && end < StoreKey::record("pay.", b"a"));
     }
 }

@@ -421,7 +421,7 @@ fn a_listing_returns_keys_of_memtable_and_runs_in_order() {
     }
     store.drain().unwrap();
     put(&store, &key("50"), unfinished(Status::Released));
-    let end = StoreKey::first_record().behind_prefix();
+    let end = StoreKey::first_record().prefix_end();
     let (mut all, mut from) = (Vec::new(), Some(StoreKey::first_record()));
     while let Some(at) = from {
         let (keys, next) = store.keys(Index::All, &at, end.as_ref(), 7).unwrap();

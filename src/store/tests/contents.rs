@@ -81,7 +81,7 @@ fn the_index_of_unfinished_records_follows_their_newest_content() {
     let (store, _) = open(dir.path());
     let unfinished_now = |store: &Store| {
         store.drain().unwrap();
-        let end = StoreKey::first_record().behind_prefix();
+        let end = StoreKey::first_record().prefix_end();
         store.keys(Index::Unfinished, &StoreKey::first_record(), end.as_ref(), 10).unwrap().0.len()
     };
     let k = key("k");
@@ -115,7 +115,7 @@ fn keys_of_memtable_and_runs_are_listed_in_order() {
         .unwrap();
     store.drain().unwrap();
     let (mut from, mut found) = (Some(StoreKey::first_record()), Vec::new());
-    let end = StoreKey::first_record().behind_prefix();
+    let end = StoreKey::first_record().prefix_end();
     while let Some(at) = from {
         let (keys, next) = store.keys(Index::All, &at, end.as_ref(), 3).unwrap();
         assert!(keys.len() <= 3);

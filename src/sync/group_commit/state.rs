@@ -81,7 +81,7 @@ impl<C, S> State<C, S> {
         }
     }
 
-    /// Returns the space for the current group, in bytes. It goes into the current segment or into the next one.
+    /// Returns the space for the current group, in bytes. The group goes into the current segment or into the next one.
     pub(super) fn room(&self) -> u64 {
         self.segment_space.max(self.next_segment.as_ref().map_or(0, |(size, _)| *size))
     }

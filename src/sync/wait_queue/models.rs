@@ -46,7 +46,7 @@ enum Got {
     Closed,
 }
 
-/// A record of one key. It changes as in `protocol`: the commit decides, the wait queue only waits.
+/// A record of one key. The record changes as in `protocol`: the commit decides, the wait queue only waits.
 #[derive(Default)]
 struct Record {
     wait_queue: WaitQueue<u32>,
