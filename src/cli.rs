@@ -33,8 +33,10 @@ mod ideal;
 mod list;
 mod live;
 mod out;
+mod outcome;
 mod place;
 mod progress;
+mod resolve;
 mod show;
 mod store;
 mod transfer;
@@ -147,9 +149,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
             on(&at.store, out, &|store, out| show::get(store, describers, &at.place(), &shown, out))
         }
-        Verb::Resolve { at, how, revision } => {
-            on(&at.store, out, &|store, out| change::resolve(store, &at.place(), how, *revision, out))
-        }
+        Verb::Resolve(asked) => on(&asked.store, out, &|store, out| resolve::run(store, describers, asked, out)),
         Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.place(), out)),
         Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.place(), out)),
         Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.place(), out)),

@@ -11,6 +11,7 @@ mod erase;
 mod errors;
 pub(crate) mod event;
 mod expire;
+mod given;
 mod list;
 mod maintenance;
 mod owners;
@@ -316,12 +317,6 @@ impl Protocol {
         Ok(matches!(self.change(id, &Action::Import(stored), WaitFor::Sync)?, Changed::Written(_)))
     }
 
-    /// Returns the record, after it is durable.
-    pub(crate) fn get(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
-        self.check()?;
-        self.read_durable(id, load)
-    }
-
     fn read_durable(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         // Before the record is read: with a later time, a record that changed meanwhile could seem expired.
         let now = self.store.now();
@@ -360,6 +355,10 @@ impl Protocol {
             let content = match decide(read.record().map(Arc::as_ref), action, &now) {
                 Decision::Write(stored) => Some(Content::Record(stored)),
                 Decision::Delete => None,
+                Decision::Keep(reason) if wait_for == WaitFor::Sync && given::tells(reason, &read) => {
+                    self.give(id, wait_for)?;
+                    continue;
+                }
                 Decision::Keep(reason) => return self.keep(id, &read, reason, &now),
             };
             let change = Change { key: id.at.clone(), content };
@@ -464,6 +463,8 @@ impl Protocol {
 /// Returns the priority of the commit.
 fn priority_of(action: &Action<'_>, wait_for: WaitFor) -> Priority {
     match (wait_for, action) {
+        // A read must not fail where an ending would not.
+        (_, Action::Give) => Priority::Finishing,
         (WaitFor::Nothing, _) => Priority::GivingUp,
         (
             WaitFor::Sync,

@@ -184,6 +184,11 @@ impl LiveStore {
         self.changed(&Request::Resolve(name, settlement, seen)).map(|_| ())
     }
 
+    /// Makes a resolved record interrupted again. See [`RawManager::undo`](crate::admin::RawManager::undo).
+    pub fn undo(&self, manager: &str, key: impl IntoKey) -> Result<()> {
+        self.changed(&Request::Undo(name(manager, key)?)).map(|_| ())
+    }
+
     /// Takes a key in progress away from its owner. See [`RawManager::revoke`](crate::admin::RawManager::revoke).
     pub fn revoke(&self, manager: &str, key: impl IntoKey) -> Result<RecordInfo> {
         self.revoke_at(name(manager, key)?, None)

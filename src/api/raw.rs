@@ -91,9 +91,27 @@ impl RawManager {
         self.id(seen.key())
     }
 
-    /// Returns the record of a whole key, with its encoded outcome.
+    /// Returns the JSON text of an outcome that is stored as JSON. Feature `cli`.
+    #[cfg(feature = "cli")]
+    #[must_use]
+    pub fn json(bytes: &[u8]) -> Option<&[u8]> {
+        codec::json(bytes)
+    }
+
+    /// Checks that bytes are an encoded value, as far as that can be seen without its type. Feature `cli`.
+    ///
+    /// # Errors
+    ///
+    /// `Codec`.
+    #[cfg(feature = "cli")]
+    pub fn check_encoded(bytes: &[u8]) -> Result<()> {
+        codec::check_encoded(bytes)
+    }
+
+    /// Returns the record of a whole key, with its encoded outcome. This is an operator's look: a resolution that it shows can
+    /// still be [undone](Self::undo).
     pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
-        Ok(self.engine.protocol().get(&self.id(key)?, Load::All)?.map(Record::raw))
+        Ok(self.engine.protocol().peek(&self.id(key)?, Load::All)?.map(Record::raw))
     }
 
     /// Resolves a record as [`Manager::resolve`](crate::Manager::resolve) does, with an outcome from [`Manager::encode_outcome`](crate::Manager::encode_outcome). The record
@@ -114,6 +132,33 @@ impl RawManager {
             Resolution::Fail(bytes) => Ending::Fail(self.checked(bytes)?),
         };
         self.engine.protocol().resolve(id, &ending, None, seen)
+    }
+
+    /// Makes a resolved record interrupted again, with the recovery point and checkpoint that it had, unless a caller has begun
+    /// it or been given its outcome since: see [`RecordInfo::is_undoable`]. Its TTL starts again.
+    ///
+    /// A caller is given the outcome by a replay, by [`Manager::get`] or [`Manager::wait`], and by a transaction. The first of them
+    /// commits that it is about to be, so it takes one sync more.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ErrorKind, Manager, admin::Resolution};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// drop(payments.begin("order-42")?); // nobody knows how far it came
+    /// payments.resolve("order-42", Resolution::Succeed(1999))?;
+    /// let raw = engine.raw("payments")?;
+    /// raw.undo("order-42")?;
+    /// payments.resolve("order-42", Resolution::Succeed(2999))?;
+    /// assert_eq!(payments.get("order-42")?.unwrap().into_outcome(), Some(Ok(2999)));
+    /// assert_eq!(raw.undo("order-42").unwrap_err().kind(), ErrorKind::NotResolved);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`, `NotResolved`.
+    pub fn undo(&self, key: impl IntoKey) -> Result<()> {
+        self.engine.protocol().undo(&self.id(key)?)
     }
 
     fn checked(&self, bytes: Value) -> Result<Value> {

@@ -76,7 +76,7 @@ impl Answerer {
                 self.rows(&table, &prefix, replies)
             }
             Request::About => send(&Reply::About(Box::new((self.opened, protocol.stats())))),
-            Request::Get(name) => match protocol.get(&id(&name)?, Load::All)? {
+            Request::Get(name) => match protocol.peek(&id(&name)?, Load::All)? {
                 Some(info) => send(&Reply::Record(Box::new((&info).into()))),
                 None => Ok(()),
             },
@@ -86,6 +86,10 @@ impl Answerer {
                     protocol.check_outcome(bytes)?;
                 }
                 protocol.resolve(&id(&name)?, &ending, None, seen)?;
+                changed(true)
+            }
+            Request::Undo(name) => {
+                protocol.undo(&id(&name)?)?;
                 changed(true)
             }
             Request::Revoke(name, seen) => {
@@ -143,7 +147,7 @@ impl Answerer {
                 // Read the outcome only of a record that matches.
                 let info = self.protocol()?.get(&id, Load::WithoutOutcome)?.filter(|info| filter.matches(info));
                 let info = match (info, load) {
-                    (Some(_), Load::All) => self.protocol()?.get(&id, Load::All)?,
+                    (Some(_), Load::All) => self.protocol()?.peek(&id, Load::All)?,
                     (info, _) => info,
                 };
                 if let Some(info) = info {

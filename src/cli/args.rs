@@ -13,6 +13,7 @@ use clap_complete::Shell;
 
 use super::out::{Done, Stop};
 use super::place::Place;
+use super::resolve::Resolve;
 use crate::{
     Status,
     admin::{KeyPrefix, RecordFilter},
@@ -24,6 +25,8 @@ macro_rules! examples {
         "  oncekey list payments.oncekey --status interrupted
   oncekey get payments.oncekey payments /user-7/order-42 --effect charge
   oncekey resolve payments.oncekey payments /user-7/order-42 --retry
+  oncekey resolve payments.oncekey payments order-7 --response 201 body.json --header 'Content-Type: application/json'
+  oncekey resolve payments.oncekey --all --manager payments --older-than 1h --retry --dry-run
   oncekey list payments.oncekey --manager payments --status failed --json | jq -r .key |
     xargs -n 1 oncekey get payments.oncekey payments
   oncekey list payments.oncekey --scope user-7 --newer-than 1h --sort changed --reverse --limit 10
@@ -128,19 +131,12 @@ pub(super) enum Verb {
         #[arg(long)]
         outcome: bool,
     },
-    /// Resolves an interrupted record: states that nothing happened, or stores its outcome.
+    /// Resolves interrupted records: states that nothing happened, or stores the outcome. Takes that back with --undo.
     ///
-    /// FILE contains the outcome as its manager encodes it, for example the output of `get --outcome` for another key.
-    /// `-` is standard input. If the service has its own program for this, use that instead: it knows the types.
-    Resolve {
-        #[command(flatten)]
-        at: At,
-        #[command(flatten)]
-        how: How,
-        /// Resolve only if the record still has this revision, as `get` printed it.
-        #[arg(long, value_name = "NUMBER")]
-        revision: Option<u64>,
-    },
+    /// FILE contains the outcome; `-` is standard input. The outcome is checked: by the types of the manager if the
+    /// service has its own program, else by what the manager has stored before. A resolution can be undone until a
+    /// caller has been given the outcome, or has begun the released key.
+    Resolve(Box<Resolve>),
     /// Takes a key in progress from its owner. The record becomes interrupted.
     ///
     /// An owner lives only as long as the process that has the store open. If no process has the store open, all owners
@@ -264,23 +260,8 @@ impl At {
     }
 }
 
-/// The result of an interrupted operation.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-pub(super) struct How {
-    /// Nothing happened. The next request runs the operation.
-    #[arg(long)]
-    pub(super) retry: bool,
-    /// The operation succeeded with the outcome in FILE.
-    #[arg(long, value_name = "FILE")]
-    pub(super) succeed: Option<PathBuf>,
-    /// The operation failed with the failure in FILE.
-    #[arg(long, value_name = "FILE")]
-    pub(super) fail: Option<PathBuf>,
-}
-
 /// Conditions that select records. All must hold.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub(super) struct Filter {
     /// Only records of this manager.
     #[arg(long, value_name = "NAME")]
@@ -320,7 +301,7 @@ pub(super) enum Sort {
 }
 
 /// A [`Status`] on the command line. Printed ones, such as `InProgress`, are accepted too.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum State {
     #[value(aliases = ["inprogress", "in_progress"])]
     InProgress,
@@ -343,6 +324,20 @@ impl From<State> for Status {
 }
 
 impl Filter {
+    pub(super) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Returns true if no other state is selected.
+    pub(super) fn selects_only(&self, status: Status) -> bool {
+        self.status.iter().all(|state| Status::from(*state) == status)
+    }
+
+    /// Returns the filter for records in any state.
+    pub(super) fn without_status(&self) -> Done<RecordFilter> {
+        Self { status: Vec::new(), ..self.clone() }.records()
+    }
+
     pub(super) fn records(&self) -> Done<RecordFilter> {
         let mut filter = RecordFilter::new();
         if let Some(manager) = &self.manager {

@@ -1,51 +1,15 @@
 //! Commands that change a store.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::args::How;
 use super::out::{Done, Out, Stop, size};
 use super::place::Place;
 use super::progress::Progress;
 use super::store::Store;
-use crate::{EngineOptions, Key, Status, Value, admin::Resolution};
-
-pub(super) fn resolve(store: &dyn Store, place: &Place, how: &How, revision: Option<u64>, out: &mut Out<'_>) -> Done {
-    let key = place.key()?;
-    let (resolution, result) = match (&how.succeed, &how.fail) {
-        (Some(file), _) => (Resolution::Succeed(outcome(file)?), "succeeded: every request gets this outcome"),
-        (None, Some(file)) => (Resolution::Fail(outcome(file)?), "failed: every request gets this failure"),
-        (None, None) => (Resolution::Retry, "released: the next request with this key runs it"),
-    };
-    if let Some(revision) = revision {
-        let record = place.record(store)?;
-        let now = record.info().revision();
-        if now != revision {
-            return Err(Stop::Nothing(format!("key {key} of {} has changed: its revision is {now}", place.manager)));
-        }
-        store.resolve_if_unchanged(record.info(), resolution)?;
-    } else {
-        store.resolve(&place.manager, &key, resolution)?;
-    }
-    done(place, &key, result, out)
-}
-
-fn outcome(file: &Path) -> Done<Value> {
-    let failed = |cause| Stop::Io(format!("read {}", file.display()), cause);
-    let mut bytes = Vec::new();
-    let limit = Value::MAX_BYTES as u64 + 1;
-    if file.as_os_str() == "-" {
-        io::stdin().take(limit).read_to_end(&mut bytes).map_err(failed)?;
-    } else {
-        File::open(file).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(failed)?;
-    }
-    // The engine checks the size, so one byte over the limit is enough here.
-    Ok(bytes.into())
-}
+use crate::{EngineOptions, Key, Status};
 
 /// Interrupts a record in progress. If the record is interrupted already, because its process is dead, only reports
 /// that.

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::args::Sort;
 use super::out::{Done, Out, Table, size};
-use super::show::{paint, preview, relative};
+use super::outcome::preview;
+use super::show::{paint, relative};
 use super::store::{Listing, Store};
 use crate::{
     Key, RecordInfo,

@@ -38,12 +38,12 @@ impl Store for LiveStore {
         self.get(manager, key)
     }
 
-    fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()> {
-        self.resolve(manager, key, resolution)
-    }
-
     fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()> {
         self.resolve_if_unchanged(seen, resolution)
+    }
+
+    fn undo(&self, manager: &str, key: &Key) -> Result<()> {
+        self.undo(manager, key)
     }
 
     fn revoke(&self, manager: &str, key: &Key) -> Result<()> {

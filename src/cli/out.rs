@@ -45,6 +45,7 @@ impl Stop {
             Self::Engine(error) => match error.kind() {
                 ErrorKind::NotFound
                 | ErrorKind::NotInterrupted
+                | ErrorKind::NotResolved
                 | ErrorKind::NotInProgress
                 | ErrorKind::Changed
                 | ErrorKind::OwnedByClaim => 1,

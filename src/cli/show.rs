@@ -8,7 +8,8 @@ use console::Style;
 use serde_json::json;
 
 use super::describe::Describers;
-use super::out::{Done, Out, Stop, Table, is_readable, size};
+use super::out::{Done, Out, Stop, Table, size};
+use super::outcome::{self, preview};
 use super::place::Place;
 use super::progress::Progress;
 use super::store::Store;
@@ -17,11 +18,6 @@ use crate::{
     admin::RecordFilter,
     clock::{Clock as _, SystemClock},
 };
-
-/// The number of bytes shown of data that is not text.
-const PREVIEW_BYTES: usize = 256;
-/// The number of characters shown of text.
-const PREVIEW_CHARS: usize = 400;
 
 /// The choices of `get`.
 #[derive(Debug)]
@@ -126,6 +122,9 @@ pub(super) fn get(store: &dyn Store, describers: &Describers, place: &Place, sho
             serde_json::to_value(&record).map_err(|cause| Stop::Io("show record".to_owned(), cause.into()))?;
         if let Some(fields) = value.as_object_mut() {
             fields.extend(described.map(|text| ("described".to_owned(), text.into())));
+            let outcome = record.outcome().and_then(|(Ok(bytes) | Err(bytes))| outcome::to_json(bytes));
+            fields.extend(outcome.map(|outcome| ("decoded".to_owned(), outcome)));
+            fields.extend(info.is_undoable().then(|| ("undoable".to_owned(), true.into())));
             let effect = shown.effect.as_ref().map(|label| json!({ label: info.effect_id(label) }));
             fields.extend(effect.map(|effect| ("effect_ids".to_owned(), effect)));
         }
@@ -146,6 +145,9 @@ fn facts(info: &RecordInfo, out: &mut Out<'_>) -> Done {
     let why = info.interruption().map_or_else(String::new, |why| format!(" ({why:?})"));
     let status = out.paint(&paint(info.status()), format_args!("{:?}", info.status()));
     out.field("status", format_args!("{status}{why}"))?;
+    if info.is_undoable() {
+        out.field("resolved", "and given to no caller yet: `resolve --undo` makes it interrupted again")?;
+    }
     out.field("policy", format_args!("{:?}", info.policy()))?;
     out.field("attempt", format_args!("{}, of generation {}", info.attempt(), info.generation()))?;
     out.field("revision", info.revision())?;
@@ -168,7 +170,10 @@ fn facts(info: &RecordInfo, out: &mut Out<'_>) -> Done {
 fn payload(record: &Record<Value, Value>, described: Option<String>, out: &mut Out<'_>) -> Done {
     let Some(Ok(bytes) | Err(bytes)) = record.outcome() else { return out.field("outcome", "none") };
     let what = format!("{} bytes, schema {}", bytes.len(), record.info().schema());
-    out.field("outcome", format_args!("{what}: {}", described.unwrap_or_else(|| preview(bytes))))
+    let shown = described.unwrap_or_else(|| outcome::text(bytes));
+    // Below one another, if it has lines.
+    let shown = shown.replace('\n', &format!("\n{:13}", ""));
+    out.field("outcome", format_args!("{what}: {shown}"))
 }
 
 pub(super) fn verify(store: &dyn Store, out: &mut Out<'_>) -> Done {
@@ -187,31 +192,6 @@ pub(super) fn verify(store: &dyn Store, out: &mut Out<'_>) -> Done {
         out.line(format_args!("{problems} problems"))?;
     }
     if report.problems.is_empty() { Ok(()) } else { Err(Stop::Damaged) }
-}
-
-/// Returns text on one line, or a hex dump of the first bytes if it is not text.
-pub(super) fn preview(bytes: &[u8]) -> String {
-    if let Some(text) = std::str::from_utf8(bytes).ok().filter(|text| is_readable(text)) {
-        let cut = text.chars().take(PREVIEW_CHARS).collect::<String>();
-        let more = if cut.len() < text.len() { " ..." } else { "" };
-        return format!("\"{}\"{more}", cut.escape_debug());
-    }
-    let mut dump = String::new();
-    for (line, row) in bytes.chunks(16).take(PREVIEW_BYTES / 16).enumerate() {
-        // Ignore the result: writing to a string cannot fail.
-        let _ = write!(dump, "\n  {:04x} ", 16 * line);
-        for byte in row {
-            let _ = write!(dump, " {byte:02x}");
-        }
-        let text =
-            row.iter().map(|byte| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' });
-        let gap = 3 * (16 - row.len()) + 2;
-        let _ = write!(dump, "{:gap$}{}", "", text.collect::<String>());
-    }
-    if bytes.len() > PREVIEW_BYTES {
-        dump.push_str("\n  ...");
-    }
-    dump
 }
 
 /// Formats a time to the second. Years that the format cannot show are shown in seconds since 1970.

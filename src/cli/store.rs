@@ -28,8 +28,8 @@ pub(super) trait Store {
     /// Returns the records that match, with their outcomes.
     fn whole_records(&self, filter: RecordFilter) -> Result<Listing<'_, Record<Value, Value>>>;
     fn get(&self, manager: &str, key: &Key) -> Result<Option<Record<Value, Value>>>;
-    fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()>;
     fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()>;
+    fn undo(&self, manager: &str, key: &Key) -> Result<()>;
     fn revoke(&self, manager: &str, key: &Key) -> Result<()>;
     fn forget(&self, manager: &str, key: &Key) -> Result<bool>;
     fn remove(&self, manager: &str, key: &Key) -> Result<bool>;
@@ -76,12 +76,12 @@ impl Store for Engine {
         self.raw(manager)?.get(key)
     }
 
-    fn resolve(&self, manager: &str, key: &Key, resolution: Resolution<Value, Value>) -> Result<()> {
-        self.raw(manager)?.resolve(key, resolution)
-    }
-
     fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()> {
         self.raw(seen.manager())?.resolve_if_unchanged(seen, resolution)
+    }
+
+    fn undo(&self, manager: &str, key: &Key) -> Result<()> {
+        self.raw(manager)?.undo(key)
     }
 
     fn revoke(&self, manager: &str, key: &Key) -> Result<()> {

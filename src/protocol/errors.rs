@@ -3,6 +3,7 @@
 use super::{Changed, RecordId};
 use crate::protocol::rules::Reason;
 use crate::types::error::{Error, ErrorKind};
+use crate::types::record::Status;
 
 pub(super) fn lost(id: &RecordId, reason: Reason) -> Error {
     let why = match reason {
@@ -28,6 +29,11 @@ pub(super) fn moved(id: &RecordId) -> Error {
 
 pub(super) fn not_found(id: &RecordId) -> Error {
     Error::new(ErrorKind::NotFound, format!("{} has no record", id.named()))
+}
+
+pub(super) fn not_resolved(id: &RecordId, status: Status) -> Error {
+    let why = "only a resolved record can be put back, until a caller begins it or is given its outcome";
+    Error::new(ErrorKind::NotResolved, format!("{} is {status:?}: {why}", id.named()))
 }
 
 pub(super) fn expired(id: &RecordId) -> Error {

@@ -1,5 +1,7 @@
 //! The rules: a pure function from a record, an action and a time to a decision. No I/O, no clock, no lock.
 
+mod imported;
+mod resolved;
 mod start;
 mod step;
 
@@ -10,6 +12,8 @@ use crate::types::clock::NEVER;
 use crate::types::options::OnInterrupted;
 use crate::types::record::{FINISHED, Interruption, Now, STARTED, Status, StoredRecord, THIS_FRAME};
 use crate::types::value::Value;
+use imported::imported;
+use resolved::{given, resolved, undone};
 pub(crate) use start::{Resume, Start};
 pub(crate) use step::{Ending, Patch, Step};
 
@@ -60,6 +64,10 @@ pub(crate) enum Action<'a> {
         /// The revision that the caller has seen, if only that one may be resolved.
         seen: Option<u64>,
     },
+    /// A caller takes back the result of an interrupted operation.
+    Undo,
+    /// A caller is about to be given the outcome, which cannot be taken back after that.
+    Give,
     /// An operator takes the record away from its live owner. Fenced by the owner's token.
     Revoke {
         token: u64,
@@ -77,7 +85,7 @@ pub(crate) enum Action<'a> {
 impl Action<'_> {
     /// True if the record keeps its time of expiry. Every other action computes a new one.
     pub(crate) fn keeps_expiry(&self) -> bool {
-        matches!(self, Self::Patch(Patch { ending: None, .. }))
+        matches!(self, Self::Patch(Patch { ending: None, .. }) | Self::Give)
     }
 }
 
@@ -164,11 +172,14 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         (Succeeded | Failed | Released | Interrupted, Action::Revoke { .. }) => Keep(Unfit(status)),
 
         (Interrupted, Action::Resolve { ending, schema, .. }) => {
-            // An operator who releases the record wants the operation to run, so the pause ends too.
-            let schema = schema.unwrap_or(record.schema);
-            write(StoredRecord { schema, retry_pause: 0, ..ended(record, ending, now) })
+            write(resolved(record, ending, schema.unwrap_or(record.schema), now))
         }
         (Succeeded | Failed | Released, Action::Resolve { .. }) => Keep(Unfit(status)),
+
+        (Succeeded | Failed | Released, Action::Undo) if record.is_undoable => write(undone(record, now)),
+        (_, Action::Undo) => Keep(Unfit(status)),
+        (Succeeded | Failed, Action::Give) if record.is_undoable => write(given(record)),
+        (_, Action::Give) => Keep(Already),
 
         (Released | Interrupted, Action::Patch(patch)) => write(patched(record, patch, now)),
         (InProgress, Action::Patch(_)) => Keep(OwnedByClaim),
@@ -273,6 +284,8 @@ fn decide_absent(action: &Action<'_>, now: &Now) -> Decision {
         | Action::Stage { .. }
         | Action::EndByKey { .. }
         | Action::Resolve { .. }
+        | Action::Undo
+        | Action::Give
         | Action::Revoke { .. }
         | Action::Forget
         | Action::Remove
@@ -310,6 +323,7 @@ fn begun(start: &Start, now: &Now) -> StoredRecord {
         retry_pause: start.retry_pause,
         remember: start.remember,
         is_forgotten: false,
+        is_undoable: false,
         fingerprint: start.fingerprint,
         context: start.context.clone(),
         recovery_point: STARTED.into(),
@@ -346,6 +360,7 @@ fn claimed_again(record: &StoredRecord, by_key: bool, schema: u32, retry_pause: 
         updated: now.store,
         expires: NEVER,
         retry_pause,
+        is_undoable: false,
         ..record.clone()
     }
 }
@@ -396,6 +411,7 @@ fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {
         updated_at: now.wall,
         updated: now.store,
         outcome_len: outcome.as_ref().map_or(0, |bytes| u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
+        is_undoable: false,
         ..record.clone()
     };
     if outcome.is_some() {
@@ -448,6 +464,7 @@ fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
             .checkpoint
             .clone()
             .or_else(|| record.checkpoint.clone().filter(|_| !patch.forgets_checkpoint)),
+        is_undoable: false,
         ..record.clone()
     };
     if state == Status::Released && patched.expires != NEVER {
@@ -472,30 +489,6 @@ fn extended(record: &StoredRecord, ttl: u64, now: &Now) -> Decision {
         return Decision::Keep(Reason::Already);
     }
     write(StoredRecord { expires, revision: THIS_FRAME, updated_at: now.wall, updated: now.store, ..record.clone() })
-}
-
-/// Returns a copy with numbers of this store and the effect ids of the old one. A record in progress has no owner here,
-/// so it is interrupted.
-fn imported(stored: &StoredRecord, now: &Now) -> StoredRecord {
-    let (state, interruption) = match stored.state {
-        Status::InProgress => (Status::Interrupted, Some(Interruption::ProcessEnded)),
-        state => (state, stored.interruption),
-    };
-    let mut imported = StoredRecord {
-        state,
-        by_key: false,
-        bound: true,
-        interruption,
-        generation: THIS_FRAME,
-        revision: THIS_FRAME,
-        token: THIS_FRAME,
-        updated: now.store,
-        retry_pause: 0,
-        ..stored.clone()
-    };
-    // The times of two stores cannot be compared, so the TTL starts again. The record expires late, never early.
-    imported.expires = now.store.saturating_add(ttl(&imported));
-    imported
 }
 
 #[cfg(test)]

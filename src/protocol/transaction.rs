@@ -162,6 +162,12 @@ impl Protocol {
         // Before the read, so that a commit in between marks the read set.
         workspace.reads.add(at);
         let content = self.fetch_in(workspace, at, Load::All)?;
+        if content.as_ref().and_then(Content::record).is_some_and(|stored| stored.holds_outcome()) {
+            // At once, because a closure that fails has seen it too. It marks what was read, so the closure runs again.
+            if let Some(id) = RecordId::from_store(at.clone()) {
+                self.give(&id, WaitFor::Nothing)?;
+            }
+        }
         // The earlier reads are still current, so all of them were true at the moment of this read.
         workspace.stale = !self.holds(workspace);
         workspace.check()?;

@@ -59,6 +59,7 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         retry_pause: b,
         remember: b,
         is_forgotten: parts.by_key,
+        is_undoable: parts.by_key ^ parts.resumes,
         fingerprint: parts.fingerprint.map(Fingerprint::from_bytes),
         context: parts.context.into_iter().fold(Context::new(), |context, (name, value)| context.with(name, value)),
         recovery_point: parts.point.into(),

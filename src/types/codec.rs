@@ -114,6 +114,26 @@ pub(crate) fn decode<T: Serialize + DeserializeOwned>(what: impl fmt::Display, b
     if read_as == shape { Ok(value) } else { Err(mismatch(&"the names, kinds or order of its parts differ")) }
 }
 
+/// Returns the text of a value that is stored as JSON.
+#[cfg(feature = "cli")]
+pub(crate) fn json(bytes: &[u8]) -> Option<&[u8]> {
+    split(bytes).filter(|(codec, ..)| *codec == Codec::Json).map(|(.., payload)| payload)
+}
+
+/// Checks as much of a stored value as can be checked without its type.
+#[cfg(feature = "cli")]
+pub(crate) fn check_encoded(bytes: &[u8]) -> Result<()> {
+    let unfit =
+        |why: &dyn fmt::Display| Error::new(ErrorKind::Codec, format!("its bytes are not an encoded value{why}"));
+    match split(bytes) {
+        None => Err(unfit(&"")),
+        Some((Codec::Compact, ..)) => Ok(()),
+        Some((Codec::Json, _, payload)) => serde_json::from_slice::<serde::de::IgnoredAny>(payload)
+            .map(drop)
+            .map_err(|cause| unfit(&format_args!(": {}", place(&cause)))),
+    }
+}
+
 fn split(bytes: &[u8]) -> Option<(Codec, u64, &[u8])> {
     let (&[codec, ref shape @ ..], payload) = bytes.split_first_chunk::<HEADER>()?;
     let codec = [Codec::Compact, Codec::Json].into_iter().find(|known| *known as u8 == codec)?;

@@ -130,6 +130,9 @@ pub enum ErrorKind {
     NotInterrupted,
     /// The record has changed since the caller read it. Nothing changed now. Read it again and decide again.
     Changed,
+    /// The record was not resolved, or a caller has begun it or been given its outcome since, so the resolution cannot be
+    /// undone.
+    NotResolved,
     /// Several records match where at most one is expected. Narrow the filter.
     Ambiguous,
     /// A transaction conflicted with others too often. Run it again.

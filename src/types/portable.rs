@@ -127,8 +127,8 @@ impl Portable {
             interrupted_ttl_ms: lasting(stored.interrupted_ttl),
             fingerprint: stored.fingerprint.map(|fingerprint| fingerprint.to_string()),
             context: stored.context.iter().map(|(name, value)| (name.to_owned(), Bytes::new(value))).collect(),
-            recovery_point: stored.recovery_point.clone().into_owned(),
-            checkpoint: stored.checkpoint.as_deref().map(Bytes::new),
+            recovery_point: info.recovery_point().to_owned(),
+            checkpoint: info.checkpoint().map(Bytes::new),
             outcome_bytes: stored.outcome_len,
             outcome: stored.outcome.as_deref().map(Bytes::new),
         }
@@ -181,6 +181,7 @@ impl Portable {
             retry_pause: 0,
             remember: 0,
             is_forgotten: false,
+            is_undoable: false,
             fingerprint: self.fingerprint.as_deref().map(fingerprint).transpose()?,
             context,
             recovery_point: self.recovery_point.into(),

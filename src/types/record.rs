@@ -3,6 +3,7 @@
 mod effect_seed;
 mod lifetime;
 mod remembered;
+mod resolved;
 mod sent;
 
 use std::borrow::Cow;
@@ -134,6 +135,9 @@ pub(crate) struct StoredRecord {
     pub(crate) remember: u64,
     /// True if the record has expired and only its key is remembered, until `expires`.
     pub(crate) is_forgotten: bool,
+    /// True if the record was resolved, can be made interrupted again, and no caller has been given its outcome. Until then it
+    /// keeps its interruption, recovery point and checkpoint.
+    pub(crate) is_undoable: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) context: Context,
     pub(crate) recovery_point: Cow<'static, str>,
@@ -378,13 +382,13 @@ impl RecordInfo {
     /// Returns the recovery point: the name of the last stage that ended.
     #[must_use]
     pub fn recovery_point(&self) -> &str {
-        &self.0.stored.recovery_point
+        if self.0.stored.holds_outcome() { FINISHED } else { &self.0.stored.recovery_point }
     }
 
     /// Returns the checkpoint that the last stage left for the next one.
     #[must_use]
     pub fn checkpoint(&self) -> Option<&[u8]> {
-        self.0.stored.checkpoint.as_deref()
+        self.0.stored.checkpoint.as_deref().filter(|_| !self.0.stored.holds_outcome())
     }
 
     /// Returns when this generation started, by the wall clock.

@@ -65,9 +65,14 @@ fn an_operator_works_on_a_store_that_is_in_use() {
         let outcome = command(&["get", store, "payments", "order-3", "--outcome"]).output().unwrap().stdout;
         let file = dir.path().join("outcome");
         fs::write(&file, outcome).unwrap();
-        ran(&["resolve", store, "payments", "order-1", "--succeed", file.to_str().unwrap()]);
+        let resolve = ["resolve", store, "payments", "order-1", "--succeed", file.to_str().unwrap()];
+        let undo = ["resolve", store, "payments", "order-1", "--undo"];
+        for args in [&resolve[..], &["get", store, "payments", "order-1"], &undo, &resolve] {
+            ran(args);
+        }
         let replayed = payments.execute("order-1", |_| unreachable!()).unwrap();
         assert!(replayed.replayed() && replayed.value() == "receipt");
+        assert_eq!(failed(&undo).0, Some(1), "a caller has the outcome");
         let key = json(&["list", store, "--status", "interrupted"])["key"].as_str().unwrap().to_owned();
         ran(&["resolve", store, "payments", &key, "--retry"]);
         assert_eq!(status(&payments.scoped("user-7").unwrap(), "order-2"), Some(Status::Released));

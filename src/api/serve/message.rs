@@ -29,6 +29,7 @@ pub(in crate::api) enum Request {
     Get(Name),
     /// The number is the revision that the caller has seen, if only that one may be changed.
     Resolve(Name, Settlement, Option<u64>),
+    Undo(Name),
     /// As in `Resolve`.
     Revoke(Name, Option<u64>),
     Forget(Name),

@@ -19,6 +19,7 @@ const RESUMES: u8 = 2;
 const BOUND: u8 = 4;
 const HOLDS_PROGRESS: u8 = 8;
 const FORGOTTEN: u8 = 16;
+const UNDOABLE: u8 = 32;
 
 /// The variable part of a record, without the outcome. Frozen: another layout needs another struct.
 #[derive(Deserialize)]
@@ -60,7 +61,9 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     let resumes = if stored.policy == OnInterrupted::Resume { RESUMES } else { 0 };
     let bound = if stored.bound { BOUND } else { 0 };
     let forgotten = if stored.is_forgotten { FORGOTTEN } else { 0 };
-    out.push(by_key | resumes | bound | forgotten | if stored.holds_progress { HOLDS_PROGRESS } else { 0 });
+    let undoable = if stored.is_undoable { UNDOABLE } else { 0 };
+    let holds_progress = if stored.holds_progress { HOLDS_PROGRESS } else { 0 };
+    out.push(by_key | resumes | bound | holds_progress | forgotten | undoable);
     out.push(match stored.interruption {
         None => 0,
         Some(Interruption::ProcessEnded) => 1,
@@ -169,7 +172,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<StoredRecord> {
 fn decode_fields(bytes: &[u8]) -> Option<Result<StoredRecord>> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
-    let flags = fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND | HOLDS_PROGRESS | FORGOTTEN)?;
+    let flags =
+        fields.u8().filter(|flags| *flags <= BY_KEY | RESUMES | BOUND | HOLDS_PROGRESS | FORGOTTEN | UNDOABLE)?;
     let interruption = interruption(fields.u8()?)?;
     fields.u8().filter(|zero| *zero == 0)?;
     let (schema, attempt, outcome_len) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -213,6 +217,7 @@ fn decode_fields(bytes: &[u8]) -> Option<Result<StoredRecord>> {
         retry_pause: rest.retry_pause,
         remember: rest.remember,
         is_forgotten: flags & FORGOTTEN != 0,
+        is_undoable: flags & UNDOABLE != 0,
         fingerprint: rest.fingerprint.map(Fingerprint::from_bytes),
         context: rest.context,
         recovery_point: match [STARTED, FINISHED].into_iter().find(|usual| *usual == rest.recovery_point) {
@@ -285,6 +290,7 @@ pub(crate) mod tests {
             retry_pause: 4,
             remember: 0,
             is_forgotten: false,
+            is_undoable: false,
             fingerprint: Some(Fingerprint::from_bytes([9; 32])),
             context: Context::new().with("user", "ada"),
             recovery_point: FINISHED.into(),

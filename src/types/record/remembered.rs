@@ -16,6 +16,7 @@ impl StoredRecord {
         let is_over = !self.is_forgotten && self.is_remembered(now);
         is_over.then(|| Self {
             is_forgotten: true,
+            is_undoable: false,
             expires: self.expires.saturating_add(self.remember),
             fingerprint: None,
             context: Context::new(),

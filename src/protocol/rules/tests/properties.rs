@@ -19,6 +19,8 @@ struct Case {
     owner_is_dead: bool,
     /// True if the record expires in this millisecond, false if in the next.
     is_expired: bool,
+    /// True if it was resolved, and no caller has been given its outcome.
+    undoable: bool,
     policy: OnInterrupted,
     fingerprint: Option<u8>,
 }
@@ -28,12 +30,14 @@ impl Case {
         use Status::{Failed, InProgress, Interrupted, Released, Succeeded};
         let mut all = Vec::new();
         for state in [InProgress, Succeeded, Failed, Released, Interrupted] {
-            for bits in 0..64_u8 {
+            let resolvable = matches!(state, Succeeded | Failed | Released);
+            for bits in 0..if resolvable { 128_u8 } else { 64 } {
                 let bit = |id: u8| bits & (1 << id) != 0;
                 let policy = if bit(3) { OnInterrupted::Hold } else { OnInterrupted::Resume };
                 let fingerprint = bit(4).then_some(1);
                 let (by_key, owner_is_dead, is_expired, bound) = (bit(0), bit(1), bit(2), bit(5));
-                all.push(Self { state, by_key, bound, owner_is_dead, is_expired, policy, fingerprint });
+                let undoable = bit(6);
+                all.push(Self { state, by_key, bound, owner_is_dead, is_expired, undoable, policy, fingerprint });
             }
         }
         all
@@ -46,11 +50,14 @@ impl Case {
     fn stored(self) -> StoredRecord {
         let left = u64::from(!self.is_expired);
         let outcome = self.is_finished().then(|| Value::from("x"));
+        // A record that can be interrupted again keeps what it had then.
+        let shows_finished = self.is_finished() && !self.undoable;
         StoredRecord {
             state: self.state,
             by_key: self.by_key,
             bound: self.bound,
-            interruption: (self.state == Status::Interrupted).then_some(Interruption::Dropped),
+            interruption: (self.state == Status::Interrupted || self.undoable).then_some(Interruption::Dropped),
+            is_undoable: self.undoable,
             attempt: 3,
             generation: 5,
             revision: FIRST + 9,
@@ -58,8 +65,8 @@ impl Case {
             updated: 200,
             expires: if self.state == Status::InProgress { NEVER } else { NOW.store + left },
             interrupted_ttl: NOW.store - NOW.opened + left,
-            recovery_point: if self.is_finished() { FINISHED.into() } else { "paid".into() },
-            checkpoint: (!self.is_finished()).then(|| Value::from("kept")),
+            recovery_point: if shows_finished { FINISHED.into() } else { "paid".into() },
+            checkpoint: (!shows_finished).then(|| Value::from("kept")),
             outcome_len: u32::from(outcome.is_some()),
             outcome,
             ..begun(&start(self.policy, self.fingerprint), &NOW)
@@ -100,6 +107,8 @@ impl Case {
             Action::Resolve { seen, .. } => {
                 status == Status::Interrupted && seen.is_none_or(|seen| seen == stored.revision)
             }
+            Action::Undo => self.undoable,
+            Action::Give => self.undoable && finished,
             Action::Extend(ttl) => finished && *ttl > 1,
             Action::Forget => return if finished { 'D' } else { 'K' },
             Action::Discard { token } => return if mine(*token) { 'D' } else { 'K' },
@@ -167,6 +176,7 @@ impl Parts {
         let own = if point == "paid" { "paid" } else { STARTED };
         let mut all =
             vec![Action::Forget, Action::Remove, Action::Lock { schema: 1, max_attempts: u32::MAX, retry_pause: 0 }];
+        all.extend([Action::Undo, Action::Give]);
         all.extend([0, 1, 2, 500, NEVER].map(Action::Extend));
         all.extend(self.starts.iter().flat_map(|start| [Action::Begin(start), Action::Create(start)]));
         all.extend(self.patches.iter().map(Action::Patch));
@@ -223,7 +233,11 @@ fn check_written(before: Option<&StoredRecord>, action: &Action<'_>, after: &Sto
         (stored.generation, stored.fingerprint, stored.context.clone(), stored.policy, ttls, stored.created_at)
     };
     assert_eq!(fixed(after), fixed(before));
-    if finished {
+    if after.is_undoable {
+        assert!(matches!(action, Action::Resolve { .. } | Action::Extend(_)), "{action:?} of {before:?}");
+        let kept = |stored: &StoredRecord| (stored.recovery_point.clone(), stored.checkpoint.clone());
+        assert_eq!(kept(after), kept(before));
+    } else if finished {
         assert_eq!((&*after.recovery_point, &after.checkpoint), (FINISHED, &None));
     }
     if after.state == Status::InProgress {
@@ -264,7 +278,8 @@ fn decide_agrees_with_the_second_formulation_for_every_record_and_action() {
     println!("{pairs} pairs");
 }
 
-/// A finished record changes only its expiry, and only to a later one.
+/// A finished record changes only its expiry, and only to a later one. One that was resolved can also be undone, or is given
+/// to a caller.
 #[test]
 fn no_action_changes_a_finished_record_but_its_expiry() {
     let parts = Parts::new();
@@ -272,6 +287,17 @@ fn no_action_changes_a_finished_record_but_its_expiry() {
         let stored = case.stored();
         for action in parts.actions((stored.token, stored.revision), &stored.recovery_point) {
             match decide(Some(&stored), &action, &NOW) {
+                Decision::Write(after) if case.undoable && matches!(action, Action::Undo) => {
+                    assert_eq!((after.state, &after.outcome), (Status::Interrupted, &None));
+                    let kept = |stored: &StoredRecord| {
+                        (stored.interruption, stored.recovery_point.clone(), stored.checkpoint.clone())
+                    };
+                    assert_eq!(kept(&after), kept(&stored));
+                }
+                Decision::Write(after) if case.undoable && matches!(action, Action::Give) => {
+                    assert_eq!((after.state, &after.outcome), (stored.state, &stored.outcome));
+                    assert_eq!((after.expires, after.is_undoable), (stored.expires, false));
+                }
                 Decision::Write(after) => {
                     let (expires, updated, updated_at) = (after.expires, after.updated, after.updated_at);
                     assert!(expires > stored.expires, "{action:?}");
@@ -318,7 +344,8 @@ impl Life {
             Decision::Write(after) => {
                 check_written(seen, action, &after, &self.now);
                 let after = numbered(Decision::Write(after), self.next);
-                if let Some(finished) = finished {
+                let is_undone = matches!(action, Action::Undo);
+                if let Some(finished) = finished.filter(|finished| !(finished.is_undoable && is_undone)) {
                     assert_eq!((&after.outcome, after.state), (&finished.outcome, finished.state), "{action:?}");
                 }
                 self.grow(before.as_ref(), &after);

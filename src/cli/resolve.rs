@@ -1,0 +1,324 @@
+//! Resolves interrupted records, and takes that back.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::args::Filter;
+use super::describe::Describers;
+use super::out::{Done, Out, Stop};
+use super::outcome::{Content, Given};
+use super::place::Place;
+use super::store::Store;
+use crate::{
+    ErrorKind, RecordInfo, Status, Value,
+    admin::{RecordFilter, Resolution},
+};
+
+/// The arguments of `resolve`.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
+pub(super) struct Resolve {
+    /// The directory of the store.
+    pub(super) store: PathBuf,
+    /// The name of the manager.
+    #[arg(id = "of", value_name = "MANAGER", required_unless_present = "all", requires = "key")]
+    of: Option<String>,
+    /// The key, as `list` prints it.
+    #[arg(required_unless_present = "all")]
+    key: Option<OsString>,
+    #[command(flatten)]
+    how: How,
+    /// What FILE contains.
+    #[arg(long = "as", value_name = "FORM", default_value = "stored", conflicts_with_all = ["retry", "undo", "response"])]
+    form: Form,
+    /// A header of the response, as "Name: value". Can be given several times.
+    #[arg(long, value_name = "HEADER")]
+    header: Vec<String>,
+    /// Resolve only if the record still has this revision, as `get` printed it.
+    #[arg(long, value_name = "NUMBER", conflicts_with = "all")]
+    revision: Option<u64>,
+    /// Check everything, say what would be done, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Store an outcome although nothing shows that the service can read it.
+    #[arg(long, conflicts_with_all = ["retry", "undo"])]
+    unchecked: bool,
+    /// Resolve all interrupted records that the filters select, after a confirmation.
+    #[arg(long, conflicts_with_all = ["of", "key"])]
+    all: bool,
+    /// Do not ask for confirmation.
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    filter: Filter,
+}
+
+/// The result of an interrupted operation.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct How {
+    /// Nothing happened. The next request runs the operation.
+    #[arg(long)]
+    retry: bool,
+    /// The operation succeeded with the outcome in FILE.
+    #[arg(long, value_name = "FILE")]
+    succeed: Option<PathBuf>,
+    /// The operation failed with the failure in FILE.
+    #[arg(long, value_name = "FILE")]
+    fail: Option<PathBuf>,
+    /// The operation succeeded with an HTTP response of this status, with the body in FILE.
+    #[cfg_attr(not(feature = "http"), arg(hide = true))]
+    #[arg(long, num_args = 1..=2, value_names = ["STATUS", "FILE"])]
+    response: Option<Vec<OsString>>,
+    /// Make a resolved record interrupted again. This is refused once a caller has been given its outcome.
+    #[arg(long)]
+    undo: bool,
+}
+
+/// What a file with an outcome contains.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Form {
+    /// The bytes that `get --outcome` prints.
+    Stored,
+    /// JSON: for outcomes of any JSON, or of a type that the program knows.
+    Json,
+    /// Text: for outcomes that are text, and failures with a message.
+    Text,
+}
+
+/// What is to be done with each record.
+#[derive(Debug)]
+enum Plan {
+    Retry,
+    Undo,
+    Outcome(Given),
+}
+
+impl Resolve {
+    /// Reads what the operator gives. `-` is standard input.
+    fn plan(&self) -> Done<Plan> {
+        if self.how.retry {
+            return Ok(Plan::Retry);
+        }
+        if self.how.undo {
+            return Ok(Plan::Undo);
+        }
+        if let Some(words) = &self.how.response {
+            let content = response(words, &self.header)?;
+            return Ok(Plan::Outcome(Given { is_failure: false, content }));
+        }
+        let is_failure = self.how.fail.is_some();
+        let Some(file) = self.how.succeed.as_ref().or(self.how.fail.as_ref()) else { return Ok(Plan::Retry) };
+        let bytes = read(file)?;
+        let unfit = |why: &dyn std::fmt::Display| Stop::Usage(format!("{}: {why}", file.display()));
+        let content = match self.form {
+            // The engine checks the size, so one byte over the limit is enough here.
+            Form::Stored => Content::Stored(bytes.into()),
+            Form::Json => Content::Json(serde_json::from_slice(&bytes).map_err(|cause| unfit(&cause))?),
+            Form::Text => Content::Text(String::from_utf8(bytes).map_err(|cause| unfit(&cause))?),
+        };
+        Ok(Plan::Outcome(Given { is_failure, content }))
+    }
+}
+
+fn read(file: &Path) -> Done<Vec<u8>> {
+    let failed = |cause| Stop::Io(format!("read {}", file.display()), cause);
+    let mut bytes = Vec::new();
+    let limit = Value::MAX_BYTES as u64 + 1;
+    if file.as_os_str() == "-" {
+        io::stdin().take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    } else {
+        File::open(file).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(failed)?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(feature = "http")]
+fn response(words: &[OsString], headers: &[String]) -> Done<Content> {
+    use http::{HeaderName, HeaderValue, StatusCode};
+
+    let status = words.first().and_then(|status| status.to_str()).unwrap_or_default();
+    let status = status.parse::<StatusCode>().map_err(|why| Stop::Usage(format!("status \"{status}\": {why}")))?;
+    let mut response = crate::http::Response::new(status);
+    for header in headers {
+        let unfit = |why: &dyn std::fmt::Display| Stop::Usage(format!("header \"{}\": {why}", header.escape_debug()));
+        let (name, value) = header.split_once(':').ok_or_else(|| unfit(&"it is written as \"Name: value\""))?;
+        let name = name.trim().parse::<HeaderName>().map_err(|why| unfit(&why))?;
+        let value = value.trim().parse::<HeaderValue>().map_err(|why| unfit(&why))?;
+        response = response.header(name, value);
+    }
+    let body = words.get(1).map(|file| read(Path::new(file))).transpose()?;
+    Ok(Content::Response(response.body(body.unwrap_or_default())))
+}
+
+#[cfg(not(feature = "http"))]
+fn response(_words: &[OsString], _headers: &[String]) -> Done<Content> {
+    Err(Stop::Usage("this program was built without the feature `http`".to_owned()))
+}
+
+pub(super) fn run(store: &dyn Store, describers: &Describers, asked: &Resolve, out: &mut Out<'_>) -> Done {
+    if asked.yes && !asked.all {
+        return Err(Stop::Usage("--yes confirms --all only".to_owned()));
+    }
+    if !asked.header.is_empty() && asked.how.response.is_none() {
+        return Err(Stop::Usage("--header is for --response only".to_owned()));
+    }
+    let plan = asked.plan()?;
+    if let (Some(manager), Some(key)) = (&asked.of, &asked.key) {
+        if !asked.filter.is_empty() {
+            return Err(Stop::Usage("filters select records only with --all".to_owned()));
+        }
+        let place = Place { manager: manager.clone(), key: key.clone() };
+        let info = place.record(store)?.info().clone();
+        if asked.revision.is_some_and(|seen| seen != info.revision()) {
+            let (key, now) = (info.key(), info.revision());
+            return Err(Stop::Nothing(format!("key {key} of {manager} has changed: its revision is {now}")));
+        }
+        let outcome = prepare(store, describers, &plan, &info, asked.unchecked)?;
+        if !asked.dry_run {
+            apply(store, &plan, &info, outcome)?;
+        }
+        return done(&plan, &info, asked.dry_run, out);
+    }
+    let infos = selected(store, asked, &plan)?;
+    if infos.is_empty() && !out.json {
+        return out.line("no record matches");
+    }
+    // All are checked before the first is changed. Those of a manager and schema get the same outcome.
+    let mut outcomes = BTreeMap::new();
+    for info in &infos {
+        let of = (info.manager().to_owned(), info.schema());
+        if let std::collections::btree_map::Entry::Vacant(entry) = outcomes.entry(of) {
+            entry.insert(prepare(store, describers, &plan, info, asked.unchecked)?);
+        }
+    }
+    if !asked.dry_run && !asked.yes && !infos.is_empty() {
+        confirm(&plan, infos.len(), out)?;
+    }
+    let mut changed = 0_u64;
+    for info in &infos {
+        let outcome = outcomes.get(&(info.manager().to_owned(), info.schema())).cloned().flatten();
+        match if asked.dry_run { Ok(()) } else { apply(store, &plan, info, outcome) } {
+            Ok(()) => done(&plan, info, asked.dry_run, out)?,
+            Err(Stop::Engine(error)) if has_changed(error.kind()) => {
+                changed += 1;
+                if !out.json {
+                    out.line(error)?;
+                }
+            }
+            Err(stop) => return Err(stop),
+        }
+    }
+    match changed {
+        0 if out.json => Ok(()),
+        0 => out.line(format_args!(
+            "{} records{}",
+            infos.len(),
+            if asked.dry_run { ", nothing was changed" } else { "" }
+        )),
+        _ => Err(Stop::Nothing(format!(
+            "{changed} of {} records had changed meanwhile and are as they were",
+            infos.len()
+        ))),
+    }
+}
+
+fn has_changed(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Changed
+            | ErrorKind::NotFound
+            | ErrorKind::NotInterrupted
+            | ErrorKind::NotResolved
+            | ErrorKind::OwnedByClaim
+    )
+}
+
+/// Returns the records that the filters select and that can be resolved, or put back.
+fn selected(store: &dyn Store, asked: &Resolve, plan: &Plan) -> Done<Vec<RecordInfo>> {
+    if !asked.filter.selects_only(Status::Interrupted) {
+        return Err(Stop::Usage("only interrupted records can be resolved: leave --status out".to_owned()));
+    }
+    let filter: RecordFilter = match plan {
+        Plan::Undo => asked.filter.without_status().map(|filter| filter.matching(RecordInfo::is_undoable))?,
+        _ => asked.filter.without_status()?.status(Status::Interrupted),
+    };
+    Ok(store.records(filter)?.collect::<crate::Result<_>>()?)
+}
+
+/// Checks that the plan is possible for the record, and returns the outcome to be stored.
+fn prepare(
+    store: &dyn Store,
+    describers: &Describers,
+    plan: &Plan,
+    info: &RecordInfo,
+    unchecked: bool,
+) -> Done<Option<Value>> {
+    let (manager, key, status) = (info.manager(), info.key(), info.status());
+    match plan {
+        Plan::Undo if info.is_undoable() => Ok(None),
+        Plan::Undo => Err(Stop::Nothing(format!(
+            "key {key} of {manager} is {status:?}: only a resolved record can be put back, until a caller begins it or is given \
+             its outcome"
+        ))),
+        _ if status != Status::Interrupted => {
+            Err(Stop::Nothing(format!("key {key} of {manager} is not interrupted, it is {status:?}")))
+        }
+        Plan::Retry => Ok(None),
+        Plan::Outcome(given) => given.encode(store, describers, info, unchecked).map(Some),
+    }
+}
+
+fn apply(store: &dyn Store, plan: &Plan, info: &RecordInfo, outcome: Option<Value>) -> Done {
+    let resolution = match (plan, outcome) {
+        (Plan::Undo, _) => return Ok(store.undo(info.manager(), info.key())?),
+        (Plan::Outcome(Given { is_failure: false, .. }), Some(bytes)) => Resolution::Succeed(bytes),
+        (Plan::Outcome(_), Some(bytes)) => Resolution::Fail(bytes),
+        _ => Resolution::Retry,
+    };
+    // What was checked is what is changed.
+    Ok(store.resolve_if_unchanged(info, resolution)?)
+}
+
+/// Returns the state after the change, and what it means.
+fn result(plan: &Plan) -> (&'static str, &'static str) {
+    match plan {
+        Plan::Retry => ("released", "the next request with this key runs it"),
+        Plan::Undo => ("interrupted", "as it was before it was resolved"),
+        Plan::Outcome(Given { is_failure: false, .. }) => ("succeeded", "every request gets this outcome"),
+        Plan::Outcome(_) => ("failed", "every request gets this failure"),
+    }
+}
+
+fn done(plan: &Plan, info: &RecordInfo, dry_run: bool, out: &mut Out<'_>) -> Done {
+    let ((word, meaning), manager, key) = (result(plan), info.manager(), info.key());
+    if out.json {
+        let key = key.to_string();
+        return out.json(&json!({ "manager": manager, "key": key, "result": word, "dry_run": dry_run }));
+    }
+    let is = if dry_run { "would be" } else { "is" };
+    out.line(format_args!("key {key} of {manager} {is} {word}: {meaning}"))
+}
+
+fn confirm(plan: &Plan, count: usize, out: &mut Out<'_>) -> Done {
+    let (word, meaning) = result(plan);
+    if out.json || !io::stdin().is_terminal() {
+        return Err(Stop::Usage(format!(
+            "{count} records would be {word}: look at them with --dry-run, and confirm with --yes"
+        )));
+    }
+    out.text(&format!("{count} records will be {word}: {meaning}. Go on? [y/N] "))?;
+    out.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|cause| Stop::Io("read standard input".to_owned(), cause))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(Stop::Nothing("nothing was changed".to_owned()))
+}

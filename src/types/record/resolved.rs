@@ -1,0 +1,19 @@
+//! Records that were resolved, and can be interrupted again.
+
+use super::{RecordInfo, Status, StoredRecord};
+
+impl StoredRecord {
+    /// Returns true if it has an outcome that no caller has been given, because it was resolved.
+    pub(crate) fn holds_outcome(&self) -> bool {
+        self.is_undoable && matches!(self.state, Status::Succeeded | Status::Failed)
+    }
+}
+
+impl RecordInfo {
+    /// Returns true if the record was resolved and can be made interrupted again by
+    /// [`RawManager::undo`](crate::admin::RawManager::undo): no caller has begun it or been given its outcome since.
+    #[must_use]
+    pub fn is_undoable(&self) -> bool {
+        self.0.stored.is_undoable
+    }
+}

@@ -1,0 +1,140 @@
+//! Tests of undoing a resolution: what is put back, and what ends the time in which that is possible.
+
+use oncekey::{
+    Engine, ErrorKind, Interruption, Manager, Next, Status, Waited,
+    admin::{RawManager, Resolution},
+    clock::ManualClock,
+};
+
+use crate::common::*;
+use crate::requests::ok;
+
+/// A way to an outcome.
+type Read = fn(&Engine, &Manager<String, String>);
+
+fn held(engine: &Engine, key: &str) -> (Manager<String, String>, RawManager) {
+    let manager = texts(engine);
+    drop(claim(&manager, key));
+    (manager, engine.raw("m").unwrap())
+}
+
+#[track_caller]
+fn assert_given(raw: &RawManager, key: &str) {
+    assert_eq!(raw.undo(key).unwrap_err().kind(), ErrorKind::NotResolved);
+    assert!(!raw.get(key).unwrap().unwrap().info().is_undoable());
+}
+
+#[test]
+fn an_undone_resolution_leaves_the_record_as_it_was() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let engine = open(dir.path(), &clock);
+    let (manager, raw) = held(&engine, "plain");
+    manager.resolve("plain", Resolution::Fail("no".to_owned())).unwrap();
+    let resolved = raw.get("plain").unwrap().unwrap();
+    assert_eq!((resolved.status(), resolved.info().interruption()), (Status::Failed, None));
+    let mut staged = claim(&manager, "staged");
+    staged.work_stage(|_| Ok::<_, oncekey::Error>(Next::advance_with("half", vec![1, 2]))).unwrap();
+    staged.interrupt().unwrap();
+    for resolution in [Resolution::Retry, Resolution::Succeed("done".to_owned())] {
+        manager.resolve("staged", resolution).unwrap();
+        raw.undo("staged").unwrap();
+    }
+    manager.resolve("staged", Resolution::Succeed("done".to_owned())).unwrap();
+    let info = raw.get("staged").unwrap().unwrap().info().clone();
+    assert_eq!((info.recovery_point(), info.checkpoint(), info.is_undoable()), ("finished", None, true));
+    drop((manager, raw));
+    engine.close().unwrap();
+
+    // It can be undone by a later process too.
+    let engine = open(dir.path(), &clock);
+    let raw = engine.raw("m").unwrap();
+    for key in ["plain", "staged"] {
+        raw.undo(key).unwrap();
+        assert_eq!(raw.undo(key).unwrap_err().kind(), ErrorKind::NotResolved, "{key}");
+    }
+    let info = |key: &str| raw.get(key).unwrap().unwrap().info().clone();
+    let plain = info("plain");
+    assert_eq!((plain.status(), plain.interruption()), (Status::Interrupted, Some(Interruption::Dropped)));
+    let staged = info("staged");
+    assert_eq!((staged.status(), staged.interruption()), (Status::Interrupted, Some(Interruption::Reported)));
+    assert_eq!((staged.recovery_point(), staged.checkpoint()), ("half", Some(&[1, 2][..])));
+    assert_eq!((staged.outcome_bytes(), engine.stats().interrupted), (0, 2));
+}
+
+#[test]
+fn a_transaction_that_reads_the_outcome_ends_the_undo_even_if_it_fails() {
+    let (engine, _) = engine();
+    let requests = engine.requests("r").unwrap();
+    drop(requests.manager().begin("k").unwrap());
+    requests.manager().resolve("k", Resolution::Succeed(ok("done"))).unwrap();
+    let failed = engine.atomic_phase(|tx| {
+        let record = requests.with_transaction(tx).retrieve("k")?.unwrap();
+        assert_eq!(record.outcome(), Some(Ok(&ok("done"))));
+        Err::<(), _>(oncekey::PhaseError::User("rolled back"))
+    });
+    assert!(failed.is_err());
+    assert_given(&engine.raw("r").unwrap(), "k");
+}
+
+#[test]
+fn every_way_to_the_outcome_ends_the_undo() {
+    let (engine, _) = engine();
+    let ways: [(&str, Read); 5] = [
+        ("begin", |_, manager| assert_eq!(answer(manager, "begin"), "replay")),
+        ("get", |_, manager| assert!(manager.get("get").unwrap().unwrap().outcome().is_some())),
+        ("wait", |_, manager| {
+            let waited = manager.wait("wait", SECOND).unwrap();
+            assert!(matches!(waited, Waited::Finished(_)));
+        }),
+        ("execute", |_, manager| assert!(manager.execute("execute", |_| panic!("it is done")).unwrap().replayed())),
+        ("many", |_, manager| {
+            let answers = manager.execute_many([("many", ())], |_, ()| panic!("it is done"));
+            assert!(answers.iter().all(|answer| answer.as_ref().unwrap().replayed()) && answers.len() == 1);
+        }),
+    ];
+    for (key, read) in ways {
+        let (manager, raw) = held(&engine, key);
+        manager.resolve(key, Resolution::Succeed("done".to_owned())).unwrap();
+        // Lists and an operator's look give nothing to a caller.
+        assert!(engine.records(oncekey::admin::RecordFilter::new()).unwrap().all(|info| info.is_ok()));
+        assert!(raw.get(key).unwrap().unwrap().info().is_undoable(), "{key}");
+        read(&engine, &manager);
+        assert_given(&raw, key);
+        assert_eq!(outcome(&manager, key), Some(Ok("done".to_owned())), "{key}");
+    }
+}
+
+#[test]
+fn a_begun_or_expired_record_is_not_put_back() {
+    let (engine, clock) = engine();
+    let (manager, raw) = held(&engine, "k");
+    assert_eq!(raw.undo("absent").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(raw.undo("k").unwrap_err().kind(), ErrorKind::NotResolved);
+    manager.resolve("k", Resolution::Retry).unwrap();
+    let again = claim(&manager, "k");
+    assert_eq!(raw.undo("k").unwrap_err().kind(), ErrorKind::NotResolved);
+    again.release().unwrap();
+    assert_given(&raw, "k");
+    let (manager, raw) = held(&engine, "old");
+    manager.resolve("old", Resolution::Succeed("done".to_owned())).unwrap();
+    clock.advance(2 * DAY);
+    assert_eq!(raw.undo("old").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_caller_and_an_undo_at_once_agree() {
+    let (engine, _) = engine();
+    for round in 0..200 {
+        let key = format!("k{round}");
+        let (manager, raw) = held(&engine, &key);
+        manager.resolve(&key, Resolution::Succeed("done".to_owned())).unwrap();
+        let (replayed, undone) = std::thread::scope(|scope| {
+            let caller = scope.spawn(|| answer(&manager, &key) == "replay");
+            let undone = raw.undo(&key).is_ok();
+            (caller.join().unwrap(), undone)
+        });
+        assert_ne!(replayed, undone, "round {round}");
+        let expected = if undone { Status::Interrupted } else { Status::Succeeded };
+        assert_eq!(status(&manager, &key), Some(expected), "round {round}");
+    }
+}
