@@ -18,7 +18,7 @@ impl Protocol {
     pub(crate) fn undo(&self, id: &RecordId) -> Result<()> {
         match self.change(id, &Action::Undo, WaitFor::Sync)? {
             Changed::Written(info) => {
-                self.subscribers.tell(|| Event::Ended(info.without_outcome()));
+                self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(())
             }
             Changed::Kept(Reason::Unfit(status), _) => Err(not_resolved(id, status)),
