@@ -145,7 +145,7 @@ enum Next {
 }
 
 impl Applier {
-    /// Creates the state. `group` is the last group so far. `opening` is the frame of this open. It changes nothing, so
+    /// Creates the state. `group` is the last group so far. `opening` is the frame of this open, which changes nothing:
     /// the runs have all changes up to it.
     pub(crate) fn new(flusher: Flusher, opening: u64, group: u64) -> Self {
         let pending = Pending { frame: opening, group, ..Pending::default() };

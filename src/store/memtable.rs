@@ -27,7 +27,7 @@ pub(crate) struct Entry {
     pub(crate) content: Option<Content>,
 }
 
-/// The hash of a key. It chooses the shard of the key and its version counter.
+/// The hash of a key, which selects the shard of the key and its version counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KeyHash(u64);
 
@@ -199,7 +199,7 @@ impl Memtable {
         if limit == 0 || end.is_some_and(|end| end <= from) {
             return Vec::new();
         }
-        // Keys are spread evenly, so most shards are asked once.
+        // Keys are spread evenly, so most shards are read once.
         let (at_once, end) = (limit / SHARDS + 1, end.map_or(Bound::Unbounded, Bound::Excluded));
         let source = |shard| Source {
             shard,
@@ -238,7 +238,7 @@ impl Memtable {
             let entries = shard.entries.iter().filter(|(key, entry)| wanted(key, entry));
             found.extend(entries.map(|(key, entry)| take(key, entry)));
         }
-        // A stable sort merges what is sorted already.
+        // A stable sort merges parts that are already sorted.
         found.sort_by(|a, b| key_of(a).cmp(key_of(b)));
         found
     }
@@ -265,7 +265,7 @@ impl Memtable {
 /// The keys of one shard, read some at a time.
 struct Source<'a> {
     shard: &'a RwLock<Shard>,
-    /// Where the next read begins.
+    /// The start of the next read.
     from: Bound<StoreKey>,
     is_over: bool,
     ahead: std::vec::IntoIter<StoreKey>,
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(memtable.len(), 9_900);
     }
 
-    // It was a plain checksum: clients could aim keys at the version counter of a row, and starve it.
+    // With a plain checksum, clients could choose keys that share the version counter of a row, and starve its writers.
     #[test]
     fn each_memtable_hashes_keys_differently() {
         let (one, other) = (Memtable::default(), Memtable::default());

@@ -1,12 +1,13 @@
 //! A counter that threads wait for, until it changes.
 //!
-//! On Linux it is a futex: one signal wakes all waiting threads by one system call, and they take no lock afterwards. A mutex
-//! would be taken by one woken thread after the other, with a call and a context switch for many of them.
+//! On Linux this is a futex: a signal wakes all waiting threads by one system call, and they take no lock afterwards.
+//! With a mutex, the woken threads would take it one after the other, many of them with a system call and a context
+//! switch.
 
 use std::time::Instant;
 
-/// An event count. To wait for a condition: read [`current`](Self::current), check the condition, and then
-/// [`wait`](Self::wait), again and again. To signal: make the condition true, and then call [`signal`](Self::signal).
+/// An event count. To wait for a condition, repeat: read [`current`](Self::current), check the condition, call
+/// [`wait`](Self::wait). To signal: make the condition true, then call [`signal`](Self::signal).
 #[derive(Debug, Default)]
 pub(crate) struct EventCount(imp::Count);
 
@@ -16,8 +17,8 @@ impl EventCount {
         self.0.current()
     }
 
-    /// Waits until there are more than `seen` signals or the deadline has passed, and may return before. Returns true if the
-    /// deadline has passed. `None` means no deadline.
+    /// Waits until there are more than `seen` signals, or the deadline has passed. May return earlier. Returns true if
+    /// the deadline has passed. `None` means no deadline.
     pub(crate) fn wait(&self, seen: u32, deadline: Option<Instant>) -> bool {
         self.0.wait(seen, deadline)
     }
@@ -28,7 +29,7 @@ impl EventCount {
         self.0.wake_all();
     }
 
-    /// A signal that forgets the threads that are about to wait.
+    /// A faulty signal that does not wake threads that are about to wait.
     #[cfg(all(test, oncekey_shuttle))]
     pub(crate) fn wake_all(&self) {
         self.0.wake_all();
@@ -55,9 +56,10 @@ mod imp {
 
         pub(super) fn wait(&self, seen: u32, deadline: Option<Instant>) -> bool {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(monotonic()));
-            // A time that the kernel cannot hold never ends.
+            // A deadline that the kernel cannot represent never passes.
             let left = left.and_then(|left| Timespec::try_from(left).ok());
-            // Other errors say that the count has changed or that a signal came: the caller checks its condition.
+            // After other errors the count has changed or a signal has arrived, so the caller checks its condition
+            // again.
             futex::wait(&self.0, Flags::PRIVATE, seen, left.as_ref()) == Err(Errno::TIMEDOUT)
         }
 
@@ -66,7 +68,7 @@ mod imp {
         }
 
         pub(super) fn wake_all(&self) {
-            // Fails only for an address that is not there.
+            // Fails only for an invalid address.
             let _ = futex::wake(&self.0, Flags::PRIVATE, i32::MAX.unsigned_abs());
         }
     }

@@ -68,8 +68,8 @@ pub(crate) struct CommitQueue<C, S> {
     synced: [EventCount; 2],
     /// The number of the last durable group.
     durable: AtomicU64,
-    /// The newest group one of whose waiters has a timeout. It stays until the group is durable, so it stands for all
-    /// waiters of this group and of earlier ones.
+    /// The newest group that has a waiter with a timeout. The number stays until the group is durable, so that waiter
+    /// stands for all waiters of this group and of earlier ones.
     timed: AtomicU64,
     is_stalled: AtomicBool,
     /// Counts the steps of the writer and of the preparation of segments.

@@ -54,8 +54,8 @@ impl<T> Mutex<T> {
         Some(MutexGuard { mutex: self, held: Some(held) })
     }
 
-    /// Locks, or gives up at the deadline. Whether it gives up is drawn at the start, and then it does not wait at all.
-    /// Otherwise it waits for ever, so that a time-out cannot hide a deadlock.
+    /// Locks, or gives up at the deadline. A random choice at the start decides whether it gives up, and then it does
+    /// not wait at all. Otherwise it waits for ever, so that a time-out cannot hide a deadlock.
     pub(crate) fn try_lock_until(&self, deadline: Instant) -> Option<MutexGuard<'_, T>> {
         let waits = !may_pass(deadline) || shuttle::rand::thread_rng().r#gen();
         if waits { Some(self.lock()) } else { self.try_lock() }

@@ -44,7 +44,7 @@ pub(crate) enum Woken {
     Closed,
 }
 
-/// The signal of one stay in a queue. It is first removed from the queue and then set, each at most once.
+/// The signal of one stay in a queue. A signal is first removed from the queue and then set, each at most once.
 #[derive(Default)]
 struct Signal {
     signalled: Mutex<Option<Woken>>,

@@ -23,7 +23,7 @@ fn random(end: u64) -> u64 {
     u64::from(u32::from_le_bytes([a, b, c, d])) % end
 }
 
-/// Not a test: the process to kill. It prints each record and its revision once they are durable.
+/// Not a test: the process to kill. Prints each record and its revision once they are durable.
 #[test]
 fn child() {
     let Some(dir) = std::env::var_os(DIR) else { return };
