@@ -357,23 +357,18 @@ impl<T, E> Claim<T, E> {
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, E> {
     /// Returns the encoded value, and the value as every replay will decode it.
     pub(crate) fn encode_success(&self, value: &T) -> Result<(Value, T)> {
-        let Inner { protocol, id, .. } = &*self.inner;
-        let (bytes, read_back) = codec::encode_checked(
-            format_args!("the success of key {} of {}", id.key, id.manager),
-            value,
-            protocol.max_value_bytes(),
-        )?;
-        Ok((Value::from(bytes), read_back))
+        self.encode_as("success", value)
     }
 
     /// Encodes a failure as [`encode_success`](Claim::encode_success) does a success.
     pub(crate) fn encode_failure(&self, error: &E) -> Result<(Value, E)> {
+        self.encode_as("failure", error)
+    }
+
+    fn encode_as<S: Serialize + DeserializeOwned>(&self, what: &str, outcome: &S) -> Result<(Value, S)> {
         let Inner { protocol, id, .. } = &*self.inner;
-        let (bytes, read_back) = codec::encode_failure(
-            format_args!("the failure of key {} of {}", id.key, id.manager),
-            error,
-            protocol.max_value_bytes(),
-        )?;
+        let what = format_args!("the {what} of key {} of {}", id.key, id.manager);
+        let (bytes, read_back) = codec::encode_outcome(what, outcome, protocol.max_value_bytes())?;
         Ok((Value::from(bytes), read_back))
     }
 
@@ -382,7 +377,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// # Errors
     ///
     /// Nothing was stored. The error holds the claim, which is still alive. `Codec` or `TooLarge` if this value cannot
-    /// be stored; `ClaimLost` if the claim no longer owns the record.
+    /// be stored; `EngineFailure` if it contains a [`Failure`] that was made from an error of this crate; `ClaimLost` if
+    /// the claim no longer owns the record.
     pub fn succeed(self, value: &T) -> Result<Finished<T, E>, EndError<Self>> {
         match self.encode_success(value) {
             Ok((bytes, value)) => self.end(&Ending::Succeed(bytes)).map(|info| Finished::new(Ok(value), info)),

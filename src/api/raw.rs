@@ -64,7 +64,7 @@ impl RawManager {
     ///
     /// As [`Manager::encode_outcome`](crate::Manager::encode_outcome). The limit is [`Value::MAX_BYTES`].
     pub fn encode<S: Serialize + DeserializeOwned>(value: &S) -> Result<Value> {
-        let (bytes, _) = codec::encode_checked("an outcome", value, Value::MAX_BYTES as u64)?;
+        let (bytes, _) = codec::encode_outcome("an outcome", value, Value::MAX_BYTES as u64)?;
         Ok(Value::from(bytes))
     }
 

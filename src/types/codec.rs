@@ -184,18 +184,18 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     if same { Ok((bytes, read)) } else { refused(&"it is read back as another value") }
 }
 
-/// Encodes the failure of an operation as [`encode_checked`] does.
+/// Encodes the success or failure of an operation as [`encode_checked`] does.
 ///
 /// # Errors
 ///
 /// Also `EngineFailure` if it is or contains a [`Failure`](crate::Failure) made from an error of this crate.
-pub(crate) fn encode_failure<E: Serialize + DeserializeOwned>(
+pub(crate) fn encode_outcome<S: Serialize + DeserializeOwned>(
     what: impl fmt::Display,
-    failure: &E,
+    outcome: &S,
     limit: u64,
-) -> Result<(Vec<u8>, E)> {
+) -> Result<(Vec<u8>, S)> {
     let met = error::met();
-    let encoded = encode_checked(&what, failure, limit)?;
+    let encoded = encode_checked(&what, outcome, limit)?;
     if error::met() == met {
         return Ok(encoded);
     }

@@ -143,8 +143,8 @@ pub enum ErrorKind {
     UnknownRecoveryPoint,
     /// A stage ended without an advance, or advanced to the recovery point that the record already had. Fix the stage.
     Stalled,
-    /// The failure of an operation was made from an error of this crate, so it is no outcome. Nothing was stored.
-    /// Release or interrupt the record, or fail with an error of your own.
+    /// An outcome is or contains a [`Failure`](crate::Failure) that was made from an error of this crate, so it is not
+    /// stored. Release or interrupt the record, or end it with an outcome of your own.
     EngineFailure,
 }
 

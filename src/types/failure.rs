@@ -19,8 +19,8 @@ const MAX_CAUSES: usize = 16;
 /// Only text is stored: up to 4 KiB of the message and of each of the first 16 causes, without types and backtraces. If
 /// callers must distinguish failures, use an enum of your own instead.
 ///
-/// A failure that comes from an [`Error`](crate::Error) of this crate is never stored as an outcome. This includes
-/// errors that print such an error or have one as their source. See
+/// A failure that comes from an [`Error`](crate::Error) of this crate is never stored as an outcome, nor inside one.
+/// This includes errors that print such an error or have one as their source. See
 /// [`ErrorKind::EngineFailure`](crate::ErrorKind::EngineFailure).
 ///
 /// `Failure` does not implement `std::error::Error`. As with `anyhow::Error`, the conversion from every error would

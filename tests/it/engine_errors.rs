@@ -117,3 +117,32 @@ fn errors_that_the_engine_handles_itself_do_not_count() {
     });
     assert!(matches!(failed, Err(ExecuteError::Failed { status: Status::Failed, .. })), "{failed:?}");
 }
+
+/// The operation of a batch may return the result of each of its items.
+#[test]
+fn a_success_that_contains_a_failure_of_the_engine_is_refused_by_every_ending() {
+    type Items = Vec<Result<u64, Failure>>;
+    let (engine, _) = engine();
+    let manager: Manager<Items> = engine.manager("items").unwrap();
+    let table = engine.table("t").unwrap();
+    let items = || vec![Ok(1), Err(table.insert("row", vec![0; (1 << 20) + 1]).unwrap_err().into())];
+
+    let executed = manager.execute("execute", |_| Ok(items()));
+    let Err(ExecuteError::NotStored { outcome: Ok(returned), error }) = executed else { panic!("{executed:?}") };
+    assert_eq!((returned.len(), error.kind()), (2, ErrorKind::EngineFailure));
+    drop(error);
+    assert_eq!(status(&manager, "execute"), Some(Status::Interrupted));
+    assert_eq!(manager.resolve("execute", Resolution::Succeed(items())).unwrap_err().kind(), ErrorKind::EngineFailure);
+
+    let EndError { error, claim } = claim(&manager, "claim").succeed(&items()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::EngineFailure, "{error}");
+    // A failure of its own is a part of the answer.
+    claim.succeed(&vec![Err(Failure::new("declined"))]).unwrap();
+    assert_eq!(status(&manager, "claim"), Some(Status::Succeeded));
+
+    let mut claim = crate::common::claim(&manager, "stage");
+    let staged = claim.work_stage(|_| Ok::<_, Error>(Next::Succeed(items())));
+    assert_eq!(staged.unwrap_err().kind(), ErrorKind::EngineFailure);
+    let token = manager.initiate("by key").unwrap().unwrap();
+    assert_eq!(manager.success("by key", token, &items()).unwrap_err().kind(), ErrorKind::EngineFailure);
+}

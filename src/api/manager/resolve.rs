@@ -98,7 +98,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// `EngineFailure` for a [`Failure`](crate::Failure) that was made from an error of this crate; `Codec` if the
+    /// `EngineFailure` if it contains a [`Failure`](crate::Failure) that was made from an error of this crate; `Codec` if the
     /// value could not be decoded again; `TooLarge` over [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
     ///
     /// ```
@@ -116,7 +116,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// ```
     pub fn encode_outcome(&self, outcome: std::result::Result<&T, &E>) -> Result<Value> {
         let what = format!("an outcome of {}", self.name());
-        outcome.map_or_else(|failure| self.encode_failure(&what, failure), |value| self.encode_as(&what, value))
+        outcome.map_or_else(|failure| self.encode_as(&what, failure), |value| self.encode_as(&what, value))
     }
 
     pub(crate) fn encode<S: Serialize + DeserializeOwned>(&self, id: &RecordId, value: &S) -> Result<Value> {
@@ -125,16 +125,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 
     /// Encodes a failure into an ending for the record.
     pub(crate) fn failing(&self, id: &RecordId, failure: &E) -> Result<Ending> {
-        self.encode_failure(format_args!("the failure of key {} of {}", id.key, id.manager), failure).map(Ending::Fail)
+        self.encode_as(format_args!("the failure of key {} of {}", id.key, id.manager), failure).map(Ending::Fail)
     }
 
     fn encode_as<S: Serialize + DeserializeOwned>(&self, what: impl Display, value: &S) -> Result<Value> {
-        let (bytes, _) = codec::encode_checked(what, value, self.engine().protocol().max_value_bytes())?;
-        Ok(Value::from(bytes))
-    }
-
-    fn encode_failure(&self, what: impl Display, failure: &E) -> Result<Value> {
-        let (bytes, _) = codec::encode_failure(what, failure, self.engine().protocol().max_value_bytes())?;
+        let (bytes, _) = codec::encode_outcome(what, value, self.engine().protocol().max_value_bytes())?;
         Ok(Value::from(bytes))
     }
 }
