@@ -175,12 +175,12 @@ fn p99(ops: &Manager<u64>, round: u64, time: Duration) -> u128 {
     taken[taken.len() * 99 / 100]
 }
 
-/// Cycles beside another process that lists all keys again and again. `ONCEKEY_LISTED=1000000` measures with as many keys, and
-/// then the median of the rounds beside a listing must be within 1.2 times of that without.
+/// Cycles beside another process that lists all keys again and again. `ONCEKEY_LISTED=1000000` measures with as many keys: then
+/// the median of the rounds beside a listing must be within 1.2 times of that without. It is made for a release build.
 #[test]
 fn cycles_go_on_beside_a_listing() {
-    let keys: u64 = std::env::var("ONCEKEY_LISTED").map_or(2_000, |keys| keys.parse().unwrap());
-    let is_measured = keys >= 1_000_000;
+    let measured = std::env::var("ONCEKEY_LISTED").ok();
+    let (keys, is_measured) = (measured.as_ref().map_or(2_000_u64, |keys| keys.parse().unwrap()), measured.is_some());
     let time = if is_measured { Duration::from_secs(10) } else { Duration::from_millis(200) };
     within(LATE * if is_measured { 60 } else { 1 }, move || {
         let dir = tempfile::tempdir().unwrap();
