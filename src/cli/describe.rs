@@ -12,7 +12,7 @@ use crate::{Record, RecordInfo, Result, Value, admin::RawManager};
 /// An outcome as it is stored: of a success, or of a failure.
 pub(super) type Stored<'a> = std::result::Result<&'a Value, &'a Value>;
 
-/// What is done with the types of a manager.
+/// The functions for the outcome types of a manager.
 struct Types {
     describe: Box<dyn Fn(Stored<'_>) -> Result<String> + Send + Sync>,
     check: fn(Stored<'_>) -> Result<()>,

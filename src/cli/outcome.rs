@@ -100,12 +100,12 @@ fn body_json(body: &[u8]) -> Json {
     serde_json::from_slice(body).unwrap_or_else(|_| out::bytes(body))
 }
 
-/// Returns what an outcome contains, for people.
+/// Returns the content of an outcome, for people.
 pub(super) fn text(bytes: &[u8]) -> String {
     Readable::read(bytes).map_or_else(|| preview(bytes), |readable| readable.to_text())
 }
 
-/// Returns what an outcome contains, for machines. `None` if its type is not known.
+/// Returns the content of an outcome, for machines. `None` if its type is not known.
 pub(super) fn to_json(bytes: &[u8]) -> Option<Json> {
     Readable::read(bytes).map(|readable| readable.to_json())
 }
@@ -116,7 +116,7 @@ fn pretty(value: &Json) -> String {
     tame(&cut) + if cut.len() < text.len() { " ..." } else { "" }
 }
 
-/// Escapes what a terminal could take for a command, or what cannot be seen.
+/// Escapes control characters, which a terminal could execute, and invisible characters.
 fn tame(text: &str) -> String {
     let mut tame = String::new();
     for c in text.chars() {
@@ -150,7 +150,7 @@ pub(super) fn preview(bytes: &[u8]) -> String {
     dump
 }
 
-/// What an operator gives as an outcome.
+/// An outcome in the form in which an operator gives it.
 #[derive(Debug)]
 pub(super) struct Given {
     pub(super) is_failure: bool,
@@ -159,7 +159,7 @@ pub(super) struct Given {
 
 #[derive(Debug)]
 pub(super) enum Content {
-    /// As `get --outcome` prints it.
+    /// The bytes that `get --outcome` prints.
     Stored(Value),
     Json(Json),
     Text(String),
@@ -190,7 +190,7 @@ impl Given {
             (Some(encoded), _) => encoded.map_err(|why| unfit(&why))?,
             (None, Content::Stored(bytes)) => bytes.clone(),
             (None, Content::Json(value)) => RawManager::encode(value)?,
-            // The type of failures unless the service has its own.
+            // The default type of failures.
             (None, Content::Text(text)) if self.is_failure => RawManager::encode(&Failure::new(text.as_str()))?,
             (None, Content::Text(text)) => RawManager::encode(text)?,
             #[cfg(feature = "http")]

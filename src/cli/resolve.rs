@@ -1,4 +1,4 @@
-//! Resolves interrupted records, and takes that back.
+//! Resolves interrupted records, and undoes a resolution.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -34,7 +34,7 @@ pub(super) struct Resolve {
     key: Option<OsString>,
     #[command(flatten)]
     how: How,
-    /// What FILE contains.
+    /// The format of FILE.
     #[arg(long = "as", value_name = "FORM", default_value = "stored", conflicts_with_all = ["retry", "undo", "response"])]
     form: Form,
     /// A header of the response, as "Name: value". Can be given several times.
@@ -81,7 +81,7 @@ struct How {
     undo: bool,
 }
 
-/// What a file with an outcome contains.
+/// The format of a file with an outcome.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Form {
     /// The bytes that `get --outcome` prints.
@@ -92,7 +92,7 @@ enum Form {
     Text,
 }
 
-/// What is to be done with each record.
+/// The change to make to each record.
 #[derive(Debug)]
 enum Plan {
     Retry,
@@ -101,7 +101,7 @@ enum Plan {
 }
 
 impl Resolve {
-    /// Reads what the operator gives. `-` is standard input.
+    /// Returns the change to make. Reads an outcome from its file; `-` is standard input.
     fn plan(&self) -> Done<Plan> {
         if self.how.retry {
             return Ok(Plan::Retry);
@@ -190,7 +190,7 @@ pub(super) fn run(store: &dyn Store, describers: &Describers, asked: &Resolve, o
     if infos.is_empty() && !out.json {
         return out.line("no record matches");
     }
-    // All are checked before the first is changed. Those of a manager and schema get the same outcome.
+    // Check all records before the first change. The records of one manager and schema get the same outcome.
     let mut outcomes = BTreeMap::new();
     for info in &infos {
         let of = (info.manager().to_owned(), info.schema());
@@ -282,11 +282,11 @@ fn apply(store: &dyn Store, plan: &Plan, info: &RecordInfo, outcome: Option<Valu
         (Plan::Outcome(_), Some(bytes)) => Resolution::Fail(bytes),
         _ => Resolution::Retry,
     };
-    // What was checked is what is changed.
+    // Change only the record that was checked.
     Ok(store.resolve_if_unchanged(info, resolution)?)
 }
 
-/// Returns the state after the change, and what it means.
+/// Returns the state after the change, and its meaning.
 fn result(plan: &Plan) -> (&'static str, &'static str) {
     match plan {
         Plan::Retry => ("released", "the next request with this key runs it"),

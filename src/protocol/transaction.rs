@@ -163,7 +163,8 @@ impl Protocol {
         workspace.reads.add(at);
         let content = self.fetch_in(workspace, at, Load::All)?;
         if content.as_ref().and_then(Content::record).is_some_and(|stored| stored.holds_outcome()) {
-            // At once, because a closure that fails has seen it too. It marks what was read, so the closure runs again.
+            // At once, because a closure that fails has read it too. The commit marks the read set, so the closure
+            // runs again.
             if let Some(id) = RecordId::from_store(at.clone()) {
                 self.give(&id, WaitFor::Nothing)?;
             }
