@@ -13,6 +13,8 @@ use crate::types::record::{RecordInfo, Status};
 use crate::types::value::Value;
 
 /// A record that ended with an outcome.
+///
+/// Unlike a [`Record`], it always has an outcome. Unlike [`Executed`](crate::Executed), the outcome may be a failure.
 #[derive(Clone)]
 pub struct Finished<T, E = Failure> {
     outcome: Result<T, E>,
@@ -72,6 +74,8 @@ impl<T, E> fmt::Debug for Finished<T, E> {
 }
 
 /// A record in any state, with its outcome if there is one.
+///
+/// A [`Finished`] record has an outcome for certain, and converts into this.
 #[derive(Clone)]
 pub struct Record<T, E = Failure> {
     outcome: Option<Result<T, E>>,

@@ -18,6 +18,8 @@ use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
 
 /// The result of `execute` for an operation that succeeded, now or before.
+///
+/// Failures are [`ExecuteError::Failed`], so this holds the value alone. A [`Finished`] record holds either.
 #[derive(Clone)]
 pub struct Executed<T> {
     value: T,
