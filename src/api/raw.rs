@@ -134,17 +134,18 @@ impl RawManager {
         self.engine.protocol().resolve(id, &ending, None, seen)
     }
 
-    /// Makes a resolved record interrupted again, with the recovery point and checkpoint that it had, unless a caller has begun
-    /// it or been given its outcome since: see [`RecordInfo::is_undoable`]. Its TTL starts again.
+    /// Makes a resolved record interrupted again, with the recovery point and checkpoint that it had. Its TTL starts again.
+    /// This is refused if a caller has begun the record or received its outcome since: see [`RecordInfo::is_undoable`].
     ///
-    /// A caller is given the outcome by a replay, by [`Manager::get`] or [`Manager::wait`], and by a transaction. The first of them
-    /// commits that it is about to be, so it takes one sync more.
+    /// A caller receives the outcome by a replay, by [`Manager::get`](crate::Manager::get) or
+    /// [`Manager::wait`](crate::Manager::wait), or in a transaction. The first of these calls commits that the outcome is
+    /// given out, which takes one more sync.
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager, admin::Resolution};
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// drop(payments.begin("order-42")?); // nobody knows how far it came
+    /// drop(payments.begin("order-42")?); // the operation may have happened
     /// payments.resolve("order-42", Resolution::Succeed(1999))?;
     /// let raw = engine.raw("payments")?;
     /// raw.undo("order-42")?;
