@@ -145,6 +145,7 @@ pub use types::value::Value;
 
 /// For operators of a service: reports, counters, events, listings, records without their types, resolving by hand.
 pub mod admin {
+    pub use crate::api::engine::usage::{ManagerUsage, StatusUsage, Usage};
     pub use crate::api::erase::Erased;
     pub use crate::api::live_store::{LiveStore, Received};
     pub use crate::api::manager::resolve::Resolution;
@@ -152,6 +153,7 @@ pub mod admin {
     pub use crate::api::records::{RecordFilter, Records};
     pub use crate::protocol::event::{Compacted, Event, Events};
     pub use crate::protocol::{BackupReport, OpenReport, VerifyReport};
+    pub use crate::types::histogram::Histogram;
     pub use crate::types::key::KeyPrefix;
     pub use crate::types::stats::Stats;
 }

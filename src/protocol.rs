@@ -47,6 +47,7 @@ use crate::sync::wait_limit::WaitLimit;
 use crate::sync::wait_queue::WaitQueue;
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::histogram::Durations;
 use crate::types::key::Key;
 use crate::types::options::{EngineOptions, OnInterrupted};
 use crate::types::record::{Interruption, Now, RecordInfo, Status, StoredRecord};
@@ -165,6 +166,8 @@ pub(crate) struct Protocol {
     interrupted: Gauge,
     replays: Counter,
     drops_not_recorded: Counter,
+    cycles: Durations,
+    waits: Durations,
 }
 
 impl Protocol {
@@ -174,6 +177,7 @@ impl Protocol {
         options: &EngineOptions,
         directory: Option<tempfile::TempDir>,
     ) -> Result<(Self, OpenReport)> {
+        telemetry::describe();
         let (store, report) = Store::open(path, options)?;
         let (wait_queue, subscribers) = (Arc::new(WaitQueue::default()), Arc::new(Subscribers::default()));
         let (waiters, notified) = (Arc::clone(&wait_queue), Arc::clone(&subscribers));
@@ -201,6 +205,8 @@ impl Protocol {
             interrupted: count,
             replays: Counter::new("oncekey_replays_total"),
             drops_not_recorded: Counter::new("oncekey_drops_not_recorded_total"),
+            cycles: Durations::new("oncekey_cycle_seconds"),
+            waits: Durations::new("oncekey_wait_seconds"),
         };
         protocol.record_deaths()?;
         protocol.due.lower(protocol.store.next_due());
@@ -450,6 +456,8 @@ impl Protocol {
             expired: self.due.expired(),
             compaction_failures: self.due.failures(),
             transaction_reruns: self.reruns.get(),
+            cycles: self.cycles.read(),
+            waits: self.waits.read(),
             ..self.store.stats()
         }
     }

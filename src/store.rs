@@ -15,6 +15,7 @@ mod backup;
 mod checkpoint;
 mod commit;
 mod compact;
+mod disk_usage;
 mod files;
 mod format;
 #[cfg(feature = "fuzzing")]

@@ -6,6 +6,7 @@ pub(crate) mod context;
 pub(crate) mod error;
 pub(crate) mod failure;
 pub(crate) mod fingerprint;
+pub(crate) mod histogram;
 pub(crate) mod key;
 pub(crate) mod options;
 pub(crate) mod outcome;

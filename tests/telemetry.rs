@@ -11,7 +11,7 @@ use std::time::Duration;
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
 };
-use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager};
+use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager, Status};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 
@@ -20,7 +20,14 @@ const MARKER: &str = "4111-1111";
 
 /// The names of all events, spans and metrics of the test.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<BTreeMap<String, f64>>>);
+struct Heard(Arc<Mutex<BTreeMap<String, f64>>>, Arc<Mutex<Described>>);
+
+/// What was said about metrics: their units and texts, and the managers that have a label.
+#[derive(Default)]
+struct Described {
+    metrics: BTreeMap<String, (Unit, String)>,
+    managers: BTreeMap<String, BTreeSet<String>>,
+}
 
 impl Heard {
     fn add(&self, name: &str, value: f64) {
@@ -34,6 +41,13 @@ impl Heard {
 
     fn names(&self) -> BTreeSet<String> {
         self.0.lock().unwrap().keys().cloned().collect()
+    }
+}
+
+impl Heard {
+    fn describe(&self, name: &KeyName, unit: Option<Unit>, text: &SharedString) {
+        let mut described = self.1.lock().unwrap();
+        described.metrics.insert(name.as_str().to_owned(), (unit.unwrap(), text.to_string()));
     }
 }
 
@@ -75,14 +89,27 @@ impl Heard {
     fn named(&self, key: &Key) -> Arc<Named> {
         // These metrics are registered, even if they stay zero.
         self.add(key.name(), 0.0);
+        let mut described = self.1.lock().unwrap();
+        for label in key.labels().filter(|label| label.key() == "manager") {
+            described.managers.entry(key.name().to_owned()).or_default().insert(label.value().to_owned());
+        }
+        drop(described);
         Arc::new(Named(self.clone(), key.name().to_owned()))
     }
 }
 
 impl Recorder for Heard {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.describe(&name, unit, &text);
+    }
+
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.describe(&name, unit, &text);
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, text: SharedString) {
+        self.describe(&name, unit, &text);
+    }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         Counter::from_arc(self.named(key))
@@ -150,6 +177,55 @@ fn is(heard: &Heard, name: &str, count: u64) {
     assert!((was - f64::from(u32::try_from(count).unwrap())).abs() < 0.1, "{name}: {was}");
 }
 
+/// Waits once, and checks what is counted by manager.
+fn watch_usage(engine: &Engine, measured: &Heard) {
+    let manager: Manager<String, String> = engine.manager("m").unwrap();
+    let held = claim(&manager, "held");
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| manager.wait("held", Duration::from_secs(60)).unwrap());
+        while engine.stats().waiting == 0 {
+            std::thread::yield_now();
+        }
+        held.succeed(&MARKER.to_owned()).unwrap();
+        assert!(matches!(waiter.join().unwrap(), oncekey::Waited::Finished(_)));
+    });
+    assert_eq!(engine.stats().waits.count(), 1);
+    is(measured, "oncekey_wait_seconds", 1);
+    // More managers than labels.
+    for n in 0..70 {
+        let one: Manager<String, String> = engine.manager(&format!("m{n:02}")).unwrap();
+        claim(&one, "k").fail(&MARKER.to_owned()).unwrap();
+    }
+    assert_eq!(engine.stats().cycles.count(), 72, "the two of m too; a drop is none");
+    is(measured, "oncekey_cycle_seconds", 72);
+    // Set, not added.
+    for _ in 0..2 {
+        let usage = engine.usage().unwrap();
+        let of_m = *usage.managers.get("m").unwrap();
+        assert_eq!((of_m.status(Status::Succeeded).records, of_m.status(Status::Interrupted).records), (2, 1));
+        assert_eq!((usage.managers.len(), of_m.status(Status::Failed).records), (71, 0));
+        let all = usage.managers.values().flat_map(|manager| manager.by_status().map(|(_, used)| used));
+        let (records, bytes, outcomes) = all.fold((0, 0, 0), |(records, bytes, outcomes), used| {
+            (records + used.records, bytes + used.bytes, outcomes + used.outcome_bytes)
+        });
+        assert_eq!((records, outcomes), (73, 72 * of_m.status(Status::Succeeded).outcome_bytes / 2));
+        // Their keys: one letter, "won", "held" and "dropped".
+        assert_eq!(bytes - outcomes, 70 + 3 + 4 + 7);
+        is(measured, "oncekey_records", records);
+        is(measured, "oncekey_record_bytes", bytes);
+        is(measured, "oncekey_outcome_bytes", outcomes);
+        is(measured, "oncekey_journal_disk_bytes", usage.journal_bytes);
+        is(measured, "oncekey_sled_disk_bytes", usage.sled_bytes);
+        assert!(usage.journal_bytes > 0 && usage.sled_bytes > 0);
+    }
+    let described = measured.1.lock().unwrap();
+    for name in ["oncekey_cycle_seconds", "oncekey_records"] {
+        let managers = described.managers.get(name).unwrap();
+        assert!(managers.len() == 65 && managers.contains("m") && managers.contains("(other)"), "{name}: {managers:?}");
+    }
+    assert_eq!(described.managers.get("oncekey_wait_seconds").map(BTreeSet::len), Some(1));
+}
+
 /// Runs an engine from open to close. Returns its number of commits.
 fn live(measured: &Heard) -> u64 {
     let dir = tempfile::tempdir().unwrap();
@@ -178,6 +254,7 @@ fn live(measured: &Heard) -> u64 {
         })
         .unwrap();
     engine.verify().unwrap();
+    watch_usage(&engine, measured);
     let copies = tempfile::tempdir().unwrap();
     engine.backup(copies.path().join("copy")).unwrap();
     engine.compact_now().unwrap();
@@ -225,6 +302,8 @@ fn events_are_reported_without_payloads() {
         ("oncekey_backup_seconds", 1),
         // The gauges of a dropped engine are zero.
         ("oncekey_in_progress", 0),
+        ("oncekey_records", 0),
+        ("oncekey_sled_disk_bytes", 0),
         ("oncekey_interrupted", 0),
     ] {
         is(&measured, name, count);
@@ -237,4 +316,15 @@ fn events_are_reported_without_payloads() {
         page.split('`').filter(|word| word.starts_with("oncekey_")).map(str::to_owned).collect();
     let poisoned = "oncekey_poisoned_total".to_owned();
     assert_eq!(shown, told.into_iter().chain([poisoned]).collect());
+    // Each has a text and a unit that fits its name.
+    let described = measured.1.lock().unwrap();
+    assert_eq!(described.metrics.keys().cloned().collect::<BTreeSet<_>>(), shown);
+    for (name, (unit, text)) in &described.metrics {
+        let fits = match *unit {
+            Unit::Seconds => name.ends_with("_seconds"),
+            Unit::Bytes => name.contains("_bytes"),
+            _ => *unit == Unit::Count && !name.contains("_bytes") && !name.ends_with("_seconds"),
+        };
+        assert!(fits && text.len() > 10, "{name}: {unit:?} {text}");
+    }
 }

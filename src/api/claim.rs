@@ -6,7 +6,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::protocol::rules::Ending;
 use crate::protocol::{Fence, Protocol, RecordId, Running, ToEnd, panicked_or_dropped};
 use crate::types::clock::millis;
+use crate::types::clock::monotonic;
 use crate::types::codec;
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -71,6 +72,7 @@ struct Inner {
     migrations: Migrations,
     /// The TTL of the outcome in milliseconds, if the operation has set one.
     ttl: Option<u64>,
+    began: Instant,
 }
 
 /// Identifies a claim.
@@ -85,8 +87,19 @@ impl<T, E> Claim<T, E> {
         let faulted = Arc::new(AtomicBool::new(false));
         let context = info.context().watched(&faulted);
         let (release_on_drop, touched) = Default::default();
-        let inner =
-            Inner { protocol, id, info, context, release_on_drop, touched, live: true, faulted, migrations, ttl: None };
+        let inner = Inner {
+            protocol,
+            id,
+            info,
+            context,
+            release_on_drop,
+            touched,
+            live: true,
+            faulted,
+            migrations,
+            ttl: None,
+            began: monotonic(),
+        };
         Self { inner: Box::new(inner), types: PhantomData }
     }
 
@@ -187,7 +200,7 @@ impl<T, E> Claim<T, E> {
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
-    /// # use std::time::Duration;
+    /// # use std::time::{Duration, Instant};
     /// # let engine = Engine::temporary()?;
     /// let quotes: Manager<u64, String> = engine.manager("quotes")?;
     /// let quote = quotes.execute("quote-7", |claim| {
@@ -318,6 +331,7 @@ impl<T, E> Claim<T, E> {
     pub(crate) fn moved(&mut self, info: RecordInfo) {
         self.inner.info = info;
         if self.inner.info.status() != Status::InProgress {
+            self.inner.protocol.cycle_ended(&self.inner.id, self.inner.began);
             self.over();
         }
     }
@@ -346,6 +360,7 @@ impl<T, E> Claim<T, E> {
     fn after(mut self, ended: Result<RecordInfo>) -> Result<RecordInfo, EndError<Self>> {
         match ended {
             Ok(info) => {
+                self.inner.protocol.cycle_ended(&self.inner.id, self.inner.began);
                 self.over();
                 Ok(info)
             }

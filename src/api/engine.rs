@@ -3,6 +3,7 @@
 #[cfg(feature = "test-util")]
 mod crash;
 mod types;
+pub(crate) mod usage;
 
 use std::fmt;
 use std::path::Path;
@@ -57,6 +58,8 @@ struct Shared {
     /// Ended when the engine is closed, or with the last handle.
     compactor: Compactor,
     types: KnownTypes,
+    #[cfg(feature = "metrics")]
+    usage: usage::Gauges,
 }
 
 impl fmt::Debug for Engine {
@@ -389,6 +392,11 @@ impl Engine {
         &self.protocol
     }
 
+    #[cfg(feature = "metrics")]
+    pub(crate) fn usage_gauges(&self) -> &usage::Gauges {
+        &self.shared.usage
+    }
+
     pub(crate) fn share(&self) -> Arc<Protocol> {
         Arc::clone(&self.protocol)
     }
@@ -433,7 +441,15 @@ impl EngineOptions {
         let compactor = Compactor::start(&protocol, compaction_batch, self.compaction_interval)?;
         let serve = || serve(&protocol, report, compaction_batch).inspect_err(|error| telemetry::no_socket(error));
         let server = is_served.then(serve).transpose();
-        let shared = Shared { server, report, compaction_batch, compactor, types: KnownTypes::default() };
+        let shared = Shared {
+            server,
+            report,
+            compaction_batch,
+            compactor,
+            types: KnownTypes::default(),
+            #[cfg(feature = "metrics")]
+            usage: usage::Gauges::default(),
+        };
         Ok(Engine { protocol, shared: Arc::new(shared) })
     }
 }

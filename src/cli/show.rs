@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use console::Style;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use super::describe::Describers;
 use super::out::{Done, Out, Stop, Table, size};
@@ -15,7 +18,7 @@ use super::progress::Progress;
 use super::store::Store;
 use crate::{
     FOREVER, Record, RecordInfo, Status, Value,
-    admin::RecordFilter,
+    admin::{Histogram, RecordFilter, Stats},
     clock::{Clock as _, SystemClock},
 };
 
@@ -66,7 +69,9 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
         return out.json(&json!({
             "path": store.path(), "live": store.is_live(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
             "torn_bytes": opened.torn_bytes, "open_ms": opened.took.as_millis(), "interrupted": opened.interrupted,
-            "open_to_others": opened.open_to_others, "journal_segments": running.segments, "sled_sync_flag": running.sled_sync_flag,
+            "open_to_others": opened.open_to_others, "journal_segments": running.segments,
+            "journal_disk_bytes": disk_bytes(store.path(), "journal"), "sled_disk_bytes": disk_bytes(store.path(), "sled"),
+            "cycles": summary(&running.cycles), "waits": summary(&running.waits), "sled_sync_flag": running.sled_sync_flag,
             "managers": managers.collect::<BTreeMap<_, _>>(),
         }));
     }
@@ -86,6 +91,7 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
     if opened.open_to_others {
         out.field("open to", "other users, who may read it or lock it: chmod -R go= takes their rights away")?;
     }
+    running_facts(store.path(), &running, out)?;
     out.field("opened in", format_args!("{:.1?}", opened.took))?;
     out.field("interrupted", opened.interrupted)?;
     out.line("")?;
@@ -106,6 +112,31 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
         table.row(row, out)?;
     }
     table.end(out)
+}
+
+/// Prints what the files use, and how long cycles and waits took.
+fn running_facts(store: &Path, running: &Stats, out: &mut Out<'_>) -> Done {
+    let [journal, sled] = ["journal", "sled"].map(|part| size(disk_bytes(store, part)));
+    out.field("on disk", format_args!("{journal} of the journal, {sled} of records"))?;
+    for (name, durations) in [("cycles", running.cycles), ("waits", running.waits)] {
+        if let (Some(half), Some(most)) = (durations.quantile(0.5), durations.quantile(0.99)) {
+            let count = durations.count();
+            out.field(name, format_args!("{count}, half of them below {half:?}, 99 % below {most:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the bytes of blocks that the files of a part of the store have, as far as they can be looked at.
+fn disk_bytes(store: &Path, part: &str) -> u64 {
+    let entries = fs::read_dir(store.join("store").join(part)).into_iter().flatten();
+    let files = entries.filter_map(|entry| entry.ok()?.metadata().ok()).filter(Metadata::is_file);
+    files.map(|file| 512 * file.blocks()).sum()
+}
+
+fn summary(durations: &Histogram) -> Json {
+    let micros = |share| durations.quantile(share).map(|bound| u64::try_from(bound.as_micros()).unwrap_or(u64::MAX));
+    json!({ "count": durations.count(), "p50_below_us": micros(0.5), "p99_below_us": micros(0.99) })
 }
 
 pub(super) fn get(store: &dyn Store, describers: &Describers, place: &Place, shown: &Shown, out: &mut Out<'_>) -> Done {

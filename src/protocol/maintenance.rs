@@ -9,6 +9,12 @@ use crate::types::telemetry::{self, Work};
 use crate::types::value::Value;
 
 impl Protocol {
+    /// Returns the bytes on disk of the journal and of the record store.
+    pub(crate) fn disk_bytes(&self) -> Result<(u64, u64)> {
+        self.check()?;
+        self.store.disk_bytes()
+    }
+
     /// Checks everything that is stored, and reports damage.
     pub(crate) fn verify(&self, goes_on: &dyn Fn() -> Result<()>) -> Result<VerifyReport> {
         self.check()?;

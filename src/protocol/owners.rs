@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{Changed, Event, Protocol, RecordId, WaitFor, lost, moved, not_found, owned, unexpected};
 use crate::protocol::rules::{Action, Ending, Reason};
 use crate::store::{Load, StoreKey};
+use crate::types::clock::monotonic;
 use crate::types::error::{self, Error, ErrorKind, Result};
 use crate::types::record::RecordInfo;
 use crate::types::token::Token;
@@ -115,6 +116,11 @@ impl Protocol {
         if !self.store.is_forked() {
             self.leave_owner(token);
         }
+    }
+
+    /// Counts a claim that has ended.
+    pub(crate) fn cycle_ended(&self, id: &RecordId, began: Instant) {
+        self.cycles.add(&id.manager, monotonic().saturating_duration_since(began));
     }
 
     fn forget_owner(&self, forget: impl FnOnce(&mut State) -> bool) {

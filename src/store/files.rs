@@ -51,6 +51,28 @@ impl Dir {
         read().map_err(|cause| Error::io("read directory", &self.path, &cause))
     }
 
+    /// Returns the open directory.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the bytes of blocks that its files have.
+    pub(crate) fn disk_bytes(&self) -> io::Result<u64> {
+        use rustix::fs::{AtFlags, FileType};
+        let mut bytes = 0_u64;
+        for entry in rustix::fs::Dir::read_from(&self.file)? {
+            match rustix::fs::statat(&self.file, entry?.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(found) if FileType::from_raw_mode(found.st_mode).is_file() => {
+                    bytes += 512 * u64::try_from(found.st_blocks).unwrap_or(0);
+                }
+                // A directory, or a file that was removed in between.
+                Ok(_) | Err(rustix::io::Errno::NOENT) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Creates a new file that only its owner may read.
     pub(crate) fn create_file(&self, name: &Path) -> io::Result<File> {
         use rustix::fs::{Mode, OFlags};

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use crate::types::histogram::Histogram;
+
 /// The counters and gauges of an engine. Counters start at 0 when the engine is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
@@ -44,6 +46,10 @@ pub struct Stats {
     /// Times that the background compaction failed. After a failure it stops, and only
     /// [`compact_now`](crate::Engine::compact_now) deletes expired records.
     pub compaction_failures: u64,
+    /// How long claims lived, from their begin to their ending, both on disk. Dropped claims are not counted.
+    pub cycles: Histogram,
+    /// How long calls waited for another owner.
+    pub waits: Histogram,
     /// True if sled's files are synced with each write. If false, a write barrier syncs them every few changes.
     pub sled_sync_flag: bool,
 }
@@ -98,10 +104,23 @@ impl Gauge {
         }
     }
 
+    /// Creates a gauge of a manager and a status.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn of(name: &'static str, manager: &str, status: &'static str) -> Self {
+        let metric = metrics::gauge!(name, "manager" => manager.to_owned(), "status" => status);
+        Self { value: AtomicI64::new(0), metric }
+    }
+
     pub(crate) fn add(&self, n: i64) {
         self.value.fetch_add(n, Ordering::Relaxed);
         #[cfg(feature = "metrics")]
         self.metric.increment(level(n));
+    }
+
+    /// Sets the value. Only one thread may change the gauge meanwhile.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn set(&self, value: u64) {
+        self.add(i64::try_from(value).unwrap_or(i64::MAX) - self.value.load(Ordering::Relaxed));
     }
 
     pub(crate) fn get(&self) -> u64 {

@@ -2,10 +2,19 @@
 //!
 //! Reports contain the names of managers and keys, as errors do. They never contain payloads.
 
+#[cfg(feature = "metrics")]
+mod describe;
+
 use std::fmt::{Debug, Display};
 use std::path::Path;
 
 use crate::types::stats::{Timed, Timing};
+
+/// Describes every metric to the recorder.
+pub(crate) fn describe() {
+    #[cfg(feature = "metrics")]
+    describe::describe();
+}
 
 /// Work that has a span, and a histogram of its duration.
 #[derive(Clone, Copy, Debug)]

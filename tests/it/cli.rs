@@ -114,7 +114,10 @@ fn get_shows_the_stored_fields() {
     let stats = json(&["stats", &path]);
     assert_eq!((&stats["clean"], &stats["interrupted"]), (&Json::from(false), &Json::from(2)));
     assert_eq!(stats["managers"]["payments"]["records"]["Released"], 1);
-    assert!(printed(&["stats", &path]).contains("closed it"));
+    assert!(stats["journal_disk_bytes"].as_u64() > Some(0) && stats["sled_disk_bytes"].as_u64() > Some(0), "{stats}");
+    assert_eq!(stats["cycles"]["count"], 0);
+    let stats = printed(&["stats", &path]);
+    assert!(stats.contains("closed it") && stats.contains("of the journal, "), "{stats}");
 
     let won = json(&["get", &path, "payments", "won"]);
     assert_eq!((&won["status"], &won["schema"]), (&Json::from("Succeeded"), &Json::from(3)));

@@ -73,6 +73,7 @@ fn an_operator_works_on_a_store_that_is_in_use() {
         let replayed = payments.execute("order-1", |_| unreachable!()).unwrap();
         assert!(replayed.replayed() && replayed.value() == "receipt");
         assert_eq!(failed(&undo).0, Some(1), "a caller has the outcome");
+        assert!(json(&["stats", store])["cycles"]["count"].as_u64() > Some(0));
         let key = json(&["list", store, "--status", "interrupted"])["key"].as_str().unwrap().to_owned();
         ran(&["resolve", store, "payments", &key, "--retry"]);
         assert_eq!(status(&payments.scoped("user-7").unwrap(), "order-2"), Some(Status::Released));

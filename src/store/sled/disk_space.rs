@@ -40,7 +40,7 @@ const RESERVED: u64 = 4 << 20;
 pub(crate) struct DiskSpace {
     dir: PathBuf,
     /// The open directory, so that measuring needs neither a path nor permissions.
-    opened: Option<File>,
+    opened: Option<files::Dir>,
     preallocation: Mutex<Preallocation>,
     /// Wakes the apply thread, if it waits for space.
     wake_apply: Sender<()>,
@@ -70,7 +70,7 @@ impl DiskSpace {
         let (wake_apply, wakeups) = crossbeam_channel::bounded(1);
         let room = Self {
             dir: dir.to_owned(),
-            opened: File::open(dir).ok(),
+            opened: files::Dir::open(dir).ok(),
             // A new store has no file yet.
             preallocation: Mutex::new(Preallocation {
                 file: File::options().write(true).open(dir.join("db")).ok(),
@@ -85,10 +85,15 @@ impl DiskSpace {
         (room, wakeups)
     }
 
+    /// Returns sled's directory, if it could be opened.
+    pub(crate) fn dir(&self) -> Option<&files::Dir> {
+        self.opened.as_ref()
+    }
+
     /// Returns the free bytes, or `u64::MAX` if they cannot be measured: a failed measurement is no reason to refuse a
     /// commit.
     pub(crate) fn free(&self) -> u64 {
-        let known = || self.opened.as_ref().and_then(|dir| files::free_bytes_of(dir).ok());
+        let known = || self.opened.as_ref().and_then(|dir| files::free_bytes_of(dir.file()).ok());
         self.pretended().or_else(known).unwrap_or(u64::MAX)
     }
 

@@ -1,0 +1,171 @@
+//! What a store holds, by manager and status.
+
+use std::collections::BTreeMap;
+
+use super::Engine;
+use crate::api::records::RecordFilter;
+use crate::types::error::Result;
+use crate::types::record::{RecordInfo, Status};
+
+/// All states, in the order of their counts.
+const ALL: [Status; 5] = [Status::Succeeded, Status::Failed, Status::Released, Status::Interrupted, Status::InProgress];
+
+/// What a store holds. Returned by [`Engine::usage`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// The records of each manager that has one.
+    pub managers: BTreeMap<String, ManagerUsage>,
+    /// Bytes of the journal's files on disk.
+    pub journal_bytes: u64,
+    /// Bytes of the record store's files on disk.
+    pub sled_bytes: u64,
+}
+
+/// The records of a manager, by status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ManagerUsage([StatusUsage; ALL.len()]);
+
+/// The records of a manager with the same status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StatusUsage {
+    /// The number of records.
+    pub records: u64,
+    /// Bytes of keys, contexts, checkpoints and outcomes.
+    pub bytes: u64,
+    /// Bytes of encoded outcomes.
+    pub outcome_bytes: u64,
+}
+
+impl ManagerUsage {
+    /// Returns what the records with this status use.
+    #[must_use]
+    pub fn status(&self, status: Status) -> StatusUsage {
+        self.by_status().find(|(other, _)| *other == status).map(|(_, usage)| usage).unwrap_or_default()
+    }
+
+    /// Returns each status with what its records use.
+    pub fn by_status(&self) -> impl Iterator<Item = (Status, StatusUsage)> + '_ {
+        ALL.into_iter().zip(self.0)
+    }
+
+    fn add(&mut self, info: &RecordInfo) {
+        let bytes = info.key().as_bytes().len()
+            + info.context().iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+            + info.checkpoint().map_or(0, <[u8]>::len);
+        for (usage, status) in self.0.iter_mut().zip(ALL) {
+            if status == info.status() {
+                usage.records += 1;
+                usage.outcome_bytes += info.outcome_bytes();
+                usage.bytes += bytes as u64 + info.outcome_bytes();
+            }
+        }
+    }
+}
+
+impl Engine {
+    /// Counts the records by manager and status, and the bytes on disk. With the feature `metrics`, it also sets the gauges of these
+    /// numbers.
+    ///
+    /// It reads every record without its outcome, in batches, and nothing is counted at any other time. Call it every minute
+    /// or so, on a thread of its own: the time grows with the number of records.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, Status};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// payments.execute("order-42", |_claim| Ok(1999)).unwrap();
+    /// let usage = engine.usage()?;
+    /// let succeeded = usage.managers["payments"].status(Status::Succeeded);
+    /// assert_eq!((succeeded.records, succeeded.outcome_bytes), (1, 17));
+    /// assert!(usage.journal_bytes > 0 && usage.sled_bytes > 0);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn usage(&self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        for info in self.records(RecordFilter::new())? {
+            let info = info?;
+            usage.managers.entry(info.manager().to_owned()).or_default().add(&info);
+        }
+        (usage.journal_bytes, usage.sled_bytes) = self.protocol().disk_bytes()?;
+        #[cfg(feature = "metrics")]
+        self.usage_gauges().set(&usage);
+        Ok(usage)
+    }
+}
+
+#[cfg(feature = "metrics")]
+pub(crate) use gauges::Gauges;
+
+#[cfg(feature = "metrics")]
+mod gauges {
+    use std::collections::BTreeMap;
+
+    use parking_lot::Mutex;
+
+    use super::{Status, Usage};
+    use crate::types::histogram::{LABELS, OTHERS};
+    use crate::types::stats::Gauge;
+
+    /// The gauges of one engine, as they were last set.
+    #[derive(Debug)]
+    pub(crate) struct Gauges {
+        /// By label and status: records, bytes, bytes of outcomes.
+        records: Mutex<BTreeMap<(String, &'static str), [Gauge; 3]>>,
+        journal: Gauge,
+        sled: Gauge,
+    }
+
+    impl Default for Gauges {
+        fn default() -> Self {
+            let (journal, sled) = (Gauge::new("oncekey_journal_disk_bytes"), Gauge::new("oncekey_sled_disk_bytes"));
+            Self { records: Mutex::default(), journal, sled }
+        }
+    }
+
+    impl Gauges {
+        pub(crate) fn set(&self, usage: &Usage) {
+            // Before they are set: two calls at once must not mix.
+            let mut gauges = self.records.lock();
+            let mut labels: Vec<String> = gauges.keys().map(|(label, _)| label.clone()).collect();
+            labels.dedup();
+            let mut sums: BTreeMap<(String, &'static str), [u64; 3]> = BTreeMap::new();
+            for (manager, used) in &usage.managers {
+                let is_known = labels.contains(manager);
+                if !is_known && labels.len() < LABELS {
+                    labels.push(manager.clone());
+                }
+                let label = if labels.contains(manager) { manager } else { OTHERS };
+                for (status, used) in used.by_status() {
+                    let sum = sums.entry((label.to_owned(), name(status))).or_default();
+                    for (sum, more) in sum.iter_mut().zip([used.records, used.bytes, used.outcome_bytes]) {
+                        *sum += more;
+                    }
+                }
+            }
+            for (at, gauges) in gauges.iter() {
+                let sum = sums.remove(at).unwrap_or_default();
+                gauges.iter().zip(sum).for_each(|(gauge, value)| gauge.set(value));
+            }
+            for ((label, status), sum) in sums {
+                let names = ["oncekey_records", "oncekey_record_bytes", "oncekey_outcome_bytes"];
+                let new = names.map(|name| Gauge::of(name, &label, status));
+                new.iter().zip(sum).for_each(|(gauge, value)| gauge.set(value));
+                gauges.insert((label, status), new);
+            }
+            self.journal.set(usage.journal_bytes);
+            self.sled.set(usage.sled_bytes);
+        }
+    }
+
+    fn name(status: Status) -> &'static str {
+        match status {
+            Status::InProgress => "in_progress",
+            Status::Succeeded => "succeeded",
+            Status::Failed => "failed",
+            Status::Released => "released",
+            Status::Interrupted => "interrupted",
+        }
+    }
+}
