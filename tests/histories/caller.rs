@@ -180,7 +180,7 @@ impl<'a> Caller<'a> {
 
     /// Chooses a call. An ending takes one of the held claims.
     fn choose(&mut self, key: usize) -> (usize, Op, Option<Held>) {
-        let (dice, number) = (self.rng.below(32), self.rng.next());
+        let (dice, number) = (self.world.fault.favors(self.rng.below(32)), self.rng.next());
         let outcome = if number % 3 == 0 { Outcome::Failure(number) } else { Outcome::Success(number) };
         let ending = match number / 3 % 4 {
             0 => Ending::Release,
