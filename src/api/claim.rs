@@ -382,8 +382,11 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
 
     fn encode_as<S: Serialize + DeserializeOwned>(&self, what: &str, outcome: &S) -> Result<(Value, S)> {
         let Inner { protocol, id, .. } = &*self.inner;
-        let what = format_args!("the {what} of key {} of {}", id.key, id.manager);
-        let (bytes, read_back) = codec::encode_outcome(what, outcome, protocol.max_value_bytes())?;
+        let (bytes, read_back) = codec::encode_outcome(
+            format_args!("the {what} of key {} of {}", id.key, id.manager),
+            outcome,
+            protocol.max_value_bytes(),
+        )?;
         Ok((Value::from(bytes), read_back))
     }
 
