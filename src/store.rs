@@ -1,4 +1,5 @@
-//! The local store of records and rows. An answer is durable before a caller gets it.
+//! The local store of records and rows. An answer is durable before a caller gets it, except under
+//! `Durability::Eventual`.
 //!
 //! A commit goes into the current group of the journal and into the memtable, under one short lock. Its caller waits
 //! for the sync of the group. From time to time the apply thread flushes durable commits into sled, as one sorted run
@@ -140,7 +141,8 @@ impl Store {
         reads: &[ReadVersion],
         options: impl Into<CommitOptions<'a>>,
     ) -> Result<Option<Committed<C>>> {
-        // A read that is shown here was checked; and the process cannot have forked since, in the middle of a call.
+        // Each read in `reads` has made this check. The process cannot have forked since, because both are in one
+        // call.
         if reads.is_empty() {
             self.inner.check()?;
         }
@@ -193,7 +195,8 @@ impl Store {
         shared.tables.check_open()?;
         keys.sort();
         keys.dedup();
-        // Beyond `limit` keys, only one of the two sides may have been read.
+        // Each side returned at most `limit` keys. After the first `limit` of both together, one side may have more
+        // keys that were not read.
         keys.truncate(limit);
         let next = if keys.len() < limit { None } else { keys.last().map(StoreKey::successor) };
         Ok((keys, next))
@@ -352,7 +355,7 @@ impl Inner {
                     self.commit_queue.resume();
                 }
             });
-            // The apply thread may continue with less space than users need.
+            // Wake the apply thread also if users stay refused: it can continue with less space than they need.
             self.disk_space.wake();
         }
     }

@@ -17,8 +17,8 @@ use crate::types::record::Now;
 /// Bytes of commits after which they are flushed, even if no segment is full.
 const FLUSH_BYTES: u64 = 4 << 20;
 
-/// The number of merge steps after a flush; a step reads and writes up to 1 MiB. A byte is merged about four times if
-/// keys are overwritten or the store has a few GB. Flushes must not add more than merges remove.
+/// The number of merge steps after a flush. A step reads and writes up to 1 MiB. If keys are overwritten or the store
+/// has a few GB, merges write each byte about four times, so a flush of 4 MiB needs 16 steps.
 const STEPS: usize = 16;
 /// One step is added for this many runs.
 const RUNS_A_STEP: usize = 2;
@@ -39,7 +39,7 @@ pub(crate) enum Message {
     },
     /// Flush as soon as this group is durable.
     Flush { group: u64 },
-    /// Flush expired records in the memtable, then rewrite a run with expired records.
+    /// Flush if a record in the memtable has expired, then rewrite a run with expired records.
     Compact(Compaction),
     /// Flush now.
     #[cfg(test)]
@@ -58,7 +58,7 @@ impl Message {
 
 #[derive(Debug)]
 pub(crate) struct Compaction {
-    /// The pass covers everything up to this group. The group is durable, but its message may still come.
+    /// The pass covers everything up to this group. The group is durable, but its message may not have arrived yet.
     pub(crate) group: u64,
     /// True if a run is rewritten for its first expired record. Otherwise a large run waits until half of its entries
     /// have expired.
@@ -113,7 +113,7 @@ pub(crate) struct Applier {
     may_merge: bool,
     /// True if there was no space: no background step runs until the next message.
     rests: bool,
-    /// True if a run was written since the last background step.
+    /// True if a run was written since the thread last took messages. More background steps run then.
     has_flushed: bool,
 }
 
@@ -124,7 +124,7 @@ struct Pending {
     bytes: u64,
     /// True if one of the groups changes anything.
     changes: bool,
-    /// True if they must be flushed now: there are many, a segment has ended, or a caller waits.
+    /// True if the commits must be flushed now: there are many, a segment has ended, or a caller waits.
     due: bool,
 }
 
@@ -249,7 +249,8 @@ impl Applier {
             sent.map_err(|_| Error::new(ErrorKind::Closed, gone))
         };
         // The checkpoint frame comes after everything that the flush saw in the memtable. The flush left out contents
-        // that were replaced by newer ones not yet durable. When the checkpoint is durable, these are too.
+        // that were replaced by newer ones not yet durable. When the checkpoint is durable, the newer contents are
+        // too.
         match purpose {
             Purpose::Room => send(None)?,
             #[cfg(test)]
@@ -379,7 +380,7 @@ impl Applier {
         let now = (callbacks.now)();
         // Only durable contents can be flushed.
         if self.pending.changes && self.flusher.shared.memtable.earliest_expiry(&now) <= compaction.began {
-            // Into the queue, so that it is answered if there is no space.
+            // Put the pass back into the queue first: if there is no space, the flush answers the passes in the queue.
             self.compactions.push_front(compaction);
             return self.flush(inbox, callbacks, &Purpose::Room);
         }

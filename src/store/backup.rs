@@ -247,8 +247,9 @@ fn encoded(content: Option<Content>) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Returns what the copy keeps of a record, and counts it. Of a finished one that has expired that is its key, if it is
-/// remembered, or nothing. An unfinished one that has expired is copied, and the open of the copy removes it.
+/// Returns the part of a record that the copy keeps, and counts the record. An expired finished record keeps only its
+/// key if it is remembered, and otherwise nothing. An expired unfinished record is copied, and the open of the copy
+/// removes it.
 fn kept(bytes: Vec<u8>, now: &Now, report: &mut BackupReport) -> Result<Option<Vec<u8>>> {
     let stored = record::decode(&bytes)?;
     if let Some((status, _)) = stored.seen(now) {

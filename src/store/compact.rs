@@ -1,8 +1,9 @@
 //! Deletes expired records.
 //!
 //! Expired finished records are left out when a run is written or merged. A run is rewritten when half of its entries
-//! have expired, or a small one when any has. Unfinished records are counted, so each is removed at a definite moment:
-//! by a tombstone in the memtable, without a frame. If a crash undoes a removal, it happens again.
+//! have expired, or a small one when any has. Unfinished records need a definite moment of removal, because the engine
+//! reports how many are interrupted: each is removed by a tombstone in the memtable, without a frame. If a crash
+//! undoes a removal, it happens again.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -182,8 +182,8 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, Permissions::from_mode(DIR_MODE))
 }
 
-/// Creates a directory and its missing parents, durably. Each is durable before anything is created in it, so a kill
-/// leaves at most the innermost one that is not.
+/// Creates a directory and its missing parents, durably. Each is durable before anything is created in it, so after a
+/// kill at most the innermost directory is not durable.
 pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
     let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
     let missing: Vec<_> = dir.ancestors().take_while(is_missing).collect();
@@ -201,8 +201,8 @@ pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the directory entry of `dir` durable, because the process that created it may have been killed before. Without
-/// permission to read, or on a read-only file system, this process has created nothing.
+/// Makes the directory entry of `dir` durable, because the process that created it may have been killed before. Does
+/// nothing if the parent cannot be read or its file system is read-only: this process can have created nothing there.
 pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
     use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     let above = parent(dir);
@@ -212,7 +212,7 @@ pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
     }
 }
 
-/// The parent of the root is the root.
+/// Returns the parent directory. The parent of the root is the root.
 fn parent(dir: &Path) -> &Path {
     match dir.parent() {
         Some(above) if above.as_os_str().is_empty() => Path::new("."),

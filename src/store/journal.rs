@@ -1,4 +1,5 @@
-//! The journal: a write-ahead log of commits. An answer is returned only after its commit is durable here.
+//! The journal: a write-ahead log of commits. An answer is returned only after its commit is durable here, except
+//! under `Durability::Eventual`.
 
 mod check;
 mod pool;

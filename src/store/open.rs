@@ -75,7 +75,8 @@ pub struct OpenReport {
     pub interrupted: u64,
     /// The number of commits that were only in the journal.
     pub frames_replayed: u64,
-    /// The size in bytes of an incomplete last write that was cut off. No answer was returned for it.
+    /// The size in bytes of an incomplete last write that was cut off. Only under [`Durability::Eventual`] may a
+    /// caller have been given an answer for it.
     pub torn_bytes: u64,
     /// True if other users have permissions on the directory of the store or its content. They may read stored answers,
     /// or lock the store and so prevent an open. Stores created by this version are for their owner only. For others,
@@ -143,7 +144,7 @@ impl Store {
         let now = Now { store: opened, wall: clock.wall(), first, opened, effect_seed: effect_seeds.draw() };
         let shared = Arc::new(open_runs(&dir, tables, &list, &now)?);
         let (mut flusher, leftovers) = Flusher::open(Arc::clone(&shared), &list)?;
-        // A clean close may also leave an unlisted run, one that was just being replaced.
+        // Report only what a crash left: after a clean close, an unlisted run is one that was just being replaced.
         let leftovers = if report.clean { 0 } else { leftovers };
         *shared.left_out.lock() += Deleted { leftovers, ..Deleted::default() };
         while leftovers > MAX_LEFTOVERS && flusher.has_unread() {
@@ -278,7 +279,6 @@ fn is_half_made(dir: &Path) -> Result<bool> {
 
 /// Creates a store. The directory is renamed to its place when every byte is durable, so a crash leaves no store or a
 /// complete one.
-/// one.
 fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     let store_id = key::random();
     let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;

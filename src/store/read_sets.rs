@@ -22,7 +22,8 @@ pub(crate) struct ReadSets {
     hasher: RandomState,
     shards: [Mutex<Readers>; SHARDS],
     ranges: Mutex<Vec<RangeRead>>,
-    /// The number of keys and ranges in all sets. Changed before the first and after the last read of each.
+    /// The number of keys and ranges in all sets. Raised before an entry is added and lowered after it is removed, so
+    /// 0 means that no set has an entry.
     len: AtomicUsize,
 }
 
@@ -76,8 +77,8 @@ impl ReadSets {
 
     /// Marks every set that contains this key. Called before a reader can see its new content.
     pub(crate) fn mark(&self, key: &StoreKey) {
-        // The caller holds the lock of the key's shard of the memtable. A transaction that adds the key after this load reads
-        // that shard later, and so the new content.
+        // The caller holds the lock of the key's shard of the memtable. A transaction that adds the key after this
+        // load reads that shard later, so it reads the new content.
         if self.len.load(Ordering::Acquire) == 0 {
             return;
         }

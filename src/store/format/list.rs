@@ -32,7 +32,8 @@ impl RunInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunList {
     pub(crate) store_id: [u8; 16],
-    /// The last frame whose changes are in the runs. Changes that a later one had replaced in the memtable are not.
+    /// The last frame whose changes are in the runs. Changes that a later frame had replaced in the memtable are
+    /// missing.
     pub(crate) frame: u64,
     /// Every change up to this frame is in the runs, so a replay starts after it.
     pub(crate) complete: u64,

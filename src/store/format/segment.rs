@@ -116,7 +116,8 @@ impl GroupHeader {
         (sector(&[magic, &checksum.to_le_bytes(), &body]), checksum)
     }
 
-    /// Decodes a header of a segment with this salt, and its checksum. Returns `None` for other bytes.
+    /// Decodes a group's header, in a segment with this salt. Also returns its checksum. Returns `None` for other
+    /// bytes.
     pub(crate) fn decode(bytes: &[u8], salt: [u8; 8]) -> Option<(Self, u32)> {
         let mut fields = Fields(bytes);
         let is_seal = match fields.take(4)? {

@@ -7,8 +7,8 @@ use crate::store::format::segment::{Found, SegmentHeader};
 use crate::store::journal::scan::{ScanEnd, SegmentScan, damaged, missing};
 use crate::types::error::{ErrorKind, Result};
 
-/// Returns the problems of the last segments that follow each other without a gap. The group `durable` is durable, and
-/// no segment with frames after `released` has become free since.
+/// Returns the problems of the last segments that follow each other without a gap. The group `durable` must be
+/// durable, and segments with frames after `released` must be pinned.
 pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String>> {
     let (mut found, mut problems) = (Vec::new(), Vec::new());
     for path in dir.names()? {

@@ -40,8 +40,8 @@ struct State {
     files: u64,
     /// Files without frames after this one are free.
     released: u64,
-    /// The number of pins. While there is one, no further file becomes free; `release_later` is the frame to release up
-    /// to afterwards.
+    /// The number of pins. While there is one, no further file becomes free. When the last pin is dropped, files
+    /// without frames after `release_later` become free.
     pins: usize,
     release_later: u64,
 }

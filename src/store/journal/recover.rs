@@ -1,7 +1,7 @@
 //! Reads a journal at open, and tells a torn write from damage.
 //!
-//! A bad or missing group at the end was never acknowledged, so it is cut off. But if a later group, a later segment or
-//! a seal proves that the group had been durable, the journal is damaged and the open fails. Groups before the last
+//! A bad or missing group at the end was never durable, so it is cut off. But if a later group, a later segment or a
+//! seal proves that the group had been durable, the journal is damaged and the open fails. Groups before the last
 //! checkpoint are not needed, because their changes are in runs.
 
 use std::path::Path;
@@ -48,7 +48,8 @@ struct Surveyed {
 }
 
 impl Surveyed {
-    /// Returns the last frame. An empty segment counts as full of earlier frames: freed early, it would leave a gap.
+    /// Returns the number of the last frame. For a segment without frames, returns the number before its first one: if
+    /// it were freed before the segments with those frames, it would leave a gap.
     fn last_frame(&self) -> u64 {
         let last = self.scan.groups.iter().rev().find(|group| group.header.frames > 0);
         last.map_or(0, GroupAt::last_frame).max(self.header.first_frame.saturating_sub(1))
@@ -92,8 +93,8 @@ pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
     if !files::is_dir(dir) {
         return Err(corrupt(format!("the journal {} is missing", dir.display())));
     }
-    // A process that was killed may have created files whose directory entries are not durable. They will be written
-    // to.
+    // A process that was killed may have created files whose directory entries are not durable. This open will write
+    // to such files.
     let opened = Dir::open(dir)?;
     opened.sync()?;
     let (found, mut unneeded, next_name) = open_all(&opened)?;

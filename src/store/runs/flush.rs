@@ -220,7 +220,7 @@ impl Flusher {
         Ok(())
     }
 
-    /// Deletes the blocks of a run that will never be listed, later.
+    /// Schedules the deletion of the blocks of a run that will never be listed.
     pub(crate) fn give_up(&mut self, id: u64) {
         self.to_delete.push(ToDelete { id, run: None });
     }

@@ -28,7 +28,8 @@ const SMALL: u32 = 64;
 /// The number of blocks that one step writes.
 const BATCH: usize = 256;
 
-/// Returns the runs to be merged next, if any, the smallest first. A run that cannot be read stays as it is.
+/// Returns the neighbouring runs to merge next, if any: small ones before large ones. A run that cannot be read stays
+/// as it is.
 pub(crate) fn plan(runs: &[Arc<Run>]) -> Option<Range<usize>> {
     let blocks = runs.iter().map(|run| (!run.is_damaged()).then_some(u64::from(run.info.blocks)));
     choose(&blocks.collect::<Vec<_>>())
@@ -195,7 +196,8 @@ impl Merge {
     /// Returns the part of a record that the new run keeps. An expired record keeps only its key if it is remembered,
     /// and otherwise nothing.
     fn kept<'a>(&mut self, flusher: &Flusher, key: &StoreKey, value: Cow<'a, [u8]>) -> Result<Option<Cow<'a, [u8]>>> {
-        // A compaction pass removes expired unfinished records, because it counts them.
+        // Only a compaction pass removes expired unfinished records, because it also subtracts them from the number of
+        // interrupted ones.
         let is_kept = |head: record::Head| head.is_unfinished() || head.expires > self.now.store;
         if record::decode_head(&value).is_none_or(is_kept) {
             return Ok(Some(value));

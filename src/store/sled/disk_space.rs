@@ -108,7 +108,7 @@ impl DiskSpace {
         Some(self.pretended.load(Ordering::SeqCst)).filter(|free| *free < u64::MAX)
     }
 
-    /// Claims space for giving sled this many bytes, and returns whether it is short. If the file system can
+    /// Claims space for giving sled this many bytes, and returns whether space is short. If the file system can
     /// preallocate blocks, the claimed space belongs to sled from now on.
     pub(crate) fn claim(&self, bytes: u64) -> SpaceStatus {
         if self.pretended().is_some() {
@@ -242,7 +242,7 @@ impl Preallocation {
         // The last buffer of sled may not be full yet, and starts before the end.
         let start = len.saturating_sub(SLED_SEGMENT);
         let end = len.saturating_add(needed).saturating_add(SLED_SEGMENT);
-        // An earlier owner may have left some.
+        // An earlier owner may have left blocks after the end of the file.
         let behind = blocks.saturating_sub(start);
         if free < (end - start).saturating_sub(behind) {
             return Claimed::Full;

@@ -1,10 +1,10 @@
 //! Opens sled on a copy of its files and then replaces the originals: for file systems that do not sync every write by
 //! themselves.
 //!
-//! When sled opens, it renames its new snapshot and at once fills the segments that are free by it with zeros. These
-//! two steps are not ordered: after a power cut there may be the zeros and the old snapshot, which refers to those
-//! segments. Such a store would be refused. With a copy, the original files stay unchanged until the copy is complete
-//! and durable.
+//! When sled opens, it renames its new snapshot and at once fills with zeros the segments of its file that are free
+//! according to the snapshot. These two steps are not ordered: after a power cut there may be the zeros and the old
+//! snapshot, which refers to those segments. The open would refuse such a store. With a copy, the original files stay
+//! unchanged until the copy is complete and durable.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use ::sled::Db;
 use crate::store::files;
 use crate::types::error::{Error, Result};
 
-/// Bytes that are written before sled itself asks for space.
+/// Free space to leave for what sled writes during its open, in bytes.
 const SLACK: u64 = 16 << 20;
 
 fn beside(dir: &Path, extension: &str) -> PathBuf {

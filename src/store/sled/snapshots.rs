@@ -1,9 +1,9 @@
 //! sled's snapshots, and which of them sled may find when it opens.
 //!
 //! When sled opens, it writes a snapshot under the name `snap.*.generating`, syncs it, renames it and removes the
-//! previous one. Then it fills the segments that are free by the new snapshot with zeros. sled never syncs the
-//! directory. So a crash can leave a torn snapshot, which sled would take for the newest and refuse to open. Or it
-//! leaves a complete snapshot under its first name, without which the log can no longer be read.
+//! previous one. Then it fills with zeros the segments of its file that are free according to the new snapshot. sled
+//! never syncs the directory. So a crash can leave a torn snapshot, which sled would take for the newest and refuse to
+//! open. Or a crash leaves a complete snapshot under its first name, without which the log can no longer be read.
 
 use std::path::{Path, PathBuf};
 

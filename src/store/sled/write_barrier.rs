@@ -9,8 +9,9 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::sync::atomic::AtomicU64;
 
 /// The bytes that sled is given between two barriers. sled writes much more than that, sometimes whole leaves and
-/// segments that it moves. And sled reuses a segment of 512 KiB once the data in it was written elsewhere, synced or
-/// not. So with much more after a barrier, a power cut could destroy data that an older barrier had made durable.
+/// segments of its file that it moves. And sled reuses a segment of 512 KiB once its data was written elsewhere,
+/// synced or not. So if sled were given much more before the next barrier, a power cut could destroy data that an
+/// earlier barrier had made durable.
 const GIVEN: usize = 4 << 10;
 /// The cost of a change in bytes, in addition to its key and value.
 const CHANGE: usize = 64;
@@ -58,8 +59,8 @@ pub(crate) struct WriteBarrier {
     pub(crate) most_under_way: AtomicUsize,
     /// Counts changes and flushes. While it grows, sled does not hang.
     pub(crate) progress: Arc<AtomicU64>,
-    /// Locked by a barrier and by each change. sled reuses the old place of data that it has written but not synced, so
-    /// no change may run between a flush and its sync.
+    /// Locked during a barrier and during each change. sled reuses the old location of data that it has written
+    /// elsewhere but not synced, so no change may run between a flush and its sync.
     turn: Mutex<()>,
 }
 
