@@ -18,8 +18,8 @@
 //!
 //! Only one process can open a store. If a service has it open, the commands ask the service, through the socket that
 //! its engine serves: see [`LiveStore`]. If the service has no socket, each command fails with status 3 and changes
-//! nothing.
-//! Commands that only read change no record: an open marks nothing, and only `compact` deletes expired records.
+//! nothing. Commands that only read change no record: an open marks nothing, and only `compact` deletes expired
+//! records.
 //!
 //! `oncekey --help` lists the commands, examples and exit statuses. `oncekey completions SHELL` and `oncekey man` print
 //! shell completions and the manual page.

@@ -337,7 +337,7 @@ impl Protocol {
             match action {
                 // A claim may end after a close: the store stays open while a claim is alive.
                 Action::End { .. } => self.check_outside()?,
-                // A claim may also be revoked after a close, to close the store.
+                // An operator may revoke a claim also after a close, so that the store can close.
                 Action::Revoke { .. } => self.check_owned()?,
                 _ => self.check()?,
             }
@@ -350,8 +350,8 @@ impl Protocol {
         self.change_settled(id, action, wait_for)
     }
 
-    /// Changes a record as [`change`](Self::change) does. The caller has recorded a pending drop of this key, or this
-    /// records it.
+    /// Changes a record as [`change`](Self::change) does, without looking for a pending drop of this key and without
+    /// waiting for locks of transactions. The caller has recorded the drop already, or this change is the drop.
     fn change_settled(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         loop {
             // The time before the record, as in `read_durable`.

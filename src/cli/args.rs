@@ -368,7 +368,7 @@ impl Filter {
     }
 }
 
-/// Reads how printed keys begin. Every key begins with nothing.
+/// Parses the beginning of printed keys. Rejects an empty text, with which every key begins.
 pub(super) fn key_prefix(text: &OsStr) -> Done<KeyPrefix> {
     if text.is_empty() {
         return Err(Stop::Usage("the prefix of keys is empty: leave the option out to select all".to_owned()));
@@ -412,7 +412,7 @@ pub(super) fn manual() -> Vec<u8> {
     let command = Asked::command();
     let keys = AFTER_HELP.split("\n\n").next().unwrap_or_default();
     let description = format!("{}\n\n{keys}", command.get_about().map(ToString::to_string).unwrap_or_default());
-    // Without what follows the help: it gets sections of its own.
+    // Leave out the text after the help: it gets sections of its own.
     let man = clap_mangen::Man::new(command.long_about(description).after_help(""));
     let mut page = Vec::new();
     // Ignore the results: writing to memory cannot fail.

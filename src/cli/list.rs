@@ -139,7 +139,8 @@ pub(super) fn rows(
     listed: &Listed,
     out: &mut Out<'_>,
 ) -> Done {
-    // The byte prefix may select other keys too, because a key made of parts contains their lengths.
+    // Check the printed key as well: a key made of parts contains their lengths, so its bytes may begin alike by
+    // chance.
     let matches = |key: &[u8]| prefix.is_none_or(|prefix| Key::from_bytes(key).is_ok_and(|key| prefix.matches(&key)));
     let found = store.rows(name, &prefix.map(KeyPrefix::bytes).unwrap_or_default())?;
     let found = found.filter(|row| row.as_ref().map_or(true, |(key, _)| matches(key)));

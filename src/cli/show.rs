@@ -202,7 +202,7 @@ fn payload(record: &Record<Value, Value>, described: Option<String>, out: &mut O
     let Some(Ok(bytes) | Err(bytes)) = record.outcome() else { return out.field("outcome", "none") };
     let what = format!("{} bytes, schema {}", bytes.len(), record.info().schema());
     let shown = described.unwrap_or_else(|| outcome::text(bytes));
-    // Below one another, if it has lines.
+    // Indent all lines after the first.
     let shown = shown.replace('\n', &format!("\n{:13}", ""));
     out.field("outcome", format_args!("{what}: {shown}"))
 }

@@ -77,7 +77,7 @@ impl Replies {
     /// Waits for the next reply. Returns `None` after the last one.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>> {
         while let Some(stream) = &self.stream {
-            // Without a deadline: a reply may take long, and the system closes the socket of a process that ends.
+            // Wait without a deadline: a reply may take long, and the system closes the socket of a process that ends.
             let read = frame::read(&mut Timed::new(stream, None));
             match read.map_err(|cause| self.failed(&cause)) {
                 Ok((Kind::Alive, _)) => {}

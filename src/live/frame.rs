@@ -1,4 +1,5 @@
-//! The bytes on the socket: a greeting with the version, then frames of a kind, a length and a payload.
+//! The bytes on the socket: a greeting with the version, then frames of a kind, a length and a payload. These frames
+//! are messages, not the journal's frames.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

@@ -17,7 +17,7 @@ const BATCH: usize = 1024;
 /// Drops that could not be recorded at once, with their tokens.
 #[derive(Debug, Default)]
 pub(super) struct Abandoned {
-    /// False if there is none, so that a call finds that out without the lock. Changed with the lock held.
+    /// False if there is no such drop, so that a call learns that without the lock. Changed with the lock held.
     is_any: AtomicBool,
     all: Mutex<HashMap<StoreKey, Dropped>>,
 }
@@ -91,7 +91,8 @@ impl Protocol {
     /// record.
     pub(crate) fn settle_abandoned(&self) {
         for (id, token, ending) in self.abandoned.all() {
-            // These errors come from the journal, so the other drops would fail too. Other errors belong to one record.
+            // These errors come from the journal, so the other drops would fail too. Any other error is about one
+            // record.
             let settled = self.settle(&id, token, &ending);
             if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = settled {
                 return;
@@ -101,7 +102,7 @@ impl Protocol {
 
     /// Records the drop of one key, if it has one that is not recorded.
     pub(super) fn settle_at(&self, id: &RecordId) {
-        // In most calls there is none.
+        // Most keys have no such drop.
         if let Some((id, token, ending)) = self.abandoned.get(&id.at) {
             // After an error, the next caller tries again.
             let _: Result<(), ErrorKind> = self.settle(&id, token, &ending);

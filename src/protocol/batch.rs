@@ -78,7 +78,7 @@ impl Protocol {
     }
 
     /// Ends the first of these claims, as many as one commit can hold. Does not wait for transactions. Runs again only
-    /// if another thread changed one of the records, which can happen once for each.
+    /// if another thread changed one of the records meanwhile.
     fn end_some(&self, ends: &[ToEnd<'_>]) -> Result<Vec<Result<RecordInfo>>> {
         // A claim may end after a close of the engine.
         self.check_outside()?;

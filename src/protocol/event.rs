@@ -46,7 +46,7 @@ pub struct Compacted {
     pub removed: u64,
     /// The size of their encoded outcomes, in bytes.
     pub bytes: u64,
-    /// The number of unfinished runs that a crash had left behind in the store.
+    /// The number of incomplete runs that a crash had left in the store.
     pub leftovers: u64,
     /// The duration of the compaction.
     pub took: Duration,

@@ -27,8 +27,8 @@ impl Protocol {
         }
     }
 
-    /// Returns the record for a caller, after it is durable. If the outcome is loaded, the caller is given it, so a
-    /// resolution can no longer be undone.
+    /// Returns the record for a caller, after the record is durable. If the outcome is loaded, the caller is given it,
+    /// so the resolution of an interrupted record can no longer be undone.
     pub(crate) fn get(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         loop {
             match self.peek(id, load)? {

@@ -79,7 +79,8 @@ impl Protocol {
         Ok(Some(shown.collect()))
     }
 
-    /// Returns a record on which a stage can run without a claim: it has no owner, and is neither finished nor held.
+    /// Returns a record on which a stage can run without a claim: a released one, or an interrupted one that may be
+    /// resumed.
     pub(crate) fn unowned_in(&self, workspace: &mut Workspace, id: &RecordId) -> Result<RecordInfo> {
         let info = self.get_in(workspace, id)?.ok_or_else(|| not_found(id))?;
         match info.status() {

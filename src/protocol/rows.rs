@@ -116,7 +116,7 @@ impl Protocol {
         while let Some(at) = range {
             let (keys, next) = self.row_keys(&at, 1)?;
             let Some(key) = keys.into_iter().next() else { break };
-            // The key may be of a row that is gone by now.
+            // The row may have been deleted since its key was listed.
             let is_there = self.get_row(&key)?.is_some();
             range = match key.split() {
                 Some((table, _)) if is_there => {

@@ -118,7 +118,7 @@ pub(crate) enum Reason {
     Superseded(u64),
     /// The record is at another recovery point.
     Elsewhere,
-    /// The record was ended in another way. Its status is this.
+    /// The record was ended in another way, and has this status.
     EndedOtherwise(Status),
     /// The action does not apply to this status.
     Unfit(Status),
@@ -439,14 +439,14 @@ fn revoked(record: &StoredRecord, now: &Now) -> StoredRecord {
     StoredRecord { token: THIS_FRAME, ..ended(record, &Ending::Interrupt(Interruption::Revoked), now) }
 }
 
-/// Returns the changed record. Its TTL still counts from the time when it became free. The TTL grows if the patch adds
-/// progress that must be kept longer.
+/// Returns the changed record. The TTL still counts from the time when the record lost its owner. The TTL grows if the
+/// patch adds progress that must be kept longer.
 fn patched(record: &StoredRecord, patch: &Patch, now: &Now) -> StoredRecord {
     if let Some((ending, schema)) = &patch.ending {
         return StoredRecord { schema: *schema, ..ended(record, ending, now) };
     }
-    // If its process died, store the record as interrupted. The expiry of a stored record in progress follows its last
-    // update, so it would move.
+    // If the process of the record died, store the record as interrupted. A stored record in progress expires a time
+    // after its last update, so the patch would move its expiry.
     let (state, interruption) = record.seen(now).unwrap_or((record.state, record.interruption));
     let mut patched = StoredRecord {
         state,

@@ -46,8 +46,8 @@ impl Protocol {
         workspace.check()?;
         let Some(from) = scan.rest.take() else { return Ok(None) };
         let end = scan.end.as_ref();
-        // Add the range to the read set before reading, so that a commit in between marks it. Shorten it afterwards to
-        // the part that was read.
+        // Add the range to the read set before reading it, so that a commit in between marks the set. Afterwards
+        // shorten the range to the part that was read.
         let id = match scan.id {
             Some(id) => id,
             None => workspace.reads.add_range(&from, end),

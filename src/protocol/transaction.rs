@@ -37,9 +37,9 @@ pub(crate) struct Workspace {
     pub(super) writes: BTreeMap<StoreKey, Option<Content>>,
     /// The records among the writes, with their statuses before.
     records: Vec<(StoreKey, Option<Status>)>,
-    /// Those of the records that keep their time of expiry.
+    /// The records among the writes that keep their time of expiry.
     kept: Vec<StoreKey>,
-    /// Those of the records that a lock would claim.
+    /// The records among the writes that a lock would claim.
     locked: Vec<StoreKey>,
     /// The newest group of the contents that were read.
     ticket: Ticket,
@@ -163,8 +163,8 @@ impl Protocol {
         workspace.reads.add(at);
         let content = self.fetch_in(workspace, at, Load::All)?;
         if content.as_ref().and_then(Content::record).is_some_and(|stored| stored.holds_outcome()) {
-            // At once, because a closure that fails has read it too. The commit marks the read set, so the closure
-            // runs again.
+            // Commit now that a caller is given the outcome, because a closure that then fails has read it too. This
+            // commit marks the read set, so the closure runs again.
             if let Some(id) = RecordId::from_store(at.clone()) {
                 self.give(&id, WaitFor::Nothing)?;
             }
@@ -326,7 +326,7 @@ impl Protocol {
         self.store.spread(key)
     }
 
-    /// Returns the locks of the keys that conflicted. For a range, that of its table or manager.
+    /// Returns the locks of the keys that conflicted. A range is locked as its table or manager.
     pub(crate) fn changed_locks(&self, workspace: &Workspace) -> LockSet {
         workspace.reads.conflicts().iter().map(|key| self.lock_number(key.bytes())).collect()
     }
@@ -336,8 +336,8 @@ impl Protocol {
         workspace.reads.all().map(|key| self.lock_number(key.bytes())).collect()
     }
 
-    /// Returns the locks of the keys that a workspace writes, including the record of its claim, and those of their
-    /// tables and managers.
+    /// Returns the locks of the keys that a workspace writes, including the record of its claim. Also returns the
+    /// locks of the tables and managers of these keys.
     pub(crate) fn written_locks(&self, workspace: &Workspace, fence: Option<Fence<'_>>) -> (LockSet, LockSet) {
         let keys = || workspace.writes.keys().chain(fence.map(|fence| &fence.id.at));
         let locks = keys().map(|key| self.lock_number(key.bytes())).collect();

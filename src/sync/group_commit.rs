@@ -3,10 +3,10 @@
 //! Commits are added to a group under a short lock. One writer takes the group, writes and syncs it, and publishes its
 //! number; meanwhile the next group fills.
 //!
-//! Callers can wait for at most two groups: the one being synced and the one being filled. So two event counts, chosen by
-//! the parity of the number, let a sync wake only its own waiters. The design is that of okaywal's
-//! `log_file.rs`, but the leader is a thread. So a caller that returns early cannot leave others asleep.
-//!
+//! Callers can wait for at most two groups: the one being synced and the one being filled. So two event counts, chosen
+//! by the parity of the number, let a sync wake only its own waiters. The design is that of okaywal's `log_file.rs`.
+//! There one of the callers syncs for the others; here a thread does, so a caller that returns early cannot leave
+//! others asleep.
 //! The queue also accounts for space, so that a commit is rejected before it changes anything. The queue counts
 //! the space in the current segment, the space in the next segment, and the bytes that are not applied yet.
 
@@ -37,7 +37,7 @@ use state::{Phase, State};
 pub(crate) struct Config {
     /// Returns the number of bytes that a group takes in its segment, from the number of its payload bytes.
     pub(crate) sized: fn(u64) -> u64,
-    /// Bytes of a segment reserved for endings and for the store's own entries, half each.
+    /// Bytes of a segment reserved for endings and for the store's own frames, half each.
     pub(crate) reserve: u64,
     /// The largest number of payload bytes that may be committed but not applied.
     pub(crate) max_unapplied: u64,
@@ -372,8 +372,8 @@ impl<C, S> CommitQueue<C, S> {
         }
     }
 
-    /// Provides the next segment, or the reason why there is none. Returns the segment that is not used: the replaced
-    /// one, or this one if a larger one is there.
+    /// Provides the next segment, or the reason why there is none. Returns the segment that is not used: the one that
+    /// was provided before, or the new one if it is not larger.
     pub(crate) fn provide_segment(&self, provide_segment: Result<(u64, S)>) -> Option<S> {
         let mut state = self.state.lock();
         state.wanted = 0;

@@ -49,7 +49,7 @@ impl fmt::Debug for KeyLocks {
 #[derive(Debug)]
 pub(crate) struct HeldLocks<'a> {
     locks: &'a KeyLocks,
-    /// The time at which it first took or waited for locks. The deadline of all its waits counts from here.
+    /// The time at which the owner first took or waited for locks. The deadline of all its waits counts from here.
     since: Option<Instant>,
     wanted: LockSet,
     guards: Vec<MutexGuard<'a, ()>>,
@@ -70,7 +70,7 @@ impl HeldLocks<'_> {
         self.since.get_or_insert_with(monotonic).checked_add(self.locks.patience)
     }
 
-    /// Locks these too, until the deadline. Unlocks its own first, so that all are locked in order.
+    /// Locks these too, until the deadline. Unlocks the held ones first, so that all are locked in order.
     pub(crate) fn lock_more(&mut self, more: &LockSet) {
         self.give_back();
         self.wanted.0.extend(&more.0);
@@ -97,7 +97,7 @@ impl HeldLocks<'_> {
     /// After the wait, the locks of `set` are held. Those of `passed` only had to become free.
     pub(crate) fn yield_to(&mut self, set: &LockSet, passed: &LockSet) {
         if self.others_have(passed) {
-            // Unlock its own first. Two threads that wait for each other's locks would otherwise both time out.
+            // Unlock the held locks first. Two threads that wait for each other's locks would otherwise both time out.
             self.give_back();
             let until = self.until();
             self.locks.wait(&passed.without(&self.wanted), until);

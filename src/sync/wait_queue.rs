@@ -297,8 +297,8 @@ impl<K: Eq + Hash + Clone> Waiter<'_, K> {
 
     /// Marks the hand-over as used, because this successor has claimed the key. Its drop then wakes no other waiter.
     ///
-    /// Consume only a hand-over that `park` returned. An unseen one may come from the end of the claim just made.
-    /// Passing it on costs a spurious wake-up; keeping it could lose the only one.
+    /// Consumes only a hand-over that `park` returned. One that was not seen yet may come from the end of the claim
+    /// just made. Passing that one on costs a spurious wake-up; keeping it could lose the only hand-over.
     pub(crate) fn claimed(mut self) {
         if self.saw == Some(Woken::HandedOver) {
             *self.signal.signalled.lock() = None;

@@ -38,7 +38,7 @@ struct Waiting {
     patience: Patience,
 }
 
-/// Leaves the queue on drop, because the caller's closure may panic.
+/// A guard that leaves the queue on drop, because the caller's closure may panic.
 struct KeepsPosition<'a, C, S> {
     commit_queue: &'a CommitQueue<C, S>,
     position: QueuePosition,

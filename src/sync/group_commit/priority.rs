@@ -12,8 +12,8 @@ pub(crate) enum Priority {
     Ending,
     /// Behaves as `Ending`, but never waits: returns `Full` if there is no space now.
     GivingUp,
-    /// A commit of the store itself. May use all of the reserve, and is admitted during a close. These commits create
-    /// space.
+    /// A commit of the store itself, such as a checkpoint, which frees space. May use all of the reserve, and is
+    /// admitted during a close.
     Store,
 }
 

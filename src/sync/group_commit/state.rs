@@ -96,7 +96,7 @@ impl<C, S> State<C, S> {
 
     pub(super) fn leave(&mut self, position: QueuePosition) {
         self.queue.remove(&position);
-        // The new first one may fit: perhaps only this commit was in its way.
+        // The commit that is first now may fit: perhaps only the removed one was in its way.
         self.wake_first();
     }
 
