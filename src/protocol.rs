@@ -350,8 +350,8 @@ impl Protocol {
         self.change_settled(id, action, wait_for)
     }
 
-    /// Changes a record as [`change`](Self::change) does, without looking for a pending drop of this key and without
-    /// waiting for locks of transactions. The caller has recorded the drop already, or this change is the drop.
+    /// Changes a record as [`change`](Self::change) does, without recording a pending drop of this key first and
+    /// without waiting for locks of transactions.
     fn change_settled(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         loop {
             // The time before the record, as in `read_durable`.

@@ -216,8 +216,8 @@ impl Store {
         self.verify_while(&|| Ok(()))
     }
 
-    /// Checks everything that is stored, while other calls continue. Ends with the error of `goes_on`, which is called
-    /// now and then.
+    /// Checks everything that is stored, while other calls continue. Calls `goes_on` between steps, and stops with its
+    /// error.
     pub(crate) fn verify_while(&self, goes_on: &dyn Fn() -> Result<()>) -> Result<VerifyReport> {
         self.inner.check()?;
         let mut problems = Problems::default();

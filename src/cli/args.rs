@@ -400,14 +400,12 @@ pub(super) fn parse(args: Vec<OsString>) -> Done<Result<Asked, String>> {
     })
 }
 
-/// Returns the completions of a shell.
 pub(super) fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Asked::command(), "oncekey", &mut script);
     script
 }
 
-/// Returns the manual page.
 pub(super) fn manual() -> Vec<u8> {
     let command = Asked::command();
     let keys = AFTER_HELP.split("\n\n").next().unwrap_or_default();

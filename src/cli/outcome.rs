@@ -18,7 +18,7 @@ const PREVIEW_BYTES: usize = 256;
 /// The number of outcomes whose type a new one is compared with.
 const SAMPLES: usize = 16;
 
-/// An outcome of a type that this crate knows, or one that says itself what it contains.
+/// An outcome of a type that this crate knows, or of JSON.
 #[derive(Debug)]
 enum Readable {
     #[cfg(feature = "http")]

@@ -58,7 +58,6 @@ impl Client {
         Ok(stream)
     }
 
-    /// Sends a request.
     pub(crate) fn ask(&self, request: &[u8]) -> Result<Replies> {
         let stream = self.connect()?;
         let mut to = Timed::new(&stream, deadline(TO_ANSWER));

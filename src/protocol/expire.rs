@@ -61,7 +61,7 @@ impl Due {
 impl Protocol {
     /// Sets the function that is called when an earlier expiry becomes known. No lock is held during the call.
     pub(crate) fn on_due(&self, tell: impl Fn() + Send + Sync + 'static) {
-        // Fails only if a function was set before. The compaction is started once.
+        // This fails only if a function was set before, and the compaction is started once.
         let _ = self.due.on_lower.set(Box::new(tell));
     }
 

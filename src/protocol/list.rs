@@ -37,8 +37,8 @@ impl ListRange {
 }
 
 impl Protocol {
-    /// Returns the records in the next `limit` keys, and the rest of the listing. A batch may have fewer records,
-    /// because some keys have none.
+    /// Returns the records of the next `limit` keys, and the rest of the listing. A batch may have fewer records than
+    /// keys, because a key may have lost its record.
     pub(crate) fn list(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
         let (ids, next) = self.list_keys(range, limit)?;
         let mut infos = Vec::new();

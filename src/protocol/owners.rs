@@ -137,7 +137,7 @@ impl Protocol {
         }
     }
 
-    /// Returns `Deadlock` on a thread that runs an operation: it would wait for its own claim.
+    /// Returns `Deadlock` on a thread that runs an operation, because the thread would wait for its own claim.
     pub(crate) fn check_not_running(&self) -> Result<()> {
         if self.is_running(None) {
             let message = "a running operation cannot wait until all operations have ended";

@@ -423,7 +423,7 @@ fn ended(record: &StoredRecord, ending: &Ending, now: &Now) -> StoredRecord {
     stored
 }
 
-/// Returns how long an unowned record is kept, in milliseconds.
+/// Returns how long a record without a live owner is kept, in milliseconds.
 fn ttl(record: &StoredRecord) -> u64 {
     match record.state {
         Status::Succeeded => record.success_ttl,

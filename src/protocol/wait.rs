@@ -42,8 +42,8 @@ impl Protocol {
             return Ok(first);
         }
         self.check_wait(id)?;
-        // Declared before the waiter, so that it is dropped after it. The guard counts this thread for as long
-        // as the thread may be parked.
+        // Declared before the waiter, so that the waiter is dropped first: the guard counts this thread for as long as
+        // the thread may be parked.
         let Some(_admitted) = self.wait_limit.admit(&id.at) else { return Ok(first) };
         let _measured = self.waits.start(&id.manager);
         let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Successor);

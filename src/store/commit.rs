@@ -86,7 +86,7 @@ impl Inner {
         // May wait for space, and reads the clock again then. Returns with the commit lock held.
         let mut admission = self.commit_queue.admit_after(len, options.priority, || now = options.now(&self.clock))?;
 
-        // Check. Under the lock, because another commit could come between a check without it and the steps below.
+        // Check. This needs the lock: without it, another commit could come between the check and the steps below.
         if !self.versions.are_current(reads) || !options.hold(now) {
             drop(admission);
             self.conflicts.add(1);

@@ -201,8 +201,8 @@ pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes the directory entry of `dir` durable, because the process that created it may have been killed before. Does
-/// nothing if the parent cannot be read or its file system is read-only: this process can have created nothing there.
+/// Makes the directory entry of `dir` durable, because the process that created it may have been killed before.
+/// Ignores a parent that cannot be read, and a file system that is read-only or cannot sync a directory.
 pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
     use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     let above = parent(dir);

@@ -1,8 +1,8 @@
 //! The memtable: the newest content of each key that was committed and is not in a run yet.
 //!
 //! Keys are spread over shards, each with its own lock. A commit of several keys locks their shards in order and
-//! unlocks them together, so a reader sees all of its changes or none. A shard is ordered, and so is the set of its unfinished
-//! records, so a listing visits about as many keys as it returns.
+//! unlocks them together, so a reader sees all of its changes or none. A shard is ordered, and so is the set of its
+//! unfinished records, so a listing visits about as many keys as it returns.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -14,7 +14,7 @@ use crate::sync::{RandomState, RwLock};
 use crate::types::clock::NEVER;
 use crate::types::record::Now;
 
-/// Models check every shard, so they have few.
+/// The number of shards. The models check every shard, so they have few.
 const SHARDS: usize = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 64 };
 
 #[derive(Clone, Debug)]
@@ -125,7 +125,7 @@ impl Memtable {
         self.shard(key).is_some_and(|shard| shard.read().entries.contains_key(key))
     }
 
-    /// Inserts one change. Calls `moved` before a reader can see it.
+    /// Inserts one change. Calls `moved` before a reader can see the change.
     pub(crate) fn put(&self, hash: KeyHash, key: StoreKey, entry: Entry, moved: impl FnOnce()) {
         if let Some(shard) = self.shards.get(hash.slot(SHARDS)) {
             let mut shard = shard.write();
@@ -238,12 +238,12 @@ impl Memtable {
             let entries = shard.entries.iter().filter(|(key, entry)| wanted(key, entry));
             found.extend(entries.map(|(key, entry)| take(key, entry)));
         }
-        // A stable sort merges parts that are already sorted.
+        // The parts of the shards are sorted already. A stable sort only merges them.
         found.sort_by(|a, b| key_of(a).cmp(key_of(b)));
         found
     }
 
-    /// Returns the earliest store time at which one of its records expires, or [`NEVER`] if none does.
+    /// Returns the earliest store time at which a record in the memtable expires, or [`NEVER`] if none does.
     pub(crate) fn earliest_expiry(&self, now: &Now) -> u64 {
         let of_entry = |entry: &Entry| {
             let record = entry.content.as_ref().and_then(Content::record);

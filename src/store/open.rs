@@ -50,7 +50,7 @@ const MARK_GROUP: u64 = SECTOR as u64;
 
 /// The payload bytes that a replay reads before it flushes.
 const REPLAYED_AT_ONCE: u64 = 4 << 20;
-/// The same when space is low.
+/// The payload bytes that a replay reads before it flushes, when space is low.
 const REPLAYED_IF_LOW: u64 = 256 << 10;
 /// The number of unlisted runs that are deleted while the store is in use. If there are more, the open deletes some
 /// first.
@@ -313,7 +313,7 @@ fn first_number(last: u64) -> u64 {
     (last / RANGE + 1).saturating_mul(RANGE).saturating_add(within)
 }
 
-/// Reads the list of runs.
+/// Reads the list of runs, and checks that it belongs to this journal.
 fn read_list(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<RunList> {
     let empty = || corrupt(format!("the record store in {} is empty", dir.display()));
     let list = tables.list()?.ok_or_else(empty)?;

@@ -12,8 +12,8 @@ use super::format::frame::StoreKey;
 use crate::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RandomState};
 
-/// Enough shards that transactions rarely wait for the same lock. Models create a table for every schedule, so theirs
-/// is small.
+/// The number of shards: enough that transactions rarely wait for the same lock. The models create a table for every
+/// schedule, so theirs is small.
 const SHARDS: usize = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 64 };
 
 /// The read sets of all open transactions.

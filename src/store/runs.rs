@@ -246,7 +246,7 @@ pub(crate) struct Item {
 #[derive(Debug)]
 struct Cursor {
     run: Arc<Run>,
-    /// The next block that begins with an entry, by its place in the index.
+    /// The next block that begins with an entry, by its position in the index's list of first keys.
     next: usize,
     block: Option<(u32, Block)>,
     /// The offset up to which the block was read.

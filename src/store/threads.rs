@@ -1,4 +1,5 @@
-//! The threads of a store: one writes the journal, one applies, one makes checkpoints, one prepares segments.
+//! The threads of a store: the writer writes the journal, the apply thread writes sled, the checkpoint thread frees
+//! segments, and one thread prepares new segments.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -63,7 +64,7 @@ pub(crate) fn start(
         let callbacks = around_apply(&inner, checkpoints);
         let ended = apply::run(applier, &inbox, &callbacks);
         if let Err(error) = &ended {
-            // Before this thread's end can be seen and mistaken for a close.
+            // Poison before the end of this thread can be seen: it would be mistaken for a close.
             for_apply.commit_queue.poison(error.clone());
         }
         drop(apply_alive);
@@ -178,7 +179,7 @@ impl Running {
         inner.shared.memtable.clear();
         drop(lock);
         let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
-        // First the errors of commits for which this call has waited.
+        // Return first the errors of commits for which this call has waited.
         was_sound.and(inner.commit_queue.check_waited()).and(left_behind).and(closed)
     }
 }

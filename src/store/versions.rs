@@ -1,12 +1,12 @@
 //! Version counters: a fixed table of counters, each shared by many keys.
 //!
-//! For changes of a single key, which is read again if its counter has moved. Transactions use
-//! [`read_sets`](super::read_sets).
+//! Used by changes of a single key. If the counter of the key has moved, the key is read again and the change is
+//! decided again. Transactions use [`read_sets`](super::read_sets).
 
 use super::memtable::KeyHash;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Models create a table for every schedule, so theirs is small.
+/// The number of counters. The models create a table for every schedule, so theirs is small.
 const STRIPES: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 << 16 };
 
 #[derive(Debug)]

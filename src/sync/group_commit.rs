@@ -7,6 +7,7 @@
 //! by the parity of the number, let a sync wake only its own waiters. The design is that of okaywal's `log_file.rs`.
 //! There one of the callers syncs for the others; here a thread does, so a caller that returns early cannot leave
 //! others asleep.
+//!
 //! The queue also accounts for space, so that a commit is rejected before it changes anything. The queue counts
 //! the space in the current segment, the space in the next segment, and the bytes that are not applied yet.
 

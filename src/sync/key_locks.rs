@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::clock::{deadline, monotonic};
 
-/// The number of locks, at one byte each. With this number, different keys rarely share one. A model creates the
-/// table for every schedule, so it has a small one.
+/// The number of locks, at one byte each. With this number, different keys rarely share one. The models create the
+/// table for every schedule, so theirs is small.
 const LOCKS: usize = if cfg!(all(test, oncekey_shuttle)) { 1 << 4 } else { 1 << 16 };
 
 /// A set of locks, in order.

@@ -1,6 +1,6 @@
 //! Queues of callers that wait for a key to change its owner. *The commit decides; the wait queue only waits.*
 //!
-//! A sharded table from keys to queues of waiters. An entry exists only while it has waiters.
+//! A sharded table from keys to queues of waiters. A key has an entry only while it has waiters.
 //!
 //! The order of steps prevents lost wake-ups. A waiter enters (or rejoins), *then* reads the record, *then* parks. A
 //! change of the record is committed first and wakes second. So the read sees the change, or the change finds the

@@ -143,7 +143,6 @@ impl Pool {
         Ok(spare)
     }
 
-    /// Returns the directory of the files.
     pub(crate) fn dir(&self) -> &Dir {
         &self.dir
     }

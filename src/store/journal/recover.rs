@@ -1,6 +1,6 @@
 //! Reads a journal at open, and tells a torn write from damage.
 //!
-//! A bad or missing group at the end was never durable, so it is cut off. But if a later group, a later segment or a
+//! A bad or missing group at the end counts as a torn write and is cut off. But if a later group, a later segment or a
 //! seal proves that the group had been durable, the journal is damaged and the open fails. Groups before the last
 //! checkpoint are not needed, because their changes are in runs.
 

@@ -17,7 +17,6 @@ use crate::types::stats::{Counter, Timing};
 /// Bytes at the end of a segment that are reserved for its seal.
 const SEAL: u64 = SECTOR as u64;
 
-/// The counters of the journal.
 #[derive(Debug)]
 pub(crate) struct JournalStats {
     pub(crate) groups: Counter,

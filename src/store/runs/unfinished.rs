@@ -36,7 +36,7 @@ impl State {
 }
 
 impl Unfinished {
-    /// Takes over these keys after a run was written. `None` means that the run has them as finished or removed.
+    /// Updates the index after a run was written. `None` means that the run has the key as finished or removed.
     pub(crate) fn update<'a>(&self, found: impl Iterator<Item = (&'a StoreKey, Option<Lifetime>)>, now: &Now) {
         let mut state = self.0.lock();
         for (key, lifetime) in found {
@@ -51,12 +51,12 @@ impl Unfinished {
         }
     }
 
-    /// True if the runs still have this for the key.
+    /// True if the runs still have the record of this key as it was found.
     pub(crate) fn is_current(&self, key: &StoreKey, lifetime: &Lifetime) -> bool {
         self.0.lock().is_current(key, lifetime)
     }
 
-    /// Removes the records that are unchanged. Another flush may have written newer contents.
+    /// Removes those of these records that are unchanged: a flush may have written newer contents meanwhile.
     pub(crate) fn remove(&self, found: &[(StoreKey, Lifetime)]) {
         let mut state = self.0.lock();
         for (key, lifetime) in found {

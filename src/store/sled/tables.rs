@@ -1,4 +1,4 @@
-//! The wrapper of sled. Only one thread writes, and only the parts of sled that work well are used.
+//! The wrapper of sled. Only one thread writes. Only the parts of sled that work well are used.
 //!
 //! sled's flush is not durable on Linux, its transactions lock the whole process, a kill during an open can make a
 //! store unusable by its snapshots, and some calls panic. So each flush is followed by a real sync, transactions are
@@ -70,10 +70,10 @@ impl Tables {
             return Err(corrupt(format!("the record store {} is missing", dir.display())));
         }
         snapshots::settle(dir)?;
-        // Before sled creates its files, so that they inherit the flag. btrfs does not inherit it, so it is set again
-        // afterwards.
+        // Set the flag before sled creates its files, so that they inherit it. Files on btrfs do not inherit it, so it
+        // is set again below.
         let flagged = sync_flag && files::set_sync_flag(dir);
-        // Before sled is opened, because an open writes.
+        // Take the share before sled is opened, because an open writes.
         let share = Share::take();
         let open = |dir: &Path| open_db(dir, cache_capacity);
         let copied = if flagged || create { None } else { open_on_copy::open(dir, open)? };
@@ -247,7 +247,7 @@ impl Tables {
 
 impl Drop for Tables {
     fn drop(&mut self) {
-        // Only after a failed open. That open returns its own error.
+        // sled is still open here only after a failed open, which returns its own error.
         let _ = self.close();
     }
 }
@@ -267,7 +267,8 @@ fn convert(dir: &Path, cause: &::sled::Error) -> Error {
     }
 }
 
-/// sled counts its pages by their size on disk. In memory they were seen to take about a third more.
+/// Opens sled with three quarters of this capacity. sled counts its pages by their size on disk, and in memory they
+/// were seen to take about a third more.
 fn open_db(dir: &Path, cache_capacity: u64) -> Result<open_on_copy::Opened> {
     let path = dir.join("db");
     if path.exists() {
