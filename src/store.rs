@@ -122,7 +122,8 @@ impl Read {
 pub(crate) enum Index {
     /// The keys of all records and rows.
     All,
-    /// The keys of records that are in progress, released or interrupted, and sometimes of one that was until recently.
+    /// The keys of records that are in progress, released or interrupted. May include the key of a record that was so
+    /// until recently.
     Unfinished,
 }
 

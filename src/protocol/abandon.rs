@@ -1,4 +1,4 @@
-//! Ends claims that were dropped, or whose process died, without an outcome and without a wait.
+//! Ends claims without an outcome and without a wait: those that were dropped, and those whose process died.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

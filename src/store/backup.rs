@@ -206,7 +206,7 @@ impl Inner {
 struct Pin {
     /// The number of that frame.
     frame: u64,
-    /// Everything in it is durable once this group is.
+    /// After a wait for this group, everything in the pin is durable.
     group: u64,
     in_memory: Vec<(StoreKey, Entry)>,
     runs: RunSet,

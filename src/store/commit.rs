@@ -123,8 +123,8 @@ impl Inner {
             });
         }
 
-        // Count, and unlock. The writer can take the group from here on. The memtable must have the contents by then: a flush
-        // of this group takes them from there.
+        // Count, and unlock. From here on the writer can take the group. The memtable must have the contents by then,
+        // because a flush of this group takes them from the memtable.
         admission.commit(true);
         self.commits.add(1);
         Ok(Some(Ticket(ticket)))
@@ -148,9 +148,9 @@ impl Inner {
     pub(super) fn remove_expired(&self, expired: &[(StoreKey, Lifetime)]) -> Deleted {
         let shared = &self.shared;
         let mut deleted = Deleted::default();
-        // Contents in the memtable are newer. A caller that has read the record cannot commit after this, because its
-        // version counter moves. The memtable is checked first: a flush updates the index of the runs before it removes
-        // entries from the memtable.
+        // Contents in the memtable are newer than those in the runs, so their keys are skipped. A caller that has read
+        // a record cannot commit after its removal, because the version counter moves. Look into the memtable first: a
+        // flush updates the index of the runs before it removes entries from the memtable.
         let is_there = |key, lifetime| !shared.memtable.contains(key) && shared.unfinished.is_current(key, lifetime);
         self.commit_queue.exclusive(|| {
             for (key, lifetime) in expired.iter().filter(|(key, lifetime)| is_there(key, lifetime)) {

@@ -171,7 +171,7 @@ impl Store {
         Some(admission.commit_bytes(&vec![0; changes.len()], changes.to_vec()))
     }
 
-    /// Writes, syncs, publishes and applies until every user has ended.
+    /// Runs as the writer and the apply thread: writes, syncs, publishes and applies until every user has ended.
     fn write_and_apply(&self) {
         loop {
             match self.commit_queue.take() {

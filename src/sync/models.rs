@@ -1,8 +1,8 @@
 //! The primitives on top of shuttle's scheduler, and the functions that run models.
 //!
 //! They behave as those of `parking_lot`: no poison, no spurious wake-up, and notifications in order of arrival. A
-//! deadline may pass at any moment, because a task that sets the time-out runs when the scheduler likes. A deadline
-//! more than a day ahead never passes.
+//! deadline may pass at any moment, because the scheduler chooses when the task that sets the time-out runs. A
+//! deadline more than a day ahead never passes.
 //!
 //! Atomics are sequentially consistent here. A model does not show that weaker orders suffice.
 

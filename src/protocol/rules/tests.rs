@@ -246,7 +246,7 @@ fn a_pause_starts_at_the_release_and_has_the_length_of_the_last_claim() {
     let again = numbered(decide(Some(&released), &lock, &now(50)), FIRST + 3);
     let end = Action::End { token: FIRST + 3, ending: &Ending::Release, ttl: None };
     assert_eq!(numbered(decide(Some(&again), &end, &now(60)), FIRST + 4).paused_until(), 65);
-    // A caller may have read the time before the release. Without a pause it is not told to wait.
+    // A caller may have read the time before the release. Without a pause, the answer does not ask it to wait.
     let at_once = numbered(
         decide(
             Some(&claimed(&start(OnInterrupted::Resume, None))),

@@ -196,8 +196,8 @@ impl Merge {
     /// Returns the part of a record that the new run keeps. An expired record keeps only its key if it is remembered,
     /// and otherwise nothing.
     fn kept<'a>(&mut self, flusher: &Flusher, key: &StoreKey, value: Cow<'a, [u8]>) -> Result<Option<Cow<'a, [u8]>>> {
-        // Only a compaction pass removes expired unfinished records, because it also subtracts them from the number of
-        // interrupted ones.
+        // Expired unfinished records stay in the run. A compaction or the next open removes them one by one, because
+        // the engine counts interrupted records.
         let is_kept = |head: record::Head| head.is_unfinished() || head.expires > self.now.store;
         if record::decode_head(&value).is_none_or(is_kept) {
             return Ok(Some(value));

@@ -310,7 +310,7 @@ fn an_idle_anchor_does_not_block_a_drain() {
     put(&store, &key("k"), done(b"x"));
     // The writer sends the groups in order.
     store.drain().unwrap();
-    // As when nothing was committed for a day.
+    // Act as the writer does when nothing was committed for a day.
     let batch = store.inner.commit_queue.take_empty().unwrap();
     store.inner.commit_queue.publish(batch.group);
     store.inner.apply.messages.send(threads::message(&batch, false)).unwrap();

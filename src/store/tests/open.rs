@@ -72,7 +72,8 @@ fn nothing_is_answered_after_close() {
     let (store, _) = open(dir.path());
     put(&store, &key("live"), at_work());
     store.close().unwrap();
-    // Not even contents of the memtable: the directory may belong to another process by now.
+    // A closed store returns no contents, not even those of the memtable: the directory may belong to another process
+    // by now.
     assert_eq!(store.read(&key("live"), Load::WithoutOutcome).unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(store.compact(&mut Pass::default(), 10).unwrap_err().kind(), ErrorKind::Closed);
 }

@@ -60,7 +60,7 @@ impl Disk {
 struct Store {
     group: Frames,
     disk: Disk,
-    /// The number of times that the writer was reported that no more users commit.
+    /// The number of times that the writer was notified that no more users commit.
     drained: AtomicU32,
 }
 

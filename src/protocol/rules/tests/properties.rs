@@ -50,7 +50,7 @@ impl Case {
     fn stored(self) -> StoredRecord {
         let left = u64::from(!self.is_expired);
         let outcome = self.is_finished().then(|| Value::from("x"));
-        // A record that can be interrupted again keeps what it had then.
+        // A record whose resolution can be undone keeps the fields of its interruption.
         let shows_finished = self.is_finished() && !self.undoable;
         StoredRecord {
             state: self.state,
@@ -278,8 +278,8 @@ fn decide_agrees_with_the_second_formulation_for_every_record_and_action() {
     println!("{pairs} pairs");
 }
 
-/// A finished record changes only its expiry, and only to a later one. One that was resolved can also be undone, or is given
-/// to a caller.
+/// A finished record changes only its expiry, and only to a later one. A resolved record can also be undone, or its
+/// outcome given to a caller.
 #[test]
 fn no_action_changes_a_finished_record_but_its_expiry() {
     let parts = Parts::new();

@@ -46,7 +46,7 @@ fn a_commit_gets_space_or_an_error() {
     fails(|| little_room(Fault::ForgetsToRefuse), LEFT_BEHIND);
 }
 
-/// Each group waits for the one before, because so few bytes may be unapplied. A separate thread applies.
+/// Each group waits for the one before, because only a few bytes may be unapplied. A separate thread applies.
 fn little_unapplied(fault: Fault) {
     let store = &store(1_000, |config| (config.max_unapplied, config.max_unchecked) = (10, 20));
     let (groups, to_apply) = mpsc::channel();
