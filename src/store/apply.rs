@@ -305,6 +305,8 @@ impl Applier {
             if !self.has_work() {
                 break;
             }
+            #[cfg(test)]
+            self.flusher.shared.waiting_at_steps.lock().push(inbox.messages.len());
             if self.work(inbox, callbacks)? == Next::End {
                 return Ok(Next::End);
             }

@@ -342,8 +342,15 @@ pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -
             }
         }
     }
-    let shared =
-        Shared { tables, memtable: Memtable::default(), runs: Runs::default(), unfinished, left_out: Mutex::default() };
+    let shared = Shared {
+        tables,
+        memtable: Memtable::default(),
+        runs: Runs::default(),
+        unfinished,
+        left_out: Mutex::default(),
+        #[cfg(test)]
+        waiting_at_steps: Mutex::default(),
+    };
     shared.runs.publish(runs);
     Ok(shared)
 }

@@ -67,6 +67,9 @@ pub(crate) struct Shared {
     pub(crate) unfinished: Unfinished,
     /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
+    /// For tests: how many messages wait at each background step. A step begins when a test does not hold it.
+    #[cfg(test)]
+    pub(crate) waiting_at_steps: Mutex<Vec<usize>>,
 }
 
 /// Writes runs. The apply thread owns it and is the only writer of sled.

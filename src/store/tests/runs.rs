@@ -111,12 +111,22 @@ fn commits_that_come_during_a_merge_are_taken_before_its_next_step() {
         for part in 0..3 {
             put(&store, &key(format!("{part}-{nth}")), done(&bytes(400_000)));
         }
-        store.drain().unwrap();
+        if nth < 7 {
+            store.drain().unwrap();
+        }
     }
+    // The eighth run starts a merge, whose first step waits for the test.
+    let held = store.inner.shared.waiting_at_steps.lock();
+    store.drain().unwrap();
     for nth in 0..200 {
         put(&store, &key(format!("small-{nth}")), done(b"x"));
     }
-    // A step takes as long as many of these commits. With a step after each of them, most would still wait.
-    let waiting = store.inner.apply.messages.len();
-    assert!(waiting < 100, "{waiting} of 200 groups wait");
+    let steps = held.len();
+    drop(held);
+    // A pass waits for the merge under way.
+    compact_all(&store);
+    // The held step counts what waits once the test lets it go.
+    let waiting = store.inner.shared.waiting_at_steps.lock().split_off(steps);
+    assert!(waiting.len() > 1 && waiting[0] > 100, "there was no merge: {waiting:?}");
+    assert!(waiting[1..].iter().all(|waiting| *waiting < 100), "messages that wait at each step: {waiting:?}");
 }
