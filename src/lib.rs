@@ -4,9 +4,14 @@
 //! after a power cut. There is no server, no async runtime and no external database: a service links this crate and
 //! opens a directory.
 //!
-//! - **An answer is durable before any caller gets it**: the owner, a waiter or a replay. Many threads share one sync.
-//! - **Numbers decide whether an owner is alive, never a timeout**: a slow owner is never overrun.
-//! - **Interrupted is a state**: an operation that may have happened is held for a decision, or resumed, never guessed.
+//! The state of a key is its *record*. The caller that runs the operation is the *owner* of the key, and its right to do
+//! so is a [`Claim`]. Calls that wait for an owner are *waiters*.
+//!
+//! - **An answer is durable before any caller gets it**: the owner, a waiter or a later retry. Many threads share one
+//!   sync.
+//! - **Sequence numbers decide whether an owner is alive, never a timeout**: a slow owner keeps its key.
+//! - **Interrupted is a state**: the engine never guesses whether an operation happened. It holds the record for a
+//!   decision, or lets the next caller resume it.
 //! - **Waiters park on condition variables**, and one takes over the key when its owner gives up.
 //!
 //! Not for several processes at once, not for network file systems, and not async.
@@ -34,7 +39,7 @@
 //! | run an operation once, in one call, with a fingerprint of its payload | [`Manager::execute_with`] |
 //! | the same, if the key alone determines the operation | [`Manager::execute`] |
 //! | run a batch, such as the messages of one poll | [`Manager::execute_many`] |
-//! | wait longer, keep facts, other TTLs | [`CallOptions`] |
+//! | wait longer, store facts with the record, set other TTLs | [`CallOptions`] |
 //! | own the key across functions or threads | [`Manager::begin`], [`Claim`] |
 //! | wait for another owner, and take over from it | [`Manager::begin_with`], [`CallOptions::wait`] |
 //! | find out the state of a key | [`Manager::get`], [`Manager::wait`] |
@@ -57,22 +62,22 @@
 //!
 //! A key whose owner died, dropped its claim or panicked is *interrupted*: it is not known whether the operation
 //! happened. Under [`OnInterrupted::Hold`], the default, it waits until a caller [resolves](Manager::resolve) it. Under
-//! [`OnInterrupted::Resume`] the next `begin` continues at its recovery point. A released key keeps its recovery point
-//! too.
+//! [`OnInterrupted::Resume`] the next `begin` continues at its *recovery point*, the name of its last completed stage. A
+//! released key keeps its recovery point too.
 //!
 //! # Promises
 //!
-//! On Linux with ext4, XFS or btrfs, on a disk that keeps what it has acknowledged. [`guides::durability`] describes
-//! the damage that cannot be detected.
+//! On Linux with ext4, XFS or btrfs, on a disk that keeps what it has acknowledged as flushed:
 //!
-//! 1. An answer that was returned is durable, and is returned again until its TTL ends.
+//! 1. An answer that was returned is durable, and is returned again until its TTL ends. Under [`Durability::Eventual`],
+//!    the answers of the last interval may be lost.
 //! 2. A key has at most one live owner, and no caller waits for a dead one.
-//! 3. A superseded claim can neither end the record nor write rows.
+//! 3. A claim that lost its key can neither end the record nor write rows.
 //! 4. The rows of a stage, its recovery point and its outcome are one commit.
 //! 5. When an owner gives up, exactly one waiter takes over the key. An ending wakes all waiters.
 //! 6. After the first failed write or sync, nothing more is acknowledged.
-//! 7. Nothing expires early, whatever the wall clock does.
-//! 8. Damage on disk is a typed error or the right data, except damage that an unclean stop hides.
+//! 7. Nothing expires early, whatever the wall clock does, unless [`max_offline`](EngineOptions::max_offline) is set.
+//! 8. Damaged data on disk gives a typed error or the right data, with the exceptions in [`guides::durability`].
 //!
 //! # Limits
 //!

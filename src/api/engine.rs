@@ -252,8 +252,8 @@ impl Engine {
     /// list that counts them, and the segments of the journal.
     ///
     /// Other calls continue meanwhile, and their changes cause no false alarm. Takes as long as reading the whole
-    /// store. Cached blocks are checked in memory and not on the disk, so most of the disk is checked right after an
-    /// open.
+    /// store. Cached blocks are checked in memory and not on the disk: call this right after an open, when little is
+    /// cached.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -282,8 +282,9 @@ impl Engine {
     /// The copy is written into a directory `.oncekey-backup-*` next to `path`, which is renamed at the end. A process
     /// that is killed leaves this directory. No open accepts it as a store, and it may be deleted.
     ///
-    /// Commits wait only while the contents of the memtable and the list of runs are taken. The files of the record
-    /// store may grow meanwhile, because nothing that is being copied is deleted before the end.
+    /// Commits wait only at the start, while the engine takes the newest changes from memory and the list of what to
+    /// copy. The files of the record store may grow meanwhile, because nothing that is being copied is deleted before
+    /// the end.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager};
@@ -313,8 +314,8 @@ impl Engine {
         self.protocol.sync()
     }
 
-    /// Waits for committed changes, wakes every waiter, ends the threads and unlocks the directory. Other handles may
-    /// be alive: from now on their calls return `Closed`.
+    /// Waits until all committed changes are durable, wakes every waiter, ends the engine's threads and unlocks the
+    /// directory. Other handles may still exist: from now on their calls return `Closed`.
     ///
     /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The
     /// claim can still end and commit stages. The last claim unlocks the directory when it ends or is dropped.

@@ -26,7 +26,7 @@ use crate::types::value::Value;
 /// The engine in that process serves a socket in the directory of its store, unless
 /// [`EngineOptions::admin`](crate::EngineOptions::admin) turns it off. Only the same user and root may connect.
 ///
-/// Each call uses its own connection. The engine serves a limited number of connections; a further call returns `Busy`.
+/// Each call uses its own connection. The engine serves 16 connections at a time; a further call returns `Busy`.
 ///
 /// ```
 /// use oncekey::{Engine, Manager, admin::{LiveStore, RecordFilter, Resolution}};

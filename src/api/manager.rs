@@ -380,8 +380,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         info.map(|info| Record::decode(info, &self.options)).transpose()
     }
 
-    /// Waits until the key has no owner, for at most `timeout`. Returns at once if it has none. A request that was
-    /// created but not begun counts as in progress.
+    /// Waits until the key has no owner, for at most `timeout`. Returns at once if the key has no owner. A request that
+    /// was created but not begun counts as in progress.
     pub fn wait(&self, key: impl IntoKey, timeout: Duration) -> Result<Waited<T, E>> {
         self.wait_at(&self.id(key)?, timeout)
     }

@@ -34,14 +34,14 @@ const RUNS_WITHOUT_LOCKS: usize = 3;
 /// conflicts on another key.
 const RUNS_BEFORE_FULL_LOCKS: usize = 16;
 
-/// The inside of an [`atomic_phase`](crate::Engine::atomic_phase) or a [`work_stage`](crate::Claim::work_stage).
-/// Everything that is read was true at one moment, and everything that is written is committed at that moment, all or
-/// nothing.
+/// A running transaction: the argument of the closure of an [`atomic_phase`](crate::Engine::atomic_phase) or a
+/// [`work_stage`](crate::Claim::work_stage). Everything that is read was true at one moment, and everything that is
+/// written is committed at that moment, all or nothing.
 ///
 /// Transactions are optimistic. No lock is held while the closure runs, so a slow closure delays no other thread. If
 /// another commit changes data that the closure has read, the closure runs again, whatever it returned. The closure
 /// never sees two states at once: a read that no longer fits the earlier ones returns `Conflict`, and the run is
-/// discarded. The same happens if a record that it has read expires before the run ends.
+/// discarded. A run is discarded too if a record that it has read expires before the run ends.
 ///
 /// After 3 discarded runs a transaction locks the keys on which it conflicted, and for a range the whole table. Until
 /// it ends, other transactions, [`Table`](crate::table::Table)s and changes of records wait before they write these

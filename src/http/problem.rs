@@ -36,6 +36,8 @@ use crate::types::record::RecordInfo;
 /// | `unavailable` | 503, with `Retry-After` | the engine is closed, poisoned, full or overloaded | yes |
 /// | `internal` | 500 | any other error of the engine | yes |
 ///
+/// `Retry-After` is 1 s, or what is left of the pause of a `paused` key, rounded up to seconds.
+///
 /// The body never contains a key or an outcome. Only `invalid_key` contains the text of an error. No body claims that
 /// nothing was processed, because an earlier request may have been: a client that believed the claim would take another key
 /// and repeat the effect.

@@ -141,7 +141,8 @@ pub enum ErrorKind {
     InsideTransaction,
     /// No stage is registered for the record's recovery point. Fix the program, or resolve the record.
     UnknownRecoveryPoint,
-    /// A stage ended without an advance, or advanced to the recovery point that the record already had. Fix the stage.
+    /// A stage returned and had changed neither the recovery point nor the checkpoint. Or no stage has ended the claim
+    /// whose outcome is asked for. Fix the stage.
     Stalled,
     /// An outcome is or contains a [`Failure`](crate::Failure) that was made from an error of this crate, so it is not
     /// stored. Release or interrupt the record, or end it with an outcome of your own.

@@ -20,7 +20,7 @@ pub(crate) const LABELS: usize = 64;
 #[cfg(feature = "metrics")]
 pub(crate) const OTHERS: &str = "(other)";
 
-/// How often something took how long, since the engine was opened.
+/// The number of measured durations by length, since the engine was opened.
 ///
 /// A bucket counts the durations below its bound that no earlier bucket counts. Bounds are powers of two, from 1 microsecond to
 /// about 18 minutes. The last bucket has no bound.
@@ -53,7 +53,8 @@ impl Histogram {
         self.counts.iter().enumerate().map(|(bucket, count)| (bound(bucket), *count))
     }
 
-    /// Returns the bound below which at least this share of the durations lie, from 0 to 1. `None` if there are none.
+    /// Returns the smallest bound of a bucket below which at least this `share` of the durations lie. `share` is from 0
+    /// to 1: 0.99 is the 99th percentile. Returns `None` if there are no durations.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let count = self.count();

@@ -91,8 +91,8 @@ impl EngineOptions {
         self
     }
 
-    /// Sets the shortest time between two passes of the background compaction. Between passes it sleeps until a record
-    /// expires.
+    /// Sets the shortest time between two passes of the background compaction. If nothing has expired, the compaction
+    /// sleeps for longer: until a record expires.
     ///
     /// Default: 1 s. With [`FOREVER`], only [`compact_now`](crate::Engine::compact_now) deletes expired records.
     pub fn compaction_interval(mut self, interval: Duration) -> Self {
@@ -106,8 +106,8 @@ impl EngineOptions {
         self
     }
 
-    /// Sets the largest size of an encoded outcome, in bytes, including its header of nine bytes. Default: 1 MiB.
-    /// Maximum: [`Value::MAX_BYTES`].
+    /// Sets the largest size of an outcome, a checkpoint or the value of a row, in bytes. The size of an encoded value
+    /// includes its header of nine bytes. Default: 1 MiB. Maximum: [`Value::MAX_BYTES`].
     pub fn max_value_bytes(mut self, bytes: usize) -> Self {
         self.max_value_bytes = bytes;
         self
@@ -322,6 +322,8 @@ impl ManagerOptions {
 
     /// Sets whether a record without a fingerprint rejects retries that have one. If true, such a retry gets
     /// `Mismatch`. If false, it gets the record's answer. Default: false.
+    ///
+    /// With either value, a key that was released before any effect accepts a request with another fingerprint.
     pub fn strict_fingerprint(mut self, strict: bool) -> Self {
         self.strict_fingerprint = strict;
         self

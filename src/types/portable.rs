@@ -233,7 +233,7 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
 /// | `outcome_bytes` | the length of the encoded outcome |
 /// | `outcome` | always null; the bytes of the encoded outcome in a [`Record`] of a [`RawManager`](crate::admin::RawManager) |
 ///
-/// Other bytes are a string if they are printable UTF-8, else `{"base64": "..."}`.
+/// The values of contexts, checkpoints and outcomes are strings if they are printable UTF-8, else `{"base64": "..."}`.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager};

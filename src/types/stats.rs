@@ -8,7 +8,7 @@ use crate::types::histogram::Histogram;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Committed frames.
+    /// Commits.
     pub commits: u64,
     /// Commits rejected because the key had changed since it was read. Each was decided again.
     pub conflicts: u64,

@@ -1,4 +1,4 @@
-//! What a store holds, by manager and status.
+//! The number and size of the records in a store, by manager and status.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::types::record::{RecordInfo, Status};
 /// All states, in the order of their counts.
 const ALL: [Status; 5] = [Status::Succeeded, Status::Failed, Status::Released, Status::Interrupted, Status::InProgress];
 
-/// What a store holds. Returned by [`Engine::usage`].
+/// The number and size of the records in a store. Returned by [`Engine::usage`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
@@ -39,13 +39,13 @@ pub struct StatusUsage {
 }
 
 impl ManagerUsage {
-    /// Returns what the records with this status use.
+    /// Returns the number and size of the records with this status.
     #[must_use]
     pub fn status(&self, status: Status) -> StatusUsage {
         self.by_status().find(|(other, _)| *other == status).map(|(_, usage)| usage).unwrap_or_default()
     }
 
-    /// Returns each status with what its records use.
+    /// Returns each status with the number and size of its records.
     pub fn by_status(&self) -> impl Iterator<Item = (Status, StatusUsage)> + '_ {
         ALL.into_iter().zip(self.0)
     }
@@ -68,8 +68,8 @@ impl Engine {
     /// Counts the records by manager and status, and the bytes on disk. With the feature `metrics`, it also sets the gauges of these
     /// numbers.
     ///
-    /// It reads every record without its outcome, in batches, and nothing is counted at any other time. Call it every minute
-    /// or so, on a thread of its own: the time grows with the number of records.
+    /// Each call reads every record without its outcome, in batches, so its time grows with the number of records. The engine
+    /// does not count at any other time. For metrics, call it about once a minute, on a thread of its own.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, Status};

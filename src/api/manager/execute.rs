@@ -114,7 +114,9 @@ pub enum ExecuteError<T, E = Failure> {
         /// The reason, and the claim.
         error: EndError<Claim<T, E>>,
     },
-    /// The engine failed. The operation did not run, except with `ClaimLost`: then the operation exchanged its claim.
+    /// The engine failed. The operation did not run, with two exceptions. With `ClaimLost`, the operation ran and
+    /// exchanged its claim. In [`execute_many`](Manager::execute_many), the operation may have panicked, and its ending
+    /// was not stored.
     Engine(Error),
 }
 

@@ -31,7 +31,7 @@ pub enum Locking {
     Paused(RecordInfo),
 }
 
-/// A request that a transaction locks. When the transaction commits, it becomes a claim.
+/// A request that a transaction locks. The commit of the transaction makes a claim of the request.
 ///
 /// Return this value from the closure, and then call [`into_claim`](Self::into_claim). The request ends in one of these
 /// states:
