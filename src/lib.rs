@@ -21,7 +21,7 @@
 //!
 //! let engine = Engine::temporary()?; // or Engine::open("payments.oncekey")
 //! let payments: Manager<String> = engine.manager("payments")?;
-//! // // The fingerprint identifies the request.
+//! // The fingerprint identifies the request.
 //! let of = |cents: u64| Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&("EUR", cents))?));
 //! let first = payments.execute_with("order-42", of(1999)?, |_claim| Ok("ch_1".to_owned()))?;
 //! let retry = payments.execute_with("order-42", of(1999)?, |_claim| unreachable!("it has run"))?;
