@@ -7,6 +7,7 @@ pub(crate) mod live_store;
 pub(crate) mod manager;
 pub(crate) mod raw;
 pub(crate) mod records;
+pub(crate) mod resolution;
 pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod transaction;

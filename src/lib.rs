@@ -153,9 +153,9 @@ pub mod admin {
     pub use crate::api::engine::usage::{ManagerUsage, StatusUsage, Usage};
     pub use crate::api::erase::Erased;
     pub use crate::api::live_store::{LiveStore, Received};
-    pub use crate::api::manager::resolve::Resolution;
     pub use crate::api::raw::RawManager;
     pub use crate::api::records::{RecordFilter, Records};
+    pub use crate::api::resolution::Resolution;
     pub use crate::protocol::event::{Compacted, Event, Events};
     pub use crate::protocol::{BackupReport, OpenReport, VerifyReport};
     pub use crate::types::histogram::Histogram;

@@ -277,6 +277,9 @@ impl Protocol {
 
     /// Resolves an interrupted record.
     pub(crate) fn resolve(&self, id: &RecordId, ending: &Ending, schema: Option<u32>, seen: Option<u64>) -> Result<()> {
+        if let Ending::Succeed(bytes) | Ending::Fail(bytes) = ending {
+            self.check_outcome(bytes)?;
+        }
         match self.change(id, &Action::Resolve { ending, schema, seen }, WaitFor::Sync)? {
             Changed::Written(info) => {
                 self.subscribers.notify(|| Event::Ended(info.without_outcome()));
@@ -320,6 +323,7 @@ impl Protocol {
 
     /// Stores a record of another store, unless the key has a record here.
     pub(crate) fn import(&self, id: &RecordId, stored: &StoredRecord) -> Result<bool> {
+        stored.outcome.as_ref().map_or(Ok(()), |bytes| self.check_outcome(bytes))?;
         Ok(matches!(self.change(id, &Action::Import(stored), WaitFor::Sync)?, Changed::Written(_)))
     }
 

@@ -4,9 +4,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::api::manager::resolve::Resolution;
 use crate::api::records::RecordFilter;
-use crate::api::serve::message::{self, Name, PathBytes, Reply, Request, Settlement};
+use crate::api::resolution::Resolution;
+use crate::api::serve::message::{self, Name, PathBytes, Reply, Request};
 use crate::live::client::{Client, Replies};
 use crate::protocol::event::{Compacted, Event};
 use crate::protocol::{BackupReport, OpenReport, VerifyReport};
@@ -176,12 +176,7 @@ impl LiveStore {
     }
 
     fn resolve_at(&self, name: Name, resolution: Resolution<Value, Value>, seen: Option<u64>) -> Result<()> {
-        let settlement = match resolution {
-            Resolution::Retry => Settlement::Retry,
-            Resolution::Succeed(bytes) => Settlement::Succeed(bytes),
-            Resolution::Fail(bytes) => Settlement::Fail(bytes),
-        };
-        self.changed(&Request::Resolve(name, settlement, seen)).map(|_| ())
+        self.changed(&Request::Resolve(name, resolution, seen)).map(|_| ())
     }
 
     /// Makes a resolved record interrupted again. See [`RawManager::undo`](crate::admin::RawManager::undo).

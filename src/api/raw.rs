@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::engine::Engine;
-use crate::api::manager::resolve::{Resolution, check_manager};
-use crate::protocol::rules::Ending;
+use crate::api::manager::resolve::check_manager;
+use crate::api::resolution::Resolution;
 use crate::protocol::{Load, RecordId};
 use crate::types::clock::millis;
 use crate::types::codec;
@@ -126,16 +126,11 @@ impl RawManager {
     }
 
     fn resolve_at(&self, id: &RecordId, resolution: Resolution<Value, Value>, seen: Option<u64>) -> Result<()> {
-        let ending = match resolution {
-            Resolution::Retry => Ending::Release,
-            Resolution::Succeed(bytes) => Ending::Succeed(self.checked(bytes)?),
-            Resolution::Fail(bytes) => Ending::Fail(self.checked(bytes)?),
-        };
-        self.engine.protocol().resolve(id, &ending, None, seen)
+        self.engine.protocol().resolve(id, &resolution.into(), None, seen)
     }
 
     /// Makes a resolved record interrupted again, with the recovery point and checkpoint that it had. Its TTL starts again.
-    /// This is refused if a caller has begun the record or received its outcome since: see [`RecordInfo::is_undoable`].
+    /// Refused after a caller has claimed the key again or has received its outcome: see [`RecordInfo::is_undoable`].
     ///
     /// A caller receives the outcome by a replay, by [`Manager::get`](crate::Manager::get) or
     /// [`Manager::wait`](crate::Manager::wait), or in a transaction. The first of these calls commits that the outcome is
@@ -160,10 +155,6 @@ impl RawManager {
     /// `NotFound`, `NotResolved`.
     pub fn undo(&self, key: impl IntoKey) -> Result<()> {
         self.engine.protocol().undo(&self.id(key)?)
-    }
-
-    fn checked(&self, bytes: Value) -> Result<Value> {
-        self.engine.protocol().check_outcome(&bytes).map(|()| bytes)
     }
 
     /// Deletes a finished record as [`Manager::forget`](crate::Manager::forget) does.
@@ -198,9 +189,6 @@ impl RawManager {
     pub fn import(&self, record: &Record<Value, Value>) -> Result<bool> {
         let info = record.info();
         let id = RecordId::new(&self.name, info.key().clone());
-        if let Some(bytes) = info.stored().outcome.clone() {
-            self.checked(bytes)?;
-        }
         self.engine.protocol().import(&id, info.stored())
     }
 }

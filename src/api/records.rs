@@ -167,10 +167,8 @@ impl RecordFilter {
             check_name("manager", manager)?;
         }
         let whole = if self.scope.is_empty() { None } else { Some(Key::join(self.scope.iter().map(|part| &**part))?) };
-        // All prefixes must match, so the longest one selects the smallest range.
-        let texts = self.text_prefixes.iter().map(KeyPrefix::bytes);
-        let bytes = whole.map_or_else(|| self.key_prefix.clone(), |whole| whole.as_bytes().to_vec());
-        let prefix = texts.fold(bytes, |one, other| if other.len() > one.len() { other } else { one });
+        let prefix = whole.map_or_else(|| self.key_prefix.clone(), |whole| whole.as_bytes().to_vec());
+        let prefix = longest(prefix, &self.text_prefixes);
         Ok(ListRange::new(self.manager.as_deref(), &prefix, self.is_unfinished()))
     }
 
@@ -179,6 +177,11 @@ impl RecordFilter {
         let finished = [Status::Succeeded, Status::Failed];
         !self.statuses.is_empty() && !self.statuses.iter().any(|status| finished.contains(status))
     }
+}
+
+/// Returns the longest of the prefixes. All of them must match, so this one selects the smallest range.
+fn longest(prefix: Vec<u8>, texts: &[KeyPrefix]) -> Vec<u8> {
+    texts.iter().map(KeyPrefix::bytes).fold(prefix, |one, other| if other.len() > one.len() { other } else { one })
 }
 
 /// An iterator over records. Ends after an error.

@@ -11,7 +11,6 @@ use std::time::Duration;
 use crate::api::records::RecordFilter;
 use crate::live::server::{Replies, Server};
 use crate::protocol::event::Events;
-use crate::protocol::rules::Ending;
 use crate::protocol::{Load, OpenReport, Protocol, RecordId, RowRange};
 use crate::types::codec;
 use crate::types::error::{Error, Result};
@@ -80,12 +79,8 @@ impl Answerer {
                 Some(info) => send(&Reply::Record(Box::new((&info).into()))),
                 None => Ok(()),
             },
-            Request::Resolve(name, settlement, seen) => {
-                let ending = Ending::from(settlement);
-                if let Ending::Succeed(bytes) | Ending::Fail(bytes) = &ending {
-                    protocol.check_outcome(bytes)?;
-                }
-                protocol.resolve(&id(&name)?, &ending, None, seen)?;
+            Request::Resolve(name, resolution, seen) => {
+                protocol.resolve(&id(&name)?, &resolution.into(), None, seen)?;
                 changed(true)
             }
             Request::Undo(name) => {
@@ -103,9 +98,6 @@ impl Answerer {
             }
             Request::Import(record) => {
                 let info = RecordInfo::from(*record);
-                if let Some(bytes) = &info.stored().outcome {
-                    protocol.check_outcome(bytes)?;
-                }
                 let name = Name::new(info.manager(), info.key());
                 changed(protocol.import(&id(&name)?, info.stored())?)
             }
@@ -145,7 +137,7 @@ impl Answerer {
             let mut batch = Batch::new(replies, Reply::Records);
             for id in ids {
                 // Read the outcome only of a record that matches.
-                let info = self.protocol()?.get(&id, Load::WithoutOutcome)?.filter(|info| filter.matches(info));
+                let info = self.protocol()?.peek(&id, Load::WithoutOutcome)?.filter(|info| filter.matches(info));
                 let info = match (info, load) {
                     (Some(_), Load::All) => self.protocol()?.peek(&id, Load::All)?,
                     (info, _) => info,

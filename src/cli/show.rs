@@ -18,7 +18,7 @@ use super::progress::Progress;
 use super::store::Store;
 use crate::{
     FOREVER, Record, RecordInfo, Status, Value,
-    admin::{Histogram, RecordFilter, Stats},
+    admin::{Histogram, ManagerUsage, RecordFilter, Stats, StatusUsage},
     clock::{Clock as _, SystemClock},
 };
 
@@ -30,8 +30,6 @@ pub(super) struct Shown {
     pub(super) only_outcome: bool,
 }
 
-const ALL: [Status; 5] = [Status::Succeeded, Status::Failed, Status::Released, Status::Interrupted, Status::InProgress];
-
 pub(super) fn paint(status: Status) -> Style {
     match status {
         Status::Succeeded => Style::new().green(),
@@ -40,31 +38,21 @@ pub(super) fn paint(status: Status) -> Style {
     }
 }
 
-#[derive(Default)]
-struct Counted {
-    by_status: [u64; ALL.len()],
-    outcome_bytes: u64,
-}
-
 pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
     let progress = Progress::count(out, "counting records");
-    let mut managers: BTreeMap<String, Counted> = BTreeMap::new();
+    let mut managers: BTreeMap<String, ManagerUsage> = BTreeMap::new();
     for info in store.records(RecordFilter::new())? {
         let info = info?;
-        let counted = managers.entry(info.manager().to_owned()).or_default();
-        for (count, status) in counted.by_status.iter_mut().zip(ALL) {
-            *count += u64::from(status == info.status());
-        }
-        counted.outcome_bytes += info.outcome_bytes();
+        managers.entry(info.manager().to_owned()).or_default().add(&info);
         progress.add(1);
     }
     drop(progress);
     let (opened, running) = (store.opened()?, store.stats()?);
     if out.json {
-        let managers = managers.iter().map(|(name, counted)| {
-            let by_status = ALL.iter().zip(counted.by_status).map(|(status, count)| (format!("{status:?}"), count));
-            let by_status: BTreeMap<_, _> = by_status.collect();
-            (name, json!({ "records": by_status, "outcome_bytes": counted.outcome_bytes }))
+        let managers = managers.iter().map(|(name, used)| {
+            let records = used.by_status().map(|(status, used)| (format!("{status:?}"), used.records));
+            let records: BTreeMap<_, _> = records.collect();
+            (name, json!({ "records": records, "outcome_bytes": used.outcome_bytes() }))
         });
         return out.json(&json!({
             "path": store.path(), "live": store.is_live(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
@@ -100,15 +88,13 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
     }
     let mut table =
         Table::new(["MANAGER", "SUCCEEDED", "FAILED", "RELEASED", "INTERRUPTED", "IN PROGRESS", "OUTCOMES"]);
-    for (name, counted) in managers {
-        let counts = counted
-            .by_status
-            .iter()
-            .zip(ALL)
-            .map(|(count, status)| (count.to_string(), if *count > 0 { paint(status) } else { Style::new() }));
+    for (name, used) in managers {
+        let counts = used.by_status().map(|(status, StatusUsage { records, .. })| {
+            (records.to_string(), if records > 0 { paint(status) } else { Style::new() })
+        });
         let mut row = vec![(name, Style::new())];
         row.extend(counts);
-        row.push((size(counted.outcome_bytes), Style::new()));
+        row.push((size(used.outcome_bytes()), Style::new()));
         table.row(row, out)?;
     }
     table.end(out)

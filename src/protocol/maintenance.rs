@@ -30,7 +30,7 @@ impl Protocol {
     }
 
     /// Refuses an encoded outcome that is too large.
-    pub(crate) fn check_outcome(&self, bytes: &Value) -> Result<()> {
+    pub(super) fn check_outcome(&self, bytes: &Value) -> Result<()> {
         let limit = self.max_value_bytes();
         if bytes.len() as u64 > limit {
             let message = format!("an outcome is {} bytes long, the limit is {limit}", bytes.len());

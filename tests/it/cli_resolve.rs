@@ -90,7 +90,7 @@ fn get_shows_responses_failures_text_and_json_as_such() {
 fn an_outcome_that_the_service_could_not_read_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
-    let own = RawBytes::of(&path, "receipts", "done");
+    let own = outcome_bytes(&path, "receipts", "done");
     let cut = &own[..own.len() - 1];
     let mut changed = own.clone();
     changed[3] ^= 1;
@@ -119,22 +119,18 @@ fn an_outcome_that_the_service_could_not_read_is_refused() {
     assert_eq!((unchecked(b"receipt"), unchecked(&changed)), (2, 0));
 }
 
-/// The bytes of an outcome, as they are stored.
-struct RawBytes;
-
-impl RawBytes {
-    fn of(path: &str, manager: &str, key: &str) -> Vec<u8> {
-        let engine = Engine::open(path).unwrap();
-        let record = engine.raw(manager).unwrap().get(key).unwrap().unwrap();
-        record.into_outcome().unwrap().unwrap().to_vec()
-    }
+/// Returns the bytes of an outcome, as they are stored.
+fn outcome_bytes(path: &str, manager: &str, key: &str) -> Vec<u8> {
+    let engine = Engine::open(path).unwrap();
+    let record = engine.raw(manager).unwrap().get(key).unwrap().unwrap();
+    record.into_outcome().unwrap().unwrap().to_vec()
 }
 
 #[test]
 fn outcomes_are_given_as_bytes_json_text_or_a_response() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
-    let own = file(dir.path(), RawBytes::of(&path, "receipts", "done"));
+    let own = file(dir.path(), outcome_bytes(&path, "receipts", "done"));
     printed(&["resolve", &path, "receipts", "a", "--succeed", &own]);
     let given = file(dir.path(), r#"{"charge":"ch_2","cents":5}"#);
     let resolved =
@@ -222,7 +218,7 @@ fn if_one_of_several_outcomes_is_refused_none_is_stored() {
 fn a_resolution_is_undone_until_a_caller_is_given_the_outcome() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
-    let own = file(dir.path(), RawBytes::of(&path, "receipts", "done"));
+    let own = file(dir.path(), outcome_bytes(&path, "receipts", "done"));
     printed(&["resolve", &path, "receipts", "a", "--succeed", &own]);
     printed(&["resolve", &path, "receipts", "b", "--retry"]);
     // An operator may look at it.

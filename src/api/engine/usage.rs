@@ -50,7 +50,13 @@ impl ManagerUsage {
         ALL.into_iter().zip(self.0)
     }
 
-    fn add(&mut self, info: &RecordInfo) {
+    /// Returns the bytes of encoded outcomes, of all states together.
+    #[cfg(feature = "cli")]
+    pub(crate) fn outcome_bytes(&self) -> u64 {
+        self.0.iter().map(|usage| usage.outcome_bytes).sum()
+    }
+
+    pub(crate) fn add(&mut self, info: &RecordInfo) {
         let bytes = info.key().as_bytes().len()
             + info.context().iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
             + info.checkpoint().map_or(0, <[u8]>::len);

@@ -1,40 +1,19 @@
 //! Decisions of an operator about a record: resolving an interrupted one, and revoking an owner that hangs.
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Manager;
+use crate::api::resolution::Resolution;
 use crate::protocol::RecordId;
 use crate::protocol::rules::Ending;
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::failure::Failure;
 use crate::types::key::IntoKey;
 use crate::types::record::RecordInfo;
 use crate::types::value::Value;
-
-/// The result of an interrupted operation, as found out by the caller.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Resolution<T, E = Failure> {
-    /// The operation has not happened: the next caller runs it.
-    Retry,
-    /// The operation has happened and succeeded with this value.
-    Succeed(T),
-    /// The operation has failed for good.
-    Fail(E),
-}
-
-impl<T, E> fmt::Debug for Resolution<T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Retry => "Retry",
-            Self::Succeed(_) => "Succeed(..)",
-            Self::Fail(_) => "Fail(..)",
-        })
-    }
-}
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
     /// Resolves an interrupted record, after the caller has found out whether the operation happened. The record may have

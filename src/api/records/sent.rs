@@ -4,8 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::RecordFilter;
-use crate::types::key::KeyPrefix;
+use super::{RecordFilter, longest};
 use crate::types::record::Status;
 use crate::types::value::Value;
 
@@ -36,8 +35,7 @@ impl From<&RecordFilter> for SentFilter {
             updated_since,
             predicates: _,
         } = filter.clone();
-        let texts = text_prefixes.iter().map(KeyPrefix::bytes);
-        let key_prefix = texts.fold(key_prefix, |one, other| if other.len() > one.len() { other } else { one }).into();
+        let key_prefix = longest(key_prefix, &text_prefixes).into();
         Self { manager, key_prefix, statuses, recovery_point, context, updated_before, updated_since }
     }
 }

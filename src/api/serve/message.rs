@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::api::records::SentFilter;
+use crate::api::resolution::Resolution;
 use crate::live::frame::LONGEST;
 use crate::protocol::event::{Compacted, Event};
-use crate::protocol::rules::Ending;
 use crate::protocol::{BackupReport, OpenReport, VerifyReport};
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -28,7 +28,7 @@ pub(in crate::api) enum Request {
     Export(SentFilter),
     Get(Name),
     /// The number is the revision that the caller has seen, if only that one may be changed.
-    Resolve(Name, Settlement, Option<u64>),
+    Resolve(Name, Resolution<Value, Value>, Option<u64>),
     Undo(Name),
     /// As in `Resolve`.
     Revoke(Name, Option<u64>),
@@ -58,13 +58,6 @@ pub(in crate::api) struct Name {
     pub(in crate::api) key: Key,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(in crate::api) enum Settlement {
-    Retry,
-    Succeed(Value),
-    Fail(Value),
-}
-
 /// An absolute path, in any encoding.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::api) struct PathBytes(Vec<u8>);
@@ -77,7 +70,7 @@ pub(in crate::api) enum Reply {
     Record(Box<SentRecord>),
     Tables(Vec<String>),
     Rows(Vec<(Value, Value)>),
-    /// True if the request changed anything. To a subscription: the subscription has begun.
+    /// True if the request changed anything. The first reply to a subscription is true: events follow.
     Changed(bool),
     Compacted(Compacted),
     Verified(VerifyReport),
@@ -99,16 +92,6 @@ pub(in crate::api) enum SentEvent {
 impl Name {
     pub(in crate::api) fn new(manager: &str, key: &Key) -> Self {
         Self { manager: manager.to_owned(), key: key.clone() }
-    }
-}
-
-impl From<Settlement> for Ending {
-    fn from(settlement: Settlement) -> Self {
-        match settlement {
-            Settlement::Retry => Self::Release,
-            Settlement::Succeed(bytes) => Self::Succeed(bytes),
-            Settlement::Fail(bytes) => Self::Fail(bytes),
-        }
     }
 }
 
