@@ -22,7 +22,7 @@ const MARKER: &str = "4111-1111";
 #[derive(Clone, Default)]
 struct Heard(Arc<Mutex<BTreeMap<String, f64>>>, Arc<Mutex<Described>>);
 
-/// What was said about metrics: their units and texts, and the managers that have a label.
+/// The descriptions of metrics that the recorder received: units, texts, and the managers that have a label.
 #[derive(Default)]
 struct Described {
     metrics: BTreeMap<String, (Unit, String)>,

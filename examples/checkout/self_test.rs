@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug)]
 enum Death {
     At(Stop),
-    /// This long after it has begun to open the store.
+    /// This time after the open of the store has started.
     Opening(Duration),
     /// After this number of answers and this time.
     Random(usize, Duration),

@@ -319,7 +319,7 @@ impl Engine {
     ///
     /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The
     /// claim can still end and commit stages. The last claim unlocks the directory when it ends or is dropped.
-    /// [`Manager::revoke`](crate::Manager::revoke) still takes the key away from an owner that hangs. A key begun by
+    /// [`Manager::revoke`](crate::Manager::revoke) still takes the key away from an owner that hangs. A key taken by
     /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///
     /// # Errors

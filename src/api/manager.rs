@@ -68,7 +68,7 @@ pub enum Waited<T, E = Failure> {
     Released,
     /// The owner ended without an outcome.
     Interrupted,
-    /// The timeout passed while the operation was in progress or not begun yet.
+    /// The timeout passed while the operation was in progress, or before it started.
     TimedOut,
     /// The engine was closed.
     Closed,
@@ -381,7 +381,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     }
 
     /// Waits until the key has no owner, for at most `timeout`. Returns at once if the key has no owner. A request that
-    /// was created but not begun counts as in progress.
+    /// was created and has not started counts as in progress.
     pub fn wait(&self, key: impl IntoKey, timeout: Duration) -> Result<Waited<T, E>> {
         self.wait_at(&self.id(key)?, timeout)
     }

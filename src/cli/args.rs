@@ -135,7 +135,7 @@ pub(super) enum Verb {
     ///
     /// FILE contains the outcome; `-` is standard input. The outcome is checked: by the types of the manager if the
     /// service has its own program, else by what the manager has stored before. A resolution can be undone until a
-    /// caller has been given the outcome, or has begun the released key.
+    /// caller receives the outcome, or claims the released key.
     Resolve(Box<Resolve>),
     /// Takes a key in progress from its owner. The record becomes interrupted.
     ///

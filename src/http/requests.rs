@@ -42,7 +42,7 @@ pub use same::SameRequest;
 /// - **Context.** The record's context contains the method and the path, as `method` and `path`. The parameters are not
 ///   stored, unless [`keep_params`](Requests::keep_params) is set.
 /// - **Interruption.** If [`on_interrupted`](ManagerOptions::on_interrupted) is not set, an interrupted request is held. A
-///   request begun by [`drive`](Requests::drive) resumes at its recovery point instead.
+///   request of [`drive`](Requests::drive) resumes at its recovery point instead.
 ///
 /// Cheap to clone; clones share everything.
 ///

@@ -24,7 +24,7 @@ pub(crate) enum Action<'a> {
     Begin(&'a Start),
     /// A caller announces the operation. Another caller is to run it.
     Create(&'a Start),
-    /// A caller asks to run an operation that was announced or begun. Fingerprints are not compared.
+    /// A caller asks to run an operation that was created or started before. Fingerprints are not compared.
     Lock {
         schema: u32,
         max_attempts: u32,
@@ -39,7 +39,7 @@ pub(crate) enum Action<'a> {
         /// How long the outcome is kept, in milliseconds. `None`: as long as the record says.
         ttl: Option<u64>,
     },
-    /// A claim removes its record, as if the operation had never begun. Fenced by its token.
+    /// A claim removes its record, as if the operation had never started. Fenced by its token.
     Discard {
         token: u64,
     },

@@ -144,7 +144,7 @@ impl Inner {
         self.commit_queue.wait(ticket)
     }
 
-    /// Removes expired unfinished records, except those that were begun again.
+    /// Removes expired unfinished records, except those that a caller has claimed again.
     pub(super) fn remove_expired(&self, expired: &[(StoreKey, Lifetime)]) -> Deleted {
         let shared = &self.shared;
         let mut deleted = Deleted::default();

@@ -1,4 +1,4 @@
-//! What the files of a store use on disk.
+//! The size of a store's files on disk.
 
 use super::Store;
 use super::files::Dir;

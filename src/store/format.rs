@@ -52,7 +52,7 @@
 //! | offset | bytes | |
 //! |---|---|---|
 //! | 0 | 1 | state: 1 in progress, 2 succeeded, 3 failed, 4 released, 5 interrupted |
-//! | 1 | 1 | flags: 1 begun by key, 2 resumes after an interruption, 4 bound to its request, 8 holds progress: a released record is then kept as long as an interrupted one, 16 expired and remembered, 32 resolved and its outcome not given to a caller yet |
+//! | 1 | 1 | flags: 1 claimed by key, 2 resumes after an interruption, 4 bound to its request, 8 holds progress: a released record is then kept as long as an interrupted one, 16 expired and remembered, 32 resolved and its outcome not given to a caller yet |
 //! | 2 | 1 | interruption: 0 none, 1 process ended, 2 dropped, 3 panicked, 4 reported, 5 revoked |
 //! | 3 | 1 | 0 |
 //! | 4 | 4 | schema |

@@ -186,7 +186,7 @@ struct Segment {
     seal: Option<usize>,
 }
 
-/// Returns all segments that were begun, by number.
+/// Returns all segments with a header, by number.
 fn segments(dir: &Path) -> Vec<Segment> {
     let mut segments = Vec::new();
     for (path, _) in files::entries(&journal_dir(dir)).unwrap() {

@@ -130,8 +130,7 @@ pub enum ErrorKind {
     NotInterrupted,
     /// The record has changed since the caller read it. Nothing changed now. Read it again and decide again.
     Changed,
-    /// The record was not resolved, or a caller has begun it or been given its outcome since, so the resolution cannot be
-    /// undone.
+    /// The resolution cannot be undone: there was none, or a caller has claimed the key again or received the outcome.
     NotResolved,
     /// Several records match where at most one is expected. Narrow the filter.
     Ambiguous,

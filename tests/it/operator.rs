@@ -37,7 +37,7 @@ fn json(args: &[&str]) -> Json {
     serde_json::from_str(&ran(&[args, &["--json"]].concat())).unwrap()
 }
 
-/// What a service does next is what the operator has decided.
+/// The service acts on the operator's decision.
 #[test]
 fn an_operator_works_on_a_store_that_is_in_use() {
     within(LATE, || {

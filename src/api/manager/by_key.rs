@@ -68,7 +68,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # Errors
     ///
     /// `ClaimLost` if the record no longer belongs to this `initiate`: it has ended in another way, was revoked or
-    /// removed, has a later owner, or was begun by an earlier process. Nothing is stored then.
+    /// removed, has a later owner, or comes from an earlier process. Nothing is stored then.
     pub fn success(&self, key: impl IntoKey, token: Token, value: &T) -> Result<()> {
         let id = self.id(key)?;
         let ending = Ending::Succeed(self.encode(&id, value)?);

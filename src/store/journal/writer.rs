@@ -93,7 +93,7 @@ impl Writer {
         usable(self.current.file.size).saturating_sub(self.current.offset - SECTOR as u64)
     }
 
-    /// Writes a group and syncs it, so that it is durable at the return. Returns true if a new segment was begun. After
+    /// Writes a group and syncs it, so that it is durable at the return. Returns true if the group is in a new segment. After
     /// an error nothing more may be written.
     pub(crate) fn write<C>(&mut self, batch: &Batch<C>, place: Target<Spare>, anchor: Anchor) -> Result<bool> {
         let entered = match place {

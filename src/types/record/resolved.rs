@@ -11,7 +11,7 @@ impl StoredRecord {
 
 impl RecordInfo {
     /// Returns true if the record was resolved and can be made interrupted again by
-    /// [`RawManager::undo`](crate::admin::RawManager::undo): no caller has begun it or been given its outcome since.
+    /// [`RawManager::undo`](crate::admin::RawManager::undo): no caller has claimed the key again or received its outcome.
     #[must_use]
     pub fn is_undoable(&self) -> bool {
         self.0.stored.is_undoable

@@ -1,4 +1,4 @@
-//! What each metric is, for dashboards.
+//! A text and a unit for each metric, for dashboards.
 
 use metrics::Unit;
 
