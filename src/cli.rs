@@ -29,6 +29,7 @@ mod backup;
 mod bench;
 mod change;
 mod describe;
+mod filter;
 mod ideal;
 mod list;
 mod live;
@@ -41,6 +42,7 @@ mod show;
 mod store;
 mod transfer;
 mod watch;
+mod web;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
@@ -60,6 +62,7 @@ use out::{Done, Out, Stop};
 use progress::Progress;
 use show::Shown;
 use store::Store;
+use web::Web;
 
 use crate::{Engine, EngineOptions, ErrorKind, FOREVER, Value, admin::LiveStore};
 
@@ -133,15 +136,15 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
     };
     match &asked.verb {
         Verb::Stats { store } => on(store, out, &show::stats),
-        Verb::List { store, filter, limit, count, sort, reverse } => {
+        Verb::List { store, filter, limit, count, order } => {
             let filter = filter.records()?;
             let limit = limit.map(NonZeroUsize::get);
-            let listed = Listed { sort: *sort, reverse: *reverse, limit, only_count: *count };
+            let listed = Listed { order: *order, limit, only_count: *count };
             on(store, out, &|store, out| list::records(store, &filter, &listed, out))
         }
         Verb::Tables { store } => on(store, out, &list::tables),
         Verb::Rows { store, table, key_prefix, limit, count } => {
-            let prefix = key_prefix.as_deref().map(args::key_prefix).transpose()?;
+            let prefix = key_prefix.as_deref().map(filter::key_prefix).transpose()?;
             let listed = Listed { limit: limit.map(NonZeroUsize::get), only_count: *count, ..Listed::default() };
             on(store, out, &|store, out| list::rows(store, table, prefix.as_ref(), &listed, out))
         }
@@ -157,6 +160,9 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             on(&at.store, out, &|store, out| change::extend(store, &at.place(), *duration, out))
         }
         Verb::Watch { store, limit } => watch::watch(store, limit.map(NonZeroUsize::get), out),
+        Verb::Web { store, port, read_only } => {
+            web::serve(describers, &options, &Web { store: store.clone(), port: *port, read_only: *read_only }, out)
+        }
         Verb::Compact { store } => on(store, out, &change::compact),
         Verb::Verify { store } => on(store, out, &show::verify),
         Verb::Export { store, filter } => {
@@ -190,18 +196,41 @@ fn opened(
     work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done,
 ) -> Done {
     let progress = Progress::spinner(out, "opening the store");
-    let opened = options.open(store);
+    let reached = reach(options, store);
     drop(progress);
-    let engine = match opened {
-        Ok(engine) => engine,
+    reached?.work(|store| work(store, out))
+}
+
+/// A store that was opened, or that another process has open.
+enum Reached {
+    Opened(Engine),
+    Live(LiveStore),
+}
+
+impl Reached {
+    /// Calls `work`, and closes the store if it was opened.
+    fn work<T>(self, work: impl FnOnce(&dyn Store) -> Done<T>) -> Done<T> {
+        match self {
+            Self::Live(live) => work(&live),
+            Self::Opened(engine) => {
+                let worked = work(&engine);
+                let closed = engine.close().map_err(Stop::Engine);
+                worked.and_then(|done| closed.map(|()| done))
+            }
+        }
+    }
+}
+
+/// Opens the store, or asks the process that has it open.
+fn reach(options: &EngineOptions, store: &Path) -> Done<Reached> {
+    match options.open(store) {
+        Ok(engine) => Ok(Reached::Opened(engine)),
         Err(error) if error.kind() == ErrorKind::StoreInUse => match LiveStore::connect(store) {
-            Ok(live) => return work(&live, out),
+            Ok(live) => Ok(Reached::Live(live)),
             // No process answers, so return the first error.
-            Err(none) if none.kind() == ErrorKind::StoreInUse => return Err(Stop::Engine(error)),
-            Err(other) => return Err(Stop::Engine(other)),
+            Err(none) if none.kind() == ErrorKind::StoreInUse => Err(Stop::Engine(error)),
+            Err(other) => Err(Stop::Engine(other)),
         },
-        Err(error) => return Err(Stop::open(error)),
-    };
-    let worked = work(&engine, out);
-    worked.and(engine.close().map_err(Stop::Engine))
+        Err(error) => Err(Stop::open(error)),
+    }
 }

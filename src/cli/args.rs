@@ -1,24 +1,19 @@
 //! The arguments of the command line.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::filter::{Filter, Order};
 use super::out::{Done, Stop};
 use super::place::Place;
 use super::resolve::Resolve;
-use crate::{
-    Status,
-    admin::{KeyPrefix, RecordFilter},
-    clock::{Clock as _, SystemClock},
-};
 
 macro_rules! examples {
     () => {
@@ -31,6 +26,7 @@ macro_rules! examples {
     xargs -n 1 oncekey get payments.oncekey payments
   oncekey list payments.oncekey --scope user-7 --newer-than 1h --sort changed --reverse --limit 10
   oncekey watch payments.oncekey
+  oncekey web payments.oncekey --port 8080
   oncekey backup payments.oncekey /backup/payments.2026-01-31
   oncekey export payments.oncekey | gzip > payments.jsonl.gz
   gunzip < payments.jsonl.gz | oncekey import copy.oncekey"
@@ -92,12 +88,8 @@ pub(super) enum Verb {
         /// Print only the number of matching records.
         #[arg(long, conflicts_with_all = ["limit", "sort", "reverse"])]
         count: bool,
-        /// The order. Without it, by manager and key. Records that never expire come last.
-        #[arg(long, value_name = "ORDER")]
-        sort: Option<Sort>,
-        /// Print the last one first.
-        #[arg(long)]
-        reverse: bool,
+        #[command(flatten)]
+        order: Order,
     },
     /// Lists the tables with the number of their rows.
     Tables {
@@ -191,6 +183,22 @@ pub(super) enum Verb {
         #[command(flatten)]
         filter: Filter,
     },
+    /// Shows the store on a page for a browser on this machine, until it is interrupted.
+    ///
+    /// Prints the address of the page. It contains a secret: whoever has it can look at the store, and change it as `resolve` and
+    /// `revoke` do, after a confirmation. The page is on loopback only. To see it from another machine, forward the
+    /// port: `ssh -L 8080:127.0.0.1:8080 HOST`, with the same number on both sides. A store that no process has open is
+    /// opened for each view, so that a service can start in between.
+    Web {
+        /// The directory of the store.
+        store: PathBuf,
+        /// The port to listen on. Without it, a free one.
+        #[arg(long, value_name = "NUMBER", default_value = "0", hide_default_value = true)]
+        port: u16,
+        /// Offer and accept no changes.
+        #[arg(long)]
+        read_only: bool,
+    },
     /// Copies the store, as it is at one commit, into a new directory.
     ///
     /// The copy is a store with the same keys, effect ids and tables. A copy that fails leaves nothing. To restore a
@@ -258,137 +266,6 @@ impl At {
     pub(super) fn place(&self) -> Place {
         Place { manager: self.manager.clone(), key: self.key.clone() }
     }
-}
-
-/// Conditions that select records. All must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
-pub(super) struct Filter {
-    /// Only records of this manager.
-    #[arg(long, value_name = "NAME")]
-    manager: Option<String>,
-    /// Only records in this state. If given several times, in any of these states.
-    #[arg(long, value_name = "STATUS", ignore_case = true)]
-    status: Vec<State>,
-    /// Only records last changed longer ago than this, such as 30s, 15m, 2h, 7days.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    older_than: Option<Duration>,
-    /// Only records changed within this time.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    newer_than: Option<Duration>,
-    /// Only records inside this scope, at any depth: PART, or /PART/PART.
-    #[arg(long, value_name = "SCOPE")]
-    scope: Option<OsString>,
-    /// Only records whose key, as it is printed, begins so.
-    #[arg(long, value_name = "PREFIX")]
-    key_prefix: Option<OsString>,
-    /// Only records at this recovery point.
-    #[arg(long, value_name = "POINT")]
-    recovery_point: Option<String>,
-    /// Only records whose context has this value under this name. If given several times, all must hold.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
-    context: Vec<(String, String)>,
-}
-
-/// The order of a listing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Sort {
-    Key,
-    Changed,
-    Created,
-    Expires,
-    Tries,
-    Outcome,
-}
-
-/// A [`Status`] on the command line. Printed ones, such as `InProgress`, are accepted too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum State {
-    #[value(aliases = ["inprogress", "in_progress"])]
-    InProgress,
-    Succeeded,
-    Failed,
-    Released,
-    Interrupted,
-}
-
-impl From<State> for Status {
-    fn from(state: State) -> Self {
-        match state {
-            State::InProgress => Self::InProgress,
-            State::Succeeded => Self::Succeeded,
-            State::Failed => Self::Failed,
-            State::Released => Self::Released,
-            State::Interrupted => Self::Interrupted,
-        }
-    }
-}
-
-impl Filter {
-    pub(super) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Returns true if no other state is selected.
-    pub(super) fn selects_only(&self, status: Status) -> bool {
-        self.status.iter().all(|state| Status::from(*state) == status)
-    }
-
-    /// Returns the filter for records in any state.
-    pub(super) fn without_status(&self) -> Done<RecordFilter> {
-        Self { status: Vec::new(), ..self.clone() }.records()
-    }
-
-    pub(super) fn records(&self) -> Done<RecordFilter> {
-        let mut filter = RecordFilter::new();
-        if let Some(manager) = &self.manager {
-            filter = filter.manager(manager);
-        }
-        for status in &self.status {
-            filter = filter.status((*status).into());
-        }
-        if let Some(scope) = &self.scope {
-            filter = filter.key_text_prefix(scope_prefix(scope.as_bytes())?);
-        }
-        if let Some(prefix) = &self.key_prefix {
-            filter = filter.key_text_prefix(key_prefix(prefix)?);
-        }
-        if let Some(point) = &self.recovery_point {
-            filter = filter.recovery_point(point);
-        }
-        for (name, value) in &self.context {
-            filter = filter.context(name, value.as_str());
-        }
-        if let Some(age) = self.older_than {
-            filter = filter.updated_before(ago(age)?);
-        }
-        if let Some(age) = self.newer_than {
-            filter = filter.updated_since(ago(age)?);
-        }
-        Ok(filter)
-    }
-}
-
-/// Parses the beginning of printed keys. Rejects an empty text, with which every key begins.
-pub(super) fn key_prefix(text: &OsStr) -> Done<KeyPrefix> {
-    if text.is_empty() {
-        return Err(Stop::Usage("the prefix of keys is empty: leave the option out to select all".to_owned()));
-    }
-    Ok(KeyPrefix::from_text(text.as_bytes())?)
-}
-
-fn scope_prefix(text: &[u8]) -> Done<KeyPrefix> {
-    let parts = text.strip_prefix(b"/").unwrap_or(text);
-    Ok(KeyPrefix::from_text([b"/", parts, b"/"].concat())?)
-}
-
-fn ago(age: Duration) -> Done<SystemTime> {
-    let long = || Stop::Usage("the duration is longer than time has been counted".to_owned());
-    SystemClock.wall().checked_sub(age).ok_or_else(long)
-}
-
-fn name_and_value(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("it is written as NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Parses the arguments, which start with the command. Returns `Err` with a text to print if they ask for help.

@@ -2,11 +2,12 @@
 
 use std::cmp::Ordering;
 use std::fmt::Write as _;
+use std::time::SystemTime;
 
 use console::Style;
 use serde_json::json;
 
-use super::args::Sort;
+use super::filter::{Order, Sort};
 use super::out::{Done, Out, Table, size};
 use super::outcome::preview;
 use super::show::{paint, relative};
@@ -23,9 +24,7 @@ const SPARE: usize = 1024;
 /// The parts of a listing to print.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
-    /// `None`: in the order of the store.
-    pub(super) sort: Option<Sort>,
-    pub(super) reverse: bool,
+    pub(super) order: Order,
     pub(super) limit: Option<usize>,
     pub(super) only_count: bool,
 }
@@ -35,30 +34,25 @@ pub(super) fn records(store: &dyn Store, filter: &RecordFilter, listed: &Listed,
     if listed.only_count {
         return count("records", found, out);
     }
-    let limit = listed.limit.unwrap_or(usize::MAX);
-    let found = if listed.sort.is_none() && !listed.reverse {
-        found
-    } else {
-        let sorted = sorted(found, listed.sort.unwrap_or(Sort::Key), listed.reverse, limit)?;
-        Box::new(sorted.into_iter().map(Ok))
-    };
+    let found = ordered(found, listed)?;
     let mut table = Table::new(["MANAGER", "STATUS", "TRIES", "CHANGED", "EXPIRES", "OUTCOME", "KEY"]);
     let (now, mut any) = (SystemClock.wall(), false);
-    for info in found.take(limit) {
+    for info in found {
         let info = info?;
         if out.json {
             out.json(&info)?;
             continue;
         }
         let status = info.status();
+        let Row { tries, changed, expires, outcome } = Row::new(&info, now);
         let plain = |text: String| (text, Style::new());
         let row = vec![
             plain(info.manager().to_owned()),
             (format!("{status:?}"), paint(status)),
-            plain(info.attempt().to_string()),
-            plain(relative(info.updated_at(), now)),
-            plain(info.expires_at().map_or_else(|| "never".to_owned(), |at| relative(at, now))),
-            plain(if info.outcome_bytes() == 0 { "-".to_owned() } else { size(info.outcome_bytes()) }),
+            plain(tries),
+            plain(changed),
+            plain(expires),
+            plain(outcome),
             plain(info.key().to_string()),
         ];
         table.row(row, out)?;
@@ -68,6 +62,38 @@ pub(super) fn records(store: &dyn Store, filter: &RecordFilter, listed: &Listed,
         return out.line("no record matches");
     }
     table.end(out)
+}
+
+/// The fields of a listed record that are not shown as they are.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) tries: String,
+    pub(super) changed: String,
+    pub(super) expires: String,
+    pub(super) outcome: String,
+}
+
+impl Row {
+    pub(super) fn new(info: &RecordInfo, now: SystemTime) -> Self {
+        Self {
+            tries: info.attempt().to_string(),
+            changed: relative(info.updated_at(), now),
+            expires: info.expires_at().map_or_else(|| "never".to_owned(), |at| relative(at, now)),
+            outcome: if info.outcome_bytes() == 0 { "-".to_owned() } else { size(info.outcome_bytes()) },
+        }
+    }
+}
+
+/// Returns the records in the order and up to the limit that `listed` asks for.
+pub(super) fn ordered<'a>(found: Listing<'a, RecordInfo>, listed: &Listed) -> Done<Listing<'a, RecordInfo>> {
+    let limit = listed.limit.unwrap_or(usize::MAX);
+    let Order { sort, reverse } = listed.order;
+    // The order of the store.
+    if sort.is_none() && !reverse {
+        return Ok(Box::new(found.take(limit)));
+    }
+    let sorted = sorted(found, sort.unwrap_or(Sort::Key), reverse, limit)?;
+    Ok(Box::new(sorted.into_iter().map(Ok)))
 }
 
 /// Returns the first `limit` records in this order. Keeps only a few more in memory.

@@ -50,6 +50,10 @@ impl Store for LiveStore {
         self.revoke(manager, key).map(drop)
     }
 
+    fn revoke_if_unchanged(&self, seen: &RecordInfo) -> Result<()> {
+        self.revoke_if_unchanged(seen).map(drop)
+    }
+
     fn forget(&self, manager: &str, key: &Key) -> Result<bool> {
         self.forget(manager, key)
     }

@@ -24,6 +24,17 @@ impl Place {
         store.get(&self.manager, &self.key()?)?.ok_or_else(|| self.nothing(store, "no record"))
     }
 
+    /// Returns the record of the key. Refuses one of another revision than `seen`.
+    pub(super) fn record_at(&self, store: &dyn Store, seen: Option<u64>) -> Done<Record<Value, Value>> {
+        let record = self.record(store)?;
+        let (key, now) = (record.info().key(), record.info().revision());
+        if seen.is_some_and(|seen| seen != now) {
+            let message = format!("key {key} of {} has changed: its revision is {now}", self.manager);
+            return Err(Stop::Nothing(message));
+        }
+        Ok(record)
+    }
+
     /// Returns the reason why a command found nothing. Names the key made of parts that may have been meant.
     pub(super) fn nothing(&self, store: &dyn Store, what: &str) -> Stop {
         let typed = self.key.as_bytes();

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::args::Filter;
 use super::describe::Describers;
+use super::filter::Filter;
 use super::out::{Done, Out, Stop};
 use super::outcome::{Content, Given};
 use super::place::Place;
@@ -83,7 +83,7 @@ struct How {
 
 /// The format of a file with an outcome.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Form {
+pub(super) enum Form {
     /// The bytes that `get --outcome` prints.
     Stored,
     /// JSON: for outcomes of any JSON, or of a type that the program knows.
@@ -94,7 +94,7 @@ enum Form {
 
 /// The change to make to each record.
 #[derive(Debug)]
-enum Plan {
+pub(super) enum Plan {
     Retry,
     Undo,
     Outcome(Given),
@@ -110,20 +110,28 @@ impl Resolve {
             return Ok(Plan::Undo);
         }
         if let Some(words) = &self.how.response {
-            let content = response(words, &self.header)?;
+            let status = words.first().and_then(|status| status.to_str()).unwrap_or_default();
+            let body = words.get(1).map(|file| read(Path::new(file))).transpose()?;
+            let content = response(status, &self.header, body.unwrap_or_default())?;
             return Ok(Plan::Outcome(Given { is_failure: false, content }));
         }
         let is_failure = self.how.fail.is_some();
         let Some(file) = self.how.succeed.as_ref().or(self.how.fail.as_ref()) else { return Ok(Plan::Retry) };
-        let bytes = read(file)?;
-        let unfit = |why: &dyn std::fmt::Display| Stop::Usage(format!("{}: {why}", file.display()));
-        let content = match self.form {
-            // The engine checks the size, so one byte over the limit is enough here.
-            Form::Stored => Content::Stored(bytes.into()),
-            Form::Json => Content::Json(serde_json::from_slice(&bytes).map_err(|cause| unfit(&cause))?),
-            Form::Text => Content::Text(String::from_utf8(bytes).map_err(|cause| unfit(&cause))?),
-        };
+        let content = self.form.content(read(file)?, &file.display())?;
         Ok(Plan::Outcome(Given { is_failure, content }))
+    }
+}
+
+impl Form {
+    /// Reads an outcome. `name` tells people where the bytes are from.
+    pub(super) fn content(self, bytes: Vec<u8>, name: &dyn std::fmt::Display) -> Done<Content> {
+        let unfit = |why: &dyn std::fmt::Display| Stop::Usage(format!("{name}: {why}"));
+        Ok(match self {
+            // The engine checks the size, so one byte over the limit is enough here.
+            Self::Stored => Content::Stored(bytes.into()),
+            Self::Json => Content::Json(serde_json::from_slice(&bytes).map_err(|cause| unfit(&cause))?),
+            Self::Text => Content::Text(String::from_utf8(bytes).map_err(|cause| unfit(&cause))?),
+        })
     }
 }
 
@@ -140,10 +148,9 @@ fn read(file: &Path) -> Done<Vec<u8>> {
 }
 
 #[cfg(feature = "http")]
-fn response(words: &[OsString], headers: &[String]) -> Done<Content> {
+pub(super) fn response(status: &str, headers: &[String], body: Vec<u8>) -> Done<Content> {
     use http::{HeaderName, HeaderValue, StatusCode};
 
-    let status = words.first().and_then(|status| status.to_str()).unwrap_or_default();
     let status = status.parse::<StatusCode>().map_err(|why| Stop::Usage(format!("status \"{status}\": {why}")))?;
     let mut response = crate::http::Response::new(status);
     for header in headers {
@@ -153,12 +160,11 @@ fn response(words: &[OsString], headers: &[String]) -> Done<Content> {
         let value = value.trim().parse::<HeaderValue>().map_err(|why| unfit(&why))?;
         response = response.header(name, value);
     }
-    let body = words.get(1).map(|file| read(Path::new(file))).transpose()?;
-    Ok(Content::Response(response.body(body.unwrap_or_default())))
+    Ok(Content::Response(response.body(body)))
 }
 
 #[cfg(not(feature = "http"))]
-fn response(_words: &[OsString], _headers: &[String]) -> Done<Content> {
+pub(super) fn response(_status: &str, _headers: &[String], _body: Vec<u8>) -> Done<Content> {
     Err(Stop::Usage("this program was built without the feature `http`".to_owned()))
 }
 
@@ -175,11 +181,7 @@ pub(super) fn run(store: &dyn Store, describers: &Describers, asked: &Resolve, o
             return Err(Stop::Usage("filters select records only with --all".to_owned()));
         }
         let place = Place { manager: manager.clone(), key: key.clone() };
-        let info = place.record(store)?.info().clone();
-        if asked.revision.is_some_and(|seen| seen != info.revision()) {
-            let (key, now) = (info.key(), info.revision());
-            return Err(Stop::Nothing(format!("key {key} of {manager} has changed: its revision is {now}")));
-        }
+        let info = place.record_at(store, asked.revision)?.info().clone();
         let outcome = prepare(store, describers, &plan, &info, asked.unchecked)?;
         if !asked.dry_run {
             apply(store, &plan, &info, outcome)?;
@@ -253,7 +255,7 @@ fn selected(store: &dyn Store, asked: &Resolve, plan: &Plan) -> Done<Vec<RecordI
 }
 
 /// Checks that the plan is possible for the record, and returns the outcome to be stored.
-fn prepare(
+pub(super) fn prepare(
     store: &dyn Store,
     describers: &Describers,
     plan: &Plan,
@@ -275,7 +277,7 @@ fn prepare(
     }
 }
 
-fn apply(store: &dyn Store, plan: &Plan, info: &RecordInfo, outcome: Option<Value>) -> Done {
+pub(super) fn apply(store: &dyn Store, plan: &Plan, info: &RecordInfo, outcome: Option<Value>) -> Done {
     let resolution = match (plan, outcome) {
         (Plan::Undo, _) => return Ok(store.undo(info.manager(), info.key())?),
         (Plan::Outcome(Given { is_failure: false, .. }), Some(bytes)) => Resolution::Succeed(bytes),
@@ -287,7 +289,7 @@ fn apply(store: &dyn Store, plan: &Plan, info: &RecordInfo, outcome: Option<Valu
 }
 
 /// Returns the state after the change, and its meaning.
-fn result(plan: &Plan) -> (&'static str, &'static str) {
+pub(super) fn result(plan: &Plan) -> (&'static str, &'static str) {
     match plan {
         Plan::Retry => ("released", "the next request with this key runs it"),
         Plan::Undo => ("interrupted", "as it was before it was resolved"),

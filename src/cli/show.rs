@@ -18,7 +18,7 @@ use super::progress::Progress;
 use super::store::Store;
 use crate::{
     FOREVER, Record, RecordInfo, Status, Value,
-    admin::{Histogram, ManagerUsage, RecordFilter, Stats, StatusUsage},
+    admin::{Histogram, ManagerUsage, OpenReport, RecordFilter, Stats, StatusUsage},
     clock::{Clock as _, SystemClock},
 };
 
@@ -38,16 +38,73 @@ pub(super) fn paint(status: Status) -> Style {
     }
 }
 
+/// The numbers of records, and the facts of the store and its engine.
+#[derive(Debug)]
+pub(super) struct Summary {
+    pub(super) managers: BTreeMap<String, ManagerUsage>,
+    pub(super) opened: OpenReport,
+    pub(super) running: Stats,
+    /// False if not all records were counted.
+    pub(super) is_complete: bool,
+}
+
+impl Summary {
+    /// Counts the records. Calls `goes_on` before each, and ends as soon as it returns false.
+    pub(super) fn of(store: &dyn Store, mut goes_on: impl FnMut() -> bool) -> Done<Self> {
+        // Before the records: whoever sees the same numbers again later knows that nothing has changed since.
+        let (opened, running) = (store.opened()?, store.stats()?);
+        let (mut managers, mut is_complete): (BTreeMap<String, ManagerUsage>, _) = (BTreeMap::new(), true);
+        for info in store.records(RecordFilter::new())? {
+            let info = info?;
+            if !goes_on() {
+                is_complete = false;
+                break;
+            }
+            managers.entry(info.manager().to_owned()).or_default().add(&info);
+        }
+        Ok(Self { managers, opened, running, is_complete })
+    }
+
+    /// Returns what is known of the store besides its records, as names and values.
+    pub(super) fn facts(&self, store: &dyn Store) -> Vec<(&'static str, String)> {
+        let (opened, running) = (&self.opened, &self.running);
+        let mut facts = vec![("store", store.path().display().to_string())];
+        if store.is_live() {
+            facts.push(("in use", "another process has it open".to_owned()));
+        }
+        let owner = if opened.clean {
+            "closed it".to_owned()
+        } else {
+            let (frames, torn) = (opened.frames_replayed, size(opened.torn_bytes));
+            format!("died; {frames} commits replayed, {torn} of a last write cut off")
+        };
+        facts.push(("last owner", owner));
+        if opened.open_to_others {
+            let to = "other users, who may read it or lock it: chmod -R go= takes their rights away";
+            facts.push(("open to", to.to_owned()));
+        }
+        let [journal, sled] = ["journal", "sled"].map(|part| size(disk_bytes(store.path(), part)));
+        facts.push(("on disk", format!("{journal} of the journal, {sled} of records")));
+        for (name, durations) in [("cycles", running.cycles), ("waits", running.waits)] {
+            if let (Some(half), Some(most)) = (durations.quantile(0.5), durations.quantile(0.99)) {
+                let count = durations.count();
+                facts.push((name, format!("{count}, half of them below {half:?}, 99 % below {most:?}")));
+            }
+        }
+        facts.push(("opened in", format!("{:.1?}", opened.took)));
+        facts.push(("interrupted", format!("{} when it was opened", opened.interrupted)));
+        facts
+    }
+}
+
 pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
     let progress = Progress::count(out, "counting records");
-    let mut managers: BTreeMap<String, ManagerUsage> = BTreeMap::new();
-    for info in store.records(RecordFilter::new())? {
-        let info = info?;
-        managers.entry(info.manager().to_owned()).or_default().add(&info);
+    let summary = Summary::of(store, || {
         progress.add(1);
-    }
+        true
+    })?;
     drop(progress);
-    let (opened, running) = (store.opened()?, store.stats()?);
+    let Summary { managers, opened, running, .. } = &summary;
     if out.json {
         let managers = managers.iter().map(|(name, used)| {
             let records = used.by_status().map(|(status, used)| (format!("{status:?}"), used.records));
@@ -59,29 +116,13 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
             "torn_bytes": opened.torn_bytes, "open_ms": opened.took.as_millis(), "interrupted": opened.interrupted,
             "open_to_others": opened.open_to_others, "journal_segments": running.segments,
             "journal_disk_bytes": disk_bytes(store.path(), "journal"), "sled_disk_bytes": disk_bytes(store.path(), "sled"),
-            "cycles": summary(&running.cycles), "waits": summary(&running.waits), "sled_sync_flag": running.sled_sync_flag,
+            "cycles": quantiles(&running.cycles), "waits": quantiles(&running.waits), "sled_sync_flag": running.sled_sync_flag,
             "managers": managers.collect::<BTreeMap<_, _>>(),
         }));
     }
-    out.field("store", store.path().display())?;
-    if store.is_live() {
-        out.field("in use", "another process has it open")?;
+    for (name, value) in summary.facts(store) {
+        out.field(name, value)?;
     }
-    if opened.clean {
-        out.field("last owner", "closed it")?;
-    } else {
-        let (frames, torn) = (opened.frames_replayed, opened.torn_bytes);
-        out.field(
-            "last owner",
-            format_args!("died; {frames} commits replayed, {} of a last write cut off", size(torn)),
-        )?;
-    }
-    if opened.open_to_others {
-        out.field("open to", "other users, who may read it or lock it: chmod -R go= takes their rights away")?;
-    }
-    running_facts(store.path(), &running, out)?;
-    out.field("opened in", format_args!("{:.1?}", opened.took))?;
-    out.field("interrupted", opened.interrupted)?;
     out.line("")?;
     if managers.is_empty() {
         return out.line("no records");
@@ -92,25 +133,12 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
         let counts = used.by_status().map(|(status, StatusUsage { records, .. })| {
             (records.to_string(), if records > 0 { paint(status) } else { Style::new() })
         });
-        let mut row = vec![(name, Style::new())];
+        let mut row = vec![(name.clone(), Style::new())];
         row.extend(counts);
         row.push((size(used.outcome_bytes()), Style::new()));
         table.row(row, out)?;
     }
     table.end(out)
-}
-
-/// Prints what the files use, and how long cycles and waits took.
-fn running_facts(store: &Path, running: &Stats, out: &mut Out<'_>) -> Done {
-    let [journal, sled] = ["journal", "sled"].map(|part| size(disk_bytes(store, part)));
-    out.field("on disk", format_args!("{journal} of the journal, {sled} of records"))?;
-    for (name, durations) in [("cycles", running.cycles), ("waits", running.waits)] {
-        if let (Some(half), Some(most)) = (durations.quantile(0.5), durations.quantile(0.99)) {
-            let count = durations.count();
-            out.field(name, format_args!("{count}, half of them below {half:?}, 99 % below {most:?}"))?;
-        }
-    }
-    Ok(())
 }
 
 /// Returns the bytes of blocks that the files of a part of the store have, as far as they can be looked at.
@@ -120,7 +148,7 @@ fn disk_bytes(store: &Path, part: &str) -> u64 {
     files.map(|file| 512 * file.blocks()).sum()
 }
 
-fn summary(durations: &Histogram) -> Json {
+fn quantiles(durations: &Histogram) -> Json {
     let micros = |share| durations.quantile(share).map(|bound| u64::try_from(bound.as_micros()).unwrap_or(u64::MAX));
     json!({ "count": durations.count(), "p50_below_us": micros(0.5), "p99_below_us": micros(0.99) })
 }
@@ -147,50 +175,57 @@ pub(super) fn get(store: &dyn Store, describers: &Describers, place: &Place, sho
         }
         return out.json(&value);
     }
-    facts(info, out)?;
+    for (name, value) in facts(info) {
+        let style = if name == "status" { paint(info.status()) } else { Style::new() };
+        out.field(name, out.paint(&style, value))?;
+    }
     if let Some(label) = &shown.effect {
         out.field("effect id", format_args!("{} ({label})", info.effect_id(label)))?;
     }
-    payload(&record, described, out)
+    let Some((what, text)) = payload(&record, described) else { return out.field("outcome", "none") };
+    // Indent all lines after the first.
+    let text = text.replace('\n', &format!("\n{:13}", ""));
+    out.field("outcome", format_args!("{what}: {text}"))
 }
 
-fn facts(info: &RecordInfo, out: &mut Out<'_>) -> Done {
+/// Returns all fields of a record but its outcome, as names and values.
+pub(super) fn facts(info: &RecordInfo) -> Vec<(&'static str, String)> {
     let now = SystemClock.wall();
     let date = |at: SystemTime| format!("{} ({})", rfc3339(at), relative(at, now));
-    out.field("manager", info.manager())?;
-    out.field("key", info.key())?;
     let why = info.interruption().map_or_else(String::new, |why| format!(" ({why:?})"));
-    let status = out.paint(&paint(info.status()), format_args!("{:?}", info.status()));
-    out.field("status", format_args!("{status}{why}"))?;
+    let mut facts = vec![
+        ("manager", info.manager().to_owned()),
+        ("key", info.key().to_string()),
+        ("status", format!("{:?}{why}", info.status())),
+    ];
     if info.is_undoable() {
-        out.field("resolved", "and given to no caller yet: `resolve --undo` makes it interrupted again")?;
+        let undo = "and given to no caller yet: `resolve --undo` makes it interrupted again";
+        facts.push(("resolved", undo.to_owned()));
     }
-    out.field("policy", format_args!("{:?}", info.policy()))?;
-    out.field("attempt", format_args!("{}, of generation {}", info.attempt(), info.generation()))?;
-    out.field("revision", info.revision())?;
-    out.field("created", date(info.created_at()))?;
-    out.field("changed", date(info.updated_at()))?;
-    out.field("expires", info.expires_at().map_or_else(|| "never".to_owned(), date))?;
+    facts.push(("policy", format!("{:?}", info.policy())));
+    facts.push(("attempt", format!("{}, of generation {}", info.attempt(), info.generation())));
+    facts.push(("revision", info.revision().to_string()));
+    facts.push(("created", date(info.created_at())));
+    facts.push(("changed", date(info.updated_at())));
+    facts.push(("expires", info.expires_at().map_or_else(|| "never".to_owned(), date)));
     if let Some(fingerprint) = info.fingerprint() {
-        out.field("fingerprint", fingerprint)?;
+        facts.push(("fingerprint", fingerprint.to_string()));
     }
     for (name, value) in info.context().iter() {
-        out.field("context", format_args!("{} = {}", name.escape_debug(), preview(value)))?;
+        facts.push(("context", format!("{} = {}", name.escape_debug(), preview(value))));
     }
-    out.field("reached", info.recovery_point().escape_debug())?;
+    facts.push(("reached", info.recovery_point().escape_debug().to_string()));
     if let Some(checkpoint) = info.checkpoint() {
-        out.field("checkpoint", format_args!("{} bytes: {}", checkpoint.len(), preview(checkpoint)))?;
+        facts.push(("checkpoint", format!("{} bytes: {}", checkpoint.len(), preview(checkpoint))));
     }
-    Ok(())
+    facts
 }
 
-fn payload(record: &Record<Value, Value>, described: Option<String>, out: &mut Out<'_>) -> Done {
-    let Some(Ok(bytes) | Err(bytes)) = record.outcome() else { return out.field("outcome", "none") };
+/// Returns the size and the content of the outcome, if there is one.
+pub(super) fn payload(record: &Record<Value, Value>, described: Option<String>) -> Option<(String, String)> {
+    let (Ok(bytes) | Err(bytes)) = record.outcome()?;
     let what = format!("{} bytes, schema {}", bytes.len(), record.info().schema());
-    let shown = described.unwrap_or_else(|| outcome::text(bytes));
-    // Indent all lines after the first.
-    let shown = shown.replace('\n', &format!("\n{:13}", ""));
-    out.field("outcome", format_args!("{what}: {shown}"))
+    Some((what, described.unwrap_or_else(|| outcome::text(bytes))))
 }
 
 pub(super) fn verify(store: &dyn Store, out: &mut Out<'_>) -> Done {

@@ -31,6 +31,7 @@ pub(super) trait Store {
     fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()>;
     fn undo(&self, manager: &str, key: &Key) -> Result<()>;
     fn revoke(&self, manager: &str, key: &Key) -> Result<()>;
+    fn revoke_if_unchanged(&self, seen: &RecordInfo) -> Result<()>;
     fn forget(&self, manager: &str, key: &Key) -> Result<bool>;
     fn remove(&self, manager: &str, key: &Key) -> Result<bool>;
     fn extend(&self, manager: &str, key: &Key, ttl: Duration) -> Result<bool>;
@@ -86,6 +87,10 @@ impl Store for Engine {
 
     fn revoke(&self, manager: &str, key: &Key) -> Result<()> {
         self.raw(manager)?.revoke(key).map(drop)
+    }
+
+    fn revoke_if_unchanged(&self, seen: &RecordInfo) -> Result<()> {
+        self.raw(seen.manager())?.revoke_if_unchanged(seen).map(drop)
     }
 
     fn forget(&self, manager: &str, key: &Key) -> Result<bool> {

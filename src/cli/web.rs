@@ -1,0 +1,168 @@
+//! A page for a browser on this machine: what is in a store, for people who would rather look than read commands.
+//!
+//! The server listens on loopback only. Each request must have the token that is part of the address, and must name this machine as its host:
+//! see `guard`. The pages are whole without a script. The script only counts again, and loads nothing from elsewhere.
+//!
+//! A store that another process has open is asked through its socket. A store that no process has open is opened for one view or
+//! one change at a time, so that a service can start in between. It is never opened without a click: while nobody has it open,
+//! nothing in it changes.
+
+mod act;
+mod guard;
+mod html;
+mod overview;
+mod page;
+mod record;
+mod records;
+mod reply;
+mod request;
+mod server;
+
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::describe::Describers;
+use super::out::{Done, Out, Stop};
+use super::store::Store;
+use crate::{
+    EngineOptions, ErrorKind,
+    admin::LiveStore,
+    clock::{Clock as _, SystemClock},
+};
+use guard::Guard;
+use page::Fault;
+use reply::{Reply, Status};
+use request::{Method, Request};
+
+/// The longest time that a request may read records, or wait for the store.
+const TO_LOOK: Duration = Duration::from_secs(30);
+
+/// The arguments of `web`.
+#[derive(Debug)]
+pub(super) struct Web {
+    pub(super) store: PathBuf,
+    /// 0 takes a free port.
+    pub(super) port: u16,
+    pub(super) read_only: bool,
+}
+
+/// The store that the pages show.
+struct Site<'a> {
+    describers: &'a Describers,
+    options: EngineOptions,
+    /// An absolute path.
+    store: PathBuf,
+    read_only: bool,
+    /// Held while this process has the store open: a second open would be refused.
+    opening: Mutex<()>,
+}
+
+/// Serves pages until the process is interrupted.
+pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &Web, out: &mut Out<'_>) -> Done {
+    let failed = |cause| Stop::Io(format!("find {}", asked.store.display()), cause);
+    let store = std::path::absolute(&asked.store).map_err(failed)?;
+    let (options, read_only) = (options.clone(), asked.read_only);
+    // Ends as the other commands do if there is no store.
+    super::reach(&options, &store)?.work(|store| Ok(store.stats()?))?;
+    let site = Site { describers, options, store, read_only, opening: Mutex::new(()) };
+    let failed = |cause: io::Error| Stop::Io(format!("listen on {}:{}", Ipv4Addr::LOCALHOST, asked.port), cause);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, asked.port)).map_err(failed)?;
+    let port = listener.local_addr().map_err(failed)?.port();
+    let guard = Guard::new(port);
+    if out.json {
+        out.json(&json!({ "address": guard.address(), "port": port }))?;
+    } else {
+        out.line(guard.address())?;
+        let may = if read_only { "look at" } else { "look at and change" };
+        out.line(format_args!("Whoever has this address can {may} {}. Ctrl-C ends it.", site.store.display()))?;
+    }
+    out.flush()?;
+    server::run(&listener, &|request| site.answer(&guard, request));
+    Ok(())
+}
+
+impl Site<'_> {
+    /// Answers a request. What it asks for is looked at only after it was admitted.
+    fn answer(&self, guard: &Guard, request: Result<&Request, Status>) -> Reply {
+        let request = match request {
+            Ok(request) => request,
+            Err(status) => return page::fault(None, &Fault::request(status)),
+        };
+        match guard.admit(request) {
+            Ok(path) => self.page(path, request).unwrap_or_else(|fault| page::fault(Some(self), &fault)),
+            Err(refused) => page::fault(None, &Fault::refused(refused)),
+        }
+    }
+
+    fn page(&self, path: &str, request: &Request) -> Result<Reply, Fault> {
+        match (request.method, path) {
+            (Method::Post, "act") => act::act(self, &request.form),
+            (Method::Post, _) => Err(Fault::request(Status::METHOD_NOT_ALLOWED)),
+            (_, "") => overview::page(self, &request.query),
+            (_, "counts") => Ok(overview::counts(self, &request.query)),
+            (_, "records") => records::page(self, &request.query),
+            (_, "record") => record::page(self, &request.query),
+            (_, "outcome") => record::outcome(self, &request.query),
+            (_, "act") => act::ask(self, &request.query),
+            (_, "style.css") => Ok(Reply::file("text/css; charset=utf-8", include_str!("web/style.css"))),
+            (_, "script.js") => Ok(Reply::file("text/javascript; charset=utf-8", include_str!("web/script.js"))),
+            (_, "icon.svg") => Ok(Reply::file("image/svg+xml", include_str!("web/icon.svg"))),
+            _ => Err(Fault::request(Status::NOT_FOUND)),
+        }
+    }
+
+    /// Calls `work` with the store, to read it.
+    fn look<T>(&self, work: impl FnOnce(&dyn Store) -> Done<T>) -> Result<T, Fault> {
+        self.with(&self.options, work)
+    }
+
+    /// Calls `work` with the store, to change it.
+    fn change<T>(&self, work: impl FnOnce(&dyn Store) -> Done<T>) -> Result<T, Fault> {
+        self.with(&self.options, work)
+    }
+
+    fn with<T>(&self, options: &EngineOptions, work: impl FnOnce(&dyn Store) -> Done<T>) -> Result<T, Fault> {
+        if let Some(live) = self.live()? {
+            return Ok(work(&live)?);
+        }
+        let Some(_opening) = self.opening.try_lock_for(TO_LOOK) else { return Err(Fault::busy()) };
+        let reached = super::reach(options, &self.store).map_err(Fault::unreachable)?;
+        Ok(reached.work(work)?)
+    }
+
+    /// Returns the store if another process has it open. Does not open it.
+    fn live(&self) -> Result<Option<LiveStore>, Fault> {
+        match LiveStore::connect(&self.store) {
+            Ok(live) => Ok(Some(live)),
+            // No process has it open, or one without a socket, which an open finds out.
+            Err(none) if none.kind() == ErrorKind::StoreInUse => Ok(None),
+            Err(error) => Err(Fault::unreachable(Stop::Engine(error))),
+        }
+    }
+}
+
+/// A moment at which something must be over. The clock also counts time in suspend.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(Duration);
+
+impl Deadline {
+    pub(super) fn after(time: Duration) -> Self {
+        Self(now().saturating_add(time))
+    }
+
+    /// Returns the time that is left. `None` if there is none.
+    pub(super) fn left(self) -> Option<Duration> {
+        self.0.checked_sub(now()).filter(|left| !left.is_zero())
+    }
+}
+
+/// Returns a time that steps of the wall clock do not change.
+fn now() -> Duration {
+    let since_1970 = || SystemClock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemClock.boot().map_or_else(since_1970, |boot| boot.elapsed)
+}
