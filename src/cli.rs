@@ -18,8 +18,9 @@
 //!
 //! Only one process can open a store. If a service has it open, the commands ask the service, through the socket that
 //! its engine serves: see [`LiveStore`]. If the service has no socket, each command fails with status 3 and changes
-//! nothing. Commands that only read change no record: an open marks nothing, and only `compact` deletes expired
-//! records.
+//! nothing. If no process has it open, the commands that only look (`stats`, `list`, `tables`, `rows`, `get`, `verify`, `export`,
+//! `backup`) open the store to read it: they change not one byte, and need only the right to read. The other commands, run by
+//! root, leave every file to the owner of the directory.
 //!
 //! `oncekey --help` lists the commands, examples and exit statuses. `oncekey completions SHELL` and `oncekey man` print
 //! shell completions and the manual page.
@@ -37,6 +38,7 @@ mod out;
 mod outcome;
 mod place;
 mod progress;
+mod repair;
 mod resolve;
 mod show;
 mod store;
@@ -134,23 +136,26 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
     let on = |store: &Path, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
         opened(&options, store, out, work)
     };
+    let look = |store: &Path, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
+        opened(&options.clone().read_only(true), store, out, work)
+    };
     match &asked.verb {
-        Verb::Stats { store } => on(store, out, &show::stats),
+        Verb::Stats { store } => look(store, out, &show::stats),
         Verb::List { store, filter, limit, count, order } => {
             let filter = filter.records()?;
             let limit = limit.map(NonZeroUsize::get);
             let listed = Listed { order: *order, limit, only_count: *count };
-            on(store, out, &|store, out| list::records(store, &filter, &listed, out))
+            look(store, out, &|store, out| list::records(store, &filter, &listed, out))
         }
-        Verb::Tables { store } => on(store, out, &list::tables),
+        Verb::Tables { store } => look(store, out, &list::tables),
         Verb::Rows { store, table, key_prefix, limit, count } => {
             let prefix = key_prefix.as_deref().map(filter::key_prefix).transpose()?;
             let listed = Listed { limit: limit.map(NonZeroUsize::get), only_count: *count, ..Listed::default() };
-            on(store, out, &|store, out| list::rows(store, table, prefix.as_ref(), &listed, out))
+            look(store, out, &|store, out| list::rows(store, table, prefix.as_ref(), &listed, out))
         }
         Verb::Get { at, effect, outcome } => {
             let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
-            on(&at.store, out, &|store, out| show::get(store, describers, &at.place(), &shown, out))
+            look(&at.store, out, &|store, out| show::get(store, describers, &at.place(), &shown, out))
         }
         Verb::Resolve(asked) => on(&asked.store, out, &|store, out| resolve::run(store, describers, asked, out)),
         Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.place(), out)),
@@ -164,12 +169,12 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             web::serve(describers, &options, &Web { store: store.clone(), port: *port, read_only: *read_only }, out)
         }
         Verb::Compact { store } => on(store, out, &change::compact),
-        Verb::Verify { store } => on(store, out, &show::verify),
+        Verb::Verify { store } => look(store, out, &show::verify),
         Verb::Export { store, filter } => {
             let filter = filter.records()?;
-            on(store, out, &|store, out| transfer::export(store, &filter, out))
+            look(store, out, &|store, out| transfer::export(store, &filter, out))
         }
-        Verb::Backup { store, directory } => on(store, out, &|store, out| backup::backup(store, directory, out)),
+        Verb::Backup { store, directory } => look(store, out, &|store, out| backup::backup(store, directory, out)),
         Verb::Import { store, file } => {
             let options = transfer::for_import(&options);
             let file = file.as_deref().filter(|file| file.as_os_str() != "-");
@@ -179,10 +184,8 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let (threads, round) = (threads.map(NonZeroUsize::get), Duration::from_secs(seconds.get()));
             bench::run(&Bench { directory: directory.clone(), threads, round }, out)
         }
-        Verb::Repair { store } => {
-            change::repair(&options, store, out)?;
-            on(store, out, &show::verify)
-        }
+        Verb::Repair { store } => repair::repair(&options, store, out),
+        Verb::Salvage { store, into } => repair::salvage(&options, store, into, out),
         Verb::Completions { shell } => out.bytes(&args::completions(*shell)),
         Verb::Man => out.bytes(&args::manual()),
     }

@@ -157,7 +157,7 @@ pub mod admin {
     pub use crate::api::records::{RecordFilter, Records};
     pub use crate::api::resolution::Resolution;
     pub use crate::protocol::event::{Compacted, Event, Events};
-    pub use crate::protocol::{BackupReport, OpenReport, VerifyReport};
+    pub use crate::protocol::{BackupReport, OpenReport, SalvageReport, VerifyReport};
     pub use crate::types::histogram::Histogram;
     pub use crate::types::key::KeyPrefix;
     pub use crate::types::stats::Stats;

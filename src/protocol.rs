@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::protocol::event::{Event, Subscribers};
 use crate::protocol::rules::{Action, Decision, Ending, Reason, Start, decide};
-pub use crate::store::{BackupReport, OpenReport, VerifyReport};
+pub use crate::store::{BackupReport, OpenReport, SalvageReport, VerifyReport};
 use crate::store::{Change, CommitOptions, Priority, Read, Store, Ticket};
 pub(crate) use crate::store::{Content, Load, StoreKey};
 use crate::sync::key_locks::KeyLocks;
@@ -178,7 +178,8 @@ impl Protocol {
         directory: Option<tempfile::TempDir>,
     ) -> Result<(Self, OpenReport)> {
         telemetry::describe();
-        let (store, report) = Store::open(path, options)?;
+        let opened = if options.read_only { Store::open_read_only(path, options) } else { Store::open(path, options) };
+        let (store, report) = opened?;
         let (wait_queue, subscribers) = (Arc::new(WaitQueue::default()), Arc::new(Subscribers::default()));
         let (waiters, notified) = (Arc::clone(&wait_queue), Arc::clone(&subscribers));
         store.on_poison(move |error| {
@@ -208,15 +209,21 @@ impl Protocol {
             cycles: Durations::new("oncekey_cycle_seconds"),
             waits: Durations::new("oncekey_wait_seconds"),
         };
-        protocol.record_deaths()?;
+        if !options.read_only {
+            protocol.record_deaths()?;
+        }
         protocol.due.lower(protocol.store.next_due());
         Ok((protocol, report))
     }
 
-    /// Opens a store without the snapshots of its record store, and closes it.
-    pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<OpenReport> {
-        let (store, report) = Store::repair(path, options)?;
-        store.close().map(|()| report)
+    /// Rescues what can be read of a store into a new one.
+    pub(crate) fn salvage(
+        from: &Path,
+        into: &Path,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<SalvageReport> {
+        Store::salvage(from, into, options, progress)
     }
 
     /// Claims the key, or returns why not. Never waits for another owner.
@@ -365,7 +372,7 @@ impl Protocol {
             let content = match decide(read.record().map(Arc::as_ref), action, &now) {
                 Decision::Write(stored) => Some(Content::Record(stored)),
                 Decision::Delete => None,
-                Decision::Keep(reason) if wait_for == WaitFor::Sync && given::tells(reason, &read) => {
+                Decision::Keep(reason) if wait_for == WaitFor::Sync && self.tells(reason, &read) => {
                     self.give(id, wait_for)?;
                     continue;
                 }

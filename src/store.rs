@@ -25,8 +25,10 @@ pub mod fuzzing;
 mod journal;
 mod memtable;
 mod open;
+mod read_only;
 mod read_sets;
 mod runs;
+mod salvage;
 mod sled;
 mod threads;
 mod verify;
@@ -43,6 +45,7 @@ pub(crate) use compact::Pass;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 pub use open::OpenReport;
 pub(crate) use runs::Load;
+pub use salvage::SalvageReport;
 use verify::Problems;
 pub use verify::VerifyReport;
 
@@ -76,6 +79,8 @@ struct Inner {
     path: PathBuf,
     store_id: [u8; 16],
     pid: u32,
+    /// Nothing may be changed.
+    read_only: bool,
     eventual: bool,
     first: u64,
     opened: u64,
@@ -151,6 +156,11 @@ impl Store {
         Ok(ticket.map(|ticket| Committed { ticket, changes }))
     }
 
+    /// Returns `ReadOnly` if nothing may be changed.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.inner.check_writable()
+    }
+
     /// Returns an empty read set, for a run of a transaction.
     pub(crate) fn read_set(&self) -> ReadSet {
         ReadSet::new(&self.inner.read_sets)
@@ -206,6 +216,7 @@ impl Store {
     /// Waits until everything committed so far is in a run.
     pub(crate) fn drain(&self) -> Result<()> {
         self.inner.check()?;
+        self.check_writable()?;
         self.inner.look_for_room();
         let group = self.inner.commit_queue.newest();
         self.inner.send(Message::Flush { group })?;
@@ -330,6 +341,14 @@ impl Inner {
             return Err(Error::new(ErrorKind::StoreInUse, message));
         }
         self.commit_queue.check()
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only {
+            let message = format!("the store {} is opened to be read only", self.path.display());
+            return Err(Error::new(ErrorKind::ReadOnly, message));
+        }
+        Ok(())
     }
 
     fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {

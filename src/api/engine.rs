@@ -17,8 +17,8 @@ use crate::api::transaction::{self, PhaseOptions, Transaction};
 use crate::live::server::Server;
 use crate::protocol::compactor::Compactor;
 use crate::protocol::event::{Compacted, Events};
-use crate::protocol::{BackupReport, ListRange, OpenReport, Protocol, VerifyReport};
-use crate::types::clock::deadline;
+use crate::protocol::{BackupReport, ListRange, OpenReport, Protocol, SalvageReport, VerifyReport};
+use crate::types::clock::{FOREVER, deadline};
 use crate::types::error::{Error, Result};
 use crate::types::options::EngineOptions;
 use crate::types::record::Status;
@@ -82,6 +82,15 @@ impl Engine {
     /// Opens a store in a temporary directory, which is removed with the last handle. For tests and examples.
     pub fn temporary() -> Result<Self> {
         EngineOptions::default().temporary()
+    }
+
+    /// Rescues what can still be read of a damaged store into a new one; see [`EngineOptions::salvage`].
+    ///
+    /// # Errors
+    ///
+    /// As [`EngineOptions::salvage`].
+    pub fn salvage(from: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<SalvageReport> {
+        EngineOptions::default().salvage(from, into)
     }
 
     /// Returns the default options, to change and then open a store with.
@@ -421,25 +430,58 @@ impl EngineOptions {
         self.open_in(&path, Some(directory))
     }
 
-    /// Repairs a store whose open returns `Corrupt`. Moves the snapshots of its record store into a directory next to
-    /// it, and reads the whole log without them. If only a snapshot was damaged, the result is the same state. The
-    /// store is closed again: open it, and call [`Engine::verify`] to check the rest. Nothing is deleted.
+    /// Rescues what can still be read of a damaged store into a new one, in a directory that is empty or not there. Nothing in
+    /// `from` is changed, and nothing in it is trusted that has no right checksum.
     ///
-    /// Takes as long as reading the store. Let a person call this who has made a copy, never a program on its own.
+    /// It takes what is whole in the journal and in the record store, also where the record store cannot be opened any more. Of
+    /// each key the newest content that is left counts. Records keep their fields, their effect ids among them; those that
+    /// were in progress are interrupted. The report says what was rescued, what may be older than it was, and what is lost.
+    ///
+    /// It keeps what it knows of each key in memory: some 200 bytes for each.
+    ///
+    /// ```
+    /// use oncekey::{Engine, Manager};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (damaged, rescued) = (dir.path().join("damaged"), dir.path().join("rescued"));
+    /// # Engine::open(&damaged)?.manager::<u64>("payments")?.execute("order-42", |_claim| Ok(1999)).unwrap();
+    /// let report = Engine::options().salvage(&damaged, &rescued)?;
+    /// assert_eq!((report.records, report.is_complete()), (1, true));
+    /// let payments: Manager<u64> = Engine::open(&rescued)?.manager("payments")?;
+    /// assert!(payments.get("order-42")?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open); `NotFound` if there is no store; `Corrupt` if the damage is elsewhere.
-    pub fn repair(&self, path: impl AsRef<Path>) -> Result<OpenReport> {
-        Protocol::repair(path.as_ref(), self)
+    /// `StoreInUse` if a process has `from` open for writing; `NotFound` where there is no store, `UnsupportedFormat` if `from` holds
+    /// something else or a store of another format; `InvalidOptions` if `into` is not empty. After an error there is nothing in `into`.
+    pub fn salvage(&self, from: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<SalvageReport> {
+        self.salvage_with(from, into, |_, _| ())
+    }
+
+    /// As [`salvage`](Self::salvage). `progress` is called now and then with the number of keys that were written, and of all.
+    ///
+    /// # Errors
+    ///
+    /// As [`salvage`](Self::salvage).
+    pub fn salvage_with(
+        &self,
+        from: impl AsRef<Path>,
+        into: impl AsRef<Path>,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<SalvageReport> {
+        Protocol::salvage(from.as_ref(), into.as_ref(), self, &mut progress)
     }
 
     fn open_in(&self, path: &Path, directory: Option<tempfile::TempDir>) -> Result<Engine> {
-        let is_served = self.admin && directory.is_none();
+        let is_served = self.admin && !self.read_only && directory.is_none();
         let (protocol, report) = Protocol::open(path, self, directory)?;
         let protocol = Arc::new(protocol);
         let compaction_batch = self.compaction_batch.get();
-        let compactor = Compactor::start(&protocol, compaction_batch, self.compaction_interval)?;
+        // Nothing is deleted from a store that is only read, so the thread sleeps.
+        let interval = if self.read_only { FOREVER } else { self.compaction_interval };
+        let compactor = Compactor::start(&protocol, compaction_batch, interval)?;
         let serve = || serve(&protocol, report, compaction_batch).inspect_err(|error| telemetry::no_socket(error));
         let server = is_served.then(serve).transpose();
         let shared = Shared {

@@ -234,13 +234,25 @@ pub(super) enum Verb {
         #[arg(long, value_name = "COUNT", default_value = "1")]
         seconds: NonZeroU64,
     },
-    /// Opens a damaged store without sled's snapshots, and verifies it.
+    /// Puts a store in order, if nothing can be lost by that.
     ///
-    /// Moves the snapshots to STORE/store/snapshots.N, and deletes nothing. This helps if only a snapshot is damaged.
-    /// Make a copy of the whole store first.
+    /// Reads everything first, and changes nothing if some of it cannot be read. Otherwise it does what the next open
+    /// does: applies what the last owner left, and builds the record store again if its own order is damaged.
     Repair {
         /// The directory of the store.
         store: PathBuf,
+    },
+    /// Rescues what can still be read of a damaged store into a new one.
+    ///
+    /// Takes each record and row that still has its checksum, and the newest state that is left of it. Changes nothing in
+    /// STORE. Prints what was rescued, what may be older than it was, and what is lost; the exit status is 4 if
+    /// not everything is as it was.
+    Salvage {
+        /// The directory of the damaged store.
+        store: PathBuf,
+        /// The directory of the new store. It must be empty or not exist.
+        #[arg(long, value_name = "NEW")]
+        into: PathBuf,
     },
     /// Prints shell completions.
     Completions {

@@ -1,15 +1,14 @@
 //! Commands that change a store.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::out::{Done, Out, Stop, size};
+use super::out::{Done, Out, size};
 use super::place::Place;
 use super::progress::Progress;
 use super::store::Store;
-use crate::{EngineOptions, Key, Status};
+use crate::{Key, Status};
 
 /// Interrupts a record in progress. If the record is interrupted already, because its process is dead, only reports
 /// that.
@@ -67,24 +66,4 @@ pub(super) fn compact(store: &dyn Store, out: &mut Out<'_>) -> Done {
         out.line(format_args!("{} unfinished runs of a crash deleted", done.leftovers))?;
     }
     Ok(())
-}
-
-pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -> Done {
-    let progress = Progress::spinner(out, "reading the whole log");
-    let found = options.repair(store).map_err(Stop::open)?;
-    drop(progress);
-    if out.json {
-        return out.json(&json!({
-            "snapshots_moved": found.snapshots_moved,
-            "frames_replayed": found.frames_replayed,
-            "torn_bytes": found.torn_bytes,
-            "interrupted": found.interrupted,
-        }));
-    }
-    out.line(format_args!("{} snapshots moved aside; the whole log was read without them", found.snapshots_moved))?;
-    out.line(format_args!(
-        "{} commits replayed from the journal, {} of a torn last write cut off",
-        found.frames_replayed,
-        size(found.torn_bytes)
-    ))
 }

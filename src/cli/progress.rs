@@ -26,6 +26,11 @@ impl Progress {
         Self::with(out, ProgressBar::new(total), "{msg} [{bar:30}] {bytes}/{total_bytes} {eta}", what)
     }
 
+    /// Shows a bar for `total` items.
+    pub(super) fn items(out: &Out<'_>, total: u64, what: impl Into<Cow<'static, str>>) -> Self {
+        Self::with(out, ProgressBar::new(total), "{msg} [{bar:30}] {human_pos}/{human_len} {eta}", what)
+    }
+
     fn with(out: &Out<'_>, bar: ProgressBar, template: &str, what: impl Into<Cow<'static, str>>) -> Self {
         bar.set_draw_target(if out.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() });
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -40,6 +45,15 @@ impl Progress {
 
     pub(super) fn add(&self, n: u64) {
         self.0.inc(n);
+    }
+
+    pub(super) fn set(&self, n: u64) {
+        self.0.set_position(n);
+    }
+
+    /// Removes it before it is dropped.
+    pub(super) fn hide(&self) {
+        self.0.finish_and_clear();
     }
 }
 

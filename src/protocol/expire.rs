@@ -74,6 +74,7 @@ impl Protocol {
     /// `batch` unfinished records in each step.
     pub(crate) fn compact_now(&self, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         self.check()?;
+        self.store.check_writable()?;
         self.store.drain()?;
         self.pass_over(Pass::exact(), batch, goes_on)
     }

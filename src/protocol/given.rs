@@ -5,15 +5,21 @@ use super::{Changed, Event, Load, Protocol, RecordId, WaitFor, not_found, unexpe
 use crate::protocol::rules::{Action, Reason};
 use crate::store::Read;
 use crate::types::error::Result;
-use crate::types::record::RecordInfo;
-
-/// True if an answer with this reason would give a caller an outcome that can still be undone.
-pub(super) fn tells(reason: Reason, read: &Read) -> bool {
-    matches!(reason, Reason::Finished | Reason::Already | Reason::EndedOtherwise(_))
-        && read.record().is_some_and(|stored| stored.holds_outcome())
-}
+use crate::types::record::{RecordInfo, StoredRecord};
 
 impl Protocol {
+    /// Returns true if a caller that gets this outcome can still find it undone, so a commit must come first. A read-only
+    /// engine commits nothing: as an operator's look, a look through it is no answer to a caller.
+    pub(super) fn must_give(&self, stored: &StoredRecord) -> bool {
+        stored.holds_outcome() && self.store.check_writable().is_ok()
+    }
+
+    /// Returns true if an answer with this reason gives the outcome to a caller, and must commit that first.
+    pub(super) fn tells(&self, reason: Reason, read: &Read) -> bool {
+        matches!(reason, Reason::Finished | Reason::Already | Reason::EndedOtherwise(_))
+            && read.record().is_some_and(|stored| self.must_give(stored))
+    }
+
     /// Makes a resolved record interrupted again, unless a caller has been given its outcome.
     pub(crate) fn undo(&self, id: &RecordId) -> Result<()> {
         match self.change(id, &Action::Undo, WaitFor::Sync)? {
@@ -32,7 +38,7 @@ impl Protocol {
     pub(crate) fn get(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         loop {
             match self.peek(id, load)? {
-                Some(info) if load == Load::All && info.stored().holds_outcome() => self.give(id, WaitFor::Sync)?,
+                Some(info) if load == Load::All && self.must_give(info.stored()) => self.give(id, WaitFor::Sync)?,
                 info => return Ok(info),
             }
         }

@@ -49,6 +49,8 @@ pub(crate) struct Workspace {
     until: Option<u64>,
     /// True if something that was read has changed: the run is discarded.
     pub(super) stale: bool,
+    /// Why nothing may be written.
+    writable: Result<()>,
 }
 
 /// The writes of a workspace at some moment.
@@ -77,6 +79,7 @@ impl Workspace {
 
     pub(crate) fn write_row(&mut self, change: Change) -> Result<()> {
         self.check()?;
+        self.writable.clone()?;
         self.writes.insert(change.key, change.content);
         Ok(())
     }
@@ -120,6 +123,7 @@ impl Protocol {
             began: None,
             until: None,
             stale: false,
+            writable: self.store.check_writable(),
         }
     }
 
@@ -162,7 +166,7 @@ impl Protocol {
         // Before the read, so that a commit in between marks the read set.
         workspace.reads.add(at);
         let content = self.fetch_in(workspace, at, Load::All)?;
-        if content.as_ref().and_then(Content::record).is_some_and(|stored| stored.holds_outcome()) {
+        if content.as_ref().and_then(Content::record).is_some_and(|stored| self.must_give(stored)) {
             // Commit now that a caller is given the outcome, because a closure that then fails has read it too. This
             // commit marks the read set, so the closure runs again.
             if let Some(id) = RecordId::from_store(at.clone()) {
@@ -205,6 +209,7 @@ impl Protocol {
             Decision::Delete => None,
             Decision::Keep(reason) => return Ok(Changed::Kept(reason, self.show(id, stored, &now))),
         };
+        workspace.writable.clone()?;
         let is_first = !workspace.writes.contains_key(&id.at);
         if is_first {
             workspace.records.push((id.at.clone(), stored.map(|stored| stored.status(&now))));

@@ -21,7 +21,7 @@ use super::runs::{Item, Merged, RunSet};
 use super::{Inner, Store, files, journal};
 use crate::store::format::block::BLOCK;
 use crate::store::sled::disk_space::{DiskSpace, SpaceStatus};
-use crate::store::sled::tables::{Keyed, Tables};
+use crate::store::sled::tables::{Access, Keyed, Tables};
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{Now, Status};
@@ -138,7 +138,8 @@ impl Inner {
         // The copy must not contain a commit that a power cut could undo.
         self.commit_queue.wait(pin.group)?;
         let sled = dir.join("sled");
-        let tables = Tables::open(&sled, CACHE, self.shared.tables.barriers.sync_flag, true)?;
+        let access = Access { cache_capacity: CACHE, sync_flag: self.shared.tables.barriers.sync_flag };
+        let tables = Tables::create(&sled, access, &self.store_id)?;
         let (space, _) = DiskSpace::new(&sled);
         let mut report = BackupReport { commit: pin.frame, ..BackupReport::default() };
         self.copy_run(pin, (&tables, &space), &mut report, goes_on)?;
@@ -173,7 +174,7 @@ impl Inner {
         in_memory.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let (id, from) = (1, &self.shared.tables);
         let most = runs.iter().map(|run| run.info.entries).sum::<u64>() + in_memory.len() as u64;
-        let mut builder = Builder::new(id, most);
+        let mut builder = Builder::new(&self.store_id, id, most);
         let merged = Merged::new(from, &runs, &[])?;
         let mut entries = Entries { in_memory: in_memory.into_iter().peekable(), merged, head: None };
         entries.head = entries.merged.next(from)?;
@@ -192,7 +193,8 @@ impl Inner {
             }
         }
         from.check_open()?;
-        let mut list = RunList { store_id: self.store_id, frame, complete: frame, next_id: id + 1, runs: Vec::new() };
+        let mut list =
+            RunList { store_id: self.store_id, serial: 1, frame, complete: frame, next_id: id + 1, runs: Vec::new() };
         if builder.len() > 0 {
             let (run, blocks) = builder.finish()?;
             write(to, space, &blocks)?;

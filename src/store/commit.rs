@@ -78,6 +78,7 @@ impl Inner {
         reads: &[ReadVersion],
         options: &CommitOptions<'_>,
     ) -> Result<Option<Ticket>> {
+        self.check_writable()?;
         // Numbers and times do not change the length of a frame, so space can be asked for before they are known.
         let len = frame::encoded_len_of(changes)?;
         self.look_for_room();

@@ -67,6 +67,7 @@ impl Store {
     /// Runs one step of a pass: rewrites a run, or removes about `limit` unfinished records. Returns `None` at the end.
     pub(crate) fn compact(&self, pass: &mut Pass, limit: usize) -> Result<Option<Deleted>> {
         self.inner.check()?;
+        self.check_writable()?;
         let began = *pass.began.get_or_insert_with(|| self.inner.clock.now());
         if !pass.are_runs_done {
             match self.inner.compact_a_run(pass.is_exact, began) {

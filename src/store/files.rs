@@ -1,5 +1,7 @@
 //! Files and directories: functions that std does not have, and errors that name the path.
 
+mod owner;
+
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::IFlags;
 
 use crate::types::error::{Error, ErrorKind, Result};
+use owner::{give_to, give_to_owner_of_parent, parent, set_mode};
 
 /// The files of a store are for their owner only.
 pub(crate) const DIR_MODE: u32 = 0o700;
@@ -22,12 +25,23 @@ const FILE_MODE: u32 = 0o600;
 pub(crate) struct Dir {
     file: File,
     path: PathBuf,
+    /// Files in it are opened to be read only.
+    is_read_only: bool,
 }
 
 impl Dir {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|cause| Error::io("open directory", path, &cause))?;
-        Ok(Self { file, path: path.to_owned() })
+        Ok(Self { file, path: path.to_owned(), is_read_only: false })
+    }
+
+    /// As [`open`](Self::open), to read what is in it.
+    pub(crate) fn open_read_only(path: &Path) -> Result<Self> {
+        Ok(Self { is_read_only: true, ..Self::open(path)? })
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.is_read_only
     }
 
     /// Returns the path at which it was opened, for messages.
@@ -79,12 +93,14 @@ impl Dir {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::openat(&self.file, name, flags, Mode::from_raw_mode(0o600))?);
         set_mode(&file, FILE_MODE)?;
+        give_to(&self.file.metadata()?, &file)?;
         Ok(file)
     }
 
     pub(crate) fn open_file(&self, name: &Path) -> io::Result<File> {
         use rustix::fs::{Mode, OFlags};
-        Ok(File::from(rustix::fs::openat(&self.file, name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?))
+        let access = if self.is_read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        Ok(File::from(rustix::fs::openat(&self.file, name, access | OFlags::CLOEXEC, Mode::empty())?))
     }
 
     pub(crate) fn remove_file(&self, name: &Path) -> io::Result<()> {
@@ -97,25 +113,21 @@ impl Dir {
     }
 }
 
-/// Sets a mode from which the umask has removed bits. Does nothing if the mode is as wanted.
-fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    if file.metadata()?.mode() & 0o7777 == mode {
-        return Ok(());
-    }
-    file.set_permissions(Permissions::from_mode(mode))
-}
-
-/// Removes the permissions of other users from all files in a directory and below. Best effort: files of other users
-/// stay as they are.
+/// Removes the permissions of other users from all files in a directory and below, and gives files that root has created to the
+/// owner of the directory. Best effort: files of other users stay as they are.
 pub(crate) fn make_private(dir: &Path) -> Result<()> {
     for (path, kind) in entries(dir)? {
         let mode = if kind.is_dir() { DIR_MODE } else { FILE_MODE };
         if kind.is_dir() {
             make_private(&path)?;
         }
-        if !kind.is_symlink() && is_open_to_others(&path) {
+        if kind.is_symlink() {
+            continue;
+        }
+        if is_open_to_others(&path) {
             let _ = fs::set_permissions(&path, Permissions::from_mode(mode));
         }
+        let _ = give_to_owner_of_parent(&path);
     }
     Ok(())
 }
@@ -176,6 +188,7 @@ pub(crate) fn create_dir(dir: &Path) -> Result<()> {
 /// Creates a directory for its owner only, whatever the umask.
 fn make_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().mode(DIR_MODE).create(dir)?;
+    give_to_owner_of_parent(dir)?;
     if fs::metadata(dir)?.mode() & 0o777 == DIR_MODE {
         return Ok(());
     }
@@ -212,15 +225,6 @@ pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
     }
 }
 
-/// Returns the parent directory. The parent of the root is the root.
-fn parent(dir: &Path) -> &Path {
-    match dir.parent() {
-        Some(above) if above.as_os_str().is_empty() => Path::new("."),
-        Some(above) => above,
-        None => dir,
-    }
-}
-
 pub(crate) fn is_dir(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
 }
@@ -231,14 +235,17 @@ pub(crate) fn is_dir(path: &Path) -> bool {
 pub(crate) struct Lock {
     file: File,
     pid: u32,
+    /// The file was made for this lock, and goes with it unless it is kept.
+    made: Option<PathBuf>,
 }
 
 /// The locks of an open store: its lock file, and the directory with all its data. Without the second, deleting the
 /// lock file of a running owner would let a second owner in.
 #[derive(Debug)]
 pub(crate) struct StoreLock {
-    pub(crate) _file: Lock,
-    pub(crate) _dir: Lock,
+    /// There may be none, for one who only reads.
+    file: Option<Lock>,
+    _dir: Lock,
 }
 
 impl Drop for Lock {
@@ -246,7 +253,37 @@ impl Drop for Lock {
         // Closing the file is not enough: a child between its fork and its exec has it open too. A child of `fork` must
         // not unlock the file, because the lock belongs to its parent.
         if std::process::id() == self.pid {
+            // While it is locked: who has opened it meanwhile finds that it is at its path no more.
+            if let Some(path) = &self.made {
+                let _ = fs::remove_file(path);
+            }
             unlock(&self.file);
+        }
+    }
+}
+
+impl StoreLock {
+    pub(crate) fn new(file: Lock, dir: Lock) -> Self {
+        Self { file: Some(file), _dir: dir }
+    }
+
+    /// Keeps those who write out, and lets others read. Creates nothing.
+    pub(crate) fn shared(store: &Path) -> Result<Self> {
+        let path = store.join("LOCK");
+        let file = match File::open(&path) {
+            Ok(file) => Some(Lock::of(file, &path, store, true)?),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
+            Err(cause) => return Err(Error::io("open lock file", &path, &cause)),
+        };
+        let path = store.join("store");
+        let dir = File::open(&path).map_err(|cause| Error::io("open directory", &path, &cause))?;
+        Ok(Self { file, _dir: Lock::of(dir, &path, store, true)? })
+    }
+
+    /// The store is open: a lock file that was made stays.
+    pub(crate) fn keep(&mut self) {
+        if let Some(file) = &mut self.file {
+            file.keep();
         }
     }
 }
@@ -260,35 +297,48 @@ impl Lock {
     /// Locks a file, and creates it if it is missing. `store` is the path for messages.
     pub(crate) fn take(path: &Path, store: &Path) -> Result<Self> {
         let open = |is_new: bool| File::options().read(true).write(true).create_new(is_new).mode(FILE_MODE).open(path);
-        let made = open(true).and_then(|file| set_mode(&file, FILE_MODE).map(|()| file));
-        let opened = match made {
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => open(false),
-            made => made,
+        let new = open(true).and_then(|file| {
+            set_mode(&file, FILE_MODE)?;
+            give_to(&fs::metadata(parent(path))?, &file)?;
+            Ok(file)
+        });
+        let (opened, made) = match new {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => (open(false), None),
+            new => (new, Some(path.to_owned())),
         };
-        Self::of(opened.map_err(|cause| Error::io("open lock file", path, &cause))?, path, store)
+        let file = opened.map_err(|cause| Error::io("open lock file", path, &cause))?;
+        let mut lock = Self::of(file, path, store, false)?;
+        lock.made = made;
+        Ok(lock)
     }
 
     /// Locks an existing directory.
     pub(crate) fn take_dir(path: &Path, store: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|cause| Error::io("open directory", path, &cause))?;
-        Self::of(file, path, store)
+        Self::of(file, path, store, false)
     }
 
-    fn of(file: File, path: &Path, store: &Path) -> Result<Self> {
+    fn of(file: File, path: &Path, store: &Path, is_shared: bool) -> Result<Self> {
         let in_use = |what: &str| {
             let message = format!("the store {} {what}", store.display());
             Error::new(ErrorKind::StoreInUse, message)
         };
-        if !try_lock(&file).map_err(|cause| Error::io("lock", path, &cause))? {
+        let locked = if is_shared { try_lock_shared(&file) } else { try_lock(&file) };
+        if !locked.map_err(|cause| Error::io("lock", path, &cause))? {
             return Err(in_use("is open already, in this process or another"));
         }
-        let lock = Self { file, pid: std::process::id() };
+        let lock = Self { file, pid: std::process::id(), made: None };
         // The path may have been deleted or moved since the open. Then another process would lock another file.
         if lock.is_at(path).map_err(|cause| Error::io("look at", path, &cause))? {
             Ok(lock)
         } else {
             Err(in_use(&format!("was replaced while it was opened: {}", path.display())))
         }
+    }
+
+    /// A file that was made for the lock stays.
+    pub(crate) fn keep(&mut self) {
+        self.made = None;
     }
 
     pub(crate) fn is_at(&self, path: &Path) -> io::Result<bool> {
@@ -303,7 +353,16 @@ impl Lock {
 
 /// Locks an open file, without waiting. Returns `false` if it is already locked.
 pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+    lock_with(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+}
+
+/// As [`try_lock`], beside others that do the same.
+fn try_lock_shared(file: &File) -> io::Result<bool> {
+    lock_with(file, rustix::fs::FlockOperation::NonBlockingLockShared)
+}
+
+fn lock_with(file: &File, operation: rustix::fs::FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(cause) => Err(cause.into()),

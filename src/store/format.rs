@@ -1,4 +1,4 @@
-//! The format on disk, byte by byte. Version 1.
+//! The format on disk, byte by byte. Version 2.
 //!
 //! Numbers are little-endian. In keys they are big-endian, so that keys sort by them. Checksums are CRC-32 (IEEE).
 //!
@@ -76,8 +76,18 @@
 //! | `blocks` | number of the run (8), number of the block in the run (4) | a block |
 //! | `meta` | `runs` | the list of the runs |
 //!
-//! A *block* has at most 4,000 bytes. A block and the list have the same form: version (1), kind (1: 1 entries, 2
-//! continued value, 3 index, 4 list), checksum of the key and of all other bytes (4), content.
+//! A *block* has at most 4,000 bytes. It and the list can be found in sled's file without sled:
+//!
+//! | offset | bytes | |
+//! |---|---|---|
+//! | 0 | 4 | `okBk` |
+//! | 4 | 4 | checksum of the id of the store and of everything from byte 8 to the end |
+//! | 8 | 1 | format version |
+//! | 9 | 1 | kind: 1 entries, 2 a value continued, 3 index, 4 list |
+//! | 10 | 2 | length of the content |
+//! | 12 | 8 | number of the run; 0 for the list |
+//! | 20 | 4 | number of the block in it; 0 for the list |
+//! | 24 | | content |
 //!
 //! A *run* holds entries in key order, each key once. An entry: length of the key (2), length of the value (4; all
 //! ones: the key was removed), the key (`r` and the manager's name, or `t` and the table's name, then 0 and the key),
@@ -93,11 +103,16 @@
 //! of the key. Then each 8 bytes as one number, and each remaining byte, are xored in; a round of `SplitMix64` follows
 //! each xor.
 //!
-//! The *list*: id of the store (16), number of the last frame whose changes are in runs (8), number of the last frame
-//! up to which the runs have every change (8), number of the next run (8), number of runs (4). Then for each run, the
-//! oldest first: its number (8), blocks with entries (4), blocks with the index (4), entries (8), store time when its
-//! first finished record expires (8), store time when about half of its entries have expired (8). Run numbers are not
-//! reused. Blocks of a run that is not listed are leftovers.
+//! The *filter* has lines of 512 bits, 16 bits for each key. A hash h of the key (64 bits) chooses the line, h times the
+//! count of lines divided by 2^64, and six bits in it: of h times 0x9E3779B97F4A7C15, modulo 2^64, the upper 9 bits, the next 9, and
+//! so on. The hash begins as 0x9E3779B97F4A7C15; with a round of `SplitMix64` behind each are xored in: the length, each 8 bytes
+//! as one number, each byte that is left.
+//!
+//! The *list*: id of the store (16), serial number, one more than that of the list before (8), number of the last frame
+//! whose changes are in runs (8), number of the last frame up to which the runs have every change (8), number of the next
+//! run (8), number of runs (4). Then for each run, the oldest first: its number (8), blocks with entries (4), blocks with
+//! the index (4), entries (8), store time when its first finished record expires (8), store time when about half of its
+//! entries have expired (8). Run numbers are not reused. Blocks of a run that is not listed are leftovers.
 
 pub(crate) mod block;
 pub(crate) mod filter;
@@ -109,7 +124,7 @@ pub(crate) mod segment;
 use crate::types::error::{Error, ErrorKind, Result};
 
 /// The version of this format.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 
 /// Reads fields from the front of a slice. Never panics, and never allocates by a length that the slice does not have.
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);

@@ -93,9 +93,8 @@ pub fn frames(payload: &[u8], count: u32) -> Result<Vec<u8>> {
 
 /// True if these bytes are a valid block in sled, or the list of runs.
 #[must_use]
-pub fn block(key: &[u8], bytes: &[u8]) -> bool {
-    let kinds = [block::Kind::Entries, block::Kind::Continued, block::Kind::Index];
-    kinds.iter().any(|kind| block::open(key, *kind, bytes).is_ok()) || RunList::decode(bytes).is_ok()
+pub fn block(store: &[u8; 16], bytes: &[u8]) -> bool {
+    block::find(store, bytes).is_some() || RunList::decode(store, bytes).is_ok()
 }
 
 /// Decodes the entries of a block with this content, as far as they are valid, and encodes them again.

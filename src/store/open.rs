@@ -1,28 +1,28 @@
 //! Opens a store: finds or creates it, replays the journal, and starts the threads.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::apply::Applier;
-use super::format::corrupt;
+use super::apply::{Applier, Inbox};
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
 use super::format::hash;
 use super::format::list::RunList;
 use super::format::segment::{SECTOR, sized};
-use super::journal::{self, Recovered, Writer, segment_for};
+use super::journal::{self, JournalStats, Recovered, Writer, segment_for};
 use super::memtable::{Entry, Memtable};
 use super::read_sets::ReadSets;
 use super::runs::{Run, Runs};
 use super::{Inner, Store, files, threads};
 use crate::store::runs::flush::{Deleted, Flusher, Shared};
 use crate::store::runs::unfinished::Unfinished;
-use crate::store::sled::disk_space::{DiskSpace, SpaceStatus};
-use crate::store::sled::snapshots;
-use crate::store::sled::tables::Tables;
+use crate::store::sled::disk_space::{DiskSpace, SpaceStatus, Wakeups};
+use crate::store::sled::tables::{Access, Tables};
 use crate::store::versions::Versions;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::group_commit::{Batch, CommitQueue, Config, Target};
@@ -57,14 +57,13 @@ const REPLAYED_IF_LOW: u64 = 256 << 10;
 const MAX_LEFTOVERS: u64 = 100;
 /// The approximate bytes of a record in memory, without its key and outcome.
 const RECORD_WEIGHT: usize = 400;
-/// The number of blocks that an open reads to check that sled has lost none, 8 MB. `verify` checks larger stores.
-const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
 
 /// The directories of a store.
 const PARTS: [&str; 2] = ["journal", "sled"];
 
 /// The result of an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[non_exhaustive]
 pub struct OpenReport {
     /// True if there was no store and the open created one.
@@ -82,8 +81,9 @@ pub struct OpenReport {
     /// or lock the store and so prevent an open. Stores created by this version are for their owner only. For others,
     /// `chmod -R go= DIRECTORY` removes the permissions. The open changes nothing.
     pub open_to_others: bool,
-    /// The number of snapshots of the record store that a repair has moved away.
-    pub snapshots_moved: u64,
+    /// True if the record store could not be opened as it was, after a crash or because of damage. All its blocks were there, and
+    /// it was built again from them, so nothing is lost.
+    pub rebuilt: bool,
     /// The duration of the open.
     pub took: Duration,
 }
@@ -92,15 +92,6 @@ impl Store {
     /// Opens the store in `path`, or creates it. Returns `Full` if there is no space for the writes of an open: sled's
     /// snapshot and the replay. The next open then starts again.
     pub(crate) fn open(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
-        Self::find_and_open(path, options, false)
-    }
-
-    /// Opens the store in `path` without sled's snapshots, which are moved away first. sled then reads its whole log.
-    pub(crate) fn repair(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
-        Self::find_and_open(path, &options.clone().create(false), true)
-    }
-
-    fn find_and_open(path: &Path, options: &EngineOptions, repairs: bool) -> Result<(Self, OpenReport)> {
         let began = clock::monotonic();
         // The working directory may change before the path is used again.
         let path = &std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
@@ -108,7 +99,6 @@ impl Store {
         options.check()?;
         let open = || {
             let (lock, created) = find_or_create(path, options)?;
-            let snapshots_moved = if repairs { snapshots::move_aside(&path.join("store"))? } else { 0 };
             let (store, report) = Self::open_found(path, options, lock)?;
             if report.torn_bytes > 0 {
                 telemetry::torn_tail(report.torn_bytes);
@@ -118,7 +108,7 @@ impl Store {
                 telemetry::open_to_others(path);
             }
             let took = clock::monotonic().saturating_duration_since(began);
-            Ok((store, OpenReport { created, open_to_others, snapshots_moved, took, ..report }))
+            Ok((store, OpenReport { created, open_to_others, took, ..report }))
         };
         open().map_err(|error: Error| match error.io_kind() {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
@@ -128,15 +118,14 @@ impl Store {
         })
     }
 
-    fn open_found(path: &Path, options: &EngineOptions, lock: files::StoreLock) -> Result<(Self, OpenReport)> {
+    fn open_found(path: &Path, options: &EngineOptions, mut lock: files::StoreLock) -> Result<(Self, OpenReport)> {
         let dir = path.join("store");
         // Before sled is opened, because that writes: if the journal is refused, nothing is changed.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
-        let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, false)?;
+        let (tables, list, rebuilt) = Tables::open(&dir.join("sled"), access(options), &recovered.past())?;
         let (room, wakeups) = DiskSpace::new(&dir.join("sled"));
-        let list = read_list(&dir, &tables, &recovered)?;
         let mut report =
-            OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, ..OpenReport::default() };
+            OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, rebuilt, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let first = first_number(recovered.last_frame.max(list.frame));
         let (opened, store_id) = (clock.now(), list.store_id);
@@ -163,35 +152,79 @@ impl Store {
         }
         report.interrupted = shared.unfinished.count_interrupted(&now);
         let applier = Applier::new(flusher, first, group);
-        let config = config(options, Arc::clone(&shared.tables.barriers.progress));
-        let group = CommitQueue::new(config, group, next_frame, writer.room());
-        let (apply, thread_end) = threads::apply_channel(wakeups);
-        let inner = Arc::new(Inner {
-            path: path.to_owned(),
+        let parts = Parts {
             store_id,
-            pid: std::process::id(),
-            eventual: options.durability != Durability::Immediate,
             first,
             opened,
             effect_seeds,
             clock,
-            commit_queue: group,
-            versions: Versions::default(),
-            read_sets: Arc::new(ReadSets::default()),
             shared,
             pool,
             disk_space: room,
-            left_behind: Mutex::default(),
-            apply,
             journal: writer.stats(),
-            commits: Counter::new("oncekey_commits_total"),
-            conflicts: Counter::new("oncekey_commit_conflicts_total"),
-            checkpoints: Arc::new(Counter::new("oncekey_store_checkpoints_total")),
-        });
+            group,
+            next_frame,
+            segment_space: writer.room(),
+        };
+        let (inner, thread_end) = new_inner(path, options, parts, wakeups);
         inner.remove_expired_at_open();
+        lock.keep();
         let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
         Ok((Self { inner, running: Mutex::new(Some(running)) }, report))
     }
+}
+
+/// The results of the steps of an open, from which the store is made.
+pub(super) struct Parts {
+    pub(super) store_id: [u8; 16],
+    pub(super) first: u64,
+    pub(super) opened: u64,
+    pub(super) effect_seeds: EffectSeeds,
+    pub(super) clock: StoreClock,
+    pub(super) shared: Arc<Shared>,
+    pub(super) pool: Arc<journal::Pool>,
+    pub(super) disk_space: DiskSpace,
+    pub(super) journal: Arc<JournalStats>,
+    /// The number of the last group.
+    pub(super) group: u64,
+    pub(super) next_frame: u64,
+    /// Bytes for groups that are left in the current segment.
+    pub(super) segment_space: u64,
+}
+
+/// Returns the store, and the apply thread's end of its channel.
+pub(super) fn new_inner(
+    path: &Path,
+    options: &EngineOptions,
+    parts: Parts,
+    wakeups: Wakeups,
+) -> (Arc<Inner>, (Inbox, Sender<Infallible>)) {
+    let config = config(options, Arc::clone(&parts.shared.tables.barriers.progress));
+    let (apply, thread_end) = threads::apply_channel(wakeups);
+    let inner = Inner {
+        path: path.to_owned(),
+        store_id: parts.store_id,
+        pid: std::process::id(),
+        read_only: options.read_only,
+        eventual: options.durability != Durability::Immediate,
+        first: parts.first,
+        opened: parts.opened,
+        effect_seeds: parts.effect_seeds,
+        clock: parts.clock,
+        commit_queue: CommitQueue::new(config, parts.group, parts.next_frame, parts.segment_space),
+        versions: Versions::default(),
+        read_sets: Arc::new(ReadSets::default()),
+        shared: parts.shared,
+        pool: parts.pool,
+        disk_space: parts.disk_space,
+        left_behind: Mutex::default(),
+        apply,
+        journal: parts.journal,
+        commits: Counter::new("oncekey_commits_total"),
+        conflicts: Counter::new("oncekey_commit_conflicts_total"),
+        checkpoints: Arc::new(Counter::new("oncekey_store_checkpoints_total")),
+    };
+    (Arc::new(inner), thread_end)
 }
 
 /// Returns the locks, and true if the store was created.
@@ -227,7 +260,7 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
         DiskSpace::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
         // The process that created it may have been killed before this sync.
         files::sync_dir(path)?;
-        return Ok((files::StoreLock { _file: file, _dir: dir }, false));
+        return Ok((files::StoreLock::new(file, dir), false));
     }
     DiskSpace::new(path).0.check()?;
     files::sync_entry(path)?;
@@ -236,17 +269,17 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     create(&half_made, options)?;
     std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
     files::sync_dir(path)?;
-    Ok((files::StoreLock { _file: file, _dir: dir }, true))
+    Ok((files::StoreLock::new(file, dir), true))
 }
 
 /// True if other users can reach the data or the lock file. A directory for its owner only protects everything in it.
-fn is_open_to_others(path: &Path) -> bool {
+pub(super) fn is_open_to_others(path: &Path) -> bool {
     let parts = [path.join("store"), path.join("LOCK")];
     files::is_open_to_others(path) && parts.iter().any(|part| files::is_open_to_others(part))
 }
 
 /// Refuses a directory with other files, except `lost+found` of a new file system.
-fn check_ours(path: &Path, store: &Path) -> Result<()> {
+pub(super) fn check_ours(path: &Path, store: &Path) -> Result<()> {
     let foreign = |entry: &Path| {
         let message = format!("{} is not a store and not empty: it holds {}", path.display(), entry.display());
         Error::new(ErrorKind::UnsupportedFormat, message)
@@ -281,58 +314,31 @@ fn is_half_made(dir: &Path) -> Result<bool> {
 /// complete one.
 fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
     let store_id = key::random();
-    let tables = Tables::open(&dir.join("sled"), options.cache_capacity, options.sync_flag, true)?;
-    tables.set_list(&RunList { store_id, frame: 0, complete: 0, next_id: 1, runs: Vec::new() })?;
+    let tables = Tables::create(&dir.join("sled"), access(options), &store_id)?;
+    tables.set_list(&RunList { store_id, serial: 1, frame: 0, complete: 0, next_id: 1, runs: Vec::new() })?;
     tables.close()?;
     let anchor = StoreClock::start(Arc::clone(&options.clock), clock::Anchor::default(), Duration::ZERO).anchor();
     journal::create(&dir.join("journal"), store_id, options.segment_bytes, 0, anchor)?;
     files::sync_tree(dir)
 }
 
-/// Checks that sled and the journal belong to the same store and the same time.
-fn check_list(dir: &Path, list: &RunList, recovered: &Recovered) -> Result<()> {
-    if list.store_id != recovered.store_id {
-        return Err(corrupt(format!("the journal and the record store in {} belong to two stores", dir.display())));
-    }
-    let (sled, journal) = (list.frame, recovered.checkpointed);
-    if sled < journal {
-        let message = format!("the record store in {} ends at frame {sled}, it had frame {journal}", dir.display());
-        return Err(corrupt(message));
-    }
-    if sled > recovered.last_frame {
-        let end = recovered.last_frame;
-        return Err(corrupt(format!("the journal in {} ends at frame {end}, it had frame {sled}", dir.display())));
-    }
-    Ok(())
+pub(super) fn access(options: &EngineOptions) -> Access {
+    Access { cache_capacity: options.cache_capacity, sync_flag: options.sync_flag }
 }
 
 /// Returns the number of the first frame of this open, higher than every earlier one.
-fn first_number(last: u64) -> u64 {
+pub(super) fn first_number(last: u64) -> u64 {
     let [a, b, c, d, ..] = key::random();
     let within = u64::from(u32::from_le_bytes([a, b, c, d]));
     (last / RANGE + 1).saturating_mul(RANGE).saturating_add(within)
 }
 
-/// Reads the list of runs, and checks that it belongs to this journal.
-fn read_list(dir: &Path, tables: &Tables, recovered: &Recovered) -> Result<RunList> {
-    let empty = || corrupt(format!("the record store in {} is empty", dir.display()));
-    let list = tables.list()?.ok_or_else(empty)?;
-    check_list(dir, &list, recovered)?;
-    Ok(list)
-}
-
-/// Reads the indexes of the runs. For a small store it also reads every block, so that blocks that sled has lost are
-/// noticed.
+/// Reads the indexes of the runs.
 pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -> Result<Shared> {
     let damaged = |error: Error| error.wrap(error.kind(), &format!("the record store in {}", dir.display()));
     let mut runs = Vec::with_capacity(list.runs.len());
     for info in &list.runs {
         runs.push(Arc::new(Run::open(&tables, *info).map_err(damaged)?));
-    }
-    if list.runs.iter().map(|run| u64::from(run.blocks)).sum::<u64>() <= MAX_CHECKED {
-        for run in &runs {
-            run.check(&tables, &mut Err).map_err(damaged)?;
-        }
     }
     let unfinished = Unfinished::default();
     for (at, run) in runs.iter().enumerate() {

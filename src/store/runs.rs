@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ::sled::IVec;
 use parking_lot::RwLock;
 
-use super::format::block::{self, CONTENT, Index, Kind, take_entry};
+use super::format::block::{self, CONTENT, Index, Kind, Place, take_entry};
 use super::format::frame::{Content, StoreKey};
 use super::format::list::RunInfo;
 use super::format::record::{self, HEAD};
@@ -171,9 +171,9 @@ impl Stored {
 }
 
 fn load_block(tables: &Tables, run: u64, number: u32, kind: Kind) -> Result<Block> {
-    let key = block::key(run, number);
-    let bytes = tables.block(&key)?.ok_or_else(|| corrupt(format!("block {number} of run {run} is missing")))?;
-    let start = bytes.len() - block::open(&key, kind, &bytes)?.len();
+    let place = Place { run, number };
+    let bytes = tables.block(place)?.ok_or_else(|| corrupt(format!("{place} is missing")))?;
+    let start = bytes.len() - block::open(tables.store_id(), place, kind, &bytes)?.len();
     Ok(Block { bytes, start })
 }
 

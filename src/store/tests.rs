@@ -7,6 +7,7 @@ mod damage;
 mod failures;
 mod kill;
 mod open;
+mod raw;
 mod rotation;
 mod runs;
 mod under_way;
@@ -149,9 +150,9 @@ fn crash(store: Store) {
 /// Removes a block, as sled silently does when it cannot read a part of its log.
 fn lose(store: &Store, run: u64, number: u32) {
     let tables = &store.inner.shared.tables;
-    let key = block::key(run, number);
-    assert!(tables.block(&key).unwrap().is_some());
-    tables.remove(&key).unwrap();
+    let place = block::Place { run, number };
+    assert!(tables.block(place).unwrap().is_some());
+    tables.remove(&block::key(place)).unwrap();
 }
 
 /// Copies the files while the store is open. Commits since the last flush are only in the journal.

@@ -78,6 +78,12 @@ pub(crate) fn start(
     Ok(running)
 }
 
+/// No thread at all, for a store that is only read.
+pub(crate) fn none(lock: files::StoreLock, timeout: Duration) -> Running {
+    let (_, ended) = crossbeam_channel::bounded(0);
+    Running { workers: Vec::new(), ended, timeout, lock: Arc::new(lock) }
+}
+
 fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> apply::Callbacks {
     let shared = || Arc::clone(inner);
     apply::Callbacks {
@@ -171,8 +177,8 @@ impl Running {
             return Err(error);
         }
         workers.iter_mut().for_each(Worker::join);
-        let closed = inner.shared.tables.close();
-        if closed.is_ok() {
+        let closed = inner.shared.tables.close_within(timeout, Arc::clone(&lock));
+        if closed.is_ok() && !inner.read_only {
             inner.disk_space.give_back();
         }
         // Empty the memtable: from now on another process may own the store.

@@ -80,6 +80,8 @@ pub enum ErrorKind {
     TooLarge,
     /// Another process, or this one, has the store open. Stop that process, or wait until it ends.
     StoreInUse,
+    /// The engine was opened to [read only](crate::EngineOptions::read_only). Nothing changed. Open it without that option.
+    ReadOnly,
     /// The engine is closed. Open it again.
     Closed,
     /// Returned by `close`: the engine is closed and all commits are durable, but live claims keep the directory

@@ -50,6 +50,7 @@ pub struct EngineOptions {
     pub(crate) any_file_system: bool,
     pub(crate) create: bool,
     pub(crate) admin: bool,
+    pub(crate) read_only: bool,
     pub(crate) segment_bytes: u64,
     pub(crate) sync_flag: bool,
     pub(crate) clock: Arc<dyn Clock>,
@@ -70,6 +71,7 @@ impl Default for EngineOptions {
             any_file_system: false,
             create: true,
             admin: true,
+            read_only: false,
             segment_bytes: 1 << 20,
             sync_flag: true,
             clock: Arc::new(SystemClock),
@@ -146,9 +148,35 @@ impl EngineOptions {
     }
 
     /// Serves a socket in the directory of the store, for the command line and other tools of the same user while the store is
-    /// open. See [`LiveStore`](crate::admin::LiveStore). A temporary store has none. Default: true.
+    /// open. See [`LiveStore`](crate::admin::LiveStore). A temporary store has none, and neither has one that is only
+    /// read. Default: true.
     pub fn admin(mut self, served: bool) -> Self {
         self.admin = served;
+        self
+    }
+
+    /// Opens the store only to read it. Nothing is written, created or renamed, so a store on a file system that is mounted
+    /// read-only can be opened, with the right to read alone. Default: false.
+    ///
+    /// Records, rows, listings, statistics and [`verify`](crate::Engine::verify) work, and a finished outcome is replayed. Every
+    /// call that would change something returns [`ReadOnly`](crate::ErrorKind::ReadOnly) before it does anything. The changes
+    /// that the last owner left in the journal are replayed in memory. While such an engine is open, others can be opened to
+    /// read too, and an open for writing returns [`StoreInUse`](crate::ErrorKind::StoreInUse). So does this one while another
+    /// process has the store open for writing.
+    ///
+    /// ```
+    /// use oncekey::{Engine, ErrorKind, Manager};
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// Engine::open(dir.path())?.manager::<u64>("payments")?.execute("order-42", |_claim| Ok(1999)).unwrap();
+    /// let engine = Engine::options().read_only(true).open(dir.path())?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// assert!(payments.get("order-42")?.is_some());
+    /// assert_eq!(payments.remove("order-42").unwrap_err().kind(), ErrorKind::ReadOnly);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
         self
     }
 

@@ -82,6 +82,16 @@ pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Returns every file below a directory with its bytes, owner and mode.
+pub(crate) fn contents(dir: &Path) -> Vec<(PathBuf, u32, u32, Vec<u8>)> {
+    use std::os::unix::fs::MetadataExt as _;
+    let one = |path: PathBuf| {
+        let (metadata, bytes) = (fs::metadata(&path).unwrap(), fs::read(&path).unwrap());
+        (path, metadata.uid(), metadata.mode(), bytes)
+    };
+    files(dir).into_iter().map(one).collect()
+}
+
 /// Damages one file below a directory. Returns the part, the kind and a description.
 pub(crate) fn damage(dir: &Path, rng: &mut Rng) -> (Part, Harm, String) {
     loop {

@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use harm::{Harm, Part};
-use oncekey::{Engine, Error, ErrorKind};
+use oncekey::{Engine, Error, ErrorKind, clock::ManualClock};
 use states::{Name, all, interrupted, see};
 use stores::{Stopped, open};
 use threads::{Rng, within};
@@ -60,6 +60,8 @@ struct Case {
     class: Class,
     /// True if `verify` found no problem in the data that was served.
     verified: bool,
+    /// The share of records and rows that a salvage has rescued as they were.
+    rescued: f64,
     note: String,
 }
 
@@ -71,13 +73,17 @@ fn typed(error: &Error) {
 
 /// Opens the store and reads everything.
 fn examine(path: &Path, store: &Stopped, part: Part) -> (Class, bool, String) {
+    let before = harm::contents(path);
     let engine = match open(path) {
         Ok(engine) => engine,
         Err(error) => {
             typed(&error);
+            assert!(harm::contents(path) == before, "an open that was refused has changed something: {error}");
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error} names no file");
             return (Class::Refused, true, error.to_string());
         }
     };
+    drop(before);
     let mut worst = (Class::Intact, String::new());
     let mut note = |class: Class, why: String| {
         if class > worst.0 {
@@ -159,11 +165,63 @@ fn case(store: &Stopped, seed: u64) -> Case {
     let copy = store.copy();
     let path = copy.path().join("it");
     let (part, harm, how) = harm::damage(&path, &mut rng);
+    let note = |why: &str| format!("{}: seed {seed}: {how}: {why}", store.name);
+    let rescued = rescue(&path, &copy.path().join("rescued"), store, &note);
     let (class, verified, why) = examine(&path, store, part);
-    Case { clean: store.clean, part, harm, class, verified, note: format!("{}: seed {seed}: {how}: {why}", store.name) }
+    Case { clean: store.clean, part, harm, class, verified, rescued, note: note(&why) }
+}
+
+/// Salvages the store, and returns what share of its records and rows the new one has as they were. Whatever else it has, its report
+/// says so.
+fn rescue(from: &Path, into: &Path, store: &Stopped, note: &dyn Fn(&str) -> String) -> f64 {
+    let before = harm::contents(from);
+    let options = Engine::options().clock(ManualClock::new()).segment_bytes(32 << 10);
+    let report = match options.salvage(from, into) {
+        Ok(report) => report,
+        Err(error) => {
+            // A segment with another version in its header.
+            assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{}", note(&error.to_string()));
+            assert!(!into.exists());
+            return 0.0;
+        }
+    };
+    assert!(harm::contents(from) == before, "{}", note("a salvage has changed what it reads"));
+    let engine = open(into).unwrap_or_else(|error| panic!("{}", note(&error.to_string())));
+    assert!(engine.opened().clean);
+    let found: BTreeMap<Name, _> =
+        all(&engine).unwrap().into_iter().map(|name| (name.clone(), see(&engine, &name).unwrap())).collect();
+    assert_eq!(found.len() as u64, report.records + report.rows, "{}", note(&format!("{report:?}")));
+    let is_right = |name: &&Name| found.get(*name).is_some_and(|found| found.as_ref() == store.expected.get(*name));
+    let right = store.expected.keys().filter(is_right).count();
+    for (name, content) in &found {
+        let ever = store.states.ever(name, content.as_ref());
+        assert!(ever || store.last.contains(name), "{}", note(&format!("{name} never was {content:?}")));
+        let is_told =
+            store.expected.get(name) == content.as_ref() || !report.is_complete() || store.last.contains(name);
+        assert!(is_told, "{}", note(&format!("{name} is older, and {report:?}")));
+    }
+    let is_told = right == store.expected.len() || !report.is_complete() || !store.last.is_empty();
+    assert!(is_told, "{}", note(&format!("{right} of {}, and {report:?}", store.expected.len())));
+    assert_eq!(engine.verify().unwrap().problems, Vec::<String>::new());
+    engine.close().unwrap();
+    #[allow(clippy::cast_precision_loss, reason = "a share")]
+    let share = right as f64 / store.expected.len() as f64;
+    share
 }
 
 type Table = BTreeMap<(bool, Part, Harm), [u64; CLASSES.len() + 1]>;
+
+/// Of each file: cases, those in which a salvage rescued everything, the sum of the shares, and the smallest.
+type Rescues = BTreeMap<(bool, Part), (u32, u32, f64, f64)>;
+
+fn print_rescued(rescues: &Rescues) {
+    println!("\n{:<14} {:<13} {:>6} {:>8} {:>9} {:>9}", "stopped", "file", "cases", "all", "mean", "least");
+    for ((clean, part), (cases, all, sum, least)) in rescues {
+        let (stop, part) = (if *clean { "cleanly" } else { "uncleanly" }, format!("{part:?}"));
+        let mean = 100.0 * sum / f64::from(*cases);
+        println!("{stop:<14} {part:<13} {cases:>6} {all:>8} {mean:>8.2}% {:>8.2}%", 100.0 * least);
+    }
+}
 
 fn print(table: &Table) {
     let mut out = format!("\n{:<14} {:<13} {:<11} {:>6}", "stopped", "file", "damage", "cases");
@@ -201,6 +259,7 @@ fn damage_is_an_error_or_the_right_data() {
     println!("{} stores in {:?}", stores.len(), began.elapsed());
     let next = AtomicU64::new(first);
     let (table, bad) = (Mutex::new(Table::new()), Mutex::new(Vec::new()));
+    let rescues = Mutex::new(Rescues::new());
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
@@ -211,6 +270,14 @@ fn damage_is_an_error_or_the_right_data() {
                     }
                     let store = Arc::clone(&stores[usize::try_from(seed).unwrap() % stores.len()]);
                     let case = within(Duration::from_secs(120), move || case(&store, seed));
+                    {
+                        let mut rescues = rescues.lock().unwrap();
+                        let of_part = rescues.entry((case.clean, case.part)).or_insert((0, 0, 0.0, 1.0));
+                        of_part.0 += 1;
+                        of_part.1 += u32::from(case.rescued >= 1.0);
+                        of_part.2 += case.rescued;
+                        of_part.3 = of_part.3.min(case.rescued);
+                    }
                     let mut table = table.lock().unwrap();
                     let counts = table.entry((case.clean, case.part, case.harm)).or_default();
                     counts[case.class as usize] += 1;
@@ -224,6 +291,7 @@ fn damage_is_an_error_or_the_right_data() {
     });
     let (table, bad) = (table.into_inner().unwrap(), bad.into_inner().unwrap());
     print(&table);
+    print_rescued(&rescues.into_inner().unwrap());
     println!("{cases} cases in {:?}", began.elapsed());
     let unclean =
         table.iter().filter(|((clean, ..), _)| !clean).map(|(_, counts)| counts[..CLASSES.len()].iter().sum::<u64>());

@@ -54,6 +54,7 @@ mod programs;
 mod progress;
 mod races;
 mod raw;
+mod read_only;
 mod reading;
 mod remembered;
 mod requests;

@@ -1,7 +1,7 @@
 //! Tests of undoing a resolution: what is put back, and what ends the time in which that is possible.
 
 use oncekey::{
-    Engine, ErrorKind, Interruption, Manager, Next, Status, Waited,
+    Begin, Engine, ErrorKind, Interruption, Manager, Next, Status, Waited,
     admin::{RawManager, Resolution},
     clock::ManualClock,
 };
@@ -102,6 +102,27 @@ fn every_way_to_the_outcome_ends_the_undo() {
         assert_given(&raw, key);
         assert_eq!(outcome(&manager, key), Some(Ok("done".to_owned())), "{key}");
     }
+}
+
+#[test]
+fn a_read_only_engine_shows_the_outcome_and_leaves_the_undo_possible() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &ManualClock::new());
+    let (manager, raw) = held(&engine, "k");
+    manager.resolve("k", Resolution::Succeed("done".to_owned())).unwrap();
+    drop((manager, raw));
+    engine.close().unwrap();
+
+    let reader = Engine::options().read_only(true).open(dir.path()).unwrap();
+    let manager = texts(&reader);
+    assert_eq!(manager.get("k").unwrap().unwrap().outcome(), Some(Ok(&"done".to_owned())));
+    assert!(matches!(manager.wait("k", std::time::Duration::ZERO).unwrap(), Waited::Finished(_)));
+    assert!(matches!(manager.begin("k").unwrap(), Begin::Replay(_)));
+    drop(manager);
+    reader.close().unwrap();
+
+    let engine = open(dir.path(), &ManualClock::new());
+    engine.raw("m").unwrap().undo("k").unwrap();
 }
 
 #[test]

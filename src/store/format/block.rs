@@ -1,5 +1,7 @@
 //! Blocks of a run: their checksums, the entries in them, and the index of the run.
 
+use std::fmt;
+
 use super::filter::Filter;
 use super::frame::StoreKey;
 use super::record;
@@ -12,7 +14,10 @@ use crate::types::record::Lifetime;
 pub(crate) const BLOCK: usize = 4_000;
 /// The largest content of a block in bytes.
 pub(crate) const CONTENT: usize = BLOCK - PREFIX;
-const PREFIX: usize = 6;
+/// What a block begins with, so that it is found wherever sled has put it in its file.
+pub(crate) const MAGIC: &[u8; 4] = b"okBk";
+/// Bytes before the content.
+pub(crate) const PREFIX: usize = 24;
 /// Stands for the length of the value if the key was removed.
 const REMOVED: u32 = u32::MAX;
 /// The bytes of an entry other than its key and value.
@@ -40,11 +45,35 @@ impl Kind {
             Self::List => 4,
         }
     }
+
+    fn of(code: u8) -> Option<Self> {
+        [Self::Entries, Self::Continued, Self::Index, Self::List].into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// Where a block belongs: the number of its run, and its own in the run. The list has zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) run: u64,
+    pub(crate) number: u32,
+}
+
+impl Place {
+    pub(crate) const LIST: Self = Self { run: 0, number: 0 };
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::LIST {
+            return f.write_str("the list of the runs");
+        }
+        write!(f, "block {} of run {}", self.number, self.run)
+    }
 }
 
 /// Returns the key of a block in sled. Keys sort by run, then by block.
-pub(crate) fn key(run: u64, block: u32) -> [u8; 12] {
-    first_of(run.to_be_bytes().into_iter().chain(block.to_be_bytes()))
+pub(crate) fn key(place: Place) -> [u8; 12] {
+    first_of(place.run.to_be_bytes().into_iter().chain(place.number.to_be_bytes()))
 }
 
 /// Returns the run of a key in sled.
@@ -52,31 +81,52 @@ pub(crate) fn run_of(key: &[u8]) -> u64 {
     u64::from_be_bytes(first_of(key.iter().copied()))
 }
 
-pub(crate) fn seal(key: &[u8], kind: Kind, content: &[u8]) -> Vec<u8> {
+/// Encodes a block. Its checksum begins with the id of the store, so that no value of a client, and no block of another store, can
+/// pass for it.
+pub(crate) fn seal(store: &[u8; 16], place: Place, kind: Kind, content: &[u8]) -> Result<Vec<u8>> {
+    let too_long = |_| Error::new(ErrorKind::TooLarge, format!("{place} has {} bytes", content.len()));
     let mut out = Vec::with_capacity(PREFIX + content.len());
-    let head = [VERSION, kind.code()];
-    out.extend_from_slice(&head);
+    out.extend_from_slice(MAGIC);
     out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&[VERSION, kind.code()]);
+    out.extend_from_slice(&u16::try_from(content.len()).map_err(too_long)?.to_le_bytes());
+    out.extend_from_slice(&place.run.to_le_bytes());
+    out.extend_from_slice(&place.number.to_le_bytes());
     out.extend_from_slice(content);
-    patch(&mut out, head.len(), checksum(&[key, &head, content]));
-    out
+    let checksum = checksum(&[store, out.get(8..).unwrap_or_default()]);
+    patch(&mut out, MAGIC.len(), checksum);
+    Ok(out)
 }
 
-/// Returns the content of a block that [`seal`] made for this key.
-pub(crate) fn open<'a>(key: &[u8], kind: Kind, bytes: &'a [u8]) -> Result<&'a [u8]> {
-    let named = || key.escape_ascii();
+/// A block that is whole, with where it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sealed<'a> {
+    pub(crate) place: Place,
+    pub(crate) kind: Kind,
+    pub(crate) content: &'a [u8],
+}
+
+/// Returns the block of this store that these bytes begin with, if it is whole. More bytes may follow.
+pub(crate) fn find<'a>(store: &[u8; 16], bytes: &'a [u8]) -> Option<Sealed<'a>> {
     let mut fields = Fields(bytes);
-    let (Some(version), Some(found), Some(stored)) = (fields.u8(), fields.u8(), fields.u32()) else {
-        return Err(corrupt(format!("block {} is cut off", named())));
-    };
-    if version > VERSION {
-        let message = format!("block {} has format {version}, this version reads {VERSION}", named());
-        return Err(Error::new(ErrorKind::UnsupportedFormat, message));
+    fields.take(MAGIC.len()).filter(|magic| *magic == MAGIC)?;
+    let stored = fields.u32()?;
+    let sealed = fields.0;
+    let (version, kind, len) = (fields.u8()?, Kind::of(fields.u8()?)?, usize::from(fields.u16()?));
+    let place = Place { run: fields.u64()?, number: fields.u32()? };
+    let content = fields.take(len).filter(|_| version == VERSION)?;
+    let sealed = sealed.get(..PREFIX - 8 + len)?;
+    (stored == checksum(&[store, sealed])).then_some(Sealed { place, kind, content })
+}
+
+/// Returns the content of a block that [`seal`] made for this place.
+pub(crate) fn open<'a>(store: &[u8; 16], place: Place, kind: Kind, bytes: &'a [u8]) -> Result<&'a [u8]> {
+    let damaged = || corrupt(format!("{place} is damaged: its checksum is wrong"));
+    let found = find(store, bytes).filter(|found| found.content.len() + PREFIX == bytes.len()).ok_or_else(damaged)?;
+    if (found.place, found.kind) != (place, kind) {
+        return Err(corrupt(format!("{place} is damaged: {} is in its place", found.place)));
     }
-    if stored != checksum(&[key, &[version, found], fields.0]) || version != VERSION || found != kind.code() {
-        return Err(corrupt(format!("block {} is damaged: its checksum is wrong", named())));
-    }
-    Ok(fields.0)
+    Ok(found.content)
 }
 
 /// An entry, with the part of its value that is in the same block.
@@ -246,35 +296,41 @@ mod tests {
     use super::*;
     use crate::types::record::Status;
 
+    const STORE: [u8; 16] = [7; 16];
+
     #[test]
     fn golden_bytes() {
-        let at = key(258, 3);
-        assert_eq!(at, *b"\0\0\0\0\0\0\x01\x02\0\0\0\x03");
-        assert_eq!(run_of(&at), 258);
+        let at = Place { run: 258, number: 3 };
+        assert_eq!(key(at), *b"\0\0\0\0\0\0\x01\x02\0\0\0\x03");
+        assert_eq!(run_of(&key(at)), 258);
         let mut content = Vec::new();
         assert!(push_entry(&mut content, b"rm\0k", Some(b"abc")).unwrap().is_empty());
         assert!(push_entry(&mut content, b"rm\0l", None).unwrap().is_empty());
         assert_eq!(content, b"\x04\0\x03\0\0\0rm\0kabc\x04\0\xff\xff\xff\xffrm\0l");
-        let block = seal(&at, Kind::Entries, &content);
-        let crc = crc32fast::hash(&[&at[..], b"\x01\x01", &content].concat());
-        assert_eq!(block, [b"\x01\x01".as_slice(), &crc.to_le_bytes(), &content].concat());
-        assert_eq!(open(&at, Kind::Entries, &block).unwrap(), content);
+        let block = seal(&STORE, at, Kind::Entries, &content).unwrap();
+        let sealed = [b"\x02\x01\x17\0\x02\x01\0\0\0\0\0\0\x03\0\0\0".as_slice(), &content].concat();
+        let crc = crc32fast::hash(&[&STORE[..], &sealed].concat());
+        assert_eq!(block, [b"okBk".as_slice(), &crc.to_le_bytes(), &sealed].concat());
+        assert_eq!(open(&STORE, at, Kind::Entries, &block).unwrap(), content);
+        let behind = [&block[..], b"more"].concat();
+        assert_eq!(find(&STORE, &behind), Some(Sealed { place: at, kind: Kind::Entries, content: &content }));
     }
 
     #[test]
-    fn a_flipped_bit_a_cut_and_a_wrong_key_are_errors() {
-        let at = key(1, 2);
-        let block = seal(&at, Kind::Entries, b"abc");
+    fn every_flipped_bit_every_cut_and_another_place_are_errors() {
+        let at = Place { run: 1, number: 2 };
+        let block = seal(&STORE, at, Kind::Entries, b"abc").unwrap();
         for bit in 0..block.len() * 8 {
             let mut damaged = block.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(open(&at, Kind::Entries, &damaged).is_err(), "bit {bit}");
+            assert!(open(&STORE, at, Kind::Entries, &damaged).is_err(), "bit {bit}");
         }
         for cut in 0..block.len() {
-            assert!(open(&at, Kind::Entries, &block[..cut]).is_err(), "cut {cut}");
+            assert!(open(&STORE, at, Kind::Entries, &block[..cut]).is_err(), "cut {cut}");
         }
-        assert!(open(&key(1, 3), Kind::Entries, &block).is_err());
-        assert!(open(&at, Kind::Continued, &block).is_err());
+        assert!(open(&STORE, Place { run: 1, number: 3 }, Kind::Entries, &block).is_err());
+        assert!(open(&STORE, at, Kind::Continued, &block).is_err());
+        assert!(open(&[8; 16], at, Kind::Entries, &block).is_err(), "of another store");
     }
 
     #[test]

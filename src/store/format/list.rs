@@ -1,6 +1,6 @@
 //! The list of runs: the runs in sled, and the frames whose changes they hold.
 
-use super::block::{self, Kind};
+use super::block::{self, Kind, Place};
 use super::{Fields, corrupt, length};
 use crate::types::error::Result;
 
@@ -32,6 +32,8 @@ impl RunInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunList {
     pub(crate) store_id: [u8; 16],
+    /// One more than in the list that this one replaces. Of several lists in sled's file, the highest counts.
+    pub(crate) serial: u64,
     /// The last frame whose changes are in the runs. Changes that a later frame had replaced in the memtable are
     /// missing.
     pub(crate) frame: u64,
@@ -45,7 +47,7 @@ pub(crate) struct RunList {
 impl RunList {
     pub(crate) fn encode(&self) -> Result<Vec<u8>> {
         let mut out = self.store_id.to_vec();
-        for field in [self.frame, self.complete, self.next_id] {
+        for field in [self.serial, self.frame, self.complete, self.next_id] {
             out.extend_from_slice(&field.to_le_bytes());
         }
         out.extend_from_slice(&length("the list of the runs", self.runs.len())?.to_le_bytes());
@@ -57,28 +59,33 @@ impl RunList {
                 out.extend_from_slice(&field.to_le_bytes());
             }
         }
-        Ok(block::seal(KEY, Kind::List, &out))
+        block::seal(&self.store_id, Place::LIST, Kind::List, &out)
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
-        let mut fields = Fields(block::open(KEY, Kind::List, bytes)?);
-        let mut list = || -> Option<Self> {
-            let (store_id, frame, complete) = (fields.array()?, fields.u64()?, fields.u64()?);
-            let (next_id, count) = (fields.u64()?, fields.u32()?);
-            let mut runs = Vec::new();
-            for _ in 0..count {
-                runs.push(RunInfo {
-                    id: fields.u64()?,
-                    blocks: fields.u32()?,
-                    index_blocks: fields.u32()?,
-                    entries: fields.u64()?,
-                    earliest: fields.u64()?,
-                    half: fields.u64()?,
-                });
-            }
-            fields.0.is_empty().then_some(Self { store_id, frame, complete, next_id, runs })
-        };
-        list().ok_or_else(|| corrupt("the list of the runs is malformed"))
+    /// Decodes a list of this store.
+    pub(crate) fn decode(store: &[u8; 16], bytes: &[u8]) -> Result<Self> {
+        Self::decode_content(block::open(store, Place::LIST, Kind::List, bytes)?)
+            .filter(|list| list.store_id == *store)
+            .ok_or_else(|| corrupt("the list of the runs is malformed"))
+    }
+
+    /// Decodes the content of a block.
+    pub(crate) fn decode_content(content: &[u8]) -> Option<Self> {
+        let mut fields = Fields(content);
+        let (store_id, serial, frame) = (fields.array()?, fields.u64()?, fields.u64()?);
+        let (complete, next_id, count) = (fields.u64()?, fields.u64()?, fields.u32()?);
+        let mut runs = Vec::new();
+        for _ in 0..count {
+            runs.push(RunInfo {
+                id: fields.u64()?,
+                blocks: fields.u32()?,
+                index_blocks: fields.u32()?,
+                entries: fields.u64()?,
+                earliest: fields.u64()?,
+                half: fields.u64()?,
+            });
+        }
+        fields.0.is_empty().then_some(Self { store_id, serial, frame, complete, next_id, runs })
     }
 }
 
@@ -89,17 +96,19 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let run = RunInfo { id: 1, blocks: 2, index_blocks: 3, entries: 4, earliest: 5, half: 6 };
-        let list = RunList { store_id: [7; 16], frame: 8, complete: 9, next_id: 10, runs: vec![run] };
+        let list = RunList { store_id: [7; 16], serial: 11, frame: 8, complete: 9, next_id: 10, runs: vec![run] };
         let bytes = list.encode().unwrap();
-        assert_eq!(bytes[..2], [1, 4]);
-        assert_eq!(bytes[6..22], [7; 16]);
-        assert_eq!(bytes[22..38], *b"\x08\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0");
-        assert_eq!(bytes[38..50], *b"\x0a\0\0\0\0\0\0\0\x01\0\0\0");
-        assert_eq!(bytes[50..66], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
-        assert_eq!(bytes[66..], *b"\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
-        assert_eq!(RunList::decode(&bytes).unwrap(), list);
+        assert_eq!(bytes[8..24], *b"\x02\x04\x5c\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        let content = &bytes[24..];
+        assert_eq!(content[..16], [7; 16]);
+        assert_eq!(content[16..32], *b"\x0b\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0");
+        assert_eq!(content[32..52], *b"\x09\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0\x01\0\0\0");
+        assert_eq!(content[52..68], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
+        assert_eq!(content[68..], *b"\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
+        assert_eq!(RunList::decode(&[7; 16], &bytes).unwrap(), list);
+        assert!(RunList::decode(&[8; 16], &bytes).is_err(), "of another store");
         for cut in 0..bytes.len() {
-            assert!(RunList::decode(&bytes[..cut]).is_err(), "cut {cut}");
+            assert!(RunList::decode(&[7; 16], &bytes[..cut]).is_err(), "cut {cut}");
         }
     }
 }

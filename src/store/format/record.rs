@@ -132,6 +132,7 @@ fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     pub(crate) state: Status,
+    pub(crate) revision: u64,
     pub(crate) token: u64,
     pub(crate) updated: u64,
     pub(crate) expires: u64,
@@ -149,10 +150,10 @@ pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
     let state = state(fields.u8()?)?;
     fields.take(15)?;
     let rest_len = fields.len()?;
+    fields.take(8)?;
+    let (revision, token) = (fields.u64()?, fields.u64()?);
     fields.take(16)?;
-    let token = fields.u64()?;
-    fields.take(16)?;
-    Some(Head { state, token, updated: fields.u64()?, expires: fields.u64()?, rest_len })
+    Some(Head { state, revision, token, updated: fields.u64()?, expires: fields.u64()?, rest_len })
 }
 
 /// Decodes the fields that determine how long a record is kept.

@@ -31,7 +31,7 @@ pub(crate) enum Found {
     Segment(SegmentHeader),
     /// Zeros: the file was never a segment.
     Spare,
-    NewerFormat(u32),
+    OtherFormat(u32),
     Damaged,
 }
 
@@ -64,8 +64,9 @@ impl SegmentHeader {
         let mut fields = Fields(sector);
         fields.take(8).filter(|magic| *magic == SEGMENT_MAGIC)?;
         let (version, stored) = (fields.u32()?, fields.u32()?);
-        if version > u32::from(VERSION) {
-            return Some(Found::NewerFormat(version));
+        // Every version began like this.
+        if version != u32::from(VERSION) && version != 0 {
+            return Some(Found::OtherFormat(version));
         }
         let body = fields.take(SEGMENT_HEADER - 16)?;
         if version != u32::from(VERSION) || stored != checksum(&[body]) || fields.0.iter().any(|byte| *byte != 0) {
@@ -197,7 +198,7 @@ mod tests {
         body.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0, 3, 3, 3, 3, 3, 3, 3, 3]);
         body.extend_from_slice(&[0, 0, 16, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
         body.extend_from_slice(&[0xD4, 0xC3, 0xB2, 0xA1]);
-        assert_eq!(&bytes[..12], b"oncekeyJ\x01\0\0\0");
+        assert_eq!(&bytes[..12], b"oncekeyJ\x02\0\0\0");
         assert_eq!(bytes[12..16], crc32fast::hash(&body).to_le_bytes());
         assert_eq!(bytes[16..76], body);
         assert!(bytes[76..].iter().all(|byte| *byte == 0));
@@ -234,7 +235,7 @@ mod tests {
             let mut damaged = header;
             damaged[bit / 8] ^= 1 << (bit % 8);
             let found = SegmentHeader::decode(&damaged);
-            assert!(matches!(found, Found::Damaged | Found::NewerFormat(_)), "bit {bit}: {found:?}");
+            assert!(matches!(found, Found::Damaged | Found::OtherFormat(_)), "bit {bit}: {found:?}");
         }
     }
 
@@ -245,13 +246,15 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_a_spare_and_a_newer_version_is_recognised() {
+    fn zeros_are_a_spare_and_another_version_says_so() {
         assert_eq!(SegmentHeader::decode(&[0; SECTOR]), Found::Spare);
         assert_eq!(SegmentHeader::decode(&[0; 3]), Found::Spare);
         assert_eq!(SegmentHeader::decode(&[1; 3]), Found::Damaged);
         let mut newer = segment().encode();
-        newer[8] = 2;
-        assert_eq!(SegmentHeader::decode(&newer), Found::NewerFormat(2));
+        for version in [1, 3] {
+            newer[8] = version;
+            assert_eq!(SegmentHeader::decode(&newer), Found::OtherFormat(u32::from(version)));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String
             Found::Segment(header) => found.push((header, file)),
             Found::Spare => {}
             // The header may be incomplete while it is written: read it once more.
-            Found::Damaged | Found::NewerFormat(_) => match header(&file)? {
+            Found::Damaged | Found::OtherFormat(_) => match header(&file)? {
                 Found::Segment(header) => found.push((header, file)),
                 _ => problems.push(format!("the header of {} is damaged", file.path.display())),
             },

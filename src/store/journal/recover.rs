@@ -11,10 +11,11 @@ use super::pool::Pool;
 use super::segment::{Reader, SegmentFile};
 use super::writer::{Chain, Tail};
 use crate::store::files::{self, Dir};
-use crate::store::format::corrupt;
 use crate::store::format::frame::Frame;
 use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
+use crate::store::format::{VERSION, corrupt};
 use crate::store::journal::scan::{GroupAt, ScanEnd, SegmentScan, damaged, missing};
+use crate::store::sled::raw::Past;
 use crate::types::clock::Anchor;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -57,6 +58,11 @@ impl Surveyed {
 }
 
 impl Recovered {
+    /// Returns what the record store is compared with.
+    pub(crate) fn past(&self) -> Past {
+        Past { store_id: self.store_id, checkpointed: self.checkpointed, last_frame: self.last_frame }
+    }
+
     /// Passes every frame after the last checkpoint to `f`, in order.
     pub(crate) fn replay(&self, f: &mut dyn FnMut(u64, Frame) -> Result<()>) -> Result<()> {
         for segment in &self.segments {
@@ -90,13 +96,25 @@ impl Recovered {
 
 /// Reads and syncs the files of the journal. Changes nothing.
 pub(crate) fn recover(dir: &Path, first_size: u64) -> Result<Recovered> {
-    if !files::is_dir(dir) {
-        return Err(corrupt(format!("the journal {} is missing", dir.display())));
-    }
+    check_there(dir)?;
+    let opened = Dir::open(dir)?;
     // A process that was killed may have created files whose directory entries are not durable. This open will write
     // to such files.
-    let opened = Dir::open(dir)?;
     opened.sync()?;
+    recover_in(dir, opened, first_size)
+}
+
+/// Reads the files of a journal that is not written to.
+pub(crate) fn recover_read_only(dir: &Path) -> Result<Recovered> {
+    check_there(dir)?;
+    recover_in(dir, Dir::open_read_only(dir)?, 0)
+}
+
+fn check_there(dir: &Path) -> Result<()> {
+    if files::is_dir(dir) { Ok(()) } else { Err(corrupt(format!("the journal {} is missing", dir.display()))) }
+}
+
+fn recover_in(dir: &Path, opened: Dir, first_size: u64) -> Result<Recovered> {
     let (found, mut unneeded, next_name) = open_all(&opened)?;
     let store_id = one_store(&found)?;
     let files = found.len() as u64 + unneeded.len() as u64;
@@ -117,14 +135,16 @@ fn open_all(dir: &Dir) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
         let name = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
         next_name = next_name.max(name.unwrap_or(0).saturating_add(1));
         let file = SegmentFile::open(dir, &path)?;
-        // The page cache may show data that never reached the disk. After this sync the disk has it.
-        file.sync()?;
+        if !dir.is_read_only() {
+            // The page cache may show data that never reached the disk. After this sync the disk has it.
+            file.sync()?;
+        }
         match SegmentHeader::decode(&head(&file)?) {
             Found::Spare => spares.push(file),
             Found::Damaged => return Err(corrupt(format!("the header of {} is damaged", file.path.display()))),
-            Found::NewerFormat(version) => {
+            Found::OtherFormat(version) => {
                 let path = file.path.display();
-                let message = format!("{path} has format {version}, which this version does not know");
+                let message = format!("{path} has format {version}, and this version reads {VERSION}");
                 return Err(Error::new(ErrorKind::UnsupportedFormat, message));
             }
             Found::Segment(header) => {

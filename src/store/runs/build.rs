@@ -1,6 +1,6 @@
 //! Builds a run: turns entries in key order into blocks.
 
-use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, entry_len, push_entry};
+use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, Place, entry_len, push_entry};
 use crate::store::format::filter::Filter;
 use crate::store::format::frame::StoreKey;
 use crate::store::format::list::RunInfo;
@@ -15,6 +15,7 @@ const SAMPLES: usize = 1 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Builder {
+    store_id: [u8; 16],
     info: RunInfo,
     index: Index,
     /// The block that is being filled.
@@ -26,8 +27,9 @@ pub(crate) struct Builder {
 
 impl Builder {
     /// Creates a builder for at most this many entries.
-    pub(crate) fn new(id: u64, entries: u64) -> Self {
+    pub(crate) fn new(store_id: &[u8; 16], id: u64, entries: u64) -> Self {
         Self {
+            store_id: *store_id,
             info: RunInfo { id, blocks: 0, index_blocks: 0, entries: 0, earliest: NEVER, half: NEVER },
             index: Index { first_keys: FirstKeys::default(), unfinished: Vec::new(), filter: Filter::new(entries) },
             content: Vec::with_capacity(CONTENT),
@@ -53,15 +55,15 @@ impl Builder {
         self.sample.add(expires);
         self.index.filter.insert(key.bytes());
         if !self.content.is_empty() && self.content.len() + entry_len(key.bytes(), value) > CONTENT {
-            self.end_block(Kind::Entries);
+            self.end_block(Kind::Entries)?;
         }
         if self.content.is_empty() {
             self.index.first_keys.push(key.bytes(), self.info.blocks)?;
         }
         let rest = push_entry(&mut self.content, key.bytes(), value)?;
         if !rest.is_empty() {
-            self.end_block(Kind::Entries);
-            self.push_chunks(rest, Kind::Continued);
+            self.end_block(Kind::Entries)?;
+            self.push_chunks(rest, Kind::Continued)?;
         }
         Ok(())
     }
@@ -71,21 +73,23 @@ impl Builder {
         self.info.entries
     }
 
-    fn push_chunks(&mut self, bytes: &[u8], kind: Kind) {
+    fn push_chunks(&mut self, bytes: &[u8], kind: Kind) -> Result<()> {
         for chunk in bytes.chunks(CONTENT) {
             self.content.extend_from_slice(chunk);
-            self.end_block(kind);
+            self.end_block(kind)?;
         }
+        Ok(())
     }
 
-    fn end_block(&mut self, kind: Kind) {
-        let key = block::key(self.info.id, self.info.all_blocks());
-        self.full.push((key, block::seal(&key, kind, &self.content)));
+    fn end_block(&mut self, kind: Kind) -> Result<()> {
+        let place = Place { run: self.info.id, number: self.info.all_blocks() };
+        self.full.push((block::key(place), block::seal(&self.store_id, place, kind, &self.content)?));
         self.content.clear();
         match kind {
             Kind::Index => self.info.index_blocks = self.info.index_blocks.saturating_add(1),
             _ => self.info.blocks = self.info.blocks.saturating_add(1),
         }
+        Ok(())
     }
 
     /// Takes the full blocks, if there are at least this many.
@@ -96,11 +100,11 @@ impl Builder {
     /// Returns the run, and the blocks that were not taken yet.
     pub(crate) fn finish(mut self) -> Result<(Run, Vec<Keyed>)> {
         if !self.content.is_empty() {
-            self.end_block(Kind::Entries);
+            self.end_block(Kind::Entries)?;
         }
         self.info.half = self.sample.median();
         let index = self.index.encode()?;
-        self.push_chunks(&index, Kind::Index);
+        self.push_chunks(&index, Kind::Index)?;
         Ok((Run::new(self.info, self.index), self.full))
     }
 }

@@ -77,6 +77,8 @@ pub(crate) struct Shared {
 pub(crate) struct Flusher {
     pub(crate) shared: Arc<Shared>,
     store_id: [u8; 16],
+    /// Of the list that sled has.
+    serial: u64,
     /// The last frame whose changes are in runs.
     frame: u64,
     /// Every change up to this frame is in runs.
@@ -128,8 +130,8 @@ impl Flusher {
         let to_delete: Vec<_> = found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).collect();
         let leftovers = to_delete.len() as u64;
         let to_delete = to_delete.into_iter().map(|id| ToDelete { id, run: None }).collect();
-        let RunList { store_id, frame, complete, .. } = *list;
-        Ok((Self { shared, store_id, frame, complete, next_id, to_delete }, leftovers))
+        let RunList { store_id, serial, frame, complete, .. } = *list;
+        Ok((Self { shared, store_id, serial, frame, complete, next_id, to_delete }, leftovers))
     }
 
     pub(crate) fn new_id(&mut self) -> u64 {
@@ -149,7 +151,8 @@ impl Flusher {
     pub(crate) fn prepare(&mut self, frame: u64, now: &Now) -> Result<Prepared> {
         let taken = self.shared.memtable.up_to(frame);
         let older = self.shared.runs.now();
-        let mut builder = Builder::new(self.new_id(), taken.len() as u64);
+        let id = self.new_id();
+        let mut builder = Builder::new(self.shared.tables.store_id(), id, taken.len() as u64);
         let (mut entries, mut left_out, mut bytes) = (0_u64, Deleted::default(), Vec::new());
         for (key, entry) in &taken {
             let value = match &entry.content {
@@ -201,7 +204,9 @@ impl Flusher {
     fn list(&mut self, frame: u64, runs: &[Arc<Run>]) -> Result<()> {
         let runs = runs.iter().map(|run| run.info).collect();
         let Self { store_id, complete, next_id, .. } = *self;
-        self.shared.tables.set_list(&RunList { store_id, frame, complete, next_id, runs })?;
+        // Before it is written: what a write that failed has left must not have the number of another.
+        self.serial = self.serial.saturating_add(1);
+        self.shared.tables.set_list(&RunList { store_id, serial: self.serial, frame, complete, next_id, runs })?;
         self.frame = frame;
         Ok(())
     }

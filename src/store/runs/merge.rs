@@ -133,7 +133,8 @@ impl Merge {
         let inputs = runs.get(range.clone()).unwrap_or_default().to_vec();
         let older = runs.get(..range.start).unwrap_or_default().to_vec();
         let id = flusher.new_id();
-        let builder = Builder::new(id, inputs.iter().map(|run| run.info.entries).sum());
+        let store_id = flusher.shared.tables.store_id();
+        let builder = Builder::new(store_id, id, inputs.iter().map(|run| run.info.entries).sum());
         let (deleted, ready) = (Deleted::default(), Vec::new());
         Self { inputs, older, merged: None, builder, id, now, entries: 0, deleted, ready, output: None }
     }
@@ -183,7 +184,7 @@ impl Merge {
                 return Ok(());
             }
         }
-        let builder = std::mem::replace(&mut self.builder, Builder::new(self.id, 0));
+        let builder = std::mem::replace(&mut self.builder, Builder::new(shared.tables.store_id(), self.id, 0));
         self.output = Some(None);
         if self.entries > 0 {
             let (run, blocks) = builder.finish()?;

@@ -35,6 +35,11 @@ impl Blobs {
         Ok((Self { path, dir, is_synced }, flagged))
     }
 
+    /// For a store that is only read.
+    pub(super) fn none(sled: &Path) -> Self {
+        Self { path: sled.join("blobs"), dir: None, is_synced: true }
+    }
+
     /// Returns the number of files.
     pub(crate) fn count(&self) -> Result<usize> {
         let Some(dir) = &self.dir else { return Ok(0) };

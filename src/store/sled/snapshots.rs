@@ -11,13 +11,15 @@ use crate::store::files;
 use crate::store::format::checksum;
 use crate::types::error::{Error, Result};
 
-const UNFINISHED: &str = ".generating";
+pub(super) const PREFIX: &str = "snap.";
+/// How the name of one ends until it is written.
+pub(super) const UNFINISHED: &str = ".generating";
 
 /// Returns every snapshot with its file name, including torn ones.
 fn all(dir: &Path) -> Result<impl Iterator<Item = (PathBuf, String)>> {
     Ok(files::entries(dir)?.into_iter().filter_map(|(path, _)| {
         let name = path.file_name()?.to_str()?.to_owned();
-        name.starts_with("snap.").then_some((path, name))
+        name.starts_with(PREFIX).then_some((path, name))
     }))
 }
 
@@ -46,33 +48,16 @@ pub(crate) fn settle(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Moves every snapshot from `store/sled` into a directory next to it, and returns their number. If only a snapshot is
-/// damaged, sled then reads the whole log and reaches the same state. A crash in between does no harm.
-pub(crate) fn move_aside(store: &Path) -> Result<u64> {
-    let sled = store.join("sled");
-    let snapshots: Vec<_> = all(&sled)?.collect();
-    if snapshots.is_empty() {
-        return Ok(0);
-    }
-    let free = (1..u32::MAX).map(|n| store.join(format!("snapshots.{n}"))).find(|dir| !dir.exists());
-    let aside = free.unwrap_or_else(|| store.join("snapshots"));
-    files::create_dir(&aside)?;
-    files::sync_dir(store)?;
-    for (path, name) in &snapshots {
-        let moved = std::fs::rename(path, aside.join(name));
-        moved.map_err(|cause| Error::io("move snapshot aside", path, &cause))?;
-    }
-    files::sync_dir(&aside)?;
-    files::sync_dir(&sled)?;
-    Ok(snapshots.len() as u64)
+fn is_whole(bytes: &[u8]) -> bool {
+    content(bytes).is_some()
 }
 
-/// Returns true if the length (8 bytes) and the checksum (4 bytes) at the end match.
-fn is_whole(bytes: &[u8]) -> bool {
-    let Some(at) = bytes.len().checked_sub(12) else { return false };
-    let (content, end) = bytes.split_at(at);
+/// Returns the content of a snapshot if the length (8 bytes) and the checksum (4 bytes) at the end match.
+pub(super) fn content(bytes: &[u8]) -> Option<&[u8]> {
+    let (content, end) = bytes.split_at(bytes.len().checked_sub(12)?);
     let (len, crc) = end.split_at(8);
-    !content.is_empty() && len == (content.len() as u64).to_le_bytes() && crc == checksum(&[content]).to_le_bytes()
+    let is_whole = len == (content.len() as u64).to_le_bytes() && crc == checksum(&[content]).to_le_bytes();
+    (is_whole && !content.is_empty()).then_some(content)
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! The wrapper of sled. Only one thread writes. Only the parts of sled that work well are used.
 //!
-//! sled's flush is not durable on Linux, its transactions lock the whole process, a kill during an open can make a
-//! store unusable by its snapshots, and some calls panic. So each flush is followed by a real sync, transactions are
-//! not used, torn snapshots are removed before an open, and every call is guarded.
+//! sled's flush is not durable on Linux, its transactions lock the whole process, its snapshots can brick a store when a
+//! process is killed while it opens, it destroys what it cannot read, and it panics here and there. So: no flush without a real sync, no
+//! transactions, its files read before it is opened on them, and every call guarded.
 
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 #[cfg(test)]
@@ -13,15 +12,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::sled::{Db, IVec, Tree};
+use crossbeam_channel::RecvTimeoutError;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::store::files;
+use crate::store::format::block::{self, Place};
+use crate::store::format::corrupt;
 use crate::store::format::list::{self, RunList};
-use crate::store::format::{block, corrupt};
 use crate::store::sled::blobs::Blobs;
-use crate::store::sled::open_on_copy;
-use crate::store::sled::snapshots;
+use crate::store::sled::raw::{Found, Past, RawBlocks};
 use crate::store::sled::write_barrier::{Share, WriteBarrier};
+use crate::store::sled::{exchange, panics, rebuild, snapshots};
+use crate::sync::worker::Worker;
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -32,19 +34,41 @@ const FLUSH_BLOCKS: usize = 64;
 /// small, and writes a third of the bytes that it otherwise would.
 const KEYS_FIRST: usize = 1 << 10;
 
+/// Of this many blocks an open looks each up in sled: 8 MB. Of more it looks up those with the indexes.
+const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
+
+/// How sled is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub(crate) cache_capacity: u64,
+    /// The file system is asked to sync every write at once.
+    pub(crate) sync_flag: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct Tables {
     dir: PathBuf,
+    store_id: [u8; 16],
     /// `None` once closed.
-    trees: RwLock<Option<Trees>>,
+    backend: RwLock<Option<Backend>>,
     pub(crate) barriers: WriteBarrier,
     pub(crate) blobs: Blobs,
     /// While a test holds it, every flush waits.
     #[cfg(test)]
     pub(crate) flush_gate: Mutex<()>,
+    /// While a test holds it, sled does not end.
+    #[cfg(test)]
+    pub(crate) close_gate: Arc<Mutex<()>>,
     /// The number of writes that succeed before all writes fail.
     #[cfg(test)]
     pub(crate) writes_left: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Backend {
+    Sled(Trees),
+    /// For a store that is only read.
+    Raw(RawBlocks),
 }
 
 #[derive(Debug)]
@@ -61,52 +85,150 @@ struct Trees {
 pub(crate) type Keyed = ([u8; 12], Vec<u8>);
 
 impl Tables {
-    /// Opens the existing files. Creates missing ones only if `create` is true.
-    pub(crate) fn open(dir: &Path, cache_capacity: u64, sync_flag: bool, create: bool) -> Result<Self> {
-        open_on_copy::settle(dir)?;
-        if create {
-            files::create_dir(dir)?;
-        } else if !dir.join("db").is_file() || !dir.join("conf").is_file() {
-            return Err(corrupt(format!("the record store {} is missing", dir.display())));
+    /// Makes an empty one. It has no list yet, and nothing in it is durable one by one.
+    pub(crate) fn create(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<Self> {
+        files::create_dir(dir)?;
+        let mut tables = Self::open_files(dir, access, store_id)?;
+        tables.barriers = WriteBarrier::new(true);
+        Ok(tables)
+    }
+
+    /// Opens what is there, and says what runs there are. Before that all of it is read: if not every block is there, the error is
+    /// `Corrupt` and nothing was changed. If sled might not find every block that is there, they are put into a new sled first; the
+    /// last value says so.
+    pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Self, RunList, bool)> {
+        let now_in = exchange::current(dir);
+        let found = Found::scan(&now_in, &past.store_id)?;
+        let chosen = found.choose(past)?;
+        let is_proven = found.is_proven(&chosen)?;
+        exchange::settle(dir)?;
+        if is_proven {
+            snapshots::settle(dir)?;
+            // Before sled makes its files, so that they inherit the flag.
+            if !(access.sync_flag && files::set_sync_flag(dir)) {
+                Self::settle_on_copy(dir, access, &past.store_id)?;
+            }
+        } else {
+            rebuild::rebuild(dir, access, &found, &chosen.list)?;
         }
-        snapshots::settle(dir)?;
-        // Set the flag before sled creates its files, so that they inherit it. Files on btrfs do not inherit it, so it
-        // is set again below.
-        let flagged = sync_flag && files::set_sync_flag(dir);
+        let mut list = chosen.list;
+        // What a crash has left unlisted must not have the number of something new.
+        let (next_run, serial) = found.next_numbers();
+        list.next_id = list.next_id.max(next_run);
+        drop(found);
+        let open =
+            || Self::open_files(dir, access, &past.store_id).and_then(|tables| tables.check(&list).map(|()| tables));
+        let mut was_rebuilt = !is_proven;
+        let tables = match open() {
+            // Whole files, in which sled has not found everything: what it has left is looked through once more.
+            Err(error) if error.kind() == ErrorKind::Corrupt && is_proven => {
+                let found = Found::scan(dir, &past.store_id)?;
+                list = found.choose(past)?.list;
+                list.next_id = list.next_id.max(next_run);
+                rebuild::rebuild(dir, access, &found, &list)?;
+                was_rebuilt = true;
+                Self::open_files(dir, access, &past.store_id).and_then(|tables| tables.check(&list).map(|()| tables))?
+            }
+            opened => opened?,
+        };
+        list.serial = serial;
+        Ok((tables, list, was_rebuilt))
+    }
+
+    /// Reads what is there, without sled: nothing is written, and only the right to read is needed.
+    pub(crate) fn open_read_only(dir: &Path, past: &Past) -> Result<(Self, RunList)> {
+        let found = Found::scan(&exchange::current(dir), &past.store_id)?;
+        let list = found.choose(past)?.list;
+        let blobs = Blobs::none(dir);
+        let backend = Backend::Raw(found.into_blocks(&list));
+        Ok((Self::new(dir, &past.store_id, backend, blobs, true), list))
+    }
+
+    /// Lets sled do on a copy what it does when it is opened, where a power cut would spoil the original. Not if there is no room.
+    fn settle_on_copy(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<()> {
+        let db = dir.join("db");
+        let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
+        if !rebuild::has_room(dir, len)? {
+            return Ok(());
+        }
+        exchange::replace(dir, |new| {
+            exchange::copy(dir, new)?;
+            Self::open_files(new, access, store_id)?.close()
+        })
+    }
+
+    fn open_files(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<Self> {
+        let flagged = access.sync_flag && files::set_sync_flag(dir);
         // Take the share before sled is opened, because an open writes.
         let share = Share::take();
-        let open = |dir: &Path| open_db(dir, cache_capacity);
-        let copied = if flagged || create { None } else { open_on_copy::open(dir, open)? };
-        let opened = copied.map_or_else(|| open(dir), Ok)?;
+        let opened = open_db(dir, access.cache_capacity)?;
         let db = opened.0.clone().ok_or_else(Error::closed)?;
         files::make_private(dir)?;
         // Make the name of the new snapshot durable before anything else is synced: from here on the log may need it.
         files::sync_dir(dir)?;
         let file = dir.join("db");
+        // On btrfs files do not inherit the flag.
         let (blobs, flagged) = Blobs::open(dir, flagged && files::set_sync_flag(&file))?;
         let file = File::open(&file).map_err(|cause| Error::io("open", &file, &cause))?;
         let tree = |name: &str| guard(dir, || db.open_tree(name));
         let (meta, blocks) = (tree("meta")?, tree("blocks")?);
         let trees = Trees { meta, blocks, file: Arc::new(file), db, _share: share };
-        Ok(Self {
+        Ok(Self::new(dir, store_id, Backend::Sled(trees), blobs, flagged))
+    }
+
+    fn new(dir: &Path, store_id: &[u8; 16], backend: Backend, blobs: Blobs, sync_flag: bool) -> Self {
+        Self {
             dir: dir.to_owned(),
+            store_id: *store_id,
             blobs,
-            trees: RwLock::new(Some(trees)),
-            barriers: WriteBarrier::new(flagged),
+            backend: RwLock::new(Some(backend)),
+            barriers: WriteBarrier::new(sync_flag),
             #[cfg(test)]
             flush_gate: Mutex::new(()),
             #[cfg(test)]
+            close_gate: Arc::default(),
+            #[cfg(test)]
             writes_left: AtomicU64::new(u64::MAX),
-        })
+        }
+    }
+
+    /// Whether sled has this list, and the blocks of its runs.
+    fn check(&self, list: &RunList) -> Result<()> {
+        let missing =
+            |what: &dyn std::fmt::Display| corrupt(format!("{}: sled has lost {what}", self.dir.join("db").display()));
+        let found = self.list()?;
+        if found.is_none_or(|found| found.serial != list.serial) {
+            return Err(missing(&Place::LIST));
+        }
+        let is_small = list.runs.iter().map(|run| u64::from(run.blocks)).sum::<u64>() <= MAX_CHECKED;
+        for run in &list.runs {
+            let first = if is_small { 0 } else { run.blocks };
+            for number in first..run.all_blocks() {
+                let place = Place { run: run.id, number };
+                let block = self.block(place)?.ok_or_else(|| missing(&place))?;
+                block::find(&self.store_id, &block)
+                    .filter(|found| found.place == place)
+                    .ok_or_else(|| missing(&place))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn store_id(&self) -> &[u8; 16] {
+        &self.store_id
     }
 
     /// Returns `Closed` after a close.
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.trees.read().is_some() { Ok(()) } else { Err(Error::closed()) }
+        if self.backend.read().is_some() { Ok(()) } else { Err(Error::closed()) }
     }
 
-    pub(crate) fn block(&self, key: &[u8]) -> Result<Option<IVec>> {
-        self.with_trees(|trees| trees.blocks.get(key))
+    pub(crate) fn block(&self, place: Place) -> Result<Option<IVec>> {
+        match &*self.backend.read() {
+            Some(Backend::Sled(trees)) => guard(&self.dir, || trees.blocks.get(block::key(place))),
+            Some(Backend::Raw(blocks)) => blocks.read(place),
+            None => Err(Error::closed()),
+        }
     }
 
     /// Writes blocks that have no reader yet, and makes them durable.
@@ -144,25 +266,26 @@ impl Tables {
     /// Returns the numbers of all runs that have a block in sled.
     pub(crate) fn run_ids(&self) -> Result<Vec<u64>> {
         let mut ids: Vec<u64> = Vec::new();
-        let mut from = block::key(0, 0);
+        let mut from = block::key(Place { run: 0, number: 0 });
         while let Some(key) = self.with_trees(|trees| trees.blocks.range(from..).keys().next().transpose())? {
             let id = block::run_of(&key);
             ids.push(id);
             let Some(next) = id.checked_add(1) else { break };
-            from = block::key(next, 0);
+            from = block::key(Place { run: next, number: 0 });
         }
         Ok(ids)
     }
 
     /// Returns the keys of the first blocks of a run in sled, at most `limit`.
     pub(crate) fn blocks_of(&self, run: u64, limit: usize) -> Result<Vec<IVec>> {
-        let (from, end) = (block::key(run, 0), block::key(run.saturating_add(1), 0));
+        let key = |run| block::key(Place { run, number: 0 });
+        let (from, end) = (key(run), key(run.saturating_add(1)));
         self.with_trees(|trees| trees.blocks.range(from..end).keys().take(limit).collect())
     }
 
     pub(crate) fn list(&self) -> Result<Option<RunList>> {
         let bytes = self.with_trees(|trees| trees.meta.get(list::KEY))?;
-        bytes.map(|bytes| RunList::decode(&bytes)).transpose()
+        bytes.map(|bytes| RunList::decode(&self.store_id, &bytes)).transpose()
     }
 
     /// Replaces the list, durably. The runs in it must be durable before.
@@ -210,20 +333,43 @@ impl Tables {
         let _gate = self.flush_gate.lock();
         let _alone = self.barriers.alone();
         self.write_out()?;
-        let trees = self.trees.read();
-        let trees = trees.as_ref().ok_or_else(Error::closed)?;
+        let backend = self.backend.read();
+        let Some(Backend::Sled(trees)) = &*backend else { return Err(self.not_sled(backend.as_ref())) };
         trees.file.sync_data().map_err(|cause| Error::io("sync", &self.dir.join("db"), &cause))?;
         self.barriers.done();
         Ok(())
     }
 
+    /// As [`close`](Self::close), but waits no longer than `timeout`: after a failed write, sled's drop may wait for ever. A thread of
+    /// its own is left with it then, which keeps `kept` until sled is gone.
+    pub(crate) fn close_within(&self, timeout: Duration, kept: impl Send + 'static) -> Result<()> {
+        let Some(backend) = self.backend.write().take() else { return Ok(()) };
+        let (ended, closed) = crossbeam_channel::bounded(1);
+        let dir = self.dir.clone();
+        #[cfg(test)]
+        let gate = Arc::clone(&self.close_gate);
+        let close = move || {
+            #[cfg(test)]
+            let _gate = gate.lock();
+            // Ignore the result: the caller may not wait any more.
+            let _ = ended.send(let_go(backend, &dir));
+            drop(kept);
+        };
+        let worker = Worker::spawn("oncekey-close", close, |_| ())?;
+        match closed.recv_timeout(timeout) {
+            Ok(closed) => closed,
+            Err(RecvTimeoutError::Disconnected) => Err(panicked_at_close(&self.dir)),
+            Err(RecvTimeoutError::Timeout) => {
+                std::mem::forget(worker);
+                let message = format!("close {}: sled has not ended for {timeout:?}", self.dir.display());
+                Err(Error::new(ErrorKind::Poisoned, message))
+            }
+        }
+    }
+
     /// Closes sled. Its drop syncs, and panics if that fails.
     pub(crate) fn close(&self) -> Result<()> {
-        let Some(trees) = self.trees.write().take() else { return Ok(()) };
-        let file = Arc::clone(&trees.file);
-        catch_unwind(AssertUnwindSafe(|| drop(trees)))
-            .map_err(|_| Error::new(ErrorKind::Io, format!("close {}: sled panicked", self.dir.display())))?;
-        wait_until_unlocked(&file, &self.dir)
+        self.backend.write().take().map_or(Ok(()), |backend| let_go(backend, &self.dir))
     }
 
     /// Returns an error if there is a file that sled never syncs. Called before the journal frees any segment.
@@ -239,9 +385,18 @@ impl Tables {
     }
 
     fn with_trees<R>(&self, f: impl FnOnce(&Trees) -> ::sled::Result<R>) -> Result<R> {
-        let trees = self.trees.read();
-        let trees = trees.as_ref().ok_or_else(Error::closed)?;
-        guard(&self.dir, || f(trees))
+        match &*self.backend.read() {
+            Some(Backend::Sled(trees)) => guard(&self.dir, || f(trees)),
+            other => Err(self.not_sled(other.as_ref())),
+        }
+    }
+
+    /// Why sled cannot be asked.
+    fn not_sled(&self, backend: Option<&Backend>) -> Error {
+        match backend {
+            Some(_) => Error::new(ErrorKind::ReadOnly, format!("the record store {} is only read", self.dir.display())),
+            None => Error::closed(),
+        }
     }
 }
 
@@ -254,22 +409,44 @@ impl Drop for Tables {
 
 /// Runs a call into sled. Turns a panic into an error.
 fn guard<R>(dir: &Path, f: impl FnOnce() -> ::sled::Result<R>) -> Result<R> {
-    match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(result) => result.map_err(|cause| convert(dir, &cause)),
-        Err(_) => Err(corrupt(format!("sled panicked in {}", dir.display()))),
+    match panics::catch(f) {
+        Some(result) => result.map_err(|cause| convert(dir, &cause)),
+        None => Err(corrupt(format!("sled panicked over {}", dir.join("db").display()))),
     }
+}
+
+fn let_go(backend: Backend, dir: &Path) -> Result<()> {
+    let Backend::Sled(trees) = backend else { return Ok(()) };
+    let file = Arc::clone(&trees.file);
+    panics::catch(|| drop(trees)).ok_or_else(|| panicked_at_close(dir))?;
+    wait_until_unlocked(&file, dir)
+}
+
+fn panicked_at_close(dir: &Path) -> Error {
+    Error::new(ErrorKind::Io, format!("close {}: sled panicked", dir.display()))
 }
 
 fn convert(dir: &Path, cause: &::sled::Error) -> Error {
     match cause {
         ::sled::Error::Io(cause) => Error::io("access record store", dir, cause),
-        cause => corrupt(format!("the record store {} is damaged: {cause}", dir.display())),
+        cause => corrupt(format!("the record store {} is damaged: {cause}", dir.join("db").display())),
+    }
+}
+
+/// sled, until everything in it is open. Its drop syncs, and panics if that fails.
+struct Opened(Option<Db>);
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        // An earlier error is returned instead of this one.
+        let _ = panics::catch(|| drop(self.0.take()));
     }
 }
 
 /// Opens sled with three quarters of this capacity. sled counts its pages by their size on disk, and in memory they
 /// were seen to take about a third more.
-fn open_db(dir: &Path, cache_capacity: u64) -> Result<open_on_copy::Opened> {
+fn open_db(dir: &Path, cache_capacity: u64) -> Result<Opened> {
+    panics::hide();
     let path = dir.join("db");
     if path.exists() {
         let file = File::open(&path).map_err(|cause| Error::io("open", &path, &cause))?;
@@ -277,7 +454,7 @@ fn open_db(dir: &Path, cache_capacity: u64) -> Result<open_on_copy::Opened> {
     }
     let counted = cache_capacity / 4 * 3;
     let config = ::sled::Config::new().path(dir).cache_capacity(counted).flush_every_ms(None);
-    guard(dir, || config.open()).map(|db| open_on_copy::Opened(Some(db)))
+    guard(dir, || config.open()).map(|db| Opened(Some(db)))
 }
 
 /// Waits until sled's threads have unlocked the file, a moment after the last handle is dropped. sled does not notify,

@@ -216,7 +216,7 @@ fn a_damaged_run_is_not_merged_and_does_not_stop_other_merges() {
         store.drain().unwrap();
     }
     let damaged = store.inner.shared.runs.now()[3].info.id;
-    store.inner.shared.tables.insert(&block::key(damaged, 0), b"junk").unwrap();
+    store.inner.shared.tables.insert(&block::key(block::Place { run: damaged, number: 0 }), b"junk").unwrap();
     // The eighth run triggers a merge. Later runs are merged without the damaged one.
     for round in 7..20 {
         put(&store, &key(round.to_string()), StoredRecord { expires: now + 1, ..done(b"x") });
@@ -292,7 +292,7 @@ fn leftovers_of_a_crash_are_deleted_after_the_next_open() {
     // As if the process had died while it wrote two runs.
     let tables = &store.inner.shared.tables;
     for (run, number) in [(900, 0), (900, 1), (901, 0)] {
-        tables.insert(&block::key(run, number), b"").unwrap();
+        tables.insert(&block::key(block::Place { run, number }), b"").unwrap();
     }
     tables.flush().unwrap();
     crash(store);

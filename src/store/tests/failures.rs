@@ -332,3 +332,24 @@ fn unsynced_blob_files_poison_before_the_journal_frees_a_segment() {
     assert!(error.to_string().contains("1 values in files of their own"), "{error}");
     assert_eq!(store.stats().store_checkpoints, before);
 }
+
+#[test]
+fn a_close_ends_although_sled_does_not_and_the_store_stays_locked_until_it_has() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().sync_timeout(Duration::from_millis(500)));
+    put(&store, &key("k"), done(b"x"));
+    let gate = Arc::clone(&store.inner.shared.tables.close_gate);
+    let held = gate.lock();
+    let error = store.close().unwrap_err();
+    assert!(error.kind() == ErrorKind::Poisoned && error.to_string().contains("sled has not ended"), "{error}");
+    refused(dir.path(), ErrorKind::StoreInUse, "is open already");
+    drop(held);
+    // The thread frees the store when sled is gone. Nothing else reports that.
+    let reopened = loop {
+        match Store::open(dir.path(), &options()) {
+            Err(error) if error.kind() == ErrorKind::StoreInUse => std::thread::yield_now(),
+            opened => break opened.unwrap().0,
+        }
+    };
+    assert_eq!(outcome(&reopened, &key("k")).unwrap(), b"x");
+}

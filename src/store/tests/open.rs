@@ -173,12 +173,13 @@ fn a_lock_file_that_is_deleted_under_its_owner_lets_no_second_owner_in() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"x"));
+    std::fs::remove_file(dir.path().join("LOCK")).unwrap();
     for replaced in [false, true] {
-        std::fs::remove_file(dir.path().join("LOCK")).unwrap();
         if replaced {
             std::fs::write(dir.path().join("LOCK"), b"").unwrap();
         }
         refused(dir.path(), ErrorKind::StoreInUse, "is open already");
+        assert_eq!(dir.path().join("LOCK").exists(), replaced, "an open that is refused leaves none behind");
         put(&store, &key("k"), done(b"y"));
     }
     store.close().unwrap();

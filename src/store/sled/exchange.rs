@@ -1,28 +1,28 @@
-//! Opens sled on a copy of its files and then replaces the originals: for file systems that do not sync every write by
-//! themselves.
+//! Puts other files in the place of sled's, durably: a copy, or a new store with the same blocks.
 //!
-//! When sled opens, it renames its new snapshot and at once fills with zeros the segments of its file that are free
-//! according to the snapshot. These two steps are not ordered: after a power cut there may be the zeros and the old
-//! snapshot, which refers to those segments. The open would refuse such a store. With a copy, the original files stay
-//! unchanged until the copy is complete and durable.
+//! On file systems that do not sync every write by themselves, sled is opened on a copy first. When sled opens, it renames its
+//! new snapshot and at once fills with zeros the segments of its file that are free according to the snapshot. These two
+//! steps are not ordered: after a power cut there may be the zeros and the old snapshot, which refers to those segments. With
+//! a copy, the original files stay unchanged until the copy is complete and durable. sled is closed before the exchange, and
+//! then opened under its final name.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-
-use ::sled::Db;
 
 use crate::store::files;
 use crate::types::error::{Error, Result};
-
-/// Free space to leave for what sled writes during its open, in bytes.
-const SLACK: u64 = 16 << 20;
 
 fn beside(dir: &Path, extension: &str) -> PathBuf {
     dir.with_extension(extension)
 }
 
-/// Removes what a crash has left of an exchange. Called before the directory is read.
-pub(crate) fn settle(dir: &Path) -> Result<()> {
+/// Where sled's files are: a crash may have left them under the name that they have during an exchange. Changes nothing.
+pub(super) fn current(dir: &Path) -> PathBuf {
+    let old = beside(dir, "old");
+    if !dir.exists() && old.exists() { old } else { dir.to_owned() }
+}
+
+/// Removes what a crash has left of an exchange.
+pub(super) fn settle(dir: &Path) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
     if !old.exists() && !new.exists() {
         return Ok(());
@@ -36,42 +36,21 @@ pub(crate) fn settle(dir: &Path) -> Result<()> {
     remove(&old)
 }
 
-/// sled, until everything in it is open. Its drop syncs, and panics if that fails.
-pub(in crate::store) struct Opened(pub(in crate::store) Option<Db>);
-
-impl Drop for Opened {
-    fn drop(&mut self) {
-        // An earlier error is returned instead of this one.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self.0.take())));
-    }
-}
-
-/// Opens sled on a copy and puts the copy in place. Returns `None`, with nothing changed, if there is no space for a
-/// copy.
-pub(crate) fn open(dir: &Path, open: impl FnOnce(&Path) -> Result<Opened>) -> Result<Option<Opened>> {
-    let db = dir.join("db");
-    let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
-    if files::free_bytes(dir)? < len.saturating_add(SLACK) {
-        return Ok(None);
-    }
+/// Puts what `make` makes in the place of a directory. After an error everything is as it was.
+pub(super) fn replace(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
-    let opened = copy(dir, &new).and_then(|()| open(&new)).and_then(|db| files::sync_tree(&new).map(|()| db));
-    let db = match opened {
-        Ok(db) => db,
-        Err(error) => {
-            // Return the first error. The next open removes what is left.
-            let _ = remove(&new);
-            return Err(error);
-        }
-    };
+    if let Err(error) = make(&new).and_then(|()| files::sync_tree(&new)) {
+        // Return the first error. The next open removes what is left.
+        let _ = remove(&new);
+        return Err(error);
+    }
     rename(dir, &old)?;
     rename(&new, dir)?;
     files::sync_parent(dir)?;
-    remove(&old)?;
-    Ok(Some(db))
+    remove(&old)
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     files::create_dir(to)?;
     for (path, kind) in files::entries(from)? {
         let Some(name) = path.file_name() else { continue };
@@ -126,6 +105,7 @@ mod tests {
             if step > 3 {
                 std::fs::remove_file(beside(&dir, "old").join("db")).unwrap();
             }
+            assert_eq!(std::fs::read(current(&dir).join("db")).unwrap(), b"log", "step {step}");
             settle(&dir).unwrap();
             assert_eq!(names(store.path()), std::slice::from_ref(&dir), "step {step}");
             assert_eq!(std::fs::read(dir.join("db")).unwrap(), b"log");
@@ -133,17 +113,18 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_cannot_be_opened_changes_nothing() {
+    fn what_cannot_be_made_leaves_everything_as_it_was() {
         let store = tempfile::tempdir().unwrap();
         let dir = store.path().join("sled");
-        drop(::sled::open(&dir).unwrap());
-        let before = std::fs::read(dir.join("db")).unwrap();
-        let refused = open(&dir, |copy| {
-            std::fs::write(copy.join("db"), b"other").unwrap();
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("db"), b"log").unwrap();
+        let refused = replace(&dir, |new| {
+            copy(&dir, new)?;
+            std::fs::write(new.join("db"), b"other").unwrap();
             Err(Error::closed())
         });
         assert!(refused.is_err());
         assert_eq!(names(store.path()), std::slice::from_ref(&dir));
-        assert_eq!(std::fs::read(dir.join("db")).unwrap(), before);
+        assert_eq!(std::fs::read(dir.join("db")).unwrap(), b"log");
     }
 }

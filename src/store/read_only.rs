@@ -1,0 +1,110 @@
+//! Opens a store only to read it: nothing is written, created or locked against other readers, and sled is not opened.
+//!
+//! The blocks are read where they lie in sled's file, and what the journal has after the last flush is replayed into memory. So it works
+//! on a file system that is mounted read-only, and needs only the right to read. A process that has the store open for writing
+//! keeps readers out, and a reader keeps such a process out: what is read does not change.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::memtable::Entry;
+use super::open::{Parts, check_ours, first_number, is_open_to_others, new_inner, open_runs};
+use super::{OpenReport, Store, files, threads};
+use crate::store::format::frame::Frame;
+use crate::store::journal;
+use crate::store::runs::flush::Shared;
+use crate::store::sled::disk_space::DiskSpace;
+use crate::store::sled::tables::Tables;
+use crate::types::clock::{self, StoreClock};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::options::EngineOptions;
+use crate::types::record::{EffectSeeds, Now};
+use crate::types::telemetry::{self, Work};
+
+impl Store {
+    /// Opens the store in `path` to read it.
+    pub(crate) fn open_read_only(path: &Path, options: &EngineOptions) -> Result<(Self, OpenReport)> {
+        let began = clock::monotonic();
+        let path = &std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
+        let _working = telemetry::enter(Work::Open, path);
+        options.check()?;
+        let lock = lock(path, options.any_file_system)?;
+        let dir = path.join("store");
+        let recovered = journal::recover_read_only(&dir.join("journal"))?;
+        let (tables, list) = Tables::open_read_only(&dir.join("sled"), &recovered.past())?;
+        let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
+        let (first, effect_seeds) = (first_number(recovered.last_frame.max(list.frame)), EffectSeeds::of_this_open());
+        let opened = clock.now();
+        let now = Now { store: opened, wall: clock.wall(), first, opened, effect_seed: effect_seeds.draw() };
+        let shared = Arc::new(open_runs(&dir, tables, &list, &now)?);
+        let frames_replayed = replay(&recovered, list.complete, &shared, &now)?;
+        let report = OpenReport {
+            clean: recovered.clean,
+            torn_bytes: recovered.torn_bytes,
+            interrupted: shared.unfinished.count_interrupted(&now),
+            frames_replayed,
+            open_to_others: is_open_to_others(path),
+            ..OpenReport::default()
+        };
+        // What lies before may have been written over at any time.
+        recovered.pool.release(recovered.checkpointed);
+        let (disk_space, wakeups) = DiskSpace::new(&dir.join("sled"));
+        let parts = Parts {
+            store_id: list.store_id,
+            first,
+            opened,
+            effect_seeds,
+            clock,
+            shared,
+            pool: recovered.pool,
+            disk_space,
+            journal: Arc::default(),
+            group: recovered.chain.group,
+            next_frame: first + 1,
+            segment_space: 0,
+        };
+        // No thread takes anything from the queue: every commit is refused before it comes to that.
+        let (inner, _) = new_inner(path, options, parts, wakeups);
+        let running = threads::none(lock, options.sync_timeout);
+        let took = clock::monotonic().saturating_duration_since(began);
+        Ok((Self { inner, running: parking_lot::Mutex::new(Some(running)) }, OpenReport { took, ..report }))
+    }
+}
+
+/// Keeps those who write out, as long as it is held.
+fn lock(path: &Path, any_file_system: bool) -> Result<files::StoreLock> {
+    let store = path.join("store");
+    if !files::is_dir(&store) {
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
+    }
+    if !any_file_system {
+        files::check_file_system(path)?;
+    }
+    check_ours(path, &store)?;
+    files::StoreLock::shared(path)
+}
+
+/// Puts the changes after the frame up to which the runs are complete into the memtable.
+fn replay(recovered: &journal::Recovered, complete: u64, shared: &Shared, now: &Now) -> Result<u64> {
+    let mut replayed = 0;
+    recovered.replay(&mut |number, frame| {
+        let Frame::Changes(changes) = frame else { return Ok(()) };
+        if number <= complete {
+            return Ok(());
+        }
+        replayed += 1;
+        let lifetimes: Vec<_> = changes
+            .iter()
+            .map(|change| (change.key.clone(), change.record().map(|stored| stored.lifetime())))
+            .collect();
+        // The index of the runs alone would say what was before.
+        shared.unfinished.update(lifetimes.iter().map(|(key, lifetime)| (key, *lifetime)), now);
+        let entries = changes.into_iter().map(|change| {
+            let entry = Entry { number, ticket: 0, content: change.content };
+            (change.key, entry)
+        });
+        shared.memtable.put_all(entries, || ());
+        Ok(())
+    })?;
+    Ok(replayed)
+}

@@ -1,0 +1,168 @@
+//! Rescues what can still be read of a damaged store, into a new one.
+//!
+//! From the journal comes each group that is whole, from the record store each block, found in sled's file without sled. What is newest
+//! counts: the order of the runs is that of their list, and a record names its revision. Nothing is written to the damaged store.
+
+mod sources;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::open::{access, check_ours};
+use super::runs::build::Builder;
+use super::{Store, files};
+use crate::store::format::list::RunList;
+use crate::store::journal::{self, Remains};
+use crate::store::sled::raw;
+use crate::store::sled::tables::Tables;
+use crate::types::clock::{self, Anchor, StoreClock};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key;
+use crate::types::options::EngineOptions;
+use sources::Sources;
+
+/// Problems that are told one by one.
+const MAX_PROBLEMS: usize = 100;
+/// Blocks that are written at once.
+const BATCH: usize = 256;
+
+/// What a [`salvage`](crate::EngineOptions::salvage) has rescued, and what it could not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SalvageReport {
+    /// Records in the new store. Those that were in progress are interrupted there.
+    pub records: u64,
+    /// Rows in the new store.
+    pub rows: u64,
+    /// Records and rows of these that may be older than their last state, or may have been removed: something newer that could have
+    /// named them is lost. Ask the systems that their operations call before you rely on them.
+    pub in_doubt: u64,
+    /// Records and rows of which something was left and no whole value. They are not in the new store: their keys begin anew.
+    pub lost: Vec<String>,
+    /// Further ones, if there are more than 100.
+    pub more_lost: u64,
+    /// What is damaged. If there are very many, the last one says how many more.
+    pub problems: Vec<String>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl SalvageReport {
+    /// Whether everything was rescued as it was.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.in_doubt == 0 && self.lost.is_empty() && self.problems.is_empty()
+    }
+}
+
+impl Store {
+    /// Rescues into `into`, which must be empty or not be there. `progress` is called with the keys that were written, of how many.
+    pub(crate) fn salvage(
+        from: &Path,
+        into: &Path,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<SalvageReport> {
+        let began = clock::monotonic();
+        let absolute = |path: &Path| std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause));
+        let (from, into) = (&absolute(from)?, &absolute(into)?);
+        options.check()?;
+        let store = from.join("store");
+        if !files::is_dir(&store) {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", from.display())));
+        }
+        check_ours(from, &store)?;
+        if into.starts_with(from) || from.starts_with(into) {
+            let message = format!("{} and {} are not apart", from.display(), into.display());
+            return Err(Error::new(ErrorKind::InvalidOptions, message));
+        }
+        let _from = files::StoreLock::shared(from)?;
+        let is_new = check_empty(into)?;
+        if !options.any_file_system {
+            files::check_file_system(from)?;
+        }
+        let remains = journal::remains(&store.join("journal"))?;
+        let mut sources = Sources::new(&store.join("sled"), &remains)?;
+        let remains = Remains { frames: Vec::new(), ..remains };
+        files::create_dirs(into)?;
+        let made = write(into, options, &mut sources, &remains, progress);
+        if let Err(error) = made {
+            // What went wrong is the news.
+            let _ = std::fs::remove_dir_all(into.join("store.new"));
+            let _ = std::fs::remove_file(into.join("LOCK"));
+            if is_new {
+                let _ = std::fs::remove_dir(into);
+            }
+            return Err(error);
+        }
+        let mut report = sources.into_report();
+        report.took = clock::monotonic().saturating_duration_since(began);
+        Ok(report)
+    }
+}
+
+/// Whether the directory is to be made.
+fn check_empty(into: &Path) -> Result<bool> {
+    if !into.exists() {
+        return Ok(true);
+    }
+    if files::entries(into)?.is_empty() {
+        return Ok(false);
+    }
+    let message = format!("{} is not empty: a salvage goes into a directory of its own", into.display());
+    Err(Error::new(ErrorKind::InvalidOptions, message))
+}
+
+/// Builds the new store aside, and gives it its name when it is durable: nothing else opens as one.
+fn write(
+    into: &Path,
+    options: &EngineOptions,
+    sources: &mut Sources,
+    remains: &Remains,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let mut lock = files::Lock::take(&into.join("LOCK"), into)?;
+    let half_made = into.join("store.new");
+    files::create_dir(&half_made)?;
+    let _dir = files::Lock::take_dir(&half_made, into)?;
+    let (store_id, total) = (key::random(), sources.len());
+    let mut builder = Builder::new(&store_id, 1, total);
+    let tables = Tables::create(&half_made.join("sled"), access(options), &store_id)?;
+    let mut written = 0;
+    sources.for_each(&mut |key, value| {
+        builder.add(key, Some(value))?;
+        if let Some(blocks) = builder.take_full(BATCH) {
+            tables.write(&blocks)?;
+        }
+        written += 1;
+        progress(written, total);
+        Ok(())
+    })?;
+    // Behind every number that any of it carries: what was in progress is dead then, and no token is given twice.
+    let frame = sources.last_number().max(remains.last_frame);
+    let mut list = RunList { store_id, serial: 1, frame, complete: frame, next_id: 2, runs: Vec::new() };
+    if written > 0 {
+        let (run, blocks) = builder.finish()?;
+        tables.write(&blocks)?;
+        list.runs.push(run.info);
+    }
+    tables.set_list(&list)?;
+    tables.close()?;
+    let found = remains.anchor.unwrap_or(Anchor { store: sources.last_time(), ..Anchor::default() });
+    let anchor = StoreClock::start(Arc::clone(&options.clock), found, options.max_offline).anchor();
+    journal::create(&half_made.join("journal"), store_id, options.segment_bytes, frame, anchor)?;
+    files::sync_tree(&half_made)?;
+    let store = into.join("store");
+    std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
+    lock.keep();
+    files::sync_dir(into)
+}
+
+/// Where sled's files are, and the store that they belong to as far as that can be told.
+fn store_of(sled: &Path, remains: &Remains) -> Result<Option<[u8; 16]>> {
+    match remains.store_id {
+        Some(id) => Ok(Some(id)),
+        None => raw::store_of(sled),
+    }
+}

@@ -1,0 +1,268 @@
+//! The blocks in sled's file, found without sled, by what they begin with and their checksums.
+//!
+//! An open looks through the file first: it opens sled only if every block of the runs is there, so a store that cannot be served
+//! is left as it is. A store that is only read is read like this.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use ::sled::IVec;
+use memchr::memmem::Finder;
+
+use super::log::{self, Log};
+use crate::store::format::block::{self, Kind, MAGIC, PREFIX, Place};
+use crate::store::format::corrupt;
+use crate::store::format::list::RunList;
+use crate::types::error::{Error, Result};
+
+/// What the journal knows of the record store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Past {
+    pub(crate) store_id: [u8; 16],
+    /// The runs have everything up to this frame, or should.
+    pub(crate) checkpointed: u64,
+    /// The last frame that there is.
+    pub(crate) last_frame: u64,
+}
+
+/// A block that is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct BlockAt {
+    pub(crate) place: Place,
+    /// Not in a message of sled's log that is whole: sled may not find it.
+    is_loose: bool,
+    offset: u64,
+    len: usize,
+}
+
+/// What sled's file holds of a store.
+#[derive(Debug)]
+pub(crate) struct Found {
+    dir: PathBuf,
+    store_id: [u8; 16],
+    file: File,
+    path: PathBuf,
+    /// In the order of their places; those that sled may not find behind others.
+    blocks: Vec<BlockAt>,
+    /// The newest first, each with whether sled may not find it.
+    lists: Vec<(RunList, bool)>,
+    /// There are lists of another store.
+    has_foreign: bool,
+    log: Log,
+}
+
+impl Found {
+    /// Reads the file of the record store in this directory. Changes nothing.
+    pub(crate) fn scan(dir: &Path, store: &[u8; 16]) -> Result<Self> {
+        let path = dir.join("db");
+        let missing = |cause: std::io::Error| match cause.kind() {
+            std::io::ErrorKind::NotFound => corrupt(format!("the record store {} is missing: {cause}", path.display())),
+            _ => Error::io("open", &path, &cause),
+        };
+        let file = File::open(&path).map_err(missing)?;
+        let (magic, mut log) = (Finder::new(MAGIC), Log::default());
+        let (mut blocks, mut lists, mut has_foreign) = (Vec::new(), Vec::new(), false);
+        log::for_each_segment(&file, &path, |offset, bytes| {
+            let whole = log.add(offset, bytes);
+            let mut at = 0;
+            while let Some(next) = bytes.get(at..).and_then(|rest| magic.find(rest)) {
+                let start = at + next;
+                at = start + 1;
+                let rest = bytes.get(start..).unwrap_or_default();
+                let Some(found) = block::find(store, rest) else {
+                    has_foreign |= is_foreign_list(rest);
+                    continue;
+                };
+                let len = PREFIX + found.content.len();
+                // What is in a block is a part of it.
+                at = start + len;
+                let is_loose = at > whole;
+                if found.kind == Kind::List {
+                    lists.extend(RunList::decode_content(found.content).map(|list| (list, is_loose)));
+                } else {
+                    blocks.push(BlockAt { place: found.place, is_loose, offset: offset + start as u64, len });
+                }
+            }
+        })?;
+        blocks.sort_unstable();
+        blocks.dedup_by_key(|block| block.place);
+        lists.sort_by_key(|(list, is_loose)| (std::cmp::Reverse(list.serial), *is_loose));
+        lists.dedup_by_key(|(list, _)| list.serial);
+        Ok(Self { dir: dir.to_owned(), store_id: *store, file, path, blocks, lists, has_foreign, log })
+    }
+
+    /// The newest list that has all its blocks. One that is older than the newest may be taken if the journal has all that came
+    /// after it.
+    pub(crate) fn choose(&self, past: &Past) -> Result<Chosen> {
+        let dir = self.dir.display();
+        let Some((newest, _)) = self.lists.first() else {
+            let why =
+                if self.has_foreign { "belongs to another store than the journal" } else { "has no list of its runs" };
+            return Err(corrupt(format!("the record store {dir} {why}: {}", self.path.display())));
+        };
+        let Past { checkpointed, last_frame, .. } = *past;
+        if newest.frame > last_frame {
+            let frame = newest.frame;
+            return Err(corrupt(format!("the journal beside {dir} ends at frame {last_frame}, it had frame {frame}")));
+        }
+        let mut why = None;
+        for (list, is_loose) in &self.lists {
+            if list.frame < checkpointed {
+                let end = list.frame;
+                why.get_or_insert_with(|| format!("ends at frame {end}, it had frame {checkpointed}"));
+                break;
+            }
+            let Some(place) = self.missing(list) else {
+                let is_loose = *is_loose || self.blocks_of(list).any(|block| block.is_loose);
+                return Ok(Chosen { list: list.clone(), is_loose });
+            };
+            why.get_or_insert_with(|| format!("has lost {place}"));
+        }
+        let (why, path) = (why.unwrap_or_default(), self.path.display());
+        Err(corrupt(format!("the record store in {path} is damaged: it {why}; `salvage` rescues what can be read")))
+    }
+
+    /// The first block of the list's runs that is not there.
+    fn missing(&self, list: &RunList) -> Option<Place> {
+        places(list).find(|place| self.find(*place).is_none())
+    }
+
+    fn find(&self, place: Place) -> Option<&BlockAt> {
+        let at = self.blocks.binary_search_by_key(&place, |block| block.place).ok()?;
+        self.blocks.get(at)
+    }
+
+    /// The blocks of a list, in the order of their places.
+    pub(super) fn blocks_of<'a>(&'a self, list: &'a RunList) -> impl Iterator<Item = &'a BlockAt> {
+        let mut runs: Vec<_> = list.runs.iter().map(|run| (run.id, run.all_blocks())).collect();
+        runs.sort_unstable();
+        runs.into_iter().flat_map(|(run, blocks)| {
+            let first = self.blocks.partition_point(|block| block.place < Place { run, number: 0 });
+            let rest = self.blocks.get(first..).unwrap_or_default();
+            rest.iter().take_while(move |block| block.place < Place { run, number: blocks })
+        })
+    }
+
+    /// Whether sled, opened on these files, finds the list and its blocks.
+    pub(crate) fn is_proven(&self, chosen: &Chosen) -> Result<bool> {
+        Ok(!chosen.is_loose && self.log.is_whole(&self.dir)?)
+    }
+
+    /// A number that no run has had, and the highest serial number of a list.
+    pub(super) fn next_numbers(&self) -> (u64, u64) {
+        let run = self.blocks.last().map_or(1, |block| block.place.run.saturating_add(1));
+        (run, self.lists.first().map_or(0, |(list, _)| list.serial))
+    }
+
+    pub(super) fn read(&self, block: &BlockAt) -> Result<Vec<u8>> {
+        read(&self.file, &self.path, block)
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The newest list, whole or not.
+    pub(crate) fn newest_list(&self) -> Option<&RunList> {
+        self.lists.first().map(|(list, _)| list)
+    }
+
+    /// The numbers of all runs of which there is a block, in order.
+    pub(crate) fn runs(&self) -> Vec<u64> {
+        let mut runs: Vec<_> = self.blocks.iter().map(|block| block.place.run).collect();
+        runs.dedup();
+        runs
+    }
+
+    /// The numbers of the blocks of a run that are there, in order.
+    pub(crate) fn numbers(&self, run: u64) -> Vec<u32> {
+        let first = self.blocks.partition_point(|block| block.place.run < run);
+        let rest = self.blocks.get(first..).unwrap_or_default();
+        rest.iter().take_while(|block| block.place.run == run).map(|block| block.place.number).collect()
+    }
+
+    /// A block, with what it is.
+    pub(crate) fn content(&self, place: Place) -> Result<Option<(Kind, Vec<u8>)>> {
+        let Some(at) = self.find(place) else { return Ok(None) };
+        let bytes = self.read(at)?;
+        Ok(block::find(&self.store_id, &bytes).map(|found| (found.kind, found.content.to_vec())))
+    }
+
+    /// The blocks of this list, to be read without sled.
+    pub(crate) fn into_blocks(self, list: &RunList) -> RawBlocks {
+        let blocks = self.blocks_of(list).copied().collect();
+        RawBlocks { file: self.file, path: self.path, blocks }
+    }
+}
+
+/// A list, and how it was found.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) list: RunList,
+    /// It, or a block of it, is where sled may not find it.
+    is_loose: bool,
+}
+
+/// The blocks of the runs in a file that nobody changes.
+#[derive(Debug)]
+pub(crate) struct RawBlocks {
+    file: File,
+    path: PathBuf,
+    /// In the order of their places.
+    blocks: Vec<BlockAt>,
+}
+
+impl RawBlocks {
+    pub(crate) fn read(&self, place: Place) -> Result<Option<IVec>> {
+        let Ok(at) = self.blocks.binary_search_by_key(&place, |block| block.place) else { return Ok(None) };
+        let Some(block) = self.blocks.get(at) else { return Ok(None) };
+        read(&self.file, &self.path, block).map(|bytes| Some(bytes.into()))
+    }
+}
+
+/// Where the blocks of a list belong.
+fn places(list: &RunList) -> impl Iterator<Item = Place> {
+    list.runs.iter().flat_map(|run| (0..run.all_blocks()).map(|number| Place { run: run.id, number }))
+}
+
+fn read(file: &File, path: &Path, block: &BlockAt) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; block.len];
+    file.read_exact_at(&mut bytes, block.offset).map_err(|cause| Error::io("read", path, &cause))?;
+    Ok(bytes)
+}
+
+/// Whether these bytes begin with a list that is whole, of whichever store.
+fn is_foreign_list(bytes: &[u8]) -> bool {
+    list_of(bytes).is_some()
+}
+
+/// The list that these bytes begin with, of whichever store, if it is whole.
+fn list_of(bytes: &[u8]) -> Option<RunList> {
+    let store = bytes.get(PREFIX..)?.first_chunk::<16>()?;
+    let found = block::find(store, bytes).filter(|found| found.kind == Kind::List)?;
+    RunList::decode_content(found.content)
+}
+
+/// The store that the newest list in this directory belongs to, where no journal says it.
+pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
+    let path = current(dir).join("db");
+    let file = File::open(&path).map_err(|cause| Error::io("open", &path, &cause))?;
+    let (magic, mut newest) = (Finder::new(MAGIC), None::<RunList>);
+    log::for_each_segment(&file, &path, |_, bytes| {
+        for at in magic.find_iter(bytes) {
+            let list = bytes.get(at..).and_then(list_of);
+            let is_newer = |list: &RunList| newest.as_ref().is_none_or(|newest| newest.serial < list.serial);
+            if let Some(list) = list.filter(is_newer) {
+                newest = Some(list);
+            }
+        }
+    })?;
+    Ok(newest.map(|list| list.store_id))
+}
+
+/// Where sled's files are: during an exchange they have another name.
+pub(crate) fn current(dir: &Path) -> PathBuf {
+    super::exchange::current(dir)
+}

@@ -1,0 +1,128 @@
+//! What an open reads of sled's files before it opens sled on them.
+
+use std::fs;
+
+use super::*;
+use crate::store::journal;
+use crate::store::sled::raw::Found;
+
+fn sled(dir: &Path) -> PathBuf {
+    dir.join("store/sled")
+}
+
+/// Whether an open would open sled on its files as they are.
+fn is_proven(dir: &Path) -> bool {
+    let past = journal::recover(&journal_dir(dir), SMALL_SEGMENT).unwrap().past();
+    let found = Found::scan(&sled(dir), &past.store_id).unwrap();
+    let chosen = found.choose(&past).unwrap();
+    found.is_proven(&chosen).unwrap()
+}
+
+fn snapshots(dir: &Path) -> Vec<PathBuf> {
+    let is_snapshot = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("snap.");
+    files::entries(&sled(dir)).unwrap().into_iter().map(|(path, _)| path).filter(is_snapshot).collect()
+}
+
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let inside = |(path, kind): (PathBuf, fs::FileType)| {
+        if kind.is_dir() { contents(&path) } else { vec![(path.clone(), fs::read(&path).unwrap())] }
+    };
+    files::entries(dir).unwrap().into_iter().flat_map(inside).collect()
+}
+
+/// Damages sled's log, or its snapshot.
+type Damage = fn(&Path, &Path);
+
+/// Writes, replaces and removes enough for sled to use segments again.
+fn churn(store: &Store, round: usize) {
+    for part in 0..6 {
+        for index in 0..40 {
+            put(store, &key(format!("{index}")), done(&bytes(3_000 + round + part)));
+        }
+        store.drain().unwrap();
+    }
+}
+
+#[test]
+fn sled_is_opened_on_its_own_files_after_a_close_and_after_a_kill() {
+    let dir = temp();
+    let report = open(dir.path()).1;
+    assert!(report.created && !report.rebuilt);
+    for round in 0..6 {
+        assert!(is_proven(dir.path()), "round {round}");
+        let (store, _) = open(dir.path());
+        churn(&store, round);
+        let copied = copy(&store);
+        assert!(is_proven(copied.path()), "killed in round {round}");
+        if round % 2 == 0 { crash(store) } else { store.close().unwrap() }
+    }
+}
+
+#[test]
+fn what_sled_might_not_find_is_put_into_a_new_sled() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    churn(&store, 0);
+    store.close().unwrap();
+    let damages: [(&str, Damage); 5] = [
+        ("no snapshot", |_, snapshot| fs::remove_file(snapshot).unwrap()),
+        ("a snapshot with another page table", |_, snapshot| flip(snapshot, 40)),
+        ("a segment's header", |db, _| flip(db, (512 << 10) + 6)),
+        ("no settings", |db, _| fs::remove_file(db.with_file_name("conf")).unwrap()),
+        ("a message of the log", |db, _| flip(db, 24)),
+    ];
+    for (damage, inflict) in damages {
+        let work = temp();
+        copy_tree(&dir.path().join("store"), &work.path().join("store"));
+        inflict(&sled(work.path()).join("db"), &snapshots(work.path())[0]);
+        assert!(!is_proven(work.path()), "{damage}");
+        let (store, report) = open(work.path());
+        assert!(report.rebuilt, "{damage}");
+        for index in 0..40 {
+            assert_eq!(outcome(&store, &key(format!("{index}"))).unwrap(), bytes(3_005), "{damage}");
+        }
+        assert_eq!(store.verify().unwrap().problems, Vec::<String>::new(), "{damage}");
+        store.close().unwrap();
+        assert!(is_proven(work.path()), "{damage}");
+    }
+}
+
+#[test]
+fn a_store_that_has_lost_a_block_is_refused_and_left_as_it_is() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(&bytes(30_000)));
+    store.close().unwrap();
+    let db = sled(dir.path()).join("db");
+    let mut bytes = fs::read(&db).unwrap();
+    let finder = memchr::memmem::Finder::new(block::MAGIC);
+    let blocks: Vec<usize> = finder.find_iter(&bytes).collect();
+    // Each copy of every block: sled may have written it twice.
+    for at in blocks {
+        bytes[at + block::PREFIX] ^= 1;
+    }
+    fs::write(&db, bytes).unwrap();
+    fs::remove_file(dir.path().join("LOCK")).unwrap();
+    let before = contents(dir.path());
+    refused(dir.path(), ErrorKind::Corrupt, db.to_str().unwrap());
+    assert!(contents(dir.path()) == before);
+}
+
+#[test]
+fn a_value_that_looks_like_a_block_is_none() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let (id, newest) = (store.id(), u64::MAX);
+    let forged = |id: [u8; 16]| {
+        let list =
+            format::list::RunList { store_id: id, serial: newest, frame: 0, complete: 0, next_id: 1, runs: vec![] };
+        list.encode().unwrap()
+    };
+    // Nobody but the store knows its id; and what is in a block is not looked at, even by one who knew.
+    for (name, value) in [("guessed", forged([7; 16])), ("known", forged(id))] {
+        put(&store, &key(name), done(&value));
+    }
+    store.close().unwrap();
+    let (store, _) = open(dir.path());
+    assert_eq!(outcome(&store, &key("known")).unwrap(), forged(id));
+}
