@@ -1,0 +1,192 @@
+//! What a salvage takes from where.
+
+use std::fs;
+
+use super::*;
+use crate::store::salvage::SalvageReport;
+
+/// Salvages the store, and opens what it has rescued.
+fn rescue(dir: &Path) -> (Store, SalvageReport, TempDir) {
+    let into = temp();
+    let report = Store::salvage(dir, into.path(), &options(), &mut |_, _| ()).unwrap();
+    let (store, opened) = open(into.path());
+    assert!(opened.clean);
+    (store, report, into)
+}
+
+fn row(name: &str) -> StoreKey {
+    StoreKey::row("t", name.as_bytes())
+}
+
+fn row_of(store: &Store, name: &str) -> Option<Vec<u8>> {
+    match store.read(&row(name), Load::All).unwrap().content {
+        Some(Content::Row(value)) => Some(value.to_vec()),
+        Some(other) => panic!("not a row: {other:?}"),
+        None => None,
+    }
+}
+
+/// Commits a row, and a record in the same frame. Returns its number.
+fn put_both(store: &Store, name: &str, value: &[u8]) -> u64 {
+    let content = Some(Content::Row(Value::from(value)));
+    let changes = vec![set(&key(name), done(value)), Change { key: row(name), content }];
+    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+    committed.changes[0].record().unwrap().revision
+}
+
+/// Damages the payload of the group with this frame. A second call restores it.
+fn damage_frame(dir: &Path, number: u64) {
+    let is_it =
+        |header: &GroupHeader| (header.first_frame..header.first_frame + u64::from(header.frames)).contains(&number);
+    let mut hit = 0;
+    for segment in segments(dir) {
+        for (at, _) in segment.groups.iter().filter(|(_, header)| is_it(header)) {
+            flip(&segment.path, at + 88 + 20);
+            hit += 1;
+        }
+    }
+    assert_eq!(hit, 1, "the group of frame {number}");
+}
+
+/// Damages each copy of every block with entries.
+fn damage_blocks(dir: &Path) {
+    let db = dir.join("store/sled/db");
+    let mut bytes = fs::read(&db).unwrap();
+    let blocks: Vec<usize> = memchr::memmem::find_iter(&bytes, block::MAGIC).collect();
+    for at in blocks {
+        if bytes[at + 9] == 1 {
+            bytes[at + block::PREFIX] ^= 1;
+        }
+    }
+    fs::write(db, bytes).unwrap();
+}
+
+#[test]
+fn what_the_runs_have_is_newer_than_what_is_left_of_a_damaged_journal() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put_both(&store, "k", b"old");
+    remove(&store, &key("k"));
+    let newest = put_both(&store, "k", b"new");
+    store.drain().unwrap();
+    let lost = put(&store, &key("lost"), done(b"lost"));
+    put(&store, &key("later"), done(b"later"));
+    let copied = copy(&store);
+    drop(store);
+    damage_frame(copied.path(), newest);
+    damage_frame(copied.path(), lost);
+    let (store, report, _into) = rescue(copied.path());
+    assert_eq!(report.problems.len(), 1, "{report:?}");
+    assert_eq!(row_of(&store, "k").unwrap(), b"new");
+    assert_eq!(outcome(&store, &key("k")).unwrap(), b"new");
+    assert_eq!(outcome(&store, &key("later")).unwrap(), b"later");
+    assert_eq!((report.records, report.rows, report.in_doubt), (2, 1, 3));
+}
+
+#[test]
+fn a_journal_that_ends_before_the_runs_is_a_problem_and_not_newer() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put_both(&store, "k", b"old");
+    let newest = put_both(&store, "k", b"new");
+    store.drain().unwrap();
+    let copied = copy(&store);
+    drop(store);
+    // It looks as if it was torn.
+    damage_frame(copied.path(), newest);
+    let (store, report, _into) = rescue(copied.path());
+    assert!(report.problems.iter().any(|problem| problem.contains("the journal ends at frame")), "{report:?}");
+    assert_eq!(row_of(&store, "k").unwrap(), b"new");
+    assert_eq!(outcome(&store, &key("k")).unwrap(), b"new");
+}
+
+#[test]
+fn what_an_open_has_cut_off_stays_so() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"first"));
+    let torn = put(&store, &key("k"), done(b"cut off"));
+    let copied = copy(&store);
+    drop(store);
+    let old: Vec<_> =
+        segments(copied.path()).into_iter().map(|old| (old.header.number, fs::read(old.path).unwrap())).collect();
+    damage_frame(copied.path(), torn);
+    let (store, report) = open(copied.path());
+    assert!(report.torn_bytes > 0);
+    let lost = put(&store, &key("other"), done(b"lost"));
+    put(&store, &key("last"), done(b"last"));
+    crash(store);
+    damage_frame(copied.path(), lost);
+    // Segments that nothing has written over yet.
+    let left: Vec<_> = segments(copied.path()).into_iter().map(|left| (left.header.number, left.path)).collect();
+    for (number, bytes) in old {
+        let aside = journal_dir(copied.path()).join(format!("{}.journal", 900 + number));
+        let path = left.iter().find(|(left, _)| *left == number).map_or(aside, |(_, path)| path.clone());
+        fs::write(path, bytes).unwrap();
+    }
+    let (store, report, _into) = rescue(copied.path());
+    assert!(!report.problems.is_empty());
+    assert_eq!(outcome(&store, &key("k")).unwrap(), b"first");
+    assert_eq!(outcome(&store, &key("last")).unwrap(), b"last");
+}
+
+#[test]
+fn the_journal_replaces_what_the_runs_have_lost_and_nothing_that_was_removed() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put_both(&store, "a", b"first");
+    put_both(&store, "a", b"second");
+    put_both(&store, "b", b"removed");
+    remove(&store, &key("b"));
+    store.close().unwrap();
+    damage_blocks(dir.path());
+    let (store, report, _into) = rescue(dir.path());
+    assert_eq!(outcome(&store, &key("a")).unwrap(), b"second");
+    assert_eq!(row_of(&store, "a").unwrap(), b"second");
+    assert!(stored(&store, &key("b")).is_none());
+    assert_eq!((report.records, report.rows, report.in_doubt), (1, 2, 3), "{report:?}");
+}
+
+#[test]
+fn one_segment_with_a_damaged_version_is_a_problem_of_that_segment() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    for index in 0..6 {
+        put(&store, &key(format!("{index}")), done(&bytes(3_000)));
+    }
+    let copied = copy(&store);
+    drop(store);
+    let all = segments(copied.path());
+    assert!(all.len() > 1);
+    flip(&all[0].path, 8);
+    let (_, report, _into) = rescue(copied.path());
+    assert!(report.problems.iter().any(|problem| problem.contains("the header of")), "{report:?}");
+    for segment in &all[1..] {
+        flip(&segment.path, 8);
+    }
+    let into = temp();
+    let error = Store::salvage(copied.path(), into.path(), &options(), &mut |_, _| ()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error}");
+    assert!(files::entries(into.path()).unwrap().is_empty());
+}
+
+#[test]
+fn a_value_that_looks_like_a_newer_list_of_another_store_does_not_hide_the_store() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let list = format::list::RunList {
+        store_id: [7; 16],
+        serial: u64::MAX,
+        frame: u64::MAX,
+        complete: 0,
+        next_id: 1,
+        runs: vec![],
+    };
+    put(&store, &key("k"), done(&list.encode().unwrap()));
+    store.close().unwrap();
+    fs::remove_dir_all(dir.path().join("store/journal")).unwrap();
+    let (store, report, _into) = rescue(dir.path());
+    assert_eq!(report.records, 1, "{report:?}");
+    assert_eq!(outcome(&store, &key("k")).unwrap(), list.encode().unwrap());
+}
