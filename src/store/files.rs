@@ -254,7 +254,7 @@ impl Drop for Lock {
         // not unlock the file, because the lock belongs to its parent.
         if std::process::id() == self.pid {
             // While it is locked: who has opened it meanwhile finds that it is at its path no more.
-            if let Some(path) = &self.made {
+            if let Some(path) = self.made.as_ref().filter(|path| self.is_at(path).is_ok_and(|is_at| is_at)) {
                 let _ = fs::remove_file(path);
             }
             unlock(&self.file);

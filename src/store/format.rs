@@ -103,11 +103,6 @@
 //! of the key. Then each 8 bytes as one number, and each remaining byte, are xored in; a round of `SplitMix64` follows
 //! each xor.
 //!
-//! The *filter* has lines of 512 bits, 16 bits for each key. A hash h of the key (64 bits) chooses the line, h times the
-//! count of lines divided by 2^64, and six bits in it: of h times 0x9E3779B97F4A7C15, modulo 2^64, the upper 9 bits, the next 9, and
-//! so on. The hash begins as 0x9E3779B97F4A7C15; with a round of `SplitMix64` behind each are xored in: the length, each 8 bytes
-//! as one number, each byte that is left.
-//!
 //! The *list*: id of the store (16), serial number, one more than that of the list before (8), number of the last frame
 //! whose changes are in runs (8), number of the last frame up to which the runs have every change (8), number of the next
 //! run (8), number of runs (4). Then for each run, the oldest first: its number (8), blocks with entries (4), blocks with

@@ -27,10 +27,14 @@ const HEADER: usize = 20;
 const LAST: usize = 32;
 /// Ends a segment that is not full.
 const CAP: u8 = 2;
+/// Up to this kind, a message changes no page, whatever page it names.
+const LAST_OF_NO_PAGE: u8 = 3;
 /// A part of a page, which is behind another one.
 const LINK: [u8; 2] = [10, 11];
 /// The highest kind of a message.
 const LAST_KIND: u8 = 11;
+/// What is read at once where a segment cannot be read as a whole.
+const PAGE: usize = 4 << 10;
 
 /// A message that is whole.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +51,8 @@ pub(super) struct Log {
     messages: HashMap<u64, (u64, u64)>,
     /// Of each page the last position at which it was written as a whole, or freed.
     replaced: HashMap<u64, u64>,
+    /// The highest number of a page.
+    last_page: Option<u64>,
     /// The last position that a message ends at.
     end: u64,
     /// The positions of segments whose messages end early.
@@ -82,106 +88,135 @@ impl Log {
             };
             let place = position + at as u64;
             self.messages.insert(offset + at as u64, (place, message.page));
-            if !LINK.contains(&message.kind) {
-                let last = self.replaced.entry(message.page).or_default();
-                *last = place.max(*last);
-            }
+            self.add_page(&message, place);
             at += message.len;
             self.end = self.end.max(position + at as u64);
             if message.kind == CAP {
                 break;
             }
         }
+        if at + LAST >= SEGMENT {
+            // A snapshot that was made here begins with the next segment.
+            self.end = self.end.max(position + SEGMENT as u64);
+        }
         at
+    }
+
+    fn add_page(&mut self, message: &Message, place: u64) {
+        if message.kind <= LAST_OF_NO_PAGE {
+            return;
+        }
+        self.last_page = self.last_page.max(Some(message.page));
+        if !LINK.contains(&message.kind) {
+            let last = self.replaced.entry(message.page).or_default();
+            *last = place.max(*last);
+        }
     }
 
     /// Whether sled, opened on the files in this directory, finds everything that the log holds.
     pub(super) fn is_whole(&self, dir: &Path) -> Result<bool> {
+        let mut segments = self.segments.clone();
+        segments.sort_unstable();
+        let is_repeated = segments.windows(2).any(|pair| pair.first() == pair.last());
         // The last write may be torn: it was never waited for.
-        let last = self.segments.iter().max();
-        let is_torn = self.torn.iter().any(|position| Some(position) != last);
-        if self.is_damaged || is_torn {
+        let is_torn = self.torn.iter().any(|position| Some(position) != segments.last());
+        if self.is_damaged || is_torn || is_repeated {
             return Ok(false);
         }
         let (mut snapshot, mut has_conf) = (None, false);
         // In the order of their names: of several snapshots sled takes the last.
         for (path, kind) in files::entries(dir)? {
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let is_sound = match name {
-                "db" => true,
-                "conf" => {
-                    has_conf = is_conf(&read(&path)?);
-                    has_conf
-                }
-                "blobs" => kind.is_dir() && files::entries(&path)?.is_empty(),
-                _ => {
+            match path.file_name().and_then(|name| name.to_str()).unwrap_or_default() {
+                "conf" => has_conf = is_conf(&read(&path)?),
+                "blobs" if !kind.is_dir() || !files::entries(&path)?.is_empty() => return Ok(false),
+                name if name.starts_with(snapshots::PREFIX) => {
                     let bytes = read(&path)?;
                     // A torn one under its first name is removed before sled is opened, a whole one gets its name.
-                    let is_torn = name.ends_with(snapshots::UNFINISHED) && snapshots::content(&bytes).is_none();
-                    if !is_torn {
+                    if !name.ends_with(snapshots::UNFINISHED) || snapshots::content(&bytes).is_some() {
                         snapshot = Some(bytes);
                     }
-                    name.starts_with(snapshots::PREFIX)
                 }
-            };
-            if !is_sound {
-                return Ok(false);
+                // sled looks at no other file.
+                _ => {}
             }
         }
-        let finds_all =
-            snapshot.map_or_else(|| self.is_first(), |snapshot| self.has_all_pages(&snapshot).unwrap_or(false));
-        Ok(has_conf && finds_all)
+        Ok(has_conf && self.has_all_pages(snapshot.as_deref()).unwrap_or(false))
     }
 
-    /// Whether the log is there from its first segment on, without a gap. A store has no snapshot until it is opened a second time.
-    fn is_first(&self) -> bool {
-        let mut segments = self.segments.clone();
-        segments.sort_unstable();
-        segments.iter().zip(0_u64..).all(|(position, nth)| *position == nth * SEGMENT as u64)
-    }
-
-    /// Whether the log still has what a snapshot names, or something newer. `None` if it is malformed.
-    fn has_all_pages(&self, snapshot: &[u8]) -> Option<bool> {
-        let content = snapshots::content(snapshot)?;
-        let mut fields = Fields(content);
-        let stable = fields.u64()?.checked_sub(1)?;
-        number(&mut fields)?;
-        let mut page = 0;
-        while !fields.0.is_empty() {
-            // None: the page is free, and this is where the log says so.
-            let parts = fields.u8()?;
-            let mut has_all = true;
-            for _ in 0..parts.max(1) {
-                let (position, kind, place) = (fields.u64()?, fields.u8()?, number(&mut fields)?);
-                if parts > 0 {
-                    number(&mut fields)?;
-                    // None of ours is in a file of its own.
-                    has_all &= kind == 0 && self.messages.get(&place) == Some(&(position, page));
+    /// Whether the log still has each page that a snapshot names, or something newer, and each that is newer than the snapshot. A
+    /// store has no snapshot until it is opened a second time. `None` if it is malformed.
+    fn has_all_pages(&self, snapshot: Option<&[u8]>) -> Option<bool> {
+        let (mut stable, mut pages) = (0, 0);
+        if let Some(snapshot) = snapshot {
+            let mut fields = Fields(snapshots::content(snapshot)?);
+            stable = fields.u64()?.checked_sub(1)?;
+            number(&mut fields)?;
+            while !fields.0.is_empty() {
+                if !self.has_page(&mut fields, pages, stable)? {
+                    return Some(false);
                 }
+                pages += 1;
             }
-            let is_replaced = self.replaced.get(&page).is_some_and(|position| *position >= stable);
-            if !has_all && !is_replaced {
-                return Some(false);
-            }
-            page += 1;
         }
-        Some(stable <= self.end)
+        // sled numbers its pages without a gap. A link alone is no page: what it was behind is lost.
+        let newer = self.replaced.keys().filter(|page| **page >= pages).count() as u64;
+        let wanted = self.last_page.map_or(0, |last| last.saturating_add(1).saturating_sub(pages));
+        Some(newer == wanted && stable <= self.end)
+    }
+
+    /// Reads what a snapshot says of a page. Whether the log has it.
+    fn has_page(&self, fields: &mut Fields<'_>, page: u64, stable: u64) -> Option<bool> {
+        // None: the page is free, and this is where the log says so.
+        let parts = fields.u8()?;
+        let mut has_all = true;
+        for _ in 0..parts.max(1) {
+            let (position, kind, place) = (fields.u64()?, fields.u8()?, number(fields)?);
+            if parts > 0 {
+                number(fields)?;
+                // None of ours is in a file of its own.
+                has_all &= kind == 0 && self.messages.get(&place) == Some(&(position, page));
+            }
+        }
+        Some(has_all || self.replaced.get(&page).is_some_and(|position| *position >= stable))
     }
 }
 
-/// Reads the file segment by segment.
-pub(super) fn for_each_segment(file: &File, path: &Path, mut f: impl FnMut(u64, &[u8])) -> Result<()> {
+/// Reads the file segment by segment. An error ends it; unless `unreadable` is given: then what cannot be read counts as zeros, and
+/// its bytes are added there.
+pub(super) fn for_each_segment(
+    file: &File,
+    path: &Path,
+    mut unreadable: Option<&mut u64>,
+    mut f: impl FnMut(u64, &[u8]),
+) -> Result<()> {
     let failed = |cause: &std::io::Error| Error::io("read", path, cause);
     let len = file.metadata().map_err(|cause| failed(&cause))?.len();
     let (mut bytes, mut offset) = (vec![0; SEGMENT], 0);
     while offset < len {
         let here = usize::try_from(len - offset).map_or(SEGMENT, |left| left.min(SEGMENT));
         let bytes = bytes.get_mut(..here).unwrap_or_default();
-        file.read_exact_at(bytes, offset).map_err(|cause| failed(&cause))?;
+        if let Err(cause) = file.read_exact_at(bytes, offset) {
+            let Some(unreadable) = unreadable.as_deref_mut() else { return Err(failed(&cause)) };
+            *unreadable += read_pages(bytes, offset, &|page, at| file.read_exact_at(page, at));
+        }
         f(offset, bytes);
         offset += SEGMENT as u64;
     }
     Ok(())
+}
+
+/// Reads what can be read. Returns how many bytes cannot: they are zeros.
+fn read_pages(bytes: &mut [u8], offset: u64, read: &dyn Fn(&mut [u8], u64) -> std::io::Result<()>) -> u64 {
+    let (mut unreadable, mut at) = (0, offset);
+    for page in bytes.chunks_mut(PAGE) {
+        let len = page.len() as u64;
+        if read(page, at).is_err() {
+            page.fill(0);
+            unreadable += len;
+        }
+        at += len;
+    }
+    unreadable
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -196,7 +231,8 @@ fn position(bytes: &[u8]) -> Option<u64> {
         return None;
     }
     let position = fields.u64()? ^ (u64::MAX >> 1);
-    (position % SEGMENT as u64 == 0).then_some(position)
+    // sled counts positions with a sign.
+    (position <= u64::MAX >> 1 && position % SEGMENT as u64 == 0).then_some(position)
 }
 
 /// The message that these bytes begin with, if it is whole and belongs to this segment.
@@ -236,4 +272,58 @@ fn number(fields: &mut Fields<'_>) -> Option<u64> {
 fn is_conf(bytes: &[u8]) -> bool {
     let Some((content, stored)) = bytes.split_last_chunk::<4>() else { return false };
     !content.is_empty() && u32::from_le_bytes(*stored) == checksum(&[content])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pages_that_cannot_be_read_are_zeros() {
+        let bad = 3 * PAGE as u64;
+        let read = |page: &mut [u8], at: u64| {
+            page.fill(7);
+            if at == bad { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) }
+        };
+        let mut bytes = vec![1; 4 * PAGE + 100];
+        assert_eq!(read_pages(&mut bytes, PAGE as u64, &read), PAGE as u64);
+        let zeros = 2 * PAGE..3 * PAGE;
+        assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if zeros.contains(&at) { 0 } else { 7 }));
+    }
+
+    #[test]
+    fn numbers_are_those_of_sled() {
+        for (bytes, wanted) in [
+            (&[240][..], Some(240)),
+            (&[241, 0], Some(240)),
+            (&[248, 255], Some(2_287)),
+            (&[249, 0, 0], Some(2_288)),
+            (&[250, 1, 2, 3], Some(0x03_02_01)),
+            (&[255, 1, 0, 0, 0, 0, 0, 0, 255], Some(0xff00_0000_0000_0001)),
+            (&[255, 1, 0, 0, 0, 0, 0, 0], None),
+            (&[249, 1], None),
+            (&[], None),
+        ] {
+            assert_eq!(number(&mut Fields(bytes)), wanted, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic() {
+        let mut log = Log::default();
+        let mut segment = vec![0xff; SEGMENT];
+        // A position below zero, with a right checksum.
+        for position in [u64::MAX, u64::MAX >> 1, 1 << 63, (u64::MAX >> 1) - SEGMENT as u64 + 1] {
+            segment[4..12].copy_from_slice(&(position ^ (u64::MAX >> 1)).to_le_bytes());
+            let stored = !checksum(&[&segment[4..HEADER]]);
+            segment[..4].copy_from_slice(&stored.to_le_bytes());
+            for byte in [0, 1, 250, 255] {
+                segment[HEADER..].fill(byte);
+                for len in [0, 1, HEADER, HEADER + 5, SEGMENT - 1, SEGMENT] {
+                    log.add(0, &segment[..len]);
+                }
+            }
+        }
+        assert!(log.has_all_pages(Some(&[0xff; 100])).is_none());
+    }
 }

@@ -16,6 +16,9 @@ use crate::store::format::corrupt;
 use crate::store::format::list::RunList;
 use crate::types::error::{Error, Result};
 
+/// So many stores are told apart in one file.
+const MAX_IDS: usize = 16;
+
 /// What the journal knows of the record store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past {
@@ -55,6 +58,17 @@ pub(crate) struct Found {
 impl Found {
     /// Reads the file of the record store in this directory. Changes nothing.
     pub(crate) fn scan(dir: &Path, store: &[u8; 16]) -> Result<Self> {
+        Self::scan_file(dir, store, None)
+    }
+
+    /// As [`scan`](Self::scan), but goes on where the file cannot be read. Also returns how many bytes that are.
+    pub(crate) fn scan_readable(dir: &Path, store: &[u8; 16]) -> Result<(Self, u64)> {
+        let mut unreadable = 0;
+        let found = Self::scan_file(dir, store, Some(&mut unreadable))?;
+        Ok((found, unreadable))
+    }
+
+    fn scan_file(dir: &Path, store: &[u8; 16], unreadable: Option<&mut u64>) -> Result<Self> {
         let path = dir.join("db");
         let missing = |cause: std::io::Error| match cause.kind() {
             std::io::ErrorKind::NotFound => corrupt(format!("the record store {} is missing: {cause}", path.display())),
@@ -63,7 +77,7 @@ impl Found {
         let file = File::open(&path).map_err(missing)?;
         let (magic, mut log) = (Finder::new(MAGIC), Log::default());
         let (mut blocks, mut lists, mut has_foreign) = (Vec::new(), Vec::new(), false);
-        log::for_each_segment(&file, &path, |offset, bytes| {
+        log::for_each_segment(&file, &path, unreadable, |offset, bytes| {
             let whole = log.add(offset, bytes);
             let mut at = 0;
             while let Some(next) = bytes.get(at..).and_then(|rest| magic.find(rest)) {
@@ -79,7 +93,8 @@ impl Found {
                 at = start + len;
                 let is_loose = at > whole;
                 if found.kind == Kind::List {
-                    lists.extend(RunList::decode_content(found.content).map(|list| (list, is_loose)));
+                    let list = RunList::decode_content(found.content).filter(|list| list.store_id == *store);
+                    lists.extend(list.map(|list| (list, is_loose)));
                 } else {
                     blocks.push(BlockAt { place: found.place, is_loose, offset: offset + start as u64, len });
                 }
@@ -106,7 +121,7 @@ impl Found {
             let frame = newest.frame;
             return Err(corrupt(format!("the journal beside {dir} ends at frame {last_frame}, it had frame {frame}")));
         }
-        let mut why = None;
+        let (mut why, mut has_newer) = (None, false);
         for (list, is_loose) in &self.lists {
             if list.frame < checkpointed {
                 let end = list.frame;
@@ -114,9 +129,11 @@ impl Found {
                 break;
             }
             let Some(place) = self.missing(list) else {
-                let is_loose = *is_loose || self.blocks_of(list).any(|block| block.is_loose);
+                // sled would find the newer one.
+                let is_loose = *is_loose || has_newer || self.blocks_of(list).any(|block| block.is_loose);
                 return Ok(Chosen { list: list.clone(), is_loose });
             };
+            has_newer |= !is_loose;
             why.get_or_insert_with(|| format!("has lost {place}"));
         }
         let (why, path) = (why.unwrap_or_default(), self.path.display());
@@ -157,6 +174,11 @@ impl Found {
 
     pub(super) fn read(&self, block: &BlockAt) -> Result<Vec<u8>> {
         read(&self.file, &self.path, block)
+    }
+
+    /// The bytes of all blocks.
+    fn bytes(&self) -> usize {
+        self.blocks.iter().map(|block| block.len).sum()
     }
 
     /// The file.
@@ -245,21 +267,25 @@ fn list_of(bytes: &[u8]) -> Option<RunList> {
     RunList::decode_content(found.content)
 }
 
-/// The store that the newest list in this directory belongs to, where no journal says it.
+/// The store that the file in this directory belongs to, where no journal says it.
 pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
-    let path = current(dir).join("db");
+    let dir = current(dir);
+    let path = dir.join("db");
     let file = File::open(&path).map_err(|cause| Error::io("open", &path, &cause))?;
-    let (magic, mut newest) = (Finder::new(MAGIC), None::<RunList>);
-    log::for_each_segment(&file, &path, |_, bytes| {
-        for at in magic.find_iter(bytes) {
-            let list = bytes.get(at..).and_then(list_of);
-            let is_newer = |list: &RunList| newest.as_ref().is_none_or(|newest| newest.serial < list.serial);
-            if let Some(list) = list.filter(is_newer) {
-                newest = Some(list);
+    let (magic, mut ids) = (Finder::new(MAGIC), Vec::new());
+    log::for_each_segment(&file, &path, Some(&mut 0), |_, bytes| {
+        for list in magic.find_iter(bytes).filter_map(|at| bytes.get(at..).and_then(list_of)) {
+            if ids.len() < MAX_IDS && !ids.contains(&list.store_id) {
+                ids.push(list.store_id);
             }
         }
     })?;
-    Ok(newest.map(|list| list.store_id))
+    if ids.len() < 2 {
+        return Ok(ids.first().copied());
+    }
+    // A client can have stored what looks like a list. It is inside a block then, so its own store has more.
+    let sized = ids.into_iter().map(|id| Ok((Found::scan_readable(&dir, &id)?.0.bytes(), id)));
+    Ok(sized.collect::<Result<Vec<_>>>()?.into_iter().max().map(|(_, id)| id))
 }
 
 /// Where sled's files are: during an exchange they have another name.

@@ -34,6 +34,9 @@ const FLUSH_BLOCKS: usize = 64;
 /// small, and writes a third of the bytes that it otherwise would.
 const KEYS_FIRST: usize = 1 << 10;
 
+/// After a failed write, sled may never end.
+const DROP_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Of this many blocks an open looks each up in sled: 8 MB. Of more it looks up those with the indexes.
 const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
 
@@ -102,24 +105,20 @@ impl Tables {
         let chosen = found.choose(past)?;
         let is_proven = found.is_proven(&chosen)?;
         exchange::settle(dir)?;
-        if is_proven {
-            snapshots::settle(dir)?;
-            // Before sled makes its files, so that they inherit the flag.
-            if !(access.sync_flag && files::set_sync_flag(dir)) {
-                Self::settle_on_copy(dir, access, &past.store_id)?;
-            }
-        } else {
-            rebuild::rebuild(dir, access, &found, &chosen.list)?;
-        }
         let mut list = chosen.list;
         // What a crash has left unlisted must not have the number of something new.
         let (next_run, serial) = found.next_numbers();
         list.next_id = list.next_id.max(next_run);
-        drop(found);
-        let open =
-            || Self::open_files(dir, access, &past.store_id).and_then(|tables| tables.check(&list).map(|()| tables));
         let mut was_rebuilt = !is_proven;
-        let tables = match open() {
+        let opened = if is_proven {
+            drop(found);
+            Self::settle_files(dir, access, &list).and_then(|()| Self::open_checked(dir, access, &list))
+        } else {
+            rebuild::rebuild(dir, access, &found, &list)?;
+            drop(found);
+            Self::open_checked(dir, access, &list)
+        };
+        let tables = match opened {
             // Whole files, in which sled has not found everything: what it has left is looked through once more.
             Err(error) if error.kind() == ErrorKind::Corrupt && is_proven => {
                 let found = Found::scan(dir, &past.store_id)?;
@@ -127,12 +126,26 @@ impl Tables {
                 list.next_id = list.next_id.max(next_run);
                 rebuild::rebuild(dir, access, &found, &list)?;
                 was_rebuilt = true;
-                Self::open_files(dir, access, &past.store_id).and_then(|tables| tables.check(&list).map(|()| tables))?
+                Self::open_checked(dir, access, &list)?
             }
             opened => opened?,
         };
         list.serial = serial;
         Ok((tables, list, was_rebuilt))
+    }
+
+    /// Opens sled, and looks whether it finds the list and its blocks.
+    fn open_checked(dir: &Path, access: Access, list: &RunList) -> Result<Self> {
+        let tables = Self::open_files(dir, access, &list.store_id)?;
+        tables.check(list)?;
+        Ok(tables)
+    }
+
+    /// Does to files that are whole what sled needs before it is opened on them.
+    fn settle_files(dir: &Path, access: Access, list: &RunList) -> Result<()> {
+        snapshots::settle(dir)?;
+        // Before sled makes its files, so that they inherit the flag.
+        if access.sync_flag && files::set_sync_flag(dir) { Ok(()) } else { Self::settle_on_copy(dir, access, list) }
     }
 
     /// Reads what is there, without sled: nothing is written, and only the right to read is needed.
@@ -145,7 +158,7 @@ impl Tables {
     }
 
     /// Lets sled do on a copy what it does when it is opened, where a power cut would spoil the original. Not if there is no room.
-    fn settle_on_copy(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<()> {
+    fn settle_on_copy(dir: &Path, access: Access, list: &RunList) -> Result<()> {
         let db = dir.join("db");
         let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
         if !rebuild::has_room(dir, len)? {
@@ -153,7 +166,7 @@ impl Tables {
         }
         exchange::replace(dir, |new| {
             exchange::copy(dir, new)?;
-            Self::open_files(new, access, store_id)?.close()
+            Self::open_checked(new, access, list)?.close()
         })
     }
 
@@ -402,8 +415,8 @@ impl Tables {
 
 impl Drop for Tables {
     fn drop(&mut self) {
-        // sled is still open here only after a failed open, which returns its own error.
-        let _ = self.close();
+        // sled is still open here only after an error, which is returned instead of this one.
+        let _ = self.close_within(DROP_TIMEOUT, ());
     }
 }
 
