@@ -83,19 +83,15 @@ impl Store {
             files::check_file_system(from)?;
         }
         let remains = journal::remains(&store.join("journal"))?;
-        let mut sources = Sources::new(&store.join("sled"), &remains)?;
+        let mut sources = Sources::new(&store.join("sled"), &remains);
         let remains = Remains { frames: Vec::new(), ..remains };
         files::create_dirs(into)?;
-        let made = write(into, options, &mut sources, &remains, progress);
-        if let Err(error) = made {
-            // What went wrong is the news.
-            let _ = std::fs::remove_dir_all(into.join("store.new"));
-            let _ = std::fs::remove_file(into.join("LOCK"));
+        write(into, options, &mut sources, &remains, progress).inspect_err(|_| {
             if is_new {
+                // The error is the news. If somebody has put something there meanwhile, this fails.
                 let _ = std::fs::remove_dir(into);
             }
-            return Err(error);
-        }
+        })?;
         let mut report = sources.into_report();
         report.took = clock::monotonic().saturating_duration_since(began);
         Ok(report)
@@ -114,7 +110,7 @@ fn check_empty(into: &Path) -> Result<bool> {
     Err(Error::new(ErrorKind::InvalidOptions, message))
 }
 
-/// Builds the new store aside, and gives it its name when it is durable: nothing else opens as one.
+/// Builds the new store aside, and gives it its name when it is durable: nothing else opens as one. After an error nothing is left.
 fn write(
     into: &Path,
     options: &EngineOptions,
@@ -126,6 +122,25 @@ fn write(
     let half_made = into.join("store.new");
     files::create_dir(&half_made)?;
     let _dir = files::Lock::take_dir(&half_made, into)?;
+    let made = write_parts(&half_made, options, sources, remains, progress).and_then(|()| {
+        let store = into.join("store");
+        std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))
+    });
+    if let Err(error) = made {
+        let _ = std::fs::remove_dir_all(&half_made);
+        return Err(error);
+    }
+    lock.keep();
+    files::sync_dir(into)
+}
+
+fn write_parts(
+    half_made: &Path,
+    options: &EngineOptions,
+    sources: &mut Sources,
+    remains: &Remains,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
     let (store_id, total) = (key::random(), sources.len());
     let mut builder = Builder::new(&store_id, 1, total);
     let tables = Tables::create(&half_made.join("sled"), access(options), &store_id)?;
@@ -152,11 +167,7 @@ fn write(
     let found = remains.anchor.unwrap_or(Anchor { store: sources.last_time(), ..Anchor::default() });
     let anchor = StoreClock::start(Arc::clone(&options.clock), found, options.max_offline).anchor();
     journal::create(&half_made.join("journal"), store_id, options.segment_bytes, frame, anchor)?;
-    files::sync_tree(&half_made)?;
-    let store = into.join("store");
-    std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
-    lock.keep();
-    files::sync_dir(into)
+    files::sync_tree(half_made)
 }
 
 /// Where sled's files are, and the store that they belong to as far as that can be told.

@@ -10,6 +10,7 @@ mod open;
 mod raw;
 mod rotation;
 mod runs;
+mod salvage;
 mod under_way;
 mod verify;
 

@@ -142,11 +142,7 @@ fn open_all(dir: &Dir) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
         match SegmentHeader::decode(&head(&file)?) {
             Found::Spare => spares.push(file),
             Found::Damaged => return Err(corrupt(format!("the header of {} is damaged", file.path.display()))),
-            Found::OtherFormat(version) => {
-                let path = file.path.display();
-                let message = format!("{path} has format {version}, and this version reads {VERSION}");
-                return Err(Error::new(ErrorKind::UnsupportedFormat, message));
-            }
+            Found::OtherFormat(version) => return Err(unsupported(&file.path, version)),
             Found::Segment(header) => {
                 check_size(&header, &file)?;
                 found.push((header, file));
@@ -154,6 +150,11 @@ fn open_all(dir: &Dir) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
         }
     }
     Ok((found, spares, next_name))
+}
+
+pub(super) fn unsupported(path: &Path, version: u32) -> Error {
+    let message = format!("{} has format {version}, and this version reads {VERSION}", path.display());
+    Error::new(ErrorKind::UnsupportedFormat, message)
 }
 
 pub(super) fn head(file: &SegmentFile) -> Result<Vec<u8>> {

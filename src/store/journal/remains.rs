@@ -2,20 +2,24 @@
 
 use std::path::Path;
 
-use super::recover::{head, recover_read_only};
+use super::recover::{head, recover_read_only, unsupported};
 use super::segment::{Reader, SegmentFile};
 use crate::store::files::{self, Dir};
 use crate::store::format::frame::{self, Frame};
 use crate::store::format::segment::{Found, GROUP_HEADER, GroupHeader, SECTOR, SegmentHeader, payload_checksum, sized};
+use crate::store::sled::raw::Past;
 use crate::types::clock::Anchor;
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::Result;
+
+/// What is read past after an error, so that a bad place on the disk is tried a few times only.
+const PAGE: u64 = 4 << 10;
 
 /// What was found, and what is wrong.
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
     /// The store that it belongs to, if any segment says so.
     pub(crate) store_id: Option<[u8; 16]>,
-    /// In order. Of a journal that is whole, those that the record store need not have.
+    /// In order. Of a journal that is whole, all after the last checkpoint, and of those before what is left.
     pub(crate) frames: Vec<(u64, Frame)>,
     /// The highest number that was found.
     pub(crate) last_frame: u64,
@@ -28,70 +32,100 @@ pub(crate) struct Remains {
 
 /// Reads what there is. Changes nothing.
 pub(crate) fn remains(dir: &Path) -> Result<Remains> {
-    let mut remains = Remains::default();
-    match recover_read_only(dir) {
+    let recovered = recover_read_only(dir);
+    let mut remains = if files::is_dir(dir) { Remains::scan(dir)? } else { Remains::default() };
+    match recovered {
         Ok(recovered) => {
-            let frames = &mut remains.frames;
+            // They were needed no more, and may have been written over.
+            remains.problems.clear();
+            remains.frames.retain(|(number, _)| *number <= recovered.checkpointed);
             recovered.replay(&mut |number, frame| {
-                frames.push((number, frame));
+                remains.frames.push((number, frame));
                 Ok(())
             })?;
             remains.store_id = Some(recovered.store_id);
             remains.anchor = Some(recovered.anchor);
             (remains.last_frame, remains.checkpointed) = (recovered.last_frame, recovered.checkpointed);
-            return Ok(remains);
         }
-        Err(error) if error.kind() == ErrorKind::UnsupportedFormat => return Err(error),
-        Err(error) => remains.problems.push(error.to_string()),
+        Err(error) => remains.problems.insert(0, error.to_string()),
     }
-    if !files::is_dir(dir) {
-        return Ok(remains);
-    }
-    let opened = Dir::open_read_only(dir)?;
-    let mut segments = Vec::new();
-    for name in opened.names()? {
-        if name.extension().is_none_or(|extension| extension != "journal") {
-            continue;
-        }
-        let Some(file) = SegmentFile::open_if_there(&opened, &name)? else { continue };
-        match head(&file).map(|bytes| SegmentHeader::decode(&bytes)) {
-            Ok(Found::Segment(header)) => segments.push((header, file)),
-            Ok(Found::Spare) => {}
-            Ok(_) => remains.problems.push(format!("the header of {} is damaged", file.path.display())),
-            Err(error) => remains.problems.push(error.to_string()),
-        }
-    }
-    // One may have come from elsewhere: the store that most belong to counts.
-    let of = |id: [u8; 16]| segments.iter().filter(|(header, _)| header.store_id == id).count();
-    remains.store_id = segments.iter().map(|(header, _)| header.store_id).max_by_key(|id| of(*id));
-    for (header, file) in &segments {
-        if Some(header.store_id) == remains.store_id {
-            let read = remains.read(header, file);
-            remains.problems.extend(read.err().map(|error: Error| error.to_string()));
-        }
-    }
-    remains.frames.sort_by_key(|(number, _)| *number);
-    remains.frames.dedup_by_key(|(number, _)| *number);
     Ok(remains)
 }
 
 impl Remains {
-    /// Takes every group of a segment that is whole.
-    fn read(&mut self, segment: &SegmentHeader, file: &SegmentFile) -> Result<()> {
-        let (mut reader, mut offset) = (Reader::new(file), SECTOR as u64);
-        while offset < file.size {
-            let found = GroupHeader::decode(reader.bytes(offset, GROUP_HEADER as u64)?, segment.salt);
-            let len = match found {
-                Some((header, _)) if !header.is_seal => self.take(segment, &header, offset, &mut reader)?,
-                _ => 0,
-            };
-            offset += len.max(SECTOR as u64);
-        }
-        Ok(())
+    /// Returns what the record store is compared with, if the journal is whole.
+    pub(crate) fn past(&self) -> Option<Past> {
+        let Self { store_id, checkpointed, last_frame, .. } = *self;
+        let store_id = store_id.filter(|_| self.problems.is_empty())?;
+        Some(Past { store_id, checkpointed, last_frame })
     }
 
-    /// Says how many bytes the group takes; 0 if its payload is not whole.
-    fn take(&mut self, segment: &SegmentHeader, group: &GroupHeader, at: u64, reader: &mut Reader<'_>) -> Result<u64> {
+    /// Takes every group that is whole and that no later segment has replaced. Where no segment has this format, the error says so.
+    fn scan(dir: &Path) -> Result<Self> {
+        let mut remains = Self::default();
+        let opened = Dir::open_read_only(dir)?;
+        let (mut segments, mut other_format) = (Vec::new(), None);
+        for name in opened.names()? {
+            if name.extension().is_none_or(|extension| extension != "journal") {
+                continue;
+            }
+            let path = opened.path().join(&name);
+            let read = || -> Result<Option<(Found, SegmentFile)>> {
+                let Some(file) = SegmentFile::open_if_there(&opened, &name)? else { return Ok(None) };
+                Ok(Some((SegmentHeader::decode(&head(&file)?), file)))
+            };
+            let damaged = format!("the header of {} is damaged", path.display());
+            match read() {
+                Ok(Some((Found::Segment(header), file))) => segments.push((header, file)),
+                Ok(Some((Found::Spare, _)) | None) => {}
+                Ok(Some((Found::OtherFormat(version), _))) => {
+                    other_format.get_or_insert_with(|| unsupported(&path, version));
+                    remains.problems.push(damaged);
+                }
+                Ok(Some((Found::Damaged, _))) => remains.problems.push(damaged),
+                Err(error) => remains.problems.push(error.to_string()),
+            }
+        }
+        // In one of many, the version is damaged.
+        if let Some(error) = other_format.filter(|_| segments.is_empty()) {
+            return Err(error);
+        }
+        // One may have come from elsewhere: the store that most belong to counts.
+        let of = |id: [u8; 16]| segments.iter().filter(|(header, _)| header.store_id == id).count();
+        remains.store_id = segments.iter().map(|(header, _)| header.store_id).max_by_key(|id| of(*id));
+        segments.retain(|(header, _)| Some(header.store_id) == remains.store_id);
+        segments.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
+        let mut end = u64::MAX;
+        for (header, file) in &segments {
+            remains.read(header, file, end);
+            end = end.min(header.first_group);
+        }
+        remains.frames.sort_by_key(|(number, _)| *number);
+        remains.frames.dedup_by_key(|(number, _)| *number);
+        Ok(remains)
+    }
+
+    /// Takes every group of a segment that is whole. Those from `end` on were cut off by a later open.
+    fn read(&mut self, segment: &SegmentHeader, file: &SegmentFile, end: u64) {
+        let (mut reader, mut offset, mut has_failed) = (Reader::new(file), SECTOR as u64, false);
+        while offset < file.size {
+            match self.take(segment, offset, end, &mut reader) {
+                Ok(len) => offset += len.max(SECTOR as u64),
+                Err(error) => {
+                    if !has_failed {
+                        self.problems.push(error.to_string());
+                    }
+                    has_failed = true;
+                    offset = (offset + 1).next_multiple_of(PAGE);
+                }
+            }
+        }
+    }
+
+    /// Says how many bytes the group at this place takes; 0 if there is none that is whole.
+    fn take(&mut self, segment: &SegmentHeader, at: u64, end: u64, reader: &mut Reader<'_>) -> Result<u64> {
+        let found = GroupHeader::decode(reader.bytes(at, GROUP_HEADER as u64)?, segment.salt);
+        let Some((group, _)) = found.filter(|(header, _)| !header.is_seal && header.group < end) else { return Ok(0) };
         let len = u64::from(group.payload_len);
         let payload = reader.bytes(at + GROUP_HEADER as u64, len)?;
         if group.payload_checksum != payload_checksum(segment.salt, payload) {

@@ -6,8 +6,7 @@ use std::path::Path;
 
 use super::{MAX_PROBLEMS, SalvageReport, store_of};
 use crate::store::format::block::{CONTENT, Kind, Place, take_entry};
-use crate::store::format::frame::{Content, Frame, StoreKey};
-use crate::store::format::list::RunList;
+use crate::store::format::frame::{Change, Content, Frame, StoreKey};
 use crate::store::format::record;
 use crate::store::journal::Remains;
 use crate::store::sled::raw::{self, Found};
@@ -35,6 +34,9 @@ struct Newest {
     in_doubt: bool,
 }
 
+/// The keys around what is lost, as far as they are known.
+type Gap = (Option<StoreKey>, Option<StoreKey>);
+
 /// Everything that was found.
 #[derive(Debug)]
 pub(super) struct Sources {
@@ -44,6 +46,8 @@ pub(super) struct Sources {
     lost: BTreeSet<StoreKey>,
     /// Something that may have named any key is lost.
     is_all_in_doubt: bool,
+    /// Runs have lost what lay between these keys.
+    gaps: Vec<Gap>,
     problems: Vec<String>,
     untold: u64,
     /// The last block that was read of each run.
@@ -54,12 +58,13 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    pub(super) fn new(sled: &Path, remains: &Remains) -> Result<Self> {
+    pub(super) fn new(sled: &Path, remains: &Remains) -> Self {
         let mut sources = Self {
             found: None,
             keys: BTreeMap::new(),
             lost: BTreeSet::new(),
             is_all_in_doubt: !remains.problems.is_empty(),
+            gaps: Vec::new(),
             problems: Vec::new(),
             untold: 0,
             blocks: HashMap::new(),
@@ -70,11 +75,13 @@ impl Sources {
         for problem in &remains.problems {
             sources.problem(problem.clone());
         }
-        let scanned =
-            store_of(sled, remains).and_then(|id| id.map(|id| Found::scan(&raw::current(sled), &id)).transpose());
-        match scanned {
-            Ok(Some(found)) => {
-                sources.add_runs(&found, remains)?;
+        let scan = |id: [u8; 16]| Found::scan_readable(&raw::current(sled), &id);
+        match store_of(sled, remains).and_then(|id| id.map(scan).transpose()) {
+            Ok(Some((found, unreadable))) => {
+                if unreadable > 0 {
+                    sources.problem(format!("{unreadable} bytes of {} cannot be read", found.path().display()));
+                }
+                sources.add_runs(&found, remains);
                 sources.found = Some(found);
             }
             Ok(None) => sources.problem(format!("nothing names the store that {} belongs to", sled.display())),
@@ -82,9 +89,9 @@ impl Sources {
         }
         if sources.found.is_none() {
             sources.is_all_in_doubt = true;
-            sources.add_frames(remains, 0, true);
+            sources.add_frames(remains, 0);
         }
-        Ok(sources)
+        sources
     }
 
     fn problem(&mut self, problem: String) {
@@ -96,54 +103,52 @@ impl Sources {
     }
 
     /// Adds what is in the runs, the oldest first, and what the journal has besides.
-    fn add_runs(&mut self, found: &Found, remains: &Remains) -> Result<()> {
+    fn add_runs(&mut self, found: &Found, remains: &Remains) {
         let sled = found.path().display().to_string();
-        let list = found.newest_list().cloned();
-        let is_stale = list.as_ref().is_none_or(|list| list.frame < remains.checkpointed);
+        // One that has all its blocks, if the journal has what came after it.
+        let chosen = remains.past().and_then(|past| found.choose(&past).ok());
+        let list = chosen.as_ref().map(|chosen| &chosen.list).or_else(|| found.newest_list());
+        let is_stale = list.is_none_or(|list| list.frame < remains.checkpointed);
         if is_stale {
             self.is_all_in_doubt = true;
             let what = if list.is_some() { "the newest list of its runs" } else { "every list of its runs" };
             self.problem(format!("{sled} has lost {what}"));
         }
-        let complete = list.as_ref().map_or(0, |list| list.complete);
-        let is_listed = |run: u64| list.as_ref().is_some_and(|list| list.runs.iter().any(|info| info.id == run));
-        let is_newer = |run: &u64| list.as_ref().is_none_or(|list| *run >= list.next_id);
-        // Those that a newer list may have named: only of a record can be told whether it is newer.
-        let unlisted: Vec<u64> = found.runs().into_iter().filter(|run| is_stale && !is_listed(*run)).collect();
-        let (newer, older): (Vec<_>, Vec<_>) = unlisted.into_iter().partition(is_newer);
-        let before = self.problems.len() as u64 + self.untold;
-        if is_stale {
-            for run in older {
-                self.add_run(found, run, None, &sled)?;
-            }
+        let (frame, complete) = list.map_or((0, 0), |list| (list.frame, list.complete));
+        let ends_early = frame > remains.last_frame && remains.problems.is_empty();
+        if ends_early {
+            self.is_all_in_doubt = true;
+            self.problem(format!("the journal ends at frame {}, it had frame {frame}", remains.last_frame));
         }
-        self.add_listed(found, list.as_ref(), &sled)?;
+        let listed = list.map(|list| &list.runs[..]).unwrap_or_default();
+        let is_newer = |run: &u64| list.is_none_or(|list| *run >= list.next_id);
+        // Those that a newer list may have named. Older ones were merged into those that are listed, or had nothing left.
+        let newer = found.runs().into_iter().filter(|run| is_stale && is_newer(run));
+        for info in listed {
+            self.add_run(found, info.id, Some(info.blocks), &sled);
+        }
         for run in newer {
-            self.add_run(found, run, None, &sled)?;
+            self.add_run(found, run, None, &sled);
         }
-        if is_stale || self.problems.len() as u64 + self.untold > before {
-            // What the runs should have and may have lost.
-            self.add_frames(remains, complete, false);
+        self.last_number = self.last_number.max(frame);
+        // A journal that is whole has every frame after these, so its last word counts, as in an open. In one that is not, something
+        // newer may be missing that the runs have.
+        let is_whole = remains.problems.is_empty() && !ends_early;
+        let end = complete.max(remains.checkpointed).max(if is_whole { 0 } else { frame });
+        if is_stale || !self.gaps.is_empty() || !self.lost.is_empty() {
+            self.fill(remains, end, is_stale);
         }
-        self.add_frames(remains, complete, true);
-        Ok(())
-    }
-
-    fn add_listed(&mut self, found: &Found, list: Option<&RunList>, sled: &str) -> Result<()> {
-        for info in list.map(|list| &list.runs[..]).unwrap_or_default() {
-            self.add_run(found, info.id, Some(info.blocks), sled)?;
-        }
-        self.last_number = self.last_number.max(list.map_or(0, |list| list.frame));
-        Ok(())
+        self.add_frames(remains, end);
     }
 
     /// Adds what is left of a run, which is newer than all before. `blocks`: how many with entries it had, if that is known.
-    fn add_run(&mut self, found: &Found, run: u64, blocks: Option<u32>, sled: &str) -> Result<()> {
+    fn add_run(&mut self, found: &Found, run: u64, blocks: Option<u32>, sled: &str) {
         let (mut entries, mut gaps) = (Vec::new(), Vec::new());
         let (mut expected, mut last): (u32, Option<StoreKey>) = (0, None);
         let mut is_gap = false;
         for number in found.numbers(run).into_iter().take_while(|number| blocks.is_none_or(|blocks| *number < blocks)) {
-            let Some((kind, content)) = found.content(Place { run, number })? else { continue };
+            // One that can be read no more is missing.
+            let Ok(Some((kind, content))) = found.content(Place { run, number }) else { continue };
             is_gap |= number != expected;
             expected = number.saturating_add(1);
             if kind == Kind::Index {
@@ -153,26 +158,24 @@ impl Sources {
                 continue;
             }
             let mut rest = content.as_slice();
-            while let Some(entry) = take_entry(&mut rest)? {
+            while let Ok(Some(entry)) = take_entry(&mut rest) {
                 let key = StoreKey::from_bytes(entry.key);
                 if is_gap {
                     gaps.push((last.take(), Some(key.clone())));
                     is_gap = false;
                 }
                 let end = content.len() - rest.len();
-                let at = entry.value.map(|value| (value.len, end - value.here.len(), value.here.len()));
-                let revision = entry.value.and_then(|value| record::decode_head(value.here));
-                let revision = revision.filter(|_| key.is_record()).map_or(0, |head| head.revision);
                 let place = Place { run, number };
-                let at = match at {
-                    None => Some(At::Removed),
-                    Some((len, start, here)) => {
-                        is_whole(found, place, len - here)?.then_some(At::Run { place, start, len })
-                    }
-                };
+                let (at, revision) = entry.value.map_or((Some(At::Removed), 0), |value| {
+                    let here = value.here.len();
+                    let at = At::Run { place, start: end - here, len: value.len };
+                    let head = record::decode_head(value.here).filter(|_| key.is_record());
+                    (is_whole(found, place, value.len - here).then_some(at), head.map_or(0, |head| head.revision))
+                });
                 entries.push((key.clone(), at, revision));
                 last = Some(key);
             }
+            is_gap |= !rest.is_empty();
         }
         if is_gap || blocks.is_some_and(|blocks| expected < blocks) {
             gaps.push((last, None));
@@ -181,22 +184,22 @@ impl Sources {
             let had = blocks.map_or_else(String::new, |blocks| format!(" of {blocks}"));
             self.problem(format!("{sled} has lost blocks{had} of run {run}"));
         }
-        for (from, to) in gaps {
-            self.doubt(from, to);
+        for gap in gaps {
+            self.doubt(&gap);
+            self.gaps.push(gap);
         }
         for (key, at, revision) in entries {
             self.add(key, at, revision, true);
         }
-        Ok(())
     }
 
     /// Something newer may have named each key between these.
-    fn doubt(&mut self, from: Option<StoreKey>, to: Option<StoreKey>) {
+    fn doubt(&mut self, (from, to): &Gap) {
         if from.as_ref().zip(to.as_ref()).is_some_and(|(from, to)| from >= to) {
             return;
         }
-        let range = (from.map_or(Bound::Unbounded, Bound::Excluded), to.map_or(Bound::Unbounded, Bound::Excluded));
-        for (_, newest) in self.keys.range_mut(range) {
+        let bound = |key: &Option<StoreKey>| key.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        for (_, newest) in self.keys.range_mut((bound(from), bound(to))) {
             newest.in_doubt = true;
         }
     }
@@ -221,23 +224,47 @@ impl Sources {
         }
     }
 
-    /// Adds the frames of the journal after this one, which are newer than the runs; or those up to it, which are not, and are
-    /// of use where a run has lost something.
-    fn add_frames(&mut self, remains: &Remains, complete: u64, after: bool) {
-        for (_, frame) in remains.frames.iter().filter(|(number, _)| (*number > complete) == after) {
+    /// Adds the frames of the journal after this one, which are newer than the runs.
+    fn add_frames(&mut self, remains: &Remains, end: u64) {
+        for (number, frame) in remains.frames.iter().filter(|(number, _)| *number > end) {
             let Frame::Changes(changes) = frame else { continue };
             for change in changes {
-                let revision = change.record().map_or(0, |stored| stored.revision);
-                let at = change.content.clone().map_or(At::Removed, At::Journal);
-                let is_known = self.keys.contains_key(&change.key);
-                self.add(change.key.clone(), Some(at), revision, after || !is_known);
-                if !after {
-                    if let Some(newest) = self.keys.get_mut(&change.key).filter(|_| !is_known) {
-                        newest.in_doubt = true;
-                    }
-                }
+                let (at, revision) = of_change(change, *number);
+                self.add(change.key.clone(), Some(at), revision, true);
             }
         }
+    }
+
+    /// Takes from the frames up to this one what the runs may have lost: the last that is there of a key, in doubt.
+    fn fill(&mut self, remains: &Remains, end: u64, is_stale: bool) {
+        let mut last = BTreeMap::new();
+        for (number, frame) in remains.frames.iter().filter(|(number, _)| *number <= end) {
+            let Frame::Changes(changes) = frame else { continue };
+            last.extend(changes.iter().map(|change| (&change.key, (*number, change))));
+        }
+        for (key, (number, change)) in last {
+            // What the runs have not lost was removed, or has expired.
+            if !is_stale && !self.may_be_lost(key) {
+                continue;
+            }
+            let (at, revision) = of_change(change, number);
+            let is_newer = match self.keys.get(key) {
+                // Whether a row is newer cannot be told.
+                Some(known) => known.revision > 0 && known.revision < revision,
+                None => !matches!(at, At::Removed),
+            };
+            if is_newer {
+                self.lost.remove(key);
+                self.last_number = self.last_number.max(revision);
+                self.keys.insert(key.clone(), Newest { at, revision, in_doubt: true });
+            }
+        }
+    }
+
+    fn may_be_lost(&self, key: &StoreKey) -> bool {
+        let is_in =
+            |(from, to): &Gap| from.as_ref().is_none_or(|from| from < key) && to.as_ref().is_none_or(|to| key < to);
+        self.lost.contains(key) || self.gaps.iter().any(is_in)
     }
 
     /// Keys that have a value.
@@ -255,7 +282,7 @@ impl Sources {
         self.last_time
     }
 
-    /// Gives each key and its value, in order. A value that turns out not to be one counts as lost.
+    /// Gives each key and its value, in order. A value that turns out not to be one, or can be read no more, counts as lost.
     pub(super) fn for_each(&mut self, f: &mut dyn FnMut(&StoreKey, &[u8]) -> Result<()>) -> Result<()> {
         let mut bytes = Vec::new();
         for (key, newest) in std::mem::take(&mut self.keys) {
@@ -264,7 +291,12 @@ impl Sources {
                 At::Removed => continue,
                 At::Journal(Content::Row(value)) => bytes.extend_from_slice(&value),
                 At::Journal(Content::Record(stored)) => record::encode(&stored, &mut bytes)?,
-                At::Run { place, start, len } => self.load(place, start, len, &mut bytes)?,
+                At::Run { place, start, len } => {
+                    if self.load(place, start, len, &mut bytes).is_err() {
+                        self.lost.insert(key);
+                        continue;
+                    }
+                }
             }
             if key.is_record() {
                 let Ok(stored) = record::decode(&bytes) else {
@@ -319,15 +351,22 @@ fn named(key: &StoreKey) -> String {
     format!("{what} {} of {of}", own.escape_ascii())
 }
 
+/// What a change says, and the revision that it makes. Rows have none.
+fn of_change(change: &Change, number: u64) -> (At, u64) {
+    let at = change.content.clone().map_or(At::Removed, At::Journal);
+    let made = change.record().map_or(number, |stored| stored.revision);
+    (at, if change.key.is_record() { made } else { 0 })
+}
+
 /// Whether the blocks with so many more bytes of a value follow.
-fn is_whole(found: &Found, place: Place, mut left: usize) -> Result<bool> {
+fn is_whole(found: &Found, place: Place, mut left: usize) -> bool {
     let Place { run, mut number } = place;
     while left > 0 {
         number = number.saturating_add(1);
-        match found.content(Place { run, number })? {
-            Some((Kind::Continued, content)) if content.len() == left.min(CONTENT) => left -= content.len(),
-            _ => return Ok(false),
+        match found.content(Place { run, number }) {
+            Ok(Some((Kind::Continued, content))) if content.len() == left.min(CONTENT) => left -= content.len(),
+            _ => return false,
         }
     }
-    Ok(true)
+    true
 }

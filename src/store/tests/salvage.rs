@@ -125,6 +125,7 @@ fn what_an_open_has_cut_off_stays_so() {
         let path = left.iter().find(|(left, _)| *left == number).map_or(aside, |(_, path)| path.clone());
         fs::write(path, bytes).unwrap();
     }
+    damage_blocks(copied.path());
     let (store, report, _into) = rescue(copied.path());
     assert!(!report.problems.is_empty());
     assert_eq!(outcome(&store, &key("k")).unwrap(), b"first");
