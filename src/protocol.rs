@@ -216,16 +216,6 @@ impl Protocol {
         Ok((protocol, report))
     }
 
-    /// Rescues what can be read of a store into a new one.
-    pub(crate) fn salvage(
-        from: &Path,
-        into: &Path,
-        options: &EngineOptions,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<SalvageReport> {
-        Store::salvage(from, into, options, progress)
-    }
-
     /// Claims the key, or returns why not. Never waits for another owner.
     pub(crate) fn begin(&self, id: &RecordId, start: &Start) -> Result<Begun> {
         self.claimed(id, self.change(id, &Action::Begin(start), WaitFor::Sync)?)

@@ -1,14 +1,25 @@
-//! Operations on the whole store: verify and backup.
+//! Operations on the whole store: verify, backup and salvage.
 
 use std::path::Path;
 
 use super::Protocol;
-use crate::store::{BackupReport, VerifyReport};
+use crate::store::{BackupReport, SalvageReport, Store, VerifyReport};
 use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::options::EngineOptions;
 use crate::types::telemetry::{self, Work};
 use crate::types::value::Value;
 
 impl Protocol {
+    /// Rescues what can be read of a store into a new one.
+    pub(crate) fn salvage(
+        from: &Path,
+        into: &Path,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<SalvageReport> {
+        Store::salvage(from, into, options, progress)
+    }
+
     /// Returns the bytes on disk of the journal and of the record store.
     pub(crate) fn disk_bytes(&self) -> Result<(u64, u64)> {
         self.check()?;
