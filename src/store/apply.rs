@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::Inner;
 use super::checkpoint::Job;
+use super::format::frame::Frame;
 use super::runs::Run;
 use crate::store::runs::flush::{Deleted, Flusher, Prepared};
 use crate::store::runs::merge::{self, Merge, Step};
 use crate::store::sled::disk_space::{SpaceStatus, Wakeups};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::Now;
 
 /// Bytes of commits after which they are flushed, even if no segment is full.
 const FLUSH_BYTES: u64 = 4 << 20;
@@ -70,27 +71,8 @@ pub(crate) struct Compaction {
     pub(crate) reply: Sender<Result<Option<Deleted>>>,
 }
 
-/// The parts of the store that the apply thread calls.
-pub(crate) struct Callbacks {
-    pub(crate) now: Box<dyn Fn() -> Now + Send>,
-    /// Reports that a group with this many payload bytes was applied.
-    pub(crate) applied: Box<dyn Fn(u64, u64) + Send>,
-    /// Returns the payload bytes applied so far.
-    pub(crate) applied_bytes: Box<dyn Fn() -> u64 + Send>,
-    pub(crate) checkpoints: Sender<Job>,
-    /// Writes the closing frame.
-    pub(crate) closed: Box<dyn Fn() -> Result<()> + Send>,
-    /// Returns the error if there is no space to give sled this many bytes. Stalls users' commits if space is low.
-    pub(crate) short: Box<dyn Fn(u64) -> Option<Error> + Send>,
-    /// Claims space to give sled this many bytes. Never stalls commits.
-    pub(crate) claim: Box<dyn Fn(u64) -> SpaceStatus + Send>,
-    /// Returns true if there is space to write this many bytes before the replaced ones are deleted.
-    pub(crate) can_merge: Box<dyn Fn(u64) -> bool + Send>,
-    /// Stores the reason why commits are left in the journal: the store was closed while there was no space.
-    pub(crate) left_behind: Box<dyn Fn(Error) + Send>,
-}
-
 /// The inputs of the apply thread.
+#[derive(Debug)]
 pub(crate) struct Inbox {
     pub(crate) messages: Receiver<Message>,
     /// Notifies that there may be space again.
@@ -99,8 +81,11 @@ pub(crate) struct Inbox {
 
 /// The state of the apply thread.
 #[derive(Debug)]
-pub(crate) struct Applier {
-    pub(crate) flusher: Flusher,
+pub(super) struct Applier {
+    inner: Arc<Inner>,
+    inbox: Inbox,
+    checkpoints: Sender<Job>,
+    flusher: Flusher,
     /// Commits that are durable but only in memory.
     pending: Pending,
     /// The last group for which a caller waits to be flushed.
@@ -145,11 +130,19 @@ enum Next {
 }
 
 impl Applier {
-    /// Creates the state. `group` is the last group so far. `opening` is the frame of this open, which changes nothing:
-    /// the runs have all changes up to it.
-    pub(crate) fn new(flusher: Flusher, opening: u64, group: u64) -> Self {
-        let pending = Pending { frame: opening, group, ..Pending::default() };
+    /// Creates the state. `group` is the last group so far.
+    pub(super) fn new(
+        inner: Arc<Inner>,
+        inbox: Inbox,
+        checkpoints: Sender<Job>,
+        (flusher, group): (Flusher, u64),
+    ) -> Self {
+        // The frame of this open changes nothing: the runs have all changes up to it.
+        let pending = Pending { frame: inner.first, group, ..Pending::default() };
         Self {
+            inner,
+            inbox,
+            checkpoints,
             flusher,
             pending,
             wanted: None,
@@ -162,6 +155,31 @@ impl Applier {
         }
     }
 
+    /// The main function of the apply thread. Ends at a close, or when the writer has ended.
+    pub(super) fn run(&mut self) -> Result<()> {
+        loop {
+            let mut message = self.next();
+            if message.is_none() && !self.has_work() && !self.pending.due {
+                crossbeam_channel::select! {
+                    recv(self.inbox.messages) -> sent => message = Some(sent.unwrap_or(Message::End)),
+                    recv(self.inbox.wakeups) -> _ => self.rests = false,
+                }
+            }
+            // Take all messages that have come, up to a flush: a background step takes much longer than a commit.
+            self.has_flushed = false;
+            while let Some(taken) = message {
+                self.rests = false;
+                if self.take(taken)? == Next::End {
+                    return Ok(());
+                }
+                message = if self.has_flushed || self.pending.due { None } else { self.next() };
+            }
+            if self.flush_if_due()? == Next::End || self.work_on()? == Next::End {
+                return Ok(());
+            }
+        }
+    }
+
     fn has_work(&self) -> bool {
         let is_work = self.merge.is_some() || self.may_merge || self.can_compact() || self.flusher.has_unread();
         is_work && !self.rests
@@ -171,7 +189,7 @@ impl Applier {
         self.compactions.front().is_some_and(|compaction| compaction.group <= self.pending.group)
     }
 
-    fn take(&mut self, message: Message, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+    fn take(&mut self, message: Message) -> Result<Next> {
         match message {
             Message::End => return Ok(Next::End),
             Message::Group { group, frame, bytes, changes, checkpoint } => {
@@ -180,33 +198,33 @@ impl Applier {
                 self.pending.due |= checkpoint || is_wanted || self.pending.bytes >= FLUSH_BYTES;
                 if !self.pending.changes && !self.pending.due {
                     // The group changes nothing, so the runs have everything.
-                    (callbacks.applied)(group, std::mem::take(&mut self.pending.bytes));
+                    self.inner.commit_queue.applied(group, std::mem::take(&mut self.pending.bytes));
                 }
             }
             Message::Flush { group } => {
                 if self.pending.group < group {
                     self.wanted = self.wanted.max(Some(group));
                 } else if self.pending.changes || self.flusher.shared.memtable.len() > 0 {
-                    return self.flush(inbox, callbacks, &Purpose::Room);
+                    return self.flush(&Purpose::Room);
                 }
             }
             Message::Compact(compaction) => self.compactions.push_back(compaction),
             #[cfg(test)]
-            Message::Checkpoint { reply } => return self.flush(inbox, callbacks, &Purpose::Reply(reply)),
-            Message::Close => return self.flush(inbox, callbacks, &Purpose::Close).map(|_| Next::End),
+            Message::Checkpoint { reply } => return self.flush(&Purpose::Reply(reply)),
+            Message::Close => return self.flush(&Purpose::Close).map(|_| Next::End),
         }
         Ok(Next::GoOn)
     }
 
-    fn next(&mut self, inbox: &Inbox) -> Option<Message> {
-        self.backlog.pop_front().or_else(|| inbox.messages.try_recv().ok())
+    fn next(&mut self) -> Option<Message> {
+        self.backlog.pop_front().or_else(|| self.inbox.messages.try_recv().ok())
     }
 
     /// Takes the groups that have come meanwhile, because one flush can cover them. Stops when the flush would become
     /// too large for the available space.
-    fn catch_up(&mut self, inbox: &Inbox) {
+    fn catch_up(&mut self) {
         while self.pending.bytes < FLUSH_BYTES {
-            let Some(message) = self.next(inbox) else { return };
+            let Some(message) = self.next() else { return };
             match message {
                 Message::Group { group, frame, bytes, changes, .. } => self.pending.add(group, frame, bytes, changes),
                 other => {
@@ -217,13 +235,13 @@ impl Applier {
         }
     }
 
-    fn flush_if_due(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
-        if self.pending.due { self.flush(inbox, callbacks, &Purpose::Room) } else { Ok(Next::GoOn) }
+    fn flush_if_due(&mut self) -> Result<Next> {
+        if self.pending.due { self.flush(&Purpose::Room) } else { Ok(Next::GoOn) }
     }
 
     /// Flushes all pending commits into a run, as soon as there is space.
-    fn flush(&mut self, inbox: &Inbox, callbacks: &Callbacks, purpose: &Purpose) -> Result<Next> {
-        self.catch_up(inbox);
+    fn flush(&mut self, purpose: &Purpose) -> Result<Next> {
+        self.catch_up();
         let Pending { group, frame, bytes, .. } = self.pending;
         self.pending = Pending { group, frame, ..Pending::default() };
         self.wanted = self.wanted.filter(|wanted| *wanted > group);
@@ -233,19 +251,19 @@ impl Applier {
             self.compactions.clear();
             self.merge = None;
         }
-        let prepared = self.flusher.prepare(frame, &(callbacks.now)())?;
-        if let Some(full) = self.wait_for_room(&prepared, closes, inbox, callbacks)? {
-            (callbacks.left_behind)(full);
+        let prepared = self.flusher.prepare(frame, &self.inner.now())?;
+        if let Some(full) = self.wait_for_room(&prepared, closes)? {
+            self.leave_behind(&full);
             return Ok(Next::End);
         }
-        self.flusher.write(prepared, &(callbacks.now)())?;
+        self.flusher.write(prepared, &self.inner.now())?;
         (self.may_merge, self.has_flushed) = (true, true);
         if group > 0 {
-            (callbacks.applied)(group, bytes);
+            self.inner.commit_queue.applied(group, bytes);
         }
-        let (applied, gone) = ((callbacks.applied_bytes)(), "the checkpoint thread has ended");
+        let (applied, gone) = (self.inner.commit_queue.applied_bytes(), "the checkpoint thread has ended");
         let send = |reply| {
-            let sent = callbacks.checkpoints.send(Job { frame, applied, reply });
+            let sent = self.checkpoints.send(Job { frame, applied, reply });
             sent.map_err(|_| Error::new(ErrorKind::Closed, gone))
         };
         // The checkpoint frame comes after everything that the flush saw in the memtable. The flush left out contents
@@ -259,27 +277,35 @@ impl Applier {
                 let (reply, done) = crossbeam_channel::bounded(1);
                 send(Some(reply))?;
                 if done.recv().is_ok() {
-                    (callbacks.closed)()?;
+                    self.record_close()?;
                 }
             }
         }
         Ok(Next::GoOn)
     }
 
+    /// Writes the closing frame.
+    fn record_close(&self) -> Result<()> {
+        let marked = self.inner.mark(&Frame::Closing);
+        self.inner.commit_queue.end();
+        marked
+    }
+
+    /// Ends the store with commits that are only in the journal.
+    fn leave_behind(&self, why: &Error) {
+        let prefix = "the store is closed, and the next open brings the rest into the record store";
+        *self.inner.left_behind.lock() = Some(why.wrap(why.kind(), prefix));
+        self.inner.commit_queue.end();
+    }
+
     /// Waits until there is space for a run. Returns the error if the store is closed before.
-    fn wait_for_room(
-        &mut self,
-        prepared: &Prepared,
-        closes: bool,
-        inbox: &Inbox,
-        callbacks: &Callbacks,
-    ) -> Result<Option<Error>> {
-        while let Some(full) = (callbacks.short)(prepared.bytes()) {
+    fn wait_for_room(&mut self, prepared: &Prepared, closes: bool) -> Result<Option<Error>> {
+        while let Some(full) = self.inner.short(prepared.bytes()) {
             if closes || self.backlog.iter().any(Message::is_last) {
                 return Ok(Some(full));
             }
             // Deleted blocks leave space inside sled's file.
-            if self.flusher.has_unread() && !matches!((callbacks.claim)(0), SpaceStatus::Short(_)) {
+            if self.flusher.has_unread() && !matches!(self.inner.disk_space.claim(0), SpaceStatus::Short(_)) {
                 self.flusher.delete_some()?;
                 continue;
             }
@@ -287,8 +313,8 @@ impl Applier {
             let under_way = self.merge.as_mut().and_then(|(_, compaction)| compaction.take());
             refuse(self.compactions.drain(..).chain(under_way), &full);
             crossbeam_channel::select! {
-                recv(inbox.wakeups) -> _ => {}
-                recv(inbox.messages) -> message => match message {
+                recv(self.inbox.wakeups) -> _ => {}
+                recv(self.inbox.messages) -> message => match message {
                     Ok(Message::Compact(compaction)) => self.compactions.push_back(compaction),
                     message => self.backlog.push_back(message.unwrap_or(Message::End)),
                 },
@@ -299,47 +325,47 @@ impl Applier {
 
     /// Runs some background steps. After a flush it runs at least a fixed number of them, otherwise a load of commits
     /// could add more than merges remove.
-    fn work_on(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+    fn work_on(&mut self) -> Result<Next> {
         let steps = if self.has_flushed { STEPS + self.flusher.shared.runs.len() / RUNS_A_STEP } else { 1 };
         for _ in 0..steps {
             if !self.has_work() {
                 break;
             }
             #[cfg(test)]
-            self.flusher.shared.waiting_at_steps.lock().push(inbox.messages.len());
-            if self.work(inbox, callbacks)? == Next::End {
+            self.flusher.shared.waiting_at_steps.lock().push(self.inbox.messages.len());
+            if self.work()? == Next::End {
                 return Ok(Next::End);
             }
             // Groups that come during a step are taken now, and flushed by the next flush.
             while !self.pending.due {
-                let Some(message) = self.next(inbox) else { break };
+                let Some(message) = self.next() else { break };
                 if !matches!(message, Message::Group { .. }) {
                     // A caller waits for this message.
                     self.backlog.push_front(message);
                     return Ok(Next::GoOn);
                 }
-                self.take(message, inbox, callbacks)?;
+                self.take(message)?;
             }
         }
         Ok(Next::GoOn)
     }
 
     /// Runs one background step. Without space, rests until the next message.
-    fn work(&mut self, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
+    fn work(&mut self) -> Result<Next> {
         if let Some((merge, compaction)) = self.merge.take() {
-            if let SpaceStatus::Short(full) = (callbacks.claim)(merge.bytes()) {
+            if let SpaceStatus::Short(full) = self.inner.disk_space.claim(merge.bytes()) {
                 self.flusher.give_up(merge.id());
                 refuse(compaction.into_iter(), &full);
-                self.rests = true;
+                (self.may_merge, self.rests) = (true, true);
             } else {
                 self.step(merge, compaction)?;
             }
         } else if self.can_compact() {
             if let Some(compaction) = self.compactions.pop_front() {
-                return self.compact(compaction, inbox, callbacks);
+                return self.compact(compaction);
             }
         } else if self.flusher.has_unread() {
-            self.rests = matches!((callbacks.claim)(0), SpaceStatus::Short(_));
+            self.rests = matches!(self.inner.disk_space.claim(0), SpaceStatus::Short(_));
             if !self.rests {
                 self.flusher.delete_some()?;
             }
@@ -348,8 +374,8 @@ impl Applier {
             let runs = self.flusher.shared.runs.now();
             if let Some(range) = merge::plan(&runs) {
                 // A merge that stops halfway would need more space than it frees.
-                if (callbacks.can_merge)(merge::bytes(runs.get(range.clone()).unwrap_or_default())) {
-                    let merge = Merge::begin(&mut self.flusher, range, (callbacks.now)());
+                if self.inner.disk_space.can_merge(merge::bytes(runs.get(range.clone()).unwrap_or_default())) {
+                    let merge = Merge::begin(&mut self.flusher, range, self.inner.now());
                     self.merge = Some((Box::new(merge), None));
                 } else {
                     (self.may_merge, self.rests) = (true, true);
@@ -378,17 +404,17 @@ impl Applier {
         Ok(())
     }
 
-    fn compact(&mut self, compaction: Compaction, inbox: &Inbox, callbacks: &Callbacks) -> Result<Next> {
-        let now = (callbacks.now)();
+    fn compact(&mut self, compaction: Compaction) -> Result<Next> {
+        let now = self.inner.now();
         // Only durable contents can be flushed.
         if self.pending.changes && self.flusher.shared.memtable.earliest_expiry(&now) <= compaction.began {
             // Put the pass back into the queue first: if there is no space, the flush answers the passes in the queue.
             self.compactions.push_front(compaction);
-            return self.flush(inbox, callbacks, &Purpose::Room);
+            return self.flush(&Purpose::Room);
         }
         let is_due = |run: &Arc<Run>| merge::due(run, compaction.exact) <= compaction.began;
         let due = self.flusher.shared.runs.now().iter().position(is_due);
-        if let SpaceStatus::Short(full) = (callbacks.claim)(0) {
+        if let SpaceStatus::Short(full) = self.inner.disk_space.claim(0) {
             refuse(std::iter::once(compaction), &full);
         } else if let Some(at) = due {
             let merge = Merge::begin(&mut self.flusher, at..at + 1, now);
@@ -424,29 +450,4 @@ enum Purpose {
     #[cfg(test)]
     Reply(Sender<()>),
     Close,
-}
-
-/// The main function of the apply thread. Ends at a close, or when the writer has ended.
-pub(crate) fn run(mut applier: Applier, inbox: &Inbox, callbacks: &Callbacks) -> Result<()> {
-    loop {
-        let mut message = applier.next(inbox);
-        if message.is_none() && !applier.has_work() && !applier.pending.due {
-            crossbeam_channel::select! {
-                recv(inbox.messages) -> sent => message = Some(sent.unwrap_or(Message::End)),
-                recv(inbox.wakeups) -> _ => applier.rests = false,
-            }
-        }
-        // Take all messages that have come, up to a flush: a background step takes much longer than a commit.
-        applier.has_flushed = false;
-        while let Some(taken) = message {
-            applier.rests = false;
-            if applier.take(taken, inbox, callbacks)? == Next::End {
-                return Ok(());
-            }
-            message = if applier.has_flushed || applier.pending.due { None } else { applier.next(inbox) };
-        }
-        if applier.flush_if_due(inbox, callbacks)? == Next::End || applier.work_on(inbox, callbacks)? == Next::End {
-            return Ok(());
-        }
-    }
 }

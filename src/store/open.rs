@@ -9,7 +9,7 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
-use super::apply::{Applier, Inbox};
+use super::apply::Inbox;
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
 use super::format::hash;
 use super::format::list::RunList;
@@ -151,7 +151,6 @@ impl Store {
             pool.release(first);
         }
         report.interrupted = shared.unfinished.count_interrupted(&now);
-        let applier = Applier::new(flusher, first, group);
         let parts = Parts {
             store_id,
             first,
@@ -169,7 +168,7 @@ impl Store {
         let (inner, thread_end) = new_inner(path, options, parts, wakeups);
         inner.remove_expired_at_open();
         lock.keep();
-        let running = threads::start(&inner, writer, applier, thread_end, lock, options.sync_timeout)?;
+        let running = threads::start(&inner, writer, (flusher, group), thread_end, lock, options.sync_timeout)?;
         Ok((Self { inner, running: Mutex::new(Some(running)) }, report))
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::apply::{self, Applier, Inbox, Message};
-use super::format::frame::Frame;
+use super::apply::{Applier, Inbox, Message};
 use super::journal::{Writer, segment_for, usable};
 use super::{Inner, checkpoint, files};
+use crate::store::runs::flush::Flusher;
 use crate::store::sled::disk_space::Wakeups;
 use crate::sync::group_commit::{Batch, Target, Verdict, Work};
 use crate::sync::worker::Worker;
@@ -44,10 +44,11 @@ pub(crate) fn apply_channel(wakeups: Wakeups) -> (Apply, (Inbox, Sender<Infallib
     (Apply { messages, ended }, (inbox, alive))
 }
 
+/// Starts the threads. `flushed` has the runs, and the number of the last group, which is in them.
 pub(crate) fn start(
     inner: &Arc<Inner>,
     writer: Writer,
-    applier: Applier,
+    flushed: (Flusher, u64),
     (inbox, apply_alive): (Inbox, Sender<Infallible>),
     lock: files::StoreLock,
     timeout: Duration,
@@ -59,13 +60,12 @@ pub(crate) fn start(
     // apply thread. There is at most one job for each segment that was filled meanwhile.
     let (checkpoints, jobs) = crossbeam_channel::unbounded();
     running.spawn(inner, &alive, "oncekey-journal", move |inner| write(&inner, writer))?;
-    let for_apply = Arc::clone(inner);
     running.spawn(inner, &alive, "oncekey-apply", move |inner| {
-        let callbacks = around_apply(&inner, checkpoints);
-        let ended = apply::run(applier, &inbox, &callbacks);
+        let mut applier = Applier::new(Arc::clone(&inner), inbox, checkpoints, flushed);
+        let ended = applier.run();
         if let Err(error) = &ended {
-            // Poison before the end of this thread can be seen: it would be mistaken for a close.
-            for_apply.commit_queue.poison(error.clone());
+            // Poison before the end of this thread can be seen, by its channels: it would be mistaken for a close.
+            inner.commit_queue.poison(error.clone());
         }
         drop(apply_alive);
         ended
@@ -82,53 +82,6 @@ pub(crate) fn start(
 pub(crate) fn none(lock: files::StoreLock, timeout: Duration) -> Running {
     let (_, ended) = crossbeam_channel::bounded(0);
     Running { workers: Vec::new(), ended, timeout, lock: Arc::new(lock) }
-}
-
-fn around_apply(inner: &Arc<Inner>, checkpoints: Sender<checkpoint::Job>) -> apply::Callbacks {
-    let shared = || Arc::clone(inner);
-    apply::Callbacks {
-        now: Box::new({
-            let inner = shared();
-            move || inner.now()
-        }),
-        applied: Box::new({
-            let inner = shared();
-            move |group, bytes| inner.commit_queue.applied(group, bytes)
-        }),
-        applied_bytes: Box::new({
-            let inner = shared();
-            move || inner.commit_queue.applied_bytes()
-        }),
-        checkpoints,
-        closed: Box::new({
-            let inner = shared();
-            move || {
-                let said = inner.mark(&Frame::Closing);
-                inner.commit_queue.end();
-                said
-            }
-        }),
-        short: Box::new({
-            let inner = shared();
-            move |bytes| inner.short(bytes)
-        }),
-        claim: Box::new({
-            let inner = shared();
-            move |bytes| inner.disk_space.claim(bytes)
-        }),
-        can_merge: Box::new({
-            let inner = shared();
-            move |bytes| inner.disk_space.can_merge(bytes)
-        }),
-        left_behind: Box::new({
-            let inner = shared();
-            move |why| {
-                let prefix = "the store is closed, and the next open brings the rest into the record store";
-                *inner.left_behind.lock() = Some(why.wrap(why.kind(), prefix));
-                inner.commit_queue.end();
-            }
-        }),
-    }
 }
 
 impl Running {
