@@ -21,7 +21,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use oncekey::{Begin, Claim, Engine, Error, Manager, Next};
+use oncekey::{Begin, Claim, Engine, Error, Manager, stage::Next};
 use shared::{VALUE, asked_directory, key, median};
 
 const THREADS: [usize; 3] = [1, 8, 64];

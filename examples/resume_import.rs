@@ -3,7 +3,10 @@
 //! `cargo run --example resume_import`
 #![allow(clippy::print_stdout, reason = "the program prints its steps")]
 
-use oncekey::{CallOptions, Engine, Failure, Manager, Next, OnInterrupted, PhaseError, STARTED, Stages};
+use oncekey::{
+    CallOptions, Engine, Failure, Manager, OnInterrupted,
+    stage::{Next, PhaseError, STARTED, Stages},
+};
 
 const LINES: u64 = 1000;
 const BATCH: u64 = 100;

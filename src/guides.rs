@@ -17,7 +17,7 @@
 use crate::http::*;
 #[cfg(doc)]
 #[allow(unused_imports, reason = "only links use them")]
-use crate::{admin::*, clock::*, table::*, *};
+use crate::{admin::*, clock::*, stage::*, table::*, *};
 
 #[doc = include_str!("guides/crashes.md")]
 pub mod crashes {}

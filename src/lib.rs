@@ -44,7 +44,7 @@
 //! | wait for another owner, and take over from it | [`Manager::begin_with`], [`CallOptions::wait`] |
 //! | find out the state of a key | [`Manager::get`], [`Manager::wait`] |
 //! | list what the last crash left, and resolve it | [`Engine::interrupted`], [`Manager::resolve`] |
-//! | resume an operation of several steps where it stopped | [`Manager::drive`], [`Stages`], [`Claim::work_stage`] |
+//! | resume an operation of several steps where it stopped | [`Manager::drive`], [`Stages`](stage::Stages), [`Claim::work_stage`] |
 //! | change my own data and the record in one commit | [`Claim::work_stage`], [`Engine::table`] |
 //! | change several rows together | [`Engine::atomic_phase`] |
 //! | check that nothing is damaged | [`Engine::verify`] |
@@ -126,13 +126,11 @@ mod store;
 mod sync;
 mod types;
 
-pub use api::claim::stage::Next;
 pub use api::claim::{Claim, EndError};
 pub use api::engine::Engine;
-pub use api::manager::drive::{DriveError, Stages};
 pub use api::manager::execute::{ExecuteError, Executed};
 pub use api::manager::{Begin, Manager, Pending, Waited};
-pub use api::transaction::{PhaseError, Transaction};
+pub use api::transaction::Transaction;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use store::fuzzing;
@@ -144,7 +142,7 @@ pub use types::fingerprint::{Fingerprint, FingerprintBuilder};
 pub use types::key::{IntoKey, Key};
 pub use types::options::{CallOptions, Durability, EngineOptions, ManagerOptions, OnError, OnInterrupted};
 pub use types::outcome::{Finished, Record};
-pub use types::record::{FINISHED, Interruption, RecordInfo, STARTED, Status};
+pub use types::record::{Interruption, RecordInfo, Status};
 pub use types::token::Token;
 pub use types::value::Value;
 
@@ -166,6 +164,14 @@ pub mod admin {
 /// The clock of an engine: that of the system, and a manual one for tests.
 pub mod clock {
     pub use crate::types::clock::{BootTime, Clock, ManualClock, SystemClock};
+}
+
+/// Work in stages, with a recovery point after each; see [the guide](guides::stages).
+pub mod stage {
+    pub use crate::api::claim::stage::Next;
+    pub use crate::api::manager::drive::{DriveError, Stages};
+    pub use crate::api::transaction::PhaseError;
+    pub use crate::types::record::{FINISHED, STARTED};
 }
 
 /// The user's own rows, changed alone or in one commit with records.

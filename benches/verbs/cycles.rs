@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use oncekey::{Begin, Durability, Engine, EngineOptions, Manager, Next};
+use oncekey::{Begin, Durability, Engine, EngineOptions, Manager, stage::Next};
 
 use crate::shared::{VALUE, cycle, key, named_directory};
 use crate::threads::Times;

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use oncekey::{Engine, FINISHED, RecordInfo, STARTED, Status, admin::RecordFilter};
+use oncekey::{
+    Engine, RecordInfo, Status,
+    admin::RecordFilter,
+    stage::{FINISHED, STARTED},
+};
 use serde::de::DeserializeOwned;
 
 use crate::shop::{CARTS, CHARGED, DELIVERED, Fault, ORDERS, OrderRow, RESERVATIONS, RESERVED, STOCK};

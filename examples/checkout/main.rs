@@ -20,7 +20,7 @@ mod worker;
 
 use std::process::ExitCode;
 
-use oncekey::{DriveError, Engine, ExecuteError};
+use oncekey::{Engine, ExecuteError, stage::DriveError};
 
 use crate::books::Books;
 use crate::process::{log, say};

@@ -5,8 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 
 use oncekey::{
-    CallOptions, Claim, DriveError, Engine, Executed, Fingerprint, Manager, ManagerOptions, Next, OnInterrupted,
-    STARTED, Stages, table::TransactionTable,
+    CallOptions, Claim, Engine, Executed, Fingerprint, Manager, ManagerOptions, OnInterrupted,
+    stage::{DriveError, Next, STARTED, Stages},
+    table::TransactionTable,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

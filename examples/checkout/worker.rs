@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use oncekey::{DriveError, Engine, ExecuteError};
+use oncekey::{Engine, ExecuteError, stage::DriveError};
 use serde::{Deserialize, Serialize};
 
 use crate::books::Books;

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use oncekey::{Engine, ErrorKind, Manager, Next, PhaseError, Transaction, clock::ManualClock};
+use oncekey::{
+    Engine, ErrorKind, Manager, Transaction,
+    clock::ManualClock,
+    stage::{Next, PhaseError},
+};
 
 const MAX_STEPS: usize = 30;
 const TABLES: [&str; 2] = ["a", "b"];

@@ -148,7 +148,7 @@ impl<T, E> Claim<T, E> {
         &self.inner.context
     }
 
-    /// Returns the name of the last stage that ended, or [`STARTED`](crate::STARTED) before the first one ends.
+    /// Returns the name of the last stage that ended, or [`STARTED`](crate::stage::STARTED) before the first one ends.
     #[must_use]
     pub fn recovery_point(&self) -> &str {
         self.inner.info.recovery_point()
@@ -160,7 +160,7 @@ impl<T, E> Claim<T, E> {
         self.inner.info.checkpoint()
     }
 
-    /// Decodes the checkpoint into the type from which [`Next::advance_encoded`](crate::Next::advance_encoded) encoded
+    /// Decodes the checkpoint into the type from which [`Next::advance_encoded`](crate::stage::Next::advance_encoded) encoded
     /// it.
     ///
     /// # Errors

@@ -113,10 +113,10 @@ impl Engine {
     /// once, and its changes are committed with the rest.
     ///
     /// The closure's error type is any type that the engine's error converts into: an enum with `#[from]
-    /// oncekey::Error`, `anyhow::Error`, [`Error`], or the ready-made [`PhaseError`](crate::PhaseError).
+    /// oncekey::Error`, `anyhow::Error`, [`Error`], or the ready-made [`PhaseError`](crate::stage::PhaseError).
     ///
     /// ```
-    /// # use oncekey::{Engine, Error, PhaseError};
+    /// # use oncekey::{Engine, Error, stage::PhaseError};
     /// # let engine = Engine::temporary()?;
     /// engine.atomic_phase(|tx| tx.table("t")?.insert("a", "1"))?;
     /// let moved = engine.atomic_phase(|tx| {

@@ -235,7 +235,7 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Error, Next, STARTED, Stages, http::Response};
+    /// use oncekey::{Error, http::Response, stage::{Next, Stages, STARTED}};
     ///
     /// let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
@@ -252,7 +252,7 @@ impl Requests {
     /// let done = requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?;
     /// assert_eq!(done.value().status(), StatusCode::CREATED);
     /// assert!(requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?.replayed());
-    /// # Ok::<(), oncekey::DriveError<Response, Response, Error>>(())
+    /// # Ok::<(), oncekey::stage::DriveError<Response, Response, Error>>(())
     /// ```
     pub fn drive<X: From<Error>>(
         &self,
@@ -306,7 +306,7 @@ impl Requests {
     /// Returns the record of a request in any state, or `None` if there is no record.
     ///
     /// ```
-    /// # use oncekey::{STARTED, http::NewRequest};
+    /// # use oncekey::{http::NewRequest, stage::STARTED};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
@@ -351,7 +351,7 @@ impl Requests {
     ///
     /// - `NotFound` if the request does not exist, `OwnedByClaim` while it is in progress, `NotInProgress` if it is
     ///   finished.
-    /// - `InvalidOptions` for a patch that is empty, sets the recovery point [`FINISHED`](crate::FINISHED), or has a
+    /// - `InvalidOptions` for a patch that is empty, sets the recovery point [`FINISHED`](crate::stage::FINISHED), or has a
     ///   response and anything else.
     /// - `InvalidName` for a malformed name of a recovery point.
     /// - `TooLarge` for a checkpoint or a response over the engine's limit.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use oncekey::{
-    CallOptions, Claim, Context, Engine, Error, Fingerprint, Manager, ManagerOptions, Next, Result, admin::Resolution,
-    clock::ManualClock,
+    CallOptions, Claim, Context, Engine, Error, Fingerprint, Manager, ManagerOptions, Result, admin::Resolution,
+    clock::ManualClock, stage::Next,
 };
 use tempfile::TempDir;
 

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use oncekey::{Engine, PhaseError, Transaction};
+use oncekey::{Engine, Transaction, stage::PhaseError};
 
 use crate::inject::{Call, Effect, Rule};
 use crate::threads::{LATE, until, within};

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, CallOptions, Claim, Durability, Engine, EngineOptions, FOREVER, Interruption, Manager, ManagerOptions, Next,
-    OnInterrupted, Transaction, Value, admin::Resolution, clock::ManualClock,
+    Begin, CallOptions, Claim, Durability, Engine, EngineOptions, FOREVER, Interruption, Manager, ManagerOptions,
+    OnInterrupted, Transaction, Value, admin::Resolution, clock::ManualClock, stage::Next,
 };
 
 use crate::history::{Began, Expected, History, Known, number, value};

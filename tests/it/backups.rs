@@ -7,7 +7,9 @@ use std::thread;
 
 use oncekey::admin::BackupReport;
 use oncekey::clock::ManualClock;
-use oncekey::{Engine, ErrorKind, Failure, Interruption, Manager, ManagerOptions, PhaseError, Record, Status, Value};
+use oncekey::{
+    Engine, ErrorKind, Failure, Interruption, Manager, ManagerOptions, Record, Status, Value, stage::PhaseError,
+};
 
 use crate::common::*;
 use crate::threads::{LATE, Rng, within};
@@ -172,7 +174,7 @@ fn a_copy_keeps_generations_effect_ids_and_rows_and_draws_new_ones() {
     claim(&texts, "released").release().unwrap();
     drop(claim(&texts, "dropped"));
     let mut staged = claim(&resuming(&original), "staged");
-    staged.work_stage(|_| Ok::<_, oncekey::Error>(oncekey::Next::advance_with("half", vec![1, 2]))).unwrap();
+    staged.work_stage(|_| Ok::<_, oncekey::Error>(oncekey::stage::Next::advance_with("half", vec![1, 2]))).unwrap();
     original.table("t").unwrap().insert("row", vec![9; 10_000]).unwrap();
     original.table("t").unwrap().insert("gone", "x").unwrap();
     original.table("t").unwrap().remove("gone").unwrap();

@@ -5,8 +5,8 @@ use std::sync::Barrier;
 use std::thread;
 
 use oncekey::{
-    CallOptions, Context, Engine, ErrorKind, ExecuteError, Executed, Fingerprint, Interruption, Manager, Next, OnError,
-    Status, admin::Event,
+    CallOptions, Context, Engine, ErrorKind, ExecuteError, Executed, Fingerprint, Interruption, Manager, OnError,
+    Status, admin::Event, stage::Next,
 };
 
 use crate::common::*;

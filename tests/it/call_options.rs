@@ -5,8 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use oncekey::{
-    Begin, CallOptions, DriveError, Error, ErrorKind, ExecuteError, Executed, Fingerprint, Manager, STARTED, Stages,
-    Status, http::NewRequest,
+    Begin, CallOptions, Error, ErrorKind, ExecuteError, Executed, Fingerprint, Manager, Status,
+    http::NewRequest,
+    stage::{DriveError, STARTED, Stages},
 };
 
 use crate::common::*;

@@ -1,6 +1,8 @@
 //! Tests of values whose type has changed since they were stored.
 
-use oncekey::{CallOptions, Context, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, Next, OnInterrupted};
+use oncekey::{
+    CallOptions, Context, Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, OnInterrupted, stage::Next,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::common::*;

@@ -52,7 +52,9 @@ pub(crate) fn store(dir: &Path) -> String {
     let resuming: Manager<u64> =
         engine.manager_with("other", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
     let mut staged = claim(&resuming, "staged");
-    staged.work_stage(|_| Ok::<_, oncekey::Error>(oncekey::Next::advance_with("half", vec![1, 2, 255]))).unwrap();
+    staged
+        .work_stage(|_| Ok::<_, oncekey::Error>(oncekey::stage::Next::advance_with("half", vec![1, 2, 255])))
+        .unwrap();
     // Leak the claim, as if the process had died.
     std::mem::forget(staged);
     engine.crash();

@@ -4,10 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oncekey::{
-    DriveError, Error, ErrorKind, ExecuteError, Key, Next, OnInterrupted, PhaseError, STARTED, Stages, Status,
+    Error, ErrorKind, ExecuteError, Key, OnInterrupted, Status,
     admin::RecordFilter,
     clock::ManualClock,
     http::{Requests, Response},
+    stage::{DriveError, Next, PhaseError, STARTED, Stages},
 };
 
 use crate::common::*;

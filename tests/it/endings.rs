@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, CallOptions, Claim, EndError, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, Interruption, Manager,
-    ManagerOptions, Next, OnError, Status, Waited, admin::Resolution, clock::ManualClock,
+    ManagerOptions, OnError, Status, Waited, admin::Resolution, clock::ManualClock, stage::Next,
 };
 
 use crate::common::*;

@@ -6,7 +6,7 @@ use http::StatusCode;
 use oncekey::admin::Resolution;
 use oncekey::http::{HandleOptions, Response, SameRequest};
 use oncekey::{
-    CallOptions, EndError, Engine, Error, ErrorKind, ExecuteError, Failure, Fingerprint, Manager, Next, Status,
+    CallOptions, EndError, Engine, Error, ErrorKind, ExecuteError, Failure, Fingerprint, Manager, Status, stage::Next,
 };
 
 use crate::common::*;

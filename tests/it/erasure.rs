@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use oncekey::{Engine, ErrorKind, Key, Manager, Next, OnInterrupted, Status};
+use oncekey::{Engine, ErrorKind, Key, Manager, OnInterrupted, Status, stage::Next};
 
 use crate::common::*;
 use crate::threads::{LATE, within};

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use oncekey::{
-    Claim, Error, ErrorKind, Fingerprint, Next, STARTED, Stages, Status,
+    Claim, Error, ErrorKind, Fingerprint, Status,
     admin::{RecordFilter, Resolution},
     http::{HandleOptions, NewRequest, Problem, RequestPatch, Requests, Response, SameRequest},
+    stage::{Next, STARTED, Stages},
 };
 
 use crate::common::*;

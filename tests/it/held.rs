@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use http::StatusCode;
 use oncekey::{
-    Begin, CallOptions, Claim, DriveError, Engine, Error, ErrorKind, ExecuteError, Failure, Manager, ManagerOptions,
-    Next, OnError, OnInterrupted, PhaseError, STARTED, Stages, Status,
+    Begin, CallOptions, Claim, Engine, Error, ErrorKind, ExecuteError, Failure, Manager, ManagerOptions, OnError,
+    OnInterrupted, Status,
     admin::{RecordFilter, Resolution},
     http::{Requests, Response},
+    stage::{DriveError, Next, PhaseError, STARTED, Stages},
 };
 
 use crate::common::*;

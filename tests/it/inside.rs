@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use http::StatusCode;
 use oncekey::{
-    Engine, Error, ErrorKind, ManagerOptions, PhaseError, RecordInfo, STARTED, Status, Waited,
+    Engine, Error, ErrorKind, ManagerOptions, RecordInfo, Status, Waited,
     admin::{Event, Resolution},
     http::{NewRequest, RequestPatch, Requests, Response},
+    stage::{PhaseError, STARTED},
 };
 
 use crate::common::*;

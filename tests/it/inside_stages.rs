@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use oncekey::{
-    Engine, Error, ErrorKind, Key, ManagerOptions, Next, OnInterrupted, PhaseError, STARTED, Status,
+    Engine, Error, ErrorKind, Key, ManagerOptions, OnInterrupted, Status,
     admin::RecordFilter,
     http::{NewRequest, RequestPatch, Requests, Response},
+    stage::{Next, PhaseError, STARTED},
 };
 
 use crate::common::*;

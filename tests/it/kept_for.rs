@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use oncekey::{ErrorKind, FOREVER, ManagerOptions, Next, Status, http::Response};
+use oncekey::{ErrorKind, FOREVER, ManagerOptions, Status, http::Response, stage::Next};
 
 use crate::common::*;
 

@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use http::StatusCode;
 use oncekey::{
-    Begin, CallOptions, ErrorKind, ExecuteError, FINISHED, Manager, ManagerOptions, OnError, PhaseError, STARTED,
-    Status,
+    Begin, CallOptions, ErrorKind, ExecuteError, Manager, ManagerOptions, OnError, Status,
     admin::RecordFilter,
     clock::ManualClock,
     http::{NewRequest, RequestPatch, Requests, Response},
+    stage::{FINISHED, PhaseError, STARTED},
 };
 
 use crate::common::*;

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use oncekey::{
-    Engine, ErrorKind, ExecuteError, Failure, Manager, ManagerOptions, Next, OnInterrupted, Status, Waited,
-    clock::ManualClock,
+    Engine, ErrorKind, ExecuteError, Failure, Manager, ManagerOptions, OnInterrupted, Status, Waited,
+    clock::ManualClock, stage::Next,
 };
 use serde::{Deserialize, Serialize};
 

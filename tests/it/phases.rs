@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use oncekey::{
-    Engine, Error, ErrorKind, Next, PhaseError, Status, Transaction,
+    Engine, Error, ErrorKind, Status, Transaction,
+    stage::{Next, PhaseError},
     table::{Isolation, PhaseOptions},
 };
 

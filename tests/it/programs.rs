@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use oncekey::{DriveError, Engine, ExecuteError, Manager};
+use oncekey::{Engine, ExecuteError, Manager, stage::DriveError};
 
 #[allow(dead_code, clippy::all, clippy::pedantic, clippy::restriction, reason = "a user's program, kept as it is")]
 #[rustfmt::skip]

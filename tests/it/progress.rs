@@ -2,7 +2,7 @@
 
 use oncekey::admin::{RecordFilter, Resolution};
 use oncekey::http::{NewRequest, RequestPatch};
-use oncekey::{Claim, Error, ExecuteError, Next, OnError, Status};
+use oncekey::{Claim, Error, ExecuteError, OnError, Status, stage::Next};
 
 use crate::common::*;
 

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use oncekey::{
-    Begin, DriveError, Error, ErrorKind, ExecuteError, Fingerprint, Next, STARTED, Stages,
+    Begin, Error, ErrorKind, ExecuteError, Fingerprint,
     http::{HandleOptions, NewRequest, Problem, Requests, Response, SameRequest},
+    stage::{DriveError, Next, STARTED, Stages},
 };
 
 use crate::common::*;

@@ -2,8 +2,8 @@
 
 use http::StatusCode;
 use oncekey::{
-    CallOptions, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, ManagerOptions, Next, Status,
-    admin::RecordFilter, clock::ManualClock, http::Response,
+    CallOptions, Engine, ErrorKind, ExecuteError, FOREVER, Fingerprint, ManagerOptions, Status, admin::RecordFilter,
+    clock::ManualClock, http::Response, stage::Next,
 };
 
 use crate::common::*;

@@ -5,9 +5,10 @@ use std::sync::Barrier;
 
 use http::{HeaderValue, StatusCode, header};
 use oncekey::{
-    Begin, Context, Error, ErrorKind, Interruption, Key, ManagerOptions, OnInterrupted, STARTED, Status,
+    Begin, Context, Error, ErrorKind, Interruption, Key, ManagerOptions, OnInterrupted, Status,
     admin::RecordFilter,
     http::{NewRequest, RequestPatch, Requests, Response},
+    stage::STARTED,
 };
 use serde::{Serialize, Serializer};
 

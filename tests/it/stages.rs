@@ -5,8 +5,10 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oncekey::{
-    CallOptions, Claim, DriveError, Error, ErrorKind, ExecuteError, FINISHED, Interruption, Manager, ManagerOptions,
-    Next, OnInterrupted, PhaseError, RecordInfo, STARTED, Stages, Status, clock::ManualClock,
+    CallOptions, Claim, Error, ErrorKind, ExecuteError, Interruption, Manager, ManagerOptions, OnInterrupted,
+    RecordInfo, Status,
+    clock::ManualClock,
+    stage::{DriveError, FINISHED, Next, PhaseError, STARTED, Stages},
 };
 
 use crate::common::*;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use oncekey::{
     Begin, CallOptions, ErrorKind, ExecuteError, FOREVER, Interruption, IntoKey, Key, Manager, ManagerOptions, OnError,
-    STARTED, Status, Waited, admin::Resolution,
+    Status, Waited, admin::Resolution, stage::STARTED,
 };
 
 use crate::common::*;

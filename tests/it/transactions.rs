@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex};
 
-use oncekey::{Durability, Engine, Error, ErrorKind, PhaseError, Transaction, Value, table::Table};
+use oncekey::{Durability, Engine, Error, ErrorKind, Transaction, Value, stage::PhaseError, table::Table};
 
 use crate::common::*;
 use crate::threads::{LATE, until, within};

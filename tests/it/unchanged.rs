@@ -2,7 +2,7 @@
 
 use oncekey::admin::{LiveStore, Resolution};
 use oncekey::http::{RequestPatch, Response};
-use oncekey::{Error, ErrorKind, Interruption, Manager, ManagerOptions, Next, RecordInfo, Status};
+use oncekey::{Error, ErrorKind, Interruption, Manager, ManagerOptions, RecordInfo, Status, stage::Next};
 
 use crate::common::*;
 

@@ -1,9 +1,10 @@
 //! Tests of undoing a resolution: what is put back, and what ends the time in which that is possible.
 
 use oncekey::{
-    Begin, Engine, ErrorKind, Interruption, Manager, Next, Status, Waited,
+    Begin, Engine, ErrorKind, Interruption, Manager, Status, Waited,
     admin::{RawManager, Resolution},
     clock::ManualClock,
+    stage::Next,
 };
 
 use crate::common::*;
@@ -70,7 +71,7 @@ fn a_transaction_that_reads_the_outcome_ends_the_undo_even_if_it_fails() {
     let failed = engine.atomic_phase(|tx| {
         let record = requests.with_transaction(tx).retrieve("k")?.unwrap();
         assert_eq!(record.outcome(), Some(Ok(&ok("done"))));
-        Err::<(), _>(oncekey::PhaseError::User("rolled back"))
+        Err::<(), _>(oncekey::stage::PhaseError::User("rolled back"))
     });
     assert!(failed.is_err());
     assert_given(&engine.raw("r").unwrap(), "k");

@@ -2,9 +2,10 @@
 
 use http::StatusCode;
 use oncekey::{
-    Begin, ErrorKind, FINISHED, Interruption, ManagerOptions, OnInterrupted, RecordInfo, STARTED, Status,
+    Begin, ErrorKind, Interruption, ManagerOptions, OnInterrupted, RecordInfo, Status,
     admin::{Event, Resolution},
     http::{RequestPatch, Response},
+    stage::{FINISHED, STARTED},
 };
 
 use crate::common::*;

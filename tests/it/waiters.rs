@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use oncekey::{
-    Begin, CallOptions, Claim, Durability, Engine, Error, ErrorKind, Interruption, Manager, ManagerOptions, Next,
+    Begin, CallOptions, Claim, Durability, Engine, Error, ErrorKind, Interruption, Manager, ManagerOptions,
     OnInterrupted, Status, Waited,
     http::{RequestPatch, Response},
+    stage::Next,
 };
 
 use crate::threads::{LATE, Rng, Sleeper, patient, until, within};

@@ -52,7 +52,7 @@ impl<T, E> Next<T, E> {
     /// `Codec` if the checkpoint could not be decoded again. Found out later, the next attempt could not continue.
     ///
     /// ```
-    /// use oncekey::Next;
+    /// use oncekey::stage::Next;
     ///
     /// let next = Next::<u64>::advance_encoded("charged", &("ch_1".to_owned(), 1999))?;
     /// let also = Next::<u64>::advance_encoded("charged", &serde_json::json!({ "charge": "ch_1" }))?;
@@ -108,7 +108,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// [`into_finished`](Claim::into_finished) returns the stored outcome.
     ///
     /// ```
-    /// # use oncekey::{Engine, Error, Manager, Next};
+    /// # use oncekey::{Engine, Error, Manager, stage::Next};
     /// # let engine = Engine::temporary()?;
     /// let orders: Manager<u64> = engine.manager("orders")?;
     /// let Ok(mut claim) = orders.begin("cart-1")?.into_claim() else { panic!("new") };

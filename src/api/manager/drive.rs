@@ -27,7 +27,7 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 /// the recovery point and stores another checkpoint is called again.
 ///
 /// ```
-/// # use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager, Next, OnInterrupted, STARTED, Stages};
+/// # use oncekey::{CallOptions, Engine, Error, Fingerprint, Manager, OnInterrupted, stage::{Next, Stages, STARTED}};
 /// # let engine = Engine::temporary()?;
 /// # fn charge(_id: &str) -> String { "ch_1".into() }
 /// let orders: Manager<String> = engine.manager("orders")?;
@@ -62,7 +62,7 @@ impl<'a, T, E, X> Stages<'a, T, E, X> {
         Self { stages: BTreeMap::new(), nothing_happened: None }
     }
 
-    /// Sets the stage for a recovery point. The first recovery point is [`STARTED`](crate::STARTED). A second stage for
+    /// Sets the stage for a recovery point. The first recovery point is [`STARTED`](crate::stage::STARTED). A second stage for
     /// the same point replaces the first.
     pub fn stage(
         mut self,
@@ -97,7 +97,7 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 /// The error of `drive`. Exhaustive on purpose.
 ///
 /// ```
-/// # use oncekey::{CallOptions, DriveError, Engine, Error, ExecuteError, Manager, Next, STARTED, Stages, Status};
+/// # use oncekey::{CallOptions, Engine, Error, ExecuteError, Manager, Status, stage::{DriveError, Next, Stages, STARTED}};
 /// # let engine = Engine::temporary()?;
 /// let orders: Manager<String, String> = engine.manager("orders")?;
 /// let stages = Stages::new().stage(STARTED, |claim| {

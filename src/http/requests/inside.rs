@@ -149,7 +149,7 @@ impl TransactionRequests<'_> {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Error, Next, STARTED, http::{NewRequest, Response}};
+    /// use oncekey::{Engine, Error, http::{NewRequest, Response}, stage::{Next, STARTED}};
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;

@@ -88,7 +88,7 @@ impl Requests {
     /// The errors of [`drive`](Requests::drive).
     ///
     /// ```
-    /// use oncekey::{Error, Next, STARTED, Stages, http::{NewRequest, Response}};
+    /// use oncekey::{Error, http::{NewRequest, Response}, stage::{Next, Stages, STARTED}};
     ///
     /// let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
@@ -99,7 +99,7 @@ impl Requests {
     /// let Ok(request) = requests.read(&sent) else { panic!() };
     /// assert!(!requests.drive_new(request.clone(), &stages)?.replayed());
     /// assert!(requests.drive_new(request, &stages)?.replayed());
-    /// # Ok::<(), oncekey::DriveError<Response, Response, Error>>(())
+    /// # Ok::<(), oncekey::stage::DriveError<Response, Response, Error>>(())
     /// ```
     pub fn drive_new<X: From<Error>>(
         &self,

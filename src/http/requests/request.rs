@@ -228,7 +228,7 @@ impl RequestPatch {
 
     /// Sets the recovery point, the name of the last completed stage: 1 to
     /// [`RecordInfo::MAX_RECOVERY_POINT_BYTES`](crate::RecordInfo::MAX_RECOVERY_POINT_BYTES) bytes, not
-    /// [`FINISHED`](crate::FINISHED).
+    /// [`FINISHED`](crate::stage::FINISHED).
     pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
         self.recovery_point = Some(point.into());
         self

@@ -1,5 +1,5 @@
 //! One call with four kinds of error types.
-use oncekey::*;
+use oncekey::{*, stage::*};
 use serde::{Deserialize, Serialize};
 use std::{io, time::Duration};
 

@@ -1,5 +1,5 @@
 //! A checkout in three work stages with tables.
-use oncekey::*;
+use oncekey::{*, stage::*};
 use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize)] pub(crate) struct Order { pub(crate) id: u64, pub(crate) charge: String }
 #[derive(Debug, thiserror::Error)] pub(crate) enum AppError {

@@ -1,4 +1,4 @@
-use oncekey::*;
+use oncekey::{*, stage::*};
 #[derive(Debug, thiserror::Error)] enum TransferError { #[error(transparent)] Store(#[from] Error), #[error("short by {0}")] NoFunds(u64), #[error("damaged account")] Damaged }
 fn cents(v: Option<Value>) -> Result<u64, TransferError> { v.map(|v| v.as_ref().try_into().map(u64::from_be_bytes).map_err(|_| TransferError::Damaged)).transpose().map(Option::unwrap_or_default) }
 fn transfer(engine: &Engine, from: &str, to: &str, amount: u64) -> Result<u64, TransferError> {
