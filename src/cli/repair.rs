@@ -21,7 +21,7 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
     if !report.problems.is_empty() {
         return refuse(&report.problems, store, out);
     }
-    let (records, rows) = (report.records, report.tables);
+    let (records, rows) = (report.records, report.rows);
     if !out.json {
         out.line(format_args!("All {records} records and {rows} rows can be read, so nothing will be lost."))?;
         out.line("The commits that the last owner left are applied now, and the record store is built again if that is needed.")?;
@@ -39,7 +39,7 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
             "frames_replayed": opened.frames_replayed,
             "torn_bytes": opened.torn_bytes,
             "records": report.records,
-            "rows": report.tables,
+            "rows": report.rows,
             "problems": report.problems,
         }))?;
     } else {
@@ -49,7 +49,7 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
         out.line(format_args!(
             "{} records and {} rows read, {} problems",
             report.records,
-            report.tables,
+            report.rows,
             report.problems.len()
         ))?;
     }

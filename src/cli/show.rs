@@ -233,13 +233,13 @@ pub(super) fn verify(store: &dyn Store, out: &mut Out<'_>) -> Done {
     let report = store.verify()?;
     drop(progress);
     if out.json {
-        out.json(&json!({ "records": report.records, "rows": report.tables, "problems": report.problems }))?;
+        out.json(&json!({ "records": report.records, "rows": report.rows, "problems": report.problems }))?;
     } else {
         for problem in &report.problems {
             out.line(out.paint(&Style::new().red(), problem))?;
         }
         let problems = report.problems.len();
-        let (records, rows) = (report.records, report.tables);
+        let (records, rows) = (report.records, report.rows);
         out.line(format_args!("{records} records and {rows} rows read and compared with what the store has listed"))?;
         out.line(format_args!("{problems} problems"))?;
     }

@@ -21,7 +21,7 @@ pub struct VerifyReport {
     /// The number of records, including expired ones that are still stored. 0 if a run is damaged.
     pub records: u64,
     /// The number of rows in all tables. 0 if a run is damaged.
-    pub tables: u64,
+    pub rows: u64,
     /// The problems. Each names its manager and key, table and key, run and block, or file. If there are very many, the
     /// last one says how many more there are.
     pub problems: Vec<String>,
@@ -92,7 +92,7 @@ pub(crate) fn verify(
     }
     shared.tables.check_open()?;
     debug_assert!(are_sound || !problems.is_empty(), "a damaged run has a problem");
-    Ok(VerifyReport { records, tables: rows, problems: problems.into_reported() })
+    Ok(VerifyReport { records, rows, problems: problems.into_reported() })
 }
 
 /// Iterates over every key of the memtable and the runs, in order. The flag is false for a key that is absent.

@@ -194,7 +194,7 @@ impl<C, S> CommitQueue<C, S> {
                 }
                 drop(state);
                 // `admit` accepts no frame without space for it, so this is a bug.
-                self.poison(Error::new(ErrorKind::Poisoned, "a journal group has no room although it was accepted"));
+                self.poison(Error::new(ErrorKind::Poisoned, "a journal group has no space although it was accepted"));
                 return Work::Ended;
             }
         }

@@ -70,7 +70,7 @@ struct Queue {
     observers: Waiters,
     successors: Waiters,
     /// The places of successors that were handed the key, and have neither claimed it nor passed it on.
-    turns: BTreeSet<u64>,
+    handed_over: BTreeSet<u64>,
 }
 
 impl Queue {
@@ -87,7 +87,7 @@ impl Queue {
 
     /// Returns true if there is a successor that will take the key when it is free.
     fn has_successor(&self) -> bool {
-        !self.successors.is_empty() || !self.turns.is_empty()
+        !self.successors.is_empty() || !self.handed_over.is_empty()
     }
 
     fn wake(self, woken: Woken) {
@@ -124,7 +124,7 @@ impl<K: Eq + Hash + Clone> Shard<K> {
     fn pass_on(&mut self, key: &K) -> Option<Arc<Signal>> {
         let queue = self.queues.get_mut(key)?;
         let (place, successor) = queue.successors.pop_first()?;
-        queue.turns.insert(place);
+        queue.handed_over.insert(place);
         *successor.signalled.lock() = Some(Woken::HandedOver);
         Some(successor)
     }
@@ -141,7 +141,7 @@ impl<K: Eq + Hash + Clone> Shard<K> {
     }
 
     fn forget_if_empty(&mut self, key: &K) {
-        if self.queues.get(key).is_some_and(|queue| queue.len() == 0 && queue.turns.is_empty()) {
+        if self.queues.get(key).is_some_and(|queue| queue.len() == 0 && queue.handed_over.is_empty()) {
             self.queues.remove(key);
         }
     }
@@ -287,7 +287,7 @@ impl<K: Eq + Hash + Clone> Waiter<'_, K> {
         }
         let kept = self.signal.is_hand_over().then_some(self.place);
         if let Some(queue) = shard.queues.get_mut(&self.key) {
-            queue.turns.remove(&self.place);
+            queue.handed_over.remove(&self.place);
         }
         // Use a new signal: a `Changed` for the last stay may still be on its way, and would be taken for one of this
         // stay.
@@ -317,7 +317,7 @@ impl<K: Eq + Hash + Clone> Drop for Waiter<'_, K> {
         let mut shard = self.shard.lock();
         if let Some(queue) = shard.queues.get_mut(&self.key) {
             queue.waiters(self.role).remove(&self.place);
-            queue.turns.remove(&self.place);
+            queue.handed_over.remove(&self.place);
         }
         // Hand-overs are given under the shard's lock to queued waiters. So this waiter has its hand-over by now, or
         // never gets one.
@@ -371,10 +371,10 @@ mod tests {
             wait_queue.enter(7, Role::Observer),
             wait_queue.enter(8, Role::Successor),
         ];
-        for turn in 0..5 {
+        for round in 0..5 {
             wait_queue.hand_over(&7);
             for (i, successor) in successors.iter_mut().enumerate() {
-                assert_eq!(signalled(successor), if i <= turn { Woken::HandedOver } else { Woken::TimedOut });
+                assert_eq!(signalled(successor), if i <= round { Woken::HandedOver } else { Woken::TimedOut });
             }
             assert_eq!(others.each_mut().map(signalled), [Woken::TimedOut; 3], "the successors come first");
         }

@@ -84,7 +84,7 @@ fn check_all_is_there(engine: &Engine) {
     let row = engine.atomic_phase(|tx| tx.table("rows")?.get("row")).unwrap().unwrap();
     assert_eq!((&*row, &*engine.table("rows").unwrap().get("row").unwrap().unwrap()), (&b"value"[..], &b"value"[..]));
     let report = engine.verify().unwrap();
-    assert_eq!((report.records, report.tables, report.problems), (3, 1, Vec::new()));
+    assert_eq!((report.records, report.rows, report.problems), (3, 1, Vec::new()));
     engine.sync().unwrap();
 }
 

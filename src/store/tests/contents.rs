@@ -51,7 +51,7 @@ fn round_trip(options: &EngineOptions) {
     }
     store.drain().unwrap();
     let report = store.verify().unwrap();
-    assert_eq!((report.records, report.tables, report.problems), (0, 0, Vec::new()));
+    assert_eq!((report.records, report.rows, report.problems), (0, 0, Vec::new()));
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(crate) struct Admission<'a, C, S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lack {
     /// The journal has no space until the writer takes a group or a segment is prepared.
-    Room,
+    Space,
     /// Too many bytes are not applied, or not in a checkpoint.
     Credit,
     /// Earlier commits of this class, or commits of a class that goes first, are waiting.
@@ -34,7 +34,7 @@ enum Lack {
 /// A waiting commit.
 struct Waiting {
     position: QueuePosition,
-    turn: Arc<Condvar>,
+    wakeup: Arc<Condvar>,
     patience: Patience,
 }
 
@@ -143,16 +143,16 @@ impl<C, S> CommitQueue<C, S> {
                 Err(error) => break Err(error),
             };
             // Not reached: `lack` returns an error for a commit that must not wait.
-            let Some(class) = priority.class() else { break Err(no_room()) };
-            let Waiting { turn, patience, .. } = waiting.get_or_insert_with(|| {
-                let (position, turn) = state.enqueue(class);
-                Waiting { position, turn, patience: self.patience() }
+            let Some(class) = priority.class() else { break Err(no_space()) };
+            let Waiting { wakeup, patience, .. } = waiting.get_or_insert_with(|| {
+                let (position, wakeup) = state.enqueue(class);
+                Waiting { position, wakeup, patience: self.patience() }
             });
             match verdict(patience, lack) {
                 Verdict::Stalled => {
                     // Unlock before the listener is called. No commit is admitted after this anyway.
                     drop(state);
-                    let error = self.poison(stalled("a commit waited for room", self.config.timeout));
+                    let error = self.poison(stalled("a commit waited for space", self.config.timeout));
                     state = self.state.lock();
                     break Err(error);
                 }
@@ -161,7 +161,7 @@ impl<C, S> CommitQueue<C, S> {
                 }
                 Verdict::Moves | Verdict::WaitOn => {}
             }
-            let timed_out = wait_until(turn, &mut state, patience.deadline());
+            let timed_out = wait_until(wakeup, &mut state, patience.deadline());
             patience.waited(timed_out, self.progress());
             is_old = true;
         };
@@ -186,7 +186,7 @@ impl<C, S> CommitQueue<C, S> {
             return Err(Error::closed());
         }
         let reserve = priority.leaves(self.config.reserve, len);
-        let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.room();
+        let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.space();
         let may_enter = fits && (priority.is_exempt() || self.has_credit(state));
         if let Some((why, _)) = state.stall.as_ref().filter(|_| priority.is_held_back(may_enter)) {
             return Err(why.clone());
@@ -198,13 +198,13 @@ impl<C, S> CommitQueue<C, S> {
         if !fits {
             self.request_segment(state, (self.config.sized)(len) + self.config.reserve);
             if priority == Priority::GivingUp || state.refusals != refusals {
-                return Err(state.refused.clone().unwrap_or_else(no_room));
+                return Err(state.refused.clone().unwrap_or_else(no_space));
             }
         }
         // The current group may be waiting only for its interval. Flush it, so that space or credit becomes free.
         self.flush_now(state);
         Ok(Some(match (fits, may_enter) {
-            (false, _) => Lack::Room,
+            (false, _) => Lack::Space,
             (true, false) => Lack::Credit,
             (true, true) => Lack::Turn,
         }))
@@ -217,7 +217,7 @@ impl<C, S> CommitQueue<C, S> {
 
 fn verdict(patience: &Patience, lack: Lack) -> Verdict {
     match lack {
-        Lack::Room => patience.for_writing(),
+        Lack::Space => patience.for_writing(),
         Lack::Credit => patience.for_applying(),
         // The first of the queue checks the progress.
         Lack::Turn if patience.is_over() => Verdict::Moves,
@@ -229,6 +229,6 @@ pub(super) fn busy(what: &str, timeout: Duration) -> Error {
     Error::new(ErrorKind::Busy, format!("the engine is busy: {what} for {timeout:?}"))
 }
 
-fn no_room() -> Error {
-    Error::new(ErrorKind::Full, "the journal has no room left")
+fn no_space() -> Error {
+    Error::new(ErrorKind::Full, "the journal has no space left")
 }

@@ -2,7 +2,7 @@
 //! a fault that is put into it.
 
 mod endings;
-mod room;
+mod space;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

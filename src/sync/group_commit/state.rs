@@ -82,16 +82,16 @@ impl<C, S> State<C, S> {
     }
 
     /// Returns the space for the current group, in bytes. The group goes into the current segment or into the next one.
-    pub(super) fn room(&self) -> u64 {
+    pub(super) fn space(&self) -> u64 {
         self.segment_space.max(self.next_segment.as_ref().map_or(0, |(size, _)| *size))
     }
 
     /// Takes the last position in a class.
     pub(super) fn enqueue(&mut self, class: Class) -> (QueuePosition, Arc<Condvar>) {
         self.last_place += 1;
-        let (position, turn) = ((class, self.last_place), Arc::new(Condvar::new()));
-        self.queue.insert(position, Arc::clone(&turn));
-        (position, turn)
+        let (position, wakeup) = ((class, self.last_place), Arc::new(Condvar::new()));
+        self.queue.insert(position, Arc::clone(&wakeup));
+        (position, wakeup)
     }
 
     pub(super) fn leave(&mut self, position: QueuePosition) {
@@ -108,15 +108,15 @@ impl<C, S> State<C, S> {
 
     /// Wakes the first of the queue, because there is more space or credit than before.
     pub(super) fn wake_first(&self) {
-        if let Some((_, turn)) = self.queue.first_key_value() {
-            turn.notify_one();
+        if let Some((_, wakeup)) = self.queue.first_key_value() {
+            wakeup.notify_one();
         }
     }
 
     /// Wakes all that wait to be admitted.
     pub(super) fn wake_queue(&self) {
-        for turn in self.queue.values() {
-            turn.notify_one();
+        for wakeup in self.queue.values() {
+            wakeup.notify_one();
         }
     }
 }

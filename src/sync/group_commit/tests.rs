@@ -48,7 +48,7 @@ fn taken(group: &Frames) -> (Batch<u32>, Target<&'static str>) {
 }
 
 fn full() -> Error {
-    Error::new(ErrorKind::Full, "no room")
+    Error::new(ErrorKind::Full, "no space")
 }
 
 #[track_caller]
@@ -307,7 +307,7 @@ fn waits_for_space_and_for_apply_have_a_timeout() {
     let short = |config: &mut Config| config.timeout = Duration::from_millis(5);
     let group = group_with(10, short);
     let error = user(&group, 1).unwrap_err();
-    assert!(error.to_string().contains("a commit waited for room"), "{error}");
+    assert!(error.to_string().contains("a commit waited for space"), "{error}");
     let group = group_with(100, short);
     let ticket = user(&group, 1).unwrap();
     group.publish(ticket);
@@ -325,7 +325,7 @@ fn poison_wakes_all_waiters() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| group.wait(ticket));
         let applying = scope.spawn(|| group.wait_applied(ticket));
-        let room = scope.spawn(|| user(&group, 10));
+        let space = scope.spawn(|| user(&group, 10));
         let writer = scope.spawn(|| matches!(group.take(), Work::Ended));
         until_waiting(&group, 2);
         assert_eq!(group.wait_wanted(), Some(40));
@@ -344,7 +344,7 @@ fn poison_wakes_all_waiters() {
             assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Io, "write journal: broken"));
         }
         is(group.check(), ErrorKind::Poisoned);
-        is(room.join().unwrap(), ErrorKind::Poisoned);
+        is(space.join().unwrap(), ErrorKind::Poisoned);
         assert!(writer.join().unwrap());
         preparer.join().unwrap();
     });
@@ -355,13 +355,13 @@ fn close_drains_once_and_admits_only_the_store() {
     let group = group(100);
     user(&group, 60).unwrap();
     thread::scope(|scope| {
-        let room = scope.spawn(|| user(&group, 50));
+        let space = scope.spawn(|| user(&group, 50));
         // The initial request is for a smaller size.
         while group.wait_wanted() != Some(80) {
             thread::yield_now();
         }
         group.close();
-        is(room.join().unwrap(), ErrorKind::Closed);
+        is(space.join().unwrap(), ErrorKind::Closed);
     });
     is(user(&group, 1), ErrorKind::Closed);
     is(commit(&group, 1, Priority::GivingUp), ErrorKind::Closed);
@@ -459,7 +459,7 @@ fn an_idle_writer_gets_an_empty_group() {
     group.applied(batch.group, 0);
     group.wait_applied(group.newest()).unwrap();
     assert_eq!(group.take_empty().map(|batch| batch.group), Some(2));
-    assert!(group.take_empty().is_none(), "no room");
+    assert!(group.take_empty().is_none(), "no space");
 }
 
 #[test]

@@ -64,7 +64,7 @@ fn a_small_commit_does_not_overtake_a_large_one() {
         while group.state.lock().queue.len() < 2 {
             thread::yield_now();
         }
-        assert!(!small.is_finished() && group.newest() == 0, "it has room and waits");
+        assert!(!small.is_finished() && group.newest() == 0, "it has space and waits");
         group.provide_segment(Ok((1_000, "next_segment")));
         assert_eq!((large.join().unwrap().unwrap(), small.join().unwrap().unwrap()), (1, 1));
     });

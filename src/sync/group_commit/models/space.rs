@@ -7,7 +7,7 @@ use super::*;
 use crate::sync::group_commit::priority::Class;
 
 /// The segment has space for one group besides the reserve. A preparer provides a new segment or an error.
-fn little_room(fault: Fault) {
+fn little_space(fault: Fault) {
     let store = &store(40, |_| ());
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
@@ -19,7 +19,7 @@ fn little_room(fault: Fault) {
                 } else if fault == Fault::ForgetsToRefuse {
                     store.group.state.lock().wanted = 0;
                 } else {
-                    let _ = store.group.provide_segment(Err(Error::new(ErrorKind::Full, "no room")));
+                    let _ = store.group.provide_segment(Err(Error::new(ErrorKind::Full, "no space")));
                 }
             }
         });
@@ -42,8 +42,8 @@ fn little_room(fault: Fault) {
 
 #[test]
 fn a_commit_gets_space_or_an_error() {
-    holds(|| little_room(Fault::None));
-    fails(|| little_room(Fault::ForgetsToRefuse), LEFT_BEHIND);
+    holds(|| little_space(Fault::None));
+    fails(|| little_space(Fault::ForgetsToRefuse), LEFT_BEHIND);
 }
 
 /// Each group waits for the one before, because only a few bytes may be unapplied. A separate thread applies.
@@ -135,7 +135,7 @@ fn a_stall() {
                 Err(error) => assert_eq!((error.kind(), priority), (ErrorKind::Full, Priority::User)),
             })
         });
-        store.group.stall(Error::new(ErrorKind::Full, "no room"), true);
+        store.group.stall(Error::new(ErrorKind::Full, "no space"), true);
         is(store.commit(2, Priority::User), ErrorKind::Full);
         store.group.resume();
         store.commit_and_wait(3, Fault::None).unwrap();
