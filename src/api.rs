@@ -2,7 +2,6 @@
 
 pub(crate) mod claim;
 pub(crate) mod engine;
-pub(crate) mod erase;
 pub(crate) mod live_store;
 pub(crate) mod manager;
 pub(crate) mod raw;
@@ -11,3 +10,6 @@ pub(crate) mod resolution;
 pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod transaction;
+
+// After the type to which it adds a method: its page lists it last.
+pub(crate) mod erase;

@@ -1,9 +1,12 @@
 //! Managers: named, typed scopes of keys.
 
+// The page of `Manager` lists their methods in this order.
+pub(crate) mod execute;
+
+pub(crate) mod drive;
+
 pub(crate) mod batch;
 mod by_key;
-pub(crate) mod drive;
-pub(crate) mod execute;
 pub(crate) mod resolve;
 
 use std::fmt;

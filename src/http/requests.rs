@@ -1,7 +1,9 @@
 //! Requests: operations with a method, a path and parameters, whose outcome is an HTTP response.
 
-mod finding;
+// First on the page of `Requests`.
 mod handle;
+
+mod finding;
 mod inside;
 mod locking;
 mod options;
