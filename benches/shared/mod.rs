@@ -19,9 +19,16 @@ pub(crate) fn key(number: u64) -> [u8; 16] {
     (u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_be_bytes()
 }
 
-/// Returns the key in sled's tree of records: the name of the manager, a zero, the key.
-pub(crate) fn stored_key(number: u64) -> Vec<u8> {
-    [b"bench\0".as_slice(), &key(number)].concat()
+/// The size of a record with a result of 256 bytes and its key, as one value in sled.
+pub(crate) const RECORD: usize = 396;
+
+/// Creates a database of sled alone, in which each record is one value.
+pub(crate) fn raw_sled(path: &Path, records: u64) -> sled::Db {
+    let db = sled::Config::new().path(path).cache_capacity(96 << 20).open().unwrap();
+    for number in 0..records {
+        db.insert(key(number), vec![7; RECORD]).unwrap();
+    }
+    db
 }
 
 /// Begins and succeeds with a new key.

@@ -1,13 +1,12 @@
-//! Benchmarks of calls that do not commit: replays and reads of finished records, compared with sled's own `get` of the
-//! same records.
+//! Benchmarks of calls that do not commit: replays and reads of finished records, compared with sled's own `get` of values
+//! of the same size.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use criterion::{Criterion, Throughput};
 use oncekey::{Begin, Engine, Manager};
 
-use crate::shared::{fill, key, named_directory, stored_key};
+use crate::shared::{fill, key, named_directory, raw_sled};
 
 type Payments = Manager<Vec<u8>, String>;
 
@@ -44,20 +43,20 @@ pub(crate) fn bench(criterion: &mut Criterion) {
         bencher.iter(|| replay(&manager, next.fetch_add(1, Ordering::Relaxed) % RECORDS));
     });
     engine.close().unwrap();
-    raw(&mut group, dir.path());
+    raw(&mut group);
     group.finish();
 }
 
-/// Opens sled itself, and reads the same records.
-fn raw(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, path: &Path) {
-    let db = sled::open(path.join("store").join("sled")).unwrap();
-    let tree = db.open_tree("records").unwrap();
-    let keys: Vec<_> = (0..HOT).map(stored_key).collect();
+/// Reads from a database of sled alone.
+fn raw(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>) {
+    let dir = tempfile::tempdir_in(named_directory()).unwrap();
+    let db = raw_sled(dir.path(), RECORDS);
+    let keys: Vec<_> = (0..HOT).map(key).collect();
     let next = AtomicU64::new(0);
     group.bench_function("sled-get-hot", |bencher| {
         bencher.iter(|| {
             let number = usize::try_from(next.fetch_add(1, Ordering::Relaxed) % HOT).unwrap();
-            tree.get(&keys[number]).unwrap().unwrap().to_vec()
+            db.get(keys[number]).unwrap().unwrap().to_vec()
         });
     });
 }

@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use oncekey::{Durability, Engine};
 
 use crate::arguments::Arguments;
 use crate::chart::{Curve, curves};
 use crate::measure::{Keys, Load, run, settle};
 use crate::shared::files::{copy, disk, rss};
-use crate::shared::{fill_from, median};
+use crate::shared::{fill_with, median};
 use crate::systems::{Mode, Oncekey};
 use crate::table::{markdown, number};
 
@@ -33,16 +34,21 @@ pub(crate) struct Size {
     pub(crate) rates: [f64; 2],
     p99: [f64; 2],
     /// The memory of a process that opened the store and ran the loads, in MiB.
-    rss: f64,
+    pub(crate) rss: f64,
+    /// The memory of the process that filled it from the previous size, before its close, in MiB.
+    pub(crate) filled_rss: f64,
 }
 
 /// # Errors
 ///
 /// Fails if an engine or the disk fails.
 pub fn main() -> Result<()> {
-    let arguments = Arguments::read(&["dir", "out", "max", "rounds", "measure"], &[])?;
+    let arguments = Arguments::read(&["dir", "out", "max", "rounds", "measure", "fill", "first", "records"], &[])?;
     if let Some(path) = arguments.value("measure") {
         return measure_here(Path::new(path));
+    }
+    if let Some(path) = arguments.value("fill") {
+        return fill_here(Path::new(path), arguments.number("first", 0)?, arguments.number("records", 0)?);
     }
     let most = arguments.number("max", 5_000_000)?;
     let rounds = usize::try_from(arguments.number("rounds", ROUNDS as u64)?)?;
@@ -67,11 +73,20 @@ pub(crate) fn measure(base: &Path, sizes: &[u64], rounds: usize) -> Result<Vec<S
         }
         let first = before.unwrap_or(0);
         let began = Instant::now();
-        fill_from(&path(*size), first, *size);
+        let filled_rss = filled_elsewhere(&path(*size), first, *size)?;
         let filled = (size - first) as f64 / began.elapsed().as_secs_f64();
         let bytes = disk(&path(*size)) * f64::from(1 << 20) / *size as f64;
         eprintln!("{} live: filled at {} a second, {bytes:.0} B each", number(*size as f64), number(filled));
-        found.push(Size { live: *size, filled, bytes, open: 0.0, rates: [0.0; 2], p99: [0.0; 2], rss: 0.0 });
+        found.push(Size {
+            live: *size,
+            filled,
+            bytes,
+            open: 0.0,
+            rates: [0.0; 2],
+            p99: [0.0; 2],
+            rss: 0.0,
+            filled_rss,
+        });
         before = Some(*size);
     }
     // A list for each size, with the output of its process in each round.
@@ -94,6 +109,27 @@ pub(crate) fn measure(base: &Path, sizes: &[u64], rounds: usize) -> Result<Vec<S
         size.rss = middle(5);
     }
     Ok(found)
+}
+
+/// Adds records in a process of its own, and returns the memory that it had before its close, in MiB.
+fn filled_elsewhere(path: &Path, first: u64, records: u64) -> Result<f64> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("--fill").arg(path).arg("--first").arg(first.to_string()).arg("--records").arg(records.to_string());
+    let output = command.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    let text = String::from_utf8(output.stdout)?;
+    text.trim().parse().with_context(|| text.clone())
+}
+
+/// Adds records to a store, and prints the memory before its close.
+pub(crate) fn fill_here(path: &Path, first: u64, records: u64) -> Result<()> {
+    let durability = Durability::Eventual { interval: Duration::from_millis(50) };
+    let engine = Engine::options().durability(durability).open(path)?;
+    let manager = engine.manager("bench")?;
+    fill_with(&manager, first, records);
+    println!("{:.1}", rss());
+    drop(manager);
+    Ok(engine.close()?)
 }
 
 fn measure_elsewhere(path: &Path) -> Result<Vec<f64>> {

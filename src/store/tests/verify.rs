@@ -43,7 +43,7 @@ fn varied() -> (TempDir, Store) {
 fn a_sound_store_has_no_problems_and_its_records_and_rows_are_counted() {
     let (dir, store) = varied();
     let sound = |store: &Store| {
-        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, tables: 1, problems: Vec::new() });
+        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, rows: 1, problems: Vec::new() });
     };
     sound(&store);
     checkpoint(&store);
@@ -117,7 +117,7 @@ fn every_block_that_sled_has_lost_is_noticed() {
         // The file still has the block, and the next open finds it there.
         store.close().unwrap();
         let (store, _) = open(dir.path());
-        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, tables: 1, problems: Vec::new() });
+        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, rows: 1, problems: Vec::new() });
     }
 }
 
@@ -322,7 +322,7 @@ fn a_verify_does_not_wait_for_space() {
         thread::yield_now();
     }
     for _ in 0..2 {
-        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, tables: 2, problems: Vec::new() });
+        assert_eq!(store.verify().unwrap(), VerifyReport { records: 5, rows: 2, problems: Vec::new() });
     }
     assert_eq!(store.close().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.verify().unwrap_err().kind(), ErrorKind::Closed);
