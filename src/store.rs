@@ -27,6 +27,7 @@ mod memtable;
 mod open;
 mod read_only;
 mod read_sets;
+mod record_cache;
 mod runs;
 mod salvage;
 mod sled;
@@ -60,6 +61,7 @@ use apply::Message;
 use journal::{JournalStats, Pool, Spare};
 pub(crate) use read_sets::ReadSet;
 use read_sets::ReadSets;
+use record_cache::RecordCache;
 pub(crate) use runs::flush::Deleted;
 use runs::flush::Shared;
 use sled::disk_space::{DiskSpace, SpaceStatus};
@@ -90,6 +92,7 @@ struct Inner {
     commit_queue: CommitQueue<bool, Spare>,
     versions: Versions,
     read_sets: Arc<ReadSets>,
+    record_cache: RecordCache,
     shared: Arc<Shared>,
     pool: Arc<Pool>,
     disk_space: DiskSpace,
@@ -358,11 +361,23 @@ impl Inner {
         if let Some(entry) = self.shared.memtable.get(hash, key) {
             return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
         }
-        let content = self.shared.runs.read(&self.shared.tables, key, load)?;
+        let content = self.read_runs(key, seen, load)?;
         // After the lookups: a close clears the memtable after it has closed sled, so a key that was not found may
-        // exist.
+        // exist, and another process may have changed one that was.
         self.shared.tables.check_open()?;
         Ok(Read { content, seen, ticket: Ticket(0) })
+    }
+
+    /// Returns the content of a key that is not in the memtable.
+    fn read_runs(&self, key: &StoreKey, seen: ReadVersion, load: Load) -> Result<Option<Content>> {
+        if let Some(record) = self.record_cache.get(key, seen) {
+            return Ok(Some(Content::Record(record)));
+        }
+        let content = self.shared.runs.read(&self.shared.tables, key, load)?;
+        if let Some(record) = content.as_ref().and_then(Content::record).filter(|record| record.outcome.is_some()) {
+            self.record_cache.insert(key, seen, record);
+        }
+        Ok(content)
     }
 
     /// Looks for space after a stall. The system does not notify when a full disk has space again, so each caller

@@ -17,6 +17,7 @@ use super::format::segment::{SECTOR, sized};
 use super::journal::{self, JournalStats, Recovered, Writer, segment_for};
 use super::memtable::{Entry, Memtable};
 use super::read_sets::ReadSets;
+use super::record_cache::RecordCache;
 use super::runs::{Run, Runs};
 use super::{Inner, Store, files, threads};
 use crate::store::runs::flush::{Deleted, Flusher, Shared};
@@ -38,6 +39,8 @@ use crate::types::telemetry::{self, Work};
 /// of an earlier range belongs to an open that has ended, and a restored copy does not repeat the tokens of the
 /// original.
 const RANGE: u64 = 1 << 32;
+/// One part in so many of the cache is for records, the rest for blocks.
+const RECORD_CACHE: u64 = 8;
 /// The largest number of payload bytes that may be committed and not yet in runs.
 const MAX_UNAPPLIED: u64 = 16 << 20;
 /// The largest number of payload bytes that may be committed since the last checkpoint. A recovery replays at most this
@@ -213,6 +216,7 @@ pub(super) fn new_inner(
         commit_queue: CommitQueue::new(config, parts.group, parts.next_frame, parts.segment_space),
         versions: Versions::default(),
         read_sets: Arc::new(ReadSets::default()),
+        record_cache: RecordCache::new(options.cache_capacity / RECORD_CACHE),
         shared: parts.shared,
         pool: parts.pool,
         disk_space: parts.disk_space,
@@ -322,7 +326,8 @@ fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
 }
 
 pub(super) fn access(options: &EngineOptions) -> Access {
-    Access { cache_capacity: options.cache_capacity, sync_flag: options.sync_flag }
+    let cache_capacity = options.cache_capacity - options.cache_capacity / RECORD_CACHE;
+    Access { cache_capacity, sync_flag: options.sync_flag }
 }
 
 /// Returns the number of the first frame of this open, higher than every earlier one.

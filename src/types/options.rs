@@ -80,8 +80,8 @@ impl Default for EngineOptions {
 }
 
 impl EngineOptions {
-    /// Sets the size of the record store's page cache, in bytes. The size is approximate: large values can take more.
-    /// Default: 128 MiB.
+    /// Sets the size of the caches, in bytes: one eighth for records that were read, the rest for the record store's
+    /// pages. The size is approximate: large values can take more. Default: 128 MiB.
     pub fn cache_capacity(mut self, bytes: u64) -> Self {
         self.cache_capacity = bytes;
         self

@@ -142,3 +142,27 @@ fn a_closed_store_returns_closed_and_never_absent() {
     }
     closed(store.verify().map(drop));
 }
+
+#[test]
+fn a_replayed_record_is_cached_until_it_changes() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    for name in ["hot", "cold", "changed"] {
+        put(&store, &key(name), done(b"before"));
+    }
+    store.drain().unwrap();
+    for name in ["hot", "changed"] {
+        assert_eq!(outcome(&store, &key(name)).unwrap(), b"before");
+    }
+    let run = store.inner.shared.runs.now()[0].info.id;
+    lose(&store, run, 0);
+    put(&store, &key("changed"), done(b"after"));
+    store.drain().unwrap();
+    // Only a record that was read before its block was lost is found without the block.
+    assert_eq!(outcome(&store, &key("hot")).unwrap(), b"before");
+    assert_eq!(store.read(&key("cold"), Load::All).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(outcome(&store, &key("changed")).unwrap(), b"after");
+    assert_eq!(outcome(&store, &key("changed")).unwrap(), b"after");
+    store.close().unwrap();
+    assert_eq!(store.read(&key("hot"), Load::All).unwrap_err().kind(), ErrorKind::Closed);
+}
