@@ -80,6 +80,8 @@ impl Protocol {
         if let Some(ended) = self.look(id)? {
             return Ok(ended);
         }
+        // Nothing ends a wait where nothing changes.
+        self.store.check_writable()?;
         self.check_wait(id)?;
         match self.wait_in_queue(id, deadline) {
             // The engine was closed while the key was in progress. Return the same as if the close had woken this

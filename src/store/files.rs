@@ -121,13 +121,7 @@ pub(crate) fn make_private(dir: &Path) -> Result<()> {
         if kind.is_dir() {
             make_private(&path)?;
         }
-        if kind.is_symlink() {
-            continue;
-        }
-        if is_open_to_others(&path) {
-            let _ = fs::set_permissions(&path, Permissions::from_mode(mode));
-        }
-        let _ = give_to_owner_of_parent(&path);
+        let _ = owner::make_private(&path, mode).and_then(|()| give_to_owner_of_parent(&path));
     }
     Ok(())
 }
@@ -473,4 +467,29 @@ enum IFlags {
 #[cfg(not(target_os = "linux"))]
 fn set_flag(_path: &Path, _flag: IFlags) -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_with_one_name_are_made_private_and_nothing_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("inside"), dir.path().join("outside"));
+        fs::create_dir(&inside).unwrap();
+        let open_to_all = |path: &Path| {
+            fs::write(path, "x").unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o644)).unwrap();
+        };
+        open_to_all(&outside);
+        open_to_all(&inside.join("own"));
+        std::os::unix::fs::symlink(&outside, inside.join("symbolic")).unwrap();
+        fs::hard_link(&outside, inside.join("hard")).unwrap();
+        // An open of a pipe waits for the other end.
+        assert!(std::process::Command::new("mkfifo").arg(inside.join("pipe")).status().unwrap().success());
+        make_private(&inside).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&outside), mode(&inside.join("own"))), (0o644, FILE_MODE));
+    }
 }

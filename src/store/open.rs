@@ -85,7 +85,7 @@ pub struct OpenReport {
     /// `chmod -R go= DIRECTORY` removes the permissions. The open changes nothing.
     pub open_to_others: bool,
     /// True if the record store could not be opened as it was, after a crash or because of damage. All its blocks were there, and
-    /// it was built again from them, so nothing is lost.
+    /// it was built again from them, so nothing is lost. A read-only engine leaves that to the next open for writing.
     pub rebuilt: bool,
     /// The duration of the open.
     pub took: Duration,
@@ -232,8 +232,8 @@ pub(super) fn new_inner(
 
 /// Returns the locks, and true if the store was created.
 fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreLock, bool)> {
-    if !options.create && !files::is_dir(&path.join("store")) {
-        return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
+    if !options.create {
+        check_exists(path)?;
     }
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {}
@@ -255,16 +255,14 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
         let _dir = files::Lock::take_dir(&half_made, path)?;
         std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
     }
-    // Check the space first: sled writes when it is opened, and would leave an incomplete file.
-    let sled = store.join("sled");
     // After the lock: another process may have created the store before.
     if files::is_dir(&store) {
         let dir = files::Lock::take_dir(&store, path)?;
-        DiskSpace::new(if files::is_dir(&sled) { &sled } else { path }).0.check()?;
         // The process that created it may have been killed before this sync.
         files::sync_dir(path)?;
         return Ok((files::StoreLock::new(file, dir), false));
     }
+    // sled would leave an incomplete file.
     DiskSpace::new(path).0.check()?;
     files::sync_entry(path)?;
     files::create_dir(&half_made)?;
@@ -273,6 +271,18 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
     files::sync_dir(path)?;
     Ok((files::StoreLock::new(file, dir), true))
+}
+
+/// Returns `NotFound` if there is no store in `path`.
+pub(super) fn check_exists(path: &Path) -> Result<()> {
+    let store = path.join("store");
+    match std::fs::metadata(&store) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Err(cause) if !matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(Error::io("open store", &store, &cause))
+        }
+        _ => Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display()))),
+    }
 }
 
 /// True if other users can reach the data or the lock file. A directory for its owner only protects everything in it.

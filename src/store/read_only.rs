@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::memtable::Entry;
-use super::open::{Parts, check_ours, first_number, is_open_to_others, new_inner, open_runs};
+use super::open::{Parts, check_exists, check_ours, first_number, is_open_to_others, new_inner, open_runs};
 use super::{OpenReport, Store, files, threads};
 use crate::store::format::frame::Frame;
 use crate::store::journal;
@@ -16,7 +16,7 @@ use crate::store::runs::flush::Shared;
 use crate::store::sled::disk_space::DiskSpace;
 use crate::store::sled::tables::Tables;
 use crate::types::clock::{self, StoreClock};
-use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::error::{Error, Result};
 use crate::types::options::EngineOptions;
 use crate::types::record::{EffectSeeds, Now};
 use crate::types::telemetry::{self, Work};
@@ -31,7 +31,7 @@ impl Store {
         let lock = lock(path, options.any_file_system)?;
         let dir = path.join("store");
         let recovered = journal::recover_read_only(&dir.join("journal"))?;
-        let (tables, list) = Tables::open_read_only(&dir.join("sled"), &recovered.past())?;
+        let (tables, list, rebuilt) = Tables::open_read_only(&dir.join("sled"), &recovered.past())?;
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let (first, effect_seeds) = (first_number(recovered.last_frame.max(list.frame)), EffectSeeds::of_this_open());
         let opened = clock.now();
@@ -44,6 +44,7 @@ impl Store {
             interrupted: shared.unfinished.count_interrupted(&now),
             frames_replayed,
             open_to_others: is_open_to_others(path),
+            rebuilt,
             ..OpenReport::default()
         };
         // What lies before may have been written over at any time.
@@ -73,14 +74,11 @@ impl Store {
 
 /// Keeps those who write out, as long as it is held.
 fn lock(path: &Path, any_file_system: bool) -> Result<files::StoreLock> {
-    let store = path.join("store");
-    if !files::is_dir(&store) {
-        return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
-    }
+    check_exists(path)?;
     if !any_file_system {
         files::check_file_system(path)?;
     }
-    check_ours(path, &store)?;
+    check_ours(path, &path.join("store"))?;
     files::StoreLock::shared(path)
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::open::{access, check_ours};
+use super::open::{access, check_exists, check_ours};
 use super::runs::build::Builder;
 use super::{Store, files};
 use crate::store::format::list::RunList;
@@ -28,7 +28,7 @@ const MAX_PROBLEMS: usize = 100;
 const BATCH: usize = 256;
 
 /// What a [`salvage`](crate::EngineOptions::salvage) has rescued, and what it could not.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct SalvageReport {
     /// Records in the new store. Those that were in progress are interrupted there.
@@ -69,12 +69,10 @@ impl Store {
         let (from, into) = (&absolute(from)?, &absolute(into)?);
         options.check()?;
         let store = from.join("store");
-        if !files::is_dir(&store) {
-            return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", from.display())));
-        }
+        check_exists(from)?;
         check_ours(from, &store)?;
         if into.starts_with(from) || from.starts_with(into) {
-            let message = format!("{} and {} are not apart", from.display(), into.display());
+            let message = format!("{} and {}: one contains the other", from.display(), into.display());
             return Err(Error::new(ErrorKind::InvalidOptions, message));
         }
         let _from = files::StoreLock::shared(from)?;

@@ -11,6 +11,7 @@ use crate::store::format::record;
 use crate::store::journal::Remains;
 use crate::store::sled::raw::{self, Found};
 use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::Key;
 
 /// Where a value is.
 #[derive(Clone, Debug)]
@@ -348,7 +349,10 @@ impl Sources {
 fn named(key: &StoreKey) -> String {
     let (of, own) = key.split().unwrap_or(("", key.bytes()));
     let what = if key.is_record() { "key" } else { "row" };
-    format!("{what} {} of {of}", own.escape_ascii())
+    match Key::from_bytes(own) {
+        Ok(own) => format!("{what} {own} of {of}"),
+        Err(_) => format!("{what} {} of {of}", own.escape_ascii()),
+    }
 }
 
 /// What a change says, and the revision that it makes. Rows have none.

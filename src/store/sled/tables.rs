@@ -20,6 +20,7 @@ use crate::store::format::block::{self, Place};
 use crate::store::format::corrupt;
 use crate::store::format::list::{self, RunList};
 use crate::store::sled::blobs::Blobs;
+use crate::store::sled::disk_space::DiskSpace;
 use crate::store::sled::raw::{Found, Past, RawBlocks};
 use crate::store::sled::write_barrier::{Share, WriteBarrier};
 use crate::store::sled::{exchange, panics, rebuild, snapshots};
@@ -104,6 +105,8 @@ impl Tables {
         let found = Found::scan(&now_in, &past.store_id)?;
         let chosen = found.choose(past)?;
         let is_proven = found.is_proven(&chosen)?;
+        // sled writes when it is opened, and would leave an incomplete file.
+        DiskSpace::new(&now_in).0.check()?;
         exchange::settle(dir)?;
         let mut list = chosen.list;
         // What a crash has left unlisted must not have the number of something new.
@@ -148,13 +151,16 @@ impl Tables {
         if access.sync_flag && files::set_sync_flag(dir) { Ok(()) } else { Self::settle_on_copy(dir, access, list) }
     }
 
-    /// Reads what is there, without sled: nothing is written, and only the right to read is needed.
-    pub(crate) fn open_read_only(dir: &Path, past: &Past) -> Result<(Self, RunList)> {
+    /// Reads what is there, without sled: nothing is written, and only the right to read is needed. The last value is true if
+    /// [`open`](Self::open) would put the blocks into a new sled.
+    pub(crate) fn open_read_only(dir: &Path, past: &Past) -> Result<(Self, RunList, bool)> {
         let found = Found::scan(&exchange::current(dir), &past.store_id)?;
-        let list = found.choose(past)?.list;
+        let chosen = found.choose(past)?;
+        let is_proven = found.is_proven(&chosen)?;
+        let list = chosen.list;
         let blobs = Blobs::none(dir);
         let backend = Backend::Raw(found.into_blocks(&list));
-        Ok((Self::new(dir, &past.store_id, backend, blobs, true), list))
+        Ok((Self::new(dir, &past.store_id, backend, blobs, true), list, !is_proven))
     }
 
     /// Lets sled do on a copy what it does when it is opened, where a power cut would spoil the original. Not if there is no room.

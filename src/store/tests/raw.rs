@@ -156,7 +156,7 @@ fn what_was_written_in_one_go_is_opened_as_it_is() {
     assert!(is_proven(&copied));
     let (copied, report) = open(&copied);
     assert!(!report.rebuilt);
-    assert_eq!(copied.verify().unwrap(), VerifyReport { records: 200, tables: 0, problems: Vec::new() });
+    assert_eq!(copied.verify().unwrap(), VerifyReport { records: 200, rows: 0, problems: Vec::new() });
 }
 
 #[test]
