@@ -73,8 +73,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if the store is open already; `UnsupportedFormat` if `path` contains other files or a newer store;
-    /// `Corrupt` if the store is damaged. Then nothing is changed.
+    /// `StoreInUse` if the store is open already; `UnsupportedFormat` if `path` contains other files or a store of
+    /// another format; `Corrupt` if the store is damaged. Then nothing is changed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         EngineOptions::default().open(path)
     }
@@ -84,7 +84,8 @@ impl Engine {
         EngineOptions::default().temporary()
     }
 
-    /// Rescues what can still be read of a damaged store into a new one; see [`EngineOptions::salvage`].
+    /// Rescues what can still be read of a damaged store into a new one, with the default options. See
+    /// [`EngineOptions::salvage`].
     ///
     /// # Errors
     ///
@@ -430,14 +431,13 @@ impl EngineOptions {
         self.open_in(&path, Some(directory))
     }
 
-    /// Rescues what can still be read of a damaged store into a new one, in a directory that is empty or not there. Nothing in
-    /// `from` is changed, and nothing in it is trusted that has no right checksum.
+    /// Rescues what can still be read of a damaged store into a new one. `into` must be empty or not exist. Changes
+    /// nothing in `from`, and takes only data whose checksum is right.
     ///
-    /// It takes what is whole in the journal and in the record store, also where the record store cannot be opened any more. Of
-    /// each key the newest content that is left counts. Records keep their fields, their effect ids among them; those that
-    /// were in progress are interrupted. The report says what was rescued, what may be older than it was, and what is lost.
-    ///
-    /// It keeps what it knows of each key in memory: some 200 bytes for each.
+    /// Reads the journal, and the record store even if it cannot be opened any more. Takes the newest content that is
+    /// left of each key. Records keep their fields, including their effect ids. A record that was in progress becomes
+    /// interrupted. The report counts what was rescued and what may be older than it was, and names what is lost. The
+    /// call keeps all keys, and the content of the journal, in memory.
     ///
     /// ```
     /// use oncekey::{Engine, Manager};
@@ -454,13 +454,15 @@ impl EngineOptions {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if a process has `from` open for writing; `NotFound` where there is no store, `UnsupportedFormat` if `from` holds
-    /// something else or a store of another format; `InvalidOptions` if `into` is not empty. After an error there is nothing in `into`.
+    /// `StoreInUse` if a process has `from` open for writing; `NotFound` if there is no store; `UnsupportedFormat` if
+    /// `from` contains other files or a store of another format; `InvalidOptions` if `into` is not empty, or if one
+    /// directory is inside the other; `Io` if a file cannot be read or written. After an error `into` has no store.
     pub fn salvage(&self, from: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<SalvageReport> {
         self.salvage_with(from, into, |_, _| ())
     }
 
-    /// As [`salvage`](Self::salvage). `progress` is called now and then with the number of keys that were written, and of all.
+    /// Rescues as [`salvage`](Self::salvage) does. Calls `progress` after each key, with the number of keys that are
+    /// written and the number of all.
     ///
     /// # Errors
     ///
@@ -479,7 +481,7 @@ impl EngineOptions {
         let (protocol, report) = Protocol::open(path, self, directory)?;
         let protocol = Arc::new(protocol);
         let compaction_batch = self.compaction_batch.get();
-        // Nothing is deleted from a store that is only read, so the thread sleeps.
+        // A read-only engine deletes nothing, so the thread sleeps.
         let interval = if self.read_only { FOREVER } else { self.compaction_interval };
         let compactor = Compactor::start(&protocol, compaction_batch, interval)?;
         let serve = || serve(&protocol, report, compaction_batch).inspect_err(|error| telemetry::no_socket(error));

@@ -1,6 +1,7 @@
 //! Access to a store that another process has open.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,8 +62,13 @@ impl LiveStore {
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
-        if !path.join("store").is_dir() {
-            return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display())));
+        let is_missing =
+            |cause: &io::Error| matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+        match std::fs::metadata(path.join("store")) {
+            Ok(found) if found.is_dir() => {}
+            // A directory that this process may not enter may have a store.
+            Err(cause) if !is_missing(&cause) => return Err(Error::io("open store", &path, &cause)),
+            _ => return Err(Error::new(ErrorKind::NotFound, format!("there is no store in {}", path.display()))),
         }
         Ok(Self { client: Client::new(&path)?, path })
     }

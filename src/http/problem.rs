@@ -33,7 +33,7 @@ use crate::types::record::RecordInfo;
 /// | `response_too_large` | 500 | the response could be too large to be stored; the operation did not run | yes |
 /// | `not_stored` | 500 | the operation ran, and its outcome could not be stored | yes |
 /// | `unreadable` | 500 | this service cannot read the stored outcome or stage | yes |
-/// | `unavailable` | 503, with `Retry-After` | the engine is closed, poisoned, full or overloaded | yes |
+/// | `unavailable` | 503, with `Retry-After` | the engine is closed, poisoned, full, overloaded or read-only | yes |
 /// | `internal` | 500 | any other error of the engine | yes |
 ///
 /// `Retry-After` is 1 s, or what is left of the pause of a `paused` key, rounded up to seconds.
@@ -277,6 +277,7 @@ impl From<Error> for Problem {
             | ErrorKind::Io
             | ErrorKind::Full
             | ErrorKind::Corrupt
+            | ErrorKind::ReadOnly
             | ErrorKind::StoreInUse => Self::unavailable(
                 "Idempotency keys cannot be looked up at present. Send the request again later, with the same key.",
             ),

@@ -80,7 +80,7 @@ pub enum ErrorKind {
     TooLarge,
     /// Another process, or this one, has the store open. Stop that process, or wait until it ends.
     StoreInUse,
-    /// The engine was opened to [read only](crate::EngineOptions::read_only). Nothing changed. Open it without that option.
+    /// The engine is [read-only](crate::EngineOptions::read_only). Nothing changed. Open the store without that option.
     ReadOnly,
     /// The engine is closed. Open it again.
     Closed,
@@ -101,11 +101,10 @@ pub enum ErrorKind {
     /// The engine is overloaded, and the call waited for [`sync_timeout`](crate::EngineOptions::sync_timeout). Nothing
     /// changed. Call again later, and make fewer calls at a time. Ending an operation that has run never returns this.
     Busy,
-    /// Data on disk is damaged. The engine neither guessed nor changed anything. Restore a backup, or inspect the store
-    /// with the command line.
+    /// Data on disk is damaged. The engine neither guessed nor changed anything. Restore a backup, or rescue what is left
+    /// with [`EngineOptions::salvage`](crate::EngineOptions::salvage).
     Corrupt,
-    /// The directory is not a store, or its format is newer than this crate. Check the path and the version of this
-    /// crate.
+    /// The directory is not a store, or has a format of another version of this crate. Check the path and the version.
     UnsupportedFormat,
     /// A value cannot be encoded, or cannot be read back as it was; nothing was stored. Or bytes that were not encoded
     /// are read as an encoded value. Fix the type, or read the bytes unchanged.

@@ -148,21 +148,25 @@ impl EngineOptions {
     }
 
     /// Serves a socket in the directory of the store, for the command line and other tools of the same user while the store is
-    /// open. See [`LiveStore`](crate::admin::LiveStore). A temporary store has none, and neither has one that is only
-    /// read. Default: true.
+    /// open. See [`LiveStore`](crate::admin::LiveStore). A temporary store and a [read-only](Self::read_only) engine have
+    /// none. Default: true.
     pub fn admin(mut self, served: bool) -> Self {
         self.admin = served;
         self
     }
 
-    /// Opens the store only to read it. Nothing is written, created or renamed, so a store on a file system that is mounted
-    /// read-only can be opened, with the right to read alone. Default: false.
+    /// Opens the store only to read it. The open and all calls write, create and rename nothing. So the store may be on
+    /// a file system that is mounted read-only, and permission to read is enough. Default: false.
     ///
-    /// Records, rows, listings, statistics and [`verify`](crate::Engine::verify) work, and a finished outcome is replayed. Every
-    /// call that would change something returns [`ReadOnly`](crate::ErrorKind::ReadOnly) before it does anything. The changes
-    /// that the last owner left in the journal are replayed in memory. While such an engine is open, others can be opened to
-    /// read too, and an open for writing returns [`StoreInUse`](crate::ErrorKind::StoreInUse). So does this one while another
-    /// process has the store open for writing.
+    /// Records, rows, listings, statistics, [`verify`](crate::Engine::verify) and [`backup`](crate::Engine::backup) work,
+    /// and finished outcomes are replayed. Every call that would change something returns
+    /// [`ReadOnly`](crate::ErrorKind::ReadOnly) before it does anything, and before an operation runs. Commits that the
+    /// last owner left in the journal are replayed into memory, at each such open again. Records whose owner died are
+    /// interrupted.
+    ///
+    /// Several engines can read a store at the same time. While one does, an open for writing returns
+    /// [`StoreInUse`](crate::ErrorKind::StoreInUse). A read-only open returns it while the store is open for writing. A
+    /// read-only open never creates a store: it returns [`NotFound`](crate::ErrorKind::NotFound) if there is none.
     ///
     /// ```
     /// use oncekey::{Engine, ErrorKind, Manager};

@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use oncekey::{
-    Begin, Engine, Error, ErrorKind, Result, Status, admin::RecordFilter, admin::Resolution, clock::ManualClock,
+    Begin, CallOptions, Engine, Error, ErrorKind, ExecuteError, Result, Status, Waited, admin::RecordFilter,
+    admin::Resolution, clock::ManualClock,
 };
 
-use crate::common::{self, Texts, claim, texts};
+use crate::common::{self, Texts, claim, resuming, texts};
 
 /// A path, its owner, group and mode, when it was last written, and its bytes.
-type Entry = (PathBuf, [i64; 5], Vec<u8>);
+pub(crate) type Entry = (PathBuf, [i64; 5], Vec<u8>);
 
-/// Every file and directory.
-fn tree(dir: &Path) -> Vec<Entry> {
+/// Returns every file and directory, the given one too.
+pub(crate) fn everything(dir: &Path) -> Vec<Entry> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_owned()];
     while let Some(path) = open.pop() {
@@ -41,6 +42,13 @@ fn reader(path: &Path) -> Result<Engine> {
     Engine::options().read_only(true).clock(ManualClock::new()).open(path)
 }
 
+fn engine_error<T: std::fmt::Debug, E: std::fmt::Debug>(error: ExecuteError<T, E>) -> Error {
+    match error {
+        ExecuteError::Engine(error) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Fills a store: some of it in runs, and some only in the journal.
 fn fill(engine: &Engine) {
     let manager = texts(engine);
@@ -50,6 +58,8 @@ fn fill(engine: &Engine) {
     manager.execute("gone", |_| Ok("3".to_owned())).unwrap();
     manager.remove("gone").unwrap();
     std::mem::forget(claim(&manager, "dead"));
+    std::mem::forget(claim(&resuming(engine), "resumable"));
+    manager.scoped("user-7").unwrap().execute("scoped", |_| Ok("4".to_owned())).unwrap();
     engine.table("rows").unwrap().insert("row", "value").unwrap();
 }
 
@@ -78,13 +88,13 @@ fn check_all_is_there(engine: &Engine) {
     }
     assert!(manager.get("gone").unwrap().is_none());
     let count = |filter| engine.records(filter).unwrap().map(Result::unwrap).count();
-    assert_eq!(count(RecordFilter::new()), 3);
-    assert_eq!(count(RecordFilter::new().status(Status::Interrupted)), 1);
-    assert_eq!((engine.opened().interrupted, engine.stats().interrupted), (1, 1));
+    assert_eq!(count(RecordFilter::new()), 5);
+    assert_eq!(count(RecordFilter::new().status(Status::Interrupted)), 2);
+    assert_eq!((engine.opened().interrupted, engine.stats().interrupted), (2, 2));
     let row = engine.atomic_phase(|tx| tx.table("rows")?.get("row")).unwrap().unwrap();
     assert_eq!((&*row, &*engine.table("rows").unwrap().get("row").unwrap().unwrap()), (&b"value"[..], &b"value"[..]));
     let report = engine.verify().unwrap();
-    assert_eq!((report.records, report.rows, report.problems), (3, 1, Vec::new()));
+    assert_eq!((report.records, report.rows, report.problems), (5, 1, Vec::new()));
     engine.sync().unwrap();
 }
 
@@ -92,7 +102,7 @@ fn check_all_is_there(engine: &Engine) {
 fn everything_can_be_read_and_not_one_byte_changes() {
     let dir = tempfile::tempdir().unwrap();
     for path in stores(dir.path()) {
-        let before = tree(&path);
+        let before = everything(&path);
         let mut replayed = Vec::new();
         for _ in 0..2 {
             let engine = reader(&path).unwrap();
@@ -106,7 +116,7 @@ fn everything_can_be_read_and_not_one_byte_changes() {
         }
         assert_eq!(replayed[0], replayed[1]);
         assert_eq!(replayed[0].1 > 0, path.ends_with("died"));
-        assert!(tree(&path) == before, "{}", path.display());
+        assert!(everything(&path) == before, "{}", path.display());
         // An open for writing finds the same.
         check_all_is_there(&common::open(&path, &ManualClock::new()));
     }
@@ -116,51 +126,101 @@ fn everything_can_be_read_and_not_one_byte_changes() {
 fn every_change_is_refused_before_anything_happens() {
     let dir = tempfile::tempdir().unwrap();
     let [path, _] = stores(dir.path());
-    let before = tree(&path);
+    let before = everything(&path);
     let engine = reader(&path).unwrap();
     let manager: Texts = texts(&engine);
     let rows = engine.table("rows").unwrap();
     let ran = std::cell::Cell::new(false);
-    let run = || ran.set(true);
-    let changes: [(&str, Result<()>); 11] = [
+    let elsewhere = {
+        let engine = Engine::temporary().unwrap();
+        claim(&texts(&engine), "imported").succeed(&String::new()).unwrap();
+        engine.raw("m").unwrap().get("imported").unwrap().unwrap()
+    };
+    let (raw, of_user) = (engine.raw("m").unwrap(), manager.scoped("user-7").unwrap());
+    let operation = |_: &mut oncekey::Claim<String, String>| {
+        ran.set(true);
+        Ok(String::new())
+    };
+    let changes: [(&str, Result<()>); 19] = [
         ("begin", manager.begin("new").map(drop)),
-        ("begin one that died", manager.remove("dead").map(drop)),
+        ("begin, waiting", manager.begin_with("new", CallOptions::new().wait(common::YEAR)).map(drop)),
+        ("begin again", resuming(&engine).begin("resumable").map(drop)),
+        ("initiate", manager.initiate("new").map(drop)),
+        ("execute", manager.execute("new", operation).map(drop).map_err(engine_error)),
         (
-            "execute",
-            manager
-                .execute("new", |_| {
-                    run();
-                    Ok(String::new())
-                })
-                .map(drop)
-                .map_err(|error| match error {
-                    oncekey::ExecuteError::Engine(error) => error,
-                    other => panic!("{other:?}"),
-                }),
+            "execute many",
+            manager.execute_many([("new", ())], |claim, ()| operation(claim)).remove(0).map(drop).map_err(engine_error),
         ),
         ("resolve", manager.resolve("dead", Resolution::Retry)),
+        ("resolve without types", raw.resolve("dead", Resolution::Retry)),
+        ("import", raw.import(&elsewhere).map(drop)),
         ("remove", manager.remove("late").map(drop)),
+        ("remove a dead one", manager.remove("dead").map(drop)),
         ("forget", manager.forget("late").map(drop)),
         ("extend", manager.extend("late", common::YEAR).map(drop)),
+        ("erase", of_user.erase().map(drop)),
         ("insert", rows.insert("row", "other")),
         ("remove a row", rows.remove("row").map(drop)),
+        ("remove rows", rows.remove_prefix("").map(drop)),
         ("compact", engine.compact_now().map(drop)),
         (
             "a transaction",
             engine.atomic_phase(|tx| -> Result<(), Error> {
                 tx.table("rows")?.insert("row", "other")?;
-                run();
+                ran.set(true);
                 Ok(())
             }),
         ),
     ];
     for (change, refused) in changes {
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::ReadOnly, "{change}");
+        let refused = refused.expect_err(change);
+        assert_eq!(refused.kind(), ErrorKind::ReadOnly, "{change}");
+        assert!(refused.to_string().contains(path.to_str().unwrap()), "{change}: {refused}");
+        assert_eq!(oncekey::http::Problem::from(refused).code(), "unavailable", "{change}");
     }
     assert!(!ran.get(), "no operation was run");
+    // These have nothing to change.
+    assert!(!manager.remove("missing").unwrap() && !manager.forget("missing").unwrap());
+    assert_eq!(manager.revoke("dead").unwrap_err().kind(), ErrorKind::NotInProgress);
+    assert_eq!(raw.undo("late").unwrap_err().kind(), ErrorKind::NotResolved);
     check_all_is_there(&engine);
-    drop((manager, rows, engine));
-    assert!(tree(&path) == before);
+    drop((manager, rows, raw, of_user, engine));
+    assert!(everything(&path) == before);
+}
+
+#[test]
+fn waits_events_backups_and_closes_work() {
+    let dir = tempfile::tempdir().unwrap();
+    for path in stores(dir.path()) {
+        let before = everything(&path);
+        let engine = reader(&path).unwrap();
+        let (manager, events) = (texts(&engine), engine.events());
+        assert!(matches!(manager.wait("late", common::YEAR).unwrap(), Waited::Finished(_)));
+        assert!(matches!(manager.wait("dead", common::YEAR).unwrap(), Waited::Interrupted));
+        assert!(matches!(manager.wait("missing", common::YEAR).unwrap(), Waited::Absent));
+        assert_eq!(manager.execute("late", |_| panic!("it has an outcome")).unwrap().value(), "2");
+        assert_eq!(engine.socket().unwrap(), None);
+        let copy = path.with_extension("copy");
+        let report = engine.backup(&copy).unwrap();
+        assert_eq!((report.records(), report.succeeded, report.rows), (5, 3, 1));
+        check_all_is_there(&common::open(&copy, &ManualClock::new()));
+        engine.close_when_idle(common::YEAR).unwrap();
+        assert_eq!(manager.get("late").unwrap_err().kind(), ErrorKind::Closed);
+        assert!(events.count() <= 4, "a closed engine ends its events");
+        drop(manager);
+        // The lock is gone, and so it is after a drop.
+        for _ in 0..2 {
+            drop(reader(&path).unwrap());
+            assert!(everything(&path) == before);
+        }
+        common::open(&path, &ManualClock::new()).close().unwrap();
+    }
+}
+
+#[test]
+fn a_read_only_engine_creates_nothing() {
+    let error = Engine::options().read_only(true).temporary().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 
 #[test]
@@ -197,7 +257,7 @@ fn child() {
     check_all_is_there(&reader(path.as_ref()).unwrap());
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }
 
@@ -215,7 +275,7 @@ fn another_user_with_the_right_to_read_can_read() {
     use std::os::unix::process::CommandExt as _;
     let dir = tempfile::tempdir().unwrap();
     for path in stores(dir.path()) {
-        for (entry, ..) in tree(&path).into_iter().chain(tree(dir.path())) {
+        for (entry, ..) in everything(&path).into_iter().chain(everything(dir.path())) {
             let mode = if entry.is_dir() { 0o755 } else { 0o644 };
             fs::set_permissions(entry, fs::Permissions::from_mode(mode)).unwrap();
         }
@@ -227,7 +287,7 @@ fn another_user_with_the_right_to_read_can_read() {
         let program = dir.path().join("program");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let before = tree(&path);
+        let before = everything(&path);
         let mut command = Command::new(&program);
         command
             .args(["read_only::child", "--exact", "--ignored"])
@@ -237,7 +297,7 @@ fn another_user_with_the_right_to_read_can_read() {
             .gid(65_534);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        assert!(tree(&path) == before);
+        assert!(everything(&path) == before);
     }
 }
 
@@ -267,7 +327,7 @@ fn what_root_writes_belongs_to_the_owner_of_the_directory() {
     }
     let dir = tempfile::tempdir().unwrap();
     for path in stores(dir.path()) {
-        for (entry, ..) in tree(&path) {
+        for (entry, ..) in everything(&path) {
             std::os::unix::fs::chown(entry, Some(OWNER), Some(OWNER)).unwrap();
         }
         fs::remove_file(path.join("LOCK")).unwrap();
@@ -277,7 +337,8 @@ fn what_root_writes_belongs_to_the_owner_of_the_directory() {
             manager.execute(index.to_string(), |_| Ok(vec![7; 5_000])).unwrap();
         }
         engine.close().unwrap();
-        let of_others: Vec<_> = tree(&path).into_iter().filter(|(_, facts, _)| facts[0] != i64::from(OWNER)).collect();
+        let of_others: Vec<_> =
+            everything(&path).into_iter().filter(|(_, facts, _)| facts[0] != i64::from(OWNER)).collect();
         assert!(of_others.is_empty(), "{:?}", of_others.iter().map(|(path, ..)| path).collect::<Vec<_>>());
     }
 }
