@@ -16,11 +16,11 @@
 //! }
 //! ```
 //!
-//! Only one process can open a store. If a service has it open, the commands ask the service, through the socket that
-//! its engine serves: see [`LiveStore`]. If the service has no socket, each command fails with status 3 and changes
-//! nothing. If no process has it open, the commands that only look (`stats`, `list`, `tables`, `rows`, `get`, `verify`, `export`,
-//! `backup`) open the store to read it: they change not one byte, and need only the right to read. The other commands, run by
-//! root, leave every file to the owner of the directory.
+//! Only one process can open a store for writing. If a service has it open, the commands ask the service, through the
+//! socket that its engine serves: see [`LiveStore`]. If the service has no socket, each command fails with status 3 and
+//! changes nothing. If no process has it open, the commands that only read (`stats`, `doctor`, `list`, `tables`, `rows`,
+//! `get`, `verify`, `export`, `backup`) open it read-only: they change not one byte, and permission to read is enough. The
+//! other commands, run by root, give every file that they create to the owner of the store.
 //!
 //! `oncekey --help` lists the commands, examples and exit statuses. `oncekey completions SHELL` and `oncekey man` print
 //! shell completions and the manual page.
@@ -30,12 +30,14 @@ mod backup;
 mod bench;
 mod change;
 mod describe;
+mod doctor;
 mod filter;
 mod ideal;
 mod list;
 mod live;
 mod out;
 mod outcome;
+mod owner;
 mod place;
 mod progress;
 mod repair;
@@ -168,6 +170,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         Verb::Web { store, port, read_only } => {
             web::serve(describers, &options, &Web { store: store.clone(), port: *port, read_only: *read_only }, out)
         }
+        Verb::Doctor { store, quick } => doctor::run(&options, store, *quick, out),
         Verb::Compact { store } => on(store, out, &change::compact),
         Verb::Verify { store } => look(store, out, &show::verify),
         Verb::Export { store, filter } => {

@@ -17,7 +17,8 @@ use super::resolve::Resolve;
 
 macro_rules! examples {
     () => {
-        "  oncekey list payments.oncekey --status interrupted
+        "  oncekey doctor payments.oncekey
+  oncekey list payments.oncekey --status interrupted
   oncekey get payments.oncekey payments /user-7/order-42 --effect charge
   oncekey resolve payments.oncekey payments /user-7/order-42 --retry
   oncekey resolve payments.oncekey payments order-7 --response 201 body.json --header 'Content-Type: application/json'
@@ -40,7 +41,8 @@ macro_rules! exit_status {
   2  wrong command line, or no store there
   3  the store is in use, and its owner does not answer
   4  damaged
-  5  anything else"
+  5  anything else
+  6  the doctor found something that needs attention, and no fault"
     };
 }
 
@@ -75,6 +77,18 @@ pub(super) enum Verb {
     Stats {
         /// The directory of the store.
         store: PathBuf,
+    },
+    /// Says what is wrong with the directory of a store, and what to do next. Changes nothing.
+    ///
+    /// Each finding has the command that helps, if one does. The exit status is 0 if nothing needs to be done, 6 if the
+    /// store works and needs attention, 2 if there is no store, 3 if a process has it open and does not answer, 4 if it
+    /// is damaged, 5 if it cannot be read.
+    Doctor {
+        /// The directory of the store.
+        store: PathBuf,
+        /// Do not read every record.
+        #[arg(long)]
+        quick: bool,
     },
     /// Lists the matching records without their outcomes.
     List {
@@ -234,19 +248,20 @@ pub(super) enum Verb {
         #[arg(long, value_name = "COUNT", default_value = "1")]
         seconds: NonZeroU64,
     },
-    /// Puts a store in order, if nothing can be lost by that.
+    /// Does what the next open of a service does, if nothing can be lost by it.
     ///
-    /// Reads everything first, and changes nothing if some of it cannot be read. Otherwise it does what the next open
-    /// does: applies what the last owner left, and builds the record store again if its own order is damaged.
+    /// Reads everything first, and changes nothing if anything cannot be read. Otherwise prints what it will do, and
+    /// does it: applies the commits that the last owner left, and builds the record store again if the order of its file
+    /// is damaged. Then reads everything again.
     Repair {
         /// The directory of the store.
         store: PathBuf,
     },
     /// Rescues what can still be read of a damaged store into a new one.
     ///
-    /// Takes each record and row that still has its checksum, and the newest state that is left of it. Changes nothing in
-    /// STORE. Prints what was rescued, what may be older than it was, and what is lost; the exit status is 4 if
-    /// not everything is as it was.
+    /// Takes the newest state that is left of each record and row, if its checksum is right. Changes nothing in STORE.
+    /// Prints what was rescued, what may be older than it was, and what is lost. The exit status is 4 if not everything
+    /// is as it was.
     Salvage {
         /// The directory of the damaged store.
         store: PathBuf,

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::out::{Done, Out, size};
+use super::owner;
 use super::progress::Progress;
 use super::store::Store;
 
@@ -12,6 +13,10 @@ pub(super) fn backup(store: &dyn Store, directory: &Path, out: &mut Out<'_>) -> 
     let progress = Progress::spinner(out, "copying the store");
     let report = store.backup(directory)?;
     drop(progress);
+    // A service writes the copy as its own user.
+    if !store.is_live() {
+        owner::give_to_owner_of(store.path(), directory)?;
+    }
     if out.json {
         return out.json(&json!({
             "directory": directory, "commit": report.commit, "rows": report.rows, "bytes": report.bytes,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -21,6 +22,8 @@ pub(super) enum Stop {
     Usage(String),
     /// The store is damaged. The output says how.
     Damaged,
+    /// The output says what was found. The exit status says how bad it is.
+    Found(u8),
     Engine(Error),
     /// An I/O error, with the action that failed.
     Io(String, io::Error),
@@ -41,6 +44,7 @@ impl Stop {
             Self::Nothing(_) => 1,
             Self::Usage(_) => 2,
             Self::Damaged => 4,
+            Self::Found(status) => *status,
             Self::Io(..) => 5,
             Self::Engine(error) => match error.kind() {
                 ErrorKind::NotFound
@@ -59,11 +63,15 @@ impl Stop {
 
     pub(super) fn message(&self) -> Option<String> {
         match self {
-            Self::ClosedPipe | Self::Damaged => None,
+            Self::ClosedPipe | Self::Damaged | Self::Found(_) => None,
             Self::Nothing(message) | Self::Usage(message) => Some(message.clone()),
             Self::Io(doing, cause) => Some(format!("{doing}: {cause}")),
-            Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => {
-                Some(format!("{error}, and this command cannot ask its owner: stop the service; nothing was changed"))
+            Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => Some(format!(
+                "{error}, and this command cannot ask its owner: stop the service; nothing was changed; \
+                     `oncekey doctor` names the process"
+            )),
+            Self::Engine(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat) => {
+                Some(format!("{error}; `oncekey doctor` says what to do next"))
             }
             Self::Engine(error) => Some(error.to_string()),
         }
@@ -199,6 +207,13 @@ pub(super) fn bytes(bytes: &[u8]) -> serde_json::Value {
 /// Returns true if the text has no control characters but those of lines and tables.
 pub(super) fn is_readable(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
+}
+
+/// Formats a path as a word of a shell.
+pub(super) fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    if path.chars().all(is_plain) && !path.is_empty() { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 /// Formats a size in binary units.

@@ -1,21 +1,22 @@
-//! `repair` puts in order what can be put in order without losing anything, `salvage` rescues what is left into a new store.
+//! `repair` does what the next open does, if nothing can be lost by it. `salvage` rescues what is left into a new store.
 
 use std::path::Path;
 
 use serde_json::json;
 
-use super::out::{Done, Out, Stop, size};
+use super::out::{Done, Out, Stop, quoted, size};
+use super::owner;
 use super::progress::Progress;
-use crate::{EngineOptions, ErrorKind};
+use crate::{EngineOptions, ErrorKind, admin::OpenReport};
 
-/// Reads everything first, and says what it will do. Changes nothing if that could lose anything.
+/// Reads everything first, and says what it will do. Changes nothing if anything cannot be read.
 pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -> Done {
     let progress = Progress::spinner(out, "reading everything");
     let engine = match options.clone().read_only(true).open(store) {
         Err(error) if error.kind() == ErrorKind::Corrupt => return refuse(&[error.to_string()], store, out),
         opened => opened.map_err(Stop::open)?,
     };
-    let report = engine.verify()?;
+    let (report, planned) = (engine.verify()?, *engine.opened());
     engine.close()?;
     drop(progress);
     if !report.problems.is_empty() {
@@ -23,8 +24,11 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
     }
     let (records, rows) = (report.records, report.rows);
     if !out.json {
-        out.line(format_args!("All {records} records and {rows} rows can be read, so nothing will be lost."))?;
-        out.line("The commits that the last owner left are applied now, and the record store is built again if that is needed.")?;
+        out.line(format_args!(
+            "All {records} records and {rows} rows can be read, so nothing will be lost. This is done now:"
+        ))?;
+        plan(&planned, out)?;
+        // Before anything is written.
         out.flush()?;
     }
     let progress = Progress::spinner(out, "opening the store");
@@ -44,7 +48,7 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
         }))?;
     } else {
         let (frames, torn) = (opened.frames_replayed, size(opened.torn_bytes));
-        out.line(format_args!("{frames} commits applied, {torn} of a last write that was never answered cut off"))?;
+        out.line(format_args!("{frames} commits applied, {torn} of an unfinished last write cut off"))?;
         out.line(if opened.rebuilt { "the record store was built again" } else { "the record store was in order" })?;
         out.line(format_args!(
             "{} records and {} rows read, {} problems",
@@ -56,7 +60,21 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
     if report.problems.is_empty() { Ok(()) } else { Err(Stop::Damaged) }
 }
 
-/// Says why nothing was done, and what can be done.
+/// Prints what an open will do.
+fn plan(found: &OpenReport, out: &mut Out<'_>) -> Done {
+    if found.frames_replayed > 0 {
+        out.line(format_args!("- apply {} commits that the last owner left in the journal", found.frames_replayed))?;
+    }
+    if found.torn_bytes > 0 {
+        out.line(format_args!("- cut off {} of a last write that did not end", size(found.torn_bytes)))?;
+    }
+    if found.rebuilt {
+        out.line("- build the record store again, because its own order is damaged")?;
+    }
+    out.line("- open the store, read everything again, and close it")
+}
+
+/// Prints why nothing was done, and what can be done.
 fn refuse(problems: &[String], store: &Path, out: &mut Out<'_>) -> Done {
     if out.json {
         out.json(&json!({ "problems": problems }))?;
@@ -65,14 +83,15 @@ fn refuse(problems: &[String], store: &Path, out: &mut Out<'_>) -> Done {
     for problem in problems {
         out.line(problem)?;
     }
-    let store = store.display();
+    out.line("Some of it cannot be read, so nothing was changed. Keep a copy of the whole directory.")?;
     out.line(format_args!(
-        "Some of it cannot be read, so nothing was changed. `oncekey salvage {store} --into NEW` rescues the rest."
+        "Then restore a backup, or rescue the rest into a new store: oncekey salvage {} --into NEW",
+        quoted(store)
     ))?;
     Err(Stop::Damaged)
 }
 
-/// Rescues what can be read into a new store. The exit status is 4 if that is not everything as it was.
+/// Rescues what can be read into a new store. The exit status is 4 if anything is lost or may be older.
 pub(super) fn salvage(options: &EngineOptions, store: &Path, into: &Path, out: &mut Out<'_>) -> Done {
     let reading = Progress::spinner(out, "reading what is left");
     let mut writing = None;
@@ -82,6 +101,7 @@ pub(super) fn salvage(options: &EngineOptions, store: &Path, into: &Path, out: &
     });
     drop((reading, writing));
     let report = report.map_err(Stop::open)?;
+    owner::give_to_owner_of(store, into)?;
     if out.json {
         out.json(&json!({
             "records": report.records,
@@ -110,10 +130,15 @@ pub(super) fn salvage(options: &EngineOptions, store: &Path, into: &Path, out: &
             out.line(format_args!("and {} more are lost", report.more_lost))?;
         }
         if report.is_complete() {
-            out.line("nothing is lost")?;
+            out.line("Nothing is lost.")?;
         } else {
-            out.line("Ask the systems that the operations call before you use the new store: what is lost or older runs again.")?;
+            out.line("A lost key runs again when it is requested, and so may one whose record is older. First ask the systems that the operations call.")?;
         }
+        out.line(format_args!(
+            "To use the new store, stop the service and put {} in the place of {}.",
+            into.display(),
+            store.display()
+        ))?;
     }
     if report.is_complete() { Ok(()) } else { Err(Stop::Damaged) }
 }

@@ -247,7 +247,7 @@ pub(super) fn verify(store: &dyn Store, out: &mut Out<'_>) -> Done {
 }
 
 /// Formats a time to the second. Years that the format cannot show are shown in seconds since 1970.
-fn rfc3339(at: SystemTime) -> String {
+pub(super) fn rfc3339(at: SystemTime) -> String {
     let mut text = String::new();
     if write!(text, "{}", humantime::format_rfc3339_seconds(at)).is_err() {
         let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(FOREVER);

@@ -17,6 +17,8 @@ mod browser;
 mod call_options;
 mod changed_types;
 mod cli;
+mod cli_conditions;
+mod cli_doctor;
 mod cli_lists;
 mod cli_resolve;
 mod closing;
