@@ -233,8 +233,9 @@ fn reach(options: &EngineOptions, store: &Path) -> Done<Reached> {
         Ok(engine) => Ok(Reached::Opened(engine)),
         Err(error) if error.kind() == ErrorKind::StoreInUse => match LiveStore::connect(store) {
             Ok(live) => Ok(Reached::Live(live)),
-            // No process answers, so return the first error.
+            // No process serves the socket, so return the first error.
             Err(none) if none.kind() == ErrorKind::StoreInUse => Err(Stop::Engine(error)),
+            Err(failed) if failed.kind() == ErrorKind::Io => Err(Stop::NoAnswer(failed)),
             Err(other) => Err(Stop::Engine(other)),
         },
         Err(error) => Err(Stop::open(error)),

@@ -204,11 +204,14 @@ fn inside(store: &dyn Store, quick: bool, out: &Out<'_>, findings: &mut Vec<Find
         } else {
             let commits = opened.frames_replayed;
             let torn = match opened.torn_bytes {
-                0 => String::new(),
-                torn => format!(", and {} of a last write that did not end", size(torn)),
+                0 => "nothing is lost".to_owned(),
+                torn => format!(
+                    "its last write, of {}, did not end: a caller has an answer for it only under Durability::Eventual",
+                    size(torn)
+                ),
             };
-            let text = format!("the last owner died; it left {commits} commits in the journal only{torn}");
-            let next = "start the service: its open applies them. Without the service this does the same:";
+            let text = format!("the last owner died: {commits} commits are in the journal only; {torn}");
+            let next = "start the service: its open applies what is left. Without the service this does the same:";
             let command = format!("oncekey repair {}", quoted(path));
             findings.push(Finding::attention("died", text, next).command(command));
         }

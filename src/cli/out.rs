@@ -24,6 +24,8 @@ pub(super) enum Stop {
     Damaged,
     /// The output says what was found. The exit status says how bad it is.
     Found(u8),
+    /// A process has the store open, and could not be asked.
+    NoAnswer(Error),
     Engine(Error),
     /// An I/O error, with the action that failed.
     Io(String, io::Error),
@@ -43,6 +45,7 @@ impl Stop {
             Self::ClosedPipe => 0,
             Self::Nothing(_) => 1,
             Self::Usage(_) => 2,
+            Self::NoAnswer(_) => 3,
             Self::Damaged => 4,
             Self::Found(status) => *status,
             Self::Io(..) => 5,
@@ -66,9 +69,13 @@ impl Stop {
             Self::ClosedPipe | Self::Damaged | Self::Found(_) => None,
             Self::Nothing(message) | Self::Usage(message) => Some(message.clone()),
             Self::Io(doing, cause) => Some(format!("{doing}: {cause}")),
+            Self::NoAnswer(error) => Some(format!(
+                "the store is in use, and its owner does not answer: {error}; nothing was changed; \
+                 `oncekey doctor` names the process"
+            )),
             Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => Some(format!(
                 "{error}, and this command cannot ask its owner: stop the service; nothing was changed; \
-                     `oncekey doctor` names the process"
+                 `oncekey doctor` names the process"
             )),
             Self::Engine(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat) => {
                 Some(format!("{error}; `oncekey doctor` says what to do next"))

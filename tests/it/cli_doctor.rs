@@ -114,7 +114,17 @@ fn a_store_in_use_names_its_process_and_is_asked() {
     let engine = Engine::options().admin(false).open(dir.path()).unwrap();
     let shown = only(dir.path(), 3, "in-use");
     assert!(names_me(&shown) && shown.contains("no process answers at"), "{shown}");
+
+    // Its owner hangs up instead of an answer.
+    let socket = std::os::unix::net::UnixListener::bind(dir.path().join("SOCKET")).unwrap();
+    let owner = std::thread::spawn(move || (0..3).for_each(|_| drop(socket.accept().unwrap())));
+    let shown = only(dir.path(), 3, "in-use");
+    assert!(names_me(&shown) && shown.contains("SOCKET"), "{shown}");
+    let (status, _, err) = oncekey(&["stats", dir.path().to_str().unwrap()]);
+    assert!(status == 3 && err.contains("does not answer") && err.contains("`oncekey doctor` names"), "{status} {err}");
+    owner.join().unwrap();
     engine.close().unwrap();
+    fs::remove_file(dir.path().join("SOCKET")).unwrap();
 
     let reader = Engine::options().read_only(true).open(dir.path()).unwrap();
     let (status, words, shown, _) = examined(dir.path());
@@ -140,10 +150,7 @@ fn what_the_last_owner_left_needs_attention() {
     let (status, words, shown, commands) = examined(path);
     let expected = ["died", "open-to-others", "interrupted", "sound"].map(str::to_owned).to_vec();
     assert_eq!((status, words), (6, expected), "{shown}");
-    assert!(
-        shown.contains("the last owner died; it left 3 commits") && shown.contains("1 records are interrupted"),
-        "{shown}"
-    );
+    assert!(shown.contains("the last owner died: 3 commits") && shown.contains("1 records are interrupted"), "{shown}");
     let (_, quick, _) = oncekey(&["doctor", path.to_str().unwrap(), "--quick"]);
     assert!(quick.contains("died") && !quick.contains("none damaged"), "{quick}");
     // The commands do what they are for, as a shell runs them.
