@@ -159,7 +159,10 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
             look(&at.store, out, &|store, out| show::get(store, describers, &at.place(), &shown, out))
         }
-        Verb::Resolve(asked) => on(&asked.store, out, &|store, out| resolve::run(store, describers, asked, out)),
+        Verb::Resolve(asked) => {
+            let run = |store: &dyn Store, out: &mut Out<'_>| resolve::run(store, describers, asked, out);
+            if asked.dry_run { look(&asked.store, out, &run) } else { on(&asked.store, out, &run) }
+        }
         Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.place(), out)),
         Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.place(), out)),
         Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.place(), out)),

@@ -218,7 +218,7 @@ impl Engine {
     }
 
     /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach
-    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary store.
+    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary or read-only one.
     ///
     /// # Errors
     ///

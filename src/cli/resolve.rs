@@ -45,7 +45,7 @@ pub(super) struct Resolve {
     revision: Option<u64>,
     /// Check everything, say what would be done, and change nothing.
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Store an outcome although nothing shows that the service can read it.
     #[arg(long, conflicts_with_all = ["retry", "undo"])]
     unchecked: bool,

@@ -29,6 +29,7 @@ fn looking<'a>(path: &'a str, copy: &'a str) -> Vec<Vec<&'a str>> {
         vec!["get", path, "payments", "won"],
         vec!["verify", path],
         vec!["export", path],
+        vec!["resolve", path, "payments", "/user-7/order-42", "--retry", "--dry-run"],
         vec!["doctor", path],
         vec!["doctor", path, "--quick", "--json"],
         vec!["backup", path, copy],
