@@ -1,11 +1,11 @@
-//! A page for a browser on this machine: what is in a store, for people who would rather look than read commands.
+//! A page for a browser on this machine, for people who would rather look at a store than read commands.
 //!
 //! The server listens on loopback only. Each request must have the token that is part of the address, and must name this machine as its host:
 //! see `guard`. The pages are whole without a script. The script only counts again, and loads nothing from elsewhere.
 //!
 //! A store that another process has open is asked through its socket. A store that no process has open is opened for one view or
-//! one change at a time, so that a service can start in between. It is never opened without a click: while nobody has it open,
-//! nothing in it changes.
+//! one change at a time, so that a service can start in between. It is never opened without a click: nothing in it
+//! changes while no process has it open.
 
 mod act;
 mod guard;
@@ -79,7 +79,10 @@ pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &We
     } else {
         out.line(guard.address())?;
         let may = if read_only { "look at" } else { "look at and change" };
-        out.line(format_args!("Whoever has this address can {may} {}. Ctrl-C ends it.", site.store.display()))?;
+        out.line(format_args!(
+            "Keep this address secret: it gives the right to {may} {}. Ctrl-C ends the server.",
+            site.store.display()
+        ))?;
     }
     out.flush()?;
     server::run(&listener, &|request| site.answer(&guard, request));
@@ -87,7 +90,7 @@ pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &We
 }
 
 impl Site<'_> {
-    /// Answers a request. What it asks for is looked at only after it was admitted.
+    /// Answers a request. Reads the store only for an admitted request.
     fn answer(&self, guard: &Guard, request: Result<&Request, Status>) -> Reply {
         let request = match request {
             Ok(request) => request,

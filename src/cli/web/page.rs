@@ -1,4 +1,4 @@
-//! What all pages have in common.
+//! The parts that all pages have in common.
 
 use std::fmt::Display;
 
