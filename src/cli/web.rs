@@ -169,3 +169,46 @@ fn now() -> Duration {
     let since_1970 = || SystemClock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     SystemClock.boot().map_or_else(since_1970, |boot| boot.elapsed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Engine, Manager};
+
+    #[test]
+    fn a_described_outcome_is_shown_in_words_and_as_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let payments: Manager<u64> = engine.manager("payments").unwrap();
+        payments.execute("paid", |_| Ok(1999)).unwrap();
+        drop(payments.begin("held").unwrap());
+        let describers = Describers::new().manager::<u64, crate::Failure>("payments", 0, |outcome| match outcome {
+            Ok(cents) => format!("<b>{cents}</b> cents"),
+            Err(why) => format!("declined: {why}"),
+        });
+        let (options, store) = (Engine::options(), dir.path().to_owned());
+        let site = Site { describers: &describers, options, store, read_only: false, opening: Mutex::default() };
+        let guard = Guard::new(8080);
+        let at = guard.address().replace("http://127.0.0.1:8080", "");
+        let shown = |request: String| {
+            let request = request::read(&mut request.as_bytes()).unwrap();
+            let mut bytes = Vec::new();
+            site.answer(&guard, Ok(&request)).write(&mut bytes, false).unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        let paid = shown(format!("GET {at}record?manager=payments&key=paid HTTP/1.1\r\nHost: localhost:8080\r\n\r\n"));
+        assert!(paid.contains("&lt;b&gt;1999&lt;/b&gt; cents") && paid.starts_with("HTTP/1.1 200 "), "{paid}");
+        let revision = engine.raw("payments").unwrap().get("held").unwrap().unwrap().info().revision();
+        let confirm = |content: &str| {
+            let form = format!(
+                "do=settle&manager=payments&key=held&revision={revision}&how=succeed&form=json&content={content}"
+            );
+            let head = format!("POST {at}act HTTP/1.1\r\nHost: localhost:8080\r\nOrigin: http://localhost:8080\r\n");
+            let kind = "Content-Type: application/x-www-form-urlencoded";
+            shown(format!("{head}{kind}\r\nContent-Length: {}\r\n\r\n{form}", form.len()))
+        };
+        assert!(confirm("7").contains("&lt;b&gt;7&lt;/b&gt; cents"), "{}", confirm("7"));
+        assert!(confirm("%22seven%22").starts_with("HTTP/1.1 400 "), "{}", confirm("%22seven%22"));
+        assert!(payments.begin("held").unwrap().into_claim().is_err(), "nothing was changed");
+    }
+}

@@ -173,10 +173,12 @@ fn check(site: &Site<'_>, form: &Fields) -> Result<Reply, Fault> {
     for name in OUTCOME {
         html! { body; "<input type=\"hidden\" name=\"" (name) "\" value=\"" (form.get(name)) "\">" }
     }
-    let kind = if is_failure(form) { State::Failed } else { State::Succeeded };
+    let (kind, given) = if is_failure(form) { (State::Failed, Err(&bytes)) } else { (State::Succeeded, Ok(&bytes)) };
+    let described = site.describers.describe_outcome(&info, given).transpose().map_err(Stop::Engine)?;
+    let text = described.unwrap_or_else(|| outcome::text(&bytes));
     body.markup("<p>Every request with this key will get:</p><p class=\"is\">");
     page::mark(kind, &mut body);
-    html! { body; "</p><pre class=\"outcome\" tabindex=\"0\">\n" (outcome::text(&bytes)) "</pre>" }
+    html! { body; "</p><pre class=\"outcome\" tabindex=\"0\">\n" (text.trim_start_matches('\n')) "</pre>" }
     confirmation("Store this outcome", &info, &mut body);
     Ok(show(site, Status::OK, is_live, &body))
 }
