@@ -1,5 +1,7 @@
 //! The engine: an open store.
 
+#[cfg(feature = "postgres")]
+mod connect;
 #[cfg(feature = "test-util")]
 mod crash;
 mod types;
@@ -195,7 +197,7 @@ impl Engine {
         Records::new(self.share(), filter)
     }
 
-    /// Returns the directory of the store.
+    /// Returns the directory of the store, or the address of the database without its password.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.protocol.path()
@@ -437,6 +439,11 @@ impl EngineOptions {
     fn open_in(&self, path: &Path, directory: Option<tempfile::TempDir>) -> Result<Engine> {
         let is_served = self.admin && directory.is_none();
         let (protocol, report) = Protocol::open(path, self, directory)?;
+        self.start(protocol, report, is_served)
+    }
+
+    /// Starts what an open store needs besides.
+    fn start(&self, protocol: Protocol, report: OpenReport, is_served: bool) -> Result<Engine> {
         let protocol = Arc::new(protocol);
         let compaction_batch = self.compaction_batch.get();
         let compactor = Compactor::start(&protocol, compaction_batch, self.compaction_interval)?;
