@@ -207,8 +207,15 @@ mod tests {
             let kind = "Content-Type: application/x-www-form-urlencoded";
             shown(format!("{head}{kind}\r\nContent-Length: {}\r\n\r\n{form}", form.len()))
         };
+        let texts = engine.raw("payments").unwrap();
+        let seen = texts.get("held").unwrap().unwrap().info().clone();
         assert!(confirm("7").contains("&lt;b&gt;7&lt;/b&gt; cents"), "{}", confirm("7"));
         assert!(confirm("%22seven%22").starts_with("HTTP/1.1 400 "), "{}", confirm("%22seven%22"));
         assert!(payments.begin("held").unwrap().into_claim().is_err(), "nothing was changed");
+        // An outcome of a type that the describers do not expect.
+        let text = crate::admin::RawManager::encode(&"text".to_owned()).unwrap();
+        texts.resolve_if_unchanged(&seen, crate::admin::Resolution::Succeed(text)).unwrap();
+        let other = shown(format!("GET {at}record?manager=payments&key=held HTTP/1.1\r\nHost: localhost:8080\r\n\r\n"));
+        assert!(other.starts_with("HTTP/1.1 200 ") && other.contains("Save the stored bytes"), "{other}");
     }
 }
