@@ -11,9 +11,11 @@
     reason = "tests"
 )]
 
+mod chaos;
 mod engines;
 mod errors;
 mod faults;
+mod plans;
 mod proxy;
 mod server;
 
