@@ -110,6 +110,30 @@ fn listen(worker: &mut Child, said: &Mutex<Said>) {
     }
 }
 
+/// Brings what was left to its end, and compares every key with what was said. Returns the numbers of keys and of those
+/// that were left.
+fn check(engine: &Engine, said: &Said) -> (usize, usize) {
+    // What was left is brought to its end.
+    let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
+    let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
+    for key in &left {
+        crate::until(|| run(engine, key, "last").unwrap().is_some());
+    }
+    let (texts, effects) = (manager(engine), engine.table("effects").unwrap());
+    let mut keys = 0;
+    for info in engine.records(RecordFilter::new()).unwrap() {
+        let key = info.unwrap().key().to_string();
+        assert_eq!(effects.get(&key).unwrap().map(|bytes| count(&bytes)), Some(1), "effects of {key}");
+        let answer = texts.get(key.as_str()).unwrap().unwrap().into_outcome().unwrap().unwrap();
+        assert_eq!(said.answers.get(&key).unwrap_or(&answer), &answer, "the answer of {key} was lost");
+        keys += 1;
+    }
+    for key in said.answers.keys() {
+        assert!(texts.get(key.as_str()).unwrap().is_some(), "{key} was answered and is not there");
+    }
+    (keys, left.len())
+}
+
 #[test]
 fn every_effect_happens_once_and_no_answer_is_lost() {
     let seconds = std::env::var("ONCEKEY_CHAOS").map_or(8, |seconds| seconds.parse().unwrap());
@@ -161,31 +185,13 @@ fn every_effect_happens_once_and_no_answer_is_lost() {
             }
         }
     });
-    let engine = Engine::connect(&server.url()).unwrap();
     let said = said.into_inner().unwrap();
-    // What was left is brought to its end.
-    let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
-    let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
-    for key in &left {
-        crate::until(|| run(&engine, key, "last").unwrap().is_some());
-    }
-    let (texts, effects) = (manager(&engine), engine.table("effects").unwrap());
-    let mut keys = 0;
-    for info in engine.records(RecordFilter::new()).unwrap() {
-        let key = info.unwrap().key().to_string();
-        assert_eq!(effects.get(&key).unwrap().map(|bytes| count(&bytes)), Some(1), "effects of {key}");
-        let answer = texts.get(key.as_str()).unwrap().unwrap().into_outcome().unwrap().unwrap();
-        assert_eq!(said.answers.get(&key).unwrap_or(&answer), &answer, "the answer of {key} was lost");
-        keys += 1;
-    }
-    for key in said.answers.keys() {
-        assert!(texts.get(key.as_str()).unwrap().is_some(), "{key} was answered and is not there");
-    }
+    let (keys, left) = check(&Engine::connect(&server.url()).unwrap(), &said);
     println!(
         "{keys} keys, {} answers, {} kills, {terminated} sessions ended, {crashes} crashes, {} left, {:?}",
         said.answers.len(),
         kills.into_inner(),
-        left.len(),
+        left,
         said.errors
     );
     assert!(keys > 50 && crashes > 0, "{keys} keys, {crashes} crashes");
