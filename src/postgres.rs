@@ -40,7 +40,7 @@ use crate::sync::worker::Worker;
 use crate::types::clock::{Anchor, NEVER, StoreClock, monotonic};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::options::EngineOptions;
-use crate::types::record::{EffectSeeds, Now};
+use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use commit::{Found, Write};
 use keeper::Keeper;
@@ -210,6 +210,13 @@ impl Store {
         self.inner.time.saw(time);
         let now = Now { store: time, ..self.inner.now() };
         Ok((now, Read { content, seen: ReadVersion::of_revision(revision), ticket: Ticket::default() }))
+    }
+
+    /// Returns a guess at what [`look`](Self::look) would return: this record, or none.
+    pub(crate) fn guess(&self, known: Option<&Arc<StoredRecord>>) -> (Now, Read) {
+        let seen = ReadVersion::of_revision(known.map_or(0, |stored| stored.revision));
+        let content = known.cloned().map(Content::Record);
+        (self.inner.now(), Read { content, seen, ticket: Ticket::default() })
     }
 
     /// Commits a change of one record, or one row. Returns `None` if the record has changed since it was read.

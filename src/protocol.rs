@@ -176,6 +176,13 @@ pub(crate) struct Protocol {
 impl Protocol {
     /// Claims the key, or returns why not. Never waits for another owner.
     pub(crate) fn begin(&self, id: &RecordId, start: &Start) -> Result<Begun> {
+        let action = Action::Begin(start);
+        self.prepare(id, &action)?;
+        self.claimed(id, self.change_settled(id, &action, WaitFor::Sync, self.store.guess(&action, None))?)
+    }
+
+    /// Begins as [`begin`](Self::begin) does, a key that is known to have a record.
+    fn begin_again(&self, id: &RecordId, start: &Start) -> Result<Begun> {
         self.claimed(id, self.change(id, &Action::Begin(start), WaitFor::Sync)?)
     }
 
@@ -213,13 +220,15 @@ impl Protocol {
 
     /// Ends a claim. Fenced by its token.
     pub(crate) fn end(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<RecordInfo> {
-        self.end_claim(ToEnd { id, token, ending, ttl: None })
+        self.end_claim(ToEnd { id, token, ending, ttl: None, known: None })
     }
 
     /// Ends a claim as [`end`](Self::end) does, with a TTL for its outcome.
     pub(crate) fn end_claim(&self, end: ToEnd<'_>) -> Result<RecordInfo> {
-        let ToEnd { id, token, ending, ttl } = end;
-        match self.change(id, &Action::End { token, ending, ttl }, WaitFor::Sync)? {
+        let ToEnd { id, token, ending, ttl, known } = end;
+        let action = Action::End { token, ending, ttl };
+        self.prepare(id, &action)?;
+        match self.change_settled(id, &action, WaitFor::Sync, self.store.guess(&action, known))? {
             Changed::Written(info) => {
                 self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(info)
@@ -291,31 +300,49 @@ impl Protocol {
     /// Changes a record. All changes outside of transactions take this path.
     fn change(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         if wait_for == WaitFor::Sync {
-            match action {
-                // A claim may end after a close: the store stays open while a claim is alive.
-                Action::End { .. } => self.check_outside()?,
-                // An operator may revoke a claim also after a close, so that the store can close.
-                Action::Revoke { .. } => self.check_owned()?,
-                _ => self.check()?,
-            }
-            self.settle_at(id);
+            self.prepare(id, action)?;
         }
+        self.change_settled(id, action, wait_for, None)
+    }
+
+    /// Checks that the action is allowed now. Records a pending drop of this key, and waits for transactions.
+    fn prepare(&self, id: &RecordId, action: &Action<'_>) -> Result<()> {
+        match action {
+            // A claim may end after a close: the store stays open while a claim is alive.
+            Action::End { .. } => self.check_outside()?,
+            // An operator may revoke a claim also after a close, so that the store can close.
+            Action::Revoke { .. } => self.check_owned()?,
+            _ => self.check()?,
+        }
+        self.settle_at(id);
         // Endings never wait for the locks of transactions.
-        if priority_of(action, wait_for) == Priority::User {
+        if priority_of(action, WaitFor::Sync) == Priority::User {
             self.yield_to(&id.at);
         }
-        self.change_settled(id, action, wait_for)
+        Ok(())
     }
 
     /// Changes a record as [`change`](Self::change) does, without recording a pending drop of this key first and
-    /// without waiting for locks of transactions.
-    fn change_settled(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
+    /// without waiting for locks of transactions. A guess at the record saves a read if it is right.
+    fn change_settled(
+        &self,
+        id: &RecordId,
+        action: &Action<'_>,
+        wait_for: WaitFor,
+        mut guess: Option<(Now, Read)>,
+    ) -> Result<Changed> {
         loop {
-            let (now, read) = self.store.look(&id.at, Load::All, wait_for == WaitFor::Sync)?;
+            let is_guess = guess.is_some();
+            let (now, read) = match guess.take() {
+                Some(guess) => guess,
+                None => self.store.look(&id.at, Load::All, wait_for == WaitFor::Sync)?,
+            };
             let before = read.record().map(|stored| stored.status(&now));
             let content = match decide(read.record().map(Arc::as_ref), action, &now) {
                 Decision::Write(stored) => Some(Content::Record(stored)),
                 Decision::Delete => None,
+                // Only what was read is an answer.
+                Decision::Keep(_) if is_guess => continue,
                 Decision::Keep(reason) if wait_for == WaitFor::Sync && given::tells(reason, &read) => {
                     self.give(id, wait_for)?;
                     continue;

@@ -189,6 +189,7 @@ pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool)
     loop {
         let was_sent = sent.load(Ordering::Relaxed);
         let done = async {
+            inner.tick_if_manual().await?;
             let mut taken = inner.pool.take().await?;
             sent.store(true, Ordering::Relaxed);
             let mut made = write.make(&mut taken.session, inner.class).await?;

@@ -105,7 +105,8 @@ FROM {s}.store t LEFT JOIN {s}.records r ON r.manager = $1 AND r.key = $2";
 // $12 whether `expires` stays, $13 body, $14 outcome, $15 the time from which the commit is refused,
 // $16 the class of the locks, $17 the own incarnation if its lock must be held.
 
-/// Adds a record where there is no row. No row is returned if there is one, or if a condition does not hold.
+/// Adds a record where there is no row. No row is returned if there is one, or if a condition does not hold. Then no
+/// number is drawn, so a begin of a key that has a record writes nothing.
 const INSERT: &str = "
 INSERT INTO {s}.records
        (manager, key, state, generation, revision, token, owner, change, updated, expires, body, outcome)
@@ -116,6 +117,7 @@ SELECT $1::text, $2::bytea, $3::smallint, CASE WHEN $4::bigint = 0 THEN n.number
        $13::bytea, $14::bytea
 FROM (SELECT nextval('{s}.number') AS number, time FROM {s}.store
       WHERE ($15::bigint IS NULL OR time < $15::bigint)
+        AND NOT EXISTS (SELECT FROM {s}.records WHERE manager = $1::text AND key = $2::bytea)
         AND ($17::integer IS NULL OR NOT pg_try_advisory_xact_lock_shared($16::integer, $17::integer))) n
 ON CONFLICT (manager, key) DO NOTHING
 RETURNING generation, revision, token, updated, expires";

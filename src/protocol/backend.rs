@@ -5,10 +5,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "postgres")]
 use crate::postgres;
+use crate::protocol::rules::Action;
 use crate::store::{
     self, BackupReport, Change, CommitOptions, Committed, Deleted, Index, Load, Pass, Read, ReadVersion, StoreKey,
     Ticket, VerifyReport,
@@ -18,7 +20,9 @@ use crate::types::clock::NEVER;
 #[cfg(feature = "postgres")]
 use crate::types::error::ErrorKind;
 use crate::types::error::{Error, Result};
-use crate::types::record::Now;
+#[cfg(feature = "postgres")]
+use crate::types::record::THIS_FRAME;
+use crate::types::record::{Now, StoredRecord};
 use crate::types::stats::Stats;
 
 #[derive(Debug)]
@@ -58,6 +62,24 @@ impl Backend {
             }
             #[cfg(feature = "postgres")]
             Self::Postgres(store) => store.look(key, load, waits),
+        }
+    }
+
+    /// Returns a guess at what [`look`](Self::look) would return, which the commit then checks: for a store that is far
+    /// away. `known` is what a claim has last seen of its record.
+    pub(super) fn guess(&self, action: &Action<'_>, known: Option<&Arc<StoredRecord>>) -> Option<(Now, Read)> {
+        match self {
+            Self::Local(_) => {
+                let _ = (action, known);
+                None
+            }
+            #[cfg(feature = "postgres")]
+            Self::Postgres(store) => match (action, known) {
+                (Action::Begin(_), _) => Some(store.guess(None)),
+                // A record without a revision is not stored.
+                (Action::End { .. }, Some(known)) if known.revision != THIS_FRAME => Some(store.guess(Some(known))),
+                _ => None,
+            },
         }
     }
 

@@ -52,7 +52,7 @@ impl Protocol {
         let mut timed_out = false;
         loop {
             // Read after entering the queue. Then an ending in between either shows in this read or wakes the waiter.
-            let begun = self.begin(id, start)?;
+            let begun = self.begin_again(id, start)?;
             match begun {
                 Begun::Claimed(_) => {
                     waiter.claimed();
