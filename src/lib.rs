@@ -89,6 +89,7 @@
 //!
 //! [Crashes and the two policies](guides::crashes), [stages](guides::stages), [HTTP](guides::http),
 //! [durability](guides::durability), [limits](guides::limits), [tuning](guides::tuning), [operating](guides::operating),
+//! [several instances](guides::instances),
 //! [migrating from litert, Medusa, Powertools](guides::migrating), [architecture](guides::architecture)
 //!
 //! # Modules
@@ -102,6 +103,7 @@
 //!   `Fingerprint::of_json`.
 //! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own binary.
 //! - `test-util`: `Engine::crash`, which leaves a store as the death of a process does, for tests.
+//! - `postgres`: stores on PostgreSQL, for several instances of a service; see [`guides::instances`].
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!
 //! # Platforms
@@ -121,6 +123,8 @@ pub mod cli;
 #[cfg(feature = "http")]
 pub mod http;
 mod live;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod protocol;
 mod store;
 mod sync;

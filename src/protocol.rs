@@ -5,6 +5,7 @@
 //! decision is made again.
 
 mod abandon;
+mod backend;
 mod batch;
 pub(crate) mod compactor;
 mod erase;
@@ -14,6 +15,7 @@ mod expire;
 mod given;
 mod list;
 mod maintenance;
+mod open;
 mod owners;
 #[cfg(feature = "http")]
 mod requests;
@@ -40,7 +42,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::protocol::event::{Event, Subscribers};
 use crate::protocol::rules::{Action, Decision, Ending, Reason, Start, decide};
 pub use crate::store::{BackupReport, OpenReport, SalvageReport, VerifyReport};
-use crate::store::{Change, CommitOptions, Priority, Read, Store, Ticket};
+use crate::store::{Change, CommitOptions, Priority, Read, Ticket};
 pub(crate) use crate::store::{Content, Load, StoreKey};
 use crate::sync::key_locks::KeyLocks;
 use crate::sync::wait_limit::WaitLimit;
@@ -49,11 +51,12 @@ use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::histogram::Durations;
 use crate::types::key::Key;
-use crate::types::options::{EngineOptions, OnInterrupted};
+use crate::types::options::OnInterrupted;
 use crate::types::record::{Interruption, Now, RecordInfo, Status, StoredRecord};
 use crate::types::stats::{Counter, Gauge, Stats};
 use crate::types::telemetry;
 use abandon::Abandoned;
+use backend::Backend;
 use expire::Due;
 use owners::Owners;
 use temporary::OwnDirectory;
@@ -147,7 +150,7 @@ struct Written {
 
 #[derive(Debug)]
 pub(crate) struct Protocol {
-    store: Store,
+    store: Backend,
     /// Dropped after the store is closed, by the order of these fields. The drop removes the directory.
     _directory: Option<OwnDirectory>,
     max_value_bytes: usize,
@@ -171,53 +174,15 @@ pub(crate) struct Protocol {
 }
 
 impl Protocol {
-    /// Opens the store in `path`. `directory` is removed with the last handle.
-    pub(crate) fn open(
-        path: &Path,
-        options: &EngineOptions,
-        directory: Option<tempfile::TempDir>,
-    ) -> Result<(Self, OpenReport)> {
-        telemetry::describe();
-        let opened = if options.read_only { Store::open_read_only(path, options) } else { Store::open(path, options) };
-        let (store, report) = opened?;
-        let (wait_queue, subscribers) = (Arc::new(WaitQueue::default()), Arc::new(Subscribers::default()));
-        let (waiters, notified) = (Arc::clone(&wait_queue), Arc::clone(&subscribers));
-        store.on_poison(move |error| {
-            telemetry::poisoned(error);
-            waiters.close();
-            notified.notify(|| Event::Poisoned(error.clone()));
-        });
-        let count = Gauge::new("oncekey_interrupted");
-        count.add(i64::try_from(report.interrupted).unwrap_or(i64::MAX));
-        let protocol = Self {
-            store,
-            _directory: directory.map(OwnDirectory::new),
-            max_value_bytes: options.max_value_bytes,
-            wait_queue,
-            wait_limit: WaitLimit::new(options.max_waiting_per_key, options.max_waiting),
-            subscribers,
-            closed: AtomicBool::new(false),
-            owners: Owners::default(),
-            due: Due::default(),
-            key_locks: KeyLocks::new(options.sync_timeout),
-            reruns: Counter::new("oncekey_transaction_reruns_total"),
-            abandoned: Abandoned::default(),
-            in_progress: Gauge::new("oncekey_in_progress"),
-            interrupted: count,
-            replays: Counter::new("oncekey_replays_total"),
-            drops_not_recorded: Counter::new("oncekey_drops_not_recorded_total"),
-            cycles: Durations::new("oncekey_cycle_seconds"),
-            waits: Durations::new("oncekey_wait_seconds"),
-        };
-        if !options.read_only {
-            protocol.record_deaths()?;
-        }
-        protocol.due.lower(protocol.store.next_due());
-        Ok((protocol, report))
-    }
-
     /// Claims the key, or returns why not. Never waits for another owner.
     pub(crate) fn begin(&self, id: &RecordId, start: &Start) -> Result<Begun> {
+        let action = Action::Begin(start);
+        self.prepare(id, &action)?;
+        self.claimed(id, self.change_settled(id, &action, WaitFor::Sync, self.store.guess(&action, None))?)
+    }
+
+    /// Begins as [`begin`](Self::begin) does, a key that is known to have a record.
+    fn begin_again(&self, id: &RecordId, start: &Start) -> Result<Begun> {
         self.claimed(id, self.change(id, &Action::Begin(start), WaitFor::Sync)?)
     }
 
@@ -255,13 +220,15 @@ impl Protocol {
 
     /// Ends a claim. Fenced by its token.
     pub(crate) fn end(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<RecordInfo> {
-        self.end_claim(ToEnd { id, token, ending, ttl: None })
+        self.end_claim(ToEnd { id, token, ending, ttl: None, known: None })
     }
 
     /// Ends a claim as [`end`](Self::end) does, with a TTL for its outcome.
     pub(crate) fn end_claim(&self, end: ToEnd<'_>) -> Result<RecordInfo> {
-        let ToEnd { id, token, ending, ttl } = end;
-        match self.change(id, &Action::End { token, ending, ttl }, WaitFor::Sync)? {
+        let ToEnd { id, token, ending, ttl, known } = end;
+        let action = Action::End { token, ending, ttl };
+        self.prepare(id, &action)?;
+        match self.change_settled(id, &action, WaitFor::Sync, self.store.guess(&action, known))? {
             Changed::Written(info) => {
                 self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(info)
@@ -325,9 +292,7 @@ impl Protocol {
     }
 
     fn read_durable(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
-        // Before the record is read: with a later time, a record that changed meanwhile could seem expired.
-        let now = self.store.now();
-        let read = self.store.read(&id.at, load)?;
+        let (now, read) = self.store.look(&id.at, load, true)?;
         self.store.wait(read.ticket)?;
         Ok(self.show(id, read.record(), &now))
     }
@@ -335,33 +300,49 @@ impl Protocol {
     /// Changes a record. All changes outside of transactions take this path.
     fn change(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
         if wait_for == WaitFor::Sync {
-            match action {
-                // A claim may end after a close: the store stays open while a claim is alive.
-                Action::End { .. } => self.check_outside()?,
-                // An operator may revoke a claim also after a close, so that the store can close.
-                Action::Revoke { .. } => self.check_owned()?,
-                _ => self.check()?,
-            }
-            self.settle_at(id);
+            self.prepare(id, action)?;
         }
+        self.change_settled(id, action, wait_for, None)
+    }
+
+    /// Checks that the action is allowed now. Records a pending drop of this key, and waits for transactions.
+    fn prepare(&self, id: &RecordId, action: &Action<'_>) -> Result<()> {
+        match action {
+            // A claim may end after a close: the store stays open while a claim is alive.
+            Action::End { .. } => self.check_outside()?,
+            // An operator may revoke a claim also after a close, so that the store can close.
+            Action::Revoke { .. } => self.check_owned()?,
+            _ => self.check()?,
+        }
+        self.settle_at(id);
         // Endings never wait for the locks of transactions.
-        if priority_of(action, wait_for) == Priority::User {
+        if priority_of(action, WaitFor::Sync) == Priority::User {
             self.yield_to(&id.at);
         }
-        self.change_settled(id, action, wait_for)
+        Ok(())
     }
 
     /// Changes a record as [`change`](Self::change) does, without recording a pending drop of this key first and
-    /// without waiting for locks of transactions.
-    fn change_settled(&self, id: &RecordId, action: &Action<'_>, wait_for: WaitFor) -> Result<Changed> {
+    /// without waiting for locks of transactions. A guess at the record saves a read if it is right.
+    fn change_settled(
+        &self,
+        id: &RecordId,
+        action: &Action<'_>,
+        wait_for: WaitFor,
+        mut guess: Option<(Now, Read)>,
+    ) -> Result<Changed> {
         loop {
-            // The time before the record, as in `read_durable`.
-            let now = self.store.now();
-            let read = self.store.read(&id.at, Load::All)?;
+            let is_guess = guess.is_some();
+            let (now, read) = match guess.take() {
+                Some(guess) => guess,
+                None => self.store.look(&id.at, Load::All, wait_for == WaitFor::Sync)?,
+            };
             let before = read.record().map(|stored| stored.status(&now));
             let content = match decide(read.record().map(Arc::as_ref), action, &now) {
                 Decision::Write(stored) => Some(Content::Record(stored)),
                 Decision::Delete => None,
+                // Only what was read is an answer.
+                Decision::Keep(_) if is_guess => continue,
                 Decision::Keep(reason) if wait_for == WaitFor::Sync && self.tells(reason, &read) => {
                     self.give(id, wait_for)?;
                     continue;

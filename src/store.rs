@@ -43,7 +43,11 @@ use parking_lot::Mutex;
 pub use backup::BackupReport;
 pub(crate) use commit::{CommitOptions, Committed, Ticket};
 pub(crate) use compact::Pass;
+#[cfg(feature = "postgres")]
+pub(crate) use format::frame::encoded_len_of as check_commit_len;
 pub(crate) use format::frame::{Change, Content, StoreKey};
+#[cfg(feature = "postgres")]
+pub(crate) use format::record::{decode as decode_record, encode as encode_record, state_code};
 pub use open::OpenReport;
 pub(crate) use runs::Load;
 pub use salvage::SalvageReport;

@@ -354,7 +354,13 @@ impl<T, E> Claim<T, E> {
     }
 
     fn to_end<'a>(&'a self, ending: &'a Ending) -> ToEnd<'a> {
-        ToEnd { id: &self.inner.id, token: self.token(), ending, ttl: self.inner.ttl }
+        ToEnd {
+            id: &self.inner.id,
+            token: self.token(),
+            ending,
+            ttl: self.inner.ttl,
+            known: Some(self.inner.info.stored()),
+        }
     }
 
     fn after(mut self, ended: Result<RecordInfo>) -> Result<RecordInfo, EndError<Self>> {

@@ -1,7 +1,10 @@
 //! The engine: an open store.
 
+#[cfg(feature = "postgres")]
+mod connect;
 #[cfg(feature = "test-util")]
 mod crash;
+mod open;
 mod types;
 pub(crate) mod usage;
 
@@ -11,21 +14,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::records::{RecordFilter, Records};
-use crate::api::serve::serve;
 use crate::api::table::Table;
 use crate::api::transaction::{self, PhaseOptions, Transaction};
 use crate::live::server::Server;
 use crate::protocol::compactor::Compactor;
 use crate::protocol::event::{Compacted, Events};
 use crate::protocol::{BackupReport, ListRange, OpenReport, Protocol, SalvageReport, VerifyReport};
-use crate::types::clock::{FOREVER, deadline};
+use crate::types::clock::deadline;
 use crate::types::error::{Error, Result};
 use crate::types::options::EngineOptions;
 use crate::types::record::Status;
 use crate::types::stats::Stats;
-use crate::types::telemetry;
 use types::KnownTypes;
 pub(crate) use types::Registered;
+use usage::Usage;
 
 /// An open store.
 ///
@@ -205,7 +207,7 @@ impl Engine {
         Records::new(self.share(), filter)
     }
 
-    /// Returns the directory of the store.
+    /// Returns the directory of the store, or the address of the database without its password.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.protocol.path()
@@ -232,6 +234,35 @@ impl Engine {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.protocol.stats()
+    }
+
+    /// Counts the records by manager and status, and the bytes on disk. With the feature `metrics`, it also sets the gauges of these
+    /// numbers.
+    ///
+    /// Each call reads every record without its outcome, in batches, so its time grows with the number of records. The engine
+    /// does not count at any other time. For metrics, call it about once a minute, on a thread of its own.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, Manager, Status};
+    /// # let engine = Engine::temporary()?;
+    /// let payments: Manager<u64> = engine.manager("payments")?;
+    /// payments.execute("order-42", |_claim| Ok(1999)).unwrap();
+    /// let usage = engine.usage()?;
+    /// let succeeded = usage.managers["payments"].status(Status::Succeeded);
+    /// assert_eq!((succeeded.records, succeeded.outcome_bytes), (1, 17));
+    /// assert!(usage.journal_bytes > 0 && usage.sled_bytes > 0);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    pub fn usage(&self) -> Result<Usage> {
+        let mut usage = Usage::default();
+        for info in self.records(RecordFilter::new())? {
+            let info = info?;
+            usage.managers.entry(info.manager().to_owned()).or_default().add(&info);
+        }
+        (usage.journal_bytes, usage.sled_bytes) = self.protocol().disk_bytes()?;
+        #[cfg(feature = "metrics")]
+        self.usage_gauges().set(&usage);
+        Ok(usage)
     }
 
     /// Subscribes to events from now on. Each subscription has a queue of [`Events::CAPACITY`] events. While it is
@@ -410,91 +441,5 @@ impl Engine {
 
     pub(crate) fn share(&self) -> Arc<Protocol> {
         Arc::clone(&self.protocol)
-    }
-}
-
-impl EngineOptions {
-    /// Opens the store in `path`. Creates it if there is none.
-    ///
-    /// # Errors
-    ///
-    /// As [`Engine::open`], and `InvalidOptions`.
-    pub fn open(&self, path: impl AsRef<Path>) -> Result<Engine> {
-        self.open_in(path.as_ref(), None)
-    }
-
-    /// Opens a store in a temporary directory, which is removed with the last handle.
-    pub fn temporary(&self) -> Result<Engine> {
-        let directory = tempfile::Builder::new().prefix("oncekey-").tempdir();
-        let directory = directory.map_err(|cause| Error::io("create directory in", &std::env::temp_dir(), &cause))?;
-        let path = directory.path().to_owned();
-        self.open_in(&path, Some(directory))
-    }
-
-    /// Rescues what can still be read of a damaged store into a new one. `into` must be empty or not exist. Changes
-    /// nothing in `from`, and takes only data whose checksum is right.
-    ///
-    /// Reads the journal, and the record store even if it cannot be opened any more. Takes the newest content that is
-    /// left of each key. Records keep their fields, including their effect ids. A record that was in progress becomes
-    /// interrupted. The report counts what was rescued and what may be older than it was, and names what is lost. The
-    /// call keeps all keys, and the content of the journal, in memory.
-    ///
-    /// ```
-    /// use oncekey::{Engine, Manager};
-    ///
-    /// # let dir = tempfile::tempdir()?;
-    /// # let (damaged, rescued) = (dir.path().join("damaged"), dir.path().join("rescued"));
-    /// # Engine::open(&damaged)?.manager::<u64>("payments")?.execute("order-42", |_claim| Ok(1999)).unwrap();
-    /// let report = Engine::options().salvage(&damaged, &rescued)?;
-    /// assert_eq!((report.records, report.is_complete()), (1, true));
-    /// let payments: Manager<u64> = Engine::open(&rescued)?.manager("payments")?;
-    /// assert!(payments.get("order-42")?.is_some());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// `StoreInUse` if a process has `from` open for writing; `NotFound` if there is no store; `UnsupportedFormat` if
-    /// `from` contains other files or a store of another format; `InvalidOptions` if `into` is not empty, or if one
-    /// directory is inside the other; `Io` if a file cannot be read or written. After an error `into` has no store.
-    pub fn salvage(&self, from: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<SalvageReport> {
-        self.salvage_with(from, into, |_, _| ())
-    }
-
-    /// Rescues as [`salvage`](Self::salvage) does. Calls `progress` after each key, with the number of keys that are
-    /// written and the number of all.
-    ///
-    /// # Errors
-    ///
-    /// As [`salvage`](Self::salvage).
-    pub fn salvage_with(
-        &self,
-        from: impl AsRef<Path>,
-        into: impl AsRef<Path>,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<SalvageReport> {
-        Protocol::salvage(from.as_ref(), into.as_ref(), self, &mut progress)
-    }
-
-    fn open_in(&self, path: &Path, directory: Option<tempfile::TempDir>) -> Result<Engine> {
-        let is_served = self.admin && !self.read_only && directory.is_none();
-        let (protocol, report) = Protocol::open(path, self, directory)?;
-        let protocol = Arc::new(protocol);
-        let compaction_batch = self.compaction_batch.get();
-        // A read-only engine deletes nothing, so the thread sleeps.
-        let interval = if self.read_only { FOREVER } else { self.compaction_interval };
-        let compactor = Compactor::start(&protocol, compaction_batch, interval)?;
-        let serve = || serve(&protocol, report, compaction_batch).inspect_err(|error| telemetry::no_socket(error));
-        let server = is_served.then(serve).transpose();
-        let shared = Shared {
-            server,
-            report,
-            compaction_batch,
-            compactor,
-            types: KnownTypes::default(),
-            #[cfg(feature = "metrics")]
-            usage: usage::Gauges::default(),
-        };
-        Ok(Engine { protocol, shared: Arc::new(shared) })
     }
 }

@@ -38,7 +38,7 @@ pub enum Begin<T, E = Failure> {
     Claimed(Claim<T, E>),
     /// The operation has run before. This is its outcome.
     Replay(Finished<T, E>),
-    /// Another owner in this process runs the operation.
+    /// Another live owner runs the operation.
     InProgress(Pending<T, E>),
     /// The owner ended without an outcome. The record is held until a caller resolves it.
     Interrupted(RecordInfo),

@@ -62,8 +62,12 @@ impl Describers {
 
     /// Describes the outcome of a record. Returns `None` if there is no outcome or no description.
     pub(super) fn describe(&self, record: &Record<Value, Value>) -> Result<Option<String>> {
-        let types = self.types(record.info());
-        types.zip(record.outcome()).map(|(types, outcome)| (types.describe)(outcome)).transpose()
+        record.outcome().and_then(|outcome| self.describe_outcome(record.info(), outcome)).transpose()
+    }
+
+    /// Describes an outcome of the record's manager. Returns `None` if its types are not known.
+    pub(super) fn describe_outcome(&self, info: &RecordInfo, outcome: Stored<'_>) -> Option<Result<String>> {
+        Some((self.types(info)?.describe)(outcome))
     }
 
     /// Checks that the record's manager can read this outcome. Returns `None` if its types are not known.

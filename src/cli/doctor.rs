@@ -236,7 +236,7 @@ fn inside(store: &dyn Store, quick: bool, out: &Out<'_>, findings: &mut Vec<Find
     let report = store.verify()?;
     drop(progress);
     if report.problems.is_empty() {
-        let (records, rows) = (report.records, report.tables);
+        let (records, rows) = (report.records, report.rows);
         findings.push(Finding::fine("sound", format!("{records} records and {rows} rows, none damaged")));
         return Ok(0);
     }

@@ -80,7 +80,7 @@ impl Query {
     }
 }
 
-/// Returns what is wrong with arguments, without a hint to `--help`.
+/// Describes an error in the arguments, without a hint to `--help`.
 fn complaint(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let text = text.trim_start_matches("error: ");
@@ -190,4 +190,26 @@ fn ago(age: Duration) -> Done<SystemTime> {
 fn name_and_value(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it is written as NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_of_a_form_never_becomes_another_option() {
+        let parse = |fields: &[(&str, &str)]| Query::parse(fields.iter().copied());
+        let query =
+            parse(&[("manager", "--reverse"), ("contains", "x --sort=key"), ("help", "on"), ("json", "on"), ("", "x")]);
+        let Query { filter, order } = query.unwrap();
+        assert_eq!(filter.manager.as_deref(), Some("--reverse"));
+        assert_eq!((filter.contains.as_deref(), order.sort, order.reverse), (Some("x --sort=key"), None, false));
+        let Query { filter, order } = parse(&[("reverse", "on"), ("sort", "changed"), ("manager", "")]).unwrap();
+        assert_eq!((filter, order.sort, order.reverse), (Filter::default(), Some(Sort::Changed), true));
+        for unfit in [("status", "x"), ("older-than", "soon"), ("context", "no value"), ("sort", "")] {
+            assert_eq!(parse(&[unfit]).is_err(), !unfit.1.is_empty(), "{unfit:?}");
+        }
+        let message = parse(&[("status", "gone")]).unwrap_err().message().unwrap();
+        assert!(message.contains("'gone'") && !message.contains("--help"), "{message}");
+    }
 }

@@ -51,7 +51,7 @@ pub(super) struct Summary {
 impl Summary {
     /// Counts the records. Calls `goes_on` before each, and ends as soon as it returns false.
     pub(super) fn of(store: &dyn Store, mut goes_on: impl FnMut() -> bool) -> Done<Self> {
-        // Before the records: whoever sees the same numbers again later knows that nothing has changed since.
+        // Read before the records: if the same numbers are read again later, no record has changed since.
         let (opened, running) = (store.opened()?, store.stats()?);
         let (mut managers, mut is_complete): (BTreeMap<String, ManagerUsage>, _) = (BTreeMap::new(), true);
         for info in store.records(RecordFilter::new())? {
@@ -65,7 +65,7 @@ impl Summary {
         Ok(Self { managers, opened, running, is_complete })
     }
 
-    /// Returns what is known of the store besides its records, as names and values.
+    /// Returns the facts of the store besides its records, as names and values.
     pub(super) fn facts(&self, store: &dyn Store) -> Vec<(&'static str, String)> {
         let (opened, running) = (&self.opened, &self.running);
         let mut facts = vec![("store", store.path().display().to_string())];

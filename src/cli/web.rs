@@ -1,11 +1,11 @@
-//! A page for a browser on this machine: what is in a store, for people who would rather look than read commands.
+//! A page for a browser on this machine, for people who would rather look at a store than read commands.
 //!
 //! The server listens on loopback only. Each request must have the token that is part of the address, and must name this machine as its host:
 //! see `guard`. The pages are whole without a script. The script only counts again, and loads nothing from elsewhere.
 //!
 //! A store that another process has open is asked through its socket. A store that no process has open is opened for one view or
-//! one change at a time, so that a service can start in between. It is never opened without a click: while nobody has it open,
-//! nothing in it changes.
+//! one change at a time, so that a service can start in between. It is never opened without a click: nothing in it
+//! changes while no process has it open.
 
 mod act;
 mod guard;
@@ -79,7 +79,10 @@ pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &We
     } else {
         out.line(guard.address())?;
         let may = if read_only { "look at" } else { "look at and change" };
-        out.line(format_args!("Whoever has this address can {may} {}. Ctrl-C ends it.", site.store.display()))?;
+        out.line(format_args!(
+            "Keep this address secret: it gives the right to {may} {}. Ctrl-C ends the server.",
+            site.store.display()
+        ))?;
     }
     out.flush()?;
     server::run(&listener, &|request| site.answer(&guard, request));
@@ -87,7 +90,7 @@ pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &We
 }
 
 impl Site<'_> {
-    /// Answers a request. What it asks for is looked at only after it was admitted.
+    /// Answers a request. Reads the store only for an admitted request.
     fn answer(&self, guard: &Guard, request: Result<&Request, Status>) -> Reply {
         let request = match request {
             Ok(request) => request,
@@ -165,4 +168,54 @@ impl Deadline {
 fn now() -> Duration {
     let since_1970 = || SystemClock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     SystemClock.boot().map_or_else(since_1970, |boot| boot.elapsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Engine, Manager};
+
+    #[test]
+    fn a_described_outcome_is_shown_in_words_and_as_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let payments: Manager<u64> = engine.manager("payments").unwrap();
+        payments.execute("paid", |_| Ok(1999)).unwrap();
+        drop(payments.begin("held").unwrap());
+        let describers = Describers::new().manager::<u64, crate::Failure>("payments", 0, |outcome| match outcome {
+            Ok(cents) => format!("<b>{cents}</b> cents"),
+            Err(why) => format!("declined: {why}"),
+        });
+        let (options, store) = (Engine::options(), dir.path().to_owned());
+        let site = Site { describers: &describers, options, store, read_only: false, opening: Mutex::default() };
+        let guard = Guard::new(8080);
+        let at = guard.address().replace("http://127.0.0.1:8080", "");
+        let shown = |request: String| {
+            let request = request::read(&mut request.as_bytes()).unwrap();
+            let mut bytes = Vec::new();
+            site.answer(&guard, Ok(&request)).write(&mut bytes, false).unwrap();
+            String::from_utf8(bytes).unwrap()
+        };
+        let paid = shown(format!("GET {at}record?manager=payments&key=paid HTTP/1.1\r\nHost: localhost:8080\r\n\r\n"));
+        assert!(paid.contains("&lt;b&gt;1999&lt;/b&gt; cents") && paid.starts_with("HTTP/1.1 200 "), "{paid}");
+        let revision = engine.raw("payments").unwrap().get("held").unwrap().unwrap().info().revision();
+        let confirm = |content: &str| {
+            let form = format!(
+                "do=settle&manager=payments&key=held&revision={revision}&how=succeed&form=json&content={content}"
+            );
+            let head = format!("POST {at}act HTTP/1.1\r\nHost: localhost:8080\r\nOrigin: http://localhost:8080\r\n");
+            let kind = "Content-Type: application/x-www-form-urlencoded";
+            shown(format!("{head}{kind}\r\nContent-Length: {}\r\n\r\n{form}", form.len()))
+        };
+        let texts = engine.raw("payments").unwrap();
+        let seen = texts.get("held").unwrap().unwrap().info().clone();
+        assert!(confirm("7").contains("&lt;b&gt;7&lt;/b&gt; cents"), "{}", confirm("7"));
+        assert!(confirm("%22seven%22").starts_with("HTTP/1.1 400 "), "{}", confirm("%22seven%22"));
+        assert!(payments.begin("held").unwrap().into_claim().is_err(), "nothing was changed");
+        // An outcome of a type that the describers do not expect.
+        let text = crate::admin::RawManager::encode(&"text".to_owned()).unwrap();
+        texts.resolve_if_unchanged(&seen, crate::admin::Resolution::Succeed(text)).unwrap();
+        let other = shown(format!("GET {at}record?manager=payments&key=held HTTP/1.1\r\nHost: localhost:8080\r\n\r\n"));
+        assert!(other.starts_with("HTTP/1.1 200 ") && other.contains("Save the stored bytes"), "{other}");
+    }
 }

@@ -274,6 +274,8 @@ impl From<Error> for Problem {
             }
             ErrorKind::Closed
             | ErrorKind::Poisoned
+            | ErrorKind::Unavailable
+            | ErrorKind::Unsettled
             | ErrorKind::Io
             | ErrorKind::Full
             | ErrorKind::Corrupt

@@ -135,7 +135,9 @@ impl Protocol {
 
     fn give_up(&self, id: &RecordId, token: u64, ending: &Ending, wait_for: WaitFor) -> Result<()> {
         // Any other result means that another caller ended or removed the record.
-        if let Changed::Written(info) = self.change_settled(id, &Action::End { token, ending, ttl: None }, wait_for)? {
+        if let Changed::Written(info) =
+            self.change_settled(id, &Action::End { token, ending, ttl: None }, wait_for, None)?
+        {
             self.subscribers.notify(|| Event::Ended(info.without_outcome()));
         }
         Ok(())

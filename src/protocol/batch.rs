@@ -1,10 +1,12 @@
 //! Begins several claims in one commit, and ends several in one commit.
 
+use std::sync::Arc;
+
 use super::owners::Entering;
 use super::{Begun, Changed, Protocol, RecordId, Workspace, lost, unexpected};
 use crate::protocol::rules::{Action, Ending, Reason, Start};
 use crate::types::error::{self, Result};
-use crate::types::record::RecordInfo;
+use crate::types::record::{RecordInfo, StoredRecord};
 
 /// The size in bytes at which a commit of many records is full. One more record still fits into a frame.
 pub(crate) const MAX_COMMIT_BYTES: usize = 8 << 20;
@@ -25,6 +27,8 @@ pub(crate) struct ToEnd<'a> {
     pub(crate) ending: &'a Ending,
     /// How long an outcome is kept, in milliseconds. `None`: as long as the record says.
     pub(crate) ttl: Option<u64>,
+    /// The record as the claim has last seen it.
+    pub(crate) known: Option<&'a Arc<StoredRecord>>,
 }
 
 impl<'a> Entered<'a> {
@@ -116,7 +120,7 @@ impl Protocol {
     }
 
     fn end_in(&self, workspace: &mut Workspace, end: ToEnd<'_>) -> Result<RecordInfo> {
-        let ToEnd { id, token, ending, ttl } = end;
+        let ToEnd { id, token, ending, ttl, .. } = end;
         match self.change_in(workspace, id, &Action::End { token, ending, ttl })? {
             Changed::Written(info) | Changed::Kept(Reason::Already, Some(info)) => Ok(info),
             Changed::Kept(reason, _) => Err(lost(id, reason)),

@@ -54,7 +54,7 @@ impl Protocol {
         };
         scan.id = Some(id);
         workspace.reads.end_range_at(id, end);
-        let (keys, next) = self.store.keys(scan.index(), &from, end, scan.batch)?;
+        let (keys, next) = self.store.keys_in(&workspace.reads, scan.index(), &from, end, scan.batch)?;
         let stop = next.as_ref().or(end);
         workspace.reads.end_range_at(id, stop);
         let mut found = Found::new();

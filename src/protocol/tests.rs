@@ -1,5 +1,6 @@
 use super::*;
 use crate::store::tests::PID_CHECKS;
+use crate::types::options::EngineOptions;
 
 /// Returns how often this thread asked for the number of its process, and what the call returned.
 fn pid_checks<R>(call: impl FnOnce() -> R) -> (u32, R) {

@@ -4,10 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::backend::Reads;
 use super::owners::Entering;
 use super::{Changed, Event, Protocol, Reason, RecordId, WaitFor, Written, lost, unexpected};
 use crate::protocol::rules::{Action, Decision, Step, decide};
-use crate::store::{Change, CommitOptions, Content, Load, Priority, ReadSet, StoreKey, Ticket};
+use crate::store::{Change, CommitOptions, Content, Load, Priority, StoreKey, Ticket};
 use crate::sync::key_locks::{HeldLocks, LockSet};
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -33,7 +34,7 @@ pub(crate) struct Fence<'a> {
 /// The reads of one run of a transaction, and the writes that it would commit.
 #[derive(Debug)]
 pub(crate) struct Workspace {
-    pub(super) reads: ReadSet,
+    pub(super) reads: Reads,
     pub(super) writes: BTreeMap<StoreKey, Option<Content>>,
     /// The records among the writes, with their statuses before.
     records: Vec<(StoreKey, Option<Status>)>,
@@ -114,7 +115,7 @@ impl Protocol {
     /// Returns an empty workspace for a run.
     pub(crate) fn workspace(&self) -> Workspace {
         Workspace {
-            reads: self.store.read_set(),
+            reads: self.store.reads(),
             writes: BTreeMap::new(),
             records: Vec::new(),
             kept: Vec::new(),
@@ -181,7 +182,7 @@ impl Protocol {
 
     /// Reads a key that is in the read set.
     pub(super) fn fetch_in(&self, workspace: &mut Workspace, at: &StoreKey, load: Load) -> Result<Option<Content>> {
-        let read = self.store.read(at, load)?;
+        let read = self.store.read_in(&workspace.reads, at, load)?;
         if read.record().is_some() {
             let lapses = read.lapses(&self.now_in(workspace));
             workspace.until = workspace.until.into_iter().chain((lapses != NEVER).then_some(lapses)).min();
@@ -193,7 +194,7 @@ impl Protocol {
     /// Returns the time of a workspace, which is fixed. If a record expires later, the run is discarded. The times of
     /// written records are moved to the commit.
     pub(super) fn now_in(&self, workspace: &mut Workspace) -> Now {
-        *workspace.began.get_or_insert_with(|| self.store.now())
+        *workspace.began.get_or_insert_with(|| self.store.now_in(&workspace.reads))
     }
 
     /// Adds a change of a record to the workspace.
@@ -276,9 +277,8 @@ impl Protocol {
         // A transaction of a running operation has the priority of an ending.
         let has_run = workspace.records.iter().any(|(_, before)| *before == Some(Status::InProgress));
         let priority = if has_run { Priority::Finishing } else { Priority::User };
-        let options =
-            CommitOptions { priority, decided, kept: &workspace.kept, until, read_set: Some(&workspace.reads) };
-        let Some(committed) = self.store.commit(changes, &[], options)? else { return Ok(None) };
+        let options = CommitOptions { priority, decided, kept: &workspace.kept, until, read_set: None };
+        let Some(committed) = self.store.commit_all(changes, &workspace.reads, options)? else { return Ok(None) };
         let written = workspace.records.drain(..).map(|(at, before)| {
             // The changes are in key order.
             let place = committed.changes.binary_search_by(|change| change.key.cmp(&at)).ok();
@@ -338,7 +338,7 @@ impl Protocol {
 
     /// Returns the locks of everything that was read.
     pub(crate) fn read_locks(&self, workspace: &Workspace) -> LockSet {
-        workspace.reads.all().map(|key| self.lock_number(key.bytes())).collect()
+        workspace.reads.all().iter().map(|key| self.lock_number(key.bytes())).collect()
     }
 
     /// Returns the locks of the keys that a workspace writes, including the record of its claim. Also returns the

@@ -46,12 +46,13 @@ impl Protocol {
         // the thread may be parked.
         let Some(_admitted) = self.wait_limit.admit(&id.at) else { return Ok(first) };
         let _measured = self.waits.start(&id.manager);
+        let _await = self.store.awaits(&id.at);
         let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Successor);
         let mut overtaken = false;
         let mut timed_out = false;
         loop {
             // Read after entering the queue. Then an ending in between either shows in this read or wakes the waiter.
-            let begun = self.begin(id, start)?;
+            let begun = self.begin_again(id, start)?;
             match begun {
                 Begun::Claimed(_) => {
                     waiter.claimed();
@@ -93,6 +94,7 @@ impl Protocol {
 
     fn wait_in_queue(&self, id: &RecordId, deadline: Option<Instant>) -> Result<Awaited> {
         let _measured = self.waits.start(&id.manager);
+        let _await = self.store.awaits(&id.at);
         let mut waiter = self.wait_queue.enter(id.at.clone(), Role::Observer);
         loop {
             if let Some(ended) = self.look(id)? {

@@ -21,6 +21,18 @@ pub(crate) struct ReadVersion {
     version: u64,
 }
 
+#[cfg(feature = "postgres")]
+impl ReadVersion {
+    /// The counter of a key on PostgreSQL is the revision of its record. 0: there is none.
+    pub(crate) fn of_revision(revision: u64) -> Self {
+        Self { stripe: 0, version: revision }
+    }
+
+    pub(crate) fn revision(self) -> u64 {
+        self.version
+    }
+}
+
 #[cfg(test)]
 impl ReadVersion {
     pub(crate) fn stripe(self) -> usize {

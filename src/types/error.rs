@@ -72,7 +72,7 @@ struct Inner {
 pub enum ErrorKind {
     /// A key is empty, too long or malformed. Nothing changed. Reject the request.
     InvalidKey,
-    /// The name of a manager, table, context entry or recovery point is not allowed. Fix the program.
+    /// The name of a manager, table, schema, context entry or recovery point is not allowed. Fix the program.
     InvalidName,
     /// The value of an option or argument is not allowed. Fix the program.
     InvalidOptions,
@@ -101,6 +101,12 @@ pub enum ErrorKind {
     /// The engine is overloaded, and the call waited for [`sync_timeout`](crate::EngineOptions::sync_timeout). Nothing
     /// changed. Call again later, and make fewer calls at a time. Ending an operation that has run never returns this.
     Busy,
+    /// The server of the store cannot be reached, or refuses calls for now. Nothing changed. Call again later. Only with
+    /// a store on PostgreSQL.
+    Unavailable,
+    /// The server of the store was lost during a commit, and it is not known whether the change was made. Call again:
+    /// that finds out. Only with a store on PostgreSQL.
+    Unsettled,
     /// Data on disk is damaged. The engine neither guessed nor changed anything. Restore a backup, or rescue what is left
     /// with [`EngineOptions::salvage`](crate::EngineOptions::salvage).
     Corrupt,

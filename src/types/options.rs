@@ -53,6 +53,8 @@ pub struct EngineOptions {
     pub(crate) read_only: bool,
     pub(crate) segment_bytes: u64,
     pub(crate) sync_flag: bool,
+    #[cfg(feature = "postgres")]
+    pub(crate) schema: String,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -74,6 +76,8 @@ impl Default for EngineOptions {
             read_only: false,
             segment_bytes: 1 << 20,
             sync_flag: true,
+            #[cfg(feature = "postgres")]
+            schema: "oncekey".to_owned(),
             clock: Arc::new(SystemClock),
         }
     }
@@ -187,6 +191,14 @@ impl EngineOptions {
     /// Sets the source of time. Default: [`SystemClock`].
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Sets the schema of the tables of a store on PostgreSQL: 1 to 64 of `a-z 0-9 . _ -`. Each schema is a store of
+    /// its own. Default: `oncekey`.
+    #[cfg(feature = "postgres")]
+    pub fn schema(mut self, name: impl Into<String>) -> Self {
+        self.schema = name.into();
         self
     }
 

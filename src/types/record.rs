@@ -60,7 +60,7 @@ pub(crate) const THIS_FRAME: u64 = 0;
 /// The state of a record, as all readers see it now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Status {
-    /// A live owner in this process works on the operation.
+    /// A live owner works on the operation: in this process, or in any that shares a store on PostgreSQL.
     InProgress,
     /// The operation ended with a value, which is replayed until its TTL ends.
     Succeeded,

@@ -111,7 +111,7 @@ fn oversized_contexts() {
 #[test]
 fn empty_and_oversized_values() {
     let clock = ManualClock::new();
-    let engine = options(&clock).max_value_bytes(9).temporary().unwrap();
+    let engine = options(&clock).max_value_bytes(9).temporary_store().unwrap();
     // A unit is encoded as the header only, and is a valid value.
     let unit: Manager<(), u8> = engine.manager("unit").unwrap();
     let info = claim(&unit, "k").succeed(&()).unwrap().info().clone();
@@ -119,9 +119,9 @@ fn empty_and_oversized_values() {
     is(&claim(&unit, "l").fail(&1).unwrap_err().error, ErrorKind::TooLarge, "the failure of key l of unit");
     assert_eq!(status(&unit, "l"), Some(Status::Interrupted));
 
-    let error = options(&clock).max_value_bytes(Value::MAX_BYTES + 1).temporary().unwrap_err();
+    let error = options(&clock).max_value_bytes(Value::MAX_BYTES + 1).temporary_store().unwrap_err();
     is(&error, ErrorKind::InvalidOptions, "max_value_bytes is 16777217");
-    let engine = options(&clock).max_value_bytes(Value::MAX_BYTES).temporary().unwrap();
+    let engine = options(&clock).max_value_bytes(Value::MAX_BYTES).temporary_store().unwrap();
     let (manager, largest) = (texts(&engine), "x".repeat(Value::MAX_BYTES - 11));
     claim(&manager, "k").succeed(&largest).unwrap();
     assert!(outcome(&manager, "k") == Some(Ok(largest.clone())), "it is not what was stored");
@@ -132,7 +132,7 @@ fn empty_and_oversized_values() {
 #[test]
 fn an_import_over_the_limit_is_rejected() {
     let ((here, _), clock) = (engine(), ManualClock::new());
-    let there = options(&clock).max_value_bytes(16).temporary().unwrap();
+    let there = options(&clock).max_value_bytes(16).temporary_store().unwrap();
     claim(&texts(&here), "k").succeed(&"x".repeat(9)).unwrap();
     let record = here.raw("m").unwrap().get("k").unwrap().unwrap();
     is(&there.raw("m").unwrap().import(&record).unwrap_err(), ErrorKind::TooLarge, "26");
@@ -171,7 +171,7 @@ fn zero_durations() {
         (options(&clock).durability(eventual), "interval"),
     ] {
         is(&options.open(dir.path()).unwrap_err(), ErrorKind::InvalidOptions, named);
-        is(&options.temporary().unwrap_err(), ErrorKind::InvalidOptions, named);
+        is(&options.temporary_store().unwrap_err(), ErrorKind::InvalidOptions, named);
     }
     assert_eq!(tree(dir.path()), []);
     // A wait of zero reads once.
@@ -187,7 +187,7 @@ fn endless_durations() {
     let clock = ManualClock::new();
     let endless = options(&clock).sync_timeout(Duration::MAX).max_offline(Duration::MAX);
     for durability in [Durability::Immediate, Durability::Eventual { interval: Duration::MAX }] {
-        let engine = endless.clone().durability(durability).temporary().unwrap();
+        let engine = endless.clone().durability(durability).temporary_store().unwrap();
         // Longer than the clock can count, but not `FOREVER`: it saturates.
         for ttl in [FOREVER, Duration::from_secs(u64::MAX), Duration::from_millis(u64::MAX - 1)] {
             let options =
@@ -211,7 +211,7 @@ fn endless_durations() {
 #[test]
 fn a_leaked_claim() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let first = open(dir.path(), &clock);
+    let first = open_local(dir.path(), &clock);
     let manager = texts(&first);
     std::mem::forget(claim(&manager, "k"));
     clock.advance(YEAR);
@@ -224,7 +224,7 @@ fn a_leaked_claim() {
     assert_eq!(first.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
     assert_eq!(Engine::open(dir.path()).unwrap_err().kind(), ErrorKind::StoreInUse);
     first.crash();
-    let second = open(dir.path(), &clock);
+    let second = open_local(dir.path(), &clock);
     let info = texts(&second).get("k").unwrap().unwrap().info().clone();
     assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::ProcessEnded)));
 }
@@ -301,7 +301,7 @@ fn a_directory_with_other_files() {
 fn a_store_with_missing_files() {
     for part in ["journal", "sled"] {
         let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-        open(dir.path(), &clock).close().unwrap();
+        open_local(dir.path(), &clock).close().unwrap();
         fs::remove_dir_all(dir.path().join("store").join(part)).unwrap();
         let error = Engine::open(dir.path()).unwrap_err();
         is(&error, ErrorKind::Corrupt, dir.path().join("store").join(part).to_str().unwrap());
@@ -312,7 +312,7 @@ fn a_store_with_missing_files() {
 #[test]
 fn a_store_that_is_open_already() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let first = open(dir.path(), &clock);
+    let first = open_local(dir.path(), &clock);
     let owner = claim(&texts(&first), "k");
     // Do not compare its files: the engine that has the store open prepares segments in the background.
     let in_use = || is(&Engine::open(dir.path()).unwrap_err(), ErrorKind::StoreInUse, dir.path().to_str().unwrap());
@@ -321,7 +321,7 @@ fn a_store_that_is_open_already() {
     // The claim keeps it open.
     in_use();
     owner.succeed(&"v".to_owned()).unwrap();
-    let second = open(dir.path(), &clock);
+    let second = open_local(dir.path(), &clock);
     assert_eq!(outcome(&texts(&second), "k"), Some(Ok("v".to_owned())));
 }
 

@@ -36,7 +36,7 @@ fn shown_all(answers: &[Answer]) -> Vec<String> {
 
 #[test]
 fn five_hundred_messages_take_two_commits_and_two_syncs() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let manager = texts(&engine);
     let keys: Vec<String> = (0..500).map(|n| format!("topic/7/{n}")).collect();
     let before = engine.stats();
@@ -203,7 +203,7 @@ fn revoking_a_key_of_a_batch_affects_only_that_key() {
 
 #[test]
 fn only_the_item_whose_value_cannot_be_stored_fails() {
-    let engine = Engine::options().max_value_bytes(100).temporary().unwrap();
+    let engine = Engine::options().max_value_bytes(100).temporary_store().unwrap();
     let manager = texts(&engine);
     let answers = manager.execute_many([("a", 5), ("b", 500), ("c", 6)], |_, n| Ok("x".repeat(n)));
     assert_eq!(shown(&answers[0]), "xxxxx");

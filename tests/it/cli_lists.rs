@@ -37,6 +37,7 @@ fn a_listing_is_sorted_reversed_and_cut() {
     );
     assert_eq!(keys(&["--sort", "expires"]).chars().last(), Some('e'));
     assert_eq!(keys(&["--sort", "tries", "--manager", "never"]), "e");
+    assert_eq!([keys(&["--contains", "b"]), keys(&["--contains", "x"])].map(|keys| keys.len()), [1, 0]);
 }
 
 #[test]

@@ -32,12 +32,65 @@ pub(crate) fn options(clock: &ManualClock) -> EngineOptions {
 }
 
 pub(crate) fn open(path: &Path, clock: &ManualClock) -> Engine {
-    options(clock).open(path).unwrap()
+    options(clock).open_store(path).unwrap()
 }
 
 pub(crate) fn engine() -> (Engine, ManualClock) {
     let clock = ManualClock::new();
+    (options(&clock).temporary_store().unwrap(), clock)
+}
+
+/// As [`open`], for tests of what only the embedded store has.
+pub(crate) fn open_local(path: &Path, clock: &ManualClock) -> Engine {
+    options(clock).open(path).unwrap()
+}
+
+/// As [`engine`], for tests of what only the embedded store has.
+pub(crate) fn local_engine() -> (Engine, ManualClock) {
+    let clock = ManualClock::new();
     (options(&clock).temporary().unwrap(), clock)
+}
+
+/// Opens the store of a test: an embedded one, or one on PostgreSQL if `ONCEKEY_STORE` is `postgres`. Tests of what only
+/// the embedded store has call `open` and `temporary` instead.
+pub(crate) trait OpenStore {
+    fn open_store(&self, path: &Path) -> oncekey::Result<Engine>;
+    fn temporary_store(&self) -> oncekey::Result<Engine>;
+}
+
+#[cfg(not(feature = "postgres"))]
+impl OpenStore for EngineOptions {
+    fn open_store(&self, path: &Path) -> oncekey::Result<Engine> {
+        self.open(path)
+    }
+
+    fn temporary_store(&self) -> oncekey::Result<Engine> {
+        self.temporary()
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl OpenStore for EngineOptions {
+    fn open_store(&self, path: &Path) -> oncekey::Result<Engine> {
+        let name = oncekey::Fingerprint::of(path.to_str().unwrap()).unwrap().to_string();
+        on_postgres(self, &name[..32]).unwrap_or_else(|| self.open(path))
+    }
+
+    fn temporary_store(&self) -> oncekey::Result<Engine> {
+        static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        on_postgres(self, &format!("temporary-{number}")).unwrap_or_else(|| self.temporary())
+    }
+}
+
+#[cfg(feature = "postgres")]
+fn on_postgres(options: &EngineOptions, schema: &str) -> Option<oncekey::Result<Engine>> {
+    static SERVER: std::sync::OnceLock<crate::server::Server> = std::sync::OnceLock::new();
+    if std::env::var("ONCEKEY_STORE").as_deref() != Ok("postgres") {
+        return None;
+    }
+    let server = SERVER.get_or_init(|| crate::server::Server::start(""));
+    Some(options.clone().schema(schema).connect(&server.url()))
 }
 
 pub(crate) fn texts_with(engine: &Engine, options: ManagerOptions) -> Texts {

@@ -44,7 +44,7 @@ fn dropping_an_ended_claim_changes_nothing() {
 fn a_claim_keeps_the_store_locked_after_close_until_it_ends() {
     for (key, ends) in [("succeeds", 0), ("stays", 1), ("drops", 2), ("stage", 3)] {
         let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-        let first = open(dir.path(), &clock);
+        let first = open_local(dir.path(), &clock);
         let (mut claim, other) = (claim(&resuming(&first), key), claim(&resuming(&first), "other"));
         let error = first.clone().close().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ClaimsAlive);
@@ -59,7 +59,7 @@ fn a_claim_keeps_the_store_locked_after_close_until_it_ends() {
             2 => drop(claim),
             _ => claim.work_stage(|_| Ok::<_, oncekey::Error>(Next::Succeed("v".to_owned()))).unwrap(),
         }
-        let second = open(dir.path(), &clock);
+        let second = open_local(dir.path(), &clock);
         assert!(second.opened().clean);
         let expected = if ends % 3 == 0 { Status::Succeeded } else { Status::Interrupted };
         assert_eq!(status(&resuming(&second), key), Some(expected), "{key}");
@@ -126,7 +126,7 @@ fn revoke_takes_a_key_from_a_claim_that_hangs() {
 #[test]
 fn revoking_the_last_claim_after_a_close_frees_the_store() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let engine = open(dir.path(), &clock);
+    let engine = open_local(dir.path(), &clock);
     let (manager, raw) = (texts(&engine), engine.raw("m").unwrap());
     let lost = claim(&manager, "lost");
     std::mem::forget(claim(&manager, "forgotten"));
@@ -141,7 +141,7 @@ fn revoking_the_last_claim_after_a_close_frees_the_store() {
     // The store closes with the last claim.
     assert_eq!(raw.revoke("forgotten").unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(lost.succeed(&"old".to_owned()).unwrap_err().kind(), ErrorKind::Closed);
-    let second = open(dir.path(), &clock);
+    let second = open_local(dir.path(), &clock);
     for key in ["lost", "forgotten"] {
         let record = texts(&second).get(key).unwrap().unwrap();
         assert_eq!(record.info().interruption(), Some(Interruption::Revoked), "{key}");
@@ -394,7 +394,7 @@ fn a_result_that_bincode_reads_back_differently_is_stored_and_replayed() {
 #[test]
 fn a_result_over_the_limit_returns_too_large_and_the_value() {
     let clock = ManualClock::new();
-    let engine = options(&clock).max_value_bytes(64).temporary().unwrap();
+    let engine = options(&clock).max_value_bytes(64).temporary_store().unwrap();
     let manager = texts(&engine);
     // The overhead: the codec (1), the digest of the shape (8), and the quotes or the length.
     let (fits, over) = ("x".repeat(53), "x".repeat(54));

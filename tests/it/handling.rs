@@ -140,7 +140,7 @@ fn headers_of_one_answer_are_not_stored_by_stages_claims_updates_and_resolutions
 
 fn limited(options: HandleOptions) -> Requests {
     let clock = oncekey::clock::ManualClock::new();
-    let engine = crate::common::options(&clock).max_value_bytes(2_000).temporary().unwrap();
+    let engine = crate::common::options(&clock).max_value_bytes(2_000).temporary_store().unwrap();
     engine.requests("r").unwrap().with_handling(options)
 }
 
@@ -359,7 +359,7 @@ fn a_second_request_waits_for_the_first_up_to_its_deadline() {
 #[test]
 fn a_waiting_request_over_the_limit_gets_409_at_once() {
     within(LATE, || {
-        let engine = oncekey::Engine::options().max_waiting_per_key(1).temporary().unwrap();
+        let engine = oncekey::Engine::options().max_waiting_per_key(1).temporary_store().unwrap();
         let requests = engine.requests("r").unwrap().with_handling(HandleOptions::new().wait(LATE));
         let claim = claimed(requests.manager().begin("k").unwrap());
         std::thread::scope(|scope| {

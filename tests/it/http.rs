@@ -263,7 +263,7 @@ fn on_error_decides_whether_failures_are_stored() {
 fn a_response_that_cannot_be_stored_is_not_sent_and_the_record_is_held() {
     let clock = oncekey::clock::ManualClock::new();
     // The limit leaves no room for a status either.
-    let requests = options(&clock).max_value_bytes(30).temporary().unwrap().requests("r").unwrap();
+    let requests = options(&clock).max_value_bytes(30).temporary_store().unwrap().requests("r").unwrap();
     for (key, succeeds) in [("ok", true), ("failed", false)] {
         let large = Response::new(StatusCode::OK).body(MARKER.repeat(1_000));
         let answer = requests.handle(&request(key), |_, _| if succeeds { Ok(large) } else { Err(large) });
@@ -421,7 +421,7 @@ fn the_service_sets_the_uris_of_problem_types() {
 // A `HeaderMap` panics if it has no room for one more.
 #[test]
 fn a_response_whose_headers_are_full_is_replayed_without_the_mark() {
-    let engine = Engine::options().max_value_bytes(4 << 20).temporary().unwrap();
+    let engine = Engine::options().max_value_bytes(4 << 20).temporary_store().unwrap();
     let requests = engine.requests("r").unwrap();
     let first = requests.handle(&request("k"), |_, _| {
         let mut full = http::Response::new(Vec::new());

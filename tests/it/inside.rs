@@ -170,7 +170,7 @@ fn the_rules_of_requests_hold_inside() {
     held.succeed(&Response::new(StatusCode::OK)).unwrap();
     assert_eq!(refused(&|inside| inside.update("k", gone())), ErrorKind::NotInProgress);
 
-    let elsewhere = Engine::temporary().unwrap();
+    let elsewhere = Engine::options().temporary_store().unwrap();
     let wrong = elsewhere.atomic_phase(|tx| requests.with_transaction(tx).create(new("x")).map(|_| ()));
     assert_eq!(wrong.unwrap_err().kind(), ErrorKind::InvalidOptions);
     assert_eq!(state(&requests, "x"), None);
@@ -196,7 +196,7 @@ fn a_phase_runs_again_if_a_request_that_it_read_changed() {
 
 #[test]
 fn a_phase_runs_again_if_a_request_that_it_read_expires() {
-    let (engine, clock) = engine();
+    let (engine, clock) = local_engine();
     let options = ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
     let requests = engine.requests_with("r", options).unwrap();
     // A request that is read twice.

@@ -190,7 +190,7 @@ fn the_second_of_two_transactions_finds_the_stage_by_key_done() {
 
 #[test]
 fn find_inside_includes_own_writes_and_is_validated_as_a_range() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let ada = requests(&engine).scoped("ada").unwrap();
     requests(&engine).scoped("eve").unwrap().create(new("x")).unwrap();
     ada.create(new("a")).unwrap();

@@ -142,19 +142,19 @@ fn interrupted_after_reopen_lists_exactly_the_live_claims() {
 #[test]
 fn an_open_reports_what_it_found() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let first = open(dir.path(), &clock);
+    let first = open_local(dir.path(), &clock);
     assert!(first.opened().created && first.path() == dir.path());
     assert_eq!((first.opened().interrupted, first.opened().frames_replayed, first.opened().torn_bytes), (0, 0, 0));
     claim(&texts(&first), "k").succeed(&"v".to_owned()).unwrap();
     first.close().unwrap();
-    let second = open(dir.path(), &clock);
+    let second = open_local(dir.path(), &clock);
     assert!(!second.opened().created && second.opened().clean);
     assert_eq!((second.opened().interrupted, second.opened().torn_bytes), (0, 0));
 }
 
 #[test]
 fn a_temporary_store_is_removed_with_its_last_handle() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let path = engine.path().to_owned();
     let claim = claim(&texts(&engine), "k");
     drop(engine);
@@ -283,9 +283,11 @@ fn compaction_of_released_records_does_not_change_the_gauge_of_interrupted_ones(
 fn a_store_can_be_opened_and_closed_repeatedly() {
     let (idle, used, clock) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), ManualClock::new());
     for n in 0..40_usize {
-        let reopened = options(&clock).open(idle.path()).unwrap_or_else(|error| panic!("idle, open {n}: {error}"));
+        let reopened =
+            options(&clock).open_store(idle.path()).unwrap_or_else(|error| panic!("idle, open {n}: {error}"));
         reopened.close().unwrap();
-        let reopened = options(&clock).open(used.path()).unwrap_or_else(|error| panic!("used, open {n}: {error}"));
+        let reopened =
+            options(&clock).open_store(used.path()).unwrap_or_else(|error| panic!("used, open {n}: {error}"));
         // Drop instead of close: the last handle does the same.
         texts(&reopened).execute(format!("{n:02}"), |_| Ok("v".to_owned())).unwrap();
     }

@@ -13,7 +13,10 @@ use crate::requests::ok;
 
 /// Returns requests with one request, `k`.
 fn created() -> (Engine, Requests) {
-    let (engine, _) = engine();
+    created_in(engine().0)
+}
+
+fn created_in(engine: Engine) -> (Engine, Requests) {
     let requests = engine.requests("r").unwrap();
     requests.create(NewRequest::new("POST", "/orders").key("k".parse().unwrap())).unwrap();
     (engine, requests)
@@ -117,7 +120,7 @@ fn a_dropped_lock_interrupts_like_a_dropped_claim() {
 
 #[test]
 fn only_the_committed_run_gets_a_claim() {
-    let (engine, requests) = created();
+    let (engine, requests) = created_in(local_engine().0);
     let (runs, first) = (Cell::new(0), RefCell::new(None));
     let lock = engine
         .atomic_phase(|tx| {

@@ -62,6 +62,10 @@ mod remembered;
 mod requests;
 mod rules;
 mod scans;
+#[cfg(feature = "postgres")]
+#[path = "../postgres/server.rs"]
+#[allow(dead_code, reason = "the tests of tests/postgres use more of it")]
+mod server;
 mod shapes;
 mod stages;
 mod surface;

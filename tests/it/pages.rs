@@ -108,7 +108,7 @@ impl Site {
     }
 }
 
-/// What a browser receives.
+/// A reply, as a browser receives it.
 #[derive(Debug)]
 pub(crate) struct Shown {
     pub(crate) status: u16,

@@ -97,11 +97,11 @@ fn waiters_do_not_run_a_failing_operation_one_after_the_other() {
 #[test]
 fn a_pause_continues_after_a_restart() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let first = open(dir.path(), &clock);
+    let first = open_local(dir.path(), &clock);
     claim(&pausing(&first), "k").release().unwrap();
     clock.advance(just_before(SECOND));
     first.close().unwrap();
-    let second = open(dir.path(), &clock);
+    let second = open_local(dir.path(), &clock);
     assert_eq!(paused(&texts(&second), "k"), Some(MS));
     clock.advance(MS);
     assert_eq!(claim(&texts(&second), "k").attempt(), 2);

@@ -85,7 +85,7 @@ fn a_nested_phase_that_fails_or_panics_writes_nothing() {
 
 #[test]
 fn a_conflict_in_a_nested_phase_runs_the_outer_one_again() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let (outer, inner) = (Cell::new(0), Cell::new(0));
     engine
         .atomic_phase(|tx| {
@@ -109,7 +109,7 @@ fn a_conflict_in_a_nested_phase_runs_the_outer_one_again() {
 #[test]
 fn a_phase_inside_a_stage_is_a_part_of_the_stage_and_one_of_another_engine_is_not() {
     let (engine, _) = engine();
-    let other = Engine::temporary().unwrap();
+    let other = Engine::options().temporary_store().unwrap();
     let manager = texts(&engine);
     let mut held = claim(&manager, "k");
     let refused = held.work_stage(|_tx| {

@@ -120,12 +120,12 @@ fn an_imported_record_keeps_its_effect_ids_under_any_manager_and_in_every_open()
 fn operations_in_a_restored_copy_have_other_tokens_and_effect_ids() {
     let dir = tempfile::tempdir().unwrap();
     let (live, backup) = (dir.path().join("live"), dir.path().join("backup"));
-    let (store, clock) = (open(&live, &ManualClock::new()), ManualClock::new());
+    let (store, clock) = (open_local(&live, &ManualClock::new()), ManualClock::new());
     let unfinished = claim(&resuming(&store), "unfinished").effect_id("charge");
     store.close().unwrap();
     copy(&live, &backup);
     let run = |path: &std::path::Path| {
-        let engine = open(path, &clock);
+        let engine = open_local(path, &clock);
         let manager = resuming(&engine);
         // An operation that began before the copy is the same operation in both stores.
         assert_eq!(manager.get("unfinished").unwrap().unwrap().info().effect_id("charge"), unfinished);
@@ -139,7 +139,7 @@ fn operations_in_a_restored_copy_have_other_tokens_and_effect_ids() {
     let ((first, first_effect), (second, second_effect)) = (run(&live), run(&backup));
     assert!(first != second && first_effect != second_effect);
     // Tokens grow in each store.
-    assert!(claim(&texts(&open(&live, &clock)), "later").token() > first);
+    assert!(claim(&texts(&open_local(&live, &clock)), "later").token() > first);
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {

@@ -262,14 +262,14 @@ fn the_interrupted_ttl_after_a_crash_starts_at_the_open() {
 fn the_interrupted_ttl_after_a_crash_does_not_restart_at_later_opens() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let options = || ManagerOptions::new().released_ttl(MINUTE).interrupted_ttl(MINUTE);
-    let first = open(dir.path(), &clock);
+    let first = open_local(dir.path(), &clock);
     let _dead = claim(&texts_with(&first, options()), "k");
     first.crash();
-    let second = open(dir.path(), &clock);
+    let second = open_local(dir.path(), &clock);
     assert_eq!((second.opened().interrupted, second.stats().interrupted), (1, 1));
     clock.advance(just_before(MINUTE));
     second.close().unwrap();
-    let third = open(dir.path(), &clock);
+    let third = open_local(dir.path(), &clock);
     let manager = texts_with(&third, options());
     let record = manager.get("k").unwrap().unwrap();
     assert_eq!(
@@ -279,7 +279,7 @@ fn the_interrupted_ttl_after_a_crash_does_not_restart_at_later_opens() {
     clock.advance(MS);
     assert_eq!(status(&manager, "k"), None);
     third.close().unwrap();
-    let fourth = open(dir.path(), &clock);
+    let fourth = open_local(dir.path(), &clock);
     assert_eq!(status(&texts_with(&fourth, options()), "k"), None, "absent, and there again");
     assert_eq!(fourth.opened().interrupted, 0);
 }
@@ -327,18 +327,18 @@ fn all_readers_see_a_record_expire_at_the_same_millisecond() {
 #[test]
 fn a_record_expires_at_the_same_time_after_a_reopen() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let first = open(dir.path(), &clock);
+    let first = open_local(dir.path(), &clock);
     let manager = texts_with(&first, ManagerOptions::new().success_ttl(SECOND));
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
     clock.advance(SECOND / 2);
     first.close().unwrap();
     // Time counts while the store is closed.
     clock.advance(just_before(SECOND / 2));
-    let second = open(dir.path(), &clock);
+    let second = open_local(dir.path(), &clock);
     all_readers_see(&second, "k", true);
     second.close().unwrap();
     clock.advance(MS);
-    all_readers_see(&open(dir.path(), &clock), "k", false);
+    all_readers_see(&open_local(dir.path(), &clock), "k", false);
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn a_range_is_in_order_and_includes_own_writes() {
 
 #[test]
 fn a_long_range_is_complete() {
-    let engine = Engine::temporary().unwrap();
+    let engine = Engine::options().temporary_store().unwrap();
     let expected: BTreeMap<Vec<u8>, Vec<u8>> =
         (0..2000_u32).map(|number| (number.to_be_bytes().to_vec(), number.to_le_bytes().to_vec())).collect();
     let written = engine.atomic_phase(|tx| {
@@ -79,7 +79,7 @@ fn a_long_range_is_complete() {
 // first.
 #[test]
 fn only_one_of_two_transactions_fills_a_range_that_both_found_empty() {
-    let engine = Engine::temporary().unwrap();
+    let engine = Engine::options().temporary_store().unwrap();
     let both = Barrier::new(2);
     let book = |who: &str| {
         let is_first = AtomicBool::new(true);
@@ -144,7 +144,7 @@ fn only_changes_inside_a_read_range_make_a_transaction_run_again() {
 #[test]
 fn a_reader_of_a_constantly_changing_range_ends() {
     within(LATE, || {
-        let engine = Engine::temporary().unwrap();
+        let engine = Engine::options().temporary_store().unwrap();
         let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {

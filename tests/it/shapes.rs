@@ -10,7 +10,7 @@ use oncekey::clock::*;
 use oncekey::*;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{MARKER, Texts, about, claim, claimed, engine, options, token};
+use crate::common::{MARKER, Texts, about, claim, claimed, engine, local_engine, options, token};
 
 /// A type without `Send`, `Sync` and `Debug`. A manager of it is `Send` and `Sync`.
 #[derive(Serialize, Deserialize)]
@@ -168,7 +168,7 @@ fn debug_of_a_handle_prints_no_payload_on_its_way_to_the_disk() {
 
 #[test]
 fn errors_become_io_errors_of_the_fitting_kind() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let manager: Texts = engine.manager("m").unwrap();
     let file = engine.path().join("LOCK");
     let kind = |error: Error| {

@@ -440,7 +440,7 @@ fn a_stage_whose_outcome_expires_at_once_still_ends_the_claim() {
 
 #[test]
 fn an_engine_error_in_a_discarded_run_does_not_count() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let (manager, table) = (texts(&engine), engine.table("t").unwrap());
     let runs = AtomicU32::new(0);
     let failed = manager.execute("k", |claim| {

@@ -82,7 +82,7 @@ fn calls_of_the_engine_are_rejected_inside() {
     let (engine, _) = engine();
     let (manager, table) = (texts(&engine), engine.table("t").unwrap());
     let held = claim(&manager, "held");
-    let other = Engine::temporary().unwrap();
+    let other = Engine::options().temporary_store().unwrap();
     engine
         .atomic_phase(|tx| {
             let refused = |result: oncekey::Result<()>| {
@@ -130,7 +130,7 @@ fn a_claim_dropped_inside_is_interrupted() {
 
 #[test]
 fn a_phase_with_stale_reads_runs_again_whatever_it_returned() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let table = engine.table("t").unwrap();
     for ending in ["ok", "error", "panic", "ignored"] {
         table.insert("a", 0_u64.to_be_bytes()).unwrap();
@@ -165,7 +165,7 @@ fn a_phase_with_stale_reads_runs_again_whatever_it_returned() {
 
 #[test]
 fn sixty_four_threads_count_exactly() {
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let each = 1000;
     std::thread::scope(|scope| {
         for _ in 0..64 {
@@ -182,7 +182,7 @@ fn sixty_four_threads_count_exactly() {
 #[test]
 fn transfers_keep_the_sum_for_every_reader() {
     const ACCOUNTS: u64 = 100;
-    let (engine, _) = engine();
+    let (engine, _) = local_engine();
     let name = |account: u64| format!("account-{account}");
     engine.atomic_phase(|tx| (0..ACCOUNTS).try_for_each(|account| add(tx, &name(account), 1000))).unwrap();
     let sum = || {
@@ -240,7 +240,7 @@ fn transfers_keep_the_sum_for_every_reader() {
 #[test]
 fn commits_of_other_keys_do_not_make_a_phase_run_again() {
     let options = Engine::options().durability(Durability::Eventual { interval: SECOND });
-    let engine = options.temporary().unwrap();
+    let engine = options.temporary_store().unwrap();
     let (manager, table) = (texts(&engine), engine.table("t").unwrap());
     let runs = AtomicU32::new(0);
     engine

@@ -120,7 +120,7 @@ fn a_record_that_an_open_has_found_is_resolved_as_it_was_seen() {
 #[test]
 fn a_record_of_another_process_s_store_is_changed_as_it_was_seen() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), oncekey::clock::ManualClock::new());
-    let engine = open(dir.path(), &clock);
+    let engine = open_local(dir.path(), &clock);
     let manager = resuming(&engine);
     let store = LiveStore::connect(dir.path()).unwrap();
     let seen = || store.get("m", "k").unwrap().unwrap().info().clone();

@@ -107,7 +107,7 @@ fn an_update_rejects_owned_and_finished_requests() {
 #[test]
 fn empty_contradictory_and_too_large_patches_are_rejected() {
     let clock = oncekey::clock::ManualClock::new();
-    let engine = options(&clock).max_value_bytes(100).temporary().unwrap();
+    let engine = options(&clock).max_value_bytes(100).temporary_store().unwrap();
     let requests = engine.requests("r").unwrap();
     requests.create(new("k")).unwrap();
     let before = state(&requests);

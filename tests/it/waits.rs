@@ -85,7 +85,7 @@ impl Clock for Nosy {
 fn the_clock_is_read_with_no_lock_held() {
     within(LATE, || {
         let clock = Nosy::default();
-        let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
+        let engine = Engine::options().clock(clock.clone()).temporary_store().unwrap();
         clock.0.set(engine.clone()).unwrap();
         let ops: &Manager<u64> = &engine.manager("m").unwrap();
         ops.execute("k", |_| Ok(1)).unwrap();
@@ -105,7 +105,7 @@ fn is_refused(begin: &oncekey::Result<Begin<u64, u64>>) {
 #[test]
 fn calls_over_the_limit_of_one_key_return_at_once_and_other_keys_wait() {
     within(LATE, || {
-        let engine = Engine::options().max_waiting_per_key(2).max_waiting(3).temporary().unwrap();
+        let engine = Engine::options().max_waiting_per_key(2).max_waiting(3).temporary_store().unwrap();
         let ops = &ops(&engine, OnInterrupted::Hold);
         let other = &engine.manager::<u64, u64>("other").unwrap();
         let (owner, owner_of_other) = (claim(ops), claim(other));
@@ -135,7 +135,7 @@ fn calls_over_the_limit_of_one_key_return_at_once_and_other_keys_wait() {
 #[test]
 fn a_timeout_a_hand_over_and_a_panic_free_the_place_of_a_waiter() {
     within(LATE, || {
-        let engine = Engine::options().max_waiting_per_key(1).temporary().unwrap();
+        let engine = Engine::options().max_waiting_per_key(1).temporary_store().unwrap();
         let ops = &ops(&engine, OnInterrupted::Resume);
         let owner = claim(ops);
         for _ in 0..3 {

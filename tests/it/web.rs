@@ -1,4 +1,4 @@
-//! Tests of `oncekey web`, without a browser: who may ask, what is shown and changed, and what clients can cost.
+//! Tests of `oncekey web`, without a browser: refused requests, the content of the pages, changes, and the cost of hostile clients.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -287,7 +287,7 @@ fn an_operator_acts_on_a_running_store_through_the_page() {
         site.act("payments", "order-4", "revoke", &[]).contains(&["The owner has lost the key", "Revoked"]);
         assert!(held.succeed(&"late".to_owned()).is_err());
 
-        // What does not fit is asked for again, with what was typed.
+        // An outcome that does not fit is asked for again, with the typed text.
         let revision = engine.raw("payments").unwrap().get("order-4").unwrap().unwrap().info().revision().to_string();
         let at = [("do", "settle"), ("manager", "payments"), ("key", "order-4"), ("revision", revision.as_str())];
         let unfit = site.post(&[&at[..], &[("how", "succeed"), ("form", "json"), ("content", "{not json")]].concat());

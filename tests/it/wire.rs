@@ -90,7 +90,7 @@ fn serving(requests: &Requests, threads: usize, operation: &Operation<'_>, test:
 }
 
 fn requests(options: HandleOptions) -> Requests {
-    Engine::temporary().unwrap().requests("r").unwrap().with_handling(options)
+    Engine::options().temporary_store().unwrap().requests("r").unwrap().with_handling(options)
 }
 
 #[track_caller]
@@ -201,7 +201,7 @@ fn clients_that_hang_up_while_they_wait_affect_no_others() {
 #[test]
 fn retries_of_a_slow_key_leave_a_thread_for_other_keys() {
     within(LATE, || {
-        let engine = Engine::options().max_waiting_per_key(2).temporary().unwrap();
+        let engine = Engine::options().max_waiting_per_key(2).temporary_store().unwrap();
         let requests = engine.requests("r").unwrap().with_handling(HandleOptions::new().wait(LATE));
         let (begun, ended) = (Barrier::new(2), Barrier::new(2));
         let slow = |request: &Request, claim: &mut Claim<Response, Response>| {

@@ -2,9 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::Engine;
-use crate::api::records::RecordFilter;
-use crate::types::error::Result;
 use crate::types::record::{RecordInfo, Status};
 
 /// All states, in the order of their counts.
@@ -67,37 +64,6 @@ impl ManagerUsage {
                 usage.bytes += bytes as u64 + info.outcome_bytes();
             }
         }
-    }
-}
-
-impl Engine {
-    /// Counts the records by manager and status, and the bytes on disk. With the feature `metrics`, it also sets the gauges of these
-    /// numbers.
-    ///
-    /// Each call reads every record without its outcome, in batches, so its time grows with the number of records. The engine
-    /// does not count at any other time. For metrics, call it about once a minute, on a thread of its own.
-    ///
-    /// ```
-    /// # use oncekey::{Engine, Manager, Status};
-    /// # let engine = Engine::temporary()?;
-    /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// payments.execute("order-42", |_claim| Ok(1999)).unwrap();
-    /// let usage = engine.usage()?;
-    /// let succeeded = usage.managers["payments"].status(Status::Succeeded);
-    /// assert_eq!((succeeded.records, succeeded.outcome_bytes), (1, 17));
-    /// assert!(usage.journal_bytes > 0 && usage.sled_bytes > 0);
-    /// # Ok::<(), oncekey::Error>(())
-    /// ```
-    pub fn usage(&self) -> Result<Usage> {
-        let mut usage = Usage::default();
-        for info in self.records(RecordFilter::new())? {
-            let info = info?;
-            usage.managers.entry(info.manager().to_owned()).or_default().add(&info);
-        }
-        (usage.journal_bytes, usage.sled_bytes) = self.protocol().disk_bytes()?;
-        #[cfg(feature = "metrics")]
-        self.usage_gauges().set(&usage);
-        Ok(usage)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::cli::resolve::{self, Form, Plan};
 use crate::cli::store::Store;
 use crate::{RecordInfo, Status as State};
 
-/// What people may do with a record.
+/// A change of a record that people may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     Release,
@@ -48,7 +48,7 @@ impl Act {
         }
     }
 
-    /// Returns what to consider first.
+    /// Returns the facts to consider first.
     fn advice(self) -> &'static str {
         match self {
             Self::Release => {
@@ -65,7 +65,7 @@ impl Act {
         }
     }
 
-    /// Returns what was done.
+    /// Returns the report of the finished change.
     pub(super) fn report(self) -> &'static str {
         match self {
             Self::Release => "The key is released: the next request with it runs the operation.",
@@ -119,7 +119,7 @@ pub(super) fn ask(site: &Site<'_>, fields: &Fields) -> Result<Reply, Fault> {
     Ok(show(site, Status::OK, is_live, &body))
 }
 
-/// Does what a form asks for. Asks for a confirmation first if the form has none.
+/// Makes the change that a form asks for. Asks for a confirmation first if the form has none.
 pub(super) fn act(site: &Site<'_>, form: &Fields) -> Result<Reply, Fault> {
     let act = chosen(site, form)?;
     if form.get("confirmed") != "yes" {
@@ -173,10 +173,12 @@ fn check(site: &Site<'_>, form: &Fields) -> Result<Reply, Fault> {
     for name in OUTCOME {
         html! { body; "<input type=\"hidden\" name=\"" (name) "\" value=\"" (form.get(name)) "\">" }
     }
-    let kind = if is_failure(form) { State::Failed } else { State::Succeeded };
+    let (kind, given) = if is_failure(form) { (State::Failed, Err(&bytes)) } else { (State::Succeeded, Ok(&bytes)) };
+    let described = site.describers.describe_outcome(&info, given).transpose().map_err(Stop::Engine)?;
+    let text = described.unwrap_or_else(|| outcome::text(&bytes));
     body.markup("<p>Every request with this key will get:</p><p class=\"is\">");
     page::mark(kind, &mut body);
-    html! { body; "</p><pre class=\"outcome\" tabindex=\"0\">\n" (outcome::text(&bytes)) "</pre>" }
+    html! { body; "</p><pre class=\"outcome\" tabindex=\"0\">\n" (text.trim_start_matches('\n')) "</pre>" }
     confirmation("Store this outcome", &info, &mut body);
     Ok(show(site, Status::OK, is_live, &body))
 }
@@ -193,7 +195,7 @@ fn chosen(site: &Site<'_>, fields: &Fields) -> Result<Act, Fault> {
         let message = "This page was started with --read-only. Nothing was changed.";
         return Err(Fault::new(Status::FORBIDDEN, "Only for looking", message));
     }
-    let unknown = || Fault::from(Stop::Usage("the form does not name what to do".to_owned()));
+    let unknown = || Fault::from(Stop::Usage("the form names no known action".to_owned()));
     Act::named(fields.get("do")).ok_or_else(unknown)
 }
 

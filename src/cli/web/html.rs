@@ -2,7 +2,8 @@
 
 use std::fmt::{self, Display, Write as _};
 
-/// A piece of HTML. What is not a literal of this program enters it as text, so no key, outcome or message can be markup.
+/// A piece of HTML. Only literals of this program enter it as markup. All else enters it as text, so a key, an outcome or a message
+/// is never markup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Html(String);
 

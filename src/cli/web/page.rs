@@ -1,4 +1,4 @@
-//! What all pages have in common.
+//! The parts that all pages have in common.
 
 use std::fmt::Display;
 
@@ -72,24 +72,14 @@ const UNREACHABLE: &str = "The store cannot be reached";
 
 impl From<Stop> for Fault {
     fn from(stop: Stop) -> Self {
-        let (status, title) = match &stop {
-            Stop::Usage(_) => (Status::BAD_REQUEST, "This is not possible"),
-            Stop::Nothing(_) => (Status::CONFLICT, "Nothing was changed"),
-            Stop::Damaged => (Status::FAILED, "The store is damaged"),
-            Stop::Io(..) | Stop::ClosedPipe => (Status::UNAVAILABLE, UNREACHABLE),
-            Stop::Engine(error) => match error.kind() {
-                ErrorKind::InvalidKey | ErrorKind::InvalidName | ErrorKind::InvalidOptions | ErrorKind::TooLarge => {
-                    (Status::BAD_REQUEST, "This is not possible")
-                }
-                ErrorKind::NotFound
-                | ErrorKind::NotInterrupted
-                | ErrorKind::NotResolved
-                | ErrorKind::NotInProgress
-                | ErrorKind::Changed
-                | ErrorKind::OwnedByClaim => (Status::CONFLICT, "Nothing was changed"),
-                ErrorKind::Corrupt => (Status::FAILED, "The store is damaged"),
-                _ => (Status::UNAVAILABLE, UNREACHABLE),
-            },
+        let is_too_large = matches!(&stop, Stop::Engine(error) if error.kind() == ErrorKind::TooLarge);
+        // The exit status of a command that stops so.
+        let (status, title) = match stop.status() {
+            _ if is_too_large => (Status::BAD_REQUEST, "This is not possible"),
+            1 => (Status::CONFLICT, "Nothing was changed"),
+            2 => (Status::BAD_REQUEST, "This is not possible"),
+            4 => (Status::FAILED, "The store is damaged"),
+            _ => (Status::UNAVAILABLE, UNREACHABLE),
         };
         Self::new(status, title, stop.message().unwrap_or_default())
     }

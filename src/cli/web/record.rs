@@ -32,7 +32,8 @@ fn missing(fault: Fault) -> Fault {
 pub(super) fn page(site: &Site<'_>, query: &Fields) -> Result<Reply, Fault> {
     let place = place(query);
     let (is_live, record) = site.look(|store| Ok((store.is_live(), place.record(store)?))).map_err(missing)?;
-    let described = site.describers.describe(&record).map_err(Stop::Engine)?;
+    // An outcome of another type than the program knows is shown as the reason why it cannot be described.
+    let described = site.describers.describe(&record).unwrap_or_else(|error| Some(error.to_string()));
     let info = record.info();
     let mut body = Html::default();
     if let Some(act) = Act::named(query.get("done")).filter(|act| act.is_done(info)) {

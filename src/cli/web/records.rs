@@ -21,7 +21,7 @@ const PAGE: usize = 50;
 /// The largest number of a page. Later records are found by a filter.
 const PAGES: usize = 1_000;
 
-/// The filters that are seldom used: names, what people read, and examples.
+/// The filters that are seldom used: names in addresses, labels, and examples.
 const MORE: [(&str, &str, &str); 6] = [
     ("scope", "Scope", "user-7"),
     ("key-prefix", "Key begins with", "order-"),

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use super::html::Html;
 
-/// What a page may load and do: only what this server serves, and no other page may show it in a frame.
+/// Headers that let a page load only files of this server and send forms only to it, and let no other page show it in a frame.
 ///
 /// `same-origin` and not `no-referrer`: with the latter, browsers send the origin `null` with forms, which is refused. This
 /// page leads to no other site, so none gets its address.

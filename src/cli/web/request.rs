@@ -37,7 +37,7 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Returns false if the browser reports that another page sent the request. `none` is the person who reloads a page.
+    /// Returns false if the browser reports that another page sent the request. `none` means that a person reloads a page.
     pub(super) fn is_from_our_site(&self) -> bool {
         self.site.as_deref().is_none_or(|site| ["same-origin", "none"].contains(&site))
     }
@@ -113,7 +113,7 @@ pub(super) fn read(from: &mut impl Read) -> Result<Request, Unread> {
     Ok(request)
 }
 
-/// Appends what one read returns. Allocates memory only for bytes that have arrived.
+/// Appends the bytes of one read. Allocates memory only for bytes that have arrived.
 fn read_some(from: &mut impl Read, bytes: &mut Vec<u8>, most: usize) -> Result<(), Unread> {
     let mut chunk = [0; CHUNK];
     let chunk = chunk.get_mut(..most).unwrap_or_default();

@@ -13,7 +13,7 @@ use super::reply::{Reply, Status};
 use super::request::{self, Method, Request, Unread};
 
 /// The largest number of connections. A further one takes the place of the oldest that has not sent its request yet, or that
-/// does not read its reply. So clients that do nothing keep nobody out.
+/// does not read its reply. So idle clients do not keep others out.
 const CONNECTIONS: usize = 64;
 /// The longest time for a client to send its request.
 const TO_ASK: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const TO_IGNORE: u64 = 1 << 20;
 /// How long the server waits when the system has no descriptor for a client.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Answers a request, or refuses what could not be read with this status.
+/// Answers a request. If it could not be read, refuses it with this status.
 pub(super) type Answer<'a> = dyn Fn(Result<&Request, Status>) -> Reply + Sync + 'a;
 
 /// A client, up to a deadline.
@@ -160,7 +160,7 @@ fn serve(place: &Place<'_>, answer: &Answer<'_>) {
     if sent.is_err() || stream.shutdown(Shutdown::Write).is_err() {
         return;
     }
-    // A connection that is closed with unread bytes loses the reply. Ignore the result: the client may do what it likes.
+    // A connection that is closed with unread bytes loses the reply. Ignore the result: the reply is sent.
     let rest = Timed { stream, until: Deadline::after(TO_HEAR) };
     let _ = io::copy(&mut rest.take(TO_IGNORE), &mut io::sink());
 }

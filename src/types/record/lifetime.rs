@@ -1,5 +1,7 @@
 //! The lifetime of a record, and whether its owner is alive.
 
+#[cfg(feature = "postgres")]
+use super::{Interruption, StoredRecord};
 use super::{Now, Status, THIS_FRAME};
 use crate::types::clock::NEVER;
 
@@ -37,6 +39,36 @@ impl Lifetime {
             self.updated.max(now.opened).saturating_add(self.interrupted_ttl)
         } else {
             NEVER
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl StoredRecord {
+    /// Returns the record after the death of its owner, as it is stored. `store` and `wall` are the times of the
+    /// discovery.
+    pub(crate) fn orphaned(&self, store: u64, wall: u64) -> Self {
+        Self {
+            state: Status::Interrupted,
+            bound: true,
+            interruption: Some(Interruption::ProcessEnded),
+            revision: THIS_FRAME,
+            updated_at: wall,
+            updated: store,
+            expires: store.saturating_add(self.interrupted_ttl),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the record after a claim that no caller has got, as it is stored.
+    pub(crate) fn given_back(&self, store: u64, wall: u64) -> Self {
+        Self {
+            state: Status::Released,
+            revision: THIS_FRAME,
+            updated_at: wall,
+            updated: store,
+            expires: store.saturating_add(self.ttl_of_release()),
+            ..self.clone()
         }
     }
 }

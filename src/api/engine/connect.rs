@@ -1,0 +1,68 @@
+//! Opens a store on PostgreSQL.
+
+use tokio_postgres::tls::{MakeTlsConnect, NoTls, TlsConnect};
+use tokio_postgres::{Config, Socket};
+
+use super::Engine;
+use crate::postgres::Server;
+use crate::protocol::Protocol;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::options::EngineOptions;
+
+impl Engine {
+    /// Opens a store on PostgreSQL with the default options. Creates its tables if there are none.
+    ///
+    /// Any number of engines, in any number of processes, may have the store open at the same time. The connection is
+    /// not encrypted: for TLS use [`EngineOptions::connect_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`EngineOptions::connect_with`]; `InvalidOptions` if `url` is not the address of a database.
+    pub fn connect(url: &str) -> Result<Self> {
+        EngineOptions::default().connect(url)
+    }
+}
+
+impl EngineOptions {
+    /// Opens a store on PostgreSQL as [`Engine::connect`] does, with these options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::connect`].
+    pub fn connect(&self, url: &str) -> Result<Engine> {
+        let config: Config = url.parse().map_err(|cause| {
+            // The address is not shown: it may contain a password.
+            Error::new(ErrorKind::InvalidOptions, format!("this is not the address of a PostgreSQL database: {cause}"))
+        })?;
+        self.connect_with(config, NoTls)
+    }
+
+    /// Opens a store on PostgreSQL 13 or later, with any TLS. Creates its tables if there are none.
+    ///
+    /// The server is tested first. It must lock what its sessions lock: behind a pooler that gives sessions to several
+    /// clients it does not. It must be durable (`fsync`, `full_page_writes`), and no replica.
+    ///
+    /// # Errors
+    ///
+    /// `Unavailable` if the server cannot be reached; `InvalidOptions` if it refuses the user or cannot hold a store, and for
+    /// [`read_only`](EngineOptions::read_only);
+    /// `UnsupportedFormat` if the schema has other tables or a newer store; `NotFound` if there is no store and
+    /// [`create`](EngineOptions::create) is false. Then nothing is changed.
+    pub fn connect_with<T>(&self, config: Config, tls: T) -> Result<Engine>
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::Stream: Send,
+        T::TlsConnect: Send,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    {
+        if self.read_only {
+            let message = "a store on PostgreSQL cannot be opened read-only: read_only is for a directory";
+            return Err(Error::new(ErrorKind::InvalidOptions, message));
+        }
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err(Error::new(ErrorKind::InvalidOptions, "the address of the database names no host"));
+        }
+        let (protocol, report) = Protocol::connect(Server::new(config, tls), self)?;
+        self.start(protocol, report, false)
+    }
+}

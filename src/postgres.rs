@@ -1,0 +1,486 @@
+//! The store on PostgreSQL, for engines in several processes.
+//!
+//! A commit changes a row if the row still has the revision that was read. The owner of a record is an *incarnation*:
+//! the life of an engine at one session of the server, which holds an advisory lock. An owner whose lock is free is
+//! declared dead by a commit, so its own ending and the declaration meet at the row, and one of them wins.
+//!
+//! All calls to the server run on one thread of the engine. Callers wait for them with a deadline, so nothing that the
+//! server does can make a call hang.
+
+mod commit;
+mod keeper;
+mod open;
+mod row;
+mod server;
+mod session;
+mod sql;
+mod time;
+mod transaction;
+mod unsettled;
+mod verify;
+mod waits;
+
+use std::fmt;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+use crate::store::{
+    Change, CommitOptions, Committed, Content, Deleted, Index, Load, OpenReport, Priority, Read, ReadVersion, StoreKey,
+    Ticket,
+};
+use crate::sync::worker::Worker;
+use crate::types::clock::{Anchor, NEVER, StoreClock, monotonic};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::options::EngineOptions;
+use crate::types::record::{EffectSeeds, Now, StoredRecord};
+use crate::types::stats::{Counter, Stats};
+use commit::{Found, Write};
+use keeper::Keeper;
+use row::{Columns, signed};
+pub(crate) use server::Server;
+use session::{Fault, Pool};
+use time::Time;
+pub(crate) use transaction::Transaction;
+use waits::Waits;
+pub(crate) use waits::{Await, Happened};
+
+/// The sessions for calls, and those for transactions.
+const SESSIONS: usize = 8;
+/// The longest wait of a drop. What it could not do is done later.
+const DROP_PATIENCE: Duration = Duration::from_secs(1);
+/// The longest wait of a call, if the options set no limit.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+/// How long the row of a removed record stays, in milliseconds of store time. Longer than any statement runs, so that
+/// no claim whose number was drawn before the removal comes after it.
+const REMOVED_FOR: u64 = 60_000;
+
+/// An open store. Its drop closes it.
+pub(crate) struct Store {
+    inner: Arc<Inner>,
+    running: Mutex<Option<Running>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("place", &self.inner.place).finish_non_exhaustive()
+    }
+}
+
+struct Running {
+    /// Its drop ends the thread.
+    _stop: oneshot::Sender<()>,
+    _worker: Worker,
+}
+
+struct Inner {
+    place: PathBuf,
+    schema: String,
+    id: [u8; 16],
+    /// The first half of the keys of all locks of this store.
+    class: i32,
+    pid: u32,
+    timeout: Duration,
+    handle: Handle,
+    pool: Pool,
+    /// Separate, so that a transaction in which the caller makes another call does not wait for itself.
+    transactions: Pool,
+    keeper: Keeper,
+    waits: Waits,
+    clock: StoreClock,
+    time: Time,
+    effect_seeds: EffectSeeds,
+    hasher: RandomState,
+    is_closed: AtomicBool,
+    /// Why the server could not be reached last.
+    why: Mutex<Option<String>>,
+    commits: Counter,
+    conflicts: Counter,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// Returns random bits.
+fn random() -> i64 {
+    crate::types::key::random().first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes))
+}
+
+impl Store {
+    /// Connects to the server, tests it, and finds or creates the store in the schema of the options.
+    pub(crate) fn connect(server: Server, options: &EngineOptions) -> Result<(Self, OpenReport)> {
+        let began = monotonic();
+        options.check()?;
+        crate::types::key::check_name("schema", &options.schema)?;
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|cause| Error::io("start runtime for", &server.place, &cause))?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        // Ends when the sender is dropped. Tasks that still run are dropped with the runtime.
+        let body = move || drop(runtime.block_on(stopped));
+        let worker = Worker::spawn("oncekey-postgres", body, |_| ())?;
+        let running = Running { _stop: stop, _worker: worker };
+
+        let schema: Arc<str> = sql::quoted(&options.schema).into();
+        let pool = || Pool::new(Arc::clone(&server.connect), Arc::clone(&schema), SESSIONS);
+        let (first, name, creates) = (pool(), options.schema.clone(), options.create);
+        let deadline = deadline_of(options.sync_timeout);
+        let found = answer(&handle, deadline, async move {
+            open::test_server(&first).await?;
+            open::find_or_create(&first, &name, creates).await
+        });
+        let found = found.unwrap_or_else(|| Err(Fault::Lost("it does not answer".to_owned())));
+        let found = found.map_err(|fault| failed("open store", &server.place, &fault.unchanged()))?;
+        let [a, b, c, d, ..] = found.id;
+        let inner = Arc::new(Inner {
+            schema: schema.to_string(),
+            id: found.id,
+            class: i32::from_le_bytes([a, b, c, d]),
+            pid: std::process::id(),
+            timeout: options.sync_timeout,
+            pool: pool(),
+            transactions: pool(),
+            place: server.place,
+            handle,
+            keeper: Keeper::default(),
+            waits: Waits::new(found.id),
+            clock: StoreClock::start(Arc::clone(&options.clock), Anchor::default(), Duration::ZERO),
+            time: Time::default(),
+            effect_seeds: EffectSeeds::of_this_open(),
+            hasher: RandomState::new(),
+            is_closed: AtomicBool::new(false),
+            why: Mutex::default(),
+            commits: Counter::new("oncekey_commits_total"),
+            conflicts: Counter::new("oncekey_commit_conflicts_total"),
+        });
+        let store = Self { inner: Arc::clone(&inner), running: Mutex::new(Some(running)) };
+        let interrupted = store.start(deadline)?;
+        let report = OpenReport {
+            created: found.created,
+            clean: true,
+            interrupted,
+            took: monotonic().saturating_duration_since(began),
+            ..OpenReport::default()
+        };
+        Ok((store, report))
+    }
+
+    /// Begins the first incarnation, and starts the tasks. Returns the number of interrupted records.
+    fn start(&self, deadline: Instant) -> Result<u64> {
+        let inner = Arc::clone(&self.inner);
+        let begun = self.inner.answer(deadline, async move {
+            inner.look_at_time().await?;
+            let notifications = keeper::begin(&inner).await?;
+            tokio::spawn(keeper::run(Arc::clone(&inner), notifications));
+            tokio::spawn(waits::run(Arc::clone(&inner)));
+            tokio::spawn(time::run(Arc::clone(&inner)));
+            open::record_deaths(&inner).await
+        });
+        let begun = begun.unwrap_or_else(|| Err(Fault::Lost("it does not answer".to_owned())));
+        begun.map_err(|fault| failed("open store", &self.inner.place, &fault.unchanged()))
+    }
+
+    /// Calls `f` when a key that a caller awaits has changed in another engine.
+    pub(crate) fn on_change(&self, f: impl Fn(&StoreKey, Happened) + Send + Sync + 'static) {
+        self.inner.waits.on_change(Box::new(f));
+    }
+
+    /// Reports changes of the key by other engines until the guard is dropped.
+    pub(crate) fn awaits(&self, key: &StoreKey) -> Await {
+        Await::new(&self.inner, key)
+    }
+
+    /// Returns the content of a key, and the time at which it was that. `waits` is false for a drop.
+    pub(crate) fn look(&self, key: &StoreKey, load: Load, waits: bool) -> Result<(Now, Read)> {
+        self.inner.check()?;
+        let (inner, key) = (Arc::clone(&self.inner), key.clone());
+        let deadline = self.inner.deadline(waits);
+        let found = self.inner.answer(deadline, async move { commit::read(&inner, &key, load).await });
+        let Found { content, revision, time, .. } = found.unwrap_or_else(|| Err(self.inner.unreachable()))?;
+        self.inner.time.saw(time);
+        let now = Now { store: time, ..self.inner.now() };
+        Ok((now, Read { content, seen: ReadVersion::of_revision(revision), ticket: Ticket::default() }))
+    }
+
+    /// Returns a guess at what [`look`](Self::look) would return: this record, or none.
+    pub(crate) fn guess(&self, known: Option<&Arc<StoredRecord>>) -> (Now, Read) {
+        let seen = ReadVersion::of_revision(known.map_or(0, |stored| stored.revision));
+        let content = known.cloned().map(Content::Record);
+        (self.inner.now(), Read { content, seen, ticket: Ticket::default() })
+    }
+
+    /// Commits a change of one record, or one row. Returns `None` if the record has changed since it was read.
+    pub(crate) fn commit<C: AsMut<[Change]>>(
+        &self,
+        mut changes: C,
+        reads: &[ReadVersion],
+        options: &CommitOptions<'_>,
+    ) -> Result<Option<Committed<C>>> {
+        self.inner.check()?;
+        match (changes.as_mut(), reads) {
+            ([change], [seen]) if change.key.is_record() => {
+                if !self.change(change, *seen, options)? {
+                    self.inner.conflicts.add(1);
+                    return Ok(None);
+                }
+                self.inner.commits.add(1);
+            }
+            (changes, _) => {
+                let deadline = self.inner.deadline(true);
+                // Nothing was read, so a conflict is with the commit of another transaction, and over.
+                while !self.transaction().commit(changes, options)? {
+                    if monotonic() >= deadline {
+                        return Err(Error::new(ErrorKind::Busy, "other transactions change the same row all the time"));
+                    }
+                }
+            }
+        }
+        Ok(Some(Committed { ticket: Ticket::default(), changes }))
+    }
+
+    /// Returns a new transaction. It takes a session when it first reads or writes.
+    pub(crate) fn transaction(&self) -> Transaction {
+        Transaction::new(&self.inner)
+    }
+
+    fn change(&self, change: &mut Change, seen: ReadVersion, options: &CommitOptions<'_>) -> Result<bool> {
+        let inner = &self.inner;
+        let deadline = inner.deadline(options.priority != Priority::GivingUp);
+        let write = Arc::new(inner.write(change, seen.revision(), options, deadline)?);
+        let sent = Arc::new(AtomicBool::new(false));
+        let (task, its, sends) = (Arc::clone(inner), Arc::clone(&write), Arc::clone(&sent));
+        let made = inner.answer(deadline, async move { commit::settle(&task, &its, &sends).await });
+        let made = made.unwrap_or_else(|| {
+            let why = inner.unreachable();
+            Err(if sent.load(Ordering::Relaxed) { commit::unsettled(&why) } else { why })
+        });
+        if made.is_err() && sent.load(Ordering::Relaxed) && write.claimed_by.is_some() {
+            unsettled::give_back(inner, Arc::clone(&write));
+        }
+        let Some(numbers) = made? else { return Ok(false) };
+        if let Some(Content::Record(stored)) = &mut change.content {
+            numbers.set(Arc::make_mut(stored));
+        }
+        if write.columns.state != 1 {
+            inner.tell(&change.key);
+        }
+        Ok(true)
+    }
+
+    /// Returns the keys at or after `from` and before `end` in order, and where to continue.
+    pub(crate) fn keys(
+        &self,
+        index: Index,
+        from: &StoreKey,
+        end: Option<&StoreKey>,
+        limit: usize,
+    ) -> Result<(Vec<StoreKey>, Option<StoreKey>)> {
+        self.inner.check()?;
+        let list = transaction::KeyList::new(index, from, end, limit);
+        let inner = Arc::clone(&self.inner);
+        let keys = self.inner.answer(self.inner.deadline(true), async move {
+            loop {
+                let done = async {
+                    let mut taken = inner.pool.take().await?;
+                    let keys = list.read(&mut taken.session).await?;
+                    inner.pool.give_back(taken);
+                    Ok(keys)
+                };
+                match done.await {
+                    Ok(keys) => return Ok(keys),
+                    Err(fault) => inner.pause_after(fault).await?,
+                }
+            }
+        });
+        let keys = keys.unwrap_or_else(|| Err(self.inner.unreachable()))?;
+        Ok(transaction::page(keys, limit))
+    }
+
+    /// Deletes some of the expired records. Returns `None` if there are no more.
+    pub(crate) fn compact(&self, limit: usize) -> Result<Option<Deleted>> {
+        self.inner.check()?;
+        let inner = Arc::clone(&self.inner);
+        let deleted = self.inner.answer(self.inner.deadline(true), async move {
+            time::forget_expired(&inner, limit).await.map_err(Fault::unchanged)
+        });
+        deleted.unwrap_or_else(|| Err(self.inner.unreachable()))
+    }
+
+    /// Returns the store time of the next deletion, or [`NEVER`].
+    pub(crate) fn next_due(&self) -> u64 {
+        let inner = Arc::clone(&self.inner);
+        let due = self.inner.answer(self.inner.deadline(true), async move { time::next_due(&inner).await });
+        // Without an answer, look again at the next change.
+        due.and_then(Result::ok).unwrap_or(NEVER)
+    }
+
+    /// Returns the time until `due`, or `None` for [`NEVER`] or with a manual clock.
+    pub(crate) fn time_until(&self, due: u64) -> Option<Duration> {
+        let is_never = due == NEVER || self.inner.clock.is_manual();
+        (!is_never).then(|| Duration::from_millis(due.saturating_sub(self.inner.time.now())))
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        self.inner.now()
+    }
+
+    pub(crate) fn id(&self) -> [u8; 16] {
+        self.inner.id
+    }
+
+    /// Returns the address of the database, without the password.
+    pub(crate) fn place(&self) -> &Path {
+        &self.inner.place
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        self.inner.check()
+    }
+
+    pub(crate) fn is_forked(&self) -> bool {
+        self.inner.is_forked()
+    }
+
+    pub(crate) fn spread(&self, key: &[u8]) -> usize {
+        usize::try_from(self.inner.hasher.hash_one(key) >> 32).unwrap_or_default()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats { commits: self.inner.commits.get(), conflicts: self.inner.conflicts.get(), ..Stats::default() }
+    }
+
+    /// Ends all sessions, with the lock of this incarnation. Later calls only wait for the first one.
+    pub(crate) fn close(&self) {
+        if self.is_forked() {
+            // The parent owns the thread.
+            if let Some(mut running) = self.running.try_lock() {
+                std::mem::forget(running.take());
+            }
+            return;
+        }
+        self.inner.is_closed.store(true, Ordering::Release);
+        let mut running = self.running.lock();
+        if let Some(session) = self.inner.keeper.close() {
+            // The server frees the lock. If it does not answer, it does so when it notices the end of the session.
+            let unlocked = async move { session.run("SELECT pg_advisory_unlock_all()").await };
+            let _ = self.inner.answer(self.inner.deadline(false), unlocked);
+        }
+        drop(running.take());
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Runs a call on the thread of the store. Returns `None` if there is no answer by the deadline, or if the store is
+/// closed meanwhile. The call is then dropped.
+fn answer<T: Send + 'static>(
+    handle: &Handle,
+    deadline: Instant,
+    call: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let (reply, answer) = crossbeam_channel::bounded(1);
+    handle.spawn(async move {
+        if let Ok(done) = tokio::time::timeout_at(deadline.into(), call).await {
+            // The caller may have gone.
+            let _ = reply.send(done);
+        }
+    });
+    answer.recv_deadline(deadline).ok()
+}
+
+/// Returns the deadline of a call that begins now. An endless one is far away.
+fn deadline_of(timeout: Duration) -> Instant {
+    let now = monotonic();
+    now.checked_add(timeout.min(LONGEST)).unwrap_or(now)
+}
+
+fn failed(what: &str, place: &Path, why: &Error) -> Error {
+    why.wrap(why.kind(), &format!("{what} {}", place.display()))
+}
+
+impl Inner {
+    fn answer<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        call: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        answer(&self.handle, deadline, call)
+    }
+
+    fn deadline(&self, waits: bool) -> Instant {
+        let timeout = if waits { self.timeout } else { self.timeout.min(DROP_PATIENCE) };
+        deadline_of(timeout)
+    }
+
+    fn now(&self) -> Now {
+        // No owner is dead: whoever reads has declared the dead ones.
+        let effect_seed = self.effect_seeds.draw();
+        Now { store: self.time.now(), wall: self.clock.wall(), first: 0, opened: 0, effect_seed }
+    }
+
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.pid
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.is_forked() {
+            let message = format!("the store {} was opened by the parent of this process", self.place.display());
+            return Err(Error::new(ErrorKind::StoreInUse, message));
+        }
+        if self.is_closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Returns the error of a call that had no answer by its deadline.
+    fn unreachable(&self) -> Error {
+        if self.is_closed.load(Ordering::Acquire) {
+            return Error::closed();
+        }
+        let why = self.why.lock().clone().unwrap_or_else(|| "it does not answer".to_owned());
+        Error::new(ErrorKind::Unavailable, format!("the server of {} cannot be reached: {why}", self.place.display()))
+    }
+
+    /// The largest time by which a time that was written may be counted too far: see [`time`].
+    fn slack(&self) -> i64 {
+        if self.clock.is_manual() { 0 } else { signed(time::MAX_ADVANCE) }
+    }
+
+    /// Returns the change of a row. Waits for an incarnation if the change makes a claim.
+    fn write(&self, change: &Change, seen: u64, options: &CommitOptions<'_>, deadline: Instant) -> Result<Write> {
+        let Some((name, key)) = change.key.split() else {
+            return Err(Error::new(ErrorKind::Corrupt, "a key has no name"));
+        };
+        let decided = options.decided.unwrap_or_else(|| self.time.now());
+        let columns = match change.record() {
+            Some(stored) => Columns::new(stored)?,
+            None => Columns::removed(decided, decided.saturating_add(REMOVED_FOR)),
+        };
+        let claimed_by = if row::claims(&columns) { Some(self.keeper.incarnation(deadline)?) } else { None };
+        Ok(Write {
+            name: name.to_owned(),
+            key: key.to_vec(),
+            columns,
+            seen,
+            change: random(),
+            decided,
+            slack: self.slack(),
+            keeps_expiry: options.kept.contains(&change.key),
+            until: row::time(options.until),
+            claimed_by,
+            dead: None,
+        })
+    }
+}

@@ -1,0 +1,242 @@
+//! Reads and changes of single records.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Inner;
+use super::row::{self, Columns, Numbers, signed, unsigned};
+use super::session::{Fault, RETRY_PAUSE, Session, get};
+use super::sql::Query;
+use super::waits;
+use crate::store::{Content, Load, StoreKey};
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::record::StoredRecord;
+
+/// The content of a key, as one statement has read it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Found {
+    pub(super) content: Option<Content>,
+    /// 0 if the key has no row. A removed record has a row and no content.
+    pub(super) revision: u64,
+    /// The store time of the same snapshot.
+    pub(super) time: u64,
+    /// The owner of a record in progress whose lock was free, with the life of the server in which it began.
+    free: Option<(i32, Option<String>)>,
+}
+
+impl Found {
+    pub(super) fn has_free_owner(&self) -> bool {
+        self.free.is_some()
+    }
+}
+
+/// A change of one record.
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    pub(super) name: String,
+    pub(super) key: Vec<u8>,
+    pub(super) columns: Columns,
+    /// The revision that the row must still have, 0 if there must be none.
+    pub(super) seen: u64,
+    /// A random number, by which the row of this change is found again.
+    pub(super) change: i64,
+    /// The store time of the decision.
+    pub(super) decided: u64,
+    /// By how much the times are moved at least.
+    pub(super) slack: i64,
+    pub(super) keeps_expiry: bool,
+    /// The store time from which the change is refused.
+    pub(super) until: Option<i64>,
+    /// The owner that the record gets, if it changes. Its lock must be held.
+    pub(super) claimed_by: Option<i32>,
+    /// The owner that the record has. Its lock must be free.
+    pub(super) dead: Option<i32>,
+}
+
+impl Write {
+    /// Makes the change, unless the row has changed or a condition does not hold.
+    pub(super) async fn make(&self, session: &mut Session, class: i32) -> Result<Option<Numbers>, Fault> {
+        let Columns { state, generation, token, updated, expires, body, outcome } = &self.columns;
+        let (decided, owner) = (signed(self.decided), self.claimed_by.unwrap_or_default());
+        let (query, owner, seen) = match self.seen {
+            0 => (Query::Insert, Some(owner), 0),
+            seen => (Query::Update, self.claimed_by, signed(seen)),
+        };
+        let mut values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![
+            &self.name,
+            &self.key,
+            state,
+            generation,
+            token,
+            &owner,
+            &self.change,
+            updated,
+            expires,
+            &decided,
+            &self.slack,
+            &self.keeps_expiry,
+            body,
+            outcome,
+            &self.until,
+            &class,
+            &self.claimed_by,
+        ];
+        if self.seen != 0 {
+            values.extend_from_slice(&[&seen, &self.dead]);
+        }
+        let row = session.row(query, &values).await?;
+        row.map(|row| Numbers::read(&row, 0)).transpose()
+    }
+
+    /// Finds out whether this change was made, and is still the last one.
+    pub(super) async fn find(&self, session: &mut Session) -> Result<Option<Numbers>, Fault> {
+        let row = session.row(Query::Find, &[&self.name, &self.key, &self.change]).await?;
+        row.map(|row| Numbers::read(&row, 0)).transpose()
+    }
+}
+
+/// Reads a key once.
+pub(super) async fn read_once(
+    session: &mut Session,
+    (me, class): (i32, i32),
+    key: &StoreKey,
+    load: Load,
+) -> Result<Found, Fault> {
+    let Some((name, bytes)) = key.split() else { return Ok(Found::default()) };
+    if !key.is_record() {
+        let row = session.row(Query::ReadRow, &[&name, &bytes]).await?;
+        let value = row.map(|row| get::<&[u8]>(&row, 0).map(|value| Content::Row(value.into()))).transpose()?;
+        return Ok(Found { content: value, ..Found::default() });
+    }
+    let query = if load == Load::All { Query::Read } else { Query::ReadWithoutOutcome };
+    let Some(row) = session.row(query, &[&name, &bytes, &me, &class]).await? else {
+        let message = "the tables of the store are empty";
+        return Err(Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message)));
+    };
+    let mut found = Found { time: unsigned(get(&row, 0)?), ..Found::default() };
+    let state: Option<i16> = get(&row, 1)?;
+    if let Some(state) = state {
+        let numbers = Numbers::read(&row, 2)?;
+        found.revision = numbers.revision();
+        if state != 0 {
+            let stored = row::record(numbers, get(&row, 7)?, get(&row, 12)?, get(&row, 8)?)?;
+            found.content = Some(Content::Record(stored));
+        }
+        if get(&row, 10)? {
+            found.free = Some((get(&row, 9)?, get(&row, 11)?));
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a key. A record whose owner is dead is first declared interrupted, so no answer depends on a look at a lock.
+pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Result<Found, Error> {
+    loop {
+        let done = async {
+            inner.tick_if_manual().await?;
+            let mut taken = inner.pool.take().await?;
+            let me = (inner.keeper.last(), inner.class);
+            let found = read_once(&mut taken.session, me, key, load).await?;
+            let declares =
+                found.free.as_ref().filter(|(owner, life)| inner.keeper.may_declare(*owner, life.as_deref()));
+            let Some((owner, _)) = declares else {
+                inner.pool.give_back(taken);
+                return Ok(Some(found));
+            };
+            // Also if `load` left out the outcome: a record in progress has none.
+            if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
+                match write.make(&mut taken.session, inner.class).await {
+                    Ok(_) => {}
+                    // A transaction of the owner has locked the row: it is alive enough.
+                    Err(Fault::Refused(error)) if error.kind() == ErrorKind::Busy => return Ok(Some(found)),
+                    Err(fault) => return Err(fault),
+                }
+            }
+            inner.pool.give_back(taken);
+            Ok(None)
+        };
+        match done.await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(fault) => inner.pause_after(fault).await?,
+        }
+    }
+}
+
+fn declaration(inner: &Inner, key: &StoreKey, found: &Found, owner: i32) -> Result<Option<Write>> {
+    let stored = found.content.as_ref().and_then(Content::record);
+    let Some((stored, (name, bytes))) = stored.zip(key.split()) else { return Ok(None) };
+    let orphaned = StoredRecord::orphaned(stored, found.time, inner.clock.wall());
+    Ok(Some(Write {
+        name: name.to_owned(),
+        key: bytes.to_vec(),
+        columns: Columns::new(&orphaned)?,
+        seen: found.revision,
+        change: super::random(),
+        decided: found.time,
+        slack: inner.slack(),
+        keeps_expiry: false,
+        until: None,
+        claimed_by: None,
+        dead: Some(owner),
+    }))
+}
+
+/// Makes a change. After a lost session the same change is made again: whichever comes second finds the first.
+///
+/// `sent` becomes true when the change may have been made.
+pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool) -> Result<Option<Numbers>, Error> {
+    loop {
+        let was_sent = sent.load(Ordering::Relaxed);
+        let done = async {
+            inner.tick_if_manual().await?;
+            let mut taken = inner.pool.take().await?;
+            sent.store(true, Ordering::Relaxed);
+            let mut made = write.make(&mut taken.session, inner.class).await?;
+            if made.is_none() && was_sent {
+                made = write.find(&mut taken.session).await?;
+            }
+            if let (None, Some(me)) = (made, write.claimed_by) {
+                // Otherwise the caller would try again and again, until the keeper notices that its session is lost.
+                let row = taken.session.row(Query::IsFree, &[&inner.class, &me]).await?;
+                if row.map(|row| get(&row, 0)).transpose()? == Some(true) {
+                    inner.keeper.give_up(me);
+                }
+            }
+            inner.pool.give_back(taken);
+            Ok(made)
+        };
+        match done.await {
+            Ok(made) => return Ok(made),
+            Err(Fault::Refused(error)) if was_sent => return Err(unsettled(&error)),
+            Err(fault) => inner.pause_after(fault).await?,
+        }
+    }
+}
+
+pub(super) fn unsettled(why: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Unsettled, format!("the server was lost during a commit, which may have been made: {why}"))
+}
+
+impl Inner {
+    /// Waits a little before the next attempt, or returns the error of a server that refuses.
+    pub(super) async fn pause_after(&self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Refused(error) => Err(error),
+            Fault::Again => Ok(()),
+            Fault::Lost(why) => {
+                *self.why.lock() = Some(why);
+                self.pool.clear();
+                tokio::time::sleep(RETRY_PAUSE).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells the waiters of other engines that a key has lost its owner.
+    pub(super) fn tell(self: &Arc<Self>, key: &StoreKey) {
+        if let Some(message) = self.waits.answer(key, self.keeper.last()) {
+            waits::send(self, message);
+        }
+    }
+}

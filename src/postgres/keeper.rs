@@ -1,0 +1,161 @@
+//! Incarnations: the lives of an engine at the server.
+//!
+//! The keeper session of an incarnation holds an advisory lock from before the first claim. If the lock is free, the
+//! incarnation is dead, for ever: who loses the session takes another number, and adopts those of its claims that
+//! nobody has declared dead meanwhile.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Inner;
+use super::session::{Fault, Notifications, RETRY_PAUSE, Session};
+use crate::types::clock::monotonic;
+use crate::types::error::{Error, ErrorKind, Result};
+
+/// The longest time for a new incarnation to begin.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the owners of an earlier life of the server have to come back. All of them have lost their locks at once.
+const GRACE: Duration = Duration::from_secs(5);
+/// The server notices a cut connection of a keeper after about 11 s.
+const KEEPALIVES: &str = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = 11000; SET statement_timeout = '10s'; SET idle_session_timeout = 0;";
+/// Identifies the life of the server. Advisory locks do not outlive it.
+pub(super) const LIFE: &str = "SELECT s.system_identifier || '/' || c.timeline_id || '/'
+    || extract(epoch FROM pg_postmaster_start_time()) FROM pg_control_system() s, pg_control_checkpoint() c";
+
+#[derive(Debug, Default)]
+pub(super) struct Keeper {
+    state: Mutex<State>,
+    began: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Holds the lock.
+    session: Option<Session>,
+    life: String,
+    /// All incarnations of this engine, the present one last.
+    mine: Vec<i32>,
+    is_closed: bool,
+    /// Owners of an earlier life of the server, and when each was first seen without its lock.
+    returning: HashMap<i32, Instant>,
+}
+
+impl Keeper {
+    /// Returns the present incarnation. Waits for a new one if the last has lost its session.
+    pub(super) fn incarnation(&self, deadline: Instant) -> Result<i32> {
+        let mut state = self.state.lock();
+        loop {
+            match state.mine.last() {
+                _ if state.is_closed => return Err(Error::closed()),
+                Some(number) if state.session.is_some() => return Ok(*number),
+                _ => {}
+            }
+            if self.began.wait_until(&mut state, deadline).timed_out() {
+                let message = "the engine has lost its session at the server, and cannot begin another one";
+                return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+        }
+    }
+
+    /// Returns the last incarnation, alive or not.
+    pub(super) fn last(&self) -> i32 {
+        self.state.lock().mine.last().copied().unwrap_or_default()
+    }
+
+    /// Returns the life of the server in which the last incarnation began.
+    pub(super) fn life(&self) -> String {
+        self.state.lock().life.clone()
+    }
+
+    /// True if an owner without its lock may be declared dead.
+    pub(super) fn may_declare(&self, owner: i32, life: Option<&str>) -> bool {
+        let mut state = self.state.lock();
+        // Without a session it is not known whether the server has begun another life.
+        if state.session.is_none() || state.mine.contains(&owner) {
+            return false;
+        }
+        if life == Some(state.life.as_str()) {
+            return true;
+        }
+        let now = monotonic();
+        let first = *state.returning.entry(owner).or_insert(now);
+        now.saturating_duration_since(first) >= GRACE
+    }
+
+    /// Ends the session of this incarnation. The keeper begins another one.
+    pub(super) fn give_up(&self, incarnation: i32) {
+        let mut state = self.state.lock();
+        if state.mine.last() == Some(&incarnation) {
+            drop(state.session.take());
+        }
+    }
+
+    /// Refuses further claims. Returns the session that holds the lock.
+    pub(super) fn close(&self) -> Option<Session> {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        self.began.notify_all();
+        state.session.take()
+    }
+}
+
+/// Begins an incarnation.
+pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
+    let (session, notifications) = inner.pool.connect().await?;
+    // Settings that this version of the server does not have are left out.
+    for setting in KEEPALIVES.split_inclusive(';') {
+        match session.run(setting).await {
+            Ok(()) | Err(Fault::Refused(_)) => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+    let (schema, class) = (&inner.schema, inner.class);
+    let number: i32 = session.value(&format!("SELECT nextval('{schema}.incarnation')::integer"), &[]).await?;
+    session.run(&format!("SELECT pg_advisory_lock({class}, {number})")).await?;
+    let life: String = session.value(LIFE, &[]).await?;
+    // Its first commit is synchronous. So when it returns, everything that it can read is durable, also on a standby.
+    let born = format!("INSERT INTO {schema}.incarnations (id, server) VALUES ($1, $2)");
+    session.client.execute(&born, &[&number, &life]).await.map_err(|cause| Fault::new(&cause))?;
+    // Before the adoption: if this session is lost too, the next incarnation adopts from this one.
+    let mine = {
+        let mut state = inner.keeper.state.lock();
+        state.mine.push(number);
+        state.mine.clone()
+    };
+    if mine.len() > 1 {
+        let adopt = format!("UPDATE {schema}.records SET owner = $1 WHERE state = 1 AND owner = ANY ($2)");
+        session.client.execute(&adopt, &[&number, &mine]).await.map_err(|cause| Fault::new(&cause))?;
+    }
+    session.run(&format!("LISTEN {}", inner.waits.channel)).await?;
+    let mut state = inner.keeper.state.lock();
+    if state.is_closed {
+        return Err(Fault::Refused(Error::closed()));
+    }
+    state.life = life;
+    state.session = Some(session);
+    inner.keeper.began.notify_all();
+    Ok(notifications)
+}
+
+/// Keeps an incarnation alive: reads its notifications until its session ends, and then begins another one.
+pub(super) async fn run(inner: Arc<Inner>, mut notifications: Notifications) {
+    loop {
+        while let Some(notification) = notifications.recv().await {
+            inner.waits.heard(notification.payload(), inner.keeper.last());
+        }
+        inner.keeper.give_up(inner.keeper.last());
+        notifications = loop {
+            if inner.keeper.state.lock().is_closed {
+                return;
+            }
+            match tokio::time::timeout(PATIENCE, begin(&inner)).await {
+                Ok(Ok(notifications)) => break notifications,
+                _ => tokio::time::sleep(RETRY_PAUSE).await,
+            }
+        };
+    }
+}

@@ -1,0 +1,154 @@
+//! Opens a store: tests the server, and finds or creates the tables.
+
+use std::sync::Arc;
+
+use super::row::unsigned;
+use super::session::{Fault, Pool, Session, get};
+use super::sql::{SCHEMA, quoted};
+use super::{Inner, commit};
+use crate::store::{Load, StoreKey};
+use crate::types::error::{Error, ErrorKind, Result};
+
+/// The format of the tables that this version reads and writes.
+const FORMAT: i32 = 1;
+/// The oldest version of the server that has everything that is used.
+const OLDEST: i32 = 130_000;
+/// How often the test looks for another server session behind the same connection.
+const ROUNDS: usize = 3;
+
+fn unsupported(why: &str) -> Fault {
+    Fault::Refused(Error::new(ErrorKind::InvalidOptions, format!("the server cannot hold a store: {why}")))
+}
+
+/// Checks that a lock belongs to its session, and that what the server has committed is durable.
+pub(super) async fn test_server(pool: &Pool) -> Result<(), Fault> {
+    let ((holder, _), (other, _)) = (pool.connect().await?, pool.connect().await?);
+    let version: i32 = simple(&holder, "SHOW server_version_num").await?;
+    if version < OLDEST {
+        return Err(unsupported(&format!("its version is {version}, the oldest that can is {OLDEST}")));
+    }
+    if simple::<String>(&holder, "SELECT pg_is_in_recovery()").await? != "f" {
+        return Err(unsupported("it is a replica, which accepts no changes: name the primary"));
+    }
+    for setting in ["fsync", "full_page_writes"] {
+        if simple::<String>(&holder, &format!("SHOW {setting}")).await? != "on" {
+            return Err(unsupported(&format!("it runs with {setting} = off, so a crash may lose or damage answers")));
+        }
+    }
+    let [a, b, ..] = super::random().to_le_bytes();
+    let (class, lock) = (i32::from(a) << 8 | i32::from(b), super::random() & 0x7fff_ffff);
+    holder.run(&format!("SELECT pg_advisory_lock({class}, {lock})")).await?;
+    let pid: i32 = simple(&holder, "SELECT pg_backend_pid()").await?;
+    let pooled = || {
+        unsupported(
+            "a pooler gives its sessions to several clients: connect to the server directly, or to a pooler in session mode",
+        )
+    };
+    for _ in 0..ROUNDS {
+        other.run("BEGIN").await?;
+        let got: String = simple(&other, &format!("SELECT pg_try_advisory_xact_lock_shared({class}, {lock})")).await?;
+        if simple::<i32>(&other, "SELECT pg_backend_pid()").await? == pid {
+            return Err(pooled());
+        }
+        if got != "f" {
+            return Err(unsupported(
+                "two sessions got the same lock: its advisory locks lock nothing, or a pooler moves sessions",
+            ));
+        }
+        if simple::<i32>(&holder, "SELECT pg_backend_pid()").await? != pid {
+            return Err(pooled());
+        }
+        other.run("COMMIT").await?;
+    }
+    holder.run(&format!("SELECT pg_advisory_unlock({class}, {lock})")).await
+}
+
+/// Returns the one value of a statement. Prepares nothing: a pooler may not keep what was prepared.
+async fn simple<T: std::str::FromStr>(session: &Session, text: &str) -> Result<T, Fault> {
+    let rows = session.client.simple_query(text).await.map_err(|cause| Fault::new(&cause))?;
+    let value = rows.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    });
+    value.ok_or_else(|| unsupported(&format!("it does not answer {text}")))
+}
+
+/// What an open has found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tables {
+    pub(super) id: [u8; 16],
+    pub(super) created: bool,
+}
+
+/// Finds the tables, or creates them.
+pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> Result<Tables, Fault> {
+    let (session, _) = pool.connect().await?;
+    let name = quoted(schema);
+    let found = is_there(&session, &name).await?;
+    let created = if found {
+        false
+    } else if allowed {
+        create(&session, schema, &name).await?
+    } else {
+        let message = format!("the database has no store in schema {schema}");
+        return Err(Fault::Refused(Error::new(ErrorKind::NotFound, message)));
+    };
+    let row = session.client.query_one(&format!("SELECT uuid_send(id), format FROM {name}.store"), &[]).await;
+    let row = row.map_err(|cause| match Fault::new(&cause) {
+        Fault::Refused(error) if error.kind() == ErrorKind::UnsupportedFormat => foreign(schema, &error),
+        Fault::Lost(why) if !session.client.is_closed() => foreign(schema, &why),
+        fault => fault,
+    })?;
+    let (id, format): (&[u8], i32) = (get(&row, 0)?, get(&row, 1)?);
+    if format != FORMAT {
+        let message = format!("the store in schema {schema} has format {format}, this version knows {FORMAT}");
+        return Err(Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message)));
+    }
+    let id = <[u8; 16]>::try_from(id).map_err(|_| foreign(schema, &"its id is no UUID"))?;
+    Ok(Tables { id, created })
+}
+
+/// Declares the owners dead that died while no engine looked, so that the TTLs of their records start now. Returns the
+/// number of interrupted records.
+pub(super) async fn record_deaths(inner: &Arc<Inner>) -> Result<u64, Fault> {
+    let (schema, class) = (&inner.schema, inner.class);
+    let taken = inner.pool.take().await?;
+    let dead = format!(
+        "SELECT manager, key FROM {schema}.records WHERE state = 1 AND owner IN (
+             SELECT owner FROM (SELECT DISTINCT owner FROM {schema}.records WHERE state = 1) o
+             WHERE pg_try_advisory_xact_lock_shared({class}, owner))"
+    );
+    let rows = taken.session.client.query(&dead, &[]).await.map_err(|cause| Fault::new(&cause))?;
+    for row in rows {
+        let key = StoreKey::record(get(&row, 0)?, get(&row, 1)?);
+        commit::read(inner, &key, Load::WithoutOutcome).await.map_err(Fault::Refused)?;
+    }
+    let count = format!("SELECT count(*) FROM {schema}.records WHERE state IN (1, 4, 5) AND state = 5");
+    let interrupted: i64 = taken.session.value(&count, &[]).await?;
+    inner.pool.give_back(taken);
+    Ok(unsigned(interrupted))
+}
+
+fn foreign(schema: &str, why: &dyn std::fmt::Display) -> Fault {
+    let message = format!("schema {schema} holds other tables than those of a store: {why}");
+    Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message))
+}
+
+async fn is_there(session: &Session, name: &str) -> Result<bool, Fault> {
+    session.value("SELECT to_regclass($1) IS NOT NULL", &[&format!("{name}.store")]).await
+}
+
+/// Creates the tables, unless another engine does so at the same time. Returns true if this one did.
+async fn create(session: &Session, schema: &str, name: &str) -> Result<bool, Fault> {
+    session.run("BEGIN").await?;
+    session
+        .run(&format!("SELECT pg_advisory_xact_lock(hashtext('oncekey'), hashtext('{}'))", schema.replace('\'', "''")))
+        .await?;
+    let creates = !is_there(session, name).await?;
+    if creates {
+        let text = SCHEMA.replace("{s}", name);
+        session.run(&text).await?;
+    }
+    session.run("COMMIT").await?;
+    Ok(creates)
+}

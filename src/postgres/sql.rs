@@ -1,0 +1,146 @@
+//! Every statement. Each takes one round trip, and each reads by the primary key or by one index.
+//!
+//! All of them run under READ COMMITTED, except those of transactions: each changes one row, if its revision is still
+//! the one that was read.
+
+/// The tables, with `{s}` for the quoted name of the schema.
+pub(super) const SCHEMA: &str = include_str!("schema.sql");
+
+/// The statements that a session prepares when it first needs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Query {
+    Time,
+    Tick,
+    Read,
+    ReadWithoutOutcome,
+    Insert,
+    Update,
+    Find,
+    Keep,
+    Absent,
+    ReadRow,
+    PutRow,
+    RemoveRow,
+    Records,
+    Unfinished,
+    Rows,
+    Awaited,
+    Expired,
+    Delete,
+    NextDue,
+    IsFree,
+}
+
+impl Query {
+    /// Returns the text for tables in the schema with this quoted name.
+    pub(super) fn text(self, schema: &str) -> String {
+        let text = match self {
+            Self::Time => "SELECT tick, time FROM {s}.store",
+            // Fenced by the tick: of all who saw one tick, one advances the time.
+            Self::Tick => "UPDATE {s}.store SET tick = tick + 1, time = time + $2 WHERE tick = $1 RETURNING tick, time",
+            Self::Read => return READ.replace("{outcome}", "r.outcome").replace("{s}", schema),
+            Self::ReadWithoutOutcome => return READ.replace("{outcome}", "NULL::bytea").replace("{s}", schema),
+            Self::Insert => INSERT,
+            Self::Update => UPDATE,
+            Self::Find => {
+                "SELECT generation, revision, token, updated, expires FROM {s}.records
+                 WHERE manager = $1 AND key = $2 AND change = $3"
+            }
+            // Fails under SERIALIZABLE if the row has changed since it was read.
+            Self::Keep => "SELECT FROM {s}.records WHERE manager = $1 AND key = $2 FOR SHARE",
+            // The same for a key that was read and had no row.
+            Self::Absent => {
+                "INSERT INTO {s}.records (manager, key, state, generation, revision, token, owner, change, updated,
+                                          expires, body)
+                 SELECT $1, $2, 0, n, n, n, 0, 0, 0, $3, '' FROM (SELECT nextval('{s}.number') AS n) n
+                 ON CONFLICT (manager, key) DO NOTHING"
+            }
+            Self::ReadRow => "SELECT value FROM {s}.rows WHERE \"table\" = $1 AND key = $2",
+            Self::PutRow => {
+                "INSERT INTO {s}.rows (\"table\", key, value) VALUES ($1, $2, $3)
+                 ON CONFLICT (\"table\", key) DO UPDATE SET value = excluded.value"
+            }
+            Self::RemoveRow => "DELETE FROM {s}.rows WHERE \"table\" = $1 AND key = $2",
+            Self::Records => {
+                "SELECT manager, key FROM {s}.records WHERE (manager, key) >= ($1, $2) AND (manager, key) < ($3, $4)
+                 AND state > 0 ORDER BY manager, key LIMIT $5"
+            }
+            Self::Unfinished => {
+                "SELECT manager, key FROM {s}.records WHERE (manager, key) >= ($1, $2) AND (manager, key) < ($3, $4)
+                 AND state IN (1, 4, 5) ORDER BY manager, key LIMIT $5"
+            }
+            Self::Rows => {
+                "SELECT \"table\", key FROM {s}.rows WHERE (\"table\", key) >= ($1, $2)
+                 AND (\"table\", key) < ($3, $4) ORDER BY \"table\", key LIMIT $5"
+            }
+            Self::Awaited => {
+                "SELECT r.manager, r.key, r.revision, r.state, r.state = 1 AND NOT CASE WHEN r.state = 1 AND r.owner <> $3
+                        THEN pg_try_advisory_xact_lock_shared($4, r.owner) ELSE false END
+                 FROM unnest($1::text[], $2::bytea[]) a (manager, key)
+                 JOIN {s}.records r ON r.manager = a.manager AND r.key = a.key"
+            }
+            Self::Expired => {
+                "SELECT r.manager, r.key, r.state, r.generation, r.revision, r.token, r.updated, r.expires, r.body,
+                        octet_length(r.outcome)
+                 FROM {s}.records r WHERE r.expires <= $1 ORDER BY r.expires LIMIT $2"
+            }
+            Self::Delete => "DELETE FROM {s}.records WHERE manager = $1 AND key = $2 AND revision = $3",
+            Self::NextDue => "SELECT min(expires) FROM {s}.records WHERE expires IS NOT NULL",
+            Self::IsFree => "SELECT pg_try_advisory_xact_lock_shared($1, $2)",
+        };
+        text.replace("{s}", schema)
+    }
+}
+
+/// The record, the time, and whether the lock of another owner is free. A row in any case.
+const READ: &str = "
+SELECT t.time, r.state, r.generation, r.revision, r.token, r.updated, r.expires, r.body, {outcome}, r.owner,
+       CASE WHEN r.state = 1 AND r.owner <> $3 THEN pg_try_advisory_xact_lock_shared($4, r.owner) ELSE false END,
+       CASE WHEN r.state = 1 AND r.owner <> $3 THEN (SELECT i.server FROM {s}.incarnations i WHERE i.id = r.owner) END,
+       octet_length(r.outcome)
+FROM {s}.store t LEFT JOIN {s}.records r ON r.manager = $1 AND r.key = $2";
+
+// The parameters of both: $1 manager, $2 key, $3 state, $4 generation, $5 token (0: the number of this commit),
+// $6 owner, $7 change, $8 updated, $9 expires, $10 the time of the decision, $11 what the times are moved by at least,
+// $12 whether `expires` stays, $13 body, $14 outcome, $15 the time from which the commit is refused,
+// $16 the class of the locks, $17 the own incarnation if its lock must be held.
+
+/// Adds a record where there is no row. No row is returned if there is one, or if a condition does not hold. Then no
+/// number is drawn, so a begin of a key that has a record writes nothing.
+const INSERT: &str = "
+INSERT INTO {s}.records
+       (manager, key, state, generation, revision, token, owner, change, updated, expires, body, outcome)
+SELECT $1::text, $2::bytea, $3::smallint, CASE WHEN $4::bigint = 0 THEN n.number ELSE $4::bigint END, n.number,
+       CASE WHEN $5::bigint = 0 THEN n.number ELSE $5::bigint END, $6::integer, $7::bigint,
+       $8::bigint + n.time - $10::bigint + $11::bigint,
+       CASE WHEN $12::boolean THEN $9::bigint ELSE $9::bigint + n.time - $10::bigint + $11::bigint END,
+       $13::bytea, $14::bytea
+FROM (SELECT nextval('{s}.number') AS number, time FROM {s}.store
+      WHERE ($15::bigint IS NULL OR time < $15::bigint)
+        AND NOT EXISTS (SELECT FROM {s}.records WHERE manager = $1::text AND key = $2::bytea)
+        AND ($17::integer IS NULL OR NOT pg_try_advisory_xact_lock_shared($16::integer, $17::integer))) n
+ON CONFLICT (manager, key) DO NOTHING
+RETURNING generation, revision, token, updated, expires";
+
+/// Changes the row with the revision $18. If $19 is given, it must be the owner, and its lock must be free.
+const UPDATE: &str = "
+WITH n AS MATERIALIZED (
+    SELECT nextval('{s}.number') AS number, time FROM {s}.store
+    WHERE ($15::bigint IS NULL OR time < $15::bigint)
+      AND ($17::integer IS NULL OR NOT pg_try_advisory_xact_lock_shared($16::integer, $17::integer))
+      AND ($19::integer IS NULL OR pg_try_advisory_xact_lock_shared($16::integer, $19::integer)))
+UPDATE {s}.records r SET
+    state = $3::smallint, generation = CASE WHEN $4::bigint = 0 THEN n.number ELSE $4::bigint END, revision = n.number,
+    token = CASE WHEN $5::bigint = 0 THEN n.number ELSE $5::bigint END,
+    owner = COALESCE($6::integer, r.owner), change = $7::bigint,
+    updated = $8::bigint + n.time - $10::bigint + $11::bigint,
+    expires = CASE WHEN $12::boolean THEN $9::bigint ELSE $9::bigint + n.time - $10::bigint + $11::bigint END,
+    updated_at = now(), body = $13::bytea, outcome = $14::bytea
+FROM n WHERE r.manager = $1::text AND r.key = $2::bytea AND r.revision = $18::bigint
+  AND ($19::integer IS NULL OR r.owner = $19::integer)
+RETURNING r.generation, r.revision, r.token, r.updated, r.expires";
+
+/// Returns a name as a quoted identifier.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,163 @@
+//! Store time, which no wall clock moves, and what expires by it.
+//!
+//! The time is a number in the database. An engine that has seen a tick advances the time by no more than it has
+//! measured since, and only if nobody else has: the ticks count the advances. So the time never runs faster than any
+//! real clock. A time that is written may be counted too far by what passed between the last tick and the write. That
+//! is at most one advance, so it is added to every expiry. While no engine is open, the time stands still.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::session::{Fault, Session, get};
+use super::sql::Query;
+use super::{Inner, REMOVED_FOR, Write, row};
+use crate::store::Deleted;
+use crate::types::clock::NEVER;
+use crate::types::record::Now;
+
+/// The time between two ticks.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// The largest advance of one tick, in milliseconds. More than the interval, so that a late tick loses nothing.
+pub(super) const MAX_ADVANCE: u64 = 20_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Time {
+    /// The newest time that a statement has returned.
+    known: AtomicU64,
+    /// The last tick that was seen, and the time of the engine's clock after that.
+    seen: tokio::sync::Mutex<(i64, u64)>,
+}
+
+impl Time {
+    pub(super) fn now(&self) -> u64 {
+        self.known.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn saw(&self, time: u64) {
+        self.known.fetch_max(time, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    /// Reads the tick and the time.
+    pub(super) async fn look_at_time(&self) -> Result<(), Fault> {
+        let mut taken = self.pool.take().await?;
+        let mut seen = self.time.seen.lock().await;
+        *seen = self.read_tick(&mut taken.session).await?;
+        drop(seen);
+        self.pool.give_back(taken);
+        Ok(())
+    }
+
+    async fn read_tick(&self, session: &mut Session) -> Result<(i64, u64), Fault> {
+        let row = session.row(Query::Time, &[]).await?;
+        let tick = row.map(|row| self.tick_of(&row)).transpose()?.unwrap_or_default();
+        // After the answer: the tick had come by then.
+        Ok((tick, self.clock.now()))
+    }
+
+    fn tick_of(&self, row: &tokio_postgres::Row) -> Result<i64, Fault> {
+        self.time.saw(row::unsigned(get(row, 1)?));
+        get(row, 0)
+    }
+
+    /// Advances the time by what has passed since the last tick.
+    pub(super) async fn tick(&self) -> Result<(), Fault> {
+        let mut seen = self.time.seen.lock().await;
+        let now = self.clock.now();
+        let passed = now.saturating_sub(seen.1);
+        if passed == 0 {
+            return Ok(());
+        }
+        let advance = row::signed(if self.clock.is_manual() { passed } else { passed.min(MAX_ADVANCE) });
+        let mut taken = self.pool.take().await?;
+        *seen = match taken.session.row(Query::Tick, &[&seen.0, &advance]).await? {
+            Some(row) => (self.tick_of(&row)?, now),
+            // Another engine has advanced the time.
+            None => self.read_tick(&mut taken.session).await?,
+        };
+        drop(seen);
+        self.pool.give_back(taken);
+        Ok(())
+    }
+
+    /// With a manual clock, the time is exact at each call.
+    pub(super) async fn tick_if_manual(&self) -> Result<(), Fault> {
+        if self.clock.is_manual() { self.tick().await } else { Ok(()) }
+    }
+}
+
+/// Advances the time again and again.
+pub(super) async fn run(inner: Arc<Inner>) {
+    while !inner.clock.is_manual() {
+        tokio::time::sleep(INTERVAL).await;
+        // The next tick makes up for one that failed.
+        let _ = tokio::time::timeout(INTERVAL, inner.tick()).await;
+    }
+}
+
+/// How long expired rows stay, so that the numbers of a key only grow.
+fn delay(inner: &Inner) -> u64 {
+    if inner.clock.is_manual() { 0 } else { REMOVED_FOR }
+}
+
+/// Returns the store time of the next deletion.
+pub(super) async fn next_due(inner: &Arc<Inner>) -> Result<u64, Fault> {
+    let mut taken = inner.pool.take().await?;
+    let row = taken.session.row(Query::NextDue, &[]).await?;
+    inner.pool.give_back(taken);
+    let earliest: Option<i64> = row.map(|row| get(&row, 0)).transpose()?.flatten();
+    Ok(earliest.map_or(NEVER, |earliest| row::unsigned(earliest).saturating_add(delay(inner))))
+}
+
+/// Deletes expired records, or what of them is not remembered. Returns `None` if there are none.
+pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize) -> Result<Option<Deleted>, Fault> {
+    inner.tick_if_manual().await?;
+    let mut taken = inner.pool.take().await?;
+    let session = &mut taken.session;
+    let row = session.row(Query::Time, &[]).await?;
+    row.map(|row| inner.tick_of(&row)).transpose()?;
+    let now = Now { store: inner.time.now(), ..inner.now() };
+    let due = row::signed(now.store.saturating_sub(delay(inner)));
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = session.rows(Query::Expired, &[&due, &limit]).await?;
+    let mut deleted = (!rows.is_empty()).then(Deleted::default);
+    for row in rows {
+        let (name, key, state): (&str, &[u8], i16) = (get(&row, 0)?, get(&row, 1)?, get(&row, 2)?);
+        let numbers = row::Numbers::read(&row, 3)?;
+        let revision = row::signed(numbers.revision());
+        if state == 0 {
+            session.rows(Query::Delete, &[&name, &key, &revision]).await?;
+            continue;
+        }
+        let stored = row::record(numbers, get(&row, 8)?, get(&row, 9)?, None)?;
+        match stored.remembered(&now) {
+            None => drop(session.rows(Query::Delete, &[&name, &key, &revision]).await?),
+            Some(rest) => {
+                let columns = row::Columns::new(&rest).map_err(Fault::Refused)?;
+                let write = Write {
+                    name: name.to_owned(),
+                    key: key.to_vec(),
+                    columns,
+                    seen: numbers.revision(),
+                    change: super::random(),
+                    decided: now.store,
+                    slack: 0,
+                    keeps_expiry: true,
+                    until: None,
+                    claimed_by: None,
+                    dead: None,
+                };
+                write.make(session, inner.class).await?;
+            }
+        }
+        // Otherwise it was counted when it became only remembered.
+        if let Some(deleted) = deleted.as_mut().filter(|_| !stored.is_forgotten) {
+            deleted.add(stored.outcome_len);
+            deleted.interrupted += u64::from(state == 5);
+        }
+    }
+    inner.pool.give_back(taken);
+    Ok(deleted)
+}

@@ -1,0 +1,63 @@
+//! Claims whose begin had no answer by its deadline.
+//!
+//! The caller got an error and no claim, so nobody will end the record if the begin was made, and the process of its
+//! owner lives. This task finds out, and gives the key back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::commit::{Write, read};
+use super::row::Columns;
+use super::session::{Fault, RETRY_PAUSE};
+use super::{Happened, Inner};
+use crate::store::{Content, Load, StoreKey};
+use crate::types::clock::monotonic;
+use crate::types::error::Result;
+
+/// How long a lost statement may still run: longer than the server's timeout of statements.
+const STATEMENTS_END: Duration = Duration::from_secs(40);
+
+/// Gives the key back if this begin is made, now or later.
+pub(super) fn give_back(inner: &Arc<Inner>, begin: Arc<Write>) {
+    let task = Arc::clone(inner);
+    let over = monotonic().checked_add(STATEMENTS_END);
+    inner.handle.spawn(async move {
+        // Its session is lost, so whatever it still does ends before then.
+        while !settle(&task, &begin, over).await.unwrap_or(false) {
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    });
+}
+
+/// Returns true if the begin was given back, or can no longer be made.
+async fn settle(inner: &Arc<Inner>, begin: &Write, over: Option<Instant>) -> Result<bool, Fault> {
+    let key = StoreKey::record(&begin.name, &begin.key);
+    let mut taken = inner.pool.take().await?;
+    let made = begin.find(&mut taken.session).await?;
+    inner.pool.give_back(taken);
+    let found = read(inner, &key, Load::WithoutOutcome).await.map_err(Fault::Refused)?;
+    let Some(made) = made.filter(|made| made.revision() == found.revision) else {
+        // Another change came first, or none is to come.
+        return Ok(found.revision != begin.seen || over.is_some_and(|over| over <= monotonic()));
+    };
+    let Some(stored) = found.content.as_ref().and_then(Content::record) else { return Ok(true) };
+    let columns = Columns::new(&stored.given_back(found.time, inner.clock.wall())).map_err(Fault::Refused)?;
+    let write = Write {
+        columns,
+        seen: made.revision(),
+        change: super::random(),
+        decided: found.time,
+        keeps_expiry: false,
+        until: None,
+        claimed_by: None,
+        ..begin.clone()
+    };
+    let mut taken = inner.pool.take().await?;
+    let given_back = write.make(&mut taken.session, inner.class).await?.is_some();
+    inner.pool.give_back(taken);
+    if given_back {
+        inner.tell(&key);
+        inner.waits.report(&key, Happened::GivenUp);
+    }
+    Ok(given_back)
+}

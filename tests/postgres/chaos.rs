@@ -1,0 +1,200 @@
+//! Everything goes wrong at once: workers are killed, sessions are terminated, and the server crashes. Each effect in a
+//! row of the store happens once, and no answer is lost or changed.
+//!
+//! `ONCEKEY_CHAOS` is the number of seconds.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use oncekey::{
+    Begin, Engine, Error, ManagerOptions, OnInterrupted, RecordInfo, Status, admin::RecordFilter, stage::Next,
+};
+
+use crate::engines::Texts;
+use crate::server::Server;
+
+const URL: &str = "ONCEKEY_CHAOS_URL";
+const FIRST: &str = "ONCEKEY_CHAOS_FIRST";
+const WORKERS: usize = 4;
+/// The workers meet at the same keys: each goes through the numbers, a little ahead of or behind the others.
+const AHEAD: u64 = 5;
+
+fn manager(engine: &Engine) -> Texts {
+    let options = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
+    engine.manager_with("chaos", options).unwrap()
+}
+
+fn count(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().unwrap())
+}
+
+/// Runs one key to its end, or leaves it to another worker. Returns its answer if there is one.
+fn run(engine: &Engine, key: &str, me: &str) -> Result<Option<String>, Error> {
+    let mut claim = match manager(engine).begin(key)? {
+        Begin::Claimed(claim) => claim,
+        Begin::Replay(record) => return Ok(record.into_outcome().ok()),
+        _ => return Ok(None),
+    };
+    if claim.recovery_point() == oncekey::stage::STARTED {
+        claim.work_stage(|tx| {
+            let effects = tx.table("effects")?;
+            let seen = effects.get(key)?.map_or(0, |bytes| count(&bytes));
+            effects.insert(key, (seen + 1).to_be_bytes())?;
+            Ok::<_, Error>(Next::advance("done"))
+        })?;
+    }
+    // A tenth is given up once, after the effect.
+    if claim.attempt() == 1 && key.ends_with('3') {
+        claim.release()?;
+        return Ok(None);
+    }
+    let answer = format!("{me} {key}");
+    claim.succeed(&answer)?;
+    Ok(Some(answer))
+}
+
+/// Not a test: a worker that the test kills.
+#[test]
+#[ignore = "a process of another test"]
+fn worker() {
+    let Ok(url) = std::env::var(URL) else { return };
+    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
+    let me = format!("{}", std::process::id());
+    let Ok(engine) = Engine::options().sync_timeout(Duration::from_secs(5)).connect(&url) else { return };
+    for number in first.. {
+        let key = format!("{number}");
+        // After an error the key is left to the others.
+        let said = match run(&engine, &key, &me) {
+            Ok(Some(answer)) => format!("@answer {key}={answer}\n"),
+            Ok(None) => format!("@left {key}\n"),
+            Err(error) => format!("@error {key} {:?}\n", error.kind()),
+        };
+        if std::io::stdout().lock().write_all(said.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// What the workers have said.
+#[derive(Default)]
+struct Said {
+    answers: BTreeMap<String, String>,
+    errors: BTreeMap<String, u64>,
+    highest: u64,
+}
+
+fn start(server: &Server, first: u64) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "chaos::worker", "--ignored", "--nocapture"]);
+    command.env(URL, server.url()).env(FIRST, first.to_string());
+    command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
+}
+
+/// Reads what a worker says until it ends. Each answer must be the first one of its key.
+fn listen(worker: &mut Child, said: &Mutex<Said>) {
+    for line in BufReader::new(worker.stdout.take().unwrap()).lines().map_while(Result::ok) {
+        let Some((verb, rest)) = line.strip_prefix('@').and_then(|line| line.split_once(' ')) else { continue };
+        let mut said = said.lock().unwrap();
+        match verb {
+            "answer" => {
+                let (key, answer) = rest.split_once('=').unwrap();
+                said.highest = said.highest.max(key.parse().unwrap());
+                let first = said.answers.entry(key.to_owned()).or_insert_with(|| answer.to_owned());
+                assert_eq!(first, answer, "the answer of {key} has changed");
+            }
+            "error" => *said.errors.entry(rest.split_once(' ').unwrap().1.to_owned()).or_default() += 1,
+            _ => {}
+        }
+    }
+}
+
+/// Brings what was left to its end, and compares every key with what was said. Returns the numbers of keys and of those
+/// that were left.
+fn check(engine: &Engine, said: &Said) -> (usize, usize) {
+    // What was left is brought to its end.
+    let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
+    let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
+    for key in &left {
+        crate::until(|| run(engine, key, "last").unwrap().is_some());
+    }
+    let (texts, effects) = (manager(engine), engine.table("effects").unwrap());
+    let mut keys = 0;
+    for info in engine.records(RecordFilter::new()).unwrap() {
+        let key = info.unwrap().key().to_string();
+        assert_eq!(effects.get(&key).unwrap().map(|bytes| count(&bytes)), Some(1), "effects of {key}");
+        let answer = texts.get(key.as_str()).unwrap().unwrap().into_outcome().unwrap().unwrap();
+        assert_eq!(said.answers.get(&key).unwrap_or(&answer), &answer, "the answer of {key} was lost");
+        keys += 1;
+    }
+    for key in said.answers.keys() {
+        assert!(texts.get(key.as_str()).unwrap().is_some(), "{key} was answered and is not there");
+    }
+    (keys, left.len())
+}
+
+#[test]
+fn every_effect_happens_once_and_no_answer_is_lost() {
+    let seconds = std::env::var("ONCEKEY_CHAOS").map_or(8, |seconds| seconds.parse().unwrap());
+    let server = Server::start("");
+    drop(Engine::connect(&server.url()).unwrap());
+    let said = Mutex::new(Said::default());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let (mut terminated, mut crashes) = (0, 0);
+    let kills = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            let (said, server, kills) = (&said, &server, &kills);
+            scope.spawn(move || {
+                for life in 0_u64.. {
+                    if Instant::now() > end {
+                        return;
+                    }
+                    let first = said.lock().unwrap().highest.saturating_sub(AHEAD);
+                    let mut child = start(server, first);
+                    let pid = child.id();
+                    // Killed after a time that differs from life to life.
+                    let kill = Duration::from_millis(300 + (worker as u64 * 331 + life * 577) % 1_400);
+                    let killer = std::thread::spawn(move || {
+                        std::thread::sleep(kill);
+                        let _ = Command::new("kill").arg("-KILL").arg(pid.to_string()).status();
+                    });
+                    listen(&mut child, said);
+                    killer.join().unwrap();
+                    child.wait().unwrap();
+                    kills.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0_u64.. {
+            std::thread::sleep(Duration::from_millis(120));
+            if Instant::now() > end {
+                break;
+            }
+            if round % 20 == 19 {
+                server.restart("immediate", "");
+                crashes += 1;
+            } else {
+                // Any session, of a keeper too.
+                server.sql(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'
+                    AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1",
+                );
+                terminated += 1;
+            }
+        }
+    });
+    let said = said.into_inner().unwrap();
+    let (keys, left) = check(&Engine::connect(&server.url()).unwrap(), &said);
+    println!(
+        "{keys} keys, {} answers, {} kills, {terminated} sessions ended, {crashes} crashes, {} left, {:?}",
+        said.answers.len(),
+        kills.into_inner(),
+        left,
+        said.errors
+    );
+    assert!(keys > 50 && crashes > 0, "{keys} keys, {crashes} crashes");
+}

@@ -1,0 +1,165 @@
+//! Lost sessions, lost answers, and a server that does not answer.
+
+use std::time::{Duration, Instant};
+
+use oncekey::{Begin, Claim, Engine, Error, ErrorKind, ManagerOptions, OnInterrupted, Status, stage::Next};
+
+use crate::engines::{Texts, claimed, texts};
+use crate::proxy::Proxy;
+use crate::server::Server;
+use crate::{new_schema, open, options, shared, until};
+
+fn number(engine: &Engine, key: &str) -> u64 {
+    let value = engine.table("effects").unwrap().get(key).unwrap();
+    value.map_or(0, |value| u64::from_be_bytes(value.as_ref().try_into().unwrap()))
+}
+
+/// Runs a stage that counts in a row of its own key.
+fn stage(claim: &mut Claim<String, String>, key: &str) -> Result<(), Error> {
+    claim.work_stage(|tx| {
+        let effects = tx.table("effects")?;
+        let seen = effects.get(key)?.map_or(0, |value| u64::from_be_bytes(value.as_ref().try_into().unwrap()));
+        effects.insert(key, (seen + 1).to_be_bytes())?;
+        Ok::<_, Error>(Next::advance("counted"))
+    })?;
+    Ok(())
+}
+
+/// Any one answer of the server is lost with its session, at each point of a cycle: every call still returns its right
+/// answer, and the effect of the stage is there once.
+#[test]
+fn a_lost_answer_is_found_out() {
+    let (proxy, schema) = (Proxy::start(), new_schema());
+    let engine = options(&schema).connect(&proxy.url()).unwrap();
+    let texts: Texts = engine.manager_with("m", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
+    let cycle = |key: &str| {
+        let mut claim = claimed(texts.begin(key).unwrap());
+        assert_eq!(claim.attempt(), 1, "{key}");
+        stage(&mut claim, key).unwrap();
+        claim.succeed(&key.to_owned()).unwrap();
+        let Begin::Replay(record) = texts.begin(key).unwrap() else { panic!("{key} has its answer") };
+        assert_eq!(record.into_outcome(), Ok(key.to_owned()));
+        assert_eq!(number(&engine, key), 1, "{key}");
+    };
+    cycle("all statements are prepared");
+    let mut answers = 0;
+    // Until a cycle has fewer answers than that.
+    while proxy.lost() == answers {
+        answers += 1;
+        assert!(answers < 200, "a cycle ends");
+        proxy.lose(i64::try_from(answers).unwrap());
+        cycle(&format!("lost-{answers}"));
+    }
+    assert!(answers > 15, "{answers} answers were lost, one after the other");
+}
+
+/// A begin whose answer is lost, and that the server cannot be asked about by the deadline, blocks the key for nobody.
+#[test]
+fn a_begin_without_an_answer_is_given_back() {
+    let (proxy, schema) = (Proxy::start(), new_schema());
+    let engine = options(&schema).sync_timeout(Duration::from_millis(500)).connect(&proxy.url()).unwrap();
+    let texts = texts(&engine);
+    texts.execute("all statements are prepared", |_| Ok(String::new())).unwrap();
+    let mut unsettled = 0;
+    for answer in 1..5 {
+        let key = format!("{answer}");
+        proxy.refuse(true);
+        proxy.lose(answer);
+        let begun = texts.begin(key.as_str());
+        proxy.lose(0);
+        proxy.refuse(false);
+        match begun {
+            Ok(begun) => drop(claimed(begun).release().unwrap()),
+            Err(error) => {
+                let kind = error.kind();
+                assert!(matches!(kind, ErrorKind::Unavailable | ErrorKind::Unsettled), "{error}");
+                unsettled += u32::from(kind == ErrorKind::Unsettled);
+            }
+        }
+        until(|| texts.begin(key.as_str()).unwrap().into_claim().is_ok_and(|claim| claim.release().is_ok()));
+    }
+    assert!(unsettled > 0, "the answer of a commit was lost");
+}
+
+#[test]
+fn a_live_claim_survives_the_loss_of_every_session() {
+    let schema = new_schema();
+    let (one, two) = (open(&schema), open(&schema));
+    let claim = claimed(texts(&one).begin("k").unwrap());
+    let end = format!(
+        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l, \"{schema}\".incarnations i
+         WHERE l.locktype = 'advisory' AND l.objid = i.id AND i.id = 1"
+    );
+    let incarnations = || shared().sql(&format!("SELECT count(*) FROM \"{schema}\".incarnations"));
+    shared().sql(&end);
+    until(|| incarnations() == "3");
+    let owner = format!("SELECT owner FROM \"{schema}\".records");
+    until(|| shared().sql(&owner) == "3");
+    assert!(matches!(texts(&two).begin("k").unwrap(), Begin::InProgress(_)), "the claim was adopted");
+    claim.succeed(&"done".to_owned()).unwrap();
+    assert_eq!(texts(&two).get("k").unwrap().unwrap().status(), Status::Succeeded);
+}
+
+#[test]
+fn a_claim_is_lost_if_its_owner_was_declared_dead() {
+    let (proxy, schema) = (Proxy::start(), new_schema());
+    let (cut_off, other) = (options(&schema).connect(&proxy.url()).unwrap(), open(&schema));
+    let claim = claimed(texts(&cut_off).begin("k").unwrap());
+    proxy.refuse(true);
+    proxy.cut();
+    until(|| texts(&other).get("k").unwrap().unwrap().status() == Status::Interrupted);
+    proxy.refuse(false);
+    let error = claim.succeed(&"late".to_owned()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ClaimLost);
+    assert_eq!(texts(&other).get("k").unwrap().unwrap().status(), Status::Interrupted, "nothing of it has arrived");
+    // The engine has another incarnation, in which it claims.
+    claimed(texts(&cut_off).begin("another").unwrap()).release().unwrap();
+}
+
+/// A server that hangs makes no call, no drop and no close hang.
+#[test]
+fn every_call_to_a_server_that_hangs_ends_by_its_deadline() {
+    let (proxy, schema) = (Proxy::start(), new_schema());
+    let timeout = Duration::from_millis(700);
+    let engine = options(&schema).sync_timeout(timeout).connect(&proxy.url()).unwrap();
+    let texts = texts(&engine);
+    let (ends, drops) = (claimed(texts.begin("ends").unwrap()), claimed(texts.begin("drops").unwrap()));
+    let in_time = |began: Instant| assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    proxy.hang(true);
+    let began = Instant::now();
+    assert_eq!(texts.get("ends").unwrap_err().kind(), ErrorKind::Unavailable);
+    let kind = texts.begin("new").unwrap_err().kind();
+    assert!(matches!(kind, ErrorKind::Unavailable | ErrorKind::Unsettled), "{kind:?}");
+    let error = ends.succeed(&"done".to_owned()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unsettled), "{error}");
+    drop(drops);
+    in_time(began);
+    proxy.hang(false);
+    // The claim is alive, and the same call ends it.
+    error.claim.succeed(&"done".to_owned()).unwrap();
+    // The drop is recorded later.
+    until(|| texts.get("drops").unwrap().unwrap().status() == Status::Interrupted);
+    proxy.hang(true);
+    let began = Instant::now();
+    let _ = engine.close();
+    in_time(began);
+}
+
+/// All sessions and locks are lost at once, on both sides.
+#[test]
+fn live_claims_survive_a_crash_of_the_server() {
+    let server = Server::start("");
+    let engines: Vec<Engine> = (0..2).map(|_| Engine::connect(&server.url()).unwrap()).collect();
+    let managers: Vec<Texts> = engines.iter().map(texts).collect();
+    let claims: Vec<_> =
+        managers.iter().zip(["a", "b"]).map(|(texts, key)| claimed(texts.begin(key).unwrap())).collect();
+    texts(&engines[0]).execute("answered", |_| Ok("done".to_owned())).unwrap();
+    server.restart("immediate", "");
+    // Each asks for the other's key at once: the grace lets it come back first.
+    assert!(matches!(managers[0].begin("b").unwrap(), Begin::InProgress(_)));
+    assert!(matches!(managers[1].begin("a").unwrap(), Begin::InProgress(_)));
+    assert!(matches!(managers[1].begin("answered").unwrap(), Begin::Replay(_)));
+    for claim in claims {
+        claim.succeed(&"done".to_owned()).unwrap();
+    }
+}

@@ -1,0 +1,55 @@
+//! Tests of stores on PostgreSQL that have no equal on the embedded store: several engines and processes, lost sessions,
+//! and servers that cannot hold a store. `tests/it` tests the rest on both.
+#![cfg(all(feature = "postgres", unix))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+mod chaos;
+mod engines;
+mod errors;
+mod faults;
+mod plans;
+mod proxy;
+mod server;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use oncekey::{Engine, EngineOptions};
+use server::Server;
+
+/// Returns the server that most tests share. Each test uses a schema of its own.
+fn shared() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(""))
+}
+
+/// Returns the name of a schema that no other test uses.
+fn new_schema() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+fn options(schema: &str) -> EngineOptions {
+    Engine::options().schema(schema)
+}
+
+fn open(schema: &str) -> Engine {
+    options(schema).connect(&shared().url()).unwrap()
+}
+
+/// Waits until the condition holds.
+fn until(condition: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "it takes too long");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,53 @@
+//! The plans of the statements: each reads by the primary key or by the index that was made for it.
+
+use oncekey::{Error, admin::RecordFilter, stage::Next};
+
+use crate::engines::{claimed, texts};
+use crate::options;
+use crate::server::Server;
+
+#[test]
+fn no_statement_reads_a_whole_table() {
+    let log = "-c session_preload_libraries=auto_explain -c auto_explain.log_min_duration=0
+               -c auto_explain.log_level=log";
+    let server = Server::start(&log.replace('\n', " "));
+    let engine = options("plans").connect(&server.url()).unwrap();
+    let texts = texts(&engine);
+    // Many finished records that were in progress: an index on the state would have an entry for each.
+    for key in 0..300 {
+        texts.execute(format!("{key}"), |_| Ok("done".to_owned())).unwrap();
+    }
+    // A new key and its ending take one round trip each: nothing is read first.
+    let reads = std::fs::read_to_string(server.dir.join("log")).unwrap().matches("LEFT JOIN").count();
+    assert!(reads < 10, "{reads} reads in 300 cycles");
+    let mut claim = claimed(texts.begin("k").unwrap());
+    claim
+        .work_stage(|tx| {
+            tx.table("t")?.insert("a", "b")?;
+            tx.table("t")?.remove("c")?;
+            assert_eq!(tx.table("t")?.iter().count(), 1);
+            Ok::<_, Error>(Next::advance("on"))
+        })
+        .unwrap();
+    claim.succeed(&"done".to_owned()).unwrap();
+    claimed(texts.begin("released").unwrap()).release().unwrap();
+    assert_eq!(engine.records(RecordFilter::new()).unwrap().count(), 302);
+    assert_eq!(engine.interrupted().unwrap().count(), 0);
+    assert!(texts.forget("k").unwrap());
+    engine.compact_now().unwrap();
+    engine.close().unwrap();
+
+    let log = std::fs::read_to_string(server.dir.join("log")).unwrap();
+    let uses = |index: &str| log.contains(&format!("using {index}"));
+    assert!(uses("records_pkey") && uses("rows_pkey") && uses("records_due"), "the log has the plans");
+    let plans: Vec<&str> = log.split("plan:").skip(1).collect();
+    for plan in &plans {
+        // The one row of `store` has no better way.
+        let whole = plan.lines().find(|line| line.contains("Seq Scan on") && !line.contains("Seq Scan on store"));
+        assert!(whole.is_none(), "{plan}");
+        // Nothing that names a key goes by another index.
+        let by_key = plan.contains("key = $2") || plan.contains("UPDATE");
+        assert!(!(by_key && plan.contains("records_unfinished")), "{plan}");
+    }
+    assert!(plans.len() > 600, "{} plans", plans.len());
+}

@@ -1,0 +1,107 @@
+//! A proxy before the server that loses answers, hangs, or ends connections.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::shared;
+
+#[derive(Default)]
+struct State {
+    /// Counts down with each answer of the server. The one at which it becomes zero is lost, with its connection.
+    until_lost: AtomicI64,
+    lost: AtomicU64,
+    /// True if nothing is forwarded.
+    hangs: AtomicBool,
+    /// True if there are no new connections.
+    refuses: AtomicBool,
+    streams: Mutex<Vec<UnixStream>>,
+}
+
+pub(crate) struct Proxy {
+    dir: PathBuf,
+    state: Arc<State>,
+}
+
+impl Proxy {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("oncekey-proxy-").tempdir().unwrap().keep();
+        let listener = UnixListener::bind(dir.join(".s.PGSQL.5432")).unwrap();
+        let state = Arc::new(State::default());
+        let accepts = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if accepts.refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let server = UnixStream::connect(shared().dir.join(".s.PGSQL.5432")).unwrap();
+                accepts.streams.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+                let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let state = Arc::clone(&accepts);
+                std::thread::spawn(move || forward(&state, from, to, false));
+                let state = Arc::clone(&accepts);
+                std::thread::spawn(move || forward(&state, server, client, true));
+            }
+        });
+        Self { dir, state }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("host={} user=oncekey dbname=postgres", self.dir.display())
+    }
+
+    /// Loses the answer that comes as the `number`th from now.
+    pub(crate) fn lose(&self, number: i64) {
+        self.state.until_lost.store(number, Ordering::SeqCst);
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.state.lost.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn hang(&self, hangs: bool) {
+        self.state.hangs.store(hangs, Ordering::SeqCst);
+        if !hangs {
+            self.cut();
+        }
+    }
+
+    pub(crate) fn refuse(&self, refuses: bool) {
+        self.state.refuses.store(refuses, Ordering::SeqCst);
+    }
+
+    /// Ends all connections.
+    pub(crate) fn cut(&self) {
+        for stream in self.state.streams.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.cut();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn forward(state: &State, mut from: UnixStream, mut to: UnixStream, is_answer: bool) {
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut bytes) {
+        if state.hangs.load(Ordering::SeqCst) {
+            // The connection stays, and what it carries never arrives.
+            continue;
+        }
+        if is_answer && state.until_lost.fetch_sub(1, Ordering::SeqCst) == 1 {
+            state.lost.fetch_add(1, Ordering::SeqCst);
+            break;
+        }
+        if to.write_all(&bytes[..len]).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
