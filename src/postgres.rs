@@ -111,6 +111,11 @@ impl fmt::Debug for Inner {
     }
 }
 
+/// Returns the statements that create the tables of a store in this schema.
+pub(crate) fn schema_sql(schema: &str) -> String {
+    sql::SCHEMA.replace("{s}", &sql::quoted(schema))
+}
+
 /// Returns random bits.
 fn random() -> i64 {
     crate::types::key::random().first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes))
