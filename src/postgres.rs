@@ -273,6 +273,7 @@ impl Store {
             unsettled::give_back(inner, Arc::clone(&write));
         }
         let Some(numbers) = made? else { return Ok(false) };
+        inner.keep(write.claimed_by, deadline);
         if let Some(Content::Record(stored)) = &mut change.content {
             numbers.set(Arc::make_mut(stored));
         }
@@ -447,6 +448,14 @@ impl Inner {
             return Err(Error::new(ErrorKind::StoreInUse, message));
         }
         if self.is_closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Makes sure that a claim that was just committed belongs to the present incarnation.
+    fn keep(self: &Arc<Self>, claimed_by: Option<i32>, deadline: Instant) {
+        let Some(claimed_by) = claimed_by.filter(|me| *me != self.keeper.last()) else { return };
+        let inner = Arc::clone(self);
+        // Without an answer the server is away, and the next incarnation adopts it.
+        let _ = self.answer(deadline, async move { keeper::adopt_late(&inner, claimed_by).await });
     }
 
     /// Returns the error of a call that had no answer by its deadline.
