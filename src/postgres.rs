@@ -111,6 +111,11 @@ impl fmt::Debug for Inner {
     }
 }
 
+/// Returns the statements that create the tables of a store in this schema.
+pub(crate) fn schema_sql(schema: &str) -> String {
+    sql::SCHEMA.replace("{s}", &sql::quoted(schema))
+}
+
 /// Returns random bits.
 fn random() -> i64 {
     crate::types::key::random().first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes))
@@ -268,6 +273,7 @@ impl Store {
             unsettled::give_back(inner, Arc::clone(&write));
         }
         let Some(numbers) = made? else { return Ok(false) };
+        inner.keep(write.claimed_by, deadline);
         if let Some(Content::Record(stored)) = &mut change.content {
             numbers.set(Arc::make_mut(stored));
         }
@@ -442,6 +448,14 @@ impl Inner {
             return Err(Error::new(ErrorKind::StoreInUse, message));
         }
         if self.is_closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    /// Makes sure that a claim that was just committed belongs to the present incarnation.
+    fn keep(self: &Arc<Self>, claimed_by: Option<i32>, deadline: Instant) {
+        let Some(claimed_by) = claimed_by.filter(|me| *me != self.keeper.last()) else { return };
+        let inner = Arc::clone(self);
+        // Without an answer the server is away, and the next incarnation adopts it.
+        let _ = self.answer(deadline, async move { keeper::adopt_late(&inner, claimed_by).await });
     }
 
     /// Returns the error of a call that had no answer by its deadline.

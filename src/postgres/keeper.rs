@@ -127,8 +127,7 @@ pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
         state.mine.clone()
     };
     if mine.len() > 1 {
-        let adopt = format!("UPDATE {schema}.records SET owner = $1 WHERE state = 1 AND owner = ANY ($2)");
-        session.client.execute(&adopt, &[&number, &mine]).await.map_err(|cause| Fault::new(&cause))?;
+        adopt(inner, &session, &mine).await?;
     }
     session.run(&format!("LISTEN {}", inner.waits.channel)).await?;
     let mut state = inner.keeper.state.lock();
@@ -139,6 +138,28 @@ pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
     state.session = Some(session);
     inner.keeper.began.notify_all();
     Ok(notifications)
+}
+
+/// Gives the live claims of earlier incarnations to the last one.
+async fn adopt(inner: &Inner, session: &Session, mine: &[i32]) -> Result<(), Fault> {
+    let (schema, number) = (&inner.schema, mine.last());
+    let adopt = format!("UPDATE {schema}.records SET owner = $1 WHERE state = 1 AND owner = ANY ($2) AND owner <> $1");
+    session.client.execute(&adopt, &[&number, &mine]).await.map(drop).map_err(|cause| Fault::new(&cause))
+}
+
+/// Adopts a claim of this incarnation that was committed after a later one had adopted the others.
+pub(super) async fn adopt_late(inner: &Inner, mut claimed_by: i32) -> Result<(), Fault> {
+    loop {
+        let mine = inner.keeper.state.lock().mine.clone();
+        // An incarnation that begins from here on sees the claim.
+        if mine.last() == Some(&claimed_by) {
+            return Ok(());
+        }
+        let taken = inner.pool.take().await?;
+        adopt(inner, &taken.session, &mine).await?;
+        inner.pool.give_back(taken);
+        claimed_by = mine.last().copied().unwrap_or_default();
+    }
 }
 
 /// Keeps an incarnation alive: reads its notifications until its session ends, and then begins another one.

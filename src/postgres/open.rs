@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::row::unsigned;
 use super::session::{Fault, Pool, Session, get};
-use super::sql::{SCHEMA, quoted};
-use super::{Inner, commit};
+use super::sql::quoted;
+use super::{Inner, commit, schema_sql};
 use crate::store::{Load, StoreKey};
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -146,8 +146,7 @@ async fn create(session: &Session, schema: &str, name: &str) -> Result<bool, Fau
         .await?;
     let creates = !is_there(session, name).await?;
     if creates {
-        let text = SCHEMA.replace("{s}", name);
-        session.run(&text).await?;
+        session.run(&schema_sql(schema)).await?;
     }
     session.run("COMMIT").await?;
     Ok(creates)

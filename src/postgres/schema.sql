@@ -1,4 +1,4 @@
--- The tables of a store. `oncekey schema` prints this text.
+-- The tables of a store of the crate oncekey.
 CREATE SCHEMA IF NOT EXISTS {s};
 -- Generations, revisions and tokens. The numbers of one key only grow.
 CREATE SEQUENCE {s}.number AS bigint;

@@ -240,6 +240,7 @@ impl Transaction {
             Err(error) => return Err(unsettled(&error)),
         };
         inner.commits.add(1);
+        inner.keep(plan.writes.iter().find_map(|(_, write)| write.claimed_by), deadline);
         for ((place, write), numbers) in plan.writes.iter().zip(numbers) {
             let Some(change) = changes.get_mut(*place) else { continue };
             if let Some(Content::Record(stored)) = &mut change.content {

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use oncekey::{
-    Begin, CallOptions, Claim, Engine, Interruption, Manager, ManagerOptions, OnInterrupted, Status, Waited,
+    Begin, CallOptions, Claim, Engine, ErrorKind, Interruption, Manager, ManagerOptions, OnInterrupted, Status, Waited,
 };
 
-use crate::{new_schema, open, shared};
+use crate::proxy::Proxy;
+use crate::{new_schema, open, options, shared};
 
 pub(crate) type Texts = Manager<String, String>;
 
@@ -73,7 +74,31 @@ fn a_waiter_of_another_engine_gets_the_answer() {
 #[test]
 fn a_released_key_goes_to_exactly_one_successor() {
     let schema = new_schema();
-    let engines = [open(&schema), open(&schema), open(&schema)];
+    hand_over(&[open(&schema), open(&schema), open(&schema)]);
+}
+
+#[test]
+fn a_released_key_goes_to_exactly_one_successor_although_every_notification_is_lost() {
+    let (schema, proxy) = (new_schema(), Proxy::start());
+    proxy.drop_notifications();
+    let connect = || options(&schema).connect(&proxy.url()).unwrap();
+    hand_over(&[connect(), connect(), connect()]);
+    assert!(proxy.lost() > 0);
+}
+
+#[test]
+fn a_claim_of_another_engine_can_be_revoked_and_not_removed() {
+    let schema = new_schema();
+    let (one, two) = (open(&schema), open(&schema));
+    let claim = claimed(texts(&one).begin("k").unwrap());
+    assert_eq!(texts(&two).remove("k").unwrap_err().kind(), ErrorKind::OwnedByClaim);
+    texts(&two).revoke("k").unwrap();
+    assert_eq!(claim.succeed(&"late".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
+    let info = texts(&one).get("k").unwrap().unwrap().info().clone();
+    assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Revoked)));
+}
+
+fn hand_over(engines: &[Engine; 3]) {
     let (running, done, began) = (AtomicU32::new(0), AtomicU32::new(0), Instant::now());
     std::thread::scope(|scope| {
         for successor in 0..30 {

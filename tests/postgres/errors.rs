@@ -45,7 +45,7 @@ fn users_databases_and_privileges_are_checked() {
     shared().sql(&format!("CREATE ROLE \"app-{schema}\" LOGIN"));
     let app = url.replace("user=oncekey", &format!("user=app-{schema}"));
     refused(options(&schema).connect(&app), ErrorKind::InvalidOptions, "permission denied");
-    drop(open(&schema));
+    shared().sql(&options(&schema).schema_sql().unwrap());
     refused(options(&schema).connect(&app), ErrorKind::InvalidOptions, "permission denied");
     shared().sql(&format!(
         "GRANT USAGE ON SCHEMA \"{schema}\" TO \"app-{schema}\";

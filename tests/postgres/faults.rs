@@ -81,23 +81,52 @@ fn a_begin_without_an_answer_is_given_back() {
     assert!(unsettled > 0, "the answer of a commit was lost");
 }
 
+/// Ends the session that holds the lock of this incarnation.
+fn end_keeper(schema: &str, incarnation: u32) {
+    let end = format!(
+        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l, \"{schema}\".store s
+         WHERE l.locktype = 'advisory' AND l.objid = {incarnation} AND l.granted AND l.mode = 'ExclusiveLock'
+         AND l.classid::bigint = ('x' || encode(substring(uuid_send(s.id) FROM 4 FOR 1) || substring(uuid_send(s.id) FROM 3 FOR 1)
+             || substring(uuid_send(s.id) FROM 2 FOR 1) || substring(uuid_send(s.id) FROM 1 FOR 1), 'hex'))::bit(32)::bigint"
+    );
+    assert_eq!(shared().sql(&end), "t");
+}
+
 #[test]
 fn a_live_claim_survives_the_loss_of_every_session() {
     let schema = new_schema();
     let (one, two) = (open(&schema), open(&schema));
     let claim = claimed(texts(&one).begin("k").unwrap());
-    let end = format!(
-        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l, \"{schema}\".incarnations i
-         WHERE l.locktype = 'advisory' AND l.objid = i.id AND i.id = 1"
-    );
-    let incarnations = || shared().sql(&format!("SELECT count(*) FROM \"{schema}\".incarnations"));
-    shared().sql(&end);
-    until(|| incarnations() == "3");
+    end_keeper(&schema, 1);
     let owner = format!("SELECT owner FROM \"{schema}\".records");
     until(|| shared().sql(&owner) == "3");
     assert!(matches!(texts(&two).begin("k").unwrap(), Begin::InProgress(_)), "the claim was adopted");
     claim.succeed(&"done".to_owned()).unwrap();
     assert_eq!(texts(&two).get("k").unwrap().unwrap().status(), Status::Succeeded);
+}
+
+/// The session of the owner is lost after its begin has seen the lock, and the adoption comes before its commit.
+#[test]
+fn a_claim_that_comes_after_the_adoption_is_adopted_too() {
+    let schema = new_schema();
+    let (one, two) = (open(&schema), open(&schema));
+    shared().sql(&format!(
+        "CREATE FUNCTION \"{schema}\".slow() RETURNS trigger LANGUAGE plpgsql
+         AS 'BEGIN PERFORM pg_sleep(2); RETURN NEW; END';
+         CREATE TRIGGER slow BEFORE INSERT ON \"{schema}\".records FOR EACH ROW EXECUTE FUNCTION \"{schema}\".slow()"
+    ));
+    let claim = std::thread::scope(|scope| {
+        let begin = scope.spawn(|| claimed(texts(&one).begin("k").unwrap()));
+        let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        until(|| shared().sql(sleeps) != "0");
+        end_keeper(&schema, 1);
+        let incarnations = format!("SELECT count(*) FROM \"{schema}\".incarnations");
+        until(|| shared().sql(&incarnations) == "3");
+        begin.join().unwrap()
+    });
+    assert_eq!(shared().sql(&format!("SELECT owner FROM \"{schema}\".records")), "3");
+    assert!(matches!(texts(&two).begin("k").unwrap(), Begin::InProgress(_)), "the claim was adopted");
+    claim.succeed(&"done".to_owned()).unwrap();
 }
 
 #[test]

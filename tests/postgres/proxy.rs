@@ -16,6 +16,8 @@ struct State {
     lost: AtomicU64,
     /// True if nothing is forwarded.
     hangs: AtomicBool,
+    /// True if the notifications of the server are lost.
+    drops_notifications: AtomicBool,
     /// True if there are no new connections.
     refuses: AtomicBool,
     streams: Mutex<Vec<UnixStream>>,
@@ -69,6 +71,10 @@ impl Proxy {
         }
     }
 
+    pub(crate) fn drop_notifications(&self) {
+        self.state.drops_notifications.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn refuse(&self, refuses: bool) {
         self.state.refuses.store(refuses, Ordering::SeqCst);
     }
@@ -98,6 +104,11 @@ fn forward(state: &State, mut from: UnixStream, mut to: UnixStream, is_answer: b
         if is_answer && state.until_lost.fetch_sub(1, Ordering::SeqCst) == 1 {
             state.lost.fetch_add(1, Ordering::SeqCst);
             break;
+        }
+        // A notification comes alone, because its session waits for nothing else.
+        if is_answer && bytes[0] == b'A' && state.drops_notifications.load(Ordering::SeqCst) {
+            state.lost.fetch_add(1, Ordering::SeqCst);
+            continue;
         }
         if to.write_all(&bytes[..len]).is_err() {
             break;

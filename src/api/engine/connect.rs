@@ -4,9 +4,10 @@ use tokio_postgres::tls::{MakeTlsConnect, NoTls, TlsConnect};
 use tokio_postgres::{Config, Socket};
 
 use super::Engine;
-use crate::postgres::Server;
+use crate::postgres::{Server, schema_sql};
 use crate::protocol::Protocol;
 use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key::check_name;
 use crate::types::options::EngineOptions;
 
 impl Engine {
@@ -35,6 +36,23 @@ impl EngineOptions {
             Error::new(ErrorKind::InvalidOptions, format!("this is not the address of a PostgreSQL database: {cause}"))
         })?;
         self.connect_with(config, NoTls)
+    }
+
+    /// Returns the SQL that creates the tables of a store on PostgreSQL, for migrations. Without it, the first open
+    /// creates them, which needs more privileges than the store needs later.
+    ///
+    /// ```
+    /// # use oncekey::Engine;
+    /// assert!(Engine::options().schema("payments").schema_sql()?.contains("CREATE TABLE \"payments\".records"));
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `InvalidName` if the name of the [`schema`](EngineOptions::schema) is not allowed.
+    pub fn schema_sql(&self) -> Result<String> {
+        check_name("schema", &self.schema)?;
+        Ok(schema_sql(&self.schema))
     }
 
     /// Opens a store on PostgreSQL 13 or later, with any TLS. Creates its tables if there are none.
