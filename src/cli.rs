@@ -8,10 +8,14 @@
 //! use oncekey::cli::{Describers, main as run};
 //!
 //! fn main() -> std::process::ExitCode {
-//!     let describers = Describers::new().manager::<u64, String>("payments", 0, |outcome| match outcome {
-//!         Ok(cents) => format!("{cents} cents"),
-//!         Err(why) => format!("declined: {why}"),
-//!     });
+//!     let describers = Describers::new().manager::<u64, String>(
+//!         "payments",
+//!         0,
+//!         |outcome| match outcome {
+//!             Ok(cents) => format!("{cents} cents"),
+//!             Err(why) => format!("declined: {why}"),
+//!         },
+//!     );
 //!     run(&describers)
 //! }
 //! ```

@@ -14,7 +14,8 @@
 //!   decision, or lets the next caller resume it.
 //! - **Waiters park on condition variables**, and one takes over the key when its owner gives up.
 //!
-//! Not for several processes at once, not for network file systems, and not async.
+//! A directory is not for several processes at once, nor on a network file system; several instances share a store on
+//! PostgreSQL, with the feature `postgres`. The engine is not async.
 //!
 //! ```
 //! use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Manager};
@@ -22,12 +23,19 @@
 //! let engine = Engine::temporary()?; // or Engine::open("payments.oncekey")
 //! let payments: Manager<String> = engine.manager("payments")?;
 //! // The fingerprint identifies the request.
-//! let of = |cents: u64| Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&("EUR", cents))?));
-//! let first = payments.execute_with("order-42", of(1999)?, |_claim| Ok("ch_1".to_owned()))?;
-//! let retry = payments.execute_with("order-42", of(1999)?, |_claim| unreachable!("it has run"))?;
+//! let of = |cents: u64| {
+//!     Ok::<_, oncekey::Error>(
+//!         CallOptions::new().fingerprint(Fingerprint::of(&("EUR", cents))?),
+//!     )
+//! };
+//! let first =
+//!     payments.execute_with("order-42", of(1999)?, |_claim| Ok("ch_1".to_owned()))?;
+//! let retry = payments
+//!     .execute_with("order-42", of(1999)?, |_claim| unreachable!("it has run"))?;
 //! assert!(!first.replayed() && retry.replayed());
 //! assert_eq!(first.value(), retry.value());
-//! let other = payments.execute_with("order-42", of(2999)?, |_claim| unreachable!("another amount"));
+//! let other = payments
+//!     .execute_with("order-42", of(2999)?, |_claim| unreachable!("another amount"));
 //! assert!(matches!(other, Err(ExecuteError::Mismatch(_))));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -57,7 +65,6 @@
 //! [`guides::crashes`] has a table of the effect of `Ok`, `Err`, a panic, `?` and process death on a record.
 //!
 //! # States of a key
-//!
 #![doc = include_str!("guides/states.svg")]
 //!
 //! A key whose owner died, dropped its claim or panicked is *interrupted*: it is not known whether the operation

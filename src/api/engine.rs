@@ -124,7 +124,9 @@ impl Engine {
     /// engine.atomic_phase(|tx| tx.table("t")?.insert("a", "1"))?;
     /// let moved = engine.atomic_phase(|tx| {
     ///     let table = tx.table("t")?;
-    ///     let Some(value) = table.get("a")? else { return Err(PhaseError::User("nothing there")) };
+    ///     let Some(value) = table.get("a")? else {
+    ///         return Err(PhaseError::User("nothing there"));
+    ///     };
     ///     table.remove("a")?;
     ///     table.insert("b", &value)?;
     ///     Ok(value)
@@ -193,7 +195,10 @@ impl Engine {
     /// drop(payments.begin("order-42")?);
     /// for info in engine.interrupted()? {
     ///     let info = info?;
-    ///     assert_eq!((info.manager(), info.interruption()), ("payments", Some(Interruption::Dropped)));
+    ///     assert_eq!(
+    ///         (info.manager(), info.interruption()),
+    ///         ("payments", Some(Interruption::Dropped))
+    ///     );
     /// }
     /// # Ok::<(), oncekey::Error>(())
     /// ```
@@ -336,7 +341,10 @@ impl Engine {
     /// let report = engine.backup(dir.path().join("payments.backup"))?;
     /// assert_eq!((report.succeeded, report.records()), (1, 1));
     /// let copy = Engine::open(dir.path().join("payments.backup"))?;
-    /// assert_eq!(copy.manager::<u64, String>("payments")?.get("order-42")?.unwrap().outcome(), Some(Ok(&1999)));
+    /// assert_eq!(
+    ///     copy.manager::<u64, String>("payments")?.get("order-42")?.unwrap().outcome(),
+    ///     Some(Ok(&1999))
+    /// );
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -385,6 +393,7 @@ impl Engine {
     /// let error = engine.close_when_idle(Duration::ZERO).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::ClaimsAlive);
     /// claim.succeed(&1999)?; // stored, and the directory is unlocked
+    ///
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     ///

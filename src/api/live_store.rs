@@ -30,7 +30,10 @@ use crate::types::value::Value;
 /// Each call uses its own connection. The engine serves 16 connections at a time; a further call returns `Busy`.
 ///
 /// ```
-/// use oncekey::{Engine, Manager, admin::{LiveStore, RecordFilter, Resolution}};
+/// use oncekey::{
+///     Engine, Manager,
+///     admin::{LiveStore, RecordFilter, Resolution},
+/// };
 ///
 /// # let dir = tempfile::tempdir()?;
 /// # let service = Engine::open(dir.path())?;

@@ -238,9 +238,12 @@ impl<T, E> Manager<T, E> {
     /// # use oncekey::{Engine, Manager, OnError};
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64, String> = engine.manager("payments")?;
-    /// let payments = payments.on_error(|why| if why == "busy" { OnError::Release } else { OnError::Store });
+    /// let payments = payments
+    ///     .on_error(|why| if why == "busy" { OnError::Release } else { OnError::Store });
     /// assert!(payments.execute("order-42", |_claim| Err("busy".to_owned())).is_err());
-    /// assert!(payments.execute("order-42", |_claim| Ok(1999)).is_ok_and(|done| !done.replayed()));
+    /// assert!(
+    ///     payments.execute("order-42", |_claim| Ok(1999)).is_ok_and(|done| !done.replayed())
+    /// );
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     #[must_use]

@@ -29,7 +29,8 @@ use crate::types::value::Value;
 /// payments.begin("order-42")?.into_claim().unwrap().succeed(&1999)?;
 /// for name in engine.managers()? {
 ///     let raw = engine.raw(&name)?;
-///     let bytes = raw.get("order-42")?.and_then(|record| record.into_outcome()).unwrap().unwrap();
+///     let bytes =
+///         raw.get("order-42")?.and_then(|record| record.into_outcome()).unwrap().unwrap();
 ///     // Before the value: the codec (1 byte) and the hash of the value's type (8 bytes).
 ///     assert_eq!(bytes.get(9..), Some(&1999_u64.to_le_bytes()[..]));
 /// }
@@ -74,7 +75,10 @@ impl RawManager {
     /// # use oncekey::{ErrorKind, admin::RawManager};
     /// let bytes = RawManager::encode(&1999_u64)?;
     /// assert_eq!(RawManager::decode::<u64>(&bytes)?, 1999);
-    /// assert_eq!(RawManager::decode::<String>(&bytes).unwrap_err().kind(), ErrorKind::TypeMismatch);
+    /// assert_eq!(
+    ///     RawManager::decode::<String>(&bytes).unwrap_err().kind(),
+    ///     ErrorKind::TypeMismatch
+    /// );
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     ///

@@ -22,13 +22,16 @@ const BATCH: usize = 256;
 /// Selects the records to list. Without a condition it selects all.
 ///
 /// ```
-/// use oncekey::{Status, admin::RecordFilter, clock::SystemClock};
 /// use oncekey::clock::Clock as _;
+/// use oncekey::{Status, admin::RecordFilter, clock::SystemClock};
 /// use std::time::Duration;
 ///
 /// # let engine = oncekey::Engine::temporary()?;
 /// let hour_ago = SystemClock.wall() - Duration::from_secs(3600);
-/// let stuck = RecordFilter::new().manager("payments").status(Status::InProgress).updated_before(hour_ago);
+/// let stuck = RecordFilter::new()
+///     .manager("payments")
+///     .status(Status::InProgress)
+///     .updated_before(hour_ago);
 /// assert_eq!(engine.records(stuck)?.count(), 0);
 /// # Ok::<(), oncekey::Error>(())
 /// ```

@@ -68,7 +68,7 @@ pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &We
     let store = std::path::absolute(&asked.store).map_err(failed)?;
     let (options, read_only) = (options.clone(), asked.read_only);
     // Ends as the other commands do if there is no store.
-    super::reach(&options, &store)?.work(|store| Ok(store.stats()?))?;
+    super::reach(&options.clone().read_only(true), &store)?.work(|store| Ok(store.stats()?))?;
     let site = Site { describers, options, store, read_only, opening: Mutex::new(()) };
     let failed = |cause: io::Error| Stop::Io(format!("listen on {}:{}", Ipv4Addr::LOCALHOST, asked.port), cause);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, asked.port)).map_err(failed)?;
@@ -121,7 +121,7 @@ impl Site<'_> {
 
     /// Calls `work` with the store, to read it.
     fn look<T>(&self, work: impl FnOnce(&dyn Store) -> Done<T>) -> Result<T, Fault> {
-        self.with(&self.options, work)
+        self.with(&self.options.clone().read_only(true), work)
     }
 
     /// Calls `work` with the store, to change it.

@@ -51,7 +51,10 @@ use crate::types::record::RecordInfo;
 /// let problem = payments.begin("order-17")?.problem().unwrap();
 /// assert_eq!((problem.code(), problem.is_fault()), ("in_progress", false));
 /// let answer = problem.with_type("https://example.com/problems/").response();
-/// assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (409, &"1".parse().unwrap()));
+/// assert_eq!(
+///     (answer.status().as_u16(), &answer.headers()["retry-after"]),
+///     (409, &"1".parse().unwrap())
+/// );
 /// let body = String::from_utf8_lossy(answer.body());
 /// assert!(body.contains("\"type\":\"https://example.com/problems/in_progress\""));
 /// # Ok::<(), oncekey::Error>(())
@@ -312,25 +315,43 @@ impl<T, E> Begin<T, E> {
     /// codes.
     ///
     /// ```
-    /// use oncekey::{Begin, Engine, http::{Problem, Requests, Response}};
+    /// use oncekey::{
+    ///     Begin, Engine,
+    ///     http::{Problem, Requests, Response},
+    /// };
     ///
-    /// fn pay(payments: &Requests, request: &http::Request<&str>) -> Result<http::Response<Vec<u8>>, Problem> {
+    /// fn pay(
+    ///     payments: &Requests,
+    ///     request: &http::Request<&str>,
+    /// ) -> Result<http::Response<Vec<u8>>, Problem> {
     ///     let header = http::HeaderName::from_static("idempotency-key");
     ///     let key = request.headers().get(&header).ok_or(Problem::missing_key(&header))?;
     ///     let key = key.to_str().unwrap_or_default(); // no text is no key, and refused below
-    ///     Ok(match payments.initialize_request(Some(key), request.method(), request.body(), request.uri().path())? {
-    ///         Begin::Claimed(claim) => {
-    ///             let paid = Response::new(http::StatusCode::CREATED).body(claim.effect_id("charge"));
-    ///             claim.succeed(&paid).map_err(oncekey::Error::from)?;
-    ///             paid.into()
-    ///         }
-    ///         Begin::Replay(done) => done.into_outcome().unwrap_or_else(|failure| failure).into(),
-    ///         other => return Err(other.problem().expect("all others have one")),
-    ///     })
+    ///     Ok(
+    ///         match payments.initialize_request(
+    ///             Some(key),
+    ///             request.method(),
+    ///             request.body(),
+    ///             request.uri().path(),
+    ///         )? {
+    ///             Begin::Claimed(claim) => {
+    ///                 let paid = Response::new(http::StatusCode::CREATED)
+    ///                     .body(claim.effect_id("charge"));
+    ///                 claim.succeed(&paid).map_err(oncekey::Error::from)?;
+    ///                 paid.into()
+    ///             }
+    ///             Begin::Replay(done) => {
+    ///                 done.into_outcome().unwrap_or_else(|failure| failure).into()
+    ///             }
+    ///             other => return Err(other.problem().expect("all others have one")),
+    ///         },
+    ///     )
     /// }
     /// # let engine = Engine::temporary()?;
     /// # let payments = engine.requests("payments")?;
-    /// let request = |key, body| http::Request::post("/").header("idempotency-key", key).body(body).unwrap();
+    /// let request = |key, body| {
+    ///     http::Request::post("/").header("idempotency-key", key).body(body).unwrap()
+    /// };
     /// assert_eq!(pay(&payments, &request("k", "20 EUR")).unwrap().status(), 201);
     /// assert_eq!(pay(&payments, &request("k", "21 EUR")).unwrap_err().code(), "mismatch");
     /// assert_eq!(pay(&payments, &request("", "20 EUR")).unwrap_err().code(), "invalid_key");
@@ -360,7 +381,8 @@ impl<T, E> ExecuteError<T, E> {
     /// let payments: Manager<String> = engine.manager("payments")?;
     /// let _owner = payments.begin("order-17")?;
     /// let options = CallOptions::new().wait(Duration::ZERO);
-    /// let refused = payments.execute_with("order-17", options, |_claim| unreachable!()).unwrap_err();
+    /// let refused =
+    ///     payments.execute_with("order-17", options, |_claim| unreachable!()).unwrap_err();
     /// assert_eq!(refused.problem().unwrap().response().status(), 409);
     /// # Ok::<(), oncekey::Error>(())
     /// ```

@@ -55,10 +55,18 @@ pub use same::SameRequest;
 /// let engine = Engine::temporary()?;
 /// let requests = engine.requests("checkout")?.scoped("user-7")?;
 /// let params = ("cart", 17);
-/// let Begin::Claimed(claim) = requests.initialize_request(Some("k1"), "POST", &params, "/carts")? else { panic!() };
+/// let Begin::Claimed(claim) =
+///     requests.initialize_request(Some("k1"), "POST", &params, "/carts")?
+/// else {
+///     panic!()
+/// };
 /// claim.succeed(&Response::new(StatusCode::CREATED).body("order 1"))?;
 ///
-/// let Begin::Replay(done) = requests.initialize_request(Some("k1"), "POST", &params, "/carts")? else { panic!() };
+/// let Begin::Replay(done) =
+///     requests.initialize_request(Some("k1"), "POST", &params, "/carts")?
+/// else {
+///     panic!()
+/// };
 /// assert_eq!(done.outcome().unwrap().body_bytes(), b"order 1");
 /// let other = requests.initialize_request(Some("k1"), "DELETE", &params, "/carts")?;
 /// assert!(matches!(other, Begin::Mismatch(_)));
@@ -92,8 +100,12 @@ impl Engine {
     /// use oncekey::{Engine, ManagerOptions, OnInterrupted, http::NewRequest};
     ///
     /// let engine = Engine::temporary()?;
-    /// let held = engine.requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Hold))?;
-    /// assert_eq!(held.create(NewRequest::new("POST", "/orders"))?.info().policy(), OnInterrupted::Hold);
+    /// let held = engine
+    ///     .requests_with("r", ManagerOptions::new().on_interrupted(OnInterrupted::Hold))?;
+    /// assert_eq!(
+    ///     held.create(NewRequest::new("POST", "/orders"))?.info().policy(),
+    ///     OnInterrupted::Hold
+    /// );
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn requests_with(&self, name: &str, options: ManagerOptions) -> Result<Requests> {
@@ -127,7 +139,9 @@ impl Requests {
     /// # use oncekey::http::NewRequest;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
-    /// let created = requests.scoped("ada")?.create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
+    /// let created = requests
+    ///     .scoped("ada")?
+    ///     .create(NewRequest::new("POST", "/orders").key("k1".parse()?))?;
     /// assert!(requests.scoped("eve")?.retrieve("k1")?.is_none());
     /// assert!(requests.retrieve(created.key())?.is_some());
     /// # Ok::<(), oncekey::Error>(())
@@ -168,7 +182,9 @@ impl Requests {
     /// # use oncekey::http::HandleOptions;
     /// # use std::time::Duration;
     /// # let engine = oncekey::Engine::temporary()?;
-    /// let patient = engine.requests("checkout")?.with_handling(HandleOptions::new().wait(Duration::from_secs(2)));
+    /// let patient = engine
+    ///     .requests("checkout")?
+    ///     .with_handling(HandleOptions::new().wait(Duration::from_secs(2)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     #[must_use]
@@ -187,8 +203,12 @@ impl Requests {
     /// # use oncekey::http::NewRequest;
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?.keep_params(true);
-    /// let created = requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
-    /// assert_eq!(created.info().context().decode::<(String, i32)>("params")?, Some(("cart".to_owned(), 17)));
+    /// let created =
+    ///     requests.create(NewRequest::new("POST", "/orders").params(&("cart", 17))?)?;
+    /// assert_eq!(
+    ///     created.info().context().decode::<(String, i32)>("params")?,
+    ///     Some(("cart".to_owned(), 17))
+    /// );
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     #[must_use]
@@ -237,7 +257,11 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Error, http::Response, stage::{Next, Stages, STARTED}};
+    /// use oncekey::{
+    ///     Error,
+    ///     http::Response,
+    ///     stage::{Next, STARTED, Stages},
+    /// };
     ///
     /// let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
@@ -249,11 +273,15 @@ impl Requests {
     ///         })
     ///     })
     ///     .stage("ordered", |claim| {
-    ///         claim.work_stage(|_tx| Ok::<_, Error>(Next::Succeed(Response::new(StatusCode::CREATED))))
+    ///         claim.work_stage(|_tx| {
+    ///             Ok::<_, Error>(Next::Succeed(Response::new(StatusCode::CREATED)))
+    ///         })
     ///     });
     /// let done = requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?;
     /// assert_eq!(done.value().status(), StatusCode::CREATED);
-    /// assert!(requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?.replayed());
+    /// assert!(
+    ///     requests.drive(Some("k1"), "POST", &("cart", 17), "/carts", &stages)?.replayed()
+    /// );
     /// # Ok::<(), oncekey::stage::DriveError<Response, Response, Error>>(())
     /// ```
     pub fn drive<X: From<Error>>(
@@ -292,7 +320,8 @@ impl Requests {
     /// # use oncekey::{Status, http::NewRequest};
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
-    /// let request = NewRequest::new("POST", "/orders").key("k1".parse()?).params(&("cart", 17))?;
+    /// let request =
+    ///     NewRequest::new("POST", "/orders").key("k1".parse()?).params(&("cart", 17))?;
     /// let created = requests.create(request.clone())?;
     /// assert!(created.is_new() && !requests.create(request)?.is_new());
     /// assert_eq!((created.info().status(), created.info().attempt()), (Status::Released, 0));
@@ -363,7 +392,10 @@ impl Requests {
     /// # let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let created = requests.create(NewRequest::new("POST", "/orders"))?;
-    /// let info = requests.update(created.key(), RequestPatch::new().recovery_point("paid").checkpoint("ch_1"))?;
+    /// let info = requests.update(
+    ///     created.key(),
+    ///     RequestPatch::new().recovery_point("paid").checkpoint("ch_1"),
+    /// )?;
     /// assert_eq!((info.recovery_point(), info.checkpoint()), ("paid", Some(&b"ch_1"[..])));
     /// # Ok::<(), oncekey::Error>(())
     /// ```

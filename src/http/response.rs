@@ -69,7 +69,10 @@ pub(crate) const OF_THE_FIRST_ANSWER: [HeaderName; 3] = [DATE, SET_COOKIE, WWW_A
 ///     .header(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"))
 ///     .body(r#"{"charge":"ch_1"}"#);
 /// let sent: http::Response<Vec<u8>> = created.clone().into();
-/// assert_eq!((sent.status(), &sent.body()[..]), (StatusCode::CREATED, &br#"{"charge":"ch_1"}"#[..]));
+/// assert_eq!(
+///     (sent.status(), &sent.body()[..]),
+///     (StatusCode::CREATED, &br#"{"charge":"ch_1"}"#[..])
+/// );
 /// assert_eq!(Response::from(sent), created);
 /// ```
 #[derive(Clone)]
@@ -124,7 +127,9 @@ impl Response {
     ///     .not_stored([SET_COOKIE]);
     /// manager.execute("k", |_claim| Ok(dated)).unwrap();
     /// let stored = manager.get("k")?.unwrap().into_outcome().unwrap().unwrap();
-    /// assert!(stored.headers().contains_key(DATE) && !stored.headers().contains_key(SET_COOKIE));
+    /// assert!(
+    ///     stored.headers().contains_key(DATE) && !stored.headers().contains_key(SET_COOKIE)
+    /// );
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     #[must_use]

@@ -72,7 +72,10 @@ impl Fingerprint {
     ///
     /// let body = br#"{"amount":20}"#;
     /// let fingerprint = Fingerprint::builder().part("POST /charges").part(body).finish();
-    /// assert_ne!(fingerprint, Fingerprint::builder().part("POST /refunds").part(body).finish());
+    /// assert_ne!(
+    ///     fingerprint,
+    ///     Fingerprint::builder().part("POST /refunds").part(body).finish()
+    /// );
     /// ```
     pub fn builder() -> FingerprintBuilder {
         FingerprintBuilder { hasher: Sha256::new_with_prefix(PARTS) }

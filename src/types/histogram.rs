@@ -32,7 +32,10 @@ pub(crate) const OTHERS: &str = "(other)";
 /// let payments: Manager<u64> = engine.manager("payments")?;
 /// payments.execute("order-42", |_claim| Ok(1999)).unwrap();
 /// let cycles = engine.stats().cycles;
-/// assert_eq!((cycles.count(), cycles.buckets().map(|(_, count)| count).sum::<u64>()), (1, 1));
+/// assert_eq!(
+///     (cycles.count(), cycles.buckets().map(|(_, count)| count).sum::<u64>()),
+///     (1, 1)
+/// );
 /// assert!(cycles.quantile(0.99).is_some_and(|bound| bound < Duration::from_secs(60)));
 /// # Ok::<(), oncekey::Error>(())
 /// ```

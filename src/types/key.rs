@@ -218,7 +218,11 @@ impl Key {
 /// let (of_ada, of_bob) = (all.scoped("ada")?, all.scoped("bob")?);
 /// let done = of_ada.execute("order-42", |_claim| Ok(1999)).unwrap();
 /// let key = done.info().key();
-/// assert!(of_ada.get(key)?.is_some() && of_ada.get("order-42")?.is_some() && all.get(key)?.is_some());
+/// assert!(
+///     of_ada.get(key)?.is_some()
+///         && of_ada.get("order-42")?.is_some()
+///         && all.get(key)?.is_some()
+/// );
 /// assert_eq!(of_bob.get(key).unwrap_err().kind(), ErrorKind::InvalidKey);
 /// assert_eq!(all.get(key.as_bytes()).unwrap_err().kind(), ErrorKind::InvalidKey);
 /// # Ok::<(), oncekey::Error>(())

@@ -32,6 +32,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 ///     .cache_capacity(16 << 20)
 ///     .durability(Durability::Eventual { interval: Duration::from_millis(50) })
 ///     .temporary()?; // or .open("payments.oncekey")
+///
 /// # Ok::<(), oncekey::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -176,7 +177,10 @@ impl EngineOptions {
     /// use oncekey::{Engine, ErrorKind, Manager};
     ///
     /// let dir = tempfile::tempdir()?;
-    /// Engine::open(dir.path())?.manager::<u64>("payments")?.execute("order-42", |_claim| Ok(1999)).unwrap();
+    /// Engine::open(dir.path())?
+    ///     .manager::<u64>("payments")?
+    ///     .execute("order-42", |_claim| Ok(1999))
+    ///     .unwrap();
     /// let engine = Engine::options().read_only(true).open(dir.path())?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// assert!(payments.get("order-42")?.is_some());

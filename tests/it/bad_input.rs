@@ -162,6 +162,14 @@ fn a_record_of_another_schema() {
 }
 
 #[test]
+fn the_address_of_a_database_is_no_directory() {
+    for address in ["postgres://localhost/payments", "postgresql://app@db/payments"] {
+        is(&Engine::open(address).unwrap_err(), ErrorKind::InvalidOptions, "use `connect`");
+        assert!(!std::path::Path::new(address.split('/').next().unwrap()).exists());
+    }
+}
+
+#[test]
 fn zero_durations() {
     let dir = tempfile::tempdir().unwrap();
     let clock = ManualClock::new();

@@ -25,7 +25,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// let late = payments.initiate("order-42")?.unwrap();
     /// payments.release("order-42", late)?;
     /// let owner = payments.initiate("order-42")?.unwrap();
-    /// assert_eq!(payments.success("order-42", late, &1).unwrap_err().kind(), ErrorKind::ClaimLost);
+    /// assert_eq!(
+    ///     payments.success("order-42", late, &1).unwrap_err().kind(),
+    ///     ErrorKind::ClaimLost
+    /// );
     /// payments.success("order-42", owner, &1999)?;
     /// # Ok::<(), oncekey::Error>(())
     /// ```
@@ -45,7 +48,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # use oncekey::{Begin, CallOptions, Engine, Fingerprint, Manager};
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
-    /// let of = |cents: u64| Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&cents)?));
+    /// let of = |cents: u64| {
+    ///     Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&cents)?))
+    /// };
     /// let owner = payments.initiate_with("order-42", of(1999)?)?.unwrap();
     /// payments.success("order-42", owner, &1999)?;
     /// assert!(matches!(payments.begin_with("order-42", of(2999)?)?, Begin::Mismatch(_)));

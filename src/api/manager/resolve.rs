@@ -89,7 +89,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///     charge: String,
     /// }
     /// let payments: Manager<Receipt> = engine.manager("payments")?;
-    /// let error = payments.encode_outcome(Ok(&Receipt { charge: "ch_1".into() })).unwrap_err();
+    /// let error =
+    ///     payments.encode_outcome(Ok(&Receipt { charge: "ch_1".into() })).unwrap_err();
     /// assert_eq!(error.kind(), ErrorKind::Codec);
     /// # Ok::<(), oncekey::Error>(())
     /// ```

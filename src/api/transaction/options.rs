@@ -23,7 +23,11 @@ type OfError<'a, X, R> = Box<dyn Fn(&X) -> R + 'a>;
 /// How [`Engine::atomic_phase_with`](crate::Engine::atomic_phase_with) runs its closure, whose error is `X`.
 ///
 /// ```
-/// use oncekey::{Engine, Error, stage::PhaseError, table::{Isolation, PhaseOptions}};
+/// use oncekey::{
+///     Engine, Error,
+///     stage::PhaseError,
+///     table::{Isolation, PhaseOptions},
+/// };
 /// use std::cell::Cell;
 ///
 /// let engine = Engine::temporary()?;

@@ -40,7 +40,10 @@ impl Requests {
     /// requests.create(NewRequest::new("POST", "/orders"))?;
     /// assert!(requests.retrieve_one(RecordFilter::new())?.is_some());
     /// requests.create(NewRequest::new("POST", "/orders"))?;
-    /// assert_eq!(requests.retrieve_one(RecordFilter::new()).unwrap_err().kind(), ErrorKind::Ambiguous);
+    /// assert_eq!(
+    ///     requests.retrieve_one(RecordFilter::new()).unwrap_err().kind(),
+    ///     ErrorKind::Ambiguous
+    /// );
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn retrieve_one(&self, filter: RecordFilter) -> Result<Option<Record<Response, Response>>> {

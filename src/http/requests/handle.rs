@@ -46,7 +46,10 @@ impl Requests {
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("payments")?;
-    /// let request = http::Request::post("/payments").header("idempotency-key", "k1").body("20 EUR").unwrap();
+    /// let request = http::Request::post("/payments")
+    ///     .header("idempotency-key", "k1")
+    ///     .body("20 EUR")
+    ///     .unwrap();
     /// // The user of the session: the keys of different users are separate.
     /// let of_ada = requests.scoped("ada")?;
     /// let first = of_ada.handle(&request, |request, claim| {
@@ -71,14 +74,19 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, http::{HandleOptions, Response}};
+    /// use oncekey::{
+    ///     Engine,
+    ///     http::{HandleOptions, Response},
+    /// };
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("payments")?;
     /// // An end point whose older clients send no key.
     /// let options = HandleOptions::new().key_required(false);
     /// let request = http::Request::post("/feedback").body("fine").unwrap();
-    /// let answer = requests.handle_with(&request, &options, |_request, _claim| Ok(Response::new(StatusCode::ACCEPTED)));
+    /// let answer = requests.handle_with(&request, &options, |_request, _claim| {
+    ///     Ok(Response::new(StatusCode::ACCEPTED))
+    /// });
     /// assert_eq!(answer.status(), 202);
     /// # Ok::<(), oncekey::Error>(())
     /// ```

@@ -31,12 +31,16 @@ impl Requests {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Error, Status, http::{NewRequest, RequestPatch, Response}};
+    /// use oncekey::{
+    ///     Engine, Error, Status,
+    ///     http::{NewRequest, RequestPatch, Response},
+    /// };
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let key = engine.atomic_phase(|tx| {
-    ///     let created = requests.with_transaction(tx).create(NewRequest::new("POST", "/orders"))?;
+    ///     let created =
+    ///         requests.with_transaction(tx).create(NewRequest::new("POST", "/orders"))?;
     ///     tx.table("carts")?.insert("17", created.key().as_bytes())?;
     ///     Ok::<_, Error>(created.key().clone())
     /// })?;
@@ -96,7 +100,10 @@ impl TransactionRequests<'_> {
     /// Locks a request, as [`Requests::lock`] does. The commit makes the claim; [`Locked::into_claim`] returns it.
     ///
     /// ```
-    /// use oncekey::{Engine, Error, http::{Locking, NewRequest, Response}};
+    /// use oncekey::{
+    ///     Engine, Error,
+    ///     http::{Locking, NewRequest, Response},
+    /// };
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
@@ -149,7 +156,11 @@ impl TransactionRequests<'_> {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Error, http::{NewRequest, Response}, stage::{Next, STARTED}};
+    /// use oncekey::{
+    ///     Engine, Error,
+    ///     http::{NewRequest, Response},
+    ///     stage::{Next, STARTED},
+    /// };
     ///
     /// let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;

@@ -16,7 +16,10 @@ use crate::types::key::Key;
 ///
 /// ```
 /// use http::{Method, StatusCode, header};
-/// use oncekey::{Engine, http::{HandleOptions, Response, SameRequest}};
+/// use oncekey::{
+///     Engine,
+///     http::{HandleOptions, Response, SameRequest},
+/// };
 /// use std::time::Duration;
 ///
 /// let engine = Engine::temporary()?;
@@ -34,7 +37,10 @@ use crate::types::key::Key;
 ///     payments.handle(&request, |_request, _claim| Ok(Response::new(StatusCode::CREATED)))
 /// };
 /// assert_eq!(pay(r#"{"to":"ada","cents":1999}"#).status(), 201);
-/// assert_eq!(pay(r#"{"cents":1999.0,"to":"ada"}"#).headers()["idempotent-replayed"], "true");
+/// assert_eq!(
+///     pay(r#"{"cents":1999.0,"to":"ada"}"#).headers()["idempotent-replayed"],
+///     "true"
+/// );
 /// assert_eq!(pay(r#"{"cents":2999,"to":"ada"}"#).status(), 422);
 /// # Ok::<(), oncekey::Error>(())
 /// ```
@@ -121,17 +127,22 @@ impl HandleOptions {
     ///
     /// ```
     /// use http::{Method, StatusCode};
-    /// use oncekey::{Engine, http::{HandleOptions, Response}};
+    /// use oncekey::{
+    ///     Engine,
+    ///     http::{HandleOptions, Response},
+    /// };
     ///
     /// let engine = Engine::temporary()?;
-    /// let carts = engine.requests("carts")?.with_handling(HandleOptions::new().without_key([
-    ///     Method::GET,
-    ///     Method::HEAD,
-    ///     Method::OPTIONS,
-    ///     Method::PUT,
-    /// ]));
+    /// let carts =
+    ///     engine.requests("carts")?.with_handling(HandleOptions::new().without_key([
+    ///         Method::GET,
+    ///         Method::HEAD,
+    ///         Method::OPTIONS,
+    ///         Method::PUT,
+    ///     ]));
     /// let put = http::Request::put("/carts/17").body("two apples").unwrap();
-    /// let answer = carts.handle(&put, |_request, _claim| Ok(Response::new(StatusCode::NO_CONTENT)));
+    /// let answer =
+    ///     carts.handle(&put, |_request, _claim| Ok(Response::new(StatusCode::NO_CONTENT)));
     /// assert_eq!(answer.status(), 204);
     /// # Ok::<(), oncekey::Error>(())
     /// ```

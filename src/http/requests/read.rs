@@ -23,20 +23,29 @@ impl Requests {
     ///
     /// ```
     /// use http::{StatusCode, header};
-    /// use oncekey::{Begin, Engine, http::{HandleOptions, Requests, Response, SameRequest}};
+    /// use oncekey::{
+    ///     Begin, Engine,
+    ///     http::{HandleOptions, Requests, Response, SameRequest},
+    /// };
     ///
-    /// fn pay(payments: &Requests, request: &http::Request<&str>) -> Result<http::Response<Vec<u8>>, oncekey::http::Problem> {
+    /// fn pay(
+    ///     payments: &Requests,
+    ///     request: &http::Request<&str>,
+    /// ) -> Result<http::Response<Vec<u8>>, oncekey::http::Problem> {
     ///     let begin = payments.begin(payments.read(request)?)?;
     ///     if let Some(problem) = begin.problem() {
     ///         return Err(problem);
     ///     }
     ///     Ok(match begin {
     ///         Begin::Claimed(claim) => {
-    ///             let paid = Response::new(StatusCode::CREATED).body(claim.effect_id("charge"));
+    ///             let paid =
+    ///                 Response::new(StatusCode::CREATED).body(claim.effect_id("charge"));
     ///             claim.succeed(&paid).map_err(oncekey::Error::from)?;
     ///             paid.into()
     ///         }
-    ///         Begin::Replay(done) => done.into_outcome().unwrap_or_else(|failure| failure).into(),
+    ///         Begin::Replay(done) => {
+    ///             done.into_outcome().unwrap_or_else(|failure| failure).into()
+    ///         }
     ///         _ => unreachable!("all others are problems"),
     ///     })
     /// }
@@ -44,7 +53,8 @@ impl Requests {
     /// let options = HandleOptions::new().same_request(SameRequest::by_content());
     /// let payments = engine.requests("payments")?.with_handling(options);
     /// let request = |body| {
-    ///     let json = http::Request::post("/payments").header(header::CONTENT_TYPE, "application/json");
+    ///     let json = http::Request::post("/payments")
+    ///         .header(header::CONTENT_TYPE, "application/json");
     ///     json.header("idempotency-key", "k").body(body).unwrap()
     /// };
     /// let first = pay(&payments, &request(r#"{"to":"ada","cents":1999}"#)).unwrap();
@@ -71,7 +81,8 @@ impl Requests {
     /// # use oncekey::{Begin, Engine, http::NewRequest};
     /// # let engine = Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
-    /// let request = NewRequest::new("POST", "/orders").key("k1".parse()?).params(&("cart", 17))?;
+    /// let request =
+    ///     NewRequest::new("POST", "/orders").key("k1".parse()?).params(&("cart", 17))?;
     /// let Begin::Claimed(claim) = requests.begin(request.clone())? else { panic!() };
     /// assert!(matches!(requests.begin(request)?, Begin::InProgress(_)));
     /// # Ok::<(), oncekey::Error>(())
@@ -88,14 +99,23 @@ impl Requests {
     /// The errors of [`drive`](Requests::drive).
     ///
     /// ```
-    /// use oncekey::{Error, http::{NewRequest, Response}, stage::{Next, Stages, STARTED}};
+    /// use oncekey::{
+    ///     Error,
+    ///     http::{NewRequest, Response},
+    ///     stage::{Next, STARTED, Stages},
+    /// };
     ///
     /// let engine = oncekey::Engine::temporary()?;
     /// let requests = engine.requests("checkout")?;
     /// let stages = Stages::new().stage(STARTED, |claim| {
-    ///     claim.work_stage(|_tx| Ok::<_, Error>(Next::Succeed(Response::new(http::StatusCode::CREATED))))
+    ///     claim.work_stage(|_tx| {
+    ///         Ok::<_, Error>(Next::Succeed(Response::new(http::StatusCode::CREATED)))
+    ///     })
     /// });
-    /// let sent = http::Request::post("/orders").header("idempotency-key", "k1").body("two apples").unwrap();
+    /// let sent = http::Request::post("/orders")
+    ///     .header("idempotency-key", "k1")
+    ///     .body("two apples")
+    ///     .unwrap();
     /// let Ok(request) = requests.read(&sent) else { panic!() };
     /// assert!(!requests.drive_new(request.clone(), &stages)?.replayed());
     /// assert!(requests.drive_new(request, &stages)?.replayed());

@@ -67,7 +67,9 @@ impl Content {
 /// ```
 /// use oncekey::{Key, http::NewRequest};
 ///
-/// let request = NewRequest::new("POST", "/orders").key(Key::new("order-17")?).params(&("cart", 17))?;
+/// let request = NewRequest::new("POST", "/orders")
+///     .key(Key::new("order-17")?)
+///     .params(&("cart", 17))?;
 /// # Ok::<(), oncekey::Error>(())
 /// ```
 #[derive(Clone)]

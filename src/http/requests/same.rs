@@ -59,19 +59,31 @@ impl SameRequest {
     ///
     /// ```
     /// use http::StatusCode;
-    /// use oncekey::{Engine, Fingerprint, http::{HandleOptions, Response, SameRequest}};
+    /// use oncekey::{
+    ///     Engine, Fingerprint,
+    ///     http::{HandleOptions, Response, SameRequest},
+    /// };
     ///
     /// let engine = Engine::temporary()?;
     /// // An envelope has a fresh `attempt_id` each time; the amount is the payment.
     /// let same = SameRequest::by(|request| {
     ///     let text = std::str::from_utf8(request.body())?;
-    ///     let amount = text.split('&').find_map(|member| member.strip_prefix("amount=")).unwrap_or_default();
+    ///     let amount = text
+    ///         .split('&')
+    ///         .find_map(|member| member.strip_prefix("amount="))
+    ///         .unwrap_or_default();
     ///     Ok(Fingerprint::builder().part(amount).finish())
     /// });
-    /// let payments = engine.requests("payments")?.with_handling(HandleOptions::new().same_request(same));
+    /// let payments =
+    ///     engine.requests("payments")?.with_handling(HandleOptions::new().same_request(same));
     /// let pay = |body: &'static str| {
-    ///     let request = http::Request::post("/payments").header("idempotency-key", "k1").body(body).unwrap();
-    ///     payments.handle(&request, |_request, _claim| Ok(Response::new(StatusCode::CREATED))).status()
+    ///     let request = http::Request::post("/payments")
+    ///         .header("idempotency-key", "k1")
+    ///         .body(body)
+    ///         .unwrap();
+    ///     payments
+    ///         .handle(&request, |_request, _claim| Ok(Response::new(StatusCode::CREATED)))
+    ///         .status()
     /// };
     /// assert_eq!(pay("attempt_id=1&amount=20"), 201);
     /// assert_eq!(pay("attempt_id=2&amount=20"), 201);

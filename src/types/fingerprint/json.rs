@@ -35,7 +35,10 @@ impl Fingerprint {
     /// use oncekey::Fingerprint;
     ///
     /// let same = Fingerprint::of_json(r#"{ "currency": "\u0045UR", "amount": 20.00 }"#)?;
-    /// assert_eq!(same.to_string(), "2e68b2fe10b7d1d158d106f999c768a15c52e447f29e6fc50b6ebbbf9fffa9d5");
+    /// assert_eq!(
+    ///     same.to_string(),
+    ///     "2e68b2fe10b7d1d158d106f999c768a15c52e447f29e6fc50b6ebbbf9fffa9d5"
+    /// );
     /// assert_eq!(same, Fingerprint::of_json(r#"{"amount":2e1,"currency":"EUR"}"#)?);
     /// # Ok::<(), oncekey::Error>(())
     /// ```

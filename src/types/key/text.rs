@@ -105,7 +105,9 @@ fn byte(digits: [u8; 2]) -> Option<u8> {
 /// assert!(orders_of_ada.matches(&Key::from_parts(["ada", "order-17"])?));
 /// assert!(!orders_of_ada.matches(&Key::new("ada/order-17")?));
 /// // All that are inside a scope, at any depth:
-/// assert!(KeyPrefix::scope(["ada"]).matches(&Key::from_parts(["ada", "2026", "order-17"])?));
+/// assert!(
+///     KeyPrefix::scope(["ada"]).matches(&Key::from_parts(["ada", "2026", "order-17"])?)
+/// );
 /// # Ok::<(), oncekey::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]

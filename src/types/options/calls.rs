@@ -19,7 +19,9 @@ use crate::types::fingerprint::Fingerprint;
 /// let payments: Manager<u64> = engine.manager("payments")?;
 /// let options = |cents: u64| {
 ///     let context = Context::new().with("user", "ada");
-///     Ok::<_, oncekey::Error>(CallOptions::new().fingerprint(Fingerprint::of(&cents)?).context(context))
+///     Ok::<_, oncekey::Error>(
+///         CallOptions::new().fingerprint(Fingerprint::of(&cents)?).context(context),
+///     )
 /// };
 /// let claim = payments.begin_with("order-42", options(1999)?)?.into_claim().unwrap();
 /// assert_eq!(claim.context().text("user"), Some("ada"));
@@ -73,7 +75,10 @@ impl CallOptions {
     /// # let engine = Engine::temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// let older = Fingerprint::of(&("EUR", 1999))?;
-    /// let claim = payments.begin_with("order-42", CallOptions::new().fingerprint(older))?.into_claim().unwrap();
+    /// let claim = payments
+    ///     .begin_with("order-42", CallOptions::new().fingerprint(older))?
+    ///     .into_claim()
+    ///     .unwrap();
     /// claim.succeed(&1999)?;
     /// // The next version of the service also compares the payee.
     /// let newer = Fingerprint::of(&("EUR", 1999, "ada"))?;

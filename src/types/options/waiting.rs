@@ -19,7 +19,8 @@ impl EngineOptions {
     /// let engine = Engine::options().max_waiting_per_key(0).temporary()?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// let _owner = payments.begin("order-42")?;
-    /// let answer = payments.begin_with("order-42", CallOptions::new().wait(Duration::from_secs(60)))?;
+    /// let answer = payments
+    ///     .begin_with("order-42", CallOptions::new().wait(Duration::from_secs(60)))?;
     /// assert!(matches!(answer, Begin::InProgress(_)));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
