@@ -224,7 +224,7 @@ impl Store {
     pub(crate) fn drain(&self) -> Result<()> {
         self.inner.check()?;
         self.check_writable()?;
-        self.inner.look_for_room();
+        self.inner.look_for_space();
         let group = self.inner.commit_queue.newest();
         self.inner.send(Message::Flush { group })?;
         self.inner.commit_queue.wait_applied(group)
@@ -386,7 +386,7 @@ impl Inner {
 
     /// Looks for space after a stall. The system does not notify when a full disk has space again, so each caller
     /// looks.
-    fn look_for_room(&self) {
+    fn look_for_space(&self) {
         if self.commit_queue.is_stalled() {
             // The callers whose commits are refused get the error instead.
             error::handled(|| {

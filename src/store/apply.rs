@@ -205,7 +205,7 @@ impl Applier {
                 if self.pending.group < group {
                     self.wanted = self.wanted.max(Some(group));
                 } else if self.pending.changes || self.flusher.shared.memtable.len() > 0 {
-                    return self.flush(&Purpose::Room);
+                    return self.flush(&Purpose::Space);
                 }
             }
             Message::Compact(compaction) => self.compactions.push_back(compaction),
@@ -236,7 +236,7 @@ impl Applier {
     }
 
     fn flush_if_due(&mut self) -> Result<Next> {
-        if self.pending.due { self.flush(&Purpose::Room) } else { Ok(Next::GoOn) }
+        if self.pending.due { self.flush(&Purpose::Space) } else { Ok(Next::GoOn) }
     }
 
     /// Flushes all pending commits into a run, as soon as there is space.
@@ -252,7 +252,7 @@ impl Applier {
             self.merge = None;
         }
         let prepared = self.flusher.prepare(frame, &self.inner.now())?;
-        if let Some(full) = self.wait_for_room(&prepared, closes)? {
+        if let Some(full) = self.wait_for_space(&prepared, closes)? {
             self.leave_behind(&full);
             return Ok(Next::End);
         }
@@ -270,7 +270,7 @@ impl Applier {
         // that were replaced by newer ones not yet durable. When the checkpoint is durable, the newer contents are
         // too.
         match purpose {
-            Purpose::Room => send(None)?,
+            Purpose::Space => send(None)?,
             #[cfg(test)]
             Purpose::Reply(reply) => send(Some(reply.clone()))?,
             Purpose::Close => {
@@ -299,7 +299,7 @@ impl Applier {
     }
 
     /// Waits until there is space for a run. Returns the error if the store is closed before.
-    fn wait_for_room(&mut self, prepared: &Prepared, closes: bool) -> Result<Option<Error>> {
+    fn wait_for_space(&mut self, prepared: &Prepared, closes: bool) -> Result<Option<Error>> {
         while let Some(full) = self.inner.short(prepared.bytes()) {
             if closes || self.backlog.iter().any(Message::is_last) {
                 return Ok(Some(full));
@@ -410,7 +410,7 @@ impl Applier {
         if self.pending.changes && self.flusher.shared.memtable.earliest_expiry(&now) <= compaction.began {
             // Put the pass back into the queue first: if there is no space, the flush answers the passes in the queue.
             self.compactions.push_front(compaction);
-            return self.flush(&Purpose::Room);
+            return self.flush(&Purpose::Space);
         }
         let is_due = |run: &Arc<Run>| merge::due(run, compaction.exact) <= compaction.began;
         let due = self.flusher.shared.runs.now().iter().position(is_due);
@@ -446,7 +446,7 @@ fn refuse(compactions: impl Iterator<Item = Compaction>, full: &Error) {
 
 /// The reason for a flush, with the caller that waits for it.
 enum Purpose {
-    Room,
+    Space,
     #[cfg(test)]
     Reply(Sender<()>),
     Close,

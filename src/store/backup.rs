@@ -83,7 +83,7 @@ impl Store {
         let path = std::path::absolute(path).map_err(|cause| Error::io("back up to", path, &cause))?;
         let copied = self.inner.back_up(&path, goes_on).map_err(|error| match error.io_kind() {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                error.wrap(ErrorKind::Full, "no room for the backup")
+                error.wrap(ErrorKind::Full, "no space for the backup")
             }
             _ => error,
         })?;

@@ -81,7 +81,7 @@ impl Inner {
         self.check_writable()?;
         // Numbers and times do not change the length of a frame, so space can be asked for before they are known.
         let len = frame::encoded_len_of(changes)?;
-        self.look_for_room();
+        self.look_for_space();
         // Before the commit lock is taken: the clock may be user code.
         let mut now = options.now(&self.clock);
         // May wait for space, and reads the clock again then. Returns with the commit lock held.

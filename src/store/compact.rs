@@ -93,7 +93,7 @@ impl Store {
 
 impl Inner {
     fn compact_a_run(&self, exact: bool, began: u64) -> Result<Option<Deleted>> {
-        self.look_for_room();
+        self.look_for_space();
         let (reply, deleted) = crossbeam_channel::bounded(1);
         self.send(Message::Compact(Compaction { group: self.commit_queue.durable(), exact, began, reply }))?;
         crossbeam_channel::select! {

@@ -115,7 +115,7 @@ impl Store {
         };
         open().map_err(|error: Error| match error.io_kind() {
             Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                error.wrap(ErrorKind::Full, "no room to open the store")
+                error.wrap(ErrorKind::Full, "no space to open the store")
             }
             _ => error,
         })
@@ -126,7 +126,7 @@ impl Store {
         // Before sled is opened, because that writes: if the journal is refused, nothing is changed.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
         let (tables, list, rebuilt) = Tables::open(&dir.join("sled"), access(options), &recovered.past())?;
-        let (room, wakeups) = DiskSpace::new(&dir.join("sled"));
+        let (space, wakeups) = DiskSpace::new(&dir.join("sled"));
         let mut report =
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, rebuilt, ..OpenReport::default() };
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
@@ -142,12 +142,12 @@ impl Store {
         while leftovers > MAX_LEFTOVERS && flusher.has_unread() {
             flusher.delete_some()?;
         }
-        report.frames_replayed = replay(&recovered, list.complete, &mut flusher, &room, &now)?;
+        report.frames_replayed = replay(&recovered, list.complete, &mut flusher, &space, &now)?;
         let (mut writer, pool, mut group) = start_journal(recovered, store_id, first, &clock)?;
         let mut next_frame = first + 1;
         if report.frames_replayed > 0 || !report.clean {
             // Before the first call: a process that dies at every start must not add a segment each time.
-            flush(&mut flusher, &room, first, &now)?;
+            flush(&mut flusher, &space, first, &now)?;
             group += 1;
             write_mark(&mut writer, group, next_frame, &Frame::Checkpointed(first), &clock)?;
             next_frame += 1;
@@ -162,11 +162,11 @@ impl Store {
             clock,
             shared,
             pool,
-            disk_space: room,
+            disk_space: space,
             journal: writer.stats(),
             group,
             next_frame,
-            segment_space: writer.room(),
+            segment_space: writer.space(),
         };
         let (inner, thread_end) = new_inner(path, options, parts, wakeups);
         inner.remove_expired_at_open();
@@ -392,11 +392,11 @@ pub(super) fn replay(
     recovered: &Recovered,
     complete: u64,
     flusher: &mut Flusher,
-    room: &DiskSpace,
+    space: &DiskSpace,
     now: &Now,
 ) -> Result<u64> {
     let step =
-        || if matches!(room.look(REPLAYED_AT_ONCE), SpaceStatus::Enough) { REPLAYED_AT_ONCE } else { REPLAYED_IF_LOW };
+        || if matches!(space.look(REPLAYED_AT_ONCE), SpaceStatus::Enough) { REPLAYED_AT_ONCE } else { REPLAYED_IF_LOW };
     let (mut replayed, mut bytes, mut most) = (0, 0, step());
     recovered.replay(&mut |number, frame| {
         let Frame::Changes(changes) = frame else { return Ok(()) };
@@ -411,7 +411,7 @@ pub(super) fn replay(
         });
         flusher.shared.memtable.put_all(entries, || ());
         if bytes >= most {
-            flush(flusher, room, number, now)?;
+            flush(flusher, space, number, now)?;
             (bytes, most) = (0, step());
         }
         Ok(())
@@ -420,12 +420,12 @@ pub(super) fn replay(
 }
 
 /// Flushes the replayed changes into a run, if there is space.
-pub(super) fn flush(flusher: &mut Flusher, room: &DiskSpace, frame: u64, now: &Now) -> Result<()> {
+pub(super) fn flush(flusher: &mut Flusher, space: &DiskSpace, frame: u64, now: &Now) -> Result<()> {
     flusher.mark_complete(frame);
     let prepared = flusher.prepare(frame, now)?;
     // Sync values that sled has in files of their own, before the journal frees any segment.
     flusher.shared.tables.blobs.sync()?;
-    match room.claim(prepared.bytes()) {
+    match space.claim(prepared.bytes()) {
         SpaceStatus::Short(full) => Err(full),
         SpaceStatus::Enough | SpaceStatus::Low(_) => flusher.write(prepared, now),
     }

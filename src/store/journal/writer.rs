@@ -89,7 +89,7 @@ impl Writer {
     }
 
     /// Returns the free bytes for groups in the current segment.
-    pub(crate) fn room(&self) -> u64 {
+    pub(crate) fn space(&self) -> u64 {
         usable(self.current.file.size).saturating_sub(self.current.offset - SECTOR as u64)
     }
 

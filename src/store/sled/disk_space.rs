@@ -68,7 +68,7 @@ pub(crate) type Wakeups = Receiver<()>;
 impl DiskSpace {
     pub(crate) fn new(dir: &Path) -> (Self, Wakeups) {
         let (wake_apply, wakeups) = crossbeam_channel::bounded(1);
-        let room = Self {
+        let space = Self {
             dir: dir.to_owned(),
             opened: files::Dir::open(dir).ok(),
             // A new store has no file yet.
@@ -82,7 +82,7 @@ impl DiskSpace {
             #[cfg(test)]
             pretended: AtomicU64::new(u64::MAX),
         };
-        (room, wakeups)
+        (space, wakeups)
     }
 
     /// Returns sled's directory, if it could be opened.
@@ -367,8 +367,8 @@ mod tests {
     #[test]
     fn a_disk_that_cannot_be_measured_is_not_full() {
         let dir = tempfile::tempdir().unwrap();
-        let (room, _wakeups) = DiskSpace::new(&dir.path().join("missing"));
-        assert!(matches!(room.claim(1 << 20), SpaceStatus::Enough));
-        assert_eq!(room.free(), u64::MAX);
+        let (space, _wakeups) = DiskSpace::new(&dir.path().join("missing"));
+        assert!(matches!(space.claim(1 << 20), SpaceStatus::Enough));
+        assert_eq!(space.free(), u64::MAX);
     }
 }

@@ -15,20 +15,20 @@ const SLACK: u64 = 16 << 20;
 /// Blocks read at once.
 const BATCH: usize = 1 << 10;
 
-/// Whether there is room for so many bytes more.
-pub(super) fn has_room(dir: &Path, bytes: u64) -> Result<bool> {
+/// Whether there is space for so many bytes more.
+pub(super) fn has_space(dir: &Path, bytes: u64) -> Result<bool> {
     Ok(files::free_bytes(dir)? >= bytes.saturating_add(SLACK))
 }
 
-/// Puts a new sled, which has the list and its blocks, in the place of the files that they were found in. Without room everything
+/// Puts a new sled, which has the list and its blocks, in the place of the files that they were found in. Without space everything
 /// stays as it was, and the error is `Full`.
 pub(super) fn rebuild(dir: &Path, access: Access, found: &Found, list: &RunList) -> Result<()> {
     let blocks: Vec<_> = found.blocks_of(list).collect();
     // sled was seen to write less than twice what it is given.
     let bytes = 2 * BLOCK as u64 * blocks.len() as u64;
     let parent = dir.parent().unwrap_or(dir);
-    if !has_room(parent, bytes)? {
-        let message = format!("no room to build the record store {} again: {bytes} bytes", dir.display());
+    if !has_space(parent, bytes)? {
+        let message = format!("no space to build the record store {} again: {bytes} bytes", dir.display());
         return Err(Error::new(ErrorKind::Full, message));
     }
     exchange::replace(dir, |new| {

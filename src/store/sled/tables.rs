@@ -163,11 +163,11 @@ impl Tables {
         Ok((Self::new(dir, &past.store_id, backend, blobs, true), list, !is_proven))
     }
 
-    /// Lets sled do on a copy what it does when it is opened, where a power cut would spoil the original. Not if there is no room.
+    /// Lets sled do on a copy what it does when it is opened, where a power cut would spoil the original. Not if there is no space.
     fn settle_on_copy(dir: &Path, access: Access, list: &RunList) -> Result<()> {
         let db = dir.join("db");
         let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
-        if !rebuild::has_room(dir, len)? {
+        if !rebuild::has_space(dir, len)? {
             return Ok(());
         }
         exchange::replace(dir, |new| {
@@ -267,18 +267,18 @@ impl Tables {
     }
 
     pub(crate) fn insert(&self, key: &[u8], bytes: &[u8]) -> Result<()> {
-        let turn = self.turn(key.len() + bytes.len())?;
+        let guard = self.begin_change(key.len() + bytes.len())?;
         let old = self.with_trees(|trees| trees.blocks.insert(key, bytes))?;
         self.barriers.changed(old.map_or(0, |old| old.len()));
-        drop(turn);
+        drop(guard);
         self.changed()
     }
 
     pub(crate) fn remove(&self, key: &[u8]) -> Result<()> {
-        let turn = self.turn(key.len())?;
+        let guard = self.begin_change(key.len())?;
         let old = self.with_trees(|trees| trees.blocks.remove(key))?;
         self.barriers.changed(old.map_or(0, |old| old.len()));
-        drop(turn);
+        drop(guard);
         self.changed()
     }
 
@@ -310,16 +310,16 @@ impl Tables {
     /// Replaces the list, durably. The runs in it must be durable before.
     pub(crate) fn set_list(&self, list: &RunList) -> Result<()> {
         let bytes = list.encode()?;
-        let turn = self.turn(bytes.len())?;
+        let guard = self.begin_change(bytes.len())?;
         let old = self.with_trees(|trees| trees.meta.insert(list::KEY, bytes))?;
         self.barriers.changed(old.map_or(0, |old| old.len()));
-        drop(turn);
+        drop(guard);
         self.flush()
     }
 
     /// Returns a guard to hold during a change.
     #[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "for tests"))]
-    fn turn(&self, bytes: usize) -> Result<Option<MutexGuard<'_, ()>>> {
+    fn begin_change(&self, bytes: usize) -> Result<Option<MutexGuard<'_, ()>>> {
         #[cfg(test)]
         if self.writes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
             return Err(Error::new(ErrorKind::Io, "a test makes this write fail"));

@@ -61,7 +61,7 @@ pub(crate) struct WriteBarrier {
     pub(crate) progress: Arc<AtomicU64>,
     /// Locked during a barrier and during each change. sled reuses the old location of data that it has written
     /// elsewhere but not synced, so no change may run between a flush and its sync.
-    turn: Mutex<()>,
+    exclusive: Mutex<()>,
 }
 
 impl WriteBarrier {
@@ -73,17 +73,17 @@ impl WriteBarrier {
             #[cfg(test)]
             most_under_way: AtomicUsize::new(0),
             progress: Arc::new(AtomicU64::new(0)),
-            turn: Mutex::new(()),
+            exclusive: Mutex::new(()),
         }
     }
 
     /// Returns a guard to hold during a change of this many bytes.
     pub(crate) fn change(&self, bytes: usize) -> Option<MutexGuard<'_, ()>> {
-        let turn = self.alone();
+        let guard = self.alone();
         // After the lock: the barrier that held it does not cover this change.
         self.given.fetch_add(CHANGE + bytes, Ordering::Relaxed);
         self.under_way.fetch_add(SMALLEST.max(CHANGE + bytes), Ordering::Relaxed);
-        turn
+        guard
     }
 
     /// Counts the bytes that a change replaced. The leaf holds other values too, and is written as a whole.
@@ -96,7 +96,7 @@ impl WriteBarrier {
 
     /// Returns a guard to hold from a flush to the end of its sync.
     pub(crate) fn alone(&self) -> Option<MutexGuard<'_, ()>> {
-        (!self.sync_flag).then(|| self.turn.lock())
+        (!self.sync_flag).then(|| self.exclusive.lock())
     }
 
     pub(crate) fn is_due(&self) -> bool {
