@@ -54,6 +54,8 @@ impl Browser {
         let session = started["value"]["sessionId"].as_str();
         let session = session.unwrap_or_else(|| panic!("chromium is missing or does not start: {started}"));
         session.clone_into(&mut browser.session);
+        // A click returns before the next page is there: the driver waits for an element that is looked for.
+        browser.post("/timeouts", &json!({ "implicit": LATE.as_millis() }));
         browser
     }
 
