@@ -210,9 +210,9 @@ fn prepare(inner: &Inner) {
         let need = segment_for(need);
         // Segments grow with the rate of commits. But there are up to four of them, and the runs need space too.
         let wanted = inner.pool.wanted(need).min(inner.disk_space.free() / 16).max(need);
-        let space = inner.disk_space.set_apart(wanted);
-        let spare = inner.pool.prepare(need, wanted, space.bytes);
-        drop(space);
+        let set_apart = inner.disk_space.set_apart(wanted);
+        let spare = inner.pool.prepare(need, wanted, set_apart.bytes);
+        drop(set_apart);
         let offer = spare.map(|spare| (usable(spare.size), spare));
         if let Some(unused) = inner.commit_queue.provide_segment(offer) {
             inner.pool.give_back(unused);

@@ -90,14 +90,14 @@ impl Pool {
     }
 
     /// Returns a file for `need` bytes: a free file or a new one of `wanted` bytes. Creates a smaller one if `wanted`
-    /// does not fit into `space`.
-    pub(crate) fn prepare(&self, need: u64, wanted: u64, space: u64) -> Result<Spare> {
+    /// does not fit into `free`.
+    pub(crate) fn prepare(&self, need: u64, wanted: u64, free: u64) -> Result<Spare> {
         let least = need.next_multiple_of(SECTOR as u64).max(self.min_size);
         let wanted = wanted.next_multiple_of(SECTOR as u64).max(least);
         if let Some(spare) = self.take_free(wanted) {
             return Ok(spare);
         }
-        match self.create(wanted, space) {
+        match self.create(wanted, free) {
             Ok(spare) => {
                 // The free files are smaller than the commit rate needs.
                 self.discard_free();
@@ -109,7 +109,7 @@ impl Pool {
                     return Ok(spare);
                 }
                 self.discard_free();
-                self.create(least, space)
+                self.create(least, free)
             }
             Err(error) => Err(error),
         }
@@ -121,16 +121,16 @@ impl Pool {
         Some(free.swap_remove(fitting))
     }
 
-    fn create(&self, size: u64, space: u64) -> Result<Spare> {
+    fn create(&self, size: u64, free: u64) -> Result<Spare> {
         let name = {
             let mut state = self.state.lock();
             let name = PathBuf::from(format!("{:08}.journal", state.next_name));
             state.next_name += 1;
             name
         };
-        if size > space {
+        if size > free {
             let path = self.dir.path().join(name);
-            let message = format!("create journal segment {}: {size} bytes, and {space} are left", path.display());
+            let message = format!("create journal segment {}: {size} bytes, and {free} are left", path.display());
             return Err(Error::new(ErrorKind::Full, message));
         }
         let spare = SegmentFile::create(&self.dir, &name, size)?;
