@@ -7,7 +7,7 @@ use crate::types::record::{RecordInfo, Status};
 /// All states, in the order of their counts.
 const ALL: [Status; 5] = [Status::Succeeded, Status::Failed, Status::Released, Status::Interrupted, Status::InProgress];
 
-/// The number and size of the records in a store. Returned by [`Engine::usage`].
+/// The number and size of the records in a store. Returned by [`Engine::usage`](crate::Engine::usage).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
