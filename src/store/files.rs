@@ -1,5 +1,6 @@
 //! Files and directories: functions that std does not have, and errors that name the path.
 
+mod free_space;
 mod owner;
 
 use std::ffi::OsString;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::IFlags;
 
 use crate::types::error::{Error, ErrorKind, Result};
+pub(crate) use free_space::{FreeSpace, free_bytes};
 use owner::{give_to, give_to_owner_of_parent, parent, set_mode};
 
 /// The files of a store are for their owner only.
@@ -63,11 +65,6 @@ impl Dir {
             Ok(names)
         };
         read().map_err(|cause| Error::io("read directory", &self.path, &cause))
-    }
-
-    /// Returns the open directory.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
     }
 
     /// Returns the bytes of blocks that its files have.
@@ -392,19 +389,6 @@ pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn check_file_system(_dir: &Path) -> Result<()> {
     Ok(())
-}
-
-/// Returns the free bytes of the file system of a directory, or `u64::MAX` if it does not report them.
-pub(crate) fn free_bytes(dir: &Path) -> Result<u64> {
-    let free = File::open(dir).and_then(|dir| free_bytes_of(&dir));
-    free.map_err(|cause| Error::io("look at file system of", dir, &cause))
-}
-
-/// Returns the free bytes as [`free_bytes`] does, for an open directory.
-pub(crate) fn free_bytes_of(dir: &File) -> io::Result<u64> {
-    let found = rustix::fs::fstatvfs(dir)?;
-    let is_known = found.f_blocks > 0;
-    Ok(if is_known { found.f_bavail.saturating_mul(found.f_frsize) } else { u64::MAX })
 }
 
 /// Allocates blocks for this range, also after the end of the file. The length and content stay as they are.

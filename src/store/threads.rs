@@ -209,7 +209,7 @@ fn prepare(inner: &Inner) {
     while let Some(need) = inner.commit_queue.wait_wanted() {
         let need = segment_for(need);
         // Segments grow with the rate of commits. But there are up to four of them, and the runs need space too.
-        let wanted = inner.pool.wanted(need).min(inner.disk_space.free() / 16).max(need);
+        let wanted = inner.pool.wanted(need).min(inner.disk_space.free_up_to(16 * need) / 16).max(need);
         let set_apart = inner.disk_space.set_apart(wanted);
         let spare = inner.pool.prepare(need, wanted, set_apart.bytes);
         drop(set_apart);

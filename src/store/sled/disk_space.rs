@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
-use crate::store::files;
+use crate::store::files::{self, FreeSpace};
 use crate::store::sled::snapshots;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -39,8 +39,7 @@ const RESERVED: u64 = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct DiskSpace {
     dir: PathBuf,
-    /// The open directory, so that measuring needs neither a path nor permissions.
-    opened: Option<files::Dir>,
+    free_space: FreeSpace,
     preallocation: Mutex<Preallocation>,
     /// Wakes the apply thread, if it waits for space.
     wake_apply: Sender<()>,
@@ -60,6 +59,8 @@ struct Preallocation {
     /// Then the blocks after its end are lost, even if the file has grown again since.
     allocated: u64,
     end: u64,
+    /// Bytes that claims have allocated, until they are counted as such.
+    added: u64,
 }
 
 /// Wake-ups of the apply thread.
@@ -68,9 +69,12 @@ pub(crate) type Wakeups = Receiver<()>;
 impl DiskSpace {
     pub(crate) fn new(dir: &Path) -> (Self, Wakeups) {
         let (wake_apply, wakeups) = crossbeam_channel::bounded(1);
+        // An earlier owner may have written all of the store just now.
+        let bytes = |dir: &Path| files::Dir::open(dir).ok().and_then(|dir| dir.disk_bytes().ok()).unwrap_or(0);
+        let allocated = bytes(dir) + bytes(&dir.with_file_name("journal"));
         let space = Self {
             dir: dir.to_owned(),
-            opened: files::Dir::open(dir).ok(),
+            free_space: FreeSpace::new(files::Dir::open(dir).ok(), allocated),
             // A new store has no file yet.
             preallocation: Mutex::new(Preallocation {
                 file: File::options().write(true).open(dir.join("db")).ok(),
@@ -87,14 +91,18 @@ impl DiskSpace {
 
     /// Returns sled's directory, if it could be opened.
     pub(crate) fn dir(&self) -> Option<&files::Dir> {
-        self.opened.as_ref()
+        self.free_space.dir()
     }
 
-    /// Returns the free bytes, or `u64::MAX` if they cannot be measured: a failed measurement is no reason to refuse a
-    /// commit.
-    pub(crate) fn free(&self) -> u64 {
-        let known = || self.opened.as_ref().and_then(|dir| files::free_bytes_of(dir.file()).ok());
-        self.pretended().or_else(known).unwrap_or(u64::MAX)
+    /// Returns bytes that are certainly free.
+    fn free(&self) -> u64 {
+        self.pretended().unwrap_or_else(|| self.free_space.get())
+    }
+
+    /// Returns the free bytes, measured exactly if they are fewer than `enough`. The caller holds no lock.
+    pub(crate) fn free_up_to(&self, enough: u64) -> u64 {
+        self.free_space.settle(enough);
+        self.free()
     }
 
     #[cfg(not(test))]
@@ -117,11 +125,13 @@ impl DiskSpace {
         let needed = needed(bytes);
         // A large claim leaves part of the reserve to other writers and to the next open.
         let left = (needed - FLOOR).min(RESERVED / 2);
+        self.free_space.settle(needed.saturating_add(left + RESERVED));
         let mut preallocation = self.preallocation.lock();
         let left = left.saturating_add(self.set_apart.load(Ordering::Relaxed));
         let claimed = preallocation.claim(needed, self.free().saturating_sub(left));
+        self.free_space.add_allocated(std::mem::take(&mut preallocation.added));
         drop(preallocation);
-        let free = self.free();
+        let free = self.free_up_to(FLOOR + RESERVED);
         match claimed {
             Claimed::Unsupported => self.judge(free, needed),
             Claimed::Full => SpaceStatus::Short(self.full(free, needed)),
@@ -133,12 +143,14 @@ impl DiskSpace {
     /// Returns true if this many bytes can be written again before the replaced ones are deleted. Adds a quarter for
     /// sled's own data, and the space that commits need meanwhile.
     pub(crate) fn can_merge(&self, bytes: u64) -> bool {
-        self.free() >= bytes.saturating_add(bytes / 4).saturating_add(FLOOR + RESERVED)
+        let enough = bytes.saturating_add(bytes / 4).saturating_add(FLOOR + RESERVED);
+        self.free_up_to(enough) >= enough
     }
 
     /// Returns whether space is short for giving sled this many bytes, without claiming it.
     pub(crate) fn look(&self, bytes: u64) -> SpaceStatus {
-        self.judge(self.free(), needed(bytes))
+        let needed = needed(bytes);
+        self.judge(self.free_up_to(needed.max(FLOOR + RESERVED)), needed)
     }
 
     /// Frees the blocks after the end of sled's file, except those that the next open needs. Only while sled has the
@@ -164,13 +176,15 @@ impl DiskSpace {
         if let SpaceStatus::Short(error) = self.claim(0) {
             return Err(error);
         }
-        let (free, needed) = (self.free(), SNAPSHOT.saturating_add(2 * snapshots::len(&self.dir)?));
+        let needed = SNAPSHOT.saturating_add(2 * snapshots::len(&self.dir)?);
+        let free = self.free_up_to(needed);
         if free < needed { Err(self.full(free, needed)) } else { Ok(()) }
     }
 
     /// Sets up to `most` bytes apart for another purpose, such as a segment of the journal, so that a claim does not
     /// use them. Only one at a time.
     pub(crate) fn set_apart(&self, most: u64) -> SetApart<'_> {
+        self.free_space.settle(most.saturating_add(FLOOR + RESERVED));
         // With the lock of claims, so that neither counts space that the other takes.
         let _claims = self.preallocation.lock();
         let bytes = self.free().saturating_sub(FLOOR + RESERVED).min(most);
@@ -209,6 +223,7 @@ pub(crate) struct SetApart<'a> {
 
 impl Drop for SetApart<'_> {
     fn drop(&mut self) {
+        self.space.free_space.add_allocated(self.bytes);
         self.space.set_apart.store(0, Ordering::Relaxed);
         self.space.wake();
     }
@@ -259,7 +274,9 @@ impl Preallocation {
                 Err(_) => return Claimed::Unsupported,
             }
             self.end = at;
-            self.allocated = file.metadata().map_or(self.allocated, |found| allocated(&found));
+            let blocks = file.metadata().map_or(self.allocated, |found| allocated(&found));
+            self.added += blocks.saturating_sub(self.allocated);
+            self.allocated = blocks;
         }
         Claimed::Yes
     }
