@@ -177,10 +177,9 @@ impl EngineOptions {
     /// use oncekey::{Engine, ErrorKind, Manager};
     ///
     /// let dir = tempfile::tempdir()?;
-    /// Engine::open(dir.path())?
-    ///     .manager::<u64>("payments")?
-    ///     .execute("order-42", |_claim| Ok(1999))
-    ///     .unwrap();
+    /// let payments: Manager<u64> = Engine::open(dir.path())?.manager("payments")?;
+    /// payments.execute("order-42", |_claim| Ok(1999))?;
+    /// drop(payments);
     /// let engine = Engine::options().read_only(true).open(dir.path())?;
     /// let payments: Manager<u64> = engine.manager("payments")?;
     /// assert!(payments.get("order-42")?.is_some());

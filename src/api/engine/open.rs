@@ -52,7 +52,7 @@ impl EngineOptions {
     ///
     /// # let dir = tempfile::tempdir()?;
     /// # let (damaged, rescued) = (dir.path().join("damaged"), dir.path().join("rescued"));
-    /// # Engine::open(&damaged)?.manager::<u64>("payments")?.execute("order-42", |_claim| Ok(1999)).unwrap();
+    /// # Engine::open(&damaged)?.manager::<u64, String>("payments")?.execute("order-42", |_claim| Ok(1999)).unwrap();
     /// let report = Engine::options().salvage(&damaged, &rescued)?;
     /// assert_eq!((report.records, report.is_complete()), (1, true));
     /// let payments: Manager<u64> = Engine::open(&rescued)?.manager("payments")?;
