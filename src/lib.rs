@@ -1,7 +1,7 @@
 //! An embedded, synchronous, crash-safe engine for idempotency keys.
 //!
 //! An operation with a key runs once, and every retry gets the same answer: at once, after a wait, after a restart, or
-//! after a power cut. There is no server, no async runtime and no external database: a service links this crate and
+//! after a power cut. It needs no server, no async runtime and no external database: a service links this crate and
 //! opens a directory.
 //!
 //! The state of a key is its *record*. The caller that runs the operation is the *owner* of the key, and its right to do
@@ -9,7 +9,8 @@
 //!
 //! - **An answer is durable before any caller gets it**: the owner, a waiter or a later retry. Many threads share one
 //!   sync.
-//! - **Sequence numbers decide whether an owner is alive, never a timeout**: a slow owner keeps its key.
+//! - **Sequence numbers decide if an owner is alive, never a timeout**: a slow owner keeps its key. On PostgreSQL, a
+//!   lock of the owner's session decides.
 //! - **Interrupted is a state**: the engine never guesses whether an operation happened. It holds the record for a
 //!   decision, or lets the next caller resume it.
 //! - **Waiters park on condition variables**, and one takes over the key when its owner gives up.

@@ -54,7 +54,7 @@ pub(crate) use waits::{Await, Happened};
 
 /// The sessions for calls, and those for transactions.
 const SESSIONS: usize = 8;
-/// The longest wait of a drop. What it could not do is done later.
+/// The longest wait of a drop. The rest of its work is done later.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
 /// The longest wait of a call, if the options set no limit.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
@@ -205,7 +205,7 @@ impl Store {
         Await::new(&self.inner, key)
     }
 
-    /// Returns the content of a key, and the time at which it was that. `waits` is false for a drop.
+    /// Returns the content of a key, and the store time of that read. `waits` is false for a drop.
     pub(crate) fn look(&self, key: &StoreKey, load: Load, waits: bool) -> Result<(Now, Read)> {
         self.inner.check()?;
         let (inner, key) = (Arc::clone(&self.inner), key.clone());
@@ -242,7 +242,7 @@ impl Store {
             }
             (changes, _) => {
                 let deadline = self.inner.deadline(true);
-                // Nothing was read, so a conflict is with the commit of another transaction, and over.
+                // Nothing was read, so a conflict is with another transaction that has ended: try again.
                 while !self.transaction().commit(changes, options)? {
                     if monotonic() >= deadline {
                         return Err(Error::new(ErrorKind::Busy, "other transactions change the same row all the time"));
@@ -253,7 +253,7 @@ impl Store {
         Ok(Some(Committed { ticket: Ticket::default(), changes }))
     }
 
-    /// Returns a new transaction. It takes a session when it first reads or writes.
+    /// Returns a new transaction, which takes a session at its first read or write.
     pub(crate) fn transaction(&self) -> Transaction {
         Transaction::new(&self.inner)
     }
@@ -433,7 +433,7 @@ impl Inner {
     }
 
     fn now(&self) -> Now {
-        // No owner is dead: whoever reads has declared the dead ones.
+        // No owner is dead: each read declares a dead owner interrupted first.
         let effect_seed = self.effect_seeds.draw();
         Now { store: self.time.now(), wall: self.clock.wall(), first: 0, opened: 0, effect_seed }
     }

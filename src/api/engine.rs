@@ -225,7 +225,8 @@ impl Engine {
     }
 
     /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach
-    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary or read-only one.
+    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary or
+    /// read-only one.
     ///
     /// # Errors
     ///
@@ -241,11 +242,11 @@ impl Engine {
         self.protocol.stats()
     }
 
-    /// Counts the records by manager and status, and the bytes on disk. With the feature `metrics`, it also sets the gauges of these
-    /// numbers.
+    /// Counts the records by manager and status, and the bytes on disk. With the feature `metrics`, it also sets the
+    /// gauges of these numbers.
     ///
-    /// Each call reads every record without its outcome, in batches, so its time grows with the number of records. The engine
-    /// does not count at any other time. For metrics, call it about once a minute, on a thread of its own.
+    /// Each call reads every record without its outcome, in batches, so its time grows with the number of records. The
+    /// engine does not count at any other time. For metrics, call it about once a minute, on a thread of its own.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, Status};

@@ -34,7 +34,7 @@ struct Finding {
     /// A word for machines.
     what: &'static str,
     text: String,
-    /// What to do next. Empty if nothing needs to be done.
+    /// The steps to take next. Empty if nothing needs to be done.
     next: String,
     /// The command that does it, if one does.
     command: Option<String>,

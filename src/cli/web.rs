@@ -1,11 +1,12 @@
 //! A page for a browser on this machine, for people who would rather look at a store than read commands.
 //!
-//! The server listens on loopback only. Each request must have the token that is part of the address, and must name this machine as its host:
-//! see `guard`. The pages are whole without a script. The script only counts again, and loads nothing from elsewhere.
+//! The server listens on loopback only. Each request must have the token that is part of the address, and must name
+//! this machine as its host: see `guard`. The pages are whole without a script. The script only counts again, and loads
+//! nothing from elsewhere.
 //!
-//! A store that another process has open is asked through its socket. A store that no process has open is opened for one view or
-//! one change at a time, so that a service can start in between. It is never opened without a click: nothing in it
-//! changes while no process has it open.
+//! A store that another process has open is asked through its socket. A store that no process has open is opened for
+//! one view or one change at a time, so that a service can start in between. It is never opened without a click:
+//! nothing in it changes while no process has it open.
 
 mod act;
 mod guard;

@@ -42,7 +42,7 @@ pub(super) struct Write {
     pub(super) change: i64,
     /// The store time of the decision.
     pub(super) decided: u64,
-    /// By how much the times are moved at least.
+    /// The least number of milliseconds by which the times are moved.
     pub(super) slack: i64,
     pub(super) keeps_expiry: bool,
     /// The store time from which the change is refused.
@@ -147,7 +147,7 @@ pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Resu
             if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
                 match write.make(&mut taken.session, inner.class).await {
                     Ok(_) => {}
-                    // A transaction of the owner has locked the row: it is alive enough.
+                    // A transaction of the owner has locked the row: the owner is alive.
                     Err(Fault::Refused(error)) if error.kind() == ErrorKind::Busy => return Ok(Some(found)),
                     Err(fault) => return Err(fault),
                 }
@@ -182,7 +182,8 @@ fn declaration(inner: &Inner, key: &StoreKey, found: &Found, owner: i32) -> Resu
     }))
 }
 
-/// Makes a change. After a lost session the same change is made again: whichever comes second finds the first.
+/// Makes a change. After a lost session it tries the same change again. The attempt that reaches the row second finds
+/// the first and changes nothing.
 ///
 /// `sent` becomes true when the change may have been made.
 pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool) -> Result<Option<Numbers>, Error> {
@@ -233,7 +234,7 @@ impl Inner {
         }
     }
 
-    /// Tells the waiters of other engines that a key has lost its owner.
+    /// Notifies the waiters of other engines that a key has lost its owner.
     pub(super) fn tell(self: &Arc<Self>, key: &StoreKey) {
         if let Some(message) = self.waits.answer(key, self.keeper.last()) {
             waits::send(self, message);

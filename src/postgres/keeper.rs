@@ -1,8 +1,8 @@
 //! Incarnations: the lives of an engine at the server.
 //!
 //! The keeper session of an incarnation holds an advisory lock from before the first claim. If the lock is free, the
-//! incarnation is dead, for ever: who loses the session takes another number, and adopts those of its claims that
-//! nobody has declared dead meanwhile.
+//! incarnation is dead for ever. An engine that loses the session begins another incarnation, and adopts those of its
+//! claims that no engine has declared dead meanwhile.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 
 /// The longest time for a new incarnation to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the owners of an earlier life of the server have to come back. All of them have lost their locks at once.
+/// The time for owners of an earlier life of the server to return. All of them have lost their locks at once.
 const GRACE: Duration = Duration::from_secs(5);
 /// The server notices a cut connection of a keeper after about 11 s.
 const KEEPALIVES: &str = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
@@ -71,7 +71,7 @@ impl Keeper {
         self.state.lock().life.clone()
     }
 
-    /// True if an owner without its lock may be declared dead.
+    /// Returns true if an owner without its lock may be declared dead.
     pub(super) fn may_declare(&self, owner: i32, life: Option<&str>) -> bool {
         let mut state = self.state.lock();
         // Without a session it is not known whether the server has begun another life.
@@ -117,7 +117,7 @@ pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
     let number: i32 = session.value(&format!("SELECT nextval('{schema}.incarnation')::integer"), &[]).await?;
     session.run(&format!("SELECT pg_advisory_lock({class}, {number})")).await?;
     let life: String = session.value(LIFE, &[]).await?;
-    // Its first commit is synchronous. So when it returns, everything that it can read is durable, also on a standby.
+    // Its first commit is synchronous. When it returns, everything that it can read is durable, also on a standby.
     let born = format!("INSERT INTO {schema}.incarnations (id, server) VALUES ($1, $2)");
     session.client.execute(&born, &[&number, &life]).await.map_err(|cause| Fault::new(&cause))?;
     // Before the adoption: if this session is lost too, the next incarnation adopts from this one.

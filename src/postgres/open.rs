@@ -11,9 +11,9 @@ use crate::types::error::{Error, ErrorKind, Result};
 
 /// The format of the tables that this version reads and writes.
 const FORMAT: i32 = 1;
-/// The oldest version of the server that has everything that is used.
+/// The oldest supported version of the server.
 const OLDEST: i32 = 130_000;
-/// How often the test looks for another server session behind the same connection.
+/// The number of times that the test checks for another server session on the same connection.
 const ROUNDS: usize = 3;
 
 fn unsupported(why: &str) -> Fault {
@@ -73,7 +73,7 @@ async fn simple<T: std::str::FromStr>(session: &Session, text: &str) -> Result<T
     value.ok_or_else(|| unsupported(&format!("it does not answer {text}")))
 }
 
-/// What an open has found.
+/// The findings of an open.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tables {
     pub(super) id: [u8; 16],
@@ -108,8 +108,8 @@ pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> 
     Ok(Tables { id, created })
 }
 
-/// Declares the owners dead that died while no engine looked, so that the TTLs of their records start now. Returns the
-/// number of interrupted records.
+/// Declares the owners dead that died while no engine was open, so that the TTLs of their records start now. Returns
+/// the number of interrupted records.
 pub(super) async fn record_deaths(inner: &Arc<Inner>) -> Result<u64, Fault> {
     let (schema, class) = (&inner.schema, inner.class);
     let taken = inner.pool.take().await?;

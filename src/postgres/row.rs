@@ -113,7 +113,7 @@ pub(super) fn record(
     Ok(Arc::new(stored))
 }
 
-/// True if the change makes a claim, which gets the number of its commit as token.
+/// Returns true if the change makes a claim, which gets the number of its commit as token.
 pub(super) fn claims(columns: &Columns) -> bool {
     columns.state == 1 && columns.token == signed(THIS_FRAME)
 }

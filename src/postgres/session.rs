@@ -28,7 +28,7 @@ const SETTINGS: &str = "SET synchronous_commit = on; SET statement_timeout = '30
 /// The reason why a statement gave no answer.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// The session is lost. It is not known whether the statement took effect.
+    /// The session is lost. The statement may have taken effect.
     Lost(String),
     /// Another transaction was in the way. Nothing changed.
     Again,

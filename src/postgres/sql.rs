@@ -36,7 +36,7 @@ impl Query {
     pub(super) fn text(self, schema: &str) -> String {
         let text = match self {
             Self::Time => "SELECT tick, time FROM {s}.store",
-            // Fenced by the tick: of all who saw one tick, one advances the time.
+            // Fenced by the tick: of all engines that saw one tick, one advances the time.
             Self::Tick => "UPDATE {s}.store SET tick = tick + 1, time = time + $2 WHERE tick = $1 RETURNING tick, time",
             Self::Read => return READ.replace("{outcome}", "r.outcome").replace("{s}", schema),
             Self::ReadWithoutOutcome => return READ.replace("{outcome}", "NULL::bytea").replace("{s}", schema),

@@ -1,7 +1,7 @@
 //! Store time, which no wall clock moves, and what expires by it.
 //!
 //! The time is a number in the database. An engine that has seen a tick advances the time by no more than it has
-//! measured since, and only if nobody else has: the ticks count the advances. So the time never runs faster than any
+//! measured since, and only if no other engine has: the ticks count the advances. The time never runs faster than any
 //! real clock. A time that is written may be counted too far by what passed between the last tick and the write. That
 //! is at most one advance, so it is added to every expiry. While no engine is open, the time stands still.
 

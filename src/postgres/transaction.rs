@@ -1,8 +1,8 @@
 //! Transactions over several keys: one session under SERIALIZABLE, which reads one snapshot.
 //!
-//! Changes of single records run under READ COMMITTED, and the server finds no conflict with them. So before the commit
-//! each record that was read is locked, which fails if it has changed since; and where there was none, a removed record
-//! is put.
+//! Changes of single records run under READ COMMITTED, and the server finds no conflict with them. Before the commit
+//! each record that was read is locked, which fails if it has changed since. For each key that had no record, a removed
+//! record is inserted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -386,7 +386,7 @@ impl Plan {
         let mut all = Vec::with_capacity(self.writes.len());
         for (_, write) in &self.writes {
             let found = write.find(&mut session).await?;
-            // It was changed again since, so its numbers are no longer known.
+            // The record was changed again since, so its numbers are no longer known.
             all.push(found.ok_or_else(|| Fault::Refused(unsettled(&"a record has changed since")))?);
         }
         Ok(all)

@@ -1,7 +1,7 @@
 //! Claims whose begin had no answer by its deadline.
 //!
-//! The caller got an error and no claim, so nobody will end the record if the begin was made, and the process of its
-//! owner lives. This task finds out, and gives the key back.
+//! The caller got an error and no claim. If the begin was made, no call would end the record while the process lives.
+//! This task finds out if the begin was made, and releases the key.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Waiting for changes by other engines.
 //!
 //! While a caller waits for a key, its engine looks at the key every 250 ms. This finds every change, and the death of
-//! an owner. Notifications only make the look come sooner: the engine asks, and whoever then changes the key answers,
-//! after its commit. Nothing is sent while nobody waits.
+//! an owner. Notifications only save time: the engine announces that it waits, and an engine that then changes the key
+//! notifies it after the commit. Nothing is sent while no caller waits.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// The number of keys of other engines' waiters that are remembered. Those above find out by a look.
 const MAX_ASKED: usize = 65_536;
 
-/// What has happened to a key.
+/// A change of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Happened {
     /// Its owner has given it up or has died. One waiter can take it over.
@@ -119,7 +119,7 @@ impl Waits {
     /// Returns the message to send after this key has lost its owner, if a caller of another engine waits for it.
     pub(super) fn answer(&self, key: &StoreKey, me: i32) -> Option<String> {
         let mut asked = self.asked.lock();
-        // Nearly always nobody waits.
+        // Nearly always no caller waits.
         if asked.is_empty() {
             return None;
         }
@@ -195,7 +195,7 @@ fn report(inner: &Arc<Inner>, key: &StoreKey, revision: u64, state: i16, is_owne
     }
 }
 
-/// Sends a message, outside of every durable commit. It may be lost.
+/// Sends a message outside of every durable commit. The message may be lost.
 pub(super) fn send(inner: &Arc<Inner>, message: String) {
     let sender = Arc::clone(inner);
     inner.handle.spawn(async move {

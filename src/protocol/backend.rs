@@ -1,7 +1,7 @@
 //! The store below the protocol: the embedded one, or one on PostgreSQL.
 //!
-//! Both commit by compare-and-swap on what was read, so the rules and everything above are the same. What is only here
-//! is the choice; with one kind of store compiled in, the calls are direct.
+//! Both commit by compare-and-swap on what was read, so the rules and everything above are the same. This module
+//! only chooses between them; with one kind of store compiled in, the calls are direct.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -32,7 +32,7 @@ pub(super) enum Backend {
     Postgres(Box<postgres::Store>),
 }
 
-/// What a run of a transaction has read.
+/// The reads of one run of a transaction.
 #[derive(Debug)]
 pub(super) enum Reads {
     Local(store::ReadSet),
@@ -50,7 +50,7 @@ pub(super) enum Await {
 }
 
 impl Backend {
-    /// Returns the content of a key, and a time at which it was that: an earlier time than that of any change that it
+    /// Returns the content of a key, and a time at which it was so: an earlier time than that of any change that it
     /// does not show. `waits` is false for a drop, which does not wait for a server.
     pub(super) fn look(&self, key: &StoreKey, load: Load, waits: bool) -> Result<(Now, Read)> {
         match self {
@@ -138,7 +138,8 @@ impl Backend {
         }
     }
 
-    /// Calls `f` once with the first error, with no lock held, when the store is poisoned. One on PostgreSQL never is.
+    /// Calls `f` once with the first error, with no lock held, when the store is poisoned. A store on PostgreSQL is
+    /// never poisoned.
     pub(super) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
         match self {
             Self::Local(store) => store.on_poison(f),
@@ -190,7 +191,8 @@ impl Backend {
         }
     }
 
-    /// Waits until the commit with this ticket survives a power cut. On PostgreSQL every commit has when it returns.
+    /// Waits until the commit with this ticket survives a power cut. On PostgreSQL every commit is durable when it
+    /// returns.
     pub(super) fn wait(&self, ticket: Ticket) -> Result<()> {
         match self {
             Self::Local(store) => store.wait(ticket),

@@ -57,15 +57,14 @@ impl EngineOptions {
 
     /// Opens a store on PostgreSQL 13 or later, with any TLS. Creates its tables if there are none.
     ///
-    /// The server is tested first. It must lock what its sessions lock: behind a pooler that gives sessions to several
-    /// clients it does not. It must be durable (`fsync`, `full_page_writes`), and no replica.
+    /// The open tests the server first. Advisory locks must belong to one session, which a pooler in transaction mode
+    /// does not guarantee. The server must be durable (`fsync`, `full_page_writes`), and must not be a replica.
     ///
     /// # Errors
     ///
-    /// `Unavailable` if the server cannot be reached; `InvalidOptions` if it refuses the user or cannot hold a store, and for
-    /// [`read_only`](EngineOptions::read_only);
-    /// `UnsupportedFormat` if the schema has other tables or a newer store; `NotFound` if there is no store and
-    /// [`create`](EngineOptions::create) is false. Then nothing is changed.
+    /// `Unavailable` if the server cannot be reached; `InvalidOptions` if it refuses the user or cannot hold a store,
+    /// and for [`read_only`](EngineOptions::read_only); `UnsupportedFormat` if the schema has other tables or a newer
+    /// store; `NotFound` if there is no store and [`create`](EngineOptions::create) is false. Then nothing is changed.
     pub fn connect_with<T>(&self, config: Config, tls: T) -> Result<Engine>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,

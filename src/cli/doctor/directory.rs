@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::{Finding, SERVICE_USER, damaged};
 use crate::cli::out::{quoted, size};
 
-/// With less free space than this, commits will soon return `Full`: an open needs some 10 MiB, a flush and a merge as much as
-/// they write.
+/// With less free space than this, commits will soon return `Full`: an open needs some 10 MiB, a flush and a merge as
+/// much as they write.
 const LITTLE_SPACE: u64 = 64 << 20;
 
 /// Returns the exit status and the reason why the directory is no store, or one without its parts.
@@ -154,12 +154,12 @@ enum Lock {
     Read,
 }
 
-/// Returns the process that has the store open for writing, if the system says so.
+/// Returns the process that has the store open for writing, if the system reports it.
 pub(super) fn owner(path: &Path) -> Option<Process> {
     lockers(path, Lock::Write).into_iter().next()
 }
 
-/// Returns the processes that have the store open to read it, as far as the system says so.
+/// Returns the processes that have the store open to read it, as far as the system reports them.
 pub(super) fn readers(path: &Path) -> Vec<Process> {
     lockers(path, Lock::Read)
 }
@@ -167,8 +167,8 @@ pub(super) fn readers(path: &Path) -> Vec<Process> {
 fn lockers(path: &Path, lock: Lock) -> Vec<Process> {
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
     let of = |path: &Path| fs::metadata(path).map_or_else(|_| Vec::new(), |found| holders(&locks, found.ino(), lock));
-    // Every owner has locked this directory, also if its lock file was deleted. Another file system may have a file with
-    // the same number, so the lock file counts too.
+    // Every owner has locked this directory, also if its lock file was deleted. Another file system may have a file
+    // with the same number, so the lock file counts too.
     let (mut pids, lock_file) = (of(&path.join("store")), path.join("LOCK"));
     if lock_file.exists() {
         let also = of(&lock_file);

@@ -1,7 +1,8 @@
 //! The conditions that a request must meet before anything is looked up for it.
 //!
-//! Any page in the same browser, and any user of the machine, can send requests to a port on loopback. The token keeps them out.
-//! The name of the host keeps out pages whose own name resolves to this machine, and the origin keeps out forms on other pages.
+//! Any page in the same browser, and any user of the machine, can send requests to a port on loopback. The token keeps
+//! them out. The name of the host keeps out pages whose own name resolves to this machine, and the origin keeps out
+//! forms on other pages.
 
 use std::fmt::Write as _;
 

@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Display, Write as _};
 
-/// A piece of HTML. Only literals of this program enter it as markup. All else enters it as text, so a key, an outcome or a message
-/// is never markup.
+/// A piece of HTML. Only literals of this program enter it as markup. All else enters it as text, so a key, an outcome
+/// or a message is never markup.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Html(String);
 

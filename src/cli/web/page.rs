@@ -99,7 +99,7 @@ pub(super) struct Frame<'a> {
     pub(super) part: Option<Part>,
     /// True if the page counts again by itself without a script.
     pub(super) refreshes: bool,
-    /// Whether another process has the store open, if that is known.
+    /// True if another process has the store open; `None` if that is not known.
     pub(super) is_live: Option<bool>,
 }
 

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 
 use super::html::Html;
 
-/// Headers that let a page load only files of this server and send forms only to it, and let no other page show it in a frame.
+/// Headers that let a page load only files of this server and send forms only to it, and let no other page show it in a
+/// frame.
 ///
-/// `same-origin` and not `no-referrer`: with the latter, browsers send the origin `null` with forms, which is refused. This
-/// page leads to no other site, so none gets its address.
+/// `same-origin` and not `no-referrer`: with the latter, browsers send the origin `null` with forms, which is refused.
+/// This page leads to no other site, so none gets its address.
 const HEADERS: &str = "Content-Security-Policy: default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n\
     Cache-Control: no-store\r\n\

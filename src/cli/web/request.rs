@@ -37,7 +37,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Returns false if the browser reports that another page sent the request. `none` means that a person reloads a page.
+    /// Returns false if the browser reports that another page sent the request. `none` means that a person reloads a
+    /// page.
     pub(super) fn is_from_our_site(&self) -> bool {
         self.site.as_deref().is_none_or(|site| ["same-origin", "none"].contains(&site))
     }

@@ -12,8 +12,8 @@ use super::Deadline;
 use super::reply::{Reply, Status};
 use super::request::{self, Method, Request, Unread};
 
-/// The largest number of connections. A further one takes the place of the oldest that has not sent its request yet, or that
-/// does not read its reply. So idle clients do not keep others out.
+/// The largest number of connections. A further one takes the place of the oldest that has not sent its request yet, or
+/// that does not read its reply. Thus idle clients do not keep others out.
 const CONNECTIONS: usize = 64;
 /// The longest time for a client to send its request.
 const TO_ASK: Duration = Duration::from_secs(10);
