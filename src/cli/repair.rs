@@ -1,4 +1,4 @@
-//! `repair` does what the next open does, if nothing can be lost by it. `salvage` rescues what is left into a new store.
+//! `repair` does the work of the next open, if nothing can be lost. `salvage` rescues readable data into a new store.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::owner;
 use super::progress::Progress;
 use crate::{EngineOptions, ErrorKind, admin::OpenReport};
 
-/// Reads everything first, and says what it will do. Changes nothing if anything cannot be read.
+/// Reads everything first, and prints what it will do. Changes nothing if anything cannot be read.
 pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -> Done {
     let progress = Progress::spinner(out, "reading everything");
     let engine = match options.clone().read_only(true).open(store) {

@@ -27,7 +27,7 @@ const FILE_MODE: u32 = 0o600;
 pub(crate) struct Dir {
     file: File,
     path: PathBuf,
-    /// Files in it are opened to be read only.
+    /// True if files in it are opened for reads only.
     is_read_only: bool,
 }
 
@@ -37,7 +37,7 @@ impl Dir {
         Ok(Self { file, path: path.to_owned(), is_read_only: false })
     }
 
-    /// As [`open`](Self::open), to read what is in it.
+    /// Does the same as [`open`](Self::open), but opens its files for reads only.
     pub(crate) fn open_read_only(path: &Path) -> Result<Self> {
         Ok(Self { is_read_only: true, ..Self::open(path)? })
     }
@@ -110,8 +110,8 @@ impl Dir {
     }
 }
 
-/// Removes the permissions of other users from all files in a directory and below, and gives files that root has created to the
-/// owner of the directory. Best effort: files of other users stay as they are.
+/// Removes the permissions of other users from all files in a directory and below, and gives files that root has
+/// created to the owner of the directory. Best effort: files of other users stay as they are.
 pub(crate) fn make_private(dir: &Path) -> Result<()> {
     for (path, kind) in entries(dir)? {
         let mode = if kind.is_dir() { DIR_MODE } else { FILE_MODE };
@@ -226,7 +226,7 @@ pub(crate) fn is_dir(path: &Path) -> bool {
 pub(crate) struct Lock {
     file: File,
     pid: u32,
-    /// The file was made for this lock, and goes with it unless it is kept.
+    /// True if the file was created for this lock. It is then removed on drop, unless it is kept.
     made: Option<PathBuf>,
 }
 
@@ -234,7 +234,7 @@ pub(crate) struct Lock {
 /// lock file of a running owner would let a second owner in.
 #[derive(Debug)]
 pub(crate) struct StoreLock {
-    /// There may be none, for one who only reads.
+    /// `None` for a reader of a store without a lock file.
     file: Option<Lock>,
     _dir: Lock,
 }
@@ -244,7 +244,7 @@ impl Drop for Lock {
         // Closing the file is not enough: a child between its fork and its exec has it open too. A child of `fork` must
         // not unlock the file, because the lock belongs to its parent.
         if std::process::id() == self.pid {
-            // While it is locked: who has opened it meanwhile finds that it is at its path no more.
+            // Remove it before unlocking: a process that has opened it then notices that the path has changed.
             if let Some(path) = self.made.as_ref().filter(|path| self.is_at(path).is_ok_and(|is_at| is_at)) {
                 let _ = fs::remove_file(path);
             }
@@ -258,7 +258,7 @@ impl StoreLock {
         Self { file: Some(file), _dir: dir }
     }
 
-    /// Keeps those who write out, and lets others read. Creates nothing.
+    /// Takes shared locks, which exclude writers and admit readers. Creates nothing.
     pub(crate) fn shared(store: &Path) -> Result<Self> {
         let path = store.join("LOCK");
         let file = match File::open(&path) {
@@ -271,7 +271,7 @@ impl StoreLock {
         Ok(Self { file, _dir: Lock::of(dir, &path, store, true)? })
     }
 
-    /// The store is open: a lock file that was made stays.
+    /// Keeps a lock file that was created for this lock, because the store is now open.
     pub(crate) fn keep(&mut self) {
         if let Some(file) = &mut self.file {
             file.keep();
@@ -327,7 +327,7 @@ impl Lock {
         }
     }
 
-    /// A file that was made for the lock stays.
+    /// Keeps a file that was created for the lock.
     pub(crate) fn keep(&mut self) {
         self.made = None;
     }
@@ -347,7 +347,7 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     lock_with(file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
 }
 
-/// As [`try_lock`], beside others that do the same.
+/// Takes a shared lock without waiting. Returns `false` if another process has an exclusive lock.
 fn try_lock_shared(file: &File) -> io::Result<bool> {
     lock_with(file, rustix::fs::FlockOperation::NonBlockingLockShared)
 }

@@ -1,8 +1,8 @@
-//! Opens a store only to read it: nothing is written, created or locked against other readers, and sled is not opened.
+//! Opens a store for reads only: writes and creates nothing, takes a shared lock, and does not open sled.
 //!
-//! The blocks are read where they lie in sled's file, and what the journal has after the last flush is replayed into memory. So it works
-//! on a file system that is mounted read-only, and needs only the right to read. A process that has the store open for writing
-//! keeps readers out, and a reader keeps such a process out: what is read does not change.
+//! Blocks are read directly from sled's file, and later frames of the journal are replayed into the memtable. So this
+//! works on a file system that is mounted read-only, and needs only read permission. A writer and a reader exclude each
+//! other, so the files do not change while they are read.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Store {
             rebuilt,
             ..OpenReport::default()
         };
-        // What lies before may have been written over at any time.
+        // Segments before the checkpoint are not needed.
         recovered.pool.release(recovered.checkpointed);
         let (disk_space, wakeups) = DiskSpace::new(&dir.join("sled"));
         let parts = Parts {
@@ -64,7 +64,7 @@ impl Store {
             next_frame: first + 1,
             segment_space: 0,
         };
-        // No thread takes anything from the queue: every commit is refused before it comes to that.
+        // No thread reads the queue, because every commit is refused before it gets there.
         let (inner, _) = new_inner(path, options, parts, wakeups);
         let running = threads::none(lock, options.sync_timeout);
         let took = clock::monotonic().saturating_duration_since(began);
@@ -72,7 +72,7 @@ impl Store {
     }
 }
 
-/// Keeps those who write out, as long as it is held.
+/// Takes the shared lock, which excludes writers while it is held.
 fn lock(path: &Path, any_file_system: bool) -> Result<files::StoreLock> {
     check_exists(path)?;
     if !any_file_system {
@@ -95,7 +95,7 @@ fn replay(recovered: &journal::Recovered, complete: u64, shared: &Shared, now: &
             .iter()
             .map(|change| (change.key.clone(), change.record().map(|stored| stored.lifetime())))
             .collect();
-        // The index of the runs alone would say what was before.
+        // The index of unfinished records was read from the runs, which do not have these changes.
         shared.unfinished.update(lifetimes.iter().map(|(key, lifetime)| (key, *lifetime)), now);
         let entries = changes.into_iter().map(|change| {
             let entry = Entry { number, ticket: 0, content: change.content };

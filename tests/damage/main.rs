@@ -171,8 +171,8 @@ fn case(store: &Stopped, seed: u64) -> Case {
     Case { clean: store.clean, part, harm, class, verified, rescued, note: note(&why) }
 }
 
-/// Salvages the store, and returns what share of its records and rows the new one has as they were. Whatever else it has, its report
-/// says so.
+/// Salvages the store. Returns the share of records and rows that the new store has unchanged. Checks that the report is
+/// not complete if any content is older or missing, except for the content of the last groups.
 fn rescue(from: &Path, into: &Path, store: &Stopped, note: &dyn Fn(&str) -> String) -> f64 {
     let before = harm::contents(from);
     let options = Engine::options().clock(ManualClock::new()).segment_bytes(32 << 10);
@@ -211,7 +211,7 @@ fn rescue(from: &Path, into: &Path, store: &Stopped, note: &dyn Fn(&str) -> Stri
 
 type Table = BTreeMap<(bool, Part, Harm), [u64; CLASSES.len() + 1]>;
 
-/// Of each file: cases, those in which a salvage rescued everything, the sum of the shares, and the smallest.
+/// For each part: the cases, those with everything rescued, the sum of the shares, and the smallest share.
 type Rescues = BTreeMap<(bool, Part), (u32, u32, f64, f64)>;
 
 fn print_rescued(rescues: &Rescues) {

@@ -1,4 +1,4 @@
-//! The command line on stores in every condition: commands that look change nothing, and commands that write keep the owner.
+//! The command line on stores in every condition: read-only commands change nothing, and others keep the owner.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -19,7 +19,7 @@ fn ran(args: &[&str]) -> (i32, String, String) {
     (status.code().unwrap(), out, err)
 }
 
-/// The commands that look, on this store.
+/// Returns the read-only commands for this store.
 fn looking<'a>(path: &'a str, copy: &'a str) -> Vec<Vec<&'a str>> {
     vec![
         vec!["stats", path],
@@ -54,7 +54,7 @@ fn segments(path: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.is_file()).collect()
 }
 
-/// A condition, how a store comes into it, and the exit status of a command that reads everything.
+/// A condition of a store, a function that creates it, and the exit status of a command that reads everything.
 type Condition = (&'static str, fn(&Path), i32);
 
 const CONDITIONS: [Condition; 9] = [
@@ -136,7 +136,7 @@ fn commands_that_look_change_nothing_in_any_condition() {
     }
 }
 
-/// Returns all but the times at which files were last written: an open for writing claims disk space before it reads.
+/// Returns everything except modification times: an open for writing claims disk space before it reads.
 fn without_times(path: &Path) -> Vec<(PathBuf, Vec<i64>, Vec<u8>)> {
     everything(path).into_iter().map(|(path, facts, bytes)| (path, facts[..3].to_vec(), bytes)).collect()
 }

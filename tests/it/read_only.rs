@@ -232,7 +232,7 @@ fn a_store_that_is_written_to_is_in_use_and_so_is_one_that_is_read() {
     owner.close().unwrap();
     let engine = reader(&path).unwrap();
     assert_eq!(Engine::open(&path).unwrap_err().kind(), ErrorKind::StoreInUse);
-    // Not even where somebody has deleted the file.
+    // A deleted lock file makes no difference.
     fs::remove_file(path.join("LOCK")).unwrap();
     assert_eq!(Engine::open(&path).unwrap_err().kind(), ErrorKind::StoreInUse);
     check_all_is_there(&reader(&path).unwrap());
@@ -283,7 +283,7 @@ fn another_user_with_the_right_to_read_can_read() {
             println!("skipped: only root can be another user");
             return;
         }
-        // The program lies where this user may not go.
+        // This user may not enter the directory of the test program.
         let program = dir.path().join("program");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();

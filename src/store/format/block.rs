@@ -14,7 +14,7 @@ use crate::types::record::Lifetime;
 pub(crate) const BLOCK: usize = 4_000;
 /// The largest content of a block in bytes.
 pub(crate) const CONTENT: usize = BLOCK - PREFIX;
-/// What a block begins with, so that it is found wherever sled has put it in its file.
+/// The magic number at the start of a block, by which a scan finds it anywhere in sled's file.
 pub(crate) const MAGIC: &[u8; 4] = b"okBk";
 /// Bytes before the content.
 pub(crate) const PREFIX: usize = 24;
@@ -51,7 +51,7 @@ impl Kind {
     }
 }
 
-/// Where a block belongs: the number of its run, and its own in the run. The list has zeros.
+/// The place of a block: the number of its run, and its number in the run. The list has two zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) run: u64,
@@ -81,8 +81,8 @@ pub(crate) fn run_of(key: &[u8]) -> u64 {
     u64::from_be_bytes(first_of(key.iter().copied()))
 }
 
-/// Encodes a block. Its checksum begins with the id of the store, so that no value of a client, and no block of another store, can
-/// pass for it.
+/// Encodes a block. Its checksum includes the id of the store, so that no value of a client and no block of another
+/// store passes for it.
 pub(crate) fn seal(store: &[u8; 16], place: Place, kind: Kind, content: &[u8]) -> Result<Vec<u8>> {
     let too_long = |_| Error::new(ErrorKind::TooLarge, format!("{place} has {} bytes", content.len()));
     let mut out = Vec::with_capacity(PREFIX + content.len());
@@ -98,7 +98,7 @@ pub(crate) fn seal(store: &[u8; 16], place: Place, kind: Kind, content: &[u8]) -
     Ok(out)
 }
 
-/// A block that is whole, with where it belongs.
+/// A whole block with its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sealed<'a> {
     pub(crate) place: Place,

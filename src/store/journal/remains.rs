@@ -1,4 +1,4 @@
-//! What is left of a journal that may be damaged: for a salvage, which takes each group that is whole, wherever it is.
+//! Reads a journal that may be damaged, for a salvage: every whole group is used, wherever it is.
 
 use std::path::Path;
 
@@ -11,32 +11,32 @@ use crate::store::sled::raw::Past;
 use crate::types::clock::Anchor;
 use crate::types::error::Result;
 
-/// What is read past after an error, so that a bad place on the disk is tried a few times only.
+/// The bytes that are skipped after a read error, so that a bad part of the disk is read only a few times.
 const PAGE: u64 = 4 << 10;
 
-/// What was found, and what is wrong.
+/// The frames that were found, and the problems.
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
-    /// The store that it belongs to, if any segment says so.
+    /// The id of the store, if a segment names it.
     pub(crate) store_id: Option<[u8; 16]>,
-    /// In order. Of a journal that is whole, all after the last checkpoint, and of those before what is left.
+    /// Sorted by number. A whole journal has every frame after the last checkpoint, and perhaps some earlier ones.
     pub(crate) frames: Vec<(u64, Frame)>,
-    /// The highest number that was found.
+    /// The highest frame number that was found.
     pub(crate) last_frame: u64,
-    /// The record store had everything up to this frame.
+    /// The frame of the last checkpoint: the record store had everything up to it.
     pub(crate) checkpointed: u64,
     pub(crate) anchor: Option<Anchor>,
-    /// Why there may have been more. None if the journal is whole.
+    /// The reasons why frames may be missing. Empty if the journal is whole.
     pub(crate) problems: Vec<String>,
 }
 
-/// Reads what there is. Changes nothing.
+/// Reads every whole group. Changes nothing.
 pub(crate) fn remains(dir: &Path) -> Result<Remains> {
     let recovered = recover_read_only(dir);
     let mut remains = if files::is_dir(dir) { Remains::scan(dir)? } else { Remains::default() };
     match recovered {
         Ok(recovered) => {
-            // They were needed no more, and may have been written over.
+            // Segments before the checkpoint were free to be overwritten, so a missing one is not a problem.
             remains.problems.clear();
             remains.frames.retain(|(number, _)| *number <= recovered.checkpointed);
             recovered.replay(&mut |number, frame| {
@@ -60,7 +60,7 @@ impl Remains {
         Some(Past { store_id, checkpointed, last_frame })
     }
 
-    /// Takes every group that is whole and that no later segment has replaced. Where no segment has this format, the error says so.
+    /// Adds every whole group that no later segment has replaced. Returns an error if no segment has this format version.
     fn scan(dir: &Path) -> Result<Self> {
         let mut remains = Self::default();
         let opened = Dir::open_read_only(dir)?;
@@ -90,7 +90,7 @@ impl Remains {
         if let Some(error) = other_format.filter(|_| segments.is_empty()) {
             return Err(error);
         }
-        // One may have come from elsewhere: the store that most belong to counts.
+        // A segment may come from another store: the id that most segments have counts.
         let of = |id: [u8; 16]| segments.iter().filter(|(header, _)| header.store_id == id).count();
         remains.store_id = segments.iter().map(|(header, _)| header.store_id).max_by_key(|id| of(*id));
         segments.retain(|(header, _)| Some(header.store_id) == remains.store_id);
@@ -105,7 +105,7 @@ impl Remains {
         Ok(remains)
     }
 
-    /// Takes every group of a segment that is whole. Those from `end` on were cut off by a later open.
+    /// Adds every whole group of a segment with a number below `end`. A later open has cut off the rest.
     fn read(&mut self, segment: &SegmentHeader, file: &SegmentFile, end: u64) {
         let (mut reader, mut offset, mut has_failed) = (Reader::new(file), SECTOR as u64, false);
         while offset < file.size {
@@ -122,7 +122,7 @@ impl Remains {
         }
     }
 
-    /// Says how many bytes the group at this place takes; 0 if there is none that is whole.
+    /// Returns the size in bytes of the whole group at this offset, or 0 if there is none.
     fn take(&mut self, segment: &SegmentHeader, at: u64, end: u64, reader: &mut Reader<'_>) -> Result<u64> {
         let found = GroupHeader::decode(reader.bytes(at, GROUP_HEADER as u64)?, segment.salt);
         let Some((group, _)) = found.filter(|(header, _)| !header.is_seal && header.group < end) else { return Ok(0) };

@@ -148,7 +148,7 @@ impl Sources {
         let (mut expected, mut last): (u32, Option<StoreKey>) = (0, None);
         let mut is_gap = false;
         for number in found.numbers(run).into_iter().take_while(|number| blocks.is_none_or(|blocks| *number < blocks)) {
-            // One that can be read no more is missing.
+            // A block that has become unreadable counts as missing.
             let Ok(Some((kind, content))) = found.content(Place { run, number }) else { continue };
             is_gap |= number != expected;
             expected = number.saturating_add(1);
@@ -194,7 +194,7 @@ impl Sources {
         }
     }
 
-    /// Something newer may have named each key between these.
+    /// Marks each key in the gap as in doubt: a lost block may have had newer content.
     fn doubt(&mut self, (from, to): &Gap) {
         if from.as_ref().zip(to.as_ref()).is_some_and(|(from, to)| from >= to) {
             return;
@@ -205,7 +205,8 @@ impl Sources {
         }
     }
 
-    /// Adds what was found of a key: `None` if its value is not whole. `is_newer`: than all before, unless revisions say otherwise.
+    /// Adds the content of a key, or `None` if its value is not whole. `is_newer` is true if it is newer than all added
+    /// before; revisions, if known, take precedence.
     fn add(&mut self, key: StoreKey, at: Option<At>, revision: u64, is_newer: bool) {
         self.last_number = self.last_number.max(revision);
         let before = self.keys.get_mut(&key);
@@ -236,7 +237,7 @@ impl Sources {
         }
     }
 
-    /// Takes from the frames up to this one what the runs may have lost: the last that is there of a key, in doubt.
+    /// Adds keys that the runs may have lost from the frames up to this one: the last content of each, in doubt.
     fn fill(&mut self, remains: &Remains, end: u64, is_stale: bool) {
         let mut last = BTreeMap::new();
         for (number, frame) in remains.frames.iter().filter(|(number, _)| *number <= end) {
@@ -244,7 +245,7 @@ impl Sources {
             last.extend(changes.iter().map(|change| (&change.key, (*number, change))));
         }
         for (key, (number, change)) in last {
-            // What the runs have not lost was removed, or has expired.
+            // If the runs have lost nothing here, a missing key was removed or has expired.
             if !is_stale && !self.may_be_lost(key) {
                 continue;
             }
@@ -268,22 +269,22 @@ impl Sources {
         self.lost.contains(key) || self.gaps.iter().any(is_in)
     }
 
-    /// Keys that have a value.
+    /// Returns the number of keys that have a value.
     pub(super) fn len(&self) -> u64 {
         self.keys.values().filter(|newest| !matches!(newest.at, At::Removed)).count() as u64
     }
 
-    /// The highest number that any of it carries.
+    /// Returns the highest frame number in anything that was found.
     pub(super) fn last_number(&self) -> u64 {
         self.last_number
     }
 
-    /// The last store time at which a record was changed.
+    /// Returns the last store time at which a record was changed.
     pub(super) fn last_time(&self) -> u64 {
         self.last_time
     }
 
-    /// Gives each key and its value, in order. A value that turns out not to be one, or can be read no more, counts as lost.
+    /// Calls `f` with each key and value, in order. A value that cannot be read or decoded counts as lost.
     pub(super) fn for_each(&mut self, f: &mut dyn FnMut(&StoreKey, &[u8]) -> Result<()>) -> Result<()> {
         let mut bytes = Vec::new();
         for (key, newest) in std::mem::take(&mut self.keys) {
@@ -316,7 +317,7 @@ impl Sources {
         Ok(())
     }
 
-    /// Reads a value from a block and those behind it, all of which were there.
+    /// Reads a value from its block and the following ones. An error means that the file changed during the salvage.
     fn load(&mut self, place: Place, start: usize, len: usize, bytes: &mut Vec<u8>) -> Result<()> {
         let Place { run, mut number } = place;
         let changed = || Error::new(ErrorKind::Io, format!("{place} was changed meanwhile"));
@@ -355,14 +356,14 @@ fn named(key: &StoreKey) -> String {
     }
 }
 
-/// What a change says, and the revision that it makes. Rows have none.
+/// Returns the content of a change and the new revision, which is 0 for rows.
 fn of_change(change: &Change, number: u64) -> (At, u64) {
     let at = change.content.clone().map_or(At::Removed, At::Journal);
     let made = change.record().map_or(number, |stored| stored.revision);
     (at, if change.key.is_record() { made } else { 0 })
 }
 
-/// Whether the blocks with so many more bytes of a value follow.
+/// Returns true if the following blocks have the remaining `left` bytes of a value.
 fn is_whole(found: &Found, place: Place, mut left: usize) -> bool {
     let Place { run, mut number } = place;
     while left > 0 {

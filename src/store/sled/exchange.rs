@@ -1,4 +1,4 @@
-//! Puts other files in the place of sled's, durably: a copy, or a new store with the same blocks.
+//! Replaces sled's files durably, by a copy or by a new sled with the same blocks.
 //!
 //! On file systems that do not sync every write by themselves, sled is opened on a copy first. When sled opens, it renames its
 //! new snapshot and at once fills with zeros the segments of its file that are free according to the snapshot. These two
@@ -15,13 +15,13 @@ fn beside(dir: &Path, extension: &str) -> PathBuf {
     dir.with_extension(extension)
 }
 
-/// Where sled's files are: a crash may have left them under the name that they have during an exchange. Changes nothing.
+/// Returns the directory of sled's files. A crash during an exchange may have left them under another name.
 pub(super) fn current(dir: &Path) -> PathBuf {
     let old = beside(dir, "old");
     if !dir.exists() && old.exists() { old } else { dir.to_owned() }
 }
 
-/// Removes what a crash has left of an exchange.
+/// Finishes or undoes an exchange that a crash has interrupted.
 pub(super) fn settle(dir: &Path) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
     if !old.exists() && !new.exists() {
@@ -36,7 +36,8 @@ pub(super) fn settle(dir: &Path) -> Result<()> {
     remove(&old)
 }
 
-/// Puts what `make` makes in the place of a directory. After an error everything is as it was.
+/// Replaces a directory by the one that `make` creates. If `make` fails, the directory is unchanged. If a rename fails,
+/// the next open calls [`settle`].
 pub(super) fn replace(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
     if let Err(error) = make(&new).and_then(|()| files::sync_tree(&new)) {

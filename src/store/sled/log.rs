@@ -1,13 +1,14 @@
-//! sled's files, read without sled: to know what an open of it will find, before it writes.
+//! Reads sled's files without sled, to find out what sled would lose when it opens them.
 //!
-//! Opening, sled fills with zeros every segment that it takes for free, and cuts its log where it cannot read on. In a damaged store it
-//! destroys like that what could still be read. So each message of the log is read here first, with sled's own checksums, and the
-//! places of pages that its snapshot names: if all of it is whole, sled loses nothing. If not, it is not opened on these files.
+//! When sled opens, it fills with zeros every segment that it considers free, and cuts its log at the first unreadable
+//! message. In a damaged store this destroys readable data. So this module first checks each message of the log by sled's
+//! own checksums, and the pages that the snapshot names. If all of them are whole, sled loses nothing. If not, sled is
+//! not opened on these files.
 //!
-//! The log is the file `db`, in segments of 512 KiB. A segment begins with the checksum (4) of its position in the log and of
-//! the last stable position then (8 each, inverted). Messages follow: checksum (4), kind (1), length, number of the segment, number
-//! of the page (as sled encodes numbers), body. A snapshot is the position up to which it holds, the segment in use (8 each), and for
-//! each page where in the log it is.
+//! The log is the file `db`, in segments of 512 KiB. A segment begins with a checksum (4 bytes) of two positions in the
+//! log: its own, and the last stable one at that time (8 bytes each, inverted). Messages follow: checksum (4), kind (1),
+//! length, segment number and page number (in sled's encoding of numbers), body. A snapshot has the position up to which
+//! it is valid, the segment in use (8 each), and the position of each page in the log.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -23,20 +24,20 @@ use crate::types::error::{Error, Result};
 pub(super) const SEGMENT: usize = 512 << 10;
 /// Bytes of its header.
 const HEADER: usize = 20;
-/// A message begins so far before the end of its segment.
+/// A message begins at least this many bytes before the end of its segment.
 const LAST: usize = 32;
-/// Ends a segment that is not full.
+/// The kind of the message that ends a segment that is not full.
 const CAP: u8 = 2;
-/// Up to this kind, a message changes no page, whatever page it names.
+/// Messages of kinds up to this one change no page.
 const LAST_OF_NO_PAGE: u8 = 3;
-/// A part of a page, which is behind another one.
+/// The kinds of messages that add to a page. All others replace it.
 const LINK: [u8; 2] = [10, 11];
 /// The highest kind of a message.
 const LAST_KIND: u8 = 11;
-/// What is read at once where a segment cannot be read as a whole.
+/// The bytes of one read if a segment cannot be read as a whole.
 const PAGE: usize = 4 << 10;
 
-/// A message that is whole.
+/// A whole message.
 #[derive(Clone, Copy, Debug)]
 struct Message {
     kind: u8,
@@ -44,12 +45,12 @@ struct Message {
     len: usize,
 }
 
-/// What is known of the log after all of it was read.
+/// The messages and segments of the log, after all of it was read.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// Of each message by its place in the file: its position in the log and its page.
+    /// For each message, by its offset in the file: its position in the log and its page.
     messages: HashMap<u64, (u64, u64)>,
-    /// Of each page the last position at which it was written as a whole, or freed.
+    /// For each page, the last position at which it was written as a whole, or freed.
     replaced: HashMap<u64, u64>,
     /// The highest number of a page.
     last_page: Option<u64>,
@@ -59,12 +60,12 @@ pub(super) struct Log {
     torn: Vec<u64>,
     /// The positions that segments begin at.
     segments: Vec<u64>,
-    /// Something is neither empty nor a segment; or a message comes after one that is not whole.
+    /// True if a part is neither empty nor a segment, or if a message follows a damaged one.
     is_damaged: bool,
 }
 
 impl Log {
-    /// Reads a segment, which is at this place in the file. Returns how many of its bytes are messages that are whole.
+    /// Adds the segment at this offset of the file. Returns the end of its last whole message, in bytes.
     pub(super) fn add(&mut self, offset: u64, bytes: &[u8]) -> usize {
         if bytes.iter().all(|byte| *byte == 0) {
             return 0;

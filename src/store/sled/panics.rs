@@ -1,18 +1,18 @@
-//! Keeps sled's panics from the terminal: they are caught, and what they mean is returned as an error.
+//! Catches sled's panics without printing them. The caller returns an error instead.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 thread_local! {
-    /// This thread is inside sled.
+    /// True while this thread is inside sled.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// How the names of sled's own threads begin. Its other one, which flushes now and then, is never started here.
+/// The prefix of the names of sled's threads. sled's periodic flush thread is never started here.
 const THREADS: &str = "sled-io-";
 
-/// Calls sled. `None` if it panicked; nothing is printed then.
+/// Calls sled. Returns `None` if sled panicked, and prints nothing.
 pub(super) fn catch<R>(f: impl FnOnce() -> R) -> Option<R> {
     let before = INSIDE.replace(true);
     let done = catch_unwind(AssertUnwindSafe(f));
@@ -20,7 +20,7 @@ pub(super) fn catch<R>(f: impl FnOnce() -> R) -> Option<R> {
     done.ok()
 }
 
-/// Puts a hook before the one that is there, once: it does nothing for panics of sled, and leaves all others to that.
+/// Installs a panic hook, once. It ignores panics of sled and passes all others to the previous hook.
 pub(super) fn hide() {
     static HIDDEN: Once = Once::new();
     // A thread that is panicking must not change the hook.
@@ -37,7 +37,7 @@ pub(super) fn hide() {
     });
 }
 
-/// Whether a panic of this thread is one of sled.
+/// Returns true if a panic of this thread comes from sled.
 fn is_of_sled() -> bool {
     INSIDE.get() || std::thread::current().name().is_some_and(|name| name.starts_with(THREADS))
 }

@@ -1,7 +1,7 @@
-//! The blocks in sled's file, found without sled, by what they begin with and their checksums.
+//! Finds the blocks in sled's file without sled, by their magic number and checksum.
 //!
-//! An open looks through the file first: it opens sled only if every block of the runs is there, so a store that cannot be served
-//! is left as it is. A store that is only read is read like this.
+//! An open scans the file first and opens sled only if every block of the listed runs is there. So a damaged store is
+//! left unchanged. A read-only engine reads all its blocks in this way.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -16,41 +16,41 @@ use crate::store::format::corrupt;
 use crate::store::format::list::RunList;
 use crate::types::error::{Error, Result};
 
-/// So many stores are told apart in one file.
+/// The largest number of store ids that are considered in one file.
 const MAX_IDS: usize = 16;
 
-/// What the journal knows of the record store.
+/// The state that the record store should have, according to the journal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Past {
     pub(crate) store_id: [u8; 16],
-    /// The runs have everything up to this frame, or should.
+    /// The frame of the last checkpoint: the runs should have everything up to it.
     pub(crate) checkpointed: u64,
-    /// The last frame that there is.
+    /// The last frame in the journal.
     pub(crate) last_frame: u64,
 }
 
-/// A block that is whole.
+/// A whole block and its location in sled's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BlockAt {
     pub(crate) place: Place,
-    /// Not in a message of sled's log that is whole: sled may not find it.
+    /// True if the block is in no whole message of sled's log, so sled may not find it.
     is_loose: bool,
     offset: u64,
     len: usize,
 }
 
-/// What sled's file holds of a store.
+/// The blocks and lists of one store that a scan found in sled's file.
 #[derive(Debug)]
 pub(crate) struct Found {
     dir: PathBuf,
     store_id: [u8; 16],
     file: File,
     path: PathBuf,
-    /// In the order of their places; those that sled may not find behind others.
+    /// Sorted by place, without duplicates. Of two copies, the one that sled finds is kept.
     blocks: Vec<BlockAt>,
-    /// The newest first, each with whether sled may not find it.
+    /// The newest first. The flag is true if sled may not find the list.
     lists: Vec<(RunList, bool)>,
-    /// There are lists of another store.
+    /// True if the file has a list of another store.
     has_foreign: bool,
     log: Log,
 }
@@ -61,7 +61,7 @@ impl Found {
         Self::scan_file(dir, store, None)
     }
 
-    /// As [`scan`](Self::scan), but goes on where the file cannot be read. Also returns how many bytes that are.
+    /// Does the same as [`scan`](Self::scan), but skips unreadable parts of the file. Also returns their size in bytes.
     pub(crate) fn scan_readable(dir: &Path, store: &[u8; 16]) -> Result<(Self, u64)> {
         let mut unreadable = 0;
         let found = Self::scan_file(dir, store, Some(&mut unreadable))?;
@@ -89,7 +89,7 @@ impl Found {
                     continue;
                 };
                 let len = PREFIX + found.content.len();
-                // What is in a block is a part of it.
+                // Do not search inside a block: a value of a client may look like one.
                 at = start + len;
                 let is_loose = at > whole;
                 if found.kind == Kind::List {
@@ -107,8 +107,8 @@ impl Found {
         Ok(Self { dir: dir.to_owned(), store_id: *store, file, path, blocks, lists, has_foreign, log })
     }
 
-    /// The newest list that has all its blocks. One that is older than the newest may be taken if the journal has all that came
-    /// after it.
+    /// Returns the newest list that has all its blocks. An older list is accepted only if the journal has all later
+    /// commits. Otherwise returns `Corrupt`.
     pub(crate) fn choose(&self, past: &Past) -> Result<Chosen> {
         let dir = self.dir.display();
         let Some((newest, _)) = self.lists.first() else {
@@ -140,7 +140,7 @@ impl Found {
         Err(corrupt(format!("the record store in {path} is damaged: it {why}; `salvage` rescues what can be read")))
     }
 
-    /// The first block of the list's runs that is not there.
+    /// Returns the place of the first missing block of the list's runs.
     fn missing(&self, list: &RunList) -> Option<Place> {
         places(list).find(|place| self.find(*place).is_none())
     }
@@ -150,7 +150,7 @@ impl Found {
         self.blocks.get(at)
     }
 
-    /// The blocks of a list, in the order of their places.
+    /// Returns the blocks of a list that are there, sorted by place.
     pub(super) fn blocks_of<'a>(&'a self, list: &'a RunList) -> impl Iterator<Item = &'a BlockAt> {
         let mut runs: Vec<_> = list.runs.iter().map(|run| (run.id, run.all_blocks())).collect();
         runs.sort_unstable();
@@ -161,12 +161,12 @@ impl Found {
         })
     }
 
-    /// Whether sled, opened on these files, finds the list and its blocks.
+    /// Returns true if sled, opened on these files, is certain to find the list and its blocks.
     pub(crate) fn is_proven(&self, chosen: &Chosen) -> Result<bool> {
         Ok(!chosen.is_loose && self.log.is_whole(&self.dir)?)
     }
 
-    /// A number that no run has had, and the highest serial number of a list.
+    /// Returns a run number above those of all blocks in the file, and the highest serial number of a list.
     pub(super) fn next_numbers(&self) -> (u64, u64) {
         let run = self.blocks.last().map_or(1, |block| block.place.run.saturating_add(1));
         (run, self.lists.first().map_or(0, |(list, _)| list.serial))
@@ -176,63 +176,63 @@ impl Found {
         read(&self.file, &self.path, block)
     }
 
-    /// The bytes of all blocks.
+    /// Returns the total size of all blocks in bytes.
     fn bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.len).sum()
     }
 
-    /// The file.
+    /// Returns the path of sled's file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The newest list, whole or not.
+    /// Returns the newest list, even if blocks of it are missing.
     pub(crate) fn newest_list(&self) -> Option<&RunList> {
         self.lists.first().map(|(list, _)| list)
     }
 
-    /// The numbers of all runs of which there is a block, in order.
+    /// Returns the numbers of all runs that have a block in the file, in order.
     pub(crate) fn runs(&self) -> Vec<u64> {
         let mut runs: Vec<_> = self.blocks.iter().map(|block| block.place.run).collect();
         runs.dedup();
         runs
     }
 
-    /// The numbers of the blocks of a run that are there, in order.
+    /// Returns the numbers of the blocks of a run in the file, in order.
     pub(crate) fn numbers(&self, run: u64) -> Vec<u32> {
         let first = self.blocks.partition_point(|block| block.place.run < run);
         let rest = self.blocks.get(first..).unwrap_or_default();
         rest.iter().take_while(|block| block.place.run == run).map(|block| block.place.number).collect()
     }
 
-    /// A block, with what it is.
+    /// Reads a block. Returns its kind and content, or `None` if it is missing or damaged.
     pub(crate) fn content(&self, place: Place) -> Result<Option<(Kind, Vec<u8>)>> {
         let Some(at) = self.find(place) else { return Ok(None) };
         let bytes = self.read(at)?;
         Ok(block::find(&self.store_id, &bytes).map(|found| (found.kind, found.content.to_vec())))
     }
 
-    /// The blocks of this list, to be read without sled.
+    /// Returns the blocks of this list, for reads without sled.
     pub(crate) fn into_blocks(self, list: &RunList) -> RawBlocks {
         let blocks = self.blocks_of(list).copied().collect();
         RawBlocks { file: self.file, path: self.path, blocks }
     }
 }
 
-/// A list, and how it was found.
+/// The list that an open uses.
 #[derive(Debug)]
 pub(crate) struct Chosen {
     pub(crate) list: RunList,
-    /// It, or a block of it, is where sled may not find it.
+    /// True if sled may not find the list or one of its blocks.
     is_loose: bool,
 }
 
-/// The blocks of the runs in a file that nobody changes.
+/// The blocks of the runs in a file that does not change.
 #[derive(Debug)]
 pub(crate) struct RawBlocks {
     file: File,
     path: PathBuf,
-    /// In the order of their places.
+    /// Sorted by place.
     blocks: Vec<BlockAt>,
 }
 
@@ -244,7 +244,7 @@ impl RawBlocks {
     }
 }
 
-/// Where the blocks of a list belong.
+/// Returns the places of all blocks of a list.
 fn places(list: &RunList) -> impl Iterator<Item = Place> {
     list.runs.iter().flat_map(|run| (0..run.all_blocks()).map(|number| Place { run: run.id, number }))
 }
@@ -255,19 +255,19 @@ fn read(file: &File, path: &Path, block: &BlockAt) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether these bytes begin with a list that is whole, of whichever store.
+/// Returns true if these bytes begin with a whole list. The caller has excluded its own store.
 fn is_foreign_list(bytes: &[u8]) -> bool {
     list_of(bytes).is_some()
 }
 
-/// The list that these bytes begin with, of whichever store, if it is whole.
+/// Returns the list of any store that these bytes begin with, if it is whole.
 fn list_of(bytes: &[u8]) -> Option<RunList> {
     let store = bytes.get(PREFIX..)?.first_chunk::<16>()?;
     let found = block::find(store, bytes).filter(|found| found.kind == Kind::List)?;
     RunList::decode_content(found.content)
 }
 
-/// The store that the file in this directory belongs to, where no journal says it.
+/// Returns the id of the store that the file belongs to, for a salvage without a journal.
 pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
     let dir = current(dir);
     let path = dir.join("db");
@@ -283,12 +283,12 @@ pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
     if ids.len() < 2 {
         return Ok(ids.first().copied());
     }
-    // A client can have stored what looks like a list. It is inside a block then, so its own store has more.
+    // A client may have stored bytes that look like a list. The real store has more bytes of blocks.
     let sized = ids.into_iter().map(|id| Ok((Found::scan_readable(&dir, &id)?.0.bytes(), id)));
     Ok(sized.collect::<Result<Vec<_>>>()?.into_iter().max().map(|(_, id)| id))
 }
 
-/// Where sled's files are: during an exchange they have another name.
+/// Returns the directory of sled's files. A crash during an exchange may have left them under another name.
 pub(crate) fn current(dir: &Path) -> PathBuf {
     super::exchange::current(dir)
 }

@@ -1,4 +1,4 @@
-//! A new sled with the same blocks, for files that sled must not be opened on.
+//! Builds a new sled from the blocks of files that sled must not be opened on.
 
 use std::path::Path;
 
@@ -10,18 +10,18 @@ use crate::store::format::block::{self, BLOCK};
 use crate::store::format::list::RunList;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// What sled takes besides the blocks, at least.
+/// The bytes that sled needs in addition to the blocks.
 const SLACK: u64 = 16 << 20;
-/// Blocks read at once.
+/// The number of blocks in memory at a time.
 const BATCH: usize = 1 << 10;
 
-/// Whether there is space for so many bytes more.
+/// Returns true if there is space for this many more bytes.
 pub(super) fn has_space(dir: &Path, bytes: u64) -> Result<bool> {
     Ok(files::free_bytes(dir)? >= bytes.saturating_add(SLACK))
 }
 
-/// Puts a new sled, which has the list and its blocks, in the place of the files that they were found in. Without space everything
-/// stays as it was, and the error is `Full`.
+/// Replaces sled's files by a new sled with the list and its blocks. Without enough space, returns `Full` and changes
+/// nothing.
 pub(super) fn rebuild(dir: &Path, access: Access, found: &Found, list: &RunList) -> Result<()> {
     let blocks: Vec<_> = found.blocks_of(list).collect();
     // sled was seen to write less than twice what it is given.

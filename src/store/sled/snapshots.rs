@@ -12,7 +12,7 @@ use crate::store::format::checksum;
 use crate::types::error::{Error, Result};
 
 pub(super) const PREFIX: &str = "snap.";
-/// How the name of one ends until it is written.
+/// The suffix of the name of a snapshot that is still being written.
 pub(super) const UNFINISHED: &str = ".generating";
 
 /// Returns every snapshot with its file name, including torn ones.

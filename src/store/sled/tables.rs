@@ -1,8 +1,8 @@
 //! The wrapper of sled. Only one thread writes. Only the parts of sled that work well are used.
 //!
-//! sled's flush is not durable on Linux, its transactions lock the whole process, its snapshots can brick a store when a
-//! process is killed while it opens, it destroys what it cannot read, and it panics here and there. So: no flush without a real sync, no
-//! transactions, its files read before it is opened on them, and every call guarded.
+//! sled has these faults: its flush is not durable on Linux, its transactions lock the whole process, and it can panic.
+//! A kill during an open can leave a snapshot that makes the store unreadable, and an open destroys unreadable data. So
+//! each flush is followed by a sync, transactions are not used, files are checked before an open, and calls are guarded.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -35,17 +35,17 @@ const FLUSH_BLOCKS: usize = 64;
 /// small, and writes a third of the bytes that it otherwise would.
 const KEYS_FIRST: usize = 1 << 10;
 
-/// After a failed write, sled may never end.
+/// The longest wait for sled to end. After a failed write it may never end.
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Of this many blocks an open looks each up in sled: 8 MB. Of more it looks up those with the indexes.
+/// In a store of up to this many blocks (8 MB), an open looks up every block in sled; in a larger one, only the indexes.
 const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
 
-/// How sled is to be opened.
+/// The options for opening sled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Access {
     pub(crate) cache_capacity: u64,
-    /// The file system is asked to sync every write at once.
+    /// True if the file system is asked to sync every write immediately.
     pub(crate) sync_flag: bool,
 }
 
@@ -89,7 +89,7 @@ struct Trees {
 pub(crate) type Keyed = ([u8; 12], Vec<u8>);
 
 impl Tables {
-    /// Makes an empty one. It has no list yet, and nothing in it is durable one by one.
+    /// Creates an empty sled, without a list. The caller makes it durable as a whole.
     pub(crate) fn create(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<Self> {
         files::create_dir(dir)?;
         let mut tables = Self::open_files(dir, access, store_id)?;
@@ -97,9 +97,9 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Opens what is there, and says what runs there are. Before that all of it is read: if not every block is there, the error is
-    /// `Corrupt` and nothing was changed. If sled might not find every block that is there, they are put into a new sled first; the
-    /// last value says so.
+    /// Opens sled and returns the list of runs. Scans sled's file first: if a listed block is missing, returns `Corrupt`
+    /// and changes nothing. If sled might not find every block, a new sled is built from the blocks first, and the last
+    /// value is true.
     pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Self, RunList, bool)> {
         let now_in = exchange::current(dir);
         let found = Found::scan(&now_in, &past.store_id)?;
@@ -109,7 +109,7 @@ impl Tables {
         DiskSpace::new(&now_in).0.check()?;
         exchange::settle(dir)?;
         let mut list = chosen.list;
-        // What a crash has left unlisted must not have the number of something new.
+        // A new run must not get the number of an unlisted run that a crash has left.
         let (next_run, serial) = found.next_numbers();
         list.next_id = list.next_id.max(next_run);
         let mut was_rebuilt = !is_proven;
@@ -122,7 +122,7 @@ impl Tables {
             Self::open_checked(dir, access, &list)
         };
         let tables = match opened {
-            // Whole files, in which sled has not found everything: what it has left is looked through once more.
+            // The files were whole, but sled did not find every block. Scan again and rebuild.
             Err(error) if error.kind() == ErrorKind::Corrupt && is_proven => {
                 let found = Found::scan(dir, &past.store_id)?;
                 list = found.choose(past)?.list;
@@ -137,22 +137,22 @@ impl Tables {
         Ok((tables, list, was_rebuilt))
     }
 
-    /// Opens sled, and looks whether it finds the list and its blocks.
+    /// Opens sled, and checks that it finds the list and its blocks.
     fn open_checked(dir: &Path, access: Access, list: &RunList) -> Result<Self> {
         let tables = Self::open_files(dir, access, &list.store_id)?;
         tables.check(list)?;
         Ok(tables)
     }
 
-    /// Does to files that are whole what sled needs before it is opened on them.
+    /// Prepares whole files for an open of sled.
     fn settle_files(dir: &Path, access: Access, list: &RunList) -> Result<()> {
         snapshots::settle(dir)?;
         // Before sled makes its files, so that they inherit the flag.
         if access.sync_flag && files::set_sync_flag(dir) { Ok(()) } else { Self::settle_on_copy(dir, access, list) }
     }
 
-    /// Reads what is there, without sled: nothing is written, and only the right to read is needed. The last value is true if
-    /// [`open`](Self::open) would put the blocks into a new sled.
+    /// Opens the files without sled, for reads only. Writes nothing and needs only read permission. The last value is
+    /// true if [`open`](Self::open) would build a new sled.
     pub(crate) fn open_read_only(dir: &Path, past: &Past) -> Result<(Self, RunList, bool)> {
         let found = Found::scan(&exchange::current(dir), &past.store_id)?;
         let chosen = found.choose(past)?;
@@ -163,7 +163,7 @@ impl Tables {
         Ok((Self::new(dir, &past.store_id, backend, blobs, true), list, !is_proven))
     }
 
-    /// Lets sled do on a copy what it does when it is opened, where a power cut would spoil the original. Not if there is no space.
+    /// Opens sled on a copy first, because a power cut during an open could damage the original. Skipped without space.
     fn settle_on_copy(dir: &Path, access: Access, list: &RunList) -> Result<()> {
         let db = dir.join("db");
         let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
@@ -211,7 +211,7 @@ impl Tables {
         }
     }
 
-    /// Whether sled has this list, and the blocks of its runs.
+    /// Returns an error unless sled finds this list and the blocks of its runs. See [`MAX_CHECKED`].
     fn check(&self, list: &RunList) -> Result<()> {
         let missing =
             |what: &dyn std::fmt::Display| corrupt(format!("{}: sled has lost {what}", self.dir.join("db").display()));

@@ -1,4 +1,4 @@
-//! What an open reads of sled's files before it opens sled on them.
+//! Tests of the scan of sled's files before an open.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ fn sled(dir: &Path) -> PathBuf {
     dir.join("store/sled")
 }
 
-/// Whether an open would open sled on its files as they are.
+/// Returns true if an open would open sled on its files as they are.
 fn is_proven(dir: &Path) -> bool {
     let past = journal::recover(&journal_dir(dir), SMALL_SEGMENT).unwrap().past();
     let found = Found::scan(&sled(dir), &past.store_id).unwrap();
@@ -117,7 +117,7 @@ fn a_value_that_looks_like_a_block_is_none() {
             format::list::RunList { store_id: id, serial: newest, frame: 0, complete: 0, next_id: 1, runs: vec![] };
         list.encode().unwrap()
     };
-    // Nobody but the store knows its id; and what is in a block is not looked at, even by one who knew.
+    // Clients do not know the id of the store. Even with the id, the inside of a block is not searched.
     for (name, value) in [("guessed", forged([7; 16])), ("known", forged(id))] {
         put(&store, &key(name), done(&value));
     }

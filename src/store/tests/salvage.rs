@@ -1,11 +1,11 @@
-//! What a salvage takes from where.
+//! Tests of the choice between the journal and the runs in a salvage.
 
 use std::fs;
 
 use super::*;
 use crate::store::salvage::SalvageReport;
 
-/// Salvages the store, and opens what it has rescued.
+/// Salvages the store, and opens the new one.
 fn rescue(dir: &Path) -> (Store, SalvageReport, TempDir) {
     let into = temp();
     let report = Store::salvage(dir, into.path(), &options(), &mut |_, _| ()).unwrap();
