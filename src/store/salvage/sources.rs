@@ -317,7 +317,7 @@ impl Sources {
         Ok(())
     }
 
-    /// Reads a value from its block and the following ones. An error means that the file changed during the salvage.
+    /// Reads a value from its block and the following ones. Fails if a block cannot be read, or has changed meanwhile.
     fn load(&mut self, place: Place, start: usize, len: usize, bytes: &mut Vec<u8>) -> Result<()> {
         let Place { run, mut number } = place;
         let changed = || Error::new(ErrorKind::Io, format!("{place} was changed meanwhile"));

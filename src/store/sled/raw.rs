@@ -255,7 +255,7 @@ fn read(file: &File, path: &Path, block: &BlockAt) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns true if these bytes begin with a whole list. The caller has excluded its own store.
+/// Returns true if these bytes begin with a whole list. The caller has excluded the lists of its own store.
 fn is_foreign_list(bytes: &[u8]) -> bool {
     list_of(bytes).is_some()
 }
