@@ -67,7 +67,7 @@ fn fill(engine: &Engine) {
 fn stores(dir: &Path) -> [PathBuf; 2] {
     ["died", "closed"].map(|how| {
         let path = dir.join(how);
-        let engine = common::open(&path, &ManualClock::new());
+        let engine = common::open_local(&path, &ManualClock::new());
         fill(&engine);
         if how == "died" {
             engine.crash();
@@ -118,7 +118,7 @@ fn everything_can_be_read_and_not_one_byte_changes() {
         assert_eq!(replayed[0].1 > 0, path.ends_with("died"));
         assert!(everything(&path) == before, "{}", path.display());
         // An open for writing finds the same.
-        check_all_is_there(&common::open(&path, &ManualClock::new()));
+        check_all_is_there(&common::open_local(&path, &ManualClock::new()));
     }
 }
 
@@ -203,7 +203,7 @@ fn waits_events_backups_and_closes_work() {
         let copy = path.with_extension("copy");
         let report = engine.backup(&copy).unwrap();
         assert_eq!((report.records(), report.succeeded, report.rows), (5, 3, 1));
-        check_all_is_there(&common::open(&copy, &ManualClock::new()));
+        check_all_is_there(&common::open_local(&copy, &ManualClock::new()));
         engine.close_when_idle(common::YEAR).unwrap();
         assert_eq!(manager.get("late").unwrap_err().kind(), ErrorKind::Closed);
         assert!(events.count() <= 4, "a closed engine ends its events");
@@ -213,7 +213,7 @@ fn waits_events_backups_and_closes_work() {
             drop(reader(&path).unwrap());
             assert!(everything(&path) == before);
         }
-        common::open(&path, &ManualClock::new()).close().unwrap();
+        common::open_local(&path, &ManualClock::new()).close().unwrap();
     }
 }
 
@@ -227,7 +227,7 @@ fn a_read_only_engine_creates_nothing() {
 fn a_store_that_is_written_to_is_in_use_and_so_is_one_that_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let [path, _] = stores(dir.path());
-    let owner = common::open(&path, &ManualClock::new());
+    let owner = common::open_local(&path, &ManualClock::new());
     assert_eq!(reader(&path).unwrap_err().kind(), ErrorKind::StoreInUse);
     owner.close().unwrap();
     let engine = reader(&path).unwrap();

@@ -108,7 +108,7 @@ fn every_way_to_the_outcome_ends_the_undo() {
 #[test]
 fn a_read_only_engine_shows_the_outcome_and_leaves_the_undo_possible() {
     let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path(), &ManualClock::new());
+    let engine = open_local(dir.path(), &ManualClock::new());
     let (manager, raw) = held(&engine, "k");
     manager.resolve("k", Resolution::Succeed("done".to_owned())).unwrap();
     drop((manager, raw));
@@ -122,7 +122,7 @@ fn a_read_only_engine_shows_the_outcome_and_leaves_the_undo_possible() {
     drop(manager);
     reader.close().unwrap();
 
-    let engine = open(dir.path(), &ManualClock::new());
+    let engine = open_local(dir.path(), &ManualClock::new());
     engine.raw("m").unwrap().undo("k").unwrap();
 }
 
