@@ -39,7 +39,7 @@ use crate::types::telemetry::{self, Work};
 /// of an earlier range belongs to an open that has ended, and a restored copy does not repeat the tokens of the
 /// original.
 const RANGE: u64 = 1 << 32;
-/// One part in so many of the cache is for records, the rest for blocks.
+/// The cache of records gets the capacity divided by this number; the rest is for blocks.
 const RECORD_CACHE: u64 = 8;
 /// The largest number of payload bytes that may be committed and not yet in runs.
 const MAX_UNAPPLIED: u64 = 16 << 20;

@@ -1,7 +1,8 @@
 //! Rescues what can still be read of a damaged store, into a new one.
 //!
-//! From the journal comes each group that is whole, from the record store each block, found in sled's file without sled. What is newest
-//! counts: the order of the runs is that of their list, and a record names its revision. Nothing is written to the damaged store.
+//! Takes each whole group of the journal, and each whole block of the record store, which is found in sled's file
+//! without sled. Of several contents of a key the newest is taken: the list of runs has their order, and each record has
+//! its revision. Nothing is written to the damaged store.
 
 mod sources;
 
@@ -22,12 +23,12 @@ use crate::types::key;
 use crate::types::options::EngineOptions;
 use sources::Sources;
 
-/// Problems that are told one by one.
+/// The number of problems and of lost keys that a report names.
 const MAX_PROBLEMS: usize = 100;
-/// Blocks that are written at once.
+/// The number of blocks that are written at once.
 const BATCH: usize = 256;
 
-/// What a [`salvage`](crate::EngineOptions::salvage) has rescued, and what it could not.
+/// The result of a [`salvage`](crate::EngineOptions::salvage).
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct SalvageReport {
@@ -35,21 +36,22 @@ pub struct SalvageReport {
     pub records: u64,
     /// Rows in the new store.
     pub rows: u64,
-    /// Records and rows of these that may be older than their last state, or may have been removed: something newer that could have
-    /// named them is lost. Ask the systems that their operations call before you rely on them.
+    /// The number of these records and rows that may be older than their last state, or may have been removed, because
+    /// newer data is lost. Ask the systems that their operations call before you rely on them.
     pub in_doubt: u64,
-    /// Records and rows of which something was left and no whole value. They are not in the new store: their keys begin anew.
+    /// The keys of records and rows of which only parts were found. They are not in the new store, so an operation with
+    /// such a key would run again.
     pub lost: Vec<String>,
-    /// Further ones, if there are more than 100.
+    /// The number of further ones, if there are more than 100.
     pub more_lost: u64,
-    /// What is damaged. If there are very many, the last one says how many more.
+    /// The damages that were found. If there are very many, the last entry is the number of further ones.
     pub problems: Vec<String>,
     /// How long it took.
     pub took: Duration,
 }
 
 impl SalvageReport {
-    /// Whether everything was rescued as it was.
+    /// Returns true if everything was rescued as it was.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.in_doubt == 0 && self.lost.is_empty() && self.problems.is_empty()
@@ -96,7 +98,7 @@ impl Store {
     }
 }
 
-/// Whether the directory is to be made.
+/// Returns true if the directory must be created, and an error if it is not empty.
 fn check_empty(into: &Path) -> Result<bool> {
     if !into.exists() {
         return Ok(true);
@@ -168,7 +170,7 @@ fn write_parts(
     files::sync_tree(half_made)
 }
 
-/// Where sled's files are, and the store that they belong to as far as that can be told.
+/// Returns the id of the damaged store: the one in the journal, or else the one in sled's file.
 fn store_of(sled: &Path, remains: &Remains) -> Result<Option<[u8; 16]>> {
     match remains.store_id {
         Some(id) => Ok(Some(id)),

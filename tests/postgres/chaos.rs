@@ -79,7 +79,7 @@ fn worker() {
     }
 }
 
-/// What the workers have said.
+/// The output of all workers.
 #[derive(Default)]
 struct Said {
     answers: BTreeMap<String, String>,

@@ -1,4 +1,4 @@
-//! What there is of each key, in the journal and in the runs, and which of it is the newest.
+//! Finds the newest content of each key in the journal and in the runs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
@@ -13,11 +13,11 @@ use crate::store::sled::raw::{self, Found};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::Key;
 
-/// Where a value is.
+/// The place of a value.
 #[derive(Clone, Debug)]
 enum At {
     Removed,
-    /// In a block, from this byte of its content on, and in those behind it.
+    /// From this byte of the content of a block, and in the following blocks.
     Run {
         place: Place,
         start: usize,
@@ -251,7 +251,7 @@ impl Sources {
             }
             let (at, revision) = of_change(change, number);
             let is_newer = match self.keys.get(key) {
-                // Whether a row is newer cannot be told.
+                // Rows have no revision, so it is unknown which one is newer.
                 Some(known) => known.revision > 0 && known.revision < revision,
                 None => !matches!(at, At::Removed),
             };

@@ -114,7 +114,7 @@ impl Log {
         }
     }
 
-    /// Whether sled, opened on the files in this directory, finds everything that the log holds.
+    /// Returns true if sled, opened on the files in this directory, finds everything that the log holds.
     pub(super) fn is_whole(&self, dir: &Path) -> Result<bool> {
         let mut segments = self.segments.clone();
         segments.sort_unstable();
@@ -144,8 +144,8 @@ impl Log {
         Ok(has_conf && self.has_all_pages(snapshot.as_deref()).unwrap_or(false))
     }
 
-    /// Whether the log still has each page that a snapshot names, or something newer, and each that is newer than the snapshot. A
-    /// store has no snapshot until it is opened a second time. `None` if it is malformed.
+    /// Returns true if the log has each page that a snapshot names, or newer content of it, and each page that is newer
+    /// than the snapshot. Returns `None` if the snapshot is malformed. A store has none until its second open.
     fn has_all_pages(&self, snapshot: Option<&[u8]>) -> Option<bool> {
         let (mut stable, mut pages) = (0, 0);
         if let Some(snapshot) = snapshot {
@@ -165,7 +165,7 @@ impl Log {
         Some(newer == wanted && stable <= self.end)
     }
 
-    /// Reads what a snapshot says of a page. Whether the log has it.
+    /// Reads the entry of a page in a snapshot. Returns true if the log has the page.
     fn has_page(&self, fields: &mut Fields<'_>, page: u64, stable: u64) -> Option<bool> {
         // None: the page is free, and this is where the log says so.
         let parts = fields.u8()?;
@@ -224,7 +224,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|cause| Error::io("read", path, &cause))
 }
 
-/// Where in the log a segment begins, if its header is whole.
+/// Returns the position in the log at which a segment begins, if its header is whole.
 fn position(bytes: &[u8]) -> Option<u64> {
     let mut fields = Fields(bytes.get(..HEADER)?);
     let stored = fields.u32()?;
