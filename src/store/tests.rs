@@ -159,21 +159,30 @@ fn lose(store: &Store, run: u64, number: u32) {
 /// Copies the files while the store is open. Commits since the last flush are only in the journal.
 fn copy(store: &Store) -> TempDir {
     store.sync().unwrap();
-    let to = temp();
-    copy_tree(&store.path().join("store"), &to.path().join("store"));
-    to
+    loop {
+        let to = temp();
+        // The checkpoint thread may rename or remove a segment meanwhile. Then the copy is of no single moment.
+        match copy_tree(&store.path().join("store"), &to.path().join("store")) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            copied => {
+                copied.unwrap();
+                return to;
+            }
+        }
+    }
 }
 
-fn copy_tree(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
+fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir(to)?;
     for (path, kind) in files::entries(from).unwrap() {
         let to = to.join(path.file_name().unwrap());
         if kind.is_dir() {
-            copy_tree(&path, &to);
+            copy_tree(&path, &to)?;
         } else {
-            std::fs::copy(&path, &to).unwrap();
+            std::fs::copy(&path, &to)?;
         }
     }
+    Ok(())
 }
 
 fn journal_dir(dir: &Path) -> PathBuf {

@@ -112,7 +112,7 @@ fn every_byte_of_the_newest_segment_is_damage_or_a_tail_or_padding() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let offset = (random >> 33) % (last + 2 * SECTOR);
         let work = temp();
-        copy_tree(&dir.path().join("store"), &work.path().join("store"));
+        copy_tree(&dir.path().join("store"), &work.path().join("store")).unwrap();
         flip(&newest(work.path()).path, offset);
         match Store::open(work.path(), &options()) {
             Ok((store, _)) => {
@@ -305,8 +305,8 @@ fn halves_of_different_times_are_refused() {
     store.close().unwrap();
     let (sled, journal) = (dir.path().join("store/sled"), journal_dir(dir.path()));
     let (old_sled, old_journal) = (dir.path().join("old-sled"), dir.path().join("old-journal"));
-    copy_tree(&sled, &old_sled);
-    copy_tree(&journal, &old_journal);
+    copy_tree(&sled, &old_sled).unwrap();
+    copy_tree(&journal, &old_journal).unwrap();
     let (store, _) = open(dir.path());
     for index in 0..RECORDS {
         put(&store, &name(index), done(b"x"));

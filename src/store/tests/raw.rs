@@ -72,7 +72,7 @@ fn what_sled_might_not_find_is_put_into_a_new_sled() {
     ];
     for (damage, inflict) in damages {
         let work = temp();
-        copy_tree(&dir.path().join("store"), &work.path().join("store"));
+        copy_tree(&dir.path().join("store"), &work.path().join("store")).unwrap();
         inflict(&sled(work.path()).join("db"), &snapshots(work.path())[0]);
         assert!(!is_proven(work.path()), "{damage}");
         let (store, report) = open(work.path());
