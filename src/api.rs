@@ -11,5 +11,7 @@ pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod transaction;
 
-// After the type to which it adds a method: its page lists it last.
+// After the types to which they add methods: the pages of these types list the methods in the order of modules.
+#[cfg(feature = "test-util")]
+mod crash;
 pub(crate) mod erase;

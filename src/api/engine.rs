@@ -1,10 +1,8 @@
 //! The engine: an open store.
 
-#[cfg(feature = "postgres")]
-mod connect;
-#[cfg(feature = "test-util")]
-mod crash;
 mod open;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod types;
 pub(crate) mod usage;
 
@@ -81,24 +79,27 @@ impl Engine {
         EngineOptions::default().open(path)
     }
 
-    /// Opens a store in a temporary directory, which is removed with the last handle. For tests and examples.
-    pub fn temporary() -> Result<Self> {
-        EngineOptions::default().temporary()
+    /// Returns the default options. Change them, and then call [`EngineOptions::open`].
+    pub fn options() -> EngineOptions {
+        EngineOptions::default()
     }
 
-    /// Rescues what can still be read of a damaged store into a new one, with the default options. See
-    /// [`EngineOptions::salvage`].
+    /// Opens a store on PostgreSQL with the default options. Creates its tables if there are none.
+    ///
+    /// Any number of engines, in any number of processes, may have the store open at the same time. The connection is
+    /// not encrypted: for TLS use [`EngineOptions::connect_with`].
     ///
     /// # Errors
     ///
-    /// As [`EngineOptions::salvage`].
-    pub fn salvage(from: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<SalvageReport> {
-        EngineOptions::default().salvage(from, into)
+    /// As [`EngineOptions::connect_with`]; `InvalidOptions` if `url` is not the address of a database.
+    #[cfg(feature = "postgres")]
+    pub fn connect(url: &str) -> Result<Self> {
+        EngineOptions::default().connect(url)
     }
 
-    /// Returns the default options, to change and then open a store with.
-    pub fn options() -> EngineOptions {
-        EngineOptions::default()
+    /// Opens a store in a temporary directory, which is removed with the last handle. For tests and examples.
+    pub fn temporary() -> Result<Self> {
+        EngineOptions::default().temporary()
     }
 
     /// Returns a table for the caller's own data in this store.
@@ -406,6 +407,25 @@ impl Engine {
         self.protocol.check_not_running()?;
         self.protocol.drain(deadline(timeout));
         self.close_now()
+    }
+
+    /// Rescues what can still be read of a damaged store into a new one, with the default options. See
+    /// [`EngineOptions::salvage`].
+    ///
+    /// # Errors
+    ///
+    /// As [`EngineOptions::salvage`].
+    pub fn salvage(from: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<SalvageReport> {
+        EngineOptions::default().salvage(from, into)
+    }
+
+    /// Ends the engine as the death of its process would. See `Engine::crash`.
+    #[cfg(feature = "test-util")]
+    pub(super) fn end_as_killed(&self) {
+        self.server().inspect(|server| server.hang_up());
+        self.protocol.crash();
+        self.shared.compactor.end();
+        self.server().inspect(|server| server.join());
     }
 
     /// Closes the store although claims are alive, for tests of closed stores with records in progress.

@@ -1,6 +1,6 @@
 //! The death of a process, for tests.
 
-use super::Engine;
+use crate::api::engine::Engine;
 
 impl Engine {
     /// Ends the engine as the death of its process would, for tests of recovery. Needs the feature `test-util`.
@@ -43,9 +43,6 @@ impl Engine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn crash(self) {
-        self.server().inspect(|server| server.hang_up());
-        self.protocol.crash();
-        self.shared.compactor.end();
-        self.server().inspect(|server| server.join());
+        self.end_as_killed();
     }
 }

@@ -10,20 +10,6 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::check_name;
 use crate::types::options::EngineOptions;
 
-impl Engine {
-    /// Opens a store on PostgreSQL with the default options. Creates its tables if there are none.
-    ///
-    /// Any number of engines, in any number of processes, may have the store open at the same time. The connection is
-    /// not encrypted: for TLS use [`EngineOptions::connect_with`].
-    ///
-    /// # Errors
-    ///
-    /// As [`EngineOptions::connect_with`]; `InvalidOptions` if `url` is not the address of a database.
-    pub fn connect(url: &str) -> Result<Self> {
-        EngineOptions::default().connect(url)
-    }
-}
-
 impl EngineOptions {
     /// Opens a store on PostgreSQL as [`Engine::connect`] does, with these options.
     ///
