@@ -70,8 +70,8 @@
 //!
 //! A key whose owner died, dropped its claim or panicked is *interrupted*: it is not known whether the operation
 //! happened. Under [`OnInterrupted::Hold`], the default, it waits until a caller [resolves](Manager::resolve) it. Under
-//! [`OnInterrupted::Resume`] the next `begin` continues at its *recovery point*, the name of its last completed stage. A
-//! released key keeps its recovery point too.
+//! [`OnInterrupted::Resume`] the next `begin` continues at its *recovery point*, a name that says how far the operation
+//! has come. A released key keeps its recovery point too.
 //!
 //! # Promises
 //!

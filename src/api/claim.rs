@@ -44,8 +44,9 @@ use crate::types::value::Value;
 /// let payments: Manager<u64, String> = engine.manager("payments")?;
 /// let Ok(mut claim) = payments.begin("order-42")?.into_claim() else { return Ok(()) };
 /// claim.release_on_drop(true);
-/// let cents: u64 = "1999".parse().unwrap_or_default(); // until here, a `?` would free the key
-/// println!("charging {cents} as {}", claim.effect_id("charge")); // from here on, it would interrupt
+/// // Up to the first `effect_id`, a `?` would release the key. After that it would interrupt it.
+/// let cents: u64 = "1999".parse().unwrap_or_default();
+/// println!("charging {cents} as {}", claim.effect_id("charge"));
 /// let done = claim.succeed(&cents)?;
 /// assert_eq!((done.outcome(), done.info().status()), (Ok(&1999), Status::Succeeded));
 /// # Ok::<(), oncekey::Error>(())
@@ -206,7 +207,8 @@ impl<T, E> Claim<T, E> {
     /// let quote = quotes.execute("quote-7", |claim| {
     ///     let cents = 1999;
     ///     if cents > 1000 {
-    ///         claim.keep_for(Duration::from_secs(600)).map_err(|error| error.to_string())?; // a large quote is good for ten minutes
+    ///         let ten_minutes = Duration::from_secs(600);
+    ///         claim.keep_for(ten_minutes).map_err(|error| error.to_string())?;
     ///     }
     ///     Ok(cents)
     /// });

@@ -90,13 +90,19 @@ impl Problem {
     /// Creates the problem for a request that has no key in this header.
     ///
     /// ```
-    /// use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Key, Manager, Status, http::Problem};
+    /// use http::{HeaderName, Request, Response};
+    /// use oncekey::{CallOptions, Engine, ExecuteError, Fingerprint, Key, Manager, Status};
+    /// use oncekey::http::Problem;
     /// use std::time::Duration;
     ///
-    /// fn pay(payments: &Manager<u64, String>, request: &http::Request<Vec<u8>>) -> Result<http::Response<Vec<u8>>, Problem> {
-    ///     let header = http::HeaderName::from_static("idempotency-key");
-    ///     let key = Key::from_headers(request.headers())?.ok_or_else(|| Problem::missing_key(&header))?;
-    ///     let same = Fingerprint::builder().part(request.method().as_str()).part(request.uri().path()).part(request.body());
+    /// type Answer = Result<Response<Vec<u8>>, Problem>;
+    ///
+    /// fn pay(payments: &Manager<u64, String>, request: &Request<Vec<u8>>) -> Answer {
+    ///     let header = HeaderName::from_static("idempotency-key");
+    ///     let key = Key::from_headers(request.headers())?;
+    ///     let key = key.ok_or_else(|| Problem::missing_key(&header))?;
+    ///     let (method, path) = (request.method().as_str(), request.uri().path());
+    ///     let same = Fingerprint::builder().part(method).part(path).part(request.body());
     ///     let options = CallOptions::new().fingerprint(same.finish()).wait(Duration::ZERO);
     ///     Ok(match payments.execute_with(&key, options, |_claim| Ok(1999)) {
     ///         Ok(done) => http::Response::new(done.value().to_string().into_bytes()),

@@ -164,8 +164,9 @@ impl Requests {
     /// ```
     /// # use oncekey::OnError;
     /// # let engine = oncekey::Engine::temporary()?;
-    /// let requests = engine.requests("checkout")?.on_error(|response| match response.status().as_u16() {
-    ///     // Validation, conflicts and rate limits: the client may correct the request, or send it again.
+    /// let requests = engine.requests("checkout")?;
+    /// let requests = requests.on_error(|response| match response.status().as_u16() {
+    ///     // Validation, conflicts, rate limits: the client may correct the request or retry.
     ///     400 | 409 | 422 | 429 | 500.. => OnError::ReleaseUnlessEffect,
     ///     _ => OnError::Store,
     /// });

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_malformed_is_an_error() {
+    fn a_cut_or_malformed_frame_is_an_error() {
         let mut bytes = Vec::new();
         write(&mut bytes, Kind::Failed, b"abc").unwrap();
         for cut in 0..bytes.len() {

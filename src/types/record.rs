@@ -379,7 +379,9 @@ impl RecordInfo {
         &self.0.stored.context
     }
 
-    /// Returns the recovery point: the name of the last stage that ended.
+    /// Returns the recovery point, which says how far the operation has come:
+    /// [`STARTED`](crate::stage::STARTED), or a name that the last stage has set. An outcome is at
+    /// [`FINISHED`](crate::stage::FINISHED).
     #[must_use]
     pub fn recovery_point(&self) -> &str {
         if self.0.stored.holds_outcome() { FINISHED } else { &self.0.stored.recovery_point }

@@ -170,7 +170,7 @@ fn commands_that_write_change_nothing_in_a_store_that_they_refuse() {
 }
 
 #[test]
-fn what_root_writes_belongs_to_the_owner_of_the_store() {
+fn files_that_root_writes_belong_to_the_owner_of_the_store() {
     const OWNER: u32 = 65_534;
     if !is_root() {
         println!("skipped: only root can be another user");

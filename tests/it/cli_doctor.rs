@@ -136,7 +136,7 @@ fn a_store_in_use_names_its_process_and_is_asked() {
 }
 
 #[test]
-fn what_the_last_owner_left_needs_attention() {
+fn records_of_a_dead_owner_need_attention() {
     let dir = tempfile::tempdir().unwrap();
     // A blank, so that commands need quotes.
     let path = &dir.path().join("a store");

@@ -252,7 +252,7 @@ fn no_socket_is_served_where_it_is_turned_off() {
 }
 
 #[test]
-fn a_client_of_another_version_is_told_so() {
+fn a_client_or_server_of_another_version_gets_its_number() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(dir.path()).unwrap();
@@ -340,7 +340,7 @@ fn a_thousand_clients_cost_a_bounded_number_of_threads() {
 
 /// A client asks for everything and never reads: commits go on, and so does the close.
 #[test]
-fn a_client_that_never_reads_delays_nobody() {
+fn a_client_that_never_reads_delays_no_other_client() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(dir.path()).unwrap();
@@ -410,7 +410,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn an_engine_without_the_right_to_make_its_socket_opens_and_says_so() {
+fn an_engine_that_may_not_make_its_socket_opens_and_reports_why() {
     let dir = tempfile::tempdir().unwrap();
     let program = for_all(&std::env::current_exe().unwrap(), dir.path());
     let Some(mut child) = as_another_user(&program) else { return };

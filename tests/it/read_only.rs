@@ -319,7 +319,7 @@ fn a_file_system_that_is_mounted_read_only_can_be_read() {
 }
 
 #[test]
-fn what_root_writes_belongs_to_the_owner_of_the_directory() {
+fn files_that_root_writes_belong_to_the_owner_of_the_directory() {
     const OWNER: u32 = 65_534;
     if !is_root() {
         println!("skipped: only root can be another user");

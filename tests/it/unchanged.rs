@@ -25,7 +25,7 @@ fn a_record_is_resolved_as_it_was_seen() {
 }
 
 #[test]
-fn what_happened_since_a_record_was_read_is_not_overwritten() {
+fn a_change_since_the_record_was_read_is_not_overwritten() {
     let (engine, _) = engine();
     let manager = resuming(&engine);
     let raw = engine.raw("m").unwrap();

@@ -55,7 +55,8 @@ impl<T, E> Next<T, E> {
     /// use oncekey::stage::Next;
     ///
     /// let next = Next::<u64>::advance_encoded("charged", &("ch_1".to_owned(), 1999))?;
-    /// let also = Next::<u64>::advance_encoded("charged", &serde_json::json!({ "charge": "ch_1" }))?;
+    /// let charge = serde_json::json!({ "charge": "ch_1" });
+    /// let also = Next::<u64>::advance_encoded("charged", &charge)?;
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn advance_encoded<C: Serialize + DeserializeOwned>(point: impl Into<String>, checkpoint: &C) -> Result<Self> {

@@ -29,7 +29,8 @@ impl EngineOptions {
     ///
     /// ```
     /// # use oncekey::Engine;
-    /// assert!(Engine::options().schema("payments").schema_sql()?.contains("CREATE TABLE \"payments\".records"));
+    /// let sql = Engine::options().schema("payments").schema_sql()?;
+    /// assert!(sql.contains("CREATE TABLE \"payments\".records"));
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     ///

@@ -63,7 +63,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// # let engine = Engine::temporary()?;
     /// let credits: Manager<u64> = engine.manager("credits")?;
     /// let messages = poll(); // up to 500 messages of a Kafka consumer
-    /// let items = messages.iter().map(|m| (format!("{}/{}/{}", m.topic, m.partition, m.offset), m));
+    /// let key = |m: &Message| format!("{}/{}/{}", m.topic, m.partition, m.offset);
+    /// let items = messages.iter().map(|message| (key(message), message));
     /// let answers = credits.execute_many(items, |_claim, message| Ok(message.cents));
     /// for (message, answer) in messages.iter().zip(answers) {
     ///     match answer {

@@ -37,7 +37,8 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 ///         claim.work_stage(|_tx| Ok(Next::advance_with("charged", charged.as_str())))
 ///     })
 ///     .stage("charged", |claim| {
-///         let charged = String::from_utf8_lossy(claim.checkpoint().unwrap_or_default()).into_owned();
+///         let charged = claim.checkpoint().unwrap_or_default();
+///         let charged = String::from_utf8_lossy(charged).into_owned();
 ///         claim.work_stage(|tx| {
 ///             tx.table("orders")?.insert("1", &charged)?;
 ///             Ok::<_, Error>(Next::Succeed(charged.clone()))
@@ -45,7 +46,8 @@ type IsCertain<'a, X> = Box<dyn Fn(&X) -> bool + Send + Sync + 'a>;
 ///     });
 /// // However an attempt ends, the next one continues at its recovery point.
 /// let same_cart = Fingerprint::of(&("cart-1", 1999))?;
-/// let options = CallOptions::new().fingerprint(same_cart).on_interrupted(OnInterrupted::Resume);
+/// let options = CallOptions::new().fingerprint(same_cart);
+/// let options = options.on_interrupted(OnInterrupted::Resume);
 /// let done = orders.drive("cart-1", options, &stages)?;
 /// assert_eq!(done.value(), "ch_1");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -111,7 +113,8 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 ///     Err(DriveError::Stage { status: Status::Released, .. }) => 503,
 ///     // It is not known whether the effect of the stage has happened.
 ///     Err(DriveError::Stage { .. }) => 500,
-///     Err(DriveError::Execute(_)) => 409, // in progress, held, another request: see `ExecuteError`
+///     // In progress, held, another request, and others: see `ExecuteError`.
+///     Err(DriveError::Execute(_)) => 409,
 /// };
 /// assert_eq!(status, 402);
 /// # Ok::<(), Error>(())

@@ -22,7 +22,7 @@ impl<'tx> TransactionTable<'tx> {
     /// let seat = engine.atomic_phase(|tx| {
     ///     let seats = tx.table("seats")?;
     ///     if seats.prefix("show-1/").next().transpose()?.is_some() {
-    ///         return Ok::<_, Error>(false); // taken: no other transaction can take it before this commit
+    ///         return Ok::<_, Error>(false); // the seat is taken
     ///     }
     ///     seats.insert("show-1/ada", "x")?;
     ///     Ok(true)

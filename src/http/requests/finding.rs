@@ -66,8 +66,9 @@ impl Requests {
     ///     let created = requests.create(NewRequest::new("POST", "/orders"))?;
     ///     requests.update(created.key(), RequestPatch::new().response(Response::new(status)))?;
     /// }
+    /// let is_declined = |response: &Response| response.status() == StatusCode::PAYMENT_REQUIRED;
     /// let declined = requests.retrieve_where(RecordFilter::new(), |record| {
-    ///     matches!(record.outcome(), Some(Ok(response)) if response.status() == StatusCode::PAYMENT_REQUIRED)
+    ///     matches!(record.outcome(), Some(Ok(response)) if is_declined(response))
     /// })?;
     /// assert!(declined.is_some());
     /// # Ok::<(), oncekey::Error>(())

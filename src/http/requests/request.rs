@@ -228,8 +228,8 @@ impl RequestPatch {
         Self::default()
     }
 
-    /// Sets the recovery point, the name of the last completed stage: 1 to
-    /// [`RecordInfo::MAX_RECOVERY_POINT_BYTES`](crate::RecordInfo::MAX_RECOVERY_POINT_BYTES) bytes, not
+    /// Sets the recovery point, which says how far the operation has come. The name has 1 to
+    /// [`RecordInfo::MAX_RECOVERY_POINT_BYTES`](crate::RecordInfo::MAX_RECOVERY_POINT_BYTES) bytes, and is not
     /// [`FINISHED`](crate::stage::FINISHED).
     pub fn recovery_point(mut self, point: impl Into<String>) -> Self {
         self.recovery_point = Some(point.into());

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_file_system_counts_late_is_subtracted_until_a_sync() {
+    fn data_that_a_file_system_counts_late_is_subtracted_until_a_sync() {
         let dir = tempfile::tempdir().unwrap();
         let reported = || free_bytes(dir.path()).unwrap();
         let mut space = FreeSpace::new(Dir::open(dir.path()).ok(), 0);

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_a_spare_and_another_version_says_so() {
+    fn zeros_are_a_free_segment_and_another_version_is_reported() {
         assert_eq!(SegmentHeader::decode(&[0; SECTOR]), Found::Spare);
         assert_eq!(SegmentHeader::decode(&[0; 3]), Found::Spare);
         assert_eq!(SegmentHeader::decode(&[1; 3]), Found::Damaged);

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_leaves_everything_as_it_was() {
+    fn a_failed_replacement_changes_nothing() {
         let store = tempfile::tempdir().unwrap();
         let dir = store.path().join("sled");
         std::fs::create_dir(&dir).unwrap();

@@ -60,7 +60,7 @@ pub(super) struct Log {
     torn: Vec<u64>,
     /// The positions that segments begin at.
     segments: Vec<u64>,
-    /// True if a part is neither empty nor a segment, or if a message follows a damaged one.
+    /// True if a part of the file is neither zeros nor a segment, or if a message follows a damaged one.
     is_damaged: bool,
 }
 
@@ -132,7 +132,7 @@ impl Log {
                 "blobs" if !kind.is_dir() || !files::entries(&path)?.is_empty() => return Ok(false),
                 name if name.starts_with(snapshots::PREFIX) => {
                     let bytes = read(&path)?;
-                    // A torn one under its first name is removed before sled is opened, a whole one gets its name.
+                    // Under its temporary name. Before sled is opened, a torn snapshot is removed and a whole one renamed.
                     if !name.ends_with(snapshots::UNFINISHED) || snapshots::content(&bytes).is_some() {
                         snapshot = Some(bytes);
                     }
@@ -145,7 +145,7 @@ impl Log {
     }
 
     /// Returns true if the log has each page that a snapshot names, or newer content of it, and each page that is newer
-    /// than the snapshot. Returns `None` if the snapshot is malformed. A store has none until its second open.
+    /// than the snapshot. Returns `None` if the snapshot is malformed. A store has no snapshot until its second open.
     fn has_all_pages(&self, snapshot: Option<&[u8]>) -> Option<bool> {
         let (mut stable, mut pages) = (0, 0);
         if let Some(snapshot) = snapshot {
@@ -159,7 +159,7 @@ impl Log {
                 pages += 1;
             }
         }
-        // sled numbers its pages without a gap. A link alone is no page: what it was behind is lost.
+        // sled numbers its pages without gaps. A link only adds to a page: if the page itself is not there, it is lost.
         let newer = self.replaced.keys().filter(|page| **page >= pages).count() as u64;
         let wanted = self.last_page.map_or(0, |last| last.saturating_add(1).saturating_sub(pages));
         Some(newer == wanted && stable <= self.end)
@@ -167,14 +167,14 @@ impl Log {
 
     /// Reads the entry of a page in a snapshot. Returns true if the log has the page.
     fn has_page(&self, fields: &mut Fields<'_>, page: u64, stable: u64) -> Option<bool> {
-        // None: the page is free, and this is where the log says so.
+        // 0 for a free page: then one position follows, at which the log freed the page.
         let parts = fields.u8()?;
         let mut has_all = true;
         for _ in 0..parts.max(1) {
             let (position, kind, place) = (fields.u64()?, fields.u8()?, number(fields)?);
             if parts > 0 {
                 number(fields)?;
-                // None of ours is in a file of its own.
+                // The engine gives sled no value that sled would store in a file of its own, as another kind.
                 has_all &= kind == 0 && self.messages.get(&place) == Some(&(position, page));
             }
         }
@@ -182,8 +182,8 @@ impl Log {
     }
 }
 
-/// Reads the file segment by segment. An error ends it; unless `unreadable` is given: then what cannot be read counts as zeros, and
-/// its bytes are added there.
+/// Calls `f` with the offset and the bytes of each segment of the file. If `unreadable` is given, a part of the file that
+/// cannot be read counts as zeros, and its length is added to `unreadable`. Otherwise the call returns the error.
 pub(super) fn for_each_segment(
     file: &File,
     path: &Path,
@@ -206,7 +206,7 @@ pub(super) fn for_each_segment(
     Ok(())
 }
 
-/// Reads what can be read. Returns how many bytes cannot: they are zeros.
+/// Reads page by page. Fills each page that cannot be read with zeros. Returns the number of bytes of these pages.
 fn read_pages(bytes: &mut [u8], offset: u64, read: &dyn Fn(&mut [u8], u64) -> std::io::Result<()>) -> u64 {
     let (mut unreadable, mut at) = (0, offset);
     for page in bytes.chunks_mut(PAGE) {
@@ -236,7 +236,7 @@ fn position(bytes: &[u8]) -> Option<u64> {
     (position <= u64::MAX >> 1 && position % SEGMENT as u64 == 0).then_some(position)
 }
 
-/// The message that these bytes begin with, if it is whole and belongs to this segment.
+/// Returns the message that these bytes begin with, if it is whole and belongs to this segment.
 fn message(bytes: &[u8], segment: u64) -> Option<Message> {
     let mut fields = Fields(bytes);
     let (stored, kind) = (fields.u32()?, fields.u8()?);
@@ -251,12 +251,12 @@ fn message(bytes: &[u8], segment: u64) -> Option<Message> {
     is_whole.then_some(Message { kind, page, len: header + len })
 }
 
-/// As in `message`, for a place that need not be one.
+/// Returns true if a whole message of this segment begins at this byte.
 fn message_at(bytes: &[u8], at: usize, segment: u64) -> bool {
     at + LAST <= SEGMENT && bytes.get(at..).is_some_and(|bytes| message(bytes, segment).is_some())
 }
 
-/// A number as sled encodes it.
+/// Reads a number in sled's encoding.
 fn number(fields: &mut Fields<'_>) -> Option<u64> {
     Some(match fields.u8()? {
         first @ 0..=240 => u64::from(first),
@@ -269,7 +269,7 @@ fn number(fields: &mut Fields<'_>) -> Option<u64> {
     })
 }
 
-/// Whether sled reads its settings from these bytes as they were written.
+/// Returns true if these bytes are settings of sled with a right checksum.
 fn is_conf(bytes: &[u8]) -> bool {
     let Some((content, stored)) = bytes.split_last_chunk::<4>() else { return false };
     !content.is_empty() && u32::from_le_bytes(*stored) == checksum(&[content])
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_those_of_sled() {
+    fn numbers_are_decoded_as_sled_encodes_them() {
         for (bytes, wanted) in [
             (&[240][..], Some(240)),
             (&[241, 0], Some(240)),
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_make_it_panic() {
+    fn arbitrary_bytes_do_not_panic() {
         let mut log = Log::default();
         let mut segment = vec![0xff; SEGMENT];
         // A position below zero, with a right checksum.

@@ -59,7 +59,7 @@ fn sled_is_opened_on_its_own_files_after_a_close_and_after_a_kill() {
 }
 
 #[test]
-fn what_sled_might_not_find_is_put_into_a_new_sled() {
+fn a_store_with_damage_outside_its_blocks_is_rebuilt() {
     let dir = temp();
     let (store, _) = open(dir.path());
     churn(&store, 0);
@@ -87,7 +87,7 @@ fn what_sled_might_not_find_is_put_into_a_new_sled() {
 }
 
 #[test]
-fn a_store_that_has_lost_a_block_is_refused_and_left_as_it_is() {
+fn an_open_without_a_listed_block_returns_corrupt_and_changes_nothing() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(&bytes(30_000)));
@@ -96,7 +96,7 @@ fn a_store_that_has_lost_a_block_is_refused_and_left_as_it_is() {
     let mut bytes = fs::read(&db).unwrap();
     let finder = memchr::memmem::Finder::new(block::MAGIC);
     let blocks: Vec<usize> = finder.find_iter(&bytes).collect();
-    // Each copy of every block: sled may have written it twice.
+    // Every copy of every block, because sled may have written a block twice.
     for at in blocks {
         bytes[at + block::PREFIX] ^= 1;
     }
@@ -108,7 +108,7 @@ fn a_store_that_has_lost_a_block_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_value_that_looks_like_a_block_is_none() {
+fn a_value_that_looks_like_a_block_is_not_taken_for_one() {
     let dir = temp();
     let (store, _) = open(dir.path());
     let (id, newest) = (store.id(), u64::MAX);
@@ -127,7 +127,7 @@ fn a_value_that_looks_like_a_block_is_none() {
 }
 
 #[test]
-fn a_store_without_a_snapshot_is_whole_if_its_log_has_every_page() {
+fn a_store_without_a_snapshot_is_not_rebuilt_if_its_log_has_every_page() {
     let dir = temp();
     let (store, _) = open(dir.path());
     churn(&store, 0);
@@ -142,7 +142,7 @@ fn a_store_without_a_snapshot_is_whole_if_its_log_has_every_page() {
 }
 
 #[test]
-fn what_was_written_in_one_go_is_opened_as_it_is() {
+fn a_backup_without_a_snapshot_is_not_rebuilt() {
     let dir = temp();
     let (store, _) = open(dir.path());
     for index in 0..200 {
@@ -151,7 +151,7 @@ fn what_was_written_in_one_go_is_opened_as_it_is() {
     let parent = temp();
     let copied = parent.path().join("copy");
     store.back_up(&copied, &|| Ok(())).unwrap();
-    // sled makes one when it is opened again.
+    // sled makes a snapshot when it is opened again.
     assert!(snapshots(&copied).is_empty());
     assert!(is_proven(&copied));
     let (copied, report) = open(&copied);
@@ -174,7 +174,7 @@ fn files_that_sled_does_not_know_are_left_alone() {
 }
 
 #[test]
-fn sled_is_not_opened_where_it_would_find_a_newer_list_than_the_one_that_is_whole() {
+fn a_newest_list_without_its_blocks_makes_the_open_rebuild_from_the_list_before() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"x"));

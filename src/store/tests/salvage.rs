@@ -75,7 +75,7 @@ fn damage_blocks(dir: &Path) {
 }
 
 #[test]
-fn what_the_runs_have_is_newer_than_what_is_left_of_a_damaged_journal() {
+fn runs_take_precedence_over_older_frames_of_a_damaged_journal() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put_both(&store, "k", b"old");
@@ -97,7 +97,7 @@ fn what_the_runs_have_is_newer_than_what_is_left_of_a_damaged_journal() {
 }
 
 #[test]
-fn a_journal_that_ends_before_the_runs_is_a_problem_and_not_newer() {
+fn runs_take_precedence_over_a_journal_that_ends_before_them() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put_both(&store, "k", b"old");
@@ -114,7 +114,7 @@ fn a_journal_that_ends_before_the_runs_is_a_problem_and_not_newer() {
 }
 
 #[test]
-fn what_an_open_has_cut_off_stays_so() {
+fn a_group_that_an_open_has_cut_off_is_not_rescued() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put(&store, &key("k"), done(b"first"));
@@ -145,7 +145,7 @@ fn what_an_open_has_cut_off_stays_so() {
 }
 
 #[test]
-fn the_journal_replaces_what_the_runs_have_lost_and_nothing_that_was_removed() {
+fn lost_blocks_are_replaced_from_the_journal_without_removed_records() {
     let dir = temp();
     let (store, _) = open(dir.path());
     put_both(&store, "a", b"first");
@@ -162,7 +162,7 @@ fn the_journal_replaces_what_the_runs_have_lost_and_nothing_that_was_removed() {
 }
 
 #[test]
-fn one_segment_with_a_damaged_version_is_a_problem_of_that_segment() {
+fn a_damaged_version_is_a_problem_in_one_segment_and_an_error_in_all() {
     let dir = temp();
     let (store, _) = open(dir.path());
     for index in 0..6 {

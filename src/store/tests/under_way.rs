@@ -17,7 +17,7 @@ fn row(size: usize) -> Change {
 }
 
 #[test]
-fn what_sled_has_under_way_is_bounded_in_apply_checkpoints_deletions_and_replay() {
+fn bytes_under_way_in_sled_are_bounded_in_apply_checkpoints_deletions_and_replay() {
     for sync_flag in [true, false] {
         let dir = temp();
         let clock = ManualClock::new();

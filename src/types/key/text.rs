@@ -215,7 +215,7 @@ mod tests {
         }
 
         #[test]
-        fn a_prefix_selects_the_keys_whose_text_begins_so(key in keys(), other in keys(), cut in 0_usize..40) {
+        fn a_prefix_selects_the_keys_whose_text_begins_with_it(key in keys(), other in keys(), cut in 0_usize..40) {
             let whole = text(&key);
             let Some(beginning) = whole.get(..cut) else { return Ok(()) };
             // A cut inside %NN is refused, and one inside of several that make up a letter is a prefix of bytes only.

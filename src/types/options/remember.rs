@@ -28,7 +28,8 @@ impl ManagerOptions {
     /// # clock.advance(2 * DAY);
     /// // Two days later:
     /// let late = payments.execute("order-42", |_claim| unreachable!("it is not run again"));
-    /// assert!(matches!(late, Err(ExecuteError::Engine(error)) if error.kind() == ErrorKind::Expired));
+    /// let Err(ExecuteError::Engine(error)) = late else { panic!("it has expired") };
+    /// assert_eq!(error.kind(), ErrorKind::Expired);
     /// # Ok::<(), oncekey::Error>(())
     /// ```
     pub fn remember_expired(mut self, time: Duration) -> Self {
