@@ -113,8 +113,8 @@ impl Engine {
 
     /// Changes several rows together or not at all. See [`Transaction`] for what the closure may do. The closure runs
     /// again when another commit has changed data that it read. `Err` and panics roll back. Inside the closure of
-    /// another transaction of this engine, on the same thread, the phase is part of that transaction: its closure runs
-    /// once, and its changes are committed with the rest.
+    /// another transaction of this engine, on the same thread, the phase is part of that transaction: its changes are
+    /// committed with the rest, and its closure is not run again on its own.
     ///
     /// The closure's error type is any type that the engine's error converts into: an enum with `#[from]
     /// oncekey::Error`, `anyhow::Error`, [`Error`], or the ready-made [`PhaseError`](crate::stage::PhaseError).
@@ -226,13 +226,13 @@ impl Engine {
     }
 
     /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach
-    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary or
-    /// read-only one.
+    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary or read-only
+    /// engine.
     ///
     /// # Errors
     ///
-    /// The reason why there is no socket. The engine works without one. For example `Io` if the directory is not
-    /// writable, or if another file has the name of the socket.
+    /// The reason why there is no socket, such as `Io` if the directory is not writable, or if another file has the name
+    /// of the socket. The engine works without a socket.
     pub fn socket(&self) -> Result<Option<&Path>> {
         self.shared.server.as_ref().map(|server| server.as_ref().map(Server::path)).map_err(Clone::clone)
     }
@@ -316,7 +316,7 @@ impl Engine {
     /// # Errors
     ///
     /// `Io`, or `Corrupt` if the record store cannot be read to its end; `Closed` if the engine is closed meanwhile.
-    /// Damage that can be read past is not an error: see [`VerifyReport::problems`].
+    /// Damage that does not stop the reading is no error, but one of the [`VerifyReport::problems`].
     pub fn verify(&self) -> Result<VerifyReport> {
         self.protocol.verify(&|| Ok(()))
     }

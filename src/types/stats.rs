@@ -10,7 +10,7 @@ use crate::types::histogram::Histogram;
 pub struct Stats {
     /// Commits.
     pub commits: u64,
-    /// Commits rejected because the key had changed since it was read. Each was decided again.
+    /// Commits rejected because the key had changed since it was read. The engine then read the key and decided again.
     pub conflicts: u64,
     /// Groups written to the journal. A group holds the commits that share one sync.
     pub groups: u64,
@@ -43,14 +43,16 @@ pub struct Stats {
     pub drops_not_recorded: u64,
     /// Records deleted after their expiry.
     pub expired: u64,
-    /// Times that the background compaction failed. After a failure it stops, and only
-    /// [`compact_now`](crate::Engine::compact_now) deletes expired records.
+    /// Errors of the background compaction. After [`Corrupt`](crate::ErrorKind::Corrupt) it continues without the damaged
+    /// records. After any other error it has stopped, and only [`compact_now`](crate::Engine::compact_now) deletes
+    /// expired records.
     pub compaction_failures: u64,
-    /// How long claims lived, from their begin to their ending, both on disk. Dropped claims are not counted.
+    /// The times from the begin of a claim to its ending, both durable. Dropped claims are not counted.
     pub cycles: Histogram,
-    /// How long calls waited for another owner.
+    /// The times that calls waited for another owner.
     pub waits: Histogram,
-    /// True if sled's files are synced with each write. If false, a write barrier syncs them every few changes.
+    /// True if the file system makes each write of sled's files synchronous. If false, a write barrier syncs the files
+    /// after every few changes.
     pub sled_sync_flag: bool,
 }
 

@@ -1,10 +1,10 @@
-//! Tests of the sources: imports between modules, lengths of files and functions, and names in the documents.
+//! Tests of the sources and documents: imports between modules, lengths of files and functions, and lists in the documents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folders of `src`. A file imports only from folders before its own. `lib.rs` may import from all.
+/// The folders of `src`. A file imports only from its own folder and from those before it. `lib.rs` may import from all.
 const LAYERS: [&str; 9] = ["types", "sync", "store", "postgres", "protocol", "live", "api", "http", "cli"];
 
 /// The only modules that `sync` may import: it knows no keys, no records and no store.
@@ -243,7 +243,7 @@ fn every_guide_is_included_compiled_and_short() {
         }
         let (name, text) = (stem(&path), fs::read_to_string(&path).unwrap());
         assert!(module.contains(&format!("include_str!(\"guides/{name}.md\")")), "{name} is not shown");
-        assert!(front.contains(&format!("](guides::{name})")), "the crate's page does not lead to {name}");
+        assert!(front.contains(&format!("](guides::{name})")), "the crate's page does not link to {name}");
         assert!(!text.contains("](crate::"), "{name} has a link that is dead on a forge");
         assert!(text.lines().count() <= 130, "{name} has {} lines", text.lines().count());
         let opens = text.lines().filter(|line| line.starts_with("```")).step_by(2);

@@ -11,7 +11,7 @@ const ALL: [Status; 5] = [Status::Succeeded, Status::Failed, Status::Released, S
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// The records of each manager that has one.
+    /// The records of each manager that has a record.
     pub managers: BTreeMap<String, ManagerUsage>,
     /// Bytes of the journal's files on disk.
     pub journal_bytes: u64,

@@ -30,12 +30,7 @@ const METRICS: &[(Kind, &str, Unit, &str)] = &[
         "Runs of transactions that were repeated after a conflict",
     ),
     (Kind::Counter, "oncekey_expired_total", Unit::Count, "Records deleted after their expiry"),
-    (
-        Kind::Counter,
-        "oncekey_compaction_failures_total",
-        Unit::Count,
-        "Times that the background compaction stopped because of an error",
-    ),
+    (Kind::Counter, "oncekey_compaction_failures_total", Unit::Count, "Errors of the background compaction"),
     (Kind::Counter, "oncekey_poisoned_total", Unit::Count, "Engines that a failed write or sync has poisoned"),
     (Kind::Counter, "oncekey_store_checkpoints_total", Unit::Count, "Checkpoints of the record store"),
     (
