@@ -178,7 +178,7 @@ impl Protocol {
     pub(crate) fn begin(&self, id: &RecordId, start: &Start) -> Result<Begun> {
         let action = Action::Begin(start);
         self.prepare(id, &action)?;
-        self.claimed(id, self.change_settled(id, &action, WaitFor::Sync, self.store.guess(&action, None))?)
+        self.claimed(id, self.change_directly(id, &action, WaitFor::Sync, self.store.guess(&action, None))?)
     }
 
     /// Begins as [`begin`](Self::begin) does, a key that is known to have a record.
@@ -228,7 +228,7 @@ impl Protocol {
         let ToEnd { id, token, ending, ttl, known } = end;
         let action = Action::End { token, ending, ttl };
         self.prepare(id, &action)?;
-        match self.change_settled(id, &action, WaitFor::Sync, self.store.guess(&action, known))? {
+        match self.change_directly(id, &action, WaitFor::Sync, self.store.guess(&action, known))? {
             Changed::Written(info) => {
                 self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(info)
@@ -302,7 +302,7 @@ impl Protocol {
         if wait_for == WaitFor::Sync {
             self.prepare(id, action)?;
         }
-        self.change_settled(id, action, wait_for, None)
+        self.change_directly(id, action, wait_for, None)
     }
 
     /// Checks that the action is allowed now. Records a pending drop of this key, and waits for transactions.
@@ -314,7 +314,7 @@ impl Protocol {
             Action::Revoke { .. } => self.check_owned()?,
             _ => self.check()?,
         }
-        self.settle_at(id);
+        self.record_drop_of(id);
         // Endings never wait for the locks of transactions.
         if priority_of(action, WaitFor::Sync) == Priority::User {
             self.yield_to(&id.at);
@@ -324,7 +324,7 @@ impl Protocol {
 
     /// Changes a record as [`change`](Self::change) does, without recording a pending drop of this key first and
     /// without waiting for locks of transactions. A guess at the record saves a read if it is right.
-    fn change_settled(
+    fn change_directly(
         &self,
         id: &RecordId,
         action: &Action<'_>,

@@ -60,7 +60,7 @@ impl CounterFn for Named {
     }
 
     fn absolute(&self, _: u64) {
-        unreachable!("nobody sets a counter");
+        unreachable!("no counter is set");
     }
 }
 

@@ -289,7 +289,7 @@ pub(crate) fn run<R, X: From<Error>>(
     // A claim may run stages after a close of the engine.
     let checked = if fence.is_some() { protocol.check_outside() } else { protocol.check() };
     checked.map_err(|error| setting.fault(error))?;
-    protocol.settle_abandoned();
+    protocol.record_drops();
     let (mut taken, mut met) = (protocol.no_locks(), LockSet::default());
     let met_before = error::met();
     let mut runs = 0;

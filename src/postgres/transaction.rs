@@ -114,7 +114,7 @@ impl Transaction {
         Now { store: self.state.lock().time.unwrap_or(now.store), ..now }
     }
 
-    /// Runs a step in the session. The first one begins the transaction. Returns `None` if the run has come to nothing.
+    /// Runs a step in the session. The first one begins the transaction. Returns `None` if the run has failed.
     fn step<T, F>(&self, step: impl FnOnce(Taken, u64) -> F) -> Result<Option<T>>
     where
         T: Send + 'static,

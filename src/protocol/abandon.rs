@@ -89,32 +89,32 @@ impl Protocol {
 
     /// Records the drops that could not be recorded at once. Also called before a transaction, which may read any
     /// record.
-    pub(crate) fn settle_abandoned(&self) {
+    pub(crate) fn record_drops(&self) {
         for (id, token, ending) in self.abandoned.all() {
             // These errors come from the journal, so the other drops would fail too. Any other error is about one
             // record.
-            let settled = self.settle(&id, token, &ending);
-            if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = settled {
+            let recorded = self.record_drop(&id, token, &ending);
+            if let Err(ErrorKind::Full | ErrorKind::Io | ErrorKind::Closed | ErrorKind::Poisoned) = recorded {
                 return;
             }
         }
     }
 
     /// Records the drop of one key, if it has one that is not recorded.
-    pub(super) fn settle_at(&self, id: &RecordId) {
+    pub(super) fn record_drop_of(&self, id: &RecordId) {
         // Most keys have no such drop.
         if let Some((id, token, ending)) = self.abandoned.get(&id.at) {
             // After an error, the next caller tries again.
-            let _: Result<(), ErrorKind> = self.settle(&id, token, &ending);
+            let _: Result<(), ErrorKind> = self.record_drop(&id, token, &ending);
         }
     }
 
     /// Records one drop, and only then removes it from the list: a caller that asks in between must not find the key in
     /// progress. If two threads record it, the rules accept one.
-    fn settle(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<(), ErrorKind> {
+    fn record_drop(&self, id: &RecordId, token: u64, ending: &Ending) -> Result<(), ErrorKind> {
         // The caller asked for something else, so it gets no error from here.
-        let settled = error::handled(|| self.give_up(id, token, ending, WaitFor::Sync).map_err(|error| error.kind()));
-        if settled.is_ok() {
+        let recorded = error::handled(|| self.give_up(id, token, ending, WaitFor::Sync).map_err(|error| error.kind()));
+        if recorded.is_ok() {
             self.abandoned.change(|all| {
                 if all.get(&id.at).is_some_and(|(_, of, _)| *of == token) {
                     all.remove(&id.at);
@@ -124,7 +124,7 @@ impl Protocol {
             // Schedule the compaction again: a pass that ran meanwhile has not seen this drop.
             self.due.lower(0);
         }
-        settled
+        recorded
     }
 
     /// Adds a drop as if it could not be recorded at once.
@@ -136,7 +136,7 @@ impl Protocol {
     fn give_up(&self, id: &RecordId, token: u64, ending: &Ending, wait_for: WaitFor) -> Result<()> {
         // Any other result means that another caller ended or removed the record.
         if let Changed::Written(info) =
-            self.change_settled(id, &Action::End { token, ending, ttl: None }, wait_for, None)?
+            self.change_directly(id, &Action::End { token, ending, ttl: None }, wait_for, None)?
         {
             self.subscribers.notify(|| Event::Ended(info.without_outcome()));
         }
@@ -166,7 +166,7 @@ mod tests {
             protocol.abandon_unrecorded(id, claim(id), Ending::Release);
         }
         std::thread::scope(|scope| {
-            scope.spawn(|| protocol.settle_abandoned());
+            scope.spawn(|| protocol.record_drops());
             // Each `begin` waits for a sync, so the other thread runs in between.
             for id in &ids {
                 claim(id);
@@ -208,16 +208,16 @@ mod tests {
             protocol.abandon(id, *token, Ending::Release);
         }
         assert!(!protocol.abandoned.is_empty());
-        protocol.settle_abandoned();
+        protocol.record_drops();
         for (id, _) in &claims {
-            protocol.settle_at(id);
+            protocol.record_drop_of(id);
         }
         assert!(!protocol.abandoned.is_empty());
         assert_eq!(error::met(), met, "errors of drops do not count for the running operation");
         for path in &taken {
             let _ = std::fs::remove_dir(path);
         }
-        protocol.settle_abandoned();
+        protocol.record_drops();
         for (id, _) in &claims {
             // The first attempt may only ask for a new segment.
             let begun = (0..5).find_map(|_| protocol.begin(id, &start).ok());

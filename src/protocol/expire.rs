@@ -89,7 +89,7 @@ impl Protocol {
         let began = monotonic();
         // Before the pass: each ending from here on lowers it again.
         self.due.earliest.store(NEVER, Ordering::Release);
-        self.settle_abandoned();
+        self.record_drops();
         let done = self.pass(pass, batch, goes_on);
         let next = match &done {
             Ok(_) if self.abandoned.is_empty() => self.store.next_due(),

@@ -53,6 +53,6 @@ impl Protocol {
     /// Commits that a caller is about to be given the outcome of a resolved record.
     pub(super) fn give(&self, id: &RecordId, wait_for: WaitFor) -> Result<()> {
         // A caller that holds locks of keys must not wait for them here.
-        self.change_settled(id, &Action::Give, wait_for, None).map(drop)
+        self.change_directly(id, &Action::Give, wait_for, None).map(drop)
     }
 }

@@ -206,7 +206,7 @@ mod tests {
             assert!(is_right(&[begun, close(1), revoked, (SUCCEED, 6, 7, lost)]));
         }
         assert!(!is_right(&[begun, close(1), revoked, (SUCCEED, 6, 7, Answer::Done)]));
-        assert!(!is_right(&[begun, (Op::Get, 2, 3, Answer::Closed)]), "nobody has closed it");
+        assert!(!is_right(&[begun, (Op::Get, 2, 3, Answer::Closed)]), "the engine was not closed");
         // A claim may end after the close has begun to refuse calls, and before it counts.
         let closing = (Op::Closing, 2, 9, Answer::Done);
         let refused = (Op::Get, 3, 4, Answer::Closed);
@@ -251,19 +251,19 @@ mod tests {
     #[test]
     fn time_passes_by_calls_and_between_them() {
         let (begun, ended) = ((BEGIN, 0, 1, FIRST), (SUCCEED, 2, 3, Answer::Done));
-        let anew = claimed(8, 8, 1);
+        let again = claimed(8, 8, 1);
         for (hours, is_expired) in [(SUCCESS_TTL - 1, false), (SUCCESS_TTL, true)] {
             let later = (Op::Later(hours), 4, 5, Answer::Done);
             assert_eq!(is_right(&[begun, ended, later, (BEGIN, 6, 7, ONE)]), !is_expired);
-            assert_eq!(is_right(&[begun, ended, later, (BEGIN, 6, 7, anew)]), is_expired);
+            assert_eq!(is_right(&[begun, ended, later, (BEGIN, 6, 7, again)]), is_expired);
             let reopened =
                 |answer| check::<Model>(&[phase(0, &[begun, ended]), phase(hours, &[(BEGIN, 6, 7, answer)])]).is_ok();
-            assert_eq!((reopened(ONE), reopened(anew)), (!is_expired, is_expired));
+            assert_eq!((reopened(ONE), reopened(again)), (!is_expired, is_expired));
         }
         // A call during the passing of time may return either state.
         let beside = (Op::Later(SUCCESS_TTL), 4, 9, Answer::Done);
         assert!(is_right(&[begun, ended, beside, (BEGIN, 6, 7, ONE)]));
-        assert!(is_right(&[begun, ended, beside, (BEGIN, 6, 7, anew)]));
+        assert!(is_right(&[begun, ended, beside, (BEGIN, 6, 7, again)]));
         // A record with an owner never expires. A record without an owner does.
         let long = (Op::Later(UNFINISHED_TTL), 2, 3, Answer::Done);
         assert!(is_right(&[begun, long, (Op::Get, 4, 5, is(Unfinished::InProgress))]));

@@ -135,14 +135,14 @@ fn close_under_load(path: &Path, round: u64, known: &mut HashMap<String, Result<
     let owner = ops.begin(held).unwrap().into_claim().unwrap();
     let mut kept = vec![owner];
     thread::scope(|scope| {
-        let heir = scope.spawn(move || ops.begin_with(held, CallOptions::new().wait(FOR_EVER)));
+        let successor = scope.spawn(move || ops.begin_with(held, CallOptions::new().wait(FOR_EVER)));
         let observer = scope.spawn(move || ops.wait(held, FOR_EVER));
         let start = |me| scope.spawn(move || Answers::default().work(ops, held, Rng::new(round * 100 + me), answers));
         let threads: Vec<_> = (0..32).map(start).collect();
         let enough = 200 + Rng::new(round).below(1_000);
         until("they work", || answers.load(SeqCst) >= enough && engine.stats().waiting >= 2);
         assert_eq!(engine.clone().close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
-        assert_eq!(heir.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(successor.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
         assert!(matches!(observer.join().unwrap().unwrap(), Waited::Closed));
         for told in threads.into_iter().map(|thread| thread.join().unwrap()) {
             kept.extend(told.kept);

@@ -123,7 +123,7 @@ fn waiters_get_an_answer_and_subscribers_do_not() {
             until("both wait", || engine.stats().waiting == 2);
             engine.clone().crash();
             assert!(matches!(waits.join().unwrap(), Waited::Closed));
-            let Err(ExecuteError::Engine(error)) = begins.join().unwrap() else { panic!("nobody runs it") };
+            let Err(ExecuteError::Engine(error)) = begins.join().unwrap() else { panic!("no thread runs it") };
             assert_eq!(error.kind(), ErrorKind::Closed);
         });
         let told: Vec<_> = events.collect();

@@ -94,16 +94,16 @@ fn extended_and_restarted_records_stay() {
     let clock = ManualClock::new();
     let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
     let manager = engine.manager_with::<u64, String>("m", ManagerOptions::new().success_ttl(SHORT)).unwrap();
-    for key in ["extended", "anew", "gone"] {
+    for key in ["extended", "again", "gone"] {
         manager.execute(key, |_| Ok(1)).unwrap();
     }
     assert!(manager.extend("extended", SHORT * 2).unwrap());
     clock.advance(SHORT);
-    let anew = manager.begin("anew").unwrap().into_claim().unwrap();
+    let again = manager.begin("again").unwrap().into_claim().unwrap();
     assert_eq!(engine.compact_now().unwrap().removed, 1);
     assert_eq!(*manager.get("extended").unwrap().unwrap().outcome().unwrap().unwrap(), 1);
-    assert_eq!(anew.attempt(), 1);
-    anew.succeed(&2).unwrap();
+    assert_eq!(again.attempt(), 1);
+    again.succeed(&2).unwrap();
     clock.advance(SHORT);
     assert_eq!(engine.compact_now().unwrap().removed, 2);
 }

@@ -26,13 +26,13 @@ fn child() {
     engine.compact_now().unwrap();
     let claim = ops.begin("held").unwrap().into_claim().unwrap();
     thread::scope(|scope| {
-        let heir = scope.spawn(|| ops.begin_with("held", CallOptions::new().wait(LATE * 60)).unwrap());
+        let successor = scope.spawn(|| ops.begin_with("held", CallOptions::new().wait(LATE * 60)).unwrap());
         until("the successor waits", || engine.stats().waiting == 1);
         std::io::stdout().lock().write_all(b"\nidle\n").unwrap();
         std::io::stdin().read_exact(&mut [0]).unwrap_err();
         std::io::stdout().lock().write_all(b"\nawake\n").unwrap();
         claim.succeed(&1).unwrap();
-        assert!(matches!(heir.join().unwrap(), Begin::Replay(_)));
+        assert!(matches!(successor.join().unwrap(), Begin::Replay(_)));
     });
 }
 

@@ -300,7 +300,7 @@ fn malformed_requests_are_refused_and_half_ones_are_dropped() {
     });
 }
 
-/// Each connection that is open and silent has one of the places, and those who come later are told so.
+/// Each connection that is open and silent has one of the places, and a later client is refused.
 #[test]
 fn a_thousand_clients_cost_a_bounded_number_of_threads() {
     within(LATE * 3, || {

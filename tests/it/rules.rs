@@ -72,8 +72,8 @@ fn begin_follows_the_interrupted_policy() {
     drop(claim(&resuming(&engine), "free"));
     let Begin::Interrupted(info) = texts(&engine).begin("held").unwrap() else { panic!("it is not held") };
     assert_eq!((info.status(), info.interruption()), (Status::Interrupted, Some(Interruption::Dropped)));
-    let heir = claim(&resuming(&engine), "free");
-    assert_eq!((heir.attempt(), heir.interruption()), (2, Some(Interruption::Dropped)));
+    let successor = claim(&resuming(&engine), "free");
+    assert_eq!((successor.attempt(), successor.interruption()), (2, Some(Interruption::Dropped)));
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn panels(svg: &mut String, top: f64, mode: Mode, rows: &[Row], threads: &[usize
     // Answers that do not wait for the disk are pale: they promise less.
     let (title, opacity) = match mode {
         Mode::Durable => ("Durable cycles per second: no answer before it is on disk", 1.0),
-        Mode::Relaxed => ("Relaxed cycles per second: nobody waits for the disk", 0.55),
+        Mode::Relaxed => ("Relaxed cycles per second: no call waits for the disk", 0.55),
     };
     writeln!(svg, "<text x=\"20\" y=\"{}\" font-size=\"16\" font-weight=\"600\">{title}</text>", top + 16.0).unwrap();
     let first = top + 56.0;

@@ -108,7 +108,7 @@ fn page(plan: &Plan, durable: &[Row], relaxed: &[Row], took: Duration) -> String
         }
     }
     text += &doubts(durable);
-    text += "\n## Relaxed: nobody waits for the disk\n\n";
+    text += "\n## Relaxed: no call waits for the disk\n\n";
     text += "oncekey syncs in the background every 50 ms (`Durability::Eventual`). redb does the same, because it reuses no \
              page before; SQLite and raw sled sync when they see fit, the others never. A power cut may damage LMDB's file \
              here; the others lose what came last.\n\n";

@@ -102,7 +102,7 @@ impl Requests {
         let (key, execute) = match self.asked(request, options) {
             Ok(Some(asked)) => asked,
             Ok(None) => return self.pass_through(request, options, operation),
-            Err(problem) => return options.told(problem),
+            Err(problem) => return options.respond(problem),
         };
         let mut first = None;
         let run = |claim: &mut Claim<_, _>| {
@@ -171,7 +171,7 @@ impl Requests {
     ) -> http::Response<Vec<u8>> {
         match self.unrecorded() {
             Ok(mut claim) => operation(request, &mut claim).unwrap_or_else(|response| response).into(),
-            Err(error) => options.told(error.into()),
+            Err(error) => options.respond(error.into()),
         }
     }
 
@@ -235,15 +235,15 @@ fn answered(
             let replayed = done.replayed();
             return sent(first.unwrap_or_else(|| done.into_value()), replayed, options);
         }
-        Err(Stopped::TooLarge(error)) => return options.told(Problem::response_too_large(error)),
+        Err(Stopped::TooLarge(error)) => return options.respond(Problem::response_too_large(error)),
         Err(Stopped::Execute(error)) => error,
     };
     match error {
         ExecuteError::Failed { error: response, replayed, .. } => sent(first.unwrap_or(response), replayed, options),
-        ExecuteError::InProgress(_) => options.told(Problem::in_progress()),
-        ExecuteError::Interrupted(_) => options.told(Problem::interrupted()),
-        ExecuteError::Paused(info) => options.told(Problem::paused(&info)),
-        ExecuteError::Mismatch(_) => options.told(Problem::mismatch()),
+        ExecuteError::InProgress(_) => options.respond(Problem::in_progress()),
+        ExecuteError::Interrupted(_) => options.respond(Problem::interrupted()),
+        ExecuteError::Paused(info) => options.respond(Problem::paused(&info)),
+        ExecuteError::Mismatch(_) => options.respond(Problem::mismatch()),
         ExecuteError::NotStored { outcome, error } => match (stored_bare(outcome, error), first) {
             (Ok(error), Some(first)) => {
                 let mut answer = sent(first, false, options);
@@ -251,9 +251,9 @@ fn answered(
                 answer
             }
             // The claim has ended and the record is interrupted, so the client must not learn the response.
-            (Ok(error) | Err(error), _) => options.told(Problem::not_stored(error)),
+            (Ok(error) | Err(error), _) => options.respond(Problem::not_stored(error)),
         },
-        ExecuteError::Engine(error) => options.told(error.into()),
+        ExecuteError::Engine(error) => options.respond(error.into()),
     }
 }
 

@@ -194,7 +194,7 @@ impl HandleOptions {
         }
     }
 
-    pub(super) fn told(&self, problem: Problem) -> http::Response<Vec<u8>> {
+    pub(super) fn respond(&self, problem: Problem) -> http::Response<Vec<u8>> {
         self.typed(problem).response()
     }
 

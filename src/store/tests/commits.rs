@@ -148,7 +148,7 @@ fn eventual_commits_are_durable_after_a_sync_and_after_close() {
     let (store, _) = open_with(dir.path(), &options);
     let syncs = store.stats().syncs;
     put(&store, &key("a"), done(b"a"));
-    assert_eq!(store.stats().syncs, syncs, "nobody waited");
+    assert_eq!(store.stats().syncs, syncs, "no call waited");
     store.sync().unwrap();
     put(&store, &key("b"), done(b"b"));
     store.drain().unwrap();
@@ -177,9 +177,9 @@ fn times_count_from_the_commit_and_not_from_the_decision() {
     clock.advance(Duration::from_millis(400));
     let change = set(&key("k"), StoredRecord { updated: decided, expires: decided + 100, ..done(b"x") });
     let ever = set(&key("ever"), StoredRecord { updated: decided, ..done(&[7; 9_000]) });
-    let terms =
+    let commit_options =
         CommitOptions { priority: Priority::User, decided: Some(decided), kept: &[], until: NEVER, read_set: None };
-    let committed = store.commit(vec![change, ever], &[], terms).unwrap().unwrap();
+    let committed = store.commit(vec![change, ever], &[], commit_options).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     let check = |store: &Store| {
         let found = stored(store, &key("k")).unwrap();

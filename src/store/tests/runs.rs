@@ -99,7 +99,7 @@ fn a_damaged_run_is_left_out_of_a_pass_which_fails_at_its_end() {
     assert_eq!(pass(), (0, None), "the damaged run is not due any more");
     let mut exact = Pass::exact();
     let failed = std::iter::repeat_with(|| store.compact(&mut exact, 4)).find(|step| !matches!(step, Ok(Some(_))));
-    assert_eq!(failed.unwrap().unwrap_err().kind(), ErrorKind::Corrupt, "it is told to each who asks for all");
+    assert_eq!(failed.unwrap().unwrap_err().kind(), ErrorKind::Corrupt, "each caller that waits for all gets it");
     assert_eq!(store.next_due(), NEVER);
 }
 
