@@ -1,8 +1,8 @@
 //! An embedded, synchronous, crash-safe engine for idempotency keys.
 //!
 //! An operation with a key runs once, and every retry gets the same answer: at once, after a wait, after a restart, or
-//! after a power cut. It needs no server, no async runtime and no external database: a service links this crate and
-//! opens a directory.
+//! after a power cut. The engine needs no server, no async runtime and no external database: a service links this crate
+//! and opens a directory.
 //!
 //! The state of a key is its *record*. The caller that runs the operation is the *owner* of the key, and its right to do
 //! so is a [`Claim`]. Calls that wait for an owner are *waiters*.
@@ -11,8 +11,8 @@
 //!   sync.
 //! - **Sequence numbers decide if an owner is alive, never a timeout**: a slow owner keeps its key. On PostgreSQL, a
 //!   lock of the owner's session decides.
-//! - **Interrupted is a state**: the engine never guesses whether an operation happened. It holds the record for a
-//!   decision, or lets the next caller resume it.
+//! - **Interrupted is a state**: the engine never guesses whether an operation happened. By a policy, the record is held
+//!   until it is resolved, or the next caller resumes it.
 //! - **Waiters park on condition variables**, and one takes over the key when its owner gives up.
 //!
 //! A directory is not for several processes at once, nor on a network file system; several instances share a store on

@@ -199,8 +199,8 @@ pub(super) enum Verb {
     },
     /// Shows the store on a page for a browser on this machine, until it is interrupted.
     ///
-    /// Prints the address of the page. It contains a secret: it gives the right to look at the store, and to change it as `resolve` and
-    /// `revoke` do, after a confirmation. The page is on loopback only. To see it from another machine, forward the
+    /// Prints the address of the page, which contains a secret. Anyone who has the address may look at the store, and change it as
+    /// `resolve` and `revoke` do, after a confirmation. The page is on loopback only. To see it from another machine, forward the
     /// port: `ssh -L 8080:127.0.0.1:8080 HOST`, with the same number on both sides. A store that no process has open is
     /// opened for each view, so that a service can start in between.
     Web {

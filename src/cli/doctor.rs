@@ -31,7 +31,7 @@ enum Severity {
 #[derive(Debug)]
 struct Finding {
     severity: Severity,
-    /// A word for machines.
+    /// A stable name of the finding, for scripts.
     what: &'static str,
     text: String,
     /// The steps to take next. Empty if nothing needs to be done.
@@ -195,7 +195,7 @@ fn damaged(path: &Path, text: String) -> Finding {
     Finding::fault("damaged", text, next).command(command)
 }
 
-/// Examines a store that can be read. Returns the exit status of the worst fault.
+/// Examines the content of a store that can be read. Returns the exit status of the worst fault.
 fn inside(store: &dyn Store, quick: bool, out: &Out<'_>, findings: &mut Vec<Finding>) -> crate::Result<u8> {
     let (opened, path) = (store.opened()?, store.path());
     if !store.is_live() {

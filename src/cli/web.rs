@@ -1,12 +1,12 @@
 //! A page for a browser on this machine, for people who would rather look at a store than read commands.
 //!
 //! The server listens on loopback only. Each request must have the token that is part of the address, and must name
-//! this machine as its host: see `guard`. The pages are whole without a script. The script only counts again, and loads
-//! nothing from elsewhere.
+//! this machine as its host: see `guard`. The pages work without the script. The script only updates the counts, and
+//! loads nothing from elsewhere.
 //!
 //! A store that another process has open is asked through its socket. A store that no process has open is opened for
-//! one view or one change at a time, so that a service can start in between. It is never opened without a click:
-//! nothing in it changes while no process has it open.
+//! one view or one change at a time, so that a service can start in between. The script never opens it: while no
+//! process has the store open, its counts do not change.
 
 mod act;
 mod guard;
@@ -68,7 +68,7 @@ pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &We
     let failed = |cause| Stop::Io(format!("find {}", asked.store.display()), cause);
     let store = std::path::absolute(&asked.store).map_err(failed)?;
     let (options, read_only) = (options.clone(), asked.read_only);
-    // Ends as the other commands do if there is no store.
+    // If there is no store, fail as the other commands do.
     super::reach(&options.clone().read_only(true), &store)?.work(|store| Ok(store.stats()?))?;
     let site = Site { describers, options, store, read_only, opening: Mutex::new(()) };
     let failed = |cause: io::Error| Stop::Io(format!("listen on {}:{}", Ipv4Addr::LOCALHOST, asked.port), cause);
@@ -143,14 +143,14 @@ impl Site<'_> {
     fn live(&self) -> Result<Option<LiveStore>, Fault> {
         match LiveStore::connect(&self.store) {
             Ok(live) => Ok(Some(live)),
-            // No process has it open, or one without a socket, which an open finds out.
+            // No process has it open, or the process has no socket. An open finds out which.
             Err(none) if none.kind() == ErrorKind::StoreInUse => Ok(None),
             Err(error) => Err(Fault::unreachable(Stop::Engine(error))),
         }
     }
 }
 
-/// A moment at which something must be over. The clock also counts time in suspend.
+/// A moment by which something must have ended. Its clock also counts the time in which the machine is suspended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(Duration);
 

@@ -226,7 +226,7 @@ pub(crate) fn is_dir(path: &Path) -> bool {
 pub(crate) struct Lock {
     file: File,
     pid: u32,
-    /// True if the file was created for this lock. It is then removed on drop, unless it is kept.
+    /// The path of the file, if it was created for this lock. The drop then removes the file, unless it is kept.
     made: Option<PathBuf>,
 }
 

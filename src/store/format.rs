@@ -76,7 +76,7 @@
 //! | `blocks` | number of the run (8), number of the block in the run (4) | a block |
 //! | `meta` | `runs` | the list of the runs |
 //!
-//! A *block* has at most 4,000 bytes. It and the list can be found in sled's file without sled:
+//! A *block* has at most 4,000 bytes. Blocks and the list can be found in sled's file without sled:
 //!
 //! | offset | bytes | |
 //! |---|---|---|

@@ -42,11 +42,11 @@ pub struct SalvageReport {
     /// The keys of records and rows of which only parts were found. They are not in the new store, so an operation with
     /// such a key would run again.
     pub lost: Vec<String>,
-    /// The number of further ones, if there are more than 100.
+    /// The number of further lost keys, if there are more than 100.
     pub more_lost: u64,
-    /// The damages that were found. If there are very many, the last entry is the number of further ones.
+    /// Descriptions of the damage that was found. If there are more than 100, the last entry is the number of the others.
     pub problems: Vec<String>,
-    /// How long it took.
+    /// The duration of the salvage.
     pub took: Duration,
 }
 
@@ -59,7 +59,8 @@ impl SalvageReport {
 }
 
 impl Store {
-    /// Rescues into `into`, which must be empty or not be there. `progress` is called with the keys that were written, of how many.
+    /// Rescues into `into`, which must be empty or not exist. Calls `progress` with the number of keys that are written, and the
+    /// number of all.
     pub(crate) fn salvage(
         from: &Path,
         into: &Path,
@@ -88,7 +89,7 @@ impl Store {
         files::create_dirs(into)?;
         write(into, options, &mut sources, &remains, progress).inspect_err(|_| {
             if is_new {
-                // The error is the news. If somebody has put something there meanwhile, this fails.
+                // Ignore the result: the first error is returned. The directory stays if another program has put a file into it.
                 let _ = std::fs::remove_dir(into);
             }
         })?;
@@ -110,7 +111,8 @@ fn check_empty(into: &Path) -> Result<bool> {
     Err(Error::new(ErrorKind::InvalidOptions, message))
 }
 
-/// Builds the new store aside, and gives it its name when it is durable: nothing else opens as one. After an error nothing is left.
+/// Builds the new store under another name, and renames it when it is durable: an unfinished one is not opened as a store. After
+/// an error nothing is left.
 fn write(
     into: &Path,
     options: &EngineOptions,
@@ -154,7 +156,7 @@ fn write_parts(
         progress(written, total);
         Ok(())
     })?;
-    // Behind every number that any of it carries: what was in progress is dead then, and no token is given twice.
+    // The highest number in the data, so that the owners of records in progress are dead, and no token is given twice.
     let frame = sources.last_number().max(remains.last_frame);
     let mut list = RunList { store_id, serial: 1, frame, complete: frame, next_id: 2, runs: Vec::new() };
     if written > 0 {

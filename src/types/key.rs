@@ -137,7 +137,7 @@ impl Key {
     }
 
     /// Reads a key as `Display` prints it: `/part/part` for a key [made of parts](Key::from_parts), else the text, with `%NN` for
-    /// a byte. It is for operators. Text from a client could name a key in the scope of another: give that to [`Key::new`].
+    /// a byte. For text of operators only. Pass the text of a client to [`Key::new`]: here it could name a key in another scope.
     ///
     /// ```
     /// # use oncekey::Key;

@@ -1,4 +1,4 @@
-//! The directory of a store, as the file system and the kernel show it: nothing in its files is read.
+//! Examines the directory of a store without reading its files: names, permissions, free space, and locks.
 
 use std::fmt;
 use std::fs::{self, Metadata};
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use super::{Finding, SERVICE_USER, damaged};
 use crate::cli::out::{quoted, size};
 
-/// With less free space than this, commits will soon return `Full`: an open needs some 10 MiB, a flush and a merge as
-/// much as they write.
+/// With less free space than this, commits will soon return `Full`: an open needs some 10 MiB, and a flush or a merge as
+/// much as it writes.
 const LITTLE_SPACE: u64 = 64 << 20;
 
-/// Returns the exit status and the reason why the directory is no store, or one without its parts.
+/// Returns the exit status and the finding if the directory is not a store, or if a part of the store is missing.
 pub(super) fn not_a_store(path: &Path) -> Option<(u8, Finding)> {
     let shown = path.display();
     let entries = match fs::read_dir(path) {
@@ -28,7 +28,8 @@ pub(super) fn not_a_store(path: &Path) -> Option<(u8, Finding)> {
             return Some((2, Finding::fault("empty", format!("{shown} is empty: there is no store yet"), next)));
         }
         if names.iter().all(|name| name == "lost+found" || name == "LOCK" || name == "store.new") {
-            let text = format!("{shown} has only a half-made store: the process that created it has died or is at it");
+            let text =
+                format!("{shown} has only a half-made store: the process that creates it has died or still runs");
             return Some((2, Finding::fault("half-made", text, next)));
         }
         return Some((2, foreign(path, names.iter().map(|name| name.to_string_lossy()))));
@@ -66,7 +67,7 @@ fn foreign<'a>(path: &Path, names: impl Iterator<Item = std::borrow::Cow<'a, str
 }
 
 fn forbidden(path: &Path, at: &Path, cause: &io::Error) -> Finding {
-    // The directory above it can be looked at, if this one cannot.
+    // The owner of a directory can be read even if the directory itself cannot.
     let owner =
         fs::metadata(path).map_or_else(|_| String::new(), |found| format!(", which belongs to user {}", found.uid()));
     Finding::fault("no-permission", format!("cannot look into {}{owner}: {cause}", at.display()), SERVICE_USER)
@@ -184,7 +185,7 @@ fn holders(locks: &str, inode: u64, lock: Lock) -> Vec<u32> {
         Lock::Write => "WRITE",
         Lock::Read => "READ",
     };
-    // 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1048582 0 EOF. One who waits has an arrow before the kind.
+    // 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1048582 0 EOF. A process that waits for the lock has an arrow before the kind.
     let holder = |line: &str| {
         let mut words = line.split_whitespace().skip(1);
         let is_held = words.next() == Some("FLOCK") && words.nth(1) == Some(kind);

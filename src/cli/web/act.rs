@@ -38,7 +38,7 @@ impl Act {
         Self::ALL.into_iter().find(|act| act.word() == word)
     }
 
-    /// Returns the text of its button.
+    /// Returns the text of the button.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Release => "Release the key",
@@ -48,7 +48,7 @@ impl Act {
         }
     }
 
-    /// Returns the facts to consider first.
+    /// Returns the facts to consider before the change.
     fn advice(self) -> &'static str {
         match self {
             Self::Release => {
@@ -60,7 +60,7 @@ impl Act {
             Self::Undo => "The record becomes interrupted again, as it was before it was resolved.",
             Self::Revoke => {
                 "Its owner, such as a thread that hangs, can then neither finish it nor write rows. The record becomes \
-                 interrupted: whether the operation has happened is to be found out."
+                 interrupted: find out whether the operation has happened."
             }
         }
     }
@@ -83,7 +83,7 @@ impl Act {
         }
     }
 
-    /// Returns true if the record may be in its state because of this.
+    /// Returns true if the state of the record can be the result of this change.
     pub(super) fn is_done(self, info: &RecordInfo) -> bool {
         match self {
             Self::Release => info.status() == State::Released,

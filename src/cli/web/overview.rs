@@ -15,7 +15,7 @@ use crate::{
 
 /// The least number of milliseconds between two counts.
 const PAUSE: u64 = 2_000;
-/// The part of the time that counting may take: one of this number.
+/// The pause after a count is at least this many times as long as the count took.
 const SHARE: u64 = 20;
 
 /// Returns the whole page.
@@ -60,7 +60,7 @@ pub(super) fn counts(site: &Site<'_>, query: &Fields) -> Reply {
     }
 }
 
-/// Returns a text that changes when records change. Expired records that are not deleted yet do not change it.
+/// Returns a text that changes when records change. An expiry changes it when the record is deleted.
 fn tag(running: Option<&Stats>) -> String {
     running.map_or_else(
         || "closed".to_owned(),

@@ -73,7 +73,7 @@ const UNREACHABLE: &str = "The store cannot be reached";
 impl From<Stop> for Fault {
     fn from(stop: Stop) -> Self {
         let is_too_large = matches!(&stop, Stop::Engine(error) if error.kind() == ErrorKind::TooLarge);
-        // The exit status of a command that stops so.
+        // The status by which a command would exit.
         let (status, title) = match stop.status() {
             _ if is_too_large => (Status::BAD_REQUEST, "This is not possible"),
             1 => (Status::CONFLICT, "Nothing was changed"),
@@ -97,7 +97,7 @@ pub(super) struct Frame<'a> {
     pub(super) title: &'a str,
     /// The part that the page is, or belongs to.
     pub(super) part: Option<Part>,
-    /// True if the page counts again by itself without a script.
+    /// True if a browser without scripts reloads the page every few seconds.
     pub(super) refreshes: bool,
     /// True if another process has the store open; `None` if that is not known.
     pub(super) is_live: Option<bool>,
@@ -112,7 +112,7 @@ impl Frame<'_> {
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
              <meta name=\"color-scheme\" content=\"light dark\"><title>" (self.title) " - oncekey</title>"
         }
-        // Without the token there is no style.
+        // A request without the token gets no style either.
         if let Some(site) = site {
             page.markup(
                 "<link rel=\"stylesheet\" href=\"style.css\"><link rel=\"icon\" href=\"icon.svg\" type=\"image/svg+xml\">\
@@ -191,7 +191,7 @@ pub(super) fn mark(of: State, html: &mut Html) {
     html! { html; "<span class=\"state " (word) "\">" (name) "</span>" }
 }
 
-/// Returns the address of a page about a record. It consists of characters of addresses only.
+/// Returns the address of a page about a record. All other characters are percent-encoded.
 pub(super) fn address(page: &str, info: &RecordInfo, more: &[(&str, &str)]) -> String {
     let key = info.key().to_string();
     let fields = [("manager", info.manager()), ("key", &key)];

@@ -98,7 +98,7 @@ fn actions(info: &RecordInfo, html: &mut Html) {
     }
     html.markup("</div>");
     if info.is_undoable() {
-        html.markup("<p class=\"note\">The record was resolved, and no caller has been given that yet.</p>");
+        html.markup("<p class=\"note\">The record was resolved, and no caller has received the result yet.</p>");
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 
 /// The number of records of a page.
 const PAGE: usize = 50;
-/// The largest number of a page. Later records are found by a filter.
+/// The number of the last page. Later records can be found by a filter.
 const PAGES: usize = 1_000;
 
 /// The filters that are seldom used: names in addresses, labels, and examples.
@@ -196,7 +196,7 @@ fn pages(query: &Fields, number: usize, shown: usize, is_last: bool, html: &mut 
     if !is_last {
         html! { html; "<a class=\"button\" rel=\"next\" href=\"" (to(number + 1)) "\">Next</a>" }
     } else if number == PAGES {
-        html.markup("<span>Later ones are found by a filter or another order.</span>");
+        html.markup("<span>Find later records by a filter or another order.</span>");
     }
     html.markup("</nav>");
 }

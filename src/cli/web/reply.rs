@@ -9,7 +9,7 @@ use super::html::Html;
 /// frame.
 ///
 /// `same-origin` and not `no-referrer`: with the latter, browsers send the origin `null` with forms, which is refused.
-/// This page leads to no other site, so none gets its address.
+/// No page links to another site, so no other site gets the address.
 const HEADERS: &str = "Content-Security-Policy: default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
     connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'\r\n\
     Cache-Control: no-store\r\n\

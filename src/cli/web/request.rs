@@ -27,7 +27,7 @@ pub(super) enum Method {
 pub(super) struct Request {
     pub(super) method: Method,
     pub(super) path: String,
-    /// The only header `Host`.
+    /// The header `Host`, which may occur only once.
     pub(super) host: Option<String>,
     pub(super) origin: Option<String>,
     /// The header `Sec-Fetch-Site`.
@@ -37,8 +37,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Returns false if the browser reports that another page sent the request. `none` means that a person reloads a
-    /// page.
+    /// Returns false if the browser reports that another page sent the request. `none` means that the
+    /// user opened the page directly.
     pub(super) fn is_from_our_site(&self) -> bool {
         self.site.as_deref().is_none_or(|site| ["same-origin", "none"].contains(&site))
     }
@@ -155,7 +155,7 @@ fn head(bytes: &[u8]) -> Result<Option<(Request, Sizes)>, Status> {
     Ok(Some((request, Sizes { head, form })))
 }
 
-/// Returns the value of a header. A header that comes twice could be read differently by others.
+/// Returns the value of a header. Rejects a header that comes twice, because programs differ in which one they use.
 fn only<'a>(headers: &[httparse::Header<'a>], name: &str) -> Result<Option<&'a str>, Status> {
     let mut values = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value);
     let value = values.next().map(|value| std::str::from_utf8(value).map_err(|_| Status::BAD_REQUEST)).transpose()?;
@@ -170,7 +170,7 @@ fn form_size<'a>(header: &impl Fn(&str) -> Result<Option<&'a str>, Status>) -> R
     if length.is_empty() || !length.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Status::BAD_REQUEST);
     }
-    // Too many digits are too many bytes.
+    // A number that cannot be parsed exceeds the limit too.
     let length = length.parse().ok().filter(|length| *length <= MAX_FORM).ok_or(Status::FORM_TOO_LARGE)?;
     let kind = header("Content-Type")?.unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();

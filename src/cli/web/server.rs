@@ -19,14 +19,14 @@ const CONNECTIONS: usize = 64;
 const TO_ASK: Duration = Duration::from_secs(10);
 /// The longest time for a client to read its reply.
 const TO_READ: Duration = Duration::from_secs(30);
-/// How long a refused client may send on. Without that time it would not see the reply.
+/// How long a client may go on sending after the reply. A client that is cut off while it sends may lose the reply.
 const TO_HEAR: Duration = Duration::from_secs(1);
-/// The number of bytes that a refused client may send on.
+/// The number of bytes that a client may send after the reply.
 const TO_IGNORE: u64 = 1 << 20;
 /// How long the server waits when the system has no descriptor for a client.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Answers a request. If it could not be read, refuses it with this status.
+/// Answers a request, or refuses with this status a request that could not be read.
 pub(super) type Answer<'a> = dyn Fn(Result<&Request, Status>) -> Reply + Sync + 'a;
 
 /// A client, up to a deadline.
@@ -63,7 +63,7 @@ impl Write for Timed<'_> {
 struct Connections {
     /// In the order of their arrival.
     all: Mutex<Vec<Connection>>,
-    /// Notified when a connection ends, or its client is waited for.
+    /// Notified when a connection ends, or starts to wait for its client.
     changed: Condvar,
 }
 
@@ -100,7 +100,7 @@ impl Connections {
     }
 }
 
-/// Closes the oldest connection whose client is waited for. Its thread then ends.
+/// Closes the oldest connection that waits for its client. Its thread then ends.
 fn close_oldest(all: &mut [Connection]) {
     if let Some(oldest) = all.iter_mut().find(|connection| connection.is_waiting) {
         oldest.is_waiting = false;
@@ -139,7 +139,7 @@ pub(super) fn run(listener: &TcpListener, answer: &Answer<'_>) {
             };
             let place = connections.place(stream);
             let serve = move || serve(&place, answer);
-            // Without a thread for it, the client is dropped with the closure.
+            // If no thread can be started, the closure is dropped, and the connection with it.
             let _ = thread::Builder::new().name("oncekey-web".to_owned()).spawn_scoped(scope, serve);
         }
     });

@@ -20,7 +20,7 @@ pub(super) fn catch<R>(f: impl FnOnce() -> R) -> Option<R> {
     done.ok()
 }
 
-/// Installs a panic hook, once. It ignores panics of sled and passes all others to the previous hook.
+/// Installs a panic hook, once. The hook ignores panics of sled, and passes all others to the previous hook.
 pub(super) fn hide() {
     static HIDDEN: Once = Once::new();
     // A thread that is panicking must not change the hook.
