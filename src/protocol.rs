@@ -160,7 +160,7 @@ pub(crate) struct Protocol {
     closed: AtomicBool,
     owners: Owners,
     due: Due,
-    /// For transactions that have conflicted too often.
+    /// The locks of transactions that have conflicted too often.
     key_locks: KeyLocks,
     /// The number of transaction runs that were repeated.
     reruns: Counter,

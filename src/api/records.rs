@@ -42,7 +42,7 @@ pub struct RecordFilter {
     /// The scope of the keys and prefixes.
     scope: Arc<[Box<[u8]>]>,
     key_prefix: Vec<u8>,
-    /// All of them must match.
+    /// A key must match all of these.
     text_prefixes: Vec<KeyPrefix>,
     /// The accepted states. Empty means all.
     statuses: Vec<Status>,
@@ -50,7 +50,7 @@ pub struct RecordFilter {
     context: Vec<(String, Value)>,
     updated_before: Option<SystemTime>,
     updated_since: Option<SystemTime>,
-    /// All of them must return true.
+    /// All of these must return true.
     predicates: Vec<Predicate>,
 }
 

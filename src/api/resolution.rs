@@ -29,7 +29,7 @@ impl<T, E> fmt::Debug for Resolution<T, E> {
     }
 }
 
-/// For encoded outcomes.
+/// Converts a resolution with an encoded outcome.
 impl From<Resolution<Value, Value>> for Ending {
     fn from(resolution: Resolution<Value, Value>) -> Self {
         match resolution {

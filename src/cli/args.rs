@@ -116,7 +116,7 @@ pub(super) enum Verb {
         store: PathBuf,
         /// The name of the table.
         table: String,
-        /// Only rows whose key, as it is printed, begins so.
+        /// Only rows whose key, as it is printed, begins with this text.
         #[arg(long, value_name = "PREFIX")]
         key_prefix: Option<OsString>,
         /// Print at most this number of rows. The minimum is 1.

@@ -31,7 +31,7 @@ pub(super) struct Filter {
     /// Only records inside this scope, at any depth: PART, or /PART/PART.
     #[arg(long, value_name = "SCOPE")]
     scope: Option<OsString>,
-    /// Only records whose key, as it is printed, begins so.
+    /// Only records whose key, as it is printed, begins with this text.
     #[arg(long, value_name = "PREFIX")]
     key_prefix: Option<OsString>,
     /// Only records whose key, as it is printed, contains this text.

@@ -174,7 +174,7 @@ pub(super) struct Pool {
     connect: Arc<dyn Connect>,
     schema: Arc<str>,
     idle: Mutex<Vec<Session>>,
-    /// One for each session that may exist.
+    /// One permit for each session that may exist.
     permits: Arc<Semaphore>,
 }
 

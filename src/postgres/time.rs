@@ -82,7 +82,7 @@ impl Inner {
         Ok(())
     }
 
-    /// With a manual clock, the time is exact at each call.
+    /// Advances the time at each call if the clock is manual, so that the time is exact.
     pub(super) async fn tick_if_manual(&self) -> Result<(), Fault> {
         if self.clock.is_manual() { self.tick().await } else { Ok(()) }
     }

@@ -48,9 +48,9 @@ pub(crate) struct Workspace {
     began: Option<Now>,
     /// The store time at which the first of the records that were read expires.
     until: Option<u64>,
-    /// True if something that was read has changed: the run is discarded.
+    /// True if data that was read has changed. The run is then discarded.
     pub(super) stale: bool,
-    /// Why nothing may be written.
+    /// The error of every write, if nothing may be written.
     writable: Result<()>,
 }
 

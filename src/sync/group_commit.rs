@@ -64,7 +64,7 @@ pub(crate) struct CommitQueue<C, S> {
     /// Notified if a group was applied, and if nothing will be applied.
     applied_changed: Condvar,
     /// Notified if a segment is requested.
-    spare_wanted: Condvar,
+    segment_requested: Condvar,
     /// Signalled when a group of this parity is durable.
     synced: [EventCount; 2],
     /// The number of the last durable group.
@@ -78,7 +78,7 @@ pub(crate) struct CommitQueue<C, S> {
     /// For tests: makes each call of `progress` report progress. A thread of the test could be scheduled too late to
     /// make some.
     #[cfg(test)]
-    moves_at_each_look: AtomicBool,
+    always_progresses: AtomicBool,
     poison: Poison,
     pub(crate) waits: Counter,
 }
@@ -89,7 +89,7 @@ pub(crate) enum Work<C, S> {
     Write(Batch<C>, Target<S>),
     /// Nothing was committed for the idle time.
     Idle,
-    /// All commits of users were taken. Returned once.
+    /// The writer has taken all commits of users. Returned once.
     Draining,
     /// Nothing more will be committed.
     Ended,
@@ -121,14 +121,14 @@ impl<C, S> CommitQueue<C, S> {
             state: Mutex::new(State::new(durable, next_frame, segment_space)),
             work_arrived: Condvar::new(),
             applied_changed: Condvar::new(),
-            spare_wanted: Condvar::new(),
+            segment_requested: Condvar::new(),
             synced: Default::default(),
             durable: AtomicU64::new(durable),
             timed: AtomicU64::new(durable),
             is_stalled: AtomicBool::new(false),
             writing: AtomicU64::new(0),
             #[cfg(test)]
-            moves_at_each_look: AtomicBool::new(false),
+            always_progresses: AtomicBool::new(false),
             poison: Poison::default(),
             waits: Counter::new("oncekey_sync_waits_total"),
         }
@@ -159,7 +159,7 @@ impl<C, S> CommitQueue<C, S> {
     fn request_segment(&self, state: &mut State<C, S>, need: u64) {
         if state.next_segment.as_ref().is_none_or(|(size, _)| *size < need) && state.wanted < need {
             state.wanted = need;
-            self.spare_wanted.notify_one();
+            self.segment_requested.notify_one();
         }
     }
 
@@ -327,7 +327,7 @@ impl<C, S> CommitQueue<C, S> {
             }
             match patience.for_applying() {
                 Verdict::WaitOn => {}
-                Verdict::Moves => return Err(busy("a group waited to be applied", self.config.timeout)),
+                Verdict::Progressing => return Err(busy("a group waited to be applied", self.config.timeout)),
                 Verdict::Stalled => {
                     drop(state);
                     self.poison(stalled("a group waited to be applied", self.config.timeout));
@@ -369,7 +369,7 @@ impl<C, S> CommitQueue<C, S> {
             if state.wanted > 0 {
                 return Some(state.wanted);
             }
-            self.spare_wanted.wait(&mut state);
+            self.segment_requested.wait(&mut state);
         }
     }
 
@@ -436,7 +436,7 @@ impl<C, S> CommitQueue<C, S> {
     fn notify_everything(&self, state: &State<C, S>) {
         self.work_arrived.notify_all();
         self.applied_changed.notify_all();
-        self.spare_wanted.notify_all();
+        self.segment_requested.notify_all();
         state.wake_queue();
     }
 
@@ -447,7 +447,7 @@ impl<C, S> CommitQueue<C, S> {
 
     pub(crate) fn progress(&self) -> Progress {
         #[cfg(test)]
-        if self.moves_at_each_look.load(Ordering::Relaxed) {
+        if self.always_progresses.load(Ordering::Relaxed) {
             self.writing.fetch_add(1, Ordering::Relaxed);
             self.config.applying.fetch_add(1, Ordering::Relaxed);
         }

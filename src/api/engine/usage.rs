@@ -83,7 +83,7 @@ mod gauges {
     /// The gauges of one engine, as they were last set.
     #[derive(Debug)]
     pub(crate) struct Gauges {
-        /// By label and status: records, bytes, bytes of outcomes.
+        /// For each label and status: the gauges of records, of their bytes, and of bytes of outcomes.
         records: Mutex<BTreeMap<(String, &'static str), [Gauge; 3]>>,
         journal: Gauge,
         sled: Gauge,

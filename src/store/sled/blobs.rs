@@ -35,7 +35,7 @@ impl Blobs {
         Ok((Self { path, dir, is_synced }, flagged))
     }
 
-    /// For a store that is only read.
+    /// Returns the blobs of a store that is only read, which are not counted.
     pub(super) fn none(sled: &Path) -> Self {
         Self { path: sled.join("blobs"), dir: None, is_synced: true }
     }

@@ -156,10 +156,10 @@ impl<C, S> CommitQueue<C, S> {
                     state = self.state.lock();
                     break Err(error);
                 }
-                Verdict::Moves if priority.may_be_busy() => {
+                Verdict::Progressing if priority.may_be_busy() => {
                     break Err(busy("a commit waited for its turn", self.config.timeout));
                 }
-                Verdict::Moves | Verdict::WaitOn => {}
+                Verdict::Progressing | Verdict::WaitOn => {}
             }
             let timed_out = wait_until(wakeup, &mut state, patience.deadline());
             patience.waited(timed_out, self.progress());
@@ -220,7 +220,7 @@ fn verdict(patience: &Patience, lack: Lack) -> Verdict {
         Lack::Space => patience.for_writing(),
         Lack::Credit => patience.for_applying(),
         // The first of the queue checks the progress.
-        Lack::Turn if patience.is_over() => Verdict::Moves,
+        Lack::Turn if patience.is_over() => Verdict::Progressing,
         Lack::Turn => Verdict::WaitOn,
     }
 }

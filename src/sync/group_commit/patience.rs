@@ -83,7 +83,7 @@ impl Patience {
     fn verdict(&self, slices_without_progress: u32) -> Verdict {
         match slices_without_progress {
             SLICES.. => Verdict::Stalled,
-            0 if self.is_over() => Verdict::Moves,
+            0 if self.is_over() => Verdict::Progressing,
             _ => Verdict::WaitOn,
         }
     }
@@ -96,7 +96,7 @@ pub(crate) enum Verdict {
     /// stall.
     WaitOn,
     /// The timeout has passed, and there is progress.
-    Moves,
+    Progressing,
     /// There was no progress for the timeout.
     Stalled,
 }
@@ -138,11 +138,11 @@ mod tests {
             now += SLICE;
             patience.slice_ended(now, progress(nth, nth / 8));
         }
-        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Moves, Verdict::Moves));
+        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Progressing, Verdict::Progressing));
         now += SLICE;
         patience.slice_ended(now, progress(9, 1));
         // The whole wait is over the timeout, but the time without progress is not.
-        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Moves, Verdict::WaitOn));
+        assert_eq!((patience.for_writing(), patience.for_applying()), (Verdict::Progressing, Verdict::WaitOn));
         for _ in 1..SLICES {
             now += SLICE;
             patience.slice_ended(now, progress(9, 1));

@@ -115,7 +115,7 @@ fn byte(digits: [u8; 2]) -> Option<u8> {
 pub struct KeyPrefix {
     /// The whole parts before the last one. `None` selects keys that are not made of parts.
     parts: Option<Vec<Vec<u8>>>,
-    /// How what follows begins.
+    /// The beginning of the next part, or of the whole key if it is not made of parts.
     last: Vec<u8>,
 }
 

@@ -73,7 +73,7 @@ fn a_small_commit_does_not_overtake_a_large_one() {
 
 /// Turns on or off that each reading of the progress finds some.
 fn moves(group: &Frames, moves: bool) {
-    group.moves_at_each_look.store(moves, Ordering::Relaxed);
+    group.always_progresses.store(moves, Ordering::Relaxed);
 }
 
 #[test]
