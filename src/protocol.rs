@@ -341,7 +341,7 @@ impl Protocol {
             let content = match decide(read.record().map(Arc::as_ref), action, &now) {
                 Decision::Write(stored) => Some(Content::Record(stored)),
                 Decision::Delete => None,
-                // Only what was read is an answer.
+                // A guess is no answer: read the record, and decide again.
                 Decision::Keep(_) if is_guess => continue,
                 Decision::Keep(reason) if wait_for == WaitFor::Sync && self.tells(reason, &read) => {
                     self.give(id, wait_for)?;

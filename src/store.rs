@@ -209,7 +209,7 @@ impl Store {
             Index::All => keys.extend(shared.runs.keys(&shared.tables, from, end, limit)?),
             Index::Unfinished => keys.extend(shared.unfinished.keys(from, end, limit)),
         }
-        // As in `Inner::read`.
+        // After the look-ups, for the reason that `Inner::read` gives.
         shared.tables.check_open()?;
         keys.sort();
         keys.dedup();

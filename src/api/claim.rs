@@ -149,7 +149,8 @@ impl<T, E> Claim<T, E> {
         &self.inner.context
     }
 
-    /// Returns the name of the last stage that ended, or [`STARTED`](crate::stage::STARTED) before the first one ends.
+    /// Returns the recovery point, which says how far the operation has come: [`STARTED`](crate::stage::STARTED), or the
+    /// name that the last stage has set.
     #[must_use]
     pub fn recovery_point(&self) -> &str {
         self.inner.info.recovery_point()

@@ -352,7 +352,7 @@ impl Protocol {
     /// Waits for transactions that have locked this key. Called before a change of one key reads it.
     pub(super) fn yield_to(&self, at: &StoreKey) {
         let locks = [at.bytes(), at.container_bytes()].map(|key| self.lock_number(key));
-        // Nearly always none of them is taken.
+        // Nearly always no transaction has locked the key.
         if locks.iter().any(|lock| self.key_locks.is_locked(*lock)) {
             self.key_locks.pass(&locks.into_iter().collect());
         }

@@ -33,7 +33,7 @@ impl StoreKey {
     }
 
     fn join(tag: u8, name: &str, key: &[u8]) -> Self {
-        // Of known length, so it is one allocation.
+        // The length of the iterator is known, so the key takes one allocation.
         Self([tag].iter().chain(name.as_bytes()).chain(&[0]).chain(key).copied().collect())
     }
 
