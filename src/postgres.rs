@@ -99,7 +99,7 @@ struct Inner {
     effect_seeds: EffectSeeds,
     hasher: RandomState,
     is_closed: AtomicBool,
-    /// Why the server could not be reached last.
+    /// The reason why the last attempt to reach the server failed.
     why: Mutex<Option<String>>,
     commits: Counter,
     conflicts: Counter,

@@ -42,7 +42,7 @@ pub(super) struct Write {
     pub(super) change: i64,
     /// The store time of the decision.
     pub(super) decided: u64,
-    /// The least number of milliseconds by which the times are moved.
+    /// The least number of milliseconds by which the commit moves the times of the record later.
     pub(super) slack: i64,
     pub(super) keeps_expiry: bool,
     /// The store time from which the change is refused.

@@ -49,7 +49,7 @@ impl Fault {
             ("42501", _) | (_, "28" | "3D") => ErrorKind::InvalidOptions,
             ("53100", _) => ErrorKind::Full,
             ("55P03" | "57014", _) => ErrorKind::Busy,
-            // Tables or columns that the statements name are missing or are others.
+            // Tables or columns that the statements name are missing or different.
             (_, "42" | "3F") => ErrorKind::UnsupportedFormat,
             (_, "XX") => ErrorKind::Corrupt,
             _ => ErrorKind::Unavailable,
@@ -162,7 +162,7 @@ impl Session {
     }
 }
 
-/// Returns a value of a row. A value of another type means that the table is another.
+/// Returns a value of a row. A value of another type means that the table is not one of the store.
 pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Fault> {
     row.try_get(column).map_err(|cause| {
         Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, format!("a row has another form: {cause}")))

@@ -56,7 +56,8 @@ impl KeyList {
     }
 }
 
-/// Returns a key as name and key. A key without a 0 is before every key of the names after it.
+/// Splits a bound into a name and a key. A bound without a zero byte is a name: all keys of this name and of later names are
+/// after it.
 fn bound(at: &StoreKey) -> (String, Vec<u8>) {
     let rest = at.bytes().get(1..).unwrap_or_default();
     let end = rest.iter().position(|byte| *byte == 0);
@@ -86,7 +87,7 @@ struct State {
     time: Option<u64>,
     /// The life of the server when the transaction began.
     life: String,
-    /// True if another transaction was in the way: this run comes to nothing.
+    /// True if another transaction was in the way. The run then has no effect.
     is_stale: bool,
     /// The revisions of the records that were read.
     seen: BTreeMap<StoreKey, u64>,

@@ -22,7 +22,7 @@ pub(super) fn give_back(inner: &Arc<Inner>, begin: Arc<Write>) {
     let task = Arc::clone(inner);
     let over = monotonic().checked_add(STATEMENTS_END);
     inner.handle.spawn(async move {
-        // Its session is lost, so whatever it still does ends before then.
+        // The session of the begin is lost, so a statement that the server still runs ends before `over`.
         while !settle(&task, &begin, over).await.unwrap_or(false) {
             tokio::time::sleep(RETRY_PAUSE).await;
         }

@@ -37,7 +37,7 @@ pub(in crate::api) enum Request {
     /// The TTL in milliseconds.
     Extend(Name, u64),
     Import(Box<SentRecord>),
-    /// The names of those that have a row.
+    /// The names of the tables that have a row.
     Tables,
     Rows {
         table: String,
