@@ -104,7 +104,7 @@ fn first_bad(
         (ScanEnd::Sealed(number), None) => bad(missing(*number)),
         (ScanEnd::Complete | ScanEnd::Bad | ScanEnd::Sealed(_), Some(_)) => bad(damaged(scan.next_group)),
         (ScanEnd::Complete | ScanEnd::Bad, None) => {
-            scan.settle_end(reader, segment)?;
+            scan.check_end(reader, segment)?;
             let group = scan.next_group;
             Ok(Some((group, reader.file.corrupt(damaged(group)).to_string())))
         }

@@ -291,7 +291,7 @@ impl Survey {
             if let ScanEnd::Sealed(number) = scan.stop {
                 return Err(reader.file.corrupt(missing(number)));
             }
-            scan.settle_end(reader, header)?;
+            scan.check_end(reader, header)?;
             return Ok(scan);
         };
         let first = &next.header;

@@ -119,7 +119,7 @@ impl SegmentScan {
 
     /// Checks the end of the last segment, whose last group may be incomplete. Cuts off a group with an incomplete
     /// payload. Returns `Corrupt` if such a group had been durable.
-    pub(super) fn settle_end(&mut self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<()> {
+    pub(super) fn check_end(&mut self, reader: &mut Reader<'_>, segment: &SegmentHeader) -> Result<()> {
         if let Some(last) = self.groups.last().copied() {
             if let Some(frames) = last.frames_if_whole(reader, segment)? {
                 self.closed = matches!(frames.last(), Some((_, Frame::Closing)));
