@@ -26,6 +26,10 @@
 //! `get`, `verify`, `export`, `backup`) open it read-only: they change not one byte, and permission to read is enough. The
 //! other commands, run by root, give every file that they create to the owner of the store.
 //!
+//! Built with the feature `postgres`, the commands take the address of a database in the place of a directory, such as
+//! `postgres://app@db/payments`. They then work while services have the store open. The commands that only read run in
+//! sessions that are read-only at the server. A password in an address is never printed.
+//!
 //! `oncekey --help` lists the commands, examples and exit statuses. `oncekey completions SHELL` and `oncekey man` print
 //! shell completions and the manual page.
 
@@ -39,6 +43,7 @@ mod filter;
 mod ideal;
 mod list;
 mod live;
+mod location;
 mod out;
 mod outcome;
 mod owner;
@@ -55,7 +60,6 @@ mod web;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::num::NonZeroUsize;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -66,6 +70,7 @@ pub use describe::Describers;
 use args::{Asked, Verb};
 use bench::Bench;
 use list::Listed;
+use location::Location;
 use out::{Done, Out, Stop};
 use progress::Progress;
 use show::Shown;
@@ -121,7 +126,7 @@ fn run_with(
     let Err(stop) = ended.and_then(|()| out.flush()) else { return 0 };
     // Flush what was printed before the error. Ignore a failure: the reader may have closed the pipe.
     let _ = out.flush();
-    if let Some(message) = stop.message() {
+    if let Some(message) = stop.message().map(|message| location::without_passwords(&message)) {
         let _ = if out.json {
             writeln!(err, "{}", json!({ "error": message, "status": stop.status() }))
         } else {
@@ -132,17 +137,11 @@ fn run_with(
 }
 
 fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
-    // Reading must not delete expired records, so turn off background compaction. And it must not create a socket.
-    let options = Engine::options()
-        .compaction_interval(FOREVER)
-        .admin(false)
-        .max_value_bytes(Value::MAX_BYTES)
-        .any_file_system(asked.any_file_system)
-        .create(matches!(asked.verb, Verb::Import { .. }));
-    let on = |store: &Path, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
+    let options = options(asked)?;
+    let on = |store: &Location, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
         opened(&options, store, out, work)
     };
-    let look = |store: &Path, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
+    let look = |store: &Location, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
         opened(&options.clone().read_only(true), store, out, work)
     };
     match &asked.verb {
@@ -173,7 +172,9 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         Verb::Extend { at, duration } => {
             on(&at.store, out, &|store, out| change::extend(store, &at.place(), *duration, out))
         }
-        Verb::Watch { store, limit } => watch::watch(store, limit.map(NonZeroUsize::get), out),
+        Verb::Watch { store, limit } => {
+            watch::watch(store.directory("watch", WATCH)?, limit.map(NonZeroUsize::get), out)
+        }
         Verb::Web { store, port, read_only } => {
             web::serve(describers, &options, &Web { store: store.clone(), port: *port, read_only: *read_only }, out)
         }
@@ -184,7 +185,10 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let filter = filter.records()?;
             look(store, out, &|store, out| transfer::export(store, &filter, out))
         }
-        Verb::Backup { store, directory } => look(store, out, &|store, out| backup::backup(store, directory, out)),
+        Verb::Backup { store, directory } => {
+            store.directory("backup", BACKUP)?;
+            look(store, out, &|store, out| backup::backup(store, directory, out))
+        }
         Verb::Import { store, file } => {
             let options = transfer::for_import(&options);
             let file = file.as_deref().filter(|file| file.as_os_str() != "-");
@@ -194,17 +198,56 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let (threads, round) = (threads.map(NonZeroUsize::get), Duration::from_secs(seconds.get()));
             bench::run(&Bench { directory: directory.clone(), threads, round }, out)
         }
-        Verb::Repair { store } => repair::repair(&options, store, out),
-        Verb::Salvage { store, into } => repair::salvage(&options, store, into, out),
+        Verb::Repair { store } => repair::repair(&options, store.directory("repair", REPAIR)?, out),
+        Verb::Salvage { store, into } => repair::salvage(&options, store.directory("salvage", SALVAGE)?, into, out),
+        Verb::Schema => schema(&options, out),
         Verb::Completions { shell } => out.bytes(&args::completions(*shell)),
         Verb::Man => out.bytes(&args::manual()),
+    }
+}
+
+const BACKUP: &str = "it is backed up with its database; use pg_dump, or pg_basebackup and the WAL";
+const REPAIR: &str = "the server recovers by itself after a crash; `oncekey doctor` says what else is wrong";
+const SALVAGE: &str = "restore the database from its backup, then run `oncekey verify`";
+const WATCH: &str = "its events are in the services that have it open; use `oncekey list --newer-than 1m`";
+
+/// Returns the options of every open.
+fn options(asked: &Asked) -> Done<EngineOptions> {
+    // Reading must not delete expired records, so turn off background compaction. And it must not create a socket.
+    let options = Engine::options()
+        .compaction_interval(FOREVER)
+        .admin(false)
+        .max_value_bytes(Value::MAX_BYTES)
+        .any_file_system(asked.any_file_system)
+        .create(matches!(asked.verb, Verb::Import { .. }));
+    let Some(schema) = &asked.schema else { return Ok(options) };
+    if asked.verb.store().is_some_and(|store| !store.is_database()) {
+        return Err(Stop::Usage("--schema is for a database: a directory holds one store".to_owned()));
+    }
+    #[cfg(feature = "postgres")]
+    return Ok(options.schema(schema));
+    #[cfg(not(feature = "postgres"))]
+    {
+        let _ = schema;
+        Err(Stop::Engine(location::missing_feature()))
+    }
+}
+
+/// Prints the SQL that creates the tables.
+fn schema(options: &EngineOptions, out: &mut Out<'_>) -> Done {
+    #[cfg(feature = "postgres")]
+    return out.text(&options.schema_sql()?);
+    #[cfg(not(feature = "postgres"))]
+    {
+        let _ = (options, out);
+        Err(Stop::Engine(location::missing_feature()))
     }
 }
 
 /// Opens the store, calls `work`, and closes the store. If another process has the store open, `work` gets that store.
 fn opened(
     options: &EngineOptions,
-    store: &Path,
+    store: &Location,
     out: &mut Out<'_>,
     work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done,
 ) -> Done {
@@ -235,7 +278,11 @@ impl Reached {
 }
 
 /// Opens the store, or asks the process that has it open.
-fn reach(options: &EngineOptions, store: &Path) -> Done<Reached> {
+fn reach(options: &EngineOptions, store: &Location) -> Done<Reached> {
+    let store = match store {
+        Location::Directory(store) => store,
+        Location::Database(url) => return url.open(options).map(Reached::Opened).map_err(Stop::open),
+    };
     match options.open(store) {
         Ok(engine) => Ok(Reached::Opened(engine)),
         Err(error) if error.kind() == ErrorKind::StoreInUse => match LiveStore::connect(store) {

@@ -166,6 +166,8 @@ pub mod admin {
     pub use crate::api::raw::RawManager;
     pub use crate::api::records::{RecordFilter, Records};
     pub use crate::api::resolution::Resolution;
+    #[cfg(feature = "postgres")]
+    pub use crate::postgres::ServerReport;
     pub use crate::protocol::event::{Compacted, Event, Events};
     pub use crate::protocol::{BackupReport, OpenReport, SalvageReport, VerifyReport};
     pub use crate::types::histogram::Histogram;

@@ -10,6 +10,7 @@
 mod commit;
 mod keeper;
 mod open;
+mod report;
 mod row;
 mod server;
 mod session;
@@ -44,6 +45,7 @@ use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use commit::{Found, Write};
 use keeper::Keeper;
+pub use report::ServerReport;
 use row::{Columns, signed};
 pub(crate) use server::Server;
 use session::{Fault, Pool};
@@ -99,6 +101,8 @@ struct Inner {
     effect_seeds: EffectSeeds,
     hasher: RandomState,
     is_closed: AtomicBool,
+    /// There is no incarnation then, and time stands still.
+    read_only: bool,
     /// The reason why the last attempt to reach the server failed.
     why: Mutex<Option<String>>,
     commits: Counter,
@@ -138,7 +142,7 @@ impl Store {
 
         let schema: Arc<str> = sql::quoted(&options.schema).into();
         let pool = || Pool::new(Arc::clone(&server.connect), Arc::clone(&schema), SESSIONS);
-        let (first, name, creates) = (pool(), options.schema.clone(), options.create);
+        let (first, name, creates) = (pool(), options.schema.clone(), options.create && !options.read_only);
         let deadline = deadline_of(options.sync_timeout);
         let found = answer(&handle, deadline, async move {
             open::test_server(&first).await?;
@@ -164,6 +168,7 @@ impl Store {
             effect_seeds: EffectSeeds::of_this_open(),
             hasher: RandomState::new(),
             is_closed: AtomicBool::new(false),
+            read_only: options.read_only,
             why: Mutex::default(),
             commits: Counter::new("oncekey_commits_total"),
             conflicts: Counter::new("oncekey_commit_conflicts_total"),
@@ -185,11 +190,15 @@ impl Store {
         let inner = Arc::clone(&self.inner);
         let begun = self.inner.answer(deadline, async move {
             inner.look_at_time().await?;
+            if inner.read_only {
+                return open::count_interrupted(&inner).await;
+            }
             let notifications = keeper::begin(&inner).await?;
             tokio::spawn(keeper::run(Arc::clone(&inner), notifications));
             tokio::spawn(waits::run(Arc::clone(&inner)));
             tokio::spawn(time::run(Arc::clone(&inner)));
-            open::record_deaths(&inner).await
+            open::record_deaths(&inner).await?;
+            open::count_interrupted(&inner).await
         });
         let begun = begun.unwrap_or_else(|| Err(Fault::Lost("it does not answer".to_owned())));
         begun.map_err(|fault| failed("open store", &self.inner.place, &fault.unchanged()))
@@ -231,7 +240,7 @@ impl Store {
         reads: &[ReadVersion],
         options: &CommitOptions<'_>,
     ) -> Result<Option<Committed<C>>> {
-        self.inner.check()?;
+        self.inner.check_writable()?;
         match (changes.as_mut(), reads) {
             ([change], [seen]) if change.key.is_record() => {
                 if !self.change(change, *seen, options)? {
@@ -353,6 +362,10 @@ impl Store {
         self.inner.check()
     }
 
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.inner.check_writable()
+    }
+
     pub(crate) fn is_forked(&self) -> bool {
         self.inner.is_forked()
     }
@@ -448,6 +461,14 @@ impl Inner {
             return Err(Error::new(ErrorKind::StoreInUse, message));
         }
         if self.is_closed.load(Ordering::Acquire) { Err(Error::closed()) } else { Ok(()) }
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.read_only {
+            let message = format!("the store {} is opened to be read only", self.place.display());
+            return Err(Error::new(ErrorKind::ReadOnly, message));
+        }
+        self.check()
     }
 
     /// Makes sure that a claim that was just committed belongs to the present incarnation.

@@ -11,6 +11,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::filter::{Filter, Order};
+use super::location::Location;
 use super::out::{Done, Stop};
 use super::place::Place;
 use super::resolve::Resolve;
@@ -30,7 +31,9 @@ macro_rules! examples {
   oncekey web payments.oncekey --port 8080
   oncekey backup payments.oncekey /backup/payments.2026-01-31
   oncekey export payments.oncekey | gzip > payments.jsonl.gz
-  gunzip < payments.jsonl.gz | oncekey import copy.oncekey"
+  gunzip < payments.jsonl.gz | oncekey import copy.oncekey
+  oncekey list postgres://app@db/payments --status interrupted
+  oncekey schema --schema payments | psql postgres://owner@db/payments"
     };
 }
 
@@ -48,7 +51,9 @@ macro_rules! exit_status {
 
 const AFTER_HELP: &str = concat!(
     "A KEY is written as `list` prints it: its text; /PART/PART if it is made of parts, for example in a scope; \
-     %NN for a byte, for example %20 for a blank.\n\nExamples:\n",
+     %NN for a byte, for example %20 for a blank.\n\n\
+     A STORE is a directory, or the address of a database: postgres://USER@HOST/DATABASE. The variable PGPASSWORD is its \
+     password, if the address has none.\n\nExamples:\n",
     examples!(),
     "\n\nExit status:\n",
     exit_status!(),
@@ -69,14 +74,17 @@ pub(super) struct Asked {
     /// Allow stores on NFS, 9p, SMB and FUSE.
     #[arg(long, global = true)]
     pub(super) any_file_system: bool,
+    /// Use the store in this schema of the database. Default: oncekey.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(super) schema: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Prints the number of records by manager and state, and whether the store was closed cleanly.
     Stats {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
     },
     /// Says what is wrong with the directory of a store, and what to do next. Changes nothing.
     ///
@@ -84,16 +92,16 @@ pub(super) enum Verb {
     /// store works and needs attention, 2 if there is no store, 3 if a process has it open and does not answer, 4 if it
     /// is damaged, 5 if it cannot be read.
     Doctor {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
         /// Do not read every record.
         #[arg(long)]
         quick: bool,
     },
     /// Lists the matching records without their outcomes.
     List {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
         #[command(flatten)]
         filter: Filter,
         /// Print at most this number of records. The minimum is 1.
@@ -107,13 +115,13 @@ pub(super) enum Verb {
     },
     /// Lists the tables with the number of their rows.
     Tables {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
     },
     /// Lists the rows of a table.
     Rows {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
         /// The name of the table.
         table: String,
         /// Only rows whose key, as it is printed, begins with this text.
@@ -171,29 +179,29 @@ pub(super) enum Verb {
     },
     /// Prints the events of a store that another process has open, as they happen.
     Watch {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
         /// End after this number of events. The minimum is 1.
         #[arg(long, value_name = "COUNT")]
         limit: Option<NonZeroUsize>,
     },
     /// Deletes expired records.
     Compact {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
     },
     /// Reads all data and prints what is damaged. The exit status is 4 if anything is.
     Verify {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
     },
     /// Prints the matching records with all fields, one line of JSON each.
     ///
     /// Tables are not exported: they are data of the service. Bytes are printed as text if they are UTF-8, else as
     /// {"base64": ...}. Times are milliseconds since 1970; null means never.
     Export {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
         #[command(flatten)]
         filter: Filter,
     },
@@ -204,8 +212,8 @@ pub(super) enum Verb {
     /// port: `ssh -L 8080:127.0.0.1:8080 HOST`, with the same number on both sides. A store that no process has open is
     /// opened for each view, so that a service can start in between.
     Web {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
         /// The port to listen on. Without it, a free one.
         #[arg(long, value_name = "NUMBER", default_value = "0", hide_default_value = true)]
         port: u16,
@@ -219,7 +227,7 @@ pub(super) enum Verb {
     /// copy, stop the service and put the copy in the place of the store.
     Backup {
         /// The directory of the store.
-        store: PathBuf,
+        store: Location,
         /// The directory to create.
         directory: PathBuf,
     },
@@ -229,8 +237,8 @@ pub(super) enum Verb {
     /// belongs to the new store, and its TTL starts again. All other fields stay, including its effect ids. A record in
     /// progress becomes interrupted.
     Import {
-        /// The directory of the store.
-        store: PathBuf,
+        /// The directory of the store, or the address of its database.
+        store: Location,
         /// The file to read. `-`, the default, is standard input.
         file: Option<PathBuf>,
     },
@@ -255,7 +263,7 @@ pub(super) enum Verb {
     /// is damaged. Then reads everything again.
     Repair {
         /// The directory of the store.
-        store: PathBuf,
+        store: Location,
     },
     /// Rescues what can still be read of a damaged store into a new one.
     ///
@@ -264,11 +272,15 @@ pub(super) enum Verb {
     /// is as it was.
     Salvage {
         /// The directory of the damaged store.
-        store: PathBuf,
+        store: Location,
         /// The directory of the new store. It must be empty or not exist.
         #[arg(long, value_name = "NEW")]
         into: PathBuf,
     },
+    /// Prints the SQL that creates the tables of a store on PostgreSQL, for `psql` or a migration.
+    ///
+    /// The first open of a service creates them too, and needs the privilege CREATE on the database for that.
+    Schema,
     /// Prints shell completions.
     Completions {
         /// The shell: bash, elvish, fish, powershell or zsh.
@@ -278,11 +290,40 @@ pub(super) enum Verb {
     Man,
 }
 
+impl Verb {
+    /// Returns the store that the command works on.
+    pub(super) fn store(&self) -> Option<&Location> {
+        match self {
+            Self::Stats { store }
+            | Self::Doctor { store, .. }
+            | Self::List { store, .. }
+            | Self::Tables { store }
+            | Self::Rows { store, .. }
+            | Self::Watch { store, .. }
+            | Self::Compact { store }
+            | Self::Verify { store }
+            | Self::Export { store, .. }
+            | Self::Web { store, .. }
+            | Self::Backup { store, .. }
+            | Self::Import { store, .. }
+            | Self::Repair { store }
+            | Self::Salvage { store, .. } => Some(store),
+            Self::Get { at, .. }
+            | Self::Revoke { at }
+            | Self::Forget { at }
+            | Self::Remove { at }
+            | Self::Extend { at, .. } => Some(&at.store),
+            Self::Resolve(resolve) => Some(&resolve.store),
+            Self::Bench { .. } | Self::Schema | Self::Completions { .. } | Self::Man => None,
+        }
+    }
+}
+
 /// A key of a manager in a store.
 #[derive(Debug, Args)]
 pub(super) struct At {
-    /// The directory of the store.
-    pub(super) store: PathBuf,
+    /// The directory of the store, or the address of its database.
+    pub(super) store: Location,
     /// The name of the manager.
     manager: String,
     /// The key, as `list` prints it.
@@ -312,8 +353,8 @@ pub(super) fn completions(shell: Shell) -> Vec<u8> {
 
 pub(super) fn manual() -> Vec<u8> {
     let command = Asked::command();
-    let keys = AFTER_HELP.split("\n\n").next().unwrap_or_default();
-    let description = format!("{}\n\n{keys}", command.get_about().map(ToString::to_string).unwrap_or_default());
+    let words = AFTER_HELP.split("\n\nExamples:").next().unwrap_or_default();
+    let description = format!("{}\n\n{words}", command.get_about().map(ToString::to_string).unwrap_or_default());
     // Leave out the text after the help: it gets sections of its own.
     let man = clap_mangen::Man::new(command.long_about(description).after_help(""));
     let mut page = Vec::new();

@@ -1,5 +1,7 @@
 //! Says what is wrong with the directory of a store, and what to do next. Changes nothing.
 
+#[cfg(feature = "postgres")]
+mod database;
 mod directory;
 
 use std::io;
@@ -8,6 +10,7 @@ use std::path::Path;
 use console::Style;
 use serde_json::json;
 
+use super::location::Location;
 use super::out::{Done, Out, Stop, quoted, size};
 use super::progress::Progress;
 use super::store::Store;
@@ -64,12 +67,18 @@ const ATTENTION: u8 = 6;
 const DISK: &str = "look at the disk and at the log of the kernel; then copy the directory to another disk";
 const SERVICE_USER: &str = "run this as the user of the service, or as root";
 
-/// Examines the directory and prints what was found. The exit status is that of the worst finding.
-pub(super) fn run(options: &EngineOptions, path: &Path, quick: bool, out: &mut Out<'_>) -> Done {
+/// Examines the store and prints what was found. The exit status is that of the worst finding.
+pub(super) fn run(options: &EngineOptions, store: &Location, quick: bool, out: &mut Out<'_>) -> Done {
     // Suggested commands then work in any directory.
-    let path = &std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let place = &store.absolute().unwrap_or_else(|_| store.clone());
     let mut findings = Vec::new();
-    let worst = examine(options, path, quick, out, &mut findings);
+    let worst = match place {
+        Location::Directory(path) => examine(options, path, quick, out, &mut findings),
+        #[cfg(feature = "postgres")]
+        Location::Database(url) => database::examine(options, (place, url), quick, out, &mut findings),
+        #[cfg(not(feature = "postgres"))]
+        Location::Database(_) => return Err(Stop::Engine(super::location::missing_feature())),
+    };
     let needs_attention = findings.iter().any(|found| found.severity == Severity::Attention);
     let status = if worst == 0 && needs_attention { ATTENTION } else { worst };
     if out.json {
@@ -79,7 +88,7 @@ pub(super) fn run(options: &EngineOptions, path: &Path, quick: bool, out: &mut O
                 "severity": severity, "what": found.what, "text": found.text, "next": found.next, "command": found.command,
             })
         });
-        out.json(&json!({ "path": path, "status": status, "findings": findings.collect::<Vec<_>>() }))?;
+        out.json(&json!({ "path": place.to_string(), "status": status, "findings": findings.collect::<Vec<_>>() }))?;
     } else {
         for found in &findings {
             print(found, out)?;
@@ -228,10 +237,17 @@ fn inside(store: &dyn Store, quick: bool, out: &Out<'_>, findings: &mut Vec<Find
         let command = format!("chmod -R go= {}", quoted(path));
         findings.push(Finding::attention("open-to-others", text, "remove their permissions:").command(command));
     }
-    findings.extend(interrupted(store)?);
-    if quick {
-        return Ok(0);
-    }
+    findings.extend(interrupted(store, &quoted(path))?);
+    if quick { Ok(0) } else { contents(store, out, findings, |problem| damaged(path, problem)) }
+}
+
+/// Reads everything. Returns the exit status of the worst fault.
+fn contents(
+    store: &dyn Store,
+    out: &Out<'_>,
+    findings: &mut Vec<Finding>,
+    damaged: impl Fn(String) -> Finding,
+) -> crate::Result<u8> {
     let progress = Progress::spinner(out, "reading everything");
     let report = store.verify()?;
     drop(progress);
@@ -240,12 +256,12 @@ fn inside(store: &dyn Store, quick: bool, out: &Out<'_>, findings: &mut Vec<Find
         findings.push(Finding::fine("sound", format!("{records} records and {rows} rows, none damaged")));
         return Ok(0);
     }
-    findings.extend(report.problems.into_iter().map(|problem| damaged(path, problem)));
+    findings.extend(report.problems.into_iter().map(damaged));
     Ok(4)
 }
 
-/// Counts the interrupted records. Returns `None` if there is none.
-fn interrupted(store: &dyn Store) -> crate::Result<Option<Finding>> {
+/// Counts the interrupted records. Returns `None` if there is none. `word` names the store in a shell.
+fn interrupted(store: &dyn Store, word: &str) -> crate::Result<Option<Finding>> {
     let (mut count, mut oldest) = (0_u64, None);
     for info in store.records(RecordFilter::new().status(Status::Interrupted))? {
         let at = info?.updated_at();
@@ -256,7 +272,7 @@ fn interrupted(store: &dyn Store) -> crate::Result<Option<Finding>> {
     let since = super::show::rfc3339(oldest);
     let text =
         format!("{count} records are interrupted, the oldest since {since}: it is not known whether they happened");
-    let command = format!("oncekey list {} --status interrupted", quoted(store.path()));
+    let command = format!("oncekey list {word} --status interrupted");
     let next = "find out whether each happened, then resolve it:";
     Ok(Some(Finding::attention("interrupted", text, next).command(command)))
 }

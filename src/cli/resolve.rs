@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::describe::Describers;
 use super::filter::Filter;
+use super::location::Location;
 use super::out::{Done, Out, Stop};
 use super::outcome::{Content, Given};
 use super::place::Place;
@@ -24,8 +25,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 pub(super) struct Resolve {
-    /// The directory of the store.
-    pub(super) store: PathBuf,
+    /// The directory of the store, or the address of its database.
+    pub(super) store: Location,
     /// The name of the manager.
     #[arg(id = "of", value_name = "MANAGER", required_unless_present = "all", requires = "key")]
     of: Option<String>,

@@ -69,6 +69,10 @@ impl Summary {
     pub(super) fn facts(&self, store: &dyn Store) -> Vec<(&'static str, String)> {
         let (opened, running) = (&self.opened, &self.running);
         let mut facts = vec![("store", store.path().display().to_string())];
+        if store.is_database() {
+            facts.push(("opened in", format!("{:.1?}", opened.took)));
+            return facts;
+        }
         if store.is_live() {
             facts.push(("in use", "another process has it open".to_owned()));
         }

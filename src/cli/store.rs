@@ -19,6 +19,10 @@ pub(super) trait Store {
     fn is_live(&self) -> bool {
         false
     }
+    /// Returns true if the store is in a database, which other processes may have open.
+    fn is_database(&self) -> bool {
+        false
+    }
     /// Returns what the open found.
     fn opened(&self) -> Result<OpenReport>;
     fn stats(&self) -> Result<Stats>;
@@ -52,6 +56,14 @@ pub(super) trait Store {
 impl Store for Engine {
     fn path(&self) -> &Path {
         self.path()
+    }
+
+    fn is_live(&self) -> bool {
+        self.is_database()
+    }
+
+    fn is_database(&self) -> bool {
+        self.path().starts_with("postgres:")
     }
 
     fn opened(&self) -> Result<OpenReport> {

@@ -21,17 +21,17 @@ mod server;
 
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use serde_json::json;
 
-use super::describe::Describers;
+use super::location::Location;
 use super::out::{Done, Out, Stop};
 use super::store::Store;
+use super::{Reached, describe::Describers};
 use crate::{
-    EngineOptions, ErrorKind,
+    Engine, EngineOptions, ErrorKind,
     admin::LiveStore,
     clock::{Clock as _, SystemClock},
 };
@@ -46,7 +46,7 @@ const TO_LOOK: Duration = Duration::from_secs(30);
 /// The arguments of `web`.
 #[derive(Debug)]
 pub(super) struct Web {
-    pub(super) store: PathBuf,
+    pub(super) store: Location,
     /// 0 takes a free port.
     pub(super) port: u16,
     pub(super) read_only: bool,
@@ -56,8 +56,10 @@ pub(super) struct Web {
 struct Site<'a> {
     describers: &'a Describers,
     options: EngineOptions,
-    /// An absolute path.
-    store: PathBuf,
+    /// An absolute path, or an address.
+    store: Location,
+    /// Reads the database during the life of the page.
+    database: Option<Engine>,
     read_only: bool,
     /// Held while this process has the store open: a second open would be refused.
     opening: Mutex<()>,
@@ -65,12 +67,15 @@ struct Site<'a> {
 
 /// Serves pages until the process is interrupted.
 pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &Web, out: &mut Out<'_>) -> Done {
-    let failed = |cause| Stop::Io(format!("find {}", asked.store.display()), cause);
-    let store = std::path::absolute(&asked.store).map_err(failed)?;
+    let failed = |cause| Stop::Io(format!("find {}", asked.store), cause);
+    let store = asked.store.absolute().map_err(failed)?;
     let (options, read_only) = (options.clone(), asked.read_only);
     // If there is no store, fail as the other commands do.
-    super::reach(&options.clone().read_only(true), &store)?.work(|store| Ok(store.stats()?))?;
-    let site = Site { describers, options, store, read_only, opening: Mutex::new(()) };
+    let database = match super::reach(&options.clone().read_only(true), &store)? {
+        Reached::Opened(engine) if store.is_database() => Some(engine),
+        reached => reached.work(|store| Ok(store.stats()?)).map(|_| None)?,
+    };
+    let site = Site { describers, options, store, database, read_only, opening: Mutex::new(()) };
     let failed = |cause: io::Error| Stop::Io(format!("listen on {}:{}", Ipv4Addr::LOCALHOST, asked.port), cause);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, asked.port)).map_err(failed)?;
     let port = listener.local_addr().map_err(failed)?.port();
@@ -82,7 +87,7 @@ pub(super) fn serve(describers: &Describers, options: &EngineOptions, asked: &We
         let may = if read_only { "look at" } else { "look at and change" };
         out.line(format_args!(
             "Keep this address secret: it gives the right to {may} {}. Ctrl-C ends the server.",
-            site.store.display()
+            site.store
         ))?;
     }
     out.flush()?;
@@ -122,6 +127,9 @@ impl Site<'_> {
 
     /// Calls `work` with the store, to read it.
     fn look<T>(&self, work: impl FnOnce(&dyn Store) -> Done<T>) -> Result<T, Fault> {
+        if let Some(engine) = &self.database {
+            return Ok(work(engine)?);
+        }
         self.with(&self.options.clone().read_only(true), work)
     }
 
@@ -131,7 +139,7 @@ impl Site<'_> {
     }
 
     fn with<T>(&self, options: &EngineOptions, work: impl FnOnce(&dyn Store) -> Done<T>) -> Result<T, Fault> {
-        if let Some(live) = self.live()? {
+        if let Some(live) = self.socket()? {
             return Ok(work(&live)?);
         }
         let Some(_opening) = self.opening.try_lock_for(TO_LOOK) else { return Err(Fault::busy()) };
@@ -139,9 +147,18 @@ impl Site<'_> {
         Ok(reached.work(work)?)
     }
 
-    /// Returns the store if another process has it open. Does not open it.
-    fn live(&self) -> Result<Option<LiveStore>, Fault> {
-        match LiveStore::connect(&self.store) {
+    /// Returns the store if another process may have it open. Does not open it.
+    fn live(&self) -> Result<Option<Box<dyn Store>>, Fault> {
+        if let Some(engine) = &self.database {
+            return Ok(Some(Box::new(engine.clone())));
+        }
+        Ok(self.socket()?.map(|live| Box::new(live) as Box<dyn Store>))
+    }
+
+    /// Returns the store in a directory that another process has open.
+    fn socket(&self) -> Result<Option<LiveStore>, Fault> {
+        let Location::Directory(path) = &self.store else { return Ok(None) };
+        match LiveStore::connect(path) {
             Ok(live) => Ok(Some(live)),
             // No process has it open, or the process has no socket. An open finds out which.
             Err(none) if none.kind() == ErrorKind::StoreInUse => Ok(None),
@@ -174,7 +191,7 @@ fn now() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Engine, Manager};
+    use crate::Manager;
 
     #[test]
     fn a_described_outcome_is_shown_in_words_and_as_text() {
@@ -187,8 +204,9 @@ mod tests {
             Ok(cents) => format!("<b>{cents}</b> cents"),
             Err(why) => format!("declined: {why}"),
         });
-        let (options, store) = (Engine::options(), dir.path().to_owned());
-        let site = Site { describers: &describers, options, store, read_only: false, opening: Mutex::default() };
+        let (options, store) = (Engine::options(), Location::Directory(dir.path().to_owned()));
+        let (database, read_only) = (None, false);
+        let site = Site { describers: &describers, options, store, database, read_only, opening: Mutex::default() };
         let guard = Guard::new(8080);
         let at = guard.address().replace("http://127.0.0.1:8080", "");
         let shown = |request: String| {

@@ -25,6 +25,14 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Shows a record whose owner holds no lock as the next engine that reads it will record it.
+    pub(super) fn presume_death(&mut self, wall: u64) {
+        if let Some(Content::Record(stored)) = self.content.as_mut().filter(|_| self.free.is_some()) {
+            let revision = stored.revision;
+            *stored = Arc::new(StoredRecord { revision, ..stored.orphaned(self.time, wall) });
+        }
+    }
+
     pub(super) fn has_free_owner(&self) -> bool {
         self.free.is_some()
     }
@@ -136,7 +144,12 @@ pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Resu
             inner.tick_if_manual().await?;
             let mut taken = inner.pool.take().await?;
             let me = (inner.keeper.last(), inner.class);
-            let found = read_once(&mut taken.session, me, key, load).await?;
+            let mut found = read_once(&mut taken.session, me, key, load).await?;
+            if inner.read_only {
+                found.presume_death(inner.clock.wall());
+                inner.pool.give_back(taken);
+                return Ok(Some(found));
+            }
             let declares =
                 found.free.as_ref().filter(|(owner, life)| inner.keeper.may_declare(*owner, life.as_deref()));
             let Some((owner, _)) = declares else {

@@ -108,22 +108,35 @@ pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> 
     Ok(Tables { id, created })
 }
 
-/// Declares the owners dead that died while no engine was open, so that the TTLs of their records start now. Returns
-/// the number of interrupted records.
-pub(super) async fn record_deaths(inner: &Arc<Inner>) -> Result<u64, Fault> {
-    let (schema, class) = (&inner.schema, inner.class);
-    let taken = inner.pool.take().await?;
-    let dead = format!(
-        "SELECT manager, key FROM {schema}.records WHERE state = 1 AND owner IN (
+/// Selects the records in progress whose owners hold no lock.
+pub(super) fn orphans(schema: &str, class: i32) -> String {
+    format!(
+        "state = 1 AND owner IN (
              SELECT owner FROM (SELECT DISTINCT owner FROM {schema}.records WHERE state = 1) o
              WHERE pg_try_advisory_xact_lock_shared({class}, owner))"
-    );
+    )
+}
+
+/// Declares the owners dead that died while no engine was open, so that the TTLs of their records start now.
+pub(super) async fn record_deaths(inner: &Arc<Inner>) -> Result<(), Fault> {
+    let schema = &inner.schema;
+    let taken = inner.pool.take().await?;
+    let dead = format!("SELECT manager, key FROM {schema}.records WHERE {}", orphans(schema, inner.class));
     let rows = taken.session.client.query(&dead, &[]).await.map_err(|cause| Fault::new(&cause))?;
     for row in rows {
         let key = StoreKey::record(get(&row, 0)?, get(&row, 1)?);
         commit::read(inner, &key, Load::WithoutOutcome).await.map_err(Fault::Refused)?;
     }
-    let count = format!("SELECT count(*) FROM {schema}.records WHERE state IN (1, 4, 5) AND state = 5");
+    inner.pool.give_back(taken);
+    Ok(())
+}
+
+/// Returns the number of interrupted records, with those that a read-only engine shows as interrupted.
+pub(super) async fn count_interrupted(inner: &Arc<Inner>) -> Result<u64, Fault> {
+    let schema = &inner.schema;
+    let shown = if inner.read_only { orphans(schema, inner.class) } else { "false".to_owned() };
+    let count = format!("SELECT count(*) FROM {schema}.records WHERE state IN (1, 4, 5) AND (state = 5 OR {shown})");
+    let taken = inner.pool.take().await?;
     let interrupted: i64 = taken.session.value(&count, &[]).await?;
     inner.pool.give_back(taken);
     Ok(unsigned(interrupted))

@@ -20,7 +20,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn new<T>(mut config: Config, tls: T) -> Self
+    pub(crate) fn new<T>(mut config: Config, tls: T, read_only: bool) -> Self
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
         T::Stream: Send,
@@ -35,7 +35,10 @@ impl Server {
             .keepalives_interval(Duration::from_secs(2))
             .keepalives_retries(3);
         config.tcp_user_timeout(Duration::from_secs(11));
-        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        // A role that may only read has sessions that are read-only from the start.
+        if !read_only || config.get_hosts().len() > 1 {
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
         let hosts: Vec<String> = config
             .get_hosts()
             .iter()
@@ -46,6 +49,6 @@ impl Server {
             })
             .collect();
         let place = format!("postgres://{}/{}", hosts.join(","), config.get_dbname().unwrap_or_default());
-        Self { connect: Arc::new(With { config, tls }), place: place.into() }
+        Self { connect: Arc::new(With { config, tls, read_only }), place: place.into() }
     }
 }

@@ -90,6 +90,8 @@ pub(super) trait Connect: Send + Sync {
 pub(super) struct With<T> {
     pub(super) config: Config,
     pub(super) tls: T,
+    /// The server then refuses every change.
+    pub(super) read_only: bool,
 }
 
 impl<T> Connect for With<T>
@@ -100,7 +102,7 @@ where
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
     fn connect(&self) -> Boxed<Result<(Client, Notifications), tokio_postgres::Error>> {
-        let (config, tls) = (self.config.clone(), self.tls.clone());
+        let (config, tls, read_only) = (self.config.clone(), self.tls.clone(), self.read_only);
         Box::pin(async move {
             let (client, mut connection) = config.connect(tls).await?;
             let (sender, notifications) = unbounded_channel();
@@ -112,6 +114,9 @@ where
                     }
                 }
             });
+            if read_only {
+                client.batch_execute("SET default_transaction_read_only = on").await?;
+            }
             Ok((client, notifications))
         })
     }

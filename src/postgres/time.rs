@@ -84,7 +84,7 @@ impl Inner {
 
     /// Advances the time at each call if the clock is manual, so that the time is exact.
     pub(super) async fn tick_if_manual(&self) -> Result<(), Fault> {
-        if self.clock.is_manual() { self.tick().await } else { Ok(()) }
+        if self.clock.is_manual() && !self.read_only { self.tick().await } else { Ok(()) }
     }
 }
 

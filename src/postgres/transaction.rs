@@ -165,8 +165,10 @@ impl Transaction {
             let found = commit::read_once(&mut taken.session, me, &at, load).await?;
             Ok((found, Some(taken)))
         })?;
-        let found: Found = found.unwrap_or_default();
-        if found.has_free_owner() {
+        let mut found: Found = found.unwrap_or_default();
+        if self.inner.read_only {
+            found.presume_death(self.inner.clock.wall());
+        } else if found.has_free_owner() {
             // Declares the owner dead, if it is. This snapshot does not show it.
             let (inner, at) = (Arc::clone(&self.inner), key.clone());
             let deadline = self.inner.deadline(true);

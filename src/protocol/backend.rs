@@ -74,6 +74,9 @@ impl Backend {
                 None
             }
             #[cfg(feature = "postgres")]
+            // A read-only engine refuses the commit, and replays what it reads.
+            Self::Postgres(store) if store.check_writable().is_err() => None,
+            #[cfg(feature = "postgres")]
             Self::Postgres(store) => match (action, known) {
                 (Action::Begin(_), _) => Some(store.guess(None)),
                 // A record without a revision is not stored.
@@ -88,7 +91,7 @@ impl Backend {
         match self {
             Self::Local(store) => store.check_writable(),
             #[cfg(feature = "postgres")]
-            Self::Postgres(_) => Ok(()),
+            Self::Postgres(store) => store.check_writable(),
         }
     }
 
@@ -364,6 +367,15 @@ impl Backend {
                 let message = "a store on PostgreSQL is backed up with its database: use pg_dump or pg_basebackup";
                 Err(Error::new(ErrorKind::InvalidOptions, message))
             }
+        }
+    }
+
+    /// Returns what was found at the server, or `None` for a directory.
+    #[cfg(feature = "postgres")]
+    pub(super) fn server(&self) -> Result<Option<postgres::ServerReport>> {
+        match self {
+            Self::Local(_) => Ok(None),
+            Self::Postgres(store) => store.report().map(Some),
         }
     }
 

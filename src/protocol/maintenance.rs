@@ -26,6 +26,16 @@ impl Protocol {
         self.store.disk_bytes()
     }
 
+    /// Asks the server of a store on PostgreSQL.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn server_report(&self) -> Result<crate::postgres::ServerReport> {
+        self.check()?;
+        self.store.server()?.ok_or_else(|| {
+            let message = format!("the store {} is a directory, and has no server", self.path().display());
+            Error::new(ErrorKind::InvalidOptions, message)
+        })
+    }
+
     /// Checks everything that is stored, and reports damage.
     pub(crate) fn verify(&self, goes_on: &dyn Fn() -> Result<()>) -> Result<VerifyReport> {
         self.check()?;

@@ -355,9 +355,19 @@ fn an_invalid_command_line_gets_a_helpful_error() {
     assert!(help.contains("Exit status:\n  0  done") && help.contains("Examples:\n  oncekey doctor"), "{help}");
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
-    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 23);
+    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 24);
     for command in commands.into_iter().filter(|command| !command.is_empty()) {
         assert!(printed(&[command, "--help"]).contains(&format!("Usage: oncekey {command}")), "{command}");
+    }
+    #[cfg(not(feature = "postgres"))]
+    for args in [
+        &["stats", "postgres://app:secret@db/payments"][..],
+        &["doctor", "postgresql://app:secret@db/payments"],
+        &["list", "postgres://db/payments", "--schema", "payments"],
+        &["schema"],
+    ] {
+        let (status, _, err) = oncekey(args);
+        assert!(status == 2 && err.contains("without the feature `postgres`") && !err.contains("secret"), "{err}");
     }
     assert_eq!(printed(&["--version"]), format!("oncekey {}\n", env!("CARGO_PKG_VERSION")));
 }

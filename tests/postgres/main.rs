@@ -12,12 +12,19 @@
 )]
 
 mod chaos;
+mod cli;
 mod engines;
 mod errors;
 mod faults;
+#[allow(dead_code, reason = "not all of the client is used here")]
+#[path = "../it/pages.rs"]
+mod pages;
 mod plans;
 mod proxy;
 mod server;
+#[allow(dead_code, reason = "not all of the helpers are used here")]
+#[path = "../it/threads.rs"]
+mod threads;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,14 +1,28 @@
 //! Opens a store on PostgreSQL.
 
+use tokio_postgres::config::Host;
 use tokio_postgres::tls::{MakeTlsConnect, NoTls, TlsConnect};
 use tokio_postgres::{Config, Socket};
 
 use super::Engine;
-use crate::postgres::{Server, schema_sql};
+use crate::postgres::{Server, ServerReport, schema_sql};
 use crate::protocol::Protocol;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::check_name;
 use crate::types::options::EngineOptions;
+
+impl Engine {
+    /// Asks the server of a store on PostgreSQL for what an operator should know: its version, whether a failover may
+    /// lose answers, which privileges the role lacks, how many engines have the store open, and how many records in
+    /// progress have lost their owners.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if the store is a directory; `Unavailable` if the server does not answer.
+    pub fn server_report(&self) -> Result<ServerReport> {
+        self.protocol.server_report()
+    }
+}
 
 impl EngineOptions {
     /// Opens a store on PostgreSQL as [`Engine::connect`] does, with these options.
@@ -17,11 +31,7 @@ impl EngineOptions {
     ///
     /// As [`Engine::connect`].
     pub fn connect(&self, url: &str) -> Result<Engine> {
-        let config: Config = url.parse().map_err(|cause| {
-            // The address is not shown: it may contain a password.
-            Error::new(ErrorKind::InvalidOptions, format!("this is not the address of a PostgreSQL database: {cause}"))
-        })?;
-        self.connect_with(config, NoTls)
+        self.connect_with(config_of(url)?, NoTls)
     }
 
     /// Returns the SQL that creates the tables of a store on PostgreSQL, for migrations. Without it, the first open
@@ -49,9 +59,10 @@ impl EngineOptions {
     ///
     /// # Errors
     ///
-    /// `Unavailable` if the server cannot be reached; `InvalidOptions` if it refuses the user or cannot hold a store,
-    /// and for [`read_only`](EngineOptions::read_only); `UnsupportedFormat` if the schema has other tables or a newer
-    /// store; `NotFound` if there is no store and [`create`](EngineOptions::create) is false. Then nothing is changed.
+    /// `Unavailable` if the server cannot be reached; `InvalidOptions` if it refuses the user or cannot hold a store;
+    /// `UnsupportedFormat` if the schema has other tables or a newer store; `NotFound` if there is no store, and
+    /// [`create`](EngineOptions::create) is false or [`read_only`](EngineOptions::read_only) is true. Then nothing is
+    /// changed.
     pub fn connect_with<T>(&self, config: Config, tls: T) -> Result<Engine>
     where
         T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
@@ -59,14 +70,30 @@ impl EngineOptions {
         T::TlsConnect: Send,
         <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
     {
-        if self.read_only {
-            let message = "a store on PostgreSQL cannot be opened read-only: read_only is for a directory";
-            return Err(Error::new(ErrorKind::InvalidOptions, message));
-        }
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(Error::new(ErrorKind::InvalidOptions, "the address of the database names no host"));
         }
-        let (protocol, report) = Protocol::connect(Server::new(config, tls), self)?;
+        let (protocol, report) = Protocol::connect(Server::new(config, tls, self.read_only), self)?;
         self.start(protocol, report, false)
     }
+}
+
+/// Reads an address. No error shows it, because it may contain a password.
+fn config_of(url: &str) -> Result<Config> {
+    let refused = |why: &dyn std::fmt::Display| {
+        let message = format!("this is not the address of a PostgreSQL database: {why}");
+        Error::new(ErrorKind::InvalidOptions, message)
+    };
+    let config = url.parse::<Config>();
+    // Otherwise a part of the password would be the name of a host or an option, which errors name.
+    let names_login = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
+    let is_split = match (&config, url.split_once('?')) {
+        (Ok(config), _) => config.get_hosts().iter().any(names_login),
+        (Err(_), Some((_, rest))) => rest.contains('@'),
+        (Err(_), None) => false,
+    };
+    if is_split {
+        return Err(refused(&"a character in the user or the password must be percent-encoded, such as @ as %40"));
+    }
+    config.map_err(|cause| refused(&cause))
 }

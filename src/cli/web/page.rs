@@ -133,12 +133,13 @@ impl Frame<'_> {
     }
 
     fn header(&self, site: &Site<'_>, page: &mut Html) {
-        let store = site.store.display();
+        let store = site.store.to_string();
         html! { page;
             "<header class=\"top\"><div class=\"bar\"><a class=\"brand\" href=\"./\"><img src=\"icon.svg\" alt=\"\" width=\"22\" \
              height=\"22\">oncekey</a><span class=\"store\" title=\"" (&store) "\"><bdi>" (&store) "</bdi></span>"
         }
         match self.is_live {
+            Some(true) if site.database.is_some() => page.markup("<span class=\"badge live\">on PostgreSQL</span>"),
             Some(true) => page.markup("<span class=\"badge live\">in use by a service</span>"),
             Some(false) => page.markup("<span class=\"badge closed\">not in use</span>"),
             None => {}
