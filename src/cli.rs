@@ -44,6 +44,8 @@ mod ideal;
 mod list;
 mod live;
 mod location;
+#[cfg(feature = "postgres")]
+mod migrate;
 mod out;
 mod outcome;
 mod owner;
@@ -172,9 +174,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         Verb::Extend { at, duration } => {
             on(&at.store, out, &|store, out| change::extend(store, &at.place(), *duration, out))
         }
-        Verb::Watch { store, limit } => {
-            watch::watch(store.directory("watch", WATCH)?, limit.map(NonZeroUsize::get), out)
-        }
+        Verb::Watch { store, limit } => watch::watch(store, limit.map(NonZeroUsize::get), out),
         Verb::Web { store, port, read_only } => {
             web::serve(describers, &options, &Web { store: store.clone(), port: *port, read_only: *read_only }, out)
         }
@@ -201,6 +201,7 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         Verb::Repair { store } => repair::repair(&options, store.directory("repair", REPAIR)?, out),
         Verb::Salvage { store, into } => repair::salvage(&options, store.directory("salvage", SALVAGE)?, into, out),
         Verb::Schema => schema(&options, out),
+        Verb::Migrate { from, to } => migrate(&options, from, to, out),
         Verb::Completions { shell } => out.bytes(&args::completions(*shell)),
         Verb::Man => out.bytes(&args::manual()),
     }
@@ -209,7 +210,6 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
 const BACKUP: &str = "it is backed up with its database; use pg_dump, or pg_basebackup and the WAL";
 const REPAIR: &str = "the server recovers by itself after a crash; `oncekey doctor` says what else is wrong";
 const SALVAGE: &str = "restore the database from its backup, then run `oncekey verify`";
-const WATCH: &str = "its events are in the services that have it open; use `oncekey list --newer-than 1m`";
 
 /// Returns the options of every open.
 fn options(asked: &Asked) -> Done<EngineOptions> {
@@ -229,6 +229,17 @@ fn options(asked: &Asked) -> Done<EngineOptions> {
     #[cfg(not(feature = "postgres"))]
     {
         let _ = schema;
+        Err(Stop::Engine(location::missing_feature()))
+    }
+}
+
+/// Moves a store.
+fn migrate(options: &EngineOptions, from: &Location, to: &Location, out: &mut Out<'_>) -> Done {
+    #[cfg(feature = "postgres")]
+    return migrate::migrate(options, from, to, out);
+    #[cfg(not(feature = "postgres"))]
+    {
+        let _ = (options, from, to, out);
         Err(Stop::Engine(location::missing_feature()))
     }
 }

@@ -168,6 +168,8 @@ pub mod admin {
     pub use crate::api::resolution::Resolution;
     #[cfg(feature = "postgres")]
     pub use crate::postgres::ServerReport;
+    #[cfg(feature = "postgres")]
+    pub use crate::protocol::MigrateReport;
     pub use crate::protocol::event::{Compacted, Event, Events};
     pub use crate::protocol::{BackupReport, OpenReport, SalvageReport, VerifyReport};
     pub use crate::types::histogram::Histogram;

@@ -9,12 +9,14 @@
 
 mod commit;
 mod keeper;
+mod migrate;
 mod open;
 mod report;
 mod row;
 mod server;
 mod session;
 mod sql;
+mod thread;
 mod time;
 mod transaction;
 mod unsettled;
@@ -30,14 +32,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
 
 use crate::store::{
     Change, CommitOptions, Committed, Content, Deleted, Index, Load, OpenReport, Priority, Read, ReadVersion, StoreKey,
     Ticket,
 };
-use crate::sync::worker::Worker;
 use crate::types::clock::{Anchor, NEVER, StoreClock, monotonic};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::options::EngineOptions;
@@ -45,10 +45,12 @@ use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use commit::{Found, Write};
 use keeper::Keeper;
+pub(crate) use migrate::{Source, Target};
 pub use report::ServerReport;
 use row::{Columns, signed};
 pub(crate) use server::Server;
 use session::{Fault, Pool};
+use thread::{Running, answer, deadline_of, start_thread};
 use time::Time;
 pub(crate) use transaction::Transaction;
 use waits::Waits;
@@ -58,8 +60,6 @@ pub(crate) use waits::{Await, Happened};
 const SESSIONS: usize = 8;
 /// The longest wait of a drop. The rest of its work is done later.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
-/// The longest wait of a call, if the options set no limit.
-const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 /// How long the row of a removed record stays, in milliseconds of store time. Longer than any statement runs, so that
 /// no claim whose number was drawn before the removal comes after it.
 const REMOVED_FOR: u64 = 60_000;
@@ -74,12 +74,6 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("place", &self.inner.place).finish_non_exhaustive()
     }
-}
-
-struct Running {
-    /// Its drop ends the thread.
-    _stop: oneshot::Sender<()>,
-    _worker: Worker,
 }
 
 struct Inner {
@@ -120,6 +114,12 @@ pub(crate) fn schema_sql(schema: &str) -> String {
     sql::SCHEMA.replace("{s}", &sql::quoted(schema))
 }
 
+/// Returns the first half of the keys of all locks of a store.
+fn class_of(id: [u8; 16]) -> i32 {
+    let [a, b, c, d, ..] = id;
+    i32::from_le_bytes([a, b, c, d])
+}
+
 /// Returns random bits.
 fn random() -> i64 {
     crate::types::key::random().first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes))
@@ -131,15 +131,7 @@ impl Store {
         let began = monotonic();
         options.check()?;
         crate::types::key::check_name("schema", &options.schema)?;
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|cause| Error::io("start runtime for", &server.place, &cause))?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel::<()>();
-        // Ends when the sender is dropped. Tasks that still run are dropped with the runtime.
-        let body = move || drop(runtime.block_on(stopped));
-        let worker = Worker::spawn("oncekey-postgres", body, |_| ())?;
-        let running = Running { _stop: stop, _worker: worker };
-
+        let (handle, running) = start_thread(&server.place)?;
         let schema: Arc<str> = sql::quoted(&options.schema).into();
         let pool = || Pool::new(Arc::clone(&server.connect), Arc::clone(&schema), SESSIONS);
         let (first, name, creates) = (pool(), options.schema.clone(), options.create && !options.read_only);
@@ -150,11 +142,10 @@ impl Store {
         });
         let found = found.unwrap_or_else(|| Err(Fault::Lost("it does not answer".to_owned())));
         let found = found.map_err(|fault| failed("open store", &server.place, &fault.unchanged()))?;
-        let [a, b, c, d, ..] = found.id;
         let inner = Arc::new(Inner {
             schema: schema.to_string(),
             id: found.id,
-            class: i32::from_le_bytes([a, b, c, d]),
+            class: class_of(found.id),
             pid: std::process::id(),
             timeout: options.sync_timeout,
             pool: pool(),
@@ -321,12 +312,13 @@ impl Store {
         Ok(transaction::page(keys, limit))
     }
 
-    /// Deletes some of the expired records. Returns `None` if there are no more.
-    pub(crate) fn compact(&self, limit: usize) -> Result<Option<Deleted>> {
+    /// Deletes some of the expired records. Returns `None` if there are no more. While another engine deletes, an exact
+    /// pass waits, and any other leaves them to that engine.
+    pub(crate) fn compact(&self, limit: usize, is_exact: bool) -> Result<Option<Deleted>> {
         self.inner.check()?;
         let inner = Arc::clone(&self.inner);
         let deleted = self.inner.answer(self.inner.deadline(true), async move {
-            time::forget_expired(&inner, limit).await.map_err(Fault::unchanged)
+            time::forget_expired(&inner, limit, is_exact).await.map_err(Fault::unchanged)
         });
         deleted.unwrap_or_else(|| Err(self.inner.unreachable()))
     }
@@ -402,29 +394,6 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// Runs a call on the thread of the store. Returns `None` if there is no answer by the deadline, or if the store is
-/// closed meanwhile. The call is then dropped.
-fn answer<T: Send + 'static>(
-    handle: &Handle,
-    deadline: Instant,
-    call: impl Future<Output = T> + Send + 'static,
-) -> Option<T> {
-    let (reply, answer) = crossbeam_channel::bounded(1);
-    handle.spawn(async move {
-        if let Ok(done) = tokio::time::timeout_at(deadline.into(), call).await {
-            // The caller may have gone.
-            let _ = reply.send(done);
-        }
-    });
-    answer.recv_deadline(deadline).ok()
-}
-
-/// Returns the deadline of a call that begins now. An endless one is far away.
-fn deadline_of(timeout: Duration) -> Instant {
-    let now = monotonic();
-    now.checked_add(timeout.min(LONGEST)).unwrap_or(now)
 }
 
 fn failed(what: &str, place: &Path, why: &Error) -> Error {

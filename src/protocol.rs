@@ -15,6 +15,8 @@ mod expire;
 mod given;
 mod list;
 mod maintenance;
+#[cfg(feature = "postgres")]
+mod migrate;
 mod open;
 mod owners;
 #[cfg(feature = "http")]
@@ -29,6 +31,8 @@ mod wait;
 pub(crate) use batch::{Entered, MAX_COMMIT_BYTES, ToEnd};
 use errors::{expired, lost, moved, not_found, owned, unexpected};
 pub(crate) use list::ListRange;
+#[cfg(feature = "postgres")]
+pub use migrate::MigrateReport;
 pub(crate) use owners::Running;
 pub(crate) use rows::RowRange;
 pub(crate) use scan::Scan;

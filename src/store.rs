@@ -16,6 +16,7 @@ mod backup;
 mod checkpoint;
 mod commit;
 mod compact;
+mod create;
 mod disk_usage;
 mod files;
 mod format;
@@ -44,6 +45,8 @@ pub use backup::BackupReport;
 pub(crate) use commit::{CommitOptions, Committed, Ticket};
 pub(crate) use compact::Pass;
 #[cfg(feature = "postgres")]
+pub(crate) use create::Contents;
+#[cfg(feature = "postgres")]
 pub(crate) use format::frame::encoded_len_of as check_commit_len;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 #[cfg(feature = "postgres")]
@@ -58,6 +61,8 @@ use crate::sync::group_commit::CommitQueue;
 pub(crate) use crate::sync::group_commit::Priority;
 use crate::types::clock::{NEVER, StoreClock};
 use crate::types::error::{self, Error, ErrorKind, Result};
+#[cfg(feature = "postgres")]
+use crate::types::options::EngineOptions;
 use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use crate::types::telemetry::{self, Work};
@@ -252,6 +257,19 @@ impl Store {
 
     pub(crate) fn now(&self) -> Now {
         self.inner.now()
+    }
+
+    /// Builds a store with these contents in a directory that is empty or not there. After an error there is none.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn create(
+        into: &Path,
+        options: &EngineOptions,
+        id: [u8; 16],
+        contents: &mut dyn Contents,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
+        let into = std::path::absolute(into).map_err(|cause| Error::io("create store", into, &cause))?;
+        create::create(&into, options, id, contents, progress)
     }
 
     /// Returns the id of the store, which never changes.

@@ -1,5 +1,7 @@
 //! The engine: an open store.
 
+#[cfg(feature = "postgres")]
+mod migrate;
 mod open;
 #[cfg(feature = "postgres")]
 mod postgres;

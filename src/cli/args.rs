@@ -33,6 +33,7 @@ macro_rules! examples {
   oncekey export payments.oncekey | gzip > payments.jsonl.gz
   gunzip < payments.jsonl.gz | oncekey import copy.oncekey
   oncekey list postgres://app@db/payments --status interrupted
+  oncekey migrate payments.oncekey postgres://app@db/payments
   oncekey schema --schema payments | psql postgres://owner@db/payments"
     };
 }
@@ -277,6 +278,17 @@ pub(super) enum Verb {
         #[arg(long, value_name = "NEW")]
         into: PathBuf,
     },
+    /// Moves a store between a directory and a database: one of FROM and TO is a directory, the other an address.
+    ///
+    /// The new store has the same records, rows, effect ids and tokens, and TTLs run on. Records in progress become
+    /// interrupted. No service may have FROM open. TO must be empty. FROM is not changed. A migration that fails, or is
+    /// killed, leaves no store.
+    Migrate {
+        /// The store to move.
+        from: Location,
+        /// The place of the new store.
+        to: Location,
+    },
     /// Prints the SQL that creates the tables of a store on PostgreSQL, for `psql` or a migration.
     ///
     /// The first open of a service creates them too, and needs the privilege CREATE on the database for that.
@@ -314,6 +326,7 @@ impl Verb {
             | Self::Remove { at }
             | Self::Extend { at, .. } => Some(&at.store),
             Self::Resolve(resolve) => Some(&resolve.store),
+            Self::Migrate { from, to } => Some(if to.is_database() { to } else { from }),
             Self::Bench { .. } | Self::Schema | Self::Completions { .. } | Self::Man => None,
         }
     }

@@ -66,7 +66,7 @@ impl Url {
     /// Opens the store in the database.
     pub(super) fn open(&self, options: &EngineOptions) -> crate::Result<Engine> {
         #[cfg(feature = "postgres")]
-        return options.connect(&self.with_password(std::env::var("PGPASSWORD").ok().as_deref()));
+        return options.connect(&self.for_connect());
         #[cfg(not(feature = "postgres"))]
         {
             let (Self(_), _) = (self, options);
@@ -77,6 +77,11 @@ impl Url {
 
 #[cfg(feature = "postgres")]
 impl Url {
+    /// Returns the address with the password.
+    pub(super) fn for_connect(&self) -> String {
+        self.with_password(std::env::var("PGPASSWORD").ok().as_deref())
+    }
+
     /// Adds a password, if the address has none.
     fn with_password(&self, password: Option<&str>) -> String {
         let Self(url) = self;

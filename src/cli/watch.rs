@@ -1,9 +1,8 @@
 //! Prints the events of a store, as they happen.
 
-use std::path::Path;
-
 use serde_json::json;
 
+use super::location::Location;
 use super::out::{Done, Out, Stop};
 use crate::{
     RecordInfo,
@@ -11,8 +10,11 @@ use crate::{
     clock::{Clock as _, SystemClock},
 };
 
+const INSTEAD: &str = "its events are in the services that have it open; use `oncekey list --newer-than 1m`";
+
 /// Prints each event until the process that has the store open closes it, or until `limit` events are printed.
-pub(super) fn watch(store: &Path, limit: Option<usize>, out: &mut Out<'_>) -> Done {
+pub(super) fn watch(store: &Location, limit: Option<usize>, out: &mut Out<'_>) -> Done {
+    let store = store.directory("watch", INSTEAD)?;
     let live = LiveStore::connect(store).map_err(|error| match error.kind() {
         crate::ErrorKind::StoreInUse => Stop::Nothing(format!("nothing happens in {}: {error}", store.display())),
         _ => Stop::open(error),

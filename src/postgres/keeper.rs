@@ -118,8 +118,17 @@ pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
     session.run(&format!("SELECT pg_advisory_lock({class}, {number})")).await?;
     let life: String = session.value(LIFE, &[]).await?;
     // Its first commit is synchronous. When it returns, everything that it can read is durable, also on a standby.
-    let born = format!("INSERT INTO {schema}.incarnations (id, server) VALUES ($1, $2)");
-    session.client.execute(&born, &[&number, &life]).await.map_err(|cause| Fault::new(&cause))?;
+    let id: String = inner.id.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+    let born = format!(
+        "INSERT INTO {schema}.incarnations (id, server) SELECT $1::integer, $2::text
+         WHERE EXISTS (SELECT FROM {schema}.store WHERE id = '{id}')"
+    );
+    let born = session.client.execute(&born, &[&number, &life]).await.map_err(|cause| Fault::new(&cause))?;
+    if born == 0 {
+        let message = "the tables hold another store now, which was moved there";
+        return Err(Fault::Refused(Error::new(ErrorKind::Unavailable, message)));
+    }
+    prune(inner, &session, number).await?;
     // Before the adoption: if this session is lost too, the next incarnation adopts from this one.
     let mine = {
         let mut state = inner.keeper.state.lock();
@@ -138,6 +147,19 @@ pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
     state.session = Some(session);
     inner.keeper.began.notify_all();
     Ok(notifications)
+}
+
+/// Deletes some of the incarnations that are dead and own nothing, so that the table does not grow. Each takes a lock of
+/// the server for a moment, so not all at once.
+async fn prune(inner: &Inner, session: &Session, number: i32) -> Result<(), Fault> {
+    let (schema, class) = (&inner.schema, inner.class);
+    let prune = format!(
+        "DELETE FROM {schema}.incarnations WHERE id IN (
+             SELECT id FROM {schema}.incarnations
+             WHERE id < $1 AND id NOT IN (SELECT owner FROM {schema}.records WHERE state = 1) ORDER BY id LIMIT 100)
+         AND pg_try_advisory_xact_lock_shared({class}, id)"
+    );
+    session.client.execute(&prune, &[&number]).await.map(drop).map_err(|cause| Fault::new(&cause))
 }
 
 /// Gives the live claims of earlier incarnations to the last one.

@@ -83,16 +83,30 @@ pub(super) struct Tables {
 /// Finds the tables, or creates them.
 pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> Result<Tables, Fault> {
     let (session, _) = pool.connect().await?;
-    let name = quoted(schema);
-    let found = is_there(&session, &name).await?;
-    let created = if found {
+    let created = if is_there(&session, &quoted(schema)).await? {
         false
-    } else if allowed {
-        create(&session, schema, &name).await?
     } else {
-        let message = format!("the database has no store in schema {schema}");
-        return Err(Fault::Refused(Error::new(ErrorKind::NotFound, message)));
+        session.run("BEGIN").await?;
+        let created = create_inside(&session, schema, allowed).await?;
+        session.run("COMMIT").await?;
+        created
     };
+    Ok(Tables { created, ..read_tables(&session, schema).await? })
+}
+
+/// Returns `NotFound` if there are no tables.
+pub(super) async fn check_is_there(session: &Session, schema: &str) -> Result<(), Fault> {
+    if is_there(session, &quoted(schema)).await? { Ok(()) } else { Err(missing(schema)) }
+}
+
+fn missing(schema: &str) -> Fault {
+    let message = format!("the database has no store in schema {schema}");
+    Fault::Refused(Error::new(ErrorKind::NotFound, message))
+}
+
+/// Reads the id of the store. Refuses tables of another format.
+pub(super) async fn read_tables(session: &Session, schema: &str) -> Result<Tables, Fault> {
+    let name = quoted(schema);
     let row = session.client.query_one(&format!("SELECT uuid_send(id), format FROM {name}.store"), &[]).await;
     let row = row.map_err(|cause| match Fault::new(&cause) {
         Fault::Refused(error) if error.kind() == ErrorKind::UnsupportedFormat => foreign(schema, &error),
@@ -105,7 +119,7 @@ pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> 
         return Err(Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message)));
     }
     let id = <[u8; 16]>::try_from(id).map_err(|_| foreign(schema, &"its id is no UUID"))?;
-    Ok(Tables { id, created })
+    Ok(Tables { id, created: false })
 }
 
 /// Selects the records in progress whose owners hold no lock.
@@ -151,16 +165,17 @@ async fn is_there(session: &Session, name: &str) -> Result<bool, Fault> {
     session.value("SELECT to_regclass($1) IS NOT NULL", &[&format!("{name}.store")]).await
 }
 
-/// Creates the tables, unless another engine does so at the same time. Returns true if this one did.
-async fn create(session: &Session, schema: &str, name: &str) -> Result<bool, Fault> {
-    session.run("BEGIN").await?;
+/// Creates the tables inside a transaction, unless another engine has done so meanwhile. Returns true if this one did.
+pub(super) async fn create_inside(session: &Session, schema: &str, allowed: bool) -> Result<bool, Fault> {
+    if !allowed {
+        return check_is_there(session, schema).await.map(|()| false);
+    }
     session
         .run(&format!("SELECT pg_advisory_xact_lock(hashtext('oncekey'), hashtext('{}'))", schema.replace('\'', "''")))
         .await?;
-    let creates = !is_there(session, name).await?;
+    let creates = !is_there(session, &quoted(schema)).await?;
     if creates {
         session.run(&schema_sql(schema)).await?;
     }
-    session.run("COMMIT").await?;
     Ok(creates)
 }

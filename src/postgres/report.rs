@@ -59,18 +59,22 @@ impl Store {
     }
 }
 
+/// Counts the engines that hold their lock. Needs no privilege.
+pub(super) fn engines(class: i32) -> String {
+    // The compaction uses 0. The catalog shows the two halves of a key as unsigned numbers.
+    format!(
+        "SELECT count(DISTINCT objid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
+         AND mode = 'ExclusiveLock' AND classid = ({class}::bigint & 4294967295)::text::oid AND objid <> 0
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+}
+
 async fn report(inner: &Arc<Inner>) -> Result<ServerReport, Fault> {
     let taken = inner.pool.take().await?;
     let (session, schema, class) = (&taken.session, &inner.schema, inner.class);
     let name: String = session.value("SELECT (parse_ident($1))[1]", &[schema]).await?;
     let format: i32 = session.value(&format!("SELECT format FROM {schema}.store"), &[]).await?;
-    // Compaction uses 0. The catalog shows the two halves of a key as unsigned numbers.
-    let engines = format!(
-        "SELECT count(DISTINCT objid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2
-         AND mode = 'ExclusiveLock' AND classid = ({class}::bigint & 4294967295)::text::oid AND objid <> 0
-         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    );
-    let engines: i64 = session.value(&engines, &[]).await?;
+    let engines: i64 = session.value(&engines(class), &[]).await?;
     let orphaned = format!("SELECT count(*) FROM {schema}.records WHERE {}", open::orphans(schema, class));
     let orphaned: i64 = session.value(&orphaned, &[]).await?;
     let standbys: i64 = session.value("SELECT count(*) FROM pg_stat_replication", &[]).await?;

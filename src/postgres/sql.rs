@@ -25,6 +25,8 @@ pub(super) enum Query {
     Unfinished,
     Rows,
     Awaited,
+    TryCompaction,
+    AwaitCompaction,
     Expired,
     Delete,
     NextDue,
@@ -79,10 +81,15 @@ impl Query {
                  FROM unnest($1::text[], $2::bytea[]) a (manager, key)
                  JOIN {s}.records r ON r.manager = a.manager AND r.key = a.key"
             }
+            // No incarnation has the number 0. The end of the transaction frees the lock.
+            Self::TryCompaction => "SELECT pg_try_advisory_xact_lock($1::integer, 0)",
+            Self::AwaitCompaction => "SELECT pg_advisory_xact_lock($1::integer, 0)",
+            // Rows that a transaction has locked are left for the next pass: no two wait for each other.
             Self::Expired => {
                 "SELECT r.manager, r.key, r.state, r.generation, r.revision, r.token, r.updated, r.expires, r.body,
                         octet_length(r.outcome)
-                 FROM {s}.records r WHERE r.expires <= $1 ORDER BY r.expires LIMIT $2"
+                 FROM {s}.records r WHERE r.expires <= $1 ORDER BY r.expires LIMIT $2
+                 FOR UPDATE SKIP LOCKED"
             }
             Self::Delete => "DELETE FROM {s}.records WHERE manager = $1 AND key = $2 AND revision = $3",
             Self::NextDue => "SELECT min(expires) FROM {s}.records WHERE expires IS NOT NULL",

@@ -112,10 +112,21 @@ pub(super) async fn next_due(inner: &Arc<Inner>) -> Result<u64, Fault> {
 }
 
 /// Deletes expired records, or what of them is not remembered. Returns `None` if there are none.
-pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize) -> Result<Option<Deleted>, Fault> {
+///
+/// Only the engine that holds the lock of the compaction deletes, in one transaction. The others skip it, or wait for it.
+pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize, waits: bool) -> Result<Option<Deleted>, Fault> {
     inner.tick_if_manual().await?;
     let mut taken = inner.pool.take().await?;
     let session = &mut taken.session;
+    session.run("BEGIN").await?;
+    let lock = if waits { Query::AwaitCompaction } else { Query::TryCompaction };
+    let row = session.row(lock, &[&inner.class]).await?;
+    if !waits && row.map(|row| get(&row, 0)).transpose()? != Some(true) {
+        session.run("COMMIT").await?;
+        inner.pool.give_back(taken);
+        return Ok(None);
+    }
+    // A snapshot after the lock: what its last holder has deleted is gone.
     let row = session.row(Query::Time, &[]).await?;
     row.map(|row| inner.tick_of(&row)).transpose()?;
     let now = Now { store: inner.time.now(), ..inner.now() };
@@ -158,6 +169,7 @@ pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize) -> Result<O
             deleted.interrupted += u64::from(state == 5);
         }
     }
+    session.run("COMMIT").await?;
     inner.pool.give_back(taken);
     Ok(deleted)
 }

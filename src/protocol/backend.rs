@@ -322,7 +322,7 @@ impl Backend {
         match self {
             Self::Local(store) => store.compact(pass, limit),
             #[cfg(feature = "postgres")]
-            Self::Postgres(store) => store.compact(limit),
+            Self::Postgres(store) => store.compact(limit, pass.is_exact()),
         }
     }
 

@@ -77,6 +77,10 @@ impl Drop for Compactor {
     }
 }
 
+fn is_temporary(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Full | ErrorKind::Busy | ErrorKind::Unavailable | ErrorKind::Unsettled)
+}
+
 fn run(
     protocol: &Weak<Protocol>,
     commands: &Receiver<Command>,
@@ -101,8 +105,8 @@ fn run(
                 let Some(protocol) = protocol.upgrade() else { return };
                 match protocol.compact(batch, &|| !stopping.load(Ordering::Relaxed)) {
                     Ok(_) => {}
-                    // Try again after the interval: there may be space again.
-                    Err(error) if error.kind() == ErrorKind::Full => {}
+                    // Try again after the interval: there may be space again, or the server may answer again.
+                    Err(error) if is_temporary(error.kind()) => {}
                     Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::Poisoned) => return,
                     // The rest was compacted. Later passes leave out the damaged records too.
                     Err(error) if error.kind() == ErrorKind::Corrupt => {

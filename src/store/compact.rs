@@ -41,6 +41,11 @@ impl Pass {
     pub(crate) fn exact() -> Self {
         Self { is_exact: true, ..Self::default() }
     }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn is_exact(&self) -> bool {
+        self.is_exact
+    }
 }
 
 impl Store {

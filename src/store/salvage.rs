@@ -10,13 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::open::{access, check_exists, check_ours};
-use super::runs::build::Builder;
-use super::{Store, files};
-use crate::store::format::list::RunList;
+use super::create::{Contents, check_empty, create};
+use super::open::{check_exists, check_ours};
+use super::{Store, StoreKey, files};
 use crate::store::journal::{self, Remains};
 use crate::store::sled::raw;
-use crate::store::sled::tables::Tables;
 use crate::types::clock::{self, Anchor, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
@@ -25,8 +23,6 @@ use sources::Sources;
 
 /// The number of problems and of lost keys that a report names.
 const MAX_PROBLEMS: usize = 100;
-/// The number of blocks that are written at once.
-const BATCH: usize = 256;
 
 /// The result of a [`salvage`](crate::EngineOptions::salvage).
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -79,97 +75,43 @@ impl Store {
             return Err(Error::new(ErrorKind::InvalidOptions, message));
         }
         let _from = files::StoreLock::shared(from)?;
-        let is_new = check_empty(into)?;
+        check_empty(into)?;
         if !options.any_file_system {
             files::check_file_system(from)?;
         }
         let remains = journal::remains(&store.join("journal"))?;
         let mut sources = Sources::new(&store.join("sled"), &remains);
         let remains = Remains { frames: Vec::new(), ..remains };
-        files::create_dirs(into)?;
-        write(into, options, &mut sources, &remains, progress).inspect_err(|_| {
-            if is_new {
-                // Ignore the result: the first error is returned. The directory stays if another program has put a file into it.
-                let _ = std::fs::remove_dir(into);
-            }
-        })?;
+        let mut contents = Rescued { sources: &mut sources, remains: &remains, options };
+        create(into, options, key::random(), &mut contents, progress)?;
         let mut report = sources.into_report();
         report.took = clock::monotonic().saturating_duration_since(began);
         Ok(report)
     }
 }
 
-/// Returns true if the directory must be created, and an error if it is not empty.
-fn check_empty(into: &Path) -> Result<bool> {
-    if !into.exists() {
-        return Ok(true);
-    }
-    if files::entries(into)?.is_empty() {
-        return Ok(false);
-    }
-    let message = format!("{} is not empty: a salvage goes into a directory of its own", into.display());
-    Err(Error::new(ErrorKind::InvalidOptions, message))
+/// What was found, as the contents of a new store.
+struct Rescued<'a> {
+    sources: &'a mut Sources,
+    remains: &'a Remains,
+    options: &'a EngineOptions,
 }
 
-/// Builds the new store under another name, and renames it when it is durable: an unfinished one is not opened as a store. After
-/// an error nothing is left.
-fn write(
-    into: &Path,
-    options: &EngineOptions,
-    sources: &mut Sources,
-    remains: &Remains,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let mut lock = files::Lock::take(&into.join("LOCK"), into)?;
-    let half_made = into.join("store.new");
-    files::create_dir(&half_made)?;
-    let _dir = files::Lock::take_dir(&half_made, into)?;
-    let made = write_parts(&half_made, options, sources, remains, progress).and_then(|()| {
-        let store = into.join("store");
-        std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))
-    });
-    if let Err(error) = made {
-        let _ = std::fs::remove_dir_all(&half_made);
-        return Err(error);
+impl Contents for Rescued<'_> {
+    fn len(&self) -> u64 {
+        self.sources.len()
     }
-    lock.keep();
-    files::sync_dir(into)
-}
 
-fn write_parts(
-    half_made: &Path,
-    options: &EngineOptions,
-    sources: &mut Sources,
-    remains: &Remains,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
-    let (store_id, total) = (key::random(), sources.len());
-    let mut builder = Builder::new(&store_id, 1, total);
-    let tables = Tables::create(&half_made.join("sled"), access(options), &store_id)?;
-    let mut written = 0;
-    sources.for_each(&mut |key, value| {
-        builder.add(key, Some(value))?;
-        if let Some(blocks) = builder.take_full(BATCH) {
-            tables.write(&blocks)?;
-        }
-        written += 1;
-        progress(written, total);
-        Ok(())
-    })?;
-    // The highest number in the data, so that the owners of records in progress are dead, and no token is given twice.
-    let frame = sources.last_number().max(remains.last_frame);
-    let mut list = RunList { store_id, serial: 1, frame, complete: frame, next_id: 2, runs: Vec::new() };
-    if written > 0 {
-        let (run, blocks) = builder.finish()?;
-        tables.write(&blocks)?;
-        list.runs.push(run.info);
+    fn for_each(&mut self, f: &mut dyn FnMut(&StoreKey, &[u8]) -> Result<()>) -> Result<()> {
+        self.sources.for_each(f)
     }
-    tables.set_list(&list)?;
-    tables.close()?;
-    let found = remains.anchor.unwrap_or(Anchor { store: sources.last_time(), ..Anchor::default() });
-    let anchor = StoreClock::start(Arc::clone(&options.clock), found, options.max_offline).anchor();
-    journal::create(&half_made.join("journal"), store_id, options.segment_bytes, frame, anchor)?;
-    files::sync_tree(half_made)
+
+    fn end(&self) -> (u64, Anchor) {
+        let Self { sources, remains, options } = self;
+        let found = remains.anchor.unwrap_or(Anchor { store: sources.last_time(), ..Anchor::default() });
+        let anchor = StoreClock::start(Arc::clone(&options.clock), found, options.max_offline).anchor();
+        (sources.last_number().max(remains.last_frame), anchor)
+    }
 }
 
 /// Returns the id of the damaged store: the one in the journal, or else the one in sled's file.

@@ -355,7 +355,7 @@ fn an_invalid_command_line_gets_a_helpful_error() {
     assert!(help.contains("Exit status:\n  0  done") && help.contains("Examples:\n  oncekey doctor"), "{help}");
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let commands: Vec<_> = commands.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
-    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 24);
+    assert_eq!(commands.iter().filter(|command| !command.is_empty()).count(), 25);
     for command in commands.into_iter().filter(|command| !command.is_empty()) {
         assert!(printed(&[command, "--help"]).contains(&format!("Usage: oncekey {command}")), "{command}");
     }
@@ -365,6 +365,7 @@ fn an_invalid_command_line_gets_a_helpful_error() {
         &["doctor", "postgresql://app:secret@db/payments"],
         &["list", "postgres://db/payments", "--schema", "payments"],
         &["schema"],
+        &["migrate", "/tmp/store", "postgres://app:secret@db/payments"],
     ] {
         let (status, _, err) = oncekey(args);
         assert!(status == 2 && err.contains("without the feature `postgres`") && !err.contains("secret"), "{err}");

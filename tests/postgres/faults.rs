@@ -120,7 +120,7 @@ fn a_claim_that_comes_after_the_adoption_is_adopted_too() {
         let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
         until(|| shared().sql(sleeps) != "0");
         end_keeper(&schema, 1);
-        let incarnations = format!("SELECT count(*) FROM \"{schema}\".incarnations");
+        let incarnations = format!("SELECT last_value FROM \"{schema}\".incarnation");
         until(|| shared().sql(&incarnations) == "3");
         begin.join().unwrap()
     });

@@ -13,9 +13,11 @@
 
 mod chaos;
 mod cli;
+mod compaction;
 mod engines;
 mod errors;
 mod faults;
+mod migrate;
 #[allow(dead_code, reason = "not all of the client is used here")]
 #[path = "../it/pages.rs"]
 mod pages;

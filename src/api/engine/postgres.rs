@@ -79,7 +79,7 @@ impl EngineOptions {
 }
 
 /// Reads an address. No error shows it, because it may contain a password.
-fn config_of(url: &str) -> Result<Config> {
+pub(super) fn config_of(url: &str) -> Result<Config> {
     let refused = |why: &dyn std::fmt::Display| {
         let message = format!("this is not the address of a PostgreSQL database: {why}");
         Error::new(ErrorKind::InvalidOptions, message)

@@ -1,0 +1,115 @@
+//! Builds a new store from contents that come from elsewhere: a damaged store, or a database.
+
+use std::path::Path;
+
+use super::format::list::RunList;
+use super::open::access;
+use super::runs::build::Builder;
+use super::sled::tables::Tables;
+use super::{StoreKey, files, journal};
+use crate::types::clock::Anchor;
+use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::options::EngineOptions;
+
+/// The number of blocks that are written at once.
+const BATCH: usize = 256;
+
+/// The contents of a new store.
+pub(crate) trait Contents {
+    /// Returns the number of keys, as far as it is known.
+    fn len(&self) -> u64;
+
+    /// Calls `f` with each key and encoded content, in order.
+    fn for_each(&mut self, f: &mut dyn FnMut(&StoreKey, &[u8]) -> Result<()>) -> Result<()>;
+
+    /// Returns a number that no record exceeds, and the clock. Called after [`for_each`](Self::for_each).
+    fn end(&self) -> (u64, Anchor);
+}
+
+/// Returns true if the directory must be created, and an error if it is not empty.
+pub(super) fn check_empty(into: &Path) -> Result<bool> {
+    if !into.exists() {
+        return Ok(true);
+    }
+    if files::entries(into)?.is_empty() {
+        return Ok(false);
+    }
+    let message = format!("{} is not empty: the new store needs a directory of its own", into.display());
+    Err(Error::new(ErrorKind::InvalidOptions, message))
+}
+
+/// Builds the store under another name, and renames it when it is durable: an unfinished one is not opened as a store. After
+/// an error nothing is left. `into` must be empty or not be there. `progress` is called with the keys that were written, of how many.
+pub(super) fn create(
+    into: &Path,
+    options: &EngineOptions,
+    store_id: [u8; 16],
+    contents: &mut dyn Contents,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let is_new = check_empty(into)?;
+    files::create_dirs(into)?;
+    write(into, options, store_id, contents, progress).inspect_err(|_| {
+        if is_new {
+            // Ignore the result: the first error is returned. The directory stays if another program has put a file into it.
+            let _ = std::fs::remove_dir(into);
+        }
+    })
+}
+
+fn write(
+    into: &Path,
+    options: &EngineOptions,
+    store_id: [u8; 16],
+    contents: &mut dyn Contents,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let mut lock = files::Lock::take(&into.join("LOCK"), into)?;
+    let half_made = into.join("store.new");
+    files::create_dir(&half_made)?;
+    let _dir = files::Lock::take_dir(&half_made, into)?;
+    let made = write_parts(&half_made, options, store_id, contents, progress).and_then(|()| {
+        let store = into.join("store");
+        std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))
+    });
+    if let Err(error) = made {
+        let _ = std::fs::remove_dir_all(&half_made);
+        return Err(error);
+    }
+    lock.keep();
+    files::sync_dir(into)
+}
+
+fn write_parts(
+    half_made: &Path,
+    options: &EngineOptions,
+    store_id: [u8; 16],
+    contents: &mut dyn Contents,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
+    let total = contents.len();
+    let mut builder = Builder::new(&store_id, 1, total);
+    let tables = Tables::create(&half_made.join("sled"), access(options), &store_id)?;
+    let mut written = 0;
+    contents.for_each(&mut |key, value| {
+        builder.add(key, Some(value))?;
+        if let Some(blocks) = builder.take_full(BATCH) {
+            tables.write(&blocks)?;
+        }
+        written += 1;
+        progress(written, total);
+        Ok(())
+    })?;
+    // The highest number in the data, so that the owners of records in progress are dead, and no token is given twice.
+    let (frame, anchor) = contents.end();
+    let mut list = RunList { store_id, serial: 1, frame, complete: frame, next_id: 2, runs: Vec::new() };
+    if written > 0 {
+        let (run, blocks) = builder.finish()?;
+        tables.write(&blocks)?;
+        list.runs.push(run.info);
+    }
+    tables.set_list(&list)?;
+    tables.close()?;
+    journal::create(&half_made.join("journal"), store_id, options.segment_bytes, frame, anchor)?;
+    files::sync_tree(half_made)
+}
