@@ -95,7 +95,7 @@ struct Inner {
     effect_seeds: EffectSeeds,
     hasher: RandomState,
     is_closed: AtomicBool,
-    /// There is no incarnation then, and time stands still.
+    /// True if the store is only read. Then there is no incarnation, and the time does not advance.
     read_only: bool,
     /// The reason why the last attempt to reach the server failed.
     why: Mutex<Option<String>>,

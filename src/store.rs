@@ -259,7 +259,8 @@ impl Store {
         self.inner.now()
     }
 
-    /// Builds a store with these contents in a directory that is empty or not there. After an error there is none.
+    /// Builds a store with these contents in a directory that is empty or does not exist. After an error there is no
+    /// store.
     #[cfg(feature = "postgres")]
     pub(crate) fn create(
         into: &Path,

@@ -1,10 +1,13 @@
 //! The engine: an open store.
 
-#[cfg(feature = "postgres")]
-mod migrate;
+// The page of `EngineOptions` lists their methods in this order.
 mod open;
+
 #[cfg(feature = "postgres")]
 mod postgres;
+
+#[cfg(feature = "postgres")]
+mod migrate;
 mod types;
 pub(crate) mod usage;
 
@@ -225,6 +228,17 @@ impl Engine {
     #[must_use]
     pub fn opened(&self) -> &OpenReport {
         &self.shared.report
+    }
+
+    /// Asks the server of a store on PostgreSQL for its version, the privileges that the role lacks, the engines that have
+    /// the store open, records in progress without an owner, and whether a failover may lose answers.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOptions` if the store is a directory; `Unavailable` if the server does not answer.
+    #[cfg(feature = "postgres")]
+    pub fn server_report(&self) -> Result<crate::postgres::ServerReport> {
+        self.protocol.server_report()
     }
 
     /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach

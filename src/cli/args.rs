@@ -280,7 +280,7 @@ pub(super) enum Verb {
     },
     /// Moves a store between a directory and a database: one of FROM and TO is a directory, the other an address.
     ///
-    /// The new store has the same records, rows, effect ids and tokens, and TTLs run on. Records in progress become
+    /// The new store has the same records, rows, effect ids and tokens, and TTLs continue. Records in progress become
     /// interrupted. No service may have FROM open. TO must be empty. FROM is not changed. A migration that fails, or is
     /// killed, leaves no store.
     Migrate {

@@ -1,4 +1,4 @@
-//! Where a store is: a directory, or a database.
+//! The place of a store: a directory, or a database.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -150,7 +150,7 @@ pub(super) fn without_passwords(text: &str) -> String {
     shown
 }
 
-/// Splits behind the first scheme.
+/// Splits after the first scheme.
 fn split_at_scheme(text: &str) -> Option<(&str, &str)> {
     let ends = SCHEMES.iter().filter_map(|scheme| text.find(scheme).map(|at| at + scheme.len()));
     text.split_at_checked(ends.min()?)

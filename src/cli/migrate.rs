@@ -53,7 +53,7 @@ fn to_database(options: &EngineOptions, from: &Path, to: &Url, progress: impl Fn
 }
 
 fn to_directory(options: &EngineOptions, from: &Url, to: &Path, progress: impl FnMut(u64, u64)) -> Done<MigrateReport> {
-    // The owner of a directory that is there, or of the one around it.
+    // The owner of the directory if it exists, or else of its parent.
     let owner = if to.exists() { Some(to) } else { to.parent() };
     let owner = owner.filter(|owner| !owner.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let report = options.migrate_from_postgres(&from.for_connect(), to, progress).map_err(Stop::open)?;

@@ -120,7 +120,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Begins the transaction, which sees the store as it is now, and lets nobody change it.
+    /// Begins the transaction, which sees the store as it is now, and blocks every change until it ends.
     pub(crate) fn open(server: &Server, options: &EngineOptions) -> Result<Self> {
         let mut moving = Moving::connect(server, options)?;
         let name = options.schema.clone();
@@ -184,7 +184,7 @@ fn content(row: &tokio_postgres::Row, is_record: bool) -> Result<(String, Vec<u8
     Ok((name, key, Content::Record(stored)))
 }
 
-/// New tables, which nobody sees before the commit.
+/// New tables, which no other session sees before the commit.
 pub(crate) struct Target {
     moving: Moving,
     records: Vec<(String, Vec<u8>, Columns, i64, i64)>,

@@ -1,4 +1,4 @@
-//! What an operator should know of the server and the schema of a store.
+//! The report about the server and the schema of a store, for operators.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::session::{Fault, get};
 use super::{Inner, Store, open};
 use crate::types::error::Result;
 
-/// What was found at the server of a store on PostgreSQL. See [`Engine::server`](crate::Engine::server_report).
+/// The state of the server of a store on PostgreSQL. See [`Engine::server`](crate::Engine::server_report).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerReport {
@@ -26,7 +26,7 @@ pub struct ServerReport {
     pub standby_names: String,
     /// The number of standbys that are connected, if the role may see them.
     pub standbys: u64,
-    /// What the role of this engine may not do, such as "INSERT into records". A service needs all of it.
+    /// The privileges that the role of this engine lacks, such as "INSERT into records". A service needs all of it.
     pub missing_privileges: Vec<String>,
 }
 

@@ -370,7 +370,7 @@ impl Backend {
         }
     }
 
-    /// Returns what was found at the server, or `None` for a directory.
+    /// Returns the state of the server, or `None` for a directory.
     #[cfg(feature = "postgres")]
     pub(super) fn server(&self) -> Result<Option<postgres::ServerReport>> {
         match self {

@@ -1,7 +1,7 @@
 //! Moves a store between a directory and a database.
 //!
-//! The moved store has the same id, numbers, times and effect ids. Nothing is in progress: nobody has the source open, so
-//! every owner is dead, and its record is interrupted as by the next open.
+//! The moved store has the same id, numbers, times and effect ids. No process has the source open, so every
+//! owner is dead: records in progress are interrupted, as by the next open.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub struct MigrateReport {
     pub interrupted: u64,
     /// Rows in the new store.
     pub rows: u64,
-    /// How long it took.
+    /// The duration of the move.
     pub took: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Protocol {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<MigrateReport> {
         let began = monotonic();
-        // Holds the lock of a reader, so nobody changes the store.
+        // Holds the lock of a reader, so no process changes the store.
         let (source, _) = Store::open_read_only(from, options)?;
         let keys = keys_of(&source)?;
         let now = source.now();

@@ -71,7 +71,7 @@ pub(crate) enum Action<'a> {
     /// An operator takes the record away from its live owner. Fenced by the owner's token.
     Revoke {
         token: u64,
-        /// As in `Resolve`.
+        /// The revision that the caller has seen, as in `Resolve`.
         seen: Option<u64>,
     },
     Forget,

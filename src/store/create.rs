@@ -39,7 +39,8 @@ pub(super) fn check_empty(into: &Path) -> Result<bool> {
 }
 
 /// Builds the store under another name, and renames it when it is durable: an unfinished one is not opened as a store. After
-/// an error nothing is left. `into` must be empty or not be there. `progress` is called with the keys that were written, of how many.
+/// an error nothing is left. `into` must be empty or not exist. Calls `progress` with the number of
+/// keys that are written, and the number of all.
 pub(super) fn create(
     into: &Path,
     options: &EngineOptions,

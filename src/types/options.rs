@@ -171,8 +171,8 @@ impl EngineOptions {
     ///
     /// A store on PostgreSQL is read in sessions that are read-only at the server, while other engines have it open. The
     /// role needs only `USAGE` of the schema and `SELECT` on its tables. A record whose owner holds no lock any more is
-    /// shown as interrupted, as the next engine records it. Only that record is final: an owner that has lost its
-    /// session may still come back.
+    /// shown as interrupted. That is not final before another engine has recorded it: an owner that has lost its session
+    /// may still come back.
     ///
     /// Several engines can read a directory at the same time. While one does, an open for writing returns
     /// [`StoreInUse`](crate::ErrorKind::StoreInUse). A read-only open returns it while the store is open for writing. A

@@ -15,8 +15,8 @@ impl EngineOptions {
     /// Copies the store in the directory `from` into the [`schema`](Self::schema) of a database, which must have no tables,
     /// or only empty ones.
     ///
-    /// The new store has the same id, generations, revisions, tokens and times, so effect ids stay the same and TTLs run
-    /// on. It has every record, row and undo information. Records that were in progress are interrupted, as by the next
+    /// The new store has the same id, generations, revisions, tokens and times, so effect ids stay the same and TTLs
+    /// continue. It has every record, row and undo information. Records that were in progress are interrupted, as by the next
     /// open of the directory. `from` is not changed; do not open it for a service again. `progress` is called with the
     /// number of keys that are read, and the number of all.
     ///
@@ -32,7 +32,7 @@ impl EngineOptions {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if a process has `from` open, or an engine has empty tables open; `NotFound` if there is no store;
+    /// `StoreInUse` if a process has `from` open, or if an engine has the empty store in the database open; `NotFound` if there is no store;
     /// `InvalidOptions` if the schema has records or rows; `Unsettled` if the server is lost during the commit: a retry
     /// finds out; otherwise as [`open`](Self::open) and [`connect`](Self::connect).
     pub fn migrate_to_postgres(
@@ -66,7 +66,8 @@ impl EngineOptions {
     }
 
     /// Copies the store in the [`schema`](Self::schema) of a database into the directory `into`, which must be empty or not
-    /// exist. The opposite of [`migrate_to_postgres`](Self::migrate_to_postgres): everything said there holds.
+    /// exist. The new store has the same contents, and a failure leaves the same, as with
+    /// [`migrate_to_postgres`](Self::migrate_to_postgres).
     ///
     /// No engine may have the store open. While it is copied, none can open it or change it.
     ///

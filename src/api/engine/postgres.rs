@@ -5,24 +5,11 @@ use tokio_postgres::tls::{MakeTlsConnect, NoTls, TlsConnect};
 use tokio_postgres::{Config, Socket};
 
 use super::Engine;
-use crate::postgres::{Server, ServerReport, schema_sql};
+use crate::postgres::{Server, schema_sql};
 use crate::protocol::Protocol;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::check_name;
 use crate::types::options::EngineOptions;
-
-impl Engine {
-    /// Asks the server of a store on PostgreSQL for what an operator should know: its version, whether a failover may
-    /// lose answers, which privileges the role lacks, how many engines have the store open, and how many records in
-    /// progress have lost their owners.
-    ///
-    /// # Errors
-    ///
-    /// `InvalidOptions` if the store is a directory; `Unavailable` if the server does not answer.
-    pub fn server_report(&self) -> Result<ServerReport> {
-        self.protocol.server_report()
-    }
-}
 
 impl EngineOptions {
     /// Opens a store on PostgreSQL as [`Engine::connect`] does, with these options.

@@ -30,7 +30,7 @@ pub(in crate::api) enum Request {
     /// The number is the revision that the caller has seen, if only that one may be changed.
     Resolve(Name, Resolution<Value, Value>, Option<u64>),
     Undo(Name),
-    /// As in `Resolve`.
+    /// The revision that the caller has seen, as in `Resolve`.
     Revoke(Name, Option<u64>),
     Forget(Name),
     Remove(Name),

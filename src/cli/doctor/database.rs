@@ -60,7 +60,7 @@ fn of_server(report: &ServerReport) -> Vec<Finding> {
     }
     if *orphaned > 0 {
         let text = format!("{orphaned} records in progress have an owner that is gone; they are shown as interrupted");
-        let next = "start the service: its open records that, and their TTLs begin";
+        let next = "start the service: its open records them as interrupted, and their TTLs begin";
         findings.push(Finding::attention("dead-owners", text, next));
     }
     findings
