@@ -33,7 +33,7 @@ use errors::{expired, lost, moved, not_found, owned, unexpected};
 pub(crate) use list::ListRange;
 #[cfg(feature = "postgres")]
 pub use migrate::MigrateReport;
-pub(crate) use owners::Running;
+pub(crate) use owners::{Running, Service};
 pub(crate) use rows::RowRange;
 pub(crate) use scan::Scan;
 pub(crate) use transaction::{CommittedWorkspace, Fence, Savepoint, Workspace};
@@ -57,7 +57,7 @@ use crate::types::histogram::Durations;
 use crate::types::key::Key;
 use crate::types::options::OnInterrupted;
 use crate::types::record::{Interruption, Now, RecordInfo, Status, StoredRecord};
-use crate::types::stats::{Counter, Gauge, Stats};
+use crate::types::stats::{Counter, Gauge, ManagerCounter, Stats};
 use crate::types::telemetry;
 use abandon::Abandoned;
 use backend::Backend;
@@ -171,7 +171,7 @@ pub(crate) struct Protocol {
     abandoned: Abandoned,
     in_progress: Gauge,
     interrupted: Gauge,
-    replays: Counter,
+    replays: ManagerCounter,
     drops_not_recorded: Counter,
     cycles: Durations,
     waits: Durations,
@@ -218,7 +218,7 @@ impl Protocol {
 
     /// Counts and reports that a stored outcome is returned. Called after it was decoded.
     pub(crate) fn replayed(&self, info: &RecordInfo) {
-        self.replays.add(1);
+        self.replays.add(info.manager(), 1);
         self.subscribers.notify(|| Event::Replayed(info.without_outcome()));
     }
 

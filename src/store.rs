@@ -26,6 +26,7 @@ pub mod fuzzing;
 mod journal;
 mod memtable;
 mod open;
+mod page;
 mod read_only;
 mod read_sets;
 mod record_cache;
@@ -52,6 +53,7 @@ pub(crate) use format::frame::{Change, Content, StoreKey};
 #[cfg(feature = "postgres")]
 pub(crate) use format::record::{decode as decode_record, encode as encode_record, state_code};
 pub use open::OpenReport;
+pub(crate) use page::Page;
 pub(crate) use runs::Load;
 pub use salvage::SalvageReport;
 use verify::Problems;
@@ -223,6 +225,13 @@ impl Store {
         keys.truncate(limit);
         let next = if keys.len() < limit { None } else { keys.last().map(StoreKey::successor) };
         Ok((keys, next))
+    }
+
+    /// Returns the records at or after `from` and before `end` in order, without their outcomes. Reads `limit` keys, of
+    /// which some may have no record. Not a snapshot.
+    pub(crate) fn records(&self, from: &StoreKey, end: Option<&StoreKey>, limit: usize) -> Result<Page> {
+        self.inner.check()?;
+        self.inner.shared.records(from, end, limit)
     }
 
     /// Waits until everything committed so far is in a run.

@@ -8,6 +8,8 @@ pub(crate) mod failure;
 pub(crate) mod fingerprint;
 pub(crate) mod histogram;
 pub(crate) mod key;
+#[cfg(feature = "metrics")]
+pub(crate) mod labels;
 pub(crate) mod options;
 pub(crate) mod outcome;
 mod portable;

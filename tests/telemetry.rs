@@ -195,6 +195,7 @@ fn watch_usage(engine: &Engine, measured: &Heard) {
     for n in 0..70 {
         let one: Manager<String, String> = engine.manager(&format!("m{n:02}")).unwrap();
         claim(&one, "k").fail(&MARKER.to_owned()).unwrap();
+        assert!(one.execute("k", |_| unreachable!()).is_err());
     }
     assert_eq!(engine.stats().cycles.count(), 72, "the two of m too; a drop is none");
     is(measured, "oncekey_cycle_seconds", 72);
@@ -219,7 +220,7 @@ fn watch_usage(engine: &Engine, measured: &Heard) {
         assert!(usage.journal_bytes > 0 && usage.sled_bytes > 0);
     }
     let described = measured.1.lock().unwrap();
-    for name in ["oncekey_cycle_seconds", "oncekey_records"] {
+    for name in ["oncekey_cycle_seconds", "oncekey_records", "oncekey_replays_total"] {
         let managers = described.managers.get(name).unwrap();
         assert!(managers.len() == 65 && managers.contains("m") && managers.contains("(other)"), "{name}: {managers:?}");
     }
@@ -294,7 +295,7 @@ fn events_are_reported_without_payloads() {
     for (name, count) in [
         ("oncekey_mismatches_total", 1),
         ("oncekey_interruptions_total", 1),
-        ("oncekey_replays_total", 1),
+        ("oncekey_replays_total", 71),
         ("oncekey_transaction_reruns_total", 1),
         ("oncekey_commits_total", commits),
         ("oncekey_open_seconds", 1),

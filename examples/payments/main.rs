@@ -132,7 +132,7 @@ fn serve(options: &Options) -> anyhow::Result<()> {
     let (server, address) = http::listen(options.port).context("choose another port with --port")?;
     say(&format!("store in {}, ledger in {}\n", options.store.display(), ledger.path().display()));
     say(&format!("{settled}\n"));
-    say(&format!("{}{address}\n{}", http::LISTENING, what_to_try(address, ledger.path())));
+    say(&format!("{}{address}\n{}", http::LISTENING, what_to_try(address, &options.store, ledger.path())));
     let desk = Desk::new(payments, ledger);
     http::serve(&server, WORKERS, |request| desk.answer(request))
 }
@@ -144,10 +144,10 @@ fn ledger_path(store: &Path) -> PathBuf {
     store.with_file_name(name)
 }
 
-fn what_to_try(address: SocketAddr, ledger: &Path) -> String {
-    let (once, at_once) = (oncekey::Key::generate(), oncekey::Key::generate());
+fn what_to_try(address: SocketAddr, store: &Path, ledger: &Path) -> String {
+    let [once, at_once, lost] = std::array::from_fn(|_| oncekey::Key::generate());
     let curl = |key| format!("curl http://{address}/payments -H 'Idempotency-Key: {key}'");
-    let body = |amount| format!("-d '{{\"amount_cents\": {amount}, \"card\": \"tok_visa\"}}'");
+    let body = |amount, card| format!("-d '{{\"amount_cents\": {amount}, \"card\": \"{card}\"}}'");
     format!(
         "
 # charged once: 201; again: the same answer, with `Idempotent-Replayed: true`
@@ -158,11 +158,17 @@ fn what_to_try(address: SocketAddr, ledger: &Path) -> String {
 # eight at the same time: each gets the same 201, or 409 for `ask again`, and the ledger has one charge
 seq 8 | xargs -P 8 -I {{}} {second} -s -w '  %{{http_code}}\\n' {small}
 grep -c {at_once} {ledger}
+# the answer of the card processor is lost: 503, and then 409 until an operator resolves the payment
+{third} -i {timeout}
+oncekey list {store} --status interrupted
 ",
         first = curl(&once),
         second = curl(&at_once),
-        small = body(1999),
-        large = body(2999),
+        third = curl(&lost),
+        small = body(1999, "tok_visa"),
+        large = body(2999, "tok_visa"),
+        timeout = body(1999, "tok_timeout"),
+        store = store.display(),
         ledger = ledger.display(),
     )
 }

@@ -56,8 +56,7 @@ pub struct Engine {
 }
 
 struct Shared {
-    /// Ended when the engine is closed, or with the last handle. `None` if it is turned off.
-    server: Result<Option<Server>>,
+    served: Served,
     report: OpenReport,
     compaction_batch: usize,
     /// Ended when the engine is closed, or with the last handle.
@@ -65,6 +64,19 @@ struct Shared {
     types: KnownTypes,
     #[cfg(feature = "metrics")]
     usage: usage::Gauges,
+}
+
+/// The socket of the store. It ends with the store, or when no engine, manager or claim is left.
+struct Served {
+    /// `None` if it is turned off.
+    server: Result<Option<Arc<Server>>>,
+    protocol: Arc<Protocol>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.protocol.leave();
+    }
 }
 
 impl fmt::Debug for Engine {
@@ -250,7 +262,7 @@ impl Engine {
     /// The reason why there is no socket, such as `Io` if the directory is not writable, or if another file has the name
     /// of the socket. The engine works without a socket.
     pub fn socket(&self) -> Result<Option<&Path>> {
-        self.shared.server.as_ref().map(|server| server.as_ref().map(Server::path)).map_err(Clone::clone)
+        self.shared.served.server.as_ref().map(|server| server.as_deref().map(Server::path)).map_err(Clone::clone)
     }
 
     /// Returns the counters since the open, and the gauges.
@@ -289,8 +301,8 @@ impl Engine {
     }
 
     /// Subscribes to events from now on. Each subscription has a queue of [`Events::CAPACITY`] events. While it is
-    /// full, new events are dropped and counted in [`Stats::events_dropped`]. The subscription ends when the engine is
-    /// closed.
+    /// full, new events are dropped and counted in [`Stats::events_dropped`], and the subscriber gets
+    /// [`Event::Missed`](crate::admin::Event::Missed) in their place. The subscription ends when the engine is closed.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, admin::Event};
@@ -346,8 +358,8 @@ impl Engine {
     /// The copy is written into a directory `.oncekey-backup-*` next to `path`, which is renamed at the end. A process
     /// that is killed leaves this directory. No open accepts it as a store, and it may be deleted.
     ///
-    /// Commits wait only at the start, while the engine takes the newest changes from memory and the list of what to
-    /// copy. The files of the record store may grow meanwhile, because nothing that is being copied is deleted before
+    /// Commits do not wait for it, except at the start for the copy of 1/64 of the changes that are only in memory. The
+    /// files of the record store may grow meanwhile, because nothing that is being copied is deleted before
     /// the end.
     ///
     /// ```
@@ -384,8 +396,8 @@ impl Engine {
     /// Waits until all committed changes are durable, wakes every waiter, ends the engine's threads and unlocks the
     /// directory. Other handles may still exist: from now on their calls return `Closed`.
     ///
-    /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time. The
-    /// claim can still end and commit stages. The last claim unlocks the directory when it ends or is dropped.
+    /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time, and the
+    /// socket, through which an operator can look and revoke. The claim can still end and commit stages. The last claim unlocks the directory when it ends or is dropped.
     /// [`Manager::revoke`](crate::Manager::revoke) still takes the key away from an owner that hangs. A key taken by
     /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///
@@ -438,37 +450,29 @@ impl Engine {
     /// Ends the engine as the death of its process would. See `Engine::crash`.
     #[cfg(feature = "test-util")]
     pub(super) fn end_as_killed(&self) {
-        self.server().inspect(|server| server.hang_up());
+        let server = self.shared.served.server.as_ref().ok().and_then(Option::as_ref);
+        server.inspect(|server| server.hang_up());
         self.protocol.crash();
         self.shared.compactor.end();
-        self.server().inspect(|server| server.join());
+        server.inspect(|server| server.join());
     }
 
     /// Closes the store although claims are alive, for tests of closed stores with records in progress.
     #[cfg(feature = "fuzzing")]
     #[doc(hidden)]
     pub fn abort(self) -> Result<()> {
-        self.server().inspect(|server| server.stop());
         let ended = self.protocol.abort();
         self.shared.compactor.end();
-        self.server().inspect(|server| server.join());
         ended
     }
 
     fn close_now(&self) -> Result<()> {
         // Before anything is ended: inside a transaction the engine must stay open.
         self.protocol.check_outside()?;
-        // While the store is locked: the next owner may create its own socket.
-        self.server().inspect(|server| server.stop());
         // Before the threads are joined, so that a pass of the compaction ends at once.
         let closed = self.protocol.close();
         self.shared.compactor.end();
-        self.server().inspect(|server| server.join());
         closed
-    }
-
-    fn server(&self) -> Option<&Server> {
-        self.shared.server.as_ref().ok().and_then(Option::as_ref)
     }
 
     /// Registers the types of a manager. Fails if a live manager with this name and schema has other types.

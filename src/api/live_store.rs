@@ -190,7 +190,14 @@ impl LiveStore {
 
     /// Makes a resolved record interrupted again. See [`RawManager::undo`](crate::admin::RawManager::undo).
     pub fn undo(&self, manager: &str, key: impl IntoKey) -> Result<()> {
-        self.changed(&Request::Undo(name(manager, key)?)).map(|_| ())
+        self.changed(&Request::Undo(name(manager, key)?, None)).map(|_| ())
+    }
+
+    /// Makes a resolved record interrupted again, unless it has changed since it was read as `seen`. See
+    /// [`RawManager::undo_if_unchanged`](crate::admin::RawManager::undo_if_unchanged).
+    pub fn undo_if_unchanged(&self, seen: &RecordInfo) -> Result<()> {
+        let name = name(seen.manager(), seen.key())?;
+        self.changed(&Request::Undo(name, Some(seen.revision()))).map(|_| ())
     }
 
     /// Takes a key in progress away from its owner. See [`RawManager::revoke`](crate::admin::RawManager::revoke).
@@ -265,7 +272,13 @@ impl LiveStore {
     }
 
     /// Subscribes to events from now on. See [`Engine::events`](crate::Engine::events). The iterator ends when the
-    /// process closes the store or ends.
+    /// process closes the store. A caller that falls behind gets [`Event::Missed`] in the place of the events that were
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// In the iterator, `Io` if the process ended without closing the store, or if the caller read nothing for 30 seconds
+    /// while events were waiting.
     pub fn events(&self) -> Result<Received<Event>> {
         let mut replies = self.ask(&Request::Watch)?;
         match replies.next()? {
@@ -276,8 +289,7 @@ impl LiveStore {
             Ok(Some(Reply::Event(event))) => Some(Ok((*event).into())),
             Ok(None) => None,
             Ok(other) => Some(Err(unexpected(other.as_ref()))),
-            // The server has closed the connection.
-            Err(error) if error.io_kind().is_some() || error.kind() == ErrorKind::Closed => None,
+            Err(error) if error.kind() == ErrorKind::Closed => None,
             Err(error) => Some(Err(error)),
         };
         Ok(Received(Box::new(std::iter::from_fn(next).fuse())))
@@ -317,7 +329,8 @@ struct Asked(Replies);
 
 impl Asked {
     fn next(&mut self) -> Result<Option<Reply>> {
-        self.0.next()?.map(|reply| codec::decode_plain("answer", &reply)).transpose()
+        let Some(reply) = self.0.next()? else { return Ok(None) };
+        codec::decode_plain("answer", &reply).map(Some).map_err(|_| self.0.not_understood())
     }
 
     /// Returns the only reply, after the end was received.

@@ -158,7 +158,33 @@ impl RawManager {
     ///
     /// `NotFound`, `NotResolved`.
     pub fn undo(&self, key: impl IntoKey) -> Result<()> {
-        self.engine.protocol().undo(&self.id(key)?)
+        self.engine.protocol().undo(&self.id(key)?, None)
+    }
+
+    /// Makes a resolved record interrupted again as [`undo`](Self::undo) does, unless it has changed since it was read as
+    /// `seen`. So an operator never takes back what another one has done since.
+    ///
+    /// ```
+    /// # use oncekey::{Engine, ErrorKind, Manager, admin::Resolution};
+    /// # let engine = Engine::temporary()?;
+    /// # let payments: Manager<u64> = engine.manager("payments")?;
+    /// # drop(payments.begin("order-42")?);
+    /// payments.resolve("order-42", Resolution::Succeed(1999))?;
+    /// let raw = engine.raw("payments")?;
+    /// let seen = raw.get("order-42")?.unwrap();
+    /// // Meanwhile another operator corrects the outcome.
+    /// raw.undo("order-42")?;
+    /// payments.resolve("order-42", Resolution::Succeed(2999))?;
+    /// let error = raw.undo_if_unchanged(seen.info()).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Changed);
+    /// # Ok::<(), oncekey::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`undo`](Self::undo), and `Changed`.
+    pub fn undo_if_unchanged(&self, seen: &RecordInfo) -> Result<()> {
+        self.engine.protocol().undo(&self.id_seen(seen)?, Some(seen.revision()))
     }
 
     /// Deletes a finished record as [`Manager::forget`](crate::Manager::forget) does.

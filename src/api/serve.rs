@@ -11,23 +11,27 @@ use std::time::Duration;
 use crate::api::records::RecordFilter;
 use crate::live::server::{Replies, Server};
 use crate::protocol::event::Events;
-use crate::protocol::{Load, OpenReport, Protocol, RecordId, RowRange};
+use crate::protocol::{Load, OpenReport, Protocol, RecordId, RowRange, Service};
+use crate::types::clock::monotonic;
 use crate::types::codec;
-use crate::types::error::{Error, Result};
+use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::check_name;
 use crate::types::options::check_ttl;
 use crate::types::record::RecordInfo;
 use crate::types::record::SentRecord;
 use message::{Name, Reply, Request, SentEvent};
 
-/// The number of keys that one step reads.
-const KEYS: usize = 256;
+/// The number of keys that one step reads. A step locks each shard of the memtable, so it reads many.
+const KEYS: usize = 1024;
 /// The bytes of records after which a reply is sent.
 const BYTES: usize = 256 << 10;
 /// The number of rows that one step reads.
 const ROWS: usize = 64;
 /// The interval at which a subscription checks whether its client is there.
 const ALIVE: Duration = Duration::from_secs(5);
+
+/// The longest time after the end in which the last events are sent.
+const LAST_EVENTS: Duration = Duration::from_millis(250);
 
 /// The state that answers requests.
 #[derive(Debug)]
@@ -37,10 +41,23 @@ struct Answerer {
     compaction_batch: usize,
 }
 
-/// Serves the socket of an engine.
-pub(super) fn serve(protocol: &Arc<Protocol>, opened: OpenReport, compaction_batch: usize) -> Result<Server> {
+impl Service for Server {
+    fn stop(&self) {
+        self.stop();
+    }
+
+    fn join(&self) {
+        self.join();
+    }
+}
+
+/// Serves the socket of an engine, until its store ends.
+pub(super) fn serve(protocol: &Arc<Protocol>, opened: OpenReport, compaction_batch: usize) -> Result<Arc<Server>> {
     let answerer = Answerer { protocol: Arc::downgrade(protocol), opened, compaction_batch };
-    Server::start(protocol.path(), Box::new(move |request, replies| answerer.answer(request, replies)))
+    let answer = Box::new(move |request: &[u8], replies: &Replies<'_>| answerer.answer(request, replies));
+    let server = Arc::new(Server::start(protocol.path(), answer)?);
+    protocol.serve(Arc::clone(&server) as Arc<dyn Service>);
+    Ok(server)
 }
 
 impl Answerer {
@@ -50,8 +67,11 @@ impl Answerer {
     }
 
     fn answer(&self, request: &[u8], replies: &Replies<'_>) -> Result<()> {
-        let request: Request = codec::decode_plain("request", request)?;
-        let send = |reply: &Reply| message::encode(reply).and_then(|bytes| replies.send(&bytes));
+        let request: Request = codec::decode_plain("request", request).map_err(|why| {
+            let message = format!("the request is of another build than the process that has the store open: {why}");
+            Error::new(ErrorKind::UnsupportedFormat, message)
+        })?;
+        let send = |reply: &Reply| message::encode(reply).and_then(|bytes| replies.send_only(&bytes));
         let changed = |done: bool| send(&Reply::Changed(done));
         let goes_on = || replies.check();
         let protocol = self.protocol()?;
@@ -75,7 +95,7 @@ impl Answerer {
                 self.rows(&table, &prefix, replies)
             }
             Request::About => send(&Reply::About(Box::new((self.opened, protocol.stats())))),
-            Request::Get(name) => match protocol.peek(&id(&name)?, Load::All)? {
+            Request::Get(name) => match protocol.inspect(&id(&name)?, Load::All)? {
                 Some(info) => send(&Reply::Record(Box::new((&info).into()))),
                 None => Ok(()),
             },
@@ -83,8 +103,8 @@ impl Answerer {
                 protocol.resolve(&id(&name)?, &resolution.into(), None, seen)?;
                 changed(true)
             }
-            Request::Undo(name) => {
-                protocol.undo(&id(&name)?)?;
+            Request::Undo(name, seen) => {
+                protocol.undo(&id(&name)?, seen)?;
                 changed(true)
             }
             Request::Revoke(name, seen) => {
@@ -132,15 +152,17 @@ impl Answerer {
     fn list(&self, filter: &RecordFilter, load: Load, replies: &Replies<'_>) -> Result<()> {
         let mut rest = Some(filter.range()?);
         while let Some(range) = rest {
-            let (ids, next) = self.protocol()?.list_keys(&range, KEYS)?;
+            let (infos, next) = self.protocol()?.inspect_all(&range, KEYS)?;
             rest = next;
             let mut batch = Batch::new(replies, Reply::Records);
-            for id in ids {
+            for info in infos.into_iter().filter(|info| filter.matches(info)) {
                 // Read the outcome only of a record that matches.
-                let info = self.protocol()?.peek(&id, Load::WithoutOutcome)?.filter(|info| filter.matches(info));
-                let info = match (info, load) {
-                    (Some(_), Load::All) => self.protocol()?.peek(&id, Load::All)?,
-                    (info, _) => info,
+                let info = match load {
+                    Load::WithoutOutcome => Some(info),
+                    Load::All => {
+                        let id = RecordId::new(&info.manager().into(), info.key().clone());
+                        self.protocol()?.inspect(&id, Load::All)?
+                    }
                 };
                 if let Some(info) = info {
                     batch.add(SentRecord::from(&info), bytes_of(&info))?;
@@ -199,16 +221,23 @@ fn bytes_of(info: &RecordInfo) -> usize {
 /// Sends events until the engine is closed or the client has gone.
 fn watch(events: &Events, replies: &Replies<'_>) -> Result<()> {
     replies.send(&message::encode(&Reply::Changed(true))?)?;
-    loop {
-        match events.next_until(replies.ended(), ALIVE) {
-            Some(Some(event)) => {
-                let sent = Reply::Event(Box::new(SentEvent::from(event)));
-                replies.send(&message::encode(&sent)?)?;
-            }
-            Some(None) => replies.keep_alive()?,
-            None => return Ok(()),
-        }
+    // Also after the end: the event is out of the queue.
+    let send = |event| replies.send_only(&message::encode(&Reply::Event(Box::new(SentEvent::from(event))))?);
+    while let Some(next) = events.next_until(replies.ended(), ALIVE) {
+        next.map_or_else(|| replies.keep_alive(), send)?;
     }
+    let began = monotonic();
+    for event in events.ready() {
+        // A close waits for this thread.
+        if monotonic().saturating_duration_since(began) > LAST_EVENTS {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "the store was closed before this client had read the last events",
+            ));
+        }
+        send(event)?;
+    }
+    Ok(())
 }
 
 fn id(name: &Name) -> Result<RecordId> {

@@ -179,6 +179,9 @@ pub(super) enum Verb {
         duration: Duration,
     },
     /// Prints the events of a store that another process has open, as they happen.
+    ///
+    /// The service does not wait for a slow reader: events that come faster than they are read are dropped, and a line
+    /// says how many. Ends when the service closes the store.
     Watch {
         /// The directory of the store, or the address of its database.
         store: Location,

@@ -136,11 +136,16 @@ fn examine(options: &EngineOptions, path: &Path, quick: bool, out: &Out<'_>, fin
         }
         Err(error) if error.kind() == ErrorKind::StoreInUse => {
             let owner = directory::owner(path);
-            match LiveStore::connect(path) {
+            let answered = LiveStore::connect(path).and_then(|live| {
+                // Before anything is found: a process of another version answers nothing.
+                live.opened()?;
+                Ok(live)
+            });
+            match answered {
                 Ok(live) => {
                     findings
                         .push(Finding::fine("in-use", format!("in use by {}, which answers", named(owner.as_ref()))));
-                    inside(&live, quick, out, findings)
+                    inside(&live, quick, out, findings).or_else(|error| stopped(error, findings))
                 }
                 Err(none) => {
                     findings.push(no_answer(owner.as_ref(), &none));
@@ -166,7 +171,23 @@ fn being_read(reader: &Process) -> Finding {
     Finding::attention("being-read", text, "wait until it ends, or end it if it hangs")
 }
 
+/// Reports that the process that has the store open ended meanwhile. Returns any other error.
+fn stopped(error: Error, findings: &mut Vec<Finding>) -> crate::Result<u8> {
+    let has_ended = error.io_kind().is_some() || matches!(error.kind(), ErrorKind::Closed | ErrorKind::StoreInUse);
+    if !has_ended {
+        return Err(error);
+    }
+    let text = format!("the process that has it open closed it or ended meanwhile: {error}");
+    findings.push(Finding::fault("stopped", text, "run this again"));
+    Ok(3)
+}
+
 fn no_answer(owner: Option<&Process>, why: &Error) -> Finding {
+    if why.kind() == ErrorKind::UnsupportedFormat {
+        let text = format!("in use by {}: {why}", named(owner));
+        let next = "no fault of the store: use the oncekey of the version that the service is built with";
+        return Finding::fault("other-version", text, next);
+    }
     let text = format!("in use by {}, and its data cannot be looked at: {why}", named(owner));
     let next = "no fault while this is the service; if the service is stopped or hangs, end this process: the next open \
                 loses nothing";
@@ -280,6 +301,22 @@ fn interrupted(store: &dyn Store, word: &str) -> crate::Result<Option<Finding>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_does_not_answer_is_no_fault_of_the_disk() {
+        let finding = no_answer(None, &Error::new(ErrorKind::UnsupportedFormat, "is oncekey 0.9"));
+        assert_eq!(finding.what, "other-version");
+        assert!(finding.text.ends_with("is oncekey 0.9") && finding.next.contains("version"), "{finding:?}");
+        assert_eq!(no_answer(None, &Error::new(ErrorKind::Io, "why")).what, "in-use");
+        let ended = Error::io("ask", Path::new("/x"), &io::ErrorKind::UnexpectedEof.into());
+        for error in [ended, Error::closed()] {
+            let mut findings = Vec::new();
+            assert_eq!(stopped(error, &mut findings).unwrap(), 3);
+            assert_eq!((findings[0].what, findings[0].next.as_str()), ("stopped", "run this again"));
+        }
+        let damaged = stopped(Error::new(ErrorKind::Corrupt, "why"), &mut Vec::new());
+        assert_eq!(damaged.unwrap_err().kind(), ErrorKind::Corrupt);
+    }
 
     #[test]
     fn each_error_has_its_finding() {

@@ -42,8 +42,8 @@ impl Store for LiveStore {
         self.resolve_if_unchanged(seen, resolution)
     }
 
-    fn undo(&self, manager: &str, key: &Key) -> Result<()> {
-        self.undo(manager, key)
+    fn undo_if_unchanged(&self, seen: &RecordInfo) -> Result<()> {
+        self.undo_if_unchanged(seen)
     }
 
     fn revoke(&self, manager: &str, key: &Key) -> Result<()> {

@@ -180,11 +180,14 @@ impl Given {
         let unfit = |why: &dyn std::fmt::Display| {
             Stop::Usage(format!("this is no outcome of {manager}, schema {}: {why}", info.schema()))
         };
-        let described = match &self.content {
-            Content::Json(value) => describers.encode(info, self.is_failure, value.clone()),
-            Content::Text(text) => describers.encode(info, self.is_failure, text.as_str().into()),
-            _ => None,
+        let value = if let Content::Json(value) = &self.content {
+            Some(value.clone())
+        } else if let Content::Text(text) = &self.content {
+            Some(text.as_str().into())
+        } else {
+            None
         };
+        let described = value.and_then(|value| describers.encode(info, self.is_failure, value));
         let is_encoded = described.is_some();
         let bytes = match (described, &self.content) {
             (Some(encoded), _) => encoded.map_err(|why| unfit(&why))?,

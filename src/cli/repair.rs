@@ -107,6 +107,7 @@ pub(super) fn salvage(options: &EngineOptions, store: &Path, into: &Path, out: &
             "records": report.records,
             "rows": report.rows,
             "in_doubt": report.in_doubt,
+            "in_doubt_keys": report.in_doubt_keys,
             "lost": report.lost,
             "more_lost": report.more_lost,
             "problems": report.problems,
@@ -122,6 +123,13 @@ pub(super) fn salvage(options: &EngineOptions, store: &Path, into: &Path, out: &
                 "{} of them may be older than they were, or may have been removed",
                 report.in_doubt
             ))?;
+        }
+        for key in &report.in_doubt_keys {
+            out.line(format_args!("in doubt: {key}"))?;
+        }
+        let more = report.in_doubt - report.in_doubt_keys.len() as u64;
+        if more > 0 {
+            out.line(format_args!("and {more} more are in doubt"))?;
         }
         for lost in &report.lost {
             out.line(format_args!("lost: {lost}"))?;

@@ -41,7 +41,7 @@ pub(super) struct Resolve {
     /// A header of the response, as "Name: value". Can be given several times.
     #[arg(long, value_name = "HEADER")]
     header: Vec<String>,
-    /// Resolve only if the record still has this revision, as `get` printed it.
+    /// Resolve, or undo, only if the record still has this revision, as `get` printed it.
     #[arg(long, value_name = "NUMBER", conflicts_with = "all")]
     revision: Option<u64>,
     /// Check everything, say what would be done, and change nothing.
@@ -280,7 +280,7 @@ pub(super) fn prepare(
 
 pub(super) fn apply(store: &dyn Store, plan: &Plan, info: &RecordInfo, outcome: Option<Value>) -> Done {
     let resolution = match (plan, outcome) {
-        (Plan::Undo, _) => return Ok(store.undo(info.manager(), info.key())?),
+        (Plan::Undo, _) => return Ok(store.undo_if_unchanged(info)?),
         (Plan::Outcome(Given { is_failure: false, .. }), Some(bytes)) => Resolution::Succeed(bytes),
         (Plan::Outcome(_), Some(bytes)) => Resolution::Fail(bytes),
         _ => Resolution::Retry,

@@ -208,6 +208,14 @@ pub(super) fn facts(info: &RecordInfo) -> Vec<(&'static str, String)> {
     }
     facts.push(("policy", format!("{:?}", info.policy())));
     facts.push(("attempt", format!("{}, of generation {}", info.attempt(), info.generation())));
+    if info.interruptions() > 0 {
+        let last = info.interruption().map_or_else(String::new, |why| format!(", the last one by {why:?}"));
+        facts.push(("interrupted", format!("{} of the attempts before this one{last}", info.interruptions())));
+    }
+    if let Some(pause) = info.retry_after() {
+        let pause = Duration::from_secs(pause.as_secs().max(1));
+        facts.push(("waits", format!("no caller can claim it for {}", humantime::format_duration(pause))));
+    }
     facts.push(("revision", info.revision().to_string()));
     facts.push(("created", date(info.created_at())));
     facts.push(("changed", date(info.updated_at())));

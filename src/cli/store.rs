@@ -33,7 +33,7 @@ pub(super) trait Store {
     fn whole_records(&self, filter: RecordFilter) -> Result<Listing<'_, Record<Value, Value>>>;
     fn get(&self, manager: &str, key: &Key) -> Result<Option<Record<Value, Value>>>;
     fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()>;
-    fn undo(&self, manager: &str, key: &Key) -> Result<()>;
+    fn undo_if_unchanged(&self, seen: &RecordInfo) -> Result<()>;
     fn revoke(&self, manager: &str, key: &Key) -> Result<()>;
     fn revoke_if_unchanged(&self, seen: &RecordInfo) -> Result<()>;
     fn forget(&self, manager: &str, key: &Key) -> Result<bool>;
@@ -93,8 +93,8 @@ impl Store for Engine {
         self.raw(seen.manager())?.resolve_if_unchanged(seen, resolution)
     }
 
-    fn undo(&self, manager: &str, key: &Key) -> Result<()> {
-        self.raw(manager)?.undo(key)
+    fn undo_if_unchanged(&self, seen: &RecordInfo) -> Result<()> {
+        self.raw(seen.manager())?.undo_if_unchanged(seen)
     }
 
     fn revoke(&self, manager: &str, key: &Key) -> Result<()> {

@@ -37,9 +37,15 @@ fn print(event: &Event, out: &mut Out<'_>) -> Done {
         Event::Compacted(done) => ("compacted", None, format!("{} records deleted", done.removed)),
         Event::CompactionFailed(error) => ("compaction failed", None, error.to_string()),
         Event::Poisoned(error) => ("poisoned", None, error.to_string()),
+        Event::Missed { count } => ("missed", None, format!("{count} events, which came faster than they were read")),
     };
     if out.json {
-        return out.json(&json!({ "at": at.to_string(), "event": name, "record": record, "what": what }));
+        let count = match event {
+            Event::Expired { count } | Event::Missed { count } => Some(*count),
+            _ => None,
+        };
+        let at = at.to_string();
+        return out.json(&json!({ "at": at, "event": name, "record": record, "what": what, "count": count }));
     }
     match record {
         Some(info) => out.line(format_args!("{at}  {name:<9} {} {}: {what}", info.manager(), info.key())),

@@ -9,6 +9,7 @@
 //! process has the store open, its counts do not change.
 
 mod act;
+mod action;
 mod guard;
 mod html;
 mod overview;

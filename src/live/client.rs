@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::live::frame::{self, Greeting, Kind, Timed, VERSION};
+use crate::live::frame::{self, Greeting, Kind, Timed};
 use crate::live::place::Place;
 use crate::types::clock::deadline;
 use crate::types::codec;
@@ -24,6 +24,8 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct Replies {
     path: PathBuf,
+    /// What the server is.
+    server: Greeting,
     /// `None` after the last reply.
     stream: Option<UnixStream>,
 }
@@ -40,39 +42,47 @@ impl Client {
         Ok(client)
     }
 
-    fn connect(&self) -> Result<UnixStream> {
+    fn connect(&self) -> Result<(UnixStream, Greeting)> {
         let path = self.place.path();
         let stream = self.place.connect()?.ok_or_else(|| {
             let message = format!("no process answers at {}", path.display());
             Error::new(ErrorKind::StoreInUse, message)
         })?;
         let failed = |cause: io::Error| Error::io("ask the owner of the store at", &path, &cause);
-        let Greeting(version) = Greeting::read(&mut Timed::new(&stream, deadline(TO_ANSWER))).map_err(failed)?;
-        if version != VERSION {
-            let message = format!(
-                "the process that has the store of {} open answers in version {version}, and this one asks in version {VERSION}",
-                path.display()
-            );
-            return Err(Error::new(ErrorKind::UnsupportedFormat, message));
-        }
-        Ok(stream)
+        stream.set_nonblocking(true).map_err(failed)?;
+        let server = Greeting::read(&mut Timed::new(&stream, deadline(TO_ANSWER))).map_err(failed)?;
+        if server.is_same() { Ok((stream, server)) } else { Err(other_version(&server)) }
     }
 
     pub(crate) fn ask(&self, request: &[u8]) -> Result<Replies> {
-        let stream = self.connect()?;
+        let (stream, server) = self.connect()?;
         let mut to = Timed::new(&stream, deadline(TO_ANSWER));
-        let asked = Greeting(VERSION).write(&mut to).and_then(|()| frame::write(&mut to, Kind::Message, request));
+        let asked = Greeting::own().write(&mut to).and_then(|()| frame::write(&mut to, Kind::Message, request));
         // A server that refuses a client has sent the reason, and does not read the request.
         if let Err(cause) = asked.as_ref().map_err(io::Error::kind) {
             if !matches!(cause, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
                 asked.map_err(|cause| Error::io("ask the owner of the store at", &self.place.path(), &cause))?;
             }
         }
-        Ok(Replies { path: self.place.path(), stream: Some(stream) })
+        Ok(Replies { path: self.place.path(), server, stream: Some(stream) })
     }
 }
 
+/// Returns the error for a server that this build does not understand.
+fn other_version(server: &Greeting) -> Error {
+    let message = format!(
+        "the process that has the store open is {server}, and this is {}: use the program of the same build",
+        Greeting::own()
+    );
+    Error::new(ErrorKind::UnsupportedFormat, message)
+}
+
 impl Replies {
+    /// Returns the error for a reply that this build does not understand.
+    pub(crate) fn not_understood(&self) -> Error {
+        other_version(&self.server)
+    }
+
     /// Waits for the next reply. Returns `None` after the last one.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>> {
         while let Some(stream) = &self.stream {
@@ -84,7 +94,8 @@ impl Replies {
                 Ok((Kind::Last, _)) => self.stream = None,
                 Ok((Kind::Failed, error)) => {
                     self.stream = None;
-                    let (kind, message): (ErrorKind, String) = codec::decode_plain("error of the server", &error)?;
+                    let (kind, message): (ErrorKind, String) =
+                        codec::decode_plain("error", &error).map_err(|_| self.not_understood())?;
                     return Err(Error::new(kind, message));
                 }
                 Err(error) => {
@@ -99,7 +110,7 @@ impl Replies {
     fn failed(&self, cause: &io::Error) -> Error {
         let hung_up = matches!(cause.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
         let why = if hung_up {
-            "get the rest of the answer of a process that closed the store or ended, at"
+            "get the rest of the answer of a process that closed the store or ended, or for which this one was too slow, at"
         } else {
             "read the answer at"
         };

@@ -1,17 +1,26 @@
 //! The bytes on the socket: a greeting with the version, then frames of a kind, a length and a payload. These frames
 //! are messages, not the journal's frames.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use crate::types::clock::monotonic;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
-/// The version of the protocol. Both sides must have the same.
-pub(crate) const VERSION: u32 = 1;
+use crate::types::clock::{deadline, monotonic};
 
-/// The server's first bytes on a connection.
+/// The version of the protocol. Both sides must have the same. Each change of a message needs another version: a test
+/// compares the bytes of all messages.
+pub(crate) const VERSION: u32 = 2;
+/// The version of this build, for messages to people.
+pub(crate) const BUILD: &str = env!("CARGO_PKG_VERSION");
+
+/// The first bytes on a connection, from both sides.
 const MAGIC: [u8; 8] = *b"oncekey\0";
+/// The first version whose greeting names the build.
+const NAMED: u32 = 2;
 /// The longest payload in bytes: a record with the largest outcome and checkpoint, as in a frame of the journal, and
 /// its key.
 pub(crate) const LONGEST: u32 = 33 << 20;
@@ -44,47 +53,90 @@ impl Kind {
     }
 }
 
-/// The version of the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Greeting(pub(crate) u32);
+/// The version of one side. Its form is the same in all versions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Greeting {
+    pub(crate) version: u32,
+    /// The version of the build. Empty if it is not known.
+    pub(crate) build: String,
+}
 
-/// A stream with a deadline for its reads and writes. `None` means no deadline.
+/// A stream that does not block, with a deadline for its reads and writes. `None` means no deadline.
 #[derive(Debug)]
 pub(crate) struct Timed<'a> {
     stream: &'a UnixStream,
     until: Option<Instant>,
+    /// A stream that can be read at the end, and the time that is left for the reads and writes then.
+    end: Option<(&'a UnixStream, Duration)>,
 }
 
 impl<'a> Timed<'a> {
     pub(crate) fn new(stream: &'a UnixStream, until: Option<Instant>) -> Self {
-        Self { stream, until }
+        Self { stream, until, end: None }
     }
 
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let Some(until) = self.until else { return Ok(None) };
-        let left = until.saturating_duration_since(monotonic());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    /// Shortens the time to `left` when `end` can be read.
+    pub(crate) fn or_end(self, end: &'a UnixStream, left: Duration) -> Self {
+        Self { end: Some((end, left)), ..self }
     }
-}
 
-/// The system reports a passed deadline as "would block".
-fn timed_out<R>(done: io::Result<R>) -> io::Result<R> {
-    done.map_err(|cause| if cause.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { cause })
+    /// Waits until the stream may be read or written.
+    fn wait(&mut self, event: PollFlags) -> io::Result<()> {
+        let left = match self.until {
+            None => None,
+            Some(until) => {
+                let left = until.saturating_duration_since(monotonic());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Some(Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?)
+            }
+        };
+        let stream = PollFd::new(self.stream, event);
+        let polled = match self.end {
+            None => poll(&mut [stream], left.as_ref()),
+            Some((end, grace)) => {
+                let mut both = [stream, PollFd::new(end, PollFlags::IN)];
+                let polled = poll(&mut both, left.as_ref());
+                let [_, ended] = &both;
+                if polled.is_ok() && !ended.revents().is_empty() {
+                    let last = deadline(grace);
+                    self.until = if self.until.is_some_and(|until| Some(until) < last) { self.until } else { last };
+                    self.end = None;
+                }
+                polled
+            }
+        };
+        match polled {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(cause) => Err(cause.into()),
+        }
+    }
+
+    /// Calls `step` until it does not have to wait.
+    fn without_block<R>(
+        &mut self,
+        event: PollFlags,
+        mut step: impl FnMut(&UnixStream) -> io::Result<R>,
+    ) -> io::Result<R> {
+        loop {
+            match step(self.stream) {
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => self.wait(event)?,
+                done => return done,
+            }
+        }
+    }
 }
 
 impl Read for Timed<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        let mut stream = self.stream;
-        timed_out(stream.read(bytes))
+        self.without_block(PollFlags::IN, |mut stream| stream.read(bytes))
     }
 }
 
 impl Write for Timed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        let mut stream = self.stream;
-        timed_out(stream.write(bytes))
+        self.without_block(PollFlags::OUT, |mut stream| stream.write(bytes))
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -93,9 +145,20 @@ impl Write for Timed<'_> {
 }
 
 impl Greeting {
-    pub(crate) fn write(self, to: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn own() -> Self {
+        Self { version: VERSION, build: BUILD.to_owned() }
+    }
+
+    pub(crate) fn is_same(&self) -> bool {
+        self.version == VERSION
+    }
+
+    pub(crate) fn write(&self, to: &mut impl Write) -> io::Result<()> {
         let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&self.0.to_le_bytes());
+        bytes.extend_from_slice(&self.version.to_le_bytes());
+        let build = self.build.as_bytes().get(..usize::from(u8::MAX)).unwrap_or(self.build.as_bytes());
+        bytes.push(u8::try_from(build.len()).unwrap_or(u8::MAX));
+        bytes.extend_from_slice(build);
         to.write_all(&bytes)
     }
 
@@ -106,7 +169,24 @@ impl Greeting {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "what answers is no store"));
         }
         from.read_exact(&mut version)?;
-        Ok(Self(u32::from_le_bytes(version)))
+        let version = u32::from_le_bytes(version);
+        let mut build = Vec::new();
+        if version >= NAMED {
+            let mut len = [0; 1];
+            from.read_exact(&mut len)?;
+            build = vec![0; usize::from(len[0])];
+            from.read_exact(&mut build)?;
+        }
+        // The other side may be no store, and people see this text.
+        Ok(Self { version, build: String::from_utf8_lossy(&build).escape_debug().to_string() })
+    }
+}
+
+/// For people: the build and the version of the protocol.
+impl fmt::Display for Greeting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let build = if self.build.is_empty() { "an unknown version" } else { &self.build };
+        write!(f, "oncekey {build} with version {} of the socket's protocol", self.version)
     }
 }
 
@@ -145,14 +225,28 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let mut bytes = Vec::new();
-        Greeting(VERSION).write(&mut bytes).unwrap();
+        let greeting = Greeting { version: 2, build: "1.2.3".to_owned() };
+        greeting.write(&mut bytes).unwrap();
         write(&mut bytes, Kind::Message, b"abc").unwrap();
         write(&mut bytes, Kind::Last, b"").unwrap();
-        assert_eq!(bytes, b"oncekey\0\x01\0\0\0\x01\x03\0\0\0abc\x03\0\0\0\0");
+        assert_eq!(bytes, b"oncekey\0\x02\0\0\0\x051.2.3\x01\x03\0\0\0abc\x03\0\0\0\0");
         let mut from = bytes.as_slice();
-        assert_eq!(Greeting::read(&mut from).unwrap(), Greeting(1));
+        assert_eq!(Greeting::read(&mut from).unwrap(), greeting);
         assert_eq!(read(&mut from).unwrap(), (Kind::Message, b"abc".to_vec()));
         assert_eq!(read(&mut from).unwrap(), (Kind::Last, Vec::new()));
+    }
+
+    /// The greeting stays readable in all versions, so that both sides can say what the other is.
+    #[test]
+    fn greetings_of_other_versions_are_read() {
+        let read = |mut bytes: &[u8]| Greeting::read(&mut bytes).unwrap().to_string();
+        let of = |build: &str, version| format!("oncekey {build} with version {version} of the socket's protocol");
+        assert_eq!(read(b"oncekey\0\x01\0\0\0"), of("an unknown version", 1));
+        assert_eq!(read(b"oncekey\0\x07\0\0\0\x040\x1b.9and more"), of("0\\u{1b}.9", 7));
+        let long = Greeting { version: VERSION, build: "x".repeat(300) };
+        let mut bytes = Vec::new();
+        long.write(&mut bytes).unwrap();
+        assert_eq!(Greeting::read(&mut bytes.as_slice()).unwrap().build.len(), 255);
     }
 
     #[test]

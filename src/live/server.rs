@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::live::frame::{self, Greeting, Kind, Timed, VERSION};
+use crate::live::frame::{self, Greeting, Kind, Timed};
 use crate::live::place::{Place, check_peer};
 use crate::sync::worker::Worker;
 use crate::types::clock::deadline;
@@ -25,6 +25,8 @@ pub(crate) const CONNECTIONS: usize = 16;
 const TO_ASK: Duration = Duration::from_secs(10);
 /// The longest time for a client to read a reply.
 const TO_READ: Duration = Duration::from_secs(30);
+/// How long a client has to read a reply after the end. A close waits for this.
+const TO_READ_LAST: Duration = Duration::from_millis(250);
 /// How long the server waits when the system has no descriptor for a client.
 const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -35,33 +37,39 @@ pub(crate) type Answer = dyn Fn(&[u8], &Replies<'_>) -> Result<()> + Send + Sync
 #[derive(Debug)]
 pub(crate) struct Replies<'a> {
     stream: &'a UnixStream,
-    ended: &'a Receiver<Infallible>,
+    shared: &'a Shared,
 }
 
 impl Replies<'_> {
-    /// Sends a reply that is not the last. Returns an error if the client has gone or does not read.
+    /// Sends one of several replies. Returns an error if the client has gone or does not read, or after the server has
+    /// ended.
     pub(crate) fn send(&self, reply: &[u8]) -> Result<()> {
+        self.check().and_then(|()| self.write(Kind::Message, reply))
+    }
+
+    /// Sends the only reply. Also sends it after the server has ended: the change that it reports may have ended it.
+    pub(crate) fn send_only(&self, reply: &[u8]) -> Result<()> {
         self.write(Kind::Message, reply)
     }
 
-    /// Returns an error if the client has gone.
+    /// Returns an error if the client has gone, or after the server has ended.
     pub(crate) fn keep_alive(&self) -> Result<()> {
-        self.write(Kind::Alive, &[])
+        self.check().and_then(|()| self.write(Kind::Alive, &[]))
     }
 
     /// Returns an error after the server has ended. Called regularly by long answers.
     pub(crate) fn check(&self) -> Result<()> {
-        if is_over(self.ended) { Err(Error::closed()) } else { Ok(()) }
+        if is_over(&self.shared.ended) { Err(Error::closed()) } else { Ok(()) }
     }
 
     /// Returns a channel that is disconnected when the server ends. For answers that wait.
     pub(crate) fn ended(&self) -> &Receiver<Infallible> {
-        self.ended
+        &self.shared.ended
     }
 
     fn write(&self, kind: Kind, reply: &[u8]) -> Result<()> {
-        self.check()?;
-        let written = frame::write(&mut Timed::new(self.stream, deadline(TO_READ)), kind, reply);
+        let to = Timed::new(self.stream, deadline(TO_READ));
+        let written = frame::write(&mut to.or_end(&self.shared.woken, TO_READ_LAST), kind, reply);
         written.map_err(|cause| Error::io("answer a client of", Path::new(super::place::NAME), &cause))
     }
 }
@@ -71,7 +79,7 @@ impl Replies<'_> {
 pub(crate) struct Server {
     place: Place,
     shared: Arc<Shared>,
-    /// Wakes the thread that waits for connections.
+    /// Wakes the threads that wait for clients.
     waker: UnixStream,
     listener: Mutex<Worker>,
     pid: u32,
@@ -80,6 +88,8 @@ pub(crate) struct Server {
 struct Shared {
     path: PathBuf,
     answer: Box<Answer>,
+    /// Can be read after the end. It wakes the threads that wait for clients.
+    woken: UnixStream,
     /// `None` after the end.
     alive: Mutex<Option<Sender<Infallible>>>,
     /// Disconnected at the end.
@@ -95,6 +105,7 @@ impl std::fmt::Debug for Shared {
 
 #[derive(Debug)]
 struct Connection {
+    #[cfg_attr(not(feature = "test-util"), expect(dead_code, reason = "for tests"))]
     stream: Arc<UnixStream>,
     done: Arc<AtomicBool>,
     /// Joined on drop.
@@ -113,9 +124,9 @@ impl Server {
             let (waker, woken) = UnixStream::pair().map_err(failed)?;
             let (alive, ended) = crossbeam_channel::bounded(0);
             let (path, alive, connections) = (path.clone(), Mutex::new(Some(alive)), Mutex::default());
-            let shared = Arc::new(Shared { path, answer, alive, ended, connections });
+            let shared = Arc::new(Shared { path, answer, woken, alive, ended, connections });
             let accepting = Arc::clone(&shared);
-            let worker = Worker::spawn("oncekey-socket", move || accept(&accepting, &listener, &woken), |_| ())?;
+            let worker = Worker::spawn("oncekey-socket", move || accept(&accepting, &listener), |_| ())?;
             Ok((shared, waker, Mutex::new(worker)))
         };
         match started() {
@@ -131,26 +142,30 @@ impl Server {
         &self.shared.path
     }
 
-    /// Refuses new clients and closes all connections. Called while the store is locked, so that the socket removed
-    /// here is this server's.
+    /// Refuses new clients, and ends the connections after their present step. Called while the store is locked, so that
+    /// the socket removed here is this server's.
     pub(crate) fn stop(&self) {
         if std::process::id() == self.pid && !is_over(&self.shared.ended) {
             self.place.remove();
-            self.hang_up();
+            self.end();
         }
     }
 
-    /// Stops as [`stop`](Self::stop) does, but leaves the socket, as the death of the process would.
+    /// Stops as [`stop`](Self::stop) does, but closes all connections and leaves the socket, as the death of the process
+    /// would.
+    #[cfg(feature = "test-util")]
     pub(crate) fn hang_up(&self) {
-        if std::process::id() != self.pid {
-            return;
+        if std::process::id() == self.pid {
+            self.end();
+            for connection in self.shared.connections.lock().iter() {
+                let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+            }
         }
+    }
+
+    fn end(&self) {
         self.shared.alive.lock().take();
         let _ = self.waker.shutdown(std::net::Shutdown::Both);
-        // Connections are added under this lock, and none after the end.
-        for connection in self.shared.connections.lock().iter() {
-            let _ = connection.stream.shutdown(std::net::Shutdown::Both);
-        }
     }
 
     /// Waits until every answer has ended. Called after a stop.
@@ -159,6 +174,7 @@ impl Server {
             return;
         }
         self.listener.lock().join();
+        // Connections are added under this lock, and none after the end.
         let connections = std::mem::take(&mut *self.shared.connections.lock());
         drop(connections);
     }
@@ -172,7 +188,8 @@ impl Drop for Server {
 }
 
 /// The main function of the thread that waits for connections. The thread sleeps while no client connects.
-fn accept(shared: &Arc<Shared>, listener: &UnixListener, woken: &UnixStream) {
+fn accept(shared: &Arc<Shared>, listener: &UnixListener) {
+    let woken = &shared.woken;
     let waits = |on: &mut [PollFd<'_>], timeout: Option<&Timespec>| {
         // An interruption by a signal is not the end.
         let _ = poll(on, timeout);
@@ -203,7 +220,7 @@ fn is_harmless(kind: io::ErrorKind) -> bool {
 
 impl Shared {
     fn take(self: &Arc<Self>, stream: UnixStream) {
-        if stream.set_nonblocking(false).is_err() {
+        if stream.set_nonblocking(true).is_err() {
             return;
         }
         let mut connections = self.connections.lock();
@@ -238,16 +255,16 @@ impl Shared {
     /// Reads a request and answers it. An error of the client's connection ends the connection.
     fn serve(&self, stream: &UnixStream) {
         let until = deadline(TO_ASK);
-        let asked = || -> io::Result<(u32, Vec<u8>)> {
-            let mut stream = Timed::new(stream, until);
-            Greeting(VERSION).write(&mut stream)?;
-            let Greeting(version) = Greeting::read(&mut stream)?;
-            let is_same = version == VERSION;
-            Ok((version, if is_same { frame::read(&mut stream)?.1 } else { Vec::new() }))
+        let asked = || -> io::Result<(Greeting, Vec<u8>)> {
+            let mut stream = Timed::new(stream, until).or_end(&self.woken, Duration::ZERO);
+            Greeting::own().write(&mut stream)?;
+            let client = Greeting::read(&mut stream)?;
+            let request = if client.is_same() { frame::read(&mut stream)?.1 } else { Vec::new() };
+            Ok((client, request))
         };
-        let Ok((version, request)) = asked() else { return };
-        let replies = Replies { stream, ended: &self.ended };
-        let answered = if version == VERSION { (self.answer)(&request, &replies) } else { Err(other_version(version)) };
+        let Ok((client, request)) = asked() else { return };
+        let replies = Replies { stream, shared: self };
+        let answered = if client.is_same() { (self.answer)(&request, &replies) } else { Err(other_version(&client)) };
         // The client has gone, so there is no recipient for this error.
         let _ = match answered {
             Ok(()) => replies.write(Kind::Last, &[]),
@@ -256,8 +273,8 @@ impl Shared {
     }
 }
 
-fn other_version(version: u32) -> Error {
-    let message = format!("the client asks in version {version}, and the store answers in version {VERSION}");
+fn other_version(client: &Greeting) -> Error {
+    let message = format!("the process that has the store open is {}, and the client is {client}", Greeting::own());
     Error::new(ErrorKind::UnsupportedFormat, message)
 }
 
@@ -277,9 +294,8 @@ impl Drop for Ends<'_> {
 /// Sends the reason to a client that is refused. The message fits into the buffer of the socket, so this does not wait.
 fn refuse(stream: &UnixStream, error: &Error) {
     let write = || -> io::Result<()> {
-        stream.set_nonblocking(true)?;
         let mut to = stream;
-        Greeting(VERSION).write(&mut to)?;
+        Greeting::own().write(&mut to)?;
         frame::write(&mut to, Kind::Failed, &failure(error))
     };
     let _ = write();

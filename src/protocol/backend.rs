@@ -12,8 +12,8 @@ use std::time::Duration;
 use crate::postgres;
 use crate::protocol::rules::Action;
 use crate::store::{
-    self, BackupReport, Change, CommitOptions, Committed, Deleted, Index, Load, Pass, Read, ReadVersion, StoreKey,
-    Ticket, VerifyReport,
+    self, BackupReport, Change, CommitOptions, Committed, Deleted, Index, Load, Page, Pass, Read, ReadVersion,
+    StoreKey, Ticket, VerifyReport,
 };
 #[cfg(feature = "postgres")]
 use crate::types::clock::NEVER;
@@ -236,6 +236,21 @@ impl Backend {
             Self::Local(store) => store.keys(index, from, end, limit),
             #[cfg(feature = "postgres")]
             Self::Postgres(store) => store.keys(index, from, end, limit),
+        }
+    }
+
+    /// Returns the records at or after `from` and before `end`, without their outcomes. Returns `None` if each must be
+    /// read by its key.
+    pub(super) fn records(
+        &self,
+        index: Index,
+        from: &StoreKey,
+        end: Option<&StoreKey>,
+        limit: usize,
+    ) -> Result<Option<Page>> {
+        match (self, index) {
+            (Self::Local(store), Index::All) => store.records(from, end, limit).map(Some),
+            _ => Ok(None),
         }
     }
 

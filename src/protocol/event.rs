@@ -2,9 +2,10 @@
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::types::error::Error;
@@ -36,6 +37,11 @@ pub enum Event {
     CompactionFailed(Error),
     /// The engine is poisoned by this error.
     Poisoned(Error),
+    /// The queue of this subscription was full, and events were dropped at this point.
+    Missed {
+        /// The number of events.
+        count: u64,
+    },
 }
 
 /// The result of a compaction.
@@ -55,9 +61,46 @@ pub struct Compacted {
 /// A subscription to the events of an engine, as an iterator.
 ///
 /// `next` waits for the next event. After a [`close`](crate::Engine::close) the iterator returns the queued events and
-/// then ends.
+/// then ends. A subscriber that falls behind gets [`Event::Missed`] in the place of the events that were dropped.
 #[derive(Debug)]
-pub struct Events(Receiver<Event>);
+pub struct Events {
+    queue: Receiver<Queued>,
+    /// Dropped with the subscription: a full queue does not show that it has no reader any more.
+    _reader: Arc<()>,
+}
+
+/// An entry in the queue of a subscription.
+#[derive(Debug)]
+enum Queued {
+    Event(Event),
+    Gap(Arc<Gap>),
+}
+
+/// The number of events that were dropped at one point of a queue. `None` after the subscriber was told.
+#[derive(Debug)]
+struct Gap(Mutex<Option<u64>>);
+
+impl Gap {
+    fn new() -> Self {
+        Self(Mutex::new(Some(1)))
+    }
+
+    /// Counts one more event. Returns false if the subscriber was told already.
+    fn widen(&self) -> bool {
+        let mut missed = self.0.lock();
+        *missed = missed.map(|missed| missed + 1);
+        missed.is_some()
+    }
+}
+
+impl Queued {
+    fn into_event(self) -> Event {
+        match self {
+            Self::Event(event) => event,
+            Self::Gap(gap) => Event::Missed { count: gap.0.lock().take().unwrap_or_default() },
+        }
+    }
+}
 
 impl Events {
     /// The largest number of events in the queue of one subscription. While it is full, new events are dropped and
@@ -67,12 +110,12 @@ impl Events {
     /// Returns the next event if there is one, without waiting.
     #[must_use]
     pub fn try_next(&self) -> Option<Event> {
-        self.0.try_recv().ok()
+        self.queue.try_recv().ok().map(Queued::into_event)
     }
 
     /// Returns the queued events, without waiting.
     pub fn ready(&self) -> impl Iterator<Item = Event> {
-        self.0.try_iter()
+        self.queue.try_iter().map(Queued::into_event)
     }
 
     /// Waits for the next event. Returns `Some(None)` after the timeout, and `None` if the engine is closed or `ended`
@@ -80,7 +123,7 @@ impl Events {
     #[expect(clippy::option_option, reason = "an event, none yet, or none any more")]
     pub(crate) fn next_until(&self, ended: &Receiver<Infallible>, timeout: Duration) -> Option<Option<Event>> {
         crossbeam_channel::select! {
-            recv(self.0) -> event => event.ok().map(Some),
+            recv(self.queue) -> queued => queued.ok().map(|queued| Some(queued.into_event())),
             recv(ended) -> _ => None,
             default(timeout) => Some(None),
         }
@@ -89,7 +132,7 @@ impl Events {
     /// Waits for the next event for at most `timeout`. Returns `None` after the timeout, or if the engine is closed.
     #[must_use]
     pub fn next_timeout(&self, timeout: Duration) -> Option<Event> {
-        self.0.recv_timeout(timeout).ok()
+        self.queue.recv_timeout(timeout).ok().map(Queued::into_event)
     }
 }
 
@@ -97,7 +140,49 @@ impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.0.recv().ok()
+        self.queue.recv().ok().map(Queued::into_event)
+    }
+}
+
+/// The sending end of a subscription.
+#[derive(Debug)]
+struct Subscriber {
+    queue: Sender<Queued>,
+    reader: Weak<()>,
+    /// The gap at the end of the queue, if it ends with one.
+    gap: Option<Arc<Gap>>,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Queued,
+    Dropped,
+    /// The subscription is gone.
+    Unread,
+}
+
+impl Subscriber {
+    /// Puts the event into the queue, or counts it in the gap at its end. Called by one thread at a time.
+    fn send(&mut self, event: &Event) -> Sent {
+        if self.reader.strong_count() == 0 {
+            return Sent::Unread;
+        }
+        let is_full = self.queue.len() >= Events::CAPACITY;
+        if is_full && self.gap.as_ref().is_some_and(|gap| gap.widen()) {
+            return Sent::Dropped;
+        }
+        // A gap that the subscriber was told of was the last entry, so the queue was empty then.
+        let (queued, sent) = if is_full && self.gap.is_none() {
+            let gap = Arc::new(Gap::new());
+            self.gap = Some(Arc::clone(&gap));
+            (Queued::Gap(gap), Sent::Dropped)
+        } else {
+            self.gap = None;
+            (Queued::Event(event.clone()), Sent::Queued)
+        };
+        // The queue has a place for a gap behind the last event, so it is never full here.
+        if self.queue.try_send(queued).is_ok() { sent } else { Sent::Unread }
     }
 }
 
@@ -105,7 +190,7 @@ impl Iterator for Events {
 #[derive(Debug)]
 pub(crate) struct Subscribers {
     /// `None` after the close.
-    senders: Mutex<Option<Vec<Sender<Event>>>>,
+    senders: Mutex<Option<Vec<Subscriber>>>,
     /// False if there is no subscriber, so that an event without one takes no lock. Changed with the lock held.
     is_any: AtomicBool,
     dropped: Counter,
@@ -123,13 +208,15 @@ impl Default for Subscribers {
 
 impl Subscribers {
     pub(crate) fn subscribe(&self) -> Events {
-        let (sender, receiver) = crossbeam_channel::bounded(Events::CAPACITY);
+        // One more place, for a gap behind the last event.
+        let (queue, receiver) = crossbeam_channel::bounded(Events::CAPACITY + 1);
+        let reader = Arc::new(());
         // After the close the sender is dropped, which ends the subscription.
         if let Some(senders) = &mut *self.senders.lock() {
-            senders.push(sender);
+            senders.push(Subscriber { queue, reader: Arc::downgrade(&reader), gap: None });
             self.is_any.store(true, Ordering::Release);
         }
-        Events(receiver)
+        Events { queue: receiver, _reader: reader }
     }
 
     /// Sends an event to all subscribers. Calls `event` only if there is a subscriber.
@@ -140,13 +227,10 @@ impl Subscribers {
         let mut senders = self.senders.lock();
         let Some(senders) = senders.as_mut().filter(|senders| !senders.is_empty()) else { return };
         let event = event();
-        senders.retain(|subscriber| match subscriber.try_send(event.clone()) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
-                self.dropped.add(1);
-                true
-            }
-            Err(TrySendError::Disconnected(_)) => false,
+        senders.retain_mut(|subscriber| {
+            let sent = subscriber.send(&event);
+            self.dropped.add(u64::from(sent == Sent::Dropped));
+            sent != Sent::Unread
         });
         self.is_any.store(!senders.is_empty(), Ordering::Release);
     }

@@ -1,7 +1,7 @@
 //! Outcomes that are given to callers. A resolution can be undone until then.
 
 use super::errors::not_resolved;
-use super::{Changed, Event, Load, Protocol, RecordId, WaitFor, not_found, unexpected};
+use super::{Changed, Event, Load, Protocol, RecordId, WaitFor, moved, not_found, unexpected};
 use crate::protocol::rules::{Action, Reason};
 use crate::store::Read;
 use crate::types::error::Result;
@@ -20,14 +20,16 @@ impl Protocol {
             && read.record().is_some_and(|stored| self.must_give(stored))
     }
 
-    /// Makes a resolved record interrupted again, unless a caller has been given its outcome.
-    pub(crate) fn undo(&self, id: &RecordId) -> Result<()> {
-        match self.change(id, &Action::Undo, WaitFor::Sync)? {
+    /// Makes a resolved record interrupted again, unless a caller has been given its outcome. With `seen`, only in that
+    /// revision.
+    pub(crate) fn undo(&self, id: &RecordId, seen: Option<u64>) -> Result<()> {
+        match self.change(id, &Action::Undo { seen }, WaitFor::Sync)? {
             Changed::Written(info) => {
                 self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                 Ok(())
             }
             Changed::Kept(Reason::Unfit(status), _) => Err(not_resolved(id, status)),
+            Changed::Kept(Reason::Changed, _) => Err(moved(id)),
             Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
             other => Err(unexpected(id, &other)),
         }
@@ -47,6 +49,12 @@ impl Protocol {
     /// Returns the record as [`get`](Self::get) does, for an operator.
     pub(crate) fn peek(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         self.check()?;
+        self.read_durable(id, load)
+    }
+
+    /// Returns the record as [`peek`](Self::peek) does, for the operator of a store that may be closed but for live claims.
+    pub(crate) fn inspect(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
+        self.check_owned()?;
         self.read_durable(id, load)
     }
 

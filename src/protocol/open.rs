@@ -21,7 +21,7 @@ use crate::sync::wait_queue::WaitQueue;
 use crate::types::error::Result;
 use crate::types::histogram::Durations;
 use crate::types::options::EngineOptions;
-use crate::types::stats::{Counter, Gauge};
+use crate::types::stats::{Counter, Gauge, ManagerCounter};
 use crate::types::telemetry;
 
 impl Protocol {
@@ -82,7 +82,7 @@ impl Protocol {
             abandoned: Abandoned::default(),
             in_progress: Gauge::new("oncekey_in_progress"),
             interrupted: count,
-            replays: Counter::new("oncekey_replays_total"),
+            replays: ManagerCounter::new("oncekey_replays_total"),
             drops_not_recorded: Counter::new("oncekey_drops_not_recorded_total"),
             cycles: Durations::new("oncekey_cycle_seconds"),
             waits: Durations::new("oncekey_wait_seconds"),

@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -28,13 +30,25 @@ pub(super) struct Owners {
     idle: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     phase: Phase,
     /// The number of claims whose commit is not durable yet.
     entering: usize,
     /// The tokens of the live claims.
     live: HashSet<u64>,
+    /// True after the last handle but those of claims was dropped.
+    left: bool,
+    /// Served until the store ends. `None` before the start and after the end.
+    service: Option<Arc<dyn Service>>,
+}
+
+/// What is served as long as the store is open, or a claim is alive.
+pub(crate) trait Service: Send + Sync {
+    /// Refuses new clients. Called while the store is locked, with no lock held.
+    fn stop(&self);
+    /// Waits until every answer has ended. Called after a stop, with no lock held.
+    fn join(&self);
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +58,12 @@ enum Phase {
     /// Only threads that run an operation may claim further keys.
     Draining,
     Closed,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("phase", &self.phase).field("live", &self.live).finish_non_exhaustive()
+    }
 }
 
 impl State {
@@ -128,13 +148,46 @@ impl Protocol {
         if !forget(&mut state) || state.count() > 0 {
             return;
         }
-        let closed = state.phase == Phase::Closed;
+        let (closed, left) = (state.phase == Phase::Closed, state.left);
         drop(state);
         self.owners.idle.notify_all();
         if closed {
             // `close` has returned already. The next open repairs what a failed close here leaves.
             error::handled(|| drop(self.end_store()));
+        } else if left {
+            self.end_service();
         }
+    }
+
+    /// Sets what is served until the store ends. Called once, before the first claim.
+    pub(crate) fn serve(&self, service: Arc<dyn Service>) {
+        self.owners.state.lock().service = Some(service);
+    }
+
+    /// Ends the service, unless a claim is alive: then the last claim ends it. Called when the last handle but those of
+    /// claims is dropped.
+    pub(crate) fn leave(&self) {
+        let is_idle = {
+            let mut state = self.owners.state.lock();
+            state.left = true;
+            state.count() == 0
+        };
+        if is_idle {
+            self.end_service();
+        }
+    }
+
+    /// Ends the service while the store is locked: the next owner may start its own.
+    fn end_service(&self) {
+        if let Some(service) = self.stop_service() {
+            service.join();
+        }
+    }
+
+    fn stop_service(&self) -> Option<Arc<dyn Service>> {
+        let service = self.owners.state.lock().service.take()?;
+        service.stop();
+        Some(service)
     }
 
     /// Returns `Deadlock` on a thread that runs an operation, because the thread would wait for its own claim.
@@ -209,6 +262,7 @@ impl Protocol {
     #[cfg(feature = "test-util")]
     pub(crate) fn crash(&self) {
         self.forget_all_owners();
+        self.owners.state.lock().service = None;
         // Before the crash: the subscribers of a process that dies get no event.
         self.subscribers.close();
         self.store.crash();
@@ -225,8 +279,13 @@ impl Protocol {
     }
 
     fn end_store(&self) -> Result<()> {
+        let service = self.stop_service();
         let ended = self.store.close();
         self.subscribers.close();
+        // After the close, so that its calls have ended.
+        if let Some(service) = service {
+            service.join();
+        }
         ended
     }
 
@@ -283,8 +342,9 @@ impl Protocol {
             let token = self.read_durable(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
             return match self.change(id, &Action::Revoke { token, seen }, WaitFor::Sync)? {
                 Changed::Written(info) => {
-                    self.leave_owner(token);
+                    // First: without its last claim, a closed engine has no subscribers.
                     self.subscribers.notify(|| Event::Ended(info.without_outcome()));
+                    self.leave_owner(token);
                     Ok(info)
                 }
                 Changed::Kept(Reason::Superseded(_), _) => continue,

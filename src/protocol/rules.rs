@@ -65,7 +65,10 @@ pub(crate) enum Action<'a> {
         seen: Option<u64>,
     },
     /// A caller takes back the result of an interrupted operation.
-    Undo,
+    Undo {
+        /// As in `Resolve`.
+        seen: Option<u64>,
+    },
     /// A caller is about to be given the outcome, which cannot be taken back after that.
     Give,
     /// An operator takes the record away from its live owner. Fenced by the owner's token.
@@ -163,11 +166,12 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
             }
         }
 
-        (_, Action::Resolve { seen: Some(seen), .. } | Action::Revoke { seen: Some(seen), .. })
-            if record.revision != *seen =>
-        {
-            Keep(Reason::Changed)
-        }
+        (
+            _,
+            Action::Resolve { seen: Some(seen), .. }
+            | Action::Revoke { seen: Some(seen), .. }
+            | Action::Undo { seen: Some(seen) },
+        ) if record.revision != *seen => Keep(Reason::Changed),
         (InProgress, Action::Resolve { .. } | Action::Forget | Action::Remove) => Keep(OwnedByClaim),
         (Succeeded | Failed | Released | Interrupted, Action::Revoke { .. }) => Keep(Unfit(status)),
 
@@ -176,8 +180,8 @@ pub(crate) fn decide(stored: Option<&StoredRecord>, action: &Action<'_>, now: &N
         }
         (Succeeded | Failed | Released, Action::Resolve { .. }) => Keep(Unfit(status)),
 
-        (Succeeded | Failed | Released, Action::Undo) if record.is_undoable => write(undone(record, now)),
-        (_, Action::Undo) => Keep(Unfit(status)),
+        (Succeeded | Failed | Released, Action::Undo { .. }) if record.is_undoable => write(undone(record, now)),
+        (_, Action::Undo { .. }) => Keep(Unfit(status)),
         (Succeeded | Failed, Action::Give) if record.is_undoable => write(given(record)),
         (_, Action::Give) => Keep(Already),
 
@@ -284,7 +288,7 @@ fn decide_absent(action: &Action<'_>, now: &Now) -> Decision {
         | Action::Stage { .. }
         | Action::EndByKey { .. }
         | Action::Resolve { .. }
-        | Action::Undo
+        | Action::Undo { .. }
         | Action::Give
         | Action::Revoke { .. }
         | Action::Forget

@@ -1,7 +1,7 @@
 //! Copies the store as it was at one commit, while commits continue.
 //!
-//! A pin takes the contents of the memtable and the list of runs under the commit lock. Together they are the state of
-//! the store after one frame. Runs never change, and no run is deleted while a pin holds it. The copy is a new store
+//! A pin starts a snapshot of the memtable and takes the list of runs under the commit lock. Together they are the state
+//! of the store after one frame. The contents of the snapshot are copied after that, one shard after the other. Runs never change, and no run is deleted while a pin holds it. The copy is a new store
 //! with one run. The copy is written under a temporary name and renamed when every byte is durable.
 
 use std::borrow::Cow;
@@ -154,12 +154,13 @@ impl Inner {
     fn pin(&self) -> Pin {
         // Before the commit lock is taken: the clock may be user code.
         let now = self.now();
-        let (frame, group, (in_memory, runs)) = self.commit_queue.at_one_commit(|| {
+        let snapshot = self.shared.memtable.snapshot();
+        let (frame, group, runs) = self.commit_queue.at_one_commit(|| {
             // The memtable first: contents that are flushed in between are then in both.
-            let in_memory = self.shared.memtable.unsorted();
-            (in_memory, self.shared.runs.now())
+            snapshot.start();
+            self.shared.runs.now()
         });
-        Pin { frame, group, in_memory, runs, now }
+        Pin { frame, group, in_memory: snapshot.read(), runs, now }
     }
 
     /// Writes all contents as one run, and the list that names it.

@@ -10,7 +10,7 @@ use std::hash::BuildHasher;
 use std::ops::Bound;
 
 use super::format::frame::{Content, StoreKey};
-use crate::sync::{RandomState, RwLock};
+use crate::sync::{Mutex, MutexGuard, RandomState, RwLock};
 use crate::types::clock::NEVER;
 use crate::types::record::Now;
 
@@ -54,10 +54,22 @@ struct Shard {
     entries: BTreeMap<StoreKey, Entry>,
     /// The keys of records in progress, released or interrupted.
     unfinished: BTreeSet<StoreKey>,
+    /// While a snapshot has not read this shard: what its keys had at the start, if they have changed since.
+    saved: Option<BTreeMap<StoreKey, Option<Entry>>>,
 }
 
 impl Shard {
+    /// Keeps what the snapshot has to find. Called before each change of a key.
+    fn save(&mut self, key: &StoreKey) {
+        if let Some(saved) = &mut self.saved {
+            if !saved.contains_key(key) {
+                saved.insert(key.clone(), self.entries.get(key).cloned());
+            }
+        }
+    }
+
     fn insert(&mut self, key: StoreKey, entry: Entry) -> Option<Entry> {
+        self.save(&key);
         if key.is_record() {
             let record = entry.content.as_ref().and_then(Content::record);
             if record.is_some_and(|stored| stored.lifetime().is_unfinished()) {
@@ -70,6 +82,7 @@ impl Shard {
     }
 
     fn remove(&mut self, key: &StoreKey) -> Option<(StoreKey, Entry)> {
+        self.save(key);
         self.unfinished.remove(key);
         self.entries.remove_entry(key)
     }
@@ -99,12 +112,54 @@ pub(crate) struct Memtable {
     /// Seeded at each open. Clients choose keys, and must not be able to choose their shards.
     hasher: RandomState,
     shards: Vec<RwLock<Shard>>,
+    /// Held by a snapshot, of which there is one at a time.
+    snapshot: Mutex<()>,
+}
+
+/// All contents as they were when the snapshot was started, while commits and flushes go on. Its drop ends it.
+#[derive(Debug)]
+pub(crate) struct Snapshot<'a> {
+    memtable: &'a Memtable,
+    _alone: MutexGuard<'a, ()>,
 }
 
 impl Default for Memtable {
     fn default() -> Self {
         let shards = std::iter::repeat_with(RwLock::default).take(SHARDS).collect();
-        Self { hasher: RandomState::default(), shards }
+        Self { hasher: RandomState::default(), shards, snapshot: Mutex::default() }
+    }
+}
+
+impl Snapshot<'_> {
+    /// Starts the snapshot. Called under the commit lock, so that it shows the contents after one frame. Takes a time that
+    /// does not depend on the number of contents.
+    pub(crate) fn start(&self) {
+        for shard in &self.memtable.shards {
+            shard.write().saved = Some(BTreeMap::new());
+        }
+    }
+
+    /// Returns the contents at the start, in no particular order. Locks one shard at a time, so a commit waits at most for
+    /// the copy of one.
+    pub(crate) fn read(self) -> Vec<(StoreKey, Entry)> {
+        let mut found = Vec::with_capacity(self.memtable.len());
+        for shard in &self.memtable.shards {
+            let mut shard = shard.write();
+            let saved = shard.saved.take().unwrap_or_default();
+            let unchanged = shard.entries.iter().filter(|(key, _)| !saved.contains_key(key));
+            found.extend(unchanged.map(|(key, entry)| (key.clone(), entry.clone())));
+            drop(shard);
+            found.extend(saved.into_iter().filter_map(|(key, entry)| Some((key, entry?))));
+        }
+        found
+    }
+}
+
+impl Drop for Snapshot<'_> {
+    fn drop(&mut self) {
+        for shard in &self.memtable.shards {
+            shard.write().saved = None;
+        }
     }
 }
 
@@ -164,13 +219,9 @@ impl Memtable {
         self.sorted(|_, entry| entry.number <= number, |key, entry| (key.clone(), entry.clone()), |(key, _)| key)
     }
 
-    /// Returns all contents, in no particular order.
-    pub(crate) fn unsorted(&self) -> Vec<(StoreKey, Entry)> {
-        let mut found = Vec::with_capacity(self.len());
-        for shard in &self.shards {
-            found.extend(shard.read().entries.iter().map(|(key, entry)| (key.clone(), entry.clone())));
-        }
-        found
+    /// Returns a snapshot that is not started yet. Waits for another one to end.
+    pub(crate) fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot { memtable: self, _alone: self.snapshot.lock() }
     }
 
     /// Removes contents that are in a run now. Newer contents stay.
@@ -310,6 +361,40 @@ mod tests {
         assert_eq!(taken, (0..100).map(|name| (key(name), u64::from(name))).collect::<Vec<_>>());
         assert_eq!(memtable.keys(&key(7), Some(&key(250)), 3), [key(7), key(8), key(9)]);
         assert_eq!(memtable.keys(&key(298), None, 10), [key(298), key(299)]);
+    }
+
+    fn sorted(snapshot: Snapshot<'_>) -> Vec<(StoreKey, u64)> {
+        let mut found: Vec<_> = snapshot.read().into_iter().map(|(key, entry)| (key, entry.number)).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_snapshot_has_the_contents_of_its_start_despite_later_commits_and_flushes() {
+        let memtable = Memtable::default();
+        let put = |name, number| memtable.put_all(std::iter::once((key(name), entry(number))), || ());
+        (0..200).for_each(|name| put(name, 1));
+        let expected: Vec<_> = (0..200).map(|name| (key(name), 1)).collect();
+        let snapshot = memtable.snapshot();
+        snapshot.start();
+        // Changed twice, new, flushed, flushed and then written again.
+        (0..50).for_each(|name| put(name, 2));
+        (0..50).for_each(|name| put(name, 3));
+        (200..300).for_each(|name| put(name, 2));
+        let flushed: Vec<_> = (100..150).map(key).collect();
+        memtable.remove_flushed(flushed.iter().map(|key| (key, 1)));
+        (120..130).for_each(|name| put(name, 4));
+        assert_eq!(sorted(snapshot), expected);
+        // The next one shows all of that, and one that is dropped leaves nothing.
+        let second = memtable.snapshot();
+        second.start();
+        drop(second);
+        let third = memtable.snapshot();
+        third.start();
+        assert_eq!(sorted(third).len(), memtable.len());
+        assert!(memtable.shards.iter().all(|shard| shard.read().saved.is_none()));
+        put(7, 9);
+        assert!(memtable.shards.iter().all(|shard| shard.read().saved.is_none()));
     }
 
     #[test]

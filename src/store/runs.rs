@@ -153,7 +153,7 @@ impl Stored {
         self.load(tables, self.len)
     }
 
-    fn content(&self, tables: &Tables, key: &StoreKey, load: Load) -> Result<Content> {
+    pub(crate) fn content(&self, tables: &Tables, key: &StoreKey, load: Load) -> Result<Content> {
         if !key.is_record() {
             return Ok(Content::Row(Value::from(&*self.load_all(tables)?)));
         }
@@ -307,9 +307,13 @@ impl Merged {
         Ok(Self(cursors.collect::<Result<_>>()?))
     }
 
+    /// Returns the key of the next entry.
+    pub(crate) fn key(&self) -> Option<&StoreKey> {
+        self.0.iter().filter_map(|cursor| cursor.head.as_ref()).map(|item| &item.key).min()
+    }
+
     pub(crate) fn next(&mut self, tables: &Tables) -> Result<Option<Item>> {
-        let heads = self.0.iter().filter_map(|cursor| cursor.head.as_ref());
-        let Some(least) = heads.map(|item| &item.key).min().cloned() else { return Ok(None) };
+        let Some(least) = self.key().cloned() else { return Ok(None) };
         let mut newest = None;
         for cursor in &mut self.0 {
             if cursor.head.as_ref().is_some_and(|item| item.key == least) {

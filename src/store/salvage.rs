@@ -21,7 +21,7 @@ use crate::types::key;
 use crate::types::options::EngineOptions;
 use sources::Sources;
 
-/// The number of problems and of lost keys that a report names.
+/// The number of problems, of keys in doubt, and of lost keys that a report names.
 const MAX_PROBLEMS: usize = 100;
 
 /// The result of a [`salvage`](crate::EngineOptions::salvage).
@@ -35,6 +35,8 @@ pub struct SalvageReport {
     /// The number of these records and rows that may be older than their last state, or may have been removed, because
     /// newer data is lost. Ask the systems that their operations call before you rely on them.
     pub in_doubt: u64,
+    /// The keys of the records and rows in doubt, in key order, of the first 100.
+    pub in_doubt_keys: Vec<String>,
     /// The keys of records and rows of which only parts were found. They are not in the new store, so an operation with
     /// such a key would run again.
     pub lost: Vec<String>,

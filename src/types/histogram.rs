@@ -1,24 +1,13 @@
 //! Histograms of durations.
 
-#[cfg(feature = "metrics")]
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "metrics")]
-use parking_lot::RwLock;
-
 use crate::types::clock::monotonic;
+#[cfg(feature = "metrics")]
+use crate::types::labels::ByManager;
 
 const BUCKETS: usize = 32;
-
-/// The number of managers with a label of their own in metrics. The names of managers may come from clients, and a metric of each
-/// would never end.
-#[cfg(feature = "metrics")]
-pub(crate) const LABELS: usize = 64;
-/// The label of all further managers. No manager has this name.
-#[cfg(feature = "metrics")]
-pub(crate) const OTHERS: &str = "(other)";
 
 /// The number of measured durations by length, since the engine was opened.
 ///
@@ -93,7 +82,7 @@ pub(crate) struct Durations {
     #[cfg(feature = "metrics")]
     name: &'static str,
     #[cfg(feature = "metrics")]
-    by_manager: RwLock<HashMap<String, metrics::Histogram>>,
+    by_manager: ByManager<metrics::Histogram>,
 }
 
 impl Durations {
@@ -104,7 +93,7 @@ impl Durations {
             #[cfg(feature = "metrics")]
             name,
             #[cfg(feature = "metrics")]
-            by_manager: RwLock::default(),
+            by_manager: ByManager::default(),
         }
     }
 
@@ -113,7 +102,10 @@ impl Durations {
             count.fetch_add(1, Ordering::Relaxed);
         }
         #[cfg(feature = "metrics")]
-        self.of(manager).record(took);
+        {
+            let new = |label| metrics::histogram!(self.name, "manager" => label);
+            self.by_manager.with(manager, new, |histogram| histogram.record(took));
+        }
         let _ = manager;
     }
 
@@ -128,20 +120,6 @@ impl Durations {
             *read = count.load(Ordering::Relaxed);
         }
         Histogram { counts }
-    }
-
-    #[cfg(feature = "metrics")]
-    fn of(&self, manager: &str) -> metrics::Histogram {
-        let known = self.by_manager.read();
-        let found = known.get(manager).or_else(|| if known.len() >= LABELS { known.get(OTHERS) } else { None });
-        if let Some(found) = found {
-            return found.clone();
-        }
-        drop(known);
-        let mut known = self.by_manager.write();
-        let label = if known.contains_key(manager) || known.len() < LABELS { manager } else { OTHERS };
-        let new = || metrics::histogram!(self.name, "manager" => label.to_owned());
-        known.entry(label.to_owned()).or_insert_with(new).clone()
     }
 }
 

@@ -347,6 +347,12 @@ impl RecordInfo {
         self.0.stored.attempt
     }
 
+    /// Returns the number of attempts of this generation that were interrupted and followed by another attempt.
+    #[must_use]
+    pub fn interruptions(&self) -> u32 {
+        self.0.stored.interruptions
+    }
+
     /// Returns the policy that was fixed when this generation started.
     #[must_use]
     pub fn policy(&self) -> OnInterrupted {

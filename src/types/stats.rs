@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use crate::types::histogram::Histogram;
+#[cfg(feature = "metrics")]
+use crate::types::labels::ByManager;
 
 /// The counters and gauges of an engine. Counters start at 0 when the engine is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -78,6 +80,43 @@ impl Counter {
         self.value.fetch_add(n, Ordering::Relaxed);
         #[cfg(feature = "metrics")]
         self.metric.increment(n);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+}
+
+/// A counter of all managers. With the feature `metrics`, it also increments the metric of this name and of the manager.
+#[derive(Debug)]
+pub(crate) struct ManagerCounter {
+    value: AtomicU64,
+    #[cfg(feature = "metrics")]
+    name: &'static str,
+    #[cfg(feature = "metrics")]
+    by_manager: ByManager<metrics::Counter>,
+}
+
+impl ManagerCounter {
+    pub(crate) fn new(name: &'static str) -> Self {
+        let _ = name;
+        Self {
+            value: AtomicU64::new(0),
+            #[cfg(feature = "metrics")]
+            name,
+            #[cfg(feature = "metrics")]
+            by_manager: ByManager::default(),
+        }
+    }
+
+    pub(crate) fn add(&self, manager: &str, n: u64) {
+        self.value.fetch_add(n, Ordering::Relaxed);
+        #[cfg(feature = "metrics")]
+        {
+            let new = |label| metrics::counter!(self.name, "manager" => label);
+            self.by_manager.with(manager, new, |counter| counter.increment(n));
+        }
+        let _ = manager;
     }
 
     pub(crate) fn get(&self) -> u64 {

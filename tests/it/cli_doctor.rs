@@ -192,6 +192,18 @@ fn damage_is_named_with_its_file_and_the_salvage_that_is_advised_works() {
     let words: Vec<_> = commands[0].split(' ').skip(1).collect();
     let (status, out, err) = oncekey(&words);
     assert!(status == 4 && out.contains("records and 0 rows rescued into"), "{out}{err}");
+    // What is in doubt is named, for people and for machines.
+    let named = out.lines().filter_map(|line| line.strip_prefix("in doubt: ")).collect::<Vec<_>>();
+    assert!(
+        !named.is_empty() && named.iter().all(|named| named.starts_with("key ") && named.contains(" of ")),
+        "{out}"
+    );
+    let again = ["salvage", path.to_str().unwrap(), "--into", dir.path().join("again").to_str().unwrap(), "--json"]
+        .map(str::to_owned);
+    let (_, out, _) = oncekey(&again.iter().map(String::as_str).collect::<Vec<_>>());
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let keys: Vec<_> = report["in_doubt_keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
+    assert_eq!((keys, report["in_doubt"].as_u64()), (named.clone(), Some(named.len() as u64)));
     assert!(dir.path().join("store.rescued/store").is_dir());
     fs::write(&db, &whole).unwrap();
     only_closed(path);

@@ -221,10 +221,45 @@ fn a_full_queue_drops_and_counts_events_of_that_subscriber_only() {
         assert!(fast.try_next().is_some());
     }
     assert_eq!(fast.ready().count(), 2);
-    assert_eq!((engine.stats().events_dropped, slow.ready().count()), (2, Events::CAPACITY));
+    // One more, which says that two were dropped.
+    assert_eq!((engine.stats().events_dropped, slow.ready().count()), (2, Events::CAPACITY + 1));
+    drop(fast);
+    for _ in 0..=Events::CAPACITY {
+        assert_eq!(answer(&manager, "k"), "replay");
+    }
+    assert_eq!(engine.stats().events_dropped, 3);
     drop(slow);
     assert_eq!(answer(&manager, "k"), "replay");
-    assert_eq!(engine.stats().events_dropped, 2, "without a reader no event is missed");
+    assert_eq!(engine.stats().events_dropped, 3, "without a reader no event is missed");
+}
+
+#[test]
+fn a_subscriber_that_falls_behind_is_told_how_many_events_it_missed() {
+    let (engine, _) = engine();
+    let manager = texts(&engine);
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    let slow = engine.events();
+    let replays = |count| (0..count).for_each(|_| assert_eq!(answer(&manager, "k"), "replay"));
+    let missed = |event| match event {
+        Event::Replayed(_) => 0,
+        Event::Missed { count } => count,
+        other => panic!("{other:?}"),
+    };
+    let read = |count| slow.ready().take(count).map(missed).collect::<Vec<_>>();
+    replays(Events::CAPACITY + 3);
+    // The gap is where the events were, also if later ones find a place behind it.
+    assert_eq!(read(Events::CAPACITY), vec![0; Events::CAPACITY]);
+    replays(2);
+    assert_eq!(read(9), [3, 0, 0]);
+    // There can be several, and the last is told although no event follows.
+    replays(Events::CAPACITY + 1);
+    assert_eq!(read(2), [0, 0]);
+    replays(3);
+    engine.close().unwrap();
+    let rest: Vec<_> = slow.map(missed).collect();
+    let (first, last) = rest.split_at(Events::CAPACITY - 2);
+    assert!(first.iter().all(|missed| *missed == 0));
+    assert_eq!(last, [1, 0, 2]);
 }
 
 #[test]

@@ -9,15 +9,15 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
-use oncekey::admin::{Event, LiveStore, RecordFilter, Resolution};
+use oncekey::admin::{LiveStore, RecordFilter, Resolution};
 use oncekey::clock::ManualClock;
 use oncekey::{Engine, ErrorKind, Interruption, Manager, ManagerOptions, Status, Value};
 
 use crate::common::*;
 use crate::threads::{LATE, until, within};
 
-/// The greeting of version 1.
-const GREETING: [u8; 12] = *b"oncekey\0\x01\0\0\0";
+/// The greeting of this version.
+const GREETING: [u8; 18] = *b"oncekey\0\x02\0\0\0\x050.1.0";
 
 fn socket(store: &Path) -> PathBuf {
     store.join("SOCKET")
@@ -32,7 +32,7 @@ fn connect(store: &Path) -> UnixStream {
 /// Connects and reads the greeting.
 fn greeted(store: &Path) -> UnixStream {
     let mut stream = connect(store);
-    let mut greeting = [0; 12];
+    let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).unwrap();
     assert_eq!(greeting, GREETING);
     stream
@@ -151,36 +151,6 @@ fn an_open_store_is_changed_through_its_socket() {
     });
 }
 
-#[test]
-fn a_client_watches_until_the_store_is_closed() {
-    within(LATE, || {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(dir.path()).unwrap();
-        let texts = texts(&engine);
-        let events = LiveStore::connect(dir.path()).unwrap().events().unwrap();
-        claim(&texts, "k").succeed(&"v".to_owned()).unwrap();
-        assert_eq!(answer(&texts, "k"), "replay");
-        engine.compact_now().unwrap();
-        drop(texts);
-        engine.close().unwrap();
-        let seen: Vec<_> = events
-            .map(|event| match event {
-                Ok(Event::Began(info)) => format!("began {}", info.key()),
-                Ok(Event::Ended(info)) => format!("ended {} {:?}", info.key(), info.status()),
-                Ok(Event::Replayed(info)) => format!("replayed {}", info.key()),
-                Ok(Event::Compacted(_)) => "compacted".to_owned(),
-                other => panic!("{other:?}"),
-            })
-            .collect();
-        assert_eq!(seen.first().map(String::as_str), Some("began k"), "{seen:?}");
-        assert!(
-            seen.iter()
-                .all(|event| ["began k", "ended k Succeeded", "replayed k", "compacted"].contains(&event.as_str())),
-            "{seen:?}"
-        );
-    });
-}
-
 /// The last handle closes the store although clients are connected, and a client finds the next owner.
 #[test]
 fn a_client_keeps_no_store_open() {
@@ -257,17 +227,45 @@ fn a_client_or_server_of_another_version_gets_its_number() {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(dir.path()).unwrap();
         let mut stream = greeted(dir.path());
-        stream.write_all(b"oncekey\0\x07\0\0\0").unwrap();
+        stream.write_all(b"oncekey\0\x07\0\0\0\x039.9").unwrap();
         let said = failure(&mut stream);
-        assert!(said.contains("version 7") && said.contains("version 1"), "{said}");
+        assert!(said.contains("oncekey 9.9 with version 7") && said.contains("oncekey 0.1.0 with version 2"), "{said}");
+        // A client of before the greeting named the build.
+        let mut stream = greeted(dir.path());
+        stream.write_all(b"oncekey\0\x01\0\0\0").unwrap();
+        assert!(failure(&mut stream).contains("version 1"));
         engine.close().unwrap();
 
-        // A server of another version.
-        let listener = std::os::unix::net::UnixListener::bind(socket(dir.path())).unwrap();
-        let server = thread::spawn(move || listener.accept().unwrap().0.write_all(b"oncekey\0\x02\0\0\0").unwrap());
-        let error = LiveStore::connect(dir.path()).unwrap_err();
+        let answers = |bytes: &'static [u8]| {
+            let _ = fs::remove_file(socket(dir.path()));
+            let listener = std::os::unix::net::UnixListener::bind(socket(dir.path())).unwrap();
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let (mut client, _) = listener.accept().unwrap();
+                    client.write_all(bytes).unwrap();
+                    // The client sends nothing more if the greeting is of another version.
+                    let _ = client.read_to_end(&mut Vec::new());
+                }
+            })
+        };
+        for (greeting, named) in [
+            (b"oncekey\0\x03\0\0\0\x039.9".as_slice(), "oncekey 9.9 with version 3"),
+            (b"oncekey\0\x01\0\0\0", "oncekey an unknown version with version 1"),
+        ] {
+            let server = answers(greeting);
+            for _ in 0..2 {
+                let error = LiveStore::connect(dir.path()).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::UnsupportedFormat);
+                assert!(error.to_string().contains(named), "{error}");
+                assert!(error.to_string().contains("this is oncekey 0.1.0 with version 2"), "{error}");
+            }
+            server.join().unwrap();
+        }
+        // A build of the same version whose messages differ all the same.
+        let server = answers(b"oncekey\0\x02\0\0\0\x030.0\x01\x01\0\0\0\xff");
+        let error = LiveStore::connect(dir.path()).unwrap().stats().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnsupportedFormat);
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("is oncekey 0.0 with"), "{error}");
         server.join().unwrap();
     });
 }

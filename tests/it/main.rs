@@ -43,6 +43,7 @@ mod kill;
 mod listings;
 mod litert;
 mod live;
+mod live_ends;
 mod locking;
 mod medusa;
 mod migrations;

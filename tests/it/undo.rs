@@ -143,6 +143,29 @@ fn a_begun_or_expired_record_is_not_put_back() {
     assert_eq!(raw.undo("old").unwrap_err().kind(), ErrorKind::NotFound);
 }
 
+/// Two operators look at the same record, and each corrects the other unseen.
+#[test]
+fn an_undo_of_a_state_that_was_not_seen_is_refused() {
+    let (engine, _) = engine();
+    let (manager, raw) = held(&engine, "k");
+    let outcome = |text: &str| manager.encode_outcome(Ok(&text.to_owned())).unwrap();
+    raw.resolve("k", Resolution::Succeed(outcome("first"))).unwrap();
+    let seen = raw.get("k").unwrap().unwrap();
+    // The other operator undoes it, and resolves it otherwise.
+    raw.undo_if_unchanged(raw.get("k").unwrap().unwrap().info()).unwrap();
+    assert_eq!(raw.undo_if_unchanged(seen.info()).unwrap_err().kind(), ErrorKind::Changed);
+    raw.resolve("k", Resolution::Succeed(outcome("second"))).unwrap();
+    assert_eq!(raw.undo_if_unchanged(seen.info()).unwrap_err().kind(), ErrorKind::Changed);
+    let now = raw.get("k").unwrap().unwrap();
+    assert!(now.info().is_undoable() && now.outcome() == Some(Ok(&outcome("second"))));
+    raw.undo_if_unchanged(now.info()).unwrap();
+    let other = engine.manager::<String, String>("other").unwrap();
+    drop(claim(&other, "k"));
+    let foreign = engine.raw("other").unwrap().get("k").unwrap().unwrap();
+    assert_eq!(raw.undo_if_unchanged(foreign.info()).unwrap_err().kind(), ErrorKind::InvalidOptions);
+    assert_eq!(manager.get("k").unwrap().unwrap().info().status(), Status::Interrupted);
+}
+
 #[test]
 fn a_caller_and_an_undo_at_once_agree() {
     let (engine, _) = engine();

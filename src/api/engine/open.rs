@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::types::KnownTypes;
 #[cfg(feature = "metrics")]
 use super::usage;
-use super::{Engine, Shared};
+use super::{Engine, Served, Shared};
 use crate::api::serve::serve;
 use crate::protocol::compactor::Compactor;
 use crate::protocol::{OpenReport, Protocol, SalvageReport};
@@ -100,7 +100,7 @@ impl EngineOptions {
         let serve = || serve(&protocol, report, compaction_batch).inspect_err(|error| telemetry::no_socket(error));
         let server = is_served.then(serve).transpose();
         let shared = Shared {
-            server,
+            served: Served { server, protocol: Arc::clone(&protocol) },
             report,
             compaction_batch,
             compactor,

@@ -77,7 +77,7 @@ mod gauges {
     use parking_lot::Mutex;
 
     use super::{Status, Usage};
-    use crate::types::histogram::{LABELS, OTHERS};
+    use crate::types::labels::{LABELS, OTHERS};
     use crate::types::stats::Gauge;
 
     /// The gauges of one engine, as they were last set.

@@ -1,7 +1,7 @@
 //! One record in full.
 
 use super::Site;
-use super::act::Act;
+use super::action::Act;
 use super::html::{Html, html};
 use super::page::{self, Fault, Frame, Part};
 use super::reply::{Reply, Status};
@@ -12,7 +12,7 @@ use crate::cli::show;
 use crate::{Record, RecordInfo, Value};
 
 /// The fields that tell the history of a record, in this order.
-const HISTORY: [&str; 5] = ["created", "attempt", "reached", "changed", "expires"];
+const HISTORY: [&str; 7] = ["created", "attempt", "interrupted", "reached", "changed", "waits", "expires"];
 /// The fields that the head of the page shows.
 const HEAD: [&str; 4] = ["manager", "key", "status", "resolved"];
 

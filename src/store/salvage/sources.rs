@@ -311,7 +311,12 @@ impl Sources {
             } else {
                 self.report.rows += 1;
             }
-            self.report.in_doubt += u64::from(newest.in_doubt || self.is_all_in_doubt);
+            if newest.in_doubt || self.is_all_in_doubt {
+                self.report.in_doubt += 1;
+                if self.report.in_doubt_keys.len() < MAX_PROBLEMS {
+                    self.report.in_doubt_keys.push(named(&key));
+                }
+            }
             f(&key, &bytes)?;
         }
         Ok(())

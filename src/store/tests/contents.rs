@@ -123,8 +123,115 @@ fn keys_of_memtable_and_runs_are_listed_in_order() {
         from = next;
     }
     assert_eq!(found, all);
+    assert_eq!(listed(&store, 3), all);
     let (unfinished, _) = store.keys(Index::Unfinished, &StoreKey::first_record(), end.as_ref(), 100).unwrap();
     assert_eq!(unfinished.len(), 10);
+}
+
+/// Returns the keys of all records, read in pages of this many keys. Compares each record with what its key has.
+fn listed(store: &Store, limit: usize) -> Vec<StoreKey> {
+    let (mut from, mut found) = (Some(StoreKey::first_record()), Vec::new());
+    let end = StoreKey::first_record().prefix_end();
+    while let Some(at) = from {
+        let page = store.records(&at, end.as_ref(), limit).unwrap();
+        assert!(page.records.len() <= limit);
+        for (key, stored) in page.records {
+            let read = store.read(&key, Load::WithoutOutcome).unwrap();
+            // A record in memory has its outcome at hand.
+            let without = |stored: &StoredRecord| StoredRecord { outcome: None, ..stored.clone() };
+            assert_eq!(Some(without(&stored)), read.record().map(|stored| without(stored)));
+            assert!(read.ticket <= page.newest);
+            found.push(key);
+        }
+        from = page.next;
+    }
+    found
+}
+
+/// Keys are in several runs, in the memtable, in both, and removed from either.
+#[test]
+fn a_page_has_the_newest_record_of_each_key() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let mut expected = std::collections::BTreeMap::new();
+    for round in 0..6_u32 {
+        for index in 0..120_u32 {
+            let at = key(format!("{index:03}"));
+            match (index * 7 + round * 13) % 11 {
+                0..3 => {
+                    let long = bytes(usize::try_from(index * 97 % 9_000).unwrap());
+                    let at_point = StoredRecord { attempt: round + 1, ..done(&long) };
+                    put(&store, &at, at_point);
+                    expected.insert(at, round + 1);
+                }
+                3 if expected.remove(&at).is_some() => remove(&store, &at),
+                _ => {}
+            }
+        }
+        if round < 5 {
+            store.drain().unwrap();
+        }
+        for limit in [1, 2, 7, 64, 1_000] {
+            let keys: Vec<_> = expected.keys().cloned().collect();
+            assert_eq!(listed(&store, limit), keys, "round {round}, limit {limit}");
+        }
+    }
+    let page = store.records(&key("050"), Some(&key("060")), 1_000).unwrap();
+    let attempts: Vec<_> = page.records.iter().map(|(at, stored)| (at.clone(), stored.attempt)).collect();
+    let range = expected.range(key("050")..key("060")).map(|(at, attempt)| (at.clone(), *attempt));
+    assert_eq!(attempts, range.collect::<Vec<_>>());
+    assert!(page.next.is_none());
+}
+
+#[test]
+fn a_page_of_large_records_ends_early() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &EngineOptions::default());
+    for index in 0..8 {
+        let checkpoint = Some(Value::from(bytes(500_000)));
+        put(&store, &key(format!("{index}")), StoredRecord { checkpoint, ..at_work() });
+    }
+    for is_flushed in [false, true] {
+        let page = store.records(&StoreKey::first_record(), None, 100).unwrap();
+        assert_eq!((page.records.len(), page.next), (3, Some(key("2").successor())), "{is_flushed}");
+        store.drain().unwrap();
+    }
+}
+
+/// While changes are flushed, each page has every key that is there all the time.
+#[test]
+fn a_page_misses_no_record_that_is_flushed_meanwhile() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let keys: Vec<_> = (0..200).map(|index| key(format!("{index:03}"))).collect();
+    for key in &keys {
+        put(&store, key, done(b"x"));
+    }
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..20 {
+                for key in keys.iter().skip(round % 7).step_by(7) {
+                    put(&store, key, done(b"y"));
+                }
+                store.drain().unwrap();
+            }
+            ended.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        let mut last = false;
+        while !last {
+            last = ended.load(std::sync::atomic::Ordering::SeqCst);
+            for limit in [9, 64] {
+                let (mut from, mut found) = (Some(StoreKey::first_record()), Vec::new());
+                while let Some(at) = from {
+                    let page = store.records(&at, StoreKey::first_record().prefix_end().as_ref(), limit).unwrap();
+                    found.extend(page.records.into_iter().map(|(key, _)| key));
+                    from = page.next;
+                }
+                assert_eq!(found, keys);
+            }
+        }
+    });
 }
 
 #[test]
@@ -140,6 +247,7 @@ fn a_closed_store_returns_closed_and_never_absent() {
     for index in [Index::All, Index::Unfinished] {
         closed(store.keys(index, &key("other"), None, 9).map(drop));
     }
+    closed(store.records(&key("other"), None, 9).map(drop));
     closed(store.verify().map(drop));
 }
 

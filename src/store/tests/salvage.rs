@@ -94,6 +94,7 @@ fn runs_take_precedence_over_older_frames_of_a_damaged_journal() {
     assert_eq!(outcome(&store, &key("k")).unwrap(), b"new");
     assert_eq!(outcome(&store, &key("later")).unwrap(), b"later");
     assert_eq!((report.records, report.rows, report.in_doubt), (2, 1, 3));
+    assert_eq!(report.in_doubt_keys, ["key k of m", "key later of m", "row k of t"]);
 }
 
 #[test]
@@ -159,6 +160,27 @@ fn lost_blocks_are_replaced_from_the_journal_without_removed_records() {
     assert_eq!(row_of(&store, "a").unwrap(), b"second");
     assert!(stored(&store, &key("b")).is_none());
     assert_eq!((report.records, report.rows, report.in_doubt), (1, 2, 3), "{report:?}");
+}
+
+/// Only the keys around the damage are in doubt, and a report stays short.
+#[test]
+fn keys_in_doubt_are_named_up_to_a_limit() {
+    for (keys, named) in [(7, 7), (150, 100)] {
+        let dir = temp();
+        let (store, _) = open(dir.path());
+        for index in 0..keys {
+            put(&store, &key(format!("{index:03}")), done(b"x"));
+        }
+        let last = put(&store, &key("last"), done(b"lost"));
+        put(&store, &key("later"), done(b"x"));
+        let copied = copy(&store);
+        drop(store);
+        damage_frame(copied.path(), last);
+        let (_, report, _into) = rescue(copied.path());
+        // With them, the one that came later.
+        assert_eq!((report.in_doubt, report.in_doubt_keys.len()), (keys + 1, named.min(100) + usize::from(keys == 7)));
+        assert_eq!(report.in_doubt_keys.first().map(String::as_str), Some("key 000 of m"));
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ const METRICS: &[(Kind, &str, Unit, &str)] = &[
         "Commits that were decided again because the key had changed",
     ),
     (Kind::Counter, "oncekey_sync_waits_total", Unit::Count, "Calls that waited for a sync of the journal"),
-    (Kind::Counter, "oncekey_replays_total", Unit::Count, "Stored outcomes that were replayed"),
+    (Kind::Counter, "oncekey_replays_total", Unit::Count, "Stored outcomes that were replayed, by manager"),
     (Kind::Counter, "oncekey_interruptions_total", Unit::Count, "Live owners that ended without an outcome"),
     (Kind::Counter, "oncekey_mismatches_total", Unit::Count, "Keys that arrived with a different request"),
     (

@@ -107,7 +107,7 @@ impl Case {
             Action::Resolve { seen, .. } => {
                 status == Status::Interrupted && seen.is_none_or(|seen| seen == stored.revision)
             }
-            Action::Undo => self.undoable,
+            Action::Undo { seen } => self.undoable && seen.is_none_or(|seen| seen == stored.revision),
             Action::Give => self.undoable && finished,
             Action::Extend(ttl) => finished && *ttl > 1,
             Action::Forget => return if finished { 'D' } else { 'K' },
@@ -176,7 +176,8 @@ impl Parts {
         let own = if point == "paid" { "paid" } else { STARTED };
         let mut all =
             vec![Action::Forget, Action::Remove, Action::Lock { schema: 1, max_attempts: u32::MAX, retry_pause: 0 }];
-        all.extend([Action::Undo, Action::Give]);
+        all.extend([None, Some(revision), Some(revision - 1)].map(|seen| Action::Undo { seen }));
+        all.push(Action::Give);
         all.extend([0, 1, 2, 500, NEVER].map(Action::Extend));
         all.extend(self.starts.iter().flat_map(|start| [Action::Begin(start), Action::Create(start)]));
         all.extend(self.patches.iter().map(Action::Patch));
@@ -287,7 +288,7 @@ fn no_action_changes_a_finished_record_but_its_expiry() {
         let stored = case.stored();
         for action in parts.actions((stored.token, stored.revision), &stored.recovery_point) {
             match decide(Some(&stored), &action, &NOW) {
-                Decision::Write(after) if case.undoable && matches!(action, Action::Undo) => {
+                Decision::Write(after) if case.undoable && matches!(action, Action::Undo { .. }) => {
                     assert_eq!((after.state, &after.outcome), (Status::Interrupted, &None));
                     let kept = |stored: &StoredRecord| {
                         (stored.interruption, stored.recovery_point.clone(), stored.checkpoint.clone())
@@ -344,7 +345,7 @@ impl Life {
             Decision::Write(after) => {
                 check_written(seen, action, &after, &self.now);
                 let after = numbered(Decision::Write(after), self.next);
-                let is_undone = matches!(action, Action::Undo);
+                let is_undone = matches!(action, Action::Undo { .. });
                 if let Some(finished) = finished.filter(|finished| !(finished.is_undoable && is_undone)) {
                     assert_eq!((&after.outcome, after.state), (&finished.outcome, finished.state), "{action:?}");
                 }
