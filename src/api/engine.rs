@@ -396,8 +396,9 @@ impl Engine {
     /// Waits until all committed changes are durable, wakes every waiter, ends the engine's threads and unlocks the
     /// directory. Other handles may still exist: from now on their calls return `Closed`.
     ///
-    /// A live [`Claim`](crate::Claim) keeps the lock, so that no other process runs its operation at the same time, and the
-    /// socket, through which an operator can look and revoke. The claim can still end and commit stages. The last claim unlocks the directory when it ends or is dropped.
+    /// A live [`Claim`](crate::Claim) keeps the directory locked, so that no other process runs its operation at the same
+    /// time. It also keeps the socket, so that an operator can read and revoke records. The claim can still end and commit
+    /// stages. The last claim unlocks the directory when it ends or is dropped.
     /// [`Manager::revoke`](crate::Manager::revoke) still takes the key away from an owner that hangs. A key taken by
     /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///

@@ -24,7 +24,7 @@ pub(crate) struct Client {
 #[derive(Debug)]
 pub(crate) struct Replies {
     path: PathBuf,
-    /// What the server is.
+    /// The versions of the server.
     server: Greeting,
     /// `None` after the last reply.
     stream: Option<UnixStream>,

@@ -76,7 +76,7 @@ enum Queued {
     Gap(Arc<Gap>),
 }
 
-/// The number of events that were dropped at one point of a queue. `None` after the subscriber was told.
+/// The number of events that were dropped at one point of a queue. `None` after the subscriber has received it.
 #[derive(Debug)]
 struct Gap(Mutex<Option<u64>>);
 
@@ -85,7 +85,7 @@ impl Gap {
         Self(Mutex::new(Some(1)))
     }
 
-    /// Counts one more event. Returns false if the subscriber was told already.
+    /// Counts one more event. Returns false if the subscriber has received the number already.
     fn widen(&self) -> bool {
         let mut missed = self.0.lock();
         *missed = missed.map(|missed| missed + 1);
@@ -153,7 +153,7 @@ struct Subscriber {
     gap: Option<Arc<Gap>>,
 }
 
-/// What became of an event.
+/// The result of sending an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     Queued,
@@ -172,7 +172,7 @@ impl Subscriber {
         if is_full && self.gap.as_ref().is_some_and(|gap| gap.widen()) {
             return Sent::Dropped;
         }
-        // A gap that the subscriber was told of was the last entry, so the queue was empty then.
+        // A gap that the subscriber has received was the last entry, so the queue was empty then.
         let (queued, sent) = if is_full && self.gap.is_none() {
             let gap = Arc::new(Gap::new());
             self.gap = Some(Arc::clone(&gap));
@@ -181,7 +181,7 @@ impl Subscriber {
             self.gap = None;
             (Queued::Event(event.clone()), Sent::Queued)
         };
-        // The queue has a place for a gap behind the last event, so it is never full here.
+        // The queue has a place for a gap after the last event, so it is never full here.
         if self.queue.try_send(queued).is_ok() { sent } else { Sent::Unread }
     }
 }
@@ -208,7 +208,7 @@ impl Default for Subscribers {
 
 impl Subscribers {
     pub(crate) fn subscribe(&self) -> Events {
-        // One more place, for a gap behind the last event.
+        // One more place, for a gap after the last event.
         let (queue, receiver) = crossbeam_channel::bounded(Events::CAPACITY + 1);
         let reader = Arc::new(());
         // After the close the sender is dropped, which ends the subscription.

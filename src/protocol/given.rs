@@ -52,7 +52,7 @@ impl Protocol {
         self.read_durable(id, load)
     }
 
-    /// Returns the record as [`peek`](Self::peek) does, for the operator of a store that may be closed but for live claims.
+    /// Returns the record as [`peek`](Self::peek) does, for the operator of a store that may be closed, and has live claims.
     pub(crate) fn inspect(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         self.check_owned()?;
         self.read_durable(id, load)

@@ -37,13 +37,13 @@ struct State {
     entering: usize,
     /// The tokens of the live claims.
     live: HashSet<u64>,
-    /// True after the last handle but those of claims was dropped.
+    /// True after all handles except those of claims were dropped.
     left: bool,
     /// Served until the store ends. `None` before the start and after the end.
     service: Option<Arc<dyn Service>>,
 }
 
-/// What is served as long as the store is open, or a claim is alive.
+/// A service that lasts as long as the store is open, or a claim is alive.
 pub(crate) trait Service: Send + Sync {
     /// Refuses new clients. Called while the store is locked, with no lock held.
     fn stop(&self);
@@ -159,7 +159,7 @@ impl Protocol {
         }
     }
 
-    /// Sets what is served until the store ends. Called once, before the first claim.
+    /// Sets the service that lasts until the store ends. Called once, before the first claim.
     pub(crate) fn serve(&self, service: Arc<dyn Service>) {
         self.owners.state.lock().service = Some(service);
     }

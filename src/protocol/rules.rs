@@ -66,7 +66,7 @@ pub(crate) enum Action<'a> {
     },
     /// A caller takes back the result of an interrupted operation.
     Undo {
-        /// As in `Resolve`.
+        /// The revision that the caller has seen, as in `Resolve`.
         seen: Option<u64>,
     },
     /// A caller is about to be given the outcome, which cannot be taken back after that.

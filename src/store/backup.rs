@@ -1,8 +1,8 @@
 //! Copies the store as it was at one commit, while commits continue.
 //!
 //! A pin starts a snapshot of the memtable and takes the list of runs under the commit lock. Together they are the state
-//! of the store after one frame. The contents of the snapshot are copied after that, one shard after the other. Runs never change, and no run is deleted while a pin holds it. The copy is a new store
-//! with one run. The copy is written under a temporary name and renamed when every byte is durable.
+//! of the store after one frame. The contents of the snapshot are copied after that, one shard after the other. Runs never
+//! change, and no run is deleted while a pin holds it. The copy is a new store with one run. The copy is written under a temporary name and renamed when every byte is durable.
 
 use std::borrow::Cow;
 use std::fs::{self, Permissions};

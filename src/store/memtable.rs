@@ -59,7 +59,7 @@ struct Shard {
 }
 
 impl Shard {
-    /// Keeps what the snapshot has to find. Called before each change of a key.
+    /// Saves the content that the snapshot must find. Called before each change of a key.
     fn save(&mut self, key: &StoreKey) {
         if let Some(saved) = &mut self.saved {
             if !saved.contains_key(key) {

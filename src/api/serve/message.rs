@@ -232,7 +232,7 @@ mod tests {
         bytes.iter().chain(names.as_bytes()).fold(hash, fnv)
     }
 
-    /// If this fails, a message has changed, and a program of before the change would misread it: raise
+    /// If this fails, a message has changed, and an older program would misread it: raise
     /// [`VERSION`](crate::live::frame::VERSION), and put the new numbers here.
     #[test]
     fn a_change_of_the_messages_changes_their_version() {
