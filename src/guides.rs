@@ -8,6 +8,7 @@
 //! - [`limits`]: every limit and its reason; unsuitable uses; how values are encoded.
 //! - [`tuning`]: the cost of calls, and the options that change it.
 //! - [`operating`]: the command line, errors that need an operator, `tracing` and `metrics`.
+//! - [`walkthrough`]: an operator resolves a held payment of a service that runs, a transcript.
 //! - [`instances`]: one store on PostgreSQL for several instances of a service, feature `postgres`.
 //! - [`migrating`]: for users of litert, Medusa and Powertools.
 //! - [`architecture`]: the design, for readers of the code.
@@ -41,6 +42,9 @@ pub mod tuning {}
 
 #[doc = include_str!("guides/operating.md")]
 pub mod operating {}
+
+#[doc = include_str!("guides/walkthrough.md")]
+pub mod walkthrough {}
 
 #[doc = include_str!("guides/instances.md")]
 pub mod instances {}

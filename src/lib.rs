@@ -97,7 +97,7 @@
 //!
 //! [Crashes and the two policies](guides::crashes), [stages](guides::stages), [HTTP](guides::http),
 //! [durability](guides::durability), [limits](guides::limits), [tuning](guides::tuning), [operating](guides::operating),
-//! [several instances](guides::instances),
+//! [an operator's walkthrough](guides::walkthrough), [several instances](guides::instances),
 //! [migrating from litert, Medusa, Powertools](guides::migrating), [architecture](guides::architecture)
 //!
 //! # Modules
