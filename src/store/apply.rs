@@ -10,7 +10,7 @@ use super::Inner;
 use super::checkpoint::Job;
 use super::format::frame::Frame;
 use super::runs::Run;
-use crate::store::runs::flush::{Deleted, Flusher, Prepared};
+use crate::store::runs::flush::{Deleted, Flusher};
 use crate::store::runs::merge::{self, Merge, Step};
 use crate::store::sled::disk_space::{SpaceStatus, Wakeups};
 use crate::types::error::{Error, ErrorKind, Result};
@@ -251,10 +251,14 @@ impl Applier {
             self.compactions.clear();
             self.merge = None;
         }
-        let prepared = self.flusher.prepare(frame, &self.inner.now())?;
-        if let Some(full) = self.wait_for_space(&prepared, closes)? {
+        let mut prepared = self.flusher.prepare(frame, &self.inner.now())?;
+        if let Some(full) = self.wait_for_space(prepared.bytes(), closes)? {
             self.leave_behind(&full);
             return Ok(Next::End);
+        }
+        if !self.flusher.has_highest_id(&prepared) {
+            // A merge has begun a run during the wait. A salvage without the newest list goes by the numbers of runs.
+            prepared = self.flusher.prepare(frame, &self.inner.now())?;
         }
         self.flusher.write(prepared, &self.inner.now())?;
         (self.may_merge, self.has_flushed) = (true, true);
@@ -298,20 +302,21 @@ impl Applier {
         self.inner.commit_queue.end();
     }
 
-    /// Waits until there is space for a run. Returns the error if the store is closed before.
-    fn wait_for_space(&mut self, prepared: &Prepared, closes: bool) -> Result<Option<Error>> {
-        while let Some(full) = self.inner.short(prepared.bytes()) {
+    /// Waits until there is space for a run of this many bytes, and frees space meanwhile. Returns the error if the store is closed before.
+    fn wait_for_space(&mut self, bytes: u64, closes: bool) -> Result<Option<Error>> {
+        while let Some(full) = self.inner.short(bytes) {
             if closes || self.backlog.iter().any(Message::is_last) {
                 return Ok(Some(full));
-            }
-            // Deleted blocks leave space inside sled's file.
-            if self.flusher.has_unread() && !matches!(self.inner.disk_space.claim(0), SpaceStatus::Short(_)) {
-                self.flusher.delete_some()?;
-                continue;
             }
             // This may take any time, so answer the waiting passes now.
             let under_way = self.merge.as_mut().and_then(|(_, compaction)| compaction.take());
             refuse(self.compactions.drain(..).chain(under_way), &full);
+            self.rests = false;
+            // Deleted blocks leave space inside sled's file.
+            if self.has_work() && self.work()? == Next::GoOn && !self.rests {
+                self.take_waiting();
+                continue;
+            }
             crossbeam_channel::select! {
                 recv(self.inbox.wakeups) -> _ => {}
                 recv(self.inbox.messages) -> message => match message {
@@ -321,6 +326,16 @@ impl Applier {
             }
         }
         Ok(None)
+    }
+
+    /// Takes the waiting messages: the passes, and the others into the backlog.
+    fn take_waiting(&mut self) {
+        while let Ok(message) = self.inbox.messages.try_recv() {
+            match message {
+                Message::Compact(compaction) => self.compactions.push_back(compaction),
+                message => self.backlog.push_back(message),
+            }
+        }
     }
 
     /// Runs some background steps. After a flush it runs at least a fixed number of them, otherwise a load of commits
@@ -352,34 +367,34 @@ impl Applier {
 
     /// Runs one background step. Without space, rests until the next message.
     fn work(&mut self) -> Result<Next> {
-        if let Some((merge, compaction)) = self.merge.take() {
-            if let SpaceStatus::Short(full) = self.inner.disk_space.claim(merge.bytes()) {
-                self.flusher.give_up(merge.id());
-                refuse(compaction.into_iter(), &full);
-                (self.may_merge, self.rests) = (true, true);
-            } else {
-                self.step(merge, compaction)?;
+        if self.flusher.has_unread() {
+            // First, because deletion leaves space for the other steps.
+            self.rests = matches!(self.inner.disk_space.claim_in_background(0), SpaceStatus::Short(_));
+            if !self.rests {
+                self.flusher.delete_some()?;
+            }
+        } else if let Some((mut merge, compaction)) = self.merge.take() {
+            match self.inner.disk_space.claim_in_background(merge.next_bytes()) {
+                SpaceStatus::Short(full) => {
+                    // The merge continues when there is space.
+                    refuse(compaction.into_iter(), &full);
+                    (self.merge, self.rests) = (Some((merge, None)), true);
+                }
+                status => {
+                    merge.is_scarce = matches!(status, SpaceStatus::Low(_));
+                    self.step(merge, compaction)?;
+                }
             }
         } else if self.can_compact() {
             if let Some(compaction) = self.compactions.pop_front() {
                 return self.compact(compaction);
             }
-        } else if self.flusher.has_unread() {
-            self.rests = matches!(self.inner.disk_space.claim(0), SpaceStatus::Short(_));
-            if !self.rests {
-                self.flusher.delete_some()?;
-            }
         } else if self.may_merge {
             self.may_merge = false;
-            let runs = self.flusher.shared.runs.now();
-            if let Some(range) = merge::plan(&runs) {
-                // A merge that stops halfway would need more space than it frees.
-                if self.inner.disk_space.can_merge(merge::bytes(runs.get(range.clone()).unwrap_or_default())) {
-                    let merge = Merge::begin(&mut self.flusher, range, self.inner.now());
-                    self.merge = Some((Box::new(merge), None));
-                } else {
-                    (self.may_merge, self.rests) = (true, true);
-                }
+            let is_scarce = !matches!(self.inner.disk_space.claim_in_background(0), SpaceStatus::Enough);
+            if let Some(range) = merge::plan(&self.flusher.shared.runs.now(), is_scarce) {
+                let merge = Merge::begin(&mut self.flusher, range, self.inner.now());
+                self.merge = Some((Box::new(merge), None));
             }
         }
         Ok(Next::GoOn)
@@ -397,7 +412,8 @@ impl Applier {
             }
             Step::Unreadable(error) => {
                 self.may_merge = true;
-                merge.give_up(&mut self.flusher);
+                let deleted = merge.give_up(&mut self.flusher);
+                *self.flusher.shared.left_out.lock() += deleted;
                 refuse(compaction.into_iter(), &error);
             }
         }

@@ -92,9 +92,9 @@
 //! A *run* holds entries in key order, each key once. An entry: length of the key (2), length of the value (4; all
 //! ones: the key was removed), the key (`r` and the manager's name, or `t` and the table's name, then 0 and the key),
 //! the value: a record or a row. An entry that is longer than a block starts a new block, and its value continues in
-//! blocks of its own. The index follows the entries, cut into blocks: first three counts (4 each), of first keys, of
-//! unfinished records and of filter words. For each block with entries: its number (4), length of its first key (2),
-//! the key. For each record in progress, released or interrupted: length of its key (2), the key, its state (1), token,
+//! blocks of its own. These blocks are numbered from 0. The index is cut into blocks that are numbered from 2^31 on:
+//! first three counts (4 each), of first keys, of unfinished records and of filter words. For each block that begins with
+//! an entry: its number (4), length of its first key (2), the key. For each record in progress, released or interrupted: length of its key (2), the key, its state (1), token,
 //! updated, expires and interrupted TTL (8 each). The words of the filter (8 each).
 //!
 //! The *filter* has lines of 512 bits, 16 bits for each key. A 64-bit hash h of the key selects a line and six bits in
@@ -105,9 +105,12 @@
 //!
 //! The *list*: id of the store (16), serial number, one more than that of the list before (8), number of the last frame
 //! whose changes are in runs (8), number of the last frame up to which the runs have every change (8), number of the next
-//! run (8), number of runs (4). Then for each run, the oldest first: its number (8), blocks with entries (4), blocks with
-//! the index (4), entries (8), store time when its first finished record expires (8), store time when about half of its
-//! entries have expired (8). Run numbers are not reused. Blocks of a run that is not listed are leftovers.
+//! run (8), number of runs (4). Then for each run, the oldest first: its number (8), blocks with entries (4), number of
+//! the first block with the index (4), blocks with the index (4), the block of its first entry (4), the offset of that
+//! entry in the content of its block (4), entries (8), store time when its first finished record expires (8), store time
+//! when about half of its entries have expired (8). Run numbers are not reused. A merge that has not ended lists the first
+//! part of its output, and its inputs without that part: their first entries are not in their first blocks then. Blocks
+//! that are not listed are leftovers.
 
 pub(crate) mod block;
 pub(crate) mod filter;

@@ -357,7 +357,7 @@ pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -
     let unfinished = Unfinished::default();
     for (at, run) in runs.iter().enumerate() {
         for (key, lifetime) in &run.index.unfinished {
-            if !is_replaced(&tables, runs.get(at + 1..).unwrap_or_default(), key)? {
+            if run.has(&tables, key)? && !is_replaced(&tables, runs.get(at + 1..).unwrap_or_default(), key)? {
                 unfinished.update(std::iter::once((key, Some(*lifetime))), now);
             }
         }

@@ -18,7 +18,7 @@ use parking_lot::RwLock;
 
 use super::format::block::{self, CONTENT, Index, Kind, Place, take_entry};
 use super::format::frame::{Content, StoreKey};
-use super::format::list::RunInfo;
+use super::format::list::{RunInfo, Start};
 use super::format::record::{self, HEAD};
 use super::format::{corrupt, hash};
 use crate::store::sled::tables::Tables;
@@ -36,7 +36,8 @@ pub(crate) enum Load {
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) info: RunInfo,
-    pub(crate) index: Index,
+    /// Shared by the versions of a run that a merge trims.
+    pub(crate) index: Arc<Index>,
     /// True if a merge could not read one of its blocks.
     damaged: AtomicBool,
 }
@@ -46,19 +47,27 @@ pub(crate) type RunSet = Arc<Vec<Arc<Run>>>;
 
 /// The listed runs.
 #[derive(Debug, Default)]
-pub(crate) struct Runs(RwLock<RunSet>);
+pub(crate) struct Runs {
+    now: RwLock<RunSet>,
+    /// For tests: a reader of each list that is published.
+    #[cfg(test)]
+    pub(crate) readers: parking_lot::Mutex<Option<Vec<RunSet>>>,
+}
 
 impl Runs {
     pub(crate) fn now(&self) -> RunSet {
-        Arc::clone(&self.0.read())
+        Arc::clone(&self.now.read())
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.read().len()
+        self.now.read().len()
     }
 
     pub(crate) fn publish(&self, runs: Vec<Arc<Run>>) {
-        let before = std::mem::replace(&mut *self.0.write(), Arc::new(runs));
+        let runs = Arc::new(runs);
+        #[cfg(test)]
+        self.readers.lock().iter_mut().for_each(|readers| readers.push(Arc::clone(&runs)));
+        let before = std::mem::replace(&mut *self.now.write(), runs);
         drop(before);
     }
 
@@ -179,7 +188,29 @@ fn load_block(tables: &Tables, run: u64, number: u32, kind: Kind) -> Result<Bloc
 
 impl Run {
     pub(crate) fn new(info: RunInfo, index: Index) -> Self {
-        Self { info, index, damaged: AtomicBool::new(false) }
+        Self { info, index: Arc::new(index), damaged: AtomicBool::new(false) }
+    }
+
+    /// Returns this run without the entries before the start of `info`.
+    fn trimmed(&self, info: RunInfo) -> Self {
+        Self { info, index: Arc::clone(&self.index), damaged: AtomicBool::new(self.is_damaged()) }
+    }
+
+    /// Returns the position of its first block that counts, among those that begin with an entry.
+    fn start(&self) -> usize {
+        self.index.first_keys.position(self.info.start.block)
+    }
+
+    /// Reads a block that begins with an entry, if it counts. Also returns its number, and the offset of the first entry
+    /// that counts.
+    fn entry_block(&self, tables: &Tables, nth: usize) -> Result<Option<(u32, Block, usize)>> {
+        let start = self.info.start;
+        let Some(number) = self.index.first_keys.block(nth).filter(|number| *number >= start.block) else {
+            return Ok(None);
+        };
+        let block = load_block(tables, self.info.id, number, Kind::Entries)?;
+        let at = if number == start.block { usize::try_from(start.at).unwrap_or(usize::MAX) } else { 0 };
+        Ok(Some((number, block, at)))
     }
 
     /// True if one of its blocks could not be read. Then it is not rewritten, and each call that needs the block
@@ -195,7 +226,7 @@ impl Run {
     /// Opens a run by reading its index.
     pub(crate) fn open(tables: &Tables, info: RunInfo) -> Result<Self> {
         let mut bytes = Vec::new();
-        for number in info.blocks..info.all_blocks() {
+        for number in info.index() {
             bytes.extend_from_slice(load_block(tables, info.id, number, Kind::Index)?.content());
         }
         let malformed = || corrupt(format!("the index of run {} is malformed", info.id));
@@ -206,15 +237,20 @@ impl Run {
         self.index.filter.may_contain(hash)
     }
 
+    /// Returns true if a key of its index is among the entries that count.
+    pub(crate) fn has(&self, tables: &Tables, key: &StoreKey) -> Result<bool> {
+        Ok(self.info.start == Start::default() || self.find(tables, key.bytes(), hash(key.bytes()))?.is_some())
+    }
+
     /// Returns what the run has for a key: no entry, a removal, or a value.
     #[expect(clippy::option_option, reason = "nothing, removed, or a value")]
     pub(crate) fn find(&self, tables: &Tables, key: &[u8], hash: u64) -> Result<Option<Option<Stored>>> {
         if !self.may_contain(hash) {
             return Ok(None);
         }
-        let Some(number) = self.index.first_keys.block(self.index.first_keys.find(key)) else { return Ok(None) };
-        let block = load_block(tables, self.info.id, number, Kind::Entries)?;
-        let mut rest = block.content();
+        let nth = self.index.first_keys.find(key);
+        let Some((number, block, start)) = self.entry_block(tables, nth)? else { return Ok(None) };
+        let mut rest = block.content().get(start..).unwrap_or_default();
         while let Some(entry) = take_entry(&mut rest)? {
             if entry.key >= key {
                 let is_same = entry.key == key;
@@ -252,13 +288,17 @@ struct Cursor {
     /// The offset up to which the block was read.
     at: usize,
     head: Option<Item>,
+    /// The place of the head.
+    head_at: Start,
+    /// The number of entries before the head that counted.
+    passed: u64,
 }
 
 impl Cursor {
     /// Starts at the first key at or after `from`.
     fn new(tables: &Tables, run: Arc<Run>, from: &[u8]) -> Result<Self> {
-        let next = run.index.first_keys.find(from);
-        let mut cursor = Self { run, next, block: None, at: 0, head: None };
+        let next = run.index.first_keys.find(from).max(run.start());
+        let mut cursor = Self { run, next, block: None, at: 0, head: None, head_at: Start::default(), passed: 0 };
         cursor.advance(tables)?;
         while cursor.head.as_ref().is_some_and(|item| item.key.bytes() < from) {
             cursor.advance(tables)?;
@@ -269,6 +309,7 @@ impl Cursor {
     fn advance(&mut self, tables: &Tables) -> Result<Option<Item>> {
         let next = self.read(tables)?;
         let head = std::mem::replace(&mut self.head, next);
+        self.passed += u64::from(head.is_some());
         if let (Some(head), Some(next)) = (&head, &self.head) {
             if head.key >= next.key {
                 return Err(corrupt(format!("the entries of run {} are not in order", self.run.info.id)));
@@ -282,6 +323,7 @@ impl Cursor {
             if let Some((number, block)) = &self.block {
                 let mut rest = block.content().get(self.at..).unwrap_or_default();
                 if let Some(entry) = take_entry(&mut rest)? {
+                    self.head_at = Start { block: *number, at: u32::try_from(self.at).unwrap_or(u32::MAX) };
                     self.at = block.content().len() - rest.len();
                     let (run, number, block, end) = (self.run.info.id, *number, block.clone(), self.at);
                     let stored = entry.value.map(|value| (value.len, (end - value.here.len(), end)));
@@ -289,10 +331,19 @@ impl Cursor {
                     return Ok(Some(Item { key: StoreKey::from_bytes(entry.key), value }));
                 }
             }
-            let Some(number) = self.run.index.first_keys.block(self.next) else { return Ok(None) };
-            self.block = Some((number, load_block(tables, self.run.info.id, number, Kind::Entries)?));
-            (self.next, self.at) = (self.next + 1, 0);
+            let Some((number, block, start)) = self.run.entry_block(tables, self.next)? else { return Ok(None) };
+            self.block = Some((number, block));
+            (self.next, self.at) = (self.next + 1, start);
         }
+    }
+
+    /// Returns the run without the entries before the head, and continues on that.
+    fn trim(&mut self) -> Arc<Run> {
+        let RunInfo { entries, .. } = self.run.info;
+        let info = RunInfo { start: self.head_at, entries: entries.saturating_sub(self.passed), ..self.run.info };
+        self.passed = 0;
+        self.run = Arc::new(self.run.trimmed(info));
+        Arc::clone(&self.run)
     }
 }
 
@@ -310,6 +361,14 @@ impl Merged {
     /// Returns the key of the next entry.
     pub(crate) fn key(&self) -> Option<&StoreKey> {
         self.0.iter().filter_map(|cursor| cursor.head.as_ref()).map(|item| &item.key).min()
+    }
+
+    /// Returns the runs without the entries that were returned so far, the oldest first. Leaves out runs that have no
+    /// other entry. Only after a start at the first entry.
+    pub(crate) fn trim(&mut self) -> Vec<Arc<Run>> {
+        // A cursor without an entry would keep its run from being deleted.
+        self.0.retain(|cursor| cursor.head.is_some());
+        self.0.iter_mut().rev().map(Cursor::trim).collect()
     }
 
     pub(crate) fn next(&mut self, tables: &Tables) -> Result<Option<Item>> {
@@ -330,7 +389,7 @@ impl Run {
     pub(crate) fn check(&self, tables: &Tables, found: &mut dyn FnMut(Error) -> Result<()>) -> Result<()> {
         let (mut entries, mut blocks, mut last) = (0_u64, 0_u64, Vec::new());
         let mut is_sound = true;
-        for nth in 0..self.index.first_keys.len() {
+        for nth in self.start()..self.index.first_keys.len() {
             match self.check_block(tables, nth, &mut last) {
                 Ok((some, continued)) => (entries, blocks) = (entries + some, blocks + 1 + continued),
                 Err(error) => {
@@ -340,13 +399,13 @@ impl Run {
             }
         }
         let info = &self.info;
-        if is_sound && (entries != info.entries || blocks != u64::from(info.blocks)) {
-            let (id, had, had_blocks) = (info.id, info.entries, info.blocks);
+        if is_sound && (entries != info.entries || blocks != info.live_blocks()) {
+            let (id, had, had_blocks) = (info.id, info.entries, info.live_blocks());
             let message = format!("run {id} has {entries} entries in {blocks} blocks, it had {had} in {had_blocks}");
             found(corrupt(message))?;
         }
         match Self::open(tables, self.info) {
-            Ok(run) if run.index == self.index => Ok(()),
+            Ok(run) if *run.index == *self.index => Ok(()),
             Ok(_) => found(corrupt(format!("the index of run {} has changed", info.id))),
             Err(error) => found(error),
         }
@@ -355,9 +414,8 @@ impl Run {
     /// Returns the number of entries in a block, and the number of blocks in which its last value continues.
     fn check_block(&self, tables: &Tables, nth: usize, last: &mut Vec<u8>) -> Result<(u64, u64)> {
         let id = self.info.id;
-        let Some(number) = self.index.first_keys.block(nth) else { return Ok((0, 0)) };
-        let block = load_block(tables, id, number, Kind::Entries)?;
-        let (mut rest, mut entries, mut continued) = (block.content(), 0, 0);
+        let Some((number, block, start)) = self.entry_block(tables, nth)? else { return Ok((0, 0)) };
+        let (mut rest, mut entries, mut continued) = (block.content().get(start..).unwrap_or_default(), 0, 0);
         while let Some(entry) = take_entry(&mut rest)? {
             let named = || entry.key.escape_ascii();
             if entries == 0 && self.index.first_keys.find(entry.key) != nth || entry.key <= last.as_slice() {

@@ -14,7 +14,11 @@ use crate::store::runs::flush::Flusher;
 use crate::store::sled::disk_space::Wakeups;
 use crate::sync::group_commit::{Batch, Target, Verdict, Work};
 use crate::sync::worker::Worker;
+use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
+
+/// How long commits wait on a full disk for the checkpoint that frees a segment of the journal.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The threads, and the lock on the directory. Each thread shares the lock, so a thread that hangs in the operating
 /// system keeps it.
@@ -204,15 +208,37 @@ pub(crate) fn message(batch: &Batch<bool>, checkpoint: bool) -> Message {
     Message::Group { group: batch.group, frame, bytes: batch.payload.len() as u64, changes, checkpoint }
 }
 
+/// Waits for the checkpoint that frees a segment. Returns false at once if there is nothing to free, or if the apply thread
+/// has no space either.
+fn wait_for_release(inner: &Inner) -> bool {
+    let until = clock::deadline(RELEASE_TIMEOUT);
+    let released = inner.pool.released();
+    if inner.commit_queue.is_stalled() || inner.commit_queue.unapplied() == 0 {
+        return false;
+    }
+    let group = inner.commit_queue.durable();
+    let is_sent = inner.send(Message::Flush { group }).is_ok();
+    if is_sent {
+        inner.pool.wait_for_release(released, until);
+    }
+    is_sent
+}
+
 /// The main function of the thread that keeps the next segment ready.
 fn prepare(inner: &Inner) {
     while let Some(need) = inner.commit_queue.wait_wanted() {
         let need = segment_for(need);
         // Segments grow with the rate of commits. But there are up to four of them, and the runs need space too.
         let wanted = inner.pool.wanted(need).min(inner.disk_space.free_up_to(16 * need) / 16).max(need);
-        let set_apart = inner.disk_space.set_apart(wanted);
-        let spare = inner.pool.prepare(need, wanted, set_apart.bytes);
-        drop(set_apart);
+        let prepare = || {
+            let set_apart = inner.disk_space.set_apart(wanted);
+            inner.pool.prepare(need, wanted, set_apart.bytes)
+        };
+        let mut spare = prepare();
+        if spare.as_ref().is_err_and(|error| error.kind() == ErrorKind::Full) && wait_for_release(inner) {
+            // Also after the timeout, because the answer is for commits that have come meanwhile too.
+            spare = prepare();
+        }
         let offer = spare.map(|spare| (usable(spare.size), spare));
         if let Some(unused) = inner.commit_queue.provide_segment(offer) {
             inner.pool.give_back(unused);

@@ -327,6 +327,37 @@ fn a_disk_filled_by_the_store_returns_full_and_recovers() {
     });
 }
 
+/// Replaced contents, and the space that merges need, must stay within a few times of what lives.
+#[test]
+fn values_that_are_overwritten_on_a_small_disk_are_never_refused() {
+    const KEYS: u64 = 40;
+    const LEN: u64 = 400_000;
+    within(LATE, || {
+        let Some(disk) = Disk::new(120 * MIB) else { return };
+        let engine = Engine::options().segment_bytes(MIB).open(disk.store()).unwrap();
+        let table = engine.table("t").unwrap();
+        let value = |nth: u64| vec![nth.to_le_bytes()[0]; usize::try_from(LEN).unwrap()];
+        for nth in 0..12 * KEYS {
+            let put = table.insert(format!("{}", nth % KEYS), value(nth));
+            put.unwrap_or_else(|error| panic!("{nth} of {} values were written: {error}", 12 * KEYS));
+        }
+        let len = fs::metadata(disk.store().join("store/sled/db")).unwrap().len();
+        println!(
+            "{} MiB live, {} MiB in the record store, {} MiB free",
+            KEYS * LEN / MIB,
+            len / MIB,
+            disk.free() / MIB
+        );
+        drop(table);
+        engine.close().unwrap();
+        let engine = open(&disk).unwrap();
+        let table = engine.table("t").unwrap();
+        for nth in 11 * KEYS..12 * KEYS {
+            assert_eq!(table.get(format!("{}", nth % KEYS)).unwrap().as_deref(), Some(&*value(nth)), "{nth}");
+        }
+    });
+}
+
 #[test]
 fn a_store_is_not_created_on_a_disk_without_space_for_it() {
     let Some(disk) = Disk::new(2 * MIB) else { return };

@@ -209,6 +209,11 @@ impl FirstKeys {
         self.places.get(nth).map(|(_, block)| *block)
     }
 
+    /// Returns the position of a block, or of the next one in the list.
+    pub(crate) fn position(&self, block: u32) -> usize {
+        self.places.partition_point(|(_, other)| *other < block)
+    }
+
     fn key(&self, nth: usize) -> &[u8] {
         let end_of = |nth: usize| self.places.get(nth).and_then(|(end, _)| usize::try_from(*end).ok());
         let start = nth.checked_sub(1).map_or(Some(0), end_of);
@@ -228,7 +233,7 @@ impl FirstKeys {
 }
 
 /// The index of a run: everything but its entries.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Index {
     pub(crate) first_keys: FirstKeys,
     /// The records that are in progress, released or interrupted.

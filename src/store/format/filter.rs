@@ -9,13 +9,17 @@ const PROBES: u32 = 6;
 /// The number of words in a cache line.
 const LINE: usize = 8;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A large filter has a multiple of this many lines, so that it can be halved.
+const LINES: u64 = 64;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter(Vec<u64>);
 
 impl Filter {
     /// Creates a filter for this many keys.
     pub(crate) fn new(keys: u64) -> Self {
-        let lines = keys.saturating_mul(BITS_PER_KEY).div_ceil(64 * LINE as u64).max(1);
+        let lines = lines(keys);
+        let lines = if lines > LINES { lines.next_multiple_of(LINES) } else { lines.next_power_of_two() };
         Self(vec![0; usize::try_from(lines).unwrap_or(usize::MAX / LINE).saturating_mul(LINE)])
     }
 
@@ -23,6 +27,15 @@ impl Filter {
         let (line, bits) = self.place(hash(key));
         for (word, mask) in self.0.iter_mut().skip(line).zip(bits) {
             *word |= mask;
+        }
+    }
+
+    /// Halves the filter as long as the result is large enough for this many keys, which must be all that were inserted. The line
+    /// of a key in a filter of half the size is half the number of its line, rounded down.
+    pub(crate) fn shrink(&mut self, keys: u64) {
+        while (self.0.len() / LINE) % 2 == 0 && (self.0.len() / LINE / 2) as u64 >= lines(keys) {
+            let both = |pair: &[u64]| (0..LINE).map(|at| word(pair, at) | word(pair, at + LINE)).collect::<Vec<_>>();
+            self.0 = self.0.chunks_exact(2 * LINE).flat_map(both).collect();
         }
     }
 
@@ -59,6 +72,15 @@ impl Filter {
     }
 }
 
+/// The lines that so many keys need.
+fn lines(keys: u64) -> u64 {
+    keys.saturating_mul(BITS_PER_KEY).div_ceil(64 * LINE as u64).max(1)
+}
+
+fn word(words: &[u64], at: usize) -> u64 {
+    words.get(at).copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +91,19 @@ mod tests {
         filter.insert(b"rm\0key");
         assert_eq!(filter.words().iter().map(|word| word.count_ones()).sum::<u32>(), PROBES);
         assert_eq!(hash(b""), 0xE220_A839_7B1D_CDAF);
+    }
+
+    #[test]
+    fn a_filter_that_is_too_large_shrinks_and_keeps_its_keys() {
+        for (made_for, keys, lines) in [(100_000, 5_000, 196), (70_000, 20_000, 1_120), (64, 1, 1), (10, 10, 1)] {
+            let mut filter = Filter::new(made_for);
+            (0..keys).for_each(|key: u32| filter.insert(&key.to_be_bytes()));
+            filter.shrink(u64::from(keys));
+            assert_eq!(filter.words().len(), lines * LINE, "{made_for} {keys}");
+            assert!((0..keys).all(|key| filter.may_contain(hash(&key.to_be_bytes()))));
+            let wrong = (keys..keys + 100_000).filter(|key| filter.may_contain(hash(&key.to_be_bytes()))).count();
+            assert!(wrong < 1_500, "{wrong} of 100,000");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The list of runs: the runs in sled, and the frames whose changes they hold.
 
+use std::ops::Range;
+
 use super::block::{self, Kind, Place};
 use super::{Fields, corrupt, length};
 use crate::types::error::Result;
@@ -7,14 +9,22 @@ use crate::types::error::Result;
 /// The key of the list in sled.
 pub(crate) const KEY: &[u8] = b"runs";
 
+/// The number of the first block of a run's first index. Blocks with entries have lower numbers.
+pub(crate) const FIRST_INDEX: u32 = 1 << 31;
+
 /// A run in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RunInfo {
     pub(crate) id: u64,
-    /// The number of blocks with entries.
+    /// The number of blocks with entries, with those that do not count. They are numbered from 0.
     pub(crate) blocks: u32,
-    /// The number of blocks with the index, which follow the entries.
+    /// The number of the first block with the index. When a merge adds to a run, the run gets a new index.
+    pub(crate) index_at: u32,
+    /// The number of blocks with the index.
     pub(crate) index_blocks: u32,
+    /// The first entry that counts. A merge has copied those before it into another run.
+    pub(crate) start: Start,
+    /// The number of entries that count.
     pub(crate) entries: u64,
     /// The store time when its first finished record expires.
     pub(crate) earliest: u64,
@@ -22,9 +32,34 @@ pub(crate) struct RunInfo {
     pub(crate) half: u64,
 }
 
+/// The place of an entry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Start {
+    /// The number of its block.
+    pub(crate) block: u32,
+    /// Its offset in the content of that block.
+    pub(crate) at: u32,
+}
+
 impl RunInfo {
-    pub(crate) fn all_blocks(&self) -> u32 {
-        self.blocks.saturating_add(self.index_blocks)
+    /// Returns the blocks with entries that count.
+    pub(crate) fn entry_blocks(&self) -> Range<u32> {
+        self.start.block..self.blocks
+    }
+
+    /// Returns the number of blocks with entries that count.
+    pub(crate) fn live_blocks(&self) -> u64 {
+        u64::from(self.blocks.saturating_sub(self.start.block))
+    }
+
+    /// Returns the blocks with the index.
+    pub(crate) fn index(&self) -> Range<u32> {
+        self.index_at..self.index_end()
+    }
+
+    /// Returns the number of the block after the index.
+    pub(crate) fn index_end(&self) -> u32 {
+        self.index_at.saturating_add(self.index_blocks)
     }
 }
 
@@ -53,8 +88,9 @@ impl RunList {
         out.extend_from_slice(&length("the list of the runs", self.runs.len())?.to_le_bytes());
         for run in &self.runs {
             out.extend_from_slice(&run.id.to_le_bytes());
-            out.extend_from_slice(&run.blocks.to_le_bytes());
-            out.extend_from_slice(&run.index_blocks.to_le_bytes());
+            for field in [run.blocks, run.index_at, run.index_blocks, run.start.block, run.start.at] {
+                out.extend_from_slice(&field.to_le_bytes());
+            }
             for field in [run.entries, run.earliest, run.half] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
@@ -79,7 +115,9 @@ impl RunList {
             runs.push(RunInfo {
                 id: fields.u64()?,
                 blocks: fields.u32()?,
+                index_at: fields.u32()?,
                 index_blocks: fields.u32()?,
+                start: Start { block: fields.u32()?, at: fields.u32()? },
                 entries: fields.u64()?,
                 earliest: fields.u64()?,
                 half: fields.u64()?,
@@ -95,16 +133,26 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let run = RunInfo { id: 1, blocks: 2, index_blocks: 3, entries: 4, earliest: 5, half: 6 };
+        let run = RunInfo {
+            id: 1,
+            blocks: 2,
+            index_at: 3,
+            index_blocks: 4,
+            start: Start { block: 5, at: 6 },
+            entries: 7,
+            earliest: 12,
+            half: 13,
+        };
         let list = RunList { store_id: [7; 16], serial: 11, frame: 8, complete: 9, next_id: 10, runs: vec![run] };
         let bytes = list.encode().unwrap();
-        assert_eq!(bytes[8..24], *b"\x02\x04\x5c\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(bytes[8..24], *b"\x02\x04\x68\0\0\0\0\0\0\0\0\0\0\0\0\0");
         let content = &bytes[24..];
         assert_eq!(content[..16], [7; 16]);
         assert_eq!(content[16..32], *b"\x0b\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0");
         assert_eq!(content[32..52], *b"\x09\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0\x01\0\0\0");
         assert_eq!(content[52..68], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
-        assert_eq!(content[68..], *b"\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0");
+        assert_eq!(content[68..80], *b"\x04\0\0\0\x05\0\0\0\x06\0\0\0");
+        assert_eq!(content[80..], *b"\x07\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0\x0d\0\0\0\0\0\0\0");
         assert_eq!(RunList::decode(&[7; 16], &bytes).unwrap(), list);
         assert!(RunList::decode(&[8; 16], &bytes).is_err(), "of another store");
         for cut in 0..bytes.len() {

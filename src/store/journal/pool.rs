@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::segment::SegmentFile;
 use crate::store::files::Dir;
@@ -27,6 +27,8 @@ pub(crate) struct Pool {
     min_size: u64,
     max_size: u64,
     state: Mutex<State>,
+    /// Notified when `released` has changed.
+    released: Condvar,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,13 @@ impl Pool {
             pins: 0,
             release_later: 0,
         };
-        Self { dir, min_size: first_size, max_size: first_size.saturating_mul(MAX_GROWTH), state: Mutex::new(state) }
+        Self {
+            dir,
+            min_size: first_size,
+            max_size: first_size.saturating_mul(MAX_GROWTH),
+            state: Mutex::new(state),
+            released: Condvar::new(),
+        }
     }
 
     /// Returns the size of the next file, which must hold `need` bytes, if the disk has space for it.
@@ -191,8 +199,23 @@ impl Pool {
                 excess = state.free.split_off(MAX_FREE);
             }
         }
+        self.released.notify_all();
         for spare in excess {
             self.discard(spare);
+        }
+    }
+
+    /// Returns the frame up to which segments were freed.
+    pub(crate) fn released(&self) -> u64 {
+        self.state.lock().released
+    }
+
+    /// Waits until segments with frames after this one were freed, at most until the deadline.
+    pub(crate) fn wait_for_release(&self, before: u64, until: Option<Instant>) {
+        let mut state = self.state.lock();
+        while state.released <= before {
+            let Some(until) = until.filter(|until| clock::monotonic() < *until) else { return };
+            self.released.wait_until(&mut state, until);
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, Place, entry_len, push_entry};
 use crate::store::format::filter::Filter;
 use crate::store::format::frame::StoreKey;
-use crate::store::format::list::RunInfo;
+use crate::store::format::list::{FIRST_INDEX, RunInfo, Start};
 use crate::store::format::{corrupt, record};
 use crate::store::runs::Run;
 use crate::store::sled::tables::Keyed;
@@ -13,11 +13,17 @@ use crate::types::error::Result;
 /// The number of expiry times that are sampled, to find when half of a run has expired.
 const SAMPLES: usize = 1 << 10;
 
+/// The bytes of the index for a block and for an unfinished record, without the key.
+const INDEXED_BLOCK: usize = 6;
+const INDEXED_RECORD: usize = 35;
+
 #[derive(Debug)]
 pub(crate) struct Builder {
     store_id: [u8; 16],
     info: RunInfo,
     index: Index,
+    /// The bytes of the index without its filter.
+    index_len: usize,
     /// The block that is being filled.
     content: Vec<u8>,
     /// Full blocks that were not taken yet.
@@ -30,7 +36,17 @@ impl Builder {
     pub(crate) fn new(store_id: &[u8; 16], id: u64, entries: u64) -> Self {
         Self {
             store_id: *store_id,
-            info: RunInfo { id, blocks: 0, index_blocks: 0, entries: 0, earliest: NEVER, half: NEVER },
+            info: RunInfo {
+                id,
+                blocks: 0,
+                index_at: FIRST_INDEX,
+                index_blocks: 0,
+                start: Start::default(),
+                entries: 0,
+                earliest: NEVER,
+                half: NEVER,
+            },
+            index_len: 0,
             index: Index { first_keys: FirstKeys::default(), unfinished: Vec::new(), filter: Filter::new(entries) },
             content: Vec::with_capacity(CONTENT),
             full: Vec::new(),
@@ -46,6 +62,7 @@ impl Builder {
             let lifetime = record::decode_lifetime(value).ok_or_else(malformed)?;
             if lifetime.is_unfinished() {
                 self.index.unfinished.push((key.clone(), lifetime));
+                self.index_len += key.bytes().len() + INDEXED_RECORD;
             } else {
                 expires = lifetime.expires;
             }
@@ -59,6 +76,7 @@ impl Builder {
         }
         if self.content.is_empty() {
             self.index.first_keys.push(key.bytes(), self.info.blocks)?;
+            self.index_len += key.bytes().len() + INDEXED_BLOCK;
         }
         let rest = push_entry(&mut self.content, key.bytes(), value)?;
         if !rest.is_empty() {
@@ -82,7 +100,8 @@ impl Builder {
     }
 
     fn end_block(&mut self, kind: Kind) -> Result<()> {
-        let place = Place { run: self.info.id, number: self.info.all_blocks() };
+        let number = if kind == Kind::Index { self.info.index_end() } else { self.info.blocks };
+        let place = Place { run: self.info.id, number };
         self.full.push((block::key(place), block::seal(&self.store_id, place, kind, &self.content)?));
         self.content.clear();
         match kind {
@@ -92,20 +111,41 @@ impl Builder {
         Ok(())
     }
 
+    /// Returns about how many bytes the index takes now.
+    pub(crate) fn index_len(&self) -> usize {
+        self.index_len + size_of_val(self.index.filter.words())
+    }
+
     /// Takes the full blocks, if there are at least this many.
     pub(crate) fn take_full(&mut self, at_least: usize) -> Option<Vec<Keyed>> {
         (self.full.len() >= at_least).then(|| std::mem::take(&mut self.full))
     }
 
+    /// Returns the run of the entries so far, with its own index, and the blocks that were not taken yet. More entries can
+    /// be added afterwards.
+    pub(crate) fn so_far(&mut self) -> Result<(Run, Vec<Keyed>)> {
+        let mut index = self.index.clone();
+        index.filter.shrink(self.info.entries);
+        let info = self.end_index(&index)?;
+        Ok((Run::new(info, index), std::mem::take(&mut self.full)))
+    }
+
     /// Returns the run, and the blocks that were not taken yet.
     pub(crate) fn finish(mut self) -> Result<(Run, Vec<Keyed>)> {
+        let mut index = std::mem::take(&mut self.index);
+        index.filter.shrink(self.info.entries);
+        let info = self.end_index(&index)?;
+        Ok((Run::new(info, index), self.full))
+    }
+
+    fn end_index(&mut self, index: &Index) -> Result<RunInfo> {
         if !self.content.is_empty() {
             self.end_block(Kind::Entries)?;
         }
+        (self.info.index_at, self.info.index_blocks) = (self.info.index_end(), 0);
+        self.push_chunks(&index.encode()?, Kind::Index)?;
         self.info.half = self.sample.median();
-        let index = self.index.encode()?;
-        self.push_chunks(&index, Kind::Index)?;
-        Ok((Run::new(self.info, self.index), self.full))
+        Ok(self.info)
     }
 }
 
@@ -139,9 +179,10 @@ impl Sample {
         self.seen += 1;
     }
 
-    fn median(&mut self) -> u64 {
-        self.taken.sort_unstable();
-        let middle = self.taken.len().saturating_sub(1) / 2;
-        self.taken.get(middle).copied().unwrap_or(NEVER)
+    fn median(&self) -> u64 {
+        let mut taken = self.taken.clone();
+        taken.sort_unstable();
+        let middle = taken.len().saturating_sub(1) / 2;
+        taken.get(middle).copied().unwrap_or(NEVER)
     }
 }

@@ -5,6 +5,7 @@
 //! next open deletes them.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -87,17 +88,22 @@ pub(crate) struct Flusher {
     to_delete: Vec<ToDelete>,
 }
 
-/// A run that is no longer listed, or never was.
+/// Blocks that are no longer listed, or never were.
 #[derive(Debug)]
 struct ToDelete {
     id: u64,
-    /// The run, if it was listed: readers that hold an earlier list may still read it.
+    blocks: Range<u32>,
+    /// The run as it was listed with these blocks: readers that hold an earlier list may still read it.
     run: Option<Arc<Run>>,
 }
 
 impl ToDelete {
-    fn is_unread(&self) -> bool {
-        self.run.as_ref().is_none_or(|run| Arc::strong_count(run) == 1)
+    fn whole(id: u64) -> Self {
+        Self { id, blocks: 0..u32::MAX, run: None }
+    }
+
+    fn is_read(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| Arc::strong_count(run) > 1)
     }
 }
 
@@ -127,9 +133,18 @@ impl Flusher {
         // If the process ended after it had begun a run and before it listed it, the number of that run is higher than
         // the list says.
         let next_id = list.next_id.max(found.iter().copied().max().unwrap_or(0).saturating_add(1));
-        let to_delete: Vec<_> = found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).collect();
+        let mut to_delete: Vec<_> =
+            found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).map(ToDelete::whole).collect();
+        // A merge that ended early may have written more of the run that it had begun.
+        for run in shared.runs.now().iter() {
+            let (info, id) = (run.info, run.info.id);
+            for blocks in [0..run.info.start.block, info.blocks..info.index_at, info.index_end()..u32::MAX] {
+                if !shared.tables.blocks_of(id, &blocks, 1)?.is_empty() {
+                    to_delete.push(ToDelete { id, blocks, run: None });
+                }
+            }
+        }
         let leftovers = to_delete.len() as u64;
-        let to_delete = to_delete.into_iter().map(|id| ToDelete { id, run: None }).collect();
         let RunList { store_id, serial, frame, complete, .. } = *list;
         Ok((Self { shared, store_id, serial, frame, complete, next_id, to_delete }, leftovers))
     }
@@ -138,6 +153,11 @@ impl Flusher {
         let id = self.next_id;
         self.next_id = id.saturating_add(1);
         id
+    }
+
+    /// True if no run was begun after this one.
+    pub(crate) fn has_highest_id(&self, prepared: &Prepared) -> bool {
+        prepared.run.as_ref().is_none_or(|run| run.info.id.saturating_add(1) == self.next_id)
     }
 
     /// Makes the next list say that every change up to this frame is in runs. Only for a replay, where everything in
@@ -211,38 +231,53 @@ impl Flusher {
         Ok(())
     }
 
-    /// Replaces neighbouring runs by one run or none.
-    pub(crate) fn replace(&mut self, inputs: Vec<Arc<Run>>, output: Option<Run>) -> Result<()> {
+    /// Replaces neighbouring runs by others, which may be later versions of the same runs. Blocks that are not listed any
+    /// more are deleted later.
+    pub(crate) fn replace(&mut self, replaced: Vec<Arc<Run>>, by: &[Arc<Run>]) -> Result<()> {
         let runs = self.shared.runs.now();
-        let is_input = |run: &Arc<Run>| inputs.iter().any(|input| Arc::ptr_eq(input, run));
-        let mut output = output.map(Arc::new);
-        let mut left = Vec::with_capacity(runs.len());
-        for run in runs.iter() {
-            if is_input(run) { left.extend(output.take()) } else { left.push(Arc::clone(run)) }
-        }
+        let is_replaced = |run: &Arc<Run>| replaced.iter().any(|other| Arc::ptr_eq(other, run));
+        let before = runs.iter().take_while(|run| !is_replaced(run));
+        let after = runs.iter().skip_while(|run| !is_replaced(run)).filter(|run| !is_replaced(run));
+        let listed: Vec<_> = before.chain(by).chain(after).map(Arc::clone).collect();
         drop(runs);
-        self.list(self.frame, &left)?;
-        self.shared.runs.publish(left);
-        let replaced = |run: Arc<Run>| ToDelete { id: run.info.id, run: Some(run) };
-        self.to_delete.extend(inputs.into_iter().map(replaced));
+        self.list(self.frame, &listed)?;
+        self.shared.runs.publish(listed);
+        for run in replaced {
+            let id = run.info.id;
+            let Some(new) = by.iter().find(|new| new.info.id == id) else {
+                self.to_delete.push(ToDelete { run: Some(run), ..ToDelete::whole(id) });
+                continue;
+            };
+            let is_output = new.info.index_at != run.info.index_at;
+            let (start, index) = (run.info.start.block..new.info.start.block, run.info.index_at..run.info.index_end());
+            // Also if there is no such block: what is deleted of the run later is deleted when nobody reads it as it was here.
+            self.to_delete.push(ToDelete { id, blocks: if is_output { index } else { start }, run: Some(run) });
+        }
         Ok(())
     }
 
-    /// Schedules the deletion of the blocks of a run that will never be listed.
-    pub(crate) fn give_up(&mut self, id: u64) {
-        self.to_delete.push(ToDelete { id, run: None });
+    /// Deletes, later, the blocks of a run that will never be listed. `listed` is the part of the run that is listed already.
+    pub(crate) fn give_up(&mut self, id: u64, listed: Option<&Arc<Run>>) {
+        let ranges = listed
+            .map_or([0..u32::MAX, 0..0], |run| [run.info.blocks..run.info.index_at, run.info.index_end()..u32::MAX]);
+        self.to_delete.extend(ranges.into_iter().map(|blocks| ToDelete { id, blocks, run: None }));
     }
 
     /// True if there is a run that can be deleted now.
     pub(crate) fn has_unread(&self) -> bool {
-        self.to_delete.iter().any(ToDelete::is_unread)
+        self.first_unread().is_some()
+    }
+
+    fn first_unread(&self) -> Option<usize> {
+        let is_read = |id| self.to_delete.iter().any(|other| other.id == id && other.is_read());
+        self.to_delete.iter().position(|to_delete| !is_read(to_delete.id))
     }
 
     /// Deletes some blocks of a run that is not listed and has no reader.
     pub(crate) fn delete_some(&mut self) -> Result<()> {
-        let Some(at) = self.to_delete.iter().position(ToDelete::is_unread) else { return Ok(()) };
-        let Some(ToDelete { id, .. }) = self.to_delete.get(at) else { return Ok(()) };
-        let keys = self.shared.tables.blocks_of(*id, DELETED_IN_A_STEP)?;
+        let Some(at) = self.first_unread() else { return Ok(()) };
+        let Some(ToDelete { id, blocks, .. }) = self.to_delete.get(at) else { return Ok(()) };
+        let keys = self.shared.tables.blocks_of(*id, blocks, DELETED_IN_A_STEP)?;
         if keys.is_empty() {
             self.to_delete.swap_remove(at);
             return Ok(());

@@ -1,6 +1,7 @@
 //! Merges neighbouring runs into one, in steps. Drops replaced, removed and expired entries.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,29 +23,34 @@ const FAN_IN: usize = 8;
 const MAX_INPUTS: usize = 16;
 /// With fewer blocks than this, runs are not merged to save space.
 const MIN_FOR_SPACE: u64 = 1 << 10;
+/// The same where space is short.
+const MIN_IF_SCARCE: u64 = 1 << 8;
 /// A run with fewer blocks than this is rewritten when its first record expires. A larger one is rewritten when half of
 /// its entries have expired.
-const SMALL: u32 = 64;
+const SMALL: u64 = 64;
 /// The number of blocks that one step writes.
-const BATCH: usize = 256;
+const BATCH: usize = if cfg!(test) { 8 } else { 256 };
+/// The least number of bytes that a merge reads before it lists its output so far, and trims its inputs.
+const LEAST_PART: u64 = if cfg!(test) { 16 << 10 } else { 4 << 20 };
+/// The same where space is short.
+const SCARCE_PART: u64 = 1 << 20;
+/// A merge lists its output at most about this many times. Each time it writes the whole index.
+const PARTS: u64 = 8;
 
-/// Returns the neighbouring runs to merge next, if any: small ones before large ones. A run that cannot be read stays
-/// as it is.
-pub(crate) fn plan(runs: &[Arc<Run>]) -> Option<Range<usize>> {
-    let blocks = runs.iter().map(|run| (!run.is_damaged()).then_some(u64::from(run.info.blocks)));
-    choose(&blocks.collect::<Vec<_>>())
+/// Returns the neighbouring runs to merge next, if any. If space is scarce, merges also runs that it would leave
+/// otherwise. A run that cannot be read stays as it is.
+pub(crate) fn plan(runs: &[Arc<Run>], is_scarce: bool) -> Option<Range<usize>> {
+    let blocks = runs.iter().map(|run| (!run.is_damaged()).then_some(run.info.live_blocks()));
+    let blocks: Vec<_> = blocks.collect();
+    choose(&blocks).or_else(|| if is_scarce { choose_if_scarce(&blocks) } else { None })
 }
 
 /// Returns the neighbours to be merged, by the blocks of each run. `None` in the list is a run that stays as it is.
 fn choose(blocks: &[Option<u64>]) -> Option<Range<usize>> {
     // Runs of one tier differ in size by less than eight times.
     let tiers = blocks.iter().map(|blocks| blocks.map(|blocks| blocks.max(1).ilog2() / 3));
-    choose_by_tier(&tiers.collect::<Vec<_>>()).or_else(|| choose_for_space(blocks))
-}
-
-/// Returns the most bytes that sled is given when these runs are merged.
-pub(crate) fn bytes(runs: &[Arc<Run>]) -> u64 {
-    runs.iter().map(|run| u64::from(run.info.all_blocks()) * BLOCK as u64).sum()
+    // For space first: runs that a tier would merge now would be merged again at once.
+    choose_for_space(blocks).or_else(|| choose_by_tier(&tiers.collect::<Vec<_>>()))
 }
 
 /// Returns the oldest run and the newer ones, once these have as many blocks as the oldest. If keys are overwritten, up
@@ -55,6 +61,14 @@ fn choose_for_space(blocks: &[Option<u64>]) -> Option<Range<usize>> {
     let (oldest, newer) = blocks.get(..end)?.split_first()?;
     let newer: u64 = newer.iter().flatten().sum();
     (newer >= MIN_FOR_SPACE && Some(newer) >= *oldest).then_some(0..end)
+}
+
+/// Returns the oldest runs, if the newer ones have an eighth of the blocks of the oldest.
+fn choose_if_scarce(blocks: &[Option<u64>]) -> Option<Range<usize>> {
+    let end = blocks.iter().position(Option::is_none).unwrap_or(blocks.len()).min(MAX_INPUTS);
+    let (oldest, newer) = blocks.get(..end)?.split_first()?;
+    let newer: u64 = newer.iter().flatten().sum();
+    (newer >= MIN_IF_SCARCE && Some(newer) >= oldest.map(|oldest| oldest / FAN_IN as u64)).then_some(0..end)
 }
 
 /// Returns `FAN_IN` to `MAX_INPUTS` neighbours for the lowest tier that has enough: `FAN_IN` runs of that tier, and
@@ -87,41 +101,60 @@ fn choose_by_tier(tiers: &[Option<u32>]) -> Option<Range<usize>> {
 /// Returns the store time at which a run is rewritten to drop expired records. With `exact`, that is the first expiry
 /// of its records. Returns [`NEVER`] for a run that cannot be read.
 pub(crate) fn due(run: &Run, exact: bool) -> u64 {
-    let RunInfo { blocks, earliest, half, .. } = run.info;
+    let RunInfo { earliest, half, .. } = run.info;
     if run.is_damaged() {
         NEVER
-    } else if exact || blocks < SMALL {
+    } else if exact || run.info.live_blocks() < SMALL {
         earliest
     } else {
         half
     }
 }
 
-/// A merge that is in progress.
+/// A merge that is in progress. After each part it lists its output so far, and its inputs without that part. So it needs
+/// little space, and a listed part is done even if the merge ends early.
 #[derive(Debug)]
 pub(crate) struct Merge {
+    /// The inputs as they are listed.
     inputs: Vec<Arc<Run>>,
+    /// The output as it is listed.
+    output: Option<Arc<Run>>,
     /// The runs that are older than the inputs.
     older: Vec<Arc<Run>>,
+    /// The numbers of the inputs and of the output.
+    ids: Vec<u64>,
     /// `None` before the first read and after the last.
     merged: Option<Merged>,
     builder: Builder,
     id: u64,
     now: Now,
-    entries: u64,
+    /// Bytes of the inputs.
+    bytes: u64,
+    /// Bytes read since it was listed.
+    read: u64,
+    /// True if space is low: parts are small then.
+    pub(crate) is_scarce: bool,
+    /// Since it was listed, and in all.
     deleted: Deleted,
+    all_deleted: Deleted,
     /// The blocks to write next.
-    ready: Vec<Keyed>,
-    /// Set after the last read: the run that replaces the inputs, or `None` if nothing is left.
-    #[expect(clippy::option_option, reason = "not read to the end, nothing, or a run")]
-    output: Option<Option<Run>>,
+    ready: VecDeque<Keyed>,
+    /// Listed when these are written.
+    part: Option<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    output: Option<Run>,
+    /// What is left of the inputs.
+    inputs: Vec<Arc<Run>>,
 }
 
 /// The result of a step.
 #[derive(Debug)]
 pub(crate) enum Step {
     More,
-    /// The inputs were replaced, and these records were deleted.
+    /// The inputs were replaced, and these records were deleted in all.
     Done(Deleted),
     /// An input cannot be read. The inputs stay, and each call that needs the damaged block returns the error.
     Unreadable(Error),
@@ -133,28 +166,63 @@ impl Merge {
         let inputs = runs.get(range.clone()).unwrap_or_default().to_vec();
         let older = runs.get(..range.start).unwrap_or_default().to_vec();
         let id = flusher.new_id();
-        let store_id = flusher.shared.tables.store_id();
-        let builder = Builder::new(store_id, id, inputs.iter().map(|run| run.info.entries).sum());
-        let (deleted, ready) = (Deleted::default(), Vec::new());
-        Self { inputs, older, merged: None, builder, id, now, entries: 0, deleted, ready, output: None }
+        let entries = inputs.iter().map(|run| run.info.entries).sum();
+        Self {
+            output: None,
+            older,
+            ids: inputs.iter().map(|run| run.info.id).chain([id]).collect(),
+            merged: None,
+            builder: Builder::new(flusher.shared.tables.store_id(), id, entries),
+            id,
+            now,
+            bytes: inputs.iter().map(|run| run.info.live_blocks() * BLOCK as u64).sum(),
+            read: 0,
+            is_scarce: false,
+            deleted: Deleted::default(),
+            all_deleted: Deleted::default(),
+            ready: VecDeque::new(),
+            part: None,
+            inputs,
+        }
     }
 
     /// Returns the number of bytes that the next step gives to sled.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.ready.len() as u64 * BLOCK as u64
+    pub(crate) fn next_bytes(&self) -> u64 {
+        self.ready.len().min(BATCH) as u64 * BLOCK as u64
     }
 
     /// Writes the blocks that are ready. Then reads until there are more, or until a batch of bytes was read: an
     /// expired run may yield no block at all.
     pub(crate) fn step(&mut self, flusher: &mut Flusher) -> Result<Step> {
-        flusher.shared.tables.write(&self.ready)?;
-        self.ready.clear();
-        if let Some(output) = self.output.take() {
-            self.older.clear();
-            flusher.replace(std::mem::take(&mut self.inputs), output)?;
-            return Ok(Step::Done(self.deleted));
+        let blocks: Vec<_> = self.ready.drain(..self.ready.len().min(BATCH)).collect();
+        flusher.shared.tables.write(&blocks)?;
+        if !self.ready.is_empty() {
+            return Ok(Step::More);
+        }
+        if let Some(part) = self.part.take() {
+            self.list(flusher, part)?;
+            if self.merged.is_none() {
+                return Ok(Step::Done(self.all_deleted));
+            }
         }
         Ok(self.read_on(flusher).map_or_else(Step::Unreadable, |()| Step::More))
+    }
+
+    fn list(&mut self, flusher: &mut Flusher, part: Part) -> Result<()> {
+        let output = part.output.map(Arc::new);
+        let by: Vec<_> = output.iter().chain(&part.inputs).map(Arc::clone).collect();
+        let replaced = std::mem::replace(&mut self.inputs, part.inputs);
+        flusher.replace(self.output.take().into_iter().chain(replaced).collect(), &by)?;
+        (self.output, self.read) = (output, 0);
+        self.all_deleted += std::mem::take(&mut self.deleted);
+        Ok(())
+    }
+
+    /// True if enough was read to list the output so far.
+    fn is_part(&self) -> bool {
+        let index = self.builder.index_len() as u64;
+        let least = if self.is_scarce { SCARCE_PART } else { LEAST_PART.max(self.bytes / PARTS) };
+        self.read >= least.max(PARTS / 2 * index)
     }
 
     fn read_on(&mut self, flusher: &Flusher) -> Result<()> {
@@ -166,32 +234,38 @@ impl Merge {
         let mut read = 0;
         while let Some(item) = merged.next(&shared.tables)? {
             let value = item.value.as_ref().map(|value| value.load_all(&shared.tables)).transpose()?;
-            read += item.key.bytes().len() + value.as_ref().map_or(0, |value| value.len());
+            read += (item.key.bytes().len() + value.as_ref().map_or(0, |value| value.len())) as u64;
             let value = match value {
                 Some(value) if item.key.is_record() => self.kept(flusher, &item.key, value)?,
                 value => value,
             };
             if value.is_some() || hides(&self.older, &item.key) {
                 self.builder.add(&item.key, value.as_deref())?;
-                self.entries += 1;
             }
-            if let Some(blocks) = self.builder.take_full(BATCH) {
-                (self.ready, self.merged) = (blocks, Some(merged));
-                return Ok(());
+            let blocks = self.builder.take_full(BATCH);
+            if blocks.is_none() && read < (BATCH * BLOCK) as u64 {
+                continue;
             }
-            if read >= BATCH * BLOCK {
-                self.merged = Some(merged);
-                return Ok(());
+            self.ready.extend(blocks.into_iter().flatten());
+            self.read += read;
+            if self.is_part() {
+                let inputs = merged.trim();
+                let output = if self.builder.len() > 0 { Some(self.builder.so_far()?) } else { None };
+                self.set_part(output, inputs);
             }
+            self.merged = Some(merged);
+            return Ok(());
         }
         let builder = std::mem::replace(&mut self.builder, Builder::new(shared.tables.store_id(), self.id, 0));
-        self.output = Some(None);
-        if self.entries > 0 {
-            let (run, blocks) = builder.finish()?;
-            self.ready = blocks;
-            self.output = Some(Some(run));
-        }
+        let output = if builder.len() > 0 { Some(builder.finish()?) } else { None };
+        self.set_part(output, Vec::new());
         Ok(())
+    }
+
+    fn set_part(&mut self, output: Option<(Run, Vec<Keyed>)>, inputs: Vec<Arc<Run>>) {
+        let (output, blocks) = output.unzip();
+        self.ready.extend(blocks.into_iter().flatten());
+        self.part = Some(Part { output, inputs });
     }
 
     /// Returns the part of a record that the new run keeps. An expired record keeps only its key if it is remembered,
@@ -214,15 +288,12 @@ impl Merge {
         Ok(Some(Cow::Owned(bytes)))
     }
 
-    /// Marks the inputs as damaged, because one of them cannot be read, and deletes the blocks written so far.
-    pub(crate) fn give_up(&self, flusher: &mut Flusher) {
+    /// Marks the inputs as damaged, because one of them cannot be read, and deletes the blocks that are not listed. Returns
+    /// the deleted records.
+    pub(crate) fn give_up(&self, flusher: &mut Flusher) -> Deleted {
         self.inputs.iter().for_each(|run| run.set_damaged());
-        flusher.give_up(self.id);
-    }
-
-    /// Returns the number of the run that is being written.
-    pub(crate) fn id(&self) -> u64 {
-        self.id
+        flusher.give_up(self.id, self.output.as_ref());
+        self.all_deleted
     }
 
     /// True if a run newer than the inputs, or the memtable, has the key.
@@ -233,7 +304,7 @@ impl Merge {
         }
         let (runs, hash) = (shared.runs.now(), hash(key.bytes()));
         for run in runs.iter().rev() {
-            if self.inputs.last().is_some_and(|last| Arc::ptr_eq(last, run)) {
+            if self.ids.contains(&run.info.id) {
                 break;
             }
             if run.find(&shared.tables, key.bytes(), hash)?.is_some() {

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::{MAX_PROBLEMS, SalvageReport, store_of};
 use crate::store::format::block::{CONTENT, Kind, Place, take_entry};
 use crate::store::format::frame::{Change, Content, Frame, StoreKey};
+use crate::store::format::list::{FIRST_INDEX, RunInfo, Start};
 use crate::store::format::record;
 use crate::store::journal::Remains;
 use crate::store::sled::raw::{self, Found};
@@ -125,11 +126,13 @@ impl Sources {
         let is_newer = |run: &u64| list.is_none_or(|list| *run >= list.next_id);
         // Those that a newer list may have named. Older ones were merged into those that are listed, or had nothing left.
         let newer = found.runs().into_iter().filter(|run| is_stale && is_newer(run));
+        // The blocks that a merge adds to a run count only if the newest list may be lost. They may be older than a removal.
+        let beyond = if chosen.is_some() { 0 } else { FIRST_INDEX };
         for info in listed {
-            self.add_run(found, info.id, Some(info.blocks), &sled);
+            self.add_run(found, info.id, Some(info), beyond, &sled);
         }
         for run in newer {
-            self.add_run(found, run, None, &sled);
+            self.add_run(found, run, None, beyond, &sled);
         }
         self.last_number = self.last_number.max(frame);
         // A journal that is whole has every frame after these, so its last word counts, as in an open. In one that is not, something
@@ -142,23 +145,24 @@ impl Sources {
         self.add_frames(remains, end);
     }
 
-    /// Adds what is left of a run, which is newer than all before. `blocks`: how many with entries it had, if that is known.
-    fn add_run(&mut self, found: &Found, run: u64, blocks: Option<u32>, sled: &str) {
+    /// Adds what is left of a run, which is newer than all before. `info`: its part of the list, if it has one. Blocks
+    /// after the listed ones, up to `beyond`, are in doubt.
+    fn add_run(&mut self, found: &Found, run: u64, info: Option<&RunInfo>, beyond: u32, sled: &str) {
         let (mut entries, mut gaps) = (Vec::new(), Vec::new());
-        let (mut expected, mut last): (u32, Option<StoreKey>) = (0, None);
+        let (start, blocks) = (info.map_or_else(Start::default, |info| info.start), info.map(|info| info.blocks));
+        let (mut expected, mut last): (u32, Option<StoreKey>) = (start.block, None);
         let mut is_gap = false;
-        for number in found.numbers(run).into_iter().take_while(|number| blocks.is_none_or(|blocks| *number < blocks)) {
+        let numbers = start.block..blocks.unwrap_or(FIRST_INDEX).max(beyond);
+        for number in found.numbers(run).into_iter().filter(|number| numbers.contains(number)) {
             // A block that has become unreadable counts as missing.
             let Ok(Some((kind, content))) = found.content(Place { run, number }) else { continue };
-            is_gap |= number != expected;
+            is_gap |= number != expected && blocks.is_none_or(|blocks| expected < blocks);
             expected = number.saturating_add(1);
-            if kind == Kind::Index {
-                break;
-            }
             if kind != Kind::Entries {
                 continue;
             }
-            let mut rest = content.as_slice();
+            let at = usize::try_from(start.at).ok().filter(|_| number == start.block).unwrap_or(0);
+            let mut rest = content.get(at..).unwrap_or_default();
             while let Ok(Some(entry)) = take_entry(&mut rest) {
                 let key = StoreKey::from_bytes(entry.key);
                 if is_gap {
@@ -173,7 +177,8 @@ impl Sources {
                     let head = record::decode_head(value.here).filter(|_| key.is_record());
                     (is_whole(found, place, value.len - here).then_some(at), head.map_or(0, |head| head.revision))
                 });
-                entries.push((key.clone(), at, revision));
+                let is_listed = blocks.is_none_or(|blocks| number < blocks);
+                entries.push((key.clone(), at, revision, is_listed));
                 last = Some(key);
             }
             is_gap |= !rest.is_empty();
@@ -189,8 +194,13 @@ impl Sources {
             self.doubt(&gap);
             self.gaps.push(gap);
         }
-        for (key, at, revision) in entries {
-            self.add(key, at, revision, true);
+        for (key, at, revision, is_listed) in entries {
+            if is_listed || at.is_some() {
+                self.add(key.clone(), at, revision, true);
+            }
+            if !is_listed {
+                self.keys.entry(key).and_modify(|newest| newest.in_doubt = true);
+            }
         }
     }
 

@@ -119,12 +119,22 @@ impl DiskSpace {
     /// Claims space for giving sled this many bytes, and returns whether space is short. If the file system can
     /// preallocate blocks, the claimed space belongs to sled from now on.
     pub(crate) fn claim(&self, bytes: u64) -> SpaceStatus {
+        self.claim_leaving(bytes, 0)
+    }
+
+    /// As [`claim`](Self::claim), for merges and deletions. They take nothing of the last space, which is for endings and
+    /// for the next open.
+    pub(crate) fn claim_in_background(&self, bytes: u64) -> SpaceStatus {
+        self.claim_leaving(bytes, RESERVED)
+    }
+
+    fn claim_leaving(&self, bytes: u64, least_left: u64) -> SpaceStatus {
         if self.pretended().is_some() {
             return self.look(bytes);
         }
         let needed = needed(bytes);
         // A large claim leaves part of the reserve to other writers and to the next open.
-        let left = (needed - FLOOR).min(RESERVED / 2);
+        let left = (needed - FLOOR).min(RESERVED / 2).max(least_left);
         self.free_space.settle(needed.saturating_add(left + RESERVED));
         let mut preallocation = self.preallocation.lock();
         let left = left.saturating_add(self.set_apart.load(Ordering::Relaxed));
@@ -138,13 +148,6 @@ impl DiskSpace {
             Claimed::Yes if free < RESERVED => SpaceStatus::Low(self.full(free, RESERVED)),
             Claimed::Yes => SpaceStatus::Enough,
         }
-    }
-
-    /// Returns true if this many bytes can be written again before the replaced ones are deleted. Adds a quarter for
-    /// sled's own data, and the space that commits need meanwhile.
-    pub(crate) fn can_merge(&self, bytes: u64) -> bool {
-        let enough = bytes.saturating_add(bytes / 4).saturating_add(FLOOR + RESERVED);
-        self.free_up_to(enough) >= enough
     }
 
     /// Returns whether space is short for giving sled this many bytes, without claiming it.

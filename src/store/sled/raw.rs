@@ -152,12 +152,15 @@ impl Found {
 
     /// Returns the blocks of a list that are there, sorted by place.
     pub(super) fn blocks_of<'a>(&'a self, list: &'a RunList) -> impl Iterator<Item = &'a BlockAt> {
-        let mut runs: Vec<_> = list.runs.iter().map(|run| (run.id, run.all_blocks())).collect();
-        runs.sort_unstable();
-        runs.into_iter().flat_map(|(run, blocks)| {
-            let first = self.blocks.partition_point(|block| block.place < Place { run, number: 0 });
-            let rest = self.blocks.get(first..).unwrap_or_default();
-            rest.iter().take_while(move |block| block.place < Place { run, number: blocks })
+        let mut runs: Vec<_> = list.runs.iter().collect();
+        runs.sort_unstable_by_key(|run| run.id);
+        runs.into_iter().flat_map(|run| {
+            [run.entry_blocks(), run.index()].into_iter().flat_map(|numbers| {
+                let place = |number| Place { run: run.id, number };
+                let (first, end) = (place(numbers.start), place(numbers.end));
+                let first = self.blocks.partition_point(|block| block.place < first);
+                self.blocks.get(first..).unwrap_or_default().iter().take_while(move |block| block.place < end)
+            })
         })
     }
 
@@ -246,7 +249,7 @@ impl RawBlocks {
 
 /// Returns the places of all blocks of a list.
 fn places(list: &RunList) -> impl Iterator<Item = Place> {
-    list.runs.iter().flat_map(|run| (0..run.all_blocks()).map(|number| Place { run: run.id, number }))
+    list.runs.iter().flat_map(|run| run.entry_blocks().chain(run.index()).map(|number| Place { run: run.id, number }))
 }
 
 fn read(file: &File, path: &Path, block: &BlockAt) -> Result<Vec<u8>> {

@@ -5,6 +5,7 @@
 //! each flush is followed by a sync, transactions are not used, files are checked before an open, and calls are guarded.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 #[cfg(test)]
@@ -18,7 +19,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use crate::store::files;
 use crate::store::format::block::{self, Place};
 use crate::store::format::corrupt;
-use crate::store::format::list::{self, RunList};
+use crate::store::format::list::{self, RunInfo, RunList};
 use crate::store::sled::blobs::Blobs;
 use crate::store::sled::disk_space::DiskSpace;
 use crate::store::sled::raw::{Found, Past, RawBlocks};
@@ -219,10 +220,10 @@ impl Tables {
         if found.is_none_or(|found| found.serial != list.serial) {
             return Err(missing(&Place::LIST));
         }
-        let is_small = list.runs.iter().map(|run| u64::from(run.blocks)).sum::<u64>() <= MAX_CHECKED;
+        let is_small = list.runs.iter().map(RunInfo::live_blocks).sum::<u64>() <= MAX_CHECKED;
         for run in &list.runs {
-            let first = if is_small { 0 } else { run.blocks };
-            for number in first..run.all_blocks() {
+            let entries = if is_small { run.entry_blocks() } else { 0..0 };
+            for number in entries.chain(run.index()) {
                 let place = Place { run: run.id, number };
                 let block = self.block(place)?.ok_or_else(|| missing(&place))?;
                 block::find(&self.store_id, &block)
@@ -295,10 +296,13 @@ impl Tables {
         Ok(ids)
     }
 
-    /// Returns the keys of the first blocks of a run in sled, at most `limit`.
-    pub(crate) fn blocks_of(&self, run: u64, limit: usize) -> Result<Vec<IVec>> {
-        let key = |run| block::key(Place { run, number: 0 });
-        let (from, end) = (key(run), key(run.saturating_add(1)));
+    /// Returns the keys of the first of these blocks of a run in sled, at most `limit`.
+    pub(crate) fn blocks_of(&self, run: u64, blocks: &Range<u32>, limit: usize) -> Result<Vec<IVec>> {
+        if blocks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let key = |number| block::key(Place { run, number });
+        let (from, end) = (key(blocks.start), key(blocks.end));
         self.with_trees(|trees| trees.blocks.range(from..end).keys().take(limit).collect())
     }
 

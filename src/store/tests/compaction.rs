@@ -355,6 +355,35 @@ fn no_block_is_deleted_while_its_run_has_a_reader() {
     }
 }
 
+#[test]
+fn readers_of_each_list_during_a_merge_keep_its_blocks() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    for name in 0..40 {
+        put(&store, &key(name.to_string()), StoredRecord { expires: now + 1 + name % 2, ..done(&bytes(5_000)) });
+    }
+    store.drain().unwrap();
+    let runs = &store.inner.shared.runs;
+    *runs.readers.lock() = Some(vec![runs.now()]);
+    clock.advance(Duration::from_millis(1));
+    compact_all(&store);
+    let held = runs.readers.lock().take().unwrap();
+    assert!(held.len() > 3, "the merge listed {} times", held.len());
+    clock.advance(Duration::from_millis(1));
+    compact_all(&store);
+    for runs in &held {
+        for run in runs.iter() {
+            run.check(&store.inner.shared.tables, &mut Err).unwrap();
+        }
+    }
+    drop(held);
+    put(&store, &key("other"), super::done(b"x"));
+    store.drain().unwrap();
+    while stored_runs(&store) > 1 {
+        thread::yield_now();
+    }
+}
+
 /// Each write fails in turn. sled then has all writes before it and none after.
 #[test]
 fn a_flush_or_merge_that_fails_at_any_write_loses_nothing_and_leaves_nothing() {

@@ -1,12 +1,18 @@
 //! Runs over many opens, and next to damaged runs.
 
+use std::collections::BTreeMap;
+use std::thread;
+
 use super::compaction::{compact_all, with_clock};
 use super::*;
+use crate::store::format::list::Start;
 use crate::store::journal;
 use crate::store::open::{flush, open_runs, replay};
+use crate::store::runs::Run;
 use crate::store::runs::flush::Flusher;
 use crate::store::sled::disk_space::DiskSpace;
 use crate::store::sled::tables::{Access, Tables};
+use crate::types::context::Context;
 
 fn ids(store: &Store) -> Vec<u64> {
     store.inner.shared.runs.now().iter().map(|run| run.info.id).collect()
@@ -70,6 +76,119 @@ fn a_replay_continues_where_the_last_one_was_killed() {
     for nth in 0..14_u32 {
         let read = store.read(&key(nth.to_string()), Load::All).unwrap();
         assert_eq!(read.record().unwrap().outcome.as_deref(), Some(&*bytes(1_000_000)), "{nth}");
+    }
+}
+
+/// Returns the number of blocks in sled that the list does not name.
+fn unlisted_blocks(store: &Store) -> usize {
+    let (tables, runs) = (&store.inner.shared.tables, store.inner.shared.runs.now());
+    let of = |id: u64, blocks: std::ops::Range<u32>| tables.blocks_of(id, &blocks, usize::MAX).unwrap().len();
+    let unlisted = tables.run_ids().unwrap().into_iter().map(|id| {
+        let Some(run) = runs.iter().find(|run| run.info.id == id) else { return of(id, 0..u32::MAX) };
+        let info = run.info;
+        of(id, 0..info.start.block) + of(id, info.blocks..info.index_at) + of(id, info.index_end()..u32::MAX)
+    });
+    unlisted.sum()
+}
+
+/// Makes the apply thread look again for runs without a reader. A test that looks at the runs is a reader too.
+fn look_again(store: &Store) -> bool {
+    thread::yield_now();
+    store.inner.send(apply::Message::Flush { group: 0 }).is_ok()
+}
+
+/// The outcomes of records, by the names of their keys.
+type Outcomes = BTreeMap<String, Vec<u8>>;
+
+/// Writes runs, the last of which makes a merge due. Every record is in several of them.
+fn fill(store: &Store) -> Outcomes {
+    let put_all = |changes: Vec<Change>| {
+        let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
+        store.wait(committed.ticket).unwrap();
+    };
+    let mut outcomes = BTreeMap::new();
+    let context = Context::new().with("c", bytes(2_000));
+    let released = StoredRecord { context, ..unfinished(Status::Released) };
+    put_all((0..20).map(|name| set(&key(format!("{name:02}")), released.clone())).collect());
+    store.drain().unwrap();
+    for round in 0..7 {
+        let written = (0..6).map(|nth| (format!("{:02}", (round * 3 + nth) % 20), bytes(5_000 + round)));
+        let written: Vec<_> = written.collect();
+        put_all(written.iter().map(|(name, value)| set(&key(name), done(value))).collect());
+        outcomes.extend(written);
+        let gone = format!("{:02}", round * 2);
+        remove(store, &key(&gone));
+        outcomes.remove(&gone);
+        if round < 6 {
+            store.drain().unwrap();
+        }
+    }
+    outcomes
+}
+
+/// Checks that the store has these outcomes, and no other record.
+fn check(store: &Store, outcomes: &Outcomes, step: u64) {
+    for name in 0..20 {
+        let name = format!("{name:02}");
+        assert_eq!(outcome(store, &key(&name)), outcomes.get(&name).cloned(), "step {step}, key {name}");
+    }
+    let (listed, _) = store.keys(Index::Unfinished, &StoreKey::first_record(), None, 9).unwrap();
+    assert_eq!(listed, [], "step {step}: all have ended");
+    let report = store.verify().unwrap();
+    assert_eq!((report.records, report.problems), (outcomes.len() as u64, Vec::new()), "step {step}");
+}
+
+/// Checks the other ways to read a store: without sled, by a salvage, by a backup, and in a new sled.
+fn check_copies(dir: &Path, outcomes: &Outcomes, step: u64) {
+    let (read_only, _) = Store::open_read_only(dir, &options().read_only(true)).unwrap();
+    check(&read_only, outcomes, step);
+    read_only.close().unwrap();
+    let salvaged = temp();
+    let report = Store::salvage(dir, salvaged.path(), &options(), &mut |_, _| ()).unwrap();
+    assert!(report.is_complete(), "step {step}: {report:?}");
+    check(&open(salvaged.path()).0, outcomes, step);
+    let rebuilt = temp();
+    copy_tree(&dir.join("store"), &rebuilt.path().join("store")).unwrap();
+    std::fs::remove_file(rebuilt.path().join("store/sled/conf")).unwrap();
+    let (store, report) = open(rebuilt.path());
+    assert!(report.rebuilt, "step {step}");
+    check(&store, outcomes, step);
+    let copied = temp();
+    let copy = copied.path().join("copy");
+    store.back_up(&copy, &|| Ok(())).unwrap();
+    check(&open(&copy).0, outcomes, step);
+}
+
+#[test]
+fn a_merge_that_ends_at_any_write_keeps_what_it_has_listed_and_loses_nothing() {
+    let mut half_listed = 0;
+    for step in (0..).step_by(13) {
+        let dir = temp();
+        let (store, _, _) = with_clock(dir.path());
+        let outcomes = fill(&store);
+        let tables = &store.inner.shared.tables;
+        tables.writes_left.store(step, Ordering::Relaxed);
+        let mut is_writing = store.drain().is_ok();
+        while is_writing && (store.inner.shared.runs.len() > 1 || unlisted_blocks(&store) > 0) {
+            is_writing = store.inner.commit_queue.check().is_ok() && look_again(&store);
+        }
+        tables.writes_left.store(u64::MAX, Ordering::Relaxed);
+        let is_trimmed = |run: &Arc<Run>| run.info.start != Start::default();
+        let is_half_listed = store.inner.shared.runs.now().iter().any(is_trimmed);
+        crash(store);
+        if is_half_listed {
+            half_listed += 1;
+            check_copies(dir.path(), &outcomes, step);
+        }
+        let (store, _) = open(dir.path());
+        check(&store, &outcomes, step);
+        while unlisted_blocks(&store) > 0 {
+            assert!(look_again(&store));
+        }
+        if is_writing {
+            assert!(half_listed > 3, "{half_listed} crashes left a merge half listed");
+            return;
+        }
     }
 }
 
