@@ -315,14 +315,15 @@ pub(crate) fn run<R, X: From<Error>>(
         let ended = end(protocol, fence, &mut workspace, ran);
         let Some(ended) = ended else {
             protocol.rerun();
-            taken.clear();
             met.add(protocol.changed_locks(&workspace));
             if runs >= RUNS_BEFORE_FULL_LOCKS {
                 met.add(protocol.read_locks(&workspace));
                 met.add(written);
             }
             if runs >= RUNS_WITHOUT_LOCKS {
-                taken.lock_more(&met);
+                taken.lock_only(&met);
+            } else {
+                taken.clear();
             }
             continue;
         };

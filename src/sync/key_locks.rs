@@ -78,6 +78,15 @@ impl HeldLocks<'_> {
         self.guards = self.locks.lock(&self.wanted, until);
     }
 
+    /// Locks these and no others, until the deadline. If these are locked already, they stay locked: a thread that waits
+    /// for one of them, and gets it in between, could change its key once more.
+    pub(crate) fn lock_only(&mut self, set: &LockSet) {
+        if self.wanted != *set {
+            self.clear();
+            self.lock_more(set);
+        }
+    }
+
     /// Unlocks all and empties the set. The deadline stays.
     pub(crate) fn clear(&mut self) {
         self.give_back();
@@ -241,6 +250,28 @@ mod tests {
         let mut one = take(&locks, &[3]);
         one.yield_to(&set(&[4]), &set(&[3]));
         assert_eq!(one.guards.len(), 1, "nothing was in the way");
+    }
+
+    // Between two runs of a transaction, a waiting writer once got the lock and changed the key in the next run.
+    #[test]
+    fn locks_that_stay_wanted_are_not_unlocked_in_between() {
+        let locks = KeyLocks::new(crate::types::clock::FOREVER);
+        let mut held = take(&locks, &[1]);
+        let passed = std::sync::atomic::AtomicBool::new(false);
+        let has_passed = || passed.load(std::sync::atomic::Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                locks.pass(&set(&[1]));
+                passed.store(true, std::sync::atomic::Ordering::SeqCst);
+            });
+            for _ in 0..100 {
+                std::thread::yield_now();
+                held.lock_only(&set(&[1]));
+                assert!(!has_passed());
+            }
+            held.lock_only(&set(&[2]));
+        });
+        assert!(!locks.is_taken(&set(&[1])) && locks.is_taken(&set(&[2])));
     }
 
     #[test]
