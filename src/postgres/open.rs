@@ -83,7 +83,7 @@ pub(super) struct Tables {
 /// Finds the tables, or creates them.
 pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> Result<Tables, Fault> {
     let (session, _) = pool.connect().await?;
-    let created = if is_there(&session, &quoted(schema)).await? {
+    let created = if is_there(&session, schema).await? {
         false
     } else {
         session.run("BEGIN").await?;
@@ -96,7 +96,7 @@ pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> 
 
 /// Returns `NotFound` if there are no tables.
 pub(super) async fn check_is_there(session: &Session, schema: &str) -> Result<(), Fault> {
-    if is_there(session, &quoted(schema)).await? { Ok(()) } else { Err(missing(schema)) }
+    if is_there(session, schema).await? { Ok(()) } else { Err(missing(schema)) }
 }
 
 fn missing(schema: &str) -> Fault {
@@ -161,8 +161,13 @@ fn foreign(schema: &str, why: &dyn std::fmt::Display) -> Fault {
     Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message))
 }
 
-async fn is_there(session: &Session, name: &str) -> Result<bool, Fault> {
-    session.value("SELECT to_regclass($1) IS NOT NULL", &[&format!("{name}.store")]).await
+/// Asks the table, not `to_regclass`: in a transaction that one may answer from a cache that does not know of another
+/// engine's tables yet.
+async fn is_there(session: &Session, schema: &str) -> Result<bool, Fault> {
+    let asks =
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                WHERE n.nspname = $1 AND c.relname = 'store')";
+    session.value(asks, &[&schema]).await
 }
 
 /// Creates the tables inside a transaction, unless another engine has done so meanwhile. Returns true if this one did.
@@ -173,7 +178,7 @@ pub(super) async fn create_inside(session: &Session, schema: &str, allowed: bool
     session
         .run(&format!("SELECT pg_advisory_xact_lock(hashtext('oncekey'), hashtext('{}'))", schema.replace('\'', "''")))
         .await?;
-    let creates = !is_there(session, &quoted(schema)).await?;
+    let creates = !is_there(session, schema).await?;
     if creates {
         session.run(&schema_sql(schema)).await?;
     }

@@ -133,6 +133,24 @@ fn many_engines_that_begin_one_key_make_one_claim() {
     }
 }
 
+/// Each asks for the tables, finds none, and waits for the others before it creates them.
+#[test]
+fn one_of_many_engines_that_open_at_once_creates_the_store() {
+    for _ in 0..3 {
+        let schema = new_schema();
+        let together = std::sync::Barrier::new(6);
+        let connect = || {
+            together.wait();
+            open(&schema).opened().created
+        };
+        let created = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..6).map(|_| scope.spawn(connect)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).filter(|created| *created).count()
+        });
+        assert_eq!(created, 1);
+    }
+}
+
 #[test]
 fn a_token_of_a_key_only_grows_also_after_a_removal() {
     let schema = new_schema();
