@@ -11,7 +11,7 @@ use oncekey::fuzzing::SYNCS_LEFT;
 use oncekey::{Engine, ErrorKind, clock::ManualClock};
 
 use super::calls::{Held, Ops, ask, hours, manager};
-use super::model::{Answer, Ending, Hour, Model, Op, Outcome, SUCCESS_TTL};
+use super::model::{Answer, Ending, Hour, Incarnation, Model, Op, Outcome, SUCCESS_TTL};
 
 const MAX_STEPS: usize = 60;
 
@@ -92,7 +92,7 @@ fn opened(path: &Path, clock: &ManualClock) -> (Engine, Ops) {
 }
 
 fn stepped(maybe: &Maybe, op: &Op, answer: Option<&Answer>) -> Maybe {
-    maybe.iter().filter_map(|model| model.step(op, answer)).collect()
+    maybe.iter().filter_map(|model| model.step(Incarnation::default(), op, answer)).collect()
 }
 
 impl Run<'_> {

@@ -7,6 +7,7 @@ mod engine;
 mod header;
 mod journal;
 #[path = "../../tests/histories/model.rs"]
+#[allow(dead_code, reason = "the histories use the rest")]
 mod model;
 mod record;
 mod transaction;

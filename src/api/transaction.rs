@@ -395,6 +395,13 @@ fn end<'a, R, X>(
     }
     let (value, step) = match ran {
         Ok(ran) => ran,
+        // The error may depend on what was read.
+        Err(stop @ Stop::RolledBack(_)) => {
+            return match protocol.commit_reads(workspace) {
+                Ok(holds) => holds.then_some(Err(stop)),
+                Err(error) => Some(Err(Stop::Fault(error))),
+            };
+        }
         Err(stop) => return Some(Err(stop)),
     };
     let stepped = fence.map_or(Ok(()), |fence| protocol.step(workspace, fence, &step));

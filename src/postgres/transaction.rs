@@ -203,6 +203,21 @@ impl Transaction {
         Ok(page(keys.unwrap_or_default(), limit))
     }
 
+    /// Ends a run that changes nothing. Returns false if what it has read agrees with no order of the transactions. The
+    /// server only knows that of a transaction that commits.
+    pub(crate) fn commit_reads(&self) -> Result<bool> {
+        if !self.state.lock().has_begun {
+            return Ok(true);
+        }
+        let inner = Arc::clone(&self.inner);
+        let committed = self.step(|taken, _| async move {
+            taken.session.run("COMMIT").await?;
+            inner.transactions.give_back(taken);
+            Ok(((), None))
+        })?;
+        Ok(committed.is_some())
+    }
+
     /// Commits all changes or none. Returns false if something that was read has changed.
     pub(crate) fn commit(&self, changes: &mut [Change], options: &CommitOptions<'_>) -> Result<bool> {
         let inner = &self.inner;

@@ -439,6 +439,15 @@ impl Reads {
         }
     }
 
+    /// Ends a run that changes nothing. Returns false if something that it read has changed.
+    pub(super) fn commit(&self) -> Result<bool> {
+        match self {
+            Self::Local(reads) => Ok(reads.is_current()),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(transaction) => transaction.commit_reads(),
+        }
+    }
+
     /// Returns the keys that have changed, as far as that is known.
     pub(super) fn conflicts(&self) -> BTreeSet<StoreKey> {
         match self {

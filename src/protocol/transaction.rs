@@ -254,6 +254,11 @@ impl Protocol {
             && workspace.until.is_none_or(|until| self.store.now().store < until)
     }
 
+    /// Ends a run that changes nothing. Returns false if something that it read has changed.
+    pub(crate) fn commit_reads(&self, workspace: &Workspace) -> Result<bool> {
+        Ok(workspace.reads.commit()? && self.holds(workspace))
+    }
+
     /// Waits until everything that was read is durable. Before that, the result must not be returned.
     pub(crate) fn wait_for(&self, workspace: &Workspace) -> Result<()> {
         self.store.wait(workspace.ticket)
@@ -265,7 +270,7 @@ impl Protocol {
         if workspace.writes.is_empty() {
             let (entering, ticket, written) = (Vec::new(), workspace.ticket, Vec::new());
             let committed = CommittedWorkspace { entering, ticket, written, decided: None };
-            return Ok(self.holds(workspace).then_some(committed));
+            return Ok(self.commit_reads(workspace)?.then_some(committed));
         }
         // Count the claims before the commit, so that a close does not miss them.
         let locked = workspace.locked.drain(..).map(|at| Ok((at, self.enter_owner()?)));

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
 use oncekey::{Engine, ErrorKind, clock::ManualClock};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::calls::{Held, Ops, ask, hours, manager};
 use crate::faults::Fault;
 use crate::model::{Answer, Ending, Hour, Op, Outcome, ROWS, Request, RowOp, SUCCESS_TTL};
+use crate::still::Still;
 use crate::threads::Rng;
 
 /// A line of a history. The order of the lines is the order of time.
@@ -36,11 +37,35 @@ pub(crate) enum Line {
     Closing,
     /// All threads have stopped by themselves.
     Stopped,
+    /// Of several processes with one store.
+    Process {
+        process: u8,
+        event: Event,
+    },
+}
+
+/// The parts of a process's life, in pairs: something happens between the first and the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Event {
+    Starts,
+    Joined,
+    /// The server ends its sessions, and with them its lock.
+    Loses,
+    Lost,
+    /// It has another lock and has adopted its claims, and no call runs in any process.
+    Adopted,
+    Ends,
+    /// All of its sessions have ended.
+    Ended,
 }
 
 /// Writes one line in one write: before a call, or after its answer.
 pub(crate) fn say(line: Line) {
     let text = format!("@{}\n", serde_json::to_string(&line).unwrap());
+    #[cfg(feature = "postgres")]
+    if crate::instance::sent(&text) {
+        return;
+    }
     std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
 }
 
@@ -63,9 +88,7 @@ pub(crate) struct World<'a> {
     pub(crate) keys: &'a [String],
     pub(crate) clock: &'a ManualClock,
     pub(crate) hour: &'a AtomicU64,
-    /// Held for reading by every call, and for writing while time moves. A commit reads the time and becomes visible a
-    /// moment later. Only a test could let hours pass between these moments.
-    pub(crate) still: RwLock<()>,
+    pub(crate) still: Still,
     /// The tokens of each key that were given by `initiate`, the newest last.
     pub(crate) tokens: Mutex<HashMap<usize, Vec<u64>>>,
     pub(crate) fault: Fault,
@@ -80,7 +103,7 @@ impl<'a> World<'a> {
     ) -> Self {
         let ops = manager(engine, "ops", fault.success_ttl().unwrap_or(SUCCESS_TTL));
         let behind = manager(engine, "behind", SUCCESS_TTL);
-        Self { engine, ops, behind, keys, clock, hour, still: RwLock::default(), tokens: Mutex::default(), fault }
+        Self { engine, ops, behind, keys, clock, hour, still: Still::default(), tokens: Mutex::default(), fault }
     }
 }
 
@@ -157,10 +180,7 @@ impl<'a> Caller<'a> {
     pub(crate) fn call(&mut self, key: usize, op: Op, claim: Option<Held>) -> bool {
         let thread = self.thread;
         let still = &self.world.still;
-        let (_moves, _calls) = match op {
-            Op::Later(_) => (Some(still.write().unwrap()), None),
-            _ => (None, Some(still.read().unwrap())),
-        };
+        let _still = if let Op::Later(_) = op { still.moves() } else { still.calls() };
         say(Line::Call { thread, key, op });
         let answer = self.answer(key, op, claim);
         say(answer.map_or(Line::Closed { thread }, |answer| Line::Answer { thread, answer }));
@@ -231,13 +251,27 @@ impl<'a> Caller<'a> {
         self.ask_of(&self.world.ops, key, op, claim)
     }
 
+    /// Advances the time of the store. A call does so by what the clock of its process has advanced, unless other
+    /// processes have done so since its last look.
+    fn advance_all(&self, by: Duration) {
+        for by in [Duration::from_millis(1), by] {
+            self.world.clock.advance(by);
+            self.world.ops.get("no key of a history").unwrap();
+        }
+    }
+
     pub(crate) fn ask_of(&mut self, ops: &Ops, key: usize, op: Op, claim: Option<Held>) -> Option<Answer> {
         if let Op::Later(by) = op {
             self.world.hour.fetch_add(by, Ordering::Relaxed);
-            self.world.clock.advance(hours(by));
+            if self.world.still.is_shared() {
+                self.advance_all(hours(by));
+            } else {
+                self.world.clock.advance(hours(by));
+            }
             return Some(Answer::Done);
         }
-        let patience = Duration::from_micros(self.rng.below(4_000));
+        let longest = if self.world.still.is_shared() { 40_000 } else { 4_000 };
+        let patience = Duration::from_micros(self.rng.below(longest));
         let name = self.world.keys.get(key).map_or("", String::as_str);
         match ask(ops, (key, name), op, claim, patience, &mut self.held) {
             Ok(answer) => {

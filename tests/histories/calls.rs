@@ -85,7 +85,9 @@ pub(crate) fn ask(
         Op::Reopen => ops.forget(name).map(Answer::Did),
         Op::Rows(op) => rows(ops.engine(), op),
         Op::Close => closed(ops.engine()),
-        Op::Later(_) | Op::Closing => panic!("{op:?} is no call to the engine"),
+        Op::Later(_) | Op::Closing | Op::Joins | Op::Loses | Op::Adopts | Op::Dies => {
+            panic!("{op:?} is no call to the engine")
+        }
     };
     answer.or_else(refused)
 }

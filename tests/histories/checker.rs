@@ -11,12 +11,13 @@ use std::collections::HashSet;
 use std::fmt::{self, Debug};
 use std::hash::Hash;
 
-use crate::model::{Answer, Hour, Model, Op};
+use crate::model::{Answer, Hour, Incarnation, Model, Op};
 use crate::table::Table;
 
 /// One call on one key. Times are positions in the record of the whole history.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
+    pub(crate) by: Incarnation,
     pub(crate) op: Op,
     pub(crate) began: usize,
     /// `None` if the process was killed before the answer, or if the call does not report when it is done.
@@ -26,18 +27,19 @@ pub(crate) struct Call {
 /// The calls on one key between two opens of the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Phase {
-    /// The hour of the open.
-    pub(crate) opened: Hour,
+    /// The hour of the open. `None` if several processes may have the store open, each of which joins the others: then the
+    /// time stood still meanwhile.
+    pub(crate) opened: Option<Hour>,
     pub(crate) calls: Vec<Call>,
 }
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "opened at hour {}", self.opened)?;
-        for Call { op, began, answer } in &self.calls {
+        writeln!(f, "opened at hour {:?}", self.opened)?;
+        for Call { by: Incarnation { process, nth }, op, began, answer } in &self.calls {
             match answer {
-                Some((at, answer)) => writeln!(f, "  {began} to {at}: {op:?} -> {answer:?}")?,
-                None => writeln!(f, "  {began}: {op:?}")?,
+                Some((at, answer)) => writeln!(f, "  {process}.{nth} {began} to {at}: {op:?} -> {answer:?}")?,
+                None => writeln!(f, "  {process}.{nth} {began}: {op:?}")?,
             }
         }
         Ok(())
@@ -48,15 +50,22 @@ impl fmt::Display for Phase {
 pub(crate) trait Object: Copy + Debug + Default + Eq + Hash {
     /// Returns the object after a call with this answer, or `None` if the call cannot have this answer now. A call without an
     /// answer was cut off.
-    fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self>;
+    fn step(self, by: Incarnation, op: &Op, answer: Option<&Answer>) -> Option<Self>;
+
+    /// Returns the object after a change that may happen between two calls, if there is one.
+    fn declared(self) -> Option<Self>;
 
     /// Returns the object after another process has opened the store, at this hour.
     fn restarted(self, hour: Hour) -> Self;
 }
 
 impl Object for Model {
-    fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
-        Self::step(self, op, answer)
+    fn step(self, by: Incarnation, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+        Self::step(self, by, op, answer)
+    }
+
+    fn declared(self) -> Option<Self> {
+        Self::declared(self)
     }
 
     fn restarted(self, hour: Hour) -> Self {
@@ -65,8 +74,12 @@ impl Object for Model {
 }
 
 impl Object for Table {
-    fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+    fn step(self, _by: Incarnation, op: &Op, answer: Option<&Answer>) -> Option<Self> {
         Self::step(self, op, answer)
+    }
+
+    fn declared(self) -> Option<Self> {
+        None
     }
 
     fn restarted(self, _hour: Hour) -> Self {
@@ -84,7 +97,7 @@ pub(crate) struct Violation<M> {
 pub(crate) fn check<M: Object>(phases: &[Phase]) -> Result<(), Violation<M>> {
     let mut states = HashSet::from([M::default()]);
     for (phase, Phase { opened, calls }) in phases.iter().enumerate() {
-        let before = states.iter().map(|state| state.restarted(*opened)).collect();
+        let before = states.iter().map(|state| opened.map_or(*state, |hour| state.restarted(hour))).collect();
         states = explain(calls, &before);
         if states.is_empty() {
             return Err(Violation { phase, before });
@@ -103,6 +116,7 @@ fn explain<M: Object>(calls: &[Call], before: &HashSet<M>) -> HashSet<M> {
         if !tried.insert((done, state)) {
             continue;
         }
+        left.extend(state.declared().map(|state| (done, state)));
         if done & answered == answered {
             after.insert(state);
         }
@@ -111,7 +125,7 @@ fn explain<M: Object>(calls: &[Call], before: &HashSet<M>) -> HashSet<M> {
         let until = open.clone().filter_map(|call| calls[call].answer.map(|(at, _)| at)).min().unwrap_or(usize::MAX);
         for call in open.filter(|call| calls[*call].began < until) {
             let answer = calls[call].answer.as_ref().map(|(_, answer)| answer);
-            left.extend(state.step(&calls[call].op, answer).map(|state| (done | 1 << call, state)));
+            left.extend(state.step(calls[call].by, &calls[call].op, answer).map(|state| (done | 1 << call, state)));
         }
     }
     after
@@ -140,11 +154,12 @@ mod tests {
     /// Returns the calls with the times of their begin and answer.
     fn phase(opened: Hour, calls: &[(Op, usize, usize, Answer)]) -> Phase {
         let call = |(op, began, at, answer): &(Op, usize, usize, Answer)| Call {
+            by: Incarnation::default(),
             op: *op,
             began: *began,
             answer: (*at != NEVER).then_some((*at, *answer)),
         };
-        Phase { opened, calls: calls.iter().map(call).collect() }
+        Phase { opened: Some(opened), calls: calls.iter().map(call).collect() }
     }
 
     fn is_right(calls: &[(Op, usize, usize, Answer)]) -> bool {
@@ -220,6 +235,65 @@ mod tests {
         }
         let ended = [phase(0, &[begun, close(1), (SUCCEED, 4, 5, Answer::Done)]), phase(0, &[(Op::Get, 6, 7, ONE)])];
         assert!(check::<Model>(&ended).is_ok());
+    }
+
+    /// The processes of several, with their calls: who, what, from, to, answer.
+    fn several(calls: &[(u8, Op, usize, usize, Answer)]) -> bool {
+        let call = |(process, op, began, at, answer): &(u8, Op, usize, usize, Answer)| Call {
+            // The second incarnation of a process has a number above 10.
+            by: Incarnation { process: process % 10, nth: process / 10 },
+            op: *op,
+            began: *began,
+            answer: (*at != NEVER).then_some((*at, *answer)),
+        };
+        let joined = |process| (process, Op::Joins, 0, 1, Answer::Done);
+        let all = [joined(0), joined(1)].iter().chain(calls).map(call).collect();
+        check::<Model>(&[Phase { opened: None, calls: all }]).is_ok()
+    }
+
+    #[test]
+    fn whoever_looks_at_the_claim_of_a_dead_process_finds_it_interrupted() {
+        let (begun, dies) = ((0, BEGIN, 2, 3, FIRST), (0, Op::Dies, 4, 9, Answer::Done));
+        let looks = |began, at, status| (1, Op::Get, began, at, is(status));
+        let (runs, interrupted) = (Unfinished::InProgress, Unfinished::Interrupted);
+        assert!(several(&[begun, looks(5, 6, runs), dies]) && several(&[begun, dies, looks(5, 6, interrupted)]));
+        assert!(several(&[begun, dies, looks(10, 11, interrupted)]));
+        assert!(!several(&[begun, dies, looks(10, 11, runs)]), "the lock is free");
+        assert!(!several(&[begun, looks(10, 11, interrupted)]), "nobody has died");
+        assert!(!several(&[begun, (1, Op::Dies, 4, 9, Answer::Done), looks(10, 11, interrupted)]), "another has died");
+        assert!(!several(&[begun, dies, looks(5, 6, interrupted), looks(7, 8, runs)]));
+        // A begin that was cut off may come after the death.
+        let cut = (0, BEGIN, 2, NEVER, FIRST);
+        assert!(several(&[cut, dies, (1, Op::Get, 10, 11, Answer::Absent), looks(12, 13, interrupted)]));
+        // The TTL starts with the declaration. A process that joins declares all.
+        let later = |began, hours| (1, Op::Later(hours), began, began + 1, Answer::Done);
+        let long = later(10, UNFINISHED_TTL);
+        assert!(several(&[begun, dies, long, looks(12, 13, interrupted)]));
+        let joins = (2, Op::Joins, 10, 11, Answer::Done);
+        assert!(!several(&[begun, dies, joins, later(12, UNFINISHED_TTL), looks(14, 15, interrupted)]));
+    }
+
+    #[test]
+    fn a_claim_is_declared_dead_only_while_its_owner_has_no_lock() {
+        let (begun, loses) = ((0, BEGIN, 2, 3, FIRST), (0, Op::Loses, 4, 9, Answer::Done));
+        let looks = |began, at, status| (1, Op::Get, began, at, is(status));
+        let (runs, interrupted) = (Unfinished::InProgress, Unfinished::Interrupted);
+        let adopts = (0, Op::Adopts, 20, 21, Answer::Done);
+        let ends = |answer| (10, SUCCEED, 30, 31, answer);
+        let lost = Answer::Refused(Refusal::ClaimLost);
+        for (status, end) in [(runs, Answer::Done), (interrupted, lost)] {
+            assert!(several(&[begun, loses, looks(10, 11, status), adopts, ends(end)]));
+        }
+        let adopted = [begun, loses, adopts, looks(22, 23, runs)];
+        assert!(!several(&[adopted.as_slice(), &[looks(24, 25, interrupted)]].concat()), "it has a lock again");
+        assert!(!several(&[adopted.as_slice(), &[ends(lost)]].concat()));
+        assert!(
+            !several(&[begun, loses, looks(10, 11, interrupted), adopts, ends(Answer::Done)]),
+            "nothing of it lands"
+        );
+        // What the next incarnation claims has a lock.
+        let next = (10, BEGIN, 10, 11, FIRST);
+        assert!(several(&[loses, next, looks(12, 13, runs)]) && !several(&[loses, next, looks(12, 13, interrupted)]));
     }
 
     #[test]

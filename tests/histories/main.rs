@@ -14,8 +14,17 @@ mod caller;
 mod calls;
 mod checker;
 mod faults;
+#[cfg(feature = "postgres")]
+mod instance;
 mod life;
 mod model;
+#[cfg(feature = "postgres")]
+#[path = "../postgres/server.rs"]
+#[allow(dead_code, reason = "shared")]
+mod server;
+#[cfg(feature = "postgres")]
+mod several;
+mod still;
 mod table;
 #[path = "../it/threads.rs"]
 #[allow(dead_code, reason = "shared")]
@@ -30,7 +39,7 @@ use caller::Line;
 use checker::{Call, Object, Phase, check};
 use faults::Fault;
 use life::{PLAN, Plan};
-use model::{Answer, Hour, Model, Op};
+use model::{Answer, Hour, Incarnation, Model, Op};
 use table::Table;
 use threads::{LATE, Rng, within};
 
@@ -102,7 +111,7 @@ impl Counts {
                     self.kinds.insert(format!("{}: {answer}", calls[thread]));
                 }
                 Line::Stopped => self.closes += 1,
-                Line::Closed { .. } | Line::Closing => {}
+                Line::Closed { .. } | Line::Closing | Line::Process { .. } => {}
             }
         }
         self.opens += lines.iter().filter(|line| matches!(line, Line::Opened(_))).count() as u64;
@@ -137,7 +146,7 @@ fn phases(lines: &[Line]) -> Vec<Vec<Phase>> {
         // Killed before the open.
         let Some((Line::Opened(opened), calls)) = lines.split_first() else { continue };
         for (key, phases) in phases.iter_mut().enumerate() {
-            phases.push(Phase { opened: *opened, calls: calls_on(key, calls) });
+            phases.push(Phase { opened: Some(*opened), calls: calls_on(key, calls) });
         }
     }
     phases
@@ -151,6 +160,7 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
     // When an abort ended the store is unknown.
     let is_forced = lines.iter().any(|line| matches!(line, Line::Closing));
     let recorded = if stopped { closing } else { 0 };
+    let by = Incarnation::default();
     let mut calls = Vec::new();
     for (began, line) in lines.iter().enumerate() {
         let Line::Call { thread, key: of, op } = *line else { continue };
@@ -171,9 +181,9 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
             None => None,
         };
         if let (Op::Close, Some((at, _))) = (op, answer) {
-            calls.push(Call { op: Op::Closing, began, answer: Some((at, Answer::Done)) });
+            calls.push(Call { by, op: Op::Closing, began, answer: Some((at, Answer::Done)) });
         }
-        calls.push(Call { op, began, answer });
+        calls.push(Call { by, op, began, answer });
     }
     after_claims_in_flight(&mut calls);
     calls
@@ -193,7 +203,12 @@ fn after_claims_in_flight(calls: &mut [Call]) {
 
 /// Returns the part that no order explains, if there is one.
 fn fault_of(lines: &[Line]) -> Option<String> {
-    phases(lines).iter().enumerate().find_map(|(key, phases)| match key {
+    fault_in(&phases(lines))
+}
+
+/// Takes the phases of each key and of the table.
+fn fault_in(phases: &[Vec<Phase>]) -> Option<String> {
+    phases.iter().enumerate().find_map(|(key, phases)| match key {
         life::KEYS => unexplained::<Table>("the table", phases),
         key => unexplained::<Model>(&format!("key {key}"), phases),
     })

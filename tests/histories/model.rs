@@ -70,6 +70,32 @@ pub(crate) enum Op {
     Closing,
     /// Closes the engine, for all keys. A live claim keeps the store open, and can end.
     Close,
+    /// A process has joined the others, and has recorded the deaths before it.
+    Joins,
+    /// An incarnation loses its lock. From here on others may declare its claims dead.
+    Loses,
+    /// The next incarnation of the process adopts the claims that nobody has declared dead.
+    Adopts,
+    /// A process ends, and all of its locks are free. Whoever looks at one of its claims declares it dead.
+    Dies,
+}
+
+/// A process between two losses of its lock, on PostgreSQL. There is one without several processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Incarnation {
+    pub(crate) process: u8,
+    /// The number of losses before.
+    pub(crate) nth: u8,
+}
+
+impl Incarnation {
+    /// The number of incarnations of each process that a history may have.
+    pub(crate) const MOST: u8 = 4;
+
+    fn bit(self) -> u64 {
+        assert!(self.process < 16 && self.nth < Self::MOST, "{self:?}");
+        1 << (self.process * Self::MOST + self.nth)
+    }
 }
 
 pub(crate) const ROWS: usize = 4;
@@ -176,6 +202,8 @@ struct Life {
     generation: Option<u64>,
     attempt: u32,
     state: State,
+    /// The owner, if the record is in progress.
+    owner: Incarnation,
     /// The token of its last owner, if that was one by key.
     by_key: Option<u64>,
     /// The hour from which it is absent. Not used while the key has an owner.
@@ -190,12 +218,24 @@ pub(crate) struct Model {
     /// The largest token of all claims of the key.
     newest: u64,
     closed: bool,
+    /// The incarnations that have lost their locks, and those whose processes have ended: a set of bits each.
+    lost: u64,
+    dead: u64,
 }
 
 impl Model {
     /// Returns the key after a call with this answer. Returns `None` if the call cannot have this answer now. A call
     /// without an answer was cut off, and takes effect here all the same.
-    pub(crate) fn step(self, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+    pub(crate) fn step(self, by: Incarnation, op: &Op, answer: Option<&Answer>) -> Option<Self> {
+        match op {
+            Op::Loses => return Some(Self { lost: self.lost | by.bit(), ..self }),
+            Op::Adopts => return Some(self.adopted(by)),
+            Op::Dies => {
+                let all = (0..Incarnation::MOST).map(|nth| Incarnation { nth, ..by }.bit());
+                return Some(Self { dead: self.dead | all.sum::<u64>(), ..self });
+            }
+            _ => {}
+        }
         if answer == Some(&Answer::Busy) {
             // An ending is never busy: its operation has run and must be recorded.
             let ends = matches!(op, Op::End { .. } | Op::Drop { .. } | Op::EndByKey { .. });
@@ -203,6 +243,14 @@ impl Model {
         }
         if answer == Some(&Answer::Closed) {
             return (self.closed && !self.outlives_close(op)).then_some(self);
+        }
+        // A look at it declares it interrupted first.
+        let is_dead = |owner: Incarnation| self.dead & owner.bit() > 0 && owner.process != by.process;
+        if !matches!(op, Op::Later(_)) && self.owner().is_some_and(is_dead) {
+            return None;
+        }
+        if let Op::Joins = op {
+            return Some(self);
         }
         if let Op::Closing = op {
             return Some(Self { closed: true, ..self });
@@ -216,6 +264,9 @@ impl Model {
             return None;
         }
         let (right, mut next) = self.apply(op);
+        if let (Some(life), Answer::Claimed { .. } | Answer::Initiated { .. }) = (&mut next.life, &right) {
+            life.owner = by;
+        }
         match (right, answer) {
             (
                 Answer::Claimed { generation, attempt, .. },
@@ -246,6 +297,24 @@ impl Model {
         }
     }
 
+    fn owner(&self) -> Option<Incarnation> {
+        self.life.filter(|life| matches!(life.state, State::InProgress(_))).map(|life| life.owner)
+    }
+
+    /// Returns the key after another process has declared its owner dead, if it can. This happens between calls.
+    pub(crate) fn declared(self) -> Option<Self> {
+        let owner = self.owner()?;
+        ((self.lost | self.dead) & owner.bit() > 0).then(|| self.interrupted())
+    }
+
+    fn adopted(mut self, by: Incarnation) -> Self {
+        let owns = self.owner() == Some(by);
+        if let Some(life) = self.life.as_mut().filter(|_| owns) {
+            life.owner.nth += 1;
+        }
+        self
+    }
+
     fn claim(&self) -> Option<u64> {
         match self.life?.state {
             State::InProgress(Owner::Claim(token)) => Some(token),
@@ -264,13 +333,16 @@ impl Model {
 
     /// Ends the process, and opens the store again at this hour. The TTL of interrupted records starts here.
     pub(crate) fn restarted(self, now: Hour) -> Self {
-        let mut next = Self { closed: false, ..self.later(now - self.now) };
-        if let Some(life) = &mut next.life {
-            if matches!(life.state, State::InProgress(_)) {
-                (life.state, life.expires, life.bound) = (State::Interrupted, now + UNFINISHED_TTL, true);
-            }
+        Self { closed: false, ..self.later(now - self.now) }.interrupted()
+    }
+
+    /// Ends the claim of the key without an ending, if it has one.
+    fn interrupted(mut self) -> Self {
+        let expires = self.now + UNFINISHED_TTL;
+        if let Some(life) = self.life.as_mut().filter(|life| matches!(life.state, State::InProgress(_))) {
+            (life.state, life.expires, life.bound) = (State::Interrupted, expires, true);
         }
-        next
+        self
     }
 
     fn later(mut self, hours: Hour) -> Self {
@@ -333,14 +405,16 @@ impl Model {
                 None => self.refuse(Refusal::NotFound),
             },
             Op::Later(hours) => (Answer::Done, self.later(hours)),
-            Op::Rows(_) | Op::Closing | Op::Close => panic!("{op:?} is of no key"),
+            Op::Rows(_) | Op::Closing | Op::Close | Op::Joins | Op::Loses | Op::Adopts | Op::Dies => {
+                panic!("{op:?} is of no key")
+            }
         }
     }
 
     fn begin(self, request: Request, resumes: bool, owner: Owner) -> (Answer, Self) {
         let state = State::InProgress(owner);
-        let (by_key, generation) = (None, None);
-        let fresh = Life { request, resumes, bound: false, generation, attempt: 1, state, by_key, expires: 0 };
+        let (by_key, generation, owner) = (None, None, Incarnation::default());
+        let fresh = Life { request, resumes, bound: false, generation, attempt: 1, state, owner, by_key, expires: 0 };
         let life = match self.life {
             None => fresh,
             Some(life) if life.state == State::Released && !life.bound && life.request != request => fresh,

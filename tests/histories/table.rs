@@ -18,7 +18,7 @@ impl Table {
             Answer::Rows(read)
         };
         let (right, written) = match (op, answer) {
-            (Op::Later(_), _) => return Some(self),
+            (Op::Later(_) | Op::Joins | Op::Loses | Op::Adopts | Op::Dies, _) => return Some(self),
             (Op::Closing | Op::Close, _) => return Some(Self { closed: true, ..self }),
             (_, Some(Answer::Closed)) => return self.closed.then_some(self),
             _ if self.closed => return None,

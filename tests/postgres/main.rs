@@ -11,6 +11,7 @@
     reason = "tests"
 )]
 
+mod anomalies;
 mod chaos;
 mod cli;
 mod compaction;
