@@ -440,6 +440,7 @@ impl Reads {
     }
 
     /// Ends a run that changes nothing. Returns false if something that it read has changed.
+    #[cfg_attr(not(feature = "postgres"), expect(clippy::unnecessary_wraps, reason = "for the other store"))]
     pub(super) fn commit(&self) -> Result<bool> {
         match self {
             Self::Local(reads) => Ok(reads.is_current()),
