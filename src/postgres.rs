@@ -170,6 +170,7 @@ impl Store {
             created: found.created,
             clean: true,
             interrupted,
+            synchronous_standby: found.synchronous_standby,
             took: monotonic().saturating_duration_since(began),
             ..OpenReport::default()
         };

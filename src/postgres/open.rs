@@ -78,6 +78,7 @@ async fn simple<T: std::str::FromStr>(session: &Session, text: &str) -> Result<T
 pub(super) struct Tables {
     pub(super) id: [u8; 16],
     pub(super) created: bool,
+    pub(super) synchronous_standby: bool,
 }
 
 /// Finds the tables, or creates them.
@@ -119,7 +120,8 @@ pub(super) async fn read_tables(session: &Session, schema: &str) -> Result<Table
         return Err(Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message)));
     }
     let id = <[u8; 16]>::try_from(id).map_err(|_| foreign(schema, &"its id is no UUID"))?;
-    Ok(Tables { id, created: false })
+    let standbys: String = simple(session, "SHOW synchronous_standby_names").await?;
+    Ok(Tables { id, created: false, synchronous_standby: !standbys.is_empty() })
 }
 
 /// Selects the records in progress whose owners hold no lock.

@@ -87,6 +87,9 @@ pub struct OpenReport {
     /// True if the record store could not be opened as it was, after a crash or because of damage. All its blocks were there, and
     /// it was built again from them, so nothing is lost. A read-only engine leaves that to the next open for writing.
     pub rebuilt: bool,
+    /// On PostgreSQL, true if the server names a synchronous standby (`synchronous_standby_names`): what was answered
+    /// is on it too, and survives a failover to it. If false, a failover may lose the last answers and claims.
+    pub synchronous_standby: bool,
     /// The duration of the open.
     pub took: Duration,
 }

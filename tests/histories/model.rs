@@ -204,6 +204,8 @@ struct Life {
     state: State,
     /// The owner, if the record is in progress.
     owner: Incarnation,
+    /// The claim that was declared dead, if the record is interrupted because of that.
+    orphan: Option<u64>,
     /// The token of its last owner, if that was one by key.
     by_key: Option<u64>,
     /// The hour from which it is absent. Not used while the key has an owner.
@@ -265,7 +267,7 @@ impl Model {
         }
         let (right, mut next) = self.apply(op);
         if let (Some(life), Answer::Claimed { .. } | Answer::Initiated { .. }) = (&mut next.life, &right) {
-            life.owner = by;
+            (life.owner, life.orphan) = (by, None);
         }
         match (right, answer) {
             (
@@ -339,7 +341,9 @@ impl Model {
     /// Ends the claim of the key without an ending, if it has one.
     fn interrupted(mut self) -> Self {
         let expires = self.now + UNFINISHED_TTL;
+        let orphan = self.claim();
         if let Some(life) = self.life.as_mut().filter(|life| matches!(life.state, State::InProgress(_))) {
+            life.orphan = orphan;
             (life.state, life.expires, life.bound) = (State::Interrupted, expires, true);
         }
         self
@@ -367,6 +371,12 @@ impl Model {
             Op::End { token, ending } => match self.life {
                 Some(life) if life.state == State::InProgress(Owner::Claim(token)) => {
                     (Answer::Done, self.ended(ending))
+                }
+                // It has ended in that way already.
+                Some(Life { state: State::Interrupted, orphan, .. })
+                    if (ending, orphan) == (Ending::Interrupt, Some(token)) =>
+                {
+                    (Answer::Done, self)
                 }
                 _ => self.refuse(Refusal::ClaimLost),
             },
@@ -413,8 +423,9 @@ impl Model {
 
     fn begin(self, request: Request, resumes: bool, owner: Owner) -> (Answer, Self) {
         let state = State::InProgress(owner);
-        let (by_key, generation, owner) = (None, None, Incarnation::default());
-        let fresh = Life { request, resumes, bound: false, generation, attempt: 1, state, owner, by_key, expires: 0 };
+        let (by_key, generation, orphan, owner) = (None, None, None, Incarnation::default());
+        let fresh =
+            Life { request, resumes, bound: false, generation, attempt: 1, state, owner, orphan, by_key, expires: 0 };
         let life = match self.life {
             None => fresh,
             Some(life) if life.state == State::Released && !life.bound && life.request != request => fresh,

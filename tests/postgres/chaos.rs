@@ -81,16 +81,16 @@ fn worker() {
 
 /// The output of all workers.
 #[derive(Default)]
-struct Said {
-    answers: BTreeMap<String, String>,
-    errors: BTreeMap<String, u64>,
+pub(crate) struct Said {
+    pub(crate) answers: BTreeMap<String, String>,
+    pub(crate) errors: BTreeMap<String, u64>,
     highest: u64,
 }
 
-fn start(server: &Server, first: u64) -> Child {
+fn start(url: &str, first: u64) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "chaos::worker", "--ignored", "--nocapture"]);
-    command.env(URL, server.url()).env(FIRST, first.to_string());
+    command.env(URL, url).env(FIRST, first.to_string());
     command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
 }
 
@@ -114,7 +114,7 @@ fn listen(worker: &mut Child, said: &Mutex<Said>) {
 
 /// Brings what was left to its end, and compares every key with what was said. Returns the numbers of keys and of those
 /// that were left.
-fn check(engine: &Engine, said: &Said) -> (usize, usize) {
+pub(crate) fn check(engine: &Engine, said: &Said) -> (usize, usize) {
     // What was left is brought to its end.
     let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
     let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
@@ -136,28 +136,23 @@ fn check(engine: &Engine, said: &Said) -> (usize, usize) {
     (keys, left.len())
 }
 
-#[test]
-fn every_effect_happens_once_and_no_answer_is_lost() {
-    let seconds = std::env::var("ONCEKEY_CHAOS").map_or(8, |seconds| seconds.parse().unwrap());
-    let server = Server::start("");
-    drop(Engine::connect(&server.url()).unwrap());
-    let said = Mutex::new(Said::default());
-    let end = Instant::now() + Duration::from_secs(seconds);
-    let (mut terminated, mut crashes) = (0, 0);
-    let kills = AtomicU64::new(0);
+/// Runs something beside workers that are killed and started again, until this time has passed. Returns what they have
+/// said, and the number of kills. `life` is the shortest life of a worker in milliseconds.
+pub(crate) fn while_workers_run(url: &str, (time, life): (Duration, u64), beside: impl FnOnce(Instant)) -> (Said, u64) {
+    let (said, kills, end) = (Mutex::new(Said::default()), AtomicU64::new(0), Instant::now() + time);
     std::thread::scope(|scope| {
         for worker in 0..WORKERS {
-            let (said, server, kills) = (&said, &server, &kills);
+            let (said, kills) = (&said, &kills);
             scope.spawn(move || {
-                for life in 0_u64.. {
+                for nth in 0_u64.. {
                     if Instant::now() > end {
                         return;
                     }
                     let first = said.lock().unwrap().highest.saturating_sub(AHEAD);
-                    let mut child = start(server, first);
+                    let mut child = start(url, first);
                     let pid = child.id();
                     // Killed after a time that differs from life to life.
-                    let kill = Duration::from_millis(300 + (worker as u64 * 331 + life * 577) % 1_400);
+                    let kill = Duration::from_millis(life + (worker as u64 * 331 + nth * 577) % 1_400);
                     let killer = std::thread::spawn(move || {
                         std::thread::sleep(kill);
                         let _ = Command::new("kill").arg("-KILL").arg(pid.to_string()).status();
@@ -169,6 +164,18 @@ fn every_effect_happens_once_and_no_answer_is_lost() {
                 }
             });
         }
+        beside(end);
+    });
+    (said.into_inner().unwrap(), kills.into_inner())
+}
+
+#[test]
+fn every_effect_happens_once_and_no_answer_is_lost() {
+    let seconds = std::env::var("ONCEKEY_CHAOS").map_or(8, |seconds| seconds.parse().unwrap());
+    let server = Server::start("");
+    drop(Engine::connect(&server.url()).unwrap());
+    let (mut terminated, mut crashes) = (0, 0);
+    let (said, kills) = while_workers_run(&server.url(), (Duration::from_secs(seconds), 300), |end| {
         for round in 0_u64.. {
             std::thread::sleep(Duration::from_millis(120));
             if Instant::now() > end {
@@ -187,12 +194,11 @@ fn every_effect_happens_once_and_no_answer_is_lost() {
             }
         }
     });
-    let said = said.into_inner().unwrap();
     let (keys, left) = check(&Engine::connect(&server.url()).unwrap(), &said);
     println!(
         "{keys} keys, {} answers, {} kills, {terminated} sessions ended, {crashes} crashes, {} left, {:?}",
         said.answers.len(),
-        kills.into_inner(),
+        kills,
         left,
         said.errors
     );

@@ -2,10 +2,10 @@
 
 use std::process::{Child, Command, Stdio};
 
-use oncekey::{CallOptions, Engine, ErrorKind, Key, Value};
+use oncekey::{CallOptions, Engine, ErrorKind, Key, Status, Value};
 
 use crate::engines::{claimed, texts};
-use crate::server::{Server, as_user, unprivileged};
+use crate::server::{Server, Setup, as_user, unprivileged};
 use crate::{new_schema, open, options, shared, until};
 
 /// Checks the kind of an error of an open, and that it names this.
@@ -56,6 +56,74 @@ fn users_databases_and_privileges_are_checked() {
     texts(&engine).execute("k", |_| Ok("done".to_owned())).unwrap();
     engine.table("t").unwrap().insert("a", "b").unwrap();
     assert!(texts(&engine).forget("k").unwrap());
+}
+
+#[test]
+fn a_wrong_password_is_refused_and_not_shown() {
+    let server = Server::start("");
+    server.sql("CREATE ROLE guarded LOGIN SUPERUSER PASSWORD 'right'");
+    let hba = server.dir.join("data/pg_hba.conf");
+    let trusted = std::fs::read_to_string(&hba).unwrap();
+    std::fs::write(&hba, format!("local all guarded scram-sha-256\n{trusted}")).unwrap();
+    server.sql("SELECT pg_reload_conf()");
+    let url = server.url().replace("user=oncekey", "user=guarded");
+    for (password, names) in [(" password=wrong-one", "guarded"), ("", "password")] {
+        let error = Engine::connect(&format!("{url}{password}")).map(drop).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOptions, "{error}");
+        assert!(error.to_string().contains(names) && !format!("{error:?}").contains("wrong-one"), "{error}");
+    }
+    assert_eq!(server.sql("SELECT to_regclass('oncekey.store') IS NULL"), "t", "nothing was created");
+    let engine = Engine::connect(&format!("{url} password=right")).unwrap();
+    assert!(!format!("{engine:?}").contains("right"));
+}
+
+/// The tables lie on a small file system of their own.
+#[test]
+fn a_full_disk_refuses_what_does_not_fit_and_loses_nothing() {
+    let Some((uid, gid)) = unprivileged() else {
+        println!("skipped: only root mounts file systems");
+        return;
+    };
+    // Of this server only: the mount ends with it.
+    let mount = "mkdir $ONCEKEY_DIR/small && mount -t tmpfs small $ONCEKEY_DIR/small -o mode=700,size=24m";
+    let mount = format!("{mount},uid={uid},gid={gid}");
+    let within = format!("unshare --mount --propagation private sh -c '{mount} && exec \"$@\"' sh");
+    let server = Server::start_as(&Setup { within: Some(&within), ..Setup::default() });
+    server.sql(&format!("CREATE TABLESPACE small LOCATION '{}'", server.dir.join("small").display()));
+    server.sql("ALTER DATABASE postgres SET default_tablespace = small");
+    let engine = Engine::connect(&server.url()).unwrap();
+    let texts = texts(&engine);
+    // Does not compress.
+    let value = |seed: u64| -> String {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            char::from(b' ' + u8::try_from(state >> 33 & 63).unwrap())
+        };
+        (0..200_000).map(|_| next()).collect()
+    };
+    server.sql("CREATE TABLE ballast AS SELECT repeat(md5(i::text), 30) FROM generate_series(1, 4000) i");
+    let mut stored = 0;
+    let full = loop {
+        assert!(stored < 500, "the disk is full before");
+        let claim = claimed(texts.begin(format!("{stored}")).unwrap());
+        match claim.succeed(&value(stored)) {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.kind(), ErrorKind::Full, "{full}");
+    assert!(stored > 10, "{stored}");
+    for key in (0..stored).step_by(7) {
+        let outcome = texts.get(format!("{key}")).unwrap().unwrap().into_outcome();
+        assert_eq!(outcome, Some(Ok(value(key))), "{key}");
+    }
+    // The claim is alive, and the same call ends it when there is space.
+    assert_eq!(texts.get(format!("{stored}")).unwrap().unwrap().status(), Status::InProgress);
+    server.sql("DROP TABLE ballast");
+    server.sql("CHECKPOINT");
+    full.claim.succeed(&value(stored)).unwrap();
+    assert_eq!(texts.get(format!("{stored}")).unwrap().unwrap().into_outcome(), Some(Ok(value(stored))));
 }
 
 #[test]

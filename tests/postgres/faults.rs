@@ -57,7 +57,7 @@ fn a_lost_answer_is_found_out() {
 #[test]
 fn a_begin_without_an_answer_is_given_back() {
     let (proxy, schema) = (Proxy::start(), new_schema());
-    let engine = options(&schema).sync_timeout(Duration::from_millis(500)).connect(&proxy.url()).unwrap();
+    let engine = options(&schema).sync_timeout(Duration::from_millis(1_500)).connect(&proxy.url()).unwrap();
     let texts = texts(&engine);
     texts.execute("all statements are prepared", |_| Ok(String::new())).unwrap();
     let mut unsettled = 0;
@@ -81,15 +81,26 @@ fn a_begin_without_an_answer_is_given_back() {
     assert!(unsettled > 0, "the answer of a commit was lost");
 }
 
+/// The locks of a store: the first bytes of its id.
+const CLASS: &str = "l.classid::bigint = ('x' || encode(substring(uuid_send(s.id) FROM 4 FOR 1)
+    || substring(uuid_send(s.id) FROM 3 FOR 1) || substring(uuid_send(s.id) FROM 2 FOR 1)
+    || substring(uuid_send(s.id) FROM 1 FOR 1), 'hex'))::bit(32)::bigint";
+
 /// Ends the session that holds the lock of this incarnation.
 fn end_keeper(schema: &str, incarnation: u32) {
     let end = format!(
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l, \"{schema}\".store s
-         WHERE l.locktype = 'advisory' AND l.objid = {incarnation} AND l.granted AND l.mode = 'ExclusiveLock'
-         AND l.classid::bigint = ('x' || encode(substring(uuid_send(s.id) FROM 4 FOR 1) || substring(uuid_send(s.id) FROM 3 FOR 1)
-             || substring(uuid_send(s.id) FROM 2 FOR 1) || substring(uuid_send(s.id) FROM 1 FOR 1), 'hex'))::bit(32)::bigint"
+         WHERE l.locktype = 'advisory' AND l.objid = {incarnation} AND l.granted AND l.mode = 'ExclusiveLock' AND {CLASS}"
     );
     assert_eq!(shared().sql(&end), "t");
+}
+
+/// Returns SQL that is true if nobody has the lock of this incarnation.
+fn lock_is_free(schema: &str, incarnation: u32) -> String {
+    format!(
+        "SELECT NOT EXISTS (SELECT FROM pg_locks l, \"{schema}\".store s
+         WHERE l.locktype = 'advisory' AND l.objid = {incarnation} AND l.granted AND {CLASS})"
+    )
 }
 
 #[test]
@@ -97,9 +108,14 @@ fn a_live_claim_survives_the_loss_of_every_session() {
     let schema = new_schema();
     let (one, two) = (open(&schema), open(&schema));
     let claim = claimed(texts(&one).begin("k").unwrap());
+    let _of_two = claimed(texts(&two).begin("of two").unwrap());
     end_keeper(&schema, 1);
-    let owner = format!("SELECT owner FROM \"{schema}\".records");
-    until(|| shared().sql(&owner) == "3");
+    let owner = |key: &str| {
+        let key = key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        shared().sql(&format!("SELECT owner FROM \"{schema}\".records WHERE encode(key, 'hex') LIKE '%{key}%'"))
+    };
+    until(|| owner("k") == "3");
+    assert_eq!(owner("of two"), "2", "it is the claim of another engine");
     assert!(matches!(texts(&two).begin("k").unwrap(), Begin::InProgress(_)), "the claim was adopted");
     claim.succeed(&"done".to_owned()).unwrap();
     assert_eq!(texts(&two).get("k").unwrap().unwrap().status(), Status::Succeeded);
@@ -127,6 +143,53 @@ fn a_claim_that_comes_after_the_adoption_is_adopted_too() {
     assert_eq!(shared().sql(&format!("SELECT owner FROM \"{schema}\".records")), "3");
     assert!(matches!(texts(&two).begin("k").unwrap(), Begin::InProgress(_)), "the claim was adopted");
     claim.succeed(&"done".to_owned()).unwrap();
+}
+
+/// Its lock is free, and it does not know that. So a claim in its name could be declared dead at once.
+#[test]
+fn no_claim_is_made_in_the_name_of_a_dead_incarnation() {
+    let (proxy, schema) = (Proxy::start(), new_schema());
+    let (cut_off, other) = (options(&schema).connect(&proxy.url()).unwrap(), open(&schema));
+    proxy.end_keepers_silently();
+    until(|| shared().sql(&lock_is_free(&schema, 1)) == "t");
+    let resuming: Texts =
+        cut_off.manager_with("m", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
+    // By an insert, and by a change of what is there.
+    claimed(texts(&other).begin("released").unwrap()).release().unwrap();
+    let claims = ["new", "released"].map(|key| (key, claimed(resuming.begin(key).unwrap())));
+    for (key, claim) in claims {
+        assert!(matches!(texts(&other).begin(key).unwrap(), Begin::InProgress(_)), "{key}: its owner is alive");
+        claim.succeed(&"done".to_owned()).unwrap();
+    }
+}
+
+/// The ending has the row when another engine finds the lock free: the declaration of death comes second, and finds
+/// another revision.
+#[test]
+fn an_ending_and_a_declaration_of_death_meet_at_the_row() {
+    let schema = new_schema();
+    let (one, two) = (open(&schema), open(&schema));
+    let claim = claimed(texts(&one).begin("k").unwrap());
+    shared().sql(&format!(
+        "CREATE FUNCTION \"{schema}\".slow() RETURNS trigger LANGUAGE plpgsql
+         AS 'BEGIN PERFORM pg_sleep(2); RETURN NEW; END';
+         CREATE TRIGGER slow BEFORE UPDATE ON \"{schema}\".records FOR EACH ROW WHEN (NEW.state = 2)
+         EXECUTE FUNCTION \"{schema}\".slow()"
+    ));
+    std::thread::scope(|scope| {
+        let ends = scope.spawn(|| claim.succeed(&"done".to_owned()).map(drop));
+        let waits = |what: &str| {
+            let asks = format!("SELECT count(*) FROM pg_stat_activity WHERE {what} AND query LIKE '%{schema}%'");
+            until(|| shared().sql(&asks) != "0");
+        };
+        waits("wait_event = 'PgSleep'");
+        end_keeper(&schema, 1);
+        until(|| shared().sql(&lock_is_free(&schema, 1)) == "t");
+        let looks = scope.spawn(|| texts(&two).get("k").unwrap().unwrap().status());
+        assert_eq!(looks.join().unwrap(), Status::Succeeded);
+        ends.join().unwrap().unwrap();
+    });
+    assert_eq!(texts(&one).get("k").unwrap().unwrap().into_outcome(), Some(Ok("done".to_owned())));
 }
 
 #[test]

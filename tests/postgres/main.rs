@@ -17,17 +17,21 @@ mod cli;
 mod compaction;
 mod engines;
 mod errors;
+mod failover;
 mod faults;
-mod migrate;
 #[allow(dead_code, reason = "not all of the client is used here")]
+#[allow(dead_code, reason = "not all of the helpers are used here")]
 #[path = "../it/pages.rs"]
+#[path = "../it/threads.rs"]
+mod instances;
+mod migrate;
+mod network;
 mod pages;
 mod plans;
 mod proxy;
 mod server;
-#[allow(dead_code, reason = "not all of the helpers are used here")]
-#[path = "../it/threads.rs"]
 mod threads;
+mod time;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -16,8 +16,13 @@ struct State {
     lost: AtomicU64,
     /// True if nothing is forwarded.
     hangs: AtomicBool,
-    /// True if the notifications of the server are lost.
-    drops_notifications: AtomicBool,
+    /// Of this many notifications of the server, one arrives. 0: all.
+    one_arrives_of: AtomicU64,
+    notifications: AtomicU64,
+    /// True if a client does not learn that the server has ended its session.
+    is_silent: AtomicBool,
+    /// The connections to the server in which a keeper listens.
+    keepers: Mutex<Vec<UnixStream>>,
     /// True if there are no new connections.
     refuses: AtomicBool,
     streams: Mutex<Vec<UnixStream>>,
@@ -72,7 +77,20 @@ impl Proxy {
     }
 
     pub(crate) fn drop_notifications(&self) {
-        self.state.drops_notifications.store(true, Ordering::SeqCst);
+        self.lose_notifications(u64::MAX);
+    }
+
+    /// From now on, one notification arrives of this many.
+    pub(crate) fn lose_notifications(&self, of: u64) {
+        self.state.one_arrives_of.store(of, Ordering::SeqCst);
+    }
+
+    /// Ends the sessions of keepers at the server. Their engines do not learn it.
+    pub(crate) fn end_keepers_silently(&self) {
+        self.state.is_silent.store(true, Ordering::SeqCst);
+        for keeper in self.state.keepers.lock().unwrap().drain(..) {
+            keeper.shutdown(Shutdown::Both).unwrap();
+        }
     }
 
     pub(crate) fn refuse(&self, refuses: bool) {
@@ -106,13 +124,20 @@ fn forward(state: &State, mut from: UnixStream, mut to: UnixStream, is_answer: b
             break;
         }
         // A notification comes alone, because its session waits for nothing else.
-        if is_answer && bytes[0] == b'A' && state.drops_notifications.load(Ordering::SeqCst) {
+        let of = state.one_arrives_of.load(Ordering::SeqCst);
+        if is_answer && bytes[0] == b'A' && of > 0 && (state.notifications.fetch_add(1, Ordering::SeqCst) + 1) % of > 0
+        {
             state.lost.fetch_add(1, Ordering::SeqCst);
             continue;
+        }
+        if !is_answer && bytes[..len].windows(7).any(|word| word == b"LISTEN ") {
+            state.keepers.lock().unwrap().push(to.try_clone().unwrap());
         }
         if to.write_all(&bytes[..len]).is_err() {
             break;
         }
     }
-    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    if !state.is_silent.load(Ordering::SeqCst) {
+        let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+    }
 }

@@ -12,9 +12,13 @@ use std::process::{Child, Command, Stdio};
 /// Starts the server, says so, and stops it after the end of its input.
 const SCRIPT: &str = r#"
 set -e
-dir=$1 bin=$2 options=$3
-"$bin/initdb" -D "$dir/data" -A trust -U oncekey -E UTF8 --no-sync >"$dir/initdb" 2>&1
-"$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -o "-k $dir -c listen_addresses= -c max_connections=400 $options" start >/dev/null
+dir=$1 bin=$2 options=$3 primary=$4
+if [ -n "$primary" ]; then
+    "$bin/pg_basebackup" -h "$primary" -U oncekey -D "$dir/data" -R -X stream -c fast >"$dir/initdb" 2>&1
+else
+    "$bin/initdb" -D "$dir/data" -A trust -U oncekey -E UTF8 --no-sync >"$dir/initdb" 2>&1
+fi
+$SERVER_ENV "$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w -o "-k $dir -c listen_addresses= -c max_connections=400 $options" start >/dev/null
 echo ready
 trap '' INT TERM HUP
 cat >/dev/null
@@ -27,6 +31,7 @@ pub(crate) struct Server {
     pub(crate) dir: PathBuf,
     pub(crate) bin: PathBuf,
     user: Option<(u32, u32)>,
+    env: String,
     /// Its end stops the server.
     _shell: Child,
 }
@@ -34,6 +39,10 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server with further options for its command line.
     pub(crate) fn start(options: &str) -> Self {
+        Self::start_as(&Setup { options, ..Setup::default() })
+    }
+
+    pub(crate) fn start_as(setup: &Setup<'_>) -> Self {
         let bin = find();
         // In memory if possible: these tests do not cut the power.
         let memory = Path::new("/dev/shm");
@@ -44,14 +53,25 @@ impl Server {
         if let Some((uid, gid)) = user {
             chown(&dir, Some(uid), Some(gid)).unwrap();
         }
-        let mut command = as_user(user, Path::new("sh"));
-        command.arg("-c").arg(SCRIPT).arg("sh").arg(&dir).arg(&bin).arg(options).current_dir("/");
+        let mut command = match setup.within {
+            None => as_user(user, Path::new("sh")),
+            Some(within) => {
+                let (uid, gid) = user.expect("only root can do that");
+                let mut command = Command::new("sh");
+                let script = format!("exec {within} setpriv --reuid={uid} --regid={gid} --clear-groups \"$@\"");
+                command.env("ONCEKEY_DIR", &dir).arg("-c").arg(script).arg("sh").arg("sh");
+                command
+            }
+        };
+        command.arg("-c").arg(SCRIPT).arg("sh").arg(&dir).arg(&bin).arg(setup.options);
+        command.arg(setup.primary.map_or_else(PathBuf::new, |primary| primary.dir.clone()));
+        command.env("SERVER_ENV", setup.env).current_dir("/");
         let mut shell = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(shell.stdout.take().unwrap()).read_line(&mut said).unwrap();
         let log = |name| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
         assert_eq!(said, "ready\n", "the server did not start: {}{}", log("initdb"), log("log"));
-        Self { dir, bin, user, _shell: shell }
+        Self { dir, bin, user, env: setup.env.to_owned(), _shell: shell }
     }
 
     /// Returns the address of the database.
@@ -68,6 +88,25 @@ impl Server {
         String::from_utf8(done.stdout).unwrap().trim().to_owned()
     }
 
+    /// Kills every process of the server at once.
+    pub(crate) fn kill(&self) {
+        let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).unwrap();
+        let first = file.lines().next().unwrap().to_owned();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &first]).output().unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        let all = std::iter::once(first.as_str()).chain(children.split_whitespace());
+        // A process may have ended meanwhile.
+        let _ = Command::new("kill").arg("-KILL").args(all).stderr(Stdio::null()).status().unwrap();
+    }
+
+    /// Makes a standby the primary.
+    pub(crate) fn promote(&self) {
+        let mut promote = as_user(self.user, &self.bin.join("pg_ctl"));
+        assert!(
+            promote.arg("-D").arg(self.dir.join("data")).args(["-w", "promote"]).output().unwrap().status.success()
+        );
+    }
+
     /// Stops the server in this mode, and starts it again with further options.
     pub(crate) fn restart(&self, mode: &str, options: &str) {
         let data = self.dir.join("data");
@@ -75,9 +114,23 @@ impl Server {
         assert!(stop.arg("-D").arg(&data).args(["-w", "-m", mode, "stop"]).output().unwrap().status.success());
         let mut start = as_user(self.user, &self.bin.join("pg_ctl"));
         let all = format!("-k {} -c listen_addresses= -c max_connections=400 {options}", self.dir.display());
+        start.envs(self.env.split(' ').filter_map(|word| word.split_once('=')));
         start.arg("-D").arg(&data).arg("-l").arg(self.dir.join("log")).args(["-w", "-o", &all, "start"]);
         assert!(start.stdout(Stdio::null()).status().unwrap().success());
     }
+}
+
+/// What is special about a server.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Setup<'a> {
+    /// For its command line.
+    pub(crate) options: &'a str,
+    /// A standby of this server, which it follows from now on.
+    pub(crate) primary: Option<&'a Server>,
+    /// The command `env` with variables of the server.
+    pub(crate) env: &'a str,
+    /// A command of root that runs the command after it, with the directory of the server in `$ONCEKEY_DIR`.
+    pub(crate) within: Option<&'a str>,
 }
 
 pub(crate) fn as_user(user: Option<(u32, u32)>, program: &Path) -> Command {
