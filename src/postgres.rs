@@ -166,14 +166,7 @@ impl Store {
         });
         let store = Self { inner: Arc::clone(&inner), running: Mutex::new(Some(running)) };
         let interrupted = store.start(deadline)?;
-        let report = OpenReport {
-            created: found.created,
-            clean: true,
-            interrupted,
-            synchronous_standby: found.synchronous_standby,
-            took: monotonic().saturating_duration_since(began),
-            ..OpenReport::default()
-        };
+        let report = OpenReport { interrupted, took: monotonic().saturating_duration_since(began), ..found.report };
         Ok((store, report))
     }
 

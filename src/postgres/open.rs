@@ -6,7 +6,7 @@ use super::row::unsigned;
 use super::session::{Fault, Pool, Session, get};
 use super::sql::quoted;
 use super::{Inner, commit, schema_sql};
-use crate::store::{Load, StoreKey};
+use crate::store::{Load, OpenReport, StoreKey};
 use crate::types::error::{Error, ErrorKind, Result};
 
 /// The format of the tables that this version reads and writes.
@@ -77,8 +77,7 @@ async fn simple<T: std::str::FromStr>(session: &Session, text: &str) -> Result<T
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tables {
     pub(super) id: [u8; 16],
-    pub(super) created: bool,
-    pub(super) synchronous_standby: bool,
+    pub(super) report: OpenReport,
 }
 
 /// Finds the tables, or creates them.
@@ -92,7 +91,9 @@ pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> 
         session.run("COMMIT").await?;
         created
     };
-    Ok(Tables { created, ..read_tables(&session, schema).await? })
+    let mut tables = read_tables(&session, schema).await?;
+    tables.report.created = created;
+    Ok(tables)
 }
 
 /// Returns `NotFound` if there are no tables.
@@ -121,7 +122,8 @@ pub(super) async fn read_tables(session: &Session, schema: &str) -> Result<Table
     }
     let id = <[u8; 16]>::try_from(id).map_err(|_| foreign(schema, &"its id is no UUID"))?;
     let standbys: String = simple(session, "SHOW synchronous_standby_names").await?;
-    Ok(Tables { id, created: false, synchronous_standby: !standbys.is_empty() })
+    let report = OpenReport { clean: true, synchronous_standby: !standbys.is_empty(), ..OpenReport::default() };
+    Ok(Tables { id, report })
 }
 
 /// Selects the records in progress whose owners hold no lock.

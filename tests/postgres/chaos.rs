@@ -136,16 +136,39 @@ pub(crate) fn check(engine: &Engine, said: &Said) -> (usize, usize) {
     (keys, left.len())
 }
 
-/// Runs something beside workers that are killed and started again, until this time has passed. Returns what they have
-/// said, and the number of kills. `life` is the shortest life of a worker in milliseconds.
-pub(crate) fn while_workers_run(url: &str, (time, life): (Duration, u64), beside: impl FnOnce(Instant)) -> (Said, u64) {
-    let (said, kills, end) = (Mutex::new(Said::default()), AtomicU64::new(0), Instant::now() + time);
+/// Workers that are killed and started again.
+pub(crate) struct Work {
+    /// They run for this time, and on a busy machine until there are this many answers.
+    time: Duration,
+    answers: usize,
+    began: Instant,
+    said: Mutex<Said>,
+}
+
+impl Work {
+    pub(crate) fn new(time: Duration, answers: usize) -> Self {
+        Self { time, answers, began: Instant::now(), said: Mutex::default() }
+    }
+
+    /// Whether the workers have run for a part of the time, and have given the same part of the answers.
+    pub(crate) fn is_at(&self, percent: u32) -> bool {
+        let passed = self.began.elapsed();
+        assert!(passed < self.time + Duration::from_secs(240), "the workers make no progress");
+        let answers = self.said.lock().unwrap().answers.len();
+        passed * 100 >= self.time * percent && answers * 100 >= self.answers * usize::try_from(percent).unwrap()
+    }
+}
+
+/// Runs something beside workers, until both are done. Returns what the workers have said, and the number of kills. `life`
+/// is the shortest life of a worker in milliseconds.
+pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl FnOnce(&Work)) -> (Said, u64) {
+    let kills = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for worker in 0..WORKERS {
-            let (said, kills) = (&said, &kills);
+            let (work, said, kills) = (&work, &work.said, &kills);
             scope.spawn(move || {
                 for nth in 0_u64.. {
-                    if Instant::now() > end {
+                    if work.is_at(100) {
                         return;
                     }
                     let first = said.lock().unwrap().highest.saturating_sub(AHEAD);
@@ -164,9 +187,9 @@ pub(crate) fn while_workers_run(url: &str, (time, life): (Duration, u64), beside
                 }
             });
         }
-        beside(end);
+        beside(&work);
     });
-    (said.into_inner().unwrap(), kills.into_inner())
+    (work.said.into_inner().unwrap(), kills.into_inner())
 }
 
 #[test]
@@ -175,10 +198,10 @@ fn every_effect_happens_once_and_no_answer_is_lost() {
     let server = Server::start("");
     drop(Engine::connect(&server.url()).unwrap());
     let (mut terminated, mut crashes) = (0, 0);
-    let (said, kills) = while_workers_run(&server.url(), (Duration::from_secs(seconds), 300), |end| {
+    let (said, kills) = while_workers_run(&server.url(), 300, Work::new(Duration::from_secs(seconds), 51), |work| {
         for round in 0_u64.. {
             std::thread::sleep(Duration::from_millis(120));
-            if Instant::now() > end {
+            if work.is_at(100) && crashes > 0 {
                 break;
             }
             if round % 20 == 19 {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use oncekey::{Engine, ManagerOptions};
 
-use crate::chaos::{check, while_workers_run};
+use crate::chaos::{Work, check, while_workers_run};
 use crate::engines::Texts;
 use crate::server::{Server, Setup};
 use crate::time::faketime;
@@ -34,8 +34,8 @@ fn nothing_is_lost_in_a_failover_to_a_synchronous_standby() {
     let kept: Texts = engine.manager_with("kept", hour).unwrap();
     kept.execute("k", |_| Ok("done".to_owned())).unwrap();
     let mut took_over = Duration::ZERO;
-    let (said, kills) = while_workers_run(&url, (Duration::from_secs(seconds), 3_000), |end| {
-        std::thread::sleep(end.saturating_duration_since(Instant::now()) / 2);
+    let (said, kills) = while_workers_run(&url, 3_000, Work::new(Duration::from_secs(seconds), 30), |work| {
+        until(|| work.is_at(50));
         let began = Instant::now();
         primary.kill();
         standby.promote();

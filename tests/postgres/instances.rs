@@ -23,19 +23,19 @@ fn number(name: &str, default: u32) -> u32 {
 /// Each of the heirs takes the key again and again, and releases it. Returns the times from a release to the next claim.
 fn hand_over(engines: &[Engine], heirs: usize, releases: u32) -> Vec<Duration> {
     let (running, claims) = (AtomicU32::new(0), AtomicU32::new(0));
-    let released: Mutex<(Option<Instant>, Vec<Duration>)> = Mutex::default();
+    let times: Mutex<(Option<Instant>, Vec<Duration>)> = Mutex::default();
     std::thread::scope(|scope| {
         for heir in 0..heirs {
-            let (engine, running, claims, released) = (&engines[heir % engines.len()], &running, &claims, &released);
+            let (engine, running, claims, times) = (&engines[heir % engines.len()], &running, &claims, &times);
             scope.spawn(move || {
                 while claims.fetch_add(1, Ordering::Relaxed) < releases {
                     let claim = claimed(texts(engine).begin_with("k", CallOptions::new().wait(LATE)).unwrap());
                     assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0, "two owners at once");
-                    let mut released = released.lock().unwrap();
-                    let gap = released.0.take().map(|at| at.elapsed());
-                    released.1.extend(gap);
-                    released.0 = Some(Instant::now());
-                    drop(released);
+                    let mut times = times.lock().unwrap();
+                    let gap = times.0.take().map(|at| at.elapsed());
+                    times.1.extend(gap);
+                    times.0 = Some(Instant::now());
+                    drop(times);
                     assert_eq!(running.fetch_sub(1, Ordering::SeqCst), 1);
                     claim.release().unwrap();
                 }
@@ -43,7 +43,7 @@ fn hand_over(engines: &[Engine], heirs: usize, releases: u32) -> Vec<Duration> {
         }
     });
     assert_eq!(texts(&engines[0]).get("k").unwrap().unwrap().info().attempt(), releases, "each claim was one attempt");
-    let mut gaps = released.into_inner().unwrap().1;
+    let mut gaps = times.into_inner().unwrap().1;
     gaps.sort();
     gaps
 }

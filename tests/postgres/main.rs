@@ -19,17 +19,17 @@ mod engines;
 mod errors;
 mod failover;
 mod faults;
-#[allow(dead_code, reason = "not all of the client is used here")]
-#[allow(dead_code, reason = "not all of the helpers are used here")]
-#[path = "../it/pages.rs"]
-#[path = "../it/threads.rs"]
 mod instances;
 mod migrate;
 mod network;
+#[allow(dead_code, reason = "not all of the client is used here")]
+#[path = "../it/pages.rs"]
 mod pages;
 mod plans;
 mod proxy;
 mod server;
+#[allow(dead_code, reason = "not all of the helpers are used here")]
+#[path = "../it/threads.rs"]
 mod threads;
 mod time;
 

@@ -95,7 +95,7 @@ fn owner() {
         say("stage", began, stage.err().map(|error| error.kind()));
         let began = Instant::now();
         let end = ended.take().unwrap().succeed(&"of the owner".to_owned());
-        say("end", began, end.as_ref().err().map(|error| error.kind()));
+        say("end", began, end.as_ref().err().map(oncekey::EndError::kind));
         ended = Some(end.unwrap_err().claim);
         let began = Instant::now();
         say("get", began, texts.get("staged").err().map(|error| error.kind()));
