@@ -204,7 +204,7 @@ struct Life {
     state: State,
     /// The owner, if the record is in progress.
     owner: Incarnation,
-    /// The claim that was declared dead, if the record is interrupted because of that.
+    /// The claim that was declared dead, if no other claim came after it.
     orphan: Option<u64>,
     /// The token of its last owner, if that was one by key.
     by_key: Option<u64>,
@@ -373,9 +373,7 @@ impl Model {
                     (Answer::Done, self.ended(ending))
                 }
                 // It has ended in that way already.
-                Some(Life { state: State::Interrupted, orphan, .. })
-                    if (ending, orphan) == (Ending::Interrupt, Some(token)) =>
-                {
+                Some(Life { state, orphan, .. }) if (state, orphan) == (State::after(ending), Some(token)) => {
                     (Answer::Done, self)
                 }
                 _ => self.refuse(Refusal::ClaimLost),
