@@ -185,7 +185,7 @@ impl Inner {
                 value => value.inspect(|_| report.rows += 1),
             };
             if let Some(value) = value {
-                builder.add(&key, Some(&value))?;
+                builder.add(&key, Some(&value), false)?;
             }
             if let Some(blocks) = builder.take_full(BATCH) {
                 // The engine may have been closed, or poisoned, meanwhile.

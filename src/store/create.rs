@@ -93,7 +93,7 @@ fn write_parts(
     let tables = Tables::create(&half_made.join("sled"), access(options), &store_id)?;
     let mut written = 0;
     contents.for_each(&mut |key, value| {
-        builder.add(key, Some(value))?;
+        builder.add(key, Some(value), false)?;
         if let Some(blocks) = builder.take_full(BATCH) {
             tables.write(&blocks)?;
         }

@@ -104,13 +104,14 @@
 //! each xor.
 //!
 //! The *list*: id of the store (16), serial number, one more than that of the list before (8), number of the last frame
-//! whose changes are in runs (8), number of the last frame up to which the runs have every change (8), number of the next
-//! run (8), number of runs (4). Then for each run, the oldest first: its number (8), blocks with entries (4), number of
-//! the first block with the index (4), blocks with the index (4), the block of its first entry (4), the offset of that
-//! entry in the content of its block (4), entries (8), store time when its first finished record expires (8), store time
-//! when about half of its entries have expired (8). Run numbers are not reused. A merge that has not ended lists the first
-//! part of its output, and its inputs without that part: their first entries are not in their first blocks then. Blocks
-//! that are not listed are leftovers.
+//! whose changes are in runs (8), number of the last frame up to which the runs have every change (8), number of the
+//! next run (8), number of runs (4). Then for each run, the oldest first: its number (8), blocks with entries (4),
+//! number of the first block with the index (4), blocks with the index (4), the block of its first entry (4), the
+//! offset of that entry in the content of its block (4), about how many of its blocks replace entries of older runs
+//! (4), entries (8), store time when its first finished record expires (8), store time when about half of its entries
+//! have expired (8). Run numbers are not reused. A merge that has not ended lists the first part of its output, and its
+//! inputs without that part: their first entries are not in their first blocks then. Blocks that are not listed are
+//! leftovers.
 
 pub(crate) mod block;
 pub(crate) mod filter;

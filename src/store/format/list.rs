@@ -24,6 +24,8 @@ pub(crate) struct RunInfo {
     pub(crate) index_blocks: u32,
     /// The first entry that counts. A merge has copied those before it into another run.
     pub(crate) start: Start,
+    /// About how many of its blocks have entries whose keys older runs have too: a merge with those drops as much.
+    pub(crate) replacing: u32,
     /// The number of entries that count.
     pub(crate) entries: u64,
     /// The store time when its first finished record expires.
@@ -88,7 +90,7 @@ impl RunList {
         out.extend_from_slice(&length("the list of the runs", self.runs.len())?.to_le_bytes());
         for run in &self.runs {
             out.extend_from_slice(&run.id.to_le_bytes());
-            for field in [run.blocks, run.index_at, run.index_blocks, run.start.block, run.start.at] {
+            for field in [run.blocks, run.index_at, run.index_blocks, run.start.block, run.start.at, run.replacing] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
             for field in [run.entries, run.earliest, run.half] {
@@ -118,6 +120,7 @@ impl RunList {
                 index_at: fields.u32()?,
                 index_blocks: fields.u32()?,
                 start: Start { block: fields.u32()?, at: fields.u32()? },
+                replacing: fields.u32()?,
                 entries: fields.u64()?,
                 earliest: fields.u64()?,
                 half: fields.u64()?,
@@ -139,20 +142,21 @@ mod tests {
             index_at: 3,
             index_blocks: 4,
             start: Start { block: 5, at: 6 },
+            replacing: 14,
             entries: 7,
             earliest: 12,
             half: 13,
         };
         let list = RunList { store_id: [7; 16], serial: 11, frame: 8, complete: 9, next_id: 10, runs: vec![run] };
         let bytes = list.encode().unwrap();
-        assert_eq!(bytes[8..24], *b"\x02\x04\x68\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(bytes[8..24], *b"\x02\x04\x6c\0\0\0\0\0\0\0\0\0\0\0\0\0");
         let content = &bytes[24..];
         assert_eq!(content[..16], [7; 16]);
         assert_eq!(content[16..32], *b"\x0b\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0");
         assert_eq!(content[32..52], *b"\x09\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0\x01\0\0\0");
         assert_eq!(content[52..68], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
-        assert_eq!(content[68..80], *b"\x04\0\0\0\x05\0\0\0\x06\0\0\0");
-        assert_eq!(content[80..], *b"\x07\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0\x0d\0\0\0\0\0\0\0");
+        assert_eq!(content[68..84], *b"\x04\0\0\0\x05\0\0\0\x06\0\0\0\x0e\0\0\0");
+        assert_eq!(content[84..], *b"\x07\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0\x0d\0\0\0\0\0\0\0");
         assert_eq!(RunList::decode(&[7; 16], &bytes).unwrap(), list);
         assert!(RunList::decode(&[8; 16], &bytes).is_err(), "of another store");
         for cut in 0..bytes.len() {

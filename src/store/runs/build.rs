@@ -22,6 +22,8 @@ pub(crate) struct Builder {
     store_id: [u8; 16],
     info: RunInfo,
     index: Index,
+    /// The bytes of the entries whose keys older runs have too.
+    replacing: u64,
     /// The bytes of the index without its filter.
     index_len: usize,
     /// The block that is being filled.
@@ -42,10 +44,12 @@ impl Builder {
                 index_at: FIRST_INDEX,
                 index_blocks: 0,
                 start: Start::default(),
+                replacing: 0,
                 entries: 0,
                 earliest: NEVER,
                 half: NEVER,
             },
+            replacing: 0,
             index_len: 0,
             index: Index { first_keys: FirstKeys::default(), unfinished: Vec::new(), filter: Filter::new(entries) },
             content: Vec::with_capacity(CONTENT),
@@ -54,8 +58,8 @@ impl Builder {
         }
     }
 
-    /// Adds the next entry. `None` means that the key was removed.
-    pub(crate) fn add(&mut self, key: &StoreKey, value: Option<&[u8]>) -> Result<()> {
+    /// Adds the next entry. `None` means that the key was removed. `is_replacing` is true if an older run may have the key.
+    pub(crate) fn add(&mut self, key: &StoreKey, value: Option<&[u8]>, is_replacing: bool) -> Result<()> {
         let mut expires = NEVER;
         if let Some(value) = value.filter(|_| key.is_record()) {
             let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
@@ -66,6 +70,9 @@ impl Builder {
             } else {
                 expires = lifetime.expires;
             }
+        }
+        if is_replacing {
+            self.replacing += entry_len(key.bytes(), value) as u64;
         }
         self.info.entries += 1;
         self.info.earliest = self.info.earliest.min(expires);
@@ -145,6 +152,7 @@ impl Builder {
         (self.info.index_at, self.info.index_blocks) = (self.info.index_end(), 0);
         self.push_chunks(&index.encode()?, Kind::Index)?;
         self.info.half = self.sample.median();
+        self.info.replacing = u32::try_from(self.replacing / CONTENT as u64).unwrap_or(u32::MAX);
         Ok(self.info)
     }
 }

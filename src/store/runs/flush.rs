@@ -188,8 +188,10 @@ impl Flusher {
                     kept.map(|kept| record::encode(&kept, &mut bytes)).transpose()?.map(|()| bytes.as_slice())
                 }
             };
-            if value.is_some() || hides(&older, key) {
-                builder.add(key, value)?;
+            let is_replacing = is_in(&older, key);
+            // The removal of a key that no older run has needs no tombstone.
+            if value.is_some() || is_replacing {
+                builder.add(key, value, is_replacing)?;
                 entries += 1;
             }
         }
@@ -289,8 +291,8 @@ impl Flusher {
     }
 }
 
-/// True if one of these runs may have the key. Then the removal of the key must stay as a tombstone.
-pub(crate) fn hides(older: &[Arc<Run>], key: &StoreKey) -> bool {
+/// True if one of these runs may have the key.
+pub(crate) fn is_in(older: &[Arc<Run>], key: &StoreKey) -> bool {
     let hash = hash(key.bytes());
     older.iter().any(|run| run.may_contain(hash))
 }

@@ -10,7 +10,7 @@ use crate::store::format::frame::StoreKey;
 use crate::store::format::list::RunInfo;
 use crate::store::format::{hash, record};
 use crate::store::runs::build::Builder;
-use crate::store::runs::flush::{Deleted, Flusher, hides};
+use crate::store::runs::flush::{Deleted, Flusher, is_in};
 use crate::store::runs::{Merged, Run};
 use crate::store::sled::tables::Keyed;
 use crate::types::clock::NEVER;
@@ -40,35 +40,53 @@ const PARTS: u64 = 8;
 /// Returns the neighbouring runs to merge next, if any. If space is scarce, merges also runs that it would leave
 /// otherwise. A run that cannot be read stays as it is.
 pub(crate) fn plan(runs: &[Arc<Run>], is_scarce: bool) -> Option<Range<usize>> {
-    let blocks = runs.iter().map(|run| (!run.is_damaged()).then_some(run.info.live_blocks()));
-    let blocks: Vec<_> = blocks.collect();
-    choose(&blocks).or_else(|| if is_scarce { choose_if_scarce(&blocks) } else { None })
+    let sizes: Vec<_> = runs.iter().map(|run| (!run.is_damaged()).then(|| Size::of(&run.info))).collect();
+    choose(&sizes).or_else(|| if is_scarce { choose_if_scarce(&sizes) } else { None })
 }
 
-/// Returns the neighbours to be merged, by the blocks of each run. `None` in the list is a run that stays as it is.
-fn choose(blocks: &[Option<u64>]) -> Option<Range<usize>> {
+/// The size of a run in blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size {
+    blocks: u64,
+    /// The part of them that replaces entries of older runs.
+    replacing: u64,
+}
+
+impl Size {
+    fn of(info: &RunInfo) -> Self {
+        let blocks = info.live_blocks();
+        Self { blocks, replacing: u64::from(info.replacing).min(blocks) }
+    }
+}
+
+/// Returns the neighbours to be merged, by the size of each run. `None` in the list is a run that stays as it is.
+fn choose(sizes: &[Option<Size>]) -> Option<Range<usize>> {
     // Runs of one tier differ in size by less than eight times.
-    let tiers = blocks.iter().map(|blocks| blocks.map(|blocks| blocks.max(1).ilog2() / 3));
+    let tiers = sizes.iter().map(|size| size.map(|size| size.blocks.max(1).ilog2() / 3));
     // For space first: runs that a tier would merge now would be merged again at once.
-    choose_for_space(blocks).or_else(|| choose_by_tier(&tiers.collect::<Vec<_>>()))
+    choose_for_space(sizes).or_else(|| choose_by_tier(&tiers.collect::<Vec<_>>()))
 }
 
-/// Returns the oldest run and the newer ones, once these have as many blocks as the oldest. If keys are overwritten, up
-/// to half of all blocks may then hold replaced contents, and a merge of only the newer runs would not drop them from
-/// the oldest.
-fn choose_for_space(blocks: &[Option<u64>]) -> Option<Range<usize>> {
-    let end = blocks.iter().position(Option::is_none).unwrap_or(blocks.len()).min(MAX_INPUTS);
-    let (oldest, newer) = blocks.get(..end)?.split_first()?;
-    let newer: u64 = newer.iter().flatten().sum();
-    (newer >= MIN_FOR_SPACE && Some(newer) >= *oldest).then_some(0..end)
+/// Returns the oldest run and the newer ones, once half of all their blocks hold replaced contents. A merge of only
+/// the newer runs would not drop those from the oldest.
+fn choose_for_space(sizes: &[Option<Size>]) -> Option<Range<usize>> {
+    let (oldest, newer) = oldest_and_newer(sizes)?;
+    let replaced: u64 = newer.iter().map(|size| size.replacing).sum();
+    let all: u64 = oldest.blocks + newer.iter().map(|size| size.blocks).sum::<u64>();
+    (replaced >= MIN_FOR_SPACE && 2 * replaced >= all).then_some(0..1 + newer.len())
 }
 
 /// Returns the oldest runs, if the newer ones have an eighth of the blocks of the oldest.
-fn choose_if_scarce(blocks: &[Option<u64>]) -> Option<Range<usize>> {
-    let end = blocks.iter().position(Option::is_none).unwrap_or(blocks.len()).min(MAX_INPUTS);
-    let (oldest, newer) = blocks.get(..end)?.split_first()?;
-    let newer: u64 = newer.iter().flatten().sum();
-    (newer >= MIN_IF_SCARCE && Some(newer) >= oldest.map(|oldest| oldest / FAN_IN as u64)).then_some(0..end)
+fn choose_if_scarce(sizes: &[Option<Size>]) -> Option<Range<usize>> {
+    let (oldest, newer) = oldest_and_newer(sizes)?;
+    let blocks: u64 = newer.iter().map(|size| size.blocks).sum();
+    (blocks >= MIN_IF_SCARCE && blocks >= oldest.blocks / FAN_IN as u64).then_some(0..1 + newer.len())
+}
+
+/// Returns the oldest run and the next ones, as many as one merge takes and up to the first that stays as it is.
+fn oldest_and_newer(sizes: &[Option<Size>]) -> Option<(Size, Vec<Size>)> {
+    let mut mergeable = sizes.iter().map_while(|size| *size).take(MAX_INPUTS);
+    Some((mergeable.next()?, mergeable.collect()))
 }
 
 /// Returns `FAN_IN` to `MAX_INPUTS` neighbours for the lowest tier that has enough: `FAN_IN` runs of that tier, and
@@ -239,8 +257,10 @@ impl Merge {
                 Some(value) if item.key.is_record() => self.kept(flusher, &item.key, value)?,
                 value => value,
             };
-            if value.is_some() || hides(&self.older, &item.key) {
-                self.builder.add(&item.key, value.as_deref())?;
+            let is_replacing = is_in(&self.older, &item.key);
+            // The removal of a key that no older run has needs no tombstone.
+            if value.is_some() || is_replacing {
+                self.builder.add(&item.key, value.as_deref(), is_replacing)?;
             }
             let blocks = self.builder.take_full(BATCH);
             if blocks.is_none() && read < (BATCH * BLOCK) as u64 {
@@ -326,43 +346,50 @@ mod tests {
         most_blocks: u64,
     }
 
-    /// Simulates flushes of these sizes in blocks, with merges whenever one is due. A merge leaves at most `live`
-    /// blocks; the others held replaced contents.
+    /// Simulates flushes of these sizes in blocks, with merges whenever one is due. If there are more than `live` blocks,
+    /// the others hold replaced contents, which a merge drops. Each flush replaces the contents of an earlier one.
     fn written(flushes: impl Iterator<Item = u64>, live: u64) -> Written {
-        let mut runs = Vec::new();
+        let (mut runs, mut total) = (Vec::new(), 0);
         let mut written = Written { merged: 0, most_runs: 0, most_blocks: 0 };
         for blocks in flushes {
-            runs.push(Some(blocks));
+            let replacing = (total + blocks).saturating_sub(live).min(blocks);
+            total += blocks;
+            runs.push(Some(Size { blocks, replacing }));
             written.most_runs = written.most_runs.max(runs.len());
-            written.most_blocks = written.most_blocks.max(runs.iter().flatten().sum());
+            written.most_blocks = written.most_blocks.max(runs.iter().flatten().map(|size| size.blocks).sum());
             while let Some(range) = choose(&runs) {
-                let left = runs[range.clone()].iter().flatten().sum::<u64>().min(live);
+                let inputs = || runs[range.clone()].iter().flatten();
+                let left = inputs().map(|size| size.blocks).sum::<u64>().min(live);
+                let replacing =
+                    if range.start == 0 { 0 } else { inputs().map(|size| size.replacing).sum::<u64>().min(left) };
                 written.merged += left;
-                runs.splice(range, [Some(left)]);
+                runs.splice(range, [Some(Size { blocks: left, replacing })]);
             }
         }
         written
     }
 
+    const SIZES: [fn(u64) -> u64; 3] = [|_| 1, |_| 1_000, |nth| 1 + nth * 7_919 % 1_000];
+
     #[test]
-    fn each_block_is_rewritten_once_for_each_tier_and_twice_for_space() {
-        let sizes: [fn(u64) -> u64; 3] = [|_| 1, |_| 1_000, |nth| 1 + nth * 7_919 % 1_000];
-        for size in sizes {
+    fn each_block_is_rewritten_once_for_each_tier_if_nothing_is_replaced() {
+        for size in SIZES {
             let flushed: u64 = (0..4_096).map(size).sum();
             let Written { merged, most_runs: most, .. } = written((0..4_096).map(size), u64::MAX);
-            // Twice more, because the oldest run doubles before each merge for space.
-            let tiers = u64::from(flushed.ilog2() / 3 + 1);
-            assert!(merged <= (tiers + 2) * flushed, "{merged} blocks written for {flushed}");
+            let tiers = u64::from(flushed.ilog2() / 3);
+            assert!(merged <= tiers * flushed, "{merged} blocks written for {flushed}");
             assert!(most <= FAN_IN * 8, "{most} runs");
         }
     }
 
     #[test]
     fn small_flushes_do_not_rewrite_a_large_run() {
-        let flushes = std::iter::once(180_000).chain((0..512).map(|_| 1));
-        let Written { merged, most_runs: most, .. } = written(flushes, u64::MAX);
-        assert!(merged <= 4 * 512, "{merged} blocks written");
-        assert!(most <= FAN_IN * 5, "{most} runs");
+        for live in [u64::MAX, 180_000] {
+            let flushes = std::iter::once(180_000).chain((0..512).map(|_| 1));
+            let Written { merged, most_runs: most, .. } = written(flushes, live);
+            assert!(merged <= 4 * 512, "{merged} blocks written");
+            assert!(most <= FAN_IN * 5, "{most} runs");
+        }
     }
 
     #[test]
