@@ -222,7 +222,7 @@ impl<C, S> CommitQueue<C, S> {
         state.filling += 1;
         state.urgent = false;
         state.since = None;
-        state.wake_first();
+        self.wake_admitted(state);
         Some(Work::Write(batch, target))
     }
 
@@ -307,7 +307,7 @@ impl<C, S> CommitQueue<C, S> {
         state.unapplied = state.unapplied.saturating_sub(bytes);
         state.applied = group;
         self.config.applying.fetch_add(1, Ordering::Relaxed);
-        state.wake_first();
+        self.wake_admitted(&state);
         self.applied_changed.notify_all();
     }
 
@@ -351,7 +351,7 @@ impl<C, S> CommitQueue<C, S> {
         let mut state = self.state.lock();
         state.checked = state.checked.max(applied);
         self.config.applying.fetch_add(1, Ordering::Relaxed);
-        state.wake_first();
+        self.wake_admitted(&state);
     }
 
     pub(crate) fn unapplied(&self) -> u64 {
@@ -382,7 +382,7 @@ impl<C, S> CommitQueue<C, S> {
         match provide_segment {
             Ok((size, next_segment)) if state.next_segment.as_ref().is_none_or(|(old, _)| *old < size) => {
                 let unused = state.next_segment.replace((size, next_segment)).map(|(_, old)| old);
-                state.wake_first();
+                self.wake_admitted(&state);
                 unused
             }
             Ok((_, next_segment)) => {

@@ -1,11 +1,12 @@
-//! The order in which commits are admitted: endings before begins, and first come, first served within a class.
+//! The order in which commits are admitted: endings before begins, and first come, first served within a class. If
+//! there is enough for all that wait, the order does not matter, and each enters as it comes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::patience::{Patience, Verdict};
 use super::state::{Phase, QueuePosition, State};
-use super::{CommitQueue, stalled, wait_until};
+use super::{CommitQueue, Config, stalled, wait_until};
 use crate::sync::group_commit::priority::{Class, Priority};
 use crate::sync::{Condvar, MutexGuard};
 use crate::types::clock;
@@ -145,7 +146,7 @@ impl<C, S> CommitQueue<C, S> {
             // Not reached: `lack` returns an error for a commit that must not wait.
             let Some(class) = priority.class() else { break Err(no_space()) };
             let Waiting { wakeup, patience, .. } = waiting.get_or_insert_with(|| {
-                let (position, wakeup) = state.enqueue(class);
+                let (position, wakeup) = state.enqueue(class, len as u64);
                 Waiting { position, wakeup, patience: self.patience() }
             });
             match verdict(patience, lack) {
@@ -191,8 +192,11 @@ impl<C, S> CommitQueue<C, S> {
         if let Some((why, _)) = state.stall.as_ref().filter(|_| priority.is_held_back(may_enter)) {
             return Err(why.clone());
         }
+        let own = if position.is_some() { 0 } else { len };
         let is_first = priority.class().is_none_or(|class: Class| state.is_first(class, position));
-        if may_enter && is_first {
+        // Otherwise, after a shortage each commit would wait for the one before it, and callers that come back would
+        // find a queue for ever.
+        if may_enter && (is_first || self.is_enough(state, own)) {
             return Ok(None);
         }
         if !fits {
@@ -211,7 +215,24 @@ impl<C, S> CommitQueue<C, S> {
     }
 
     fn has_credit(&self, state: &State<C, S>) -> bool {
-        state.unapplied < self.config.max_unapplied && state.committed - state.checked < self.config.max_unchecked
+        self.has_credit_after(state, 0)
+    }
+
+    fn has_credit_after(&self, state: &State<C, S>, more: u64) -> bool {
+        let Config { max_unapplied, max_unchecked, .. } = self.config;
+        state.unapplied + more < max_unapplied && state.committed + more - state.checked < max_unchecked
+    }
+
+    /// Returns true if there is enough for all that wait, and for `more` bytes.
+    fn is_enough(&self, state: &State<C, S>, more: u64) -> bool {
+        let len = state.payload.len() as u64 + state.queued + more;
+        let fits = (self.config.sized)(len) + self.config.reserve <= state.space();
+        fits && self.has_credit_after(state, state.queued + more)
+    }
+
+    /// Wakes those that can be admitted now, because there is more space or credit than before.
+    pub(super) fn wake_admitted(&self, state: &State<C, S>) {
+        if self.is_enough(state, 0) { state.wake_queue() } else { state.wake_first() }
     }
 }
 

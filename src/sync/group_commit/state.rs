@@ -28,8 +28,10 @@ pub(super) struct State<C, S> {
     pub(super) next_segment: Option<(u64, S)>,
     /// The requested size of the next segment, in bytes. 0 if none is requested.
     pub(super) wanted: u64,
-    /// The commits that wait to be admitted. Only the first can be admitted.
-    pub(super) queue: BTreeMap<QueuePosition, Arc<Condvar>>,
+    /// The commits that wait to be admitted, each with the length of its frame.
+    pub(super) queue: BTreeMap<QueuePosition, (Arc<Condvar>, u64)>,
+    /// The sum of these lengths.
+    pub(super) queued: u64,
     pub(super) last_place: u64,
     pub(super) refusals: u64,
     pub(super) refused: Option<Error>,
@@ -70,6 +72,7 @@ impl<C, S> State<C, S> {
             next_segment: None,
             wanted: 1,
             queue: BTreeMap::new(),
+            queued: 0,
             last_place: 0,
             refusals: 0,
             refused: None,
@@ -86,16 +89,19 @@ impl<C, S> State<C, S> {
         self.segment_space.max(self.next_segment.as_ref().map_or(0, |(size, _)| *size))
     }
 
-    /// Takes the last position in a class.
-    pub(super) fn enqueue(&mut self, class: Class) -> (QueuePosition, Arc<Condvar>) {
+    /// Takes the last position in a class, for a frame of `len` bytes.
+    pub(super) fn enqueue(&mut self, class: Class, len: u64) -> (QueuePosition, Arc<Condvar>) {
         self.last_place += 1;
         let (position, wakeup) = ((class, self.last_place), Arc::new(Condvar::new()));
-        self.queue.insert(position, Arc::clone(&wakeup));
+        self.queue.insert(position, (Arc::clone(&wakeup), len));
+        self.queued += len;
         (position, wakeup)
     }
 
     pub(super) fn leave(&mut self, position: QueuePosition) {
-        self.queue.remove(&position);
+        if let Some((_, len)) = self.queue.remove(&position) {
+            self.queued -= len;
+        }
         // The commit that is first now may fit: perhaps only the removed one was in its way.
         self.wake_first();
     }
@@ -108,14 +114,14 @@ impl<C, S> State<C, S> {
 
     /// Wakes the first of the queue, because there is more space or credit than before.
     pub(super) fn wake_first(&self) {
-        if let Some((_, wakeup)) = self.queue.first_key_value() {
+        if let Some((_, (wakeup, _))) = self.queue.first_key_value() {
             wakeup.notify_one();
         }
     }
 
     /// Wakes all that wait to be admitted.
     pub(super) fn wake_queue(&self) {
-        for wakeup in self.queue.values() {
+        for (wakeup, _) in self.queue.values() {
             wakeup.notify_one();
         }
     }

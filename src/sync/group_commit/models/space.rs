@@ -97,7 +97,7 @@ fn a_queue(fault: Fault) {
     thread::scope(|scope| {
         scope.spawn(move || store.write_groups(Fault::None).unwrap());
         let gives_up = scope.spawn(move || {
-            let target = store.group.state.lock().enqueue(Class::Finishing).0;
+            let target = store.group.state.lock().enqueue(Class::Finishing, 0).0;
             let mut state = store.group.state.lock();
             if fault == Fault::LeavesTheQueueWithoutWaking {
                 state.queue.remove(&target);

@@ -71,6 +71,22 @@ fn a_small_commit_does_not_overtake_a_large_one() {
     assert_eq!(taken(&group).0.payload.len(), 201);
 }
 
+#[test]
+fn the_order_does_not_matter_if_there_is_enough_for_all_that_wait() {
+    let group = group_with(100_000, |config| {
+        config.timeout = Duration::from_millis(100);
+        config.max_unapplied = 30;
+    });
+    moves(&group, true);
+    // It was woken, and has not run yet.
+    let (position, _) = group.state.lock().enqueue(super::super::priority::Class::User, 10);
+    assert_eq!(user(&group, 10).unwrap(), 1);
+    assert_eq!(user(&group, 10).unwrap_err().kind(), ErrorKind::Busy, "there is enough for one, and it has come later");
+    group.state.lock().leave(position);
+    assert_eq!(user(&group, 10).unwrap(), 1);
+    assert_eq!(group.state.lock().queued, 0);
+}
+
 /// Turns on or off that each reading of the progress finds some.
 fn moves(group: &Frames, moves: bool) {
     group.always_progresses.store(moves, Ordering::Relaxed);
