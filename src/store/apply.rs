@@ -165,14 +165,17 @@ impl Applier {
                     recv(self.inbox.wakeups) -> _ => self.rests = false,
                 }
             }
-            // Take all messages that have come, up to a flush: a background step takes much longer than a commit.
+            // Take all groups that have come, up to a flush: a background step takes much longer than a commit. Not all
+            // messages, because callers that look again and again could keep the thread from its work.
             self.has_flushed = false;
             while let Some(taken) = message {
                 self.rests = false;
+                let is_group = matches!(taken, Message::Group { .. });
                 if self.take(taken)? == Next::End {
                     return Ok(());
                 }
-                message = if self.has_flushed || self.pending.due { None } else { self.next() };
+                let takes_more = is_group && !self.has_flushed && !self.pending.due;
+                message = if takes_more { self.next() } else { None };
             }
             if self.flush_if_due()? == Next::End || self.work_on()? == Next::End {
                 return Ok(());
