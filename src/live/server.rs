@@ -156,10 +156,12 @@ impl Server {
     #[cfg(feature = "test-util")]
     pub(crate) fn hang_up(&self) {
         if std::process::id() == self.pid {
-            self.end();
-            for connection in self.shared.connections.lock().iter() {
+            let connections = self.shared.connections.lock();
+            // Before the end, after which an answer says that it is whole.
+            for connection in connections.iter() {
                 let _ = connection.stream.shutdown(std::net::Shutdown::Both);
             }
+            self.end();
         }
     }
 
