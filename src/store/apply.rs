@@ -165,17 +165,15 @@ impl Applier {
                     recv(self.inbox.wakeups) -> _ => self.rests = false,
                 }
             }
-            // Take all groups that have come, up to a flush: a background step takes much longer than a commit. Not all
-            // messages, because callers that look again and again could keep the thread from its work.
+            // Take all groups that have come, up to a flush: a background step takes much longer than a commit. Only
+            // one other message, because callers that send them all the time could keep the thread from its work.
             self.has_flushed = false;
             while let Some(taken) = message {
                 self.rests = false;
-                let is_group = matches!(taken, Message::Group { .. });
                 if self.take(taken)? == Next::End {
                     return Ok(());
                 }
-                let takes_more = is_group && !self.has_flushed && !self.pending.due;
-                message = if takes_more { self.next() } else { None };
+                message = if self.has_flushed || self.pending.due { None } else { self.next_group() };
             }
             if self.flush_if_due()? == Next::End || self.work_on()? == Next::End {
                 return Ok(());
@@ -223,18 +221,22 @@ impl Applier {
         self.backlog.pop_front().or_else(|| self.inbox.messages.try_recv().ok())
     }
 
+    /// Returns the next message if it is a group.
+    fn next_group(&mut self) -> Option<Message> {
+        let message = self.next()?;
+        if matches!(message, Message::Group { .. }) {
+            return Some(message);
+        }
+        self.backlog.push_front(message);
+        None
+    }
+
     /// Takes the groups that have come meanwhile, because one flush can cover them. Stops when the flush would become
     /// too large for the available space.
     fn catch_up(&mut self) {
         while self.pending.bytes < FLUSH_BYTES {
-            let Some(message) = self.next() else { return };
-            match message {
-                Message::Group { group, frame, bytes, changes, .. } => self.pending.add(group, frame, bytes, changes),
-                other => {
-                    self.backlog.push_front(other);
-                    return;
-                }
-            }
+            let Some(Message::Group { group, frame, bytes, changes, .. }) = self.next_group() else { return };
+            self.pending.add(group, frame, bytes, changes);
         }
     }
 
@@ -305,7 +307,8 @@ impl Applier {
         self.inner.commit_queue.end();
     }
 
-    /// Waits until there is space for a run of this many bytes, and frees space meanwhile. Returns the error if the store is closed before.
+    /// Waits until there is space for a run of this many bytes, and frees space meanwhile. Returns the error if the
+    /// store is closed before.
     fn wait_for_space(&mut self, bytes: u64, closes: bool) -> Result<Option<Error>> {
         while let Some(full) = self.inner.short(bytes) {
             if closes || self.backlog.iter().any(Message::is_last) {
@@ -317,27 +320,24 @@ impl Applier {
             self.rests = false;
             // Deleted blocks leave space inside sled's file.
             if self.has_work() && self.work()? == Next::GoOn && !self.rests {
-                self.take_waiting();
+                while let Ok(message) = self.inbox.messages.try_recv() {
+                    self.put_aside(message);
+                }
                 continue;
             }
             crossbeam_channel::select! {
                 recv(self.inbox.wakeups) -> _ => {}
-                recv(self.inbox.messages) -> message => match message {
-                    Ok(Message::Compact(compaction)) => self.compactions.push_back(compaction),
-                    message => self.backlog.push_back(message.unwrap_or(Message::End)),
-                },
+                recv(self.inbox.messages) -> message => self.put_aside(message.unwrap_or(Message::End)),
             }
         }
         Ok(None)
     }
 
-    /// Takes the waiting messages: the passes, and the others into the backlog.
-    fn take_waiting(&mut self) {
-        while let Ok(message) = self.inbox.messages.try_recv() {
-            match message {
-                Message::Compact(compaction) => self.compactions.push_back(compaction),
-                message => self.backlog.push_back(message),
-            }
+    /// Keeps a message until there is space, except for passes, which are answered meanwhile.
+    fn put_aside(&mut self, message: Message) {
+        match message {
+            Message::Compact(compaction) => self.compactions.push_back(compaction),
+            message => self.backlog.push_back(message),
         }
     }
 
@@ -356,13 +356,12 @@ impl Applier {
             }
             // Groups that come during a step are taken now, and flushed by the next flush.
             while !self.pending.due {
-                let Some(message) = self.next() else { break };
-                if !matches!(message, Message::Group { .. }) {
-                    // A caller waits for this message.
-                    self.backlog.push_front(message);
-                    return Ok(Next::GoOn);
-                }
-                self.take(message)?;
+                let Some(group) = self.next_group() else { break };
+                self.take(group)?;
+            }
+            if !self.pending.due && !self.backlog.is_empty() {
+                // A caller waits for the next message.
+                return Ok(Next::GoOn);
             }
         }
         Ok(Next::GoOn)

@@ -1,8 +1,9 @@
 //! Copies the store as it was at one commit, while commits continue.
 //!
-//! A pin starts a snapshot of the memtable and takes the list of runs under the commit lock. Together they are the state
-//! of the store after one frame. The contents of the snapshot are copied after that, one shard after the other. Runs never
-//! change, and no run is deleted while a pin holds it. The copy is a new store with one run. The copy is written under a temporary name and renamed when every byte is durable.
+//! A pin starts a snapshot of the memtable and takes the list of runs under the commit lock. Together they are the
+//! state of the store after one frame. The contents of the snapshot are copied after that, one shard after the other.
+//! Runs never change, and no run is deleted while a pin holds it. The copy is a new store with one run. The copy is
+//! written under a temporary name and renamed when every byte is durable.
 
 use std::borrow::Cow;
 use std::fs::{self, Permissions};
@@ -30,7 +31,8 @@ use crate::types::record::{Now, Status};
 const CACHE: u64 = 16 << 20;
 /// The number of blocks in one write.
 const BATCH: usize = 256;
-/// The name of the directory while it is filled. No part of a store has this name, so an open refuses the unfinished copy.
+/// The name of the directory while it is filled. No part of a store has this name, so an open refuses the unfinished
+/// copy.
 const PARTIAL: &str = "partial";
 
 /// The result of [`Engine::backup`](crate::Engine::backup).
@@ -175,7 +177,7 @@ impl Inner {
         in_memory.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let (id, from) = (1, &self.shared.tables);
         let most = runs.iter().map(|run| run.info.entries).sum::<u64>() + in_memory.len() as u64;
-        let mut builder = Builder::new(&self.store_id, id, most);
+        let mut builder = Builder::new(&self.store_id, id, most, &[]);
         let merged = Merged::new(from, &runs, &[])?;
         let mut entries = Entries { in_memory: in_memory.into_iter().peekable(), merged, head: None };
         entries.head = entries.merged.next(from)?;
@@ -185,7 +187,7 @@ impl Inner {
                 value => value.inspect(|_| report.rows += 1),
             };
             if let Some(value) = value {
-                builder.add(&key, Some(&value), false)?;
+                builder.add(&key, Some(&value))?;
             }
             if let Some(blocks) = builder.take_full(BATCH) {
                 // The engine may have been closed, or poisoned, meanwhile.
@@ -196,8 +198,7 @@ impl Inner {
         from.check_open()?;
         let mut list =
             RunList { store_id: self.store_id, serial: 1, frame, complete: frame, next_id: id + 1, runs: Vec::new() };
-        if builder.len() > 0 {
-            let (run, blocks) = builder.finish()?;
+        if let Some((run, blocks)) = builder.finish()? {
             write(to, space, &blocks)?;
             list.runs.push(run.info);
         }

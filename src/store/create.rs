@@ -38,9 +38,8 @@ pub(super) fn check_empty(into: &Path) -> Result<bool> {
     Err(Error::new(ErrorKind::InvalidOptions, message))
 }
 
-/// Builds the store under another name, and renames it when it is durable: an unfinished one is not opened as a store. After
-/// an error nothing is left. `into` must be empty or not exist. Calls `progress` with the number of
-/// keys that are written, and the number of all.
+/// Creates a store with these contents. `into` must be empty or not exist; after an error it is so again. Calls
+/// `progress` with the number of keys that are written, and the number of all.
 pub(super) fn create(
     into: &Path,
     options: &EngineOptions,
@@ -50,26 +49,24 @@ pub(super) fn create(
 ) -> Result<()> {
     let is_new = check_empty(into)?;
     files::create_dirs(into)?;
-    write(into, options, store_id, contents, progress).inspect_err(|_| {
+    let write = |half_made: &Path| write_parts(half_made, options, store_id, contents, progress);
+    create_whole(into, write).inspect_err(|_| {
         if is_new {
-            // Ignore the result: the first error is returned. The directory stays if another program has put a file into it.
+            // Ignore the result: the first error is returned. The directory stays if another program has put a file
+            // into it.
             let _ = std::fs::remove_dir(into);
         }
     })
 }
 
-fn write(
-    into: &Path,
-    options: &EngineOptions,
-    store_id: [u8; 16],
-    contents: &mut dyn Contents,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
+/// Calls `write` with a directory under another name, and renames it when it is durable: an unfinished one is not
+/// opened as a store.
+fn create_whole(into: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut lock = files::Lock::take(&into.join("LOCK"), into)?;
     let half_made = into.join("store.new");
     files::create_dir(&half_made)?;
     let _dir = files::Lock::take_dir(&half_made, into)?;
-    let made = write_parts(&half_made, options, store_id, contents, progress).and_then(|()| {
+    let made = write(&half_made).and_then(|()| {
         let store = into.join("store");
         std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))
     });
@@ -89,11 +86,11 @@ fn write_parts(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
     let total = contents.len();
-    let mut builder = Builder::new(&store_id, 1, total);
+    let mut builder = Builder::new(&store_id, 1, total, &[]);
     let tables = Tables::create(&half_made.join("sled"), access(options), &store_id)?;
     let mut written = 0;
     contents.for_each(&mut |key, value| {
-        builder.add(key, Some(value), false)?;
+        builder.add(key, Some(value))?;
         if let Some(blocks) = builder.take_full(BATCH) {
             tables.write(&blocks)?;
         }
@@ -104,8 +101,7 @@ fn write_parts(
     // The highest number in the data, so that the owners of records in progress are dead, and no token is given twice.
     let (frame, anchor) = contents.end();
     let mut list = RunList { store_id, serial: 1, frame, complete: frame, next_id: 2, runs: Vec::new() };
-    if written > 0 {
-        let (run, blocks) = builder.finish()?;
+    if let Some((run, blocks)) = builder.finish()? {
         tables.write(&blocks)?;
         list.runs.push(run.info);
     }

@@ -93,9 +93,10 @@
 //! ones: the key was removed), the key (`r` and the manager's name, or `t` and the table's name, then 0 and the key),
 //! the value: a record or a row. An entry that is longer than a block starts a new block, and its value continues in
 //! blocks of its own. These blocks are numbered from 0. The index is cut into blocks that are numbered from 2^31 on:
-//! first three counts (4 each), of first keys, of unfinished records and of filter words. For each block that begins with
-//! an entry: its number (4), length of its first key (2), the key. For each record in progress, released or interrupted: length of its key (2), the key, its state (1), token,
-//! updated, expires and interrupted TTL (8 each). The words of the filter (8 each).
+//! first three counts (4 each), of first keys, of unfinished records and of filter words. For each block that begins
+//! with an entry: its number (4), length of its first key (2), the key. For each record in progress, released or
+//! interrupted: length of its key (2), the key, its state (1), token, updated, expires and interrupted TTL (8 each).
+//! The words of the filter (8 each).
 //!
 //! The *filter* has lines of 512 bits, 16 bits for each key. A 64-bit hash h of the key selects a line and six bits in
 //! it. The line is h times the number of lines divided by 2^64. The bits are taken from h times 0x9E3779B97F4A7C15,

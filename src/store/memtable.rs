@@ -131,16 +131,16 @@ impl Default for Memtable {
 }
 
 impl Snapshot<'_> {
-    /// Starts the snapshot. Called under the commit lock, so that it shows the contents after one frame. Takes a time that
-    /// does not depend on the number of contents.
+    /// Starts the snapshot. Called under the commit lock, so that it shows the contents after one frame. Takes a time
+    /// that does not depend on the number of contents.
     pub(crate) fn start(&self) {
         for shard in &self.memtable.shards {
             shard.write().saved = Some(BTreeMap::new());
         }
     }
 
-    /// Returns the contents at the start, in no particular order. Locks one shard at a time, so a commit waits at most for
-    /// the copy of one.
+    /// Returns the contents at the start, in no particular order. Locks one shard at a time, so a commit waits at most
+    /// for the copy of one.
     pub(crate) fn read(self) -> Vec<(StoreKey, Entry)> {
         let mut found = Vec::with_capacity(self.memtable.len());
         for shard in &self.memtable.shards {

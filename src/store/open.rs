@@ -84,8 +84,9 @@ pub struct OpenReport {
     /// or lock the store and so prevent an open. Stores created by this version are for their owner only. For others,
     /// `chmod -R go= DIRECTORY` removes the permissions. The open changes nothing.
     pub open_to_others: bool,
-    /// True if the record store could not be opened as it was, after a crash or because of damage. All its blocks were there, and
-    /// it was built again from them, so nothing is lost. A read-only engine leaves that to the next open for writing.
+    /// True if the record store could not be opened as it was, after a crash or because of damage. All its blocks were
+    /// there, and it was built again from them, so nothing is lost. A read-only engine leaves that to the next open for
+    /// writing.
     pub rebuilt: bool,
     /// On PostgreSQL, true if the server names a synchronous standby (`synchronous_standby_names`): what was answered
     /// is on it too, and survives a failover to it. If false, a failover may lose the last answers and claims.

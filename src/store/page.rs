@@ -21,7 +21,7 @@ pub(crate) struct Page {
     pub(crate) records: Vec<(StoreKey, Arc<StoredRecord>)>,
     /// The group to wait for before the records may be returned to a caller.
     pub(crate) newest: Ticket,
-    /// Where to continue.
+    /// The first key after the page, or `None` at the end.
     pub(crate) next: Option<StoreKey>,
 }
 

@@ -201,8 +201,8 @@ impl Run {
         self.index.first_keys.position(self.info.start.block)
     }
 
-    /// Reads a block that begins with an entry, if it counts. Also returns its number, and the offset of the first entry
-    /// that counts.
+    /// Reads a block that begins with an entry, if it counts. Also returns its number, and the offset of the first
+    /// entry that counts.
     fn entry_block(&self, tables: &Tables, nth: usize) -> Result<Option<(u32, Block, usize)>> {
         let start = self.info.start;
         let Some(number) = self.index.first_keys.block(nth).filter(|number| *number >= start.block) else {

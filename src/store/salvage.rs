@@ -1,8 +1,8 @@
 //! Rescues what can still be read of a damaged store, into a new one.
 //!
 //! Takes each whole group of the journal, and each whole block of the record store, which is found in sled's file
-//! without sled. Of several contents of a key the newest is taken: the list of runs has their order, and each record has
-//! its revision. Nothing is written to the damaged store.
+//! without sled. Of several contents of a key the newest is taken: the list of runs has their order, and each record
+//! has its revision. Nothing is written to the damaged store.
 
 mod sources;
 
@@ -42,7 +42,8 @@ pub struct SalvageReport {
     pub lost: Vec<String>,
     /// The number of further lost keys, if there are more than 100.
     pub more_lost: u64,
-    /// Descriptions of the damage that was found. If there are more than 100, the last entry is the number of the others.
+    /// Descriptions of the damage that was found. If there are more than 100, the last entry is the number of the
+    /// others.
     pub problems: Vec<String>,
     /// The duration of the salvage.
     pub took: Duration,
@@ -57,8 +58,8 @@ impl SalvageReport {
 }
 
 impl Store {
-    /// Rescues into `into`, which must be empty or not exist. Calls `progress` with the number of keys that are written, and the
-    /// number of all.
+    /// Rescues into `into`, which must be empty or not exist. Calls `progress` with the number of keys that are
+    /// written, and the number of all.
     pub(crate) fn salvage(
         from: &Path,
         into: &Path,
@@ -92,7 +93,7 @@ impl Store {
     }
 }
 
-/// What was found, as the contents of a new store.
+/// The contents of the new store: everything that was found.
 struct Rescued<'a> {
     sources: &'a mut Sources,
     remains: &'a Remains,

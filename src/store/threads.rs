@@ -208,8 +208,8 @@ pub(crate) fn message(batch: &Batch<bool>, checkpoint: bool) -> Message {
     Message::Group { group: batch.group, frame, bytes: batch.payload.len() as u64, changes, checkpoint }
 }
 
-/// Waits for the checkpoint that frees a segment. Returns false at once if there is nothing to free, or if the apply thread
-/// has no space either.
+/// Waits for the checkpoint that frees a segment. Returns false at once if there is nothing to free, or if the apply
+/// thread has no space either.
 fn wait_for_release(inner: &Inner) -> bool {
     let until = clock::deadline(RELEASE_TIMEOUT);
     let released = inner.pool.released();

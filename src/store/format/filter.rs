@@ -1,7 +1,5 @@
 //! A Bloom filter: tells without disk access that a run does not hold a key. All bits of one key are in one cache line.
 
-use super::hash;
-
 /// Bits for each key. About one absent key in a thousand is a false positive.
 const BITS_PER_KEY: u64 = 16;
 /// The number of bits that are set for a key.
@@ -23,15 +21,16 @@ impl Filter {
         Self(vec![0; usize::try_from(lines).unwrap_or(usize::MAX / LINE).saturating_mul(LINE)])
     }
 
-    pub(crate) fn insert(&mut self, key: &[u8]) {
-        let (line, bits) = self.place(hash(key));
+    /// Inserts the key with this hash.
+    pub(crate) fn insert(&mut self, hash: u64) {
+        let (line, bits) = self.place(hash);
         for (word, mask) in self.0.iter_mut().skip(line).zip(bits) {
             *word |= mask;
         }
     }
 
-    /// Halves the filter as long as the result is large enough for this many keys, which must be all that were inserted. The line
-    /// of a key in a filter of half the size is half the number of its line, rounded down.
+    /// Halves the filter as long as the result is large enough for this many keys, which must be all that were
+    /// inserted. The line of a key in a filter of half the size is half the number of its line, rounded down.
     pub(crate) fn shrink(&mut self, keys: u64) {
         while (self.0.len() / LINE) % 2 == 0 && (self.0.len() / LINE / 2) as u64 >= lines(keys) {
             let both = |pair: &[u64]| (0..LINE).map(|at| word(pair, at) | word(pair, at + LINE)).collect::<Vec<_>>();
@@ -72,7 +71,7 @@ impl Filter {
     }
 }
 
-/// The lines that so many keys need.
+/// Returns the number of lines that this many keys need.
 fn lines(keys: u64) -> u64 {
     keys.saturating_mul(BITS_PER_KEY).div_ceil(64 * LINE as u64).max(1)
 }
@@ -83,12 +82,13 @@ fn word(words: &[u64], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::hash;
     use super::*;
 
     #[test]
     fn golden_bits() {
         let mut filter = Filter::new(1);
-        filter.insert(b"rm\0key");
+        filter.insert(hash(b"rm\0key"));
         assert_eq!(filter.words().iter().map(|word| word.count_ones()).sum::<u32>(), PROBES);
         assert_eq!(hash(b""), 0xE220_A839_7B1D_CDAF);
     }
@@ -97,7 +97,7 @@ mod tests {
     fn a_filter_that_is_too_large_shrinks_and_keeps_its_keys() {
         for (made_for, keys, lines) in [(100_000, 5_000, 196), (70_000, 20_000, 1_120), (64, 1, 1), (10, 10, 1)] {
             let mut filter = Filter::new(made_for);
-            (0..keys).for_each(|key: u32| filter.insert(&key.to_be_bytes()));
+            (0..keys).for_each(|key: u32| filter.insert(hash(&key.to_be_bytes())));
             filter.shrink(u64::from(keys));
             assert_eq!(filter.words().len(), lines * LINE, "{made_for} {keys}");
             assert!((0..keys).all(|key| filter.may_contain(hash(&key.to_be_bytes()))));
@@ -110,7 +110,7 @@ mod tests {
     fn there_are_no_false_negatives_and_few_false_positives() {
         let mut filter = Filter::new(10_000);
         for key in 0..10_000_u32 {
-            filter.insert(&key.to_be_bytes());
+            filter.insert(hash(&key.to_be_bytes()));
         }
         assert!((0..10_000_u32).all(|key| filter.may_contain(hash(&key.to_be_bytes()))));
         let wrong = (10_000..110_000_u32).filter(|key| filter.may_contain(hash(&key.to_be_bytes()))).count();

@@ -59,6 +59,11 @@ impl RunInfo {
         self.index_at..self.index_end()
     }
 
+    /// Returns the ranges of blocks that the run may have in sled and does not list.
+    pub(crate) fn unlisted(&self) -> [Range<u32>; 3] {
+        [0..self.start.block, self.blocks..self.index_at, self.index_end()..u32::MAX]
+    }
+
     /// Returns the number of the block after the index.
     pub(crate) fn index_end(&self) -> u32 {
         self.index_at.saturating_add(self.index_blocks)

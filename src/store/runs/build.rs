@@ -1,10 +1,12 @@
 //! Builds a run: turns entries in key order into blocks.
 
+use std::sync::Arc;
+
 use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, Place, entry_len, push_entry};
 use crate::store::format::filter::Filter;
 use crate::store::format::frame::StoreKey;
 use crate::store::format::list::{FIRST_INDEX, RunInfo, Start};
-use crate::store::format::{corrupt, record};
+use crate::store::format::{corrupt, hash, record};
 use crate::store::runs::Run;
 use crate::store::sled::tables::Keyed;
 use crate::types::clock::NEVER;
@@ -20,6 +22,8 @@ const INDEXED_RECORD: usize = 35;
 #[derive(Debug)]
 pub(crate) struct Builder {
     store_id: [u8; 16],
+    /// The runs that are older than this one.
+    older: Vec<Arc<Run>>,
     info: RunInfo,
     index: Index,
     /// The bytes of the entries whose keys older runs have too.
@@ -34,10 +38,11 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Creates a builder for at most this many entries.
-    pub(crate) fn new(store_id: &[u8; 16], id: u64, entries: u64) -> Self {
+    /// Creates a builder for at most this many entries. `older` are the runs that are older than the new one.
+    pub(crate) fn new(store_id: &[u8; 16], id: u64, entries: u64, older: &[Arc<Run>]) -> Self {
         Self {
             store_id: *store_id,
+            older: older.to_vec(),
             info: RunInfo {
                 id,
                 blocks: 0,
@@ -58,8 +63,13 @@ impl Builder {
         }
     }
 
-    /// Adds the next entry. `None` means that the key was removed. `is_replacing` is true if an older run may have the key.
-    pub(crate) fn add(&mut self, key: &StoreKey, value: Option<&[u8]>, is_replacing: bool) -> Result<()> {
+    /// Adds the next entry. `None` means that the key was removed. This needs no entry if no older run has the key.
+    pub(crate) fn add(&mut self, key: &StoreKey, value: Option<&[u8]>) -> Result<()> {
+        let hash = hash(key.bytes());
+        let is_replacing = self.older.iter().any(|run| run.may_contain(hash));
+        if value.is_none() && !is_replacing {
+            return Ok(());
+        }
         let mut expires = NEVER;
         if let Some(value) = value.filter(|_| key.is_record()) {
             let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
@@ -77,7 +87,7 @@ impl Builder {
         self.info.entries += 1;
         self.info.earliest = self.info.earliest.min(expires);
         self.sample.add(expires);
-        self.index.filter.insert(key.bytes());
+        self.index.filter.insert(hash);
         if !self.content.is_empty() && self.content.len() + entry_len(key.bytes(), value) > CONTENT {
             self.end_block(Kind::Entries)?;
         }
@@ -91,11 +101,6 @@ impl Builder {
             self.push_chunks(rest, Kind::Continued)?;
         }
         Ok(())
-    }
-
-    /// The number of entries that were added.
-    pub(crate) fn len(&self) -> u64 {
-        self.info.entries
     }
 
     fn push_chunks(&mut self, bytes: &[u8], kind: Kind) -> Result<()> {
@@ -128,24 +133,24 @@ impl Builder {
         (self.full.len() >= at_least).then(|| std::mem::take(&mut self.full))
     }
 
-    /// Returns the run of the entries so far, with its own index, and the blocks that were not taken yet. More entries can
-    /// be added afterwards.
-    pub(crate) fn so_far(&mut self) -> Result<(Run, Vec<Keyed>)> {
-        let mut index = self.index.clone();
-        index.filter.shrink(self.info.entries);
-        let info = self.end_index(&index)?;
-        Ok((Run::new(info, index), std::mem::take(&mut self.full)))
+    /// Returns the run of the entries so far, with its own index, and the blocks that were not taken yet. Returns
+    /// `None` if there is no entry. More entries can be added afterwards.
+    pub(crate) fn so_far(&mut self) -> Result<Option<(Run, Vec<Keyed>)>> {
+        let index = self.index.clone();
+        self.end(index)
     }
 
-    /// Returns the run, and the blocks that were not taken yet.
-    pub(crate) fn finish(mut self) -> Result<(Run, Vec<Keyed>)> {
-        let mut index = std::mem::take(&mut self.index);
-        index.filter.shrink(self.info.entries);
-        let info = self.end_index(&index)?;
-        Ok((Run::new(info, index), self.full))
+    /// Returns the run, and the blocks that were not taken yet. Returns `None` if there is no entry.
+    pub(crate) fn finish(mut self) -> Result<Option<(Run, Vec<Keyed>)>> {
+        let index = std::mem::take(&mut self.index);
+        self.end(index)
     }
 
-    fn end_index(&mut self, index: &Index) -> Result<RunInfo> {
+    fn end(&mut self, mut index: Index) -> Result<Option<(Run, Vec<Keyed>)>> {
+        if self.info.entries == 0 {
+            return Ok(None);
+        }
+        index.filter.shrink(self.info.entries);
         if !self.content.is_empty() {
             self.end_block(Kind::Entries)?;
         }
@@ -153,7 +158,7 @@ impl Builder {
         self.push_chunks(&index.encode()?, Kind::Index)?;
         self.info.half = self.sample.median();
         self.info.replacing = u32::try_from(self.replacing / CONTENT as u64).unwrap_or(u32::MAX);
-        Ok(self.info)
+        Ok(Some((Run::new(self.info, index), std::mem::take(&mut self.full))))
     }
 }
 

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::store::format::block::BLOCK;
 use crate::store::format::frame::{Content, StoreKey};
 use crate::store::format::list::RunList;
-use crate::store::format::{hash, record};
+use crate::store::format::record;
 use crate::store::memtable::{Entry, Memtable};
 use crate::store::runs::build::Builder;
 use crate::store::runs::unfinished::Unfinished;
@@ -137,8 +137,8 @@ impl Flusher {
             found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).map(ToDelete::whole).collect();
         // A merge that ended early may have written more of the run that it had begun.
         for run in shared.runs.now().iter() {
-            let (info, id) = (run.info, run.info.id);
-            for blocks in [0..run.info.start.block, info.blocks..info.index_at, info.index_end()..u32::MAX] {
+            let id = run.info.id;
+            for blocks in run.info.unlisted() {
                 if !shared.tables.blocks_of(id, &blocks, 1)?.is_empty() {
                     to_delete.push(ToDelete { id, blocks, run: None });
                 }
@@ -155,7 +155,7 @@ impl Flusher {
         id
     }
 
-    /// True if no run was begun after this one.
+    /// Returns true if no other run was begun after this one was prepared.
     pub(crate) fn has_highest_id(&self, prepared: &Prepared) -> bool {
         prepared.run.as_ref().is_none_or(|run| run.info.id.saturating_add(1) == self.next_id)
     }
@@ -172,8 +172,8 @@ impl Flusher {
         let taken = self.shared.memtable.up_to(frame);
         let older = self.shared.runs.now();
         let id = self.new_id();
-        let mut builder = Builder::new(self.shared.tables.store_id(), id, taken.len() as u64);
-        let (mut entries, mut left_out, mut bytes) = (0_u64, Deleted::default(), Vec::new());
+        let mut builder = Builder::new(self.shared.tables.store_id(), id, taken.len() as u64, &older);
+        let (mut left_out, mut bytes) = (Deleted::default(), Vec::new());
         for (key, entry) in &taken {
             let value = match &entry.content {
                 None => None,
@@ -188,20 +188,10 @@ impl Flusher {
                     kept.map(|kept| record::encode(&kept, &mut bytes)).transpose()?.map(|()| bytes.as_slice())
                 }
             };
-            let is_replacing = is_in(&older, key);
-            // The removal of a key that no older run has needs no tombstone.
-            if value.is_some() || is_replacing {
-                builder.add(key, value, is_replacing)?;
-                entries += 1;
-            }
+            builder.add(key, value)?;
         }
-        let (run, blocks) = if entries > 0 {
-            let (run, blocks) = builder.finish()?;
-            (Some(run), blocks)
-        } else {
-            (None, Vec::new())
-        };
-        Ok(Prepared { frame, taken, run, blocks, left_out })
+        let (run, blocks) = builder.finish()?.unzip();
+        Ok(Prepared { frame, taken, run, blocks: blocks.unwrap_or_default(), left_out })
     }
 
     /// Writes the run durably, and then removes its contents from the memtable.
@@ -233,8 +223,8 @@ impl Flusher {
         Ok(())
     }
 
-    /// Replaces neighbouring runs by others, which may be later versions of the same runs. Blocks that are not listed any
-    /// more are deleted later.
+    /// Replaces neighbouring runs by others, which may be later versions of the same runs. Blocks that are not listed
+    /// any more are deleted later.
     pub(crate) fn replace(&mut self, replaced: Vec<Arc<Run>>, by: &[Arc<Run>]) -> Result<()> {
         let runs = self.shared.runs.now();
         let is_replaced = |run: &Arc<Run>| replaced.iter().any(|other| Arc::ptr_eq(other, run));
@@ -252,17 +242,17 @@ impl Flusher {
             };
             let is_output = new.info.index_at != run.info.index_at;
             let (start, index) = (run.info.start.block..new.info.start.block, run.info.index_at..run.info.index_end());
-            // Also if there is no such block: what is deleted of the run later is deleted when nobody reads it as it was here.
+            // Also if there is no such block: a later deletion of this run then waits for the readers of this version.
             self.to_delete.push(ToDelete { id, blocks: if is_output { index } else { start }, run: Some(run) });
         }
         Ok(())
     }
 
-    /// Deletes, later, the blocks of a run that will never be listed. `listed` is the part of the run that is listed already.
+    /// Deletes, later, the blocks of a run that will never be listed. `listed` is the part of the run that is listed
+    /// already.
     pub(crate) fn give_up(&mut self, id: u64, listed: Option<&Arc<Run>>) {
-        let ranges = listed
-            .map_or([0..u32::MAX, 0..0], |run| [run.info.blocks..run.info.index_at, run.info.index_end()..u32::MAX]);
-        self.to_delete.extend(ranges.into_iter().map(|blocks| ToDelete { id, blocks, run: None }));
+        let Some(run) = listed else { return self.to_delete.push(ToDelete::whole(id)) };
+        self.to_delete.extend(run.info.unlisted().map(|blocks| ToDelete { id, blocks, run: None }));
     }
 
     /// True if there is a run that can be deleted now.
@@ -289,12 +279,6 @@ impl Flusher {
         }
         self.shared.tables.flush()
     }
-}
-
-/// True if one of these runs may have the key.
-pub(crate) fn is_in(older: &[Arc<Run>], key: &StoreKey) -> bool {
-    let hash = hash(key.bytes());
-    older.iter().any(|run| run.may_contain(hash))
 }
 
 fn has_expired(stored: &StoredRecord, now: &Now) -> bool {

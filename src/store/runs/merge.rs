@@ -10,7 +10,7 @@ use crate::store::format::frame::StoreKey;
 use crate::store::format::list::RunInfo;
 use crate::store::format::{hash, record};
 use crate::store::runs::build::Builder;
-use crate::store::runs::flush::{Deleted, Flusher, is_in};
+use crate::store::runs::flush::{Deleted, Flusher};
 use crate::store::runs::{Merged, Run};
 use crate::store::sled::tables::Keyed;
 use crate::types::clock::NEVER;
@@ -129,16 +129,14 @@ pub(crate) fn due(run: &Run, exact: bool) -> u64 {
     }
 }
 
-/// A merge that is in progress. After each part it lists its output so far, and its inputs without that part. So it needs
-/// little space, and a listed part is done even if the merge ends early.
+/// A merge that is in progress. After each part it lists its output so far, and its inputs without that part. So it
+/// needs little space, and a listed part is done even if the merge ends early.
 #[derive(Debug)]
 pub(crate) struct Merge {
     /// The inputs as they are listed.
     inputs: Vec<Arc<Run>>,
     /// The output as it is listed.
     output: Option<Arc<Run>>,
-    /// The runs that are older than the inputs.
-    older: Vec<Arc<Run>>,
     /// The numbers of the inputs and of the output.
     ids: Vec<u64>,
     /// `None` before the first read and after the last.
@@ -164,7 +162,7 @@ pub(crate) struct Merge {
 #[derive(Debug)]
 struct Part {
     output: Option<Run>,
-    /// What is left of the inputs.
+    /// The inputs without the entries that were read.
     inputs: Vec<Arc<Run>>,
 }
 
@@ -182,15 +180,14 @@ impl Merge {
     pub(crate) fn begin(flusher: &mut Flusher, range: Range<usize>, now: Now) -> Self {
         let runs = flusher.shared.runs.now();
         let inputs = runs.get(range.clone()).unwrap_or_default().to_vec();
-        let older = runs.get(..range.start).unwrap_or_default().to_vec();
+        let older = runs.get(..range.start).unwrap_or_default();
         let id = flusher.new_id();
         let entries = inputs.iter().map(|run| run.info.entries).sum();
         Self {
             output: None,
-            older,
             ids: inputs.iter().map(|run| run.info.id).chain([id]).collect(),
             merged: None,
-            builder: Builder::new(flusher.shared.tables.store_id(), id, entries),
+            builder: Builder::new(flusher.shared.tables.store_id(), id, entries, older),
             id,
             now,
             bytes: inputs.iter().map(|run| run.info.live_blocks() * BLOCK as u64).sum(),
@@ -257,11 +254,7 @@ impl Merge {
                 Some(value) if item.key.is_record() => self.kept(flusher, &item.key, value)?,
                 value => value,
             };
-            let is_replacing = is_in(&self.older, &item.key);
-            // The removal of a key that no older run has needs no tombstone.
-            if value.is_some() || is_replacing {
-                self.builder.add(&item.key, value.as_deref(), is_replacing)?;
-            }
+            self.builder.add(&item.key, value.as_deref())?;
             let blocks = self.builder.take_full(BATCH);
             if blocks.is_none() && read < (BATCH * BLOCK) as u64 {
                 continue;
@@ -270,15 +263,14 @@ impl Merge {
             self.read += read;
             if self.is_part() {
                 let inputs = merged.trim();
-                let output = if self.builder.len() > 0 { Some(self.builder.so_far()?) } else { None };
+                let output = self.builder.so_far()?;
                 self.set_part(output, inputs);
             }
             self.merged = Some(merged);
             return Ok(());
         }
-        let builder = std::mem::replace(&mut self.builder, Builder::new(shared.tables.store_id(), self.id, 0));
-        let output = if builder.len() > 0 { Some(builder.finish()?) } else { None };
-        self.set_part(output, Vec::new());
+        let builder = std::mem::replace(&mut self.builder, Builder::new(shared.tables.store_id(), self.id, 0, &[]));
+        self.set_part(builder.finish()?, Vec::new());
         Ok(())
     }
 
@@ -308,8 +300,8 @@ impl Merge {
         Ok(Some(Cow::Owned(bytes)))
     }
 
-    /// Marks the inputs as damaged, because one of them cannot be read, and deletes the blocks that are not listed. Returns
-    /// the deleted records.
+    /// Marks the inputs as damaged, because one of them cannot be read, and deletes the blocks that are not listed.
+    /// Returns the deleted records.
     pub(crate) fn give_up(&self, flusher: &mut Flusher) -> Deleted {
         self.inputs.iter().for_each(|run| run.set_damaged());
         flusher.give_up(self.id, self.output.as_ref());
@@ -346,8 +338,9 @@ mod tests {
         most_blocks: u64,
     }
 
-    /// Simulates flushes of these sizes in blocks, with merges whenever one is due. If there are more than `live` blocks,
-    /// the others hold replaced contents, which a merge drops. Each flush replaces the contents of an earlier one.
+    /// Simulates flushes of these sizes in blocks, with merges whenever one is due. If there are more than `live`
+    /// blocks, the others hold replaced contents, which a merge drops. Each flush replaces the contents of an earlier
+    /// one.
     fn written(flushes: impl Iterator<Item = u64>, live: u64) -> Written {
         let (mut runs, mut total) = (Vec::new(), 0);
         let mut written = Written { merged: 0, most_runs: 0, most_blocks: 0 };

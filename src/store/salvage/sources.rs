@@ -124,9 +124,11 @@ impl Sources {
         }
         let listed = list.map(|list| &list.runs[..]).unwrap_or_default();
         let is_newer = |run: &u64| list.is_none_or(|list| *run >= list.next_id);
-        // Those that a newer list may have named. Older ones were merged into those that are listed, or had nothing left.
+        // Those that a newer list may have named. Older ones were merged into those that are listed, or had nothing
+        // left.
         let newer = found.runs().into_iter().filter(|run| is_stale && is_newer(run));
-        // The blocks that a merge adds to a run count only if the newest list may be lost. They may be older than a removal.
+        // The blocks that a merge adds to a run count only if the newest list may be lost. They may be older than a
+        // removal.
         let beyond = if chosen.is_some() { 0 } else { FIRST_INDEX };
         for info in listed {
             self.add_run(found, info.id, Some(info), beyond, &sled);
@@ -135,8 +137,8 @@ impl Sources {
             self.add_run(found, run, None, beyond, &sled);
         }
         self.last_number = self.last_number.max(frame);
-        // A journal that is whole has every frame after these, so its last word counts, as in an open. In one that is not, something
-        // newer may be missing that the runs have.
+        // A journal that is whole has every frame after these, so its last word counts, as in an open. In one that is
+        // not, something newer may be missing that the runs have.
         let is_whole = remains.problems.is_empty() && !ends_early;
         let end = complete.max(remains.checkpointed).max(if is_whole { 0 } else { frame });
         if is_stale || !self.gaps.is_empty() || !self.lost.is_empty() {

@@ -122,8 +122,8 @@ impl DiskSpace {
         self.claim_leaving(bytes, 0)
     }
 
-    /// As [`claim`](Self::claim), for merges and deletions. They take nothing of the last space, which is for endings and
-    /// for the next open.
+    /// As [`claim`](Self::claim), for merges and deletions. They take nothing of the last space, which is for endings
+    /// and for the next open.
     pub(crate) fn claim_in_background(&self, bytes: u64) -> SpaceStatus {
         self.claim_leaving(bytes, RESERVED)
     }

@@ -1,10 +1,10 @@
 //! Replaces sled's files durably, by a copy or by a new sled with the same blocks.
 //!
-//! On file systems that do not sync every write by themselves, sled is opened on a copy first. When sled opens, it renames its
-//! new snapshot and at once fills with zeros the segments of its file that are free according to the snapshot. These two
-//! steps are not ordered: after a power cut there may be the zeros and the old snapshot, which refers to those segments. With
-//! a copy, the original files stay unchanged until the copy is complete and durable. sled is closed before the exchange, and
-//! then opened under its final name.
+//! On file systems that do not sync every write by themselves, sled is opened on a copy first. When sled opens, it
+//! renames its new snapshot and at once fills with zeros the segments of its file that are free according to the
+//! snapshot. These two steps are not ordered: after a power cut there may be the zeros and the old snapshot, which
+//! refers to those segments. With a copy, the original files stay unchanged until the copy is complete and durable.
+//! sled is closed before the exchange, and then opened under its final name.
 
 use std::path::{Path, PathBuf};
 

@@ -1,14 +1,14 @@
 //! Reads sled's files without sled, to find out what sled would lose when it opens them.
 //!
 //! When sled opens, it fills with zeros every segment that it considers free, and cuts its log at the first unreadable
-//! message. In a damaged store this destroys readable data. So this module first checks each message of the log by sled's
-//! own checksums, and the pages that the snapshot names. If all of them are whole, sled loses nothing. If not, sled is
-//! not opened on these files.
+//! message. In a damaged store this destroys readable data. So this module first checks each message of the log by
+//! sled's own checksums, and the pages that the snapshot names. If all of them are whole, sled loses nothing. If not,
+//! sled is not opened on these files.
 //!
 //! The log is the file `db`, in segments of 512 KiB. A segment begins with a checksum (4 bytes) of two positions in the
-//! log: its own, and the last stable one at that time (8 bytes each, inverted). Messages follow: checksum (4), kind (1),
-//! length, segment number and page number (in sled's encoding of numbers), body. A snapshot has the position up to which
-//! it is valid, the segment in use (8 each), and the position of each page in the log.
+//! log: its own, and the last stable one at that time (8 bytes each, inverted). Messages follow: checksum (4), kind
+//! (1), length, segment number and page number (in sled's encoding of numbers), body. A snapshot has the position up to
+//! which it is valid, the segment in use (8 each), and the position of each page in the log.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -132,7 +132,8 @@ impl Log {
                 "blobs" if !kind.is_dir() || !files::entries(&path)?.is_empty() => return Ok(false),
                 name if name.starts_with(snapshots::PREFIX) => {
                     let bytes = read(&path)?;
-                    // Under its temporary name. Before sled is opened, a torn snapshot is removed and a whole one renamed.
+                    // Under its temporary name. Before sled is opened, a torn snapshot is removed and a whole one
+                    // renamed.
                     if !name.ends_with(snapshots::UNFINISHED) || snapshots::content(&bytes).is_some() {
                         snapshot = Some(bytes);
                     }
@@ -182,8 +183,8 @@ impl Log {
     }
 }
 
-/// Calls `f` with the offset and the bytes of each segment of the file. If `unreadable` is given, a part of the file that
-/// cannot be read counts as zeros, and its length is added to `unreadable`. Otherwise the call returns the error.
+/// Calls `f` with the offset and the bytes of each segment of the file. If `unreadable` is given, a part of the file
+/// that cannot be read counts as zeros, and its length is added to `unreadable`. Otherwise the call returns the error.
 pub(super) fn for_each_segment(
     file: &File,
     path: &Path,

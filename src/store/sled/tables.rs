@@ -2,7 +2,8 @@
 //!
 //! sled has these faults: its flush is not durable on Linux, its transactions lock the whole process, and it can panic.
 //! A kill during an open can leave a snapshot that makes the store unreadable, and an open destroys unreadable data. So
-//! each flush is followed by a sync, transactions are not used, files are checked before an open, and calls are guarded.
+//! each flush is followed by a sync, transactions are not used, files are checked before an open, and calls are
+//! guarded.
 
 use std::fs::File;
 use std::ops::Range;
@@ -39,7 +40,8 @@ const KEYS_FIRST: usize = 1 << 10;
 /// The longest wait for sled to end. After a failed write it may never end.
 const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// In a store of up to this many blocks (8 MB), an open looks up every block in sled; in a larger one, only the indexes.
+/// In a store of up to this many blocks (8 MB), an open looks up every block in sled; in a larger one, only the
+/// indexes.
 const MAX_CHECKED: u64 = if cfg!(test) { 100 } else { 2_000 };
 
 /// The options for opening sled.
@@ -98,9 +100,9 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Opens sled and returns the list of runs. Scans sled's file first: if a listed block is missing, returns `Corrupt`
-    /// and changes nothing. If sled might not find every block, a new sled is built from the blocks first, and the last
-    /// value is true.
+    /// Opens sled and returns the list of runs. Scans sled's file first: if a listed block is missing, returns
+    /// `Corrupt` and changes nothing. If sled might not find every block, a new sled is built from the blocks first,
+    /// and the last value is true.
     pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Self, RunList, bool)> {
         let now_in = exchange::current(dir);
         let found = Found::scan(&now_in, &past.store_id)?;
@@ -363,8 +365,8 @@ impl Tables {
         Ok(())
     }
 
-    /// As [`close`](Self::close), but waits no longer than `timeout`: after a failed write, sled's drop may wait for ever. A thread of
-    /// its own is left with it then, which keeps `kept` until sled is gone.
+    /// As [`close`](Self::close), but waits no longer than `timeout`: after a failed write, sled's drop may wait for
+    /// ever. A thread of its own is left with it then, which keeps `kept` until sled is gone.
     pub(crate) fn close_within(&self, timeout: Duration, kept: impl Send + 'static) -> Result<()> {
         let Some(backend) = self.backend.write().take() else { return Ok(()) };
         let (ended, closed) = crossbeam_channel::bounded(1);

@@ -1,5 +1,5 @@
-//! An open reports damage, which it distinguishes from a torn write, and changes nothing. After the damage is repaired, the
-//! store opens again.
+//! An open reports damage, which it distinguishes from a torn write, and changes nothing. After the damage is repaired,
+//! the store opens again.
 
 use std::fs;
 

@@ -85,8 +85,7 @@ fn unlisted_blocks(store: &Store) -> usize {
     let of = |id: u64, blocks: std::ops::Range<u32>| tables.blocks_of(id, &blocks, usize::MAX).unwrap().len();
     let unlisted = tables.run_ids().unwrap().into_iter().map(|id| {
         let Some(run) = runs.iter().find(|run| run.info.id == id) else { return of(id, 0..u32::MAX) };
-        let info = run.info;
-        of(id, 0..info.start.block) + of(id, info.blocks..info.index_at) + of(id, info.index_end()..u32::MAX)
+        run.info.unlisted().into_iter().map(|blocks| of(id, blocks)).sum()
     });
     unlisted.sum()
 }
