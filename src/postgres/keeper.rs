@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use uuid::Uuid;
 
 use super::Inner;
 use super::session::{Fault, Notifications, RETRY_PAUSE, Session};
@@ -118,7 +119,7 @@ pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
     session.run(&format!("SELECT pg_advisory_lock({class}, {number})")).await?;
     let life: String = session.value(LIFE, &[]).await?;
     // Its first commit is synchronous. When it returns, everything that it can read is durable, also on a standby.
-    let id: String = inner.id.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+    let id = Uuid::from_bytes(inner.id);
     let born = format!(
         "INSERT INTO {schema}.incarnations (id, server) SELECT $1::integer, $2::text
          WHERE EXISTS (SELECT FROM {schema}.store WHERE id = '{id}')"
@@ -149,8 +150,8 @@ pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
     Ok(notifications)
 }
 
-/// Deletes some of the incarnations that are dead and own nothing, so that the table does not grow. Each takes a lock of
-/// the server for a moment, so not all at once.
+/// Deletes some of the incarnations that are dead and own nothing, so that the table does not grow. Each takes a lock
+/// of the server for a moment, so not all at once.
 async fn prune(inner: &Inner, session: &Session, number: i32) -> Result<(), Fault> {
     let (schema, class) = (&inner.schema, inner.class);
     let prune = format!(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use uuid::Uuid;
 
 use super::row::{self, Columns, Numbers, signed, unsigned};
 use super::session::{Fault, Session, get};
@@ -262,12 +263,12 @@ impl Target {
     /// Gives the tables the id, the time and the last number of the store, and commits.
     pub(crate) fn commit(mut self, id: [u8; 16], time: u64, last: u64) -> Result<()> {
         self.send()?;
-        let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+        let id = Uuid::from_bytes(id);
         let (time, last) = (signed(time), signed(last));
         self.moving.step(|session, schema| async move {
             session
                 .run(&format!(
-                    "UPDATE {schema}.store SET id = '{hex}', tick = tick + 1, time = {time};
+                    "UPDATE {schema}.store SET id = '{id}', tick = tick + 1, time = {time};
                      SELECT setval('{schema}.number', greatest({last}, (SELECT last_value FROM {schema}.number)))"
                 ))
                 .await?;

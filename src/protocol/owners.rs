@@ -30,7 +30,7 @@ pub(super) struct Owners {
     idle: Condvar,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     phase: Phase,
     /// The number of claims whose commit is not durable yet.
@@ -44,7 +44,7 @@ struct State {
 }
 
 /// A service that lasts as long as the store is open, or a claim is alive.
-pub(crate) trait Service: Send + Sync {
+pub(crate) trait Service: fmt::Debug + Send + Sync {
     /// Refuses new clients. Called while the store is locked, with no lock held.
     fn stop(&self);
     /// Waits until every answer has ended. Called after a stop, with no lock held.
@@ -58,12 +58,6 @@ enum Phase {
     /// Only threads that run an operation may claim further keys.
     Draining,
     Closed,
-}
-
-impl fmt::Debug for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").field("phase", &self.phase).field("live", &self.live).finish_non_exhaustive()
-    }
 }
 
 impl State {

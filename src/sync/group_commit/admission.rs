@@ -62,8 +62,8 @@ impl<C, S> Admission<'_, C, S> {
         self.state.filling
     }
 
-    /// Appends the frame's bytes to the group. `write` must append exactly the admitted length; otherwise, or if it fails,
-    /// nothing is appended. To be followed by [`commit`](Self::commit).
+    /// Appends the frame's bytes to the group. `write` must append exactly the admitted length; otherwise, or if it
+    /// fails, nothing is appended. To be followed by [`commit`](Self::commit).
     pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
         let payload = &mut self.state.payload;
         let before = payload.len();
@@ -188,7 +188,7 @@ impl<C, S> CommitQueue<C, S> {
         }
         let reserve = priority.leaves(self.config.reserve, len);
         let fits = (self.config.sized)(state.payload.len() as u64 + len) + reserve <= state.space();
-        let may_enter = fits && (priority.is_exempt() || self.has_credit(state));
+        let may_enter = fits && (priority.is_exempt() || self.has_credit(state, 0));
         if let Some((why, _)) = state.stall.as_ref().filter(|_| priority.is_held_back(may_enter)) {
             return Err(why.clone());
         }
@@ -214,11 +214,8 @@ impl<C, S> CommitQueue<C, S> {
         }))
     }
 
-    fn has_credit(&self, state: &State<C, S>) -> bool {
-        self.has_credit_after(state, 0)
-    }
-
-    fn has_credit_after(&self, state: &State<C, S>, more: u64) -> bool {
+    /// Returns true if there is credit after `more` bytes.
+    fn has_credit(&self, state: &State<C, S>, more: u64) -> bool {
         let Config { max_unapplied, max_unchecked, .. } = self.config;
         state.unapplied + more < max_unapplied && state.committed + more - state.checked < max_unchecked
     }
@@ -227,7 +224,7 @@ impl<C, S> CommitQueue<C, S> {
     fn is_enough(&self, state: &State<C, S>, more: u64) -> bool {
         let len = state.payload.len() as u64 + state.queued + more;
         let fits = (self.config.sized)(len) + self.config.reserve <= state.space();
-        fits && self.has_credit_after(state, state.queued + more)
+        fits && self.has_credit(state, state.queued + more)
     }
 
     /// Wakes those that can be admitted now, because there is more space or credit than before.
