@@ -22,9 +22,9 @@
 //!
 //! Only one process can open a store for writing. If a service has it open, the commands ask the service, through the
 //! socket that its engine serves: see [`LiveStore`]. If the service has no socket, each command fails with status 3 and
-//! changes nothing. If no process has it open, the commands that only read (`stats`, `doctor`, `list`, `tables`, `rows`,
-//! `get`, `verify`, `export`, `backup`) open it read-only: they change not one byte, and permission to read is enough. The
-//! other commands, run by root, give every file that they create to the owner of the store.
+//! changes nothing. If no process has it open, the commands that only read (`stats`, `doctor`, `list`, `tables`,
+//! `rows`, `get`, `verify`, `export`, `backup`) open it read-only: they change not one byte, and permission to read is
+//! enough. The other commands, run by root, give every file that they create to the owner of the store.
 //!
 //! Built with the feature `postgres`, the commands take the address of a database in the place of a directory, such as
 //! `postgres://app@db/payments`. They then work while services have the store open. The commands that only read run in

@@ -4,8 +4,8 @@
 //! after a power cut. The engine needs no server, no async runtime and no external database: a service links this crate
 //! and opens a directory.
 //!
-//! The state of a key is its *record*. The caller that runs the operation is the *owner* of the key, and its right to do
-//! so is a [`Claim`]. Calls that wait for an owner are *waiters*.
+//! The state of a key is its *record*. The caller that runs the operation is the *owner* of the key, and its right to
+//! do so is a [`Claim`]. Calls that wait for an owner are *waiters*.
 //!
 //! - **An answer is durable before any caller gets it**: the owner, a waiter or a later retry. Many threads share one
 //!   sync.

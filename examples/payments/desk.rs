@@ -144,8 +144,8 @@ fn check_route(request: &Request) -> Result<(), Response> {
     }
 }
 
-/// Returns the authenticated user. In a service the user comes from the session, never from the client. Otherwise a client
-/// could read the answers to another user's keys.
+/// Returns the authenticated user. In a service the user comes from the session, never from the client. Otherwise a
+/// client could read the answers to another user's keys.
 fn user(request: &Request) -> Result<&str, Response> {
     let mut given = request.headers().get_all("x-user").iter();
     match (given.next().map(HeaderValue::to_str), given.next()) {

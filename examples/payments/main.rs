@@ -1,7 +1,7 @@
 //! A payment service that charges once for each `Idempotency-Key`, despite clients, threads and crashes.
 //!
-//! `cargo run --release --example payments` serves on loopback and prints commands to try with curl. `-- --self-test` runs
-//! 64 clients against the service, kills it three times, and audits the ledger.
+//! `cargo run --release --example payments` serves on loopback and prints commands to try with curl. `-- --self-test`
+//! runs 64 clients against the service, kills it three times, and audits the ledger.
 //!
 //! Read `desk.rs` first: an application has to write that part. `reconcile.rs` is its work after a crash.
 
@@ -57,8 +57,8 @@ enum Command {
 struct Options {
     store: PathBuf,
     port: u16,
-    /// True if the self-test started this process. Then a kill is likely to interrupt a charge, and the process ends with
-    /// the test.
+    /// True if the self-test started this process. Then a kill is likely to interrupt a charge, and the process ends
+    /// with the test.
     under_test: bool,
 }
 

@@ -149,8 +149,8 @@ impl<T, E> Claim<T, E> {
         &self.inner.context
     }
 
-    /// Returns the recovery point, which says how far the operation has come: [`STARTED`](crate::stage::STARTED), or the
-    /// name that the last stage has set.
+    /// Returns the recovery point, which says how far the operation has come: [`STARTED`](crate::stage::STARTED), or
+    /// the name that the last stage has set.
     #[must_use]
     pub fn recovery_point(&self) -> &str {
         self.inner.info.recovery_point()
@@ -162,8 +162,8 @@ impl<T, E> Claim<T, E> {
         self.inner.info.checkpoint()
     }
 
-    /// Decodes the checkpoint into the type from which [`Next::advance_encoded`](crate::stage::Next::advance_encoded) encoded
-    /// it.
+    /// Decodes the checkpoint into the type from which [`Next::advance_encoded`](crate::stage::Next::advance_encoded)
+    /// encoded it.
     ///
     /// # Errors
     ///
@@ -404,8 +404,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// # Errors
     ///
     /// Nothing was stored. The error holds the claim, which is still alive. `Codec` or `TooLarge` if this value cannot
-    /// be stored; `EngineFailure` if it contains a [`Failure`] that was made from an error of this crate; `ClaimLost` if
-    /// the claim no longer owns the record.
+    /// be stored; `EngineFailure` if it contains a [`Failure`] that was made from an error of this crate; `ClaimLost`
+    /// if the claim no longer owns the record.
     pub fn succeed(self, value: &T) -> Result<Finished<T, E>, EndError<Self>> {
         match self.encode_success(value) {
             Ok((bytes, value)) => self.end(&Ending::Succeed(bytes)).map(|info| Finished::new(Ok(value), info)),

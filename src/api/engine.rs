@@ -242,8 +242,8 @@ impl Engine {
         &self.shared.report
     }
 
-    /// Asks the server of a store on PostgreSQL for its version, the privileges that the role lacks, the engines that have
-    /// the store open, records in progress without an owner, and whether a failover may lose answers.
+    /// Asks the server of a store on PostgreSQL for its version, the privileges that the role lacks, the engines that
+    /// have the store open, records in progress without an owner, and whether a failover may lose answers.
     ///
     /// # Errors
     ///
@@ -254,13 +254,13 @@ impl Engine {
     }
 
     /// Returns the path of the socket through which the command line and [`LiveStore`](crate::admin::LiveStore) reach
-    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary or read-only
-    /// engine.
+    /// this engine. Returns `None` if the socket is [turned off](EngineOptions::admin), and for a temporary or
+    /// read-only engine.
     ///
     /// # Errors
     ///
-    /// The reason why there is no socket, such as `Io` if the directory is not writable, or if another file has the name
-    /// of the socket. The engine works without a socket.
+    /// The reason why there is no socket, such as `Io` if the directory is not writable, or if another file has the
+    /// name of the socket. The engine works without a socket.
     pub fn socket(&self) -> Result<Option<&Path>> {
         self.shared.served.server.as_ref().map(|server| server.as_deref().map(Server::path)).map_err(Clone::clone)
     }
@@ -396,9 +396,9 @@ impl Engine {
     /// Waits until all committed changes are durable, wakes every waiter, ends the engine's threads and unlocks the
     /// directory. Other handles may still exist: from now on their calls return `Closed`.
     ///
-    /// A live [`Claim`](crate::Claim) keeps the directory locked, so that no other process runs its operation at the same
-    /// time. It also keeps the socket, so that an operator can read and revoke records. The claim can still end and commit
-    /// stages. The last claim unlocks the directory when it ends or is dropped.
+    /// A live [`Claim`](crate::Claim) keeps the directory locked, so that no other process runs its operation at the
+    /// same time. It also keeps the socket, so that an operator can read and revoke records. The claim can still end
+    /// and commit stages. The last claim unlocks the directory when it ends or is dropped.
     /// [`Manager::revoke`](crate::Manager::revoke) still takes the key away from an owner that hangs. A key taken by
     /// [`initiate`](crate::Manager::initiate) has no claim and keeps no lock: the next open finds it interrupted.
     ///

@@ -60,8 +60,8 @@ impl LiveStore {
     ///
     /// # Errors
     ///
-    /// `NotFound` if there is no store; `StoreInUse` if no process serves the socket; `UnsupportedFormat` if the process
-    /// uses another version of the protocol; `Io` if the directory is not accessible.
+    /// `NotFound` if there is no store; `StoreInUse` if no process serves the socket; `UnsupportedFormat` if the
+    /// process uses another version of the protocol; `Io` if the directory is not accessible.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let path = std::path::absolute(path).map_err(|cause| Error::io("open store", path, &cause))?;
@@ -277,8 +277,8 @@ impl LiveStore {
     ///
     /// # Errors
     ///
-    /// In the iterator, `Io` if the process ended without closing the store, or if the caller read nothing for 30 seconds
-    /// while events were waiting.
+    /// In the iterator, `Io` if the process ended without closing the store, or if the caller read nothing for 30
+    /// seconds while events were waiting.
     pub fn events(&self) -> Result<Received<Event>> {
         let mut replies = self.ask(&Request::Watch)?;
         match replies.next()? {

@@ -59,7 +59,8 @@ impl RawManager {
         Ok(RecordId::new(&self.name, key.into_key()?))
     }
 
-    /// Encodes an outcome as [`Manager::encode_outcome`](crate::Manager::encode_outcome) does, for tools that know the type but have no manager of it.
+    /// Encodes an outcome as [`Manager::encode_outcome`](crate::Manager::encode_outcome) does, for tools that know the
+    /// type but have no manager of it.
     ///
     /// # Errors
     ///
@@ -112,19 +113,20 @@ impl RawManager {
         codec::check_encoded(bytes)
     }
 
-    /// Returns the record of a whole key, with its encoded outcome. This is an operator's look: a resolution that it shows can
-    /// still be [undone](Self::undo).
+    /// Returns the record of a whole key, with its encoded outcome. This is an operator's look: a resolution that it
+    /// shows can still be [undone](Self::undo).
     pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
         Ok(self.engine.protocol().peek(&self.id(key)?, Load::All)?.map(Record::raw))
     }
 
-    /// Resolves a record as [`Manager::resolve`](crate::Manager::resolve) does, with an outcome from [`Manager::encode_outcome`](crate::Manager::encode_outcome). The record
-    /// keeps its schema.
+    /// Resolves a record as [`Manager::resolve`](crate::Manager::resolve) does, with an outcome from
+    /// [`Manager::encode_outcome`](crate::Manager::encode_outcome). The record keeps its schema.
     pub fn resolve(&self, key: impl IntoKey, resolution: Resolution<Value, Value>) -> Result<()> {
         self.resolve_at(&self.id(key)?, resolution, None)
     }
 
-    /// Resolves a record as [`Manager::resolve_if_unchanged`](crate::Manager::resolve_if_unchanged) does, with an encoded outcome.
+    /// Resolves a record as [`Manager::resolve_if_unchanged`](crate::Manager::resolve_if_unchanged) does, with an
+    /// encoded outcome.
     pub fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<Value, Value>) -> Result<()> {
         self.resolve_at(&self.id_seen(seen)?, resolution, Some(seen.revision()))
     }
@@ -133,8 +135,9 @@ impl RawManager {
         self.engine.protocol().resolve(id, &resolution.into(), None, seen)
     }
 
-    /// Makes a resolved record interrupted again, with the recovery point and checkpoint that it had. Its TTL starts again.
-    /// Refused after a caller has claimed the key again or has received its outcome: see [`RecordInfo::is_undoable`].
+    /// Makes a resolved record interrupted again, with the recovery point and checkpoint that it had. Its TTL starts
+    /// again. Refused after a caller has claimed the key again or has received its outcome: see
+    /// [`RecordInfo::is_undoable`].
     ///
     /// A caller receives the outcome by a replay, by [`Manager::get`](crate::Manager::get) or
     /// [`Manager::wait`](crate::Manager::wait), or in a transaction. The first of these calls commits that the outcome is
@@ -161,8 +164,8 @@ impl RawManager {
         self.engine.protocol().undo(&self.id(key)?, None)
     }
 
-    /// Makes a resolved record interrupted again as [`undo`](Self::undo) does, unless it has changed since it was read as
-    /// `seen`. So an operator never takes back what another one has done since.
+    /// Makes a resolved record interrupted again as [`undo`](Self::undo) does, unless it has changed since it was read
+    /// as `seen`. So an operator never takes back what another one has done since.
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager, admin::Resolution};

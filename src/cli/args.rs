@@ -211,10 +211,10 @@ pub(super) enum Verb {
     },
     /// Shows the store on a page for a browser on this machine, until it is interrupted.
     ///
-    /// Prints the address of the page, which contains a secret. Anyone who has the address may look at the store, and change it as
-    /// `resolve` and `revoke` do, after a confirmation. The page is on loopback only. To see it from another machine, forward the
-    /// port: `ssh -L 8080:127.0.0.1:8080 HOST`, with the same number on both sides. A store that no process has open is
-    /// opened for each view, so that a service can start in between.
+    /// Prints the address of the page, which contains a secret. Anyone who has the address may look at the store, and
+    /// change it as `resolve` and `revoke` do, after a confirmation. The page is on loopback only. To see it from
+    /// another machine, forward the port: `ssh -L 8080:127.0.0.1:8080 HOST`, with the same number on both sides. A
+    /// store that no process has open is opened for each view, so that a service can start in between.
     Web {
         /// The directory of the store, or the address of its database.
         store: Location,
@@ -263,8 +263,8 @@ pub(super) enum Verb {
     /// Does what the next open of a service does, if nothing can be lost by it.
     ///
     /// Reads everything first, and changes nothing if anything cannot be read. Otherwise prints what it will do, and
-    /// does it: applies the commits that the last owner left, and builds the record store again if the order of its file
-    /// is damaged. Then reads everything again.
+    /// does it: applies the commits that the last owner left, and builds the record store again if the order of its
+    /// file is damaged. Then reads everything again.
     Repair {
         /// The directory of the store.
         store: Location,

@@ -39,8 +39,8 @@ use crate::types::record::RecordInfo;
 /// `Retry-After` is 1 s, or what is left of the pause of a `paused` key, rounded up to seconds.
 ///
 /// The body never contains a key or an outcome. Only `invalid_key` contains the text of an error. No body claims that
-/// nothing was processed, because an earlier request may have been: a client that believed the claim would take another key
-/// and repeat the effect.
+/// nothing was processed, because an earlier request may have been: a client that believed the claim would take another
+/// key and repeat the effect.
 ///
 /// ```
 /// use oncekey::{Begin, Engine, Manager};
@@ -159,8 +159,8 @@ impl Problem {
         self.error.as_ref()
     }
 
-    /// Returns the time that the client should wait before it sends the request again. `Retry-After` has it, rounded up to
-    /// seconds. Returns `None` if another try would get the same answer.
+    /// Returns the time that the client should wait before it sends the request again. `Retry-After` has it, rounded up
+    /// to seconds. Returns `None` if another try would get the same answer.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.passes

@@ -80,8 +80,8 @@ pub struct Requests {
 }
 
 impl Engine {
-    /// Returns the requests of this name, with the default options. They share their records with the manager of the same
-    /// name.
+    /// Returns the requests of this name, with the default options. They share their records with the manager of the
+    /// same name.
     ///
     /// # Errors
     ///
@@ -153,13 +153,13 @@ impl Requests {
     /// Sets the rule by which [`handle`](Requests::handle) stores, releases or interrupts after a response, as
     /// [`Manager::on_error`] does for errors. The rule is applied to every response, `Ok` or `Err`.
     ///
-    /// The default stores every response below 500. A 5xx is [`ReleaseUnlessEffect`](OnError::ReleaseUnlessEffect). If the
-    /// operation asked for an [`effect_id`](crate::Claim::effect_id) or committed a stage, the effect may have happened,
-    /// and the record is interrupted: the client gets the 5xx, and its retries get 409 until the key is
+    /// The default stores every response below 500. A 5xx is [`ReleaseUnlessEffect`](OnError::ReleaseUnlessEffect). If
+    /// the operation asked for an [`effect_id`](crate::Claim::effect_id) or committed a stage, the effect may have
+    /// happened, and the record is interrupted: the client gets the 5xx, and its retries get 409 until the key is
     /// [resolved](Manager::resolve). Otherwise the key is released.
     ///
-    /// If your effects do not use the claim's `effect_id`, classify a 5xx as [`Interrupt`](OnError::Interrupt). Release the
-    /// key only after a response that proves that nothing happened.
+    /// If your effects do not use the claim's `effect_id`, classify a 5xx as [`Interrupt`](OnError::Interrupt). Release
+    /// the key only after a response that proves that nothing happened.
     ///
     /// ```
     /// # use oncekey::OnError;
@@ -193,8 +193,8 @@ impl Requests {
         Self { handling: options, ..self }
     }
 
-    /// Sets whether the parameters of new requests are stored in their context, as `params`, in clear text. Default: false.
-    /// Parameters that are not stored may have any size.
+    /// Sets whether the parameters of new requests are stored in their context, as `params`, in clear text. Default:
+    /// false. Parameters that are not stored may have any size.
     ///
     /// Use it for workers that [`lock`](Requests::lock) a request later and need its parameters, or to
     /// [`find`](Requests::find) requests by them. Listings and the command line show the parameters. A call returns
@@ -245,16 +245,16 @@ impl Requests {
     ///
     /// A request that this call begins resumes after an interruption, unless the manager's options say otherwise.
     ///
-    /// Without a `header_key`, only the stages can learn the generated key, from [`Claim::key`](crate::Claim::key), so the
-    /// caller cannot retry a request that fails. If no stage has stored anything and no
+    /// Without a `header_key`, only the stages can learn the generated key, from [`Claim::key`](crate::Claim::key), so
+    /// the caller cannot retry a request that fails. If no stage has stored anything and no
     /// [`effect_id`](crate::Claim::effect_id) was asked for, the record of a request that fails is removed instead of
-    /// released. Otherwise the record stays at its recovery point, where [`find`](Requests::find) lists it until its TTL
-    /// ends. To be able to retry, pass a key from [`Key::generate`](crate::Key::generate).
+    /// released. Otherwise the record stays at its recovery point, where [`find`](Requests::find) lists it until its
+    /// TTL ends. To be able to retry, pass a key from [`Key::generate`](crate::Key::generate).
     ///
     /// # Errors
     ///
-    /// See [`DriveError`] and [`Claim::drive`](crate::Claim::drive). Invalid arguments return `Execute` with an `Engine`
-    /// error inside.
+    /// See [`DriveError`] and [`Claim::drive`](crate::Claim::drive). Invalid arguments return `Execute` with an
+    /// `Engine` error inside.
     ///
     /// ```
     /// use http::StatusCode;
@@ -309,8 +309,8 @@ impl Requests {
         request.with_params(params, self.keep_params)
     }
 
-    /// Creates a request without an owner, for workers to [`lock`](Requests::lock). If the same request exists already, in
-    /// any state, it stays unchanged. [`Created::is_new`] tells the two cases apart.
+    /// Creates a request without an owner, for workers to [`lock`](Requests::lock). If the same request exists already,
+    /// in any state, it stays unchanged. [`Created::is_new`] tells the two cases apart.
     ///
     /// # Errors
     ///
@@ -350,8 +350,8 @@ impl Requests {
         self.manager.get(key)
     }
 
-    /// Asks for the right to run an existing request. Does not compare the method, the path or the parameters. Never waits
-    /// for another owner.
+    /// Asks for the right to run an existing request. Does not compare the method, the path or the parameters. Never
+    /// waits for another owner.
     ///
     /// # Errors
     ///
@@ -376,8 +376,8 @@ impl Requests {
     /// Changes a request that is neither finished nor owned: sets its recovery point and checkpoint, or ends it with a
     /// response.
     ///
-    /// A response ends the request as a success, whatever its HTTP status. Without a response, a held request stays held;
-    /// to change that, see [`Manager::resolve`].
+    /// A response ends the request as a success, whatever its HTTP status. Without a response, a held request stays
+    /// held; to change that, see [`Manager::resolve`].
     ///
     /// # Errors
     ///

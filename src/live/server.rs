@@ -142,8 +142,8 @@ impl Server {
         &self.shared.path
     }
 
-    /// Refuses new clients, and ends the connections after their present step. Called while the store is locked, so that
-    /// the socket removed here is this server's.
+    /// Refuses new clients, and ends the connections after their present step. Called while the store is locked, so
+    /// that the socket removed here is this server's.
     pub(crate) fn stop(&self) {
         if std::process::id() == self.pid && !is_over(&self.shared.ended) {
             self.place.remove();
@@ -151,8 +151,8 @@ impl Server {
         }
     }
 
-    /// Stops as [`stop`](Self::stop) does, but closes all connections and leaves the socket, as the death of the process
-    /// would.
+    /// Stops as [`stop`](Self::stop) does, but closes all connections and leaves the socket, as the death of the
+    /// process would.
     #[cfg(feature = "test-util")]
     pub(crate) fn hang_up(&self) {
         if std::process::id() == self.pid {

@@ -40,8 +40,8 @@ impl Fault {
     pub(super) fn new(cause: &tokio_postgres::Error) -> Self {
         let Some(answer) = cause.as_db_error() else {
             let text = text_of(cause);
-            // A missing password, or a way of authentication that the client does not have. The client's errors show their
-            // kind only in their text.
+            // A missing password, or a way of authentication that the client does not have. The client's errors show
+            // their kind only in their text.
             if ["invalid configuration", "authentication error"].iter().any(|kind| text.starts_with(kind)) {
                 return Self::Refused(Error::new(ErrorKind::InvalidOptions, format!("cannot connect: {text}")));
             }

@@ -113,7 +113,8 @@ pub(super) async fn next_due(inner: &Arc<Inner>) -> Result<u64, Fault> {
 
 /// Deletes expired records, or what of them is not remembered. Returns `None` if there are none.
 ///
-/// Only the engine that holds the lock of the compaction deletes, in one transaction. The others skip it, or wait for it.
+/// Only the engine that holds the lock of the compaction deletes, in one transaction. The others skip it, or wait for
+/// it.
 pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize, waits: bool) -> Result<Option<Deleted>, Fault> {
     inner.tick_if_manual().await?;
     let mut taken = inner.pool.take().await?;

@@ -56,8 +56,8 @@ impl KeyList {
     }
 }
 
-/// Splits a bound into a name and a key. A bound without a zero byte is a name: all keys of this name and of later names are
-/// after it.
+/// Splits a bound into a name and a key. A bound without a zero byte is a name: all keys of this name and of later
+/// names are after it.
 fn bound(at: &StoreKey) -> (String, Vec<u8>) {
     let rest = at.bytes().get(1..).unwrap_or_default();
     let end = rest.iter().position(|byte| *byte == 0);

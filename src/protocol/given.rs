@@ -8,8 +8,8 @@ use crate::types::error::Result;
 use crate::types::record::{RecordInfo, StoredRecord};
 
 impl Protocol {
-    /// Returns true if a caller that gets this outcome can still find it undone, so a commit must come first. A read-only
-    /// engine commits nothing: as an operator's look, a look through it is no answer to a caller.
+    /// Returns true if a caller that gets this outcome can still find it undone, so a commit must come first. A
+    /// read-only engine commits nothing: as an operator's look, a look through it is no answer to a caller.
     pub(super) fn must_give(&self, stored: &StoredRecord) -> bool {
         stored.holds_outcome() && self.store.check_writable().is_ok()
     }
@@ -52,7 +52,8 @@ impl Protocol {
         self.read_durable(id, load)
     }
 
-    /// Returns the record as [`peek`](Self::peek) does, for the operator of a store that may be closed, and has live claims.
+    /// Returns the record as [`peek`](Self::peek) does, for the operator of a store that may be closed, and has live
+    /// claims.
     pub(crate) fn inspect(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
         self.check_owned()?;
         self.read_durable(id, load)

@@ -51,7 +51,8 @@ impl Protocol {
         self.inspect_all(range, limit)
     }
 
-    /// Returns records as [`list`](Self::list) does, for the operator of a store that may be closed, and has live claims.
+    /// Returns records as [`list`](Self::list) does, for the operator of a store that may be closed, and has live
+    /// claims.
     pub(crate) fn inspect_all(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
         self.check_owned()?;
         let (now, page) = (self.store.now(), self.store.records(range.index, &range.from, range.end.as_ref(), limit)?);

@@ -140,8 +140,8 @@ impl<C, S> CommitQueue<C, S> {
         f()
     }
 
-    /// Runs `f` between two commits, as [`exclusive`](Self::exclusive) does. Also returns the number of the last frame, and
-    /// the group to wait for until everything up to it is durable.
+    /// Runs `f` between two commits, as [`exclusive`](Self::exclusive) does. Also returns the number of the last frame,
+    /// and the group to wait for until everything up to it is durable.
     pub(crate) fn at_one_commit<R>(&self, f: impl FnOnce() -> R) -> (u64, u64, R) {
         let state = self.state.lock();
         let group = if state.frames.is_empty() { state.filling - 1 } else { state.filling };

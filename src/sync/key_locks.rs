@@ -78,8 +78,8 @@ impl HeldLocks<'_> {
         self.guards = self.locks.lock(&self.wanted, until);
     }
 
-    /// Locks these and no others, until the deadline. If these are locked already, they stay locked: a thread that waits
-    /// for one of them, and gets it in between, could change its key once more.
+    /// Locks these and no others, until the deadline. If these are locked already, they stay locked: a thread that
+    /// waits for one of them, and gets it in between, could change its key once more.
     pub(crate) fn lock_only(&mut self, set: &LockSet) {
         if self.wanted != *set {
             self.clear();

@@ -11,8 +11,8 @@ const BUCKETS: usize = 32;
 
 /// The number of measured durations by length, since the engine was opened.
 ///
-/// A bucket counts the durations below its bound that no earlier bucket counts. Bounds are powers of two, from 1 microsecond to
-/// about 18 minutes. The last bucket has no bound.
+/// A bucket counts the durations below its bound that no earlier bucket counts. Bounds are powers of two, from 1
+/// microsecond to about 18 minutes. The last bucket has no bound.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager};

@@ -16,17 +16,18 @@ use uuid::Uuid;
 /// The largest length of the name of a manager or table, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
-/// The first bytes of a key made of parts. No other key starts with them, so a client cannot send such a key. Text never
-/// does, because the first byte is not UTF-8. Neither do integers or the other common identifiers.
+/// The first bytes of a key made of parts. No other key starts with them, so a client cannot send such a key. Text
+/// never does, because the first byte is not UTF-8. Neither do integers or the other common identifiers.
 const PARTS: &[u8] = b"\xffkey";
 
-/// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes, or a key [made of parts](Key::from_parts). Clones share the bytes.
+/// An idempotency key: 1 to [`Key::MAX_BYTES`] bytes, or a key [made of parts](Key::from_parts). Clones share the
+/// bytes.
 ///
 /// A key that is not made of parts must not start with `ff 6b 65 79`, the mark of keys made of parts. So on a manager
 /// without a scope, only a `Key` can name a key inside a scope. Bytes and text cannot.
 ///
-/// `Display` is for people and scripts: text as it is, a key [made of parts](Key::from_parts) as `/part/part`, and `%NN` for each
-/// other byte. [`Key::from_text`] reads it back.
+/// `Display` is for people and scripts: text as it is, a key [made of parts](Key::from_parts) as `/part/part`, and
+/// `%NN` for each other byte. [`Key::from_text`] reads it back.
 ///
 /// ```
 /// use oncekey::Key;
@@ -63,8 +64,8 @@ impl Key {
     }
 
     /// Returns the key with these [bytes](Key::as_bytes), whether it is made of parts or not. Use it for keys that your
-    /// service has stored itself. Pass bytes from a client to [`Key::new`] instead: they could name a key in the scope of
-    /// another client.
+    /// service has stored itself. Pass bytes from a client to [`Key::new`] instead: they could name a key in the scope
+    /// of another client.
     ///
     /// ```
     /// # use oncekey::Key;
@@ -136,8 +137,9 @@ impl Key {
         Ok(self.0)
     }
 
-    /// Reads a key as `Display` prints it: `/part/part` for a key [made of parts](Key::from_parts), else the text, with `%NN` for
-    /// a byte. For text of operators only. Pass the text of a client to [`Key::new`]: here it could name a key in another scope.
+    /// Reads a key as `Display` prints it: `/part/part` for a key [made of parts](Key::from_parts), else the text, with
+    /// `%NN` for a byte. For text of operators only. Pass the text of a client to [`Key::new`]: here it could name a
+    /// key in another scope.
     ///
     /// ```
     /// # use oncekey::Key;
@@ -208,8 +210,8 @@ impl Key {
 
 /// A type that names a key of a manager, a part of a key, or a scope: text, bytes, or a [`Key`].
 ///
-/// A handle with a [scope](crate::Manager::scoped) adds the scope to bytes, text and plain keys. A key made of parts is a
-/// whole key, as records report it, and must be in this scope.
+/// A handle with a [scope](crate::Manager::scoped) adds the scope to bytes, text and plain keys. A key made of parts is
+/// a whole key, as records report it, and must be in this scope.
 ///
 /// ```
 /// # use oncekey::{Engine, ErrorKind, Manager};
@@ -307,7 +309,8 @@ impl<const N: usize> IntoKey for [u8; N] {
 impl FromStr for Key {
     type Err = Error;
 
-    /// Creates a key of this text as [`Key::new`] does. Nothing is decoded: text from a client names no key made of parts.
+    /// Creates a key of this text as [`Key::new`] does. Nothing is decoded: text from a client names no key made of
+    /// parts.
     fn from_str(text: &str) -> Result<Self> {
         Self::new(text)
     }

@@ -152,9 +152,9 @@ impl EngineOptions {
         self
     }
 
-    /// Serves a socket in the directory of the store, for the command line and other tools of the same user while the store is
-    /// open. See [`LiveStore`](crate::admin::LiveStore). A temporary store and a [read-only](Self::read_only) engine have
-    /// none. Default: true.
+    /// Serves a socket in the directory of the store, for the command line and other tools of the same user while the
+    /// store is open. See [`LiveStore`](crate::admin::LiveStore). A temporary store and a [read-only](Self::read_only)
+    /// engine have none. Default: true.
     pub fn admin(mut self, served: bool) -> Self {
         self.admin = served;
         self
@@ -163,16 +163,16 @@ impl EngineOptions {
     /// Opens the store only to read it. The open and all calls write, create and rename nothing. So the store may be on
     /// a file system that is mounted read-only, and permission to read is enough. Default: false.
     ///
-    /// Records, rows, listings, statistics, [`verify`](crate::Engine::verify) and [`backup`](crate::Engine::backup) work,
-    /// and finished outcomes are replayed. Every call that would change something returns
+    /// Records, rows, listings, statistics, [`verify`](crate::Engine::verify) and [`backup`](crate::Engine::backup)
+    /// work, and finished outcomes are replayed. Every call that would change something returns
     /// [`ReadOnly`](crate::ErrorKind::ReadOnly) before it does anything, and before an operation runs. Commits that the
     /// last owner left in the journal are replayed into memory, at each such open again. Records whose owner died are
     /// interrupted.
     ///
-    /// A store on PostgreSQL is read in sessions that are read-only at the server, while other engines have it open. The
-    /// role needs only `USAGE` of the schema and `SELECT` on its tables. A record whose owner holds no lock any more is
-    /// shown as interrupted. That is not final before another engine has recorded it: an owner that has lost its session
-    /// may still come back.
+    /// A store on PostgreSQL is read in sessions that are read-only at the server, while other engines have it open.
+    /// The role needs only `USAGE` of the schema and `SELECT` on its tables. A record whose owner holds no lock any
+    /// more is shown as interrupted. That is not final before another engine has recorded it: an owner that has lost
+    /// its session may still come back.
     ///
     /// Several engines can read a directory at the same time. While one does, an open for writing returns
     /// [`StoreInUse`](crate::ErrorKind::StoreInUse). A read-only open returns it while the store is open for writing. A

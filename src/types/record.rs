@@ -135,8 +135,8 @@ pub(crate) struct StoredRecord {
     pub(crate) remember: u64,
     /// True if the record has expired and only its key is remembered, until `expires`.
     pub(crate) is_forgotten: bool,
-    /// True if the record was resolved, can be made interrupted again, and no caller has been given its outcome. Until then it
-    /// keeps its interruption, recovery point and checkpoint.
+    /// True if the record was resolved, can be made interrupted again, and no caller has been given its outcome. Until
+    /// then it keeps its interruption, recovery point and checkpoint.
     pub(crate) is_undoable: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) context: Context,
@@ -327,15 +327,15 @@ impl RecordInfo {
         self.0.status
     }
 
-    /// Returns the generation: a unique number that is larger for a later generation of the same key. Returns 0 inside the
-    /// transaction that creates the record: the commit gives the number.
+    /// Returns the generation: a unique number that is larger for a later generation of the same key. Returns 0 inside
+    /// the transaction that creates the record: the commit gives the number.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.0.stored.generation
     }
 
-    /// Returns the revision: a number that is larger for each later state of the record. Returns 0 inside the transaction
-    /// that made this state: the commit gives the number.
+    /// Returns the revision: a number that is larger for each later state of the record. Returns 0 inside the
+    /// transaction that made this state: the commit gives the number.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.0.stored.revision
@@ -366,8 +366,8 @@ impl RecordInfo {
         self.0.stored.schema
     }
 
-    /// Returns the reason of the interruption. For a record that is released or in progress, returns the reason of its last
-    /// interrupted attempt.
+    /// Returns the reason of the interruption. For a record that is released or in progress, returns the reason of its
+    /// last interrupted attempt.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {
         self.0.interruption
@@ -424,8 +424,8 @@ impl RecordInfo {
         self.0.expires_at
     }
 
-    /// Returns an id for one effect of this operation, 32 hexadecimal digits long. The id is the same in all attempts of
-    /// this generation, in all opens, and after an import into another store.
+    /// Returns an id for one effect of this operation, 32 hexadecimal digits long. The id is the same in all attempts
+    /// of this generation, in all opens, and after an import into another store.
     ///
     /// Pass it to the other system as an idempotency key. After an interruption, ask that system whether the effect has
     /// happened.

@@ -45,9 +45,9 @@ pub struct Stats {
     pub drops_not_recorded: u64,
     /// Records deleted after their expiry.
     pub expired: u64,
-    /// Errors of the background compaction. After [`Corrupt`](crate::ErrorKind::Corrupt) it continues without the damaged
-    /// records. After any other error it has stopped, and only [`compact_now`](crate::Engine::compact_now) deletes
-    /// expired records.
+    /// Errors of the background compaction. After [`Corrupt`](crate::ErrorKind::Corrupt) it continues without the
+    /// damaged records. After any other error it has stopped, and only [`compact_now`](crate::Engine::compact_now)
+    /// deletes expired records.
     pub compaction_failures: u64,
     /// The times from the begin of a claim to its ending, both durable. Dropped claims are not counted.
     pub cycles: Histogram,
@@ -87,7 +87,8 @@ impl Counter {
     }
 }
 
-/// A counter of all managers. With the feature `metrics`, it also increments the metric of this name and of the manager.
+/// A counter of all managers. With the feature `metrics`, it also increments the metric of this name and of the
+/// manager.
 #[derive(Debug)]
 pub(crate) struct ManagerCounter {
     value: AtomicU64,

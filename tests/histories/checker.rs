@@ -27,8 +27,8 @@ pub(crate) struct Call {
 /// The calls on one key between two opens of the store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Phase {
-    /// The hour of the open. `None` if several processes may have the store open, each of which joins the others: then the
-    /// time stood still meanwhile.
+    /// The hour of the open. `None` if several processes may have the store open, each of which joins the others: then
+    /// the time stood still meanwhile.
     pub(crate) opened: Option<Hour>,
     pub(crate) calls: Vec<Call>,
 }
@@ -48,8 +48,8 @@ impl fmt::Display for Phase {
 
 /// The state of an object between two calls: of a key, or of the table.
 pub(crate) trait Object: Copy + Debug + Default + Eq + Hash {
-    /// Returns the object after a call with this answer, or `None` if the call cannot have this answer now. A call without an
-    /// answer was cut off.
+    /// Returns the object after a call with this answer, or `None` if the call cannot have this answer now. A call
+    /// without an answer was cut off.
     fn step(self, by: Incarnation, op: &Op, answer: Option<&Answer>) -> Option<Self>;
 
     /// Returns the object after a change that may happen between two calls, if there is one.

@@ -25,7 +25,7 @@ const CALLS: u64 = 12;
 pub(crate) struct Plan {
     pub(crate) url: String,
     pub(crate) schema: String,
-    /// Where the lines go, and the locks of [`Still`] are.
+    /// The directory of the lines, and of the locks of [`Still`].
     pub(crate) dir: PathBuf,
     pub(crate) process: u8,
     pub(crate) seed: u64,

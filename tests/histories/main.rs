@@ -189,8 +189,8 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
     calls
 }
 
-/// A begin that is in flight when the close is called may commit after the close has returned, which counts its claim as alive.
-/// So the close takes effect at the latest when these begins are answered.
+/// A begin that is in flight when the close is called may commit after the close has returned, which counts its claim
+/// as alive. So the close takes effect at the latest when these begins are answered.
 fn after_claims_in_flight(calls: &mut [Call]) {
     let Some(closed) = calls.iter().find(|call| call.op == Op::Close).and_then(|call| call.answer) else { return };
     let in_flight = calls.iter().filter(|call| call.began < closed.0).filter_map(|call| call.answer);

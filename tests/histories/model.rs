@@ -66,7 +66,8 @@ pub(crate) enum Op {
     Rows(RowOp),
     /// Lets time pass, for all keys.
     Later(Hour),
-    /// The first step of a close, for all keys: from here on calls are refused. Claims may still end before the close counts them.
+    /// The first step of a close, for all keys: from here on calls are refused. Claims may still end before the close
+    /// counts them.
     Closing,
     /// Closes the engine, for all keys. A live claim keeps the store open, and can end.
     Close,
@@ -76,7 +77,8 @@ pub(crate) enum Op {
     Loses,
     /// The next incarnation of the process adopts the claims that nobody has declared dead.
     Adopts,
-    /// A process ends, and all of its locks are free. Whoever looks at one of its claims declares it dead.
+    /// A process ends, and all of its locks are free. The next process that reads one of its claims declares the claim
+    /// dead.
     Dies,
 }
 

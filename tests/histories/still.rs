@@ -1,5 +1,5 @@
-//! Moments at which no call runs. A commit reads the time and becomes visible a moment later. Only a test could let hours
-//! pass between these moments.
+//! Moments at which no call runs. A commit reads the time and becomes visible a moment later. Only a test could let
+//! hours pass between these moments.
 
 use std::fmt;
 use std::path::PathBuf;

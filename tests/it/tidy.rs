@@ -1,10 +1,12 @@
-//! Tests of the sources and documents: imports between modules, lengths of files and functions, and lists in the documents.
+//! Tests of the sources and documents: imports between modules, lengths of files and functions, and lists in the
+//! documents.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folders of `src`. A file imports only from its own folder and from those before it. `lib.rs` may import from all.
+/// The folders of `src`. A file imports only from its own folder and from those before it. `lib.rs` may import from
+/// all.
 const LAYERS: [&str; 9] = ["types", "sync", "store", "postgres", "protocol", "live", "api", "http", "cli"];
 
 /// The only modules that `sync` may import: it knows no keys, no records and no store.
@@ -178,7 +180,8 @@ fn files_and_functions_are_short() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Returns the first line and the length of each function. In formatted code, a body ends at the indentation of its `fn`.
+/// Returns the first line and the length of each function. In formatted code, a body ends at the indentation of its
+/// `fn`.
 fn functions(text: &str) -> Vec<(usize, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();

@@ -34,8 +34,8 @@ impl From<Error> for Failed {
     }
 }
 
-/// One transaction has read x. Another one then changes x, and a third one reads this x and no y. So the first one comes
-/// after the third one, and cannot write a y that depends on the old x.
+/// One transaction has read x. Another one then changes x, and a third one reads this x and no y. So the first one
+/// comes after the third one, and cannot write a y that depends on the old x.
 fn in_order(fails: bool) {
     let (schema, runs) = (new_schema(), AtomicU32::new(0));
     let (one, two) = (open(&schema), open(&schema));

@@ -159,8 +159,8 @@ impl Work {
     }
 }
 
-/// Runs something beside workers, until both are done. Returns what the workers have said, and the number of kills. `life`
-/// is the shortest life of a worker in milliseconds.
+/// Runs something beside workers, until both are done. Returns what the workers have said, and the number of kills.
+/// `life` is the shortest life of a worker in milliseconds.
 pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl FnOnce(&Work)) -> (Said, u64) {
     let kills = AtomicU64::new(0);
     std::thread::scope(|scope| {

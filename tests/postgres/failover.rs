@@ -1,4 +1,5 @@
-//! A standby takes over while workers run: what a synchronous one has is all that was answered. Its clock is a day ahead.
+//! A standby takes over while workers run: what a synchronous one has is all that was answered. Its clock is a day
+//! ahead.
 
 use std::time::{Duration, Instant};
 

@@ -53,7 +53,8 @@ fn a_lost_answer_is_found_out() {
     assert!(answers > 15, "{answers} answers were lost, one after the other");
 }
 
-/// A begin whose answer is lost, and that the server cannot be asked about by the deadline, blocks the key for no caller.
+/// A begin whose answer is lost, and that the server cannot be asked about by the deadline, blocks the key for no
+/// caller.
 #[test]
 fn a_begin_without_an_answer_is_given_back() {
     let (proxy, schema) = (Proxy::start(), new_schema());

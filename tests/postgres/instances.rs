@@ -20,7 +20,8 @@ fn number(name: &str, default: u32) -> u32 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Each of the heirs takes the key again and again, and releases it. Returns the times from a release to the next claim.
+/// Each of the heirs takes the key again and again, and releases it. Returns the times from a release to the next
+/// claim.
 fn hand_over(engines: &[Engine], heirs: usize, releases: u32) -> Vec<Duration> {
     let (running, claims) = (AtomicU32::new(0), AtomicU32::new(0));
     let times: Mutex<(Option<Instant>, Vec<Duration>)> = Mutex::default();
@@ -103,7 +104,7 @@ fn a_notification_hands_a_key_over_sooner() {
 
 const URL: &str = "ONCEKEY_PAUSED_URL";
 
-/// Not a test: an owner that is paused. It ends its claim when it is told to.
+/// Not a test but a process of one: an owner that is paused. It ends its claim after a line on its standard input.
 #[test]
 #[ignore = "a process of another test"]
 fn owner() {
@@ -144,8 +145,8 @@ impl Owner {
     }
 }
 
-/// Its kernel answers the keepalives of the server, which end after 11 s without an answer. `ONCEKEY_PAUSE` is the number
-/// of seconds.
+/// Its kernel answers the keepalives of the server, which end after 11 s without an answer. `ONCEKEY_PAUSE` is the
+/// number of seconds.
 #[test]
 fn a_paused_owner_keeps_its_claim() {
     let pause = Duration::from_secs(number("ONCEKEY_PAUSE", 14).into());

@@ -1,5 +1,5 @@
-//! Tests of stores on PostgreSQL that have no equal on the embedded store: several engines and processes, lost sessions,
-//! and servers that cannot hold a store. `tests/it` tests the rest on both.
+//! Tests of stores on PostgreSQL that have no equal on the embedded store: several engines and processes, lost
+//! sessions, and servers that cannot hold a store. `tests/it` tests the rest on both.
 #![cfg(all(feature = "postgres", unix))]
 #![allow(
     clippy::unwrap_used,

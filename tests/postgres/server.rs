@@ -120,7 +120,7 @@ impl Server {
     }
 }
 
-/// What is special about a server.
+/// The ways in which a server differs from the default.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Setup<'a> {
     /// For its command line.

@@ -12,13 +12,13 @@ use crate::types::error::Result;
 use crate::types::options::EngineOptions;
 
 impl EngineOptions {
-    /// Copies the store in the directory `from` into the [`schema`](Self::schema) of a database, which must have no tables,
-    /// or only empty ones.
+    /// Copies the store in the directory `from` into the [`schema`](Self::schema) of a database, which must have no
+    /// tables, or only empty ones.
     ///
     /// The new store has the same id, generations, revisions, tokens and times, so effect ids stay the same and TTLs
-    /// continue. It has every record, row and undo information. Records that were in progress are interrupted, as by the next
-    /// open of the directory. `from` is not changed; do not open it for a service again. `progress` is called with the
-    /// number of keys that are read, and the number of all.
+    /// continue. It has every record, row and undo information. Records that were in progress are interrupted, as by
+    /// the next open of the directory. `from` is not changed; do not open it for a service again. `progress` is called
+    /// with the number of keys that are read, and the number of all.
     ///
     /// Everything is one transaction: after an error, or if the process is killed, there is no store.
     ///
@@ -32,9 +32,9 @@ impl EngineOptions {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if a process has `from` open, or if an engine has the empty store in the database open; `NotFound` if there is no store;
-    /// `InvalidOptions` if the schema has records or rows; `Unsettled` if the server is lost during the commit: a retry
-    /// finds out; otherwise as [`open`](Self::open) and [`connect`](Self::connect).
+    /// `StoreInUse` if a process has `from` open, or if an engine has the empty store in the database open; `NotFound`
+    /// if there is no store; `InvalidOptions` if the schema has records or rows; `Unsettled` if the server is lost
+    /// during the commit: a retry finds out; otherwise as [`open`](Self::open) and [`connect`](Self::connect).
     pub fn migrate_to_postgres(
         &self,
         from: impl AsRef<Path>,
@@ -65,8 +65,8 @@ impl EngineOptions {
         Protocol::migrate_to_postgres(from.as_ref(), &Server::new(config, tls, false), self, &mut progress)
     }
 
-    /// Copies the store in the [`schema`](Self::schema) of a database into the directory `into`, which must be empty or not
-    /// exist. The new store has the same contents, and a failure leaves the same, as with
+    /// Copies the store in the [`schema`](Self::schema) of a database into the directory `into`, which must be empty or
+    /// not exist. The new store has the same contents, and a failure leaves the same, as with
     /// [`migrate_to_postgres`](Self::migrate_to_postgres).
     ///
     /// No engine may have the store open. While it is copied, none can open it or change it.

@@ -64,8 +64,8 @@ impl<'a, T, E, X> Stages<'a, T, E, X> {
         Self { stages: BTreeMap::new(), nothing_happened: None }
     }
 
-    /// Sets the stage for a recovery point. The first recovery point is [`STARTED`](crate::stage::STARTED). A second stage for
-    /// the same point replaces the first.
+    /// Sets the stage for a recovery point. The first recovery point is [`STARTED`](crate::stage::STARTED). A second
+    /// stage for the same point replaces the first.
     pub fn stage(
         mut self,
         point: impl Into<String>,
@@ -263,8 +263,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     }
 }
 
-/// Returns the status of the record after a failed stage. If the ending was refused, the drop of the claim interrupts the
-/// record.
+/// Returns the status of the record after a failed stage. If the ending was refused, the drop of the claim interrupts
+/// the record.
 fn status<C>(ended: Result<RecordInfo, EndError<C>>) -> Status {
     ended.map_or(Status::Interrupted, |info| info.status())
 }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::{Finding, SERVICE_USER, damaged};
 use crate::cli::out::{quoted, size};
 
-/// With less free space than this, commits will soon return `Full`: an open needs some 10 MiB, and a flush or a merge as
-/// much as it writes.
+/// With less free space than this, commits will soon return `Full`: an open needs some 10 MiB, and a flush or a merge
+/// as much as it writes.
 const LITTLE_SPACE: u64 = 64 << 20;
 
 /// Returns the exit status and the finding if the directory is not a store, or if a part of the store is missing.
@@ -185,7 +185,8 @@ fn holders(locks: &str, inode: u64, lock: Lock) -> Vec<u32> {
         Lock::Write => "WRITE",
         Lock::Read => "READ",
     };
-    // 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1048582 0 EOF. A process that waits for the lock has an arrow before the kind.
+    // 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1048582 0 EOF. A process that waits for the lock has an arrow before the
+    // kind.
     let holder = |line: &str| {
         let mut words = line.split_whitespace().skip(1);
         let is_held = words.next() == Some("FLOCK") && words.nth(1) == Some(kind);

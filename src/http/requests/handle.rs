@@ -15,12 +15,12 @@ use crate::types::key::Key;
 use crate::types::options::{CallOptions, OnError};
 
 impl Requests {
-    /// Answers an HTTP request: runs the operation once for its `Idempotency-Key`, and replays the stored response to every
-    /// retry. Works with any server that handles requests in threads.
+    /// Answers an HTTP request: runs the operation once for its `Idempotency-Key`, and replays the stored response to
+    /// every retry. Works with any server that handles requests in threads.
     ///
     /// These are the defaults; [`HandleOptions`] change them. Requests with the method `GET`, `HEAD` or `OPTIONS` pass
-    /// through: they need no key, they run each time, and nothing is stored. The call never waits for another owner of the
-    /// key.
+    /// through: they need no key, they run each time, and nothing is stored. The call never waits for another owner of
+    /// the key.
     ///
     /// | the key | the answer |
     /// |---|---|
@@ -33,12 +33,13 @@ impl Requests {
     /// | was interrupted, and is held | 409 |
     /// | was released less than [`retry_pause`](crate::ManagerOptions::retry_pause) ago | 503 with `Retry-After` |
     ///
-    /// From the third row on, and for faults of the engine, the answer is a [`Problem`], which is also in the response's
-    /// extensions. For a fault, the extensions also contain the [`Error`], for the log. The client does not see the error.
+    /// From the third row on, and for faults of the engine, the answer is a [`Problem`], which is also in the
+    /// response's extensions. For a fault, the extensions also contain the [`Error`], for the log. The client does not
+    /// see the error.
     ///
-    /// An interrupted record is held, unless the manager's options say otherwise. A panic of the operation unwinds through
-    /// this call. The record's context has the method and the path. With [`keep_params`](Requests::keep_params) it also has
-    /// the query, as the `String` `params`. The body of the request is never stored.
+    /// An interrupted record is held, unless the manager's options say otherwise. A panic of the operation unwinds
+    /// through this call. The record's context has the method and the path. With [`keep_params`](Requests::keep_params)
+    /// it also has the query, as the `String` `params`. The body of the request is never stored.
     ///
     /// ```
     /// use http::StatusCode;
@@ -150,7 +151,8 @@ impl Requests {
         Err(Error::new(ErrorKind::TooLarge, message))
     }
 
-    /// Returns the key of a request and the options to execute it. Returns `None` if the request has no key and needs none.
+    /// Returns the key of a request and the options to execute it. Returns `None` if the request has no key and needs
+    /// none.
     fn asked<B: AsRef<[u8]>>(
         &self,
         request: &http::Request<B>,

@@ -89,8 +89,8 @@ impl HandleOptions {
         self
     }
 
-    /// Sets whether a request without a key gets 400. Default: true. If false, such a request runs each time and nothing is
-    /// stored, as for [`without_key`](Self::without_key).
+    /// Sets whether a request without a key gets 400. Default: true. If false, such a request runs each time and
+    /// nothing is stored, as for [`without_key`](Self::without_key).
     pub fn key_required(mut self, required: bool) -> Self {
         self.key_required = required;
         self
@@ -102,28 +102,30 @@ impl HandleOptions {
         self
     }
 
-    /// Sets the rule that decides whether two requests with one key are the same. A different request gets 422. Default:
+    /// Sets the rule that decides whether two requests with one key are the same. A different request gets 422.
+    /// Default:
     /// [`SameRequest::by_bytes`].
     pub fn same_request(mut self, rule: SameRequest) -> Self {
         self.same = rule;
         self
     }
 
-    /// Also accepts a record that was stored under this older rule, if the rule says that it belongs to the same request.
-    /// Call it once for each older rule, newest first. Default: none.
+    /// Also accepts a record that was stored under this older rule, if the rule says that it belongs to the same
+    /// request. Call it once for each older rule, newest first. Default: none.
     ///
-    /// With it, a deploy that changes [`same_request`](Self::same_request) does not turn retries into mismatches. Remove
-    /// the older rule when the records stored under it have expired.
+    /// With it, a deploy that changes [`same_request`](Self::same_request) does not turn retries into mismatches.
+    /// Remove the older rule when the records stored under it have expired.
     pub fn or_older_rule(mut self, rule: SameRequest) -> Self {
         self.older.push(rule);
         self
     }
 
     /// Sets the methods whose requests pass through: with or without a key, they run each time and nothing is stored.
-    /// Replaces the list. Default: `GET`, `HEAD` and `OPTIONS`. Add `PUT` and `DELETE` where running twice does no harm.
+    /// Replaces the list. Default: `GET`, `HEAD` and `OPTIONS`. Add `PUT` and `DELETE` where running twice does no
+    /// harm.
     ///
-    /// The operation gets a claim without a record: its token is 0, its [`effect_id`](crate::Claim::effect_id) differs in
-    /// each run, and its stages return `ClaimLost`.
+    /// The operation gets a claim without a record: its token is 0, its [`effect_id`](crate::Claim::effect_id) differs
+    /// in each run, and its stages return `ClaimLost`.
     ///
     /// ```
     /// use http::{Method, StatusCode};
@@ -151,8 +153,8 @@ impl HandleOptions {
         self
     }
 
-    /// Sets the headers that are neither stored nor replayed. The first client still gets them. Replaces the list. Default:
-    /// `Date`, `Set-Cookie` and `WWW-Authenticate`.
+    /// Sets the headers that are neither stored nor replayed. The first client still gets them. Replaces the list.
+    /// Default: `Date`, `Set-Cookie` and `WWW-Authenticate`.
     ///
     /// Some headers are never stored or replayed, whatever the list:
     ///
@@ -161,8 +163,8 @@ impl HandleOptions {
     /// - `Content-Length`, which the server sets
     /// - `Idempotent-Replayed`, if an upstream has set it
     ///
-    /// For the response of a [`work_stage`](crate::Claim::work_stage), the list of [`Response::not_stored`] decides what is
-    /// stored. Its replays leave out the headers of this list too.
+    /// For the response of a [`work_stage`](crate::Claim::work_stage), the list of [`Response::not_stored`] decides
+    /// what is stored. Its replays leave out the headers of this list too.
     pub fn not_replayed(mut self, names: impl IntoIterator<Item = HeaderName>) -> Self {
         self.not_replayed = names.into_iter().collect();
         self
@@ -172,9 +174,10 @@ impl HandleOptions {
     /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes), a request gets 500 `response_too_large` and the
     /// operation does not run. Default: 0, no check.
     ///
-    /// A response that turns out too large is sent to the first client in any case, and stored without its body. Replays
-    /// have its status, its headers except those that describe the body, and the header `Idempotent-Body-Omitted` with the
-    /// size of the body in bytes. The extensions of the first response contain the [`Error`](crate::Error), for the log.
+    /// A response that turns out too large is sent to the first client in any case, and stored without its body.
+    /// Replays have its status, its headers except those that describe the body, and the header
+    /// `Idempotent-Body-Omitted` with the size of the body in bytes. The extensions of the first response contain the
+    /// [`Error`](crate::Error), for the log.
     pub fn response_bytes(mut self, bytes: usize) -> Self {
         self.response_bytes = bytes;
         self

@@ -83,8 +83,8 @@ pub struct NewRequest {
 }
 
 impl NewRequest {
-    /// Creates a request with this method and path. The call that takes the request checks both. The parameters are `()`
-    /// until [`params`](Self::params) sets others.
+    /// Creates a request with this method and path. The call that takes the request checks both. The parameters are
+    /// `()` until [`params`](Self::params) sets others.
     pub fn new(method: impl AsRef<str>, path: impl AsRef<str>) -> Self {
         let (method, path) = (method.as_ref().to_owned(), path.as_ref().to_owned());
         Self { method, path, key: None, wait: None, content: None }
@@ -96,8 +96,8 @@ impl NewRequest {
         self
     }
 
-    /// Sets the parameters. Only their fingerprint is stored, unless [`keep_params`](crate::http::Requests::keep_params) is
-    /// set.
+    /// Sets the parameters. Only their fingerprint is stored, unless
+    /// [`keep_params`](crate::http::Requests::keep_params) is set.
     ///
     /// # Errors
     ///
@@ -107,8 +107,9 @@ impl NewRequest {
         Ok(self)
     }
 
-    /// Sets how long [`begin`](crate::http::Requests::begin) and [`drive_new`](crate::http::Requests::drive_new) wait for
-    /// another owner. Default: zero for `begin`, 2 s for `drive_new`; [`HandleOptions::wait`] if the request comes from
+    /// Sets how long [`begin`](crate::http::Requests::begin) and [`drive_new`](crate::http::Requests::drive_new) wait
+    /// for another owner. Default: zero for `begin`, 2 s for `drive_new`; [`HandleOptions::wait`] if the request comes
+    /// from
     /// [`Requests::read`](crate::http::Requests::read).
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = Some(timeout);

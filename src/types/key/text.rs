@@ -1,9 +1,9 @@
 //! The text form of keys: a key is printed in the form in which it can be typed.
 //!
-//! A key made of parts is its parts, each after a `/`. Any other key is its text. `%NN` stands for a byte that is written as two
-//! hexadecimal digits: `%`, blanks, quotes, the backslash, invisible characters, bytes that are not UTF-8, a `/` inside a part, and
-//! a `/` or `-` at the beginning of another key. So the text is one word for `xargs`, no option of a command, and each text names
-//! one key.
+//! A key made of parts is its parts, each after a `/`. Any other key is its text. `%NN` stands for a byte that is
+//! written as two hexadecimal digits: `%`, blanks, quotes, the backslash, invisible characters, bytes that are not
+//! UTF-8, a `/` inside a part, and a `/` or `-` at the beginning of another key. So the text is one word for `xargs`,
+//! no option of a command, and each text names one key.
 
 use super::{Key, split};
 use crate::types::error::{Error, ErrorKind, Result};
@@ -50,7 +50,8 @@ fn is_shown(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_graphic() && !matches!(c, '%' | '\\' | '"' | '\'');
     }
-    // `str::escape_debug` escapes invisible characters, and combining marks only at the start of a text. So put a letter first.
+    // `str::escape_debug` escapes invisible characters, and combining marks only at the start of a text. So put a
+    // letter first.
     let mut letters = [b'a', 0, 0, 0, 0];
     let end = letters.get_mut(1..).map_or(1, |rest| 1 + c.encode_utf8(rest).len());
     let text = letters.get(..end).and_then(|letters| std::str::from_utf8(letters).ok());

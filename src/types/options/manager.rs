@@ -80,9 +80,9 @@ impl ManagerOptions {
     /// Sets how long a released record is kept, counted from its release or from its creation by `Requests::create`.
     /// Default: 24 h.
     ///
-    /// A released record that holds progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer. A
-    /// record holds progress if an attempt asked for an effect id, committed a stage, or was interrupted and resumed. A
-    /// recovery point or checkpoint set by a patch is progress too.
+    /// A released record that holds progress is kept for [`interrupted_ttl`](Self::interrupted_ttl) if that is longer.
+    /// A record holds progress if an attempt asked for an effect id, committed a stage, or was interrupted and resumed.
+    /// A recovery point or checkpoint set by a patch is progress too.
     pub fn released_ttl(mut self, ttl: Duration) -> Self {
         self.released_ttl = ttl;
         self

@@ -8,12 +8,13 @@ impl ManagerOptions {
     /// Sets how long the key of an outcome is remembered after the outcome has expired. Default: 0, which lets a retry
     /// after the TTL run the operation again.
     ///
-    /// While a key is remembered, such a retry gets the error [`Expired`](crate::ErrorKind::Expired) (HTTP 410 `expired`),
-    /// and nothing runs. For all other calls the record is absent.
+    /// While a key is remembered, such a retry gets the error [`Expired`](crate::ErrorKind::Expired) (HTTP 410
+    /// `expired`), and nothing runs. For all other calls the record is absent.
     ///
-    /// The time is fixed when a generation starts. The outcome, the context and the fingerprint are deleted when the record
-    /// has expired; about 200 bytes and the key stay. Without a fingerprint, every request with the key gets the error,
-    /// even a different one. [`Manager::forget`](crate::Manager::forget), [`Manager::remove`](crate::Manager::remove) and
+    /// The time is fixed when a generation starts. The outcome, the context and the fingerprint are deleted when the
+    /// record has expired; about 200 bytes and the key stay. Without a fingerprint, every request with the key gets the
+    /// error, even a different one. [`Manager::forget`](crate::Manager::forget),
+    /// [`Manager::remove`](crate::Manager::remove) and
     /// [`Manager::erase`](crate::Manager::erase) forget the key at once. Exports do not contain remembered keys.
     ///
     /// ```
