@@ -16,10 +16,18 @@ use crate::read_only::{everything, is_root};
 /// Exit status, the words of the findings, the text for people, and the suggested commands.
 type Examined = (u8, Vec<String>, String, Vec<String>);
 
-/// Examines a directory for machines and for people, and checks that both agree and that nothing was changed.
+/// Examines a directory that nobody writes to, and checks that nothing was changed.
 #[track_caller]
 fn examined(path: &Path) -> Examined {
     let before = path.exists().then(|| everything(path));
+    let examined = examined_in_use(path);
+    assert!(before.is_none_or(|before| before == everything(path)), "{:?}", examined.1);
+    examined
+}
+
+/// Examines a directory for machines and for people, and checks that both agree.
+#[track_caller]
+fn examined_in_use(path: &Path) -> Examined {
     let name = path.to_str().unwrap();
     let (status, out, err) = oncekey(&["doctor", name, "--json"]);
     assert_eq!(err, "", "{out}");
@@ -40,16 +48,20 @@ fn examined(path: &Path) -> Examined {
         words.push(found["what"].as_str().unwrap().to_owned());
         commands.extend(found["command"].as_str().map(str::to_owned));
     }
-    assert!(before.is_none_or(|before| before == everything(path)), "{words:?}");
     (status, words, shown, commands)
+}
+
+/// Returns the text for people if one thing is wrong.
+#[track_caller]
+fn alone((found, words, shown, _): Examined, status: u8, what: &str) -> String {
+    assert_eq!((found, words), (status, vec![what.to_owned()]), "{shown}");
+    shown
 }
 
 /// Examines a directory in which one thing is wrong, and returns the text for people.
 #[track_caller]
 fn only(path: &Path, status: u8, what: &str) -> String {
-    let (found, words, shown, _) = examined(path);
-    assert_eq!((found, words), (status, vec![what.to_owned()]), "{shown}");
-    shown
+    alone(examined(path), status, what)
 }
 
 fn fill(engine: &Engine) {
@@ -102,23 +114,23 @@ fn a_store_in_use_names_its_process_and_is_asked() {
     fill(&engine);
     let me = format!("process {} (", std::process::id());
     let names_me = |shown: &str| fs::metadata("/proc/locks").is_err() || shown.contains(&me);
-    let (status, words, shown, _) = examined(dir.path());
+    let (status, words, shown, _) = examined_in_use(dir.path());
     assert_eq!((status, words), (0, ["in-use", "sound"].map(str::to_owned).to_vec()), "{shown}");
     assert!(names_me(&shown) && shown.contains("which answers") && shown.contains("20 records"), "{shown}");
     // Also if its lock file was deleted.
     fs::remove_file(dir.path().join("LOCK")).unwrap();
-    let (_, _, shown, _) = examined(dir.path());
+    let (_, _, shown, _) = examined_in_use(dir.path());
     assert!(names_me(&shown), "{shown}");
     engine.close().unwrap();
 
     let engine = Engine::options().admin(false).open(dir.path()).unwrap();
-    let shown = only(dir.path(), 3, "in-use");
+    let shown = alone(examined_in_use(dir.path()), 3, "in-use");
     assert!(names_me(&shown) && shown.contains("no process answers at"), "{shown}");
 
     // Its owner hangs up instead of an answer.
     let socket = std::os::unix::net::UnixListener::bind(dir.path().join("SOCKET")).unwrap();
     let owner = std::thread::spawn(move || (0..3).for_each(|_| drop(socket.accept().unwrap())));
-    let shown = only(dir.path(), 3, "in-use");
+    let shown = alone(examined_in_use(dir.path()), 3, "in-use");
     assert!(names_me(&shown) && shown.contains("SOCKET"), "{shown}");
     let (status, _, err) = oncekey(&["stats", dir.path().to_str().unwrap()]);
     assert!(status == 3 && err.contains("does not answer") && err.contains("`oncekey doctor` names"), "{status} {err}");
