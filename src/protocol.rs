@@ -311,19 +311,24 @@ impl Protocol {
 
     /// Checks that the action is allowed now. Records a pending drop of this key, and waits for transactions.
     fn prepare(&self, id: &RecordId, action: &Action<'_>) -> Result<()> {
-        match action {
-            // A claim may end after a close: the store stays open while a claim is alive.
-            Action::End { .. } => self.check_outside()?,
-            // An operator may revoke a claim also after a close, so that the store can close.
-            Action::Revoke { .. } => self.check_owned()?,
-            _ => self.check()?,
-        }
+        self.check_allowed(action)?;
         self.record_drop_of(id);
         // Endings never wait for the locks of transactions.
         if priority_of(action, WaitFor::Sync) == Priority::User {
             self.yield_to(&id.at);
         }
         Ok(())
+    }
+
+    fn check_allowed(&self, action: &Action<'_>) -> Result<()> {
+        match action {
+            // A claim may end after a close: the store stays open while a claim is alive. The call that gives an outcome
+            // makes its own check.
+            Action::End { .. } | Action::Give => self.check_outside(),
+            // An operator may revoke a claim also after a close, so that the store can close.
+            Action::Revoke { .. } => self.check_owned(),
+            _ => self.check(),
+        }
     }
 
     /// Changes a record as [`change`](Self::change) does, without recording a pending drop of this key first and
@@ -341,6 +346,10 @@ impl Protocol {
                 Some(guess) => guess,
                 None => self.store.look(&id.at, Load::All, wait_for == WaitFor::Sync)?,
             };
+            if wait_for == WaitFor::Sync {
+                // Again after the read, which may show what a claim has done after a close.
+                self.check_allowed(action)?;
+            }
             let before = read.record().map(|stored| stored.status(&now));
             let content = match decide(read.record().map(Arc::as_ref), action, &now) {
                 Decision::Write(stored) => Some(Content::Record(stored)),
@@ -446,6 +455,15 @@ impl Protocol {
             waits: self.waits.read(),
             ..self.store.stats()
         }
+    }
+
+    /// Reads from an engine that is open before and after. After a close, claims may still change what is read, but for
+    /// other callers nothing happens after it.
+    fn while_open<R>(&self, read: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.check()?;
+        let read = read()?;
+        self.check()?;
+        Ok(read)
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -153,6 +153,12 @@ impl Store {
         self.inner.read(key, load)
     }
 
+    /// Returns the version of a key, for a commit that must follow no other change from now on.
+    pub(crate) fn version(&self, key: &StoreKey) -> Result<ReadVersion> {
+        self.inner.check()?;
+        Ok(self.inner.versions.look(self.inner.shared.memtable.hash(key.bytes())))
+    }
+
     /// Commits all changes or none. Returns `None` if something that was read has changed. The caller waits for the
     /// ticket.
     pub(crate) fn commit<'a, C: AsMut<[Change]>>(

@@ -287,8 +287,8 @@ pub(crate) fn run<R, X: From<Error>>(
 ) -> Result<(R, Vec<RecordInfo>), X> {
     let fence = setting.fence;
     // A claim may run stages after a close of the engine.
-    let checked = if fence.is_some() { protocol.check_outside() } else { protocol.check() };
-    checked.map_err(|error| setting.fault(error))?;
+    let check = || if fence.is_some() { protocol.check_outside() } else { protocol.check() };
+    check().map_err(|error| setting.fault(error))?;
     protocol.record_drops();
     let (mut taken, mut met) = (protocol.no_locks(), LockSet::default());
     let met_before = error::met();
@@ -312,6 +312,11 @@ pub(crate) fn run<R, X: From<Error>>(
         if ran.is_ok() {
             taken.yield_to(&written, &containers);
         }
+        let ran = match ran {
+            Err(Stop::Panicked(_)) => ran,
+            // Again after the reads, which may show what a claim has done after a close.
+            ran => check().map_err(Stop::Fault).and(ran),
+        };
         let ended = end(protocol, fence, &mut workspace, ran);
         let Some(ended) = ended else {
             protocol.rerun();

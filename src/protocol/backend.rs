@@ -95,6 +95,15 @@ impl Backend {
         }
     }
 
+    /// Returns the version of a key for a commit, if that needs no read of the key.
+    pub(super) fn version(&self, key: &StoreKey) -> Result<Option<ReadVersion>> {
+        match self {
+            Self::Local(store) => store.version(key).map(Some),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => Ok(None),
+        }
+    }
+
     /// Returns the content of a key.
     pub(super) fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
         match self {

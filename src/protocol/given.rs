@@ -48,8 +48,7 @@ impl Protocol {
 
     /// Returns the record as [`get`](Self::get) does, for an operator.
     pub(crate) fn peek(&self, id: &RecordId, load: Load) -> Result<Option<RecordInfo>> {
-        self.check()?;
-        self.read_durable(id, load)
+        self.while_open(|| self.read_durable(id, load))
     }
 
     /// Returns the record as [`peek`](Self::peek) does, for the operator of a store that may be closed, and has live

@@ -47,8 +47,7 @@ impl Protocol {
     /// Returns the records of the next `limit` keys, and the rest of the listing. A batch may have fewer records than
     /// keys, because a key may have lost its record.
     pub(crate) fn list(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordInfo>, Option<ListRange>)> {
-        self.check()?;
-        self.inspect_all(range, limit)
+        self.while_open(|| self.inspect_all(range, limit))
     }
 
     /// Returns records as [`list`](Self::list) does, for the operator of a store that may be closed, and has live
@@ -82,8 +81,8 @@ impl Protocol {
 
     /// Returns keys as [`list`](Self::list) does, without reading the records. Some keys may have no record.
     pub(crate) fn list_keys(&self, range: &ListRange, limit: usize) -> Result<(Vec<RecordId>, Option<ListRange>)> {
-        self.check()?;
-        let (keys, next) = self.store.keys(range.index, &range.from, range.end.as_ref(), limit)?;
+        let keys = || self.store.keys(range.index, &range.from, range.end.as_ref(), limit);
+        let (keys, next) = self.while_open(keys)?;
         Ok((keys.into_iter().filter_map(RecordId::from_store).collect(), range.rest(next)))
     }
 }

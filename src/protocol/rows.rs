@@ -1,6 +1,7 @@
 //! Rows of the user's tables: single rows, and scans in key order.
 
 use std::ops::{Bound, RangeBounds};
+use std::slice;
 
 use super::{Protocol, Scan};
 use crate::store::{Change, Content, Index, Load, Priority, StoreKey};
@@ -80,33 +81,41 @@ impl Protocol {
 
     /// Returns the current content of a row, after it is durable.
     pub(crate) fn get_row(&self, at: &StoreKey) -> Result<Option<Value>> {
-        self.check()?;
-        let read = self.store.read(at, Load::All)?;
-        self.store.wait(read.ticket)?;
-        Ok(read.content.and_then(Content::into_row))
+        self.while_open(|| {
+            let read = self.store.read(at, Load::All)?;
+            self.store.wait(read.ticket)?;
+            Ok(read.content.and_then(Content::into_row))
+        })
     }
 
     /// Commits one row, whatever it was before.
-    pub(crate) fn put_row(&self, change: Change) -> Result<()> {
+    pub(crate) fn put_row(&self, mut change: Change) -> Result<()> {
         self.check()?;
         self.yield_to(&change.key);
-        let committed = self.store.commit([change], &[], Priority::User)?;
-        // `None` means a conflict, which cannot happen here: nothing was read.
-        committed.map_or(Ok(()), |committed| self.store.wait(committed.ticket))
+        loop {
+            // A claim may write the row after a close, and this write must not follow it.
+            let seen = self.store.version(&change.key)?;
+            self.check()?;
+            if let Some(committed) = self.store.commit(slice::from_mut(&mut change), seen.as_slice(), Priority::User)? {
+                return self.store.wait(committed.ticket);
+            }
+        }
     }
 
     /// Returns the rows in the next `limit` keys, and the rest of the scan.
     pub(crate) fn rows(&self, range: &RowRange, limit: usize) -> Result<(Rows, Option<RowRange>)> {
         let (keys, next) = self.row_keys(range, limit)?;
-        let (mut rows, mut newest) = (Vec::new(), None);
-        for at in keys {
-            let read = self.store.read(&at, Load::All)?;
-            newest = newest.max(Some(read.ticket));
-            let key = at.split().map(|(_, key)| Value::from(key));
-            rows.extend(key.zip(read.content.and_then(Content::into_row)));
-        }
-        newest.map_or(Ok(()), |newest| self.store.wait(newest))?;
-        Ok((rows, next))
+        self.while_open(|| {
+            let (mut rows, mut newest) = (Vec::new(), None);
+            for at in keys {
+                let read = self.store.read(&at, Load::All)?;
+                newest = newest.max(Some(read.ticket));
+                let key = at.split().map(|(_, key)| Value::from(key));
+                rows.extend(key.zip(read.content.and_then(Content::into_row)));
+            }
+            newest.map_or(Ok(()), |newest| self.store.wait(newest))?;
+            Ok((rows, next))
+        })
     }
 
     /// Returns the names of the tables that have a row.
@@ -131,8 +140,8 @@ impl Protocol {
 
     /// Returns keys as [`rows`](Self::rows) does, without reading the values. Some keys may have no row.
     pub(crate) fn row_keys(&self, range: &RowRange, limit: usize) -> Result<(Vec<StoreKey>, Option<RowRange>)> {
-        self.check()?;
-        let (keys, next) = self.store.keys(Index::All, &range.from, range.end.as_ref(), limit)?;
+        let keys = || self.store.keys(Index::All, &range.from, range.end.as_ref(), limit);
+        let (keys, next) = self.while_open(keys)?;
         Ok((keys, next.map(|from| RowRange { from, end: range.end.clone() })))
     }
 }
