@@ -184,6 +184,10 @@ impl<'a> Caller<'a> {
         say(Line::Call { thread, key, op });
         let answer = self.answer(key, op, claim);
         say(answer.map_or(Line::Closed { thread }, |answer| Line::Answer { thread, answer }));
+        if let Some(Answer::Initiated { token }) = answer {
+            // After the line: else a kill in between leaves an ending by a token that no answer has given.
+            self.world.tokens.lock().unwrap().entry(key).or_default().push(token);
+        }
         answer.is_some()
     }
 
@@ -274,12 +278,7 @@ impl<'a> Caller<'a> {
         let patience = Duration::from_micros(self.rng.below(longest));
         let name = self.world.keys.get(key).map_or("", String::as_str);
         match ask(ops, (key, name), op, claim, patience, &mut self.held) {
-            Ok(answer) => {
-                if let Answer::Initiated { token } = answer {
-                    self.world.tokens.lock().unwrap().entry(key).or_default().push(token);
-                }
-                Some(answer)
-            }
+            Ok(answer) => Some(answer),
             Err(error) if error.kind() == ErrorKind::Closed => None,
             Err(error) => panic!("{op:?}: {error}"),
         }

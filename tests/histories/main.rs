@@ -258,15 +258,15 @@ fn calls_are_linearizable_across_kills_and_reopens() {
 
 #[test]
 fn every_seeded_fault_is_detected() {
-    within(LATE * 3, || {
-        for fault in Fault::ALL {
-            let found = (1..=200).find(|nth| {
+    for fault in Fault::ALL {
+        let found = within(LATE * 3, move || {
+            (1..=200).find(|nth| {
                 let dir = directory(*nth);
                 let lines = history(&dir.path().join("store"), &mut Rng::new(*nth), fault);
                 fault_of(&lines).is_some()
-            });
-            println!("{fault:?}: found in history {found:?}");
-            assert!(found.is_some(), "{fault:?} was not found");
-        }
-    });
+            })
+        });
+        println!("{fault:?}: found in history {found:?}");
+        assert!(found.is_some(), "{fault:?} was not found");
+    }
 }

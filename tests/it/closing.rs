@@ -220,8 +220,8 @@ fn after_close_returns_the_directory_is_free() {
 /// The same without a second open.
 #[test]
 fn a_second_close_waits_for_the_first() {
-    within(LATE, || {
-        for round in 0..20 {
+    for round in 0..20 {
+        within(LATE, move || {
             let dir = tempfile::tempdir().unwrap();
             let engine = Engine::open(dir.path()).unwrap();
             let ops: Ops = engine.manager("ops").unwrap();
@@ -237,28 +237,30 @@ fn a_second_close_waits_for_the_first() {
                 }
                 first.join().unwrap().unwrap();
             });
-        }
-    });
+        });
+    }
 }
 
 /// The entries that an open and a close write by themselves must not make the next open fail.
 #[test]
 fn a_store_can_be_opened_and_closed_many_times() {
-    within(LATE, || {
-        for seed in 0..4 {
-            let (dir, mut rng) = (tempfile::tempdir().unwrap(), Rng::new(seed));
-            for round in 0..20 {
-                let engine = Engine::open(dir.path()).unwrap_or_else(|error| panic!("open {round}: {error}"));
+    for seed in 0..4 {
+        let (dir, mut rng) = (tempfile::tempdir().unwrap(), Rng::new(seed));
+        for round in 0..20 {
+            let path = dir.path().to_owned();
+            // Nothing is done with the first store between open and close.
+            let operations = rng.below(seed + 1);
+            within(LATE, move || {
+                let engine = Engine::open(path).unwrap_or_else(|error| panic!("open {round}: {error}"));
                 assert!(engine.opened().clean);
                 let ops: Ops = engine.manager("ops").unwrap();
-                // Nothing is done with the first store between open and close.
-                for n in 0..rng.below(seed + 1) {
+                for n in 0..operations {
                     ops.execute(format!("{round}-{n}"), |_| Ok(n)).unwrap();
                 }
                 engine.close().unwrap();
-            }
+            });
         }
-    });
+    }
 }
 
 /// The list is exact right after an open: it is read from disk, before any call of this process.
