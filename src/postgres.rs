@@ -261,9 +261,10 @@ impl Store {
         let made = inner.answer(deadline, async move { commit::settle(&task, &its, &sends).await });
         let made = made.unwrap_or_else(|| {
             let why = inner.unreachable();
-            Err(if sent.load(Ordering::Relaxed) { commit::unsettled(&why) } else { why })
+            // A change that was not sent is not sent later.
+            Err(if sent.swap(true, Ordering::Relaxed) { commit::unsettled(&why) } else { why })
         });
-        if made.is_err() && sent.load(Ordering::Relaxed) && write.claimed_by.is_some() {
+        if made.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsettled) && write.claimed_by.is_some() {
             unsettled::give_back(inner, Arc::clone(&write));
         }
         let Some(numbers) = made? else { return Ok(false) };

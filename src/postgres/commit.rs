@@ -198,14 +198,19 @@ fn declaration(inner: &Inner, key: &StoreKey, found: &Found, owner: i32) -> Resu
 /// Makes a change. After a lost session it tries the same change again. The attempt that reaches the row second finds
 /// the first and changes nothing.
 ///
-/// `sent` becomes true when the change may have been made.
+/// `sent` becomes true before the change may be made. If it is true before the first attempt, the caller has gone: nothing
+/// is sent.
 pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool) -> Result<Option<Numbers>, Error> {
+    let mut was_sent = false;
     loop {
-        let was_sent = sent.load(Ordering::Relaxed);
+        let mut is_sent = was_sent;
         let done = async {
             inner.tick_if_manual().await?;
             let mut taken = inner.pool.take().await?;
-            sent.store(true, Ordering::Relaxed);
+            if !was_sent && sent.swap(true, Ordering::Relaxed) {
+                return Err(Fault::Refused(inner.unreachable()));
+            }
+            is_sent = true;
             let mut made = write.make(&mut taken.session, inner.class).await?;
             if made.is_none() && was_sent {
                 made = write.find(&mut taken.session).await?;
@@ -225,6 +230,7 @@ pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool)
             Err(Fault::Refused(error)) if was_sent => return Err(unsettled(&error)),
             Err(fault) => inner.pause_after(fault).await?,
         }
+        was_sent = is_sent;
     }
 }
 

@@ -27,7 +27,11 @@ pub(super) fn start_thread(place: &Path) -> Result<(Handle, Running)> {
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     // Ends when the sender is dropped. Tasks that still run are dropped with the runtime.
-    let body = move || drop(runtime.block_on(stopped));
+    let body = move || {
+        let _ = runtime.block_on(stopped);
+        // A drop would wait for lookups of names, which nothing can end.
+        runtime.shutdown_background();
+    };
     let worker = Worker::spawn("oncekey-postgres", body, |_| ())?;
     Ok((handle, Running { _stop: stop, _worker: worker }))
 }
@@ -53,4 +57,31 @@ pub(super) fn answer<T: Send + 'static>(
 pub(super) fn deadline_of(timeout: Duration) -> Instant {
     let now = monotonic();
     now.checked_add(timeout.min(LONGEST)).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_thread_does_not_wait_for_a_lookup_of_a_name() {
+        let (handle, running) = start_thread(Path::new("test")).unwrap();
+        let (begun, begins) = crossbeam_channel::bounded(1);
+        let (end, ends) = crossbeam_channel::bounded::<()>(1);
+        // As the lookup of a name runs: on a thread of its own, for as long as the resolver takes.
+        handle.spawn_blocking(move || {
+            begun.send(()).unwrap();
+            ends.recv()
+        });
+        begins.recv().unwrap();
+        let (ended, is_ended) = crossbeam_channel::bounded(1);
+        std::thread::scope(move |scope| {
+            scope.spawn(move || {
+                drop(running);
+                ended.send(()).unwrap();
+            });
+            assert!(is_ended.recv_timeout(Duration::from_secs(30)).is_ok(), "the lookup still runs");
+            drop(end);
+        });
+    }
 }

@@ -1,8 +1,13 @@
 //! Lost sessions, lost answers, and a server that does not answer.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use oncekey::{Begin, Claim, Engine, Error, ErrorKind, ManagerOptions, OnInterrupted, Status, stage::Next};
+
+use tokio_postgres::tls::{MakeTlsConnect, NoTlsError, NoTlsStream};
+use tokio_postgres::{NoTls, Socket};
 
 use crate::engines::{Texts, claimed, texts};
 use crate::proxy::Proxy;
@@ -80,6 +85,58 @@ fn a_begin_without_an_answer_is_given_back() {
         until(|| texts.begin(key.as_str()).unwrap().into_claim().is_ok_and(|claim| claim.release().is_ok()));
     }
     assert!(unsettled > 0, "the answer of a commit was lost");
+}
+
+/// Stops the thread of an engine while it connects, for as long as it is shut.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicBool>);
+
+impl Gate {
+    fn shut(&self, is_shut: bool) {
+        *self.0.0.lock().unwrap() = is_shut;
+        self.0.1.notify_all();
+    }
+
+    fn stops_a_thread(&self) -> bool {
+        self.1.load(Ordering::SeqCst)
+    }
+}
+
+impl MakeTlsConnect<Socket> for Gate {
+    type Stream = NoTlsStream;
+    type TlsConnect = NoTls;
+    type Error = NoTlsError;
+
+    fn make_tls_connect(&mut self, _: &str) -> Result<NoTls, NoTlsError> {
+        let shut = self.0.0.lock().unwrap();
+        self.1.store(*shut, Ordering::SeqCst);
+        drop(self.0.1.wait_while(shut, |shut| *shut).unwrap());
+        self.1.store(false, Ordering::SeqCst);
+        Ok(NoTls)
+    }
+}
+
+/// The deadline of the begin comes after its session is there and before the thread of the engine can use it.
+#[test]
+fn a_begin_that_was_unavailable_is_never_made() {
+    let (gate, schema) = (Gate::default(), new_schema());
+    let config = shared().url().parse().unwrap();
+    let engine = options(&schema).sync_timeout(Duration::from_secs(5)).connect_with(config, gate.clone()).unwrap();
+    let texts = texts(&engine);
+    drop(claimed(texts.begin("the statement is prepared").unwrap()).release().unwrap());
+    gate.shut(true);
+    std::thread::scope(|scope| {
+        // The first transaction connects.
+        let transaction = scope.spawn(|| engine.atomic_phase(|tx| tx.table("t")?.get("row").map(drop)));
+        until(|| gate.stops_a_thread());
+        let error = texts.begin("k").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        gate.shut(false);
+        let _ = transaction.join().unwrap();
+    });
+    // The thread comes to this after the begin.
+    drop(claimed(texts.begin("another").unwrap()).release().unwrap());
+    assert!(texts.get("k").unwrap().is_none(), "nothing has changed");
 }
 
 /// The locks of a store: the first bytes of its id.
