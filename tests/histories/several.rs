@@ -3,6 +3,7 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -297,46 +298,42 @@ fn count(lines: &[Line], of: u8, what: Event) -> u64 {
 #[test]
 fn calls_of_several_processes_are_linearizable() {
     let (histories, seed) = (number("ONCEKEY_HISTORIES", 8), number("ONCEKEY_SEED", 1));
-    let time = LATE * (2 + u32::try_from(histories).unwrap() / 10);
-    within(time, move || {
-        let server = Server::start("");
-        let next = AtomicUsize::new(0);
-        let totals = std::sync::Mutex::new((Counts::default(), [0; 3]));
-        thread::scope(|scope| {
-            // Most of the time a history waits for processes that start.
-            for _ in 0..2 {
-                scope.spawn(|| {
-                    let sql = Sql::connect(&server.url());
-                    loop {
-                        let nth = next.fetch_add(1, Ordering::Relaxed) as u64;
-                        if nth >= histories {
-                            return;
-                        }
-                        let mut rng = Rng::new(seed.wrapping_add(nth << 32));
-                        let parts = history(&server, &sql, format!("h-{nth}"), &mut rng);
-                        if let Some(fault) = fault_in(&phases(&parts)) {
-                            panic!("history {nth} of seed {seed}: {fault}");
-                        }
-                        let mut totals = totals.lock().unwrap();
-                        for lines in &parts {
-                            totals.0.add(lines);
-                        }
-                        for (total, event) in totals.1.iter_mut().zip([Event::Ended, Event::Lost, Event::Adopted]) {
-                            *total += parts
-                                .iter()
-                                .flat_map(|part| (0..16).map(move |of| count(part, of, event)))
-                                .sum::<u64>();
-                        }
+    let (server, next) = (Arc::new(Server::start("")), AtomicUsize::new(0));
+    let totals = std::sync::Mutex::new((Counts::default(), [0; 3]));
+    thread::scope(|scope| {
+        // Most of the time a history waits for processes that start.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let nth = next.fetch_add(1, Ordering::Relaxed) as u64;
+                    if nth >= histories {
+                        return;
                     }
-                });
-            }
-        });
-        let (Counts { calls, answers, kinds, .. }, [processes, lost, adopted]) = totals.into_inner().unwrap();
-        println!(
-            "{histories} histories: {calls} calls, {answers} answers, {processes} processes, {lost} losses, {adopted} adoptions: {kinds:#?}"
-        );
-        assert!(answers > 50 * histories && calls > answers, "there was little to explain");
-        assert!(processes > 3 * histories && adopted > histories / 4, "{processes} processes, {adopted} adoptions");
-        assert!(kinds.len() > 25, "calls were answered in {} ways only", kinds.len());
+                    let server = Arc::clone(&server);
+                    let parts = within(LATE * 2, move || {
+                        let (sql, mut rng) = (Sql::connect(&server.url()), Rng::new(seed.wrapping_add(nth << 32)));
+                        history(&server, &sql, format!("h-{nth}"), &mut rng)
+                    });
+                    if let Some(fault) = fault_in(&phases(&parts)) {
+                        panic!("history {nth} of seed {seed}: {fault}");
+                    }
+                    let mut totals = totals.lock().unwrap();
+                    for lines in &parts {
+                        totals.0.add(lines);
+                    }
+                    for (total, event) in totals.1.iter_mut().zip([Event::Ended, Event::Lost, Event::Adopted]) {
+                        *total +=
+                            parts.iter().flat_map(|part| (0..16).map(move |of| count(part, of, event))).sum::<u64>();
+                    }
+                }
+            });
+        }
     });
+    let (Counts { calls, answers, kinds, .. }, [processes, lost, adopted]) = totals.into_inner().unwrap();
+    println!(
+        "{histories} histories: {calls} calls, {answers} answers, {processes} processes, {lost} losses, {adopted} adoptions: {kinds:#?}"
+    );
+    assert!(answers > 50 * histories && calls > answers, "there was little to explain");
+    assert!(processes > 3 * histories && adopted > histories / 4, "{processes} processes, {adopted} adoptions");
+    assert!(kinds.len() > 25, "calls were answered in {} ways only", kinds.len());
 }
