@@ -221,7 +221,7 @@ mod tests {
         let revision = engine.raw("payments").unwrap().get("held").unwrap().unwrap().info().revision();
         let confirm = |content: &str| {
             let form = format!(
-                "do=settle&manager=payments&key=held&revision={revision}&how=succeed&form=json&content={content}"
+                "do=resolve&manager=payments&key=held&revision={revision}&how=succeed&form=json&content={content}"
             );
             let head = format!("POST {at}act HTTP/1.1\r\nHost: localhost:8080\r\nOrigin: http://localhost:8080\r\n");
             let kind = "Content-Type: application/x-www-form-urlencoded";

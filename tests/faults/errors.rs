@@ -127,8 +127,8 @@ fn first_session(engine: &Engine, clock: &ManualClock, expected: &mut Expected) 
 fn second_session(engine: &Engine, expected: &mut Expected) -> Result<()> {
     let ops = self::ops(engine)?;
     engine.interrupted()?.try_for_each(|info| info.map(drop))?;
-    let settled = ops.resolve("dropped", Resolution::Succeed(value(9, 9)));
-    expected.note("dropped", success(&value(9, 9)), settled)?;
+    let resolved = ops.resolve("dropped", Resolution::Succeed(value(9, 9)));
+    expected.note("dropped", success(&value(9, 9)), resolved)?;
     for n in 0..7 {
         ops.get(format!("k{n}"))?;
     }

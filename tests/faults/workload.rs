@@ -112,7 +112,7 @@ pub(crate) fn run(setup: Setup, dir: &Path, initial: BTreeMap<String, Expected>)
         assert!(!setup.sync_flag || engine.stats().sled_sync_flag, "this file system has no sync flag");
         phase(Phase::Working);
         let ops = manager(&engine);
-        settle(&engine, &ops, &history, now, &mut rng);
+        resolve_interrupted(&engine, &ops, &history, now, &mut rng);
         for round in 0..ROUNDS {
             thread::scope(|scope| {
                 for me in 0..THREADS {
@@ -210,7 +210,7 @@ fn ended(key: &str, succeeded: bool, value: u64, now: u64) -> Expected {
 }
 
 /// Resolves the records that the last session or a crash interrupted: retries some, gives some an outcome, leaves some.
-fn settle(engine: &Engine, ops: &Ops, history: &History, now: u64, rng: &mut Rng) {
+fn resolve_interrupted(engine: &Engine, ops: &Ops, history: &History, now: u64, rng: &mut Rng) {
     let infos: Vec<_> = engine.interrupted().unwrap().map(Result::unwrap).collect();
     for info in infos {
         let (key, number) = (info.key().as_str().unwrap().to_owned(), rng.next());

@@ -221,7 +221,7 @@ impl<'a> Caller<'a> {
             };
             return (key, op, Some((key, claim)));
         }
-        let settled = if ending == Ending::Interrupt { Ending::Finish(outcome) } else { ending };
+        let resolution = if ending == Ending::Interrupt { Ending::Finish(outcome) } else { ending };
         // Most retries carry the same request.
         let request = Request::from(number % 16 == 0) + Request::from(number % 5 == 0);
         let begin = |waits| Op::Begin { request, resumes: number / 5 % 2 == 0, waits };
@@ -231,8 +231,8 @@ impl<'a> Caller<'a> {
             15 => Op::Wait,
             16 => Op::Revoke,
             17..=19 => Op::Initiate,
-            20..=22 => self.token(key, number).map_or(Op::Initiate, |token| Op::EndByKey { token, ending: settled }),
-            23..=25 => Op::Resolve(settled),
+            20..=22 => self.token(key, number).map_or(Op::Initiate, |token| Op::EndByKey { token, ending: resolution }),
+            23..=25 => Op::Resolve(resolution),
             26 => Op::Extend,
             27 => Op::Remove,
             28 => Op::Reopen,

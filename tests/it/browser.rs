@@ -271,7 +271,7 @@ fn a_person_stores_an_outcome_undoes_that_and_revokes_by_mouse() {
         let browser = Browser::start();
         // Store an outcome. Fields of responses are hidden for others.
         browser.go(&format!("{}record?manager=payments&key=/user-7/order-3001", site.address));
-        browser.click("a[href*='do=settle']");
+        browser.click("a[href*='do=resolve']");
         let is_hidden = || browser.run("return document.querySelector('input[name=code]').offsetParent === null");
         assert_eq!(is_hidden(), true);
         browser.click("input[value=response]");
@@ -328,7 +328,7 @@ fn everything_works_without_a_script() {
         assert!(browser.find(".flash.good").is_some());
         assert_eq!(status(&payments.scoped("user-7").unwrap(), "order-3001"), Some(Status::Released));
         browser.go(&format!("{}record?manager=payments&key=/user-7/order-3002", site.address));
-        browser.click("a[href*='do=settle']");
+        browser.click("a[href*='do=resolve']");
         browser.type_into("textarea[name=content]", "receipt");
         browser.click("button.primary");
         browser.click("button.danger");
@@ -392,7 +392,7 @@ fn the_pages_are_readable_light_dark_and_narrow() {
             ("interrupted", "record?manager=payments&key=/user-7/order-3001"),
             ("context", "record?manager=payments&key=order-0007"),
             ("confirm", "act?manager=payments&key=/user-7/order-3001&do=release"),
-            ("settle", "act?manager=payments&key=/user-7/order-3001&do=settle"),
+            ("resolve", "act?manager=payments&key=/user-7/order-3001&do=resolve"),
             ("missing", "record?manager=payments&key=missing"),
         ];
         for (scheme, width) in [("light", 1200), ("dark", 1200), ("light", 390), ("dark", 390), ("light", 800)] {

@@ -86,8 +86,8 @@ fn an_operator_lists_shows_and_resolves_interrupted_records() {
     let (status, out, err) = oncekey(&refused.each_ref().map(String::as_str));
     assert_eq!((status, out.as_str()), (1, ""));
     assert!(err.contains(&format!("has changed: its revision is {seen}")), "{err}");
-    let settled = printed(&resolve(&seen).each_ref().map(String::as_str));
-    assert!(settled.contains("released"), "{settled}");
+    let resolved = printed(&resolve(&seen).each_ref().map(String::as_str));
+    assert!(resolved.contains("released"), "{resolved}");
     let (status, out, err) = oncekey(&["resolve", &path, "payments", "/user-7/order-42", "--retry"]);
     assert_eq!((status, out.as_str()), (1, ""));
     assert!(err.contains("is not interrupted, it is Released"), "{err}");

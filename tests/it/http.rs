@@ -219,10 +219,10 @@ fn an_interrupted_request_is_held_with_409_until_it_is_resolved() {
     for _ in 0..2 {
         is(&requests.handle(&request("k"), never), 409, "interrupted");
     }
-    let settled = Response::new(StatusCode::ACCEPTED).body("found at the provider");
-    requests.manager().resolve("k", Resolution::Succeed(settled.clone())).unwrap();
+    let resolved = Response::new(StatusCode::ACCEPTED).body("found at the provider");
+    requests.manager().resolve("k", Resolution::Succeed(resolved.clone())).unwrap();
     let answer = requests.handle(&request("k"), never);
-    assert_eq!((answer.status(), answer.body().as_slice()), (StatusCode::ACCEPTED, settled.body_bytes()));
+    assert_eq!((answer.status(), answer.body().as_slice()), (StatusCode::ACCEPTED, resolved.body_bytes()));
     assert!(is_replayed(&answer));
 }
 

@@ -116,9 +116,9 @@ fn an_open_store_is_changed_through_its_socket() {
         let held = claim(&texts, "held");
         engine.table("t").unwrap().insert("k", "v").unwrap();
         let live = LiveStore::connect(dir.path()).unwrap();
-        let bytes = texts.encode_outcome(Ok(&"settled".to_owned())).unwrap();
+        let bytes = texts.encode_outcome(Ok(&"resolved".to_owned())).unwrap();
         live.resolve("m", "dropped", Resolution::Succeed(bytes)).unwrap();
-        assert_eq!(outcome(&texts, "dropped"), Some(Ok("settled".to_owned())));
+        assert_eq!(outcome(&texts, "dropped"), Some(Ok("resolved".to_owned())));
         assert_eq!(live.resolve("m", "dropped", Resolution::Retry).unwrap_err().kind(), ErrorKind::NotInterrupted);
         assert_eq!(live.revoke("m", "held").unwrap().interruption(), Some(Interruption::Revoked));
         assert_eq!(held.succeed(&"late".to_owned()).unwrap_err().error.kind(), ErrorKind::ClaimLost);

@@ -125,14 +125,14 @@ fn keys_contexts_outcomes_and_fields_are_never_markup() {
                 ("manager", "payments"),
                 ("key", key.as_str()),
                 ("effect", MARKUP),
-                ("do", "settle"),
+                ("do", "resolve"),
                 ("done", MARKUP),
             ];
             pages.extend([format!("record?{}", encode(&at)), format!("act?{}", encode(&at))]);
         }
         pages.extend(
             ["record", "act", "outcome"]
-                .map(|page| format!("{page}?{}", encode(&[("manager", MARKUP), ("key", MARKUP), ("do", "settle")]))),
+                .map(|page| format!("{page}?{}", encode(&[("manager", MARKUP), ("key", MARKUP), ("do", "resolve")]))),
         );
         for page in &pages {
             let shown = site.get(page.trim_start_matches("./"));
@@ -271,25 +271,25 @@ fn an_operator_acts_on_a_running_store_through_the_page() {
         site.act("payments", "order-1", "undo", &[]).contains(&["The resolution is undone", "Interrupted"]);
         assert_eq!(status(&payments, "order-1"), Some(Status::Interrupted));
 
-        let settled = site.act(
+        let resolved = site.act(
             "payments",
             "order-2",
-            "settle",
+            "resolve",
             &[("how", "succeed"), ("form", "text"), ("content", "paid\r\ntwice")],
         );
-        settled.contains(&["The outcome is stored", "Succeeded"]);
+        resolved.contains(&["The outcome is stored", "Succeeded"]);
         assert_eq!(outcome(&payments, "order-2").unwrap().unwrap(), "paid\ntwice");
-        site.act("payments", "order-3", "settle", &[("how", "fail"), ("content", "declined"), ("unchecked", "yes")]);
+        site.act("payments", "order-3", "resolve", &[("how", "fail"), ("content", "declined"), ("unchecked", "yes")]);
         assert_eq!(outcome(&payments, "order-3").unwrap().unwrap_err().message(), "declined");
         let response = [("how", "response"), ("code", "201"), ("headers", "X-Id: 7"), ("content", "{}")];
-        site.act("requests", "second", "settle", &response).contains(&["HTTP 201 Created", "x-id: 7"]);
+        site.act("requests", "second", "resolve", &response).contains(&["HTTP 201 Created", "x-id: 7"]);
 
         site.act("payments", "order-4", "revoke", &[]).contains(&["The owner has lost the key", "Revoked"]);
         assert!(held.succeed(&"late".to_owned()).is_err());
 
         // An outcome that does not fit is asked for again, with the typed text.
         let revision = engine.raw("payments").unwrap().get("order-4").unwrap().unwrap().info().revision().to_string();
-        let at = [("do", "settle"), ("manager", "payments"), ("key", "order-4"), ("revision", revision.as_str())];
+        let at = [("do", "resolve"), ("manager", "payments"), ("key", "order-4"), ("revision", revision.as_str())];
         let unfit = site.post(&[&at[..], &[("how", "succeed"), ("form", "json"), ("content", "{not json")]].concat());
         assert_eq!(unfit.status, 400);
         unfit.contains(&["the outcome: ", "{not json</textarea>", "value=\"json\" checked"]).lacks(&["confirmed"]);
@@ -334,7 +334,7 @@ fn a_closed_store_is_shown_changed_and_left_free() {
         ]);
         assert_eq!(site.get("records").body.matches("class=\"key\"").count(), 3);
         site.act("payments", "order-1", "release", &[]).contains(&["The key is released"]);
-        site.act("payments", "order-2", "settle", &[("how", "succeed"), ("content", "paid")])
+        site.act("payments", "order-2", "resolve", &[("how", "succeed"), ("content", "paid")])
             .contains(&["The outcome is stored"]);
         assert_eq!(site.get("counts?seen=closed").status, 204);
 

@@ -30,7 +30,7 @@ pub(super) fn ask(site: &Site<'_>, fields: &Fields) -> Result<Reply, Fault> {
     }
     let mut body = Html::default();
     begin(act, &info, &mut body);
-    if act == Act::Settle {
+    if act == Act::Resolve {
         outcome_fields(fields, &mut body);
         end("Check it", false, &info, &mut body);
     } else {
@@ -43,7 +43,7 @@ pub(super) fn ask(site: &Site<'_>, fields: &Fields) -> Result<Reply, Fault> {
 pub(super) fn act(site: &Site<'_>, form: &Fields) -> Result<Reply, Fault> {
     let act = chosen(site, form)?;
     if form.get("confirmed") != "yes" {
-        return if act == Act::Settle { check(site, form) } else { ask(site, form) };
+        return if act == Act::Resolve { check(site, form) } else { ask(site, form) };
     }
     let (place, seen) = (record::place(form), seen(form)?);
     let info = site.change(|store| {
@@ -58,7 +58,7 @@ fn change(site: &Site<'_>, store: &dyn Store, act: Act, form: &Fields, info: &Re
     let plan = match act {
         Act::Release => Plan::Retry,
         Act::Undo => Plan::Undo,
-        Act::Settle => Plan::Outcome(given(form)?),
+        Act::Resolve => Plan::Outcome(given(form)?),
         Act::Revoke => return Ok(store.revoke_if_unchanged(info)?),
     };
     let outcome = resolve::prepare(store, site.describers, &plan, info, is_unchecked(form))?;
@@ -80,7 +80,7 @@ fn check(site: &Site<'_>, form: &Fields) -> Result<Reply, Fault> {
         Ok((store.is_live(), info, checked))
     })?;
     let mut body = Html::default();
-    begin(Act::Settle, &info, &mut body);
+    begin(Act::Resolve, &info, &mut body);
     let bytes = match checked {
         Ok(bytes) => bytes,
         Err(message) => {

@@ -6,19 +6,19 @@ use crate::{RecordInfo, Status as State};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     Release,
-    Settle,
+    Resolve,
     Undo,
     Revoke,
 }
 
 impl Act {
-    pub(super) const ALL: [Self; 4] = [Self::Release, Self::Settle, Self::Undo, Self::Revoke];
+    pub(super) const ALL: [Self; 4] = [Self::Release, Self::Resolve, Self::Undo, Self::Revoke];
 
     /// Returns the word in addresses and forms.
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Release => "release",
-            Self::Settle => "settle",
+            Self::Resolve => "resolve",
             Self::Undo => "undo",
             Self::Revoke => "revoke",
         }
@@ -32,7 +32,7 @@ impl Act {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Release => "Release the key",
-            Self::Settle => "Store an outcome",
+            Self::Resolve => "Store an outcome",
             Self::Undo => "Undo the resolution",
             Self::Revoke => "Take it from its owner",
         }
@@ -44,7 +44,7 @@ impl Act {
             Self::Release => {
                 "Release it only if you know that the operation has not happened. The next request with this key runs it."
             }
-            Self::Settle => {
+            Self::Resolve => {
                 "Store an outcome only if you know how the operation ended. Every request with this key gets this outcome."
             }
             Self::Undo => "The record becomes interrupted again, as it was before it was resolved.",
@@ -59,7 +59,7 @@ impl Act {
     pub(super) fn report(self) -> &'static str {
         match self {
             Self::Release => "The key is released: the next request with it runs the operation.",
-            Self::Settle => "The outcome is stored: every request with this key gets it.",
+            Self::Resolve => "The outcome is stored: every request with this key gets it.",
             Self::Undo => "The resolution is undone: the record is interrupted again.",
             Self::Revoke => "The owner has lost the key: the record is interrupted.",
         }
@@ -67,7 +67,7 @@ impl Act {
 
     pub(super) fn is_possible(self, info: &RecordInfo) -> bool {
         match self {
-            Self::Release | Self::Settle => info.status() == State::Interrupted,
+            Self::Release | Self::Resolve => info.status() == State::Interrupted,
             Self::Undo => info.is_undoable(),
             Self::Revoke => info.status() == State::InProgress,
         }
@@ -77,7 +77,7 @@ impl Act {
     pub(super) fn is_done(self, info: &RecordInfo) -> bool {
         match self {
             Self::Release => info.status() == State::Released,
-            Self::Settle => matches!(info.status(), State::Succeeded | State::Failed),
+            Self::Resolve => matches!(info.status(), State::Succeeded | State::Failed),
             Self::Undo | Self::Revoke => info.status() == State::Interrupted,
         }
     }

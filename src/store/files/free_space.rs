@@ -55,7 +55,7 @@ impl FreeSpace {
 
     /// Makes the next measurement exact, unless at least this much is free anyway. May sync the file system, so the
     /// caller holds no lock.
-    pub(crate) fn settle(&self, enough: u64) {
+    pub(crate) fn make_exact(&self, enough: u64) {
         if self.uncounted() == 0 || self.get() >= enough {
             return;
         }
@@ -114,9 +114,9 @@ mod tests {
         let some = reported() / 2;
         space.add_allocated(some);
         assert!(space.get() < reported() - some / 2);
-        space.settle(some / 2);
+        space.make_exact(some / 2);
         assert_eq!(space.uncounted(), some, "there is enough, so nothing is synced");
-        space.settle(u64::MAX);
+        space.make_exact(u64::MAX);
         assert_eq!(space.uncounted(), 0);
         space.counts_late = false;
         space.add_allocated(u64::MAX / 2);

@@ -14,11 +14,11 @@ use crate::store::sled::raw::{self, Found};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::Key;
 
-/// The place of a value.
+/// The place of a value, or its removal.
 #[derive(Clone, Debug)]
 enum At {
     Removed,
-    /// From this byte of the content of a block, and in the following blocks.
+    /// The value begins at byte `start` of the content of a block, and continues in the following blocks.
     Run {
         place: Place,
         start: usize,
@@ -27,16 +27,16 @@ enum At {
     Journal(Content),
 }
 
-/// The newest that was found of a key.
+/// The newest content that was found of a key.
 #[derive(Clone, Debug)]
 struct Newest {
     at: At,
-    /// Of a record; 0 if it is not known.
+    /// The revision of a record; 0 for a row, or if it is not known.
     revision: u64,
     in_doubt: bool,
 }
 
-/// The keys around what is lost, as far as they are known.
+/// A range in which a run has lost entries: the keys before and after it, if they are known.
 type Gap = (Option<StoreKey>, Option<StoreKey>);
 
 /// Everything that was found.
@@ -44,11 +44,11 @@ type Gap = (Option<StoreKey>, Option<StoreKey>);
 pub(super) struct Sources {
     found: Option<Found>,
     keys: BTreeMap<StoreKey, Newest>,
-    /// Something newer was found of these, and its value is not whole.
+    /// Keys of which newer content was found that is not whole.
     lost: BTreeSet<StoreKey>,
-    /// Something that may have named any key is lost.
+    /// True if lost data may have had newer content of any key.
     is_all_in_doubt: bool,
-    /// Runs have lost what lay between these keys.
+    /// The ranges in which runs have lost entries.
     gaps: Vec<Gap>,
     problems: Vec<String>,
     untold: u64,
@@ -104,10 +104,10 @@ impl Sources {
         }
     }
 
-    /// Adds what is in the runs, the oldest first, and what the journal has besides.
+    /// Adds the content of the runs, the oldest run first, and then that of the journal.
     fn add_runs(&mut self, found: &Found, remains: &Remains) {
         let sled = found.path().display().to_string();
-        // One that has all its blocks, if the journal has what came after it.
+        // A list that has all its blocks, if the journal has every later commit.
         let chosen = remains.past().and_then(|past| found.choose(&past).ok());
         let list = chosen.as_ref().map(|chosen| &chosen.list).or_else(|| found.newest_list());
         let is_stale = list.is_none_or(|list| list.frame < remains.checkpointed);
@@ -124,8 +124,7 @@ impl Sources {
         }
         let listed = list.map(|list| &list.runs[..]).unwrap_or_default();
         let is_newer = |run: &u64| list.is_none_or(|list| *run >= list.next_id);
-        // Those that a newer list may have named. Older ones were merged into those that are listed, or had nothing
-        // left.
+        // Runs that only a lost, newer list may have named. Other unlisted runs were replaced by merges, or were empty.
         let newer = found.runs().into_iter().filter(|run| is_stale && is_newer(run));
         // The blocks that a merge adds to a run count only if the newest list may be lost. They may be older than a
         // removal.
@@ -137,8 +136,8 @@ impl Sources {
             self.add_run(found, run, None, beyond, &sled);
         }
         self.last_number = self.last_number.max(frame);
-        // A journal that is whole has every frame after these, so its last word counts, as in an open. In one that is
-        // not, something newer may be missing that the runs have.
+        // A whole journal has every frame after these, so its last content of a key counts, as in an open. A damaged
+        // journal may lack newer content that the runs have.
         let is_whole = remains.problems.is_empty() && !ends_early;
         let end = complete.max(remains.checkpointed).max(if is_whole { 0 } else { frame });
         if is_stale || !self.gaps.is_empty() || !self.lost.is_empty() {
@@ -147,7 +146,7 @@ impl Sources {
         self.add_frames(remains, end);
     }
 
-    /// Adds what is left of a run, which is newer than all before. `info`: its part of the list, if it has one. Blocks
+    /// Adds the rest of a run that is newer than all runs before. `info`: its part of the list, if it has one. Blocks
     /// after the listed ones, up to `beyond`, are in doubt.
     fn add_run(&mut self, found: &Found, run: u64, info: Option<&RunInfo>, beyond: u32, sled: &str) {
         let (mut entries, mut gaps) = (Vec::new(), Vec::new());
@@ -249,7 +248,7 @@ impl Sources {
         }
     }
 
-    /// Adds keys that the runs may have lost from the frames up to this one: the last content of each, in doubt.
+    /// Adds the keys that the runs may have lost: the last content of each in the frames up to `end`, in doubt.
     fn fill(&mut self, remains: &Remains, end: u64, is_stale: bool) {
         let mut last = BTreeMap::new();
         for (number, frame) in remains.frames.iter().filter(|(number, _)| *number <= end) {

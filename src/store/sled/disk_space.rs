@@ -101,7 +101,7 @@ impl DiskSpace {
 
     /// Returns the free bytes, measured exactly if they are fewer than `enough`. The caller holds no lock.
     pub(crate) fn free_up_to(&self, enough: u64) -> u64 {
-        self.free_space.settle(enough);
+        self.free_space.make_exact(enough);
         self.free()
     }
 
@@ -135,7 +135,7 @@ impl DiskSpace {
         let needed = needed(bytes);
         // A large claim leaves part of the reserve to other writers and to the next open.
         let left = (needed - FLOOR).min(RESERVED / 2).max(least_left);
-        self.free_space.settle(needed.saturating_add(left + RESERVED));
+        self.free_space.make_exact(needed.saturating_add(left + RESERVED));
         let mut preallocation = self.preallocation.lock();
         let left = left.saturating_add(self.set_apart.load(Ordering::Relaxed));
         let claimed = preallocation.claim(needed, self.free().saturating_sub(left));
@@ -187,7 +187,7 @@ impl DiskSpace {
     /// Sets up to `most` bytes apart for another purpose, such as a segment of the journal, so that a claim does not
     /// use them. Only one at a time.
     pub(crate) fn set_apart(&self, most: u64) -> SetApart<'_> {
-        self.free_space.settle(most.saturating_add(FLOOR + RESERVED));
+        self.free_space.make_exact(most.saturating_add(FLOOR + RESERVED));
         // With the lock of claims, so that neither counts space that the other takes.
         let _claims = self.preallocation.lock();
         let bytes = self.free().saturating_sub(FLOOR + RESERVED).min(most);

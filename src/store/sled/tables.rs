@@ -240,7 +240,7 @@ impl Tables {
         &self.store_id
     }
 
-    /// Returns `Closed` after a close.
+    /// Returns an error of kind `Closed` after a close.
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.backend.read().is_some() { Ok(()) } else { Err(Error::closed()) }
     }
@@ -365,8 +365,8 @@ impl Tables {
         Ok(())
     }
 
-    /// As [`close`](Self::close), but waits no longer than `timeout`: after a failed write, sled's drop may wait for
-    /// ever. A thread of its own is left with it then, which keeps `kept` until sled is gone.
+    /// Closes as [`close`](Self::close) does, but waits at most `timeout`: after a failed write, sled's drop may wait
+    /// for ever. The drop then goes on in a thread of its own, which keeps `kept` until sled is dropped.
     pub(crate) fn close_within(&self, timeout: Duration, kept: impl Send + 'static) -> Result<()> {
         let Some(backend) = self.backend.write().take() else { return Ok(()) };
         let (ended, closed) = crossbeam_channel::bounded(1);
@@ -416,7 +416,7 @@ impl Tables {
         }
     }
 
-    /// Why sled cannot be asked.
+    /// Returns the reason why there is no sled to call.
     fn not_sled(&self, backend: Option<&Backend>) -> Error {
         match backend {
             Some(_) => Error::new(ErrorKind::ReadOnly, format!("the record store {} is only read", self.dir.display())),
