@@ -60,8 +60,8 @@ pub(crate) use waits::{Await, Happened};
 const SESSIONS: usize = 8;
 /// The longest wait of a drop. The rest of its work is done later.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the row of a removed record stays, in milliseconds of store time. Longer than any statement runs, so that
-/// no claim whose number was drawn before the removal comes after it.
+/// The time for which the row of a removed record stays, in milliseconds of store time. No statement runs that long, so
+/// no claim whose number was drawn before the removal is made after the row is deleted.
 const REMOVED_FOR: u64 = 60_000;
 
 /// An open store. Its drop closes it.
@@ -86,7 +86,8 @@ struct Inner {
     timeout: Duration,
     handle: Handle,
     pool: Pool,
-    /// Separate, so that a transaction in which the caller makes another call does not wait for itself.
+    /// The sessions of transactions. They are separate, so that a call inside a transaction never waits for the session
+    /// of that transaction.
     transactions: Pool,
     keeper: Keeper,
     waits: Waits,
@@ -236,7 +237,7 @@ impl Store {
             }
             (changes, _) => {
                 let deadline = self.inner.deadline(true);
-                // Nothing was read, so a conflict is with another transaction that has ended: try again.
+                // The change depends on no read, so after a conflict with another transaction, try again.
                 while !self.transaction().commit(changes, options)? {
                     if monotonic() >= deadline {
                         return Err(Error::new(ErrorKind::Busy, "other transactions change the same row all the time"));
@@ -368,7 +369,7 @@ impl Store {
     /// Ends all sessions, with the lock of this incarnation. Later calls only wait for the first one.
     pub(crate) fn close(&self) {
         if self.is_forked() {
-            // The parent owns the thread.
+            // This is a child of `fork`: the parent owns the thread.
             if let Some(mut running) = self.running.try_lock() {
                 std::mem::forget(running.take());
             }
@@ -439,7 +440,7 @@ impl Inner {
     fn keep(self: &Arc<Self>, claimed_by: Option<i32>, deadline: Instant) {
         let Some(claimed_by) = claimed_by.filter(|me| *me != self.keeper.last()) else { return };
         let inner = Arc::clone(self);
-        // Without an answer the server is away, and the next incarnation adopts it.
+        // Ignore the result: if the server does not answer, the next incarnation adopts the claim.
         let _ = self.answer(deadline, async move { keeper::adopt_late(&inner, claimed_by).await });
     }
 
@@ -452,7 +453,7 @@ impl Inner {
         Error::new(ErrorKind::Unavailable, format!("the server of {} cannot be reached: {why}", self.place.display()))
     }
 
-    /// The largest time by which a time that was written may be counted too far: see [`time`].
+    /// Returns the milliseconds to add to every expiry, so that no record expires early: see [`time`].
     fn slack(&self) -> i64 {
         if self.clock.is_manual() { 0 } else { signed(time::MAX_ADVANCE) }
     }

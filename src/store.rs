@@ -92,7 +92,7 @@ struct Inner {
     path: PathBuf,
     store_id: [u8; 16],
     pid: u32,
-    /// Nothing may be changed.
+    /// True if the store was opened for reads only.
     read_only: bool,
     eventual: bool,
     first: u64,

@@ -66,7 +66,7 @@ struct Shared {
     usage: usage::Gauges,
 }
 
-/// The socket of the store. It ends with the store, or when no engine, manager or claim is left.
+/// The socket of the store, which ends with the store, or when no engine, manager or claim is left.
 struct Served {
     /// `None` if it is turned off.
     server: Result<Option<Arc<Server>>>,

@@ -20,7 +20,7 @@ use crate::{
 };
 use directory::Process;
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Severity {
     Fine,
@@ -130,14 +130,14 @@ fn examine(options: &EngineOptions, path: &Path, quick: bool, out: &Out<'_>, fin
         Ok(engine) => {
             findings.extend(readers.iter().map(being_read));
             let examined = inside(&engine, quick, out, findings);
-            // Nothing was changed, so nothing can be lost.
+            // Ignore the result: the engine has changed nothing, so a failed close loses nothing.
             let _ = engine.close();
             examined
         }
         Err(error) if error.kind() == ErrorKind::StoreInUse => {
             let owner = directory::owner(path);
             let answered = LiveStore::connect(path).and_then(|live| {
-                // Before anything is found: a process of another version answers nothing.
+                // Ask first for the report of the open: a process of another version answers no request.
                 live.opened()?;
                 Ok(live)
             });

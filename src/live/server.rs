@@ -25,9 +25,9 @@ pub(crate) const CONNECTIONS: usize = 16;
 const TO_ASK: Duration = Duration::from_secs(10);
 /// The longest time for a client to read a reply.
 const TO_READ: Duration = Duration::from_secs(30);
-/// How long a client has to read a reply after the end. A close waits for this.
+/// The longest time for a client to read a reply after the end of the server. A close waits for this.
 const TO_READ_LAST: Duration = Duration::from_millis(250);
-/// How long the server waits when the system has no descriptor for a client.
+/// The pause of the server when the system has no descriptor for a client.
 const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Answers one request. Called on the thread of its connection, with no lock held.
@@ -88,7 +88,7 @@ pub(crate) struct Server {
 struct Shared {
     path: PathBuf,
     answer: Box<Answer>,
-    /// Can be read after the end. It wakes the threads that wait for clients.
+    /// Becomes readable at the end, which wakes the threads that wait for clients.
     woken: UnixStream,
     /// `None` after the end.
     alive: Mutex<Option<Sender<Infallible>>>,
@@ -157,7 +157,7 @@ impl Server {
     pub(crate) fn hang_up(&self) {
         if std::process::id() == self.pid {
             let connections = self.shared.connections.lock();
-            // Before the end, after which an answer says that it is whole.
+            // Close the connections first: after the end, an answer would end as if it were complete.
             for connection in connections.iter() {
                 let _ = connection.stream.shutdown(std::net::Shutdown::Both);
             }

@@ -127,8 +127,8 @@ impl Source {
         let name = options.schema.clone();
         let (id, time, last, keys) = moving.step(|session, schema| async move {
             open::check_is_there(&session, &name).await?;
-            // Before the first snapshot. An engine holds its lock before it adds its incarnation, so those that come
-            // later wait there, and those that came earlier are seen.
+            // Lock the tables before the first snapshot. An engine takes its lock before it adds its incarnation: later
+            // engines wait for the table, and the locks of earlier ones are seen.
             session
                 .run(&format!(
                     "BEGIN ISOLATION LEVEL REPEATABLE READ;

@@ -7,7 +7,7 @@ use super::session::{Fault, get};
 use super::{Inner, Store, open};
 use crate::types::error::Result;
 
-/// The state of the server of a store on PostgreSQL. See [`Engine::server`](crate::Engine::server_report).
+/// The state of the server of a store on PostgreSQL. See [`Engine::server_report`](crate::Engine::server_report).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerReport {
@@ -15,7 +15,7 @@ pub struct ServerReport {
     pub version: String,
     /// The name of the schema of the store.
     pub schema: String,
-    /// The format of its tables.
+    /// The format of the store's tables.
     pub format: u32,
     /// The number of engines that have the store open and hold a lock. Those that are read-only hold none.
     pub engines: u64,

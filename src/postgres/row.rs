@@ -15,7 +15,7 @@ use crate::types::value::Value;
 #[derive(Clone, Debug)]
 pub(super) struct Columns {
     pub(super) state: i16,
-    /// 0: the number of the commit.
+    /// The generation. 0 stands for the number of the commit.
     pub(super) generation: i64,
     pub(super) token: i64,
     pub(super) updated: i64,

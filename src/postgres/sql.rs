@@ -107,10 +107,10 @@ SELECT t.time, r.state, r.generation, r.revision, r.token, r.updated, r.expires,
        octet_length(r.outcome)
 FROM {s}.store t LEFT JOIN {s}.records r ON r.manager = $1 AND r.key = $2";
 
-// The parameters of both: $1 manager, $2 key, $3 state, $4 generation, $5 token (0: the number of this commit),
-// $6 owner, $7 change, $8 updated, $9 expires, $10 the time of the decision, $11 what the times are moved by at least,
-// $12 whether `expires` stays, $13 body, $14 outcome, $15 the time from which the commit is refused,
-// $16 the class of the locks, $17 the own incarnation if its lock must be held.
+// The parameters of `INSERT` and `UPDATE`: $1 manager, $2 key, $3 state, $4 generation, $5 token (0: the number of this
+// commit), $6 owner, $7 change, $8 updated, $9 expires, $10 the time of the decision, $11 what the times are moved by
+// at least, $12 whether `expires` stays, $13 body, $14 outcome, $15 the time from which the commit is refused, $16 the
+// class of the locks, $17 the own incarnation if its lock must be held.
 
 /// Adds a record where there is no row. No row is returned if there is one, or if a condition does not hold. Then no
 /// number is drawn, so a begin of a key that has a record writes nothing.

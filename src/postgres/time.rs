@@ -1,9 +1,10 @@
-//! Store time, which no wall clock moves, and what expires by it.
+//! Store time, which no wall clock moves, and the expiry of records by it.
 //!
 //! The time is a number in the database. An engine that has seen a tick advances the time by no more than it has
 //! measured since, and only if no other engine has: the ticks count the advances. The time never runs faster than any
-//! real clock. A time that is written may be counted too far by what passed between the last tick and the write. That
-//! is at most one advance, so it is added to every expiry. While no engine is open, the time stands still.
+//! real clock. A tick adds the whole time since the last one, also the part before a write in between. So a TTL would
+//! end early by at most one advance, which is therefore added to every expiry. While no engine is open, the time stands
+//! still.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,7 +98,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
     }
 }
 
-/// How long expired rows stay, so that the numbers of a key only grow.
+/// Returns the time for which expired rows stay, so that the numbers of a key only grow.
 fn delay(inner: &Inner) -> u64 {
     if inner.clock.is_manual() { 0 } else { REMOVED_FOR }
 }

@@ -203,8 +203,8 @@ impl Transaction {
         Ok(page(keys.unwrap_or_default(), limit))
     }
 
-    /// Ends a run that changes nothing. Returns false if what it has read agrees with no order of the transactions. The
-    /// server only knows that of a transaction that commits.
+    /// Ends a run that changes nothing. Returns false if its reads fit no serial order of the transactions. The server
+    /// checks that only at a commit.
     pub(crate) fn commit_reads(&self) -> Result<bool> {
         if !self.state.lock().has_begun {
             return Ok(true);

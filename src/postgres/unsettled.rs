@@ -14,7 +14,7 @@ use crate::store::{Content, Load, StoreKey};
 use crate::types::clock::monotonic;
 use crate::types::error::Result;
 
-/// How long a lost statement may still run: longer than the server's timeout of statements.
+/// The longest time that a lost statement may still run. It is longer than the server's timeout of statements.
 const STATEMENTS_END: Duration = Duration::from_secs(40);
 
 /// Gives the key back if this begin is made, now or later.
@@ -37,7 +37,7 @@ async fn settle(inner: &Arc<Inner>, begin: &Write, over: Option<Instant>) -> Res
     inner.pool.give_back(taken);
     let found = read(inner, &key, Load::WithoutOutcome).await.map_err(Fault::Refused)?;
     let Some(made) = made.filter(|made| made.revision() == found.revision) else {
-        // Another change came first, or none is to come.
+        // Another change came first, or the begin can no longer be made.
         return Ok(found.revision != begin.seen || over.is_some_and(|over| over <= monotonic()));
     };
     let Some(stored) = found.content.as_ref().and_then(Content::record) else { return Ok(true) };

@@ -20,7 +20,8 @@ use crate::store::StoreKey;
 
 /// The time between two looks at the keys that are awaited.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The number of keys of other engines' waiters that are remembered. Those above find out by a look.
+/// The number of keys of other engines' waiters that are remembered. Waiters for further keys notice a change by a
+/// look.
 const MAX_ASKED: usize = 65_536;
 
 /// A change of a key.
@@ -116,7 +117,7 @@ impl Waits {
         }
     }
 
-    /// Returns the message to send after this key has lost its owner, if a caller of another engine waits for it.
+    /// Returns the message to send after this key has lost its owner, if a caller of another engine waits for the key.
     pub(super) fn answer(&self, key: &StoreKey, me: i32) -> Option<String> {
         let mut asked = self.asked.lock();
         // Nearly always no caller waits.

@@ -406,7 +406,7 @@ impl Backend {
     pub(super) fn disk_bytes(&self) -> Result<(u64, u64)> {
         match self {
             Self::Local(store) => store.disk_bytes(),
-            // Nothing is on the disk of this machine.
+            // A store on PostgreSQL has no files on this machine.
             #[cfg(feature = "postgres")]
             Self::Postgres(store) => store.check().map(|()| (0, 0)),
         }

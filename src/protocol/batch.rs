@@ -25,7 +25,7 @@ pub(crate) struct ToEnd<'a> {
     pub(crate) id: &'a RecordId,
     pub(crate) token: u64,
     pub(crate) ending: &'a Ending,
-    /// How long an outcome is kept, in milliseconds. `None`: as long as the record says.
+    /// The TTL of an outcome in milliseconds. `None` means the TTL in the record.
     pub(crate) ttl: Option<u64>,
     /// The record as the claim has last seen it.
     pub(crate) known: Option<&'a Arc<StoredRecord>>,

@@ -87,7 +87,7 @@ impl Protocol {
     fn pass_over(&self, pass: Pass, batch: usize, goes_on: &dyn Fn() -> bool) -> Result<Compacted> {
         let _working = telemetry::enter(Work::Compact, self.path());
         let began = monotonic();
-        // Before the pass: each ending from here on lowers it again.
+        // Reset the time before the pass: each ending from here on lowers it again.
         self.due.earliest.store(NEVER, Ordering::Release);
         self.record_drops();
         let done = self.pass(pass, batch, goes_on);

@@ -8,8 +8,8 @@ use crate::types::error::Result;
 use crate::types::record::{RecordInfo, StoredRecord};
 
 impl Protocol {
-    /// Returns true if a caller that gets this outcome can still find it undone, so a commit must come first. A
-    /// read-only engine commits nothing: as an operator's look, a look through it is no answer to a caller.
+    /// Returns true if a commit must come before a caller gets this outcome, because an operator could still undo the
+    /// outcome. A read-only engine commits nothing: like a read by an operator, its read is no answer to a caller.
     pub(super) fn must_give(&self, stored: &StoredRecord) -> bool {
         stored.holds_outcome() && self.store.check_writable().is_ok()
     }

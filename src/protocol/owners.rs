@@ -276,7 +276,7 @@ impl Protocol {
         let service = self.stop_service();
         let ended = self.store.close();
         self.subscribers.close();
-        // After the close, so that its calls have ended.
+        // Called after the close, so that the calls of the store have ended.
         if let Some(service) = service {
             service.join();
         }
@@ -336,7 +336,7 @@ impl Protocol {
             let token = self.read_durable(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
             return match self.change(id, &Action::Revoke { token, seen }, WaitFor::Sync)? {
                 Changed::Written(info) => {
-                    // First: without its last claim, a closed engine has no subscribers.
+                    // Notify first: without its last claim, a closed engine has no subscribers.
                     self.subscribers.notify(|| Event::Ended(info.without_outcome()));
                     self.leave_owner(token);
                     Ok(info)

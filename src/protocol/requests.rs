@@ -26,7 +26,7 @@ impl Protocol {
         }
     }
 
-    /// Claims an existing record as `begin` does, whatever its request was.
+    /// Claims an existing record as `begin` does, but compares no fingerprints.
     pub(crate) fn lock(&self, id: &RecordId, lock: &Action<'_>) -> Result<Begun> {
         self.claimed(id, self.change(id, lock, WaitFor::Sync)?)
     }

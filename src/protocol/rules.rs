@@ -36,7 +36,7 @@ pub(crate) enum Action<'a> {
     End {
         token: u64,
         ending: &'a Ending,
-        /// How long the outcome is kept, in milliseconds. `None`: as long as the record says.
+        /// The TTL of the outcome in milliseconds. `None` means the TTL in the record.
         ttl: Option<u64>,
     },
     /// A claim removes its record, as if the operation had never started. Fenced by its token.

@@ -27,7 +27,7 @@ pub(crate) struct Fence<'a> {
     pub(crate) id: &'a RecordId,
     pub(crate) token: u64,
     pub(crate) point: &'a str,
-    /// How long the outcome is kept, in milliseconds. `None`: as long as the record says.
+    /// The TTL of the outcome in milliseconds. `None` means the TTL in the record.
     pub(crate) ttl: Option<u64>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Workspace {
     until: Option<u64>,
     /// True if data that was read has changed. The run is then discarded.
     pub(super) stale: bool,
-    /// The error of every write, if nothing may be written.
+    /// The error that every write returns, if writes are not allowed.
     writable: Result<()>,
 }
 

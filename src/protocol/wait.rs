@@ -81,7 +81,7 @@ impl Protocol {
         if let Some(ended) = self.look(id)? {
             return Ok(ended);
         }
-        // Nothing ends a wait where nothing changes.
+        // In a read-only engine no event would end the wait.
         self.store.check_writable()?;
         self.check_wait(id)?;
         match self.wait_in_queue(id, deadline) {

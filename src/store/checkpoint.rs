@@ -1,4 +1,4 @@
-//! The checkpoint thread: records in the journal what is durable in runs, so that older segments become free.
+//! The checkpoint thread: records in the journal which frames are durable in runs, so that older segments become free.
 
 use crossbeam_channel::{Receiver, Sender};
 

@@ -1,15 +1,16 @@
 //! The commit path: the lock, what it guards, and the order of its steps.
 //!
-//! The commit lock is the lock inside [`CommitQueue`](crate::sync::group_commit::CommitQueue). An admission holds it. The
-//! lock guards
+//! The commit lock is the lock inside [`CommitQueue`](crate::sync::group_commit::CommitQueue). An admission holds it.
+//! The lock guards
 //!
 //! - the number of the next frame, and the bytes of the current group,
 //! - the memtable: only a holder puts contents into it,
 //! - the version counters, and the marks of the read sets: only a holder moves and sets them.
 //!
-//! Readers do not take this lock. They lock a shard of the memtable, and read version counters and marks without a lock.
-//! The steps of a commit under the lock are *check*, *number*, *encode*, *show*, *count*. Steps that can fail come before
-//! those that readers see. Under the lock there is no I/O, no call to sled, no reading of the clock, and no wait.
+//! Readers do not take this lock. They lock a shard of the memtable, and read version counters and marks without a
+//! lock. The steps of a commit under the lock are *check*, *number*, *encode*, *show*, *count*. Steps that can fail
+//! come before those that readers see. Under the lock there is no I/O, no call to sled, no reading of the clock, and no
+//! wait.
 //!
 //! The caller waits for its ticket after it has unlocked, so that many callers share one sync.
 
@@ -26,7 +27,7 @@ use crate::types::clock::{NEVER, StoreClock};
 use crate::types::error::Result;
 use crate::types::record::{Lifetime, Status};
 
-/// The group of a frame. A caller waits for it.
+/// The group of a frame, for which the caller of the commit waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(pub(super) u64);
 
@@ -71,7 +72,8 @@ impl From<Priority> for CommitOptions<'_> {
 }
 
 impl Inner {
-    /// Commits all changes or none. Returns `None` if something that was read has changed. Sets the numbers of the records.
+    /// Commits all changes or none. Returns `None` if something that was read has changed. Sets the numbers of the
+    /// records.
     pub(super) fn commit(
         &self,
         changes: &mut [Change],
@@ -108,8 +110,8 @@ impl Inner {
         // Encode, into the group itself. The last step that can fail, so it comes before anything that can be seen.
         admission.append(|payload| frame::encode_changes(changes, payload))?;
 
-        // Show. Version counters and marks change while the shards of the memtable are locked: a reader of one new content
-        // then finds that its earlier reads of the other keys are stale.
+        // Show. Version counters and marks change while the shards of the memtable are locked: a reader of one new
+        // content then finds that its earlier reads of the other keys are stale.
         let memtable = &self.shared.memtable;
         let entry = |change: &Change| Entry { number, ticket, content: change.content.clone() };
         if let [change] = &*changes {

@@ -54,7 +54,8 @@ struct Shard {
     entries: BTreeMap<StoreKey, Entry>,
     /// The keys of records in progress, released or interrupted.
     unfinished: BTreeSet<StoreKey>,
-    /// While a snapshot has not read this shard: what its keys had at the start, if they have changed since.
+    /// The contents at the start of a snapshot of those keys that have changed since. `None` unless a snapshot has
+    /// still to read this shard.
     saved: Option<BTreeMap<StoreKey, Option<Entry>>>,
 }
 

@@ -1,7 +1,7 @@
 //! Records that were read from the runs a short time ago, so that replays of hot keys need not read a block.
 //!
 //! An entry holds the version of its key at the time of the read. A commit moves the version, so an entry never hides
-//! newer content, and nothing has to be removed when a key changes.
+//! newer content, and a change of a key removes no entry.
 
 use std::sync::Arc;
 

@@ -242,7 +242,7 @@ impl Run {
         Ok(self.info.start == Start::default() || self.find(tables, key.bytes(), hash(key.bytes()))?.is_some())
     }
 
-    /// Returns what the run has for a key: no entry, a removal, or a value.
+    /// Returns the entry of the run for a key: none, a removal, or a value.
     #[expect(clippy::option_option, reason = "nothing, removed, or a value")]
     pub(crate) fn find(&self, tables: &Tables, key: &[u8], hash: u64) -> Result<Option<Option<Stored>>> {
         if !self.may_contain(hash) {

@@ -40,7 +40,7 @@ fn temp() -> TempDir {
 }
 
 thread_local! {
-    /// How often this thread has asked for the number of the process.
+    /// The number of times that this thread has asked for the number of the process.
     pub(crate) static PID_CHECKS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 

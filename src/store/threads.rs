@@ -17,7 +17,7 @@ use crate::sync::worker::Worker;
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// How long commits wait on a full disk for the checkpoint that frees a segment of the journal.
+/// The longest wait of commits on a full disk for the checkpoint that frees a segment of the journal.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The threads, and the lock on the directory. Each thread shares the lock, so a thread that hangs in the operating
@@ -68,7 +68,7 @@ pub(crate) fn start(
         let mut applier = Applier::new(Arc::clone(&inner), inbox, checkpoints, flushed);
         let ended = applier.run();
         if let Err(error) = &ended {
-            // Poison before the end of this thread can be seen, by its channels: it would be mistaken for a close.
+            // Poison before the channels of this thread disconnect: other threads would take the end for a close.
             inner.commit_queue.poison(error.clone());
         }
         drop(apply_alive);
@@ -82,7 +82,7 @@ pub(crate) fn start(
     Ok(running)
 }
 
-/// No thread at all, for a store that is only read.
+/// Creates the value for a store that is only read, which has no threads.
 pub(crate) fn none(lock: files::StoreLock, timeout: Duration) -> Running {
     let (_, ended) = crossbeam_channel::bounded(0);
     Running { workers: Vec::new(), ended, timeout, lock: Arc::new(lock) }

@@ -46,11 +46,11 @@ pub(crate) struct Config {
     pub(crate) max_unchecked: u64,
     /// The time from the first commit of a group until the writer takes the group. `None` means at once.
     pub(crate) interval: Option<Duration>,
-    /// How long a call waits for other calls, and how long there may be no progress before the queue is poisoned.
+    /// The longest wait of a call for other calls, and the longest time without progress before the queue is poisoned.
     pub(crate) timeout: Duration,
     /// Counts the steps of the apply thread, which also increments it within a group.
     pub(crate) applying: Arc<AtomicU64>,
-    /// How long the writer sleeps if nothing is committed.
+    /// The longest sleep of the writer without a commit.
     pub(crate) idle: Duration,
 }
 
@@ -295,7 +295,7 @@ impl<C, S> CommitQueue<C, S> {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// Returns the newest group that has a frame. A caller that waits for it has everything durable.
+    /// Returns the newest group that has a frame. When this group is durable, all frames so far are.
     pub(crate) fn newest(&self) -> u64 {
         let state = self.state.lock();
         if state.frames.is_empty() { state.filling - 1 } else { state.filling }

@@ -53,7 +53,8 @@ impl Clone for Error {
     }
 }
 
-/// Counts a dropped error too. The error may be older than the operation that drops it, and may become a failure unread.
+/// Counts a dropped error too. The error may be older than the operation that drops it, and may become a failure
+/// unread.
 impl Drop for Error {
     fn drop(&mut self) {
         meet();
@@ -101,14 +102,14 @@ pub enum ErrorKind {
     /// The engine is overloaded, and the call waited for [`sync_timeout`](crate::EngineOptions::sync_timeout). Nothing
     /// changed. Call again later, and make fewer calls at a time. Ending an operation that has run never returns this.
     Busy,
-    /// The server of the store cannot be reached, or refuses calls for now. Nothing changed. Call again later. Only with
-    /// a store on PostgreSQL.
+    /// The server of the store cannot be reached, or refuses calls for now. Nothing changed. Call again later. Only
+    /// with a store on PostgreSQL.
     Unavailable,
-    /// The server of the store was lost during a commit, and it is not known whether the change was made. Call again:
-    /// that finds out. Only with a store on PostgreSQL.
+    /// The server of the store was lost during a commit, and it is not known whether the change was made. Call again: a
+    /// retry finds out. Only with a store on PostgreSQL.
     Unsettled,
-    /// Data on disk is damaged. The engine neither guessed nor changed anything. Restore a backup, or rescue what is left
-    /// with [`EngineOptions::salvage`](crate::EngineOptions::salvage).
+    /// Data on disk is damaged. The engine neither guessed nor changed anything. Restore a backup, or rescue what is
+    /// left with [`EngineOptions::salvage`](crate::EngineOptions::salvage).
     Corrupt,
     /// The directory is not a store, or has a format of another version of this crate. Check the path and the version.
     UnsupportedFormat,

@@ -131,7 +131,7 @@ pub(crate) struct StoredRecord {
     pub(crate) interrupted_ttl: u64,
     /// Milliseconds from a release by the current or last owner in which no caller can claim it.
     pub(crate) retry_pause: u64,
-    /// How long the key of a finished record is remembered after the record has expired, in milliseconds.
+    /// The time for which the key of a finished record is remembered after the record has expired, in milliseconds.
     pub(crate) remember: u64,
     /// True if the record has expired and only its key is remembered, until `expires`.
     pub(crate) is_forgotten: bool,
@@ -411,8 +411,9 @@ impl RecordInfo {
         wall_time(self.0.stored.updated_at)
     }
 
-    /// Returns for how long a released record cannot be claimed, from the time of the read: what is left of
-    /// [`ManagerOptions::retry_pause`](crate::ManagerOptions::retry_pause). Returns `None` if there is no pause.
+    /// Returns the rest of the [`ManagerOptions::retry_pause`](crate::ManagerOptions::retry_pause) of a released
+    /// record, from the time of the read. The record cannot be claimed before its end. Returns `None` if there is no
+    /// pause.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         (self.0.paused_for > 0).then(|| Duration::from_millis(self.0.paused_for))

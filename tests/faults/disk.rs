@@ -21,7 +21,7 @@ use crate::threads::Rng;
 const BLOCK: usize = 4096;
 const SECTOR: usize = 512;
 
-/// How many unsynced changes survive.
+/// The share of unsynced changes that survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
     Nothing,

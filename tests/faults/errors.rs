@@ -295,7 +295,7 @@ fn every_read_of_sled_in_a_closed_store_may_fail() {
     assert!(failed > 10);
 }
 
-/// How long a busy machine may take for something that needs no time.
+/// The time that a busy machine may take for something that needs no time.
 const MARGIN: Duration = Duration::from_secs(5);
 
 /// Owners and waiters while the disk fails: all get an answer within the configured time. If the disk returns an error,

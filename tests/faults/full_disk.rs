@@ -207,7 +207,7 @@ fn filled_by_others(seed: u64, disk: &Disk) {
             closed.as_ref().err().into_iter().for_each(is_full);
             // A failed close does not count as a clean one.
             let is_as_closed = |engine: &Engine| assert_eq!(closed.is_ok(), engine.opened().clean);
-            // It may need less space than the close: then it is closed again, and that is a clean close.
+            // The open may need less space than the failed close. Then it succeeds, and its own close is clean.
             let at_once = open(disk);
             at_once.as_ref().map_or_else(is_full, is_as_closed);
             let was_opened = at_once.is_ok_and(|engine| engine.close().is_ok());

@@ -9,7 +9,8 @@ use oncekey::{Engine, EngineOptions, Manager, Value};
 use crate::inject::{Call, Effect, Injected, Rule};
 use crate::threads::{LATE, within};
 
-/// How often each value is written. With unbounded writes in sled, 120 always made it hang.
+/// Returns the number of times that each value is written. With unbounded writes in sled, 120 times always made sled
+/// hang.
 fn times() -> u8 {
     std::env::var("ONCEKEY_LARGE_VALUES").map_or(12, |text| text.parse().unwrap())
 }

@@ -52,7 +52,7 @@ pub(crate) enum Event {
     /// The server ends its sessions, and with them its lock.
     Loses,
     Lost,
-    /// It has another lock and has adopted its claims, and no call runs in any process.
+    /// The process has another lock and has adopted its claims, and no call runs in any process.
     Adopted,
     Ends,
     /// All of its sessions have ended.
@@ -69,7 +69,7 @@ pub(crate) fn say(line: Line) {
     std::io::stdout().lock().write_all(text.as_bytes()).unwrap();
 }
 
-/// How a session ends.
+/// The end of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// By `close`: live claims keep the store open until they end.

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_at_the_claim_of_a_dead_process_finds_it_interrupted() {
+    fn a_reader_of_the_claim_of_a_dead_process_finds_it_interrupted() {
         let (begun, dies) = ((0, BEGIN, 2, 3, FIRST), (0, Op::Dies, 4, 9, Answer::Done));
         let looks = |began, at, status| (1, Op::Get, began, at, is(status));
         let (runs, interrupted) = (Unfinished::InProgress, Unfinished::Interrupted);
@@ -291,7 +291,7 @@ mod tests {
             !several(&[begun, loses, looks(10, 11, interrupted), adopts, ends(Answer::Done)]),
             "nothing of it lands"
         );
-        // What the next incarnation claims has a lock.
+        // A claim of the next incarnation has a lock.
         let next = (10, BEGIN, 10, 11, FIRST);
         assert!(several(&[loses, next, looks(12, 13, runs)]) && !several(&[loses, next, looks(12, 13, interrupted)]));
     }

@@ -75,7 +75,7 @@ pub(crate) enum Op {
     Joins,
     /// An incarnation loses its lock. From here on others may declare its claims dead.
     Loses,
-    /// The next incarnation of the process adopts the claims that nobody has declared dead.
+    /// The next incarnation of the process adopts the claims that no other engine has declared dead.
     Adopts,
     /// A process ends, and all of its locks are free. The next process that reads one of its claims declares the claim
     /// dead.
@@ -374,7 +374,7 @@ impl Model {
                 Some(life) if life.state == State::InProgress(Owner::Claim(token)) => {
                     (Answer::Done, self.ended(ending))
                 }
-                // It has ended in that way already.
+                // The record has ended in that way already.
                 Some(Life { state, orphan, .. }) if (state, orphan) == (State::after(ending), Some(token)) => {
                     (Answer::Done, self)
                 }

@@ -132,7 +132,7 @@ impl<'a> Processes<'a> {
         let Some(mut child) = self.all[usize::from(process)].1.take() else { return };
         // No hours pass while its last statements run.
         let still = self.still.calls();
-        // It may have ended by itself, and said so.
+        // The process may have ended by itself, and reported that.
         if child.try_wait().unwrap().is_none() {
             self.say(process, Event::Ends);
             child.kill().unwrap();

@@ -54,7 +54,7 @@ impl Room {
             let mut options = std::fs::OpenOptions::new();
             options.create(true).truncate(false).write(true).open(self.dir.join(name)).unwrap()
         };
-        // Whoever waits to be alone holds the gate, so that nobody else enters meanwhile.
+        // A process that waits to be alone holds the gate, so that no other process enters meanwhile.
         let (gate, room) = (open("gate"), open("room"));
         flock(&gate, FlockOperation::LockExclusive).unwrap();
         flock(&room, if alone { FlockOperation::LockExclusive } else { FlockOperation::LockShared }).unwrap();

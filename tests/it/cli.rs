@@ -389,7 +389,7 @@ fn revoke_reports_that_a_record_has_no_owner() {
     let (status, out, err) = oncekey(&["revoke", &path, "payments", "absent"]);
     assert_eq!((status, out.as_str()), (1, ""), "{err}");
     assert!(err.contains("absent"), "{err}");
-    // Nothing has changed.
+    // The refused commands have changed nothing.
     assert_eq!(json(&["get", &path, "other", "staged"])["recovery_point"], "half");
 }
 

@@ -16,7 +16,7 @@ use crate::read_only::{everything, is_root};
 /// Exit status, the words of the findings, the text for people, and the suggested commands.
 type Examined = (u8, Vec<String>, String, Vec<String>);
 
-/// Examines a directory that nobody writes to, and checks that nothing was changed.
+/// Examines a directory that no process writes to, and checks that nothing was changed.
 #[track_caller]
 fn examined(path: &Path) -> Examined {
     let before = path.exists().then(|| everything(path));
@@ -204,7 +204,7 @@ fn damage_is_named_with_its_file_and_the_salvage_that_is_advised_works() {
     let words: Vec<_> = commands[0].split(' ').skip(1).collect();
     let (status, out, err) = oncekey(&words);
     assert!(status == 4 && out.contains("records and 0 rows rescued into"), "{out}{err}");
-    // What is in doubt is named, for people and for machines.
+    // The keys in doubt are named, for people and for machines.
     let named = out.lines().filter_map(|line| line.strip_prefix("in doubt: ")).collect::<Vec<_>>();
     assert!(
         !named.is_empty() && named.iter().all(|named| named.starts_with("key ") && named.contains(" of ")),

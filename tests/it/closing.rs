@@ -248,7 +248,7 @@ fn a_store_can_be_opened_and_closed_many_times() {
         let (dir, mut rng) = (tempfile::tempdir().unwrap(), Rng::new(seed));
         for round in 0..20 {
             let path = dir.path().to_owned();
-            // Nothing is done with the first store between open and close.
+            // The first store gets no call between open and close.
             let operations = rng.below(seed + 1);
             within(LATE, move || {
                 let engine = Engine::open(path).unwrap_or_else(|error| panic!("open {round}: {error}"));

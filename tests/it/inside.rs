@@ -71,7 +71,7 @@ fn the_creating_transaction_sees_no_numbers_and_the_commit_gives_them() {
         .unwrap();
     let committed = requests.retrieve("k").unwrap().unwrap().info().clone();
     assert!(committed.generation() > 0 && committed.revision() == committed.generation());
-    // What was seen before the commit is not what is there.
+    // The record as it was before the commit differs from the stored one.
     assert_eq!(numbers(&created), (0, 0));
     let refused = requests.manager().resolve_if_unchanged(&created, Resolution::Retry).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Changed);

@@ -110,7 +110,7 @@ struct Pace {
     close: Duration,
 }
 
-/// How far the child came before the kill.
+/// The progress of the child before the kill.
 #[derive(Clone, Copy, Debug, Default)]
 struct Came {
     opened: bool,

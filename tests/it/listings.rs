@@ -234,7 +234,7 @@ fn a_full_queue_drops_and_counts_events_of_that_subscriber_only() {
 }
 
 #[test]
-fn a_subscriber_that_falls_behind_is_told_how_many_events_it_missed() {
+fn a_subscriber_that_falls_behind_gets_the_number_of_missed_events() {
     let (engine, _) = engine();
     let manager = texts(&engine);
     claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
@@ -247,11 +247,11 @@ fn a_subscriber_that_falls_behind_is_told_how_many_events_it_missed() {
     };
     let read = |count| slow.ready().take(count).map(missed).collect::<Vec<_>>();
     replays(Events::CAPACITY + 3);
-    // The gap is where the events were, also if later ones find a place behind it.
+    // The gap is in the place of the dropped events, even if later events find a place after it.
     assert_eq!(read(Events::CAPACITY), vec![0; Events::CAPACITY]);
     replays(2);
     assert_eq!(read(9), [3, 0, 0]);
-    // There can be several, and the last is told although no event follows.
+    // There can be several gaps, and the last one is reported although no event follows.
     replays(Events::CAPACITY + 1);
     assert_eq!(read(2), [0, 0]);
     replays(3);

@@ -357,7 +357,7 @@ fn a_client_that_never_reads_delays_no_other_client() {
         assert_eq!(store.stats().unwrap().in_progress, 0);
         drop(ops);
         engine.close().unwrap();
-        // What was sent before the close is there, and then the end is no end of the records.
+        // The client still gets the records that were sent before the close, and then an error instead of the end.
         let errors: Vec<_> = stuck.into_iter().filter_map(|records| records.last().unwrap().err()).collect();
         assert!(
             !errors.is_empty() && errors.iter().all(|error| error.to_string().contains("closed the store")),

@@ -44,7 +44,7 @@ fn a_client_watches_until_the_store_is_closed() {
 
 /// The service does not wait for a slow watcher, which learns how many events it has missed.
 #[test]
-fn a_client_that_falls_behind_is_told_how_many_events_it_missed() {
+fn a_client_that_falls_behind_gets_the_number_of_missed_events() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
         let engine = Engine::open(dir.path()).unwrap();

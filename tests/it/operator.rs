@@ -91,7 +91,7 @@ fn an_operator_works_on_a_store_that_is_in_use() {
         let copy = dir.path().join("copy");
         assert_eq!(json(&["backup", store, copy.to_str().unwrap()])["rows"], 1);
         assert!(ran(&["list", copy.to_str().unwrap(), "--manager", "payments"]).contains("order-1"));
-        // What another store has exported.
+        // The export of another store.
         let exported = dir.path().join("exported");
         fs::write(&exported, ran(&["export", copy.to_str().unwrap()])).unwrap();
         let imported = json(&["import", store, exported.to_str().unwrap()]);
@@ -176,8 +176,9 @@ fn p99(ops: &Manager<u64>, round: u64, time: Duration) -> u128 {
     taken[taken.len() * 99 / 100]
 }
 
-/// Cycles beside another process that lists all keys again and again. `ONCEKEY_LISTED=1000000` measures with as many keys: then
-/// the median of the rounds beside a listing must be within 1.2 times of that without. It is made for a release build.
+/// Cycles beside another process that lists all keys again and again. `ONCEKEY_LISTED=1000000` measures with as many
+/// keys: then the median of the rounds beside a listing must be within 1.2 times of that without. It is made for a
+/// release build.
 #[test]
 fn cycles_go_on_beside_a_listing() {
     let measured = std::env::var("ONCEKEY_LISTED").ok();

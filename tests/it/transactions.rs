@@ -270,7 +270,7 @@ const WRITES: [fn(&Engine, &str); 2] = [
     |engine, key| engine.atomic_phase(|tx| tx.table("t")?.insert(key, "x")).unwrap(),
 ];
 
-// The reader conflicts in every run until it locks its keys. Writers of other keys never wait for it.
+// The reader conflicts in every run until it locks its keys. Writers of other keys never wait for the reader.
 #[test]
 fn a_long_reader_that_always_conflicts_ends_and_blocks_no_other_keys() {
     for write in WRITES {

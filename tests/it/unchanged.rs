@@ -75,13 +75,13 @@ fn an_owner_is_revoked_as_it_was_seen() {
     let mut owner = claim(&manager, "k");
     let hangs = seen(&manager, "k");
     owner.work_stage(|_tx| Ok::<_, Error>(Next::advance("paid"))).unwrap();
-    // It did not hang.
+    // The owner has made progress since, so it does not hang.
     assert_eq!(manager.revoke_if_unchanged(&hangs).unwrap_err().kind(), ErrorKind::Changed);
     assert_eq!(engine.raw("m").unwrap().revoke_if_unchanged(&hangs).unwrap_err().kind(), ErrorKind::Changed);
     let revoked = manager.revoke_if_unchanged(&seen(&manager, "k")).unwrap();
     assert_eq!(revoked.interruption(), Some(Interruption::Revoked));
     assert_eq!(owner.succeed(&"late".to_owned()).unwrap_err().kind(), ErrorKind::ClaimLost);
-    // What a revocation returns is as new as the record.
+    // A revocation returns the newest revision of the record.
     manager.resolve_if_unchanged(&revoked, Resolution::Retry).unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! Transactions of several engines that agree with some order of them, although each reads as of its beginning.
+//! Tests that the transactions of several engines agree with some serial order, although each reads one snapshot.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -115,7 +115,7 @@ fn listen(worker: &mut Child, said: &Mutex<Said>) {
 /// Brings what was left to its end, and compares every key with what was said. Returns the numbers of keys and of those
 /// that were left.
 pub(crate) fn check(engine: &Engine, said: &Said) -> (usize, usize) {
-    // What was left is brought to its end.
+    // Unfinished keys are brought to their end.
     let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
     let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
     for key in &left {

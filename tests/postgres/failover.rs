@@ -1,4 +1,4 @@
-//! A standby takes over while workers run: what a synchronous one has is all that was answered. Its clock is a day
+//! A standby takes over while workers run: a synchronous standby has everything that was answered. Its clock is a day
 //! ahead.
 
 use std::time::{Duration, Instant};

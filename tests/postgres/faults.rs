@@ -153,7 +153,7 @@ fn end_keeper(schema: &str, incarnation: u32) {
     assert_eq!(shared().sql(&end), "t");
 }
 
-/// Returns SQL that is true if nobody has the lock of this incarnation.
+/// Returns SQL that is true if no session has the lock of this incarnation.
 fn lock_is_free(schema: &str, incarnation: u32) -> String {
     format!(
         "SELECT NOT EXISTS (SELECT FROM pg_locks l, \"{schema}\".store s

@@ -178,7 +178,7 @@ fn cut_off<const N: usize>(name: &str, from: [&str; N]) {
     let status = |key: &str| texts(&other).get(key).unwrap().unwrap().status();
     let keys = ["staged", "ended"];
 
-    // Nobody is dead after a short one.
+    // After a short interruption, no owner is declared dead.
     network.forwards(from, false);
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(3) {
@@ -200,7 +200,7 @@ fn cut_off<const N: usize>(name: &str, from: [&str; N]) {
         assert_eq!(claim.attempt(), 2);
         claim.succeed(&"of the other".to_owned()).unwrap();
     }
-    // Nothing of it lands, now or later.
+    // No statement of the lost owner takes effect, now or later.
     let is_lost = |results: &[String]| results[..2].iter().all(|result| result == "ClaimLost");
     let results = owner.tries();
     assert!(!results.iter().any(|result| result == "ok"), "{results:?}");

@@ -45,7 +45,7 @@ fn no_statement_reads_a_whole_table() {
         // The one row of `store` has no better way.
         let whole = plan.lines().find(|line| line.contains("Seq Scan on") && !line.contains("Seq Scan on store"));
         assert!(whole.is_none(), "{plan}");
-        // Nothing that names a key goes by another index.
+        // A statement that names a key uses no other index.
         let by_key = plan.contains("key = $2") || plan.contains("UPDATE");
         assert!(!(by_key && plan.contains("records_unfinished")), "{plan}");
     }

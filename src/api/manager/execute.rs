@@ -166,7 +166,7 @@ impl<T, E> fmt::Debug for ExecuteError<T, E> {
 
 impl<T, E: fmt::Display> std::error::Error for ExecuteError<T, E> {}
 
-/// How long `execute` and `drive` wait for another owner, unless the options say otherwise.
+/// The longest wait of `execute` and `drive` for another owner, unless the options say otherwise.
 const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {

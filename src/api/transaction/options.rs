@@ -20,7 +20,8 @@ pub enum Isolation {
 
 type OfError<'a, X, R> = Box<dyn Fn(&X) -> R + 'a>;
 
-/// How [`Engine::atomic_phase_with`](crate::Engine::atomic_phase_with) runs its closure, whose error is `X`.
+/// The options of [`Engine::atomic_phase_with`](crate::Engine::atomic_phase_with), whose closure has the error type
+/// `X`.
 ///
 /// ```
 /// use oncekey::{

@@ -73,7 +73,7 @@ fn forbidden(path: &Path, at: &Path, cause: &io::Error) -> Finding {
     Finding::fault("no-permission", format!("cannot look into {}{owner}: {cause}", at.display()), SERVICE_USER)
 }
 
-/// Returns what is wrong with the file system.
+/// Returns the problems of the file system.
 pub(super) fn file_system(path: &Path) -> Vec<Finding> {
     let Ok(found) = rustix::fs::statvfs(path) else { return Vec::new() };
     let mut findings = Vec::new();
@@ -148,7 +148,7 @@ impl fmt::Display for Process {
     }
 }
 
-/// How a process has the store locked.
+/// The kind of a process's lock on the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lock {
     Write,

@@ -19,11 +19,12 @@ const CONNECTIONS: usize = 64;
 const TO_ASK: Duration = Duration::from_secs(10);
 /// The longest time for a client to read its reply.
 const TO_READ: Duration = Duration::from_secs(30);
-/// How long a client may go on sending after the reply. A client that is cut off while it sends may lose the reply.
+/// The longest time for which a client may continue to send after the reply. A client that is cut off while it sends
+/// may lose the reply.
 const TO_HEAR: Duration = Duration::from_secs(1);
 /// The number of bytes that a client may send after the reply.
 const TO_IGNORE: u64 = 1 << 20;
-/// How long the server waits when the system has no descriptor for a client.
+/// The pause of the server when the system has no descriptor for a client.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Answers a request, or refuses with this status a request that could not be read.

@@ -22,7 +22,7 @@ pub(crate) struct Start {
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
     pub(crate) retry_pause: u64,
-    /// How long the key is remembered after its outcome has expired.
+    /// The time for which the key is remembered after its outcome has expired.
     pub(crate) remember: u64,
     pub(crate) resume: Resume,
     /// True if a fingerprint does not match a record without one.

@@ -82,7 +82,7 @@ pub(crate) fn run_of(key: &[u8]) -> u64 {
 }
 
 /// Encodes a block. Its checksum includes the id of the store, so that no value of a client and no block of another
-/// store passes for it.
+/// store is mistaken for a block of this store.
 pub(crate) fn seal(store: &[u8; 16], place: Place, kind: Kind, content: &[u8]) -> Result<Vec<u8>> {
     let too_long = |_| Error::new(ErrorKind::TooLarge, format!("{place} has {} bytes", content.len()));
     let mut out = Vec::with_capacity(PREFIX + content.len());

@@ -78,7 +78,7 @@ pub(crate) struct Shared {
 pub(crate) struct Flusher {
     pub(crate) shared: Arc<Shared>,
     store_id: [u8; 16],
-    /// Of the list that sled has.
+    /// The serial number of the list that sled has.
     serial: u64,
     /// The last frame whose changes are in runs.
     frame: u64,
@@ -216,7 +216,7 @@ impl Flusher {
     fn list(&mut self, frame: u64, runs: &[Arc<Run>]) -> Result<()> {
         let runs = runs.iter().map(|run| run.info).collect();
         let Self { store_id, complete, next_id, .. } = *self;
-        // Before it is written: what a write that failed has left must not have the number of another.
+        // Raise the serial before the write: the list of a failed write must not share its serial with a later list.
         self.serial = self.serial.saturating_add(1);
         self.shared.tables.set_list(&RunList { store_id, serial: self.serial, frame, complete, next_id, runs })?;
         self.frame = frame;
@@ -242,7 +242,7 @@ impl Flusher {
             };
             let is_output = new.info.index_at != run.info.index_at;
             let (start, index) = (run.info.start.block..new.info.start.block, run.info.index_at..run.info.index_end());
-            // Also if there is no such block: a later deletion of this run then waits for the readers of this version.
+            // Add the version even if it has no such block: a later deletion of this run then waits for its readers.
             self.to_delete.push(ToDelete { id, blocks: if is_output { index } else { start }, run: Some(run) });
         }
         Ok(())

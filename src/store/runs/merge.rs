@@ -83,7 +83,8 @@ fn choose_if_scarce(sizes: &[Option<Size>]) -> Option<Range<usize>> {
     (blocks >= MIN_IF_SCARCE && blocks >= oldest.blocks / FAN_IN as u64).then_some(0..1 + newer.len())
 }
 
-/// Returns the oldest run and the next ones, as many as one merge takes and up to the first that stays as it is.
+/// Returns the oldest run and the next ones: at most as many as one merge takes, and none after the first that stays as
+/// it is.
 fn oldest_and_newer(sizes: &[Option<Size>]) -> Option<(Size, Vec<Size>)> {
     let mut mergeable = sizes.iter().map_while(|size| *size).take(MAX_INPUTS);
     Some((mergeable.next()?, mergeable.collect()))
@@ -146,16 +147,16 @@ pub(crate) struct Merge {
     now: Now,
     /// Bytes of the inputs.
     bytes: u64,
-    /// Bytes read since it was listed.
+    /// The bytes that were read since the last listing.
     read: u64,
     /// True if space is low: parts are small then.
     pub(crate) is_scarce: bool,
-    /// Since it was listed, and in all.
+    /// The records that were deleted, since the last listing and in all.
     deleted: Deleted,
     all_deleted: Deleted,
     /// The blocks to write next.
     ready: VecDeque<Keyed>,
-    /// Listed when these are written.
+    /// The part to list when the blocks of `ready` are written.
     part: Option<Part>,
 }
 

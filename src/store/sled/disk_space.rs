@@ -1,8 +1,8 @@
 //! Reserves disk space for the writes of sled.
 //!
 //! The journal writes into files full of zeros, so a full disk cannot make it fail. sled's file grows when it is
-//! written, and a failed write of sled poisons the store. So before sled is given anything, the blocks for it are
-//! allocated after the end of its file, where no other process can take them. Without space, commits stay in the
+//! written, and a failed write of sled poisons the store. So before the store gives data to sled, it allocates the
+//! blocks after the end of sled's file, where no other process can take them. Without space, commits stay in the
 //! journal and in memory until there is space, and before that users' commits are refused. If the file system cannot
 //! preallocate blocks, the free space is only measured: another process may take it before sled does.
 
@@ -122,8 +122,8 @@ impl DiskSpace {
         self.claim_leaving(bytes, 0)
     }
 
-    /// As [`claim`](Self::claim), for merges and deletions. They take nothing of the last space, which is for endings
-    /// and for the next open.
+    /// Claims as [`claim`](Self::claim) does, for merges and deletions. Leaves the last space to endings and to the
+    /// next open.
     pub(crate) fn claim_in_background(&self, bytes: u64) -> SpaceStatus {
         self.claim_leaving(bytes, RESERVED)
     }

@@ -10,7 +10,7 @@ use crate::types::clock;
 /// A model tries every order in which slices end, so it has fewer of them.
 const SLICES: u32 = if cfg!(all(test, oncekey_shuttle)) { 2 } else { 8 };
 
-/// How late a busy machine may wake a thread after a short slice.
+/// The largest delay with which a busy machine wakes a thread after a short slice.
 const SLACK: Duration = Duration::from_millis(20);
 
 /// Counters of the steps that background threads have made. They only grow.

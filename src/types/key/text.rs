@@ -98,7 +98,7 @@ fn byte(digits: [u8; 2]) -> Option<u8> {
     u8::try_from(16 * high? + low?).ok()
 }
 
-/// How the text of a key begins: what a listing selects keys by.
+/// The beginning of the text of a key, by which a listing selects keys.
 ///
 /// ```
 /// use oncekey::{Key, admin::KeyPrefix};

@@ -37,7 +37,7 @@ pub struct CallOptions {
     pub(crate) success_ttl: Option<Duration>,
     pub(crate) failure_ttl: Option<Duration>,
     pub(crate) on_interrupted: Option<OnInterrupted>,
-    /// How long to wait for another owner. `None` for the default of the call.
+    /// The longest wait for another owner. `None` means the default of the call.
     pub(crate) wait: Option<Duration>,
     /// Makes `begin` fail if a stage has committed on the record.
     pub(crate) only_from_start: bool,
@@ -118,8 +118,9 @@ impl CallOptions {
     /// Sets how long to wait for another owner. Zero means no wait; a time too long for the clock means no limit.
     /// Default: 2 s for `execute_with` and `drive`, zero for `begin_with` and `initiate_with`.
     ///
-    /// `execute_many_with` never waits, and returns `InvalidOptions` for an item with a wait that is not zero. A waiting
-    /// thread does nothing else. [`max_waiting`](crate::EngineOptions::max_waiting) bounds the number of waiting threads.
+    /// `execute_many_with` never waits, and returns `InvalidOptions` for an item with a wait that is not zero. A
+    /// waiting thread does nothing else. [`max_waiting`](crate::EngineOptions::max_waiting) bounds the number of
+    /// waiting threads.
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = Some(timeout);
         self

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{BEGUN, Mode, OUTCOME, Session, Step, System};
 
-/// How long the start of a server may take.
+/// The longest time for the start of a server.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn find(program: &str) -> Result<PathBuf> {
