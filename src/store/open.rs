@@ -22,6 +22,7 @@ use super::runs::{Run, Runs};
 use super::{Inner, Store, files, threads};
 use crate::store::runs::flush::{Deleted, Flusher, Shared};
 use crate::store::runs::unfinished::Unfinished;
+use crate::store::sled;
 use crate::store::sled::disk_space::{DiskSpace, SpaceStatus, Wakeups};
 use crate::store::sled::tables::{Access, Tables};
 use crate::store::versions::Versions;
@@ -129,7 +130,7 @@ impl Store {
         let dir = path.join("store");
         // Before sled is opened, because that writes: if the journal is refused, nothing is changed.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
-        let (tables, list, rebuilt) = Tables::open(&dir.join("sled"), access(options), &recovered.past())?;
+        let (tables, list, rebuilt) = sled::open::open(&dir.join("sled"), access(options), &recovered.past())?;
         let (space, wakeups) = DiskSpace::new(&dir.join("sled"));
         let mut report =
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, rebuilt, ..OpenReport::default() };

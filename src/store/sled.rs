@@ -8,7 +8,7 @@
 //! | pages over 128 KiB are written into blob files that are never synced | values of at most 4,000 bytes under keys of 12 bytes; [`blobs`] checks that there are no such files |
 //! | a snapshot torn by a kill makes every later open fail | [`snapshots`]: torn ones are removed before an open |
 //! | an open fills free segments with zeros before its snapshot is durable | [`exchange`]: where the file system has no flag, sled opens a copy first, which then replaces the original |
-//! | an open of damaged files destroys what could still be read, and then fails | [`log`] reads all of them before. If not all of them are whole, a new sled is built from their blocks: [`raw`], [`rebuild`] |
+//! | an open of damaged files destroys what could still be read, and then fails | [`open`] has [`log`] read all of them before. If not all of them are whole, a new sled is built from their blocks: [`raw`], [`rebuild`] |
 //! | a failed write is final | [`disk_space`]: blocks of the file are claimed before anything is written |
 //! | it panics on damage | [`tables`]: every call is guarded, a panic becomes an error, and [`panics`] keeps it from the terminal |
 //! | a read skips data that it cannot read, or returns an older page | not here: blocks and their list have checksums and counts (`format`) |
@@ -17,7 +17,8 @@
 pub(crate) mod blobs;
 pub(crate) mod disk_space;
 mod exchange;
-mod log;
+pub(crate) mod log;
+pub(crate) mod open;
 mod panics;
 pub(crate) mod raw;
 mod rebuild;

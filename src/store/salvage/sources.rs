@@ -77,9 +77,10 @@ impl Sources {
         for problem in &remains.problems {
             sources.problem(problem.clone());
         }
-        let scan = |id: [u8; 16]| Found::scan_readable(&raw::current(sled), &id);
+        let scan = |id: [u8; 16]| Found::scan(&raw::current(sled), &id);
         match store_of(sled, remains).and_then(|id| id.map(scan).transpose()) {
-            Ok(Some((found, unreadable))) => {
+            Ok(Some(found)) => {
+                let unreadable = found.unreadable.bytes;
                 if unreadable > 0 {
                     sources.problem(format!("{unreadable} bytes of {} cannot be read", found.path().display()));
                 }

@@ -183,28 +183,40 @@ impl Log {
     }
 }
 
-/// Calls `f` with the offset and the bytes of each segment of the file. If `unreadable` is given, a part of the file
-/// that cannot be read counts as zeros, and its length is added to `unreadable`. Otherwise the call returns the error.
-pub(super) fn for_each_segment(
-    file: &File,
-    path: &Path,
-    mut unreadable: Option<&mut u64>,
-    mut f: impl FnMut(u64, &[u8]),
-) -> Result<()> {
+/// The parts of a file that cannot be read.
+#[derive(Debug, Default)]
+pub(crate) struct Unreadable {
+    pub(crate) bytes: u64,
+    /// The error of the first of them.
+    pub(crate) error: Option<Error>,
+}
+
+/// Calls `f` with the offset and the bytes of each segment of the file. A part that cannot be read counts as zeros.
+pub(super) fn for_each_segment(file: &File, path: &Path, mut f: impl FnMut(u64, &[u8])) -> Result<Unreadable> {
     let failed = |cause: &std::io::Error| Error::io("read", path, cause);
+    let read = |bytes: &mut [u8], at: u64| {
+        #[cfg(test)]
+        if tests::is_unreadable(at, bytes.len() as u64) {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        file.read_exact_at(bytes, at)
+    };
     let len = file.metadata().map_err(|cause| failed(&cause))?.len();
-    let (mut bytes, mut offset) = (vec![0; SEGMENT], 0);
+    let (mut bytes, mut offset, mut unreadable) = (vec![0; SEGMENT], 0, Unreadable::default());
     while offset < len {
         let here = usize::try_from(len - offset).map_or(SEGMENT, |left| left.min(SEGMENT));
         let bytes = bytes.get_mut(..here).unwrap_or_default();
-        if let Err(cause) = file.read_exact_at(bytes, offset) {
-            let Some(unreadable) = unreadable.as_deref_mut() else { return Err(failed(&cause)) };
-            *unreadable += read_pages(bytes, offset, &|page, at| file.read_exact_at(page, at));
+        if let Err(cause) = read(bytes, offset) {
+            let pages = read_pages(bytes, offset, &read);
+            if pages > 0 {
+                unreadable.error.get_or_insert_with(|| failed(&cause));
+            }
+            unreadable.bytes += pages;
         }
         f(offset, bytes);
         offset += SEGMENT as u64;
     }
-    Ok(())
+    Ok(unreadable)
 }
 
 /// Reads page by page. Fills each page that cannot be read with zeros. Returns the number of bytes of these pages.
@@ -277,8 +289,25 @@ fn is_conf(bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::cell::Cell;
+    use std::ops::Range;
+
     use super::*;
+
+    thread_local! {
+        static UNREADABLE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    }
+
+    /// Makes reads of these bytes fail on this thread.
+    pub(crate) fn set_unreadable(bytes: &Range<u64>) {
+        UNREADABLE.set((bytes.start, bytes.end));
+    }
+
+    pub(super) fn is_unreadable(at: u64, len: u64) -> bool {
+        let (start, end) = UNREADABLE.get();
+        at < end && start < at + len
+    }
 
     #[test]
     fn only_the_pages_that_cannot_be_read_are_zeros() {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ::sled::IVec;
 use memchr::memmem::Finder;
 
-use super::log::{self, Log};
+use super::log::{self, Log, Unreadable};
 use crate::store::format::block::{self, Kind, MAGIC, PREFIX, Place};
 use crate::store::format::corrupt;
 use crate::store::format::list::RunList;
@@ -46,6 +46,7 @@ pub(crate) struct Found {
     store_id: [u8; 16],
     file: File,
     path: PathBuf,
+    pub(crate) unreadable: Unreadable,
     /// Sorted by place, without duplicates. Of two copies, the one that sled finds is kept.
     blocks: Vec<BlockAt>,
     /// The newest first. The flag is true if sled may not find the list.
@@ -56,19 +57,8 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Reads the file of the record store in this directory. Changes nothing.
+    /// Reads the file of the record store in this directory, and skips unreadable parts. Changes nothing.
     pub(crate) fn scan(dir: &Path, store: &[u8; 16]) -> Result<Self> {
-        Self::scan_file(dir, store, None)
-    }
-
-    /// Does the same as [`scan`](Self::scan), but skips unreadable parts of the file. Also returns their size in bytes.
-    pub(crate) fn scan_readable(dir: &Path, store: &[u8; 16]) -> Result<(Self, u64)> {
-        let mut unreadable = 0;
-        let found = Self::scan_file(dir, store, Some(&mut unreadable))?;
-        Ok((found, unreadable))
-    }
-
-    fn scan_file(dir: &Path, store: &[u8; 16], unreadable: Option<&mut u64>) -> Result<Self> {
         let path = dir.join("db");
         let missing = |cause: std::io::Error| match cause.kind() {
             std::io::ErrorKind::NotFound => corrupt(format!("the record store {} is missing: {cause}", path.display())),
@@ -77,7 +67,7 @@ impl Found {
         let file = File::open(&path).map_err(missing)?;
         let (magic, mut log) = (Finder::new(MAGIC), Log::default());
         let (mut blocks, mut lists, mut has_foreign) = (Vec::new(), Vec::new(), false);
-        log::for_each_segment(&file, &path, unreadable, |offset, bytes| {
+        let unreadable = log::for_each_segment(&file, &path, |offset, bytes| {
             let whole = log.add(offset, bytes);
             let mut at = 0;
             while let Some(next) = bytes.get(at..).and_then(|rest| magic.find(rest)) {
@@ -104,12 +94,19 @@ impl Found {
         blocks.dedup_by_key(|block| block.place);
         lists.sort_by_key(|(list, is_loose)| (std::cmp::Reverse(list.serial), *is_loose));
         lists.dedup_by_key(|(list, _)| list.serial);
-        Ok(Self { dir: dir.to_owned(), store_id: *store, file, path, blocks, lists, has_foreign, log })
+        Ok(Self { dir: dir.to_owned(), store_id: *store, file, path, unreadable, blocks, lists, has_foreign, log })
     }
 
     /// Returns the newest list that has all its blocks. An older list is accepted only if the journal has all later
-    /// commits. Otherwise returns `Corrupt`.
+    /// commits. Otherwise returns `Corrupt`, or `Io` if the file has unreadable parts, which may become readable again.
     pub(crate) fn choose(&self, past: &Past) -> Result<Chosen> {
+        self.choose_readable(past).map_err(|error| match &self.unreadable.error {
+            Some(cause) => cause.wrap(cause.kind(), &error.to_string()),
+            None => error,
+        })
+    }
+
+    fn choose_readable(&self, past: &Past) -> Result<Chosen> {
         let dir = self.dir.display();
         let Some((newest, _)) = self.lists.first() else {
             let why =
@@ -166,7 +163,7 @@ impl Found {
 
     /// Returns true if sled, opened on these files, is certain to find the list and its blocks.
     pub(crate) fn is_proven(&self, chosen: &Chosen) -> Result<bool> {
-        Ok(!chosen.is_loose && self.log.is_whole(&self.dir)?)
+        Ok(!chosen.is_loose && self.unreadable.error.is_none() && self.log.is_whole(&self.dir)?)
     }
 
     /// Returns a run number above those of all blocks in the file, and the highest serial number of a list.
@@ -276,7 +273,7 @@ pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
     let path = dir.join("db");
     let file = File::open(&path).map_err(|cause| Error::io("open", &path, &cause))?;
     let (magic, mut ids) = (Finder::new(MAGIC), Vec::new());
-    log::for_each_segment(&file, &path, Some(&mut 0), |_, bytes| {
+    log::for_each_segment(&file, &path, |_, bytes| {
         for list in magic.find_iter(bytes).filter_map(|at| bytes.get(at..).and_then(list_of)) {
             if ids.len() < MAX_IDS && !ids.contains(&list.store_id) {
                 ids.push(list.store_id);
@@ -287,7 +284,7 @@ pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
         return Ok(ids.first().copied());
     }
     // A client may have stored bytes that look like a list. The real store has more bytes of blocks.
-    let sized = ids.into_iter().map(|id| Ok((Found::scan_readable(&dir, &id)?.0.bytes(), id)));
+    let sized = ids.into_iter().map(|id| Ok((Found::scan(&dir, &id)?.bytes(), id)));
     Ok(sized.collect::<Result<Vec<_>>>()?.into_iter().max().map(|(_, id)| id))
 }
 

@@ -22,10 +22,9 @@ use crate::store::format::block::{self, Place};
 use crate::store::format::corrupt;
 use crate::store::format::list::{self, RunInfo, RunList};
 use crate::store::sled::blobs::Blobs;
-use crate::store::sled::disk_space::DiskSpace;
-use crate::store::sled::raw::{Found, Past, RawBlocks};
+use crate::store::sled::panics;
+use crate::store::sled::raw::RawBlocks;
 use crate::store::sled::write_barrier::{Share, WriteBarrier};
-use crate::store::sled::{exchange, panics, rebuild, snapshots};
 use crate::sync::worker::Worker;
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -95,96 +94,22 @@ impl Tables {
     /// Creates an empty sled, without a list. The caller makes it durable as a whole.
     pub(crate) fn create(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<Self> {
         files::create_dir(dir)?;
-        let mut tables = Self::open_files(dir, access, store_id)?;
+        let mut tables = Self::open(dir, access, store_id)?;
         tables.barriers = WriteBarrier::new(true);
         Ok(tables)
     }
 
-    /// Opens sled and returns the list of runs. Scans sled's file first: if a listed block is missing, returns
-    /// `Corrupt` and changes nothing. If sled might not find every block, a new sled is built from the blocks first,
-    /// and the last value is true.
-    pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Self, RunList, bool)> {
-        let now_in = exchange::current(dir);
-        let found = Found::scan(&now_in, &past.store_id)?;
-        let chosen = found.choose(past)?;
-        let is_proven = found.is_proven(&chosen)?;
-        // sled writes when it is opened, and would leave an incomplete file.
-        DiskSpace::new(&now_in).0.check()?;
-        exchange::settle(dir)?;
-        let mut list = chosen.list;
-        // A new run must not get the number of an unlisted run that a crash has left.
-        let (next_run, serial) = found.next_numbers();
-        list.next_id = list.next_id.max(next_run);
-        let mut was_rebuilt = !is_proven;
-        let opened = if is_proven {
-            drop(found);
-            Self::settle_files(dir, access, &list).and_then(|()| Self::open_checked(dir, access, &list))
-        } else {
-            rebuild::rebuild(dir, access, &found, &list)?;
-            drop(found);
-            Self::open_checked(dir, access, &list)
-        };
-        let tables = match opened {
-            // The files were whole, but sled did not find every block. Scan again and rebuild.
-            Err(error) if error.kind() == ErrorKind::Corrupt && is_proven => {
-                let found = Found::scan(dir, &past.store_id)?;
-                list = found.choose(past)?.list;
-                list.next_id = list.next_id.max(next_run);
-                rebuild::rebuild(dir, access, &found, &list)?;
-                was_rebuilt = true;
-                Self::open_checked(dir, access, &list)?
-            }
-            opened => opened?,
-        };
-        list.serial = serial;
-        Ok((tables, list, was_rebuilt))
+    /// Wraps files that are read without sled.
+    pub(super) fn raw(dir: &Path, store_id: &[u8; 16], blobs: Blobs, blocks: RawBlocks) -> Self {
+        Self::new(dir, store_id, Backend::Raw(blocks), blobs, true)
     }
 
-    /// Opens sled, and checks that it finds the list and its blocks.
-    fn open_checked(dir: &Path, access: Access, list: &RunList) -> Result<Self> {
-        let tables = Self::open_files(dir, access, &list.store_id)?;
-        tables.check(list)?;
-        Ok(tables)
-    }
-
-    /// Prepares whole files for an open of sled.
-    fn settle_files(dir: &Path, access: Access, list: &RunList) -> Result<()> {
-        snapshots::settle(dir)?;
-        // Before sled makes its files, so that they inherit the flag.
-        if access.sync_flag && files::set_sync_flag(dir) { Ok(()) } else { Self::settle_on_copy(dir, access, list) }
-    }
-
-    /// Opens the files without sled, for reads only. Writes nothing and needs only read permission. The last value is
-    /// true if [`open`](Self::open) would build a new sled.
-    pub(crate) fn open_read_only(dir: &Path, past: &Past) -> Result<(Self, RunList, bool)> {
-        let found = Found::scan(&exchange::current(dir), &past.store_id)?;
-        let chosen = found.choose(past)?;
-        let is_proven = found.is_proven(&chosen)?;
-        let list = chosen.list;
-        let blobs = Blobs::none(dir);
-        let backend = Backend::Raw(found.into_blocks(&list));
-        Ok((Self::new(dir, &past.store_id, backend, blobs, true), list, !is_proven))
-    }
-
-    /// Opens sled on a copy first, because a power cut during an open could damage the original. Skipped without space.
-    fn settle_on_copy(dir: &Path, access: Access, list: &RunList) -> Result<()> {
-        let db = dir.join("db");
-        let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
-        if !rebuild::has_space(dir, len)? {
-            return Ok(());
-        }
-        exchange::replace(dir, |new| {
-            exchange::copy(dir, new)?;
-            Self::open_checked(new, access, list)?.close()
-        })
-    }
-
-    fn open_files(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<Self> {
+    /// Opens sled on files that are known to be whole, or on an empty directory.
+    pub(super) fn open(dir: &Path, access: Access, store_id: &[u8; 16]) -> Result<Self> {
         let flagged = access.sync_flag && files::set_sync_flag(dir);
         // Take the share before sled is opened, because an open writes.
         let share = Share::take();
-        let opened = open_db(dir, access.cache_capacity)?;
-        let db = opened.0.clone().ok_or_else(Error::closed)?;
+        let mut opened = open_db(dir, access.cache_capacity)?;
         files::make_private(dir)?;
         // Make the name of the new snapshot durable before anything else is synced: from here on the log may need it.
         files::sync_dir(dir)?;
@@ -192,8 +117,12 @@ impl Tables {
         // On btrfs files do not inherit the flag.
         let (blobs, flagged) = Blobs::open(dir, flagged && files::set_sync_flag(&file))?;
         let file = File::open(&file).map_err(|cause| Error::io("open", &file, &cause))?;
-        let tree = |name: &str| guard(dir, || db.open_tree(name));
+        let tree = |name: &str| {
+            let db = opened.db.as_ref().ok_or_else(Error::closed)?;
+            guard(dir, || db.open_tree(name))
+        };
         let (meta, blocks) = (tree("meta")?, tree("blocks")?);
+        let db = opened.db.take().ok_or_else(Error::closed)?;
         let trees = Trees { meta, blocks, file: Arc::new(file), db, _share: share };
         Ok(Self::new(dir, store_id, Backend::Sled(trees), blobs, flagged))
     }
@@ -215,7 +144,7 @@ impl Tables {
     }
 
     /// Returns an error unless sled finds this list and the blocks of its runs. See [`MAX_CHECKED`].
-    fn check(&self, list: &RunList) -> Result<()> {
+    pub(super) fn check(&self, list: &RunList) -> Result<()> {
         let missing =
             |what: &dyn std::fmt::Display| corrupt(format!("{}: sled has lost {what}", self.dir.join("db").display()));
         let found = self.list()?;
@@ -369,27 +298,16 @@ impl Tables {
     /// for ever. The drop then goes on in a thread of its own, which keeps `kept` until sled is dropped.
     pub(crate) fn close_within(&self, timeout: Duration, kept: impl Send + 'static) -> Result<()> {
         let Some(backend) = self.backend.write().take() else { return Ok(()) };
-        let (ended, closed) = crossbeam_channel::bounded(1);
-        let dir = self.dir.clone();
         #[cfg(test)]
         let gate = Arc::clone(&self.close_gate);
-        let close = move || {
+        let close = move |dir: &Path| {
             #[cfg(test)]
             let _gate = gate.lock();
-            // Ignore the result: the caller may not wait any more.
-            let _ = ended.send(let_go(backend, &dir));
+            let closed = let_go(backend, dir);
             drop(kept);
+            closed
         };
-        let worker = Worker::spawn("oncekey-close", close, |_| ())?;
-        match closed.recv_timeout(timeout) {
-            Ok(closed) => closed,
-            Err(RecvTimeoutError::Disconnected) => Err(panicked_at_close(&self.dir)),
-            Err(RecvTimeoutError::Timeout) => {
-                std::mem::forget(worker);
-                let message = format!("close {}: sled has not ended for {timeout:?}", self.dir.display());
-                Err(Error::new(ErrorKind::Poisoned, message))
-            }
-        }
+        end_within(&self.dir, timeout, close)
     }
 
     /// Closes sled. Its drop syncs, and panics if that fails.
@@ -440,6 +358,26 @@ fn guard<R>(dir: &Path, f: impl FnOnce() -> ::sled::Result<R>) -> Result<R> {
     }
 }
 
+/// Ends sled in a thread of its own, and waits no longer than `timeout`.
+fn end_within(dir: &Path, timeout: Duration, end: impl FnOnce(&Path) -> Result<()> + Send + 'static) -> Result<()> {
+    let (ended, closed) = crossbeam_channel::bounded(1);
+    let of_thread = dir.to_owned();
+    let close = move || {
+        // Ignore the result: the caller may not wait any more.
+        let _ = ended.send(end(&of_thread));
+    };
+    let worker = Worker::spawn("oncekey-close", close, |_| ())?;
+    match closed.recv_timeout(timeout) {
+        Ok(closed) => closed,
+        Err(RecvTimeoutError::Disconnected) => Err(panicked_at_close(dir)),
+        Err(RecvTimeoutError::Timeout) => {
+            std::mem::forget(worker);
+            let message = format!("close {}: sled has not ended for {timeout:?}", dir.display());
+            Err(Error::new(ErrorKind::Poisoned, message))
+        }
+    }
+}
+
 fn let_go(backend: Backend, dir: &Path) -> Result<()> {
     let Backend::Sled(trees) = backend else { return Ok(()) };
     let file = Arc::clone(&trees.file);
@@ -459,12 +397,17 @@ fn convert(dir: &Path, cause: &::sled::Error) -> Error {
 }
 
 /// sled, until everything in it is open. Its drop syncs, and panics if that fails.
-struct Opened(Option<Db>);
+struct Opened {
+    db: Option<Db>,
+    dir: PathBuf,
+}
 
 impl Drop for Opened {
     fn drop(&mut self) {
+        let Some(db) = self.db.take() else { return };
         // An earlier error is returned instead of this one.
-        let _ = panics::catch(|| drop(self.0.take()));
+        let _ =
+            end_within(&self.dir, DROP_TIMEOUT, |dir| panics::catch(|| drop(db)).ok_or_else(|| panicked_at_close(dir)));
     }
 }
 
@@ -479,7 +422,7 @@ fn open_db(dir: &Path, cache_capacity: u64) -> Result<Opened> {
     }
     let counted = cache_capacity / 4 * 3;
     let config = ::sled::Config::new().path(dir).cache_capacity(counted).flush_every_ms(None);
-    guard(dir, || config.open()).map(|db| Opened(Some(db)))
+    guard(dir, || config.open()).map(|db| Opened { db: Some(db), dir: dir.to_owned() })
 }
 
 /// Waits until sled's threads have unlocked the file, a moment after the last handle is dropped. sled does not notify,

@@ -384,6 +384,24 @@ fn readers_of_each_list_during_a_merge_keep_its_blocks() {
     }
 }
 
+#[test]
+fn a_run_whose_records_have_all_expired_is_dropped_and_no_run_is_written() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    for name in 0..40 {
+        put(&store, &key(name.to_string()), StoredRecord { expires: now + 1, ..done(&bytes(5_000)) });
+    }
+    store.drain().unwrap();
+    let runs = &store.inner.shared.runs;
+    let before: Vec<_> = runs.now().iter().map(|run| run.info.id).collect();
+    *runs.readers.lock() = Some(Vec::new());
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(compact_all(&store).records, 40);
+    let lists = runs.readers.lock().take().unwrap();
+    assert!(lists.last().is_some_and(|list| list.is_empty()), "{lists:?}");
+    assert!(lists.iter().flat_map(|list| list.iter()).all(|run| before.contains(&run.info.id)), "{lists:?}");
+}
+
 /// Each write fails in turn. sled then has all writes before it and none after.
 #[test]
 fn a_flush_or_merge_that_fails_at_any_write_loses_nothing_and_leaves_nothing() {

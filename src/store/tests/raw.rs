@@ -4,6 +4,7 @@ use std::fs;
 
 use super::*;
 use crate::store::journal;
+use crate::store::sled::log::tests::set_unreadable;
 use crate::store::sled::raw::Found;
 
 fn sled(dir: &Path) -> PathBuf {
@@ -189,4 +190,46 @@ fn a_newest_list_without_its_blocks_makes_the_open_rebuild_from_the_list_before(
     let (store, report) = open(dir.path());
     assert!(report.rebuilt);
     assert_eq!(outcome(&store, &key("k")).unwrap(), b"x");
+}
+
+// Bytes that are damaged and not needed never prevented an open, but bytes that cannot be read did.
+#[test]
+fn an_unreadable_page_prevents_an_open_only_if_something_in_it_is_needed() {
+    const PAGE: u64 = 4096;
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    churn(&store, 0);
+    store.close().unwrap();
+    let past = journal::recover(&journal_dir(dir.path()), SMALL_SEGMENT).unwrap().past();
+    let page = |nth: u64| nth * PAGE..(nth + 1) * PAGE;
+    let (mut needed, mut spare) = (None, None);
+    for nth in (0..fs::metadata(sled(dir.path()).join("db")).unwrap().len() / PAGE).step_by(3) {
+        set_unreadable(&page(nth));
+        let found = Found::scan(&sled(dir.path()), &past.store_id).unwrap();
+        match found.choose(&past) {
+            Ok(chosen) => {
+                assert!(!found.is_proven(&chosen).unwrap());
+                spare = Some(nth);
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+                needed = Some(nth);
+            }
+        }
+    }
+    let before = contents(dir.path());
+    set_unreadable(&page(needed.unwrap()));
+    let error = Store::open(dir.path(), &options()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert!(before == contents(dir.path()), "a refused open has changed the store");
+    set_unreadable(&page(spare.unwrap()));
+    for is_rebuilt in [true, false] {
+        let (store, report) = open(dir.path());
+        assert_eq!(report.rebuilt, is_rebuilt);
+        for index in 0..40 {
+            assert_eq!(outcome(&store, &key(format!("{index}"))), Some(bytes(3_005)), "{index}");
+        }
+        store.close().unwrap();
+        set_unreadable(&(0..0));
+    }
 }

@@ -11,7 +11,7 @@ use crate::store::open::{flush, open_runs, replay};
 use crate::store::runs::Run;
 use crate::store::runs::flush::Flusher;
 use crate::store::sled::disk_space::DiskSpace;
-use crate::store::sled::tables::{Access, Tables};
+use crate::store::sled::tables::Access;
 use crate::types::context::Context;
 
 fn ids(store: &Store) -> Vec<u64> {
@@ -47,7 +47,7 @@ fn replay_and_die(dir: &Path, segment_bytes: u64) -> (u64, u64) {
     let sled = dir.join("store/sled");
     let recovered = journal::recover(&dir.join("store/journal"), segment_bytes).unwrap();
     let access = Access { cache_capacity: 1 << 24, sync_flag: true };
-    let (tables, list, _) = Tables::open(&sled, access, &recovered.past()).unwrap();
+    let (tables, list, _) = crate::store::sled::open::open(&sled, access, &recovered.past()).unwrap();
     let now = Now { store: 0, wall: 0, first: u64::MAX / 2, opened: 0, effect_seed: [0; 16] };
     let shared = Arc::new(open_runs(dir, tables, &list, &now).unwrap());
     let before = blocks(&shared);
