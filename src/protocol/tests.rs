@@ -1,7 +1,6 @@
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
-
-use parking_lot::Mutex;
 
 use super::*;
 use crate::store::tests::PID_CHECKS;
@@ -37,26 +36,31 @@ fn each_call_looks_once_whether_the_process_has_forked() {
     assert_eq!(pid_checks(put).0, 1, "put_row");
 }
 
-type Call = Box<dyn FnOnce() + Send>;
+type Call = Box<dyn Fn() + Send + Sync>;
 
-/// A clock that calls a function once, when it is next read.
+/// A clock that stands still. Once it is given a function, it calls the function whenever it is read.
 #[derive(Clone, Default)]
-struct Calls(Arc<Mutex<Option<Call>>>);
+pub(super) struct CallingClock(Arc<OnceLock<Call>>);
 
-impl fmt::Debug for Calls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Calls")
+impl CallingClock {
+    pub(super) fn calls(&self, call: impl Fn() + Send + Sync + 'static) {
+        assert!(self.0.set(Box::new(call)).is_ok(), "it has a function");
     }
 }
 
-impl Clock for Calls {
+impl fmt::Debug for CallingClock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CallingClock")
+    }
+}
+
+impl Clock for CallingClock {
     fn wall(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH
     }
 
     fn boot(&self) -> Option<BootTime> {
-        let call = self.0.lock().take();
-        if let Some(call) = call {
+        if let Some(call) = self.0.get() {
             call();
         }
         Some(BootTime { id: [7; 16], elapsed: Duration::from_secs(1) })
@@ -81,7 +85,7 @@ fn no_call_answers_with_what_happens_after_a_close() {
         |protocol, id| protocol.wait(id, Some(monotonic())).map(drop),
     ];
     for (number, call) in calls.into_iter().enumerate() {
-        let (dir, clock) = (tempfile::tempdir().unwrap(), Calls::default());
+        let (dir, clock) = (tempfile::tempdir().unwrap(), CallingClock::default());
         let options = EngineOptions::default().clock(clock.clone());
         let (protocol, _) = Protocol::open(dir.path(), &options, None).unwrap();
         let protocol = Arc::new(protocol);
@@ -90,16 +94,17 @@ fn no_call_answers_with_what_happens_after_a_close() {
             Ok(Begun::Claimed(info)) => info.stored().token,
             begun => panic!("{begun:?}"),
         });
-        let (closing, ended) = (Arc::downgrade(&protocol), id.clone());
-        *clock.0.lock() = Some(Box::new(move || {
-            let protocol = closing.upgrade().unwrap();
+        let (closing, ended, has_closed) = (Arc::downgrade(&protocol), id.clone(), Arc::new(AtomicBool::new(false)));
+        let closed = Arc::clone(&has_closed);
+        clock.calls(move || {
+            let Some(protocol) = closing.upgrade().filter(|_| !closed.swap(true, Ordering::SeqCst)) else { return };
             assert_eq!(protocol.close().unwrap_err().kind(), ErrorKind::ClaimsAlive);
             protocol.end(&ended, token, &Ending::Succeed("x".into())).unwrap();
             protocol.leave_owner(token);
-        }));
+        });
         let error = call(&protocol, &id).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Closed, "call {number}: {error}");
-        assert!(clock.0.lock().is_none(), "call {number} did not read the clock");
+        assert!(has_closed.load(Ordering::SeqCst), "call {number} did not read the clock");
         protocol.end(&other, last, &Ending::Release).unwrap();
         protocol.leave_owner(last);
     }

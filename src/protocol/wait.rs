@@ -160,12 +160,11 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
-    use std::sync::{Arc, OnceLock, Weak};
-    use std::time::{Duration, SystemTime};
+    use std::sync::Arc;
 
     use super::*;
     use crate::protocol::rules::Ending;
-    use crate::types::clock::{BootTime, Clock};
+    use crate::protocol::tests::CallingClock;
     use crate::types::key::Key;
     use crate::types::options::{EngineOptions, OnInterrupted};
 
@@ -174,46 +173,27 @@ mod tests {
         static WAKES_LEFT: Cell<u32> = const { Cell::new(0) };
     }
 
-    /// A clock that wakes the waiters of the key whenever this thread reads the time, so between its read of the record
-    /// and its wait. Each wait then ends at once.
-    #[derive(Clone, Debug, Default)]
-    struct Waking(Arc<OnceLock<(Weak<Protocol>, RecordId, bool)>>);
-
-    impl Clock for Waking {
-        fn wall(&self) -> SystemTime {
-            SystemTime::UNIX_EPOCH
-        }
-
-        fn boot(&self) -> Option<BootTime> {
-            let left = WAKES_LEFT.get();
-            if let (Some((protocol, id, hands_over)), 1..) = (self.0.get(), left) {
-                WAKES_LEFT.set(left - 1);
-                if let Some(protocol) = protocol.upgrade() {
-                    if *hands_over {
-                        protocol.wait_queue.hand_over(&id.at);
-                    } else {
-                        protocol.wait_queue.wake_all(&id.at);
-                    }
-                }
-            }
-            Some(BootTime { id: [7; 16], elapsed: Duration::from_secs(1) })
-        }
-
-        fn is_manual(&self) -> bool {
-            true
-        }
-    }
-
     /// Returns how often a waiter was woken before it noticed that its deadline had passed.
     fn wakes(hands_over: bool, wait: impl FnOnce(&Protocol, &RecordId, &Start, Option<Instant>)) -> u32 {
         const WAKES: u32 = 1_000;
         let dir = tempfile::tempdir().unwrap();
-        let clock = Waking::default();
+        let clock = CallingClock::default();
         let (protocol, _) = Protocol::open(dir.path(), &EngineOptions::default().clock(clock.clone()), None).unwrap();
         let (protocol, start) = (Arc::new(protocol), Start::plain(OnInterrupted::Hold));
         let id = RecordId::new(&"m".into(), Key::new("k").unwrap());
         let Begun::Claimed(owner) = protocol.begin(&id, &start).unwrap() else { panic!("the key is new") };
-        clock.0.set((Arc::downgrade(&protocol), id.clone(), hands_over)).unwrap();
+        let (waking, at) = (Arc::downgrade(&protocol), id.at.clone());
+        // The waiter reads the time between its read of the record and its wait. Each wait then ends at once.
+        clock.calls(move || {
+            let left = WAKES_LEFT.get();
+            let Some(protocol) = waking.upgrade().filter(|_| left > 0) else { return };
+            WAKES_LEFT.set(left - 1);
+            if hands_over {
+                protocol.wait_queue.hand_over(&at);
+            } else {
+                protocol.wait_queue.wake_all(&at);
+            }
+        });
         WAKES_LEFT.set(WAKES);
         wait(&protocol, &id, &start, Some(monotonic()));
         let woken = WAKES - WAKES_LEFT.replace(0);
