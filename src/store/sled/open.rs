@@ -29,9 +29,7 @@ pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Tables, R
         drop(found);
         settle_files(dir, access, &list).and_then(|()| open_checked(dir, access, &list))
     } else {
-        rebuild::rebuild(dir, access, &found, &list)?;
-        drop(found);
-        open_checked(dir, access, &list)
+        open_rebuilt(dir, access, found, &list)
     };
     let tables = match opened {
         // The files were whole, but sled did not find every block. Scan again and rebuild.
@@ -39,9 +37,8 @@ pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Tables, R
             let found = Found::scan(dir, &past.store_id)?;
             list = found.choose(past)?.list;
             list.next_id = list.next_id.max(next_run);
-            rebuild::rebuild(dir, access, &found, &list)?;
             was_rebuilt = true;
-            open_checked(dir, access, &list)?
+            open_rebuilt(dir, access, found, &list)?
         }
         opened => opened?,
     };
@@ -63,6 +60,13 @@ fn examine(dir: &Path, past: &Past) -> Result<(Found, Chosen, bool)> {
     let chosen = found.choose(past)?;
     let is_proven = found.is_proven(&chosen)?;
     Ok((found, chosen, is_proven))
+}
+
+/// Builds a new sled from the blocks, and opens it.
+fn open_rebuilt(dir: &Path, access: Access, found: Found, list: &RunList) -> Result<Tables> {
+    rebuild::rebuild(dir, access, &found, list)?;
+    drop(found);
+    open_checked(dir, access, list)
 }
 
 /// Opens sled, and checks that it finds the list and its blocks.
