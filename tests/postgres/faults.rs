@@ -129,9 +129,11 @@ fn a_begin_that_was_unavailable_is_never_made() {
         // The first transaction connects.
         let transaction = scope.spawn(|| engine.atomic_phase(|tx| tx.table("t")?.get("row").map(drop)));
         until(|| gate.stops_a_thread());
-        let error = texts.begin("k").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        let begun = texts.begin("k");
+        // First: the test waits for the other thread, also if it fails here.
         gate.shut(false);
+        let error = begun.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         let _ = transaction.join().unwrap();
     });
     // The thread comes to this after the begin.
