@@ -322,7 +322,7 @@ impl Protocol {
 
     fn check_allowed(&self, action: &Action<'_>) -> Result<()> {
         match action {
-            // A claim may end after a close: the store stays open while a claim is alive. The call that gives an outcome
+            // A claim may end after a close: the store stays open while a claim is alive. A call that gives an outcome
             // makes its own check.
             Action::End { .. } | Action::Give => self.check_outside(),
             // An operator may revoke a claim also after a close, so that the store can close.

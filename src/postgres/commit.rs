@@ -198,8 +198,8 @@ fn declaration(inner: &Inner, key: &StoreKey, found: &Found, owner: i32) -> Resu
 /// Makes a change. After a lost session it tries the same change again. The attempt that reaches the row second finds
 /// the first and changes nothing.
 ///
-/// `sent` becomes true before the change may be made. If it is true before the first attempt, the caller has gone: nothing
-/// is sent.
+/// `sent` becomes true before the change may be made. If it is true before the first attempt, the caller has gone:
+/// nothing is sent.
 pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool) -> Result<Option<Numbers>, Error> {
     let mut was_sent = false;
     loop {

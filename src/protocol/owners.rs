@@ -332,8 +332,7 @@ impl Protocol {
     pub(crate) fn revoke(&self, id: &RecordId, seen: Option<u64>) -> Result<RecordInfo> {
         loop {
             // Revoke only the owner with this token, never a later one.
-            self.check_owned()?;
-            let token = self.read_durable(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
+            let token = self.inspect(id, Load::WithoutOutcome)?.map_or(0, |info| info.stored().token);
             return match self.change(id, &Action::Revoke { token, seen }, WaitFor::Sync)? {
                 Changed::Written(info) => {
                     // Notify first: without its last claim, a closed engine has no subscribers.

@@ -105,17 +105,17 @@ impl Protocol {
     /// Returns the rows in the next `limit` keys, and the rest of the scan.
     pub(crate) fn rows(&self, range: &RowRange, limit: usize) -> Result<(Rows, Option<RowRange>)> {
         let (keys, next) = self.row_keys(range, limit)?;
-        self.while_open(|| {
-            let (mut rows, mut newest) = (Vec::new(), None);
-            for at in keys {
-                let read = self.store.read(&at, Load::All)?;
-                newest = newest.max(Some(read.ticket));
-                let key = at.split().map(|(_, key)| Value::from(key));
-                rows.extend(key.zip(read.content.and_then(Content::into_row)));
-            }
-            newest.map_or(Ok(()), |newest| self.store.wait(newest))?;
-            Ok((rows, next))
-        })
+        let (mut rows, mut newest) = (Vec::new(), None);
+        for at in keys {
+            let read = self.store.read(&at, Load::All)?;
+            newest = newest.max(Some(read.ticket));
+            let key = at.split().map(|(_, key)| Value::from(key));
+            rows.extend(key.zip(read.content.and_then(Content::into_row)));
+        }
+        newest.map_or(Ok(()), |newest| self.store.wait(newest))?;
+        // As `while_open` does: the listing of the keys has checked before these reads.
+        self.check()?;
+        Ok((rows, next))
     }
 
     /// Returns the names of the tables that have a row.
