@@ -11,7 +11,8 @@ pub(crate) mod serve;
 pub(crate) mod table;
 pub(crate) mod transaction;
 
-// After the types to which they add methods: the pages of these types list the methods in the order of modules.
+// Declared after the types to which they add methods: the pages of these types list the methods in the order of
+// modules.
 #[cfg(feature = "test-util")]
 mod crash;
 pub(crate) mod erase;

@@ -11,8 +11,8 @@
 //!   sync.
 //! - **Sequence numbers decide if an owner is alive, never a timeout**: a slow owner keeps its key. On PostgreSQL, a
 //!   lock of the owner's session decides.
-//! - **Interrupted is a state**: the engine never guesses whether an operation happened. By a policy, the record is held
-//!   until it is resolved, or the next caller resumes it.
+//! - **Interrupted is a state**: the engine never guesses whether an operation happened. By a policy, the record is
+//!   held until it is resolved, or the next caller resumes it.
 //! - **Waiters park on condition variables**, and one takes over the key when its owner gives up.
 //!
 //! A directory is not for several processes at once, nor on a network file system; several instances share a store on
@@ -96,21 +96,23 @@
 //! # Guides
 //!
 //! [Crashes and the two policies](guides::crashes), [stages](guides::stages), [HTTP](guides::http),
-//! [durability](guides::durability), [limits](guides::limits), [tuning](guides::tuning), [operating](guides::operating),
-//! [an operator's walkthrough](guides::walkthrough), [several instances](guides::instances),
-//! [migrating from litert, Medusa, Powertools](guides::migrating), [architecture](guides::architecture)
+//! [durability](guides::durability), [limits](guides::limits), [tuning](guides::tuning),
+//! [operating](guides::operating), [an operator's walkthrough](guides::walkthrough),
+//! [several instances](guides::instances), [migrating from litert, Medusa, Powertools](guides::migrating),
+//! [architecture](guides::architecture)
 //!
 //! # Modules
 //!
-//! The root has the items that most services need. [`table`] is for the user's own rows, `http` for requests that carry
-//! a key, [`admin`] for reports, events, listings and resolving by hand, [`clock`] for clocks in tests.
+//! The root has the items that most services need. [`stage`] is for work in stages, [`table`] for the user's own rows,
+//! `http` for requests that carry a key, [`admin`] for reports, events, listings and resolving by hand, [`clock`] for
+//! clocks in tests.
 //!
 //! # Features
 //!
-//! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http` crate;
-//!   `Fingerprint::of_json`.
+//! - `http`, on by default: `Requests`, `Response`, keys in headers and problem details, on the types of the `http`
+//!   crate; `Fingerprint::of_json`.
 //! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own binary.
-//! - `test-util`: `Engine::crash`, which leaves a store as the death of a process does, for tests.
+//! - `test-util`: `Engine::crash`, which simulates the death of the process, for tests.
 //! - `postgres`: stores on PostgreSQL, for several instances of a service; see [`guides::instances`].
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!

@@ -137,7 +137,7 @@ impl<T, E> Claim<T, E> {
         self.inner.info.attempt()
     }
 
-    /// Returns the reason why the previous attempt was interrupted. `None` if it was not.
+    /// Returns the reason of the last interruption in this generation. `None` if there was none.
     #[must_use]
     pub fn interruption(&self) -> Option<Interruption> {
         self.inner.info.interruption()

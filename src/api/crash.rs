@@ -12,8 +12,8 @@ impl Engine {
     /// - Live claims stay in progress on disk: the next open finds them interrupted, by
     ///   [`Interruption::ProcessEnded`](crate::Interruption::ProcessEnded). They no longer lock the directory, and
     ///   every call on them fails: drop them, or `mem::forget` them.
-    /// - All other handles return `Closed`, also in calls that wait on other threads. This may be called inside an
-    ///   operation, to crash in the middle of it.
+    /// - All other handles return `Closed`, also to calls that are waiting in other threads. An operation may call
+    ///   this, to crash in the middle of itself.
     /// - The store is not closed, as after a kill: the next open recovers it. The directory is unlocked when the call
     ///   returns.
     ///

@@ -1,6 +1,6 @@
-//! Managers: named, typed scopes of keys.
+//! Managers: named, typed namespaces of keys.
 
-// The page of `Manager` lists their methods in this order.
+// The page of `Manager` lists the methods of these modules in this order.
 pub(crate) mod execute;
 
 pub(crate) mod drive;
@@ -77,7 +77,7 @@ pub enum Waited<T, E = Failure> {
     Closed,
 }
 
-// By hand, because payloads must not be printed, and the types need not implement `Debug`.
+// `Debug` is written by hand, because payloads must not be printed, and the types need not implement it.
 
 impl<T, E> fmt::Debug for Begin<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -135,7 +135,7 @@ impl<T, E> fmt::Debug for Pending<T, E> {
 
 pub(crate) type Classify<E> = Arc<dyn Fn(&E) -> OnError + Send + Sync>;
 
-/// A named, typed scope of keys. The same key in two managers has two records.
+/// A named, typed namespace of keys. The same key in two managers has two records.
 ///
 /// Cheap to clone. Clones share all state.
 ///

@@ -19,8 +19,8 @@ use crate::types::outcome::Record;
 use crate::types::record::RecordInfo;
 use crate::types::value::Value;
 
-/// A manager for tools that do not know the types of its outcomes. Outcomes are their stored bytes, described in
-/// [limits](crate::guides::limits).
+/// A manager for tools that do not know the types of its outcomes. It takes and returns outcomes as their stored bytes,
+/// which [limits](crate::guides::limits) describes.
 ///
 /// ```
 /// # use oncekey::{Engine, Manager};
@@ -31,7 +31,7 @@ use crate::types::value::Value;
 ///     let raw = engine.raw(&name)?;
 ///     let bytes =
 ///         raw.get("order-42")?.and_then(|record| record.into_outcome()).unwrap().unwrap();
-///     // Before the value: the codec (1 byte) and the hash of the value's type (8 bytes).
+///     // Before the value: the codec (1 byte) and the digest of the value's shape (8 bytes).
 ///     assert_eq!(bytes.get(9..), Some(&1999_u64.to_le_bytes()[..]));
 /// }
 /// # Ok::<(), oncekey::Error>(())
@@ -85,8 +85,8 @@ impl RawManager {
     ///
     /// # Errors
     ///
-    /// `TypeMismatch` if the outcome was stored as another type, as far as its value shows; `Codec` if the bytes are
-    /// not an encoded value.
+    /// `TypeMismatch` if the outcome was stored as another type. A value without items, such as `None`, does not show
+    /// their type. `Codec` if the bytes are not an encoded value.
     pub fn decode<S: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<S> {
         codec::decode("the outcome", bytes)
     }
@@ -113,8 +113,8 @@ impl RawManager {
         codec::check_encoded(bytes)
     }
 
-    /// Returns the record of a whole key, with its encoded outcome. This is an operator's look: a resolution that it
-    /// shows can still be [undone](Self::undo).
+    /// Returns the record of a whole key, with its encoded outcome. The outcome does not count as given to a caller: a
+    /// resolution can still be [undone](Self::undo).
     pub fn get(&self, key: impl IntoKey) -> Result<Option<Record<Value, Value>>> {
         Ok(self.engine.protocol().peek(&self.id(key)?, Load::All)?.map(Record::raw))
     }
@@ -140,8 +140,8 @@ impl RawManager {
     /// [`RecordInfo::is_undoable`].
     ///
     /// A caller receives the outcome by a replay, by [`Manager::get`](crate::Manager::get) or
-    /// [`Manager::wait`](crate::Manager::wait), or in a transaction. The first of these calls commits that the outcome is
-    /// given out, which takes one more sync.
+    /// [`Manager::wait`](crate::Manager::wait), or in a transaction. The first of these calls commits that the outcome
+    /// is given out, which takes one more sync.
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager, admin::Resolution};

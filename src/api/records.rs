@@ -135,7 +135,7 @@ impl RecordFilter {
         self
     }
 
-    /// Selects only records of this manager and scope.
+    /// Limits the filter to the records of this manager and scope.
     ///
     /// # Errors
     ///

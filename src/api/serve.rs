@@ -21,7 +21,7 @@ use crate::types::record::RecordInfo;
 use crate::types::record::SentRecord;
 use message::{Name, Reply, Request, SentEvent};
 
-/// The number of keys that one step reads. A step locks each shard of the memtable, so it reads many.
+/// The number of keys that one step reads. A step locks each shard of the memtable, so it reads many keys.
 const KEYS: usize = 1024;
 /// The bytes of records after which a reply is sent.
 const BYTES: usize = 256 << 10;
@@ -30,7 +30,7 @@ const ROWS: usize = 64;
 /// The interval at which a subscription checks whether its client is there.
 const ALIVE: Duration = Duration::from_secs(5);
 
-/// The longest time after the end in which the last events are sent.
+/// The longest time after the end of the server in which the last events are sent.
 const LAST_EVENTS: Duration = Duration::from_millis(250);
 
 /// The state that answers requests.
@@ -68,7 +68,7 @@ impl Answerer {
 
     fn answer(&self, request: &[u8], replies: &Replies<'_>) -> Result<()> {
         let request: Request = codec::decode_plain("request", request).map_err(|why| {
-            let message = format!("the request is of another build than the process that has the store open: {why}");
+            let message = format!("the request was made by another build than the one that has the store open: {why}");
             Error::new(ErrorKind::UnsupportedFormat, message)
         })?;
         let send = |reply: &Reply| message::encode(reply).and_then(|bytes| replies.send_only(&bytes));
@@ -221,14 +221,14 @@ fn bytes_of(info: &RecordInfo) -> usize {
 /// Sends events until the engine is closed or the client has gone.
 fn watch(events: &Events, replies: &Replies<'_>) -> Result<()> {
     replies.send(&message::encode(&Reply::Changed(true))?)?;
-    // Also after the end: the event is out of the queue.
+    // Send the event even if the server has ended meanwhile: it is no longer in the queue.
     let send = |event| replies.send_only(&message::encode(&Reply::Event(Box::new(SentEvent::from(event))))?);
     while let Some(next) = events.next_until(replies.ended(), ALIVE) {
         next.map_or_else(|| replies.keep_alive(), send)?;
     }
     let began = monotonic();
     for event in events.ready() {
-        // A close waits for this thread.
+        // Limit the time, because a close waits for this thread.
         if monotonic().saturating_duration_since(began) > LAST_EVENTS {
             return Err(Error::new(
                 ErrorKind::Busy,

@@ -114,7 +114,7 @@ impl Table {
         self.rows(RowRange::prefix(&self.name, prefix.as_ref()))
     }
 
-    /// Returns the number of rows, by reading the keys of all.
+    /// Returns the number of rows, by reading all of them.
     pub fn len(&self) -> Result<u64> {
         let mut count = 0;
         for row in self.iter()? {

@@ -290,14 +290,14 @@ pub(crate) fn run<R, X: From<Error>>(
     let check = || if fence.is_some() { protocol.check_outside() } else { protocol.check() };
     check().map_err(|error| setting.fault(error))?;
     protocol.record_drops();
-    let (mut taken, mut met) = (protocol.no_locks(), LockSet::default());
-    let met_before = error::met();
+    let (mut taken, mut conflicted) = (protocol.no_locks(), LockSet::default());
+    let uses_before = error::uses();
     let mut runs = 0;
     // One deadline for all runs: in each of them, the closure may wait for a thread that waits for these locks.
     while runs < Transaction::MAX_RUNS && !taken.is_overdue() {
         runs += 1;
         // Errors of an earlier run reach no caller, so they do not count.
-        error::forget_met_since(met_before);
+        error::reset_uses(uses_before);
         let transaction = Rc::new(Transaction {
             protocol: Arc::clone(protocol),
             workspace: RefCell::new(protocol.workspace()),
@@ -306,7 +306,7 @@ pub(crate) fn run<R, X: From<Error>>(
             faulted: Cell::default(),
         });
         let ran = begin(&transaction, fence, &work);
-        let met_fault = transaction.faulted.get();
+        let had_fault = transaction.faulted.get();
         let mut workspace = transaction.workspace.replace(protocol.workspace());
         let (written, containers) = protocol.written_locks(&workspace, fence);
         if ran.is_ok() {
@@ -314,19 +314,19 @@ pub(crate) fn run<R, X: From<Error>>(
         }
         let ran = match ran {
             Err(Stop::Panicked(_)) => ran,
-            // Again after the reads, which may show what a claim has done after a close.
+            // Check again after the reads: they may show what a claim has done after a close.
             ran => check().map_err(Stop::Fault).and(ran),
         };
         let ended = end(protocol, fence, &mut workspace, ran);
         let Some(ended) = ended else {
             protocol.rerun();
-            met.add(protocol.changed_locks(&workspace));
+            conflicted.add(protocol.changed_locks(&workspace));
             if runs >= RUNS_BEFORE_FULL_LOCKS {
-                met.add(protocol.read_locks(&workspace));
-                met.add(written);
+                conflicted.add(protocol.read_locks(&workspace));
+                conflicted.add(written);
             }
             if runs >= RUNS_WITHOUT_LOCKS {
-                taken.lock_only(&met);
+                taken.lock_only(&conflicted);
             } else {
                 taken.clear();
             }
@@ -335,7 +335,7 @@ pub(crate) fn run<R, X: From<Error>>(
         if runs < Transaction::MAX_RUNS && !taken.is_overdue() && setting.runs_again_after(&ended) {
             continue;
         }
-        if met_fault {
+        if had_fault {
             setting.raise();
         }
         // Unlock before the wait for the sync.

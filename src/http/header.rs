@@ -17,20 +17,20 @@ impl Key {
     ///
     /// Accepts two forms. `"k"` and `k` are the same key:
     ///
-    /// - **In quotes**, as the IETF draft says: a string of a structured field, strictly by RFC 9651. The text between the
-    ///   quotes is printable ASCII. A backslash may only escape a quote or a backslash. Parameters may follow and are
-    ///   ignored: `"k";v=1` is `k`.
-    /// - **Bare**, as most clients send it: any printable ASCII except `"` and `,`. The whole value is the key, including
-    ///   spaces, semicolons and backslashes: `k;v=1` is another key than `k`. Other types of structured fields are read as
-    ///   bare keys too: `:azE=:` and `?1` are keys of six and of two characters.
+    /// - **In quotes**, as the IETF draft says: a string of a structured field, strictly by RFC 9651. The text between
+    ///   the quotes is printable ASCII. A backslash may only escape a quote or a backslash. Parameters may follow and
+    ///   are ignored: `"k";v=1` is `k`.
+    /// - **Bare**, as most clients send it: any printable ASCII except `"` and `,`. The whole value is the key,
+    ///   including spaces, semicolons and backslashes: `k;v=1` is another key than `k`. Other types of structured
+    ///   fields are read as bare keys too: `:azE=:` and `?1` are keys of six and of two characters.
     ///
     /// Spaces and tabs around the whole value are not part of the key, in both forms.
     ///
     /// # Errors
     ///
     /// [`InvalidKey`](ErrorKind::InvalidKey) if there are two such headers, if the key is empty or longer than
-    /// [`Key::MAX_BYTES`](crate::Key::MAX_BYTES), or if it has neither form. A bare key with a comma is rejected because a
-    /// proxy may have joined two headers there.
+    /// [`Key::MAX_BYTES`](crate::Key::MAX_BYTES), or if it has neither form. A bare key with a comma is rejected
+    /// because a proxy may have joined two headers there.
     ///
     /// ```
     /// use oncekey::Key;

@@ -16,8 +16,8 @@ use crate::types::record::RecordInfo;
 /// The response to an HTTP client when there is no response of the operation: problem details (RFC 9457), in JSON.
 ///
 /// [`Requests::handle`](crate::http::Requests::handle) returns these. A handler of your own gets them from
-/// [`Begin::problem`], [`ExecuteError::problem`] and [`Problem::missing_key`], and converts an [`Error`] with `From`. In
-/// the table, "fault" marks the problems for which [`is_fault`](Self::is_fault) is true.
+/// [`Begin::problem`], [`ExecuteError::problem`] and [`Problem::missing_key`], and converts an [`Error`] with `From`.
+/// In the table, "fault" marks the problems for which [`is_fault`](Self::is_fault) is true.
 ///
 /// | `code` | status | when | fault |
 /// |---|---|---|---|
@@ -25,6 +25,7 @@ use crate::types::record::RecordInfo;
 /// | `invalid_key` | 400 | the key is malformed or too long | |
 /// | `bad_target` | 400 | the request target is not a path | |
 /// | `bad_content` | 400 | the rule of [`SameRequest`](crate::http::SameRequest) cannot read the request | |
+/// | `too_large` | 413 | the parameters to be [kept](crate::http::Requests::keep_params) are too large | |
 /// | `mismatch` | 422 | the key belongs to a different request | |
 /// | `in_progress` | 409, with `Retry-After` | another request with this key is still running | |
 /// | `paused` | 503, with `Retry-After` | an earlier attempt was released less than [`retry_pause`](crate::ManagerOptions::retry_pause) ago | |
@@ -33,14 +34,14 @@ use crate::types::record::RecordInfo;
 /// | `response_too_large` | 500 | the response could be too large to be stored; the operation did not run | yes |
 /// | `not_stored` | 500 | the operation ran, and its outcome could not be stored | yes |
 /// | `unreadable` | 500 | this service cannot read the stored outcome or stage | yes |
-/// | `unavailable` | 503, with `Retry-After` | the engine is closed, poisoned, full, overloaded or read-only | yes |
+/// | `unavailable` | 503, with `Retry-After` | the store cannot be used at present: for example, it is closed, poisoned, full, overloaded or read-only | yes |
 /// | `internal` | 500 | any other error of the engine | yes |
 ///
 /// `Retry-After` is 1 s, or what is left of the pause of a `paused` key, rounded up to seconds.
 ///
-/// The body never contains a key or an outcome. Only `invalid_key` contains the text of an error. No body claims that
-/// nothing was processed, because an earlier request may have been: a client that believed the claim would take another
-/// key and repeat the effect.
+/// The body never contains a key or an outcome. Only `invalid_key` contains the text of an error. No body says that
+/// nothing was processed, because an earlier request may have been. A client that believed this would send the request
+/// under another key, and repeat the effect.
 ///
 /// ```
 /// use oncekey::{Begin, Engine, Manager};
@@ -66,8 +67,8 @@ pub struct Problem {
     code: &'static str,
     detail: Cow<'static, str>,
     is_fault: bool,
-    /// The time after which another try may get another answer. `None` if it would get the same answer.
-    passes: Option<Duration>,
+    /// The time after which another try may get another answer. `None` if another try would get the same answer.
+    retry_after: Option<Duration>,
     error: Option<Error>,
     type_prefix: Option<Arc<str>>,
 }
@@ -163,7 +164,7 @@ impl Problem {
     /// to seconds. Returns `None` if another try would get the same answer.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
-        self.passes
+        self.retry_after
     }
 
     /// Returns the HTTP response. Its extensions contain this problem and, for a fault, the [`Error`].
@@ -196,7 +197,7 @@ impl Problem {
 
     fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        Self { status, code, detail, is_fault: false, passes: None, error: None, type_prefix: None }
+        Self { status, code, detail, is_fault: false, retry_after: None, error: None, type_prefix: None }
     }
 
     fn fault(status: StatusCode, code: &'static str, detail: &'static str) -> Self {
@@ -204,7 +205,10 @@ impl Problem {
     }
 
     fn unavailable(detail: &'static str) -> Self {
-        Self { passes: Some(Self::RETRY_AFTER), ..Self::fault(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail) }
+        Self {
+            retry_after: Some(Self::RETRY_AFTER),
+            ..Self::fault(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail)
+        }
     }
 
     fn because_of(self, error: Error) -> Self {
@@ -223,19 +227,19 @@ impl Problem {
 
     pub(crate) fn in_progress() -> Self {
         let detail = "A request with this idempotency key is still being processed. Send it again later.";
-        Self { passes: Some(Self::RETRY_AFTER), ..Self::new(StatusCode::CONFLICT, "in_progress", detail) }
+        Self { retry_after: Some(Self::RETRY_AFTER), ..Self::new(StatusCode::CONFLICT, "in_progress", detail) }
     }
 
     pub(crate) fn paused(info: &RecordInfo) -> Self {
-        let detail = "An earlier request with this idempotency key could not be processed and had no effect. Send it again \
-                      later.";
-        let passes = info.retry_after().or(Some(Self::RETRY_AFTER));
-        Self { passes, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "paused", detail) }
+        let detail = "An earlier request with this idempotency key could not be processed. Send it again later, with \
+                      the same key.";
+        let retry_after = info.retry_after().or(Some(Self::RETRY_AFTER));
+        Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "paused", detail) }
     }
 
     pub(crate) fn interrupted() -> Self {
-        let detail = "An earlier request with this idempotency key was interrupted, and it is not known whether it took \
-                      effect. It is held until that is known.";
+        let detail = "An earlier request with this idempotency key was interrupted, and it is not known whether it \
+                      took effect. The key is held until that is known.";
         Self::new(StatusCode::CONFLICT, "interrupted", detail)
     }
 
@@ -245,8 +249,8 @@ impl Problem {
     }
 
     pub(crate) fn not_stored(error: Error) -> Self {
-        let detail = "The request was processed, but its outcome could not be stored and is not known for sure. Do not send \
-                      it again under another key.";
+        let detail = "The request was processed, but its outcome could not be stored and is not known for sure. Do not \
+                      send it again under another key.";
         Self::fault(StatusCode::INTERNAL_SERVER_ERROR, "not_stored", detail).because_of(error)
     }
 
@@ -296,8 +300,8 @@ impl From<Error> for Problem {
             ErrorKind::Codec | ErrorKind::TypeMismatch | ErrorKind::UnknownRecoveryPoint => Self::fault(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "unreadable",
-                "This service cannot read what it knows of this idempotency key. The request may have been processed: do not \
-                 send it under another key.",
+                "This service cannot read what it knows of this idempotency key. The request may have been processed: do \
+                 not send it under another key.",
             ),
             _ => Self::fault(
                 StatusCode::INTERNAL_SERVER_ERROR,

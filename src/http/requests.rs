@@ -1,6 +1,6 @@
 //! Requests: operations with a method, a path and parameters, whose outcome is an HTTP response.
 
-// First on the page of `Requests`.
+// Declared first, so that its methods come first on the page of `Requests`.
 mod handle;
 
 mod finding;
@@ -43,8 +43,8 @@ pub use same::SameRequest;
 ///   mismatch.
 /// - **Context.** The record's context contains the method and the path, as `method` and `path`. The parameters are not
 ///   stored, unless [`keep_params`](Requests::keep_params) is set.
-/// - **Interruption.** If [`on_interrupted`](ManagerOptions::on_interrupted) is not set, an interrupted request is held. A
-///   request of [`drive`](Requests::drive) resumes at its recovery point instead.
+/// - **Interruption.** If [`on_interrupted`](ManagerOptions::on_interrupted) is not set, an interrupted request is
+///   held. A request of [`drive`](Requests::drive) resumes at its recovery point instead.
 ///
 /// Cheap to clone; clones share everything.
 ///
@@ -220,8 +220,8 @@ impl Requests {
     /// Asks for the right to run a request. Never waits for another owner.
     ///
     /// `header_key` is the value of the client's `Idempotency-Key` header, which is read as by
-    /// [`Key::from_headers`](crate::Key::from_headers). Without a value, a new random key is generated. This new key is the
-    /// last of the [`parts`](crate::Key::parts) of the claim's key.
+    /// [`Key::from_headers`](crate::Key::from_headers). Without a value, a new random key is generated. This new key is
+    /// the last of the [`parts`](crate::Key::parts) of the claim's key.
     ///
     /// # Errors
     ///
@@ -383,8 +383,8 @@ impl Requests {
     ///
     /// - `NotFound` if the request does not exist, `OwnedByClaim` while it is in progress, `NotInProgress` if it is
     ///   finished.
-    /// - `InvalidOptions` for a patch that is empty, sets the recovery point [`FINISHED`](crate::stage::FINISHED), or has a
-    ///   response and anything else.
+    /// - `InvalidOptions` for a patch that is empty, sets the recovery point [`FINISHED`](crate::stage::FINISHED), or
+    ///   has a response and anything else.
     /// - `InvalidName` for a malformed name of a recovery point.
     /// - `TooLarge` for a checkpoint or a response over the engine's limit.
     ///

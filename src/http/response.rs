@@ -142,8 +142,8 @@ impl Response {
         self
     }
 
-    /// Removes the body and the headers that describe it, and adds `Idempotent-Body-Omitted` with the size of the body in
-    /// bytes. Use it to store a response that is too large with its body.
+    /// Removes the body and the headers that describe it, and adds `Idempotent-Body-Omitted` with the size of the body
+    /// in bytes. Use it to store a response that is too large with its body.
     ///
     /// ```
     /// let large = oncekey::http::Response::new(http::StatusCode::OK).body("x".repeat(5_000));
@@ -232,8 +232,8 @@ impl fmt::Debug for Response {
     }
 }
 
-/// The stored form: status, headers, body. The headers have the order of the map's iterator: in order of insertion, but all
-/// headers of one name together.
+/// The stored form: status, headers, body. The headers have the order of the map's iterator: in order of insertion, but
+/// all headers of one name together.
 type Written<H> = (u16, H, Value);
 
 impl Serialize for Response {

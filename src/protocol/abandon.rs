@@ -203,7 +203,7 @@ mod tests {
             }
         }
         assert!((10..200).contains(&claims.len()));
-        let met = error::met();
+        let uses = error::uses();
         for (id, token) in &claims {
             protocol.abandon(id, *token, Ending::Release);
         }
@@ -213,7 +213,7 @@ mod tests {
             protocol.record_drop_of(id);
         }
         assert!(!protocol.abandoned.is_empty());
-        assert_eq!(error::met(), met, "errors of drops do not count for the running operation");
+        assert_eq!(error::uses(), uses, "errors of drops do not count for the running operation");
         for path in &taken {
             let _ = std::fs::remove_dir(path);
         }

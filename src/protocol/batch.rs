@@ -86,10 +86,10 @@ impl Protocol {
     fn end_some(&self, ends: &[ToEnd<'_>]) -> Result<Vec<Result<RecordInfo>>> {
         // A claim may end after a close of the engine.
         self.check_outside()?;
-        let met = error::met();
+        let uses = error::uses();
         loop {
             // Errors of an earlier attempt reach no caller, so they do not count.
-            error::forget_met_since(met);
+            error::reset_uses(uses);
             let mut workspace = self.workspace();
             let (mut answers, mut size) = (Vec::new(), 0_usize);
             for end in ends {

@@ -124,7 +124,7 @@ mod tests {
     use crate::types::clock::{FOREVER, deadline, monotonic};
 
     #[test]
-    fn a_signal_after_the_look_is_not_missed_and_one_wakes_all() {
+    fn a_signal_after_current_was_read_is_not_missed_and_wakes_all_waiters() {
         let (event, is_over) = (EventCount::default(), AtomicBool::new(false));
         let seen = event.current();
         event.signal();

@@ -69,14 +69,14 @@ pub(crate) struct CommitQueue<C, S> {
     synced: [EventCount; 2],
     /// The number of the last durable group.
     durable: AtomicU64,
-    /// The newest group that has a waiter with a timeout. The number stays until the group is durable, so that waiter
-    /// stands for all waiters of this group and of earlier ones.
+    /// The newest group that has a waiter with a timeout. This waiter has the timeout for all waiters of this group and
+    /// of earlier ones.
     timed: AtomicU64,
     is_stalled: AtomicBool,
     /// Counts the steps of the writer and of the preparation of segments.
     writing: AtomicU64,
-    /// For tests: makes each call of `progress` report progress. A thread of the test could be scheduled too late to
-    /// make some.
+    /// For tests: makes each call of `progress` report progress. A thread that makes real progress could be scheduled
+    /// too late.
     #[cfg(test)]
     always_progresses: AtomicBool,
     poison: Poison,
@@ -244,7 +244,7 @@ impl<C, S> CommitQueue<C, S> {
     pub(crate) fn publish(&self, group: u64) {
         self.durable.store(group, Ordering::Release);
         self.writing.fetch_add(1, Ordering::Relaxed);
-        // After the store: a waiter that has read the old number then finds that the event count has changed.
+        // Signal after the store: a waiter that has read the old number then finds that the event count has changed.
         self.synced(group).signal();
     }
 
@@ -375,19 +375,19 @@ impl<C, S> CommitQueue<C, S> {
 
     /// Provides the next segment, or the reason why there is none. Returns the segment that is not used: the one that
     /// was provided before, or the new one if it is not larger.
-    pub(crate) fn provide_segment(&self, provide_segment: Result<(u64, S)>) -> Option<S> {
+    pub(crate) fn provide_segment(&self, provided: Result<(u64, S)>) -> Option<S> {
         let mut state = self.state.lock();
         state.wanted = 0;
         self.writing.fetch_add(1, Ordering::Relaxed);
-        match provide_segment {
-            Ok((size, next_segment)) if state.next_segment.as_ref().is_none_or(|(old, _)| *old < size) => {
-                let unused = state.next_segment.replace((size, next_segment)).map(|(_, old)| old);
+        match provided {
+            Ok((size, segment)) if state.next_segment.as_ref().is_none_or(|(old, _)| *old < size) => {
+                let unused = state.next_segment.replace((size, segment)).map(|(_, old)| old);
                 self.wake_admitted(&state);
                 unused
             }
-            Ok((_, next_segment)) => {
+            Ok((_, segment)) => {
                 state.wake_first();
-                Some(next_segment)
+                Some(segment)
             }
             Err(error) => {
                 state.refusals += 1;
@@ -417,7 +417,8 @@ impl<C, S> CommitQueue<C, S> {
     /// Calls `f` once if the queue is poisoned, now or later, with no lock held.
     pub(crate) fn on_poison(&self, f: impl Fn(&Error) + Send + Sync + 'static) {
         self.poison.listen(f);
-        // Take the lock once: a concurrent `poison` takes it too, so at least one of the two calls sees both values.
+        // Take the lock once: a concurrent `poison` takes it too, so at least one of the two calls sees both the error
+        // and the listener.
         drop(self.state.lock());
         self.poison.report();
     }

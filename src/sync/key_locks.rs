@@ -78,8 +78,8 @@ impl HeldLocks<'_> {
         self.guards = self.locks.lock(&self.wanted, until);
     }
 
-    /// Locks these and no others, until the deadline. If these are locked already, they stay locked: a thread that
-    /// waits for one of them, and gets it in between, could change its key once more.
+    /// Locks these and no others, until the deadline. If these are locked already, they stay locked. Otherwise a
+    /// waiting thread could lock one in between, and change its key once more.
     pub(crate) fn lock_only(&mut self, set: &LockSet) {
         if self.wanted != *set {
             self.clear();
@@ -196,9 +196,9 @@ mod tests {
         let mut taken = take(&locks, &[1, LOCKS + 2]);
         assert!(locks.is_taken(&set(&[LOCKS + 1])) && locks.is_taken(&set(&[2, 3])), "any number stands for one");
         assert!(!locks.is_taken(&set(&[3])) && !locks.is_taken(&LockSet::default()));
-        assert_eq!(take(&locks, &[1, 2, 3]).guards.len(), 1, "goes without");
+        assert_eq!(take(&locks, &[1, 2, 3]).guards.len(), 1, "locks that are not free are skipped");
         taken.lock_more(&set(&[3]));
-        assert_eq!(taken.guards.len(), 3, "those it had, too");
+        assert_eq!(taken.guards.len(), 3, "the earlier locks are locked again");
         drop(taken);
         assert!(!locks.is_taken(&set(&[1, 2, 3])));
     }
@@ -226,7 +226,7 @@ mod tests {
         assert!(taken.is_overdue() && monotonic() >= began + Duration::from_millis(50));
         // The first wait used the whole deadline. Otherwise each of the others would take as long again.
         taken.lock_more(&set(&[4]));
-        assert_eq!(taken.guards.len(), 1, "what is free is had all the same");
+        assert_eq!(taken.guards.len(), 1, "a free lock is locked even after the deadline");
     }
 
     #[test]

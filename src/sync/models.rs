@@ -1,8 +1,8 @@
 //! The primitives on top of shuttle's scheduler, and the functions that run models.
 //!
-//! They behave as those of `parking_lot`: no poison, no spurious wake-up, and notifications in order of arrival. A
-//! deadline may pass at any moment, because the scheduler chooses when the task that sets the time-out runs. A
-//! deadline more than a day ahead never passes.
+//! The primitives behave as those of `parking_lot`: no poison, no spurious wake-up, and notifications in order of
+//! arrival. A deadline may pass at any moment, because the scheduler chooses when the task that sets the time-out runs.
+//! A deadline more than a day ahead never passes.
 //!
 //! Atomics are sequentially consistent here. A model does not show that weaker orders suffice.
 
@@ -54,8 +54,8 @@ impl<T> Mutex<T> {
         Some(MutexGuard { mutex: self, held: Some(held) })
     }
 
-    /// Locks, or gives up at the deadline. A random choice at the start decides whether it gives up, and then it does
-    /// not wait at all. Otherwise it waits for ever, so that a time-out cannot hide a deadlock.
+    /// Locks, or gives up at the deadline. A random choice decides at the start: give up without a wait, or wait for
+    /// ever, so that a time-out cannot hide a deadlock.
     pub(crate) fn try_lock_until(&self, deadline: Instant) -> Option<MutexGuard<'_, T>> {
         let waits = !may_pass(deadline) || shuttle::rand::thread_rng().r#gen();
         if waits { Some(self.lock()) } else { self.try_lock() }

@@ -151,7 +151,7 @@ impl<K: Eq + Hash + Clone> Shard<K> {
 pub(crate) struct WaitQueue<K> {
     hasher: RandomState,
     shards: [Mutex<Shard<K>>; SHARDS - 1],
-    /// Not in the array, so that a look-up always succeeds.
+    /// The last shard. It is not in the array, so that a look-up always succeeds.
     last: Mutex<Shard<K>>,
 }
 
@@ -309,7 +309,7 @@ impl<K: Eq + Hash + Clone> Waiter<'_, K> {
 
 impl<K: Eq + Hash + Clone> Drop for Waiter<'_, K> {
     fn drop(&mut self) {
-        // Already out of the queue, and no longer signalled. Skip the lock, because thousands may have been woken at
+        // This waiter is out of the queue and has no hand-over. Skip the lock, because thousands may have been woken at
         // once.
         if self.saw == Some(Woken::Changed) {
             return;
@@ -322,7 +322,7 @@ impl<K: Eq + Hash + Clone> Drop for Waiter<'_, K> {
         // Hand-overs are given under the shard's lock to queued waiters. So this waiter has its hand-over by now, or
         // never gets one.
         let successor = if self.signal.is_hand_over() { shard.pass_on(&self.key) } else { None };
-        // If the last successor leaves without the key, the observers must look.
+        // If the last successor leaves without the key, the observers must read the record.
         let leaves = self.role == Role::Successor && !self.claimed;
         let observers = if leaves { shard.observers_alone(&self.key) } else { Queue::default() };
         shard.forget_if_empty(&self.key);

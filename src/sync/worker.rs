@@ -42,8 +42,8 @@ impl Worker {
 
     /// Waits until the thread has ended. Later calls return at once.
     ///
-    /// Does not wait if called from the thread itself, as when that drops the last handle. The thread then ends by
-    /// itself.
+    /// Does not wait if called from the thread itself, which happens if the thread drops the last handle. The thread
+    /// then ends by itself.
     pub(crate) fn join(&mut self) {
         if let Some(handle) = self.handle.take() {
             if handle.thread().id() != thread::current().id() && self.pid == std::process::id() {

@@ -337,8 +337,7 @@ mod tests {
             (self.0 >> 33) % bound
         }
 
-        /// Returns up to ten days in microseconds. The exponent is uniform, so small and large times are equally
-        /// likely.
+        /// Returns up to 6.4 days. The exponent is uniform, so small and large times are equally likely.
         fn time(&mut self) -> Duration {
             let exponent = self.below(40);
             Duration::from_micros(self.below((1 << exponent) + 1))

@@ -16,8 +16,8 @@
 //! type's `Deserialize` cannot influence them.
 //!
 //! Types that bincode cannot read back are stored as JSON. Attributes such as `flatten` and `untagged` are made for a
-//! human-readable format: inside them serde treats every format as one. In CBOR or `MessagePack`, the compact forms of
-//! UUIDs and addresses could then not be read back.
+//! human-readable format: inside them serde treats every format as human-readable. In CBOR or `MessagePack`, the
+//! compact forms of UUIDs and addresses could then not be read back.
 
 mod walk;
 
@@ -66,15 +66,15 @@ fn options(limit: u64) -> impl Options {
     DefaultOptions::new().with_fixint_encoding().with_little_endian().with_limit(limit).reject_trailing_bytes()
 }
 
-/// Appends what [`decode_plain`] reads, at most `limit` bytes. `what` names the part in messages.
+/// Appends the form of a part that [`decode_plain`] reads, at most `limit` bytes. `what` names the part in messages.
 pub(crate) fn encode_plain<S: Serialize + ?Sized>(bytes: &mut Vec<u8>, what: &str, part: &S, limit: u64) -> Result<()> {
     let limit = limit.saturating_add(bytes.len() as u64);
     let refused = |cause| Error::new(ErrorKind::Codec, format!("{what} cannot be encoded: {cause}"));
     walk(part, Bytes { bytes, limit }).map(|_| ()).map_err(refused)
 }
 
-/// Decodes a part of the store's own formats, in bincode's form; trailing bytes are an error. Reserves no more memory than the bytes can
-/// fill, and at most 1 MiB for a collection.
+/// Decodes a part of the store's own formats, in bincode's form; trailing bytes are an error. Reserves no more memory
+/// than the bytes can fill, and at most 1 MiB for a collection.
 pub(crate) fn decode_plain<D: DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<D> {
     compact(bytes).map_err(|cause| Error::new(ErrorKind::Codec, format!("{what} cannot be decoded: {cause}")))
 }
@@ -87,8 +87,8 @@ fn compact<D: DeserializeOwned>(bytes: &[u8]) -> bincode::Result<D> {
 ///
 /// # Errors
 ///
-/// `TypeMismatch` if the value was stored as another type, as far as this value shows it; `Codec` if the bytes are not
-/// an encoded value.
+/// `TypeMismatch` if the value was stored as another type. A value without items, such as `None`, does not show their
+/// type. `Codec` if the bytes are not an encoded value.
 pub(crate) fn decode<T: Serialize + DeserializeOwned>(what: impl fmt::Display, bytes: &[u8]) -> Result<T> {
     let Some((codec, shape, payload)) = split(bytes) else {
         return Err(Error::new(
@@ -144,9 +144,9 @@ fn split(bytes: &[u8]) -> Option<(Codec, u64, &[u8])> {
 /// that was read back.
 ///
 /// Bincode writes some values that it cannot read back, or reads back as other values: a variant after a skipped one
-/// becomes its neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash map or
-/// set may differ, because it differs in each instance. A value that fails this check is stored as JSON, if JSON can be
-/// read back.
+/// becomes its neighbour. So the bytes are decoded and encoded again, and must be the same. Only the order in a hash
+/// map or set may differ, because it differs in each instance. A value that fails this check is stored as JSON, if JSON
+/// can be read back.
 pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     what: impl fmt::Display,
     value: &T,
@@ -163,7 +163,7 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
     let mut bytes = Vec::with_capacity(USUAL_LEN);
     let shape = match write_compact(&mut bytes, value, limit) {
         Ok(shape) => shape,
-        // Bincode might not have been able to read this value back. JSON, its other form, may be short enough.
+        // As JSON the value may be short enough.
         Err(Stop::TooLarge) => return json_checked(value, limit).map_err(|_| too_large(&what, value, limit)),
         Err(cause) => return refused(&cause),
     };
@@ -188,15 +188,15 @@ pub(crate) fn encode_checked<T: Serialize + DeserializeOwned>(
 ///
 /// # Errors
 ///
-/// Also `EngineFailure` if it is or contains a [`Failure`](crate::Failure) made from an error of this crate.
+/// Also `EngineFailure` if the outcome is or contains a [`Failure`](crate::Failure) made from an error of this crate.
 pub(crate) fn encode_outcome<S: Serialize + DeserializeOwned>(
     what: impl fmt::Display,
     outcome: &S,
     limit: u64,
 ) -> Result<(Vec<u8>, S)> {
-    let met = error::met();
+    let uses = error::uses();
     let encoded = encode_checked(&what, outcome, limit)?;
-    if error::met() == met {
+    if error::uses() == uses {
         return Ok(encoded);
     }
     let message = format!("{what} was made from an error of the engine, which is no outcome of the operation");

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// ```
 #[derive(Clone, Default)]
 pub struct Context {
-    /// `None` if there are none.
+    /// `None` if the context is empty.
     entries: Option<Arc<BTreeMap<String, Value>>>,
     /// Set when an entry cannot be decoded. A claim reads it to tell such an error from an error of the operation
     /// itself.

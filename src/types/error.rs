@@ -17,39 +17,39 @@ pub struct Error(Arc<Inner>);
 
 thread_local! {
     /// The number of times that this thread received, read or dropped an error.
-    static MET: Cell<u64> = const { Cell::new(0) };
+    static USES: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Returns the number of times that this thread received, read or dropped an error of this engine.
 ///
 /// If the number grows while an operation runs, the failure that the operation returns may be one of these errors in
 /// another form.
-pub(crate) fn met() -> u64 {
-    MET.get()
+pub(crate) fn uses() -> u64 {
+    USES.get()
 }
 
-/// Counts an answer that is neither an [`Error`] nor the failure of an operation.
-pub(crate) fn meet() {
-    MET.set(MET.get().wrapping_add(1));
+/// Increments [`uses`]. Also called for answers such as `InProgress`, which are no [`Error`].
+pub(crate) fn count_use() {
+    USES.set(USES.get().wrapping_add(1));
 }
 
 /// Resets the count to the earlier value `then`, because the errors since then were handled.
-pub(crate) fn forget_met_since(then: u64) {
-    MET.set(then);
+pub(crate) fn reset_uses(then: u64) {
+    USES.set(then);
 }
 
 /// Runs a part of the engine that handles its own errors. Errors inside it do not count.
 pub(crate) fn handled<R>(work: impl FnOnce() -> R) -> R {
-    let before = met();
+    let before = uses();
     let done = work();
-    forget_met_since(before);
+    reset_uses(before);
     done
 }
 
 /// Counts each clone like a new error: a poisoned engine keeps its error and hands out clones.
 impl Clone for Error {
     fn clone(&self) -> Self {
-        Self::met(Arc::clone(&self.0))
+        Self::counted(Arc::clone(&self.0))
     }
 }
 
@@ -57,7 +57,7 @@ impl Clone for Error {
 /// unread.
 impl Drop for Error {
     fn drop(&mut self) {
-        meet();
+        count_use();
     }
 }
 
@@ -158,11 +158,11 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self::met(Arc::new(Inner { kind, message: message.into(), source: None }))
+        Self::counted(Arc::new(Inner { kind, message: message.into(), source: None }))
     }
 
-    fn met(inner: Arc<Inner>) -> Self {
-        meet();
+    fn counted(inner: Arc<Inner>) -> Self {
+        count_use();
         Self(inner)
     }
 
@@ -178,40 +178,40 @@ impl Error {
 
     pub(crate) fn io_as(kind: ErrorKind, action: &str, path: &Path, cause: &io::Error) -> Self {
         let message = format!("{action} {}: {cause}", path.display());
-        Self::met(Arc::new(Inner { kind, message, source: Some(copy(cause)) }))
+        Self::counted(Arc::new(Inner { kind, message, source: Some(copy(cause)) }))
     }
 
     /// Returns an error of another kind with the same cause. `prefix` comes before the message.
     pub(crate) fn wrap(&self, kind: ErrorKind, prefix: &str) -> Self {
         let source = self.0.source.as_ref().map(copy);
-        Self::met(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), source }))
+        Self::counted(Arc::new(Inner { kind, message: format!("{prefix}: {}", self.0.message), source }))
     }
 
     /// Returns the kind of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        meet();
+        count_use();
         self.0.kind
     }
 
     /// Returns the operating system's kind of error, if the cause is one.
     #[must_use]
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
-        meet();
+        count_use();
         self.0.source.as_ref().map(io::Error::kind)
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        meet();
+        count_use();
         f.write_str(&self.0.message)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        meet();
+        count_use();
         write!(f, "Error({:?}: {})", self.0.kind, self.0.message)
     }
 }
@@ -219,7 +219,7 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     /// Returns the operating system's error, if there is one. [`Display`](fmt::Display) ends with its text.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        meet();
+        count_use();
         self.0.source.as_ref().map(|source| source as _)
     }
 }

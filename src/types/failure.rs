@@ -78,20 +78,21 @@ impl Failure {
     /// Returns the message, without the causes.
     #[must_use]
     pub fn message(&self) -> &str {
-        self.meet();
+        self.count_use();
         &self.message
     }
 
     /// Returns the causes, nearest first.
     pub fn causes(&self) -> impl Iterator<Item = &str> {
-        self.meet();
+        self.count_use();
         self.causes.iter().map(String::as_str)
     }
 
-    /// Counts the engine's error of which this failure was made. The operation may turn this failure into another one.
-    fn meet(&self) {
+    /// Counts the engine's error from which this failure was made. The operation may turn this failure into another
+    /// one.
+    fn count_use(&self) {
         if self.is_of_engine {
-            error::meet();
+            error::count_use();
         }
     }
 }
@@ -108,7 +109,7 @@ impl Eq for Failure {}
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         // Count here: the codec then learns that the value it encodes is such a failure, or contains one.
-        self.meet();
+        self.count_use();
         let mut fields = serializer.serialize_struct("Failure", 2)?;
         fields.serialize_field("message", &self.message)?;
         fields.serialize_field("causes", &self.causes)?;
@@ -119,9 +120,9 @@ impl Serialize for Failure {
 impl<X: StdError> From<X> for Failure {
     fn from(error: X) -> Self {
         let sources = std::iter::successors(error.source(), |&cause| cause.source());
-        let met = error::met();
+        let uses = error::uses();
         let (message, causes) = (text(&error), sources.take(MAX_CAUSES).map(text).collect());
-        Self { message, causes, is_of_engine: error::met() != met }
+        Self { message, causes, is_of_engine: error::uses() != uses }
     }
 }
 

@@ -52,8 +52,8 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes or more than [`Key::MAX_BYTES`], or if they start like a
-    /// key made of parts.
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no bytes or more than [`Key::MAX_BYTES`], or if they start
+    /// like a key made of parts.
     pub fn new(key: impl IntoKey) -> Result<Self> {
         key.into_key()
     }
@@ -102,8 +102,8 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no parts, if one of them is empty or made of parts, or if the encoded
-    /// key exceeds [`Key::MAX_BYTES`].
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if there are no parts, if one of them is empty or made of parts, or if the
+    /// encoded key exceeds [`Key::MAX_BYTES`].
     pub fn from_parts(parts: impl IntoIterator<Item = impl IntoKey>) -> Result<Self> {
         let mut bytes = PARTS.to_vec();
         for part in parts {
@@ -150,8 +150,8 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`InvalidKey`](ErrorKind::InvalidKey) if a `%` is not followed by two hexadecimal digits, or if the text stands for no
-    /// key.
+    /// [`InvalidKey`](ErrorKind::InvalidKey) if a `%` is not followed by two hexadecimal digits, or if the text stands
+    /// for no key.
     pub fn from_text(text: impl AsRef<[u8]>) -> Result<Self> {
         text::read(text.as_ref())
     }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use parking_lot::RwLock;
 
-/// The number of managers with a label of their own in metrics. The names of managers may come from clients, and a
-/// metric of each would never end.
+/// The number of managers with a label of their own in metrics. The names of managers may come from clients, so their
+/// number has no limit.
 pub(crate) const LABELS: usize = 64;
 /// The label of all further managers. No manager has this name.
 pub(crate) const OTHERS: &str = "(other)";

@@ -107,7 +107,8 @@ impl EngineOptions {
         self
     }
 
-    /// Sets the number of expired records that compaction examines in one step. Default: 1024.
+    /// Sets about how many expired records the compaction removes in one step. A step that rewrites a part of the
+    /// record store removes all expired records in that part. Default: 1024.
     pub fn compaction_batch(mut self, records: NonZeroUsize) -> Self {
         self.compaction_batch = records;
         self
@@ -166,13 +167,13 @@ impl EngineOptions {
     /// Records, rows, listings, statistics, [`verify`](crate::Engine::verify) and [`backup`](crate::Engine::backup)
     /// work, and finished outcomes are replayed. Every call that would change something returns
     /// [`ReadOnly`](crate::ErrorKind::ReadOnly) before it does anything, and before an operation runs. Commits that the
-    /// last owner left in the journal are replayed into memory, at each such open again. Records whose owner died are
+    /// last owner left in the journal are replayed into memory, at each such open. Records whose owner died are
     /// interrupted.
     ///
     /// A store on PostgreSQL is read in sessions that are read-only at the server, while other engines have it open.
     /// The role needs only `USAGE` of the schema and `SELECT` on its tables. A record whose owner holds no lock any
-    /// more is shown as interrupted. That is not final before another engine has recorded it: an owner that has lost
-    /// its session may still come back.
+    /// more is shown as interrupted. That is not final until another engine has recorded it: an owner that has lost its
+    /// session may still come back.
     ///
     /// Several engines can read a directory at the same time. While one does, an open for writing returns
     /// [`StoreInUse`](crate::ErrorKind::StoreInUse). A read-only open returns it while the store is open for writing. A

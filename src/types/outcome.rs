@@ -75,7 +75,7 @@ impl<T, E> fmt::Debug for Finished<T, E> {
 
 /// A record in any state, with its outcome if there is one.
 ///
-/// A [`Finished`] record has an outcome for certain, and converts into this.
+/// A [`Finished`] record always has an outcome, and converts into this.
 #[derive(Clone)]
 pub struct Record<T, E = Failure> {
     outcome: Option<Result<T, E>>,

@@ -1,4 +1,5 @@
-//! Records outside a store: as JSON, with every field. The documentation of `RecordInfo`'s `Serialize` lists the fields.
+//! Records outside a store: as JSON, with every field. The documentation of `RecordInfo`'s `Serialize` lists the
+//! fields.
 //!
 //! A field that this version does not know is refused.
 
@@ -94,7 +95,7 @@ fn malformed(why: &str) -> Error {
     Error::new(ErrorKind::Codec, format!("the record is malformed: {why}"))
 }
 
-/// Returns milliseconds, or `None` for ever.
+/// Returns milliseconds, or `None` for no limit.
 fn lasting(millis: u64) -> Option<u64> {
     (millis != NEVER).then_some(millis)
 }
@@ -136,7 +137,8 @@ impl Portable {
 
     fn read(self) -> Result<Record<Value, Value>> {
         if self.version != VERSION {
-            let message = format!("the record has the format {}, known is {VERSION}", self.version);
+            let message =
+                format!("the record has format version {}, and only version {VERSION} is known", self.version);
             return Err(Error::new(ErrorKind::UnsupportedFormat, message));
         }
         check_name("manager", &self.manager)?;
@@ -216,7 +218,7 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
 /// | field | contents |
 /// |---|---|
 /// | `version` | 1; it changes when a field changes its meaning |
-/// | `store`, `effect_seed` | UUIDs: of the store, and of the seed of the [effect ids](RecordInfo::effect_id) |
+/// | `store`, `effect_seed` | UUIDs: the id of the store, and the seed of the [effect ids](RecordInfo::effect_id) |
 /// | `manager`, `key` | the name, and the text of the whole key, which [`Key::from_text`] reads |
 /// | `status` | `InProgress`, `Succeeded`, `Failed`, `Released` or `Interrupted` |
 /// | `interruption` | null, `ProcessEnded`, `Dropped`, `Panicked`, `Reported` or `Revoked` |

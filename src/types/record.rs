@@ -129,14 +129,14 @@ pub(crate) struct StoredRecord {
     pub(crate) failure_ttl: u64,
     pub(crate) released_ttl: u64,
     pub(crate) interrupted_ttl: u64,
-    /// Milliseconds from a release by the current or last owner in which no caller can claim it.
+    /// The time after a release by the current or last owner in which no caller can claim the record, in milliseconds.
     pub(crate) retry_pause: u64,
     /// The time for which the key of a finished record is remembered after the record has expired, in milliseconds.
     pub(crate) remember: u64,
     /// True if the record has expired and only its key is remembered, until `expires`.
     pub(crate) is_forgotten: bool,
-    /// True if the record was resolved, can be made interrupted again, and no caller has been given its outcome. Until
-    /// then it keeps its interruption, recovery point and checkpoint.
+    /// True if the record was resolved, and can be made interrupted again, because no caller has been given its
+    /// outcome. While true, the record keeps its interruption, recovery point and checkpoint.
     pub(crate) is_undoable: bool,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(crate) context: Context,
@@ -184,7 +184,7 @@ impl StoredRecord {
         self.lifetime().status(now)
     }
 
-    /// Sets the numbers that are those of the frame that will carry the record.
+    /// Replaces each [`THIS_FRAME`] by the number of the frame that will carry the record.
     pub(crate) fn set_number(&mut self, frame: u64) {
         for field in [&mut self.generation, &mut self.revision, &mut self.token] {
             if *field == THIS_FRAME {
@@ -214,7 +214,8 @@ impl StoredRecord {
 
     /// Returns the store time from which a released record can be claimed again.
     pub(crate) fn paused_until(&self) -> u64 {
-        // A caller reads the time before the record. Without a pause, a release since then must not look like one.
+        // A caller reads the time before the record, so `updated` can be later than that time. Without this check, a
+        // record without a pause would then look paused.
         let is_paused = self.state == Status::Released && self.retry_pause > 0;
         if is_paused { self.updated.saturating_add(self.retry_pause) } else { 0 }
     }
@@ -385,9 +386,8 @@ impl RecordInfo {
         &self.0.stored.context
     }
 
-    /// Returns the recovery point, which says how far the operation has come:
-    /// [`STARTED`](crate::stage::STARTED), or a name that the last stage has set. An outcome is at
-    /// [`FINISHED`](crate::stage::FINISHED).
+    /// Returns the recovery point, which says how far the operation has come: [`STARTED`](crate::stage::STARTED), or a
+    /// name that the last stage has set. A record with an outcome is at [`FINISHED`](crate::stage::FINISHED).
     #[must_use]
     pub fn recovery_point(&self) -> &str {
         if self.0.stored.holds_outcome() { FINISHED } else { &self.0.stored.recovery_point }
@@ -411,9 +411,8 @@ impl RecordInfo {
         wall_time(self.0.stored.updated_at)
     }
 
-    /// Returns the rest of the [`ManagerOptions::retry_pause`](crate::ManagerOptions::retry_pause) of a released
-    /// record, from the time of the read. The record cannot be claimed before its end. Returns `None` if there is no
-    /// pause.
+    /// Returns how long a released record cannot be claimed, counted from the read: the rest of its
+    /// [`ManagerOptions::retry_pause`](crate::ManagerOptions::retry_pause). Returns `None` if there is no pause.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         (self.0.paused_for > 0).then(|| Duration::from_millis(self.0.paused_for))

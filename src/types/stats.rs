@@ -159,7 +159,7 @@ impl Gauge {
         self.metric.increment(level(n));
     }
 
-    /// Sets the value. Only one thread may change the gauge meanwhile.
+    /// Sets the value. No other thread may change the gauge meanwhile.
     #[cfg(feature = "metrics")]
     pub(crate) fn set(&self, value: u64) {
         self.add(i64::try_from(value).unwrap_or(i64::MAX) - self.value.load(Ordering::Relaxed));
@@ -202,7 +202,10 @@ impl Timing {
     }
 
     /// Starts a measurement, which ends when the returned value is dropped.
-    #[cfg_attr(not(feature = "metrics"), expect(clippy::unused_self, reason = "it has nothing to tell then"))]
+    #[cfg_attr(
+        not(feature = "metrics"),
+        expect(clippy::unused_self, reason = "without the feature nothing is measured")
+    )]
     pub(crate) fn start(&self) -> Timed {
         Timed {
             #[cfg(feature = "metrics")]

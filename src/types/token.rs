@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// The fencing token of one [`initiate`](crate::Manager::initiate). [`success`](crate::Manager::success),
 /// [`fail`](crate::Manager::fail) and [`release`](crate::Manager::release) need it to end the key.
 ///
-/// Keep the token where the operation ends: in another thread, in a message, or in the arguments of a job. The text of a
-/// token is its number in decimal digits, which [`FromStr`] reads. Later tokens of the same store are larger.
+/// Keep the token where the operation ends: in another thread, in a message, or in the arguments of a job. The text of
+/// a token is its number in decimal digits, which [`FromStr`] reads. Later tokens of the same store are larger.
 ///
 /// ```
 /// # use oncekey::{Engine, ErrorKind, Manager, Token};
@@ -30,7 +30,8 @@ impl Token {
         Self(number)
     }
 
-    /// Returns the number, for downstream systems that compare fencing tokens. See [`Claim::token`](crate::Claim::token).
+    /// Returns the number, for downstream systems that compare fencing tokens. See
+    /// [`Claim::token`](crate::Claim::token).
     #[must_use]
     pub fn get(self) -> u64 {
         self.0

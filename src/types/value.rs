@@ -6,7 +6,8 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// The largest memory reserved for an announced sequence length before its bytes are read.
+/// The largest memory that is reserved for a sequence before its items are read, in bytes. The announced length may be
+/// wrong.
 const RESERVE_BYTES: usize = 4096;
 
 /// Immutable bytes. Clones share them. `Debug` shows the size only.

@@ -49,7 +49,7 @@ impl<T, E> Next<T, E> {
     ///
     /// # Errors
     ///
-    /// `Codec` if the checkpoint could not be decoded again. Found out later, the next attempt could not continue.
+    /// `Codec` if the checkpoint could not be decoded again: the next attempt could not continue with it.
     ///
     /// ```
     /// use oncekey::stage::Next;
@@ -105,8 +105,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// must not be inside: cause it before the stage, with an [`effect_id`](Claim::effect_id). `Err` and panics roll
     /// back. The limits and rules of a [`Transaction`] apply.
     ///
-    /// A stage that returns [`Next::Succeed`] or [`Next::Fail`] ends the claim. A drop then does nothing, and
-    /// [`into_finished`](Claim::into_finished) returns the stored outcome.
+    /// A stage that returns [`Next::Succeed`] or [`Next::Fail`] ends the claim. Dropping the claim then does nothing,
+    /// and [`into_finished`](Claim::into_finished) returns the stored outcome.
     ///
     /// ```
     /// # use oncekey::{Engine, Error, Manager, stage::Next};
@@ -127,7 +127,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ///
     /// The error of the closure, with everything rolled back. From the engine: `ClaimLost` if the claim no longer owns
     /// the record or the record has ended; `Codec` or `TooLarge` if a value cannot be stored; `InvalidName` for a
-    /// recovery point; `Conflict` after [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS) runs.
+    /// malformed name of a recovery point; `Conflict` after [`Transaction::MAX_RUNS`](crate::Transaction::MAX_RUNS)
+    /// runs.
     pub fn work_stage<X: From<Error>>(
         &mut self,
         work: impl Fn(&Transaction) -> Result<Next<T, E>, X>,

@@ -129,7 +129,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
                 break;
             }
             self.run_part(part, &mut operation, &mut answers);
-            // Before the later items, so that the occurrences of a key keep their order.
+            // Put these before the later items, so that the occurrences of a key keep their order.
             again.append(&mut waiting);
             waiting = again;
         }
@@ -191,13 +191,13 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         mut claim: Claim<T, E>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, E>,
     ) -> Result<Closing<T, E>, Answer<T, E>> {
-        let (met, lent) = (error::met(), claim.identity());
+        let (uses, lent) = (error::uses(), claim.identity());
         // The documentation warns the caller about the state that the closure captures. The claim's own state is
         // checked below.
         let returned = catch_unwind(AssertUnwindSafe(|| operation(&mut claim)));
         let claim = claim.returned(&lent).map_err(|error| Err(ExecuteError::Engine(error)))?;
         match returned {
-            Ok(returned) => self.closing(claim, returned.map_err(|error| Failed { error, on_error: None }), met),
+            Ok(returned) => self.closing(claim, returned.map_err(|error| Failed { error, on_error: None }), uses),
             Err(_) if claim.is_ended() => Err(stored_by_stage(claim)),
             Err(_) => {
                 let ending = claim.dropping(Interruption::Panicked);

@@ -85,8 +85,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// As [`success`](Manager::success), and `EngineFailure` for a [`Failure`](crate::Failure) that was made from an error of this
-    /// crate.
+    /// As [`success`](Manager::success), and `EngineFailure` for a [`Failure`](crate::Failure) that was made from an
+    /// error of this crate.
     pub fn fail(&self, key: impl IntoKey, token: Token, error: &E) -> Result<()> {
         let id = self.id(key)?;
         let ending = self.failing(&id, error)?;

@@ -75,9 +75,9 @@ impl<'a, T, E, X> Stages<'a, T, E, X> {
         self
     }
 
-    /// Sets the check for errors of a stage after which its effect has certainly not happened, for example because a
-    /// card was declined before the charge. Such an error releases the record. For all other errors see
-    /// [`Claim::drive`]. Default: no error is certain.
+    /// Sets a function that returns true for an error of a stage if it proves that the effect of the stage has not
+    /// happened, for example if a card was declined before the charge. Such an error releases the record. For all other
+    /// errors see [`Claim::drive`]. Default: false for every error.
     pub fn nothing_happened(mut self, is_certain: impl Fn(&X) -> bool + Send + Sync + 'a) -> Self {
         self.nothing_happened = Some(Box::new(is_certain));
         self
@@ -99,7 +99,8 @@ impl<T, E, X> fmt::Debug for Stages<'_, T, E, X> {
 /// The error of `drive`. Exhaustive on purpose.
 ///
 /// ```
-/// # use oncekey::{CallOptions, Engine, Error, ExecuteError, Manager, Status, stage::{DriveError, Next, Stages, STARTED}};
+/// # use oncekey::{CallOptions, Engine, Error, ExecuteError, Manager, Status};
+/// # use oncekey::stage::{DriveError, Next, STARTED, Stages};
 /// # let engine = Engine::temporary()?;
 /// let orders: Manager<String, String> = engine.manager("orders")?;
 /// let stages = Stages::new().stage(STARTED, |claim| {
@@ -181,7 +182,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// | error | under `Resume` | under `Hold` |
     /// |---|---|---|
     /// | of a stage, or `Stalled`, after an [`effect_id`](Claim::effect_id) or a committed stage in this attempt | interrupted and resumable: kept for `interrupted_ttl` | interrupted: the effect may have happened |
-    /// | of a stage, or `Stalled`, without such an effect | released: the next attempt begins there | interrupted |
+    /// | of a stage, or `Stalled`, without such an effect | released: the next attempt begins at the recovery point | interrupted |
     /// | of a stage for which [`Stages::nothing_happened`] is true | released | released |
     /// | `UnknownRecoveryPoint` | released | released: no stage has run there |
     /// | a panic | interrupted and resumable | interrupted |
@@ -208,7 +209,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         })
     }
 
-    /// If the release or the interruption fails, the drop of the claim records it later. The error of the stage is
+    /// Runs the stages to an outcome. `release` ends a claim that need not be interrupted, and returns the status of
+    /// its record. If an ending cannot be stored, the drop of the claim records one later. The error of the stage is
     /// returned in any case.
     fn drive_or<X: From<Error>>(
         mut self,

@@ -129,7 +129,7 @@ impl<T, E> From<Error> for ExecuteError<T, E> {
 impl<T, E: fmt::Display> fmt::Display for ExecuteError<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if matches!(self, Self::InProgress(_) | Self::Interrupted(_)) {
-            error::meet();
+            error::count_use();
         }
         match self {
             Self::Failed { error, .. } => error.fmt(f),
@@ -178,7 +178,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     /// | returns `Ok` | succeeded: every retry gets the value until its TTL |
     /// | returns `Err` | by [`on_error`](Manager::on_error); the default is failed: every retry gets the failure |
     /// | panics | interrupted, and the panic continues |
-    /// | returns `Err` after it met an [`Error`] of this crate (was given, looked at or dropped one), or `InProgress`, `Interrupted` or `Paused` in an `execute` inside it | interrupted: never stored |
+    /// | returns `Err` after it received, read or dropped an [`Error`] of this crate, or got `InProgress`, `Interrupted` or `Paused` from an `execute` inside it | interrupted: the failure is never stored |
     /// | is running when the process ends | interrupted |
     /// | has ended the claim by a [`work_stage`](Claim::work_stage) | as the stage stored it, whatever the operation returns |
     ///
@@ -267,10 +267,10 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         mut claim: Claim<T, E>,
         operation: impl FnOnce(&mut Claim<T, E>) -> Result<T, Failed<E>>,
     ) -> Result<Executed<T>, ExecuteError<T, E>> {
-        let (met, lent) = (error::met(), claim.identity());
+        let (uses, lent) = (error::uses(), claim.identity());
         let returned = operation(&mut claim);
         let claim = claim.returned(&lent)?;
-        match self.closing(claim, returned, met) {
+        match self.closing(claim, returned, uses) {
             Ok(Closing { claim, ending, outcome }) => outcome.answer(claim.end(&ending)),
             Err(answer) => answer,
         }
@@ -281,7 +281,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         &self,
         claim: Claim<T, E>,
         returned: Result<T, Failed<E>>,
-        met: u64,
+        uses_before: u64,
     ) -> Result<Closing<T, E>, Answer<T, E>> {
         let Failed { error: failure, on_error } = match returned {
             // A stage has ended the claim. Return what it stored, as every replay will.
@@ -297,8 +297,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
             }
             Err(failure) => failure,
         };
-        let on_error = if claim.is_faulted() || error::met() != met {
-            // The failure comes from an error of the engine, not from the operation, and may pass.
+        let on_error = if claim.is_faulted() || error::uses() != uses_before {
+            // The failure comes from an error of the engine, not from the operation. A later attempt may succeed.
             OnError::Interrupt
         } else {
             on_error.unwrap_or_else(|| self.classify(&failure))
@@ -328,7 +328,7 @@ pub(crate) struct Closing<T, E> {
     pub(crate) outcome: Returned<T, E>,
 }
 
-/// The result of an operation, and the ending that follows from it.
+/// The result of an operation.
 pub(crate) enum Returned<T, E> {
     Value {
         value: T,
@@ -391,7 +391,7 @@ pub(crate) struct Failed<E> {
 /// Counts the answer as an error of the engine. An operation that encloses this call then does not store a failure made
 /// from it.
 fn passing<T, E>(answer: ExecuteError<T, E>) -> ExecuteError<T, E> {
-    error::meet();
+    error::count_use();
     answer
 }
 

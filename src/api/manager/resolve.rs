@@ -16,8 +16,8 @@ use crate::types::record::RecordInfo;
 use crate::types::value::Value;
 
 impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T, E> {
-    /// Resolves an interrupted record, after the caller has found out whether the operation happened. The record may have
-    /// changed since it was read: [`resolve_if_unchanged`](Self::resolve_if_unchanged) refuses that.
+    /// Resolves an interrupted record, after the caller has found out whether the operation happened. Does not notice
+    /// if the record has changed since the caller read it: [`resolve_if_unchanged`](Self::resolve_if_unchanged) does.
     ///
     /// ```
     /// # use oncekey::{Engine, Manager, admin::Resolution};
@@ -36,8 +36,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.resolve_at(&self.id(key)?, resolution, None)
     }
 
-    /// Resolves the interrupted record that was read as `seen`, unless it has changed since. So a decision about one attempt
-    /// is never applied to a later one.
+    /// Resolves the interrupted record that was read as `seen`, unless it has changed since. So a decision about one
+    /// attempt is never applied to a later one.
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager, OnInterrupted, ManagerOptions, admin::Resolution};
@@ -54,8 +54,8 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
     ///
     /// # Errors
     ///
-    /// `Changed` if the record has another [revision](RecordInfo::revision); `NotFound`; `InvalidOptions` for a record of another
-    /// manager; otherwise as [`resolve`](Self::resolve).
+    /// `Changed` if the record has another [revision](RecordInfo::revision); `NotFound`; `InvalidOptions` for a record
+    /// of another manager; otherwise as [`resolve`](Self::resolve).
     pub fn resolve_if_unchanged(&self, seen: &RecordInfo, resolution: Resolution<T, E>) -> Result<()> {
         self.resolve_at(&self.id_seen(seen)?, resolution, Some(seen.revision()))
     }
@@ -70,15 +70,17 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
         self.engine().protocol().resolve(id, &ending, Some(self.options.schema), seen)
     }
 
-    /// Returns the bytes as which this outcome would be stored. Decodes them again and compares. Stores nothing.
+    /// Encodes an outcome as it would be stored, decodes the bytes again, and compares. Stores nothing.
     ///
     /// Use it before an effect, or in a test, to find out whether outcomes of these types can be stored: `execute`
-    /// finds out only after the operation has run. [`RawManager::resolve`](crate::admin::RawManager::resolve) and the `resolve` command take these bytes.
+    /// finds out only after the operation has run. [`RawManager::resolve`](crate::admin::RawManager::resolve) and the
+    /// `resolve` command take these bytes.
     ///
     /// # Errors
     ///
-    /// `EngineFailure` if it contains a [`Failure`](crate::Failure) that was made from an error of this crate; `Codec` if the
-    /// value could not be decoded again; `TooLarge` over [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
+    /// `EngineFailure` if it contains a [`Failure`](crate::Failure) that was made from an error of this crate; `Codec`
+    /// if the value could not be decoded again; `TooLarge` over
+    /// [`max_value_bytes`](crate::EngineOptions::max_value_bytes).
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, Manager};
@@ -116,19 +118,19 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Manager<T
 
 impl<T, E> Manager<T, E> {
     /// Takes a key in progress away from its owner, for example from a thread that hangs. The record becomes
-    /// interrupted. The old claim is lost: it can no longer end the record or write. Effects of its operation outside
-    /// the store continue.
+    /// interrupted. The old claim is lost: it can no longer end the record or write. The operation itself is not
+    /// stopped, nor are its effects outside the store.
     ///
     /// # Errors
     ///
-    /// `NotFound`; `NotInProgress` if the record has no live owner. After [`Engine::close`](crate::Engine::close) this works while claims are
-    /// alive, and then returns `Closed`.
+    /// `NotFound`; `NotInProgress` if the record has no live owner. After [`Engine::close`](crate::Engine::close),
+    /// `Closed` if no claim is alive any more.
     pub fn revoke(&self, key: impl IntoKey) -> Result<RecordInfo> {
         self.engine().protocol().revoke(&self.id(key)?, None)
     }
 
-    /// Takes the key away from its owner as [`revoke`](Self::revoke) does, unless its record has changed since it was read as
-    /// `seen`: the owner has ended or made progress then.
+    /// Takes the key away from its owner as [`revoke`](Self::revoke) does, unless its record has changed since it was
+    /// read as `seen`. A changed record means that the owner has ended or made progress.
     ///
     /// # Errors
     ///

@@ -64,8 +64,8 @@ fn a_phase_that_conflicts_in_every_run_returns_conflict() {
     assert!(!is_locked(&protocol, "a"), "all locks are released");
 }
 
-// The closure waits for a thread that waits for the locks of the transaction, so no run can succeed. This once waited
-// in each of 60 runs, for minutes.
+// The closure waits for a thread that waits for the locks of the transaction, so no run can succeed. Such a transaction
+// once waited in each of 60 runs, for minutes.
 #[test]
 fn a_transaction_that_waits_for_its_own_locks_ends_after_the_first_run_with_locks() {
     let dir = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ fn a_stage_of_a_closed_engine_is_refused_and_writes_nothing() {
     assert_eq!(row(&open(&dir), "row"), None);
 }
 
-// A drop that a full journal kept from being recorded once left its key in progress for transactions.
+// A dropped claim that was not recorded, because the journal was full, once left its key in progress for transactions.
 #[cfg(feature = "http")]
 #[test]
 fn a_transaction_records_pending_drops_before_it_reads() {

@@ -61,8 +61,8 @@ fn after_string(mut string: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// Returns the text after a number, and whether the number is an integer. An integer has at most 15 digits. A decimal has
-/// at most 12 digits before the point, and 1 to 3 after it.
+/// Returns the text after a number, and whether the number is an integer. An integer has at most 15 digits. A decimal
+/// has at most 12 digits before the point, and 1 to 3 after it.
 fn after_number(bytes: &[u8]) -> Option<(&[u8], bool)> {
     let digits = bytes.strip_prefix(b"-").unwrap_or(bytes);
     let (integer, rest) = split_while(digits, |byte| byte.is_ascii_digit());
@@ -73,7 +73,8 @@ fn after_number(bytes: &[u8]) -> Option<(&[u8], bool)> {
     (matches!(integer.len(), 1..=12) && matches!(fraction.len(), 1..=3)).then_some((rest, false))
 }
 
-/// Returns the text after a byte sequence in base64, whose padding may be missing. `bytes` begins after the opening colon.
+/// Returns the text after a byte sequence in base64, whose padding may be missing. `bytes` begins after the opening
+/// colon.
 fn after_binary(bytes: &[u8]) -> Option<&[u8]> {
     let (data, rest) = split_while(bytes, |byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/'));
     let (padding, rest) = split_while(rest, |byte| byte == b'=');

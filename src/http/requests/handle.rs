@@ -25,7 +25,7 @@ impl Requests {
     /// | the key | the answer |
     /// |---|---|
     /// | is new | the response that the operation returns, `Ok` or `Err`; [`on_error`](Requests::on_error) decides whether it is stored |
-    /// | has an outcome | the stored response with `Idempotent-Replayed: true`, without the [headers](HandleOptions::not_replayed) for the first client |
+    /// | has an outcome | the stored response with `Idempotent-Replayed: true`, without the [headers](HandleOptions::not_replayed) that only the first client gets |
     /// | had an outcome that has expired, and is [remembered](crate::ManagerOptions::remember_expired) | 410 |
     /// | is missing or malformed | 400 |
     /// | belongs to a request with another method, path, query or body | 422 |
@@ -97,7 +97,7 @@ impl Requests {
         options: &HandleOptions,
         operation: impl FnOnce(&http::Request<B>, &mut Claim<Response, Response>) -> Result<Response, Response>,
     ) -> http::Response<Vec<u8>> {
-        if options.passes(request.method()) {
+        if options.passes_through(request.method()) {
             return self.pass_through(request, options, operation);
         }
         let (key, execute) = match self.asked(request, options) {
@@ -107,7 +107,7 @@ impl Requests {
         };
         let mut first = None;
         let run = |claim: &mut Claim<_, _>| {
-            let met = error::met();
+            let uses = error::uses();
             let returned = operation(request, claim);
             let (response, is_ok) = match returned {
                 Ok(response) => (response, true),
@@ -121,7 +121,7 @@ impl Requests {
             }
             // A response that must not be stored becomes a failure, even if the operation returned it as `Ok`. An error
             // response may stem from a fault of the engine; then the record is interrupted.
-            let is_fault = error::met() != met && response.status().as_u16() >= 400;
+            let is_fault = error::uses() != uses && response.status().as_u16() >= 400;
             let on_error = if is_fault { OnError::Interrupt } else { self.manager.classify(&response) };
             let response = options.storable(response);
             if is_ok && on_error == OnError::Store {

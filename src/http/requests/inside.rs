@@ -146,11 +146,11 @@ impl TransactionRequests<'_> {
         })
     }
 
-    /// Runs a stage of a request that has no owner. The closure's writes and the record's new state are committed together
-    /// with the rest of the transaction.
+    /// Runs a stage of a request that has no owner. The closure's writes and the record's new state are committed
+    /// together with the rest of the transaction.
     ///
-    /// No claim is needed. If two transactions run the same stage, only one commits. The other runs again and sees the new
-    /// recovery point.
+    /// No claim is needed. If two transactions run the same stage, only one commits. The other runs again and sees the
+    /// new recovery point.
     ///
     /// If the closure fails, its writes are rolled back, even if the rest of the transaction is committed.
     ///
@@ -231,8 +231,8 @@ impl TransactionRequests<'_> {
     ///
     /// # Errors
     ///
-    /// `Conflict` if a commit has changed something that this transaction read before. Return the error; the closure then
-    /// runs again.
+    /// `Conflict` if a commit has changed something that this transaction read before. Return the error; the closure
+    /// then runs again.
     pub fn retrieve(&self, key: impl IntoKey) -> Result<Option<Record<Response, Response>>> {
         self.run(|protocol, workspace| {
             let id = self.requests.manager.id(key)?;

@@ -14,8 +14,8 @@ use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::outcome::Finished;
 use crate::types::record::RecordInfo;
 
-/// The answer of [`TransactionRequests::lock`](crate::http::TransactionRequests::lock): like [`Begin`](crate::Begin), for a
-/// request that exists.
+/// The answer of [`TransactionRequests::lock`](crate::http::TransactionRequests::lock): like [`Begin`](crate::Begin),
+/// for a request that exists.
 #[derive(Debug)]
 #[must_use = "a request that is locked and dropped is interrupted by the commit"]
 pub enum Locking {
@@ -63,8 +63,8 @@ impl Locked {
         Self { info, made }
     }
 
-    /// Returns the request as the transaction sees it: its recovery point, its checkpoint, its context. The generation and
-    /// the token are not known before the commit.
+    /// Returns the request as the transaction sees it: its recovery point, its checkpoint, its context. The generation
+    /// and the token are not known before the commit.
     #[must_use]
     pub fn info(&self) -> &RecordInfo {
         &self.info

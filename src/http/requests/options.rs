@@ -103,8 +103,7 @@ impl HandleOptions {
     }
 
     /// Sets the rule that decides whether two requests with one key are the same. A different request gets 422.
-    /// Default:
-    /// [`SameRequest::by_bytes`].
+    /// Default: [`SameRequest::by_bytes`].
     pub fn same_request(mut self, rule: SameRequest) -> Self {
         self.same = rule;
         self
@@ -201,14 +200,14 @@ impl HandleOptions {
         self.typed(problem).response()
     }
 
-    pub(super) fn passes(&self, method: &Method) -> bool {
+    pub(super) fn passes_through(&self, method: &Method) -> bool {
         self.unkeyed.contains(method)
     }
 
     /// Returns the key of a request, or `None` if the request has no key and needs none.
     pub(super) fn key<B>(&self, request: &http::Request<B>) -> Result<Option<Key>, Problem> {
         let key = Key::from_headers_named(request.headers(), &self.key_header)?;
-        if key.is_none() && self.key_required && !self.passes(request.method()) {
+        if key.is_none() && self.key_required && !self.passes_through(request.method()) {
             return Err(Problem::missing_key(&self.key_header));
         }
         Ok(key)

@@ -1,4 +1,4 @@
-//! Begins and drives requests that were described before: by their parameters, or by a rule.
+//! Reads an HTTP request into a [`NewRequest`], and begins or drives it.
 
 use super::Requests;
 use super::request::NewRequest;
@@ -11,15 +11,15 @@ use crate::types::error::{Error, Result};
 use crate::types::options::OnInterrupted;
 
 impl Requests {
-    /// Reads the key and the fingerprint of an HTTP request as [`handle`](Requests::handle) does, for handlers of your own.
-    /// Uses the [options](Requests::with_handling) of these requests.
+    /// Reads the key and the fingerprint of an HTTP request as [`handle`](Requests::handle) does, for handlers of your
+    /// own. Uses the [options](Requests::with_handling) of these requests.
     ///
     /// If the request has no key and needs none, a new random key is generated.
     ///
     /// # Errors
     ///
-    /// The problem to send to the client: `missing_key`, `invalid_key`, `bad_target`, or `bad_content` if the rule cannot
-    /// read the request.
+    /// The problem to send to the client: `missing_key`, `invalid_key`, `bad_target`, or `bad_content` if the rule
+    /// cannot read the request.
     ///
     /// ```
     /// use http::{StatusCode, header};
@@ -69,8 +69,8 @@ impl Requests {
         read.map_err(|problem| options.typed(problem))
     }
 
-    /// Asks for the right to run a request, as [`initialize_request`](Requests::initialize_request) does. Waits for another
-    /// owner for the time that [`NewRequest::wait`] sets.
+    /// Asks for the right to run a request, as [`initialize_request`](Requests::initialize_request) does. Waits for
+    /// another owner for the time that [`NewRequest::wait`] sets.
     ///
     /// # Errors
     ///

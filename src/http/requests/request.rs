@@ -109,8 +109,7 @@ impl NewRequest {
 
     /// Sets how long [`begin`](crate::http::Requests::begin) and [`drive_new`](crate::http::Requests::drive_new) wait
     /// for another owner. Default: zero for `begin`, 2 s for `drive_new`; [`HandleOptions::wait`] if the request comes
-    /// from
-    /// [`Requests::read`](crate::http::Requests::read).
+    /// from [`Requests::read`](crate::http::Requests::read).
     pub fn wait(mut self, timeout: Duration) -> Self {
         self.wait = Some(timeout);
         self
@@ -140,9 +139,9 @@ impl NewRequest {
 
     /// Returns the key and the options to begin with.
     pub(super) fn described(self, keep_params: bool) -> Result<(Key, CallOptions)> {
-        let Self { method, path, key, wait, content: beside } = self;
+        let Self { method, path, key, wait, content } = self;
         check(&method, &path)?;
-        let (fingerprint, accepted, context) = match beside.map_or_else(|| Content::of(&(), kept(&())), Ok)? {
+        let (fingerprint, accepted, context) = match content.map_or_else(|| Content::of(&(), kept(&())), Ok)? {
             Content::Params { fingerprint, kept } => {
                 let kept = if keep_params { kept? } else { Context::new() };
                 (digest(&method, &path, fingerprint), Vec::new(), kept)

@@ -54,8 +54,8 @@ impl SameRequest {
     /// Compares the fingerprint that the closure returns. Use it for requests with fields that change from attempt to
     /// attempt.
     ///
-    /// If the closure returns an error, the request gets 400 `bad_content`. The response's extensions contain the error,
-    /// for the log.
+    /// If the closure returns an error, the request gets 400 `bad_content`. The response's extensions contain the
+    /// error, for the log.
     ///
     /// ```
     /// use http::StatusCode;
@@ -162,8 +162,8 @@ fn form(body: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     pairs
 }
 
-/// Decodes a name or value of a form. A percent sign without two hexadecimal digits stands for itself, as in browsers and
-/// servers.
+/// Decodes a name or value of a form. A percent sign without two hexadecimal digits stands for itself, as in browsers
+/// and servers.
 fn form_decoded(mut text: &[u8]) -> Vec<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut decoded = Vec::with_capacity(text.len());
@@ -198,8 +198,8 @@ fn boundary(kind: &str) -> Option<Cow<'_, str>> {
     .filter(|boundary: &Cow<'_, str>| !boundary.is_empty())
 }
 
-/// Returns the parts between the delimiters, with their headers. Returns `None` if the body is malformed (RFC 2046, section
-/// 5.1).
+/// Returns the parts between the delimiters, with their headers. Returns `None` if the body is malformed (RFC 2046,
+/// section 5.1).
 fn multipart<'a>(boundary: &str, body: &'a [u8]) -> Option<Vec<&'a [u8]>> {
     let delimiter = format!("\r\n--{boundary}").into_bytes();
     // The body may begin with the first delimiter.

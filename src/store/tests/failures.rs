@@ -116,13 +116,13 @@ fn without_space_for_sled_users_are_refused_and_endings_stay_in_the_journal() {
     let commits = store.stats().commits;
     assert_eq!(user().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.stats().commits, commits);
-    let met = error::met();
+    let before = error::uses();
     for (name, priority) in [("f", Priority::Finishing), ("e", Priority::Ending), ("g", Priority::GivingUp)] {
         let committed = store.commit(vec![set(&key(name), done(b"ended"))], &[], priority).unwrap().unwrap();
         store.wait(committed.ticket).unwrap();
         assert_eq!(outcome(&store, &key(name)).unwrap(), b"ended");
     }
-    assert_eq!(error::met(), met, "an operation that is recorded gets no error about space");
+    assert_eq!(error::uses(), before, "an operation that is recorded gets no error about space");
     assert_eq!(store.drain().unwrap_err().kind(), ErrorKind::Full);
     assert_eq!(store.compact(&mut Pass::exact(), 1).unwrap_err().kind(), ErrorKind::Full);
     // Enough for the commits that wait, but not for users.

@@ -1,5 +1,5 @@
 //! The order in which commits are admitted: endings before begins, and first come, first served within a class. If
-//! there is enough for all that wait, the order does not matter, and each enters as it comes.
+//! there is space and credit for all waiting commits, the order does not matter: each is admitted as it comes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ impl<C, S> Admission<'_, C, S> {
     }
 
     /// Appends the frame's bytes to the group. `write` must append exactly the admitted length; otherwise, or if it
-    /// fails, nothing is appended. To be followed by [`commit`](Self::commit).
+    /// fails, nothing is appended. Call [`commit`](Self::commit) next.
     pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
         let payload = &mut self.state.payload;
         let before = payload.len();
@@ -114,13 +114,13 @@ impl<C, S> CommitQueue<C, S> {
         self.admit_after(len, priority, || ())
     }
 
-    /// Does the same as [`admit`](Self::admit). After a wait, calls `look` once more before it takes the commit lock,
-    /// because facts that the caller read before, such as the time, are old.
+    /// Does the same as [`admit`](Self::admit). After a wait, first calls `read_again` without the commit lock, because
+    /// facts that the caller has read, such as the time, are old by then.
     pub(crate) fn admit_after(
         &self,
         len: usize,
         priority: Priority,
-        mut look: impl FnMut(),
+        mut read_again: impl FnMut(),
     ) -> Result<Admission<'_, C, S>> {
         let mut state = self.state.lock();
         let (refusals, mut waiting, mut is_old) = (state.refusals, None::<Waiting>, false);
@@ -131,7 +131,7 @@ impl<C, S> CommitQueue<C, S> {
                     // Unlock during the callback, but keep the position, so that no newcomer overtakes.
                     drop(state);
                     let keeps = KeepsPosition { commit_queue: self, position };
-                    look();
+                    read_again();
                     std::mem::forget(keeps);
                     state = self.state.lock();
                     continue;
@@ -151,7 +151,7 @@ impl<C, S> CommitQueue<C, S> {
             });
             match verdict(patience, lack) {
                 Verdict::Stalled => {
-                    // Unlock before the listener is called. No commit is admitted after this anyway.
+                    // Unlock, because `poison` calls the listener. No commit is admitted after this anyway.
                     drop(state);
                     let error = self.poison(stalled("a commit waited for space", self.config.timeout));
                     state = self.state.lock();
@@ -194,8 +194,8 @@ impl<C, S> CommitQueue<C, S> {
         }
         let own = if position.is_some() { 0 } else { len };
         let is_first = priority.class().is_none_or(|class: Class| state.is_first(class, position));
-        // Otherwise, after a shortage each commit would wait for the one before it, and callers that come back would
-        // find a queue for ever.
+        // If there is enough for all, no commit waits for its turn. Otherwise, after a shortage, each commit would wait
+        // for the one before it, and the queue would never become empty.
         if may_enter && (is_first || self.is_enough(state, own)) {
             return Ok(None);
         }
@@ -220,14 +220,14 @@ impl<C, S> CommitQueue<C, S> {
         state.unapplied + more < max_unapplied && state.committed + more - state.checked < max_unchecked
     }
 
-    /// Returns true if there is enough for all that wait, and for `more` bytes.
+    /// Returns true if there is space and credit for all waiting commits, and for `more` bytes.
     fn is_enough(&self, state: &State<C, S>, more: u64) -> bool {
         let len = state.payload.len() as u64 + state.queued + more;
         let fits = (self.config.sized)(len) + self.config.reserve <= state.space();
         fits && self.has_credit(state, state.queued + more)
     }
 
-    /// Wakes those that can be admitted now, because there is more space or credit than before.
+    /// Wakes the commits that can be admitted now, because there is more space or credit than before.
     pub(super) fn wake_admitted(&self, state: &State<C, S>) {
         if self.is_enough(state, 0) { state.wake_queue() } else { state.wake_first() }
     }

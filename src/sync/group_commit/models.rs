@@ -14,7 +14,7 @@ use crate::sync::{atomic, thread};
 use crate::types::error::{Error, ErrorKind, Result};
 
 /// The message of shuttle if tasks wait for ever.
-const LEFT_BEHIND: &str = "deadlock";
+const DEADLOCK: &str = "deadlock";
 
 /// Each frame has a number of its own.
 type Frames = CommitQueue<u32, u64>;
@@ -183,7 +183,7 @@ fn a_sync_does_not_cover_later_commits() {
 #[test]
 fn a_sync_wakes_all_its_waiters() {
     holds(|| commits(Fault::None, |_| ()));
-    fails(|| commits(Fault::WakesWithoutASignal, |_| ()), LEFT_BEHIND);
+    fails(|| commits(Fault::WakesWithoutASignal, |_| ()), DEADLOCK);
 }
 
 /// Runs one commit and one sync.
@@ -201,7 +201,7 @@ fn one_waits(fault: Fault) {
 #[test]
 fn a_sync_wakes_its_waiter_in_every_order() {
     always_holds(|| one_waits(Fault::None));
-    fails(|| one_waits(Fault::WakesWithoutASignal), LEFT_BEHIND);
+    fails(|| one_waits(Fault::WakesWithoutASignal), DEADLOCK);
     fails(|| one_waits(Fault::PublishesBeforeTheSync), "an answer before its sync");
 }
 
@@ -211,7 +211,7 @@ fn a_wait_cuts_an_interval_short() {
     const YEAR: std::time::Duration = std::time::Duration::from_secs(31_536_000);
     holds(|| commits(Fault::None, |config| config.interval = Some(YEAR)));
     holds(|| commits(Fault::None, |config| config.interval = Some(ANY_TIME)));
-    fails(|| waits_for_an_interval(YEAR), LEFT_BEHIND);
+    fails(|| waits_for_an_interval(YEAR), DEADLOCK);
 }
 
 /// A wait that does not make the group urgent.

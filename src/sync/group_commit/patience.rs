@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_was_woken_does_not_count_as_a_turn() {
+    fn a_wait_that_was_woken_does_not_count_as_a_slice() {
         let (mut patience, _) = waiting();
         for _ in 0..100 {
             patience.waited(false, progress(0, 0));
@@ -172,6 +172,6 @@ mod tests {
             now += SLICE;
             patience.slice_ended(now, progress(0, 0));
         }
-        assert_eq!(patience.for_writing(), Verdict::Stalled, "and what comes after it does");
+        assert_eq!(patience.for_writing(), Verdict::Stalled, "the time after the pause counts");
     }
 }

@@ -129,7 +129,7 @@ impl<C, S> State<C, S> {
 
 #[cfg(test)]
 impl<C, S> super::CommitQueue<C, S> {
-    /// Returns true if the next segment is there. Its preparer then rests until the segment is used.
+    /// Returns true if the next segment is there. The thread that prepares segments then waits until it is used.
     pub(crate) fn has_next_segment(&self) -> bool {
         self.state.lock().next_segment.is_some()
     }

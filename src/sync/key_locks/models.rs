@@ -29,7 +29,7 @@ fn three_meet(patience: Duration, in_order: bool) {
                     numbers.map(|number| take(locks, set([number]))).into()
                 };
                 let count: usize = taken.iter().map(|taken| taken.guards.len()).sum();
-                assert!(count == 2 || patience != NEVER, "went without a lock");
+                assert!(count == 2 || patience != NEVER, "skipped a lock");
                 if count == 2 {
                     assert_eq!(inside.fetch_add(1, SeqCst), 0, "two in one lock");
                     thread::yield_now();
@@ -60,7 +60,7 @@ fn two_pass_each_other(keeps_its_own: bool) {
                     locks.pass(&set([other]));
                 } else {
                     taken.yield_to(&set([3]), &set([mine, other]));
-                    assert!(locks.is_taken(&set([mine])), "it has its own again");
+                    assert!(locks.is_taken(&set([mine])), "its own lock is locked again");
                 }
             });
         }

@@ -12,7 +12,7 @@ use crate::types::clock::deadline;
 
 const KEY: u32 = 7;
 /// The message of shuttle if tasks wait for ever.
-const LEFT_BEHIND: &str = "deadlock";
+const DEADLOCK: &str = "deadlock";
 
 /// A fault in a caller.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -202,9 +202,9 @@ fn all_waiters_learn_of_an_ending(fault: Fault) {
 #[test]
 fn an_ending_wakes_all_waiters() {
     holds(|| all_waiters_learn_of_an_ending(Fault::None));
-    fails(|| all_waiters_learn_of_an_ending(Fault::LooksBeforeEntering), LEFT_BEHIND);
-    fails(|| all_waiters_learn_of_an_ending(Fault::LeavesBeforeParking), LEFT_BEHIND);
-    fails(|| all_waiters_learn_of_an_ending(Fault::WakesBeforeCommitting), LEFT_BEHIND);
+    fails(|| all_waiters_learn_of_an_ending(Fault::LooksBeforeEntering), DEADLOCK);
+    fails(|| all_waiters_learn_of_an_ending(Fault::LeavesBeforeParking), DEADLOCK);
+    fails(|| all_waiters_learn_of_an_ending(Fault::WakesBeforeCommitting), DEADLOCK);
 }
 
 fn one_waits(begins: bool, fault: Fault) {
@@ -222,7 +222,7 @@ fn one_waits(begins: bool, fault: Fault) {
 fn an_ending_wakes_its_waiter_in_every_order() {
     always_holds(|| one_waits(true, Fault::None));
     always_holds(|| one_waits(false, Fault::None));
-    fails(|| one_waits(true, Fault::LooksBeforeEntering), LEFT_BEHIND);
+    fails(|| one_waits(true, Fault::LooksBeforeEntering), DEADLOCK);
 }
 
 /// Owners give up, newcomers overtake, some waiters time out: every patient waiter gets its turn.
@@ -248,7 +248,7 @@ fn every_patient_waiter_gets_its_turn(fault: Fault) {
 #[test]
 fn a_release_always_wakes_a_successor() {
     holds(|| every_patient_waiter_gets_its_turn(Fault::None));
-    fails(|| every_patient_waiter_gets_its_turn(Fault::KeepsItsHandOver), LEFT_BEHIND);
+    fails(|| every_patient_waiter_gets_its_turn(Fault::KeepsItsHandOver), DEADLOCK);
 }
 
 /// An owner gives up beside a successor. The observer learns the result of the successor, or that it has left.
@@ -291,7 +291,7 @@ fn an_observer_learns_the_outcome_of_the_successor() {
     holds(|| an_observer_beside_a_successor(ANY_TIME, Fault::None));
     fails(|| an_observer_beside_a_successor(NEVER, Fault::ForgetsTheSuccessor), "not what the successor made");
     fails(|| an_observer_beside_a_successor(NEVER, Fault::LooksOnce), "not what the successor made");
-    fails(|| an_observer_beside_a_successor(ANY_TIME, Fault::KeepsItsHandOver), LEFT_BEHIND);
+    fails(|| an_observer_beside_a_successor(ANY_TIME, Fault::KeepsItsHandOver), DEADLOCK);
 }
 
 /// One of three successors is handed the key. Without a pass-on it stays with that one.
@@ -351,14 +351,14 @@ fn a_hand_over_given_on(patience: Duration, panics: bool, fault: Fault) {
 #[test]
 fn a_hand_over_during_a_time_out_goes_to_the_next() {
     holds(|| a_hand_over_given_on(ANY_TIME, false, Fault::None));
-    fails(|| a_hand_over_given_on(ANY_TIME, false, Fault::KeepsItsHandOver), LEFT_BEHIND);
+    fails(|| a_hand_over_given_on(ANY_TIME, false, Fault::KeepsItsHandOver), DEADLOCK);
 }
 
 #[test]
 fn a_hand_over_during_a_panic_goes_to_the_next() {
     holds(|| a_hand_over_given_on(NEVER, true, Fault::None));
     holds(|| a_hand_over_given_on(ANY_TIME, true, Fault::None));
-    fails(|| a_hand_over_given_on(NEVER, false, Fault::KeepsItsHandOver), LEFT_BEHIND);
+    fails(|| a_hand_over_given_on(NEVER, false, Fault::KeepsItsHandOver), DEADLOCK);
 }
 
 fn a_close(fault: Fault) {
@@ -381,5 +381,5 @@ fn a_close(fault: Fault) {
 #[test]
 fn a_close_wakes_all_parked_waiters() {
     holds(|| a_close(Fault::None));
-    fails(|| a_close(Fault::WakesAtCloseOnly), LEFT_BEHIND);
+    fails(|| a_close(Fault::WakesAtCloseOnly), DEADLOCK);
 }

@@ -137,7 +137,7 @@ enum Refusal {
 #[test]
 fn a_variant_after_a_skipped_one_is_stored_by_name() {
     let bytes = options(LIMIT).serialize(&Refusal::Declined(1)).unwrap();
-    assert_eq!(compact::<Refusal>(&bytes).unwrap(), Refusal::Fraud(1), "the lie this is about");
+    assert_eq!(compact::<Refusal>(&bytes).unwrap(), Refusal::Fraud(1), "bincode reads the wrong variant");
     comes_back(&Refusal::Declined(1), Codec::Json);
     comes_back(&Refusal::Fraud(1), Codec::Json);
     comes_back(&vec![Refusal::Declined(1)], Codec::Json);

@@ -122,12 +122,12 @@ impl<'de> Visitor<'de> for Values {
         Ok(Json::Bool(value))
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "what is not exact is over the limit, before and after")]
+    #[expect(clippy::cast_precision_loss, reason = "a number that is rounded is over the limit, before and after")]
     fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Json, E> {
         Json::number(number as f64)
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "what is not exact is over the limit, before and after")]
+    #[expect(clippy::cast_precision_loss, reason = "a number that is rounded is over the limit, before and after")]
     fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<Json, E> {
         Json::number(number as f64)
     }

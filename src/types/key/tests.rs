@@ -137,7 +137,7 @@ fn a_scope_is_added_to_plain_keys_and_accepts_its_own_whole_keys() {
 }
 
 #[test]
-fn display_pads_and_cut_parts_are_not_parts() {
+fn display_pads_and_shows_incomplete_parts_as_bytes() {
     assert_eq!(Key(b"\xffkey\0\x02a"[..].into()).to_string(), "%FFkey%00%02a");
     assert_eq!(format!("{:?}|{:>4}", Key::new("k").unwrap(), Key::new("k").unwrap()), "Key(k)|   k");
 }

@@ -27,7 +27,7 @@ pub(super) fn write(text: &mut String, bytes: &[u8]) -> fmt::Result {
     }
 }
 
-/// Appends `bytes`, with `%NN` for what is not shown as it is, or what `also` selects.
+/// Appends `bytes`, with `%NN` for the characters that are not shown as they are, and for those that `also` selects.
 fn escape(text: &mut String, bytes: &[u8], also: impl Fn(char) -> bool) -> fmt::Result {
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
@@ -106,7 +106,7 @@ fn byte(digits: [u8; 2]) -> Option<u8> {
 /// let orders_of_ada = KeyPrefix::from_text("/ada/order-")?;
 /// assert!(orders_of_ada.matches(&Key::from_parts(["ada", "order-17"])?));
 /// assert!(!orders_of_ada.matches(&Key::new("ada/order-17")?));
-/// // All that are inside a scope, at any depth:
+/// // All keys inside a scope, at any depth:
 /// assert!(
 ///     KeyPrefix::scope(["ada"]).matches(&Key::from_parts(["ada", "2026", "order-17"])?)
 /// );
@@ -121,7 +121,7 @@ pub struct KeyPrefix {
 }
 
 impl KeyPrefix {
-    /// Reads the beginning of a key's [text](Key::from_text). Each `/` that it begins with or that follows ends a part.
+    /// Reads the beginning of a key's [text](Key::from_text). If it begins with `/`, each further `/` ends a part.
     ///
     /// # Errors
     ///
@@ -139,7 +139,7 @@ impl KeyPrefix {
         Self { parts: Some(parts.into_iter().map(|part| part.as_ref().to_vec()).collect()), last: Vec::new() }
     }
 
-    /// Returns true if the text of the key begins so.
+    /// Returns true if the key begins with this prefix.
     #[must_use]
     pub fn matches(&self, key: &Key) -> bool {
         let Some(parts) = &self.parts else {
@@ -150,7 +150,7 @@ impl KeyPrefix {
         begins && of_key.get(parts.len()).is_some_and(|next| next.starts_with(&self.last))
     }
 
-    /// Returns bytes that all these keys begin with. Other keys may begin with them too.
+    /// Returns bytes that all matching keys begin with. Other keys may begin with them too.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         let Some(parts) = &self.parts else { return self.last.clone() };
@@ -175,7 +175,7 @@ mod tests {
         key.to_string()
     }
 
-    /// Bytes that are often text, and often what has a meaning in the form.
+    /// Bytes that are often text, and often characters with a meaning in the text form.
     fn bytes(max: usize) -> impl Strategy<Value = Vec<u8>> {
         let pieces = prop_oneof![
             any::<u8>().prop_map(|byte| vec![byte]),
@@ -220,7 +220,7 @@ mod tests {
         fn a_prefix_selects_the_keys_whose_text_begins_with_it(key in keys(), other in keys(), cut in 0_usize..40) {
             let whole = text(&key);
             let Some(beginning) = whole.get(..cut) else { return Ok(()) };
-            // A cut inside %NN is refused, and one inside of several that make up a letter is a prefix of bytes only.
+            // A cut inside a `%NN` is refused. A cut between the `%NN`s of one letter is a prefix of the bytes only.
             let Ok(prefix) = KeyPrefix::from_text(beginning) else { return Ok(()) };
             prop_assert!(beginning.is_empty() && key.parts().len() > 1 || beginning.is_empty() || prefix.matches(&key));
             for key in [&key, &other] {
@@ -248,7 +248,7 @@ mod tests {
         );
         assert_eq!(shown(b"a b\t\"'\\100%"), "a%20b%09%22%27%5C100%25");
         assert_eq!(shown(b"\0\xff\xc3"), "%00%FF%C3");
-        // Nothing that only changes the order or look of its neighbours.
+        // Characters that only change the order or look of their neighbours are not shown.
         assert_eq!(shown("a\u{202e}\u{a0}\u{200b}b".as_bytes()), "a%E2%80%AE%C2%A0%E2%80%8Bb");
         assert_eq!(
             (shown(b"/a"), shown(b"-a"), shown(b"a/-")),

@@ -10,7 +10,8 @@ use crate::types::fingerprint::Fingerprint;
 /// [`execute_with`](crate::Manager::execute_with), [`execute_many_with`](crate::Manager::execute_many_with),
 /// [`drive`](crate::Manager::drive) or [`initiate_with`](crate::Manager::initiate_with).
 ///
-/// All but the [`wait`](Self::wait) are fixed when a generation starts.
+/// [`wait`](Self::wait) and [`also_accept`](Self::also_accept) apply to this call. The others are stored when a
+/// generation starts, and later calls do not change them.
 ///
 /// ```
 /// use oncekey::{Begin, CallOptions, Context, Engine, Fingerprint, Manager};

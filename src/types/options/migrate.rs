@@ -168,7 +168,7 @@ impl Migrations {
     pub(crate) fn decode_checkpoint<C: Serialize + DeserializeOwned>(&self, bytes: &[u8]) -> Result<C> {
         let what = "a checkpoint";
         let to_this = self.0.iter().filter(|migration| migration.of.is_none() && migration.to == type_name::<C>());
-        // The checkpoint may be of another of these types. Such an error does not count as met by the operation.
+        // The checkpoint is of one of these types. Do not count the errors of the others.
         let read = error::handled(|| {
             let converted = |migration: &Migration| codec::decode(what, &(migration.convert)(&what, bytes).ok()?).ok();
             codec::decode(what, bytes).ok().or_else(|| to_this.into_iter().find_map(converted))

@@ -14,8 +14,8 @@ impl ManagerOptions {
     /// The time is fixed when a generation starts. The outcome, the context and the fingerprint are deleted when the
     /// record has expired; about 200 bytes and the key stay. Without a fingerprint, every request with the key gets the
     /// error, even a different one. [`Manager::forget`](crate::Manager::forget),
-    /// [`Manager::remove`](crate::Manager::remove) and
-    /// [`Manager::erase`](crate::Manager::erase) forget the key at once. Exports do not contain remembered keys.
+    /// [`Manager::remove`](crate::Manager::remove) and [`Manager::erase`](crate::Manager::erase) forget the key at
+    /// once. Exports do not contain remembered keys.
     ///
     /// ```
     /// # use oncekey::{Engine, ErrorKind, ExecuteError, Manager, ManagerOptions, clock::ManualClock};

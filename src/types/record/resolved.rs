@@ -3,7 +3,7 @@
 use super::{RecordInfo, Status, StoredRecord};
 
 impl StoredRecord {
-    /// Returns true if it has an outcome that no caller has been given, because it was resolved.
+    /// Returns true if a resolution has stored an outcome that no caller has been given yet.
     pub(crate) fn holds_outcome(&self) -> bool {
         self.is_undoable && matches!(self.state, Status::Succeeded | Status::Failed)
     }
@@ -11,7 +11,8 @@ impl StoredRecord {
 
 impl RecordInfo {
     /// Returns true if the record was resolved and can be made interrupted again by
-    /// [`RawManager::undo`](crate::admin::RawManager::undo): no caller has claimed the key again or received its outcome.
+    /// [`RawManager::undo`](crate::admin::RawManager::undo): no caller has claimed the key again or received its
+    /// outcome.
     #[must_use]
     pub fn is_undoable(&self) -> bool {
         self.0.stored.is_undoable

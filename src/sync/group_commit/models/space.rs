@@ -43,7 +43,7 @@ fn little_space(fault: Fault) {
 #[test]
 fn a_commit_gets_space_or_an_error() {
     holds(|| little_space(Fault::None));
-    fails(|| little_space(Fault::ForgetsToRefuse), LEFT_BEHIND);
+    fails(|| little_space(Fault::ForgetsToRefuse), DEADLOCK);
 }
 
 /// Each group waits for the one before, because only a few bytes may be unapplied. A separate thread applies.
@@ -87,7 +87,7 @@ fn little_unapplied(fault: Fault) {
 #[test]
 fn an_applied_group_admits_the_next_commit() {
     holds(|| little_unapplied(Fault::None));
-    fails(|| little_unapplied(Fault::ForgetsToApply), LEFT_BEHIND);
+    fails(|| little_unapplied(Fault::ForgetsToApply), DEADLOCK);
 }
 
 /// Only one commit's bytes may be unapplied. The first in the queue goes, even if others leave or arrive. An ending
@@ -121,7 +121,7 @@ fn a_queue(fault: Fault) {
 #[test]
 fn leaving_the_queue_wakes_the_next() {
     holds(|| a_queue(Fault::None));
-    fails(|| a_queue(Fault::LeavesTheQueueWithoutWaking), LEFT_BEHIND);
+    fails(|| a_queue(Fault::LeavesTheQueueWithoutWaking), DEADLOCK);
 }
 
 /// Users are rejected during a stall and admitted after it. No thread waits for its end.

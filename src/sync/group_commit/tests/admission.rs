@@ -64,7 +64,7 @@ fn a_small_commit_does_not_overtake_a_large_one() {
         while group.state.lock().queue.len() < 2 {
             thread::yield_now();
         }
-        assert!(!small.is_finished() && group.newest() == 0, "it has space and waits");
+        assert!(!small.is_finished() && group.newest() == 0, "it would fit, and waits for its turn");
         group.provide_segment(Ok((1_000, "next_segment")));
         assert_eq!((large.join().unwrap().unwrap(), small.join().unwrap().unwrap()), (1, 1));
     });
@@ -77,19 +77,23 @@ fn the_order_does_not_matter_if_there_is_enough_for_all_that_wait() {
         config.timeout = Duration::from_millis(100);
         config.max_unapplied = 30;
     });
-    moves(&group, true);
-    // It was woken, and has not run yet.
+    always_progresses(&group, true);
+    // A waiting commit of 10 bytes that was woken and has not run yet.
     let (position, _) = group.state.lock().enqueue(super::super::priority::Class::User, 10);
     assert_eq!(user(&group, 10).unwrap(), 1);
-    assert_eq!(user(&group, 10).unwrap_err().kind(), ErrorKind::Busy, "there is enough for one, and it has come later");
+    assert_eq!(
+        user(&group, 10).unwrap_err().kind(),
+        ErrorKind::Busy,
+        "there is credit for one commit, and the waiting one goes first"
+    );
     group.state.lock().leave(position);
     assert_eq!(user(&group, 10).unwrap(), 1);
     assert_eq!(group.state.lock().queued, 0);
 }
 
-/// Turns on or off that each reading of the progress finds some.
-fn moves(group: &Frames, moves: bool) {
-    group.always_progresses.store(moves, Ordering::Relaxed);
+/// Sets whether each call of `progress` reports progress.
+fn always_progresses(group: &Frames, is_on: bool) {
+    group.always_progresses.store(is_on, Ordering::Relaxed);
 }
 
 #[test]
@@ -100,7 +104,7 @@ fn a_begin_times_out_as_busy_and_changes_nothing() {
     });
     let ticket = user(&group, 10).unwrap();
     group.publish(ticket);
-    moves(&group, true);
+    always_progresses(&group, true);
     for _ in 0..2 {
         let error = user(&group, 1).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Busy);
@@ -120,7 +124,7 @@ fn an_ending_waits_as_long_as_there_is_progress() {
         config.max_unapplied = 10;
     });
     user(&group, 10).unwrap();
-    moves(&group, true);
+    always_progresses(&group, true);
     thread::scope(|scope| {
         let ending = scope.spawn(|| commit(&group, 1, Priority::Finishing));
         // Other calls run into several timeouts meanwhile.
@@ -137,7 +141,7 @@ fn an_ending_waits_as_long_as_there_is_progress() {
 fn a_wait_for_a_sync_goes_on_as_long_as_groups_are_written() {
     let group = group_with(1_000, |config| config.timeout = Duration::from_millis(20));
     let ticket = user(&group, 1).unwrap();
-    moves(&group, true);
+    always_progresses(&group, true);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| group.wait(ticket));
         until_waiting(&group, 1);
@@ -146,14 +150,14 @@ fn a_wait_for_a_sync_goes_on_as_long_as_groups_are_written() {
             assert!(!waiting.is_finished());
             thread::yield_now();
         }
-        moves(&group, false);
+        always_progresses(&group, false);
         let error = waiting.join().unwrap().unwrap_err();
         assert!(error.to_string().contains("waited for its sync"), "{error}");
     });
 }
 
 #[test]
-fn after_a_wait_look_is_called_without_a_lock_and_the_position_stays() {
+fn after_a_wait_read_again_is_called_without_a_lock_and_the_position_stays() {
     let group = &group_with(100_000, |config| config.max_unapplied = 10);
     user(group, 10).unwrap();
     let looked = &AtomicU32::new(0);
@@ -179,6 +183,6 @@ fn after_a_wait_look_is_called_without_a_lock_and_the_position_stays() {
         assert!(panics.join().is_err());
     });
     assert_eq!(looked.load(Ordering::SeqCst), 1);
-    assert!(group.state.lock().queue.is_empty(), "a panic leaves the queue");
+    assert!(group.state.lock().queue.is_empty(), "a commit whose callback panics leaves the queue");
     user(group, 1).unwrap();
 }
