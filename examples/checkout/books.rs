@@ -37,8 +37,8 @@ impl Books {
         })
     }
 
-    /// Returns the contradictions between records and tables. There are none if both change together. Called after every
-    /// kill.
+    /// Returns the contradictions between records and tables. There are none if both change together. Called after
+    /// every kill.
     pub(crate) fn disagreements(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (item, delivered) in &self.delivered {

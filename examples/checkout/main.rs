@@ -53,7 +53,7 @@ fn main() -> ExitCode {
         ["--self-test", "--kills", kills] if kills.parse::<usize>().is_ok_and(|kills| kills > 0) => {
             self_test::run(kills.parse().unwrap_or(KILLS))
         }
-        // These run this program as a child of itself.
+        // With these arguments this program starts itself as a child.
         ["--provider"] => provider::serve().map(|()| true),
         ["--worker", job] => {
             serde_json::from_str(job).map_err(Into::into).and_then(|job| worker::run(&job)).map(|()| true)
@@ -94,6 +94,6 @@ fn show() -> anyhow::Result<()> {
     let Books { stock, reservations, orders, .. } = Books::read(&engine)?;
     say(&format!("\nstock {stock:?}, reservations {reservations:?}\norders {orders:?}\n"));
     say(&format!("at the provider {:?}\n", provider::charges(provider)?));
-    say("\n`-- --self-test` kills it at every one of these points, and compares the books.\n");
+    say("\n`-- --self-test` kills the process at each of these points, and compares the books.\n");
     Ok(())
 }

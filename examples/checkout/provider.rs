@@ -1,5 +1,5 @@
-//! The card provider: a separate process that does not know the engine and survives its crashes. The test never kills it,
-//! so it keeps its charges in memory.
+//! The card provider: a separate process that does not know the engine and survives its crashes. The test never kills
+//! it, so it keeps its charges in memory.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead as _};
@@ -16,7 +16,7 @@ use crate::process::{self, ChildProcess, say};
 use crate::shop::{Cart, Fault};
 
 const WORKERS: usize = 8;
-/// One answer in this many about a charge is lost.
+/// One of this many answers about a charge is lost.
 const LOST: usize = 16;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub(crate) fn charges(provider: SocketAddr) -> anyhow::Result<Vec<Charge>> {
     let response = http::send(provider, Request { line: "GET /charges", key: None, body: "" })
         .and_then(http::Sent::receive)
         .context("the provider does not list its charges")?;
-    serde_json::from_slice(&response.body).context("the provider's list is not one")
+    serde_json::from_slice(&response.body).context("the provider's list of charges cannot be read")
 }
 
 /// Starts the provider as a child of this process.
@@ -109,7 +109,7 @@ impl Provider {
             return Ok((422, "this Idempotency-Key was used for another charge\n".to_owned()));
         }
         if self.answers.fetch_add(1, Ordering::Relaxed) % LOST == LOST - 1 {
-            return Ok((503, "charged, but this is not what it says\n".to_owned()));
+            return Ok((503, "the charge was made, and its answer is lost\n".to_owned()));
         }
         Ok((201, serde_json::to_string(&charge)?))
     }

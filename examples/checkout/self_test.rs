@@ -75,7 +75,8 @@ fn cart(number: usize) -> Cart {
     Cart { id: format!("cart-{number:05}"), item: item(number), cents: 100 + number as u64 }
 }
 
-/// Returns the carts in the order of their requests: two requests at once, so that one waits for the other, and one later.
+/// Returns the carts in the order of their requests: two requests at once, so that one waits for the other, and one
+/// later.
 fn order(carts: usize) -> Vec<usize> {
     let places = |cart| [0, 1, TRIES * 12].map(|later| (cart * TRIES + later, cart));
     let mut order: Vec<(usize, usize)> = (0..carts).flat_map(places).collect();
@@ -91,7 +92,7 @@ struct Clients {
     waiting: VecDeque<usize>,
     in_flight: BTreeSet<usize>,
     /// The answers, by cart.
-    told: Vec<Vec<Answer>>,
+    answers: Vec<Vec<Answer>>,
     replays: usize,
     not_yet: usize,
     resent: usize,
@@ -127,7 +128,7 @@ fn test(store: &Path, seasons: usize, kills: usize) -> anyhow::Result<bool> {
     let mut deaths = (0..kills).map(Death::nth);
     while !clients.waiting.is_empty() {
         let death = deaths.next().unwrap_or(Death::Never);
-        live(&mut clients, store, provider, death)?;
+        run_worker(&mut clients, store, provider, death)?;
     }
     let engine = Engine::open(store)?;
     let (books, charges) = (Books::read(&engine)?, provider::charges(provider)?);
@@ -139,12 +140,12 @@ fn test(store: &Path, seasons: usize, kills: usize) -> anyhow::Result<bool> {
 }
 
 /// Runs one worker, from its start to its end.
-fn live(clients: &mut Clients, store: &Path, provider: SocketAddr, death: Death) -> anyhow::Result<()> {
+fn run_worker(clients: &mut Clients, store: &Path, provider: SocketAddr, death: Death) -> anyhow::Result<()> {
     let stop = if let Death::At(stop) = death { Some(stop) } else { None };
     let mut worker = Worker::start(&Job { store: store.to_owned(), provider, stop })?;
     let (mut opened, mut answers) = (false, 0);
     clients.send(&mut worker)?;
-    while let Some(report) = worker.hear()? {
+    while let Some(report) = worker.next_report()? {
         match report {
             Report::Opening => {
                 if let Death::Opening(moment) = death {
@@ -158,7 +159,7 @@ fn live(clients: &mut Clients, store: &Path, provider: SocketAddr, death: Death)
                 clients.count_kill(place, &point.to_string());
             }
             Report::Answered { number, answer, replayed } => {
-                clients.hear(number, answer, replayed);
+                clients.add_answer(number, answer, replayed);
                 answers += 1;
                 if let Death::Random(after, moment) = death {
                     if answers == after {
@@ -166,7 +167,7 @@ fn live(clients: &mut Clients, store: &Path, provider: SocketAddr, death: Death)
                     }
                 }
             }
-            Report::NotYet { number } => clients.hear_not_yet(number),
+            Report::NotYet { number } => clients.try_later(number),
         }
         if worker.is_alive() {
             clients.send(&mut worker)?;
@@ -208,7 +209,7 @@ impl Worker {
     }
 
     /// Returns the next report. Returns `None` if the worker has ended, or a kill has cut its line.
-    fn hear(&self) -> anyhow::Result<Option<Report>> {
+    fn next_report(&self) -> anyhow::Result<Option<Report>> {
         match self.said.recv_timeout(PATIENCE) {
             Ok(line) => match serde_json::from_str(&line) {
                 Ok(report) => Ok(Some(report)),
@@ -242,9 +243,9 @@ impl Worker {
 impl Clients {
     fn new(carts: usize) -> Self {
         let requests = order(carts);
-        let (waiting, told) = ((0..requests.len()).collect(), vec![Vec::new(); carts]);
+        let (waiting, answers) = ((0..requests.len()).collect(), vec![Vec::new(); carts]);
         let (in_flight, kills) = (BTreeSet::new(), BTreeMap::new());
-        Self { requests, waiting, in_flight, told, replays: 0, not_yet: 0, resent: 0, kills }
+        Self { requests, waiting, in_flight, answers, replays: 0, not_yet: 0, resent: 0, kills }
     }
 
     /// Sends requests until each thread has one. Closes the input when none are left, so that the worker ends.
@@ -263,15 +264,15 @@ impl Clients {
         Ok(())
     }
 
-    fn hear(&mut self, number: usize, answer: Answer, replayed: bool) {
+    fn add_answer(&mut self, number: usize, answer: Answer, replayed: bool) {
         self.in_flight.remove(&number);
         self.replays += usize::from(replayed);
-        if let Some(told) = self.requests.get(number).and_then(|&cart| self.told.get_mut(cart)) {
-            told.push(answer);
+        if let Some(answers) = self.requests.get(number).and_then(|&cart| self.answers.get_mut(cart)) {
+            answers.push(answer);
         }
     }
 
-    fn hear_not_yet(&mut self, number: usize) {
+    fn try_later(&mut self, number: usize) {
         self.in_flight.remove(&number);
         self.not_yet += 1;
         self.waiting.push_front(number);
@@ -294,18 +295,22 @@ impl Clients {
         let mut rows = vec![exactly("kills", done, kills)];
         rows.extend(self.kills.values().map(|(what, count)| row(format!("  {what}"), *count)));
         rows.extend([
-            exactly("answers", self.told.iter().map(Vec::len).sum(), self.requests.len()),
+            exactly("answers", self.answers.iter().map(Vec::len).sum(), self.requests.len()),
             row("  replays", self.replays),
             row("tries that a kill left without an answer", self.resent),
             row("tries whose charge was not answered", self.not_yet),
-            exactly("carts that were told two things", self.told.iter().filter(|told| differ(told)).count(), 0),
+            exactly(
+                "carts that got two different answers",
+                self.answers.iter().filter(|answers| differ(answers)).count(),
+                0,
+            ),
         ]);
         rows
     }
 }
 
-fn differ(told: &[Answer]) -> bool {
-    told.windows(2).any(|two| matches!(two, [a, b] if a != b))
+fn differ(answers: &[Answer]) -> bool {
+    answers.windows(2).any(|two| matches!(two, [a, b] if a != b))
 }
 
 /// Compares stock, orders, charges and answers.
@@ -322,11 +327,15 @@ fn compare(clients: &Clients, books: &Books, charges: &[Charge]) -> Vec<Row> {
         must_be_ordered += stock.min(WANTED);
         wrong_stock += usize::from(stock as u64 != left + books.ordered(item));
     }
-    let ids: Vec<String> = (0..clients.told.len()).map(|number| cart(number).id).collect();
-    let sold_out =
-        || ids.iter().zip(&clients.told).filter(|(_, told)| matches!(told.first(), Some(Err(_)))).map(|(id, _)| id);
+    let ids: Vec<String> = (0..clients.answers.len()).map(|number| cart(number).id).collect();
+    let sold_out = || {
+        ids.iter()
+            .zip(&clients.answers)
+            .filter(|(_, answers)| matches!(answers.first(), Some(Err(_))))
+            .map(|(id, _)| id)
+    };
     let is_touched = |id: &&String| paying.contains(id.as_str()) || books.reservations.contains_key(*id);
-    let is_told_wrong = |(id, told): &(&String, &Vec<Answer>)| match told.first() {
+    let is_wrong_answer = |(id, answers): &(&String, &Vec<Answer>)| match answers.first() {
         Some(Ok(order)) => books
             .orders
             .get(&order.number.to_string())
@@ -343,7 +352,7 @@ fn compare(clients: &Clients, books: &Books, charges: &[Charge]) -> Vec<Row> {
         exactly("orders", books.orders.len(), must_be_ordered),
         exactly("sold out", sold_out().count(), ids.len() - must_be_ordered),
         row("carts that took several attempts", books.carts.values().filter(|cart| cart.attempt() > 1).count()),
-        row("  most of one", books.carts.values().map(|cart| cart.attempt() as usize).max().unwrap_or(0)),
+        row("  most attempts of one cart", books.carts.values().map(|cart| cart.attempt() as usize).max().unwrap_or(0)),
         exactly("items whose stock and orders disagree", wrong_stock, 0),
         exactly(
             "orders that do not name their charge",
@@ -358,7 +367,7 @@ fn compare(clients: &Clients, books: &Books, charges: &[Charge]) -> Vec<Row> {
         exactly("charges that two orders name", books.orders.len() - named.len(), 0),
         exactly("sold out, and charged or reserved", sold_out().filter(is_touched).count(), 0),
         exactly("reservations left", books.reservations.len(), 0),
-        exactly("answers that name another order", ids.iter().zip(&clients.told).filter(is_told_wrong).count(), 0),
+        exactly("answers that name another order", ids.iter().zip(&clients.answers).filter(is_wrong_answer).count(), 0),
         exactly("rows and records that disagree", disagreements.len(), 0),
     ]
 }
@@ -367,11 +376,11 @@ fn compare(clients: &Clients, books: &Books, charges: &[Charge]) -> Vec<Row> {
 fn agree_with_the_store(clients: &Clients, engine: &Engine) -> anyhow::Result<Vec<Row>> {
     let carts = shop::carts(engine)?;
     let mut wrong = 0;
-    for (number, told) in clients.told.iter().enumerate() {
+    for (number, answers) in clients.answers.iter().enumerate() {
         let record = carts.get(cart(number).id)?;
         let ended = record.filter(|record| matches!(record.status(), Status::Succeeded | Status::Failed));
         let stored = ended.and_then(oncekey::Record::into_outcome);
-        wrong += usize::from(stored.is_none() || stored.as_ref() != told.last());
+        wrong += usize::from(stored.is_none() || stored.as_ref() != answers.last());
     }
-    Ok(vec![exactly("carts whose record says another thing", wrong, 0)])
+    Ok(vec![exactly("carts whose record differs from the answer", wrong, 0)])
 }

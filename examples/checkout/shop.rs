@@ -83,8 +83,8 @@ pub(crate) enum Fault {
 pub(crate) type Carts = Manager<Order, NotOrdered>;
 type Checkout = Claim<Order, NotOrdered>;
 
-/// A checkout is safe to repeat. Its stages in the store are atomic, and the provider recognises a repeated charge by the
-/// effect id. So an interrupted checkout is resumed, and no operator is needed.
+/// A checkout is safe to repeat. Its stages in the store are atomic, and the provider recognises a repeated charge by
+/// the effect id. So an interrupted checkout is resumed, and no operator is needed.
 pub(crate) fn carts(engine: &Engine) -> oncekey::Result<Carts> {
     engine.manager_with(CARTS, ManagerOptions::new().on_interrupted(OnInterrupted::Resume))
 }
@@ -111,7 +111,8 @@ impl Shop {
         self.carts.drive(&cart.id, CallOptions::new().fingerprint(same_cart), &stages)
     }
 
-    /// Takes one piece from the stock and advances the checkout, in one commit. If the stock is empty, ends the checkout.
+    /// Takes one piece from the stock and advances the checkout, in one commit. If the stock is empty, ends the
+    /// checkout.
     fn reserve(&self, claim: &mut Checkout, cart: &Cart) -> Result<(), Fault> {
         (self.watch)(Point::BeforeReserve);
         claim.work_stage(|tx| {
@@ -131,8 +132,8 @@ impl Shop {
         Ok(())
     }
 
-    /// Charges the card, and then stores the charge. The effect is outside the closure, because a closure may run several
-    /// times and may be rolled back.
+    /// Charges the card, and then stores the charge. The effect is outside the closure, because a closure may run
+    /// several times and may be rolled back.
     fn charge(&self, claim: &mut Checkout, cart: &Cart) -> Result<(), Fault> {
         (self.watch)(Point::BeforeCharge);
         let charge = provider::charge(self.provider, &claim.effect_id("charge"), cart, &self.watch)?;

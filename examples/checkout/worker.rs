@@ -24,7 +24,8 @@ pub(crate) struct Job {
     pub(crate) stop: Option<Stop>,
 }
 
-/// The place at which the worker stops: the `nth` time that it reaches `point`. There it reports, and waits to be killed.
+/// The place at which the worker stops: the `nth` time that it reaches `point`. There it reports, and waits to be
+/// killed.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Stop {
     pub(crate) point: Point,

@@ -100,7 +100,7 @@ impl Desk {
             amount_cents: payment.amount_cents,
         };
         let charging = self.ledger.append(&charge);
-        // For people who want to see a held payment: the charge has happened, and its answer is lost.
+        // This card shows a held payment: the charge has happened, and its answer is lost.
         let answered = if payment.card == "tok_timeout" { Err(ErrorKind::TimedOut.into()) } else { charging };
         answered.map_err(|why| {
             log(&format!("the ledger failed, a payment is held: {why}"));

@@ -15,8 +15,8 @@ pub(crate) const CHARGE: &str = "charge";
 /// One line of the file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Charge {
-    /// The idempotency key for a real processor. The same in every attempt of a payment. Different if the client's key is
-    /// used again after its record has expired.
+    /// The idempotency key for a real processor. The same in every attempt of a payment. Different if the client's key
+    /// is used again after its record has expired.
     pub(crate) effect_id: String,
     pub(crate) key: String,
     pub(crate) amount_cents: u64,
@@ -54,8 +54,8 @@ impl Ledger {
         if self.slow {
             self.file.sync_all()?;
         }
-        // The line break comes first, so that a torn line does not spoil the next one; and what is missing of a torn line is
-        // not written later, when it might land behind another thread's.
+        // The line break comes first, so that a torn line does not spoil the next one. The rest of a torn line is not
+        // written later, because it could land after another thread's line.
         let line = format!("\n{}", serde_json::to_string(charge)?);
         if (&self.file).write(line.as_bytes())? < line.len() {
             return Err(io::Error::new(io::ErrorKind::WriteZero, "the line was cut short"));

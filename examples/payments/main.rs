@@ -127,11 +127,11 @@ fn serve(options: &Options) -> anyhow::Result<()> {
     let payments = desk::payments(&engine)?;
     // Open the ledger while the engine holds its lock, so that no other process appends to it.
     let ledger = Ledger::open(&ledger_path(&options.store), options.under_test)?;
-    let settled = reconcile::settle(&payments, &ledger)?;
+    let resolved = reconcile::resolve_interrupted(&payments, &ledger)?;
 
     let (server, address) = http::listen(options.port).context("choose another port with --port")?;
     say(&format!("store in {}, ledger in {}\n", options.store.display(), ledger.path().display()));
-    say(&format!("{settled}\n"));
+    say(&format!("{resolved}\n"));
     say(&format!("{}{address}\n{}", http::LISTENING, what_to_try(address, &options.store, ledger.path())));
     let desk = Desk::new(payments, ledger);
     http::serve(&server, WORKERS, |request| desk.answer(request))

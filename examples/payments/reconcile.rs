@@ -13,7 +13,7 @@ use crate::ledger::{CHARGE, Ledger};
 
 /// The numbers of interrupted payments that were resolved, by result.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Settled {
+pub(crate) struct Resolved {
     pub(crate) charged: usize,
     pub(crate) not_charged: usize,
 }
@@ -21,32 +21,32 @@ pub(crate) struct Settled {
 /// Resolves each interrupted payment by asking the ledger.
 ///
 /// This is the purpose of `OnInterrupted::Hold`. If a process dies between the charge and its answer, the engine cannot
-/// know whether the charge happened. To run the payment again might charge twice; to reject it might lose a sale. So the
-/// payment is held, and retries get 409, until it is resolved. Here a program asks the ledger; it could also be a person,
-/// days later.
+/// know whether the charge happened. To run the payment again might charge twice; to reject it might lose a sale. So
+/// the payment is held, and retries get 409, until it is resolved. Here a program asks the ledger. A person could do it
+/// too, days later.
 ///
-/// This is safe because the store is locked before the ledger is read: any process that could have appended to the ledger
-/// is dead. A remote processor may still work on a dead process's request. Give it `Charge::effect_id`, so that a retry
-/// repeats that request instead of making a new one.
-pub(crate) fn settle(payments: &Requests, ledger: &Ledger) -> anyhow::Result<Settled> {
+/// This is safe because the store is locked before the ledger is read: any process that could have appended to the
+/// ledger is dead. A remote processor may still work on a dead process's request. Give it `Charge::effect_id`, so that
+/// a retry repeats that request instead of making a new one.
+pub(crate) fn resolve_interrupted(payments: &Requests, ledger: &Ledger) -> anyhow::Result<Resolved> {
     let (charges, payments) = (ledger.charges()?, payments.manager());
     let held = RecordFilter::new().manager(payments.name()).status(Status::Interrupted);
-    let mut settled = Settled::default();
+    let mut resolved = Resolved::default();
     for record in payments.engine().records(held)? {
         let record = record?;
         let resolution = if let Some(charge) = charges.get(&record.effect_id(CHARGE)) {
-            settled.charged += 1;
+            resolved.charged += 1;
             Resolution::Succeed(charged(charge))
         } else {
-            settled.not_charged += 1;
+            resolved.not_charged += 1;
             Resolution::Retry
         };
         payments.resolve_if_unchanged(&record, resolution)?;
     }
-    Ok(settled)
+    Ok(resolved)
 }
 
-impl Settled {
+impl Resolved {
     /// Parses the output of `Display`, for the self-test.
     pub(crate) fn parse(line: &str) -> Option<Self> {
         let mut counts = line.strip_prefix("interrupted payments: ")?.split(' ').filter_map(|word| word.parse().ok());
@@ -54,7 +54,7 @@ impl Settled {
     }
 }
 
-impl fmt::Display for Settled {
+impl fmt::Display for Resolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { charged, not_charged } = self;
         write!(f, "interrupted payments: {charged} resolved as charged, {not_charged} free to be retried")

@@ -20,7 +20,7 @@ use crate::http::{LISTENING, Response};
 use crate::ledger::{self, Charge};
 use crate::ledger_path;
 use crate::process::{ChildProcess, say};
-use crate::reconcile::Settled;
+use crate::reconcile::Resolved;
 
 const CLIENTS: usize = 64;
 const KEYS: usize = 2_000;
@@ -42,7 +42,7 @@ struct Answered {
 struct Run {
     answers: Vec<Answered>,
     kills: usize,
-    settled: Settled,
+    resolved: Resolved,
 }
 
 /// Runs the test. Returns false if a check fails.
@@ -137,8 +137,8 @@ fn kill_and_restart(
             server.process.kill()?;
             run.kills += 1;
             *server = ServerProcess::start(store)?;
-            run.settled.charged += server.settled.charged;
-            run.settled.not_charged += server.settled.not_charged;
+            run.resolved.charged += server.resolved.charged;
+            run.resolved.not_charged += server.resolved.not_charged;
             *address.write() = Some(server.address);
         }
     }
@@ -150,27 +150,28 @@ fn kill_and_restart(
 struct ServerProcess {
     process: ChildProcess,
     address: SocketAddr,
-    settled: Settled,
+    resolved: Resolved,
 }
 
 impl ServerProcess {
-    /// Starts the server on a new port each time, because the old one may be in use again, even by a client's connection.
+    /// Starts the server on a new port each time, because the old port may be in use again, even by a client's
+    /// connection.
     fn start(store: &Path) -> anyhow::Result<Self> {
         let args = ["--under-test", "--port", "0", "--dir"].map(OsStr::new);
         let (process, said) = ChildProcess::start(args.into_iter().chain([store.as_os_str()]))?;
-        let (address, settled) = wait_until_it_listens(said)?;
-        Ok(Self { process, address, settled })
+        let (address, resolved) = wait_until_it_listens(said)?;
+        Ok(Self { process, address, resolved })
     }
 }
 
-fn wait_until_it_listens(said: BufReader<ChildStdout>) -> anyhow::Result<(SocketAddr, Settled)> {
-    let mut settled = Settled::default();
+fn wait_until_it_listens(said: BufReader<ChildStdout>) -> anyhow::Result<(SocketAddr, Resolved)> {
+    let mut resolved = Resolved::default();
     for line in said.lines() {
         let line = line?;
-        if let Some(said) = Settled::parse(&line) {
-            settled = said;
+        if let Some(said) = Resolved::parse(&line) {
+            resolved = said;
         } else if let Some(address) = line.strip_prefix(LISTENING) {
-            return Ok((address.parse()?, settled));
+            return Ok((address.parse()?, resolved));
         }
     }
     anyhow::bail!("the server ended before it listened")
@@ -187,20 +188,20 @@ fn rows(run: &Run, charges: &[Charge]) -> Vec<Row> {
         row("requests", REQUESTS),
         row("  sent, with retries", tries(|tries| tries.sent)),
         row("  connections refused or broken", tries(|tries| tries.broken)),
-        row("  told to ask again (409, 503)", tries(|tries| tries.not_yet)),
+        row("  answered 409 or 503: ask again", tries(|tries| tries.not_yet)),
         exactly("answers", run.answers.len(), REQUESTS),
         row("  replays", replays),
         exactly("kills", run.kills, KILLS),
-        row("interrupted", run.settled.charged + run.settled.not_charged),
-        row("  resolved as charged", run.settled.charged),
-        row("  resolved to be retried", run.settled.not_charged),
+        row("interrupted", run.resolved.charged + run.resolved.not_charged),
+        row("  resolved as charged", run.resolved.charged),
+        row("  resolved to be retried", run.resolved.not_charged),
         exactly("charges", charges.len(), KEYS - declined),
         exactly("double charges", count(|p| p.charges.len() > 1), 0),
         exactly("answers that differ between retries", count(has_different_answers), 0),
         exactly("keys answered as new more than once", count(is_new_twice), 0),
         exactly("keys without a charge", count(|p| !p.declined && p.charges.is_empty()), 0),
         exactly("declined and charged", count(|p| p.declined && !p.charges.is_empty()), 0),
-        exactly("answers that do not fit the charge", count(is_told_wrong), 0),
+        exactly("answers that do not fit the charge", count(has_wrong_answer), 0),
     ]
 }
 
@@ -213,8 +214,8 @@ struct Audited<'a> {
 }
 
 fn has_different_answers(payment: &Audited<'_>) -> bool {
-    let told = |response: &Response| (response.status, response.body.clone());
-    payment.answers.windows(2).any(|two| matches!(two, [a, b] if told(a) != told(b)))
+    let content = |response: &Response| (response.status, response.body.clone());
+    payment.answers.windows(2).any(|two| matches!(two, [a, b] if content(a) != content(b)))
 }
 
 fn is_replay(response: &Response) -> bool {
@@ -225,7 +226,7 @@ fn is_new_twice(payment: &Audited<'_>) -> bool {
     payment.answers.iter().filter(|answer| !is_replay(answer)).count() > 1
 }
 
-fn is_told_wrong(payment: &Audited<'_>) -> bool {
+fn has_wrong_answer(payment: &Audited<'_>) -> bool {
     let right = match payment.charges.first() {
         Some(charge) => charged(charge),
         None => declined(),
@@ -233,7 +234,7 @@ fn is_told_wrong(payment: &Audited<'_>) -> bool {
     payment
         .answers
         .iter()
-        .any(|told| (told.status, told.body.as_slice()) != (right.status().as_u16(), right.body_bytes()))
+        .any(|answer| (answer.status, answer.body.as_slice()) != (right.status().as_u16(), right.body_bytes()))
 }
 
 fn by_payment<'a>(run: &'a Run, charges: &'a [Charge]) -> Vec<Audited<'a>> {

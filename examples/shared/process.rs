@@ -14,8 +14,8 @@ pub(crate) struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Starts a child, and returns its standard output too. The child's standard input is a pipe whose end tells the child
-    /// that this process has ended.
+    /// Starts a child, and returns its standard output too. The child's standard input is a pipe whose end tells the
+    /// child that this process has ended.
     pub(crate) fn start(
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
     ) -> anyhow::Result<(Self, BufReader<ChildStdout>)> {
@@ -44,8 +44,8 @@ impl Drop for ChildProcess {
     }
 }
 
-/// Ends this child when its parent ends. The parent holds the other end of the child's standard input, which closes however
-/// the parent ends.
+/// Ends this child when its parent ends. The parent holds the other end of the child's standard input, which closes
+/// however the parent ends.
 #[expect(clippy::disallowed_methods, reason = "the library's threads start in one place; an application's need not")]
 pub(crate) fn end_with_parent() {
     thread::spawn(|| wait_for_the_end());
@@ -57,7 +57,7 @@ pub(crate) fn wait_for_the_end() -> ! {
     std::process::exit(1);
 }
 
-/// Writes a line to standard output. Ignores errors: the reader may be gone.
+/// Writes text to standard output. Ignores errors: the reader may be gone.
 pub(crate) fn say(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -1,9 +1,9 @@
 //! The shared parts of the services: the operation, and a check of the length of a body.
 //!
-//! There is no service on `astra` (0.2 to 0.4). For HTTP/1 it runs a handler inside the task that reads the connection, so
-//! a body in a later packet than the headers arrives only after the handler has returned. In a test with 0.4, a handler
-//! that read such a body, itself or on another thread, did not return within 10 s. One that waited 3 s for that thread
-//! returned without the body.
+//! There is no service on `astra` (0.2 to 0.4). For HTTP/1 it runs a handler inside the task that reads the connection,
+//! so a body in a later packet than the headers arrives only after the handler has returned. In a test with 0.4, a
+//! handler that read such a body, itself or on another thread, did not return within 10 s. One that waited 3 s for that
+//! thread returned without the body.
 
 use std::error::Error;
 use std::io::{self, Read};

@@ -68,7 +68,7 @@ fn drive(program: &str) {
     retries_get_the_first_answer(&service);
     a_body_that_comes_after_its_headers_is_read(&service);
     an_incomplete_body_is_not_executed(&service);
-    clients_that_come_at_once_run_it_once(&service);
+    concurrent_clients_run_the_operation_once(&service);
 }
 
 fn retries_get_the_first_answer(service: &Service) {
@@ -110,7 +110,7 @@ fn an_incomplete_body_is_not_executed(service: &Service) {
     assert_eq!((whole.status, whole.replayed), (201, false), "{whole:?}");
 }
 
-fn clients_that_come_at_once_run_it_once(service: &Service) {
+fn concurrent_clients_run_the_operation_once(service: &Service) {
     let start = Barrier::new(8);
     let answers: Vec<Answer> = thread::scope(|scope| {
         let client = || {
