@@ -73,7 +73,7 @@ fn legend(svg: &mut String, top: f64) {
         ("#2563eb", "oncekey"),
         ("#d1d5db", "ideal log"),
         ("#0d9488", "engine as it is"),
-        ("#5eead4", "engine behind one writer thread"),
+        ("#5eead4", "engine with a writer thread"),
         ("#d97706", "server"),
         ("url(#hatch)", "a power cut takes what it answered"),
     ];
