@@ -274,7 +274,7 @@ impl Store {
             numbers.set(Arc::make_mut(stored));
         }
         if write.columns.state != 1 {
-            inner.tell(&change.key);
+            inner.notify_waiters(&change.key);
         }
         Ok(true)
     }

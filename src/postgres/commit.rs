@@ -254,7 +254,7 @@ impl Inner {
     }
 
     /// Notifies the waiters of other engines that a key has lost its owner.
-    pub(super) fn tell(self: &Arc<Self>, key: &StoreKey) {
+    pub(super) fn notify_waiters(self: &Arc<Self>, key: &StoreKey) {
         if let Some(message) = self.waits.answer(key, self.keeper.last()) {
             waits::send(self, message);
         }

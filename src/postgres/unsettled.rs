@@ -56,7 +56,7 @@ async fn settle(inner: &Arc<Inner>, begin: &Write, over: Option<Instant>) -> Res
     let given_back = write.make(&mut taken.session, inner.class).await?.is_some();
     inner.pool.give_back(taken);
     if given_back {
-        inner.tell(&key);
+        inner.notify_waiters(&key);
         inner.waits.report(&key, Happened::GivenUp);
     }
     Ok(given_back)
