@@ -9,5 +9,5 @@
 
 pub(crate) mod client;
 pub(crate) mod frame;
-pub(crate) mod place;
 pub(crate) mod server;
+pub(crate) mod socket_dir;

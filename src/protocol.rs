@@ -29,7 +29,7 @@ mod transaction;
 mod wait;
 
 pub(crate) use batch::{Entered, MAX_COMMIT_BYTES, ToEnd};
-use errors::{expired, lost, moved, not_found, owned, unexpected};
+use errors::{expired, has_changed, lost, not_found, owned, unexpected};
 pub(crate) use list::ListRange;
 #[cfg(feature = "postgres")]
 pub use migrate::MigrateReport;
@@ -185,7 +185,7 @@ impl Protocol {
         self.claimed(id, self.change_directly(id, &action, WaitFor::Sync, self.store.guess(&action, None))?)
     }
 
-    /// Begins as [`begin`](Self::begin) does, a key that is known to have a record.
+    /// Does the same as [`begin`](Self::begin), for a key that is known to have a record.
     fn begin_again(&self, id: &RecordId, start: &Start) -> Result<Begun> {
         self.claimed(id, self.change(id, &Action::Begin(start), WaitFor::Sync)?)
     }
@@ -258,7 +258,7 @@ impl Protocol {
                 ErrorKind::NotInterrupted,
                 format!("{} is not interrupted, it is {status:?}", id.named()),
             )),
-            Changed::Kept(Reason::Changed, _) => Err(moved(id)),
+            Changed::Kept(Reason::Changed, _) => Err(has_changed(id)),
             Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
             other => Err(unexpected(id, &other)),
         }
@@ -347,7 +347,7 @@ impl Protocol {
                 None => self.store.look(&id.at, Load::All, wait_for == WaitFor::Sync)?,
             };
             if wait_for == WaitFor::Sync {
-                // Again after the read, which may show what a claim has done after a close.
+                // Check again after the read, which may show a change that a claim has made after a close.
                 self.check_allowed(action)?;
             }
             let before = read.record().map(|stored| stored.status(&now));
@@ -356,7 +356,7 @@ impl Protocol {
                 Decision::Delete => None,
                 // A guess is no answer: read the record, and decide again.
                 Decision::Keep(_) if is_guess => continue,
-                Decision::Keep(reason) if wait_for == WaitFor::Sync && self.tells(reason, &read) => {
+                Decision::Keep(reason) if wait_for == WaitFor::Sync && self.gives_outcome(reason, &read) => {
                     self.give(id, wait_for)?;
                     continue;
                 }
@@ -364,7 +364,7 @@ impl Protocol {
             };
             let change = Change { key: id.at.clone(), content };
             let kept = if action.keeps_expiry() { std::slice::from_ref(&id.at) } else { &[] };
-            let (priority, until) = (priority_of(action, wait_for), read.lapses(&now));
+            let (priority, until) = (priority_of(action, wait_for), read.next_expiry(&now));
             let options = CommitOptions { priority, decided: Some(now.store), kept, until, read_set: None };
             let claims = matches!(action, Action::Begin(_) | Action::Lock { .. });
             let entering = if claims { Some(self.enter_owner()?) } else { None };
@@ -382,12 +382,12 @@ impl Protocol {
         }
     }
 
-    /// Wakes waiters and counts, after a commit, and waits until it is durable.
+    /// Waits until a commit is durable, wakes the waiters of its records, and counts the records by status.
     fn publish(&self, written: &[Written], ticket: Ticket, wait_for: WaitFor) -> Result<()> {
         for Written { at, before, after } in written {
             self.count(*before, after.as_ref().map(|stored| stored.state));
             if Wake::after(after.as_deref()) == Wake::Successor {
-                // Before the sync: the successor's own commit comes after this one, so its wait covers both.
+                // Hand over before the sync: the successor's own commit comes after this one, so its wait covers both.
                 self.wait_queue.hand_over(at);
             }
         }
@@ -457,8 +457,8 @@ impl Protocol {
         }
     }
 
-    /// Reads from an engine that is open before and after. After a close, claims may still change what is read, but for
-    /// other callers nothing happens after it.
+    /// Runs a read. Returns `Closed` if the engine is closed before the read or after it: claims may still change
+    /// records after a close, and other callers must not see that.
     fn while_open<R>(&self, read: impl FnOnce() -> Result<R>) -> Result<R> {
         self.check()?;
         let read = read()?;

@@ -8,7 +8,7 @@
 //!
 //! No call to sled is made under the lock. Conflicts of single keys are found by version counters, each shared by many
 //! keys: a read notes the counter of its key, and a commit moves the counters of its keys. The commit is refused if a
-//! counter that it read has moved. Conflicts of transactions are found by read sets: a commit marks each set that
+//! counter that it has noted has moved. Conflicts of transactions are found by read sets: a commit marks each set that
 //! contains one of its keys, and is refused if its own set is marked.
 
 mod apply;
@@ -95,11 +95,13 @@ struct Inner {
     /// True if the store was opened for reads only.
     read_only: bool,
     eventual: bool,
+    /// The number of the first frame of this open.
     first: u64,
+    /// The store time of this open.
     opened: u64,
     effect_seeds: EffectSeeds,
     clock: StoreClock,
-    /// The data of each frame is true if the frame changes anything.
+    /// With a flag for each frame: true if the frame changes anything.
     commit_queue: CommitQueue<bool, Spare>,
     versions: Versions,
     read_sets: Arc<ReadSets>,
@@ -107,7 +109,7 @@ struct Inner {
     shared: Arc<Shared>,
     pool: Arc<Pool>,
     disk_space: DiskSpace,
-    /// The reason why the close left commits that are only in the journal, if it did.
+    /// The reason why the close left commits in the journal only, if it did.
     left_behind: Mutex<Option<Error>>,
     apply: Apply,
     journal: Arc<JournalStats>,
@@ -130,8 +132,8 @@ impl Read {
         self.content.as_ref().and_then(Content::record)
     }
 
-    /// Returns the store time at which the record expires, or [`NEVER`] if it does not or is absent already.
-    pub(crate) fn lapses(&self, now: &Now) -> u64 {
+    /// Returns the store time at which the record expires. Returns [`NEVER`] if it never does, or already has.
+    pub(crate) fn next_expiry(&self, now: &Now) -> u64 {
         self.record().map(|stored| stored.expires_at(now)).filter(|expires| *expires > now.store).unwrap_or(NEVER)
     }
 }
@@ -153,7 +155,7 @@ impl Store {
         self.inner.read(key, load)
     }
 
-    /// Returns the version of a key, for a commit that must follow no other change from now on.
+    /// Returns the version of a key. A commit with this version is refused if the key changes before the commit.
     pub(crate) fn version(&self, key: &StoreKey) -> Result<ReadVersion> {
         self.inner.check()?;
         Ok(self.inner.versions.look(self.inner.shared.memtable.hash(key.bytes())))
@@ -167,8 +169,8 @@ impl Store {
         reads: &[ReadVersion],
         options: impl Into<CommitOptions<'a>>,
     ) -> Result<Option<Committed<C>>> {
-        // Each read in `reads` has made this check. The process cannot have forked since, because both are in one
-        // call.
+        // Each read in `reads` has made this check. The process cannot have forked since, because the reads and the
+        // commit are in one call.
         if reads.is_empty() {
             self.inner.check()?;
         }
@@ -222,7 +224,7 @@ impl Store {
             Index::All => keys.extend(shared.runs.keys(&shared.tables, from, end, limit)?),
             Index::Unfinished => keys.extend(shared.unfinished.keys(from, end, limit)),
         }
-        // After the look-ups, for the reason that `Inner::read` gives.
+        // Check after the lookups, for the reason that `Inner::read` gives.
         shared.tables.check_open()?;
         keys.sort();
         keys.dedup();
@@ -386,22 +388,22 @@ impl Inner {
 
     fn check_writable(&self) -> Result<()> {
         if self.read_only {
-            let message = format!("the store {} is opened to be read only", self.path.display());
+            let message = format!("the store {} is open for reads only", self.path.display());
             return Err(Error::new(ErrorKind::ReadOnly, message));
         }
         Ok(())
     }
 
     fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
-        // Before the content is read: a commit moves the counter when it puts the content into the memtable.
+        // Note the version before reading: a commit moves the counter when it puts the content into the memtable.
         let hash = self.shared.memtable.hash(key.bytes());
         let seen = self.versions.look(hash);
         if let Some(entry) = self.shared.memtable.get(hash, key) {
             return Ok(Read { content: entry.content, seen, ticket: Ticket(entry.ticket) });
         }
         let content = self.read_runs(key, seen, load)?;
-        // After the lookups: a close clears the memtable after it has closed sled, so a key that was not found may
-        // exist, and another process may have changed one that was.
+        // Check after the lookups: a close clears the memtable after it has closed sled, so a key that was not found
+        // may exist, and another process may have changed one that was.
         self.shared.tables.check_open()?;
         Ok(Read { content, seen, ticket: Ticket(0) })
     }
@@ -436,9 +438,9 @@ impl Inner {
     /// Returns the error if there is no space to give sled this many bytes. Stalls users' commits if space is low.
     /// Called by the apply thread.
     fn short(&self, bytes: u64) -> Option<Error> {
-        let look = self.disk_space.claim(bytes);
-        self.disk_space.wait_for(if matches!(look, SpaceStatus::Short(_)) { bytes } else { 0 });
-        match look {
+        let status = self.disk_space.claim(bytes);
+        self.disk_space.wait_for(if matches!(status, SpaceStatus::Short(_)) { bytes } else { 0 });
+        match status {
             SpaceStatus::Enough => {
                 if self.commit_queue.is_stalled() {
                     self.commit_queue.resume();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::live::frame::{self, Greeting, Kind, Timed};
-use crate::live::place::Place;
+use crate::live::socket_dir::SocketDir;
 use crate::types::clock::deadline;
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -17,7 +17,7 @@ const TO_ANSWER: Duration = Duration::from_secs(10);
 /// The socket of a store that a process has open.
 #[derive(Debug)]
 pub(crate) struct Client {
-    place: Place,
+    dir: SocketDir,
 }
 
 /// An iterator over the replies to a request. Its drop closes the connection.
@@ -37,14 +37,14 @@ impl Client {
     ///
     /// `StoreInUse` if no process serves the socket.
     pub(crate) fn new(store: &Path) -> Result<Self> {
-        let client = Self { place: Place::new(store)? };
+        let client = Self { dir: SocketDir::new(store)? };
         drop(client.connect()?);
         Ok(client)
     }
 
     fn connect(&self) -> Result<(UnixStream, Greeting)> {
-        let path = self.place.path();
-        let stream = self.place.connect()?.ok_or_else(|| {
+        let path = self.dir.path();
+        let stream = self.dir.connect()?.ok_or_else(|| {
             let message = format!("no process answers at {}", path.display());
             Error::new(ErrorKind::StoreInUse, message)
         })?;
@@ -61,10 +61,10 @@ impl Client {
         // A server that refuses a client has sent the reason, and does not read the request.
         if let Err(cause) = asked.as_ref().map_err(io::Error::kind) {
             if !matches!(cause, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
-                asked.map_err(|cause| Error::io("ask the owner of the store at", &self.place.path(), &cause))?;
+                asked.map_err(|cause| Error::io("ask the owner of the store at", &self.dir.path(), &cause))?;
             }
         }
-        Ok(Replies { path: self.place.path(), server, stream: Some(stream) })
+        Ok(Replies { path: self.dir.path(), server, stream: Some(stream) })
     }
 }
 
@@ -110,7 +110,7 @@ impl Replies {
     fn failed(&self, cause: &io::Error) -> Error {
         let hung_up = matches!(cause.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
         let why = if hung_up {
-            "get the rest of the answer of a process that closed the store or ended, or for which this one was too slow, at"
+            "read the rest of the answer (the process has closed the store or ended, or this client was too slow) at"
         } else {
             "read the answer at"
         };

@@ -66,7 +66,7 @@ pub(crate) struct Greeting {
 pub(crate) struct Timed<'a> {
     stream: &'a UnixStream,
     until: Option<Instant>,
-    /// A stream that can be read at the end, and the time that is left for the reads and writes then.
+    /// A stream that becomes readable when the server ends, and the time for reads and writes from then on.
     end: Option<(&'a UnixStream, Duration)>,
 }
 
@@ -166,7 +166,7 @@ impl Greeting {
         let (mut magic, mut version) = ([0; 8], [0; 4]);
         from.read_exact(&mut magic)?;
         if magic != MAGIC {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "what answers is no store"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the process that answers serves no store"));
         }
         from.read_exact(&mut version)?;
         let version = u32::from_le_bytes(version);
@@ -177,7 +177,7 @@ impl Greeting {
             build = vec![0; usize::from(len[0])];
             from.read_exact(&mut build)?;
         }
-        // The other side may be no store, and people see this text.
+        // The other side may be any program, and people see this text.
         Ok(Self { version, build: String::from_utf8_lossy(&build).escape_debug().to_string() })
     }
 }

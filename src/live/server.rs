@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::live::frame::{self, Greeting, Kind, Timed};
-use crate::live::place::{Place, check_peer};
+use crate::live::socket_dir::{SocketDir, check_peer};
 use crate::sync::worker::Worker;
 use crate::types::clock::deadline;
 use crate::types::codec;
@@ -70,14 +70,14 @@ impl Replies<'_> {
     fn write(&self, kind: Kind, reply: &[u8]) -> Result<()> {
         let to = Timed::new(self.stream, deadline(TO_READ));
         let written = frame::write(&mut to.or_end(&self.shared.woken, TO_READ_LAST), kind, reply);
-        written.map_err(|cause| Error::io("answer a client of", Path::new(super::place::NAME), &cause))
+        written.map_err(|cause| Error::io("answer a client of", Path::new(super::socket_dir::NAME), &cause))
     }
 }
 
-/// A server. Drop ends it.
+/// A server. Its drop ends it.
 #[derive(Debug)]
 pub(crate) struct Server {
-    place: Place,
+    dir: SocketDir,
     shared: Arc<Shared>,
     /// Wakes the threads that wait for clients.
     waker: UnixStream,
@@ -115,10 +115,10 @@ struct Connection {
 impl Server {
     /// Serves the store in this directory. This process must have it locked.
     pub(crate) fn start(store: &Path, answer: Box<Answer>) -> Result<Self> {
-        let place = Place::new(store)?;
-        let path = place.path();
+        let dir = SocketDir::new(store)?;
+        let path = dir.path();
         let failed = |cause: io::Error| Error::io("serve", &path, &cause);
-        let listener = place.bind()?;
+        let listener = dir.bind()?;
         let started = || {
             listener.set_nonblocking(true).map_err(failed)?;
             let (waker, woken) = UnixStream::pair().map_err(failed)?;
@@ -130,9 +130,9 @@ impl Server {
             Ok((shared, waker, Mutex::new(worker)))
         };
         match started() {
-            Ok((shared, waker, listener)) => Ok(Self { place, shared, waker, listener, pid: std::process::id() }),
+            Ok((shared, waker, listener)) => Ok(Self { dir, shared, waker, listener, pid: std::process::id() }),
             Err(error) => {
-                place.remove();
+                dir.remove();
                 Err(error)
             }
         }
@@ -146,7 +146,7 @@ impl Server {
     /// that the socket removed here is this server's.
     pub(crate) fn stop(&self) {
         if std::process::id() == self.pid && !is_over(&self.shared.ended) {
-            self.place.remove();
+            self.dir.remove();
             self.end();
         }
     }

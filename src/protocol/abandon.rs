@@ -53,7 +53,7 @@ impl Protocol {
     /// If this expiry were not stored, the next open would start it again, and records that readers saw as absent would
     /// return. Called before the first claim.
     pub(super) fn record_deaths(&self) -> Result<()> {
-        let mut range = (self.store.dead_due() != NEVER).then(|| ListRange::new(None, &[], true));
+        let mut range = (self.store.unfinished_due() != NEVER).then(|| ListRange::new(None, &[], true));
         let mut recorded = false;
         while let Some(from) = range {
             let (infos, next) = self.list(&from, BATCH)?;

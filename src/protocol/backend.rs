@@ -50,8 +50,8 @@ pub(super) enum Await {
 }
 
 impl Backend {
-    /// Returns the content of a key, and a time at which it was so: an earlier time than that of any change that it
-    /// does not show. `waits` is false for a drop, which does not wait for a server.
+    /// Returns the content of a key, and a time before all changes that the content does not include. `waits` is false
+    /// for a drop, which does not wait for a server.
     pub(super) fn look(&self, key: &StoreKey, load: Load, waits: bool) -> Result<(Now, Read)> {
         match self {
             Self::Local(store) => {
@@ -65,8 +65,8 @@ impl Backend {
         }
     }
 
-    /// Returns a guess at what [`look`](Self::look) would return, which the commit then checks: for a store that is far
-    /// away. `known` is what a claim has last seen of its record.
+    /// Returns a guess at the result of [`look`](Self::look), which the commit then checks. It saves a round trip to a
+    /// server. `known` is the record as the claim last read it.
     pub(super) fn guess(&self, action: &Action<'_>, known: Option<&Arc<StoredRecord>>) -> Option<(Now, Read)> {
         match self {
             Self::Local(_) => {
@@ -95,7 +95,7 @@ impl Backend {
         }
     }
 
-    /// Returns the version of a key for a commit, if that needs no read of the key.
+    /// Returns the version of a key for a commit, or `None` where only a read of the key gives it.
     pub(super) fn version(&self, key: &StoreKey) -> Result<Option<ReadVersion>> {
         match self {
             Self::Local(store) => store.version(key).map(Some),
@@ -358,10 +358,11 @@ impl Backend {
         }
     }
 
-    /// Returns when a record expires whose owner has died without a trace. On PostgreSQL a death is a commit.
-    pub(super) fn dead_due(&self) -> u64 {
+    /// Returns the earliest store time at which an unfinished record in a run expires. On PostgreSQL returns [`NEVER`]:
+    /// the death of an owner is a commit there, which stores the expiry.
+    pub(super) fn unfinished_due(&self) -> u64 {
         match self {
-            Self::Local(store) => store.dead_due(),
+            Self::Local(store) => store.unfinished_due(),
             #[cfg(feature = "postgres")]
             Self::Postgres(_) => NEVER,
         }

@@ -20,7 +20,7 @@ pub(super) fn owned(id: &RecordId) -> Error {
     Error::new(ErrorKind::OwnedByClaim, format!("{} is in progress: only its owner can do that", id.named()))
 }
 
-pub(super) fn moved(id: &RecordId) -> Error {
+pub(super) fn has_changed(id: &RecordId) -> Error {
     Error::new(
         ErrorKind::Changed,
         format!("{} has changed since it was read: read it again, and decide again", id.named()),
@@ -32,16 +32,16 @@ pub(super) fn not_found(id: &RecordId) -> Error {
 }
 
 pub(super) fn not_resolved(id: &RecordId, status: Status) -> Error {
-    let why = "only a resolved record can be put back, until a caller begins it or is given its outcome";
+    let why = "only a resolution can be undone, and only until a caller begins the key or gets the outcome";
     Error::new(ErrorKind::NotResolved, format!("{} is {status:?}: {why}", id.named()))
 }
 
 pub(super) fn expired(id: &RecordId) -> Error {
-    let message = format!("{} has expired: it was used, and its answer is kept no more", id.named());
+    let message = format!("{} has expired: it was used, and its answer is not kept any more", id.named());
     Error::new(ErrorKind::Expired, message)
 }
 
 /// Returns the error for a result that the rules never return for this action.
 pub(super) fn unexpected(id: &RecordId, changed: &Changed) -> Error {
-    Error::new(ErrorKind::Conflict, format!("{} changed while it was looked at: {changed:?}", id.named()))
+    Error::new(ErrorKind::Conflict, format!("{} changed while it was read: {changed:?}", id.named()))
 }

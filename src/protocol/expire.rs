@@ -43,8 +43,8 @@ impl Due {
         if expires < self.earliest.load(Ordering::Relaxed)
             && expires < self.earliest.fetch_min(expires, Ordering::AcqRel)
         {
-            if let Some(tell) = self.on_lower.get() {
-                tell();
+            if let Some(wake) = self.on_lower.get() {
+                wake();
             }
         }
     }
@@ -60,9 +60,9 @@ impl Due {
 
 impl Protocol {
     /// Sets the function that is called when an earlier expiry becomes known. No lock is held during the call.
-    pub(crate) fn on_due(&self, tell: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn on_due(&self, wake: impl Fn() + Send + Sync + 'static) {
         // This fails only if a function was set before, and the compaction is started once.
-        let _ = self.due.on_lower.set(Box::new(tell));
+        let _ = self.due.on_lower.set(Box::new(wake));
     }
 
     /// Returns the time until the next pass is due, or `None` if no expiry is known.
@@ -111,12 +111,12 @@ impl Protocol {
         while goes_on() {
             self.check()?;
             let Some(deleted) = self.store.compact(&mut pass, batch)? else { break };
-            self.forgot(deleted, &mut done);
+            self.count_deleted(deleted, &mut done);
         }
         Ok(done)
     }
 
-    fn forgot(&self, deleted: Deleted, done: &mut Compacted) {
+    fn count_deleted(&self, deleted: Deleted, done: &mut Compacted) {
         self.interrupted.add(-i64::try_from(deleted.interrupted).unwrap_or(0));
         self.due.expired.add(deleted.records);
         done.removed += deleted.records;

@@ -1,7 +1,7 @@
 //! Outcomes that are given to callers. A resolution can be undone until then.
 
 use super::errors::not_resolved;
-use super::{Changed, Event, Load, Protocol, RecordId, WaitFor, moved, not_found, unexpected};
+use super::{Changed, Event, Load, Protocol, RecordId, WaitFor, has_changed, not_found, unexpected};
 use crate::protocol::rules::{Action, Reason};
 use crate::store::Read;
 use crate::types::error::Result;
@@ -14,8 +14,8 @@ impl Protocol {
         stored.holds_outcome() && self.store.check_writable().is_ok()
     }
 
-    /// Returns true if an answer with this reason gives the outcome to a caller, and must commit that first.
-    pub(super) fn tells(&self, reason: Reason, read: &Read) -> bool {
+    /// Returns true if an answer with this reason gives the outcome to a caller, which must be committed first.
+    pub(super) fn gives_outcome(&self, reason: Reason, read: &Read) -> bool {
         matches!(reason, Reason::Finished | Reason::Already | Reason::EndedOtherwise(_))
             && read.record().is_some_and(|stored| self.must_give(stored))
     }
@@ -29,7 +29,7 @@ impl Protocol {
                 Ok(())
             }
             Changed::Kept(Reason::Unfit(status), _) => Err(not_resolved(id, status)),
-            Changed::Kept(Reason::Changed, _) => Err(moved(id)),
+            Changed::Kept(Reason::Changed, _) => Err(has_changed(id)),
             Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
             other => Err(unexpected(id, &other)),
         }

@@ -94,7 +94,7 @@ impl Protocol {
     ) -> Result<MigrateReport> {
         let began = monotonic();
         let source = Source::open(server, options)?;
-        // The time goes on from where it stands in the database.
+        // The store time continues from the time in the database.
         let found = Anchor { store: source.time, wall: u64::MAX, ..Anchor::default() };
         let anchor = StoreClock::start(Arc::clone(&options.clock), found, Duration::ZERO).anchor();
         let wall = anchor.wall;

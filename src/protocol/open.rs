@@ -1,4 +1,4 @@
-//! Opens a store, and creates what the protocol needs besides.
+//! Opens a store, and creates the protocol's own state.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Changed, Event, Protocol, RecordId, WaitFor, lost, moved, not_found, owned, unexpected};
+use super::{Changed, Event, Protocol, RecordId, WaitFor, has_changed, lost, not_found, owned, unexpected};
 use crate::protocol::rules::{Action, Ending, Reason};
 use crate::store::{Load, StoreKey};
 use crate::types::clock::monotonic;
@@ -107,7 +107,7 @@ impl Drop for Running {
 impl Protocol {
     /// Counts a claim before it is committed, so that a close does not miss it. Fails if the engine is closed.
     pub(super) fn enter_owner(&self) -> Result<Entering<'_>> {
-        // Before the lock is taken, because thread-local state needs none.
+        // Look before taking the lock, because thread-local state needs none.
         let nested = self.is_running(None);
         let mut state = self.owners.state.lock();
         match state.phase {
@@ -257,7 +257,7 @@ impl Protocol {
     pub(crate) fn crash(&self) {
         self.forget_all_owners();
         self.owners.state.lock().service = None;
-        // Before the crash: the subscribers of a process that dies get no event.
+        // Close before the crash: the subscribers of a process that dies get no event.
         self.subscribers.close();
         self.store.crash();
     }
@@ -276,7 +276,7 @@ impl Protocol {
         let service = self.stop_service();
         let ended = self.store.close();
         self.subscribers.close();
-        // Called after the close, so that the calls of the store have ended.
+        // Join after the close: it ends the calls into the store in which an answer may wait.
         if let Some(service) = service {
             service.join();
         }
@@ -341,7 +341,7 @@ impl Protocol {
                     Ok(info)
                 }
                 Changed::Kept(Reason::Superseded(_), _) => continue,
-                Changed::Kept(Reason::Changed, _) => Err(moved(id)),
+                Changed::Kept(Reason::Changed, _) => Err(has_changed(id)),
                 Changed::Kept(Reason::Unfit(status), _) => {
                     let message = format!("{} has no live owner to revoke, it is {status:?}", id.named());
                     Err(Error::new(ErrorKind::NotInProgress, message))

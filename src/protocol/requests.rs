@@ -51,6 +51,7 @@ impl Protocol {
         }
         Ok(info)
     }
+
     /// Returns the record of a key, as of the same moment as everything else that the workspace has read.
     pub(crate) fn get_in(&self, workspace: &mut Workspace, id: &RecordId) -> Result<Option<RecordInfo>> {
         let content = self.read_in(workspace, &id.at)?;

@@ -88,12 +88,12 @@ impl Protocol {
         })
     }
 
-    /// Commits one row, whatever it was before.
+    /// Commits one row over any earlier content.
     pub(crate) fn put_row(&self, mut change: Change) -> Result<()> {
         self.check()?;
         self.yield_to(&change.key);
         loop {
-            // A claim may write the row after a close, and this write must not follow it.
+            // A claim may write the row after a close, and this write must not come after that.
             let seen = self.store.version(&change.key)?;
             self.check()?;
             if let Some(committed) = self.store.commit(slice::from_mut(&mut change), seen.as_slice(), Priority::User)? {

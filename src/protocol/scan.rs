@@ -23,7 +23,7 @@ pub(crate) struct Scan {
 }
 
 /// Contents by key, in key order.
-pub(crate) type Found = BTreeMap<StoreKey, Content>;
+pub(crate) type Scanned = BTreeMap<StoreKey, Content>;
 
 impl Scan {
     /// Creates a scan from `from` up to but without `end`. `from` also names the table or manager.
@@ -42,7 +42,7 @@ impl Scan {
 impl Protocol {
     /// Reads the next entries of the scan. They are consistent with everything that the workspace has read, and include
     /// its own writes. Returns `None` at the end.
-    pub(crate) fn scan_in(&self, workspace: &mut Workspace, scan: &mut Scan, load: Load) -> Result<Option<Found>> {
+    pub(crate) fn scan_in(&self, workspace: &mut Workspace, scan: &mut Scan, load: Load) -> Result<Option<Scanned>> {
         workspace.check()?;
         let Some(from) = scan.rest.take() else { return Ok(None) };
         let end = scan.end.as_ref();
@@ -57,7 +57,7 @@ impl Protocol {
         let (keys, next) = self.store.keys_in(&workspace.reads, scan.index(), &from, end, scan.batch)?;
         let stop = next.as_ref().or(end);
         workspace.reads.end_range_at(id, stop);
-        let mut found = Found::new();
+        let mut found = Scanned::new();
         for at in keys {
             let content = self.fetch_in(workspace, &at, load)?;
             found.extend(content.map(|content| (at, content)));

@@ -71,7 +71,8 @@ impl Clock for CallingClock {
     }
 }
 
-// A call once answered with what a claim had done after the close, though another call had got `Closed` before.
+// A call once returned a change that a claim had made after the close, although another call had returned `Closed`
+// before.
 #[test]
 fn no_call_answers_with_what_happens_after_a_close() {
     let calls: [fn(&Protocol, &RecordId) -> Result<()>; 8] = [

@@ -164,7 +164,7 @@ impl Protocol {
         if let Some(content) = workspace.writes.get(at) {
             return Ok(content.clone());
         }
-        // Before the read, so that a commit in between marks the read set.
+        // Add the key before reading it, so that a commit in between marks the read set.
         workspace.reads.add(at);
         let content = self.fetch_in(workspace, at, Load::All)?;
         if content.as_ref().and_then(Content::record).is_some_and(|stored| self.must_give(stored)) {
@@ -184,15 +184,15 @@ impl Protocol {
     pub(super) fn fetch_in(&self, workspace: &mut Workspace, at: &StoreKey, load: Load) -> Result<Option<Content>> {
         let read = self.store.read_in(&workspace.reads, at, load)?;
         if read.record().is_some() {
-            let lapses = read.lapses(&self.now_in(workspace));
-            workspace.until = workspace.until.into_iter().chain((lapses != NEVER).then_some(lapses)).min();
+            let expiry = read.next_expiry(&self.now_in(workspace));
+            workspace.until = workspace.until.into_iter().chain((expiry != NEVER).then_some(expiry)).min();
         }
         workspace.ticket = workspace.ticket.max(read.ticket);
         Ok(read.content)
     }
 
-    /// Returns the time of a workspace, which is fixed. If a record expires later, the run is discarded. The times of
-    /// written records are moved to the commit.
+    /// Returns the time of a workspace, which is fixed at its first read. If a record that was read expires before the
+    /// commit, the run is discarded. The times of written records are moved to the commit.
     pub(super) fn now_in(&self, workspace: &mut Workspace) -> Now {
         *workspace.began.get_or_insert_with(|| self.store.now_in(&workspace.reads))
     }
@@ -409,8 +409,8 @@ mod tests {
         protocol.put_row(protocol.row_change("t", &number.to_be_bytes(), Some(b"x")).unwrap()).unwrap();
     }
 
-    // Version counters, which many keys share, once repeated transactions after commits of other keys. Clients could
-    // choose such keys.
+    // Version counters are shared by many keys. When they checked transactions, commits of other keys made transactions
+    // run again, and clients could choose such keys.
     #[test]
     fn commits_of_other_keys_do_not_conflict_with_a_workspace() {
         let (_dir, protocol) = open();
@@ -444,8 +444,8 @@ mod tests {
         assert!(protocol.commit(&mut workspace).unwrap().is_none(), "a phase that only reads");
     }
 
-    // Changes of records once ignored the locks. A transaction that read a record under constant changes then ran in
-    // vain to the end.
+    // Changes of records once ignored the locks. A transaction that read a record that changed all the time then failed
+    // in every run.
     #[test]
     fn changes_of_records_wait_for_the_locks_of_a_transaction_and_endings_do_not() {
         let (_dir, protocol) = open();

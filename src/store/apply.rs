@@ -182,7 +182,7 @@ impl Applier {
     }
 
     fn has_work(&self) -> bool {
-        let is_work = self.merge.is_some() || self.may_merge || self.can_compact() || self.flusher.has_unread();
+        let is_work = self.merge.is_some() || self.may_merge || self.can_compact() || self.flusher.has_deletable();
         is_work && !self.rests
     }
 
@@ -262,7 +262,8 @@ impl Applier {
             return Ok(Next::End);
         }
         if !self.flusher.has_highest_id(&prepared) {
-            // A merge has begun a run during the wait. A salvage without the newest list goes by the numbers of runs.
+            // A merge has begun a run during the wait. A salvage without the newest list takes the run with the higher
+            // number for the newer one.
             prepared = self.flusher.prepare(frame, &self.inner.now())?;
         }
         self.flusher.write(prepared, &self.inner.now())?;
@@ -295,9 +296,9 @@ impl Applier {
 
     /// Writes the closing frame.
     fn record_close(&self) -> Result<()> {
-        let marked = self.inner.mark(&Frame::Closing);
+        let written = self.inner.commit_own_frame(&Frame::Closing);
         self.inner.commit_queue.end();
-        marked
+        written
     }
 
     /// Ends the store with commits that are only in the journal.
@@ -369,8 +370,8 @@ impl Applier {
 
     /// Runs one background step. Without space, rests until the next message.
     fn work(&mut self) -> Result<Next> {
-        if self.flusher.has_unread() {
-            // First, because deletion leaves space for the other steps.
+        if self.flusher.has_deletable() {
+            // Delete first, because this leaves space for the other steps.
             self.rests = matches!(self.inner.disk_space.claim_in_background(0), SpaceStatus::Short(_));
             if !self.rests {
                 self.flusher.delete_some()?;
@@ -394,7 +395,7 @@ impl Applier {
         } else if self.may_merge {
             self.may_merge = false;
             let is_scarce = !matches!(self.inner.disk_space.claim_in_background(0), SpaceStatus::Enough);
-            if let Some(range) = merge::plan(&self.flusher.shared.runs.now(), is_scarce) {
+            if let Some(range) = merge::plan(&self.flusher.shared.runs.current(), is_scarce) {
                 let merge = Merge::begin(&mut self.flusher, range, self.inner.now());
                 self.merge = Some((Box::new(merge), None));
             }
@@ -431,7 +432,7 @@ impl Applier {
             return self.flush(&Purpose::Space);
         }
         let is_due = |run: &Arc<Run>| merge::due(run, compaction.exact) <= compaction.began;
-        let due = self.flusher.shared.runs.now().iter().position(is_due);
+        let due = self.flusher.shared.runs.current().iter().position(is_due);
         if let SpaceStatus::Short(full) = self.inner.disk_space.claim(0) {
             refuse(std::iter::once(compaction), &full);
         } else if let Some(at) = due {
@@ -455,10 +456,10 @@ impl Applier {
     }
 }
 
-fn refuse(compactions: impl Iterator<Item = Compaction>, full: &Error) {
+fn refuse(compactions: impl Iterator<Item = Compaction>, error: &Error) {
     for compaction in compactions {
         // The caller may have gone.
-        let _ = compaction.reply.send(Err(full.clone()));
+        let _ = compaction.reply.send(Err(error.clone()));
     }
 }
 

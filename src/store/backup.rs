@@ -1,8 +1,8 @@
 //! Copies the store as it was at one commit, while commits continue.
 //!
-//! A pin starts a snapshot of the memtable and takes the list of runs under the commit lock. Together they are the
+//! Under the commit lock, a backup starts a snapshot of the memtable and takes the list of runs. Together they are the
 //! state of the store after one frame. The contents of the snapshot are copied after that, one shard after the other.
-//! Runs never change, and no run is deleted while a pin holds it. The copy is a new store with one run. The copy is
+//! Runs never change, and no run is deleted while the backup holds it. The copy is a new store with one run. It is
 //! written under a temporary name and renamed when every byte is durable.
 
 use std::borrow::Cow;
@@ -136,15 +136,15 @@ impl Inner {
 
     fn copy_into(&self, dir: &Path, goes_on: &dyn Fn() -> Result<()>) -> Result<BackupReport> {
         DiskSpace::new(dir).0.check()?;
-        let pin = self.pin();
+        let state = self.frozen_state();
         // The copy must not contain a commit that a power cut could undo.
-        self.commit_queue.wait(pin.group)?;
+        self.commit_queue.wait(state.group)?;
         let sled = dir.join("sled");
         let access = Access { cache_capacity: CACHE, sync_flag: self.shared.tables.barriers.sync_flag };
         let tables = Tables::create(&sled, access, &self.store_id)?;
         let (space, _) = DiskSpace::new(&sled);
-        let mut report = BackupReport { commit: pin.frame, ..BackupReport::default() };
-        self.copy_run(pin, (&tables, &space), &mut report, goes_on)?;
+        let mut report = BackupReport { commit: state.frame, ..BackupReport::default() };
+        self.copy_run(state, (&tables, &space), &mut report, goes_on)?;
         tables.check_blobs()?;
         tables.close()?;
         space.give_back();
@@ -153,27 +153,27 @@ impl Inner {
         Ok(report)
     }
 
-    fn pin(&self) -> Pin {
-        // Before the commit lock is taken: the clock may be user code.
+    fn frozen_state(&self) -> FrozenState {
+        // Read the clock before taking the commit lock: it may be user code.
         let now = self.now();
         let snapshot = self.shared.memtable.snapshot();
         let (frame, group, runs) = self.commit_queue.at_one_commit(|| {
             // The memtable first: contents that are flushed in between are then in both.
             snapshot.start();
-            self.shared.runs.now()
+            self.shared.runs.current()
         });
-        Pin { frame, group, in_memory: snapshot.read(), runs, now }
+        FrozenState { frame, group, in_memory: snapshot.read(), runs, now }
     }
 
     /// Writes all contents as one run, and the list that names it.
     fn copy_run(
         &self,
-        pin: Pin,
+        state: FrozenState,
         (to, space): (&Tables, &DiskSpace),
         report: &mut BackupReport,
         goes_on: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
-        let Pin { frame, mut in_memory, runs, now, .. } = pin;
+        let FrozenState { frame, mut in_memory, runs, now, .. } = state;
         in_memory.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let (id, from) = (1, &self.shared.tables);
         let most = runs.iter().map(|run| run.info.entries).sum::<u64>() + in_memory.len() as u64;
@@ -206,11 +206,11 @@ impl Inner {
     }
 }
 
-/// The store after one frame.
-struct Pin {
+/// The state of the store after one frame.
+struct FrozenState {
     /// The number of that frame.
     frame: u64,
-    /// After a wait for this group, everything in the pin is durable.
+    /// After a wait for this group, everything in this state is durable.
     group: u64,
     in_memory: Vec<(StoreKey, Entry)>,
     runs: RunSet,

@@ -23,7 +23,7 @@ pub(super) fn run(jobs: &Receiver<Job>, inner: &Inner) -> Result<()> {
         let waiting: Vec<Job> = std::iter::once(next).chain(jobs.try_iter()).collect();
         let Some(job) = waiting.last() else { break };
         let _working = telemetry::enter(Work::StoreCheckpoint, &inner.path);
-        match inner.mark(&Frame::Checkpointed(job.frame)) {
+        match inner.commit_own_frame(&Frame::Checkpointed(job.frame)) {
             // A close with a full disk does not wait for this checkpoint. The next open replays more.
             Err(error) if error.kind() == ErrorKind::Closed => break,
             recorded => recorded?,

@@ -84,7 +84,7 @@ impl Inner {
         // Numbers and times do not change the length of a frame, so space can be asked for before they are known.
         let len = frame::encoded_len_of(changes)?;
         self.look_for_space();
-        // Before the commit lock is taken: the clock may be user code.
+        // Read the clock before taking the commit lock: it may be user code.
         let mut now = options.now(&self.clock);
         // May wait for space, and reads the clock again then. Returns with the commit lock held.
         let mut admission = self.commit_queue.admit_after(len, options.priority, || now = options.now(&self.clock))?;
@@ -140,7 +140,7 @@ impl Inner {
     }
 
     /// Commits a frame of the store's own, and waits until it is durable.
-    pub(super) fn mark(&self, frame: &Frame) -> Result<()> {
+    pub(super) fn commit_own_frame(&self, frame: &Frame) -> Result<()> {
         let mut admission = self.commit_queue.admit(frame::encoded_len(frame)?, Priority::Store)?;
         admission.append(|payload| frame::encode(frame, payload))?;
         let ticket = admission.commit(false);

@@ -1,9 +1,9 @@
 //! Deletes expired records.
 //!
 //! Expired finished records are left out when a run is written or merged. A run is rewritten when half of its entries
-//! have expired, or a small one when any has. Unfinished records need a definite moment of removal, because the engine
-//! reports how many are interrupted: each is removed by a tombstone in the memtable, without a frame. If a crash
-//! undoes a removal, it happens again.
+//! have expired, or a small one when any has. The engine counts interrupted records, so an unfinished record is not
+//! just left out: it is removed by a tombstone in the memtable, without a frame, and the count changes at that moment.
+//! If a crash undoes the removal, a later pass or open removes the record again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,12 +54,12 @@ impl Store {
         let (shared, now) = (&self.inner.shared, self.now());
         // The memtable first: entries that are flushed in between are then counted twice, not missed.
         let in_memory = shared.memtable.earliest_expiry(&now);
-        let in_runs = shared.runs.now().iter().map(|run| merge::due(run, false)).min().unwrap_or(NEVER);
+        let in_runs = shared.runs.current().iter().map(|run| merge::due(run, false)).min().unwrap_or(NEVER);
         in_memory.min(shared.unfinished.earliest_expiry()).min(in_runs)
     }
 
     /// Returns the earliest store time at which an unfinished record in a run expires, or [`NEVER`] if none does.
-    pub(crate) fn dead_due(&self) -> u64 {
+    pub(crate) fn unfinished_due(&self) -> u64 {
         self.inner.shared.unfinished.earliest_expiry()
     }
 
@@ -113,13 +113,10 @@ impl Inner {
 
     /// Returns the error of a pass over all expired records that must leave some, because a run cannot be read.
     fn left_by_damage(&self, exact: bool, began: u64) -> Option<Error> {
-        let runs = self.shared.runs.now();
+        let runs = self.shared.runs.current();
         let is_left = |run: &&Arc<Run>| run.is_damaged() && run.info.earliest <= began;
         let run = runs.iter().find(is_left).filter(|_| exact)?;
-        Some(corrupt(format!(
-            "run {} of the record store cannot be read, and what has expired in it stays",
-            run.info.id
-        )))
+        Some(corrupt(format!("run {} of the record store cannot be read, so its expired records stay", run.info.id)))
     }
 
     /// Sends a message to the apply thread.

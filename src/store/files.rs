@@ -244,7 +244,7 @@ impl Drop for Lock {
         // Closing the file is not enough: a child between its fork and its exec has it open too. A child of `fork` must
         // not unlock the file, because the lock belongs to its parent.
         if std::process::id() == self.pid {
-            // Remove it before unlocking: a process that has opened it then notices that the path has changed.
+            // Remove the file before unlocking: a process that has opened it then notices that the path has changed.
             if let Some(path) = self.made.as_ref().filter(|path| self.is_at(path).is_ok_and(|is_at| is_at)) {
                 let _ = fs::remove_file(path);
             }
@@ -377,9 +377,7 @@ pub(crate) fn check_file_system(dir: &Path) -> Result<()> {
         Some((_, name)) => {
             let cause = io::Error::new(
                 io::ErrorKind::Unsupported,
-                format!(
-                    "it is on {name}, where locks and syncs may not hold; any_file_system(true) opens it all the same"
-                ),
+                format!("it is on {name}, where locks and syncs may not work; any_file_system(true) opens it anyway"),
             );
             Err(Error::io("open store", dir, &cause))
         }
@@ -421,7 +419,7 @@ pub(crate) fn inherits_sync_flag(_dir: &Path) -> bool {
     false
 }
 
-/// Converts the field, whose type differs between platforms. Magic numbers have 32 bits.
+/// Returns the magic number. The type of the field differs between platforms, but magic numbers have 32 bits.
 #[cfg(target_os = "linux")]
 #[allow(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "only the low bits count")]
 fn magic(found: &rustix::fs::StatFs) -> u32 {

@@ -169,7 +169,7 @@ pub(crate) fn checksum(parts: &[&[u8]]) -> u32 {
     hasher.finalize()
 }
 
-/// Converts a length into its form on disk. Other checks limit lengths before; this only prevents writing a wrong one.
+/// Converts a length into its form on disk. Callers have limited it already; this only prevents writing a wrong one.
 pub(crate) fn length(what: &str, len: usize) -> Result<u32> {
     u32::try_from(len).map_err(|_| Error::new(ErrorKind::TooLarge, format!("{what} is {len} bytes long")))
 }

@@ -181,20 +181,20 @@ impl Memtable {
         self.shard(key).is_some_and(|shard| shard.read().entries.contains_key(key))
     }
 
-    /// Inserts one change. Calls `moved` before a reader can see the change.
-    pub(crate) fn put(&self, hash: KeyHash, key: StoreKey, entry: Entry, moved: impl FnOnce()) {
+    /// Inserts one change. Calls `mark_stale` before a reader can see the change.
+    pub(crate) fn put(&self, hash: KeyHash, key: StoreKey, entry: Entry, mark_stale: impl FnOnce()) {
         if let Some(shard) = self.shards.get(hash.slot(SHARDS)) {
             let mut shard = shard.write();
             let replaced = shard.insert(key, entry);
-            moved();
+            mark_stale();
             // Unlock first: dropping the replaced content takes time.
             drop(shard);
             drop(replaced);
         }
     }
 
-    /// Inserts the changes of a commit together. Calls `moved` before a reader can see any of them.
-    pub(crate) fn put_all(&self, entries: impl Iterator<Item = (StoreKey, Entry)>, moved: impl FnOnce()) {
+    /// Inserts the changes of a commit together. Calls `mark_stale` before a reader can see any of them.
+    pub(crate) fn put_all(&self, entries: impl Iterator<Item = (StoreKey, Entry)>, mark_stale: impl FnOnce()) {
         let mut entries: Vec<_> =
             entries.map(|(key, entry)| (self.hash(key.bytes()).slot(SHARDS), key, entry)).collect();
         // Every commit locks the shards in this order, so two commits cannot deadlock.
@@ -209,7 +209,7 @@ impl Memtable {
                 replaced.push(shard.insert(key, entry));
             }
         }
-        moved();
+        mark_stale();
         // Unlock first: dropping the replaced contents takes time.
         drop(locked);
         drop(replaced);

@@ -1,4 +1,4 @@
-//! Models of reads and commits next to the apply thread, with every order that is tried. The commit queue, memtable,
+//! Models of reads and commits next to the apply thread, in every schedule that is tried. The commit queue, memtable,
 //! version counters and read sets are those of the store; disk and sled are replaced. Reads, commits and the apply
 //! thread do the steps of `Inner::read`, `Inner::commit` and `Applier` in the same order. Each fault changes the order.
 

@@ -50,7 +50,7 @@ const MAX_UNCHECKED: u64 = 256 << 20;
 /// The interval in which an idle store records its clocks.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// The bytes of a group with only one frame of the store's own.
-const MARK_GROUP: u64 = SECTOR as u64;
+const OWN_FRAME_GROUP: u64 = SECTOR as u64;
 
 /// The payload bytes that a replay reads before it flushes.
 const REPLAYED_AT_ONCE: u64 = 4 << 20;
@@ -86,7 +86,7 @@ pub struct OpenReport {
     /// `chmod -R go= DIRECTORY` removes the permissions. The open changes nothing.
     pub open_to_others: bool,
     /// True if the record store could not be opened as it was, after a crash or because of damage. All its blocks were
-    /// there, and it was built again from them, so nothing is lost. A read-only engine leaves that to the next open for
+    /// there, and it was rebuilt from them, so nothing is lost. A read-only engine leaves that to the next open for
     /// writing.
     pub rebuilt: bool,
     /// On PostgreSQL, true if the server names a synchronous standby (`synchronous_standby_names`): what was answered
@@ -128,9 +128,10 @@ impl Store {
 
     fn open_found(path: &Path, options: &EngineOptions, mut lock: files::StoreLock) -> Result<(Self, OpenReport)> {
         let dir = path.join("store");
-        // Before sled is opened, because that writes: if the journal is refused, nothing is changed.
+        // Read the journal before sled is opened, because sled writes when it is opened: an open that refuses the
+        // journal changes nothing.
         let recovered = journal::recover(&dir.join("journal"), options.segment_bytes)?;
-        let (tables, list, rebuilt) = sled::open::open(&dir.join("sled"), access(options), &recovered.past())?;
+        let (tables, list, rebuilt) = sled::open::open(&dir.join("sled"), access(options), &recovered.summary())?;
         let (space, wakeups) = DiskSpace::new(&dir.join("sled"));
         let mut report =
             OpenReport { clean: recovered.clean, torn_bytes: recovered.torn_bytes, rebuilt, ..OpenReport::default() };
@@ -144,17 +145,18 @@ impl Store {
         // Report only what a crash left: after a clean close, an unlisted run is one that was just being replaced.
         let leftovers = if report.clean { 0 } else { leftovers };
         *shared.left_out.lock() += Deleted { leftovers, ..Deleted::default() };
-        while leftovers > MAX_LEFTOVERS && flusher.has_unread() {
+        while leftovers > MAX_LEFTOVERS && flusher.has_deletable() {
             flusher.delete_some()?;
         }
         report.frames_replayed = replay(&recovered, list.complete, &mut flusher, &space, &now)?;
         let (mut writer, pool, mut group) = start_journal(recovered, store_id, first, &clock)?;
         let mut next_frame = first + 1;
         if report.frames_replayed > 0 || !report.clean {
-            // Before the first call: a process that dies at every start must not add a segment each time.
+            // Make a checkpoint before the first call: a process that dies at every start must not add a segment each
+            // time.
             flush(&mut flusher, &space, first, &now)?;
             group += 1;
-            write_mark(&mut writer, group, next_frame, &Frame::Checkpointed(first), &clock)?;
+            write_own_frame(&mut writer, group, next_frame, &Frame::Checkpointed(first), &clock)?;
             next_frame += 1;
             pool.release(first);
         }
@@ -260,14 +262,14 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
         let _dir = files::Lock::take_dir(&half_made, path)?;
         std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
     }
-    // After the lock: another process may have created the store before.
+    // Check under the lock: another process may have created the store meanwhile.
     if files::is_dir(&store) {
         let dir = files::Lock::take_dir(&store, path)?;
         // The process that created it may have been killed before this sync.
         files::sync_dir(path)?;
         return Ok((files::StoreLock::new(file, dir), false));
     }
-    // sled would leave an incomplete file.
+    // On a full disk, sled would leave an incomplete file.
     DiskSpace::new(path).0.check()?;
     files::sync_entry(path)?;
     files::create_dir(&half_made)?;
@@ -456,15 +458,15 @@ fn start_journal(
 ) -> Result<(Writer, Arc<journal::Pool>, u64)> {
     let (pool, chain) = (Arc::clone(&recovered.pool), recovered.chain);
     let tail = recovered.into_tail()?;
-    let spare = pool.prepare(segment_for(4 * MARK_GROUP), 0, u64::MAX)?;
+    let spare = pool.prepare(segment_for(4 * OWN_FRAME_GROUP), 0, u64::MAX)?;
     let mut writer = Writer::start(store_id, Arc::clone(&pool), chain, tail, spare, first)?;
     let group = chain.group + 1;
-    write_mark(&mut writer, group, first, &Frame::Opening, clock)?;
+    write_own_frame(&mut writer, group, first, &Frame::Opening, clock)?;
     writer.seal()?;
     Ok((writer, pool, group))
 }
 
-fn write_mark(writer: &mut Writer, group: u64, number: u64, frame: &Frame, clock: &StoreClock) -> Result<()> {
+fn write_own_frame(writer: &mut Writer, group: u64, number: u64, frame: &Frame, clock: &StoreClock) -> Result<()> {
     let mut payload = Vec::new();
     frame::encode(frame, &mut payload)?;
     let batch = Batch { group, first_frame: number, payload, frames: vec![false] };
@@ -475,7 +477,7 @@ fn config(options: &EngineOptions, applying: Arc<AtomicU64>) -> Config {
     Config {
         sized,
         // At least half of this is for the store's own frames during a close.
-        reserve: (options.segment_bytes / 8).max(4 * MARK_GROUP),
+        reserve: (options.segment_bytes / 8).max(4 * OWN_FRAME_GROUP),
         max_unapplied: MAX_UNAPPLIED,
         max_unchecked: MAX_UNCHECKED,
         interval: match options.durability {

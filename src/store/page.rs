@@ -36,7 +36,7 @@ impl Shared {
         let entry = |key: StoreKey| Some((self.memtable.get(self.memtable.hash(key.bytes()), &key)?, key));
         let recent: Vec<_> = keys.into_iter().filter_map(entry).collect();
         let mut recent = recent.into_iter().peekable();
-        let mut flushed = Merged::new(&self.tables, &self.runs.now(), from.bytes())?;
+        let mut flushed = Merged::new(&self.tables, &self.runs.current(), from.bytes())?;
         let (mut records, mut newest, mut last, mut bytes) = (Vec::new(), Ticket(0), None, 0);
         for _ in 0..limit {
             let older = flushed.key().filter(|key| stop.is_none_or(|stop| *key < stop));
@@ -73,7 +73,7 @@ impl Shared {
                 break;
             }
         }
-        // As in `Inner::read`.
+        // Check after the reads, for the reason that `Inner::read` gives.
         self.tables.check_open()?;
         Ok(Page { records, newest, next: last.as_ref().map(StoreKey::successor) })
     }

@@ -31,7 +31,7 @@ impl Store {
         let lock = lock(path, options.any_file_system)?;
         let dir = path.join("store");
         let recovered = journal::recover_read_only(&dir.join("journal"))?;
-        let (tables, list, rebuilt) = sled::open::open_read_only(&dir.join("sled"), &recovered.past())?;
+        let (tables, list, rebuilt) = sled::open::open_read_only(&dir.join("sled"), &recovered.summary())?;
         let clock = StoreClock::start(Arc::clone(&options.clock), recovered.anchor, options.max_offline);
         let (first, effect_seeds) = (first_number(recovered.last_frame.max(list.frame)), EffectSeeds::of_this_open());
         let opened = clock.now();

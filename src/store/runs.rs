@@ -48,32 +48,32 @@ pub(crate) type RunSet = Arc<Vec<Arc<Run>>>;
 /// The listed runs.
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
-    now: RwLock<RunSet>,
+    current: RwLock<RunSet>,
     /// For tests: a reader of each list that is published.
     #[cfg(test)]
     pub(crate) readers: parking_lot::Mutex<Option<Vec<RunSet>>>,
 }
 
 impl Runs {
-    pub(crate) fn now(&self) -> RunSet {
-        Arc::clone(&self.now.read())
+    pub(crate) fn current(&self) -> RunSet {
+        Arc::clone(&self.current.read())
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.now.read().len()
+        self.current.read().len()
     }
 
     pub(crate) fn publish(&self, runs: Vec<Arc<Run>>) {
         let runs = Arc::new(runs);
         #[cfg(test)]
         self.readers.lock().iter_mut().for_each(|readers| readers.push(Arc::clone(&runs)));
-        let before = std::mem::replace(&mut *self.now.write(), runs);
+        let before = std::mem::replace(&mut *self.current.write(), runs);
         drop(before);
     }
 
     /// Returns the content of a key from the runs, if one of them has it.
     pub(crate) fn read(&self, tables: &Tables, key: &StoreKey, load: Load) -> Result<Option<Content>> {
-        let (runs, hash) = (self.now(), hash(key.bytes()));
+        let (runs, hash) = (self.current(), hash(key.bytes()));
         for run in runs.iter().rev() {
             match run.find(tables, key.bytes(), hash)? {
                 Some(Some(found)) => return found.content(tables, key, load).map(Some),
@@ -94,7 +94,7 @@ impl Runs {
         end: Option<&StoreKey>,
         limit: usize,
     ) -> Result<Vec<StoreKey>> {
-        let (runs, mut keys) = (self.now(), Vec::new());
+        let (runs, mut keys) = (self.current(), Vec::new());
         let mut merged = Merged::new(tables, &runs, from.bytes())?;
         while keys.len() < limit {
             let Some(item) = merged.next(tables)? else { break };
@@ -364,7 +364,7 @@ impl Merged {
     }
 
     /// Returns the runs without the entries that were returned so far, the oldest first. Leaves out runs that have no
-    /// other entry. Only after a start at the first entry.
+    /// other entry. Call it only if the reading started at the first entry.
     pub(crate) fn trim(&mut self) -> Vec<Arc<Run>> {
         // A cursor without an entry would keep its run from being deleted.
         self.0.retain(|cursor| cursor.head.is_some());
@@ -400,8 +400,9 @@ impl Run {
         }
         let info = &self.info;
         if is_sound && (entries != info.entries || blocks != info.live_blocks()) {
-            let (id, had, had_blocks) = (info.id, info.entries, info.live_blocks());
-            let message = format!("run {id} has {entries} entries in {blocks} blocks, it had {had} in {had_blocks}");
+            let (id, listed, in_blocks) = (info.id, info.entries, info.live_blocks());
+            let message =
+                format!("run {id} has {entries} entries in {blocks} blocks, the list says {listed} in {in_blocks}");
             found(corrupt(message))?;
         }
         match Self::open(tables, self.info) {

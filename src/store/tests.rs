@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use super::format::block;
 use super::format::record::tests::sample;
-use super::format::segment::{Found, GroupHeader, SECTOR, SegmentHeader, sized};
+use super::format::segment::{FileKind, GroupHeader, SECTOR, SegmentHeader, sized};
 use super::*;
 use crate::types::clock::{ManualClock, NEVER};
 use crate::types::options::EngineOptions;
@@ -117,12 +117,12 @@ fn ask_for_flush(store: &Store) {
 
 /// Returns the number of entries in all runs, including removed keys.
 fn entries(store: &Store) -> u64 {
-    store.inner.shared.runs.now().iter().map(|run| run.info.entries).sum()
+    store.inner.shared.runs.current().iter().map(|run| run.info.entries).sum()
 }
 
 /// Waits until sled has blocks of listed runs only.
 fn wait_for_deletions(store: &Store) {
-    while stored_runs(store) > store.inner.shared.runs.now().len() {
+    while stored_runs(store) > store.inner.shared.runs.current().len() {
         std::thread::yield_now();
     }
 }
@@ -202,7 +202,7 @@ fn segments(dir: &Path) -> Vec<Segment> {
     let mut segments = Vec::new();
     for (path, _) in files::entries(&journal_dir(dir)).unwrap() {
         let bytes = std::fs::read(&path).unwrap();
-        let Found::Segment(header) = SegmentHeader::decode(&bytes) else { continue };
+        let FileKind::Segment(header) = SegmentHeader::decode(&bytes) else { continue };
         let (mut groups, mut seal, mut at) = (Vec::new(), None, SECTOR);
         while let Some((group, _)) = bytes.get(at..).and_then(|bytes| GroupHeader::decode(bytes, header.salt)) {
             if group.is_seal {

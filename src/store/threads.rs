@@ -48,7 +48,7 @@ pub(crate) fn apply_channel(wakeups: Wakeups) -> (Apply, (Inbox, Sender<Infallib
     (Apply { messages, ended }, (inbox, alive))
 }
 
-/// Starts the threads. `flushed` has the runs, and the number of the last group, which is in them.
+/// Starts the threads. `flushed` has the flusher, and the number of the last group, whose changes are in runs.
 pub(crate) fn start(
     inner: &Arc<Inner>,
     writer: Writer,
@@ -142,7 +142,7 @@ impl Running {
         inner.shared.memtable.clear();
         drop(lock);
         let left_behind = inner.left_behind.lock().take().map_or(Ok(()), Err);
-        // Return first the errors of commits for which this call has waited.
+        // Errors of commits for which this call has waited take precedence.
         was_sound.and(inner.commit_queue.check_waited()).and(left_behind).and(closed)
     }
 }
@@ -236,7 +236,7 @@ fn prepare(inner: &Inner) {
         };
         let mut spare = prepare();
         if spare.as_ref().is_err_and(|error| error.kind() == ErrorKind::Full) && wait_for_release(inner) {
-            // Also after the timeout, because the answer is for commits that have come meanwhile too.
+            // Try again even after the timeout, because the answer is for commits that have come meanwhile too.
             spare = prepare();
         }
         let offer = spare.map(|spare| (usable(spare.size), spare));

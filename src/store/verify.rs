@@ -64,7 +64,7 @@ impl Problems {
     }
 }
 
-/// Reads all runs. `problems` were found elsewhere. `goes_on` is called between steps and stops the check by an error.
+/// Reads all runs. `problems` were found before. Calls `goes_on` between steps, and stops with its error.
 pub(crate) fn verify(
     shared: &Shared,
     mut problems: Problems,
@@ -72,7 +72,7 @@ pub(crate) fn verify(
 ) -> Result<VerifyReport> {
     // The memtable first: entries that are flushed in between are then seen twice, and counted once.
     let in_memory = shared.memtable.all();
-    let runs = shared.runs.now();
+    let runs = shared.runs.current();
     let mut are_sound = true;
     for run in runs.iter() {
         run.check(&shared.tables, &mut |error| {

@@ -45,7 +45,7 @@ fn a_remembered_key_returns_expired_until_its_time_ends() {
             );
             let late = manager.execute("won", |_| unreachable!("it is remembered"));
             assert!(
-                matches!(late, Err(ExecuteError::Engine(error)) if error.to_string() == "key won of m has expired: it was used, and its answer is kept no more")
+                matches!(late, Err(ExecuteError::Engine(error)) if error.to_string() == "key won of m has expired: it was used, and its answer is not kept any more")
             );
             // For all other calls the record is absent.
             assert_eq!((status(&manager, "won"), manager.extend("won", DAY).unwrap()), (None, false));

@@ -25,7 +25,7 @@ pub(crate) struct FreeSpace {
 }
 
 impl FreeSpace {
-    /// `allocated`: bytes that may have been allocated just before.
+    /// Measures the file system of `dir`. `allocated` is the number of bytes that may have been allocated just before.
     pub(crate) fn new(dir: Option<Dir>, allocated: u64) -> Self {
         let counts_late = dir.as_ref().is_some_and(|dir| counts_late(&dir.file));
         Self { dir, counts_late, allocated: AtomicU64::new(allocated), counted: AtomicU64::new(0) }
@@ -41,8 +41,8 @@ impl FreeSpace {
         self.allocated.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Returns bytes that are certainly free, or `u64::MAX` if they cannot be measured: a failed measurement is no
-    /// reason to refuse a commit.
+    /// Returns the number of bytes that are certainly free, or `u64::MAX` if they cannot be measured: a failed
+    /// measurement is no reason to refuse a commit.
     pub(crate) fn get(&self) -> u64 {
         let free = self.dir.as_ref().and_then(|dir| free_bytes_of(&dir.file).ok()).unwrap_or(u64::MAX);
         if free == u64::MAX { free } else { free.saturating_sub(self.uncounted()) }
@@ -59,7 +59,7 @@ impl FreeSpace {
         if self.uncounted() == 0 || self.get() >= enough {
             return;
         }
-        // Before the sync: it may not count what is allocated meanwhile.
+        // Load this before the sync, which may not count what is allocated meanwhile.
         let allocated = self.allocated.load(Ordering::Relaxed);
         if self.dir.as_ref().is_some_and(|dir| sync_file_system(&dir.file).is_ok()) {
             self.counted.fetch_max(allocated, Ordering::Relaxed);

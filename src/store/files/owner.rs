@@ -15,7 +15,7 @@ pub(super) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(mode))
 }
 
-/// Gives a file that root has made to the owner of the directory that it is in. Only root makes files with another owner.
+/// Gives a file that root has created to the owner of its directory.
 pub(super) fn give_to(owner: &Metadata, file: &File) -> io::Result<()> {
     if file.metadata()?.uid() == owner.uid() {
         return Ok(());
@@ -27,10 +27,10 @@ pub(super) fn give_to(owner: &Metadata, file: &File) -> io::Result<()> {
     }
 }
 
-/// Does the same as [`give_to`], by the path of a file or directory that this process has made.
+/// Does the same as [`give_to`], by the path of a file or directory that this process has created.
 ///
-/// The owner of the directory may have put something else in its place: nothing is followed or waited for, and nothing
-/// is given away that has another name or another owner than this process.
+/// The owner of the directory may have put another file in its place. So this follows no link, waits for no other
+/// process, and gives away only what this process owns and what has no other name.
 pub(super) fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
     match open_own(path)? {
         Some((file, found)) if found.uid() == effective_user() => give_to(&fs::metadata(parent(path))?, &file),

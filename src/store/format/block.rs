@@ -209,7 +209,7 @@ impl FirstKeys {
         self.places.get(nth).map(|(_, block)| *block)
     }
 
-    /// Returns the position of a block, or of the next one in the list.
+    /// Returns the position of this block, or of the next block that begins with an entry.
     pub(crate) fn position(&self, block: u32) -> usize {
         self.places.partition_point(|(_, other)| *other < block)
     }
@@ -317,8 +317,8 @@ mod tests {
         let crc = crc32fast::hash(&[&STORE[..], &sealed].concat());
         assert_eq!(block, [b"okBk".as_slice(), &crc.to_le_bytes(), &sealed].concat());
         assert_eq!(open(&STORE, at, Kind::Entries, &block).unwrap(), content);
-        let behind = [&block[..], b"more"].concat();
-        assert_eq!(find(&STORE, &behind), Some(Sealed { place: at, kind: Kind::Entries, content: &content }));
+        let longer = [&block[..], b"more"].concat();
+        assert_eq!(find(&STORE, &longer), Some(Sealed { place: at, kind: Kind::Entries, content: &content }));
     }
 
     #[test]

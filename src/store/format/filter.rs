@@ -48,7 +48,8 @@ impl Filter {
     /// Returns the index of the first word of the key's line, and the key's bits in the line.
     fn place(&self, hash: u64) -> (usize, [u64; LINE]) {
         let lines = (self.0.len() / LINE) as u64;
-        // The upper half of the hash selects the line, the lower half the bits.
+        // The upper bits of the hash select the line. They are the same for all keys of a line, so the bits in it are
+        // selected by a product, on which the lower bits of the hash have an influence too.
         let line = usize::try_from((u128::from(hash) * u128::from(lines)) >> 64).unwrap_or(0);
         let (mut bits, mut rest) = ([0; LINE], hash.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         for _ in 0..PROBES {

@@ -145,6 +145,7 @@ pub(crate) enum Frame {
     Checkpointed(u64),
     /// A clean close.
     Closing,
+    /// No change: the header of its group stores the clock anchor.
     Anchor,
 }
 

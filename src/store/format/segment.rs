@@ -25,9 +25,9 @@ pub(crate) struct SegmentHeader {
     pub(crate) previous: u32,
 }
 
-/// The kind of a file in the journal's directory, as its first bytes tell.
+/// The kind of a file in the journal's directory, by its first bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum FileKind {
     Segment(SegmentHeader),
     /// Zeros: the file was never a segment.
     Spare,
@@ -50,30 +50,30 @@ impl SegmentHeader {
         sector(&[SEGMENT_MAGIC.as_slice(), &version, &checksum, &body])
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Found {
+    pub(crate) fn decode(bytes: &[u8]) -> FileKind {
         let Some(sector) = bytes.get(..SECTOR) else {
-            return if bytes.iter().all(|byte| *byte == 0) { Found::Spare } else { Found::Damaged };
+            return if bytes.iter().all(|byte| *byte == 0) { FileKind::Spare } else { FileKind::Damaged };
         };
         if sector.iter().all(|byte| *byte == 0) {
-            return Found::Spare;
+            return FileKind::Spare;
         }
-        Self::decode_sector(sector).unwrap_or(Found::Damaged)
+        Self::decode_sector(sector).unwrap_or(FileKind::Damaged)
     }
 
-    fn decode_sector(sector: &[u8]) -> Option<Found> {
+    fn decode_sector(sector: &[u8]) -> Option<FileKind> {
         let mut fields = Fields(sector);
         fields.take(8).filter(|magic| *magic == SEGMENT_MAGIC)?;
         let (version, stored) = (fields.u32()?, fields.u32()?);
-        // Every version began like this.
+        // The magic number and the version are at these offsets in every version.
         if version != u32::from(VERSION) && version != 0 {
-            return Some(Found::OtherFormat(version));
+            return Some(FileKind::OtherFormat(version));
         }
         let body = fields.take(SEGMENT_HEADER - 16)?;
         if version != u32::from(VERSION) || stored != checksum(&[body]) || fields.0.iter().any(|byte| *byte != 0) {
             return None;
         }
         let mut fields = Fields(body);
-        Some(Found::Segment(Self {
+        Some(FileKind::Segment(Self {
             store_id: fields.array()?,
             number: fields.u64()?,
             salt: fields.array()?,
@@ -117,8 +117,8 @@ impl GroupHeader {
         (sector(&[magic, &checksum.to_le_bytes(), &body]), checksum)
     }
 
-    /// Decodes a group's header, in a segment with this salt. Also returns its checksum. Returns `None` for other
-    /// bytes.
+    /// Decodes a group's header in a segment with this salt. Returns it with its checksum, or `None` if these bytes are
+    /// no such header.
     pub(crate) fn decode(bytes: &[u8], salt: [u8; 8]) -> Option<(Self, u32)> {
         let mut fields = Fields(bytes);
         let is_seal = match fields.take(4)? {
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(bytes[12..16], crc32fast::hash(&body).to_le_bytes());
         assert_eq!(bytes[16..76], body);
         assert!(bytes[76..].iter().all(|byte| *byte == 0));
-        assert_eq!(SegmentHeader::decode(&bytes), Found::Segment(segment()));
+        assert_eq!(SegmentHeader::decode(&bytes), FileKind::Segment(segment()));
     }
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
             let mut damaged = header;
             damaged[bit / 8] ^= 1 << (bit % 8);
             let found = SegmentHeader::decode(&damaged);
-            assert!(matches!(found, Found::Damaged | Found::OtherFormat(_)), "bit {bit}: {found:?}");
+            assert!(matches!(found, FileKind::Damaged | FileKind::OtherFormat(_)), "bit {bit}: {found:?}");
         }
     }
 
@@ -247,13 +247,13 @@ mod tests {
 
     #[test]
     fn zeros_are_a_free_segment_and_another_version_is_reported() {
-        assert_eq!(SegmentHeader::decode(&[0; SECTOR]), Found::Spare);
-        assert_eq!(SegmentHeader::decode(&[0; 3]), Found::Spare);
-        assert_eq!(SegmentHeader::decode(&[1; 3]), Found::Damaged);
+        assert_eq!(SegmentHeader::decode(&[0; SECTOR]), FileKind::Spare);
+        assert_eq!(SegmentHeader::decode(&[0; 3]), FileKind::Spare);
+        assert_eq!(SegmentHeader::decode(&[1; 3]), FileKind::Damaged);
         let mut newer = segment().encode();
         for version in [1, 3] {
             newer[8] = version;
-            assert_eq!(SegmentHeader::decode(&newer), Found::OtherFormat(u32::from(version)));
+            assert_eq!(SegmentHeader::decode(&newer), FileKind::OtherFormat(u32::from(version)));
         }
     }
 

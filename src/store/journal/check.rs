@@ -3,7 +3,7 @@
 use super::recover::{check_size, head};
 use super::segment::{Reader, SegmentFile};
 use crate::store::files::Dir;
-use crate::store::format::segment::{Found, SegmentHeader};
+use crate::store::format::segment::{FileKind, SegmentHeader};
 use crate::store::journal::scan::{ScanEnd, SegmentScan, damaged, missing};
 use crate::types::error::{ErrorKind, Result};
 
@@ -18,11 +18,11 @@ pub(crate) fn check(dir: &Dir, durable: u64, released: u64) -> Result<Vec<String
         // A file that is gone was free.
         let Some(file) = SegmentFile::open_if_there(dir, &path)? else { continue };
         match header(&file)? {
-            Found::Segment(header) => found.push((header, file)),
-            Found::Spare => {}
+            FileKind::Segment(header) => found.push((header, file)),
+            FileKind::Spare => {}
             // The header may be incomplete while it is written: read it once more.
-            Found::Damaged | Found::OtherFormat(_) => match header(&file)? {
-                Found::Segment(header) => found.push((header, file)),
+            FileKind::Damaged | FileKind::OtherFormat(_) => match header(&file)? {
+                FileKind::Segment(header) => found.push((header, file)),
                 _ => problems.push(format!("the header of {} is damaged", file.path.display())),
             },
         }
@@ -64,7 +64,7 @@ fn damage(
     durable: u64,
 ) -> Result<Option<String>> {
     let (first, second) = (bad_group(segment, next, file)?, bad_group(segment, next, file)?);
-    let is_same = header(file)? == Found::Segment(*segment);
+    let is_same = header(file)? == FileKind::Segment(*segment);
     Ok(match (first, second) {
         (Some((group, why)), Some(again)) if is_same && (group, &why) == (again.0, &again.1) => {
             let counts = next.is_some() || group <= durable;
@@ -111,6 +111,6 @@ fn first_bad(
     }
 }
 
-fn header(file: &SegmentFile) -> Result<Found> {
+fn header(file: &SegmentFile) -> Result<FileKind> {
     head(file).map(|bytes| SegmentHeader::decode(&bytes))
 }

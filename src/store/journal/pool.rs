@@ -14,7 +14,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 /// A free file, which may be overwritten.
 pub(crate) type Spare = SegmentFile;
 
-/// A segment grows to at most this many times the size of the first one, by doubling.
+/// New segments are at most this many times as large as the first one. Their size grows by doubling.
 const MAX_GROWTH: u64 = 64;
 /// A segment that was full after less than this time was too small: the next one is larger.
 const BUSY: Duration = Duration::from_secs(10);

@@ -12,10 +12,10 @@ use super::segment::{Reader, SegmentFile};
 use super::writer::{Chain, Tail};
 use crate::store::files::{self, Dir};
 use crate::store::format::frame::Frame;
-use crate::store::format::segment::{Found, SECTOR, SegmentHeader};
+use crate::store::format::segment::{FileKind, SECTOR, SegmentHeader};
 use crate::store::format::{VERSION, corrupt};
 use crate::store::journal::scan::{GroupAt, ScanEnd, SegmentScan, damaged, missing};
-use crate::store::sled::raw::Past;
+use crate::store::sled::raw::JournalSummary;
 use crate::types::clock::Anchor;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -58,9 +58,9 @@ impl Surveyed {
 }
 
 impl Recovered {
-    /// Returns what the record store is compared with.
-    pub(crate) fn past(&self) -> Past {
-        Past { store_id: self.store_id, checkpointed: self.checkpointed, last_frame: self.last_frame }
+    /// Returns the facts that the record store must agree with.
+    pub(crate) fn summary(&self) -> JournalSummary {
+        JournalSummary { store_id: self.store_id, checkpointed: self.checkpointed, last_frame: self.last_frame }
     }
 
     /// Passes every frame after the last checkpoint to `f`, in order.
@@ -118,9 +118,9 @@ fn recover_in(dir: &Path, opened: Dir, first_size: u64) -> Result<Recovered> {
     let (found, mut unneeded, next_name) = open_all(&opened)?;
     let store_id = one_store(&found)?;
     let files = found.len() as u64 + unneeded.len() as u64;
-    let run = last_run(dir, found, &mut unneeded)?;
+    let segments = last_segments(dir, found, &mut unneeded)?;
     let pool = Arc::new(Pool::new(opened, first_size, next_name, files));
-    survey(dir, store_id, run, unneeded, pool)
+    survey(dir, store_id, segments, unneeded, pool)
 }
 
 type Headed = (SegmentHeader, SegmentFile);
@@ -140,10 +140,10 @@ fn open_all(dir: &Dir) -> Result<(Vec<Headed>, Vec<SegmentFile>, u64)> {
             file.sync()?;
         }
         match SegmentHeader::decode(&head(&file)?) {
-            Found::Spare => spares.push(file),
-            Found::Damaged => return Err(corrupt(format!("the header of {} is damaged", file.path.display()))),
-            Found::OtherFormat(version) => return Err(unsupported(&file.path, version)),
-            Found::Segment(header) => {
+            FileKind::Spare => spares.push(file),
+            FileKind::Damaged => return Err(corrupt(format!("the header of {} is damaged", file.path.display()))),
+            FileKind::OtherFormat(version) => return Err(unsupported(&file.path, version)),
+            FileKind::Segment(header) => {
                 check_size(&header, &file)?;
                 found.push((header, file));
             }
@@ -187,37 +187,37 @@ fn one_store(found: &[Headed]) -> Result<[u8; 16]> {
 
 /// Returns the last segments, which follow each other without a gap. Older segments were free and may have been
 /// overwritten.
-fn last_run(dir: &Path, mut found: Vec<Headed>, older: &mut Vec<SegmentFile>) -> Result<Vec<Headed>> {
+fn last_segments(dir: &Path, mut found: Vec<Headed>, older: &mut Vec<SegmentFile>) -> Result<Vec<Headed>> {
     found.sort_by_key(|(header, _)| std::cmp::Reverse(header.number));
-    let mut run: Vec<Headed> = Vec::new();
+    let mut last: Vec<Headed> = Vec::new();
     for (header, file) in found {
-        match run.last() {
+        match last.last() {
             Some((next, other)) if next.number == header.number => {
                 let (a, b) = (file.path.display(), other.path.display());
                 return Err(corrupt(format!("{a} and {b} are the same journal segment")));
             }
-            // After the first gap `run` does not grow, so every earlier segment is skipped too.
+            // After the first gap `last` does not grow, so every earlier segment is skipped too.
             Some((next, _)) if next.number != header.number.saturating_add(1) => older.push(file),
-            _ => run.push((header, file)),
+            _ => last.push((header, file)),
         }
     }
-    if run.is_empty() {
+    if last.is_empty() {
         return Err(corrupt(format!("the journal {} has no segment", dir.display())));
     }
-    run.reverse();
-    Ok(run)
+    last.reverse();
+    Ok(last)
 }
 
 /// Reads the segments from the last one back to the one that holds the first frame to replay.
 fn survey(
     dir: &Path,
     store_id: [u8; 16],
-    run: Vec<Headed>,
+    last: Vec<Headed>,
     mut unneeded: Vec<SegmentFile>,
     pool: Arc<Pool>,
 ) -> Result<Recovered> {
     let mut survey = Survey::default();
-    for (header, file) in run.into_iter().rev() {
+    for (header, file) in last.into_iter().rev() {
         if survey.is_complete() {
             unneeded.push(file);
         } else {
@@ -226,7 +226,7 @@ fn survey(
     }
     let Survey { mut segments, checkpointed } = survey;
     let Some(checkpointed) = checkpointed else {
-        return Err(corrupt(format!("the journal {} has lost its beginning", dir.display())));
+        return Err(corrupt(format!("the journal {} has no checkpoint", dir.display())));
     };
     let first = segments.last().map_or(0, |segment| segment.header.first_frame);
     if checkpointed.saturating_add(1) < first {
@@ -283,7 +283,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Scans a segment that is needed up to its end.
+    /// Scans a segment to its end. Returns `Corrupt` if it is damaged.
     fn follow(&self, header: &SegmentHeader, reader: &mut Reader<'_>) -> Result<SegmentScan> {
         let next = self.segments.last();
         let mut scan = SegmentScan::new(reader, header, next.map(|next| &next.header))?;

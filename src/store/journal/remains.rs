@@ -6,8 +6,10 @@ use super::recover::{head, recover_read_only, unsupported};
 use super::segment::{Reader, SegmentFile};
 use crate::store::files::{self, Dir};
 use crate::store::format::frame::{self, Frame};
-use crate::store::format::segment::{Found, GROUP_HEADER, GroupHeader, SECTOR, SegmentHeader, payload_checksum, sized};
-use crate::store::sled::raw::Past;
+use crate::store::format::segment::{
+    FileKind, GROUP_HEADER, GroupHeader, SECTOR, SegmentHeader, payload_checksum, sized,
+};
+use crate::store::sled::raw::JournalSummary;
 use crate::types::clock::Anchor;
 use crate::types::error::Result;
 
@@ -53,14 +55,15 @@ pub(crate) fn remains(dir: &Path) -> Result<Remains> {
 }
 
 impl Remains {
-    /// Returns what the record store is compared with, if the journal is whole.
-    pub(crate) fn past(&self) -> Option<Past> {
+    /// Returns the facts that the record store must agree with, if the journal is whole.
+    pub(crate) fn summary(&self) -> Option<JournalSummary> {
         let Self { store_id, checkpointed, last_frame, .. } = *self;
         let store_id = store_id.filter(|_| self.problems.is_empty())?;
-        Some(Past { store_id, checkpointed, last_frame })
+        Some(JournalSummary { store_id, checkpointed, last_frame })
     }
 
-    /// Adds every whole group that no later segment has replaced. Returns an error if no segment has this format version.
+    /// Adds every whole group that no later segment has replaced. Returns an error if all segments are of
+    /// another format version.
     fn scan(dir: &Path) -> Result<Self> {
         let mut remains = Self::default();
         let opened = Dir::open_read_only(dir)?;
@@ -70,23 +73,23 @@ impl Remains {
                 continue;
             }
             let path = opened.path().join(&name);
-            let read = || -> Result<Option<(Found, SegmentFile)>> {
+            let read = || -> Result<Option<(FileKind, SegmentFile)>> {
                 let Some(file) = SegmentFile::open_if_there(&opened, &name)? else { return Ok(None) };
                 Ok(Some((SegmentHeader::decode(&head(&file)?), file)))
             };
             let damaged = format!("the header of {} is damaged", path.display());
             match read() {
-                Ok(Some((Found::Segment(header), file))) => segments.push((header, file)),
-                Ok(Some((Found::Spare, _)) | None) => {}
-                Ok(Some((Found::OtherFormat(version), _))) => {
+                Ok(Some((FileKind::Segment(header), file))) => segments.push((header, file)),
+                Ok(Some((FileKind::Spare, _)) | None) => {}
+                Ok(Some((FileKind::OtherFormat(version), _))) => {
                     other_format.get_or_insert_with(|| unsupported(&path, version));
                     remains.problems.push(damaged);
                 }
-                Ok(Some((Found::Damaged, _))) => remains.problems.push(damaged),
+                Ok(Some((FileKind::Damaged, _))) => remains.problems.push(damaged),
                 Err(error) => remains.problems.push(error.to_string()),
             }
         }
-        // In one of many, the version is damaged.
+        // Next to segments of this version, another version number is damage.
         if let Some(error) = other_format.filter(|_| segments.is_empty()) {
             return Err(error);
         }
@@ -122,7 +125,7 @@ impl Remains {
         }
     }
 
-    /// Returns the size in bytes of the whole group at this offset, or 0 if there is none.
+    /// Adds the whole group at this offset, and returns its size in bytes. Returns 0 if there is none.
     fn take(&mut self, segment: &SegmentHeader, at: u64, end: u64, reader: &mut Reader<'_>) -> Result<u64> {
         let found = GroupHeader::decode(reader.bytes(at, GROUP_HEADER as u64)?, segment.salt);
         let Some((group, _)) = found.filter(|(header, _)| !header.is_seal && header.group < end) else { return Ok(0) };

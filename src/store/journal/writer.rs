@@ -69,7 +69,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Continues the chain in a new segment. The segment found last is sealed once the first group is durable.
+    /// Continues the chain in a new segment. The last segment that was found is sealed once the first group is durable.
     pub(crate) fn start(
         store_id: [u8; 16],
         pool: Arc<Pool>,
@@ -93,8 +93,8 @@ impl Writer {
         usable(self.current.file.size).saturating_sub(self.current.offset - SECTOR as u64)
     }
 
-    /// Writes a group and syncs it, so that it is durable at the return. Returns true if the group is in a new segment. After
-    /// an error nothing more may be written.
+    /// Writes a group and syncs it. Returns true if the group is in a new segment. After an error nothing more may be
+    /// written.
     pub(crate) fn write<C>(&mut self, batch: &Batch<C>, place: Target<Spare>, anchor: Anchor) -> Result<bool> {
         let entered = match place {
             Target::Current => false,
@@ -195,8 +195,8 @@ pub(crate) fn segment_for(group: u64) -> u64 {
     group + SECTOR as u64 + SEAL
 }
 
-/// Creates the journal of a closed store whose runs have every change up to `frame`: one segment with a checkpoint and a
-/// closing frame.
+/// Creates the journal of a closed store whose runs have every change up to `frame`: one segment with a checkpoint and
+/// a closing frame.
 pub(crate) fn create(dir: &Path, store_id: [u8; 16], size: u64, frame: u64, anchor: Anchor) -> Result<()> {
     files::create_dir(dir)?;
     let pool = Pool::new(files::Dir::open(dir)?, size, 1, 0);

@@ -68,7 +68,8 @@ pub(crate) struct Shared {
     pub(crate) unfinished: Unfinished,
     /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
-    /// For tests: how many messages wait at each background step. A step begins when a test does not hold it.
+    /// For tests: the number of messages that wait at each background step. While a test holds this lock, no step
+    /// begins.
     #[cfg(test)]
     pub(crate) waiting_at_steps: Mutex<Vec<usize>>,
 }
@@ -102,7 +103,7 @@ impl ToDelete {
         Self { id, blocks: 0..u32::MAX, run: None }
     }
 
-    fn is_read(&self) -> bool {
+    fn has_reader(&self) -> bool {
         self.run.as_ref().is_some_and(|run| Arc::strong_count(run) > 1)
     }
 }
@@ -130,13 +131,13 @@ impl Flusher {
     pub(crate) fn open(shared: Arc<Shared>, list: &RunList) -> Result<(Self, u64)> {
         let found = shared.tables.run_ids()?;
         let ids = list.runs.iter().map(|run| run.id);
-        // If the process ended after it had begun a run and before it listed it, the number of that run is higher than
-        // the list says.
+        // If the process ended between beginning a run and listing it, the number of that run is higher than the list
+        // says.
         let next_id = list.next_id.max(found.iter().copied().max().unwrap_or(0).saturating_add(1));
         let mut to_delete: Vec<_> =
             found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).map(ToDelete::whole).collect();
         // A merge that ended early may have written more of the run that it had begun.
-        for run in shared.runs.now().iter() {
+        for run in shared.runs.current().iter() {
             let id = run.info.id;
             for blocks in run.info.unlisted() {
                 if !shared.tables.blocks_of(id, &blocks, 1)?.is_empty() {
@@ -170,7 +171,7 @@ impl Flusher {
     /// may have them.
     pub(crate) fn prepare(&mut self, frame: u64, now: &Now) -> Result<Prepared> {
         let taken = self.shared.memtable.up_to(frame);
-        let older = self.shared.runs.now();
+        let older = self.shared.runs.current();
         let id = self.new_id();
         let mut builder = Builder::new(self.shared.tables.store_id(), id, taken.len() as u64, &older);
         let (mut left_out, mut bytes) = (Deleted::default(), Vec::new());
@@ -198,7 +199,7 @@ impl Flusher {
     pub(crate) fn write(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
         let Prepared { frame, taken, run, blocks, left_out } = prepared;
         self.shared.tables.write(&blocks)?;
-        let mut runs = self.shared.runs.now().to_vec();
+        let mut runs = self.shared.runs.current().to_vec();
         runs.extend(run.map(Arc::new));
         self.list(frame, &runs)?;
         self.shared.tables.check_blobs()?;
@@ -226,7 +227,7 @@ impl Flusher {
     /// Replaces neighbouring runs by others, which may be later versions of the same runs. Blocks that are not listed
     /// any more are deleted later.
     pub(crate) fn replace(&mut self, replaced: Vec<Arc<Run>>, by: &[Arc<Run>]) -> Result<()> {
-        let runs = self.shared.runs.now();
+        let runs = self.shared.runs.current();
         let is_replaced = |run: &Arc<Run>| replaced.iter().any(|other| Arc::ptr_eq(other, run));
         let before = runs.iter().take_while(|run| !is_replaced(run));
         let after = runs.iter().skip_while(|run| !is_replaced(run)).filter(|run| !is_replaced(run));
@@ -248,26 +249,26 @@ impl Flusher {
         Ok(())
     }
 
-    /// Deletes, later, the blocks of a run that will never be listed. `listed` is the part of the run that is listed
-    /// already.
+    /// Queues the blocks of a run that will not be listed for deletion. `listed` is the part of the run that is listed
+    /// already, and stays.
     pub(crate) fn give_up(&mut self, id: u64, listed: Option<&Arc<Run>>) {
         let Some(run) = listed else { return self.to_delete.push(ToDelete::whole(id)) };
         self.to_delete.extend(run.info.unlisted().map(|blocks| ToDelete { id, blocks, run: None }));
     }
 
     /// True if there is a run that can be deleted now.
-    pub(crate) fn has_unread(&self) -> bool {
-        self.first_unread().is_some()
+    pub(crate) fn has_deletable(&self) -> bool {
+        self.first_deletable().is_some()
     }
 
-    fn first_unread(&self) -> Option<usize> {
-        let is_read = |id| self.to_delete.iter().any(|other| other.id == id && other.is_read());
-        self.to_delete.iter().position(|to_delete| !is_read(to_delete.id))
+    fn first_deletable(&self) -> Option<usize> {
+        let has_reader = |id| self.to_delete.iter().any(|other| other.id == id && other.has_reader());
+        self.to_delete.iter().position(|to_delete| !has_reader(to_delete.id))
     }
 
     /// Deletes some blocks of a run that is not listed and has no reader.
     pub(crate) fn delete_some(&mut self) -> Result<()> {
-        let Some(at) = self.first_unread() else { return Ok(()) };
+        let Some(at) = self.first_deletable() else { return Ok(()) };
         let Some(ToDelete { id, blocks, .. }) = self.to_delete.get(at) else { return Ok(()) };
         let keys = self.shared.tables.blocks_of(*id, blocks, DELETED_IN_A_STEP)?;
         if keys.is_empty() {

@@ -76,7 +76,7 @@ fn choose_for_space(sizes: &[Option<Size>]) -> Option<Range<usize>> {
     (replaced >= MIN_FOR_SPACE && 2 * replaced >= all).then_some(0..1 + newer.len())
 }
 
-/// Returns the oldest runs, if the newer ones have an eighth of the blocks of the oldest.
+/// Returns the oldest run and the newer ones, if the newer ones have at least an eighth of the blocks of the oldest.
 fn choose_if_scarce(sizes: &[Option<Size>]) -> Option<Range<usize>> {
     let (oldest, newer) = oldest_and_newer(sizes)?;
     let blocks: u64 = newer.iter().map(|size| size.blocks).sum();
@@ -179,7 +179,7 @@ pub(crate) enum Step {
 
 impl Merge {
     pub(crate) fn begin(flusher: &mut Flusher, range: Range<usize>, now: Now) -> Self {
-        let runs = flusher.shared.runs.now();
+        let runs = flusher.shared.runs.current();
         let inputs = runs.get(range.clone()).unwrap_or_default().to_vec();
         let older = runs.get(..range.start).unwrap_or_default();
         let id = flusher.new_id();
@@ -315,7 +315,7 @@ impl Merge {
         if shared.memtable.contains(key) {
             return Ok(true);
         }
-        let (runs, hash) = (shared.runs.now(), hash(key.bytes()));
+        let (runs, hash) = (shared.runs.current(), hash(key.bytes()));
         for run in runs.iter().rev() {
             if self.ids.contains(&run.info.id) {
                 break;

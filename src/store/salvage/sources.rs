@@ -51,7 +51,7 @@ pub(super) struct Sources {
     /// The ranges in which runs have lost entries.
     gaps: Vec<Gap>,
     problems: Vec<String>,
-    untold: u64,
+    omitted: u64,
     /// The last block that was read of each run.
     blocks: HashMap<u64, (u32, Vec<u8>)>,
     last_number: u64,
@@ -68,7 +68,7 @@ impl Sources {
             is_all_in_doubt: !remains.problems.is_empty(),
             gaps: Vec::new(),
             problems: Vec::new(),
-            untold: 0,
+            omitted: 0,
             blocks: HashMap::new(),
             last_number: remains.last_frame,
             last_time: 0,
@@ -87,7 +87,7 @@ impl Sources {
                 sources.add_runs(&found, remains);
                 sources.found = Some(found);
             }
-            Ok(None) => sources.problem(format!("nothing names the store that {} belongs to", sled.display())),
+            Ok(None) => sources.problem(format!("it is not known which store {} belongs to", sled.display())),
             Err(error) => sources.problem(error.to_string()),
         }
         if sources.found.is_none() {
@@ -101,15 +101,15 @@ impl Sources {
         if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(problem);
         } else {
-            self.untold += 1;
+            self.omitted += 1;
         }
     }
 
     /// Adds the content of the runs, the oldest run first, and then that of the journal.
     fn add_runs(&mut self, found: &Found, remains: &Remains) {
         let sled = found.path().display().to_string();
-        // A list that has all its blocks, if the journal has every later commit.
-        let chosen = remains.past().and_then(|past| found.choose(&past).ok());
+        // Take a list that has all its blocks, if the journal has every later commit.
+        let chosen = remains.summary().and_then(|journal| found.choose(&journal).ok());
         let list = chosen.as_ref().map(|chosen| &chosen.list).or_else(|| found.newest_list());
         let is_stale = list.is_none_or(|list| list.frame < remains.checkpointed);
         if is_stale {
@@ -121,7 +121,7 @@ impl Sources {
         let ends_early = frame > remains.last_frame && remains.problems.is_empty();
         if ends_early {
             self.is_all_in_doubt = true;
-            self.problem(format!("the journal ends at frame {}, it had frame {frame}", remains.last_frame));
+            self.problem(format!("the journal ends at frame {}, the runs at frame {frame}", remains.last_frame));
         }
         let listed = list.map(|list| &list.runs[..]).unwrap_or_default();
         let is_newer = |run: &u64| list.is_none_or(|list| *run >= list.next_id);
@@ -147,8 +147,8 @@ impl Sources {
         self.add_frames(remains, end);
     }
 
-    /// Adds the rest of a run that is newer than all runs before. `info`: its part of the list, if it has one. Blocks
-    /// after the listed ones, up to `beyond`, are in doubt.
+    /// Adds what is left of a run that is newer than all runs added before. `info` is its entry in the list, if it has
+    /// one. Contents of blocks after the listed ones, up to `beyond`, are in doubt.
     fn add_run(&mut self, found: &Found, run: u64, info: Option<&RunInfo>, beyond: u32, sled: &str) {
         let (mut entries, mut gaps) = (Vec::new(), Vec::new());
         let (start, blocks) = (info.map_or_else(Start::default, |info| info.start), info.map(|info| info.blocks));
@@ -189,8 +189,8 @@ impl Sources {
             gaps.push((last, None));
         }
         if !gaps.is_empty() {
-            let had = blocks.map_or_else(String::new, |blocks| format!(" of {blocks}"));
-            self.problem(format!("{sled} has lost blocks{had} of run {run}"));
+            let had = blocks.map_or_else(String::new, |blocks| format!(", which had {blocks}"));
+            self.problem(format!("{sled} has lost blocks of run {run}{had}"));
         }
         for gap in gaps {
             self.doubt(&gap);
@@ -355,8 +355,8 @@ impl Sources {
     }
 
     pub(super) fn into_report(mut self) -> SalvageReport {
-        if self.untold > 0 {
-            self.problems.push(format!("and {} more", self.untold));
+        if self.omitted > 0 {
+            self.problems.push(format!("and {} more", self.omitted));
         }
         let told = self.lost.iter().take(MAX_PROBLEMS).map(named).collect();
         let more_lost = self.lost.len().saturating_sub(MAX_PROBLEMS) as u64;

@@ -28,8 +28,8 @@ const FLOOR: u64 = 4 << 20;
 const AMPLIFICATION: u64 = 3;
 /// Bytes that an open needs in addition, for the snapshot that sled then writes.
 const SNAPSHOT: u64 = 1 << 20;
-/// Blocks are allocated in pieces of this many bytes. A claim that then finds the disk full keeps at most one piece,
-/// which counts for the next claim.
+/// Blocks are allocated in pieces of this many bytes. If the disk becomes full during a claim, the pieces allocated so
+/// far count for the next claim.
 const PIECE: u64 = 1 << 20;
 /// Bytes above the floor. With less than this, users' commits are refused, so that earlier commits can still be
 /// applied.
@@ -45,7 +45,7 @@ pub(crate) struct DiskSpace {
     wake_apply: Sender<()>,
     /// The bytes for which the apply thread waits.
     waited_for: AtomicU64,
-    /// Bytes that are not for sled.
+    /// Bytes that [`SetApart`] withholds from claims.
     set_apart: AtomicU64,
     #[cfg(test)]
     pub(crate) pretended: AtomicU64,
@@ -59,7 +59,7 @@ struct Preallocation {
     /// Then the blocks after its end are lost, even if the file has grown again since.
     allocated: u64,
     end: u64,
-    /// Bytes that claims have allocated, until they are counted as such.
+    /// Bytes that claims have allocated and [`FreeSpace`] does not know of yet.
     added: u64,
 }
 
@@ -69,7 +69,7 @@ pub(crate) type Wakeups = Receiver<()>;
 impl DiskSpace {
     pub(crate) fn new(dir: &Path) -> (Self, Wakeups) {
         let (wake_apply, wakeups) = crossbeam_channel::bounded(1);
-        // An earlier owner may have written all of the store just now.
+        // An earlier owner may have written all of these bytes just now, and the file system may not count them yet.
         let bytes = |dir: &Path| files::Dir::open(dir).ok().and_then(|dir| dir.disk_bytes().ok()).unwrap_or(0);
         let allocated = bytes(dir) + bytes(&dir.with_file_name("journal"));
         let space = Self {
@@ -94,7 +94,7 @@ impl DiskSpace {
         self.free_space.dir()
     }
 
-    /// Returns bytes that are certainly free.
+    /// Returns the number of bytes that are certainly free.
     fn free(&self) -> u64 {
         self.pretended().unwrap_or_else(|| self.free_space.get())
     }
@@ -188,7 +188,7 @@ impl DiskSpace {
     /// use them. Only one at a time.
     pub(crate) fn set_apart(&self, most: u64) -> SetApart<'_> {
         self.free_space.make_exact(most.saturating_add(FLOOR + RESERVED));
-        // With the lock of claims, so that neither counts space that the other takes.
+        // Under the lock of claims, so that the same space is not counted for a claim and for this.
         let _claims = self.preallocation.lock();
         let bytes = self.free().saturating_sub(FLOOR + RESERVED).min(most);
         self.set_apart.store(bytes, Ordering::Relaxed);
@@ -261,8 +261,8 @@ impl Preallocation {
         let start = len.saturating_sub(SLED_SEGMENT);
         let end = len.saturating_add(needed).saturating_add(SLED_SEGMENT);
         // An earlier owner may have left blocks after the end of the file.
-        let behind = blocks.saturating_sub(start);
-        if free < (end - start).saturating_sub(behind) {
+        let after_end = blocks.saturating_sub(start);
+        if free < (end - start).saturating_sub(after_end) {
             return Claimed::Full;
         }
         let mut at = start.max(self.end.min(end));

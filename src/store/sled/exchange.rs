@@ -22,7 +22,7 @@ pub(super) fn current(dir: &Path) -> PathBuf {
 }
 
 /// Finishes or undoes an exchange that a crash has interrupted.
-pub(super) fn settle(dir: &Path) -> Result<()> {
+pub(super) fn finish_or_undo(dir: &Path) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
     if !old.exists() && !new.exists() {
         return Ok(());
@@ -37,7 +37,7 @@ pub(super) fn settle(dir: &Path) -> Result<()> {
 }
 
 /// Replaces a directory by the one that `make` creates. If `make` fails, the directory is unchanged. If a rename fails,
-/// the next open calls [`settle`].
+/// the next open calls [`finish_or_undo`].
 pub(super) fn replace(dir: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
     if let Err(error) = make(&new).and_then(|()| files::sync_tree(&new)) {
@@ -107,7 +107,7 @@ mod tests {
                 std::fs::remove_file(beside(&dir, "old").join("db")).unwrap();
             }
             assert_eq!(std::fs::read(current(&dir).join("db")).unwrap(), b"log", "step {step}");
-            settle(&dir).unwrap();
+            finish_or_undo(&dir).unwrap();
             assert_eq!(names(store.path()), std::slice::from_ref(&dir), "step {step}");
             assert_eq!(std::fs::read(dir.join("db")).unwrap(), b"log");
         }

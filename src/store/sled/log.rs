@@ -8,7 +8,7 @@
 //! The log is the file `db`, in segments of 512 KiB. A segment begins with a checksum (4 bytes) of two positions in the
 //! log: its own, and the last stable one at that time (8 bytes each, inverted). Messages follow: checksum (4), kind
 //! (1), length, segment number and page number (in sled's encoding of numbers), body. A snapshot has the position up to
-//! which it is valid, the segment in use (8 each), and the position of each page in the log.
+//! which it is valid (8), the segment in use, and the positions of each page in the log.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -24,8 +24,8 @@ use crate::types::error::{Error, Result};
 pub(super) const SEGMENT: usize = 512 << 10;
 /// Bytes of its header.
 const HEADER: usize = 20;
-/// A message begins at least this many bytes before the end of its segment.
-const LAST: usize = 32;
+/// The largest header of a message. sled begins no message nearer to the end of a segment.
+const MAX_MESSAGE_HEADER: usize = 32;
 /// The kind of the message that ends a segment that is not full.
 const CAP: u8 = 2;
 /// Messages of kinds up to this one change no page.
@@ -56,7 +56,7 @@ pub(super) struct Log {
     last_page: Option<u64>,
     /// The last position that a message ends at.
     end: u64,
-    /// The positions of segments whose messages end early.
+    /// The positions of segments in which a message is not whole.
     torn: Vec<u64>,
     /// The positions that segments begin at.
     segments: Vec<u64>,
@@ -78,7 +78,7 @@ impl Log {
         self.segments.push(position);
         let mut at = HEADER;
         loop {
-            if at + LAST > SEGMENT {
+            if at + MAX_MESSAGE_HEADER > SEGMENT {
                 break;
             }
             let Some(message) = message(bytes.get(at..).unwrap_or_default(), number) else {
@@ -96,7 +96,7 @@ impl Log {
                 break;
             }
         }
-        if at + LAST >= SEGMENT {
+        if at + MAX_MESSAGE_HEADER >= SEGMENT {
             // A snapshot that was made here begins with the next segment.
             self.end = self.end.max(position + SEGMENT as u64);
         }
@@ -119,7 +119,7 @@ impl Log {
         let mut segments = self.segments.clone();
         segments.sort_unstable();
         let is_repeated = segments.windows(2).any(|pair| pair.first() == pair.last());
-        // The last write may be torn: it was never waited for.
+        // The last write may be torn: nothing has waited for it.
         let is_torn = self.torn.iter().any(|position| Some(position) != segments.last());
         if self.is_damaged || is_torn || is_repeated {
             return Ok(false);
@@ -132,8 +132,8 @@ impl Log {
                 "blobs" if !kind.is_dir() || !files::entries(&path)?.is_empty() => return Ok(false),
                 name if name.starts_with(snapshots::PREFIX) => {
                     let bytes = read(&path)?;
-                    // Under its temporary name. Before sled is opened, a torn snapshot is removed and a whole one
-                    // renamed.
+                    // Before sled is opened, a snapshot under its temporary name is renamed if it is whole, and removed
+                    // if it is torn.
                     if !name.ends_with(snapshots::UNFINISHED) || snapshots::content(&bytes).is_some() {
                         snapshot = Some(bytes);
                     }
@@ -160,7 +160,7 @@ impl Log {
                 pages += 1;
             }
         }
-        // sled numbers its pages without gaps. A link only adds to a page: if the page itself is not there, it is lost.
+        // sled numbers its pages without gaps. A link only adds to a page, so the log must have the page itself too.
         let newer = self.replaced.keys().filter(|page| **page >= pages).count() as u64;
         let wanted = self.last_page.map_or(0, |last| last.saturating_add(1).saturating_sub(pages));
         Some(newer == wanted && stable <= self.end)
@@ -266,7 +266,7 @@ fn message(bytes: &[u8], segment: u64) -> Option<Message> {
 
 /// Returns true if a whole message of this segment begins at this byte.
 fn message_at(bytes: &[u8], at: usize, segment: u64) -> bool {
-    at + LAST <= SEGMENT && bytes.get(at..).is_some_and(|bytes| message(bytes, segment).is_some())
+    at + MAX_MESSAGE_HEADER <= SEGMENT && bytes.get(at..).is_some_and(|bytes| message(bytes, segment).is_some())
 }
 
 /// Reads a number in sled's encoding.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::blobs::Blobs;
 use super::disk_space::DiskSpace;
-use super::raw::{Chosen, Found, Past};
+use super::raw::{Chosen, Found, JournalSummary};
 use super::tables::{Access, Tables};
 use super::{exchange, rebuild, snapshots};
 use crate::store::files;
@@ -14,12 +14,12 @@ use crate::types::error::{Error, ErrorKind, Result};
 /// Opens sled and returns the list of runs. Scans sled's file first: if a listed block is missing, returns `Corrupt`,
 /// or `Io` if parts of the file cannot be read, and changes nothing. If sled might not find every block, a new sled is
 /// built from the blocks first, and the last value is true.
-pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Tables, RunList, bool)> {
-    let now_in = exchange::current(dir);
-    let (found, chosen, is_proven) = examine(&now_in, past)?;
-    // sled writes when it is opened, and would leave an incomplete file.
-    DiskSpace::new(&now_in).0.check()?;
-    exchange::settle(dir)?;
+pub(crate) fn open(dir: &Path, access: Access, journal: &JournalSummary) -> Result<(Tables, RunList, bool)> {
+    let current = exchange::current(dir);
+    let (found, chosen, is_proven) = examine(&current, journal)?;
+    // sled writes when it is opened: without space for that, it would leave an incomplete file.
+    DiskSpace::new(&current).0.check()?;
+    exchange::finish_or_undo(dir)?;
     let mut list = chosen.list;
     // A new run must not get the number of an unlisted run that a crash has left.
     let (next_run, serial) = found.next_numbers();
@@ -27,15 +27,15 @@ pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Tables, R
     let mut was_rebuilt = !is_proven;
     let opened = if is_proven {
         drop(found);
-        settle_files(dir, access, &list).and_then(|()| open_checked(dir, access, &list))
+        prepare_files(dir, access, &list).and_then(|()| open_checked(dir, access, &list))
     } else {
         open_rebuilt(dir, access, found, &list)
     };
     let tables = match opened {
         // The files were whole, but sled did not find every block. Scan again and rebuild.
         Err(error) if error.kind() == ErrorKind::Corrupt && is_proven => {
-            let found = Found::scan(dir, &past.store_id)?;
-            list = found.choose(past)?.list;
+            let found = Found::scan(dir, &journal.store_id)?;
+            list = found.choose(journal)?.list;
             list.next_id = list.next_id.max(next_run);
             was_rebuilt = true;
             open_rebuilt(dir, access, found, &list)?
@@ -48,16 +48,16 @@ pub(crate) fn open(dir: &Path, access: Access, past: &Past) -> Result<(Tables, R
 
 /// Opens the files without sled, for reads only. Writes nothing and needs only read permission. The last value is true
 /// if [`open`] would build a new sled.
-pub(crate) fn open_read_only(dir: &Path, past: &Past) -> Result<(Tables, RunList, bool)> {
-    let (found, Chosen { list, .. }, is_proven) = examine(&exchange::current(dir), past)?;
-    let tables = Tables::raw(dir, &past.store_id, Blobs::none(dir), found.into_blocks(&list));
+pub(crate) fn open_read_only(dir: &Path, journal: &JournalSummary) -> Result<(Tables, RunList, bool)> {
+    let (found, Chosen { list, .. }, is_proven) = examine(&exchange::current(dir), journal)?;
+    let tables = Tables::raw(dir, &journal.store_id, Blobs::none(dir), found.into_blocks(&list));
     Ok((tables, list, !is_proven))
 }
 
 /// Reads the files without sled, and chooses the list. The last value is true if sled is certain to find everything.
-fn examine(dir: &Path, past: &Past) -> Result<(Found, Chosen, bool)> {
-    let found = Found::scan(dir, &past.store_id)?;
-    let chosen = found.choose(past)?;
+fn examine(dir: &Path, journal: &JournalSummary) -> Result<(Found, Chosen, bool)> {
+    let found = Found::scan(dir, &journal.store_id)?;
+    let chosen = found.choose(journal)?;
     let is_proven = found.is_proven(&chosen)?;
     Ok((found, chosen, is_proven))
 }
@@ -77,14 +77,15 @@ fn open_checked(dir: &Path, access: Access, list: &RunList) -> Result<Tables> {
 }
 
 /// Prepares whole files for an open of sled.
-fn settle_files(dir: &Path, access: Access, list: &RunList) -> Result<()> {
-    snapshots::settle(dir)?;
-    // Before sled makes its files, so that they inherit the flag.
-    if access.sync_flag && files::set_sync_flag(dir) { Ok(()) } else { settle_on_copy(dir, access, list) }
+fn prepare_files(dir: &Path, access: Access, list: &RunList) -> Result<()> {
+    snapshots::rename_whole_and_remove_torn(dir)?;
+    // Set the flag before sled creates its files, so that they inherit it.
+    if access.sync_flag && files::set_sync_flag(dir) { Ok(()) } else { open_on_copy(dir, access, list) }
 }
 
-/// Opens sled on a copy first, because a power cut during an open could damage the original. Skipped without space.
-fn settle_on_copy(dir: &Path, access: Access, list: &RunList) -> Result<()> {
+/// Opens sled on a copy, which then replaces the original: a power cut during an open could damage the original. Does
+/// nothing without space for the copy.
+fn open_on_copy(dir: &Path, access: Access, list: &RunList) -> Result<()> {
     let db = dir.join("db");
     let len = db.metadata().map_err(|cause| Error::io("look at", &db, &cause))?.len();
     if !rebuild::has_space(dir, len)? {

@@ -19,9 +19,9 @@ use crate::types::error::{Error, Result};
 /// The largest number of store ids that are considered in one file.
 const MAX_IDS: usize = 16;
 
-/// The state that the record store should have, according to the journal.
+/// The facts in the journal with which the record store is compared.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Past {
+pub(crate) struct JournalSummary {
     pub(crate) store_id: [u8; 16],
     /// The frame of the last checkpoint: the runs should have everything up to it.
     pub(crate) checkpointed: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Found {
     file: File,
     path: PathBuf,
     pub(crate) unreadable: Unreadable,
-    /// Sorted by place, without duplicates. Of two copies, the one that sled finds is kept.
+    /// Sorted by place, without duplicates. Of several copies, one that sled finds is kept.
     blocks: Vec<BlockAt>,
     /// The newest first. The flag is true if sled may not find the list.
     lists: Vec<(RunList, bool)>,
@@ -99,34 +99,35 @@ impl Found {
 
     /// Returns the newest list that has all its blocks. An older list is accepted only if the journal has all later
     /// commits. Otherwise returns `Corrupt`, or `Io` if the file has unreadable parts, which may become readable again.
-    pub(crate) fn choose(&self, past: &Past) -> Result<Chosen> {
-        self.choose_readable(past).map_err(|error| match &self.unreadable.error {
+    pub(crate) fn choose(&self, journal: &JournalSummary) -> Result<Chosen> {
+        self.choose_readable(journal).map_err(|error| match &self.unreadable.error {
             Some(cause) => cause.wrap(cause.kind(), &error.to_string()),
             None => error,
         })
     }
 
-    fn choose_readable(&self, past: &Past) -> Result<Chosen> {
+    fn choose_readable(&self, journal: &JournalSummary) -> Result<Chosen> {
         let dir = self.dir.display();
         let Some((newest, _)) = self.lists.first() else {
             let why =
                 if self.has_foreign { "belongs to another store than the journal" } else { "has no list of its runs" };
             return Err(corrupt(format!("the record store {dir} {why}: {}", self.path.display())));
         };
-        let Past { checkpointed, last_frame, .. } = *past;
+        let JournalSummary { checkpointed, last_frame, .. } = *journal;
         if newest.frame > last_frame {
             let frame = newest.frame;
-            return Err(corrupt(format!("the journal beside {dir} ends at frame {last_frame}, it had frame {frame}")));
+            let message = format!("the journal beside {dir} ends at frame {last_frame}, the runs at frame {frame}");
+            return Err(corrupt(message));
         }
         let (mut why, mut has_newer) = (None, false);
         for (list, is_loose) in &self.lists {
             if list.frame < checkpointed {
                 let end = list.frame;
-                why.get_or_insert_with(|| format!("ends at frame {end}, it had frame {checkpointed}"));
+                why.get_or_insert_with(|| format!("ends at frame {end}, but had frame {checkpointed} before"));
                 break;
             }
             let Some(place) = self.missing(list) else {
-                // sled would find the newer one.
+                // sled would find a newer list, which has lost a block.
                 let is_loose = *is_loose || has_newer || self.blocks_of(list).any(|block| block.is_loose);
                 return Ok(Chosen { list: list.clone(), is_loose });
             };

@@ -28,7 +28,7 @@ pub(super) fn rebuild(dir: &Path, access: Access, found: &Found, list: &RunList)
     let bytes = 2 * BLOCK as u64 * blocks.len() as u64;
     let parent = dir.parent().unwrap_or(dir);
     if !has_space(parent, bytes)? {
-        let message = format!("no space to build the record store {} again: {bytes} bytes", dir.display());
+        let message = format!("no space to rebuild the record store {}: it needs {bytes} bytes", dir.display());
         return Err(Error::new(ErrorKind::Full, message));
     }
     exchange::replace(dir, |new| {

@@ -1,9 +1,9 @@
-//! sled's snapshots, and which of them sled may find when it opens.
+//! Prepares sled's snapshots for an open of sled.
 //!
 //! When sled opens, it writes a snapshot under the name `snap.*.generating`, syncs it, renames it and removes the
 //! previous one. Then it fills with zeros the segments of its file that are free according to the new snapshot. sled
 //! never syncs the directory. So a crash can leave a torn snapshot, which sled would take for the newest and refuse to
-//! open. Or a crash leaves a complete snapshot under its first name, without which the log can no longer be read.
+//! open. Or a crash leaves a complete snapshot under the first of these names, and sled cannot read the log without it.
 
 use std::path::{Path, PathBuf};
 
@@ -31,8 +31,8 @@ pub(crate) fn len(dir: &Path) -> Result<u64> {
     Ok(all(dir)?.filter_map(|(path, _)| path.metadata().ok()).map(|found| found.len()).sum())
 }
 
-/// Removes torn snapshots, and renames a complete one to its final name. Called before sled is opened.
-pub(crate) fn settle(dir: &Path) -> Result<()> {
+/// Renames a complete snapshot to its final name, and removes torn ones. Called before sled is opened.
+pub(crate) fn rename_whole_and_remove_torn(dir: &Path) -> Result<()> {
     for (path, name) in all(dir)? {
         let Some(finished) = name.strip_suffix(UNFINISHED) else { continue };
         let bytes = std::fs::read(&path).map_err(|cause| Error::io("read snapshot", &path, &cause))?;
@@ -77,7 +77,7 @@ mod tests {
         std::fs::write(path("snap.0003.generating"), &torn[..torn.len() - 1]).unwrap();
         std::fs::write(path("snap.0004.generating"), b"").unwrap();
         std::fs::write(path("snap.0005.generating"), [0; 40]).unwrap();
-        settle(dir.path()).unwrap();
+        rename_whole_and_remove_torn(dir.path()).unwrap();
         let mut left: Vec<_> = files::entries(dir.path()).unwrap().into_iter().map(|(path, _)| path).collect();
         left.sort();
         assert_eq!(left, [path("snap.0001"), path("snap.0002")]);

@@ -1,9 +1,5 @@
-//! The wrapper of sled. Only one thread writes. Only the parts of sled that work well are used.
-//!
-//! sled has these faults: its flush is not durable on Linux, its transactions lock the whole process, and it can panic.
-//! A kill during an open can leave a snapshot that makes the store unreadable, and an open destroys unreadable data. So
-//! each flush is followed by a sync, transactions are not used, files are checked before an open, and calls are
-//! guarded.
+//! The wrapper of sled. One thread writes. Each flush is followed by a sync, transactions are not used, and each call
+//! is guarded against panics: [`super`] lists the faults of sled.
 
 use std::fs::File;
 use std::ops::Range;
@@ -303,7 +299,7 @@ impl Tables {
         let close = move |dir: &Path| {
             #[cfg(test)]
             let _gate = gate.lock();
-            let closed = let_go(backend, dir);
+            let closed = drop_and_unlock(backend, dir);
             drop(kept);
             closed
         };
@@ -312,7 +308,7 @@ impl Tables {
 
     /// Closes sled. Its drop syncs, and panics if that fails.
     pub(crate) fn close(&self) -> Result<()> {
-        self.backend.write().take().map_or(Ok(()), |backend| let_go(backend, &self.dir))
+        self.backend.write().take().map_or(Ok(()), |backend| drop_and_unlock(backend, &self.dir))
     }
 
     /// Returns an error if there is a file that sled never syncs. Called before the journal frees any segment.
@@ -378,7 +374,7 @@ fn end_within(dir: &Path, timeout: Duration, end: impl FnOnce(&Path) -> Result<(
     }
 }
 
-fn let_go(backend: Backend, dir: &Path) -> Result<()> {
+fn drop_and_unlock(backend: Backend, dir: &Path) -> Result<()> {
     let Backend::Sled(trees) = backend else { return Ok(()) };
     let file = Arc::clone(&trees.file);
     panics::catch(|| drop(trees)).ok_or_else(|| panicked_at_close(dir))?;
@@ -396,7 +392,7 @@ fn convert(dir: &Path, cause: &::sled::Error) -> Error {
     }
 }
 
-/// sled, until everything in it is open. Its drop syncs, and panics if that fails.
+/// An open sled whose trees are not open yet. Its drop syncs, and panics if that fails.
 struct Opened {
     db: Option<Db>,
     dir: PathBuf,

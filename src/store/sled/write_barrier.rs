@@ -1,5 +1,5 @@
-//! Decides when sled must be flushed: before too much is under way, and, where the file system does not sync its writes
-//! by itself, at a barrier. A barrier is a flush that is followed by a sync.
+//! Decides when sled must be flushed: before too many bytes are under way in its threads, and, where the file system
+//! does not sync writes by itself, at a barrier. A barrier is a flush that is followed by a sync.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -80,7 +80,7 @@ impl WriteBarrier {
     /// Returns a guard to hold during a change of this many bytes.
     pub(crate) fn change(&self, bytes: usize) -> Option<MutexGuard<'_, ()>> {
         let guard = self.alone();
-        // After the lock: the barrier that held it does not cover this change.
+        // Count after taking the lock: the barrier that held it does not cover this change.
         self.given.fetch_add(CHANGE + bytes, Ordering::Relaxed);
         self.under_way.fetch_add(SMALLEST.max(CHANGE + bytes), Ordering::Relaxed);
         guard

@@ -215,14 +215,14 @@ fn a_damaged_run_is_not_merged_and_does_not_stop_other_merges() {
         put(&store, &key(round.to_string()), StoredRecord { expires: now + 1, ..done(b"x") });
         store.drain().unwrap();
     }
-    let damaged = store.inner.shared.runs.now()[3].info.id;
+    let damaged = store.inner.shared.runs.current()[3].info.id;
     store.inner.shared.tables.insert(&block::key(block::Place { run: damaged, number: 0 }), b"junk").unwrap();
     // The eighth run triggers a merge. Later runs are merged without the damaged one.
     for round in 7..20 {
         put(&store, &key(round.to_string()), StoredRecord { expires: now + 1, ..done(b"x") });
         store.drain().unwrap();
     }
-    while store.inner.shared.runs.now().len() > 8 + 7 || stored_runs(&store) > 8 + 7 {
+    while store.inner.shared.runs.current().len() > 8 + 7 || stored_runs(&store) > 8 + 7 {
         thread::yield_now();
     }
     for round in (0..20).filter(|round| *round != 3) {
@@ -305,7 +305,7 @@ fn leftovers_of_a_crash_are_deleted_after_the_next_open() {
     assert_eq!(stored(&store, &key("held")).unwrap().context.get("c").unwrap(), bytes(9_000));
     put(&store, &key("new"), done(b"x"));
     store.drain().unwrap();
-    assert!(store.inner.shared.runs.now().iter().all(|run| run.info.id > 901 || run.info.id < 900));
+    assert!(store.inner.shared.runs.current().iter().all(|run| run.info.id > 901 || run.info.id < 900));
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn merges_keep_the_number_of_runs_low_and_lose_nothing() {
         }
         store.drain().unwrap();
     }
-    while store.inner.shared.runs.now().len() > 16 || stored_runs(&store) > 16 {
+    while store.inner.shared.runs.current().len() > 16 || stored_runs(&store) > 16 {
         thread::yield_now();
     }
     for index in 0..40_u64 {
@@ -342,10 +342,10 @@ fn no_block_is_deleted_while_its_run_has_a_reader() {
     let (store, clock, now) = with_clock(dir.path());
     put(&store, &key("k"), StoredRecord { expires: now + 1, ..done(&bytes(9_000)) });
     store.drain().unwrap();
-    let held = store.inner.shared.runs.now();
+    let held = store.inner.shared.runs.current();
     clock.advance(Duration::from_millis(2));
     assert_eq!(compact_all(&store).records, 1);
-    assert_eq!((store.inner.shared.runs.now().len(), stored_runs(&store)), (0, 1));
+    assert_eq!((store.inner.shared.runs.current().len(), stored_runs(&store)), (0, 1));
     held[0].check(&store.inner.shared.tables, &mut Err).unwrap();
     drop(held);
     put(&store, &key("other"), done(b"x"));
@@ -364,7 +364,7 @@ fn readers_of_each_list_during_a_merge_keep_its_blocks() {
     }
     store.drain().unwrap();
     let runs = &store.inner.shared.runs;
-    *runs.readers.lock() = Some(vec![runs.now()]);
+    *runs.readers.lock() = Some(vec![runs.current()]);
     clock.advance(Duration::from_millis(1));
     compact_all(&store);
     let held = runs.readers.lock().take().unwrap();
@@ -393,7 +393,7 @@ fn a_run_whose_records_have_all_expired_is_dropped_and_no_run_is_written() {
     }
     store.drain().unwrap();
     let runs = &store.inner.shared.runs;
-    let before: Vec<_> = runs.now().iter().map(|run| run.info.id).collect();
+    let before: Vec<_> = runs.current().iter().map(|run| run.info.id).collect();
     *runs.readers.lock() = Some(Vec::new());
     clock.advance(Duration::from_millis(1));
     assert_eq!(compact_all(&store).records, 40);
@@ -429,7 +429,7 @@ fn a_flush_or_merge_that_fails_at_any_write_loses_nothing_and_leaves_nothing() {
         // The replaced runs are deleted afterwards.
         while finished
             && store.inner.commit_queue.check().is_ok()
-            && stored_runs(&store) > store.inner.shared.runs.now().len()
+            && stored_runs(&store) > store.inner.shared.runs.current().len()
         {
             thread::yield_now();
         }

@@ -262,7 +262,7 @@ fn a_replayed_record_is_cached_until_it_changes() {
     for name in ["hot", "changed"] {
         assert_eq!(outcome(&store, &key(name)).unwrap(), b"before");
     }
-    let run = store.inner.shared.runs.now()[0].info.id;
+    let run = store.inner.shared.runs.current()[0].info.id;
     lose(&store, run, 0);
     put(&store, &key("changed"), done(b"after"));
     store.drain().unwrap();

@@ -330,7 +330,7 @@ fn a_damaged_record_is_an_error_and_never_absent() {
     put(&store, &key("k"), done(&[7; 10_000]));
     store.drain().unwrap();
     let tables = &store.inner.shared.tables;
-    let run = store.inner.shared.runs.now()[0].info.id;
+    let run = store.inner.shared.runs.current()[0].info.id;
     let at = |number| block::key(block::Place { run, number });
     let blocks = [0, 1, 2].map(|number| tables.block(block::Place { run, number }).unwrap().unwrap());
     tables.remove(&at(1)).unwrap();

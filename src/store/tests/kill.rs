@@ -117,7 +117,7 @@ fn a_killed_process_loses_nothing_that_it_reported() {
         last = store.now().first;
         for (name, revision) in &said {
             let found = stored(&store, &key(name)).unwrap_or_else(|| panic!("{name} is lost in round {round}"));
-            assert!(found.revision >= *revision, "{name} is older than was said in round {round}");
+            assert!(found.revision >= *revision, "{name} is older than reported in round {round}");
             if let Some(outcome) = found.outcome {
                 assert!(*outcome == value(u64::from_le_bytes(outcome[..8].try_into().unwrap())), "{name}");
             }
@@ -126,6 +126,6 @@ fn a_killed_process_loses_nothing_that_it_reported() {
         assert!(journal_files(dir.path()) < 20);
         if round % 2 == 0 { crash(store) } else { store.close().unwrap() }
     }
-    println!("{kills} kills, {lines} records said, {} keys", said.len());
+    println!("{kills} kills, {lines} records reported, {} keys", said.len());
     assert!(lines > 0);
 }

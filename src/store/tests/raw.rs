@@ -13,9 +13,9 @@ fn sled(dir: &Path) -> PathBuf {
 
 /// Returns true if an open would open sled on its files as they are.
 fn is_proven(dir: &Path) -> bool {
-    let past = journal::recover(&journal_dir(dir), SMALL_SEGMENT).unwrap().past();
-    let found = Found::scan(&sled(dir), &past.store_id).unwrap();
-    let chosen = found.choose(&past).unwrap();
+    let journal = journal::recover(&journal_dir(dir), SMALL_SEGMENT).unwrap().summary();
+    let found = Found::scan(&sled(dir), &journal.store_id).unwrap();
+    let chosen = found.choose(&journal).unwrap();
     found.is_proven(&chosen).unwrap()
 }
 
@@ -200,13 +200,13 @@ fn an_unreadable_page_prevents_an_open_only_if_something_in_it_is_needed() {
     let (store, _) = open(dir.path());
     churn(&store, 0);
     store.close().unwrap();
-    let past = journal::recover(&journal_dir(dir.path()), SMALL_SEGMENT).unwrap().past();
+    let journal = journal::recover(&journal_dir(dir.path()), SMALL_SEGMENT).unwrap().summary();
     let page = |nth: u64| nth * PAGE..(nth + 1) * PAGE;
     let (mut needed, mut spare) = (None, None);
     for nth in (0..fs::metadata(sled(dir.path()).join("db")).unwrap().len() / PAGE).step_by(3) {
         set_unreadable(&page(nth));
-        let found = Found::scan(&sled(dir.path()), &past.store_id).unwrap();
-        match found.choose(&past) {
+        let found = Found::scan(&sled(dir.path()), &journal.store_id).unwrap();
+        match found.choose(&journal) {
             Ok(chosen) => {
                 assert!(!found.is_proven(&chosen).unwrap());
                 spare = Some(nth);

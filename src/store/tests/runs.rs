@@ -15,7 +15,7 @@ use crate::store::sled::tables::Access;
 use crate::types::context::Context;
 
 fn ids(store: &Store) -> Vec<u64> {
-    store.inner.shared.runs.now().iter().map(|run| run.info.id).collect()
+    store.inner.shared.runs.current().iter().map(|run| run.info.id).collect()
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn the_number_of_a_deleted_run_is_not_reused() {
 }
 
 fn blocks(shared: &Shared) -> u64 {
-    shared.runs.now().iter().map(|run| u64::from(run.info.blocks)).sum()
+    shared.runs.current().iter().map(|run| u64::from(run.info.blocks)).sum()
 }
 
 /// Replays as an open does, and ends before the journal records it. Returns the number of blocks in runs before and
@@ -47,7 +47,7 @@ fn replay_and_die(dir: &Path, segment_bytes: u64) -> (u64, u64) {
     let sled = dir.join("store/sled");
     let recovered = journal::recover(&dir.join("store/journal"), segment_bytes).unwrap();
     let access = Access { cache_capacity: 1 << 24, sync_flag: true };
-    let (tables, list, _) = crate::store::sled::open::open(&sled, access, &recovered.past()).unwrap();
+    let (tables, list, _) = crate::store::sled::open::open(&sled, access, &recovered.summary()).unwrap();
     let now = Now { store: 0, wall: 0, first: u64::MAX / 2, opened: 0, effect_seed: [0; 16] };
     let shared = Arc::new(open_runs(dir, tables, &list, &now).unwrap());
     let before = blocks(&shared);
@@ -81,7 +81,7 @@ fn a_replay_continues_where_the_last_one_was_killed() {
 
 /// Returns the number of blocks in sled that the list does not name.
 fn unlisted_blocks(store: &Store) -> usize {
-    let (tables, runs) = (&store.inner.shared.tables, store.inner.shared.runs.now());
+    let (tables, runs) = (&store.inner.shared.tables, store.inner.shared.runs.current());
     let of = |id: u64, blocks: std::ops::Range<u32>| tables.blocks_of(id, &blocks, usize::MAX).unwrap().len();
     let unlisted = tables.run_ids().unwrap().into_iter().map(|id| {
         let Some(run) = runs.iter().find(|run| run.info.id == id) else { return of(id, 0..u32::MAX) };
@@ -175,7 +175,7 @@ fn a_merge_that_ends_at_any_write_keeps_what_it_has_listed_and_loses_nothing() {
         }
         tables.writes_left.store(u64::MAX, Ordering::Relaxed);
         let is_trimmed = |run: &Arc<Run>| run.info.start != Start::default();
-        let is_half_listed = store.inner.shared.runs.now().iter().any(is_trimmed);
+        let is_half_listed = store.inner.shared.runs.current().iter().any(is_trimmed);
         crash(store);
         if is_half_listed {
             half_listed += 1;

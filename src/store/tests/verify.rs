@@ -1,4 +1,4 @@
-//! `verify` reports all damage, and nothing else, whatever happens meanwhile.
+//! `verify` reports all damage and nothing else, also while the store is in use.
 
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -106,7 +106,7 @@ fn load_gives_no_false_alarm() {
 fn every_block_that_sled_has_lost_is_noticed() {
     for nth in 0.. {
         let (dir, store) = varied();
-        let run = store.inner.shared.runs.now()[0].info;
+        let run = store.inner.shared.runs.current()[0].info;
         let Some(number) = (0..run.blocks).chain(run.index_at..run.index_end()).nth(nth) else {
             assert!(nth > 6, "{nth}");
             return;
@@ -125,7 +125,7 @@ fn every_block_that_sled_has_lost_is_noticed() {
 fn a_block_of_another_run_or_place_is_noticed() {
     let (_dir, store) = varied();
     let tables = &store.inner.shared.tables;
-    let run = store.inner.shared.runs.now()[0].info.id;
+    let run = store.inner.shared.runs.current()[0].info.id;
     let first = block::Place { run, number: 0 };
     let good = [0, 1].map(|number| tables.block(block::Place { run, number }).unwrap().unwrap());
     tables.insert(&block::key(first), &good[1]).unwrap();
@@ -152,7 +152,7 @@ fn very_many_problems_are_counted() {
         put(&store, &key([index]), done(&bytes(3_500)));
     }
     store.drain().unwrap();
-    let run = store.inner.shared.runs.now()[0].info;
+    let run = store.inner.shared.runs.current()[0].info;
     assert_eq!(run.blocks, 130);
     for number in 0..run.blocks {
         store.inner.shared.tables.insert(&block::key(block::Place { run: run.id, number }), b"junk").unwrap();

@@ -93,9 +93,9 @@ impl Case {
         let resumes = status != Status::Interrupted || self.policy == OnInterrupted::Resume;
         let mine = |token: u64| running && token == stored.token;
         let yes = match action {
-            Action::Begin(start) => self.starts_anew(start) || idle && resumes && !self.is_other_request(start),
+            Action::Begin(start) => self.starts_a_generation(start) || idle && resumes && !self.is_other_request(start),
             Action::Lock { .. } => idle && resumes,
-            Action::Create(start) => self.starts_anew(start),
+            Action::Create(start) => self.starts_a_generation(start),
             Action::Import(_) => false,
             Action::Patch(_) => idle,
             Action::End { token, .. } => mine(*token),
@@ -126,7 +126,7 @@ impl Case {
     }
 
     /// True if nothing has happened under the record's request, so another request may have the key.
-    fn starts_anew(self, start: &Start) -> bool {
+    fn starts_a_generation(self, start: &Start) -> bool {
         self.status() == Some(Status::Released) && !self.bound && self.is_other_payload(start)
     }
 }
@@ -258,7 +258,8 @@ fn decide_agrees_with_the_second_formulation_for_every_record_and_action() {
             let there = case.status().map(|_| &stored);
             match (&decision, &action) {
                 _ if there.is_none() => assert_eq!(decision, decide(None, &action, &NOW), "expired is absent"),
-                (Decision::Write(_), Action::Begin(start) | Action::Create(start)) if case.starts_anew(start) => {}
+                (Decision::Write(_), Action::Begin(start) | Action::Create(start))
+                    if case.starts_a_generation(start) => {}
                 (_, Action::Begin(start) | Action::Create(start)) if case.is_other_request(start) => {
                     assert_eq!(decision, Decision::Keep(Reason::Mismatch));
                 }

@@ -1,4 +1,4 @@
-//! The place of the socket: a file in the store's directory, created by the owner of the store's lock.
+//! The socket: a file in the store's directory, created by the owner of the store's lock.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -18,12 +18,12 @@ const NEW: &str = "SOCKET.new";
 /// The open directory of a store. The address of a socket is limited to about a hundred bytes, which a path may exceed.
 /// So the directory is addressed by its descriptor where the system supports that.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SocketDir {
     dir: File,
     path: PathBuf,
 }
 
-impl Place {
+impl SocketDir {
     pub(crate) fn new(store: &Path) -> Result<Self> {
         let dir = File::open(store).map_err(|cause| Error::io("open directory", store, &cause))?;
         Ok(Self { dir, path: store.to_owned() })
