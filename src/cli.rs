@@ -23,7 +23,7 @@
 //! Only one process can open a store for writing. If a service has it open, the commands ask the service, through the
 //! socket that its engine serves: see [`LiveStore`]. If the service has no socket, each command fails with status 3 and
 //! changes nothing. If no process has it open, the commands that only read (`stats`, `doctor`, `list`, `tables`,
-//! `rows`, `get`, `verify`, `export`, `backup`) open it read-only: they change not one byte, and permission to read is
+//! `rows`, `get`, `verify`, `export`, `backup`) open it read-only: they change no byte, and permission to read is
 //! enough. The other commands, run by root, give every file that they create to the owner of the store.
 //!
 //! Built with the feature `postgres`, the commands take the address of a database in the place of a directory, such as
@@ -49,13 +49,13 @@ mod migrate;
 mod out;
 mod outcome;
 mod owner;
-mod place;
 mod progress;
 mod repair;
 mod resolve;
 mod show;
 mod store;
 mod transfer;
+mod typed_key;
 mod watch;
 mod web;
 
@@ -122,7 +122,7 @@ fn run_with(
     // Set this before parsing, so that errors in the command line are JSON too.
     out.json = args.iter().any(|arg| arg == "--json");
     let ended = args::parse(args).and_then(|asked| match asked {
-        Ok(asked) => obey(describers, &asked, out),
+        Ok(asked) => dispatch(describers, &asked, out),
         Err(help) => out.text(&help),
     });
     let Err(stop) = ended.and_then(|()| out.flush()) else { return 0 };
@@ -138,7 +138,7 @@ fn run_with(
     stop.status()
 }
 
-fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
+fn dispatch(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
     let options = options(asked)?;
     let on = |store: &Location, out: &mut Out<'_>, work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done| {
         opened(&options, store, out, work)
@@ -162,17 +162,17 @@ fn obey(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         }
         Verb::Get { at, effect, outcome } => {
             let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
-            look(&at.store, out, &|store, out| show::get(store, describers, &at.place(), &shown, out))
+            look(&at.store, out, &|store, out| show::get(store, describers, &at.typed_key(), &shown, out))
         }
         Verb::Resolve(asked) => {
             let run = |store: &dyn Store, out: &mut Out<'_>| resolve::run(store, describers, asked, out);
             if asked.dry_run { look(&asked.store, out, &run) } else { on(&asked.store, out, &run) }
         }
-        Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.place(), out)),
-        Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.place(), out)),
-        Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.place(), out)),
+        Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.typed_key(), out)),
+        Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.typed_key(), out)),
+        Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.typed_key(), out)),
         Verb::Extend { at, duration } => {
-            on(&at.store, out, &|store, out| change::extend(store, &at.place(), *duration, out))
+            on(&at.store, out, &|store, out| change::extend(store, &at.typed_key(), *duration, out))
         }
         Verb::Watch { store, limit } => watch::watch(store, limit.map(NonZeroUsize::get), out),
         Verb::Web { store, port, read_only } => {

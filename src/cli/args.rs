@@ -13,8 +13,8 @@ use clap_complete::Shell;
 use super::filter::{Filter, Order};
 use super::location::Location;
 use super::out::{Done, Stop};
-use super::place::Place;
 use super::resolve::Resolve;
+use super::typed_key::TypedKey;
 
 macro_rules! examples {
     () => {
@@ -41,20 +41,20 @@ macro_rules! examples {
 macro_rules! exit_status {
     () => {
         "  0  done; also if the reader closes the pipe early
-  1  no such record, or not in a state for it
+  1  no such record, or its state does not allow the command
   2  wrong command line, or no store there
   3  the store is in use, and its owner does not answer
-  4  damaged
-  5  anything else
-  6  the doctor found something that needs attention, and no fault"
+  4  the store is damaged
+  5  any other error
+  6  the doctor found no fault, but something that needs attention"
     };
 }
 
 const AFTER_HELP: &str = concat!(
     "A KEY is written as `list` prints it: its text; /PART/PART if it is made of parts, for example in a scope; \
      %NN for a byte, for example %20 for a blank.\n\n\
-     A STORE is a directory, or the address of a database: postgres://USER@HOST/DATABASE. The variable PGPASSWORD is its \
-     password, if the address has none.\n\nExamples:\n",
+     A STORE is a directory, or the address of a database: postgres://USER@HOST/DATABASE. The variable PGPASSWORD is \
+     its password, if the address has none.\n\nExamples:\n",
     examples!(),
     "\n\nExit status:\n",
     exit_status!(),
@@ -87,11 +87,11 @@ pub(super) enum Verb {
         /// The directory of the store, or the address of its database.
         store: Location,
     },
-    /// Says what is wrong with the directory of a store, and what to do next. Changes nothing.
+    /// Reports the problems of a store, and what to do next. Changes nothing.
     ///
-    /// Each finding has the command that helps, if one does. The exit status is 0 if nothing needs to be done, 6 if the
-    /// store works and needs attention, 2 if there is no store, 3 if a process has it open and does not answer, 4 if it
-    /// is damaged, 5 if it cannot be read.
+    /// A finding names the command that helps, if there is one. The exit status is 0 if nothing needs to be done, 6 if
+    /// the store works and needs attention, 2 if there is no store, 3 if a process has it open and does not answer, 4
+    /// if it is damaged, 5 if it cannot be read.
     Doctor {
         /// The directory of the store, or the address of its database.
         store: Location,
@@ -139,14 +139,14 @@ pub(super) enum Verb {
     Get {
         #[command(flatten)]
         at: At,
-        /// Also print the effect id of this label. With it, ask the other system whether the effect happened.
+        /// Also print the effect id of this label. Ask the other system by this id whether the effect happened.
         #[arg(long, value_name = "LABEL")]
         effect: Option<String>,
         /// Print only the bytes of the outcome, as they are stored.
         #[arg(long)]
         outcome: bool,
     },
-    /// Resolves interrupted records: states that nothing happened, or stores the outcome. Takes that back with --undo.
+    /// Resolves interrupted records: releases the key, or stores an outcome. --undo takes a resolution back.
     ///
     /// FILE contains the outcome; `-` is standard input. The outcome is checked: by the types of the manager if the
     /// service has its own program, else by what the manager has stored before. A resolution can be undone until a
@@ -174,7 +174,7 @@ pub(super) enum Verb {
     Extend {
         #[command(flatten)]
         at: At,
-        /// For example 30s, 15m, 2h, 7days.
+        /// A duration, for example 30s, 15m, 2h, 7days.
         #[arg(value_parser = humantime::parse_duration)]
         duration: Duration,
     },
@@ -260,20 +260,20 @@ pub(super) enum Verb {
         #[arg(long, value_name = "COUNT", default_value = "1")]
         seconds: NonZeroU64,
     },
-    /// Does what the next open of a service does, if nothing can be lost by it.
+    /// Does the work of the next open of a service, if nothing can be lost by it.
     ///
     /// Reads everything first, and changes nothing if anything cannot be read. Otherwise prints what it will do, and
-    /// does it: applies the commits that the last owner left, and builds the record store again if the order of its
-    /// file is damaged. Then reads everything again.
+    /// does it: applies the commits that the last owner left, and rebuilds the record store if its file is damaged
+    /// outside of records and rows. Then reads everything again.
     Repair {
         /// The directory of the store.
         store: Location,
     },
     /// Rescues what can still be read of a damaged store into a new one.
     ///
-    /// Takes the newest state that is left of each record and row, if its checksum is right. Changes nothing in STORE.
-    /// Prints what was rescued, what may be older than it was, and what is lost. The exit status is 4 if not everything
-    /// is as it was.
+    /// Takes the newest content of each record and row that has a right checksum. Changes nothing in STORE. Prints how
+    /// many were rescued, which keys may be older than their last state, and which are lost. The exit status is 4
+    /// unless the store was whole.
     Salvage {
         /// The directory of the damaged store.
         store: Location,
@@ -347,8 +347,8 @@ pub(super) struct At {
 }
 
 impl At {
-    pub(super) fn place(&self) -> Place {
-        Place { manager: self.manager.clone(), key: self.key.clone() }
+    pub(super) fn typed_key(&self) -> TypedKey {
+        TypedKey { manager: self.manager.clone(), key: self.key.clone() }
     }
 }
 

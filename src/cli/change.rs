@@ -5,53 +5,53 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::out::{Done, Out, size};
-use super::place::Place;
 use super::progress::Progress;
 use super::store::Store;
+use super::typed_key::TypedKey;
 use crate::{Key, Status};
 
 /// Interrupts a record in progress. If the record is interrupted already, because its process is dead, only reports
 /// that.
-pub(super) fn revoke(store: &dyn Store, place: &Place, out: &mut Out<'_>) -> Done {
-    let key = place.key()?;
-    if place.record(store)?.status() == Status::Interrupted {
-        return done(place, &key, "interrupted: it has no live owner", out);
+pub(super) fn revoke(store: &dyn Store, typed: &TypedKey, out: &mut Out<'_>) -> Done {
+    let key = typed.key()?;
+    if typed.record(store)?.status() == Status::Interrupted {
+        return done(typed, &key, "interrupted: it has no live owner", out);
     }
-    store.revoke(&place.manager, &key)?;
-    done(place, &key, "interrupted: its owner has lost it", out)
+    store.revoke(&typed.manager, &key)?;
+    done(typed, &key, "interrupted: its owner has lost the key", out)
 }
 
-pub(super) fn forget(store: &dyn Store, place: &Place, out: &mut Out<'_>) -> Done {
-    let key = place.key()?;
-    if !store.forget(&place.manager, &key)? {
-        return Err(place.nothing(store, "no finished record"));
+pub(super) fn forget(store: &dyn Store, typed: &TypedKey, out: &mut Out<'_>) -> Done {
+    let key = typed.key()?;
+    if !store.forget(&typed.manager, &key)? {
+        return Err(typed.nothing(store, "no finished record"));
     }
-    done(place, &key, "forgotten: the next request with this key runs it", out)
+    done(typed, &key, "forgotten: the next request with this key runs the operation", out)
 }
 
-pub(super) fn remove(store: &dyn Store, place: &Place, out: &mut Out<'_>) -> Done {
-    let key = place.key()?;
-    if !store.remove(&place.manager, &key)? {
-        return Err(place.nothing(store, "no record"));
+pub(super) fn remove(store: &dyn Store, typed: &TypedKey, out: &mut Out<'_>) -> Done {
+    let key = typed.key()?;
+    if !store.remove(&typed.manager, &key)? {
+        return Err(typed.nothing(store, "no record"));
     }
-    done(place, &key, "removed", out)
+    done(typed, &key, "removed", out)
 }
 
-pub(super) fn extend(store: &dyn Store, place: &Place, ttl: Duration, out: &mut Out<'_>) -> Done {
-    let key = place.key()?;
-    if !store.extend(&place.manager, &key, ttl)? {
-        return Err(place.nothing(store, "no finished record"));
+pub(super) fn extend(store: &dyn Store, typed: &TypedKey, ttl: Duration, out: &mut Out<'_>) -> Done {
+    let key = typed.key()?;
+    if !store.extend(&typed.manager, &key, ttl)? {
+        return Err(typed.nothing(store, "no finished record"));
     }
     let result = format!("extended: it is kept for at least {} from now", humantime::format_duration(ttl));
-    done(place, &key, &result, out)
+    done(typed, &key, &result, out)
 }
 
-fn done(place: &Place, key: &Key, result: &str, out: &mut Out<'_>) -> Done {
+fn done(typed: &TypedKey, key: &Key, result: &str, out: &mut Out<'_>) -> Done {
     if out.json {
         let word = result.split(':').next();
-        return out.json(&json!({ "manager": place.manager, "key": key.to_string(), "result": word }));
+        return out.json(&json!({ "manager": typed.manager, "key": key.to_string(), "result": word }));
     }
-    out.line(format_args!("key {key} of {} is {result}", place.manager))
+    out.line(format_args!("key {key} of {} is {result}", typed.manager))
 }
 
 pub(super) fn compact(store: &dyn Store, out: &mut Out<'_>) -> Done {

@@ -1,4 +1,4 @@
-//! Says what is wrong with the directory of a store, and what to do next. Changes nothing.
+//! Reports the problems of a store, and what to do next. Changes nothing.
 
 #[cfg(feature = "postgres")]
 mod database;
@@ -35,7 +35,7 @@ enum Severity {
 struct Finding {
     severity: Severity,
     /// A stable name of the finding, for scripts.
-    what: &'static str,
+    name: &'static str,
     text: String,
     /// The steps to take next. Empty if nothing needs to be done.
     next: String,
@@ -44,16 +44,16 @@ struct Finding {
 }
 
 impl Finding {
-    fn fine(what: &'static str, text: impl Into<String>) -> Self {
-        Self { severity: Severity::Fine, what, text: text.into(), next: String::new(), command: None }
+    fn fine(name: &'static str, text: impl Into<String>) -> Self {
+        Self { severity: Severity::Fine, name, text: text.into(), next: String::new(), command: None }
     }
 
-    fn attention(what: &'static str, text: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { severity: Severity::Attention, next: next.into(), ..Self::fine(what, text) }
+    fn attention(name: &'static str, text: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { severity: Severity::Attention, next: next.into(), ..Self::fine(name, text) }
     }
 
-    fn fault(what: &'static str, text: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { severity: Severity::Fault, next: next.into(), ..Self::fine(what, text) }
+    fn fault(name: &'static str, text: impl Into<String>, next: impl Into<String>) -> Self {
+        Self { severity: Severity::Fault, next: next.into(), ..Self::fine(name, text) }
     }
 
     fn command(self, command: String) -> Self {
@@ -85,7 +85,8 @@ pub(super) fn run(options: &EngineOptions, store: &Location, quick: bool, out: &
         let findings = findings.iter().map(|found| {
             let severity = format!("{:?}", found.severity).to_lowercase();
             json!({
-                "severity": severity, "what": found.what, "text": found.text, "next": found.next, "command": found.command,
+                "severity": severity, "what": found.name, "text": found.text, "next": found.next,
+                "command": found.command,
             })
         });
         out.json(&json!({ "path": place.to_string(), "status": status, "findings": findings.collect::<Vec<_>>() }))?;
@@ -121,7 +122,7 @@ fn examine(options: &EngineOptions, path: &Path, quick: bool, out: &Out<'_>, fin
     }
     findings.extend(directory::file_system(path));
     findings.extend(directory::foreign_files(path));
-    // Before the open, which locks the store as a reader does.
+    // List the readers before the open, which locks the store as a reader does.
     let readers = directory::readers(path);
     let progress = Progress::spinner(out, "opening the store");
     let opened = options.clone().create(false).read_only(true).open(path);
@@ -188,9 +189,9 @@ fn no_answer(owner: Option<&Process>, why: &Error) -> Finding {
         let next = "no fault of the store: use the oncekey of the version that the service is built with";
         return Finding::fault("other-version", text, next);
     }
-    let text = format!("in use by {}, and its data cannot be looked at: {why}", named(owner));
-    let next = "no fault while this is the service; if the service is stopped or hangs, end this process: the next open \
-                loses nothing";
+    let text = format!("in use by {}, and its data cannot be read: {why}", named(owner));
+    let next = "no fault if this process is the service; if the service is stopped or hangs, end this process: the next \
+                open loses nothing";
     Finding::fault("in-use", text, next)
 }
 
@@ -210,7 +211,7 @@ fn refused(path: &Path, error: &Error) -> (u8, Finding) {
         }
         (_, Some(io::ErrorKind::PermissionDenied)) => (5, Finding::fault("no-permission", text, SERVICE_USER)),
         (_, Some(io::ErrorKind::Unsupported)) => {
-            let next = "move the store to a local disk; --any-file-system examines it all the same";
+            let next = "move the store to a local disk; --any-file-system examines it anyway";
             (5, Finding::fault("unsafe-file-system", text, next))
         }
         _ => (5, Finding::fault("unreadable", text, DISK)),
@@ -236,7 +237,8 @@ fn inside(store: &dyn Store, quick: bool, out: &Out<'_>, findings: &mut Vec<Find
             let torn = match opened.torn_bytes {
                 0 => "nothing is lost".to_owned(),
                 torn => format!(
-                    "its last write, of {}, did not end: a caller has an answer for it only under Durability::Eventual",
+                    "its last write, of {}, is incomplete: a caller has an answer for it only under \
+                     Durability::Eventual",
                     size(torn)
                 ),
             };
@@ -246,9 +248,8 @@ fn inside(store: &dyn Store, quick: bool, out: &Out<'_>, findings: &mut Vec<Find
             findings.push(Finding::attention("died", text, next).command(command));
         }
         if opened.rebuilt {
-            let text = "the record store's own order is damaged, and all its blocks are there, so nothing is lost";
-            let next =
-                "start the service: its open builds the record store again. Without the service this does the same:";
+            let text = "sled's own data in the record store is damaged, but no record or row is, so nothing is lost";
+            let next = "start the service: its open rebuilds the record store. Without the service this does the same:";
             let command = format!("oncekey repair {}", quoted(path));
             findings.push(Finding::attention("rebuild", text, next).command(command));
         }
@@ -305,14 +306,14 @@ mod tests {
     #[test]
     fn a_process_that_does_not_answer_is_no_fault_of_the_disk() {
         let finding = no_answer(None, &Error::new(ErrorKind::UnsupportedFormat, "is oncekey 0.9"));
-        assert_eq!(finding.what, "other-version");
+        assert_eq!(finding.name, "other-version");
         assert!(finding.text.ends_with("is oncekey 0.9") && finding.next.contains("version"), "{finding:?}");
-        assert_eq!(no_answer(None, &Error::new(ErrorKind::Io, "why")).what, "in-use");
+        assert_eq!(no_answer(None, &Error::new(ErrorKind::Io, "why")).name, "in-use");
         let ended = Error::io("ask", Path::new("/x"), &io::ErrorKind::UnexpectedEof.into());
         for error in [ended, Error::closed()] {
             let mut findings = Vec::new();
             assert_eq!(stopped(error, &mut findings).unwrap(), 3);
-            assert_eq!((findings[0].what, findings[0].next.as_str()), ("stopped", "run this again"));
+            assert_eq!((findings[0].name, findings[0].next.as_str()), ("stopped", "run this again"));
         }
         let damaged = stopped(Error::new(ErrorKind::Corrupt, "why"), &mut Vec::new());
         assert_eq!(damaged.unwrap_err().kind(), ErrorKind::Corrupt);
@@ -327,7 +328,7 @@ mod tests {
             };
             let (status, found) = refused(Path::new("/x y"), &error);
             assert!(found.severity == Severity::Fault && !found.next.is_empty(), "{found:?}");
-            (status, found.what, found.command)
+            (status, found.name, found.command)
         };
         assert_eq!(refused(ErrorKind::Poisoned, None), (5, "poisoned", None));
         assert_eq!(refused(ErrorKind::UnsupportedFormat, None), (2, "other-format", None));

@@ -19,7 +19,7 @@ pub(super) struct Filter {
     /// Only records of this manager.
     #[arg(long, value_name = "NAME")]
     manager: Option<String>,
-    /// Only records in this state. If given several times, in any of these states.
+    /// Only records in this state. If given several times, records in any of these states.
     #[arg(long, value_name = "STATUS", ignore_case = true)]
     status: Vec<State>,
     /// Only records last changed longer ago than this, such as 30s, 15m, 2h, 7days.
@@ -183,7 +183,7 @@ fn scope_prefix(text: &[u8]) -> Done<KeyPrefix> {
 }
 
 fn ago(age: Duration) -> Done<SystemTime> {
-    let long = || Stop::Usage("the duration is longer than time has been counted".to_owned());
+    let long = || Stop::Usage("the duration is too long".to_owned());
     SystemClock.wall().checked_sub(age).ok_or_else(long)
 }
 

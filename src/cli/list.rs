@@ -165,7 +165,7 @@ pub(super) fn rows(
     listed: &Listed,
     out: &mut Out<'_>,
 ) -> Done {
-    // Check the printed key as well: a key made of parts contains their lengths, so its bytes may begin alike by
+    // Check the printed key as well: a key made of parts contains their lengths, so its bytes may have the prefix by
     // chance.
     let matches = |key: &[u8]| prefix.is_none_or(|prefix| Key::from_bytes(key).is_ok_and(|key| prefix.matches(&key)));
     let found = store.rows(name, &prefix.map(KeyPrefix::bytes).unwrap_or_default())?;

@@ -42,8 +42,8 @@ pub(super) fn migrate(options: &EngineOptions, from: &Location, to: &Location, o
         out.line(format_args!("{interrupted} of them were in progress, and are interrupted now"))?;
     }
     out.line(format_args!(
-        "{from} is unchanged. Never open it for a service again: both have the same keys. Check the new store, then start \
-         the services with it: oncekey doctor {}",
+        "{from} is unchanged. Never open it for a service again: both have the same keys. Check the new store, then \
+         start the services with it: oncekey doctor {}",
         to.quoted()
     ))
 }

@@ -78,7 +78,7 @@ impl Readable {
                 let mut text = format!("HTTP {}", response.status());
                 for (name, value) in response.headers() {
                     // Ignore the result: writing to a string cannot fail.
-                    let _ = write!(text, "\n{name}: {}", tame(&String::from_utf8_lossy(value.as_bytes())));
+                    let _ = write!(text, "\n{name}: {}", escaped(&String::from_utf8_lossy(value.as_bytes())));
                 }
                 let body = response.body_bytes();
                 match serde_json::from_slice::<Json>(body) {
@@ -87,7 +87,7 @@ impl Readable {
                     Err(_) => text + "\n" + &preview(body),
                 }
             }
-            Self::Failure(failure) => format!("failure: {}", tame(&failure.to_string())),
+            Self::Failure(failure) => format!("failure: {}", escaped(&failure.to_string())),
             Self::Text(text) => preview(text.as_bytes()),
             Self::Bytes(bytes) => preview(bytes),
             Self::Plain(value) | Self::Json(value) => pretty(value),
@@ -113,16 +113,16 @@ pub(super) fn to_json(bytes: &[u8]) -> Option<Json> {
 fn pretty(value: &Json) -> String {
     let text = serde_json::to_string_pretty(value).unwrap_or_else(|_| value.to_string());
     let cut: String = text.chars().take(PREVIEW_CHARS).collect();
-    tame(&cut) + if cut.len() < text.len() { " ..." } else { "" }
+    escaped(&cut) + if cut.len() < text.len() { " ..." } else { "" }
 }
 
 /// Escapes control characters, which a terminal could execute, and invisible characters.
-fn tame(text: &str) -> String {
-    let mut tame = String::new();
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
     for c in text.chars() {
-        if matches!(c, '\n' | '"' | '\'' | '\\') { tame.push(c) } else { tame.extend(c.escape_debug()) }
+        if matches!(c, '\n' | '"' | '\'' | '\\') { escaped.push(c) } else { escaped.extend(c.escape_debug()) }
     }
-    tame
+    escaped
 }
 
 /// Returns text on one line, or a hex dump of the first bytes if it is not text.
@@ -207,9 +207,9 @@ impl Given {
                 RawManager::check_encoded(&bytes).map_err(|why| unfit(&why))?;
                 if !unchecked && !is_like_others(store, info, &bytes, self.is_failure)? {
                     return Err(unfit(
-                        &"nothing shows that the service could read it. Its own program knows the types \
-                          (`oncekey::cli::Describers`). Without that, an outcome is accepted if the manager has one of the \
-                          same form, and bytes if another key of it has the same; --unchecked stores it all the same",
+                        &"nothing shows that the service can read it. A program of the service knows the types \
+                          (`oncekey::cli::Describers`). This program accepts an outcome if the manager has stored \
+                          one of the same form, or the same bytes; --unchecked skips this check",
                     ));
                 }
             }

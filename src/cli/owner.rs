@@ -1,4 +1,4 @@
-//! The owner of what root makes.
+//! The owner of files that root creates.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::out::{Done, Stop};
 
-/// Gives what root has made at `new` to the owner of the store: else the service could not open it.
+/// Gives the files that root has created at `new` to the owner of the store: otherwise the service could not open them.
 pub(super) fn give_to_owner_of(store: &Path, new: &Path) -> Done {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
@@ -24,7 +24,7 @@ fn give(path: &Path, owner: &fs::Metadata) -> io::Result<()> {
             give(&entry?.path(), owner)?;
         }
     }
-    // Only what this command has made: nothing of other users, and no file that has another name elsewhere.
+    // Only files that this command has created: none of other users, and none that has another name elsewhere.
     let is_own = metadata.uid() == 0 && (metadata.is_dir() || metadata.nlink() == 1);
     if is_own { lchown(path, Some(owner.uid()), Some(owner.gid())) } else { Ok(()) }
 }

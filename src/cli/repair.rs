@@ -28,7 +28,7 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
             "All {records} records and {rows} rows can be read, so nothing will be lost. This is done now:"
         ))?;
         plan(&planned, out)?;
-        // Before anything is written.
+        // Print the plan before anything is written.
         out.flush()?;
     }
     let progress = Progress::spinner(out, "opening the store");
@@ -48,8 +48,8 @@ pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -
         }))?;
     } else {
         let (frames, torn) = (opened.frames_replayed, size(opened.torn_bytes));
-        out.line(format_args!("{frames} commits applied, {torn} of an unfinished last write cut off"))?;
-        out.line(if opened.rebuilt { "the record store was built again" } else { "the record store was in order" })?;
+        out.line(format_args!("{frames} commits applied, {torn} of an incomplete last write cut off"))?;
+        out.line(if opened.rebuilt { "the record store was rebuilt" } else { "the record store was whole" })?;
         out.line(format_args!(
             "{} records and {} rows read, {} problems",
             report.records,
@@ -66,10 +66,10 @@ fn plan(found: &OpenReport, out: &mut Out<'_>) -> Done {
         out.line(format_args!("- apply {} commits that the last owner left in the journal", found.frames_replayed))?;
     }
     if found.torn_bytes > 0 {
-        out.line(format_args!("- cut off {} of a last write that did not end", size(found.torn_bytes)))?;
+        out.line(format_args!("- cut off {} of an incomplete last write", size(found.torn_bytes)))?;
     }
     if found.rebuilt {
-        out.line("- build the record store again, because its own order is damaged")?;
+        out.line("- rebuild the record store, because sled's own data in it is damaged")?;
     }
     out.line("- open the store, read everything again, and close it")
 }
@@ -140,7 +140,10 @@ pub(super) fn salvage(options: &EngineOptions, store: &Path, into: &Path, out: &
         if report.is_complete() {
             out.line("Nothing is lost.")?;
         } else {
-            out.line("A lost key runs again when it is requested, and so may one whose record is older. First ask the systems that the operations call.")?;
+            out.line(
+                "A request with a lost key runs its operation again, and so may one with a key whose record is older. \
+                 First ask the systems that the operations call.",
+            )?;
         }
         out.line(format_args!(
             "To use the new store, stop the service and put {} in the place of {}.",

@@ -14,8 +14,8 @@ use super::filter::Filter;
 use super::location::Location;
 use super::out::{Done, Out, Stop};
 use super::outcome::{Content, Given};
-use super::place::Place;
 use super::store::Store;
+use super::typed_key::TypedKey;
 use crate::{
     ErrorKind, RecordInfo, Status, Value,
     admin::{RecordFilter, Resolution},
@@ -36,7 +36,8 @@ pub(super) struct Resolve {
     #[command(flatten)]
     how: How,
     /// The format of FILE.
-    #[arg(long = "as", value_name = "FORM", default_value = "stored", conflicts_with_all = ["retry", "undo", "response"])]
+    #[arg(long = "as", value_name = "FORM", default_value = "stored")]
+    #[arg(conflicts_with_all = ["retry", "undo", "response"])]
     form: Form,
     /// A header of the response, as "Name: value". Can be given several times.
     #[arg(long, value_name = "HEADER")]
@@ -44,7 +45,7 @@ pub(super) struct Resolve {
     /// Resolve, or undo, only if the record still has this revision, as `get` printed it.
     #[arg(long, value_name = "NUMBER", conflicts_with = "all")]
     revision: Option<u64>,
-    /// Check everything, say what would be done, and change nothing.
+    /// Check everything, print what would be done, and change nothing.
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Store an outcome although nothing shows that the service can read it.
@@ -181,8 +182,8 @@ pub(super) fn run(store: &dyn Store, describers: &Describers, asked: &Resolve, o
         if !asked.filter.is_empty() {
             return Err(Stop::Usage("filters select records only with --all".to_owned()));
         }
-        let place = Place { manager: manager.clone(), key: key.clone() };
-        let info = place.record_at(store, asked.revision)?.info().clone();
+        let typed = TypedKey { manager: manager.clone(), key: key.clone() };
+        let info = typed.record_at(store, asked.revision)?.info().clone();
         let outcome = prepare(store, describers, &plan, &info, asked.unchecked)?;
         if !asked.dry_run {
             apply(store, &plan, &info, outcome)?;
@@ -226,7 +227,7 @@ pub(super) fn run(store: &dyn Store, describers: &Describers, asked: &Resolve, o
             if asked.dry_run { ", nothing was changed" } else { "" }
         )),
         _ => Err(Stop::Nothing(format!(
-            "{changed} of {} records had changed meanwhile and are as they were",
+            "{changed} of {} records had changed meanwhile and were left as they are",
             infos.len()
         ))),
     }
@@ -243,7 +244,7 @@ fn has_changed(kind: ErrorKind) -> bool {
     )
 }
 
-/// Returns the records that the filters select and that can be resolved, or put back.
+/// Returns the records that the filters select and that can be resolved or undone.
 fn selected(store: &dyn Store, asked: &Resolve, plan: &Plan) -> Done<Vec<RecordInfo>> {
     if !asked.filter.selects_only(Status::Interrupted) {
         return Err(Stop::Usage("only interrupted records can be resolved: leave --status out".to_owned()));
@@ -267,8 +268,8 @@ pub(super) fn prepare(
     match plan {
         Plan::Undo if info.is_undoable() => Ok(None),
         Plan::Undo => Err(Stop::Nothing(format!(
-            "key {key} of {manager} is {status:?}: only a resolved record can be put back, until a caller begins it or is given \
-             its outcome"
+            "key {key} of {manager} is {status:?}: only a resolution can be undone, and only until a caller begins the \
+             key or gets the outcome"
         ))),
         _ if status != Status::Interrupted => {
             Err(Stop::Nothing(format!("key {key} of {manager} is not interrupted, it is {status:?}")))
@@ -292,7 +293,7 @@ pub(super) fn apply(store: &dyn Store, plan: &Plan, info: &RecordInfo, outcome: 
 /// Returns the state after the change, and its meaning.
 pub(super) fn result(plan: &Plan) -> (&'static str, &'static str) {
     match plan {
-        Plan::Retry => ("released", "the next request with this key runs it"),
+        Plan::Retry => ("released", "the next request with this key runs the operation"),
         Plan::Undo => ("interrupted", "as it was before it was resolved"),
         Plan::Outcome(Given { is_failure: false, .. }) => ("succeeded", "every request gets this outcome"),
         Plan::Outcome(_) => ("failed", "every request gets this failure"),

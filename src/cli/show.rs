@@ -13,9 +13,9 @@ use serde_json::{Value as Json, json};
 use super::describe::Describers;
 use super::out::{Done, Out, Stop, Table, size};
 use super::outcome::{self, preview};
-use super::place::Place;
 use super::progress::Progress;
 use super::store::Store;
+use super::typed_key::TypedKey;
 use crate::{
     FOREVER, Record, RecordInfo, Status, Value,
     admin::{Histogram, ManagerUsage, OpenReport, RecordFilter, Stats, StatusUsage},
@@ -116,11 +116,13 @@ pub(super) fn stats(store: &dyn Store, out: &mut Out<'_>) -> Done {
             (name, json!({ "records": records, "outcome_bytes": used.outcome_bytes() }))
         });
         return out.json(&json!({
-            "path": store.path(), "live": store.is_live(), "clean": opened.clean, "frames_replayed": opened.frames_replayed,
+            "path": store.path(), "live": store.is_live(), "clean": opened.clean,
+            "frames_replayed": opened.frames_replayed,
             "torn_bytes": opened.torn_bytes, "open_ms": opened.took.as_millis(), "interrupted": opened.interrupted,
             "open_to_others": opened.open_to_others, "journal_segments": running.segments,
-            "journal_disk_bytes": disk_bytes(store.path(), "journal"), "sled_disk_bytes": disk_bytes(store.path(), "sled"),
-            "cycles": quantiles(&running.cycles), "waits": quantiles(&running.waits), "sled_sync_flag": running.sled_sync_flag,
+            "journal_disk_bytes": disk_bytes(store.path(), "journal"),
+            "sled_disk_bytes": disk_bytes(store.path(), "sled"), "sled_sync_flag": running.sled_sync_flag,
+            "cycles": quantiles(&running.cycles), "waits": quantiles(&running.waits),
             "managers": managers.collect::<BTreeMap<_, _>>(),
         }));
     }
@@ -157,8 +159,14 @@ fn quantiles(durations: &Histogram) -> Json {
     json!({ "count": durations.count(), "p50_below_us": micros(0.5), "p99_below_us": micros(0.99) })
 }
 
-pub(super) fn get(store: &dyn Store, describers: &Describers, place: &Place, shown: &Shown, out: &mut Out<'_>) -> Done {
-    let record = place.record(store)?;
+pub(super) fn get(
+    store: &dyn Store,
+    describers: &Describers,
+    typed: &TypedKey,
+    shown: &Shown,
+    out: &mut Out<'_>,
+) -> Done {
+    let record = typed.record(store)?;
     let (info, key) = (record.info(), record.info().key());
     if shown.only_outcome {
         let outcome = record.outcome().ok_or_else(|| Stop::Nothing(format!("key {key} has no outcome")))?;
@@ -252,7 +260,7 @@ pub(super) fn verify(store: &dyn Store, out: &mut Out<'_>) -> Done {
         }
         let problems = report.problems.len();
         let (records, rows) = (report.records, report.rows);
-        out.line(format_args!("{records} records and {rows} rows read and compared with what the store has listed"))?;
+        out.line(format_args!("{records} records and {rows} rows read and compared with the list of the store"))?;
         out.line(format_args!("{problems} problems"))?;
     }
     if report.problems.is_empty() { Ok(()) } else { Err(Stop::Damaged) }
@@ -268,7 +276,7 @@ pub(super) fn rfc3339(at: SystemTime) -> String {
     text
 }
 
-/// Returns how long ago or in how long, in the two largest units.
+/// Returns the time from now to `at`, such as `2h 5m ago` or `in 2h 5m`, in the two largest units.
 pub(super) fn relative(at: SystemTime, now: SystemTime) -> String {
     let short = |distance: Duration| {
         let text = humantime::format_duration(Duration::from_secs(distance.as_secs())).to_string();

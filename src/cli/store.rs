@@ -11,8 +11,7 @@ use crate::{
 /// An iterator over records or rows.
 pub(super) type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + 'a>;
 
-/// The store that a command works on. The commands reach a store only by these calls, so a test or a service can
-/// implement them.
+/// The store that a command works on: one that this process has opened, or one that another process has open.
 pub(super) trait Store {
     fn path(&self) -> &Path;
     /// Returns true if another process has the store open.

@@ -69,5 +69,5 @@ pub(super) fn import(store: &dyn Store, file: Option<&Path>, out: &mut Out<'_>) 
     if out.json {
         return out.json(&json!({ "imported": imported, "present": present }));
     }
-    out.line(format_args!("{imported} records imported, {present} left as they were here"))
+    out.line(format_args!("{imported} records imported, {present} skipped: their keys have a record here"))
 }

@@ -1,4 +1,4 @@
-//! A page for a browser on this machine, for people who would rather look at a store than read commands.
+//! A page for a browser on this machine, for people who prefer a page to commands.
 //!
 //! The server listens on loopback only. Each request must have the token that is part of the address, and must name
 //! this machine as its host: see `guard`. The pages work without the script. The script only updates the counts, and

@@ -307,9 +307,9 @@ fn repair_puts_in_order_what_can_be_read_and_changes_nothing_else() {
     // Looking does not need the snapshot.
     assert_eq!(exported(), before);
     let found = printed(&["repair", &path]);
-    assert!(found.contains("nothing will be lost") && found.contains("was built again"), "{found}");
+    assert!(found.contains("nothing will be lost") && found.contains("was rebuilt"), "{found}");
     assert_eq!(exported(), before);
-    assert!(printed(&["repair", &path]).contains("was in order"));
+    assert!(printed(&["repair", &path]).contains("was whole"));
     assert_eq!(exported(), before);
     // Each block of the record store is damaged.
     let db = Path::new(&path).join("store/sled/db");

@@ -170,7 +170,7 @@ fn a_dry_run_changes_nothing_and_several_keys_need_a_confirmation() {
     let dir = tempfile::tempdir().unwrap();
     let path = store(dir.path());
     let dry = printed(&["resolve", &path, "receipts", "a", "--retry", "--dry-run"]);
-    assert_eq!(dry, "key a of receipts would be released: the next request with this key runs it\n");
+    assert_eq!(dry, "key a of receipts would be released: the next request with this key runs the operation\n");
     let all = ["resolve", &path, "--all", "--status", "interrupted", "--manager", "receipts", "--retry"];
     let dry = printed(&[&all[..], &["--dry-run"]].concat());
     assert!(dry.lines().count() == 4 && dry.contains("3 records, nothing was changed"), "{dry}");
@@ -243,6 +243,6 @@ fn a_resolution_is_undone_until_a_caller_is_given_the_outcome() {
         "{undone}"
     );
     let (status, _, err) = oncekey(&["resolve", &path, "receipts", "b", "--undo"]);
-    assert!(status == 1 && err.contains("until a caller begins it or is given its outcome"), "{err}");
+    assert!(status == 1 && err.contains("until a caller begins the key or gets the outcome"), "{err}");
     assert_eq!(status_of(&path, "receipts", "b"), format!("{:?}", Status::Succeeded));
 }

@@ -78,7 +78,7 @@ pub(super) fn file_system(path: &Path) -> Vec<Finding> {
     let Ok(found) = rustix::fs::statvfs(path) else { return Vec::new() };
     let mut findings = Vec::new();
     if found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
-        let text = "its file system is mounted read-only: it can be looked at, and no service can open it";
+        let text = "its file system is mounted read-only: it can be read, but no service can open it";
         let next = "if the kernel did this, look at its log and check the disk; else mount it writable";
         findings.push(Finding::attention("read-only", text, next));
     }
@@ -185,8 +185,8 @@ fn holders(locks: &str, inode: u64, lock: Lock) -> Vec<u32> {
         Lock::Write => "WRITE",
         Lock::Read => "READ",
     };
-    // 1: FLOCK  ADVISORY  WRITE 4711 fd:01:1048582 0 EOF. A process that waits for the lock has an arrow before the
-    // kind.
+    // A line is such as `1: FLOCK  ADVISORY  WRITE 4711 fd:01:1048582 0 EOF`. A process that waits for the lock has an
+    // arrow before `FLOCK`.
     let holder = |line: &str| {
         let mut words = line.split_whitespace().skip(1);
         let is_held = words.next() == Some("FLOCK") && words.nth(1) == Some(kind);
@@ -221,7 +221,7 @@ mod tests {
     fn a_disk_with_little_space_needs_attention() {
         assert!(little_space(LITTLE_SPACE).is_none());
         let found = little_space(LITTLE_SPACE - 1).unwrap();
-        assert_eq!((found.severity, found.what), (Severity::Attention, "nearly-full"));
+        assert_eq!((found.severity, found.name), (Severity::Attention, "nearly-full"));
         assert!(found.text.contains("64.00 MiB are free") && !found.next.is_empty(), "{found:?}");
     }
 }

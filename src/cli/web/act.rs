@@ -23,8 +23,8 @@ const HOW: [(&str, &str); 3] =
 /// Returns the page that asks for a confirmation, or for an outcome.
 pub(super) fn ask(site: &Site<'_>, fields: &Fields) -> Result<Reply, Fault> {
     let act = chosen(site, fields)?;
-    let place = record::place(fields);
-    let (is_live, info) = site.look(|store| Ok((store.is_live(), place.record(store)?.info().clone())))?;
+    let typed = record::typed_key(fields);
+    let (is_live, info) = site.look(|store| Ok((store.is_live(), typed.record(store)?.info().clone())))?;
     if !act.is_possible(&info) {
         return Err(Fault::from(Stop::Nothing(format!("{info}: this cannot be done in that state"))));
     }
@@ -45,9 +45,9 @@ pub(super) fn act(site: &Site<'_>, form: &Fields) -> Result<Reply, Fault> {
     if form.get("confirmed") != "yes" {
         return if act == Act::Resolve { check(site, form) } else { ask(site, form) };
     }
-    let (place, seen) = (record::place(form), seen(form)?);
+    let (typed, seen) = (record::typed_key(form), seen(form)?);
     let info = site.change(|store| {
-        let info = place.record_at(store, Some(seen))?.info().clone();
+        let info = typed.record_at(store, Some(seen))?.info().clone();
         change(site, store, act, form, &info)?;
         Ok(info)
     })?;
@@ -67,9 +67,9 @@ fn change(site: &Site<'_>, store: &dyn Store, act: Act, form: &Fields, info: &Re
 
 /// Checks an outcome, and asks for a confirmation. Asks for the outcome again if it does not fit.
 fn check(site: &Site<'_>, form: &Fields) -> Result<Reply, Fault> {
-    let (place, seen) = (record::place(form), seen(form)?);
+    let (typed, seen) = (record::typed_key(form), seen(form)?);
     let (is_live, info, checked) = site.look(|store| {
-        let info = place.record_at(store, Some(seen))?.info().clone();
+        let info = typed.record_at(store, Some(seen))?.info().clone();
         let prepare =
             |given| resolve::prepare(store, site.describers, &Plan::Outcome(given), &info, is_unchecked(form));
         let checked = match given(form).and_then(prepare) {
@@ -113,7 +113,7 @@ fn seen(form: &Fields) -> Result<u64, Fault> {
 fn chosen(site: &Site<'_>, fields: &Fields) -> Result<Act, Fault> {
     if site.read_only {
         let message = "This page was started with --read-only. Nothing was changed.";
-        return Err(Fault::new(Status::FORBIDDEN, "Only for looking", message));
+        return Err(Fault::new(Status::FORBIDDEN, "Read only", message));
     }
     let unknown = || Fault::from(Stop::Usage("the form names no known action".to_owned()));
     Act::named(fields.get("do")).ok_or_else(unknown)

@@ -42,10 +42,12 @@ impl Act {
     pub(super) fn advice(self) -> &'static str {
         match self {
             Self::Release => {
-                "Release it only if you know that the operation has not happened. The next request with this key runs it."
+                "Release the key only if you know that the operation has not happened. The next request with this key runs the \
+                 operation."
             }
             Self::Resolve => {
-                "Store an outcome only if you know how the operation ended. Every request with this key gets this outcome."
+                "Store an outcome only if you know how the operation ended. Every request with this key gets this \
+                 outcome."
             }
             Self::Undo => "The record becomes interrupted again, as it was before it was resolved.",
             Self::Revoke => {

@@ -61,7 +61,7 @@ pub(super) fn counts(site: &Site<'_>, query: &Fields) -> Reply {
     }
 }
 
-/// Returns a text that changes when records change. An expiry changes it when the record is deleted.
+/// Returns a text that changes when records change. A record that expires counts as changed when it is deleted.
 fn tag(running: Option<&Stats>) -> String {
     running.map_or_else(
         || "closed".to_owned(),

@@ -7,8 +7,8 @@ use super::page::{self, Fault, Frame, Part};
 use super::reply::{Reply, Status};
 use super::request::Fields;
 use crate::cli::out::{Done, Stop};
-use crate::cli::place::Place;
 use crate::cli::show;
+use crate::cli::typed_key::TypedKey;
 use crate::{Record, RecordInfo, Value};
 
 /// The fields that tell the history of a record, in this order.
@@ -17,8 +17,8 @@ const HISTORY: [&str; 7] = ["created", "attempt", "interrupted", "reached", "cha
 const HEAD: [&str; 4] = ["manager", "key", "status", "resolved"];
 
 /// Returns the key that the fields name.
-pub(super) fn place(fields: &Fields) -> Place {
-    Place { manager: fields.get("manager").to_owned(), key: fields.get("key").into() }
+pub(super) fn typed_key(fields: &Fields) -> TypedKey {
+    TypedKey { manager: fields.get("manager").to_owned(), key: fields.get("key").into() }
 }
 
 /// Returns the fault of a page about a record that does not exist.
@@ -30,8 +30,8 @@ fn missing(fault: Fault) -> Fault {
 }
 
 pub(super) fn page(site: &Site<'_>, query: &Fields) -> Result<Reply, Fault> {
-    let place = place(query);
-    let (is_live, record) = site.look(|store| Ok((store.is_live(), place.record(store)?))).map_err(missing)?;
+    let typed = typed_key(query);
+    let (is_live, record) = site.look(|store| Ok((store.is_live(), typed.record(store)?))).map_err(missing)?;
     // An outcome of another type than the program knows is shown as the reason why it cannot be described.
     let described = site.describers.describe(&record).unwrap_or_else(|error| Some(error.to_string()));
     let info = record.info();
@@ -62,9 +62,9 @@ pub(super) fn page(site: &Site<'_>, query: &Fields) -> Result<Reply, Fault> {
 
 /// Returns the bytes of the outcome, as they are stored.
 pub(super) fn outcome(site: &Site<'_>, query: &Fields) -> Result<Reply, Fault> {
-    let place = place(query);
+    let typed = typed_key(query);
     let bytes = site.look(|store| -> Done<Vec<u8>> {
-        let record = place.record(store)?;
+        let record = typed.record(store)?;
         let none = || Stop::Nothing(format!("key {} has no outcome", record.info().key()));
         let (Ok(bytes) | Err(bytes)) = record.outcome().ok_or_else(none)?;
         Ok(bytes.to_vec())

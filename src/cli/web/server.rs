@@ -74,15 +74,15 @@ struct Connection {
     is_waiting: bool,
 }
 
-/// A place among the connections. Drop frees it.
-struct Place<'a> {
+/// A slot among the connections. Drop frees it.
+struct Slot<'a> {
     connections: &'a Connections,
     stream: Arc<TcpStream>,
 }
 
 impl Connections {
-    /// Waits until there is a place. Makes one free if all are taken.
-    fn place(&self, stream: TcpStream) -> Place<'_> {
+    /// Waits until there is a slot. Makes one free if all are taken.
+    fn slot(&self, stream: TcpStream) -> Slot<'_> {
         let mut all = self.all.lock();
         while all.len() >= CONNECTIONS {
             close_oldest(&mut all);
@@ -90,7 +90,7 @@ impl Connections {
         }
         let stream = Arc::new(stream);
         all.push(Connection { stream: Arc::clone(&stream), is_waiting: true });
-        Place { connections: self, stream }
+        Slot { connections: self, stream }
     }
 
     /// Makes a connection end, and waits until one changes, but not longer than a pause.
@@ -110,7 +110,7 @@ fn close_oldest(all: &mut [Connection]) {
     }
 }
 
-impl Place<'_> {
+impl Slot<'_> {
     fn set_waiting(&self, is_waiting: bool) {
         let mut all = self.connections.all.lock();
         if let Some(own) = all.iter_mut().find(|other| Arc::ptr_eq(&other.stream, &self.stream)) {
@@ -121,7 +121,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.connections.all.lock().retain(|other| !Arc::ptr_eq(&other.stream, &self.stream));
         self.connections.changed.notify_one();
@@ -138,24 +138,24 @@ pub(super) fn run(listener: &TcpListener, answer: &Answer<'_>) {
                 connections.pause();
                 continue;
             };
-            let place = connections.place(stream);
-            let serve = move || serve(&place, answer);
+            let slot = connections.slot(stream);
+            let serve = move || serve(&slot, answer);
             // If no thread can be started, the closure is dropped, and the connection with it.
             let _ = thread::Builder::new().name("oncekey-web".to_owned()).spawn_scoped(scope, serve);
         }
     });
 }
 
-fn serve(place: &Place<'_>, answer: &Answer<'_>) {
-    let stream = &*place.stream;
+fn serve(slot: &Slot<'_>, answer: &Answer<'_>) {
+    let stream = &*slot.stream;
     let request = match request::read(&mut Timed { stream, until: Deadline::after(TO_ASK) }) {
         Ok(request) => Ok(request),
         Err(Unread::Bad(status)) => Err(status),
         Err(Unread::Gone) => return,
     };
-    place.set_waiting(false);
+    slot.set_waiting(false);
     let reply = answer(request.as_ref().map_err(|status| *status));
-    place.set_waiting(true);
+    slot.set_waiting(true);
     let only_head = request.as_ref().is_ok_and(|request| request.method == Method::Head);
     let sent = reply.write(&mut Timed { stream, until: Deadline::after(TO_READ) }, only_head);
     if sent.is_err() || stream.shutdown(Shutdown::Write).is_err() {

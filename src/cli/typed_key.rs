@@ -9,12 +9,12 @@ use crate::{Key, Record, Value};
 
 /// A key of a manager, in the form that `list` prints.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct TypedKey {
     pub(super) manager: String,
     pub(super) key: OsString,
 }
 
-impl Place {
+impl TypedKey {
     pub(super) fn key(&self) -> Done<Key> {
         Ok(Key::from_text(self.key.as_bytes())?)
     }
@@ -56,12 +56,12 @@ mod tests {
     fn a_key_without_a_record_names_the_one_that_was_meant() {
         let engine = Engine::temporary().unwrap();
         let manager = engine.manager::<u8, String>("m").unwrap();
-        let place = Place { manager: "m".to_owned(), key: "ada/order".into() };
-        let error = |place: &Place| place.record(&engine).unwrap_err().message().unwrap();
-        assert_eq!(error(&place), "key ada/order of m has no record");
+        let typed = TypedKey { manager: "m".to_owned(), key: "ada/order".into() };
+        let error = |typed: &TypedKey| typed.record(&engine).unwrap_err().message().unwrap();
+        assert_eq!(error(&typed), "key ada/order of m has no record");
         manager.execute(Key::from_parts(["ada", "order"]).unwrap(), |_| Ok(1)).unwrap();
-        assert!(error(&place).ends_with("no record; /ada/order has one: a key made of parts begins with /"));
+        assert!(error(&typed).ends_with("no record; /ada/order has one: a key made of parts begins with /"));
         manager.execute("ada/order", |_| Ok(1)).unwrap();
-        assert!(place.record(&engine).is_ok());
+        assert!(typed.record(&engine).is_ok());
     }
 }
