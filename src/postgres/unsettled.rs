@@ -32,13 +32,18 @@ pub(super) fn give_back(inner: &Arc<Inner>, begin: Arc<Write>) {
 /// Returns true if the begin was given back, or can no longer be made.
 async fn settle(inner: &Arc<Inner>, begin: &Write, over: Option<Instant>) -> Result<bool, Fault> {
     let key = StoreKey::record(&begin.name, &begin.key);
+    // Before the change is looked for: what is not here now may be made before the next statement.
+    let found = read(inner, &key, Load::WithoutOutcome).await.map_err(Fault::Refused)?;
+    if found.revision == begin.seen {
+        // Not made so far.
+        return Ok(over.is_some_and(|over| over <= monotonic()));
+    }
     let mut taken = inner.pool.take().await?;
     let made = begin.find(&mut taken.session).await?;
     inner.pool.give_back(taken);
-    let found = read(inner, &key, Load::WithoutOutcome).await.map_err(Fault::Refused)?;
     let Some(made) = made.filter(|made| made.revision() == found.revision) else {
-        // Another change came first, or the begin can no longer be made.
-        return Ok(found.revision != begin.seen || over.is_some_and(|over| over <= monotonic()));
+        // Another change came first, or has come since.
+        return Ok(true);
     };
     let Some(stored) = found.content.as_ref().and_then(Content::record) else { return Ok(true) };
     let columns = Columns::new(&stored.given_back(found.time, inner.clock.wall())).map_err(Fault::Refused)?;
