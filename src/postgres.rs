@@ -8,7 +8,9 @@
 //! server does can make a call hang.
 
 mod commit;
+mod group;
 mod keeper;
+mod line;
 mod migrate;
 mod open;
 mod report;
@@ -38,12 +40,14 @@ use crate::store::{
     Change, CommitOptions, Committed, Content, Deleted, Index, Load, OpenReport, Priority, Read, ReadVersion, StoreKey,
     Ticket,
 };
+use crate::sync::worker::Worker;
 use crate::types::clock::{Anchor, NEVER, StoreClock, monotonic};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::options::EngineOptions;
 use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use commit::{Found, Write};
+use group::{Answer, Committers};
 use keeper::Keeper;
 pub(crate) use migrate::{Source, Target};
 pub use report::ServerReport;
@@ -68,6 +72,8 @@ const REMOVED_FOR: u64 = 60_000;
 pub(crate) struct Store {
     inner: Arc<Inner>,
     running: Mutex<Option<Running>>,
+    /// The threads of the committers.
+    workers: Mutex<Vec<Worker>>,
 }
 
 impl fmt::Debug for Store {
@@ -90,6 +96,7 @@ struct Inner {
     /// of that transaction.
     transactions: Pool,
     keeper: Keeper,
+    committers: Committers,
     waits: Waits,
     clock: StoreClock,
     time: Time,
@@ -154,6 +161,7 @@ impl Store {
             place: server.place,
             handle,
             keeper: Keeper::default(),
+            committers: Committers::default(),
             waits: Waits::new(found.id),
             clock: StoreClock::start(Arc::clone(&options.clock), Anchor::default(), Duration::ZERO),
             time: Time::default(),
@@ -165,8 +173,11 @@ impl Store {
             commits: Counter::new("oncekey_commits_total"),
             conflicts: Counter::new("oncekey_commit_conflicts_total"),
         });
-        let store = Self { inner: Arc::clone(&inner), running: Mutex::new(Some(running)) };
+        let store = Self { inner, running: Mutex::new(Some(running)), workers: Mutex::default() };
         let interrupted = store.start(deadline)?;
+        if !options.read_only {
+            store.workers.lock().extend(Committers::start(&store.inner)?);
+        }
         let report = OpenReport { interrupted, took: monotonic().saturating_duration_since(began), ..found.report };
         Ok((store, report))
     }
@@ -257,14 +268,10 @@ impl Store {
         let inner = &self.inner;
         let deadline = inner.deadline(options.priority != Priority::GivingUp);
         let write = Arc::new(inner.write(change, seen.revision(), options, deadline)?);
-        let sent = Arc::new(AtomicBool::new(false));
-        let (task, its, sends) = (Arc::clone(inner), Arc::clone(&write), Arc::clone(&sent));
-        let made = inner.answer(deadline, async move { commit::settle(&task, &its, &sends).await });
-        let made = made.unwrap_or_else(|| {
-            let why = inner.unreachable();
-            // A change that was not sent is not sent later.
-            Err(if sent.swap(true, Ordering::Relaxed) { commit::unsettled(&why) } else { why })
-        });
+        let made = match group::commit(inner, &write, deadline) {
+            Answer::Made(made) => Ok(made),
+            Answer::Apart { was_sent } => inner.change_apart(&write, was_sent, deadline),
+        };
         if made.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsettled) && write.claimed_by.is_some() {
             unsettled::give_back(inner, Arc::clone(&write));
         }
@@ -376,6 +383,7 @@ impl Store {
             return;
         }
         self.inner.is_closed.store(true, Ordering::Release);
+        self.inner.committers.close();
         let mut running = self.running.lock();
         if let Some(session) = self.inner.keeper.close() {
             // The server frees the lock. If it does not answer, it does so when it notices the end of the session.
@@ -383,6 +391,7 @@ impl Store {
             let _ = self.inner.answer(self.inner.deadline(false), unlocked);
         }
         drop(running.take());
+        self.workers.lock().clear();
     }
 }
 

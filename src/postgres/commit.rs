@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use super::Inner;
 use super::row::{self, Columns, Numbers, signed, unsigned};
@@ -9,6 +10,7 @@ use super::session::{Fault, RETRY_PAUSE, Session, get};
 use super::sql::Query;
 use super::waits;
 use crate::store::{Content, Load, StoreKey};
+use crate::types::clock::monotonic;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::StoredRecord;
 
@@ -199,9 +201,13 @@ fn declaration(inner: &Inner, key: &StoreKey, found: &Found, owner: i32) -> Resu
 /// the first and changes nothing.
 ///
 /// `sent` becomes true before the change may be made. If it is true before the first attempt, the caller has gone:
-/// nothing is sent.
-pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool) -> Result<Option<Numbers>, Error> {
-    let mut was_sent = false;
+/// nothing is sent. `was_sent` is true if the change was sent before, and its answer was lost.
+pub(super) async fn settle(
+    inner: &Arc<Inner>,
+    write: &Write,
+    sent: &AtomicBool,
+    mut was_sent: bool,
+) -> Result<Option<Numbers>, Error> {
     loop {
         let mut is_sent = was_sent;
         let done = async {
@@ -216,11 +222,7 @@ pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool)
                 made = write.find(&mut taken.session).await?;
             }
             if let (None, Some(me)) = (made, write.claimed_by) {
-                // Otherwise the caller would try again and again, until the keeper notices that its session is lost.
-                let row = taken.session.row(Query::IsFree, &[&inner.class, &me]).await?;
-                if row.map(|row| get(&row, 0)).transpose()? == Some(true) {
-                    inner.keeper.give_up(me);
-                }
+                give_up_if_free(inner, &mut taken.session, me).await?;
             }
             inner.pool.give_back(taken);
             Ok(made)
@@ -234,11 +236,39 @@ pub(super) async fn settle(inner: &Arc<Inner>, write: &Write, sent: &AtomicBool)
     }
 }
 
+/// Gives up an incarnation whose lock is free, after a claim in its name was not made. Otherwise the caller would try
+/// again and again, until the keeper notices that its session is lost.
+pub(super) async fn give_up_if_free(inner: &Inner, session: &mut Session, me: i32) -> Result<(), Fault> {
+    let row = session.row(Query::IsFree, &[&inner.class, &me]).await?;
+    if row.map(|row| get(&row, 0)).transpose()? == Some(true) {
+        inner.keeper.give_up(me);
+    }
+    Ok(())
+}
+
 pub(super) fn unsettled(why: &dyn std::fmt::Display) -> Error {
     Error::new(ErrorKind::Unsettled, format!("the server was lost during a commit, which may have been made: {why}"))
 }
 
 impl Inner {
+    /// Makes a change in a statement of its own. `was_sent` is true if the change was sent before.
+    pub(super) fn change_apart(
+        self: &Arc<Self>,
+        write: &Arc<Write>,
+        was_sent: bool,
+        deadline: Instant,
+    ) -> Result<Option<Numbers>> {
+        let sent = Arc::new(AtomicBool::new(was_sent));
+        let (task, its, sends) = (Arc::clone(self), Arc::clone(write), Arc::clone(&sent));
+        let settle = async move { settle(&task, &its, &sends, was_sent).await };
+        let made = if monotonic() < deadline { self.answer(deadline, settle) } else { None };
+        made.unwrap_or_else(|| {
+            let why = self.unreachable();
+            // A change that was not sent is not sent later.
+            Err(if sent.swap(true, Ordering::Relaxed) { unsettled(&why) } else { why })
+        })
+    }
+
     /// Waits a little before the next attempt, or returns the error of a server that refuses.
     pub(super) async fn pause_after(&self, fault: Fault) -> Result<()> {
         match fault {

@@ -144,15 +144,19 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
+    /// Prepares a statement, unless this session has done so.
+    pub(super) async fn prepare(&mut self, query: Query) -> Result<Statement, Fault> {
+        if let Some(statement) = self.prepared.get(&query) {
+            return Ok(statement.clone());
+        }
+        let prepared = self.client.prepare(&query.text(&self.schema)).await;
+        let statement = prepared.map_err(|cause| Fault::new(&cause))?;
+        self.prepared.insert(query, statement.clone());
+        Ok(statement)
+    }
+
     pub(super) async fn rows(&mut self, query: Query, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Fault> {
-        let statement = if let Some(statement) = self.prepared.get(&query) {
-            statement.clone()
-        } else {
-            let prepared = self.client.prepare(&query.text(&self.schema)).await;
-            let statement = prepared.map_err(|cause| Fault::new(&cause))?;
-            self.prepared.insert(query, statement.clone());
-            statement
-        };
+        let statement = self.prepare(query).await?;
         self.client.query(&statement, values).await.map_err(|cause| Fault::new(&cause))
     }
 

@@ -15,6 +15,8 @@ pub(super) enum Query {
     ReadWithoutOutcome,
     Insert,
     Update,
+    InsertMany,
+    UpdateMany,
     Find,
     Keep,
     Absent,
@@ -44,6 +46,8 @@ impl Query {
             Self::ReadWithoutOutcome => return READ.replace("{outcome}", "NULL::bytea").replace("{s}", schema),
             Self::Insert => INSERT,
             Self::Update => UPDATE,
+            Self::InsertMany => INSERT_MANY,
+            Self::UpdateMany => UPDATE_MANY,
             Self::Find => {
                 "SELECT generation, revision, token, updated, expires FROM {s}.records
                  WHERE manager = $1 AND key = $2 AND change = $3"
@@ -146,6 +150,47 @@ UPDATE {s}.records r SET
 FROM n WHERE r.manager = $1::text AND r.key = $2::bytea AND r.revision = $18::bigint
   AND ($19::integer IS NULL OR r.owner = $19::integer)
 RETURNING r.generation, r.revision, r.token, r.updated, r.expires";
+
+// The first parameters of `INSERT_MANY` and `UPDATE_MANY`, each an array: $1 managers, $2 keys, $3 changes, $4 what to add
+// to the time for `updated`, $5 the same for `expires`, $6 bodies.
+
+/// Adds new claims of the incarnation $8, whose lock of the class $7 must be held. Returns those that were added.
+///
+/// With `OFFSET`, the server looks up key by key, and never reads the whole table for a join.
+const INSERT_MANY: &str = "
+WITH n AS MATERIALIZED (
+    SELECT time FROM {s}.store WHERE NOT pg_try_advisory_xact_lock_shared($7::integer, $8::integer))
+INSERT INTO {s}.records
+       (manager, key, state, generation, revision, token, owner, change, updated, expires, body)
+SELECT m.manager, m.key, 1, m.number, m.number, m.number, $8::integer, m.change, m.updated, m.expires, m.body
+FROM (SELECT a.manager, a.key, a.change, a.updated + n.time AS updated, a.expires + n.time AS expires, a.body,
+             nextval('{s}.number') AS number
+      FROM n CROSS JOIN unnest($1::text[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[])
+                        a (manager, key, change, updated, expires, body)
+      WHERE NOT EXISTS (SELECT FROM {s}.records r WHERE r.manager = a.manager AND r.key = a.key OFFSET 0)) m
+ON CONFLICT (manager, key) DO NOTHING
+RETURNING change, generation, revision, token, updated, expires";
+
+/// Changes rows that still have the revisions $11, before the times $12. The other arrays: $7 states, $8 generations,
+/// $9 tokens, $10 outcomes. Returns what was changed.
+///
+/// The rows are found first, for the same reason. The revision is compared again, with the row that is changed.
+const UPDATE_MANY: &str = "
+WITH n AS MATERIALIZED (SELECT time FROM {s}.store)
+UPDATE {s}.records r SET
+    state = f.state, generation = f.generation, revision = nextval('{s}.number'), token = f.token, change = f.change,
+    updated = f.updated, expires = f.expires, updated_at = now(), body = f.body, outcome = f.outcome
+FROM (SELECT found.ctid, a.seen, a.state, a.generation, a.token, a.change, a.updated + n.time AS updated,
+             a.expires + n.time AS expires, a.body, a.outcome
+      FROM n
+      CROSS JOIN unnest($1::text[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bytea[], $7::smallint[],
+                        $8::bigint[], $9::bigint[], $10::bytea[], $11::bigint[], $12::bigint[])
+           a (manager, key, change, updated, expires, body, state, generation, token, outcome, seen, until)
+      CROSS JOIN LATERAL (SELECT r.ctid FROM {s}.records r
+                          WHERE r.manager = a.manager AND r.key = a.key AND r.revision = a.seen OFFSET 0) found
+      WHERE a.until IS NULL OR n.time < a.until) f
+WHERE r.ctid = f.ctid AND r.revision = f.seen
+RETURNING r.change, r.generation, r.revision, r.token, r.updated, r.expires";
 
 /// Returns a name as a quoted identifier.
 pub(super) fn quoted(name: &str) -> String {

@@ -1,6 +1,6 @@
 //! Lost sessions, lost answers, and a server that does not answer.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -87,9 +87,9 @@ fn a_begin_without_an_answer_is_given_back() {
     assert!(unsettled > 0, "the answer of a commit was lost");
 }
 
-/// Stops the thread of an engine while it connects, for as long as it is shut.
+/// Stops the threads of an engine that connect, for as long as it is shut.
 #[derive(Clone, Default)]
-struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicBool>);
+struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicU32>);
 
 impl Gate {
     fn shut(&self, is_shut: bool) {
@@ -97,7 +97,8 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    fn stops_a_thread(&self) -> bool {
+    /// The number of threads that it stops.
+    fn stops(&self) -> u32 {
         self.1.load(Ordering::SeqCst)
     }
 }
@@ -109,9 +110,8 @@ impl MakeTlsConnect<Socket> for Gate {
 
     fn make_tls_connect(&mut self, _: &str) -> Result<NoTls, NoTlsError> {
         let shut = self.0.0.lock().unwrap();
-        self.1.store(*shut, Ordering::SeqCst);
+        self.1.fetch_add(u32::from(*shut), Ordering::SeqCst);
         drop(self.0.1.wait_while(shut, |shut| *shut).unwrap());
-        self.1.store(false, Ordering::SeqCst);
         Ok(NoTls)
     }
 }
@@ -123,12 +123,13 @@ fn a_begin_that_was_unavailable_is_never_made() {
     let config = shared().url().parse().unwrap();
     let engine = options(&schema).sync_timeout(Duration::from_secs(5)).connect_with(config, gate.clone()).unwrap();
     let texts = texts(&engine);
-    drop(claimed(texts.begin("the statement is prepared").unwrap()).release().unwrap());
     gate.shut(true);
+    // In a session that is there. The sessions for groups connect at the first begin and the first ending.
+    drop(claimed(texts.begin("the statement is prepared").unwrap()).release().unwrap());
     std::thread::scope(|scope| {
-        // The first transaction connects.
+        // The first transaction connects too, on the thread that makes all other calls.
         let transaction = scope.spawn(|| engine.atomic_phase(|tx| tx.table("t")?.get("row").map(drop)));
-        until(|| gate.stops_a_thread());
+        until(|| gate.stops() == 3);
         let begun = texts.begin("k");
         // First: the test waits for the other thread, also if it fails here.
         gate.shut(false);

@@ -45,8 +45,8 @@ impl Server {
     pub(crate) fn start_as(setup: &Setup<'_>) -> Self {
         let bin = find();
         // In memory if possible: these tests do not cut the power.
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        let memory = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
+        let parent = setup.parent.or(memory).map_or_else(std::env::temp_dir, Path::to_owned);
         let dir = tempfile::Builder::new().prefix("oncekey-postgres-").tempdir_in(parent).unwrap().keep();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
         let user = unprivileged();
@@ -129,6 +129,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) primary: Option<&'a Server>,
     /// The command `env` with variables of the server.
     pub(crate) env: &'a str,
+    /// The directory in which it gets a directory.
+    pub(crate) parent: Option<&'a Path>,
     /// A command of root that runs the command after it, with the directory of the server in `$ONCEKEY_DIR`.
     pub(crate) within: Option<&'a str>,
 }

@@ -1,0 +1,422 @@
+//! Group commit: changes of many keys in one statement.
+//!
+//! Begins and endings have a *committer* each, with one session. A caller that finds the session idle runs its own
+//! statement on it, and waits for the answer itself. Calls that arrive meanwhile are queued, and the thread of the
+//! committer commits all of them in one statement. Their keys are sorted, so no two groups deadlock.
+//!
+//! A committer only saves time. A change that it does not make, or whose answer is lost, is made by `commit::settle`,
+//! key by key: if there is no session yet, if a row is locked, if the server refuses the statement because of one of
+//! its rows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+use tokio_postgres::types::ToSql;
+
+use super::Inner;
+use super::commit::{Write, give_up_if_free};
+use super::line::{Closing, Cut, Line};
+use super::row::{self, Numbers, signed};
+use super::session::{Fault, Session, get};
+use super::sql::Query;
+use crate::sync::worker::Worker;
+use crate::types::clock::monotonic;
+use crate::types::error::Result;
+
+/// The largest number of keys in a group.
+const MAX_KEYS: usize = 128;
+/// The largest size of the values of one key in a group, in bytes. A larger change would delay the others.
+const MAX_BYTES: usize = 16 << 10;
+
+/// The result of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    /// The change was made, or the row had changed before.
+    Made(Option<Numbers>),
+    /// The change must be made apart from others. If it was sent, it may be made already.
+    Apart { was_sent: bool },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Committers {
+    begins: Committer,
+    endings: Committer,
+    pub(super) closing: Closing,
+}
+
+#[derive(Debug, Default)]
+struct Committer {
+    state: Mutex<State>,
+    /// Notified if the thread of the committer has work, and at the end.
+    work_arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    link: Link,
+    waiting: Vec<Arc<Entry>>,
+    is_closed: bool,
+}
+
+/// The session of a committer.
+#[derive(Debug, Default)]
+enum Link {
+    #[default]
+    Down,
+    /// The thread of the committer is to connect, or connects.
+    Connecting,
+    Idle(Box<Line>),
+    /// The thread of the committer is to commit what waits.
+    Handed(Box<Line>),
+    /// A caller or the thread of the committer has it.
+    Busy,
+}
+
+/// A change that waits for its group.
+#[derive(Debug)]
+struct Entry {
+    write: Arc<Write>,
+    deadline: Instant,
+    stage: Mutex<Stage>,
+    answered: Condvar,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Waiting,
+    Sent,
+    Answered(Answer),
+    /// The caller has left at its deadline.
+    Left,
+}
+
+/// The right to use the session of a committer. Its drop gives the session back, or ends it.
+struct Turn<'a> {
+    committer: &'a Committer,
+    line: Option<Box<Line>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.committer.give_back(self.line.take());
+    }
+}
+
+/// The work of the thread of a committer.
+enum Work {
+    Connect,
+    Commit(Box<Line>, Vec<Arc<Entry>>),
+}
+
+impl Committers {
+    /// Starts the thread of each committer.
+    pub(super) fn start(inner: &Arc<Inner>) -> Result<Vec<Worker>> {
+        let start = |name: &str, of: fn(&Committers) -> &Committer| {
+            let (inner, broken) = (Arc::clone(inner), Arc::clone(inner));
+            let run = move || of(&inner.committers).run(&inner);
+            // Then every change is made apart.
+            Worker::spawn(name, run, move |_| of(&broken.committers).close())
+        };
+        Ok(vec![
+            start("oncekey-pg-begins", |committers| &committers.begins)?,
+            start("oncekey-pg-ends", |committers| &committers.endings)?,
+        ])
+    }
+
+    /// Ends the sessions, and every call that waits for them. The store must be closed before.
+    pub(super) fn close(&self) {
+        self.closing.notify();
+        self.begins.close();
+        self.endings.close();
+    }
+}
+
+/// Makes a change together with those of other callers.
+pub(super) fn commit(inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) -> Answer {
+    let size = write.columns.body.len() + write.columns.outcome.as_ref().map_or(0, Vec::len);
+    let is_plain = write.dead.is_none() && !write.keeps_expiry && size <= MAX_BYTES;
+    let (claims, is_new) = (row::claims(&write.columns) && write.claimed_by.is_some(), write.seen == 0);
+    let (generation, token) = (write.columns.generation, write.columns.token);
+    if is_plain && is_new && claims && generation == 0 && write.until.is_none() && write.columns.outcome.is_none() {
+        inner.committers.begins.commit(inner, write, deadline)
+    } else if is_plain && !is_new && generation != 0 && token != 0 && write.claimed_by.is_none() {
+        inner.committers.endings.commit(inner, write, deadline)
+    } else {
+        Answer::Apart { was_sent: false }
+    }
+}
+
+impl Committer {
+    fn commit(&self, inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) -> Answer {
+        // A thread of a runtime must not wait for another runtime. With a manual clock, the time advances first.
+        let drives = !inner.clock.is_manual() && tokio::runtime::Handle::try_current().is_err();
+        let mut state = self.state.lock();
+        let entry = match std::mem::replace(&mut state.link, Link::Busy) {
+            link @ (Link::Down | Link::Connecting) => {
+                if matches!(link, Link::Down) && !state.is_closed {
+                    self.work_arrived.notify_one();
+                    state.link = Link::Connecting;
+                } else {
+                    state.link = link;
+                }
+                return Answer::Apart { was_sent: false };
+            }
+            Link::Idle(line) if drives => {
+                drop(state);
+                return self.commit_alone(inner, line, write, deadline);
+            }
+            Link::Idle(line) => {
+                state.link = Link::Handed(line);
+                self.work_arrived.notify_one();
+                state.enter(write, deadline)
+            }
+            link @ (Link::Handed(_) | Link::Busy) => {
+                state.link = link;
+                state.enter(write, deadline)
+            }
+        };
+        drop(state);
+        entry.wait()
+    }
+
+    fn commit_alone(&self, inner: &Inner, line: Box<Line>, write: &Write, deadline: Instant) -> Answer {
+        let mut turn = Turn { committer: self, line: Some(line) };
+        let Some(line) = &mut turn.line else { return Answer::Apart { was_sent: false } };
+        match line.call(inner, deadline, async |session| make_one(inner, session, write).await) {
+            Ok(Ok(made)) => Answer::Made(made),
+            // The server has refused it, so nothing has changed.
+            Ok(Err(_)) => Answer::Apart { was_sent: false },
+            Err(cut) => turn.end(inner, cut),
+        }
+    }
+
+    /// Gives the session back after its use, or ends its use.
+    fn give_back(&self, line: Option<Box<Line>>) {
+        let mut state = self.state.lock();
+        match line {
+            Some(line) if !state.is_closed => {
+                state.link = if state.waiting.is_empty() { Link::Idle(line) } else { Link::Handed(line) };
+                if !state.waiting.is_empty() {
+                    self.work_arrived.notify_one();
+                }
+            }
+            line => {
+                state.link = Link::Down;
+                let waiting = std::mem::take(&mut state.waiting);
+                drop(state);
+                drop(line);
+                for entry in waiting {
+                    entry.answer(Answer::Apart { was_sent: false });
+                }
+            }
+        }
+    }
+
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        let link = std::mem::take(&mut state.link);
+        self.work_arrived.notify_all();
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        drop(link);
+        for entry in waiting {
+            entry.answer(Answer::Apart { was_sent: false });
+        }
+    }
+
+    /// Works until the store is closed.
+    fn run(&self, inner: &Arc<Inner>) {
+        while let Some(work) = self.next_work() {
+            match work {
+                Work::Connect => self.give_back(Line::connect(inner).map(Box::new)),
+                Work::Commit(line, entries) => self.commit_group(inner, line, &entries),
+            }
+        }
+    }
+
+    fn next_work(&self) -> Option<Work> {
+        let mut state = self.state.lock();
+        loop {
+            if state.is_closed {
+                return None;
+            }
+            match std::mem::replace(&mut state.link, Link::Busy) {
+                Link::Handed(line) => {
+                    let entries = state.take_group();
+                    if entries.is_empty() {
+                        // All callers have left.
+                        state.link = Link::Idle(line);
+                    } else {
+                        return Some(Work::Commit(line, entries));
+                    }
+                }
+                Link::Connecting => {
+                    state.link = Link::Connecting;
+                    return Some(Work::Connect);
+                }
+                link => state.link = link,
+            }
+            self.work_arrived.wait(&mut state);
+        }
+    }
+
+    fn commit_group(&self, inner: &Arc<Inner>, line: Box<Line>, entries: &[Arc<Entry>]) {
+        let mut turn = Turn { committer: self, line: Some(line) };
+        let all = |answer: Answer| entries.iter().for_each(|entry| entry.answer(answer));
+        let deadline = entries.iter().map(|entry| entry.deadline).max().unwrap_or_else(monotonic);
+        if inner.clock.is_manual() {
+            let task = Arc::clone(inner);
+            let ticked = inner.answer(deadline, async move { task.tick_if_manual().await });
+            if !matches!(ticked, Some(Ok(()))) {
+                return all(Answer::Apart { was_sent: false });
+            }
+        }
+        let Some(line) = &mut turn.line else { return };
+        let made = line.call(inner, deadline, async |session| match entries {
+            [entry] => {
+                let made = make_one(inner, session, &entry.write).await?;
+                Ok(made.map(|numbers| (entry.write.change, numbers)).into_iter().collect())
+            }
+            _ => make_all(inner, session, entries).await,
+        });
+        match made {
+            Ok(Ok(made)) => {
+                for entry in entries {
+                    entry.answer(Answer::Made(made.get(&entry.write.change).copied()));
+                }
+            }
+            Ok(Err(_)) => all(Answer::Apart { was_sent: false }),
+            Err(cut) => all(turn.end(inner, cut)),
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Ends the session, which gave no answer.
+    fn end(&mut self, inner: &Inner, cut: Cut) -> Answer {
+        drop(self.line.take());
+        match cut {
+            Cut::NotSent => Answer::Apart { was_sent: false },
+            Cut::Sent(why) => {
+                *inner.why.lock() = Some(why);
+                // The server may have restarted.
+                inner.pool.clear();
+                Answer::Apart { was_sent: true }
+            }
+        }
+    }
+}
+
+impl State {
+    fn enter(&mut self, write: &Arc<Write>, deadline: Instant) -> Arc<Entry> {
+        let stage = Mutex::new(Stage::Waiting);
+        let entry = Arc::new(Entry { write: Arc::clone(write), deadline, stage, answered: Condvar::new() });
+        self.waiting.push(Arc::clone(&entry));
+        entry
+    }
+
+    /// Takes entries of one incarnation whose callers still wait, in the order of their keys.
+    fn take_group(&mut self) -> Vec<Arc<Entry>> {
+        let mut group: Vec<Arc<Entry>> = Vec::new();
+        let mut rest = Vec::new();
+        for entry in self.waiting.drain(..) {
+            let owner = group.first().map(|first| first.write.claimed_by);
+            if group.len() < MAX_KEYS && owner.is_none_or(|owner| owner == entry.write.claimed_by) {
+                if entry.is_sent() {
+                    group.push(entry);
+                }
+            } else {
+                rest.push(entry);
+            }
+        }
+        self.waiting = rest;
+        group.sort_by(|a, b| (&a.write.name, &a.write.key).cmp(&(&b.write.name, &b.write.key)));
+        group
+    }
+}
+
+impl Entry {
+    /// Marks the change as sent, unless its caller has left.
+    fn is_sent(&self) -> bool {
+        let mut stage = self.stage.lock();
+        let waits = matches!(*stage, Stage::Waiting);
+        if waits {
+            *stage = Stage::Sent;
+        }
+        waits
+    }
+
+    fn answer(&self, answer: Answer) {
+        *self.stage.lock() = Stage::Answered(answer);
+        self.answered.notify_one();
+    }
+
+    /// Waits for the answer until the deadline.
+    fn wait(&self) -> Answer {
+        let mut stage = self.stage.lock();
+        loop {
+            if let Stage::Answered(answer) = *stage {
+                return answer;
+            }
+            if self.answered.wait_until(&mut stage, self.deadline).timed_out() {
+                return match std::mem::replace(&mut *stage, Stage::Left) {
+                    Stage::Answered(answer) => answer,
+                    Stage::Sent => Answer::Apart { was_sent: true },
+                    Stage::Waiting | Stage::Left => Answer::Apart { was_sent: false },
+                };
+            }
+        }
+    }
+}
+
+type Made = HashMap<i64, Numbers>;
+
+/// Makes the change of one key.
+async fn make_one(inner: &Inner, session: &mut Session, write: &Write) -> Result<Option<Numbers>, Fault> {
+    let made = write.make(session, inner.class).await?;
+    if let (None, Some(me)) = (made, write.claimed_by) {
+        give_up_if_free(inner, session, me).await?;
+    }
+    Ok(made)
+}
+
+/// Makes the changes of a group. Returns those that were made, by their random numbers.
+async fn make_all(inner: &Inner, session: &mut Session, entries: &[Arc<Entry>]) -> Result<Made, Fault> {
+    let writes = || entries.iter().map(|entry| &*entry.write);
+    let names: Vec<&str> = writes().map(|write| write.name.as_str()).collect();
+    let keys: Vec<&[u8]> = writes().map(|write| write.key.as_slice()).collect();
+    let changes: Vec<i64> = writes().map(|write| write.change).collect();
+    let bodies: Vec<&[u8]> = writes().map(|write| write.columns.body.as_slice()).collect();
+    // The statement adds the time of the commit.
+    let since = |write: &Write, time: i64| time.saturating_sub(signed(write.decided)).saturating_add(write.slack);
+    let updated: Vec<i64> = writes().map(|write| since(write, write.columns.updated)).collect();
+    let expires: Vec<Option<i64>> =
+        writes().map(|write| write.columns.expires.map(|expires| since(write, expires))).collect();
+    let mut values: Vec<&(dyn ToSql + Sync)> = vec![&names, &keys, &changes, &updated, &expires, &bodies];
+    let Some(me) = writes().find_map(|write| write.claimed_by) else {
+        let columns = || writes().map(|write| &write.columns);
+        let states: Vec<i16> = columns().map(|columns| columns.state).collect();
+        let generations: Vec<i64> = columns().map(|columns| columns.generation).collect();
+        let tokens: Vec<i64> = columns().map(|columns| columns.token).collect();
+        let outcomes: Vec<Option<&[u8]>> = columns().map(|columns| columns.outcome.as_deref()).collect();
+        let seen: Vec<i64> = writes().map(|write| signed(write.seen)).collect();
+        let until: Vec<Option<i64>> = writes().map(|write| write.until).collect();
+        let rest: [&(dyn ToSql + Sync); 6] = [&states, &generations, &tokens, &outcomes, &seen, &until];
+        values.extend_from_slice(&rest);
+        return read_made(&session.rows(Query::UpdateMany, &values).await?);
+    };
+    let rest: [&(dyn ToSql + Sync); 2] = [&inner.class, &me];
+    values.extend_from_slice(&rest);
+    let made = read_made(&session.rows(Query::InsertMany, &values).await?)?;
+    if made.is_empty() {
+        give_up_if_free(inner, session, me).await?;
+    }
+    Ok(made)
+}
+
+fn read_made(rows: &[tokio_postgres::Row]) -> Result<Made, Fault> {
+    rows.iter().map(|row| Ok((get(row, 0)?, Numbers::read(row, 1)?))).collect()
+}

@@ -1,0 +1,457 @@
+//! Group commit: calls that arrive while a statement runs are committed together, and each gets its own answer.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use oncekey::{Begin, CallOptions, Claim, Engine, ErrorKind, Fingerprint, Status};
+
+use crate::engines::{Texts, claimed, texts};
+use crate::proxy::Proxy;
+use crate::threads::Sleeper;
+use crate::{new_schema, open, options, shared, until};
+
+/// A store in which the test decides when changes of some keys are made: those that contain a name that is shut. Each
+/// statement counts its rows.
+struct Gate {
+    schema: String,
+}
+
+impl Gate {
+    /// Adds the gate to a store that is open, and waits until there are groups.
+    fn add(schema: &str, engine: &Engine) -> Self {
+        let gate = Self { schema: schema.to_owned() };
+        gate.sql(
+            "CREATE TABLE {s}.shut (name text);
+             CREATE FUNCTION {s}.wait() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN WHILE EXISTS (SELECT FROM {s}.shut WHERE position(convert_to(name, ''UTF8'') IN NEW.key) > 0) LOOP
+                     PERFORM pg_sleep(0.002);
+                  END LOOP; RETURN NEW; END';
+             CREATE TRIGGER wait BEFORE INSERT OR UPDATE ON {s}.records FOR EACH ROW EXECUTE FUNCTION {s}.wait();
+             CREATE TABLE {s}.sizes (kind text, keys bigint);
+             CREATE FUNCTION {s}.count() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN INSERT INTO {s}.sizes SELECT TG_OP, count(*) FROM new; RETURN NULL; END';
+             CREATE TRIGGER inserted AFTER INSERT ON {s}.records REFERENCING NEW TABLE AS new FOR EACH STATEMENT
+                 EXECUTE FUNCTION {s}.count();
+             CREATE TRIGGER updated AFTER UPDATE ON {s}.records REFERENCING NEW TABLE AS new FOR EACH STATEMENT
+                 EXECUTE FUNCTION {s}.count()",
+        );
+        gate.connect(engine);
+        gate
+    }
+
+    fn sql(&self, text: &str) -> String {
+        shared().sql(&text.replace("{s}", &format!("\"{}\"", self.schema)))
+    }
+
+    /// Makes begins and endings until there were groups of both.
+    fn connect(&self, engine: &Engine) {
+        let texts = texts(engine);
+        let number = AtomicUsize::new(0);
+        let cycle = || {
+            let key = format!("connects {}", number.fetch_add(1, Ordering::Relaxed));
+            drop(claimed(texts.begin(key).unwrap()).release().unwrap());
+        };
+        until(|| {
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(cycle);
+                }
+            });
+            self.largest("INSERT") > 1 && self.largest("UPDATE") > 1
+        });
+        self.sql("DELETE FROM {s}.sizes");
+    }
+
+    fn shut(&self, name: &str) {
+        self.sql(&format!("INSERT INTO {{s}}.shut VALUES ('{name}')"));
+    }
+
+    fn open(&self, name: &str) {
+        self.sql(&format!("DELETE FROM {{s}}.shut WHERE name = '{name}'"));
+    }
+
+    /// The number of statements that wait at a gate, with this word in their text. `then` selects a column.
+    fn waiting(&self, word: &str, then: &str) -> usize {
+        let asks = format!("SELECT count({then}) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
+        self.sql(&format!("{asks} AND query LIKE '%{{s}}%' AND query LIKE '%{word}%'")).parse().unwrap()
+    }
+
+    fn largest(&self, kind: &str) -> usize {
+        self.sql(&format!("SELECT COALESCE(max(keys), 0) FROM {{s}}.sizes WHERE kind = '{kind}'")).parse().unwrap()
+    }
+}
+
+type Call<'a, T> = Box<dyn FnOnce() -> T + Send + 'a>;
+
+/// Runs the calls while another one, of a key with the name `gate`, has the session, and lets it go on when all of them
+/// wait. Then runs `then`. Returns the results of the calls.
+fn together<T: Send>(gate: &Gate, first: impl FnOnce() + Send, calls: Vec<Call<'_, T>>, then: impl FnOnce()) -> Vec<T> {
+    gate.shut("gate");
+    let (sleepers, count) = (Mutex::new(Vec::new()), calls.len());
+    let run = |call: Call<'_, T>| {
+        sleepers.lock().unwrap().push(Sleeper::me());
+        call()
+    };
+    std::thread::scope(|scope| {
+        let (first, run) = (scope.spawn(first), &run);
+        until(|| gate.waiting("", "*") > 0);
+        let threads: Vec<_> = calls.into_iter().map(|call| scope.spawn(move || run(call))).collect();
+        until(|| {
+            let sleepers = sleepers.lock().unwrap();
+            // A drop waits for a second only.
+            let ended = threads.iter().filter(|thread| thread.is_finished()).count();
+            sleepers.len() == count && sleepers.iter().filter(|sleeper| sleeper.sleeps()).count() + ended >= count
+        });
+        gate.open("gate");
+        then();
+        first.join().unwrap();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn done() -> String {
+    "done".to_owned()
+}
+
+fn request(text: &str) -> CallOptions {
+    CallOptions::new().fingerprint(Fingerprint::of(text).unwrap())
+}
+
+fn kind_of(begun: &Begin<String, String>) -> &'static str {
+    match begun {
+        Begin::Claimed(_) => "claimed",
+        Begin::Replay(_) => "replay",
+        Begin::InProgress(_) => "in progress",
+        Begin::Interrupted(_) => "interrupted",
+        Begin::Mismatch(_) => "mismatch",
+        Begin::Paused(_) => "paused",
+    }
+}
+
+#[test]
+fn each_begin_of_a_group_gets_its_own_answer() {
+    let schema = new_schema();
+    let (engine, other) = (open(&schema), open(&schema));
+    let gate = Gate::add(&schema, &engine);
+    let (texts, others) = (texts(&engine), texts(&other));
+    let _live = claimed(others.begin("in progress").unwrap());
+    texts.execute_with("replay", request("one"), |_| Ok(done())).unwrap();
+    claimed(others.begin("released").unwrap()).release().unwrap();
+    drop(claimed(others.begin("interrupted").unwrap()).interrupt().unwrap());
+    texts.execute("removed", |_| Ok(done())).unwrap();
+    assert!(texts.remove("removed").unwrap());
+    let expected = [
+        ("new 1", "claimed"),
+        ("in progress", "in progress"),
+        ("replay", "replay"),
+        ("mismatch", "mismatch"),
+        ("released", "claimed"),
+        ("interrupted", "interrupted"),
+        ("removed", "claimed"),
+        ("new 2", "claimed"),
+        ("new 3", "claimed"),
+    ];
+    let texts = &texts;
+    let call = |(key, _): &(&'static str, &str)| -> Call<'_, &'static str> {
+        let key = *key;
+        Box::new(move || {
+            let (at, options) = match key {
+                "mismatch" => ("replay", request("two")),
+                "replay" => (key, request("one")),
+                _ => (key, CallOptions::new()),
+            };
+            let begun = texts.begin_with(at, options).unwrap();
+            let kind = kind_of(&begun);
+            if let Ok(claim) = begun.into_claim() {
+                claim.succeed(&key.to_owned()).unwrap();
+            }
+            kind
+        })
+    };
+    let answers =
+        together(&gate, || drop(claimed(texts.begin("gate").unwrap())), expected.iter().map(call).collect(), || ());
+    assert_eq!(answers, expected.map(|(_, answer)| answer));
+    for key in ["new 1", "released", "removed", "new 2", "new 3"] {
+        assert_eq!(others.get(key).unwrap().unwrap().into_outcome(), Some(Ok(key.to_owned())), "{key}");
+    }
+    assert!(gate.largest("INSERT") >= 3, "the new keys are one group");
+}
+
+#[test]
+fn one_of_many_begins_of_a_key_in_a_group_claims_it() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    let call =
+        |_| -> Call<'_, Option<Claim<String, String>>> { Box::new(|| texts.begin("k").unwrap().into_claim().ok()) };
+    let claims = together(&gate, || drop(claimed(texts.begin("gate").unwrap())), (0..12).map(call).collect(), || ());
+    assert_eq!(claims.iter().flatten().count(), 1);
+}
+
+#[test]
+fn each_ending_of_a_group_gets_its_own_answer() {
+    let schema = new_schema();
+    let engine = options(&schema).max_value_bytes(1_000).connect(&shared().url()).unwrap();
+    let other = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let (texts, others) = (texts(&engine), texts(&other));
+    let keys = ["succeeds", "fails", "is released", "is interrupted", "is dropped", "was revoked", "is too large"];
+    let claims = keys.map(|key| claimed(texts.begin(key).unwrap()));
+    let gated = claimed(texts.begin("gate").unwrap());
+    others.revoke("was revoked").unwrap();
+    let call = |(key, claim): (&'static str, Claim<String, String>)| -> Call<'static, Option<ErrorKind>> {
+        Box::new(move || match key {
+            "succeeds" | "was revoked" => claim.succeed(&done()).map_err(|error| error.kind()).err(),
+            "fails" => claim.fail(&done()).map_err(|error| error.kind()).err(),
+            "is released" => claim.release().map_err(|error| error.kind()).err(),
+            "is interrupted" => claim.interrupt().map_err(|error| error.kind()).err(),
+            "is dropped" => {
+                drop(claim);
+                None
+            }
+            _ => {
+                let error = claim.succeed(&"x".repeat(2_000)).unwrap_err();
+                let kind = error.kind();
+                error.claim.succeed(&done()).unwrap();
+                Some(kind)
+            }
+        })
+    };
+    let calls = keys.into_iter().zip(claims).map(call).collect();
+    let errors = together(&gate, || drop(gated.succeed(&done()).unwrap()), calls, || ());
+    let expected = [None, None, None, None, None, Some(ErrorKind::ClaimLost), Some(ErrorKind::TooLarge)];
+    assert_eq!(errors, expected);
+    // A drop waits for a second at most, and is then recorded later.
+    until(|| others.get("is dropped").unwrap().unwrap().status() == Status::Interrupted);
+    let status = keys.map(|key| others.get(key).unwrap().unwrap().status());
+    let (released, interrupted, succeeded) = (Status::Released, Status::Interrupted, Status::Succeeded);
+    assert_eq!(status, [succeeded, Status::Failed, released, interrupted, interrupted, interrupted, succeeded]);
+    assert!(gate.largest("UPDATE") >= 4, "the endings are one group");
+}
+
+/// A transaction in the service of another program has locked one of the keys.
+#[test]
+fn a_key_that_is_locked_does_not_hold_up_the_others() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    let ends: Vec<_> = (0..6).map(|key| claimed(texts.begin(format!("end {key}")).unwrap())).collect();
+    let lock = Lock::take(&gate, "SELECT FROM {s}.records WHERE position('end 3' in key) > 0 FOR UPDATE");
+    let ended = AtomicUsize::new(0);
+    let gated = claimed(texts.begin("gate").unwrap());
+    std::thread::scope(|scope| {
+        let (gate, ended) = (&gate, &ended);
+        let group = scope.spawn(move || {
+            let call = |claim: Claim<String, String>| -> Call<'_, ()> {
+                Box::new(move || {
+                    claim.succeed(&done()).unwrap();
+                    ended.fetch_add(1, Ordering::SeqCst);
+                })
+            };
+            together(gate, || drop(gated.succeed(&done()).unwrap()), ends.into_iter().map(call).collect(), || ());
+        });
+        until(|| ended.load(Ordering::SeqCst) == 5);
+        lock.release();
+        group.join().unwrap();
+    });
+    assert_eq!(ended.into_inner(), 6);
+    assert_eq!(texts.get("end 3").unwrap().unwrap().into_outcome(), Some(Ok(done())));
+}
+
+/// The same for a key that another transaction adds.
+#[test]
+fn a_key_that_another_transaction_adds_does_not_hold_up_the_others() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    texts.execute("src 2", |_| Ok(done())).unwrap();
+    let lock = Lock::take(
+        &gate,
+        "INSERT INTO {s}.records (manager, key, state, generation, revision, token, owner, change, updated, body, outcome)
+         SELECT manager, decode(replace(encode(key, 'hex'), encode('src 2', 'hex'), encode('key 2', 'hex')), 'hex'), state,
+                generation, nextval('{s}.number'), token, owner, change, updated, body, outcome
+         FROM {s}.records WHERE position('src 2' in key) > 0",
+    );
+    let claims = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (gate, claims) = (&gate, &claims);
+        let group = scope.spawn(move || {
+            let call = |key: usize| -> Call<'_, &'static str> {
+                Box::new(move || {
+                    let begun = texts.begin(format!("key {key}")).unwrap();
+                    claims.fetch_add(1, Ordering::SeqCst);
+                    kind_of(&begun)
+                })
+            };
+            together(gate, || drop(claimed(texts.begin("gate").unwrap())), (0..5).map(call).collect(), || ())
+        });
+        until(|| claims.load(Ordering::SeqCst) == 4);
+        lock.release();
+        assert_eq!(group.join().unwrap(), ["claimed", "claimed", "replay", "claimed", "claimed"]);
+    });
+}
+
+/// A transaction that has locked rows until it is released.
+struct Lock {
+    client: tokio_postgres::Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Lock {
+    fn take(gate: &Gate, statement: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let statement = statement.replace("{s}", &format!("\"{}\"", gate.schema));
+        let client = runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&shared().url(), tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            client.batch_execute(&format!("BEGIN; {statement}")).await.unwrap();
+            client
+        });
+        Self { client, runtime }
+    }
+
+    fn release(self) {
+        self.runtime.block_on(self.client.batch_execute("COMMIT")).unwrap();
+    }
+}
+
+/// The session is ended while it commits a group: each caller finds out what has become of its change.
+#[test]
+fn every_caller_of_a_group_that_was_cut_off_gets_its_answer() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    for round in 0..3 {
+        gate.connect(&engine);
+        gate.shut("door");
+        let keys: Vec<String> = (0..8).map(|key| format!("{round} {key} {}", ["", "door"][key / 7])).collect();
+        let call = |key: &String| -> Call<'_, u32> {
+            let key = key.clone();
+            Box::new(move || {
+                let claim = claimed(texts.begin(key.as_str()).unwrap());
+                let attempt = claim.attempt();
+                claim.succeed(&key).unwrap();
+                attempt
+            })
+        };
+        let end_group = || {
+            until(|| gate.waiting("unnest", "pg_terminate_backend(pid)") > 0);
+            gate.open("door");
+        };
+        let first = || drop(claimed(texts.begin(format!("gate {round}")).unwrap()));
+        let attempts = together(&gate, first, keys.iter().map(call).collect(), end_group);
+        assert_eq!(attempts, [1; 8]);
+        for key in &keys {
+            assert_eq!(texts.get(key.as_str()).unwrap().unwrap().into_outcome(), Some(Ok(key.clone())));
+        }
+    }
+}
+
+/// Every answer of a group is lost with its connection, at any point of many groups.
+#[test]
+fn lost_answers_of_groups_are_found_out() {
+    let (proxy, schema) = (Proxy::start(), new_schema());
+    let engine = options(&schema).connect(&proxy.url()).unwrap();
+    let texts = &texts(&engine);
+    for round in 0..30 {
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                scope.spawn(move || {
+                    for number in 0..5 {
+                        let key = format!("{round} {thread} {number}");
+                        let claim = claimed(texts.begin(key.as_str()).unwrap());
+                        assert_eq!(claim.attempt(), 1, "{key}");
+                        claim.succeed(&key).unwrap();
+                        assert!(matches!(texts.begin(key.as_str()).unwrap(), Begin::Replay(_)), "{key}");
+                    }
+                });
+            }
+            proxy.lose(3 + round);
+        });
+    }
+    assert!(proxy.lost() > 20, "{} answers were lost", proxy.lost());
+    let records = shared().sql(&format!("SELECT count(*), min(state), max(state) FROM \"{schema}\".records"));
+    assert_eq!(records, "1200|2|2");
+}
+
+/// Each caller returns by its deadline. A begin that was made after that is given back.
+#[test]
+fn callers_of_a_group_that_takes_too_long_return_by_their_deadlines() {
+    let schema = new_schema();
+    let engine = options(&schema).sync_timeout(Duration::from_secs(4)).connect(&shared().url()).unwrap();
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    gate.shut("door");
+    let key_of = |key: usize| format!("late {key} {}", ["", "door"][key / 5]);
+    let call = |key: usize| -> Call<'_, ErrorKind> { Box::new(move || texts.begin(key_of(key)).unwrap_err().kind()) };
+    let began = Instant::now();
+    let first = || drop(claimed(texts.begin("gate").unwrap()).release().unwrap());
+    let kinds = together(&gate, first, (0..6).map(call).collect(), || ());
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(kinds, [ErrorKind::Unsettled; 6], "their group was sent");
+    gate.open("door");
+    for key in 0..6 {
+        until(|| texts.begin(key_of(key)).unwrap().into_claim().is_ok_and(|claim| claim.release().is_ok()));
+    }
+}
+
+/// Callers inside of a runtime of their own can neither drive another one, nor need to.
+#[test]
+fn a_caller_inside_of_a_runtime_is_served() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let _gate = Gate::add(&schema, &engine);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        texts(&engine).execute("k", |_| Ok(done())).unwrap();
+        drop(claimed(texts(&engine).begin("dropped").unwrap()));
+    });
+    assert_eq!(texts(&engine).get("dropped").unwrap().unwrap().status(), Status::Interrupted);
+}
+
+/// Calls that are in flight when the engine is closed either claim, or return `Closed` and have changed nothing.
+#[test]
+fn a_close_while_groups_are_in_flight_loses_no_claim() {
+    for _ in 0..10 {
+        let schema = new_schema();
+        let engine = open(&schema);
+        let texts: Texts = texts(&engine);
+        let count = AtomicUsize::new(0);
+        let answered: Vec<String> = std::thread::scope(|scope| {
+            let work = |thread: usize| {
+                let (texts, count) = (texts.clone(), &count);
+                move || {
+                    let mut answered = Vec::new();
+                    for number in 0.. {
+                        let key = format!("{thread} {number}");
+                        match texts.begin(key.as_str()) {
+                            // A claim may end after the close.
+                            Ok(begun) => drop(claimed(begun).succeed(&key).unwrap()),
+                            Err(error) => {
+                                assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+                                return answered;
+                            }
+                        }
+                        answered.push(key);
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    answered
+                }
+            };
+            let threads: Vec<_> = (0..12).map(|thread| scope.spawn(work(thread))).collect();
+            until(|| count.load(Ordering::Relaxed) > 200);
+            if let Err(error) = engine.close() {
+                assert_eq!(error.kind(), ErrorKind::ClaimsAlive, "{error}");
+            }
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        drop(texts);
+        let records = shared().sql(&format!("SELECT count(*), min(state), max(state) FROM \"{schema}\".records"));
+        assert_eq!(records, format!("{}|2|2", answered.len()));
+    }
+}
