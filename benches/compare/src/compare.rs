@@ -11,7 +11,7 @@ use anyhow::Result;
 use crate::arguments::Arguments;
 use crate::chart;
 use crate::measure::{Column, Keys, Load, Row, best, in_turns, ours, settle};
-use crate::systems::{Candidate, DURABLE, Kind, Mode, RELAXED};
+use crate::systems::{Candidate, DURABLE, Kind, Mode, RELAXED, SHARED, STATEMENTS};
 use crate::table::{markdown, number, optional};
 
 /// The durations and the number of rounds.
@@ -105,6 +105,13 @@ fn page(plan: &Plan, durable: &[Row], relaxed: &[Row], took: Duration) -> String
             let ratio = optional(ours.over(peer, column), |ratio| format!("{ratio:.2}"));
             let name = peer.candidate.name;
             writeln!(text, "- At {threads}: oncekey / best embedded peer, {what}: {ratio} ({name})").unwrap();
+        }
+    }
+    let find = |wanted: Candidate| durable.iter().find(|row| row.candidate.name == wanted.name);
+    if let (Some(shared), Some(statements)) = (find(SHARED), find(STATEMENTS)) {
+        for (column, threads) in THREADS.iter().enumerate() {
+            let ratio = optional(shared.over(statements, column), |ratio| format!("{ratio:.2}"));
+            writeln!(text, "- At {threads}: oncekey on PostgreSQL / the two statements: {ratio}").unwrap();
         }
     }
     text += &doubts(durable);

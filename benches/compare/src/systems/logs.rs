@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use oncekey::{Begin, Claim, Durability, Engine, Manager, ManagerOptions};
 
+use super::servers::PostgresServer;
 use super::{BEGUN, Key, Mode, OUTCOME, Session, Step, System};
 use crate::shared::VALUE;
 use crate::shared::ideal::{Ideal, IdealLog};
@@ -23,14 +24,42 @@ impl Oncekey {
             Mode::Durable => Durability::Immediate,
             Mode::Relaxed => Durability::Eventual { interval: Duration::from_millis(50) },
         };
-        let engine = Engine::options().durability(durability).open(path)?;
+        Self::with(Engine::options().durability(durability).open(path)?, ttl)
+    }
+
+    fn with(engine: Engine, ttl: Duration) -> Result<Self> {
         let manager = engine.manager_with("bench", ManagerOptions::new().success_ttl(ttl))?;
         Ok(Self { engine, manager, value: VALUE.to_vec() })
     }
 }
 
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 pub(super) fn oncekey(path: &Path, mode: Mode) -> Result<Box<dyn System>> {
-    Ok(Box::new(Oncekey::open(path, mode, Duration::from_secs(24 * 3600))?))
+    Ok(Box::new(Oncekey::open(path, mode, DAY)?))
+}
+
+/// oncekey with its store on a server of PostgreSQL.
+struct OnPostgres {
+    /// Closed before the server is stopped, by the order of these fields.
+    oncekey: Oncekey,
+    _server: PostgresServer,
+}
+
+pub(super) fn on_postgres(path: &Path, _mode: Mode) -> Result<Box<dyn System>> {
+    let server = PostgresServer::start(path)?;
+    let engine = Engine::connect(&server.url())?;
+    Ok(Box::new(OnPostgres { oncekey: Oncekey::with(engine, DAY)?, _server: server }))
+}
+
+impl System for OnPostgres {
+    fn session(&self) -> Box<dyn Session + '_> {
+        self.oncekey.session()
+    }
+
+    fn forget(&self, keys: &[Key]) {
+        self.oncekey.forget(keys);
+    }
 }
 
 impl System for Oncekey {

@@ -92,6 +92,9 @@ impl Candidate {
 pub(crate) const OURS: Candidate = candidate("oncekey", Kind::Ours, logs::oncekey);
 pub(crate) const IDEAL: Candidate = candidate("ideal log, appended", Kind::Ideal, logs::appended);
 
+pub(crate) const SHARED: Candidate = candidate("oncekey on PostgreSQL", Kind::Server, logs::on_postgres);
+pub(crate) const STATEMENTS: Candidate = candidate("PostgreSQL, two statements", Kind::Server, sql::postgres);
+
 /// All systems whose answers can wait for the disk.
 pub(crate) const DURABLE: &[Candidate] = &[
     OURS,
@@ -108,7 +111,8 @@ pub(crate) const DURABLE: &[Candidate] = &[
     candidate("LMDB with a writer thread", Kind::Grouped, |path, mode| grouped(lmdb::Lmdb::open(path, mode))),
     Candidate { is_durable: false, ..candidate("raw sled", Kind::Embedded, embedded::sled) },
     candidate("Redis", Kind::Server, servers::redis),
-    candidate("PostgreSQL", Kind::Server, sql::postgres),
+    SHARED,
+    STATEMENTS,
 ];
 
 /// Systems for answers that do not wait. No servers, because their clients wait in any case. A writer thread only where

@@ -15,7 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn find(program: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file());
+    // Debian does not put the programs of PostgreSQL there.
+    let of_debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut of_debian: Vec<PathBuf> = of_debian.flatten().map(|entry| entry.path().join("bin")).collect();
+    of_debian.sort();
+    let all = std::env::split_paths(&path).chain(of_debian.into_iter().rev());
+    let found = all.map(|dir| dir.join(program)).find(|path| path.is_file());
     found.with_context(|| format!("not installed: no {program} on PATH"))
 }
 
@@ -152,6 +157,11 @@ impl PostgresServer {
 
     pub(super) fn user(&self) -> &'static str {
         self.user.unwrap_or("bench")
+    }
+
+    /// Returns the address of the database.
+    pub(super) fn url(&self) -> String {
+        format!("host={} user={} dbname=postgres", self.socket.path().display(), self.user())
     }
 
     fn command(&self, program: &str) -> Result<Command> {
