@@ -8,6 +8,8 @@ pub(crate) mod raw;
 pub(crate) mod records;
 pub(crate) mod resolution;
 pub(crate) mod serve;
+#[cfg(feature = "postgres")]
+pub(crate) mod sql;
 pub(crate) mod table;
 pub(crate) mod transaction;
 

@@ -184,6 +184,16 @@ pub mod clock {
     pub use crate::types::clock::{BootTime, Clock, ManualClock, SystemClock};
 }
 
+/// Stages in transactions of your own client of PostgreSQL; see [the guide](guides::instances).
+#[cfg(feature = "postgres")]
+pub mod sql {
+    pub use crate::api::claim::sql::{StageSql, TransactionEnd};
+    pub use crate::api::sql::is_conflict;
+    pub use crate::postgres::SqlValue;
+    #[doc(no_inline)]
+    pub use ::postgres;
+}
+
 /// Work in stages, with a recovery point after each; see [the guide](guides::stages).
 pub mod stage {
     pub use crate::api::claim::stage::Next;

@@ -24,6 +24,8 @@ mod requests;
 mod rows;
 pub(crate) mod rules;
 mod scan;
+#[cfg(feature = "postgres")]
+pub(crate) mod staged;
 mod temporary;
 mod transaction;
 mod wait;

@@ -1,11 +1,12 @@
 //! Claims: the right to run the operation of one key.
 
+#[cfg(feature = "postgres")]
+pub(crate) mod sql;
 pub(crate) mod stage;
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, atomic::AtomicBool, atomic::Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -13,15 +14,13 @@ use serde::de::DeserializeOwned;
 
 use crate::protocol::rules::Ending;
 use crate::protocol::{Fence, Protocol, RecordId, Running, ToEnd, panicked_or_dropped};
-use crate::types::clock::millis;
-use crate::types::clock::monotonic;
+use crate::types::clock::{millis, monotonic};
 use crate::types::codec;
 use crate::types::context::Context;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::failure::Failure;
 use crate::types::key::Key;
-use crate::types::options::check_ttl;
-use crate::types::options::migrate::Migrations;
+use crate::types::options::{check_ttl, migrate::Migrations};
 use crate::types::outcome::Finished;
 use crate::types::record::{Interruption, RecordInfo, Status};
 use crate::types::value::Value;
@@ -73,6 +72,9 @@ struct Inner {
     migrations: Migrations,
     /// The TTL of the outcome in milliseconds, if the operation has set one.
     ttl: Option<u64>,
+    /// A stage of which it is not known whether it was committed.
+    #[cfg(feature = "postgres")]
+    unsettled: Option<Box<crate::protocol::staged::Stage>>,
     began: Instant,
 }
 
@@ -99,6 +101,8 @@ impl<T, E> Claim<T, E> {
             faulted,
             migrations,
             ttl: None,
+            #[cfg(feature = "postgres")]
+            unsettled: None,
             began: monotonic(),
         };
         Self { inner: Box::new(inner), types: PhantomData }

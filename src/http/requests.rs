@@ -10,6 +10,8 @@ mod options;
 mod read;
 mod request;
 mod same;
+#[cfg(feature = "postgres")]
+mod sql;
 
 use std::fmt;
 

@@ -68,9 +68,10 @@ impl Write {
     pub(super) async fn make(&self, session: &mut Session, class: i32) -> Result<Option<Numbers>, Fault> {
         let Columns { state, generation, token, updated, expires, body, outcome } = &self.columns;
         let (decided, owner) = (signed(self.decided), self.claimed_by.unwrap_or_default());
-        let (query, owner, seen) = match self.seen {
-            0 => (Query::Insert, Some(owner), 0),
-            seen => (Query::Update, self.claimed_by, signed(seen)),
+        let (query, owner, seen) = match (self.seen, self.dead) {
+            (0, _) => (Query::Insert, Some(owner), 0),
+            (seen, None) => (Query::Update, self.claimed_by, signed(seen)),
+            (seen, Some(_)) => (Query::Declare, self.claimed_by, signed(seen)),
         };
         let mut values: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![
             &self.name,
@@ -92,7 +93,10 @@ impl Write {
             &self.claimed_by,
         ];
         if self.seen != 0 {
-            values.extend_from_slice(&[&seen, &self.dead]);
+            values.push(&seen);
+        }
+        if query == Query::Declare {
+            values.push(&self.dead);
         }
         let row = session.row(query, &values).await?;
         row.map(|row| Numbers::read(&row, 0)).transpose()
@@ -139,7 +143,8 @@ pub(super) async fn read_once(
     Ok(found)
 }
 
-/// Reads a key. A record whose owner is dead is first declared interrupted, so no answer depends on a look at a lock.
+/// Reads a key. A record whose owner is dead is first declared interrupted, so no answer depends on a look at a lock. But
+/// a record whose row is locked is in progress until the transaction with the lock ends.
 pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Result<Found, Error> {
     loop {
         let done = async {
@@ -160,11 +165,13 @@ pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Resu
             };
             // Also if `load` left out the outcome: a record in progress has none.
             if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
-                match write.make(&mut taken.session, inner.class).await {
-                    Ok(_) => {}
-                    // A transaction of the owner has locked the row: the owner is alive.
-                    Err(Fault::Refused(error)) if error.kind() == ErrorKind::Busy => return Ok(Some(found)),
-                    Err(fault) => return Err(fault),
+                if write.make(&mut taken.session, inner.class).await?.is_none() {
+                    let revision = found.revision;
+                    found = read_once(&mut taken.session, me, key, load).await?;
+                    if found.revision == revision {
+                        inner.pool.give_back(taken);
+                        return Ok(Some(found));
+                    }
                 }
             }
             inner.pool.give_back(taken);

@@ -2,7 +2,8 @@
 //!
 //! The keeper session of an incarnation holds an advisory lock from before the first claim. If the lock is free, the
 //! incarnation is dead for ever. An engine that loses the session begins another incarnation, and adopts those of its
-//! claims that no engine has declared dead meanwhile.
+//! claims that no engine has declared dead meanwhile. A claim whose row is locked by a transaction of the user is adopted
+//! after the end of that transaction.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 use uuid::Uuid;
 
 use super::Inner;
-use super::session::{Fault, Notifications, RETRY_PAUSE, Session};
+use super::session::{Fault, Notifications, RETRY_PAUSE, Session, get};
 use crate::types::clock::monotonic;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -105,7 +106,7 @@ impl Keeper {
 }
 
 /// Begins an incarnation.
-pub(super) async fn begin(inner: &Inner) -> Result<Notifications, Fault> {
+pub(super) async fn begin(inner: &Arc<Inner>) -> Result<Notifications, Fault> {
     let (session, notifications) = inner.pool.connect().await?;
     // Settings that this version of the server does not have are left out.
     for setting in KEEPALIVES.split_inclusive(';') {
@@ -163,15 +164,60 @@ async fn prune(inner: &Inner, session: &Session, number: i32) -> Result<(), Faul
     session.client.execute(&prune, &[&number]).await.map(drop).map_err(|cause| Fault::new(&cause))
 }
 
-/// Gives the live claims of earlier incarnations to the last one.
-async fn adopt(inner: &Inner, session: &Session, mine: &[i32]) -> Result<(), Fault> {
+/// Selects the live claims of earlier incarnations ($2) of the last one ($1).
+const MINE: &str = "state = 1 AND owner = ANY ($2) AND owner <> $1";
+
+/// Gives the live claims of earlier incarnations to the last one. Those whose rows are locked get it later.
+async fn adopt(inner: &Arc<Inner>, session: &Session, mine: &[i32]) -> Result<(), Fault> {
+    if !adopt_unlocked(inner, session, mine).await? {
+        tokio::spawn(adopt_rest(Arc::clone(inner)));
+    }
+    Ok(())
+}
+
+/// Adopts the claims whose rows are not locked. Returns true if these are all.
+async fn adopt_unlocked(inner: &Inner, session: &Session, mine: &[i32]) -> Result<bool, Fault> {
     let (schema, number) = (&inner.schema, mine.last());
-    let adopt = format!("UPDATE {schema}.records SET owner = $1 WHERE state = 1 AND owner = ANY ($2) AND owner <> $1");
-    session.client.execute(&adopt, &[&number, &mine]).await.map(drop).map_err(|cause| Fault::new(&cause))
+    let adopt = format!(
+        "UPDATE {schema}.records r SET owner = $1
+         FROM (SELECT manager, key FROM {schema}.records WHERE {MINE} FOR UPDATE SKIP LOCKED) free
+         WHERE r.manager = free.manager AND r.key = free.key"
+    );
+    session.client.execute(&adopt, &[&number, &mine]).await.map_err(|cause| Fault::new(&cause))?;
+    let all = format!("SELECT NOT EXISTS (SELECT FROM {schema}.records WHERE {MINE})");
+    session.value(&all, &[&number, &mine]).await
+}
+
+/// Adopts the claims whose rows were locked, each after the end of the transaction that has locked it.
+async fn adopt_rest(inner: Arc<Inner>) {
+    while !inner.keeper.state.lock().is_closed && adopt_locked(&inner).await.is_err() {
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+async fn adopt_locked(inner: &Arc<Inner>) -> Result<(), Fault> {
+    // Not one of the pool, because the user's transaction may take long.
+    let (session, _) = inner.pool.connect().await?;
+    let schema = &inner.schema;
+    let next = format!("SELECT manager, key FROM {schema}.records WHERE {MINE} LIMIT 1");
+    // Waits for the row. One at a time: the rows of others must not stay locked meanwhile.
+    let adopt = format!("UPDATE {schema}.records SET owner = $1 WHERE {MINE} AND manager = $3 AND key = $4");
+    loop {
+        let mine = inner.keeper.state.lock().mine.clone();
+        if adopt_unlocked(inner, &session, &mine).await? {
+            return Ok(());
+        }
+        let number = mine.last();
+        let row = session.client.query_opt(&next, &[&number, &mine]).await.map_err(|cause| Fault::new(&cause))?;
+        let Some(row) = row else { continue };
+        let (name, key): (&str, &[u8]) = (get(&row, 0)?, get(&row, 1)?);
+        let adopted = session.client.execute(&adopt, &[&number, &mine, &name, &key]).await;
+        adopted.map_err(|cause| Fault::new(&cause))?;
+    }
 }
 
 /// Adopts a claim of this incarnation that was committed after a later one had adopted the others.
-pub(super) async fn adopt_late(inner: &Inner, mut claimed_by: i32) -> Result<(), Fault> {
+pub(super) async fn adopt_late(inner: &Arc<Inner>, mut claimed_by: i32) -> Result<(), Fault> {
     loop {
         let mine = inner.keeper.state.lock().mine.clone();
         // An incarnation that begins from here on sees the claim.

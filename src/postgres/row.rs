@@ -90,6 +90,11 @@ impl Numbers {
         unsigned(self.revision)
     }
 
+    /// Returns the numbers of the same record after a change that keeps its generation and its token.
+    pub(super) fn changed(stored: &StoredRecord, revision: i64, updated: i64, expires: Option<i64>) -> Self {
+        Self { generation: signed(stored.generation), revision, token: signed(stored.token), updated, expires }
+    }
+
     pub(super) fn set(self, stored: &mut StoredRecord) {
         stored.generation = unsigned(self.generation);
         stored.revision = unsigned(self.revision);

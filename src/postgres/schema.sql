@@ -28,6 +28,8 @@ CREATE TABLE {s}.records (
     owner      integer     NOT NULL,
     -- The random number of the last change, by which its author finds out whether it was made.
     change     bigint      NOT NULL,
+    -- The number of the last change that was made by the function `stage`. Other changes leave it as it is.
+    staged     bigint      NOT NULL DEFAULT 0,
     -- Store time in milliseconds. A record without `expires` is kept for ever.
     updated    bigint      NOT NULL,
     expires    bigint,
@@ -44,4 +46,35 @@ CREATE TABLE {s}.rows (
     key     bytea NOT NULL,
     value   bytea NOT NULL,
     PRIMARY KEY ("table", key));
+-- Changes a record in a transaction of the user. If it fails, the transaction cannot be committed. The parameters are the
+-- store, manager, key; the revision that the row must have, its next one, the owner; the transaction in which the row was
+-- locked; the state, the time of the decision, the least delay of the times, the time from which the change is refused, the
+-- last update, the expiry, whether the expiry stays; the body, the outcome.
+CREATE FUNCTION {s}.stage(
+    text, text, bytea, bigint, bigint, bigint, bigint, bigint, bigint, bigint, bigint, bigint, bigint, boolean, bytea, bytea,
+    OUT updated bigint, OUT expires bigint) LANGUAGE plpgsql AS $stage$
+#variable_conflict use_column
+DECLARE
+    -- A snapshot may be older than the decision.
+    clock bigint := (SELECT greatest(s.time, $9) FROM {s}.store s WHERE s.id = $1::uuid);
+BEGIN
+    IF clock IS NULL THEN
+        RAISE EXCEPTION 'the schema holds another store' USING ERRCODE = 'OK002';
+    ELSIF $7 <> txid_current() THEN
+        RAISE EXCEPTION 'the transaction of the stage has ended' USING ERRCODE = 'OK003';
+    END IF;
+    -- An answer is durable when the commit returns.
+    IF current_setting('synchronous_commit') IN ('off', 'local', 'remote_write') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    UPDATE {s}.records r SET
+        state = $8::smallint, revision = $5, change = $5, staged = $5, owner = greatest(r.owner, $6::integer),
+        updated = $12 + clock - $9 + $10,
+        expires = CASE WHEN $14 THEN $13 ELSE $13 + clock - $9 + $10 END, updated_at = now(), body = $15, outcome = $16
+    WHERE r.manager = $2 AND r.key = $3 AND r.revision = $4 AND ($11 IS NULL OR clock < $11)
+    RETURNING r.updated, r.expires INTO updated, expires;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the claim is lost, or its record has changed' USING ERRCODE = 'OK001';
+    END IF;
+END $stage$;
 INSERT INTO {s}.store (format) VALUES (1);

@@ -17,7 +17,12 @@ pub(super) enum Query {
     Update,
     InsertMany,
     UpdateMany,
+    Declare,
     Find,
+    Draw,
+    Claimed,
+    Staged,
+    Withdraw,
     Keep,
     Absent,
     ReadRow,
@@ -45,13 +50,18 @@ impl Query {
             Self::Read => return READ.replace("{outcome}", "r.outcome").replace("{s}", schema),
             Self::ReadWithoutOutcome => return READ.replace("{outcome}", "NULL::bytea").replace("{s}", schema),
             Self::Insert => INSERT,
-            Self::Update => UPDATE,
+            Self::Update => return update("", "", "", "").replace("{s}", schema),
+            Self::Declare => return declare().replace("{s}", schema),
             Self::InsertMany => INSERT_MANY,
             Self::UpdateMany => UPDATE_MANY,
             Self::Find => {
                 "SELECT generation, revision, token, updated, expires FROM {s}.records
                  WHERE manager = $1 AND key = $2 AND change = $3"
             }
+            Self::Draw => "SELECT nextval('{s}.number'), time FROM {s}.store",
+            Self::Claimed => return fence(schema, false),
+            Self::Staged => STAGED,
+            Self::Withdraw => WITHDRAW,
             // Fails under SERIALIZABLE if the row has changed since it was read.
             Self::Keep => "SELECT FROM {s}.records WHERE manager = $1 AND key = $2 FOR SHARE",
             // The same for a key that was read and had no row.
@@ -111,6 +121,14 @@ SELECT t.time, r.state, r.generation, r.revision, r.token, r.updated, r.expires,
        octet_length(r.outcome)
 FROM {s}.store t LEFT JOIN {s}.records r ON r.manager = $1 AND r.key = $2";
 
+const STAGED: &str = "
+SELECT generation, revision, token, updated, expires, staged, change FROM {s}.records WHERE manager = $1 AND key = $2";
+
+/// Waits for a transaction that has locked the row. No later statement with the old revision changes the row.
+const WITHDRAW: &str = "
+UPDATE {s}.records SET revision = nextval('{s}.number'), change = $4
+WHERE manager = $1 AND key = $2 AND revision = $3";
+
 // The parameters of `INSERT` and `UPDATE`: $1 manager, $2 key, $3 state, $4 generation, $5 token (0: the number of this
 // commit), $6 owner, $7 change, $8 updated, $9 expires, $10 the time of the decision, $11 what the times are moved by
 // at least, $12 whether `expires` stays, $13 body, $14 outcome, $15 the time from which the commit is refused, $16 the
@@ -133,23 +151,48 @@ FROM (SELECT nextval('{s}.number') AS number, time FROM {s}.store
 ON CONFLICT (manager, key) DO NOTHING
 RETURNING generation, revision, token, updated, expires";
 
-/// Changes the row with the revision $18. If $19 is given, it must be the owner, and its lock must be free.
-const UPDATE: &str = "
-WITH n AS MATERIALIZED (
-    SELECT nextval('{s}.number') AS number, time FROM {s}.store
+/// Returns the statement that changes the row with the revision $18.
+fn update(condition: &str, held: &str, from: &str, and: &str) -> String {
+    format!(
+        "WITH n AS MATERIALIZED (
+    SELECT nextval('{{s}}.number') AS number, time FROM {{s}}.store
     WHERE ($15::bigint IS NULL OR time < $15::bigint)
-      AND ($17::integer IS NULL OR NOT pg_try_advisory_xact_lock_shared($16::integer, $17::integer))
-      AND ($19::integer IS NULL OR pg_try_advisory_xact_lock_shared($16::integer, $19::integer)))
-UPDATE {s}.records r SET
+      AND ($17::integer IS NULL OR NOT pg_try_advisory_xact_lock_shared($16::integer, $17::integer)){condition}){held}
+UPDATE {{s}}.records r SET
     state = $3::smallint, generation = CASE WHEN $4::bigint = 0 THEN n.number ELSE $4::bigint END, revision = n.number,
     token = CASE WHEN $5::bigint = 0 THEN n.number ELSE $5::bigint END,
     owner = COALESCE($6::integer, r.owner), change = $7::bigint,
     updated = $8::bigint + n.time - $10::bigint + $11::bigint,
     expires = CASE WHEN $12::boolean THEN $9::bigint ELSE $9::bigint + n.time - $10::bigint + $11::bigint END,
     updated_at = now(), body = $13::bytea, outcome = $14::bytea
-FROM n WHERE r.manager = $1::text AND r.key = $2::bytea AND r.revision = $18::bigint
-  AND ($19::integer IS NULL OR r.owner = $19::integer)
-RETURNING r.generation, r.revision, r.token, r.updated, r.expires";
+FROM n{from} WHERE r.manager = $1::text AND r.key = $2::bytea AND r.revision = $18::bigint{and}
+RETURNING r.generation, r.revision, r.token, r.updated, r.expires"
+    )
+}
+
+/// Returns the statement that changes the row as [`update`] does, if $19 is its owner and has no lock. A row that a
+/// transaction has locked is left: its owner may be alive and in a stage, for as long as that takes.
+fn declare() -> String {
+    update(
+        "\n      AND pg_try_advisory_xact_lock_shared($16::integer, $19::integer)",
+        ", held AS MATERIALIZED (
+    SELECT r.revision FROM {s}.records r WHERE r.manager = $1::text AND r.key = $2::bytea AND r.revision = $18::bigint
+    FOR UPDATE SKIP LOCKED)",
+        ", held",
+        " AND r.owner = $19::integer",
+    )
+}
+
+/// Returns the statement that reads the record of a key in the store $3, without its outcome. `locks` selects whether
+/// the row is locked until the end of the transaction, whose number is then returned too.
+pub(super) fn fence(schema: &str, locks: bool) -> String {
+    let (transaction, lock) = if locks { ("txid_current()", " FOR UPDATE") } else { ("NULL::bigint", "") };
+    format!(
+        "SELECT (SELECT time FROM {schema}.store WHERE id = $3::text::uuid), r.state, r.generation, r.revision, r.token,
+                r.updated, r.expires, r.body, octet_length(r.outcome), r.staged, {transaction}
+         FROM {schema}.records r WHERE r.manager = $1 AND r.key = $2{lock}"
+    )
+}
 
 // The first parameters of `INSERT_MANY` and `UPDATE_MANY`, each an array: $1 managers, $2 keys, $3 changes, $4 what to add
 // to the time for `updated`, $5 the same for `expires`, $6 bodies.

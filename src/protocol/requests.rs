@@ -1,13 +1,12 @@
 //! Actions that only requests use: create a record without an owner, claim it by its key, and patch it.
 
+use super::errors::{patched, unowned};
 use super::{
-    Begun, Changed, Event, Load, Protocol, RecordId, Scan, WaitFor, Workspace, expired, lost, not_found, owned,
-    unexpected,
+    Begun, Changed, Event, Load, Protocol, RecordId, Scan, WaitFor, Workspace, expired, lost, not_found, unexpected,
 };
 use crate::protocol::rules::{Action, Decision, Patch, Reason, Start, decide};
 use crate::store::Content;
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::options::OnInterrupted;
 use crate::types::record::{Now, RecordInfo, Status};
 
 impl Protocol {
@@ -84,12 +83,7 @@ impl Protocol {
     /// resumed.
     pub(crate) fn unowned_in(&self, workspace: &mut Workspace, id: &RecordId) -> Result<RecordInfo> {
         let info = self.get_in(workspace, id)?.ok_or_else(|| not_found(id))?;
-        match info.status() {
-            Status::InProgress => Err(owned(id)),
-            Status::Released => Ok(info),
-            Status::Interrupted if info.policy() == OnInterrupted::Resume => Ok(info),
-            status => Err(unfit(id, status)),
-        }
+        unowned(id, info)
     }
 
     /// Adds a [`patch`](Self::patch) to a transaction.
@@ -106,20 +100,6 @@ fn created(id: &RecordId, changed: Changed) -> Result<(RecordInfo, bool)> {
         Changed::Kept(Reason::Mismatch, _) => {
             Err(Error::new(ErrorKind::Mismatch, format!("{} belongs to another request", id.named())))
         }
-        other => Err(unexpected(id, &other)),
-    }
-}
-
-fn unfit(id: &RecordId, status: Status) -> Error {
-    Error::new(ErrorKind::NotInProgress, format!("{} cannot be changed, it is {status:?}", id.named()))
-}
-
-fn patched(id: &RecordId, changed: Changed) -> Result<RecordInfo> {
-    match changed {
-        Changed::Written(info) => Ok(info.without_outcome()),
-        Changed::Kept(Reason::OwnedByClaim, _) => Err(owned(id)),
-        Changed::Kept(Reason::Unfit(status), _) => Err(unfit(id, status)),
-        Changed::Kept(Reason::Absent, _) => Err(not_found(id)),
         other => Err(unexpected(id, &other)),
     }
 }

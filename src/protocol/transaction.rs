@@ -73,6 +73,14 @@ pub(crate) struct CommittedWorkspace<'a> {
     decided: Option<Now>,
 }
 
+#[cfg(feature = "postgres")]
+impl CommittedWorkspace<'_> {
+    /// Returns the commit of one record that was made elsewhere.
+    pub(super) fn made(written: Written, decided: Now) -> Self {
+        Self { entering: Vec::new(), ticket: Ticket::default(), written: vec![written], decided: Some(decided) }
+    }
+}
+
 impl Workspace {
     pub(crate) fn is_stale(&self) -> bool {
         self.stale

@@ -17,8 +17,8 @@ use oncekey::{
 use crate::engines::Texts;
 use crate::server::Server;
 
-const URL: &str = "ONCEKEY_CHAOS_URL";
-const FIRST: &str = "ONCEKEY_CHAOS_FIRST";
+pub(crate) const URL: &str = "ONCEKEY_CHAOS_URL";
+pub(crate) const FIRST: &str = "ONCEKEY_CHAOS_FIRST";
 const WORKERS: usize = 4;
 /// The workers meet at the same keys: each goes through the numbers, a little ahead of or behind the others.
 const AHEAD: u64 = 5;
@@ -87,9 +87,9 @@ pub(crate) struct Said {
     highest: u64,
 }
 
-fn start(url: &str, first: u64) -> Child {
+fn start(worker: &str, url: &str, first: u64) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "chaos::worker", "--ignored", "--nocapture"]);
+    command.args(["--exact", worker, "--ignored", "--nocapture"]);
     command.env(URL, url).env(FIRST, first.to_string());
     command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
 }
@@ -141,13 +141,19 @@ pub(crate) struct Work {
     /// They run for this time, and on a busy machine until there are this many answers.
     time: Duration,
     answers: usize,
+    /// The name of the test that is a worker.
+    worker: &'static str,
     began: Instant,
     said: Mutex<Said>,
 }
 
 impl Work {
     pub(crate) fn new(time: Duration, answers: usize) -> Self {
-        Self { time, answers, began: Instant::now(), said: Mutex::default() }
+        Self { time, answers, worker: "chaos::worker", began: Instant::now(), said: Mutex::default() }
+    }
+
+    pub(crate) fn by(self, worker: &'static str) -> Self {
+        Self { worker, ..self }
     }
 
     /// Whether the workers have run for a part of the time, and have given the same part of the answers.
@@ -172,7 +178,7 @@ pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl F
                         return;
                     }
                     let first = said.lock().unwrap().highest.saturating_sub(AHEAD);
-                    let mut child = start(url, first);
+                    let mut child = start(work.worker, url, first);
                     let pid = child.id();
                     // Killed after a time that differs from life to life.
                     let kill = Duration::from_millis(life + (worker as u64 * 331 + nth * 577) % 1_400);
@@ -192,30 +198,38 @@ pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl F
     (work.said.into_inner().unwrap(), kills.into_inner())
 }
 
+/// Ends sessions and crashes the server while workers run. Returns how often.
+pub(crate) fn break_sessions(server: &Server, work: &Work) -> (u64, u64) {
+    let (mut terminated, mut crashes) = (0, 0);
+    for round in 0_u64.. {
+        std::thread::sleep(Duration::from_millis(120));
+        if work.is_at(100) && crashes > 0 {
+            break;
+        }
+        if round % 20 == 19 {
+            server.restart("immediate", "");
+            crashes += 1;
+        } else {
+            // Any session, of a keeper too.
+            server.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'
+                AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1",
+            );
+            terminated += 1;
+        }
+    }
+    (terminated, crashes)
+}
+
 #[test]
 fn every_effect_happens_once_and_no_answer_is_lost() {
     let seconds = std::env::var("ONCEKEY_CHAOS").map_or(8, |seconds| seconds.parse().unwrap());
     let server = Server::start("");
     drop(Engine::connect(&server.url()).unwrap());
     let (mut terminated, mut crashes) = (0, 0);
-    let (said, kills) = while_workers_run(&server.url(), 300, Work::new(Duration::from_secs(seconds), 51), |work| {
-        for round in 0_u64.. {
-            std::thread::sleep(Duration::from_millis(120));
-            if work.is_at(100) && crashes > 0 {
-                break;
-            }
-            if round % 20 == 19 {
-                server.restart("immediate", "");
-                crashes += 1;
-            } else {
-                // Any session, of a keeper too.
-                server.sql(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'
-                    AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1",
-                );
-                terminated += 1;
-            }
-        }
+    let work = Work::new(Duration::from_secs(seconds), 51);
+    let (said, kills) = while_workers_run(&server.url(), 300, work, |work| {
+        (terminated, crashes) = break_sessions(&server, work);
     });
     let (keys, left) = check(&Engine::connect(&server.url()).unwrap(), &said);
     println!(

@@ -29,6 +29,10 @@ mod pages;
 mod plans;
 mod proxy;
 mod server;
+mod stages_chaos;
+mod stages_in;
+mod stages_lost;
+mod stages_sql;
 #[allow(dead_code, reason = "not all of the helpers are used here")]
 #[path = "../it/threads.rs"]
 mod threads;
@@ -37,6 +41,7 @@ mod time;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use oncekey::sql::postgres::{Client, NoTls};
 use oncekey::{Engine, EngineOptions};
 use server::Server;
 
@@ -58,6 +63,11 @@ fn options(schema: &str) -> EngineOptions {
 
 fn open(schema: &str) -> Engine {
     options(schema).connect(&shared().url()).unwrap()
+}
+
+/// Returns a client as a user of the crate has one.
+fn client(url: &str) -> Client {
+    Client::connect(url, NoTls).unwrap()
 }
 
 /// Waits until the condition holds.

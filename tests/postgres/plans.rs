@@ -52,7 +52,8 @@ fn no_statement_reads_a_whole_table() {
     let log = std::fs::read_to_string(server.dir.join("log")).unwrap();
     let uses = |index: &str| log.contains(&format!("using {index}"));
     assert!(uses("records_pkey") && uses("rows_pkey") && uses("records_due"), "the log has the plans");
-    let plans: Vec<&str> = log.split("plan:").skip(1).collect();
+    // The text of the tables has a function that no statement here calls.
+    let plans: Vec<&str> = log.split("plan:").skip(1).filter(|plan| !plan.contains("CREATE SCHEMA")).collect();
     for plan in &plans {
         // The one row of `store` has no better way.
         let whole = plan.lines().find(|line| line.contains("Seq Scan on") && !line.contains("Seq Scan on store"));

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::shared;
@@ -14,6 +14,8 @@ struct State {
     /// Counts down with each answer of the server. The one at which it becomes zero is lost, with its connection.
     until_lost: AtomicI64,
     lost: AtomicU64,
+    /// The place of a commit at which the connection is cut, as a number.
+    cut_at: AtomicU8,
     /// True if nothing is forwarded.
     hangs: AtomicBool,
     /// Of this many notifications of the server, one arrives. 0: all.
@@ -26,6 +28,17 @@ struct State {
     /// True if there are no new connections.
     refuses: AtomicBool,
     streams: Mutex<Vec<UnixStream>>,
+}
+
+/// A place at which a connection is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CutAt {
+    /// The commit does not arrive.
+    BeforeCommit = 1,
+    /// The commit arrives, and the connection ends at once.
+    Commit,
+    /// The server has committed, and its answer does not arrive.
+    Answer,
 }
 
 pub(crate) struct Proxy {
@@ -67,6 +80,11 @@ impl Proxy {
 
     pub(crate) fn lost(&self) -> u64 {
         self.state.lost.load(Ordering::SeqCst)
+    }
+
+    /// Cuts the connection of the next commit.
+    pub(crate) fn cut_at(&self, place: CutAt) {
+        self.state.cut_at.store(place as u8, Ordering::SeqCst);
     }
 
     pub(crate) fn hang(&self, hangs: bool) {
@@ -133,7 +151,15 @@ fn forward(state: &State, mut from: UnixStream, mut to: UnixStream, is_answer: b
         if !is_answer && bytes[..len].windows(7).any(|word| word == b"LISTEN ") {
             state.keepers.lock().unwrap().push(to.try_clone().unwrap());
         }
-        if to.write_all(&bytes[..len]).is_err() {
+        let is_commit = !is_answer && bytes[..len].windows(6).any(|word| word == b"COMMIT");
+        let cut_at = if is_commit { state.cut_at.swap(0, Ordering::SeqCst) } else { 0 };
+        if cut_at == CutAt::BeforeCommit as u8 {
+            break;
+        }
+        if cut_at == CutAt::Answer as u8 {
+            state.until_lost.store(1, Ordering::SeqCst);
+        }
+        if to.write_all(&bytes[..len]).is_err() || cut_at == CutAt::Commit as u8 {
             break;
         }
     }

@@ -147,7 +147,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         Ok(())
     }
 
-    fn encode_step(&self, next: Next<T, E>) -> Result<Step> {
+    pub(super) fn encode_step(&self, next: Next<T, E>) -> Result<Step> {
         let success = |value: &T| self.encode_success(value).map(|(bytes, _)| bytes);
         let failure = |error: &E| self.encode_failure(error).map(|(bytes, _)| bytes);
         next.into_step(self.protocol().max_value_bytes(), success, failure)

@@ -50,7 +50,7 @@ type OfError<'a, X, R> = Box<dyn Fn(&X) -> R + 'a>;
 pub struct PhaseOptions<'a, X> {
     isolation: Isolation,
     on_error: Option<OfError<'a, X, ()>>,
-    pub(super) should_retry: Option<OfError<'a, X, bool>>,
+    pub(crate) should_retry: Option<OfError<'a, X, bool>>,
 }
 
 impl<'a, X> PhaseOptions<'a, X> {
@@ -83,7 +83,12 @@ impl<'a, X> PhaseOptions<'a, X> {
         self
     }
 
-    pub(super) fn failed(&self, error: X) -> X {
+    #[cfg(feature = "postgres")]
+    pub(crate) fn weakest(&self) -> Isolation {
+        self.isolation
+    }
+
+    pub(crate) fn failed(&self, error: X) -> X {
         if let Some(handle) = &self.on_error {
             handle(&error);
         }

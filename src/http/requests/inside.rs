@@ -56,6 +56,19 @@ impl Requests {
     pub fn with_transaction<'tx>(&self, transaction: &'tx Transaction) -> TransactionRequests<'tx> {
         TransactionRequests { requests: self.clone(), transaction }
     }
+
+    /// Returns the change that a stage makes to a record without an owner. Returns `None` for [`Next::Stay`].
+    pub(super) fn patch_of(&self, id: &RecordId, next: Next<Response, Response>) -> Result<Option<Patch>> {
+        let manager = &self.manager;
+        let encode = |response: &Response| manager.encode(id, response);
+        Ok(match next.into_step(manager.engine().protocol().max_value_bytes(), encode, encode)? {
+            Step::Stay => None,
+            Step::Advance { point, checkpoint } => {
+                Some(Patch { recovery_point: Some(point), checkpoint, forgets_checkpoint: true, ending: None })
+            }
+            Step::End(ending) => Some(Patch { ending: Some((ending, manager.options.schema)), ..Patch::default() }),
+        })
+    }
 }
 
 impl TransactionRequests<'_> {
@@ -206,23 +219,10 @@ impl TransactionRequests<'_> {
                     let message = format!("the stage of key {} has changed the recovery point itself", info.key());
                     return Err(Error::new(ErrorKind::NotInProgress, message));
                 }
-                let patch = self.patch(&id, next)?;
+                let patch = self.requests.patch_of(&id, next)?;
                 patch.map_or(Ok(still), |patch| protocol.patch_in(workspace, &id, &patch))
             });
             Ok(staged?)
-        })
-    }
-
-    /// Returns the change that a stage makes to a record without an owner. Returns `None` for [`Next::Stay`].
-    fn patch(&self, id: &RecordId, next: Next<Response, Response>) -> Result<Option<Patch>> {
-        let manager = &self.requests.manager;
-        let encode = |response: &Response| manager.encode(id, response);
-        Ok(match next.into_step(manager.engine().protocol().max_value_bytes(), encode, encode)? {
-            Step::Stay => None,
-            Step::Advance { point, checkpoint } => {
-                Some(Patch { recovery_point: Some(point), checkpoint, forgets_checkpoint: true, ending: None })
-            }
-            Step::End(ending) => Some(Patch { ending: Some((ending, manager.options.schema)), ..Patch::default() }),
         })
     }
 

@@ -1,0 +1,181 @@
+//! Everything goes wrong at once while stages run in the user's own transactions: workers are killed, sessions of the
+//! engines and of the users are terminated, and the server crashes. Each effect in the user's table happens once, and no
+//! answer is lost or changed.
+//!
+//! `ONCEKEY_CHAOS` is the number of seconds.
+
+use std::io::Write;
+use std::time::Duration;
+
+use oncekey::sql::TransactionEnd;
+use oncekey::sql::postgres::{Client, NoTls};
+use oncekey::{
+    Begin, Claim, Engine, Error, ManagerOptions, OnInterrupted, RecordInfo, Status, admin::RecordFilter, stage::Next,
+};
+
+use crate::chaos::{FIRST, Said, URL, Work, break_sessions, while_workers_run};
+use crate::engines::Texts;
+use crate::server::Server;
+use crate::stages_in::Boxed;
+
+fn manager(engine: &Engine) -> Texts {
+    let options = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
+    engine.manager_with("chaos", options).unwrap()
+}
+
+/// The session of a worker, which is replaced when it is lost.
+struct Session {
+    url: String,
+    client: Option<Client>,
+}
+
+impl Session {
+    fn client(&mut self) -> Result<&mut Client, Boxed> {
+        if self.client.as_ref().is_none_or(Client::is_closed) {
+            self.client = Some(Client::connect(&self.url, NoTls)?);
+        }
+        self.client.as_mut().ok_or_else(|| "there is no client".into())
+    }
+}
+
+/// Adds the effect of a key by a statement of the stage. Returns what became of a commit that was lost.
+fn stage_by_statement(
+    claim: &mut Claim<String, String>,
+    session: &mut Session,
+    key: &str,
+) -> Result<Option<bool>, Boxed> {
+    let client = session.client()?;
+    let mut tx = client.transaction()?;
+    tx.execute("INSERT INTO effects VALUES ($1)", &[&key])?;
+    let mut stage = claim.stage_sql(Next::advance("done"))?;
+    let values: Vec<_> = stage.values().iter().map(oncekey::sql::SqlValue::as_sql).collect();
+    tx.execute(stage.text(), &values)?;
+    drop(values);
+    let is_lost = tx.commit().is_err();
+    let end = if is_lost { TransactionEnd::Unknown } else { TransactionEnd::Committed };
+    let mut tries = 0;
+    let made = loop {
+        match stage.settle(claim, end) {
+            Err(error) if error.kind() == oncekey::ErrorKind::Unsettled && tries < 10 => tries += 1,
+            settled => break settled?,
+        }
+    };
+    if made {
+        Ok(is_lost.then_some(made))
+    } else if is_lost {
+        Ok(Some(false))
+    } else {
+        Err("it was not committed".into())
+    }
+}
+
+/// Runs one key to its end, or leaves it to another worker. Returns its answer if there is one.
+fn run(
+    engine: &Engine,
+    session: &mut Session,
+    key: &str,
+    me: &str,
+    lost: &mut dyn FnMut(bool),
+) -> Result<Option<String>, Boxed> {
+    let mut claim = match manager(engine).begin(key)? {
+        Begin::Claimed(claim) => claim,
+        Begin::Replay(record) => return Ok(record.into_outcome().ok()),
+        _ => return Ok(None),
+    };
+    while claim.recovery_point() == oncekey::stage::STARTED {
+        if key.ends_with(['0', '2', '4', '6', '8']) {
+            claim.work_stage_in(session.client()?, |tx| {
+                tx.execute("INSERT INTO effects VALUES ($1)", &[&key])?;
+                Ok::<_, Boxed>(Next::advance("done"))
+            })?;
+        } else if let Some(made) = stage_by_statement(&mut claim, session, key)? {
+            lost(made);
+        }
+    }
+    // A tenth is given up once, after the effect.
+    if claim.attempt() == 1 && key.ends_with('3') {
+        claim.release()?;
+        return Ok(None);
+    }
+    let answer = format!("{me} {key}");
+    claim.succeed(&answer)?;
+    Ok(Some(answer))
+}
+
+/// Not a test: a worker that the test kills.
+#[test]
+#[ignore = "a process of another test"]
+fn worker() {
+    let Ok(url) = std::env::var(URL) else { return };
+    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
+    let me = format!("{}", std::process::id());
+    let Ok(engine) = Engine::options().sync_timeout(Duration::from_secs(5)).connect(&url) else { return };
+    let mut session = Session { url, client: None };
+    let say = |said: String| std::io::stdout().lock().write_all(said.as_bytes());
+    for number in first.. {
+        let key = format!("{number}");
+        let mut lost = |made: bool| say(format!("@error {key} lost commit, made: {made}\n")).unwrap();
+        // After an error the key is left to the others.
+        let said = match run(&engine, &mut session, &key, &me, &mut lost) {
+            Ok(Some(answer)) => format!("@answer {key}={answer}\n"),
+            Ok(None) => format!("@left {key}\n"),
+            Err(error) => match error.downcast_ref::<Error>() {
+                Some(error) => format!("@error {key} {:?}\n", error.kind()),
+                None => format!("@error {key} of the client\n"),
+            },
+        };
+        if say(said).is_err() {
+            return;
+        }
+    }
+}
+
+/// Brings what was left to its end, and compares every key with what was said. Returns the number of keys.
+fn check(server: &Server, said: &Said) -> usize {
+    let engine = Engine::connect(&server.url()).unwrap();
+    let mut session = Session { url: server.url(), client: None };
+    let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
+    let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
+    for key in left {
+        let began = std::time::Instant::now();
+        while run(&engine, &mut session, &key, "last", &mut |_| ()).unwrap().is_none() {
+            assert!(began.elapsed() < Duration::from_secs(60), "{key} does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    let wrong = server.sql("SELECT key, count(*) FROM effects GROUP BY key HAVING count(*) <> 1");
+    assert_eq!(wrong, "", "keys whose effect happened more than once");
+    let texts = manager(&engine);
+    let mut keys = 0;
+    for info in engine.records(RecordFilter::new()).unwrap() {
+        let key = info.unwrap().key().to_string();
+        let answer = texts.get(key.as_str()).unwrap().unwrap().into_outcome().unwrap().unwrap();
+        assert_eq!(said.answers.get(&key).unwrap_or(&answer), &answer, "the answer of {key} was lost");
+        keys += 1;
+    }
+    for key in said.answers.keys() {
+        assert!(texts.get(key.as_str()).unwrap().is_some(), "{key} was answered and is not there");
+    }
+    assert_eq!(server.sql("SELECT count(*) FROM effects"), keys.to_string(), "each key has its effect");
+    keys
+}
+
+#[test]
+fn every_effect_in_the_user_s_table_happens_once() {
+    let seconds = std::env::var("ONCEKEY_CHAOS").map_or(8, |seconds| seconds.parse().unwrap());
+    let server = Server::start("");
+    server.sql("CREATE TABLE effects (key text NOT NULL)");
+    drop(Engine::connect(&server.url()).unwrap());
+    let (mut terminated, mut crashes) = (0, 0);
+    let work = Work::new(Duration::from_secs(seconds), 51).by("stages_chaos::worker");
+    let (said, kills) = while_workers_run(&server.url(), 600, work, |work| {
+        (terminated, crashes) = break_sessions(&server, work);
+    });
+    let keys = check(&server, &said);
+    println!(
+        "{keys} keys, {} answers, {kills} kills, {terminated} sessions ended, {crashes} crashes, {:?}",
+        said.answers.len(),
+        said.errors
+    );
+    assert!(keys > 50 && crashes > 0, "{keys} keys, {crashes} crashes");
+}
