@@ -4,6 +4,7 @@ mod properties;
 
 use super::*;
 use crate::types::fingerprint::Fingerprint;
+use crate::types::record::STARTED;
 
 const FIRST: u64 = 1 << 32;
 
