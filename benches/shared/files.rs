@@ -22,15 +22,14 @@ pub(crate) fn rss() -> f64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
 }
 
-/// Copies files and directories as they are, except the socket of an open store. A copy of an open store is in the state
-/// after a kill.
+/// Copies the files and directories of a store that nobody has open.
 pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let to = to.join(entry.file_name());
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &to);
-        } else if entry.file_type().unwrap().is_file() {
+        } else {
             std::fs::copy(entry.path(), to).unwrap();
         }
     }

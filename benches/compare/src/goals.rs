@@ -13,7 +13,7 @@ use crate::arguments::Arguments;
 use crate::compare::{LIMIT, Plan, THREADS};
 use crate::measure::{Row, best, in_turns, ours, settle};
 use crate::scale;
-use crate::shared::files::{copy, disk};
+use crate::shared::files::disk;
 use crate::shared::waking::{bare, oncekey};
 use crate::shared::{RECORD, VALUE, fill, fill_with, key, median, raw_sled};
 use crate::sustained::{Sustained, sustained};
@@ -295,7 +295,7 @@ fn moving_window(dir: &Path, live: u64, time: Duration) -> Result<Sustained> {
 fn open(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let records = arguments.number("records", if arguments.flag("quick") { 20_000 } else { 5_000_000 })?;
     let dir = tempfile::tempdir_in(base)?;
-    let (path, killed) = (dir.path().join("store"), dir.path().join("killed"));
+    let path = dir.path().join("store");
     fill(&path, records);
     let bytes = disk(&path) * f64::from(1 << 20) / records as f64;
     settle(base)?;
@@ -310,13 +310,11 @@ fn open(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
             (1 << 40) + 10_000 * round as u64,
             (1 << 40) + 10_000 * (round as u64 + 1),
         );
-        copy(&path, &killed);
-        engine.close()?;
+        engine.crash();
         let began = Instant::now();
-        let engine = Engine::open(&killed)?;
+        let engine = Engine::open(&path)?;
         died.push(began.elapsed().as_secs_f64());
         engine.close()?;
-        std::fs::remove_dir_all(&killed)?;
     }
     let seconds = |when: &str, goal: f64, of: Vec<f64>| Measure {
         name: format!("seconds to open {} live records after a {when}", number(records as f64)),
