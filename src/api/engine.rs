@@ -1,6 +1,6 @@
 //! The engine: an open store.
 
-// The page of `EngineOptions` lists their methods in this order.
+// The modules stand in the order in which the page of `EngineOptions` lists their methods.
 mod open;
 
 #[cfg(feature = "postgres")]

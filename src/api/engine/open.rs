@@ -90,7 +90,7 @@ impl EngineOptions {
         self.start(protocol, report, is_served)
     }
 
-    /// Starts what an open store needs besides.
+    /// Starts the threads of an open store, and its socket if it is served.
     pub(super) fn start(&self, protocol: Protocol, report: OpenReport, is_served: bool) -> Result<Engine> {
         let protocol = Arc::new(protocol);
         let compaction_batch = self.compaction_batch.get();
