@@ -146,43 +146,36 @@ pub(super) async fn read_once(
 /// Reads a key. A record whose owner is dead is first declared interrupted, so no answer depends on a look at a lock. But
 /// a record whose row is locked is in progress until the transaction with the lock ends.
 pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Result<Found, Error> {
-    loop {
-        let done = async {
-            inner.tick_if_manual().await?;
-            let mut taken = inner.pool.take().await?;
-            let me = (inner.keeper.last(), inner.class);
-            let mut found = read_once(&mut taken.session, me, key, load).await?;
-            if inner.read_only {
-                found.presume_death(inner.clock.wall());
-                inner.pool.give_back(taken);
-                return Ok(Some(found));
-            }
-            let declares =
-                found.free.as_ref().filter(|(owner, life)| inner.keeper.may_declare(*owner, life.as_deref()));
-            let Some((owner, _)) = declares else {
-                inner.pool.give_back(taken);
-                return Ok(Some(found));
-            };
-            // Also if `load` left out the outcome: a record in progress has none.
-            if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
-                if write.make(&mut taken.session, inner.class).await?.is_none() {
-                    let revision = found.revision;
-                    found = read_once(&mut taken.session, me, key, load).await?;
-                    if found.revision == revision {
-                        inner.pool.give_back(taken);
-                        return Ok(Some(found));
-                    }
+    let attempt = || async {
+        inner.tick_if_manual().await?;
+        let mut taken = inner.pool.take().await?;
+        let me = (inner.keeper.last(), inner.class);
+        let mut found = read_once(&mut taken.session, me, key, load).await?;
+        if inner.read_only {
+            found.presume_death(inner.clock.wall());
+            inner.pool.give_back(taken);
+            return Ok(found);
+        }
+        let declares = found.free.as_ref().filter(|(owner, life)| inner.keeper.may_declare(*owner, life.as_deref()));
+        let Some((owner, _)) = declares else {
+            inner.pool.give_back(taken);
+            return Ok(found);
+        };
+        // Also if `load` left out the outcome: a record in progress has none.
+        if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
+            if write.make(&mut taken.session, inner.class).await?.is_none() {
+                let revision = found.revision;
+                found = read_once(&mut taken.session, me, key, load).await?;
+                if found.revision == revision {
+                    inner.pool.give_back(taken);
+                    return Ok(found);
                 }
             }
-            inner.pool.give_back(taken);
-            Ok(None)
-        };
-        match done.await {
-            Ok(Some(found)) => return Ok(found),
-            Ok(None) => {}
-            Err(fault) => inner.pause_after(fault).await?,
         }
-    }
+        inner.pool.give_back(taken);
+        Err(Fault::Again)
+    };
+    inner.retried(attempt).await
 }
 
 fn declaration(inner: &Inner, key: &StoreKey, found: &Found, owner: i32) -> Result<Option<Write>> {
@@ -274,6 +267,19 @@ impl Inner {
             // A change that was not sent is not sent later.
             Err(if sent.swap(true, Ordering::Relaxed) { unsettled(&why) } else { why })
         })
+    }
+
+    /// Makes attempts until the server answers one. Returns the error of a server that refuses.
+    pub(super) async fn retried<T, F>(&self, attempt: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        loop {
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(fault) => self.pause_after(fault).await?,
+            }
+        }
     }
 
     /// Waits a little before the next attempt, or returns the error of a server that refuses.

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio_postgres::types::ToSql;
 
 use super::Inner;
@@ -196,20 +196,14 @@ impl Committer {
     fn give_back(&self, line: Option<Box<Line>>) {
         let mut state = self.state.lock();
         match line {
+            Some(line) if !state.is_closed && state.waiting.is_empty() => state.link = Link::Idle(line),
             Some(line) if !state.is_closed => {
-                state.link = if state.waiting.is_empty() { Link::Idle(line) } else { Link::Handed(line) };
-                if !state.waiting.is_empty() {
-                    self.work_arrived.notify_one();
-                }
+                state.link = Link::Handed(line);
+                self.work_arrived.notify_one();
             }
             line => {
-                state.link = Link::Down;
-                let waiting = std::mem::take(&mut state.waiting);
-                drop(state);
+                State::disconnect(state);
                 drop(line);
-                for entry in waiting {
-                    entry.answer(Answer::Apart { was_sent: false });
-                }
             }
         }
     }
@@ -217,14 +211,8 @@ impl Committer {
     fn close(&self) {
         let mut state = self.state.lock();
         state.is_closed = true;
-        let link = std::mem::take(&mut state.link);
         self.work_arrived.notify_all();
-        let waiting = std::mem::take(&mut state.waiting);
-        drop(state);
-        drop(link);
-        for entry in waiting {
-            entry.answer(Answer::Apart { was_sent: false });
-        }
+        State::disconnect(state);
     }
 
     /// Works until the store is closed.
@@ -311,6 +299,16 @@ impl Turn<'_> {
 }
 
 impl State {
+    /// Ends the session, and makes all that wait for it make their changes apart.
+    fn disconnect(mut state: MutexGuard<'_, Self>) {
+        let (link, waiting) = (std::mem::take(&mut state.link), std::mem::take(&mut state.waiting));
+        drop(state);
+        drop(link);
+        for entry in waiting {
+            entry.answer(Answer::Apart { was_sent: false });
+        }
+    }
+
     fn enter(&mut self, write: &Arc<Write>, deadline: Instant) -> Arc<Entry> {
         let stage = Mutex::new(Stage::Waiting);
         let entry = Arc::new(Entry { write: Arc::clone(write), deadline, stage, answered: Condvar::new() });

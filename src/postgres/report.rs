@@ -47,14 +47,7 @@ impl Store {
     pub(crate) fn report(&self) -> Result<ServerReport> {
         self.inner.check()?;
         let inner = Arc::clone(&self.inner);
-        let found = self.inner.answer(self.inner.deadline(true), async move {
-            loop {
-                match report(&inner).await {
-                    Ok(report) => return Ok(report),
-                    Err(fault) => inner.pause_after(fault).await?,
-                }
-            }
-        });
+        let found = self.inner.answer(self.inner.deadline(true), async move { inner.retried(|| report(&inner)).await });
         found.unwrap_or_else(|| Err(self.inner.unreachable()))
     }
 }

@@ -19,7 +19,7 @@ use super::sql::{Query, fence};
 use super::{Inner, Store, commit};
 use crate::store::StoreKey;
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::record::{Now, StoredRecord};
+use crate::types::record::{Now, Status, StoredRecord};
 
 /// A parameter of a statement, as every client of PostgreSQL can send it. `None` is `NULL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -302,7 +302,7 @@ impl Store {
     /// Counts a committed stage, and notifies the waiters of other engines if the record has no owner.
     pub(crate) fn staged(&self, staged: &Staged) {
         self.inner.commits.add(1);
-        if !matches!(staged.values.get(7), Some(SqlValue::Integer(Some(1)))) {
+        if staged.after.state != Status::InProgress {
             self.inner.notify_waiters(&staged.key);
         }
     }
@@ -311,35 +311,25 @@ impl Store {
 async fn read_fence(inner: &Arc<Inner>, key: &StoreKey) -> Result<Fenced> {
     let Some((name, bytes)) = key.split() else { return Ok(Fenced::default()) };
     let id = Uuid::from_bytes(inner.id).to_string();
-    loop {
-        let done = async {
-            let mut taken = inner.pool.take().await?;
-            let row = taken.session.row(Query::Claimed, &[&name, &bytes, &id]).await?;
-            inner.pool.give_back(taken);
-            row.map_or_else(|| Ok(Fenced::default()), |row| Fenced::read(&row))
-        };
-        match done.await {
-            Ok(fenced) => return Ok(fenced),
-            Err(fault) => inner.pause_after(fault).await?,
-        }
-    }
+    let attempt = || async {
+        let mut taken = inner.pool.take().await?;
+        let row = taken.session.row(Query::Claimed, &[&name, &bytes, &id]).await?;
+        inner.pool.give_back(taken);
+        row.map_or_else(|| Ok(Fenced::default()), |row| Fenced::read(&row))
+    };
+    inner.retried(attempt).await
 }
 
 async fn draw(inner: &Arc<Inner>) -> Result<(u64, u64)> {
-    loop {
-        let done = async {
-            inner.tick_if_manual().await?;
-            let mut taken = inner.pool.take().await?;
-            let row = taken.session.row(Query::Draw, &[]).await?;
-            inner.pool.give_back(taken);
-            let row = row.ok_or_else(|| Fault::Refused(another_store()))?;
-            Ok((unsigned(get(&row, 0)?), unsigned(get(&row, 1)?)))
-        };
-        match done.await {
-            Ok(drawn) => return Ok(drawn),
-            Err(fault) => inner.pause_after(fault).await?,
-        }
-    }
+    let attempt = || async {
+        inner.tick_if_manual().await?;
+        let mut taken = inner.pool.take().await?;
+        let row = taken.session.row(Query::Draw, &[]).await?;
+        inner.pool.give_back(taken);
+        let row = row.ok_or_else(|| Fault::Refused(another_store()))?;
+        Ok((unsigned(get(&row, 0)?), unsigned(get(&row, 1)?)))
+    };
+    inner.retried(attempt).await
 }
 
 impl Staged {

@@ -151,7 +151,7 @@ impl Protocol {
             (Effect::Step(_), StageOf::Unowned(_)) => return Err(unexpected(id, &Changed::Deleted)),
         };
         let decision = action.as_ref().map(|action| decide(Some(stored), action, &now));
-        let after = match decision {
+        let mut after = match decision {
             // The revision changes all the same, so that the commit can be found out.
             None => Arc::new(StoredRecord { updated: now.store, updated_at: now.wall, ..StoredRecord::clone(stored) }),
             Some(Decision::Write(after)) => after,
@@ -163,7 +163,7 @@ impl Protocol {
             }
             Some(Decision::Delete) => return Err(unexpected(id, &Changed::Deleted)),
         };
-        let after = Arc::new(StoredRecord { revision: number, ..StoredRecord::clone(&after) });
+        Arc::make_mut(&mut after).revision = number;
         let before = stored.status(&now);
         let expires = stored.expires_at(&now);
         let is_owned = matches!(of, StageOf::Claim(_));

@@ -1,6 +1,7 @@
 //! Stages of a claim in the user's own SQL transactions.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use ::postgres::{Client, Transaction};
 use serde::Serialize;
@@ -113,7 +114,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
                     error
                 }
             };
-            self.fault_flag().store(true, std::sync::atomic::Ordering::Relaxed);
+            self.note_fault();
             options.failed(X::from(error))
         })
     }
@@ -184,9 +185,14 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
             Ok(StageSql { stage, settled: false })
         });
         if staged.is_err() {
-            self.fault_flag().store(true, std::sync::atomic::Ordering::Relaxed);
+            self.note_fault();
         }
         staged
+    }
+
+    /// Records that the engine has failed in the operation.
+    fn note_fault(&self) {
+        self.fault_flag().store(true, Ordering::Relaxed);
     }
 }
 

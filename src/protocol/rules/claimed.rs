@@ -56,7 +56,7 @@ pub(super) fn claimed_again(
     now: &Now,
 ) -> StoredRecord {
     let (status, interruption) = record.seen(now).unwrap_or((record.state, None));
-    // An interruption that a caller has resolved is neither counted nor kept.
+    // An interruption that a caller has resolved is not counted.
     let was_interrupted = status == Status::Interrupted;
     StoredRecord {
         state: Status::InProgress,
