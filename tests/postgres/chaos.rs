@@ -4,7 +4,7 @@
 //! `ONCEKEY_CHAOS` is the number of seconds.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,12 +18,12 @@ use crate::engines::Texts;
 use crate::server::Server;
 
 pub(crate) const URL: &str = "ONCEKEY_CHAOS_URL";
-pub(crate) const FIRST: &str = "ONCEKEY_CHAOS_FIRST";
+const FIRST: &str = "ONCEKEY_CHAOS_FIRST";
 const WORKERS: usize = 4;
 /// The workers meet at the same keys: each goes through the numbers, a little ahead of or behind the others.
 const AHEAD: u64 = 5;
 
-fn manager(engine: &Engine) -> Texts {
+pub(crate) fn manager(engine: &Engine) -> Texts {
     let options = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
     engine.manager_with("chaos", options).unwrap()
 }
@@ -61,6 +61,11 @@ fn run(engine: &Engine, key: &str, me: &str) -> Result<Option<String>, Error> {
 #[test]
 #[ignore = "a process of another test"]
 fn worker() {
+    work(|engine, key, me| run(engine, key, me).map_err(|error| format!("{:?}", error.kind())));
+}
+
+/// Runs key after key, and says what became of each: its answer if there is one, or the name of an error.
+pub(crate) fn work(mut run: impl FnMut(&Engine, &str, &str) -> Result<Option<String>, String>) {
     let Ok(url) = std::env::var(URL) else { return };
     let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
     let me = format!("{}", std::process::id());
@@ -69,14 +74,22 @@ fn worker() {
         let key = format!("{number}");
         // After an error the key is left to the others.
         let said = match run(&engine, &key, &me) {
-            Ok(Some(answer)) => format!("@answer {key}={answer}\n"),
-            Ok(None) => format!("@left {key}\n"),
-            Err(error) => format!("@error {key} {:?}\n", error.kind()),
+            Ok(Some(answer)) => say(&format!("@answer {key}={answer}\n")),
+            Ok(None) => say(&format!("@left {key}\n")),
+            Err(error) => say_error(&key, &error),
         };
-        if std::io::stdout().lock().write_all(said.as_bytes()).is_err() {
+        if said.is_err() {
             return;
         }
     }
+}
+
+fn say(line: &str) -> io::Result<()> {
+    io::stdout().lock().write_all(line.as_bytes())
+}
+
+pub(crate) fn say_error(key: &str, name: &str) -> io::Result<()> {
+    say(&format!("@error {key} {name}\n"))
 }
 
 /// The output of all workers.
@@ -115,20 +128,29 @@ fn listen(worker: &mut Child, said: &Mutex<Said>) {
 /// Brings what was left to its end, and compares every key with what was said. Returns the numbers of keys and of those
 /// that were left.
 pub(crate) fn check(engine: &Engine, said: &Said) -> (usize, usize) {
-    // Unfinished keys are brought to their end.
+    let (keys, left) = check_answers(engine, said, |key| run(engine, key, "last").unwrap().is_some());
+    let effects = engine.table("effects").unwrap();
+    for key in &keys {
+        assert_eq!(effects.get(key).unwrap().map(|bytes| count(&bytes)), Some(1), "effects of {key}");
+    }
+    (keys.len(), left)
+}
+
+/// Brings unfinished keys to their end by `ends`, and compares the answer of every key with what was said. Returns the
+/// keys, and the number of those that were left.
+pub(crate) fn check_answers(engine: &Engine, said: &Said, mut ends: impl FnMut(&str) -> bool) -> (Vec<String>, usize) {
     let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
     let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
     for key in &left {
-        crate::until(|| run(engine, key, "last").unwrap().is_some());
+        crate::until(|| ends(key));
     }
-    let (texts, effects) = (manager(engine), engine.table("effects").unwrap());
-    let mut keys = 0;
+    let texts = manager(engine);
+    let mut keys = Vec::new();
     for info in engine.records(RecordFilter::new()).unwrap() {
         let key = info.unwrap().key().to_string();
-        assert_eq!(effects.get(&key).unwrap().map(|bytes| count(&bytes)), Some(1), "effects of {key}");
         let answer = texts.get(key.as_str()).unwrap().unwrap().into_outcome().unwrap().unwrap();
         assert_eq!(said.answers.get(&key).unwrap_or(&answer), &answer, "the answer of {key} was lost");
-        keys += 1;
+        keys.push(key);
     }
     for key in said.answers.keys() {
         assert!(texts.get(key.as_str()).unwrap().is_some(), "{key} was answered and is not there");

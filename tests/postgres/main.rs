@@ -71,7 +71,7 @@ fn client(url: &str) -> Client {
 }
 
 /// Waits until the condition holds.
-fn until(condition: impl Fn() -> bool) {
+fn until(mut condition: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
     while !condition() {
         assert!(began.elapsed() < std::time::Duration::from_secs(60), "it takes too long");

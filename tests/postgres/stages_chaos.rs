@@ -4,24 +4,15 @@
 //!
 //! `ONCEKEY_CHAOS` is the number of seconds.
 
-use std::io::Write;
 use std::time::Duration;
 
 use oncekey::sql::TransactionEnd;
 use oncekey::sql::postgres::{Client, NoTls};
-use oncekey::{
-    Begin, Claim, Engine, Error, ManagerOptions, OnInterrupted, RecordInfo, Status, admin::RecordFilter, stage::Next,
-};
+use oncekey::{Begin, Claim, Engine, Error, stage::Next};
 
-use crate::chaos::{FIRST, Said, URL, Work, break_sessions, while_workers_run};
-use crate::engines::Texts;
+use crate::chaos::{Said, URL, Work, break_sessions, check_answers, manager, say_error, while_workers_run, work};
 use crate::server::Server;
 use crate::stages_in::Boxed;
-
-fn manager(engine: &Engine) -> Texts {
-    let options = ManagerOptions::new().on_interrupted(OnInterrupted::Resume);
-    engine.manager_with("chaos", options).unwrap()
-}
 
 /// The session of a worker, which is replaced when it is lost.
 struct Session {
@@ -107,57 +98,26 @@ fn run(
 #[ignore = "a process of another test"]
 fn worker() {
     let Ok(url) = std::env::var(URL) else { return };
-    let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
-    let me = format!("{}", std::process::id());
-    let Ok(engine) = Engine::options().sync_timeout(Duration::from_secs(5)).connect(&url) else { return };
     let mut session = Session { url, client: None };
-    let say = |said: String| std::io::stdout().lock().write_all(said.as_bytes());
-    for number in first.. {
-        let key = format!("{number}");
-        let mut lost = |made: bool| say(format!("@error {key} lost commit, made: {made}\n")).unwrap();
-        // After an error the key is left to the others.
-        let said = match run(&engine, &mut session, &key, &me, &mut lost) {
-            Ok(Some(answer)) => format!("@answer {key}={answer}\n"),
-            Ok(None) => format!("@left {key}\n"),
-            Err(error) => match error.downcast_ref::<Error>() {
-                Some(error) => format!("@error {key} {:?}\n", error.kind()),
-                None => format!("@error {key} of the client\n"),
-            },
-        };
-        if say(said).is_err() {
-            return;
-        }
-    }
+    work(|engine, key, me| {
+        let mut lost = |made: bool| say_error(key, &format!("lost commit, made: {made}")).unwrap();
+        run(engine, &mut session, key, me, &mut lost).map_err(|error| match error.downcast_ref::<Error>() {
+            Some(error) => format!("{:?}", error.kind()),
+            None => "of the client".to_owned(),
+        })
+    });
 }
 
 /// Brings what was left to its end, and compares every key with what was said. Returns the number of keys.
 fn check(server: &Server, said: &Said) -> usize {
     let engine = Engine::connect(&server.url()).unwrap();
     let mut session = Session { url: server.url(), client: None };
-    let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
-    let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
-    for key in left {
-        let began = std::time::Instant::now();
-        while run(&engine, &mut session, &key, "last", &mut |_| ()).unwrap().is_none() {
-            assert!(began.elapsed() < Duration::from_secs(60), "{key} does not end");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
+    let end = |key: &str| run(&engine, &mut session, key, "last", &mut |_| ()).unwrap().is_some();
+    let (keys, _) = check_answers(&engine, said, end);
     let wrong = server.sql("SELECT key, count(*) FROM effects GROUP BY key HAVING count(*) <> 1");
     assert_eq!(wrong, "", "keys whose effect happened more than once");
-    let texts = manager(&engine);
-    let mut keys = 0;
-    for info in engine.records(RecordFilter::new()).unwrap() {
-        let key = info.unwrap().key().to_string();
-        let answer = texts.get(key.as_str()).unwrap().unwrap().into_outcome().unwrap().unwrap();
-        assert_eq!(said.answers.get(&key).unwrap_or(&answer), &answer, "the answer of {key} was lost");
-        keys += 1;
-    }
-    for key in said.answers.keys() {
-        assert!(texts.get(key.as_str()).unwrap().is_some(), "{key} was answered and is not there");
-    }
-    assert_eq!(server.sql("SELECT count(*) FROM effects"), keys.to_string(), "each key has its effect");
-    keys
+    assert_eq!(server.sql("SELECT count(*) FROM effects"), keys.len().to_string(), "each key has its effect");
+    keys.len()
 }
 
 #[test]
