@@ -250,7 +250,7 @@ fn a_person_follows_the_counts_and_releases_a_key_by_keyboard() {
         browser.shows("Effect ids");
         browser.tab_to(".actions a");
         browser.press("\u{E007}");
-        browser.shows("Release it only if you know");
+        browser.shows("Release the key only if you know");
         assert_eq!(status(&payments, "order-6000"), Some(Status::Interrupted), "a confirmation comes first");
         browser.tab_to("button.danger");
         browser.press("\u{E007}");
