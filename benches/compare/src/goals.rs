@@ -17,7 +17,7 @@ use crate::shared::files::disk;
 use crate::shared::waking::{bare, oncekey};
 use crate::shared::{RECORD, VALUE, fill, fill_with, key, median, raw_sled};
 use crate::sustained::{Sustained, sustained};
-use crate::systems::{Candidate, DURABLE, IDEAL, Kind, Mode, Oncekey, RELAXED};
+use crate::systems::{Candidate, DAY, DURABLE, IDEAL, Kind, Mode, Oncekey, RELAXED};
 use crate::table::{markdown, number};
 
 /// A figure of this run, and its goal.
@@ -278,7 +278,7 @@ fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
 /// oncekey forgets by time. A first run without it shows how long a record must live.
 fn moving_window(dir: &Path, live: u64, time: Duration) -> Result<Sustained> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let trial = Oncekey::open(&dir.join("trial"), Mode::Relaxed, scale::DAY)?;
+    let trial = Oncekey::open(&dir.join("trial"), Mode::Relaxed, DAY)?;
     let rate = sustained(&trial, live, Duration::from_secs(5), |done| done >= live, |_| (0.0, 0.0)).rate;
     drop(trial);
     settle(dir)?;

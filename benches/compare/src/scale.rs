@@ -13,14 +13,13 @@ use crate::chart::{Curve, curves};
 use crate::measure::{Keys, Load, run, settle};
 use crate::shared::files::{copy, disk, rss};
 use crate::shared::{fill_with, median};
-use crate::systems::{Mode, Oncekey};
+use crate::systems::{DAY, Mode, Oncekey};
 use crate::table::{markdown, number};
 
 const SIZES: [u64; 5] = [10_000, 100_000, 1_000_000, 2_000_000, 5_000_000];
 pub(crate) const THREADS: [usize; 2] = [8, 64];
 const ROUNDS: usize = 3;
 const TIME: Duration = Duration::from_secs(3);
-pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The measurements of a store of one size, medians over the rounds.
 pub(crate) struct Size {

@@ -33,7 +33,8 @@ impl Oncekey {
     }
 }
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+/// The TTL of records that stay until the end of a measurement.
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) fn oncekey(path: &Path, mode: Mode) -> Result<Box<dyn System>> {
     Ok(Box::new(Oncekey::open(path, mode, DAY)?))

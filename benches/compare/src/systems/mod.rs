@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-pub(crate) use self::logs::Oncekey;
+pub(crate) use self::logs::{DAY, Oncekey};
 use crate::group::{Direct, Grouped};
 use crate::shared::VALUE;
 
