@@ -92,7 +92,7 @@ struct Inner {
     path: PathBuf,
     store_id: [u8; 16],
     pid: u32,
-    /// True if the store was opened for reads only.
+    /// True if the store is open read-only.
     read_only: bool,
     eventual: bool,
     /// The number of the first frame of this open.
@@ -388,7 +388,7 @@ impl Inner {
 
     fn check_writable(&self) -> Result<()> {
         if self.read_only {
-            let message = format!("the store {} is open for reads only", self.path.display());
+            let message = format!("the store {} is open read-only", self.path.display());
             return Err(Error::new(ErrorKind::ReadOnly, message));
         }
         Ok(())

@@ -27,7 +27,7 @@ const FILE_MODE: u32 = 0o600;
 pub(crate) struct Dir {
     file: File,
     path: PathBuf,
-    /// True if files in it are opened for reads only.
+    /// True if its files are opened read-only.
     is_read_only: bool,
 }
 
@@ -37,7 +37,7 @@ impl Dir {
         Ok(Self { file, path: path.to_owned(), is_read_only: false })
     }
 
-    /// Does the same as [`open`](Self::open), but opens its files for reads only.
+    /// Does the same as [`open`](Self::open), but opens its files read-only.
     pub(crate) fn open_read_only(path: &Path) -> Result<Self> {
         Ok(Self { is_read_only: true, ..Self::open(path)? })
     }

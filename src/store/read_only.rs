@@ -1,4 +1,4 @@
-//! Opens a store for reads only: writes and creates nothing, takes a shared lock, and does not open sled.
+//! Opens a store read-only: writes and creates nothing, takes a shared lock, and does not open sled.
 //!
 //! Blocks are read directly from sled's file, and later frames of the journal are replayed into the memtable. So this
 //! works on a file system that is mounted read-only, and needs only read permission. A writer and a reader exclude each

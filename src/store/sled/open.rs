@@ -46,8 +46,8 @@ pub(crate) fn open(dir: &Path, access: Access, journal: &JournalSummary) -> Resu
     Ok((tables, list, was_rebuilt))
 }
 
-/// Opens the files without sled, for reads only. Writes nothing and needs only read permission. The last value is true
-/// if [`open`] would build a new sled.
+/// Opens the files without sled, read-only. Writes nothing and needs only read permission. The last value is true if
+/// [`open`] would build a new sled.
 pub(crate) fn open_read_only(dir: &Path, journal: &JournalSummary) -> Result<(Tables, RunList, bool)> {
     let (found, Chosen { list, .. }, is_proven) = examine(&exchange::current(dir), journal)?;
     let tables = Tables::raw(dir, &journal.store_id, Blobs::none(dir), found.into_blocks(&list));
