@@ -1,7 +1,8 @@
-//! Measures what grows with the number of unfinished records and with the size of values: memory, disk, and the time of
-//! an open and of the compaction thread.
+//! Measures the memory, the disk space, the time of an open and the processor time of the compaction thread, by the
+//! number of unfinished records and the size of values.
 //!
-//! `cargo bench --bench bounds [-- RECORDS [DIRECTORY]]`. The default is 200,000 unfinished records on a real disk.
+//! `cargo bench --bench bounds [-- RECORDS [DIRECTORY]]`. The defaults are 200,000 records and a directory below
+//! `target`. The directory must be on a real disk. Two measurements use 1.5 and 2 times that number of records.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(

@@ -3,8 +3,9 @@
 //! for each thread. They run in turns in one process, on one server. Also shows how much processor time a cycle takes
 //! in this process and in those of the server.
 //!
-//! `cargo bench --features postgres --bench postgres [-- DIRECTORY]`. The directory must be on a real disk, and the user
-//! of the server must be able to enter it. `ONCEKEY_ROUNDS=7` and `ONCEKEY_TIME=1000` (milliseconds) change the rounds.
+//! `cargo bench --features postgres --bench postgres [-- DIRECTORY]`. The directory must be on a real disk, and the
+//! user of the server must be able to enter it. `ONCEKEY_ROUNDS=7` and `ONCEKEY_TIME=1000` (milliseconds) change the
+//! rounds.
 
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time and starts threads")]
 #![allow(
@@ -68,17 +69,17 @@ impl Connected {
     }
 }
 
-/// Returns the number in a variable of the environment.
+/// Returns the number in an environment variable.
 fn asked(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// The number of transactions that have changed something.
+/// Returns the number of transactions that have changed something.
 fn transactions(server: &Server) -> f64 {
     server.sql("SELECT txid_current()").parse().unwrap()
 }
 
-/// The processor time of this process and of the server's, in microseconds.
+/// Returns the processor time of this process and of the server's processes, in microseconds.
 fn processor_time(server: &Server) -> (f64, f64) {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
@@ -97,10 +98,11 @@ fn processor_time(server: &Server) -> (f64, f64) {
 
 struct Reading {
     rate: f64,
-    /// Of a cycle, in microseconds.
+    /// The processor time of a cycle in this process, in microseconds.
     client: f64,
+    /// The same in the processes of the server.
     server: f64,
-    /// The keys that a commit of the server has changed, on average.
+    /// The average number of keys that a commit of the server has changed.
     keys: f64,
 }
 

@@ -21,7 +21,7 @@ use crate::still::Still;
 use crate::threads::{LATE, Rng, within};
 use crate::{Counts, fault_in, number, passed};
 
-/// A connection for the questions of the test.
+/// A connection by which the test asks the server.
 struct Sql {
     runtime: tokio::runtime::Runtime,
     client: Client,
@@ -68,7 +68,7 @@ struct Processes<'a> {
 }
 
 impl<'a> Processes<'a> {
-    /// Also returns the lines.
+    /// Returns them, and the receiver of their lines.
     fn new(server: &'a Server, sql: &'a Sql, schema: String) -> (Self, Receiver<Line>) {
         let dir = tempfile::tempdir().unwrap();
         let lines = UnixDatagram::bind(dir.path().join(LINES)).unwrap();
@@ -98,7 +98,7 @@ impl<'a> Processes<'a> {
         self.send(Line::Process { process, event });
     }
 
-    /// The sessions of a process have this name at the server.
+    /// Returns the name that the sessions of a process have at the server.
     fn name(&self, process: u8) -> String {
         format!("{}-{process}", self.schema)
     }
@@ -200,12 +200,12 @@ fn history(server: &Server, sql: &Sql, schema: String, rng: &mut Rng) -> Vec<Vec
         }
         let mut part = Vec::new();
         for _ in 0..rng.below(4) {
-            // A moment that depends on the calls.
+            // Wait for a moment that depends on the calls.
             let more = rng.below(40);
             part.extend((0..more).map_while(|_| lines.recv_timeout(Duration::from_millis(200)).ok()));
             let process = u8::try_from(first + rng.below(processes.all.len() as u64 - first)).unwrap();
             let dice = rng.below(4);
-            // An open that loses its session fails.
+            // Wait until the open has returned, because an open that loses its session fails.
             let runs = processes.all[usize::from(process)].1.is_some();
             while runs && dice < 2 && count(&part, process, Event::Joined) == 0 {
                 part.push(lines.recv_timeout(LATE).unwrap());
@@ -301,7 +301,7 @@ fn calls_of_several_processes_are_linearizable() {
     let (server, next) = (Arc::new(Server::start("")), AtomicUsize::new(0));
     let totals = std::sync::Mutex::new((Counts::default(), [0; 3]));
     thread::scope(|scope| {
-        // Most of the time a history waits for processes that start.
+        // Two at a time, because a history mostly waits for processes that start.
         for _ in 0..2 {
             scope.spawn(|| {
                 loop {

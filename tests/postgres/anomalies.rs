@@ -58,11 +58,11 @@ fn in_order(fails: bool) {
 }
 
 #[test]
-fn what_a_transaction_reads_agrees_with_the_order_of_all() {
+fn the_reads_of_a_transaction_agree_with_the_serial_order() {
     in_order(false);
 }
 
 #[test]
-fn what_a_failing_transaction_reads_agrees_with_the_order_of_all() {
+fn the_reads_of_a_failing_transaction_agree_with_the_serial_order() {
     in_order(true);
 }

@@ -20,7 +20,7 @@ use crate::server::Server;
 pub(crate) const URL: &str = "ONCEKEY_CHAOS_URL";
 const FIRST: &str = "ONCEKEY_CHAOS_FIRST";
 const WORKERS: usize = 4;
-/// The workers meet at the same keys: each goes through the numbers, a little ahead of or behind the others.
+/// A worker starts this many keys before the highest answered one, so that workers meet at the same keys.
 const AHEAD: u64 = 5;
 
 pub(crate) fn manager(engine: &Engine) -> Texts {
@@ -47,7 +47,7 @@ fn run(engine: &Engine, key: &str, me: &str) -> Result<Option<String>, Error> {
             Ok::<_, Error>(Next::advance("done"))
         })?;
     }
-    // A tenth is given up once, after the effect.
+    // Release a tenth of the keys once, after the effect.
     if claim.attempt() == 1 && key.ends_with('3') {
         claim.release()?;
         return Ok(None);
@@ -64,7 +64,7 @@ fn worker() {
     work(|engine, key, me| run(engine, key, me).map_err(|error| format!("{:?}", error.kind())));
 }
 
-/// Runs key after key, and says what became of each: its answer if there is one, or the name of an error.
+/// Runs key after key, and prints the result of each: its answer if there is one, or the name of an error.
 pub(crate) fn work(mut run: impl FnMut(&Engine, &str, &str) -> Result<Option<String>, String>) {
     let Ok(url) = std::env::var(URL) else { return };
     let first: u64 = std::env::var(FIRST).unwrap().parse().unwrap();
@@ -107,7 +107,7 @@ fn start(worker: &str, url: &str, first: u64) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
 }
 
-/// Reads what a worker says until it ends. Each answer must be the first one of its key.
+/// Reads the output of a worker until it ends. Each answer must be equal to the first one of its key.
 fn listen(worker: &mut Child, said: &Mutex<Said>) {
     for line in BufReader::new(worker.stdout.take().unwrap()).lines().map_while(Result::ok) {
         let Some((verb, rest)) = line.strip_prefix('@').and_then(|line| line.split_once(' ')) else { continue };
@@ -125,8 +125,8 @@ fn listen(worker: &mut Child, said: &Mutex<Said>) {
     }
 }
 
-/// Brings what was left to its end, and compares every key with what was said. Returns the numbers of keys and of those
-/// that were left.
+/// Ends the unfinished keys, and compares every key with the output of the workers. Returns the number of keys, and of
+/// those that were unfinished.
 pub(crate) fn check(engine: &Engine, said: &Said) -> (usize, usize) {
     let (keys, left) = check_answers(engine, said, |key| run(engine, key, "last").unwrap().is_some());
     let effects = engine.table("effects").unwrap();
@@ -136,8 +136,8 @@ pub(crate) fn check(engine: &Engine, said: &Said) -> (usize, usize) {
     (keys.len(), left)
 }
 
-/// Brings unfinished keys to their end by `ends`, and compares the answer of every key with what was said. Returns the
-/// keys, and the number of those that were left.
+/// Ends the unfinished keys by `ends`, and compares the answer of every key with the output of the workers. Returns the
+/// keys, and the number of those that were unfinished.
 pub(crate) fn check_answers(engine: &Engine, said: &Said, mut ends: impl FnMut(&str) -> bool) -> (Vec<String>, usize) {
     let unfinished = RecordFilter::new().matching(|info: &RecordInfo| info.status() != Status::Succeeded);
     let left: Vec<_> = engine.records(unfinished).unwrap().map(|info| info.unwrap().key().to_string()).collect();
@@ -160,7 +160,7 @@ pub(crate) fn check_answers(engine: &Engine, said: &Said, mut ends: impl FnMut(&
 
 /// Workers that are killed and started again.
 pub(crate) struct Work {
-    /// They run for this time, and on a busy machine until there are this many answers.
+    /// They run for this time. On a busy machine they run longer, until there are this many answers.
     time: Duration,
     answers: usize,
     /// The name of the test that is a worker.
@@ -178,7 +178,7 @@ impl Work {
         Self { worker, ..self }
     }
 
-    /// Whether the workers have run for a part of the time, and have given the same part of the answers.
+    /// Returns true if the workers have run for this part of the time, and have given the same part of the answers.
     pub(crate) fn is_at(&self, percent: u32) -> bool {
         let passed = self.began.elapsed();
         assert!(passed < self.time + Duration::from_secs(240), "the workers make no progress");
@@ -187,8 +187,8 @@ impl Work {
     }
 }
 
-/// Runs something beside workers, until both are done. Returns what the workers have said, and the number of kills.
-/// `life` is the shortest life of a worker in milliseconds.
+/// Runs workers, and `beside` at the same time. Returns the output of the workers, and the number of kills. `life` is
+/// the shortest life of a worker in milliseconds.
 pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl FnOnce(&Work)) -> (Said, u64) {
     let kills = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -202,7 +202,7 @@ pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl F
                     let first = said.lock().unwrap().highest.saturating_sub(AHEAD);
                     let mut child = start(work.worker, url, first);
                     let pid = child.id();
-                    // Killed after a time that differs from life to life.
+                    // Kill it after a time that differs from life to life.
                     let kill = Duration::from_millis(life + (worker as u64 * 331 + nth * 577) % 1_400);
                     let killer = std::thread::spawn(move || {
                         std::thread::sleep(kill);
@@ -220,7 +220,7 @@ pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl F
     (work.said.into_inner().unwrap(), kills.into_inner())
 }
 
-/// Ends sessions and crashes the server while workers run. Returns how often.
+/// Ends sessions and crashes the server while workers run. Returns the numbers of ended sessions and of crashes.
 pub(crate) fn break_sessions(server: &Server, work: &Work) -> (u64, u64) {
     let (mut terminated, mut crashes) = (0, 0);
     for round in 0_u64.. {
@@ -232,7 +232,7 @@ pub(crate) fn break_sessions(server: &Server, work: &Work) -> (u64, u64) {
             server.restart("immediate", "");
             crashes += 1;
         } else {
-            // Any session, of a keeper too.
+            // End any session, also that of a keeper.
             server.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'
                 AND pid <> pg_backend_pid() ORDER BY random() LIMIT 1",

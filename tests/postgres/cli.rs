@@ -39,7 +39,7 @@ pub(crate) fn printed(args: &[&str]) -> String {
     out
 }
 
-/// Runs a command on the store in a schema.
+/// The command line on the store in a schema.
 struct Cli {
     url: String,
     schema: String,
@@ -59,7 +59,7 @@ impl Cli {
         printed(&[&[command, &self.url, "--schema", &self.schema], args].concat())
     }
 
-    /// Runs the doctor. Returns the exit status, and the word and the text of each finding.
+    /// Runs the doctor. Returns the exit status, and the word, the text and the command of each finding.
     fn doctor(&self) -> (u8, String) {
         let (status, out, err) = self.run("doctor", &["--json"]);
         assert_eq!(err, "");
@@ -120,7 +120,7 @@ fn commands_work_while_a_service_has_the_store_open() {
 }
 
 #[test]
-fn looking_changes_nothing_and_needs_no_privilege_to_write() {
+fn commands_that_read_change_nothing_and_need_no_privilege_to_write() {
     let schema = new_schema();
     let cli = Cli::new(&schema);
     for command in ["stats", "list", "verify", "export", "tables"] {
@@ -184,7 +184,7 @@ fn looking_changes_nothing_and_needs_no_privilege_to_write() {
     });
     assert!(read.unwrap());
     engine.close().unwrap();
-    assert!(everything() == before, "looking has changed something");
+    assert!(everything() == before, "a command that reads has changed something");
     // A command that changes something refuses before it does.
     let (status, _, err) = looker.run("resolve", &["m", "orphan", "--retry"]);
     assert!(status != 0 && !err.is_empty(), "{err}");

@@ -60,7 +60,7 @@ fn a_pass_waits_for_the_lock_of_the_compaction() {
     std::thread::scope(|scope| {
         let pass = scope.spawn(|| engine.compact_now().unwrap().removed);
         until(|| locks(false) == "1");
-        assert_eq!(left(), KEYS.to_string(), "nothing is deleted by another than the holder");
+        assert_eq!(left(), KEYS.to_string(), "only the holder of the lock deletes");
         holder.kill().unwrap();
         holder.wait().unwrap();
         shared().sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)'");

@@ -133,7 +133,7 @@ fn many_engines_that_begin_one_key_make_one_claim() {
     }
 }
 
-/// Each asks for the tables, finds none, and waits for the others before it creates them.
+/// All of them start at once, so several find no tables. Only the first then creates them.
 #[test]
 fn one_of_many_engines_that_open_at_once_creates_the_store() {
     for _ in 0..3 {
@@ -152,7 +152,7 @@ fn one_of_many_engines_that_open_at_once_creates_the_store() {
 }
 
 #[test]
-fn a_token_of_a_key_only_grows_also_after_a_removal() {
+fn tokens_of_a_key_only_grow_also_after_a_removal() {
     let schema = new_schema();
     let (one, two) = (open(&schema), open(&schema));
     let mut last = 0;
@@ -171,7 +171,7 @@ fn a_token_of_a_key_only_grows_also_after_a_removal() {
 const SCHEMA: &str = "ONCEKEY_TEST_SCHEMA";
 const URL: &str = "ONCEKEY_TEST_URL";
 
-/// Not a test: the process that a test kills. It claims keys, and waits for its end.
+/// Not a test: a process that claims keys and waits until a test kills it.
 #[test]
 #[ignore = "a process of other tests"]
 fn owner() {

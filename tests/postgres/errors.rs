@@ -8,7 +8,7 @@ use crate::engines::{claimed, texts};
 use crate::server::{Server, Setup, as_user, unprivileged};
 use crate::{new_schema, open, options, shared, until};
 
-/// Checks the kind of an error of an open, and that it names this.
+/// Checks the kind of an error of an open, and that its message contains `names`.
 #[track_caller]
 fn refused(opened: oncekey::Result<Engine>, kind: ErrorKind, names: &str) {
     let error = opened.map(drop).unwrap_err();
@@ -17,7 +17,7 @@ fn refused(opened: oncekey::Result<Engine>, kind: ErrorKind, names: &str) {
 }
 
 #[test]
-fn an_address_that_is_none_is_refused() {
+fn an_invalid_address_is_refused() {
     for url in ["", "postgres", "http://db/x", "postgres://user:secret@db:port/x"] {
         let error = Engine::connect(url).map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOptions, "{url}: {error}");
@@ -27,7 +27,7 @@ fn an_address_that_is_none_is_refused() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_unavailable_at_once() {
+fn a_server_that_does_not_exist_is_unavailable_at_once() {
     let url = shared().url().replace("host=", "host=/nowhere");
     refused(Engine::connect(&url), ErrorKind::Unavailable, "/nowhere");
 }
@@ -41,7 +41,7 @@ fn users_databases_and_privileges_are_checked() {
     let unknown = url.replace("dbname=postgres", "dbname=elsewhere");
     refused(options(&schema).connect(&unknown), ErrorKind::InvalidOptions, "elsewhere");
 
-    // A role that may use the tables of a store, and make none.
+    // A role that may use the tables of a store, but create none.
     shared().sql(&format!("CREATE ROLE \"app-{schema}\" LOGIN"));
     let app = url.replace("user=oncekey", &format!("user=app-{schema}"));
     refused(options(&schema).connect(&app), ErrorKind::InvalidOptions, "permission denied");
@@ -77,14 +77,14 @@ fn a_wrong_password_is_refused_and_not_shown() {
     assert!(!format!("{engine:?}").contains("right"));
 }
 
-/// The tables lie on a small file system of their own.
+/// The tables are on a small file system of their own.
 #[test]
 fn a_full_disk_refuses_what_does_not_fit_and_loses_nothing() {
     let Some((uid, gid)) = unprivileged() else {
         println!("skipped: only root mounts file systems");
         return;
     };
-    // Of this server only: the mount ends with it.
+    // The mount exists only for this server, and ends with it.
     let mount = "mkdir $ONCEKEY_DIR/small && mount -t tmpfs small $ONCEKEY_DIR/small -o mode=700,size=24m";
     let mount = format!("{mount},uid={uid},gid={gid}");
     let within = format!("unshare --mount --propagation private sh -c '{mount} && exec \"$@\"' sh");
@@ -93,7 +93,7 @@ fn a_full_disk_refuses_what_does_not_fit_and_loses_nothing() {
     server.sql("ALTER DATABASE postgres SET default_tablespace = small");
     let engine = Engine::connect(&server.url()).unwrap();
     let texts = texts(&engine);
-    // Does not compress.
+    // The server cannot compress these values.
     let value = |seed: u64| -> String {
         let mut state = seed;
         let mut next = || {
@@ -150,7 +150,7 @@ fn a_server_that_may_lose_answers_is_refused() {
     refused(Engine::connect(&server.url()), ErrorKind::InvalidOptions, "fsync");
     server.restart("fast", "-c full_page_writes=off");
     refused(Engine::connect(&server.url()), ErrorKind::InvalidOptions, "full_page_writes");
-    // Whatever the default of the server is, an answer is durable.
+    // The server's default of this setting does not matter: each session of an engine sets it.
     server.restart("fast", "-c synchronous_commit=off");
     drop(Engine::connect(&server.url()).unwrap());
     server.restart("fast", "-c default_transaction_read_only=on");
@@ -158,7 +158,7 @@ fn a_server_that_may_lose_answers_is_refused() {
     assert!(matches!(error.kind(), ErrorKind::InvalidOptions | ErrorKind::Unavailable), "{error}");
 }
 
-/// A pooler before the shared server. It ends with the test.
+/// A pooler in front of the shared server. It ends with the test.
 struct Pooler(Child, tempfile::TempDir);
 
 impl Pooler {

@@ -11,7 +11,7 @@ use crate::server::{Server, Setup};
 use crate::time::faketime;
 use crate::until;
 
-/// Returns the address of whichever of the two is the primary.
+/// Returns an address with both hosts. A client connects to the one that is the primary.
 fn both(one: &Server, two: &Server) -> String {
     format!("host={},{} user=oncekey dbname=postgres", one.dir.display(), two.dir.display())
 }

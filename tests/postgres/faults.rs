@@ -31,10 +31,10 @@ fn stage(claim: &mut Claim<String, String>, key: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Any one answer of the server is lost with its session, at each point of a cycle: every call still returns its right
-/// answer, and the effect of the stage is there once.
+/// In each round one answer of the server is lost with its session: in the first round the first answer of a cycle, and
+/// so on. Every call still returns its right answer, and the effect of the stage happens once.
 #[test]
-fn a_lost_answer_is_found_out() {
+fn a_lost_answer_changes_no_answer_and_no_effect() {
     let (proxy, schema) = (Proxy::start(), new_schema());
     let engine = options(&schema).connect(&proxy.url()).unwrap();
     let texts: Texts = engine.manager_with("m", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap();
@@ -49,7 +49,7 @@ fn a_lost_answer_is_found_out() {
     };
     cycle("all statements are prepared");
     let mut answers = 0;
-    // Until a cycle has fewer answers than that.
+    // Until no answer is lost, because a cycle has fewer answers than that.
     while proxy.lost() == answers {
         answers += 1;
         assert!(answers < 200, "a cycle ends");
@@ -59,14 +59,15 @@ fn a_lost_answer_is_found_out() {
     assert!(answers > 15, "{answers} answers were lost, one after the other");
 }
 
-/// A begin whose answer is lost, and that the server cannot be asked about by the deadline, blocks the key for no
-/// caller.
+/// The answer of a begin is lost, and the server does not tell by the deadline whether the begin was made. If it was
+/// made, the key is released afterwards.
 #[test]
 fn a_begin_without_an_answer_is_given_back() {
     let (proxy, schema) = (Proxy::start(), new_schema());
     let engine = options(&schema).sync_timeout(Duration::from_millis(1_500)).connect(&proxy.url()).unwrap();
     let texts = texts(&engine);
-    // The session that is there goes on. The sessions for groups cannot connect, so the first answer is that of the begin.
+    // The connected session continues to work. Those for groups cannot connect, so the first answer is that of the
+    // begin.
     proxy.refuse(true);
     texts.execute("all statements are prepared", |_| Ok(String::new())).unwrap();
     let mut unsettled = 0;
@@ -90,7 +91,7 @@ fn a_begin_without_an_answer_is_given_back() {
     assert!(unsettled > 0, "the answer of a commit was lost");
 }
 
-/// Stops the threads of an engine that connect, for as long as it is shut.
+/// Stops the threads of an engine that connect, while it is shut.
 #[derive(Clone, Default)]
 struct Gate(Arc<(Mutex<bool>, Condvar)>, Arc<AtomicU32>);
 
@@ -100,7 +101,7 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    /// The number of threads that it stops.
+    /// Returns the number of threads that it has stopped.
     fn stops(&self) -> u32 {
         self.1.load(Ordering::SeqCst)
     }
@@ -119,7 +120,7 @@ impl MakeTlsConnect<Socket> for Gate {
     }
 }
 
-/// The deadline of the begin comes after its session is there and before the thread of the engine can use it.
+/// The deadline of the begin comes after its session has connected, and before the thread of the engine can use it.
 #[test]
 fn a_begin_that_was_unavailable_is_never_made() {
     let (gate, schema) = (Gate::default(), new_schema());
@@ -127,20 +128,20 @@ fn a_begin_that_was_unavailable_is_never_made() {
     let engine = options(&schema).sync_timeout(Duration::from_secs(5)).connect_with(config, gate.clone()).unwrap();
     let texts = texts(&engine);
     gate.shut(true);
-    // In a session that is there. The sessions for groups connect at the first begin and the first ending.
+    // This begin uses a connected session. The sessions for groups connect at the first begin and the first ending.
     drop(claimed(texts.begin("the statement is prepared").unwrap()).release().unwrap());
     std::thread::scope(|scope| {
         // The first transaction connects too, on the thread that makes all other calls.
         let transaction = scope.spawn(|| engine.atomic_phase(|tx| tx.table("t")?.get("row").map(drop)));
         until(|| gate.stops() == 3);
         let begun = texts.begin("k");
-        // First: the test waits for the other thread, also if it fails here.
+        // Open the gate before the check, because a failed test waits for the other thread too.
         gate.shut(false);
         let error = begun.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         let _ = transaction.join().unwrap();
     });
-    // The thread comes to this after the begin.
+    // The thread of the engine runs this call after that begin.
     drop(claimed(texts.begin("another").unwrap()).release().unwrap());
     assert!(texts.get("k").unwrap().is_none(), "nothing has changed");
 }
@@ -209,11 +210,12 @@ fn a_claim_that_comes_after_the_adoption_is_adopted_too() {
     claim.succeed(&"done".to_owned()).unwrap();
 }
 
-/// Its lock is free, and it does not know that. So a claim in its name could be declared dead at once.
+/// The lock of an incarnation is free, and its engine does not know that. A claim in its name could be interrupted at
+/// once.
 #[test]
 fn no_claim_is_made_in_the_name_of_a_dead_incarnation() {
-    // By an insert, and by a change of what is there. After either of them, the engine has another incarnation: each
-    // needs an engine of its own. A `begin` always tries an insert first, and a `lock` never does.
+    // Claim by an insert, and by a change of an existing row. Each needs an engine of its own, because afterwards the
+    // engine has another incarnation. A `begin` always tries an insert first, and a `lock` never does.
     for inserts in [true, false] {
         let (proxy, schema) = (Proxy::start(), new_schema());
         let (cut_off, other) = (options(&schema).connect(&proxy.url()).unwrap(), open(&schema));
@@ -232,7 +234,8 @@ fn no_claim_is_made_in_the_name_of_a_dead_incarnation() {
     }
 }
 
-/// The ending has the row when another engine finds the lock free: the engine leaves the row alone.
+/// The ending has locked the row when another engine finds the lock of its owner free. That engine leaves the row
+/// alone.
 #[test]
 fn an_ending_and_a_declaration_of_death_meet_at_the_row() {
     let schema = new_schema();
@@ -319,7 +322,7 @@ fn live_claims_survive_a_crash_of_the_server() {
         managers.iter().zip(["a", "b"]).map(|(texts, key)| claimed(texts.begin(key).unwrap())).collect();
     texts(&engines[0]).execute("answered", |_| Ok("done".to_owned())).unwrap();
     server.restart("immediate", "");
-    // Each asks for the other's key at once: the grace lets it come back first.
+    // Each engine asks for the key of the other at once. The grace period lets the other come back first.
     assert!(matches!(managers[0].begin("b").unwrap(), Begin::InProgress(_)));
     assert!(matches!(managers[1].begin("a").unwrap(), Begin::InProgress(_)));
     assert!(matches!(managers[1].begin("answered").unwrap(), Begin::Replay(_)));

@@ -11,7 +11,7 @@ use crate::proxy::Proxy;
 use crate::threads::Sleeper;
 use crate::{new_schema, open, options, shared, until};
 
-/// A store in which the test decides when changes of some keys are made: those that contain a name that is shut. Each
+/// A store with triggers: changes of keys that contain a *shut* name wait until the test opens that name, and each
 /// statement counts its rows.
 struct Gate {
     schema: String,
@@ -71,7 +71,7 @@ impl Gate {
         self.sql(&format!("DELETE FROM {{s}}.shut WHERE name = '{name}'"));
     }
 
-    /// The number of statements that wait at a gate, with this word in their text. `then` selects a column.
+    /// Returns the count of the expression `then` over the statements that wait at a gate and contain this word.
     fn waiting(&self, word: &str, then: &str) -> usize {
         let asks = format!("SELECT count({then}) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
         self.sql(&format!("{asks} AND query LIKE '%{{s}}%' AND query LIKE '%{word}%'")).parse().unwrap()
@@ -84,8 +84,8 @@ impl Gate {
 
 type Call<'a, T> = Box<dyn FnOnce() -> T + Send + 'a>;
 
-/// Runs the calls while another one, of a key with the name `gate`, has the session, and lets it go on when all of them
-/// wait. Then runs `then`. Returns the results of the calls.
+/// Runs `first`, whose key contains the name `gate`, so that it waits in the session. Then runs the calls. When all of
+/// them wait, opens the gate and runs `then`. Returns the results of the calls.
 fn together<T: Send>(gate: &Gate, first: impl FnOnce() + Send, calls: Vec<Call<'_, T>>, then: impl FnOnce()) -> Vec<T> {
     gate.shut("gate");
     let (sleepers, count) = (Mutex::new(Vec::new()), calls.len());
@@ -99,7 +99,7 @@ fn together<T: Send>(gate: &Gate, first: impl FnOnce() + Send, calls: Vec<Call<'
         let threads: Vec<_> = calls.into_iter().map(|call| scope.spawn(move || run(call))).collect();
         until(|| {
             let sleepers = sleepers.lock().unwrap();
-            // A drop waits for a second only.
+            // The drop of a claim ends after a second.
             let ended = threads.iter().filter(|thread| thread.is_finished()).count();
             sleepers.len() == count && sleepers.iter().filter(|sleeper| sleeper.sleeps()).count() + ended >= count
         });
@@ -231,7 +231,7 @@ fn each_ending_of_a_group_gets_its_own_answer() {
     assert!(gate.largest("UPDATE") >= 4, "the endings are one group");
 }
 
-/// A transaction in the service of another program has locked one of the keys.
+/// A transaction of another program has locked the row of one key.
 #[test]
 fn a_key_that_is_locked_does_not_hold_up_the_others() {
     let schema = new_schema();
@@ -261,7 +261,7 @@ fn a_key_that_is_locked_does_not_hold_up_the_others() {
     assert_eq!(texts.get("end 3").unwrap().unwrap().into_outcome(), Some(Ok(done())));
 }
 
-/// The same for a key that another transaction adds.
+/// A transaction of another program has added the row of one key, and has not committed yet.
 #[test]
 fn a_key_that_another_transaction_adds_does_not_hold_up_the_others() {
     let schema = new_schema();
@@ -319,7 +319,7 @@ impl Lock {
     }
 }
 
-/// The session is ended while it commits a group: each caller finds out what has become of its change.
+/// The session is ended while it commits a group: each caller finds out whether its change was made.
 #[test]
 fn every_caller_of_a_group_that_was_cut_off_gets_its_answer() {
     let schema = new_schema();
@@ -352,9 +352,9 @@ fn every_caller_of_a_group_that_was_cut_off_gets_its_answer() {
     }
 }
 
-/// Every answer of a group is lost with its connection, at any point of many groups.
+/// In each round an answer is lost with its connection, at another point of many groups.
 #[test]
-fn lost_answers_of_groups_are_found_out() {
+fn a_lost_answer_of_a_group_changes_no_answer_of_a_caller() {
     let (proxy, schema) = (Proxy::start(), new_schema());
     let engine = options(&schema).connect(&proxy.url()).unwrap();
     let texts = &texts(&engine);
@@ -400,7 +400,7 @@ fn callers_of_a_group_that_takes_too_long_return_by_their_deadlines() {
     }
 }
 
-/// Callers inside of a runtime of their own can neither drive another one, nor need to.
+/// A thread of a runtime cannot run the session itself. The thread of the committer makes its changes.
 #[test]
 fn a_caller_inside_of_a_runtime_is_served() {
     let schema = new_schema();

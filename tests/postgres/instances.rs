@@ -20,14 +20,14 @@ fn number(name: &str, default: u32) -> u32 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Each of the heirs takes the key again and again, and releases it. Returns the times from a release to the next
-/// claim.
-fn hand_over(engines: &[Engine], heirs: usize, releases: u32) -> Vec<Duration> {
+/// Lets each successor claim the key and release it, again and again. Returns the times from a release to the next
+/// claim, sorted.
+fn hand_over(engines: &[Engine], successors: usize, releases: u32) -> Vec<Duration> {
     let (running, claims) = (AtomicU32::new(0), AtomicU32::new(0));
     let times: Mutex<(Option<Instant>, Vec<Duration>)> = Mutex::default();
     std::thread::scope(|scope| {
-        for heir in 0..heirs {
-            let (engine, running, claims, times) = (&engines[heir % engines.len()], &running, &claims, &times);
+        for successor in 0..successors {
+            let (engine, running, claims, times) = (&engines[successor % engines.len()], &running, &claims, &times);
             scope.spawn(move || {
                 while claims.fetch_add(1, Ordering::Relaxed) < releases {
                     let claim = claimed(texts(engine).begin_with("k", CallOptions::new().wait(LATE)).unwrap());
@@ -49,19 +49,22 @@ fn hand_over(engines: &[Engine], heirs: usize, releases: u32) -> Vec<Duration> {
     gaps
 }
 
-/// `ONCEKEY_RELEASES` is the number of releases, with 100 heirs if it is set.
+/// `ONCEKEY_RELEASES` is the number of releases. If it is more than 60, there are 100 successors.
 #[test]
-fn a_hundred_heirs_in_three_engines_are_all_served() {
+fn all_successors_in_three_engines_get_the_key() {
     let releases = number("ONCEKEY_RELEASES", 60);
-    let heirs = if releases > 60 { 100 } else { 30 };
-    // All notifications arrive; one of three; none.
+    let successors = if releases > 60 { 100 } else { 30 };
+    // All notifications arrive, then one of three, then none.
     for of in [0, 3, u64::MAX] {
         let (schema, proxy) = (new_schema(), Proxy::start());
         proxy.lose_notifications(of);
         let connect = || options(&schema).max_waiting_per_key(100).connect(&proxy.url()).unwrap();
-        let gaps = hand_over(&[connect(), connect(), connect()], heirs, releases);
+        let gaps = hand_over(&[connect(), connect(), connect()], successors, releases);
         let (median, longest) = (gaps[gaps.len() / 2], gaps[gaps.len() - 1]);
-        println!("{releases} releases, {heirs} heirs, {} lost: median {median:?}, longest {longest:?}", proxy.lost());
+        println!(
+            "{releases} releases, {successors} successors, {} lost: median {median:?}, longest {longest:?}",
+            proxy.lost()
+        );
         assert!(longest < Duration::from_secs(2), "{longest:?}");
         assert_eq!(proxy.lost() > 0, of > 0);
     }
@@ -83,7 +86,7 @@ fn a_notification_hands_a_key_over_sooner() {
                 let key = format!("{round}");
                 let claim = claimed(texts(&one).begin(key.as_str()).unwrap());
                 std::thread::scope(|scope| {
-                    let heir = scope.spawn(|| {
+                    let successor = scope.spawn(|| {
                         let begun = texts(&two).begin_with(key.as_str(), CallOptions::new().wait(LATE)).unwrap();
                         (Instant::now(), claimed(begun).release().unwrap())
                     });
@@ -92,7 +95,7 @@ fn a_notification_hands_a_key_over_sooner() {
                     std::thread::sleep(Duration::from_millis(350));
                     let released = Instant::now();
                     claim.release().unwrap();
-                    heir.join().unwrap().0.saturating_duration_since(released)
+                    successor.join().unwrap().0.saturating_duration_since(released)
                 })
             })
             .sum::<Duration>()
@@ -104,7 +107,7 @@ fn a_notification_hands_a_key_over_sooner() {
 
 const URL: &str = "ONCEKEY_PAUSED_URL";
 
-/// Not a test but a process of one: an owner that is paused. It ends its claim after a line on its standard input.
+/// Not a test: an owner that a test pauses. It ends its claim after a line on its standard input.
 #[test]
 #[ignore = "a process of another test"]
 fn owner() {
@@ -145,8 +148,8 @@ impl Owner {
     }
 }
 
-/// Its kernel answers the keepalives of the server, which end after 11 s without an answer. `ONCEKEY_PAUSE` is the
-/// number of seconds.
+/// The kernel of the paused owner answers the keepalives of the server. Without an answer the server would end the
+/// session after 11 s. `ONCEKEY_PAUSE` is the number of seconds.
 #[test]
 fn a_paused_owner_keeps_its_claim() {
     let pause = Duration::from_secs(number("ONCEKEY_PAUSE", 14).into());
@@ -160,13 +163,13 @@ fn a_paused_owner_keeps_its_claim() {
     let began = Instant::now();
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| texts(&engine).wait("k", pause).unwrap());
-        let heir = scope.spawn(|| texts(&engine).begin_with("k", CallOptions::new().wait(pause)).unwrap());
+        let successor = scope.spawn(|| texts(&engine).begin_with("k", CallOptions::new().wait(pause)).unwrap());
         while began.elapsed() < pause {
             assert!(matches!(texts(&engine).begin("k").unwrap(), Begin::InProgress(_)), "{:?}", began.elapsed());
             std::thread::sleep(Duration::from_millis(250));
         }
         assert!(matches!(waits.join().unwrap(), Waited::TimedOut));
-        assert!(matches!(heir.join().unwrap(), Begin::InProgress(_)));
+        assert!(matches!(successor.join().unwrap(), Begin::InProgress(_)));
     });
     owner.signal("CONT");
     owner.child.stdin.take().unwrap().write_all(b"\n").unwrap();

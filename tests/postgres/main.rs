@@ -1,5 +1,5 @@
-//! Tests of stores on PostgreSQL that have no equal on the embedded store: several engines and processes, lost
-//! sessions, and servers that cannot hold a store. `tests/it` tests the rest on both.
+//! Tests that apply only to stores on PostgreSQL: several engines and processes, lost sessions, and servers that cannot
+//! hold a store. The tests in `tests/it` run on both kinds of store.
 #![cfg(all(feature = "postgres", unix))]
 #![allow(
     clippy::unwrap_used,
@@ -65,7 +65,7 @@ fn open(schema: &str) -> Engine {
     options(schema).connect(&shared().url()).unwrap()
 }
 
-/// Returns a client as a user of the crate has one.
+/// Returns a client, as a user of the crate makes it.
 fn client(url: &str) -> Client {
     Client::connect(url, NoTls).unwrap()
 }

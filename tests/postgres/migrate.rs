@@ -123,7 +123,7 @@ fn a_store_moves_there_and_back_and_nothing_changes() {
         assert!(seen.len() as u64 >= report.records + report.rows && seen.last().is_some_and(|(done, of)| done == of));
         assert!(files(&first) == before, "the source has changed");
 
-        // As the next open of the directory.
+        // The moved store has the contents that the next open of the directory shows.
         let opened = Engine::options().clock(clock.clone()).open(dir.path().join("copy")).unwrap();
         let moved = options.connect(&shared().url()).unwrap();
         let (expected, there) = (all(&opened), all(&moved));
@@ -156,7 +156,7 @@ fn same(expected: &BTreeMap<String, Json>, found: &BTreeMap<String, Json>) {
     }
 }
 
-/// Replays, remembers, pauses and continues what the other store would.
+/// Checks that the moved store replays, remembers, pauses and continues as the other store does.
 fn check_use(moved: &Engine, other: &Engine) {
     let new = || ManagerOptions::new().schema(3);
     let texts: Manager<String, String> = moved.manager_with("m", new()).unwrap();
@@ -212,7 +212,7 @@ const FROM: &str = "ONCEKEY_TEST_MIGRATE_FROM";
 const INTO: &str = "ONCEKEY_TEST_MIGRATE_INTO";
 const SCHEMA: &str = "ONCEKEY_TEST_MIGRATE_SCHEMA";
 
-/// A process that dies in the middle of a move. Started by the next test.
+/// Not a test: a process that dies in the middle of a move.
 #[test]
 #[ignore = "a process of the next test"]
 fn mover() {

@@ -1,5 +1,5 @@
-//! An owner is cut off from the server by a router that forwards nothing in one direction or in both: no end of a
-//! connection arrives anywhere. Each test has network namespaces of its own, for which it must run as root.
+//! An owner is cut off from the server by a router that forwards nothing in one direction or in both. Neither side
+//! receives the end of a connection. Each test has network namespaces of its own, for which it must run as root.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -49,7 +49,7 @@ impl Network {
         assert!(done.status.success(), "{}: ip {arguments}: {}", self.name, String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Whether the router forwards what comes from these sides.
+    /// Makes the router forward or discard the packets from these sides.
     fn forwards<const N: usize>(&self, from: [&str; N], forwards: bool) {
         for of in from {
             let script = format!("echo {} > /proc/sys/net/ipv4/conf/to-{of}/forwarding", u8::from(forwards));
@@ -72,7 +72,7 @@ fn resuming(engine: &Engine) -> Texts {
     engine.manager_with("m", ManagerOptions::new().on_interrupted(OnInterrupted::Resume)).unwrap()
 }
 
-/// Not a test: the owner. With each line it tries to end its claims, and says what its calls returned.
+/// Not a test: the owner. For each line of its input it tries to end its claims, and prints the results of its calls.
 #[test]
 #[ignore = "a process of another test"]
 fn owner() {
@@ -122,7 +122,7 @@ impl Owner {
         owner
     }
 
-    /// Returns what it says before this.
+    /// Returns the lines that the owner prints before `end`.
     fn until(&mut self, end: &str) -> Vec<String> {
         let (mut said, mut line) = (Vec::new(), String::new());
         loop {
@@ -136,7 +136,7 @@ impl Owner {
         }
     }
 
-    /// Lets it try to end its claims. Returns the results of its calls, each of which ends by its deadline.
+    /// Lets the owner try to end its claims. Returns the results of its calls, each of which ends by its deadline.
     fn tries(&mut self) -> Vec<String> {
         self.to.write_all(b"\n").unwrap();
         let said = self.until("done");

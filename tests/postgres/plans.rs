@@ -52,10 +52,10 @@ fn no_statement_reads_a_whole_table() {
     let log = std::fs::read_to_string(server.dir.join("log")).unwrap();
     let uses = |index: &str| log.contains(&format!("using {index}"));
     assert!(uses("records_pkey") && uses("rows_pkey") && uses("records_due"), "the log has the plans");
-    // The text of the tables has a function that no statement here calls.
+    // Leave out the statement that creates the tables: it contains a function that this test does not call.
     let plans: Vec<&str> = log.split("plan:").skip(1).filter(|plan| !plan.contains("CREATE SCHEMA")).collect();
     for plan in &plans {
-        // The one row of `store` has no better way.
+        // The table `store` has one row, so its scan is right.
         let whole = plan.lines().find(|line| line.contains("Seq Scan on") && !line.contains("Seq Scan on store"));
         assert!(whole.is_none(), "{plan}");
         // A statement that names a key uses no other index.

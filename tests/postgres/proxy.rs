@@ -1,4 +1,4 @@
-//! A proxy before the server that loses answers, hangs, or ends connections.
+//! A proxy in front of the server. It loses answers, hangs, or ends connections.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -18,7 +18,7 @@ struct State {
     cut_at: AtomicU8,
     /// True if nothing is forwarded.
     hangs: AtomicBool,
-    /// Of this many notifications of the server, one arrives. 0: all.
+    /// One notification of this many arrives. 0 means that all arrive.
     one_arrives_of: AtomicU64,
     notifications: AtomicU64,
     /// True if a client does not learn that the server has ended its session.
@@ -98,7 +98,7 @@ impl Proxy {
         self.lose_notifications(u64::MAX);
     }
 
-    /// From now on, one notification arrives of this many.
+    /// From now on, one notification of this many arrives.
     pub(crate) fn lose_notifications(&self, of: u64) {
         self.state.one_arrives_of.store(of, Ordering::SeqCst);
     }
@@ -134,7 +134,7 @@ fn forward(state: &State, mut from: UnixStream, mut to: UnixStream, is_answer: b
     let mut bytes = vec![0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut bytes) {
         if state.hangs.load(Ordering::SeqCst) {
-            // The connection stays, and what it carries never arrives.
+            // The connection stays, and its bytes never arrive.
             continue;
         }
         if is_answer && state.until_lost.fetch_sub(1, Ordering::SeqCst) == 1 {

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-/// Starts the server, says so, and stops it after the end of its input.
+/// Starts the server, prints `ready`, and stops the server after the end of its input.
 const SCRIPT: &str = r#"
 set -e
 dir=$1 bin=$2 options=$3 primary=$4
@@ -123,13 +123,13 @@ impl Server {
 /// The ways in which a server differs from the default.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Setup<'a> {
-    /// For its command line.
+    /// More options for its command line.
     pub(crate) options: &'a str,
-    /// A standby of this server, which it follows from now on.
+    /// The primary, if the new server is to be its standby.
     pub(crate) primary: Option<&'a Server>,
     /// The command `env` with variables of the server.
     pub(crate) env: &'a str,
-    /// The directory in which it gets a directory.
+    /// The directory in which its own directory is created.
     pub(crate) parent: Option<&'a Path>,
     /// A command of root that runs the command after it, with the directory of the server in `$ONCEKEY_DIR`.
     pub(crate) within: Option<&'a str>,
@@ -156,7 +156,7 @@ fn find() -> PathBuf {
     found.pop().expect("these tests need a PostgreSQL server: on Debian, `apt-get install postgresql`")
 }
 
-/// Returns a user to run the server as, if this process runs as root: the server refuses that.
+/// Returns a user for the server, if this process runs as root: the server refuses to run as root.
 pub(crate) fn unprivileged() -> Option<(u32, u32)> {
     let is_root = std::fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
     let users = std::fs::read_to_string("/etc/passwd").unwrap();

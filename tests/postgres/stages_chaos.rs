@@ -1,6 +1,6 @@
 //! Everything goes wrong at once while stages run in the user's own transactions: workers are killed, sessions of the
-//! engines and of the users are terminated, and the server crashes. Each effect in the user's table happens once, and no
-//! answer is lost or changed.
+//! engines and of the users are terminated, and the server crashes. Each effect in the user's table happens once, and
+//! no answer is lost or changed.
 //!
 //! `ONCEKEY_CHAOS` is the number of seconds.
 
@@ -29,7 +29,8 @@ impl Session {
     }
 }
 
-/// Adds the effect of a key by a statement of the stage. Returns what became of a commit that was lost.
+/// Adds the effect of a key by a statement of the stage. If the connection is lost at the commit, returns whether the
+/// commit was made.
 fn stage_by_statement(
     claim: &mut Claim<String, String>,
     session: &mut Session,
@@ -83,7 +84,7 @@ fn run(
             lost(made);
         }
     }
-    // A tenth is given up once, after the effect.
+    // Release a tenth of the keys once, after the effect.
     if claim.attempt() == 1 && key.ends_with('3') {
         claim.release()?;
         return Ok(None);
@@ -108,7 +109,7 @@ fn worker() {
     });
 }
 
-/// Brings what was left to its end, and compares every key with what was said. Returns the number of keys.
+/// Ends the unfinished keys, and compares every key with the output of the workers. Returns the number of keys.
 fn check(server: &Server, said: &Said) -> usize {
     let engine = Engine::connect(&server.url()).unwrap();
     let mut session = Session { url: server.url(), client: None };

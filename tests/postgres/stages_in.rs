@@ -17,7 +17,7 @@ use oncekey::{
 use crate::engines::{Texts, claimed, texts};
 use crate::{client, new_schema, open, options, shared, until};
 
-/// Any error, as a service has it.
+/// The error type of a service.
 pub(crate) type Boxed = Box<dyn std::error::Error + Send + Sync>;
 type Claimed = Claim<String, String>;
 
@@ -155,7 +155,7 @@ fn an_error_or_a_panic_rolls_back_and_the_claim_goes_on() {
 }
 
 #[test]
-fn nothing_of_a_claim_that_is_lost_lands() {
+fn a_lost_claim_commits_nothing() {
     let mut shop = Shop::new();
     let insert = shop.insert("k");
     let stage = |claim: &mut Claimed, client: &mut Client| {
@@ -247,7 +247,7 @@ fn the_transaction_must_last_until_the_end_of_the_stage() {
         Ok::<_, Boxed>(Next::advance("on"))
     });
     is_kind(hidden, ErrorKind::InvalidOptions, "failed");
-    // In a savepoint it is none.
+    // In a savepoint, a failed statement does no harm.
     claim
         .work_stage_in(&mut shop.client, |tx| {
             let mut inner = tx.transaction()?;
@@ -326,7 +326,7 @@ fn a_client_without_a_connection_changes_nothing() {
     assert_eq!(shop.point("k"), "on");
 }
 
-/// Two transactions read both balances and write one each: one of them must run again.
+/// Two transactions read both items and write one each: one of them must run again.
 #[test]
 fn a_serializable_stage_runs_again_after_a_conflict() {
     let mut shop = Shop::new();
@@ -342,7 +342,8 @@ fn a_serializable_stage_runs_again_after_a_conflict() {
         "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT sum(n) FROM \"{schema}\".stock;
          UPDATE \"{schema}\".stock SET n = n - 1 WHERE item = 'b'; COMMIT"
     );
-    // Each item may be taken if two are left. In the boxed error, in that of the client, and by a function.
+    // An item may be taken if two are left. The closure returns a conflict as a boxed error, or in a type of its own
+    // that `should_retry` judges.
     let run = |key: &str, claim: &mut Claimed, client: &mut Client, options: Option<&PhaseOptions<'_, MyError>>| {
         shared().sql(&format!("UPDATE \"{schema}\".stock SET n = 1"));
         let runs = Cell::new(0);
@@ -374,7 +375,7 @@ fn a_serializable_stage_runs_again_after_a_conflict() {
         let outcome = shop.texts().get(key).unwrap().unwrap().into_outcome();
         assert_eq!(outcome, Some(Err("sold out".to_owned())), "{key}");
     }
-    // The same under a weaker level is no conflict.
+    // Under a weaker level there is no conflict.
     let mut claim = shop.begin("weaker");
     let weaker = PhaseOptions::new().isolation(Isolation::ReadCommitted);
     assert_eq!(run("weaker", &mut claim, &mut shop.client, Some(&weaker)), 1);

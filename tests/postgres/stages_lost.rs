@@ -1,4 +1,5 @@
-//! Stages in the user's transactions whose commit is lost: the record tells what has become of them.
+//! Stages in the user's transactions that lose their connection at the commit: the record tells whether the commit was
+//! made.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -44,7 +45,7 @@ fn stage(
     (done, runs.get())
 }
 
-/// A session at which commits of rows stop until it ends.
+/// Returns a session that holds a lock. Commits that add an effect wait for it until the session ends.
 fn gate(shop: &Shop) -> Client {
     let (mut gate, schema) = (client(&shared().url()), &shop.schema);
     gate.batch_execute(&format!(
@@ -58,7 +59,7 @@ fn gate(shop: &Shop) -> Client {
     gate
 }
 
-/// Waits until a commit has come to the gate.
+/// Waits until a commit waits at the gate.
 fn await_gate(shop: &Shop) {
     let waits =
         "SELECT count(*) FROM pg_locks l WHERE locktype = 'advisory' AND NOT granted AND objid::bigint = hashtext";
@@ -66,7 +67,7 @@ fn await_gate(shop: &Shop) {
     until(|| shared().sql(&format!("{waits}('{schema}')::bigint & 4294967295")) != "0");
 }
 
-/// Ends the session whose commit is at the gate.
+/// Ends the session whose commit waits at the gate.
 fn end_commit(shop: &Shop) {
     let schema = &shop.schema;
     shared().sql(&format!(
@@ -121,9 +122,9 @@ fn a_commit_that_did_not_arrive_was_not_made() {
     }
 }
 
-/// The connection ends while the server commits: the call waits for the end of that.
+/// The connection ends while the server commits: the call waits for the end of the commit.
 #[test]
-fn a_commit_is_waited_for_after_its_connection() {
+fn a_stage_waits_for_its_commit_also_without_its_connection() {
     for ends_well in [true, false] {
         let (shop, proxy) = (shop(), Proxy::start());
         let mut claim = shop.begin("k");
@@ -172,7 +173,7 @@ fn a_stage_that_is_unsettled_is_settled_by_the_next_call() {
 }
 
 #[test]
-fn a_stage_of_a_request_whose_commit_is_lost_is_found_out() {
+fn a_stage_of_a_request_finds_out_whether_its_lost_commit_was_made() {
     let (shop, proxy) = (shop(), Proxy::start());
     let requests = shop.engine.requests("r").unwrap();
     let insert = |key: &str| shop.insert(key);
@@ -219,7 +220,7 @@ fn a_statement_whose_commit_is_lost_is_settled() {
     }
 }
 
-/// Any one answer to the engine is lost with its session, at each point of a stage.
+/// In each round one answer to the engine is lost with its session: in the first round the first answer, and so on.
 #[test]
 fn a_lost_answer_of_the_engine_changes_nothing() {
     let (proxy, of_user, schema) = (Proxy::start(), Proxy::start(), new_schema());

@@ -41,7 +41,7 @@ fn a_stage_as_a_statement_is_committed_by_any_client() {
     assert_eq!(claim.into_finished().unwrap().into_outcome(), Ok("done".to_owned()));
 }
 
-/// SQL that fails with this state.
+/// Checks that the SQL fails with this SQLSTATE.
 fn fails(client: &mut Client, text: &str, state: &str) {
     let error = client.batch_execute(text).unwrap_err();
     assert_eq!(error.code().map(SqlState::code), Some(state), "{error}");
@@ -88,7 +88,7 @@ fn a_statement_of_a_claim_that_is_lost_cannot_be_committed() {
     assert_eq!(shop.effects("k"), "0");
 }
 
-/// The answer is right also if the record has changed since.
+/// `settle` returns the right answer also if the record has changed since.
 #[test]
 fn a_statement_is_settled_after_later_changes_of_the_record() {
     let mut shop = Shop::new();
@@ -164,7 +164,7 @@ fn a_request_without_an_owner_is_worked_in_stages() {
     assert_eq!((stays.unwrap().status(), shop.effects("owned").as_str()), (Status::Interrupted, "1"));
 }
 
-/// One commits, and the others see its recovery point.
+/// One of the callers commits, and the others see its recovery point.
 #[test]
 fn one_of_several_callers_runs_a_stage_of_a_request() {
     let shop = Shop::new();
@@ -189,7 +189,7 @@ fn one_of_several_callers_runs_a_stage_of_a_request() {
     assert_eq!(shop.effects("k"), "1");
 }
 
-/// A statement that was made by an incarnation before the present one does not give the record back to it.
+/// A statement of an earlier incarnation does not give the record back to that incarnation.
 #[test]
 fn an_old_statement_leaves_the_record_to_the_present_incarnation() {
     let mut shop = Shop::new();
