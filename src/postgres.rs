@@ -1,11 +1,11 @@
 //! The store on PostgreSQL, for engines in several processes.
 //!
-//! A commit changes a row if the row still has the revision that was read. The owner of a record is an *incarnation*:
-//! the life of an engine at one session of the server, which holds an advisory lock. An owner whose lock is free is
-//! declared dead by a commit, so its own ending and the declaration meet at the row, and one of them wins.
+//! A commit changes a row only if the row still has the revision that was read. The owner of a record is an
+//! *incarnation*: the life of an engine at one session of the server, which holds an advisory lock. An owner whose lock
+//! is free is declared dead by a commit. So its own ending and the declaration meet at the row, and one of them wins.
 //!
-//! All calls to the server run on one thread of the engine. Callers wait for them with a deadline, so nothing that the
-//! server does can make a call hang.
+//! Most begins and endings run on the thread of their caller or of a committer (`group`). All other calls to the server
+//! run on one thread of the engine. Every call has a deadline, so a server that does not answer makes no caller hang.
 
 mod commit;
 mod group;
@@ -63,9 +63,9 @@ pub(crate) use transaction::Transaction;
 use waits::Waits;
 pub(crate) use waits::{Await, Happened};
 
-/// The sessions for calls, and those for transactions.
+/// The number of sessions for calls, and of those for transactions.
 const SESSIONS: usize = 8;
-/// The longest wait of a drop. The rest of its work is done later.
+/// The longest time that the drop of a claim waits for the server. A drop without an answer is recorded later.
 const DROP_PATIENCE: Duration = Duration::from_secs(1);
 /// The time for which the row of a removed record stays, in milliseconds of store time. No statement runs that long, so
 /// no claim whose number was drawn before the removal is made after the row is deleted.
@@ -89,7 +89,7 @@ struct Inner {
     place: PathBuf,
     schema: String,
     id: [u8; 16],
-    /// The first half of the keys of all locks of this store.
+    /// The first half of the keys of all advisory locks of this store.
     class: i32,
     pid: u32,
     timeout: Duration,
@@ -106,7 +106,7 @@ struct Inner {
     effect_seeds: EffectSeeds,
     hasher: RandomState,
     is_closed: AtomicBool,
-    /// True if the store is only read. Then there is no incarnation, and the time does not advance.
+    /// True if the store is open read-only. Then there is no incarnation, and this engine does not advance the time.
     read_only: bool,
     /// The reason why the last attempt to reach the server failed.
     why: Mutex<Option<String>>,
@@ -125,7 +125,7 @@ pub(crate) fn schema_sql(schema: &str) -> String {
     sql::SCHEMA.replace("{s}", &sql::quoted(schema))
 }
 
-/// Returns the first half of the keys of all locks of a store.
+/// Returns the first half of the keys of all advisory locks of a store.
 fn class_of(id: [u8; 16]) -> i32 {
     let [a, b, c, d, ..] = id;
     i32::from_le_bytes([a, b, c, d])
@@ -185,7 +185,8 @@ impl Store {
         Ok((store, report))
     }
 
-    /// Begins the first incarnation, and starts the tasks. Returns the number of interrupted records.
+    /// Begins the first incarnation and starts the tasks, unless the store is open read-only. Returns the number of
+    /// interrupted records.
     fn start(&self, deadline: Instant) -> Result<u64> {
         let inner = Arc::clone(&self.inner);
         let begun = self.inner.answer(deadline, async move {
@@ -204,7 +205,7 @@ impl Store {
         begun.map_err(|fault| failed("open store", &self.inner.place, &fault.unchanged()))
     }
 
-    /// Calls `f` when a key that a caller awaits has changed in another engine.
+    /// Sets the function that is called when another engine has changed a key for which a caller waits.
     pub(crate) fn on_change(&self, f: impl Fn(&StoreKey, Happened) + Send + Sync + 'static) {
         self.inner.waits.on_change(Box::new(f));
     }
@@ -214,7 +215,7 @@ impl Store {
         Await::new(&self.inner, key)
     }
 
-    /// Returns the content of a key, and the store time of that read. `waits` is false for a drop.
+    /// Returns the content of a key, and the store time of that read. `waits` is false for a drop of a claim.
     pub(crate) fn look(&self, key: &StoreKey, load: Load, waits: bool) -> Result<(Now, Read)> {
         self.inner.check()?;
         let (inner, key) = (Arc::clone(&self.inner), key.clone());
@@ -226,14 +227,14 @@ impl Store {
         Ok((now, Read { content, seen: ReadVersion::of_revision(revision), ticket: Ticket::default() }))
     }
 
-    /// Returns a guess at what [`look`](Self::look) would return: this record, or none.
+    /// Returns a guess at the result of [`look`](Self::look): this record, or no record.
     pub(crate) fn guess(&self, known: Option<&Arc<StoredRecord>>) -> (Now, Read) {
         let seen = ReadVersion::of_revision(known.map_or(0, |stored| stored.revision));
         let content = known.cloned().map(Content::Record);
         (self.inner.now(), Read { content, seen, ticket: Ticket::default() })
     }
 
-    /// Commits a change of one record, or one row. Returns `None` if the record has changed since it was read.
+    /// Commits a change of one record, or changes without reads. Returns `None` if a record that was read has changed.
     pub(crate) fn commit<C: AsMut<[Change]>>(
         &self,
         mut changes: C,
@@ -251,7 +252,7 @@ impl Store {
             }
             (changes, _) => {
                 let deadline = self.inner.deadline(true);
-                // The change depends on no read, so after a conflict with another transaction, try again.
+                // The changes depend on no read, so after a conflict with another transaction, try again.
                 while !self.transaction().commit(changes, options)? {
                     if monotonic() >= deadline {
                         return Err(Error::new(ErrorKind::Busy, "other transactions change the same row all the time"));
@@ -319,7 +320,7 @@ impl Store {
     }
 
     /// Deletes some of the expired records. Returns `None` if there are no more. While another engine deletes, an exact
-    /// pass waits, and any other leaves them to that engine.
+    /// pass waits, and any other pass returns `None`.
     pub(crate) fn compact(&self, limit: usize, is_exact: bool) -> Result<Option<Deleted>> {
         self.inner.check()?;
         let inner = Arc::clone(&self.inner);
@@ -351,7 +352,7 @@ impl Store {
         self.inner.id
     }
 
-    /// Returns the address of the database, without the password.
+    /// Returns the address of the database, without user and password.
     pub(crate) fn place(&self) -> &Path {
         &self.inner.place
     }
@@ -376,7 +377,7 @@ impl Store {
         Stats { commits: self.inner.commits.get(), conflicts: self.inner.conflicts.get(), ..Stats::default() }
     }
 
-    /// Ends all sessions, with the lock of this incarnation. Later calls only wait for the first one.
+    /// Ends all sessions, and so frees the lock of this incarnation. Later calls only wait for the first one.
     pub(crate) fn close(&self) {
         if self.is_forked() {
             // This is a child of `fork`: the parent owns the thread.
@@ -389,7 +390,7 @@ impl Store {
         self.inner.committers.close();
         let mut running = self.running.lock();
         if let Some(session) = self.inner.keeper.close() {
-            // The server frees the lock. If it does not answer, it does so when it notices the end of the session.
+            // A server that does not answer frees the lock when it notices the end of the session.
             let unlocked = async move { session.run("SELECT pg_advisory_unlock_all()").await };
             let _ = self.inner.answer(self.inner.deadline(false), unlocked);
         }
@@ -423,7 +424,7 @@ impl Inner {
     }
 
     fn now(&self) -> Now {
-        // No owner is dead: each read declares a dead owner interrupted first.
+        // By its token no owner is dead: a read records the death of an owner before it returns.
         let effect_seed = self.effect_seeds.draw();
         Now { store: self.time.now(), wall: self.clock.wall(), first: 0, opened: 0, effect_seed }
     }
@@ -442,7 +443,7 @@ impl Inner {
 
     fn check_writable(&self) -> Result<()> {
         if self.read_only {
-            let message = format!("the store {} is opened to be read only", self.place.display());
+            let message = format!("the store {} is open read-only", self.place.display());
             return Err(Error::new(ErrorKind::ReadOnly, message));
         }
         self.check()
@@ -470,7 +471,7 @@ impl Inner {
         if self.clock.is_manual() { 0 } else { signed(time::MAX_ADVANCE) }
     }
 
-    /// Returns the change of a row. Waits for an incarnation if the change makes a claim.
+    /// Returns the change of a record's row. Waits for an incarnation if the change makes a claim.
     fn write(&self, change: &Change, seen: u64, options: &CommitOptions<'_>, deadline: Instant) -> Result<Write> {
         let Some((name, key)) = change.key.split() else {
             return Err(Error::new(ErrorKind::Corrupt, "a key has no name"));

@@ -230,13 +230,13 @@ impl Engine {
         Records::new(self.share(), filter)
     }
 
-    /// Returns the directory of the store, or the address of the database without its password.
+    /// Returns the directory of the store, or the address of the database without user and password.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.protocol.path()
     }
 
-    /// Returns what the open found.
+    /// Returns the report of the open.
     #[must_use]
     pub fn opened(&self) -> &OpenReport {
         &self.shared.report

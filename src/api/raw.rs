@@ -19,7 +19,7 @@ use crate::types::outcome::Record;
 use crate::types::record::RecordInfo;
 use crate::types::value::Value;
 
-/// A manager for tools that do not know the types of its outcomes. It takes and returns outcomes as their stored bytes,
+/// A manager for tools that do not know the types of its outcomes. Its calls take and return outcomes as stored bytes,
 /// which [limits](crate::guides::limits) describes.
 ///
 /// ```

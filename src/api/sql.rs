@@ -13,11 +13,11 @@ use crate::protocol::staged::{Effect, Stage, StageOf};
 use crate::types::error::{Error, ErrorKind};
 use crate::types::record::RecordInfo;
 
-/// Returns true if a transaction has failed with this error, or with an error of which it is a cause, because another
-/// transaction was in the way (SQLSTATE 40001 or 40P01). A closure of the crate then runs again by itself if it returns
-/// the error as a [`postgres::Error`](::postgres::Error), as a boxed error, or in a
-/// [`PhaseError`]. For other types, call this in
-/// [`PhaseOptions::should_retry`].
+/// Returns true if this error or one of its causes shows that a transaction has failed because another one was in the
+/// way (SQLSTATE 40001 or 40P01).
+///
+/// A stage runs again by itself if its closure returns such an error as a [`postgres::Error`](::postgres::Error), as a
+/// boxed error, or in a [`PhaseError`]. For other types, call this function in [`PhaseOptions::should_retry`].
 ///
 /// ```no_run
 /// use oncekey::sql::{is_conflict, postgres::{Client, NoTls}};
@@ -56,7 +56,7 @@ fn shows_conflict(error: &dyn Any) -> bool {
 /// The end of one run.
 enum Ended<X> {
     Committed(Box<Stage>),
-    /// Nothing was changed, because another transaction was in the way.
+    /// Another transaction was in the way. Nothing was changed.
     Again,
     Failed(Failed<X>),
     /// The connection was lost in the commit.
@@ -107,7 +107,7 @@ pub(crate) fn run<X: 'static>(
             Ended::Failed(failed) => return Err(failed),
             Ended::Unknown(mut stage, why) => match protocol.settle_stage(&mut stage, false) {
                 Ok(Settled::Committed) => return protocol.staged(&stage).map_err(Failed::Engine),
-                // The next run begins with the client's error if its connection is lost.
+                // If the client has lost its connection, the next run returns that error at its beginning.
                 Ok(Settled::RolledBack) => {}
                 Ok(Settled::Overtaken) => {
                     let error = stage.overtaken(&why);
@@ -117,8 +117,10 @@ pub(crate) fn run<X: 'static>(
             },
         }
     }
-    let message =
-        format!("a stage ran {} times, and each time another was in the way", transaction::Transaction::MAX_RUNS);
+    let message = format!(
+        "a stage ran {} times, and each time another transaction was in the way",
+        transaction::Transaction::MAX_RUNS
+    );
     Err(Failed::Engine(Error::new(ErrorKind::Conflict, message)))
 }
 
@@ -135,7 +137,7 @@ fn run_once<X>(
         Isolation::RepeatableRead => IsolationLevel::RepeatableRead,
         Isolation::Serializable => IsolationLevel::Serializable,
     };
-    // Its drop rolls back, also in a panic.
+    // The drop of `user` rolls back, also in a panic.
     let mut user = match client.build_transaction().isolation_level(level).start() {
         Ok(user) => user,
         Err(cause) => return Stop::new(&cause).into(),

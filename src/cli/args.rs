@@ -277,7 +277,7 @@ pub(super) enum Verb {
     Salvage {
         /// The directory of the damaged store.
         store: Location,
-        /// The directory of the new store. It must be empty or not exist.
+        /// The directory of the new store, which must be empty or not exist.
         #[arg(long, value_name = "NEW")]
         into: PathBuf,
     },

@@ -27,7 +27,8 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Shows a record whose owner holds no lock as the next engine that reads it will record it.
+    /// Shows a record whose owner holds no lock as interrupted, in the form in which the next reading engine will store
+    /// it.
     pub(super) fn presume_death(&mut self, wall: u64) {
         if let Some(Content::Record(stored)) = self.content.as_mut().filter(|_| self.free.is_some()) {
             let revision = stored.revision;
@@ -52,14 +53,14 @@ pub(super) struct Write {
     pub(super) change: i64,
     /// The store time of the decision.
     pub(super) decided: u64,
-    /// The least number of milliseconds by which the commit moves the times of the record later.
+    /// The number of milliseconds that the commit adds to the times of the record, besides the time since the decision.
     pub(super) slack: i64,
     pub(super) keeps_expiry: bool,
     /// The store time from which the change is refused.
     pub(super) until: Option<i64>,
-    /// The owner that the record gets, if it changes. Its lock must be held.
+    /// The incarnation that becomes the owner, if the change makes a claim. Its lock must be held.
     pub(super) claimed_by: Option<i32>,
-    /// The owner that the record has. Its lock must be free.
+    /// The owner that the change declares dead, if it does. Its lock must be free.
     pub(super) dead: Option<i32>,
 }
 
@@ -102,14 +103,14 @@ impl Write {
         row.map(|row| Numbers::read(&row, 0)).transpose()
     }
 
-    /// Finds out whether this change was made, and is still the last one.
+    /// Returns the numbers of this change if it was made and is still the last one.
     pub(super) async fn find(&self, session: &mut Session) -> Result<Option<Numbers>, Fault> {
         let row = session.row(Query::Find, &[&self.name, &self.key, &self.change]).await?;
         row.map(|row| Numbers::read(&row, 0)).transpose()
     }
 }
 
-/// Reads a key once.
+/// Reads a key in one statement. Declares no owner dead.
 pub(super) async fn read_once(
     session: &mut Session,
     (me, class): (i32, i32),
@@ -143,8 +144,9 @@ pub(super) async fn read_once(
     Ok(found)
 }
 
-/// Reads a key. A record whose owner is dead is first declared interrupted, so no answer depends on a look at a lock. But
-/// a record whose row is locked is in progress until the transaction with the lock ends.
+/// Reads a key. If the owner of its record is dead, the record is first changed to interrupted, so that no answer
+/// depends only on a look at a lock. A record whose row is locked is in progress until the transaction with the lock
+/// ends.
 pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Result<Found, Error> {
     let attempt = || async {
         inner.tick_if_manual().await?;
@@ -161,7 +163,7 @@ pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Resu
             inner.pool.give_back(taken);
             return Ok(found);
         };
-        // Also if `load` left out the outcome: a record in progress has none.
+        // The record is complete even if `load` leaves out the outcome: a record in progress has none.
         if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
             if write.make(&mut taken.session, inner.class).await?.is_none() {
                 let revision = found.revision;
@@ -197,11 +199,11 @@ fn declaration(inner: &Inner, key: &StoreKey, found: &Found, owner: i32) -> Resu
     }))
 }
 
-/// Makes a change. After a lost session it tries the same change again. The attempt that reaches the row second finds
-/// the first and changes nothing.
+/// Makes a change. After the loss of a session it makes the same change again. Only the first attempt that reaches the
+/// row changes it; the others find that change.
 ///
-/// `sent` becomes true before the change may be made. If it is true before the first attempt, the caller has gone:
-/// nothing is sent. `was_sent` is true if the change was sent before, and its answer was lost.
+/// `was_sent` is true if the change was sent before this call, and its answer was lost. Otherwise this sets `sent`
+/// before it sends the change. If the caller has set `sent` by then, it has left at its deadline, and nothing is sent.
 pub(super) async fn settle(
     inner: &Arc<Inner>,
     write: &Write,
@@ -269,7 +271,7 @@ impl Inner {
         })
     }
 
-    /// Makes attempts until the server answers one. Returns the error of a server that refuses.
+    /// Repeats the attempt until the server answers. Returns the error of a server that refuses.
     pub(super) async fn retried<T, F>(&self, attempt: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -282,7 +284,7 @@ impl Inner {
         }
     }
 
-    /// Waits a little before the next attempt, or returns the error of a server that refuses.
+    /// Waits 50 ms before the next attempt if the server was lost. Returns the error of a server that refuses.
     pub(super) async fn pause_after(&self, fault: Fault) -> Result<()> {
         match fault {
             Fault::Refused(error) => Err(error),

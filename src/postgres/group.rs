@@ -1,12 +1,12 @@
 //! Group commit: changes of many keys in one statement.
 //!
 //! Begins and endings have a *committer* each, with one session. A caller that finds the session idle runs its own
-//! statement on it, and waits for the answer itself. Calls that arrive meanwhile are queued, and the thread of the
-//! committer commits all of them in one statement. Their keys are sorted, so no two groups deadlock.
+//! statement on it, and waits for the answer itself. Changes that arrive meanwhile are queued, and the thread of the
+//! committer makes up to 128 of them in one statement. Their keys are sorted, so no two groups deadlock.
 //!
-//! A committer only saves time. A change that it does not make, or whose answer is lost, is made by `commit::settle`,
-//! key by key: if there is no session yet, if a row is locked, if the server refuses the statement because of one of
-//! its rows.
+//! A committer only saves time. Changes that it cannot make, and changes whose answer is lost, are made *apart*: each
+//! by `commit::settle`, in a statement of its own. A committer cannot make a change while it has no session, if the row
+//! is locked, or if the server refuses the statement because of another row of the group.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,12 +30,12 @@ const MAX_KEYS: usize = 128;
 /// The largest size of the values of one key in a group, in bytes. A larger change would delay the others.
 const MAX_BYTES: usize = 16 << 10;
 
-/// The result of a call.
+/// The answer to the caller of a change.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Answer {
-    /// The change was made, or the row had changed before.
+    /// The change was made, or `None`: the row had changed before, or a condition did not hold.
     Made(Option<Numbers>),
-    /// The change must be made apart from others. If it was sent, it may be made already.
+    /// The change must be made apart from others. If it was sent, it may have been made already.
     Apart { was_sent: bool },
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Committers {
 #[derive(Debug, Default)]
 struct Committer {
     state: Mutex<State>,
-    /// Notified if the thread of the committer has work, and at the end.
+    /// Notified when the thread of the committer has work, and when the committer is closed.
     work_arrived: Condvar,
 }
 
@@ -68,9 +68,9 @@ enum Link {
     /// The thread of the committer is to connect, or connects.
     Connecting,
     Idle(Box<Line>),
-    /// The thread of the committer is to commit what waits.
+    /// The thread of the committer is to make the queued changes.
     Handed(Box<Line>),
-    /// A caller or the thread of the committer has it.
+    /// A caller or the thread of the committer uses the session.
     Busy,
 }
 
@@ -92,7 +92,7 @@ enum Stage {
     Left,
 }
 
-/// The right to use the session of a committer. Its drop gives the session back, or ends it.
+/// The right to use the session of a committer. Its drop gives the session back, unless that has ended.
 struct Turn<'a> {
     committer: &'a Committer,
     line: Option<Box<Line>>,
@@ -116,7 +116,7 @@ impl Committers {
         let start = |name: &str, of: fn(&Committers) -> &Committer| {
             let (inner, broken) = (Arc::clone(inner), Arc::clone(inner));
             let run = move || of(&inner.committers).run(&inner);
-            // Then every change is made apart.
+            // After a panic of the thread, every change is made apart.
             Worker::spawn(name, run, move |_| of(&broken.committers).close())
         };
         Ok(vec![
@@ -125,7 +125,7 @@ impl Committers {
         ])
     }
 
-    /// Ends the sessions, and every call that waits for them. The store must be closed before.
+    /// Ends the sessions, and the calls that use them or wait for them. `is_closed` of the store must be true before.
     pub(super) fn close(&self) {
         self.closing.notify();
         self.begins.close();
@@ -150,7 +150,8 @@ pub(super) fn commit(inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) 
 
 impl Committer {
     fn commit(&self, inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) -> Answer {
-        // A thread of a runtime must not wait for another runtime. With a manual clock, the time advances first.
+        // A thread of a runtime must not run another one. With a manual clock the thread of the committer makes the
+        // change, after it has advanced the time.
         let drives = !inner.clock.is_manual() && tokio::runtime::Handle::try_current().is_err();
         let mut state = self.state.lock();
         let entry = match std::mem::replace(&mut state.link, Link::Busy) {
@@ -186,13 +187,13 @@ impl Committer {
         let Some(line) = &mut turn.line else { return Answer::Apart { was_sent: false } };
         match line.call(inner, deadline, async |session| make_one(inner, session, write).await) {
             Ok(Ok(made)) => Answer::Made(made),
-            // The server has refused it, so nothing has changed.
+            // The server has refused the statement, so nothing has changed.
             Ok(Err(_)) => Answer::Apart { was_sent: false },
             Err(cut) => turn.end(inner, cut),
         }
     }
 
-    /// Gives the session back after its use, or ends its use.
+    /// Gives the session back after its use, or notes with `None` that it has ended.
     fn give_back(&self, line: Option<Box<Line>>) {
         let mut state = self.state.lock();
         match line {
@@ -283,7 +284,7 @@ impl Committer {
 }
 
 impl Turn<'_> {
-    /// Ends the session, which gave no answer.
+    /// Ends the session after a call without an answer.
     fn end(&mut self, inner: &Inner, cut: Cut) -> Answer {
         drop(self.line.take());
         match cut {
@@ -299,7 +300,7 @@ impl Turn<'_> {
 }
 
 impl State {
-    /// Ends the session, and makes all that wait for it make their changes apart.
+    /// Ends the session. The callers that wait for it make their changes apart.
     fn disconnect(mut state: MutexGuard<'_, Self>) {
         let (link, waiting) = (std::mem::take(&mut state.link), std::mem::take(&mut state.waiting));
         drop(state);
@@ -337,7 +338,7 @@ impl State {
 }
 
 impl Entry {
-    /// Marks the change as sent, unless its caller has left.
+    /// Marks the change as sent, and returns true, unless its caller has left.
     fn is_sent(&self) -> bool {
         let mut stage = self.stage.lock();
         let waits = matches!(*stage, Stage::Waiting);
@@ -381,7 +382,7 @@ async fn make_one(inner: &Inner, session: &mut Session, write: &Write) -> Result
     Ok(made)
 }
 
-/// Makes the changes of a group. Returns those that were made, by their random numbers.
+/// Makes the changes of a group. Returns the numbers of those that were made, by their random numbers.
 async fn make_all(inner: &Inner, session: &mut Session, entries: &[Arc<Entry>]) -> Result<Made, Fault> {
     let writes = || entries.iter().map(|entry| &*entry.write);
     let names: Vec<&str> = writes().map(|write| write.name.as_str()).collect();

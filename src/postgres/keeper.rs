@@ -2,8 +2,8 @@
 //!
 //! The keeper session of an incarnation holds an advisory lock from before the first claim. If the lock is free, the
 //! incarnation is dead for ever. An engine that loses the session begins another incarnation, and adopts those of its
-//! claims that no engine has declared dead meanwhile. A claim whose row is locked by a transaction of the user is adopted
-//! after the end of that transaction.
+//! claims that no other engine has interrupted meanwhile. A claim whose row is locked by a transaction of the user is
+//! adopted after the end of that transaction.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::types::error::{Error, ErrorKind, Result};
 
 /// The longest time for a new incarnation to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The time for owners of an earlier life of the server to return. All of them have lost their locks at once.
+/// The time that owners have to come back after a restart of the server, which has freed all locks at once.
 const GRACE: Duration = Duration::from_secs(5);
-/// The server notices a cut connection of a keeper after about 11 s.
+/// The settings with which the server notices a cut connection of a keeper after about 11 s.
 const KEEPALIVES: &str = "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
     SET tcp_user_timeout = 11000; SET statement_timeout = '10s'; SET idle_session_timeout = 0;";
-/// Identifies the life of the server. Advisory locks do not outlive it.
+/// Identifies the life of the server, from its start to its end. Advisory locks do not outlive it.
 pub(super) const LIFE: &str = "SELECT s.system_identifier || '/' || c.timeline_id || '/'
     || extract(epoch FROM pg_postmaster_start_time()) FROM pg_control_system() s, pg_control_checkpoint() c";
 
@@ -119,7 +119,8 @@ pub(super) async fn begin(inner: &Arc<Inner>) -> Result<Notifications, Fault> {
     let number: i32 = session.value(&format!("SELECT nextval('{schema}.incarnation')::integer"), &[]).await?;
     session.run(&format!("SELECT pg_advisory_lock({class}, {number})")).await?;
     let life: String = session.value(LIFE, &[]).await?;
-    // Its first commit is synchronous. When it returns, everything that it can read is durable, also on a standby.
+    // The first commit of the incarnation is synchronous. When it returns, everything that this engine can read is
+    // durable, also on a standby.
     let id = Uuid::from_bytes(inner.id);
     let born = format!(
         "INSERT INTO {schema}.incarnations (id, server) SELECT $1::integer, $2::text
@@ -196,11 +197,11 @@ async fn adopt_rest(inner: Arc<Inner>) {
 }
 
 async fn adopt_locked(inner: &Arc<Inner>) -> Result<(), Fault> {
-    // Not one of the pool, because the user's transaction may take long.
+    // Not a session of the pool, because the user's transaction may take long.
     let (session, _) = inner.pool.connect().await?;
     let schema = &inner.schema;
     let next = format!("SELECT manager, key FROM {schema}.records WHERE {MINE} LIMIT 1");
-    // Waits for the row. One at a time: the rows of others must not stay locked meanwhile.
+    // Waits for the row. One row at a time, because others must not stay locked meanwhile.
     let adopt = format!("UPDATE {schema}.records SET owner = $1 WHERE {MINE} AND manager = $3 AND key = $4");
     loop {
         let mine = inner.keeper.state.lock().mine.clone();

@@ -1,4 +1,4 @@
-//! Sessions that any one thread can use, and wait for the answers itself.
+//! Sessions whose connection runs on the calling thread, so that the thread waits for an answer itself.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -16,10 +16,11 @@ use super::thread::deadline_of;
 
 /// The longest time for a session to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A group does not wait for a transaction that has locked one of its rows.
+/// A statement waits at most 50 ms for a transaction that has locked one of its rows, because the others of its group
+/// wait too.
 const SETTINGS: &str = "SET lock_timeout = '50ms'";
 
-/// A session with a runtime of its own. It reads and writes only while a thread makes a call.
+/// A session with a runtime of its own, which reads and writes only while a thread makes a call.
 #[derive(Debug)]
 pub(super) struct Line {
     session: Session,
@@ -43,7 +44,7 @@ impl Drop for Executor {
 pub(super) struct Closing(Notify);
 
 impl Closing {
-    /// Ends the calls. The store must be closed before.
+    /// Ends the calls. `is_closed` of the store must be true before.
     pub(super) fn notify(&self) {
         self.0.notify_waiters();
     }
@@ -72,7 +73,7 @@ impl Line {
         Some(Self { session, runtime })
     }
 
-    /// Makes a call, on this thread. If it is cut, the line must not be used again.
+    /// Makes a call on this thread. After a `Cut` the session must not be used again.
     pub(super) fn call<T>(
         &mut self,
         inner: &Inner,
@@ -82,8 +83,9 @@ impl Line {
         let Self { session, runtime } = self;
         let mut is_sent = false;
         let done = runtime.wait(inner, deadline, async {
-            // Nothing has read from the connection since the last call. The first pause finds what has come, and before
-            // the end of the second one the connection has read it.
+            // The connection has not been read since the last call. At the first yield the runtime finds that bytes or
+            // the end have arrived, and at the second the connection's task reads them. So a session that the server
+            // has ended is closed then.
             tokio::task::yield_now().await;
             tokio::task::yield_now().await;
             if session.client.is_closed() {
@@ -106,7 +108,7 @@ impl Executor {
     fn wait<T>(&self, inner: &Inner, deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
         self.0.as_ref()?.block_on(async {
             let mut closing = pin!(inner.committers.closing.0.notified());
-            // After that: a later close notifies it.
+            // Look at the flag after the line above: a close from there on notifies `closing`.
             if inner.is_closed.load(Ordering::Acquire) {
                 return None;
             }
@@ -124,7 +126,7 @@ impl Executor {
 mod tests {
     use super::*;
 
-    /// An engine may be dropped inside of an asynchronous program.
+    /// A service may drop an engine on a thread of its own runtime.
     #[test]
     fn a_line_can_be_dropped_on_a_thread_of_a_runtime() {
         let executor = Executor(Builder::new_current_thread().build().ok());

@@ -13,11 +13,11 @@ use crate::store::{Content, StoreKey};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::options::EngineOptions;
 
-/// The number of keys that are sent at once, and the approximate size of their contents in bytes.
+/// The largest number of keys that are sent at once, and about the largest size of their contents in bytes.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 4 << 20;
 
-/// Reads the next records, about 8 MiB.
+/// Reads the next records: at most 256, and about 8 MiB at most.
 const NEXT_RECORDS: &str = "
 SELECT manager, key, state, generation, revision, token, updated, expires, body, outcome, octet_length(outcome)
 FROM (SELECT p.*, sum(len) OVER (ORDER BY manager, key) - len AS before
@@ -25,7 +25,7 @@ FROM (SELECT p.*, sum(len) OVER (ORDER BY manager, key) - len AS before
             WHERE (manager, key) > ($1::text, $2::bytea) AND state > 0 ORDER BY manager, key LIMIT 256) p) r
 WHERE before < 8388608 ORDER BY manager, key";
 
-/// Reads the next rows, about 8 MiB.
+/// Reads the next rows: at most 256, and about 8 MiB at most.
 const NEXT_ROWS: &str = "
 SELECT \"table\", key, value
 FROM (SELECT p.*, sum(octet_length(value)) OVER (ORDER BY \"table\", key) - octet_length(value) AS before
@@ -108,20 +108,20 @@ impl Moving {
     }
 }
 
-/// A store in a database. No engine can change it meanwhile.
+/// A store in a database. While this value exists, no engine can change the store.
 pub(crate) struct Source {
     moving: Moving,
     pub(crate) id: [u8; 16],
     /// Store time.
     pub(crate) time: u64,
-    /// A number that no record exceeds.
+    /// The largest number that the store has drawn.
     pub(crate) last: u64,
     /// The number of records and rows.
     pub(crate) keys: u64,
 }
 
 impl Source {
-    /// Begins the transaction, which sees the store as it is now, and blocks every change until it ends.
+    /// Begins the transaction, in which the store is as it is now, and which blocks every change until its end.
     pub(crate) fn open(server: &Server, options: &EngineOptions) -> Result<Self> {
         let mut moving = Moving::connect(server, options)?;
         let name = options.schema.clone();

@@ -13,19 +13,19 @@ use crate::types::error::{Error, ErrorKind, Result};
 const FORMAT: i32 = 1;
 /// The oldest supported version of the server.
 const OLDEST: i32 = 130_000;
-/// The number of times that the test checks for another server session on the same connection.
+/// The number of times that the test checks whether each connection still has its own session.
 const ROUNDS: usize = 3;
 
 fn unsupported(why: &str) -> Fault {
     Fault::Refused(Error::new(ErrorKind::InvalidOptions, format!("the server cannot hold a store: {why}")))
 }
 
-/// Checks that a lock belongs to its session, and that what the server has committed is durable.
+/// Checks that an advisory lock belongs to its session, and that the server's commits are durable.
 pub(super) async fn test_server(pool: &Pool) -> Result<(), Fault> {
     let ((holder, _), (other, _)) = (pool.connect().await?, pool.connect().await?);
     let version: i32 = simple(&holder, "SHOW server_version_num").await?;
     if version < OLDEST {
-        return Err(unsupported(&format!("its version is {version}, the oldest that can is {OLDEST}")));
+        return Err(unsupported(&format!("its version is {version}, and the oldest supported version is {OLDEST}")));
     }
     if simple::<String>(&holder, "SELECT pg_is_in_recovery()").await? != "f" {
         return Err(unsupported("it is a replica, which accepts no changes: name the primary"));
@@ -63,7 +63,7 @@ pub(super) async fn test_server(pool: &Pool) -> Result<(), Fault> {
     holder.run(&format!("SELECT pg_advisory_unlock({class}, {lock})")).await
 }
 
-/// Returns the one value of a statement. Prepares nothing: a pooler may not keep what was prepared.
+/// Returns the one value of a statement. Prepares no statement, because a pooler may lose it.
 async fn simple<T: std::str::FromStr>(session: &Session, text: &str) -> Result<T, Fault> {
     let rows = session.client.simple_query(text).await.map_err(|cause| Fault::new(&cause))?;
     let value = rows.iter().find_map(|message| match message {
@@ -73,14 +73,14 @@ async fn simple<T: std::str::FromStr>(session: &Session, text: &str) -> Result<T
     value.ok_or_else(|| unsupported(&format!("it does not answer {text}")))
 }
 
-/// The findings of an open.
+/// The store that an open has found or created.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tables {
     pub(super) id: [u8; 16],
     pub(super) report: OpenReport,
 }
 
-/// Finds the tables, or creates them.
+/// Finds the tables, or creates them if that is allowed.
 pub(super) async fn find_or_create(pool: &Pool, schema: &str, allowed: bool) -> Result<Tables, Fault> {
     let (session, _) = pool.connect().await?;
     let created = if is_there(&session, schema).await? {
@@ -126,7 +126,7 @@ pub(super) async fn read_tables(session: &Session, schema: &str) -> Result<Table
     Ok(Tables { id, report })
 }
 
-/// Selects the records in progress whose owners hold no lock.
+/// Returns the condition in SQL that selects the records in progress whose owners hold no lock.
 pub(super) fn orphans(schema: &str, class: i32) -> String {
     format!(
         "state = 1 AND owner IN (
@@ -135,7 +135,7 @@ pub(super) fn orphans(schema: &str, class: i32) -> String {
     )
 }
 
-/// Declares the owners dead that died while no engine was open, so that the TTLs of their records start now.
+/// Reads every record whose owner holds no lock. This declares dead owners dead: the TTLs of their records start now.
 pub(super) async fn record_deaths(inner: &Arc<Inner>) -> Result<(), Fault> {
     let schema = &inner.schema;
     let taken = inner.pool.take().await?;
@@ -165,8 +165,8 @@ fn foreign(schema: &str, why: &dyn std::fmt::Display) -> Fault {
     Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message))
 }
 
-/// Asks the table, not `to_regclass`: in a transaction that one may answer from a cache that does not know of another
-/// engine's tables yet.
+/// Returns true if the schema has the tables. Asks the catalog, because `to_regclass` inside a transaction may answer
+/// from a cache that does not have another engine's new tables yet.
 async fn is_there(session: &Session, schema: &str) -> Result<bool, Fault> {
     let asks =
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -174,7 +174,8 @@ async fn is_there(session: &Session, schema: &str) -> Result<bool, Fault> {
     session.value(asks, &[&schema]).await
 }
 
-/// Creates the tables inside a transaction, unless another engine has done so meanwhile. Returns true if this one did.
+/// Creates the tables inside a transaction, unless another engine has done so meanwhile. Returns true if this call
+/// created them.
 pub(super) async fn create_inside(session: &Session, schema: &str, allowed: bool) -> Result<bool, Fault> {
     if !allowed {
         return check_is_there(session, schema).await.map(|()| false);

@@ -19,18 +19,18 @@ pub struct ServerReport {
     pub format: u32,
     /// The number of engines that have the store open and hold a lock. Those that are read-only hold none.
     pub engines: u64,
-    /// The records in progress whose owners hold no lock. They are not recorded as interrupted yet.
+    /// The number of records in progress whose owners hold no lock. They are not recorded as interrupted yet.
     pub orphaned: u64,
     /// The server's setting `synchronous_standby_names`. If it is empty, no commit waits for a standby, and a failover
     /// may lose the last answers.
     pub standby_names: String,
     /// The number of standbys that are connected, if the role may see them.
     pub standbys: u64,
-    /// The privileges that the role of this engine lacks, such as "INSERT into records". A service needs all of it.
+    /// The privileges that a service needs and the role of this engine lacks, such as "INSERT into records".
     pub missing_privileges: Vec<String>,
 }
 
-/// The privileges of a service: the kind of object, its name, and what it may do there.
+/// Selects the privileges that a service needs and the role lacks.
 const PRIVILEGES: &str = "
 SELECT a.privilege || ' ' || a.word || ' ' || a.name FROM (VALUES
     ('SELECT', 'from', 'store'), ('UPDATE', 'of', 'store'),
@@ -52,7 +52,7 @@ impl Store {
     }
 }
 
-/// Counts the engines that hold their lock. Needs no privilege.
+/// Returns the statement that counts the engines that hold their lock. The statement needs no privilege.
 pub(super) fn engines(class: i32) -> String {
     // The compaction uses 0. The catalog shows the two halves of a key as unsigned numbers.
     format!(

@@ -34,7 +34,7 @@ pub(super) struct Numbers {
     expires: Option<i64>,
 }
 
-/// Converts a number or a time, which are far below the largest.
+/// Converts a number or a time. Both are far below the largest `i64`.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -43,7 +43,7 @@ pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
 
-/// The times from which on "never" is stored: SQL adds to them, and they must not overflow.
+/// A time from this one on is stored as `NULL`, "never". The statements add to times, and the sums must not overflow.
 const LATEST: u64 = 1 << 62;
 
 pub(super) fn time(time: u64) -> Option<i64> {
@@ -53,7 +53,7 @@ pub(super) fn time(time: u64) -> Option<i64> {
 impl Columns {
     pub(super) fn new(stored: &StoredRecord) -> Result<Self> {
         let mut record = StoredRecord { outcome: None, ..stored.clone() };
-        // The columns hold these numbers. The format allows no number 0.
+        // The columns hold these numbers. The format of the body allows no number 0.
         (record.generation, record.revision, record.token, record.updated, record.expires) = (1, 1, 1, 0, 0);
         let mut body = Vec::new();
         encode_record(&record, &mut body)?;
@@ -68,7 +68,8 @@ impl Columns {
         })
     }
 
-    /// The columns of a key whose record was removed. They keep its numbers until `expires`.
+    /// Returns the columns of a key whose record was removed. The row stays until `expires`, so that the numbers of the
+    /// key only grow.
     pub(super) fn removed(now: u64, expires: u64) -> Self {
         let (updated, expires) = (signed(now), time(expires));
         Self { state: 0, generation: 0, token: 0, updated, expires, body: Vec::new(), outcome: None }

@@ -24,16 +24,16 @@ CREATE TABLE {s}.records (
     generation bigint      NOT NULL,
     revision   bigint      NOT NULL,
     token      bigint      NOT NULL,
-    -- The incarnation of the last claim.
+    -- The incarnation that made or adopted the last claim.
     owner      integer     NOT NULL,
-    -- The random number of the last change, by which its author finds out whether it was made.
+    -- A number of the last change, by which the engine finds out whether that change was made.
     change     bigint      NOT NULL,
     -- The number of the last change that was made by the function `stage`. Other changes leave it as it is.
     staged     bigint      NOT NULL DEFAULT 0,
     -- Store time in milliseconds. A record without `expires` is kept for ever.
     updated    bigint      NOT NULL,
     expires    bigint,
-    -- For people.
+    -- By the clock of the server, for operators.
     updated_at timestamptz NOT NULL DEFAULT now(),
     -- All other fields, in the format of the embedded store.
     body       bytea       NOT NULL,
@@ -46,10 +46,11 @@ CREATE TABLE {s}.rows (
     key     bytea NOT NULL,
     value   bytea NOT NULL,
     PRIMARY KEY ("table", key));
--- Changes a record in a transaction of the user. If it fails, the transaction cannot be committed. The parameters are the
--- store, manager, key; the revision that the row must have, its next one, the owner; the transaction in which the row was
--- locked; the state, the time of the decision, the least delay of the times, the time from which the change is refused, the
--- last update, the expiry, whether the expiry stays; the body, the outcome.
+-- Changes a record in a transaction of the user. If it fails, the transaction cannot be committed. The parameters: $1
+-- store, $2 manager, $3 key, $4 the revision that the row must have, $5 its next revision, $6 owner, $7 the transaction
+-- that has locked the row, $8 state, $9 the time of the decision, $10 the milliseconds that are added to the times, $11
+-- the time from which the change is refused, $12 updated, $13 expires, $14 whether `expires` stays as it is, $15 body,
+-- $16 outcome.
 CREATE FUNCTION {s}.stage(
     text, text, bytea, bigint, bigint, bigint, bigint, bigint, bigint, bigint, bigint, bigint, bigint, boolean, bytea, bytea,
     OUT updated bigint, OUT expires bigint) LANGUAGE plpgsql AS $stage$

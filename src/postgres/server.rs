@@ -10,7 +10,7 @@ use tokio_postgres::{Config, Socket};
 
 use super::session::{Connect, With};
 
-/// The longest time for a connection to be made.
+/// The time limit of making a connection, if the user has set none.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A server, and how to connect to it.
@@ -35,7 +35,8 @@ impl Server {
             .keepalives_interval(Duration::from_secs(2))
             .keepalives_retries(3);
         config.tcp_user_timeout(Duration::from_secs(11));
-        // A role that may only read has sessions that are read-only from the start.
+        // This condition finds the primary. A read-only engine with one host does without it, because all sessions of
+        // its role may be read-only.
         if !read_only || config.get_hosts().len() > 1 {
             config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }

@@ -18,8 +18,8 @@ use super::sql::Query;
 use crate::types::error::{Error, ErrorKind};
 use std::sync::Arc;
 
-/// The settings of each session. An answer is durable when a commit returns, whatever the server's default is. No
-/// statistics can spoil a plan, because each statement has only one.
+/// The settings of each session. An answer is durable when a commit returns, whatever the server's default is. Each
+/// statement has only one possible plan, so outdated statistics cannot lead to a bad one.
 const SETTINGS: &str = "SET synchronous_commit = on; SET statement_timeout = '30s'; SET lock_timeout = '20s';
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
     SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed';
@@ -30,7 +30,7 @@ const SETTINGS: &str = "SET synchronous_commit = on; SET statement_timeout = '30
 pub(super) enum Fault {
     /// The session is lost. The statement may have taken effect.
     Lost(String),
-    /// Another transaction was in the way. Nothing changed.
+    /// The attempt must be repeated: another transaction was in the way, or the record has just changed.
     Again,
     /// The server refused the statement. Nothing changed.
     Refused(Error),
@@ -75,7 +75,7 @@ impl Fault {
     }
 }
 
-/// Returns the texts of an error and of its causes. The client's own text often names no cause.
+/// Returns the texts of an error and of its causes, because the client's own text often names no cause.
 fn text_of(error: &dyn std::error::Error) -> String {
     let (mut text, mut cause) = (error.to_string(), error.source());
     while let Some(next) = cause {
@@ -98,7 +98,7 @@ pub(super) trait Connect: Send + Sync {
 pub(super) struct With<T> {
     pub(super) config: Config,
     pub(super) tls: T,
-    /// The server then refuses every change.
+    /// True if the server is to refuse every change.
     pub(super) read_only: bool,
 }
 
@@ -117,7 +117,7 @@ where
             tokio::spawn(async move {
                 while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
                     if let AsyncMessage::Notification(notification) = message {
-                        // Only the keeper reads them.
+                        // This fails in all sessions but the keeper's, which have no receiver.
                         let _ = sender.send(notification);
                     }
                 }
@@ -179,14 +179,14 @@ impl Session {
     }
 }
 
-/// Returns a value of a row. A value of another type means that the table is not one of the store.
+/// Returns a value of a row. Returns an error for a value of another type: the table is then not one of a store.
 pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Fault> {
     row.try_get(column).map_err(|cause| {
         Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, format!("a row has another form: {cause}")))
     })
 }
 
-/// The sessions of an engine.
+/// A pool of sessions.
 pub(super) struct Pool {
     connect: Arc<dyn Connect>,
     schema: Arc<str>,

@@ -1,12 +1,13 @@
-//! Every statement. Each takes one round trip, and each reads by the primary key or by one index.
+//! The prepared statements of calls. Each takes one round trip, and reads records and rows by the primary key or by one
+//! index.
 //!
-//! All of them run under READ COMMITTED, except those of transactions: each changes one row, if its revision is still
-//! the one that was read.
+//! They run under READ COMMITTED, except those of transactions. A statement that changes a record does so only if its
+//! row still has the revision that was read.
 
 /// The tables, with `{s}` for the quoted name of the schema.
 pub(super) const SCHEMA: &str = include_str!("schema.sql");
 
-/// The statements that a session prepares when it first needs them.
+/// A statement, which each session prepares once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Query {
     Time,
@@ -45,7 +46,7 @@ impl Query {
     pub(super) fn text(self, schema: &str) -> String {
         let text = match self {
             Self::Time => "SELECT tick, time FROM {s}.store",
-            // Fenced by the tick: of all engines that saw one tick, one advances the time.
+            // Fenced by the tick: of all engines that read one tick, only one advances the time.
             Self::Tick => "UPDATE {s}.store SET tick = tick + 1, time = time + $2 WHERE tick = $1 RETURNING tick, time",
             Self::Read => return READ.replace("{outcome}", "r.outcome").replace("{s}", schema),
             Self::ReadWithoutOutcome => return READ.replace("{outcome}", "NULL::bytea").replace("{s}", schema),
@@ -113,7 +114,8 @@ impl Query {
     }
 }
 
-/// The record, the time, and whether the lock of another owner is free. A row in any case.
+/// Reads the record, the time, and if another engine owns the record, whether the lock of that owner is free. Returns a
+/// row in any case.
 const READ: &str = "
 SELECT t.time, r.state, r.generation, r.revision, r.token, r.updated, r.expires, r.body, {outcome}, r.owner,
        CASE WHEN r.state = 1 AND r.owner <> $3 THEN pg_try_advisory_xact_lock_shared($4, r.owner) ELSE false END,
@@ -121,21 +123,23 @@ SELECT t.time, r.state, r.generation, r.revision, r.token, r.updated, r.expires,
        octet_length(r.outcome)
 FROM {s}.store t LEFT JOIN {s}.records r ON r.manager = $1 AND r.key = $2";
 
+/// Reads the numbers that tell whether a stage was committed.
 const STAGED: &str = "
 SELECT generation, revision, token, updated, expires, staged, change FROM {s}.records WHERE manager = $1 AND key = $2";
 
-/// Waits for a transaction that has locked the row. No later statement with the old revision changes the row.
+/// Gives the row another revision, after the end of a transaction that has locked it. A later statement that expects
+/// the old revision then changes nothing.
 const WITHDRAW: &str = "
 UPDATE {s}.records SET revision = nextval('{s}.number'), change = $4
 WHERE manager = $1 AND key = $2 AND revision = $3";
 
 // The parameters of `INSERT` and `UPDATE`: $1 manager, $2 key, $3 state, $4 generation, $5 token (0: the number of this
-// commit), $6 owner, $7 change, $8 updated, $9 expires, $10 the time of the decision, $11 what the times are moved by
-// at least, $12 whether `expires` stays, $13 body, $14 outcome, $15 the time from which the commit is refused, $16 the
-// class of the locks, $17 the own incarnation if its lock must be held.
+// commit), $6 owner, $7 change, $8 updated, $9 expires, $10 the time of the decision, $11 the milliseconds that are
+// added to the times, $12 whether `expires` stays as it is, $13 body, $14 outcome, $15 the time from which the commit
+// is refused, $16 the class of the locks, $17 the incarnation whose claim this is, and whose lock must be held.
 
-/// Adds a record where there is no row. No row is returned if there is one, or if a condition does not hold. Then no
-/// number is drawn, so a begin of a key that has a record writes nothing.
+/// Adds a record if its key has no row. If the key has one, or if a condition does not hold, the statement returns no
+/// row and draws no number. So a begin of a key that has a record writes nothing.
 const INSERT: &str = "
 INSERT INTO {s}.records
        (manager, key, state, generation, revision, token, owner, change, updated, expires, body, outcome)
@@ -170,8 +174,8 @@ RETURNING r.generation, r.revision, r.token, r.updated, r.expires"
     )
 }
 
-/// Returns the statement that changes the row as [`update`] does, if $19 is its owner and has no lock. A row that a
-/// transaction has locked is left: its owner may be alive and in a stage, for as long as that takes.
+/// Returns the statement that changes the row as [`update`] does, if $19 is its owner and holds no lock. A row that a
+/// transaction has locked is left alone: its owner may be alive and in a stage.
 fn declare() -> String {
     update(
         "\n      AND pg_try_advisory_xact_lock_shared($16::integer, $19::integer)",
@@ -194,10 +198,10 @@ pub(super) fn fence(schema: &str, locks: bool) -> String {
     )
 }
 
-// The first parameters of `INSERT_MANY` and `UPDATE_MANY`, each an array: $1 managers, $2 keys, $3 changes, $4 what to add
-// to the time for `updated`, $5 the same for `expires`, $6 bodies.
+// The first parameters of `INSERT_MANY` and `UPDATE_MANY`, each an array: $1 managers, $2 keys, $3 changes, $4
+// `updated` and $5 `expires` relative to the time of the commit, $6 bodies.
 
-/// Adds new claims of the incarnation $8, whose lock of the class $7 must be held. Returns those that were added.
+/// Adds new claims of the incarnation $8, whose lock of the class $7 must be held. Returns a row for each added claim.
 ///
 /// With `OFFSET`, the server looks up key by key, and never reads the whole table for a join.
 const INSERT_MANY: &str = "
@@ -215,9 +219,10 @@ ON CONFLICT (manager, key) DO NOTHING
 RETURNING change, generation, revision, token, updated, expires";
 
 /// Changes rows that still have the revisions $11, before the times $12. The other arrays: $7 states, $8 generations,
-/// $9 tokens, $10 outcomes. Returns what was changed.
+/// $9 tokens, $10 outcomes. Returns a row for each changed one.
 ///
-/// The rows are found first, for the same reason. The revision is compared again, with the row that is changed.
+/// The rows are found first, and key by key because of `OFFSET`. Then each revision is compared again, with that of the
+/// row that is changed.
 const UPDATE_MANY: &str = "
 WITH n AS MATERIALIZED (SELECT time FROM {s}.store)
 UPDATE {s}.records r SET

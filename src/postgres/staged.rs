@@ -1,8 +1,9 @@
 //! Changes of records inside transactions of the user, in sessions that the engine does not know.
 //!
-//! The change is a statement. It fails, and the transaction with it, unless the row still has the revision that was
-//! read. The number that it gives the row is drawn before. So the row tells afterwards if the transaction was
-//! committed, also if its session is lost during the commit: while the transaction lasts, the row is locked.
+//! The change is a statement. The statement and its transaction fail unless the row still has the revision that was
+//! read. The engine draws the next revision before the statement runs. So afterwards the row shows whether the
+//! transaction was committed, even if the session was lost during the commit. While the transaction lasts, the row is
+//! locked.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::store::StoreKey;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{Now, Status, StoredRecord};
 
-/// A parameter of a statement, as every client of PostgreSQL can send it. `None` is `NULL`.
+/// The value of a parameter, of a type that every client of PostgreSQL can send. `None` is `NULL`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SqlValue {
@@ -74,7 +75,7 @@ impl fmt::Display for SqlValue {
     }
 }
 
-/// The reason why a transaction of the user goes on no longer. It is rolled back.
+/// The reason why a transaction of the user is rolled back.
 #[derive(Debug)]
 pub(crate) enum Stop {
     /// Another transaction was in the way: run it again.
@@ -157,8 +158,9 @@ pub(crate) struct Staged {
     key: StoreKey,
     text: Arc<str>,
     values: Vec<SqlValue>,
-    /// The number that the change gives the row, and that of the last stage before.
+    /// The revision that the change gives the row, which is also the number of the stage.
     number: i64,
+    /// The number of the last stage before this one.
     before: i64,
     /// The revision that the row must have.
     seen: i64,
@@ -195,16 +197,16 @@ impl Staged {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
     Committed,
-    /// It was not committed, and never will be.
+    /// The transaction was not committed, and never will be.
     RolledBack,
-    /// Its record has changed so often that nothing tells.
+    /// The record has changed so often since that it no longer shows this.
     Overtaken,
 }
 
-/// The parts of the row's key and of the decision that are not in the record.
+/// The parts of a decision that are not in the record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StageTerms {
-    /// True if the change belongs to a claim of this engine.
+    /// True if a claim of this engine makes the change.
     pub(crate) is_owned: bool,
     pub(crate) keeps_expiry: bool,
     /// The store time from which the change is refused.
@@ -285,8 +287,8 @@ impl Store {
         Ok(Staged { key: key.clone(), text: text.into(), values, number, before: fenced.before, seen, after })
     }
 
-    /// Finds out whether the transaction of the user was committed. If `is_over` is false, this waits for the end of the
-    /// transaction, and makes sure that it cannot be committed later.
+    /// Finds out whether the transaction of the user was committed. If `is_over` is false, this waits for the end of
+    /// the transaction, and makes sure that it cannot be committed later.
     pub(crate) fn settle(&self, staged: &mut Staged, is_over: bool) -> Result<Settled> {
         let inner = Arc::clone(&self.inner);
         let its = staged.clone();

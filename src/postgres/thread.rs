@@ -1,4 +1,4 @@
-//! The thread that makes all calls to a server.
+//! The thread on which the tasks of a store run, and most of its calls to the server.
 
 use std::future::Future;
 use std::path::Path;
@@ -20,13 +20,13 @@ pub(super) struct Running {
     _worker: Worker,
 }
 
-/// Starts the thread that makes all calls to a server.
+/// Starts the thread that runs the tasks which are spawned on the returned handle.
 pub(super) fn start_thread(place: &Path) -> Result<(Handle, Running)> {
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|cause| Error::io("start runtime for", place, &cause))?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
-    // Ends when the sender is dropped. Tasks that still run are dropped with the runtime.
+    // The thread ends when the sender is dropped. Tasks that still run are dropped with the runtime.
     let body = move || {
         let _ = runtime.block_on(stopped);
         // A drop would wait for lookups of names, which nothing can end.
@@ -53,7 +53,7 @@ pub(super) fn answer<T: Send + 'static>(
     answer.recv_deadline(deadline).ok()
 }
 
-/// Returns the deadline of a call that begins now. An endless one is far away.
+/// Returns the deadline of a call that begins now, at most 365 days away.
 pub(super) fn deadline_of(timeout: Duration) -> Instant {
     let now = monotonic();
     now.checked_add(timeout.min(LONGEST)).unwrap_or(now)
@@ -68,7 +68,7 @@ mod tests {
         let (handle, running) = start_thread(Path::new("test")).unwrap();
         let (begun, begins) = crossbeam_channel::bounded(1);
         let (end, ends) = crossbeam_channel::bounded::<()>(1);
-        // As the lookup of a name runs: on a thread of its own, for as long as the resolver takes.
+        // The lookup of a name runs like this: on a thread of its own, for as long as the resolver takes.
         handle.spawn_blocking(move || {
             begun.send(()).unwrap();
             ends.recv()

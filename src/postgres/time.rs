@@ -1,10 +1,10 @@
 //! Store time, which no wall clock moves, and the expiry of records by it.
 //!
-//! The time is a number in the database. An engine that has seen a tick advances the time by no more than it has
-//! measured since, and only if no other engine has: the ticks count the advances. The time never runs faster than any
-//! real clock. A tick adds the whole time since the last one, also the part before a write in between. So a TTL would
-//! end early by at most one advance, which is therefore added to every expiry. While no engine is open, the time stands
-//! still.
+//! The time is a number in the database. A *tick* is an advance of the time; the ticks are counted. An engine that has
+//! seen a tick makes the next one if no other engine has made it, and advances the time by at most the time that it has
+//! measured since. So store time never runs faster than real time. A record that is written between two ticks gets the
+//! time of the earlier tick, and the later tick adds the whole time between them. So its TTL would end early by at most
+//! one advance, which is therefore added to every expiry. While no engine is open, the time does not advance.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +26,7 @@ pub(super) const MAX_ADVANCE: u64 = 20_000;
 pub(super) struct Time {
     /// The newest time that a statement has returned.
     known: AtomicU64,
-    /// The last tick that was seen, and the time of the engine's clock after that.
+    /// The last tick that was seen, and the time of the engine's clock after it.
     seen: tokio::sync::Mutex<(i64, u64)>,
 }
 
@@ -54,7 +54,7 @@ impl Inner {
     async fn read_tick(&self, session: &mut Session) -> Result<(i64, u64), Fault> {
         let row = session.row(Query::Time, &[]).await?;
         let tick = row.map(|row| self.tick_of(&row)).transpose()?.unwrap_or_default();
-        // After the answer: the tick had come by then.
+        // Read the clock after the answer, so that this reading is not earlier than the tick.
         Ok((tick, self.clock.now()))
     }
 
@@ -89,16 +89,16 @@ impl Inner {
     }
 }
 
-/// Advances the time again and again.
+/// Advances the time every 10 s. With a manual clock, each call does that instead.
 pub(super) async fn run(inner: Arc<Inner>) {
     while !inner.clock.is_manual() {
         tokio::time::sleep(INTERVAL).await;
-        // The next tick makes up for one that failed.
+        // Ignore a failure: the next tick makes up for it.
         let _ = tokio::time::timeout(INTERVAL, inner.tick()).await;
     }
 }
 
-/// Returns the time for which expired rows stay, so that the numbers of a key only grow.
+/// Returns the milliseconds for which expired rows stay, so that the numbers of a key only grow.
 fn delay(inner: &Inner) -> u64 {
     if inner.clock.is_manual() { 0 } else { REMOVED_FOR }
 }
@@ -112,10 +112,11 @@ pub(super) async fn next_due(inner: &Arc<Inner>) -> Result<u64, Fault> {
     Ok(earliest.map_or(NEVER, |earliest| row::unsigned(earliest).saturating_add(delay(inner))))
 }
 
-/// Deletes expired records, or what of them is not remembered. Returns `None` if there are none.
+/// Deletes expired records. Of records that are remembered after their TTL, deletes the contents. Returns `None` if
+/// there are none.
 ///
-/// Only the engine that holds the lock of the compaction deletes, in one transaction. The others skip it, or wait for
-/// it.
+/// Only the engine that holds the lock of the compaction deletes, in one transaction. If `waits` is true, the others
+/// wait for the lock. Otherwise they return `None`.
 pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize, waits: bool) -> Result<Option<Deleted>, Fault> {
     inner.tick_if_manual().await?;
     let mut taken = inner.pool.take().await?;
@@ -128,7 +129,7 @@ pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize, waits: bool
         inner.pool.give_back(taken);
         return Ok(None);
     }
-    // A snapshot after the lock: what its last holder has deleted is gone.
+    // From here on, statements see what the last holder of the lock has deleted.
     let row = session.row(Query::Time, &[]).await?;
     row.map(|row| inner.tick_of(&row)).transpose()?;
     let now = Now { store: inner.time.now(), ..inner.now() };
@@ -165,7 +166,7 @@ pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize, waits: bool
                 write.make(session, inner.class).await?;
             }
         }
-        // Otherwise it was counted when it became only remembered.
+        // Otherwise the record was counted when its contents were deleted.
         if let Some(deleted) = deleted.as_mut().filter(|_| !stored.is_forgotten) {
             deleted.add(stored.outcome_len);
             deleted.interrupted += u64::from(state == 5);

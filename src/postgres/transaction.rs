@@ -1,8 +1,8 @@
 //! Transactions over several keys: one session under SERIALIZABLE, which reads one snapshot.
 //!
-//! Changes of single records run under READ COMMITTED, and the server finds no conflict with them. Before the commit
-//! each record that was read is locked, which fails if it has changed since. For each key that had no record, a removed
-//! record is inserted.
+//! Changes of single records run under READ COMMITTED, and the server finds no conflict with them. So before its
+//! commit, a transaction locks each record that it has read, which fails if the record has changed since. For each key
+//! that it read and that had no row, it inserts the row of a removed record.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::store::{
 use crate::types::error::{Error, Result};
 use crate::types::record::Now;
 
-/// A name after that of every manager and table.
+/// A string that sorts after the name of every manager and table.
 const AFTER_ALL: &str = "{";
 
 /// A listing of keys.
@@ -87,7 +87,7 @@ struct State {
     time: Option<u64>,
     /// The life of the server when the transaction began.
     life: String,
-    /// True if another transaction was in the way. The run then has no effect.
+    /// True if another transaction was in the way, or the session was lost. The run then has no effect.
     is_stale: bool,
     /// The revisions of the records that were read.
     seen: BTreeMap<StoreKey, u64>,
@@ -104,7 +104,7 @@ impl Transaction {
         !self.state.lock().is_stale
     }
 
-    /// Returns everything that was read, and the tables and managers of ranges.
+    /// Returns all keys that were read, and the tables and managers of ranges.
     pub(crate) fn all(&self) -> BTreeSet<StoreKey> {
         self.state.lock().keys.clone()
     }
@@ -157,7 +157,7 @@ impl Transaction {
         }
     }
 
-    /// Reads a key, as of the moment of the transaction.
+    /// Reads a key from the snapshot of the transaction.
     pub(crate) fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
         let me = (self.inner.keeper.last(), self.inner.class);
         let at = key.clone();
@@ -169,7 +169,7 @@ impl Transaction {
         if self.inner.read_only {
             found.presume_death(self.inner.clock.wall());
         } else if found.has_free_owner() {
-            // Declares the owner dead, if it is. This snapshot does not show it.
+            // Declares the owner dead, if it is. The snapshot does not show that change, so the run is then stale.
             let (inner, at) = (Arc::clone(&self.inner), key.clone());
             let deadline = self.inner.deadline(true);
             let now = self.inner.answer(deadline, async move { commit::read(&inner, &at, Load::WithoutOutcome).await });
@@ -186,7 +186,7 @@ impl Transaction {
         Ok(Read { content: found.content, seen: ReadVersion::of_revision(found.revision), ticket: Ticket::default() })
     }
 
-    /// Lists keys, as of the moment of the transaction.
+    /// Lists keys from the snapshot of the transaction.
     pub(crate) fn list(
         &self,
         index: Index,
@@ -242,7 +242,7 @@ impl Transaction {
         });
         let numbers = match outcome {
             Ok(Some(numbers)) => numbers,
-            // Without a number, the commit was not sent.
+            // Without the number of the transaction, the commit was not sent.
             Ok(None) | Err(_) if plan.xid.lock().is_none() => {
                 inner.conflicts.add(u64::from(outcome.is_ok()));
                 return outcome.map(|_| false);
@@ -316,13 +316,13 @@ struct Plan {
     kept: BTreeMap<StoreKey, u64>,
     /// The store time at which the first record that was read expires.
     until: u64,
-    /// The number of the transaction, from when its commit may have been made.
+    /// The number of the transaction, while it is not known whether its commit was made.
     xid: Mutex<Option<String>>,
 }
 
 impl Plan {
     async fn run(&self, inner: &Arc<Inner>, mut taken: Taken, began: u64) -> Result<Vec<Numbers>, Fault> {
-        // The snapshot shows the time of its beginning.
+        // The snapshot shows only the time at its beginning.
         let passed = self.passed_since(inner, began).await?;
         if super::row::unsigned(passed).saturating_add(began) >= self.until {
             return Err(Fault::Again);
@@ -359,7 +359,7 @@ impl Plan {
         Ok(numbers)
     }
 
-    /// Returns by how much the time has advanced since the snapshot.
+    /// Returns the milliseconds by which the store time has advanced since the snapshot.
     async fn passed_since(&self, inner: &Arc<Inner>, began: u64) -> Result<i64, Fault> {
         if self.writes.is_empty() && self.kept.is_empty() {
             return Ok(0);
@@ -372,7 +372,7 @@ impl Plan {
         Ok(now.saturating_sub(signed(began)).max(0))
     }
 
-    /// Finds out whether a commit was made whose session was lost. Returns `None` if it was not.
+    /// Finds out whether the commit was made, after its session was lost. Returns `None` if it was not.
     async fn settle(&self, inner: &Arc<Inner>, life: &str) -> Result<Option<Vec<Numbers>>, Error> {
         let xid = self.xid.lock().clone().unwrap_or_default();
         loop {

@@ -1,7 +1,7 @@
 //! Claims whose begin had no answer by its deadline.
 //!
-//! The caller got an error and no claim. If the begin was made, no call would end the record while the process lives.
-//! This task finds out if the begin was made, and releases the key.
+//! The caller got an error and no claim. If the begin was made all the same, no call would end the record while the
+//! process lives. A task finds out whether the begin was made, and then releases the key.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::store::{Content, Load, StoreKey};
 use crate::types::clock::monotonic;
 use crate::types::error::Result;
 
-/// The longest time that a lost statement may still run. It is longer than the server's timeout of statements.
+/// The time after which no lost statement can still run: longer than the server's timeout of statements.
 const STATEMENTS_END: Duration = Duration::from_secs(40);
 
-/// Gives the key back if this begin is made, now or later.
+/// Releases the key if this begin was made, or is made later.
 pub(super) fn give_back(inner: &Arc<Inner>, begin: Arc<Write>) {
     let task = Arc::clone(inner);
     let over = monotonic().checked_add(STATEMENTS_END);
@@ -29,10 +29,10 @@ pub(super) fn give_back(inner: &Arc<Inner>, begin: Arc<Write>) {
     });
 }
 
-/// Returns true if the begin was given back, or can no longer be made.
+/// Returns true if the key was released, or the begin can no longer be made.
 async fn settle(inner: &Arc<Inner>, begin: &Write, over: Option<Instant>) -> Result<bool, Fault> {
     let key = StoreKey::record(&begin.name, &begin.key);
-    // Before the change is looked for: what is not here now may be made before the next statement.
+    // Read the record before the search for the change: in the other order, a begin between the two would be missed.
     let found = read(inner, &key, Load::WithoutOutcome).await.map_err(Fault::Refused)?;
     if found.revision == begin.seen {
         // Not made so far.

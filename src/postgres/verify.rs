@@ -8,7 +8,8 @@ use crate::types::error::{ErrorKind, Result};
 const BATCH: usize = 256;
 
 impl Store {
-    /// Reads every record and row.
+    /// Reads every record and row, and reports the damaged ones. `goes_on` is called before each batch, and ends the
+    /// check by an error.
     pub(crate) fn verify_while(&self, goes_on: &dyn Fn() -> Result<()>) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         for first in [StoreKey::first_record(), StoreKey::first_row()] {

@@ -20,8 +20,8 @@ use crate::store::StoreKey;
 
 /// The time between two looks at the keys that are awaited.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// The number of keys of other engines' waiters that are remembered. Waiters for further keys notice a change by a
-/// look.
+/// The largest number of keys that are remembered for waiters of other engines. Waiters for more keys notice a change
+/// by a look.
 const MAX_ASKED: usize = 65_536;
 
 /// A change of a key.
@@ -38,7 +38,7 @@ type OnChange = Box<dyn Fn(&StoreKey, Happened) + Send + Sync>;
 pub(super) struct Waits {
     pub(super) channel: String,
     awaited: Mutex<HashMap<StoreKey, Awaited>>,
-    /// Wakes the task that looks.
+    /// Wakes the task that looks at the keys.
     look: Notify,
     /// The hashes of the keys that callers of other engines wait for.
     asked: Mutex<HashSet<u64>>,
@@ -102,7 +102,7 @@ impl Waits {
         }
     }
 
-    /// Takes a message of an engine: a verb, its incarnation, and the hash of a key.
+    /// Handles a message of an engine: a verb, the incarnation of the sender, and the hash of a key.
     pub(super) fn heard(&self, message: &str, me: i32) {
         let mut words = message.split(' ');
         let (Some(verb), Some(from), Some(hash)) = (words.next(), words.next(), words.next()) else { return };
@@ -128,13 +128,14 @@ impl Waits {
         asked.remove(&hash).then(|| format!("changed {me} {hash}"))
     }
 
-    /// Stores what a look has found. Returns what has happened to the key, and whether to ask about it.
+    /// Stores the result of a look at a key. Returns the change of the key, and whether to announce that a caller
+    /// waits.
     fn found(&self, key: &StoreKey, revision: u64, state: i16, is_owned: bool) -> (Option<Happened>, bool) {
         let mut awaited = self.awaited.lock();
         let Some(entry) = awaited.get_mut(key) else { return (None, false) };
         let is_known = entry.seen.replace((revision, is_owned)) == Some((revision, is_owned));
         match state {
-            // Again at each look: it may be too early to declare the owner dead.
+            // Report this again at each look: it may still be too early to declare the owner dead.
             1 if !is_owned => (Some(Happened::GivenUp), false),
             _ if is_known => (None, false),
             1 => (None, true),
@@ -144,13 +145,13 @@ impl Waits {
     }
 }
 
-/// A hash that all engines compute alike (FNV-1a).
+/// Returns a hash that is the same in all engines (FNV-1a).
 fn hash(key: &StoreKey) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
     key.bytes().iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
-/// Looks at the awaited keys.
+/// Looks at the awaited keys every 250 ms, and after each notification.
 pub(super) async fn run(inner: Arc<Inner>) {
     loop {
         if inner.waits.awaited.lock().is_empty() {
@@ -196,7 +197,7 @@ fn report(inner: &Arc<Inner>, key: &StoreKey, revision: u64, state: i16, is_owne
     }
 }
 
-/// Sends a message outside of every durable commit. The message may be lost.
+/// Sends a message in a commit that is not synced. The message may be lost.
 pub(super) fn send(inner: &Arc<Inner>, message: String) {
     let sender = Arc::clone(inner);
     inner.handle.spawn(async move {

@@ -65,8 +65,8 @@ impl Backend {
         }
     }
 
-    /// Returns a guess at the result of [`look`](Self::look), which the commit then checks. It saves a round trip to a
-    /// server. `known` is the record as the claim last read it.
+    /// Returns a guess at the result of [`look`](Self::look), which the commit then checks. This saves a round trip to
+    /// a server. `known` is the record as the claim last read it.
     pub(super) fn guess(&self, action: &Action<'_>, known: Option<&Arc<StoredRecord>>) -> Option<(Now, Read)> {
         match self {
             Self::Local(_) => {

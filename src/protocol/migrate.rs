@@ -1,7 +1,7 @@
 //! Moves a store between a directory and a database.
 //!
-//! The moved store has the same id, numbers, times and effect ids. No process has the source open, so every
-//! owner is dead: records in progress are interrupted, as by the next open.
+//! The new store has the same id, numbers, times and effect ids. No process has the source open, so every owner is
+//! dead: records in progress are interrupted, as by the next open.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,18 +23,19 @@ const BATCH: usize = 256;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MigrateReport {
-    /// Records in the new store.
+    /// The number of records in the new store.
     pub records: u64,
-    /// Records that were in progress. They are interrupted in the new store, as their owners are dead.
+    /// The number of records that were in progress. They are interrupted in the new store, as their owners are dead.
     pub interrupted: u64,
-    /// Rows in the new store.
+    /// The number of rows in the new store.
     pub rows: u64,
     /// The duration of the move.
     pub took: Duration,
 }
 
 impl MigrateReport {
-    /// Counts a content, and returns what the new store keeps of it. `last` is the highest number so far.
+    /// Counts a content, and returns the content for the new store, if there is one. `last` is the highest number so
+    /// far.
     fn keep(&mut self, content: Content, now: &Now, last: &mut u64) -> Option<Content> {
         let Content::Record(stored) = content else {
             self.rows += 1;

@@ -1,4 +1,5 @@
-//! Stages in transactions of the user: the rules before the change of the record, and the news after the commit.
+//! Stages in transactions of the user: the rules before the change of the record, and the notifications after the
+//! commit.
 
 use std::sync::Arc;
 
@@ -18,9 +19,9 @@ use crate::types::record::{Now, RecordInfo, Status, StoredRecord};
 /// The record of a stage.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StageOf<'a> {
-    /// It must have the state of the fence.
+    /// The record of a claim, which must have the state of the fence.
     Claim(Fence<'a>),
-    /// It must have no owner.
+    /// A record that must have no owner.
     Unowned(&'a RecordId),
 }
 
@@ -69,7 +70,7 @@ impl Stage {
     /// Makes the change in the user's transaction.
     pub(crate) fn run_in(&mut self, user: &mut Transaction<'_>) -> Result<(), Stop> {
         match self.staged.run_in(user) {
-            // The record has expired meanwhile: the next run finds that out.
+            // The record has expired meanwhile. The next run returns the error for that.
             Err(Stop::Fault(error)) if error.kind() == ErrorKind::ClaimLost && !self.is_owned => Err(Stop::Again),
             made => made,
         }
@@ -106,7 +107,7 @@ impl Protocol {
             StageOf::Unowned(id) => {
                 self.check()?;
                 self.record_drop_of(id);
-                // Records the death of an owner.
+                // This records the death of an owner, if there is one to record.
                 self.store.look(&id.at, Load::WithoutOutcome, true).map(drop)
             }
         }
@@ -152,7 +153,7 @@ impl Protocol {
         };
         let decision = action.as_ref().map(|action| decide(Some(stored), action, &now));
         let mut after = match decision {
-            // The revision changes all the same, so that the commit can be found out.
+            // The revision changes all the same, so that the row shows whether the commit was made.
             None => Arc::new(StoredRecord { updated: now.store, updated_at: now.wall, ..StoredRecord::clone(stored) }),
             Some(Decision::Write(after)) => after,
             Some(Decision::Keep(reason)) => {

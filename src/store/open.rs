@@ -89,8 +89,8 @@ pub struct OpenReport {
     /// there, and it was rebuilt from them, so nothing is lost. A read-only engine leaves that to the next open for
     /// writing.
     pub rebuilt: bool,
-    /// On PostgreSQL, true if the server names a synchronous standby (`synchronous_standby_names`): what was answered
-    /// is on it too, and survives a failover to it. If false, a failover may lose the last answers and claims.
+    /// On PostgreSQL, true if the server names a synchronous standby (`synchronous_standby_names`). Each answer is on
+    /// that standby too, and survives a failover to it. If false, a failover may lose the last answers and claims.
     pub synchronous_standby: bool,
     /// The duration of the open.
     pub took: Duration,

@@ -151,7 +151,7 @@ impl<K: Eq + Hash + Clone> Shard<K> {
 pub(crate) struct WaitQueue<K> {
     hasher: RandomState,
     shards: [Mutex<Shard<K>>; SHARDS - 1],
-    /// The last shard. It is not in the array, so that a look-up always succeeds.
+    /// The last shard, which is not in the array, so that a look-up always succeeds.
     last: Mutex<Shard<K>>,
 }
 

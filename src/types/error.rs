@@ -100,7 +100,8 @@ pub enum ErrorKind {
     /// Returned by `close`: all answers are in the journal, and the next open applies them to the record store.
     Full,
     /// The engine is overloaded, and the call waited for [`sync_timeout`](crate::EngineOptions::sync_timeout). Nothing
-    /// changed. Call again later, and make fewer calls at a time. Ending an operation that has run never returns this.
+    /// changed. Call again later, and make fewer calls at a time. Ending an operation that has run never returns this,
+    /// except on PostgreSQL: there the call also returns this if a transaction keeps the record locked.
     Busy,
     /// The server of the store cannot be reached, or refuses calls for now. Nothing changed. Call again later. Only
     /// with a store on PostgreSQL.

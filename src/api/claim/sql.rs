@@ -21,14 +21,15 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// only if this claim still owns the record, at the same recovery point.
     ///
     /// The transaction is `SERIALIZABLE`, and runs again if the server finds a conflict;
-    /// [`work_stage_in_with`](Self::work_stage_in_with) sets another isolation level. So an effect outside of the
-    /// database must not be inside: cause it before the stage, with an [`effect_id`](Claim::effect_id). `Err` and panics
-    /// roll back. Until the stage ends, its record is locked: keep it short. The closure must not end the transaction,
-    /// and must not call the engine.
+    /// [`work_stage_in_with`](Self::work_stage_in_with) sets another isolation level. So the closure may run several
+    /// times, and must cause no effect outside of the database: cause it before the stage, with an
+    /// [`effect_id`](Claim::effect_id). An `Err` or a panic rolls back. The record is locked until the stage ends, so
+    /// keep the stage short. The closure must not end the transaction, and must not call the engine.
     ///
-    /// If the connection is lost during the commit, the engine finds out by the record whether the commit was made. So
-    /// `Ok` always means that it was, and an error other than `Unsettled` that it was not. The role of the client needs
-    /// `USAGE` on the schema of the store, `SELECT` on its table `store`, and `SELECT` and `UPDATE` on `records`.
+    /// If the connection is lost during the commit, the engine reads in the record whether the commit was made. So `Ok`
+    /// always means that it was made. An error other than `Unsettled` means that it was not made, except a `ClaimLost`
+    /// after another claim has changed the record. The role of the client needs `USAGE` of the schema of the store,
+    /// `SELECT` on its table `store`, and `SELECT` and `UPDATE` on `records`.
     ///
     /// ```no_run
     /// use oncekey::{Engine, Manager, sql::postgres::{Client, NoTls}, stage::Next};
@@ -51,9 +52,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     ///
     /// - `ClaimLost` if the claim no longer owns the record or the record has ended.
     /// - `Unavailable` if the client or the server is lost. Nothing changed. Call again with a new client.
-    /// - `Unsettled` if that happened during the commit, and the server could not be asked by
-    ///   [`sync_timeout`](crate::EngineOptions::sync_timeout). Call again: the call first finds out. If the commit was
-    ///   made, it does not call the closure, and returns `Ok`.
+    /// - `Unsettled` if that happened during the commit, and the server did not tell within
+    ///   [`sync_timeout`](crate::EngineOptions::sync_timeout) whether the commit was made. Call again: the call finds
+    ///   that out first. If the commit was made, it returns `Ok` and does not call the closure.
     /// - `InvalidOptions` if the store is not on PostgreSQL, if the client is connected to another database or lacks a
     ///   privilege, or if the closure has ended the transaction or hidden the error of a statement.
     /// - `Codec`, `TooLarge`, `InvalidName` and `Conflict` as for [`work_stage`](Claim::work_stage).
@@ -124,7 +125,7 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
         self.moved(info);
     }
 
-    /// Finds out about the last stage, if that is not known. Returns true if it was committed.
+    /// Finds out whether the last stage was committed, if that is not known. Returns true if it was.
     fn settle_last(&mut self) -> Result<bool> {
         let Some(mut stage) = self.inner.unsettled.take() else { return Ok(false) };
         let settled = self.settle(&mut stage, false);
@@ -151,8 +152,9 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     /// [`StageSql::settle`].
     ///
     /// The statement fails with the SQLSTATE `OK001` if the claim no longer owns its record at this recovery point, or
-    /// another stage of it was committed. Then the transaction cannot be committed. The TTL of an outcome starts at the
-    /// latest of this call and the snapshot of the statement, so call this right before.
+    /// if another stage of the claim was committed since this call. Then the transaction cannot be committed. The TTL
+    /// of an outcome starts at this call, or at the snapshot of the statement if that is later. So make this call right
+    /// before the statement.
     ///
     /// ```no_run
     /// use oncekey::{Engine, Manager, sql::{TransactionEnd, postgres::{Client, NoTls}}, stage::Next};
@@ -196,15 +198,15 @@ impl<T: Serialize + DeserializeOwned, E: Serialize + DeserializeOwned> Claim<T, 
     }
 }
 
-/// How a transaction of the user has ended, for [`StageSql::settle`].
+/// The end of a transaction of the user, for [`StageSql::settle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TransactionEnd {
     /// The commit returned without an error.
     Committed,
-    /// The transaction was rolled back, or the statement of the stage failed, or it was never run.
+    /// The transaction was rolled back, or the statement of the stage has failed or was never run.
     RolledBack,
-    /// The commit returned an error or nothing, so it may have been made.
+    /// The commit returned an error or did not return, so it may have been made.
     Unknown,
 }
 
@@ -244,15 +246,16 @@ impl StageSql {
     /// Tells the claim how the transaction has ended. Returns true if it was committed: the claim is then at the new
     /// recovery point, or has ended. Returns false if it was not: the claim is as before.
     ///
-    /// After [`TransactionEnd::Unknown`], the record tells. The call waits until the transaction has ended at the
-    /// server, and then makes sure that it cannot be committed later. If it was not committed, make a new statement with
-    /// [`Claim::stage_sql`].
+    /// For [`TransactionEnd::Unknown`], the call waits until the transaction has ended at the server, reads in the
+    /// record whether it was committed, and makes sure that it cannot be committed later. If it was not committed, make
+    /// a new statement with [`Claim::stage_sql`].
     ///
     /// # Errors
     ///
-    /// `Unsettled` if the server cannot be asked by [`sync_timeout`](crate::EngineOptions::sync_timeout): call again.
-    /// `ClaimLost` if another claim has changed the record since. `InvalidOptions` for another claim, or if the
-    /// transaction was committed without the statement.
+    /// `Unsettled` if the server does not answer within [`sync_timeout`](crate::EngineOptions::sync_timeout): call
+    /// again. `ClaimLost` if other claims have changed the record since, so that it no longer shows whether the stage
+    /// was committed. `InvalidOptions` if the stage belongs to another claim, or if the transaction was committed
+    /// without the statement.
     pub fn settle<T, E>(&mut self, claim: &mut Claim<T, E>, end: TransactionEnd) -> Result<bool>
     where
         T: Serialize + DeserializeOwned,

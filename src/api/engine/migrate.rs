@@ -16,9 +16,9 @@ impl EngineOptions {
     /// tables, or only empty ones.
     ///
     /// The new store has the same id, generations, revisions, tokens and times, so effect ids stay the same and TTLs
-    /// continue. It has every record, row and undo information. Records that were in progress are interrupted, as by
-    /// the next open of the directory. `from` is not changed; do not open it for a service again. `progress` is called
-    /// with the number of keys that are read, and the number of all.
+    /// continue. All records, rows and information for `undo` are copied. Records that were in progress are
+    /// interrupted, as by the next open of the directory. `from` is not changed; do not open it for a service again.
+    /// `progress` is called with the number of keys that are read, and the number of all.
     ///
     /// Everything is one transaction: after an error, or if the process is killed, there is no store.
     ///

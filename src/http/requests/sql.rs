@@ -17,9 +17,10 @@ impl Requests {
     /// returns the next recovery point or the response. Its changes to your tables and the record's new state are
     /// committed together or not at all.
     ///
-    /// No claim is needed. Until the stage ends, its record is locked. If two callers run the same stage, one waits, and
-    /// then its closure gets the new recovery point. The closure's argument is the record, as of the same transaction.
-    /// The rules of [`Claim::work_stage_in`](crate::Claim::work_stage_in) apply, which is for requests with an owner.
+    /// No claim is needed. The record is locked until the stage ends. If two callers run the same stage, one of them
+    /// waits, and then its closure gets the new recovery point. The second argument of the closure is the record, as
+    /// the transaction reads it. The rules of [`Claim::work_stage_in`](crate::Claim::work_stage_in), which is for
+    /// requests with an owner, apply here too.
     ///
     /// ```no_run
     /// use http::StatusCode;
@@ -53,8 +54,9 @@ impl Requests {
     ///
     /// - `NotFound` if the request does not exist, `OwnedByClaim` while it is in progress, `NotInProgress` if it is
     ///   finished or held.
-    /// - `Unsettled` if the server was lost during the commit and could not be asked. Call again: the closure gets the
-    ///   recovery point that was committed, and a stage that has finished the request returns `NotInProgress`.
+    /// - `Unsettled` if the server was lost during the commit, and did not tell in time whether the commit was made.
+    ///   Call again: the closure gets the recovery point that was committed. If the stage has finished the request,
+    ///   that call returns `NotInProgress`.
     /// - `Unavailable`, `InvalidOptions`, `Codec`, `TooLarge`, `InvalidName` and `Conflict` as for
     ///   [`Claim::work_stage_in`](crate::Claim::work_stage_in).
     pub fn atomic_phase_in<X: From<Error> + 'static>(
@@ -96,7 +98,8 @@ impl Requests {
             let mut stage = |user: &mut Transaction<'_>, info: &RecordInfo| {
                 let next = work(user, info).map_err(Failed::Closure)?;
                 let patch = self.patch_of(&id, next).map_err(Failed::Engine)?;
-                // Without a change the record is bound to its request all the same: the user's rows may have changed.
+                // Also without a change of the record, its status and revision are checked and the record is bound to
+                // its request: the user's rows may have changed.
                 Ok(Effect::Patch(patch.unwrap_or_default()))
             };
             sql::run(self.manager.engine().protocol(), client, options, &StageOf::Unowned(&id), &mut stage)

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::store::files;
 use crate::types::error::{Error, Result};
 
-/// The directory of these files. It is kept open, so reading it needs neither a path nor a new descriptor.
+/// The directory of these files, kept open, so that reading it needs neither a path nor a new descriptor.
 #[derive(Debug)]
 pub(crate) struct Blobs {
     path: PathBuf,
