@@ -242,8 +242,9 @@ impl Engine {
         &self.shared.report
     }
 
-    /// Asks the server of a store on PostgreSQL for its version, the privileges that the role lacks, the engines that
-    /// have the store open, records in progress without an owner, and whether a failover may lose answers.
+    /// Asks the server of a store on PostgreSQL for its version, the privileges that the role lacks, the number of
+    /// engines that have the store open, the number of records in progress whose owners hold no lock, and whether a
+    /// failover may lose answers.
     ///
     /// # Errors
     ///

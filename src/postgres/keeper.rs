@@ -152,8 +152,8 @@ pub(super) async fn begin(inner: &Arc<Inner>) -> Result<Notifications, Fault> {
     Ok(notifications)
 }
 
-/// Deletes some of the incarnations that are dead and own nothing, so that the table does not grow. Each takes a lock
-/// of the server for a moment, so not all at once.
+/// Deletes some of the incarnations that are dead and own nothing, so that the table does not grow. Each check takes a
+/// lock of the server for a moment, so not all at once.
 async fn prune(inner: &Inner, session: &Session, number: i32) -> Result<(), Fault> {
     let (schema, class) = (&inner.schema, inner.class);
     let prune = format!(

@@ -63,7 +63,7 @@ impl Inner {
         get(row, 0)
     }
 
-    /// Advances the time by what has passed since the last tick.
+    /// Advances the time by the time that has passed since this engine saw the last tick.
     pub(super) async fn tick(&self) -> Result<(), Fault> {
         let mut seen = self.time.seen.lock().await;
         let now = self.clock.now();
@@ -129,7 +129,7 @@ pub(super) async fn forget_expired(inner: &Arc<Inner>, limit: usize, waits: bool
         inner.pool.give_back(taken);
         return Ok(None);
     }
-    // From here on, statements see what the last holder of the lock has deleted.
+    // From here on, statements see the deletions of the last holder of the lock.
     let row = session.row(Query::Time, &[]).await?;
     row.map(|row| inner.tick_of(&row)).transpose()?;
     let now = Now { store: inner.time.now(), ..inner.now() };

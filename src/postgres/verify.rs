@@ -1,4 +1,4 @@
-//! Checks everything that is stored.
+//! Checks all records and rows.
 
 use super::Store;
 use crate::store::{Index, Load, StoreKey, VerifyReport};

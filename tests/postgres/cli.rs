@@ -283,7 +283,7 @@ fn the_page_shows_and_changes_a_store_that_services_have_open() {
     let fields = [("do", "release"), ("manager", "m"), ("key", "held"), ("revision", &revision), ("confirmed", "yes")];
     assert_eq!(site.post(&fields).status, 303);
     assert_eq!(texts.get("held").unwrap().unwrap().status(), Status::Released);
-    // The page sees what other engines change.
+    // The page shows changes by other engines.
     texts.execute("later", |_| Ok("v".to_owned())).unwrap();
     assert!(site.get("records").body.contains("later"));
     let counts = site.get("counts");

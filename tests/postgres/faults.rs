@@ -169,7 +169,7 @@ fn lock_is_free(schema: &str, incarnation: u32) -> String {
 }
 
 #[test]
-fn a_live_claim_survives_the_loss_of_every_session() {
+fn a_live_claim_survives_the_loss_of_the_lock_of_its_owner() {
     let schema = new_schema();
     let (one, two) = (open(&schema), open(&schema));
     let claim = claimed(texts(&one).begin("k").unwrap());

@@ -1,5 +1,5 @@
 //! Tests that apply only to stores on PostgreSQL: several engines and processes, lost sessions, and servers that cannot
-//! hold a store. The tests in `tests/it` run on both kinds of store.
+//! hold a store. Most tests in `tests/it` run on both kinds of store.
 #![cfg(all(feature = "postgres", unix))]
 #![allow(
     clippy::unwrap_used,

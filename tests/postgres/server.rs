@@ -79,7 +79,7 @@ impl Server {
         format!("host={} user=oncekey dbname=postgres", self.dir.display())
     }
 
-    /// Runs SQL as the owner of the server, and returns what it prints.
+    /// Runs SQL as the owner of the server, and returns the output.
     pub(crate) fn sql(&self, text: &str) -> String {
         let mut command = Command::new(self.bin.join("psql"));
         command.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "oncekey", "-d", "postgres", "-h"]);
