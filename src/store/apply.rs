@@ -1,6 +1,8 @@
 //! The apply thread: flushes durable commits into sled, merges runs, and deletes replaced ones. No other thread
 //! writes to sled.
 
+mod background;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -9,20 +11,13 @@ use crossbeam_channel::{Receiver, Sender};
 use super::Inner;
 use super::checkpoint::Job;
 use super::format::frame::Frame;
-use super::runs::Run;
 use crate::store::runs::flush::{Deleted, Flusher};
-use crate::store::runs::merge::{self, Merge, Step};
-use crate::store::sled::disk_space::{SpaceStatus, Wakeups};
+use crate::store::runs::merge::Merge;
+use crate::store::sled::disk_space::Wakeups;
 use crate::types::error::{Error, ErrorKind, Result};
 
 /// Bytes of commits after which they are flushed, even if no segment is full.
 const FLUSH_BYTES: u64 = 4 << 20;
-
-/// The number of merge steps after a flush. A step reads and writes up to 1 MiB. If keys are overwritten or the store
-/// has a few GB, merges write each byte about four times, so a flush of 4 MiB needs 16 steps.
-const STEPS: usize = 16;
-/// One step is added for this many runs.
-const RUNS_A_STEP: usize = 2;
 
 /// The messages to the apply thread.
 #[derive(Debug)]
@@ -81,6 +76,7 @@ pub(crate) struct Inbox {
 
 /// The state of the apply thread.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Applier {
     inner: Arc<Inner>,
     inbox: Inbox,
@@ -100,6 +96,8 @@ pub(super) struct Applier {
     rests: bool,
     /// True if a run was written since the thread last took messages. More background steps run then.
     has_flushed: bool,
+    /// True if blocks that nobody needs take too much space.
+    is_behind: bool,
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +150,7 @@ impl Applier {
             may_merge: true,
             rests: false,
             has_flushed: false,
+            is_behind: false,
         }
     }
 
@@ -181,13 +180,8 @@ impl Applier {
         }
     }
 
-    fn has_work(&self) -> bool {
-        let is_work = self.merge.is_some() || self.may_merge || self.can_compact() || self.flusher.has_deletable();
-        is_work && !self.rests
-    }
-
-    fn can_compact(&self) -> bool {
-        self.compactions.front().is_some_and(|compaction| compaction.group <= self.pending.group)
+    fn closes(&self) -> bool {
+        self.backlog.iter().any(Message::is_last)
     }
 
     fn take(&mut self, message: Message) -> Result<Next> {
@@ -312,7 +306,7 @@ impl Applier {
     /// store is closed before.
     fn wait_for_space(&mut self, bytes: u64, closes: bool) -> Result<Option<Error>> {
         while let Some(full) = self.inner.short(bytes) {
-            if closes || self.backlog.iter().any(Message::is_last) {
+            if closes || self.closes() {
                 return Ok(Some(full));
             }
             // This may take any time, so answer the waiting passes now.
@@ -340,119 +334,6 @@ impl Applier {
             Message::Compact(compaction) => self.compactions.push_back(compaction),
             message => self.backlog.push_back(message),
         }
-    }
-
-    /// Runs some background steps. After a flush it runs at least a fixed number of them, otherwise a load of commits
-    /// could add more than merges remove.
-    fn work_on(&mut self) -> Result<Next> {
-        let steps = if self.has_flushed { STEPS + self.flusher.shared.runs.len() / RUNS_A_STEP } else { 1 };
-        for _ in 0..steps {
-            if !self.has_work() {
-                break;
-            }
-            #[cfg(test)]
-            self.flusher.shared.waiting_at_steps.lock().push(self.inbox.messages.len());
-            if self.work()? == Next::End {
-                return Ok(Next::End);
-            }
-            // Groups that come during a step are taken now, and flushed by the next flush.
-            while !self.pending.due {
-                let Some(group) = self.next_group() else { break };
-                self.take(group)?;
-            }
-            if !self.pending.due && !self.backlog.is_empty() {
-                // A caller waits for the next message.
-                return Ok(Next::GoOn);
-            }
-        }
-        Ok(Next::GoOn)
-    }
-
-    /// Runs one background step. Without space, rests until the next message.
-    fn work(&mut self) -> Result<Next> {
-        if self.flusher.has_deletable() {
-            // Delete first, because this leaves space for the other steps.
-            self.rests = matches!(self.inner.disk_space.claim_in_background(0), SpaceStatus::Short(_));
-            if !self.rests {
-                self.flusher.delete_some()?;
-            }
-        } else if let Some((mut merge, compaction)) = self.merge.take() {
-            match self.inner.disk_space.claim_in_background(merge.next_bytes()) {
-                SpaceStatus::Short(full) => {
-                    // The merge continues when there is space.
-                    refuse(compaction.into_iter(), &full);
-                    (self.merge, self.rests) = (Some((merge, None)), true);
-                }
-                status => {
-                    merge.is_scarce = matches!(status, SpaceStatus::Low(_));
-                    self.step(merge, compaction)?;
-                }
-            }
-        } else if self.can_compact() {
-            if let Some(compaction) = self.compactions.pop_front() {
-                return self.compact(compaction);
-            }
-        } else if self.may_merge {
-            self.may_merge = false;
-            let is_scarce = !matches!(self.inner.disk_space.claim_in_background(0), SpaceStatus::Enough);
-            if let Some(range) = merge::plan(&self.flusher.shared.runs.current(), is_scarce) {
-                let merge = Merge::begin(&mut self.flusher, range, self.inner.now());
-                self.merge = Some((Box::new(merge), None));
-            }
-        }
-        Ok(Next::GoOn)
-    }
-
-    fn step(&mut self, mut merge: Box<Merge>, compaction: Option<Compaction>) -> Result<()> {
-        match merge.step(&mut self.flusher)? {
-            Step::More => self.merge = Some((merge, compaction)),
-            Step::Done(deleted) => {
-                self.may_merge = true;
-                match compaction {
-                    Some(compaction) => self.answer(&compaction, deleted),
-                    None => *self.flusher.shared.left_out.lock() += deleted,
-                }
-            }
-            Step::Unreadable(error) => {
-                self.may_merge = true;
-                let deleted = merge.give_up(&mut self.flusher);
-                *self.flusher.shared.left_out.lock() += deleted;
-                refuse(compaction.into_iter(), &error);
-            }
-        }
-        Ok(())
-    }
-
-    fn compact(&mut self, compaction: Compaction) -> Result<Next> {
-        let now = self.inner.now();
-        // Only durable contents can be flushed.
-        if self.pending.changes && self.flusher.shared.memtable.earliest_expiry(&now) <= compaction.began {
-            // Put the pass back into the queue first: if there is no space, the flush answers the passes in the queue.
-            self.compactions.push_front(compaction);
-            return self.flush(&Purpose::Space);
-        }
-        let is_due = |run: &Arc<Run>| merge::due(run, compaction.exact) <= compaction.began;
-        let due = self.flusher.shared.runs.current().iter().position(is_due);
-        if let SpaceStatus::Short(full) = self.inner.disk_space.claim(0) {
-            refuse(std::iter::once(compaction), &full);
-        } else if let Some(at) = due {
-            let merge = Merge::begin(&mut self.flusher, at..at + 1, now);
-            self.merge = Some((Box::new(merge), Some(compaction)));
-        } else {
-            self.answer_left_out(&compaction);
-        }
-        Ok(Next::GoOn)
-    }
-
-    fn answer(&mut self, compaction: &Compaction, mut deleted: Deleted) {
-        deleted += std::mem::take(&mut *self.flusher.shared.left_out.lock());
-        // The caller may have gone.
-        let _ = compaction.reply.send(Ok(Some(deleted)));
-    }
-
-    fn answer_left_out(&mut self, compaction: &Compaction) {
-        let deleted = std::mem::take(&mut *self.flusher.shared.left_out.lock());
-        let _ = compaction.reply.send(Ok((!deleted.is_empty()).then_some(deleted)));
     }
 }
 

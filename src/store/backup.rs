@@ -177,7 +177,7 @@ impl Inner {
         in_memory.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         let (id, from) = (1, &self.shared.tables);
         let most = runs.iter().map(|run| run.info.entries).sum::<u64>() + in_memory.len() as u64;
-        let mut builder = Builder::new(&self.store_id, id, most, &[]);
+        let mut builder = Builder::new(&self.store_id, id, most, &[], now.store);
         let merged = Merged::new(from, &runs, &[])?;
         let mut entries = Entries { in_memory: in_memory.into_iter().peekable(), merged, head: None };
         entries.head = entries.merged.next(from)?;

@@ -7,7 +7,7 @@ use super::open::access;
 use super::runs::build::Builder;
 use super::sled::tables::Tables;
 use super::{StoreKey, files, journal};
-use crate::types::clock::Anchor;
+use crate::types::clock::{Anchor, NEVER};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::options::EngineOptions;
 
@@ -86,7 +86,8 @@ fn write_parts(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
     let total = contents.len();
-    let mut builder = Builder::new(&store_id, 1, total, &[]);
+    // The time at which the contents expire is that of another store, so the run is rewritten when half have expired.
+    let mut builder = Builder::new(&store_id, 1, total, &[], NEVER);
     let tables = Tables::create(&half_made.join("sled"), access(options), &store_id)?;
     let mut written = 0;
     contents.for_each(&mut |key, value| {

@@ -1,5 +1,6 @@
 //! Tests of the whole store, with real files.
 
+mod churn;
 mod commits;
 mod compaction;
 mod contents;

@@ -100,8 +100,9 @@ impl EngineOptions {
     /// Sets the shortest time between two passes of the background compaction. If nothing has expired, the compaction
     /// sleeps for longer: until a record expires.
     ///
-    /// Default: 1 s. With [`FOREVER`](crate::FOREVER), only [`compact_now`](crate::Engine::compact_now) deletes expired
-    /// records.
+    /// Default: 1 s. With [`FOREVER`](crate::FOREVER), only [`compact_now`](crate::Engine::compact_now) runs a pass.
+    /// Expired records are then also deleted when their part of the record store is merged, or when they take too much
+    /// space.
     pub fn compaction_interval(mut self, interval: Duration) -> Self {
         self.compaction_interval = interval;
         self

@@ -30,8 +30,8 @@ pub(crate) struct RunInfo {
     pub(crate) entries: u64,
     /// The store time when its first finished record expires.
     pub(crate) earliest: u64,
-    /// The store time when about half of its entries have expired.
-    pub(crate) half: u64,
+    /// The store time when it is rewritten without its expired records.
+    pub(crate) due: u64,
 }
 
 /// The place of an entry.
@@ -98,7 +98,7 @@ impl RunList {
             for field in [run.blocks, run.index_at, run.index_blocks, run.start.block, run.start.at, run.replacing] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
-            for field in [run.entries, run.earliest, run.half] {
+            for field in [run.entries, run.earliest, run.due] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
         }
@@ -128,7 +128,7 @@ impl RunList {
                 replacing: fields.u32()?,
                 entries: fields.u64()?,
                 earliest: fields.u64()?,
-                half: fields.u64()?,
+                due: fields.u64()?,
             });
         }
         fields.0.is_empty().then_some(Self { store_id, serial, frame, complete, next_id, runs })
@@ -150,7 +150,7 @@ mod tests {
             replacing: 14,
             entries: 7,
             earliest: 12,
-            half: 13,
+            due: 13,
         };
         let list = RunList { store_id: [7; 16], serial: 11, frame: 8, complete: 9, next_id: 10, runs: vec![run] };
         let bytes = list.encode().unwrap();

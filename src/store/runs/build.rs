@@ -35,11 +35,14 @@ pub(crate) struct Builder {
     /// Full blocks that were not taken yet.
     full: Vec<Keyed>,
     sample: Sample,
+    /// The store time at which the run is built.
+    built: u64,
 }
 
 impl Builder {
-    /// Creates a builder for at most this many entries. `older` are the runs that are older than the new one.
-    pub(crate) fn new(store_id: &[u8; 16], id: u64, entries: u64, older: &[Arc<Run>]) -> Self {
+    /// Creates a builder for at most this many entries. `older` are the runs that are older than the new one, and
+    /// `built` is the store time.
+    pub(crate) fn new(store_id: &[u8; 16], id: u64, entries: u64, older: &[Arc<Run>], built: u64) -> Self {
         Self {
             store_id: *store_id,
             older: older.to_vec(),
@@ -52,7 +55,7 @@ impl Builder {
                 replacing: 0,
                 entries: 0,
                 earliest: NEVER,
-                half: NEVER,
+                due: NEVER,
             },
             replacing: 0,
             index_len: 0,
@@ -60,6 +63,7 @@ impl Builder {
             content: Vec::with_capacity(CONTENT),
             full: Vec::new(),
             sample: Sample::default(),
+            built,
         }
     }
 
@@ -156,7 +160,7 @@ impl Builder {
         }
         (self.info.index_at, self.info.index_blocks) = (self.info.index_end(), 0);
         self.push_chunks(&index.encode()?, Kind::Index)?;
-        self.info.half = self.sample.median();
+        self.info.due = self.sample.due(self.built);
         self.info.replacing = u32::try_from(self.replacing / CONTENT as u64).unwrap_or(u32::MAX);
         Ok(Some((Run::new(self.info, index), std::mem::take(&mut self.full))))
     }
@@ -168,11 +172,13 @@ struct Sample {
     taken: Vec<u64>,
     stride: u64,
     seen: u64,
+    /// The latest of all times.
+    latest: u64,
 }
 
 impl Default for Sample {
     fn default() -> Self {
-        Self { taken: Vec::new(), stride: 1, seen: 0 }
+        Self { taken: Vec::new(), stride: 1, seen: 0, latest: 0 }
     }
 }
 
@@ -190,6 +196,15 @@ impl Sample {
             }
         }
         self.seen += 1;
+        self.latest = self.latest.max(time);
+    }
+
+    /// Returns the time at which a run with these expiry times is rewritten: when half of its entries have expired, or
+    /// when all have, if that is not much later. A run without live entries is dropped, and nothing is written.
+    fn due(&self, built: u64) -> u64 {
+        let half = self.median();
+        let is_soon = self.latest.saturating_sub(half) <= half.saturating_sub(built) / 2;
+        if is_soon { self.latest } else { half }
     }
 
     fn median(&self) -> u64 {
@@ -197,5 +212,29 @@ impl Sample {
         taken.sort_unstable();
         let middle = taken.len().saturating_sub(1) / 2;
         taken.get(middle).copied().unwrap_or(NEVER)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due(built: u64, expiries: impl Iterator<Item = u64>) -> u64 {
+        let mut sample = Sample::default();
+        expiries.for_each(|time| sample.add(time));
+        sample.due(built)
+    }
+
+    #[test]
+    fn a_run_is_due_when_half_has_expired_or_all_if_that_is_not_much_later() {
+        assert_eq!(due(1_000, 3_000..3_200), 3_199, "equal TTLs");
+        assert!((1_499..=1_501).contains(&due(1_000, 1_000..2_000)), "TTLs of any length");
+        assert_eq!(due(1_000, (0..99).map(|_| 2_000).chain([60_000])), 2_000, "one that lives on");
+        assert_eq!(due(1_000, (0..99).map(|_| 2_000).chain([NEVER])), 2_000, "one that never expires");
+        assert_eq!(due(1_000, (0..99).map(|_| NEVER)), NEVER);
+        // The latest is not in the sample.
+        let many = || (0..5_000).map(|nth| if nth == 4_999 { 2_400 } else { 2_000 });
+        assert_eq!(due(1_000, many()), 2_400);
+        assert_eq!(due(2_200, many()), 2_000, "half have expired");
     }
 }

@@ -96,11 +96,25 @@ struct ToDelete {
     blocks: Range<u32>,
     /// The run as it was listed with these blocks: readers that hold an earlier list may still read it.
     run: Option<Arc<Run>>,
+    /// About how many of the blocks are left.
+    left: u64,
 }
 
 impl ToDelete {
-    fn whole(id: u64) -> Self {
-        Self { id, blocks: 0..u32::MAX, run: None }
+    fn new(id: u64, blocks: Range<u32>, run: Option<Arc<Run>>) -> Self {
+        let left = (blocks.end - blocks.start.min(blocks.end)).into();
+        Self { id, blocks, run, left }
+    }
+
+    /// All blocks of a run that is not listed.
+    fn unlisted(id: u64) -> Self {
+        Self { left: 0, ..Self::new(id, 0..u32::MAX, None) }
+    }
+
+    /// All blocks of a run that was listed.
+    fn whole(run: Arc<Run>) -> Self {
+        let left = run.info.live_blocks() + run.info.index().len() as u64;
+        Self { left, ..Self::new(run.info.id, 0..u32::MAX, Some(run)) }
     }
 
     fn has_reader(&self) -> bool {
@@ -135,13 +149,13 @@ impl Flusher {
         // says.
         let next_id = list.next_id.max(found.iter().copied().max().unwrap_or(0).saturating_add(1));
         let mut to_delete: Vec<_> =
-            found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).map(ToDelete::whole).collect();
+            found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).map(ToDelete::unlisted).collect();
         // A merge that ended early may have written more of the run that it had begun.
         for run in shared.runs.current().iter() {
             let id = run.info.id;
             for blocks in run.info.unlisted() {
                 if !shared.tables.blocks_of(id, &blocks, 1)?.is_empty() {
-                    to_delete.push(ToDelete { id, blocks, run: None });
+                    to_delete.push(ToDelete { left: 0, ..ToDelete::new(id, blocks, None) });
                 }
             }
         }
@@ -173,7 +187,7 @@ impl Flusher {
         let taken = self.shared.memtable.up_to(frame);
         let older = self.shared.runs.current();
         let id = self.new_id();
-        let mut builder = Builder::new(self.shared.tables.store_id(), id, taken.len() as u64, &older);
+        let mut builder = Builder::new(self.shared.tables.store_id(), id, taken.len() as u64, &older, now.store);
         let (mut left_out, mut bytes) = (Deleted::default(), Vec::new());
         for (key, entry) in &taken {
             let value = match &entry.content {
@@ -238,13 +252,13 @@ impl Flusher {
         for run in replaced {
             let id = run.info.id;
             let Some(new) = by.iter().find(|new| new.info.id == id) else {
-                self.to_delete.push(ToDelete { run: Some(run), ..ToDelete::whole(id) });
+                self.to_delete.push(ToDelete::whole(run));
                 continue;
             };
             let is_output = new.info.index_at != run.info.index_at;
             let (start, index) = (run.info.start.block..new.info.start.block, run.info.index_at..run.info.index_end());
             // Add the version even if it has no such block: a later deletion of this run then waits for its readers.
-            self.to_delete.push(ToDelete { id, blocks: if is_output { index } else { start }, run: Some(run) });
+            self.to_delete.push(ToDelete::new(id, if is_output { index } else { start }, Some(run)));
         }
         Ok(())
     }
@@ -252,8 +266,14 @@ impl Flusher {
     /// Queues the blocks of a run that will not be listed for deletion. `listed` is the part of the run that is listed
     /// already, and stays.
     pub(crate) fn give_up(&mut self, id: u64, listed: Option<&Arc<Run>>) {
-        let Some(run) = listed else { return self.to_delete.push(ToDelete::whole(id)) };
-        self.to_delete.extend(run.info.unlisted().map(|blocks| ToDelete { id, blocks, run: None }));
+        let Some(run) = listed else { return self.to_delete.push(ToDelete::unlisted(id)) };
+        let unlisted = run.info.unlisted().into_iter();
+        self.to_delete.extend(unlisted.map(|blocks| ToDelete { left: 0, ..ToDelete::new(id, blocks, None) }));
+    }
+
+    /// Returns about how many blocks wait for their deletion.
+    pub(crate) fn undeleted(&self) -> u64 {
+        self.to_delete.iter().map(|to_delete| to_delete.left).sum()
     }
 
     /// True if there is a run that can be deleted now.
@@ -269,8 +289,9 @@ impl Flusher {
     /// Deletes some blocks of a run that is not listed and has no reader.
     pub(crate) fn delete_some(&mut self) -> Result<()> {
         let Some(at) = self.first_deletable() else { return Ok(()) };
-        let Some(ToDelete { id, blocks, .. }) = self.to_delete.get(at) else { return Ok(()) };
+        let Some(ToDelete { id, blocks, left, .. }) = self.to_delete.get_mut(at) else { return Ok(()) };
         let keys = self.shared.tables.blocks_of(*id, blocks, DELETED_IN_A_STEP)?;
+        *left = left.saturating_sub(keys.len() as u64);
         if keys.is_empty() {
             self.to_delete.swap_remove(at);
             return Ok(());

@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::store::format::block::BLOCK;
-use crate::store::format::frame::StoreKey;
+use crate::store::format::frame::{Content, StoreKey};
 use crate::store::format::list::RunInfo;
 use crate::store::format::{hash, record};
 use crate::store::runs::build::Builder;
 use crate::store::runs::flush::{Deleted, Flusher};
-use crate::store::runs::{Merged, Run};
+use crate::store::runs::{Load, Merged, Run, Stored};
 use crate::store::sled::tables::Keyed;
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, Result};
@@ -28,6 +28,10 @@ const MIN_IF_SCARCE: u64 = 1 << 8;
 /// A run with fewer blocks than this is rewritten when its first record expires. A larger one is rewritten when half of
 /// its entries have expired.
 const SMALL: u64 = 64;
+/// A run that is due within this time, in milliseconds, is not merged with others of its size: it will be dropped soon.
+const SOON: u64 = 60_000;
+/// The largest number of runs that are left for that reason. Each run costs every lookup a look into its filter.
+const MOST_LEFT: usize = 24;
 /// The number of blocks that one step writes.
 const BATCH: usize = if cfg!(test) { 8 } else { 256 };
 /// The least number of bytes that a merge reads before it lists its output so far, and trims its inputs.
@@ -39,9 +43,21 @@ const PARTS: u64 = 8;
 
 /// Returns the neighbouring runs to merge next, if any. If space is scarce, merges also runs that it would leave
 /// otherwise. A run that cannot be read stays as it is.
-pub(crate) fn plan(runs: &[Arc<Run>], is_scarce: bool) -> Option<Range<usize>> {
-    let sizes: Vec<_> = runs.iter().map(|run| (!run.is_damaged()).then(|| Size::of(&run.info))).collect();
+pub(crate) fn plan(runs: &[Arc<Run>], is_scarce: bool, now: u64) -> Option<Range<usize>> {
+    let mut sizes: Vec<_> = runs.iter().map(|run| (!run.is_damaged()).then(|| Size::of(&run.info))).collect();
+    let due: Vec<_> = runs.iter().map(|run| due(run, false)).collect();
+    for at in first_due(&due, now.saturating_add(SOON)) {
+        sizes.get_mut(at).into_iter().flatten().for_each(|size| size.is_due_soon = true);
+    }
     choose(&sizes).or_else(|| if is_scarce { choose_if_scarce(&sizes) } else { None })
+}
+
+/// Returns the positions of the runs that are due first, among those that are due by `until`.
+fn first_due(due: &[u64], until: u64) -> impl Iterator<Item = usize> {
+    let mut soon: Vec<_> =
+        due.iter().enumerate().filter(|(_, due)| **due <= until).map(|(at, due)| (*due, at)).collect();
+    soon.sort_unstable();
+    soon.into_iter().take(MOST_LEFT).map(|(_, at)| at)
 }
 
 /// The size of a run in blocks.
@@ -50,19 +66,22 @@ struct Size {
     blocks: u64,
     /// The part of them that replaces entries of older runs.
     replacing: u64,
+    /// True if a merge with runs of its size is in vain.
+    is_due_soon: bool,
 }
 
 impl Size {
     fn of(info: &RunInfo) -> Self {
         let blocks = info.live_blocks();
-        Self { blocks, replacing: u64::from(info.replacing).min(blocks) }
+        Self { blocks, replacing: u64::from(info.replacing).min(blocks), is_due_soon: false }
     }
 }
 
 /// Returns the neighbours to be merged, by the size of each run. `None` in the list is a run that stays as it is.
 fn choose(sizes: &[Option<Size>]) -> Option<Range<usize>> {
     // Runs of one tier differ in size by less than eight times.
-    let tiers = sizes.iter().map(|size| size.map(|size| size.blocks.max(1).ilog2() / 3));
+    let tier = |size: Size| (!size.is_due_soon).then(|| size.blocks.max(1).ilog2() / 3);
+    let tiers = sizes.iter().map(|size| size.and_then(tier));
     // For space first: runs that a tier would merge now would be merged again at once.
     choose_for_space(sizes).or_else(|| choose_by_tier(&tiers.collect::<Vec<_>>()))
 }
@@ -120,13 +139,13 @@ fn choose_by_tier(tiers: &[Option<u32>]) -> Option<Range<usize>> {
 /// Returns the store time at which a run is rewritten to drop expired records. With `exact`, that is the first expiry
 /// of its records. Returns [`NEVER`] for a run that cannot be read.
 pub(crate) fn due(run: &Run, exact: bool) -> u64 {
-    let RunInfo { earliest, half, .. } = run.info;
+    let RunInfo { earliest, due, .. } = run.info;
     if run.is_damaged() {
         NEVER
     } else if exact || run.info.live_blocks() < SMALL {
         earliest
     } else {
-        half
+        due
     }
 }
 
@@ -188,7 +207,7 @@ impl Merge {
             output: None,
             ids: inputs.iter().map(|run| run.info.id).chain([id]).collect(),
             merged: None,
-            builder: Builder::new(flusher.shared.tables.store_id(), id, entries, older),
+            builder: Builder::new(flusher.shared.tables.store_id(), id, entries, older, now.store),
             id,
             now,
             bytes: inputs.iter().map(|run| run.info.live_blocks() * BLOCK as u64).sum(),
@@ -208,8 +227,9 @@ impl Merge {
     }
 
     /// Writes the blocks that are ready. Then reads until there are more, or until a batch of bytes was read: an
-    /// expired run may yield no block at all.
-    pub(crate) fn step(&mut self, flusher: &mut Flusher) -> Result<Step> {
+    /// expired run may yield no block at all. Leaves out what has expired until now.
+    pub(crate) fn step(&mut self, flusher: &mut Flusher, now: Now) -> Result<Step> {
+        self.now = now;
         let blocks: Vec<_> = self.ready.drain(..self.ready.len().min(BATCH)).collect();
         flusher.shared.tables.write(&blocks)?;
         if !self.ready.is_empty() {
@@ -249,12 +269,12 @@ impl Merge {
         };
         let mut read = 0;
         while let Some(item) = merged.next(&shared.tables)? {
-            let value = item.value.as_ref().map(|value| value.load_all(&shared.tables)).transpose()?;
-            read += (item.key.bytes().len() + value.as_ref().map_or(0, |value| value.len())) as u64;
-            let value = match value {
-                Some(value) if item.key.is_record() => self.kept(flusher, &item.key, value)?,
-                value => value,
+            let value = match &item.value {
+                Some(stored) => self.kept(flusher, &item.key, stored)?,
+                None => None,
             };
+            let here = item.value.as_ref().map_or(0, |stored| stored.here().len());
+            read += (item.key.bytes().len() + value.as_ref().map_or(here, |value| value.len())) as u64;
             self.builder.add(&item.key, value.as_deref())?;
             let blocks = self.builder.take_full(BATCH);
             if blocks.is_none() && read < (BATCH * BLOCK) as u64 {
@@ -270,7 +290,7 @@ impl Merge {
             self.merged = Some(merged);
             return Ok(());
         }
-        let builder = std::mem::replace(&mut self.builder, Builder::new(shared.tables.store_id(), self.id, 0, &[]));
+        let builder = std::mem::replace(&mut self.builder, Builder::new(shared.tables.store_id(), self.id, 0, &[], 0));
         self.set_part(builder.finish()?, Vec::new());
         Ok(())
     }
@@ -281,16 +301,17 @@ impl Merge {
         self.part = Some(Part { output, inputs });
     }
 
-    /// Returns the part of a record that the new run keeps. An expired record keeps only its key if it is remembered,
-    /// and otherwise nothing.
-    fn kept<'a>(&mut self, flusher: &Flusher, key: &StoreKey, value: Cow<'a, [u8]>) -> Result<Option<Cow<'a, [u8]>>> {
+    /// Returns the part of a value that the new run keeps. An expired record keeps only its key if it is remembered, and
+    /// otherwise nothing. Its outcome is not read.
+    fn kept<'a>(&mut self, flusher: &Flusher, key: &StoreKey, value: &'a Stored) -> Result<Option<Cow<'a, [u8]>>> {
+        let tables = &flusher.shared.tables;
         // Expired unfinished records stay in the run. A compaction or the next open removes them one by one, because
         // the engine counts interrupted records.
         let is_kept = |head: record::Head| head.is_unfinished() || head.expires > self.now.store;
-        if record::decode_head(&value).is_none_or(is_kept) {
-            return Ok(Some(value));
+        if !key.is_record() || record::decode_head(value.here()).is_none_or(is_kept) {
+            return value.load_all(tables).map(Some);
         }
-        let stored = record::decode(&value)?;
+        let Content::Record(stored) = value.content(tables, key, Load::WithoutOutcome)? else { return Ok(None) };
         // A remembered key was counted when its outcome was deleted.
         if !stored.is_forgotten && !self.is_replaced(flusher, key)? {
             self.deleted.add(stored.outcome_len);
@@ -348,7 +369,7 @@ mod tests {
         for blocks in flushes {
             let replacing = (total + blocks).saturating_sub(live).min(blocks);
             total += blocks;
-            runs.push(Some(Size { blocks, replacing }));
+            runs.push(Some(Size { blocks, replacing, is_due_soon: false }));
             written.most_runs = written.most_runs.max(runs.len());
             written.most_blocks = written.most_blocks.max(runs.iter().flatten().map(|size| size.blocks).sum());
             while let Some(range) = choose(&runs) {
@@ -357,7 +378,7 @@ mod tests {
                 let replacing =
                     if range.start == 0 { 0 } else { inputs().map(|size| size.replacing).sum::<u64>().min(left) };
                 written.merged += left;
-                runs.splice(range, [Some(Size { blocks: left, replacing })]);
+                runs.splice(range, [Some(Size { blocks: left, replacing, is_due_soon: false })]);
             }
         }
         written
@@ -392,6 +413,17 @@ mod tests {
         let Written { merged, most_blocks: most, .. } = written((0..400).map(|_| 1_000), 8_000);
         assert!(most <= 3 * 8_000, "{most} blocks");
         assert!(merged <= 5 * 400_000, "{merged} blocks written");
+    }
+
+    #[test]
+    fn the_runs_that_are_due_first_are_not_merged_for_their_tier() {
+        let due = [90, 50, NEVER, 70, 50];
+        assert_eq!(first_due(&due, 80).collect::<Vec<_>>(), [1, 4, 3]);
+        assert_eq!(first_due(&[7; 2 * MOST_LEFT], 7).count(), MOST_LEFT);
+        let sizes = |left| vec![Some(Size { blocks: 1_000, replacing: 0, is_due_soon: left }); FAN_IN];
+        assert_eq!((choose(&sizes(false)), choose(&sizes(true))), (Some(0..FAN_IN), None));
+        let replacing = vec![Some(Size { blocks: 2_000, replacing: 2_000, is_due_soon: true }); 2];
+        assert_eq!(choose(&replacing), Some(0..2), "they hold more replaced contents than live ones");
     }
 
     #[test]

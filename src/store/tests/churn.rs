@@ -1,0 +1,64 @@
+//! Sustained commits of records that soon expire: what is stored stays within a factor of what lives.
+
+use super::compaction::with_clock;
+use super::*;
+
+/// The records of a round, about 100 blocks.
+const RECORDS: u64 = 10;
+const LEN: usize = 39_000;
+const ROUND: u64 = 100;
+
+/// What is stored after a flush.
+#[derive(Debug)]
+struct Stored {
+    records: u64,
+    runs: usize,
+    /// The number of blocks in sled, listed or not.
+    blocks: u64,
+}
+
+fn look(store: &Store) -> Stored {
+    let (tables, runs) = (&store.inner.shared.tables, store.inner.shared.runs.len());
+    let of = |id| tables.blocks_of(id, &(0..u32::MAX), usize::MAX).unwrap().len() as u64;
+    Stored { records: entries(store), runs, blocks: tables.run_ids().unwrap().into_iter().map(of).sum() }
+}
+
+/// Commits and flushes records in rounds, each of which expires `rounds` rounds later. No pass runs: the compaction
+/// thread may get no time under load. Returns the most that was stored once the first have expired.
+fn churn(rounds: u64) -> Stored {
+    let dir = temp();
+    let (store, clock, _) = with_clock(dir.path());
+    let mut most = Stored { records: 0, runs: 0, blocks: 0 };
+    for round in 0..3 * rounds + 40 {
+        let expires = store.now().store + rounds * ROUND;
+        let record = |nth| set(&key(format!("{nth} {round}")), StoredRecord { expires, ..done(&bytes(LEN)) });
+        let changes: Vec<_> = (0..RECORDS).map(record).collect();
+        let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
+        store.wait(committed.ticket).unwrap();
+        // The steps after the flush before have ended when this flush is done.
+        store.drain().unwrap();
+        if round > rounds {
+            let Stored { records, runs, blocks } = look(&store);
+            most = Stored {
+                records: most.records.max(records),
+                runs: most.runs.max(runs),
+                blocks: most.blocks.max(blocks),
+            };
+        }
+        clock.advance(Duration::from_millis(ROUND));
+    }
+    most
+}
+
+#[test]
+fn under_sustained_load_expired_records_take_no_more_than_twice_the_space_of_live_ones() {
+    for rounds in [3, 12, 60] {
+        let most = churn(rounds);
+        println!("{rounds} rounds live: {most:?}");
+        // The last flush, and what has expired since the last look, come on top.
+        let live = rounds + 3;
+        assert!(most.records <= 3 * live * RECORDS, "{rounds} rounds live: {most:?}");
+        assert!(most.blocks <= 3 * live * 103, "{rounds} rounds live: {most:?}");
+        assert!(most.runs as u64 <= 3 * live, "{rounds} rounds live: {most:?}");
+    }
+}
