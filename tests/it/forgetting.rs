@@ -1,5 +1,6 @@
 //! Tests of compaction through the public API: in the background, by `compact_now`, and the records that it keeps.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use oncekey::{
@@ -133,4 +134,41 @@ fn a_close_rejected_inside_a_transaction_does_not_stop_compaction() {
     let events = engine.events();
     manager.execute("k", |_| Ok(1)).unwrap();
     expired(&events, 1);
+}
+
+#[test]
+fn compact_now_deletes_what_has_expired_while_eight_threads_commit() {
+    const THREADS: u64 = 8;
+    const PASSES: u64 = 10;
+    let clock = ManualClock::new();
+    let engine = Engine::options().clock(clock.clone()).temporary().unwrap();
+    let options = ManagerOptions::new().success_ttl(SHORT);
+    let manager = engine.manager_with::<u64, String>("m", options).unwrap();
+    let (passes, finished) = (AtomicU64::new(0), AtomicU64::new(0));
+    let mut removed = 0;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (manager, passes, finished) = (&manager, &passes, &finished);
+            scope.spawn(move || {
+                // At least some records, and then until the passes are over.
+                for number in 0_u64.. {
+                    if number >= 100 && passes.load(Ordering::Relaxed) >= PASSES {
+                        return;
+                    }
+                    manager.execute(format!("{thread} {number}"), |_| Ok(number)).unwrap();
+                    finished.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..PASSES {
+            clock.advance(SHORT);
+            removed += engine.compact_now().unwrap().removed;
+            passes.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    clock.advance(SHORT);
+    removed += engine.compact_now().unwrap().removed;
+    assert_eq!((removed, engine.stats().expired), (finished.load(Ordering::Relaxed), removed));
+    assert_eq!(engine.records(oncekey::admin::RecordFilter::new()).unwrap().count(), 0);
+    assert_eq!(engine.verify().unwrap().problems, Vec::<String>::new());
 }

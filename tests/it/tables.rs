@@ -1,6 +1,6 @@
 //! Tests of the user's tables.
 
-use oncekey::{ErrorKind, Key, Value, table::Rows};
+use oncekey::{Engine, ErrorKind, Key, Value, table::Rows};
 
 use crate::common::*;
 
@@ -126,4 +126,29 @@ fn more_rows_than_a_batch_are_listed_once_each() {
     let keys: Vec<u32> =
         table.iter().unwrap().map(|row| u32::from_be_bytes(row.unwrap().0.as_ref().try_into().unwrap())).collect();
     assert_eq!(keys, (0..1000).collect::<Vec<_>>());
+}
+
+/// sled writes a page of its index that is larger than 128 KiB into a file of its own, and does not sync it.
+#[test]
+fn thousands_of_tables_and_long_keys_that_begin_alike_give_no_blob_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let durability = oncekey::Durability::Eventual { interval: std::time::Duration::from_millis(5) };
+    let engine = Engine::options().durability(durability).open(dir.path()).unwrap();
+    for number in 0..3_000 {
+        engine.table(&format!("tenant-{number:0>50}")).unwrap().insert("a", "b").unwrap();
+    }
+    let manager = texts(&engine);
+    for number in 0..4_000 {
+        assert_eq!(answer(&manager, &format!("{number:0>508}")), "claimed");
+    }
+    engine.compact_now().unwrap();
+    let blobs = std::fs::read_dir(dir.path().join("store/sled/blobs")).map_or(0, Iterator::count);
+    assert_eq!(blobs, 0);
+    assert_eq!(engine.verify().unwrap().problems, Vec::<String>::new());
+    drop(manager);
+    engine.close().unwrap();
+    let engine = Engine::open(dir.path()).unwrap();
+    let row = engine.table(&format!("tenant-{:0>50}", 2_999)).unwrap().get("a").unwrap();
+    assert_eq!(row.as_deref(), Some(&b"b"[..]));
+    assert!(texts(&engine).get(format!("{:0>508}", 3_999)).unwrap().is_some());
 }
