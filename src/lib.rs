@@ -176,6 +176,7 @@ pub mod admin {
     pub use crate::protocol::{BackupReport, OpenReport, SalvageReport, VerifyReport};
     pub use crate::types::histogram::Histogram;
     pub use crate::types::key::KeyPrefix;
+    pub use crate::types::record::EarlierAttempt;
     pub use crate::types::stats::Stats;
 }
 

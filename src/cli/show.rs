@@ -216,9 +216,16 @@ pub(super) fn facts(info: &RecordInfo) -> Vec<(&'static str, String)> {
     }
     facts.push(("policy", format!("{:?}", info.policy())));
     facts.push(("attempt", format!("{}, of generation {}", info.attempt(), info.generation())));
+    if let Some(claimed) = info.claimed_at() {
+        facts.push(("claimed", date(claimed)));
+    }
+    for earlier in info.earlier_attempts() {
+        let end = earlier.interruption.map_or_else(|| "released".to_owned(), |why| format!("interrupted ({why:?})"));
+        let (began, changed) = (rfc3339(earlier.began_at), rfc3339(earlier.changed_at));
+        facts.push(("earlier", format!("attempt {}: claimed {began}, last changed {changed}, {end}", earlier.attempt)));
+    }
     if info.interruptions() > 0 {
-        let last = info.interruption().map_or_else(String::new, |why| format!(", the last one by {why:?}"));
-        facts.push(("interrupted", format!("{} of the attempts before this one{last}", info.interruptions())));
+        facts.push(("interrupted", format!("{} of all attempts before this one", info.interruptions())));
     }
     if let Some(pause) = info.retry_after() {
         let pause = Duration::from_secs(pause.as_secs().max(1));

@@ -13,7 +13,7 @@ use crate::types::clock::{deadline, monotonic};
 
 /// The version of the protocol. Both sides must have the same. Each change of a message needs another version: a test
 /// compares the bytes of all messages.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// The version of this build, for messages to people.
 pub(crate) const BUILD: &str = env!("CARGO_PKG_VERSION");
 
@@ -225,11 +225,11 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let mut bytes = Vec::new();
-        let greeting = Greeting { version: 2, build: "1.2.3".to_owned() };
+        let greeting = Greeting { version: 3, build: "1.2.3".to_owned() };
         greeting.write(&mut bytes).unwrap();
         write(&mut bytes, Kind::Message, b"abc").unwrap();
         write(&mut bytes, Kind::Last, b"").unwrap();
-        assert_eq!(bytes, b"oncekey\0\x02\0\0\0\x051.2.3\x01\x03\0\0\0abc\x03\0\0\0\0");
+        assert_eq!(bytes, b"oncekey\0\x03\0\0\0\x051.2.3\x01\x03\0\0\0abc\x03\0\0\0\0");
         let mut from = bytes.as_slice();
         assert_eq!(Greeting::read(&mut from).unwrap(), greeting);
         assert_eq!(read(&mut from).unwrap(), (Kind::Message, b"abc".to_vec()));

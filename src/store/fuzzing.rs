@@ -12,7 +12,7 @@ use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
-use crate::types::record::{Status, StoredRecord};
+use crate::types::record::{Attempts, EndedAttempt, Status, StoredRecord};
 use crate::types::value::Value;
 
 /// The variable parts of a record, and some others.
@@ -31,6 +31,12 @@ pub struct Parts {
     pub outcome: Vec<u8>,
 }
 
+/// Returns a history made of these numbers.
+fn attempts(number: u32, time: u64) -> Attempts {
+    let ended = EndedAttempt { attempt: number, began: time, changed: time ^ 1, interruption: None };
+    Attempts { began: time ^ 2, earlier: vec![ended; number as usize % 3] }
+}
+
 /// Encodes a record. Returns the bytes, and true if they are decoded to the same record.
 pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
     let [generation, revision, token, created_at, updated_at, updated, expires, a, b, c] = parts.numbers;
@@ -44,6 +50,7 @@ pub fn record_of(parts: Parts) -> Result<(Vec<u8>, bool)> {
         schema: parts.attempt ^ 1,
         attempt: parts.attempt,
         interruptions: parts.attempt ^ 2,
+        attempts: parts.resumes.then(|| Box::new(attempts(parts.attempt, created_at))),
         generation,
         effect_seed: u128::from(c).to_le_bytes(),
         revision,

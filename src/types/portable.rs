@@ -20,7 +20,8 @@ use crate::types::key::{Key, check_name};
 use crate::types::options::OnInterrupted;
 use crate::types::outcome::Record;
 use crate::types::record::{
-    FINISHED, Interruption, RecordInfo, Status, StoredRecord, check_checkpoint, check_recovery_point,
+    Attempts, EndedAttempt, FINISHED, Interruption, RecordInfo, Status, StoredRecord, check_checkpoint,
+    check_recovery_point,
 };
 use crate::types::value::Value;
 
@@ -44,6 +45,9 @@ struct Portable {
     schema: u32,
     attempt: u32,
     interruptions: u32,
+    claimed_at_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier_attempts: Vec<PortableAttempt>,
     holds_progress: bool,
     generation: u64,
     revision: u64,
@@ -62,6 +66,29 @@ struct Portable {
     outcome_bytes: u32,
     /// `None` if there is no outcome, or if it was not read.
     outcome: Option<Bytes>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortableAttempt {
+    attempt: u32,
+    claimed_at_ms: u64,
+    updated_at_ms: u64,
+    interruption: Option<Interruption>,
+}
+
+impl From<&EndedAttempt> for PortableAttempt {
+    fn from(ended: &EndedAttempt) -> Self {
+        let &EndedAttempt { attempt, began, changed, interruption } = ended;
+        Self { attempt, claimed_at_ms: began, updated_at_ms: changed, interruption }
+    }
+}
+
+impl From<PortableAttempt> for EndedAttempt {
+    fn from(portable: PortableAttempt) -> Self {
+        let PortableAttempt { attempt, claimed_at_ms, updated_at_ms, interruption } = portable;
+        Self { attempt, began: claimed_at_ms, changed: updated_at_ms, interruption }
+    }
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -115,6 +142,8 @@ impl Portable {
             schema: stored.schema,
             attempt: stored.attempt,
             interruptions: stored.interruptions,
+            claimed_at_ms: info.claimed_at().map(wall_millis),
+            earlier_attempts: stored.attempts.iter().flat_map(|attempts| &attempts.earlier).map(Into::into).collect(),
             holds_progress: stored.holds_progress,
             generation: stored.generation,
             revision: stored.revision,
@@ -157,6 +186,12 @@ impl Portable {
         let entries = self.context.into_iter().map(|(name, value)| Ok((name, value.read()?)));
         let context = entries.collect::<Result<BTreeMap<_, _>>>()?.into_iter().collect::<Context>();
         context.check()?;
+        if self.earlier_attempts.len() > RecordInfo::MAX_EARLIER_ATTEMPTS {
+            return Err(malformed(&format!("it has more than {} earlier attempts", RecordInfo::MAX_EARLIER_ATTEMPTS)));
+        }
+        let earlier = self.earlier_attempts.into_iter().map(Into::into).collect();
+        let attempts = Attempts { began: self.claimed_at_ms.unwrap_or(self.created_at_ms), earlier };
+        let is_first = attempts.began == self.created_at_ms && attempts.earlier.is_empty();
         let outcome_len = outcome.as_ref().map_or(0, |bytes| bytes.len());
         let stored = StoredRecord {
             state: self.status,
@@ -167,6 +202,7 @@ impl Portable {
             schema: self.schema,
             attempt: self.attempt,
             interruptions: self.interruptions,
+            attempts: (!is_first).then(|| Box::new(attempts)),
             holds_progress: self.holds_progress,
             generation: self.generation,
             effect_seed: self.effect_seed.into_bytes(),
@@ -224,6 +260,8 @@ fn fingerprint(hexadecimal: &str) -> Result<Fingerprint> {
 /// | `interruption` | null, `ProcessEnded`, `Dropped`, `Panicked`, `Reported` or `Revoked` |
 /// | `policy` | `Hold` or `Resume` |
 /// | `schema`, `attempt`, `interruptions` | numbers; `interruptions` counts the attempts that were interrupted and followed by another |
+/// | `claimed_at_ms` | milliseconds since 1970 at the last claim; null if there was none |
+/// | `earlier_attempts` | a list, left out if it is empty, of maps: `attempt`, `claimed_at_ms`, `updated_at_ms` and `interruption`, null if the key was released |
 /// | `holds_progress` | true if a release keeps the record as long as an interruption |
 /// | `generation`, `revision`, `token` | numbers: [`generation`](RecordInfo::generation), [`revision`](RecordInfo::revision), and the fencing token of the last claim |
 /// | `created_at_ms`, `updated_at_ms` | milliseconds since 1970, by the wall clock |

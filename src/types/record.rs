@@ -1,5 +1,6 @@
 //! Records: the stored form and the form shown to users.
 
+mod attempts;
 mod effect_seed;
 mod lifetime;
 mod remembered;
@@ -20,6 +21,8 @@ use crate::types::fingerprint::Fingerprint;
 use crate::types::key::Key;
 use crate::types::options::OnInterrupted;
 use crate::types::value::Value;
+pub use attempts::EarlierAttempt;
+pub(crate) use attempts::{Attempts, EndedAttempt};
 pub(crate) use effect_seed::{EffectSeed, EffectSeeds};
 pub(crate) use lifetime::Lifetime;
 pub(crate) use sent::SentRecord;
@@ -108,6 +111,8 @@ pub(crate) struct StoredRecord {
     pub(crate) attempt: u32,
     /// The number of attempts of this generation that were interrupted and followed by another attempt.
     pub(crate) interruptions: u32,
+    /// `None` while the owner that created the record is the only one it has had.
+    pub(crate) attempts: Option<Box<Attempts>>,
     /// The number of the frame that started this generation.
     pub(crate) generation: u64,
     /// The seed of the effect ids. Drawn when the generation started, in this store or in the one from which the record

@@ -17,7 +17,7 @@ use crate::common::*;
 use crate::threads::{LATE, until, within};
 
 /// The greeting of this version.
-const GREETING: [u8; 18] = *b"oncekey\0\x02\0\0\0\x050.1.0";
+const GREETING: [u8; 18] = *b"oncekey\0\x03\0\0\0\x050.1.0";
 
 fn socket(store: &Path) -> PathBuf {
     store.join("SOCKET")
@@ -229,7 +229,7 @@ fn a_client_or_server_of_another_version_gets_its_number() {
         let mut stream = greeted(dir.path());
         stream.write_all(b"oncekey\0\x07\0\0\0\x039.9").unwrap();
         let said = failure(&mut stream);
-        assert!(said.contains("oncekey 9.9 with version 7") && said.contains("oncekey 0.1.0 with version 2"), "{said}");
+        assert!(said.contains("oncekey 9.9 with version 7") && said.contains("oncekey 0.1.0 with version 3"), "{said}");
         // A client of before the greeting named the build.
         let mut stream = greeted(dir.path());
         stream.write_all(b"oncekey\0\x01\0\0\0").unwrap();
@@ -249,7 +249,7 @@ fn a_client_or_server_of_another_version_gets_its_number() {
             })
         };
         for (greeting, named) in [
-            (b"oncekey\0\x03\0\0\0\x039.9".as_slice(), "oncekey 9.9 with version 3"),
+            (b"oncekey\0\x04\0\0\0\x039.9".as_slice(), "oncekey 9.9 with version 4"),
             (b"oncekey\0\x01\0\0\0", "oncekey an unknown version with version 1"),
         ] {
             let server = answers(greeting);
@@ -257,12 +257,12 @@ fn a_client_or_server_of_another_version_gets_its_number() {
                 let error = LiveStore::connect(dir.path()).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::UnsupportedFormat);
                 assert!(error.to_string().contains(named), "{error}");
-                assert!(error.to_string().contains("this is oncekey 0.1.0 with version 2"), "{error}");
+                assert!(error.to_string().contains("this is oncekey 0.1.0 with version 3"), "{error}");
             }
             server.join().unwrap();
         }
         // A build of the same version whose messages differ all the same.
-        let server = answers(b"oncekey\0\x02\0\0\0\x030.0\x01\x01\0\0\0\xff");
+        let server = answers(b"oncekey\0\x03\0\0\0\x030.0\x01\x01\0\0\0\xff");
         let error = LiveStore::connect(dir.path()).unwrap().stats().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnsupportedFormat);
         assert!(error.to_string().contains("is oncekey 0.0 with"), "{error}");

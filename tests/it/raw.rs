@@ -142,6 +142,40 @@ fn operations_in_a_restored_copy_have_other_tokens_and_effect_ids() {
     assert!(claim(&texts(&open_local(&live, &clock)), "later").token() > first);
 }
 
+#[test]
+fn an_exported_record_has_its_earlier_attempts() {
+    let (engine, clock) = engine();
+    let manager = resuming(&engine);
+    let at = |ms: u64| std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+    for (ms, key) in [(1_000, "k"), (2_000, "k")] {
+        clock.set_wall(at(ms));
+        let claim = claim(&manager, key);
+        clock.set_wall(at(ms + 500));
+        if ms == 1_000 { drop(claim) } else { drop(claim.release().unwrap()) }
+    }
+    clock.set_wall(at(3_000));
+    claim(&manager, "k").succeed(&"v".to_owned()).unwrap();
+    let record = engine.raw("m").unwrap().get("k").unwrap().unwrap();
+    let mut json = serde_json::to_value(&record).unwrap();
+    assert_eq!(json["claimed_at_ms"], 3_000);
+    let earlier = serde_json::json!([
+        { "attempt": 1, "claimed_at_ms": 1_000, "updated_at_ms": 1_500, "interruption": "Dropped" },
+        { "attempt": 2, "claimed_at_ms": 2_000, "updated_at_ms": 2_500, "interruption": null },
+    ]);
+    assert_eq!(json["earlier_attempts"], earlier);
+    let read: Record<Value, Value> = serde_json::from_value(json.clone()).unwrap();
+    let there = engine.raw("other").unwrap();
+    assert!(there.import(&read).unwrap());
+    let imported = there.get("k").unwrap().unwrap();
+    assert_eq!(imported.info().claimed_at(), Some(at(3_000)));
+    assert!(imported.info().earlier_attempts().eq(record.info().earlier_attempts()));
+
+    let one = earlier[0].clone();
+    json["earlier_attempts"] = vec![one; oncekey::RecordInfo::MAX_EARLIER_ATTEMPTS + 1].into();
+    let error = serde_json::from_value::<Record<Value, Value>>(json).unwrap_err();
+    assert!(error.to_string().contains("more than 16 earlier attempts"), "{error}");
+}
+
 fn copy(from: &std::path::Path, to: &std::path::Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -175,7 +209,7 @@ fn a_record_as_json_has_these_fields() {
     let expected = serde_json::json!({
         "version": 1, "store": text("store"), "effect_seed": text("effect_seed"),
         "manager": "m", "key": "k", "status": "Succeeded", "interruption": null, "policy": "Hold",
-        "schema": 7, "attempt": 1, "interruptions": 0, "holds_progress": false,
+        "schema": 7, "attempt": 1, "interruptions": 0, "claimed_at_ms": 1_700_000_000_123_u64, "holds_progress": false,
         "generation": number("generation"), "revision": done.info().revision(), "token": number("token"),
         "created_at_ms": 1_700_000_000_123_u64, "updated_at_ms": 1_700_000_000_123_u64,
         "expires_at_ms": 1_700_000_060_123_u64,

@@ -218,8 +218,12 @@ fn the_pages_count_and_list_records() {
 fn a_record_is_shown_in_full() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
-        let (engine, _payments) = filled(dir.path());
+        let (engine, payments) = filled(dir.path());
+        claim(&payments, "twice").release().unwrap();
+        claim(&payments, "twice").succeed(&"receipt".to_owned()).unwrap();
         let site = Site::start(dir.path(), &[]);
+        let twice = site.query("record", &[("manager", "payments"), ("key", "twice")]);
+        twice.contains(&["attempt 1: claimed", ", released", "2, of generation"]);
         let failed = site.query("record", &[("manager", "payments"), ("key", "lost")]);
         failed.contains(&[
             "failure: declined",

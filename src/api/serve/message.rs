@@ -161,6 +161,7 @@ mod tests {
     const RECORD: &str = r#"{
         "state": "Interrupted", "by_key": true, "bound": false, "holds_progress": true, "interruption": "Revoked",
         "policy": "Resume", "schema": 1, "attempt": 2, "interruptions": 3, "generation": 4,
+        "attempts": { "began": 6, "earlier": [{ "attempt": 1, "began": 4, "changed": 5, "interruption": "Dropped" }] },
         "effect_seed": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16], "revision": 5, "token": 6, "created_at": 7,
         "updated_at": 8, "updated": 9, "expires": 10, "success_ttl": 11, "failure_ttl": 12, "released_ttl": 13,
         "interrupted_ttl": 14, "retry_pause": 15, "remember": 16, "is_forgotten": false, "is_undoable": true,
@@ -243,6 +244,6 @@ mod tests {
         let kinds: Vec<_> = (0..).map_while(kind).collect();
         assert_eq!(kinds.first(), Some(&ErrorKind::InvalidKey));
         let hash = kinds.iter().fold(hash, |hash, kind| layout(kind, hash));
-        assert_eq!((VERSION, kinds.len(), hash), (2, 34, 8_067_482_900_497_992_816));
+        assert_eq!((VERSION, kinds.len(), hash), (3, 34, 18_413_291_155_850_485_708));
     }
 }

@@ -12,7 +12,8 @@ use crate::cli::typed_key::TypedKey;
 use crate::{Record, RecordInfo, Value};
 
 /// The fields that tell the history of a record, in this order.
-const HISTORY: [&str; 7] = ["created", "attempt", "interrupted", "reached", "changed", "waits", "expires"];
+const HISTORY: [&str; 9] =
+    ["created", "earlier", "interrupted", "attempt", "claimed", "reached", "changed", "waits", "expires"];
 /// The fields that the head of the page shows.
 const HEAD: [&str; 4] = ["manager", "key", "status", "resolved"];
 

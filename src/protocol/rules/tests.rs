@@ -4,7 +4,7 @@ mod properties;
 
 use super::*;
 use crate::types::fingerprint::Fingerprint;
-use crate::types::record::STARTED;
+use crate::types::record::{Attempts, EndedAttempt, STARTED};
 
 const FIRST: u64 = 1 << 32;
 
@@ -417,6 +417,32 @@ fn max_attempts_counts_only_interrupted_attempts() {
     assert_eq!((resolved.attempt, resolved.interruptions), (21, 1));
     let again = end(&resolved, &Ending::Interrupt(Interruption::Panicked));
     assert_eq!(decide(Some(&again), &Action::Begin(&limited), &now(10)), Decision::Keep(Reason::Interrupted));
+}
+
+#[test]
+fn a_record_remembers_its_latest_earlier_attempts() {
+    let begin = |stored: Option<&StoredRecord>, wall| {
+        let now = Now { wall, ..now(10) };
+        numbered(decide(stored, &Action::Begin(&start(OnInterrupted::Resume, None)), &now), FIRST + wall)
+    };
+    let first = begin(None, 100);
+    assert_eq!(first.attempts, None, "nothing is stored for the first attempt");
+    let second = begin(Some(&end(&first, &Ending::Release)), 200);
+    // The process of the second owner ended after a stage.
+    let dead = StoredRecord { token: 7, updated_at: 250, ..second };
+    let third = begin(Some(&dead), 300);
+    let earlier = vec![
+        EndedAttempt { attempt: 1, began: 100, changed: 1_000, interruption: None },
+        EndedAttempt { attempt: 2, began: 200, changed: 250, interruption: Some(Interruption::ProcessEnded) },
+    ];
+    assert_eq!(third.attempts.as_deref(), Some(&Attempts { began: 300, earlier: earlier.clone() }));
+    let done = end(&third, &Ending::Succeed("x".into()));
+    assert_eq!(done.attempts, third.attempts);
+
+    let last = (4..40).fold(third, |record, wall| begin(Some(&end(&record, &Ending::Release)), 100 * wall));
+    let attempts = last.attempts.unwrap();
+    let numbers: Vec<u32> = attempts.earlier.iter().map(|ended| ended.attempt).collect();
+    assert_eq!((attempts.began, numbers), (3_900, (23..39).collect()));
 }
 
 #[test]

@@ -8,7 +8,9 @@ use crate::types::context::Context;
 use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
-use crate::types::record::{FINISHED, Interruption, Lifetime, STARTED, Status, StoredRecord, THIS_FRAME};
+use crate::types::record::{
+    Attempts, EndedAttempt, FINISHED, Interruption, Lifetime, STARTED, Status, StoredRecord, THIS_FRAME,
+};
 use crate::types::value::Value;
 
 /// The length in bytes of the fixed part, which can be read without decoding the rest.
@@ -35,6 +37,22 @@ struct RestV1 {
     context: Context,
     recovery_point: String,
     checkpoint: Option<Value>,
+    attempts: Option<AttemptsV1>,
+}
+
+#[derive(Deserialize)]
+struct AttemptsV1 {
+    began: u64,
+    earlier: Vec<EndedAttemptV1>,
+}
+
+/// An earlier attempt. `interruption` is a code, as in the fixed part.
+#[derive(Deserialize)]
+struct EndedAttemptV1 {
+    attempt: u32,
+    began: u64,
+    changed: u64,
+    interruption: u8,
 }
 
 pub(crate) fn state_code(state: Status) -> u8 {
@@ -44,6 +62,17 @@ pub(crate) fn state_code(state: Status) -> u8 {
         Status::Failed => 3,
         Status::Released => 4,
         Status::Interrupted => 5,
+    }
+}
+
+fn interruption_code(interruption: Option<Interruption>) -> u8 {
+    match interruption {
+        None => 0,
+        Some(Interruption::ProcessEnded) => 1,
+        Some(Interruption::Dropped) => 2,
+        Some(Interruption::Panicked) => 3,
+        Some(Interruption::Reported) => 4,
+        Some(Interruption::Revoked) => 5,
     }
 }
 
@@ -64,14 +93,7 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
     let undoable = if stored.is_undoable { UNDOABLE } else { 0 };
     let holds_progress = if stored.holds_progress { HOLDS_PROGRESS } else { 0 };
     out.push(by_key | resumes | bound | holds_progress | forgotten | undoable);
-    out.push(match stored.interruption {
-        None => 0,
-        Some(Interruption::ProcessEnded) => 1,
-        Some(Interruption::Dropped) => 2,
-        Some(Interruption::Panicked) => 3,
-        Some(Interruption::Reported) => 4,
-        Some(Interruption::Revoked) => 5,
-    });
+    out.push(interruption_code(stored.interruption));
     out.push(0);
     let (outcome_len, rest_len) = (length("an outcome", outcome.len())?, length("a record", rest_len(stored))?);
     for field in [stored.schema, stored.attempt, outcome_len, rest_len] {
@@ -90,13 +112,16 @@ pub(crate) fn encode(stored: &StoredRecord, out: &mut Vec<u8>) -> Result<()> {
 
 /// The size in bytes of the numbers in a [`RestV1`].
 const FIXED_REST: usize = 6 * 8 + 4;
+/// The size in bytes of an [`EndedAttemptV1`].
+const ENDED_ATTEMPT: usize = 4 + 2 * 8 + 1;
 
 fn rest_len(stored: &StoredRecord) -> usize {
     let fingerprint = stored.fingerprint.map_or(0, |fingerprint| fingerprint.as_bytes().len());
     let entry = |(name, value): (&str, &[u8])| 8 + name.len() + 8 + value.len();
     let context: usize = stored.context.iter().map(entry).sum();
     let checkpoint = stored.checkpoint.as_ref().map_or(0, |checkpoint| 8 + checkpoint.len());
-    FIXED_REST + 1 + fingerprint + 8 + context + 8 + stored.recovery_point.len() + 1 + checkpoint
+    let attempts = stored.attempts.as_ref().map_or(0, |attempts| 16 + attempts.earlier.len() * ENDED_ATTEMPT);
+    FIXED_REST + 1 + fingerprint + 8 + context + 8 + stored.recovery_point.len() + 1 + checkpoint + 1 + attempts
 }
 
 /// Appends the encoded [`RestV1`], in the form that bincode reads.
@@ -120,6 +145,17 @@ fn encode_rest(stored: &StoredRecord, out: &mut Vec<u8>) {
     out.push(u8::from(stored.checkpoint.is_some()));
     if let Some(checkpoint) = &stored.checkpoint {
         push_bytes(out, checkpoint);
+    }
+    out.push(u8::from(stored.attempts.is_some()));
+    if let Some(Attempts { began, earlier }) = stored.attempts.as_deref() {
+        out.extend_from_slice(&began.to_le_bytes());
+        out.extend_from_slice(&(earlier.len() as u64).to_le_bytes());
+        for ended in earlier {
+            out.extend_from_slice(&ended.attempt.to_le_bytes());
+            out.extend_from_slice(&ended.began.to_le_bytes());
+            out.extend_from_slice(&ended.changed.to_le_bytes());
+            out.push(interruption_code(ended.interruption));
+        }
     }
 }
 
@@ -193,6 +229,10 @@ fn decode_fields(bytes: &[u8]) -> Option<Result<StoredRecord>> {
         len if finished && len == usize::try_from(outcome_len).ok()? => Some(Value::from(fields.0)),
         _ => return None,
     };
+    let attempts = match rest.attempts {
+        None => None,
+        Some(attempts) => Some(Box::new(attempts.decoded()?)),
+    };
     Some(Ok(StoredRecord {
         state,
         by_key: flags & BY_KEY != 0,
@@ -203,6 +243,7 @@ fn decode_fields(bytes: &[u8]) -> Option<Result<StoredRecord>> {
         schema,
         attempt,
         interruptions: rest.interruptions,
+        attempts,
         generation,
         effect_seed,
         revision,
@@ -229,6 +270,16 @@ fn decode_fields(bytes: &[u8]) -> Option<Result<StoredRecord>> {
         outcome_len,
         outcome,
     }))
+}
+
+impl AttemptsV1 {
+    fn decoded(self) -> Option<Attempts> {
+        let earlier = self.earlier.into_iter().map(|ended| {
+            let EndedAttemptV1 { attempt, began, changed, interruption: code } = ended;
+            Some(EndedAttempt { attempt, began, changed, interruption: interruption(code)? })
+        });
+        Some(Attempts { began: self.began, earlier: earlier.collect::<Option<_>>()? })
+    }
 }
 
 pub(crate) fn state(byte: u8) -> Option<Status> {
@@ -276,6 +327,18 @@ pub(crate) mod tests {
             schema: 7,
             attempt: 2,
             interruptions: 1,
+            attempts: Some(Box::new(Attempts {
+                began: 1_900,
+                earlier: vec![
+                    EndedAttempt {
+                        attempt: 1,
+                        began: 1_000,
+                        changed: 1_100,
+                        interruption: Some(Interruption::Dropped),
+                    },
+                    EndedAttempt { attempt: 2, began: 1_200, changed: 1_300, interruption: None },
+                ],
+            })),
             generation: 0x1_0000_0001,
             effect_seed: [5; 16],
             revision: 0x1_0000_0003,
@@ -323,7 +386,15 @@ pub(crate) mod tests {
             expected.extend_from_slice(&(text.len() as u64).to_le_bytes());
             expected.extend_from_slice(text.as_bytes());
         }
-        expected.push(0);
+        expected.extend_from_slice(&[0, 1]);
+        expected.extend_from_slice(&1_900_u64.to_le_bytes());
+        expected.extend_from_slice(&2_u64.to_le_bytes());
+        for (attempt, began, changed, interruption) in [(1_u32, 1_000_u64, 1_100_u64, 2), (2, 1_200, 1_300, 0)] {
+            expected.extend_from_slice(&attempt.to_le_bytes());
+            expected.extend_from_slice(&began.to_le_bytes());
+            expected.extend_from_slice(&changed.to_le_bytes());
+            expected.push(interruption);
+        }
         expected.extend_from_slice(b"abc");
         assert_eq!(bytes, expected);
     }
@@ -368,8 +439,14 @@ pub(crate) mod tests {
     #[test]
     fn encoded_len_is_the_length_of_the_encoded_record() {
         let checkpoint = Some(Value::from([3; 300].as_slice()));
-        let bare =
-            StoredRecord { fingerprint: None, context: Context::new(), outcome: None, outcome_len: 0, ..sample() };
+        let bare = StoredRecord {
+            fingerprint: None,
+            attempts: None,
+            context: Context::new(),
+            outcome: None,
+            outcome_len: 0,
+            ..sample()
+        };
         let long = sample().context.with("", [1; 9].as_slice()).with("longer", "");
         for stored in [bare.clone(), StoredRecord { checkpoint, ..bare }, StoredRecord { context: long, ..sample() }] {
             let bytes = encoded(&stored);

@@ -17,6 +17,7 @@ impl StoredRecord {
         is_over.then(|| Self {
             is_forgotten: true,
             is_undoable: false,
+            attempts: None,
             expires: self.expires.saturating_add(self.remember),
             fingerprint: None,
             context: Context::new(),
