@@ -297,7 +297,10 @@ fn reach(options: &EngineOptions, store: &Location) -> Done<Reached> {
     match options.open(store) {
         Ok(engine) => Ok(Reached::Opened(engine)),
         Err(error) if error.kind() == ErrorKind::StoreInUse => match LiveStore::connect(store) {
-            Ok(live) => Ok(Reached::Live(live)),
+            Ok(live) => {
+                give_way();
+                Ok(Reached::Live(live))
+            }
             // No process serves the socket, so return the first error.
             Err(none) if none.kind() == ErrorKind::StoreInUse => Err(Stop::Engine(error)),
             Err(failed) if failed.kind() == ErrorKind::Io => Err(Stop::NoAnswer(failed)),
@@ -305,4 +308,11 @@ fn reach(options: &EngineOptions, store: &Location) -> Done<Reached> {
         },
         Err(error) => Err(Stop::open(error)),
     }
+}
+
+/// Lowers the priority of this thread, the only one of the command: the service that has the store open goes first.
+fn give_way() {
+    // On other systems this would be the priority of the process, in which a service may have called the command.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(19);
 }

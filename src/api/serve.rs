@@ -21,8 +21,9 @@ use crate::types::record::RecordInfo;
 use crate::types::record::SentRecord;
 use message::{Name, Reply, Request, SentEvent};
 
-/// The number of keys that one step reads. A step locks each shard of the memtable, so it reads many keys.
-const KEYS: usize = 1024;
+/// The number of keys that one step reads. A step locks each shard of the memtable once, so it reads more keys than
+/// there are shards. It is short, so that callers of the engine do not wait for the processor.
+const KEYS: usize = 128;
 /// The bytes of records after which a reply is sent.
 const BYTES: usize = 256 << 10;
 /// The number of rows that one step reads.
@@ -137,6 +138,7 @@ impl Answerer {
         check_name("table", table)?;
         let mut rest = Some(RowRange::prefix(table, prefix));
         while let Some(range) = rest {
+            let began = monotonic();
             let (rows, next) = self.protocol()?.rows(&range, ROWS)?;
             rest = next;
             let mut batch = Batch::new(replies, Reply::Rows);
@@ -145,6 +147,7 @@ impl Answerer {
                 batch.add((key, value), bytes)?;
             }
             batch.send()?;
+            replies.rest(began);
         }
         Ok(())
     }
@@ -152,6 +155,7 @@ impl Answerer {
     fn list(&self, filter: &RecordFilter, load: Load, replies: &Replies<'_>) -> Result<()> {
         let mut rest = Some(filter.range()?);
         while let Some(range) = rest {
+            let began = monotonic();
             let (infos, next) = self.protocol()?.inspect_all(&range, KEYS)?;
             rest = next;
             let mut batch = Batch::new(replies, Reply::Records);
@@ -171,6 +175,7 @@ impl Answerer {
             batch.send()?;
             // If no record matches, nothing is sent, so check whether the client has gone.
             replies.keep_alive()?;
+            replies.rest(began);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::live::frame::{self, Greeting, Kind, Timed};
 use crate::live::socket_dir::{SocketDir, check_peer};
 use crate::sync::worker::Worker;
-use crate::types::clock::deadline;
+use crate::types::clock::{deadline, monotonic};
 use crate::types::codec;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -27,6 +27,8 @@ const TO_ASK: Duration = Duration::from_secs(10);
 const TO_READ: Duration = Duration::from_secs(30);
 /// The longest time for a client to read a reply after the end of the server. A close waits for this.
 const TO_READ_LAST: Duration = Duration::from_millis(250);
+/// The rest after a step of a long answer, in lengths of the step. Callers of the engine have the processor meanwhile.
+const REST: u32 = 2;
 /// The pause of the server when the system has no descriptor for a client.
 const PAUSE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
@@ -65,6 +67,14 @@ impl Replies<'_> {
     /// Returns a channel that is disconnected when the server ends. For answers that wait.
     pub(crate) fn ended(&self) -> &Receiver<Infallible> {
         &self.shared.ended
+    }
+
+    /// Rests after a step of a long answer that began at this time, for [`REST`] times as long as the step took. Ends
+    /// early if the server ends.
+    pub(crate) fn rest(&self, step_began: Instant) {
+        let took = monotonic().saturating_duration_since(step_began);
+        // Nothing is ever received: this is a timeout, or the end.
+        let _ = self.shared.ended.recv_timeout(took * REST);
     }
 
     fn write(&self, kind: Kind, reply: &[u8]) -> Result<()> {
