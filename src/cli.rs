@@ -164,17 +164,14 @@ fn dispatch(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
             let shown = Shown { effect: effect.clone(), only_outcome: *outcome };
             look(&at.store, out, &|store, out| show::get(store, describers, &at.typed_key(), &shown, out))
         }
-        Verb::Resolve(asked) => {
-            let run = |store: &dyn Store, out: &mut Out<'_>| resolve::run(store, describers, asked, out);
-            if asked.dry_run { look(&asked.store, out, &run) } else { on(&asked.store, out, &run) }
-        }
+        Verb::Resolve(asked) => resolve::run(&options, describers, asked, out),
         Verb::Revoke { at } => on(&at.store, out, &|store, out| change::revoke(store, &at.typed_key(), out)),
         Verb::Forget { at } => on(&at.store, out, &|store, out| change::forget(store, &at.typed_key(), out)),
         Verb::Remove { at } => on(&at.store, out, &|store, out| change::remove(store, &at.typed_key(), out)),
         Verb::Extend { at, duration } => {
             on(&at.store, out, &|store, out| change::extend(store, &at.typed_key(), *duration, out))
         }
-        Verb::Watch { store, limit } => watch::watch(store, limit.map(NonZeroUsize::get), out),
+        Verb::Watch { store, limit } => watch::watch(&options, store, limit.map(NonZeroUsize::get), out),
         Verb::Web { store, port, read_only } => {
             web::serve(describers, &options, &Web { store: store.clone(), port: *port, read_only: *read_only }, out)
         }
@@ -191,8 +188,9 @@ fn dispatch(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         }
         Verb::Import { store, file } => {
             let options = transfer::for_import(&options);
-            let file = file.as_deref().filter(|file| file.as_os_str() != "-");
-            opened(&options, store, out, &|store, out| transfer::import(store, file, out))
+            // Before the open, which creates a store where there is none.
+            let mut input = transfer::Input::open(file.as_deref().filter(|file| file.as_os_str() != "-"))?;
+            opened(&options, store, out, |store, out| transfer::import(store, &mut input, out))
         }
         Verb::Bench { directory, threads, seconds } => {
             let (threads, round) = (threads.map(NonZeroUsize::get), Duration::from_secs(seconds.get()));
@@ -203,7 +201,7 @@ fn dispatch(describers: &Describers, asked: &Asked, out: &mut Out<'_>) -> Done {
         Verb::Schema => schema(&options, out),
         Verb::Migrate { from, to } => migrate(&options, from, to, out),
         Verb::Completions { shell } => out.bytes(&args::completions(*shell)),
-        Verb::Man => out.bytes(&args::manual()),
+        Verb::Man { command } => out.bytes(&args::manual(command.as_deref())?),
     }
 }
 
@@ -256,12 +254,12 @@ fn schema(options: &EngineOptions, out: &mut Out<'_>) -> Done {
 }
 
 /// Opens the store, calls `work`, and closes the store. If another process has the store open, `work` gets that store.
-fn opened(
+fn opened<T>(
     options: &EngineOptions,
     store: &Location,
     out: &mut Out<'_>,
-    work: &dyn Fn(&dyn Store, &mut Out<'_>) -> Done,
-) -> Done {
+    work: impl FnOnce(&dyn Store, &mut Out<'_>) -> Done<T>,
+) -> Done<T> {
     let progress = Progress::spinner(out, "opening the store");
     let reached = reach(options, store);
     drop(progress);

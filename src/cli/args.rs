@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::{IntErrorKind, NonZeroU64, NonZeroUsize, ParseIntError};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -43,7 +44,7 @@ macro_rules! exit_status {
         "  0  done; also if the reader closes the pipe early
   1  no such record, or its state does not allow the command
   2  wrong command line, or no store there
-  3  the store is in use, and its owner does not answer
+  3  the store is in use, and the command cannot ask its owner
   4  the store is damaged
   5  any other error
   6  the doctor found no fault, but something that needs attention"
@@ -106,7 +107,7 @@ pub(super) enum Verb {
         #[command(flatten)]
         filter: Filter,
         /// Print at most this number of records. The minimum is 1.
-        #[arg(long, value_name = "COUNT")]
+        #[arg(long, value_name = "COUNT", value_parser = at_least_one::<NonZeroUsize>)]
         limit: Option<NonZeroUsize>,
         /// Print only the number of matching records.
         #[arg(long, conflicts_with_all = ["limit", "sort", "reverse"])]
@@ -129,7 +130,7 @@ pub(super) enum Verb {
         #[arg(long, value_name = "PREFIX")]
         key_prefix: Option<OsString>,
         /// Print at most this number of rows. The minimum is 1.
-        #[arg(long, value_name = "COUNT")]
+        #[arg(long, value_name = "COUNT", value_parser = at_least_one::<NonZeroUsize>)]
         limit: Option<NonZeroUsize>,
         /// Print only the number of matching rows.
         #[arg(long, conflicts_with = "limit")]
@@ -186,7 +187,7 @@ pub(super) enum Verb {
         /// The directory of the store, or the address of its database.
         store: Location,
         /// End after this number of events. The minimum is 1.
-        #[arg(long, value_name = "COUNT")]
+        #[arg(long, value_name = "COUNT", value_parser = at_least_one::<NonZeroUsize>)]
         limit: Option<NonZeroUsize>,
     },
     /// Deletes expired records.
@@ -227,7 +228,8 @@ pub(super) enum Verb {
     },
     /// Copies the store, as it is at one commit, into a new directory.
     ///
-    /// The copy is a store with the same keys, effect ids and tables. A copy that fails leaves nothing. To restore a
+    /// The copy is a store with the same keys, effect ids and tables. If a service has the store open, its process
+    /// writes the copy, with the permissions of its user. A copy that fails leaves nothing. To restore a
     /// copy, stop the service and put the copy in the place of the store.
     Backup {
         /// The directory of the store.
@@ -254,10 +256,10 @@ pub(super) enum Verb {
         #[arg(default_value = ".")]
         directory: PathBuf,
         /// Use this number of threads. Without it, measures with 1, 8 and 64.
-        #[arg(long, value_name = "COUNT")]
+        #[arg(long, value_name = "COUNT", value_parser = at_least_one::<NonZeroUsize>)]
         threads: Option<NonZeroUsize>,
         /// The duration of each of the two measurements, in seconds.
-        #[arg(long, value_name = "COUNT", default_value = "1")]
+        #[arg(long, value_name = "COUNT", default_value = "1", value_parser = at_least_one::<NonZeroU64>)]
         seconds: NonZeroU64,
     },
     /// Does the work of the next open of a service, if nothing can be lost by it.
@@ -301,8 +303,11 @@ pub(super) enum Verb {
         /// The shell: bash, elvish, fish, powershell or zsh.
         shell: Shell,
     },
-    /// Prints the manual page, for `man -l`.
-    Man,
+    /// Prints the manual page of oncekey or of one of its commands, for `man -l`.
+    Man {
+        /// The command, for example list: `oncekey man list > oncekey-list.1`.
+        command: Option<String>,
+    },
 }
 
 impl Verb {
@@ -330,7 +335,7 @@ impl Verb {
             | Self::Extend { at, .. } => Some(&at.store),
             Self::Resolve(resolve) => Some(&resolve.store),
             Self::Migrate { from, to } => Some(if to.is_database() { to } else { from }),
-            Self::Bench { .. } | Self::Schema | Self::Completions { .. } | Self::Man => None,
+            Self::Bench { .. } | Self::Schema | Self::Completions { .. } | Self::Man { .. } => None,
         }
     }
 }
@@ -367,7 +372,28 @@ pub(super) fn completions(shell: Shell) -> Vec<u8> {
     script
 }
 
-pub(super) fn manual() -> Vec<u8> {
+/// Parses a number that is not zero.
+fn at_least_one<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|cause: ParseIntError| match cause.kind() {
+        IntErrorKind::Zero => "the minimum is 1".to_owned(),
+        _ => cause.to_string(),
+    })
+}
+
+/// Returns the manual page of a command, or that of the program.
+pub(super) fn manual(name: Option<&str>) -> Done<Vec<u8>> {
+    let mut program = Asked::command();
+    program.build();
+    let Some(name) = name else { return Ok(program_manual()) };
+    let found = program.find_subcommand(name);
+    let command = found.ok_or_else(|| Stop::Usage(format!("oncekey has no command \"{}\"", name.escape_debug())))?;
+    let mut page = Vec::new();
+    // Ignore the result: writing to memory cannot fail.
+    let _ = clap_mangen::Man::new(command.clone()).render(&mut page);
+    Ok(page)
+}
+
+fn program_manual() -> Vec<u8> {
     let command = Asked::command();
     let words = AFTER_HELP.split("\n\nExamples:").next().unwrap_or_default();
     let description = format!("{}\n\n{words}", command.get_about().map(ToString::to_string).unwrap_or_default());

@@ -4,14 +4,21 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::out::{Done, Out, size};
+use super::out::{Done, Out, Stop, size};
 use super::owner;
 use super::progress::Progress;
 use super::store::Store;
+use crate::{Error, ErrorKind};
 
 pub(super) fn backup(store: &dyn Store, directory: &Path, out: &mut Out<'_>) -> Done {
     let progress = Progress::spinner(out, "copying the store");
-    let report = store.backup(directory)?;
+    let report = store.backup(directory).map_err(|error| match error.kind() {
+        ErrorKind::Io if store.is_live() => Stop::Engine(Error::new(
+            ErrorKind::Io,
+            format!("{error}; the process that has the store open writes the copy, with the permissions of its user"),
+        )),
+        _ => Stop::Engine(error),
+    })?;
     drop(progress);
     // A service writes the copy as its own user.
     if !store.is_live() {

@@ -190,6 +190,14 @@ fn no_answer(owner: Option<&Process>, why: &Error) -> Finding {
         return Finding::fault("other-version", text, next);
     }
     let text = format!("in use by {}, and its data cannot be read: {why}", named(owner));
+    if why.kind() == ErrorKind::Busy {
+        return Finding::fault("in-use", text, "run this again");
+    }
+    if why.kind() == ErrorKind::StoreInUse {
+        let next = "no fault if this process is the service: it serves no socket if `EngineOptions::admin(false)` is set, or \
+                    if it could not create the file SOCKET; stop it before you use other commands on the store";
+        return Finding::fault("in-use", text, next);
+    }
     let next = "no fault if this process is the service; if the service is stopped or hangs, end this process: the next \
                 open loses nothing";
     Finding::fault("in-use", text, next)

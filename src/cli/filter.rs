@@ -131,11 +131,6 @@ impl Filter {
         self.status.iter().all(|state| Status::from(*state) == status)
     }
 
-    /// Returns the filter for records in any state.
-    pub(super) fn without_status(&self) -> Done<RecordFilter> {
-        Self { status: Vec::new(), ..self.clone() }.records()
-    }
-
     pub(super) fn records(&self) -> Done<RecordFilter> {
         let mut filter = RecordFilter::new();
         if let Some(manager) = &self.manager {

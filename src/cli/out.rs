@@ -20,6 +20,8 @@ pub(super) enum Stop {
     Nothing(String),
     /// The command line is wrong.
     Usage(String),
+    /// The directory holds something else, or a store of another version.
+    NoStore(Error),
     /// The store is damaged. The output says how.
     Damaged,
     /// The output says what was found. The exit status says how bad it is.
@@ -36,7 +38,11 @@ pub(super) enum Stop {
 impl Stop {
     /// Converts the error of an open. A missing store gets another status than a missing record.
     pub(super) fn open(error: Error) -> Self {
-        if error.kind() == ErrorKind::NotFound { Self::Usage(error.to_string()) } else { Self::Engine(error) }
+        match error.kind() {
+            ErrorKind::NotFound => Self::Usage(error.to_string()),
+            ErrorKind::UnsupportedFormat => Self::NoStore(error),
+            _ => Self::Engine(error),
+        }
     }
 
     /// Returns the exit status. The help text in [`super::args`] documents it.
@@ -44,7 +50,7 @@ impl Stop {
         match self {
             Self::ClosedPipe => 0,
             Self::Nothing(_) => 1,
-            Self::Usage(_) => 2,
+            Self::Usage(_) | Self::NoStore(_) => 2,
             Self::NoAnswer(_) => 3,
             Self::Damaged => 4,
             Self::Found(status) => *status,
@@ -74,15 +80,20 @@ impl Stop {
                  `oncekey doctor` names the process"
             )),
             Self::Engine(error) if error.kind() == ErrorKind::StoreInUse => Some(format!(
-                "{error}, and this command cannot ask its owner: stop the service; nothing was changed; \
-                 `oncekey doctor` names the process"
+                "{error}, and this command cannot ask its owner; stop the service, or wait until the command ends that \
+                 reads the store; nothing was changed; `oncekey doctor` names the process"
             )),
+            Self::NoStore(error) => Some(doctor(error)),
             Self::Engine(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat) => {
-                Some(format!("{error}; `oncekey doctor` says what to do next"))
+                Some(doctor(error))
             }
             Self::Engine(error) => Some(error.to_string()),
         }
     }
+}
+
+fn doctor(error: &Error) -> String {
+    format!("{error}; `oncekey doctor` says what to do next")
 }
 
 impl From<Error> for Stop {

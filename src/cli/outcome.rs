@@ -204,8 +204,15 @@ impl Given {
             Some(checked) => checked.map_err(|why| unfit(&why))?,
             None if is_encoded => {}
             None => {
-                RawManager::check_encoded(&bytes).map_err(|why| unfit(&why))?;
+                RawManager::check_encoded(&bytes)
+                    .map_err(|why| unfit(&format_args!("{why}; --as text or --as json encodes it")))?;
                 if !unchecked && !is_like_others(store, info, &bytes, self.is_failure)? {
+                    if let (Content::Text(text), true) = (&self.content, self.is_failure) {
+                        let failure = RawManager::encode(text)?;
+                        if is_like_others(store, info, &failure, true)? {
+                            return Ok(failure);
+                        }
+                    }
                     return Err(unfit(
                         &"nothing shows that the service can read it. A program of the service knows the types \
                           (`oncekey::cli::Describers`). This program accepts an outcome if the manager has stored \

@@ -1,6 +1,7 @@
 //! Resolves interrupted records, and undoes a resolution.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read};
@@ -17,7 +18,7 @@ use super::outcome::{Content, Given};
 use super::store::Store;
 use super::typed_key::TypedKey;
 use crate::{
-    ErrorKind, RecordInfo, Status, Value,
+    EngineOptions, ErrorKind, RecordInfo, Status, Value,
     admin::{RecordFilter, Resolution},
 };
 
@@ -170,66 +171,74 @@ pub(super) fn response(_status: &str, _headers: &[String], _body: Vec<u8>) -> Do
     Err(Stop::Usage("this program was built without the feature `http`".to_owned()))
 }
 
-pub(super) fn run(store: &dyn Store, describers: &Describers, asked: &Resolve, out: &mut Out<'_>) -> Done {
+/// Runs the command. The store is closed during the question, so that a service can open it meanwhile.
+pub(super) fn run(options: &EngineOptions, describers: &Describers, asked: &Resolve, out: &mut Out<'_>) -> Done {
     if asked.yes && !asked.all {
         return Err(Stop::Usage("--yes confirms --all only".to_owned()));
     }
     if !asked.header.is_empty() && asked.how.response.is_none() {
         return Err(Stop::Usage("--header is for --response only".to_owned()));
     }
-    let plan = asked.plan()?;
+    let (plan, reading) = (asked.plan()?, options.clone().read_only(true));
     if let (Some(manager), Some(key)) = (&asked.of, &asked.key) {
         if !asked.filter.is_empty() {
             return Err(Stop::Usage("filters select records only with --all".to_owned()));
         }
         let typed = TypedKey { manager: manager.clone(), key: key.clone() };
-        let info = typed.record_at(store, asked.revision)?.info().clone();
-        let outcome = prepare(store, describers, &plan, &info, asked.unchecked)?;
-        if !asked.dry_run {
-            apply(store, &plan, &info, outcome)?;
-        }
-        return done(&plan, &info, asked.dry_run, out);
-    }
-    let infos = selected(store, asked, &plan)?;
-    if infos.is_empty() && !out.json {
-        return out.line("no record matches");
-    }
-    // Check all records before the first change. The records of one manager and schema get the same outcome.
-    let mut outcomes = BTreeMap::new();
-    for info in &infos {
-        let of = (info.manager().to_owned(), info.schema());
-        if let std::collections::btree_map::Entry::Vacant(entry) = outcomes.entry(of) {
-            entry.insert(prepare(store, describers, &plan, info, asked.unchecked)?);
-        }
-    }
-    if !asked.dry_run && !asked.yes && !infos.is_empty() {
-        confirm(&plan, infos.len(), out)?;
-    }
-    let mut changed = 0_u64;
-    for info in &infos {
-        let outcome = outcomes.get(&(info.manager().to_owned(), info.schema())).cloned().flatten();
-        match if asked.dry_run { Ok(()) } else { apply(store, &plan, info, outcome) } {
-            Ok(()) => done(&plan, info, asked.dry_run, out)?,
-            Err(Stop::Engine(error)) if has_changed(error.kind()) => {
-                changed += 1;
-                if !out.json {
-                    out.line(error)?;
-                }
+        return super::opened(if asked.dry_run { &reading } else { options }, &asked.store, out, |store, out| {
+            let info = typed.record_at(store, asked.revision)?.info().clone();
+            let outcome = prepare(store, describers, &plan, &info, asked.unchecked)?;
+            if !asked.dry_run {
+                apply(store, &plan, &info, outcome)?;
             }
-            Err(stop) => return Err(stop),
-        }
+            done(&plan, &info, asked.dry_run, out)
+        });
     }
-    match changed {
-        0 if out.json => Ok(()),
-        0 => out.line(format_args!(
-            "{} records{}",
-            infos.len(),
-            if asked.dry_run { ", nothing was changed" } else { "" }
-        )),
-        _ => Err(Stop::Nothing(format!(
-            "{changed} of {} records had changed meanwhile and were left as they are",
-            infos.len()
-        ))),
+    let selected = super::opened(&reading, &asked.store, out, |store, _| select(store, describers, asked, &plan))?;
+    if selected.infos.is_empty() {
+        return if out.json { Ok(()) } else { out.line("no record matches") };
+    }
+    if asked.dry_run {
+        return selected.change(None, &plan, out);
+    }
+    if !asked.yes {
+        confirm(&plan, selected.infos.len(), out)?;
+    }
+    super::opened(options, &asked.store, out, |store, out| selected.change(Some(store), &plan, out))
+}
+
+/// The records to change.
+struct Selected {
+    infos: Vec<RecordInfo>,
+    /// The records of one manager and schema get the same outcome.
+    outcomes: BTreeMap<(String, u32), Option<Value>>,
+}
+
+impl Selected {
+    /// Changes the records in the store. Without a store, prints what would change.
+    fn change(&self, store: Option<&dyn Store>, plan: &Plan, out: &mut Out<'_>) -> Done {
+        let (mut changed, dry_run) = (0_u64, store.is_none());
+        for info in &self.infos {
+            let outcome = || self.outcomes.get(&(info.manager().to_owned(), info.schema())).cloned().flatten();
+            match store.map_or(Ok(()), |store| apply(store, plan, info, outcome())) {
+                Ok(()) => done(plan, info, dry_run, out)?,
+                Err(Stop::Engine(error)) if has_changed(error.kind()) => {
+                    changed += 1;
+                    if !out.json {
+                        out.line(error)?;
+                    }
+                }
+                Err(stop) => return Err(stop),
+            }
+        }
+        let all = self.infos.len();
+        match changed {
+            0 if out.json => Ok(()),
+            0 => out.line(format_args!("{all} records{}", if dry_run { ", nothing was changed" } else { "" })),
+            _ => Err(Stop::Nothing(format!(
+                "{changed} of {all} records had changed meanwhile and were left as they are"
+            ))),
+        }
     }
 }
 
@@ -244,16 +253,21 @@ fn has_changed(kind: ErrorKind) -> bool {
     )
 }
 
-/// Returns the records that the filters select and that can be resolved or undone.
-fn selected(store: &dyn Store, asked: &Resolve, plan: &Plan) -> Done<Vec<RecordInfo>> {
-    if !asked.filter.selects_only(Status::Interrupted) {
-        return Err(Stop::Usage("only interrupted records can be resolved: leave --status out".to_owned()));
-    }
+/// Selects the records that match the filters and can be resolved or undone, and checks all of them.
+fn select(store: &dyn Store, describers: &Describers, asked: &Resolve, plan: &Plan) -> Done<Selected> {
     let filter: RecordFilter = match plan {
-        Plan::Undo => asked.filter.without_status().map(|filter| filter.matching(RecordInfo::is_undoable))?,
-        _ => asked.filter.without_status()?.status(Status::Interrupted),
+        Plan::Undo => asked.filter.records()?.matching(RecordInfo::is_undoable),
+        _ if asked.filter.selects_only(Status::Interrupted) => asked.filter.records()?.status(Status::Interrupted),
+        _ => return Err(Stop::Usage("only interrupted records can be resolved: leave --status out".to_owned())),
     };
-    Ok(store.records(filter)?.collect::<crate::Result<_>>()?)
+    let infos = store.records(filter)?.collect::<crate::Result<Vec<_>>>()?;
+    let mut outcomes = BTreeMap::new();
+    for info in &infos {
+        if let Entry::Vacant(entry) = outcomes.entry((info.manager().to_owned(), info.schema())) {
+            entry.insert(prepare(store, describers, plan, info, asked.unchecked)?);
+        }
+    }
+    Ok(Selected { infos, outcomes })
 }
 
 /// Checks that the plan is possible for the record, and returns the outcome to be stored.

@@ -30,39 +30,73 @@ pub(super) fn export(store: &dyn Store, filter: &RecordFilter, out: &mut Out<'_>
     Ok(())
 }
 
-pub(super) fn import(store: &dyn Store, file: Option<&Path>, out: &mut Out<'_>) -> Done {
-    let (mut input, total, name): (Box<dyn BufRead>, Option<u64>, String) = match file {
-        None => (Box::new(BufReader::new(io::stdin())), None, "standard input".to_owned()),
-        Some(path) => {
-            let name = path.display().to_string();
-            let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
-            let (length, file) = opened.map_err(|cause| Stop::Io(format!("open {name}"), cause))?;
-            (Box::new(BufReader::new(file)), Some(length), name)
+/// The records to import. The first one is read at once, so that a wrong input is refused before a store is created.
+pub(super) struct Input {
+    from: Box<dyn BufRead>,
+    name: String,
+    /// The length in bytes, if it is known.
+    total: Option<u64>,
+    /// The number of lines read, and of their bytes.
+    lines: u64,
+    bytes: u64,
+    line: Vec<u8>,
+    next: Option<Record<Value, Value>>,
+}
+
+impl Input {
+    /// Opens a file, or standard input.
+    pub(super) fn open(file: Option<&Path>) -> Done<Self> {
+        let (from, total, name): (Box<dyn BufRead>, Option<u64>, String) = match file {
+            None => (Box::new(BufReader::new(io::stdin())), None, "standard input".to_owned()),
+            Some(path) => {
+                let name = path.display().to_string();
+                let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+                let (length, file) = opened.map_err(|cause| Stop::Io(format!("open {name}"), cause))?;
+                (Box::new(BufReader::new(file)), Some(length), name)
+            }
+        };
+        let mut input = Self { from, name, total, lines: 0, bytes: 0, line: Vec::new(), next: None };
+        input.read()?;
+        Ok(input)
+    }
+
+    /// Reads the next record. Afterwards `next` is `None` at the end.
+    fn read(&mut self) -> Done {
+        self.next = None;
+        while self.next.is_none() {
+            self.line.clear();
+            let read = self.from.by_ref().take(MAX_LINE).read_until(b'\n', &mut self.line);
+            let read = read.map_err(|cause| Stop::Io(format!("read {}", self.name), cause))?;
+            if read == 0 {
+                return Ok(());
+            }
+            self.lines += 1;
+            self.bytes += read as u64;
+            if !self.line.trim_ascii().is_empty() {
+                self.next = Some(serde_json::from_slice(&self.line).map_err(|cause| self.bad(cause.into()))?);
+            }
         }
-    };
-    let progress = match total {
+        Ok(())
+    }
+
+    fn bad(&self, cause: io::Error) -> Stop {
+        let before = if self.lines > 1 { "; the lines before it are imported" } else { "" };
+        Stop::Io(format!("line {} of {}{before}", self.lines, self.name), cause)
+    }
+}
+
+pub(super) fn import(store: &dyn Store, input: &mut Input, out: &mut Out<'_>) -> Done {
+    let progress = match input.total {
         Some(total) => Progress::bytes(out, total, "importing"),
         None => Progress::count(out, "importing, bytes"),
     };
-    let (mut imported, mut present, mut number) = (0_u64, 0_u64, 0_u64);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = input.by_ref().take(MAX_LINE).read_until(b'\n', &mut line);
-        let read = read.map_err(|cause| Stop::Io(format!("read {name}"), cause))?;
-        if read == 0 {
-            break;
-        }
-        number += 1;
-        progress.add(read as u64);
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let bad = |cause: io::Error| Stop::Io(format!("line {number} of {name}, after {imported} imported"), cause);
-        let record: Record<Value, Value> = serde_json::from_slice(&line).map_err(|cause| bad(cause.into()))?;
-        let taken = store.import(&record).map_err(|error| bad(error.into()))?;
+    let (mut imported, mut present) = (0_u64, 0_u64);
+    while let Some(record) = &input.next {
+        let taken = store.import(record).map_err(|error| input.bad(error.into()))?;
         imported += u64::from(taken);
         present += u64::from(!taken);
+        progress.set(input.bytes);
+        input.read()?;
     }
     store.sync()?;
     drop(progress);

@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
+use super::Reached;
 use super::location::Location;
 use super::out::{Done, Out, Stop};
 use crate::{
-    RecordInfo,
+    EngineOptions, ErrorKind, RecordInfo,
     admin::{Event, LiveStore},
     clock::{Clock as _, SystemClock},
 };
@@ -13,12 +14,20 @@ use crate::{
 const INSTEAD: &str = "its events are in the services that have it open; use `oncekey list --newer-than 1m`";
 
 /// Prints each event until the process that has the store open closes it, or until `limit` events are printed.
-pub(super) fn watch(store: &Location, limit: Option<usize>, out: &mut Out<'_>) -> Done {
-    let store = store.directory("watch", INSTEAD)?;
-    let live = LiveStore::connect(store).map_err(|error| match error.kind() {
-        crate::ErrorKind::StoreInUse => Stop::Nothing(format!("nothing happens in {}: {error}", store.display())),
-        _ => Stop::open(error),
-    })?;
+pub(super) fn watch(options: &EngineOptions, store: &Location, limit: Option<usize>, out: &mut Out<'_>) -> Done {
+    let live = match LiveStore::connect(store.directory("watch", INSTEAD)?) {
+        // Nobody answers. An open finds out why.
+        Err(none) if none.kind() == ErrorKind::StoreInUse => {
+            match super::reach(&options.clone().read_only(true), store)? {
+                Reached::Live(live) => live,
+                Reached::Opened(engine) => {
+                    engine.close()?;
+                    return Err(Stop::Nothing(format!("nothing happens in {store}: no process has it open")));
+                }
+            }
+        }
+        connected => connected.map_err(Stop::open)?,
+    };
     for event in live.events()?.take(limit.unwrap_or(usize::MAX)) {
         print(&event?, out)?;
         // Flush, so that a reader sees each event when it happens.

@@ -164,18 +164,18 @@ impl Greeting {
 
     pub(crate) fn read(from: &mut impl Read) -> io::Result<Self> {
         let (mut magic, mut version) = ([0; 8], [0; 4]);
-        from.read_exact(&mut magic)?;
+        read_exact(from, &mut magic)?;
         if magic != MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the process that answers serves no store"));
         }
-        from.read_exact(&mut version)?;
+        read_exact(from, &mut version)?;
         let version = u32::from_le_bytes(version);
         let mut build = Vec::new();
         if version >= NAMED {
             let mut len = [0; 1];
-            from.read_exact(&mut len)?;
+            read_exact(from, &mut len)?;
             build = vec![0; usize::from(len[0])];
-            from.read_exact(&mut build)?;
+            read_exact(from, &mut build)?;
         }
         // The other side may be any program, and people see this text.
         Ok(Self { version, build: String::from_utf8_lossy(&build).escape_debug().to_string() })
@@ -200,14 +200,23 @@ pub(crate) fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Resu
     to.write_all(&bytes)
 }
 
+/// Fills the buffer. The error says more than that of `read_exact`.
+fn read_exact(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<()> {
+    from.read_exact(buffer).map_err(|cause| if cause.kind() == io::ErrorKind::UnexpectedEof { cut() } else { cause })
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended early")
+}
+
 /// Reads a frame. Allocates memory only for bytes that have arrived.
 pub(crate) fn read(from: &mut impl Read) -> io::Result<(Kind, Vec<u8>)> {
     let malformed = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
     let (mut code, mut len) = ([0; 1], [0; 4]);
-    from.read_exact(&mut code)?;
+    read_exact(from, &mut code)?;
     let kind = Kind::ALL.into_iter().find(|kind| [kind.code()] == code);
     let kind = kind.ok_or_else(|| malformed("the message is of an unknown kind"))?;
-    from.read_exact(&mut len)?;
+    read_exact(from, &mut len)?;
     let len = u32::from_le_bytes(len);
     if len > LONGEST {
         return Err(malformed("the message is too long"));
@@ -215,7 +224,7 @@ pub(crate) fn read(from: &mut impl Read) -> io::Result<(Kind, Vec<u8>)> {
     let wanted = usize::try_from(len).unwrap_or(usize::MAX);
     let mut payload = Vec::with_capacity(wanted.min(RESERVED));
     from.take(u64::from(len)).read_to_end(&mut payload)?;
-    if payload.len() < wanted { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok((kind, payload)) }
+    if payload.len() < wanted { Err(cut()) } else { Ok((kind, payload)) }
 }
 
 #[cfg(test)]

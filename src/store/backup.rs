@@ -119,13 +119,16 @@ impl Inner {
 
     /// Returns the directory that the copy will be in.
     fn check_destination(&self, path: &Path) -> Result<PathBuf> {
-        let refuse = |cause: io::ErrorKind| Error::io_as(ErrorKind::InvalidOptions, "back up to", path, &cause.into());
+        let exists = || {
+            let cause = io::Error::new(io::ErrorKind::AlreadyExists, "it exists, and a backup makes a new directory");
+            Error::io_as(ErrorKind::InvalidOptions, "back up to", path, &cause)
+        };
         match fs::symlink_metadata(path) {
-            Ok(_) => return Err(refuse(io::ErrorKind::AlreadyExists)),
+            Ok(_) => return Err(exists()),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(cause) => return Err(Error::io("back up to", path, &cause)),
         }
-        let parent = path.parent().ok_or_else(|| refuse(io::ErrorKind::AlreadyExists))?;
+        let parent = path.parent().ok_or_else(exists)?;
         let parent = parent.canonicalize().map_err(|cause| Error::io("back up to", path, &cause))?;
         if self.path.canonicalize().is_ok_and(|store| parent.starts_with(store)) {
             let message = format!("the backup {} would be inside the store itself", path.display());

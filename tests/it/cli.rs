@@ -252,6 +252,12 @@ fn an_import_rejects_an_invalid_line_and_names_it() {
     ];
     let (file, copy) = (dir.path().join("bad"), dir.path().join("copy"));
     let (file_name, copy_name) = (file.to_str().unwrap(), copy.to_str().unwrap());
+    // Nothing is created for an input that cannot be read.
+    fs::write(&file, "{").unwrap();
+    for (input, why) in [(file_name, "line 1 of "), ("missing", "open missing")] {
+        let (status, _, err) = oncekey(&["import", copy_name, input]);
+        assert!(status == 5 && err.contains(why) && !copy.exists(), "{input}: {status} {err}");
+    }
     for line in bad {
         fs::write(&file, format!("{good}\n{line}\n")).unwrap();
         let (status, _, err) = oncekey(&["import", copy_name, file_name]);
@@ -278,6 +284,12 @@ fn a_store_in_use_or_missing_is_reported_and_not_changed() {
         let (status, _, err) = oncekey(&[command, missing.to_str().unwrap()]);
         assert!(status == 2 && err.contains("there is no store in"), "{command}: {status} {err}");
         assert!(!missing.exists(), "{command}");
+    }
+    let foreign = dir.path().join("foreign");
+    fs::create_dir_all(foreign.join("store")).unwrap();
+    for command in ["stats", "list", "verify", "compact", "export", "repair", "watch"] {
+        let (status, _, err) = oncekey(&[command, foreign.to_str().unwrap()]);
+        assert!(status == 2 && err.contains("is not a store"), "{command}: {status} {err}");
     }
 }
 
@@ -333,7 +345,7 @@ fn an_invalid_command_line_gets_a_helpful_error() {
         (&["list"], "Usage: oncekey list <STORE>"),
         (&["list", "a", "b"], "unexpected argument 'b'"),
         (&["list", "a", "--status", "gone"], "possible values: in-progress, succeeded"),
-        (&["list", "a", "--limit", "0"], "invalid value '0' for '--limit <COUNT>'"),
+        (&["list", "a", "--limit", "0"], "invalid value '0' for '--limit <COUNT>': the minimum is 1"),
         (&["list", "a", "--older-than", "soon"], "invalid value 'soon' for '--older-than <DURATION>'"),
         (&["list", "a", "--context", "user"], "it is written as NAME=VALUE"),
         (&["list", "a", "--retry"], "unexpected argument '--retry'"),
@@ -399,12 +411,20 @@ fn completions_and_the_manual_page_name_every_command() {
     for command in ["stats", "list", "get", "resolve", "revoke", "forget", "export", "import", "repair"] {
         assert!(completions.contains(command) && manual.contains(command), "{command}");
     }
+    for line in manual.lines().filter_map(|line| line.strip_prefix("oncekey\\-")) {
+        let command = line.split_once("(1)").unwrap().0;
+        let page = printed(&["man", command]);
+        assert!(page.contains(&format!("oncekey\\-{command}")), "{page}");
+    }
+    assert!(printed(&["man", "resolve"]).contains("\\-\\-dry\\-run"));
+    assert_eq!(oncekey(&["man", "frobnicate"]).0, 2);
     let sections: Vec<_> = manual.lines().filter_map(|line| line.strip_prefix(".SH ")).collect();
     for section in ["DESCRIPTION", "OPTIONS", "SUBCOMMANDS", "\"EXIT STATUS\"", "\"EXAMPLES\""] {
         assert!(sections.contains(&section), "{section}: {sections:?}");
     }
     assert!(
-        manual.contains("/PART/PART") && manual.contains("  3  the store is in use, and its owner does not answer\n"),
+        manual.contains("/PART/PART")
+            && manual.contains("  3  the store is in use, and the command cannot ask its owner\n"),
         "{manual}"
     );
 }

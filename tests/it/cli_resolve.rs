@@ -214,6 +214,25 @@ fn if_one_of_several_outcomes_is_refused_none_is_stored() {
     assert_eq!(printed(&["list", &path, "--status", "interrupted", "--count"]), "6\n");
 }
 
+/// A manager's failures may be of the default type, or text.
+#[test]
+fn text_becomes_a_failure_of_the_type_that_the_manager_has_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let engine = Engine::open(&path).unwrap();
+    let payments: Manager<u64, String> = engine.manager("payments").unwrap();
+    claim(&payments, "a").fail(&"card declined".to_owned()).unwrap();
+    drop(claim(&payments, "b"));
+    engine.close().unwrap();
+    let (name, why) = (path.to_str().unwrap(), file(dir.path(), "no such account"));
+    let (status, _, err) = oncekey(&["resolve", name, "payments", "b", "--fail", &why]);
+    assert!(status == 2 && err.contains("--as text or --as json"), "{status} {err}");
+    printed(&["resolve", name, "payments", "b", "--fail", &why, "--as", "text"]);
+    let engine = Engine::open(&path).unwrap();
+    let payments: Manager<u64, String> = engine.manager("payments").unwrap();
+    assert_eq!(payments.get("b").unwrap().unwrap().outcome(), Some(Err(&"no such account".to_owned())));
+}
+
 #[test]
 fn a_resolution_is_undone_until_a_caller_is_given_the_outcome() {
     let dir = tempfile::tempdir().unwrap();
@@ -237,7 +256,10 @@ fn a_resolution_is_undone_until_a_caller_is_given_the_outcome() {
         let receipts: Manager<Receipt> = engine.manager("receipts").unwrap();
         assert_eq!(answer(&receipts, "b"), "replay");
     }
-    let undone = printed(&[&all[..], &["--undo"]].concat());
+    // A filter by state selects among the records that were resolved.
+    let released = ["--undo", "--status", "released"];
+    assert_eq!(printed(&[&all[..], &released].concat()), "no record matches\n");
+    let undone = printed(&[&all[..], &["--undo", "--status", "succeeded"]].concat());
     assert!(
         undone.contains("key a of") && undone.contains("key c of") && undone.ends_with("\n2 records\n"),
         "{undone}"
