@@ -75,7 +75,7 @@ use read_sets::ReadSets;
 use record_cache::RecordCache;
 pub(crate) use runs::flush::Deleted;
 use runs::flush::Shared;
-use sled::disk_space::{DiskSpace, SpaceStatus};
+use sled::disk_space::{DiskSpace, LARGE_COMMIT, SpaceStatus};
 use threads::{Apply, Running};
 pub(crate) use versions::ReadVersion;
 use versions::Versions;
@@ -433,6 +433,16 @@ impl Inner {
             // Wake the apply thread also if users stay refused: it can continue with less space than they need.
             self.disk_space.wake();
         }
+    }
+
+    /// Returns `Full` if a commit of this many bytes is large and could not be applied. Smaller commits find out when
+    /// the apply thread claims space for them.
+    fn check_large_commit(&self, len: usize, priority: Priority) -> Result<()> {
+        let len = len as u64;
+        if len < LARGE_COMMIT || priority == Priority::GivingUp {
+            return Ok(());
+        }
+        self.disk_space.check_large_commit(len, self.commit_queue.unapplied().saturating_add(len))
     }
 
     /// Returns the error if there is no space to give sled this many bytes. Stalls users' commits if space is low.

@@ -250,17 +250,9 @@ impl Applier {
             self.compactions.clear();
             self.merge = None;
         }
-        let mut prepared = self.flusher.prepare(frame, &self.inner.now())?;
-        if let Some(full) = self.wait_for_space(prepared.bytes(), closes)? {
-            self.leave_behind(&full);
+        if !self.write(frame, closes)? {
             return Ok(Next::End);
         }
-        if !self.flusher.has_highest_id(&prepared) {
-            // A merge has begun a run during the wait. A salvage without the newest list takes the run with the higher
-            // number for the newer one.
-            prepared = self.flusher.prepare(frame, &self.inner.now())?;
-        }
-        self.flusher.write(prepared, &self.inner.now())?;
         (self.may_merge, self.has_flushed) = (true, true);
         if group > 0 {
             self.inner.commit_queue.applied(group, bytes);
@@ -286,6 +278,29 @@ impl Applier {
             }
         }
         Ok(Next::GoOn)
+    }
+
+    /// Writes the contents up to this frame into a run, part by part, each as soon as there is space. Returns false if
+    /// the store is closed before.
+    fn write(&mut self, frame: u64, closes: bool) -> Result<bool> {
+        let mut prepared = self.flusher.prepare(frame, &self.inner.now())?;
+        loop {
+            if let Some(full) = self.wait_for_space(prepared.bytes(), closes)? {
+                self.leave_behind(&full);
+                return Ok(false);
+            }
+            if !self.flusher.has_highest_id(&prepared) {
+                // A merge has begun a run during the wait. A salvage without the newest list takes the run with the
+                // higher number for the newer one.
+                let again = self.flusher.prepare(frame, &self.inner.now())?;
+                self.flusher.discard(std::mem::replace(&mut prepared, again));
+                continue;
+            }
+            if self.flusher.write_part(&mut prepared)? {
+                self.flusher.finish(prepared, &self.inner.now())?;
+                return Ok(true);
+            }
+        }
     }
 
     /// Writes the closing frame.

@@ -86,8 +86,13 @@ impl Inner {
         self.look_for_space();
         // Read the clock before taking the commit lock: it may be user code.
         let mut now = options.now(&self.clock);
-        // May wait for space, and reads the clock again then. Returns with the commit lock held.
-        let mut admission = self.commit_queue.admit_after(len, options.priority, || now = options.now(&self.clock))?;
+        let mut has_space = self.check_large_commit(len, options.priority);
+        has_space.clone()?;
+        let read_again =
+            || (now, has_space) = (options.now(&self.clock), self.check_large_commit(len, options.priority));
+        // May wait for space, and looks again at both then. Returns with the commit lock held.
+        let mut admission = self.commit_queue.admit_after(len, options.priority, read_again)?;
+        has_space?;
 
         // Check. This needs the lock: without it, another commit could come between the check and the steps below.
         if !self.versions.are_current(reads) || !options.hold(now) {

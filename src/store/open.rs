@@ -429,12 +429,16 @@ pub(super) fn replay(
 /// Flushes the replayed changes into a run, if there is space.
 pub(super) fn flush(flusher: &mut Flusher, space: &DiskSpace, frame: u64, now: &Now) -> Result<()> {
     flusher.mark_complete(frame);
-    let prepared = flusher.prepare(frame, now)?;
+    let mut prepared = flusher.prepare(frame, now)?;
     // Sync values that sled has in files of their own, before the journal frees any segment.
     flusher.shared.tables.blobs.sync()?;
-    match space.claim(prepared.bytes()) {
-        SpaceStatus::Short(full) => Err(full),
-        SpaceStatus::Enough | SpaceStatus::Low(_) => flusher.write(prepared, now),
+    loop {
+        if let SpaceStatus::Short(full) = space.claim(prepared.bytes()) {
+            return Err(full);
+        }
+        if flusher.write_part(&mut prepared)? {
+            return flusher.finish(prepared, now);
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::sync::worker::Worker;
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 
-/// The longest wait of commits on a full disk for the checkpoint that frees a segment of the journal.
+/// The longest wait of commits for the checkpoint that frees a segment of the journal, if none can be created.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The threads, and the lock on the directory. Each thread shares the lock, so a thread that hangs in the operating
@@ -235,7 +235,7 @@ fn prepare(inner: &Inner) {
             inner.pool.prepare(need, wanted, set_apart.bytes)
         };
         let mut spare = prepare();
-        if spare.as_ref().is_err_and(|error| error.kind() == ErrorKind::Full) && wait_for_release(inner) {
+        if spare.is_err() && wait_for_release(inner) {
             // Try again even after the timeout, because the answer is for commits that have come meanwhile too.
             spare = prepare();
         }

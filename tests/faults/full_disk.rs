@@ -301,6 +301,54 @@ fn a_commit_too_large_for_the_disk_leaves_the_free_space() {
     }
 }
 
+/// Commits 31 MiB at once on a disk with this much free space. The next open, after a close or a crash, must apply what was
+/// answered. Returns false if the commit was refused, or `None` if this file system cannot be mounted here.
+fn commit_large(kind: &str, free: u64, crashes: bool) -> Option<bool> {
+    const ROWS: u64 = 31;
+    let disk = Disk::image(kind, 500 * MIB)?;
+    disk.fill(free * MIB);
+    let failed = |error: Error| -> Engine { panic!("{kind}, {free} MiB: {error}") };
+    let engine = open(&disk).unwrap();
+    let value = || vec![7; (1 << 20) - 100];
+    let stored =
+        engine.atomic_phase(|tx| (0..ROWS).try_for_each(|row| tx.table("t")?.insert(format!("{row}"), value())));
+    let expected = stored.is_ok().then(value);
+    stored.as_ref().err().into_iter().for_each(is_full);
+    let check = |engine: &Engine| {
+        let table = engine.table("t").unwrap();
+        for row in 0..ROWS {
+            let found = table.get(format!("{row}")).unwrap();
+            assert!(found.as_deref() == expected.as_deref(), "{kind}, {free} MiB: row {row}");
+        }
+    };
+    check(&engine);
+    let engine = if crashes {
+        engine.crash();
+        open(&disk).unwrap_or_else(failed)
+    } else {
+        engine
+    };
+    check(&engine);
+    engine.table("t").unwrap().insert("small", "x").unwrap();
+    engine.compact_now().unwrap();
+    engine.close().unwrap();
+    check(&open(&disk).unwrap_or_else(failed));
+    Some(expected.is_some())
+}
+
+/// What was answered must be possible to apply.
+#[test]
+fn a_commit_of_nearly_the_maximum_size_is_refused_whole_or_applied() {
+    for kind in KINDS.map(|(kind, _)| kind) {
+        let mut answers = Vec::new();
+        for (free, crashes) in [(80, false), (130, true), (140, false), (150, true), (170, false), (200, true)] {
+            answers.extend(within(LATE, move || commit_large(kind, free, crashes)));
+        }
+        println!("{kind}: whether the commit was accepted, by free space: {answers:?}");
+        assert!(answers.first() != Some(&true) && answers.last() != Some(&false), "{answers:?}");
+    }
+}
+
 #[test]
 fn a_disk_filled_by_the_store_returns_full_and_recovers() {
     within(LATE, || {

@@ -1,4 +1,5 @@
-//! Changes of a process while it has a store open: its working directory and its free descriptors.
+//! Changes of a process while it has a store open: its working directory, its free descriptors and its user.
+#![allow(unsafe_code, reason = "only libc changes the user of all threads")]
 
 use std::fs::File;
 use std::path::Path;
@@ -72,4 +73,56 @@ fn an_engine_survives_a_changed_directory_and_missing_descriptors() {
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.contains("survived"), "{said}");
     });
+}
+
+/// Not a test: a process of its own, which gives up the permissions of root.
+#[test]
+#[ignore = "started by another test"]
+fn as_another_user() {
+    let Ok(dir) = std::env::var(DIR) else { return };
+    let engine = Engine::options().segment_bytes(64 << 10).open(Path::new(&dir).join("store")).unwrap();
+    let ops: Ops = engine.manager("m").unwrap();
+    ops.execute("before", |_| Ok(vec![1])).unwrap();
+    let open = ops.begin("open").unwrap().into_claim().unwrap();
+    // SAFETY: changes only the ids of this process.
+    let changed = unsafe { (libc::setgid(65_534), libc::setuid(65_534)) };
+    assert_eq!(changed, (0, 0));
+    let reopened = File::open(Path::new(&dir).join("store/LOCK")).unwrap_err();
+    assert_eq!(reopened.kind(), std::io::ErrorKind::PermissionDenied);
+    // More commits than the segments hold that are there. New ones cannot be created, but free ones are used again.
+    for n in 0..300 {
+        ops.execute(format!("after {n}"), |_| Ok(vec![1; 1000])).unwrap();
+    }
+    open.succeed(&vec![2]).unwrap();
+    assert_eq!(ops.get("before").unwrap().unwrap().status(), Status::Succeeded);
+    drop(ops);
+    engine.close().unwrap();
+    println!("\nsurvived");
+}
+
+#[test]
+fn an_engine_survives_that_its_process_drops_its_permissions() {
+    // SAFETY: reads an id of this process.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: only root can become another user");
+        return;
+    }
+    within(LATE, || {
+        let dir = tempfile::tempdir().unwrap();
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::as_another_user", "--ignored", "--nocapture"])
+            .env(DIR, dir.path().canonicalize().unwrap())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("survived"), "{said}");
+        let engine = Engine::open(dir.path().join("store")).unwrap();
+        assert!(engine.opened().clean);
+        assert_eq!(engine.verify().unwrap().problems, Vec::<String>::new());
+        assert_eq!(ops(&engine).get("open").unwrap().unwrap().status(), Status::Succeeded);
+    });
+}
+
+fn ops(engine: &Engine) -> Ops {
+    engine.manager("m").unwrap()
 }

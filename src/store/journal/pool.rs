@@ -111,15 +111,15 @@ impl Pool {
                 self.discard_free();
                 Ok(spare)
             }
-            // A small file is better than none.
-            Err(error) if error.kind() == ErrorKind::Full => {
-                if let Some(spare) = self.take_free(least) {
-                    return Ok(spare);
+            // A small file is better than none, also without permission to create one, or without a descriptor.
+            Err(error) => match self.take_free(least) {
+                Some(spare) => Ok(spare),
+                None if error.kind() == ErrorKind::Full => {
+                    self.discard_free();
+                    self.create(least, free)
                 }
-                self.discard_free();
-                self.create(least, free)
-            }
-            Err(error) => Err(error),
+                None => Err(error),
+            },
         }
     }
 

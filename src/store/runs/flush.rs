@@ -18,6 +18,7 @@ use crate::store::memtable::{Entry, Memtable};
 use crate::store::runs::build::Builder;
 use crate::store::runs::unfinished::Unfinished;
 use crate::store::runs::{Run, Runs};
+use crate::store::sled::disk_space::CLAIMED_AT_ONCE;
 use crate::store::sled::tables::{Keyed, Tables};
 use crate::types::error::Result;
 use crate::types::record::{Now, StoredRecord};
@@ -129,13 +130,15 @@ pub(crate) struct Prepared {
     taken: Vec<(StoreKey, Entry)>,
     run: Option<Run>,
     blocks: Vec<Keyed>,
+    /// The number of blocks that are written.
+    written: usize,
     left_out: Deleted,
 }
 
 impl Prepared {
-    /// Returns the number of bytes that sled will be given.
+    /// Returns the number of bytes that sled will still be given.
     pub(crate) fn bytes(&self) -> u64 {
-        self.blocks.len() as u64 * BLOCK as u64
+        self.blocks.len().saturating_sub(self.written) as u64 * BLOCK as u64
     }
 }
 
@@ -206,13 +209,28 @@ impl Flusher {
             builder.add(key, value)?;
         }
         let (run, blocks) = builder.finish()?.unzip();
-        Ok(Prepared { frame, taken, run, blocks: blocks.unwrap_or_default(), left_out })
+        Ok(Prepared { frame, taken, run, blocks: blocks.unwrap_or_default(), written: 0, left_out })
     }
 
-    /// Writes the run durably, and then removes its contents from the memtable.
-    pub(crate) fn write(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
-        let Prepared { frame, taken, run, blocks, left_out } = prepared;
-        self.shared.tables.write(&blocks)?;
+    /// Writes the next part of the blocks, for which the caller has claimed space. Returns true if that was the last.
+    pub(crate) fn write_part(&self, prepared: &mut Prepared) -> Result<bool> {
+        let rest = prepared.blocks.get(prepared.written..).unwrap_or_default();
+        let part = rest.get(..CLAIMED_AT_ONCE).unwrap_or(rest);
+        self.shared.tables.write(part)?;
+        prepared.written += part.len();
+        Ok(prepared.written >= prepared.blocks.len())
+    }
+
+    /// Gives up a run of which parts may be written. They are deleted later.
+    pub(crate) fn discard(&mut self, prepared: Prepared) {
+        if let Some(run) = prepared.run.filter(|_| prepared.written > 0) {
+            self.give_up(run.info.id, None);
+        }
+    }
+
+    /// Lists the run, whose blocks are all written, and then removes its contents from the memtable.
+    pub(crate) fn finish(&mut self, prepared: Prepared, now: &Now) -> Result<()> {
+        let Prepared { frame, taken, run, left_out, .. } = prepared;
         let mut runs = self.shared.runs.current().to_vec();
         runs.extend(run.map(Arc::new));
         self.list(frame, &runs)?;

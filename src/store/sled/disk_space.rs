@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::store::files::{self, FreeSpace};
+use crate::store::format::block::BLOCK;
 use crate::store::sled::snapshots;
 use crate::types::error::{Error, ErrorKind, Result};
 
@@ -26,6 +27,11 @@ const FLOOR: u64 = 4 << 20;
 /// Bytes that sled writes for each byte that it is given: a block, the leaf that contains it when the leaf is split,
 /// and data moved to free a segment. The largest value seen was below 2.
 const AMPLIFICATION: u64 = 3;
+/// The largest number of blocks for which space is claimed at once. More are written in parts.
+pub(crate) const CLAIMED_AT_ONCE: usize = 1 << 10;
+/// A commit of at least this many bytes is refused if there is no space to apply it. Smaller ones are accepted first, so
+/// that they need no system call.
+pub(crate) const LARGE_COMMIT: u64 = 4 << 20;
 /// Bytes that an open needs in addition, for the snapshot that sled then writes.
 const SNAPSHOT: u64 = 1 << 20;
 /// Blocks are allocated in pieces of this many bytes. If the disk becomes full during a claim, the pieces allocated so
@@ -132,13 +138,14 @@ impl DiskSpace {
         if self.pretended().is_some() {
             return self.look(bytes);
         }
-        let needed = needed(bytes);
+        let Needed { now, later } = Needed::of(bytes);
+        let needed = now.saturating_add(later);
         // A large claim leaves part of the reserve to other writers and to the next open.
-        let left = (needed - FLOOR).min(RESERVED / 2).max(least_left);
+        let left = (now - FLOOR).min(RESERVED / 2).max(least_left);
         self.free_space.make_exact(needed.saturating_add(left + RESERVED));
         let mut preallocation = self.preallocation.lock();
         let left = left.saturating_add(self.set_apart.load(Ordering::Relaxed));
-        let claimed = preallocation.claim(needed, self.free().saturating_sub(left));
+        let claimed = preallocation.claim(now, later, self.free().saturating_sub(left));
         self.free_space.add_allocated(std::mem::take(&mut preallocation.added));
         drop(preallocation);
         let free = self.free_up_to(FLOOR + RESERVED);
@@ -152,14 +159,24 @@ impl DiskSpace {
 
     /// Returns whether space is short for giving sled this many bytes, without claiming it.
     pub(crate) fn look(&self, bytes: u64) -> SpaceStatus {
-        let needed = needed(bytes);
+        let needed = Needed::of(bytes).all();
         self.judge(self.free_up_to(needed.max(FLOOR + RESERVED)), needed)
+    }
+
+    /// Returns `Full` if there is no space for a commit that takes `journal` bytes there, and that makes the commits
+    /// which are not applied yet `unapplied` bytes long. Otherwise it would be stored, and could not be applied.
+    pub(crate) fn check_large_commit(&self, journal: u64, unapplied: u64) -> Result<()> {
+        let needed = Needed::of(unapplied).all().saturating_add(journal).saturating_add(RESERVED);
+        // The next segment of the journal may take a sixteenth of what is free.
+        let needed = needed.saturating_add(needed / 15);
+        let free = self.free_up_to(needed).saturating_add(self.preallocation.lock().after_end());
+        if free < needed { Err(self.full(free, needed)) } else { Ok(()) }
     }
 
     /// Frees the blocks after the end of sled's file, except those that the next open needs. Only while sled has the
     /// file closed: the truncation would destroy data that is being written.
     pub(crate) fn give_back(&self) {
-        self.preallocation.lock().give_back(needed(0));
+        self.preallocation.lock().give_back(FLOOR);
     }
 
     fn judge(&self, free: u64, needed: u64) -> SpaceStatus {
@@ -232,8 +249,25 @@ impl Drop for SetApart<'_> {
     }
 }
 
-fn needed(bytes: u64) -> u64 {
-    FLOOR.saturating_add(bytes.saturating_mul(AMPLIFICATION))
+/// The bytes that sled needs in order to be given some bytes.
+#[derive(Clone, Copy, Debug)]
+struct Needed {
+    /// For the next part. Claimed before it is written.
+    now: u64,
+    /// For the parts after that. They must be free, so that the first parts are not written in vain.
+    later: u64,
+}
+
+impl Needed {
+    fn of(bytes: u64) -> Self {
+        let part = bytes.min(CLAIMED_AT_ONCE as u64 * BLOCK as u64);
+        let later = (bytes - part).saturating_mul(3) / 2;
+        Self { now: FLOOR.saturating_add(part.saturating_mul(AMPLIFICATION)), later }
+    }
+
+    fn all(self) -> u64 {
+        self.now.saturating_add(self.later)
+    }
 }
 
 /// The result of a claim of blocks.
@@ -245,8 +279,14 @@ enum Claimed {
 }
 
 impl Preallocation {
-    /// Allocates blocks for this many bytes after the end. Takes nothing if less than that is free.
-    fn claim(&mut self, needed: u64, free: u64) -> Claimed {
+    /// Returns the bytes of blocks after the end of the file.
+    fn after_end(&self) -> u64 {
+        let found = self.file.as_ref().and_then(|file| file.metadata().ok());
+        found.map_or(0, |found| allocated(&found).saturating_sub(found.len()))
+    }
+
+    /// Allocates blocks for `needed` bytes after the end. Takes nothing if less than that and `later` is free.
+    fn claim(&mut self, needed: u64, later: u64, free: u64) -> Claimed {
         let Some(file) = &self.file else { return Claimed::Unsupported };
         let Ok(found) = file.metadata() else { return Claimed::Unsupported };
         let (len, blocks) = (found.len(), allocated(&found));
@@ -254,7 +294,7 @@ impl Preallocation {
             self.end = 0;
         }
         self.allocated = blocks;
-        if len.saturating_add(needed) <= self.end {
+        if len.saturating_add(needed).saturating_add(later) <= self.end {
             return Claimed::Yes;
         }
         // The last buffer of sled may not be full yet, and starts before the end.
@@ -262,7 +302,7 @@ impl Preallocation {
         let end = len.saturating_add(needed).saturating_add(SLED_SEGMENT);
         // An earlier owner may have left blocks after the end of the file.
         let after_end = blocks.saturating_sub(start);
-        if free < (end - start).saturating_sub(after_end) {
+        if free < (end - start).saturating_add(later).saturating_sub(after_end) {
             return Claimed::Full;
         }
         let mut at = start.max(self.end.min(end));
@@ -301,7 +341,7 @@ impl Preallocation {
         // Truncating to the current length frees the blocks after it. If that fails, sled uses them over time.
         if allocated(&found).saturating_sub(found.len()) > kept && file.set_len(found.len()).is_ok() {
             (self.allocated, self.end) = (0, 0);
-            self.claim(needed, u64::MAX);
+            self.claim(needed, 0, u64::MAX);
         }
     }
 }
@@ -334,7 +374,7 @@ mod tests {
         std::fs::write(&path, vec![7; usize::try_from(len).unwrap()]).unwrap();
         let mut preallocation =
             Preallocation { file: Some(File::options().write(true).open(&path).unwrap()), ..Preallocation::default() };
-        let mut claim = || match preallocation.claim(FLOOR, u64::MAX) {
+        let mut claim = || match preallocation.claim(FLOOR, 0, u64::MAX) {
             Claimed::Yes => allocated(&file.metadata().unwrap()) >= len + FLOOR,
             Claimed::Full => panic!("the disk is full"),
             Claimed::Unsupported => true,
@@ -360,7 +400,7 @@ mod tests {
         let (file, mut preallocation) = preallocation(dir.path(), SLED_SEGMENT);
         let before = allocated(&file.metadata().unwrap());
         for needed in [FLOOR, 1 << 40, u64::MAX] {
-            assert!(matches!(preallocation.claim(needed, FLOOR - 1), Claimed::Full));
+            assert!(matches!(preallocation.claim(needed, 0, FLOOR - 1), Claimed::Full));
         }
         assert_eq!(allocated(&file.metadata().unwrap()), before);
     }
@@ -370,13 +410,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (file, mut preallocation) = preallocation(dir.path(), SLED_SEGMENT);
         let behind = || allocated(&file.metadata().unwrap()).saturating_sub(SLED_SEGMENT);
-        if matches!(preallocation.claim(4 * FLOOR, u64::MAX), Claimed::Unsupported) {
+        if matches!(preallocation.claim(4 * FLOOR, 0, u64::MAX), Claimed::Unsupported) {
             println!("skipped: this file system cannot preallocate blocks");
             return;
         }
         let most = 4 * FLOOR + 2 * SLED_SEGMENT;
         for needed in [FLOOR, 4 * FLOOR, 2 * FLOOR] {
-            assert!(matches!(preallocation.claim(needed, u64::MAX), Claimed::Yes));
+            assert!(matches!(preallocation.claim(needed, 0, u64::MAX), Claimed::Yes));
             assert!((4 * FLOOR..=most).contains(&behind()));
         }
         preallocation.give_back(FLOOR);
