@@ -173,7 +173,7 @@ pub mod admin {
     #[cfg(feature = "postgres")]
     pub use crate::protocol::MigrateReport;
     pub use crate::protocol::event::{Compacted, Event, Events};
-    pub use crate::protocol::{BackupReport, OpenReport, SalvageReport, VerifyReport};
+    pub use crate::protocol::{BackupReport, LostRange, OpenReport, RangeEnd, SalvageReport, VerifyReport};
     pub use crate::types::histogram::Histogram;
     pub use crate::types::key::KeyPrefix;
     pub use crate::types::record::EarlierAttempt;

@@ -47,7 +47,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::protocol::event::{Event, Subscribers};
 use crate::protocol::rules::{Action, Decision, Ending, Reason, Start, decide};
-pub use crate::store::{BackupReport, OpenReport, SalvageReport, VerifyReport};
+pub use crate::store::{BackupReport, LostRange, OpenReport, RangeEnd, SalvageReport, VerifyReport};
 use crate::store::{Change, CommitOptions, Priority, Read, Ticket};
 pub(crate) use crate::store::{Content, Load, StoreKey};
 use crate::sync::key_locks::KeyLocks;

@@ -55,7 +55,7 @@ pub(crate) use format::record::{decode as decode_record, encode as encode_record
 pub use open::OpenReport;
 pub(crate) use page::Page;
 pub(crate) use runs::Load;
-pub use salvage::SalvageReport;
+pub use salvage::{LostRange, RangeEnd, SalvageReport};
 use verify::Problems;
 pub use verify::VerifyReport;
 

@@ -274,8 +274,8 @@ pub(super) enum Verb {
     /// Rescues what can still be read of a damaged store into a new one.
     ///
     /// Takes the newest content of each record and row that has a right checksum. Changes nothing in STORE. Prints how
-    /// many were rescued, which keys may be older than their last state, and which are lost. The exit status is 4
-    /// unless the store was whole.
+    /// many were rescued, which keys may be older than their last state, which are lost, and between which keys others
+    /// may be lost. The exit status is 4 unless the store was whole.
     Salvage {
         /// The directory of the damaged store.
         store: Location,

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::out::{Done, Out, Stop, quoted, size};
 use super::owner;
 use super::progress::Progress;
-use crate::{EngineOptions, ErrorKind, admin::OpenReport};
+use crate::{EngineOptions, ErrorKind, admin::OpenReport, admin::SalvageReport};
 
 /// Reads everything first, and prints what it will do. Changes nothing if anything cannot be read.
 pub(super) fn repair(options: &EngineOptions, store: &Path, out: &mut Out<'_>) -> Done {
@@ -110,46 +110,52 @@ pub(super) fn salvage(options: &EngineOptions, store: &Path, into: &Path, out: &
             "in_doubt_keys": report.in_doubt_keys,
             "lost": report.lost,
             "more_lost": report.more_lost,
+            "lost_ranges": report.lost_ranges,
             "problems": report.problems,
             "complete": report.is_complete(),
         }))?;
     } else {
-        for problem in &report.problems {
-            out.line(problem)?;
-        }
-        out.line(format_args!("{} records and {} rows rescued into {}", report.records, report.rows, into.display()))?;
-        if report.in_doubt > 0 {
-            out.line(format_args!(
-                "{} of them may be older than they were, or may have been removed",
-                report.in_doubt
-            ))?;
-        }
-        for key in &report.in_doubt_keys {
-            out.line(format_args!("in doubt: {key}"))?;
-        }
-        let more = report.in_doubt - report.in_doubt_keys.len() as u64;
-        if more > 0 {
-            out.line(format_args!("and {more} more are in doubt"))?;
-        }
-        for lost in &report.lost {
-            out.line(format_args!("lost: {lost}"))?;
-        }
-        if report.more_lost > 0 {
-            out.line(format_args!("and {} more are lost", report.more_lost))?;
-        }
-        if report.is_complete() {
-            out.line("Nothing is lost.")?;
-        } else {
-            out.line(
-                "A request with a lost key runs its operation again, and so may one with a key whose record is older. \
-                 First ask the systems that the operations call.",
-            )?;
-        }
-        out.line(format_args!(
-            "To use the new store, stop the service and put {} in the place of {}.",
-            into.display(),
-            store.display()
-        ))?;
+        print_salvage(&report, store, into, out)?;
     }
     if report.is_complete() { Ok(()) } else { Err(Stop::Damaged) }
+}
+
+/// Prints the result of a salvage for people.
+fn print_salvage(report: &SalvageReport, store: &Path, into: &Path, out: &mut Out<'_>) -> Done {
+    for problem in &report.problems {
+        out.line(problem)?;
+    }
+    out.line(format_args!("{} records and {} rows rescued into {}", report.records, report.rows, into.display()))?;
+    if report.in_doubt > 0 {
+        out.line(format_args!("{} of them may be older than they were, or may have been removed", report.in_doubt))?;
+    }
+    for key in &report.in_doubt_keys {
+        out.line(format_args!("in doubt: {key}"))?;
+    }
+    let more = report.in_doubt - report.in_doubt_keys.len() as u64;
+    if more > 0 {
+        out.line(format_args!("and {more} more are in doubt"))?;
+    }
+    for lost in &report.lost {
+        out.line(format_args!("lost: {lost}"))?;
+    }
+    if report.more_lost > 0 {
+        out.line(format_args!("and {} more are lost", report.more_lost))?;
+    }
+    for range in &report.lost_ranges {
+        out.line(format_args!("{range} may be lost"))?;
+    }
+    if report.is_complete() {
+        out.line("Nothing is lost.")?;
+    } else {
+        out.line(
+            "A request with a lost key runs its operation again, and so may one with a key whose record is older. \
+             First ask the systems that the operations call.",
+        )?;
+    }
+    out.line(format_args!(
+        "To use the new store, stop the service and put {} in the place of {}.",
+        into.display(),
+        store.display()
+    ))
 }

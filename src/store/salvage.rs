@@ -4,6 +4,7 @@
 //! without sled. Of several contents of a key the newest is taken: the list of runs has their order, and each record
 //! has its revision. Nothing is written to the damaged store.
 
+mod lost;
 mod sources;
 
 use std::path::Path;
@@ -19,9 +20,10 @@ use crate::types::clock::{self, Anchor, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
 use crate::types::options::EngineOptions;
+pub use lost::{LostRange, RangeEnd};
 use sources::Sources;
 
-/// The number of problems, of keys in doubt, and of lost keys that a report names.
+/// The number of problems, of keys in doubt, of lost keys, and of ranges of lost keys that a report names.
 const MAX_PROBLEMS: usize = 100;
 
 /// The result of a [`salvage`](crate::EngineOptions::salvage).
@@ -38,10 +40,15 @@ pub struct SalvageReport {
     /// The keys of the records and rows in doubt, in key order, of the first 100.
     pub in_doubt_keys: Vec<String>,
     /// The keys of records and rows of which only parts were found. They are not in the new store, so an operation with
-    /// such a key would run again.
+    /// such a key would run again. Further keys may be lost without a trace: see [`lost_ranges`](Self::lost_ranges).
     pub lost: Vec<String>,
     /// The number of further lost keys, if there are more than 100.
     pub more_lost: u64,
+    /// The ranges of keys, in key order, of which records and rows may be lost without a trace. An operation with a key
+    /// in such a range that the new store does not have may have run before, and would run again. If there are more
+    /// than 100, the last one extends over the others. A range without ends means that it is unknown which keys are lost.
+    #[serde(default)]
+    pub lost_ranges: Vec<LostRange>,
     /// Descriptions of the damage that was found. If there are more than 100, the last entry is the number of the
     /// others.
     pub problems: Vec<String>,
@@ -53,7 +60,7 @@ impl SalvageReport {
     /// Returns true if everything was rescued as it was.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.in_doubt == 0 && self.lost.is_empty() && self.problems.is_empty()
+        self.in_doubt == 0 && self.lost.is_empty() && self.lost_ranges.is_empty() && self.problems.is_empty()
     }
 }
 

@@ -5,8 +5,9 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use oncekey::{Engine, Manager};
+use oncekey::{Durability, Engine, Manager};
 use serde_json::Value as Json;
 
 use crate::cli::{oncekey, process};
@@ -88,6 +89,50 @@ fn a_store_that_was_closed_is_sound() {
         shown.contains("20 records and 0 rows, none damaged") && shown.ends_with("Nothing needs to be done.\n"),
         "{shown}"
     );
+}
+
+/// A script can tell from the JSON of a salvage which operations may run again.
+#[test]
+fn a_salvage_prints_the_ranges_in_which_records_may_be_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("store");
+    // The journal has been written over since the first keys, so it cannot replace them.
+    let options =
+        Engine::options().segment_bytes(64 << 10).durability(Durability::Eventual { interval: Duration::from_secs(1) });
+    let engine = options.open(path).unwrap();
+    let payments: Manager<String> = engine.manager("payments").unwrap();
+    let numbers = 0..3_000;
+    for n in numbers.clone() {
+        claim(&payments, &format!("k{n:04}")).succeed(&"x".repeat(100)).unwrap();
+    }
+    engine.close().unwrap();
+    let db = path.join("store/sled/db");
+    let mut bytes = fs::read(&db).unwrap();
+    // One byte in each copy of the block with this key.
+    let copies: Vec<_> = memchr::memmem::find_iter(&bytes, b"k0200").collect();
+    for at in copies {
+        bytes[at] ^= 1;
+    }
+    fs::write(&db, &bytes).unwrap();
+    let [shown, json] = ["shown", "json"].map(|into| dir.path().join(into));
+    let (status, out, err) = oncekey(&["salvage", path.to_str().unwrap(), "--into", shown.to_str().unwrap()]);
+    assert_eq!(status, 4, "{out}{err}");
+    let lines: Vec<_> = out.lines().filter_map(|line| line.strip_suffix(" may be lost")).collect();
+    assert_eq!(lines.len(), 1, "{out}");
+    let (after, before) =
+        lines[0].strip_prefix("records of payments between ").and_then(|range| range.split_once(" and ")).unwrap();
+    assert!(after < "k0200" && before > "k0200" && !out.contains("Nothing is lost"), "{out}");
+    let (_, out, _) = oncekey(&["salvage", path.to_str().unwrap(), "--into", json.to_str().unwrap(), "--json"]);
+    let report: Json = serde_json::from_str(&out).unwrap();
+    let end = |key: &str| serde_json::json!({ "is_row": false, "of": "payments", "key": key });
+    assert_eq!(report["lost_ranges"], serde_json::json!([{ "after": end(after), "before": end(before) }]), "{out}");
+    assert_eq!(report["complete"], false);
+    let engine = Engine::open(&json).unwrap();
+    let payments: Manager<String> = engine.manager("payments").unwrap();
+    let is_lost = |key: &str| payments.get(key).unwrap().is_none();
+    for key in numbers.map(|n| format!("k{n:04}")) {
+        assert_eq!(is_lost(&key), after < key.as_str() && key.as_str() < before, "{key}");
+    }
 }
 
 #[test]

@@ -44,8 +44,9 @@ impl EngineOptions {
     ///
     /// Reads the journal, and the record store even if it cannot be opened any more. Takes the newest content that is
     /// left of each key. Records keep their fields, including their effect ids. A record that was in progress becomes
-    /// interrupted. The report counts what was rescued and what may be older than it was, and names what is lost. The
-    /// call keeps all keys, and the content of the journal, in memory.
+    /// interrupted. The report counts what was rescued and what may be older than it was. It names the lost keys of
+    /// which a part was found, and the ranges of keys in which others may be lost. The call keeps all keys, and the
+    /// content of the journal, in memory.
     ///
     /// ```
     /// use oncekey::{Engine, Manager};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::path::Path;
 
+use super::lost::{Gap, is_in, named, ranges};
 use super::{MAX_PROBLEMS, SalvageReport, store_of};
 use crate::store::format::block::{CONTENT, Kind, Place, take_entry};
 use crate::store::format::frame::{Change, Content, Frame, StoreKey};
@@ -12,7 +13,6 @@ use crate::store::format::record;
 use crate::store::journal::Remains;
 use crate::store::sled::raw::{self, Found};
 use crate::types::error::{Error, ErrorKind, Result};
-use crate::types::key::Key;
 
 /// The place of a value, or its removal.
 #[derive(Clone, Debug)]
@@ -35,9 +35,6 @@ struct Newest {
     revision: u64,
     in_doubt: bool,
 }
-
-/// A range in which a run has lost entries: the keys before and after it, if they are known.
-type Gap = (Option<StoreKey>, Option<StoreKey>);
 
 /// Everything that was found.
 #[derive(Debug)]
@@ -165,10 +162,13 @@ impl Sources {
             }
             let at = usize::try_from(start.at).ok().filter(|_| number == start.block).unwrap_or(0);
             let mut rest = content.get(at..).unwrap_or_default();
+            let is_listed = blocks.is_none_or(|blocks| number < blocks);
             while let Ok(Some(entry)) = take_entry(&mut rest) {
                 let key = StoreKey::from_bytes(entry.key);
                 if is_gap {
-                    gaps.push((last.take(), Some(key.clone())));
+                    // A block after the listed ones may stem from an earlier attempt at a merge. Then its first key is
+                    // not the one after the gap.
+                    gaps.push((last.take(), is_listed.then(|| key.clone())));
                     is_gap = false;
                 }
                 let end = content.len() - rest.len();
@@ -179,7 +179,6 @@ impl Sources {
                     let head = record::decode_head(value.here).filter(|_| key.is_record());
                     (is_whole(found, place, value.len - here).then_some(at), head.map_or(0, |head| head.revision))
                 });
-                let is_listed = blocks.is_none_or(|blocks| number < blocks);
                 entries.push((key.clone(), at, revision, is_listed));
                 last = Some(key);
             }
@@ -276,9 +275,7 @@ impl Sources {
     }
 
     fn may_be_lost(&self, key: &StoreKey) -> bool {
-        let is_in =
-            |(from, to): &Gap| from.as_ref().is_none_or(|from| from < key) && to.as_ref().is_none_or(|to| key < to);
-        self.lost.contains(key) || self.gaps.iter().any(is_in)
+        self.lost.contains(key) || self.gaps.iter().any(|gap| is_in(gap, key))
     }
 
     /// Returns the number of keys that have a value.
@@ -360,16 +357,9 @@ impl Sources {
         }
         let told = self.lost.iter().take(MAX_PROBLEMS).map(named).collect();
         let more_lost = self.lost.len().saturating_sub(MAX_PROBLEMS) as u64;
-        SalvageReport { lost: told, more_lost, problems: self.problems, ..self.report }
-    }
-}
-
-fn named(key: &StoreKey) -> String {
-    let (of, own) = key.split().unwrap_or(("", key.bytes()));
-    let what = if key.is_record() { "key" } else { "row" };
-    match Key::from_bytes(own) {
-        Ok(own) => format!("{what} {own} of {of}"),
-        Err(_) => format!("{what} {} of {of}", own.escape_ascii()),
+        // Lost newer data may have had new records and rows of any key.
+        let gaps = if self.is_all_in_doubt { vec![(None, None)] } else { self.gaps };
+        SalvageReport { lost: told, more_lost, lost_ranges: ranges(gaps), problems: self.problems, ..self.report }
     }
 }
 

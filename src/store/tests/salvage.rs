@@ -1,9 +1,10 @@
 //! Tests of the choice between the journal and the runs in a salvage.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use super::*;
-use crate::store::salvage::SalvageReport;
+use crate::store::salvage::{LostRange, SalvageReport};
 
 /// Salvages the store, and opens the new one.
 fn rescue(dir: &Path) -> (Store, SalvageReport, TempDir) {
@@ -224,4 +225,91 @@ fn a_value_that_looks_like_a_newer_list_of_another_store_does_not_hide_the_store
     let (store, report, _into) = rescue(dir.path());
     assert_eq!(report.records, 1, "{report:?}");
     assert_eq!(outcome(&store, &key("k")).unwrap(), list.encode().unwrap());
+}
+
+/// Returns the keys in `expected` that the new store does not have, and fails if one of them is neither lost by name
+/// nor in a range of the report.
+fn check_lost(store: &Store, report: &SalvageReport, expected: &[StoreKey], note: &str) -> Vec<StoreKey> {
+    let is_there = |key: &&StoreKey| store.read(key, Load::All).unwrap().content.is_some();
+    let missing: Vec<_> = expected.iter().filter(|key| !is_there(key)).cloned().collect();
+    for missing in &missing {
+        let (of, own) = missing.split().unwrap();
+        let own = crate::Key::from_bytes(own).unwrap();
+        let (what, has): (_, &dyn Fn(&LostRange) -> bool) = if missing.is_record() {
+            ("key", &|range| range.has_record(of, &own))
+        } else {
+            ("row", &|range| range.has_row(of, &own))
+        };
+        let is_told = report.lost.contains(&format!("{what} {own} of {of}")) || report.lost_ranges.iter().any(has);
+        assert!(is_told, "{note}: {own} of {of} is missing, and {report:?}");
+    }
+    missing
+}
+
+/// One damaged byte at a time, in blocks all over the record store of a cleanly closed store, and in its journal.
+#[test]
+fn every_record_that_a_damaged_byte_loses_is_named_or_in_a_range() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    let mut expected = Vec::new();
+    for number in 0..900 {
+        let (manager, key) = (["bulk", "payments"][number % 2], format!("{number:04}"));
+        let key = StoreKey::record(manager, key.as_bytes());
+        // Some values continue in further blocks.
+        let value = bytes(if number % 150 == 0 { 9_000 } else { 40 + number % 90 });
+        let changes = vec![set(&key, done(&value))];
+        let row = row(&format!("{number:04}"));
+        let with_row =
+            [changes, vec![Change { key: row.clone(), content: Some(Content::Row(Value::from(&b"row"[..]))) }]]
+                .concat();
+        store.commit(with_row, &[], Priority::User).unwrap();
+        expected.extend([key, row]);
+    }
+    store.close().unwrap();
+    // A store that a salvage has written has one run, and a journal that cannot replace any of it.
+    let (store, report, dir) = rescue(dir.path());
+    assert!(report.is_complete(), "{report:?}");
+    store.close().unwrap();
+    let db = dir.path().join("store/sled/db");
+    let (content, id) = (fs::read(&db).unwrap(), segments(dir.path())[0].header.store_id);
+    let mut blocks: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for at in memchr::memmem::find_iter(&content, block::MAGIC) {
+        if let Some(block) = block::find(&id, &content[at..]).filter(|block| block.place != block::Place::LIST) {
+            blocks.entry(block.place).or_default().push(at + block::PREFIX + 9);
+        }
+    }
+    // One byte in each copy of a block.
+    let spread = blocks.values().step_by(blocks.len().div_ceil(20));
+    let mut places: Vec<_> = spread.map(|copies| (db.clone(), copies.clone())).collect();
+    for segment in segments(dir.path()) {
+        places.extend(segment.groups.first().map(|(at, _)| (segment.path.clone(), vec![at + 100])));
+    }
+    let (mut with_losses, mut narrow, mut by_name) = (0, 0, 0);
+    for (path, copies) in places {
+        let flip_all = || copies.iter().for_each(|at| flip(&path, *at));
+        flip_all();
+        let note = format!("{} at {copies:?}", path.display());
+        let (store, report, _into) = rescue(dir.path());
+        flip_all();
+        let missing = check_lost(&store, &report, &expected, &note);
+        assert!(missing.is_empty() || !report.is_complete(), "{note}: {report:?}");
+        with_losses += usize::from(!missing.is_empty());
+        by_name += usize::from(!report.lost.is_empty());
+        let is_narrow = |range: &LostRange| range.after.is_some() && range.before.is_some();
+        narrow += usize::from(missing.len() > 1 && report.lost_ranges.iter().all(is_narrow));
+    }
+    assert!(with_losses > 15 && narrow > 10 && by_name > 0, "{with_losses}, {narrow}, {by_name}");
+}
+
+#[test]
+fn a_store_without_its_record_store_may_have_lost_any_key() {
+    let dir = temp();
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    store.close().unwrap();
+    fs::remove_dir_all(dir.path().join("store/sled")).unwrap();
+    let (_, report, _into) = rescue(dir.path());
+    let texts: Vec<_> = report.lost_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["records of any manager, and rows of any table,"]);
+    assert!(!report.is_complete());
 }
