@@ -28,7 +28,7 @@ pub(crate) trait Contents {
 
 /// Returns true if the directory must be created, and an error if it is not empty.
 pub(super) fn check_empty(into: &Path) -> Result<bool> {
-    if !into.exists() {
+    if !files::exists(into)? {
         return Ok(true);
     }
     if files::entries(into)?.is_empty() {

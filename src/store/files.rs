@@ -189,15 +189,20 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 /// Creates a directory and its missing parents, durably. Each is durable before anything is created in it, so after a
 /// kill at most the innermost directory is not durable.
 pub(crate) fn create_dirs(dir: &Path) -> Result<()> {
-    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
-    let missing: Vec<_> = dir.ancestors().take_while(is_missing).collect();
+    let mut missing = Vec::new();
+    for dir in dir.ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
+        if exists(dir)? {
+            break;
+        }
+        missing.push(dir);
+    }
     for missing in missing.into_iter().rev() {
         if let Some(above) = missing.parent().filter(|above| !above.as_os_str().is_empty()) {
             sync_entry(above)?;
         }
         match make_dir(missing) {
             // Another process has created it at the same time.
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && is_dir(missing) => {}
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists && is_dir(missing)? => {}
             made => made.map_err(|cause| Error::io("create directory", missing, &cause))?,
         }
         sync_parent(missing)?;
@@ -216,8 +221,23 @@ pub(crate) fn sync_entry(dir: &Path) -> Result<()> {
     }
 }
 
-pub(crate) fn is_dir(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|metadata| metadata.is_dir())
+/// Returns true if there is a directory, and false if there is another file or none. An error of the system is returned:
+/// it does not prove that there is none.
+pub(crate) fn is_dir(path: &Path) -> Result<bool> {
+    Ok(metadata(path)?.is_some_and(|found| found.is_dir()))
+}
+
+/// Returns true if there is a file or directory. An error of the system is returned.
+pub(crate) fn exists(path: &Path) -> Result<bool> {
+    Ok(metadata(path)?.is_some())
+}
+
+fn metadata(path: &Path) -> Result<Option<fs::Metadata>> {
+    match fs::metadata(path) {
+        Ok(found) => Ok(Some(found)),
+        Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(cause) => Err(Error::io("look at", path, &cause)),
+    }
 }
 
 /// An exclusive lock on a file or a directory, held until it is dropped. The kernel releases it when the process ends

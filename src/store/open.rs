@@ -257,13 +257,13 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     check_ours(path, &store)?;
     let file = files::Lock::take(&path.join("LOCK"), path)?;
     let half_made = path.join("store.new");
-    if half_made.exists() && is_half_made(&half_made)? {
+    if files::exists(&half_made)? && is_half_made(&half_made)? {
         // A locked directory belongs to a process that is creating it now.
         let _dir = files::Lock::take_dir(&half_made, path)?;
         std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
     }
     // Check under the lock: another process may have created the store meanwhile.
-    if files::is_dir(&store) {
+    if files::is_dir(&store)? {
         let dir = files::Lock::take_dir(&store, path)?;
         // The process that created it may have been killed before this sync.
         files::sync_dir(path)?;
@@ -304,18 +304,20 @@ pub(super) fn check_ours(path: &Path, store: &Path) -> Result<()> {
         let message = format!("{} is not a store and not empty: it holds {}", path.display(), entry.display());
         Error::new(ErrorKind::UnsupportedFormat, message)
     };
-    if files::is_dir(store) {
+    if files::is_dir(store)? {
         // If only one of the parts is missing, this is a damaged store.
-        let is_ours = PARTS.iter().any(|part| files::is_dir(&store.join(part)));
-        return if is_ours { Ok(()) } else { Err(foreign(store)) };
+        for part in PARTS {
+            if files::is_dir(&store.join(part))? {
+                return Ok(());
+            }
+        }
+        return Err(foreign(store));
     }
     for (entry, _) in files::entries(path)? {
         let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let is_ours = match name {
             "LOCK" | "lost+found" => true,
-            "store.new" => {
-                files::entries(&entry)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name)))
-            }
+            "store.new" => is_half_made(&entry)?,
             _ => false,
         };
         if !is_ours {

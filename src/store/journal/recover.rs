@@ -111,7 +111,7 @@ pub(crate) fn recover_read_only(dir: &Path) -> Result<Recovered> {
 }
 
 fn check_there(dir: &Path) -> Result<()> {
-    if files::is_dir(dir) { Ok(()) } else { Err(corrupt(format!("the journal {} is missing", dir.display()))) }
+    if files::is_dir(dir)? { Ok(()) } else { Err(corrupt(format!("the journal {} is missing", dir.display()))) }
 }
 
 fn recover_in(dir: &Path, opened: Dir, first_size: u64) -> Result<Recovered> {

@@ -35,7 +35,7 @@ pub(crate) struct Remains {
 /// Reads every whole group. Changes nothing.
 pub(crate) fn remains(dir: &Path) -> Result<Remains> {
     let recovered = recover_read_only(dir);
-    let mut remains = if files::is_dir(dir) { Remains::scan(dir)? } else { Remains::default() };
+    let mut remains = if files::is_dir(dir)? { Remains::scan(dir)? } else { Remains::default() };
     match recovered {
         Ok(recovered) => {
             // Segments before the checkpoint were free to be overwritten, so a missing one is not a problem.

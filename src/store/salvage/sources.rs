@@ -74,7 +74,7 @@ impl Sources {
         for problem in &remains.problems {
             sources.problem(problem.clone());
         }
-        let scan = |id: [u8; 16]| Found::scan(&raw::current(sled), &id);
+        let scan = |id: [u8; 16]| Found::scan(&raw::current(sled)?, &id);
         match store_of(sled, remains).and_then(|id| id.map(scan).transpose()) {
             Ok(Some(found)) => {
                 let unreadable = found.unreadable.bytes;

@@ -24,7 +24,7 @@ impl Blobs {
     /// returns whether the flag is set.
     pub(crate) fn open(sled: &Path, sync_flag: bool) -> Result<(Self, bool)> {
         let path = sled.join("blobs");
-        let flagged = sync_flag && (!files::is_dir(&path) || files::set_sync_flag(&path));
+        let flagged = sync_flag && (!files::is_dir(&path)? || files::set_sync_flag(&path));
         let open = || -> io::Result<_> { Ok(rustix::fs::Dir::new(File::open(&path)?)?) };
         let dir = match open() {
             Ok(dir) => Some(Mutex::new(dir)),

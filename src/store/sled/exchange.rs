@@ -16,18 +16,19 @@ fn beside(dir: &Path, extension: &str) -> PathBuf {
 }
 
 /// Returns the directory of sled's files. A crash during an exchange may have left them under another name.
-pub(super) fn current(dir: &Path) -> PathBuf {
+pub(super) fn current(dir: &Path) -> Result<PathBuf> {
     let old = beside(dir, "old");
-    if !dir.exists() && old.exists() { old } else { dir.to_owned() }
+    Ok(if !files::exists(dir)? && files::exists(&old)? { old } else { dir.to_owned() })
 }
 
 /// Finishes or undoes an exchange that a crash has interrupted.
 pub(super) fn finish_or_undo(dir: &Path) -> Result<()> {
     let (new, old) = (beside(dir, "new"), beside(dir, "old"));
-    if !old.exists() && !new.exists() {
+    let has_old = files::exists(&old)?;
+    if !has_old && !files::exists(&new)? {
         return Ok(());
     }
-    if old.exists() && !dir.exists() {
+    if has_old && !files::exists(dir)? {
         rename(&old, dir)?;
     }
     // Sync the new files in place before the old ones are removed.
@@ -70,7 +71,7 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn remove(dir: &Path) -> Result<()> {
-    if !dir.exists() {
+    if !files::exists(dir)? {
         return Ok(());
     }
     std::fs::remove_dir_all(dir).map_err(|cause| Error::io("remove", dir, &cause))
@@ -106,7 +107,7 @@ mod tests {
             if step > 3 {
                 std::fs::remove_file(beside(&dir, "old").join("db")).unwrap();
             }
-            assert_eq!(std::fs::read(current(&dir).join("db")).unwrap(), b"log", "step {step}");
+            assert_eq!(std::fs::read(current(&dir).unwrap().join("db")).unwrap(), b"log", "step {step}");
             finish_or_undo(&dir).unwrap();
             assert_eq!(names(store.path()), std::slice::from_ref(&dir), "step {step}");
             assert_eq!(std::fs::read(dir.join("db")).unwrap(), b"log");

@@ -15,7 +15,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 /// or `Io` if parts of the file cannot be read, and changes nothing. If sled might not find every block, a new sled is
 /// built from the blocks first, and the last value is true.
 pub(crate) fn open(dir: &Path, access: Access, journal: &JournalSummary) -> Result<(Tables, RunList, bool)> {
-    let current = exchange::current(dir);
+    let current = exchange::current(dir)?;
     let (found, chosen, is_proven) = examine(&current, journal)?;
     // sled writes when it is opened: without space for that, it would leave an incomplete file.
     DiskSpace::new(&current).0.check()?;
@@ -49,7 +49,7 @@ pub(crate) fn open(dir: &Path, access: Access, journal: &JournalSummary) -> Resu
 /// Opens the files without sled, read-only. Writes nothing and needs only read permission. The last value is true if
 /// [`open`] would build a new sled.
 pub(crate) fn open_read_only(dir: &Path, journal: &JournalSummary) -> Result<(Tables, RunList, bool)> {
-    let (found, Chosen { list, .. }, is_proven) = examine(&exchange::current(dir), journal)?;
+    let (found, Chosen { list, .. }, is_proven) = examine(&exchange::current(dir)?, journal)?;
     let tables = Tables::raw(dir, &journal.store_id, Blobs::none(dir), found.into_blocks(&list));
     Ok((tables, list, !is_proven))
 }

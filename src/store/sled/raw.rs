@@ -270,7 +270,7 @@ fn list_of(bytes: &[u8]) -> Option<RunList> {
 
 /// Returns the id of the store that the file belongs to, for a salvage without a journal.
 pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
-    let dir = current(dir);
+    let dir = current(dir)?;
     let path = dir.join("db");
     let file = File::open(&path).map_err(|cause| Error::io("open", &path, &cause))?;
     let (magic, mut ids) = (Finder::new(MAGIC), Vec::new());
@@ -290,6 +290,6 @@ pub(crate) fn store_of(dir: &Path) -> Result<Option<[u8; 16]>> {
 }
 
 /// Returns the directory of sled's files. A crash during an exchange may have left them under another name.
-pub(crate) fn current(dir: &Path) -> PathBuf {
+pub(crate) fn current(dir: &Path) -> Result<PathBuf> {
     super::exchange::current(dir)
 }

@@ -25,7 +25,7 @@ fn all(dir: &Path) -> Result<impl Iterator<Item = (PathBuf, String)>> {
 
 /// Returns the total size in bytes, or 0 if the directory is missing.
 pub(crate) fn len(dir: &Path) -> Result<u64> {
-    if !files::is_dir(dir) {
+    if !files::is_dir(dir)? {
         return Ok(0);
     }
     Ok(all(dir)?.filter_map(|(path, _)| path.metadata().ok()).map(|found| found.len()).sum())

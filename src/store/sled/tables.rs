@@ -412,7 +412,7 @@ impl Drop for Opened {
 fn open_db(dir: &Path, cache_capacity: u64) -> Result<Opened> {
     panics::hide();
     let path = dir.join("db");
-    if path.exists() {
+    if files::exists(&path)? {
         let file = File::open(&path).map_err(|cause| Error::io("open", &path, &cause))?;
         wait_until_unlocked(&file, dir)?;
     }

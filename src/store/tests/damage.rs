@@ -397,3 +397,24 @@ fn a_foreign_directory_called_store_is_left_alone() {
     assert_eq!(Store::open(dir.path(), &options()).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
     assert!(dir.path().join("store.new/precious").exists() && !dir.path().join("LOCK").exists());
 }
+
+/// An error of the system does not prove that a part of a store is missing.
+#[test]
+fn a_part_that_the_system_cannot_look_at_is_an_io_error() {
+    for part in ["store", "store/journal", "store/sled", "store.new"] {
+        let dir = temp();
+        let at = dir.path().join(part);
+        if part != "store" && part != "store.new" {
+            let (store, _) = open(dir.path());
+            store.close().unwrap();
+            // If the other part were there, this would be a damaged store of ours.
+            std::fs::remove_dir_all(dir.path().join("store")).unwrap();
+            std::fs::create_dir(dir.path().join("store")).unwrap();
+        }
+        // A link to itself.
+        std::os::unix::fs::symlink(&at, &at).unwrap();
+        let error = Store::open(dir.path(), &options()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io, "{part}: {error}");
+        assert!(error.to_string().contains(at.to_str().unwrap()), "{part}: {error}");
+    }
+}

@@ -314,7 +314,7 @@ fn a_relative_path_may_be_created() {
     assert!(files::create_dirs(Path::new("target/../target")).is_ok());
     let dir = temp();
     files::create_dirs(&dir.path().join("a/b/c")).unwrap();
-    assert!(files::is_dir(&dir.path().join("a/b/c")));
+    assert!(files::is_dir(&dir.path().join("a/b/c")).unwrap());
 }
 
 #[test]
