@@ -279,7 +279,8 @@ pub(super) enum Verb {
     Salvage {
         /// The directory of the damaged store.
         store: Location,
-        /// The directory of the new store, which must be empty or not exist.
+        /// The directory of the new store, which must be empty or not exist. What a salvage that was killed has left
+        /// there is replaced.
         #[arg(long, value_name = "NEW")]
         into: PathBuf,
     },

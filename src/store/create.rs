@@ -14,6 +14,12 @@ use crate::types::options::EngineOptions;
 /// The number of blocks that are written at once.
 const BATCH: usize = 256;
 
+/// The directories of a store.
+pub(super) const PARTS: [&str; 2] = ["journal", "sled"];
+/// The name of a store that is built from the contents of another one, until it is whole. An open refuses it, because a
+/// store that it creates instead would have none of the keys.
+pub(super) const PARTIAL: &str = "store.partial";
+
 /// The contents of a new store.
 pub(crate) trait Contents {
     /// Returns the number of keys, as far as it is known.
@@ -26,20 +32,26 @@ pub(crate) trait Contents {
     fn end(&self) -> (u64, Anchor);
 }
 
-/// Returns true if the directory must be created, and an error if it is not empty.
+/// Returns true if the directory must be created. Returns an error if it has anything but what an earlier,
+/// unfinished call of [`create`] has left.
 pub(super) fn check_empty(into: &Path) -> Result<bool> {
     if !files::exists(into)? {
         return Ok(true);
     }
-    if files::entries(into)?.is_empty() {
+    let mut is_empty = true;
+    for (entry, _) in files::entries(into)? {
+        is_empty &= entry.ends_with("LOCK") || (entry.ends_with(PARTIAL) && is_half_made(&entry)?);
+    }
+    if is_empty {
         return Ok(false);
     }
     let message = format!("{} is not empty: the new store needs a directory of its own", into.display());
     Err(Error::new(ErrorKind::InvalidOptions, message))
 }
 
-/// Creates a store with these contents. `into` must be empty or not exist; after an error it is so again. Calls
-/// `progress` with the number of keys that are written, and the number of all.
+/// Creates a store with these contents. `into` must be empty or not exist; after an error it is so again. Removes
+/// what a call that was killed has left there. Calls `progress` with the number of keys that are written, and the number
+/// of all.
 pub(super) fn create(
     into: &Path,
     options: &EngineOptions,
@@ -63,7 +75,14 @@ pub(super) fn create(
 /// opened as a store.
 fn create_whole(into: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut lock = files::Lock::take(&into.join("LOCK"), into)?;
-    let half_made = into.join("store.new");
+    // Check under the lock: another process may have created a store meanwhile.
+    check_empty(into)?;
+    let half_made = into.join(PARTIAL);
+    if files::exists(&half_made)? {
+        // A locked directory belongs to a process that fills it now.
+        let _dir = files::Lock::take_dir(&half_made, into)?;
+        std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
+    }
     files::create_dir(&half_made)?;
     let _dir = files::Lock::take_dir(&half_made, into)?;
     let made = write(&half_made).and_then(|()| {
@@ -76,6 +95,11 @@ fn create_whole(into: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<
     }
     lock.keep();
     files::sync_dir(into)
+}
+
+/// True if the directory has nothing but parts of a store: its process died while it created the store.
+pub(super) fn is_half_made(dir: &Path) -> Result<bool> {
+    Ok(files::entries(dir)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name))))
 }
 
 fn write_parts(

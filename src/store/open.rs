@@ -10,6 +10,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::apply::Inbox;
+use super::create::{PARTIAL, PARTS, is_half_made};
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
 use super::format::hash;
 use super::format::list::RunList;
@@ -61,9 +62,6 @@ const REPLAYED_IF_LOW: u64 = 256 << 10;
 const MAX_LEFTOVERS: u64 = 100;
 /// The approximate bytes of a record in memory, without its key and outcome.
 const RECORD_WEIGHT: usize = 400;
-
-/// The directories of a store.
-const PARTS: [&str; 2] = ["journal", "sled"];
 
 /// The result of an open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -318,6 +316,10 @@ pub(super) fn check_ours(path: &Path, store: &Path) -> Result<()> {
         let is_ours = match name {
             "LOCK" | "lost+found" => true,
             "store.new" => is_half_made(&entry)?,
+            PARTIAL => {
+                let message = format!("{} has an unfinished salvage or migration: run it again", path.display());
+                return Err(Error::new(ErrorKind::UnsupportedFormat, message));
+            }
             _ => false,
         };
         if !is_ours {
@@ -325,11 +327,6 @@ pub(super) fn check_ours(path: &Path, store: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// True if the directory has nothing but parts of a store: its process died while it created the store.
-fn is_half_made(dir: &Path) -> Result<bool> {
-    Ok(files::entries(dir)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name))))
 }
 
 /// Creates a store. The directory is renamed to its place when every byte is durable, so a crash leaves no store or a

@@ -144,6 +144,11 @@ fn a_directory_without_a_store_is_named() {
     only(dir.path(), 2, "empty");
     fs::create_dir(dir.path().join("store.new")).unwrap();
     only(dir.path(), 2, "half-made");
+    // What a killed salvage or migration leaves: an empty store here would let every operation run again.
+    let unfinished = dir.path().join("store.partial");
+    fs::rename(dir.path().join("store.new"), &unfinished).unwrap();
+    assert!(only(dir.path(), 2, "unfinished").contains("let no service create an empty store here"));
+    fs::rename(&unfinished, dir.path().join("store.new")).unwrap();
     fs::write(dir.path().join("notes.txt"), "mine").unwrap();
     assert!(only(dir.path(), 2, "not-a-store").contains("notes.txt"));
     fs::create_dir(dir.path().join("store")).unwrap();

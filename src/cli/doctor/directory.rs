@@ -32,6 +32,13 @@ pub(super) fn not_a_store(path: &Path) -> Option<(u8, Finding)> {
                 format!("{shown} has only a half-made store: the process that creates it has died or still runs");
             return Some((2, Finding::fault("half-made", text, next)));
         }
+        if names.iter().all(|name| name == "LOCK" || name == "store.partial") {
+            let text = format!(
+                "{shown} has only an unfinished salvage or migration: the process that creates it has died or still runs"
+            );
+            let next = "let no service create an empty store here: run the salvage or the migration again";
+            return Some((2, Finding::fault("unfinished", text, next)));
+        }
         return Some((2, foreign(path, names.iter().map(|name| name.to_string_lossy()))));
     }
     match ["journal", "sled"].map(|part| fs::metadata(data.join(part))) {
