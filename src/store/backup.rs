@@ -128,8 +128,7 @@ impl Inner {
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
             Err(cause) => return Err(Error::io("back up to", path, &cause)),
         }
-        let parent = path.parent().ok_or_else(exists)?;
-        let parent = parent.canonicalize().map_err(|cause| Error::io("back up to", path, &cause))?;
+        let parent = files::check_parent(path)?;
         if self.path.canonicalize().is_ok_and(|store| parent.starts_with(store)) {
             let message = format!("the backup {} would be inside the store itself", path.display());
             return Err(Error::new(ErrorKind::InvalidOptions, message));

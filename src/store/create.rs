@@ -32,10 +32,11 @@ pub(crate) trait Contents {
     fn end(&self) -> (u64, Anchor);
 }
 
-/// Returns true if the directory must be created. Returns an error if it has anything but what an earlier,
-/// unfinished call of [`create`] has left.
+/// Returns true if the directory must be created. Returns an error if its parent is missing, or if it has anything but
+/// what an earlier, unfinished call of [`create`] has left.
 pub(super) fn check_empty(into: &Path) -> Result<bool> {
     if !files::exists(into)? {
+        files::check_parent(into)?;
         return Ok(true);
     }
     let mut is_empty = true;

@@ -240,6 +240,12 @@ fn metadata(path: &Path) -> Result<Option<fs::Metadata>> {
     }
 }
 
+/// Returns the directory that a new directory will be in, or an error that names it if it is missing.
+pub(crate) fn check_parent(new: &Path) -> Result<PathBuf> {
+    let parent = parent(new);
+    parent.canonicalize().map_err(|cause| Error::io("open the parent directory", parent, &cause))
+}
+
 /// An exclusive lock on a file or a directory, held until it is dropped. The kernel releases it when the process ends
 /// in any way.
 #[derive(Debug)]

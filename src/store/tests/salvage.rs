@@ -363,3 +363,18 @@ fn copy_all(from: &Path, to: &Path) {
         }
     }
 }
+
+#[test]
+fn a_salvage_and_a_backup_name_a_missing_parent() {
+    let (dir, other) = (temp(), temp());
+    let (store, _) = open(dir.path());
+    put(&store, &key("k"), done(b"x"));
+    let into = other.path().join("missing/x/y");
+    let backup = store.back_up(&into, &|| Ok(())).unwrap_err();
+    store.close().unwrap();
+    let salvage = Store::salvage(dir.path(), &into, &options(), &mut |_, _| ()).unwrap_err();
+    assert_eq!(salvage.to_string(), backup.to_string());
+    assert_eq!((salvage.kind(), backup.kind()), (ErrorKind::Io, ErrorKind::Io));
+    assert!(salvage.to_string().contains(into.parent().unwrap().to_str().unwrap()), "{salvage}");
+    assert!(files::entries(other.path()).unwrap().is_empty());
+}
