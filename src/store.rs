@@ -252,6 +252,12 @@ impl Store {
         self.inner.commit_queue.wait_applied(group)
     }
 
+    /// Keeps the segments of the journal from being freed until the result is dropped.
+    #[cfg(test)]
+    pub(crate) fn pin_segments(&self) -> impl Sized + use<'_> {
+        self.inner.pool.pin()
+    }
+
     #[cfg(test)]
     pub(crate) fn verify(&self) -> Result<VerifyReport> {
         self.verify_while(&|| Ok(()))

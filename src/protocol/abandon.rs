@@ -184,7 +184,8 @@ mod tests {
         let (protocol, _) = Protocol::open(dir.path(), &options, None).unwrap();
         let start = Start::plain(OnInterrupted::Hold);
         let ids: Vec<_> = (0..200).map(|n| RecordId::new(&"m".into(), Key::new(format!("{n}")).unwrap())).collect();
-        // Take the names of the next segments. The error is then not `Full`.
+        // No segment is used again. Take the names of the next ones: the error is then not `Full`.
+        let pinned = protocol.store.pin_segments();
         let taken: Vec<_> = (2..2000).map(|n| dir.path().join(format!("store/journal/{n:08}.journal"))).collect();
         let mut claims = Vec::new();
         for id in &ids {
@@ -217,6 +218,7 @@ mod tests {
         for path in &taken {
             let _ = std::fs::remove_dir(path);
         }
+        drop(pinned);
         protocol.record_drops();
         for (id, _) in &claims {
             // The first attempt may only ask for a new segment.

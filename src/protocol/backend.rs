@@ -404,6 +404,15 @@ impl Backend {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn pin_segments(&self) -> impl Sized + use<'_> {
+        match self {
+            Self::Local(store) => store.pin_segments(),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => unreachable!("it has no journal"),
+        }
+    }
+
     pub(super) fn disk_bytes(&self) -> Result<(u64, u64)> {
         match self {
             Self::Local(store) => store.disk_bytes(),
