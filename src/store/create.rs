@@ -79,11 +79,7 @@ fn create_whole(into: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<
     // Check under the lock: another process may have created a store meanwhile.
     check_empty(into)?;
     let half_made = into.join(PARTIAL);
-    if files::exists(&half_made)? {
-        // A locked directory belongs to a process that fills it now.
-        let _dir = files::Lock::take_dir(&half_made, into)?;
-        std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
-    }
+    remove_half_made(&half_made, into)?;
     files::create_dir(&half_made)?;
     let _dir = files::Lock::take_dir(&half_made, into)?;
     let made = write(&half_made).and_then(|()| {
@@ -101,6 +97,16 @@ fn create_whole(into: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<
 /// True if the directory has nothing but parts of a store: its process died while it created the store.
 pub(super) fn is_half_made(dir: &Path) -> Result<bool> {
     Ok(files::entries(dir)?.iter().all(|(part, _)| PARTS.iter().any(|name| part.ends_with(name))))
+}
+
+/// Removes what a process that died has left of a store that it created in `into`.
+pub(super) fn remove_half_made(half_made: &Path, into: &Path) -> Result<()> {
+    if !files::exists(half_made)? || !is_half_made(half_made)? {
+        return Ok(());
+    }
+    // A locked directory belongs to a process that is creating it now.
+    let _dir = files::Lock::take_dir(half_made, into)?;
+    std::fs::remove_dir_all(half_made).map_err(|cause| Error::io("remove half-made store", half_made, &cause))
 }
 
 fn write_parts(

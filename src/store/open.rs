@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::apply::Inbox;
-use super::create::{PARTIAL, PARTS, is_half_made};
+use super::create::{PARTIAL, PARTS, is_half_made, remove_half_made};
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
 use super::format::hash;
 use super::format::list::RunList;
@@ -255,11 +255,7 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     check_ours(path, &store)?;
     let file = files::Lock::take(&path.join("LOCK"), path)?;
     let half_made = path.join("store.new");
-    if files::exists(&half_made)? && is_half_made(&half_made)? {
-        // A locked directory belongs to a process that is creating it now.
-        let _dir = files::Lock::take_dir(&half_made, path)?;
-        std::fs::remove_dir_all(&half_made).map_err(|cause| Error::io("remove half-made store", &half_made, &cause))?;
-    }
+    remove_half_made(&half_made, path)?;
     // Check under the lock: another process may have created the store meanwhile.
     if files::is_dir(&store)? {
         let dir = files::Lock::take_dir(&store, path)?;

@@ -90,6 +90,9 @@ pub(crate) struct Flusher {
     to_delete: Vec<ToDelete>,
 }
 
+/// A range that has every block of a run.
+const ALL_BLOCKS: Range<u32> = 0..u32::MAX;
+
 /// Blocks that are no longer listed, or never were.
 #[derive(Debug)]
 struct ToDelete {
@@ -102,20 +105,20 @@ struct ToDelete {
 }
 
 impl ToDelete {
-    fn new(id: u64, blocks: Range<u32>, run: Option<Arc<Run>>) -> Self {
-        let left = (blocks.end - blocks.start.min(blocks.end)).into();
-        Self { id, blocks, run, left }
+    /// Blocks that are not listed. How many of them were written is not known.
+    fn unlisted(id: u64, blocks: Range<u32>) -> Self {
+        Self { id, blocks, run: None, left: 0 }
     }
 
-    /// All blocks of a run that is not listed.
-    fn unlisted(id: u64) -> Self {
-        Self { left: 0, ..Self::new(id, 0..u32::MAX, None) }
+    /// Blocks of a run that was listed with them.
+    fn listed(run: Arc<Run>, blocks: Range<u32>) -> Self {
+        Self { id: run.info.id, left: blocks.len() as u64, blocks, run: Some(run) }
     }
 
     /// All blocks of a run that was listed.
     fn whole(run: Arc<Run>) -> Self {
         let left = run.info.live_blocks() + run.info.index().len() as u64;
-        Self { left, ..Self::new(run.info.id, 0..u32::MAX, Some(run)) }
+        Self { left, ..Self::listed(run, ALL_BLOCKS) }
     }
 
     fn has_reader(&self) -> bool {
@@ -151,14 +154,17 @@ impl Flusher {
         // If the process ended between beginning a run and listing it, the number of that run is higher than the list
         // says.
         let next_id = list.next_id.max(found.iter().copied().max().unwrap_or(0).saturating_add(1));
-        let mut to_delete: Vec<_> =
-            found.into_iter().filter(|id| ids.clone().all(|listed| listed != *id)).map(ToDelete::unlisted).collect();
+        let mut to_delete: Vec<_> = found
+            .into_iter()
+            .filter(|id| ids.clone().all(|listed| listed != *id))
+            .map(|id| ToDelete::unlisted(id, ALL_BLOCKS))
+            .collect();
         // A merge that ended early may have written more of the run that it had begun.
         for run in shared.runs.current().iter() {
             let id = run.info.id;
             for blocks in run.info.unlisted() {
                 if !shared.tables.blocks_of(id, &blocks, 1)?.is_empty() {
-                    to_delete.push(ToDelete { left: 0, ..ToDelete::new(id, blocks, None) });
+                    to_delete.push(ToDelete::unlisted(id, blocks));
                 }
             }
         }
@@ -276,7 +282,7 @@ impl Flusher {
             let is_output = new.info.index_at != run.info.index_at;
             let (start, index) = (run.info.start.block..new.info.start.block, run.info.index_at..run.info.index_end());
             // Add the version even if it has no such block: a later deletion of this run then waits for its readers.
-            self.to_delete.push(ToDelete::new(id, if is_output { index } else { start }, Some(run)));
+            self.to_delete.push(ToDelete::listed(run, if is_output { index } else { start }));
         }
         Ok(())
     }
@@ -284,9 +290,8 @@ impl Flusher {
     /// Queues the blocks of a run that will not be listed for deletion. `listed` is the part of the run that is listed
     /// already, and stays.
     pub(crate) fn give_up(&mut self, id: u64, listed: Option<&Arc<Run>>) {
-        let Some(run) = listed else { return self.to_delete.push(ToDelete::unlisted(id)) };
-        let unlisted = run.info.unlisted().into_iter();
-        self.to_delete.extend(unlisted.map(|blocks| ToDelete { left: 0, ..ToDelete::new(id, blocks, None) }));
+        let Some(run) = listed else { return self.to_delete.push(ToDelete::unlisted(id, ALL_BLOCKS)) };
+        self.to_delete.extend(run.info.unlisted().map(|blocks| ToDelete::unlisted(id, blocks)));
     }
 
     /// Returns about how many blocks wait for their deletion.

@@ -282,7 +282,7 @@ impl Preallocation {
     /// Returns the bytes of blocks after the end of the file.
     fn after_end(&self) -> u64 {
         let found = self.file.as_ref().and_then(|file| file.metadata().ok());
-        found.map_or(0, |found| allocated(&found).saturating_sub(found.len()))
+        found.map_or(0, |found| after_end(&found))
     }
 
     /// Allocates blocks for `needed` bytes after the end. Takes nothing if less than that and `later` is free.
@@ -339,11 +339,16 @@ impl Preallocation {
         let Ok(found) = file.metadata() else { return };
         let kept = needed.saturating_add(2 * SLED_SEGMENT);
         // Truncating to the current length frees the blocks after it. If that fails, sled uses them over time.
-        if allocated(&found).saturating_sub(found.len()) > kept && file.set_len(found.len()).is_ok() {
+        if after_end(&found) > kept && file.set_len(found.len()).is_ok() {
             (self.allocated, self.end) = (0, 0);
             self.claim(needed, 0, u64::MAX);
         }
     }
+}
+
+/// Returns the bytes of blocks that a file has after its end.
+fn after_end(metadata: &Metadata) -> u64 {
+    allocated(metadata).saturating_sub(metadata.len())
 }
 
 /// Returns the bytes of blocks that a file has.
