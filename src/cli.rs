@@ -89,6 +89,7 @@ pub fn main(describers: &Describers) -> ExitCode {
     let colour = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut buffered = BufWriter::new(stdout.lock());
     let mut out = Out::new(&mut buffered, colour, io::stderr().is_terminal());
+    out.is_alone = true;
     ExitCode::from(run_with(describers, std::env::args_os().skip(1), &mut out, &mut io::stderr()))
 }
 
@@ -263,7 +264,12 @@ fn opened<T>(
     let progress = Progress::spinner(out, "opening the store");
     let reached = reach(options, store);
     drop(progress);
-    reached?.work(|store| work(store, out))
+    let reached = reached?;
+    if out.is_alone && matches!(reached, Reached::Live(_)) {
+        // The service that has the store open goes first.
+        let _ = rustix::process::nice(19);
+    }
+    reached.work(|store| work(store, out))
 }
 
 /// A store that was opened, or that another process has open.
@@ -295,10 +301,7 @@ fn reach(options: &EngineOptions, store: &Location) -> Done<Reached> {
     match options.open(store) {
         Ok(engine) => Ok(Reached::Opened(engine)),
         Err(error) if error.kind() == ErrorKind::StoreInUse => match LiveStore::connect(store) {
-            Ok(live) => {
-                give_way();
-                Ok(Reached::Live(live))
-            }
+            Ok(live) => Ok(Reached::Live(live)),
             // No process serves the socket, so return the first error.
             Err(none) if none.kind() == ErrorKind::StoreInUse => Err(Stop::Engine(error)),
             Err(failed) if failed.kind() == ErrorKind::Io => Err(Stop::NoAnswer(failed)),
@@ -306,11 +309,4 @@ fn reach(options: &EngineOptions, store: &Location) -> Done<Reached> {
         },
         Err(error) => Err(Stop::open(error)),
     }
-}
-
-/// Lowers the priority of this thread, the only one of the command: the service that has the store open goes first.
-fn give_way() {
-    // On other systems this would be the priority of the process, in which a service may have called the command.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::process::nice(19);
 }

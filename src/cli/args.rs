@@ -229,8 +229,8 @@ pub(super) enum Verb {
     /// Copies the store, as it is at one commit, into a new directory.
     ///
     /// The copy is a store with the same keys, effect ids and tables. If a service has the store open, its process
-    /// writes the copy, with the permissions of its user. A copy that fails leaves nothing. To restore a
-    /// copy, stop the service and put the copy in the place of the store.
+    /// writes the copy, with the permissions of its user. A copy that fails leaves nothing. To restore a copy, stop the
+    /// service and put the copy in the place of the store.
     Backup {
         /// The directory of the store.
         store: Location,
@@ -279,8 +279,8 @@ pub(super) enum Verb {
     Salvage {
         /// The directory of the damaged store.
         store: Location,
-        /// The directory of the new store, which must be empty or not exist. What a salvage that was killed has left
-        /// there is replaced.
+        /// The directory of the new store. It must be empty or not exist. The remains of a salvage that was killed are
+        /// replaced.
         #[arg(long, value_name = "NEW")]
         into: PathBuf,
     },

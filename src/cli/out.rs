@@ -103,6 +103,7 @@ impl From<Error> for Stop {
 }
 
 /// The standard output of a command.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Out<'a> {
     to: &'a mut dyn Write,
     colour: bool,
@@ -110,11 +111,13 @@ pub(super) struct Out<'a> {
     pub(super) progress: bool,
     /// True if the output is JSON, for machines.
     pub(super) json: bool,
+    /// True if the process does nothing but this command.
+    pub(super) is_alone: bool,
 }
 
 impl<'a> Out<'a> {
     pub(super) fn new(to: &'a mut dyn Write, colour: bool, progress: bool) -> Self {
-        Self { to, colour, progress, json: false }
+        Self { to, colour, progress, json: false, is_alone: false }
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Done {

@@ -23,16 +23,17 @@ pub(super) fn not_a_store(path: &Path) -> Option<(u8, Finding)> {
     let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
     let data = path.join("store");
     if !names.iter().any(|name| name == "store") {
+        let has_only = |known: &[&str]| names.iter().all(|name| known.iter().any(|known| name == known));
         let next = "check the path; if it is right, the service creates a store there when it starts";
-        if names.iter().all(|name| name == "lost+found" || name == "LOCK") {
+        if has_only(&["lost+found", "LOCK"]) {
             return Some((2, Finding::fault("empty", format!("{shown} is empty: there is no store yet"), next)));
         }
-        if names.iter().all(|name| name == "lost+found" || name == "LOCK" || name == "store.new") {
+        if has_only(&["lost+found", "LOCK", "store.new"]) {
             let text =
                 format!("{shown} has only a half-made store: the process that creates it has died or still runs");
             return Some((2, Finding::fault("half-made", text, next)));
         }
-        if names.iter().all(|name| name == "LOCK" || name == "store.partial") {
+        if has_only(&["LOCK", "store.partial"]) {
             let text = format!(
                 "{shown} has only an unfinished salvage or migration: the process that creates it has died or still runs"
             );
