@@ -4,10 +4,11 @@
 
 use std::panic::{AssertUnwindSafe, UnwindSafe, catch_unwind};
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use oncekey::{CallOptions, Claim, Engine, ErrorKind, Manager, Result, Status, admin::Resolution};
+
+use crate::process::check_survives;
 
 const DIR: &str = "ONCEKEY_FORKED_DIR";
 
@@ -125,11 +126,5 @@ fn process() {
 #[test]
 fn calls_of_a_forked_child_are_rejected_and_its_exit_does_no_harm() {
     let dir = tempfile::tempdir().unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "fork::process", "--ignored", "--nocapture"])
-        .env(DIR, dir.path().join("store"))
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("survived"), "{said}");
+    check_survives("fork::process", DIR, &dir.path().join("store"));
 }

@@ -336,7 +336,7 @@ fn commit_large(kind: &str, free: u64, crashes: bool) -> Option<bool> {
     Some(expected.is_some())
 }
 
-/// What was answered must be possible to apply.
+/// A store can always apply the commits that it has answered.
 #[test]
 fn a_commit_of_nearly_the_maximum_size_is_refused_whole_or_applied() {
     for kind in KINDS.map(|(kind, _)| kind) {

@@ -14,6 +14,18 @@ const DIR: &str = "ONCEKEY_PROCESS_DIR";
 
 type Ops = Manager<Vec<u8>>;
 
+/// Runs an ignored test in a process of its own, with this directory in a variable. It must end with the word
+/// `survived`.
+pub(crate) fn check_survives(test: &str, variable: &str, dir: &Path) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env(variable, dir)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("survived"), "{said}");
+}
+
 /// Takes all free descriptors.
 fn all_descriptors() -> Vec<File> {
     setrlimit(Resource::Nofile, Rlimit { current: Some(200), maximum: Some(200) }).unwrap();
@@ -65,13 +77,7 @@ fn elsewhere() {
 fn an_engine_survives_a_changed_directory_and_missing_descriptors() {
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "process::elsewhere", "--ignored", "--nocapture"])
-            .env(DIR, dir.path().canonicalize().unwrap())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("survived"), "{said}");
+        check_survives("process::elsewhere", DIR, &dir.path().canonicalize().unwrap());
     });
 }
 
@@ -109,13 +115,7 @@ fn an_engine_survives_that_its_process_drops_its_permissions() {
     }
     within(LATE, || {
         let dir = tempfile::tempdir().unwrap();
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "process::as_another_user", "--ignored", "--nocapture"])
-            .env(DIR, dir.path().canonicalize().unwrap())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("survived"), "{said}");
+        check_survives("process::as_another_user", DIR, &dir.path().canonicalize().unwrap());
         let engine = Engine::open(dir.path().join("store")).unwrap();
         assert!(engine.opened().clean);
         assert_eq!(engine.verify().unwrap().problems, Vec::<String>::new());

@@ -63,11 +63,11 @@ impl EngineOptions {
     ///
     /// # Errors
     ///
-    /// `StoreInUse` if a process has `from` open for writing, or salvages into `into`; `NotFound` if there is no store; `UnsupportedFormat` if
-    /// `from` contains other files or a store of another format; `InvalidOptions` if `into` is not empty, or if one
-    /// directory is inside the other; `Io` if a file cannot be read or written, or if the parent of `into` is missing.
-    /// After an error `into` has no store. After a kill the call can be repeated: until then, an open of `into` returns
-    /// `UnsupportedFormat`.
+    /// `StoreInUse` if a process has `from` open for writing, or salvages into `into`; `NotFound` if there is no store;
+    /// `UnsupportedFormat` if `from` contains other files or a store of another format; `InvalidOptions` if `into` is not
+    /// empty, or if one directory is inside the other; `Io` if a file cannot be read or written, or if the parent of
+    /// `into` is missing. After an error `into` has no store. After a kill the call can be repeated: until then, an open
+    /// of `into` returns `UnsupportedFormat`.
     pub fn salvage(&self, from: impl AsRef<Path>, into: impl AsRef<Path>) -> Result<SalvageReport> {
         self.salvage_with(from, into, |_, _| ())
     }

@@ -8,7 +8,7 @@ const RECORDS: u64 = 10;
 const LEN: usize = 39_000;
 const ROUND: u64 = 100;
 
-/// What is stored after a flush.
+/// The contents of the record store after a flush.
 #[derive(Debug)]
 struct Stored {
     records: u64,

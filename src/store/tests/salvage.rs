@@ -314,7 +314,7 @@ fn a_store_without_its_record_store_may_have_lost_any_key() {
     assert!(!report.is_complete());
 }
 
-/// What a salvage that is killed leaves is no store, and the next one replaces it.
+/// The remains of a salvage that was killed are no store, and the next salvage replaces them.
 #[test]
 fn a_killed_salvage_can_run_again() {
     let dir = temp();
@@ -322,46 +322,35 @@ fn a_killed_salvage_can_run_again() {
     put(&store, &key("a"), done(b"x"));
     put(&store, &key("b"), done(b"x"));
     store.close().unwrap();
-    let (into, killed) = (temp(), temp());
+    let (into, copies) = (temp(), temp());
+    let killed = &copies.path().join("killed");
     let mut calls = 0;
     let report = Store::salvage(dir.path(), into.path(), &options(), &mut |_, _| {
         calls += 1;
         if calls == 1 {
-            copy_all(into.path(), killed.path());
-            let names: Vec<_> = files::entries(killed.path()).unwrap().into_iter().map(|(path, _)| path).collect();
-            assert_eq!(names, ["LOCK", "store.partial"].map(|name| killed.path().join(name)));
+            copy_tree(into.path(), killed).unwrap();
+            let names: Vec<_> = files::entries(killed).unwrap().into_iter().map(|(path, _)| path).collect();
+            assert_eq!(names, ["LOCK", "store.partial"].map(|name| killed.join(name)));
             let error = Store::salvage(dir.path(), into.path(), &options(), &mut |_, _| ()).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::StoreInUse, "{error}");
         }
     });
     assert_eq!((report.unwrap().records, calls), (2, 2));
-    let error = Store::open(killed.path(), &options()).unwrap_err();
+    let error = Store::open(killed, &options()).unwrap_err();
     assert!(error.to_string().contains("an unfinished salvage or migration"), "{error}");
     assert_eq!(error.kind(), ErrorKind::UnsupportedFormat);
-    let report = Store::salvage(dir.path(), killed.path(), &options(), &mut |_, _| ()).unwrap();
+    let report = Store::salvage(dir.path(), killed, &options(), &mut |_, _| ()).unwrap();
     assert_eq!((report.records, report.is_complete()), (2, true));
-    assert_eq!(outcome(&open(killed.path()).0, &key("a")).unwrap(), b"x");
-    assert!(!killed.path().join("store.partial").exists());
+    assert_eq!(outcome(&open(killed).0, &key("a")).unwrap(), b"x");
+    assert!(!killed.join("store.partial").exists());
     // A whole store, and files of others, are never replaced.
     let foreign = temp();
     fs::create_dir_all(foreign.path().join("store.partial/precious")).unwrap();
-    for into in [killed.path(), foreign.path()] {
+    for into in [killed, foreign.path()] {
         let error = Store::salvage(dir.path(), into, &options(), &mut |_, _| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOptions, "{error}");
     }
     assert!(foreign.path().join("store.partial/precious").exists());
-}
-
-fn copy_all(from: &Path, to: &Path) {
-    for (path, kind) in files::entries(from).unwrap() {
-        let copied = to.join(path.file_name().unwrap());
-        if kind.is_dir() {
-            fs::create_dir(&copied).unwrap();
-            copy_all(&path, &copied);
-        } else {
-            fs::copy(&path, &copied).unwrap();
-        }
-    }
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(crate) struct EndedAttempt {
     pub(crate) interruption: Option<Interruption>,
 }
 
-/// What a record knows of its attempts once it has had an owner that did not create it.
+/// The history of a record that was claimed again after its first attempt, or after it was only created.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attempts {
     /// The wall clock at the latest claim.
