@@ -10,7 +10,7 @@
 mod commit;
 mod group;
 mod keeper;
-mod line;
+mod local_session;
 mod migrate;
 mod open;
 mod report;

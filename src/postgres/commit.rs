@@ -110,10 +110,11 @@ impl Write {
     }
 }
 
-/// Reads a key in one statement. Declares no owner dead.
+/// Reads a key in one statement. Declares no owner dead, but gives up the own incarnation if its lock is free: otherwise
+/// a claim in its name would be refused again and again, until the keeper notices that its session is lost.
 pub(super) async fn read_once(
+    inner: &Inner,
     session: &mut Session,
-    (me, class): (i32, i32),
     key: &StoreKey,
     load: Load,
 ) -> Result<Found, Fault> {
@@ -124,10 +125,14 @@ pub(super) async fn read_once(
         return Ok(Found { content: value, ..Found::default() });
     }
     let query = if load == Load::All { Query::Read } else { Query::ReadWithoutOutcome };
-    let Some(row) = session.row(query, &[&name, &bytes, &me, &class]).await? else {
+    let me = inner.keeper.last();
+    let Some(row) = session.row(query, &[&name, &bytes, &me, &inner.class]).await? else {
         let message = "the tables of the store are empty";
         return Err(Fault::Refused(Error::new(ErrorKind::UnsupportedFormat, message)));
     };
+    if get(&row, 13)? {
+        inner.keeper.give_up(me);
+    }
     let mut found = Found { time: unsigned(get(&row, 0)?), ..Found::default() };
     let state: Option<i16> = get(&row, 1)?;
     if let Some(state) = state {
@@ -151,8 +156,7 @@ pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Resu
     let attempt = || async {
         inner.tick_if_manual().await?;
         let mut taken = inner.pool.take().await?;
-        let me = (inner.keeper.last(), inner.class);
-        let mut found = read_once(&mut taken.session, me, key, load).await?;
+        let mut found = read_once(inner, &mut taken.session, key, load).await?;
         if inner.read_only {
             found.presume_death(inner.clock.wall());
             inner.pool.give_back(taken);
@@ -167,7 +171,7 @@ pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Resu
         if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
             if write.make(&mut taken.session, inner.class).await?.is_none() {
                 let revision = found.revision;
-                found = read_once(&mut taken.session, me, key, load).await?;
+                found = read_once(inner, &mut taken.session, key, load).await?;
                 if found.revision == revision {
                     inner.pool.give_back(taken);
                     return Ok(found);
@@ -223,9 +227,6 @@ pub(super) async fn settle(
             if made.is_none() && was_sent {
                 made = write.find(&mut taken.session).await?;
             }
-            if let (None, Some(me)) = (made, write.claimed_by) {
-                give_up_if_free(inner, &mut taken.session, me).await?;
-            }
             inner.pool.give_back(taken);
             Ok(made)
         };
@@ -236,16 +237,6 @@ pub(super) async fn settle(
         }
         was_sent = is_sent;
     }
-}
-
-/// Gives up an incarnation whose lock is free, after a claim in its name was not made. Otherwise the caller would try
-/// again and again, until the keeper notices that its session is lost.
-pub(super) async fn give_up_if_free(inner: &Inner, session: &mut Session, me: i32) -> Result<(), Fault> {
-    let row = session.row(Query::IsFree, &[&inner.class, &me]).await?;
-    if row.map(|row| get(&row, 0)).transpose()? == Some(true) {
-        inner.keeper.give_up(me);
-    }
-    Ok(())
 }
 
 pub(super) fn unsettled(why: &dyn std::fmt::Display) -> Error {

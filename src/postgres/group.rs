@@ -16,8 +16,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio_postgres::types::ToSql;
 
 use super::Inner;
-use super::commit::{Write, give_up_if_free};
-use super::line::{Closing, Cut, Line};
+use super::commit::Write;
+use super::local_session::{Closing, LocalSession, NoAnswer};
 use super::row::{self, Numbers, signed};
 use super::session::{Fault, Session, get};
 use super::sql::Query;
@@ -55,21 +55,21 @@ struct Committer {
 
 #[derive(Debug, Default)]
 struct State {
-    link: Link,
+    session: SessionState,
     waiting: Vec<Arc<Entry>>,
     is_closed: bool,
 }
 
 /// The session of a committer.
 #[derive(Debug, Default)]
-enum Link {
+enum SessionState {
     #[default]
     Down,
     /// The thread of the committer is to connect, or connects.
     Connecting,
-    Idle(Box<Line>),
+    Idle(Box<LocalSession>),
     /// The thread of the committer is to make the queued changes.
-    Handed(Box<Line>),
+    Handed(Box<LocalSession>),
     /// A caller or the thread of the committer uses the session.
     Busy,
 }
@@ -93,21 +93,21 @@ enum Stage {
 }
 
 /// The right to use the session of a committer. Its drop gives the session back, unless that has ended.
-struct Turn<'a> {
+struct SessionGuard<'a> {
     committer: &'a Committer,
-    line: Option<Box<Line>>,
+    session: Option<Box<LocalSession>>,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
-        self.committer.give_back(self.line.take());
+        self.committer.give_back(self.session.take());
     }
 }
 
 /// The work of the thread of a committer.
 enum Work {
     Connect,
-    Commit(Box<Line>, Vec<Arc<Entry>>),
+    Commit(Box<LocalSession>, Vec<Arc<Entry>>),
 }
 
 impl Committers {
@@ -154,27 +154,27 @@ impl Committer {
         // change, after it has advanced the time.
         let drives = !inner.clock.is_manual() && tokio::runtime::Handle::try_current().is_err();
         let mut state = self.state.lock();
-        let entry = match std::mem::replace(&mut state.link, Link::Busy) {
-            link @ (Link::Down | Link::Connecting) => {
-                if matches!(link, Link::Down) && !state.is_closed {
+        let entry = match std::mem::replace(&mut state.session, SessionState::Busy) {
+            session @ (SessionState::Down | SessionState::Connecting) => {
+                if matches!(session, SessionState::Down) && !state.is_closed {
                     self.work_arrived.notify_one();
-                    state.link = Link::Connecting;
+                    state.session = SessionState::Connecting;
                 } else {
-                    state.link = link;
+                    state.session = session;
                 }
                 return Answer::Apart { was_sent: false };
             }
-            Link::Idle(line) if drives => {
+            SessionState::Idle(session) if drives => {
                 drop(state);
-                return self.commit_alone(inner, line, write, deadline);
+                return self.commit_alone(inner, session, write, deadline);
             }
-            Link::Idle(line) => {
-                state.link = Link::Handed(line);
+            SessionState::Idle(session) => {
+                state.session = SessionState::Handed(session);
                 self.work_arrived.notify_one();
                 state.enter(write, deadline)
             }
-            link @ (Link::Handed(_) | Link::Busy) => {
-                state.link = link;
+            session @ (SessionState::Handed(_) | SessionState::Busy) => {
+                state.session = session;
                 state.enter(write, deadline)
             }
         };
@@ -182,29 +182,31 @@ impl Committer {
         entry.wait()
     }
 
-    fn commit_alone(&self, inner: &Inner, line: Box<Line>, write: &Write, deadline: Instant) -> Answer {
-        let mut turn = Turn { committer: self, line: Some(line) };
-        let Some(line) = &mut turn.line else { return Answer::Apart { was_sent: false } };
-        match line.call(inner, deadline, async |session| make_one(inner, session, write).await) {
+    fn commit_alone(&self, inner: &Inner, session: Box<LocalSession>, write: &Write, deadline: Instant) -> Answer {
+        let mut guard = SessionGuard { committer: self, session: Some(session) };
+        let Some(session) = &mut guard.session else { return Answer::Apart { was_sent: false } };
+        match session.call(inner, deadline, async |session| write.make(session, inner.class).await) {
             Ok(Ok(made)) => Answer::Made(made),
             // The server has refused the statement, so nothing has changed.
             Ok(Err(_)) => Answer::Apart { was_sent: false },
-            Err(cut) => turn.end(inner, cut),
+            Err(no_answer) => guard.end(inner, no_answer),
         }
     }
 
     /// Gives the session back after its use, or notes with `None` that it has ended.
-    fn give_back(&self, line: Option<Box<Line>>) {
+    fn give_back(&self, session: Option<Box<LocalSession>>) {
         let mut state = self.state.lock();
-        match line {
-            Some(line) if !state.is_closed && state.waiting.is_empty() => state.link = Link::Idle(line),
-            Some(line) if !state.is_closed => {
-                state.link = Link::Handed(line);
+        match session {
+            Some(session) if !state.is_closed && state.waiting.is_empty() => {
+                state.session = SessionState::Idle(session);
+            }
+            Some(session) if !state.is_closed => {
+                state.session = SessionState::Handed(session);
                 self.work_arrived.notify_one();
             }
-            line => {
+            session => {
                 State::disconnect(state);
-                drop(line);
+                drop(session);
             }
         }
     }
@@ -220,8 +222,8 @@ impl Committer {
     fn run(&self, inner: &Arc<Inner>) {
         while let Some(work) = self.next_work() {
             match work {
-                Work::Connect => self.give_back(Line::connect(inner).map(Box::new)),
-                Work::Commit(line, entries) => self.commit_group(inner, line, &entries),
+                Work::Connect => self.give_back(LocalSession::connect(inner).map(Box::new)),
+                Work::Commit(session, entries) => self.commit_group(inner, session, &entries),
             }
         }
     }
@@ -232,28 +234,28 @@ impl Committer {
             if state.is_closed {
                 return None;
             }
-            match std::mem::replace(&mut state.link, Link::Busy) {
-                Link::Handed(line) => {
+            match std::mem::replace(&mut state.session, SessionState::Busy) {
+                SessionState::Handed(session) => {
                     let entries = state.take_group();
                     if entries.is_empty() {
                         // All callers have left.
-                        state.link = Link::Idle(line);
+                        state.session = SessionState::Idle(session);
                     } else {
-                        return Some(Work::Commit(line, entries));
+                        return Some(Work::Commit(session, entries));
                     }
                 }
-                Link::Connecting => {
-                    state.link = Link::Connecting;
+                SessionState::Connecting => {
+                    state.session = SessionState::Connecting;
                     return Some(Work::Connect);
                 }
-                link => state.link = link,
+                session => state.session = session,
             }
             self.work_arrived.wait(&mut state);
         }
     }
 
-    fn commit_group(&self, inner: &Arc<Inner>, line: Box<Line>, entries: &[Arc<Entry>]) {
-        let mut turn = Turn { committer: self, line: Some(line) };
+    fn commit_group(&self, inner: &Arc<Inner>, session: Box<LocalSession>, entries: &[Arc<Entry>]) {
+        let mut guard = SessionGuard { committer: self, session: Some(session) };
         let all = |answer: Answer| entries.iter().for_each(|entry| entry.answer(answer));
         let deadline = entries.iter().map(|entry| entry.deadline).max().unwrap_or_else(monotonic);
         if inner.clock.is_manual() {
@@ -263,10 +265,10 @@ impl Committer {
                 return all(Answer::Apart { was_sent: false });
             }
         }
-        let Some(line) = &mut turn.line else { return };
-        let made = line.call(inner, deadline, async |session| match entries {
+        let Some(session) = &mut guard.session else { return };
+        let made = session.call(inner, deadline, async |session| match entries {
             [entry] => {
-                let made = make_one(inner, session, &entry.write).await?;
+                let made = entry.write.make(session, inner.class).await?;
                 Ok(made.map(|numbers| (entry.write.change, numbers)).into_iter().collect())
             }
             _ => make_all(inner, session, entries).await,
@@ -278,18 +280,18 @@ impl Committer {
                 }
             }
             Ok(Err(_)) => all(Answer::Apart { was_sent: false }),
-            Err(cut) => all(turn.end(inner, cut)),
+            Err(no_answer) => all(guard.end(inner, no_answer)),
         }
     }
 }
 
-impl Turn<'_> {
+impl SessionGuard<'_> {
     /// Ends the session after a call without an answer.
-    fn end(&mut self, inner: &Inner, cut: Cut) -> Answer {
-        drop(self.line.take());
-        match cut {
-            Cut::NotSent => Answer::Apart { was_sent: false },
-            Cut::Sent(why) => {
+    fn end(&mut self, inner: &Inner, no_answer: NoAnswer) -> Answer {
+        drop(self.session.take());
+        match no_answer {
+            NoAnswer::NotSent => Answer::Apart { was_sent: false },
+            NoAnswer::Sent(why) => {
                 *inner.why.lock() = Some(why);
                 // The server may have restarted.
                 inner.pool.clear();
@@ -302,9 +304,9 @@ impl Turn<'_> {
 impl State {
     /// Ends the session. The callers that wait for it make their changes apart.
     fn disconnect(mut state: MutexGuard<'_, Self>) {
-        let (link, waiting) = (std::mem::take(&mut state.link), std::mem::take(&mut state.waiting));
+        let (session, waiting) = (std::mem::take(&mut state.session), std::mem::take(&mut state.waiting));
         drop(state);
-        drop(link);
+        drop(session);
         for entry in waiting {
             entry.answer(Answer::Apart { was_sent: false });
         }
@@ -373,15 +375,6 @@ impl Entry {
 
 type Made = HashMap<i64, Numbers>;
 
-/// Makes the change of one key.
-async fn make_one(inner: &Inner, session: &mut Session, write: &Write) -> Result<Option<Numbers>, Fault> {
-    let made = write.make(session, inner.class).await?;
-    if let (None, Some(me)) = (made, write.claimed_by) {
-        give_up_if_free(inner, session, me).await?;
-    }
-    Ok(made)
-}
-
 /// Makes the changes of a group. Returns the numbers of those that were made, by their random numbers.
 async fn make_all(inner: &Inner, session: &mut Session, entries: &[Arc<Entry>]) -> Result<Made, Fault> {
     let writes = || entries.iter().map(|entry| &*entry.write);
@@ -409,11 +402,7 @@ async fn make_all(inner: &Inner, session: &mut Session, entries: &[Arc<Entry>]) 
     };
     let rest: [&(dyn ToSql + Sync); 2] = [&inner.class, &me];
     values.extend_from_slice(&rest);
-    let made = read_made(&session.rows(Query::InsertMany, &values).await?)?;
-    if made.is_empty() {
-        give_up_if_free(inner, session, me).await?;
-    }
-    Ok(made)
+    read_made(&session.rows(Query::InsertMany, &values).await?)
 }
 
 fn read_made(rows: &[tokio_postgres::Row]) -> Result<Made, Fault> {

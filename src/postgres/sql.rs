@@ -38,7 +38,6 @@ pub(super) enum Query {
     Expired,
     Delete,
     NextDue,
-    IsFree,
 }
 
 impl Query {
@@ -108,19 +107,19 @@ impl Query {
             }
             Self::Delete => "DELETE FROM {s}.records WHERE manager = $1 AND key = $2 AND revision = $3",
             Self::NextDue => "SELECT min(expires) FROM {s}.records WHERE expires IS NOT NULL",
-            Self::IsFree => "SELECT pg_try_advisory_xact_lock_shared($1, $2)",
         };
         text.replace("{s}", schema)
     }
 }
 
-/// Reads the record, the time, and if another engine owns the record, whether the lock of that owner is free. Returns a
-/// row in any case.
+/// Reads the record, the time, if another engine owns the record, whether the lock of that owner is free, and whether
+/// the lock of the own incarnation $3 is free, which is 0 if there is none. Returns a row in any case.
 const READ: &str = "
 SELECT t.time, r.state, r.generation, r.revision, r.token, r.updated, r.expires, r.body, {outcome}, r.owner,
        CASE WHEN r.state = 1 AND r.owner <> $3 THEN pg_try_advisory_xact_lock_shared($4, r.owner) ELSE false END,
        CASE WHEN r.state = 1 AND r.owner <> $3 THEN (SELECT i.server FROM {s}.incarnations i WHERE i.id = r.owner) END,
-       octet_length(r.outcome)
+       octet_length(r.outcome),
+       CASE WHEN $3 > 0 THEN pg_try_advisory_xact_lock_shared($4, $3) ELSE false END
 FROM {s}.store t LEFT JOIN {s}.records r ON r.manager = $1 AND r.key = $2";
 
 /// Reads the numbers that tell whether a stage was committed.

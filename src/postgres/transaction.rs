@@ -159,10 +159,9 @@ impl Transaction {
 
     /// Reads a key from the snapshot of the transaction.
     pub(crate) fn read(&self, key: &StoreKey, load: Load) -> Result<Read> {
-        let me = (self.inner.keeper.last(), self.inner.class);
-        let at = key.clone();
+        let (inner, at) = (Arc::clone(&self.inner), key.clone());
         let found = self.step(|mut taken, _| async move {
-            let found = commit::read_once(&mut taken.session, me, &at, load).await?;
+            let found = commit::read_once(&inner, &mut taken.session, &at, load).await?;
             Ok((found, Some(taken)))
         })?;
         let mut found: Found = found.unwrap_or_default();

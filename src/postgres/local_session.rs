@@ -22,7 +22,7 @@ const SETTINGS: &str = "SET lock_timeout = '50ms'";
 
 /// A session with a runtime of its own, which reads and writes only while a thread makes a call.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct LocalSession {
     session: Session,
     runtime: Executor,
 }
@@ -51,13 +51,13 @@ impl Closing {
 }
 
 /// The reason why a call has no answer.
-pub(super) enum Cut {
+pub(super) enum NoAnswer {
     NotSent,
     /// The statement may have taken effect.
     Sent(String),
 }
 
-impl Line {
+impl LocalSession {
     /// Connects, and prepares the statements.
     pub(super) fn connect(inner: &Inner) -> Option<Self> {
         let runtime = Executor(Builder::new_current_thread().enable_all().build().ok());
@@ -73,13 +73,13 @@ impl Line {
         Some(Self { session, runtime })
     }
 
-    /// Makes a call on this thread. After a `Cut` the session must not be used again.
+    /// Makes a call on this thread. After a `NoAnswer` the session must not be used again.
     pub(super) fn call<T>(
         &mut self,
         inner: &Inner,
         deadline: Instant,
         call: impl AsyncFnOnce(&mut Session) -> Result<T, Fault>,
-    ) -> Result<Result<T, Fault>, Cut> {
+    ) -> Result<Result<T, Fault>, NoAnswer> {
         let Self { session, runtime } = self;
         let mut is_sent = false;
         let done = runtime.wait(inner, deadline, async {
@@ -95,10 +95,10 @@ impl Line {
             Some(call(session).await)
         });
         match done.flatten() {
-            Some(Err(Fault::Lost(why))) => Err(Cut::Sent(why)),
+            Some(Err(Fault::Lost(why))) => Err(NoAnswer::Sent(why)),
             Some(done) => Ok(done),
-            None if is_sent => Err(Cut::Sent("it does not answer".to_owned())),
-            None => Err(Cut::NotSent),
+            None if is_sent => Err(NoAnswer::Sent("it does not answer".to_owned())),
+            None => Err(NoAnswer::NotSent),
         }
     }
 }
@@ -128,7 +128,7 @@ mod tests {
 
     /// A service may drop an engine on a thread of its own runtime.
     #[test]
-    fn a_line_can_be_dropped_on_a_thread_of_a_runtime() {
+    fn a_local_session_can_be_dropped_on_a_thread_of_a_runtime() {
         let executor = Executor(Builder::new_current_thread().build().ok());
         Builder::new_current_thread().build().unwrap().block_on(async { drop(executor) });
     }
