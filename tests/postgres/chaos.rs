@@ -8,6 +8,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use oncekey::{
@@ -107,10 +108,13 @@ fn start(worker: &str, url: &str, first: u64) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
 }
 
-/// Reads the output of a worker until it ends. Each answer must be equal to the first one of its key.
-fn listen(worker: &mut Child, said: &Mutex<Said>) {
+/// Reads the output of a worker until it ends, and reports that it has done something. Each answer must be equal to the
+/// first one of its key.
+fn listen(worker: &mut Child, said: &Mutex<Said>, works: &Sender<()>) {
     for line in BufReader::new(worker.stdout.take().unwrap()).lines().map_while(Result::ok) {
         let Some((verb, rest)) = line.strip_prefix('@').and_then(|line| line.split_once(' ')) else { continue };
+        // Ignore the result: the killer waits for the first report only.
+        let _ = works.send(());
         let mut said = said.lock().unwrap();
         match verb {
             "answer" => {
@@ -178,11 +182,15 @@ impl Work {
         Self { worker, ..self }
     }
 
+    fn answers(&self) -> usize {
+        self.said.lock().unwrap().answers.len()
+    }
+
     /// Returns true if the workers have run for this part of the time, and have given the same part of the answers.
     pub(crate) fn is_at(&self, percent: u32) -> bool {
         let passed = self.began.elapsed();
         assert!(passed < self.time + Duration::from_secs(240), "the workers make no progress");
-        let answers = self.said.lock().unwrap().answers.len();
+        let answers = self.answers();
         passed * 100 >= self.time * percent && answers * 100 >= self.answers * usize::try_from(percent).unwrap()
     }
 }
@@ -202,13 +210,20 @@ pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl F
                     let first = said.lock().unwrap().highest.saturating_sub(AHEAD);
                     let mut child = start(work.worker, url, first);
                     let pid = child.id();
-                    // Kill it after a time that differs from life to life.
+                    // Kill it after a time that differs from life to life. On a busy machine many workers would be
+                    // killed before they do anything, so only every third one can be killed at its start.
                     let kill = Duration::from_millis(life + (worker as u64 * 331 + nth * 577) % 1_400);
+                    let (works, has_worked) = channel();
                     let killer = std::thread::spawn(move || {
+                        if nth % 3 > 0 {
+                            // An error means that the worker has ended.
+                            let _ = has_worked.recv();
+                        }
                         std::thread::sleep(kill);
                         let _ = Command::new("kill").arg("-KILL").arg(pid.to_string()).status();
                     });
-                    listen(&mut child, said);
+                    listen(&mut child, said, &works);
+                    drop(works);
                     killer.join().unwrap();
                     child.wait().unwrap();
                     kills.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +239,14 @@ pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl F
 pub(crate) fn break_sessions(server: &Server, work: &Work) -> (u64, u64) {
     let (mut terminated, mut crashes) = (0, 0);
     for round in 0_u64.. {
-        std::thread::sleep(Duration::from_millis(120));
+        // On a busy machine the workers need time to give an answer in between.
+        let answers = work.answers();
+        loop {
+            std::thread::sleep(Duration::from_millis(120));
+            if work.is_at(100) || work.answers() > answers {
+                break;
+            }
+        }
         if work.is_at(100) && crashes > 0 {
             break;
         }

@@ -161,7 +161,7 @@ pub(crate) fn end_keeper(schema: &str, incarnation: u32) {
 }
 
 /// Returns SQL that is true if no session has the lock of this incarnation.
-fn lock_is_free(schema: &str, incarnation: u32) -> String {
+pub(crate) fn lock_is_free(schema: &str, incarnation: u32) -> String {
     format!(
         "SELECT NOT EXISTS (SELECT FROM pg_locks l, \"{schema}\".store s
          WHERE l.locktype = 'advisory' AND l.objid = {incarnation} AND l.granted AND {CLASS})"

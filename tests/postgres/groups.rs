@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use oncekey::{Begin, CallOptions, Claim, Engine, ErrorKind, Fingerprint, Status};
 
 use crate::engines::{Texts, claimed, texts};
+use crate::faults::lock_is_free;
 use crate::proxy::Proxy;
 use crate::threads::Sleeper;
 use crate::{new_schema, open, options, shared, until};
@@ -188,6 +189,35 @@ fn one_of_many_begins_of_a_key_in_a_group_claims_it() {
         |_| -> Call<'_, Option<Claim<String, String>>> { Box::new(|| texts.begin("k").unwrap().into_claim().ok()) };
     let claims = together(&gate, || drop(claimed(texts.begin("gate").unwrap())), (0..12).map(call).collect(), || ());
     assert_eq!(claims.iter().flatten().count(), 1);
+}
+
+/// The lock of the incarnation is free when its group is committed, and its engine does not know that.
+#[test]
+fn no_group_claims_in_the_name_of_a_dead_incarnation() {
+    let (proxy, schema) = (Proxy::start(), new_schema());
+    let engine = options(&schema).connect(&proxy.url()).unwrap();
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    let keys: Vec<String> = (0..6).map(|key| format!("group {key}")).collect();
+    let claims = std::thread::scope(|scope| {
+        gate.shut("gate");
+        let first = scope.spawn(|| claimed(texts.begin("gate").unwrap()));
+        until(|| gate.waiting("", "*") > 0);
+        proxy.end_keepers_silently();
+        until(|| shared().sql(&lock_is_free(&schema, 1)) == "t");
+        let call = |key: &String| -> Call<'_, Claim<String, String>> {
+            let key = key.clone();
+            Box::new(move || claimed(texts.begin(key).unwrap()))
+        };
+        let claims = together(&gate, || (), keys.iter().map(call).collect(), || ());
+        drop(first.join().unwrap());
+        claims
+    });
+    let owners = "SELECT string_agg(DISTINCT owner::text, ' ') FROM {s}.records WHERE key LIKE 'group%'";
+    assert_eq!(gate.sql(owners), "2");
+    for claim in claims {
+        claim.succeed(&done()).unwrap();
+    }
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! The plans of the statements: each reads by the primary key or by the index that was made for it.
 
+use oncekey::sql::postgres::{Client, NoTls};
 use oncekey::{Error, admin::RecordFilter, stage::Next};
 
 use crate::engines::{claimed, texts};
 use crate::options;
 use crate::server::Server;
+use crate::stages_in::Boxed;
 
 #[test]
 fn no_statement_reads_a_whole_table() {
     let log = "-c session_preload_libraries=auto_explain -c auto_explain.log_min_duration=0
-               -c auto_explain.log_level=log";
+               -c auto_explain.log_level=log -c auto_explain.log_nested_statements=on";
     let server = Server::start(&log.replace('\n', " "));
     let engine = options("plans").connect(&server.url()).unwrap();
     let texts = texts(&engine);
@@ -41,6 +43,8 @@ fn no_statement_reads_a_whole_table() {
             Ok::<_, Error>(Next::advance("on"))
         })
         .unwrap();
+    let mut client = Client::connect(&server.url(), NoTls).unwrap();
+    claim.work_stage_in(&mut client, |_| Ok::<_, Boxed>(Next::advance("in a transaction of the user"))).unwrap();
     claim.succeed(&"done".to_owned()).unwrap();
     claimed(texts.begin("released").unwrap()).release().unwrap();
     assert_eq!(engine.records(RecordFilter::new()).unwrap().count(), 622);
@@ -52,7 +56,7 @@ fn no_statement_reads_a_whole_table() {
     let log = std::fs::read_to_string(server.dir.join("log")).unwrap();
     let uses = |index: &str| log.contains(&format!("using {index}"));
     assert!(uses("records_pkey") && uses("rows_pkey") && uses("records_due"), "the log has the plans");
-    // Leave out the statement that creates the tables: it contains a function that this test does not call.
+    // Leave out the statement that creates the tables, which contains the text of a function.
     let plans: Vec<&str> = log.split("plan:").skip(1).filter(|plan| !plan.contains("CREATE SCHEMA")).collect();
     for plan in &plans {
         // The table `store` has one row, so its scan is right.
@@ -62,6 +66,8 @@ fn no_statement_reads_a_whole_table() {
         let by_key = plan.contains("key = $2") || plan.contains("UPDATE");
         assert!(!(by_key && plan.contains("records_unfinished")), "{plan}");
     }
+    let of_stages = |plan: &&&str| plan.contains("Update on records") && plan.contains("staged");
+    assert!(plans.iter().filter(of_stages).count() > 0, "no stage of the user");
     // Both group statements: each looks up key by key.
     for target in ["Insert on records", "Update on records"] {
         let of_groups = || plans.iter().filter(|plan| plan.contains("Function Scan on") && plan.contains(target));

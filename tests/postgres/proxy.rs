@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +16,7 @@ struct State {
     lost: AtomicU64,
     /// The place of a commit at which the connection is cut, as a number.
     cut_at: AtomicU8,
+    cuts: AtomicU64,
     /// True if nothing is forwarded.
     hangs: AtomicBool,
     /// One notification of this many arrives. 0 means that all arrive.
@@ -48,6 +49,12 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) fn start() -> Self {
+        Self::before(&shared().dir)
+    }
+
+    /// Starts a proxy in front of the server with its socket in this directory.
+    pub(crate) fn before(server: &Path) -> Self {
+        let server = server.join(".s.PGSQL.5432");
         let dir = tempfile::Builder::new().prefix("oncekey-proxy-").tempdir().unwrap().keep();
         let listener = UnixListener::bind(dir.join(".s.PGSQL.5432")).unwrap();
         let state = Arc::new(State::default());
@@ -57,7 +64,8 @@ impl Proxy {
                 if accepts.refuses.load(Ordering::SeqCst) {
                     continue;
                 }
-                let server = UnixStream::connect(shared().dir.join(".s.PGSQL.5432")).unwrap();
+                // The server may have crashed: the client then loses its connection too.
+                let Ok(server) = UnixStream::connect(&server) else { continue };
                 accepts.streams.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
                 let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 let state = Arc::clone(&accepts);
@@ -85,6 +93,11 @@ impl Proxy {
     /// Cuts the connection of the next commit.
     pub(crate) fn cut_at(&self, place: CutAt) {
         self.state.cut_at.store(place as u8, Ordering::SeqCst);
+    }
+
+    /// Returns the number of commits whose connection was cut.
+    pub(crate) fn cuts(&self) -> u64 {
+        self.state.cuts.load(Ordering::SeqCst)
     }
 
     pub(crate) fn hang(&self, hangs: bool) {
@@ -153,6 +166,7 @@ fn forward(state: &State, mut from: UnixStream, mut to: UnixStream, is_answer: b
         }
         let is_commit = !is_answer && bytes[..len].windows(6).any(|word| word == b"COMMIT");
         let cut_at = if is_commit { state.cut_at.swap(0, Ordering::SeqCst) } else { 0 };
+        state.cuts.fetch_add(u64::from(cut_at > 0), Ordering::SeqCst);
         if cut_at == CutAt::BeforeCommit as u8 {
             break;
         }

@@ -1,6 +1,6 @@
 //! Everything goes wrong at once while stages run in the user's own transactions: workers are killed, sessions of the
-//! engines and of the users are terminated, and the server crashes. Each effect in the user's table happens once, and
-//! no answer is lost or changed.
+//! engines and of the users are terminated, connections are cut at a commit, and the server crashes. Each effect in the
+//! user's table happens once, and no answer is lost or changed.
 //!
 //! `ONCEKEY_CHAOS` is the number of seconds.
 
@@ -11,6 +11,7 @@ use oncekey::sql::postgres::{Client, NoTls};
 use oncekey::{Begin, Claim, Engine, Error, stage::Next};
 
 use crate::chaos::{Said, URL, Work, break_sessions, check_answers, manager, say_error, while_workers_run, work};
+use crate::proxy::{CutAt, Proxy};
 use crate::server::Server;
 use crate::stages_in::Boxed;
 
@@ -121,6 +122,18 @@ fn check(server: &Server, said: &Said) -> usize {
     keys.len()
 }
 
+/// Cuts connections at commits until the work is done: before the server gets the commit, at once after, and before its
+/// answer arrives.
+fn cut_commits(proxy: &Proxy, work: &Work) {
+    for place in [CutAt::BeforeCommit, CutAt::Commit, CutAt::Answer].into_iter().cycle() {
+        if work.is_at(100) {
+            return;
+        }
+        proxy.cut_at(place);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn every_effect_in_the_user_s_table_happens_once() {
     let seconds = std::env::var("ONCEKEY_CHAOS").map_or(8, |seconds| seconds.parse().unwrap());
@@ -129,14 +142,19 @@ fn every_effect_in_the_user_s_table_happens_once() {
     drop(Engine::connect(&server.url()).unwrap());
     let (mut terminated, mut crashes) = (0, 0);
     let work = Work::new(Duration::from_secs(seconds), 51).by("stages_chaos::worker");
-    let (said, kills) = while_workers_run(&server.url(), 600, work, |work| {
-        (terminated, crashes) = break_sessions(&server, work);
+    let proxy = Proxy::before(&server.dir);
+    let (said, kills) = while_workers_run(&proxy.url(), 600, work, |work| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| cut_commits(&proxy, work));
+            (terminated, crashes) = break_sessions(&server, work);
+        });
     });
-    let keys = check(&server, &said);
+    let (keys, unknown) = (check(&server, &said), proxy.cuts());
     println!(
-        "{keys} keys, {} answers, {kills} kills, {terminated} sessions ended, {crashes} crashes, {:?}",
+        "{keys} keys, {} answers, {kills} kills, {terminated} sessions ended, {crashes} crashes, {unknown} unknown commits, {:?}",
         said.answers.len(),
         said.errors
     );
     assert!(keys > 50 && crashes > 0, "{keys} keys, {crashes} crashes");
+    assert!(unknown > if seconds < 60 { 0 } else { 100 }, "{unknown} unknown commits");
 }
