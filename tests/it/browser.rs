@@ -29,6 +29,9 @@ struct Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_failures();
+        }
         // Ends the browser, which the driver has started. Ignore a failure: the test may have failed by it.
         let _ = self.try_send("DELETE", &format!("/session/{}", self.session), &Json::Null);
         self.driver.kill().unwrap();
@@ -173,6 +176,20 @@ impl Browser {
 
     fn log(&self, kind: &str) -> Vec<Json> {
         self.post("/se/log", &json!({ "type": kind })).as_array().unwrap().clone()
+    }
+
+    /// Prints the requests that have failed, and the complaints of the browser.
+    fn print_failures(&self) {
+        for kind in ["performance", "browser"] {
+            let path = format!("/session/{}/se/log", self.session);
+            let Ok(reply) = self.try_send("POST", &path, &json!({ "type": kind })) else { return };
+            for entry in reply["value"].as_array().into_iter().flatten() {
+                let message = entry["message"].as_str().unwrap_or_default();
+                if kind == "browser" || message.contains("Network.loadingFailed") {
+                    eprintln!("{message}");
+                }
+            }
+        }
     }
 
     /// Checks that the browser has asked only this site, and that its policy has stopped nothing.
