@@ -97,6 +97,9 @@ impl Browser {
 
     fn go(&self, address: &str) {
         self.post("/url", &json!({ "url": address }));
+        // On a busy machine the driver may return before the style and the script of the page are there.
+        let is_there = format!("return location.href === {} && document.readyState === 'complete'", json!(address));
+        until(address, || self.run(&is_there) == true);
     }
 
     fn find(&self, selector: &str) -> Option<String> {

@@ -1,5 +1,5 @@
-//! Everything goes wrong at once: workers are killed, sessions are terminated, and the server crashes. Each effect in a
-//! row of the store happens once, and no answer is lost or changed.
+//! Workers are killed, sessions are terminated, and the server crashes: for a quarter of the time each alone, and then all
+//! at once. Each effect in a row of the store happens once, and no answer is lost or changed.
 //!
 //! `ONCEKEY_CHAOS` is the number of seconds.
 
@@ -8,7 +8,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use oncekey::{
@@ -162,6 +162,14 @@ pub(crate) fn check_answers(engine: &Engine, said: &Said, mut ends: impl FnMut(&
     (keys, left.len())
 }
 
+/// What goes wrong, in the order in which it does so alone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Harm {
+    Kill = 0,
+    EndSession = 25,
+    Crash = 50,
+}
+
 /// Workers that are killed and started again.
 pub(crate) struct Work {
     /// They run for this time. On a busy machine they run longer, until there are this many answers.
@@ -169,17 +177,30 @@ pub(crate) struct Work {
     answers: usize,
     /// The name of the test that is a worker.
     worker: &'static str,
+    /// True if each harm happens alone first.
+    in_turns: bool,
     began: Instant,
     said: Mutex<Said>,
 }
 
 impl Work {
     pub(crate) fn new(time: Duration, answers: usize) -> Self {
-        Self { time, answers, worker: "chaos::worker", began: Instant::now(), said: Mutex::default() }
+        let began = Instant::now();
+        Self { time, answers, worker: "chaos::worker", in_turns: false, began, said: Mutex::default() }
     }
 
     pub(crate) fn by(self, worker: &'static str) -> Self {
         Self { worker, ..self }
+    }
+
+    pub(crate) fn in_turns(self) -> Self {
+        Self { in_turns: true, ..self }
+    }
+
+    /// Returns true if this may go wrong now.
+    fn allows(&self, harm: Harm) -> bool {
+        let from = harm as u32;
+        !self.in_turns || self.is_at(75) || self.is_at(from) && !self.is_at(from + 25)
     }
 
     fn answers(&self) -> usize {
@@ -214,12 +235,18 @@ pub(crate) fn while_workers_run(url: &str, life: u64, work: Work, beside: impl F
                     // killed before they do anything, so only every third one can be killed at its start.
                     let kill = Duration::from_millis(life + (worker as u64 * 331 + nth * 577) % 1_400);
                     let (works, has_worked) = channel();
-                    let killer = std::thread::spawn(move || {
+                    let killer = scope.spawn(move || {
                         if nth % 3 > 0 {
                             // An error means that the worker has ended.
                             let _ = has_worked.recv();
                         }
                         std::thread::sleep(kill);
+                        while !work.allows(Harm::Kill) {
+                            if has_worked.recv_timeout(Duration::from_millis(20)) == Err(RecvTimeoutError::Disconnected)
+                            {
+                                break;
+                            }
+                        }
                         let _ = Command::new("kill").arg("-KILL").arg(pid.to_string()).status();
                     });
                     listen(&mut child, said, &works);
@@ -250,10 +277,10 @@ pub(crate) fn break_sessions(server: &Server, work: &Work) -> (u64, u64) {
         if work.is_at(100) && crashes > 0 {
             break;
         }
-        if round % 20 == 19 {
+        if round % 10 == 9 && work.allows(Harm::Crash) {
             server.restart("immediate", "");
             crashes += 1;
-        } else {
+        } else if work.allows(Harm::EndSession) {
             // End any session, also that of a keeper.
             server.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'
@@ -271,7 +298,7 @@ fn every_effect_happens_once_and_no_answer_is_lost() {
     let server = Server::start("");
     drop(Engine::connect(&server.url()).unwrap());
     let (mut terminated, mut crashes) = (0, 0);
-    let work = Work::new(Duration::from_secs(seconds), 51);
+    let work = Work::new(Duration::from_secs(seconds), 51).in_turns();
     let (said, kills) = while_workers_run(&server.url(), 300, work, |work| {
         (terminated, crashes) = break_sessions(&server, work);
     });

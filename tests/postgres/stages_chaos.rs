@@ -1,6 +1,5 @@
-//! Everything goes wrong at once while stages run in the user's own transactions: workers are killed, sessions of the
-//! engines and of the users are terminated, connections are cut at a commit, and the server crashes. Each effect in the
-//! user's table happens once, and no answer is lost or changed.
+//! The same as in `chaos` goes wrong while stages run in the user's own transactions, and connections are cut at commits
+//! all the time. Each effect in the user's table happens once, and no answer is lost or changed.
 //!
 //! `ONCEKEY_CHAOS` is the number of seconds.
 
@@ -141,7 +140,7 @@ fn every_effect_in_the_user_s_table_happens_once() {
     server.sql("CREATE TABLE effects (key text NOT NULL)");
     drop(Engine::connect(&server.url()).unwrap());
     let (mut terminated, mut crashes) = (0, 0);
-    let work = Work::new(Duration::from_secs(seconds), 51).by("stages_chaos::worker");
+    let work = Work::new(Duration::from_secs(seconds), 51).by("stages_chaos::worker").in_turns();
     let proxy = Proxy::before(&server.dir);
     let (said, kills) = while_workers_run(&proxy.url(), 600, work, |work| {
         std::thread::scope(|scope| {

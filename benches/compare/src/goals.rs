@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::arguments::Arguments;
+use crate::background::background;
 use crate::compare::{LIMIT, Plan, THREADS};
 use crate::measure::{Row, best, in_turns, ours, settle};
 use crate::scale;
@@ -38,13 +39,14 @@ impl Measure {
 
 type Group = (&'static str, fn(&Path, &Arguments) -> Result<Vec<Measure>>);
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     ("durable", durable),
     ("replay", replay),
     ("waiters", waiters),
     ("sustained", eventual),
     ("open", open),
     ("scale", live),
+    ("background", beside_background_work),
 ];
 
 /// # Errors
@@ -371,4 +373,20 @@ fn live(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
             note: String::new(),
         },
     ])
+}
+
+fn beside_background_work(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
+    let dir = tempfile::tempdir_in(base)?;
+    let path = dir.path().join("store");
+    let system = Oncekey::open(&path, Mode::Durable, DAY)?;
+    let time = Duration::from_secs(arguments.number("seconds", if arguments.flag("quick") { 5 } else { 60 })?);
+    let found = background(&system, &path, time)?;
+    let share = found.share * 100.0;
+    Ok(vec![Measure {
+        name: "p99 of durable cycles, 8 threads, beside a flush or merge, divided by p99 without".to_owned(),
+        goal: 1.5,
+        reached: found.beside / found.without,
+        is_cost: true,
+        note: format!("{:.2} and {:.2} ms; {share:.0} % of the cycles ran beside one", found.beside, found.without),
+    }])
 }

@@ -16,6 +16,7 @@
 )]
 
 mod arguments;
+mod background;
 mod chart;
 pub mod compare;
 pub mod goals;
