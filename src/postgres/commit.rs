@@ -162,13 +162,16 @@ pub(super) async fn read(inner: &Arc<Inner>, key: &StoreKey, load: Load) -> Resu
             inner.pool.give_back(taken);
             return Ok(found);
         }
-        let declares = found.free.as_ref().filter(|(owner, life)| inner.keeper.may_declare(*owner, life.as_deref()));
-        let Some((owner, _)) = declares else {
+        let dead = match &found.free {
+            Some((owner, life)) => inner.keeper.may_declare(*owner, life.as_deref())?.then_some(*owner),
+            None => None,
+        };
+        let Some(owner) = dead else {
             inner.pool.give_back(taken);
             return Ok(found);
         };
         // The record is complete even if `load` leaves out the outcome: a record in progress has none.
-        if let Some(write) = declaration(inner, key, &found, *owner).map_err(Fault::Refused)? {
+        if let Some(write) = declaration(inner, key, &found, owner).map_err(Fault::Refused)? {
             if write.make(&mut taken.session, inner.class).await?.is_none() {
                 let revision = found.revision;
                 found = read_once(inner, &mut taken.session, key, load).await?;

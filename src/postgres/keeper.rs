@@ -74,18 +74,28 @@ impl Keeper {
     }
 
     /// Returns true if an owner without its lock may be declared dead.
-    pub(super) fn may_declare(&self, owner: i32, life: Option<&str>) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// Fails if the engine has no session, because it is then unknown whether the server has begun another life. An
+    /// answer would be that a dead owner is alive.
+    pub(super) fn may_declare(&self, owner: i32, life: Option<&str>) -> Result<bool, Fault> {
         let mut state = self.state.lock();
-        // Without a session it is not known whether the server has begun another life.
-        if state.session.is_none() || state.mine.contains(&owner) {
-            return false;
+        if state.mine.contains(&owner) {
+            return Ok(false);
+        }
+        if state.is_closed {
+            return Err(Fault::Refused(Error::closed()));
+        }
+        if state.session.is_none() {
+            return Err(Fault::Lost("the engine has lost its session".to_owned()));
         }
         if life == Some(state.life.as_str()) {
-            return true;
+            return Ok(true);
         }
         let now = monotonic();
         let first = *state.returning.entry(owner).or_insert(now);
-        now.saturating_duration_since(first) >= GRACE
+        Ok(now.saturating_duration_since(first) >= GRACE)
     }
 
     /// Ends the session of this incarnation. The keeper begins another one.

@@ -189,7 +189,7 @@ impl Browser {
             for entry in reply["value"].as_array().into_iter().flatten() {
                 let message = entry["message"].as_str().unwrap_or_default();
                 if kind == "browser" || message.contains("Network.loadingFailed") {
-                    eprintln!("{message}");
+                    println!("{message}");
                 }
             }
         }

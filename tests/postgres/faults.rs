@@ -234,6 +234,25 @@ fn no_claim_is_made_in_the_name_of_a_dead_incarnation() {
     }
 }
 
+/// The owner of a key is dead. An engine without a session of its own cannot tell, and does not answer that the key is
+/// in progress.
+#[test]
+fn a_look_at_a_dead_owner_waits_for_the_own_session() {
+    let (proxy, of_owner, schema) = (Proxy::start(), Proxy::start(), new_schema());
+    let engine = options(&schema).sync_timeout(Duration::from_millis(1_500)).connect(&proxy.url()).unwrap();
+    let owner = options(&schema).connect(&of_owner.url()).unwrap();
+    let _claim = claimed(texts(&owner).begin("k").unwrap());
+    for (proxy, incarnation) in [(&of_owner, 2), (&proxy, 1)] {
+        proxy.refuse(true);
+        proxy.end_keepers_silently();
+        until(|| shared().sql(&lock_is_free(&schema, incarnation)) == "t");
+    }
+    let texts = texts(&engine);
+    assert_eq!(texts.get("k").unwrap_err().kind(), ErrorKind::Unavailable);
+    proxy.refuse(false);
+    assert_eq!(texts.get("k").unwrap().unwrap().status(), Status::Interrupted);
+}
+
 /// The ending has locked the row when another engine finds the lock of its owner free. That engine leaves the row
 /// alone.
 #[test]
