@@ -1,24 +1,47 @@
-//! Builds a new store from contents that come from elsewhere: a damaged store, or a database.
+//! Creates a store: an empty one, or one with contents that come from elsewhere, from a damaged store or a database.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::format::list::RunList;
-use super::open::access;
 use super::runs::build::Builder;
-use super::sled::tables::Tables;
+use super::sled::tables::{Access, Tables};
 use super::{StoreKey, files, journal};
-use crate::types::clock::{Anchor, NEVER};
+use crate::types::clock::{Anchor, NEVER, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
+use crate::types::key;
 use crate::types::options::EngineOptions;
 
 /// The number of blocks that are written at once.
 const BATCH: usize = 256;
+
+/// The cache of records gets the capacity divided by this number; the rest is for blocks.
+pub(super) const RECORD_CACHE: u64 = 8;
 
 /// The directories of a store.
 pub(super) const PARTS: [&str; 2] = ["journal", "sled"];
 /// The name of a store that is built from the contents of another one, until it is whole. An open refuses it, because a
 /// store that it creates instead would have none of the keys.
 pub(super) const PARTIAL: &str = "store.partial";
+
+/// Creates a store without records. The directory is renamed to its place when every byte is durable, so a crash leaves no store or a
+/// complete one.
+pub(super) fn create_empty(dir: &Path, options: &EngineOptions) -> Result<()> {
+    let store_id = key::random();
+    let tables = Tables::create(&dir.join("sled"), access(options), &store_id)?;
+    tables.set_list(&RunList { store_id, serial: 1, frame: 0, complete: 0, next_id: 1, runs: Vec::new() })?;
+    tables.close()?;
+    let anchor = StoreClock::start(Arc::clone(&options.clock), Anchor::default(), Duration::ZERO).anchor();
+    journal::create(&dir.join("journal"), store_id, options.segment_bytes, 0, anchor)?;
+    files::sync_tree(dir)
+}
+
+/// Returns the part of the options that concerns sled.
+pub(super) fn access(options: &EngineOptions) -> Access {
+    let cache_capacity = options.cache_capacity - options.cache_capacity / RECORD_CACHE;
+    Access { cache_capacity, sync_flag: options.sync_flag }
+}
 
 /// The contents of a new store.
 pub(crate) trait Contents {

@@ -10,7 +10,7 @@ use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 
 use super::apply::Inbox;
-use super::create::{PARTIAL, PARTS, is_half_made, remove_half_made};
+use super::create::{PARTIAL, PARTS, RECORD_CACHE, access, create_empty, is_half_made, remove_half_made};
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
 use super::format::hash;
 use super::format::list::RunList;
@@ -25,7 +25,7 @@ use crate::store::runs::flush::{Deleted, Flusher, Shared};
 use crate::store::runs::unfinished::Unfinished;
 use crate::store::sled;
 use crate::store::sled::disk_space::{DiskSpace, SpaceStatus, Wakeups};
-use crate::store::sled::tables::{Access, Tables};
+use crate::store::sled::tables::Tables;
 use crate::store::versions::Versions;
 use crate::sync::atomic::AtomicU64;
 use crate::sync::group_commit::{Batch, CommitQueue, Config, Target};
@@ -41,8 +41,6 @@ use crate::types::telemetry::{self, Work};
 /// of an earlier range belongs to an open that has ended, and a restored copy does not repeat the tokens of the
 /// original.
 const RANGE: u64 = 1 << 32;
-/// The cache of records gets the capacity divided by this number; the rest is for blocks.
-const RECORD_CACHE: u64 = 8;
 /// The largest number of payload bytes that may be committed and not yet in runs.
 const MAX_UNAPPLIED: u64 = 16 << 20;
 /// The largest number of payload bytes that may be committed since the last checkpoint. A recovery replays at most this
@@ -268,7 +266,7 @@ fn find_or_create(path: &Path, options: &EngineOptions) -> Result<(files::StoreL
     files::sync_entry(path)?;
     files::create_dir(&half_made)?;
     let dir = files::Lock::take_dir(&half_made, path)?;
-    create(&half_made, options)?;
+    create_empty(&half_made, options)?;
     std::fs::rename(&half_made, &store).map_err(|cause| Error::io("create store", &store, &cause))?;
     files::sync_dir(path)?;
     Ok((files::StoreLock::new(file, dir), true))
@@ -323,23 +321,6 @@ pub(super) fn check_ours(path: &Path, store: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Creates a store. The directory is renamed to its place when every byte is durable, so a crash leaves no store or a
-/// complete one.
-fn create(dir: &Path, options: &EngineOptions) -> Result<()> {
-    let store_id = key::random();
-    let tables = Tables::create(&dir.join("sled"), access(options), &store_id)?;
-    tables.set_list(&RunList { store_id, serial: 1, frame: 0, complete: 0, next_id: 1, runs: Vec::new() })?;
-    tables.close()?;
-    let anchor = StoreClock::start(Arc::clone(&options.clock), clock::Anchor::default(), Duration::ZERO).anchor();
-    journal::create(&dir.join("journal"), store_id, options.segment_bytes, 0, anchor)?;
-    files::sync_tree(dir)
-}
-
-pub(super) fn access(options: &EngineOptions) -> Access {
-    let cache_capacity = options.cache_capacity - options.cache_capacity / RECORD_CACHE;
-    Access { cache_capacity, sync_flag: options.sync_flag }
 }
 
 /// Returns the number of the first frame of this open, higher than every earlier one.
