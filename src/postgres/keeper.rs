@@ -77,8 +77,8 @@ impl Keeper {
     ///
     /// # Errors
     ///
-    /// Fails if the engine has no session, because it is then unknown whether the server has begun another life. An
-    /// answer would be that a dead owner is alive.
+    /// Fails if the engine has no session. It then does not know whether the server has restarted, and `false` would
+    /// show the key of a dead owner as in progress.
     pub(super) fn may_declare(&self, owner: i32, life: Option<&str>) -> Result<bool, Fault> {
         let mut state = self.state.lock();
         if state.mine.contains(&owner) {

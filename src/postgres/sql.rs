@@ -112,8 +112,9 @@ impl Query {
     }
 }
 
-/// Reads the record, the time, if another engine owns the record, whether the lock of that owner is free, and whether
-/// the lock of the own incarnation $3 is free, which is 0 if there is none. Returns a row in any case.
+/// Reads the record and the time, and returns a row in any case. If another engine owns the record, the row tells whether
+/// the lock of that owner is free. It always tells whether the lock of the own incarnation is free. That is $3, or 0 if
+/// there is none.
 const READ: &str = "
 SELECT t.time, r.state, r.generation, r.revision, r.token, r.updated, r.expires, r.body, {outcome}, r.owner,
        CASE WHEN r.state = 1 AND r.owner <> $3 THEN pg_try_advisory_xact_lock_shared($4, r.owner) ELSE false END,

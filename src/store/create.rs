@@ -1,4 +1,4 @@
-//! Creates a store: an empty one, or one with contents that come from elsewhere, from a damaged store or a database.
+//! Creates a store: an empty one, or one with the contents of a damaged store or of a database.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ pub(super) const PARTS: [&str; 2] = ["journal", "sled"];
 /// store that it creates instead would have none of the keys.
 pub(super) const PARTIAL: &str = "store.partial";
 
-/// Creates a store without records. The directory is renamed to its place when every byte is durable, so a crash leaves no store or a
-/// complete one.
+/// Creates a store without records. When it returns, every byte is durable. The caller then renames the directory to its
+/// place, so a crash leaves no store or a complete one.
 pub(super) fn create_empty(dir: &Path, options: &EngineOptions) -> Result<()> {
     let store_id = key::random();
     let tables = Tables::create(&dir.join("sled"), access(options), &store_id)?;

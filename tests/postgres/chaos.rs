@@ -108,7 +108,7 @@ fn start(worker: &str, url: &str, first: u64) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap()
 }
 
-/// Reads the output of a worker until it ends, and reports that it has done something. Each answer must be equal to the
+/// Reads the output of a worker until it ends, and sends a message for each report. Each answer must be equal to the
 /// first one of its key.
 fn listen(worker: &mut Child, said: &Mutex<Said>, works: &Sender<()>) {
     for line in BufReader::new(worker.stdout.take().unwrap()).lines().map_while(Result::ok) {
@@ -162,8 +162,8 @@ pub(crate) fn check_answers(engine: &Engine, said: &Said, mut ends: impl FnMut(&
     (keys, left.len())
 }
 
-/// What goes wrong, in the order in which it does so alone.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A kind of harm. Its number is the percentage of the time after which it happens alone, for a quarter of the time.
+#[derive(Clone, Copy)]
 enum Harm {
     Kill = 0,
     EndSession = 25,

@@ -1,5 +1,5 @@
-//! The same as in `chaos` goes wrong while stages run in the user's own transactions, and connections are cut at commits
-//! all the time. Each effect in the user's table happens once, and no answer is lost or changed.
+//! Stages run in the user's own transactions, with the same kinds of harm as in `chaos`. All the time, connections are
+//! cut at commits. Each effect in the user's table happens once, and no answer is lost or changed.
 //!
 //! `ONCEKEY_CHAOS` is the number of seconds.
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 
-use crate::measure::cycle;
+use crate::measure::{cycle, p99};
 use crate::shared::key;
 use crate::systems::System;
 
@@ -58,17 +58,15 @@ pub(crate) fn background(system: &dyn System, store: &Path, time: Duration) -> R
         let times = if overlaps { &mut beside } else { &mut without };
         times.record(u64::try_from((end - start).as_nanos())?)?;
     }
-    let p99 = |times: &Histogram<u64>| times.value_at_quantile(0.99) as f64 / 1e6;
     let share = beside.len() as f64 / (beside.len() + without.len()) as f64;
     Ok(Background { beside: p99(&beside), without: p99(&without), share })
 }
 
 fn file_of_sled(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).ok()?.flatten();
-    entries.map(|entry| entry.path()).find_map(|path| match path.is_dir() {
-        true => file_of_sled(&path),
-        false => path.file_name().is_some_and(|name| name == "db").then_some(path),
-    })
+    entries
+        .map(|entry| entry.path())
+        .find_map(|path| if path.is_dir() { file_of_sled(&path) } else { (path.file_name()? == "db").then_some(path) })
 }
 
 /// Returns the times in which the file was written.

@@ -227,6 +227,11 @@ fn waiters(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     }])
 }
 
+/// Returns the duration of a long measurement.
+fn long(arguments: &Arguments) -> Result<Duration> {
+    Ok(Duration::from_secs(arguments.number("seconds", if arguments.flag("quick") { 5 } else { 60 })?))
+}
+
 /// Returns the number of live keys.
 fn window(arguments: &Arguments) -> u64 {
     if arguments.flag("quick") { 20_000 } else { 200_000 }
@@ -235,7 +240,7 @@ fn window(arguments: &Arguments) -> u64 {
 fn eventual(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let dir = tempfile::tempdir_in(base)?;
     let live = window(arguments);
-    let time = Duration::from_secs(arguments.number("seconds", if arguments.flag("quick") { 5 } else { 60 })?);
+    let time = long(arguments)?;
     // Run the three fastest shortly, and then each as long as oncekey.
     let peers: Vec<Candidate> = RELAXED.iter().copied().filter(Candidate::is_peer).collect();
     let mut rows =
@@ -379,7 +384,7 @@ fn beside_background_work(base: &Path, arguments: &Arguments) -> Result<Vec<Meas
     let dir = tempfile::tempdir_in(base)?;
     let path = dir.path().join("store");
     let system = Oncekey::open(&path, Mode::Durable, DAY)?;
-    let time = Duration::from_secs(arguments.number("seconds", if arguments.flag("quick") { 5 } else { 60 })?);
+    let time = long(arguments)?;
     let found = background(&system, &path, time)?;
     let share = found.share * 100.0;
     Ok(vec![Measure {

@@ -79,7 +79,12 @@ pub(crate) fn run(system: &dyn System, load: Load, next: &AtomicU64) -> Reading 
     for times in histograms {
         all.add(times).unwrap();
     }
-    Reading { rate: all.len() as f64 / load.time.as_secs_f64(), p99: all.value_at_quantile(0.99) as f64 / 1e6 }
+    Reading { rate: all.len() as f64 / load.time.as_secs_f64(), p99: p99(&all) }
+}
+
+/// Returns the 99th percentile of times in nanoseconds, in milliseconds.
+pub(crate) fn p99(times: &Histogram<u64>) -> f64 {
+    times.value_at_quantile(0.99) as f64 / 1e6
 }
 
 /// Writes out the page cache, so that the next system's syncs do not pay for earlier writes.
