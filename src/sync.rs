@@ -13,6 +13,7 @@ mod real {
 }
 
 pub(crate) mod event_count;
+pub(crate) mod give_way;
 pub(crate) mod group_commit;
 pub(crate) mod key_locks;
 pub(crate) mod wait_limit;

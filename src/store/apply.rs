@@ -18,6 +18,8 @@ use crate::types::error::{Error, ErrorKind, Result};
 
 /// Bytes of commits after which they are flushed, even if no segment is full.
 const FLUSH_BYTES: u64 = 4 << 20;
+/// The bytes of unapplied commits up to which the thread keeps up with callers, and gives way to them.
+const KEEPS_UP: u64 = 2 * FLUSH_BYTES;
 
 /// The messages to the apply thread.
 #[derive(Debug)]
@@ -283,6 +285,7 @@ impl Applier {
     /// Writes the contents up to this frame into a run, part by part, each as soon as there is space. Returns false if
     /// the store is closed before.
     fn write(&mut self, frame: u64, closes: bool) -> Result<bool> {
+        self.look_at_backlog();
         let mut prepared = self.flusher.prepare(frame, &self.inner.now())?;
         loop {
             if let Some(full) = self.wait_for_space(prepared.bytes(), closes)? {
@@ -296,11 +299,17 @@ impl Applier {
                 self.flusher.discard(std::mem::replace(&mut prepared, again));
                 continue;
             }
+            self.look_at_backlog();
             if self.flusher.write_part(&mut prepared)? {
                 self.flusher.finish(prepared, &self.inner.now())?;
                 return Ok(true);
             }
         }
+    }
+
+    /// Lets callers run first as long as the thread keeps up with them.
+    pub(super) fn look_at_backlog(&self) {
+        self.flusher.shared.give_way.set(self.inner.commit_queue.unapplied() < KEEPS_UP);
     }
 
     /// Writes the closing frame.

@@ -225,16 +225,14 @@ impl Memtable {
         Snapshot { memtable: self, _alone: self.snapshot.lock() }
     }
 
-    /// Removes contents that are in a run now. Newer contents stay.
-    pub(crate) fn remove_flushed<'a>(&self, flushed: impl Iterator<Item = (&'a StoreKey, u64)>) {
-        for (key, number) in flushed {
-            let Some(shard) = self.shard(key) else { continue };
-            let mut shard = shard.write();
-            let is_same = shard.entries.get(key).is_some_and(|entry| entry.number == number);
-            let removed = if is_same { shard.remove(key) } else { None };
-            drop(shard);
-            drop(removed);
-        }
+    /// Removes a content that is in a run now. A newer content stays.
+    pub(crate) fn remove_flushed(&self, key: &StoreKey, number: u64) {
+        let Some(shard) = self.shard(key) else { return };
+        let mut shard = shard.write();
+        let is_same = shard.entries.get(key).is_some_and(|entry| entry.number == number);
+        let removed = if is_same { shard.remove(key) } else { None };
+        drop(shard);
+        drop(removed);
     }
 
     /// Returns the first keys at or after `from` and before `end`.
@@ -383,7 +381,9 @@ mod tests {
         (0..50).for_each(|name| put(name, 3));
         (200..300).for_each(|name| put(name, 2));
         let flushed: Vec<_> = (100..150).map(key).collect();
-        memtable.remove_flushed(flushed.iter().map(|key| (key, 1)));
+        for key in &flushed {
+            memtable.remove_flushed(key, 1);
+        }
         (120..130).for_each(|name| put(name, 4));
         assert_eq!(sorted(snapshot), expected);
         // The next one shows all of that, and one that is dropped leaves nothing.
@@ -404,7 +404,9 @@ mod tests {
         memtable.put_all([(key(1), entry(1)), (key(2), entry(1))].into_iter(), || ());
         let taken = memtable.up_to(1);
         memtable.put_all(std::iter::once((key(1), entry(2))), || ());
-        memtable.remove_flushed(taken.iter().map(|(key, entry)| (key, entry.number)));
+        for (key, entry) in &taken {
+            memtable.remove_flushed(key, entry.number);
+        }
         assert_eq!(memtable.all(), [(key(1), true)]);
     }
 
@@ -438,7 +440,9 @@ mod tests {
         let keys = memtable.unfinished(&from, None, 1_000);
         assert_eq!(keys, (0..10_000).step_by(100).map(|name| record(name, Status::InProgress).0).collect::<Vec<_>>());
         assert_eq!(VISITED.take(), 100);
-        memtable.remove_flushed(keys.iter().map(|key| (key, 1)));
+        for key in &keys {
+            memtable.remove_flushed(key, 1);
+        }
         assert!(memtable.unfinished(&from, None, 1_000).is_empty());
         assert_eq!(memtable.len(), 9_900);
     }

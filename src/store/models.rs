@@ -195,10 +195,10 @@ impl Store {
                     _ => number,
                 };
                 if self.fault == Fault::DropsBeforeItPuts {
-                    self.memtable.remove_flushed(std::iter::once((&key, number)));
+                    self.memtable.remove_flushed(&key, number);
                 }
                 self.sled.lock().insert(key.clone(), value);
-                self.memtable.remove_flushed(std::iter::once((&key, number)));
+                self.memtable.remove_flushed(&key, number);
             }
         }
     }

@@ -67,6 +67,7 @@ impl Applier {
 
     /// Runs one background step. Without space, rests until the next message.
     pub(super) fn work(&mut self) -> Result<Next> {
+        self.look_at_backlog();
         if self.flusher.has_deletable() {
             // Delete first, because this leaves space for the other steps.
             self.rests = matches!(self.inner.disk_space.claim_in_background(0), SpaceStatus::Short(_));

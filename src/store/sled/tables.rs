@@ -21,6 +21,7 @@ use crate::store::sled::blobs::Blobs;
 use crate::store::sled::panics;
 use crate::store::sled::raw::RawBlocks;
 use crate::store::sled::write_barrier::{Share, WriteBarrier};
+use crate::sync::give_way::GiveWay;
 use crate::sync::worker::Worker;
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
@@ -179,13 +180,15 @@ impl Tables {
     }
 
     /// Writes blocks that have no reader yet, and makes them durable.
-    pub(crate) fn write(&self, blocks: &[Keyed]) -> Result<()> {
+    pub(crate) fn write(&self, blocks: &[Keyed], give_way: &GiveWay) -> Result<()> {
         for blocks in blocks.chunks(KEYS_FIRST) {
             for (key, _) in blocks {
+                give_way.between_steps();
                 self.insert(key, &[])?;
             }
             for blocks in blocks.chunks(FLUSH_BLOCKS) {
                 for (key, bytes) in blocks {
+                    give_way.between_steps();
                     self.insert(key, bytes)?;
                 }
                 self.flush()?;

@@ -194,3 +194,27 @@ fn times_count_from_the_commit_and_not_from_the_decision() {
     crash(store);
     check(&open_with(dir.path(), &options().clock(clock)).0);
 }
+
+#[test]
+fn the_apply_thread_gives_way_to_callers_as_long_as_it_keeps_up() {
+    let dir = temp();
+    let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 20));
+    let give_way = &store.inner.shared.give_way;
+    (0..100).for_each(|index| {
+        put(&store, &key(index.to_string()), done(b""));
+    });
+    checkpoint(&store);
+    let turns = give_way.turns.load(Ordering::Relaxed);
+    assert!(turns >= 10, "{turns}");
+    // One commit with more than two flushes, in about 2,400 blocks.
+    let change = |index| Change {
+        key: StoreKey::row("t", &[index]),
+        content: Some(Content::Row(Value::from(bytes(1_000_000)))),
+    };
+    let changes: Vec<_> = (0..9).map(change).collect();
+    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+    checkpoint(&store);
+    let more = give_way.turns.load(Ordering::Relaxed) - turns;
+    assert!(more < 100, "{more}");
+}
