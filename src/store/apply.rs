@@ -309,7 +309,7 @@ impl Applier {
 
     /// Lets callers run first as long as the thread keeps up with them.
     pub(super) fn look_at_backlog(&self) {
-        self.flusher.shared.give_way.set(self.inner.commit_queue.unapplied() < KEEPS_UP);
+        self.flusher.shared.tables.give_way.set(self.inner.commit_queue.unapplied() < KEEPS_UP);
     }
 
     /// Writes the closing frame.

@@ -23,7 +23,6 @@ use super::{Inner, Store, files, journal};
 use crate::store::format::block::BLOCK;
 use crate::store::sled::disk_space::{DiskSpace, SpaceStatus};
 use crate::store::sled::tables::{Access, Keyed, Tables};
-use crate::sync::give_way::GiveWay;
 use crate::types::clock;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::{Now, Status};
@@ -273,7 +272,7 @@ fn kept(bytes: Vec<u8>, now: &Now, report: &mut BackupReport) -> Result<Option<V
 /// Writes blocks into the copy, if there is space for them and for the needs of a store on the same disk.
 fn write(to: &Tables, space: &DiskSpace, blocks: &[Keyed]) -> Result<()> {
     match space.claim(blocks.len() as u64 * BLOCK as u64) {
-        SpaceStatus::Enough => to.write(blocks, &GiveWay::default()),
+        SpaceStatus::Enough => to.write(blocks),
         SpaceStatus::Low(full) | SpaceStatus::Short(full) => Err(full),
     }
 }

@@ -8,7 +8,6 @@ use super::format::list::RunList;
 use super::runs::build::Builder;
 use super::sled::tables::{Access, Tables};
 use super::{StoreKey, files, journal};
-use crate::sync::give_way::GiveWay;
 use crate::types::clock::{Anchor, NEVER, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key;
@@ -148,7 +147,7 @@ fn write_parts(
     contents.for_each(&mut |key, value| {
         builder.add(key, Some(value))?;
         if let Some(blocks) = builder.take_full(BATCH) {
-            tables.write(&blocks, &GiveWay::default())?;
+            tables.write(&blocks)?;
         }
         written += 1;
         progress(written, total);
@@ -158,7 +157,7 @@ fn write_parts(
     let (frame, anchor) = contents.end();
     let mut list = RunList { store_id, serial: 1, frame, complete: frame, next_id: 2, runs: Vec::new() };
     if let Some((run, blocks)) = builder.finish()? {
-        tables.write(&blocks, &GiveWay::default())?;
+        tables.write(&blocks)?;
         list.runs.push(run.info);
     }
     tables.set_list(&list)?;

@@ -28,7 +28,6 @@ use crate::store::sled::disk_space::{DiskSpace, SpaceStatus, Wakeups};
 use crate::store::sled::tables::Tables;
 use crate::store::versions::Versions;
 use crate::sync::atomic::AtomicU64;
-use crate::sync::give_way::GiveWay;
 use crate::sync::group_commit::{Batch, CommitQueue, Config, Target};
 use crate::types::clock::{self, StoreClock};
 use crate::types::error::{Error, ErrorKind, Result};
@@ -352,7 +351,6 @@ pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -
         runs: Runs::default(),
         unfinished,
         left_out: Mutex::default(),
-        give_way: GiveWay::default(),
         #[cfg(test)]
         waiting_at_steps: Mutex::default(),
     };

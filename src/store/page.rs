@@ -9,7 +9,6 @@ use super::format::record;
 use super::memtable::Entry;
 use super::runs::flush::Shared;
 use super::runs::{Item, Load, Merged, Stored};
-use crate::sync::give_way::GiveWay;
 use crate::types::error::Result;
 use crate::types::record::StoredRecord;
 
@@ -39,9 +38,7 @@ impl Shared {
         let mut recent = recent.into_iter().peekable();
         let mut flushed = Merged::new(&self.tables, &self.runs.current(), from.bytes())?;
         let (mut records, mut newest, mut last, mut bytes) = (Vec::new(), Ticket(0), None, 0);
-        let give_way = GiveWay::always();
         for _ in 0..limit {
-            give_way.between_steps();
             let older = flushed.key().filter(|key| stop.is_none_or(|stop| *key < stop));
             let nearest = match (recent.peek(), older) {
                 (Some((_, recent)), Some(older)) => recent.cmp(older),

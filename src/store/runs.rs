@@ -22,7 +22,6 @@ use super::format::list::{RunInfo, Start};
 use super::format::record::{self, HEAD};
 use super::format::{corrupt, hash};
 use crate::store::sled::tables::Tables;
-use crate::sync::give_way::GiveWay;
 use crate::types::error::{Error, Result};
 use crate::types::value::Value;
 
@@ -97,9 +96,7 @@ impl Runs {
     ) -> Result<Vec<StoreKey>> {
         let (runs, mut keys) = (self.current(), Vec::new());
         let mut merged = Merged::new(tables, &runs, from.bytes())?;
-        let give_way = GiveWay::always();
         while keys.len() < limit {
-            give_way.between_steps();
             let Some(item) = merged.next(tables)? else { break };
             if end.is_some_and(|end| item.key >= *end) {
                 break;

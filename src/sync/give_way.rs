@@ -3,8 +3,8 @@
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::sync::thread;
 
-/// The number of steps between two offers of the core. On a busy machine each offer costs the thread a time slice, so
-/// giving way at every step could keep it from its work for minutes.
+/// The number of steps between two offers of the core. If all cores are busy, an offer can cost the thread its time
+/// slice, so an offer at every step would slow it down too much.
 const STEPS: u32 = 8;
 
 /// Decides whether a background thread gives way to other threads between its small steps.
@@ -21,11 +21,6 @@ pub(crate) struct GiveWay {
 }
 
 impl GiveWay {
-    /// Creates the value for a thread that always gives way.
-    pub(crate) fn always() -> Self {
-        Self { is_on: AtomicBool::new(true), ..Self::default() }
-    }
-
     pub(crate) fn set(&self, is_on: bool) {
         self.is_on.store(is_on, Ordering::Relaxed);
     }

@@ -20,7 +20,6 @@ use crate::store::runs::unfinished::Unfinished;
 use crate::store::runs::{Run, Runs};
 use crate::store::sled::disk_space::CLAIMED_AT_ONCE;
 use crate::store::sled::tables::{Keyed, Tables};
-use crate::sync::give_way::GiveWay;
 use crate::types::error::Result;
 use crate::types::record::{Now, StoredRecord};
 
@@ -70,8 +69,6 @@ pub(crate) struct Shared {
     pub(crate) unfinished: Unfinished,
     /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
-    /// Set by the apply thread, for its work.
-    pub(crate) give_way: GiveWay,
     /// For tests: the number of messages that wait at each background step. While a test holds this lock, no step
     /// begins.
     #[cfg(test)]
@@ -202,7 +199,7 @@ impl Flusher {
         let mut builder = Builder::new(self.shared.tables.store_id(), id, taken.len() as u64, &older, now.store);
         let (mut left_out, mut bytes) = (Deleted::default(), Vec::new());
         for (key, entry) in &taken {
-            self.shared.give_way.between_steps();
+            self.shared.tables.give_way.between_steps();
             let value = match &entry.content {
                 None => None,
                 Some(Content::Row(value)) => Some(&**value),
@@ -226,7 +223,7 @@ impl Flusher {
     pub(crate) fn write_part(&self, prepared: &mut Prepared) -> Result<bool> {
         let rest = prepared.blocks.get(prepared.written..).unwrap_or_default();
         let part = rest.get(..CLAIMED_AT_ONCE).unwrap_or(rest);
-        self.shared.tables.write(part, &self.shared.give_way)?;
+        self.shared.tables.write(part)?;
         prepared.written += part.len();
         Ok(prepared.written >= prepared.blocks.len())
     }
@@ -248,12 +245,12 @@ impl Flusher {
         // Publish the run before removing from the memtable: a reader looks into the memtable first and then into the
         // runs, so it misses nothing. Update the index in small batches, because a pass reads it under the commit lock.
         for some in taken.chunks(AT_ONCE) {
-            self.shared.give_way.between_steps();
+            self.shared.tables.give_way.between_steps();
             self.shared.unfinished.update(some.iter().map(|(key, entry)| (key, lifetime(entry))), now);
         }
         self.shared.runs.publish(runs);
         for (key, entry) in taken {
-            self.shared.give_way.between_steps();
+            self.shared.tables.give_way.between_steps();
             self.shared.memtable.remove_flushed(&key, entry.number);
         }
         *self.shared.left_out.lock() += left_out;
@@ -328,7 +325,6 @@ impl Flusher {
             return Ok(());
         }
         for key in keys {
-            self.shared.give_way.between_steps();
             self.shared.tables.remove(&key)?;
         }
         self.shared.tables.flush()

@@ -231,7 +231,7 @@ impl Merge {
     pub(crate) fn step(&mut self, flusher: &mut Flusher, now: Now) -> Result<Step> {
         self.now = now;
         let blocks: Vec<_> = self.ready.drain(..self.ready.len().min(BATCH)).collect();
-        flusher.shared.tables.write(&blocks, &flusher.shared.give_way)?;
+        flusher.shared.tables.write(&blocks)?;
         if !self.ready.is_empty() {
             return Ok(Step::More);
         }
@@ -269,7 +269,7 @@ impl Merge {
         };
         let mut read = 0;
         while let Some(item) = merged.next(&shared.tables)? {
-            shared.give_way.between_steps();
+            shared.tables.give_way.between_steps();
             let value = match &item.value {
                 Some(stored) => self.kept(flusher, &item.key, stored)?,
                 None => None,

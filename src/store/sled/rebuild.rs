@@ -8,7 +8,6 @@ use super::tables::{Access, Tables};
 use crate::store::files;
 use crate::store::format::block::{self, BLOCK};
 use crate::store::format::list::RunList;
-use crate::sync::give_way::GiveWay;
 use crate::types::error::{Error, ErrorKind, Result};
 
 /// The bytes that sled needs in addition to the blocks.
@@ -36,7 +35,7 @@ pub(super) fn rebuild(dir: &Path, access: Access, found: &Found, list: &RunList)
         let tables = Tables::create(new, access, &list.store_id)?;
         for some in blocks.chunks(BATCH) {
             let keyed = some.iter().map(|at| Ok((block::key(at.place), found.read(at)?)));
-            tables.write(&keyed.collect::<Result<Vec<_>>>()?, &GiveWay::default())?;
+            tables.write(&keyed.collect::<Result<Vec<_>>>()?)?;
         }
         tables.set_list(list)?;
         tables.close()

@@ -55,6 +55,8 @@ pub(crate) struct Tables {
     /// `None` once closed.
     backend: RwLock<Option<Backend>>,
     pub(crate) barriers: WriteBarrier,
+    /// For all work of the thread that writes.
+    pub(crate) give_way: GiveWay,
     pub(crate) blobs: Blobs,
     /// While a test holds it, every flush waits.
     #[cfg(test)]
@@ -131,6 +133,7 @@ impl Tables {
             blobs,
             backend: RwLock::new(Some(backend)),
             barriers: WriteBarrier::new(sync_flag),
+            give_way: GiveWay::default(),
             #[cfg(test)]
             flush_gate: Mutex::new(()),
             #[cfg(test)]
@@ -180,15 +183,13 @@ impl Tables {
     }
 
     /// Writes blocks that have no reader yet, and makes them durable.
-    pub(crate) fn write(&self, blocks: &[Keyed], give_way: &GiveWay) -> Result<()> {
+    pub(crate) fn write(&self, blocks: &[Keyed]) -> Result<()> {
         for blocks in blocks.chunks(KEYS_FIRST) {
             for (key, _) in blocks {
-                give_way.between_steps();
                 self.insert(key, &[])?;
             }
             for blocks in blocks.chunks(FLUSH_BLOCKS) {
                 for (key, bytes) in blocks {
-                    give_way.between_steps();
                     self.insert(key, bytes)?;
                 }
                 self.flush()?;
@@ -254,6 +255,7 @@ impl Tables {
     /// Returns a guard to hold during a change.
     #[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "for tests"))]
     fn begin_change(&self, bytes: usize) -> Result<Option<MutexGuard<'_, ()>>> {
+        self.give_way.between_steps();
         #[cfg(test)]
         if self.writes_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
             return Err(Error::new(ErrorKind::Io, "a test makes this write fail"));

@@ -199,10 +199,10 @@ fn times_count_from_the_commit_and_not_from_the_decision() {
 fn the_apply_thread_gives_way_to_callers_as_long_as_it_keeps_up() {
     let dir = temp();
     let (store, _) = open_with(dir.path(), &options().segment_bytes(64 << 20));
-    let give_way = &store.inner.shared.give_way;
-    (0..100).for_each(|index| {
+    let give_way = &store.inner.shared.tables.give_way;
+    for index in 0..100 {
         put(&store, &key(index.to_string()), done(b""));
-    });
+    }
     checkpoint(&store);
     let turns = give_way.turns.load(Ordering::Relaxed);
     assert!(turns >= 10, "{turns}");
