@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 
 use super::apply::Inbox;
 use super::create::{PARTIAL, PARTS, RECORD_CACHE, access, create_empty, is_half_made, remove_half_made};
+use super::format::filter::Probe;
 use super::format::frame::{self, Change, Content, Frame, StoreKey};
-use super::format::hash;
 use super::format::list::RunList;
 use super::format::segment::{SECTOR, sized};
 use super::journal::{self, JournalStats, Recovered, Writer, segment_for};
@@ -360,9 +360,9 @@ pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -
 
 /// True if one of these runs has an entry for the key.
 fn is_replaced(tables: &Tables, newer: &[Arc<Run>], key: &StoreKey) -> Result<bool> {
-    let hash = hash(key.bytes());
+    let probe = Probe::of(key.bytes());
     for run in newer {
-        if run.find(tables, key.bytes(), hash)?.is_some() {
+        if run.find(tables, key.bytes(), &probe)?.is_some() {
             return Ok(true);
         }
     }

@@ -17,10 +17,11 @@ use ::sled::IVec;
 use parking_lot::RwLock;
 
 use super::format::block::{self, CONTENT, Index, Kind, Place, take_entry};
+use super::format::corrupt;
+use super::format::filter::Probe;
 use super::format::frame::{Content, StoreKey};
 use super::format::list::{RunInfo, Start};
 use super::format::record::{self, HEAD};
-use super::format::{corrupt, hash};
 use crate::store::sled::tables::Tables;
 use crate::types::error::{Error, Result};
 use crate::types::value::Value;
@@ -73,9 +74,9 @@ impl Runs {
 
     /// Returns the content of a key from the runs, if one of them has it.
     pub(crate) fn read(&self, tables: &Tables, key: &StoreKey, load: Load) -> Result<Option<Content>> {
-        let (runs, hash) = (self.current(), hash(key.bytes()));
+        let (runs, probe) = (self.current(), Probe::of(key.bytes()));
         for run in runs.iter().rev() {
-            match run.find(tables, key.bytes(), hash)? {
+            match run.find(tables, key.bytes(), &probe)? {
                 Some(Some(found)) => return found.content(tables, key, load).map(Some),
                 Some(None) => return Ok(None),
                 None => {}
@@ -233,19 +234,19 @@ impl Run {
         Ok(Self::new(info, Index::decode(&bytes).ok_or_else(malformed)?))
     }
 
-    pub(crate) fn may_contain(&self, hash: u64) -> bool {
-        self.index.filter.may_contain(hash)
+    pub(crate) fn may_contain(&self, probe: &Probe) -> bool {
+        self.index.filter.may_contain(probe)
     }
 
     /// Returns true if a key of its index is among the entries that count.
     pub(crate) fn has(&self, tables: &Tables, key: &StoreKey) -> Result<bool> {
-        Ok(self.info.start == Start::default() || self.find(tables, key.bytes(), hash(key.bytes()))?.is_some())
+        Ok(self.info.start == Start::default() || self.find(tables, key.bytes(), &Probe::of(key.bytes()))?.is_some())
     }
 
     /// Returns the entry of the run for a key: none, a removal, or a value.
     #[expect(clippy::option_option, reason = "nothing, removed, or a value")]
-    pub(crate) fn find(&self, tables: &Tables, key: &[u8], hash: u64) -> Result<Option<Option<Stored>>> {
-        if !self.may_contain(hash) {
+    pub(crate) fn find(&self, tables: &Tables, key: &[u8], probe: &Probe) -> Result<Option<Option<Stored>>> {
+        if !self.may_contain(probe) {
             return Ok(None);
         }
         let nth = self.index.first_keys.find(key);
@@ -422,7 +423,7 @@ impl Run {
             if entries == 0 && self.index.first_keys.find(entry.key) != nth || entry.key <= last.as_slice() {
                 return Err(corrupt(format!("block {number} of run {id} is not in order at {}", named())));
             }
-            if !self.may_contain(hash(entry.key)) {
+            if !self.may_contain(&Probe::of(entry.key)) {
                 return Err(corrupt(format!("{} is in run {id} and not in its filter", named())));
             }
             if let Some(value) = entry.value {

@@ -5,6 +5,7 @@ mod commits;
 mod compaction;
 mod contents;
 mod damage;
+mod expired_runs;
 mod failures;
 mod kill;
 mod open;
@@ -160,6 +161,8 @@ fn lose(store: &Store, run: u64, number: u32) {
 /// Copies the files while the store is open. Commits since the last flush are only in the journal.
 fn copy(store: &Store) -> TempDir {
     store.sync().unwrap();
+    // Otherwise a merge could write to sled meanwhile.
+    let _no_step = store.inner.shared.waiting_at_steps.lock();
     loop {
         let to = temp();
         // The checkpoint thread may rename or remove a segment meanwhile. Then the copy is of no single moment.

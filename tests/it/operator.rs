@@ -178,13 +178,13 @@ fn p99(ops: &Manager<u64>, round: u64, time: Duration) -> u128 {
 }
 
 /// Cycles beside another process that lists all keys again and again. `ONCEKEY_LISTED=1000000` measures with as many
-/// keys: then the median of the rounds beside a listing must be within 1.2 times of that without. It is made for a
-/// release build.
+/// keys: then the median of seven rounds beside a listing must be within 1.2 times of that without. It is made for a
+/// release build, and takes about four minutes.
 #[test]
 fn cycles_go_on_beside_a_listing() {
     let measured = std::env::var("ONCEKEY_LISTED").ok();
     let (keys, is_measured) = (measured.as_ref().map_or(2_000_u64, |keys| keys.parse().unwrap()), measured.is_some());
-    let time = if is_measured { Duration::from_secs(10) } else { Duration::from_millis(200) };
+    let (rounds, time) = if is_measured { (7, Duration::from_secs(10)) } else { (3, Duration::from_millis(200)) };
     within(LATE * if is_measured { 60 } else { 1 }, move || {
         let dir = tempfile::tempdir().unwrap();
         let fill = Engine::options().durability(Durability::Eventual { interval: Duration::from_millis(50) });
@@ -204,7 +204,7 @@ fn cycles_go_on_beside_a_listing() {
         let engine = Engine::open(dir.path()).unwrap();
         let ops: Manager<u64> = engine.manager("ops").unwrap();
         let (mut alone, mut beside, mut listings) = (Vec::new(), Vec::new(), 0);
-        for round in 0..3 {
+        for round in 0..rounds {
             alone.push(p99(&ops, 2 * round, time));
             let ended = AtomicBool::new(false);
             beside.push(thread::scope(|scope| {
@@ -228,6 +228,7 @@ fn cycles_go_on_beside_a_listing() {
         );
         alone.sort_unstable();
         beside.sort_unstable();
-        assert!(!is_measured || beside[1] * 10 <= alone[1] * 12);
+        let middle = alone.len() / 2;
+        assert!(!is_measured || beside[middle] * 10 <= alone[middle] * 12);
     });
 }

@@ -46,9 +46,7 @@ impl Applier {
         self.look_behind();
         while (steps > 0 || self.has_flushed && self.is_behind && !self.closes()) && self.has_work() {
             steps = steps.saturating_sub(1);
-            #[cfg(test)]
-            self.flusher.shared.waiting_at_steps.lock().push(self.inbox.messages.len());
-            if self.work()? == Next::End {
+            if self.step_alone()? == Next::End {
                 return Ok(Next::End);
             }
             // Groups that come during a step are taken now, and flushed by the next flush.
@@ -63,6 +61,17 @@ impl Applier {
             }
         }
         Ok(Next::GoOn)
+    }
+
+    /// Runs one background step, which a test can hold back.
+    fn step_alone(&mut self) -> Result<Next> {
+        #[cfg(test)]
+        let shared = std::sync::Arc::clone(&self.flusher.shared);
+        #[cfg(test)]
+        let mut steps = shared.waiting_at_steps.lock();
+        #[cfg(test)]
+        steps.push(self.inbox.messages.len());
+        self.work()
     }
 
     /// Runs one background step. Without space, rests until the next message.
@@ -91,15 +100,25 @@ impl Applier {
                 return self.compact(compaction);
             }
         } else {
-            self.begin_merge();
+            self.begin_merge()?;
         }
         Ok(Next::GoOn)
     }
 
-    /// Begins to rewrite a run that is due, if there is too much of that, or else to merge runs.
-    fn begin_merge(&mut self) {
+    /// Drops a run that is due or begins to rewrite it, if there is too much of that. Otherwise begins to merge runs.
+    fn begin_merge(&mut self) -> Result<()> {
         let now = self.inner.now();
         let due = if self.is_behind { self.due(false, now.store) } else { None };
+        if let Some(at) = due {
+            if let SpaceStatus::Short(_) = self.inner.disk_space.claim_in_background(0) {
+                self.rests = true;
+                return Ok(());
+            }
+            if let Some(deleted) = self.flusher.drop_expired(at, now.store)? {
+                *self.flusher.shared.left_out.lock() += deleted;
+                return Ok(());
+            }
+        }
         let range = match due {
             Some(at) => Some(at..at + 1),
             None if std::mem::take(&mut self.may_merge) => {
@@ -112,6 +131,7 @@ impl Applier {
             let merge = Merge::begin(&mut self.flusher, range, now);
             self.merge = Some((Box::new(merge), None));
         }
+        Ok(())
     }
 
     fn step(&mut self, mut merge: Box<Merge>, compaction: Option<Compaction>) -> Result<()> {
@@ -145,7 +165,15 @@ impl Applier {
         let due = self.due(compaction.exact, compaction.began);
         if let SpaceStatus::Short(full) = self.inner.disk_space.claim(0) {
             refuse(std::iter::once(compaction), &full);
-        } else if let Some(at) = due {
+            return Ok(Next::GoOn);
+        }
+        if let Some(at) = due.filter(|_| !compaction.exact) {
+            if let Some(deleted) = self.flusher.drop_expired(at, compaction.began)? {
+                self.answer(&compaction, deleted);
+                return Ok(Next::GoOn);
+            }
+        }
+        if let Some(at) = due {
             let merge = Merge::begin(&mut self.flusher, at..at + 1, now);
             self.merge = Some((Box::new(merge), Some(compaction)));
         } else {

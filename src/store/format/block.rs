@@ -369,7 +369,7 @@ mod tests {
         first_keys.push(b"rm\0a", 0).unwrap();
         first_keys.push(b"rm\0b", 7).unwrap();
         let mut filter = Filter::new(2);
-        filter.insert(crate::store::format::hash(b"rm\0a"));
+        filter.insert(&crate::store::format::filter::Probe::of(b"rm\0a"));
         let lifetime = Lifetime { state: Status::Released, token: 1, updated: 2, expires: 3, interrupted_ttl: 4 };
         let index = Index { first_keys, unfinished: vec![(StoreKey::record("m", b"a"), lifetime)], filter };
         let bytes = index.encode().unwrap();

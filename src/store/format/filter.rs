@@ -1,9 +1,11 @@
 //! A Bloom filter: tells without disk access that a run does not hold a key. All bits of one key are in one cache line.
 
+use super::hash;
+
 /// Bits for each key. About one absent key in a thousand is a false positive.
 const BITS_PER_KEY: u64 = 16;
 /// The number of bits that are set for a key.
-const PROBES: u32 = 6;
+const PROBES: usize = 6;
 /// The number of words in a cache line.
 const LINE: usize = 8;
 
@@ -13,6 +15,29 @@ const LINES: u64 = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter(Vec<u64>);
 
+/// What filters know of a key: its hash, whose upper bits select the line in a filter, and its bits in that line.
+/// Computed once for a lookup in many filters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Probe {
+    hash: u64,
+    bits: [u16; PROBES],
+}
+
+impl Probe {
+    pub(crate) fn of(key: &[u8]) -> Self {
+        let hash = hash(key);
+        // The upper bits of the hash are the same for all keys of a line, so the bits in it are selected by a product, on
+        // which the lower bits of the hash have an influence too.
+        let mut rest = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let bits = [(); PROBES].map(|()| {
+            let bit = rest >> 55;
+            rest <<= 9;
+            u16::try_from(bit).unwrap_or(0)
+        });
+        Self { hash, bits }
+    }
+}
+
 impl Filter {
     /// Creates a filter for this many keys.
     pub(crate) fn new(keys: u64) -> Self {
@@ -21,11 +46,12 @@ impl Filter {
         Self(vec![0; usize::try_from(lines).unwrap_or(usize::MAX / LINE).saturating_mul(LINE)])
     }
 
-    /// Inserts the key with this hash.
-    pub(crate) fn insert(&mut self, hash: u64) {
-        let (line, bits) = self.place(hash);
-        for (word, mask) in self.0.iter_mut().skip(line).zip(bits) {
-            *word |= mask;
+    pub(crate) fn insert(&mut self, probe: &Probe) {
+        let line = self.line(probe);
+        for bit in probe.bits {
+            if let Some(word) = self.0.get_mut(line + usize::from(bit / 64)) {
+                *word |= 1 << (bit % 64);
+            }
         }
     }
 
@@ -38,28 +64,17 @@ impl Filter {
         }
     }
 
-    /// Returns false if the key with this hash is certainly absent.
-    pub(crate) fn may_contain(&self, hash: u64) -> bool {
-        let (line, bits) = self.place(hash);
-        let words = self.0.get(line..).unwrap_or_default();
-        !words.is_empty() && words.iter().zip(bits).all(|(word, mask)| word & mask == mask)
+    /// Returns false if the key is certainly absent.
+    pub(crate) fn may_contain(&self, probe: &Probe) -> bool {
+        let line = self.line(probe);
+        let is_set = |bit: &u16| word(&self.0, line + usize::from(bit / 64)) >> (bit % 64) & 1 == 1;
+        probe.bits.iter().all(is_set)
     }
 
-    /// Returns the index of the first word of the key's line, and the key's bits in the line.
-    fn place(&self, hash: u64) -> (usize, [u64; LINE]) {
+    /// Returns the index of the first word of the key's line.
+    fn line(&self, probe: &Probe) -> usize {
         let lines = (self.0.len() / LINE) as u64;
-        // The upper bits of the hash select the line. They are the same for all keys of a line, so the bits in it are
-        // selected by a product, on which the lower bits of the hash have an influence too.
-        let line = usize::try_from((u128::from(hash) * u128::from(lines)) >> 64).unwrap_or(0);
-        let (mut bits, mut rest) = ([0; LINE], hash.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        for _ in 0..PROBES {
-            let bit = rest >> 55;
-            if let Some(word) = usize::try_from(bit / 64).ok().and_then(|word| bits.get_mut(word)) {
-                *word |= 1 << (bit % 64);
-            }
-            rest <<= 9;
-        }
-        (line * LINE, bits)
+        usize::try_from((u128::from(probe.hash) * u128::from(lines)) >> 64).unwrap_or(0) * LINE
     }
 
     pub(crate) fn words(&self) -> &[u64] {
@@ -83,14 +98,13 @@ fn word(words: &[u64], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::hash;
     use super::*;
 
     #[test]
     fn golden_bits() {
         let mut filter = Filter::new(1);
-        filter.insert(hash(b"rm\0key"));
-        assert_eq!(filter.words().iter().map(|word| word.count_ones()).sum::<u32>(), PROBES);
+        filter.insert(&Probe::of(b"rm\0key"));
+        assert_eq!(filter.words().iter().map(|word| word.count_ones()).sum::<u32>(), 6);
         assert_eq!(hash(b""), 0xE220_A839_7B1D_CDAF);
     }
 
@@ -98,11 +112,11 @@ mod tests {
     fn a_filter_that_is_too_large_shrinks_and_keeps_its_keys() {
         for (made_for, keys, lines) in [(100_000, 5_000, 196), (70_000, 20_000, 1_120), (64, 1, 1), (10, 10, 1)] {
             let mut filter = Filter::new(made_for);
-            (0..keys).for_each(|key: u32| filter.insert(hash(&key.to_be_bytes())));
+            (0..keys).for_each(|key: u32| filter.insert(&Probe::of(&key.to_be_bytes())));
             filter.shrink(u64::from(keys));
             assert_eq!(filter.words().len(), lines * LINE, "{made_for} {keys}");
-            assert!((0..keys).all(|key| filter.may_contain(hash(&key.to_be_bytes()))));
-            let wrong = (keys..keys + 100_000).filter(|key| filter.may_contain(hash(&key.to_be_bytes()))).count();
+            assert!((0..keys).all(|key| filter.may_contain(&Probe::of(&key.to_be_bytes()))));
+            let wrong = (keys..keys + 100_000).filter(|key| filter.may_contain(&Probe::of(&key.to_be_bytes()))).count();
             assert!(wrong < 1_500, "{wrong} of 100,000");
         }
     }
@@ -111,10 +125,10 @@ mod tests {
     fn there_are_no_false_negatives_and_few_false_positives() {
         let mut filter = Filter::new(10_000);
         for key in 0..10_000_u32 {
-            filter.insert(hash(&key.to_be_bytes()));
+            filter.insert(&Probe::of(&key.to_be_bytes()));
         }
-        assert!((0..10_000_u32).all(|key| filter.may_contain(hash(&key.to_be_bytes()))));
-        let wrong = (10_000..110_000_u32).filter(|key| filter.may_contain(hash(&key.to_be_bytes()))).count();
+        assert!((0..10_000_u32).all(|key| filter.may_contain(&Probe::of(&key.to_be_bytes()))));
+        let wrong = (10_000..110_000_u32).filter(|key| filter.may_contain(&Probe::of(&key.to_be_bytes()))).count();
         assert!(wrong < 1_000, "{wrong} of 100,000");
         assert_eq!(Filter::from_words(filter.words().to_vec()), Some(filter));
         assert_eq!((Filter::from_words(Vec::new()), Filter::from_words(vec![0; 7])), (None, None));

@@ -32,6 +32,13 @@ pub(crate) struct RunInfo {
     pub(crate) earliest: u64,
     /// The store time when it is rewritten without its expired records.
     pub(crate) due: u64,
+    /// The store time when all of its finished records have expired, and their keys are not remembered any more. `NEVER`
+    /// if it has a row.
+    pub(crate) all_expired: u64,
+    /// The number of finished records, without keys that are only remembered, and the bytes of their encoded outcomes.
+    /// In both, entries before the start are included.
+    pub(crate) finished: u64,
+    pub(crate) outcome_bytes: u64,
 }
 
 /// The place of an entry.
@@ -98,7 +105,7 @@ impl RunList {
             for field in [run.blocks, run.index_at, run.index_blocks, run.start.block, run.start.at, run.replacing] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
-            for field in [run.entries, run.earliest, run.due] {
+            for field in [run.entries, run.earliest, run.due, run.all_expired, run.finished, run.outcome_bytes] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
         }
@@ -129,6 +136,9 @@ impl RunList {
                 entries: fields.u64()?,
                 earliest: fields.u64()?,
                 due: fields.u64()?,
+                all_expired: fields.u64()?,
+                finished: fields.u64()?,
+                outcome_bytes: fields.u64()?,
             });
         }
         fields.0.is_empty().then_some(Self { store_id, serial, frame, complete, next_id, runs })
@@ -151,17 +161,21 @@ mod tests {
             entries: 7,
             earliest: 12,
             due: 13,
+            all_expired: 15,
+            finished: 16,
+            outcome_bytes: 17,
         };
         let list = RunList { store_id: [7; 16], serial: 11, frame: 8, complete: 9, next_id: 10, runs: vec![run] };
         let bytes = list.encode().unwrap();
-        assert_eq!(bytes[8..24], *b"\x02\x04\x6c\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        assert_eq!(bytes[8..24], *b"\x02\x04\x84\0\0\0\0\0\0\0\0\0\0\0\0\0");
         let content = &bytes[24..];
         assert_eq!(content[..16], [7; 16]);
         assert_eq!(content[16..32], *b"\x0b\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0");
         assert_eq!(content[32..52], *b"\x09\0\0\0\0\0\0\0\x0a\0\0\0\0\0\0\0\x01\0\0\0");
         assert_eq!(content[52..68], *b"\x01\0\0\0\0\0\0\0\x02\0\0\0\x03\0\0\0");
         assert_eq!(content[68..84], *b"\x04\0\0\0\x05\0\0\0\x06\0\0\0\x0e\0\0\0");
-        assert_eq!(content[84..], *b"\x07\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0\x0d\0\0\0\0\0\0\0");
+        assert_eq!(content[84..108], *b"\x07\0\0\0\0\0\0\0\x0c\0\0\0\0\0\0\0\x0d\0\0\0\0\0\0\0");
+        assert_eq!(content[108..], *b"\x0f\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\x11\0\0\0\0\0\0\0");
         assert_eq!(RunList::decode(&[7; 16], &bytes).unwrap(), list);
         assert!(RunList::decode(&[8; 16], &bytes).is_err(), "of another store");
         for cut in 0..bytes.len() {

@@ -168,11 +168,23 @@ fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Head {
     pub(crate) state: Status,
+    pub(crate) is_forgotten: bool,
+    pub(crate) outcome_len: u32,
     pub(crate) revision: u64,
     pub(crate) token: u64,
     pub(crate) updated: u64,
     pub(crate) expires: u64,
     pub(crate) rest_len: usize,
+}
+
+/// The fields that determine how long a record is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) lifetime: Lifetime,
+    /// The store time from which neither the record nor its key is kept, if it is finished.
+    pub(crate) until: u64,
+    pub(crate) is_forgotten: bool,
+    pub(crate) outcome_len: u32,
 }
 
 impl Head {
@@ -184,21 +196,27 @@ impl Head {
 pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
     let mut fields = Fields(bytes);
     let state = state(fields.u8()?)?;
-    fields.take(15)?;
-    let rest_len = fields.len()?;
+    let is_forgotten = fields.u8()? & FORGOTTEN != 0;
+    fields.take(10)?;
+    let (outcome_len, rest_len) = (fields.u32()?, fields.len()?);
     fields.take(8)?;
     let (revision, token) = (fields.u64()?, fields.u64()?);
     fields.take(16)?;
-    Some(Head { state, revision, token, updated: fields.u64()?, expires: fields.u64()?, rest_len })
+    let (updated, expires) = (fields.u64()?, fields.u64()?);
+    Some(Head { state, is_forgotten, outcome_len, revision, token, updated, expires, rest_len })
 }
 
 /// Decodes the fields that determine how long a record is kept.
-pub(crate) fn decode_lifetime(bytes: &[u8]) -> Option<Lifetime> {
-    let Head { state, token, updated, expires, .. } = decode_head(bytes)?;
+pub(crate) fn decode_kept(bytes: &[u8]) -> Option<Kept> {
+    let Head { state, is_forgotten, outcome_len, token, updated, expires, .. } = decode_head(bytes)?;
     let mut rest = Fields(bytes.get(HEAD..)?);
-    // Skip the first three fields of `RestV1`.
+    // Skip the first three fields of `RestV1`, and then two.
     rest.take(24)?;
-    Some(Lifetime { state, token, updated, expires, interrupted_ttl: rest.u64()? })
+    let interrupted_ttl = rest.u64()?;
+    rest.take(12)?;
+    let until = if is_forgotten { expires } else { expires.saturating_add(rest.u64()?) };
+    let lifetime = Lifetime { state, token, updated, expires, interrupted_ttl };
+    Some(Kept { lifetime, until, is_forgotten, outcome_len })
 }
 
 /// Decodes a record. `bytes` may end after the rest: then the record has no outcome, only its length.
@@ -417,10 +435,14 @@ pub(crate) mod tests {
         assert_eq!((head.state, head.token, head.expires), (Status::Succeeded, stored.token, u64::MAX));
         let unfinished =
             StoredRecord { state: Status::Released, outcome: None, outcome_len: 0, interrupted_ttl: 77, ..sample() };
-        for stored in [stored, unfinished] {
+        let remembered = StoredRecord { expires: 5, remember: 4, ..sample() };
+        for stored in [stored, unfinished, remembered] {
             let mut bytes = Vec::new();
             encode(&stored, &mut bytes).unwrap();
-            assert_eq!(decode_lifetime(&bytes), Some(stored.lifetime()));
+            let StoredRecord { is_forgotten, outcome_len, .. } = stored;
+            let until = if is_forgotten { stored.expires } else { stored.expires.saturating_add(stored.remember) };
+            let kept = Kept { lifetime: stored.lifetime(), until, is_forgotten, outcome_len };
+            assert_eq!(decode_kept(&bytes), Some(kept));
         }
     }
 

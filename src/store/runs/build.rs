@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, Place, entry_len, push_entry};
-use crate::store::format::filter::Filter;
+use crate::store::format::filter::{Filter, Probe};
 use crate::store::format::frame::StoreKey;
 use crate::store::format::list::{FIRST_INDEX, RunInfo, Start};
-use crate::store::format::{corrupt, hash, record};
+use crate::store::format::{corrupt, record};
 use crate::store::runs::Run;
 use crate::store::sled::tables::Keyed;
 use crate::types::clock::NEVER;
@@ -56,6 +56,9 @@ impl Builder {
                 entries: 0,
                 earliest: NEVER,
                 due: NEVER,
+                all_expired: 0,
+                finished: 0,
+                outcome_bytes: 0,
             },
             replacing: 0,
             index_len: 0,
@@ -69,29 +72,19 @@ impl Builder {
 
     /// Adds the next entry. `None` means that the key was removed. This needs no entry if no older run has the key.
     pub(crate) fn add(&mut self, key: &StoreKey, value: Option<&[u8]>) -> Result<()> {
-        let hash = hash(key.bytes());
-        let is_replacing = self.older.iter().any(|run| run.may_contain(hash));
+        let probe = Probe::of(key.bytes());
+        let is_replacing = self.older.iter().any(|run| run.may_contain(&probe));
         if value.is_none() && !is_replacing {
             return Ok(());
         }
-        let mut expires = NEVER;
-        if let Some(value) = value.filter(|_| key.is_record()) {
-            let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
-            let lifetime = record::decode_lifetime(value).ok_or_else(malformed)?;
-            if lifetime.is_unfinished() {
-                self.index.unfinished.push((key.clone(), lifetime));
-                self.index_len += key.bytes().len() + INDEXED_RECORD;
-            } else {
-                expires = lifetime.expires;
-            }
-        }
+        let expires = value.map(|value| self.count(key, value)).transpose()?.flatten().unwrap_or(NEVER);
         if is_replacing {
             self.replacing += entry_len(key.bytes(), value) as u64;
         }
         self.info.entries += 1;
         self.info.earliest = self.info.earliest.min(expires);
         self.sample.add(expires);
-        self.index.filter.insert(hash);
+        self.index.filter.insert(&probe);
         if !self.content.is_empty() && self.content.len() + entry_len(key.bytes(), value) > CONTENT {
             self.end_block(Kind::Entries)?;
         }
@@ -105,6 +98,28 @@ impl Builder {
             self.push_chunks(rest, Kind::Continued)?;
         }
         Ok(())
+    }
+
+    /// Counts a value. Returns the expiry of a finished record.
+    fn count(&mut self, key: &StoreKey, value: &[u8]) -> Result<Option<u64>> {
+        if !key.is_record() {
+            self.info.all_expired = NEVER;
+            return Ok(None);
+        }
+        let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
+        let record::Kept { lifetime, until, is_forgotten, outcome_len } =
+            record::decode_kept(value).ok_or_else(malformed)?;
+        if lifetime.is_unfinished() {
+            self.index.unfinished.push((key.clone(), lifetime));
+            self.index_len += key.bytes().len() + INDEXED_RECORD;
+            return Ok(None);
+        }
+        self.info.all_expired = self.info.all_expired.max(until);
+        if !is_forgotten {
+            self.info.finished += 1;
+            self.info.outcome_bytes += u64::from(outcome_len);
+        }
+        Ok(Some(lifetime.expires))
     }
 
     fn push_chunks(&mut self, bytes: &[u8], kind: Kind) -> Result<()> {

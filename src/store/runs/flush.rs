@@ -11,17 +11,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::store::format::block::BLOCK;
+use crate::store::format::filter::Probe;
 use crate::store::format::frame::{Content, StoreKey};
-use crate::store::format::list::RunList;
+use crate::store::format::list::{RunInfo, RunList, Start};
 use crate::store::format::record;
 use crate::store::memtable::{Entry, Memtable};
 use crate::store::runs::build::Builder;
+use crate::store::runs::merge;
 use crate::store::runs::unfinished::Unfinished;
 use crate::store::runs::{Run, Runs};
 use crate::store::sled::disk_space::CLAIMED_AT_ONCE;
 use crate::store::sled::tables::{Keyed, Tables};
 use crate::types::error::Result;
-use crate::types::record::{Now, StoredRecord};
+use crate::types::record::{Lifetime, Now, StoredRecord};
 
 /// The number of keys that are updated under one lock.
 const AT_ONCE: usize = 256;
@@ -69,8 +71,8 @@ pub(crate) struct Shared {
     pub(crate) unfinished: Unfinished,
     /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
-    /// For tests: the number of messages that wait at each background step. While a test holds this lock, no step
-    /// begins.
+    /// For tests: the number of messages that wait at each background step. A step holds this lock, so no step runs
+    /// while a test holds it.
     #[cfg(test)]
     pub(crate) waiting_at_steps: Mutex<Vec<usize>>,
 }
@@ -292,6 +294,39 @@ impl Flusher {
         Ok(())
     }
 
+    /// Drops the run at this position without reading it, if it has nothing that is needed. As its blocks are not read, an
+    /// expired record that a newer run has replaced is counted as deleted too.
+    pub(crate) fn drop_expired(&mut self, at: usize, now: u64) -> Result<Option<Deleted>> {
+        let runs = self.shared.runs.current();
+        let Some((run, older)) = runs.get(..=at).and_then(<[_]>::split_last) else { return Ok(None) };
+        if !self.is_needless(run, older, now) {
+            return Ok(None);
+        }
+        let (run, RunInfo { finished: records, outcome_bytes: bytes, .. }) = (Arc::clone(run), run.info);
+        drop(runs);
+        self.replace(vec![run], &[])?;
+        Ok(Some(Deleted { records, bytes, ..Deleted::default() }))
+    }
+
+    /// True if all finished records of the run have expired, newer runs have newer contents of all others, and no older
+    /// run may have a content that the run hides.
+    fn is_needless(&self, run: &Run, older: &[Arc<Run>], now: u64) -> bool {
+        // In a trimmed run, fewer entries count than it says.
+        let is_whole = run.info.start == Start::default();
+        let is_replaced = |(key, lifetime): &(StoreKey, Lifetime)| !self.shared.unfinished.is_current(key, lifetime);
+        // The keys of an older run are known without reading it if all of its entries are unfinished records.
+        let is_apart = |older: &Arc<Run>| {
+            let keys = &older.index.unfinished;
+            keys.len() as u64 == older.info.entries
+                && keys.iter().all(|(key, _)| !run.may_contain(&Probe::of(key.bytes())))
+        };
+        is_whole
+            && !merge::is_small(&run.info)
+            && run.info.all_expired <= now
+            && run.index.unfinished.iter().all(is_replaced)
+            && older.iter().all(is_apart)
+    }
+
     /// Queues the blocks of a run that will not be listed for deletion. `listed` is the part of the run that is listed
     /// already, and stays.
     pub(crate) fn give_up(&mut self, id: u64, listed: Option<&Arc<Run>>) {
@@ -335,6 +370,6 @@ fn has_expired(stored: &StoredRecord, now: &Now) -> bool {
     !stored.lifetime().is_unfinished() && stored.expires <= now.store
 }
 
-fn lifetime(entry: &Entry) -> Option<crate::types::record::Lifetime> {
+fn lifetime(entry: &Entry) -> Option<Lifetime> {
     entry.content.as_ref().and_then(Content::record).map(|stored| stored.lifetime())
 }

@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::store::format::block::BLOCK;
+use crate::store::format::filter::Probe;
 use crate::store::format::frame::{Content, StoreKey};
 use crate::store::format::list::RunInfo;
-use crate::store::format::{hash, record};
+use crate::store::format::record;
 use crate::store::runs::build::Builder;
 use crate::store::runs::flush::{Deleted, Flusher};
 use crate::store::runs::{Load, Merged, Run, Stored};
@@ -31,7 +32,7 @@ const SMALL: u64 = 64;
 /// A run that is due within this time, in milliseconds, is not merged with others of its size: it will be dropped soon.
 const SOON: u64 = 60_000;
 /// The largest number of runs that are left for that reason. Each run costs every lookup a look into its filter.
-const MOST_LEFT: usize = 24;
+const MOST_LEFT: usize = 64;
 /// The number of blocks that one step writes.
 const BATCH: usize = if cfg!(test) { 8 } else { 256 };
 /// The least number of bytes that a merge reads before it lists its output so far, and trims its inputs.
@@ -142,11 +143,16 @@ pub(crate) fn due(run: &Run, exact: bool) -> u64 {
     let RunInfo { earliest, due, .. } = run.info;
     if run.is_damaged() {
         NEVER
-    } else if exact || run.info.live_blocks() < SMALL {
+    } else if exact || is_small(&run.info) {
         earliest
     } else {
         due
     }
+}
+
+/// True if the expired records of the run are always read and counted one by one.
+pub(crate) fn is_small(info: &RunInfo) -> bool {
+    info.live_blocks() < SMALL
 }
 
 /// A merge that is in progress. After each part it lists its output so far, and its inputs without that part. So it
@@ -337,12 +343,12 @@ impl Merge {
         if shared.memtable.contains(key) {
             return Ok(true);
         }
-        let (runs, hash) = (shared.runs.current(), hash(key.bytes()));
+        let (runs, probe) = (shared.runs.current(), Probe::of(key.bytes()));
         for run in runs.iter().rev() {
             if self.ids.contains(&run.info.id) {
                 break;
             }
-            if run.find(&shared.tables, key.bytes(), hash)?.is_some() {
+            if run.find(&shared.tables, key.bytes(), &probe)?.is_some() {
                 return Ok(true);
             }
         }

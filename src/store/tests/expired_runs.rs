@@ -1,0 +1,101 @@
+//! Runs of which every record has expired: they are deleted without being read, if nothing in them is needed.
+
+use super::compaction::{pass, with_clock};
+use super::*;
+use crate::store::runs::merge;
+
+const RECORDS: u64 = 20;
+const TTL: u64 = 100;
+
+/// Commits these changes and some finished records that expire after [`TTL`], and flushes them into a run that is not
+/// small.
+fn flush_with(store: &Store, changes: impl IntoIterator<Item = Change>) {
+    let expires = store.now().store + TTL;
+    let expiring = |nth| set(&key(format!("expiring {nth}")), StoredRecord { expires, ..done(&bytes(20_000)) });
+    let changes: Vec<_> = changes.into_iter().chain((0..RECORDS).map(expiring)).collect();
+    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+    store.drain().unwrap();
+    assert!(store.inner.shared.runs.current().last().is_some_and(|run| !merge::is_small(&run.info)));
+}
+
+/// Makes a block of the newest run unreadable.
+fn damage(store: &Store) {
+    let run = store.inner.shared.runs.current().last().unwrap().info.id;
+    store.inner.shared.tables.insert(&block::key(block::Place { run, number: 0 }), b"junk").unwrap();
+}
+
+fn expire(store: &Store, clock: &ManualClock) -> Deleted {
+    clock.advance(Duration::from_millis(TTL));
+    pass(store, Pass::default())
+}
+
+#[test]
+fn a_run_of_expired_records_is_deleted_without_being_read() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    // These records stay: one in an older run, and one whose content in the run has been replaced by a newer run.
+    put(&store, &key("interrupted"), unfinished(Status::Interrupted));
+    store.drain().unwrap();
+    flush_with(&store, [set(&key("ended later"), at_work())]);
+    damage(&store);
+    put(&store, &key("ended later"), StoredRecord { expires: now + 10 * TTL, ..done(b"x") });
+    store.drain().unwrap();
+    let deleted = expire(&store, &clock);
+    assert_eq!((deleted.records, deleted.bytes), (RECORDS, RECORDS * 20_000));
+    wait_for_deletions(&store);
+    assert_eq!(entries(&store), 2);
+    store.close().unwrap();
+    let (store, _) = open_with(dir.path(), &options().clock(clock));
+    assert_eq!(stored(&store, &key("interrupted")).unwrap().state, Status::Interrupted);
+    assert_eq!(outcome(&store, &key("ended later")).unwrap(), b"x");
+    assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+}
+
+/// Returns true if the store still has what a test needs.
+type Check<'a> = &'a dyn Fn(&Store) -> bool;
+
+#[test]
+fn what_is_needed_of_a_run_of_expired_records_stays() {
+    let (needed, row) = (key("needed"), StoreKey::row("t", b"row"));
+    let is_there = |store: &Store| stored(store, &needed).is_some_and(|stored| stored.seen(&store.now()).is_some());
+    let cases: [(&str, Change, Check<'_>); 4] = [
+        ("in progress", set(&needed, at_work()), &is_there),
+        ("lives longer", set(&needed, StoredRecord { expires: NEVER - 1, ..done(b"x") }), &is_there),
+        ("remembered", set(&needed, StoredRecord { expires: 1, remember: NEVER / 2, ..done(b"x") }), &|store| {
+            stored(store, &needed).is_some_and(|stored| stored.is_forgotten)
+        }),
+        ("a row", Change { key: row.clone(), content: Some(Content::Row(Value::from("x"))) }, &|store| {
+            store.read(&row, Load::All).unwrap().content.is_some()
+        }),
+    ];
+    for (name, change, stays) in cases {
+        let dir = temp();
+        let (store, clock, _) = with_clock(dir.path());
+        flush_with(&store, [change]);
+        let deleted = expire(&store, &clock);
+        assert_eq!(deleted.records, RECORDS + u64::from(name == "remembered"), "{name}");
+        assert!(stays(&store), "{name}");
+        assert_eq!(entries(&store), 1, "{name}");
+        crash(store);
+        let (store, _) = open_with(dir.path(), &options().clock(clock));
+        assert!(stays(&store), "{name}, after a crash");
+    }
+}
+
+#[test]
+fn what_a_run_of_expired_records_hides_stays_hidden() {
+    let hidden = key("hidden");
+    for older in [done(b"x"), unfinished(Status::Interrupted)] {
+        let dir = temp();
+        let (store, clock, now) = with_clock(dir.path());
+        put(&store, &hidden, older);
+        store.drain().unwrap();
+        flush_with(&store, [set(&hidden, StoredRecord { expires: now + TTL, ..done(b"y") })]);
+        assert_eq!(expire(&store, &clock).records, RECORDS + 1);
+        assert!(stored(&store, &hidden).is_none());
+        crash(store);
+        let (store, _) = open_with(dir.path(), &options().clock(clock));
+        assert!(stored(&store, &hidden).is_none(), "after a crash");
+    }
+}
