@@ -27,7 +27,7 @@ pub enum Event {
     Ended(RecordInfo),
     /// Expired records were deleted.
     Expired {
-        /// The number of records, as in [`Stats::expired`](crate::admin::Stats::expired).
+        /// The number of records, counted as in [`Stats::expired`](crate::admin::Stats::expired).
         count: u64,
     },
     /// A compaction pass ended.
@@ -48,8 +48,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Compacted {
-    /// The number of deleted records. Exact after a [`compact_now`](crate::Engine::compact_now); see
-    /// [`Stats::expired`](crate::admin::Stats::expired).
+    /// The number of deleted records, counted as in [`Stats::expired`](crate::admin::Stats::expired).
     pub removed: u64,
     /// The size of their encoded outcomes, in bytes.
     pub bytes: u64,

@@ -1,7 +1,7 @@
 //! Deletes expired records.
 //!
 //! Expired finished records are left out when a run is written or merged. A run is rewritten when half of its entries
-//! have expired, or a small one when any has. The engine counts interrupted records, so an unfinished record is not
+//! have expired, or dropped when all have, and a small one is rewritten when any has. The engine counts interrupted records, so an unfinished record is not
 //! just left out: it is removed by a tombstone in the memtable, without a frame, and the count changes at that moment.
 //! If a crash undoes the removal, a later pass or open removes the record again.
 

@@ -20,7 +20,7 @@ use super::format::block::{self, CONTENT, Index, Kind, Place, take_entry};
 use super::format::corrupt;
 use super::format::filter::Probe;
 use super::format::frame::{Content, StoreKey};
-use super::format::list::{RunInfo, Start};
+use super::format::list::{Contents, RunInfo, Start};
 use super::format::record::{self, HEAD};
 use crate::store::sled::tables::Tables;
 use crate::types::error::{Error, Result};
@@ -240,7 +240,7 @@ impl Run {
 
     /// Returns true if a key of its index is among the entries that count.
     pub(crate) fn has(&self, tables: &Tables, key: &StoreKey) -> Result<bool> {
-        Ok(self.info.start == Start::default() || self.find(tables, key.bytes(), &Probe::of(key.bytes()))?.is_some())
+        Ok(self.info.is_whole() || self.find(tables, key.bytes(), &Probe::of(key.bytes()))?.is_some())
     }
 
     /// Returns the entry of the run for a key: none, a removal, or a value.
@@ -389,9 +389,9 @@ impl Run {
     /// Reads every block and passes each problem to `found`. Stops if `found` returns an error.
     pub(crate) fn check(&self, tables: &Tables, found: &mut dyn FnMut(Error) -> Result<()>) -> Result<()> {
         let (mut entries, mut blocks, mut last) = (0_u64, 0_u64, Vec::new());
-        let mut is_sound = true;
+        let (mut contents, mut is_sound) = (Contents::default(), true);
         for nth in self.start()..self.index.first_keys.len() {
-            match self.check_block(tables, nth, &mut last) {
+            match self.check_block(tables, nth, &mut last, &mut contents) {
                 Ok((some, continued)) => (entries, blocks) = (entries + some, blocks + 1 + continued),
                 Err(error) => {
                     is_sound = false;
@@ -405,6 +405,9 @@ impl Run {
             let message =
                 format!("run {id} has {entries} entries in {blocks} blocks, the list says {listed} in {in_blocks}");
             found(corrupt(message))?;
+        } else if is_sound && info.is_whole() && contents != info.contents {
+            let (id, listed) = (info.id, info.contents);
+            found(corrupt(format!("run {id} has {contents:?}, the list says {listed:?}")))?;
         }
         match Self::open(tables, self.info) {
             Ok(run) if *run.index == *self.index => Ok(()),
@@ -413,8 +416,15 @@ impl Run {
         }
     }
 
-    /// Returns the number of entries in a block, and the number of blocks in which its last value continues.
-    fn check_block(&self, tables: &Tables, nth: usize, last: &mut Vec<u8>) -> Result<(u64, u64)> {
+    /// Returns the number of entries in a block, and the number of blocks in which its last value continues. Adds the
+    /// entries to `contents`.
+    fn check_block(
+        &self,
+        tables: &Tables,
+        nth: usize,
+        last: &mut Vec<u8>,
+        contents: &mut Contents,
+    ) -> Result<(u64, u64)> {
         let id = self.info.id;
         let Some((number, block, start)) = self.entry_block(tables, nth)? else { return Ok((0, 0)) };
         let (mut rest, mut entries, mut continued) = (block.content().get(start..).unwrap_or_default(), 0, 0);
@@ -432,6 +442,7 @@ impl Run {
                 let stored = Stored { run: id, number, block: block.clone(), here, len: value.len };
                 let key = StoreKey::from_bytes(entry.key);
                 stored.content(tables, &key, Load::All)?;
+                contents.add(record::decode_kept(value.here).filter(|_| key.is_record()).as_ref());
                 continued = (value.len - value.here.len()).div_ceil(CONTENT) as u64;
             }
             entry.key.clone_into(last);

@@ -46,7 +46,7 @@ impl Applier {
         self.look_behind();
         while (steps > 0 || self.has_flushed && self.is_behind && !self.closes()) && self.has_work() {
             steps = steps.saturating_sub(1);
-            if self.step_alone()? == Next::End {
+            if self.next_step()? == Next::End {
                 return Ok(Next::End);
             }
             // Groups that come during a step are taken now, and flushed by the next flush.
@@ -63,8 +63,8 @@ impl Applier {
         Ok(Next::GoOn)
     }
 
-    /// Runs one background step, which a test can hold back.
-    fn step_alone(&mut self) -> Result<Next> {
+    /// Runs one background step. A test can hold it back.
+    fn next_step(&mut self) -> Result<Next> {
         #[cfg(test)]
         let shared = std::sync::Arc::clone(&self.flusher.shared);
         #[cfg(test)]
@@ -114,7 +114,7 @@ impl Applier {
                 self.rests = true;
                 return Ok(());
             }
-            if let Some(deleted) = self.flusher.drop_expired(at, now.store)? {
+            if let Some(deleted) = self.drop_unread(at, now.store)? {
                 *self.flusher.shared.left_out.lock() += deleted;
                 return Ok(());
             }
@@ -132,6 +132,13 @@ impl Applier {
             self.merge = Some((Box::new(merge), None));
         }
         Ok(())
+    }
+
+    fn drop_unread(&mut self, at: usize, now: u64) -> Result<Option<Deleted>> {
+        let deleted = self.flusher.drop_unread(at, now)?;
+        // Its neighbours may be merged now.
+        self.may_merge |= deleted.is_some();
+        Ok(deleted)
     }
 
     fn step(&mut self, mut merge: Box<Merge>, compaction: Option<Compaction>) -> Result<()> {
@@ -168,7 +175,11 @@ impl Applier {
             return Ok(Next::GoOn);
         }
         if let Some(at) = due.filter(|_| !compaction.exact) {
-            if let Some(deleted) = self.flusher.drop_expired(at, compaction.began)? {
+            if let SpaceStatus::Short(full) = self.inner.disk_space.claim_in_background(0) {
+                refuse(std::iter::once(compaction), &full);
+                return Ok(Next::GoOn);
+            }
+            if let Some(deleted) = self.drop_unread(at, compaction.began)? {
                 self.answer(&compaction, deleted);
                 return Ok(Next::GoOn);
             }

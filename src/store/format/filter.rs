@@ -105,6 +105,7 @@ mod tests {
         let mut filter = Filter::new(1);
         filter.insert(&Probe::of(b"rm\0key"));
         assert_eq!(filter.words().iter().map(|word| word.count_ones()).sum::<u32>(), 6);
+        assert_eq!(filter.words(), [0, 0, 1 << 41, 3 << 19, 1 << 11, 0, 1 << 4, 1 << 3]);
         assert_eq!(hash(b""), 0xE220_A839_7B1D_CDAF);
     }
 

@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use super::block::{self, Kind, Place};
+use super::record::Kept;
 use super::{Fields, corrupt, length};
+use crate::types::clock::NEVER;
 use crate::types::error::Result;
 
 /// The key of the list in sled.
@@ -30,15 +32,39 @@ pub(crate) struct RunInfo {
     pub(crate) entries: u64,
     /// The store time when its first finished record expires.
     pub(crate) earliest: u64,
-    /// The store time when it is rewritten without its expired records.
+    /// The store time when it is rewritten without its expired records, or dropped.
     pub(crate) due: u64,
-    /// The store time when all of its finished records have expired, and their keys are not remembered any more. `NEVER`
-    /// if it has a row.
+    /// Includes the entries before the start.
+    pub(crate) contents: Contents,
+}
+
+/// What is deleted with a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Contents {
+    /// The store time when all finished records have expired, and their keys are not remembered any more. [`NEVER`] if
+    /// there is a row.
     pub(crate) all_expired: u64,
-    /// The number of finished records, without keys that are only remembered, and the bytes of their encoded outcomes.
-    /// In both, entries before the start are included.
+    /// The number of finished records, without keys that are only remembered.
     pub(crate) finished: u64,
+    /// The size of their encoded outcomes.
     pub(crate) outcome_bytes: u64,
+}
+
+impl Contents {
+    /// Adds a row, or a record with these fields.
+    pub(crate) fn add(&mut self, record: Option<&Kept>) {
+        let Some(Kept { lifetime, until, is_forgotten, outcome_len }) = record else {
+            self.all_expired = NEVER;
+            return;
+        };
+        if !lifetime.is_unfinished() {
+            self.all_expired = self.all_expired.max(*until);
+            if !is_forgotten {
+                self.finished += 1;
+                self.outcome_bytes += u64::from(*outcome_len);
+            }
+        }
+    }
 }
 
 /// The place of an entry.
@@ -51,6 +77,11 @@ pub(crate) struct Start {
 }
 
 impl RunInfo {
+    /// True if all of its entries count.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.start == Start::default()
+    }
+
     /// Returns the blocks with entries that count.
     pub(crate) fn entry_blocks(&self) -> Range<u32> {
         self.start.block..self.blocks
@@ -105,7 +136,8 @@ impl RunList {
             for field in [run.blocks, run.index_at, run.index_blocks, run.start.block, run.start.at, run.replacing] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
-            for field in [run.entries, run.earliest, run.due, run.all_expired, run.finished, run.outcome_bytes] {
+            let Contents { all_expired, finished, outcome_bytes } = run.contents;
+            for field in [run.entries, run.earliest, run.due, all_expired, finished, outcome_bytes] {
                 out.extend_from_slice(&field.to_le_bytes());
             }
         }
@@ -136,9 +168,11 @@ impl RunList {
                 entries: fields.u64()?,
                 earliest: fields.u64()?,
                 due: fields.u64()?,
-                all_expired: fields.u64()?,
-                finished: fields.u64()?,
-                outcome_bytes: fields.u64()?,
+                contents: Contents {
+                    all_expired: fields.u64()?,
+                    finished: fields.u64()?,
+                    outcome_bytes: fields.u64()?,
+                },
             });
         }
         fields.0.is_empty().then_some(Self { store_id, serial, frame, complete, next_id, runs })
@@ -161,9 +195,7 @@ mod tests {
             entries: 7,
             earliest: 12,
             due: 13,
-            all_expired: 15,
-            finished: 16,
-            outcome_bytes: 17,
+            contents: Contents { all_expired: 15, finished: 16, outcome_bytes: 17 },
         };
         let list = RunList { store_id: [7; 16], serial: 11, frame: 8, complete: 9, next_id: 10, runs: vec![run] };
         let bytes = list.encode().unwrap();

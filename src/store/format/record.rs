@@ -210,7 +210,7 @@ pub(crate) fn decode_head(bytes: &[u8]) -> Option<Head> {
 pub(crate) fn decode_kept(bytes: &[u8]) -> Option<Kept> {
     let Head { state, is_forgotten, outcome_len, token, updated, expires, .. } = decode_head(bytes)?;
     let mut rest = Fields(bytes.get(HEAD..)?);
-    // Skip the first three fields of `RestV1`, and then two.
+    // Skip the other TTLs, and then the retry pause and the number of interruptions.
     rest.take(24)?;
     let interrupted_ttl = rest.u64()?;
     rest.take(12)?;

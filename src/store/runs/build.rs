@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::store::format::block::{self, CONTENT, FirstKeys, Index, Kind, Place, entry_len, push_entry};
 use crate::store::format::filter::{Filter, Probe};
 use crate::store::format::frame::StoreKey;
-use crate::store::format::list::{FIRST_INDEX, RunInfo, Start};
+use crate::store::format::list::{Contents, FIRST_INDEX, RunInfo, Start};
 use crate::store::format::{corrupt, record};
 use crate::store::runs::Run;
 use crate::store::sled::tables::Keyed;
@@ -56,9 +56,7 @@ impl Builder {
                 entries: 0,
                 earliest: NEVER,
                 due: NEVER,
-                all_expired: 0,
-                finished: 0,
-                outcome_bytes: 0,
+                contents: Contents::default(),
             },
             replacing: 0,
             index_len: 0,
@@ -77,7 +75,7 @@ impl Builder {
         if value.is_none() && !is_replacing {
             return Ok(());
         }
-        let expires = value.map(|value| self.count(key, value)).transpose()?.flatten().unwrap_or(NEVER);
+        let expires = value.map_or(Ok(NEVER), |value| self.count(key, value))?;
         if is_replacing {
             self.replacing += entry_len(key.bytes(), value) as u64;
         }
@@ -100,26 +98,21 @@ impl Builder {
         Ok(())
     }
 
-    /// Counts a value. Returns the expiry of a finished record.
-    fn count(&mut self, key: &StoreKey, value: &[u8]) -> Result<Option<u64>> {
+    /// Counts a value. Returns the expiry of a finished record, and [`NEVER`] for other values.
+    fn count(&mut self, key: &StoreKey, value: &[u8]) -> Result<u64> {
         if !key.is_record() {
-            self.info.all_expired = NEVER;
-            return Ok(None);
+            self.info.contents.add(None);
+            return Ok(NEVER);
         }
         let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
-        let record::Kept { lifetime, until, is_forgotten, outcome_len } =
-            record::decode_kept(value).ok_or_else(malformed)?;
-        if lifetime.is_unfinished() {
-            self.index.unfinished.push((key.clone(), lifetime));
+        let kept = record::decode_kept(value).ok_or_else(malformed)?;
+        self.info.contents.add(Some(&kept));
+        if kept.lifetime.is_unfinished() {
+            self.index.unfinished.push((key.clone(), kept.lifetime));
             self.index_len += key.bytes().len() + INDEXED_RECORD;
-            return Ok(None);
+            return Ok(NEVER);
         }
-        self.info.all_expired = self.info.all_expired.max(until);
-        if !is_forgotten {
-            self.info.finished += 1;
-            self.info.outcome_bytes += u64::from(outcome_len);
-        }
-        Ok(Some(lifetime.expires))
+        Ok(kept.lifetime.expires)
     }
 
     fn push_chunks(&mut self, bytes: &[u8], kind: Kind) -> Result<()> {

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::store::format::block::BLOCK;
 use crate::store::format::filter::Probe;
 use crate::store::format::frame::{Content, StoreKey};
-use crate::store::format::list::{RunInfo, RunList, Start};
+use crate::store::format::list::{Contents, RunList};
 use crate::store::format::record;
 use crate::store::memtable::{Entry, Memtable};
 use crate::store::runs::build::Builder;
@@ -71,8 +71,8 @@ pub(crate) struct Shared {
     pub(crate) unfinished: Unfinished,
     /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
-    /// For tests: the number of messages that wait at each background step. A step holds this lock, so no step runs
-    /// while a test holds it.
+    /// For tests: the number of messages that wait at each background step. A step holds this lock, except while
+    /// a flush waits for space.
     #[cfg(test)]
     pub(crate) waiting_at_steps: Mutex<Vec<usize>>,
 }
@@ -294,36 +294,38 @@ impl Flusher {
         Ok(())
     }
 
-    /// Drops the run at this position without reading it, if it has nothing that is needed. As its blocks are not read, an
-    /// expired record that a newer run has replaced is counted as deleted too.
-    pub(crate) fn drop_expired(&mut self, at: usize, now: u64) -> Result<Option<Deleted>> {
+    /// Drops the run at this position without reading it, if nothing in it is needed. Also counts those expired records
+    /// that newer runs have replaced.
+    pub(crate) fn drop_unread(&mut self, at: usize, now: u64) -> Result<Option<Deleted>> {
         let runs = self.shared.runs.current();
         let Some((run, older)) = runs.get(..=at).and_then(<[_]>::split_last) else { return Ok(None) };
         if !self.is_needless(run, older, now) {
             return Ok(None);
         }
-        let (run, RunInfo { finished: records, outcome_bytes: bytes, .. }) = (Arc::clone(run), run.info);
+        let (run, Contents { finished: records, outcome_bytes: bytes, .. }) = (Arc::clone(run), run.info.contents);
         drop(runs);
         self.replace(vec![run], &[])?;
         Ok(Some(Deleted { records, bytes, ..Deleted::default() }))
     }
 
-    /// True if all finished records of the run have expired, newer runs have newer contents of all others, and no older
-    /// run may have a content that the run hides.
+    /// True if all finished records of the run have expired, its unfinished records are replaced or removed, and no
+    /// older run has a content that the run hides.
     fn is_needless(&self, run: &Run, older: &[Arc<Run>], now: u64) -> bool {
-        // In a trimmed run, fewer entries count than it says.
-        let is_whole = run.info.start == Start::default();
-        let is_replaced = |(key, lifetime): &(StoreKey, Lifetime)| !self.shared.unfinished.is_current(key, lifetime);
+        let is_gone = |(key, lifetime): &(StoreKey, Lifetime)| !self.shared.unfinished.is_current(key, lifetime);
+        // An unreadable block may have the key.
+        let is_absent = |(key, _): &(StoreKey, Lifetime)| {
+            run.find(&self.shared.tables, key.bytes(), &Probe::of(key.bytes())).is_ok_and(|found| found.is_none())
+        };
         // The keys of an older run are known without reading it if all of its entries are unfinished records.
         let is_apart = |older: &Arc<Run>| {
             let keys = &older.index.unfinished;
-            keys.len() as u64 == older.info.entries
-                && keys.iter().all(|(key, _)| !run.may_contain(&Probe::of(key.bytes())))
+            older.info.is_whole() && older.info.entries == keys.len() as u64 && keys.iter().all(is_absent)
         };
-        is_whole
+        // Of a run that is not whole, it is not known how many records would be deleted.
+        run.info.is_whole()
             && !merge::is_small(&run.info)
-            && run.info.all_expired <= now
-            && run.index.unfinished.iter().all(is_replaced)
+            && run.info.contents.all_expired <= now
+            && run.index.unfinished.iter().all(is_gone)
             && older.iter().all(is_apart)
     }
 

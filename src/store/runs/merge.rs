@@ -27,11 +27,12 @@ const MIN_FOR_SPACE: u64 = 1 << 10;
 /// The same where space is short.
 const MIN_IF_SCARCE: u64 = 1 << 8;
 /// A run with fewer blocks than this is rewritten when its first record expires. A larger one is rewritten when half of
-/// its entries have expired.
+/// its entries have expired, or dropped when all have.
 const SMALL: u64 = 64;
 /// A run that is due within this time, in milliseconds, is not merged with others of its size: it will be dropped soon.
 const SOON: u64 = 60_000;
-/// The largest number of runs that are left for that reason. Each run costs every lookup a look into its filter.
+/// The largest number of runs that are left for that reason. Each run costs every lookup a look into its filter, and
+/// every page of a listing a block.
 const MOST_LEFT: usize = 64;
 /// The number of blocks that one step writes.
 const BATCH: usize = if cfg!(test) { 8 } else { 256 };
@@ -150,7 +151,7 @@ pub(crate) fn due(run: &Run, exact: bool) -> u64 {
     }
 }
 
-/// True if the expired records of the run are always read and counted one by one.
+/// True if the run is rewritten as soon as a record has expired.
 pub(crate) fn is_small(info: &RunInfo) -> bool {
     info.live_blocks() < SMALL
 }

@@ -2,7 +2,9 @@
 
 use super::compaction::{pass, with_clock};
 use super::*;
-use crate::store::runs::merge;
+use crate::store::format::block::Index;
+use crate::store::format::list::{RunInfo, Start};
+use crate::store::runs::{Run, merge};
 
 const RECORDS: u64 = 20;
 const TTL: u64 = 100;
@@ -98,4 +100,26 @@ fn what_a_run_of_expired_records_hides_stays_hidden() {
         let (store, _) = open_with(dir.path(), &options().clock(clock));
         assert!(stored(&store, &hidden).is_none(), "after a crash");
     }
+}
+
+#[test]
+fn what_a_run_of_expired_records_hides_in_a_trimmed_run_stays_hidden() {
+    let dir = temp();
+    let (store, clock, now) = with_clock(dir.path());
+    let (moved, hidden) = (key("a"), key("b"));
+    let unfinished = unfinished(Status::Interrupted);
+    let at = block::entry_len(moved.bytes(), Some(&vec![0; format::record::encoded_len(&unfinished)]));
+    let changes = vec![set(&moved, unfinished), set(&hidden, done(b"x"))];
+    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
+    store.wait(committed.ticket).unwrap();
+    store.drain().unwrap();
+    // As if a merge had moved the first entry and ended early. One entry counts, and the index has one unfinished record.
+    let [run] = &store.inner.shared.runs.current()[..] else { panic!("{:?}", store.inner.shared.runs.current()) };
+    let start = Start { block: 0, at: u32::try_from(at).unwrap() };
+    let trimmed = Run::new(RunInfo { start, entries: 1, ..run.info }, Index::clone(&run.index));
+    store.inner.shared.runs.publish(vec![trimmed.into()]);
+    assert_eq!(outcome(&store, &hidden).unwrap(), b"x");
+    flush_with(&store, [set(&hidden, StoredRecord { expires: now + TTL, ..done(b"y") })]);
+    assert_eq!(expire(&store, &clock).records, RECORDS + 1);
+    assert!(stored(&store, &hidden).is_none());
 }

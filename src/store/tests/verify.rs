@@ -4,6 +4,8 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use super::*;
+use crate::store::format::list::{Contents, RunInfo};
+use crate::store::runs::Run;
 
 #[track_caller]
 fn problems(store: &Store) -> Vec<String> {
@@ -142,6 +144,17 @@ fn a_block_of_another_run_or_place_is_noticed() {
     assert!(block::push_entry(&mut content, key("zzz").bytes(), None).unwrap().is_empty());
     tables.insert(&block::key(first), &sealed(&content)).unwrap();
     one_problem(&store, "not in");
+}
+
+#[test]
+fn a_wrong_count_of_the_finished_records_of_a_run_is_noticed() {
+    let (_dir, store) = varied();
+    let runs = store.inner.shared.runs.current();
+    let [run] = &runs[..] else { panic!("{runs:?}") };
+    let contents = Contents { all_expired: 0, ..run.info.contents };
+    let other = Run::new(RunInfo { contents, ..run.info }, block::Index::clone(&run.index));
+    store.inner.shared.runs.publish(vec![other.into()]);
+    one_problem(&store, &format!("run {}", run.info.id));
 }
 
 #[test]
