@@ -37,7 +37,7 @@ pub(crate) enum Message {
     },
     /// Flush as soon as this group is durable.
     Flush { group: u64 },
-    /// Flush if a record in the memtable has expired, then rewrite a run with expired records.
+    /// Flush if a record in the memtable has expired, then rewrite or drop a run with expired records.
     Compact(Compaction),
     /// Flush now.
     #[cfg(test)]

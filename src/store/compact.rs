@@ -1,9 +1,9 @@
 //! Deletes expired records.
 //!
-//! Expired finished records are left out when a run is written or merged. A run is rewritten when half of its entries
-//! have expired, or dropped when all have, and a small one is rewritten when any has. The engine counts interrupted records, so an unfinished record is not
-//! just left out: it is removed by a tombstone in the memtable, without a frame, and the count changes at that moment.
-//! If a crash undoes the removal, a later pass or open removes the record again.
+//! Expired finished records are left out when a run is written or merged. A large run is rewritten when half of its
+//! entries have expired, or dropped when all have. A small run is rewritten when one has. The engine counts interrupted
+//! records, so an unfinished record is not just left out: it is removed by a tombstone in the memtable, without a frame,
+//! and the count changes at that moment. If a crash undoes the removal, a later pass or open removes the record again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +69,7 @@ impl Store {
         (due != NEVER && !clock.is_manual()).then(|| Duration::from_millis(due.saturating_sub(clock.now())))
     }
 
-    /// Runs one step of a pass: rewrites a run, or removes about `limit` unfinished records. Returns `None` at the end.
+    /// Runs one step of a pass: rewrites or drops a run, or removes about `limit` unfinished records. Returns `None` at the end.
     pub(crate) fn compact(&self, pass: &mut Pass, limit: usize) -> Result<Option<Deleted>> {
         self.inner.check()?;
         self.check_writable()?;

@@ -406,8 +406,13 @@ impl Run {
                 format!("run {id} has {entries} entries in {blocks} blocks, the list says {listed} in {in_blocks}");
             found(corrupt(message))?;
         } else if is_sound && info.is_whole() && contents != info.contents {
-            let (id, listed) = (info.id, info.contents);
-            found(corrupt(format!("run {id} has {contents:?}, the list says {listed:?}")))?;
+            let text = |Contents { all_expired, finished, outcome_bytes }| {
+                format!(
+                    "{finished} finished records with {outcome_bytes} bytes of outcomes, all expired at {all_expired}"
+                )
+            };
+            let (id, listed) = (info.id, text(info.contents));
+            found(corrupt(format!("run {id} has {}, the list says {listed}", text(contents))))?;
         }
         match Self::open(tables, self.info) {
             Ok(run) if *run.index == *self.index => Ok(()),

@@ -38,11 +38,11 @@ pub(crate) struct RunInfo {
     pub(crate) contents: Contents,
 }
 
-/// What is deleted with a run.
+/// The finished records of a run: how many, and when all have expired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Contents {
     /// The store time when all finished records have expired, and their keys are not remembered any more. [`NEVER`] if
-    /// there is a row.
+    /// there is a row, 0 if there is neither.
     pub(crate) all_expired: u64,
     /// The number of finished records, without keys that are only remembered.
     pub(crate) finished: u64,

@@ -75,12 +75,12 @@ impl Builder {
         if value.is_none() && !is_replacing {
             return Ok(());
         }
-        let expires = value.map_or(Ok(NEVER), |value| self.count(key, value))?;
+        let expires = value.map_or(Ok(None), |value| self.count(key, value))?;
         if is_replacing {
             self.replacing += entry_len(key.bytes(), value) as u64;
         }
         self.info.entries += 1;
-        self.info.earliest = self.info.earliest.min(expires);
+        self.info.earliest = self.info.earliest.min(expires.unwrap_or(NEVER));
         self.sample.add(expires);
         self.index.filter.insert(&probe);
         if !self.content.is_empty() && self.content.len() + entry_len(key.bytes(), value) > CONTENT {
@@ -98,11 +98,11 @@ impl Builder {
         Ok(())
     }
 
-    /// Counts a value. Returns the expiry of a finished record, and [`NEVER`] for other values.
-    fn count(&mut self, key: &StoreKey, value: &[u8]) -> Result<u64> {
+    /// Counts a value. Returns its expiry, which is [`NEVER`] for a row, and `None` for an unfinished record.
+    fn count(&mut self, key: &StoreKey, value: &[u8]) -> Result<Option<u64>> {
         if !key.is_record() {
             self.info.contents.add(None);
-            return Ok(NEVER);
+            return Ok(Some(NEVER));
         }
         let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
         let kept = record::decode_kept(value).ok_or_else(malformed)?;
@@ -110,9 +110,9 @@ impl Builder {
         if kept.lifetime.is_unfinished() {
             self.index.unfinished.push((key.clone(), kept.lifetime));
             self.index_len += key.bytes().len() + INDEXED_RECORD;
-            return Ok(NEVER);
+            return Ok(None);
         }
-        Ok(kept.lifetime.expires)
+        Ok(Some(kept.lifetime.expires))
     }
 
     fn push_chunks(&mut self, bytes: &[u8], kind: Kind) -> Result<()> {
@@ -180,7 +180,7 @@ struct Sample {
     taken: Vec<u64>,
     stride: u64,
     seen: u64,
-    /// The latest of all times.
+    /// The latest of all times that are known.
     latest: u64,
 }
 
@@ -191,9 +191,11 @@ impl Default for Sample {
 }
 
 impl Sample {
-    fn add(&mut self, time: u64) {
+    /// Adds the expiry of an entry. `None` is an unfinished record or a removed key, which goes once a newer or older run
+    /// allows it.
+    fn add(&mut self, time: Option<u64>) {
         if self.seen % self.stride == 0 {
-            self.taken.push(time);
+            self.taken.push(time.unwrap_or(NEVER));
             if self.taken.len() >= 2 * SAMPLES {
                 let mut nth = 0_usize;
                 self.taken.retain(|_| {
@@ -204,14 +206,15 @@ impl Sample {
             }
         }
         self.seen += 1;
-        self.latest = self.latest.max(time);
+        self.latest = self.latest.max(time.unwrap_or(0));
     }
 
     /// Returns the time at which a run with these expiry times is rewritten: when half of its entries have expired, or
     /// when all have, if that is not much later. A run without live entries is dropped, and nothing is written.
     fn due(&self, built: u64) -> u64 {
         let half = self.median();
-        let is_soon = self.latest.saturating_sub(half) <= half.saturating_sub(built) / 2;
+        let later = self.latest.checked_sub(half);
+        let is_soon = later.is_some_and(|later| later <= half.saturating_sub(built) / 2);
         if is_soon { self.latest } else { half }
     }
 
@@ -229,8 +232,20 @@ mod tests {
 
     fn due(built: u64, expiries: impl Iterator<Item = u64>) -> u64 {
         let mut sample = Sample::default();
-        expiries.for_each(|time| sample.add(time));
+        expiries.for_each(|time| sample.add(Some(time)));
         sample.due(built)
+    }
+
+    #[test]
+    fn unfinished_records_and_removed_keys_do_not_make_a_run_due_earlier() {
+        let mut sample = Sample::default();
+        (3_000..3_200).map(Some).chain([None; 8]).for_each(|time| sample.add(time));
+        assert_eq!(sample.due(1_000), 3_199);
+        let mut sample = Sample::default();
+        for time in [None, None, Some(2_000)] {
+            sample.add(time);
+        }
+        assert_eq!(sample.due(1_000), NEVER);
     }
 
     #[test]

@@ -71,8 +71,8 @@ pub(crate) struct Shared {
     pub(crate) unfinished: Unfinished,
     /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
-    /// For tests: the number of messages that wait at each background step. A step holds this lock, except while
-    /// a flush waits for space.
+    /// For tests: the number of messages that wait at each background step. A step holds this lock. Steps that
+    /// free space for a waiting flush do not take it.
     #[cfg(test)]
     pub(crate) waiting_at_steps: Mutex<Vec<usize>>,
 }
@@ -294,8 +294,8 @@ impl Flusher {
         Ok(())
     }
 
-    /// Drops the run at this position without reading it, if nothing in it is needed. Also counts those expired records
-    /// that newer runs have replaced.
+    /// Drops the run at this position without reading it, if nothing in it is needed. Also counts records
+    /// that were replaced or removed before.
     pub(crate) fn drop_unread(&mut self, at: usize, now: u64) -> Result<Option<Deleted>> {
         let runs = self.shared.runs.current();
         let Some((run, older)) = runs.get(..=at).and_then(<[_]>::split_last) else { return Ok(None) };
@@ -316,11 +316,10 @@ impl Flusher {
         let is_absent = |(key, _): &(StoreKey, Lifetime)| {
             run.find(&self.shared.tables, key.bytes(), &Probe::of(key.bytes())).is_ok_and(|found| found.is_none())
         };
-        // The keys of an older run are known without reading it if all of its entries are unfinished records.
-        let is_apart = |older: &Arc<Run>| {
-            let keys = &older.index.unfinished;
-            older.info.is_whole() && older.info.entries == keys.len() as u64 && keys.iter().all(is_absent)
-        };
+        // Without rows and finished records, an older run has only unfinished records, whose keys are in its index, and
+        // removed keys.
+        let is_apart =
+            |older: &Arc<Run>| older.info.contents.all_expired == 0 && older.index.unfinished.iter().all(is_absent);
         // Of a run that is not whole, it is not known how many records would be deleted.
         run.info.is_whole()
             && !merge::is_small(&run.info)

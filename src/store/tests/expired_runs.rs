@@ -9,11 +9,14 @@ use crate::store::runs::{Run, merge};
 const RECORDS: u64 = 20;
 const TTL: u64 = 100;
 
-/// Commits these changes and some finished records that expire after [`TTL`], and flushes them into a run that is not
-/// small.
+/// Commits these changes and some finished records that expire one after the other from [`TTL`] on, and flushes them into
+/// a run that is not small.
 fn flush_with(store: &Store, changes: impl IntoIterator<Item = Change>) {
-    let expires = store.now().store + TTL;
-    let expiring = |nth| set(&key(format!("expiring {nth}")), StoredRecord { expires, ..done(&bytes(20_000)) });
+    let now = store.now().store;
+    let expiring = |nth| {
+        let record = StoredRecord { expires: now + TTL + nth, ..done(&bytes(20_000)) };
+        set(&key(format!("expiring {nth}")), record)
+    };
     let changes: Vec<_> = changes.into_iter().chain((0..RECORDS).map(expiring)).collect();
     let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
@@ -28,7 +31,7 @@ fn damage(store: &Store) {
 }
 
 fn expire(store: &Store, clock: &ManualClock) -> Deleted {
-    clock.advance(Duration::from_millis(TTL));
+    clock.advance(Duration::from_millis(TTL + RECORDS));
     pass(store, Pass::default())
 }
 
@@ -36,8 +39,12 @@ fn expire(store: &Store, clock: &ManualClock) -> Deleted {
 fn a_run_of_expired_records_is_deleted_without_being_read() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
-    // These records stay: one in an older run, and one whose content in the run has been replaced by a newer run.
-    put(&store, &key("interrupted"), unfinished(Status::Interrupted));
+    // These stay: a record and a removed key in older runs, and a record whose content in the run has been replaced.
+    for name in ["interrupted", "removed"] {
+        put(&store, &key(name), unfinished(Status::Interrupted));
+    }
+    store.drain().unwrap();
+    remove(&store, &key("removed"));
     store.drain().unwrap();
     flush_with(&store, [set(&key("ended later"), at_work())]);
     damage(&store);
@@ -46,11 +53,12 @@ fn a_run_of_expired_records_is_deleted_without_being_read() {
     let deleted = expire(&store, &clock);
     assert_eq!((deleted.records, deleted.bytes), (RECORDS, RECORDS * 20_000));
     wait_for_deletions(&store);
-    assert_eq!(entries(&store), 2);
+    assert_eq!(entries(&store), 4);
     store.close().unwrap();
     let (store, _) = open_with(dir.path(), &options().clock(clock));
     assert_eq!(stored(&store, &key("interrupted")).unwrap().state, Status::Interrupted);
     assert_eq!(outcome(&store, &key("ended later")).unwrap(), b"x");
+    assert!(stored(&store, &key("removed")).is_none());
     assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
 }
 
@@ -113,7 +121,7 @@ fn what_a_run_of_expired_records_hides_in_a_trimmed_run_stays_hidden() {
     let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
     store.drain().unwrap();
-    // As if a merge had moved the first entry and ended early. One entry counts, and the index has one unfinished record.
+    // As if a merge had moved the first entry and ended early. One entry counts, and the index has the record that was moved.
     let [run] = &store.inner.shared.runs.current()[..] else { panic!("{:?}", store.inner.shared.runs.current()) };
     let start = Start { block: 0, at: u32::try_from(at).unwrap() };
     let trimmed = Run::new(RunInfo { start, entries: 1, ..run.info }, Index::clone(&run.index));

@@ -147,14 +147,20 @@ fn a_block_of_another_run_or_place_is_noticed() {
 }
 
 #[test]
-fn a_wrong_count_of_the_finished_records_of_a_run_is_noticed() {
+fn wrong_contents_of_a_run_in_the_list_are_noticed() {
     let (_dir, store) = varied();
     let runs = store.inner.shared.runs.current();
     let [run] = &runs[..] else { panic!("{runs:?}") };
-    let contents = Contents { all_expired: 0, ..run.info.contents };
-    let other = Run::new(RunInfo { contents, ..run.info }, block::Index::clone(&run.index));
-    store.inner.shared.runs.publish(vec![other.into()]);
-    one_problem(&store, &format!("run {}", run.info.id));
+    let Contents { all_expired, finished, outcome_bytes } = run.info.contents;
+    for contents in [
+        Contents { all_expired: all_expired - 1, ..run.info.contents },
+        Contents { finished: finished + 1, ..run.info.contents },
+        Contents { outcome_bytes: outcome_bytes + 1, ..run.info.contents },
+    ] {
+        let other = Run::new(RunInfo { contents, ..run.info }, block::Index::clone(&run.index));
+        store.inner.shared.runs.publish(vec![other.into()]);
+        one_problem(&store, &format!("run {} has", run.info.id));
+    }
 }
 
 #[test]
