@@ -2,8 +2,9 @@
 //!
 //! Expired finished records are left out when a run is written or merged. A large run is rewritten when half of its
 //! entries have expired, or dropped when all have. A small run is rewritten when one has. The engine counts interrupted
-//! records, so an unfinished record is not just left out: it is removed by a tombstone in the memtable, without a frame,
-//! and the count changes at that moment. If a crash undoes the removal, a later pass or open removes the record again.
+//! records, so an unfinished record is not just left out: it is removed by a tombstone in the memtable, without a
+//! frame, and the count changes at that moment. If a crash undoes the removal, a later pass or open removes the record
+//! again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +70,8 @@ impl Store {
         (due != NEVER && !clock.is_manual()).then(|| Duration::from_millis(due.saturating_sub(clock.now())))
     }
 
-    /// Runs one step of a pass: rewrites or drops a run, or removes about `limit` unfinished records. Returns `None` at the end.
+    /// Runs one step of a pass: rewrites or drops a run, or removes about `limit` unfinished records. Returns `None` at
+    /// the end.
     pub(crate) fn compact(&self, pass: &mut Pass, limit: usize) -> Result<Option<Deleted>> {
         self.inner.check()?;
         self.check_writable()?;

@@ -11,15 +11,14 @@ use parking_lot::Mutex;
 
 use super::apply::Inbox;
 use super::create::{PARTIAL, PARTS, RECORD_CACHE, access, create_empty, is_half_made, remove_half_made};
-use super::format::filter::Probe;
-use super::format::frame::{self, Change, Content, Frame, StoreKey};
+use super::format::frame::{self, Change, Content, Frame};
 use super::format::list::RunList;
 use super::format::segment::{SECTOR, sized};
 use super::journal::{self, JournalStats, Recovered, Writer, segment_for};
 use super::memtable::{Entry, Memtable};
 use super::read_sets::ReadSets;
 use super::record_cache::RecordCache;
-use super::runs::{Run, Runs};
+use super::runs::{Run, Runs, have};
 use super::{Inner, Store, files, threads};
 use crate::store::runs::flush::{Deleted, Flusher, Shared};
 use crate::store::runs::unfinished::Unfinished;
@@ -340,7 +339,8 @@ pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -
     let unfinished = Unfinished::default();
     for (at, run) in runs.iter().enumerate() {
         for (key, lifetime) in &run.index.unfinished {
-            if run.has(&tables, key)? && !is_replaced(&tables, runs.get(at + 1..).unwrap_or_default(), key)? {
+            let newer = runs.iter().skip(at + 1);
+            if run.has(&tables, key)? && !have(&tables, newer, key)? {
                 unfinished.update(std::iter::once((key, Some(*lifetime))), now);
             }
         }
@@ -356,17 +356,6 @@ pub(super) fn open_runs(dir: &Path, tables: Tables, list: &RunList, now: &Now) -
     };
     shared.runs.publish(runs);
     Ok(shared)
-}
-
-/// True if one of these runs has an entry for the key.
-fn is_replaced(tables: &Tables, newer: &[Arc<Run>], key: &StoreKey) -> Result<bool> {
-    let probe = Probe::of(key.bytes());
-    for run in newer {
-        if run.find(tables, key.bytes(), &probe)?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Replays the changes after the last checkpoint that the runs do not have. Puts them into the memtable, and flushes in

@@ -86,6 +86,17 @@ impl Runs {
     }
 }
 
+/// Returns true if one of these runs has an entry for the key.
+pub(crate) fn have<'a>(tables: &Tables, runs: impl Iterator<Item = &'a Arc<Run>>, key: &StoreKey) -> Result<bool> {
+    let probe = Probe::of(key.bytes());
+    for run in runs {
+        if run.find(tables, key.bytes(), &probe)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl Runs {
     /// Returns the first keys at or after `from` and before `end` that are not removed.
     pub(crate) fn keys(

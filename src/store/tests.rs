@@ -89,18 +89,21 @@ fn set(key: &StoreKey, stored: StoredRecord) -> Change {
 
 /// Commits a record, waits until it is durable, and returns its number.
 fn put(store: &Store, key: &StoreKey, stored: StoredRecord) -> u64 {
-    let committed = store.commit(vec![set(key, stored)], &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
-    match &committed.changes[0].content {
+    match &put_all(store, vec![set(key, stored)])[0].content {
         Some(Content::Record(stored)) => stored.revision,
         other => panic!("not a record: {other:?}"),
     }
 }
 
-fn remove(store: &Store, key: &StoreKey) {
-    let change = Change { key: key.clone(), content: None };
-    let committed = store.commit(vec![change], &[], Priority::User).unwrap().unwrap();
+/// Commits changes together, waits until they are durable, and returns them as committed.
+fn put_all(store: &Store, changes: Vec<Change>) -> Vec<Change> {
+    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
     store.wait(committed.ticket).unwrap();
+    committed.changes
+}
+
+fn remove(store: &Store, key: &StoreKey) {
+    put_all(store, vec![Change { key: key.clone(), content: None }]);
 }
 
 fn stored(store: &Store, key: &StoreKey) -> Option<StoredRecord> {

@@ -25,6 +25,7 @@ pub use attempts::EarlierAttempt;
 pub(crate) use attempts::{Attempts, EndedAttempt};
 pub(crate) use effect_seed::{EffectSeed, EffectSeeds};
 pub(crate) use lifetime::Lifetime;
+pub(crate) use remembered::kept_until;
 pub(crate) use sent::SentRecord;
 
 /// The recovery point of a record before its first stage ends.

@@ -100,25 +100,15 @@ impl Applier {
                 return self.compact(compaction);
             }
         } else {
-            self.begin_merge()?;
+            self.begin_merge();
         }
         Ok(Next::GoOn)
     }
 
-    /// Drops a run that is due or begins to rewrite it, if there is too much of that. Otherwise begins to merge runs.
-    fn begin_merge(&mut self) -> Result<()> {
+    /// Begins to rewrite a run that is due, if there is too much of that, or else to merge runs.
+    fn begin_merge(&mut self) {
         let now = self.inner.now();
         let due = if self.is_behind { self.due(false, now.store) } else { None };
-        if let Some(at) = due {
-            if let SpaceStatus::Short(_) = self.inner.disk_space.claim_in_background(0) {
-                self.rests = true;
-                return Ok(());
-            }
-            if let Some(deleted) = self.drop_unread(at, now.store)? {
-                *self.flusher.shared.left_out.lock() += deleted;
-                return Ok(());
-            }
-        }
         let range = match due {
             Some(at) => Some(at..at + 1),
             None if std::mem::take(&mut self.may_merge) => {
@@ -131,14 +121,6 @@ impl Applier {
             let merge = Merge::begin(&mut self.flusher, range, now);
             self.merge = Some((Box::new(merge), None));
         }
-        Ok(())
-    }
-
-    fn drop_unread(&mut self, at: usize, now: u64) -> Result<Option<Deleted>> {
-        let deleted = self.flusher.drop_unread(at, now)?;
-        // Its neighbours may be merged now.
-        self.may_merge |= deleted.is_some();
-        Ok(deleted)
     }
 
     fn step(&mut self, mut merge: Box<Merge>, compaction: Option<Compaction>) -> Result<()> {
@@ -172,20 +154,9 @@ impl Applier {
         let due = self.due(compaction.exact, compaction.began);
         if let SpaceStatus::Short(full) = self.inner.disk_space.claim(0) {
             refuse(std::iter::once(compaction), &full);
-            return Ok(Next::GoOn);
-        }
-        if let Some(at) = due.filter(|_| !compaction.exact) {
-            if let SpaceStatus::Short(full) = self.inner.disk_space.claim_in_background(0) {
-                refuse(std::iter::once(compaction), &full);
-                return Ok(Next::GoOn);
-            }
-            if let Some(deleted) = self.drop_unread(at, compaction.began)? {
-                self.answer(&compaction, deleted);
-                return Ok(Next::GoOn);
-            }
-        }
-        if let Some(at) = due {
-            let merge = Merge::begin(&mut self.flusher, at..at + 1, now);
+        } else if let Some(at) = due {
+            let mut merge = Merge::begin(&mut self.flusher, at..at + 1, now);
+            merge.is_exact = compaction.exact;
             self.merge = Some((Box::new(merge), Some(compaction)));
         } else {
             self.answer_left_out(&compaction);

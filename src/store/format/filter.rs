@@ -15,19 +15,20 @@ const LINES: u64 = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter(Vec<u64>);
 
-/// What filters know of a key: its hash, whose upper bits select the line in a filter, and its bits in that line.
-/// Computed once for a lookup in many filters.
+/// The hash of a key, and the bits that it selects. Computed once for a lookup in many filters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probe {
+    /// Its upper bits select the line in a filter.
     hash: u64,
+    /// The positions of the key's bits in that line.
     bits: [u16; PROBES],
 }
 
 impl Probe {
     pub(crate) fn of(key: &[u8]) -> Self {
         let hash = hash(key);
-        // The upper bits of the hash are the same for all keys of a line, so the bits in it are selected by a product, on
-        // which the lower bits of the hash have an influence too.
+        // The upper bits of the hash are the same for all keys of a line, so the bits in it are selected by a product,
+        // on which the lower bits of the hash have an influence too.
         let mut rest = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let bits = [(); PROBES].map(|()| {
             let bit = rest >> 55;

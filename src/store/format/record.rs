@@ -9,7 +9,7 @@ use crate::types::error::Result;
 use crate::types::fingerprint::Fingerprint;
 use crate::types::options::OnInterrupted;
 use crate::types::record::{
-    Attempts, EndedAttempt, FINISHED, Interruption, Lifetime, STARTED, Status, StoredRecord, THIS_FRAME,
+    Attempts, EndedAttempt, FINISHED, Interruption, Lifetime, STARTED, Status, StoredRecord, THIS_FRAME, kept_until,
 };
 use crate::types::value::Value;
 
@@ -214,7 +214,7 @@ pub(crate) fn decode_kept(bytes: &[u8]) -> Option<Kept> {
     rest.take(24)?;
     let interrupted_ttl = rest.u64()?;
     rest.take(12)?;
-    let until = if is_forgotten { expires } else { expires.saturating_add(rest.u64()?) };
+    let until = kept_until(expires, rest.u64()?, is_forgotten);
     let lifetime = Lifetime { state, token, updated, expires, interrupted_ttl };
     Some(Kept { lifetime, until, is_forgotten, outcome_len })
 }

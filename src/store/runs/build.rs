@@ -180,7 +180,7 @@ struct Sample {
     taken: Vec<u64>,
     stride: u64,
     seen: u64,
-    /// The latest of all times that are known.
+    /// The latest of all expiries.
     latest: u64,
 }
 
@@ -191,8 +191,7 @@ impl Default for Sample {
 }
 
 impl Sample {
-    /// Adds the expiry of an entry. `None` is an unfinished record or a removed key, which goes once a newer or older run
-    /// allows it.
+    /// Adds the expiry of an entry. `None` is an unfinished record or a removed key.
     fn add(&mut self, time: Option<u64>) {
         if self.seen % self.stride == 0 {
             self.taken.push(time.unwrap_or(NEVER));

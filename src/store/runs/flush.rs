@@ -11,13 +11,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::store::format::block::BLOCK;
-use crate::store::format::filter::Probe;
 use crate::store::format::frame::{Content, StoreKey};
-use crate::store::format::list::{Contents, RunList};
+use crate::store::format::list::RunList;
 use crate::store::format::record;
 use crate::store::memtable::{Entry, Memtable};
 use crate::store::runs::build::Builder;
-use crate::store::runs::merge;
 use crate::store::runs::unfinished::Unfinished;
 use crate::store::runs::{Run, Runs};
 use crate::store::sled::disk_space::CLAIMED_AT_ONCE;
@@ -71,8 +69,8 @@ pub(crate) struct Shared {
     pub(crate) unfinished: Unfinished,
     /// Expired records that were left out of a run, and not reported by a pass yet.
     pub(crate) left_out: Mutex<Deleted>,
-    /// For tests: the number of messages that wait at each background step. A step holds this lock. Steps that
-    /// free space for a waiting flush do not take it.
+    /// For tests: the number of messages that wait at each background step. A step holds this lock. Steps that free
+    /// space for a waiting flush do not take it.
     #[cfg(test)]
     pub(crate) waiting_at_steps: Mutex<Vec<usize>>,
 }
@@ -292,40 +290,6 @@ impl Flusher {
             self.to_delete.push(ToDelete::listed(run, if is_output { index } else { start }));
         }
         Ok(())
-    }
-
-    /// Drops the run at this position without reading it, if nothing in it is needed. Also counts records
-    /// that were replaced or removed before.
-    pub(crate) fn drop_unread(&mut self, at: usize, now: u64) -> Result<Option<Deleted>> {
-        let runs = self.shared.runs.current();
-        let Some((run, older)) = runs.get(..=at).and_then(<[_]>::split_last) else { return Ok(None) };
-        if !self.is_needless(run, older, now) {
-            return Ok(None);
-        }
-        let (run, Contents { finished: records, outcome_bytes: bytes, .. }) = (Arc::clone(run), run.info.contents);
-        drop(runs);
-        self.replace(vec![run], &[])?;
-        Ok(Some(Deleted { records, bytes, ..Deleted::default() }))
-    }
-
-    /// True if all finished records of the run have expired, its unfinished records are replaced or removed, and no
-    /// older run has a content that the run hides.
-    fn is_needless(&self, run: &Run, older: &[Arc<Run>], now: u64) -> bool {
-        let is_gone = |(key, lifetime): &(StoreKey, Lifetime)| !self.shared.unfinished.is_current(key, lifetime);
-        // An unreadable block may have the key.
-        let is_absent = |(key, _): &(StoreKey, Lifetime)| {
-            run.find(&self.shared.tables, key.bytes(), &Probe::of(key.bytes())).is_ok_and(|found| found.is_none())
-        };
-        // Without rows and finished records, an older run has only unfinished records, whose keys are in its index, and
-        // removed keys.
-        let is_apart =
-            |older: &Arc<Run>| older.info.contents.all_expired == 0 && older.index.unfinished.iter().all(is_absent);
-        // Of a run that is not whole, it is not known how many records would be deleted.
-        run.info.is_whole()
-            && !merge::is_small(&run.info)
-            && run.info.contents.all_expired <= now
-            && run.index.unfinished.iter().all(is_gone)
-            && older.iter().all(is_apart)
     }
 
     /// Queues the blocks of a run that will not be listed for deletion. `listed` is the part of the run that is listed

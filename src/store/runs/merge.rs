@@ -6,17 +6,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::store::format::block::BLOCK;
-use crate::store::format::filter::Probe;
 use crate::store::format::frame::{Content, StoreKey};
-use crate::store::format::list::RunInfo;
+use crate::store::format::list::{Contents, RunInfo};
 use crate::store::format::record;
 use crate::store::runs::build::Builder;
 use crate::store::runs::flush::{Deleted, Flusher};
-use crate::store::runs::{Load, Merged, Run, Stored};
+use crate::store::runs::{Load, Merged, Run, Stored, have};
 use crate::store::sled::tables::Keyed;
 use crate::types::clock::NEVER;
 use crate::types::error::{Error, Result};
-use crate::types::record::Now;
+use crate::types::record::{Lifetime, Now};
 
 /// The number of runs of about the same size that are merged.
 const FAN_IN: usize = 8;
@@ -177,6 +176,8 @@ pub(crate) struct Merge {
     read: u64,
     /// True if space is low: parts are small then.
     pub(crate) is_scarce: bool,
+    /// True if each deleted record must be counted, and so read.
+    pub(crate) is_exact: bool,
     /// The records that were deleted, since the last listing and in all.
     deleted: Deleted,
     all_deleted: Deleted,
@@ -220,6 +221,7 @@ impl Merge {
             bytes: inputs.iter().map(|run| run.info.live_blocks() * BLOCK as u64).sum(),
             read: 0,
             is_scarce: false,
+            is_exact: false,
             deleted: Deleted::default(),
             all_deleted: Deleted::default(),
             ready: VecDeque::new(),
@@ -248,7 +250,43 @@ impl Merge {
                 return Ok(Step::Done(self.all_deleted));
             }
         }
+        // Before the first read.
+        if self.merged.is_none() && self.is_needless(flusher) {
+            return self.drop_unread(flusher).map(Step::Done);
+        }
         Ok(self.read_on(flusher).map_or_else(Step::Unreadable, |()| Step::More))
+    }
+
+    /// True if the only input has nothing that is needed: its finished records have expired, its unfinished records are
+    /// replaced or removed, and no older run has a content that it hides.
+    fn is_needless(&self, flusher: &Flusher) -> bool {
+        let ([run], shared) = (&self.inputs[..], &flusher.shared) else { return false };
+        let is_gone = |(key, lifetime): &(StoreKey, Lifetime)| !shared.unfinished.is_current(key, lifetime);
+        // An unreadable block may have the key.
+        let is_absent =
+            |(key, _): &(StoreKey, Lifetime)| have(&shared.tables, std::iter::once(run), key).is_ok_and(|has| !has);
+        // Without rows and finished records, an older run has only unfinished records, whose keys are in its index, and
+        // removed keys.
+        let is_apart =
+            |older: &Arc<Run>| older.info.contents.all_expired == 0 && older.index.unfinished.iter().all(is_absent);
+        // Of a run that is not whole, it is not known how many records would be deleted.
+        run.info.is_whole()
+            && !self.is_exact
+            && !is_small(&run.info)
+            && run.info.contents.all_expired <= self.now.store
+            && run.index.unfinished.iter().all(is_gone)
+            && shared.runs.current().iter().take_while(|older| !Arc::ptr_eq(older, run)).all(is_apart)
+    }
+
+    /// Drops the inputs without reading them. Also counts records that were replaced or removed before.
+    fn drop_unread(&mut self, flusher: &mut Flusher) -> Result<Deleted> {
+        let mut deleted = Deleted::default();
+        for run in &self.inputs {
+            let Contents { finished, outcome_bytes, .. } = run.info.contents;
+            deleted += Deleted { records: finished, bytes: outcome_bytes, ..Deleted::default() };
+        }
+        flusher.replace(std::mem::take(&mut self.inputs), &[])?;
+        Ok(deleted)
     }
 
     fn list(&mut self, flusher: &mut Flusher, part: Part) -> Result<()> {
@@ -344,16 +382,9 @@ impl Merge {
         if shared.memtable.contains(key) {
             return Ok(true);
         }
-        let (runs, probe) = (shared.runs.current(), Probe::of(key.bytes()));
-        for run in runs.iter().rev() {
-            if self.ids.contains(&run.info.id) {
-                break;
-            }
-            if run.find(&shared.tables, key.bytes(), &probe)?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let runs = shared.runs.current();
+        let newer = runs.iter().rev().take_while(|run| !self.ids.contains(&run.info.id));
+        have(&shared.tables, newer, key)
     }
 }
 

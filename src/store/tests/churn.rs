@@ -33,8 +33,7 @@ fn churn(rounds: u64) -> Stored {
         let expires = store.now().store + rounds * ROUND;
         let record = |nth| set(&key(format!("{nth} {round}")), StoredRecord { expires, ..done(&bytes(LEN)) });
         let changes: Vec<_> = (0..RECORDS).map(record).collect();
-        let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-        store.wait(committed.ticket).unwrap();
+        put_all(&store, changes);
         // The steps after the flush before have ended when this flush is done.
         store.drain().unwrap();
         if round > rounds {

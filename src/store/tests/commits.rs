@@ -47,8 +47,7 @@ fn a_commit_over_many_keys_is_one_frame() {
         set(&key("b"), done(b"b")),
         Change { key: row.clone(), content: Some(Content::Row(Value::from("7"))) },
     ];
-    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
+    put_all(&store, changes);
     let revision = stored(&store, &key("a")).unwrap().revision;
     assert_eq!(stored(&store, &key("b")).unwrap().revision, revision);
     crash(store);
@@ -212,8 +211,7 @@ fn the_apply_thread_gives_way_to_callers_as_long_as_it_keeps_up() {
         content: Some(Content::Row(Value::from(bytes(1_000_000)))),
     };
     let changes: Vec<_> = (0..9).map(change).collect();
-    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
+    put_all(&store, changes);
     checkpoint(&store);
     let more = give_way.turns.load(Ordering::Relaxed) - turns;
     assert!(more < 100, "{more}");

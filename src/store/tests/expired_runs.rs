@@ -9,8 +9,8 @@ use crate::store::runs::{Run, merge};
 const RECORDS: u64 = 20;
 const TTL: u64 = 100;
 
-/// Commits these changes and some finished records that expire one after the other from [`TTL`] on, and flushes them into
-/// a run that is not small.
+/// Commits these changes and some finished records that expire one after the other from [`TTL`] on, and flushes them
+/// into a run that is not small.
 fn flush_with(store: &Store, changes: impl IntoIterator<Item = Change>) {
     let now = store.now().store;
     let expiring = |nth| {
@@ -18,16 +18,9 @@ fn flush_with(store: &Store, changes: impl IntoIterator<Item = Change>) {
         set(&key(format!("expiring {nth}")), record)
     };
     let changes: Vec<_> = changes.into_iter().chain((0..RECORDS).map(expiring)).collect();
-    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
+    put_all(store, changes);
     store.drain().unwrap();
     assert!(store.inner.shared.runs.current().last().is_some_and(|run| !merge::is_small(&run.info)));
-}
-
-/// Makes a block of the newest run unreadable.
-fn damage(store: &Store) {
-    let run = store.inner.shared.runs.current().last().unwrap().info.id;
-    store.inner.shared.tables.insert(&block::key(block::Place { run, number: 0 }), b"junk").unwrap();
 }
 
 fn expire(store: &Store, clock: &ManualClock) -> Deleted {
@@ -47,7 +40,8 @@ fn a_run_of_expired_records_is_deleted_without_being_read() {
     remove(&store, &key("removed"));
     store.drain().unwrap();
     flush_with(&store, [set(&key("ended later"), at_work())]);
-    damage(&store);
+    let run = store.inner.shared.runs.current().last().unwrap().info.id;
+    lose(&store, run, 0);
     put(&store, &key("ended later"), StoredRecord { expires: now + 10 * TTL, ..done(b"x") });
     store.drain().unwrap();
     let deleted = expire(&store, &clock);
@@ -60,6 +54,21 @@ fn a_run_of_expired_records_is_deleted_without_being_read() {
     assert_eq!(outcome(&store, &key("ended later")).unwrap(), b"x");
     assert!(stored(&store, &key("removed")).is_none());
     assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+}
+
+#[test]
+fn an_exact_pass_reads_a_run_of_expired_records_and_counts_those_that_were_not_replaced() {
+    for (kind, counted) in [(Pass::exact(), RECORDS - 1), (Pass::default(), RECORDS)] {
+        let dir = temp();
+        let (store, clock, _) = with_clock(dir.path());
+        flush_with(&store, []);
+        // With enough live blocks, the run waits for a pass.
+        put_all(&store, vec![set(&key("expiring 0"), done(b"replaced")), set(&key("live"), done(&bytes(1_000_000)))]);
+        store.drain().unwrap();
+        clock.advance(Duration::from_millis(TTL + RECORDS));
+        assert_eq!(pass(&store, kind).records, counted);
+        assert_eq!(outcome(&store, &key("expiring 0")).unwrap(), b"replaced");
+    }
 }
 
 /// Returns true if the store still has what a test needs.
@@ -117,11 +126,10 @@ fn what_a_run_of_expired_records_hides_in_a_trimmed_run_stays_hidden() {
     let (moved, hidden) = (key("a"), key("b"));
     let unfinished = unfinished(Status::Interrupted);
     let at = block::entry_len(moved.bytes(), Some(&vec![0; format::record::encoded_len(&unfinished)]));
-    let changes = vec![set(&moved, unfinished), set(&hidden, done(b"x"))];
-    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
+    put_all(&store, vec![set(&moved, unfinished), set(&hidden, done(b"x"))]);
     store.drain().unwrap();
-    // As if a merge had moved the first entry and ended early. One entry counts, and the index has the record that was moved.
+    // As if a merge had moved the first entry and ended early. One entry counts, and the index has the record that was
+    // moved.
     let [run] = &store.inner.shared.runs.current()[..] else { panic!("{:?}", store.inner.shared.runs.current()) };
     let start = Start { block: 0, at: u32::try_from(at).unwrap() };
     let trimmed = Run::new(RunInfo { start, entries: 1, ..run.info }, Index::clone(&run.index));

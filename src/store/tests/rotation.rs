@@ -35,9 +35,7 @@ fn step(store: &Store, model: &mut Model, random: &mut Random) {
             changes.push(change);
         }
     }
-    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
-    for change in committed.changes {
+    for change in put_all(store, changes) {
         let outcome = change.content.map(|content| match content {
             Content::Record(stored) => stored.outcome.as_deref().map(<[u8]>::to_vec).unwrap_or_default(),
             Content::Row(_) => unreachable!(),

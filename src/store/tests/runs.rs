@@ -103,19 +103,15 @@ type Outcomes = BTreeMap<String, Vec<u8>>;
 
 /// Writes runs, the last of which makes a merge due. Every record is in several of them.
 fn fill(store: &Store) -> Outcomes {
-    let put_all = |changes: Vec<Change>| {
-        let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-        store.wait(committed.ticket).unwrap();
-    };
     let mut outcomes = BTreeMap::new();
     let context = Context::new().with("c", bytes(2_000));
     let released = StoredRecord { context, ..unfinished(Status::Released) };
-    put_all((0..20).map(|name| set(&key(format!("{name:02}")), released.clone())).collect());
+    put_all(store, (0..20).map(|name| set(&key(format!("{name:02}")), released.clone())).collect());
     store.drain().unwrap();
     for round in 0..7 {
         let written = (0..6).map(|nth| (format!("{:02}", (round * 3 + nth) % 20), bytes(5_000 + round)));
         let written: Vec<_> = written.collect();
-        put_all(written.iter().map(|(name, value)| set(&key(name), done(value))).collect());
+        put_all(store, written.iter().map(|(name, value)| set(&key(name), done(value))).collect());
         outcomes.extend(written);
         let gone = format!("{:02}", round * 2);
         remove(store, &key(&gone));

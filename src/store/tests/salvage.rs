@@ -31,9 +31,7 @@ fn row_of(store: &Store, name: &str) -> Option<Vec<u8>> {
 fn put_both(store: &Store, name: &str, value: &[u8]) -> u64 {
     let content = Some(Content::Row(Value::from(value)));
     let changes = vec![set(&key(name), done(value)), Change { key: row(name), content }];
-    let committed = store.commit(changes, &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
-    committed.changes[0].record().unwrap().revision
+    put_all(store, changes)[0].record().unwrap().revision
 }
 
 /// Damages the payload of the group with this frame. A second call restores it.

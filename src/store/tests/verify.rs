@@ -22,8 +22,7 @@ fn one_problem(store: &Store, names: &str) {
 fn row(store: &Store, key: &[u8], value: Option<&[u8]>) {
     let content = value.map(|value| Content::Row(Value::from(value)));
     let change = Change { key: StoreKey::row("stock", key), content };
-    let committed = store.commit(vec![change], &[], Priority::User).unwrap().unwrap();
-    store.wait(committed.ticket).unwrap();
+    put_all(store, vec![change]);
 }
 
 /// Records of several kinds, and a row. All of them but one record in progress are in sled.

@@ -3,10 +3,15 @@
 use super::{Now, Status, StoredRecord};
 use crate::types::context::Context;
 
+/// Returns the store time until which a finished record or its key is kept.
+pub(crate) fn kept_until(expires: u64, remember: u64, is_forgotten: bool) -> u64 {
+    if is_forgotten { expires } else { expires.saturating_add(remember) }
+}
+
 impl StoredRecord {
     /// Returns true if the record has expired and its key is still remembered.
     pub(crate) fn is_remembered(&self, now: &Now) -> bool {
-        let until = if self.is_forgotten { self.expires } else { self.expires.saturating_add(self.remember) };
+        let until = kept_until(self.expires, self.remember, self.is_forgotten);
         self.seen(now).is_none() && matches!(self.state, Status::Succeeded | Status::Failed) && now.store < until
     }
 
