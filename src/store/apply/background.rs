@@ -11,8 +11,11 @@ use crate::types::error::Result;
 const STEPS: usize = 16;
 /// One step is added for this many runs.
 const RUNS_A_STEP: usize = 2;
+/// The number of steps is multiplied by this as long as too many blocks are stale. Commits that wait for the next flush
+/// wait for no more steps than these, even if a merge of gigabytes is in progress.
+const TIMES_IF_BEHIND: usize = 2;
 /// The number of blocks that may wait for their deletion or belong to runs that are due, if half of all other blocks are
-/// not more. With more, background steps run before the next flush, and commits wait.
+/// not more. With more, more background steps run before the next flush, and commits wait for them.
 const MOST_STALE: u64 = if cfg!(test) { 64 } else { 2 << 10 };
 
 impl Applier {
@@ -39,13 +42,15 @@ impl Applier {
         self.compactions.front().is_some_and(|compaction| compaction.group <= self.pending.group)
     }
 
-    /// Runs some background steps. After a flush it runs at least a fixed number of them, and as many as are due,
+    /// Runs some background steps. After a flush it runs a fixed number of them, and more if too many blocks are stale,
     /// otherwise a load of commits could add more than merges and deletions remove.
     pub(super) fn work_on(&mut self) -> Result<Next> {
-        let mut steps = if self.has_flushed { STEPS + self.flusher.shared.runs.len() / RUNS_A_STEP } else { 1 };
+        let steps = if self.has_flushed { STEPS + self.flusher.shared.runs.len() / RUNS_A_STEP } else { 1 };
+        let if_behind = if self.has_flushed { steps * TIMES_IF_BEHIND } else { steps };
+        let mut done = 0;
         self.look_behind();
-        while (steps > 0 || self.has_flushed && self.is_behind && !self.closes()) && self.has_work() {
-            steps = steps.saturating_sub(1);
+        while (done < steps || done < if_behind && self.is_behind && !self.closes()) && self.has_work() {
+            done += 1;
             if self.next_step()? == Next::End {
                 return Ok(Next::End);
             }

@@ -176,7 +176,8 @@ pub(crate) struct Merge {
     read: u64,
     /// True if space is low: parts are small then.
     pub(crate) is_scarce: bool,
-    /// True if each deleted record must be counted, and so read.
+    /// True if exactly the deleted records are counted. Otherwise records that were replaced or removed before are
+    /// counted too.
     pub(crate) is_exact: bool,
     /// The records that were deleted, since the last listing and in all.
     deleted: Deleted,
@@ -278,7 +279,7 @@ impl Merge {
             && shared.runs.current().iter().take_while(|older| !Arc::ptr_eq(older, run)).all(is_apart)
     }
 
-    /// Drops the inputs without reading them. Also counts records that were replaced or removed before.
+    /// Drops the inputs without reading them.
     fn drop_unread(&mut self, flusher: &mut Flusher) -> Result<Deleted> {
         let mut deleted = Deleted::default();
         for run in &self.inputs {
@@ -358,8 +359,9 @@ impl Merge {
             return value.load_all(tables).map(Some);
         }
         let Content::Record(stored) = value.content(tables, key, Load::WithoutOutcome)? else { return Ok(None) };
-        // A remembered key was counted when its outcome was deleted.
-        if !stored.is_forgotten && !self.is_replaced(flusher, key)? {
+        // A remembered key was counted when its outcome was deleted. Only an exact pass looks into newer runs, because the
+        // looks slow a merge down.
+        if !(stored.is_forgotten || self.is_exact && self.is_replaced(flusher, key)?) {
             self.deleted.add(stored.outcome_len);
         }
         let Some(remembered) = stored.remembered(&self.now) else { return Ok(None) };

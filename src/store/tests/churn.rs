@@ -61,3 +61,31 @@ fn under_sustained_load_expired_records_take_no_more_than_twice_the_space_of_liv
         assert!(most.runs as u64 <= 3 * live, "{rounds} rounds live: {most:?}");
     }
 }
+
+#[test]
+fn commits_wait_for_few_steps_even_if_very_much_has_expired() {
+    let (dir, clock) = (temp(), ManualClock::new());
+    let (store, _) = open_with(dir.path(), &options().clock(clock.clone()).segment_bytes(64 << 20));
+    let now = store.now().store;
+    for run in 0..40 {
+        let record = |nth| set(&key(format!("{nth} {run}")), StoredRecord { expires: now + 1, ..done(&bytes(LEN)) });
+        // A record that lives: the run is rewritten, and not deleted as a whole.
+        let lives = set(&key(format!("lives {run}")), done(b"x"));
+        put_all(&store, (0..RECORDS).map(record).chain([lives]).collect());
+        store.drain().unwrap();
+    }
+    clock.advance(Duration::from_millis(1));
+    let held = store.inner.shared.waiting_at_steps.lock();
+    // About three flushes: while the steps after the first one wait for the test, the last part waits for the next.
+    for nth in 0..30 {
+        put(&store, &key(format!("large {nth}")), done(&bytes(400_000)));
+    }
+    let before = held.len();
+    drop(held);
+    store.drain().unwrap();
+    let waiting = store.inner.shared.waiting_at_steps.lock().split_off(before);
+    // Between two flushes, the same messages wait at each step.
+    let most = waiting.chunk_by(|one, next| one == next && *one > 0).map(<[_]>::len).max().unwrap();
+    assert!((40..80).contains(&most), "{most} steps, {waiting:?}");
+    assert_eq!(store.verify().unwrap().problems, Vec::<String>::new());
+}
