@@ -78,7 +78,6 @@ pub(crate) struct Inbox {
 
 /// The state of the apply thread.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(super) struct Applier {
     inner: Arc<Inner>,
     inbox: Inbox,
@@ -96,8 +95,9 @@ pub(super) struct Applier {
     may_merge: bool,
     /// True if there was no space: no background step runs until the next message.
     rests: bool,
-    /// True if a run was written since the thread last took messages. More background steps run then.
-    has_flushed: bool,
+    /// The bytes of commits that were flushed since the thread last took messages, if there was a flush. More background
+    /// steps run then.
+    flushed: Option<u64>,
     /// True if blocks that nobody needs take too much space.
     is_behind: bool,
 }
@@ -151,7 +151,7 @@ impl Applier {
             compactions: VecDeque::new(),
             may_merge: true,
             rests: false,
-            has_flushed: false,
+            flushed: None,
             is_behind: false,
         }
     }
@@ -168,13 +168,13 @@ impl Applier {
             }
             // Take all groups that have come, up to a flush: a background step takes much longer than a commit. Only
             // one other message, because callers that send them all the time could keep the thread from its work.
-            self.has_flushed = false;
+            self.flushed = None;
             while let Some(taken) = message {
                 self.rests = false;
                 if self.take(taken)? == Next::End {
                     return Ok(());
                 }
-                message = if self.has_flushed || self.pending.due { None } else { self.next_group() };
+                message = if self.flushed.is_some() || self.pending.due { None } else { self.next_group() };
             }
             if self.flush_if_due()? == Next::End || self.work_on()? == Next::End {
                 return Ok(());
@@ -255,7 +255,7 @@ impl Applier {
         if !self.write(frame, closes)? {
             return Ok(Next::End);
         }
-        (self.may_merge, self.has_flushed) = (true, true);
+        (self.may_merge, self.flushed) = (true, Some(bytes));
         if group > 0 {
             self.inner.commit_queue.applied(group, bytes);
         }

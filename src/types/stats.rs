@@ -43,8 +43,7 @@ pub struct Stats {
     /// Dropped claims that could not be recorded immediately. If the journal was full they are recorded later; if the
     /// engine was closed or poisoned, the next open finds them interrupted.
     pub drops_not_recorded: u64,
-    /// Records deleted after their expiry. Records that had been replaced or removed before are counted too, except by
-    /// [`compact_now`](crate::Engine::compact_now), which looks for newer contents of each.
+    /// Records deleted after their expiry. May include records that had been replaced or removed before.
     pub expired: u64,
     /// Errors of the background compaction. After [`Corrupt`](crate::ErrorKind::Corrupt) it continues without the
     /// damaged records. After any other error it has stopped, and only [`compact_now`](crate::Engine::compact_now)

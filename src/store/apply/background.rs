@@ -1,21 +1,22 @@
 //! The background steps of the apply thread: deletions, merges, and passes over expired records.
 
-use super::{Applier, Compaction, Next, Purpose, refuse};
+use super::{Applier, Compaction, KEEPS_UP, Next, Purpose, refuse};
 use crate::store::runs::flush::Deleted;
 use crate::store::runs::merge::{self, Merge, Step};
 use crate::store::sled::disk_space::SpaceStatus;
 use crate::types::error::Result;
 
-/// The number of merge steps after a flush. A step reads and writes up to 1 MiB. If keys are overwritten or the store
-/// has a few GB, merges write each byte about four times, so a flush of 4 MiB needs 16 steps.
+/// The number of background steps after a flush. A step reads and writes up to 1 MiB. If keys are overwritten or the store
+/// has a few GB, merges write each byte about four times, so a flush of 4 MiB needs 16 steps. A flush of 16 MiB or more
+/// gets more.
 const STEPS: usize = 16;
 /// One step is added for this many runs.
 const RUNS_A_STEP: usize = 2;
-/// The number of steps is multiplied by this as long as too many blocks are stale. Commits that wait for the next flush
-/// wait for no more steps than these, even if a merge of gigabytes is in progress.
+/// The number of steps is multiplied by this while too many blocks are stale. Commits that wait for the next flush wait
+/// for these steps, so they have a bound, even if a merge of gigabytes is in progress.
 const TIMES_IF_BEHIND: usize = 2;
 /// The number of blocks that may wait for their deletion or belong to runs that are due, if half of all other blocks are
-/// not more. With more, more background steps run before the next flush, and commits wait for them.
+/// not more. Above that, commits are slowed down by more background steps.
 const MOST_STALE: u64 = if cfg!(test) { 64 } else { 2 << 10 };
 
 impl Applier {
@@ -42,14 +43,19 @@ impl Applier {
         self.compactions.front().is_some_and(|compaction| compaction.group <= self.pending.group)
     }
 
-    /// Runs some background steps. After a flush it runs a fixed number of them, and more if too many blocks are stale,
-    /// otherwise a load of commits could add more than merges and deletions remove.
+    /// Returns the number of background steps to run before the next messages are taken.
+    fn steps(&self) -> usize {
+        let Some(bytes) = self.flushed else { return 1 };
+        let flushes = usize::try_from(bytes / KEEPS_UP).unwrap_or(usize::MAX).max(1);
+        let steps = STEPS.saturating_mul(flushes).saturating_add(self.flusher.shared.runs.len() / RUNS_A_STEP);
+        if self.is_behind && !self.closes() { steps.saturating_mul(TIMES_IF_BEHIND) } else { steps }
+    }
+
+    /// Runs some background steps: after a flush so many that merges and deletions keep up with commits.
     pub(super) fn work_on(&mut self) -> Result<Next> {
-        let steps = if self.has_flushed { STEPS + self.flusher.shared.runs.len() / RUNS_A_STEP } else { 1 };
-        let if_behind = if self.has_flushed { steps * TIMES_IF_BEHIND } else { steps };
         let mut done = 0;
         self.look_behind();
-        while (done < steps || done < if_behind && self.is_behind && !self.closes()) && self.has_work() {
+        while done < self.steps() && self.has_work() {
             done += 1;
             if self.next_step()? == Next::End {
                 return Ok(Next::End);
