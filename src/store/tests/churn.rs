@@ -59,7 +59,9 @@ fn under_sustained_load_expired_records_take_no_more_than_twice_the_space_of_liv
         let live = rounds + 3;
         assert!(most.records <= 3 * live * RECORDS, "{rounds} rounds live: {most:?}");
         assert!(most.blocks <= 3 * live * 103, "{rounds} rounds live: {most:?}");
-        assert!(most.runs as u64 <= 3 * live, "{rounds} rounds live: {most:?}");
+        // What lives of rewritten runs is in small runs, of which up to 16 are merged at a time.
+        let small = if lives { 16 } else { 0 };
+        assert!(most.runs as u64 <= 3 * live + small, "{rounds} rounds live: {most:?}");
     }
 }
 
