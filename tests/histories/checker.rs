@@ -228,6 +228,13 @@ mod tests {
         let counted = (Op::Close, 2, 9, Answer::Alive(0));
         assert!(is_right(&[begun, closing, counted, refused, (SUCCEED, 5, 6, Answer::Done)]));
         assert!(!is_right(&[begun, closing, counted, refused]));
+        // A call that is in flight when calls are first refused may take effect after that, but not after the close.
+        let removed = (Op::Remove, 4, 9, Answer::Did(true));
+        let seen = |at| (Op::Revoke, at, at + 1, Answer::Refused(Refusal::NotInProgress));
+        let ended = [begun, (SUCCEED, 2, 3, Answer::Done), removed, (Op::Closing, 5, 9, Answer::Done)];
+        let end = (Op::Close, 5, 9, Answer::Alive(1));
+        assert!(is_right(&[&ended[..], &[(Op::Get, 6, 7, Answer::Closed), seen(8), end]].concat()));
+        assert!(!is_right(&[&ended[..], &[(Op::Get, 6, 7, Answer::Closed), end, seen(10)]].concat()));
         // A call during the close may have either answer.
         let beside = (Op::Close, 2, 9, Answer::Alive(1));
         for answer in [Answer::Closed, is(Unfinished::InProgress)] {

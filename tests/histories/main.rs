@@ -185,17 +185,16 @@ fn calls_on(key: usize, lines: &[Line]) -> Vec<Call> {
         }
         calls.push(Call { by, op, began, answer });
     }
-    after_claims_in_flight(&mut calls);
+    after_calls_in_flight(&mut calls);
     calls
 }
 
-/// A begin that is in flight when the close is called may commit after the close has returned, which counts its claim
-/// as alive. So the close takes effect at the latest when these begins are answered.
-fn after_claims_in_flight(calls: &mut [Call]) {
+/// A call that is in flight when the close is called may commit after the close has returned. So the close takes effect
+/// at the latest when these calls are answered.
+fn after_calls_in_flight(calls: &mut [Call]) {
     let Some(closed) = calls.iter().find(|call| call.op == Op::Close).and_then(|call| call.answer) else { return };
     let in_flight = calls.iter().filter(|call| call.began < closed.0).filter_map(|call| call.answer);
-    let claims = in_flight.filter(|(_, answer)| matches!(answer, Answer::Claimed { .. } | Answer::Initiated { .. }));
-    let last = claims.map(|(at, _)| at).max().unwrap_or(0);
+    let last = in_flight.map(|(at, _)| at).max().unwrap_or(0);
     for call in calls.iter_mut().filter(|call| matches!(call.op, Op::Closing | Op::Close)) {
         call.answer = call.answer.map(|(at, answer)| (at.max(last), answer));
     }

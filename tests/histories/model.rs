@@ -221,6 +221,8 @@ pub(crate) struct Model {
     now: Hour,
     /// The largest token of all claims of the key.
     newest: u64,
+    /// Calls may find the store closed. Calls that began before may still take effect.
+    closing: bool,
     closed: bool,
     /// The incarnations that have lost their locks, and those whose processes have ended: a set of bits each.
     lost: u64,
@@ -246,7 +248,7 @@ impl Model {
             return (!ends && !self.closed).then_some(self);
         }
         if answer == Some(&Answer::Closed) {
-            return (self.closed && !self.outlives_close(op)).then_some(self);
+            return (self.closing && !self.outlives_close(op)).then_some(self);
         }
         // A look at it declares it interrupted first.
         let is_dead = |owner: Incarnation| self.dead & owner.bit() > 0 && owner.process != by.process;
@@ -257,12 +259,12 @@ impl Model {
             return Some(self);
         }
         if let Op::Closing = op {
-            return Some(Self { closed: true, ..self });
+            return Some(Self { closing: true, ..self });
         }
         if let Op::Close = op {
             // The number is of all keys, so only zero says something about this one.
             let is_right = !matches!((answer, self.claim()), (Some(Answer::Alive(0)), Some(_)));
-            return is_right.then_some(Self { closed: true, ..self });
+            return is_right.then_some(Self { closing: true, closed: true, ..self });
         }
         if self.closed && !matches!(op, Op::End { .. } | Op::Drop { .. } | Op::Revoke | Op::Later(_)) {
             return None;
@@ -337,7 +339,7 @@ impl Model {
 
     /// Ends the process, and opens the store again at this hour. The TTL of interrupted records starts here.
     pub(crate) fn restarted(self, now: Hour) -> Self {
-        Self { closed: false, ..self.later(now - self.now) }.interrupted()
+        Self { closing: false, closed: false, ..self.later(now - self.now) }.interrupted()
     }
 
     /// Ends the claim of the key without an ending, if it has one.
