@@ -51,7 +51,7 @@ impl Applier {
         if self.is_behind && !self.closes() { steps.saturating_mul(TIMES_IF_BEHIND) } else { steps }
     }
 
-    /// Runs some background steps: after a flush so many that merges and deletions keep up with commits.
+    /// Runs background steps. After a flush, it runs enough of them for merges and deletions to keep up with commits.
     pub(super) fn work_on(&mut self) -> Result<Next> {
         let mut done = 0;
         self.look_behind();

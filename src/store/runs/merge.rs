@@ -176,8 +176,8 @@ pub(crate) struct Merge {
     read: u64,
     /// True if space is low: parts are small then.
     pub(crate) is_scarce: bool,
-    /// True if exactly the deleted records are counted. Otherwise records that were replaced or removed before are
-    /// counted too.
+    /// True if only deleted records are counted. Otherwise the count may include records that were replaced or removed
+    /// before.
     pub(crate) is_exact: bool,
     /// The records that were deleted, since the last listing and in all.
     deleted: Deleted,

@@ -23,20 +23,24 @@ fn look(store: &Store) -> Stored {
     Stored { records: entries(store), runs, blocks: tables.run_ids().unwrap().into_iter().map(of).sum() }
 }
 
+/// Commits and flushes the records of a round, which expire at this time. With `lives`, also a record that lives on: then
+/// the run is rewritten, and not deleted as a whole.
+fn flush_round(store: &Store, round: u64, expires: u64, lives: bool) {
+    let record = |nth| set(&key(format!("{nth} {round}")), StoredRecord { expires, ..done(&bytes(LEN)) });
+    let lives = lives.then(|| set(&key(format!("lives {round}")), done(b"x")));
+    put_all(store, (0..RECORDS).map(record).chain(lives).collect());
+    store.drain().unwrap();
+}
+
 /// Commits and flushes records in rounds, each of which expires `rounds` rounds later. No pass runs: the compaction
-/// thread may get no time under load. With `lives`, each round has a record that lives on, so that no run is deleted as a
-/// whole. Returns the most that was stored once the first have expired.
+/// thread may get no time under load. Returns the most that was stored once the first have expired.
 fn churn(rounds: u64, lives: bool) -> Stored {
     let dir = temp();
     let (store, clock, _) = with_clock(dir.path());
     let mut most = Stored { records: 0, runs: 0, blocks: 0 };
     for round in 0..3 * rounds + 40 {
-        let expires = store.now().store + rounds * ROUND;
-        let record = |nth| set(&key(format!("{nth} {round}")), StoredRecord { expires, ..done(&bytes(LEN)) });
-        let lives = lives.then(|| set(&key(format!("lives {round}")), done(b"x")));
-        put_all(&store, (0..RECORDS).map(record).chain(lives).collect());
         // The steps after the flush before have ended when this flush is done.
-        store.drain().unwrap();
+        flush_round(&store, round, store.now().store + rounds * ROUND, lives);
         if round > rounds {
             let Stored { records, runs, blocks } = look(&store);
             most = Stored {
@@ -70,12 +74,8 @@ fn commits_wait_for_few_steps_even_if_very_much_has_expired() {
     let (dir, clock) = (temp(), ManualClock::new());
     let (store, _) = open_with(dir.path(), &options().clock(clock.clone()).segment_bytes(64 << 20));
     let now = store.now().store;
-    for run in 0..40 {
-        let record = |nth| set(&key(format!("{nth} {run}")), StoredRecord { expires: now + 1, ..done(&bytes(LEN)) });
-        // A record that lives: the run is rewritten, and not deleted as a whole.
-        let lives = set(&key(format!("lives {run}")), done(b"x"));
-        put_all(&store, (0..RECORDS).map(record).chain([lives]).collect());
-        store.drain().unwrap();
+    for round in 0..40 {
+        flush_round(&store, round, now + 1, true);
     }
     clock.advance(Duration::from_millis(1));
     let held = store.inner.shared.waiting_at_steps.lock();
