@@ -364,11 +364,8 @@ impl Protocol {
 
     /// Waits for transactions that have locked this key. Called before a change of one key reads it.
     pub(super) fn yield_to(&self, at: &StoreKey) {
-        let locks = [at.bytes(), at.container_bytes()].map(|key| self.lock_number(key));
-        // Nearly always no transaction has locked the key.
-        if locks.iter().any(|lock| self.key_locks.is_locked(*lock)) {
-            self.key_locks.pass(&locks.into_iter().collect());
-        }
+        let locks = || [at.bytes(), at.container_bytes()].map(|key| self.lock_number(key)).into_iter().collect();
+        self.key_locks.pass(locks);
     }
 
     #[cfg(test)]

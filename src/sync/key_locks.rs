@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::clock::{deadline, monotonic};
 
@@ -36,6 +37,8 @@ impl FromIterator<usize> for LockSet {
 /// conflicts.
 pub(crate) struct KeyLocks {
     locks: Box<[Mutex<()>]>,
+    /// The number of locks that are held or waited for.
+    wanted: AtomicUsize,
     patience: Duration,
 }
 
@@ -63,6 +66,7 @@ impl Drop for HeldLocks<'_> {
 
 impl HeldLocks<'_> {
     fn give_back(&mut self) {
+        self.locks.wanted.fetch_sub(self.guards.len(), Ordering::Relaxed);
         self.guards.drain(..).for_each(MutexGuard::unlock_fair);
     }
 
@@ -75,7 +79,9 @@ impl HeldLocks<'_> {
         self.give_back();
         self.wanted.0.extend(&more.0);
         let until = self.until();
+        self.locks.wanted.fetch_add(self.wanted.0.len(), Ordering::Relaxed);
         self.guards = self.locks.lock(&self.wanted, until);
+        self.locks.wanted.fetch_sub(self.wanted.0.len() - self.guards.len(), Ordering::Relaxed);
     }
 
     /// Locks these and no others, until the deadline. If these are locked already, they stay locked. Otherwise a
@@ -124,17 +130,16 @@ impl HeldLocks<'_> {
 impl KeyLocks {
     /// Creates the table. No wait lasts longer than `patience`.
     pub(crate) fn new(patience: Duration) -> Self {
-        Self { locks: std::iter::repeat_with(Mutex::default).take(LOCKS).collect(), patience }
+        Self {
+            locks: std::iter::repeat_with(Mutex::default).take(LOCKS).collect(),
+            wanted: AtomicUsize::new(0),
+            patience,
+        }
     }
 
     /// Returns an empty set of held locks.
     pub(crate) fn none(&self) -> HeldLocks<'_> {
         HeldLocks { locks: self, since: None, wanted: LockSet::default(), guards: Vec::new() }
-    }
-
-    /// Returns true if a thread holds the lock of this number.
-    pub(crate) fn is_locked(&self, number: usize) -> bool {
-        self.locks.get(number % LOCKS).is_some_and(Mutex::is_locked)
     }
 
     /// Returns true if any thread holds one of these locks.
@@ -147,10 +152,16 @@ impl KeyLocks {
         self.chosen(set).filter_map(|mutex| lock_until(mutex, until)).collect()
     }
 
-    /// Waits until each of these locks has been free once, at most for the patience. The caller must hold none.
-    pub(crate) fn pass(&self, set: &LockSet) {
-        if self.is_taken(set) {
-            self.wait(set, deadline(self.patience));
+    /// Waits until each of these locks has been free once, at most for the patience. The caller must hold none. `set` is
+    /// called only if a lock is held or waited for, which is rare.
+    pub(crate) fn pass(&self, set: impl FnOnce() -> LockSet) {
+        // Relaxed, because only progress depends on it: a change that comes too early makes a transaction run again.
+        if self.wanted.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let set = set();
+        if self.is_taken(&set) {
+            self.wait(&set, deadline(self.patience));
         }
     }
 
@@ -197,9 +208,15 @@ mod tests {
         assert!(locks.is_taken(&set(&[LOCKS + 1])) && locks.is_taken(&set(&[2, 3])), "any number stands for one");
         assert!(!locks.is_taken(&set(&[3])) && !locks.is_taken(&LockSet::default()));
         assert_eq!(take(&locks, &[1, 2, 3]).guards.len(), 1, "locks that are not free are skipped");
+        let wanted = || locks.wanted.load(Ordering::Relaxed);
+        assert_eq!(wanted(), 2);
         taken.lock_more(&set(&[3]));
-        assert_eq!(taken.guards.len(), 3, "the earlier locks are locked again");
+        assert_eq!((taken.guards.len(), wanted()), (3, 3), "the earlier locks are locked again");
+        taken.lock_only(&set(&[4]));
+        assert_eq!(wanted(), 1);
         drop(taken);
+        assert_eq!(wanted(), 0);
+        locks.pass(|| panic!("no lock is wanted"));
         assert!(!locks.is_taken(&set(&[1, 2, 3])));
     }
 
@@ -237,7 +254,7 @@ mod tests {
         std::thread::scope(|scope| {
             let held = take(&locks, &[1]);
             scope.spawn(|| {
-                locks.pass(&set(&[1, 2]));
+                locks.pass(|| set(&[1, 2]));
                 passed.store(true, std::sync::atomic::Ordering::SeqCst);
             });
             for _ in 0..100 {
@@ -261,7 +278,7 @@ mod tests {
         let has_passed = || passed.load(std::sync::atomic::Ordering::SeqCst);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                locks.pass(&set(&[1]));
+                locks.pass(|| set(&[1]));
                 passed.store(true, std::sync::atomic::Ordering::SeqCst);
             });
             for _ in 0..100 {
