@@ -134,34 +134,32 @@ fn durable(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
 
 const HOT: u64 = 1_000;
 const FINISHED: u64 = 100_000;
-const READS: u64 = 200_000;
+/// The calls of a round. A round is short, because the speed of a shared machine changes within seconds.
+const READS: u64 = 20_000;
+const READ_ROUNDS: usize = 51;
 
 fn replay(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let dir = tempfile::tempdir_in(base)?;
-    let (values, numbers) = (dir.path().join("values"), dir.path().join("numbers"));
-    filled::<Value>(&values, Value::from(VALUE.as_slice()))?;
-    filled::<Vec<u8>>(&numbers, VALUE.to_vec())?;
+    let values = filled::<Value>(&dir.path().join("values"), Value::from(VALUE.as_slice()))?;
+    let numbers = filled::<Vec<u8>>(&dir.path().join("numbers"), VALUE.to_vec())?;
     let db = raw_sled(&dir.path().join("sled"), FINISHED);
-    let (mut of_bytes, mut of_numbers, mut raw) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..rounds(arguments) {
-        of_bytes.push(replays::<Value>(&values)?);
-        of_numbers.push(replays::<Vec<u8>>(&numbers)?);
-        let keys: Vec<_> = (0..HOT).map(key).collect();
-        raw.push(timed(READS, |number| {
+    let keys: Vec<_> = (0..HOT).map(key).collect();
+    let rounds = if arguments.flag("quick") { 1 } else { READ_ROUNDS };
+    let (mut of_bytes, mut of_numbers) = (Rates::default(), Rates::default());
+    for _ in 0..rounds {
+        let raw = timed(READS, |number| {
             let value = db.get(keys[usize::try_from(number % HOT).unwrap()]).unwrap().unwrap().to_vec();
             assert_eq!(value.len(), RECORD);
-        }));
+        });
+        of_bytes.add(timed(READS, |number| replayed(&values, number)), raw);
+        of_numbers.add(timed(READS, |number| replayed(&numbers, number)), raw);
     }
-    let raw = median(raw);
-    let against = |what: &str, goal: f64, ours: Vec<f64>| {
-        let ours = median(ours);
-        Measure {
-            name: format!("replays of {what}, one thread, divided by raw sled's `get` of {RECORD} bytes"),
-            goal,
-            reached: ours / raw,
-            is_cost: false,
-            note: format!("{} and {} a second", number(ours), number(raw)),
-        }
+    let against = |what: &str, goal: f64, Rates { ours, raw, ratios }: Rates| Measure {
+        name: format!("replays of {what}, one thread, divided by raw sled's `get` of {RECORD} bytes"),
+        goal,
+        reached: median(ratios),
+        is_cost: false,
+        note: format!("{} and {} a second", number(median(ours)), number(median(raw))),
     };
     Ok(vec![
         against("bytes (`Value`)", 1.8, of_bytes),
@@ -169,8 +167,24 @@ fn replay(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     ])
 }
 
-/// Creates a closed store with finished records of one type.
-fn filled<T: Serialize + DeserializeOwned + 'static>(path: &Path, value: T) -> Result<()> {
+/// Calls per second in each round, and their ratios.
+#[derive(Default)]
+struct Rates {
+    ours: Vec<f64>,
+    raw: Vec<f64>,
+    ratios: Vec<f64>,
+}
+
+impl Rates {
+    fn add(&mut self, ours: f64, raw: f64) {
+        self.ours.push(ours);
+        self.raw.push(raw);
+        self.ratios.push(ours / raw);
+    }
+}
+
+/// Returns a manager of a store that was filled with finished records of one type, closed and opened again.
+fn filled<T: Serialize + DeserializeOwned + 'static>(path: &Path, value: T) -> Result<Manager<T, String>> {
     let durability = Durability::Eventual { interval: Duration::from_millis(50) };
     let engine = Engine::options().durability(durability).open(path)?;
     let manager: Manager<T, String> = engine.manager("bench")?;
@@ -181,20 +195,15 @@ fn filled<T: Serialize + DeserializeOwned + 'static>(path: &Path, value: T) -> R
         }
     }
     drop(manager);
-    Ok(engine.close()?)
+    engine.close()?;
+    Ok(Engine::open(path)?.manager("bench")?)
 }
 
-/// Returns replays per second.
-fn replays<T: Serialize + DeserializeOwned + AsRef<[u8]>>(path: &Path) -> Result<f64> {
-    let engine = Engine::open(path)?;
-    let manager: Manager<T, String> = engine.manager("bench")?;
-    let rate = timed(READS, |number| match manager.begin(key(number % HOT)).unwrap() {
+fn replayed<T: Serialize + DeserializeOwned + AsRef<[u8]>>(manager: &Manager<T, String>, number: u64) {
+    match manager.begin(key(number % HOT)).unwrap() {
         Begin::Replay(record) => assert_eq!(record.outcome().unwrap().as_ref().len(), 256),
         other => unreachable!("a finished key: {other:?}"),
-    });
-    drop(manager);
-    engine.close()?;
-    Ok(rate)
+    }
 }
 
 /// Returns calls per second.
