@@ -48,7 +48,7 @@ pub(crate) use compact::Pass;
 #[cfg(feature = "postgres")]
 pub(crate) use create::Contents;
 #[cfg(feature = "postgres")]
-pub(crate) use format::frame::encoded_len_of as check_commit_len;
+pub(crate) use format::frame::max_encoded_len_of as check_commit_len;
 pub(crate) use format::frame::{Change, Content, StoreKey};
 #[cfg(feature = "postgres")]
 pub(crate) use format::record::{decode as decode_record, encode as encode_record, state_code};

@@ -81,8 +81,8 @@ impl Inner {
         options: &CommitOptions<'_>,
     ) -> Result<Option<Ticket>> {
         self.check_writable()?;
-        // Numbers and times do not change the length of a frame, so space can be asked for before they are known.
-        let len = frame::encoded_len_of(changes)?;
+        // Ask for the space that the frame needs at most, because its numbers and times are not known yet.
+        let len = frame::max_encoded_len_of(changes)?;
         self.look_for_space();
         // Read the clock before taking the commit lock: it may be user code.
         let mut now = options.now(&self.clock);
@@ -146,7 +146,7 @@ impl Inner {
 
     /// Commits a frame of the store's own, and waits until it is durable.
     pub(super) fn commit_own_frame(&self, frame: &Frame) -> Result<()> {
-        let mut admission = self.commit_queue.admit(frame::encoded_len(frame)?, Priority::Store)?;
+        let mut admission = self.commit_queue.admit(frame::max_encoded_len(frame)?, Priority::Store)?;
         admission.append(|payload| frame::encode(frame, payload))?;
         let ticket = admission.commit(false);
         self.commit_queue.wait(ticket)

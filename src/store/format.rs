@@ -51,23 +51,33 @@
 //!
 //! | offset | bytes | |
 //! |---|---|---|
-//! | 0 | 1 | state: 1 in progress, 2 succeeded, 3 failed, 4 released, 5 interrupted |
-//! | 1 | 1 | flags: 1 claimed by key, 2 resumes after an interruption, 4 bound to its request, 8 holds progress: a released record is then kept as long as an interrupted one, 16 expired and remembered, 32 resolved and its outcome not given to a caller yet |
-//! | 2 | 1 | interruption: 0 none, 1 process ended, 2 dropped, 3 panicked, 4 reported, 5 revoked |
-//! | 3 | 1 | 0 |
-//! | 4 | 4 | schema |
-//! | 8 | 4 | attempt |
-//! | 12 | 4 | length of the outcome |
-//! | 16 | 4 | length of the rest |
-//! | 20 | 8 | generation |
-//! | 28 | 8 | revision |
-//! | 36 | 8 | token |
-//! | 44 | 8 | created at, wall clock, ms since 1970 |
-//! | 52 | 8 | updated at, wall clock, ms since 1970 |
-//! | 60 | 8 | updated, store time, ms |
-//! | 68 | 8 | expires, store time, ms; all ones: never |
-//! | 76 | 16 | effect seed: effect ids are made from this and the key |
-//! | 92 | | the rest: bincode 1 (fixed integers, little-endian) of `RestV1`; then the outcome |
+//! | 0 | 4 | length of the fields |
+//! | 4 | 4 | length of the outcome |
+//! | 8 | | the fields: bincode 1, variable integers, little-endian |
+//! | | | the outcome |
+//!
+//! In this form, a number below 251 is one byte. For a larger one, a byte with 251, 252 or 253 is followed by 2, 4 or 8
+//! bytes. An option starts with a byte: 0 without a value, 1 with one. Texts, lists, and bytes whose number is not given
+//! here start with their length. "From" is a difference: "token, from the generation" is the token minus the generation,
+//! modulo 2^64. A TTL is stored plus 1, modulo 2^64. All times are in ms, and the wall clock counts from 1970.
+//!
+//! | field | |
+//! |---|---|
+//! | state | a byte: 1 in progress, 2 succeeded, 3 failed, 4 released, 5 interrupted |
+//! | flags | a byte: 1 claimed by key, 2 resumes after an interruption, 4 bound to its request, 8 holds progress: a released record is then kept as long as an interrupted one, 16 expired and remembered, 32 resolved and its outcome not given to a caller yet |
+//! | interruption | a byte: 0 none, 1 process ended, 2 dropped, 3 panicked, 4 reported, 5 revoked |
+//! | generation; token, from the generation; revision, from the token | |
+//! | updated, store time; expires, store time, from updated | an expiry of all ones: never |
+//! | interrupted TTL; time for which the key is remembered | |
+//! | schema; attempt; interruptions | |
+//! | created at, wall clock; updated at, wall clock, from created at | |
+//! | effect seed | 16 bytes; effect ids are made from this and the key |
+//! | success TTL; failure TTL; released TTL; pause after a release | |
+//! | fingerprint | option of 32 bytes |
+//! | context | list of names and values, in the order of the names |
+//! | recovery point | option of a text; without a value: `finished` if the state is succeeded or failed, else `started` |
+//! | checkpoint | option of bytes |
+//! | attempts | option: when the latest claim began, wall clock; list of the attempts before it: number, began and changed, wall clock, interruption as above |
 //!
 //! # sled
 //!

@@ -65,7 +65,7 @@ impl Shared {
                 (None, None) => break,
             };
             if let Some(Content::Record(stored)) = content {
-                bytes += record::encoded_len(&stored);
+                bytes += record::max_encoded_len(&stored);
                 records.push((key.clone(), stored));
             }
             last = Some(key);

@@ -13,7 +13,7 @@ use super::format::record;
 use super::versions::ReadVersion;
 use crate::types::record::StoredRecord;
 
-/// The estimated bytes of an entry beside its key and its encoded record.
+/// The estimated bytes of an entry beside its key and the largest form of its record.
 const OVERHEAD: u64 = 512;
 /// The expected size of an entry. The cache allocates its tables by it.
 const USUAL: u64 = 1024;
@@ -29,7 +29,7 @@ struct Bytes;
 
 impl Weighter<StoreKey, Entry> for Bytes {
     fn weight(&self, key: &StoreKey, entry: &Entry) -> u64 {
-        OVERHEAD + (key.bytes().len() + record::encoded_len(&entry.record)) as u64
+        OVERHEAD + (key.bytes().len() + record::max_encoded_len(&entry.record)) as u64
     }
 }
 

@@ -21,7 +21,7 @@ use super::format::corrupt;
 use super::format::filter::Probe;
 use super::format::frame::{Content, StoreKey};
 use super::format::list::{Contents, RunInfo, Start};
-use super::format::record::{self, HEAD};
+use super::format::record;
 use crate::store::sled::tables::Tables;
 use crate::types::error::{Error, Result};
 use crate::types::value::Value;
@@ -180,7 +180,7 @@ impl Stored {
         }
         let wanted = match load {
             Load::All => self.len,
-            Load::WithoutOutcome => record::decode_head(self.here()).map_or(self.len, |head| HEAD + head.rest_len),
+            Load::WithoutOutcome => record::decode_head(self.here()).map_or(self.len, |head| head.len),
         };
         let mut stored = record::decode(&self.load(tables, wanted)?)
             .map_err(|error| error.wrap(error.kind(), &key.bytes().escape_ascii().to_string()))?;
@@ -458,7 +458,7 @@ impl Run {
                 let stored = Stored { run: id, number, block: block.clone(), here, len: value.len };
                 let key = StoreKey::from_bytes(entry.key);
                 stored.content(tables, &key, Load::All)?;
-                contents.add(record::decode_kept(value.here).filter(|_| key.is_record()).as_ref());
+                contents.add(record::decode_head(value.here).filter(|_| key.is_record()).as_ref());
                 continued = (value.len - value.here.len()).div_ceil(CONTENT) as u64;
             }
             entry.key.clone_into(last);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::block::{self, Kind, Place};
-use super::record::Kept;
+use super::record::Head;
 use super::{Fields, corrupt, length};
 use crate::types::clock::NEVER;
 use crate::types::error::Result;
@@ -52,16 +52,16 @@ pub(crate) struct Contents {
 
 impl Contents {
     /// Adds a row, or a record with these fields.
-    pub(crate) fn add(&mut self, record: Option<&Kept>) {
-        let Some(Kept { lifetime, until, is_forgotten, outcome_len }) = record else {
+    pub(crate) fn add(&mut self, record: Option<&Head>) {
+        let Some(head) = record else {
             self.all_expired = NEVER;
             return;
         };
-        if !lifetime.is_unfinished() {
-            self.all_expired = self.all_expired.max(*until);
-            if !is_forgotten {
+        if !head.lifetime.is_unfinished() {
+            self.all_expired = self.all_expired.max(head.until());
+            if !head.is_forgotten {
                 self.finished += 1;
-                self.outcome_bytes += u64::from(*outcome_len);
+                self.outcome_bytes += u64::from(head.outcome_len);
             }
         }
     }

@@ -105,14 +105,14 @@ impl Builder {
             return Ok(Some(NEVER));
         }
         let malformed = || corrupt(format!("the record {} is malformed", key.bytes().escape_ascii()));
-        let kept = record::decode_kept(value).ok_or_else(malformed)?;
-        self.info.contents.add(Some(&kept));
-        if kept.lifetime.is_unfinished() {
-            self.index.unfinished.push((key.clone(), kept.lifetime));
+        let head = record::decode_head(value).ok_or_else(malformed)?;
+        self.info.contents.add(Some(&head));
+        if head.lifetime.is_unfinished() {
+            self.index.unfinished.push((key.clone(), head.lifetime));
             self.index_len += key.bytes().len() + INDEXED_RECORD;
             return Ok(None);
         }
-        Ok(Some(kept.lifetime.expires))
+        Ok(Some(head.lifetime.expires))
     }
 
     fn push_chunks(&mut self, bytes: &[u8], kind: Kind) -> Result<()> {

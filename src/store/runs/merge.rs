@@ -354,7 +354,7 @@ impl Merge {
         let tables = &flusher.shared.tables;
         // Expired unfinished records stay in the run. A compaction or the next open removes them one by one, because
         // the engine counts interrupted records.
-        let is_kept = |head: record::Head| head.is_unfinished() || head.expires > self.now.store;
+        let is_kept = |head: record::Head| head.lifetime.is_unfinished() || head.lifetime.expires > self.now.store;
         if !key.is_record() || record::decode_head(value.here()).is_none_or(is_kept) {
             return value.load_all(tables).map(Some);
         }

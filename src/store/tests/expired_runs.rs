@@ -126,9 +126,10 @@ fn what_a_run_of_expired_records_hides_in_a_trimmed_run_stays_hidden() {
     let dir = temp();
     let (store, clock, now) = with_clock(dir.path());
     let (moved, hidden) = (key("a"), key("b"));
-    let unfinished = unfinished(Status::Interrupted);
-    let at = block::entry_len(moved.bytes(), Some(&vec![0; format::record::encoded_len(&unfinished)]));
-    put_all(&store, vec![set(&moved, unfinished), set(&hidden, done(b"x"))]);
+    put_all(&store, vec![set(&moved, unfinished(Status::Interrupted)), set(&hidden, done(b"x"))]);
+    let mut unfinished = Vec::new();
+    format::record::encode(&stored(&store, &moved).unwrap(), &mut unfinished).unwrap();
+    let at = block::entry_len(moved.bytes(), Some(&unfinished));
     store.drain().unwrap();
     // As if a merge had moved the first entry and ended early. One entry counts, and the index has the record that was
     // moved.

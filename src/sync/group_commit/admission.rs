@@ -17,7 +17,7 @@ use crate::types::error::{Error, ErrorKind, Result};
 pub(crate) struct Admission<'a, C, S> {
     commit_queue: &'a CommitQueue<C, S>,
     state: MutexGuard<'a, State<C, S>>,
-    /// The admitted length of the frame, in bytes.
+    /// The admitted length of the frame in bytes, and its own length once it is appended.
     len: usize,
 }
 
@@ -62,17 +62,18 @@ impl<C, S> Admission<'_, C, S> {
         self.state.filling
     }
 
-    /// Appends the frame's bytes to the group. `write` must append exactly the admitted length; otherwise, or if it
-    /// fails, nothing is appended. Call [`commit`](Self::commit) next.
+    /// Appends the frame's bytes to the group. `write` may append up to the admitted length; if it appends more or fails,
+    /// nothing is appended. Call [`commit`](Self::commit) next.
     pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
         let payload = &mut self.state.payload;
         let before = payload.len();
         let written = write(payload).and_then(|()| match payload.len().checked_sub(before) {
-            Some(len) if len == self.len => Ok(()),
+            Some(len) if len <= self.len => Ok(len),
             // Space was counted for the admitted length, so this is a bug.
-            _ => Err(Error::new(ErrorKind::TooLarge, format!("a commit is not {} bytes long", self.len))),
+            _ => Err(Error::new(ErrorKind::TooLarge, format!("a commit is longer than {} bytes", self.len))),
         });
-        written.inspect_err(|_| payload.truncate(before))
+        self.len = written.inspect_err(|_| payload.truncate(before))?;
+        Ok(())
     }
 
     /// Counts the appended frame, and returns the number of its group. The writer may take the group after this.

@@ -24,6 +24,21 @@ fn queued<'a>(
 }
 
 #[test]
+fn a_frame_counts_with_its_own_length_not_the_admitted_one() {
+    let group = group(100);
+    let short = |expected| {
+        let admission = group.admit(50, Priority::User).unwrap();
+        admission.commit_bytes(&[7], 1);
+        let state = group.state.lock();
+        assert_eq!(
+            (state.payload.len(), state.committed, state.unapplied),
+            (expected, expected as u64, expected as u64)
+        );
+    };
+    (1..=5).for_each(short);
+}
+
+#[test]
 fn admission_is_first_come_first_served_and_endings_go_before_begins() {
     let group = group_with(100_000, |config| config.max_unapplied = 10);
     user(&group, 10).unwrap();
