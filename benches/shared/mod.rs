@@ -19,7 +19,7 @@ pub(crate) fn key(number: u64) -> [u8; 16] {
     (u128::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)).to_be_bytes()
 }
 
-/// The size of a record with a result of 256 bytes and its key, as one value in sled.
+/// About the size of a record with a result of 256 bytes and its key, as one value in sled.
 pub(crate) const RECORD: usize = 396;
 
 /// Creates a database of sled alone, in which each record is one value.
