@@ -57,7 +57,7 @@ fn two_pass_each_other(keeps_its_own: bool) {
                 let mut taken = take(locks, set([mine]));
                 thread::yield_now();
                 if keeps_its_own {
-                    locks.pass(&set([other]));
+                    locks.pass(|| set([other]));
                 } else {
                     taken.yield_to(&set([3]), &set([mine, other]));
                     assert!(locks.is_taken(&set([mine])), "its own lock is locked again");

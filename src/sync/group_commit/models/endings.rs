@@ -32,7 +32,7 @@ fn prepare_nothing(store: &Store) {
 /// Threads wait for a sync, for an apply, for space, for work and for a request when the queue is poisoned, or come
 /// later.
 fn waits_of_all_kinds(fault: Fault) {
-    let store = &store(40, |_| ());
+    let store = &store(42, |_| ());
     let reported = Arc::new(AtomicU32::new(0));
     let count = Arc::clone(&reported);
     store.group.provide_segment(Err(broken()));
