@@ -173,7 +173,7 @@ impl Portable {
         check_name("manager", &self.manager)?;
         let key = Key::from_text(&self.key)?;
         let outcome = self.outcome.map(Bytes::read).transpose()?;
-        let is_finished = matches!(self.status, Status::Succeeded | Status::Failed);
+        let is_finished = self.status.is_finished();
         if is_finished != outcome.is_some() {
             let has = if is_finished { "no outcome" } else { "an outcome" };
             return Err(malformed(&format!("it is {:?} and has {has}", self.status)));

@@ -76,6 +76,13 @@ pub enum Status {
     Interrupted,
 }
 
+impl Status {
+    /// Returns true if the record has an outcome.
+    pub(crate) fn is_finished(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
+}
+
 /// The reason why a record was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]

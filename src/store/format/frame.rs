@@ -187,7 +187,6 @@ pub(crate) fn max_encoded_len_of(changes: &[Change]) -> Result<usize> {
 
 /// Appends a frame of changes.
 pub(crate) fn encode_changes(changes: &[Change], out: &mut Vec<u8>) -> Result<()> {
-    out.reserve(max_encoded_len_of(changes)?);
     encode_frame(1, out, |out| changes.iter().try_for_each(|change| encode_change(change, out)))
 }
 

@@ -104,7 +104,7 @@ struct EndedAttemptV1 {
 
 /// Returns the recovery point of most records in a state. Frozen, with both names: stored records do not contain them.
 fn usual_recovery_point(state: Status) -> &'static str {
-    if matches!(state, Status::Succeeded | Status::Failed) { FINISHED } else { STARTED }
+    if state.is_finished() { FINISHED } else { STARTED }
 }
 
 pub(crate) fn state_code(state: Status) -> u8 {
@@ -280,7 +280,7 @@ impl RecordV1<'_> {
         if [generation, revision, lifetime.token].contains(&THIS_FRAME) {
             return None;
         }
-        let is_finished = !lifetime.is_unfinished();
+        let is_finished = lifetime.state.is_finished();
         let outcome = match outcome.len() {
             0 if !is_finished || outcome_len > 0 => None,
             len if is_finished && len == usize::try_from(outcome_len).ok()? => Some(Value::from(outcome)),

@@ -67,6 +67,7 @@ impl<C, S> Admission<'_, C, S> {
     pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
         let payload = &mut self.state.payload;
         let before = payload.len();
+        payload.reserve(self.len);
         let written = write(payload).and_then(|()| match payload.len().checked_sub(before) {
             Some(len) if len <= self.len => Ok(len),
             // Space was counted for the admitted length, so this is a bug.

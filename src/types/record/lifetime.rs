@@ -28,7 +28,7 @@ impl Lifetime {
     }
 
     pub(crate) fn is_unfinished(&self) -> bool {
-        !matches!(self.state, Status::Succeeded | Status::Failed)
+        !self.state.is_finished()
     }
 
     pub(crate) fn expires_at(&self, now: &Now) -> u64 {

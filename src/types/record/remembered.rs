@@ -1,6 +1,6 @@
 //! The part of an expired record that is kept to remember its key.
 
-use super::{Now, Status, StoredRecord};
+use super::{Now, StoredRecord};
 use crate::types::context::Context;
 
 /// Returns the store time until which a finished record or its key is kept.
@@ -12,7 +12,7 @@ impl StoredRecord {
     /// Returns true if the record has expired and its key is still remembered.
     pub(crate) fn is_remembered(&self, now: &Now) -> bool {
         let until = kept_until(self.expires, self.remember, self.is_forgotten);
-        self.seen(now).is_none() && matches!(self.state, Status::Succeeded | Status::Failed) && now.store < until
+        self.seen(now).is_none() && self.state.is_finished() && now.store < until
     }
 
     /// Returns the part of an expired record that is kept, if its key is remembered. The part contains nothing that a

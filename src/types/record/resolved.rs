@@ -1,11 +1,11 @@
 //! Records that were resolved, and can be interrupted again.
 
-use super::{RecordInfo, Status, StoredRecord};
+use super::{RecordInfo, StoredRecord};
 
 impl StoredRecord {
     /// Returns true if a resolution has stored an outcome that no caller has been given yet.
     pub(crate) fn holds_outcome(&self) -> bool {
-        self.is_undoable && matches!(self.state, Status::Succeeded | Status::Failed)
+        self.is_undoable && self.state.is_finished()
     }
 }
 
