@@ -145,42 +145,27 @@ fn replay(base: &Path, arguments: &Arguments) -> Result<Vec<Measure>> {
     let db = raw_sled(&dir.path().join("sled"), FINISHED);
     let keys: Vec<_> = (0..HOT).map(key).collect();
     let rounds = if arguments.flag("quick") { 1 } else { READ_ROUNDS };
-    let (mut of_bytes, mut of_numbers) = (Rates::default(), Rates::default());
+    let (mut of_bytes, mut of_numbers, mut raw) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let raw = timed(READS, |number| {
+        raw.push(timed(READS, |number| {
             let value = db.get(keys[usize::try_from(number % HOT).unwrap()]).unwrap().unwrap().to_vec();
             assert_eq!(value.len(), RECORD);
-        });
-        of_bytes.add(timed(READS, |number| replayed(&values, number)), raw);
-        of_numbers.add(timed(READS, |number| replayed(&numbers, number)), raw);
+        }));
+        of_bytes.push(timed(READS, |number| replayed(&values, number)));
+        of_numbers.push(timed(READS, |number| replayed(&numbers, number)));
     }
-    let against = |what: &str, goal: f64, Rates { ours, raw, ratios }: Rates| Measure {
+    let against = |what: &str, goal: f64, ours: Vec<f64>| Measure {
         name: format!("replays of {what}, one thread, divided by raw sled's `get` of {RECORD} bytes"),
         goal,
-        reached: median(ratios),
+        // The ratio of each round, because both of its readings have the same speed of the machine.
+        reached: median(ours.iter().zip(&raw).map(|(ours, raw)| ours / raw).collect()),
         is_cost: false,
-        note: format!("{} and {} a second", number(median(ours)), number(median(raw))),
+        note: format!("{} and {} a second", number(median(ours)), number(median(raw.clone()))),
     };
     Ok(vec![
         against("bytes (`Value`)", 1.8, of_bytes),
         against("256 numbers (`Vec<u8>`), decoded one by one", 1.2, of_numbers),
     ])
-}
-
-/// Calls per second in each round, and their ratios.
-#[derive(Default)]
-struct Rates {
-    ours: Vec<f64>,
-    raw: Vec<f64>,
-    ratios: Vec<f64>,
-}
-
-impl Rates {
-    fn add(&mut self, ours: f64, raw: f64) {
-        self.ours.push(ours);
-        self.raw.push(raw);
-        self.ratios.push(ours / raw);
-    }
 }
 
 /// Returns a manager of a store that was filled with finished records of one type, closed and opened again.
