@@ -114,6 +114,7 @@
 //! - `cli`: the operator's command line, as the binary `oncekey` and as `cli::main` for a service's own binary.
 //! - `test-util`: `Engine::crash`, which simulates the death of the process, for tests.
 //! - `postgres`: stores on PostgreSQL, for several instances of a service; see [`guides::instances`].
+//! - `tls`: with `postgres`, encrypted connections for addresses with `sslmode=require`. Needs a C compiler.
 //! - `tracing`, `metrics`: spans, events, counters, gauges and histograms; [`guides::operating`] has the table.
 //!
 //! # Platforms

@@ -103,12 +103,17 @@ impl Engine {
 
     /// Opens a store on PostgreSQL with the default options. Creates its tables if there are none.
     ///
-    /// Any number of engines, in any number of processes, may have the store open at the same time. The connection is
-    /// not encrypted: for TLS use [`EngineOptions::connect_with`].
+    /// Any number of engines, in any number of processes, may have the store open at the same time.
+    ///
+    /// With `sslmode=require` in the address, which needs the feature `tls`, connections are encrypted. The certificate
+    /// of the server must then be issued for the host in the address, by an authority that the system trusts, or that is
+    /// in the file that the variable `SSL_CERT_FILE` names. Without `sslmode=require`, connections are not encrypted.
+    /// For another TLS library, or for certificates of clients, use [`EngineOptions::connect_with`].
     ///
     /// # Errors
     ///
-    /// As [`EngineOptions::connect_with`]; `InvalidOptions` if `url` is not the address of a database.
+    /// As [`EngineOptions::connect_with`]; `InvalidOptions` if `url` is not the address of a database, or if the
+    /// connection cannot be encrypted as the address asks.
     #[cfg(feature = "postgres")]
     pub fn connect(url: &str) -> Result<Self> {
         EngineOptions::default().connect(url)

@@ -25,6 +25,12 @@ const SETTINGS: &str = "SET synchronous_commit = on; SET statement_timeout = '30
     SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed';
     SET idle_in_transaction_session_timeout = '0'; SET client_min_messages = warning;";
 
+/// Texts of the client's errors that another attempt would end with too: a missing password, a way of authentication
+/// that the client does not have, and a server that is not trusted or does not encrypt. The client's errors show their
+/// kind only in their text.
+const REFUSALS: [&str; 4] =
+    ["invalid configuration", "authentication error", "invalid peer certificate", "server does not support TLS"];
+
 /// The reason why a statement gave no answer.
 #[derive(Debug)]
 pub(super) enum Fault {
@@ -40,9 +46,7 @@ impl Fault {
     pub(super) fn new(cause: &tokio_postgres::Error) -> Self {
         let Some(answer) = cause.as_db_error() else {
             let text = text_of(cause);
-            // A missing password, or a way of authentication that the client does not have. The client's errors show
-            // their kind only in their text.
-            if ["invalid configuration", "authentication error"].iter().any(|kind| text.starts_with(kind)) {
+            if REFUSALS.iter().any(|refusal| text.contains(refusal)) {
                 return Self::Refused(Error::new(ErrorKind::InvalidOptions, format!("cannot connect: {text}")));
             }
             return Self::Lost(text);

@@ -84,12 +84,11 @@ fn a_full_disk_refuses_what_does_not_fit_and_loses_nothing() {
         println!("skipped: only root mounts file systems");
         return;
     };
-    // The mount exists only for this server, and ends with it.
-    let mount = "mkdir $ONCEKEY_DIR/small && mount -t tmpfs small $ONCEKEY_DIR/small -o mode=700,size=24m";
-    let mount = format!("{mount},uid={uid},gid={gid}");
+    // Only the server sees the mount, which ends with it and leaves nothing behind.
+    let mount = format!("mount -t tmpfs small /mnt -o mode=700,size=24m,uid={uid},gid={gid}");
     let within = format!("unshare --mount --propagation private sh -c '{mount} && exec \"$@\"' sh");
     let server = Server::start_as(&Setup { within: Some(&within), ..Setup::default() });
-    server.sql(&format!("CREATE TABLESPACE small LOCATION '{}'", server.dir.join("small").display()));
+    server.sql("CREATE TABLESPACE small LOCATION '/mnt'");
     server.sql("ALTER DATABASE postgres SET default_tablespace = small");
     let engine = Engine::connect(&server.url()).unwrap();
     let texts = texts(&engine);

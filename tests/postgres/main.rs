@@ -37,6 +37,7 @@ mod stages_sql;
 #[path = "../it/threads.rs"]
 mod threads;
 mod time;
+mod tls;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};

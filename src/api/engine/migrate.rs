@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use tokio_postgres::tls::{MakeTlsConnect, NoTls, TlsConnect};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, Socket};
 
-use super::postgres::config_of;
+use super::postgres::read_address;
 use crate::postgres::Server;
 use crate::protocol::{MigrateReport, Protocol};
 use crate::types::error::Result;
@@ -41,7 +41,8 @@ impl EngineOptions {
         url: &str,
         progress: impl FnMut(u64, u64),
     ) -> Result<MigrateReport> {
-        self.migrate_to_postgres_with(from, config_of(url)?, NoTls, progress)
+        let (config, tls) = read_address(url)?;
+        self.migrate_to_postgres_with(from, config, tls, progress)
     }
 
     /// Copies as [`migrate_to_postgres`](Self::migrate_to_postgres) does, with any TLS.
@@ -81,7 +82,8 @@ impl EngineOptions {
         into: impl AsRef<Path>,
         progress: impl FnMut(u64, u64),
     ) -> Result<MigrateReport> {
-        self.migrate_from_postgres_with(config_of(url)?, NoTls, into, progress)
+        let (config, tls) = read_address(url)?;
+        self.migrate_from_postgres_with(config, tls, into, progress)
     }
 
     /// Copies as [`migrate_from_postgres`](Self::migrate_from_postgres) does, with any TLS.

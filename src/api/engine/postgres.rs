@@ -1,11 +1,11 @@
 //! Opens a store on PostgreSQL.
 
 use tokio_postgres::config::Host;
-use tokio_postgres::tls::{MakeTlsConnect, NoTls, TlsConnect};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, Socket};
 
 use super::Engine;
-use crate::postgres::{Server, schema_sql};
+use crate::postgres::{Server, Tls, schema_sql, tls_of};
 use crate::protocol::Protocol;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::key::check_name;
@@ -18,7 +18,8 @@ impl EngineOptions {
     ///
     /// As [`Engine::connect`].
     pub fn connect(&self, url: &str) -> Result<Engine> {
-        self.connect_with(config_of(url)?, NoTls)
+        let (config, tls) = read_address(url)?;
+        self.connect_with(config, tls)
     }
 
     /// Returns the SQL that creates the tables of a store on PostgreSQL, for migrations. Without it, the first open
@@ -65,8 +66,15 @@ impl EngineOptions {
     }
 }
 
+/// Reads an address. Returns also what encrypts its connections.
+pub(super) fn read_address(url: &str) -> Result<(Config, Tls)> {
+    let mut config = config_of(url)?;
+    let tls = tls_of(&mut config)?;
+    Ok((config, tls))
+}
+
 /// Reads an address. No error shows it, because it may contain a password.
-pub(super) fn config_of(url: &str) -> Result<Config> {
+fn config_of(url: &str) -> Result<Config> {
     let refused = |why: &dyn std::fmt::Display| {
         let message = format!("this is not the address of a PostgreSQL database: {why}");
         Error::new(ErrorKind::InvalidOptions, message)
