@@ -49,7 +49,7 @@ use crate::types::options::EngineOptions;
 use crate::types::record::{EffectSeeds, Now, StoredRecord};
 use crate::types::stats::{Counter, Stats};
 use commit::{Found, Write};
-use group::{Answer, Committers};
+use group::{Answer, Committer};
 use keeper::Keeper;
 pub(crate) use migrate::{Source, Target};
 pub use report::ServerReport;
@@ -77,7 +77,7 @@ const REMOVED_FOR: u64 = 60_000;
 pub(crate) struct Store {
     inner: Arc<Inner>,
     running: Mutex<Option<Running>>,
-    /// The threads of the committers.
+    /// The threads of the committer.
     workers: Mutex<Vec<Worker>>,
 }
 
@@ -101,7 +101,7 @@ struct Inner {
     /// of that transaction.
     transactions: Pool,
     keeper: Keeper,
-    committers: Committers,
+    committer: Committer,
     waits: Waits,
     clock: StoreClock,
     time: Time,
@@ -166,7 +166,7 @@ impl Store {
             place: server.place,
             handle,
             keeper: Keeper::default(),
-            committers: Committers::default(),
+            committer: Committer::default(),
             waits: Waits::new(found.id),
             clock: StoreClock::start(Arc::clone(&options.clock), Anchor::default(), Duration::ZERO),
             time: Time::default(),
@@ -181,7 +181,7 @@ impl Store {
         let store = Self { inner, running: Mutex::new(Some(running)), workers: Mutex::default() };
         let interrupted = store.start(deadline)?;
         if !options.read_only {
-            store.workers.lock().extend(Committers::start(&store.inner)?);
+            store.workers.lock().extend(Committer::start(&store.inner)?);
         }
         let report = OpenReport { interrupted, took: monotonic().saturating_duration_since(began), ..found.report };
         Ok((store, report))
@@ -389,7 +389,7 @@ impl Store {
             return;
         }
         self.inner.is_closed.store(true, Ordering::Release);
-        self.inner.committers.close();
+        self.inner.committer.close();
         let mut running = self.running.lock();
         if let Some(session) = self.inner.keeper.close() {
             // A server that does not answer frees the lock when it notices the end of the session.

@@ -1,12 +1,13 @@
 //! Group commit: changes of many keys in one statement.
 //!
-//! Begins and endings have a *committer* each, with one session. A caller that finds the session idle runs its own
-//! statement on it, and waits for the answer itself. Changes that arrive meanwhile are queued, and the thread of the
-//! committer makes up to 128 of them in one statement. Their keys are sorted, so no two groups deadlock.
+//! The *committer* has two sessions for begins and endings. A caller that finds one of them idle runs its own statement
+//! on it, and waits for the answer itself. Changes that arrive while both are busy are queued, and a thread of the
+//! committer makes up to 128 begins, or as many endings, in one statement. The keys are sorted, so no two groups
+//! deadlock.
 //!
-//! A committer only saves time. Changes that it cannot make, and changes whose answer is lost, are made *apart*: each
-//! by `commit::settle`, in a statement of its own. A committer cannot make a change while it has no session, if the row
-//! is locked, or if the server refuses the statement because of another row of the group.
+//! The committer only saves time. Changes that it cannot make, and changes whose answer is lost, are made *apart*: each
+//! by `commit::settle`, in a statement of its own. The committer cannot make a change while it has no session, if the
+//! row is locked, or if the server refuses the statement because of another row of the group.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +26,9 @@ use crate::sync::worker::Worker;
 use crate::types::clock::monotonic;
 use crate::types::error::Result;
 
+/// The number of sessions. With two, the server commits one group while the next is collected and sent. With more, the
+/// groups are smaller, and take more of its processor time.
+const SESSIONS: usize = 2;
 /// The largest number of keys in a group.
 const MAX_KEYS: usize = 128;
 /// The largest size of the values of one key in a group, in bytes. A larger change would delay the others.
@@ -39,39 +43,26 @@ pub(super) enum Answer {
     Apart { was_sent: bool },
 }
 
+/// Commits the changes of this engine, with a few sessions of its own.
 #[derive(Debug, Default)]
-pub(super) struct Committers {
-    begins: Committer,
-    endings: Committer,
+pub(super) struct Committer {
+    state: Mutex<State>,
+    /// Notified when a thread of the committer has work, and when the committer is closed.
+    work_arrived: Condvar,
     pub(super) closing: Closing,
 }
 
 #[derive(Debug, Default)]
-struct Committer {
-    state: Mutex<State>,
-    /// Notified when the thread of the committer has work, and when the committer is closed.
-    work_arrived: Condvar,
-}
-
-#[derive(Debug, Default)]
 struct State {
-    session: SessionState,
+    idle: Vec<LocalSession>,
+    /// The number of sessions that callers and threads use.
+    busy: usize,
+    /// The number of sessions that threads are connecting.
+    connecting: usize,
+    /// True if a thread is to connect another session.
+    wants_session: bool,
     waiting: Vec<Arc<Entry>>,
     is_closed: bool,
-}
-
-/// The session of a committer.
-#[derive(Debug, Default)]
-enum SessionState {
-    #[default]
-    Down,
-    /// The thread of the committer is to connect, or connects.
-    Connecting,
-    Idle(Box<LocalSession>),
-    /// The thread of the committer is to make the queued changes.
-    Handed(Box<LocalSession>),
-    /// A caller or the thread of the committer uses the session.
-    Busy,
 }
 
 /// A change that waits for its group.
@@ -92,10 +83,10 @@ enum Stage {
     Left,
 }
 
-/// The right to use the session of a committer. Its drop gives the session back, unless that has ended.
+/// The right to use a session of the committer. Its drop gives the session back, unless that has ended.
 struct SessionGuard<'a> {
     committer: &'a Committer,
-    session: Option<Box<LocalSession>>,
+    session: Option<LocalSession>,
 }
 
 impl Drop for SessionGuard<'_> {
@@ -104,33 +95,11 @@ impl Drop for SessionGuard<'_> {
     }
 }
 
-/// The work of the thread of a committer.
+/// The work of a thread of the committer.
+#[allow(clippy::large_enum_variant, reason = "there is one value for each thread, on its stack")]
 enum Work {
     Connect,
-    Commit(Box<LocalSession>, Vec<Arc<Entry>>),
-}
-
-impl Committers {
-    /// Starts the thread of each committer.
-    pub(super) fn start(inner: &Arc<Inner>) -> Result<Vec<Worker>> {
-        let start = |name: &str, of: fn(&Committers) -> &Committer| {
-            let (inner, broken) = (Arc::clone(inner), Arc::clone(inner));
-            let run = move || of(&inner.committers).run(&inner);
-            // After a panic of the thread, every change is made apart.
-            Worker::spawn(name, run, move |_| of(&broken.committers).close())
-        };
-        Ok(vec![
-            start("oncekey-pg-begins", |committers| &committers.begins)?,
-            start("oncekey-pg-ends", |committers| &committers.endings)?,
-        ])
-    }
-
-    /// Ends the sessions, and the calls that use them or wait for them. `is_closed` of the store must be true before.
-    pub(super) fn close(&self) {
-        self.closing.notify();
-        self.begins.close();
-        self.endings.close();
-    }
+    Commit(LocalSession, Vec<Arc<Entry>>),
 }
 
 /// Makes a change together with those of other callers.
@@ -139,50 +108,70 @@ pub(super) fn commit(inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) 
     let is_plain = write.dead.is_none() && !write.keeps_expiry && size <= MAX_BYTES;
     let (claims, is_new) = (row::claims(&write.columns) && write.claimed_by.is_some(), write.seen == 0);
     let (generation, token) = (write.columns.generation, write.columns.token);
-    if is_plain && is_new && claims && generation == 0 && write.until.is_none() && write.columns.outcome.is_none() {
-        inner.committers.begins.commit(inner, write, deadline)
-    } else if is_plain && !is_new && generation != 0 && token != 0 && write.claimed_by.is_none() {
-        inner.committers.endings.commit(inner, write, deadline)
+    let begins = is_new && claims && generation == 0 && write.until.is_none() && write.columns.outcome.is_none();
+    let ends = !is_new && generation != 0 && token != 0 && write.claimed_by.is_none();
+    if is_plain && (begins || ends) {
+        inner.committer.commit(inner, write, deadline)
     } else {
         Answer::Apart { was_sent: false }
     }
 }
 
 impl Committer {
+    /// Starts the threads of the committer, one for each session.
+    pub(super) fn start(inner: &Arc<Inner>) -> Result<Vec<Worker>> {
+        let start = |_| {
+            let (inner, broken) = (Arc::clone(inner), Arc::clone(inner));
+            // After a panic of a thread, every change is made apart.
+            Worker::spawn("oncekey-group", move || inner.committer.run(&inner), move |_| broken.committer.close())
+        };
+        (0..SESSIONS).map(start).collect()
+    }
+
+    /// Ends the sessions, and the calls that use them or wait for them. `is_closed` of the store must be true before.
+    pub(super) fn close(&self) {
+        self.closing.notify();
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        self.work_arrived.notify_all();
+        let (idle, waiting) = (std::mem::take(&mut state.idle), std::mem::take(&mut state.waiting));
+        drop(state);
+        drop(idle);
+        make_apart(&waiting);
+    }
+
     fn commit(&self, inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) -> Answer {
-        // A thread of a runtime must not run another one. With a manual clock the thread of the committer makes the
+        // A thread of a runtime must not run another one. With a manual clock a thread of the committer makes the
         // change, after it has advanced the time.
         let drives = !inner.clock.is_manual() && tokio::runtime::Handle::try_current().is_err();
         let mut state = self.state.lock();
-        let entry = match std::mem::replace(&mut state.session, SessionState::Busy) {
-            session @ (SessionState::Down | SessionState::Connecting) => {
-                if matches!(session, SessionState::Down) && !state.is_closed {
-                    self.work_arrived.notify_one();
-                    state.session = SessionState::Connecting;
-                } else {
-                    state.session = session;
-                }
-                return Answer::Apart { was_sent: false };
-            }
-            SessionState::Idle(session) if drives => {
-                drop(state);
-                return self.commit_alone(inner, session, write, deadline);
-            }
-            SessionState::Idle(session) => {
-                state.session = SessionState::Handed(session);
-                self.work_arrived.notify_one();
-                state.enter(write, deadline)
-            }
-            session @ (SessionState::Handed(_) | SessionState::Busy) => {
-                state.session = session;
-                state.enter(write, deadline)
-            }
-        };
+        // If others wait, an idle session is left to the thread that was notified.
+        let idle = if drives && state.waiting.is_empty() { state.take_session() } else { None };
+        if let Some(session) = idle {
+            drop(state);
+            return self.commit_alone(inner, session, write, deadline);
+        }
+        if state.idle.is_empty() && state.busy + state.connecting < SESSIONS {
+            state.wants_session = true;
+            self.work_arrived.notify_one();
+        }
+        if state.has_no_session() {
+            return Answer::Apart { was_sent: false };
+        }
+        let entry = state.enter(write, deadline);
+        self.notify_of_group(&state);
         drop(state);
         entry.wait()
     }
 
-    fn commit_alone(&self, inner: &Inner, session: Box<LocalSession>, write: &Write, deadline: Instant) -> Answer {
+    /// Notifies a thread if there are a session and changes for it.
+    fn notify_of_group(&self, state: &State) {
+        if !state.idle.is_empty() && !state.waiting.is_empty() {
+            self.work_arrived.notify_one();
+        }
+    }
+
+    fn commit_alone(&self, inner: &Inner, session: LocalSession, write: &Write, deadline: Instant) -> Answer {
         let mut guard = SessionGuard { committer: self, session: Some(session) };
         let Some(session) = &mut guard.session else { return Answer::Apart { was_sent: false } };
         match session.call(inner, deadline, async |session| write.make(session, inner.class).await) {
@@ -194,35 +183,38 @@ impl Committer {
     }
 
     /// Gives the session back after its use, or notes with `None` that it has ended.
-    fn give_back(&self, session: Option<Box<LocalSession>>) {
+    fn give_back(&self, session: Option<LocalSession>) {
         let mut state = self.state.lock();
-        match session {
-            Some(session) if !state.is_closed && state.waiting.is_empty() => {
-                state.session = SessionState::Idle(session);
-            }
-            Some(session) if !state.is_closed => {
-                state.session = SessionState::Handed(session);
-                self.work_arrived.notify_one();
-            }
-            session => {
-                State::disconnect(state);
-                drop(session);
-            }
-        }
+        state.busy -= 1;
+        self.add(state, session);
     }
 
-    fn close(&self) {
-        let mut state = self.state.lock();
-        state.is_closed = true;
-        self.work_arrived.notify_all();
-        State::disconnect(state);
+    /// Adds a session that is idle from here on.
+    fn add(&self, mut state: MutexGuard<'_, State>, session: Option<LocalSession>) {
+        match session {
+            Some(session) if !state.is_closed => {
+                state.idle.push(session);
+                self.notify_of_group(&state);
+            }
+            session => {
+                let abandoned = if state.has_no_session() { std::mem::take(&mut state.waiting) } else { Vec::new() };
+                drop(state);
+                drop(session);
+                make_apart(&abandoned);
+            }
+        }
     }
 
     /// Works until the store is closed.
     fn run(&self, inner: &Arc<Inner>) {
         while let Some(work) = self.next_work() {
             match work {
-                Work::Connect => self.give_back(LocalSession::connect(inner).map(Box::new)),
+                Work::Connect => {
+                    let session = LocalSession::connect(inner);
+                    let mut state = self.state.lock();
+                    state.connecting -= 1;
+                    self.add(state, session);
+                }
                 Work::Commit(session, entries) => self.commit_group(inner, session, &entries),
             }
         }
@@ -234,27 +226,23 @@ impl Committer {
             if state.is_closed {
                 return None;
             }
-            match std::mem::replace(&mut state.session, SessionState::Busy) {
-                SessionState::Handed(session) => {
-                    let entries = state.take_group();
-                    if entries.is_empty() {
-                        // All callers have left.
-                        state.session = SessionState::Idle(session);
-                    } else {
-                        return Some(Work::Commit(session, entries));
-                    }
-                }
-                SessionState::Connecting => {
-                    state.session = SessionState::Connecting;
-                    return Some(Work::Connect);
-                }
-                session => state.session = session,
+            if state.wants_session {
+                state.wants_session = false;
+                state.connecting += 1;
+                return Some(Work::Connect);
+            }
+            // It is empty if all callers have left.
+            let entries = if state.idle.is_empty() { Vec::new() } else { state.take_group() };
+            let session = if entries.is_empty() { None } else { state.take_session() };
+            if let Some(session) = session {
+                self.notify_of_group(&state);
+                return Some(Work::Commit(session, entries));
             }
             self.work_arrived.wait(&mut state);
         }
     }
 
-    fn commit_group(&self, inner: &Arc<Inner>, session: Box<LocalSession>, entries: &[Arc<Entry>]) {
+    fn commit_group(&self, inner: &Arc<Inner>, session: LocalSession, entries: &[Arc<Entry>]) {
         let mut guard = SessionGuard { committer: self, session: Some(session) };
         let all = |answer: Answer| entries.iter().for_each(|entry| entry.answer(answer));
         let deadline = entries.iter().map(|entry| entry.deadline).max().unwrap_or_else(monotonic);
@@ -302,14 +290,14 @@ impl SessionGuard<'_> {
 }
 
 impl State {
-    /// Ends the session. The callers that wait for it make their changes apart.
-    fn disconnect(mut state: MutexGuard<'_, Self>) {
-        let (session, waiting) = (std::mem::take(&mut state.session), std::mem::take(&mut state.waiting));
-        drop(state);
-        drop(session);
-        for entry in waiting {
-            entry.answer(Answer::Apart { was_sent: false });
-        }
+    fn has_no_session(&self) -> bool {
+        self.idle.is_empty() && self.busy == 0
+    }
+
+    fn take_session(&mut self) -> Option<LocalSession> {
+        let session = self.idle.pop();
+        self.busy += usize::from(session.is_some());
+        session
     }
 
     fn enter(&mut self, write: &Arc<Write>, deadline: Instant) -> Arc<Entry> {
@@ -336,6 +324,12 @@ impl State {
         self.waiting = rest;
         group.sort_by(|a, b| (&a.write.name, &a.write.key).cmp(&(&b.write.name, &b.write.key)));
         group
+    }
+}
+
+fn make_apart(entries: &[Arc<Entry>]) {
+    for entry in entries {
+        entry.answer(Answer::Apart { was_sent: false });
     }
 }
 

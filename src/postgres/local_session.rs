@@ -107,7 +107,7 @@ impl Executor {
     /// Runs a future on this thread until the deadline, or until the store is closed.
     fn wait<T>(&self, inner: &Inner, deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
         self.0.as_ref()?.block_on(async {
-            let mut closing = pin!(inner.committers.closing.0.notified());
+            let mut closing = pin!(inner.committer.closing.0.notified());
             // Look at the flag after the line above: a close from there on notifies `closing`.
             if inner.is_closed.load(Ordering::Acquire) {
                 return None;

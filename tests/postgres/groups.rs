@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use oncekey::{Begin, CallOptions, Claim, Engine, ErrorKind, Fingerprint, Status};
@@ -85,18 +86,52 @@ impl Gate {
 
 type Call<'a, T> = Box<dyn FnOnce() -> T + Send + 'a>;
 
-/// Runs `first`, whose key contains the name `gate`, so that it waits in the session. Then runs the calls. When all of
-/// them wait, opens the gate and runs `then`. Returns the results of the calls.
-fn together<T: Send>(gate: &Gate, first: impl FnOnce() + Send, calls: Vec<Call<'_, T>>, then: impl FnOnce()) -> Vec<T> {
+/// The number of sessions of a committer.
+const SESSIONS: usize = 2;
+
+/// Shuts the gate, and makes a call for each session, whose key contains the name `gate`. Returns when all sessions wait.
+fn occupy<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    gate: &Gate,
+    call: &'scope (impl Fn(usize) + Sync),
+) -> Vec<ScopedJoinHandle<'scope, ()>> {
     gate.shut("gate");
+    let start = |session| {
+        let thread = scope.spawn(move || call(session));
+        // One after the other: two calls that wait for a session would share it.
+        until(|| gate.waiting("", "*") > session);
+        thread
+    };
+    (0..SESSIONS).map(start).collect()
+}
+
+/// Runs the calls while all sessions are occupied by `first`. When all of them wait, opens the gate and runs `then`.
+/// Returns the results of the calls.
+fn together<T: Send>(
+    gate: &Gate,
+    first: impl Fn(usize) + Sync,
+    calls: Vec<Call<'_, T>>,
+    then: impl FnOnce(),
+) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let occupied = occupy(scope, gate, &first);
+        let answers = queued(gate, calls, then);
+        for thread in occupied {
+            thread.join().unwrap();
+        }
+        answers
+    })
+}
+
+/// Runs the calls as [`together`] does, while all sessions are occupied.
+fn queued<T: Send>(gate: &Gate, calls: Vec<Call<'_, T>>, then: impl FnOnce()) -> Vec<T> {
     let (sleepers, count) = (Mutex::new(Vec::new()), calls.len());
     let run = |call: Call<'_, T>| {
         sleepers.lock().unwrap().push(Sleeper::me());
         call()
     };
     std::thread::scope(|scope| {
-        let (first, run) = (scope.spawn(first), &run);
-        until(|| gate.waiting("", "*") > 0);
+        let run = &run;
         let threads: Vec<_> = calls.into_iter().map(|call| scope.spawn(move || run(call))).collect();
         until(|| {
             let sleepers = sleepers.lock().unwrap();
@@ -106,9 +141,23 @@ fn together<T: Send>(gate: &Gate, first: impl FnOnce() + Send, calls: Vec<Call<'
         });
         gate.open("gate");
         then();
-        first.join().unwrap();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
+}
+
+/// Begins a key that waits at the gate.
+fn begin_at_gate(texts: &Texts) -> impl Fn(usize) + Sync {
+    |session| drop(claimed(texts.begin(format!("gate {session}")).unwrap()))
+}
+
+/// Ends a claim whose key waits at the gate.
+fn end_at_gate(texts: &Texts) -> impl Fn(usize) + Sync {
+    let claims: [_; SESSIONS] =
+        std::array::from_fn(|session| Mutex::new(Some(claimed(texts.begin(format!("gate {session}")).unwrap()))));
+    move |session| {
+        let claim = claims[session].lock().unwrap().take().unwrap();
+        drop(claim.succeed(&done()).unwrap());
+    }
 }
 
 fn done() -> String {
@@ -170,8 +219,7 @@ fn each_begin_of_a_group_gets_its_own_answer() {
             kind
         })
     };
-    let answers =
-        together(&gate, || drop(claimed(texts.begin("gate").unwrap())), expected.iter().map(call).collect(), || ());
+    let answers = together(&gate, begin_at_gate(texts), expected.iter().map(call).collect(), || ());
     assert_eq!(answers, expected.map(|(_, answer)| answer));
     for key in ["new 1", "released", "removed", "new 2", "new 3"] {
         assert_eq!(others.get(key).unwrap().unwrap().into_outcome(), Some(Ok(key.to_owned())), "{key}");
@@ -187,7 +235,7 @@ fn one_of_many_begins_of_a_key_in_a_group_claims_it() {
     let texts = &texts(&engine);
     let call =
         |_| -> Call<'_, Option<Claim<String, String>>> { Box::new(|| texts.begin("k").unwrap().into_claim().ok()) };
-    let claims = together(&gate, || drop(claimed(texts.begin("gate").unwrap())), (0..12).map(call).collect(), || ());
+    let claims = together(&gate, begin_at_gate(texts), (0..12).map(call).collect(), || ());
     assert_eq!(claims.iter().flatten().count(), 1);
 }
 
@@ -199,18 +247,19 @@ fn no_group_claims_in_the_name_of_a_dead_incarnation() {
     let gate = Gate::add(&schema, &engine);
     let texts = &texts(&engine);
     let keys: Vec<String> = (0..6).map(|key| format!("group {key}")).collect();
+    let first = begin_at_gate(texts);
     let claims = std::thread::scope(|scope| {
-        gate.shut("gate");
-        let first = scope.spawn(|| claimed(texts.begin("gate").unwrap()));
-        until(|| gate.waiting("", "*") > 0);
+        let occupied = occupy(scope, &gate, &first);
         proxy.end_keepers_silently();
         until(|| shared().sql(&lock_is_free(&schema, 1)) == "t");
         let call = |key: &String| -> Call<'_, Claim<String, String>> {
             let key = key.clone();
             Box::new(move || claimed(texts.begin(key).unwrap()))
         };
-        let claims = together(&gate, || (), keys.iter().map(call).collect(), || ());
-        drop(first.join().unwrap());
+        let claims = queued(&gate, keys.iter().map(call).collect(), || ());
+        for thread in occupied {
+            thread.join().unwrap();
+        }
         claims
     });
     let owners = "SELECT string_agg(DISTINCT owner::text, ' ') FROM {s}.records WHERE key LIKE 'group%'";
@@ -229,7 +278,7 @@ fn each_ending_of_a_group_gets_its_own_answer() {
     let (texts, others) = (texts(&engine), texts(&other));
     let keys = ["succeeds", "fails", "is released", "is interrupted", "is dropped", "was revoked", "is too large"];
     let claims = keys.map(|key| claimed(texts.begin(key).unwrap()));
-    let gated = claimed(texts.begin("gate").unwrap());
+    let first = end_at_gate(&texts);
     others.revoke("was revoked").unwrap();
     let call = |(key, claim): (&'static str, Claim<String, String>)| -> Call<'static, Option<ErrorKind>> {
         Box::new(move || match key {
@@ -250,7 +299,7 @@ fn each_ending_of_a_group_gets_its_own_answer() {
         })
     };
     let calls = keys.into_iter().zip(claims).map(call).collect();
-    let errors = together(&gate, || drop(gated.succeed(&done()).unwrap()), calls, || ());
+    let errors = together(&gate, first, calls, || ());
     let expected = [None, None, None, None, None, Some(ErrorKind::ClaimLost), Some(ErrorKind::TooLarge)];
     assert_eq!(errors, expected);
     // A drop waits for a second at most, and is then recorded later.
@@ -271,7 +320,7 @@ fn a_key_that_is_locked_does_not_hold_up_the_others() {
     let ends: Vec<_> = (0..6).map(|key| claimed(texts.begin(format!("end {key}")).unwrap())).collect();
     let lock = Lock::take(&gate, "SELECT FROM {s}.records WHERE position('end 3' in key) > 0 FOR UPDATE");
     let ended = AtomicUsize::new(0);
-    let gated = claimed(texts.begin("gate").unwrap());
+    let first = end_at_gate(texts);
     std::thread::scope(|scope| {
         let (gate, ended) = (&gate, &ended);
         let group = scope.spawn(move || {
@@ -281,7 +330,7 @@ fn a_key_that_is_locked_does_not_hold_up_the_others() {
                     ended.fetch_add(1, Ordering::SeqCst);
                 })
             };
-            together(gate, || drop(gated.succeed(&done()).unwrap()), ends.into_iter().map(call).collect(), || ());
+            together(gate, first, ends.into_iter().map(call).collect(), || ());
         });
         until(|| ended.load(Ordering::SeqCst) == 5);
         lock.release();
@@ -317,7 +366,7 @@ fn a_key_that_another_transaction_adds_does_not_hold_up_the_others() {
                     kind_of(&begun)
                 })
             };
-            together(gate, || drop(claimed(texts.begin("gate").unwrap())), (0..5).map(call).collect(), || ())
+            together(gate, begin_at_gate(texts), (0..5).map(call).collect(), || ())
         });
         until(|| claims.load(Ordering::SeqCst) == 4);
         lock.release();
@@ -373,7 +422,7 @@ fn every_caller_of_a_group_that_was_cut_off_gets_its_answer() {
             until(|| gate.waiting("unnest", "pg_terminate_backend(pid)") > 0);
             gate.open("door");
         };
-        let first = || drop(claimed(texts.begin(format!("gate {round}")).unwrap()));
+        let first = |session| drop(claimed(texts.begin(format!("gate {round} {session}")).unwrap()));
         let attempts = together(&gate, first, keys.iter().map(call).collect(), end_group);
         assert_eq!(attempts, [1; 8]);
         for key in &keys {
@@ -420,8 +469,7 @@ fn callers_of_a_group_that_takes_too_long_return_by_their_deadlines() {
     let key_of = |key: usize| format!("late {key} {}", ["", "door"][key / 5]);
     let call = |key: usize| -> Call<'_, ErrorKind> { Box::new(move || texts.begin(key_of(key)).unwrap_err().kind()) };
     let began = Instant::now();
-    let first = || drop(claimed(texts.begin("gate").unwrap()).release().unwrap());
-    let kinds = together(&gate, first, (0..6).map(call).collect(), || ());
+    let kinds = together(&gate, begin_at_gate(texts), (0..6).map(call).collect(), || ());
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert_eq!(kinds, [ErrorKind::Unsettled; 6], "their group was sent");
     gate.open("door");
