@@ -4,7 +4,7 @@
 //! *incarnation*: the life of an engine at one session of the server, which holds an advisory lock. An owner whose lock
 //! is free is declared dead by a commit. So its own ending and the declaration meet at the row, and one of them wins.
 //!
-//! Most begins and endings run on the thread of their caller or of a committer (`group`). All other calls to the server
+//! Most begins and endings run on the thread of their caller or of the committer (`group`). All other calls to the server
 //! run on one thread of the engine. Every call has a deadline, so a server that does not answer makes no caller hang.
 
 mod commit;
@@ -146,8 +146,8 @@ impl Store {
         crate::types::key::check_name("schema", &options.schema)?;
         let (handle, running) = start_thread(&server.place)?;
         let schema: Arc<str> = sql::quoted(&options.schema).into();
-        let pool = || Pool::new(Arc::clone(&server.connect), Arc::clone(&schema), SESSIONS);
-        let (first, name, creates) = (pool(), options.schema.clone(), options.create && !options.read_only);
+        let pool = |is_open| Pool::new(Arc::clone(&server.connect), Arc::clone(&schema), SESSIONS, is_open);
+        let (first, name, creates) = (pool(false), options.schema.clone(), options.create && !options.read_only);
         let deadline = deadline_of(options.sync_timeout);
         let found = answer(&handle, deadline, async move {
             open::test_server(&first).await?;
@@ -161,8 +161,8 @@ impl Store {
             class: class_of(found.id),
             pid: std::process::id(),
             timeout: options.sync_timeout,
-            pool: pool(),
-            transactions: pool(),
+            pool: pool(true),
+            transactions: pool(true),
             place: server.place,
             handle,
             keeper: Keeper::default(),
@@ -181,7 +181,7 @@ impl Store {
         let store = Self { inner, running: Mutex::new(Some(running)), workers: Mutex::default() };
         let interrupted = store.start(deadline)?;
         if !options.read_only {
-            store.workers.lock().extend(Committer::start(&store.inner)?);
+            Committer::start(&store.inner, &mut store.workers.lock())?;
         }
         let report = OpenReport { interrupted, took: monotonic().saturating_duration_since(began), ..found.report };
         Ok((store, report))
@@ -483,7 +483,12 @@ impl Inner {
             Some(stored) => Columns::new(stored)?,
             None => Columns::removed(decided, decided.saturating_add(REMOVED_FOR)),
         };
-        let claimed_by = if row::claims(&columns) { Some(self.keeper.incarnation(deadline)?) } else { None };
+        let claimed_by = if row::claims(&columns) {
+            let incarnation = self.keeper.incarnation(deadline)?;
+            Some(incarnation.ok_or_else(|| self.unreachable())?)
+        } else {
+            None
+        };
         Ok(Write {
             name: name.to_owned(),
             key: key.to_vec(),

@@ -106,8 +106,8 @@ impl Engine {
     /// Any number of engines, in any number of processes, may have the store open at the same time.
     ///
     /// With `sslmode=require` in the address, which needs the feature `tls`, connections are encrypted. The certificate
-    /// of the server must then be issued for the host in the address, by an authority that the system trusts, or that is
-    /// in the file that the variable `SSL_CERT_FILE` names. Without `sslmode=require`, connections are not encrypted.
+    /// of the server must then be issued for the host in the address, by an authority that the system trusts, or if the
+    /// variable `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, by one of those that it names. Without `sslmode=require`, connections are not encrypted.
     /// For another TLS library, or for certificates of clients, use [`EngineOptions::connect_with`].
     ///
     /// # Errors

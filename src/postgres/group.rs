@@ -9,7 +9,8 @@
 //! by `commit::settle`, in a statement of its own. The committer cannot make a change while it has no session, if the
 //! row is locked, or if the server refuses the statement because of another row of the group.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,11 +58,14 @@ struct State {
     idle: Vec<LocalSession>,
     /// The number of sessions that callers and threads use.
     busy: usize,
+    /// The number of sessions that threads are to connect.
+    wanted: usize,
     /// The number of sessions that threads are connecting.
     connecting: usize,
-    /// True if a thread is to connect another session.
-    wants_session: bool,
     waiting: Vec<Arc<Entry>>,
+    /// The hashes of the keys that the sessions change. Another change of such a key waits in the queue, and not at the
+    /// server, where the others of its group would wait too.
+    in_flight: HashSet<u64>,
     is_closed: bool,
 }
 
@@ -69,6 +73,8 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     write: Arc<Write>,
+    /// The hash of its key.
+    hash: u64,
     deadline: Instant,
     stage: Mutex<Stage>,
     answered: Condvar,
@@ -87,11 +93,24 @@ enum Stage {
 struct SessionGuard<'a> {
     committer: &'a Committer,
     session: Option<LocalSession>,
+    /// The hashes of the keys that are changed.
+    hashes: Vec<u64>,
 }
 
 impl Drop for SessionGuard<'_> {
     fn drop(&mut self) {
-        self.committer.give_back(self.session.take());
+        self.committer.give_back(self.session.take(), &self.hashes);
+    }
+}
+
+/// Changes for one statement. The drop answers the callers that have no answer, which only a panic leaves over.
+struct Group(Vec<Arc<Entry>>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for entry in &self.0 {
+            entry.answer(Answer::Apart { was_sent: true });
+        }
     }
 }
 
@@ -99,7 +118,7 @@ impl Drop for SessionGuard<'_> {
 #[allow(clippy::large_enum_variant, reason = "there is one value for each thread, on its stack")]
 enum Work {
     Connect,
-    Commit(LocalSession, Vec<Arc<Entry>>),
+    Commit(LocalSession, Group),
 }
 
 /// Makes a change together with those of other callers.
@@ -118,14 +137,15 @@ pub(super) fn commit(inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) 
 }
 
 impl Committer {
-    /// Starts the threads of the committer, one for each session.
-    pub(super) fn start(inner: &Arc<Inner>) -> Result<Vec<Worker>> {
-        let start = |_| {
+    /// Starts the threads of the committer, one for each session. Those that were started end at `close`.
+    pub(super) fn start(inner: &Arc<Inner>, workers: &mut Vec<Worker>) -> Result<()> {
+        for _ in 0..SESSIONS {
             let (inner, broken) = (Arc::clone(inner), Arc::clone(inner));
             // After a panic of a thread, every change is made apart.
-            Worker::spawn("oncekey-group", move || inner.committer.run(&inner), move |_| broken.committer.close())
-        };
-        (0..SESSIONS).map(start).collect()
+            let on_panic = move |_| broken.committer.close();
+            workers.push(Worker::spawn("oncekey-group", move || inner.committer.run(&inner), on_panic)?);
+        }
+        Ok(())
     }
 
     /// Ends the sessions, and the calls that use them or wait for them. `is_closed` of the store must be true before.
@@ -144,21 +164,23 @@ impl Committer {
         // A thread of a runtime must not run another one. With a manual clock a thread of the committer makes the
         // change, after it has advanced the time.
         let drives = !inner.clock.is_manual() && tokio::runtime::Handle::try_current().is_err();
+        let hash = inner.hasher.hash_one((&write.name, &write.key));
         let mut state = self.state.lock();
         // If others wait, an idle session is left to the thread that was notified.
-        let idle = if drives && state.waiting.is_empty() { state.take_session() } else { None };
-        if let Some(session) = idle {
+        let is_next = state.waiting.is_empty() && !state.in_flight.contains(&hash);
+        if let Some(session) = if drives && is_next { state.take_session() } else { None } {
+            state.in_flight.insert(hash);
             drop(state);
-            return self.commit_alone(inner, session, write, deadline);
+            return SessionGuard::new(self, session, vec![hash]).commit(inner, write, deadline);
         }
-        if state.idle.is_empty() && state.busy + state.connecting < SESSIONS {
-            state.wants_session = true;
+        if state.idle.is_empty() && state.busy + state.wanted + state.connecting < SESSIONS {
+            state.wanted += 1;
             self.work_arrived.notify_one();
         }
-        if state.has_no_session() {
+        if state.is_closed || state.has_no_session() {
             return Answer::Apart { was_sent: false };
         }
-        let entry = state.enter(write, deadline);
+        let entry = state.enter(write, hash, deadline);
         self.notify_of_group(&state);
         drop(state);
         entry.wait()
@@ -171,21 +193,13 @@ impl Committer {
         }
     }
 
-    fn commit_alone(&self, inner: &Inner, session: LocalSession, write: &Write, deadline: Instant) -> Answer {
-        let mut guard = SessionGuard { committer: self, session: Some(session) };
-        let Some(session) = &mut guard.session else { return Answer::Apart { was_sent: false } };
-        match session.call(inner, deadline, async |session| write.make(session, inner.class).await) {
-            Ok(Ok(made)) => Answer::Made(made),
-            // The server has refused the statement, so nothing has changed.
-            Ok(Err(_)) => Answer::Apart { was_sent: false },
-            Err(no_answer) => guard.end(inner, no_answer),
-        }
-    }
-
     /// Gives the session back after its use, or notes with `None` that it has ended.
-    fn give_back(&self, session: Option<LocalSession>) {
+    fn give_back(&self, session: Option<LocalSession>, hashes: &[u64]) {
         let mut state = self.state.lock();
         state.busy -= 1;
+        for hash in hashes {
+            state.in_flight.remove(hash);
+        }
         self.add(state, session);
     }
 
@@ -215,7 +229,7 @@ impl Committer {
                     state.connecting -= 1;
                     self.add(state, session);
                 }
-                Work::Commit(session, entries) => self.commit_group(inner, session, &entries),
+                Work::Commit(session, group) => self.commit_group(inner, session, &group.0),
             }
         }
     }
@@ -226,24 +240,24 @@ impl Committer {
             if state.is_closed {
                 return None;
             }
-            if state.wants_session {
-                state.wants_session = false;
+            if state.wanted > 0 {
+                state.wanted -= 1;
                 state.connecting += 1;
                 return Some(Work::Connect);
             }
-            // It is empty if all callers have left.
-            let entries = if state.idle.is_empty() { Vec::new() } else { state.take_group() };
-            let session = if entries.is_empty() { None } else { state.take_session() };
-            if let Some(session) = session {
+            // It is empty if all callers have left, or if their keys are in flight.
+            let group = if state.idle.is_empty() { Vec::new() } else { state.take_group() };
+            if let Some(session) = if group.is_empty() { None } else { state.take_session() } {
                 self.notify_of_group(&state);
-                return Some(Work::Commit(session, entries));
+                return Some(Work::Commit(session, Group(group)));
             }
             self.work_arrived.wait(&mut state);
         }
     }
 
     fn commit_group(&self, inner: &Arc<Inner>, session: LocalSession, entries: &[Arc<Entry>]) {
-        let mut guard = SessionGuard { committer: self, session: Some(session) };
+        let hashes = entries.iter().map(|entry| entry.hash).collect();
+        let mut guard = SessionGuard::new(self, session, hashes);
         let all = |answer: Answer| entries.iter().for_each(|entry| entry.answer(answer));
         let deadline = entries.iter().map(|entry| entry.deadline).max().unwrap_or_else(monotonic);
         if inner.clock.is_manual() {
@@ -273,7 +287,22 @@ impl Committer {
     }
 }
 
-impl SessionGuard<'_> {
+impl<'a> SessionGuard<'a> {
+    fn new(committer: &'a Committer, session: LocalSession, hashes: Vec<u64>) -> Self {
+        Self { committer, session: Some(session), hashes }
+    }
+
+    /// Makes one change.
+    fn commit(mut self, inner: &Inner, write: &Write, deadline: Instant) -> Answer {
+        let Some(session) = &mut self.session else { return Answer::Apart { was_sent: false } };
+        match session.call(inner, deadline, async |session| write.make(session, inner.class).await) {
+            Ok(Ok(made)) => Answer::Made(made),
+            // The server has refused the statement, so nothing has changed.
+            Ok(Err(_)) => Answer::Apart { was_sent: false },
+            Err(no_answer) => self.end(inner, no_answer),
+        }
+    }
+
     /// Ends the session after a call without an answer.
     fn end(&mut self, inner: &Inner, no_answer: NoAnswer) -> Answer {
         drop(self.session.take());
@@ -300,9 +329,9 @@ impl State {
         session
     }
 
-    fn enter(&mut self, write: &Arc<Write>, deadline: Instant) -> Arc<Entry> {
+    fn enter(&mut self, write: &Arc<Write>, hash: u64, deadline: Instant) -> Arc<Entry> {
         let stage = Mutex::new(Stage::Waiting);
-        let entry = Arc::new(Entry { write: Arc::clone(write), deadline, stage, answered: Condvar::new() });
+        let entry = Arc::new(Entry { write: Arc::clone(write), hash, deadline, stage, answered: Condvar::new() });
         self.waiting.push(Arc::clone(&entry));
         entry
     }
@@ -313,7 +342,8 @@ impl State {
         let mut rest = Vec::new();
         for entry in self.waiting.drain(..) {
             let owner = group.first().map(|first| first.write.claimed_by);
-            if group.len() < MAX_KEYS && owner.is_none_or(|owner| owner == entry.write.claimed_by) {
+            let fits = group.len() < MAX_KEYS && owner.is_none_or(|owner| owner == entry.write.claimed_by);
+            if fits && !self.in_flight.contains(&entry.hash) {
                 if entry.is_sent() {
                     group.push(entry);
                 }
@@ -322,6 +352,7 @@ impl State {
             }
         }
         self.waiting = rest;
+        self.in_flight.extend(group.iter().map(|entry| entry.hash));
         group.sort_by(|a, b| (&a.write.name, &a.write.key).cmp(&(&b.write.name, &b.write.key)));
         group
     }
@@ -344,9 +375,13 @@ impl Entry {
         waits
     }
 
+    /// Answers the caller, unless it has an answer.
     fn answer(&self, answer: Answer) {
-        *self.stage.lock() = Stage::Answered(answer);
-        self.answered.notify_one();
+        let mut stage = self.stage.lock();
+        if !matches!(*stage, Stage::Answered(_)) {
+            *stage = Stage::Answered(answer);
+            self.answered.notify_one();
+        }
     }
 
     /// Waits for the answer until the deadline.

@@ -47,18 +47,18 @@ struct State {
 }
 
 impl Keeper {
-    /// Returns the present incarnation. Waits for a new one if the last has lost its session.
-    pub(super) fn incarnation(&self, deadline: Instant) -> Result<i32> {
+    /// Returns the present incarnation. Waits for a new one if the last has lost its session. Returns `None` if there
+    /// is none at the deadline.
+    pub(super) fn incarnation(&self, deadline: Instant) -> Result<Option<i32>> {
         let mut state = self.state.lock();
         loop {
             match state.mine.last() {
                 _ if state.is_closed => return Err(Error::closed()),
-                Some(number) if state.session.is_some() => return Ok(*number),
+                Some(number) if state.session.is_some() => return Ok(Some(*number)),
                 _ => {}
             }
             if self.began.wait_until(&mut state, deadline).timed_out() {
-                let message = "the engine has lost its session at the server, and cannot begin another one";
-                return Err(Error::new(ErrorKind::Unavailable, message));
+                return Ok(None);
             }
         }
     }
@@ -255,8 +255,10 @@ pub(super) async fn run(inner: Arc<Inner>, mut notifications: Notifications) {
             }
             match tokio::time::timeout(PATIENCE, begin(&inner)).await {
                 Ok(Ok(notifications)) => break notifications,
-                _ => tokio::time::sleep(RETRY_PAUSE).await,
+                Ok(Err(fault)) => *inner.why.lock() = Some(fault.unchanged().to_string()),
+                Err(_) => {}
             }
+            tokio::time::sleep(RETRY_PAUSE).await;
         };
     }
 }

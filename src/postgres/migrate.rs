@@ -60,7 +60,7 @@ impl Moving {
         crate::types::key::check_name("schema", &options.schema)?;
         let (handle, running) = start_thread(&server.place)?;
         let schema = sql::quoted(&options.schema);
-        let pool = super::Pool::new(Arc::clone(&server.connect), schema.as_str().into(), 1);
+        let pool = super::Pool::new(Arc::clone(&server.connect), schema.as_str().into(), 1, false);
         let deadline = deadline_of(options.sync_timeout);
         let connected = answer(&handle, deadline, async move {
             open::test_server(&pool).await?;

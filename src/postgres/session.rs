@@ -25,9 +25,9 @@ const SETTINGS: &str = "SET synchronous_commit = on; SET statement_timeout = '30
     SET plan_cache_mode = force_generic_plan; SET default_transaction_isolation = 'read committed';
     SET idle_in_transaction_session_timeout = '0'; SET client_min_messages = warning;";
 
-/// Texts of the client's errors that another attempt would end with too: a missing password, a way of authentication
-/// that the client does not have, and a server that is not trusted or does not encrypt. The client's errors show their
-/// kind only in their text.
+/// Texts of the client's errors that name a fault of the options: a missing password, a way of authentication that the
+/// client does not have, a server that is not trusted or does not encrypt. The client's errors show their kind only in
+/// their text.
 const REFUSALS: [&str; 4] =
     ["invalid configuration", "authentication error", "invalid peer certificate", "server does not support TLS"];
 
@@ -197,6 +197,8 @@ pub(super) struct Pool {
     idle: Mutex<Vec<Session>>,
     /// One permit for each session that may exist.
     permits: Arc<Semaphore>,
+    /// True for the sessions of a store that is open.
+    is_open: bool,
 }
 
 impl fmt::Debug for Pool {
@@ -213,13 +215,17 @@ pub(super) struct Taken {
 }
 
 impl Pool {
-    pub(super) fn new(connect: Arc<dyn Connect>, schema: Arc<str>, size: usize) -> Self {
-        Self { connect, schema, idle: Mutex::default(), permits: Arc::new(Semaphore::new(size)) }
+    pub(super) fn new(connect: Arc<dyn Connect>, schema: Arc<str>, size: usize, is_open: bool) -> Self {
+        Self { connect, schema, idle: Mutex::default(), permits: Arc::new(Semaphore::new(size)), is_open }
     }
 
     /// Opens a session outside of the pool.
     pub(super) async fn connect(&self) -> Result<(Session, Notifications), Fault> {
-        let (client, notifications) = self.connect.connect().await.map_err(|cause| Fault::new(&cause))?;
+        let (client, notifications) = self.connect.connect().await.map_err(|cause| match Fault::new(&cause) {
+            // The server has accepted this engine before. Its password or certificate may be being changed.
+            Fault::Refused(error) if self.is_open => Fault::Lost(error.to_string()),
+            fault => fault,
+        })?;
         let session = Session { client, schema: Arc::clone(&self.schema), prepared: HashMap::new() };
         session.run(SETTINGS).await?;
         Ok((session, notifications))

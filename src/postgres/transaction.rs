@@ -17,7 +17,7 @@ use super::{Inner, REMOVED_FOR, commit::unsettled};
 use crate::store::{
     Change, CommitOptions, Content, Index, Load, Read, ReadVersion, StoreKey, Ticket, check_commit_len,
 };
-use crate::types::error::{Error, Result};
+use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::Now;
 
 /// A string that sorts after the name of every manager and table.
@@ -249,7 +249,8 @@ impl Transaction {
             Ok(None) => {
                 let (task, its, life) = (Arc::clone(inner), Arc::clone(&plan), self.state.lock().life.clone());
                 let settled = inner.answer(deadline, async move { its.settle(&task, &life).await });
-                match settled.unwrap_or_else(|| Err(unsettled(&inner.unreachable())))? {
+                let settled = settled.unwrap_or_else(|| Err(inner.unreachable()));
+                match settled.map_err(|error| unsettled(&error))? {
                     Some(numbers) => numbers,
                     None => return Ok(false),
                 }
@@ -380,14 +381,17 @@ impl Plan {
                 let now: String = session.value(super::keeper::LIFE, &[]).await?;
                 if timeline(&now) != timeline(life) {
                     let why = "another server has taken over";
-                    return Err(Fault::Refused(unsettled(&why)));
+                    return Err(Fault::Refused(Error::new(ErrorKind::Unsettled, why)));
                 }
                 let status: Option<String> = session.value("SELECT pg_xact_status(($1::text)::xid8)", &[&xid]).await?;
                 match status.as_deref() {
                     Some("aborted") => Ok(Some(None)),
                     Some("committed") => self.numbers(session).await.map(|numbers| Some(Some(numbers))),
                     Some(_) => Ok(None),
-                    None => Err(Fault::Refused(unsettled(&"the server no longer knows the transaction"))),
+                    None => {
+                        let why = "the server no longer knows the transaction";
+                        Err(Fault::Refused(Error::new(ErrorKind::Unsettled, why)))
+                    }
                 }
             };
             match done.await {
@@ -404,7 +408,8 @@ impl Plan {
         for (_, write) in &self.writes {
             let found = write.find(&mut session).await?;
             // The record was changed again since, so its numbers are no longer known.
-            all.push(found.ok_or_else(|| Fault::Refused(unsettled(&"a record has changed since")))?);
+            let changed = || Error::new(ErrorKind::Unsettled, "a record has changed since");
+            all.push(found.ok_or_else(|| Fault::Refused(changed()))?);
         }
         Ok(all)
     }

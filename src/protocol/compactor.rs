@@ -112,10 +112,8 @@ fn run(
                     Err(error) if error.kind() == ErrorKind::Corrupt => {
                         protocol.compaction_failed("the background compaction left out damaged records", &error);
                     }
-                    Err(error) => {
-                        protocol.compaction_failed("the background compaction has ended", &error);
-                        return;
-                    }
+                    // Such as privileges that were taken away, and may be given back.
+                    Err(error) => protocol.compaction_failed("the background compaction has failed", &error),
                 }
                 not_before = monotonic().checked_add(interval);
             }

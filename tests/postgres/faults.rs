@@ -128,7 +128,7 @@ fn a_begin_that_was_unavailable_is_never_made() {
     let engine = options(&schema).sync_timeout(Duration::from_secs(5)).connect_with(config, gate.clone()).unwrap();
     let texts = texts(&engine);
     gate.shut(true);
-    // This begin uses a connected session. The sessions for groups connect at the first begin and the first ending.
+    // This begin uses a connected session. The two sessions for groups connect on demand.
     drop(claimed(texts.begin("the statement is prepared").unwrap()).release().unwrap());
     std::thread::scope(|scope| {
         // The first transaction connects too, on the thread that makes all other calls.
@@ -348,4 +348,31 @@ fn live_claims_survive_a_crash_of_the_server() {
     for claim in claims {
         claim.succeed(&"done".to_owned()).unwrap();
     }
+}
+
+/// The rules of the server admit nobody for a while. The engine goes on when they admit it again.
+#[test]
+fn an_open_store_outlives_a_server_that_refuses_it() {
+    let server = Server::start("");
+    let options =
+        options("refused").sync_timeout(Duration::from_secs(3)).compaction_interval(Duration::from_millis(200));
+    let engine = options.connect(&server.url()).unwrap();
+    let texts = texts(&engine);
+    let (dropped, ended) = (claimed(texts.begin("dropped").unwrap()), claimed(texts.begin("ended").unwrap()));
+    let rules = server.dir.join("data/pg_hba.conf");
+    let before = std::fs::read_to_string(&rules).unwrap();
+    std::fs::write(&rules, "local all all reject\n").unwrap();
+    server.restart("fast", "");
+    drop(dropped);
+    let error = ended.succeed(&"done".to_owned()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Unsettled), "{:?}: {error}", error.kind());
+    assert!(error.to_string().contains("pg_hba.conf rejects"), "{error}");
+    std::fs::write(&rules, before).unwrap();
+    server.restart("fast", "");
+    let other = Engine::options().schema("refused").connect(&server.url()).unwrap();
+    let others: Texts = other.manager("m").unwrap();
+    // The compaction in the background records the drop.
+    until(|| others.get("dropped").unwrap().unwrap().status() == Status::Interrupted);
+    error.claim.succeed(&"done".to_owned()).unwrap();
+    assert_eq!(others.get("ended").unwrap().unwrap().into_outcome(), Some(Ok("done".to_owned())));
 }

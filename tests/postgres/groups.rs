@@ -1,164 +1,15 @@
 //! Group commit: calls that arrive while a statement runs are committed together, and each gets its own answer.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use oncekey::{Begin, CallOptions, Claim, Engine, ErrorKind, Fingerprint, Status};
+use oncekey::{Begin, CallOptions, Claim, ErrorKind, Fingerprint, Status};
 
 use crate::engines::{Texts, claimed, texts};
 use crate::faults::lock_is_free;
+use crate::gate::{Call, Gate, begin_at_gate, end_at_gate, occupy, queued, together};
 use crate::proxy::Proxy;
-use crate::threads::Sleeper;
 use crate::{new_schema, open, options, shared, until};
-
-/// A store with triggers: changes of keys that contain a *shut* name wait until the test opens that name, and each
-/// statement counts its rows.
-struct Gate {
-    schema: String,
-}
-
-impl Gate {
-    /// Adds the gate to a store that is open, and waits until there are groups.
-    fn add(schema: &str, engine: &Engine) -> Self {
-        let gate = Self { schema: schema.to_owned() };
-        gate.sql(
-            "CREATE TABLE {s}.shut (name text);
-             CREATE FUNCTION {s}.wait() RETURNS trigger LANGUAGE plpgsql AS
-                 'BEGIN WHILE EXISTS (SELECT FROM {s}.shut WHERE position(convert_to(name, ''UTF8'') IN NEW.key) > 0) LOOP
-                     PERFORM pg_sleep(0.002);
-                  END LOOP; RETURN NEW; END';
-             CREATE TRIGGER wait BEFORE INSERT OR UPDATE ON {s}.records FOR EACH ROW EXECUTE FUNCTION {s}.wait();
-             CREATE TABLE {s}.sizes (kind text, keys bigint);
-             CREATE FUNCTION {s}.count() RETURNS trigger LANGUAGE plpgsql AS
-                 'BEGIN INSERT INTO {s}.sizes SELECT TG_OP, count(*) FROM new; RETURN NULL; END';
-             CREATE TRIGGER inserted AFTER INSERT ON {s}.records REFERENCING NEW TABLE AS new FOR EACH STATEMENT
-                 EXECUTE FUNCTION {s}.count();
-             CREATE TRIGGER updated AFTER UPDATE ON {s}.records REFERENCING NEW TABLE AS new FOR EACH STATEMENT
-                 EXECUTE FUNCTION {s}.count()",
-        );
-        gate.connect(engine);
-        gate
-    }
-
-    fn sql(&self, text: &str) -> String {
-        shared().sql(&text.replace("{s}", &format!("\"{}\"", self.schema)))
-    }
-
-    /// Makes begins and endings until there were groups of both.
-    fn connect(&self, engine: &Engine) {
-        let texts = texts(engine);
-        let number = AtomicUsize::new(0);
-        let cycle = || {
-            let key = format!("connects {}", number.fetch_add(1, Ordering::Relaxed));
-            drop(claimed(texts.begin(key).unwrap()).release().unwrap());
-        };
-        until(|| {
-            std::thread::scope(|scope| {
-                for _ in 0..8 {
-                    scope.spawn(cycle);
-                }
-            });
-            self.largest("INSERT") > 1 && self.largest("UPDATE") > 1
-        });
-        self.sql("DELETE FROM {s}.sizes");
-    }
-
-    fn shut(&self, name: &str) {
-        self.sql(&format!("INSERT INTO {{s}}.shut VALUES ('{name}')"));
-    }
-
-    fn open(&self, name: &str) {
-        self.sql(&format!("DELETE FROM {{s}}.shut WHERE name = '{name}'"));
-    }
-
-    /// Returns the count of the expression `then` over the statements that wait at a gate and contain this word.
-    fn waiting(&self, word: &str, then: &str) -> usize {
-        let asks = format!("SELECT count({then}) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
-        self.sql(&format!("{asks} AND query LIKE '%{{s}}%' AND query LIKE '%{word}%'")).parse().unwrap()
-    }
-
-    fn largest(&self, kind: &str) -> usize {
-        self.sql(&format!("SELECT COALESCE(max(keys), 0) FROM {{s}}.sizes WHERE kind = '{kind}'")).parse().unwrap()
-    }
-}
-
-type Call<'a, T> = Box<dyn FnOnce() -> T + Send + 'a>;
-
-/// The number of sessions of a committer.
-const SESSIONS: usize = 2;
-
-/// Shuts the gate, and makes a call for each session, whose key contains the name `gate`. Returns when all sessions wait.
-fn occupy<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    gate: &Gate,
-    call: &'scope (impl Fn(usize) + Sync),
-) -> Vec<ScopedJoinHandle<'scope, ()>> {
-    gate.shut("gate");
-    let start = |session| {
-        let thread = scope.spawn(move || call(session));
-        // One after the other: two calls that wait for a session would share it.
-        until(|| gate.waiting("", "*") > session);
-        thread
-    };
-    (0..SESSIONS).map(start).collect()
-}
-
-/// Runs the calls while all sessions are occupied by `first`. When all of them wait, opens the gate and runs `then`.
-/// Returns the results of the calls.
-fn together<T: Send>(
-    gate: &Gate,
-    first: impl Fn(usize) + Sync,
-    calls: Vec<Call<'_, T>>,
-    then: impl FnOnce(),
-) -> Vec<T> {
-    std::thread::scope(|scope| {
-        let occupied = occupy(scope, gate, &first);
-        let answers = queued(gate, calls, then);
-        for thread in occupied {
-            thread.join().unwrap();
-        }
-        answers
-    })
-}
-
-/// Runs the calls as [`together`] does, while all sessions are occupied.
-fn queued<T: Send>(gate: &Gate, calls: Vec<Call<'_, T>>, then: impl FnOnce()) -> Vec<T> {
-    let (sleepers, count) = (Mutex::new(Vec::new()), calls.len());
-    let run = |call: Call<'_, T>| {
-        sleepers.lock().unwrap().push(Sleeper::me());
-        call()
-    };
-    std::thread::scope(|scope| {
-        let run = &run;
-        let threads: Vec<_> = calls.into_iter().map(|call| scope.spawn(move || run(call))).collect();
-        until(|| {
-            let sleepers = sleepers.lock().unwrap();
-            // The drop of a claim ends after a second.
-            let ended = threads.iter().filter(|thread| thread.is_finished()).count();
-            sleepers.len() == count && sleepers.iter().filter(|sleeper| sleeper.sleeps()).count() + ended >= count
-        });
-        gate.open("gate");
-        then();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
-
-/// Begins a key that waits at the gate.
-fn begin_at_gate(texts: &Texts) -> impl Fn(usize) + Sync {
-    |session| drop(claimed(texts.begin(format!("gate {session}")).unwrap()))
-}
-
-/// Ends a claim whose key waits at the gate.
-fn end_at_gate(texts: &Texts) -> impl Fn(usize) + Sync {
-    let claims: [_; SESSIONS] =
-        std::array::from_fn(|session| Mutex::new(Some(claimed(texts.begin(format!("gate {session}")).unwrap()))));
-    move |session| {
-        let claim = claims[session].lock().unwrap().take().unwrap();
-        drop(claim.succeed(&done()).unwrap());
-    }
-}
 
 fn done() -> String {
     "done".to_owned()
@@ -256,7 +107,7 @@ fn no_group_claims_in_the_name_of_a_dead_incarnation() {
             let key = key.clone();
             Box::new(move || claimed(texts.begin(key).unwrap()))
         };
-        let claims = queued(&gate, keys.iter().map(call).collect(), || ());
+        let claims = queued(keys.iter().map(call).collect(), || gate.open("gate"));
         for thread in occupied {
             thread.join().unwrap();
         }
@@ -478,7 +329,7 @@ fn callers_of_a_group_that_takes_too_long_return_by_their_deadlines() {
     }
 }
 
-/// A thread of a runtime cannot run the session itself. The thread of the committer makes its changes.
+/// A thread of a runtime cannot run the session itself. A thread of the committer makes its changes.
 #[test]
 fn a_caller_inside_of_a_runtime_is_served() {
     let schema = new_schema();
@@ -532,4 +383,101 @@ fn a_close_while_groups_are_in_flight_loses_no_claim() {
         let records = shared().sql(&format!("SELECT count(*), min(state), max(state) FROM \"{schema}\".records"));
         assert_eq!(records, format!("{}|2|2", answered.len()));
     }
+}
+
+/// The keys of one group wait at the server, and the other session commits another group meanwhile.
+#[test]
+fn two_groups_are_committed_at_the_same_time() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    let claims: Vec<_> = (0..4).map(|key| claimed(texts.begin(format!("end {key}")).unwrap())).collect();
+    gate.shut("door");
+    let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (begun, ended) = (&begun, &ended);
+    let start = |key: usize| -> Call<'_, ()> {
+        Box::new(move || {
+            let claim = claimed(texts.begin(format!("begin {key} door")).unwrap());
+            begun.fetch_add(1, Ordering::SeqCst);
+            drop(claim);
+        })
+    };
+    let end = |claim: Claim<String, String>| -> Call<'_, ()> {
+        Box::new(move || {
+            claim.succeed(&done()).unwrap();
+            ended.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    let calls = (0..4).map(start).chain(claims.into_iter().map(end)).collect();
+    let then = || {
+        until(|| ended.load(Ordering::SeqCst) == 4);
+        assert_eq!(begun.load(Ordering::SeqCst), 0);
+        gate.open("door");
+    };
+    together(&gate, begin_at_gate(texts), calls, then);
+    assert_eq!(begun.load(Ordering::SeqCst), 4);
+    assert!(gate.largest("INSERT") >= 3 && gate.largest("UPDATE") >= 3, "two groups");
+}
+
+/// Otherwise it would wait for the other session at the server, and with it the others of its group.
+#[test]
+fn a_begin_of_a_key_in_flight_is_in_no_group() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    let (others, claims) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let begin = |key: String| {
+        let begun = texts.begin(key.as_str()).unwrap();
+        if key == "door" {
+            claims.fetch_add(usize::from(kind_of(&begun) == "claimed"), Ordering::SeqCst);
+            // The claim must live until all have begun.
+            std::mem::forget(begun);
+        } else {
+            drop(claimed(begun).succeed(&done()).unwrap());
+            others.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    gate.shut("door");
+    // One of the sessions begins `door`, and the other a key at the gate.
+    let first = |session: usize| begin(["door", "gate"][session].to_owned());
+    let keys = ["door", "a", "b", "door", "c"];
+    let call = |key: &str| -> Call<'_, ()> {
+        let (begin, key) = (&begin, key.to_owned());
+        Box::new(move || begin(key))
+    };
+    let then = || {
+        until(|| others.load(Ordering::SeqCst) == 4);
+        gate.open("door");
+    };
+    together(&gate, first, keys.into_iter().map(call).collect(), then);
+    assert_eq!(claims.load(Ordering::SeqCst), 1);
+    let log = std::fs::read_to_string(shared().dir.join("log")).unwrap();
+    let cancelled = log.split("ERROR:").filter(|error| error.contains("lock timeout") && error.contains(&schema));
+    assert_eq!(cancelled.count(), 0, "a group waited for a lock");
+}
+
+#[test]
+fn the_loss_of_one_session_leaves_the_queue_to_the_other() {
+    let schema = new_schema();
+    let engine = open(&schema);
+    let gate = Gate::add(&schema, &engine);
+    let texts = &texts(&engine);
+    let first = begin_at_gate(texts);
+    std::thread::scope(|scope| {
+        let occupied = occupy(scope, &gate, &first);
+        let call = |key: usize| -> Call<'_, u32> {
+            Box::new(move || claimed(texts.begin(format!("queued {key}")).unwrap()).attempt())
+        };
+        let then = || {
+            gate.end_one();
+            gate.open("gate");
+        };
+        assert_eq!(queued((0..6).map(call).collect(), then), [1; 6]);
+        for thread in occupied {
+            thread.join().unwrap();
+        }
+    });
+    assert!(gate.largest("INSERT") >= 3, "the queue was made as a group");
 }

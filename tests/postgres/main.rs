@@ -19,6 +19,7 @@ mod engines;
 mod errors;
 mod failover;
 mod faults;
+mod gate;
 mod groups;
 mod instances;
 mod migrate;

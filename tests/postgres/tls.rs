@@ -74,8 +74,9 @@ mod with_feature {
 
     #[test]
     fn a_connection_is_encrypted_to_a_server_with_a_trusted_certificate_and_no_other() {
-        let address = "127.42.7.1";
-        let server = start(address);
+        let [.., third, fourth] = std::process::id().to_be_bytes();
+        let address = format!("127.42.{third}.{fourth}");
+        let server = start(&address);
         let (trusted, other) = (server.dir.join("data/server.crt"), server.dir.join("data/other.crt"));
         let url = |host: &str, rest: &str| format!("postgres://oncekey@{host}/postgres?hostaddr={address}{rest}");
         connect(&url("localhost", "&sslmode=require"), &trusted, "");
@@ -85,6 +86,9 @@ mod with_feature {
         connect(&url("elsewhere", "&sslmode=require"), &trusted, "invalid peer certificate");
         let without_one = server.dir.join("data/PG_VERSION");
         connect(&url("localhost", "&sslmode=require"), &without_one, "trusted certificates");
+        connect(&url("localhost", "&sslnegotiation=direct"), &trusted, "sslnegotiation=direct needs sslmode=require");
+        connect(&url("no%20name", "&sslmode=require"), &trusted, "no certificate can name the host");
+        connect("postgres://oncekey@%2ftmp/postgres?sslmode=require", &trusted, "a Unix socket");
         connect(&url("localhost", ""), &trusted, "no encryption");
         connect(&url("localhost", "&sslmode=prefer"), &trusted, "no encryption");
         server.restart("fast", &format!("-c listen_addresses={address} -c ssl=off"));
