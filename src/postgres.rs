@@ -53,7 +53,7 @@ use group::{Answer, Committer};
 use keeper::Keeper;
 pub(crate) use migrate::{Source, Target};
 pub use report::ServerReport;
-use row::{Columns, signed};
+use row::signed;
 pub(crate) use server::Server;
 use session::{Fault, Pool};
 pub use staged::SqlValue;
@@ -471,36 +471,5 @@ impl Inner {
     /// Returns the milliseconds to add to every expiry, so that no record expires early: see [`time`].
     fn slack(&self) -> i64 {
         if self.clock.is_manual() { 0 } else { signed(time::MAX_ADVANCE) }
-    }
-
-    /// Returns the change of a record's row. Waits for an incarnation if the change makes a claim.
-    fn write(&self, change: &Change, seen: u64, options: &CommitOptions<'_>, deadline: Instant) -> Result<Write> {
-        let Some((name, key)) = change.key.split() else {
-            return Err(Error::new(ErrorKind::Corrupt, "a key has no name"));
-        };
-        let decided = options.decided.unwrap_or_else(|| self.time.now());
-        let columns = match change.record() {
-            Some(stored) => Columns::new(stored)?,
-            None => Columns::removed(decided, decided.saturating_add(REMOVED_FOR)),
-        };
-        let claimed_by = if row::claims(&columns) {
-            let incarnation = self.keeper.incarnation(deadline)?;
-            Some(incarnation.ok_or_else(|| self.unreachable())?)
-        } else {
-            None
-        };
-        Ok(Write {
-            name: name.to_owned(),
-            key: key.to_vec(),
-            columns,
-            seen,
-            change: random(),
-            decided,
-            slack: self.slack(),
-            keeps_expiry: options.kept.contains(&change.key),
-            until: row::time(options.until),
-            claimed_by,
-            dead: None,
-        })
     }
 }

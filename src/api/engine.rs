@@ -103,12 +103,10 @@ impl Engine {
 
     /// Opens a store on PostgreSQL with the default options. Creates its tables if there are none.
     ///
-    /// Any number of engines, in any number of processes, may have the store open at the same time.
-    ///
-    /// With `sslmode=require` in the address, which needs the feature `tls`, connections are encrypted. The certificate
-    /// of the server must then be issued for the host in the address, by an authority that the system trusts, or if the
-    /// variable `SSL_CERT_FILE` or `SSL_CERT_DIR` is set, by one of those that it names. Without `sslmode=require`, connections are not encrypted.
-    /// For another TLS library, or for certificates of clients, use [`EngineOptions::connect_with`].
+    /// Any number of engines, in any number of processes, may have the store open at the same time. `sslmode=require` in
+    /// the address, which needs the feature `tls`, encrypts the connections, and the certificate of the server must then
+    /// be valid for the host; see [several instances](crate::guides::instances). For another TLS, use
+    /// [`EngineOptions::connect_with`].
     ///
     /// # Errors
     ///

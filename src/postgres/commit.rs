@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::Inner;
 use super::row::{self, Columns, Numbers, signed, unsigned};
 use super::session::{Fault, RETRY_PAUSE, Session, get};
 use super::sql::Query;
 use super::waits;
-use crate::store::{Content, Load, StoreKey};
+use super::{Inner, REMOVED_FOR};
+use crate::store::{Change, CommitOptions, Content, Load, StoreKey};
 use crate::types::clock::monotonic;
 use crate::types::error::{Error, ErrorKind, Result};
 use crate::types::record::StoredRecord;
@@ -247,6 +247,43 @@ pub(super) fn unsettled(why: &dyn std::fmt::Display) -> Error {
 }
 
 impl Inner {
+    /// Returns the change of a record's row. Waits for an incarnation if the change makes a claim.
+    pub(super) fn write(
+        &self,
+        change: &Change,
+        seen: u64,
+        options: &CommitOptions<'_>,
+        deadline: Instant,
+    ) -> Result<Write> {
+        let Some((name, key)) = change.key.split() else {
+            return Err(Error::new(ErrorKind::Corrupt, "a key has no name"));
+        };
+        let decided = options.decided.unwrap_or_else(|| self.time.now());
+        let columns = match change.record() {
+            Some(stored) => Columns::new(stored)?,
+            None => Columns::removed(decided, decided.saturating_add(REMOVED_FOR)),
+        };
+        let claimed_by = if row::claims(&columns) {
+            let incarnation = self.keeper.incarnation(deadline)?;
+            Some(incarnation.ok_or_else(|| self.unreachable())?)
+        } else {
+            None
+        };
+        Ok(Write {
+            name: name.to_owned(),
+            key: key.to_vec(),
+            columns,
+            seen,
+            change: super::random(),
+            decided,
+            slack: self.slack(),
+            keeps_expiry: options.kept.contains(&change.key),
+            until: row::time(options.until),
+            claimed_by,
+            dead: None,
+        })
+    }
+
     /// Makes a change in a statement of its own. `was_sent` is true if the change was sent before.
     pub(super) fn change_apart(
         self: &Arc<Self>,

@@ -23,8 +23,7 @@ echo ready
 trap '' INT TERM HUP
 cat >/dev/null
 "$bin/pg_ctl" -D "$dir/data" -m immediate stop >/dev/null 2>&1 || true
-rm -rf "$dir/data" "$dir/initdb" "$dir/log"
-rmdir "$dir" 2>/dev/null || true
+rm -rf "$dir"
 "#;
 
 pub(crate) struct Server {
