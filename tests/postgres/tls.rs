@@ -2,8 +2,6 @@
 
 use oncekey::{Engine, ErrorKind};
 
-use crate::options;
-
 #[cfg(not(feature = "tls"))]
 #[test]
 fn without_the_feature_a_connection_that_must_be_encrypted_is_refused() {
@@ -19,6 +17,7 @@ mod with_feature {
 
     use super::*;
     use crate::engines::texts;
+    use crate::options;
     use crate::server::Server;
 
     const URL: &str = "ONCEKEY_TLS_URL";
