@@ -14,24 +14,22 @@ fn invalid(message: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::InvalidOptions, format!("cannot encrypt the connection: {message}"))
 }
 
-/// Refuses an address that seems to ask for encryption and would get none.
-fn check_negotiation(config: &Config) -> Result<()> {
+/// Returns what encrypts connections to this address. Only those of an address with `sslmode=require` are encrypted:
+/// `prefer`, the default, would accept a server that only seems to be the right one.
+pub(crate) fn tls_of(config: &mut Config) -> Result<Tls> {
     if config.get_ssl_negotiation() == SslNegotiation::Direct && config.get_ssl_mode() != SslMode::Require {
         return Err(invalid("sslnegotiation=direct needs sslmode=require"));
     }
-    Ok(())
+    connector(config)
 }
 
-/// Returns what encrypts connections to this address. Only those of an address with `sslmode=require` are encrypted:
-/// `prefer`, the default, would accept a server that only seems to be the right one.
 #[cfg(feature = "tls")]
-pub(crate) fn tls_of(config: &mut Config) -> Result<Tls> {
+fn connector(config: &mut Config) -> Result<Tls> {
     use rustls::crypto::ring::default_provider;
     use rustls::pki_types::ServerName;
     use rustls::{ClientConfig, RootCertStore};
     use tokio_postgres::config::Host;
 
-    check_negotiation(config)?;
     let mut trusted = RootCertStore::empty();
     if config.get_ssl_mode() == SslMode::Require {
         if config.get_hosts().is_empty() {
@@ -62,8 +60,7 @@ pub(crate) fn tls_of(config: &mut Config) -> Result<Tls> {
 }
 
 #[cfg(not(feature = "tls"))]
-pub(crate) fn tls_of(config: &mut Config) -> Result<Tls> {
-    check_negotiation(config)?;
+fn connector(config: &mut Config) -> Result<Tls> {
     if config.get_ssl_mode() == SslMode::Require {
         return Err(invalid("this program was built without the feature `tls` of oncekey"));
     }

@@ -113,7 +113,7 @@ fn run(
                         protocol.compaction_failed("the background compaction left out damaged records", &error);
                     }
                     // Such as privileges that were taken away, and may be given back.
-                    Err(error) => protocol.compaction_failed("the background compaction has failed", &error),
+                    Err(error) => protocol.compaction_failed("a pass of the background compaction has failed", &error),
                 }
                 not_before = monotonic().checked_add(interval);
             }

@@ -33,7 +33,7 @@ pub enum Event {
     /// A compaction pass ended.
     Compacted(Compacted),
     /// The background compaction met this error. After [`Corrupt`](crate::ErrorKind::Corrupt) it continues without the
-    /// damaged records. After any other error it has stopped.
+    /// damaged records. After any other error but a panic of its thread it tries again later.
     CompactionFailed(Error),
     /// The engine is poisoned by this error.
     Poisoned(Error),

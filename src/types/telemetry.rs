@@ -94,7 +94,7 @@ pub(crate) fn compacted(removed: u64, bytes: u64, leftovers: u64) {
     let _ = (removed, bytes, leftovers);
 }
 
-/// Reports that the background compaction has stopped for good.
+/// Reports an error of the background compaction.
 pub(crate) fn compaction_failed(error: &dyn Display) {
     #[cfg(feature = "tracing")]
     tracing::error!(%error, "compaction failed");
