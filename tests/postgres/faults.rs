@@ -376,3 +376,18 @@ fn an_open_store_outlives_a_server_that_refuses_it() {
     error.claim.succeed(&"done".to_owned()).unwrap();
     assert_eq!(others.get("ended").unwrap().unwrap().into_outcome(), Some(Ok("done".to_owned())));
 }
+
+#[test]
+fn the_compaction_records_a_drop_after_a_pass_that_has_failed() {
+    let schema = new_schema();
+    let options = options(&schema).compaction_interval(Duration::from_millis(200));
+    let engine = options.connect(&shared().url()).unwrap();
+    let claim = claimed(texts(&engine).begin("k").unwrap());
+    let rename = |from: &str, to: &str| shared().sql(&format!("ALTER TABLE \"{schema}\".{from} RENAME TO {to}"));
+    rename("records", "hidden");
+    drop(claim);
+    until(|| engine.stats().compaction_failures > 0);
+    rename("hidden", "records");
+    let others = texts(&open(&schema));
+    until(|| others.get("k").unwrap().unwrap().status() == Status::Interrupted);
+}
