@@ -108,9 +108,7 @@ struct Group(Vec<Arc<Entry>>);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        for entry in &self.0 {
-            entry.answer(Answer::Apart { was_sent: true });
-        }
+        answer_all(&self.0, Answer::Apart { was_sent: true });
     }
 }
 
@@ -157,7 +155,7 @@ impl Committer {
         let (idle, waiting) = (std::mem::take(&mut state.idle), std::mem::take(&mut state.waiting));
         drop(state);
         drop(idle);
-        make_apart(&waiting);
+        answer_all(&waiting, Answer::Apart { was_sent: false });
     }
 
     fn commit(&self, inner: &Arc<Inner>, write: &Arc<Write>, deadline: Instant) -> Answer {
@@ -214,7 +212,7 @@ impl Committer {
                 let abandoned = if state.has_no_session() { std::mem::take(&mut state.waiting) } else { Vec::new() };
                 drop(state);
                 drop(session);
-                make_apart(&abandoned);
+                answer_all(&abandoned, Answer::Apart { was_sent: false });
             }
         }
     }
@@ -258,7 +256,7 @@ impl Committer {
     fn commit_group(&self, inner: &Arc<Inner>, session: LocalSession, entries: &[Arc<Entry>]) {
         let hashes = entries.iter().map(|entry| entry.hash).collect();
         let mut guard = SessionGuard::new(self, session, hashes);
-        let all = |answer: Answer| entries.iter().for_each(|entry| entry.answer(answer));
+        let all = |answer| answer_all(entries, answer);
         let deadline = entries.iter().map(|entry| entry.deadline).max().unwrap_or_else(monotonic);
         if inner.clock.is_manual() {
             let task = Arc::clone(inner);
@@ -358,9 +356,9 @@ impl State {
     }
 }
 
-fn make_apart(entries: &[Arc<Entry>]) {
+fn answer_all(entries: &[Arc<Entry>], answer: Answer) {
     for entry in entries {
-        entry.answer(Answer::Apart { was_sent: false });
+        entry.answer(answer);
     }
 }
 

@@ -380,18 +380,14 @@ impl Plan {
                 let (session, _) = inner.pool.connect().await?;
                 let now: String = session.value(super::keeper::LIFE, &[]).await?;
                 if timeline(&now) != timeline(life) {
-                    let why = "another server has taken over";
-                    return Err(Fault::Refused(Error::new(ErrorKind::Unsettled, why)));
+                    return Err(unknown("another server has taken over"));
                 }
                 let status: Option<String> = session.value("SELECT pg_xact_status(($1::text)::xid8)", &[&xid]).await?;
                 match status.as_deref() {
                     Some("aborted") => Ok(Some(None)),
                     Some("committed") => self.numbers(session).await.map(|numbers| Some(Some(numbers))),
                     Some(_) => Ok(None),
-                    None => {
-                        let why = "the server no longer knows the transaction";
-                        Err(Fault::Refused(Error::new(ErrorKind::Unsettled, why)))
-                    }
+                    None => Err(unknown("the server no longer knows the transaction")),
                 }
             };
             match done.await {
@@ -408,11 +404,15 @@ impl Plan {
         for (_, write) in &self.writes {
             let found = write.find(&mut session).await?;
             // The record was changed again since, so its numbers are no longer known.
-            let changed = || Error::new(ErrorKind::Unsettled, "a record has changed since");
-            all.push(found.ok_or_else(|| Fault::Refused(changed()))?);
+            all.push(found.ok_or_else(|| unknown("a record has changed since"))?);
         }
         Ok(all)
     }
+}
+
+/// Returns the fault of a commit of which the server cannot tell whether it was made.
+fn unknown(why: &str) -> Fault {
+    Fault::Refused(Error::new(ErrorKind::Unsettled, why))
 }
 
 /// Returns the system and the timeline of a life of the server. Numbers of transactions are unique within a timeline.

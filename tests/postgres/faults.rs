@@ -354,11 +354,10 @@ fn live_claims_survive_a_crash_of_the_server() {
 #[test]
 fn an_open_store_outlives_a_server_that_refuses_it() {
     let server = Server::start("");
-    let options =
-        options("refused").sync_timeout(Duration::from_secs(3)).compaction_interval(Duration::from_millis(200));
-    let engine = options.connect(&server.url()).unwrap();
-    let texts = texts(&engine);
-    let (dropped, ended) = (claimed(texts.begin("dropped").unwrap()), claimed(texts.begin("ended").unwrap()));
+    let (patience, interval) = (Duration::from_secs(3), Duration::from_millis(200));
+    let configured = || options("refused").sync_timeout(patience).compaction_interval(interval);
+    let engine = configured().connect(&server.url()).unwrap();
+    let [dropped, ended] = ["dropped", "ended"].map(|key| claimed(texts(&engine).begin(key).unwrap()));
     let rules = server.dir.join("data/pg_hba.conf");
     let before = std::fs::read_to_string(&rules).unwrap();
     std::fs::write(&rules, "local all all reject\n").unwrap();
@@ -369,8 +368,7 @@ fn an_open_store_outlives_a_server_that_refuses_it() {
     assert!(error.to_string().contains("pg_hba.conf rejects"), "{error}");
     std::fs::write(&rules, before).unwrap();
     server.restart("fast", "");
-    let other = Engine::options().schema("refused").connect(&server.url()).unwrap();
-    let others: Texts = other.manager("m").unwrap();
+    let others = texts(&configured().connect(&server.url()).unwrap());
     // The compaction in the background records the drop.
     until(|| others.get("dropped").unwrap().unwrap().status() == Status::Interrupted);
     error.claim.succeed(&"done".to_owned()).unwrap();

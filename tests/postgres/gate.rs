@@ -8,7 +8,10 @@ use oncekey::Engine;
 
 use crate::engines::{Texts, claimed, texts};
 use crate::threads::Sleeper;
-use crate::{shared, until};
+use crate::{new_schema, open, shared, until};
+
+/// Selects the sessions that wait at a gate.
+const AT_GATE: &str = "FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%{s}%'";
 
 /// A store with triggers: changes of keys that contain a *shut* name wait until the test opens that name, and each
 /// statement counts its rows.
@@ -17,6 +20,14 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
+    /// Opens a new store that has a gate.
+    pub(crate) fn new_store() -> (Engine, Self) {
+        let schema = new_schema();
+        let engine = open(&schema);
+        let gate = Self::add(&schema, &engine);
+        (engine, gate)
+    }
+
     /// Adds the gate to a store that is open, and waits until there are groups.
     pub(crate) fn add(schema: &str, engine: &Engine) -> Self {
         let gate = Self { schema: schema.to_owned() };
@@ -72,14 +83,12 @@ impl Gate {
 
     /// Returns the count of the expression `then` over the statements that wait at a gate and contain this word.
     pub(crate) fn waiting(&self, word: &str, then: &str) -> usize {
-        let asks = format!("SELECT count({then}) FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
-        self.sql(&format!("{asks} AND query LIKE '%{{s}}%' AND query LIKE '%{word}%'")).parse().unwrap()
+        self.sql(&format!("SELECT count({then}) {AT_GATE} AND query LIKE '%{word}%'")).parse().unwrap()
     }
 
     /// Ends a session that waits at a gate.
     pub(crate) fn end_one(&self) {
-        let pid = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%{s}%' LIMIT 1";
-        until(|| self.sql(&format!("SELECT pg_terminate_backend(pid) FROM ({pid}) p")) == "t");
+        until(|| self.sql(&format!("SELECT pg_terminate_backend(pid) FROM (SELECT pid {AT_GATE} LIMIT 1) p")) == "t");
     }
 
     pub(crate) fn largest(&self, kind: &str) -> usize {

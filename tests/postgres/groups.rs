@@ -80,9 +80,7 @@ fn each_begin_of_a_group_gets_its_own_answer() {
 
 #[test]
 fn one_of_many_begins_of_a_key_in_a_group_claims_it() {
-    let schema = new_schema();
-    let engine = open(&schema);
-    let gate = Gate::add(&schema, &engine);
+    let (engine, gate) = Gate::new_store();
     let texts = &texts(&engine);
     let call =
         |_| -> Call<'_, Option<Claim<String, String>>> { Box::new(|| texts.begin("k").unwrap().into_claim().ok()) };
@@ -164,9 +162,7 @@ fn each_ending_of_a_group_gets_its_own_answer() {
 /// A transaction of another program has locked the row of one key.
 #[test]
 fn a_key_that_is_locked_does_not_hold_up_the_others() {
-    let schema = new_schema();
-    let engine = open(&schema);
-    let gate = Gate::add(&schema, &engine);
+    let (engine, gate) = Gate::new_store();
     let texts = &texts(&engine);
     let ends: Vec<_> = (0..6).map(|key| claimed(texts.begin(format!("end {key}")).unwrap())).collect();
     let lock = Lock::take(&gate, "SELECT FROM {s}.records WHERE position('end 3' in key) > 0 FOR UPDATE");
@@ -194,9 +190,7 @@ fn a_key_that_is_locked_does_not_hold_up_the_others() {
 /// A transaction of another program has added the row of one key, and has not committed yet.
 #[test]
 fn a_key_that_another_transaction_adds_does_not_hold_up_the_others() {
-    let schema = new_schema();
-    let engine = open(&schema);
-    let gate = Gate::add(&schema, &engine);
+    let (engine, gate) = Gate::new_store();
     let texts = &texts(&engine);
     texts.execute("src 2", |_| Ok(done())).unwrap();
     let lock = Lock::take(
@@ -252,9 +246,7 @@ impl Lock {
 /// The session is ended while it commits a group: each caller finds out whether its change was made.
 #[test]
 fn every_caller_of_a_group_that_was_cut_off_gets_its_answer() {
-    let schema = new_schema();
-    let engine = open(&schema);
-    let gate = Gate::add(&schema, &engine);
+    let (engine, gate) = Gate::new_store();
     let texts = &texts(&engine);
     for round in 0..3 {
         gate.connect(&engine);
@@ -388,9 +380,7 @@ fn a_close_while_groups_are_in_flight_loses_no_claim() {
 /// The keys of one group wait at the server, and the other session commits another group meanwhile.
 #[test]
 fn two_groups_are_committed_at_the_same_time() {
-    let schema = new_schema();
-    let engine = open(&schema);
-    let gate = Gate::add(&schema, &engine);
+    let (engine, gate) = Gate::new_store();
     let texts = &texts(&engine);
     let claims: Vec<_> = (0..4).map(|key| claimed(texts.begin(format!("end {key}")).unwrap())).collect();
     gate.shut("door");
@@ -423,9 +413,7 @@ fn two_groups_are_committed_at_the_same_time() {
 /// Otherwise it would wait for the other session at the server, and with it the others of its group.
 #[test]
 fn a_begin_of_a_key_in_flight_is_in_no_group() {
-    let schema = new_schema();
-    let engine = open(&schema);
-    let gate = Gate::add(&schema, &engine);
+    let (engine, gate) = Gate::new_store();
     let texts = &texts(&engine);
     let (others, claims) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let begin = |key: String| {
@@ -454,15 +442,14 @@ fn a_begin_of_a_key_in_flight_is_in_no_group() {
     together(&gate, first, keys.into_iter().map(call).collect(), then);
     assert_eq!(claims.load(Ordering::SeqCst), 1);
     let log = std::fs::read_to_string(shared().dir.join("log")).unwrap();
+    let schema = format!("\"{}\"", gate.schema);
     let cancelled = log.split("ERROR:").filter(|error| error.contains("lock timeout") && error.contains(&schema));
     assert_eq!(cancelled.count(), 0, "a group waited for a lock");
 }
 
 #[test]
 fn the_loss_of_one_session_leaves_the_queue_to_the_other() {
-    let schema = new_schema();
-    let engine = open(&schema);
-    let gate = Gate::add(&schema, &engine);
+    let (engine, gate) = Gate::new_store();
     let texts = &texts(&engine);
     let first = begin_at_gate(texts);
     std::thread::scope(|scope| {
