@@ -92,7 +92,7 @@ impl Program {
     }
 }
 
-/// What the second program needs, divided by what the first needs: the value of each start.
+/// What the second program needs, divided by what the first needs, in each start.
 #[derive(Default)]
 struct Ratios {
     time: Vec<f64>,
@@ -114,31 +114,24 @@ fn calls_of_a_turn(program: &mut Program) -> u64 {
 }
 
 /// Adds the ratios of one start. `swapped`: the second program has the first turn.
-fn compare([before, after]: &mut [Program; 2], swapped: bool, ratios: &mut Ratios) {
-    let calls = calls_of_a_turn(if swapped { after } else { before });
-    if swapped {
-        before.run(calls)
-    } else {
-        after.run(calls)
-    };
-    let used = [before.processor_time(), after.processor_time()];
+fn compare(programs: &mut [Program; 2], swapped: bool, ratios: &mut Ratios) {
+    let [first, second] = if swapped { [1, 0] } else { [0, 1] };
+    let calls = calls_of_a_turn(&mut programs[first]);
+    programs[second].run(calls);
+    let before = programs.each_ref().map(Program::processor_time);
     let (began, mut pairs) = (Instant::now(), Vec::new());
     while began.elapsed() < EACH || pairs.len() < FEWEST_PAIRS {
-        for after_first in [swapped, !swapped] {
-            let (time_before, time_after);
-            if after_first {
-                time_after = after.run(calls);
-                time_before = before.run(calls);
-            } else {
-                time_before = before.run(calls);
-                time_after = after.run(calls);
+        for order in [[first, second], [second, first]] {
+            let mut times = [0.0; 2];
+            for place in order {
+                times[place] = programs[place].run(calls);
             }
-            pairs.push(time_after / time_before);
+            pairs.push(times[1] / times[0]);
         }
     }
     ratios.time.push(median(&mut pairs));
-    let [before, after] = [before.processor_time() - used[0], after.processor_time() - used[1]];
-    ratios.processor_time.push(after / before);
+    let after = programs.each_ref().map(Program::processor_time);
+    ratios.processor_time.push((after[1] - before[1]) / (after[0] - before[0]));
 }
 
 /// Starts both programs, runs their benchmarks once, and adds the ratios by the name of the benchmark.
