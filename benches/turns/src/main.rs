@@ -1,19 +1,22 @@
 //! Runs the benchmarks of two programs in turns, and prints how the times of the second compare with those of the
 //! first.
 //!
-//! `turns BEFORE AFTER STARTS [PREFIX ...]`. Each program is a build of `benches/verbs` with the library of this crate.
-//! Only benchmarks whose name begins with one of the prefixes run, or all if there is none.
+//! `turns BEFORE AFTER STARTS [PREFIX ...]`. Each program is a build of `benches/verbs` with the library of this crate in
+//! place of criterion. Only benchmarks whose name begins with one of the prefixes run, or all if there is none. Needs
+//! Linux, for `/proc`.
 //!
-//! Both programs are started `STARTS` times, because the place of code and data in memory changes the time of a call by
-//! up to a tenth from start to start. In each start, each benchmark runs for 1.5 s, and in at least six pairs of turns of
-//! 25 ms: before, after, after, before. In every second start, the two programs change places. The ratio of a start is
-//! the median over its pairs.
+//! Both programs are started `STARTS` times, an even number of 6 or more, because the place of code and data in memory
+//! changes the time of a call by up to a tenth from start to start. In each start, each benchmark runs for at least
+//! 1.5 s, both programs together, and in at least six pairs of turns. A turn takes about 25 ms, or one call if that is
+//! longer. Two pairs are: before, after, after, before. In every second start, the two programs change places. The time
+//! ratio of a start is the median over its pairs.
 //!
 //! It prints the median over the starts, with two bounds: in at least 95 of 100 such measurements, the median of all
-//! possible starts lies between them. So one row in twenty misses by chance.
+//! possible starts lies between them. So up to one pair of bounds in twenty misses it by chance.
 //!
-//! Threads in the background may work during a turn of the other program. The ratio of the processor times counts them:
-//! it compares what the two processes used during all turns of a benchmark.
+//! Threads in the background may work during a turn of the other program, and then the time misses their work. The ratio
+//! of the processor times includes it: it compares what the two processes used during all turns of a benchmark, with the
+//! preparation.
 
 #![allow(
     clippy::disallowed_methods,
@@ -27,7 +30,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// About the length of one turn.
 const TURN: Duration = Duration::from_millis(25);
+/// The least time of a benchmark in one start, both programs together.
 const EACH: Duration = Duration::from_millis(1_500);
 const FEWEST_PAIRS: usize = 6;
 /// With fewer, no bounds hold in 95 of 100 measurements.
@@ -86,13 +91,14 @@ impl Program {
     /// Returns the processor time of all threads since the start, in ticks of the kernel.
     fn processor_time(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the state of a process");
-        // The name before the parenthesis may have spaces. Behind it, the user and system times are the fields 11 and 12.
+        // The name in parentheses may have spaces. Behind it, counted from 0, the fields 11 and 12 are the user and
+        // system times.
         let (_, fields) = stat.rsplit_once(')').expect("the name of a process");
         fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number")).sum()
     }
 }
 
-/// What the second program needs, divided by what the first needs, in each start.
+/// What AFTER needs, divided by what BEFORE needs, in each start.
 #[derive(Default)]
 struct Ratios {
     time: Vec<f64>,
@@ -101,6 +107,8 @@ struct Ratios {
 
 /// Returns the number of calls that take about one turn, including the preparation.
 fn calls_of_a_turn(program: &mut Program) -> u64 {
+    // The first call may be much slower than the others.
+    program.run(1);
     let mut calls = 1;
     loop {
         let began = Instant::now();
@@ -113,15 +121,15 @@ fn calls_of_a_turn(program: &mut Program) -> u64 {
     }
 }
 
-/// Adds the ratios of one start. `swapped`: the second program has the first turn.
+/// Adds the ratios of one start. `swapped`: AFTER has the first turn.
 fn compare(programs: &mut [Program; 2], swapped: bool, ratios: &mut Ratios) {
-    let [first, second] = if swapped { [1, 0] } else { [0, 1] };
-    let calls = calls_of_a_turn(&mut programs[first]);
-    programs[second].run(calls);
-    let before = programs.each_ref().map(Program::processor_time);
+    let [leader, follower] = if swapped { [1, 0] } else { [0, 1] };
+    let calls = calls_of_a_turn(&mut programs[leader]);
+    programs[follower].run(calls);
+    let at_start = programs.each_ref().map(Program::processor_time);
     let (began, mut pairs) = (Instant::now(), Vec::new());
     while began.elapsed() < EACH || pairs.len() < FEWEST_PAIRS {
-        for order in [[first, second], [second, first]] {
+        for order in [[leader, follower], [follower, leader]] {
             let mut times = [0.0; 2];
             for place in order {
                 times[place] = programs[place].run(calls);
@@ -130,8 +138,8 @@ fn compare(programs: &mut [Program; 2], swapped: bool, ratios: &mut Ratios) {
         }
     }
     ratios.time.push(median(&mut pairs));
-    let after = programs.each_ref().map(Program::processor_time);
-    ratios.processor_time.push((after[1] - before[1]) / (after[0] - before[0]));
+    let at_end = programs.each_ref().map(Program::processor_time);
+    ratios.processor_time.push((at_end[1] - at_start[1]) / (at_end[0] - at_start[0]));
 }
 
 /// Starts both programs, runs their benchmarks once, and adds the ratios by the name of the benchmark.
@@ -166,7 +174,7 @@ fn median(values: &mut [f64]) -> f64 {
     f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
 }
 
-/// Returns the places of the bounds among `count` sorted values.
+/// Returns the places, from 0, of the 95 % bounds of the median among `count` sorted values.
 fn bounds(count: usize) -> (usize, usize) {
     // The number of values below the median of all possible ones is binomial, with a probability of one half.
     let (mut place, mut term, mut sum) = (0, 0.5_f64.powf(count as f64), 0.0);
