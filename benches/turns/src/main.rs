@@ -98,7 +98,7 @@ impl Program {
     }
 }
 
-/// What AFTER needs, divided by what BEFORE needs, in each start.
+/// The ratios after / before of a benchmark, one of each start.
 #[derive(Default)]
 struct Ratios {
     time: Vec<f64>,
